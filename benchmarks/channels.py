@@ -46,7 +46,7 @@ SIDE = 96  # at which SqueezeNet sees CIFAR's images
 class Subject:
     box: ub.Box
     real: Tensor
-    data: Tensor  # whose colors and roughness the drawings take on
+    data: Tensor  # from which colors and total variation of the images are estimated
     layers: tuple[str, ...]
     diverse: str
     features: Callable[[Tensor], Tensor]  # of an independent model, (N, F)

@@ -19,7 +19,7 @@ from models import vgg16
 from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine
-from unboxed.objectives import Objective, roughness
+from unboxed.objectives import Objective, total_variation
 
 AT, CHANNELS = 4, 16  # the weight layer that is climbed, and how many channels in one run
 
@@ -28,7 +28,12 @@ def plan(steps: int) -> OptimizationConfig:
     """As feature visualization climbs: through transforms, beside a prior, with annealed steps."""
     turned = random_affine(noise=0.1)
     return OptimizationConfig(
-        steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal_lr=True, relu_bypass="all"
+        steps,
+        partial(Adam, lr=0.05),
+        transform=turned,
+        prior=-total_variation(kind="anisotropic"),
+        anneal_lr=True,
+        relu_bypass="all",
     )
 
 

@@ -23,7 +23,7 @@ from unboxed.engine.optimize.loop import SYNC_EVERY, OptimizationConfig, optimiz
 from unboxed.engine.optimize.parameterizations import FourierCanvas
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.model.layers import FlopCounter
-from unboxed.objectives import roughness
+from unboxed.objectives import total_variation
 
 NETS: dict[str, Callable[[], tuple[nn.Module, ub.Pixels]]] = {
     "vgg16": vgg16,
@@ -36,7 +36,9 @@ def climb(box: ub.Box, rows: int, steps: int) -> None:
     blank = torch.zeros(rows, *box.inputs.shape, device=box.device)
     goal = ub.logit(torch.arange(rows, device=box.device) % box.n_outputs)
     turned = random_affine(noise=0.1)
-    plan = OptimizationConfig(steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal_lr=True)
+    plan = OptimizationConfig(
+        steps, partial(Adam, lr=0.05), transform=turned, prior=-total_variation(kind="anisotropic"), anneal_lr=True
+    )
     optimize(box, goal, FourierCanvas.noise(blank, 0), plan, batch_size=rows)
 
 

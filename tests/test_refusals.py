@@ -14,7 +14,7 @@ import unboxed as ub
 from unboxed.activations import ablate, put, scale, top_examples
 from unboxed.errors import InputError, LayerError
 from unboxed.objectives import Objective, channel, cosine, diversity, energy, match, neuron
-from unboxed.synthesis import caricature, channels, deepdream, feature, silence
+from unboxed.synthesis import caricature, channels, deepdream, feature, minimal_deactivation
 
 
 class Rounded(nn.Module):
@@ -50,13 +50,13 @@ def images(n: int = 2) -> Tensor:
         lambda b: feature(b, channel("q", 0), steps=2),
         lambda b: channels(b, "q", [0], steps=2),
         lambda b: channels(b, "q", [0], images_per_channel=2, steps=2),
-        lambda b: silence(b, images(), channel("q", 0), steps=2),
+        lambda b: minimal_deactivation(b, images(), channel("q", 0), steps=2),
         lambda b: deepdream(b, images(), "q", steps=2),
         lambda b: caricature(b, images(), "q", steps=2),
     ],
 )
-def test_a_layer_of_whole_numbers_has_no_objective(box: ub.Box, work: Callable[[ub.Box], Any]) -> None:
-    with pytest.raises(LayerError, match="q gives whole numbers, which have no gradient"):
+def test_a_layer_of_integers_has_no_objective(box: ub.Box, work: Callable[[ub.Box], Any]) -> None:
+    with pytest.raises(LayerError, match="q has integer activations, which have no gradient"):
         work(box)
 
 
@@ -65,21 +65,21 @@ def test_objectives_want_real_numbers(dtype: torch.dtype) -> None:
     h = torch.ones(2, 3, 4, 4, dtype=dtype)
     made: list[Objective] = [channel("a", 0), neuron("a", 0), energy("a"), diversity("a")]
     for objective in [*made, match("a", torch.ones(1, 3, 4, 4)), cosine("a", torch.ones(1, 3, 4, 4))]:
-        with pytest.raises(LayerError, match=r"a gives (whole|complex) numbers"):
+        with pytest.raises(LayerError, match=r"a has (integer|complex) activations"):
             objective({"a": h})
 
 
 @pytest.mark.parametrize(
     ("work", "says"),
     [
-        (lambda: ablate("a"), "a channel is a whole number; got 'a'"),  # type: ignore[arg-type]
-        (lambda: ablate(1.5), "a channel is a whole number; got 1.5"),  # type: ignore[arg-type]
-        (lambda: ablate([0, "a"]), "a channel is a whole number; got 'a'"),  # type: ignore[list-item]
-        (lambda: ablate(True), "a channel is a whole number; got True"),
-        (lambda: ablate(0, position=3), r"at is a position, such as \(3,\) or \(2, 5\); got 3"),  # type: ignore[arg-type]
-        (lambda: ablate(0, position=(1.5, 0)), "a position is a whole number; got 1.5"),  # type: ignore[arg-type]
+        (lambda: ablate("a"), "a channel must be a whole number; got 'a'"),  # type: ignore[arg-type]
+        (lambda: ablate(1.5), "a channel must be a whole number; got 1.5"),  # type: ignore[arg-type]
+        (lambda: ablate([0, "a"]), "a channel must be a whole number; got 'a'"),  # type: ignore[list-item]
+        (lambda: ablate(True), "a channel must be a whole number; got True"),
+        (lambda: ablate(0, position=3), r"position must be indices such as \(3,\) or \(2, 5\); got 3"),  # type: ignore[arg-type]
+        (lambda: ablate(0, position=(1.5, 0)), "a position must be a whole number; got 1.5"),  # type: ignore[arg-type]
         (lambda: scale(0, "x"), "factor must be a number; got 'x'"),  # type: ignore[arg-type]
-        (lambda: put(0, "a"), "a value is a number or a tensor; got 'a'"),  # type: ignore[arg-type]
+        (lambda: put(0, "a"), "value must be a number or a tensor; got 'a'"),  # type: ignore[arg-type]
     ],
 )
 def test_edits(work: Callable[[], object], says: str) -> None:

@@ -31,7 +31,6 @@ from .objectives import loss as loss
 from .objectives import margin as margin
 from .objectives import match as match
 from .objectives import neuron as neuron
-from .objectives import roughness as roughness
 from .objectives import spatial as spatial
 from .objectives import style as style
 from .objectives import total_variation as total_variation

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from weakref import ref
 
 from .errors import InputError
@@ -87,6 +87,7 @@ class Card:
     def returns(self) -> str:
         """What the method gives, a key of RETURNS, as its result type says; "table" where none does."""
         result = get_type_hints(self.method).get("return")
+        result = get_args(result)[0] if get_origin(result) is tuple else result  # one result per layer
         return str(getattr(result, "returns", "table"))
 
     @property

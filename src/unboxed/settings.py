@@ -10,8 +10,10 @@ the tables of the docs. What many methods share is defined once, in `parameters`
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
@@ -108,7 +110,7 @@ class Setting:
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_any_of(self.choices)}; got {value!r}")
         if self.kind == "int":
-            self._within(check_int, value)
+            self._within(partial(check_int, minimum=-math.inf), value)
         elif self.kind == "float":
             self._within(check_float, value)
         elif self.kind == "bool" and not isinstance(value, bool):

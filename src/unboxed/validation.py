@@ -13,10 +13,11 @@ from .errors import InputError, LayerError
 SEED_BITS = 40  # larger seeds are folded: a key of a random stream has seed, row and step in 64 bits
 
 
-def check_int(name: str, value: object, minimum: int = 0) -> int:
-    """A whole number, `minimum` or more."""
+def check_int(name: str, value: object, minimum: float = 0) -> int:
+    """A whole number, `minimum` or more; any whole number where that is -inf."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
-        raise InputError(f"{name} must be a whole number, {minimum} or more; got {value!r}")
+        bound = f", {minimum} or more" if math.isfinite(minimum) else ""
+        raise InputError(f"{name} must be a whole number{bound}; got {value!r}")
     return int(value)
 
 

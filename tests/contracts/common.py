@@ -42,7 +42,7 @@ CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards() if c.method._
 """The methods of Unboxed; cards that other tests attach to methods of their own do not enter."""
 MODELS = tuple(models.MODELS)
 RULED = ("guided_backprop", "deconvnet")
-GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "silence")
+GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "minimal_deactivation")
 
 REFUSED: dict[tuple[str, str], type[UnboxedError]] = {}
 """Which method refuses which model, by which error. Any other refusal is a defect, and so is a result in its place."""

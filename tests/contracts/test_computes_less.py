@@ -31,7 +31,7 @@ from unboxed.engine.optimize.loop import SYNC_EVERY, OptimizationConfig, optimiz
 from unboxed.engine.optimize.optimizers import NormalizedGradient
 from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine, random_roll
-from unboxed.objectives import Constant, color_distance, logprob, match, roughness
+from unboxed.objectives import Constant, color_distance, logprob, match, total_variation
 
 DEPTH = 8
 
@@ -286,7 +286,13 @@ def turned(x: Tensor, generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("rule", [NormalizedGradient, torch.optim.SGD])
 def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("color")
-    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_abs_grads=True)
+    plan = climbing(
+        c,
+        optimizer=partial(rule, lr=0.01),
+        transform=turned,
+        prior=-0.1 * total_variation(kind="anisotropic"),
+        sum_abs_grads=True,
+    )
     assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_EVERY
 
 

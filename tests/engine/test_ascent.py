@@ -135,7 +135,7 @@ def test_morph_reaches_the_class_and_stops_there(box: ub.Box, x: Tensor) -> None
     m = ub.synthesis.morph(box, x, goal, confidence=0.6)
     assert m.confidence_reached.all()
     assert torch.equal(m.frames[0], x)
-    p = box.probs(m.result).gather(1, goal[:, None])[:, 0]
+    p = box.probs(m.images).gather(1, goal[:, None])[:, 0]
     assert (p > 0.6).all()
     before = m.frames[int(m.steps[0]) - 1, 0][None]
     assert box.probs(before)[0, goal[0]] <= 0.6  # it stopped at the first such frame
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
         (lambda box, x: ub.adversarial.pgd(box, x, 9, eps=0.1), "classes 0 to 3"),
         (lambda box, x: ub.adversarial.pgd(box, x, torch.tensor([1, 2]), eps=0.1), "one for each of 5"),
         (lambda box, x: ub.synthesis.morph(box, x, 1, confidence=1.5), "between 0 and 1"),
-        (lambda box, x: ub.synthesis.class_image(box, recipe="pretty"), "recipe is one of"),
+        (lambda box, x: ub.synthesis.class_image(box, recipe="pretty"), "recipe must be"),
         (lambda box, x: ub.synthesis.class_image(box, 7), "classes 0 to 3"),
         (lambda box, x: ub.attribution.gradient(box, x, 1.5), "a class must be an int"),
         (lambda box, x: ub.attribution.gradient(box, x, -1), "classes 0 to 3"),

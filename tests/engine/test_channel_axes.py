@@ -95,7 +95,7 @@ def test_the_default_layers_have_their_units_on_the_axis_asked_for() -> None:
     assert [s.path for s in statistics(found, images())] == ["fc"]
     assert [len(s.dead) for s in statistics(found, images(), axis=-1)] == [5, 3]
     tokens = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 4), nn.Dropout(0.1))
-    with pytest.raises(LayerError, match="pass axis=-1"):
+    with pytest.raises(LayerError, match="give axis=-1"):
         statistics(box(tokens), images())
 
 

@@ -135,7 +135,12 @@ def morphed(t: int = 6, still: int = 0) -> SimpleNamespace:
     probs = torch.stack([1 - steps, steps], 1)[:, None].expand(t, 2, 2)
     gradient = torch.ones(2, 1, 8, 8)
     return SimpleNamespace(
-        frames=frames, probs=probs, initial_gradient=gradient, before_clamp=torch.tensor([False, True])
+        frames=frames,
+        probs=probs,
+        initial_gradient=gradient,
+        before_clamp=torch.tensor([False, True]),
+        targets=torch.tensor([1, 1]),
+        classes=("cat", "dog"),
     )
 
 
@@ -146,8 +151,8 @@ def test_frames_end_where_a_row_is_done() -> None:
 
 
 def test_a_strip_shows_input_gradient_steps_and_result() -> None:
-    strip = plots.morph_strip(morphed(), 1, ["cat", "dog"], 1, steps=4)
-    one = plots.morph_strip(morphed(3, still=2), 0, ["cat", "dog"], 1)
+    strip = plots.morph_strip(morphed(), 1, steps=4)
+    one = plots.morph_strip(morphed(3, still=2), 0)
     assert strip.width > one.width  # five pictures against three
     assert (np.asarray(strip) == colors.SIGNED_TABLE[-1]).all(-1).any()  # the gradient, at the end of its scale
 
@@ -263,5 +268,5 @@ def test_whatever_was_drawn_becomes_a_sheet() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x = ub.data.digits("test").first(2).x
     for made in (ub.synthesis.class_image(box, [0, 1], steps=1), ub.synthesis.morph(box, x, 3, steps=1), x,
-                 ub.synthesis.silence(box, x, ub.channel("relu1", 0), steps=1)):  # fmt: skip
+                 ub.synthesis.minimal_deactivation(box, x, ub.channel("relu1", 0), steps=1)):  # fmt: skip
         assert ub.plots.image_sheet(made).size[0] > 100

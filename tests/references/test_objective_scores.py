@@ -24,7 +24,6 @@ from unboxed.objectives import (
     gram,
     match,
     neuron,
-    roughness,
     spatial,
     style,
     total_variation,
@@ -196,7 +195,7 @@ OF_IMAGES: dict[str, tuple[Objective, Callable[[Tensor, int], float]]] = {
     "total variation 3": (total_variation(3), lambda x, n: tv(x, 3)),
     "alpha norm": (alpha_norm(), lambda x, n: sum((v - 0.5) ** 6 for v in numbers(x))),
     "alpha norm 3": (alpha_norm(3, 0.2), lambda x, n: sum(abs(v - 0.2) ** 3 for v in numbers(x))),
-    "roughness": (roughness(), lambda x, n: rough(x)),
+    "anisotropic total variation": (total_variation(kind="anisotropic"), lambda x, n: rough(x)),
     "mean color": (color_distance(MEAN), lambda x, n: sum(
         (sum(numbers(x[c])) / (H * W) - MEAN.double()[c].item()) ** 2 for c in range(2))),
 }  # fmt: skip

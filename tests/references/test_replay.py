@@ -55,10 +55,10 @@ def test_as_whole_runs(name: str) -> None:
         for size in sizes:
             with only("replayed"):
                 found = ablation(box, x, path, target=0, batch_size=size).ablated_logits
-                back = patching(box, x, other, [path], 0, by="channel", batch_size=size).layers[0].score
+                back = patching(box, x, other, [path], 0, part="channel", batch_size=size).layers[0].score
             with only():
                 want = ablation(box, x, path, target=0, batch_size=size).ablated_logits
-                score = patching(box, x, other, [path], 0, by="channel", batch_size=size).layers[0].score
+                score = patching(box, x, other, [path], 0, part="channel", batch_size=size).layers[0].score
             assert torch.allclose(found, want, rtol=share, atol=share * float(want.abs().max()), equal_nan=True)
             assert torch.allclose(back, score, rtol=share, atol=share * float(score.abs().max()), equal_nan=True)
     assert forwards(box) == before

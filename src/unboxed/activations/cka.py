@@ -1,11 +1,14 @@
-"""Similarity of layers: linear CKA between all layers of two models, in minibatches."""
+"""CKA: the similarity of all layers of two models (linear centered kernel alignment), in minibatches.
+
+Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", arXiv:1905.00414.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,34 +18,40 @@ from ..cards import card
 from ..engine.read.edits import require_units, unit_addresses
 from ..engine.read.examples import input_batches
 from ..engine.read.packing import pack_data
+from ..engine.results import OneLineRepr
 from ..errors import DataError, InputError, warn
 from ..inputs.multi import MultiInput
-from ..model.batching import BatchSize
-from ..validation import check_int
+from ..parameters import BatchSize, Data
+from ..settings import AtLeast, Holds, Unit, check_settings
+from ..validation import address_list, check_int
 
 MIN_HSIC_EXAMPLES = 4  # examples that HSIC_1 needs
-ROUNDING_ULPS = 32  # units in the last place by which a feature that is the same for all examples may seem to vary
-MAX_ACTIVATION_BYTES = 2**29  # of one minibatch's activations held at a time; a layer that is larger is held alone
+ROUNDING_ULPS = 32  # units in the last place by which a constant feature may seem to vary
+MAX_ACTIVATION_BYTES = 2**29  # of one minibatch's activations at a time; a larger layer is read alone
 
 
-@dataclass(frozen=True, eq=False)
-class CKA:
-    layers_a: tuple[str, ...]
-    layers_b: tuple[str, ...]
-    cka: Tensor  # (La, Lb), NaN where a layer is (nearly) the same for all examples
+@dataclass(frozen=True, eq=False, repr=False)
+class CKA(OneLineRepr):
+    """The similarity of each layer of one model with each layer of another."""
+
+    returns: ClassVar[str] = "table"
+
+    layers_a: tuple[str, ...]  # addresses, the rows of `cka`
+    layers_b: tuple[str, ...]  # addresses, the columns of `cka`
+    cka: Tensor  # (La, Lb), NaN where a layer is (nearly) constant over the examples
     n_examples: int
     n_minibatches: int
 
 
 def _mirror_images(box: Box, x: Tensor) -> Tensor:
-    """Images turned round; of several inputs, each in its own shape."""
+    """Images flipped from left to right; of several inputs, each in its own shape."""
     if not isinstance(box.inputs, MultiInput):
         return x.flip(-1)
     return torch.cat([part.flip(-1).flatten(1) for part in box.inputs.split(x)], 1)
 
 
 def _run_example(method: Any, box: Box, x: Tensor) -> Any:
-    """The last two layers with weights, on the examples and their mirror images."""
+    """CKA of the last two layers with weights, on the examples and their mirror images."""
     weighted = [path for path in unit_addresses(box) if box.layers[path].n_parameters]
     layers = (weighted if len(weighted) > 1 else unit_addresses(box))[-2:]
     x = box.validate_inputs(x)
@@ -52,38 +61,73 @@ def _run_example(method: Any, box: Box, x: Tensor) -> Any:
 @card(
     name="CKA",
     source="Kornblith et al. 2019, arXiv:1905.00414; in minibatches: Nguyen et al. 2021, arXiv:2010.15327, eq. 3-4",
-    shows="Which layers lay out these examples alike, up to rotation and scale, in one model or in two.",
-    does_not_show="That two layers compute the same: a few large directions decide, and the small ones may differ.",
+    shows="Which layers represent these examples alike, up to rotation and scale, in one model or in two.",
+    does_not_show="That two layers compute the same: a few large directions dominate, and small ones may differ.",
     example=lambda method, box, x, y: _run_example(method, box, x),
+    order=9,
 )
 def cka(
     box_a: Box,
     box_b: Box,
-    data: Any,
-    layers_a: Sequence[str] | None = None,
-    layers_b: Sequence[str] | None = None,
+    data: Data,
+    layers_a: Annotated[
+        Sequence[str] | str | None, Holds("layers"), "Addresses of layers of the first model; None takes all of them."
+    ] = None,
+    layers_b: Annotated[
+        Sequence[str] | str | None, Holds("layers"), "Addresses of layers of the second model; None takes all of them."
+    ] = None,
     *,
-    minibatch_size: int = 256,
-    unbiased: bool = True,
+    minibatch_size: Annotated[int, AtLeast(2), Unit("examples"), "Examples per Gram matrix."] = 256,
+    unbiased: Annotated[bool, "Use the unbiased estimator of HSIC."] = True,
     batch_size: BatchSize = "auto",
 ) -> CKA:
-    """Linear CKA of every layer of one model (rows) with every layer of another, over `data`; by default all layers.
+    """The similarity (linear CKA) of every layer of one model with every layer of another.
 
-    sum_i HSIC(X_i X_i', Y_i Y_i') / sqrt(sum_i HSIC(X_i X_i', X_i X_i') * sum_i HSIC(Y_i Y_i', Y_i Y_i')) over
-    minibatches i, with HSIC_1, whose expected value does not depend on their size (Song et al. 2012). A model with
-    itself has the diagonal 1. `unbiased=False` takes HSIC_0: with one minibatch of all data, CKA as first published,
-    which lies in [0, 1] but grows with the width of layers when examples are few. `minibatch` is how many examples a
-    Gram matrix holds; a rest of fewer than 4 is left out. Raises InputError where the models take other inputs.
+    To compare two models, or the layers of one, whatever their widths. It compares whole layers: for single examples
+    use `nearest_neighbors`. `ub.checks.map_similarity` compares attribution maps.
+
+    Args:
+        box_a: The first model.
+        box_b: The second model, or the first again; its inputs have the same shape.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors.
+        layers_a: Addresses of layers of the first model; None takes all of them.
+        layers_b: Addresses of layers of the second model; None takes all of them.
+        minibatch_size: Examples per Gram matrix. At least 4 for the unbiased estimator. A rest of fewer is left out.
+        unbiased: Use the unbiased estimator of HSIC. Its expected value does not depend on minibatch_size. False: the
+            biased one; with one minibatch of all data that is CKA as first published, which is in [0, 1] but grows with
+            the width of layers where examples are few.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `CKA`: `cka` (La, Lb), 1 for equal representations (up to rotation and scale), NaN for constant ones.
+
+    Raises:
+        InputError: for models with inputs of different shapes, or settings out of their range.
+        DataError: for fewer examples than a minibatch needs.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(16)
+        >>> result = ub.activations.cka(box, box, x, ["relu1", "fc1"], ["relu1", "fc1"])
+        >>> result.cka.diagonal().round(decimals=3).tolist()
+        [1.0, 1.0]
+
+    Source:
+        Kornblith et al. 2019, arXiv:1905.00414; minibatches: Nguyen et al. 2021, arXiv:2010.15327, equations 3 and 4:
+        sum_i HSIC(X_i X_i', Y_i Y_i') / sqrt(sum_i HSIC(X_i X_i', X_i X_i') * sum_i HSIC(Y_i Y_i', Y_i Y_i')), with
+        HSIC_1 of Song et al. 2012.
     """
+    check_settings(cka, locals())
     min_examples = MIN_HSIC_EXAMPLES if unbiased else 2
-    size = check_int("minibatch", minibatch_size, minimum=min_examples)
+    check_int("minibatch_size", minibatch_size, minimum=min_examples)
     if box_a.inputs.shape != box_b.inputs.shape:
         raise InputError(
-            f"the models take inputs of {box_a.inputs.shape} and {box_b.inputs.shape}; compare on the same"
+            f"the models must take inputs of the same shape; got {box_a.inputs.shape} and {box_b.inputs.shape}"
         )
     a, b = _resolve_layers(box_a, layers_a), _resolve_layers(box_b, layers_b)
     hsic_sums, examples, count = _HsicSums(len(a), len(b)), 0, 0
-    for x in input_batches(pack_data(box_a, data), size):
+    for x in input_batches(pack_data(box_a, data), minibatch_size):
         if len(x) >= min_examples:
             ka = _gram_matrices(box_a, x, a, batch_size)
             kb = ka if box_a is box_b and a == b else _gram_matrices(box_b, x, b, batch_size)
@@ -94,18 +138,15 @@ def cka(
     return CKA(a, b, _warn_undefined(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 
-def _resolve_layers(box: Box, layers: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(layers, str):
-        raise InputError(f"layers is a list of addresses; got the text {layers!r}")
-    return unit_addresses(box) if layers is None else tuple(require_units(box, path) for path in layers)
+def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
+    return unit_addresses(box) if layers is None else tuple(require_units(box, path) for path in address_list(layers))
 
 
 def _warn_undefined(values: Tensor) -> Tensor:
     if n := int(values.isnan().sum()):
         warn(
             f"{n} of {values.numel()} similarities are undefined (NaN): "
-            "a layer is the same for all examples, or they are "
-            "too few to tell"
+            "a layer is constant over the examples, or there are too few of them"
         )
     return values
 
@@ -129,7 +170,7 @@ class _HsicSums:
 
 
 def hsic_1(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
-    """HSIC_1 of Gram matrices (A, n, n) and (B, n, n): all pairs (A, B), or each with its own mate (A,).
+    """HSIC_1 of Gram matrices (A, n, n) and (B, n, n): all pairs (A, B), or row by row (A,).
 
     [tr(K~ M~) + 1'K~1 1'M~1 / ((n-1)(n-2)) - 2 / (n-2) 1'K~ M~ 1] / (n(n-3)), K~ and M~ without their diagonals.
     """
@@ -149,12 +190,12 @@ def hsic_0(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
 
 
 def _inner_products(a: Tensor, b: Tensor, paired: bool) -> Tensor:
-    """Inner products of rows (A, d) and (B, d): (A, B), or (A,) of each with its own mate."""
+    """Inner products of rows (A, d) and (B, d): (A, B), or (A,) row by row."""
     return (a * b).sum(1) if paired else a @ b.T
 
 
 def _gram_matrices(box: Box, x: Tensor, paths: Sequence[str], batch_size: BatchSize) -> Tensor:
-    """The Gram matrices (L, n, n) of a minibatch, of few layers at a time: their activations are never all held."""
+    """The Gram matrices (L, n, n) of a minibatch, of few layers at a time, which bounds the memory."""
     grams: list[Tensor] = []
     for group in _layer_groups(box, paths, len(x)):
         acts = box.read(x, group, batch_size=batch_size)
@@ -163,7 +204,7 @@ def _gram_matrices(box: Box, x: Tensor, paths: Sequence[str], batch_size: BatchS
 
 
 def _layer_groups(box: Box, paths: Sequence[str], n: int) -> Iterator[list[str]]:
-    """The layers in groups whose activations of n examples are at most BYTES."""
+    """The layers in groups whose activations of n examples have at most MAX_ACTIVATION_BYTES."""
     group: list[str] = []
     group_bytes = 0
     for path in paths:
@@ -181,7 +222,6 @@ def gram_matrix(h: Tensor) -> Tensor:
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1)
     scale = flat.abs().amax(0)
     flat = flat - flat.mean(0)
-    flat = flat * (
-        flat.abs().amax(0) > ROUNDING_ULPS * torch.finfo(flat.dtype).eps * scale
-    )  # else noise, not variation
+    varies = flat.abs().amax(0) > ROUNDING_ULPS * torch.finfo(flat.dtype).eps * scale  # by more than rounding
+    flat = flat * varies
     return (flat @ flat.T).to("cpu", torch.float64)

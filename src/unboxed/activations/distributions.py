@@ -1,4 +1,4 @@
-"""Running moments and histograms of every unit at once: they come out the same however the data were split."""
+"""Running moments and histograms of all units at once; they do not depend on how the data are split."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-BIN_RESOLUTION_BITS = 20  # a histogram's bins are no narrower than 2^-20 of the largest magnitude
-CPU_CACHE_VALUES = 2**19  # values
-CANCELLATION_RATIO = 1e-3  # a variance below this share of the squared mean is not computed by their difference
-MIN_EXPONENT = -100  # nor than 2^-100
+from ..engine.cpu_cache import rows_per_chunk
+
+BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the largest magnitude
+CHUNK_VALUES = 2**19  # of a chunk that a CPU's cache holds
+CANCELLATION_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
+MIN_EXPONENT = -100  # of the width of a bin, as a power of 2
 
 
 @dataclass(frozen=True, eq=False)
 class BatchMoments:
-    """One batch, example by example and unit by unit, each (n, C), over the unit's positions."""
+    """Moments of one batch per example and unit, each (n, C), over the unit's positions."""
 
     mean: Tensor
     maximum: Tensor
@@ -26,9 +28,9 @@ class BatchMoments:
 
     @classmethod
     def from_values(cls, h: Tensor) -> BatchMoments:  # (n, C, P)
-        """In parts that stay in a processor's cache: each is gone through several times."""
-        chunk_rows = max(1, CPU_CACHE_VALUES // max(1, h[0].numel())) if h.device.type == "cpu" else len(h)
-        parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in torch.split(h, chunk_rows)]
+        """On a CPU in chunks that fit its cache: each is read several times."""
+        chunks = torch.split(h, rows_per_chunk(h, CHUNK_VALUES))
+        parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in chunks]
         mean, maximum, minimum, l2_norm = (
             parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
         )
@@ -44,7 +46,7 @@ class BatchMoments:
 
     @property
     def is_finite(self) -> Tensor:
-        """Where no value is NaN or infinite, (n, C)."""
+        """(n, C) bool: no value is NaN or infinite."""
         return self.minimum.isfinite() & self.maximum.isfinite()
 
 
@@ -58,7 +60,7 @@ def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
     if h.device.type != "cpu":
         return _norm_over_positions(h - mean[..., None]).square()
     mean_part = h.shape[2] * mean.square()
-    deviations = l2_norm.square() - mean_part  # one pass less; a few digits are lost where the mean is large
+    deviations = l2_norm.square() - mean_part  # one pass less, but inaccurate where the mean is large
     cancelled_units = (deviations < CANCELLATION_RATIO * mean_part).any(0).nonzero()[:, 0]
     if len(cancelled_units):
         deviations[:, cancelled_units] = _norm_over_positions(
@@ -69,7 +71,7 @@ def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of all values so far, each (C,). Chan, Golub & LeVeque 1979, "Updating formulae", equation 2.1."""
+    """Moments of all values so far, each (C,): Chan, Golub & LeVeque 1979, "Updating Formulae", equation 2.1."""
 
     n_examples: Tensor  # examples without NaN or infinite values
     mean: Tensor
@@ -110,7 +112,7 @@ class Moments:
 
 
 def accumulator_dtype(like: Tensor) -> torch.dtype:
-    """What sums are kept in: double precision, where the device has it."""
+    """The dtype of sums: double precision, where the device has it."""
     return torch.float32 if like.device.type == "mps" else torch.float64
 
 
@@ -124,10 +126,10 @@ def _mask_fill(values: Tensor, mask: Tensor, fill_value: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """Counts (C, B) in bins of width 2^exponent, the first one from `first` widths on.
+    """Counts (C, B) in bins of width 2^exponent, of which the first begins at `first_bin` widths.
 
-    Bins are as narrow as B of them can be and still hold all values: when those grow out of them, neighbors are merged
-    pairwise. The final bins follow from the smallest and the largest value alone, in whatever order values come.
+    The width is the smallest for which B bins hold all values: when values exceed them, pairs of bins are merged. The
+    final bins depend on the smallest and the largest value alone, in whatever order values come.
     """
 
     counts: Tensor
@@ -142,7 +144,7 @@ class Histograms:
         infinity = torch.full((n_units,), torch.inf, dtype=accumulator_dtype(like), device=like.device)
         return cls(counts, torch.full_like(counts[:, 0], MIN_EXPONENT), counts[:, 0], infinity, -infinity)
 
-    def update(self, values: Tensor, mask: Tensor) -> Histograms:  # (C, M) values, and whether they count
+    def update(self, values: Tensor, mask: Tensor) -> Histograms:  # (C, M) values, and which of them count
         extended = self._extend_range(
             _mask_fill(values, mask, torch.inf).amin(1), _mask_fill(values, mask, -torch.inf).amax(1)
         )
@@ -151,7 +153,7 @@ class Histograms:
         return replace(extended, counts=extended.counts.scatter_add(1, bin_index, mask.long()))
 
     def _extend_range(self, minimum: Tensor, maximum: Tensor) -> Histograms:
-        """The same counts in the bins that hold these values too."""
+        """The same counts, in bins that hold these values, too."""
         if minimum.device.type == "cpu" and self._range_fits(minimum, maximum):
             return replace(
                 self, minimum=torch.minimum(self.minimum, minimum), maximum=torch.maximum(self.maximum, maximum)
@@ -162,14 +164,14 @@ class Histograms:
             minimum.masked_fill(is_empty, 0), maximum.masked_fill(is_empty, 0), self.counts.shape[1]
         )
         first_bin = (minimum.masked_fill(is_empty, 0) * power_of_2(-exponent)).floor().long()
-        shift = (exponent - self.exponent).clamp(0, 62)  # by 62 already, every place is 0 or -1
+        shift = (exponent - self.exponent).clamp(0, 62)  # by 62 already, every index is 0 or -1
         bins = torch.arange(self.counts.shape[1], device=minimum.device)
         bin_index = ((self.first_bin[:, None] + bins) >> shift[:, None]) - first_bin[:, None]
         counts = torch.zeros_like(self.counts).scatter_add(1, bin_index.clamp(0, len(bins) - 1), self.counts)
         return Histograms(counts, exponent, first_bin, minimum, maximum)
 
     def _range_fits(self, minimum: Tensor, maximum: Tensor) -> bool:
-        """Whether all these values lie in the bins as they are."""
+        """Whether the bins hold all these values."""
         bins_per_unit = power_of_2(-self.exponent)
         ends_fit = (
             (minimum * bins_per_unit).floor() >= self.first_bin,
@@ -185,9 +187,9 @@ class Histograms:
 
 
 def _bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
-    """The least exponent (C,) with which `bins` bins hold both ends."""
+    """The smallest exponent (C,) with which `n_bins` bins hold both ends."""
     exponent = torch.maximum(_floor_log2((maximum - minimum) / n_bins) - 1, _min_bin_exponent(minimum, maximum))
-    for _ in range(3):  # at most: with bins of twice (high - low) / bins, half of them hold the range
+    for _ in range(3):  # at most: with bins of twice (maximum - minimum) / n_bins, half of them hold the range
         bins_per_unit = power_of_2(-exponent)
         bins_spanned = (maximum * bins_per_unit).floor() - (minimum * bins_per_unit).floor()
         exponent = exponent + (bins_spanned >= n_bins).long()
@@ -195,7 +197,7 @@ def _bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
 
 
 def _min_bin_exponent(minimum: Tensor, maximum: Tensor) -> Tensor:
-    """No finer exponent (C,) is used for values of this magnitude."""
+    """The smallest exponent (C,) that is used for values of this magnitude."""
     return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - BIN_RESOLUTION_BITS).clamp_min(MIN_EXPONENT)
 
 

@@ -1,4 +1,4 @@
-"""Filters: the weights of the first layer as pictures of what each unit looks for."""
+"""Filters: the weights of the first layer as images."""
 
 from __future__ import annotations
 
@@ -13,47 +13,71 @@ from ..box import Box
 from ..cards import card
 from ..errors import LayerError
 from ..inputs.multi import MultiInput
+from ..parameters import Layer
+from ..settings import check_settings
 
-MIN_CORRELATION = 0.5  # the correlation from which on two channels are the same pixels
+MIN_CORRELATION = 0.5  # from which on two channels count as the same pixels
 
 
 @card(
     name="Filters",
     source="Krizhevsky et al. 2012, figure 3",
-    shows="The pattern that each unit of the first layer answers to most.",
+    shows="The pattern that each unit of the first layer responds to most.",
     does_not_show="What deeper layers look for: their weights are not in units of the input.",
     example=lambda method, box, x, y: method(box),
+    order=2,
 )
-def filters(box: Box, layer: str | None = None) -> Tensor:
-    """The weights of a convolution, (K, C, h, w), or of a linear layer on pixels as images, (K, C, H, W).
+def filters(box: Box, layer: Layer = None) -> Tensor:
+    """The weights of the first convolution or linear layer, as images in the input's order of channels.
 
-    By default the first layer that has either, behind a pad, a normalization or an exchange of channels, too.
-    Channels are in the order of the input's. In the model's own units: for inputs after normalization.
-    Raises LayerError where the layer has no such weights.
+    Only the first layer's weights are in units of the input; for what deeper units look for use
+    `ub.synthesis.channels`. `ub.plots.filters` shows them.
+
+    Args:
+        box: The opened model.
+        layer: Address of the layer, as `box.layers` lists them. None: the first convolution, or linear layer on pixels,
+            also behind padding, a normalization or a permutation of channels.
+
+    Returns:
+        Weights (K, C, h, w) of a convolution, (K, C, H, W) of a linear layer on images (C, H, W), in the model's own
+        units: for inputs after normalization.
+
+    Raises:
+        LayerError: for an unknown layer, or one whose weights are not images.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> tuple(ub.activations.filters(box).shape)
+        (16, 1, 5, 5)
+
+    Source:
+        Krizhevsky et al. 2012, figure 3.
     """
+    check_settings(filters, locals())
     if layer is not None:
         path = box.layers.resolve(layer).partition("#")[0]
         image = _weight_images(box, path, is_named=True)
         if image is None:
             kind = box.layers[path].type
-            raise LayerError(f"{path!r} ({kind}) has no weights that are pictures of its input")
+            raise LayerError(f"{path!r} ({kind}) has no weights in the shape of images")
         return image
     for path in _paths_in_order(box):
         if (image := _weight_images(box, path)) is not None:
             return image
-    raise LayerError("no convolution, and no linear layer, works on the pixels themselves")
+    raise LayerError("no convolution and no linear layer takes the pixels themselves")
 
 
 def _paths_in_order(box: Box) -> list[str]:
-    """As the layers run; where some are scripted, and not seen to run, as they are defined."""
+    """In the order in which layers run; where some are scripted, which no hook observes, as they are defined."""
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in box.modules.values())
     return list(box.modules) if scripted else [row.path for row in box.layers.leaves]
 
 
 def _weight_images(box: Box, path: str, is_named: bool = False) -> Tensor | None:
-    """The layer's weights as the forward has them, if they are pictures: of the pixels, or of what a named one gets."""
+    """The layer's weights if they are images: of the pixels, or of the inputs of a layer that was named."""
     module = box.modules[path]
-    with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is looked at
+    with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is read
         channel_order = _channel_order(box, path)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or (channel_order is None and not is_named):
@@ -63,16 +87,14 @@ def _weight_images(box: Box, path: str, is_named: bool = False) -> Tensor | None
             return weight.reshape(-1, *box.inputs.shape).to(box.dtype, copy=True)
         if weight.ndim != 4 or isinstance(module, nn.ConvTranspose2d):
             return None
-        reordered = (
-            weight[:, channel_order] if channel_order and len(channel_order) == weight.shape[1] else weight
-        )  # of a group: as it stands
-        return reordered.to(box.dtype, copy=True)
+        has_all_channels = channel_order and len(channel_order) == weight.shape[1]  # not one of several groups
+        return (weight[:, channel_order] if has_all_channels else weight).to(box.dtype, copy=True)
 
 
 def _channel_order(box: Box, path: str) -> list[int] | None:
-    """Where a layer receives each channel of the input's pixels; None if it doesn't receive them in their order.
+    """The position of each channel of the pixels in a layer's input; None where the input is not the pixels.
 
-    Of a flat input, and of a scripted layer, for which it is taken so, the list is empty: as they stand.
+    For a flat input, and for a scripted layer, which cannot be checked, the list is empty: the order stays.
     """
     if isinstance(box.modules[path], torch.jit.ScriptModule):
         return []
@@ -80,39 +102,43 @@ def _channel_order(box: Box, path: str) -> list[int] | None:
         return None
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
-    received = box.forward(noise, [f"{path}:input#0"])[f"{path}:input#0"]  # (2, C, H, W), padded, or (2, C * H * W)
-    received = received.to(noise)
-    return next((order for part in parts if (order := _match_channel_order(received, part)) is not None), None)
+    layer_input = box.forward(noise, [f"{path}:input#0"])[
+        f"{path}:input#0"
+    ]  # (2, C, H, W), maybe padded, or (2, C * H * W)
+    layer_input = layer_input.to(noise)
+    return next((order for part in parts if (order := _match_channel_order(layer_input, part)) is not None), None)
 
 
-def _match_channel_order(received: Tensor, noise: Tensor) -> list[int] | None:
-    """Where the channels of the noise (2, C, H, W) are in what a layer receives, or an empty list where it is flat."""
-    if received.shape == noise.flatten(1).shape:
-        return [] if float(_abs_correlation(received.reshape(1, -1), noise.reshape(1, -1))) > MIN_CORRELATION else None
-    if noise.ndim != 4 or received.ndim != 4 or received.shape[1] != noise.shape[1]:
+def _match_channel_order(layer_input: Tensor, noise: Tensor) -> list[int] | None:
+    """The position of each channel of the noise (2, C, H, W) in a layer's input; an empty list where it is flat."""
+    if layer_input.shape == noise.flatten(1).shape:
+        return (
+            [] if float(_abs_correlation(layer_input.reshape(1, -1), noise.reshape(1, -1))) > MIN_CORRELATION else None
+        )
+    if noise.ndim != 4 or layer_input.ndim != 4 or layer_input.shape[1] != noise.shape[1]:
         return None
-    candidate_orders = (_match_channels(part, noise) for part in _windows(received, noise.shape[2], noise.shape[3]))
+    candidate_orders = (_match_channels(part, noise) for part in _windows(layer_input, noise.shape[2], noise.shape[3]))
     return next((order for order in candidate_orders if order is not None), None)
 
 
 def _windows(h: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """Each part of maps (N, C, H, W) of a size, the middle ones first: behind a pad the image is one of them."""
+    """All windows of a size in maps (N, C, H, W), central ones first: after padding, the image is one of them."""
     down, right = h.shape[2] - height, h.shape[3] - width
     offsets = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller
     for i, j in sorted(offsets, key=lambda p: abs(2 * p[0] - down) + abs(2 * p[1] - right)):
         yield h[:, :, i : i + height, j : j + width]
 
 
-def _match_channels(received: Tensor, noise: Tensor) -> list[int] | None:
-    """Where each channel of the noise (N, C, H, W) is received: scaled, shifted, clipped or noisy, but in its place."""
+def _match_channels(layer_input: Tensor, noise: Tensor) -> list[int] | None:
+    """The position of each channel of the noise (N, C, H, W): pixels may be scaled, shifted, clipped or noisy."""
     is_correlated = (
-        _abs_correlation(received.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > MIN_CORRELATION
+        _abs_correlation(layer_input.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > MIN_CORRELATION
     )  # (C, C)
     is_one_to_one = bool((is_correlated.sum(0) == 1).all() and (is_correlated.sum(1) == 1).all())
     return is_correlated.long().argmax(0).tolist() if is_one_to_one else None
 
 
 def _abs_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """How rows (A, M) and (B, M) are correlated, signs aside, (A, B)."""
+    """The absolute correlations (A, B) of rows (A, M) and (B, M)."""
     a, b = (F.normalize(h - h.mean(1, keepdim=True)) for h in (a, b))
     return (a @ b.mT).abs()

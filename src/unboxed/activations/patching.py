@@ -1,10 +1,10 @@
-"""Activation patching: put what a layer made of one input into the run of another, and see whose answer comes out."""
+"""Activation patching: the activations of one input in the forward pass of another."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,110 +13,140 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.edited_runs import ReplaceWhere, run_variants
 from ..engine.read.edits import count_parts, part_masks, require_units, resolve_target, unit_addresses
+from ..engine.results import OneLineRepr
+from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
-from ..model.batching import BatchSize
 from ..model.hooks import Edit
 from ..objectives import Objective
+from ..parameters import BatchSize, Layers, Target
+from ..settings import Holds, check_settings
+from ..validation import address_list
 
-PatchUnit = Literal["layer", "channel", "position"]
-AXIS_BY_PATCH_UNIT: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
-ROUNDING_ULPS = 64  # times the precision: scores that lie closer than this are the same
+Part = Literal["layer", "channel", "position"]
+AXIS_BY_PART: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
+ROUNDING_ULPS = 64  # times the precision: scores closer than this are equal
 
 
-@dataclass(frozen=True, eq=False)
-class PatchedLayer:
-    """One layer's activations, or its parts, exchanged: (N,) by layer, (N, C) by channel, (N, ...) by position."""
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchedLayer(OneLineRepr):
+    """The scores with one layer's activations, or parts of them, patched.
 
-    path: str
+    Both tensors are (N,) for a whole layer, (N, C) per channel, (N, ...) per position.
+    """
+
+    path: str  # the layer's address
     score: Tensor
-    restored_fraction: Tensor  # how much of the score came back: 0 as corrupted, 1 as clean
+    restored_fraction: Tensor  # of the score: 0 as corrupted, 1 as clean
 
 
-@dataclass(frozen=True, eq=False)
-class Patching:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patching(OneLineRepr):
+    """The scores of corrupted inputs with activations of clean inputs."""
+
+    returns: ClassVar[str] = "table"
+
     clean: Tensor  # (N,) score
     corrupted: Tensor  # (N,) score
     layers: tuple[PatchedLayer, ...]
 
     @property
     def matrix(self) -> Tensor:
-        """What each whole layer restored, (N, L)."""
-        return torch.stack(
-            [
-                layer.restored_fraction.flatten(1).mean(1)
-                if layer.restored_fraction.ndim > 1
-                else layer.restored_fraction
-                for layer in self.layers
-            ],
-            1,
-        )
+        """The restored fraction of each layer, (N, L); the mean over channels or positions where those were patched."""
+        fractions = [layer.restored_fraction for layer in self.layers]
+        return torch.stack([f.flatten(1).mean(1) if f.ndim > 1 else f for f in fractions], 1)
 
 
 @card(
     name="Activation patching",
     source="Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2",
-    shows="Where the difference between two inputs that makes the answer differ is carried through the model.",
-    does_not_show="That a part is needed: it was enough here, and others may carry the same.",
+    shows="Where in the model the difference between two inputs that changes the prediction is carried.",
+    does_not_show="That a part is needed: it was sufficient here, and others may carry the same.",
     example=lambda method, box, x, y: method(
-        box, box.validate_inputs(x), box.validate_inputs(x).roll(1, 0), unit_addresses(box)[-1:], y, by="channel"
+        box, box.validate_inputs(x), box.validate_inputs(x).roll(1, 0), unit_addresses(box)[-1:], y, part="channel"
     ),
     exempt={"rows": "its example takes each input's neighbor for the corrupted one"},
+    order=11,
 )
 def patching(
     box: Box,
-    clean: Tensor,
-    corrupted: Tensor,
-    layers: Sequence[str] | None = None,
-    target: int | Tensor | Objective | None = None,
+    clean: Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) whose activations are put in."],
+    corrupted: Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) whose activations are replaced."],
+    layers: Layers = None,
+    target: Target = None,
     *,
-    by: PatchUnit = "layer",
+    part: Annotated[Part, "Part of a layer that is replaced at a time."] = "layer",
     batch_size: BatchSize = "auto",
 ) -> Patching:
-    """Run `corrupted` with a layer's activation taken from `clean`: (patched - corrupted) / (clean - corrupted) scores.
+    """The score of `corrupted` with a layer's activation replaced by that of `clean`, layer by layer.
 
-    `layers` are by default all, `target` is the class predicted for `clean`; `by` exchanges a whole layer, or one
-    channel or one position of it at a time. Where the two inputs score alike, nothing can come back, and 0 is given.
-    Raises InputError for inputs that are not as many as one another, LayerError for a layer without such parts.
+    To locate where the difference between two inputs is processed. To see what the model depends on without a second
+    input use `ablation`; for edits of your own `rewrite`.
+
+    Args:
+        box: The opened model.
+        clean: Inputs (N, ...) whose activations are put in.
+        corrupted: Inputs (N, ...) whose activations are replaced. As many as `clean`.
+        layers: Addresses of the layers, as `box.layers` lists them. None: all that have such parts.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for `clean`.
+        part: Part of a layer that is replaced at a time. "layer": all of it; "channel"; "position".
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Patching`: for each of its `layers` the `score` and `restored_fraction` (patched - corrupted) / (clean -
+        corrupted), (N,) per layer, (N, C) per channel, (N, ...) per position; 0 where clean and corrupted have equal
+        scores. `matrix` (N, L) has one value per layer.
+
+    Raises:
+        InputError: for unequal numbers of inputs, or another part.
+        LayerError: for an unknown layer, or one without such parts.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> result = ub.activations.patching(box, x[:2], x[2:], ["relu1", "relu3"])
+        >>> tuple(result.matrix.shape), result.layers[0].path
+        ((2, 2), 'relu1')
+
+    Source:
+        Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2.
     """
-    if by not in AXIS_BY_PATCH_UNIT:
-        raise InputError(f'by is "layer", "channel" or "position"; got {by!r}')
+    check_settings(patching, locals())
     clean, corrupted = box.validate_inputs(clean), box.validate_inputs(corrupted)
     if len(clean) != len(corrupted):
-        raise InputError(f"each corrupted input goes with a clean one; got {len(corrupted)} and {len(clean)}")
-    paths = _resolve_paths(box, layers, by)
+        raise InputError(f"clean and corrupted must be as many; got {len(clean)} and {len(corrupted)}")
+    paths = _resolve_paths(box, layers, part)
     objective = resolve_target(box, target, clean, batch_size)
     a, b = (
         run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0] for x in (clean, corrupted)
     )
-    scores = [_patched_scores(box, clean, corrupted, path, objective, by, batch_size) for path in paths]
+    scores = [_patched_scores(box, clean, corrupted, path, objective, part, batch_size) for path in paths]
     patched_layers = [PatchedLayer(p, s, restored(s, a, b)) for p, s in zip(paths, scores, strict=True)]
     return Patching(a, b, tuple(patched_layers))
 
 
-def _resolve_paths(box: Box, layers: Sequence[str] | None, by: PatchUnit) -> list[str]:
+def _resolve_paths(box: Box, layers: Sequence[str] | str | None, part: Part) -> list[str]:
     if layers is not None:
-        if isinstance(layers, str):
-            raise InputError(f"layers is a list of addresses; got the text {layers!r}")
-        return [_require_parts(box, path, by) for path in layers]
-    paths = [path for path in unit_addresses(box) if by != "position" or len(box.layers[path].shape) > 1]
+        return [_require_parts(box, path, part) for path in address_list(layers)]
+    paths = [path for path in unit_addresses(box) if part != "position" or len(box.layers[path].shape) > 1]
     if not paths:
         raise LayerError("no layer of this model has positions; patch by channel or by layer")
     return paths
 
 
-def _require_parts(box: Box, path: str, by: PatchUnit) -> str:
+def _require_parts(box: Box, path: str, part: Part) -> str:
     resolved = require_units(box, path)
-    if by == "position" and ":" not in resolved and len(box.layers[resolved].shape) < 2:
-        raise LayerError(f"{path!r} has no positions: it gives {box.layers[resolved].shape}; patch it by channel")
+    if part == "position" and ":" not in resolved and len(box.layers[resolved].shape) < 2:
+        raise LayerError(f"{path!r} has no positions: its shape is {box.layers[resolved].shape}; patch it by channel")
     return resolved
 
 
 def _patched_scores(
-    box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, by: PatchUnit, batch_size: BatchSize
+    box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, part: Part, batch_size: BatchSize
 ) -> Tensor:
-    """The scores of `corrupted` with each part of one layer exchanged."""
+    """The scores of `corrupted` with each part of one layer replaced."""
     first = clean if box.batch_dependent else clean[:1]
-    shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_PATCH_UNIT[by]
+    shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_PART[part]
     n_parts = count_parts(shape, axis)
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
@@ -130,11 +160,9 @@ def _patched_scores(
 
 
 def restored(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
-    """(score - corrupted) / (clean - corrupted), 0 where both are the same up to rounding."""
+    """(score - corrupted) / (clean - corrupted), 0 where clean and corrupted are equal up to rounding."""
     difference = clean - corrupted
     tolerance = ROUNDING_ULPS * torch.finfo(difference.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
-    is_equal, trailing_axes = difference.abs() <= tolerance, [1] * (score.ndim - 1)
-    fraction = (score - corrupted.view(-1, *trailing_axes)) / torch.where(is_equal, 1, difference).view(
-        -1, *trailing_axes
-    )
-    return torch.where(is_equal.view(-1, *trailing_axes), 0, fraction)
+    is_equal = difference.abs() <= tolerance
+    divisor = broadcast_rows(torch.where(is_equal, 1, difference), score)
+    return torch.where(broadcast_rows(is_equal, score), 0, (score - broadcast_rows(corrupted, score)) / divisor)

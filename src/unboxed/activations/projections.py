@@ -1,4 +1,4 @@
-"""Projections: what a neuron's answer looks like when it is sent back to the pixels of an example.
+"""Projections: the activation of a neuron projected back to the pixels of an example.
 
 Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, section 2.1, figure 2.
 """
@@ -6,7 +6,7 @@ Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,29 +14,35 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import Gradients, gradients
+from ..engine.results import OneLineRepr
 from ..errors import InputError, RuleError
 from ..model import relu_rules
-from ..model.batching import BatchSize
 from ..objectives import Index, Objective, as_classes, constant, layer_objective
-from .receptive import ReceptiveField, receptive_field
-from .units import peak_positions, unit_layers, units_to_axis_1, unravel_positions
+from ..parameters import BatchSize, Inputs, RequiredLayer, UnitAxis
+from ..settings import check_settings
+from .receptive_field import ReceptiveField, receptive_field
+from .units import max_positions, unit_layers, units_to_axis_1, unravel_positions
 
 UsedRule = Literal["deconvnet", "gradient"]
 
 
-@dataclass(frozen=True, eq=False)
-class Projections:
-    path: str
+@dataclass(frozen=True, eq=False, repr=False)
+class Projections(OneLineRepr):
+    """One neuron of each example, projected back to the input."""
+
+    returns: ClassVar[str] = "activations"
+
+    path: str  # the layer's address
     unit: Tensor  # (N,)
     position: Tensor  # (N, P) of the neuron
     value: Tensor  # (N,) its activation
     map: Tensor  # (N, ...) signed, shaped like the inputs
-    bounds: Tensor  # (N, 4) of the part that the neuron sees; without columns where the inputs are no pictures
+    bounds: Tensor  # (N, 4) top, left, bottom, right of the receptive field; (N, 0) where the inputs are not images
     rule: UsedRule
-    fallback_reason: str = ""  # deconvnet refused
+    fallback_reason: str = ""  # why the deconvnet rule could not be used
 
     def patch(self, i: int, x: Tensor | None = None) -> Tensor:
-        """The part (C, h, w) that neuron i sees: of its map, or of a picture (C, H, W)."""
+        """The receptive field (C, h, w) of neuron i: of its map, or of an image x (C, H, W)."""
         top, left, bottom, right = self.bounds[i].tolist()
         return (self.map[i] if x is None else x)[..., top:bottom, left:right]
 
@@ -44,38 +50,68 @@ class Projections:
 @card(
     name="Projections",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
-    shows="The pattern, in the part of an example that one neuron sees, by which it was excited.",
-    does_not_show="What excites the neuron elsewhere; and where a unit "
-    "has many reasons, one example shows one of them.",
+    shows="The pattern in the receptive field of one neuron by which it was excited.",
+    does_not_show="What else excites the neuron: where several patterns do, one example shows one of them.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-2:][0], y % 2, rule="gradient"),
-    exempt={"one forward": "where the unit is largest must be known first, and what it sees is found by probing"},
+    exempt={"one forward": "the unit's largest position must be known first, and its receptive field is probed"},
+    runs=2,
+    order=6,
 )
 def projections(
     box: Box,
-    x: Tensor,
-    layer: str,
-    unit: int | Tensor,
-    position: Tensor | None = None,
+    x: Inputs,
+    layer: RequiredLayer,
+    unit: Annotated[int | Tensor, "Unit (channel), or one per example (N,)."],
+    position: Annotated[Tensor | None, "Positions (N, P) of the neurons on the P other axes of the layer."] = None,
     *,
-    rule: Literal["auto", "deconvnet", "gradient"] = "auto",
-    field: ReceptiveField | None = None,
-    axis: int = 1,
+    rule: Annotated[Literal["auto", "deconvnet", "gradient"], "Backward rule of ReLUs."] = "auto",
+    field: Annotated[ReceptiveField | None, "Receptive field of the layer, where it was computed before."] = None,
+    axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
 ) -> Projections:
-    """One neuron of each example sent back to its pixels: unit (N,), or one for all, at positions (N, P).
+    """The activation of one neuron of each example, projected back to the pixels.
 
-    By default each unit's largest position. `rule` "auto" is deconvnet's; where that refuses (there is no ReLU, or one
-    in another spelling), the plain gradient, and `why` says so. `field` spares the probing for the layer's own.
-    Raises InputError, LayerError, and RuleError where "deconvnet" is asked for and refuses.
+    To see which pattern of a top example a unit responds to; with `top_examples` it makes figure 2 of Zeiler & Fergus.
+    For a score of the output use `ub.attribution.deconvnet` or `gradient`.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        layer: Address of the layer, as `box.layers` lists them.
+        unit: Unit (channel), or one per example (N,).
+        position: Positions (N, P) of the neurons on the P other axes of the layer. None: where the unit is largest.
+        rule: Backward rule of ReLUs. "auto" is deconvnet's, or the plain gradient where that cannot be applied (without
+            a ReLU), and `fallback_reason` says why.
+        field: Receptive field of the layer, where it was computed before. None computes it by `receptive_field`.
+        axis: Axis of the layer's units; its other axes, but for the batch, are positions.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Projections`: `map` (N, ...) like x, `value` (N,), `position` (N, P), `bounds` (N, 4), `patch(i)`.
+
+    Raises:
+        InputError: for units or positions that the layer does not have.
+        LayerError: for an unknown layer.
+        RuleError: for rule="deconvnet" where it cannot be applied.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> result = ub.activations.projections(box, x, "relu2", 3)
+        >>> tuple(result.map.shape), result.rule
+        ((2, 1, 28, 28), 'deconvnet')
+
+    Source:
+        Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1.
     """
-    if rule not in ("auto", "deconvnet", "gradient"):
-        raise InputError(f'rule is "auto", "deconvnet" or "gradient"; got {rule!r}')
+    check_settings(projections, locals())
     x = box.validate_inputs(x)
     (path,) = unit_layers(box, layer)
     h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
     units = _check_units(unit, len(x), h)
     positions = (
-        unravel_positions(peak_positions(h)[torch.arange(len(x)), units], h.shape[2:])
+        unravel_positions(max_positions(h)[torch.arange(len(x)), units], h.shape[2:])
         if position is None
         else _check_positions(position, h)
     )
@@ -86,7 +122,7 @@ def projections(
 
 
 def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1) -> Objective:
-    """One neuron an example: unit (N,) at position (N, P)."""
+    """One neuron per example: unit (N,) at position (N, P)."""
 
     def score(h: Tensor) -> Tensor:
         rows = torch.arange(len(h), device=h.device)
@@ -96,7 +132,7 @@ def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1
     def select_rows(i: Index) -> Objective:
         return neuron_per_example(layer, unit[i], position[i], axis)
 
-    return layer_objective(layer, score, f"{layer}, one neuron an example", select_rows, len(unit))
+    return layer_objective(layer, score, f"{layer}, one neuron per example", select_rows, len(unit))
 
 
 def _project_back(
@@ -124,7 +160,7 @@ def _field_bounds(
 def _check_units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
     units = as_classes(unit).to(h.device, torch.long)
     if units.ndim > 1 or (units.ndim == 1 and len(units) != n):
-        raise InputError(f"wanted one unit, or one for each of {n} examples; got shape {tuple(units.shape)}")
+        raise InputError(f"unit must be one unit, or one for each of {n} examples; got shape {tuple(units.shape)}")
     if units.numel() and not (int(units.min()) >= 0 and int(units.max()) < h.shape[1]):
         raise InputError(f"the layer has units 0 to {h.shape[1] - 1}; got {int(units.min())} to {int(units.max())}")
     return units.expand(n)
@@ -134,5 +170,5 @@ def _check_positions(position: Tensor, h: Tensor) -> Tensor:
     positions = as_classes(position).to(h.device, torch.long)
     sides = torch.tensor(h.shape[2:], device=h.device)
     if positions.shape != (len(h), len(sides)) or bool(((positions < 0) | (positions >= sides)).any()):
-        raise InputError(f"wanted positions ({len(h)}, {len(sides)}) within {tuple(h.shape[2:])}, one an example")
+        raise InputError(f"position must be ({len(h)}, {len(sides)}) within {tuple(h.shape[2:])}, one per example")
     return positions

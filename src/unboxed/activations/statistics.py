@@ -1,11 +1,11 @@
-"""What values the units of a layer take over data: moments, histograms, dead units, in one pass."""
+"""Unit statistics: moments, histograms and dead units of a layer over data, in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,70 +14,104 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import for_each_batch
 from ..engine.read.items import SkippedExamples
-from ..errors import InputError, LayerError
-from ..model.batching import BatchSize
+from ..engine.results import OneLineRepr
+from ..errors import LayerError
 from ..model.hooks import Acts
 from ..objectives import MODEL_ENDS
+from ..parameters import BatchSize, Data, Layers, UnitAxis
+from ..settings import check_settings
 from .distributions import BatchMoments, Histograms, Moments
 from .units import unit_layers, units_to_axis_1
 
 T = TypeVar("T")
 F = TypeVar("F")
 DEFAULT_BINS = 64
-MAX_PENDING_VALUES = 2**18  # values
-ScoreKind = Literal["peak", "mean"]
-HistogramKind = Literal["positions", "peak", "mean"]
+MAX_PENDING_VALUES = 2**18  # of batches that are added to the moments together
+ScoreKind = Literal["max", "mean"]
+HistogramKind = Literal["positions", "max", "mean"]
 
 
-@dataclass(frozen=True, eq=False)
-class UnitStatistics:
-    """Of each unit of one layer, (C,): over all positions of all examples without NaN or infinite values."""
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitStatistics(OneLineRepr):
+    """Statistics of each unit of one layer, over all positions of all examples without NaN or infinite values."""
 
-    path: str
-    n_examples: int  # seen
+    returns: ClassVar[str] = "table"
+
+    path: str  # the layer's address
+    n_examples: int  # that were read
     n_finite: Tensor  # (C,) of them without NaN or infinite values
-    mean: Tensor
-    std: Tensor
-    minimum: Tensor  # NaN, as `high`, where nothing is known
-    maximum: Tensor
-    active_share: Tensor  # share of the examples in which it is above zero somewhere
+    mean: Tensor  # (C,)
+    std: Tensor  # (C,)
+    minimum: Tensor  # (C,) NaN, as the others, where no example is finite
+    maximum: Tensor  # (C,)
+    active_fraction: Tensor  # (C,) of the examples, in which the unit is above zero somewhere
     histogram_of: HistogramKind  # what the histogram counts: every position, or each example's largest or mean value
     counts: Tensor  # (C, B)
-    edges: Tensor  # (C, B + 1) powers of two apart: as narrow as B bins over all values can be
-    interrupted: bool
+    edges: (
+        Tensor  # (C, B + 1) bins have a power of two as their width, the smallest for which B of them hold all values
+    )
+    interrupted: bool  # by Ctrl-C: of the examples until then
 
     @property
     def dead(self) -> Tensor:
-        """(C,) bool: never above zero, or the same everywhere."""
+        """(C,) bool: never above zero, or constant."""
         return (self.maximum <= 0) | (self.maximum == self.minimum)
 
 
 @card(
     name="Unit statistics",
     source="dead units: Zeiler & Fergus 2014, arXiv:1311.2901, section 4.1; moments: Chan, Golub & LeVeque 1979",
-    shows="Which values each unit takes over the data, and which units never answer to any of it.",
-    does_not_show="Whether a unit that answers is of any use, or a dead one would answer to other data.",
+    shows="The distribution of each unit's activation over the data, and which units are dead.",
+    does_not_show="Whether an active unit is of any use, or whether other data would activate a dead one.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-1:]),
+    order=4,
 )
 def statistics(
     box: Box,
-    data: Any,
-    layers: Sequence[str] | str | None = None,
+    data: Data,
+    layers: Layers = None,
     *,
-    histogram_of: HistogramKind = "positions",
-    axis: int = 1,
+    histogram_of: Annotated[HistogramKind, "Values of a unit that its histogram counts."] = "positions",
+    axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
 ) -> tuple[UnitStatistics, ...]:
-    """Moments and a histogram of every unit of some layers, in one pass.
+    """Moments and a histogram of every unit of some layers, in one pass over data of any size.
 
-    By default of all leaves with weights whose units are on `axis`.
+    To find dead units, thresholds, and the usual range of an activation. `top_examples` gives the same with the
+    examples that excite each unit most.
 
-    `data` is a tensor, a pair (x, y), a Dataset or any iterable of inputs, of any size. Units lie on `axis`, 1 as
-    everywhere (for tokens (N, T, C) those are the tokens: pass -1 for the features); all others are positions.
-    Ctrl-C ends the pass and gives what was seen. Raises DataError, InputError, LayerError.
+    Args:
+        box: The opened model.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors.
+        layers: Addresses of the layers, as `box.layers` lists them. None: all modules without children that have
+            weights and units on `axis`.
+        histogram_of: Values of a unit that its histogram counts. "positions": all of them; "max" or "mean": the
+            largest, or the mean, of each example.
+        axis: Axis of the layer's units; its other axes, but for the batch, are positions. For tokens (N, T, C) give -1.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        One `UnitStatistics` per layer: `mean`, `std`, `minimum`, `maximum`, `active_fraction`, `dead`, each (C,), and
+        `counts` (C, B), `edges` (C, B + 1). Ctrl-C gives those of the examples until then.
+
+    Raises:
+        DataError: for data without examples.
+        InputError: for inputs that do not fit the model, or settings out of their range.
+        LayerError: for an unknown layer, or one without units.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(16)
+        >>> (result,) = ub.activations.statistics(box, x, "relu1")
+        >>> result.n_examples, tuple(result.mean.shape), bool((result.minimum >= 0).all())
+        (16, (16,), True)
+
+    Source:
+        Dead units: Zeiler & Fergus 2014, arXiv:1311.2901, section 4.1. Moments: Chan, Golub & LeVeque 1979, "Updating
+        Formulae and a Pairwise Algorithm for Computing Sample Variances", equation 2.1.
     """
-    if histogram_of not in ("positions", "peak", "mean"):
-        raise InputError(f'histogram_of must be "positions", "peak" or "mean"; got {histogram_of!r}')
+    check_settings(statistics, locals())
     paths = unit_layers(box, layers, axis)
     surveys = {path: UnitSurvey(path, axis, histogram_of) for path in paths}
 
@@ -104,10 +138,10 @@ def run_pass(
     batch_size: BatchSize = "auto",
     skipped: SkippedExamples | None = None,
 ) -> tuple[T, bool]:
-    """A state that `look`s at each layer's activations while the model runs, batch after batch; and if Ctrl-C ended it.
+    """The last state of a pass over data, and whether Ctrl-C ended it.
 
-    `noted` makes the next state of the last, of what the looks gave and of the activations `read`, and leaves the old
-    one as it is: Ctrl-C may come at any time after the first batch.
+    `observe(state, path, activation)` is called for each layer while the model runs; `next_state(state, observed,
+    activations of read_layers)` after each batch. It leaves the old state unchanged: Ctrl-C may come at any time.
     """
     state: T | None = None
 
@@ -133,7 +167,7 @@ def run_pass(
 
 
 class _ActivationObserver(Generic[F]):
-    """Edits that change nothing: no activation is copied. What a look raises waits, for a model may swallow it."""
+    """Edits that change nothing: no activation is copied. An error is raised after the run: models may catch it."""
 
     def __init__(self, observe: Callable[[str, Tensor], F]) -> None:
         self.observe = observe
@@ -157,7 +191,7 @@ class _ActivationObserver(Generic[F]):
 
 @dataclass(frozen=True)
 class SurveyState:
-    """One layer's running statistics. The last rows wait until they are many: counting a few takes as long."""
+    """One layer's running statistics. Small batches wait until they are many, and are counted together."""
 
     n_examples: int
     moments: Moments
@@ -167,7 +201,7 @@ class SurveyState:
 
 @dataclass(frozen=True)
 class UnitSurvey:
-    """How one layer is looked at."""
+    """What is computed of one layer."""
 
     path: str
     axis: int
@@ -175,7 +209,7 @@ class UnitSurvey:
     n_bins: int = DEFAULT_BINS
 
     def observe(self, state: SurveyState | None, h: Tensor) -> tuple[SurveyState, Tensor, BatchMoments]:
-        """The state with one batch more, the batch's activations (n, C, *P) and what they come to, row by row."""
+        """The state with one batch more, the batch's activations (n, C, *P), and its moments per example."""
         h = units_to_axis_1(h, self.axis, self.path)
         flat = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, P)
         rows, state = BatchMoments.from_values(flat), state or self._empty_state(flat)
@@ -192,13 +226,13 @@ class UnitSurvey:
         return SurveyState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
 
     def _count_pending(self, state: SurveyState) -> SurveyState:
-        """The rows that waited are counted."""
+        """The state with the pending batches counted."""
         if not state.pending:
             return state
         rows, histograms = BatchMoments.concat(state.pending), state.histograms
         if self.histogram_of != "positions":
             histograms = histograms.update(
-                (rows.maximum if self.histogram_of == "peak" else rows.mean).T, rows.is_finite.T
+                (rows.maximum if self.histogram_of == "max" else rows.mean).T, rows.is_finite.T
             )
         return SurveyState(state.n_examples, state.moments.update(rows), histograms)
 
@@ -210,7 +244,7 @@ class UnitSurvey:
             "std": moments.std,
             "minimum": moments.minimum,
             "maximum": moments.maximum,
-            "active_share": moments.n_active / moments.n_examples,
+            "active_fraction": moments.n_active / moments.n_examples,
         }
         rows = {name: v.masked_fill(moments.n_examples == 0, torch.nan).to(dtype) for name, v in values.items()}
         return UnitStatistics(

@@ -1,9 +1,10 @@
-"""t-SNE maps: the examples as points in the plane, near to one another where a layer holds them to be alike."""
+"""t-SNE maps: examples as points in the plane, close to one another where they are similar in a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -14,55 +15,62 @@ from ..cards import card
 from ..engine.read import features
 from ..engine.read.embedding import Embedding, fit_tsne
 from ..engine.read.neighbors import nearest_points
+from ..engine.results import OneLineRepr
 from ..errors import InputError
-from ..model.batching import BatchSize
-from ..validation import check_float, check_int
+from ..parameters import BatchSize, Inputs, Layers
+from ..settings import Above, check_settings
+from ..validation import check_int
 
-N_DEFAULT_LAYERS = 4  # hidden layers that are mapped when none is named
+N_DEFAULT_LAYERS = 4  # hidden layers that are mapped where none is named
 
 
-@dataclass(frozen=True, eq=False)
-class TsneMap:
-    path: str  # its address; "input" is the example itself
+@dataclass(frozen=True, eq=False, repr=False)
+class TsneMap(OneLineRepr):
+    """The t-SNE map of one layer."""
+
+    path: str  # the layer's address; "input" is the example itself
     points: Tensor  # (N, 2)
     embedding: Embedding = field(repr=False)
 
     def accuracy(self, y: Tensor | Sequence[int], k: int = 10) -> float:
-        """The share of points whose k nearest in the map, itself left out, mostly bear its label in y (N,)."""
+        """The accuracy of a vote of the k nearest other points on the label of each point, for labels y (N,)."""
         y = torch.as_tensor(y, device=self.points.device)
         if y.shape != self.points.shape[:1] or y.is_floating_point() or y.is_complex():
-            raise InputError(f"wanted one label a point, ({len(self.points)},) whole numbers; got {tuple(y.shape)}")
+            raise InputError(f"y must be one class per point, ({len(self.points)},) integers; got {tuple(y.shape)}")
         k = min(check_int("k", k, minimum=1), len(y) - 1)
         if k < 1:
-            raise InputError("a map of one point has no neighbors; map more examples")
+            raise InputError("a map of one point has no neighbors: map more examples")
         return _knn_accuracy(self.points, y.long(), k)
 
 
-@dataclass(frozen=True)
-class TsneMaps:
-    """A map a layer of the same N examples."""
+@dataclass(frozen=True, repr=False)
+class TsneMaps(OneLineRepr):
+    """One t-SNE map per layer of the same N examples."""
+
+    returns: ClassVar[str] = "embedding"
 
     layers: tuple[TsneMap, ...]
-    interrupted: bool = False
+    interrupted: bool = False  # by Ctrl-C: the maps that were done until then
+    classes: tuple[str, ...] = ()  # the names of the model's classes
     _box: Box | None = field(default=None, repr=False)
 
     def __getitem__(self, path: str) -> TsneMap:
-        """The map of a layer. Raises InputError where it has none."""
+        """The map of a layer. Raises InputError for one that has none."""
         for layer in self.layers:
             if layer.path == path:
                 return layer
         raise InputError(f"there is no map of {path!r}; there are {', '.join(m.path for m in self.layers)}")
 
     def accuracy(self, y: Tensor | Sequence[int], k: int = 10) -> dict[str, float]:
-        """{layer: the share of points whose k nearest in the map mostly bear their label}."""
+        """{layer: the accuracy of a vote of the k nearest other points on the label of each point}."""
         return {layer.path: layer.accuracy(y, k) for layer in self.layers}
 
     def transform(self, x: Tensor, *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
-        """Where new inputs (M, ...) belong in the finished maps, {layer: (M, 2)}; the maps stay as they are."""
+        """The points of new inputs (M, ...) in the finished maps, {layer: (M, 2)}; the maps stay as they are."""
         if self._box is None:
-            raise InputError("these maps came without their box, which reads new inputs; make them by tsne(box, x)")
+            raise InputError("these maps have no model to read new inputs with: make them by tsne(box, x)")
         box, paths, n = self._box, [m.path for m in self.layers], len(self.layers[0].points)
-        max_features = features.max_unsketched_features(n)  # sketched where the map's own examples were
+        max_features = features.max_unsketched_features(n)  # sketched where the examples of the map were
         features_by_path = features.read_features(
             box, box.validate_inputs(x), paths, batch_size=batch_size, max_features=max_features
         )
@@ -73,31 +81,59 @@ class TsneMaps:
 
 @card(
     name="t-SNE map",
-    source="van der Maaten and Hinton 2008; openTSNE (Poličar et al. 2024), begun at the principal components",
-    shows="Which examples a layer brings together: clusters of one class show that the layer already tells it apart.",
-    does_not_show="How far apart clusters are, or how wide: the map keeps neighbors, not distances.",
+    source="van der Maaten and Hinton 2008; openTSNE (Poličar et al. 2024), from the principal components",
+    shows="Which examples are similar in a layer: clusters of one class mean that the layer separates it.",
+    does_not_show="Distances between clusters, or their sizes: a map preserves neighbors, not distances.",
     example=lambda method, box, x, y: method(box, x),
     exempt={
-        "splitting": "the places in a map depend on one another, and the climb amplifies rounding errors; "
-        "what it starts from, the features read, is the same for any split"
+        "splitting": "the points of a map depend on one another, and the optimization amplifies rounding errors; "
+        "the features that it starts from are the same for any split"
     },
+    order=8,
 )
 def tsne(
     box: Box,
-    x: Tensor,
-    layers: str | Sequence[str] | None = None,
+    x: Inputs,
+    layers: Layers = None,
     *,
-    perplexity: float = 30.0,
+    perplexity: Annotated[float, Above(1), "About how many neighbors of each point count."] = 30.0,
     batch_size: BatchSize = "auto",
 ) -> TsneMaps:
-    """Maps of the inputs themselves ("input") and of hidden layers: four of them, evenly spread, unless named.
+    """t-SNE maps of examples: of the inputs themselves, and of their activations in layers.
 
-    More than 50 features become their 50 principal components; of a layer with too many values to hold, after a sketch
-    that keeps distances within some percent. The perplexity is at most (N - 1) / 3; fewer than 6 points lie at their
-    first two principal components. Nothing depends on chance: the same call gives the same map.
-    Ctrl-C keeps the maps that are done. Raises LayerError for unknown layers.
+    An overview of how a model separates classes from layer to layer. For the neighbors of single examples, exactly, use
+    `nearest_neighbors`; for two models `cka`. The same call gives the same map.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        layers: Addresses of the layers, as `box.layers` lists them. None: "input", and the inputs of four layers,
+            evenly spaced over the depth.
+        perplexity: About how many neighbors of each point count. At most (N - 1) / 3.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `TsneMaps`: for each of its `layers` the `points` (N, 2); `accuracy(y)`, `transform(new_x)`. Ctrl-C keeps the
+        maps that are done.
+
+    Raises:
+        InputError: for inputs or settings out of their range.
+        LayerError: for an unknown layer.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(5)
+        >>> tuple(ub.activations.tsne(box, x, ["fc1"])["fc1"].points.shape)
+        (5, 2)
+
+    Source:
+        van der Maaten & Hinton 2008, "Visualizing Data using t-SNE", as openTSNE computes it (Policar et al. 2024),
+        from the principal components. More than 50 features become their 50 principal components; layers with too many
+        values are sketched first, which preserves distances within some percent. Fewer than 6 points are at their first
+        two principal components.
     """
-    perplexity = check_float("perplexity", perplexity, above=1)
+    check_settings(tsne, locals())
     addresses = (
         ["input", *features.hidden_layer_inputs(box, N_DEFAULT_LAYERS)]
         if layers is None
@@ -115,8 +151,8 @@ def tsne(
     except KeyboardInterrupt:
         if not finished:
             raise
-        return replace(TsneMaps(tuple(finished), _box=box), interrupted=True)
-    return TsneMaps(tuple(finished), _box=box)
+        return TsneMaps(tuple(finished), interrupted=True, classes=box.classes, _box=box)
+    return TsneMaps(tuple(finished), classes=box.classes, _box=box)
 
 
 def _to_tensor(coordinates: object, box: Box) -> Tensor:
@@ -130,4 +166,4 @@ def _knn_accuracy(points: Tensor, y: Tensor, k: int) -> float:
     classes, class_index = np.unique(y.cpu().numpy(), return_inverse=True)  # (N,)
     votes = np.zeros((len(class_index), len(classes)), dtype=np.int64)
     np.add.at(votes, (np.arange(len(class_index))[:, None], class_index[neighbor_index.cpu().numpy()]), 1)
-    return float((votes.argmax(1) == class_index).mean())  # of a tie the lowest label
+    return float((votes.argmax(1) == class_index).mean())  # of a tie the smallest label

@@ -1,4 +1,4 @@
-"""What the units of a layer are, and the layers that have some."""
+"""The units of a layer, and the layers that have units."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.channel_axes import channels_first_layers
+from ..engine.read.features import resolve_address
 from ..errors import LayerError
-from ..objectives import MODEL_ENDS, channel
+from ..objectives import channel
+from ..validation import address_list
 
 
 def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> list[str]:
     """The layers' addresses; by default every leaf that has weights (if none has, every leaf), at each of its calls.
 
-    Where the units' `axis` is 1, those by default are the layers that surely have them there.
+    Where the units' `axis` is 1, those by default are the layers that are known to have them there.
     Raises LayerError for an unknown one, and for one whose first axis is not the batch.
     """
-    named = layers if layers is None or (isinstance(layers, Sequence) and not isinstance(layers, str)) else [layers]
-    paths = (
-        _default_layers(box, axis)
-        if named is None
-        else [a if a in MODEL_ENDS else box.layers.resolve(a) for a in named]
-    )
+    addresses = None if layers is None else address_list(layers)
+    paths = _default_layers(box, axis) if addresses is None else [resolve_address(box, a) for a in addresses]
     if not paths:
         if axis == 1 and _default_layers(box, -1):
             raise LayerError(
-                "no layer surely has its units on axis 1: name layers, or pass axis=-1 where it is the last"
+                "no layer is known to have its units on axis 1: name layers, or give axis=-1 where it is the last"
             )
-        raise LayerError("no module of this model runs by itself: name the layers, for one [':relu#0'] or ['logits']")
+        raise LayerError("no module of this model runs by itself: name the layers, such as [':relu#0'] or ['logits']")
     for path in paths:
         box.check_objective(channel(path, 0), 1)  # the batch is its first axis
     return list(dict.fromkeys(paths))
@@ -46,21 +44,21 @@ def _default_layers(box: Box, axis: int) -> list[str]:
 def units_to_axis_1(h: Tensor, axis: int, path: str) -> Tensor:
     """An activation (n, ...) with its units second: (n, C, *P). Raises LayerError where there is no such axis."""
     if not (1 <= axis < h.ndim or (-h.ndim < axis < 0)):
-        raise LayerError(f"{path!r} gives {tuple(h.shape[1:])} for an example: axis {axis} can't be its units'")
+        raise LayerError(f"{path!r} has shape {tuple(h.shape[1:])} per example: axis {axis} can't be that of its units")
     if h.is_complex():
-        raise LayerError(f"{path!r} gives complex numbers, which have no largest")
+        raise LayerError(f"{path!r} has complex activations, which have no largest")
     h = h.movedim(axis, 1)
     is_full_precision = h.is_floating_point() and h.dtype not in (torch.bfloat16, torch.float16)
     return h if is_full_precision else h.float()
 
 
-def peak_positions(h: Tensor) -> Tensor:
-    """Where each unit (n, C, *P) is largest: (n, C), as a place among its positions in one row; the first of equals."""
+def max_positions(h: Tensor) -> Tensor:
+    """Where each unit (n, C, *P) is largest, as a flat index (n, C); the first of equals."""
     return h.flatten(2).argmax(2) if h.ndim > 2 else torch.zeros_like(h, dtype=torch.long)
 
 
 def unravel_positions(flat_position: Tensor, position_shape: Sequence[int]) -> Tensor:
-    """Places in one row (...) as positions (..., P) on the layer's axes."""
+    """Flat indices (...) as positions (..., P) on the layer's axes."""
     if not position_shape:
         return flat_position.new_empty((*flat_position.shape, 0))
     return torch.stack(torch.unravel_index(flat_position, tuple(position_shape)), -1)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L1, Ball, NormBall, broadcast_rows, resolve_ball
+from ..engine.optimize.constraints import L1, Ball, NormBall, resolve_ball
+from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit, loss, targeted_dlr
 from ..parameters import (

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, broadcast_rows, l2_norm, unbounded_ball
+from ..engine.optimize.constraints import TINY, l2_norm, unbounded_ball
+from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackObjective,
     AttackTarget,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, broadcast_rows, unbounded_ball
+from ..engine.optimize.constraints import TINY, unbounded_ball
+from ..engine.rows import broadcast_rows
 from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, EarlyStop, Eps, Inputs, Labels, OnlyL2, Steps
 from ..settings import Above, AtLeast, Unit, check_settings
 from .attack_state import AttackState

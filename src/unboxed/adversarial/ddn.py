@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, broadcast_rows, unbounded_ball
+from ..engine.optimize.constraints import L2, unbounded_ball
+from ..engine.rows import broadcast_rows
 from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, OnlyL2, Steps
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.optimize.constraints import Linf, broadcast_rows
+from ..engine.optimize.constraints import Linf
+from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..inputs.pixels import Pixels
 from ..rng import hashed_uniform, sample_generator

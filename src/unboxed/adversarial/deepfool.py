@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Linf, NormBall, broadcast_rows, unbounded_ball
+from ..engine.optimize.constraints import TINY, Linf, NormBall, unbounded_ball
+from ..engine.rows import broadcast_rows
 from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Steps
 from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState

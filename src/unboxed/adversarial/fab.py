@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import BALL_BY_NORM, TINY, broadcast_rows, unbounded_ball
+from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball
 from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_direction, vector_norms
+from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit
 from ..parameters import (

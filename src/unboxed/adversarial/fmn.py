@@ -17,15 +17,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import (
-    L2,
-    TINY,
-    broadcast_rows,
-    project_to_radii,
-    unbounded_ball,
-    zero_grad_at_bounds,
-)
+from ..engine.optimize.constraints import L2, TINY, project_to_radii, unbounded_ball, zero_grad_at_bounds
 from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
+from ..engine.rows import broadcast_rows
 from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, Norm, Steps
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState, Evaluation

@@ -6,7 +6,6 @@ Nguyen et al. 2015, "Deep Neural Networks are Easily Fooled", arXiv:1412.1897.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -20,12 +19,12 @@ from ..cards import card
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
+from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
-from ..errors import InputError
-from ..objectives import Objective, as_classes, logit, logprob
-from ..parameters import BatchSize, Seed
+from ..objectives import Objective, logit, logprob
+from ..parameters import BatchSize, Confidence, OptionalSteps, Seed, TargetClasses
 from ..rng import uniform
-from ..settings import Above, AtLeast, Below, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 from .evolution import ENCODINGS, evolve
 
@@ -60,13 +59,11 @@ class Fooling:
 )
 def fooling(
     box: Box,
-    target: Annotated[
-        int | Sequence[int] | Tensor | None, Holds("labels"), "Classes (K,) to make an image for."
-    ] = None,
+    target: TargetClasses = None,
     *,
     algorithm: Annotated[Literal["gradient", "evolution", "cppn"], "How images are found."] = "gradient",
-    confidence: Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."] = 0.9999,
-    steps: Annotated[int | None, AtLeast(0), Unit("steps"), "Number of iterations."] = None,
+    confidence: Confidence = 0.9999,
+    steps: OptionalSteps = None,
     n_children: Annotated[int, AtLeast(1), Unit("images"), "Images per generation of an evolution."] = 100,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -107,7 +104,7 @@ def fooling(
     check_settings(fooling, locals())
     require_images(box, "a fooling image")
     box.require_class_scores("a fooling image")
-    targets, max_steps = _target_classes(box, target), DEFAULT_STEPS[algorithm] if steps is None else steps
+    targets, max_steps = requested_classes(box, target), DEFAULT_STEPS[algorithm] if steps is None else steps
     seed = check_seed(seed)
     with torch.inference_mode(False):
         if algorithm == "gradient":
@@ -116,16 +113,6 @@ def fooling(
     return Fooling(
         evolved.images, targets, evolved.fitness.exp(), evolved.history.exp(), evolved.n_evaluated, evolved.interrupted
     )
-
-
-def _target_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
-    if target is None:
-        return torch.arange(box.n_outputs, device=box.device)
-    requested = as_classes(target)
-    targets = box.class_labels(requested, requested.numel() if requested.ndim else 1)
-    if len(targets) == 0:
-        raise InputError("target has no class: give at least one, or None for all")
-    return targets
 
 
 def _optimize_images(

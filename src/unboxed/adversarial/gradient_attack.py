@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.optimize.constraints import Constraint, NormBall, ball_constraint, broadcast_rows, resolve_ball
+from ..engine.optimize.constraints import Constraint, NormBall, ball_constraint, resolve_ball
 from ..engine.optimize.constraints import identity_grad as identity_grad
 from ..engine.optimize.constraints import unconstrained_grad as unconstrained_grad
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
 from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
+from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..validation import check_seed
 from .attack_state import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient

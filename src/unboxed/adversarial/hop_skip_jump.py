@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Linf, broadcast_rows, l2_norm, unbounded_ball
+from ..engine.optimize.constraints import TINY, Linf, l2_norm, unbounded_ball
+from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackObjective,
     AttackTarget,

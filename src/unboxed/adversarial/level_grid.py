@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import Linf, NormBall, broadcast_rows
+from ..engine.optimize.constraints import Linf, NormBall
+from ..engine.rows import broadcast_rows
 
 N_HALVINGS = 24
 FLOAT32_SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import L1, TINY, Linf, NormBall, broadcast_rows
+from ..engine.optimize.constraints import L1, TINY, Linf, NormBall
+from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError, warn
 from .attack_state import AttackState
 from .level_grid import LevelGrid, bisect_minimum

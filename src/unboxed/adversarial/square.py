@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, Ball, Linf, NormBall, broadcast_rows, l2_norm, resolve_ball
+from ..engine.optimize.constraints import L2, TINY, Ball, Linf, NormBall, l2_norm, resolve_ball
 from ..engine.read.sizes import require_images
+from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Queries, Seed
 from ..rng import hashed_uniform

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.rows import evenly_spaced
 from ..errors import InputError
 from .methods import Method
 from .planting import Trigger, mismatched_classes
@@ -107,7 +108,7 @@ class ShortcutTrial:
     def figure_rows(self) -> list[int]:
         """Of the explained images: two with a mismatched trigger, one with a matched."""
         n = min(self.n_examples, len(self.mismatched[0]))
-        return [*evenly_spaced(n, 2).tolist(), n]
+        return [*evenly_spaced(n, 2), n]
 
 
 def trigger_rates(box: Box, trial: ShortcutTrial) -> TriggerRates:
@@ -149,7 +150,3 @@ def grade_shortcut(score: float, control_score: float) -> ShortcutGrade:
 
 def fraction_true(hits: Tensor) -> float:
     return float(hits.double().mean())
-
-
-def evenly_spaced(n: int, max_count: int) -> Tensor:
-    return torch.linspace(0, n - 1, min(n, max_count)).round().long()

@@ -163,6 +163,7 @@ def supplied(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
 def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
     """The figures as PNG files, all tensors as safetensors, and a summary as JSON, which is printed too."""
     import safetensors.torch
+    import torch
 
     from ..atomic_write import encode_utf8, write_bytes
     from ..checks.verdict_cache import nan_to_none
@@ -170,8 +171,9 @@ def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
     from ..plots.figures import figures
     from ..plots.files import save
 
-    tensors = {name or "result": t.detach().cpu().contiguous() for name, t in result_tensors(result).items()}
-    write_bytes(out / "tensors.safetensors", safetensors.torch.save({k.lstrip("."): v for k, v in tensors.items()}))
+    tensors = {name or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
+    unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": summary(result)}
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,6 +25,37 @@ def attribution_map(result: Any) -> Tensor:
     if not isinstance(attribution, Tensor):
         raise InputError(f"wanted a map, or a result with one; got {type(result).__name__}")
     return attribution
+
+
+MAX_REPR_ITEMS = 3  # of a tuple or mapping that a repr lists
+
+
+class OneLineRepr:
+    """The repr of a result: its fields on one line, tensors by their shapes. For dataclasses with `repr=False`."""
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}  # type: ignore[arg-type]
+        shown = {name: value for name, value in values.items() if value is not None and value is not False}
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in shown.items())})"
+
+
+def _brief(value: Any) -> str:
+    """A value on part of a line."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(_first(f'{name}: {_brief(part)}' for name, part in value.items()))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_first(map(_brief, value)))}]"
+    if isinstance(value, OneLineRepr) or dataclasses.is_dataclass(value):
+        return type(value).__name__
+    return f"{value:.3g}" if isinstance(value, float) else repr(value)
+
+
+def _first(texts: Iterable[str]) -> list[str]:
+    """The first texts, and "..." for more."""
+    listed = list(islice(texts, MAX_REPR_ITEMS + 1))
+    return listed if len(listed) <= MAX_REPR_ITEMS else [*listed[:-1], "..."]
 
 
 def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:

@@ -19,7 +19,6 @@ from .calls import is_equal as is_equal
 from .calls import remember_call as remember_call
 from .images import alpha_norm as alpha_norm
 from .images import color_distance as color_distance
-from .images import roughness as roughness
 from .images import total_variation as total_variation
 from .outputs import as_classes as as_classes
 from .outputs import check_classes as check_classes

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
 
@@ -34,29 +37,6 @@ def color_distance(mean: Tensor) -> Objective:
 
 
 @remember_call
-def roughness() -> Objective:
-    """The anisotropic total variation of an image: the mean absolute difference between neighboring pixels.
-
-    As `total_variation(beta=1)` but with the L1 norm of the two differences, and a mean in place of the sum: its scale
-    does not depend on the size of the image.
-
-    Returns:
-        An `Objective` on the input; subtract it.
-
-    Example:
-        >>> import torch, unboxed as ub
-        >>> ub.roughness()({"input": torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])})
-        tensor([1.])
-    """
-
-    def score(x: Tensor) -> Tensor:  # (N, C, H, W)
-        dx, dy = x.diff(dim=-1).abs(), x.diff(dim=-2).abs()
-        return dx.flatten(1).mean(1) + dy.flatten(1).mean(1)
-
-    return layer_objective("input", score, "roughness")
-
-
-@remember_call
 def alpha_norm(alpha: float = 6.0, center: float = 0.5) -> Objective:
     """The alpha-norm of an image: sum |x - center| ** alpha. It keeps pixels away from the ends of the range.
 
@@ -80,25 +60,35 @@ def alpha_norm(alpha: float = 6.0, center: float = 0.5) -> Objective:
 
 
 @remember_call
-def total_variation(beta: float = 2.0) -> Objective:
+def total_variation(beta: float = 2.0, kind: Literal["isotropic", "anisotropic"] = "isotropic") -> Objective:
     """The total variation of an image: sum ((x[i, j+1] - x[i, j])^2 + (x[i+1, j] - x[i, j])^2) ** (beta / 2).
 
     It keeps images smooth. Differences across the edge of the image count as zero.
 
     Args:
-        beta: Exponent; 1 allows sharp edges, 2 blurs them.
+        beta: Exponent; 1 allows sharp edges, 2 blurs them. Not used by the anisotropic kind.
+        kind: "isotropic" is the sum above. "anisotropic" is the mean of |x[i, j+1] - x[i, j]| plus the mean of
+            |x[i+1, j] - x[i, j]|: its scale does not depend on the size of the image.
 
     Returns:
         An `Objective` on the input; subtract it.
 
     Example:
         >>> import torch, unboxed as ub
-        >>> ub.total_variation()({"input": torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])})
-        tensor([2.])
+        >>> image = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+        >>> ub.total_variation()({"input": image}), ub.total_variation(kind="anisotropic")({"input": image})
+        (tensor([2.]), tensor([1.]))
+
+    Raises:
+        InputError: for another kind.
 
     Source:
-        Mahendran & Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them", eq. 3.
+        Mahendran & Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them", eq. 3 (isotropic).
     """
+    if kind == "anisotropic":
+        return layer_objective("input", _mean_abs_differences, "anisotropic total variation")
+    if kind != "isotropic":
+        raise InputError(f'kind must be "isotropic" or "anisotropic"; got {kind!r}')
 
     def score(x: Tensor) -> Tensor:  # (N, C, H, W)
         dx, dy = x.diff(dim=-1).pow(2), x.diff(dim=-2).pow(2)
@@ -108,3 +98,8 @@ def total_variation(beta: float = 2.0) -> Objective:
         return (squared + EPSILON).pow(beta / 2).flatten(1).sum(1)
 
     return layer_objective("input", score, f"total variation, beta {beta:g}")
+
+
+def _mean_abs_differences(x: Tensor) -> Tensor:  # (N, C, H, W)
+    dx, dy = x.diff(dim=-1).abs(), x.diff(dim=-2).abs()
+    return dx.flatten(1).mean(1) + dy.flatten(1).mean(1)

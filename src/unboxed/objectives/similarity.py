@@ -178,7 +178,7 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
 
     Example:
         >>> import torch, unboxed as ub
-        >>> ub.diversity("conv1")({"conv1": torch.ones(2, 3, 4, 4)})
+        >>> ub.diversity("conv1")({"conv1": torch.ones(2, 3, 4, 4)}).round(decimals=4)
         tensor([-1., -1.])
 
     Source:
@@ -216,7 +216,7 @@ def _reference_objective(
     def checked_score(current: Tensor) -> Tensor:
         current = current if transform is None else transform(current)
         if shape[1:] != current.shape[1:] or shape[0] not in (1, len(current)):
-            raise InputError(f"{layer} gives {tuple(current.shape)}; the activation to match is {shape}")
+            raise InputError(f"{layer} has shape {tuple(current.shape)}; the activation to match has {shape}")
         return score(current, reference.to_like(current))
 
     if len(reference) == 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..engine.rows import evenly_spaced as evenly_spaced
 from . import colors
 from .colors import Array, Bytes, as_array
 from .sheet import ColorBar, Tile, contact_sheet
@@ -98,11 +99,10 @@ def confused(
     return contact_sheet([first_row, second_row], bars=[ColorBar("signed", scale, "d logit / dx")])
 
 
-def morph_strip(
-    morph: Morph, row: int, classes: Sequence[str], target: int, *, label: int | None = None, steps: int = 5
-) -> Image.Image:
+def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int = 5) -> Image.Image:
     """One morph as a strip: input, gradient, some of the steps, result, each with its probabilities."""
     frames, probs = morph_frames(morph, row)
+    classes, target = morph.classes, int(morph.targets[row])
     start = int(probs[0].argmax()) if label is None else label
     captions = [f"{classes[target]}: {p[target]:.2f}\n{classes[start]}: {p[start]:.2f}" for p in probs]
     scale = shared_vmax(morph.initial_gradient[row])
@@ -126,11 +126,6 @@ def morph_frames(morph: Morph, row: int) -> tuple[Array, Array]:
     changed_steps = (frames[1:] != frames[:-1]).reshape(len(frames) - 1, -1).any(1).nonzero()[0]
     n = int(changed_steps[-1]) + 2 if len(changed_steps) else 1
     return frames[:n], probs[:n]
-
-
-def evenly_spaced(n: int, max_count: int) -> list[int]:
-    """At most `most` of the indices 0..n-1, evenly spread, first and last among them."""
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, max_count))}) if n else []
 
 
 def class_sheet(

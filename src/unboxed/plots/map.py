@@ -75,7 +75,11 @@ def dot_radius(n: int, side: int) -> float:
 def scatters(
     maps: TsneMaps, labels: Any = None, names: Sequence[str] = (), *, title: str = "", side: int = 360
 ) -> Image.Image:
-    """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest."""
+    """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest.
+
+    `names` of classes are by default those that the maps carry.
+    """
+    names = names or maps.classes
     tiles = [
         Tile(
             scatter(m.points, labels, names, side=side), "\n".join([_layer_title(m.path), *_agreement_lines(m, labels)])

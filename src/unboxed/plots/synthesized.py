@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..engine.rows import evenly_spaced
 from ..errors import InputError
 from . import colors
 from .colors import Bytes, as_array
@@ -29,9 +30,9 @@ def image_sheet(result: Any, *, captions: Sequence[str] = (), title: str = "", c
 
 
 def frame_strip(result: Any, *, names: Sequence[str] = (), title: str = "", max_frames: int = 8) -> Image.Image:
-    """A row an image, from the start (left) to the end; frames between are spread evenly. Raises InputError."""
+    """One row per image, from the start (left) to the end; frames are evenly spaced. Raises InputError."""
     frames = _require_frames(result)  # (T, N, C, H, W)
-    frame_indices = np.unique(np.linspace(0, len(frames) - 1, max_frames).round().astype(int))
+    frame_indices = evenly_spaced(len(frames), max_frames)
     rows = [[Tile(colors.image_to_rgb(frames[t, i])) for t in frame_indices] for i in range(frames.shape[1])]
     return contact_sheet(
         rows, title=title, columns=[f"{t / max(1, len(frames) - 1):.0%}" for t in frame_indices], names=names
@@ -44,16 +45,16 @@ def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, m
 
 
 def _captions(result: Any, n: int) -> list[str]:
-    """What stands below the images: their units where they have some, and their scores."""
-    scores, targets = getattr(result, "scores", None), getattr(result, "targets", None)
-    lines = [[] for _ in range(n)] if targets is None else [[f"no. {int(t)}"] for t in targets]
+    """The text below the images: what each is of, and its score."""
+    scores, names = getattr(result, "scores", None), getattr(result, "names", None)
+    lines = [[] for _ in range(n)] if names is None else [[name] for name in names]
     if scores is not None:
         lines = [[*caption_lines, f"score {s:.3g}"] for caption_lines, s in zip(lines, as_array(scores), strict=True)]
     return ["\n".join(words) for words in lines]
 
 
 def _result_images(result: Any) -> list[Bytes | Image.Image]:
-    images = result.images if hasattr(result, "images") else getattr(result, "result", result)  # of a morph, the last
+    images = getattr(result, "images", result)
     if getattr(result, "transparency", None) is None:
         return [colors.image_to_rgb(x) for x in images]
     return [_with_alpha(x, t) for x, t in zip(as_array(result.images), as_array(result.transparency), strict=True)]
@@ -68,5 +69,5 @@ def _with_alpha(x: Any, transparency: Any) -> Image.Image:
 
 def _require_frames(result: Any) -> Any:
     if result.frames is None:
-        raise InputError("no frames were kept: call the method with every=k")
+        raise InputError("there are no frames: call the method with frame_every=k")
     return result.frames

@@ -62,7 +62,7 @@ def _verdict_text(context: ReportContext, plans: Sequence[MorphPlan], morphs: Mo
     if judge is None:
         return why, ""
     wanted = [p.target for p in plans]
-    after, before = judge_images(judge, morphs.result, wanted), judge_images(judge, morphs.input, wanted)
+    after, before = judge_images(judge, morphs.images, wanted), judge_images(judge, morphs.input, wanted)
     text = (
         f"The judge sees the class aimed at in {after.n_recognized or 'none'} of {count_noun(len(plans), 'result')} "
         f"(mean\u00a0p\u00a0{after.mean_target_prob:.2f})"
@@ -111,7 +111,7 @@ def _morph_slider(context: ReportContext, plan: MorphPlan, morphs: Morph, i: int
         )
     stem = file_name("morph", context.survey.rows[plan.index], "to", name)
     gif_content = gif_bytes([colors.image_to_rgb(frames[t]) for t in draw.evenly_spaced(len(frames), MAX_FRAMES)])
-    strip_image = draw.morph_strip(morphs, i, context.survey.classes, plan.target)
+    strip_image = draw.morph_strip(morphs, i)
     gif, png = (
         context.pictures.save_file(f"{stem}.gif", gif_content),
         context.pictures.save_file(f"{stem}.png", strip_image),
@@ -153,7 +153,7 @@ def _morph_lines(
     context: ReportContext, plan: MorphPlan, morphs: Morph, i: int, last_frame: MorphFrame
 ) -> tuple[str, ...]:
     name, p = context.class_name(plan.target), float(last_frame.probs[plan.target])
-    change = float((morphs.result[i] - morphs.input[i]).norm())
+    change = float((morphs.images[i] - morphs.input[i]).norm())
     reached = "reached" if bool(morphs.confidence_reached[i]) else "not reached"
     label = context.label_name(plan.index)
     first = f"Example {context.survey.rows[plan.index]}: says {context.answer_text(plan.index)}"
@@ -162,9 +162,9 @@ def _morph_lines(
         f"{count_noun(last_frame.step, 'step')} toward {name}: {format_p(p)} "
         f"({reached}), changed by {change:.2f} (Euclidean norm).",
     ]
-    if float((morphs.result[i] - morphs.input[i]).abs().max()) < MIN_CHANGE:
+    if float((morphs.images[i] - morphs.input[i]).abs().max()) < MIN_CHANGE:
         lines.append("The ascent hardly moved; this morph tells nothing.")
-    elif float(morphs.result[i].flatten(1).std(1, correction=0).max()) < MIN_CHANGE:
+    elif float(morphs.images[i].flatten(1).std(1, correction=0).max()) < MIN_CHANGE:
         lines.append("The ascent ended in one even color; this morph tells nothing.")
     if bool(morphs.before_clamp[i]):
         lines.append("Some gradients were taken before the clamp: a final ReLU holds this logit at zero.")
@@ -194,7 +194,7 @@ def _morph_facts(context: ReportContext, plan: MorphPlan, morphs: Morph, i: int)
         "reached": bool(morphs.confidence_reached[i]),
         "steps": int(morphs.steps[i]),
         "p": float(morphs.probs[-1, i, plan.target]),
-        "change": float((morphs.result[i] - morphs.input[i]).norm()),
+        "change": float((morphs.images[i] - morphs.input[i]).norm()),
         "before_clamp": bool(morphs.before_clamp[i]),
     }
 

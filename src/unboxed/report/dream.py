@@ -84,7 +84,9 @@ def _run_deepdream(
 ) -> GeneratedImages:
     step = None if budget.steps == MAX_STEPS else STEP_SIZE * MAX_STEPS / budget.steps
     scale, seed = budget.scale, context.seed
-    return _require_complete(deepdream(box, x, target.objective, scale=scale, steps=budget.steps, step=step, seed=seed))
+    return _require_complete(
+        deepdream(box, x, target.objective, octave_scale=scale, steps=budget.steps, step=step, seed=seed)
+    )
 
 
 def _untrained_control(

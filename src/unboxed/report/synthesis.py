@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote,
 from .context import ReportContext, Section
 from .judge import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
 from .words import count_noun, format_p, join_names
+
+if TYPE_CHECKING:
+    from ..synthesis.class_image import Recipe
 
 MAX_CLASSES = 10  # drawn; with more, those that are confused most
 STARTS_PER_CLASS = 3  # starts per class
@@ -89,7 +93,7 @@ def _class_images(context: ReportContext, recipe: str, classes: list[int]) -> Cl
     n_starts = STARTS_PER_CLASS if recipe == "robust" else 1
     with warnings.catch_warnings():  # told beside the row it is about
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        images = class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed)
+        images = class_image(context.box, classes * n_starts, recipe=cast("Recipe", recipe), seed=context.seed)
     if images.interrupted:  # half-drawn images beside whole ones would mislead
         raise KeyboardInterrupt
     return images

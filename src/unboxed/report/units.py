@@ -231,7 +231,7 @@ class _LayerPatches:
         cls, context: ReportContext, top: TopExamples, indices: Sequence[int], chosen: Sequence[int]
     ) -> _LayerPatches:
         side = max(context.box.inputs.shape[1:])
-        field = receptive_field(context.box, top.path, step=max(1, side // MAX_FIELD_PROBES))
+        field = receptive_field(context.box, top.path, resolution=max(1, side // MAX_FIELD_PROBES))
         x = top.fetch_examples(_SurveyInputs(context, indices), chosen)  # (U, k, C, H, W)
         projected, legend = _try_projections(context, top, field, x.flatten(0, 1), chosen)
         unit_data = {c: _unit_data(top, field, x[i], projected, i, c) for i, c in enumerate(chosen)}

@@ -1,11 +1,15 @@
-"""Class images: the input that the model takes most surely for a class, drawn from nothing."""
+"""Class images: the image of which the model is most confident that it shows a class, optimized from noise or black.
+
+Simonyan et al. 2014, "Deep Inside Convolutional Networks", arXiv:1312.6034, section 2.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,106 +22,132 @@ from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from ..engine.optimize.transforms import random_affine
+from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
-from ..errors import InputError, warn
-from ..model.batching import BatchSize
-from ..objectives import Objective, as_classes, color_distance, layer_objective, logprob, roughness
+from ..errors import warn
+from ..objectives import Objective, color_distance, layer_objective, logprob, total_variation
+from ..parameters import BatchSize, FrameInterval, OptionalSteps, Seed, TargetClasses
 from ..rng import uniform
+from ..settings import check_settings
 from ..validation import check_seed
+from .generated import GeneratedImages
+
+Recipe = Literal["robust", "faithful", "noise"]
+DEFAULT_STEPS = {"robust": 128, "faithful": 50, "noise": 256}
+TOTAL_VARIATION_WEIGHT, MEAN_COLOR_WEIGHT = 13.0, 640.0  # of the recipe "robust", in units of the logits' spread
 
 
-@dataclass(frozen=True, eq=False)
-class ClassImages:
-    images: Tensor  # (N, C, H, W)
-    targets: Tensor  # (N,)
-    scores: Tensor  # (N,) what was climbed
-    probs: Tensor  # (N, K) of the opened model itself: near 1 by construction, so no proof of anything
-    before_clamp: Tensor  # (N,) bool: the gradient was exactly zero somewhere, and was taken before the ReLUs' clamps
-    frames: Tensor | None  # (T, N, C, H, W)
-    history: Tensor  # (T, N) of the score
-    interrupted: bool
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ClassImages(GeneratedImages):
+    """Images of classes. `names` are the classes' names."""
+
+    targets: Tensor  # (N,) the class of each image
+    probs: Tensor  # (N, K) the model's own probabilities: near 1 by construction, so that they prove nothing
 
 
 @card(
     name="Class image",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2; canvas and transforms of Olah et al. 2017",
-    shows="What the model looks for when it says this class.",
+    shows="What the model looks for when it predicts this class.",
     does_not_show="That nothing else would do: other starts give other images, and some need not look like the class.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, 0, steps=3),
+    runs=lambda s: 1 + (DEFAULT_STEPS[s["recipe"]] if s["steps"] is None else s["steps"]),
+    order=1,
 )
 def class_image(
     box: Box,
-    target: int | Sequence[int] | Tensor | None = None,
+    target: TargetClasses = None,
     *,
-    recipe: str = "robust",
-    steps: int | None = None,
-    frame_every: int | None = None,
-    seed: int = 0,
+    recipe: Annotated[Recipe, "Named set of settings."] = "robust",
+    steps: OptionalSteps = None,
+    frame_every: FrameInterval = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> ClassImages:
-    """An image for each target class (None: every class), all drawn in one batch; a class named twice is drawn twice.
+    """An image for each target class, of which the model is confident that it shows the class.
 
-    Recipes: "robust" (Fourier canvas, rotated, zoomed and shifted at each step, smooth), "faithful" (the published
-    50 rounds of signed steps from black, 8-bit) and "noise" (plain ascent from noise: the control that must fail).
-    `every=k` keeps each k-th frame. Raises InputError, OutputError for regression.
+    The first look at what a model has learned. For a single unit or any other objective use `feature`, for all channels
+    of a layer `channels`; to see what changes an existing image into a class, `morph`.
+
+    Args:
+        box: The opened model; its inputs must be images, its outputs class scores.
+        target: Classes (K,) to make an image for. None: every class. A class that is named twice gets two images.
+        recipe: Named set of settings. "robust": Fourier coefficients, random rotation, scale and shift in each step, a
+            penalty on total variation; "faithful": the published 50 rounds of signed steps from black, in 8 bits;
+            "noise": plain gradient ascent on pixels from noise, the control that should not look like the class.
+        steps: Number of iterations. None: 128 for "robust", 50 for "faithful", 256 for "noise".
+        frame_every: Keep every k-th step's images as frames. None keeps none.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `ClassImages`: `images` (K, C, H, W), `targets` (K,), `probs` (K, classes), `scores` (K,), `history` (T, K).
+
+    Raises:
+        InputError: for a model whose inputs are not images, a class that it does not have, settings out of their range.
+        OutputError: for a regression model.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> result = ub.synthesis.class_image(box, [3, 5], steps=2)
+        >>> result.names, tuple(result.images.shape), tuple(result.probs.shape)
+        (('3', '5'), (2, 1, 28, 28), (2, 10))
+
+    Source:
+        Simonyan et al. 2014, arXiv:1312.6034, equation 1: the score of a class less a penalty, maximized in the input.
+        "robust" deviates: its score is the class's logit less half of the log-sum-exp of the others; the penalties are
+        total variation and the distance from the data's mean color; coefficients and transforms are those of Olah et
+        al. 2017.
     """
+    check_settings(class_image, locals())
     require_images(box, "a class image")
     box.require_class_scores("a class image")
-    if not isinstance(recipe, str) or recipe not in RECIPE_BY_NAME:
-        raise InputError(f"recipe is one of {', '.join(RECIPE_BY_NAME)}; got {recipe!r}")
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
-        target_classes = _target_classes(box, target)
-        result = RECIPE_BY_NAME[recipe](box, target_classes, steps, frame_every, seed, batch_size)
+        targets = requested_classes(box, target)
+        n_steps = DEFAULT_STEPS[recipe] if steps is None else steps
+        result = RUN_BY_RECIPE[recipe](box, targets, n_steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
-    if n_clamped := int(result.before_clamp.sum()):
-        message = (
-            f"the gradient is exactly zero on the way to {n_clamped} of "
-            f"{len(target_classes)} images: taken before the clamps there"
-        )
-        warn(message)
-    return ClassImages(
-        result.input,
-        target_classes,
-        result.score,
-        probs,
-        result.before_clamp,
-        result.frames,
-        result.history,
-        result.interrupted or was_interrupted,
+    _warn_clamped(result.before_clamp)
+    return ClassImages.from_result(
+        result,
+        targets=targets,
+        probs=probs,
+        interrupted=result.interrupted or was_interrupted,
+        method="Class image",
+        names=tuple(box.classes[k] for k in targets.tolist()),
     )
 
 
-def _target_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
-    if target is None:
-        return torch.arange(box.n_outputs, device=box.device)
-    requested = as_classes(target)
-    target_classes = box.class_labels(requested, requested.numel() if requested.ndim else 1)
-    if len(target_classes) == 0:
-        raise InputError("no class to draw: target is empty")
-    return target_classes
+def _warn_clamped(before_clamp: Tensor) -> None:
+    if n := int(before_clamp.sum()):
+        warn(
+            f"the gradient was exactly zero in some steps for {n} of {len(before_clamp)} images: "
+            "it was taken before the ReLU there"
+        )
 
 
-def _black_images(box: Box, target_classes: Tensor) -> Tensor:
+def _black_images(box: Box, targets: Tensor) -> Tensor:
     """Black images (N, C, H, W)."""
-    return torch.zeros(len(target_classes), *box.inputs.shape, device=box.device, dtype=box.dtype)
+    return torch.zeros(len(targets), *box.inputs.shape, device=box.device, dtype=box.dtype)
 
 
 def _run_robust(
-    box: Box, target_classes: Tensor, steps: int | None, frame_every: int | None, seed: int, batch_size: BatchSize
+    box: Box, targets: Tensor, steps: int, frame_every: int | None, seed: int, batch_size: BatchSize
 ) -> OptimizationResult:
-    """Noise of the data's own spread drowns what only this model sees; the mean color of the data decides how much ink.
+    """Noise with the standard deviation of the data drowns patterns that only this model responds to.
 
-    The score is in units of how far the logits spread on noise, so one weight of each term serves every model.
+    The score is in units of the spread of the logits on noise, so that one weight per penalty serves every model.
     """
     color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
     logit_scale, was_interrupted = retry_on_interrupt(lambda: _logit_scale(box, batch_size))
-    objective = _class_contrast(target_classes, logit_scale) - 13.0 * roughness()
+    objective = _class_contrast(targets, logit_scale) - TOTAL_VARIATION_WEIGHT * total_variation(kind="anisotropic")
     if has_statistics(box.inputs):  # type: ignore[arg-type]
-        objective -= 640.0 * color_distance(color)
+        objective -= MEAN_COLOR_WEIGHT * color_distance(color)
     config = OptimizationConfig(
-        steps=0 if was_interrupted else 128 if steps is None else steps,
+        steps=0 if was_interrupted else steps,
         optimizer=partial(Adam, lr=0.05),
         transform=random_affine(noise=pixel_std),
         anneal_lr=True,
@@ -125,69 +155,53 @@ def _run_robust(
         frame_every=frame_every,
         seed=seed,
     )
-    canvas = FourierCanvas.noise(_black_images(box, target_classes), seed, Palette(color), sd=0.1, frequency_power=1.5)
+    canvas = FourierCanvas.noise(_black_images(box, targets), seed, Palette(color), sd=0.1, frequency_power=1.5)
     result = optimize(box, objective, canvas, config, batch_size=batch_size)
     return replace(result, interrupted=result.interrupted or was_interrupted)
 
 
-def _class_contrast(target_classes: Tensor, logit_scale: float) -> Objective:
-    """The class's logit less half of how high the others stand together, all in units of `unit`."""
+def _class_contrast(targets: Tensor, logit_scale: float) -> Objective:
+    """The class's logit less half of the log-sum-exp of the others, all in units of `logit_scale`."""
 
-    def score(z: Tensor) -> Tensor:
+    def score(z: Tensor) -> Tensor:  # (N, K)
         z = z / logit_scale
-        class_logit = z.gather(1, target_classes[:, None])[:, 0]
+        class_logit = z.gather(1, targets[:, None])[:, 0]
         if z.shape[1] == 1:
             return class_logit
-        return class_logit - 0.5 * z.scatter(1, target_classes[:, None], -math.inf).logsumexp(1)
+        return class_logit - 0.5 * z.scatter(1, targets[:, None], -math.inf).logsumexp(1)
 
     return layer_objective(
-        "logits",
-        score,
-        "class apart from the others",
-        lambda i: _class_contrast(target_classes[i], logit_scale),
-        len(target_classes),
+        "logits", score, "class contrast", lambda i: _class_contrast(targets[i], logit_scale), len(targets)
     )
 
 
 def _logit_scale(box: Box, batch_size: BatchSize) -> float:
-    """How far the logits spread over the classes when the model sees noise."""
+    """The standard deviation of the logits over the classes on noise."""
     noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
     return max(float(z.std(1 if z.shape[1] > 1 else 0).mean()), 1e-6)
 
 
 def _run_faithful(
-    box: Box, target_classes: Tensor, steps: int | None, frame_every: int | None, seed: int, batch_size: BatchSize
+    box: Box, targets: Tensor, steps: int, frame_every: int | None, seed: int, batch_size: BatchSize
 ) -> OptimizationResult:
     """Published: minimize -10 out[c] + sum(out) by the first step of a new Adam, each round, on normalized pixels.
 
     Such a step is lr * g / (|g| + 1e-8), so every pixel moves by 0.5 in normalized units; then 8 bits again.
     """
-    std = torch.as_tensor(box.inputs.std).to(_black_images(box, target_classes)).view(-1, 1, 1)  # type: ignore[attr-defined]
+    black = _black_images(box, targets)
+    std = torch.as_tensor(box.inputs.std).to(black).view(-1, 1, 1)  # type: ignore[attr-defined]
 
     def step_direction(grad: Tensor) -> Tensor:
         normalized = grad * std
         return std * normalized / (normalized.abs() + 1e-8)
 
-    def project(x: Tensor, center: Tensor | None) -> Tensor:
-        return (x.clamp(0, 1) * 255).round() / 255
-
-    rounds = 50 if steps is None else steps
+    constraint = Constraint(step_direction, lambda x, center: (x.clamp(0, 1) * 255).round() / 255)
     config = OptimizationConfig(
-        rounds,
-        partial(SGD, lr=0.5),
-        Constraint(step_direction, project),
-        relu_bypass="all",
-        frame_every=frame_every,
-        seed=seed,
+        steps, partial(SGD, lr=0.5), constraint, relu_bypass="all", frame_every=frame_every, seed=seed
     )
-    return optimize(
-        box,
-        10 * logprob(target_classes) - _sum_logprobs(),
-        RawCanvas(_black_images(box, target_classes)),
-        config,
-        batch_size=batch_size,
-    )
+    objective = 10 * logprob(targets) - _sum_logprobs()
+    return optimize(box, objective, RawCanvas(black), config, batch_size=batch_size)
 
 
 def _sum_logprobs() -> Objective:
@@ -195,22 +209,18 @@ def _sum_logprobs() -> Objective:
 
 
 def _run_noise(
-    box: Box, target_classes: Tensor, steps: int | None, frame_every: int | None, seed: int, batch_size: BatchSize
+    box: Box, targets: Tensor, steps: int, frame_every: int | None, seed: int, batch_size: BatchSize
 ) -> OptimizationResult:
-    def project(x: Tensor, center: Tensor | None) -> Tensor:
-        return x.clamp(0, 1)
-
-    rounds = 256 if steps is None else steps
+    constraint = Constraint(project=lambda x, center: x.clamp(0, 1))
     config = OptimizationConfig(
-        rounds,
-        partial(Adam, lr=0.05),
-        Constraint(project=project),
-        relu_bypass="all",
-        frame_every=frame_every,
-        seed=seed,
+        steps, partial(Adam, lr=0.05), constraint, relu_bypass="all", frame_every=frame_every, seed=seed
     )
-    start = uniform(_black_images(box, target_classes), seed)
-    return optimize(box, logprob(target_classes), RawCanvas(start), config, batch_size=batch_size)
+    start = uniform(_black_images(box, targets), seed)
+    return optimize(box, logprob(targets), RawCanvas(start), config, batch_size=batch_size)
 
 
-RECIPE_BY_NAME = {"robust": _run_robust, "faithful": _run_faithful, "noise": _run_noise}
+RUN_BY_RECIPE: Mapping[Recipe, Callable[..., OptimizationResult]] = {
+    "robust": _run_robust,
+    "faithful": _run_faithful,
+    "noise": _run_noise,
+}

@@ -1,4 +1,7 @@
-"""Deep visualization: plain ascent kept natural by what is done to the image after each step."""
+"""Deep visualization: gradient ascent regularized by what is done to the image after each step.
+
+Yosinski et al. 2015, "Understanding Neural Networks Through Deep Visualization", arXiv:1506.06579.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -17,26 +21,44 @@ from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize
 from ..engine.optimize.optimizers import NormalizedGradient
 from ..engine.optimize.parameterizations import RawCanvas
+from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import BatchSize
-from ..objectives import Objective, as_classes
+from ..objectives import Objective
+from ..parameters import BatchSize, FrameInterval, Seed, Steps, StepSize
 from ..rng import normal
+from ..settings import Holds, check_settings
 from ..validation import check_float, check_int, check_seed
-from .generated import GeneratedImages
+from .generated import GeneratedImages, objective_names, single_layer
 
 START_NOISE_STD = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code
 
 
 @dataclass(frozen=True)
 class Regularization:
-    """The paper's r_theta, in its order; "zero" is the mean of the data."""
+    """What is done to the image after each step, the paper's r_theta, in its order; "zero" is the mean of the data.
 
-    decay: float = 0.0  # theta_decay: the share of the image lost each step
-    blur_width: float = 0.0  # theta_b_width: of a Gaussian, in pixels
-    blur_every: int = 0  # theta_b_every: steps between blurs
-    small_norm: float = 0.0  # theta_n_pct: percent of the pixels zeroed, those of least norm
-    small_contribution: float = 0.0  # theta_c_pct: percent of the pixels zeroed, those of least |x * gradient|
+    Args:
+        decay: Fraction of the image that is lost in each step (theta_decay).
+        blur_width: Standard deviation of a Gaussian blur, in pixels (theta_b_width).
+        blur_every: Steps between blurs (theta_b_every); 0 never blurs.
+        small_norm: Percent of the pixels that are zeroed, those of least norm (theta_n_pct).
+        small_contribution: Percent of the pixels that are zeroed, those of least |x * gradient| (theta_c_pct).
+
+    Raises:
+        InputError: for values out of their range.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.synthesis.Regularization(decay=0.1, blur_width=1.0, blur_every=4)
+        Regularization(decay=0.1, blur_width=1.0, blur_every=4, small_norm=0.0, small_contribution=0.0)
+    """
+
+    decay: float = 0.0
+    blur_width: float = 0.0
+    blur_every: int = 0
+    small_norm: float = 0.0
+    small_contribution: float = 0.0
 
     def __post_init__(self) -> None:
         for name, below in (("decay", 1), ("blur_width", 1e3), ("small_norm", 100), ("small_contribution", 100)):
@@ -44,7 +66,7 @@ class Regularization:
         check_int("blur_every", self.blur_every)
 
     def __call__(self, x: Tensor, score_grad: Tensor, step: int) -> Tensor:
-        """r_theta of an image (N, C, H, W) whose zero is the mean; `grad` is that of the step before it."""
+        """r_theta of images (N, C, H, W) whose zero is the mean; `score_grad` (N, C, H, W) is that of the last step."""
         x = x * (1 - self.decay)
         if self.blur_width and self.blur_every and step % self.blur_every == 0:
             x = gaussian_blur(x, self.blur_width)
@@ -67,46 +89,83 @@ RECIPE_BY_NAME = {
     "smooth": DeepVisualizationRecipe(Regularization(0.0001, 1.0, 4, 0, 0), 0.02),
     "focus": DeepVisualizationRecipe(Regularization(0, 0.5, 4, 0, 90), 0.02),
 }
-"""The four settings of the paper's table 1; the length of a step, which it does not give, was chosen by looking."""
+"""The four settings of the paper's table 1, and lengths of a step, which it does not give."""
+CUSTOM_STEP_RMS = 0.02  # pixel range: the length of a step for a `Regularization` of the caller's
 
 
 @card(
     name="Deep visualization",
     source="Yosinski et al. 2015, arXiv:1506.06579, section 3, eq. 2 and table 1",
-    shows="What a unit or class answers to most, among images kept smooth, faint or sparse.",
-    does_not_show="Which of what is seen is the model's: smoothness, sparsity come from the recipe: compare all four.",
+    shows="What excites a unit or class most, among images kept smooth, faint or sparse.",
+    does_not_show="What comes from the model: smoothness and sparsity come from the recipe. Compare all four.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, [0, 1, 0], steps=3),
+    runs=lambda s: s["steps"] + 1,
+    order=4,
 )
 def deep_visualization(
     box: Box,
-    target: int | Sequence[int] | Tensor | Objective | None = None,
+    target: Annotated[
+        int | Sequence[int] | Tensor | Objective | None,
+        Holds("target"),
+        "Classes (K,) to make an image for, or an objective.",
+    ] = None,
     *,
-    recipe: str | Regularization = "smooth",
-    steps: int = 200,
-    step: float | None = None,
-    frame_every: int | None = None,
-    seed: int = 0,
+    recipe: Annotated[
+        Literal["sparse", "decay", "smooth", "focus"] | Regularization, Holds("object"), "Named set of settings."
+    ] = "smooth",
+    steps: Steps = 200,
+    step: StepSize = None,
+    frame_every: FrameInterval = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> GeneratedImages:
-    """Repeat x <- r_theta(x + eta da/dx), from noise around the mean image, for classes (None: all) or an objective.
+    """Images of classes or of an objective by gradient ascent, each step followed by decay, blur or sparsification.
 
-    Recipes, the four of the paper's table 1: "sparse" (small blurs, half of the pixels zeroed by their norm), "decay",
-    "smooth" (wide blurs: most of the paper's pictures) and "focus" (small blurs, nine tenths of the pixels zeroed by
-    their contribution), or a `Regularization`. `step` is the root mean square of eta da/dx, in pixel range, so one
-    value serves models whose scores have other units. An objective that holds a row an example is drawn once for each.
-    Raises InputError, LayerError, and OutputError where classes are asked of a model without.
+    The classic of 2015, with four looks of the same target. `class_image` and `feature` give clearer images; compare
+    the recipes here to see what a regularization contributes.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        target: Classes (K,) to make an image for, or an objective. None: every class. An objective that holds a value
+            per example gets an image for each.
+        recipe: Named set of settings. The four of the paper's table 1: "sparse" (small blurs, half of the pixels zeroed
+            by their norm), "decay", "smooth" (wide blurs: most of the paper's figures), "focus" (small blurs, nine
+            tenths of the pixels zeroed by their contribution); or a `Regularization`.
+        steps: Number of iterations.
+        step: Length of a step, in the norm. The norm is the root mean square over pixels, so that one value serves
+            models whose scores have other units. None: the recipe's, 0.006 to 0.06.
+        frame_every: Keep every k-th step's images as frames. None keeps none.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `GeneratedImages`: `images` (N, C, H, W), `scores` (N,), `history` (T, N), `frames`.
+
+    Raises:
+        InputError: for a model whose inputs are not images, a class that it does not have, settings out of their range.
+        LayerError: for an unknown layer of the objective.
+        OutputError: for classes of a model without.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> result = ub.synthesis.deep_visualization(box, [3, 5], steps=2)
+        >>> result.names, tuple(result.images.shape)
+        (('3', '5'), (2, 1, 28, 28))
+
+    Source:
+        Yosinski et al. 2015, arXiv:1506.06579, section 3, equation 2 and table 1: x <- r_theta(x + eta da/dx), from
+        noise around the mean image. Deviation: eta is chosen such that each step has the same length.
     """
+    check_settings(deep_visualization, locals())
     inputs = require_images(box, "deep visualization")
     settings, seed = _resolve_recipe(recipe), check_seed(seed)
-    objective, n = _resolve_objective(box, target)
-    start = torch.zeros(n, *inputs.shape, device=box.device, dtype=box.dtype)
-    mean_image = (
-        inputs.decode(start[:1]) if has_statistics(inputs) else torch.full_like(start[:1], 0.5)
-    )  # the data's mean, or gray
-    step_length = check_float("step", settings.step_rms if step is None else step, above=0) * math.sqrt(
-        start[0].numel()
-    )
+    objective, names = _resolve_objective(box, target)
+    start = torch.zeros(len(names), *inputs.shape, device=box.device, dtype=box.dtype)
+    is_mean_known = has_statistics(inputs)
+    mean_image = inputs.decode(start[:1]) if is_mean_known else torch.full_like(start[:1], 0.5)  # else gray
+    step_length = (settings.step_rms if step is None else step) * math.sqrt(start[0].numel())
 
     def post_step(param: Tensor, grad: Tensor, step: int) -> Tensor:
         return settings.regularization(param - mean_image, grad, step) + mean_image
@@ -120,32 +179,33 @@ def deep_visualization(
         post_step=post_step,
     )
     canvas = RawCanvas(inputs.clip(mean_image + START_NOISE_STD * normal(start, seed)))
-    return GeneratedImages.from_result(optimize(box, objective, canvas, config, batch_size=batch_size))
+    result = optimize(box, objective, canvas, config, batch_size=batch_size)
+    return GeneratedImages.from_result(result, method="Deep visualization", names=names, layer=single_layer(objective))
 
 
 def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:
     if isinstance(recipe, Regularization):
-        return DeepVisualizationRecipe(recipe, 0.02)
+        return DeepVisualizationRecipe(recipe, CUSTOM_STEP_RMS)
     if not isinstance(recipe, str) or recipe not in RECIPE_BY_NAME:
-        raise InputError(f"recipe is one of {', '.join(RECIPE_BY_NAME)}, or a Regularization; got {recipe!r}")
+        names = ", ".join(f'"{name}"' for name in RECIPE_BY_NAME)
+        raise InputError(f"recipe must be {names} or a Regularization; got {recipe!r}")
     return RECIPE_BY_NAME[recipe]
 
 
-def _resolve_objective(box: Box, target: int | Sequence[int] | Tensor | Objective | None) -> tuple[Objective, int]:
-    """What is climbed, and how many images are drawn."""
+def _resolve_objective(
+    box: Box, target: int | Sequence[int] | Tensor | Objective | None
+) -> tuple[Objective, tuple[str, ...]]:
+    """What is maximized, and the names of its images."""
     if isinstance(target, Objective):
         n = target.n or 1
-        return box.check_objective(target, n), n
+        return box.check_objective(target, n), objective_names(target, n)
     box.require_class_scores("deep visualization of a class")
-    requested = torch.arange(box.n_outputs) if target is None else as_classes(target)
-    target_classes = box.class_labels(requested, requested.numel() if requested.ndim else 1)
-    if len(target_classes) == 0:
-        raise InputError("no class to draw: target is empty")
-    return box.objective(target_classes, len(target_classes)), len(target_classes)
+    classes = requested_classes(box, target)
+    return box.objective(classes, len(classes)), tuple(box.classes[k] for k in classes.tolist())
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Images (..., H, W) under a Gaussian of that standard deviation, cut at four of it, mirrored at the edges."""
+    """Gaussian blur of images (..., H, W), cut at four standard deviations, mirrored at the edges."""
     down, across = (_blur_matrix(s, sigma, x) for s in x.shape[-2:])
     return down @ x @ across.mT
 
@@ -155,14 +215,13 @@ def _blur_matrix(side: int, sigma: float, like: Tensor) -> Tensor:
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, device=like.device)
     weights = torch.exp(-0.5 * (offsets.to(like) / sigma) ** 2)
-    index = (torch.arange(side, device=like.device)[:, None] + offsets) % (
-        2 * side
-    )  # an image and its mirror, repeated
+    index = torch.arange(side, device=like.device)[:, None] + offsets
+    index = index % (2 * side)  # the image and its mirror image, repeated
     index = torch.where(index < side, index, 2 * side - 1 - index)
     return like.new_zeros(side, side).scatter_add_(1, index, (weights / weights.sum()).expand(side, -1))
 
 
 def _zero_smallest_pixels(x: Tensor, magnitude: Tensor, percent: float) -> Tensor:
-    """The image without the pixels (N, H, W) whose size lies below that percentile."""
+    """The image with the pixels set to zero whose magnitude (N, H, W) is below that percentile."""
     threshold = torch.quantile(magnitude.flatten(1), percent / 100, dim=1)  # (N,)
     return x * (magnitude >= threshold[:, None, None])[:, None]

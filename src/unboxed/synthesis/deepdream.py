@@ -1,8 +1,12 @@
-"""DeepDream: what a layer sees in an image, made stronger in the image itself."""
+"""DeepDream: the patterns that a layer sees in an image, amplified in the image itself.
+
+Mordvintsev, Olah & Tyka 2015, "Inceptionism: Going Deeper into Neural Networks", and its published notebook.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,78 +14,121 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import score_gradients
-from ..engine.optimize.constraints import TINY, broadcast_rows
+from ..engine.optimize.constraints import TINY
 from ..engine.read import sizes
+from ..engine.read.features import resolve_address
 from ..engine.read.sizes import ANY_SIZE_EXEMPTION, Size
+from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, energy, logit
+from ..parameters import FrameInterval, Inputs, Jitter, Seed, Steps, StepSize
 from ..rng import step_generator
-from ..validation import check_float, check_int, check_seed
-from .generated import GeneratedImages
+from ..settings import Above, AtLeast, Holds, Unit, check_settings
+from ..validation import check_int, check_seed
+from .generated import GeneratedImages, example_names, single_layer
 
 MAX_OCTAVES = 4
 MIN_OCTAVE_SIDE = 16  # pixels of an octave's shorter side
-PHOTO_STEP_LENGTH, INK_STEP_LENGTH = 0.006, 0.04  # a step's length on photos, and on ink on paper
+STEP_LENGTH, BINARY_STEP_LENGTH = 0.006, 0.04  # pixel range; the latter for images that are mostly black and white
+BINARY_FRACTION = 1 / 3  # of an image's values at 0 or 1, from which on it is mostly black and white
+MAX_JITTER, JITTER_DIVISOR = 32, 7  # the notebook's 32 pixels, as a part of 224
 CPU = torch.device("cpu")
 
 
 @card(
     name="DeepDream",
     source="Mordvintsev, Olah & Tyka 2015, 'Inceptionism'; octaves, jitter and steps of its published notebook",
-    shows="Which patterns a layer sees in this image: each is made stronger where it was seen.",
-    does_not_show="What the model's answer rests on: a pattern is amplified however little it matters to the answer.",
+    shows="Which patterns a layer sees in this image: each is amplified where it is seen.",
+    does_not_show="What the prediction depends on: a pattern is amplified however little it matters to the output.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layer=logit(y), steps=3),
     exempt={**ANY_SIZE_EXEMPTION, "row seeds": "its shifts are shared by all rows"},
+    runs=lambda s: (s["octaves"] or MAX_OCTAVES) * s["steps"] + 1,
+    order=5,
 )
 def deepdream(
     box: Box,
-    x: Tensor,
-    layer: str | Objective | None = None,
+    x: Inputs,
+    layer: Annotated[
+        str | Objective | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."
+    ] = None,
     *,
-    octaves: int | None = None,
-    scale: float = 1.4,
-    steps: int = 10,
-    step: float | None = None,
-    jitter: int | None = None,
-    tile: int | Size | None = None,
-    frame_every: int | None = None,
-    seed: int = 0,
+    octaves: Annotated[int | None, AtLeast(1), Unit("sizes"), "Number of sizes of the image, small to large."] = None,
+    octave_scale: Annotated[float, Above(1), "Ratio of the size of an octave to that of the one before."] = 1.4,
+    steps: Steps = 10,
+    step: StepSize = None,
+    jitter: Jitter = None,
+    tile: Annotated[int | Size | None, Unit("pixels"), "Size of the tiles, (height, width) or one for both."] = None,
+    frame_every: FrameInterval = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> GeneratedImages:
-    """Repeat x <- clip(x + step * g / mean |g|), first on a small copy of x, each `scale` times larger, then on x.
+    """The images x with the patterns amplified that a layer sees in them, at several sizes.
 
-    Images (N, C, H, W) may have any size that the model takes as far as `layer` (a name, whose energy is climbed, an
-    objective, or None: a layer of middle depth); what was drawn on one size is added to the next. `octaves` are the
-    sizes, by default up to 4, none of less than 16 pixels nor of a size the model can't take. Each step is made on the
-    image shifted around its edges by up to `jitter` pixels. `step` is .006 by default (the notebook's 1.5 of 255), or
-    .04 where a third of an image's values stand at 0 or 1 and can go one way only. With `tile` (a side, or two) the
-    gradient is found tile by tile, with borders elsewhere at each step, so memory is bounded by the tile. `steps` are
-    those of one octave; frames and history run through all. Raises InputError, LayerError.
+    To see what kind of pattern a layer responds to, in a context that you know. `caricature` exaggerates from noise;
+    `feature` needs no image.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]. They may have any size that the model
+            takes as far as the layer.
+        layer: Address of the layer, as `box.layers` lists them. Its mean square is maximized; or an objective. None: a
+            layer two thirds down those that have positions.
+        octaves: Number of sizes of the image, small to large. What was amplified at one size is added to the next.
+            None: up to 4, none of less than 16 pixels or of a size that the model does not take.
+        octave_scale: Ratio of the size of an octave to that of the one before.
+        steps: Number of iterations. Of each octave.
+        step: Length of a step, in the norm. The norm is the mean magnitude over pixels. None: 0.006 (the notebook's
+            1.5 of 255), or 0.04 for images of which a third of the values are 0 or 1.
+        jitter: Largest random shift of the images in each step. Shifts go around the edges. None: a seventh of the
+            model's own side, at most 32.
+        tile: Size of the tiles, (height, width) or one for both. The gradient is computed tile by tile, with borders at
+            other positions in each step, which bounds the memory for large images. None: the whole image at once.
+        frame_every: Keep every k-th step's images as frames. None keeps none.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `GeneratedImages`: `images` (N, C, H, W) like x, `scores` (N,), `history` (T, N) through all octaves.
+
+    Raises:
+        InputError: for inputs that are not images, of a size that the model does not take, settings out of their range.
+        LayerError: for an unknown layer, or a model without positions.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.synthesis.deepdream(box, x, "relu2", steps=2).images.shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Mordvintsev, Olah & Tyka 2015, "Inceptionism", and its notebook: x <- clip(x + step * g / mean |g|), octaves and
+        jitter. Deviations: octaves are resized without aliasing; where a gradient is zero the image stays.
     """
-    x = sizes.validate_any_size(box, x, "a deep dream")
+    check_settings(deepdream, locals())
+    x = sizes.validate_any_size(box, x, "DeepDream")
     objective = box.check_objective(_resolve_objective(box, layer), len(x))
     evaluator = _TileEvaluator(
         box, objective, _check_tile(tile), _resolve_jitter(box, jitter), check_seed(seed), batch_size
     )
-    octave_sizes = _octave_sizes(evaluator, (x.shape[2], x.shape[3]), octaves, check_float("scale", scale, above=1))
-    settings = _step_length(x, step), _check_frame_every(frame_every)
+    octave_sizes = _octave_sizes(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return _DreamState(evaluator, x, octave_sizes, *settings).run(check_int("steps", steps))
+        return _DreamState(evaluator, x, octave_sizes, _step_lengths(x, step), frame_every).run(steps)
 
 
 def _resolve_objective(box: Box, layer: str | Objective | None) -> Objective:
     if isinstance(layer, Objective):
         return layer
-    return energy(_middle_layer(box) if layer is None else box.layers.resolve(layer))
+    return energy(_default_layer(box) if layer is None else resolve_address(box, layer))
 
 
-def _middle_layer(box: Box) -> str:
+def _default_layer(box: Box) -> str:
     """The layer two thirds down those that have positions."""
     candidates = [r for r in box.layers.leaves if r.has_batch_axis and len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
     if not candidates:
-        raise LayerError("no layer of this model has positions to dream at; give an objective, such as logit(3)")
+        raise LayerError("no layer of this model has positions; give an objective, such as logit(3)")
     row = candidates[(2 * len(candidates)) // 3]
     return row.addresses[0]
 
@@ -91,31 +138,27 @@ def _check_tile(tile: object) -> Size | None:
         return None
     sides = tile if isinstance(tile, tuple) else (tile, tile)
     if len(sides) != 2:
-        raise InputError(f"tile is a side, or (height, width); got {tile!r}")
+        raise InputError(f"tile must be a side, or (height, width); got {tile!r}")
     return check_int("tile", sides[0], minimum=1), check_int("tile", sides[1], minimum=1)
 
 
-def _step_length(x: Tensor, step: float | None) -> Tensor:
-    """The mean change of an image's values in one step, (N,)."""
+def _step_lengths(x: Tensor, step: float | None) -> Tensor:
+    """The mean change of each image's values in one step, (N,)."""
     if step is not None:
-        return x.new_full((len(x),), check_float("step", step, above=0))
-    share_at_bounds = ((x == 0) | (x == 1)).flatten(1).to(x.dtype).mean(1)
-    return torch.where(share_at_bounds > 1 / 3, x.new_tensor(INK_STEP_LENGTH), x.new_tensor(PHOTO_STEP_LENGTH))
-
-
-def _check_frame_every(frame_every: int | None) -> int | None:
-    return None if frame_every is None else check_int("frame_every", frame_every, minimum=1)
+        return x.new_full((len(x),), step)
+    fraction_at_bounds = ((x == 0) | (x == 1)).flatten(1).to(x.dtype).mean(1)
+    is_binary = fraction_at_bounds > BINARY_FRACTION
+    return torch.where(is_binary, x.new_tensor(BINARY_STEP_LENGTH), x.new_tensor(STEP_LENGTH))
 
 
 def _resolve_jitter(box: Box, jitter: int | None) -> int:
-    """By default a seventh of the model's own side, as 32 is of 224."""
-    return min(32, min(sizes.native_size(box)) // 7) if jitter is None else check_int("jitter", jitter)
+    return min(MAX_JITTER, min(sizes.native_size(box)) // JITTER_DIVISOR) if jitter is None else jitter
 
 
 def _octave_sizes(evaluator: _TileEvaluator, size: Size, octaves: int | None, scale: float) -> list[Size]:
     """The sizes of the octaves, small to large."""
     evaluator.check_size(size)
-    count = MAX_OCTAVES if octaves is None else check_int("octaves", octaves, minimum=1)
+    count = MAX_OCTAVES if octaves is None else octaves
     octave_sizes = [size]
     for k in range(1, count):
         smaller = (max(1, round(size[0] / scale**k)), max(1, round(size[1] / scale**k)))
@@ -128,7 +171,7 @@ def _octave_sizes(evaluator: _TileEvaluator, size: Size, octaves: int | None, sc
 
 
 class _TileEvaluator:
-    """How the gradient of an image is found: whole or in tiles, shifted, some rows at a time."""
+    """Computes the gradient of images: at once or in tiles, shifted, some rows at a time."""
 
     def __init__(
         self, box: Box, objective: Objective, tile: Size | None, jitter: int, seed: int, batch_size: BatchSize
@@ -137,7 +180,7 @@ class _TileEvaluator:
         self.tile, self.jitter, self.seed = tile, jitter, seed
 
     def window_size(self, size: Size) -> Size:
-        """What the model sees at once of an image of this size."""
+        """The size of the part of an image of this size that the model is run on."""
         return size if self.tile is None else (min(size[0], self.tile[0]), min(size[1], self.tile[1]))
 
     def accepts_size(self, size: Size) -> bool:
@@ -145,9 +188,7 @@ class _TileEvaluator:
 
     def check_size(self, size: Size) -> None:
         native_size = sizes.native_size(self.box)
-        hint = (
-            f"give tile={native_size} and sizes no smaller (octaves=1 keeps to the image's own), or a layer before that"
-        )
+        hint = f"give tile={native_size} and no smaller sizes (octaves=1 keeps the image's own), or an earlier layer"
         sizes.check_size(self.box, self.objective, self.window_size(size), hint)
 
     def evaluate(self, x: Tensor, step: int, is_last: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +206,7 @@ class _TileEvaluator:
         return torch.stack(scores).mean(0), grad.roll((-shift[0], -shift[1]), (2, 3)), torch.stack(clamped).any(0)
 
     def _random_shift(self, x: Tensor, window: Size, step: int) -> Size:
-        """Where the image is cut into tiles, their borders come to lie anywhere."""
+        """(down, right); of an image in tiles up to a tile, so that borders are at other positions in each step."""
         is_untiled = window == (x.shape[2], x.shape[3])
         max_shift = self.jitter if is_untiled else max(self.jitter, *window)
         down, right = torch.randint(
@@ -197,28 +238,23 @@ class _TileEvaluator:
 
 
 def _tile_starts(length: int, window: int) -> list[int]:
-    """Where tiles begin; the last one ends where the image does, over a part of the one before."""
+    """The first pixels of tiles; the last tile ends with the image, and overlaps the one before."""
     return [*range(0, length - window, window), length - window]
 
 
 class _DreamState:
-    """The octaves, small to large. What was reached is kept at each look."""
+    """The octaves, small to large. What was reached is kept at each evaluation."""
 
     def __init__(
         self,
         evaluator: _TileEvaluator,
         x: Tensor,
         octave_sizes: list[Size],
-        step_length: Tensor,
+        step_lengths: Tensor,
         frame_every: int | None,
     ) -> None:
-        self.evaluator, self.x, self.octave_sizes, self.step_length, self.frame_every = (
-            evaluator,
-            x,
-            octave_sizes,
-            step_length,
-            frame_every,
-        )
+        self.evaluator, self.x, self.octave_sizes = evaluator, x, octave_sizes
+        self.step_lengths, self.frame_every = step_lengths, frame_every
         self.base_and_image = (x, x)  # the octave's image before and now
         self.frames, self.history = list[Tensor](), list[Tensor]()
         self.clamped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -234,7 +270,17 @@ class _DreamState:
         if self.frame_every and not (self.frames and torch.equal(self.frames[-1], images)):
             self.frames.append(images)
         frames = torch.stack(self.frames) if self.frame_every else None
-        return GeneratedImages(images, history[-1], history, frames, self.clamped, interrupted)
+        return GeneratedImages(
+            images=images,
+            scores=history[-1],
+            history=history,
+            frames=frames,
+            before_clamp=self.clamped,
+            interrupted=interrupted,
+            method="DeepDream",
+            names=example_names(len(images)),
+            layer=single_layer(self.evaluator.objective),
+        )
 
     def _run_octaves(self, steps: int) -> None:
         image = detail = torch.zeros_like(self.x[:, :, :1, :1])
@@ -243,7 +289,7 @@ class _DreamState:
             image = (base + sizes.resize_images(detail, size)).clamp(0, 1)
             for _ in range(steps):
                 grad = self._evaluate(base, image)
-                step_scale = self.step_length / grad.abs().flatten(1).mean(1).clamp_min(TINY)
+                step_scale = self.step_lengths / grad.abs().flatten(1).mean(1).clamp_min(TINY)
                 image = (image + broadcast_rows(step_scale, grad) * grad).clamp(0, 1)
             detail = image - base
         self._evaluate(self.x, image, is_last=True)
@@ -258,7 +304,7 @@ class _DreamState:
         return grad
 
     def _full_size_image(self) -> Tensor:
-        """The whole image with what was drawn so far."""
+        """The image at its own size, with all that was amplified so far."""
         base, image = self.base_and_image
         size = (self.x.shape[2], self.x.shape[3])
         return image if image.shape == self.x.shape else (self.x + sizes.resize_images(image - base, size)).clamp(0, 1)

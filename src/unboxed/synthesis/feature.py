@@ -1,97 +1,120 @@
-"""Feature visualization: the image that a neuron, a channel, a direction or any other objective looks for."""
+"""Feature visualization: the image that maximizes a neuron, a channel, a direction or any other objective."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
 from ..errors import InputError, warn
-from ..model.batching import BatchSize
 from ..objectives import Objective, logit
-from ..objectives import diversity as unlike
-from ..validation import check_float, check_int
-from .generated import GeneratedImages
-from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
+from ..objectives import diversity as diversity_objective
+from ..parameters import BatchSize, Canvas, Data, Diversity, FrameInterval, RequiredObjective, Seed, Steps
+from ..settings import AtLeast, Unit, check_settings
+from .generated import GeneratedImages, objective_names
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
 
 
 @card(
     name="Feature visualization",
     source="Olah et al. 2017, Distill, doi:10.23915/distill.00007; MACO: Fel et al. 2023, arXiv:2306.06805, section 3",
-    shows="What excites this part of the model most, when turned, zoomed and shifted a little.",
-    does_not_show="That real inputs excite it by this: the drawing may look like nothing that the model will ever see.",
+    shows="What excites this part of the model most, when rotated, scaled and shifted a little.",
+    does_not_show="That real inputs excite it by this: the image may look like nothing that the model will ever see.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, logit(y[:2]), steps=3),
+    runs=lambda s: s["steps"] + 2,
+    order=2,
 )
 def feature(
     box: Box,
-    objective: Objective,
+    objective: RequiredObjective,
     *,
-    n_images: int | None = None,
-    canvas: str = "fourier",
-    data: Any = None,
-    diversity: float = 0.0,
-    steps: int = DEFAULT_STEPS,
-    frame_every: int | None = None,
-    seed: int = 0,
+    n_images: Annotated[int | None, AtLeast(1), Unit("images"), "Number of images."] = None,
+    canvas: Canvas = "fourier",
+    data: Data = None,
+    diversity: Diversity = 0.0,
+    steps: Steps = DEFAULT_STEPS,
+    frame_every: FrameInterval = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> GeneratedImages:
-    """Draw an image for each row of the objective, or `n` images of one objective.
+    """An image that maximizes an objective: a neuron, a channel, a direction, a logit, or sums of them.
 
-    Objectives add up (joint neurons) and take a weight a row: with w = torch.linspace(0, 1, 5), `channel("conv2", 3)
-    * w + channel("conv2", 8) * (1 - w)` gives five steps from one channel to another. `diversity` weighs how far the n
-    images' textures are to differ, as a share of its rise (.9: a third less alike for an eighth of it); `history` is of
-    the sum. Canvases: "fourier", "pixels" and "maco" (magnitudes of the spectrum held; fills `transparency`). `data`,
-    images of the model's kind, give colors, roughness and spectrum; without them those of natural images are used.
+    The general method of feature visualization. For classes `class_image` is tuned; for all channels of a layer use
+    `channels`; for real examples that excite a unit, `ub.activations.top_examples`. Objectives add up (joint neurons)
+    and take a weight per image: with w = torch.linspace(0, 1, 5), `channel("conv2", 3) * w + channel("conv2", 8) *
+    (1 - w)` gives five steps from one channel to another.
 
-    Raises InputError without pixels, LayerError.
+    Args:
+        box: The opened model; its inputs must be images.
+        objective: An objective (a score per example), such as `ub.channel("conv2", 3)`. One that holds a value per
+            example gets an image for each.
+        n_images: Number of images. None: as many as the objective holds values for, or one.
+        canvas: Parameterization of the images. "fourier": Fourier coefficients; "pixels"; "maco": the phases alone, the
+            spectrum's magnitudes being those of `data` or of natural images; it fills `transparency`.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. The images get their colors, total variation
+            and spectrum; None takes those of natural images.
+        diversity: Weight of the term that makes the images of one objective differ. As a fraction of the score's rise:
+            0.9 makes them a third less alike for an eighth of the score. `history` is then of the sum.
+        steps: Number of iterations.
+        frame_every: Keep every k-th step's images as frames. None keeps none.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `GeneratedImages`: `images` (N, C, H, W), `scores` (N,) of the objective, `history` (T, N), `frames`.
+
+    Raises:
+        InputError: for a model whose inputs are not images, what is no objective, settings out of their range.
+        LayerError: for an unknown layer, or one with integer activations.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> result = ub.synthesis.feature(box, ub.channel("relu1", 3), steps=2)
+        >>> result.names, tuple(result.images.shape), tuple(result.history.shape)
+        (('relu1 channel 3',), (1, 1, 28, 28), (3, 1))
+
+    Source:
+        Olah et al. 2017, "Feature Visualization", doi:10.23915/distill.00007. MACO: Fel et al. 2023, arXiv:2306.06805,
+        section 3, with larger crops, for images as small as the model's inputs. Deviations: a score is in units of its
+        standard deviation on random images, so that one learning rate and one weight per prior serve every model; total
+        variation beyond that of natural images, and the distance from the mean color, are penalized.
     """
-    n_images = _n_images(objective, n_images)
-    recipe, stats = canvas_recipe(canvas), image_statistics(box, data)
+    check_settings(feature, locals())
+    n_images = _check_n_images(objective, n_images)
+    recipe, stats = CANVAS_RECIPES[canvas], image_statistics(box, data)
     if canvas == "maco" and data is None:
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
-    weight = check_float("diversity", diversity, minimum=0)
-    if weight > 0 and n_images == 1:
-        raise InputError("diversity is among several drawings of one objective: say how many, n=4")
-    diversity_term = _diversity_objective(objective) * weight if weight > 0 else None
-    generated, dead = generate(
-        box,
-        objective,
-        n_images,
-        stats,
-        recipe,
-        steps=steps,
-        frame_every=frame_every,
-        seed=seed,
-        batch_size=batch_size,
-        diversity_term=diversity_term,
-    )
+    if diversity > 0 and n_images == 1:
+        raise InputError("diversity makes several images of one objective differ: give their number, n_images=4")
+    term = _diversity_term(objective) * diversity if diversity > 0 else None
+    names, run = objective_names(objective, n_images), RunSettings(steps, frame_every, seed, batch_size)
+    method = "Feature visualization"
+    generated, dead = generate(box, objective, names, stats, recipe, run, method=method, diversity_term=term)
     warn_dead(dead)
     return generated
 
 
 def warn_dead(dead: Tensor) -> None:
-    """Warn of drawings that came to nothing."""
+    """Warn of units whose score is the same for random images and for the optimized one."""
     if k := int(dead.sum()):
-        message = f"{k} of {len(dead)} units seem dead: random images and what was drawn leave them at one value"
-        warn(message)
+        warn(f"{k} of {len(dead)} units seem dead: they have one value on random images and on the optimized images")
 
 
-def _n_images(objective: Objective, n: int | None) -> int:
+def _check_n_images(objective: Objective, n: int | None) -> int:
     if not isinstance(objective, Objective):
-        raise InputError(f'an objective says what to draw, as unboxed.channel("conv2", 3); got {objective!r}')
+        raise InputError(f'objective must be an objective, such as unboxed.channel("conv2", 3); got {objective!r}')
     if objective.batch_dependent:
-        raise InputError("this objective couples its rows; for several different drawings of one unit say diversity=")
-    if n is not None:
-        return objective.check_batch(check_int("n_images", n, minimum=1)).n or n
-    return objective.n or 1
+        raise InputError("the objective is batch-dependent; for several different images of one unit give diversity=")
+    return (objective.n or 1) if n is None else objective.check_batch(n).n or n
 
 
-def _diversity_objective(objective: Objective) -> Objective:
-    """The diversity term, in the layer that is climbed."""
+def _diversity_term(objective: Objective) -> Objective:
+    """The diversity term in the layer of the objective."""
     if objective.n is not None or len(objective.layers) != 1:
-        raise InputError("diversity is among drawings of one objective in one layer")
+        raise InputError("diversity is among images of one objective of one layer")
     (layer,) = objective.layers
-    return unlike(layer)
+    return diversity_objective(layer)

@@ -1,27 +1,64 @@
-"""What the methods of this family give back."""
+"""What the methods of this family return."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from ..engine.optimize.loop import OptimizationResult
+from ..engine.results import OneLineRepr
+from ..objectives import Objective
 
 
-@dataclass(frozen=True, eq=False)
-class GeneratedImages:
-    """Drawn images. `plots.drawings`, `plots.strip` and `plots.animation` take it; frames need `every=k`."""
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GeneratedImages(OneLineRepr):
+    """Images that were optimized, and what their figures need.
 
-    images: Tensor  # (N, ...)
-    scores: Tensor  # (N,) of the objective, without its priors
-    history: Tensor  # (T, N) scores, the start's first
-    frames: Tensor | None  # (T, N, ...), the start first
-    before_clamp: Tensor  # (N,) bool: somewhere the gradient was zero, and was taken before a clamp
-    interrupted: bool
-    transparency: Tensor | None = None  # (N, ...) where the ascent worked: the sum of the gradient's magnitudes
+    `ub.plots.image_sheet`, `frame_strip` and `save_animation` take it; the latter two need frames (`frame_every=k`).
+    """
+
+    returns: ClassVar[str] = "images"
+
+    images: Tensor  # (N, ...) in the box's units
+    scores: Tensor  # (N,) of the objective, without priors
+    history: Tensor  # (T, N) scores of all steps, the start's first
+    frames: Tensor | None = (
+        None  # (T, N, ...) images of every k-th step, the start first; None where they were not asked for
+    )
+    before_clamp: Tensor  # (N,) bool: a ReLU held the gradient at exactly zero, and it was taken before that ReLU
+    interrupted: bool  # by Ctrl-C: the fields have what was reached until then
+    method: str  # its name, as its card has it
+    names: tuple[str, ...]  # (N,) what each image is of: "class 3", "channel 5", "example 0"
+    layer: str | None = None  # address of the layer whose activations were optimized; None where there is no single one
+    transparency: Tensor | None = None  # (N, ...) the sum of the gradient's magnitudes: where the optimization worked
 
     @classmethod
-    def from_result(cls, result: OptimizationResult) -> GeneratedImages:
-        r = result
-        return cls(r.input, r.score, r.history, r.frames, r.before_clamp, r.interrupted, r.abs_grad_sum)
+    def from_result(cls, result: OptimizationResult, **fields: Any) -> Self:
+        """The result of an optimization; `fields` are those that it does not have, or that replace its own."""
+        shared = {
+            "images": result.input,
+            "scores": result.score,
+            "history": result.history,
+            "frames": result.frames,
+            "before_clamp": result.before_clamp,
+            "interrupted": result.interrupted,
+            "transparency": result.abs_grad_sum,
+        }
+        return cls(**{**shared, **fields})
+
+
+def example_names(n: int) -> tuple[str, ...]:
+    """The names of images that are made from n examples."""
+    return tuple(f"example {i}" for i in range(n))
+
+
+def objective_names(objective: Objective, n: int) -> tuple[str, ...]:
+    """The names of n images of one objective, or of one that has a row for each."""
+    return (objective.name,) if n == 1 else tuple(f"{objective.name}, image {i}" for i in range(n))
+
+
+def single_layer(objective: Objective) -> str | None:
+    """The layer that an objective reads; None where it reads several."""
+    return next(iter(objective.layers)) if len(objective.layers) == 1 else None

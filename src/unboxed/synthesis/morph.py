@@ -1,95 +1,134 @@
-"""Morph: change an input, step by step along the gradient, until the model says another class."""
+"""Morph: change an input by gradient steps until the model predicts another class."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Any
 
 from torch import Tensor
 from torch.optim import SGD
-from torch.utils._pytree import tree_map
 
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
-from ..model.batching import BatchSize
 from ..objectives import Objective, logit, logprob
-from ..validation import check_float
+from ..parameters import BatchSize, Confidence, Inputs, Steps, StepSize
+from ..settings import AtLeast, Holds, Unit, check_settings
+from .generated import GeneratedImages
+
+STEP_FRACTION = 0.01  # of the diagonal of [0, 1]^D: the default length of a step
 
 
-@dataclass(frozen=True, eq=False)
-class Morph:
-    input: Tensor  # (N, ...)
-    target: Tensor  # (N,)
-    frames: Tensor  # (T, N, ...): the input first, the result last; a row that is done stays as it is
-    probs: Tensor  # (T, N, K) the model's probabilities for each frame
-    initial_gradient: Tensor  # (N, ...) of the target's logit at the input
-    confidence_reached: Tensor  # (N,) bool: the confidence was reached
-    steps: Tensor  # (N,) taken
-    before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the logit at zero
-    interrupted: bool
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Morph(GeneratedImages):
+    """Inputs that were changed until the model predicts another class. `names` are the names of the target classes.
 
-    @property
-    def result(self) -> Tensor:  # (N, ...)
-        last: Tensor = tree_map(lambda frames: frames[-1], self.frames)
-        return last
+    `frames` begin with the input and end with the result; an example that is done stays as it is.
+    """
+
+    images: Any  # (N, ...) the changed inputs; of several inputs a dict or tuple, as x was given
+    frames: Any  # (T, N, ...)
+    input: Any  # (N, ...)
+    targets: Tensor  # (N,) classes
+    probs: Tensor  # (T, N, K) the model's probabilities of each frame
+    initial_gradient: Any  # (N, ...) of the target's logit at the input
+    confidence_reached: Tensor  # (N,) bool
+    steps: Tensor  # (N,) steps taken
+    classes: tuple[str, ...]  # the names of the model's classes
 
 
 @card(
     name="Morph",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image and by normalized steps",
-    shows="Which changes, and how many, make the model say the other class.",
+    shows="Which changes, and how many, make the model predict the other class.",
     does_not_show="What would convince a person: an easily fooled model morphs without looking like the other class.",
     example=lambda method, box, x, y: method(box, x, (y + 1) % len(box.classes), steps=3),
+    runs=lambda s: 2 * (s["steps"] + 1),
+    order=10,
 )
 def morph(
     box: Box,
-    x: Tensor,
-    target: int | Tensor,
+    x: Inputs,
+    target: Annotated[int | Tensor, Holds("labels"), "Class to become (N,), or one for all."],
     *,
-    confidence: float = 0.9,
-    step: float | None = None,
-    steps: int = 200,
-    frame_every: int = 1,
+    confidence: Confidence = 0.9,
+    step: StepSize = None,
+    steps: Steps = 200,
+    frame_every: Annotated[int, AtLeast(1), Unit("steps"), "Keep every k-th step's images as frames."] = 1,
     batch_size: BatchSize = "auto",
 ) -> Morph:
-    """Repeat x <- clip(x + step * g / |g|), g = d logit[target] / d x, until the target's probability is `confidence`.
+    """Inputs changed step by step along the gradient, until the model predicts the target with the given confidence.
 
-    `step` is a Euclidean length in pixel range (by default .01 of the diagonal of [0, 1]^D). Where the gradient is
-    exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression model.
+    A film of what separates two classes. An adversarial attack (`ub.adversarial.deepfool`, `fab`) finds a smaller
+    change; `class_image` starts from nothing.
+
+    Args:
+        box: The opened model; its outputs must be class scores.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: Class to become (N,), or one for all.
+        confidence: Probability of the target at which an image is done.
+        step: Length of a step, in the norm. The norm is Euclidean. None: 0.01 of the diagonal of [0, 1]^D, of D values.
+        steps: Number of iterations. At most: an example stops where the confidence is reached.
+        frame_every: Keep every k-th step's images as frames. The first and the last are always kept.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Morph`: `images` (N, ...), `frames` (T, N, ...), `probs` (T, N, K), `confidence_reached` (N,), `steps` (N,).
+
+    Raises:
+        InputError: for a class that the model does not have, inputs or settings out of their range.
+        OutputError: for a regression model.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(1)
+        >>> result = ub.synthesis.morph(box, x, 3, steps=40)
+        >>> result.confidence_reached.tolist(), box.predict(result.images).tolist()
+        ([True], [3])
+
+    Source:
+        Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image instead of zero, without a penalty, and by steps
+        of one length: x <- clip(x + step * g / |g|), g = d logit[target] / d x. Where g is exactly zero x stays.
     """
+    check_settings(morph, locals())
     box.require_class_scores("a morph")
-    confidence = check_float("confidence", confidence, above=0, below=1)
     x = box.validate_inputs(x)
-    target_classes = box.class_labels(target, len(x))
-    step = 0.01 * math.sqrt(x[0].numel()) if step is None else check_float("step", step, above=0)
+    targets = box.class_labels(target, len(x))
+    step = STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
     config = OptimizationConfig(
         steps=steps,
         optimizer=partial(SGD, lr=step),
         constraint=ball_constraint(L2(math.inf), x, box.inputs.clip),
-        stop_when=_confidence_margin(box, target_classes, confidence),
+        stop_when=_confidence_margin(box, targets, confidence),
         frame_every=frame_every,
     )
-    result = optimize(box, logit(target_classes), RawCanvas(x), config, batch_size=batch_size)
-    frames = result.frames if result.frames is not None else x[None]
+    result = optimize(box, logit(targets), RawCanvas(x), config, batch_size=batch_size)
+    frames = x[None] if result.frames is None else result.frames
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
-    probs = probs.view(*frames.shape[:2], -1)
-    interrupted = result.interrupted or was_interrupted
-    structured = (
-        box.restore_structure(x),
-        target_classes,
-        box.restore_structure(frames),
-        probs,
-        box.restore_structure(result.initial_grad),
+    return Morph.from_result(
+        result,
+        images=box.restore_structure(result.input),
+        frames=box.restore_structure(frames),
+        input=box.restore_structure(x),
+        targets=targets,
+        probs=probs.view(*frames.shape[:2], -1),
+        initial_gradient=box.restore_structure(result.initial_grad),
+        confidence_reached=result.finished,
+        steps=result.steps,
+        interrupted=result.interrupted or was_interrupted,
+        method="Morph",
+        names=tuple(box.classes[k] for k in targets.tolist()),
+        classes=box.classes,
     )
-    return Morph(*structured, result.finished, result.steps, result.before_clamp, interrupted)
 
 
-def _confidence_margin(box: Box, target_classes: Tensor, confidence: float) -> Objective:
+def _confidence_margin(box: Box, targets: Tensor, confidence: float) -> Objective:
     """Above zero once the target's probability exceeds the confidence."""
     if box.outputs == "multilabel":
-        return logit(target_classes) - math.log(confidence / (1 - confidence))
-    return logprob(target_classes) - math.log(confidence)
+        return logit(targets) - math.log(confidence / (1 - confidence))
+    return logprob(targets) - math.log(confidence)

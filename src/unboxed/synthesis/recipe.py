@@ -1,4 +1,4 @@
-"""How this family draws an objective: canvas, transforms and priors in one recipe whose weights serve every model."""
+"""How `feature`, `channels` and `caricature` optimize: canvas, transforms, and priors that serve every model."""
 
 from __future__ import annotations
 
@@ -26,55 +26,57 @@ from ..engine.optimize.parameterizations import (
 from ..engine.optimize.transforms import Transform, random_affine, random_crop
 from ..engine.read.examples import input_batches
 from ..engine.read.sizes import require_images
-from ..errors import InputError
 from ..model.batching import BatchSize
-from ..objectives import Acts, Objective, color_distance, layer_objective, roughness
+from ..objectives import Acts, Objective, color_distance, layer_objective, total_variation
 from ..rng import normal
 from ..validation import check_seed
-from .generated import GeneratedImages
+from .generated import GeneratedImages, single_layer
 
-MAX_DATA_IMAGES = 1024  # images of `data` that colors, spectrum and roughness are learned from
-N_NOISE_IMAGES = 16  # random images that say how far a score spreads
+MAX_DATA_IMAGES = 1024  # images of `data` from which colors, spectrum and total variation are estimated
+N_NOISE_IMAGES = 16  # random images from which the standard deviation of a score is estimated
 DEFAULT_STEPS = 256
-NATURAL_ROUGHNESS = 0.22  # MNIST's and CIFAR's images have .13 and .12, a mean difference between neighbors
-ROUGHNESS_RATIO = 1.82  # times the data's roughness, where there are data
-ROUGHNESS_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
-PALETTE_OVERSHOOT = 0.02  # of the range, so that units that answer to plain black or white get it
+NATURAL_TOTAL_VARIATION = 0.22  # of natural images, at most: MNIST's and CIFAR's have .13 and .12
+TOTAL_VARIATION_RATIO = 1.82  # times that of the data, where there are data
+TOTAL_VARIATION_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
+PALETTE_OVERSHOOT = 0.02  # of the range, so that units that respond to plain black or white get it
 MEAN_COLOR_WEIGHT = 10.0  # weight of the squared distance from the data's mean color
 
 
 @dataclass(frozen=True, eq=False)
 class ImageStatistics:
-    """What the drawings of one model should look like."""
+    """Statistics of natural images, or of the data, that optimized images are to have."""
 
     palette: Palette
     has_mean_color: bool  # whether the data's mean color is known
-    max_roughness: float  # from where on roughness costs
+    max_total_variation: float  # what exceeds it is penalized
     data: Tensor | None  # (M, C, H, W)
 
 
 def image_statistics(box: Box, data: Any) -> ImageStatistics:
-    """From images of the model's kind where given, else from the normalization. Raises InputError without pixels."""
-    inputs = require_images(box, "a drawing")
+    """Of `data` where given, else from the normalization. Raises InputError without pixels."""
+    inputs = require_images(box, "feature visualization")
     if data is None:
         mean = pixel_statistics(inputs)[0].to(box.device, box.dtype)
         return ImageStatistics(
-            replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT), has_statistics(inputs), NATURAL_ROUGHNESS, None
+            replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT),
+            has_statistics(inputs),
+            NATURAL_TOTAL_VARIATION,
+            None,
         )
     x = box.validate_inputs(next(input_batches(data, MAX_DATA_IMAGES)))
     return ImageStatistics(
         replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT),
         True,
-        ROUGHNESS_RATIO * float(roughness()({"input": x}).mean()),
+        TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": x}).mean()),
         x,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class CanvasRecipe:
-    """A canvas with what goes with it."""
+    """A canvas with its optimizer and transforms."""
 
-    make_canvas: Callable[[Tensor, int, ImageStatistics], Canvas]  # (images to be shaped like, seed, look)
+    make_canvas: Callable[[Tensor, int, ImageStatistics], Canvas]  # (images of the wanted shape, seed, statistics)
     optimizer: Callable[..., torch.optim.Optimizer]
     transform: Transform
     uses_prior: bool = True
@@ -97,11 +99,11 @@ def maco_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
 
 
 def natural_spectrum(like: Tensor) -> Tensor:
-    """The mean spectrum of natural images, (C, H, W // 2 + 1), for a spread of 1 before the colors."""
+    """The mean spectrum of natural images, (C, H, W // 2 + 1), with a standard deviation of 1 before the colors."""
     h, w = like.shape[-2:]
     magnitude = 1 / spectrum_frequencies(like)
     magnitude[0, 0] = 0  # the mean color is the palette's
-    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored, but for what is its own mirror image
+    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored; some columns have no mirror image
     multiplicity[:, 0] = 1
     if w % 2 == 0:
         multiplicity[:, -1] = 1
@@ -118,35 +120,27 @@ CANVAS_RECIPES = {
         maco_canvas, partial(Adam, lr=0.3, eps=0.01), random_crop(0.8, 1.0), uses_prior=False, keeps_transparency=True
     ),
 }
-"""Adam's eps is a part of the score's spread, so what has hardly any gradient hardly moves. MACO's crops are larger
-than the paper's .2 to .5, for drawings are as small as the model's inputs."""
-
-
-def canvas_recipe(canvas: str) -> CanvasRecipe:
-    if not isinstance(canvas, str) or canvas not in CANVAS_RECIPES:
-        raise InputError(f"canvas is one of {', '.join(CANVAS_RECIPES)}; got {canvas!r}")
-    return CANVAS_RECIPES[canvas]
+"""Adam's eps is a fraction of the score's standard deviation: coefficients with hardly any gradient hardly move.
+MACO's crops are larger than the paper's .2 to .5, for images are as small as the model's inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseScores:
-    """How each row's score lies on random images."""
+    """The distribution of each row's score on random images."""
 
-    scale: Tensor  # (N,) about its standard deviation; 1 where they all score the same
+    scale: Tensor  # (N,) about its standard deviation; 1 where it is constant
     mean: Tensor  # (N,)
-    is_constant: Tensor  # (N,) bool: they all score the same
+    is_constant: Tensor  # (N,) bool: all random images have the same score
 
 
 def noise_scores(box: Box, objective: Objective, n: int, stats: ImageStatistics, batch_size: BatchSize) -> NoiseScores:
-    """Of RANDOM images of strong contrast, the same for all rows, so the model runs on them once."""
+    """The scores of N_NOISE_IMAGES images of strong contrast, the same for all rows, so that the model runs once."""
     like = torch.zeros(N_NOISE_IMAGES, *box.inputs.shape, device=box.device, dtype=box.dtype)
     images = FourierCanvas.noise(like, -1, stats.palette, sd=1.0)().detach()
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
-    scores = torch.stack([_row_score(objective, i, acts) for i in range(n)], 1).to(box.dtype)  # (RANDOM, N)
+    scores = torch.stack([_row_score(objective, i, acts) for i in range(n)], 1).to(box.dtype)  # (N_NOISE_IMAGES, N)
     mean = scores.mean(0)
-    scale = torch.maximum(
-        scores.std(0), (scores.amax(0) - mean) / 2
-    )  # a unit that noise hardly excites spreads by that
+    scale = torch.maximum(scores.std(0), (scores.amax(0) - mean) / 2)  # the latter where noise seldom excites a unit
     return NoiseScores(torch.where(scale > 0, scale, 1.0), mean, scale <= 0)
 
 
@@ -155,50 +149,68 @@ def _row_score(objective: Objective, i: int, acts: Acts) -> Tensor:
     return objective.rows(torch.full((N_NOISE_IMAGES,), i, device=any_activation.device))(acts)
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run that `feature`, `channels` and `caricature` share."""
+
+    steps: int
+    frame_every: int | None
+    seed: int
+    batch_size: BatchSize
+
+
 def generate(
-    box: Box, objective: Objective, n: int, stats: ImageStatistics, recipe: CanvasRecipe, *,
-    steps: int, frame_every: int | None, seed: int, batch_size: BatchSize, diversity_term: Objective | None = None,
+    box: Box, objective: Objective, names: tuple[str, ...], stats: ImageStatistics, recipe: CanvasRecipe,
+    run: RunSettings, *, method: str, diversity_term: Objective | None = None,
 ) -> tuple[GeneratedImages, Tensor]:  # fmt: skip
-    """The drawings, and whose unit (N,) is dead: it gives the same for random images and for what was drawn."""
-    seed = check_seed(seed)
+    """The images, and which units (N,) are dead: their score is the same for random images and for the optimized one.
+
+    The diversity term is weighted by the rise of the score above random images', so that one weight serves every unit.
+    """
+    n, seed = len(names), check_seed(run.seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.check_objective(objective, n)
-        baseline, interrupted_early = retry_on_interrupt(lambda: noise_scores(box, objective, n, stats, batch_size))
-        scaled_objective = objective * (1 / baseline.scale)
-        config = OptimizationConfig(
-            steps=0 if interrupted_early else steps,
-            optimizer=recipe.optimizer,
-            constraint=recipe.constraint,
-            transform=recipe.transform,
-            anneal_lr=True,
-            relu_bypass="all",
-            frame_every=frame_every,
-            seed=seed,
-            prior=_image_prior(stats) if recipe.uses_prior else None,
-            sum_abs_grads=recipe.keeps_transparency,
-        )
+        noise, interrupted = retry_on_interrupt(lambda: noise_scores(box, objective, n, stats, run.batch_size))
+        maximized = _add_diversity(objective * (1 / noise.scale), diversity_term, noise.mean / noise.scale)
+        config = _optimization_config(stats, recipe, 0 if interrupted else run.steps, run.frame_every, seed)
         like = torch.zeros(n, *box.inputs.shape, device=box.device, dtype=box.dtype)
-        canvas = recipe.make_canvas(like, seed, stats)
-        result = optimize(
-            box,
-            scaled_objective
-            if diversity_term is None
-            else _add_diversity(scaled_objective, diversity_term, baseline.mean / baseline.scale),
-            canvas,
-            config,
-            batch_size=batch_size,
-        )
-    score, history = result.score * baseline.scale, result.history * baseline.scale
+        result = optimize(box, maximized, recipe.make_canvas(like, seed, stats), config, batch_size=run.batch_size)
+    scores = result.score * noise.scale
     if diversity_term is not None:
-        score, was_interrupted = retry_on_interrupt(lambda: _objective_score(box, objective, result.input, batch_size))
-        interrupted_early |= was_interrupted
-    interrupted = result.interrupted or interrupted_early
-    generated = replace(GeneratedImages.from_result(result), scores=score, history=history, interrupted=interrupted)
-    return generated, baseline.is_constant & (score <= baseline.mean)
+        scores, again = retry_on_interrupt(lambda: _objective_score(box, objective, result.input, run.batch_size))
+        interrupted |= again
+    generated = GeneratedImages.from_result(
+        result,
+        scores=scores,
+        history=result.history * noise.scale,
+        interrupted=interrupted or result.interrupted,
+        method=method,
+        names=names,
+        layer=single_layer(objective),
+    )
+    return generated, noise.is_constant & (scores <= noise.mean)
 
 
-def _add_diversity(scaled_objective: Objective, diversity_term: Objective, noise_mean: Tensor) -> Objective:
-    """A term that weighs as much as the score has risen above random images', so that one weight serves every unit."""
+def _optimization_config(
+    stats: ImageStatistics, recipe: CanvasRecipe, steps: int, frame_every: int | None, seed: int
+) -> OptimizationConfig:
+    return OptimizationConfig(
+        steps,
+        recipe.optimizer,
+        recipe.constraint,
+        recipe.transform,
+        anneal_lr=True,
+        relu_bypass="all",
+        frame_every=frame_every,
+        seed=seed,
+        prior=_image_prior(stats) if recipe.uses_prior else None,
+        sum_abs_grads=recipe.keeps_transparency,
+    )
+
+
+def _add_diversity(scaled_objective: Objective, diversity_term: Objective | None, noise_mean: Tensor) -> Objective:
+    if diversity_term is None:
+        return scaled_objective
 
     def score(acts: Acts) -> Tensor:
         base_score = scaled_objective(acts)
@@ -211,13 +223,13 @@ def _add_diversity(scaled_objective: Objective, diversity_term: Objective, noise
 
 
 def _image_prior(stats: ImageStatistics) -> Objective:
-    """Smooth as images are, and about as light."""
-    roughness_score = roughness()
+    """A total variation as that of natural images at most, and the mean color of the data."""
+    variation = total_variation(kind="anisotropic")
 
-    def excess_roughness(x: Tensor) -> Tensor:
-        return (roughness_score({"input": x}) - stats.max_roughness).clamp_min(0)
+    def excess(x: Tensor) -> Tensor:
+        return (variation({"input": x}) - stats.max_total_variation).clamp_min(0)
 
-    prior = -ROUGHNESS_WEIGHT * layer_objective("input", excess_roughness, "rougher than images are")
+    prior = -TOTAL_VARIATION_WEIGHT * layer_objective("input", excess, "total variation beyond that of natural images")
     return prior - MEAN_COLOR_WEIGHT * color_distance(stats.palette.mean) if stats.has_mean_color else prior
 
 

@@ -1,4 +1,7 @@
-"""Texture and style: a new image in which the channels of chosen layers answer together as in a given one."""
+"""Texture synthesis and style transfer: images with the Gram matrices of a given image.
+
+Gatys, Ecker & Bethge 2015, arXiv:1505.07376, and 2016, "Image Style Transfer Using Convolutional Neural Networks".
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import add
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -19,18 +22,21 @@ from ..engine.optimize.loop import OptimizationConfig, optimize
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read import sizes
 from ..engine.read.channel_axes import channels_first_layers
+from ..engine.read.features import resolve_address
 from ..engine.read.sizes import ANY_SIZE_EXEMPTION
 from ..errors import InputError, LayerError
-from ..model.batching import BatchSize, in_batches
-from ..objectives import MODEL_ENDS, Objective, gram, match, total_variation
-from ..objectives import style as matched
+from ..model.batching import in_batches
+from ..objectives import Objective, gram, match, total_variation
+from ..objectives import style as style_objective
+from ..parameters import BatchSize, FrameInterval, Inputs, Layers, Seed, Smoothness, Steps
 from ..rng import normal
-from ..validation import check_float, check_seed
-from .generated import GeneratedImages
+from ..settings import AtLeast, Holds, check_settings
+from ..validation import address_list, check_seed
+from .generated import GeneratedImages, example_names
 
 TINY = 1e-12
 MAX_DEFAULT_LAYERS = 5  # as the papers take from VGG-19
-SIZE_HINT = "name layers before that, or resize the image"
+SIZE_HINT = "name earlier layers, or resize the image"
 
 
 def _example_style_image(box: Box) -> Tensor:
@@ -40,85 +46,146 @@ def _example_style_image(box: Box) -> Tensor:
 @card(
     name="Texture",
     source="Gatys, Ecker & Bethge 2015, arXiv:1505.07376, eq. 1 to 4",
-    shows="What a model keeps of an image once places are forgotten: which of its channels answer together.",
-    does_not_show="What is where: an image and its texture are alike to these layers and may mean different things.",
+    shows="What a model represents of an image apart from positions: which channels are active together.",
+    does_not_show="What is where: an image and its texture have equal statistics and may mean different things.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layers=["input", "logits"], steps=3),
     exempt=ANY_SIZE_EXEMPTION,
+    runs=lambda s: s["steps"] + 2,
+    order=9,
 )
 def texture(
     box: Box,
-    x: Tensor,
-    layers: str | Sequence[str] | None = None,
+    x: Inputs,
+    layers: Layers = None,
     *,
-    steps: int = 200,
-    smooth: float = 2.0,
-    frame_every: int | None = None,
-    seed: int = 0,
+    steps: Steps = 200,
+    smooth: Smoothness = 2.0,
+    frame_every: FrameInterval = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> GeneratedImages:
-    """From noise, images whose Gram matrices G come near those of x, A: climbs minus the mean of |G - A|^2 / |A|^2.
+    """Images, from noise, with the texture of x: the channels of some layers are active together as for x.
 
-    That is the paper's E_l (eq. 3) in units of its value for an image that excites nothing, so that all layers of all
-    models weigh the same. `layers`: by default the pixels and up to 5, the first of each size of map. `smooth` weighs
-    the mean squared difference of neighboring pixels. Images (N, C, H, W) may have any size that the model takes as far
-    as the layers. Raises InputError, LayerError.
+    To see what a model represents of an image apart from where it is. `inversion` keeps positions; `style_transfer`
+    gives the texture to another image.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]. They may have any size that the model
+            takes as far as the layers.
+        layers: Addresses of the layers, as `box.layers` lists them. None: the pixels and up to 5 layers, the first of
+            each size of activation map.
+        steps: Number of iterations.
+        smooth: Weight of the total variation, which is kept small. Of exponent 2, as a mean over pixels.
+        frame_every: Keep every k-th step's images as frames. None keeps none.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `GeneratedImages`: `images` (N, C, H, W) like x, `scores` (N,), `history` (T, N), `frames`.
+
+    Raises:
+        InputError: for inputs that are not images, of a size that the model does not take, settings out of their range.
+        LayerError: for an unknown layer, or one without channels.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(1)
+        >>> ub.synthesis.texture(box, x, ["input", "relu1"], steps=2).images.shape
+        torch.Size([1, 1, 28, 28])
+
+    Source:
+        Gatys, Ecker & Bethge 2015, arXiv:1505.07376, equations 1 to 4. Deviations: the loss of a layer is |G - A|^2 /
+        |A|^2 of Gram matrices G of the image and A of x, so that all layers of all models weigh the same; Adam instead
+        of L-BFGS; a penalty on total variation.
     """
+    check_settings(texture, locals())
     x = sizes.validate_any_size(box, x, "a texture")
     objective = _style_objective(box, x, _resolve_layers(box, layers), len(x), batch_size)
-    correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no spread
+    correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no standard deviation
     std, mean = x.std((2, 3), correction=correction, keepdim=True), x.mean((2, 3), keepdim=True)
     start = (mean + std * normal(x, check_seed(seed))).clamp(0, 1)
-    return _optimize(box, objective, start, steps, smooth, frame_every, batch_size)
+    return _optimize(box, objective, start, steps, smooth, frame_every, batch_size, "Texture")
 
 
 @card(
     name="Style transfer",
     source="Gatys, Ecker & Bethge 2016, 'Image Style Transfer Using Convolutional Neural Networks', eq. 1 to 7",
-    shows="How far a model holds what is in an image apart from how it is painted: one is kept, the other exchanged.",
-    does_not_show="What style is to a person: here it is which channels of these layers answer together.",
+    shows="How far a model separates the content of an image from its style: one is kept, the other exchanged.",
+    does_not_show="What style is to a person: here it is which channels of these layers are active together.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(
         box, x, _example_style_image(box), layers=["input", "logits"], content_layer="logits", steps=3
     ),
     exempt=ANY_SIZE_EXEMPTION,
+    runs=lambda s: s["steps"] + 3,
+    order=12,
 )
 def style_transfer(
     box: Box,
-    x: Tensor,
-    style: Tensor,
+    x: Inputs,
+    style: Annotated[
+        Tensor, Holds("inputs"), "Images (N, C, H, W) in [0, 1] of the style, or one (1, C, H, W) for all."
+    ],
     *,
-    layers: str | Sequence[str] | None = None,
-    content_layer: str | None = None,
-    content_weight: float = 0.2,
-    steps: int = 200,
-    smooth: float = 2.0,
-    frame_every: int | None = None,
+    layers: Layers = None,
+    content_layer: Annotated[str | None, Holds("layer"), "Address of the layer whose activation is kept."] = None,
+    content_weight: Annotated[float, AtLeast(0), "Weight of the content, against the style."] = 0.2,
+    steps: Steps = 200,
+    smooth: Smoothness = 2.0,
+    frame_every: FrameInterval = None,
     batch_size: BatchSize = "auto",
 ) -> GeneratedImages:
-    """From x, images that keep its activation P `at` a layer and take the texture of `style`, (N or 1, C, H', W').
+    """Images with the content of x and the style of another image.
 
-    Climbs `texture`'s objective for `style`, minus `content` times |F - P|^2 / |P|^2, F the image's activation at that
-    layer: by default the middle one of `texture`'s layers. Both images may have any size that the model takes so far.
-    Raises InputError, LayerError.
+    Both are what the model makes of them: the content an activation, the style Gram matrices. For the style alone use
+    `texture`, for the content alone `inversion`.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]. They may have any size that the model
+            takes as far as the layers.
+        style: Images (N, C, H, W) in [0, 1] of the style, or one (1, C, H, W) for all. Of any such size.
+        layers: Addresses of the layers, as `box.layers` lists them. Of the style. None: the pixels and up to 5 layers,
+            the first of each size of activation map.
+        content_layer: Address of the layer whose activation is kept. None: the middle one of `layers`.
+        content_weight: Weight of the content, against the style.
+        steps: Number of iterations.
+        smooth: Weight of the total variation, which is kept small. Of exponent 2, as a mean over pixels.
+        frame_every: Keep every k-th step's images as frames. None keeps none.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `GeneratedImages`: `images` (N, C, H, W) like x, `scores` (N,), `history` (T, N), `frames`.
+
+    Raises:
+        InputError: for inputs that are not images, of a size that the model does not take, settings out of their range.
+        LayerError: for an unknown layer, or one without channels.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.synthesis.style_transfer(box, x[:1], x[1:], layers=["input", "relu1"], steps=2).images.shape
+        torch.Size([1, 1, 28, 28])
+
+    Source:
+        Gatys, Ecker & Bethge 2016, equations 1 to 7, from x: the objective of `texture` for the style, minus
+        content_weight * |F - P|^2 / |P|^2 of activations F of the image and P of x. Deviations as for `texture`.
     """
+    check_settings(style_transfer, locals())
     x, style = (sizes.validate_any_size(box, v, "style transfer") for v in (x, style))
     if len(style) not in (1, len(x)):
         raise InputError(f"give one style image, or one for each of {len(x)}; got {len(style)}")
     addresses = _resolve_layers(box, layers)
-    content_layer = (
-        addresses[min(len(addresses) - 1, (len(addresses) + 1) // 2)]
-        if content_layer is None
-        else _resolve_address(box, content_layer)
-    )
-    content_term = match(
-        content_layer, _read_any_size(box, x, [content_layer], batch_size)[content_layer], relative=True
-    )
-    objective = (
-        _style_objective(box, style, addresses, len(x), batch_size)
-        + check_float("content_weight", content_weight, minimum=0) * content_term
-    )
-    return _optimize(box, objective, x, steps, smooth, frame_every, batch_size)
+    middle = addresses[min(len(addresses) - 1, (len(addresses) + 1) // 2)]
+    content_layer = middle if content_layer is None else resolve_address(box, content_layer)
+    content = _read_any_size(box, x, [content_layer], batch_size)[content_layer]
+    content_term = match(content_layer, content, relative=True)
+    objective = _style_objective(box, style, addresses, len(x), batch_size) + content_weight * content_term
+    return _optimize(box, objective, x, steps, smooth, frame_every, batch_size, "Style transfer")
 
 
 def _optimize(
@@ -129,10 +196,11 @@ def _optimize(
     smooth: float,
     frame_every: int | None,
     batch_size: BatchSize,
+    method: str,
 ) -> GeneratedImages:
     sizes.check_size(box, objective, (start.shape[2], start.shape[3]), SIZE_HINT)
     constraint = Constraint(project=lambda x, center: x.clamp(0, 1))
-    weight = check_float("smooth", smooth, minimum=0) / start[0].numel()
+    weight = smooth / start[0].numel()
     config = OptimizationConfig(
         steps,
         partial(Adam, lr=0.05),
@@ -141,33 +209,32 @@ def _optimize(
         frame_every=frame_every,
         prior=-weight * total_variation(),
     )
-    return GeneratedImages.from_result(optimize(box, objective, RawCanvas(start), config, batch_size=batch_size))
+    result = optimize(box, objective, RawCanvas(start), config, batch_size=batch_size)
+    return GeneratedImages.from_result(result, method=method, names=example_names(len(start)))
 
 
-# -- layers and what they give ----------------------------------------------------------------
+# -- layers and their activations --------------------------------------------------------------------------------------
 
 
 def _resolve_layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
     if layers is None:
         return ["input", *_first_of_each_size(box)]
-    addresses = [_resolve_address(box, a) for a in (layers if isinstance(layers, (list, tuple)) else [layers])]
+    addresses = [resolve_address(box, a) for a in address_list(layers)]
     if not addresses:
         raise LayerError("no layers to match: name one, such as 'input'")
     return list(dict.fromkeys(addresses))
 
 
-def _resolve_address(box: Box, name: Any) -> str:
-    return name if name in MODEL_ENDS else box.layers.resolve(name)
-
-
 def _first_of_each_size(box: Box) -> list[str]:
-    """The first layer of each size of map, as the papers take conv1_1 and what follows each pooling."""
+    """The first layer of each size of activation map, as the papers take conv1_1 and what follows each pooling."""
     layer_by_size: dict[tuple[int, ...], str] = {}
     for row in channels_first_layers(box):
         if len(row.shape) == 3 and math.prod(row.shape[1:]) > 1:
             layer_by_size.setdefault(row.shape[1:], row.addresses[0])
     if not layer_by_size:
-        raise LayerError("no layer of this model has positions, so none has a texture; name layers, such as 'input'")
+        raise LayerError(
+            "no layer of this model has positions, so that none has a texture; name layers, such as 'input'"
+        )
     return list(layer_by_size.values())[:MAX_DEFAULT_LAYERS]
 
 
@@ -178,9 +245,9 @@ def _style_objective(box: Box, x: Tensor, layers: Sequence[str], n: int, batch_s
 
 
 def _relative_style(layer: str, g: Tensor) -> Objective:
-    """Minus |G - A|^2 / |A|^2; a layer that gives nothing asks for nothing."""
+    """Minus |G - A|^2 / |A|^2; zero for a layer whose activation is zero."""
     zero_style = g.flatten(1).pow(2).sum(1) / (4 * g.shape[1] ** 2)  # (n,), what `style` gives for zero
-    return matched(layer, g) * torch.where(zero_style > 0, 1 / zero_style, 0)
+    return style_objective(layer, g) * torch.where(zero_style > 0, 1 / zero_style, 0)
 
 
 def _read_any_size(
@@ -190,7 +257,7 @@ def _read_any_size(
     batch_size: BatchSize,
     reduce_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """What is made of the activations of images of any size, a row an image. Raises InputError, LayerError."""
+    """Activations, or what `reduce_fn` makes of them, of images of any size. Raises InputError, LayerError."""
     all_layers = Objective(lambda acts: _sum_of_means([acts[a] for a in layers]), frozenset(layers), ", ".join(layers))
     box.check_objective(all_layers, len(x))
     sizes.check_size(box, all_layers, (x.shape[2], x.shape[3]), SIZE_HINT)
@@ -211,5 +278,5 @@ def _sum_of_means(activations: Sequence[Tensor]) -> Tensor:
 
 def _require_channels(layer: str, h: Tensor) -> Tensor:
     if h.ndim < 2 or not h.is_floating_point():
-        raise LayerError(f"{layer} gives {tuple(h.shape)} {h.dtype} for a batch: no channels to compare")
+        raise LayerError(f"{layer} has activations of shape {tuple(h.shape)}, {h.dtype}: no channels to compare")
     return h

@@ -25,7 +25,8 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, in_pair_batches, pair_outputs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from ..optimize.constraints import broadcast_rows
+from ..cpu_cache import path_rows
+from ..rows import broadcast_rows
 from .score import ReluBypass, batch_gradients
 
 Moment = Literal["mean", "squared", "variance"]
@@ -271,15 +272,6 @@ def path_scores(
     return scores
 
 
-MAX_CPU_ROWS = 96
-"""Rows per batch on a CPU: with more, stored activations leave the cache and each gradient takes longer."""
-
-
-def max_rows_at_once(box: Box) -> int:
-    """How many rows an automatic batch has."""
-    return min(box.batch_limit, MAX_CPU_ROWS) if box.device.type == "cpu" else box.batch_limit
-
-
 def _batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """The plan for batches of pairs of example and point."""
-    return box.batch_plan(1, batch_size)[0], max_rows_at_once(box)
+    return box.batch_plan(1, batch_size)[0], path_rows(box)

@@ -21,8 +21,8 @@ from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective, logit, mean_over_positions
 from ..attribution_result import Attribution, make_attribution
-from ..optimize.constraints import broadcast_rows
 from ..results import warn_not_finite, warn_rows
+from ..rows import broadcast_rows
 
 ReluBypass = Literal["no", "last", "all"]
 """Which inactive ReLUs are bypassed for rows whose gradient is exactly zero."""

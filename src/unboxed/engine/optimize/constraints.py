@@ -14,6 +14,7 @@ from ...errors import InputError
 from ...objectives import Index
 from ...rng import normal, uniform
 from ...validation import check_float
+from ..rows import broadcast_rows
 
 TINY = 1e-12
 L1_STEP_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
@@ -245,8 +246,3 @@ def l2_norm(d: Tensor) -> Tensor:
     """The Euclidean norm of each row, (N,)."""
     norm: Tensor = torch.linalg.vector_norm(d.flatten(1), dim=1)
     return norm
-
-
-def broadcast_rows(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), to be broadcast with a tensor (N, ...)."""
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...objectives import Index
-from .constraints import TINY, broadcast_rows, l2_norm
+from ..rows import broadcast_rows
+from .constraints import TINY, l2_norm
 
 ARMIJO_FRACTION = 1e-4  # the fraction of the expected decrease that a step must bring
 MIN_STEP_SCALE = 2.0**-20  # where even that brings no decrease, the row is finished

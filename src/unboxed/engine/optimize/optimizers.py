@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .constraints import TINY, broadcast_rows, l2_norm
+from ..rows import broadcast_rows
+from .constraints import TINY, l2_norm
 
 
 class OptimizerLike(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..optimize.constraints import broadcast_rows
+from ..rows import broadcast_rows
 
 MIN_LEVERAGE_LEFT = 0.02  # 1 - leverage of a cluster; below, it alone determines a direction
 

@@ -6,9 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...atomic_write import to_printable
 from ...box import Box
-from ...errors import DataError, warn
+from ...errors import DataError, InputError, warn
+from ...objectives import as_classes
 from ...validation import nearest_names
 
 MAX_NAMES_SHOWN = 5  # in a message
@@ -16,6 +20,17 @@ CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
     "subfolders, or put the images into one folder, without labels"
 )
+
+
+def requested_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
+    """The classes (K,) that `target` names; None is all of them. Raises InputError for none, or unknown ones."""
+    if target is None:
+        return torch.arange(box.n_outputs, device=box.device)
+    requested = as_classes(target)
+    classes = box.class_labels(requested, requested.numel() if requested.ndim else 1)
+    if len(classes) == 0:
+        raise InputError("target has no class: give at least one, or None for all")
+    return classes
 
 
 def is_numbers_only(classes: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Edits of activations: ablate, scale or replace units; and which units a layer has."""
+"""Rewriting activations: ready-made edits of units, and the layers that have units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import InputError, LayerError
 from ...model.batching import BatchSize
 from ...objectives import Objective, constant, logit, mean_over_positions
 from ...validation import check_float, check_int
-from ..optimize.constraints import broadcast_rows
+from ..rows import broadcast_rows
 
 LOG = logging.getLogger("unboxed")
 
@@ -28,7 +28,8 @@ UnitSelection = int | Sequence[int] | None
 class UnitEdit:
     """h <- factor * h + value for some channels k, at one position or at all of them.
 
-    `value` is a number, values shaped like h (1, ...) for all examples or (N, ...), or a number per example (N,).
+    `value` is a number; (N,), a number per example; or values that broadcast with h[:, k], (1, ...) for all examples or
+    (N, ...) per example.
     """
 
     factor: float
@@ -38,7 +39,7 @@ class UnitEdit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.value, Real | Tensor):
-            raise InputError(f"a value is a number or a tensor; got {self.value!r}")
+            raise InputError(f"value must be a number or a tensor; got {self.value!r}")
         if self.k is not None:
             object.__setattr__(self, "k", _check_channels(self.k))
         if self.position is not None:
@@ -91,20 +92,20 @@ def _check_channels(k: object) -> int | list[int]:
     if isinstance(k, Tensor) and k.ndim < 2:
         k = k.tolist()
     if isinstance(k, str) or not isinstance(k, Integral | Iterable):
-        raise InputError(f"a channel is a whole number; got {k!r}")
+        raise InputError(f"a channel must be a whole number; got {k!r}")
     return [_check_index("a channel", i) for i in k] if isinstance(k, Iterable) else _check_index("a channel", k)
 
 
 def _check_position(position: object) -> tuple[int, ...]:
     if isinstance(position, str) or not isinstance(position, Iterable):
-        raise InputError(f"at is a position, such as (3,) or (2, 5); got {position!r}")
+        raise InputError(f"position must be indices such as (3,) or (2, 5); got {position!r}")
     return tuple(_check_index("a position", i) for i in position)
 
 
 def _check_index(name: str, index: object) -> int:
     """A whole number; negative ones count from the end. Raises InputError."""
     if isinstance(index, bool) or not isinstance(index, Integral):
-        raise InputError(f"{name} is a whole number; got {index!r}")
+        raise InputError(f"{name} must be a whole number; got {index!r}")
     return int(index)
 
 
@@ -113,22 +114,72 @@ def _broadcast_value(value: Tensor, h: Tensor) -> Tensor:
     if value.ndim == 1:
         return broadcast_rows(value, h)
     if 0 < value.ndim < h.ndim:
-        raise InputError(f"a value of shape {tuple(value.shape)} has not the axes of {tuple(h.shape)}")
+        raise InputError(f"a value of shape {tuple(value.shape)} does not have the axes of {tuple(h.shape)}")
     return value
 
 
 def ablate(k: UnitSelection = None, *, position: tuple[int, ...] | None = None) -> UnitEdit:
-    """Set channel k (several; None: all) to zero, at one position or at all."""
+    """An edit for `rewrite` that sets channels to zero.
+
+    Args:
+        k: Channel, several of them, or None for all.
+        position: Indices on the layer's other axes, such as (3,) or (2, 5). None: all positions.
+
+    Returns:
+        A function from an activation (N, C, ...) to the edited one.
+
+    Raises:
+        InputError: for what is no channel or position; when called, for one that the layer does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.activations.ablate(1)(torch.ones(1, 3)).tolist()
+        [[1.0, 0.0, 1.0]]
+    """
     return UnitEdit(0.0, 0.0, k, position)
 
 
 def scale(k: UnitSelection, factor: float, *, position: tuple[int, ...] | None = None) -> UnitEdit:
-    """Multiply channel k."""
+    """An edit for `rewrite` that multiplies channels.
+
+    Args:
+        k: Channel, several of them, or None for all.
+        factor: Number by which they are multiplied.
+        position: Indices on the layer's other axes, such as (3,) or (2, 5). None: all positions.
+
+    Returns:
+        A function from an activation (N, C, ...) to the edited one.
+
+    Raises:
+        InputError: for what is no channel, number or position; when called, for one that the layer does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.activations.scale([0, 2], 3.0)(torch.ones(1, 3)).tolist()
+        [[3.0, 1.0, 3.0]]
+    """
     return UnitEdit(check_float("factor", factor), 0.0, k, position)
 
 
 def put(k: UnitSelection, value: float | Tensor, *, position: tuple[int, ...] | None = None) -> UnitEdit:
-    """Set channel k to a number, to one per example (N,), or to values shaped like h[:, k], (1, ...) or (N, ...)."""
+    """An edit for `rewrite` that sets channels to a value.
+
+    Args:
+        k: Channel, several of them, or None for all.
+        value: Number, (N,) with one per example, or values of the shape of h[:, k], (1, ...) for all or (N, ...).
+        position: Indices on the layer's other axes, such as (3,) or (2, 5). None: all positions.
+
+    Returns:
+        A function from an activation (N, C, ...) to the edited one.
+
+    Raises:
+        InputError: for what is no channel, value or position; when called, for one that does not fit the layer.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.activations.put(1, torch.tensor([5.0, 7.0]))(torch.ones(2, 3)).tolist()
+        [[1.0, 5.0, 1.0], [1.0, 7.0, 1.0]]
+    """
     return UnitEdit(0.0, value, k, position)
 
 
@@ -160,13 +211,13 @@ def require_units(box: Box, address: str) -> str:
     """The full address of a layer that has units. Raises LayerError."""
     resolved = box.layers.resolve(address)
     if not box.has_batch_axis(resolved) or (":" not in resolved and not box.layers[resolved].shape):
-        problem = f"gives {box.layers[resolved].shape} for a batch" if ":" not in resolved else "mixes examples"
+        problem = f"has shape {box.layers[resolved].shape}" if ":" not in resolved else "mixes examples"
         raise LayerError(f"{address!r} {problem}: its first axis is not the batch, or it has no units")
     return resolved
 
 
-def check_units(units: Sequence[int] | int | None, n_channels: int, layer: str) -> list[int]:
-    """The units as a list of numbers below the number of channels. Raises InputError."""
+def check_units(units: Sequence[int] | Tensor | int | None, n_channels: int, layer: str) -> list[int]:
+    """The indices of units, each below `n_channels`. Raises InputError."""
     if units is None:
         return list(range(n_channels))
     if isinstance(units, (str, bytes)) or not isinstance(units, Sequence):
@@ -188,5 +239,5 @@ def part_masks(parts: Tensor, n_parts: int, shape: Sequence[int], axis: int | No
 
 
 def count_parts(shape: Sequence[int], axis: int | None) -> int:
-    """The number of parts of `part_masks` in activations of this shape (without N)."""
+    """The number of parts of activations of this shape (without N)."""
     return 1 if axis is None else shape[0] if axis == 1 else math.prod(shape[1:])

@@ -44,12 +44,17 @@ def hidden_layer_inputs(box: Box, max_layers: int | None = None) -> list[str]:
     )
 
 
+def resolve_address(box: Box, name: str) -> str:
+    """The full address of a layer, or "input", "output" or "logits". Raises LayerError."""
+    return name if isinstance(name, str) and name in MODEL_ENDS else box.layers.resolve(name)
+
+
 def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
     """The full addresses of the named layers. Raises LayerError and InputError."""
     names = [layers] if isinstance(layers, str) else list(layers)
     if not names:
         raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
-    return list(dict.fromkeys(a if a in MODEL_ENDS else box.layers.resolve(a) for a in names))
+    return list(dict.fromkeys(resolve_address(box, a) for a in names))
 
 
 def read_features(

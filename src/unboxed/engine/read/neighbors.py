@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
 from ...validation import check_int
+from ..results import OneLineRepr
 
 Metric = Literal["euclidean", "cosine"]
-MAX_BLOCK_VALUES = 2**22  # distances, or values of differences, in memory at a time
-MIN_VALUE_ERROR_RATIO = 1e8  # of an approximate value: it is then good to eight digits
+MAX_BLOCK_VALUES = 2**22  # distances, or values of differences, held at a time
+MIN_VALUE_ERROR_RATIO = 1e8  # an approximate value this much larger than its error has eight correct digits
 _METRICS = ("euclidean", "cosine")
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbors:
-    """The k nearest points of each query, the nearest first; ties by the lower index."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbors(OneLineRepr):
+    """The k nearest points of each query, the nearest first; of equally near ones the lower index."""
+
+    returns: ClassVar[str] = "table"
 
     indices: Tensor  # (Q, k), int64
     distances: Tensor  # (Q, k), Euclidean, or 1 - cosine
@@ -34,13 +37,12 @@ def nearest_points(
     chunk_points: int | None = None,
     exclude: Tensor | None = None,
 ) -> Neighbors:
-    """The k nearest of `points` (N, D) to each of `queries` (Q, D), exactly.
+    """The k nearest of `points` (N, D) to each of `queries` (Q, D), exactly, but `exclude` (Q,).
 
-    `exclude` is one point per query (Q,) that does not count. Distances have the dtype of the
-    queries. `chunk_points` are compared at a time. Raises InputError.
+    Distances come in the dtype of the queries. `chunk_points`: points compared at a time. Raises InputError.
     """
     search = NeighborSearch(queries, k, metric=metric, exclude=exclude)
-    size = len(points) if chunk_points is None else check_int("chunk", chunk_points, minimum=1)
+    size = len(points) if chunk_points is None else check_int("chunk_points", chunk_points, minimum=1)
     for start in range(0, len(points), max(1, size)):
         search.add(points[start : start + size])
     return search.result()
@@ -51,7 +53,7 @@ class NeighborSearch:
 
     def __init__(self, queries: Tensor, k: int, *, metric: Metric = "euclidean", exclude: Tensor | None = None) -> None:
         if metric not in _METRICS:
-            raise InputError(f"metric is {' or '.join(map(repr, _METRICS))}; got {metric!r}")
+            raise InputError(f"metric must be {' or '.join(map(repr, _METRICS))}; got {metric!r}")
         self.k, self.metric, self.n_points = check_int("k", k, minimum=1), metric, 0
         self.dtype = queries.dtype if queries.is_floating_point() else torch.get_default_dtype()
         self.device = queries.device
@@ -62,7 +64,7 @@ class NeighborSearch:
         self.indices = queries.new_empty(len(queries), 0, dtype=torch.long, device=float64_device)
 
     def add(self, points: Tensor) -> None:
-        """Compare with points (N, D), whose indices follow those added before. Raises InputError."""
+        """Compare with points (N, D), whose indices continue those of earlier calls. Raises InputError."""
         if points.ndim != 2 or points.shape[1] != self.queries.shape[1]:
             expected = f"points (N, {self.queries.shape[1]}), as many features as the queries have"
             raise InputError(f"wanted {expected}; got {tuple(points.shape)}")
@@ -80,10 +82,10 @@ class NeighborSearch:
             self.n_points += len(chunk)
 
     def result(self) -> Neighbors:
-        """The nearest of all points added. Raises InputError where there were fewer than k."""
+        """The nearest of all points so far. Raises InputError where there are fewer than k."""
         n_available = self.n_points - (self.excluded_points is not None)
         if n_available < self.k:
-            raise InputError(f"k={self.k} neighbors were asked for; there are {n_available} points to choose from")
+            raise InputError(f"k must be at most {n_available}, the number of points to choose from; got {self.k}")
         distances = self.values.clamp_min(0)
         distances = distances.sqrt() if self.metric == "euclidean" else distances
         return Neighbors(self.indices.to(self.device), distances.to(self.dtype).to(self.device))
@@ -141,8 +143,8 @@ class _QueryPointPairs:
 
 
 def _k_smallest(pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest values of each row. Where the errors of approximate values could change their order, the exact
-    values of all candidates are compared."""
+    """The k smallest of each row. Where the approximate values do not prove their order, or are small against their
+    error, the exact ones of all candidates are compared."""
     p = approximate.shape[1]
     values, index = approximate.topk(min(p, k + 1), 1, largest=False, sorted=True)
     gaps = values.diff(dim=1) if p > 1 else values.new_full((len(values), 1), torch.inf)

@@ -1,4 +1,4 @@
-"""Receptive fields: which part of the picture each position of a layer can see, found by probing."""
+"""Receptive fields: the part of the image that can reach each position of a layer, found by probing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
-from typing import Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,31 +18,35 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..box import Box
 from ..cards import card
 from ..engine.read.sizes import require_images
-from ..model.batching import BatchSize, in_batches
-from ..validation import check_int
+from ..engine.results import OneLineRepr
+from ..model.batching import in_batches
+from ..parameters import BatchSize, RequiredLayer, UnitAxis
+from ..settings import AtLeast, Unit, check_settings
 from .units import unit_layers, units_to_axis_1
 
 T = TypeVar("T")
 Probe = Literal["NaN", "differences"]
-Band = tuple[int, int]  # a side of the picture, and where the band starts
-N_NOISE_IMAGES = 4  # noise images of the probe by differences
-MAX_NOISE_IMAGES = (
-    24  # noise images in which the outermost bands of a field may come to matter: maxima pass few of them on
-)
-WIDE_NOISE_SCALE = 30.0  # by how much some of them are wider than images
-TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation; a coarser dtype: 1e-2
+Band = tuple[int, int]  # an axis of the image, and the first row or column of the band
+N_NOISE_IMAGES = 4  # of the probe by differences
+MAX_NOISE_IMAGES = 24  # until the edges of a field make a difference: of a maximum few values do
+WIDE_NOISE_SCALE = 30.0  # ratio of the range of some noise images to that of images
+TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation
+COARSE_TOLERANCE = 1e-2  # of other dtypes
 
 
-@dataclass(frozen=True, eq=False)
-class ReceptiveField:
-    """`bounds` (*P, 4) of each position: top, left, bottom, right, in pixels; it sees rows top to bottom - 1.
+@dataclass(frozen=True, eq=False, repr=False)
+class ReceptiveField(OneLineRepr):
+    """The receptive field of each position of a layer.
 
-    All four are 0 for a position that sees nothing (padding alone). `probe` tells how they were found.
+    Bounds are top, left, bottom, right in pixels: rows top to bottom - 1. All are 0 for a position that no pixel
+    reaches (padding alone).
     """
 
-    path: str
+    returns: ClassVar[str] = "activations"
+
+    path: str  # the layer's address
     bounds: Tensor  # (*P, 4)
-    probe: Probe
+    probe: Probe  # how they were found
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,7 +56,7 @@ class ReceptiveField:
 
     @property
     def stride(self) -> tuple[int, int]:
-        """By how many pixels the field moves from the central position to the next, on the layer's last two axes."""
+        """Pixels between the fields of the central position and the next, on the layer's last two axes."""
         sides = self.bounds.shape[:-1]
         if len(sides) < 2:
             return 0, 0
@@ -69,7 +73,7 @@ class ReceptiveField:
         return self.bounds[tuple(position.to(self.bounds.device).unbind(-1))]
 
     def patch(self, x: Tensor, position: Tensor | tuple[int, ...] = ()) -> Tensor:
-        """The part (..., h, w) of images (..., H, W) that one position (P,) sees."""
+        """The part (..., h, w) of images (..., H, W) in the field of one position (P,)."""
         top, left, bottom, right = self.bounds_at(torch.as_tensor(position, dtype=torch.long)).tolist()
         return x[..., top:bottom, left:right]
 
@@ -78,7 +82,7 @@ class ReceptiveField:
 
 
 def _bounds_change(bounds: Tensor, position: list[int], axis: int) -> list[int]:
-    """How the bounds change to the next position on an axis."""
+    """The change of the bounds to the next position on an axis."""
     next_position = [min(i + (a == axis), s - 1) for a, (i, s) in enumerate(zip(position, bounds.shape, strict=False))]
     change: list[int] = (bounds[tuple(next_position)] - bounds[tuple(position)]).tolist()
     return change
@@ -87,48 +91,77 @@ def _bounds_change(bounds: Tensor, position: list[int], axis: int) -> list[int]:
 @card(
     name="Receptive field",
     source="defined as in Araujo, Norris & Sim 2019, doi:10.23915/distill.00021; found by probing with NaN",
-    shows="Which rows and columns of the picture can reach each position of a layer at all.",
-    does_not_show="How much each counts: the effective field is mostly smaller, and strongest in its middle.",
+    shows="Which rows and columns of the image can reach each position of a layer at all.",
+    does_not_show="How much each matters: the effective field is usually smaller, and strongest in its center.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, unit_layers(box, None)[-2:][0]),
+    order=5,
 )
 def receptive_field(
-    box: Box, layer: str, *, axis: int = 1, step: int = 1, batch_size: BatchSize = "auto"
+    box: Box,
+    layer: RequiredLayer,
+    *,
+    axis: UnitAxis = 1,
+    resolution: Annotated[int, AtLeast(1), Unit("pixels"), "Rows (or columns) that are probed together."] = 1,
+    batch_size: BatchSize = "auto",
 ) -> ReceptiveField:
-    """What each position of a layer can see, found by putting NaN into `step` rows (then columns) at a time.
+    """The receptive field of each position of a layer: the part of the image that can reach it.
 
-    `step` > 1 is quicker, and rounds fields up to whole steps. `axis` is that of the layer's units; its other axes are
-    positions. Where the model swallows NaN or refuses it, or NaN passes where no value could (a masked or zero weight:
-    0 * NaN is NaN), noise is put there instead (`probe="differences"`): what then never made a difference in a few
-    tries is missing. Raises InputError where inputs are no pictures, LayerError.
+    To cut the patches out of top examples that excited a unit. It is found by running the model, whatever its
+    architecture: some rows (then columns) become NaN, and where NaN arrives they reach. For how much each pixel matters
+    use `projections` or `ub.attribution.gradient`.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        layer: Address of the layer, as `box.layers` lists them.
+        axis: Axis of the layer's units; its other axes, but for the batch, are positions.
+        resolution: Rows (or columns) that are probed together. More than 1 is faster, and rounds fields up.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `ReceptiveField`: `bounds` (*P, 4), `size` and `stride` in pixels, `patch(x, position)`. `probe` is "NaN", or
+        "differences" where NaN does not pass the model, or passes where no value can (0 * NaN is NaN): noise was then
+        put in, and what made no difference in a few tries is missing.
+
+    Raises:
+        InputError: for a model whose inputs are not images, or settings out of their range.
+        LayerError: for an unknown layer.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> field = ub.activations.receptive_field(box, "relu1", resolution=4)
+        >>> tuple(field.bounds.shape), field.probe
+        ((24, 24, 4), 'NaN')
+
+    Source:
+        Defined as in Araujo, Norris & Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks",
+        doi:10.23915/distill.00021; there computed from the architecture, here found by probing.
     """
+    check_settings(receptive_field, locals())
     require_images(box, "a receptive field")
     (path,) = unit_layers(box, layer)
-    prober = _FieldProber(box, path, axis, check_int("step", step, minimum=1), batch_size)
+    prober = _FieldProber(box, path, axis, resolution, batch_size)
     bounds = prober.probe_by_nan()
     if bounds is not None and prober.outside_is_irrelevant(bounds) and prober.edges_matter(bounds):
         return ReceptiveField(path, bounds, "NaN")
     return ReceptiveField(path, prober.probe_by_differences(), "differences")
 
 
-MODEL_ERRORS = (
-    RuntimeError,
-    ValueError,
-    ArithmeticError,
-    AssertionError,
-    LookupError,
-)  # what a model may say of a probe
+MODEL_ERRORS = (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError)  # that a probe may cause
 
 
 class _FieldProber:
-    def __init__(self, box: Box, path: str, axis: int, step: int, batch_size: BatchSize) -> None:
-        self.box, self.path, self.axis, self.step, self.batch_size = box, path, axis, step, batch_size
+    """Probes which bands of the image reach which positions of a layer."""
+
+    def __init__(self, box: Box, path: str, axis: int, resolution: int, batch_size: BatchSize) -> None:
+        self.box, self.path, self.axis, self.batch_size = box, path, axis, batch_size
+        self.resolution = resolution
         noise = box.inputs.sample(MAX_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
-        noise[N_NOISE_IMAGES + 1 :: 2] = WIDE_NOISE_SCALE * (
-            noise[N_NOISE_IMAGES + 1 :: 2] - 0.5
-        )  # of both signs, which wakes most units
+        is_wide = slice(N_NOISE_IMAGES + 1, None, 2)
+        noise[is_wide] = WIDE_NOISE_SCALE * (noise[is_wide] - 0.5)  # of both signs, which activates most units
         self.noise = noise
-        self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], step)]
+        self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], resolution)]
 
     def probe_by_nan(self) -> Tensor | None:
         """Bounds (*P, 4); None where the model raises at a NaN."""
@@ -141,7 +174,7 @@ class _FieldProber:
             return None  # it checks its input
 
     def probe_by_differences(self) -> Tensor:
-        """Bounds (*P, 4) around what moved a position, or had a slope, however small."""
+        """Bounds (*P, 4) of the bands that changed a position, or had a nonzero derivative."""
         return _union_bounds(
             torch.stack([self._bounds_from_bands(hit) for hit in self._reached_per_sample(self.bands, N_NOISE_IMAGES)])
         )
@@ -152,13 +185,13 @@ class _FieldProber:
         edges = {p: self._edge_bands(bounds[p].tolist()) for p in positions}
         bands = sorted({band for field_bands in edges.values() for band in field_bands})
         index = {band: i for i, band in enumerate(bands)}
-        unconfirmed = {(index[band], *p) for p, own in edges.items() for band in own}
+        unconfirmed = {(index[band], *p) for p, field_bands in edges.items() for band in field_bands}
         for reached in self._reached_per_sample(bands, MAX_NOISE_IMAGES) if bands else ():
             unconfirmed = {location for location in unconfirmed if not reached[location]}
             if not unconfirmed:
                 return True
         responds_to_noise = torch.stack([self._noise_changes(draw) for draw in range(MAX_NOISE_IMAGES)]).any(0)  # (*P)
-        return not any(responds_to_noise[place[1:]] for place in unconfirmed)  # of a dead position noise tells nothing
+        return not any(responds_to_noise[location[1:]] for location in unconfirmed)  # dead positions are not evidence
 
     def _noise_changes(self, sample: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
@@ -168,11 +201,13 @@ class _FieldProber:
 
     def _edge_bands(self, bounds: list[int]) -> list[Band]:
         """The first and the last band of a field, on both sides."""
-        top, left, bottom, right = (i - i % self.step for i in (bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1))
+        top, left, bottom, right = (
+            i - i % self.resolution for i in (bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1)
+        )
         return [(-2, top), (-2, bottom), (-1, left), (-1, right)]
 
     def _reached_per_sample(self, bands: list[Band], n_samples: int) -> Iterator[Tensor]:
-        """Which bands matter to which positions, (bands, *P): by slopes and by differences, from a few draws."""
+        """Which bands reach which positions, (bands, *P): by derivatives and by differences, on a few noise images."""
         for sample in range(n_samples):
             base, other = self.noise[sample], self.noise[sample + 1]
             try:
@@ -184,7 +219,7 @@ class _FieldProber:
             yield self._reached(bands, self._differs_from(self._activations(base[None])), base, other)
 
     def outside_is_irrelevant(self, bounds: Tensor) -> bool:
-        """Whether some positions stay as they are when all that lies outside of their fields is drawn anew."""
+        """Whether some positions are unchanged when all pixels outside of their fields are replaced."""
         positions = _sample_positions(bounds)
         base, other = self.noise[0], self.noise[1]
         changed = other.expand(len(positions), *other.shape).clone()
@@ -202,7 +237,7 @@ class _FieldProber:
     def _reached(
         self, bands: list[Band], is_reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor
     ) -> Tensor:
-        """`reached` tells of activations (n, C, *P) which positions the change to `other` reached: (bands, *P)."""
+        """Which positions the change of a band to `other` reaches, (bands, *P), by `is_reached` of activations."""
 
         def probe_rows(rows: slice) -> Tensor:
             return is_reached(self._activations(torch.stack([self._with_band(base, other, b) for b in bands[rows]])))
@@ -210,7 +245,7 @@ class _FieldProber:
         return torch.cat(self._run_in_batches(probe_rows, len(bands)))
 
     def _nonzero_slopes(self, bands: list[Band], base: Tensor, direction: Tensor) -> Tensor:
-        """Where the derivative along a band is not zero, (bands, *P). A weight of zero makes it exactly zero."""
+        """Where the derivative along a band is not zero, (bands, *P). For a weight of zero it is exactly zero."""
 
         def probe_rows(rows: slice) -> Tensor:
             tangents = torch.stack([self._with_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
@@ -222,7 +257,7 @@ class _FieldProber:
         return torch.cat(self._run_in_batches(probe_rows, len(bands)))
 
     def _bounds_from_bands(self, reached: Tensor) -> Tensor:
-        """Bounds (*P, 4) of which of all bands reach a position, (bands, *P)."""
+        """Bounds (*P, 4) from which of all bands reach a position, (bands, *P)."""
         n_row_bands = sum(side == -2 for side, _ in self.bands)
         (top, bottom), (left, right) = (
             self._reached_interval(h, side) for h, side in ((reached[:n_row_bands], -2), (reached[n_row_bands:], -1))
@@ -234,12 +269,12 @@ class _FieldProber:
         n = len(reached)
         first, last = reached.int().argmax(0), n - reached.flip(0).int().argmax(0)
         is_unreached = ~reached.any(0)
-        ends = (first * self.step, (last * self.step).clamp(max=self.noise.shape[axis]))
+        ends = (first * self.resolution, (last * self.resolution).clamp(max=self.noise.shape[axis]))
         return ends[0].masked_fill(is_unreached, 0), ends[1].masked_fill(is_unreached, 0)
 
     def _with_band(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
         axis, start = band
-        x, n = base.clone(), min(self.step, base.shape[axis] - start)
+        x, n = base.clone(), min(self.resolution, base.shape[axis] - start)
         x.narrow(axis, start, n).copy_(other.narrow(axis, start, n))
         return x
 
@@ -248,16 +283,16 @@ class _FieldProber:
             return units_to_axis_1(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
     def _differs_from(self, base: Tensor) -> Callable[[Tensor], Tensor]:
-        tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, 1e-2) * float(base.abs().max())
+        tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, COARSE_TOLERANCE) * float(base.abs().max())
         return lambda h: ((h - base).abs() > tolerance).any(1)
 
     def _run_in_batches(self, run_rows: Callable[[slice], T], n: int) -> list[T]:
         size, max_rows = self.box.batch_plan(n, self.batch_size)
-        return in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # each probe beside no other
+        return in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # else each probe alone
 
 
 def _sample_positions(bounds: Tensor) -> list[tuple[int, ...]]:
-    """Some positions of bounds (*P, 4): corners, the middle, and between."""
+    """Some positions of bounds (*P, 4): corners, the center, and between."""
     corners = [sorted({0, s // 2, s - 1}) for s in bounds.shape[:-1]]
     return list(product(*corners)) if len(corners) < 3 else list(zip(*corners, strict=False))
 
@@ -271,8 +306,8 @@ def _union_bounds(bounds: Tensor) -> Tensor:
 
 @contextmanager
 def _forward_ad_mode() -> Iterator[None]:
-    """Forward derivatives, by kernels that have them."""
-    with warnings.catch_warnings():  # what torch loads at first use calls its own deprecated functions
+    """Forward-mode derivatives, by kernels that have them."""
+    with warnings.catch_warnings():  # at first use torch calls its own deprecated functions
         warnings.simplefilter("ignore", DeprecationWarning)
         import_module("torch._decomp.decompositions_for_jvp")
     with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():

@@ -1,11 +1,11 @@
-"""Top examples: for every unit the examples that excite it most, in one pass over data of any size."""
+"""Top examples: the examples that excite each unit most, in one pass over data of any size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,44 +16,46 @@ from ..engine.read.edits import check_units
 from ..engine.read.examples import fetch_inputs
 from ..engine.read.items import SkippedExamples
 from ..engine.read.packing import is_single_pass, pack_data
-from ..errors import InputError
-from ..model.batching import BatchSize
+from ..engine.results import OneLineRepr
 from ..model.hooks import Acts
-from ..validation import check_int
+from ..parameters import BatchSize, Data, Layers, NExamples, UnitAxis
+from ..settings import Holds, check_settings
 from .distributions import accumulator_dtype
 from .statistics import ScoreKind, SurveyState, UnitStatistics, UnitSurvey, run_pass
-from .units import peak_positions, unit_layers, unravel_positions
+from .units import max_positions, unit_layers, unravel_positions
 
 
-@dataclass(frozen=True, eq=False)
-class TopExamples:
+@dataclass(frozen=True, eq=False, repr=False)
+class TopExamples(OneLineRepr):
     """The k examples that excite each unit of one layer most, best first; of equals the earlier one.
 
-    `spread` is the mean cosine distance between a unit's top examples in the features; near `usual`, that between any
-    two examples of the data, the unit answers to many things; far below, to one.
+    A `mean_distance` near `baseline_distance` means that a unit responds to many different things; one far below, to
+    one kind of thing.
     """
 
-    path: str
+    returns: ClassVar[str] = "activations"
+
+    path: str  # the layer's address
     ranked_by: ScoreKind
-    example_index: Tensor  # (C, k) places in the data
-    value: Tensor  # (C, k); NaN, where fewer examples have a number
-    position: Tensor  # (C, k, P) of the largest value, on the layer's axes beside the units'
-    mean_distance: Tensor  # (C,); NaN for fewer than two examples
-    baseline_distance: float
-    features: str | None  # the layer that the spread is measured in
+    example_index: Tensor  # (C, k) in the data
+    value: Tensor  # (C, k) NaN where fewer examples have a finite value
+    position: Tensor  # (C, k, P) of the largest value, on the layer's other axes
+    mean_distance: Tensor  # (C,) mean pairwise cosine distance of a unit's top examples; NaN for fewer than two
+    baseline_distance: float  # the same of all examples of the data
+    features: str | None  # address of the layer in which distances are measured
     statistics: UnitStatistics
     inputs: Mapping[int, Tensor] = field(default_factory=dict)  # the top examples, of data that can be read only once
 
     @property
     def dead(self) -> Tensor:
-        """(C,) bool: never above zero, or the same everywhere."""
+        """(C,) bool: never above zero, or constant."""
         return self.statistics.dead
 
     def fetch_examples(self, data: Any, units: Sequence[int] | int | None = None) -> Tensor:
-        """The top examples (U, k, ...) of some units out of the data passed over. Raises DataError, InputError."""
+        """The top examples (U, k, ...) of some units, from the data of the pass. Raises DataError, InputError."""
         index = self.example_index[check_units(units, len(self.example_index), self.path)]
         flat_index = index.flatten().tolist()
-        unique_index = {i: position for position, i in enumerate(sorted(set(flat_index)))}
+        unique_index = {i: row for row, i in enumerate(sorted(set(flat_index)))}
         examples = (
             torch.stack([self.inputs[i] for i in unique_index])
             if self.inputs
@@ -67,51 +69,81 @@ class TopExamples:
     name="Top examples",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4, figure 2",
     shows="Which real examples, and which part of each, excite a unit most.",
-    does_not_show="What they have in common that the unit answers to, and what else it answers to less strongly.",
+    does_not_show="Which common property the unit responds to, and what else excites it less.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-1:], k=2),
+    order=3,
 )
 def top_examples(
     box: Box,
-    data: Any,
-    layers: Sequence[str] | str | None = None,
-    k: int = 9,
+    data: Data,
+    layers: Layers = None,
+    k: NExamples = 9,
     *,
-    by: ScoreKind = "peak",
-    features: str | None = "auto",
-    axis: int = 1,
+    rank_by: Annotated[ScoreKind, "Value of a unit by which examples are ranked."] = "max",
+    features: Annotated[str | None, Holds("layer"), "Address of the layer in which distances are measured."] = "auto",
+    axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
 ) -> tuple[TopExamples, ...]:
-    """The k examples that excite every unit of some layers most, with the units' statistics, in one pass.
+    """The k examples that excite each unit of some layers most, with the units' statistics, in one pass.
 
-    Layers and data as for `statistics`. Ranked `by` an example's largest value ("peak") or its mean over positions.
-    `features` is the layer in which the spread of a unit's top examples is measured: by default what the last layer
-    with weights receives; None leaves it out. Ctrl-C ends the pass and gives what was seen.
-    Raises DataError, InputError, LayerError.
+    To see on real data what units respond to; `projections` and `receptive_field` show which part of an example excited
+    a unit, `ub.synthesis.channels` what would excite it most. Data of any size are read once.
+
+    Args:
+        box: The opened model.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors.
+        layers: Addresses of the layers, as `box.layers` lists them. None: all modules without children that have
+            weights and units on `axis`.
+        k: Number of examples to find. For each unit.
+        rank_by: Value of a unit by which examples are ranked. "max": the largest over positions; "mean".
+        features: Address of the layer in which distances are measured. "auto": the input of the last layer with
+            weights; None measures none.
+        axis: Axis of the layer's units; its other axes, but for the batch, are positions. For tokens (N, T, C) give -1.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        One `TopExamples` per layer: `example_index` (C, k), `value` (C, k), `position` (C, k, P), `statistics`,
+        `fetch_examples(data)`. Ctrl-C gives those of the examples until then.
+
+    Raises:
+        DataError: for data without examples.
+        InputError: for inputs that do not fit the model, or settings out of their range.
+        LayerError: for an unknown layer, or one without units.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(16)
+        >>> (result,) = ub.activations.top_examples(box, x, "relu2", k=3)
+        >>> tuple(result.value.shape), tuple(result.fetch_examples(x, [0, 1]).shape)
+        ((32, 3), (2, 3, 1, 28, 28))
+
+    Source:
+        Zeiler & Fergus 2014, arXiv:1311.2901, section 4, figure 2.
     """
-    if by not in ("peak", "mean"):
-        raise InputError(f'by is "peak" or "mean"; got {by!r}')
-    paths, k = unit_layers(box, layers, axis), check_int("k", k, minimum=1)
+    check_settings(top_examples, locals())
+    paths = unit_layers(box, layers, axis)
     features = _penultimate_input(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])
     data = pack_data(box, data)
-    ranking = _TopRanking({path: UnitSurvey(path, axis, by) for path in paths}, k, by, features, is_single_pass(data))
+    ranking = _TopRanking(
+        {path: UnitSurvey(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass(data)
+    )
     read = [features] if features else []
     skipped = SkippedExamples()
     state, interrupted = run_pass(
         box, data, paths, ranking.observe, ranking.next_state, read, batch_size=batch_size, skipped=skipped
     )
     results = ranking.results(state, box.dtype, interrupted)
-    return (
-        tuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
-        if skipped.rows
-        else results
-    )
+    if not skipped.rows:
+        return results
+    return tuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
 
 
 def _penultimate_input(box: Box) -> str:
-    """What the last layer with weights receives."""
-    embedding_types = (nn.Embedding, nn.EmbeddingBag)  # what they receive are numbers of rows, no features
+    """The input of the last layer with weights."""
+    embedding_types = (nn.Embedding, nn.EmbeddingBag)  # their inputs are indices, not features
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.n_parameters]
     rows = [row for row in rows if not isinstance(box.modules[row.path], embedding_types)]
     if not rows:
@@ -122,7 +154,7 @@ def _penultimate_input(box: Box) -> str:
 
 @dataclass(frozen=True)
 class _TopK:
-    """The best so far, best first: at most k columns."""
+    """The top examples of each unit so far, best first: at most k columns."""
 
     value: Tensor  # (C, w)
     index: Tensor  # (C, w)
@@ -130,7 +162,7 @@ class _TopK:
     feature: Tensor  # (C, w, D) of length 1
 
     def merge_batch(self, new: _TopK, units: Tensor | None, k: int) -> _TopK:
-        """With the best of one batch more, of some units or of all."""
+        """With the top examples of one batch more, of some units or of all."""
         if units is None:
             return self._merge(new, k)
         if not len(units):
@@ -141,7 +173,7 @@ class _TopK:
     def improved_units(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
         """The units that have new top examples, and how many at most.
 
-        None for all, and on an accelerator, where asking means waiting.
+        None for all, and on an accelerator, where this would wait for the device.
         """
         if scores.device.type != "cpu" or self.value.shape[1] < k:
             return None, k
@@ -161,14 +193,14 @@ class _TopK:
         return self.value, self.index, self.flat_position, self.feature
 
     def mean_distance(self) -> Tensor:
-        """The mean cosine distance between each two, (C,)."""
+        """The mean pairwise cosine distance, (C,)."""
         is_known = ~self.value.isnan()
         f = self.feature.to(accumulator_dtype(self.value)) * is_known[..., None]
         return _mean_pair_distance(f.sum(1), f.square().sum((1, 2)), is_known.sum(1))
 
 
 def _top_indices(scores: Tensor, k: int) -> Tensor:
-    """The places (C, w) of the k largest of each row, NaN last, the earlier of equals first."""
+    """Indices (C, w) of the k largest per row, NaN last, the earlier of equals first, as `topk` does not promise."""
     ranked = torch.where(scores.isnan(), -torch.inf, scores)
     return ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
@@ -181,12 +213,10 @@ def _mean_pair_distance(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _PassState:
-    """What is kept of the examples so far."""
+    """The state of a pass after some examples."""
 
     n_examples: int
-    layers: dict[
-        str, tuple[SurveyState, _TopK, tuple[int, ...]]
-    ]  # statistics, best examples, the shape of the positions
+    layers: dict[str, tuple[SurveyState, _TopK, tuple[int, ...]]]  # statistics, top examples, shape of the positions
     feature_sum: Tensor  # (D,) the sum of the features
     squared_norm_sum: Tensor  # () of their squared lengths, which are 1, or 0 where all of one is 0
     inputs: Mapping[int, Tensor]
@@ -194,12 +224,12 @@ class _PassState:
 
 @dataclass(frozen=True)
 class _BatchTop:
-    """What one look at a layer gave: the best of this batch, of all units or of those that have new ones."""
+    """The top examples of one batch at one layer, of all units or of those that have new ones."""
 
     survey: SurveyState
     units: Tensor | None
     value: Tensor  # (c, w)
-    batch_row: Tensor  # (c, w) of the batch
+    batch_row: Tensor  # (c, w) rows of the batch
     flat_position: Tensor  # (c, w)
     positions: tuple[int, ...]
 
@@ -215,12 +245,12 @@ class _TopRanking:
     def observe(self, state: _PassState | None, path: str, h: Tensor) -> _BatchTop:
         survey_before, top, _ = state.layers[path] if state else (None, None, None)
         survey, h, rows = self.surveys[path].observe(survey_before, h)
-        scores = rows.maximum if self.ranked_by == "peak" else rows.mean  # (n, C)
+        scores = rows.maximum if self.ranked_by == "max" else rows.mean  # (n, C)
         units, n_new = top.improved_units(scores, self.k) if top else (None, self.k)
         unit_index = torch.arange(h.shape[1], device=h.device) if units is None else units
         unit_scores = scores.T[unit_index]  # (c, n)
         batch_row = _top_indices(unit_scores, n_new)
-        flat_position = peak_positions(h[batch_row, unit_index[:, None]])
+        flat_position = max_positions(h[batch_row, unit_index[:, None]])
         return _BatchTop(survey, units, unit_scores.gather(1, batch_row), batch_row, flat_position, tuple(h.shape[2:]))
 
     def next_state(self, state: _PassState | None, batch_tops: dict[str, _BatchTop], acts: Acts) -> _PassState:
@@ -244,30 +274,27 @@ class _TopRanking:
 
     def results(self, state: _PassState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
         n = torch.tensor(state.n_examples, device=state.feature_sum.device)
-        baseline_distance = (
-            float(_mean_pair_distance(state.feature_sum, state.squared_norm_sum, n)) if self.features else math.nan
+        distance = _mean_pair_distance(state.feature_sum, state.squared_norm_sum, n)
+        baseline_distance = float(distance) if self.features else math.nan
+        return tuple(self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.surveys)
+
+    def _layer_result(
+        self, path: str, state: _PassState, baseline_distance: float, dtype: torch.dtype, interrupted: bool
+    ) -> TopExamples:
+        survey, top, positions = state.layers[path]
+        value = top.value.to(dtype)
+        return TopExamples(
+            path=path,
+            ranked_by=self.ranked_by,
+            example_index=top.index,
+            value=value,
+            position=unravel_positions(top.flat_position, positions),
+            mean_distance=top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan),
+            baseline_distance=baseline_distance,
+            features=self.features,
+            statistics=self.surveys[path].to_statistics(survey, dtype, interrupted),
+            inputs=state.inputs,
         )
-        tops = []
-        for path, unit_survey in self.surveys.items():
-            survey, top, positions = state.layers[path]
-            position, value = unravel_positions(top.flat_position, positions), top.value.to(dtype)
-            mean_distance = top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan)
-            statistics = unit_survey.to_statistics(survey, dtype, interrupted)
-            tops.append(
-                TopExamples(
-                    unit_survey.path,
-                    self.ranked_by,
-                    top.index,
-                    value,
-                    position,
-                    mean_distance,
-                    baseline_distance,
-                    self.features,
-                    statistics,
-                    state.inputs,
-                )
-            )
-        return tuple(tops)
 
 
 def _top_inputs(state: _PassState | None, tops: Sequence[_TopK], x: Tensor) -> dict[int, Tensor]:
@@ -278,7 +305,7 @@ def _top_inputs(state: _PassState | None, tops: Sequence[_TopK], x: Tensor) -> d
 
 
 def _unit_vectors(f: Tensor) -> Tensor:
-    """Features (n, ...) as vectors of length 1 (n, D), means over positions; of what is not finite or all 0, zeros."""
+    """Features (n, ...) as unit vectors (n, D), means over positions; zero where they are not finite or all 0."""
     f = f.flatten(2).mean(2) if f.ndim == 4 else f.flatten(1) if f.ndim > 1 else f[:, None]
     f = f if f.dtype in (torch.float32, torch.float64) else f.float()
     return torch.nn.functional.normalize(torch.where(f.isfinite(), f, 0), dim=1)

@@ -1,0 +1,171 @@
+"""Ablation: the output of a model with each unit of a layer replaced by zero or its mean, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.read.edited_runs import ReplaceWhere, run_variants
+from ..engine.read.edits import check_units, part_masks, require_units, resolve_target, unit_addresses
+from ..engine.read.examples import input_batches
+from ..engine.read.packing import pack_data
+from ..engine.results import OneLineRepr
+from ..engine.rows import broadcast_rows
+from ..errors import InputError
+from ..model.hooks import Edit
+from ..model.layers import input_address
+from ..parameters import BatchSize, Data, Inputs, Layer, Target, Units
+from ..settings import check_settings
+
+DATA_BATCH_ROWS = 256  # of the data read at a time
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(OneLineRepr):
+    """Scores and logits of examples with each unit of a layer ablated, one at a time."""
+
+    returns: ClassVar[str] = "table"
+
+    layer: str  # its address
+    units: Tensor  # (U,)
+    original_score: Tensor  # (N,) of the target, nothing ablated
+    original_logits: Tensor  # (N, K)
+    ablated_scores: Tensor  # (N, U) with each unit ablated
+    ablated_logits: Tensor  # (N, U, K) logits with each unit ablated
+    classes: tuple[str, ...] = ()  # the names of the model's classes
+
+    @property
+    def score_change(self) -> Tensor:
+        """The change of the score, (N, U): below zero where the unit raises the target."""
+        return self.ablated_scores - self.original_score[:, None]
+
+    @property
+    def logits_change(self) -> Tensor:
+        """The change of the logits, (N, U, K)."""
+        return self.ablated_logits - self.original_logits[:, None]
+
+    def accuracy(self, y: Tensor) -> tuple[float, Tensor]:
+        """The accuracy on labels y (N,): of the original model, and with each unit ablated (U,)."""
+        y = y.to(self.original_logits.device)
+        accuracy_without_unit = (self.ablated_logits.argmax(2) == y[:, None]).double().mean(0)
+        return float((self.original_logits.argmax(1) == y).double().mean()), accuracy_without_unit
+
+
+@card(
+    name="Ablation",
+    source="Morcos et al. 2018, arXiv:1803.06959, section 2 (ablations: a unit clamped to zero, or to its mean)",
+    shows="Which units this prediction, or the accuracy, depends on.",
+    does_not_show="What units do together: a unit that another can replace seems to matter little.",
+    example=lambda method, box, x, y: method(box, x, unit_addresses(box)[-1], [0, 1], target=y),
+    exempt={"one forward": "it runs the model once for each unit"},
+    order=10,
+)
+def ablation(
+    box: Box,
+    x: Inputs,
+    layer: Layer = None,
+    units: Units = None,
+    target: Target = None,
+    *,
+    replacement: Annotated[Literal["zero", "mean"], "Value that replaces the activations of a unit."] = "zero",
+    data: Data = None,
+    batch_size: BatchSize = "auto",
+) -> Ablation:
+    """The score and the logits of x with each unit (channel) of a layer ablated, one at a time.
+
+    To see which units a prediction or the accuracy depends on. For several units at once, factors or values of your own
+    use `rewrite`; for parts of a layer that carry a difference between two inputs `patching`.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        layer: Address of the layer, as `box.layers` lists them. None: the last hidden layer.
+        units: Units (channels) of the layer; None takes all of them.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x as it is.
+        replacement: Value that replaces the activations of a unit. "zero", or "mean": the unit's mean over `data` and
+            positions.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. Used, and needed, for replacement="mean" only.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory. Pairs of example and unit share
+            batches.
+
+    Returns:
+        An `Ablation`: `score_change` (N, U), `logits_change` (N, U, K), `accuracy(y)`.
+
+    Raises:
+        LayerError: for an unknown layer, or one without units.
+        InputError: for units that the layer does not have, or replacement="mean" without data.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> result = ub.activations.ablation(box, x, "relu3", [0, 1, 2], target=y)
+        >>> tuple(result.score_change.shape), tuple(result.ablated_logits.shape)
+        ((4, 3), (4, 3, 10))
+
+    Source:
+        Morcos et al. 2018, arXiv:1803.06959, section 2: a unit clamped to zero, or to its mean.
+    """
+    check_settings(ablation, locals())
+    if replacement == "mean" and data is None:
+        raise InputError('replacement="mean" needs data to compute the means of')
+    x = box.validate_inputs(x)
+    address = require_units(box, last_hidden_layer(box) if layer is None else layer)
+    shape = box.read(x[:1] if not box.batch_dependent else x, [address])[address].shape[1:]
+    unit_index = torch.tensor(check_units(units, shape[0], address), device=box.device)
+    objective = resolve_target(box, target, x, batch_size)
+    is_mean = replacement == "mean"
+    value = _channel_means(box, address, data, batch_size) if is_mean else torch.zeros(shape[0], device=box.device)
+    replacement_values = broadcast_rows(value, value.new_empty(shape))[None]  # (1, C, 1, ...)
+
+    def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
+        mask = part_masks(unit_index[variants], shape[0], shape, axis=1)
+        return {address: ReplaceWhere(mask, replacement_values)}
+
+    original = run_variants(box, x, objective, batch_size=batch_size)
+    ablated = run_variants(box, x, objective, make_edits, len(unit_index), batch_size=batch_size)
+    if original.logits is None or ablated.logits is None:
+        raise InputError("no logits were read")
+    return Ablation(
+        layer=address,
+        units=unit_index,
+        original_score=original.score[:, 0],
+        original_logits=original.logits[:, 0],
+        ablated_scores=ablated.score,
+        ablated_logits=ablated.logits,
+        classes=box.classes,
+    )
+
+
+PASSTHROUGH_TYPES = ("Dropout", "Flatten", "Identity")
+
+
+def last_hidden_layer(box: Box) -> str:
+    """The layer before the last one with weights, or that one's input where it has several. Raises LayerError."""
+    paths = unit_addresses(box)
+    weighted = [i for i, path in enumerate(paths) if box.layers[path].n_parameters]
+    i = previous = weighted[-1] if weighted else len(paths) - 1
+    while previous and (previous == i or box.layers[paths[previous]].type in PASSTHROUGH_TYPES):
+        previous -= 1
+    input_name = input_address(paths[i])
+    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    acts = box.read(noise, [input_name, paths[previous]])
+    a, b = acts[input_name].flatten(), acts[paths[previous]].flatten()
+    return paths[previous] if previous < i and torch.equal(a, b) else input_name  # a branch may be as large
+
+
+def _channel_means(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
+    """The mean of each channel (C,) over examples and positions."""
+    total, count = torch.zeros(()), 0
+    for x in input_batches(pack_data(box, data), DATA_BATCH_ROWS):
+        h = box.read(x, [layer], batch_size=batch_size)[layer]
+        h = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, positions)
+        total = total.to(h.device) + h.double().sum((0, 2))
+        count += h.shape[0] * h.shape[2]
+    return (total / count).to(box.dtype)
