@@ -212,7 +212,10 @@ def _deletion_figures(
     aucs = [run(squares, baseline=baseline, signed=signed).auc.mean() for signed in (True, False)]
     auc = float((torch.stack(aucs).min() - final_score) / (first - final_score))
     is_too_weak = is_class_score and (float(first) < MIN_SCORE or random_auc < MIN_SCORE)
-    return {"deletion": math.nan if is_too_weak else auc, "deletion_random": math.nan if is_too_weak else random_auc}
+    return {
+        "deletion": math.nan if is_too_weak else auc,
+        "deletion_random": math.nan if is_too_weak else random_auc,
+    }
 
 
 def _average_over_squares(h: Any) -> Any:
