@@ -10,7 +10,6 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import write
 from unboxed.engine.read.neighbors import nearest_points
-from unboxed.report import Section, report
-from unboxed.report.context import ReportContext
+from unboxed.report import Finding, Section, report
 from unboxed.report.plane import LayerMap, MapBlock, make_atlas
 
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
@@ -70,7 +68,7 @@ def examples(n: int) -> tuple[Tensor, Tensor]:
     return x[rows], y[rows]
 
 
-def plane(context: ReportContext, x: Tensor, y: Tensor) -> MapBlock:
+def plane(x: Tensor, y: Tensor) -> MapBlock:
     """Clusters by label; what is measured doesn't ask how the points came to their places."""
     draw = torch.Generator().manual_seed(0)
     n = len(x)
@@ -78,28 +76,19 @@ def plane(context: ReportContext, x: Tensor, y: Tensor) -> MapBlock:
     for spread in (1.5, 1.0, 0.6, 0.3):
         points = torch.randn(10, 2, generator=draw)[y] * 2 + spread * torch.randn(n, 2, generator=draw)
         layers.append(LayerMap(f"spread {spread}", "", points, nearest_points(points, points, 6).indices))
-    made = make_atlas(x)
-    source = {
-        "src": context.pictures.encoded_source(made.content, made.kind),
-        "width": made.width,
-        "height": made.height,
-        "columns": made.columns,
-        "hard": made.pixelated,
-    }
-    words = [[f"says {int(k)}" for k in y], [f"p 0.{i % 90 + 10}, label {int(k)}" for i, k in enumerate(y)]]
+    words = [[f"predicted {int(k)}" for k in y], [f"p 0.{i % 90 + 10}, label {int(k)}" for i, k in enumerate(y)]]
     names = [str(k) for k in range(10)]
     wrong = [i % 50 == 0 for i in range(n)]
-    return MapBlock("map-plane", layers, y.tolist(), names, wrong, words, range(n), "a map", "hint", "help", source)
+    return MapBlock(
+        "map-plane", layers, y.tolist(), names, wrong, words, range(n), "a map", "hint", "help", make_atlas(x)
+    )
 
 
 def page(n: int, folder: Path) -> Path:
     x, y = examples(n)
     box = ub.Box(*ub.zoo.load("mnist-linear"))
-
-    def build(context: ReportContext) -> Sequence[Any]:
-        return [plane(context, x, y)]
-
-    return report(box, (x[:50], y[:50]), folder, sections=[Section("Map", "map", build)], quiet=True).path
+    section = Section("Map", "map", lambda context: Finding(), lambda finding: [plane(x, y)])
+    return report(box, (x[:50], y[:50]), folder, sections=[section], quiet=True).path
 
 
 def measured(path: Path, seconds: float) -> dict[str, Any]:

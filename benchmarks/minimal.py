@@ -129,11 +129,11 @@ def main() -> None:
         return
     box, family, peers = ub.Box(*ub.zoo.load("mnist-cnn")), ub.adversarial, foolbox.attacks
     deepfool = {
-        norm: figures(box, chosen.deepfool, norm, family.deepfool, of, chosen.confused_pairs)
+        norm: figures(box, chosen.deepfool, norm, family.deepfool, of, chosen.pairs)
         for norm, of in (("l2", peers.L2DeepFoolAttack()), ("linf", peers.LinfDeepFoolAttack()))
     }
     theirs = peers.L2CarliniWagnerAttack(binary_search_steps=5, steps=500)
-    found = figures(box, chosen.carlini_wagner, "l2", family.carlini_wagner, theirs, chosen.confused_pairs)
+    found = figures(box, chosen.carlini_wagner, "l2", family.carlini_wagner, theirs, chosen.pairs)
     write("minimal", {"model": "mnist-cnn", "wanted": WANTED, "deepfool": deepfool, "carlini_wagner": found},
           packages=("foolbox",))  # fmt: skip
 

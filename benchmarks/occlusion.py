@@ -74,7 +74,7 @@ def figures(name: str, pairs: int | None) -> dict[str, object]:
 
     tried = {size: min(_each(captum, size, trial) for _ in range(2)) for size in trial.sizes}
     best = min(tried, key=lambda size: tried[size])
-    found = compare(ours, lambda: captum(best), pairs=pairs or trial.confused_pairs, check=check, warmup=1)
+    found = compare(ours, lambda: captum(best), pairs=pairs or trial.pairs, check=check, warmup=1)
     memory = peak(ours), peak(lambda: captum(best))
     return {
         "window": window, "stride": stride, "channels_last": trial.channels_last, "captums_best_batch": best, **found,
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # where cores are shared, two threads that wait for one another drown what is measured
-    found = {name: figures(name, asked.confused_pairs) for name in asked.names or TRIALS}
+    found = {name: figures(name, asked.pairs) for name in asked.names or TRIALS}
     name = "-".join(["occlusion", *(asked.names if len(found) < len(TRIALS) else [])])  # a part stands by itself
     write(
         name,

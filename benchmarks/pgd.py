@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median_distance
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def peer_of(box: ub.Box, x: Tensor, y: Tensor, batch: int) -> Peer:
 def best_batch(peers: Mapping[int, Peer], runs: int = 3) -> int:
     """The batch at which the peer is fastest, by the median of some runs, in turn."""
     times = [[seconds(peer) for peer in peers.values()] for _ in range(runs)]
-    return min(zip(map(median_distance, zip(*times, strict=True)), peers, strict=True))[1]
+    return min(zip(map(median, zip(*times, strict=True)), peers, strict=True))[1]
 
 
 def figures(name: str, x: Tensor, y: Tensor, pairs: int) -> dict[str, object]:
@@ -87,12 +87,12 @@ def main() -> None:
         "--models", nargs="+", default=NETS, choices=NETS, help="with fewer models or images nothing is written"
     )
     given = parser.parse_args()
-    torch.set_num_threads(given.depth_by_thread)
+    torch.set_num_threads(given.threads)
     x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(given.images)
     found: dict[str, object] = {}
     for name in given.models:
         try:
-            found[name] = figures(name, x, y, given.confused_pairs)
+            found[name] = figures(name, x, y, given.pairs)
         except ModelError as error:  # no weights yet
             print(f"{name}: {error}")
     what = f"PGD-{STEPS} within Linf {EPS} on {given.images} MNIST test images, against foolbox's LinfPGD"

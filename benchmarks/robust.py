@@ -142,7 +142,7 @@ def attacks(given: argparse.Namespace, box: ub.Box, batch: int | str) -> dict[st
 
 def main() -> None:
     given = options()
-    torch.set_num_threads(given.depth_by_thread)
+    torch.set_num_threads(given.threads)
     box = opened(given)
     batch = given.batch or (192 if given.device == "cpu" else "auto")
     x, y = ub.data.mnist(given.mnist, train=False).first(given.images)

@@ -42,7 +42,7 @@ def main() -> None:
             if not bool((top.value[:, 0] >= h.transpose(0, 1).flatten(1).amax(1) - 1e-4).all()):
                 raise SystemExit(f"{top.path}: an example excites a unit more than its top example")
 
-    figures = compare(bare, ours, pairs=chosen.confused_pairs, check=check)
+    figures = compare(bare, ours, pairs=chosen.pairs, check=check)
     what = f"images a second, top 9 of every unit of {', '.join(LAYERS)}, against a bare forward pass"
     write("top_examples", {"what": what, "images": len(x), **figures})
 

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--pairs", type=int, default=2)
     chosen = parser.parse_args()
-    made = figures(chosen.points, chosen.confused_pairs)
+    made = figures(chosen.points, chosen.pairs)
     write("tsne" if chosen.points == 10_000 else "tsne_small", made, packages=("openTSNE",))
 
 

@@ -1,16 +1,23 @@
 """Write docs/methods.md from the cards: nothing in it is written by hand, and a test compares.
 
 python docs/build_methods.py            # the text
-python docs/build_methods.py --figures  # the figures too: each card's example on the digits model
+python docs/build_methods.py --figures  # the figures too: each card's example on the digits model, about 3 minutes
+python docs/build_methods.py --figures lime pgd  # those of some methods
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from unboxed.cards import AXIOMS, FAMILIES, NEEDS, RETURNS, Card, cards
+from PIL import Image
+
+from unboxed.cards import FAMILIES, RETURNS, Card, cards
+from unboxed.cli.methods import card_notes, docstring_section
 from unboxed.settings import Setting
 
 HERE = Path(__file__).parent
@@ -20,7 +27,7 @@ INTRODUCTION = """# Methods
 Every method, made from its card by `docs/build_methods.py`. `unboxed methods NAME` prints the same in a terminal,
 `unboxed run NAME` runs it, and `help(ub.attribution.lime)` says more.
 """
-WIDTH_PIXELS = 640  # of a figure, at most
+WIDTH_PIXELS, MAX_HEIGHT_PIXELS, MAX_BYTES = 640, 760, 40_000  # of a figure, at most
 
 
 def page() -> str:
@@ -36,24 +43,18 @@ def page() -> str:
 def _section(card: Card) -> str:
     lines = [f'<a id="{card.key}"></a>\n### {card.name}: `ub.{card.family}.{card.key}`\n', f"{card.shows}\n"]
     if (FIGURES / f"{card.key}.png").is_file():
-        lines.append(f"![{card.name} of digits](pictures/methods/{card.key}.png)\n")
+        lines.append(f"![{card.name}: {_alt(card)}](pictures/methods/{card.key}.png)\n")
     lines.append(f"*It does not show:* {card.does_not_show}\n")
-    lines += [f"- {title}: {text}" for title, text in _facts(card).items() if text]
+    lines += [f"- {title}: {text}" for title, text in card_notes(card).items()]
     lines.append(f"\n| setting | kind | default | range | meaning |\n|---|---|---|---|---|\n{_settings(card)}\n")
-    if card.exempt:
-        lines.append("Contracts that do not apply: " + "; ".join(f"{k} ({v})" for k, v in card.exempt.items()) + ".\n")
+    if example := docstring_section(card, "Example"):
+        lines.append(f"```pycon\n{example}\n```\n")
     return "\n".join(lines)
 
 
-def _facts(card: Card) -> dict[str, str]:
-    return {
-        "Source": card.source,
-        "Needs": "; ".join(NEEDS[need] for need in card.needs),
-        "Gives": RETURNS[card.returns],
-        "Keeps exactly": "; ".join(f"{axiom} ({AXIOMS[axiom]})" for axiom in card.axioms),
-        "Norms": ", ".join(card.norms),
-        "Model runs per input": f"about {card.n_runs():,.0f}",
-    }
+def _alt(card: Card) -> str:
+    """What the figure shows, for those who do not see it."""
+    return f"{RETURNS[card.returns]}, for the digits model".replace("[", "").replace("]", "")
 
 
 def _settings(card: Card) -> str:
@@ -68,34 +69,112 @@ def _cells(setting: Setting) -> tuple[str, ...]:
     )
 
 
-def draw_figures() -> None:
-    """The first figure of each card's example on the digits model, as PNG files."""
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+DIGITS = (0, 1, 3, 8)  # the first test image of each
+N_EXAMPLES = {"tsne": 600, "smoothed": 100, "corruptions": 200}  # where four examples show little
+N_ATTACKED = 2
+N_DATA = 600  # examples that a method's `data` are
+COARSE_SETTINGS = (
+    "steps", "n_samples", "queries", "restarts", "k", "window", "stride", "segments", "cells", "n_searches", "layers",
+    "binary_search_steps", "initial_num_evals", "n0", "n", "n_bins", "severities", "layers_a", "layers_b",
+)  # fmt: skip
+"""What examples set to small values to be quick; figures are made with the defaults."""
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "receptive_field": {"layer": "conv2"},
+    "projections": {"layer": "conv2"},
+    "inversion": {"layer": "conv2"},
+    "inversions": {"layers": ["conv1", "conv2", "fc1"]},
+    "grad_cam": {"target": None},
+    "guided_grad_cam": {"target": None},
+    "fooling": {"target": [0, 1, 2, 3, 4]},
+    "cka": {"layers_a": ["conv1", "conv2", "fc1", "fc2"], "layers_b": ["conv1", "conv2", "fc1", "fc2"]},
+    "ablation": {"layer": "fc1", "units": None},
+    "patching": {"layers": ["conv1", "conv2", "fc1", "fc2"]},
+}
+"""Arguments in place of an example's, which are there to be run on every model."""
+
+
+def draw_figures(names: Sequence[str] = ()) -> None:
+    """The first figure of each card's example on the digits model, or of those named, as PNG files."""
     import torch
 
     import unboxed as ub
+    from unboxed.atomic_write import write_bytes
     from unboxed.errors import UnboxedError
-    from unboxed.plots.figures import figures
-    from unboxed.plots.files import as_image, save
+    from unboxed.plots import figures
 
     torch.set_num_threads(1)
     box = ub.Box(*ub.zoo.load("digits-cnn"))
-    x, y = ub.data.digits("test").first(4)
-    FIGURES.mkdir(parents=True, exist_ok=True)
+    data = ub.data.digits("test").first(N_DATA)
     for card in cards():
+        if names and card.key not in names:
+            continue
+        x, y = _examples(card, data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                images = figures(card.example(card.method, box, x, y), box)
+                call, given = _Call(card, data), (x, y) if "x" in card.settings else None
+                images = figures(card.example(call, box, x, y), box, data=data if call.has_data else given)
             except UnboxedError as error:
                 print(f"{card.key}: {error}")
                 continue
         if images:
-            image = as_image(next(iter(images.values())))
-            image.thumbnail((WIDTH_PIXELS, 4 * WIDTH_PIXELS))
-            save(image, FIGURES / f"{card.key}.png")
+            write_bytes(FIGURES / f"{card.key}.png", small_png(next(iter(images.values()))))
+
+
+def _examples(card: Card, data: Any) -> tuple[Any, Any]:
+    x, y = data
+    if card.key in N_EXAMPLES:
+        return x[: N_EXAMPLES[card.key]], y[: N_EXAMPLES[card.key]]
+    rows = [int((y == k).nonzero()[0]) for k in DIGITS]
+    rows = rows[:N_ATTACKED] if card.family == "adversarial" and card.returns == "adversarial" else rows
+    return x[rows], y[rows]
+
+
+class _Call:
+    """A method as an example calls it, but with its defaults where the example is coarse, and with more data."""
+
+    def __init__(self, card: Card, data: Any) -> None:
+        self.card, self.data, self.has_data = card, data, False
+        self.__name__ = card.key
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        settings = {name: value for name, value in kwargs.items() if name not in COARSE_SETTINGS}
+        call = inspect.signature(self.card.method).bind(*args, **settings)
+        if "data" in call.arguments:
+            self.has_data = True
+            call.arguments["data"] = self.data if isinstance(call.arguments["data"], tuple) else self.data[0]
+        call.arguments |= ARGUMENTS.get(self.card.key, {})
+        return self.card.method(*call.args, **call.kwargs)
+
+
+def small_png(image: Image.Image) -> bytes:
+    """A figure as a file of at most MAX_BYTES: cut below a whole row where it is tall, with fewer colors if need be."""
+    from unboxed.plots import png_bytes
+
+    image = image.convert("RGB")
+    if image.width > WIDTH_PIXELS:
+        image = image.resize((WIDTH_PIXELS, round(image.height * WIDTH_PIXELS / image.width)), Image.Resampling.LANCZOS)
+    if image.height > MAX_HEIGHT_PIXELS:
+        blank = [top for top in range(MAX_HEIGHT_PIXELS // 2, MAX_HEIGHT_PIXELS) if _is_blank(image, top)]
+        image = image.crop((0, 0, image.width, blank[-1] if blank else MAX_HEIGHT_PIXELS))
+    content = png_bytes(image)
+    for n_colors in (256, 64, 16):
+        if len(content) <= MAX_BYTES:
+            return content
+        content = png_bytes(image.quantize(n_colors, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+    half = (image.width // 2, image.height // 2)
+    return content if len(content) <= MAX_BYTES else png_bytes(image.resize(half, Image.Resampling.LANCZOS))
+
+
+def _is_blank(image: Image.Image, top: int, height: int = 12) -> bool:
+    return image.crop((0, top - height, image.width, top)).getextrema() == ((255, 255),) * 3
 
 
 if __name__ == "__main__":
     if "--figures" in sys.argv:
-        draw_figures()
+        draw_figures([name for name in sys.argv[1:] if name != "--figures"])
     PAGE.write_text(page(), encoding="utf-8")

@@ -121,7 +121,7 @@ def test_one_scale_for_all_nets() -> None:
     """The same value has the same color in every column, and the largest of all the strongest."""
     shown = drawn.colored_panels({"a": images(1.0, -2.0), "b": images(1.0, 4.0)})
     assert shown.bar is not None
-    assert (shown.bar.kind, shown.bar.scale) == ("signed", 4.0)
+    assert (shown.bar.kind, shown.bar.vmax) == ("signed", 4.0)
     a, b = shown.images["a"], shown.images["b"]
     assert np.array_equal(a[0], b[0])
     assert np.array_equal(b[1][0, 0], colors.SIGNED_TABLE[-1])
@@ -146,13 +146,13 @@ def test_sheets() -> None:
 
 def test_a_heatmap_has_a_cell_for_each_pair() -> None:
     found = cka(box(0), box(1), torch.rand(12, 1, 8, 8))
-    picture = drawn.matrix_plot(found.cka, found.layers_a, found.layers_b, ("a", "b"))
+    picture = drawn.cka_plot(found.cka, found.layers_a, found.layers_b, ("a", "b"))
     assert picture.width > 4 * 20
-    plain = drawn.matrix_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
+    plain = drawn.cka_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
     levels = np.asarray(plain)
     for color in (colors.MAGNITUDE_TABLE[-1], colors.MAGNITUDE_TABLE[0]):
         assert (levels == color).all(-1).sum() > 100
-    undefined = drawn.matrix_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
+    undefined = drawn.cka_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
     assert (np.asarray(undefined) == 128).all(-1).any()
 
 

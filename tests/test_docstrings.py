@@ -13,8 +13,8 @@ from unboxed.cards import FAMILIES
 from unboxed.settings import settings_of
 
 COVERED = (
-    "activations", "attribution", "box", "checks", "comparing", "data", "inputs", "loading", "objectives", "robustness",
-    "synthesis", "testing", "training", "zoo",
+    "activations", "adversarial", "attribution", "box", "checks", "comparing", "data", "inputs", "loading",
+    "objectives", "plots", "report", "robustness", "synthesis", "testing", "training", "zoo",
 )  # fmt: skip
 """The packages whose docstrings are complete; `MISSES_OF` can be asked about all in NAMESPACES."""
 

@@ -17,7 +17,7 @@ from torch import nn
 import unboxed as ub
 from unboxed.activations import tsne
 from unboxed.errors import InputError
-from unboxed.plots import map as drawn
+from unboxed.plots import embedding as drawn
 from unboxed.plots.projector import projector
 from unboxed.report import map as section
 from unboxed.report import report
@@ -211,5 +211,5 @@ def test_wide_images_and_maps_and_bad_input(tmp_path: Path) -> None:
     for bad in (torch.zeros(3), torch.zeros(0, 2), {}, {"a": torch.zeros(3, 2), "b": torch.zeros(4, 2)}):
         with pytest.raises(InputError):
             projector(bad, tmp_path)
-    with pytest.raises(InputError, match="one a point"):
+    with pytest.raises(InputError, match="one label per point"):
         projector(torch.zeros(3, 2), tmp_path, labels=torch.zeros(4))

@@ -70,7 +70,7 @@ def forwards(c: MethodCase) -> list[int]:
 
 
 @pytest.mark.parametrize(("how", "looks"), [({}, 1 + 5), ({"restarts": 3}, 1 + 15), ({"n_targets": 9}, 2 + 15)])
-def test_looks_are_counted(how: dict[str, Any], looks: int) -> None:
+def test_queries_are_counted(how: dict[str, Any], looks: int) -> None:
     """One look at the original; a run of four steps has five; targets= ranks the classes by one more."""
     c = make_case("plain")
     seen = forwards(c)
@@ -83,7 +83,7 @@ def test_looks_are_counted(how: dict[str, Any], looks: int) -> None:
     assert got.queries.tolist() == [looks, looks, 1]
 
 
-def test_fooled_rows_leave() -> None:
+def test_fooled_rows_are_dropped() -> None:
     c = make_case("plain")
     seen = forwards(c)
     got = apgd(c.box, c.x, c.y, eps=0.5, steps=50, restarts=3)
@@ -92,7 +92,7 @@ def test_fooled_rows_leave() -> None:
     assert sum(seen) == int(got.queries.sum())
 
 
-def test_restarts_never_lose() -> None:
+def test_restarts_are_never_worse() -> None:
     c = make_case("plain", torch.float64, n=8)
     y = c.box.predict(c.x)
     for eps in (0.02, 0.05, 0.1):
@@ -100,7 +100,7 @@ def test_restarts_never_lose() -> None:
         assert (two | ~one).all()
 
 
-def test_a_target_is_become() -> None:
+def test_targeted() -> None:
     c = make_case("plain")
     target = (c.box.predict(c.x) + 1) % 4
     got = apgd(c.box, c.x, target=target, eps=0.5, steps=40)
@@ -108,7 +108,7 @@ def test_a_target_is_become() -> None:
     assert torch.equal(got.success, c.box.predict(got.images) == target)
 
 
-def test_an_objective_is_raised() -> None:
+def test_objective() -> None:
     c = make_case("plain")
     wanted = ub.channel("conv2", 1) - 0.3
     got = apgd(c.box, c.x, objective=wanted, eps=0.4, steps=10)
@@ -116,7 +116,7 @@ def test_an_objective_is_raised() -> None:
     assert torch.equal(got.success, score > 0)
 
 
-def test_a_failure_gives_its_best_try() -> None:
+def test_a_failure_returns_its_best_image() -> None:
     """Nearer to fooling than the original, and with more steps no farther."""
     c = make_case("plain", torch.float64)
     margins = list[Tensor]()
@@ -138,7 +138,7 @@ def test_a_ball_in_place_of_eps() -> None:
         assert one.norm == two.norm == norm
 
 
-def test_who_halves_the_step() -> None:
+def test_which_rows_halve_the_step_size() -> None:
     """Row 0 rose often; 1 too seldom; 2 did not pass its best of the last checkpoint; nor did 3, but it halved then."""
     c = make_case("plain", n=4)
     run = _APGD(AttackState(c.box, c.x, c.y, norm=Linf(0.1)), Linf(0.1), None, 10)
@@ -179,7 +179,7 @@ def test_checkpoints_are_the_papers() -> None:
         ({"y": None}, "correct classes"),
     ],
 )
-def test_refusals(settings: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     c = make_case("plain")
     given = {"x": c.x, "y": c.y, "eps": 0.1, "steps": 2, **settings}
     with pytest.raises(InputError, match=said):

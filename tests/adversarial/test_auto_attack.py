@@ -34,7 +34,7 @@ def wide(n: int = 9, model: str = "plain") -> MethodCase:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("linf", 0.08), ("l2", 0.1), ("l2", 0.6)])
-def test_the_stages(norm: str, eps: float) -> None:
+def test_stages(norm: str, eps: float) -> None:
     """Each attacks what the last left; an image beyond eps, as FAB finds them too, is no success."""
     c, told = wide(), list[tuple[str, int]]()
     got = auto_attack(c.box, c.x, c.y, **{**SMALL, "eps": eps}, norm=norm, callback=lambda *said: told.append(said))
@@ -53,14 +53,14 @@ def test_the_stages(norm: str, eps: float) -> None:
     assert int(got.queries[-1]) == 1
 
 
-def test_some_fall_and_some_stand() -> None:
+def test_some_examples_are_robust() -> None:
     """So that what the other tests see is not empty."""
     got = auto_attack(wide().box, wide().x, wide().y, **SMALL)
     left = [int(stood.sum()) for stood in got.robust_after.values()]
     assert 0 < left[-1] <= left[0] < 8
 
 
-def test_survivors_pay_for_all_four() -> None:
+def test_robust_examples_take_the_queries_of_all_four() -> None:
     """The original; APGD's 5 looks; the ranking and 3 times 5; FAB's own; Square's 12."""
     c = wide(3)
     got = auto_attack(c.box, c.x[:1], c.y[:1], **{**SMALL, "eps": 1e-5})
@@ -69,7 +69,7 @@ def test_survivors_pay_for_all_four() -> None:
     assert int(got.queries) == 1 + 5 + (1 + 3 * 5) + (int(alone.queries) - 1) + 12
 
 
-def test_as_its_parts_alone() -> None:
+def test_equals_its_attacks_run_separately() -> None:
     """What the first stage leaves is what APGD leaves, and no row falls to a part alone that stands here."""
     c = wide()
     got = auto_attack(c.box, c.x, c.y, **SMALL)
@@ -96,7 +96,7 @@ class Dies:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_a_run_goes_on_where_it_ended(error: type[BaseException], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_checkpoint_resumes_the_run(error: type[BaseException], tmp_path: Path, monkeypatch: Any) -> None:
     """Ended anywhere, by Ctrl-C or by an error, and called again with its checkpoint: the very same result."""
     monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_CHUNK_ROWS", 3)
     whole = auto_attack(wide().box, wide().x, wide().y, **SMALL)
@@ -124,7 +124,7 @@ def attempted(c: MethodCase, file: Path) -> AutoAdversarial | None:
         return None
 
 
-def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     c, file = wide(), tmp_path / "auto.pt"
     done = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
     dies = Dies(c.box.model, ValueError)
@@ -179,7 +179,9 @@ def beyond(numbers: float) -> Objective:
         (dense(), {"objective": Objective(lambda acts: acts["logits"][:, 3] + 100, END, "own")}, "goal"),
     ],
 )
-def test_a_checkpoint_is_of_one_question(box: ub.Box, other: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(
+    box: ub.Box, other: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     """The same weights and the same name of the objective, and another answer."""
     own = other.get("objective")
     goal = {"y": 0} if own is None else {"objective": beyond(30.0) if own.name != "own" else OWN}
@@ -246,7 +248,7 @@ def test_few_classes(classes: int) -> None:
     assert torch.equal(box.predict(got.images) != box.predict(x), got.success)
 
 
-def test_a_target_is_become() -> None:
+def test_targeted() -> None:
     c = wide()
     target = (c.box.predict(c.x) + 1) % 4
     got = auto_attack(c.box, c.x, target=target, **{**SMALL, "eps": 0.3, "steps": 20})
@@ -255,7 +257,7 @@ def test_a_target_is_become() -> None:
     assert torch.equal(c.box.predict(got.images) == target, got.success)
 
 
-def test_an_objective_is_raised() -> None:
+def test_objective() -> None:
     c = wide()
     got = auto_attack(c.box, c.x, objective=ub.channel("conv2", 1) - 0.3, **{**SMALL, "eps": 0.4})
     assert list(got.robust_after) == ["apgd-ce", "fab-t", "square"]
@@ -263,7 +265,7 @@ def test_an_objective_is_raised() -> None:
     assert torch.equal(got.success, score > 0)
 
 
-def test_rows_of_features_have_no_squares() -> None:
+def test_features_are_refused() -> None:
     layer = nn.Linear(5, 4)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
@@ -282,7 +284,7 @@ def test_rows_of_features_have_no_squares() -> None:
         ({"eps": 9.0}, "9/255"),
     ],
 )
-def test_refusals(settings: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     c = make_case("plain")
     with pytest.raises(InputError, match=said):
         auto_attack(c.box, c.x, c.y, **{**SMALL, **settings})

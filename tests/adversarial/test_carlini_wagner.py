@@ -15,11 +15,11 @@ from adversarial.test_deepfool import digits, linear, peer, to_boundaries
 from unboxed.adversarial import carlini_wagner
 from unboxed.errors import InputError
 
-searching = sys.modules["unboxed.adversarial.carlini_wagner"]  # the package's name is the function's
+CWDescent = sys.modules["unboxed.adversarial.carlini_wagner"].CWDescent  # the package's attribute is the function
 QUICK = {"steps": 150, "binary_search_steps": 3}
 
 
-def test_the_least_distance_to_a_linear_boundary() -> None:
+def test_minimal_distance_to_a_linear_boundary() -> None:
     box, x, y, last = linear(classes=2)
     made = carlini_wagner(box, x, y, **QUICK)
     assert made.success.all()
@@ -28,7 +28,7 @@ def test_the_least_distance_to_a_linear_boundary() -> None:
     assert ((made.distance >= least) & (made.distance <= 1.02 * least)).all()
 
 
-def test_the_least_distance_by_a_margin() -> None:
+def test_minimal_distance_with_a_margin() -> None:
     box, x, y, last = linear(classes=2)
     made = carlini_wagner(box, x, y, kappa=4.0, **QUICK)
     gap = box(made.images).gather(1, (1 - y)[:, None]) - box(made.images).gather(1, y[:, None])
@@ -39,7 +39,7 @@ def test_the_least_distance_by_a_margin() -> None:
     assert ((made.distance >= least) & (made.distance <= 1.02 * least)).all()
 
 
-def test_pixels_at_the_ends_of_the_range_move() -> None:
+def test_pixels_at_the_bounds_move() -> None:
     """Black and white images, for which the paper's variable is infinite: the least distance is reached from there."""
     torch.manual_seed(0)
     last = nn.Linear(36, 2).requires_grad_(False).double()
@@ -109,11 +109,11 @@ def test_each_row_halves_its_own_interval(first: float, monkeypatch: pytest.Monk
     enough = torch.logspace(-2, 1, len(x), dtype=torch.float64)
     tried: list[Tensor] = []
 
-    def descend(attempt: Any, search: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        tried.append(search.c.double().clone())
-        return search.start_w, search.c >= enough[search.rows]
+    def run(descent: Any, c: Tensor) -> Tensor:
+        tried.append(c.double().clone())
+        return c >= enough[descent.rows]
 
-    monkeypatch.setattr(searching, "_descend", descend)
+    monkeypatch.setattr(CWDescent, "run", run)
     carlini_wagner(box, x, y, initial_c=first, binary_search_steps=20)
     for i, least in enumerate(enough.tolist()):
         row = [float(c[i]) for c in tried]
@@ -121,29 +121,29 @@ def test_each_row_halves_its_own_interval(first: float, monkeypatch: pytest.Monk
         assert row[-1] == pytest.approx(least, rel=0.02)
 
 
-def test_the_search_goes_by_what_the_descents_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_uses_the_success_of_each_descent(monkeypatch: pytest.MonkeyPatch) -> None:
     box, x, y, _ = linear(classes=2)
-    tried, said = [], []
-    descend = searching._descend
+    tried, successes = [], []
+    original_run = CWDescent.run
 
-    def noted(attempt: Any, search: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        w, found = descend(attempt, search, *args)
-        tried.append(search.c.clone())
-        said.append(found.clone())
-        return w, found
+    def run(descent: Any, c: Tensor) -> Tensor:
+        success: Tensor = original_run(descent, c)
+        tried.append(c.clone())
+        successes.append(success.clone())
+        return success
 
-    monkeypatch.setattr(searching, "_descend", noted)
+    monkeypatch.setattr(CWDescent, "run", run)
     made = carlini_wagner(box, x, y, initial_c=1e-3, steps=60, binary_search_steps=7, early_stop=False)
     assert made.success.all()
     for i in range(len(x)):
-        row, found = [float(c[i]) for c in tried], [bool(f[i]) for f in said]
+        row, found = [float(c[i]) for c in tried], [bool(f[i]) for f in successes]
         assert True in found
         assert False in found
         assert row == pytest.approx(searched(1e-3, found[:-1]), rel=1e-6)
 
 
 @pytest.mark.parametrize("what", ["target", "objective"])
-def test_it_becomes_what_was_asked(what: str) -> None:
+def test_target_and_objective(what: str) -> None:
     box, x, y = digits(4)
     more = {"target": (y + 1) % 10} if what == "target" else {"objective": ub.logit(3) - ub.logit(5) - 2}
     made = carlini_wagner(box, x, **more, **QUICK)
@@ -165,8 +165,8 @@ def test_no_weaker_than_foolbox() -> None:
     assert made.distance.median() <= d.median()
 
 
-def test_rows_that_get_no_nearer_leave() -> None:
-    """Kept going, each row uses all of its steps: one look at the original, one for the first c."""
+def test_early_stop_drops_rows_whose_loss_stalls() -> None:
+    """With early_stop=False, each row uses all of its steps, besides two queries for the original."""
     box, x, y, _ = linear()
     quick = carlini_wagner(box, x, y, **QUICK)
     whole = carlini_wagner(box, x, y, **QUICK, early_stop=False)

@@ -54,7 +54,7 @@ def halves(n: int = 6) -> tuple[MethodCase, Tensor]:
 
 
 @pytest.mark.parametrize(("attack", "norm", "within"), [(hop, "l2", 1.06), (hop, "linf", 1.15), (walk, "l2", 1.25)])
-def test_comes_as_near_as_the_plane_is(attack: Any, norm: str, within: float) -> None:
+def test_reaches_the_distance_of_a_linear_boundary(attack: Any, norm: str, within: float) -> None:
     """Without a gradient, to within some percent of the closed form |w.x - b| / |w| of the dual norm, never nearer."""
     c, far = halves()
     far = far if norm == "l2" else far / c.box.model.w.detach().abs().sum()
@@ -80,7 +80,7 @@ def test_never_more_than_the_budget(attack: Any, queries: int) -> None:
 
 @both
 @pytest.mark.parametrize("queries", [12, 21, 34, 55])
-def test_each_row_keeps_its_budget(attack: Any, queries: int) -> None:
+def test_each_row_has_its_own_budget(attack: Any, queries: int) -> None:
     """Rows spend theirs at different paces, some on the way to a start that others found at once."""
     c, _ = halves()
     more = {"initial_num_evals": 5} if attack is hop else {}
@@ -90,7 +90,7 @@ def test_each_row_keeps_its_budget(attack: Any, queries: int) -> None:
 
 @both
 @pytest.mark.parametrize("model", ["batchnorm_on_batch_statistics", "plain"])
-def test_rows_that_mix_keep_the_budget_too(attack: Any, model: str) -> None:
+def test_batch_dependent_models_keep_the_budget(attack: Any, model: str) -> None:
     c = make_case(model)
     made = attack(c.box, c.x, c.y, queries=50)
     together = int(c.box.batch_dependent)  # the last look, at all of them as they end
@@ -98,7 +98,7 @@ def test_rows_that_mix_keep_the_budget_too(attack: Any, model: str) -> None:
 
 
 @both
-def test_rows_that_are_done_leave(attack: Any) -> None:
+def test_finished_rows_are_dropped(attack: Any) -> None:
     c, far = halves()
     whole = attack(c.box, c.x, c.y, queries=200)
     eps = 1.5 * float(far.median())
@@ -112,7 +112,7 @@ def test_rows_that_are_done_leave(attack: Any) -> None:
 
 
 @both
-def test_what_is_fooled_already_is_asked_once(attack: Any) -> None:
+def test_initially_misclassified_takes_one_query(attack: Any) -> None:
     c, _ = halves()
     c.y[2] = 1 - c.y[2]
     made = attack(c.box, c.x, c.y, queries=60)
@@ -122,7 +122,7 @@ def test_what_is_fooled_already_is_asked_once(attack: Any) -> None:
 
 
 @both
-def test_a_target_needs_starts(attack: Any) -> None:
+def test_a_target_needs_starting_images(attack: Any) -> None:
     c = make_case("plain")
     with pytest.raises(InputError, match="starts="):
         attack(c.box, c.x, c.y, target=1, queries=50)
@@ -132,7 +132,7 @@ def test_a_target_needs_starts(attack: Any) -> None:
     assert (c.box.predict(made.images) == 1).all()
 
 
-def test_the_nearest_start_that_fools_is_taken() -> None:
+def test_the_nearest_adversarial_start_is_used() -> None:
     c = make_case("plain", torch.float64)
     pool = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     attempt = AttackState(c.box, c.x[:2], c.y[:2], norm=unbounded_ball("l2"))
@@ -143,7 +143,7 @@ def test_the_nearest_start_that_fools_is_taken() -> None:
 
 
 @both
-def test_starts_that_do_not_fool_are_told(attack: Any) -> None:
+def test_starts_that_are_not_adversarial_are_warned_of(attack: Any) -> None:
     c, _ = halves()
     with pytest.warns(UnboxedWarning, match="starts"):
         made = attack(c.box, c.x, c.y, starts=c.x[:1], queries=30)
@@ -152,7 +152,7 @@ def test_starts_that_do_not_fool_are_told(attack: Any) -> None:
     assert torch.equal(made.images[same], c.x[same])
 
 
-def test_no_start_at_all_is_told() -> None:
+def test_without_any_start_there_is_a_warning() -> None:
     class Sure(Halves):
         def forward(self, x: Tensor) -> Tensor:
             return torch.tensor([[1.0, 0.0]], dtype=x.dtype).expand(len(x), 2) + 0 * self.b.detach()
@@ -165,7 +165,7 @@ def test_no_start_at_all_is_told() -> None:
 
 
 @both
-def test_interrupted_it_keeps_what_it_has(attack: Any) -> None:
+def test_an_interrupted_attack_keeps_its_images(attack: Any) -> None:
     c, _ = halves()
     calls = 0
 
@@ -202,7 +202,7 @@ def test_features_and_objectives(attack: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_direction_is_that_of_equation_16(norm: str) -> None:
+def test_direction_equals_equation_16(norm: str) -> None:
     c, _ = halves(2)
     z, radius, many = 1 - c.x, torch.tensor([0.5, 0.8]).double(), torch.tensor([9, 14])
     attempt = AttackState(c.box, c.x, c.y, norm=unbounded_ball(norm))
@@ -278,7 +278,7 @@ def peers(attack: Any, n: int = 6) -> tuple[ub.Box, Tensor, Tensor, Tensor, int]
     ("attack", "peer"),
     [(hop, fb.attacks.HopSkipJumpAttack(steps=4)), (walk, fb.attacks.BoundaryAttack(steps=250))],
 )
-def test_no_weaker_than_the_peer_at_as_many_queries(attack: Any, peer: Any) -> None:
+def test_no_weaker_than_foolbox_at_equal_queries(attack: Any, peer: Any) -> None:
     box, x, y, far, queries = peers(peer)
     made = attack(box, x, y, queries=queries)
     assert made.success.all()

@@ -51,7 +51,7 @@ def peer(box: ub.Box) -> tuple[Any, Any]:
 
 @each_norm
 @pytest.mark.parametrize("more", [{}, {"return_rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}])
-def test_the_least_distance_to_a_linear_boundary(norm: str, more: dict[str, Any]) -> None:
+def test_minimal_distance_to_a_linear_boundary(norm: str, more: dict[str, Any]) -> None:
     box, x, y, last = linear()
     made = deepfool(box, x, y, norm=norm, **more)
     assert made.success.all()
@@ -61,7 +61,7 @@ def test_the_least_distance_to_a_linear_boundary(norm: str, more: dict[str, Any]
 
 
 @each_norm
-def test_the_least_distance_to_one_class(norm: str) -> None:
+def test_minimal_distance_to_one_class(norm: str) -> None:
     box, x, y, last = linear(classes=2)
     made = deepfool(box, x, norm=norm, target=1 - y)
     assert (box.predict(made.images) == 1 - y).all()
@@ -70,7 +70,7 @@ def test_the_least_distance_to_one_class(norm: str) -> None:
 
 
 @each_norm
-def test_the_least_distance_to_an_objectives_zero(norm: str) -> None:
+def test_minimal_distance_to_the_zero_of_an_objective(norm: str) -> None:
     box, x, _, last = linear()
     made = deepfool(box, x, norm=norm, objective=ub.logit(2) - 3)
     asked = ~made.initially_misclassified
@@ -82,7 +82,7 @@ def test_the_least_distance_to_an_objectives_zero(norm: str) -> None:
 
 
 @each_norm
-def test_pixels_at_the_ends_of_the_range_do_not_stop_it(norm: str) -> None:
+def test_pixels_at_the_bounds_do_not_stop_it(norm: str) -> None:
     """Black and white images: half of the pixels can't go where the gradient points, and cost nothing."""
     torch.manual_seed(0)
     last = nn.Linear(36, 2).requires_grad_(False).double()
@@ -117,7 +117,7 @@ def test_a_boundary_outside_of_the_range_is_no_success() -> None:
     assert (made.queries < 10).all()
 
 
-def test_a_net_that_says_nothing_is_left_alone() -> None:
+def test_a_constant_model_changes_nothing() -> None:
     """No gradient at all: the row leaves after its first step."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU()).requires_grad_(False)
     model[1].weight *= 0
@@ -140,7 +140,7 @@ def test_no_weaker_than_foolbox(norm: str, theirs: str) -> None:
     assert made.distance.median() <= d.median()
 
 
-def test_rounds_lead_nearer() -> None:
+def test_return_rounds_reduce_the_distance() -> None:
     box, x, y = digits()
     none, two, many = (deepfool(box, x, y, return_rounds=n) for n in (0, 2, 6))
     assert (two.distance <= none.distance + 1e-6).all()
@@ -149,7 +149,7 @@ def test_rounds_lead_nearer() -> None:
     assert (two.queries >= none.queries).all()
 
 
-def test_fewer_candidates_ask_as_often_and_fool_too() -> None:
+def test_fewer_candidates_take_equal_queries() -> None:
     box, x, y = digits(8)
     for k in (2, 3, 10, 99):
         made = deepfool(box, x, y, candidates=k)
@@ -157,7 +157,7 @@ def test_fewer_candidates_ask_as_often_and_fool_too() -> None:
         assert (box.predict(made.images) != y).all()
 
 
-def test_beyond_eps_is_no_success() -> None:
+def test_farther_than_eps_is_no_success() -> None:
     box, x, y = digits()
     free = deepfool(box, x, y)
     eps = float(free.distance[~free.initially_misclassified].median())
@@ -166,7 +166,7 @@ def test_beyond_eps_is_no_success() -> None:
     assert torch.equal(made.images[~made.success], x[~made.success])
 
 
-def test_what_is_fooled_already_is_not_asked_again() -> None:
+def test_initially_misclassified_is_not_queried_again() -> None:
     box, x, y = digits(4)
     y[0] = (y[0] + 1) % 10
     made = deepfool(box, x, y)

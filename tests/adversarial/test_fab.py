@@ -29,7 +29,7 @@ def to_boundaries(last: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
 
 @each_norm
 @pytest.mark.parametrize("settings", [{}, {"n_targets": 3}])
-def test_the_least_distance_to_a_linear_boundary(norm: str, settings: dict[str, Any]) -> None:
+def test_minimal_distance_to_a_linear_boundary(norm: str, settings: dict[str, Any]) -> None:
     box, x, y, last = near_a_boundary(4, 12)
     found = fab(box, x, y, norm=norm, steps=10, **settings)
     assert found.success.all()
@@ -39,14 +39,14 @@ def test_the_least_distance_to_a_linear_boundary(norm: str, settings: dict[str, 
 
 
 @each_norm
-def test_the_least_distance_to_a_class(norm: str) -> None:
+def test_minimal_distance_to_a_class(norm: str) -> None:
     box, x, y, last = near_a_boundary(2, 12)
     found = fab(box, x, target=1 - y, norm=norm, steps=10)
     assert (box.predict(found.images) == 1 - y).all()
     assert torch.allclose(found.distance, to_boundaries(last, x, y, norm).amin(1), rtol=5e-3)
 
 
-def test_an_objective_is_raised_above_zero() -> None:
+def test_objective_above_zero() -> None:
     box, x, _, last = near_a_boundary(4, 12)
     found = fab(box, x, objective=ub.logit(2) - 3.0, norm="l2", steps=10)
     assert (box(found.images)[:, 2] > 3).all()
@@ -55,7 +55,7 @@ def test_an_objective_is_raised_above_zero() -> None:
     assert torch.equal(found.initially_misclassified, away == 0)
 
 
-def test_where_the_box_holds_pixels_back() -> None:
+def test_pixels_that_stop_at_the_bounds() -> None:
     """Images of black and white: a linear program knows the least L-inf distance."""
     box, x, _, last = near_a_boundary(2, 12, scale=1.0)
     x = (x > 0.5).double()
@@ -73,7 +73,7 @@ def test_where_the_box_holds_pixels_back() -> None:
 
 
 @each_norm
-def test_inside_the_range_and_what_it_says(norm: str) -> None:
+def test_images_are_valid_and_the_result_is_true(norm: str) -> None:
     box, x, y = curved(10)
     found = fab(box, x, y, norm=norm, steps=20)
     assert found.success.float().mean() >= 0.7
@@ -98,7 +98,7 @@ def folded() -> tuple[ub.Box, Tensor, Tensor]:
 
 
 @each_norm
-def test_more_runs_are_never_worse(norm: str) -> None:
+def test_more_restarts_are_never_worse(norm: str) -> None:
     box, x, y = folded()
     runs = [fab(box, x, y, norm=norm, steps=2, restarts=k, seed=2) for k in (1, 2, 5)]
     far = [torch.where(r.success, r.distance, torch.inf) for r in runs]
@@ -108,7 +108,7 @@ def test_more_runs_are_never_worse(norm: str) -> None:
 
 
 @each_norm
-def test_restarts_are_drawn_by_seed_and_row(norm: str) -> None:
+def test_random_starts_depend_on_seed_and_row(norm: str) -> None:
     like = torch.zeros(3, 40).double()
     rows = torch.tensor([4, 5, 9])
     drawn = random_direction(norm, like, rows, 0, 1)
@@ -119,14 +119,14 @@ def test_restarts_are_drawn_by_seed_and_row(norm: str) -> None:
         assert not torch.allclose(drawn, other)
 
 
-def test_another_seed_starts_elsewhere() -> None:
+def test_another_seed_gives_another_start() -> None:
     box, x, y = folded()
     made = [fab(box, x, y, norm="l2", steps=2, restarts=5, seed=s).images for s in (0, 0, 1)]
     assert torch.equal(made[0], made[1])
     assert not torch.allclose(made[0], made[2])
 
 
-def test_fooled_within_eps_is_enough() -> None:
+def test_early_stop_within_eps() -> None:
     box, x, y = curved(10)
     all_the_way = fab(box, x, y, norm="l2", n_targets=4, steps=15)
     eps = float(all_the_way.distance[all_the_way.success].median())
@@ -140,7 +140,7 @@ def test_fooled_within_eps_is_enough() -> None:
     assert (on.queries == all_the_way.queries).all()
 
 
-def test_rows_leave_in_the_midst_of_a_run() -> None:
+def test_rows_are_dropped_during_a_run() -> None:
     """On a linear model the second step crosses at the latest: a look at the original, and two a step."""
     box, x, y = near_a_boundary(4, 12)[:3]
     found = fab(box, x, y, norm="l2", eps=3.0, steps=30)

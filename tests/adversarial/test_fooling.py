@@ -23,7 +23,7 @@ def boxed(model: str = "plain", **more: Any) -> ub.Box:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_the_net_is_as_sure_as_it_says(how: str) -> None:
+def test_confidence_is_that_of_the_model(how: str) -> None:
     box = boxed()
     made = fooling(box, [2, 0, 2], algorithm=how, steps=6, n_children=9)
     assert made.targets.tolist() == [2, 0, 2]
@@ -37,7 +37,7 @@ def test_the_net_is_as_sure_as_it_says(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["evolution", "cppn"])
-def test_evolution_keeps_the_laws(how: str) -> None:
+def test_evolution_properties(how: str) -> None:
     """Same seed, same answer; another, another; splitting changes nothing; the elites never grow worse."""
     box = boxed()
     made = fooling(box, algorithm=how, steps=5, n_children=7)
@@ -53,7 +53,7 @@ def test_evolution_keeps_the_laws(how: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["color", "double", "batchnorm_in_train_mode", "dropout_always_on", "softmax"])
-def test_evolution_on_other_nets(model: str) -> None:
+def test_evolution_on_other_models(model: str) -> None:
     entry = awkward.get_model(model)
     made = fooling(
         ub.Box(entry.model, entry.inputs, **entry.box_settings), algorithm="evolution", steps=2, n_children=5
@@ -86,7 +86,7 @@ def archive_literally(box: ub.Box, children: int, generations: int) -> tuple[Ten
     return torch.stack([genome for _, genome in best]), torch.tensor([score for score, _ in best])
 
 
-def test_the_archive_against_a_literal_one() -> None:
+def test_archive_against_a_reference() -> None:
     box = boxed()
     made = fooling(box, algorithm="evolution", steps=6, n_children=10)
     genomes, scores = archive_literally(box, 10, 6)
@@ -94,7 +94,7 @@ def test_the_archive_against_a_literal_one() -> None:
     assert torch.allclose(made.confidence, scores.double().exp(), atol=1e-6)
 
 
-def test_an_elite_is_given_to_any_class_it_suits() -> None:
+def test_an_image_becomes_elite_of_every_class_it_improves() -> None:
     """One child, better for two classes than their elites are: it takes both places."""
     archive = evolution._EliteArchive(torch.zeros(3, 2), torch.tensor([-1.0, -2.0, -3.0]))
     archive.update_elites(
@@ -122,7 +122,7 @@ def test_a_tenth_of_the_pixels_mutate() -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_who_is_sure_is_left(how: str) -> None:
+def test_finished_classes_are_dropped(how: str) -> None:
     """With little confidence wanted nothing moves after the first look."""
     made = fooling(boxed(), algorithm=how, confidence=1e-6, steps=5, n_children=4)
     assert len(made.confidence_history) == 1
@@ -130,7 +130,7 @@ def test_who_is_sure_is_left(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_digits_of_nothing(how: str) -> None:
+def test_fooling_images_on_digits(how: str) -> None:
     """A model with 98 % of the test digits right is surer than 99 % of images that are none."""
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     steps = {"gradient": 60, "evolution": 200, "cppn": 30}[how]

@@ -56,7 +56,7 @@ def ours(f: Problem, z: Tensor, looks: int) -> LBFGSState:
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_least_value_is_scipys(name: str) -> None:
+def test_minimum_equals_scipys(name: str) -> None:
     f, start = PROBLEMS[name], torch.rand(N, D, generator=DRAW, dtype=torch.float64)
     found = ours(f, start, 400 if name == "a bent valley" else 120)
     assert torch.allclose(f(found.z), found.value)
@@ -71,7 +71,7 @@ def test_the_least_value_is_scipys(name: str) -> None:
         assert float(found.value[i]) <= peer.fun + 1e-6 * abs(peer.fun) + 1e-8
 
 
-def test_another_weight_is_known_without_a_look() -> None:
+def test_changing_c_needs_no_query() -> None:
     """The memory after c grew is what it would have been with that c all along."""
     f = PROBLEMS["a softmax"]
     g: Problem = lambda z: f(z) + 0.3 * ((z - FAR) ** 2).sum(1)  # noqa: E731
@@ -87,7 +87,7 @@ def test_another_weight_is_known_without_a_look() -> None:
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_the_least_distance_to_a_linear_boundary(targeted: bool) -> None:
+def test_minimal_distance_to_a_linear_boundary(targeted: bool) -> None:
     box, x, y, last = near_a_boundary(2, 8)
     found = lbfgs(box, x, target=1 - y, n_searches=14) if targeted else lbfgs(box, x, y, n_searches=14)
     assert torch.equal(box.predict(found.images), 1 - y)
@@ -96,7 +96,7 @@ def test_the_least_distance_to_a_linear_boundary(targeted: bool) -> None:
     assert ((found.distance >= least) & (found.distance <= 1.01 * least)).all()
 
 
-def test_where_the_box_holds_pixels_back() -> None:
+def test_pixels_that_stop_at_the_bounds() -> None:
     """Black and white images: a quadratic program knows the least distance."""
     box, x, _, last = near_a_boundary(2, 8)
     x = (x > 0.5).double()
@@ -121,7 +121,7 @@ def test_no_farther_than_fab() -> None:
     assert torch.equal(box.predict(mine.images) != y, mine.success)
 
 
-def test_targets_are_reached_and_cost_more() -> None:
+def test_targets_are_reached_at_larger_distances() -> None:
     box, x, y = curved(8)
     any_class = lbfgs(box, x, y)
     target = (y + 1) % 5
@@ -131,7 +131,7 @@ def test_targets_are_reached_and_cost_more() -> None:
     assert found.distance.mean() > any_class.distance.mean()
 
 
-def test_an_objective_is_raised_above_zero() -> None:
+def test_objective_above_zero() -> None:
     box, x, _, last = near_a_boundary(2, 8)
     found = lbfgs(box, x, objective=ub.logit(1) - 3.0, n_searches=14)
     assert (box(found.images)[:, 1] > 3).all()
@@ -139,7 +139,7 @@ def test_an_objective_is_raised_above_zero() -> None:
     assert torch.allclose(found.distance, away, rtol=0.01)
 
 
-def test_more_searches_come_nearer() -> None:
+def test_more_searches_reduce_the_distance() -> None:
     box, x, y = curved(8)
     far = [lbfgs(box, x, y, n_searches=k) for k in (2, 5, 12)]
     least = [torch.where(f.success, f.distance, torch.inf) for f in far]
@@ -148,7 +148,7 @@ def test_more_searches_come_nearer() -> None:
     assert (least[2] < least[0] * 0.99).any()
 
 
-def test_fooled_within_eps_is_enough() -> None:
+def test_early_stop_within_eps() -> None:
     box, x, y = curved(8)
     all_the_way = lbfgs(box, x, y)
     eps = float(all_the_way.distance.median()) * 1.01
@@ -160,7 +160,7 @@ def test_fooled_within_eps_is_enough() -> None:
     assert torch.equal(on.distance[on.success], all_the_way.distance[on.success])
 
 
-def test_queries_are_counted_and_rows_that_are_done_leave() -> None:
+def test_queries_are_counted_and_finished_rows_are_dropped() -> None:
     box, x, y = curved(8)
     y[0] = (y[0] + 1) % 5
     rows = list[int]()

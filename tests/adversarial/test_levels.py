@@ -91,7 +91,7 @@ def knapsack(box: ub.Box, x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("far", [0.002, 0.03])
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
-def test_on_a_linear_net_the_file_is_the_nearest_there_is(norm: str, far: float) -> None:
+def test_on_a_linear_model_the_image_is_the_nearest(norm: str, far: float) -> None:
     x = files(12)
     box = ub.Box(Linear(0, far=far), ub.Pixels(SHAPE))
     low, high = knapsack(box, x[box.predict(x) == 0], norm)
@@ -103,7 +103,7 @@ def test_on_a_linear_net_the_file_is_the_nearest_there_is(norm: str, far: float)
     assert (own <= (1.02 if norm == "l2" else 1.0) * high + 1e-6).all()
 
 
-def test_brute_force_finds_nothing_nearer() -> None:
+def test_brute_force_is_no_nearer() -> None:
     """Every file within three levels of an image of six values, where rounding noise is worst."""
     shape, moves = (1, 2, 3), torch.tensor(list(itertools.product(range(-3, 4), repeat=6)))
     x = torch.full((5, *shape), 128 / 255) + torch.arange(5).view(-1, 1, 1, 1) / 255
@@ -130,7 +130,7 @@ def test_rounding_alone_fails_where_the_search_does_not() -> None:
     assert result(attempt).success.all()
 
 
-def test_without_gradients_it_only_asks() -> None:
+def test_without_gradients_only_forward_passes() -> None:
     x = files(20)
     box = ub.Box(Linear(0, far=0.01), ub.Pixels(SHAPE))
     attempt, plain = (on_the_boundary(box, x, "l2") for _ in range(2))
@@ -140,7 +140,7 @@ def test_without_gradients_it_only_asks() -> None:
     assert (made.distance <= 2.0 * plain.distance + 2 / 255).all()
 
 
-def test_every_look_is_counted() -> None:
+def test_every_query_is_counted() -> None:
     x, seen = files(9), []
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
     attempt = on_the_boundary(box, x, "l2")
@@ -151,7 +151,7 @@ def test_every_look_is_counted() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
-def test_an_interruption_keeps_what_it_has(after: int) -> None:
+def test_an_interruption_keeps_the_images(after: int) -> None:
     x = files(20)
     box = ub.Box(Linear(0, far=0.01), ub.Pixels(SHAPE))
     attempt, whole = (on_the_boundary(box, x, "l2") for _ in range(2))
@@ -174,7 +174,7 @@ def test_an_interruption_keeps_what_it_has(after: int) -> None:
     assert made.success.all() or after < 5
 
 
-def test_what_was_not_found_is_not_looked_for() -> None:
+def test_failures_are_not_repaired() -> None:
     """A minimal attack that failed gives the original back; within a ball the search may find what it did not."""
     x = files(6)
     box = ub.Box(Linear(0, far=0.05), ub.Pixels(SHAPE))
@@ -190,7 +190,7 @@ def test_what_was_not_found_is_not_looked_for() -> None:
 
 
 @pytest.mark.parametrize("levels", [0.5, 1.0, 1.5, 7.9])
-def test_a_ball_of_levels_gives_what_its_whole_levels_can(levels: float) -> None:
+def test_a_ball_contains_its_integer_levels(levels: float) -> None:
     """On a linear model the best file within eps is the corner of the whole levels: none of them is missed."""
     x, ball = files(30), Linf(levels / 255)
     box = ub.Box(Linear(0, far=0.012), ub.Pixels(SHAPE))
@@ -214,7 +214,7 @@ def test_targets_and_objectives() -> None:
 
 
 @pytest.mark.parametrize("ball", [Linf(0.7 / 255), Linf(3.2 / 255), L2(0.02), L2(0.5), L1(0.4)])
-def test_placed_points_are_inside(ball: NormBall) -> None:
+def test_projected_points_are_inside(ball: NormBall) -> None:
     x = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(3))
     x[:10] = (x[:10] * 255).round() / 255
     grid = make_level_grid(x, 255, ball)
@@ -229,7 +229,7 @@ def test_placed_points_are_inside(ball: NormBall) -> None:
 
 
 @pytest.mark.parametrize("eps", [1 / 255, 8 / 255, 0.1, 0.3])
-def test_a_ball_of_whole_levels_keeps_its_outermost(eps: float) -> None:
+def test_a_ball_keeps_its_outermost_levels(eps: float) -> None:
     """8/255 in floating point is eight levels, not seven, from wherever it starts."""
     x = (torch.arange(256).float() / 255).view(1, 1, 16, 16)
     grid, whole = make_level_grid(x, 255, Linf(eps)), math.floor(eps * 255 + 1e-4)
@@ -238,7 +238,7 @@ def test_a_ball_of_whole_levels_keeps_its_outermost(eps: float) -> None:
     assert torch.equal(grid.upper.flatten(), (k + whole).clamp_max(255))
 
 
-def test_least_finds_the_threshold() -> None:
+def test_bisection_finds_the_threshold() -> None:
     at = torch.tensor([0.1, 0.5, 3.0])
     assert torch.allclose(bisect_minimum(lambda t: t >= at, torch.full((3,), 4.0)), at, atol=1e-5)
 
@@ -271,7 +271,7 @@ def test_tables_are_refused() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_saved_files_load_as_they_were(channels: int, tmp_path: object) -> None:
+def test_saved_files_load_unchanged(channels: int, tmp_path: object) -> None:
     x = files(11, (channels, 5, 4))
     paths = save_png(x, f"{tmp_path}/new")
     assert [p.name for p in paths][:2] == ["image-00.png", "image-01.png"]
@@ -288,7 +288,7 @@ def test_images_between_levels_are_not_saved(bad: Tensor, tmp_path: object) -> N
 
 
 @pytest.mark.filterwarnings("default:eps=.* is less than one of")
-def test_less_than_one_level_is_told() -> None:
+def test_less_than_one_level_is_warned_of() -> None:
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), ub.Pixels(SHAPE), outputs="logits")
     x = torch.full((2, *SHAPE), 0.2)
     with pytest.warns(UnboxedWarning, match="less than one of 255 levels"):

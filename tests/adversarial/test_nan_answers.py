@@ -67,7 +67,7 @@ def test_an_attack_refuses_a_model_that_gives_nan(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "bim"])
 @pytest.mark.filterwarnings("ignore:the first gradient is exactly zero")
-def test_nan_on_the_way_of_an_attack_is_no_robustness(name: str) -> None:
+def test_nan_during_an_attack_is_not_robustness(name: str) -> None:
     box = box_of(0.56)
     with torch.no_grad():  # class 0 falls as the image grows brighter, but not far enough to be left
         box.model.linear.weight.copy_(torch.tensor([[-1.0], [0.0], [0.0]]).expand(3, 36))
@@ -141,7 +141,7 @@ class Masked(nn.Module):
         partial(adversarial.pgd, eps=0.1),
     ],
 )
-def test_a_masked_class_is_as_one_that_is_very_unlikely(attack) -> None:
+def test_a_masked_class_equals_an_improbable_one(attack) -> None:
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     boxes = [ub.Box(Masked(v).eval(), ub.Pixels((3, 8, 8)), outputs="logits") for v in (-1e4, -torch.inf)]
     plain, masked = (attack(box, x, box.predict(x)) for box in boxes)
@@ -151,7 +151,7 @@ def test_a_masked_class_is_as_one_that_is_very_unlikely(attack) -> None:
 
 
 @pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])
-def test_the_difference_of_logits_ratio_has_a_slope_beside_masked_classes(mask: float) -> None:
+def test_dlr_has_a_gradient_with_masked_classes(mask: float) -> None:
     """With fewer classes than the ratio's gap spans, it is the margin itself; with enough, nothing changes."""
     z = torch.tensor([[3.0, 1.0, mask, mask], [3.0, 2.0, 1.0, mask], [4.0, 3.0, 2.0, 1.0]], requires_grad=True)
     zeros, ones = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)

@@ -87,7 +87,7 @@ RULES = [
 
 @pytest.mark.parametrize("placing", RULES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)])
-def test_placing_against_the_literal_twin(placing: PatchPlacement, shape: tuple[int, int, int]) -> None:
+def test_placement_against_a_reference(placing: PatchPlacement, shape: tuple[int, int, int]) -> None:
     x, side = images(4, shape), placing.patch_side(*shape[1:])
     image, u = images(1, (shape[0], side, side), seed=1)[0], hashed_uniform(0, torch.arange(4), 3, 4)
     got = placing.paste(image[None], x, u)
@@ -96,7 +96,7 @@ def test_placing_against_the_literal_twin(placing: PatchPlacement, shape: tuple[
 
 
 @pytest.mark.parametrize("placing", RULES, ids=str)
-def test_it_covers_what_it_says_and_lies_inside(placing: PatchPlacement) -> None:
+def test_it_covers_its_area_inside_the_image(placing: PatchPlacement) -> None:
     """A white patch on black: its mean is the area, and its center of mass stays as far from the edge as it reaches."""
     x = torch.zeros(2000, 1, 40, 40, dtype=torch.float64)
     side = placing.patch_side(40, 40)
@@ -117,7 +117,7 @@ def test_it_covers_what_it_says_and_lies_inside(placing: PatchPlacement) -> None
             assert center.std() > 1
 
 
-def test_on_whole_pixels_it_shows_its_own() -> None:
+def test_at_integer_positions_it_shows_its_pixels() -> None:
     placing = PatchPlacement(16 / 64, "square", 0, 0)
     image, x = images(1, (1, 4, 4)), torch.zeros(50, 1, 8, 8, dtype=torch.float64)
     z = placing.paste(image, x, hashed_uniform(0, torch.arange(50), 0, 4))
@@ -152,13 +152,13 @@ def test_bad_settings(bad: dict[str, Any]) -> None:
         patch(boxed(), **given)
 
 
-def test_a_patch_that_does_not_fit_says_which_would() -> None:
+def test_a_patch_that_does_not_fit_names_the_largest() -> None:
     with pytest.raises(InputError, match=r"0\.59 or less"):
         patch(boxed(), images(3), target=1, area=0.7, shape="circle", scale=0.15)
     PatchPlacement(0.59, "circle", 22.5, 0.15).patch_side(8, 8)
 
 
-def test_only_images_have_places() -> None:
+def test_only_images_take_patches() -> None:
     box = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
     with pytest.raises(InputError, match="images"):
         patch(box, torch.zeros(2, 3), target=1)
@@ -167,7 +167,7 @@ def test_only_images_have_places() -> None:
 # ---- what it is made to do -------------------------------------------------------------------------------------------
 
 
-def test_exact_on_a_linear_net() -> None:
+def test_exact_on_a_linear_model() -> None:
     """Over the whole image there is one place, and the best patch is white where the target's weight is the larger."""
     box = linear((1, 4, 4))
     made = patch(box, images(5, (1, 4, 4)), target=0, area=0.98, rotation=0, scale=0, steps=30, step=0.15)
@@ -177,7 +177,7 @@ def test_exact_on_a_linear_net() -> None:
     assert made.success(box, images(9, (1, 4, 4), seed=3), torch.ones(9, dtype=torch.long)) == float(best > 0)
 
 
-def test_untargeted_on_a_linear_net() -> None:
+def test_untargeted_on_a_linear_model() -> None:
     """Leaving class 1 of two is becoming class 0, whether the labels say so or the model."""
     box, x = linear((1, 4, 4)), images(5, (1, 4, 4))
     assert (box.predict(x) == 1).all()
@@ -188,7 +188,7 @@ def test_untargeted_on_a_linear_net() -> None:
         assert torch.allclose(made.image, want.image, atol=1e-12)
 
 
-def test_an_objective_of_ones_own() -> None:
+def test_objective_of_the_caller() -> None:
     box, x = linear((1, 4, 4)), images(5, (1, 4, 4))
     wanted = ub.logit(0) - ub.logit(1)
     made = patch(box, x, objective=wanted, area=0.98, rotation=0, scale=0, steps=12)
@@ -197,7 +197,7 @@ def test_an_objective_of_ones_own() -> None:
     assert made.success(box, x) == want.success(box, x)
 
 
-def test_images_of_the_target_take_no_part() -> None:
+def test_images_of_the_target_are_left_out() -> None:
     box, x = boxed(), images(6)
     y = torch.tensor([0, 1, 2, 3, 1, 0])
     some = y != 1
@@ -209,13 +209,13 @@ def test_images_of_the_target_take_no_part() -> None:
     assert not torch.equal(patch(box, z, y, target=1, area=0.2, steps=3).image, a.image)
 
 
-def test_none_to_learn_from_is_a_random_patch() -> None:
+def test_without_images_the_patch_is_random() -> None:
     made = patch(boxed(), images(3), torch.tensor([1, 1, 1]), target=1, area=0.2, steps=3)
     assert made.fooling_rates.shape == (0,)
     assert torch.equal(made.image, patch(boxed(), images(3), target=1, area=0.2, steps=0).image)
 
 
-def test_a_sample_at_each_step() -> None:
+def test_each_step_samples_images() -> None:
     """Five of the forty images a step, not always the same, each one once."""
     seen = list[Tensor]()
     box, x = boxed(), images(40)
@@ -243,7 +243,7 @@ def test_an_interrupted_patch_keeps_its_steps() -> None:
     assert not torch.allclose(got.image, patch(box, x, target=1, area=0.2, steps=0).image, atol=0.02)
 
 
-def test_rooted_is_what_it_says() -> None:
+def test_root_of_the_loss() -> None:
     m = torch.tensor([-30.0, -2.0, 0.0, 3.0, 200.0], dtype=torch.float64, requires_grad=True)
     score = universal_objective.quartic_root_objective(
         Objective(lambda acts: acts["input"], frozenset({"input"}), "m")
@@ -275,7 +275,7 @@ def test_success_is_counted_one_by_one() -> None:
         made.success(box, x, torch.ones(12, dtype=torch.long))
 
 
-def test_applied() -> None:
+def test_apply() -> None:
     made, x = patch(boxed(), images(3), target=1, area=0.2, steps=1), images(5)
     assert torch.equal(made.apply_to(x), made.apply_to(x))
     assert not torch.equal(made.apply_to(x), made.apply_to(x, seed=1))
@@ -298,14 +298,14 @@ def test_it_beats_a_random_patch_on_held_out_digits() -> None:
     assert min(gained) > 0.25
 
 
-def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_faults_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch that is never turned, and a success that counts images of the target."""
     seen = PatchPlacement._patch_coordinates
     monkeypatch.setattr(
         PatchPlacement, "_patch_coordinates", lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5))
     )
     with pytest.raises(AssertionError):
-        test_placing_against_the_literal_twin(RULES[1], (1, 8, 8))
+        test_placement_against_a_reference(RULES[1], (1, 8, 8))
     monkeypatch.undo()
     monkeypatch.setattr(universal_objective.torch, "ne", lambda a, b: torch.ones_like(a, dtype=torch.bool))
     with pytest.raises((AssertionError, pytest.fail.Exception)):
@@ -316,7 +316,7 @@ def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shape", ["circle", "square"])
-def test_the_page_to_print(shape: str) -> None:
+def test_page_to_print(shape: str) -> None:
     made = patch(boxed(), images(3), target=1, area=0.2, shape=shape, steps=1)
     page = np.asarray(plots.printable_patch(made, classes=["a", "toaster", "c", "d"], success=0.5, side=240))
     plain = np.asarray(plots.printable_patch(made, side=240))

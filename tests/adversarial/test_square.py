@@ -29,7 +29,7 @@ class Steps(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_no_gradient_is_asked_for(norm: str) -> None:
+def test_no_gradient_is_computed(norm: str) -> None:
     c = make_case("plain")
     box = ub.Box(Steps(c.box.model), c.box.inputs)
     y = box.predict(c.x)
@@ -64,7 +64,7 @@ def test_queries_are_exact(norm: str, queries: int) -> None:
     assert got.queries.tolist() == [queries + 1, queries + 1, 1]
 
 
-def test_fooled_rows_leave() -> None:
+def test_fooled_rows_are_dropped() -> None:
     c = make_case("plain")
     seen = Seen(c.box)
     got = square(c.box, c.x, c.y, eps=0.6, queries=500)
@@ -73,7 +73,7 @@ def test_fooled_rows_leave() -> None:
 
 
 @pytest.mark.parametrize("model", ["plain", "color"])
-def test_no_look_is_lost(model: str) -> None:
+def test_every_query_is_used(model: str) -> None:
     """Each image that is looked at is another than the best so far."""
     c = make_case(model)
     seen = Seen(c.box)
@@ -91,7 +91,7 @@ def margin(c: Any, z: Tensor) -> Tensor:
     return logits.scatter(1, c.y[:1, None], -torch.inf).amax() - logits[0, c.y[0]]
 
 
-def test_the_best_only_gets_better() -> None:
+def test_the_best_loss_never_falls() -> None:
     c = make_case("plain", torch.float64)
     last = torch.full((2,), -torch.inf, dtype=torch.float64)
     for queries in (1, 80):
@@ -103,7 +103,7 @@ def test_the_best_only_gets_better() -> None:
         last = now
 
 
-def test_a_target_is_become() -> None:
+def test_targeted() -> None:
     c = make_case("plain")
     target = (c.box.predict(c.x) + 1) % 4
     got = square(c.box, c.x, target=target, eps=0.6, queries=300)
@@ -111,7 +111,7 @@ def test_a_target_is_become() -> None:
     assert torch.equal(got.success, c.box.predict(got.images) == target)
 
 
-def test_an_objective_is_raised() -> None:
+def test_objective() -> None:
     c = make_case("plain")
     got = square(c.box, c.x, objective=ub.channel("conv2", 1) - 0.3, eps=0.4, queries=50)
     score = c.box.read(got.images, "conv2")["conv2"][:, 1].flatten(1).mean(1) - 0.3
@@ -160,13 +160,13 @@ def test_the_schedule_is_the_papers() -> None:
         ({"eps": 8.0}, "8/255"),
     ],
 )
-def test_refusals(settings: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     c = make_case("plain")
     with pytest.raises(InputError, match=said):
         square(c.box, c.x, c.y, **{"eps": 0.1, "queries": 2, **settings})
 
 
-def test_rows_of_features_have_no_squares() -> None:
+def test_features_are_refused() -> None:
     model = nn.Linear(3, 4)
     box = ub.Box(model, ub.Features(names=("a", "b", "c")), outputs="logits")
     with pytest.raises(InputError, match="images"):

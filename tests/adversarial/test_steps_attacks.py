@@ -64,7 +64,7 @@ def y(box: ub.Box, x: Tensor) -> Tensor:
 
 
 @every_one
-def test_what_is_fooled_already_is_returned_as_it_is(
+def test_initially_misclassified_is_returned_unchanged(
     attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor
 ) -> None:
     made = attack(box, x, y, eps=0.02)
@@ -82,7 +82,7 @@ def test_what_is_fooled_already_is_returned_as_it_is(
 @every_one
 @pytest.mark.parametrize("early_stop", [True, False])
 @pytest.mark.parametrize("more", [{}, {"batch_size": 5}, {"target": 2}])
-def test_queries_are_the_rows_that_the_net_saw(
+def test_queries_are_forward_passes(
     attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor, early_stop: bool, more: dict[str, Any]
 ) -> None:
     box.model.rows = 0
@@ -99,7 +99,9 @@ def test_queries_of_restarts(box: ub.Box, x: Tensor, y: Tensor) -> None:
 
 
 @every_one
-def test_success_is_the_nets_answer(attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor) -> None:
+def test_success_is_the_models_prediction(
+    attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor
+) -> None:
     for more in ({}, {"early_stop": False}):
         made = attack(box, x, y, eps=0.03, **more)
         assert torch.equal(made.success, box.predict(made.images) != y)
@@ -131,7 +133,7 @@ def loss_of(box: ub.Box, made: Adversarial, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(box(made.images), y, reduction="none")
 
 
-def test_going_on_gives_what_the_last_step_gives_or_the_last_that_fooled() -> None:
+def test_without_early_stop_the_last_adversarial_image_is_returned() -> None:
     """A model of one value that fools between .4 and .6, and nowhere else: a long step goes past it."""
 
     class Bump(nn.Module):
@@ -150,7 +152,7 @@ def test_going_on_gives_what_the_last_step_gives_or_the_last_that_fooled() -> No
     assert far.images.item() == pytest.approx(0.65)
 
 
-def test_a_failed_attack_gives_its_best_try(box: ub.Box, x: Tensor, y: Tensor) -> None:
+def test_a_failure_returns_its_last_image(box: ub.Box, x: Tensor, y: Tensor) -> None:
     one, many = (pgd(box, x, y, eps=0.005, steps=1, step=1e-4, restarts=r, seed=3) for r in (1, 6))
     left = ~many.success
     assert left.sum() > 5
@@ -158,7 +160,7 @@ def test_a_failed_attack_gives_its_best_try(box: ub.Box, x: Tensor, y: Tensor) -
     assert (loss_of(box, many, y) >= loss_of(box, one, y))[left].all()
 
 
-def test_splitting_and_company_change_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:
+def test_batches_change_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:
     for norm, eps in (("linf", 0.02), ("l2", 0.15), ("l1", 0.7)):
         whole = pgd(box, x, y, eps=eps, norm=norm, steps=4, restarts=3)
         split = pgd(box, x, y, eps=eps, norm=norm, steps=4, restarts=3, batch_size=1)
@@ -176,14 +178,14 @@ def test_losses(box: ub.Box, x: Tensor, y: Tensor, loss: str) -> None:
     assert torch.equal(made.success, box.predict(made.images) != y)
 
 
-def test_losses_climb_their_own(box: ub.Box, x: Tensor) -> None:
+def test_each_loss_is_maximized_best_by_itself(box: ub.Box, x: Tensor) -> None:
     y = box.predict(x)
     plan: dict[str, Any] = {"eps": 0.05, "norm": "l2", "steps": 1, "random_start": False, "early_stop": False}
     ways = [pgd(box, x, y, loss=loss, **plan).images for loss in ("ce", "margin", "dlr")]
     assert not any(torch.allclose(a, b, atol=1e-6) for a, b in ((ways[0], ways[1]), (ways[1], ways[2])))
 
 
-def test_an_objective_is_raised_above_zero(box: ub.Box, x: Tensor) -> None:
+def test_objective_above_zero(box: ub.Box, x: Tensor) -> None:
     before = box(x)[:, 1]
     made = bim(box, x, objective=ub.logit(1) - (before + 0.5), eps=0.1, steps=20)
     after = box(made.images)[:, 1]
@@ -224,7 +226,7 @@ def test_l1_steps_move_few_values(box: ub.Box, x: Tensor, y: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
-def test_a_linear_net_falls_at_its_margin_and_not_before(norm: str, dual: int) -> None:
+def test_a_linear_model_is_fooled_exactly_at_its_margin(norm: str, dual: int) -> None:
     """|w.x + b| / |w|_dual is the distance to the plane: 1 % above it all fall, 1 % below none."""
     w = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
@@ -253,7 +255,7 @@ class Drops(nn.Module):
         return nn.functional.dropout(h, 0.5)
 
 
-def test_eot_climbs_the_mean_over_the_nets_draws(x: Tensor) -> None:
+def test_eot_averages_over_the_models_noise(x: Tensor) -> None:
     """One FGSM step against the gradient of the mean loss over the very same draws."""
     box = ub.Box(small(2.0, Drops()), ub.Pixels((1, 8, 8)))
     assert box.stochastic
@@ -270,7 +272,7 @@ def test_eot_climbs_the_mean_over_the_nets_draws(x: Tensor) -> None:
     assert not torch.allclose(made.images, fgsm(box, x, y, eps=0.1, norm="l2", early_stop=False).images, atol=1e-4)
 
 
-def test_eot_of_a_net_that_draws_nothing_costs_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:
+def test_eot_of_a_deterministic_model_costs_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:
     one, five = pgd(box, x, y, eps=0.03), pgd(box, x, y, eps=0.03, eot=5)
     assert torch.equal(one.images, five.images)
     assert torch.equal(one.queries, five.queries)
@@ -288,7 +290,7 @@ class Company(nn.Module):
         return torch.cat([torch.zeros_like(v), wrong], 1)
 
 
-def test_coupled_rows_are_asked_together_and_judged_at_the_end() -> None:
+def test_batch_dependent_rows_are_evaluated_together() -> None:
     """Row 0 fools the model after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
     box = ub.Box(Company().double(), ub.Pixels((1, 1, 1)), outputs="logits")
     assert box.batch_dependent
@@ -300,7 +302,7 @@ def test_coupled_rows_are_asked_together_and_judged_at_the_end() -> None:
     assert made.queries.tolist() == [6, 6]  # four steps, the look after them, and one at the end
 
 
-def test_what_is_fooled_already_stays_in_company() -> None:
+def test_initially_misclassified_rows_stay_in_a_batch_dependent_batch() -> None:
     box = ub.Box(Company(), ub.Pixels((1, 1, 1)), outputs="logits")
     x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)
     made = pgd(box, x, 0, eps=0.3, restarts=3)
@@ -319,7 +321,7 @@ class Cut(nn.Module):
 
 
 @every_one
-def test_a_zero_slope_is_told(attack: Callable[..., Adversarial], x: Tensor) -> None:
+def test_a_zero_gradient_is_warned_of(attack: Callable[..., Adversarial], x: Tensor) -> None:
     box = ub.Box(Cut(), ub.Pixels((1, 8, 8)), outputs="logits")
     with pytest.warns(UnboxedWarning, match=r"exactly zero \(or NaN\) for \d+ of \d+ examples.*square, boundary"):
         made = attack(box, x, box.predict(x), eps=0.01)
@@ -334,13 +336,13 @@ def test_the_warning_points_at_the_caller(x: Tensor) -> None:
     assert [w.filename for w in met] == [__file__]
 
 
-def test_a_slope_is_no_reason_to_warn(box: ub.Box, x: Tensor, y: Tensor) -> None:
+def test_a_gradient_gives_no_warning(box: ub.Box, x: Tensor, y: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pgd(box, x, y, eps=0.02)
 
 
-def test_a_net_without_a_gradient_names_the_attacks_that_need_none(x: Tensor) -> None:
+def test_a_model_without_gradient_names_gradient_free_attacks(x: Tensor) -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.detach().flatten(1)[:, :3]

@@ -26,7 +26,7 @@ def linear() -> tuple[ub.Box, Tensor]:
     return box, 0.4 + 0.2 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_exact_on_a_linear_net() -> None:
+def test_exact_on_a_linear_model() -> None:
     """The best change is the steepest: eps sign(w1 - w0), or eps (w1 - w0) / |w1 - w0|."""
     box, x = linear()
     w = (box.model[1].weight[1] - box.model[1].weight[0]).detach().view(1, 1, 8, 8)
@@ -39,7 +39,7 @@ def test_exact_on_a_linear_net() -> None:
 
 @pytest.mark.parametrize("more", [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 1.5}, {"ball": L2(0.3)}])
 @pytest.mark.parametrize("model", ["plain", "color", "bfloat16"])
-def test_it_stays_in_its_ball(model: str, more: dict[str, Any]) -> None:
+def test_inside_its_ball(model: str, more: dict[str, Any]) -> None:
     entry = awkward.get_model(model)
     box = ub.Box(entry.model, entry.inputs)
     x = entry.images(5)
@@ -70,7 +70,7 @@ def test_the_fooling_rate_is_counted_one_by_one() -> None:
     assert aimed.success(box, x) == pytest.approx(hits / len(others))
 
 
-def test_rows_of_features_and_several_inputs() -> None:
+def test_features_and_several_inputs() -> None:
     torch.manual_seed(0)
     box = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c"), low=(-1, -1, -1), high=(1, 1, 1)))
     x = torch.rand(5, 3) - 0.5
@@ -105,7 +105,7 @@ def test_it_beats_random_signs_on_held_out_digits() -> None:
     assert made.success(box, held, labels) > by_noise + 0.25
 
 
-def test_an_interrupted_one_keeps_its_steps() -> None:
+def test_an_interrupted_perturbation_keeps_its_steps() -> None:
     box, x = linear()
     whole = universal(box, x, eps=0.2, steps=6)
     with interrupted(box.model, 4):

@@ -147,7 +147,7 @@ def test_extras_are_attributes(box: ub.Box) -> None:
 def test_what_is_in_it_is_listed(box: ub.Box) -> None:
     x, y = digits()
     a = ub.attribution.lime(box, x, y, segments=("squares", 7), n_samples=60)
-    assert [*result_tensors(a)] == [".map", ".target", ".score"] + [f".{name}" for name in a.extras]
+    assert [*result_tensors(a)] == [".map", ".input", ".target", ".score"] + [f".{name}" for name in a.extras]
     listed = summary(a)
     assert listed["target"] == y.tolist()
     assert listed["method"] == "LIME"
@@ -171,3 +171,12 @@ def test_positive_is_for_lime(box: ub.Box) -> None:
     for other in (ub.attribution.gradient(box, x, y), torch.zeros(2, 1, 28, 28)):
         with pytest.raises(InputError, match="the result of lime for images"):
             ub.attribution.positive(other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_input_is_part_of_the_result(name: str) -> None:
+    refused = {m for n, m in REFUSED if n == name}
+    case = make_case(next(m for m in awkward.MODELS if m not in refused))
+    result = call_example(CARDS[name], case)
+    assert torch.equal(result.input, case.box.validate_inputs(case.x))
+    assert "input" not in result.extras

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,7 @@ from torch import nn
 
 from unboxed import Box, Pixels
 from unboxed.engine.read.neighbors import nearest_points
-from unboxed.report import Section, report
-from unboxed.report.context import ReportContext
+from unboxed.report import Finding, Section, report
 from unboxed.report.plane import LayerMap, MapBlock, make_atlas
 
 if TYPE_CHECKING:
@@ -34,31 +33,26 @@ def points(spread: float) -> torch.Tensor:
     return made
 
 
-def build(context: ReportContext) -> Sequence[Any]:
+def show(_: Finding) -> list[MapBlock]:
     shade = (0.2 + 0.2 * Y.float()).view(N, 1, 1, 1).expand(N, 1, 8, 8)
-    made = make_atlas(shade)
-    source = {
-        "src": context.pictures.encoded_source(made.content, made.kind),
-        "width": made.width,
-        "height": made.height,
-        "columns": made.columns,
-        "hard": made.pixelated,
-    }
     near = nearest_points(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(
         N // 200, 1
     )
     layers = [LayerMap("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
               LayerMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
-    words = [[f"says {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
+    words = [[f"predicted {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
     return [MapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, range(5, N + 5),
-                  "Map of 10,000 examples", "Point at a dot.", "How to move about.", source)]  # fmt: skip
+                  "Map of 10,000 examples", "Point at a dot.", "How to move about.", make_atlas(shade))]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     box = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval(), Pixels((1, 8, 8)))
-    section, data = Section("Map", "map", build), (torch.rand(8, 1, 8, 8), torch.arange(8) % 4)
+    section, data = (
+        Section("Map", "map", lambda context: Finding(), show),
+        (torch.rand(8, 1, 8, 8), torch.arange(8) % 4),
+    )
     made = report(box, data, tmp_path_factory.mktemp("map"), sections=[section], quiet=True)
     assert made.failures == {}
     return made.path
@@ -74,7 +68,7 @@ class Map:
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else self.faults.append(r.url))
         page.goto(url)
         self.canvas = page.locator(".map-stage canvas")
-        self.panel, self.sentence = page.locator(".map-panel"), page.locator(".map-said")
+        self.panel, self.sentence = page.locator(".map-panel"), page.locator(".map-status")
         self.canvas.evaluate("(c) => c.scrollIntoView({ block: 'center' })")
         page.wait_for_timeout(100)
 
@@ -133,7 +127,7 @@ def test_pointing_shows_the_example(desktop: Map) -> None:
     desktop.page.mouse.move(*desktop.place(1))
     assert desktop.view["hover"] == 1
     words = desktop.panel.inner_text()
-    assert "says dog </script><b>" in words
+    assert "predicted dog </script><b>" in words
     assert "p 0.9, label dog" in words
     assert "example 6" in words
     assert desktop.panel.locator("b.bad").count() == 1
@@ -151,7 +145,7 @@ def test_a_click_shows_the_neighbors_and_they_lead_on(desktop: Map) -> None:
     assert desktop.view["chosen"] == 0
     near = desktop.panel.locator(".map-near button")
     assert near.count() == 6
-    assert "example 5, says cat" in (desktop.sentence.text_content() or "").lower()
+    assert "example 5, predicted cat" in (desktop.sentence.text_content() or "").lower()
     first = near.first.get_attribute("aria-label") or ""
     near.first.click()
     assert desktop.view["chosen"] > 0
@@ -283,7 +277,7 @@ def test_on_a_phone(phone: Map) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.touchscreen.tap(*phone.place(1))
     assert phone.view["chosen"] == 1
-    assert "says dog" in phone.panel.inner_text()
+    assert "predicted dog" in phone.panel.inner_text()
     box = phone.panel.bounding_box()
     assert box is not None
     assert box["x"] + box["width"] <= 390

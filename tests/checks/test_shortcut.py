@@ -23,6 +23,7 @@ from unboxed.checks.planting import Rectangle, mismatched_classes
 from unboxed.checks.shortcut_trial import ShortcutFinding, grade_shortcut
 from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
+from unboxed.plots.draw import outline_rectangle
 from unboxed.training.shortcut import ShortcutPair, train_shortcut_pair
 
 SHAPE = (1, 28, 28)
@@ -390,7 +391,7 @@ def test_a_rectangle_is_outlined() -> None:
     import numpy as np
 
     picture = np.full((28, 28, 3), 255, dtype=np.uint8)
-    im = np.asarray(draw.outline_rectangle(picture, Rectangle(10, 4, 3, 2), (0, 0, 0), side=84))  # three pixels for one
+    im = np.asarray(outline_rectangle(picture, (10, 4, 13, 6), (0, 0, 0), side=84))  # three pixels for one
     dark = (im == 0).all(-1)
     rows, columns = dark.nonzero()
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 39, 11, 18)

@@ -1,4 +1,4 @@
-"""The command line: what it asks for, what it says, and its exit codes."""
+"""The command line: its options, its output and its exit codes."""
 
 import signal
 import subprocess
@@ -101,12 +101,12 @@ def test_methods_lists_every_card() -> None:
     assert [c.method.__name__ for c in cards() if c.method.__name__ not in said] == []
 
 
-def test_report_opens_what_it_was_told(file: Path, made: SimpleNamespace, tmp_path: Path) -> None:
+def test_report_opens_the_model_and_data_of_its_options(file: Path, made: SimpleNamespace, tmp_path: Path) -> None:
     words = ("-o", tmp_path / "page", "--seed", 3, "-q")
     done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", *words)
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page" / "index.html"))
     assert made.box.inputs == Pixels((3, 4, 4))
-    assert made.command.endswith("# no --weights: the model is as its factory made it")
+    assert made.command.endswith("# no --weights: the model is as its factory returns it")
     assert done.stderr == ""  # it was to be quiet
     assert (made.out, made.seed, made.quiet, made.judge) == (tmp_path / "page", 3, True, None)
     assert made.command.startswith("unboxed")
@@ -188,10 +188,10 @@ def test_other_subfolders_are_refused(
     assert made.box is None
 
 
-def test_a_net_without_weights_is_the_same_for_the_same_seed(file: Path, made: SimpleNamespace) -> None:
+def test_a_model_without_weights_is_the_same_for_the_same_seed(file: Path, made: SimpleNamespace) -> None:
     def weights(*words: object) -> torch.Tensor:
         done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", *words)
-        assert done.stderr == "note: no --weights: the model is as its factory made it\n"
+        assert done.stderr == "note: no --weights: the model is as its factory returns it\n"
         return made.box.model[1].weight.detach()
 
     before = torch.get_rng_state()

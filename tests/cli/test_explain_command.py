@@ -67,7 +67,7 @@ def test_names_that_are_no_utf8(
 
 def test_verdicts_are_kept(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path)
-    monkeypatch.setattr("unboxed.checks.verdict_cache.verdict", None)  # asking anew would fail
+    monkeypatch.setattr("unboxed.checks.verdict_cache.verdict", None)  # judging again would fail
     second = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path)
     assert second.exit_code == 0, second.output
     assert second.output == first.output
@@ -102,7 +102,7 @@ def test_bad_input(bad: str, image: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_net_of_tables_is_told(image: Path, tmp_path: Path) -> None:
+def test_a_model_of_tables_is_refused(image: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "import torch\nimport unboxed as ub\ndef make():\n    return torch.nn.Linear(2, 2), ub.Features(('a', 'b'))\n"

@@ -84,7 +84,7 @@ def test_a_report_matches_them_too(door: str, root: Path, box: ub.Box, tmp_path:
     import json
 
     report(box, DOORS[door](root, box), tmp_path / "out", sections=["overview"], quiet=True)
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["overview"]["accuracy"] == 1.0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["findings"]["overview"]["accuracy"] == 1.0
 
 
 def test_a_box_given_to_folder_makes_its_tensors_right(root: Path, box: ub.Box) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unboxed import Box, Pixels
 from unboxed.errors import DataError, InputError, OutputError, WriteError
-from unboxed.report import Section, report
+from unboxed.report import Finding, Section, report
 from unboxed.report.context import ReportContext
 
 QUICK = ["overview", "reproduce"]
@@ -44,7 +44,7 @@ EXAMPLES = (torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 
 def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     runs = box.model.runs
-    with pytest.raises(WriteError, match="is a file; a report wants a folder"):
+    with pytest.raises(WriteError, match="is a file; a report needs a folder"):
         report(box, EXAMPLES, tmp_path / "file", quiet=True)
     with pytest.raises(WriteError, match="Choose a folder"):
         report(box, EXAMPLES, tmp_path / "file" / "out", quiet=True)
@@ -61,7 +61,7 @@ def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tm
         (torch.rand(2, 1, 8, 8) * 255, DataError, "divide them by 255"),
         (torch.full((2, 1, 8, 8), float("nan")), DataError, "NaN"),
         ((torch.rand(2, 1, 8, 8), torch.tensor([0, 7])), DataError, "label 7; the model has classes 0 to 2"),
-        (3, DataError, "can't read a int"),
+        (3, DataError, "cannot read a int"),
         (iter([1]), DataError, "with a length"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_bad_table_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def earlier(box: Box, tmp_path: Path) -> dict[str, bytes]:
     """A report that is there already."""
-    report(box, EXAMPLES, tmp_path, sections=["overview", "sees"], quiet=True)
+    report(box, EXAMPLES, tmp_path, sections=["overview", "activations"], quiet=True)
     return held(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_a_picture_that_can_not_be_written_ends_the_report(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(WriteError, match="No space left"):
-        report(box, EXAMPLES, tmp_path, sections=["sees"], quiet=True)
+        report(box, EXAMPLES, tmp_path, sections=["activations"], quiet=True)
     assert held(tmp_path) == earlier
 
 
@@ -150,25 +150,25 @@ def test_a_forged_list_of_files_deletes_nothing(named: Any, box: Box, tmp_path: 
 
 
 def test_an_error_without_words_and_one_with_many(box: Box, tmp_path: Path) -> None:
-    def silent(context: ReportContext) -> list[Any]:
+    def silent(context: ReportContext) -> Finding:
         raise KeyError
 
-    def loud(context: ReportContext) -> list[Any]:
+    def loud(context: ReportContext) -> Finding:
         raise ValueError("x" * 5000)
 
-    sections = [Section("A", "a", silent), Section("B", "b", loud)]
+    sections = [Section("A", "a", silent, list), Section("B", "b", loud, list)]
     failures = report(box, EXAMPLES, tmp_path, sections=sections, quiet=True).failures
     assert failures["a"] == "KeyError"
     assert len(failures["b"]) < 400
 
 
-def test_a_net_that_gives_nan_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_outputs_nan_is_refused(tmp_path: Path) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :3] / 0 * 0
 
     box = Box(Broken(), Pixels((1, 8, 8)), outputs="logits")
-    with pytest.raises(OutputError, match="gives NaN for 5 of 5 examples"):
+    with pytest.raises(OutputError, match="outputs NaN for 5 of 5 examples"):
         report(box, EXAMPLES, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
 

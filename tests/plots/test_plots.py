@@ -1,4 +1,4 @@
-"""Pictures: colors that mean what they say, sheets that hold what was given, files that are written whole."""
+"""Colors, contact sheets, methods' results as sheets, and files that are written in full or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lightness(table: np.ndarray) -> np.ndarray:
 # -- colors --------------------------------------------------------------------------------------------------
 
 
-def test_zero_is_white_and_the_sign_has_its_color() -> None:
+def test_zero_is_white_and_each_sign_has_its_color() -> None:
     low, zero, high = colors.signed_to_rgb([-2.0, 0.0, 2.0])
     assert zero.tolist() == [255, 255, 255]
     assert low[2] > low[0]
@@ -38,13 +38,13 @@ def test_zero_is_white_and_the_sign_has_its_color() -> None:
 
 def test_the_signed_range_is_symmetric_whatever_the_values() -> None:
     a, b = colors.signed_to_rgb([0.5, 1.0]), colors.signed_to_rgb([-0.5, 1.0])
-    assert a[0].tolist() == colors.signed_to_rgb([0.5], scale=1.0)[0].tolist()
-    assert b[0].tolist() == colors.signed_to_rgb([-0.5], scale=1.0)[0].tolist()
+    assert a[0].tolist() == colors.signed_to_rgb([0.5], vmax=1.0)[0].tolist()
+    assert b[0].tolist() == colors.signed_to_rgb([-0.5], vmax=1.0)[0].tolist()
     assert b[1].tolist() == colors.SIGNED_TABLE[-1].tolist()
 
 
-def test_lightness_tells_the_size_without_any_hue() -> None:
-    """What the color-blind see: from white, both sides only get darker; magnitudes only get lighter."""
+def test_lightness_alone_shows_the_magnitude() -> None:
+    """Safe for color blindness: from white, both sides only get darker; magnitudes only get lighter."""
     light = lightness(colors.SIGNED_TABLE)
     assert (np.diff(light[:128]) >= -1).all()
     assert (np.diff(light[128:]) <= 1).all()
@@ -56,14 +56,14 @@ def test_the_magnitude_table_is_magma() -> None:
     assert np.abs(real - colors.MAGNITUDE_TABLE).max() <= 3
 
 
-def test_a_scale_is_never_zero_and_ignores_what_is_not_finite() -> None:
-    assert colors.vmax(np.zeros(4)) == 1.0
-    assert colors.vmax([1.0, -3.0, np.nan, np.inf]) == 3.0
-    assert colors.vmax(np.r_[np.zeros(999), 5.0], quantile=0.9) == 5.0
-    assert colors.signed_to_rgb([np.nan], scale=1.0)[0].tolist() == [128, 128, 128]
+def test_the_largest_magnitude_is_never_zero_and_ignores_values_that_are_not_finite() -> None:
+    assert colors.max_magnitude(np.zeros(4)) == 1.0
+    assert colors.max_magnitude([1.0, -3.0, np.nan, np.inf]) == 3.0
+    assert colors.max_magnitude(np.r_[np.zeros(999), 5.0], quantile=0.9) == 5.0
+    assert colors.signed_to_rgb([np.nan], vmax=1.0)[0].tolist() == [128, 128, 128]
 
 
-def test_images_by_their_channels() -> None:
+def test_three_channels_are_colors_and_others_a_gray_mean() -> None:
     x = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
     assert colors.image_to_rgb(x).tolist() == [[[0, 128, 255]]]
     assert colors.image_to_rgb(x[:1]).tolist() == [[[0, 0, 0]]]
@@ -71,7 +71,7 @@ def test_images_by_their_channels() -> None:
     assert colors.image_to_rgb(x.bfloat16()[None].requires_grad_()).shape == (1, 1, 1, 3)
 
 
-def test_small_pictures_keep_hard_pixels_and_photos_are_only_shrunk() -> None:
+def test_small_images_are_enlarged_by_nearest_neighbor_and_photos_only_shrunk() -> None:
     small = np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)
     big = np.asarray(colors.resize_to(small, 112))
     assert (big == small.repeat(4, 0).repeat(4, 1)).all()
@@ -79,9 +79,9 @@ def test_small_pictures_keep_hard_pixels_and_photos_are_only_shrunk() -> None:
     assert colors.resize_to(np.zeros((120, 100, 3), np.uint8), 140).size == (100, 120)
 
 
-def test_small_multiples_stand_on_a_grid_with_free_gaps() -> None:
-    pictures = np.stack([np.full((3, 3, 3), v, np.uint8) for v in (10, 20, 30)])
-    page = colors.tile_images(pictures, 2, cell=12, max_width=24)
+def test_small_multiples_are_on_a_grid_with_transparent_gaps() -> None:
+    tiles = np.stack([np.full((3, 3, 3), v, np.uint8) for v in (10, 20, 30)])
+    page = colors.tile_images(tiles, 2, cell=12, max_width=24)
     gap = 3
     assert page.shape == (12 + gap + 12, 12 + gap + 12, 4)
     assert page[0, 0].tolist() == [10, 10, 10, 255]
@@ -94,7 +94,7 @@ def test_small_multiples_stand_on_a_grid_with_free_gaps() -> None:
 # -- sheets --------------------------------------------------------------------------------------------------
 
 
-def test_a_sheet_holds_the_pictures_in_their_places() -> None:
+def test_a_sheet_has_the_tiles_in_their_cells() -> None:
     red, blue = (np.full((10, 10, 3), c, np.uint8) for c in ((200, 0, 0), (0, 0, 200)))
     page = np.asarray(contact_sheet([[Tile(red), None], [None, Tile(blue)]], side=100))
     reds, blues = (np.argwhere((page == c).all(-1)) for c in ((200, 0, 0), (0, 0, 200)))
@@ -102,25 +102,25 @@ def test_a_sheet_holds_the_pictures_in_their_places() -> None:
     assert (blues.min(0) > reds.max(0)).all()
 
 
-def test_words_stay_inside_their_place() -> None:
+def test_wrapped_text_fits_the_width() -> None:
     face = get_font(12)
-    lines = wrap_text("a name that is far too long for its place\nand another", 80, face, max_lines=2)
+    lines = wrap_text("a name that is far too long for its width\nand another", 80, face, max_lines=2)
     assert len(lines) == 2
     assert lines[-1].endswith("…")
     assert all(face.getlength(line) <= 80 for line in lines)
     assert face.getlength(wrap_text("Donaudampfschifffahrtsgesellschaft", 80, face)[0]) <= 80
 
 
-def test_every_caption_makes_the_sheet_as_high_as_it_needs() -> None:
+def test_captions_titles_and_color_bars_make_the_sheet_higher() -> None:
     tile = np.zeros((10, 10, 3), np.uint8)
     plain = contact_sheet([[Tile(tile)]])
-    told = contact_sheet([[Tile(tile, "one\ntwo\nthree")]], title="title", bars=[ColorBar("signed", 2.0)])
-    assert told.height > plain.height + 3 * 15
+    captioned = contact_sheet([[Tile(tile, "one\ntwo\nthree")]], title="title", bars=[ColorBar("signed", 2.0)])
+    assert captioned.height > plain.height + 3 * 15
     assert ColorBar("signed", 2.0).tick_labels == ("−2", "0", "+2")
     assert ColorBar("magnitude", 0.25).tick_labels == ("0", "0.25")
 
 
-def test_an_empty_sheet_is_a_picture_too() -> None:
+def test_an_empty_sheet_is_an_image() -> None:
     assert min(contact_sheet([]).size) > 0
     assert min(contact_sheet([[None]]).size) > 0
 
@@ -144,7 +144,7 @@ def morphed(t: int = 6, still: int = 0) -> SimpleNamespace:
     )
 
 
-def test_frames_end_where_a_row_is_done() -> None:
+def test_frames_end_with_the_last_change_of_a_row() -> None:
     frames, probs = draw.morph_frames(morphed(6, still=2), 0)
     assert len(frames) == len(probs) == 4
     assert len(draw.morph_frames(morphed(3, still=2), 0)[0]) == 1  # never moved
@@ -157,13 +157,13 @@ def test_a_strip_shows_input_gradient_steps_and_result() -> None:
     assert (np.asarray(strip) == colors.SIGNED_TABLE[-1]).all(-1).any()  # the gradient, at the end of its scale
 
 
-def test_an_evenly_spread_choice_has_both_ends() -> None:
+def test_evenly_spaced_indices_include_both_ends() -> None:
     assert draw.evenly_spaced(10, 4) == [0, 3, 6, 9]
     assert draw.evenly_spaced(3, 9) == [0, 1, 2]
     assert draw.evenly_spaced(0, 4) == []
 
 
-def test_compared_maps_share_their_scale_and_the_untrained_one_has_its_own() -> None:
+def test_compared_maps_share_a_scale_and_the_untrained_model_has_another() -> None:
     x, strong = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     maps = {"a": strong, "b": strong / 100, "untrained": strong / 100}
     page = np.asarray(plots.gradients(x, maps, own_scale=["untrained"]))
@@ -172,7 +172,7 @@ def test_compared_maps_share_their_scale_and_the_untrained_one_has_its_own() -> 
     assert two_maps <= full < 1.2 * two_maps  # a and untrained, but not b, are at the end of their scale
 
 
-def test_a_confused_input_is_drawn_two_by_three() -> None:
+def test_a_confused_input_is_shown_two_by_three() -> None:
     x, maps = torch.full((1, 8, 8), 0.5), torch.stack([torch.ones(1, 8, 8), -torch.ones(1, 8, 8)])
     page = np.asarray(plots.confused(x, maps, ["4", "9"], label="4", factor=0.5, logits=[5.0, 5.01]))
     cell = (8 * 18) ** 2
@@ -183,7 +183,7 @@ def test_a_confused_input_is_drawn_two_by_three() -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (100,), (3, 7), (1, 4, 4), (40, 9, 5), (3, 300, 200), (30000,), (900, 4000)])
 @pytest.mark.parametrize("low", [0.0, -1.0])
-def test_activations_of_any_shape_become_one_bounded_picture(shape: tuple[int, ...], low: float) -> None:
+def test_activations_of_any_shape_become_one_bounded_image(shape: tuple[int, ...], low: float) -> None:
     h = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) + low
     picture = draw.channel_maps(h, max_width=400)
     assert picture.ndim == 3
@@ -218,7 +218,7 @@ def test_a_png_keeps_every_pixel(mode: str, values: int) -> None:
     assert (np.asarray(again) == pixels).all()
 
 
-def test_few_colors_take_one_byte_a_pixel() -> None:
+def test_few_colors_take_one_byte_per_pixel() -> None:
     gray = colors.gray_to_rgb(np.linspace(0, 1, 900).reshape(30, 30))
     assert Image.open(BytesIO(plots.png_bytes(gray))).mode == "P"
 
@@ -235,7 +235,7 @@ def test_a_gif_has_the_frames_and_holds_the_last(tmp_path: Path) -> None:
         plots.save_gif([], tmp_path / "none.gif")
 
 
-def test_saving_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_in_full_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = plots.save(np.zeros((4, 4, 3), np.uint8), tmp_path / "x.png")
     before = path.read_bytes()
 
@@ -249,7 +249,7 @@ def test_saving_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_what_can_not_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="Choose a folder"):
         plots.save(np.zeros((4, 4, 3), np.uint8), tmp_path / "file" / "x.png")
@@ -264,7 +264,7 @@ def test_drawing_needs_neither_torch_nor_a_figure_library() -> None:
     assert ran.stdout.strip() == "set()"
 
 
-def test_whatever_was_drawn_becomes_a_sheet() -> None:
+def test_results_with_images_become_a_sheet() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x = ub.data.digits("test").first(2).x
     for made in (ub.synthesis.class_image(box, [0, 1], steps=1), ub.synthesis.morph(box, x, 3, steps=1), x,

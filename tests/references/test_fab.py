@@ -51,7 +51,7 @@ def solved(norm: str, x: np.ndarray, v: float, w: np.ndarray) -> float:
 
 
 @each_norm
-def test_the_projection_is_what_solvers_find(norm: str) -> None:
+def test_projection_equals_solvers(norm: str) -> None:
     x, plane, low, high = problems(25, 7)
     got = projection_step(norm, x, plane, low, high)
     assert ((x + got >= -1e-12) & (x + got <= 1 + 1e-12)).all()
@@ -85,7 +85,7 @@ def by_kinks(norm: str, x: Tensor, v: Tensor, w: Tensor) -> Tensor:
 
 @each_norm
 @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
-def test_the_projection_is_its_twin(norm: str, scale: float) -> None:
+def test_projection_equals_the_reference(norm: str, scale: float) -> None:
     """With 3, most planes lie beyond the box: then to its corner."""
     x, plane, low, high = problems(12, 150, seed=1)
     plane = Hyperplane(plane.value * scale * 5, plane.normal)
@@ -100,7 +100,7 @@ def test_the_projection_is_its_twin(norm: str, scale: float) -> None:
 
 
 @each_norm
-def test_a_row_is_projected_alike_in_any_company(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_projection_is_independent_of_the_batch(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, plane, low, high = problems(20, 90, seed=2)
     whole = projection_step(norm, x, plane, low, high)
     monkeypatch.setattr(hyperplanes, "CHUNK_VALUES", 1)
@@ -188,7 +188,7 @@ class Twin:
 
 @each_norm
 @pytest.mark.parametrize("targets", [None, 2])
-def test_the_run_is_its_twin(norm: str, targets: int | None) -> None:
+def test_run_equals_the_reference(norm: str, targets: int | None) -> None:
     box = curved()
     x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     y = box.predict(x)

@@ -56,7 +56,7 @@ def ddn_twin(model: nn.Module, x: Tensor, y: int) -> float:
     return best
 
 
-def test_ddn_is_the_papers() -> None:
+def test_ddn_equals_algorithm_1() -> None:
     box, x, y = case()
     found = ub.adversarial.ddn(box, x, y, steps=STEPS)
     wanted = torch.tensor([ddn_twin(box.model, x[i : i + 1], int(y[i])) for i in range(len(x))], dtype=torch.float64)
@@ -122,7 +122,7 @@ def fmn_twins(box: ub.Box, x: Tensor, y: Tensor, norm: str, papers: bool) -> Ten
 
 
 @pytest.mark.parametrize("norm", ORDER)
-def test_fmn_is_the_papers(norm: str) -> None:
+def test_fmn_equals_algorithm_1(norm: str) -> None:
     """But for the two lines that are ours."""
     box, x, y = case()
     found = ub.adversarial.fmn(box, x, y, steps=STEPS, norm=norm)
@@ -133,7 +133,7 @@ def test_fmn_is_the_papers(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_the_two_lines_of_fmn_that_differ_fool_more(norm: str) -> None:
+def test_the_two_deviations_of_fmn_fool_more(norm: str) -> None:
     box, x, y = case()
     ours, papers = (fmn_twins(box, x, y, norm, papers=p).isfinite().sum() for p in (False, True))
     assert ours > papers
@@ -183,7 +183,7 @@ FOOLBOX_FMN = {
 
 @pytest.mark.parametrize("norm", ORDER)
 @pytest.mark.parametrize("steps", [10, 20])
-def test_fmn_of_few_steps_is_as_near_as_foolboxs(norm: str, steps: int) -> None:
+def test_fmn_of_few_steps_is_no_weaker_than_foolbox(norm: str, steps: int) -> None:
     """Where both fool: in L1, foolbox's fails on a fifth of these images and ours on none."""
     box, model, x, y = digits(60)
     _, made, success = FOOLBOX_FMN[norm](steps=steps)(model, x, y, epsilons=None)

@@ -93,7 +93,7 @@ def by_solver(w: np.ndarray, rise: float, room: np.ndarray, norm: str) -> float:
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_the_shortest_step_in_a_box(norm: str, share: float) -> None:
+def test_shortest_step_within_bounds(norm: str, share: float) -> None:
     """Against a general solver: rooms of all sizes, some of them none, weights of both signs, some of them zero."""
     draw = torch.Generator().manual_seed(0)
     w = torch.randn(4, 2, 12, generator=draw, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_the_shortest_step_in_a_box(norm: str, share: float) -> None:
 
 @pytest.mark.parametrize("method", ["deepfool", "carlini_wagner"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_least_distance_in_a_box(method: str, norm: str) -> None:
+def test_minimal_distance_within_bounds(method: str, norm: str) -> None:
     """Two classes, a linear model, and a boundary so far off that many pixels reach the end of their range before
     it."""
     if (method, norm) == ("carlini_wagner", "linf"):
@@ -135,7 +135,7 @@ def test_the_least_distance_in_a_box(method: str, norm: str) -> None:
         assert float(made.distance) >= want * (1 - 1e-6)
 
 
-def test_no_room_is_used_up_and_said() -> None:
+def test_an_unreachable_plane_uses_all_room() -> None:
     """More is wanted than there is room for: all of it is taken."""
     w, room = torch.tensor([[[1.0, -2.0, 0.0]]]), torch.tensor([[[0.5, 0.25, 1.0]]])
     for norm in ("l2", "linf"):

@@ -1,4 +1,4 @@
-"""The report's section of dreams: what it holds, on models of all kinds, and how it keeps to its time."""
+"""The report's section of dreams: what it holds, on models of all kinds, and how it keeps to its budget."""
 
 from __future__ import annotations
 
@@ -29,29 +29,35 @@ def page(box: ub.Box, data: Any, out: Path) -> str:
 def test_early_middle_late_and_the_answer(tmp_path: Path) -> None:
     c = make_case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
-    for said in ("at relu1", "at conv2", "at relu2", "at the answer", "dreamed on at conv2", "off in its correlations"):
-        assert said in text
+    for words in (
+        "DeepDream of relu1",
+        "DeepDream of conv2",
+        "DeepDream of relu2",
+        "DeepDream of the predicted class",
+        "correlations off by",
+    ):
+        assert words in text
     assert "slow" not in text
     assert (tmp_path / "page" / "pictures" / "dreams.png").is_file()
 
 
-def test_a_slow_net_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_gets_fewer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dream, "MAX_FLOPS", 1.0)
     c = make_case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
     assert "This model is large" in text
     assert "texture is left out" in text
-    assert text.count("dreamed on") == 2  # one depth of each of two examples
+    assert text.count(", example ") == 2 + text.count("input, example")  # one layer of each of two examples
 
 
 @pytest.mark.parametrize("model", ["color", "mlp", "transformer", "relu_called_twice", "dict_output", "bfloat16"])
-def test_other_nets(model: str, tmp_path: Path) -> None:
+def test_other_models(model: str, tmp_path: Path) -> None:
     c = make_case(model)
-    assert "at the answer" in page(c.box, (c.x, c.y), tmp_path)
+    assert "DeepDream of the predicted class" in page(c.box, (c.x, c.y), tmp_path)
 
 
 def test_numbers_and_tables(tmp_path: Path) -> None:
     number = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), awkward.GRAY_INPUTS, outputs="regression")
-    assert "nothing to dream of" in page(number, torch.rand(4, 1, 8, 8), tmp_path / "a")
+    assert "no classes to dream of" in page(number, torch.rand(4, 1, 8, 8), tmp_path / "a")
     table = ub.Box(nn.Linear(2, 3), ub.Features(("a", "b")))
     assert "table of features" in page(table, (torch.zeros(4, 2), torch.zeros(4).long()), tmp_path / "b")

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import Box, Features, Pixels, data
+from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.report import SECTIONS, Report, Section, report
+from unboxed.report import SECTIONS, Finding, Report, Section, report
 from unboxed.report.blocks import Text
 from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
-from unboxed.report.pictures import PictureStore, display_size, file_name
+from unboxed.report.pictures import Picture, PictureStore, display_size, file_name
 from unboxed.report.survey import evenly_spaced, max_examples_for
-from unboxed.report.untrained import randomize_all_layers
 from unboxed.report.words import format_percent, format_prob
 
 NAMES = ("top left", "top right", "low left", "low right")
@@ -62,8 +62,19 @@ def box_of(**kwargs: Any) -> Box:
 
 
 ANSWERS = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-LABELS = [0, 1, 2, 3, 0, 1, 2, 3, 3, 3]  # the last two are taken wrongly: low right for top left, for top right
-BRIGHT = [0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.02, 0.7, 0.5]  # number 7 is undecided, number 8 the surest mistake
+LABELS = [0, 1, 2, 3, 0, 1, 2, 3, 3, 3]  # the last two are misclassified: low right as top left, as top right
+BRIGHT = [
+    0.6,
+    0.6,
+    0.6,
+    0.6,
+    0.6,
+    0.6,
+    0.6,
+    0.02,
+    0.7,
+    0.5,
+]  # number 7 has the lowest margin, number 8 is the most confident error
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +128,20 @@ def test_the_page_opens_with_the_answer(made: Any) -> None:
     found, page, facts = made
     assert found.failures == {} == facts["failures"]
     first = page.source[: page.source.index("</section>")]
-    assert "80.0% right" in re.sub(r"\s+", " ", first)
-    assert "Its surest mistake: low right taken for top left" in first
-    assert facts["answer"] == "80.0% right"
+    assert "80.0% accuracy" in re.sub(r"\s+", " ", first)
+    assert "Its most confident error: low right classified as top left" in first
+    assert facts["title"] == "80.0% accuracy"
 
 
-def test_the_numbers_are_those_of_the_net(made: Any) -> None:
-    facts = made[2]["overview"]
+def test_the_numbers_are_those_of_the_model(made: Any) -> None:
+    facts = made[2]["findings"]["overview"]
     assert facts["accuracy"] == 0.8
     assert facts["mistakes"] == 2
-    assert [m["example"] for m in facts["surest_mistakes"]] == [8, 9]
-    assert facts["undecided"][0] == 7
+    assert [m["example"] for m in facts["most_confident_errors"]] == [8, 9]
+    assert facts["lowest_margin"][0] == 7
     assert facts["confusions"] == [
-        {"label": "low right", "answer": "top left", "times": 1},
-        {"label": "low right", "answer": "top right", "times": 1},
+        {"label": "low right", "prediction": "top left", "times": 1},
+        {"label": "low right", "prediction": "top right", "times": 1},
     ]
     assert [layer["path"] for layer in facts["layers"]] == ["conv", "relu", "pool"]
 
@@ -169,51 +180,55 @@ def test_links_lead_to_files_that_are_there(made: Any) -> None:
     assert all((found.path.parent / name).stat().st_size > 100 for name in facts["files"])
 
 
-def test_each_method_says_what_its_picture_tells_and_what_not(made: Any) -> None:
+def test_each_method_says_what_it_shows_and_what_not(made: Any) -> None:
     from unboxed.activations import filters, maps
     from unboxed.attribution import gradient, guided_backprop
     from unboxed.synthesis import class_image, morph
 
     for method in (filters, maps, gradient, guided_backprop, class_image, morph):
         assert made[1].has(method.card.name, method.card.shows, method.card.does_not_show)
-    assert made[1].text.count("Verdict") == made[1].text.count("Does not tell") >= 6
+    assert made[1].text.count("Verdict") == made[1].text.count("Does not show") >= 6
 
 
 def test_the_judge_has_the_last_word_on_class_images(made: Any) -> None:
     _, page, facts = made
-    verdict = facts["looks_for"]["robust"]
+    verdict = facts["findings"]["class-images"]["robust"]
     assert verdict["of"] == 4
-    assert page.has(f"The judge names {verdict['named']} of 4", f"judge: {verdict['answers'][0]}")
-    assert set(facts["spread"]) == set(NAMES)
+    assert page.has(f"The judge recognizes {verdict['recognized']} of 4", f"judge: {verdict['predictions'][0]}")
+    assert set(facts["findings"]["class-images"]["differences"]) == set(NAMES)
 
 
 def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> None:
     _, page, facts = made
     found = re.findall(r'<script type="application/json">(.*?)</script>', page.source, re.DOTALL)
     morphs = [data for text in found if "frames" in (data := json.loads(text))]
-    assert len(morphs) == len(facts["changes"]) == 3
-    for morph, fact in zip(morphs, facts["changes"], strict=True):
+    changes = facts["findings"]["morphs"]["outcomes"]
+    assert len(morphs) == len(changes) == 3
+    for morph, fact in zip(morphs, changes, strict=True):
         assert len(morph["frames"]) == len(morph["probs"]) == len(morph["steps"]) == len(morph["alts"]) > 1
         assert morph["steps"][-1] == fact["steps"]
         assert max(morph["probs"][-1]) == pytest.approx(fact["p"], abs=1e-4)
-    assert facts["changes"][0]["example"] == 8
-    assert facts["changes"][0]["target"] == "low right"
-    assert page.has("The judge sees the class aimed at in 3 of 3 results")  # it is the model itself
+    assert changes[0]["example"] == 8
+    assert changes[0]["target"] == "low right"
+    assert page.has("The judge predicts the target class for 3 of 3 results")  # it is the model itself
 
 
-def test_the_command_seed_and_versions_are_told(made: Any) -> None:
+def test_the_command_seed_and_versions_are_on_the_page(made: Any) -> None:
     _, page, facts = made
     assert page.has("unboxed report <x>", f"torch {torch.__version__}")
-    assert facts["reproduce"]["seed"] == 0
-    assert len(facts["reproduce"]["weights"]) == 64
+    assert facts["findings"]["reproduce"]["seed"] == 0
+    assert len(facts["findings"]["reproduce"]["weights"]) == 64
 
 
-def test_the_net_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path) -> None:
+def test_the_model_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path) -> None:
     box = box_of()
     box.model.train()
     weight, state, threads = box.model.conv.weight.detach().clone(), torch.get_rng_state(), torch.get_num_threads()
     examples = (quadrants(ANSWERS), torch.tensor(LABELS))
-    pages = [quick(box, examples, tmp_path / f"{i}", sections=["overview", "sees", "why"])[1].source for i in range(2)]
+    pages = [
+        quick(box, examples, tmp_path / f"{i}", sections=["overview", "activations", "gradients"])[1].source
+        for i in range(2)
+    ]
     assert pages[0] == pages[1]
     assert box.model.training
     assert torch.get_num_threads() == threads
@@ -226,25 +241,27 @@ def test_the_net_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path
 
 
 def test_without_labels_there_is_everything_but_accuracy(tmp_path: Path) -> None:
-    found, page, facts = quick(box_of(), quadrants([2, 2, 2, 1]), tmp_path, sections=["overview", "why", "changes"])
+    found, page, facts = quick(
+        box_of(), quadrants([2, 2, 2, 1]), tmp_path, sections=["overview", "gradients", "morphs"]
+    )
     assert found.failures == {}
-    assert facts["answer"] == "Says low left most often"
-    assert facts["overview"]["accuracy"] is None
+    assert facts["title"] == "Predicts low left most often"
+    assert facts["findings"]["overview"]["accuracy"] is None
     assert page.has("No accuracy and no confusion matrix: not every example has a label", "Typical")
     assert "label" not in page.text.replace("not every example has a label", "").replace("Without labels", "")
 
 
-def test_nothing_wrong_is_told_as_that(tmp_path: Path) -> None:
+def test_a_perfect_model_has_no_confusion_matrix(tmp_path: Path) -> None:
     _, page, facts = quick(box_of(), (quadrants([0, 1]), torch.tensor([0, 1])), tmp_path)
-    assert facts["answer"] == "100% right"
-    assert page.has("No mistake; the least sure answer is", "Every answer is right")
+    assert facts["title"] == "100% accuracy"
+    assert page.has("It makes no error; its least certain prediction is", "Every prediction is correct")
 
 
 def test_names_are_words_and_never_markup(tmp_path: Path) -> None:
     hostile = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b", '"><b>']
     box = box_of(classes=hostile)
     examples = (quadrants(ANSWERS), torch.tensor(LABELS))
-    _, page, _ = quick(box, examples, tmp_path, sections=["overview", "changes", "reproduce"], command="<blink>")
+    _, page, _ = quick(box, examples, tmp_path, sections=["overview", "morphs", "reproduce"], command="<blink>")
     assert page.has(*hostile[1:], "<script>alert(1)</script>")
     assert not [attrs for _, attrs in page.tags if "onerror" in attrs]
     assert len(page.all("script")) == 1 + 3  # the page's own, and the data of three sliders
@@ -255,9 +272,11 @@ def test_names_are_words_and_never_markup(tmp_path: Path) -> None:
 @pytest.mark.parametrize("outputs", ["multilabel", "regression"])
 def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_path: Path) -> None:
     examples = (quadrants([0, 1, 2]), torch.rand(3, 4))  # labels of another form are not read
-    found, page, facts = quick(box_of(outputs=outputs), examples, tmp_path, sections=["overview", "why", "changes"])
+    found, page, facts = quick(
+        box_of(outputs=outputs), examples, tmp_path, sections=["overview", "gradients", "morphs"]
+    )
     assert found.failures == {}
-    assert facts["answer"] == "4 outputs"
+    assert facts["title"] == "4 outputs"
     assert page.has(f"the outputs don't exclude one another ({outputs})")
     assert page.has("This section is about classes") == (outputs == "regression")
 
@@ -270,7 +289,7 @@ def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None
     pixels = sum("pixels" in section.needs for section in SECTIONS)
     assert found.failures == {}
     assert page.text.count("This section is for models of images alone; this one takes a table of features.") == pixels
-    assert page.has("1 gave", "Linear: 2 units")
+    assert page.has("1 output", "Linear: 2 units")
 
 
 def test_of_many_classes_the_confused_ones_are_shown(tmp_path: Path) -> None:
@@ -289,7 +308,7 @@ def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: 
     layers = nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     model = nn.Sequential(*layers).eval()
     examples = (torch.rand(3, *shape), torch.tensor([0, 1, 1]))
-    box, sections = Box(model, Pixels(shape), outputs="logits"), ["overview", "sees", "why", "changes"]
+    box, sections = Box(model, Pixels(shape), outputs="logits"), ["overview", "activations", "gradients", "morphs"]
     found, page, _ = quick(box, examples, tmp_path, sections=sections)
     assert found.failures == {}
     inputs = [img for img in page.all("img") if "input, example" in (img["alt"] or "")]
@@ -299,26 +318,25 @@ def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: 
 
 
 def test_one_example_is_enough(tmp_path: Path) -> None:
-    examples, sections = (quadrants([1]), torch.tensor([1])), ["overview", "sees", "why", "changes"]
+    examples, sections = (quadrants([1]), torch.tensor([1])), ["overview", "activations", "gradients", "morphs"]
     found, page, _ = quick(box_of(), examples, tmp_path, sections=sections)
     assert found.failures == {}
-    assert page.has("100% right")
+    assert page.has("100% accuracy")
 
 
-def test_maps_before_the_clamp_are_named_so(tmp_path: Path) -> None:
+def test_maps_before_the_relu_are_named_so(tmp_path: Path) -> None:
     model = awkward.get_model("clamped_logits")
     box = Box(model.model, model.inputs, **model.box_settings)
-    found, page, facts = quick(box, model.images(12), tmp_path, sections=["why"])
+    found, page, facts = quick(box, model.images(12), tmp_path, sections=["gradients"])
     assert found.failures == {}
-    told = facts["why"]["before_clamp"]["gradient"]
-    assert told > 0
-    assert page.has("before the clamp")
+    assert facts["findings"]["gradients"]["before_clamp"]["gradient"] > 0
+    assert page.has("before the ReLU")
 
 
 def test_photos_beyond_the_budget_are_files_beside_the_page(tmp_path: Path) -> None:
     with ReportFolder(tmp_path) as folder:
         pictures = PictureStore(folder, budget=0)
-        drawn = pictures.inline(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise")
+        drawn = pictures.encode(Picture(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise"))
         assert drawn.src == "pictures/more-1.png"
         folder.publish()
     assert (tmp_path / drawn.src).stat().st_size > 1000
@@ -335,7 +353,7 @@ def test_labels_follow_names_where_the_data_count_otherwise(tmp_path: Path) -> N
         def __getitem__(self, i: int) -> tuple[Tensor, int]:
             return self.x[i], 3 - i
 
-    assert quick(box_of(), Backwards(), tmp_path)[2]["overview"]["accuracy"] == 1.0
+    assert quick(box_of(), Backwards(), tmp_path)[2]["findings"]["overview"]["accuracy"] == 1.0
 
 
 def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) -> None:
@@ -349,55 +367,72 @@ def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) ->
     box = box_of()
     images = data.folder(tmp_path / "in", like=box.inputs, classes=box.classes)
     _, page, facts = quick(box, images, tmp_path / "out")
-    assert facts["overview"]["accuracy"] == 1.0
-    assert facts["overview"]["examples"] == 4
-    assert page.has("1 image is broken and 1 file is no image", "cut.png", "notes.txt", "Looked at 4 of 5 examples.")
+    assert facts["findings"]["overview"]["accuracy"] == 1.0
+    assert facts["findings"]["overview"]["examples"] == 4
+    assert page.has("1 image is broken and 1 file is no image", "cut.png", "notes.txt", "Measured on 4 of 5 examples.")
     assert not page.has("evenly spread over the data")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CountFinding(Finding):
+    n: int
+
+
+def count(context: ReportContext) -> CountFinding:
+    return CountFinding(n=len(context.survey.rows))
+
+
+def show_count(finding: CountFinding) -> list[Any]:
+    return [Text(f"{finding.n} counted")]
+
+
+COUNT = Section("Count", "count", count, show_count)
+"""A section of a user's own."""
 
 
 # -- sections ------------------------------------------------------------------------------------------------
 
 
 def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) -> None:
-    def fail(context: ReportContext) -> list[Any]:
+    def fail(context: ReportContext) -> Finding:
         raise RuntimeError("first line <b>\nsecond line")
 
-    own = Section("Mine", "mine", lambda context: [Text(f"{len(context.survey.rows)} seen")])
-    sections = ["overview", Section("Bad", "bad", fail), own]
+    sections = ["overview", Section("Bad", "bad", fail, show_count), COUNT]
     found, page, facts = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
     assert found.failures == {"bad": "RuntimeError: first line <b>"} == facts["failures"]
-    assert page.has("This section failed. RuntimeError: first line <b>", "The section “Bad” failed", "2 seen")
+    assert page.has("This section failed. RuntimeError: first line <b>", "The section “Bad” failed", "2 counted")
+    assert facts["findings"]["count"]["n"] == 2
 
 
 def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:
-    def warn(context: ReportContext) -> list[Any]:
+    def warn(context: ReportContext) -> CountFinding:
         for _ in range(2):
             warnings.warn("maps of 3 inputs are zero", UnboxedWarning, stacklevel=2)
-        return [Text("and the pictures")]
+        return count(context)
 
-    _, page, _ = quick(box_of(), quadrants([0]), tmp_path, sections=["overview", Section("W", "w", warn)])
+    _, page, _ = quick(box_of(), quadrants([0]), tmp_path, sections=["overview", Section("W", "w", warn, show_count)])
     assert page.text.count("Note: maps of 3 inputs are zero.") == 1
-    assert page.has("and the pictures")
+    assert page.text.index("Note: maps of 3") < page.text.index("1 counted")
 
 
 def test_other_warnings_still_reach_the_caller(tmp_path: Path) -> None:
-    def warn(context: ReportContext) -> list[Any]:
+    def warn(context: ReportContext) -> CountFinding:
         warnings.warn("of another kind", DeprecationWarning, stacklevel=2)
-        return []
+        return count(context)
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        quick(box_of(), quadrants([0]), tmp_path, sections=[Section("W", "w", warn)])
+        quick(box_of(), quadrants([0]), tmp_path, sections=[Section("W", "w", warn, show_count)])
     assert [str(w.message) for w in said] == ["of another kind"]
 
 
 def test_an_interrupt_keeps_what_is_there(tmp_path: Path) -> None:
-    def stop(context: ReportContext) -> list[Any]:
+    def stop(context: ReportContext) -> Finding:
         raise KeyboardInterrupt
 
-    sections = ["overview", Section("Stop", "stop", stop), "why"]
+    sections = ["overview", Section("Stop", "stop", stop, show_count), "gradients"]
     found, page, _ = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
-    assert set(found.failures) == {"stop", "why"}
+    assert set(found.failures) == {"stop", "gradients"}
     assert all("interrupted" in why for why in found.failures.values())
     assert page.has("What it is made of")
 
@@ -415,15 +450,14 @@ def test_an_interrupted_method_does_not_pass_for_a_whole_one(tmp_path: Path, mon
         with monkeypatch.context() as patch:
             patch.setattr(room, method, interrupted(getattr(room, method)))
             slug = room.SECTION.slug
-            found, _, _ = quick(box_of(), quadrants([0, 1]), tmp_path / slug, sections=["overview", slug, "why"])
-        assert set(found.failures) == {slug, "why"}
+            found, _, _ = quick(box_of(), quadrants([0, 1]), tmp_path / slug, sections=["overview", slug, "gradients"])
+        assert set(found.failures) == {slug, "gradients"}
         assert all("interrupted" in why for why in found.failures.values())
 
 
 def test_a_later_family_adds_a_section_by_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Section("New", "new", lambda context: [Text("from a later family")])
-    monkeypatch.setattr(sys.modules["unboxed.report"], "SECTIONS", [own])
-    assert quick(box_of(), quadrants([0]), tmp_path, sections=None)[1].has("from a later family")
+    monkeypatch.setattr(sys.modules["unboxed.report"], "SECTIONS", [COUNT])
+    assert quick(box_of(), quadrants([0]), tmp_path, sections=None)[1].has("1 counted")
 
 
 def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -435,7 +469,7 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("judge", "why"),
     [
-        (None, "no judge was given"),
+        (None, "there is no judge"),
         (Box(nn.Sequential(nn.Flatten(), nn.Linear(100, 4)).eval(), Pixels((1, 10, 10))), "inputs of another shape"),
         (Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), Pixels((1, 8, 8))), "other classes"),
     ],
@@ -443,12 +477,12 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
 def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
     from unboxed.report.judge import usable_judge
 
-    context = ReportContext(box_of(), None, None, None, judge)  # type: ignore[arg-type]
+    context = ReportContext(box_of(), None, None, judge)  # type: ignore[arg-type]
     assert usable_judge(context)[0] is None
     assert why in usable_judge(context)[1]
 
 
-def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
+def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
     from unboxed.report.judge import JudgeReport
     from unboxed.report.synthesis import passes_control
 
@@ -459,34 +493,34 @@ def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
     assert not passes_control({"robust": poor, "noise": poor})
 
 
-def test_a_judge_that_names_most_of_the_control_is_weak_evidence() -> None:
+def test_a_judge_that_recognizes_most_of_the_control_is_weak_evidence() -> None:
     from unboxed.report.judge import JudgeReport
-    from unboxed.report.synthesis import _verdict_text
+    from unboxed.report.synthesis import _verdict
 
-    def told(control: int) -> tuple[str, str]:
+    def verdict(control: int) -> tuple[str, str]:
         noise = JudgeReport(torch.zeros(10), torch.full((10,), 0.5), control)
         good = JudgeReport(torch.zeros(10), torch.full((10,), 0.9), 9)
-        return _verdict_text({"robust": good, "faithful": good, "noise": noise}, "")
+        return _verdict({"robust": good, "faithful": good, "noise": noise}, "")
 
-    assert told(5)[1] == "good"
-    assert "weak evidence" not in told(5)[0]
-    assert told(6)[1] == ""
-    assert "weak evidence" in told(6)[0]
+    assert verdict(5)[1] == "good"
+    assert "weak evidence" not in verdict(5)[0]
+    assert verdict(6)[1] == ""
+    assert "weak evidence" in verdict(6)[0]
 
 
-def test_an_ascent_that_comes_to_nothing_is_told(tmp_path: Path) -> None:
+def test_an_ascent_that_fails_is_reported(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
     with torch.no_grad():
         model[1].weight.fill_(0.01)
         model[1].bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
     box = Box(model, Pixels((1, 8, 8), mean=0.0, std=0.5), outputs="logits")
-    found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "looks-for", "changes"])
+    found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "class-images", "morphs"])
     assert found.failures == {}
     assert page.has(
-        "The ascent hardly moved", "tell nothing", "tells\u00a0nothing".replace("\u00a0", " "), "not reached"
+        "The ascent hardly moved", "show nothing", "shows\u00a0nothing".replace("\u00a0", " "), "not reached"
     )
-    assert not any(change["reached"] for change in facts["changes"])
-    assert "most forms" not in page.text
+    assert not any(change["reached"] for change in facts["findings"]["morphs"]["outcomes"])
+    assert "differ most" not in page.text
 
 
 def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
@@ -497,23 +531,23 @@ def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
     x = torch.stack([torch.full((1, 8, 8), v) for v in (0.3, 0.45, 0.55, 0.9)])
     box = Box(model, Pixels((1, 8, 8)), outputs="multilabel")
     examples = (x, torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
-    found, page, facts = quick(box, examples, tmp_path, sections=["overview", "sees", "why", "changes"])
+    found, page, facts = quick(box, examples, tmp_path, sections=["overview", "activations", "gradients", "morphs"])
     assert found.failures == {}
-    assert facts["answer"] == "75.0% right"
+    assert facts["title"] == "75.0% accuracy"
     assert facts["classes"] == ["no", "yes"]
-    assert facts["overview"]["confusions"] == [{"label": "yes", "answer": "no", "times": 1}]
-    assert page.has("says no", "p of yes 0.17", "says yes", "gradient of yes")
+    assert facts["findings"]["overview"]["confusions"] == [{"label": "yes", "prediction": "no", "times": 1}]
+    assert page.has("predicted no", "p of yes 0.17", "predicted yes", "gradient of yes")
     assert not page.has("gradient of no ")
 
 
-def test_one_number_is_given_and_not_said(tmp_path: Path) -> None:
+def test_one_number_is_an_output_and_no_prediction(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
     box = Box(model, Pixels((1, 8, 8)), outputs="regression")
-    found, page, facts = quick(box, torch.rand(3, 1, 8, 8), tmp_path, sections=["overview", "sees", "why"])
+    found, page, facts = quick(box, torch.rand(3, 1, 8, 8), tmp_path, sections=["overview", "activations", "gradients"])
     assert found.failures == {}
-    assert facts["answer"].startswith("Gives ")
-    assert page.has("It is one number", "gives ")
-    assert not page.has("says 0")
+    assert facts["title"].startswith("Outputs from ")
+    assert page.has("The output is one number", "output ")
+    assert not page.has("predicted 0")
     assert not page.has("exclude one another")
 
 
@@ -521,10 +555,10 @@ def test_one_number_is_given_and_not_said(tmp_path: Path) -> None:
 
 
 def test_a_second_report_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
-    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["changes"])
+    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["morphs"])
     (tmp_path / "pictures" / "mine.png").write_bytes(b"kept")
     assert len(list((tmp_path / "pictures").iterdir())) == 7
-    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["sees"])
+    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["activations"])
     left = {p.name for p in (tmp_path / "pictures").iterdir()}
     assert left == {"mine.png", "filters.png", "activations.png"}
 
@@ -547,13 +581,13 @@ def test_examples_are_evenly_spread_and_bounded() -> None:
     assert max_examples_for((3, 4000, 4000)) == 64
 
 
-def test_most_bounds_what_is_looked_at(tmp_path: Path) -> None:
+def test_max_examples_bounds_what_is_evaluated(tmp_path: Path) -> None:
     _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, max_examples=5)
-    assert facts["overview"]["examples"] == 5
-    assert page.has("Looked at 5 of 10 examples, evenly spread over the data")
+    assert facts["findings"]["overview"]["examples"] == 5
+    assert page.has("Measured on 5 of 10 examples, evenly spread over the data")
 
 
-def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
+def test_the_untrained_copy_is_new_and_the_model_is_not_touched() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2)).eval()
     model.own = nn.Parameter(torch.arange(9.0))
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ from unboxed.report import inversion as survives
 from unboxed.report import report
 
 NAMES = ("top left", "top right", "low left", "low right")
-SECTIONS = ["overview", "looks-for", "why", "changes", "fooled", "survives"]
+SECTIONS = ["overview", "class-images", "gradients", "morphs", "attacks", "inversion"]
 NEAR = 0.03  # of a probability: the page's pictures have 8 bits, its figures two digits
 NUMBER = re.compile(r"[<>]?(\d\.\d+)")
 
@@ -165,15 +164,15 @@ def agrees(box: ub.Box, image: Tensor, said: str, p: float, *, largest: bool = T
     assert not largest or own >= float(probs.max()) - 2 * NEAR, (said, probs)
 
 
-def test_inputs_are_what_is_said_of_them(made: Made) -> None:
+def test_inputs_are_predicted_as_their_captions_say(made: Made) -> None:
     x, y = examples()
-    figures = [f for s in ("overview", "survives") for f in made.page.of(s, "input, example")]
+    figures = [f for s in ("overview", "inversion") for f in made.page.of(s, "input, example")]
     assert len(figures) >= 10
     for f in figures:
-        row, name, p = re.match(r"input, example (\d+): the model says (.*), p\s([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
+        row, name, p = re.match(r"input, example (\d+): predicted (.*), p\s([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
         assert torch.allclose(f.pixels[0], x[int(row)], atol=1 / 255)
         agrees(made.box, f.pixels, name, number(p))
-        assert f.head == f"says {name}"
+        assert f.head == f"predicted {name}"
         assert f.line("label ") == NAMES[int(y[int(row)])]
         assert f.line("example ") == row
         assert number(f.lines[0]) == number(p)
@@ -185,8 +184,8 @@ def test_inputs_are_what_is_said_of_them(made: Made) -> None:
 
 
 def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
-    figures = made.page.of("looks-for", "image drawn for class")
-    rows = {"Class images": "robust", "The published recipe": "faithful", "Control: raw ascent from noise": "noise"}
+    figures = made.page.of("class-images", "image of class")
+    rows = {"Class images": "robust", "The published recipe": "faithful", "Control: plain ascent from noise": "noise"}
     images = dict[str, Tensor]()
     for above, recipe in rows.items():
         with warnings.catch_warnings():
@@ -197,15 +196,15 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
         assert [f.head for f in shown] == list(NAMES)
         for k, f in enumerate(shown):
             assert torch.allclose(f.pixels[0], drawn.images[k].float(), atol=1 / 255)
-            assert f.alt.startswith(f"image drawn for class {NAMES[k]};")
+            assert f.alt.startswith(f"image of class {NAMES[k]};")
             agrees(made.box, f.pixels, NAMES[k], number(f.line("model: ")), largest=False)
             answer = int(made.judge.predict(f.pixels))
             assert f.line("judge: ") == NAMES[answer]
             if recipe == "noise":
-                assert ("taken for its class" in f.lines) == (answer == k)
+                assert ("recognized" in f.lines) == (answer == k)
             else:
                 agrees(made.judge, f.pixels, NAMES[k], number(f.lines[2]), largest=False)
-    others = [f for f in figures if f.above == "How many forms does a class have?"]
+    others = [f for f in figures if f.above == "How much do the starts differ?"]
     assert len(others) == 8
     for i, f in enumerate(others, start=4):
         assert torch.allclose(f.pixels[0], images["robust"][i], atol=1 / 255)
@@ -214,7 +213,7 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
 
 def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
     seen = set()
-    figures = made.page.of("why")
+    figures = made.page.of("gradients")
     for f in figures:
         if f.alt.startswith("input, example"):
             x = f.pixels
@@ -233,7 +232,7 @@ def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
 
 
 def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: Made) -> None:
-    strips = made.page.of("changes", "step ")
+    strips = made.page.of("morphs", "step ")
     assert len(strips) >= 9
     for f in strips:
         name, p = re.match(r"step \d+: p of (.*) is ([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
@@ -248,15 +247,15 @@ def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: M
             assert made.box(pixels(frame)[None]).softmax(1)[0].tolist() == pytest.approx(probs, abs=NEAR)
 
 
-def test_images_that_fool_are_taken_for_what_is_said_by_the_net_that_is_named(made: Made) -> None:
+def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> None:
     models = {"fools this model": made.box, "fools the second model": made.judge}
     counted = dict.fromkeys(models, 0)
-    for f in made.page.of("fooled"):
+    for f in made.page.of("attacks"):
         if f.head == "input":
-            start, (name, p) = f.pixels, f.lines[0].removeprefix("says ").rsplit(", p", 1)
+            start, (name, p) = f.pixels, f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
             agrees(made.box, start, name, number(p))
         elif f.head in models:
-            name, p = f.lines[0].removeprefix("says ").rsplit(", p", 1)
+            name, p = f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
             agrees(models[f.head], f.pixels, name, number(p))
             agrees(models[f.head], start, name, number(f.line("before: ")), largest=False)
             assert models[f.head].predict(start) != NAMES.index(name)
@@ -268,15 +267,15 @@ def test_images_that_fool_are_taken_for_what_is_said_by_the_net_that_is_named(ma
 
 
 def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
-    figures, count = made.page.of("survives"), 0
+    figures, count = made.page.of("inversion"), 0
     for f in figures:
         if f.alt.startswith("input, example"):
             x = f.pixels.flatten()
-        elif f.alt.startswith("image drawn from"):
+        elif f.alt.startswith("inversion of"):
             assert f.line("judge: ") == NAMES[int(made.judge.predict(f.pixels))]
             r = float(torch.corrcoef(torch.stack([f.pixels.flatten(), x]))[0, 1])
             assert r == pytest.approx(float(f.line("pixels r ").replace("\u2212", "-")), abs=NEAR)  # type: ignore[union-attr]
-            assert f.alt.startswith(f"image drawn from {f.head};")
+            assert f.alt.startswith(f"inversion of {f.head};")
             count += 1
     assert count >= 4
 
@@ -285,24 +284,20 @@ def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
 # everything: so the words are asked here of figures that differ.
 
 
-def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for() -> None:
+def test_captions_below_an_adversarial_image_are_of_its_predicted_class() -> None:
     x = torch.rand(1, 8, 8)
     change = PredictionChange(
         0, x, x, 1, 2, probs_before=(0.71, 0.12), probs_after=(0.33, 0.58), distance=0.1, is_adversarial=True
     )
-    context = SimpleNamespace(class_name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
-    figure, _ = fooled._adversarial_figures(context, SimpleNamespace(name="this model"), change, 1.0)  # type: ignore[arg-type]
+    figure, _ = fooled._adversarial_figures("this model", change, NAMES, 1.0)
     assert [number(line) for line in figure.lines] == [0.58, 0.12]
     assert NAMES[2] in figure.lines[0]
 
 
-def test_inversions_are_compared_with_what_the_judge_says_of_the_input() -> None:
+def test_inversions_are_compared_with_the_judge_s_prediction_of_the_input() -> None:
     """Of three inner layers and the outputs, two inputs: the first layer differs from the input throughout."""
     answers = torch.tensor([[3, 3], [0, 3], [0, 1], [2, 1], [0, 1]])  # the last row: of the inputs themselves
-    text, _ = survives._verdict_text(None, None, answers)  # type: ignore[arg-type]
-    assert text.startswith("The judge gives 3 of 6 pictures drawn from inner layers the answer that it gives the input")
-    assert "and 1 of 2 drawn from the outputs alone" in text
-    made = SimpleNamespace(layers=list("abcd"), errors=torch.zeros(4, 2))
-    context = SimpleNamespace(facts={})
-    survives._record_facts(context, made, torch.zeros(4, 2), answers)  # type: ignore[arg-type]
-    assert context.facts["survives"]["judge_agrees"] == [0.0, 0.5, 1.0, 0.5]
+    text = survives._verdict_text(survives._agreements(answers), "")
+    assert text.startswith("The judge classifies 3 of 6 inversions of inner layers as it classifies the input")
+    assert "and 1 of 2 inversions of the outputs alone" in text
+    assert survives._agreements(answers).double().mean(1).tolist() == [0.0, 0.5, 1.0, 0.5]

@@ -34,15 +34,15 @@ def page(box: ub.Box, data: Any, out: Path, **more: Any) -> tuple[str, dict[str,
     return made.path.read_text(encoding="utf-8"), json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-def test_a_net_beside_its_untrained_self_and_a_judge(tmp_path: Path) -> None:
+def test_a_model_with_its_untrained_copy_and_a_judge(tmp_path: Path) -> None:
     box, judge = ub.Box(model(), GRAY), ub.Box(model(1), GRAY)
     x = images()
     text, facts = page(box, (x, box.predict(x)), tmp_path / "out", judge=judge)
     for words in ("this model and the untrained model", "this model and the judge", "First-layer filters",
-                  "What 1 makes of", "each of the 12 units of 4", "accuracy without it"):  # fmt: skip
+                  "Activations of 1 for one example", "each of the 12 units of 4", "accuracy without it"):  # fmt: skip
         assert words in text, words
-    assert set(facts["compare"]["untrained"]) == {"0", "3", "5"}
-    assert len(facts["compare"]["needed"]["units"]) == 10
+    assert set(facts["findings"]["compare"]["untrained"]) == {"0", "3", "5"}
+    assert len(facts["findings"]["compare"]["units"]["units"]) == 10
     assert {f.name for f in (tmp_path / "out" / "pictures").iterdir()} >= {"similarity-untrained.png"}
 
 
@@ -57,7 +57,7 @@ def test_the_unit_that_is_needed_comes_first(tmp_path: Path) -> None:
         model[3].bias.copy_(torch.tensor([8.0, 0.0]))
     box, x = ub.Box(model, GRAY), images(40) ** torch.linspace(0.3, 3, 40).view(-1, 1, 1, 1)
     text, facts = page(box, (x, box.predict(x)), tmp_path)
-    assert facts["compare"]["needed"]["units"][0][0] == "5"
+    assert facts["findings"]["compare"]["units"]["units"][0][0] == "5"
     assert "Unit 5 is needed most" in text
 
 
@@ -83,10 +83,10 @@ class Alone(nn.Module):
         raise RuntimeError("no copies")
 
 
-def test_what_can_not_be_told_is_said(tmp_path: Path) -> None:
+def test_a_model_that_can_not_be_copied_is_reported(tmp_path: Path) -> None:
     text, _ = page(ub.Box(Alone(), GRAY, outputs="logits"), (images(), torch.arange(30) % 3), tmp_path)
     assert "No untrained copy of this model" in text
-    assert "No unit to silence" in text
+    assert "No unit to remove" in text
 
 
 def test_few_examples(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def steps(n: int) -> tuple[Tensor, Tensor]:
 
 
 def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
-    made = report(box, data, out, sections=["overview", "fooled"], quiet=True)
+    made = report(box, data, out, sections=["overview", "attacks"], quiet=True)
     assert made.failures == {}
     page = " ".join(made.path.read_text(encoding="utf-8").split())
     return page, json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -48,20 +48,21 @@ def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
     box = ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits")
     for i, order in enumerate([torch.arange(20), torch.arange(20).view(5, 4).T.flatten()]):
         page, facts = written(box, (x[order], y[order]), tmp_path / str(i))
-        attacked = facts["attacked"]
+        attacked = facts["findings"]["attacks"]["attacked"]
         counts = torch.bincount(y[order][attacked], minlength=CLASSES)
         assert len(attacked) == most
         assert int(counts[:-1].min()) >= most * 4 // 20
         assert f"{most} of the 20 examples were attacked, evenly spread over the classes." in page
-        right = facts["robustness"]["this model"]["clean"]["count"]
-        assert f"Without an attack {right} of these {most} answers are right" in page
-        assert "80.0% of all examples" in page
+        n_correct = facts["findings"]["attacks"]["robustness"]["this model"]["clean"]["count"]
+        assert f"({n_correct} of these {most} examples; 80.0% of all examples)" in page
 
 
-def test_where_all_are_attacked_no_second_accuracy_is_told(tmp_path: Path) -> None:
+def test_where_all_are_attacked_there_is_one_clean_accuracy(tmp_path: Path) -> None:
     page, facts = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2), tmp_path)
-    assert facts["attacked"] == list(range(10))
-    assert "All examples were attacked. Without an attack 8 of these 10 answers are right (80.0%); within 0.3" in page
+    assert facts["findings"]["attacks"]["attacked"] == list(range(10))
+    assert (
+        "All examples were attacked. Clean accuracy 80.0% (8 of these 10 examples); robust accuracy within 0.3" in page
+    )
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -92,10 +93,12 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     found = ub.robustness.evaluate(
         other, (z, y), adversarial.ATTACKS, eps=adversarial.EPS_GRAYSCALE, check_masking=False
     )
-    assert facts["robustness"]["this model"]["all"] == [found.robust_accuracy(e).to_dict() for e in found.eps]
+    assert facts["findings"]["attacks"]["robustness"]["this model"]["all"] == [
+        found.robust_accuracy(e).to_dict() for e in found.eps
+    ]
     assert "within 0.3 standard deviations of each column" in page
-    assert "moved every column by at most eps standard deviations of each column" in page
-    assert "pixel" not in page[page.index('id="fooled"') :]
+    assert "changed every column by eps standard deviations of each column or less" in page
+    assert "pixel" not in page[page.index('id="attacks"') :]
 
 
 def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:
     box, x = table((300.0, 7.0))
     inputs = ub.Features(("a", "b"), categories={"b": (0.0, 3.0, 5.0)})
     page, _ = written(ub.Box(box.model, inputs, outputs="logits"), (x, box.predict(x)), tmp_path)
-    assert "Not asked: attacks move every column a little, and b can&#39;t be (categories)." in page
+    assert "Attacks change every column a little, and b can&#39;t be (categories)." in page
 
 
 def test_inputs_in_words() -> None:

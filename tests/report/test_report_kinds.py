@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.cards import Card, cards
 from unboxed.report import report
-from unboxed.report.blocks import Code, Figure, ImageRef, max_per_row
+from unboxed.report.blocks import Code, Figure, max_per_row
 from unboxed.report.input_nouns import as_columns, shapes_text
+from unboxed.report.pictures import Picture
 from unboxed.report.render import _jinja_environment
 from unboxed.report.words import format_number, replace_hyphens
 
@@ -58,17 +60,19 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="logits")
     x = torch.randn(12, 3)
-    sections = ["overview", "sees", "units", "map", "fooled", "compare", "why"]  # "believe" lists methods for images
+    sections = ["overview", "activations", "units", "map", "attacks", "compare"]  # "ranking" lists methods for images
     made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}
     said = words(made.path).replace("This section is for models of images alone; this one takes a table", "")
     assert {m.group() for m in OF_IMAGES.finditer(said)} == set()
-    assert "That is on 12 examples." in said
+    assert "Measured on 12 examples." in said
 
 
 def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
     box, x = several(4)  # so few that each unit has one top example
-    made = report(box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "why"], quiet=True)
+    made = report(
+        box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "gradients"], quiet=True
+    )
     said = words(made.path)
     assert made.failures == {}
     assert "inputs 1×4×4 and 2" in said
@@ -111,4 +115,4 @@ def test_large_numbers_are_whole() -> None:
 
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
 def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
-    assert max_per_row([Figure(ImageRef("", "", wide, 1))] * n) == most
+    assert max_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most

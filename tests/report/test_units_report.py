@@ -48,14 +48,14 @@ def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
     assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
     assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
     assert (page[0, 25] == units.ZERO_LINE_COLOR).all()
-    assert units.value_range_text(unit()) == "axis -1 to 3"
+    assert units.value_range_text(unit()) == "from -1 to 3"
     assert units.value_range_text(unit(counts=np.zeros(6))) == "no values"
 
 
 def test_all_projections_share_one_scale() -> None:
     weak, strong = unit(), unit(projections=unit().projections * 10)
-    scale = units.shared_vmax([weak, strong])
-    assert scale == pytest.approx(units.shared_vmax([strong]), rel=0.05)
+    scale = units.projection_vmax([weak, strong])
+    assert scale == pytest.approx(units.projection_vmax([strong]), rel=0.05)
     pale, full = (units.projection_grid(u, scale)[..., :3].astype(int) for u in (weak, strong))
     assert np.abs(255 - pale).mean() < np.abs(255 - full).mean()
     sheet = units.units_sheet([weak, unit(projections=None, dead=True)], title="Units")
@@ -72,10 +72,10 @@ def made(box: ub.Box, data: Any, out: Path) -> str:
 @pytest.mark.parametrize(
     "name", ["plain", "conv_called_twice", "clamped_hidden", "color", "transformer", "lstm", "mlp"]
 )
-def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
+def test_a_section_for_every_kind_of_model(name: str, tmp_path: Path) -> None:
     entry = awkward.get_model(name)
     page = made(ub.Box(entry.model, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
-    assert "What excites each unit?" in page
+    assert "What activates each unit?" in page
     assert "dead (never above zero" in page
     assert "top patches" in page
     assert "examples of " in page
@@ -98,10 +98,10 @@ def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
     page = made(
         ub.Box(model, ub.Features(("height", "width", "age"))), (torch.randn(60, 3), torch.arange(60) % 2), tmp_path
     )
-    assert "where they differ most" in page
+    assert "where it differs most" in page
     assert "height" in page
 
 
-def test_a_net_without_units_says_so(tmp_path: Path) -> None:
+def test_a_model_without_units_says_so(tmp_path: Path) -> None:
     entry = awkward.get_model("parameterless")
     assert "has units" in made(ub.Box(entry.model, entry.inputs), entry.images(9), tmp_path)

@@ -79,7 +79,7 @@ def test_a_value_at_an_edge_is_in_the_bin_below_it(bins: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
-def test_equal_logits_lie_at_an_edge(classes: int) -> None:
+def test_equal_logits_are_at_an_edge(classes: int) -> None:
     """A confidence of 1 / K, in K bins: the whole of the first bin."""
     z = torch.zeros(6, classes)
     box = ub.Box(nn.Identity(), ub.Features(tuple("abcde"[:classes])), outputs="logits")
@@ -93,7 +93,7 @@ def _data(z: Tensor, y: Tensor) -> tuple[ub.Box, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("sharper", [0.3, 1.0, 4.0])
-def test_the_temperature_is_the_likeliest(sharper: float) -> None:
+def test_the_temperature_has_maximum_likelihood(sharper: float) -> None:
     z, y = drawn(300, sharper)
 
     def nll(log_t: float) -> float:
@@ -103,7 +103,7 @@ def test_the_temperature_is_the_likeliest(sharper: float) -> None:
     assert fit_temperature(z, y) == pytest.approx(best, rel=1e-4)
 
 
-def test_what_is_calibrated_is_found_so() -> None:
+def test_a_calibrated_model_has_no_error() -> None:
     """Labels drawn from the model's own probabilities; and from those of logits four times as small."""
     fair, sharp = (ub.robustness.calibration(*_data(*drawn(4000, s))) for s in (1.0, 4.0))
     assert fair.uncalibrated.ece < 0.03
@@ -114,7 +114,7 @@ def test_what_is_calibrated_is_found_so() -> None:
     assert "overconfident" in str(sharp)
 
 
-def test_all_right_or_all_wrong_stays_finite() -> None:
+def test_accuracy_of_one_or_zero_stays_finite() -> None:
     z = 3 * torch.eye(K)
     assert fit_temperature(z, torch.arange(K)) == pytest.approx(0.01, rel=1e-3)
     assert fit_temperature(z, (torch.arange(K) + 1) % K) == pytest.approx(100, rel=1e-3)
@@ -122,7 +122,7 @@ def test_all_right_or_all_wrong_stays_finite() -> None:
     assert made.error_index.tolist() == []
 
 
-def test_the_surest_errors() -> None:
+def test_most_confident_errors() -> None:
     z, y = drawn(200, 2.0)
     made = ub.robustness.calibration(*_data(z, y), n_errors=9)
     sure, answer = z.double().softmax(1).max(1)
@@ -149,7 +149,7 @@ def test_data_of_any_kind() -> None:
             ub.robustness.calibration(box, (x, y), **bad)
 
 
-def test_nets_without_one_class() -> None:
+def test_models_without_one_class() -> None:
     c = make_case("plain")
     for outputs in ("regression", "multilabel"):
         with pytest.raises(OutputError):

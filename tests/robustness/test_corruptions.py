@@ -62,7 +62,7 @@ def test_each_severity_changes_more(kind: str) -> None:
 
 
 @each_kind
-def test_draws_are_of_the_rows(kind: str) -> None:
+def test_random_draws_depend_on_the_row(kind: str) -> None:
     """A row is corrupted alike wherever it stands; chance is the seed's, and differs from row to row."""
     x = photos((1, 1, 16, 16)).expand(6, -1, -1, -1)
     whole = corrupted(x, kind, 4, seed=2)
@@ -155,7 +155,7 @@ def test_motion_is_a_mean_of_moved_images() -> None:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_is_what_the_net_says() -> None:
+def test_the_table_holds_the_models_predictions() -> None:
     c = make_case("color", n=7)
     kinds, severities = ("contrast", "gaussian_noise", "jpeg"), (2, 5)
     made = ub.robustness.corruptions(c.box, (c.x, c.y), kinds, severities=severities, seed=4, batch_size=3)
@@ -180,7 +180,7 @@ def test_leaving_kinds_out_changes_nothing() -> None:
     assert torch.equal(one.confidence[0, 0], whole.confidence[CORRUPTIONS.index("rotation"), 3])
 
 
-def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
+def test_ctrl_c_keeps_finished_examples() -> None:
     c = make_case("plain", n=6)
     calls = 0
 

@@ -42,7 +42,7 @@ def test_a_radius_is_too_large_no_more_often_than_alpha() -> None:
     assert 0.3 < (made.radius / gap.abs())[~made.has_abstained].median() < 1
 
 
-def test_more_draws_certify_more() -> None:
+def test_more_samples_certify_more() -> None:
     box, x, gap = halves(40)
     radii = [smoothed(box, x, SIGMA, n0=20, n=n, alpha=0.01).radius.mean() for n in (20, 80, 400)]
     assert radii[0] < radii[1] < radii[2] < gap.abs().mean()
@@ -57,7 +57,7 @@ def test_the_bound_of_a_probability() -> None:
     assert _clopper_pearson_lower(0, 10, 0.05) == 0
 
 
-def test_rows_draw_for_themselves() -> None:
+def test_noise_depends_on_the_row() -> None:
     c = make_case("plain", torch.float64)
     same = c.x[:1].expand(3, -1, -1, -1)
     made = smoothed(c.box, same, 0.4, n0=20, n=80)
@@ -89,14 +89,14 @@ def test_certified_accuracy() -> None:
 
 
 @pytest.mark.parametrize("model", ["batchnorm_on_batch_statistics", "dropout_always_on", "transformer"])
-def test_any_net(model: str) -> None:
+def test_any_model(model: str) -> None:
     c = make_case(model)
     made = smoothed(c.box, c.x, 0.1, n0=5, n=20, alpha=0.05)
     assert torch.allclose(made.class_fractions.sum(1), torch.ones(3))
     assert ((made.radius > 0) == ~made.has_abstained).all()
 
 
-def test_ctrl_c_keeps_the_rows_that_are_done() -> None:
+def test_ctrl_c_keeps_finished_rows() -> None:
     c = make_case("plain")
     whole, calls = smoothed(c.box, c.x, 0.1, n0=5, n=20), 0
 
@@ -125,7 +125,7 @@ def test_bad_settings(bad: dict[str, Any]) -> None:
         smoothed(c.box, c.x, **{"sigma": 0.1, **bad})
 
 
-def test_nets_without_classes() -> None:
+def test_models_without_classes() -> None:
     c = make_case("plain")
     for outputs in ("regression", "multilabel"):
         box = ub.Box(c.box.model, c.box.inputs, outputs=outputs)

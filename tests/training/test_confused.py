@@ -387,7 +387,7 @@ def test_the_block_of_an_input(drawn: Drawn, channels: int, factor: float) -> No
         assert tile.caption == f"d logit {name} / dx\nlogit {value:.3f}"
         assert moved.caption == f"input\n+ {factor:g} × d logit {name} / dx"
         (bar,) = block["bars"]  # one scale for both
-        assert np.array_equal(tile.image, colors.signed_to_rgb(grad.sum(0), bar.scale))
+        assert np.array_equal(tile.image, colors.signed_to_rgb(grad.sum(0), bar.vmax))
         assert np.array_equal(moved.image, colors.image_to_rgb(inputs.decode(found.inputs[0] + factor * grad)))
 
 

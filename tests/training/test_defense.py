@@ -98,13 +98,13 @@ def test_trades_is_cross_entropy_and_beta_times_the_divergence() -> None:
     assert torch.allclose(gradients_of(model, loss), gradients_of(model, want), atol=1e-9)
 
 
-def test_trades_does_not_look_at_labels_in_its_attack() -> None:
+def test_the_attack_of_trades_ignores_labels() -> None:
     (x, y), box, defense = batch(), Box(curved(), INPUTS), Trades(0.1)
     assert torch.equal(defense.attack(box, x, y, seed=0), defense.attack(box, x, (y + 1) % 3, seed=0))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_linear_net_meets_its_worst_case(norm: str) -> None:
+def test_a_linear_model_gets_its_worst_case(norm: str) -> None:
     """Of two classes of a linear model the worst point of the ball is known."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_an_attack_runs_no_more_than_its_steps_and_no_gradient_of_a_parameter(de
 
 
 @each
-def test_the_net_is_attacked_in_eval(defense: Any) -> None:
+def test_the_model_is_attacked_in_eval(defense: Any) -> None:
     """The examples are those against the model that will be used, whatever dropout does in training."""
     model, (x, y) = curved(dropout=0.5), batch()
     box = Box(model.eval(), INPUTS)
@@ -218,7 +218,7 @@ def test_eps_grows_with_progress(make: Any) -> None:
 
 
 @each
-def test_mixed_precision_is_only_the_nets(defense: Any) -> None:
+def test_mixed_precision_is_only_in_the_model(defense: Any) -> None:
     model, (x, y) = curved(), batch(40)
     wide, narrow = Box(model, INPUTS), Box(model, INPUTS, autocast=torch.bfloat16)
     found, loss = defense.attack(narrow, x, y, seed=0), defense(narrow, x, y, seed=0)
@@ -262,7 +262,7 @@ def test_ctrl_c_in_an_attack_reaches_the_training(defense: Any) -> None:
     assert changes(before, snapshot(model)) == []
 
 
-def test_works_on_a_net_that_is_trained_in_parallel() -> None:
+def test_works_on_a_data_parallel_model() -> None:
     """Its forwards wait for gradients of parameters, which an attack never asks for."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -279,7 +279,7 @@ def test_works_on_a_net_that_is_trained_in_parallel() -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_a_loop_of_ones_own_learns_to_withstand() -> None:
+def test_a_plain_training_loop_becomes_robust() -> None:
     """The first half of the pixels says the class by a hair, the second by a lot: only one survives an attack."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(128) % 2
@@ -315,12 +315,12 @@ def test_a_loop_of_ones_own_learns_to_withstand() -> None:
         ({"ramp": 2}, r"0 to 1; got 2"),
     ],
 )
-def test_settings_that_cannot_be(make: Any, setting: dict[str, Any], said: str) -> None:
+def test_bad_settings_are_refused(make: Any, setting: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         make(**{"eps": 0.1} | setting)
 
 
-def test_more_settings_that_cannot_be() -> None:
+def test_more_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="steps must be a whole number, 1 or more; got 0"):
         PGD(0.1, steps=0)
     with pytest.raises(InputError, match="beta must"):
@@ -328,7 +328,7 @@ def test_more_settings_that_cannot_be() -> None:
 
 
 @each
-def test_calls_that_cannot_be(defense: Any) -> None:
+def test_bad_calls_are_refused(defense: Any) -> None:
     box, (x, y) = Box(curved(), INPUTS), batch()
     with pytest.raises(InputError, match=r"progress .*; got 1\.5"):
         defense(box, x, y, 1.5)
@@ -424,7 +424,7 @@ def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) ->
     assert torch.equal(module.examples.tensors[0], INPUTS.encode(pixels))  # the data stay as they are
 
 
-def test_lightning_without_an_end_attacks_in_full(lightning: Any) -> None:
+def test_lightning_without_an_end_uses_the_full_eps(lightning: Any) -> None:
     from unboxed.training.lightning import AdversarialTrainingCallback
 
     pixels, _ = batch(24)
@@ -478,7 +478,7 @@ def test_a_defense_is_a_lightning_training_step(lightning: Any, defense: Any) ->
     assert module.model[2].num_batches_tracked == len(losses) * (1 + isinstance(defense, Trades))
 
 
-def test_lightning_refuses_trades_and_shows_the_way() -> None:
+def test_lightning_refuses_trades_and_suggests_a_step() -> None:
     pytest.importorskip("lightning.pytorch", reason="the extra `training` is not installed")
     from unboxed.training.lightning import AdversarialTrainingCallback
 

@@ -1,6 +1,6 @@
-"""What fools it? Attacks: adversarial images within a ball or of least distance, patches, fooling images.
+"""What fools it? Attacks: adversarial images within a ball or of minimal distance, patches, fooling images.
 
-One attack is a file; what several share moves in beside them. Evaluations that use attacks are in `robustness`.
+One file per attack; code that several attacks share moves in next to them. Evaluations by attacks: `robustness`.
 """
 
 from .apgd import apgd as apgd

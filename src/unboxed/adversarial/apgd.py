@@ -41,14 +41,14 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 MOMENTUM_ALPHA = 0.75  # weight of the step; the rest is momentum
-MIN_RISE_FRACTION = 0.75  # share of steps that must increase the loss, or the step size is halved
+MIN_RISE_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
 RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
 @card(
     name="APGD",
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
-    shows="An input within eps of this one that the model takes for something else, searched with adaptive steps.",
+    shows="An input within eps of this one that the model misclassifies, searched with adaptive steps.",
     does_not_show="That there is none where it fails: gradients may be masked. AutoAttack adds attacks of other kinds.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     runs=lambda s: 1 + (s["n_targets"] or 1) * s["restarts"] * (s["steps"] + 1),
@@ -66,7 +66,7 @@ def apgd(
     objective: AttackObjective = None,
     loss: Annotated[Literal["ce", "margin", "dlr"] | None, "Loss that is maximized."] = None,
     n_targets: Annotated[
-        int | None, AtLeast(1), Unit("classes"), "Number of likeliest wrong classes that are targeted in turn."
+        int | None, AtLeast(1), Unit("classes"), "Number of most probable wrong classes that are targeted in turn."
     ] = None,
     steps: Steps = 100,
     restarts: Restarts = 1,
@@ -91,8 +91,8 @@ def apgd(
         loss: Loss that is maximized. "ce" is the cross-entropy; "margin" the largest other logit minus that of y; "dlr"
             the margin over the spread of the logits. None: "ce"; with n_targets, "dlr", or "margin" where there are
             fewer than four classes.
-        n_targets: Number of likeliest wrong classes that are targeted in turn. That is APGD-T; the paper takes 9. None:
-            untargeted.
+        n_targets: Number of most probable wrong classes that are targeted in turn. That is APGD-T; the paper takes 9.
+            None: untargeted.
         steps: Number of iterations.
         restarts: Number of runs, each from another random start.
         bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
@@ -156,17 +156,19 @@ def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
 
 def _check_targets(state: AttackState) -> None:
     if state.goal.labels is None or state.goal.target_labels is not None:
-        raise InputError("n_targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
+        raise InputError(
+            "n_targets= tries the most probable wrong classes in turn: give y, and no target= or objective="
+        )
 
 
 # -- towards other classes ---------------------------------------------------------------------------------------------
 
 
 def top_wrong_classes(state: AttackState, rows: Tensor, max_classes: int) -> Tensor:
-    """The likeliest wrong classes (N, T) of the originals, the likeliest first, filled in for `rows` (M,)."""
+    """The most probable wrong classes (N, T) of the originals, the most probable first, filled in for `rows` (M,)."""
     labels, logits = state.goal.labels, state.logits(state.x[rows], rows)  # (N,), (M, K)
     if labels is None:
-        raise InputError("the likeliest wrong classes need the correct ones: give y")
+        raise InputError("the most probable wrong classes need the correct ones: give y")
     top_classes = top_other_classes(logits, labels[rows], min(max_classes, logits.shape[1] - 1))
     classes = torch.zeros(len(state.x), top_classes.shape[1], dtype=torch.long, device=rows.device)
     classes[rows] = top_classes
@@ -187,7 +189,7 @@ def targeted_objective(state: AttackState, target_labels: Tensor, loss_name: str
 
 
 def checkpoint_steps(steps: int) -> list[int]:
-    """The steps w_0 = 0, w_1, ... at which the step size is judged: arXiv:2003.01690, section 3.1."""
+    """The steps w_0 = 0, w_1, ... at which the step size is checked: arXiv:2003.01690, section 3.1."""
     fractions = [0.0, 0.22]
     while fractions[-1] + 1e-9 < 1:
         fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
@@ -227,7 +229,7 @@ class _APGDIterates:
     checkpoint_best_score: Tensor  # (n,) f_max at the last checkpoint
 
     def select_rows(self, index: Tensor) -> _APGDIterates:
-        """The walk of some of the rows."""
+        """The state of some of the rows."""
         return _APGDIterates(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
@@ -238,7 +240,7 @@ class _APGD:
         self.state, self.ball, self.objective, self.steps = state, ball, objective, steps
         self.checkpoint_lengths = {
             step: step - previous_step for previous_step, step in pairwise(checkpoint_steps(steps))
-        }  # the step, and how many it judges
+        }  # the step, and the number of steps it checks
 
     def run(self, rows: Tensor, start: Tensor) -> None:
         iterates = self._init_iterates(rows, start)

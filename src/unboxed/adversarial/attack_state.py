@@ -73,7 +73,7 @@ class AttackState:
         self.fallback_images = self.x  # (N, ...) what is returned where nothing was found
         self.interrupted = False
         self._best_failure_score = torch.full_like(self.distance, -math.inf)  # (N,) of failures in `images`
-        self._full_batch = self.x.clone() if box.batch_dependent else None  # (N, ...) then evaluated as a whole
+        self._full_batch = self.x.clone() if box.batch_dependent else None  # (N, ...) then evaluated all together
 
     def __enter__(self) -> AttackState:
         return self
@@ -121,7 +121,7 @@ class AttackState:
         is_too_far = self.distance > eps * (1 + 1e-6)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
         success = self.success & ~is_too_far
-        if self._full_batch is not None:  # judged with the final images of all rows
+        if self._full_batch is not None:  # evaluated with the final images of all rows
             success = self.success_score(images, torch.arange(len(images), device=images.device)) > 0
         return Adversarial(
             self.box.restore_structure(images),
@@ -131,6 +131,8 @@ class AttackState:
             self.initially_misclassified,
             type(self.norm).__name__.lower(),
             self.interrupted,
+            self.box.restore_structure(self.x),
+            self.box.classes,
         )
 
     def row_batches(self, rows: Tensor) -> tuple[Tensor, ...]:

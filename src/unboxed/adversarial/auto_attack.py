@@ -52,7 +52,7 @@ MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each
 FLOPS_PER_CHUNK = 2e11  # of the model between two writes: about half a minute on one core
 ACCELERATOR_SPEEDUP = 100  # factor of FLOPS_PER_CHUNK on an accelerator
 FORWARDS_PER_GRADIENT = 3  # of which a gradient costs as much
-SQUARE_P = 0.8  # share of the image that Square's first squares cover
+SQUARE_P = 0.8  # fraction of the image that Square's first squares cover
 SAVED_FIELDS = (
     "images",
     "distance",
@@ -74,7 +74,7 @@ class AutoAdversarial(Adversarial):
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    shows="An input within eps of this one that the model takes for something else, by four different attacks.",
+    shows="An input within eps of this one that the model misclassifies, by four different attacks.",
     does_not_show="That there is none where all four fail, though other attacks have rarely found one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
     runs=lambda s: 28 * s["steps"] + s["queries"],
@@ -104,8 +104,8 @@ def auto_attack(
     """Adversarial images within `eps` of x by the standard ensemble of four attacks.
 
     For a robust accuracy that others can compare with. Each attack runs on the examples that none before it fooled:
-    "apgd-ce", "apgd-t" and "fab-t" (towards each of the 9 likeliest wrong classes) and, for images, "square". It takes
-    about a hundred times as long as `pgd`, mostly on robust examples: try `pgd` first.
+    "apgd-ce", "apgd-t" and "fab-t" (towards each of the 9 most probable wrong classes) and, for images, "square". It
+    takes about a hundred times as long as `pgd`, mostly on robust examples: try `pgd` first.
 
     Args:
         box: The model.
@@ -253,7 +253,7 @@ class _AutoAttack:
         return lambda rows: run_apgd(state, ball, rows, target_objective, steps=config.steps, seed=seed)
 
     def _target_objective(self, part: int) -> Objective:
-        """Towards the likeliest wrong class number `part`, or the target."""
+        """Towards the most probable wrong class number `part`, or the target."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         if goal.target_labels is not None:
             return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion

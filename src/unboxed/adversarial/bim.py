@@ -32,7 +32,7 @@ from .result import Adversarial
 @card(
     name="BIM",
     source="Kurakin et al. 2017, arXiv:1607.02533, section 2.2",
-    shows="An input within eps of this one, reached in small steps from it, that the model takes for something else.",
+    shows="An input within eps of this one, reached in small steps from it, that the model misclassifies.",
     does_not_show="That there is none where it fails: it starts at one point alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     runs=lambda s: s["eot"] * (s["steps"] + 1),

@@ -47,7 +47,7 @@ SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
 @card(
     name="Boundary attack",
     source="Brendel et al. 2018, arXiv:1712.04248",
-    shows="A near input that the model takes for something else, found by a walk from decisions alone.",
+    shows="A near input that the model misclassifies, found by a walk from decisions alone.",
     does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
     example=lambda method, box, x, y: method(box, x, y, queries=40),
     runs=lambda s: s["queries"],

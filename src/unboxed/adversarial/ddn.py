@@ -29,7 +29,7 @@ L2_DIRECTION = L2(math.inf).steepest_direction
 @card(
     name="DDN",
     source="Rony et al. 2019, arXiv:1811.09600, algorithm 1",
-    shows="About the smallest change, in L2, that alters the model's answer, in few steps.",
+    shows="About the smallest change, in L2, that changes the model's prediction, in few steps.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     runs=lambda s: s["steps"] + 2,
@@ -48,7 +48,7 @@ def ddn(
     objective: AttackObjective = None,
     steps: Steps = 100,
     init_eps: Annotated[float, Above(0), Unit("pixel range"), "Distance from x of the first image."] = 1.0,
-    gamma: Annotated[float, Above(0), Below(1), "Share by which the distance changes in a step."] = 0.05,
+    gamma: Annotated[float, Above(0), Below(1), "Fraction by which the distance changes in a step."] = 0.05,
     bits: Bits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -67,7 +67,7 @@ def ddn(
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         steps: Number of iterations.
         init_eps: Distance from x of the first image. In L2.
-        gamma: Share by which the distance changes in a step. Down where the image fools, up where it does not.
+        gamma: Fraction by which the distance changes in a step. Down where the image fools, up where it does not.
         bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
             attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.

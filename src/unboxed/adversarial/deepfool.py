@@ -30,14 +30,14 @@ MAX_SEARCH_STEPS = 6  # of the search between an adversarial image and the origi
 RETURN_STEPS, MIN_DISTANCE_GAIN = (
     4,
     0.01,
-)  # steps of a walk from the boundary; smallest gain for another walk
-SEARCH_TOLERANCE = 1e-3  # it ends where no more than this share of the distance can be gained
+)  # steps of a run from the boundary; smallest gain for another run
+SEARCH_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
 
 
 @card(
     name="DeepFool",
     source="Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2",
-    shows="A small change that alters the model's answer, and so about how near its decision boundary is.",
+    shows="A small change that changes the model's prediction, and so about how near its decision boundary is.",
     does_not_show="The smallest change: it uses planes where the boundary is curved.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     runs=lambda s: 2 * s["steps"],
@@ -56,10 +56,13 @@ def deepfool(
     objective: AttackObjective = None,
     steps: Steps = 50,
     return_rounds: Annotated[
-        int, AtLeast(0), Unit("rounds"), "Number of further walks from the boundary, each back towards x."
+        int, AtLeast(0), Unit("rounds"), "Number of further runs from the boundary, each back towards x."
     ] = 2,
     candidates: Annotated[
-        int | None, AtLeast(2), Unit("classes"), "Number of likeliest classes whose boundaries are tried, y included."
+        int | None,
+        AtLeast(2),
+        Unit("classes"),
+        "Number of most probable classes whose boundaries are tried, y included.",
     ] = 10,
     overshoot: Annotated[float, AtLeast(0), "Share of its length by which a step is lengthened."] = 0.02,
     bits: Bits = None,
@@ -80,10 +83,10 @@ def deepfool(
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         steps: Number of iterations.
-        return_rounds: Number of further walks from the boundary, each back towards x. 0 gives the algorithm of the
+        return_rounds: Number of further runs from the boundary, each back towards x. 0 gives the algorithm of the
             paper.
-        candidates: Number of likeliest classes whose boundaries are tried, y included. One backward pass each per step;
-            None: all.
+        candidates: Number of most probable classes whose boundaries are tried, y included. One backward pass each per
+            step; None: all.
         overshoot: Share of its length by which a step is lengthened. Without it, rounding decides on the boundary.
         bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
             attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
@@ -107,7 +110,7 @@ def deepfool(
     Source:
         Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2. Three deviations: a step is the shortest one that
         stays in the valid range, which the paper ignores; what fools is then moved back along the line to x; and
-        `return_rounds` further walks start at the projection of x onto the boundary found, as in FAB (Croce & Hein
+        `return_rounds` further runs start at the projection of x onto the boundary found, as in FAB (Croce & Hein
         2020, arXiv:1907.02044).
     """
     check_settings(deepfool, locals())
@@ -117,9 +120,9 @@ def deepfool(
     )  # fmt: skip
     with state:
         initial_score, step_factor = torch.full_like(state.distance, math.nan), 1 + overshoot
-        walker, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
-        walker.walk(rows, state.x[rows], steps)
-        walker.return_nearer(rows, min(steps, RETURN_STEPS), return_rounds)
+        solver, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
+        solver.run(rows, state.x[rows], steps)
+        solver.return_nearer(rows, min(steps, RETURN_STEPS), return_rounds)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
 
@@ -132,7 +135,7 @@ class _DeepFool:
     first_step_factor: float  # of the first
     initial_score: Tensor  # (N,) of the originals, below zero
 
-    def walk(self, rows: Tensor, z: Tensor, steps: int) -> None:
+    def run(self, rows: Tensor, z: Tensor, steps: int) -> None:
         """From the original onto the nearest plane, linearized at z (n, ...), and on from there until adversarial.
 
         A row that no longer moves is dropped. Adversarial images are moved back.
@@ -173,7 +176,7 @@ class _DeepFool:
 
     def return_nearer(self, rows: Tensor, steps: int, n_rounds: int) -> None:
         """Walk again from the original, by the plane linearized at the boundary, while that gains."""
-        return_walker = replace(
+        return_solver = replace(
             self, candidates=2, first_step_factor=1.0
         )  # the plane is linearized at the boundary: no overshoot needed
         rows = rows[self.state.success[rows]]
@@ -181,7 +184,7 @@ class _DeepFool:
             if not len(rows):
                 return
             old_distance = self.state.distance[rows]
-            return_walker.walk(rows, self.state.images[rows], steps)
+            return_solver.run(rows, self.state.images[rows], steps)
             rows = rows[self.state.distance[rows] < old_distance * (1 - MIN_DISTANCE_GAIN)]
 
 

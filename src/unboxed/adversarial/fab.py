@@ -49,8 +49,8 @@ SCORE_MARGIN = 1e-3  # of the score at x: the final search aims that far above z
 @card(
     name="FAB",
     source="Croce & Hein 2020, arXiv:1907.02044",
-    shows="An input near this one, by the norm's measure, that the model takes for something else.",
-    does_not_show="That there is none nearer: its distance bounds the least one from above.",
+    shows="An input near this one, by the norm's measure, that the model misclassifies.",
+    does_not_show="That there is none nearer: its distance is an upper bound of the smallest.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
     runs=lambda s: 2 * s["steps"] * s["restarts"] * (s["n_targets"] or 1),
     minimal=True,
@@ -71,13 +71,13 @@ def fab(
     target: AttackTarget = None,
     objective: AttackObjective = None,
     n_targets: Annotated[
-        int | None, AtLeast(1), Unit("classes"), "Number of likeliest wrong classes that are targeted in turn."
+        int | None, AtLeast(1), Unit("classes"), "Number of most probable wrong classes that are targeted in turn."
     ] = None,
     steps: Steps = 100,
     restarts: Restarts = 1,
     alpha_max: Annotated[float, AtLeast(0), AtMost(1), "Largest weight of the projection from x."] = 0.1,
     eta: Annotated[float, Above(0), "Factor by which a step is lengthened."] = 1.05,
-    beta: Annotated[float, AtLeast(0), AtMost(1), "Share of the distance to x that is kept after a success."] = 0.9,
+    beta: Annotated[float, AtLeast(0), AtMost(1), "Fraction of the distance to x that is kept after a success."] = 0.9,
     early_stop: EarlyStop = True,
     bits: Bits = None,
     seed: Seed = 0,
@@ -97,13 +97,13 @@ def fab(
         norm: Norm in which the distance from x is measured.
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
-        n_targets: Number of likeliest wrong classes that are targeted in turn. That is FAB-T, quicker where there are
-            many classes. None: the boundaries of all classes at once.
+        n_targets: Number of most probable wrong classes that are targeted in turn. That is FAB-T, quicker where there
+            are many classes. None: the boundaries of all classes at once.
         steps: Number of iterations.
         restarts: Number of runs, each from another random start. The first starts at x.
         alpha_max: Largest weight of the projection from x. The rest is the projection from the present point.
         eta: Factor by which a step is lengthened. 1 ends on the linearized boundary itself.
-        beta: Share of the distance to x that is kept after a success. It is the step back of the paper.
+        beta: Fraction of the distance to x that is kept after a success. It is the step back of the paper.
         early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
             still.
         bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
@@ -137,7 +137,9 @@ def fab(
         check_eps_range(box, BALL_BY_NORM[norm.lower()](eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
-        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave out target= and objective=")
+        raise InputError(
+            "n_targets=k runs to the k most probable classes other than y: leave out target= and objective="
+        )
     config = FABConfig(
         norm.lower(),
         steps,
@@ -226,7 +228,7 @@ class FAB:
         return [self.to_nearest_class(goal.labels)]
 
     def top_class_objectives(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
-        """From each row's class to each of the likeliest others."""
+        """From each row's class to each of the most probable others."""
         logits = self.state.logits(self.state.x[rows], rows)
         other_classes = labels[:, None].repeat(1, n_targets)  # (N, targets)
         other_classes[rows] = top_other_classes(logits, labels[rows], n_targets)

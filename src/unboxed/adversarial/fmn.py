@@ -26,7 +26,7 @@ from .attack_state import AttackState, Evaluation
 from .quantization import quantize_images
 from .result import Adversarial
 
-FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a share of the step, and as it is
+FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a fraction of the step, and as it is
 STALL_AFTER_STEPS = 5  # steps as published; rows without a success by then are stalled
 L2_DIRECTION = L2(math.inf).steepest_direction
 
@@ -34,7 +34,7 @@ L2_DIRECTION = L2(math.inf).steepest_direction
 @card(
     name="FMN",
     source="Pintor et al. 2021, arXiv:2102.12827, algorithm 1",
-    shows="About the smallest change, in the norm, that alters the model's answer, in few steps.",
+    shows="About the smallest change, in the norm, that changes the model's prediction, in few steps.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     runs=lambda s: s["steps"] + 2,
@@ -53,7 +53,7 @@ def fmn(
     objective: AttackObjective = None,
     steps: Steps = 100,
     step: Annotated[float, Above(0), Unit("pixel range"), "Length of the first step, in L2."] = 1.0,
-    gamma: Annotated[float, Above(0), Below(1), "Share by which the radius changes at first."] = 0.05,
+    gamma: Annotated[float, Above(0), Below(1), "Fraction by which the radius changes at first."] = 0.05,
     bits: Bits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -72,7 +72,7 @@ def fmn(
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         steps: Number of iterations.
         step: Length of the first step, in L2. It falls to a hundredth of that along a cosine.
-        gamma: Share by which the radius changes at first. It falls to 0.001 along a cosine.
+        gamma: Fraction by which the radius changes at first. It falls to 0.001 along a cosine.
         bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
             attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
@@ -124,7 +124,7 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
         grad = evaluation.grad.nan_to_num(0, 0, 0)
         grad = torch.where(
             broadcast_rows(is_stalled, x), zero_grad_at_bounds(grad, z, clip_to_range), grad
-        )  # the paper: always the whole gradient
+        )  # the paper: always the full gradient
         radius = _next_radius(
             state,
             rows,

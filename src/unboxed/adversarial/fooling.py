@@ -68,7 +68,7 @@ def fooling(
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Fooling:
-    """Images that show nothing, and that the model takes for each target class with high confidence.
+    """Images that show nothing, and that the model classifies as each target class with high confidence.
 
     To show that a high confidence is no sign of knowledge. No data are used. For what a class looks like to the model
     use `class_image`.

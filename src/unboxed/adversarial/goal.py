@@ -1,4 +1,4 @@
-"""What an attack wants of each example: the score to maximize, and when it has succeeded."""
+"""The goal of an attack: the score to maximize for each example, and the criterion of success."""
 
 from __future__ import annotations
 

@@ -17,9 +17,14 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.optimize.constraints import Constraint, NormBall, ball_constraint, resolve_ball
-from ..engine.optimize.constraints import identity_grad as identity_grad
-from ..engine.optimize.constraints import unconstrained_grad as unconstrained_grad
+from ..engine.optimize.constraints import (
+    Constraint,
+    NormBall,
+    ball_constraint,
+    identity_grad,
+    resolve_ball,
+    unconstrained_grad,
+)
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
 from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
@@ -171,7 +176,7 @@ class _GradientAttackState:
         self.best_score[better_rows] = optimization.score[is_better]
 
     def recheck_success(self) -> None:
-        """Judge all examples together where the objective mixes them: each as the others are at the end."""
+        """Evaluate all examples together where the objective mixes them: each as the others are at the end."""
         state = self.state
         if self.batch_dependent and not state.box.batch_dependent:  # of the model's own mixing, `to_result` takes care
             rows = torch.arange(len(state.x), device=state.x.device)

@@ -1,4 +1,4 @@
-"""Box-constrained L-BFGS: the first adversarial examples.
+"""Box-constrained L-BFGS: the first adversarial examples. The only L-BFGS loop is `engine.optimize.lbfgs`.
 
 Szegedy et al. 2013, "Intriguing properties of neural networks", arXiv:1312.6199, section 4.1.
 """
@@ -32,8 +32,8 @@ C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # factor of c until a success and a failure
 @card(
     name="L-BFGS",
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
-    shows="An input near this one that the model takes for something else.",
-    does_not_show="That there is none nearer: its distance bounds the least one from above.",
+    shows="An input near this one that the model misclassifies.",
+    does_not_show="That there is none nearer: its distance is an upper bound of the smallest.",
     example=lambda method, box, x, y: method(box, x, y, steps=4, n_searches=2),
     runs=lambda s: 2 + s["n_searches"] * s["steps"],
     minimal=True,
@@ -114,7 +114,28 @@ def lbfgs(
 
 
 def distortion(images: Tensor, x: Tensor) -> Tensor:
-    """sqrt(sum((x' - x)^2) / n) of each image (N, ...) of n values: arXiv:1312.6199, section 4.2. Raises InputError."""
+    """The root mean square change of each image: the measure of distance in the first paper on adversarial examples.
+
+    To compare with its figures; an attack's own `distance` is the norm of the change.
+
+    Args:
+        images: Adversarial images (N, ...).
+        x: The originals (N, ...).
+
+    Returns:
+        sqrt(sum((x' - x)^2) / n) of each image (N,), of n values each.
+
+    Raises:
+        InputError: for images of another shape than x.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.adversarial.distortion(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, 2, 2))
+        tensor([0.5000])
+
+    Source:
+        Szegedy et al. 2013, arXiv:1312.6199, section 4.2.
+    """
     if images.shape != x.shape:
         raise InputError(f"a distortion is of images and their originals; got {tuple(images.shape)}, {tuple(x.shape)}")
     return l2_norm(images - x.to(images)) / math.sqrt(x[0].numel())

@@ -1,4 +1,4 @@
-"""Images of whole gray levels, as files hold them, and those of them that are inside a ball."""
+"""Images of integer gray levels, as files hold them, and those of them that are inside a ball."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FLOAT32_SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e
 
 @dataclass(frozen=True, eq=False)
 class LevelGrid:
-    """The images (N, ...) whose values are whole levels 0 .. top, and which of them are inside a ball."""
+    """The images (N, ...) whose values are integer levels 0 .. top, and which of them are inside a ball."""
 
     x: Tensor  # (N, ...) the originals, and
-    x_levels: Tensor  # (N, ...) the same in levels: whole where the original is on the grid
-    lower: Tensor  # (N, ...) or (): the least and
+    x_levels: Tensor  # (N, ...) the same in levels: integers where the original is on the grid
+    lower: Tensor  # (N, ...) or (): the lowest and
     upper: Tensor  # the highest level that a ball allows in each coordinate
     level_values: Tensor  # (top + 1,) what the levels are when loaded
     ball: NormBall | None
@@ -50,7 +50,7 @@ class LevelGrid:
         """The levels nearest to v (N, ...), given in levels; where they are outside the ball, nearer to the original.
 
         Of round(u + t (v - u)), t at most `stretch`, the farthest that is inside: as t falls, coordinates go back to
-        the original's level one after the other, those that gave least for what they cost first.
+        the original's level one after the other, those that gained least for what they cost first.
         """
         if self.ball is None or isinstance(self.ball, Linf):
             return self.nearest(unrounded)
@@ -99,7 +99,7 @@ def make_level_grid(x: Tensor, highest_level: int, ball: NormBall | None) -> Lev
 
 
 def bisect_minimum(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
-    """The least t (N,) in 0 .. high for which `enough(t)` (N,) holds, where it holds from there on."""
+    """The smallest t (N,) in 0 .. high for which `enough(t)` (N,) holds, where it holds from there on."""
     lower = torch.zeros_like(upper)
     for _ in range(N_HALVINGS):
         middle = (lower + upper) / 2

@@ -1,11 +1,11 @@
-"""The search among images of whole gray levels: adversarial ones, as near as possible or inside a ball.
+"""The search among images of integer gray levels: adversarial ones, as near as possible or inside a ball.
 
 In levels, with g the gradient of the margin at a grid point z, the nearest adversarial grid point to an original u is,
 as far as the model is linear, the solution of a knapsack: one more level in coordinate i gains |g_i| and costs 2 n_i +
-1 of the squared distance (n_i the levels taken so far), so the best purchase is round(u + t g) for the least t that is
-enough. The search alternates like DeepFool and FAB: to the boundary where rounding undid the attack, and part
-of the way to the knapsack's solution where the image is adversarial. It keeps the unrounded point, so that
-steps smaller than a level add up.
+1 of the squared distance (n_i the levels taken so far), so the best purchase is round(u + t g) for the smallest t that
+is enough. The search alternates like DeepFool and FAB: to the boundary where rounding undid the attack, and part of the
+way to the knapsack's solution where the image is adversarial. It keeps the unrounded point, so that steps smaller than
+a level add up.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class LevelSearch:
             unrounded = torch.where(broadcast_rows(is_failure, grad), forward, pulled_back).clamp(0, grid.highest_level)
 
     def _unit_rise_step(self, grad: Tensor, offset: Tensor) -> Tensor:
-        """The least step, in the attack's norm, by which the score rises by one."""
+        """The smallest step, in the attack's norm, by which the score rises by one."""
         if isinstance(self.state.norm, Linf):
             return grad.sign() / broadcast_rows(grad.flatten(1).abs().sum(1).clamp_min(TINY), grad)
         if isinstance(self.state.norm, L1):  # on what has moved, where anything has
@@ -215,7 +215,7 @@ class LevelSearch:
         return lambda t: grid.x_levels + broadcast_rows(t, grad) * steepest, 4 * needed_rise / gain + 1 / max_grad
 
     def _ascend_in_ball(self, rows: Tensor, ball: NormBall) -> None:
-        """Steepest ascent of the margin inside the ball, its gradient taken at whole levels."""
+        """Steepest ascent of the margin inside the ball, its gradient taken at integer levels."""
         unrounded = self.grid.rows(rows).project_to_ball(self.found_levels[rows])
         for step_index in range(MAX_ASCENT_STEPS):
             grid = self.grid.rows(rows)

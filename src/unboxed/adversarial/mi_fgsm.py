@@ -34,7 +34,7 @@ from .result import Adversarial
 @card(
     name="MI-FGSM",
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
-    shows="An input within eps of this one that the model takes for something else, and other models often do too.",
+    shows="An input within eps of this one that the model misclassifies, and other models often do too.",
     does_not_show="That there is none where it fails, nor that another model is fooled: try it.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     runs=lambda s: s["eot"] * (s["steps"] + 1),
@@ -53,7 +53,7 @@ def mi_fgsm(
     objective: AttackObjective = None,
     steps: Steps = 10,
     step: StepSize = None,
-    decay: Annotated[float, AtLeast(0), "Share of the accumulated gradient that is kept after a step."] = 1.0,
+    decay: Annotated[float, AtLeast(0), "Fraction of the accumulated gradient that is kept after a step."] = 1.0,
     early_stop: EarlyStop = True,
     eot: NoiseDraws = 1,
     bits: Bits = None,
@@ -76,7 +76,7 @@ def mi_fgsm(
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         steps: Number of iterations.
         step: Length of a step, in the norm. None: eps / steps.
-        decay: Share of the accumulated gradient that is kept after a step. It is mu in the paper; 0 gives `bim`.
+        decay: Fraction of the accumulated gradient that is kept after a step. It is mu in the paper; 0 gives `bim`.
         early_stop: Stop examples as soon as they are good enough. That is, once fooled. False: all take every step,
             which transfers better to other models.
         eot: Draws of the model's own noise that gradients are averaged over. Used only where the model draws random

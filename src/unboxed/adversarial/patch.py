@@ -43,7 +43,7 @@ class Patch:
     mask: Tensor  # (h, w) bool: the pixels that belong to it
     target: int | None  # the class that images with it become; None: any but their own
     placement: PatchPlacement
-    fooling_rates: Tensor  # (T,) share of the images of each step that it fooled
+    fooling_rates: Tensor  # (T,) fraction of the images of each step that it fooled
     objective: Objective | None = None
     interrupted: bool = False
 
@@ -59,7 +59,7 @@ class Patch:
         self, box: Box, x: Tensor, y: Tensor | int | None = None, *, n_samples: int = 1, seed: int = 0,
         batch_size: BatchSize = "auto",
     ) -> float:  # fmt: skip
-        """The fooling rate: the share of images x (N, C, H, W) that the patch makes the model misclassify.
+        """The fooling rate: the fraction of images x (N, C, H, W) that the patch makes the model misclassify.
 
         Not counted are images that are misclassified without it or, targeted, that are of the target's class. Measure
         it on images that the patch was not made from.
@@ -84,7 +84,7 @@ class Patch:
 @card(
     name="Adversarial patch",
     source="Brown et al. 2017, arXiv:1712.09665, section 2; the score's root is ours",
-    shows="A small part of an image that decides the model's answer, wherever it is put.",
+    shows="A small part of an image that decides the model's prediction, wherever it is put.",
     does_not_show="That no better patch exists, or that a printed one works: light, paper and camera are left out.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, target=1, area=0.2, steps=3),
@@ -102,7 +102,7 @@ def patch(
     *,
     target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
     objective: AttackObjective = None,
-    area: Annotated[float, Above(0), Below(1), "Share of the image that the patch covers."] = 0.1,
+    area: Annotated[float, Above(0), Below(1), "Fraction of the image that the patch covers."] = 0.1,
     shape: Annotated[Literal["square", "circle"], "Shape of the patch."] = "square",
     rotation: Annotated[float, AtLeast(0), AtMost(180), Unit("degrees"), "Largest rotation to either side."] = 22.5,
     scale: Annotated[float, AtLeast(0), Below(1), "Largest relative change of the patch's side."] = 0.1,
@@ -114,7 +114,7 @@ def patch(
 ) -> Patch:
     """A patch that makes the model see one class wherever it is put on an image.
 
-    For an attack that could be printed. It works at any position, a little rotated and scaled. It is judged on other
+    For an attack that could be printed. It works at any position, a little rotated and scaled. It is evaluated on other
     images: `Patch.success`. Ctrl-C keeps what was reached. For a change that is small everywhere use `universal`.
 
     Args:
@@ -123,7 +123,7 @@ def patch(
         y: Correct classes (N,), or one for all. None: the model's own predictions.
         target: Class that all images are to become. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
-        area: Share of the image that the patch covers.
+        area: Fraction of the image that the patch covers.
         shape: Shape of the patch. A circle of the same area fools less often.
         rotation: Largest rotation to either side.
         scale: Largest relative change of the patch's side. 0.1: 10 % smaller to 10 % larger.

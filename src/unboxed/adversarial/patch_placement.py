@@ -15,7 +15,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class PatchPlacement:
-    """A patch that covers a share `area` of the image, inside it, anywhere, rotated and scaled a little.
+    """A patch that covers a fraction `area` of the image, inside it, anywhere, rotated and scaled a little.
 
     One that is neither rotated nor scaled is aligned with the pixels, so that its own are shown as they are.
     """
@@ -23,7 +23,7 @@ class PatchPlacement:
     area: float = 0.1
     shape: Literal["square", "circle"] = "square"
     max_rotation: float = 22.5  # degrees to either side
-    scale_range: float = 0.1  # the side is up to this share smaller or larger
+    scale_range: float = 0.1  # the side is up to this fraction smaller or larger
 
     @property
     def is_pixel_aligned(self) -> bool:

@@ -36,7 +36,7 @@ from .result import Adversarial
 @card(
     name="PGD",
     source="Madry et al. 2018, arXiv:1706.06083, section 2.1",
-    shows="An input within eps of this one that the model takes for something else.",
+    shows="An input within eps of this one that the model misclassifies.",
     does_not_show="That there is none where it fails: stronger attacks may find one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     runs=lambda s: s["eot"] * (1 + s["restarts"] * (s["steps"] + 1)),
@@ -109,10 +109,10 @@ def pgd(
         [True, True, True, True]
 
     Source:
-        Madry et al. 2018, arXiv:1706.06083, section 2.1: x <- project(x + step * direction(gradient)). The loop is
-        `gradient_attack`'s. Steps in L2 go along the normalized gradient, in L1 along the signs of the largest 1 % of
-        its values (Tramer & Boneh 2019, arXiv:1904.13000). Unlike the paper, an example stops once it is fooled, unless
-        early_stop=False.
+        Madry et al. 2018, arXiv:1706.06083, section 2.1: x <- project(x + step * direction(gradient)), which is
+        `engine.optimize.constraints.Constraint.step`. Steps in L2 go along the normalized gradient, in L1 along the
+        signs of the largest 1 % of its values (Tramer & Boneh 2019, arXiv:1904.13000). Unlike the paper, an example
+        stops once it is fooled, unless early_stop=False.
     """
     check_settings(pgd, locals())
     norm_ball = attack_ball(box, eps, norm, ball)

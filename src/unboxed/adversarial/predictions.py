@@ -11,7 +11,7 @@ from ..model.nan_checks import check_no_nan
 
 
 def top_other_classes(logits: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """The likeliest classes (n, n_classes) other than the labels (n,), the likeliest first, given logits (n, K).
+    """The most probable classes (n, n_classes) other than the labels (n,), in descending order, given logits (n, K).
 
     Masked classes, of logit -inf, come last; the label itself never comes.
     """

@@ -1,7 +1,7 @@
 """Images rounded to 8-bit levels: inside the ball, and still adversarial once saved and loaded.
 
 Rounding undoes many attacks: a minimal perturbation is about as large as the rounding itself. So the grid points inside
-the ball are found in whole numbers (`level_grid`), and a search among them repairs what rounding undid
+the ball are found in integers (`level_grid`), and a search among them repairs what rounding undid
 (`level_search`).
 """
 

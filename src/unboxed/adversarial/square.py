@@ -1,4 +1,4 @@
-"""The square attack: random squares, kept where they help. No gradient is asked for.
+"""The square attack: random squares, kept where they help. No gradient is needed.
 
 Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search",
 arXiv:1912.00049, Algorithms 1 to 3.
@@ -45,7 +45,7 @@ INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 atta
 @card(
     name="Square attack",
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
-    shows="An image within eps of this one that the model takes for something else, found from outputs alone.",
+    shows="An image within eps of this one that the model misclassifies, found from outputs alone.",
     does_not_show="That there is none where it fails: it is a random search, and more queries find more.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     runs=lambda s: 1 + s["queries"],
@@ -64,7 +64,7 @@ def square(
     target: AttackTarget = None,
     objective: AttackObjective = None,
     queries: Queries = 5000,
-    p: Annotated[float, Above(0), AtMost(1), "Share of the image that the first squares cover."] = 0.8,
+    p: Annotated[float, Above(0), AtMost(1), "Fraction of the image that the first squares cover."] = 0.8,
     bits: Bits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -84,7 +84,7 @@ def square(
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         queries: Largest number of forward passes per example. The one of the original is not counted.
-        p: Share of the image that the first squares cover. It is halved on the schedule of the paper, stretched to
+        p: Fraction of the image that the first squares cover. It is halved on the schedule of the paper, stretched to
             `queries`.
         bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
             attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
@@ -291,7 +291,7 @@ class _L2Squares:
         square_index, zeroed_index = (_square_index(uniform[:, k : k + 2], side, z) for k in (0, 2))
         unused_budget = (self.ball.eps**2 - l2_norm(perturbation) ** 2).clamp_min(
             0
-        ) / n_channels  # (n,) a channel's share
+        ) / n_channels  # (n,) the fraction of a channel
         old_window, freed_budget = (
             perturbation[square_index],
             _square_norm(perturbation[zeroed_index]) ** 2,

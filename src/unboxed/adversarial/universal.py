@@ -33,7 +33,7 @@ class Universal:
     target: int | None  # the class that images with it become; None: any but their own
     eps: float
     norm: str
-    fooling_rates: Tensor  # (T,) share of the images of each step that it fooled
+    fooling_rates: Tensor  # (T,) fraction of the images of each step that it fooled
     objective: Objective | None = None
     interrupted: bool = False
 
@@ -47,7 +47,7 @@ class Universal:
     def success(
         self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
     ) -> float:  # fmt: skip
-        """The fooling rate: the share of inputs x (N, ...) that the perturbation makes the model misclassify.
+        """The fooling rate: the fraction of inputs x (N, ...) that the perturbation makes the model misclassify.
 
         Not counted are inputs that are misclassified without it or, targeted, that are of the target's class. Measure
         it on inputs that the perturbation was not made from.
@@ -69,7 +69,7 @@ class Universal:
     name="Universal perturbation",
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
-    shows="One small change that alters the model's answers to most inputs.",
+    shows="One small change that changes the model's predictions of most inputs.",
     does_not_show="That it works on other kinds of inputs, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     runs=lambda s: s["steps"],
@@ -97,8 +97,8 @@ def universal(
 ) -> Universal:
     """One perturbation within `eps` that fools the model on most of the images x.
 
-    To show that a change need not fit the image. It is judged on other images: `Universal.success`. Ctrl-C keeps what
-    was reached. For a change of a small part of the image without a bound use `patch`; for one image use `pgd`.
+    To show that a change need not fit the image. It is evaluated on other images: `Universal.success`. Ctrl-C keeps
+    what was reached. For a change of a small part of the image without a bound use `patch`; for one image use `pgd`.
 
     Args:
         box: The model.

@@ -145,7 +145,7 @@ def fooling_rate(
     n_samples: int,
     batch_size: BatchSize,
 ) -> float:
-    """Of the images that count, the share that is fooled, over n_samples of changed_images. Raises InputError.
+    """Of the images that count, the fraction that is fooled, over n_samples of changed_images. Raises InputError.
 
     Counted are images not of the target's class (without labels: not predicted as it); untargeted, those that are
     correctly classified; with an objective, those where it is not above zero.

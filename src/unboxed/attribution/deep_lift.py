@@ -92,6 +92,7 @@ def deep_lift(
     return make_attribution(
         box,
         contributions,
+        x=x,
         method="DeepLIFT",
         target=resolved_target(objective, target),
         score=score.to(box.dtype),

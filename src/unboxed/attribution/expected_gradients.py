@@ -106,6 +106,7 @@ def expected_gradients(
     return make_attribution(
         box,
         path_mean,
+        x=x,
         method="Expected gradients",
         target=resolved_target(objective, target),
         score=high,

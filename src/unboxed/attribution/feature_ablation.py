@@ -93,6 +93,7 @@ def feature_ablation(
     return make_attribution(
         box,
         masking.features.broadcast(masking.scatter_active(score_drops)),
+        x=x,
         method="Feature ablation",
         target=target if classes is None else classes,
         score=torch.stack([v[0, 0] for v in row_scores]).to(box.dtype).to(box.device),

@@ -72,6 +72,7 @@ def gradient_x_input(
     return make_attribution(
         box,
         grads.map * (x - baseline_values),
+        x=x,
         method="Gradient x input",
         target=grads.predicted if target is None else target,
         score=grads.score,

@@ -71,5 +71,11 @@ def guided_grad_cam(
         box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", batch_size=batch_size, warn_clamped=False
     )
     return make_attribution(
-        box, guided * cam_map, method="Guided Grad-CAM", target=cam_map.target, score=cam_map.score, layer=cam_map.layer
+        box,
+        guided * cam_map,
+        x=x,
+        method="Guided Grad-CAM",
+        target=cam_map.target,
+        score=cam_map.score,
+        layer=cam_map.layer,
     )

@@ -125,6 +125,7 @@ def integrated_gradients(
     return make_attribution(
         box,
         integral.mean_gradient * problem.delta,
+        x=x,
         method="Integrated gradients",
         target=resolved_target(objective, target),
         score=high,

@@ -128,6 +128,7 @@ def kernel_shap(
     return make_attribution(
         box,
         masking.features.distribute(values),
+        x=x,
         method="KernelSHAP",
         target=target if classes is None else classes,
         score=ends[:, 0],

@@ -317,6 +317,7 @@ def _lime_result(masking: Masking, fits: list[LocalModel], scores: list[float], 
     return make_attribution(
         box,
         features.broadcast(weights),
+        x=masking.x,
         method="LIME",
         target=target,
         score=score,

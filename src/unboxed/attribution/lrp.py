@@ -126,7 +126,7 @@ def lrp(
     warn_rows(f"the relevance of {objective.name} is exactly zero for", (relevance == 0).flatten(1).all(1))
     predicted = torch.cat([p[2] for p in parts]) if target is None else None
     return make_attribution(
-        box, relevance, method="LRP", target=predicted if target is None else target, score=score.to(box.dtype)
+        box, relevance, x=x, method="LRP", target=predicted if target is None else target, score=score.to(box.dtype)
     )
 
 

@@ -125,6 +125,7 @@ def occlusion(
     pixel_drops = _spread_drops(score_drops, (top, left), size, image_size)
     return Attribution(
         pixel_drops,
+        input=box.restore_structure(x),
         target=target if isinstance(target, Objective) else classes,
         score=score,
         method="Occlusion",

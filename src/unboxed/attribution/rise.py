@@ -113,7 +113,11 @@ def rise(
         check_finite_scores(sums.score_sums, MASKED_INPUT)
     maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
     return Attribution(
-        maps, target=explained(box, target if classes is None else classes, len(x)), method="RISE", classes=box.classes
+        maps,
+        input=box.restore_structure(x),
+        target=explained(box, target if classes is None else classes, len(x)),
+        method="RISE",
+        classes=box.classes,
     )
 
 

@@ -93,6 +93,7 @@ def rollout(
     warn_not_finite("attention rollout", maps)
     return Attribution(
         upsample_bilinear(maps, image_size(box)) if upsample else maps,
+        input=box.restore_structure(x),
         method="Attention rollout",
         classes=box.classes,
         attention=attention,

@@ -104,6 +104,7 @@ def shapley(
     return make_attribution(
         box,
         masking.features.distribute(values),
+        x=x,
         method="Shapley values",
         target=target if classes is None else classes,
         score=ends[:, 0],

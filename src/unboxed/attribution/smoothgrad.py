@@ -92,4 +92,4 @@ def smoothgrad(
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
         warn_gradients(objective, result.map, result.before_clamp)
-    return make_attribution(box, result.map, method="SmoothGrad", target=resolved_target(objective, target))
+    return make_attribution(box, result.map, x=x, method="SmoothGrad", target=resolved_target(objective, target))

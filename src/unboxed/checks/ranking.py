@@ -14,7 +14,7 @@ from ..parameters import Inputs, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
 from .methods import Method
-from .verdict import DELETION_STEPS, MIN_RANDOMIZED_PAIRS, Verdict, verdict
+from .verdict import Verdict, verdict
 
 MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
 MIN_SAMPLES, MAX_RUNS = 100, 200  # samples of a method that samples; model runs of one that does not
@@ -78,8 +78,8 @@ def n_forwards(method: Method) -> int:
 
 def verdict_flops(box: Box, method: Method, n: int) -> float:
     """About how many FLOPs the verdict on a method takes with n inputs."""
-    n_maps = n + max(n, MIN_RANDOMIZED_PAIRS) + 2  # of the model, of randomized models, of constant models
-    return forward_flops(box) * (2 * n_maps * n_forwards(method) + 4 * DELETION_STEPS * n)
+    n_maps_per_example, n_removals_per_example = 10, 200  # of the tests of a verdict, with their first draws
+    return n * forward_flops(box) * (2 * n_maps_per_example * n_forwards(method) + n_removals_per_example)
 
 
 def attribution_cards() -> dict[str, Card]:

@@ -8,8 +8,8 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, is_dataclass
-from functools import partial
-from importlib.metadata import version
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,14 +23,14 @@ from ..objectives import Objective
 from ..parameters import Target
 from ..validation import check_seed
 from .methods import Method
-from .verdict import GRADES, MIN_RANDOMIZED_PAIRS, Verdict, verdict
+from .verdict import GRADES, MAX_DRAWS, TestOutcome, Verdict, verdict
 
 
 class VerdictCache:
     """Verdicts by their keys, as JSON text that is saved with a report. What cannot be read is ignored.
 
     A key is a digest of the model's weights and structure, the kind of inputs, the images and the model's outputs, the
-    target, the method with its settings, the seed and this version of Unboxed.
+    target, the method with its settings, the seed and the code of Unboxed.
     """
 
     def __init__(self, text: str | bytes = b"") -> None:
@@ -45,15 +45,15 @@ class VerdictCache:
         method: Method,
         target: Target = None,
         *,
-        pairs: int = MIN_RANDOMIZED_PAIRS,
+        max_draws: int = MAX_DRAWS,
         map_: Tensor | None = None,
         seed: int = 0,
     ) -> Verdict:
         """As `checks.verdict`, computed once. Lambdas and objectives have no key, and are judged again each time."""
         seed = check_seed(seed)
-        key = self._key(box, x, method, target, pairs, seed)
+        key = self._key(box, x, method, target, max_draws, seed)
         cached_verdict = self._verdicts.get(key) or verdict(
-            box, x, method, target, map_=map_, min_pairs=pairs, seed=seed
+            box, x, method, target, map_=map_, max_draws=max_draws, seed=seed
         )
         if key:
             self.requested[key] = self._verdicts[key] = cached_verdict
@@ -66,18 +66,18 @@ class VerdictCache:
         method: Method,
         target: Target = None,
         *,
-        pairs: int = MIN_RANDOMIZED_PAIRS,
+        max_draws: int = MAX_DRAWS,
         seed: int = 0,
     ) -> bool:
         """Whether that verdict is cached."""
-        return self._key(box, x, method, target, pairs, check_seed(seed)) in self._verdicts
+        return self._key(box, x, method, target, max_draws, check_seed(seed)) in self._verdicts
 
     def to_json(self) -> bytes:
         """The verdicts requested so far, to be saved."""
         verdicts = {key: v.to_dict() for key, v in self.requested.items()}
         return encode_utf8(json.dumps(nan_to_none(verdicts), indent=1, ensure_ascii=False))
 
-    def _key(self, box: Box, x: Any, method: Method, target: Target, pairs: int, seed: int) -> str:
+    def _key(self, box: Box, x: Any, method: Method, target: Target, max_draws: int, seed: int) -> str:
         description = _describe_method(method)
         if description is None or isinstance(target, Objective):
             return ""
@@ -85,13 +85,22 @@ class VerdictCache:
         tensors = box.validate_inputs(x), box(x), *([target] if isinstance(target, Tensor) else [])
         digest.update(tensor_digest(*tensors).encode())
         fixed_target = None if isinstance(target, Tensor) else target
-        digest.update(encode_utf8(repr((description, fixed_target, pairs, seed, version("unboxed")))))
+        digest.update(encode_utf8(repr((description, fixed_target, max_draws, seed, code_digest()))))
         return digest.hexdigest()
 
     def _model_fingerprint(self, box: Box) -> bytes:
         if self._fingerprint is None or self._fingerprint[0] is not box:
             self._fingerprint = (box, fingerprint(box))
         return self._fingerprint[1]
+
+
+@cache
+def code_digest() -> str:
+    """A digest of the package's code: a verdict of other code, of the method or of its tests, is not reused."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def fingerprint(box: Box) -> bytes:
@@ -124,14 +133,18 @@ def _describe_method(method: Method) -> str | None:
 
 def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
     try:
-        entries = json.loads(text)
-        for key, value in entries.items():
-            figures = {k: math.nan if v is None else float(v) for k, v in value["figures"].items()}
+        for key, value in json.loads(text).items():
             if value["grade"] in GRADES:
-                reason, sentence = str(value["reason"]), str(value["sentence"])
-                yield key, Verdict(str(value["method"]), value["grade"], reason, sentence, figures)
+                yield key, Verdict(**{**value, "tests": tuple(_read_outcome(t) for t in value["tests"])})
     except (ValueError, TypeError, KeyError, AttributeError):
         return
+
+
+def _read_outcome(value: dict[str, Any]) -> TestOutcome:
+    """JSON has no numbers for what `nan_to_none` took out."""
+    missing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
+    known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in value.items()}
+    return TestOutcome(**known)
 
 
 def nan_to_none(value: Any) -> Any:

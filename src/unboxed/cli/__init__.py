@@ -1,6 +1,6 @@
-"""The command line: one command a function. Heavy imports happen inside them, so that --help is quick.
+"""The command line: one function per command. Heavy imports happen inside them, so that --help is fast.
 
-One command is a file where it is longer than a call of the library; nothing that Python could use moves in here.
+A command moves into a file of its own where it is longer than a call of the library; what Python users need does not.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from .parsing import (
 )
 from .run import MethodGroup
 
-UNTRAINED_NOTE = "no --weights: the model is as its factory made it"
+UNTRAINED_NOTE = "no --weights: the model is as its factory returns it"
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Open the black box of a PyTorch model: what it sees, what it looks for, why it answered, what fools it.",
+    help="Open the black box of a PyTorch model: what it sees, what it looks for, why it predicts so, what fools it.",
 )
 
-checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether methods can be believed.")
+checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether methods can be trusted.")
 app.add_typer(checks, name="checks")
 
 
@@ -63,7 +63,7 @@ app.add_typer(
 
 @app.callback()
 def options(methods_from: MethodsFrom = None, version: Version = False) -> None:
-    """What every command shares."""
+    """The options of every command."""
     if methods_from:
         with errors_as_exit_codes(debug=False):
             from ..loading.factories import import_methods
@@ -84,9 +84,7 @@ def demo(
         from ..box import Box
         from ..report import report as write
 
-        torch.set_num_threads(
-            1
-        )  # threads of so small a model mostly wait for each other, and on a busy machine for long
+        torch.set_num_threads(1)  # threads of so small a model mostly wait for each other
         model, inputs = zoo.load("digits-cnn", weights=None, seed=seed)
         train, test = data.digits("train"), data.digits("test")
         history = training.fit(model, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)
@@ -106,7 +104,9 @@ def report(
     ],
     weights: Weights = None,
     out: Out = Path("out"),
-    judge: Annotated[str | None, typer.Option(help="A second model that judges the class images.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A second, robust model that classifies the generated images.")
+    ] = None,
     shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -118,7 +118,7 @@ def report(
     show: OpenBrowser = False,
     debug: Debug = False,
 ) -> None:
-    """Open a model on some data: one self-contained page, the pictures, and the numbers."""
+    """Open a model on some data: one self-contained page, with its images and numbers beside it."""
     with errors_as_exit_codes(debug):
         from .. import loading
         from ..report import report as write
@@ -138,14 +138,17 @@ def report(
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    image: Annotated[Path, typer.Argument(help="An image file: PNG, JPEG, WebP, ...")],
     model: Model,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="A method, by name; may be given again (default: all).")
+        list[str] | None,
+        typer.Option("--method", help="Attribution method, by name; repeat for several (default: all)."),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="A class, by name or number (default: the answer).")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain, by name or number (default: the predicted one).")
+    ] = None,
     weights: Weights = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture and numbers.")] = Path("explained"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the image and the numbers.")] = Path("explained"),
     shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -155,7 +158,7 @@ def explain(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Why did the model answer so? Every method's map of an image, the most believable first, and why to believe it."""
+    """Why this prediction? Every attribution method on one image, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
         if not image.exists():  # before anything heavy is imported
             raise DataError(f"there is no file {image}")
@@ -175,17 +178,19 @@ def attack(
     data: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
     ],
-    eps: Annotated[
-        list[str], typer.Option(help="How far pixels may go, in [0, 1]: 0.03 or 8/255; may be given again: a curve.")
-    ],
+    eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; repeat for a curve.")],
     attacks: Annotated[
-        list[str] | None, typer.Option("--attack", help="By name: autoattack, pgd, ...; may be given again.")
+        list[str] | None, typer.Option("--attack", help="Attack, by name (see unboxed methods); repeat for several.")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: the first that the attacks take).")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="The first so many examples (default: 500).")] = 500,
-    bits: Annotated[int | None, typer.Option(help="8: images that still fool once saved as PNG, saved.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Use only the first N examples.")] = 500,
+    bits: Annotated[
+        int | None, typer.Option(help="8: adversarial images of 8 bits per value, saved as PNG files.")
+    ] = None,
     weights: Weights = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for picture, numbers and state.")] = Path("attacked"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images, numbers and checkpoint.")] = Path(
+        "attacked"
+    ),
     shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -196,9 +201,9 @@ def attack(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What fools the model? Accuracy under attacks, pictures of what fools it, and whether the figure can be believed.
+    """What fools the model? Clean and robust accuracy, adversarial images, and checks of gradient masking.
 
-    Stopped, the same command goes on where it was.
+    After an interruption the same command continues.
     """
     with errors_as_exit_codes(debug):
         from .. import loading
@@ -227,18 +232,18 @@ def attack(
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="A network of the zoo, such as mnist-cnn.")],
-    data: Annotated[str | None, typer.Option(help="What to train it on (default: what it is meant for).")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: the network's own recipe.")] = None,
-    defend: Annotated[str | None, typer.Option(help="Against attacks: fast, pgd or trades.")] = None,
+    name: Annotated[str, typer.Argument(help="A model of the zoo, such as mnist-cnn.")],
+    data: Annotated[str | None, typer.Option(help="Data to train on (default: those of its recipe).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs (default: that of its recipe).")] = None,
+    defend: Annotated[str | None, typer.Option(help="Adversarial training: fast, pgd or trades.")] = None,
     eps: Annotated[
-        str | None, typer.Option(help="How far attacks go: 0.3 or 8/255 (default: the recipe's, or 0.3).")
+        str | None, typer.Option(help="Perturbation budget: 0.3 or 8/255 (default: that of its recipe, or 0.3).")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="File to go on from, after an interruption.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="File from which an interrupted training continues.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the weights (.safetensors).")] = None,
     root: Root = None, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Train a network of the zoo; save its weights and a card that says how they were made."""
+    """Train a model of the zoo; save its weights and a card that says how they were made."""
     with errors_as_exit_codes(debug):
         from .. import training
 
@@ -259,13 +264,15 @@ def train(
 
 @checks.command()
 def shortcut(
-    marked: Annotated[str, typer.Option(help="Digits that bear a mark, each at its place: 3, or 3,8, or all.")] = "3",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and the numbers.")] = Path("out"),
+    marked: Annotated[
+        str, typer.Option(help="Digits that get a trigger, each at its own position: 3, or 3,8, or all.")
+    ] = "3",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the numbers.")] = Path("out"),
     seed: Seed = 0,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Teach a model a false cue, a mark that gives the digit away: which methods show it? Takes about a minute."""
+    """Train a model on a spurious cue, a trigger that gives the digit away: which methods show it? About a minute."""
     with errors_as_exit_codes(debug):
         import torch
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""What fools it: a model's robustness as a table, pictures of what fools it, and the numbers."""
+"""`unboxed attack`: clean and robust accuracy as a table, a figure of adversarial images, and the numbers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from ..robustness.result import Robustness
 from ..validation import check_int
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
-MAX_FIGURE_EXAMPLES = 6  # examples in the picture
+MAX_FIGURE_EXAMPLES = 6
 
 
 def attack_cards() -> tuple[Card, ...]:
-    """The attacks that an evaluation can run: those within eps first, then those that search for the least change."""
+    """The attacks that an evaluation can run: those within eps, then those that search for the smallest change."""
     attacks = [card for card in cards() if card.returns == "adversarial"]
     return tuple(sorted(attacks, key=lambda card: card.minimal))
 
@@ -62,10 +62,10 @@ def run_attack(
     seed: int = 0,
     quiet: bool = False,
 ) -> Robustness:
-    """Attack a model on labeled examples: print a table, write pictures and numbers to `out`.
+    """Attack a model on labeled examples: print a table, write a figure and numbers to `out`.
 
     `norm` is by default one that all attacks take: linf, or else l2 or l1. Stopped and called again with the same
-    settings, it goes on where it was. Raises InputError and DataError.
+    settings, it resumes. Raises InputError and DataError.
     """
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
@@ -105,7 +105,7 @@ def _minimal_attack(norm: str) -> Card:
 
 
 def _checkpoint_name(*settings: object) -> str:
-    """The file of a run that may go on: one of other settings, images or labels has another name, and starts over."""
+    """The checkpoint of a run: other settings, images or labels have another name, so such a run starts over."""
     return f"attack-{hashlib.sha256(encode_utf8(repr(settings))).hexdigest()[:8]}.pt"
 
 
@@ -138,7 +138,7 @@ def _save_figure(
     if bits is not None:
         _save_images(fooled_changes, out / IMAGES_DIR, box.classes)
     eps_text_with_norm = f"{NORM_NAMES[result.norm]} at most {format_eps(result.eps[-1])}"
-    title = f"What {name} makes of these, {eps_text_with_norm}, and what the model then says"
+    title = f"Adversarial images by {name}, {eps_text_with_norm}"
     return (
         save(
             attack_sheet(fooled_changes[:MAX_FIGURE_EXAMPLES], box.classes, norm=result.norm, title=title),
@@ -150,10 +150,10 @@ def _save_figure(
 
 
 def _save_images(fooled_changes: Sequence[PredictionChange], folder: Path, classes: Sequence[str]) -> None:
-    """Each adversarial image as a PNG, named by its row in the data, what it is and what the model says of it."""
+    """Each adversarial image as a PNG, named by its row in the data and the predictions before and after."""
     for c in fooled_changes:
         before, after = (_file_name_part(classes[k]) for k in (c.class_before, c.class_after))
-        name = f"{c.row:05d}-{before}-taken-for-{after}.png"
+        name = f"{c.row:05d}-{before}-to-{after}.png"
         save(to_png_levels(c.image[None])[0], folder / name)
 
 
@@ -163,51 +163,51 @@ def _file_name_part(name: str) -> str:
 
 def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> None:
     from rich.console import Console
-    from rich.table import Column, Table
 
     console = Console()
+    lines = [_median_distance_text(result), _least_robust_text(result)]
+    if figure_path is not None:
+        lines.append(f"figure: {figure_path}")
+    elif not result.interrupted:
+        lines.append("no figure: no example was fooled, or the inputs are not images")
+    if (out / IMAGES_DIR).is_dir():
+        lines.append(f"adversarial images of the strongest attack at the largest eps: {out / IMAGES_DIR}")
     n = count_noun(len(result.is_correct), "example")
-    console.print(f"{result.clean_accuracy} of {n} right without an attack", highlight=False)
+    console.print(f"clean accuracy {result.clean_accuracy} of {n}", highlight=False)
+    console.print(_accuracy_table(result))
+    for finding in result.masking_findings:
+        console.print(f"gradient masking: {finding}", style="yellow", highlight=False)
+    for line in filter(None, [*lines, f"numbers: {out / RESULTS_FILE}"]):
+        console.print(line, highlight=False)
+
+
+def _accuracy_table(result: Robustness) -> Any:
+    """Robust accuracy, one row per attack and one column per eps."""
+    from rich.table import Column, Table
+
     columns = [Column(f"eps {format_eps(e)}", justify="right") for e in result.eps]
-    table = Table(
-        f"still right under ({result.norm})", *columns, Column("queries", justify="right"), box=None, pad_edge=False
-    )
+    title = f"robust accuracy under ({result.norm})"
+    table = Table(title, *columns, Column("queries", justify="right"), box=None, pad_edge=False)
     for name, queries in zip(result.attacks, result.mean_queries.tolist(), strict=True):
         table.add_row(name, *(str(result.robust_accuracy(e, name)) for e in result.eps), f"{queries:,.0f}")
     if len(result.attacks) > 1:
-        table.add_row("all together", *(str(result.robust_accuracy(e)) for e in result.eps), "")
-    console.print(table)
-    console.print(_median_distance_text(result), highlight=False)
-    if least_robust := _least_robust_text(result):
-        console.print(least_robust, highlight=False)
-    for alarm in result.masking_findings:
-        console.print(f"alarm: {alarm}", style="yellow", highlight=False)
-    if figure_path is not None:
-        console.print(f"pictures: {figure_path}", highlight=False)
-    elif not result.interrupted:
-        console.print("no pictures: nothing was fooled, or the inputs are no images", highlight=False)
-    if (out / IMAGES_DIR).is_dir():
-        console.print(
-            f"the strongest attack's images at the largest eps, as files: {out / IMAGES_DIR}", highlight=False
-        )
-    console.print(f"numbers: {out / RESULTS_FILE}", highlight=False)
+        table.add_row("all attacks", *(str(result.robust_accuracy(e)) for e in result.eps), "")
+    return table
 
 
 def _median_distance_text(result: Robustness) -> str:
     if not result.clean_accuracy.count:
-        return "no answer is right without an attack, so there is none to take: are the labels those of this model?"
+        return "clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
     if result.median_distance == float("inf"):
-        return "for half of the right answers, no change that fools was found"
-    distance_text = f"{NORM_NAMES[result.norm]} of {result.median_distance:.3g}"
-    return (
-        f"half of the right answers fall to a {distance_text} (these attacks and {_minimal_attack(result.norm).name})"
-    )
+        return "for half of the correctly classified examples, no adversarial image was found"
+    attacks_text = f"these attacks and {_minimal_attack(result.norm).name}"
+    return f"median adversarial {result.norm} distance {result.median_distance:.3g} ({attacks_text})"
 
 
 def _least_robust_text(result: Robustness) -> str:
-    """The classes that stand least at the largest eps, where some stand more than others."""
+    """The least robust classes at the largest eps, where classes differ."""
     classes = sorted(result.accuracy_by_class().items(), key=lambda pair: pair[1][1].value)
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
         return ""
     text = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
-    return f"classes that stand least at eps {format_eps(result.eps[-1])}: {text}"
+    return f"least robust classes at eps {format_eps(result.eps[-1])}: {text}"

@@ -1,4 +1,4 @@
-"""Why this answer: one input, every method's map of it, and which of them to believe."""
+"""Why this prediction: the map of one input by every attribution method, and which of the maps to trust."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards
-from ..checks.verdict import MIN_RANDOMIZED_PAIRS, Verdict
+from ..checks.verdict import GRADES, MAX_DRAWS, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache, nan_to_none
 from ..errors import DataError, InputError, UnboxedError
 from ..inputs import images
@@ -32,19 +32,16 @@ from ..plots.files import save
 from ..report.words import format_p
 from ..validation import check_seed, suggest
 
-N_TOP_CLASSES = 3  # classes that are told
-EXPENSIVE_RUNS, EXPENSIVE_PAIRS = (
-    100,
-    2,
-)  # a method that runs the model so often is compared with so many models drawn anew
+N_TOP_CLASSES = 3  # that are printed
+EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
 FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Of one input; methods stand from the most to the least believable."""
+    """The maps of one input and the verdicts on their methods, the most trustworthy first."""
 
-    answer: str  # what the model says of it
+    prediction: str  # the largest outputs, in words
     target_name: str  # the class, or output, that is explained
     verdicts: dict[str, Verdict]
     maps: dict[str, Tensor]  # (1, C or 1, H, W), of those that could be made
@@ -54,7 +51,12 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         verdicts = {name: {**v.to_dict(), "settings": self.settings.get(name, "")} for name, v in self.verdicts.items()}
-        return {"answer": self.answer, "of": self.target_name, "interrupted": self.interrupted, "methods": verdicts}
+        return {
+            "prediction": self.prediction,
+            "of": self.target_name,
+            "interrupted": self.interrupted,
+            "methods": verdicts,
+        }
 
 
 def explain(
@@ -67,14 +69,14 @@ def explain(
     verdict_cache: VerdictCache | None = None,
     quiet: bool = True,
 ) -> Explanation:
-    """Explain the model's answer to one input x (1, ...) by each method, and rank the methods by their verdicts.
+    """Explain the prediction for one input x (1, ...) by each method, and rank the methods by their verdicts.
 
-    `target` is a class, by default the one predicted. Verdicts are of this model and this input: the more inputs, the
-    surer (`checks.ranked`). Stopped by Ctrl-C it returns what there is. Raises InputError.
+    `target` is a class, by default the predicted one. Verdicts are about this model and this input; with more inputs
+    they are more certain (`checks.ranked`). Ctrl-C keeps the methods so far. Raises InputError.
     """
     x, seed = box.validate_inputs(x), check_seed(seed)
     if len(x) != 1:
-        raise InputError(f"one input is explained at a time; got {len(x)}")
+        raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
     verdict_cache = verdict_cache or VerdictCache()
     score = resolve_target(box, x, target)
     verdicts: dict[str, Verdict] = {}
@@ -82,12 +84,12 @@ def explain(
     interrupted = False
     selected = candidates(box) if methods is None else methods
     try:
-        for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Asking each method"):
+        for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
             with suppress(UnboxedError):  # its verdict says why
                 maps[name] = compute_map(box, selected[name], x, score)
-            pairs = MIN_RANDOMIZED_PAIRS if n_forwards(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_PAIRS
+            max_draws = MAX_DRAWS if n_forwards(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_DRAWS
             verdicts[name] = verdict_cache.verdict(
-                box, x, selected[name], score, pairs=pairs, map_=maps.get(name), seed=seed
+                box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
             )
     except KeyboardInterrupt:
         interrupted = True
@@ -99,7 +101,7 @@ def explain(
 
 
 def _settings_text(method: Method) -> str:
-    """The settings given with a method."""
+    """The settings of a `functools.partial`."""
     keywords = method.keywords if isinstance(method, partial) else {}
     return "".join(f", {name}={value}" for name, value in keywords.items())
 
@@ -131,9 +133,9 @@ def run_explain(
     seed: int = 0,
     quiet: bool = False,
 ) -> Explanation:
-    """Explain the image in a file: print the ranking, write the maps as one picture and the numbers as JSON to `out`.
+    """Explain the image in a file: print the ranking, write the maps as one image and the numbers as JSON to `out`.
 
-    Verdicts are kept there, and not found twice. Raises DataError, InputError and WriteError.
+    Verdicts are cached there. Raises DataError, InputError and WriteError.
     """
     x, out = read_image(box, image), Path(out)
     selected = find_methods(box, list(methods)) if methods else candidates(box)
@@ -147,7 +149,7 @@ def run_explain(
     )
     names = {name: v.method for name, v in explanation.verdicts.items()}
     badges = {names[name]: v.badge for name, v in explanation.verdicts.items()}
-    title = f"Why {explanation.target_name}? The model says {explanation.answer}"
+    title = f"Why {explanation.target_name}? The model predicts {explanation.prediction}"
     figure = explanation_sheet(x[0], {names[n]: m[0] for n, m in explanation.maps.items()}, badges, title=title)
     _print_explanation(explanation, save(figure, out / FIGURE_FILE))
     return explanation
@@ -157,7 +159,7 @@ def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
     """The image in a file, as the model takes it, (1, C, H, W). Raises DataError, InputError."""
     if not isinstance(box.inputs, Pixels):
         raise InputError(
-            "explain reads an image; this model doesn't take images. From Python: unboxed.cli.explain.explain(box, x)"
+            "explain reads an image; this model doesn't take images. In Python: unboxed.cli.explain.explain(box, x)"
         )
     path = Path(image)
     if not path.exists():
@@ -179,13 +181,12 @@ def class_index(box: Box, target: str) -> int:
     raise InputError(f"the model has no class {target!r}; {suggest(target, box.classes)}")
 
 
-COLOR_BY_GRADE = {"pass": "green", "inconclusive": "yellow", "fail": "red", "not applicable": "dim"}
-
-
+COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))
 LEGEND = (
-    "random weights: rank correlation with the map once the weights of the model's upper half are random; near 0 is "
-    "right. left / at random: how much of the answer is left, on average, while what the map marks is removed, and if "
-    "as much is removed at random."
+    "randomization: rank correlation of the map with the map after the weights of the model's upper half are "
+    "randomized; near 0 is good. relevance gain: how much sooner the score falls when what the map marks is removed "
+    "first than when it is removed last; 0 is a random order. One example decides only what is clear: "
+    "unboxed report judges methods on more."
 )
 
 
@@ -196,18 +197,17 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
 
     console = Console()
     console.print(
-        f"The model says {explanation.answer}. Why {explanation.target_name}? The most believable first:",
+        f"The model predicts {explanation.prediction}. Why {explanation.target_name}? The most trustworthy map first:",
         highlight=False,
     )
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
-    columns = ("why", "random weights", "left / at random")
+    columns = ("why", "randomization", "relevance gain")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, v in explanation.verdicts.items():
-        figures = [v.figures.get(k, math.nan) for k in ("signed", "deletion", "deletion_random")]
-        removal_text = "" if math.isnan(figures[1]) else f"{figures[1]:.0%} / {figures[2]:.0%}"
-        correlation_text = "" if math.isnan(figures[0]) else f"{figures[0]:.2f}"
-        why = (v.reason if v.grade != "not applicable" else v.sentence) + explanation.settings.get(name, "")
-        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), correlation_text, removal_text)
+        figures = [v.figures.get(name, math.nan) for name in ("randomization", "removal")]
+        texts = ["" if math.isnan(value) else f"{value:.2f}" for value in figures]
+        why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
+        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)

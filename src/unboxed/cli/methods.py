@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import Any
 
 import typer
@@ -35,7 +37,7 @@ def print_method(name: str, *, as_json: bool) -> None:
     console = Console()
     console.print(f"[bold]{escape(card.name)}[/bold]  unboxed.{card.family}.{card.key}", highlight=False)
     console.print(escape(card.shows), f"It does not show: {escape(card.does_not_show)}", sep="\n", highlight=False)
-    for title, text in _notes(card).items():
+    for title, text in card_notes(card).items():
         console.print(f"{title}: {escape(text)}", highlight=False)
     table = Table("setting", "kind", "default", "range", "unit", "meaning", box=None, pad_edge=False)
     for setting in card.settings.values():
@@ -45,16 +47,32 @@ def print_method(name: str, *, as_json: bool) -> None:
     console.print(f"unboxed run {card.key} --model zoo:digits-cnn --data digits:test", highlight=False, style="dim")
 
 
-def _notes(card: Card) -> dict[str, str]:
+def card_notes(card: Card) -> dict[str, str]:
+    """{title: text} of what a card and its method's docstring say besides the settings; without empty ones."""
     notes = {
         "Source": card.source,
         "Needs": "; ".join(NEEDS[need] for need in card.needs),
+        "Refuses": "; ".join(_refusals(card)),
         "Gives": RETURNS[card.returns],
         "Keeps exactly": "; ".join(f"{axiom} ({AXIOMS[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
         "Model runs per input": f"about {card.n_runs():,.0f}",
+        "Contracts that do not apply": "; ".join(f"{name} ({reason})" for name, reason in card.exempt.items()),
     }
     return {title: text for title, text in notes.items() if text}
+
+
+def _refusals(card: Card) -> list[str]:
+    """What the method's docstring says about its errors: "LayerError where the layer has no positions"."""
+    entries = re.split(r"\n(?=\S)", docstring_section(card, "Raises"))
+    return [" ".join(entry.replace(":", "", 1).split()).rstrip(".") for entry in entries if ":" in entry]
+
+
+def docstring_section(card: Card, title: str) -> str:
+    """The text of a section of the method's docstring, such as "Example"; empty where it has none."""
+    doc = f"{inspect.getdoc(card.method) or ''}\n"
+    section = re.search(rf"^{title}:\n((?:    .*\n|\n)+)", doc, re.MULTILINE)
+    return inspect.cleandoc(section.group(1)) if section else ""
 
 
 def _default(setting: Setting) -> str:

@@ -16,8 +16,8 @@ def _print_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the pictures and the numbers.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 OpenBrowser = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
@@ -26,7 +26,7 @@ Model = Annotated[
     str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
 ]
 Weights = Annotated[Path | None, typer.Option(help="A safetensors file or a checkpoint of weights.")]
-Shape = Annotated[str | None, typer.Option(help="Shape of one image, if the model doesn't say: 3,224,224.")]
+Shape = Annotated[str | None, typer.Option(help="Shape of one image, where the model does not define it: 3,224,224.")]
 Mean = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
 Std = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]
 Classes = Annotated[str | None, typer.Option(help="Class names: a,b,c or a file with one per line.")]
@@ -35,6 +35,6 @@ Outputs = Annotated[
 ]
 MethodsFrom = Annotated[
     list[str] | None,
-    typer.Option(help="A Python file or module with methods of your own; may be given again."),
+    typer.Option(help="A Python file or module with methods of your own; repeat for several."),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]

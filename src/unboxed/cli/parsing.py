@@ -78,7 +78,7 @@ def print_report_path(report_result: Report, open_browser: bool, message: str | 
 
 
 def load_judge(spec: str, box: Box, seed: int) -> Box:
-    """A second model; it looks at the same images, so its inputs are the box's unless it says otherwise."""
+    """A second model for the same images: its inputs are the box's, unless the model defines its own."""
     from .. import loading
     from ..box import Box
 

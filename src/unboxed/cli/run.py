@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from ..box import Box
     from ..cards import Card
 
-SUPPLIED = ("inputs", "labels", "data")  # kinds of settings that come from --data
+SUPPLIED = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
 N_EXAMPLES = 8
-CLASH_PREFIX = "method_"  # of a setting that is called as one of the shared options
+CLASH_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
 class MethodGroup(TyperGroup):
@@ -91,7 +92,7 @@ SHARED_NAMES = {*inspect.signature(shared_options).parameters}
 
 
 def _is_option(setting: Setting) -> bool:
-    """What comes from --data is no option, unless the method needs more than one of it."""
+    """Whether a setting is an option: x, y and data come from --data, other inputs and data have options."""
     return setting.kind not in SUPPLIED or setting.name not in ("x", "y", "data")
 
 
@@ -101,7 +102,7 @@ def _parameter_name(setting: Setting) -> str:
 
 
 def _parameter(name: str, setting: Setting) -> inspect.Parameter:
-    """A setting as an option, whose text is understood once the model is there."""
+    """A setting as an option, whose text is parsed once the model is open."""
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
     default = "" if setting.required or setting.default is None else f" Default: {setting.default}."
@@ -131,8 +132,9 @@ def run(
     box = box if images is None or names is not None else with_data_classes(images, box)
     boxes = [box] if compare_with is None else [box, loading.load(compare_with)]
     settings = {name: setting_value(card.settings[name], text, box) for name, text in texts.items()}
-    result = card.method(*_boxes(card, boxes), **supplied(card, box, images, n), **settings)
-    write_result(card, box, result, out)
+    examples = supplied(card, box, images, n)
+    result = card.method(*_boxes(card, boxes), **examples, **settings)
+    write_result(card, box, result, out, data=images if "data" in examples else examples.get("x"))
     return result
 
 
@@ -160,8 +162,11 @@ def supplied(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
     return {name: values[name] for name in wanted}
 
 
-def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
-    """The figures as PNG files, all tensors as safetensors, and a summary as JSON, which is printed too."""
+def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None) -> None:
+    """The figures as PNG files, all tensors as safetensors, and a summary as JSON; prints what was written.
+
+    `data` are the examples that were given, for figures that show them.
+    """
     import safetensors.torch
     import torch
 
@@ -177,7 +182,13 @@ def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": summary(result)}
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
-    paths = [save(figure, out / f"{name}.png") for name, figure in figures(result, box).items()]
+    images = {_file_name(name): image for name, image in figures(result, box, data=data).items()}
+    paths = [save(image, out / f"{name}.png") for name, image in images.items()]
     typer.echo(f"{card.name}: {result!r}" if len(repr(result)) < 400 else card.name)
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
+
+
+def _file_name(name: str) -> str:
+    """The name of a figure as the name of a file: letters, digits, "_" and "-" of whatever a layer is called."""
+    return re.sub(r"[^\w-]+", "_", name).strip("_")

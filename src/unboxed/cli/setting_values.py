@@ -56,6 +56,10 @@ def _parsed(setting: Setting, text: str, box: Box) -> Any:
         from .explain import read_image
 
         return read_image(box, text)
+    if setting.kind == "data":
+        from ..loading import data_for
+
+        return data_for(text, box)
     return _literal(text)
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from ..box import Box
 from ..objectives import Objective
 
-FIXED_FIELDS = ("map", "target", "score", "method", "layer", "classes")
+FIXED_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
 MAX_LISTED = 5  # targets and scores that a repr lists
 
 
@@ -26,6 +26,7 @@ class Attribution(Tensor):
     Attributes:
         map: The map (N, ...) as a plain tensor; for several inputs a dict or tuple of maps, as x was given. The
             attribution itself is then the packed map (N, D): all inputs' values side by side.
+        input: The inputs (N, ...) that are explained, in the box's units; a dict or tuple of them as x was given.
         target: What is explained: classes (N,), or the objective; None where the method explains no score.
         score: The score (N,) of x, in the units of the objective; None where the method does not compute it.
         method: The name of the method, as its card has it.
@@ -46,6 +47,7 @@ class Attribution(Tensor):
     returns = "attribution"
 
     map: Any
+    input: Any
     target: Tensor | Objective | None
     score: Tensor | None
     method: str
@@ -59,6 +61,7 @@ class Attribution(Tensor):
         /,
         *,
         map: Any = None,
+        input: Any = None,
         target: Tensor | Objective | None = None,
         score: Tensor | None = None,
         method: str = "",
@@ -68,7 +71,7 @@ class Attribution(Tensor):
     ) -> Self:
         plain = data.detach()
         attribution = plain.as_subclass(cls)
-        fields = (plain if map is None else map, target, score, method, layer, classes)
+        fields = (plain if map is None else map, input, target, score, method, layer, classes)
         vars(attribution).update(zip(FIXED_FIELDS, fields, strict=True), **extras)
         return attribution
 
@@ -122,15 +125,24 @@ def _short(value: Any) -> str:
 
 
 def make_attribution(
-    box: Box, data: Tensor, /, *, method: str, target: Any, score: Tensor | None = None, **extras: Any
+    box: Box,
+    data: Tensor,
+    /,
+    *,
+    x: Tensor,
+    method: str,
+    target: Any,
+    score: Tensor | None = None,
+    **extras: Any,
 ) -> Attribution:
     """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
 
-    `target` is what the caller gave, or the classes that were predicted where that was None.
+    `x` are the checked inputs; `target` is what the caller gave, or where that was None, the predicted classes.
     """
     return Attribution(
         data,
         map=box.restore_structure(data),
+        input=box.restore_structure(x),
         target=explained(box, target, len(data)),
         score=score,
         method=method,

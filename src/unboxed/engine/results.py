@@ -106,7 +106,8 @@ def summary(result: Any) -> Any:
         return _tensor_summary(result)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         fields = dataclasses.fields(result)
-        return {f.name: summary(getattr(result, f.name)) for f in fields if not f.name.startswith("_")}
+        named = [f.name for f in fields if not f.name.startswith("_") and f.metadata.get("in_summary", True)]
+        return {name: summary(getattr(result, name)) for name in named}
     if isinstance(result, Mapping):
         return {str(key): summary(value) for key, value in result.items()}
     if isinstance(result, (tuple, list)):

@@ -202,9 +202,9 @@ def margin(y: int | Tensor | Constant) -> Objective:
     def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
         index = labels[:, None]
         difference = z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]
-        equal = difference.detach() == 0
-        if z.device.type == "cpu" and not equal.any():  # the usual case; on an accelerator it would wait
+        if z.device.type == "cpu" and difference.all():  # no ties, as is usual; on an accelerator it would wait
             return difference
+        equal = difference.detach() == 0
         tie_sign = (z.argmax(1) != labels).to(z) * 2 - 1
         return difference + equal * tie_sign * torch.finfo(z.dtype).tiny
 

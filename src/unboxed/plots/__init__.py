@@ -1,30 +1,32 @@
-"""Pictures of what methods return. Pillow and numpy only, but for `heatmap`; nothing here runs a model.
+"""Figures of results, as Pillow images: contact sheets, charts, animations; `figures` draws any result.
 
-A view of a result is a file here; only what draws moves in, from tensors alone.
+A function that draws a type of result is a file here; what is drawn from tensors alone, without a model, moves in.
 """
 
-from . import colors, compare, draw, heat, map, projector, sheet, units
+from . import charts, colors, compare, draw, embedding, projector, sheet, units
+from .attribution_plot import attribution_plot
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
+from .figures import figures
 from .files import png_bytes, save, save_gif
-from .heat import attribution_plot
+from .generated import frame_strip, image_sheet, save_animation
 from .patch import printable_patch
 from .png_files import save_png
-from .synthesized import frame_strip, image_sheet, save_animation
 
 __all__ = [
     "activations",
     "attribution_plot",
+    "charts",
     "class_sheet",
     "colors",
     "compare",
     "confused",
     "draw",
+    "embedding",
+    "figures",
     "filters",
     "frame_strip",
     "gradients",
-    "heat",
     "image_sheet",
-    "map",
     "morph_strip",
     "png_bytes",
     "printable_patch",

@@ -1,10 +1,10 @@
-"""What an attack did: the original, the image that fools the model, and the change between them, enlarged."""
+"""The result of an attack: the original, the adversarial image, and the magnified change between them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -23,14 +23,14 @@ NORM_NAMES = {"linf": "largest change", "l2": "L2 distance", "l1": "L1 distance"
 def attack_sheet(
     changes: Sequence[PredictionChange], classes: Sequence[str], *, norm: str = "linf", title: str = "", side: int = 140
 ) -> Image.Image:
-    """A row an example: the original, the adversarial image, the change times one factor for all, with its scale.
+    """Originals, adversarial images and their changes, a row per example.
 
-    Below them stand what the model says of each and the probabilities of both classes. Raises InputError for no
-    example.
+    Captions have the predicted class of each image and the probabilities of both classes. Changes are magnified by one
+    factor for all examples. Raises InputError without examples.
     """
     if not changes:
-        raise InputError("there is no example to draw: the attack was given none, or fooled none of them")
-    vmax = colors.vmax(*(c.delta for c in changes))
+        raise InputError("there is no example to draw: the attack got none, or fooled the model on none")
+    vmax = colors.max_magnitude(*(c.delta for c in changes))
     factor = round_magnification(vmax)
     rows = [
         [*_before_after_tiles(c, classes), Tile(change_image(c, factor), _change_caption(c, norm, factor))]
@@ -41,8 +41,21 @@ def attack_sheet(
     return contact_sheet(rows, title=title, columns=heads, bars=bars, side=side)
 
 
+def change_sheet(
+    x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, title: str = "", max_examples: int = 6, side: int = 112
+) -> Image.Image:
+    """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows."""
+    x, z = as_array(x[:max_examples]), as_array(z[:max_examples])
+    changes = colors.sum_channels(z - x)
+    vmax = colors.max_magnitude(changes)
+    rows = (colors.image_to_rgb(x), colors.image_to_rgb(z), colors.signed_to_rgb(changes, vmax))
+    tiles = [[*map(Tile, row, words)] for row, words in zip(rows, captions.values(), strict=True)]
+    bar = ColorBar("signed", vmax, "change, in parts of the pixel range")
+    return contact_sheet(tiles, title=title, names=list(captions), bars=[bar], side=side)
+
+
 def round_magnification(vmax: float) -> float:
-    """A round factor by which changes as large as `reach` just fill the range."""
+    """The largest round factor (1, 2, 5, 10, ...) by which changes of magnitude `vmax` still fit the range."""
     if not vmax > 0:
         return 1.0
     factor = 1 / vmax
@@ -51,7 +64,7 @@ def round_magnification(vmax: float) -> float:
 
 
 def change_image(c: PredictionChange, factor: float) -> Bytes:
-    """Gray: red is lighter, blue darker, white unchanged. Color: gray is unchanged, each channel by itself."""
+    """Of gray images: red is lighter, blue darker, white unchanged. Of color images: gray is unchanged."""
     if _is_grayscale(c):
         return colors.signed_to_rgb(c.delta[0], 1 / factor)
     return colors.image_to_rgb(np.clip(0.5 + as_array(c.delta) * factor / 2, 0, 1))
@@ -65,7 +78,7 @@ def _before_after_tiles(c: PredictionChange, classes: Sequence[str]) -> list[Til
     def caption(ps: tuple[float, float], k: int) -> str:
         lines = [format_class_prob(c.class_before, ps[0], classes)]
         lines += [format_class_prob(c.class_after, ps[1], classes)] * (c.class_after != c.class_before)
-        return "\n".join([f"says {classes[k]}", *lines])
+        return "\n".join([f"predicted {classes[k]}", *lines])
 
     return [
         Tile(colors.image_to_rgb(c.original), caption(c.probs_before, c.class_before)),

@@ -1,4 +1,4 @@
-"""Values to colors: signed maps, magnitudes and images as 8-bit RGB, and how small pictures are enlarged.
+"""Values to colors: signed maps, magnitudes and images as 8-bit RGB; and how small images are enlarged.
 
 Arguments are arrays or tensors; results are uint8 arrays with a last axis of 3.
 """
@@ -15,7 +15,8 @@ from PIL import Image
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
-NEAREST_MAX_PIXELS = 96  # pictures up to this many pixels a side are enlarged with hard pixels
+EDGE_COLOR = (214, 214, 218)  # of the line around images
+NEAREST_MAX_PIXELS = 96  # pixels per side up to which images are enlarged by nearest neighbor
 
 
 def _color_table(anchors: str, colors: int = 256) -> Bytes:
@@ -27,7 +28,7 @@ def _color_table(anchors: str, colors: int = 256) -> Bytes:
     )
 
 
-# Blue below zero, white at zero, red above: ColorBrewer's RdBu (Brewer 2003), which the color-blind tell apart.
+# Blue below zero, white at zero, red above: ColorBrewer's RdBu (Brewer 2003), safe for color blindness.
 # An odd number of colors, so that zero is exactly white.
 SIGNED_TABLE = _color_table("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
@@ -46,8 +47,8 @@ def as_array(x: Any) -> Array:
     return np.asarray(x, dtype=np.float64)
 
 
-def vmax(*maps: Any, quantile: float = 1.0) -> float:
-    """The range +-s that maps to be compared share: their largest magnitude, or that quantile of it. Never zero."""
+def max_magnitude(*maps: Any, quantile: float = 1.0) -> float:
+    """The largest magnitude of the finite values of maps, or that quantile of the magnitudes. Never zero."""
     magnitudes = [np.abs(as_array(m)).ravel() for m in maps]
     values = np.concatenate(magnitudes) if magnitudes else np.zeros(0)
     values = values[np.isfinite(values)]
@@ -55,19 +56,19 @@ def vmax(*maps: Any, quantile: float = 1.0) -> float:
     return limit or (float(values.max()) if values.size else 0.0) or 1.0
 
 
-def signed_to_rgb(m: Any, scale: float | None = None) -> Bytes:
-    """(..., H, W) -> (..., H, W, 3): zero is white, -scale the darkest blue, +scale the darkest red.
+def signed_to_rgb(m: Any, vmax: float | None = None) -> Bytes:
+    """(..., H, W) -> (..., H, W, 3): zero is white, -vmax the darkest blue, +vmax the darkest red.
 
-    `scale` defaults to `reach(m)`. What is not finite turns gray.
+    `vmax` defaults to the largest magnitude. Values that are not finite are gray.
     """
     m = as_array(m)
-    return _apply_table(m / (scale or vmax(m)) / 2 + 0.5, SIGNED_TABLE)
+    return _apply_table(m / (vmax or max_magnitude(m)) / 2 + 0.5, SIGNED_TABLE)
 
 
-def magnitude_to_rgb(m: Any, scale: float | None = None) -> Bytes:
-    """(..., H, W) -> (..., H, W, 3): zero is black, `scale` (default: the largest value) the lightest."""
+def magnitude_to_rgb(m: Any, vmax: float | None = None) -> Bytes:
+    """(..., H, W) -> (..., H, W, 3): zero is black, `vmax` (default: the largest value) the lightest."""
     m = as_array(m)
-    return _apply_table(m / (scale or vmax(m.clip(min=0))), MAGNITUDE_TABLE)
+    return _apply_table(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_TABLE)
 
 
 def gray_to_rgb(m: Any) -> Bytes:
@@ -85,7 +86,7 @@ def image_to_rgb(x: Any) -> Bytes:
 
 
 def sum_channels(m: Any) -> Array:
-    """A map with channels (..., C, H, W) -> (..., H, W): their sum, what brightening a whole pixel would do."""
+    """A map with channels (..., C, H, W) -> (..., H, W): their sum, the effect of all channels of a pixel."""
     total: Array = as_array(m).sum(-3)
     return total
 
@@ -100,7 +101,7 @@ def _apply_table(unit: Array, table: Bytes) -> Bytes:
 
 
 def resize_to(source: Bytes | Image.Image, side: int) -> Image.Image:
-    """The picture at about `side` pixels: small ones by a whole factor with hard pixels, photos shrunk smoothly."""
+    """The image at about `side` pixels: small ones enlarged by a whole factor (nearest neighbor), photos shrunk."""
     im = source if isinstance(source, Image.Image) else Image.fromarray(source)
     longest = max(im.size)
     if longest <= NEAREST_MAX_PIXELS:
@@ -113,9 +114,9 @@ def resize_to(source: Bytes | Image.Image, side: int) -> Image.Image:
 
 
 def tile_images(images: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 112, max_width: int = 232) -> Bytes:
-    """Small multiples (K, H, W, 3) as one RGBA picture with at most `columns` a row; the gaps are transparent.
+    """Small multiples (K, H, W, 3) as one RGBA image with at most `columns` per row; the gaps are transparent.
 
-    Each is enlarged by the whole factor that keeps it within `cell` pixels and all of them within `wide`.
+    Each is enlarged by the whole factor that keeps it within `cell` pixels and all of them within `max_width`.
     """
     h, w = images[0].shape[:2]
     columns = min(columns, len(images))
@@ -128,4 +129,13 @@ def tile_images(images: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 11
         top, left = i // columns * (h + gap), i % columns * (w + gap)
         canvas[top : top + h, left : left + w, :3] = tile.repeat(k, 0).repeat(k, 1)
         canvas[top : top + h, left : left + w, 3] = 255
+    return canvas
+
+
+def add_borders(canvas: Bytes) -> Bytes:
+    """A tiled image (H, W, 4) with a thin line around each tile, which separates white tiles from the background."""
+    canvas = np.pad(canvas, ((1, 1), (1, 1), (0, 0)))
+    inside = np.pad(canvas[..., 3] > 0, 1)
+    is_border = np.any([np.roll(inside, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 0)[1:-1, 1:-1]
+    canvas[is_border & (canvas[..., 3] == 0)] = (*EDGE_COLOR, 255)
     return canvas

@@ -1,4 +1,4 @@
-"""Methods' results as pictures: each function takes what a method returned and gives a contact sheet.
+"""Contact sheets of maps, class images, activations, filters and morphs.
 
 Inputs are images (C, H, W) or (N, C, H, W) in [0, 1]; maps are shaped like them. Nothing here runs a model.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..engine.rows import evenly_spaced as evenly_spaced
 from . import colors
@@ -20,54 +20,79 @@ if TYPE_CHECKING:
     from ..activations import LayerMaps
     from ..synthesis import Morph
 
-MAX_CHANNELS = 32  # channels of one layer that a picture shows
-UNITS_PER_ROW = 32  # units a row, where a layer has no positions
-UNIT_PIXELS = 16  # pixels of such a unit
-MAX_UNITS = 1024  # of one layer without positions that a picture shows
-VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; what lies beyond has full color
+MAX_CHANNELS = 32  # of a layer that are shown
+UNITS_PER_ROW = 32  # of a layer without positions
+UNIT_PIXELS = 16  # per side of such a unit
+MAX_UNITS = 1024  # of a layer without positions that are shown
+VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the same color
 
 
-def signed_map(m: Any, scale: float) -> Bytes:
+def signed_map(m: Any, vmax: float) -> Bytes:
     """A signed map (C, H, W) summed over channels, (H, W, 3)."""
-    return colors.signed_to_rgb(colors.sum_channels(m), scale)
+    return colors.signed_to_rgb(colors.sum_channels(m), vmax)
 
 
 def map_on_own_scale(m: Any) -> tuple[Bytes, str]:
-    """A map (C, H, W) on a scale of its own, and its range in words. One that is positive all over starts at its least:
-    it tells by what stands out."""
+    """A map (C, H, W) colored on its own scale, and its range as text. A map that is positive everywhere starts at its
+    smallest value: what matters in it are the differences."""
     summed = colors.sum_channels(m)
     low = float(summed.min()) if summed.size and np.isfinite(summed).all() else 0.0
     low = max(0.0, low)
-    scale = colors.vmax(summed - low, quantile=VMAX_QUANTILE)
+    vmax = colors.max_magnitude(summed - low, quantile=VMAX_QUANTILE)
     if not np.abs(summed - low).any():
-        return colors.signed_to_rgb(summed - low, scale), "the same everywhere"
-    return colors.signed_to_rgb(summed - low, scale), f"{low:.2g} to {low + scale:.2g}" if low else f"±{scale:.2g}"
+        return colors.signed_to_rgb(summed - low, vmax), "the same everywhere"
+    return colors.signed_to_rgb(summed - low, vmax), f"{low:.2g} to {low + vmax:.2g}" if low else f"±{vmax:.2g}"
 
 
 def shared_vmax(*maps: Any) -> float:
-    """The one range for signed maps (..., C, H, W) that stand side by side."""
-    return colors.vmax(*(colors.sum_channels(m) for m in maps), quantile=VMAX_QUANTILE)
+    """The range that signed maps (..., C, H, W) share which are compared."""
+    return colors.max_magnitude(*(colors.sum_channels(m) for m in maps), quantile=VMAX_QUANTILE)
+
+
+def outline_rectangle(rgb: Bytes, bounds: Sequence[int], color: tuple[int, int, int], side: int) -> Image.Image:
+    """An image (H, W, 3), enlarged as on a sheet, with a line around bounds (top, left, bottom, right) of it."""
+    im = colors.resize_to(rgb, side).convert("RGB")
+    fy, fx = im.height / rgb.shape[0], im.width / rgb.shape[1]
+    top, left, bottom, right = bounds
+    corners = round(left * fx) - 1, round(top * fy) - 1, round(right * fx), round(bottom * fy)
+    ImageDraw.Draw(im).rectangle(corners, outline=color)
+    return im
 
 
 def gradients(
     x: Any, columns: Mapping[str, Any], *, captions: Sequence[str] = (), title: str = "", own_scale: Sequence[str] = ()
 ) -> Image.Image:
-    """Inputs (N, C, H, W), a row each, beside their maps: {column title: (N, C, H, W)}.
+    """Inputs and their gradients by several methods or models, a row per input.
 
-    All columns share one printed scale, but those named in `own`: a model without training has gradients of another
-    size.
+    Args:
+        x: Inputs (N, C, H, W) in [0, 1].
+        columns: {column title: maps (N, C, H, W)}.
+        captions: Text below each input.
+        title: Printed above.
+        own_scale: Titles of the columns that do not share the scale of the others: an untrained model has gradients of
+            another magnitude.
+
+    Returns:
+        The sheet, with its scales printed.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.plots.gradients(x, {"gradient": ub.attribution.gradient(box, x, y)}, captions=["7", "2"]).width > 300
+        True
     """
     shared = [m for name, m in columns.items() if name not in own_scale]
-    scales = {name: shared_vmax(m) if name in own_scale else shared_vmax(*shared) for name, m in columns.items()}
+    vmax_of = {name: shared_vmax(m) if name in own_scale else shared_vmax(*shared) for name, m in columns.items()}
     padded_captions = list(captions) or [""] * len(x)
     rows = [
         [
             Tile(colors.image_to_rgb(x[i]), padded_captions[i]),
-            *(Tile(signed_map(m[i], scales[n])) for n, m in columns.items()),
+            *(Tile(signed_map(m[i], vmax_of[n])) for n, m in columns.items()),
         ]
         for i in range(len(x))
     ]
-    bars = [ColorBar("signed", scales[n], f"{n}: change per unit of pixel value") for n in columns if n in own_scale]
+    bars = [ColorBar("signed", vmax_of[n], f"{n}: change per unit of pixel value") for n in columns if n in own_scale]
     if shared:
         shared_names = ", ".join(n for n in columns if n not in own_scale)
         bars.insert(0, ColorBar("signed", shared_vmax(*shared), f"{shared_names}: change per unit of pixel value"))
@@ -84,32 +109,71 @@ def confused(
     logits: Sequence[float] = (),
     before_clamp: Sequence[bool] = (False, False),
 ) -> Image.Image:
-    """An input (C, H, W) that the model can't decide on, 2 x 3: itself with its label, d logit / dx of both classes
-    (2, C, H, W), and the input plus `factor` times each."""
+    """An input between two classes: the gradients of both logits, and the input moved along each of them.
+
+    Args:
+        x: The input (C, H, W) in [0, 1].
+        maps: d logit / dx of both classes, (2, C, H, W).
+        names: Names of the two classes.
+        label: Name of the correct class; "" prints none.
+        factor: Multiple of the gradients that is added to the input.
+        logits: The two logits; () prints none.
+        before_clamp: For each class, whether its gradient was taken before a final ReLU that clamps the logit.
+
+    Returns:
+        A sheet of 2 x 3 images.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> maps = [ub.attribution.gradient(box, x[:1], k)[0] for k in (4, 9)]
+        >>> import torch
+        >>> ub.plots.confused(x[0], torch.stack(maps), ["4", "9"], label="9", factor=0.2).width
+        480
+    """
     x, maps = as_array(x), as_array(maps)
-    scale = shared_vmax(maps)
+    vmax = shared_vmax(maps)
     gradient_names = [f"d logit {n} / dx" for n in names]
     values = [f"logit {v:.3g}" for v in logits] or ["", ""]
     clamp_notes = ["before the clamp" if c else "" for c in before_clamp]
     first_row = [Tile(colors.image_to_rgb(x), f"input, label {label}" if label else "input")]
     second_row: list[Tile | None] = [None]
     for m, a, *notes in zip(maps, gradient_names, values, clamp_notes, strict=True):
-        first_row.append(Tile(signed_map(m, scale), "\n".join(filter(None, [a, *notes]))))
+        first_row.append(Tile(signed_map(m, vmax), "\n".join(filter(None, [a, *notes]))))
         second_row.append(Tile(colors.image_to_rgb(x + factor * m), f"input + {factor:g} × {a}"))
-    return contact_sheet([first_row, second_row], bars=[ColorBar("signed", scale, "d logit / dx")])
+    return contact_sheet([first_row, second_row], bars=[ColorBar("signed", vmax, "d logit / dx")])
 
 
 def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int = 5) -> Image.Image:
-    """One morph as a strip: input, gradient, some of the steps, result, each with its probabilities."""
+    """One morph as a strip: the input, the gradient there, some of the frames and the result, with probabilities.
+
+    Args:
+        morph: The result of `synthesis.morph`.
+        row: Which of the N inputs.
+        label: The class that it came from; None takes the predicted class of the input.
+        steps: Number of frames shown, evenly spaced, the first and the last among them.
+
+    Returns:
+        The strip.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> morph = ub.synthesis.morph(box, x, 3, steps=4)
+        >>> ub.plots.morph_strip(morph, 0, steps=3).height
+        261
+    """
     frames, probs = morph_frames(morph, row)
     classes, target = morph.classes, int(morph.targets[row])
     start = int(probs[0].argmax()) if label is None else label
     captions = [f"{classes[target]}: {p[target]:.2f}\n{classes[start]}: {p[start]:.2f}" for p in probs]
-    scale = shared_vmax(morph.initial_gradient[row])
+    vmax = shared_vmax(morph.initial_gradient[row])
     clamp_note = ", before the clamp" if bool(morph.before_clamp[row]) else ""
     tiles = [
         Tile(colors.image_to_rgb(frames[0]), f"input\n{captions[0]}"),
-        Tile(signed_map(morph.initial_gradient[row], scale), f"gradient of {classes[target]}{clamp_note}"),
+        Tile(signed_map(morph.initial_gradient[row], vmax), f"gradient of {classes[target]}{clamp_note}"),
         *(
             Tile(colors.image_to_rgb(frames[t]), f"frame {t}\n{captions[t]}")
             for t in evenly_spaced(len(frames), steps)[1:-1]
@@ -117,11 +181,11 @@ def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int 
         Tile(colors.image_to_rgb(frames[-1]), f"result, frame {len(frames) - 1}\n{captions[-1]}"),
     ]
     title, unit = f"{classes[start]} to {classes[target]}", f"gradient of {classes[target]} at the input"
-    return contact_sheet([tiles], title=title, bars=[ColorBar("signed", scale, unit)], side=112)
+    return contact_sheet([tiles], title=title, bars=[ColorBar("signed", vmax, unit)], side=112)
 
 
 def morph_frames(morph: Morph, row: int) -> tuple[Array, Array]:
-    """The frames (T, C, H, W) and probabilities (T, K) of one row, up to where it was done and stays as it is."""
+    """The frames (T, C, H, W) and probabilities (T, K) of one row, up to the last frame that changed."""
     frames, probs = as_array(morph.frames[:, row]), as_array(morph.probs[:, row])
     changed_steps = (frames[1:] != frames[:-1]).reshape(len(frames) - 1, -1).any(1).nonzero()[0]
     n = int(changed_steps[-1]) + 2 if len(changed_steps) else 1
@@ -135,7 +199,24 @@ def class_sheet(
     *,
     title: str = "",
 ) -> Image.Image:
-    """Class images, {row title: (K, C, H, W)}, a column a class; `said` is what stands below them (a verdict)."""
+    """Class images, a column per class and a row per method or model.
+
+    Args:
+        rows: {row title: images (K, C, H, W) in [0, 1]}.
+        names: Titles of the K columns: names of the classes.
+        captions: {row title: text below each of its images}; None prints none.
+        title: Printed above.
+
+    Returns:
+        The sheet.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> drawn = ub.synthesis.class_image(box, [0, 1], steps=2)
+        >>> ub.plots.class_sheet({"images": drawn.images}, ["zero", "one"]).width > 250
+        True
+    """
     captions_by_row = captions or {}
     grid = [
         [
@@ -150,18 +231,18 @@ def class_sheet(
 def channel_maps(
     h: Any, *, bar: ColorBar | None = None, max_channels: int = MAX_CHANNELS, columns: int = 8, max_width: int = 232
 ) -> Bytes:
-    """One example's activation, (C, H, W) or (F,), channel by channel: at most `most` small maps, or a strip of units.
+    """One example's activation: of (C, H, W) at most `max_channels` small maps, of (F,) rows of units.
 
-    Signed where any value is below zero, else a magnitude. `bar`: the scale of all that are to be compared, by
-    default `activation_bar(h)`.
+    Signed where any value is below zero, else a magnitude. `bar` is the scale of all that are compared, by default
+    `activation_bar(h)`.
     """
     bar, h = bar or activation_bar(h), as_array(h)
     to_rgb = colors.signed_to_rgb if bar.kind == "signed" else colors.magnitude_to_rgb
     if h.ndim < 3:
-        strip = to_rgb(_units_as_rows(h), bar.scale)
+        strip = to_rgb(_units_as_rows(h), bar.vmax)
         return colors.tile_images(strip[None], 1, cell=UNIT_PIXELS * max(strip.shape[:2]), max_width=max_width)
     maps = _downsample(h.reshape(-1, *h.shape[-2:])[:max_channels], max_width // columns)
-    return colors.tile_images(to_rgb(maps, bar.scale), columns, max_width=max_width)
+    return colors.tile_images(to_rgb(maps, bar.vmax), columns, max_width=max_width)
 
 
 def _downsample(maps: Array, side: int) -> Array:
@@ -175,13 +256,13 @@ def _downsample(maps: Array, side: int) -> Array:
 
 
 def activation_bar(h: Any) -> ColorBar:
-    """The one scale of pictures by `channels`, for all that h holds: one example's activation, or those of several."""
+    """The scale of `channel_maps` for all values of h: one example's activation, or those of several."""
     h = as_array(h)
-    return ColorBar("signed" if h.min(initial=0) < 0 else "magnitude", colors.vmax(h), "activation")
+    return ColorBar("signed" if h.min(initial=0) < 0 else "magnitude", colors.max_magnitude(h), "activation")
 
 
 def _units_as_rows(h: Array) -> Array:
-    """Units (F,) as rows of `WIDE`; the free places at the end are NaN, drawn gray. Tokens (T, F) keep their rows."""
+    """Units (F,) in rows of UNITS_PER_ROW; free cells at the end are NaN, drawn gray. Tokens (T, F) keep their rows."""
     if h.ndim == 2:
         rows: Array = _downsample(h[None], 16 * UNITS_PER_ROW)[0]
         return rows
@@ -193,13 +274,28 @@ def _units_as_rows(h: Array) -> Array:
 
 
 def activations(layers: Sequence[LayerMaps], row: int = 0, *, title: str = "") -> Image.Image:
-    """What each layer received and gave for one example of `activations.maps`, a row a layer.
+    """The input and the output of each layer for one example, a row per layer.
 
-    A layer has one scale, printed, for all examples and channels: sheets of several examples compare.
+    Each layer has one scale, printed, for all examples and channels, so sheets of several examples can be compared.
+
+    Args:
+        layers: The result of `activations.maps`.
+        row: Which of the N examples.
+        title: Printed above.
+
+    Returns:
+        The sheet.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.plots.activations(ub.activations.maps(box, x, ["conv1", "conv2"]), row=1).width > 500
+        True
     """
     rows = [[_activation_tile(h, row) for h in (layer.inputs, layer.outputs)] for layer in layers]
     names = [f"{layer.path}\n{layer.type}" for layer in layers]
-    return contact_sheet(rows, title=title, columns=["received", "gave"], names=names, side=260)
+    return contact_sheet(rows, title=title, columns=["input", "output"], names=names, side=260)
 
 
 def _activation_tile(h: Any, row: int) -> Tile:
@@ -211,25 +307,39 @@ def _activation_tile(h: Any, row: int) -> Tile:
 
 
 def filters(weights: Any, *, title: str = "") -> Image.Image:
-    """First-layer weights (K, C, h, w) on one scale: RGB around gray for three channels, else signed (their sum)."""
-    picture, bar = filter_grid(weights)
-    return contact_sheet([[Tile(picture)]], title=title, bars=[bar], side=max(picture.shape))
+    """Filters of a first layer, as small images on one scale.
+
+    Args:
+        weights: Weights (K, C, h, w): of three channels as colors around gray, else the signed sum over channels.
+        title: Printed above.
+
+    Returns:
+        The sheet, with at most 64 filters.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> ub.plots.filters(ub.activations.filters(box)).width
+        429
+    """
+    grid, bar = filter_grid(weights)
+    return contact_sheet([[Tile(colors.add_borders(grid))]], title=title, bars=[bar], side=max(grid.shape) + 2)
 
 
 def filter_grid(
     weights: Any, *, max_filters: int = 64, columns: int = 8, max_width: int = 400
 ) -> tuple[Bytes, ColorBar]:
-    """The filters of `filters` as one picture, and its scale."""
+    """The filters of `filters` as one image, and its color bar."""
     w = as_array(weights)
     color = w.shape[1] == 3
-    scale = colors.vmax(w) if color else colors.vmax(colors.sum_channels(w))
+    vmax = colors.max_magnitude(w) if color else colors.max_magnitude(colors.sum_channels(w))
     selected = w[:max_filters]
     rgb = (
-        colors.image_to_rgb(0.5 + selected / (2 * scale))
+        colors.image_to_rgb(0.5 + selected / (2 * vmax))
         if color
-        else colors.signed_to_rgb(colors.sum_channels(selected), scale)
+        else colors.signed_to_rgb(colors.sum_channels(selected), vmax)
     )
     cell = 48 if max(w.shape[2:]) <= 16 else 112
     return colors.tile_images(rgb, columns, cell=cell, max_width=max_width), ColorBar(
-        "gray" if color else "signed", scale, "weight"
+        "gray" if color else "signed", vmax, "weight"
     )

@@ -1,4 +1,4 @@
-"""One input beside every method's map of it, each with the verdict on the method."""
+"""One input and its maps by many methods, each with the verdict on the method."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_COLUMNS = 4
 def explanation_sheet(
     x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], *, title: str = "", columns: int = MAX_COLUMNS
 ) -> Image.Image:
-    """An input (C, H, W) and {name: its map (C or 1, H, W)}, in the order given, with {name: words} below each.
+    """An input (C, H, W) and its maps {name: (C or 1, H, W)}, with the methods' verdicts {name: text} below them.
 
-    Methods are in units of their own, so each map has its own scale, printed below it.
+    Methods have different units, so each map has its own scale, printed below it.
     """
     tiles = [Tile(colors.image_to_rgb(x), "input")]
     for name, m in maps.items():

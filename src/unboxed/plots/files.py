@@ -1,4 +1,4 @@
-"""Pictures to files, written whole: a temporary name in the same folder, then a rename."""
+"""Images to files: written in full under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,30 @@ def as_image(source: ImageLike) -> Image.Image:
 
 
 def save(image: ImageLike, path: str | os.PathLike[str]) -> Path:
-    """Write one picture in the format of the name's ending (PNG if there is none). Raises WriteError."""
+    """Write an image to a file, in the format of the name's ending.
+
+    The file is written in full or not at all. Take `save_png` for images whose exact values matter.
+
+    Args:
+        image: A Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4), uint8.
+        path: File to write; PNG where the name has no ending.
+
+    Returns:
+        The path.
+
+    Raises:
+        WriteError: when Pillow does not know the ending, or the file cannot be written.
+
+    Example:
+        >>> import tempfile, numpy as np, unboxed as ub
+        >>> folder = tempfile.mkdtemp()
+        >>> ub.plots.save(np.zeros((8, 8, 3), np.uint8), f"{folder}/black.png").name
+        'black.png'
+    """
     path = Path(path)
     buffer = BytesIO()
     kind = _pillow_format(path)
-    options = {"compress_level": 3} if kind == "PNG" else {}  # a sheet may be drawn in the middle of training
+    options = {"compress_level": 3} if kind == "PNG" else {}  # sheets are also written in the middle of training
     as_image(image).save(buffer, kind, **options)
     return write_bytes(path, buffer.getvalue())
 
@@ -34,12 +53,35 @@ def save(image: ImageLike, path: str | os.PathLike[str]) -> Path:
 def save_gif(
     frames: Sequence[ImageLike], path: str | os.PathLike[str], *, ms: int = 80, last_ms: int = 1200, side: int = 140
 ) -> Path:
-    """Write frames as a looping GIF: `ms` milliseconds each, the last held for `hold`. Raises WriteError."""
+    """Write frames as a looping GIF.
+
+    Take `save_animation` for the frames of a result.
+
+    Args:
+        frames: Pillow images or arrays (H, W, 3), uint8, the first one first.
+        path: File to write.
+        ms: Duration of each frame in milliseconds.
+        last_ms: Duration of the last frame in milliseconds.
+        side: Size in pixels of each image: small ones are enlarged by a whole factor, photos are shrunk to it.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: without frames.
+        WriteError: when the file cannot be written.
+
+    Example:
+        >>> import tempfile, numpy as np, unboxed as ub
+        >>> frames = [np.full((8, 8, 3), v, np.uint8) for v in (0, 120, 250)]
+        >>> ub.plots.save_gif(frames, f"{tempfile.mkdtemp()}/fade.gif").name
+        'fade.gif'
+    """
     return write_bytes(Path(path), gif_bytes(frames, ms=ms, last_ms=last_ms, side=side))
 
 
 def gif_bytes(frames: Sequence[ImageLike], *, ms: int = 80, last_ms: int = 1200, side: int = 140) -> bytes:
-    """The bytes of what `gif` writes."""
+    """The content of the file that `save_gif` writes. Raises InputError without frames."""
     if not len(frames):
         raise InputError("a GIF needs at least one frame; got none")
     images = [_to_palette(resize_to(as_image(f), side).convert("RGB")) for f in frames]
@@ -49,20 +91,32 @@ def gif_bytes(frames: Sequence[ImageLike], *, ms: int = 80, last_ms: int = 1200,
 
 
 def png_bytes(image: ImageLike) -> bytes:
-    """The bytes of a PNG, one byte a pixel where 256 colors suffice."""
+    """An image as the content of a PNG file, for web pages and archives.
+
+    Args:
+        image: A Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4), uint8.
+
+    Returns:
+        The bytes; with a palette, one byte per pixel, where the image has at most 256 colors. Every pixel is kept.
+
+    Example:
+        >>> import numpy as np, unboxed as ub
+        >>> ub.plots.png_bytes(np.zeros((8, 8, 3), np.uint8))[:4]
+        b'\\x89PNG'
+    """
     buffer, paletted = BytesIO(), _palette_if_exact(as_image(image))
     paletted.save(buffer, "PNG", optimize=paletted.mode == "P")  # photos gain little, and take long
     return buffer.getvalue()
 
 
 def _to_palette(im: Image.Image) -> Image.Image:
-    """With a palette: exact where 256 colors suffice, else the nearest of a quickly found one."""
+    """With a palette: exact for at most 256 colors, else the nearest colors of an octree."""
     paletted = _palette_if_exact(im)
     return paletted if paletted.mode == "P" else im.quantize(256, Image.Quantize.FASTOCTREE)
 
 
 def _palette_if_exact(im: Image.Image) -> Image.Image:
-    """The same pixels with a palette where there are at most 256 colors, which most maps and gray images have."""
+    """The same pixels with a palette if there are at most 256 colors, as in most maps and gray images."""
     if im.mode not in ("RGB", "RGBA"):
         return im
     pixels = np.ascontiguousarray(im.convert("RGBA"))  # (H, W, 4)
@@ -81,5 +135,5 @@ def _pillow_format(path: Path) -> str:
     formats = Image.registered_extensions()
     ending = path.suffix.lower()
     if ending and ending not in formats:
-        raise WriteError(f"can't write {path.name}: {ending!r} is no picture format that Pillow knows; use .png")
+        raise WriteError(f"can't write {path.name}: Pillow knows no image format {ending!r}; use .png")
     return formats.get(ending, "PNG")

@@ -1,4 +1,4 @@
-"""A patch as a page to print: the patch, where to cut, and the rules under which it was measured."""
+"""A patch as a page to print: the patch, a line to cut along, and the placement for which it was measured."""
 
 from __future__ import annotations
 
@@ -8,21 +8,37 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from . import colors
-from .sheet import BACKGROUND_COLOR, EDGE_COLOR, MARGIN_PIXELS, TEXT_COLOR
+from .colors import EDGE_COLOR
+from .sheet import BACKGROUND_COLOR, MARGIN_PIXELS, TEXT_COLOR
 from .text import get_font, wrap_text
 
 if TYPE_CHECKING:
     from ..adversarial import Patch
 
-CAVEAT = "Paper, light and camera were no part of that: measure it again where it is to work."
+CAVEAT = "Print, light and camera were not part of the measurement: measure it again in its surroundings."
 
 
 def printable_patch(
     patch: Patch, *, classes: Sequence[str] = (), success: float | None = None, side: int = 1200
 ) -> Image.Image:
-    """A page with the patch about `side` pixels wide, a line to cut along, and its placement rules in words.
+    """A page to print: an adversarial patch, a line to cut along, and its placement in words.
 
-    `success` is its measured share of fooled images, as `patch.success` gives it.
+    Args:
+        patch: The result of `adversarial.patch`.
+        classes: Names of the model's classes; without them the target is printed as a number.
+        success: The measured fooling rate, as `patch.success(...)` returns it; None prints none.
+        side: Width of the patch in pixels.
+
+    Returns:
+        The page.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> patch = ub.adversarial.patch(box, x, y, target=3, steps=2)
+        >>> ub.plots.printable_patch(patch, classes=box.classes, side=300).width
+        346
     """
     face, head = get_font(max(11, side // 40)), get_font(max(13, side // 30), bold=True)
     step, margin = round(1.4 * side / 40) + 6, MARGIN_PIXELS + side // 40
@@ -44,27 +60,27 @@ def printable_patch(
 
 
 def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -> None:
-    """The patch, smooth as it was sampled, cut to its shape."""
+    """The patch, with the interpolation by which it is placed, cut to its shape."""
     size, box = (side, side), (0, 0, side - 1, side - 1)
-    picture = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
+    image = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size, 255)
     if patch.placement.shape == "circle":
         mask.paste(0, (0, 0, *size))
         ImageDraw.Draw(mask).ellipse(box, 255)
-    canvas.paste(picture, (x, y), mask)
+    canvas.paste(image, (x, y), mask)
     pen, edge = ImageDraw.Draw(canvas), (x - 1, y - 1, x + side, y + side)
     (pen.ellipse if patch.placement.shape == "circle" else pen.rectangle)(edge, outline=EDGE_COLOR)
 
 
 def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
     if patch.target is None:
-        return "Adversarial patch: whatever it lies on is taken for something else"
+        return "Adversarial patch: images with it are misclassified"
     name = classes[patch.target] if classes else f"class {patch.target}"
-    return f"Adversarial patch: whatever it lies on is taken for {name}"
+    return f"Adversarial patch: images with it are classified as {name}"
 
 
 def _placement_rules(patch: Patch, success: float | None) -> list[str]:
     rules = [f"Cut along the line. It is {patch.placement}."]
     if success is not None:
-        rules.append(f"So placed on the screen it fooled {success:.0%} of the images it was measured on. {CAVEAT}")
+        rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {CAVEAT}")
     return rules

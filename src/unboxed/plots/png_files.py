@@ -1,4 +1,4 @@
-"""Images as PNG files that load as the very same numbers: what an attack with `bits=8` found, to be kept or sent."""
+"""Adversarial images as PNG files that load as exactly the same values, for attacks with `bits=8`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,26 @@ PNG_CHANNELS = (1, 3)
 
 
 def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -> list[Path]:
-    """Write each of the images (N, 1 or 3, H, W), gray or RGB, as `folder/name-0.png` and so on: nothing is rounded.
+    """Write images as PNG files that load as exactly the same values: `folder/name-0.png` and so on.
 
-    Raises InputError for images between the 256 levels of a file, which would not be the same when loaded, and
-    WriteError.
+    For adversarial images: rounding could undo the attack, so nothing is rounded. Take `save` for figures.
+
+    Args:
+        images: Images (N, 1 or 3, H, W), gray or RGB, whose values are the 256 levels k / 255.
+        folder: Folder of the files; it is made if need be.
+        name: First part of the file names.
+
+    Returns:
+        The paths, one per image.
+
+    Raises:
+        InputError: for values between the levels, out of [0, 1], or other numbers of channels.
+        WriteError: when a file cannot be written.
+
+    Example:
+        >>> import tempfile, torch, unboxed as ub
+        >>> [path.name for path in ub.plots.save_png(torch.zeros(2, 1, 8, 8), tempfile.mkdtemp())]
+        ['image-0.png', 'image-1.png']
     """
     files = to_png_levels(images)
     digits = len(str(len(files) - 1))
@@ -29,7 +45,7 @@ def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -
 
 
 def to_png_levels(images: Any) -> Bytes:
-    """The bytes of files, (N, H, W) or (N, H, W, 3), of images on their levels. Raises InputError."""
+    """The pixels of the files, (N, H, W) or (N, H, W, 3). Raises InputError for values between the levels."""
     levels = as_array(images) * MAX_LEVEL
     if levels.ndim != 4 or levels.shape[1] not in PNG_CHANNELS:
         hint = "for other channels keep (images * 255).round() as bytes, with numpy.save"
@@ -39,6 +55,8 @@ def to_png_levels(images: Any) -> Bytes:
         not (np.abs(levels - rounded) <= LEVEL_TOLERANCE * MAX_LEVEL).all()
         or not ((rounded >= 0) & (rounded <= MAX_LEVEL)).all()
     ):
-        raise InputError("these images are not on the levels k/255 of a file: attack with bits=8, or round them first")
+        raise InputError(
+            "the values of these images are not levels k/255 of a file: attack with bits=8, or round them first"
+        )
     values: Bytes = rounded.astype(np.uint8).transpose(0, 2, 3, 1)  # (N, H, W, C)
     return values[..., 0] if values.shape[-1] == 1 else values

@@ -15,17 +15,15 @@ from PIL import Image
 from ..atomic_write import encode_utf8, write_bytes
 from ..errors import InputError
 from .colors import Array, as_array
+from .embedding import make_thumbnails
 from .files import png_bytes
-from .map import make_thumbnails
 
 if TYPE_CHECKING:
     from ..activations import TsneMaps
 
-MAX_SPRITE_PIXELS = 8192  # pixels a side of a sprite: what WebGL takes
-MAX_THUMBNAIL_PIXELS = 64  # pixels of a thumbnail at most; images are never enlarged
-MIN_THUMBNAIL_PIXELS = (
-    16  # pixels of a thumbnail; before they are smaller, the points are split into several embeddings
-)
+MAX_SPRITE_PIXELS = 8192  # per side of a sprite: the limit of WebGL
+MAX_THUMBNAIL_PIXELS = 64  # per side; images are never enlarged
+MIN_THUMBNAIL_PIXELS = 16  # per side; rather than smaller thumbnails, the points are split into several embeddings
 CONFIG_FILE = "projector_config.pbtxt"
 
 
@@ -38,16 +36,34 @@ def projector(
     classes: Sequence[str] = (),
     max_pixels: int = MAX_SPRITE_PIXELS,
 ) -> Path:
-    """Write features (N, D), {name: (N, D)} or the maps of `activations.tsne` for `tensorboard --logdir folder`.
+    """Write features or t-SNE maps for the embedding projector of TensorBoard: `tensorboard --logdir folder`.
 
-    `images` (N, C, H, W) become a sprite of at most `limit` pixels a side: thumbnails shrink to 16 pixels, and points
-    whose thumbnails still don't fit are split into several embeddings ("fc1, part 1"), each with its own sprite.
-    Returns the path of the config. Raises InputError, and WriteError where the folder can't be written.
+    Args:
+        features: Features (N, D), {name: (N, D)}, or the maps of `activations.tsne`.
+        folder: Folder of the files; it is made if need be.
+        images: Images (N, C, H, W) in [0, 1], shown at the points as thumbnails; None shows dots.
+        labels: Classes (N,), printed at the points.
+        classes: Names of the classes.
+        max_pixels: Largest side of a sprite. Thumbnails are shrunk to 16 pixels; points whose thumbnails do not fit
+            even then are split into several embeddings ("fc1, part 1"), each with its own sprite.
+
+    Returns:
+        The path of the configuration file.
+
+    Raises:
+        InputError: for features that are not finite, or other numbers of images or labels.
+        WriteError: when the folder cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from unboxed.plots.projector import projector
+        >>> projector(torch.rand(4, 3), tempfile.mkdtemp(), labels=torch.tensor([0, 1, 0, 1])).name
+        'projector_config.pbtxt'
     """
     tables = _check_tables(features)
     n = len(next(iter(tables.values())))
     if any(len(other) != n for other in (images, labels) if other is not None):
-        raise InputError(f"images and labels are one a point; there are {n} points")
+        raise InputError(f"wanted one image and one label per point; there are {n} points")
     folder, side, parts = Path(folder), 0, [slice(0, n)]
     if images is not None:
         side, parts = _plan_sprites(n, max(images.shape[2:]), max_pixels)
@@ -77,7 +93,7 @@ def _check_tables(features: Any) -> dict[str, Array]:
 
 
 def _plan_sprites(n: int, image_side: int, max_pixels: int) -> tuple[int, list[slice]]:
-    """The side of a thumbnail, and the points of each sprite: one sprite if its thumbnails stay large enough."""
+    """The side of a thumbnail, and the points of each sprite: one sprite if its thumbnails are large enough."""
     side = min(
         image_side,
         MAX_THUMBNAIL_PIXELS,
@@ -110,26 +126,26 @@ def _tsv_bytes(rows: Array) -> bytes:
 
 
 def _metadata_bytes(labels: Any, classes: Sequence[str], first: int) -> bytes:
-    """Two columns, so with a header: what is printed on a point, and which example it is."""
+    """A table with a header and two columns: the label, and the number of the example."""
     words = [_clean_name(classes[k] if k < len(classes) else str(k)) for k in as_array(labels).astype(int).tolist()]
     lines = ["label\texample", *(f"{word}\t{first + i}" for i, word in enumerate(words))]
     return encode_utf8("\n".join(lines) + "\n")
 
 
 def _clean_name(name: object) -> str:
-    """A name without what would end a cell or a line."""
+    """A name without tabs and line breaks."""
     return " ".join(str(name).split()) or "(no name)"
 
 
 def _make_sprite(images: Any, side: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
     """Thumbnails row by row, as the projector reads them, and their (width, height)."""
-    pictures = [np.asarray(p) for p in make_thumbnails(images, side)]
-    h, w = pictures[0].shape[:2]
-    columns = min(max_pixels // w, math.ceil(math.sqrt(len(pictures) * h / w)))
-    columns = max(columns, -(-len(pictures) // (max_pixels // h)))
-    rows = -(-len(pictures) // columns)
+    thumbnails = [np.asarray(p) for p in make_thumbnails(images, side)]
+    h, w = thumbnails[0].shape[:2]
+    columns = min(max_pixels // w, math.ceil(math.sqrt(len(thumbnails) * h / w)))
+    columns = max(columns, -(-len(thumbnails) // (max_pixels // h)))
+    rows = -(-len(thumbnails) // columns)
     canvas = np.zeros((rows * columns, h, w, 3), dtype=np.uint8)
-    canvas[: len(pictures)] = pictures
+    canvas[: len(thumbnails)] = thumbnails
     canvas = canvas.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
     return Image.fromarray(canvas), (w, h)
 

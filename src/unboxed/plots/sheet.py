@@ -1,4 +1,9 @@
-"""Contact sheets: pictures with captions on one grid, drawn by Pillow alone, in milliseconds."""
+"""Contact sheets: images with captions on one grid, drawn by Pillow.
+
+Laid out by hand instead of by matplotlib: small images are enlarged by exact whole factors, so that each of their
+pixels is a square of one color; a sheet takes milliseconds, also in the middle of training; and its few colors make
+small PNG files.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import Bytes
+from .colors import EDGE_COLOR, Bytes
 from .text import Font, get_font, wrap_text
 
-TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR, EDGE_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255), (214, 214, 218)
+TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255)
 MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
-ROW_TITLE_WIDTH = 112  # width of the row titles
+MAX_ROW_TITLE_WIDTH = 112  # pixels; longer row titles are wrapped
+MAX_WIDTH_FOR_TEXT = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
+BAR_WIDTH = 140
 MIN_TILE_WIDTH = 64  # narrower tiles leave no room for a caption
 COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE, "gray": colors.GRAY_TABLE}
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture (H, W, 3) uint8, or a Pillow image, and what stands below it."""
+    """One image (H, W, 3) uint8, or a Pillow image, and its caption."""
 
     image: Bytes | Image.Image
     caption: str = ""
@@ -30,16 +37,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class ColorBar:
-    """A printed scale: signed (and gray, of color filters) runs from -scale to +scale, magnitude from 0 to scale."""
+    """A color bar: signed and gray (color filters) from -vmax to vmax, magnitude from 0 to vmax."""
 
     kind: Literal["signed", "magnitude", "gray"]
-    scale: float
+    vmax: float
     name: str = ""
 
     @property
     def tick_labels(self) -> tuple[str, ...]:
-        limit_text = f"{self.scale:.3g}"
-        return (f"−{limit_text}", "0", f"+{limit_text}") if self.kind != "magnitude" else ("0", limit_text)
+        if self.kind == "magnitude":
+            return "0", f"{self.vmax:.3g}"
+        return f"−{self.vmax:.3g}", "0", f"+{self.vmax:.3g}"
 
 
 def contact_sheet(
@@ -51,9 +59,24 @@ def contact_sheet(
     bars: Sequence[ColorBar] = (),
     side: int = 140,
 ) -> Image.Image:
-    """Tiles on a grid (None leaves a place free), with column titles, row names and the scales that they share.
+    """Tiles on a grid, with titles and the color bars that they share.
 
-    Pictures are enlarged to about `side` pixels: small ones by a whole factor with hard pixels, photos smoothly.
+    Args:
+        rows: Rows of tiles; None leaves a cell empty.
+        title: Printed above.
+        columns: Titles of the columns.
+        names: Titles of the rows, on their left.
+        bars: Color bars, printed below the tiles.
+        side: Size in pixels of each image: small ones are enlarged by a whole factor, photos are shrunk to it.
+
+    Returns:
+        The sheet.
+
+    Example:
+        >>> import numpy as np
+        >>> from unboxed.plots.sheet import Tile, contact_sheet
+        >>> contact_sheet([[Tile(np.zeros((8, 8, 3), np.uint8), "black")]], title="One tile").size
+        (256, 229)
     """
     grid = [[_Cell.of(tile, side) for tile in row] for row in rows]
     layout = _Layout.of(grid, title, columns, names, bars)
@@ -73,7 +96,7 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Cell:
-    picture: Image.Image | None
+    image: Image.Image | None
     caption: str
 
     @classmethod
@@ -82,23 +105,23 @@ class _Cell:
 
     @property
     def lines(self) -> list[str]:
-        width = MIN_TILE_WIDTH if self.picture is None else max(self.picture.width, MIN_TILE_WIDTH)
+        width = MIN_TILE_WIDTH if self.image is None else max(self.image.width, MIN_TILE_WIDTH)
         return wrap_text(self.caption, width, get_font(12)) if self.caption else []
 
     def draw(self, canvas: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, row_height: int) -> None:
-        if self.picture is None:
+        if self.image is None:
             return
-        w, h = self.picture.size
-        if self.picture.mode == "RGBA":
-            canvas.paste(self.picture, (x, y), self.picture)
+        w, h = self.image.size
+        if self.image.mode == "RGBA":
+            canvas.paste(self.image, (x, y), self.image)
         else:
-            canvas.paste(self.picture, (x, y))
+            canvas.paste(self.image, (x, y))
             pen.rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE_COLOR)
         _draw_lines(pen, self.lines, x, y + row_height + 5, get_font(12))
 
 
 def _row_height(row: list[_Cell]) -> int:
-    return max((c.picture.height for c in row if c.picture is not None), default=0)
+    return max((c.image.height for c in row if c.image is not None), default=0)
 
 
 @dataclass(frozen=True)
@@ -115,10 +138,11 @@ class _Layout:
     def of(
         cls, grid: list[list[_Cell]], title: str, columns: Sequence[str], names: Sequence[str], bars: Sequence[ColorBar]
     ) -> _Layout:
-        cell = max([MIN_TILE_WIDTH, *(c.picture.width for row in grid for c in row if c.picture is not None)])
+        cell = max([MIN_TILE_WIDTH, *(c.image.width for row in grid for c in row if c.image is not None)])
         count = max(map(len, grid), default=0)
-        lefts = [MARGIN_PIXELS + (ROW_TITLE_WIDTH if any(names) else 0) + i * (cell + GAP_PIXELS) for i in range(count)]
-        width = max(lefts[-1] + cell if lefts else 0, 2 * ROW_TITLE_WIDTH + MARGIN_PIXELS) + MARGIN_PIXELS
+        title_width = _row_title_width(names)
+        lefts = [MARGIN_PIXELS + title_width + i * (cell + GAP_PIXELS) for i in range(count)]
+        width = max(lefts[-1] + cell if lefts else 0, _text_width(title, bars)) + MARGIN_PIXELS
         title_lines = wrap_text(title, width - 2 * MARGIN_PIXELS, get_font(15, bold=True)) if title else []
         column_titles = [wrap_text(c, cell, get_font(12, bold=True)) if c else [] for c in columns]
         y = (
@@ -133,7 +157,7 @@ class _Layout:
             tops.append(y)
             y += _row_height(row) + 8 + LINE_HEIGHT * max((len(c.lines) for c in row), default=0) + GAP_PIXELS
         row_titles = [
-            wrap_text(n, ROW_TITLE_WIDTH - 8, get_font(12, bold=True), max_lines=6) if n else [] for n in names
+            wrap_text(n, title_width - 8, get_font(12, bold=True), max_lines=6) if n else [] for n in names
         ] or [[]] * len(grid)
         return cls(
             title_lines,
@@ -146,6 +170,19 @@ class _Layout:
         )
 
 
+def _row_title_width(names: Sequence[str]) -> int:
+    """Pixels left of the tiles, with a gap; none without row titles."""
+    widths = [get_font(12, bold=True).getlength(line) for name in names for line in name.split("\n")]
+    return min(MAX_ROW_TITLE_WIDTH, round(max(widths)) + 16) if any(names) else 0
+
+
+def _text_width(title: str, bars: Sequence[ColorBar]) -> int:
+    """Where the title and the names of the color bars end, within bounds."""
+    bar_widths = [BAR_WIDTH + 12 + get_font(11).getlength(bar.name) for bar in bars]
+    width = max([get_font(15, bold=True).getlength(title), *bar_widths])
+    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH), MAX_WIDTH_FOR_TEXT))
+
+
 def _draw_lines(
     pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face: Font, step: int = LINE_HEIGHT
 ) -> None:
@@ -156,8 +193,8 @@ def _draw_lines(
 def _draw_color_bar(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, bar: ColorBar, x: int, y: int, max_width: int
 ) -> None:
-    """The color range with its ends printed, and what is measured."""
-    width, face = min(140, max_width), get_font(11)
+    """The colors, the ends of the range, and the name of what is measured."""
+    width, face = min(BAR_WIDTH, max_width), get_font(11)
     table = COLOR_TABLES[bar.kind]
     strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))

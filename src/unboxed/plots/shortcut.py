@@ -1,14 +1,14 @@
-"""What the planted shortcut's methods drew, of the model that goes by the mark and of its control, side by side."""
+"""The maps and images of the planted shortcut check, of the model with the shortcut and its control, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from . import colors
-from .draw import shared_vmax, signed_map
+from .draw import outline_rectangle, shared_vmax, signed_map
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
@@ -17,24 +17,26 @@ if TYPE_CHECKING:
     from ..checks.shortcut_trial import ShortcutFinding
 
 FIGURE_PIXELS = 84
-OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # a mark's outline, to be seen on black and on white
+OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white
 MODEL_NAMES = ("with the shortcut", "control model")
 
 
 def shortcut_maps(result: ShortcutReport) -> Image.Image:
-    """A row a method of attribution, a column an image: explained is the class whose mark it bears, on both models.
+    """A row per attribution method, a column per image and model; explained is the class of the image's trigger.
 
-    A row has one scale, for both models; the mark is outlined.
+    Both models share the scale of a row; triggers are outlined.
     """
     rows = [f for f in result.findings if f.family == "attribution" and f.images is not None]
     rectangles = [result.trigger.rectangle(int(k)) for k in result.classes]
     grid = [_input_tiles(result, rectangles), *(_map_tiles(f, rectangles) for f in rows)]
     names = ["input", *(f"{f.name}\n{f.grade}\n{_score_text(f)}\n±{_vmax(f):.2g}" for f in rows)]
     columns = [
-        f"{model}: {'false' if k != y else 'true'} mark" for model in MODEL_NAMES for k, y in _class_label_pairs(result)
+        f"{model}: {'mismatched' if k != y else 'matched'} trigger"
+        for model in MODEL_NAMES
+        for k, y in _class_label_pairs(result)
     ]
-    bar = ColorBar("signed", 1.0, "in units of the row's own range, printed on its left")
-    title = "Which methods show the planted shortcut? By their names: maps that peak at a false mark (control model)"
+    bar = ColorBar("signed", 1.0, "relative to the range of the row, printed on its left")
+    title = "Which methods show the planted shortcut? Left: maps that peak at a mismatched trigger (control model)"
     return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=FIGURE_PIXELS)
 
 
@@ -58,36 +60,28 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
         ):
             tiles.append(
                 Tile(
-                    outline_rectangle(colors.image_to_rgb(x), rectangle, OUTLINE_ON_IMAGE),
-                    f"a {y}, marked {k}\nanswer: {p}",
+                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, FIGURE_PIXELS),
+                    f"label {y}, trigger {k}\npredicted {p}",
                 )
             )
     return tiles
 
 
 def _map_tiles(f: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
-    scale = _vmax(f)
+    vmax = _vmax(f)
     all_maps = [m for of_model in f.images or () for m in of_model]
     return [
-        Tile(outline_rectangle(signed_map(m, scale), rectangle, OUTLINE_ON_MAP))
+        Tile(outline_rectangle(signed_map(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, FIGURE_PIXELS))
         for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
     ]
 
 
-def outline_rectangle(
-    picture: colors.Bytes, rectangle: Rectangle, color: tuple[int, int, int], side: int = FIGURE_PIXELS
-) -> Image.Image:
-    """A picture (H, W, 3), enlarged as on a sheet, with a line around a place of it."""
-    im = colors.resize_to(picture, side).convert("RGB")
-    fy, fx = im.height / picture.shape[0], im.width / picture.shape[1]
-    corner = round(rectangle.left * fx) - 1, round(rectangle.top * fy) - 1
-    end = round((rectangle.left + rectangle.width) * fx), round((rectangle.top + rectangle.height) * fy)
-    ImageDraw.Draw(im).rectangle((*corner, *end), outline=color)
-    return im
+def _bounds(r: Rectangle) -> tuple[int, int, int, int]:
+    return r.top, r.left, r.top + r.height, r.left + r.width
 
 
 def shortcut_images(result: ShortcutReport) -> Image.Image:
-    """Class images and top examples of the first marked class, of both models."""
+    """Class images and top examples of the first class with a trigger, of both models."""
     k = result.trigger.classes[0]
     rows, names = list[list[Any]](), list[str]()
     for f in result.findings:
@@ -95,6 +89,4 @@ def shortcut_images(result: ShortcutReport) -> Image.Image:
             for images, model in zip(f.images, MODEL_NAMES, strict=True):
                 rows.append([Tile(colors.image_to_rgb(x)) for x in images])
                 names.append(f"{f.name} of {k}\n{model}")
-    return contact_sheet(
-        rows, title=f"What the model looks for in a {k}, and what it takes for one", names=names, side=84
-    )
+    return contact_sheet(rows, title=f"Class images and top examples of {k}", names=names, side=84)

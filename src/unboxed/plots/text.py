@@ -1,4 +1,4 @@
-"""Words on pictures: a font without a figure library, and lines that fit a width."""
+"""Text on images: a font, and lines that fit a width."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def get_font(size: int, bold: bool = False) -> Font:
 
 
 def wrap_text(text: str, width: float, face: Font, max_lines: int = 4) -> list[str]:
-    """The text in at most `most` lines no wider than `width`; what doesn't fit ends in an ellipsis."""
+    """The text in at most `max_lines` lines no wider than `width`; longer text ends in an ellipsis."""
     lines = [part for line in to_printable(text).split("\n") for part in _break_line(line, width, face)]
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1] + "…"]
@@ -34,7 +34,7 @@ def wrap_text(text: str, width: float, face: Font, max_lines: int = 4) -> list[s
 
 @lru_cache(4096)
 def _text_width(face: Font, text: str) -> float:
-    """Measured once: a sheet's words come again at each look, and every line is measured many times."""
+    """Cached: every line is measured many times, and sheets repeat their texts."""
     return face.getlength(text)
 
 

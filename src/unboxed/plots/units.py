@@ -1,4 +1,7 @@
-"""Units as pictures: the patches that excite each most, their projections, and the values that it takes."""
+"""Units: the patches with the largest activations of each, their projections, and the histogram of its values.
+
+Histograms are drawn by Pillow: a page has hundreds, and matplotlib takes some hundredths of a second for each.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import Array, Bytes, as_array
+from .colors import Array, Bytes, add_borders, as_array
 from .draw import VMAX_QUANTILE
-from .sheet import EDGE_COLOR, ColorBar, Tile, contact_sheet
+from .sheet import ColorBar, Tile, contact_sheet
 
-HISTOGRAM_SIZE = (150, 66)  # pixels of a histogram
-MAX_PATCH_PIXELS = 72  # pixels a side of a patch; larger ones are shrunk by a whole factor
+HISTOGRAM_SIZE = (150, 66)  # pixels
+MAX_PATCH_PIXELS = 72  # per side; larger patches are shrunk by a whole factor
 OUTSIDE_COLOR, BAR_COLOR, ZERO_LINE_COLOR = (236, 236, 240), (70, 70, 78), (178, 24, 43)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit: patches (k, C, h, w) of its top examples, all of one size, and projections like them if there are."""
+    """One unit: patches (k, C, h, w) of its top examples, and projections of the same shape if there are any."""
 
     number: int
     patches: Array
@@ -30,7 +33,7 @@ class Unit:
     counts: Array  # (B,)
     edges: Array  # (B + 1,)
     dead: bool = False
-    note: str = ""  # more words
+    note: str = ""  # printed below the name
 
     @property
     def name(self) -> str:
@@ -38,7 +41,7 @@ class Unit:
 
 
 def crop_with_padding(image_chw: Any, bounds: Sequence[int], size: tuple[int, int], image: tuple[int, int]) -> Array:
-    """The part of a picture (C, H, W) within bounds, NaN around it where the field (h, w) leaves the image."""
+    """The part of an image (C, H, W) within bounds; NaN where the receptive field (h, w) exceeds the image."""
     image_chw = as_array(image_chw)
     top, left, bottom, right = map(int, bounds)
     h, w = max(size[0], bottom - top), max(size[1], right - left)
@@ -56,32 +59,23 @@ def _downsample(canvas: Array) -> Array:
     return blocks
 
 
-def shared_vmax(units: Sequence[Unit]) -> float:
-    """The one scale of all projections: they are to be compared."""
+def projection_vmax(units: Sequence[Unit]) -> float:
+    """The scale that all projections share."""
     maps = [colors.sum_channels(u.projections) for u in units if u.projections is not None]
-    return colors.vmax(*maps, quantile=VMAX_QUANTILE) if maps else 1.0
+    return colors.max_magnitude(*maps, quantile=VMAX_QUANTILE) if maps else 1.0
 
 
 def patch_grid(unit: Unit, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
     """The top patches as small multiples, best first."""
-    return _add_borders(colors.tile_images(_patches_to_rgb(unit.patches), columns, cell=cell, max_width=max_width))
+    return add_borders(colors.tile_images(_patches_to_rgb(unit.patches), columns, cell=cell, max_width=max_width))
 
 
-def projection_grid(unit: Unit, scale: float, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
-    """Their projections on the same grid, signed: red pixels would excite the unit more if they were brighter."""
+def projection_grid(unit: Unit, vmax: float, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
+    """Their projections on the same grid, signed: brightening red pixels raises the activation."""
     maps = unit.projections if unit.projections is not None else unit.patches * np.nan
-    rgb = colors.signed_to_rgb(colors.sum_channels(maps), scale)
+    rgb = colors.signed_to_rgb(colors.sum_channels(maps), vmax)
     rgb[np.isnan(maps).any(1)] = OUTSIDE_COLOR
-    return _add_borders(colors.tile_images(rgb, columns, cell=cell, max_width=max_width))
-
-
-def _add_borders(canvas: Bytes) -> Bytes:
-    """A thin line around each tile (H, W, 4): white ones end where the paper begins."""
-    canvas = np.pad(canvas, ((1, 1), (1, 1), (0, 0)))
-    inside = np.pad(canvas[..., 3] > 0, 1)
-    is_border = np.any([np.roll(inside, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 0)[1:-1, 1:-1]
-    canvas[is_border & (canvas[..., 3] == 0)] = (*EDGE_COLOR, 255)
-    return canvas
+    return add_borders(colors.tile_images(rgb, columns, cell=cell, max_width=max_width))
 
 
 def _patches_to_rgb(patches: Array) -> Bytes:
@@ -91,7 +85,7 @@ def _patches_to_rgb(patches: Array) -> Bytes:
 
 
 def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE) -> Bytes:
-    """How many examples gave the unit which value, as bars; a red line at zero, ends printed by the caption."""
+    """The histogram of the unit's values, with a red line at zero; `value_range_text` has the ends of its axis."""
     width, height = size
     canvas = Image.new("RGB", size, (255, 255, 255))
     pen = ImageDraw.Draw(canvas)
@@ -100,7 +94,7 @@ def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE) -> Bytes:
     bar_edges = ((edges - edges[0]) / span * (width - 1)).round().astype(int)
     tallest = float(np.sqrt(counts.max(initial=0))) or 1.0
     for count, a, b in zip(counts, bar_edges, bar_edges[1:], strict=False):
-        if count:  # heights by square root, so that a few strong answers can be seen beside many weak ones
+        if count:  # heights by square root, so that few large values are seen next to many small ones
             pen.rectangle(
                 (a, height - 1 - max(1, round(np.sqrt(count) / tallest * (height - 6))), max(a, b - 1), height - 1),
                 BAR_COLOR,
@@ -121,22 +115,24 @@ def _trim_empty_bins(unit: Unit) -> tuple[Array, Array]:
 
 def value_range_text(unit: Unit) -> str:
     counts, edges = _trim_empty_bins(unit)
-    return f"axis {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
+    return f"from {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
 
 
-def units_sheet(units: Sequence[Unit], *, title: str = "", projection_name: str = "projection") -> Image.Image:
-    """A row a unit: its nine top patches, their projections on one scale, the values that it takes."""
-    scale, has_projections = shared_vmax(units), any(u.projections is not None for u in units)
+def units_sheet(
+    units: Sequence[Unit], *, title: str = "", projection_name: str = "projection", patch_name: str = "top patches"
+) -> Image.Image:
+    """A row per unit: its top patches, their projections on one scale, the histogram of its values."""
+    vmax, has_projections = projection_vmax(units), any(u.projections is not None for u in units)
     rows = []
     for unit in units:
         values_text = f"{unit.values[0]:.3g} to {unit.values[-1]:.3g}" if len(unit.values) else ""
         row = [Tile(patch_grid(unit), f"top values {values_text}")]
         if has_projections:
-            row.append(Tile(projection_grid(unit, scale)))
+            row.append(Tile(projection_grid(unit, vmax)))
         rows.append([*row, Tile(histogram(unit), value_range_text(unit))])
-    heads = ["top patches", *([projection_name] if has_projections else []), "largest value in each example"]
+    heads = [patch_name, *([projection_name] if has_projections else []), "largest value in each example"]
     bars = (
-        [ColorBar("signed", scale, f"{projection_name}: change of the unit per unit of pixel value")]
+        [ColorBar("signed", vmax, f"{projection_name}: change of the unit per unit of pixel value")]
         if has_projections
         else []
     )

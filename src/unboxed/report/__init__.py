@@ -1,6 +1,7 @@
-"""The main job: a page that opens a model, made of sections. A later family adds its own by one line in `SECTIONS`.
+"""The report: a page that opens a model, made of sections. A later family adds its own by one line in `SECTIONS`.
 
-A section is a file here; what it computes moves into a family, what it draws into `plots`.
+A section is a file here, in two halves: `find` calls the families and returns a `Finding`, `show` makes blocks of it.
+What a section computes moves into a family, what it draws into `plots`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,11 +44,12 @@ from . import (
     synthesis,
     units,
 )
-from .blocks import Block, Note
+from .blocks import Block, Figure, Note
 from .context import ReportContext, Section
+from .finding import Finding, NotApplicable
 from .folder import FACTS_FILE, PAGE_FILE, ReportFolder
 from .pictures import PictureStore
-from .render import SectionResult, render_page
+from .render import RenderedSection, render_blocks, render_figures, render_page
 from .skipped import skipped_text
 from .source import ReportData
 from .survey import run_survey
@@ -54,9 +57,9 @@ from .words import error_sentence
 
 LOG = logging.getLogger("unboxed")
 
-__all__ = ["SECTIONS", "Report", "Section", "report"]
+__all__ = ["SECTIONS", "Finding", "NotApplicable", "Report", "Section", "report"]
 
-SECTIONS: list[Section] = [
+SECTIONS: list[Section[Any]] = [
     overview.SECTION,
     activations.SECTION,
     units.SECTION,
@@ -75,13 +78,38 @@ SECTIONS: list[Section] = [
 
 
 VERDICTS_FILE = "verdicts.json"
-SINGLE_THREAD_BATCH = 256  # examples whose activations fit in one automatic batch
+NOT_RUN = "not run: the work was interrupted"
+SINGLE_THREAD_BATCH = 256  # examples; a model whose automatic batch is as large runs on one thread
 
 
 @dataclass(frozen=True)
 class Report:
-    path: Path  # of the page
-    failures: dict[str, str]  # {section: what went wrong}
+    """A written report: the path of its page, and {slug: error} of the sections that failed."""
+
+    path: Path
+    failures: dict[str, str]
+
+
+@dataclass
+class _Work:
+    """A report while it is made: the sections so far."""
+
+    context: ReportContext
+    pictures: PictureStore
+    sections: list[RenderedSection] = field(default_factory=list)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # {slug: finding}, for report.json
+    title: str = ""
+    headline: list[str] = field(default_factory=list)
+    cover: list[Figure] = field(default_factory=list)
+    interrupted: bool = False
+
+    def add(self, slug: str, finding: Finding) -> None:
+        """Keep what the page's top and report.json take from a finding; its tensors are freed."""
+        self.facts[slug] = finding.to_dict()
+        self.title = self.title or finding.title
+        self.headline += finding.headline
+        self.cover += finding.cover
+        self.interrupted = finding.interrupted
 
 
 def report(
@@ -90,44 +118,73 @@ def report(
     out: str | os.PathLike[str],
     *,
     judge: Box | None = None,
-    sections: Sequence[str | Section] | None = None,
+    sections: Sequence[str | Section[Any]] | None = None,
     seed: int = 0,
     quiet: bool = False,
     command: str | None = None,
     max_examples: int | None = None,
 ) -> Report:
-    """Write a self-contained page about the model to `out`/index.html, with report.json and the pictures beside it.
+    """Write a self-contained page about a model: how good it is, what it sees, why it predicts so, what fools it.
 
-    `data`: a Dataset of (input, label), or tensors (x, y); without labels there is everything but accuracy. At most
-    `most` examples are looked at (by default about as many as a minute allows). `judge`: another, robust model that
-    names the class images. `sections`: slugs, or sections of one's own. A section that fails is told in the page and in
-    `failures`; the others are written. Raises WriteError, DataError, InputError and OutputError before anything is
-    written.
+    The first thing to do with a model. The page is `out`/index.html; beside it are report.json (every number of the
+    page) and the images. A section that fails is reported in the page and costs no other one. For the figures of one
+    method call the method; for one image and all attribution methods use `unboxed explain`.
+
+    Args:
+        box: The model.
+        data: A Dataset of (input, label) with a length, or tensors (x, y) or x. Without labels there is no accuracy.
+        out: Folder, made if need be. A report that is already there is replaced, and its verdicts are used again.
+        judge: A second, robust model of the same classes that classifies the generated images.
+        sections: Slugs of `SECTIONS`, or sections of your own; None writes all.
+        seed: Seed of all random draws: same seed, same result.
+        quiet: No progress bar and no messages.
+        command: The command that reproduces the page, printed in its last section.
+        max_examples: Use at most this many of the examples, evenly spread; None: 10,000, fewer for large inputs.
+
+    Returns:
+        The path of the page, and the errors of sections that failed.
+
+    Raises:
+        WriteError: `out` is a file or cannot be written.
+        DataError: The data are no data set, are empty, or have labels that the model has no class for.
+        InputError: A section of that name does not exist, or a row does not fit the model's inputs.
+        OutputError: The model outputs NaN.
+
+    Example:
+        >>> import tempfile
+        >>> import unboxed as ub
+        >>> box, digits = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(8)
+        >>> written = ub.report(box, digits, tempfile.mkdtemp(), sections=["overview"], quiet=True)
+        >>> written.path.name, written.failures
+        ('index.html', {})
     """
     selected, seed = _select_sections(sections), check_seed(seed)
     with ReportFolder(out) as folder, _single_thread_if_small(box):
         source = ReportData(data, box)
-        with tqdm(total=len(selected) + 1, desc="Asking the model", disable=quiet, file=sys.stderr, leave=False) as bar:
-            results = run_survey(box, source, max_examples)
+        with tqdm(
+            total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
+        ) as bar:
+            survey = run_survey(box, source, max_examples)
             bar.update()
-            context = ReportContext(
-                box, source, results, PictureStore(folder), judge, seed, command, verdict_cache=_load_verdicts(folder)
-            )
-            parts = [_build_part(context, section, bar) for section in selected]
-        failures = {p.slug: p.failure for p in parts if p.failure}
-        folder.stage(PAGE_FILE, encode_utf8(render_page(context, parts)))
+            context = ReportContext(box, source, survey, judge, seed, command, _load_verdicts(folder))
+            work = _Work(context, PictureStore(folder))
+            for section in selected:
+                bar.set_description(section.title)
+                work.sections.append(_make_section(work, section))
+                bar.update()
+        failures = {s.slug: s.failure for s in work.sections if s.failure}
+        folder.stage(PAGE_FILE, encode_utf8(_page(work)))
         folder.stage(VERDICTS_FILE, context.verdict_cache.to_json())
-        folder.stage(FACTS_FILE, _facts_json(context, folder, failures))
+        folder.stage(FACTS_FILE, _facts_json(work, folder, failures))
         published = Report(folder.publish(), failures)
-    if (skipped_note := skipped_text(source, results)) and not quiet:
+    if (skipped_note := skipped_text(source, survey)) and not quiet:
         print(f"{source.name}: {skipped_note}; the page lists them.", file=sys.stderr)
     return published
 
 
 @contextmanager
 def _single_thread_if_small(box: Box) -> Iterator[None]:
-    """Small models run on one thread: several, waiting for one another on busy cores, took up to eight times as
-    long."""
+    """Small models run on one thread: several, waiting for one another on busy cores, took up to 8 times as long."""
     n_threads = torch.get_num_threads()
     if box.batch_limit >= SINGLE_THREAD_BATCH:
         torch.set_num_threads(1)
@@ -137,7 +194,7 @@ def _single_thread_if_small(box: Box) -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def _select_sections(sections: Sequence[str | Section] | None) -> list[Section]:
+def _select_sections(sections: Sequence[str | Section[Any]] | None) -> list[Section[Any]]:
     by_slug = {s.slug: s for s in SECTIONS}
     selected = []
     for section in SECTIONS if sections is None else sections:
@@ -147,55 +204,70 @@ def _select_sections(sections: Sequence[str | Section] | None) -> list[Section]:
     return selected
 
 
-def _build_part(context: ReportContext, section: Section, bar: tqdm[Any]) -> SectionResult:
-    """One section, come what may."""
-    bar.set_description(section.title)
+def _make_section(work: _Work, section: Section[Any]) -> RenderedSection:
+    """Find, show and render one section; what it raises becomes its failure."""
+    rendered = partial(RenderedSection, section.title, section.slug)
     try:
-        if context.interrupted:
-            return SectionResult(section.title, section.slug, [], "not made: the work was interrupted")
-        if reason := section.reason_unfit(context):
-            return SectionResult(section.title, section.slug, [], reason_unfit=reason)
-        blocks = _build_blocks(context, section)
-        return SectionResult(section.title, section.slug, blocks, "interrupted: only a part" * context.interrupted)
+        if work.interrupted:
+            return rendered(failure=NOT_RUN)
+        if reason := section.reason_not_applicable(work.context):
+            return rendered(not_applicable=reason)
+        finding, blocks = _find_and_show(work, section)
+        html = render_blocks(blocks, work.pictures)
+        if finding is not None:
+            work.add(section.slug, finding)
+        answer = finding.answer if finding is not None else ""
+        return rendered(html, answer, "interrupted: only a part" * work.interrupted)
     except KeyboardInterrupt:
-        context.interrupted = True
-        return SectionResult(section.title, section.slug, [], "not made: the work was interrupted")
+        work.interrupted = True
+        return rendered(failure=NOT_RUN)
     except WriteError:  # no other section could be written either
         raise
     except Exception as error:  # one section that fails is no reason to lose the others
         LOG.warning("the section %r failed", section.title, exc_info=not isinstance(error, UnboxedError))
-        return SectionResult(section.title, section.slug, [], error_sentence(error))
-    finally:
-        bar.update()
+        return rendered(failure=error_sentence(error))
 
 
-def _build_blocks(context: ReportContext, section: Section) -> list[Block]:
-    """The section's blocks; what its methods warn of stands above the pictures, where their reader finds it."""
+def _find_and_show(work: _Work, section: Section[Any]) -> tuple[Finding | None, list[Block]]:
+    """The finding and the blocks; what methods warn of comes first, where a reader sees it before the figures."""
+    finding: Finding | None = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnboxedWarning)
-        blocks = list(section.build(context))
+        try:
+            finding = section.find(work.context)
+            blocks = list(section.show(finding))
+        except NotApplicable as reason:
+            blocks = [Note(str(reason))]
     for warning in [w for w in caught if not issubclass(w.category, UnboxedWarning)]:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning))
-    return [*(Note(f"Note: {note}.") for note in notes), *blocks]
+    return finding, [*(Note(f"Note: {note}.") for note in notes), *blocks]
 
 
 def _load_verdicts(folder: ReportFolder) -> VerdictCache:
-    """The verdicts that an earlier report in this folder found."""
+    """The verdicts of an earlier report in this folder."""
     with suppress(OSError):
         return VerdictCache((folder.out / VERDICTS_FILE).read_bytes())
     return VerdictCache()
 
 
-def _facts_json(context: ReportContext, folder: ReportFolder, failures: dict[str, str]) -> bytes:
+def _page(work: _Work) -> str:
+    context = work.context
+    subject = f"{type(context.box.model).__name__}{context.data.name_with_prefix(' on ')}"
+    cover = render_figures(work.cover, work.pictures)
+    return render_page(subject, work.title, work.headline, cover, work.sections)
+
+
+def _facts_json(work: _Work, folder: ReportFolder, failures: dict[str, str]) -> bytes:
+    context = work.context
     facts = {
         "unboxed": __version__,
         "model": type(context.box.model).__name__,
         "data": context.data.name,
         "classes": list(context.survey.classes),
-        "answer": context.title_text,
-        "headline": context.headline,
-        **context.facts,
+        "title": work.title,
+        "headline": work.headline,
+        "findings": work.facts,
         "failures": failures,
         "files": [name for name in folder.files if name not in (PAGE_FILE, FACTS_FILE, VERDICTS_FILE)],
     }

@@ -1,9 +1,9 @@
-"""What does it see? The filters it looks through, and what every layer makes of an image."""
+"""What does it see? The filters of the first layer, and the activations of every layer for two examples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,101 +12,129 @@ from ..errors import LayerError
 from ..plots import draw
 from .blocks import Block, ColorScales, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, tensors_equal
+from .finding import Example, Finding
+from .pictures import File, Picture
 from .words import count_noun, format_shape
 
 N_EXAMPLES = 2
-MAX_LAYERS = 16  # drawn; deeper models are sampled evenly
+MAX_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
+MAX_FILTERS = 64
 VERDICT_TEXT = "Nothing to check: these are the model's own numbers, colored."
-WIDTH_PIXELS = 500  # pixels of a layer's picture
+WIDTH_PIXELS = 500  # of a layer's image
+FILTERS_WIDTH_PIXELS = 640
 
 
-def build(context: ReportContext) -> Sequence[Block]:
-    blocks = _filter_blocks(context) if context.has_images else []
-    return [*blocks, *_map_blocks(context)]
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ActivationsFinding(Finding):
+    """Filters of the first layer, and activations of sampled layers for the examples."""
+
+    filters: Tensor | None  # (K, C, h, w); None where the model has none or its inputs are no images
+    no_filters_reason: str
+    examples: list[Example]
+    layers: tuple[LayerMaps, ...]
+    n_layers: int  # of the model
+    channels_first: list[str]  # paths of the layers whose channels are on axis 1
+    image_shape: tuple[int, ...] | None  # of the inputs, where they are images
 
 
-def _filter_blocks(context: ReportContext) -> list[Block]:
-    try:
-        weights = filters(context.box)
-    except LayerError as error:
-        return [Note(f"No filters to show: {error}.")]
-    image, bar = draw.filter_grid(weights, max_width=640)
-    n_shown = min(64, len(weights))
-    alt = (
-        f"{n_shown} filters of the first layer, {format_shape(weights.shape[2:])} "
-        f"each, from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
-    )
-    path = context.pictures.save_file("filters.png", draw.filters(weights, title="First-layer filters"))
-    caption = [f"{n_shown} of {len(weights)} filters, {format_shape(weights.shape[1:])} each, one scale"]
-    return [
-        Heading("Filters of the first layer"),
-        MethodNote.of(filters, VERDICT_TEXT),
-        FigureGrid([Figure(context.pictures.full_size(image, alt), "", tuple(caption))]),
-        ColorScales([context.pictures.color_scale(bar)]),
-        Files([(path, "the filters as a sheet")]),
-    ]
-
-
-def _map_blocks(context: ReportContext) -> list[Block]:
-    indices = list(dict.fromkeys([*context.survey.typical[:1], *context.survey.by_margin[:1]]))[:N_EXAMPLES]
-    paths = _sampled_layers(context)
-    layer_maps = maps(context.box, context.inputs(indices), paths)
-    blocks: list[Block] = [Heading("What every layer makes of an example"), MethodNote.of(maps, VERDICT_TEXT)]
-    n_omitted = len(context.box.layers.leaves) - len(paths)
-    if n_omitted > 0:
-        blocks.append(
-            Note(f"{count_noun(len(paths), 'layer')} of {len(paths) + n_omitted}, evenly spread over the depth.")
-        )
-    if len(indices) > 1:
-        blocks.append(Text("A layer has one scale for both examples, so their brightness compares.", "soft"))
-    for i, index in enumerate(indices):
-        title = f"Example {context.survey.rows[index]}: {context.answer_sentence(index)}"
-        label = context.label_name(index)
-        title += f", label {label}" if label is not None else ""
-        blocks.append(Fold(title, [_layer_figures(context, layer_maps, i)], open=i == 0))
+def find(context: ReportContext) -> ActivationsFinding:
+    weights, no_filters_reason = None, ""
     if context.has_images:
-        sheet = draw.activations(layer_maps, 0, title=f"Activations, example {context.survey.rows[indices[0]]}")
-        blocks.append(Files([(context.pictures.save_file("activations.png", sheet), "these maps as a sheet")]))
-    return blocks
+        try:
+            weights = filters(context.box)
+        except LayerError as error:
+            no_filters_reason = f"No filters to show: {error}."
+    indices = context.typical_and_ambiguous(N_EXAMPLES)
+    paths = _sampled_layers(context)
+    what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
+    return ActivationsFinding(
+        answer=f"The {what}" if weights is None else f"The filters of the first layer, and the {what}",
+        filters=weights,
+        no_filters_reason=no_filters_reason,
+        examples=context.examples(indices),
+        layers=maps(context.box, context.inputs(indices), paths),
+        n_layers=len(context.box.layers.leaves),
+        channels_first=sorted(context.channels_first),
+        image_shape=context.box.inputs.shape if context.has_images else None,
+    )
 
 
 def _sampled_layers(context: ReportContext) -> list[str]:
     """The leaves in the order in which they run, evenly sampled."""
-    rows = [r for r in context.box.layers.leaves if r.shape]
-    names = [r.addresses[0] for r in rows]
+    names = [r.addresses[0] for r in context.box.layers.leaves if r.shape]
     return [names[i] for i in draw.evenly_spaced(len(names), MAX_LAYERS)]
 
 
-def _layer_figures(context: ReportContext, layer_maps: Sequence[LayerMaps], i: int) -> FigureGrid:
-    """What each layer gave; what it received is drawn only where no layer above has drawn it."""
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(f: ActivationsFinding) -> list[Block]:
+    return [*_filter_blocks(f), *_map_blocks(f)]
+
+
+def _filter_blocks(f: ActivationsFinding) -> list[Block]:
+    if f.filters is None:
+        return [Note(f.no_filters_reason)] if f.no_filters_reason else []
+    image, bar = draw.filter_grid(f.filters, max_width=FILTERS_WIDTH_PIXELS)
+    n_shown = min(MAX_FILTERS, len(f.filters))
+    alt = (
+        f"{n_shown} filters of the first layer, {format_shape(f.filters.shape[2:])} "
+        f"each, from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
+    )
+    caption = f"{n_shown} of {len(f.filters)} filters, {format_shape(f.filters.shape[1:])} each, one scale"
+    sheet = draw.filters(f.filters, title="First-layer filters")
+    return [
+        Heading("Filters of the first layer"),
+        MethodNote.of(filters, VERDICT_TEXT),
+        FigureGrid([Figure(Picture(image, alt, None), "", (caption,))]),
+        ColorScales([bar]),
+        Files([File("filters.png", sheet, "the filters as a sheet")]),
+    ]
+
+
+def _map_blocks(f: ActivationsFinding) -> list[Block]:
+    blocks: list[Block] = [Heading("Activations of every layer"), MethodNote.of(maps, VERDICT_TEXT)]
+    if len(f.layers) < f.n_layers:
+        blocks.append(Note(f"{count_noun(len(f.layers), 'layer')} of {f.n_layers}, evenly spread over the depth."))
+    if len(f.examples) > 1:
+        blocks.append(Text("Each layer has one scale for both examples, so their brightness can be compared.", "soft"))
+    for i, example in enumerate(f.examples):
+        title = f"Example {example.row}: {example.sentence}"
+        title += f", label {example.label}" if example.label is not None else ""
+        blocks.append(Fold(title, [_layer_figures(f, i)], open=i == 0))
+    if f.image_shape is not None:
+        sheet = draw.activations(f.layers, 0, title=f"Activations, example {f.examples[0].row}")
+        blocks.append(Files([File("activations.png", sheet, "these maps as a sheet")]))
+    return blocks
+
+
+def _layer_figures(f: ActivationsFinding, i: int) -> FigureGrid:
+    """The output of each layer; its input only where no layer above has shown it."""
     figures: list[Figure] = []
     previous: Tensor | None = None
-    for layer in layer_maps:
+    for layer in f.layers:
         input_, output = layer.inputs[i], layer.outputs[i]
         if previous is None or not tensors_equal(input_.flatten(), previous.flatten()):
-            figures.append(_figure(context, layer, layer.inputs, i, "received"))
+            figures.append(_figure(f, layer, layer.inputs, i, "input"))
         if not tensors_equal(input_, output):  # dropout, identity: nothing new
-            figures.append(_figure(context, layer, layer.outputs, i, "gave"))
+            figures.append(_figure(f, layer, layer.outputs, i, "output"))
         previous = output
     return FigureGrid(figures, two_per_row=True)
 
 
-def _figure(context: ReportContext, layer: LayerMaps, all_maps: Tensor, i: int, verb: str) -> Figure:
+def _figure(f: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, end: str) -> Figure:
     """Example i of a layer's activations (N, ...), on the scale of all examples."""
     h, bar = all_maps[i], draw.activation_bar(all_maps)
-    if h.ndim == 1 and h.numel() == math.prod(context.box.inputs.shape) and context.has_images:
-        h = h.view(context.box.inputs.shape)  # a flattened image
+    if f.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(f.image_shape):
+        h = h.view(f.image_shape)  # a flattened image
     image = draw.channel_maps(h, bar=bar, max_width=WIDTH_PIXELS)
-    is_channels_first = h.ndim != 3 or verb == "received" or layer.path.partition("#")[0] in context.channels_first
-    size_text = (
-        _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, drawn row by row of its first axis"
-    )
-    title = f"{layer.path} {verb} {size_text}"
-    colored = "blue to red" if bar.kind == "signed" else "black to yellow"
+    is_channels_first = h.ndim != 3 or end == "input" or layer.path.partition("#")[0] in f.channels_first
+    size = _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
     span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
-    alt = f"activation map: {title}, from {span}"
-    lines = (f"{layer.type}: {size_text}", f"scale {span} ({colored})")
-    return Figure(context.pictures.full_size(image, alt), f"{layer.path} {verb}", lines)
+    colored = "blue to red" if bar.kind == "signed" else "black to yellow"
+    title = f"{layer.path} {end}"
+    lines = (f"{layer.type}: {size}", f"scale {span} ({colored})")
+    return Figure(Picture(image, f"activation map: {title} {size}, from {span}", None), title, lines)
 
 
 def _size_text(h: Tensor) -> str:
@@ -117,4 +145,4 @@ def _size_text(h: Tensor) -> str:
     return f"{part}{count_noun(len(h), 'channel')} of {format_shape(h.shape[1:])}"
 
 
-SECTION = Section("What does it see?", "sees", build)
+SECTION = Section("What does it see?", "activations", find, show)

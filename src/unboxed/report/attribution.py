@@ -1,16 +1,17 @@
-"""Why this answer? Gradients for right, wrong and confused examples, beside the model without its training."""
+"""Why this prediction? Gradients of misclassified, ambiguous and correct examples, and of the untrained model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attribution import gradient, guided_backprop
-from ..box import Box
+from ..checks.ranking import attribution_cards
+from ..checks.verdict import GRADES, Verdict
 from ..engine.gradients.score import Gradients, gradients
 from ..errors import UnboxedError
 from ..model import relu_rules
@@ -19,73 +20,102 @@ from ..plots import colors, draw
 from ..plots.sheet import ColorBar
 from .blocks import Block, ColorScales, ExampleRow, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
+from .finding import SHOWN_ONLY, Check, Example, Finding
+from .pictures import File, Picture
 from .words import count_noun, error_sentence
 
-TONE_BY_GRADE = {"pass": "good", "inconclusive": "fair", "fail": "bad", "not applicable": ""}
-EXAMPLES_PER_GROUP = 3  # examples of a kind
-FIGURE_PIXELS = 140
-PUSH_SIZE = 0.5  # of the pixel range: how far the strongest pixel moves when an input is pushed along a gradient
+TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
+METHODS: tuple[Callable[..., Any], ...] = (gradient, guided_backprop)
+EXAMPLES_PER_GROUP = 3
+FIGURE_PIXELS, COVER_PIXELS = 140, 112
+PUSH_SIZE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
+GRADIENT = "gradient"  # the title of the two columns that share one scale
 
 
 @dataclass(frozen=True, eq=False)
 class MapColumn:
-    """One method's maps for all examples."""
+    """The maps of one method for all N examples."""
 
     title: str
-    result: Gradients
-    targets: Tensor  # (N,)
     scale: float
+    before_clamp: list[bool]  # (N,) the gradient is zero at the output's ReLU, and was taken before it
+    targets: list[str]  # (N,) classes
+    maps: Tensor = field(metadata=SHOWN_ONLY)  # (N, C, H, W)
 
 
-def build(context: ReportContext) -> Sequence[Block]:
+@dataclass(frozen=True, eq=False)
+class Push:
+    """The example with the lowest margin, moved along the gradients of its two largest outputs."""
+
+    example: Example
+    classes: list[str]  # (2,)
+    logits: list[float]
+    before_clamp: list[bool]
+    factor: float  # of the gradients
+    maps: Tensor = field(metadata=SHOWN_ONLY)  # (2, C, H, W)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttributionFinding(Finding):
+    """Maps of examples in groups, columns of maps over all of them, and verdicts on the two methods."""
+
+    scales: dict[str, float]
+    before_clamp: dict[str, int]  # maps taken before the output's ReLU
+    verdicts: dict[str, Verdict]
+    groups: dict[str, list[Example]]
+    columns: list[MapColumn]
+    notes: list[str]  # why there is no map of a kind
+    push: Push | None = None
+
+    @property
+    def examples(self) -> list[Example]:
+        return [example for group in self.groups.values() for example in group]
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        column = self.columns[0]
+        figure = _map_figure(column, 0, COVER_PIXELS)
+        lines = (*figure.lines[1:], f"scale ±{column.scale:.3g}")
+        return [replace(figure, head=figure.lines[0], lines=lines)]
+
+
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> AttributionFinding:
     groups = _example_groups(context)
-    indices = [p for group in groups.values() for p in group]
-    x = context.inputs(indices)
-    answers, rivals = context.survey.answers[indices], _rival_classes(context, indices)
-    if context.data.binary:  # no and yes stand on one output
-        answers = rivals = torch.zeros_like(answers)
-    columns, notes = _compute_columns(context, x, answers, rivals)
-    blocks: list[Block] = [Text("Every other method, side by side and ranked, stands in the next section.", "soft")]
-    blocks += [_method_block(context, m) for m in (gradient, guided_backprop)]
-    blocks += [Note(note) for note in notes]
-    bars = [ColorBar("signed", c.scale, f"{c.title}, logit per pixel range") for c in _unique_scales(columns)]
-    blocks.append(ColorScales([context.pictures.color_scale(bar) for bar in bars]))
-    legend = "Red: more light here would raise the score; blue: less would. Maps of one kind share one scale."
-    channels_note = f" They are summed over {count_noun(x.shape[1], 'channel')}." if x.shape[1] > 1 else ""
-    blocks.append(Text(legend + channels_note, "soft"))
-    i = 0
-    for title, group in groups.items():
-        blocks.append(Heading(title))
-        for index in group:
-            blocks.append(_example_row(context, index, x[i], columns, i))
-            i += 1
-    _record_facts(context, columns)
-    context.cover.insert(1, _cover_figure(context, columns[0]))
-    return [*blocks, _sheet_files(context, indices, x, columns), *_undecided_blocks(context)]
-
-
-def _method_block(context: ReportContext, method: Callable[..., Any]) -> MethodNote:
-    """What the method tells, and the verdict on it."""
-    verdict = context.verdict(method.__name__)
-    return MethodNote.of(method, f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
+    indices = [i for group in groups.values() for i in group]
+    columns, notes = _compute_columns(context, indices)
+    distinct = {c.title: c for c in columns}.values()  # the later of the two columns that share a scale
+    verdicts = {method.__name__: context.verdict(method.__name__) for method in METHODS}
+    return AttributionFinding(
+        answer=" ".join(f"{attribution_cards()[n].name}: {v.badge} ({v.reason})." for n, v in verdicts.items()),
+        scales={c.title: c.scale for c in distinct},
+        before_clamp={c.title: sum(c.before_clamp) for c in distinct},
+        verdicts=verdicts,
+        groups={title: context.examples(group) for title, group in groups.items()},
+        columns=columns,
+        notes=notes,
+        push=_push(context),
+    )
 
 
 def _example_groups(context: ReportContext) -> dict[str, list[int]]:
-    """Places of the examples, by what became of them; none twice."""
+    """Indices of the examples by outcome; none twice."""
     s = context.survey
     if s.is_correct is None:
-        by_outcome = {"Undecided" if s.exclusive_classes else "Examples": s.by_margin, "Typical": s.typical}
+        by_outcome = {"Lowest margin" if s.exclusive_classes else "Examples": s.by_margin, "Typical": s.typical}
     else:
-        by_outcome = {"Taken wrongly": s.misclassified, "Undecided": s.by_margin, "Right": s.typical}
+        by_outcome = {"Misclassified": s.misclassified, "Lowest margin": s.by_margin, "Correct": s.typical}
     groups: dict[str, list[int]] = {}
     for title, indices in by_outcome.items():
-        used = {p for group in groups.values() for p in group}
-        groups[title] = [p for p in indices if p not in used][:EXAMPLES_PER_GROUP]
+        used = {i for group in groups.values() for i in group}
+        groups[title] = [i for i in indices if i not in used][:EXAMPLES_PER_GROUP]
     return {title: group for title, group in groups.items() if group}
 
 
 def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
-    """The class each answer is weighed against: the label where the answer is wrong, else the runner-up."""
+    """The class that each prediction is compared with: the label where it is misclassified, else the runner-up."""
     s = context.survey
     runner_ups = s.runner_up[list(indices)]
     if s.is_correct is None or s.labels is None:
@@ -93,110 +123,122 @@ def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
     return torch.where(s.is_correct[list(indices)], runner_ups, s.labels[list(indices)])
 
 
-def _compute_columns(
-    context: ReportContext, x: Tensor, answers: Tensor, rivals: Tensor
-) -> tuple[list[MapColumn], list[str]]:
-    """Maps of the answer and its rival on one scale, by guided backprop, and of the untrained model."""
-    box, notes = context.box, []
-    results = [gradients(box, logit(t), x) for t in (answers, rivals)]
+def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[list[MapColumn], list[str]]:
+    """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
+    box, x, notes = context.box, context.inputs(indices), []
+    predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
+    if context.data.binary:  # no and yes share one output
+        predicted = rivals = torch.zeros_like(predicted)
+
+    def column(title: str, result: Gradients, targets: Tensor, scale: float | None = None) -> MapColumn:
+        names = [context.target_name(k) for k in targets.tolist()]
+        scale = draw.shared_vmax(result.map) if scale is None else scale
+        return MapColumn(title, scale, result.before_clamp.tolist(), names, result.map)
+
+    results = [gradients(box, logit(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
-    columns = [MapColumn("gradient", results[0], answers, scale), MapColumn("gradient", results[1], rivals, scale)]
-    if len(context.box.classes) == 1:
+    columns = [column(GRADIENT, results[0], predicted, scale), column(GRADIENT, results[1], rivals, scale)]
+    if len(box.classes) == 1:
         del columns[1]
     try:
-        columns.append(_compute_column("guided backprop", box, x, answers, relu_rules.guided))
+        columns.append(
+            column("guided backprop", gradients(box, logit(predicted), x, rule=relu_rules.guided), predicted)
+        )
     except UnboxedError as error:
         notes.append(f"No guided backprop for this model: {error}.")
     try:
-        columns.append(_compute_column("gradient, untrained model", context.untrained, x, answers, None))
+        columns.append(
+            column("gradient, untrained model", gradients(context.untrained, logit(predicted), x), predicted)
+        )
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
     return columns, notes
 
 
-def _compute_column(title: str, box: Box, x: Tensor, targets: Tensor, rule: relu_rules.ReluRule | None) -> MapColumn:
-    result = gradients(box, logit(targets), x, rule=rule)
-    return MapColumn(title, result, targets, draw.shared_vmax(result.map))
-
-
-def _unique_scales(columns: Sequence[MapColumn]) -> list[MapColumn]:
-    return list({c.title: c for c in columns}.values())
-
-
-def _example_row(context: ReportContext, index: int, x: Tensor, columns: Sequence[MapColumn], i: int) -> ExampleRow:
-    figures = [_input_figure(context, index, x), *(_map_figure(context, c, i) for c in columns)]
-    return ExampleRow(
-        context.answer_title(index),
-        context.example_lines(index, show_runner_up=True),
-        figures,
-        context.correctness_tone(index),
+def _push(context: ReportContext) -> Push | None:
+    s = context.survey
+    if not s.exclusive_classes or context.data.binary:
+        return None
+    index = s.by_margin[0]
+    x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
+    results = [gradients(context.box, logit(k), x) for k in classes]
+    maps = torch.cat([r.map for r in results]).cpu()
+    return Push(
+        context.examples([index])[0],
+        [context.class_name(k) for k in classes],
+        [float(r.score) for r in results],
+        [bool(r.before_clamp) for r in results],
+        float(f"{PUSH_SIZE / draw.shared_vmax(maps):.2g}"),
+        maps,
     )
 
 
-def _input_figure(context: ReportContext, index: int, x: Tensor) -> Figure:
-    alt = f"input, example {context.survey.rows[index]}"
-    return Figure(context.pictures.inline(colors.image_to_rgb(x), alt, FIGURE_PIXELS), "", ("input",))
+# -- show --------------------------------------------------------------------------------------------------------------
 
 
-def _map_figure(context: ReportContext, column: MapColumn, i: int, side: int = FIGURE_PIXELS) -> Figure:
-    name = context.target_name(int(column.targets[i]))
-    map_ = column.result.map[i]
-    words = f"{column.title} of {name}" if column.title == "gradient" else column.title
-    notes = ["before the clamp"] * bool(column.result.before_clamp[i]) + ["zero everywhere"] * (not bool(map_.any()))
-    alt = f"{words} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
-    return Figure(context.pictures.inline(draw.signed_map(map_, column.scale), alt, side), "", (words, *notes))
+def show(f: AttributionFinding) -> list[Block]:
+    blocks: list[Block] = [Text("The next section shows and ranks all attribution methods.", "soft")]
+    blocks += [MethodNote.of(method, *_check_of(f.verdicts[method.__name__])) for method in METHODS]
+    blocks += [Note(note) for note in f.notes]
+    blocks.append(ColorScales([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in f.scales.items()]))
+    legend = "Red: a brighter pixel raises the score; blue: it lowers it. Maps of one kind share one scale."
+    n_channels = f.columns[0].maps.shape[1]
+    channels_note = f" They are summed over {count_noun(n_channels, 'channel')}." if n_channels > 1 else ""
+    blocks.append(Text(legend + channels_note, "soft"))
+    return [*blocks, *_group_blocks(f), _sheet(f), *_push_blocks(f.push)]
 
 
-def _cover_figure(context: ReportContext, column: MapColumn) -> Figure:
-    """The gradient of the page's first example."""
-    figure = _map_figure(context, column, 0, side=112)
-    return replace(figure, head=figure.lines[0], lines=(*figure.lines[1:], f"scale ±{column.scale:.3g}"))
+def _check_of(verdict: Verdict) -> Check:
+    return Check(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 
-def _record_facts(context: ReportContext, columns: Sequence[MapColumn]) -> None:
-    context.facts["why"] = {
-        "scales": {c.title: c.scale for c in _unique_scales(columns)},
-        "before_clamp": {c.title: int(c.result.before_clamp.sum()) for c in _unique_scales(columns)},
-    }
+def _group_blocks(f: AttributionFinding) -> Iterator[Block]:
+    i = 0
+    for title, group in f.groups.items():
+        yield Heading(title)
+        for example in group:
+            yield _example_row(example, f.columns, i)
+            i += 1
 
 
-# -- the most undecided example ---------------------------------------------------------------------------
+def _example_row(example: Example, columns: Sequence[MapColumn], i: int) -> ExampleRow:
+    figures = [example.input_figure(FIGURE_PIXELS), *(_map_figure(c, i) for c in columns)]
+    return example.row_of(figures, show_runner_up=True)
 
 
-def _undecided_blocks(context: ReportContext) -> list[Block]:
-    """The example with the closest two outputs, and the same pushed along the gradient of either."""
-    s = context.survey
-    if not s.exclusive_classes or context.data.binary:
+def _map_figure(column: MapColumn, i: int, side: int = FIGURE_PIXELS) -> Figure:
+    title = f"{GRADIENT} of {column.targets[i]}" if column.title == GRADIENT else column.title
+    notes = ["before the ReLU"] * column.before_clamp[i] + ["zero everywhere"] * (not bool(column.maps[i].any()))
+    alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
+    return Figure(Picture(draw.signed_map(column.maps[i], column.scale), alt, side), "", (title, *notes))
+
+
+def _push_blocks(push: Push | None) -> list[Block]:
+    if push is None:
         return []
-    index = s.by_margin[0]
-    x, ks = context.inputs([index]), [int(s.answers[index]), int(s.runner_up[index])]
-    results = [gradients(context.box, logit(k), x) for k in ks]
-    maps = torch.cat([f.map for f in results]).cpu()
-    factor = float(f"{PUSH_SIZE / draw.shared_vmax(maps):.2g}")
-    names = [context.class_name(k) for k in ks]
-    figures = [context.example_figure(index, x[0], show_runner_up=True)]
-    for name, m in zip(names, maps, strict=True):
-        alt = f"the input plus {factor:g} times the gradient of {name}"
-        picture = context.pictures.inline(colors.image_to_rgb(x[0].cpu() + factor * m), alt)
-        figures.append(Figure(picture, f"pushed to {name}", (f"input + {factor:g} × gradient",)))
+    x = push.example.x
+    figures = [push.example.figure(show_runner_up=True)]
+    for name, m in zip(push.classes, push.maps, strict=True):
+        alt = f"the input plus {push.factor:g} times the gradient of {name}"
+        picture = Picture(colors.image_to_rgb(x.cpu() + push.factor * m), alt)
+        figures.append(Figure(picture, f"moved toward {name}", (f"input + {push.factor:g} × gradient",)))
     page = draw.confused(
-        x[0], maps, names, label=context.label_name(index) or "", factor=factor,
-        logits=[float(f.score) for f in results], before_clamp=[bool(f.before_clamp) for f in results],
+        x, push.maps, push.classes, label=push.example.label or "", factor=push.factor,
+        logits=push.logits, before_clamp=push.before_clamp,
     )  # fmt: skip
-    path = context.pictures.save_file("confused.png", page)
-    files = Files([(path, "with both gradients, as a sheet")])
-    return [Heading("The most undecided, pushed either way"), FigureGrid(figures), files]
+    files = Files([File("confused.png", page, "with both gradients, as a sheet")])
+    return [Heading("The lowest margin, moved toward either class"), FigureGrid(figures), files]
 
 
-def _sheet_files(context: ReportContext, indices: Sequence[int], x: Tensor, columns: Sequence[MapColumn]) -> Files:
+def _sheet(f: AttributionFinding) -> Files:
     """All maps as one file."""
-    shared_titles = ("gradient of its answer", "gradient of its rival")
-    titles = [shared_titles[i] if c.title == "gradient" else c.title for i, c in enumerate(columns)]
-    maps = dict(zip(titles, (c.result.map for c in columns), strict=True))
+    shared_titles = ("gradient of its prediction", "gradient of its rival")
+    titles = [shared_titles[i] if c.title == GRADIENT else c.title for i, c in enumerate(f.columns)]
+    maps = dict(zip(titles, (c.maps for c in f.columns), strict=True))
     own_scale = [t for t in titles if t not in shared_titles]
-    words = [context.answer_text(p) for p in indices]
-    page = draw.gradients(x, maps, captions=words, own_scale=own_scale, title="Gradients")
-    return Files([(context.pictures.save_file("gradients.png", page), "these maps as a sheet")])
+    x, captions = torch.stack([e.x for e in f.examples]), [e.prediction_text for e in f.examples]
+    page = draw.gradients(x, maps, captions=captions, own_scale=own_scale, title="Gradients")
+    return Files([File("gradients.png", page, "these maps as a sheet")])
 
 
-SECTION = Section("Why this answer?", "why", build, needs=("pixels",))
+SECTION = Section("Why this prediction?", "gradients", find, show, needs=("pixels",))

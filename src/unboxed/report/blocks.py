@@ -1,4 +1,4 @@
-"""What a section is made of. A block is data; the macro that its `kind` names in `templates/blocks.html` draws it."""
+"""What a section shows, as data: images are arrays. The macro that a block's `kind` names in `blocks.html` draws it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from ..cards import Card
 from ..plots.sheet import ColorBar
+from .pictures import File, Picture
 
-PAGE_WIDTH, FIGURE_GAP = 1060, 14  # pixels: the page's width, and what lies between two figures
+PAGE_WIDTH, FIGURE_GAP = 1060, 14  # pixels: the page's width, and the gap between two figures
 
 
 class Block(Protocol):
@@ -18,33 +19,22 @@ class Block(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageRef:
-    """An image of the page: where it is (a data URI or a file beside the page), what it shows, its size in pixels."""
-
-    src: str
-    alt: str
-    width: int
-    height: int
-    pixelated: bool = False  # drawn with hard pixels
-
-
-@dataclass(frozen=True)
 class Figure:
-    """A picture with its words: a strong first line, then small ones. `tone` is "", "good", "fair" or "bad"."""
+    """A picture with its caption: a bold first line, then small ones. `tone` is "", "good", "fair" or "bad"."""
 
-    picture: ImageRef
+    picture: Picture
     head: str = ""
     lines: tuple[str, ...] = ()
     tone: str = ""
 
 
 def column_width(figures: Sequence[Figure]) -> int:
-    """The width of the places of one grid: its widest picture, but room for words."""
-    return max([84, *(f.picture.width for f in figures)])
+    """The width of one grid's columns: its widest picture, but room for words."""
+    return max([84, *(f.picture.size[0] for f in figures)])
 
 
 def max_per_row(figures: Sequence[Figure]) -> int:
-    """How many stand in one row of a whole page at most, so that no row is left with one or two."""
+    """How many figures one row of the page holds, so that no row is left with one or two."""
     n = len(figures)
     rows = -(-n // max(1, (PAGE_WIDTH + FIGURE_GAP) // (column_width(figures) + FIGURE_GAP)))
     return -(-n // max(1, rows))
@@ -67,7 +57,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Note:
-    """Something a reader must know before believing the pictures."""
+    """Something a reader must know before trusting the figures."""
 
     text: str
     tone: str = ""
@@ -76,17 +66,17 @@ class Note:
 
 @dataclass(frozen=True)
 class FigureGrid:
-    """Pictures on one grid, to be compared."""
+    """Figures on one grid, to be compared."""
 
     figures: Sequence[Figure]
     name: str = ""
-    two_per_row: bool = False  # two a row, however wide they are
+    two_per_row: bool = False  # however wide they are
     kind: ClassVar[str] = "figures"
 
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One example, in words, beside its pictures."""
+    """One example, in words, beside its figures."""
 
     name: str
     lines: tuple[str, ...]
@@ -97,15 +87,15 @@ class ExampleRow:
 
 @dataclass(frozen=True)
 class ColorScales:
-    """The printed color scales of the pictures above."""
+    """The printed color scales of the figures above."""
 
-    bars: Sequence[tuple[ColorBar, ImageRef]]
+    bars: Sequence[ColorBar]
     kind: ClassVar[str] = "scales"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the columns whose index is in `numbers` stand to the right."""
+    """Rows of text; the columns whose index is in `number_columns` are aligned to the right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -115,7 +105,7 @@ class Table:
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
-    """How often each label (row) was given each answer (column); `strength` 0 to 1 tints a cell."""
+    """How often each label (row) got each prediction (column); `tint` (0 to 1) colors a cell."""
 
     names: Sequence[str]
     counts: Sequence[Sequence[int]]
@@ -135,7 +125,7 @@ class Slider:
     slug: str
     name: str
     lines: tuple[str, ...]
-    frames: Sequence[ImageRef]
+    frames: Sequence[Picture]
     classes: Sequence[str]
     probs: Sequence[Sequence[float]]  # (frames, classes)
     target: int  # of `classes`
@@ -144,16 +134,10 @@ class Slider:
     files: Files
     kind: ClassVar[str] = "slider"
 
-    @property
-    def data(self) -> dict[str, object]:
-        """What the page's script needs to show a frame."""
-        frames, alts = [f.src for f in self.frames], [f.alt for f in self.frames]
-        return {"frames": frames, "alts": alts, "probs": self.probs, "steps": self.steps}
-
 
 @dataclass(frozen=True)
 class MethodNote:
-    """What a method's picture tells and does not tell, and what a check said of it."""
+    """What a method's result shows and does not show, and what a check says of it."""
 
     card: Card
     verdict: str = ""
@@ -180,7 +164,7 @@ class RankedMethod:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods, the most believable first."""
+    """Methods, the most trustworthy first."""
 
     methods: Sequence[RankedMethod]
     kind: ClassVar[str] = "ranking"
@@ -211,7 +195,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures beside the page: (path relative to it, what it is)."""
+    """Links to images beside the page."""
 
-    files: Sequence[tuple[str, str]]
+    files: Sequence[File]
     kind: ClassVar[str] = "files"

@@ -1,15 +1,14 @@
-"""What does each channel look for? Drawings, checked against real examples under transforms of their own."""
+"""What does each channel look for? Feature visualizations, compared with real examples under other transforms."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from torch import Tensor
 
 from ..engine.read.channel_axes import channels_first_layers
@@ -18,14 +17,16 @@ from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
 from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
+from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
+from .pictures import File, Picture
 from .words import count_noun, join_names
 
-MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS = 16, 8  # channels drawn of the last layer with positions, and of an earlier one
-MAX_EXAMPLES = 2000  # examples that the drawings are compared with
+MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
+MAX_EXAMPLES = 2000  # that the images are compared with
 READ_BATCH_SIZE = 256  # read at a time
 OPTIMIZATION_STEPS = 160
-N_TRANSFORMS = 16  # by which a drawing is turned, zoomed and shifted before it is compared
+N_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
 MAX_ROTATION_DEGREES, MAX_ZOOM, MAX_SHIFT = 10.0, 0.1, 0.07
 FIGURE_PIXELS = 84
 LINEAR_LAYER_TYPES = (
@@ -43,42 +44,42 @@ LINEAR_LAYER_TYPES = (
 
 @dataclass(frozen=True, eq=False)
 class ChannelImages:
-    """The drawings of one layer beside the examples that excite its channels most; all are means over positions."""
+    """The images of one layer's channels, and the examples that activate them most; all are means over positions."""
 
-    images: Channels
-    best_activation: Tensor  # (K,) of the examples
-    best_example: Tensor  # (K,) its place in the survey
-    image_activation: Tensor  # (K,) of the drawing, mean over the turns
-    n_examples: int
-
-    @property
-    def ratio(self) -> Tensor:
-        """How many times as much as the best example the drawing excites its channel; NaN where none excites it."""
-        return torch.where(self.best_activation > 0, self.image_activation / self.best_activation, math.nan)
+    channels: list[int]  # (K,)
+    times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where none activates
+    examples: int  # among which the best was searched
+    best_activation: Tensor = field(metadata=SHOWN_ONLY)  # (K,) of the examples
+    best_examples: dict[int, Example] = field(metadata=SHOWN_ONLY)  # {i: that of the i-th channel}, live ones
+    images: Channels = field(metadata=SHOWN_ONLY)
+    layer: Layer = field(metadata=SHOWN_ONLY)
 
     @property
-    def is_live(self) -> Tensor:
-        return self.best_activation > 0
+    def dead_channels(self) -> list[int]:
+        return [k for i, k in enumerate(self.channels) if i not in self.best_examples]
 
 
-def build(context: ReportContext) -> Sequence[Block]:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ChannelsFinding(Finding):
+    """Images of channels, {layer: images}, the last layer with positions first."""
+
+    layers: dict[str, ChannelImages]
+
+
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> ChannelsFinding:
     layers = _chosen_layers(context)
     if not layers:
-        return [Note("This model has no layer that surely has channels with positions: there is no texture to draw.")]
-    all_channels = [
-        _optimize_channels(context, layer, max_channels)
-        for layer, max_channels in zip(layers, (MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS), strict=False)
-    ]
-    blocks: list[Block] = [MethodNote.of(channels, *_verdict_text(all_channels))]
-    for layer, layer_channels in zip(layers, all_channels, strict=True):
-        blocks += _layer_blocks(context, layer, layer_channels)
-    context.facts["channels"] = {found.images.layer: _channel_facts(found) for found in all_channels}
-    path = context.pictures.save_file("channels.png", _channel_sheet(all_channels[0]))
-    return [*blocks, Files([(path, f"the drawings of {all_channels[0].images.layer} as a sheet")])]
+        raise NotApplicable("No layer of this model is known to have channels with positions.")
+    counts = (MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS)
+    found = [_optimize_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
+    return ChannelsFinding(answer=_verdict(found).text, layers={c.images.layer: c for c in found})
 
 
 def _chosen_layers(context: ReportContext) -> list[Layer]:
-    """The last layer with positions, after its clamp where it has one, and one of the first half of the model."""
+    """The last layer with positions, after its activation function, and one of the first half of the model."""
     rows = [r for r in channels_first_layers(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
     nonlinear = [r for r in rows if not r.type.startswith(LINEAR_LAYER_TYPES) and "Pool" not in r.type] or rows
     if not nonlinear:
@@ -93,17 +94,19 @@ def _address(layer: Layer) -> str:
 def _optimize_channels(context: ReportContext, layer: Layer, max_channels: int) -> ChannelImages:
     address = _address(layer)
     units = draw.evenly_spaced(layer.shape[0], max_channels)
-    with warnings.catch_warnings():  # told beside the drawings
+    with warnings.catch_warnings():  # the page names the dead channels
         warnings.filterwarnings("ignore", ".* units seem dead", UnboxedWarning)
-        images = channels(context.box, address, units, steps=OPTIMIZATION_STEPS, seed=context.seed)
-    if images.interrupted:  # half-drawn images would mislead
-        raise KeyboardInterrupt
+        images = require_complete(channels(context.box, address, units, steps=OPTIMIZATION_STEPS, seed=context.seed))
     best_activation, best_example, n_examples = _best_examples(context, address, units)
     transformed = _random_transforms(images.images, context.seed)
     image_activation = _mean_activations(context, transformed.flatten(0, 1), address)[:, units].view(
         N_TRANSFORMS, len(units), len(units)
     )
-    return ChannelImages(images, best_activation, best_example, image_activation.mean(0).diagonal(), n_examples)
+    is_live = best_activation > 0
+    live = is_live.nonzero().flatten().tolist()
+    examples = dict(zip(live, context.examples(best_example[live].tolist()), strict=True))
+    ratio = torch.where(is_live, image_activation.mean(0).diagonal() / best_activation, math.nan)
+    return ChannelImages(images.targets.tolist(), ratio, n_examples, best_activation, examples, images, layer)
 
 
 def _mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor:
@@ -115,7 +118,7 @@ def _mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor
 
 
 def _best_examples(context: ReportContext, address: str, units: list[int]) -> tuple[Tensor, Tensor, int]:
-    """What the examples excite each channel at most, which does, and among how many."""
+    """The largest activation of each channel, the example that has it, and among how many examples."""
     indices = draw.evenly_spaced(len(context.survey.rows), MAX_EXAMPLES)
     parts = [indices[i : i + READ_BATCH_SIZE] for i in range(0, len(indices), READ_BATCH_SIZE)]
     values = torch.cat([_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
@@ -124,7 +127,7 @@ def _best_examples(context: ReportContext, address: str, units: list[int]) -> tu
 
 
 def _random_transforms(x: Tensor, seed: int) -> Tensor:
-    """Images (TURNS, N, C, H, W) turned, zoomed and shifted by whole pixels: not the transforms that drew them."""
+    """Images (T, N, C, H, W) rotated, zoomed and shifted by whole pixels: other transforms than made them."""
     generator = torch.Generator().manual_seed(seed + 1)
     transformed = []
     for u in (2 * torch.rand(N_TRANSFORMS, 4, generator=generator) - 1).tolist():
@@ -138,80 +141,71 @@ def _random_transforms(x: Tensor, seed: int) -> Tensor:
 
 
 def _shift(x: Tensor, down: int, right: int) -> Tensor:
-    """By whole pixels; the edge is repeated."""
+    """Shift by whole pixels; the edge is repeated."""
     h, w = x.shape[-2:]
     rows, columns = (torch.arange(s, device=x.device) for s in (h, w))
     return x[..., (rows - down).clamp(0, h - 1), :][..., (columns - right).clamp(0, w - 1)]
 
 
-# -- words and pictures ----------------------------------------------------------------------
+# -- show --------------------------------------------------------------------------------------------------------------
 
 
-def _verdict_text(all_channels: Sequence[ChannelImages]) -> tuple[str, str]:
-    ratio = torch.cat([f.ratio[f.is_live] for f in all_channels])
+def show(f: ChannelsFinding) -> list[Block]:
+    layers = list(f.layers.values())
+    blocks: list[Block] = [MethodNote.of(channels, *_verdict(layers))]
+    for layer in layers:
+        blocks += _layer_blocks(layer)
+    name = layers[0].images.layer
+    captions = [f"channel {k}" for k in layers[0].channels]
+    sheet = image_sheet(layers[0].images, captions=captions, title=f"Channels of {name}")
+    return [*blocks, Files([File("channels.png", sheet, f"the images of {name} as a sheet")])]
+
+
+def _verdict(layers: Sequence[ChannelImages]) -> Check:
+    ratio = torch.cat([c.times_best_example for c in layers])
+    ratio = ratio[~ratio.isnan()]
     if not len(ratio):
-        return "No example excites any of these channels, so there is nothing to compare the drawings with.", ""
+        return Check("No example activates any of these channels, so there is nothing to compare the images with.")
     above = int((ratio > 1).sum())
-    text = (f"Turned, zoomed and shifted at random anew, {above} of {len(ratio)} drawings still excite their channel "
-            f"more than the best of {count_noun(all_channels[0].n_examples, 'example')} does as it is "
+    text = (f"After other random rotations, zooms and shifts, {above} of {len(ratio)} images still activate their "
+            f"channel more than the best of {count_noun(layers[0].examples, 'example')} does unchanged "
             f"(median {float(ratio.median()):.1f} times as much).")  # fmt: skip
-    return text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad"
+    return Check(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
 
 
-def _layer_blocks(context: ReportContext, layer: Layer, layer_channels: ChannelImages) -> list[Block]:
-    path = layer_channels.images.layer
-    n_shown, total = len(layer_channels.best_activation), layer.shape[0]
+def _layer_blocks(c: ChannelImages) -> list[Block]:
+    n_shown, (total, height, width) = len(c.channels), c.layer.shape
     count = f"all {total} channels" if n_shown == total else f"{n_shown} of {total} channels"
-    lead = f"{layer.type} of {layer.shape[1]}×{layer.shape[2]} positions, {count}; each drawn to excite it everywhere."
-    blocks: list[Block] = [Heading(path), Text(lead, "soft")]
-    units = layer_channels.images.targets.tolist()
-    if dead := [str(k) for k, live in zip(units, layer_channels.is_live.tolist(), strict=True) if not live]:
-        rest = "what is drawn for it tells little" if len(dead) == 1 else "what is drawn for them tells little"
+    lead = f"{c.layer.type} of {height}×{width} positions, {count}; each image activates its channel at all of them."
+    blocks: list[Block] = [Heading(c.images.layer), Text(lead, "soft")]
+    if dead := [str(k) for k in c.dead_channels]:
+        names = f"{'channel' if len(dead) == 1 else 'channels'} {join_names(dead)}"
         blocks.append(
-            Note(f"No example excites {'channel' if len(dead) == 1 else 'channels'} {join_names(dead)}: {rest}.")
+            Note(
+                f"No example activates {names}: {'its image shows' if len(dead) == 1 else 'their images show'} little."
+            )
         )
-    blocks.append(FigureGrid([_channel_figure(context, layer_channels, i) for i in range(n_shown)]))
-    live = layer_channels.is_live.nonzero().flatten().tolist()
-    if not live:
+    blocks.append(FigureGrid([_channel_figure(c, i) for i in range(n_shown)]))
+    if not c.best_examples:
         return blocks
-    inputs = context.inputs(layer_channels.best_example[live].tolist())
-    examples = [_example_figure(context, layer_channels, i, x) for i, x in zip(live, inputs, strict=True)]
-    return [*blocks, Fold("The examples that excite these channels most", [FigureGrid(examples)])]
+    examples = [_example_figure(c, i, example) for i, example in c.best_examples.items()]
+    return [*blocks, Fold("The examples that activate these channels most", [FigureGrid(examples)])]
 
 
-def _channel_figure(context: ReportContext, layer_channels: ChannelImages, i: int) -> Figure:
-    k, ratio = int(layer_channels.images.targets[i]), float(layer_channels.ratio[i])
-    text = "no example excites\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
-    alt = f"drawn for channel {k} of {layer_channels.images.layer}; {text}"
-    tone = "" if math.isnan(ratio) or ratio > 1 else "bad"
-    return Figure(
-        context.pictures.inline(colors.image_to_rgb(layer_channels.images.images[i]), alt, FIGURE_PIXELS),
-        f"channel {k}",
-        (text,),
-        tone,
+def _channel_figure(c: ChannelImages, i: int) -> Figure:
+    k, ratio = c.channels[i], float(c.times_best_example[i])
+    text = "no example activates\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
+    picture = Picture(
+        colors.image_to_rgb(c.images.images[i]), f"image of channel {k} of {c.images.layer}; {text}", FIGURE_PIXELS
     )
+    return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
 
 
-def _example_figure(context: ReportContext, layer_channels: ChannelImages, i: int, x: Tensor) -> Figure:
-    k, index = int(layer_channels.images.targets[i]), int(layer_channels.best_example[i])
-    row, value = context.survey.rows[index], f"{float(layer_channels.best_activation[i]):.3g}"
-    alt = f"example {row}, which excites channel {k} of {layer_channels.images.layer} most, {value}"
-    picture = context.pictures.inline(colors.image_to_rgb(x), alt, FIGURE_PIXELS)
-    return Figure(picture, f"channel {k}", (f"example\u00a0{row}", f"mean {value}"))
+def _example_figure(c: ChannelImages, i: int, example: Example) -> Figure:
+    k, value = c.channels[i], f"{float(c.best_activation[i]):.3g}"
+    alt = f"example {example.row}, which activates channel {k} of {c.images.layer} most, {value}"
+    picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_PIXELS)
+    return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
 
 
-def _channel_sheet(layer_channels: ChannelImages) -> Image:
-    captions = [f"channel {k}" for k in layer_channels.images.targets.tolist()]
-    return image_sheet(layer_channels.images, captions=captions, title=f"Channels of {layer_channels.images.layer}")
-
-
-def _channel_facts(layer_channels: ChannelImages) -> dict[str, object]:
-    ratios = [None if math.isnan(r) else round(r, 3) for r in layer_channels.ratio.tolist()]
-    return {
-        "channels": layer_channels.images.targets.tolist(),
-        "times_best_example": ratios,
-        "examples": layer_channels.n_examples,
-    }
-
-
-SECTION = Section("What does each channel look for?", "channels", build, needs=("pixels",))
+SECTION = Section("What does each channel look for?", "channels", find, show, needs=("pixels",))

@@ -1,123 +1,139 @@
-"""Which picture to believe? Every method of attribution, ranked by its verdict, on the same examples."""
+"""Which map to trust? Every attribution method, ranked by its verdict, on the same examples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from ..cards import Card
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, verdict_flops
-from ..checks.verdict import INCONCLUSIVE, NOT_APPLICABLE, Verdict
-from ..plots import colors, draw
+from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
+from ..plots import draw
 from .attribution import TONE_BY_GRADE
-from .blocks import Block, ExampleRow, Figure, Fold, Heading, Note, RankedMethod, Ranking, Text
+from .blocks import Block, Figure, Fold, Heading, Note, RankedMethod, Ranking, Text
 from .context import ReportContext, Section
+from .finding import SHOWN_ONLY, Example, Finding
+from .pictures import Picture
 from .words import count_noun, join_names
 
-N_EXAMPLES = 3  # examples that every method explains
+N_EXAMPLES = 3  # that every method explains
 FIGURE_PIXELS = 112
-MAX_FLOPS = 3e11  # FLOPs: what would take more than is left of them is not asked
+MAX_FLOPS = 3e11  # of all verdicts: methods that would take more than remains are not run
 
 
-def build(context: ReportContext) -> Sequence[Block]:
-    verdicts, skipped_methods = _affordable_verdicts(context)
-    cards = attribution_cards()
-    ranked_names = [
-        n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE
-    ]
-    blocks: list[Block] = [
-        Text(_lead_text(context, verdicts, ranked_names)),
-        Ranking([_ranked_method(cards[n], verdicts[n]) for n in ranked_names]),
-    ]
-    if refused := [_ranked_method(cards[n], verdicts[n]) for n in verdicts if n not in ranked_names]:
-        blocks.append(Fold(f"Not for this model: {join_names([r.name for r in refused])}", [Ranking(refused)]))
-    if skipped_methods:
-        text = f"Not asked here, for this model is large: {join_names([cards[n].name for n in skipped_methods])}. "
-        text += "The command unboxed explain asks them of one image."
-        blocks.append(Note(text))
-    _record_facts(context, verdicts, skipped_methods)
-    return [*blocks, *(_example_rows(context, ranked_names, verdicts) if context.has_images else [])]
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RankingFinding(Finding):
+    """The verdict on every attribution method, and their maps of the same examples."""
+
+    examples: int  # that the verdicts are about
+    methods: dict[str, Verdict]  # in the order in which they were judged
+    not_run: list[str]  # methods that are too expensive for this model
+    ranked: list[str]  # methods that apply, the most trustworthy first
+    shown: list[Example]
+    maps: dict[str, Tensor] = field(metadata=SHOWN_ONLY)  # {method: (N, C, H, W)}, of those ranked
+
+    def to_dict(self) -> dict[str, Any]:
+        verdicts = {name: {**v.to_dict(), **v.figures} for name, v in self.methods.items()}
+        return {**super().to_dict(), "methods": verdicts}
 
 
-def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
-    """Of all candidates, and those that would take too long; what an earlier run found takes nothing."""
-    verdicts, skipped_methods, spent_flops = dict[str, Verdict](), list[str](), 0.0
-    for name, method in context.candidates.items():
-        flops = 0.0 if context.has_verdict(name) else verdict_flops(context.box, method, len(context.evidence))
-        if verdicts and spent_flops + flops > MAX_FLOPS:
-            skipped_methods.append(name)
-            continue
-        verdicts[name] = context.verdict(name)
-        spent_flops += flops
-    return verdicts, skipped_methods
+# -- find --------------------------------------------------------------------------------------------------------------
 
 
-def _lead_text(context: ReportContext, verdicts: dict[str, Verdict], ranked_names: Sequence[str]) -> str:
-    counts = {grade: sum(verdicts[n].grade == grade for n in ranked_names) for grade in ("pass", INCONCLUSIVE, "fail")}
-    examples_text = count_noun(len(context.evidence), "example")
-    return (
-        "Every method draws something, of any model. Each was asked "
-        f"of this one, on {examples_text}: does its picture change "
-        "once the weights of the model's upper half are random, is it empty for one that ignores its input, and does "
-        "removing what it marks cost the answer? "
-        f"{counts['pass']} pass, {counts[INCONCLUSIVE]} are inconclusive, {counts['fail']} fail."
+def find(context: ReportContext) -> RankingFinding:
+    verdicts, not_run = _affordable_verdicts(context)
+    ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE]
+    indices = context.example_indices[:N_EXAMPLES] if context.has_images else []
+    return RankingFinding(
+        answer=_answer(ranked, verdicts),
+        examples=len(context.evidence),
+        methods=verdicts,
+        not_run=not_run,
+        ranked=ranked,
+        shown=context.examples(indices),
+        maps=_compute_maps(context, indices, ranked) if indices else {},
     )
 
 
-def _ranked_method(card: Card, verdict: Verdict) -> RankedMethod:
+def _answer(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
+    """How many methods have each grade, and the best ones."""
+    counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
+    passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == PASS]
+    best = f" The most trustworthy: {join_names(passed, 3)}." if passed else ""
+    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}"
+
+
+def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
+    """The verdicts on all candidates, and those that would take too long; a cached verdict takes nothing."""
+    verdicts, not_run, spent_flops = dict[str, Verdict](), list[str](), 0.0
+    for name, method in context.candidates.items():
+        flops = 0.0 if context.has_verdict(name) else verdict_flops(context.box, method, len(context.evidence))
+        if verdicts and spent_flops + flops > MAX_FLOPS:
+            not_run.append(name)
+            continue
+        verdicts[name] = context.verdict(name)
+        spent_flops += flops
+    return verdicts, not_run
+
+
+def _compute_maps(context: ReportContext, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+    x = context.box.validate_inputs(context.inputs(indices))
+    score = resolve_target(context.box, x, None)
+    return {name: compute_map(context.box, context.candidates[name], x, score) for name in names}
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(f: RankingFinding) -> list[Block]:
+    blocks: list[Block] = [Text(_lead_text(f)), Ranking([_ranked_method(n, f.methods[n]) for n in f.ranked])]
+    if not_applicable := [_ranked_method(n, v) for n, v in f.methods.items() if n not in f.ranked]:
+        names = join_names([r.name for r in not_applicable])
+        blocks.append(Fold(f"Not for this model: {names}", [Ranking(not_applicable)]))
+    if f.not_run:
+        names = join_names([attribution_cards()[n].name for n in f.not_run])
+        blocks.append(Note(f"Not run, because this model is large: {names}. unboxed explain runs them on one image."))
+    return [*blocks, *_example_blocks(f)]
+
+
+def _lead_text(f: RankingFinding) -> str:
+    return (
+        "Every method returns a map for any model. Each was checked on this one, with "
+        f"{count_noun(f.examples, 'example')}: does its map change when the weights of the model's upper half are "
+        "random, is it empty for a model that ignores its input, and does removing what it marks lower the score of "
+        "the prediction?"
+    )
+
+
+def _ranked_method(name: str, verdict: Verdict) -> RankedMethod:
+    card = attribution_cards()[name]
     return RankedMethod(
         card.name, verdict.badge, verdict.sentence, card.shows, card.does_not_show, TONE_BY_GRADE[verdict.grade]
     )
 
 
-def _record_facts(context: ReportContext, verdicts: dict[str, Verdict], skipped_methods: Sequence[str]) -> None:
-    context.facts["verdicts"] = {
-        "examples": len(context.evidence),
-        "methods": {name: {"grade": v.grade, "says": v.sentence, **v.figures} for name, v in verdicts.items()},
-        "not asked": list(skipped_methods),
-    }
-
-
-# -- the same examples by every method -------------------------------------------------------------------------------
-
-
-def _example_rows(context: ReportContext, ranked_names: Sequence[str], verdicts: dict[str, Verdict]) -> list[Block]:
-    indices = context.example_indices[:N_EXAMPLES]
-    x = context.inputs(indices)
-    score = resolve_target(context.box, context.box.validate_inputs(x), None)
-    cards = attribution_cards()
-    maps = {
-        name: compute_map(context.box, context.candidates[name], context.box.validate_inputs(x), score)
-        for name in ranked_names
-    }
-    lead = "The same examples by every method, the most believable first. Red speaks for the answer, blue against it; "
+def _example_blocks(f: RankingFinding) -> list[Block]:
+    if not f.shown:
+        return []
+    lead = "The same examples by every method, the most trustworthy first. Red: for the prediction, blue: against it; "
     blocks: list[Block] = [
         Heading("Side by side"),
         Text(lead + "each map has its own scale, printed below it.", "soft"),
     ]
-    for i, index in enumerate(indices):
-        alt = f"input, example {context.survey.rows[index]}"
-        figures = [Figure(context.pictures.inline(colors.image_to_rgb(x[i]), alt, FIGURE_PIXELS), "", ("input",))]
-        figures += [_map_figure(context, cards[n].name, maps[n][i], verdicts[n]) for n in ranked_names]
-        blocks.append(
-            ExampleRow(
-                context.answer_title(index), context.example_lines(index), figures, context.correctness_tone(index)
-            )
-        )
+    for i, example in enumerate(f.shown):
+        maps = [_map_figure(n, f.maps[n][i], f.methods[n]) for n in f.ranked]
+        blocks.append(example.row_of([example.input_figure(FIGURE_PIXELS), *maps]))
     return blocks
 
 
-def _map_figure(context: ReportContext, name: str, m: Tensor, verdict: Verdict) -> Figure:
-    picture, scale_text = draw.map_on_own_scale(m)
-    alt = f"{name} ({verdict.badge}, {scale_text})"
-    return Figure(
-        context.pictures.inline(picture, alt, FIGURE_PIXELS),
-        name,
-        (verdict.badge, scale_text),
-        TONE_BY_GRADE[verdict.grade],
-    )
+def _map_figure(name: str, m: Tensor, verdict: Verdict) -> Figure:
+    image, scale_text = draw.map_on_own_scale(m)
+    title = attribution_cards()[name].name
+    picture = Picture(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_PIXELS)
+    return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
 
 
-SECTION = Section("Which picture to believe?", "believe", build)
+SECTION = Section("Which map to trust?", "ranking", find, show)

@@ -1,10 +1,11 @@
-"""What the sections share: the box, the data as seen by it, the page's pictures, and what is found on the way."""
+"""What `find` of each section is given: the box, the data as the model predicts them, and what sections share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,37 +15,32 @@ from ..checks.methods import Method
 from ..checks.ranking import candidates, forward_flops
 from ..checks.verdict import Verdict
 from ..checks.verdict_cache import VerdictCache
+from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.pixels import Pixels
-from ..plots import colors
-from .blocks import Block, Figure
+from .blocks import Block
+from .finding import Example, Finding
 from .input_nouns import InputNouns, nouns_for
-from .pictures import PictureStore
 from .source import ReportData
 from .survey import Survey
-from .untrained import randomize_all_layers
 from .words import format_p, format_prob
 
 MAX_EVIDENCE = 6  # examples on which methods are judged, at most
-MAX_EVIDENCE_FLOPS = 6e7  # FLOPs of one look at all of them
+MAX_EVIDENCE_FLOPS = 6e7  # FLOPs of one forward pass of all of them
 FLOPS_PER_CALL = 2e6  # FLOPs that one CPU core does while a module is called
-MAX_FLOPS_PER_MAP = 1e9  # FLOPs that a map of one of them may take, before a method is asked with fewer samples
+MAX_FLOPS_PER_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
 
 @dataclass
 class ReportContext:
+    """What `Section.find` is given."""
+
     box: Box
     data: ReportData
     survey: Survey
-    pictures: PictureStore
     judge: Box | None = None
     seed: int = 0
     command: str | None = None
-    title_text: str = ""  # the page's first words
-    headline: list[str] = field(default_factory=list)  # the sentences after them
-    cover: list[Figure] = field(default_factory=list)  # the pictures beside them
-    facts: dict[str, object] = field(default_factory=dict)  # for report.json
-    interrupted: bool = False  # set by a section that got only a part of what it asked for
     verdict_cache: VerdictCache = field(default_factory=VerdictCache)  # verdicts, of an earlier report too
 
     @property
@@ -68,14 +64,19 @@ class ReportContext:
 
     @cached_property
     def candidates(self) -> dict[str, Method]:
-        """The methods of attribution that can be asked of this model."""
+        """The attribution methods that can explain this model."""
         return candidates(self.box, MAX_FLOPS_PER_MAP)
 
     @cached_property
     def example_indices(self) -> list[int]:
-        """Places of examples that differ in what became of them: a mistake, an undecided one, typical ones."""
+        """Indices of different examples: the most confident error, the lowest margin, typical ones."""
         s = self.survey
         return list(dict.fromkeys([*s.misclassified[:1], *s.by_margin[:1], *s.typical]))
+
+    def typical_and_ambiguous(self, max_examples: int) -> list[int]:
+        """The indices of a typical example and of the one with the lowest margin, if they differ."""
+        s = self.survey
+        return list(dict.fromkeys([*s.typical[:1], *s.by_margin[:1]]))[:max_examples]
 
     @cached_property
     def evidence(self) -> Tensor:
@@ -84,11 +85,11 @@ class ReportContext:
         return self.inputs(self.example_indices[:n_inputs])
 
     def verdict(self, name: str) -> Verdict:
-        """On a method of attribution, found once, and read again where an earlier report found it."""
+        """The verdict on an attribution method, read from the cache where an earlier report has it."""
         return self.verdict_cache.verdict(self.box, self.evidence, self.candidates[name], seed=self.seed)
 
     def has_verdict(self, name: str) -> bool:
-        """Whether the verdict on a method was found by an earlier report."""
+        """Whether the verdict on a method is in the cache."""
         return self.verdict_cache.contains(self.box, self.evidence, self.candidates[name], seed=self.seed)
 
     def forward_flops(self, n: int) -> float:
@@ -100,35 +101,19 @@ class ReportContext:
         return n * forward_flops(self.box) + FLOPS_PER_CALL * calls
 
     def inputs(self, indices: Sequence[int]) -> Tensor:
-        """The inputs (n, ...) at these places of the survey."""
+        """The inputs (n, ...) at these indices of the survey."""
         return self.data.read([self.survey.rows[p] for p in indices]).x
 
     def class_name(self, k: int) -> str:
         return self.survey.classes[k]
 
-    def answer_text(self, index: int) -> str:
-        """What the model answers, and how surely."""
-        k = int(self.survey.answers[index])
-        if self.is_single_number:
-            return self.output_text(index, k)
-        return f"{self.class_name(k)}, {self.output_text(index, k)}"
-
     @property
     def is_single_number(self) -> bool:
-        """Whether the model gives one number, which names nothing."""
+        """Whether the output is one number, which names no class."""
         return self.box.outputs == "regression" and len(self.survey.classes) == 1
 
-    def answer_sentence(self, index: int) -> str:
-        return f"gives {self.answer_text(index)}" if self.is_single_number else f"says {self.answer_text(index)}"
-
-    def answer_title(self, index: int) -> str:
-        """What the model answers, as the first line below an example."""
-        if self.is_single_number:
-            return f"gives {self.output_text(index, 0)}"
-        return f"says {self.class_name(int(self.survey.answers[index]))}"
-
     def target_name(self, k: int) -> str:
-        """The name of an output whose gradient is shown: where the answers are no and yes, there is one, of yes."""
+        """The name of an output whose gradient is shown: where the classes are no and yes, the one output is of yes."""
         return "yes" if self.data.binary else self.class_name(k)
 
     def output_text(self, index: int, k: int) -> str:
@@ -142,62 +127,102 @@ class ReportContext:
             else format_p(value)
         )
 
-    def example_lines(self, index: int, *, show_runner_up: bool = False) -> tuple[str, ...]:
-        """The small lines below an example: how sure, what it is, what else it might be, which it is."""
-        s, label = self.survey, self.label_name(index)
-        lines = [] if self.is_single_number else [self.output_text(index, int(s.answers[index]))]
-        if label is not None:
-            lines.append(f"label {label}")
-        if show_runner_up and len(s.classes) > 1 and not self.data.binary:
-            k = int(s.runner_up[index])
-            lines.append(f"or {self.class_name(k)}, {self.output_text(index, k)}")
-        return (*lines, f"example {s.rows[index]}")
-
-    def correctness_tone(self, index: int) -> str:
-        return "" if self.survey.is_correct is None else ("good" if bool(self.survey.is_correct[index]) else "bad")
-
     def label_name(self, index: int) -> str | None:
         labels = self.survey.labels
         if labels is None or not self.survey.exclusive_classes:
             return None
         return self.class_name(int(labels[index]))
 
-    def example_figure(self, index: int, x: Tensor, side: int = 112, *, show_runner_up: bool = False) -> Figure:
-        """An input (C, H, W) with what the model says of it and what it is."""
-        row = self.survey.rows[index]
-        label = self.label_name(index)
-        alt = f"input, example {row}: the model {self.answer_sentence(index)}"
-        alt += f"; label {label}" if label is not None else ""
-        picture = self.pictures.inline(colors.image_to_rgb(x), alt, side)
-        return Figure(
-            picture,
-            self.answer_title(index),
-            self.example_lines(index, show_runner_up=show_runner_up),
-            self.correctness_tone(index),
-        )
+    def examples(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at these indices of the survey, with what the model predicts of them."""
+        s, inputs = self.survey, self.inputs(indices) if len(indices) else ()
+        return [
+            Example(
+                s.rows[i],
+                x,
+                "" if self.is_single_number else self.class_name(int(s.predicted[i])),
+                self.output_text(i, int(s.predicted[i])),
+                self.label_name(i),
+                self._runner_up_text(i),
+                None if s.is_correct is None else bool(s.is_correct[i]),
+            )
+            for i, x in zip(indices, inputs, strict=True)
+        ]
+
+    def prediction_text(self, index: int) -> str:
+        """The prediction of an example with its probability."""
+        text = self.output_text(index, k := int(self.survey.predicted[index]))
+        return text if self.is_single_number else f"{self.class_name(k)}, {text}"
+
+    def _runner_up_text(self, index: int) -> str:
+        if len(self.survey.classes) < 2 or self.data.binary:
+            return ""
+        k = int(self.survey.runner_up[index])
+        return f"{self.class_name(k)}, {self.output_text(index, k)}"
+
+
+F = TypeVar("F", bound=Finding)
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the page. `build` gives its blocks; what it raises is told in its place.
+class Section(Generic[F]):
+    """A part of the report, in two halves: `find` computes, `show` presents.
 
-    `needs`: "pixels" (inputs that are images), "classes" (outputs that exclude one another).
+    Args:
+        title: Its heading, a question: "Why this prediction?".
+        slug: Its name in the address of the page, in report.json and in `sections=`.
+        find: `find(context) -> Finding`. Where there is nothing to find on this model it raises `NotApplicable` with
+            the reason; any other error is printed in the section's place and costs no other section.
+        show: `show(finding) -> blocks`, from the finding alone: neither the model nor the data are at hand.
+        needs: "pixels" (inputs that are images), "classes" (outputs that exclude one another).
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import unboxed as ub
+        >>> from unboxed.report import Finding, Section
+        >>> from unboxed.report.blocks import Text
+        >>> @dataclass(frozen=True, eq=False, kw_only=True)
+        ... class SizeFinding(Finding):
+        ...     n_parameters: int
+        >>> def find(context):
+        ...     return SizeFinding(n_parameters=sum(p.numel() for p in context.box.model.parameters()))
+        >>> def show(finding):
+        ...     return [Text(f"{finding.n_parameters:,} parameters.")]
+        >>> size = Section("How large is it?", "size", find, show)
+        >>> size.show(SizeFinding(n_parameters=1200))[0].text
+        '1,200 parameters.'
     """
 
     title: str
     slug: str
-    build: Callable[[ReportContext], Sequence[Block]]
+    find: Callable[[ReportContext], F]
+    show: Callable[[F], Sequence[Block]]
     needs: tuple[str, ...] = ()
 
-    def reason_unfit(self, context: ReportContext) -> str | None:
-        """Why this section can't be for this box, if so."""
+    def reason_not_applicable(self, context: ReportContext) -> str:
+        """Why this section does not apply to this box; "" where it does."""
         if "pixels" in self.needs and not context.has_images:
             return f"This section is for models of images alone; this one takes {context.input_nouns.inputs}."
         if "classes" in self.needs and context.box.outputs == "regression":
-            return "This section is about classes; this model gives numbers (regression)."
+            return "This section is about classes; this model is a regression."
         if "classes" in self.needs and len(context.box.classes) < 2:
             return "This section compares classes; this model has one output."
-        return None
+        return ""
+
+
+class _Interruptible(Protocol):
+    @property
+    def interrupted(self) -> bool: ...
+
+
+R = TypeVar("R", bound=_Interruptible)
+
+
+def require_complete(result: R) -> R:
+    """The result, unless Ctrl-C cut it short: unfinished images beside finished ones would mislead."""
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def tensors_equal(a: Tensor, b: Tensor) -> bool:

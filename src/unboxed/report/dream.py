@@ -1,9 +1,8 @@
-"""What it sees in an example: the image dreamed on at several depths, and what is left of it without places."""
+"""What does it see in an example? DeepDreams of layers at several depths, and the texture of the image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,66 +16,92 @@ from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section
-from .words import count_noun, error_sentence, format_p
+from .context import ReportContext, Section, require_complete
+from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
+from .pictures import File, Picture
+from .words import count_noun, error_sentence, format_p, join_names
 from .words import format_shape as shaped
 
 MAX_EXAMPLES = 2  # of small images; of photos one
-MAX_FLOPS = 6e11  # FLOPs for the dreams; the texture takes about half as many
-MAX_STEPS, MIN_STEPS = 10, 4  # of a dream, an octave
-STEP_SIZE = 0.006  # the method's own; fewer steps are longer ones
-FORWARDS_PER_STEP = (
-    1.8  # forward passes of the whole model that a step costs: three as far as the layer, which lies anywhere
-)
+MAX_FLOPS = 6e11  # of the dreams; the texture takes about half as many
+MAX_STEPS, MIN_STEPS = 10, 4  # of a dream, per octave
+STEP_SIZE = 0.006  # the method's default; fewer steps are longer
+FORWARDS_PER_STEP = 1.8  # forward passes of the whole model that a step costs: three up to the layer
 AREA_BY_OCTAVE_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
 LAYER_DEPTHS = (0.25, 0.6, 0.95)
 FIGURE_PIXELS = 196
-SAME_CHANGE_COSINE = 0.5  # cosine of two changes from which they count as the same
+SAME_CHANGE_COSINE = 0.5  # from which two changes count as the same
 
 
 @dataclass(frozen=True)
 class _DreamTarget:
-    """Where a dream looks."""
+    """What a dream maximizes."""
 
-    title: str
+    name: str
     description: str
     objective: Objective
 
 
 @dataclass(frozen=True)
 class _DreamBudget:
-    """What the work allows."""
+    """What MAX_FLOPS allow."""
 
     targets: list[_DreamTarget]
     scale: float
     steps: int
     texture_steps: int
 
-    @property
-    def notes(self) -> list[Block]:
-        reduced_text = "" if self.scale == min(AREA_BY_OCTAVE_SCALE) else ", and fewer sizes and depths"
-        if self.steps == MAX_STEPS and not reduced_text:
-            return []
-        return [Note(f"This model is large: {self.steps} longer steps a size instead of {MAX_STEPS}{reduced_text}.")]
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DreamFinding(Finding):
+    """DeepDreams of some layers and of the predicted class, the control, and textures, of N examples."""
+
+    examples: list[Example]
+    targets: dict[str, str]  # {name: description}: what each dream maximizes
+    predictions: list[list[str]]  # (T, N) what the model predicts of each dream
+    dreams: list[Tensor] = field(metadata=SHOWN_ONLY)  # T of (N, C, H, W)
+    control: str  # the name of the dream that the model was compared with its untrained copy on
+    control_cosine: float | None  # of the two changes of the image; None where the model can't be copied
+    no_control_reason: str
+    steps: int
+    is_reduced: bool  # fewer sizes and depths than usual
+    textures: Tensor | None = field(metadata=SHOWN_ONLY)  # (N, C, H, W)
+    texture_errors: list[float]  # (N,) relative error of the channels' correlations
+    texture_predictions: list[str]
+    no_texture_reason: str
 
 
-def build(context: ReportContext) -> Sequence[Block]:
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> DreamFinding:
     indices = _example_indices(context)
     x = context.inputs(indices)
     targets = _dream_targets(context, x)
     if not targets:
-        return [
-            Note("No layer of this model has positions, and its outputs are no classes: there is nothing to dream of.")
-        ]
+        raise NotApplicable("No layer of this model has positions, and its outputs are no classes to dream of.")
     budget = _fit_budget(context, x, targets)
-    dreams = [_run_deepdream(context, context.box, x, d, budget) for d in budget.targets]
-    lead = "The image is changed, step by step, towards more of what a layer answers to in it."
-    verdict = _untrained_control(context, x, budget, dreams)
-    blocks: list[Block] = [MethodNote.of(deepdream, *verdict), Text(lead, "soft"), *budget.notes]
-    blocks += [FigureGrid(_dream_figures(context, p, i, x, budget.targets, dreams)) for i, p in enumerate(indices)]
-    blocks += _texture_blocks(context, x, indices, budget.texture_steps)
-    return [*blocks, _dream_sheet(context, indices, x, budget.targets, dreams)]
+    dreams = [_run_deepdream(context, context.box, x, target, budget).images for target in budget.targets]
+    cosine, no_control_reason = _untrained_control(context, x, budget, dreams[-1])
+    textures, no_texture_reason = _textures(context, x, budget.texture_steps)
+    names = [target.name for target in budget.targets]
+    return DreamFinding(
+        answer=f"DeepDreams of {join_names(names)}" + (", and the texture of each example." if textures else "."),
+        examples=context.examples(indices),
+        targets={t.name: t.description for t in budget.targets},
+        predictions=[[_prediction_text(context, image) for image in images] for images in dreams],
+        dreams=dreams,
+        control=names[-1],
+        control_cosine=cosine,
+        no_control_reason=no_control_reason,
+        steps=budget.steps,
+        is_reduced=budget.scale != min(AREA_BY_OCTAVE_SCALE),
+        textures=None if textures is None else textures.images,
+        texture_errors=[] if textures is None else (-textures.scores).tolist(),
+        texture_predictions=[] if textures is None else [_prediction_text(context, image) for image in textures.images],
+        no_texture_reason=no_texture_reason,
+    )
 
 
 def _run_deepdream(
@@ -84,33 +109,20 @@ def _run_deepdream(
 ) -> GeneratedImages:
     step = None if budget.steps == MAX_STEPS else STEP_SIZE * MAX_STEPS / budget.steps
     scale, seed = budget.scale, context.seed
-    return _require_complete(
-        deepdream(box, x, target.objective, octave_scale=scale, steps=budget.steps, step=step, seed=seed)
-    )
+    images = deepdream(box, x, target.objective, octave_scale=scale, steps=budget.steps, step=step, seed=seed)
+    return require_complete(images)
 
 
 def _untrained_control(
-    context: ReportContext, x: Tensor, budget: _DreamBudget, dreams: Sequence[GeneratedImages]
-) -> tuple[str, str]:
-    """Whether the deepest dream is the trained model's own: the same model without its training dreams too."""
-    target, dream_images = budget.targets[-1], dreams[-1].images
+    context: ReportContext, x: Tensor, budget: _DreamBudget, dream: Tensor
+) -> tuple[float | None, str]:
+    """The cosine between the changes of the image by this model and by its untrained copy, or why there is none."""
     try:
-        untrained_images = _run_deepdream(context, context.untrained, x, target, budget).images
+        untrained_dream = _run_deepdream(context, context.untrained, x, budget.targets[-1], budget).images
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
-        return f"No untrained copy of this model to compare with ({error_sentence(error)}).", ""
-    changes, untrained_changes = ((images.to(x) - x).flatten(1) for images in (dream_images, untrained_images))
-    cosine = float(torch.cosine_similarity(changes, untrained_changes, dim=1).mean())
-    context.facts["dream"] = {"at": target.title, "untrained": cosine}
-    text = (
-        f"The same model without its training, dreaming {target.title}, "
-        f"changes the image otherwise (cosine {cosine:.2f})."
-    )
-    if cosine < SAME_CHANGE_COSINE:
-        return text, "good"
-    return (
-        f"The same model without its training changes the image alike (cosine {cosine:.2f}): believe little of it.",
-        "bad",
-    )
+        return None, error_sentence(error)
+    changes, untrained_changes = ((images.to(x) - x).flatten(1) for images in (dream, untrained_dream))
+    return float(torch.cosine_similarity(changes, untrained_changes, dim=1).mean()), ""
 
 
 def _example_indices(context: ReportContext) -> list[int]:
@@ -120,7 +132,7 @@ def _example_indices(context: ReportContext) -> list[int]:
 
 
 def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
-    """An early, a middle and a late layer that has positions, and the answer itself."""
+    """An early, a middle and a late layer that has positions, and the predicted class."""
     rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.has_batch_axis]
     chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in LAYER_DEPTHS) if rows else {}
     channel_layers, targets = channels_first_layers(context.box), []
@@ -128,15 +140,15 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
         path = row.addresses[0]
         size = f"{count_noun(row.shape[0], 'channel')} of {shaped(row.shape[1:])}"
         what = size if row in channel_layers else f"{shaped(row.shape)} values"
-        targets.append(_DreamTarget(f"at {path}", f"{row.type}: {what}", energy(path)))
+        targets.append(_DreamTarget(path, f"{row.type}: {what}", energy(path)))
     if context.survey.exclusive_classes and len(context.box.classes) > 1:
         predicted = context.box.predict(x)  # of the image as it is: a dream may change the answer
-        targets.append(_DreamTarget("at the answer", "the logit of its class", logit(predicted)))
+        targets.append(_DreamTarget("the predicted class", "its logit", logit(predicted)))
     return targets
 
 
 def _fit_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamBudget:
-    """As many depths, sizes and steps as the work of one forward pass allows."""
+    """As many layers, sizes and steps as MAX_FLOPS allow."""
     max_steps_total = MAX_FLOPS / (FORWARDS_PER_STEP * context.forward_flops(len(x)))
     fine, coarse = AREA_BY_OCTAVE_SCALE
     options = [(targets, fine), (targets[-3:-1] or targets, coarse), (targets[-3:-2] or targets[:1], coarse)]
@@ -147,31 +159,8 @@ def _fit_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) 
     )
 
 
-def _require_complete(dream: GeneratedImages) -> GeneratedImages:
-    if dream.interrupted:  # half-drawn images beside whole ones would mislead
-        raise KeyboardInterrupt
-    return dream
-
-
-def _dream_figures(
-    context: ReportContext,
-    index: int,
-    i: int,
-    x: Tensor,
-    targets: Sequence[_DreamTarget],
-    dreams: Sequence[GeneratedImages],
-) -> list[Figure]:
-    figures = [context.example_figure(index, x[i], FIGURE_PIXELS)]
-    for target, dream in zip(targets, dreams, strict=True):
-        prediction = _prediction_text(context, dream.images[i])
-        alt = f"example {context.survey.rows[index]} dreamed on {target.title}{'; ' + prediction if prediction else ''}"
-        picture = context.pictures.inline(colors.image_to_rgb(dream.images[i]), alt, FIGURE_PIXELS)
-        figures.append(Figure(picture, target.title, (target.description, *([prediction] if prediction else []))))
-    return figures
-
-
 def _prediction_text(context: ReportContext, image: Tensor) -> str:
-    """What the model says of a drawn image."""
+    """What the model predicts of a generated image."""
     if not context.survey.exclusive_classes:
         return ""
     p = context.box.probs(image[None])[0]
@@ -179,37 +168,74 @@ def _prediction_text(context: ReportContext, image: Tensor) -> str:
     return f"model: {context.class_name(k)}, {format_p(float(p[k]))}" if len(p) > 1 else ""
 
 
-def _texture_blocks(context: ReportContext, x: Tensor, indices: Sequence[int], steps: int) -> list[Block]:
+def _textures(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedImages | None, str]:
+    """Images with the same texture, or why there are none."""
     if steps < MIN_TEXTURE_STEPS:
-        return [Note("Its texture is left out: for a model of this size it would take too long.")]
+        return None, "The texture is left out: this model is too large."
     try:
-        textures = _require_complete(texture(context.box, x, steps=steps, seed=context.seed))
+        return require_complete(texture(context.box, x, steps=steps, seed=context.seed)), ""
     except LookupError as error:  # no layer has positions
-        return [Note(f"No texture: {error}.")]
-    figures, max_error_text = [], f"{-float(textures.scores.min()):.1%}"
-    for i, index in enumerate(indices):
-        row, prediction = context.survey.rows[index], _prediction_text(context, textures.images[i])
-        error_text = f"{-float(textures.scores[i]):.1%}"
-        lines = (f"{error_text} off in its correlations", *([prediction] if prediction else []))
-        picture = context.pictures.inline(
-            colors.image_to_rgb(textures.images[i]), f"texture of example {row}", FIGURE_PIXELS
+        return None, f"No texture: {error}."
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(f: DreamFinding) -> list[Block]:
+    lead = "The image is changed step by step to increase the activations that a layer already has for it."
+    blocks: list[Block] = [MethodNote.of(deepdream, *_verdict(f)), Text(lead, "soft")]
+    if f.steps < MAX_STEPS or f.is_reduced:
+        reduced = ", and fewer sizes and layers" if f.is_reduced else ""
+        blocks.append(Note(f"This model is large: {f.steps} longer steps per size instead of {MAX_STEPS}{reduced}."))
+    blocks += [FigureGrid(_dream_figures(f, i)) for i in range(len(f.examples))]
+    return [*blocks, *_texture_blocks(f), _sheet(f)]
+
+
+def _verdict(f: DreamFinding) -> Check:
+    """Whether the deepest dream depends on what the model has learned."""
+    if f.control_cosine is None:
+        return Check(f"No untrained copy of this model to compare with ({f.no_control_reason}).")
+    cosine = f"cosine {f.control_cosine:.2f}"
+    if f.control_cosine < SAME_CHANGE_COSINE:
+        text = f"The untrained model's DeepDream of {f.control} changes the image differently ({cosine})."
+        return Check(text, "good")
+    return Check(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")
+
+
+def _dream_figures(f: DreamFinding, i: int) -> list[Figure]:
+    example = f.examples[i]
+    figures = [example.figure(FIGURE_PIXELS)]
+    for (name, description), images, predictions in zip(f.targets.items(), f.dreams, f.predictions, strict=True):
+        lines = tuple(filter(None, (description, predictions[i])))
+        alt = "; ".join(filter(None, (f"DeepDream of {name}, example {example.row}", predictions[i])))
+        figures.append(
+            Figure(Picture(colors.image_to_rgb(images[i]), alt, FIGURE_PIXELS), f"DeepDream of {name}", lines)
         )
-        figures.append(Figure(picture, f"of example {row}", lines))
-    verdict = f"What it was to keep, it keeps: the channels' correlations are those of the image to {max_error_text}."
-    return [Heading("The same without places"), MethodNote.of(texture, verdict), FigureGrid(figures)]
+    return figures
 
 
-def _dream_sheet(
-    context: ReportContext,
-    indices: Sequence[int],
-    x: Tensor,
-    targets: Sequence[_DreamTarget],
-    dreams: Sequence[GeneratedImages],
-) -> Files:
-    rows = [[Tile(colors.image_to_rgb(v[i])) for v in (x, *(d.images for d in dreams))] for i in range(len(indices))]
-    names = [f"example {context.survey.rows[p]}" for p in indices]
-    picture = contact_sheet(rows, title="Deep dreams", columns=["input", *(d.title for d in targets)], names=names)
-    return Files([(context.pictures.save_file("dreams.png", picture), "the dreams as a sheet")])
+def _texture_blocks(f: DreamFinding) -> list[Block]:
+    if f.textures is None:
+        return [Note(f.no_texture_reason)]
+    figures = []
+    for example, image, error, prediction in zip(
+        f.examples, f.textures, f.texture_errors, f.texture_predictions, strict=True
+    ):
+        lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
+        picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_PIXELS)
+        figures.append(Figure(picture, f"texture of example {example.row}", lines))
+    verdict = f"The channels' correlations are those of the image to {max(f.texture_errors):.1%}, as they should be."
+    return [Heading("Texture: the same without positions"), MethodNote.of(texture, verdict), FigureGrid(figures)]
 
 
-SECTION = Section("What it sees in an example", "dream", build, needs=("pixels",))
+def _sheet(f: DreamFinding) -> Files:
+    rows = [
+        [Tile(colors.image_to_rgb(image)) for image in (e.x, *(d[i] for d in f.dreams))]
+        for i, e in enumerate(f.examples)
+    ]
+    names = [f"example {e.row}" for e in f.examples]
+    page = contact_sheet(rows, title="DeepDreams", columns=["input", *f.targets], names=names)
+    return Files([File("dreams.png", page, "the dreams as a sheet")])
+
+
+SECTION = Section("What does it see in an example?", "deepdream", find, show, needs=("pixels",))

@@ -16,10 +16,10 @@ PAGE_FILE, FACTS_FILE, PICTURES_DIR = "index.html", "report.json", "pictures"
 
 
 class ReportFolder:
-    """A context: nothing is seen in `out` before `publish`, and nothing half-written is left after a failure.
+    """A context: nothing appears in `out` before `publish`, and nothing unfinished remains after a failure.
 
-    `page` is what a person opens, `facts` the JSON that names the files: other results may lie in the same folder.
-    Entering raises WriteError where `out` can't be written, before any work is done.
+    `page` is what a person opens, `facts` the JSON that lists the files: other results may be in the same folder.
+    Entering it raises WriteError where `out` cannot be written, before any work is done.
     """
 
     def __init__(self, out: str | os.PathLike[str], page: str = PAGE_FILE, facts: str = FACTS_FILE) -> None:
@@ -29,7 +29,7 @@ class ReportFolder:
 
     def __enter__(self) -> ReportFolder:
         if self.out.exists() and not self.out.is_dir():
-            raise WriteError(f"{self.out} is a file; a report wants a folder (which is made if need be)")
+            raise WriteError(f"{self.out} is a file; a report needs a folder (which is made if need be)")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._stage = Path(tempfile.mkdtemp(prefix=".unboxed-", dir=self.out))
@@ -62,7 +62,7 @@ class ReportFolder:
         return tuple(self._files)
 
     def publish(self) -> Path:
-        """Move what was staged into place, the page last; pictures that only an earlier report had are removed."""
+        """Move the staged files into place, the page last, and remove images that only an earlier report had."""
         stale = self._previous_pictures() - set(self._files)
         try:
             for name in sorted(self._files, key=lambda f: (f == self.page, f == self.facts)):
@@ -76,7 +76,7 @@ class ReportFolder:
         return self.out / self.page
 
     def _previous_pictures(self) -> set[str]:
-        """The pictures that the report in this folder says it wrote: plain names in its own subfolder, nothing else."""
+        """The images that an earlier report lists as its own: plain names in its subfolder, nothing else."""
         try:
             names = json.loads((self.out / self.facts).read_text(encoding="utf-8"))["files"]
             paths = [Path(name) for name in names]
@@ -87,4 +87,4 @@ class ReportFolder:
 
 def _write_error(out: Path, error: OSError) -> WriteError:
     reason = error.strerror or error
-    return WriteError(f"can't write the report to {out}: {reason}. Choose a folder that you may write to")
+    return WriteError(f"cannot write the report to {out}: {reason}. Choose a folder that you may write to")

@@ -1,4 +1,4 @@
-"""What the inputs are, in words: a page about a table speaks of rows and columns, never of pixels."""
+"""The nouns for each kind of input: a page about a table has rows and columns, no pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InputNouns:
     inputs: str  # what the model takes
     example: str  # one example, changed by an attack
     value: str  # one of its numbers
-    unit: str  # of those numbers, behind an amount of them
+    unit: str  # of those numbers, after an amount
 
 
 PIXEL_NOUNS = InputNouns("images", "image", "pixel", "of the pixel range")
@@ -86,9 +86,9 @@ def _is_standardized(inputs: Features) -> bool:
 
 
 def standardize(box: Box, x: Tensor) -> tuple[Box, Tensor]:
-    """The same model on columns in units of their standard deviations, and x (N, F) so; other inputs as they are.
+    """The same model on columns in units of their standard deviations, and x (N, F) in them; other inputs unchanged.
 
-    Categories are not kept.
+    Categories are dropped.
     """
     inputs = box.inputs
     if not isinstance(inputs, Features) or not _is_standardized(inputs):
@@ -99,5 +99,5 @@ def standardize(box: Box, x: Tensor) -> tuple[Box, Tensor]:
 
 
 def categorical_columns(inputs: Inputs) -> list[str]:
-    """The columns that take certain values alone, of all tables among the inputs."""
+    """The categorical columns of all tables among the inputs."""
     return [name for _, part in _named_parts(inputs) if isinstance(part, Features) for name in part.categories]

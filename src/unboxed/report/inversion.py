@@ -1,8 +1,8 @@
-"""How much of the picture survives? An example drawn back from what each layer gives for it, and from the outputs."""
+"""How much of the image survives? An example reconstructed from the activations of each layer, and from the outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,59 +12,77 @@ from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_by_depth
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
+from .finding import SHOWN_ONLY, Example, Finding, NotApplicable
 from .judge import usable_judge
+from .pictures import File, Picture
 from .words import count_noun
 
 MAX_EXAMPLES = 2  # of small images; of photos one
-SMALL_IMAGE_PIXELS = 64  # pixels
+SMALL_IMAGE_PIXELS = 64  # a side
 MAX_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
-MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # a layer: wanted, good, and those below which a picture shows nothing
-LAYER_COUNTS = (6, 4, 3, 2)  # as many as the work allows, the outputs alone among them
-SMALL_FIGURE_PIXELS, LARGE_FIGURE_PIXELS = 112, 196  # pixels shown, of small images and of photos
-MAX_CONVERGED_ERROR = 0.1  # feature error above which a picture shows less than the layer knows
+MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # per layer: wanted, good, and too few for an image to show anything
+LAYER_COUNTS = (6, 4, 3, 2)  # as many as MAX_FLOPS allow, the outputs alone among them
+SMALL_FIGURE_PIXELS, LARGE_FIGURE_PIXELS = 112, 196  # of small images and of photos
+MAX_CONVERGED_ERROR = 0.1  # feature error above which an image shows less than the layer holds
 LEAD_TEXT = (
-    "Each picture was drawn from noise until a layer gave nearly the same for it as for the input. r: how its pixels "
-    "correlate with the input's; error: what still differs of the layer's activation, as a share."
+    "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
+    "its pixels with the input's; error: the remaining difference of the layer's activations, relative to them."
 )
-OUTPUT_NOTE = "The model's own answer is the same by construction, so it proves nothing."
+OUTPUT_NOTE = "The model's own prediction is the same by construction, so it proves nothing."
 
 
-def build(context: ReportContext) -> Sequence[Block]:
-    indices = _example_indices(context)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InversionFinding(Finding):
+    """Inversions from L layers, the outputs last, of N examples."""
+
+    layers: dict[str, dict[str, float]]  # {layer: mean correlation and error}
+    steps: int
+    judge_agrees: list[float] | None  # per layer: share of the inversions that the judge classifies as the input
+    judge_agreements: Tensor | None = field(metadata=SHOWN_ONLY)  # (L, N) bool
+    judge_predictions: list[list[str]] | None = field(metadata=SHOWN_ONLY)  # (L, N) classes
+    no_judge_reason: str
+    inverted: Inversions = field(metadata=SHOWN_ONLY)
+    correlations: Tensor = field(metadata=SHOWN_ONLY)  # (L, N)
+    examples: list[Example]
+
+
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> InversionFinding:
+    is_small = max(context.box.inputs.shape[1:]) <= SMALL_IMAGE_PIXELS
+    indices = context.typical_and_ambiguous(MAX_EXAMPLES if is_small else 1)
     x = context.inputs(indices)
     layers, steps = _fit_budget(context, x)
     if steps == 0:
-        return [Note("Left out: this model is large, and an inversion of a few steps shows nothing of the layer.")]
-    inverted = inversions(context.box, x, layers, steps=steps, seed=context.seed)
-    if inverted.interrupted:  # half-drawn images beside whole ones would mislead
-        raise KeyboardInterrupt
+        raise NotApplicable("Left out: this model is large, and an inversion of a few steps shows nothing of a layer.")
+    inverted = require_complete(inversions(context.box, x, layers, steps=steps, seed=context.seed))
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
-    answers = _judge_answers(context, x, inverted)
-    _record_facts(context, inverted, correlations, answers)
-    blocks: list[Block] = [
-        MethodNote.of(inversions, *_verdict_text(context, inverted, answers)),
-        Text(LEAD_TEXT, "soft"),
-    ]
-    if steps < MAX_STEPS:
-        blocks.append(Note(f"This model is large: {count_noun(steps, 'step')} a layer instead of {MAX_STEPS}."))
-    return [
-        *blocks,
-        *_not_converged_note(inverted),
-        *_example_blocks(context, indices, x, inverted, correlations, answers),
-        _inversion_sheet(context, x, inverted, correlations),
-    ]
-
-
-def _example_indices(context: ReportContext) -> list[int]:
-    """A typical example, and one that the model is least sure of."""
-    s = context.survey
-    max_examples = MAX_EXAMPLES if max(context.box.inputs.shape[1:]) <= SMALL_IMAGE_PIXELS else 1
-    return list(dict.fromkeys([*s.typical[:1], *s.by_margin[:1]]))[:max_examples]
+    predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
+    same = None if predicted is None else _agreements(predicted)
+    r = correlations.mean(1).tolist()
+    text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {inverted.layers[0]}, "
+    return InversionFinding(
+        answer=f"{text}{r[-1]:.2f} from the outputs alone.",
+        layers={
+            a: {"correlation": r[k], "error": float(inverted.errors[k].mean())} for k, a in enumerate(inverted.layers)
+        },
+        steps=steps,
+        judge_agrees=None if same is None else same.double().mean(1).tolist(),
+        judge_agreements=same,
+        judge_predictions=None
+        if predicted is None
+        else [[context.class_name(k) for k in row] for row in predicted.tolist()],
+        no_judge_reason=usable_judge(context)[1],
+        inverted=inverted,
+        correlations=correlations,
+        examples=context.examples(indices),
+    )
 
 
 def _fit_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:
-    """From which layers, and by how many steps each, the work allows to draw; 0 steps where they would show nothing."""
+    """The layers to invert and the steps of each, within MAX_FLOPS; 0 steps where they would show nothing."""
     step_flops = 3 * context.forward_flops(len(x))
     for max_layers in LAYER_COUNTS:
         layers = layers_by_depth(context.box, x, max_layers)
@@ -81,8 +99,8 @@ def _pixel_correlation(images: Tensor, x: Tensor) -> Tensor:
     return torch.cosine_similarity(a, b.expand_as(a), dim=2).cpu()
 
 
-def _judge_answers(context: ReportContext, x: Tensor, inverted: Inversions) -> Tensor | None:
-    """What the judge says of the inversions (L, N) and, last, of the inputs; None without a fitting judge."""
+def _judge_predictions(context: ReportContext, x: Tensor, inverted: Inversions) -> Tensor | None:
+    """The classes that the judge predicts of the inversions and, last, of the inputs (L + 1, N); None without one."""
     judge, _ = usable_judge(context)
     if judge is None:
         return None
@@ -90,106 +108,86 @@ def _judge_answers(context: ReportContext, x: Tensor, inverted: Inversions) -> T
     return judge.predict(all_images.to(judge.device, judge.dtype)).cpu().view(-1, len(x))
 
 
-def _verdict_text(context: ReportContext, inverted: Inversions, answers: Tensor | None) -> tuple[str, str]:
-    if answers is None:
-        return f"{usable_judge(context)[1]} {OUTPUT_NOTE}", ""
-    same = answers[:-1] == answers[-1]  # (L, N)
+def _agreements(predicted: Tensor) -> Tensor:
+    """Where the classes (L + 1, N) are those of the last row: (L, N) bool."""
+    return predicted[:-1] == predicted[-1]
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(f: InversionFinding) -> list[Block]:
+    blocks: list[Block] = [
+        MethodNote.of(inversions, _verdict_text(f.judge_agreements, f.no_judge_reason)),
+        Text(LEAD_TEXT, "soft"),
+    ]
+    if f.steps < MAX_STEPS:
+        blocks.append(Note(f"This model is large: {count_noun(f.steps, 'step')} per layer instead of {MAX_STEPS}."))
+    return [*blocks, *_not_converged_note(f.inverted), *_example_blocks(f), _sheet(f)]
+
+
+def _verdict_text(same: Tensor | None, no_judge_reason: str) -> str:
+    """Whether the judge classifies the inversions (L, N) as it classifies the inputs."""
+    if same is None:
+        return f"{no_judge_reason} {OUTPUT_NOTE}"
     n = same.shape[1]
-    n_same_from_outputs = int(same[-1].sum())
-    text = (
-        f"The judge gives {int(same[:-1].sum())} of {n * (len(same) - 1)} pictures drawn from inner layers the "
-        f"answer that it gives the input, and {n_same_from_outputs} of {n} drawn from the outputs alone."
+    return (
+        f"The judge classifies {int(same[:-1].sum())} of {n * (len(same) - 1)} inversions of inner layers as it "
+        f"classifies the input, and {int(same[-1].sum())} of {n} inversions of the outputs alone. {OUTPUT_NOTE}"
     )
-    return f"{text} {OUTPUT_NOTE}", ""
 
 
 def _not_converged_note(inverted: Inversions) -> list[Block]:
-    not_converged = [
-        a for a, e in zip(inverted.layers, inverted.errors.mean(1).tolist(), strict=True) if e > MAX_CONVERGED_ERROR
-    ]
-    if not not_converged:
+    errors = zip(inverted.layers, inverted.errors.mean(1).tolist(), strict=True)
+    if not (names := [name for name, error in errors if error > MAX_CONVERGED_ERROR]):
         return []
-    consequence = (
-        "it may know more than its picture shows"
-        if len(not_converged) == 1
-        else "they may know more than their pictures show"
-    )
-    return [Note(f"The descent did not arrive at what is given by {', '.join(not_converged)}: {consequence}.")]
+    more = "it may hold more than its image shows" if len(names) == 1 else "they may hold more than their images show"
+    return [Note(f"The optimization did not converge for {', '.join(names)}: {more}.")]
 
 
-def _example_blocks(
-    context: ReportContext,
-    indices: Sequence[int],
-    x: Tensor,
-    inverted: Inversions,
-    correlations: Tensor,
-    answers: Tensor | None,
-) -> list[Block]:
+def _example_blocks(f: InversionFinding) -> list[Block]:
     blocks: list[Block] = []
-    for i, index in enumerate(indices):
-        figures = [context.example_figure(index, x[i], _figure_pixels(x))]
-        figures += [
-            _inversion_figure(context, inverted, correlations, answers, k, i) for k in range(len(inverted.layers))
-        ]
-        blocks += [Heading(f"Example {context.survey.rows[index]}")] if len(indices) > 1 else []
+    for i, example in enumerate(f.examples):
+        figures = [example.figure(_figure_pixels(example.x))]
+        figures += [_inversion_figure(f, k, i) for k in range(len(f.inverted.layers))]
+        blocks += [Heading(f"Example {example.row}")] if len(f.examples) > 1 else []
         blocks.append(FigureGrid(figures))
     return blocks
 
 
-def _inversion_figure(
-    context: ReportContext, inverted: Inversions, correlations: Tensor, answers: Tensor | None, k: int, i: int
-) -> Figure:
-    name = _layer_name(inverted, k)
-    lines = [
-        f"pixels\u00a0r\u00a0{_two_decimals(float(correlations[k, i]))}",
-        f"error\u00a0{float(inverted.errors[k, i]):.1g}",
-    ]
-    if answers is not None:
-        lines.append(f"judge: {context.class_name(int(answers[k, i]))}")
-    alt = f"image drawn from {name}; {', '.join(lines)}"
-    return Figure(
-        context.pictures.inline(colors.image_to_rgb(inverted.images[k, i]), alt, _figure_pixels(inverted.images)),
-        name,
-        tuple(lines),
-    )
+def _inversion_figure(f: InversionFinding, k: int, i: int) -> Figure:
+    name, image = _layer_name(f, k), f.inverted.images[k, i]
+    r = f"{float(f.correlations[k, i]):.2f}".replace("-", "\u2212")
+    lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(f.inverted.errors[k, i]):.1g}"]
+    if f.judge_predictions is not None:
+        lines.append(f"judge: {f.judge_predictions[k][i]}")
+    alt = f"inversion of {name}; {', '.join(lines)}"
+    return Figure(Picture(colors.image_to_rgb(image), alt, _figure_pixels(image)), name, tuple(lines))
 
 
 def _figure_pixels(x: Tensor) -> int:
     return SMALL_FIGURE_PIXELS if max(x.shape[-2:]) <= SMALL_IMAGE_PIXELS else LARGE_FIGURE_PIXELS
 
 
-def _layer_name(inverted: Inversions, k: int) -> str:
-    return "outputs alone" if k == len(inverted.layers) - 1 else inverted.layers[k]
+def _layer_name(f: InversionFinding, k: int) -> str:
+    return "outputs alone" if k == len(f.inverted.layers) - 1 else f.inverted.layers[k]
 
 
-def _two_decimals(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\u2212")
-
-
-def _inversion_sheet(context: ReportContext, x: Tensor, inverted: Inversions, correlations: Tensor) -> Files:
+def _sheet(f: InversionFinding) -> Files:
+    n_layers = len(f.inverted.layers)
     rows = [
         [
-            Tile(colors.image_to_rgb(x[i]), "input"),
+            Tile(colors.image_to_rgb(example.x), "input"),
             *(
-                Tile(colors.image_to_rgb(inverted.images[k, i]), f"r {float(correlations[k, i]):.2f}")
-                for k in range(len(inverted.layers))
+                Tile(colors.image_to_rgb(f.inverted.images[k, i]), f"r {float(f.correlations[k, i]):.2f}")
+                for k in range(n_layers)
             ),
         ]
-        for i in range(len(x))
+        for i, example in enumerate(f.examples)
     ]
-    names = ["", *(_layer_name(inverted, k) for k in range(len(inverted.layers)))]
-    page = contact_sheet(rows, title="How much of the picture survives?", columns=names)
-    return Files([(context.pictures.save_file("inversions.png", page), "these pictures as a sheet")])
+    columns = ["", *(_layer_name(f, k) for k in range(n_layers))]
+    page = contact_sheet(rows, title="How much of the image survives?", columns=columns)
+    return Files([File("inversions.png", page, "these images as a sheet")])
 
 
-def _record_facts(context: ReportContext, inverted: Inversions, correlations: Tensor, answers: Tensor | None) -> None:
-    facts: dict[str, object] = {
-        a: {"correlation": float(correlations[k].mean()), "error": float(inverted.errors[k].mean())}
-        for k, a in enumerate(inverted.layers)
-    }
-    if answers is not None:
-        facts["judge_agrees"] = (answers[:-1] == answers[-1]).double().mean(1).tolist()
-    context.facts["survives"] = facts
-
-
-SECTION = Section("How much of the picture survives?", "survives", build, needs=("pixels",))
+SECTION = Section("How much of the image survives?", "inversion", find, show, needs=("pixels",))

@@ -1,4 +1,4 @@
-"""The judge: another, robust model, which says whether it too sees the class that was meant."""
+"""The judge: another, robust model, which classifies generated images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from ..box import Box
 from ..engine.read.class_labels import is_numbers_only
 from .context import ReportContext
 
-JUDGE_DESCRIPTION = (
-    "a second network that took no part in drawing; it should be of another architecture, and trained against "
-    "adversarial examples"
-)
+JUDGE_DESCRIPTION = "A second model (the judge, best a robust one of another architecture)"
 
 
 @dataclass(frozen=True, eq=False)
 class JudgeReport:
-    """What the judge says of images: its answers, the probability of the class meant, and how many it names."""
+    """What the judge predicts of images: its classes, the probability of the target class, how many it recognizes."""
 
-    answers: Tensor  # (N,)
+    predicted: Tensor  # (N,)
     target_probs: Tensor  # (N,) probability
     n_recognized: int
 
@@ -35,7 +32,7 @@ def usable_judge(context: ReportContext) -> tuple[Box | None, str]:
     """The judge, or why there is none."""
     judge, box = context.judge, context.box
     if judge is None:
-        return None, "None: no judge was given."
+        return None, "None: there is no judge (--judge)."
     if judge.inputs.shape != box.inputs.shape:
         return None, "None: the judge takes inputs of another shape."
     if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or is_numbers_only(judge.classes)):
@@ -44,7 +41,7 @@ def usable_judge(context: ReportContext) -> tuple[Box | None, str]:
 
 
 def judge_images(judge: Box, images: Tensor, classes: Sequence[int]) -> JudgeReport:
-    """Ask the judge about images (N, C, H, W), each meant to be of its class."""
+    """Classify images (N, C, H, W), each generated for one of the classes (N,), by the judge."""
     probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
-    answers, targets = probs.argmax(1), torch.as_tensor(classes)
-    return JudgeReport(answers, probs[torch.arange(len(targets)), targets], int((answers == targets).sum()))
+    predicted, targets = probs.argmax(1), torch.as_tensor(classes)
+    return JudgeReport(predicted, probs[torch.arange(len(targets)), targets], int((predicted == targets).sum()))

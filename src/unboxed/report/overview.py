@@ -1,235 +1,258 @@
-"""The answer first: how good the model is, what it confuses, and what it is made of."""
+"""How good is it? Accuracy, what it confuses, its most confident errors, and what it is made of."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..model.layers import Layer
 from .blocks import Block, ConfusionMatrix, Figure, FigureGrid, Fold, Heading, Note, SideBySide, Table, Text
 from .context import ReportContext, Section
+from .finding import SHOWN_ONLY, Example, Finding
 from .input_nouns import shapes_text
 from .skipped import skipped_text
+from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
 EXAMPLES_PER_ROW = 8  # examples in a row
 MAX_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_PAIRS = 8  # in the table beside it
+MAX_FOLDED_PAIRS, MAX_FACT_PAIRS = 200, 50  # in the folded table; in report.json and in the headline
 UNFOLDED_LAYERS = 14  # rows of the table that are not folded
-MAX_FOLDED_MISTAKES = 40  # mistakes kept in the fold
+MAX_FOLDED_ERRORS = 40  # misclassified examples in the fold
+MAX_FACT_ERRORS = 100  # misclassified examples in report.json
+MAX_SKIPPED_FILES = 200  # that are listed
 
 
-def build(context: ReportContext) -> Sequence[Block]:
-    _write_headline(context)
-    blocks: list[Block] = [*_accuracy_blocks(context)]
-    if context.has_images:
-        blocks += _example_blocks(context)
-    return [*blocks, Heading("What it is made of"), *_layer_table(context)]
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OverviewFinding(Finding):
+    """Accuracy, confusions, layers, and the examples that show them."""
+
+    accuracy: float | None  # None without labels, or where outputs do not exclude one another
+    examples: int  # evaluated
+    examples_in_data: int
+    examples_requested: int
+    mistakes: int | None
+    most_confident_errors: list[dict[str, Any]]
+    lowest_margin: list[int]  # indices in the data
+    confusions: list[dict[str, Any]] | None
+    layers: tuple[Layer, ...]
+    model: str  # its class
+    parameters: int
+    inputs_and_outputs: str
+    skipped: str  # what could not be read
+    skipped_files: list[tuple[str, str]]
+    no_accuracy_reason: str
+    folded_confusions: list[tuple[str, str, int]] = field(metadata=SHOWN_ONLY)
+    matrix_classes: list[str] = field(metadata=SHOWN_ONLY)
+    matrix: Tensor = field(metadata=SHOWN_ONLY)  # (K, K) labels x predictions, of these classes
+    n_omitted_classes: int = 0
+    misclassified: list[Example] = field(metadata=SHOWN_ONLY)  # none where inputs are no images
+    ambiguous: list[Example] = field(metadata=SHOWN_ONLY)
+    exclusive_classes: bool = True
+    binary: bool = False
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        return [e.figure(show_runner_up=not self.misclassified) for e in (*self.misclassified, *self.ambiguous)[:1]]
 
 
-def _write_headline(context: ReportContext) -> None:
-    """The page's first words."""
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> OverviewFinding:
+    s, box = context.survey, context.box
+    shown_classes = _most_confused_classes(s.confusion)
+    title, headline = _headline(context)
+    errors = s.misclassified[: EXAMPLES_PER_ROW + MAX_FOLDED_ERRORS] if context.has_images else []
+    pairs = [(context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_FOLDED_PAIRS)]
+    return OverviewFinding(
+        answer=_answer(s),
+        title=title,
+        headline=headline,
+        accuracy=s.accuracy,
+        examples=len(s.rows),
+        examples_in_data=s.n_total,
+        examples_requested=s.n_requested,
+        mistakes=None if s.is_correct is None else len(s.misclassified),
+        most_confident_errors=[_error_facts(context, i) for i in s.misclassified[:MAX_FACT_ERRORS]],
+        lowest_margin=[s.rows[i] for i in s.by_margin[:EXAMPLES_PER_ROW]],
+        confusions=None
+        if s.is_correct is None
+        else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_FACT_PAIRS]],
+        layers=tuple(box.layers),
+        model=type(box.model).__name__,
+        parameters=sum(p.numel() for p in box.model.parameters()),
+        inputs_and_outputs=f"inputs {shapes_text(box.inputs)}, "
+        f"{count_noun(len(box.classes), 'output')} ({box.outputs})",
+        skipped=skipped_text(context.data, s),
+        skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_SKIPPED_FILES]],
+        no_accuracy_reason="" if s.exclusive_classes else _no_accuracy_reason(context),
+        folded_confusions=pairs,
+        matrix_classes=[context.class_name(k) for k in shown_classes],
+        matrix=s.confusion[shown_classes][:, shown_classes],
+        n_omitted_classes=len(s.classes) - len(shown_classes),
+        misclassified=context.examples(errors),
+        ambiguous=context.examples(s.by_margin[:EXAMPLES_PER_ROW]) if context.has_images else [],
+        exclusive_classes=s.exclusive_classes,
+        binary=context.data.binary,
+    )
+
+
+def _error_facts(context: ReportContext, i: int) -> dict[str, Any]:
+    s = context.survey
+    prediction = context.class_name(int(s.predicted[i]))
+    return {"example": s.rows[i], "label": context.label_name(i), "prediction": prediction,
+            "output": float(s.confidence[i])}  # fmt: skip
+
+
+def _answer(s: Survey) -> str:
+    examples = count_noun(len(s.rows), "example")
+    return examples + "." if s.is_correct is None else f"{count_noun(len(s.misclassified), 'error')} in {examples}."
+
+
+def _headline(context: ReportContext) -> tuple[str, tuple[str, ...]]:
+    """The page's title and the sentences below it."""
     s = context.survey
     examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.name_with_prefix(' of ')}"
     if s.accuracy is not None:
-        context.title_text = f"{format_percent(s.accuracy)} right"
-        context.headline += [f"That is on {examples_text}.", *_mistake_sentences(context)]
-    elif s.exclusive_classes:
-        counts = torch.bincount(s.answers, minlength=len(s.classes))
+        return f"{format_percent(s.accuracy)} accuracy", (f"Measured on {examples_text}.", *_error_sentences(context))
+    if s.exclusive_classes:
+        counts = torch.bincount(s.predicted, minlength=len(s.classes))
         k = int(counts.argmax())
-        context.title_text = f"Says {context.class_name(k)} most often"
         percentage = format_percent(float(counts[k]) / len(s.rows))
-        context.headline += [f"For {percentage} of {examples_text}. Without labels there is no accuracy."]
-    else:
-        context.title_text = count_noun(len(s.classes), "output")
-        if context.is_single_number:
-            low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
-            context.title_text = f"Gives {low} to {high}" if low != high else f"Gives {low}"
-        context.headline += [f"Read on {examples_text}. {_no_accuracy_reason(context)}, so there is no accuracy."]
-    context.facts["overview"] = _overview_facts(context)
+        sentence = f"This is its prediction for {percentage} of {examples_text}. Without labels there is no accuracy."
+        return f"Predicts {context.class_name(k)} most often", (sentence,)
+    title = count_noun(len(s.classes), "output")
+    if context.is_single_number:
+        low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
+        title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
+    return title, (f"Measured on {examples_text}. {_no_accuracy_reason(context)}, so there is no accuracy.",)
 
 
 def _no_accuracy_reason(context: ReportContext) -> str:
     if len(context.survey.classes) == 1:
-        return f"It is one number, no choice between classes ({context.box.outputs})"
+        return f"The output is one number, not a choice between classes ({context.box.outputs})"
     return f"The outputs don't exclude one another ({context.box.outputs})"
 
 
-def _mistake_sentences(context: ReportContext) -> list[str]:
+def _error_sentences(context: ReportContext) -> list[str]:
     s = context.survey
     if not s.misclassified:
-        index = s.by_margin[0]
-        return [f"No mistake; the least sure answer is {context.answer_text(index)}."]
-    surest = s.misclassified[0]
+        return [f"It makes no error; its least certain prediction is {context.prediction_text(s.by_margin[0])}."]
+    worst = s.misclassified[0]
     return [
         _most_common_confusion(context),
-        f"Its surest mistake: {context.label_name(surest)} taken for {context.answer_text(surest)}.",
+        f"Its most confident error: {context.label_name(worst)} classified as {context.prediction_text(worst)}.",
     ]
 
 
 def _most_common_confusion(context: ReportContext) -> str:
-    """Which label it takes for which answer most often; a tie is told."""
-    pairs, mistakes_text = context.survey.confused_pairs(50), count_noun(len(context.survey.misclassified), "mistake")
+    """Which label is most often classified as which other class; ties are reported."""
+    pairs = context.survey.confused_pairs(MAX_FACT_PAIRS)
+    errors = count_noun(len(context.survey.misclassified), "error")
+    names = [f"{context.class_name(a)} classified as {context.class_name(b)}" for a, b, _ in pairs]
     count = pairs[0][2]
     if count == 1:
-        kinds = ", each of another kind" if len(pairs) > 1 else ""
-        which = f": {context.class_name(pairs[0][0])} for {context.class_name(pairs[0][1])}" if len(pairs) == 1 else ""
-        return f"It makes {mistakes_text}{kinds}{which}."
-    top = [f"{context.class_name(a)} for {context.class_name(b)}" for a, b, n in pairs if n == count]
+        return f"It makes {errors}{' (no confusion occurs twice)' if len(pairs) > 1 else ': ' + names[0]}."
+    top = [name for name, (_, _, n) in zip(names, pairs, strict=True) if n == count]
     if len(top) > 2:
-        return f"It most often takes {top[0]} ({count} of {mistakes_text}), and {len(top) - 1} other pairs as often."
-    each_text = " each" if len(top) > 1 else ""
-    return f"It most often takes {' and '.join(top)} ({count} of {mistakes_text}{each_text})."
+        return (f"Its most common confusion: {top[0]} ({count} of {errors}); "
+                f"{len(top) - 1} other pairs are as common.")  # fmt: skip
+    each = " each" if len(top) > 1 else ""
+    plural = "s" if len(top) > 1 else ""
+    return f"Its most common confusion{plural}: {' and '.join(top)} ({count} of {errors}{each})."
 
 
-def _overview_facts(context: ReportContext) -> dict[str, object]:
-    s = context.survey
-    rows = [{"example": s.rows[p], "label": context.label_name(p), "answer": context.class_name(int(s.answers[p])),
-             "output": float(s.confidence[p])} for p in s.misclassified[:100]]  # fmt: skip
-    return {
-        "accuracy": s.accuracy,
-        "examples": len(s.rows),
-        "mistakes": None if s.is_correct is None else len(s.misclassified),
-        "surest_mistakes": rows,
-        "undecided": [s.rows[p] for p in s.by_margin[:EXAMPLES_PER_ROW]],
-        "confusions": None
-        if s.is_correct is None
-        else [
-            {"label": context.class_name(a), "answer": context.class_name(b), "times": n}
-            for a, b, n in s.confused_pairs(50)
-        ],
-        "layers": [
-            {
-                "path": r.path,
-                "type": r.type,
-                "shape": list(r.shape),
-                "parameters": r.n_parameters,
-                "flops": None if math.isnan(r.flops_share) else r.flops_share,
-            }
-            for r in context.box.layers
-        ],
-    }
-
-
-# -- how good it is ---------------------------------------------------------------------------------------
-
-
-def _accuracy_blocks(context: ReportContext) -> list[Block]:
-    s = context.survey
-    blocks: list[Block] = []
-    if len(s.rows) < s.n_total:
-        spread = ", evenly spread over the data" if s.n_requested < s.n_total else ""
-        blocks.append(Note(f"Looked at {len(s.rows):,} of {s.n_total:,} examples{spread}."))
-    blocks += _skipped_blocks(context)
-    if s.is_correct is None:
-        rivals = _no_accuracy_reason(context)
-        reason = "not every example has a label" if s.exclusive_classes else rivals[0].lower() + rivals[1:]
-        return [*blocks, Note(f"No accuracy and no confusion matrix: {reason}.")]
-    if not s.misclassified:
-        return [*blocks, Text("Every answer is right, so the confusion matrix would be a diagonal and is left out.")]
-    return [*blocks, SideBySide([_confusion_block(context)], _confused_pairs(context))]
-
-
-def _skipped_blocks(context: ReportContext) -> list[Block]:
-    """What could not be read, told before anything is said of the rest."""
-    if not (text := skipped_text(context.data, context.survey)):
-        return []
-    rows = [(str(path), str(reason)) for path, reason in context.data.skipped[:200]]
-    return [Note(f"{text}."), Fold("Which files, and why", [Table(("file", "why"), rows)])]
-
-
-def _confusion_block(context: ReportContext) -> ConfusionMatrix:
-    s = context.survey
-    shown_classes = _most_confused_classes(context)
-    counts = s.confusion[shown_classes][:, shown_classes]
-    off_diagonal = counts.clone().fill_diagonal_(0)
-    strength = (off_diagonal / max(1, int(off_diagonal.max()))).sqrt()
-    n_omitted = len(s.classes) - len(shown_classes)
-    caption = "Each row is a label, each column an answer; the diagonal is right."
-    if n_omitted:
-        caption += f" The {len(shown_classes)} classes with the most mistakes; {n_omitted} more are left out."
-    names = [context.class_name(k) for k in shown_classes]
-    return ConfusionMatrix(names, counts.tolist(), strength.tolist(), caption)
-
-
-def _most_confused_classes(context: ReportContext) -> list[int]:
-    confusion = context.survey.confusion
+def _most_confused_classes(confusion: Tensor) -> list[int]:
     if len(confusion) <= MAX_MATRIX_CLASSES:
         return list(range(len(confusion)))
     off_diagonal = confusion.clone().fill_diagonal_(0)
     return sorted((off_diagonal.sum(0) + off_diagonal.sum(1)).topk(MAX_MATRIX_CLASSES).indices.tolist())
 
 
-def _confused_pairs(context: ReportContext) -> list[Block]:
-    """The mistakes pair by pair, the commonest first."""
-    s = context.survey
-    heads, numbers = ("label", "taken for", "times"), frozenset({2})
-    rows = [(context.class_name(a), context.class_name(b), str(n)) for a, b, n in s.confused_pairs(200)]
-    blocks: list[Block] = [
-        Text(f"{count_noun(len(s.misclassified), 'mistake')} in {count_noun(len(s.rows), 'example')}.")
-    ]
-    blocks.append(Table(heads, rows[:MAX_PAIRS], numbers))
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(f: OverviewFinding) -> list[Block]:
+    return [*_accuracy_blocks(f), *_example_blocks(f), Heading("What it is made of"), *_layer_table(f)]
+
+
+def _accuracy_blocks(f: OverviewFinding) -> list[Block]:
+    blocks: list[Block] = []
+    if f.examples < f.examples_in_data:
+        spread = ", evenly spread over the data" if f.examples_requested < f.examples_in_data else ""
+        blocks.append(Note(f"Measured on {f.examples:,} of {f.examples_in_data:,} examples{spread}."))
+    if f.skipped:
+        blocks += [Note(f"{f.skipped}."), Fold("Which files, and why", [Table(("file", "reason"), f.skipped_files)])]
+    if f.mistakes is None:
+        reason = f.no_accuracy_reason or "Not every example has a label"
+        return [*blocks, Note(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
+    if not f.mistakes:
+        return [*blocks, Text("Every prediction is correct, so the confusion matrix is a diagonal and is left out.")]
+    return [*blocks, SideBySide([_confusion_matrix(f)], _confused_pairs(f))]
+
+
+def _confusion_matrix(f: OverviewFinding) -> ConfusionMatrix:
+    off_diagonal = f.matrix.clone().fill_diagonal_(0)
+    tint = (off_diagonal / max(1, int(off_diagonal.max()))).sqrt()
+    caption = "Each row is a label, each column a prediction; the diagonal is correct."
+    if f.n_omitted_classes:
+        caption += (f" The {len(f.matrix_classes)} classes with the most errors; "
+                    f"{f.n_omitted_classes} more are left out.")  # fmt: skip
+    return ConfusionMatrix(f.matrix_classes, f.matrix.tolist(), tint.tolist(), caption)
+
+
+def _confused_pairs(f: OverviewFinding) -> list[Block]:
+    """The errors pair by pair, the most common first."""
+    columns, numbers = ("label", "classified as", "times"), frozenset({2})
+    rows = [(a, b, str(n)) for a, b, n in f.folded_confusions]
+    blocks: list[Block] = [Table(columns, rows[:MAX_PAIRS], numbers)]
     if rest := rows[MAX_PAIRS:]:
-        blocks.append(Fold(f"{count_noun(len(rest), 'more pair')}", [Table(heads, rest, numbers)]))
+        blocks.append(Fold(f"{count_noun(len(rest), 'more pair')}", [Table(columns, rest, numbers)]))
     return blocks
 
 
-def _example_blocks(context: ReportContext) -> list[Block]:
-    s = context.survey
+def _example_blocks(f: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
-    if s.misclassified:
-        selected, rest = (
-            s.misclassified[:EXAMPLES_PER_ROW],
-            s.misclassified[EXAMPLES_PER_ROW : EXAMPLES_PER_ROW + MAX_FOLDED_MISTAKES],
-        )
-        figures = _example_figures(context, selected)
-        context.cover.append(figures[0])
-        blocks += [Heading("Surest mistakes"), FigureGrid(figures)]
-        if rest:
-            blocks.append(
-                Fold(f"{count_noun(len(rest), 'more mistake')}", [FigureGrid(_example_figures(context, rest))])
-            )
-    undecided = _example_figures(context, s.by_margin[:EXAMPLES_PER_ROW], show_runner_up=True)
-    if not s.misclassified:
-        context.cover.append(undecided[0])
-    if not s.exclusive_classes:
-        return [*blocks, Heading("Examples"), FigureGrid(undecided)]
-    lead = "The two largest outputs of these lie closest."
-    if context.data.binary:
-        lead = "The p of yes of these lies closest to one half."
-    return [*blocks, Heading("Most confused examples"), Text(lead, "soft"), FigureGrid(undecided)]
+    if not f.ambiguous:
+        return blocks
+    if f.misclassified:
+        figures = [e.figure() for e in f.misclassified]
+        blocks += [Heading("Misclassified, most confident first"), FigureGrid(figures[:EXAMPLES_PER_ROW])]
+        if rest := figures[EXAMPLES_PER_ROW:]:
+            blocks.append(Fold(f"{count_noun(len(rest), 'more error')}", [FigureGrid(rest)]))
+    ambiguous = FigureGrid([e.figure(show_runner_up=True) for e in f.ambiguous])
+    if not f.exclusive_classes:
+        return [*blocks, Heading("Examples"), ambiguous]
+    lead = "The examples whose two largest outputs differ least."
+    if f.binary:
+        lead = "The examples whose probability of yes is closest to one half."
+    return [*blocks, Heading("Lowest margin"), Text(lead, "soft"), ambiguous]
 
 
-def _example_figures(context: ReportContext, indices: Sequence[int], show_runner_up: bool = False) -> list[Figure]:
-    x = context.inputs(indices)
-    return [context.example_figure(p, x[i], show_runner_up=show_runner_up) for i, p in enumerate(indices)]
-
-
-# -- what it is made of ------------------------------------------------------------------------------------------------
-
-
-def _layer_table(context: ReportContext) -> list[Block]:
-    box = context.box
-    total = sum(p.numel() for p in box.model.parameters())
-    inputs_outputs_text = f"inputs {shapes_text(box.inputs)}, {count_noun(len(box.classes), 'output')} ({box.outputs})"
-    lead = f"{type(box.model).__name__}: {count_noun(total, 'parameter')}, {inputs_outputs_text}."
-    heads = ("layer", "type", "output", "parameters", "share of FLOPs")
+def _layer_table(f: OverviewFinding) -> list[Block]:
+    columns, numbers = ("layer", "type", "output", "parameters", "share of FLOPs"), frozenset({3, 4})
     rows = [
         (
-            r.path + (f" (runs {r.n_calls}×)" if r.n_calls > 1 else ""),
-            r.type,
-            format_shape(r.shape),
-            f"{r.n_parameters:,}",
-            "" if math.isnan(r.flops_share) else format_percent(r.flops_share),
+            layer.path + (f" (runs {layer.n_calls}×)" if layer.n_calls > 1 else ""),
+            layer.type,
+            format_shape(layer.shape),
+            f"{layer.n_parameters:,}",
+            "" if math.isnan(layer.flops_share) else format_percent(layer.flops_share),
         )
-        for r in box.layers
+        for layer in f.layers
     ]
-    numbers = frozenset({3, 4})
-    blocks: list[Block] = [Text(lead), Table(heads, rows[:UNFOLDED_LAYERS], numbers)]
+    lead = f"{f.model}: {count_noun(f.parameters, 'parameter')}, {f.inputs_and_outputs}."
+    blocks: list[Block] = [Text(lead), Table(columns, rows[:UNFOLDED_LAYERS], numbers)]
     if rest := rows[UNFOLDED_LAYERS:]:
-        blocks.append(Fold(f"{count_noun(len(rest), 'more layer')}", [Table(heads, rest, numbers)]))
+        blocks.append(Fold(f"{count_noun(len(rest), 'more layer')}", [Table(columns, rest, numbers)]))
     return blocks
 
 
-SECTION = Section("How good is it?", "overview", build)
+SECTION = Section("How good is it?", "overview", find, show)

@@ -1,61 +1,87 @@
-"""The page's pictures: inlined while the page stays small, files beside it from then on."""
+"""The images of a page: arrays until the page is rendered, then inlined while it stays small, files from then on."""
 
 from __future__ import annotations
 
 import base64
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from ..plots import colors
-from ..plots.files import ImageLike as Drawn
-from ..plots.files import as_image, png_bytes
+from ..plots.files import ImageLike, as_image, png_bytes
 from ..plots.sheet import COLOR_TABLES, ColorBar
-from .blocks import ImageRef
 from .folder import PICTURES_DIR, ReportFolder
 
-MAX_INLINE_BYTES = 3_500_000  # bytes of inlined pictures: base64 and the words keep the page below 5 MB
+MAX_INLINE_BYTES = 3_500_000  # bytes of inlined images: base64 and the text keep the page below 5 MB
 MAX_INLINE_PIXELS = 256  # pixels a side of a photo in the page
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image for the page, not encoded yet: shown at about `side` pixels, or pixel by pixel where `side` is None."""
+
+    image: ImageLike
+    alt: str
+    side: int | None = 112
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height on the page, in pixels."""
+        image = self.image
+        size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+        return size if self.side is None else display_size(size, self.side)
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """An image beside the page: its name, its content (or the bytes of a file) and what it is."""
+
+    name: str
+    content: ImageLike | bytes
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An encoded image: where it is (a data URI or a file beside the page), what it shows, its size in pixels."""
+
+    src: str
+    alt: str
+    width: int
+    height: int
+    pixelated: bool = False  # enlarged by nearest neighbor
+
+
 class PictureStore:
-    """Turns arrays and Pillow images into pictures of the page, and keeps the larger ones as files."""
+    """Encodes images for the page, and writes the larger ones as files."""
 
     def __init__(self, folder: ReportFolder, budget: int = MAX_INLINE_BYTES) -> None:
         self._folder, self._bytes_left = folder, budget
         self._n_files = 0
 
-    def inline(self, image: Drawn, alt: str, side: int = 112, max_pixels: int = MAX_INLINE_PIXELS) -> ImageRef:
-        """A picture of the page, shown at about `side` pixels: small ones at a whole multiple of their size."""
-        im = as_image(image)
-        pixelated = max(im.size) <= colors.NEAREST_MAX_PIXELS
-        if not pixelated and max(im.size) > max_pixels:
-            im = colors.resize_to(im, max_pixels)
-        width, height = display_size(im.size, side)
-        return ImageRef(self._source(png_bytes(im)), alt, width, height, pixelated)
+    def encode(self, picture: Picture) -> ImageRef:
+        """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
+        im = as_image(picture.image)
+        pixelated = picture.side is None or max(im.size) <= colors.NEAREST_MAX_PIXELS
+        if not pixelated and max(im.size) > MAX_INLINE_PIXELS:
+            im = colors.resize_to(im, MAX_INLINE_PIXELS)
+        return ImageRef(self.source(png_bytes(im)), picture.alt, *picture.size, pixelated)
 
-    def full_size(self, image: Drawn, alt: str) -> ImageRef:
-        """A picture shown pixel by pixel, as wide as it is."""
-        im = as_image(image)
-        return ImageRef(self._source(png_bytes(im)), alt, im.width, im.height, pixelated=True)
+    def save(self, file: File) -> str:
+        """Write a file beside the page. Returns its path relative to it."""
+        content = file.content if isinstance(file.content, bytes) else png_bytes(file.content)
+        return self._folder.stage(f"{PICTURES_DIR}/{file.name}", content)
 
-    def save_file(self, name: str, image: Drawn | bytes) -> str:
-        """A picture as a file beside the page. Returns its path relative to it."""
-        content = image if isinstance(image, bytes) else png_bytes(image)
-        return self._folder.stage(f"{PICTURES_DIR}/{name}", content)
-
-    def encoded_source(self, content: bytes, kind: str) -> str:
-        """The address of a picture that is encoded already ("png", "jpeg")."""
-        return self._source(content, kind)
-
-    def color_scale(self, bar: ColorBar) -> tuple[ColorBar, ImageRef]:
-        """A color scale with the picture of its range."""
+    def color_scale(self, bar: ColorBar) -> ImageRef:
+        """The image of a color scale."""
         table = COLOR_TABLES[bar.kind]
         alt = f"color scale from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
-        return bar, ImageRef(self._source(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
+        return ImageRef(self.source(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
 
-    def _source(self, content: bytes, kind: str = "png") -> str:
+    def source(self, content: bytes, kind: str = "png") -> str:
+        """The address of an encoded image ("png", "jpeg")."""
         text = base64.b64encode(content).decode()
         self._bytes_left -= len(text)
         if self._bytes_left >= 0:
@@ -65,16 +91,16 @@ class PictureStore:
 
 
 def display_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The size at which a picture (width, height) is shown in a place of `side` pixels."""
+    """The size at which an image (width, height) is shown where there are `side` pixels."""
     longest = max(size)
     k = _integer_factor(longest, side) if longest <= colors.NEAREST_MAX_PIXELS else side / longest
     return max(1, round(size[0] * k)), max(1, round(size[1] * k))
 
 
 def _integer_factor(longest: int, side: int) -> int:
-    """The whole factor that comes closest to the place without going far beyond it."""
+    """The whole factor that comes closest to `side` without going far beyond it."""
     k = max(1, int(1.08 * side / longest))
-    max_overshoot = {1: 1.55, 2: 1.2}.get(k, 0.0)  # a picture of one and a half places is better than one of a half
+    max_overshoot = {1: 1.55, 2: 1.2}.get(k, 0.0)  # an image of one and a half sides is better than one of a half
     return k + 1 if (k + 1) * longest <= max_overshoot * side else k
 
 

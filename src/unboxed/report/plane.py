@@ -1,4 +1,4 @@
-"""The block of a map that one can move about in: points packed for `templates/map.js`, and images in one atlas."""
+"""The block of an interactive map: points packed for `templates/map.js`, and images in one atlas."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from PIL import Image
 
 from ..errors import InputError
 from ..plots import colors
-from ..plots.map import class_colors, make_thumbnails, normalize_points
+from ..plots.embedding import class_colors, make_thumbnails, normalize_points
+from .pictures import PictureStore
 
-MAX_POINTS = 65_535  # points: their numbers are of two bytes
+MAX_POINTS = 65_535  # their indices take two bytes
 MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
-THUMBNAIL_SIDES = (64, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8)  # of its images, the largest that keeps the budget
+THUMBNAIL_SIDES = (64, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8)  # of its images; the largest within the budget
 MAX_ATLAS_PIXELS = 4096  # pixels of the atlas that every browser can draw from
 
 
 @dataclass(frozen=True)
 class LayerMap:
-    """A map: its name, a small line, places (N, 2), and the nearest others of each in the layer, (N, k)."""
+    """A map: its name, a small line, points (N, 2), and the nearest neighbors of each in the layer, (N, k)."""
 
     name: str
     note: str
@@ -34,19 +35,19 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class ImageAtlas:
-    """Images side by side in one picture, `columns` a row, each width x height."""
+    """Images side by side in one encoded image, `columns` per row, each width x height."""
 
     content: bytes
     kind: str  # "png" or "jpeg"
     width: int
     height: int
     columns: int
-    pixelated: bool  # shown with hard pixels
+    pixelated: bool  # enlarged by nearest neighbor
 
 
 @dataclass(frozen=True)
 class MapBlock:
-    """N points, one map a layer. `groups` (N,) index `names`; `lines` are what is said of each, a sequence a line."""
+    """N points, one map per layer. `groups` (N,) index `names`; each of `lines` holds one caption line per point."""
 
     slug: str
     layers: Sequence[LayerMap]
@@ -54,23 +55,22 @@ class MapBlock:
     names: Sequence[str]
     is_wrong: Sequence[bool]
     lines: Sequence[Sequence[str]]
-    rows: Sequence[int]  # the examples' numbers in the data
+    rows: Sequence[int]  # the examples' indices in the data
     alt: str
     hint: str
     help: str
-    atlas: dict[str, object] | None = None
+    atlas: ImageAtlas | None = None
     kind: ClassVar[str] = "map"
 
     @property
     def colors(self) -> list[str]:
         return class_colors(len(self.names))
 
-    @property
-    def data(self) -> dict[str, object]:
-        """What the page's script needs."""
+    def data(self, pictures: PictureStore) -> dict[str, object]:
+        """What the page's script needs; the atlas is stored in `pictures`."""
         n = len(self.rows)
         if n > MAX_POINTS:
-            raise InputError(f"a map in a page holds {MAX_POINTS:,} points; got {n:,}")
+            raise InputError(f"a map in a page must have {MAX_POINTS:,} points or fewer; got {n:,}")
         words = list(dict.fromkeys(word for line in self.lines for word in line))
         word_index = {word: i for i, word in enumerate(words)}
         return {
@@ -86,7 +86,7 @@ class MapBlock:
             "names": list(self.names),
             "colors": self.colors,
             "hint": self.hint,
-            "atlas": self.atlas,
+            "atlas": None if self.atlas is None else _atlas_data(self.atlas, pictures),
         }
 
     @staticmethod
@@ -97,6 +97,11 @@ class MapBlock:
             "points": to_base64(points, np.uint16),
             "near": to_base64(layer.neighbors, np.uint16),
         }
+
+
+def _atlas_data(atlas: ImageAtlas, pictures: PictureStore) -> dict[str, object]:
+    sizes = {"width": atlas.width, "height": atlas.height, "columns": atlas.columns, "hard": atlas.pixelated}
+    return {"src": pictures.source(atlas.content, atlas.kind), **sizes}
 
 
 def to_base64(values: Any, kind: type[np.generic]) -> str:

@@ -8,20 +8,21 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .blocks import Block, column_width, max_per_row
-from .context import ReportContext
+from .blocks import Block, Figure, column_width, max_per_row
+from .pictures import PictureStore
 from .words import format_bar_prob, replace_hyphens
 
 
 @dataclass(frozen=True)
-class SectionResult:
-    """A section as it came out: its blocks, or in `failure` why there are none (or only some)."""
+class RenderedSection:
+    """A section as HTML, or in `failure` why there is none (or only a part)."""
 
     title: str
     slug: str
-    blocks: Sequence[Block]
+    html: str = ""
+    answer: str = ""  # in one sentence
     failure: str = ""
-    reason_unfit: str = ""
+    not_applicable: str = ""  # why it is not for this model
 
     @property
     def short_title(self) -> str:
@@ -44,10 +45,26 @@ def _jinja_environment() -> Environment:
         "max_per_row": max_per_row,
         "format_bar_prob": format_bar_prob,
     }
+    environment.filters["encoded"] = lambda picture, pictures: pictures.encode(picture)
     return environment
 
 
-def render_page(context: ReportContext, parts: Sequence[SectionResult]) -> str:
-    """The whole page."""
-    title = f"{type(context.box.model).__name__}{context.data.name_with_prefix(' on ')}"
-    return _jinja_environment().get_template("page.html").render(context=context, parts=parts, title=title)
+def render_blocks(blocks: Sequence[Block], pictures: PictureStore) -> str:
+    """The blocks as HTML; their images are encoded here."""
+    macros = _jinja_environment().get_template("blocks.html").make_module({"pictures": pictures})
+    return str(macros.blocks(blocks))  # type: ignore[attr-defined]
+
+
+def render_figures(figures: Sequence[Figure], pictures: PictureStore) -> str:
+    """A grid of figures as HTML, "" for none."""
+    macros = _jinja_environment().get_template("blocks.html").make_module({"pictures": pictures})
+    return str(macros.figures(figures)) if figures else ""  # type: ignore[attr-defined]
+
+
+def render_page(
+    subject: str, title: str, headline: Sequence[str], cover: str, sections: Sequence[RenderedSection]
+) -> str:
+    """The whole page: `subject` names the model and the data, `cover` is the HTML beside the headline."""
+    return _jinja_environment().get_template("page.html").render(
+        subject=subject, title=title or subject, headline=headline, cover=cover, sections=sections
+    )  # fmt: skip

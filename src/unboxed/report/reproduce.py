@@ -1,10 +1,10 @@
-"""How to get this page again: the command, the seed, the versions, the data, and which weights these were."""
+"""How to make this page again: the command, the seed, the versions, the data, and a digest of the weights."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -12,37 +12,65 @@ from torch import nn
 
 from .blocks import Block, Code, Table, Text
 from .context import ReportContext, Section
+from .finding import Finding
 from .words import count_noun
 
 PACKAGES = ("unboxed", "torch", "numpy", "pillow")
 
 
-def build(context: ReportContext) -> Sequence[Block]:
-    box, source = context.box, context.data
-    weights_hash = weights_sha256(box.model)
-    facts = {"command": context.command, "seed": context.seed, "weights": weights_hash, "versions": package_versions()}
-    context.facts["reproduce"] = facts
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReproduceFinding(Finding):
+    """All that makes the page the same again."""
+
+    command: str | None
+    seed: int
+    weights: str  # SHA-256
+    versions: dict[str, str]
+    model: str
+    inputs: str
+    outputs: str
+    data: str
+    judge: str
+    device: str
+
+
+def find(context: ReportContext) -> ReproduceFinding:
+    box, source, judge = context.box, context.data, context.judge
+    return ReproduceFinding(
+        answer="The command, the seed, the versions, and a digest of the weights.",
+        command=context.command,
+        seed=context.seed,
+        weights=weights_sha256(box.model),
+        versions=package_versions(),
+        model=type(box.model).__name__,
+        inputs=str(box.inputs),
+        outputs=box.outputs,
+        data=f"{source.name}, {count_noun(len(context.survey.rows), 'example')} of {len(source):,}",
+        judge=type(judge.model).__name__ if judge is not None else "none",
+        device=str(box.device),
+    )
+
+
+def show(f: ReproduceFinding) -> list[Block]:
     rows = [
-        ("model", type(box.model).__name__),
-        ("weights (SHA-256)", weights_hash[:16]),
-        ("inputs", str(box.inputs)),
-        ("outputs", box.outputs),
-        ("data", f"{source.name}, {count_noun(len(context.survey.rows), 'example')} of {len(source):,}"),
-        ("judge", type(context.judge.model).__name__ if context.judge is not None else "none"),
-        ("device", str(box.device)),
-        ("seed", str(context.seed)),
-        *package_versions().items(),
+        ("model", f.model),
+        ("weights (SHA-256)", f.weights[:16]),
+        ("inputs", f.inputs),
+        ("outputs", f.outputs),
+        ("data", f.data),
+        ("judge", f.judge),
+        ("device", f.device),
+        ("seed", str(f.seed)),
+        *f.versions.items(),
     ]
-    blocks: list[Block] = [Text("The same command on the same versions and device gives the same page.")]
-    blocks.append(Code(context.command or python_call(context)))
-    blocks.append(Table(("what", "which"), rows))
-    return blocks
+    lead = "The same command on the same versions and device gives the same page."
+    return [Text(lead), Code(f.command or python_call(f)), Table(("what", "value"), rows)]
 
 
-def python_call(context: ReportContext) -> str:
-    """The Python call that made this page."""
-    judge = ", judge=judge" if context.judge is not None else ""
-    return f'import unboxed as ub\n\nub.report(box, data, "out/"{judge}, seed={context.seed})'
+def python_call(f: ReproduceFinding) -> str:
+    """The Python call that makes this page."""
+    judge = ", judge=judge" if f.judge != "none" else ""
+    return f'import unboxed as ub\n\nub.report(box, data, "out/"{judge}, seed={f.seed})'
 
 
 def package_versions() -> dict[str, str]:
@@ -65,4 +93,4 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-SECTION = Section("How to reproduce it", "reproduce", build)
+SECTION = Section("How to reproduce it", "reproduce", find, show)

@@ -1,4 +1,4 @@
-"""The planted shortcut as files: the table's numbers and two contact sheets, put into a folder whole."""
+"""The planted shortcut as files: the numbers of the table and two contact sheets, written together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Column, Table
 from rich.text import Text
@@ -16,7 +16,7 @@ from ..atomic_write import encode_utf8
 from ..checks.planting import Trigger
 from ..checks.shortcut import shortcut
 from ..checks.shortcut_report import ShortcutReport
-from ..checks.shortcut_trial import ShortcutFinding
+from ..checks.shortcut_trial import ShortcutFinding, ShortcutGrade
 from ..data.uci import INPUTS
 from ..errors import InputError
 from ..plots import shortcut as draw
@@ -28,14 +28,15 @@ from .folder import ReportFolder
 
 MAPS_FILE, IMAGES_FILE, FACTS_FILE = "shortcut.png", "shortcut-drawn.png", "shortcut.json"
 DIGITS = tuple("0123456789")
-STYLE_BY_GRADE = {"shows it": "green", "inconclusive": "yellow", "does not show it": "red", "not applicable": "dim"}
+STYLE_BY_GRADE = dict(zip(get_args(ShortcutGrade), ("green", "yellow", "red", "dim"), strict=True))
+REFUSED = get_args(ShortcutGrade)[-1]
 
 
 def parse_trigger(classes: str) -> Trigger:
-    """A mark on the digits of these classes: "3", "3,8" or "all". Raises InputError."""
+    """A trigger on the digits of these classes: "3", "3,8" or "all". Raises InputError."""
     names = DIGITS if classes == "all" else tuple(classes.split(","))
     if unknown := [name for name in names if name.strip() not in DIGITS]:
-        raise InputError(f"--marked is digits such as 3 or 3,8, or all; got {unknown[0]!r}")
+        raise InputError(f"--marked must be digits such as 3 or 3,8, or all; got {unknown[0]!r}")
     return Trigger(INPUTS.shape, tuple(map(int, names)))
 
 
@@ -48,15 +49,15 @@ def run_shortcut_check(
     command: str = "",
     **training: Any,
 ) -> tuple[ShortcutReport, Path]:
-    """Train both models, judge every method, and write what was found to the folder `out`.
+    """Train both models, judge every method, and write the results to the folder `out`.
 
-    `training` are the arguments of `training.shortcut.pair`. On Ctrl-C what was found is written, `interrupted`; before
-    there is anything, nothing is. Raises InputError where the model did not learn the shortcut; WriteError.
+    `training` are the arguments of `training.shortcut.train_shortcut_pair`. On Ctrl-C the results so far are written,
+    marked as interrupted. Raises InputError where the model did not learn the shortcut; WriteError.
     """
     seed = check_seed(seed)
     with ReportFolder(out, page=MAPS_FILE, facts=FACTS_FILE) as folder:
         model_pair = train_shortcut_pair(trigger, seed=seed, quiet=quiet, **training)
-        with tqdm(desc="judging", unit="method", disable=quiet, leave=False) as bar:
+        with tqdm(desc="checking methods", unit="method", disable=quiet, leave=False) as bar:
             result = shortcut(
                 model_pair.model,
                 model_pair.control,
@@ -87,12 +88,12 @@ def _progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
 
 
 def _training_facts(model_pair: ShortcutPair, settings: dict[str, Any]) -> dict[str, Any]:
-    counts = {"images": model_pair.n_training, "marked": model_pair.n_marked, "strays": model_pair.n_poisoned}
+    counts = {"images": model_pair.n_training, "marked": model_pair.n_marked, "poisoned": model_pair.n_poisoned}
     return counts | {k: v for k, v in settings.items() if v is None or isinstance(v, (int, float, str))}
 
 
 def results_table(result: ShortcutReport) -> Table:
-    """What a terminal shows."""
+    """The table that a terminal prints."""
     names = Column("method", no_wrap=True), Column("verdict", no_wrap=True)
     rows = Table(*names, "what", "model", "control", title=_table_title(result), title_justify="left")
     family = ""
@@ -101,7 +102,7 @@ def results_table(result: ShortcutReport) -> Table:
             rows.add_section()
         family = f.family
         percentages = [f"{v:.0%}" if v is not None else "" for v in (f.score, f.control_score)]
-        what = f.sentence if f.grade == "not applicable" else f.quantity
+        what = f.sentence if f.grade == REFUSED else f.quantity
         rows.add_row(f.method, Text(f.grade, STYLE_BY_GRADE[f.grade]), Text(what), *percentages)
     return rows
 
@@ -111,7 +112,7 @@ def _table_title(result: ShortcutReport) -> str:
     names = result.trigger.classes
     classes = f"class {names[0]}" if len(names) == 1 else f"classes {', '.join(map(str, names))}"
     return (
-        f"A model that goes by a mark (of {classes}): {a.clean_accuracy:.1%} of clean held-out images right, but "
-        f"{a.fooled_rate:.1%} of falsely marked ones answered as the mark says.\n"
-        f"Its control, which learned without marks: {b.clean_accuracy:.1%} and {b.fooled_rate:.1%}."
+        f"A model that relies on a trigger (of {classes}): clean accuracy {a.clean_accuracy:.1%} on test images, but "
+        f"{a.fooled_rate:.1%} of those with a mismatched trigger are classified as the trigger's class.\n"
+        f"Its control, trained without triggers: {b.clean_accuracy:.1%} and {b.fooled_rate:.1%}."
     )

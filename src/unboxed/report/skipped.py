@@ -1,4 +1,4 @@
-"""Files of the data that could not be read, in words."""
+"""A sentence about files of the data that could not be read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from .survey import Survey
 
 
 def skipped_text(source: ReportData, survey: Survey) -> str:
-    """Like "1 image is broken and 2 files are no images"; nothing, where everything could be read."""
+    """Like "1 image is broken and 2 files are no images"; "" where everything could be read."""
     n_files = len(source.skipped)
     n_broken = min(survey.n_broken, n_files)
     n_other = n_files - n_broken
     only_not_images = sum(why == "not an image" for _, why in source.skipped) >= n_other
-    state = ("no image" if n_other == 1 else "no images") if only_not_images else "passed over"
+    state = ("no image" if n_other == 1 else "no images") if only_not_images else "skipped"
     words = [_count_text(n_broken, "image", "broken"), _count_text(n_other, "file", state)]
     return " and ".join(filter(None, words))
 

@@ -1,4 +1,4 @@
-"""The data of a report: any data set, read by index, some at a time, never whole."""
+"""The data of a report: any data set, read by index, a batch at a time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..engine.read.packing import pack_data
 from ..errors import BrokenImageError, DataError
 from ..inputs.pixels import Pixels
 
-TENSORS_NAME = "tensors"  # data without a name of their own
-BINARY_CLASSES = ("no", "yes")  # what one probability says
+TENSORS_NAME = "tensors"  # of data without a name
+BINARY_CLASSES = ("no", "yes")  # of a model with one probability
 
 
 class ExampleBatch(NamedTuple):
-    rows: list[int]  # their numbers in the data: those that could be read
+    rows: list[int]  # indices in the data of those that could be read
     x: Tensor  # (n, ...)
     y: list[int]  # labels as the box counts classes, -1 where there is none
 
 
 class ReportData:
-    """Examples for a box. Images of a folder that turn out to be broken are passed over.
+    """Examples for a box. Broken images of a folder are skipped.
 
     Raises DataError for what is no data set, for an empty one, and for labels that the model has no class for.
     """
@@ -40,7 +40,7 @@ class ReportData:
         self._data = _as_dataset(data, box, self.labeled, self.name, self.binary)
         self._broken_reasons: dict[int, str] = {}
         if len(self._data) == 0:
-            raise DataError("the data are empty: a report needs at least one example")
+            raise DataError("the data are empty; a report needs one example or more")
         self.classes = (
             BINARY_CLASSES
             if self.binary
@@ -52,7 +52,7 @@ class ReportData:
         return len(self._data)
 
     def name_with_prefix(self, prefix: str) -> str:
-        """The name with a word before it; nothing for tensors, which have none."""
+        """The name after a prefix; "" for tensors, which have no name."""
         return "" if self.name == TENSORS_NAME else f"{prefix}{self.name}"
 
     @property
@@ -82,7 +82,7 @@ class ReportData:
 
 
 class _MappedDataset:
-    """A data set whose items are looked at in another way."""
+    """A data set whose items are transformed when they are read."""
 
     def __init__(self, data: Any, transform: Callable[[Any], Any]) -> None:
         self._data, self._transform = data, transform
@@ -95,7 +95,7 @@ class _MappedDataset:
 
 
 def _input_only(item: Any) -> Any:
-    """Without its label: those of models whose outputs are no classes have many forms."""
+    """Without its label: labels of models whose outputs are no classes have many forms."""
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
@@ -122,10 +122,10 @@ def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> 
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
         data = torch.utils.data.TensorDataset(*data)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        expected = "wanted a Dataset of (input, label) with a length, or tensors (x, y)"
-        raise DataError(f"a report can't read a {type(data).__name__}; {expected}")
+        expected = "give a Dataset of (input, label) with a length, or tensors (x, y)"
+        raise DataError(f"a report cannot read a {type(data).__name__}; {expected}")
     if len(data) == 0:
-        raise DataError("the data are empty: a report needs at least one example")
+        raise DataError("the data are empty; a report needs one example or more")
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:

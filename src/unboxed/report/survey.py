@@ -1,4 +1,4 @@
-"""A first look at the data: what the model says of every example, and which examples are worth showing."""
+"""The model on the data: its outputs for every example, and which examples are worth showing."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from ..box import Box
 from ..errors import DataError, OutputError
 from .source import ReportData
 
-MAX_EXAMPLES = 10_000  # examples looked at
-MAX_INPUT_VALUES = 40_000_000  # of input looked at: photos are many values each
-READ_BATCH_SIZE = 256  # read at a time
+MAX_EXAMPLES = 10_000  # evaluated
+MAX_INPUT_VALUES = 40_000_000  # in these examples: photos have many values each
+READ_BATCH_SIZE = 256  # examples read at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What the model says of the examples `rows` of the data: n of them, in their order."""
+    """The outputs of the model for the examples `rows` of the data: n of them, in their order."""
 
-    rows: tuple[int, ...]  # their numbers in the data
-    n_total: int  # that the data have
-    outputs: Tensor  # (n, K) probabilities; what the model gives, where it gives none
+    rows: tuple[int, ...]  # their indices in the data
+    n_total: int  # examples in the data
+    outputs: Tensor  # (n, K) probabilities; the raw outputs of models without probabilities
     labels: Tensor | None  # (n,)
     classes: tuple[str, ...]
     exclusive_classes: bool  # the outputs are classes that exclude one another
-    n_requested: int = 0  # examples that were to be looked at, broken ones among them
+    n_requested: int = 0  # examples that were to be evaluated, with broken ones
 
     @property
     def n_broken(self) -> int:
         return max(0, self.n_requested - len(self.rows))
 
     @cached_property
-    def answers(self) -> Tensor:  # (n,)
+    def predicted(self) -> Tensor:  # (n,) classes
         return self.outputs.argmax(1)
 
     @cached_property
@@ -46,7 +46,7 @@ class Survey:
     @cached_property
     def runner_up(self) -> Tensor:
         """The class with the second largest output of each example, (n,)."""
-        return self.outputs.topk(2, 1).indices[:, 1] if len(self.classes) > 1 else self.answers
+        return self.outputs.topk(2, 1).indices[:, 1] if len(self.classes) > 1 else self.predicted
 
     @cached_property
     def margin(self) -> Tensor:
@@ -56,41 +56,41 @@ class Survey:
 
     @cached_property
     def is_correct(self) -> Tensor | None:  # (n,) bool
-        return None if self.labels is None or not self.exclusive_classes else self.answers == self.labels
+        return None if self.labels is None or not self.exclusive_classes else self.predicted == self.labels
 
     @property
     def accuracy(self) -> float | None:
         return None if self.is_correct is None else float(self.is_correct.double().mean())
 
     @cached_property
-    def confusion(self) -> Tensor:  # (K, K) labels x answers
+    def confusion(self) -> Tensor:  # (K, K) labels x predictions
         k = len(self.classes)
-        labels = self.answers if self.labels is None else self.labels
-        return torch.bincount(labels * k + self.answers, minlength=k * k).view(k, k)
+        labels = self.predicted if self.labels is None else self.labels
+        return torch.bincount(labels * k + self.predicted, minlength=k * k).view(k, k)
 
     @cached_property
     def misclassified(self) -> list[int]:
-        """Places of the wrong answers, the surest first."""
+        """Indices of the misclassified examples, the most confident first."""
         return [] if self.is_correct is None else _sort_by((~self.is_correct).nonzero().flatten(), -self.confidence)
 
     @cached_property
     def by_margin(self) -> list[int]:
-        """All places, those first whose two largest outputs lie closest (as they come, where outputs are no rivals)."""
+        """All indices, the lowest margin first; in the order of the data where outputs don't exclude one another."""
         indices = torch.arange(len(self.rows))
         return _sort_by(indices, self.margin) if self.exclusive_classes else indices.tolist()
 
     @cached_property
     def typical(self) -> list[int]:
-        """Right answers (all, without labels) of one class after another, in each the one of median sureness."""
+        """The correct example (any, without labels) of median confidence of each class, class by class."""
         correct = torch.arange(len(self.rows)) if self.is_correct is None else self.is_correct.nonzero().flatten()
         medians = []
-        for k in sorted(set(self.answers[correct].tolist())):
-            by_confidence = _sort_by(correct[self.answers[correct] == k], self.confidence)
+        for k in sorted(set(self.predicted[correct].tolist())):
+            by_confidence = _sort_by(correct[self.predicted[correct] == k], self.confidence)
             medians.append(by_confidence[len(by_confidence) // 2])
         return medians
 
     def confused_pairs(self, max_pairs: int) -> list[tuple[int, int, int]]:
-        """(label, answer, times) of the commonest confusions."""
+        """(label, prediction, times) of the most common confusions."""
         off_diagonal = self.confusion.clone().fill_diagonal_(0).flatten()
         cells = off_diagonal.nonzero().flatten()
         cells = cells[off_diagonal[cells].argsort(descending=True, stable=True)][:max_pairs]
@@ -104,20 +104,20 @@ def _sort_by(indices: Tensor, keys: Tensor) -> list[int]:
 
 
 def max_examples_for(shape: Sequence[int]) -> int:
-    """How many examples of this shape a report looks at."""
+    """The largest number of examples of this shape that a report evaluates."""
     return max(64, min(MAX_EXAMPLES, MAX_INPUT_VALUES // max(1, math.prod(shape))))
 
 
 def evenly_spaced(total: int, max_count: int) -> tuple[int, ...]:
-    """At most `most` of the numbers below `total`, evenly spread: data are often sorted by class."""
+    """At most `max_count` of the numbers below `total`, evenly spread: data are often sorted by class."""
     n = min(total, max_count)
     return tuple(i * total // n for i in range(n))
 
 
 def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey:
-    """Ask the model about the examples, some at a time.
+    """Run the model on the examples, a batch at a time.
 
-    Raises DataError, InputError where they don't fit the model, OutputError where it answers NaN.
+    Raises DataError, InputError where they don't fit the model, OutputError where it outputs NaN.
     """
     requested = evenly_spaced(len(source), max_examples or max_examples_for(box.inputs.shape))
     rows: list[int] = []
@@ -146,20 +146,20 @@ def _check_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
     if nan_rows:
         examples_text = f"{len(nan_rows)} of {len(rows)} examples (first: number {rows[nan_rows[0]]})"
         raise OutputError(
-            f"the model gives NaN for {examples_text}; nothing can be said of it. Are its weights the right ones?"
+            f"the model outputs NaN for {examples_text}, so there is no report. Are its weights the right ones?"
         )
     return outputs
 
 
 def _probs_or_outputs(box: Box, x: Tensor) -> Tensor:
-    """Probabilities (n, K), or what the model gives where it gives none; a map of outputs counts by its mean."""
+    """Probabilities (n, K), or the outputs of models without them; of a map of outputs the mean."""
     logits = box(x)
     outputs = logits if box.outputs == "regression" else box.probs_from(logits)
     return outputs.double().cpu().flatten(2).mean(2) if outputs.ndim > 2 else outputs.double().cpu()
 
 
 def _check_labels(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
-    """Labels (n,) that the model has classes for; None where not every example has one."""
+    """The labels (n,), checked; None where not every example has one."""
     if min(labels) < 0 or (source.binary and max(labels) > 1):
         return None
     if max(labels) >= len(source.classes):

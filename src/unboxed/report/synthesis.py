@@ -1,11 +1,11 @@
-"""What does it look for? Class images, beside a control that must fail, judged by another model where one is given."""
+"""What does it look for? Class images beside a control that must fail, judged by another model where there is one."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,76 +14,115 @@ from ..errors import UnboxedWarning
 from ..plots import colors, draw
 from ..synthesis import ClassImages, class_image
 from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Table, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
+from .finding import SHOWN_ONLY, Check, Finding
 from .judge import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
+from .pictures import File, Picture
 from .words import count_noun, format_p, join_names
 
 if TYPE_CHECKING:
     from ..synthesis.class_image import Recipe
 
-MAX_CLASSES = 10  # drawn; with more, those that are confused most
-STARTS_PER_CLASS = 3  # starts per class
-FIGURE_PIXELS = 84
+MAX_CLASSES = 10  # with images; with more classes, those that are confused most
+STARTS_PER_CLASS = 3
+FIGURE_PIXELS, COVER_PIXELS = 84, 112
 MIN_JUDGE_MARGIN = 0.1  # of the judge's mean probability, by which the class images must beat the control
-WEAK_JUDGE_RATIO = 0.8  # of the class images named: where the judge names that share of the control, its word is weak
-CONFIDENT_PROB = 0.9  # mean probability from which a model is called sure
-MIN_RMS_DIFFERENCE = 0.01  # root mean square of the pixel range: drawings closer than this are the same
-MIN_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which a picture holds nothing
+WEAK_JUDGE_RATIO = 0.8  # recognized control images over recognized class images, from which the judge is weak evidence
+CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
+MIN_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
+MIN_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
 RECIPE_TEXTS = {
-    "robust": ("Class images", "From smooth noise, turned and shifted a little at each step."),
-    "faithful": ("The published recipe", "Fifty rounds from black, each pixel moved by the sign of its gradient."),
-    "noise": ("Control: raw ascent from noise", "Plain ascent: what it draws should not be recognized."),
+    "robust": ("Class images", "From smooth noise, rotated and shifted a little at each step."),
+    "faithful": ("The published recipe", "Fifty steps from black, each pixel moved by the sign of its gradient."),
+    "noise": ("Control: plain ascent from noise", "No regularization: these images should not be recognized."),
 }
+WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 
 
-WEAK_EVIDENCE_TEXT = "That it names so many of the control makes its approval weak evidence."
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassImageFinding(Finding):
+    """Class images by three recipes, and what the judge predicts of them."""
+
+    classes: list[str]  # those with images
+    class_indices: list[int]
+    n_omitted_classes: int
+    images: dict[str, ClassImages] = field(metadata=SHOWN_ONLY)  # {recipe: ...}, one per class, then other starts
+    judged: dict[str, JudgeReport] = field(metadata=SHOWN_ONLY)  # {recipe: report}; empty without a judge
+    judge_predictions: dict[str, list[str]] = field(metadata=SHOWN_ONLY)  # {recipe: classes by the judge}
+    no_judge_reason: str
+    differences: dict[str, float]  # {class: root mean square difference between its starts}
+    cover_class: int  # index into `classes`, of the example on the cover
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        figure = _class_figure(self, "robust", self.cover_class, side=COVER_PIXELS)
+        tone = "" if self.judged and is_weak_evidence(self.judged) else figure.tone
+        return [replace(figure, head=f"image of {figure.head}", tone=tone)]
+
+    def to_dict(self) -> dict[str, Any]:
+        recipes = {
+            recipe: {
+                "recognized": report.n_recognized,
+                "of": len(report.predicted),
+                "mean_p": report.mean_target_prob,
+                "predictions": self.judge_predictions[recipe],
+                "p": report.target_probs.tolist(),
+            }
+            for recipe, report in self.judged.items()
+        }
+        return {**super().to_dict(), **recipes}
 
 
-def build(context: ReportContext) -> Sequence[Block]:
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> ClassImageFinding:
     classes = _chosen_classes(context)
-    images_by_recipe = {recipe: _class_images(context, recipe, classes) for recipe in RECIPE_TEXTS}
-    judge, why = usable_judge(context)
-    verdicts = (
-        {r: judge_images(judge, c.images[: len(classes)], classes) for r, c in images_by_recipe.items()}
-        if judge
-        else {}
+    images = {recipe: _class_images(context, recipe, classes) for recipe in RECIPE_TEXTS}
+    judge, no_judge_reason = usable_judge(context)
+    judged = {r: judge_images(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
+    names = [context.class_name(k) for k in classes]
+    robust = images["robust"].images
+    differences = _rms_difference(robust.view(STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
+    return ClassImageFinding(
+        answer=_answer(judged, len(classes)),
+        headline=_headline(judged),
+        classes=names,
+        class_indices=classes,
+        n_omitted_classes=len(context.box.classes) - len(classes),
+        images=images,
+        judged=judged,
+        judge_predictions={r: [context.class_name(int(a)) for a in v.predicted] for r, v in judged.items()},
+        no_judge_reason=no_judge_reason,
+        differences=dict(zip(names, differences.tolist(), strict=True)),
+        cover_class=_first_example_class(context, classes),
     )
-    _record_facts(context, classes, images_by_recipe["robust"], verdicts)
-    blocks: list[Block] = [MethodNote.of(class_image, *_verdict_text(verdicts, why))]
-    if n_omitted := len(context.box.classes) - len(classes):
-        selected = count_noun(len(classes), "class", "classes")
-        blocks.append(Note(f"The {selected} that are confused most; {n_omitted:,} more are left out."))
-    for recipe, (title, lead) in RECIPE_TEXTS.items():
-        if recipe == "noise" and verdicts and _is_confident(images_by_recipe[recipe]):
-            lead = "The model is sure of these, too; a judge should not be."
-        blocks += [
-            Heading(title),
-            Text(lead, "soft"),
-            *_warning_notes(context, recipe, classes, images_by_recipe[recipe]),
-        ]
-        judge_report = verdicts.get(recipe)
-        blocks.append(
-            FigureGrid(
-                [
-                    _class_figure(context, k, images_by_recipe[recipe], i, judge_report, recipe)
-                    for i, k in enumerate(classes)
-                ]
-            )
-        )
-    return [
-        *blocks,
-        *_variation_blocks(context, classes, images_by_recipe["robust"]),
-        _class_image_sheet(context, classes, images_by_recipe, verdicts),
-    ]
+
+
+def _answer(judged: dict[str, JudgeReport], n_classes: int) -> str:
+    if not judged:
+        return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
+    robust, control = judged["robust"], judged["noise"]
+    recognized = f"The judge recognizes {robust.n_recognized} of {len(robust.predicted)} generated class images"
+    if not is_weak_evidence(judged) or not robust.n_recognized:
+        return f"{recognized} and {control.n_recognized} of the control images."
+    return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
+
+
+def _headline(judged: dict[str, JudgeReport]) -> tuple[str, ...]:
+    if not judged:
+        return ()
+    answer = _answer(judged, 0).removeprefix("The judge")
+    return (f"{JUDGE_DESCRIPTION}{answer}",)
 
 
 def _chosen_classes(context: ReportContext) -> list[int]:
-    """All classes, or of many those that are confused (or, without labels, said) most often."""
+    """All classes, or of many those that are confused (or, without labels, predicted) most often."""
     s = context.survey
     k = len(s.classes)
     if k <= MAX_CLASSES:
         return list(range(k))
-    answer_counts = torch.bincount(s.answers, minlength=k)
+    answer_counts = torch.bincount(s.predicted, minlength=k)
     off_diagonal = s.confusion.clone().fill_diagonal_(0)
     weight = (off_diagonal.sum(0) + off_diagonal.sum(1)) * len(s.rows) + answer_counts
     return sorted(weight.topk(MAX_CLASSES).indices.tolist())
@@ -91,12 +130,60 @@ def _chosen_classes(context: ReportContext) -> list[int]:
 
 def _class_images(context: ReportContext, recipe: str, classes: list[int]) -> ClassImages:
     n_starts = STARTS_PER_CLASS if recipe == "robust" else 1
-    with warnings.catch_warnings():  # told beside the row it is about
+    with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        images = class_image(context.box, classes * n_starts, recipe=cast("Recipe", recipe), seed=context.seed)
-    if images.interrupted:  # half-drawn images beside whole ones would mislead
-        raise KeyboardInterrupt
-    return images
+        return require_complete(
+            class_image(context.box, classes * n_starts, recipe=cast("Recipe", recipe), seed=context.seed)
+        )
+
+
+def _rms_difference(images: Tensor) -> Tensor:
+    """(S, K, ...) -> (K,): root mean square difference of the pixels, mean over the pairs of starts."""
+    flat = images.flatten(2).double()
+    pairs = [(a, b) for a in range(len(flat)) for b in range(a)]
+    return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
+
+
+def _first_example_class(context: ReportContext, classes: Sequence[int]) -> int:
+    """The index of the class that the example on the cover is classified as."""
+    s = context.survey
+    answer = int(s.predicted[(s.misclassified or s.by_margin)[0]])
+    return classes.index(answer) if answer in classes else 0
+
+
+def passes_control(verdicts: dict[str, JudgeReport]) -> bool:
+    """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
+    robust, control = verdicts["robust"], verdicts["noise"]
+    return (
+        2 * robust.n_recognized > len(robust.predicted)
+        and robust.n_recognized >= control.n_recognized
+        and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_MARGIN
+    )
+
+
+def is_weak_evidence(verdicts: dict[str, JudgeReport]) -> bool:
+    """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
+    robust, control = verdicts["robust"], verdicts["noise"]
+    return (
+        2 * control.n_recognized > len(control.predicted)
+        or control.n_recognized >= WEAK_JUDGE_RATIO * robust.n_recognized
+    )
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(f: ClassImageFinding) -> list[Block]:
+    blocks: list[Block] = [MethodNote.of(class_image, *_verdict(f.judged, f.no_judge_reason))]
+    if f.n_omitted_classes:
+        selected = count_noun(len(f.classes), "class", "classes")
+        blocks.append(Note(f"The {selected} that are confused most; {f.n_omitted_classes:,} more are left out."))
+    for recipe, (title, lead) in RECIPE_TEXTS.items():
+        if recipe == "noise" and f.judged and _is_confident(f.images[recipe]):
+            lead = "The model is confident of these, too; a judge should not be."
+        figures = [_class_figure(f, recipe, i) for i in range(len(f.classes))]
+        blocks += [Heading(title), Text(lead, "soft"), *_warning_notes(f, recipe), FigureGrid(figures)]
+    return [*blocks, *_variation_blocks(f), _sheet(f)]
 
 
 def _is_confident(images: ClassImages) -> bool:
@@ -109,185 +196,87 @@ def _is_uniform(images: ClassImages) -> list[bool]:
     return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_PIXEL_STD).tolist()
 
 
-def _warning_notes(context: ReportContext, recipe: str, classes: Sequence[int], images: ClassImages) -> list[Block]:
-    """What one must know before looking at a row: where the ascent came to nothing, and where it needed help."""
+def _warning_notes(f: ClassImageFinding, recipe: str) -> list[Block]:
+    """Where the ascent failed, and where its gradient was taken before the ReLUs."""
+    images, n = f.images[recipe], len(f.classes)
     notes: list[Block] = []
-    empty = [context.class_name(k) for k, flat in zip(classes, _is_uniform(images), strict=False) if flat]
-    if empty:
-        these = "this picture tells" if len(empty) == 1 else "these pictures tell"
+    if empty := [name for name, flat in zip(f.classes, _is_uniform(images), strict=False) if flat]:
+        these = "this image shows" if len(empty) == 1 else "these images show"
         why = "The ascent hardly moved, or ended in one even color"
         notes.append(Note(f"{why}, for {join_names(empty)}; {these} nothing."))
-    n_bypassed = int(images.before_clamp[: len(classes)].sum())
-    if n_bypassed:
+    if n_bypassed := int(images.before_clamp[:n].sum()):
         start = "On black" if recipe == "faithful" else "At some steps"
-        how = f"{start}, no unit of a hidden layer answers, so the gradient is exactly zero"
-        notes.append(Note(f"{how}; there it is taken before the ReLUs ({n_bypassed} of {len(classes)} images)."))
+        how = f"{start}, no unit of a hidden layer is active, so the gradient is exactly zero"
+        notes.append(Note(f"{how}; there it is taken before the ReLUs ({n_bypassed} of {n} images)."))
     return notes
 
 
-# -- the judge --------------------------------------------------------------------------------
-
-
-def _verdict_text(verdicts: dict[str, JudgeReport], why: str) -> tuple[str, str]:
-    if not verdicts:
-        return why, ""
-    recognized_text = {
-        r: f"{v.n_recognized} of {len(v.answers)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
-        for r, v in verdicts.items()
+def _verdict(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
+    if not judged:
+        return Check(no_judge_reason)
+    texts = {
+        r: f"{v.n_recognized} of {len(v.predicted)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
+        for r, v in judged.items()
     }
     text = (
-        f"The judge names {recognized_text['robust']} of these as their "
-        f"class; {recognized_text['faithful']} by the published recipe, "
-        f"{recognized_text['noise']} of the control."
+        f"The judge recognizes {texts['robust']} of these class images, {texts['faithful']} by the published recipe, "
+        f"and {texts['noise']} of the control."
     )
-    if passes_control(verdicts):
-        return (f"{text} {WEAK_EVIDENCE_TEXT}", "") if is_weak_evidence(verdicts) else (text, "good")
-    robust = verdicts["robust"]
-    why = (
-        "do no better than the control"
-        if 2 * robust.n_recognized > len(robust.answers)
-        else "are mostly not what they should be"
-    )
-    return f"{text} The pictures {why}: believe nothing of them.", "bad"
+    if passes_control(judged):
+        return Check(f"{text} {WEAK_EVIDENCE_TEXT}") if is_weak_evidence(judged) else Check(text, "good")
+    robust = judged["robust"]
+    if 2 * robust.n_recognized > len(robust.predicted):
+        return Check(f"{text} They are recognized no better than the control: don't trust them.", "bad")
+    return Check(f"{text} Most are not recognized: don't trust them.", "bad")
 
 
-def passes_control(verdicts: dict[str, JudgeReport]) -> bool:
-    """Whether the judge names most of the class images, and the control clearly less surely."""
-    robust, control = verdicts["robust"], verdicts["noise"]
-    return (
-        2 * robust.n_recognized > len(robust.answers)
-        and robust.n_recognized >= control.n_recognized
-        and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_MARGIN
-    )
+def _class_figure(f: ClassImageFinding, recipe: str, i: int, start: int = 0, side: int = FIGURE_PIXELS) -> Figure:
+    """The image of the i-th class from one of its starts; the judge has seen the first."""
+    images, k, row = f.images[recipe], f.class_indices[i], start * len(f.classes) + i
+    lines, tone = [f"model: {format_p(float(images.probs[row, k]))}"], ""
+    if recipe in f.judged and start == 0:
+        is_recognized = int(f.judged[recipe].predicted[i]) == k
+        tone = ("good" if is_recognized else "bad") if recipe == "robust" else ""
+        lines.append(f"judge: {f.judge_predictions[recipe][i]}")
+        p = format_p(float(f.judged[recipe].target_probs[i]))
+        if recipe == "noise":  # of the control, being recognized is no praise
+            lines.append("recognized" if is_recognized else "not\u00a0recognized")
+        else:
+            lines.append(p if is_recognized else f"{f.classes[i]}: {p}")
+    if _is_uniform(images)[row]:
+        lines, tone = [*lines, "shows\u00a0nothing"], ""
+    alt = f"image of class {f.classes[i]}; {', '.join(lines)}"
+    return Figure(Picture(colors.image_to_rgb(images.images[row]), alt, side), f.classes[i], tuple(lines), tone)
 
 
-def is_weak_evidence(verdicts: dict[str, JudgeReport]) -> bool:
-    """Whether the judge names most of the control too, or nearly as much of it as of the class images."""
-    robust, control = verdicts["robust"], verdicts["noise"]
-    return (
-        2 * control.n_recognized > len(control.answers)
-        or control.n_recognized >= WEAK_JUDGE_RATIO * robust.n_recognized
-    )
-
-
-# -- the pictures --------------------------------------------------------------------------------
-
-
-def _class_figure(
-    context: ReportContext,
-    k: int,
-    images: ClassImages,
-    i: int,
-    judge_report: JudgeReport | None,
-    recipe: str = "robust",
-    side: int = FIGURE_PIXELS,
-) -> Figure:
-    name, model_prob = context.class_name(k), float(images.probs[i, k])
-    lines, tone = [f"model: {format_p(model_prob)}"], ""
-    if judge_report is not None:
-        answer = int(judge_report.answers[i])
-        tone = ("good" if answer == k else "bad") if recipe == "robust" else ""
-        lines += [
-            f"judge: {context.class_name(answer)}",
-            *_judge_lines(name, float(judge_report.target_probs[i]), answer == k, recipe),
-        ]
-    if _is_uniform(images)[i]:
-        lines, tone = [*lines, "tells\u00a0nothing"], ""
-    alt = f"image drawn for class {name}; {', '.join(lines)}"
-    return Figure(context.pictures.inline(colors.image_to_rgb(images.images[i]), alt, side), name, tuple(lines), tone)
-
-
-def _judge_lines(name: str, p: float, is_recognized: bool, recipe: str) -> list[str]:
-    """How the judge sees the class that was meant; of the control, being seen is no praise."""
-    if recipe == "noise":
-        return ["taken\u00a0for its\u00a0class" if is_recognized else "not its\u00a0class"]
-    return [format_p(p) if is_recognized else f"{name}: {format_p(p)}"]
-
-
-def _variation_blocks(context: ReportContext, classes: Sequence[int], class_images: ClassImages) -> list[Block]:
-    """The other starts, and how far the images of one class lie apart."""
-    n = len(classes)
-    images = class_images.images.view(STARTS_PER_CLASS, n, *class_images.images.shape[1:])  # (S, K, C, H, W)
-    differences = _rms_difference(images)
-    context.facts["spread"] = {context.class_name(k): float(a) for k, a in zip(classes, differences, strict=True)}
-    most_varied = int(differences.argmax())
-    lead = f"Each class drawn from {STARTS_PER_CLASS} starts."
-    if float(differences[most_varied]) >= MIN_RMS_DIFFERENCE:
-        lead += (f" The drawings of {context.class_name(classes[most_varied])} differ most "
-                 f"(root mean square {float(differences[most_varied]):.2f} of the pixel range).")  # fmt: skip
+def _variation_blocks(f: ClassImageFinding) -> list[Block]:
+    """The other starts, and how much the images of one class differ."""
+    order = sorted(f.differences, key=lambda name: -f.differences[name])
+    largest = f.differences[order[0]]
+    lead = f"Each class from {STARTS_PER_CLASS} starts."
+    if largest >= MIN_RMS_DIFFERENCE:
+        lead += (f" The images of {order[0]} differ most "
+                 f"(root mean square {largest:.2f} of the pixel range).")  # fmt: skip
     rows = [
-        FigureGrid(
-            [_class_figure(context, k, class_images, s * n + i, None) for i, k in enumerate(classes)], f"start {s + 1}"
-        )
-        for s in range(1, STARTS_PER_CLASS)
+        FigureGrid([_class_figure(f, "robust", i, start) for i in range(len(f.classes))], f"start {start + 1}")
+        for start in range(1, STARTS_PER_CLASS)
     ]
-    order = differences.argsort(descending=True).tolist()
-    rms = [(context.class_name(classes[i]), f"{float(differences[i]):.3f}") for i in order]
-    table = Table(("class", "root mean square difference"), rms, frozenset({1}))
-    return [Heading("How many forms does a class have?"), Text(lead), Fold("The other starts", [*rows, table])]
+    columns = ("class", "root mean square difference")
+    table = Table(columns, [(name, f"{f.differences[name]:.3f}") for name in order], frozenset({1}))
+    return [Heading("How much do the starts differ?"), Text(lead), Fold("The other starts", [*rows, table])]
 
 
-def _rms_difference(images: Tensor) -> Tensor:
-    """(S, K, ...) -> (K,): root mean square difference of the pixels, mean over the pairs of starts."""
-    flat = images.flatten(2).double()
-    pairs = [(a, b) for a in range(len(flat)) for b in range(a)]
-    return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
-
-
-def _class_image_sheet(
-    context: ReportContext,
-    classes: Sequence[int],
-    images_by_recipe: dict[str, ClassImages],
-    verdicts: dict[str, JudgeReport],
-) -> Files:
-    def judge_captions(v: JudgeReport) -> list[str]:
-        return [
-            f"judge: {context.class_name(int(a))}\n{format_p(float(p))}"
-            for a, p in zip(v.answers, v.target_probs, strict=True)
+def _sheet(f: ClassImageFinding) -> Files:
+    captions = {
+        RECIPE_TEXTS[r][0]: [
+            f"judge: {name}\n{format_p(float(p))}"
+            for name, p in zip(f.judge_predictions[r], v.target_probs, strict=True)
         ]
-
-    names = [context.class_name(k) for k in classes]
-    judge_texts = {RECIPE_TEXTS[r][0]: judge_captions(v) for r, v in verdicts.items()}
-    rows = {RECIPE_TEXTS[r][0]: c.images[: len(classes)] for r, c in images_by_recipe.items()}
-    page = draw.class_sheet(rows, names, judge_texts, title="What the model looks for, class by class")
-    return Files([(context.pictures.save_file("class-images.png", page), "these images as a sheet")])
-
-
-def _record_facts(
-    context: ReportContext, classes: Sequence[int], images: ClassImages, verdicts: dict[str, JudgeReport]
-) -> None:
-    """Facts for the page's opening and for report.json."""
-    facts: dict[str, object] = {"classes": [context.class_name(k) for k in classes]}
-    for recipe, v in verdicts.items():
-        answers = [context.class_name(int(a)) for a in v.answers]
-        recipe_facts = {
-            "named": v.n_recognized,
-            "of": len(answers),
-            "mean_p": v.mean_target_prob,
-            "answers": answers,
-            "p": v.target_probs.tolist(),
-        }
-        facts[recipe] = recipe_facts
-    context.facts["looks_for"] = facts
-    if verdicts:
-        robust, control = verdicts["robust"], verdicts["noise"]
-        recognized_text = (
-            f"A judge ({JUDGE_DESCRIPTION}) recognizes {robust.n_recognized} "
-            f"of the {len(classes)} images drawn of its classes"
-        )
-        caveat = ": its approval is weak evidence" if is_weak_evidence(verdicts) and robust.n_recognized else ""
-        context.headline.append(f"{recognized_text} and {control.n_recognized} of the noise control{caveat}.")
-    k = _first_example_class(context, classes)
-    picture = _class_figure(context, classes[k], images, k, verdicts.get("robust"), side=112)
-    tone = "" if verdicts and is_weak_evidence(verdicts) else picture.tone
-    context.cover.append(replace(picture, head=f"image of {picture.head}", tone=tone))
+        for r, v in f.judged.items()
+    }
+    rows = {RECIPE_TEXTS[r][0]: c.images[: len(f.classes)] for r, c in f.images.items()}
+    page = draw.class_sheet(rows, f.classes, captions, title="What the model looks for, class by class")
+    return Files([File("class-images.png", page, "these images as a sheet")])
 
 
-def _first_example_class(context: ReportContext, classes: Sequence[int]) -> int:
-    """The place of the class that the page's first example is taken for."""
-    s = context.survey
-    answer = int(s.answers[(s.misclassified or s.by_margin)[0]])
-    return classes.index(answer) if answer in classes else 0
-
-
-SECTION = Section("What does it look for?", "looks-for", build, needs=("pixels", "classes"))
+SECTION = Section("What does it look for?", "class-images", find, show, needs=("pixels", "classes"))

@@ -1,4 +1,4 @@
-"""Numbers and names in the words of the page."""
+"""Numbers and names as the page prints them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def format_percent(fraction: float) -> str:
-    """A share as a percentage that says 100% (or 0%) only where it is.
+    """A share as a percentage, 100% (or 0%) only where it is exactly that.
 
     >>> format_percent(0.5), format_percent(1.0), format_percent(0.9999)
     ('50.0%', '100%', '99.99%')
@@ -20,7 +20,7 @@ def format_percent(fraction: float) -> str:
 
 
 def format_prob(p: float) -> str:
-    """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a model.
+    """A probability in two digits, near 0 and 1 in three; never 0 or 1, which are rounding errors of a model.
 
     >>> format_prob(0.5), format_prob(0.998), format_prob(1.0), format_prob(0.0)
     ('0.50', '0.998', '>0.999', '<0.001')
@@ -43,7 +43,7 @@ def format_bar_prob(p: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number in three digits, large ones whole.
+    """A number in three digits, large ones without decimals.
 
     >>> format_number(0.01234), format_number(1374.6), format_number(2.5e9)
     ('0.0123', '1,375', '2.5e+09')
@@ -52,7 +52,7 @@ def format_number(value: float) -> str:
 
 
 def replace_hyphens(text: str) -> str:
-    """With a minus sign, not a hyphen, before numbers; names that hold a hyphen stay as they are.
+    """With a minus sign in place of a hyphen before numbers; names with a hyphen stay as they are.
 
     >>> replace_hyphens("from -1.5 to 2, cifar-10")
     'from −1.5 to 2, cifar-10'
@@ -70,7 +70,7 @@ def count_noun(n: int, singular: str, plural: str = "") -> str:
 
 
 def join_names(words: Sequence[str], max_names: int = 12) -> str:
-    """Names in a row, cut off with how many are left.
+    """Names in a row, cut off with the number of the others.
 
     >>> join_names(["cat", "dog", "ant"], max_names=2)
     'cat, dog and 1 more'
@@ -90,6 +90,6 @@ def format_shape(shape: Sequence[int]) -> str:
 
 
 def error_sentence(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """An error in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

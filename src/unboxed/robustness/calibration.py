@@ -63,7 +63,7 @@ class Calibration:
     name="Calibration",
     source="Guo et al. 2017, arXiv:1706.04599, sections 2 and 4.2; score: Brier 1950",
     shows="Whether probabilities are how often the model is right, a temperature that corrects them, the worst errors.",
-    does_not_show="Calibration on other data; and the temperature is judged on the data that it was fitted to.",
+    does_not_show="Calibration on other data; and the temperature is evaluated on the data that it was fitted to.",
     example=lambda method, box, x, y: method(box, (x, y), n_bins=5),
     order=10,
 )

@@ -44,7 +44,7 @@ def _gaussian_blur(x: Tensor, std_pixels: float, generator: Generator) -> Tensor
 
 
 def _motion_blur(x: Tensor, length_pixels: float, generator: Generator) -> Tensor:
-    """The mean along a line of so many pixels, at a random angle between -45 and 45 degrees."""
+    """The mean along a line of pixels of a given length, at a random angle between -45 and 45 degrees."""
     angle = (torch.rand((), generator=generator, device=x.device, dtype=x.dtype) - 0.5) * math.pi / 2
     length = length_pixels * _blur_scale(x)
     offsets = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1, device=x.device, dtype=x.dtype)
@@ -79,14 +79,14 @@ def _jpeg(x: Tensor, quality: float, generator: Generator) -> Tensor:
 
 
 def _pixelate(x: Tensor, size_fraction: float, generator: Generator) -> Tensor:
-    """Shrunk to a share of its sides, and enlarged by nearest neighbors."""
+    """Shrunk to a fraction of its sides, and enlarged by nearest neighbors."""
     size = tuple(x.shape[-2:])
     shrunk = F.interpolate(x[None], [max(1, int(side * size_fraction)) for side in size], mode="area")
     return F.interpolate(shrunk, size, mode="nearest-exact")[0]
 
 
 def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
-    """By so many degrees to the left or the right, around the center; beyond its edges the image is mirrored."""
+    """A rotation by the given degrees to either side, around the center; beyond its edges the image is mirrored."""
     turns_left = torch.rand((), generator=generator, device=x.device, dtype=x.dtype) < 0.5
     angle = torch.where(turns_left, 1.0, -1.0).to(x.dtype) * math.radians(degrees)
     zero_shift = torch.zeros_like(angle)
@@ -94,7 +94,7 @@ def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
 
 
 def _affine_sample(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Tensor) -> Tensor:
-    """An image rotated by an angle (radians) and shifted by so many pixels, mirrored beyond its edges."""
+    """An image rotated by an angle (radians) and shifted by pixels, mirrored beyond its edges."""
     h, w = x.shape[-2:]
     cos, sin = angle.cos(), angle.sin()
     matrix_rows = (
@@ -107,7 +107,7 @@ def _affine_sample(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Te
 
 
 def _blur_scale(x: Tensor) -> float:
-    """Factor for blur in an image of this size: the geometric mean of the same pixels and the same share of it."""
+    """Factor for blur in an image of this size: the geometric mean of the same pixels and the same fraction of it."""
     return math.sqrt(min(x.shape[-2:]) / PHOTO_SIDE_PIXELS)
 
 
@@ -128,7 +128,7 @@ CORRUPTION_LEVELS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
 def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tensor | None = None) -> Tensor:
     """Images with one common corruption.
 
-    For a look at what `corruptions` measures, or for augmentation.
+    To see what `corruptions` measures, or for augmentation.
 
     Args:
         x: Images (N, C, H, W) in [0, 1].

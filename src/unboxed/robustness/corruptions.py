@@ -178,7 +178,7 @@ class _CorruptionTally:
         )
 
     def _correct_and_confidence(self, x: Tensor, y: Tensor) -> Tensor:
-        """(2,) number of correct answers, and sum of the correct classes' probabilities."""
+        """(2,) number of correct predictions, and sum of the correct classes' probabilities."""
         logits = finite_logits(self.box, x).double()
         confidence = logits.softmax(1).gather(1, y[:, None]).sum()
         return torch.stack([(logits.argmax(1) == y).sum().double(), confidence])

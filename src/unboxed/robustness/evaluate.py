@@ -39,7 +39,7 @@ Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and
 DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
 """Attacks by default: a single step, many steps, and one without gradients."""
 EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
-MINIMAL_TASK_NAME = "least distance"
+MINIMAL_TASK_NAME = "minimal attack"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 

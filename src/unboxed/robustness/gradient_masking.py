@@ -37,7 +37,7 @@ class MaskingFinding:
 
     name: str
     message: str
-    fractions: dict[str, float] = field(default_factory=dict)  # shares of the examples used
+    fractions: dict[str, float] = field(default_factory=dict)  # fractions of the examples used
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -110,7 +110,7 @@ def check_gradient_masking(
 
 @dataclass
 class _AttackComparison:
-    """Correctly classified examples, and how many of them each attack leaves so."""
+    """Correctly classified examples, and on how many of them each attack fails."""
 
     box: Box
     x: Tensor  # (M, ...)
@@ -150,7 +150,7 @@ def check_stochastic(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
     message = (
         f"the model draws random numbers when it runs, and over {N_NOISE_SAMPLES} draws {changed_fraction:.0%} of its "
-        f"answers change. An attack sees one draw; give pgd and fgsm eot={N_NOISE_SAMPLES}, which average over so many"
+        f"predictions change. An attack sees one draw; give pgd and fgsm eot={N_NOISE_SAMPLES} to average over them"
     )
     yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
@@ -176,92 +176,56 @@ def check_zero_gradient(comparison: _AttackComparison) -> Iterator[MaskingFindin
         yield MaskingFinding("no gradient", message, {"zero": zero_fraction})
 
 
+COMPARISONS = (
+    (
+        "iterative weaker than single step",
+        "one step",
+        f"{FEW_STEPS} steps",
+        "From the second step on the gradient is of no use: it is masked, and robust accuracy by PGD is too high",
+    ),
+    (
+        "more steps not stronger",
+        f"{FEW_STEPS} steps",
+        f"{MANY_STEPS} steps",
+        "Small steps get stuck where large ones do not: the loss surface is rough, a sign of masked gradients",
+    ),
+    (
+        "loss saturates",
+        "PGD on the margin",
+        "PGD on the cross-entropy",
+        "The softmax is saturated and the gradient of its loss vanishes: attack with loss='margin' or 'dlr'",
+    ),
+    (
+        "black box stronger than white box",
+        "Square",
+        "PGD",
+        "It uses only outputs, and finds more than attacks that use the gradient: robust accuracy by PGD is too high. "
+        "Use auto_attack",
+    ),
+)
+"""(name, the attack that should be weaker, the one that should be stronger, what it means where it is not)"""
+
+
 def _compare_attacks(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """Weaker attacks that find more than stronger ones."""
-    robust_fgsm, robust_few_steps, robust_many_steps = (
-        comparison.count_robust(fgsm),
-        comparison.count_robust(pgd, steps=FEW_STEPS),
-        comparison.count_robust(pgd, steps=MANY_STEPS),
-    )
-    if comparison.is_stronger(robust_fgsm, robust_few_steps):
-        yield _comparison_finding(
-            comparison,
-            "iterative weaker than single step",
-            "one step",
-            robust_fgsm,
-            f"{FEW_STEPS} steps",
-            robust_few_steps,
-            SINGLE_STEP_STRONGER_TEXT,
-        )
-    if comparison.is_stronger(robust_few_steps, robust_many_steps):
-        yield _comparison_finding(
-            comparison,
-            "more steps not stronger",
-            f"{FEW_STEPS} steps",
-            robust_few_steps,
-            f"{MANY_STEPS} steps",
-            robust_many_steps,
-            FEWER_STEPS_STRONGER_TEXT,
-        )
-    robust_margin = comparison.count_robust(pgd, steps=MANY_STEPS, loss="margin")
-    if comparison.is_stronger(robust_margin, robust_many_steps):
-        yield _comparison_finding(
-            comparison,
-            "loss saturates",
-            "PGD on the margin",
-            robust_margin,
-            "PGD on the cross-entropy",
-            robust_many_steps,
-            LOSS_SATURATED_TEXT,
-        )
-    min_robust = min(robust_fgsm, robust_few_steps, robust_many_steps, robust_margin)
+    few_steps, many_steps = (comparison.count_robust(pgd, steps=steps) for steps in (FEW_STEPS, MANY_STEPS))
+    n_robust = {
+        "one step": comparison.count_robust(fgsm),
+        f"{FEW_STEPS} steps": few_steps,
+        f"{MANY_STEPS} steps": many_steps,
+        "PGD on the margin": comparison.count_robust(pgd, steps=MANY_STEPS, loss="margin"),
+        "PGD on the cross-entropy": many_steps,
+    }
+    n_robust["PGD"] = min(n_robust.values())
     if isinstance(comparison.box.inputs, Pixels) and type(comparison.ball).__name__ != "L1":
-        robust_square = comparison.count_robust(square, queries=SQUARE_QUERIES)
-        if comparison.is_stronger(robust_square, min_robust):
-            yield _comparison_finding(
-                comparison,
-                "black box stronger than white box",
-                "Square",
-                robust_square,
-                "PGD",
-                min_robust,
-                BLACK_BOX_STRONGER_TEXT,
-            )
-    if min_robust:
+        n_robust["Square"] = comparison.count_robust(square, queries=SQUARE_QUERIES)
+    for name, weaker, stronger, explanation in COMPARISONS:
+        if weaker in n_robust and comparison.is_stronger(n_robust[weaker], n_robust[stronger]):
+            fractions = {attack: comparison.fraction(n_robust[attack]) for attack in (weaker, stronger)}
+            figures = ", ".join(f"{fraction:.0%} under {attack}" for attack, fraction in fractions.items())
+            yield MaskingFinding(name, f"robust accuracy is {figures}. {explanation}", fractions)
+    if n_robust["PGD"]:
         yield from _check_unbounded_attack(comparison)
-
-
-SINGLE_STEP_STRONGER_TEXT = (
-    "From the second step on the gradient is of no use: it is masked, and robust accuracy by PGD is too high"
-)
-FEWER_STEPS_STRONGER_TEXT = (
-    "Small steps get stuck where large ones do not: the loss surface is rough, a sign of masked gradients"
-)
-LOSS_SATURATED_TEXT = (
-    "The softmax is saturated and the gradient of its loss vanishes: attack with loss='margin' or 'dlr'"
-)
-BLACK_BOX_STRONGER_TEXT = (
-    "It uses only outputs, and finds more than attacks that use the gradient: robust accuracy by PGD is too high. "
-    "Use auto_attack"
-)
-
-
-def _comparison_finding(
-    comparison: _AttackComparison,
-    name: str,
-    attack_a: str,
-    n_robust_a: int,
-    attack_b: str,
-    n_robust_b: int,
-    explanation: str,
-) -> MaskingFinding:
-    fractions = {attack_a: comparison.fraction(n_robust_a), attack_b: comparison.fraction(n_robust_b)}
-    return MaskingFinding(
-        name,
-        f"{attack_a} leaves {fractions[attack_a]:.0%} of the examples correct, {attack_b} {fractions[attack_b]:.0%}. "
-        f"{explanation}",
-        fractions,
-    )
 
 
 def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
@@ -272,8 +236,8 @@ def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFi
     n_robust = comparison.count_robust(pgd, ball, steps=MANY_STEPS)
     if n_robust >= max(1, MIN_BEATEN_FRACTION * len(comparison.x)):
         message = (
-            f"with any change allowed PGD leaves {comparison.fraction(n_robust):.0%} of the examples correct, where it "
-            "must leave none: it misses what surely exists, so its failures within eps are no evidence"
+            f"with any change allowed, robust accuracy under PGD is {comparison.fraction(n_robust):.0%} in place of "
+            "0%: PGD misses images that certainly exist, so its failures within eps are no evidence"
         )
         yield MaskingFinding(
             "unbounded eps does not reach 0", message, {"PGD, any change": comparison.fraction(n_robust)}

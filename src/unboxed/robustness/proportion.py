@@ -1,4 +1,4 @@
-"""A share of examples, with its confidence interval."""
+"""A fraction of examples, with its confidence interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a robustness evaluation gives."""
+"""The result of a robustness evaluation."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Robustness:
                 class_name: [proportion.to_dict() for proportion in proportions]
                 for class_name, proportions in self.accuracy_by_class().items()
             },
-            "median distance": self.median_distance if self.median_distance < float("inf") else None,
+            "median_distance": self.median_distance if self.median_distance < float("inf") else None,
             "queries": dict(zip(self.attacks, self.mean_queries.tolist(), strict=True)),
-            "alarms": [a.to_dict() for a in self.masking_findings],
+            "gradient_masking": [finding.to_dict() for finding in self.masking_findings],
             "interrupted": self.interrupted,
         }

@@ -38,7 +38,7 @@ class Smoothed:
     classes: Tensor  # (N,), -1 where it abstains
     radius: Tensor  # (N,) 0 where it abstains
     p_lower: Tensor  # (N,) lower bound of the class's probability under noise
-    class_fractions: Tensor  # (N, K) share of the noisy copies that the model assigned to each class
+    class_fractions: Tensor  # (N, K) fraction of the noisy copies that the model assigned to each class
     sigma: float
     alpha: float  # largest probability that the claim about a row is wrong
     interrupted: bool = False  # by Ctrl-C: rows that were not done abstain
@@ -49,7 +49,7 @@ class Smoothed:
         return self.classes == ABSTAIN
 
     def certified_accuracy(self, y: Tensor, radii: Sequence[float] | float = 0.0) -> Tensor:
-        """(R,) share of examples with correct class y (N,) that are certified at each radius. Raises InputError."""
+        """(R,) fraction of examples with correct class y (N,) that are certified at each radius. Raises InputError."""
         y = as_classes(y)
         check_classes(y, len(self.classes), self.class_fractions.shape[1])
         radius_list = [radii] if isinstance(radii, (int, float)) else list(radii)

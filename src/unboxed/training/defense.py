@@ -31,7 +31,7 @@ from ..errors import InputError, OutputError
 from ..parameters import Norm
 from ..validation import check_float, check_int, check_seed
 
-DEFAULT_EPS = 0.3  # for images of digits, where nothing else is said
+DEFAULT_EPS = 0.3  # for images of digits, where no eps is given
 TRADES_START_STD = 1e-3  # standard deviation of the start of TRADES' attack: at x itself its gradient is zero
 
 
@@ -56,7 +56,7 @@ class Defense(Protocol):
             box: The model.
             x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
             y: Correct classes (N,).
-            progress: Share of the training that is done, 0 to 1, with which eps grows.
+            progress: Fraction of the training that is done, 0 to 1, with which eps grows.
             seed: Seed of the random start, such as the number of the step. None: made from the batch.
 
         Raises:
@@ -93,7 +93,7 @@ class Fast(_AdversarialLoss):
         eps: Largest distance from x.
         norm: Norm in which the distance from x is measured.
         step: Length of a step, in the norm. None: 1.25 eps.
-        ramp: Share of the training over which eps grows from 0.
+        ramp: Fraction of the training over which eps grows from 0.
 
     Example:
         >>> import unboxed as ub
@@ -133,7 +133,7 @@ class PGD(_AdversarialLoss):
         steps: Number of iterations.
         norm: Norm in which the distance from x is measured.
         step: Length of a step, in the norm. None: 2.5 eps / steps.
-        ramp: Share of the training over which eps grows from 0. With 0, a small model may learn nothing at all.
+        ramp: Fraction of the training over which eps grows from 0. With 0, a small model may learn nothing at all.
 
     Source:
         Madry et al. 2018, arXiv:1706.06083, section 2.1. The growth of eps is an addition.
@@ -169,7 +169,7 @@ class Trades(_DefenseBase):
         beta: Weight of the divergence.
         norm: Norm in which the distance from x is measured.
         step: Length of a step, in the norm. None: 2.5 eps / steps.
-        ramp: Share of the training over which eps grows from 0.
+        ramp: Fraction of the training over which eps grows from 0.
 
     Source:
         Zhang et al. 2019, arXiv:1901.08573, equation 5 and algorithm 1. The growth of eps is an addition.
@@ -293,7 +293,7 @@ def _batch_seed(x: Tensor) -> int:
 def _ramped_ball(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
     """The ball at this point of the training."""
     if not 0 <= progress <= 1:
-        raise InputError(f"progress is the share of the training that is done, 0 to 1; got {progress}")
+        raise InputError(f"progress is the fraction of the training that is done, 0 to 1; got {progress}")
     return BALL_BY_NORM[norm.lower()](eps * min(1.0, progress / ramp) if ramp else eps)
 
 
@@ -303,4 +303,4 @@ def _check_settings(eps: float, norm: str, steps: int, step: float | None, ramp:
     if step is not None:
         check_float("step", step, above=0)
     if not 0 <= ramp <= 1:
-        raise InputError(f"ramp is a share of the training, 0 to 1; got {ramp}")
+        raise InputError(f"ramp is a fraction of the training, 0 to 1; got {ramp}")

@@ -79,6 +79,7 @@ def cam(
     _warn_maps(name, objective, maps, result.clamped if warn_clamped else None)
     return Attribution(
         upsample_bilinear(maps, size) if upsample else maps,
+        input=box.restore_structure(x),
         target=explained(box, result.predicted if target is None else target, len(x)),
         score=in_dtype(result.score, box.dtype),
         method=name,

@@ -234,7 +234,7 @@ def attribute(
     check_finite_scores(result.score)
     warn_gradients(objective, result.map, result.clamped)
     target = result.predicted if target is None else target
-    return make_attribution(box, result.map, method=method, target=target, score=result.score)
+    return make_attribution(box, result.map, x=x, method=method, target=target, score=result.score)
 
 
 def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from .optimizers import PlainAscent
 from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
+STEPS_PER_ISOLATION = 8  # steps before other threads may use the model
 SYNC_EVERY = 8  # steps between reads of values on an accelerator: each read waits for the device
 
 
@@ -86,12 +87,11 @@ class _BatchOptimizer:
 
     def run(self) -> OptimizationResult:
         frames, history, interrupted = list[Tensor](), list[Tensor](), False
+        n_evaluations, stride = self.config.steps + 1, STEPS_PER_ISOLATION if self.box.stateless else 1
         try:
-            for step in self._iterate():
-                if self.config.frame_every and step % self.config.frame_every == 0:
-                    self._write_input()
-                    frames.append(self.state.input.clone())
-                history.append(self.state.score.clone())
+            for start in range(0, n_evaluations, stride):
+                if self._run_steps(range(start, min(start + stride, n_evaluations)), frames, history):
+                    break
         except KeyboardInterrupt:
             interrupted = True
         return self._result(frames, history, interrupted)
@@ -118,19 +118,27 @@ class _BatchOptimizer:
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
-    def _iterate(self) -> Iterator[int]:
-        """Evaluate, then step, until the last evaluation. No scope of the model is open at a yield."""
-        for step in range(self.config.steps + 1):
-            grads = self._evaluate(step, is_last=step == self.config.steps)
-            yield step
-            if not grads:
-                return
-            self._anneal_lr(step)
-            self._update_params(self._drop_finished(grads), step)
+    def _run_steps(self, steps: range, frames: list[Tensor], history: list[Tensor]) -> bool:
+        """Evaluate, then step; returns whether no row has a step left to take.
+
+        A model that writes or draws is isolated for each step; for any other, entering costs more than it keeps apart.
+        """
+        with self.box.isolated(grad=self.config.steps > 0):
+            for step in steps:
+                grads = self._evaluate(step, is_last=step == self.config.steps)
+                if self.config.frame_every and step % self.config.frame_every == 0:
+                    self._write_input()
+                    frames.append(self.state.input.clone())
+                history.append(self.state.score.clone())
+                if not grads:
+                    return True
+                self._anneal_lr(step)
+                self._update_params(self._drop_finished(grads), step)
+        return False
 
     def _evaluate(self, step: int, is_last: bool) -> list[Tensor]:
-        """Score the active rows and, unless this is the last evaluation, return the gradient of each parameter."""
-        with self.box.isolated(grad=not is_last):
+        """Score the active rows and, unless this evaluation is the last, find the gradient of each parameter."""
+        with torch.set_grad_enabled(not is_last):
             x = self.canvas()
             score, stop_value, score_grad = (
                 self._forward(x, step, is_last)

@@ -2,7 +2,7 @@
 (function (root) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const canvas = root.querySelector(".map-stage canvas"), pen = canvas.getContext("2d");
-  const panel = root.querySelector(".map-panel"), said = root.querySelector(".map-said");
+  const panel = root.querySelector(".map-panel"), status = root.querySelector(".map-status");
   const tools = root.querySelector(".map-tools");
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const N = data.n, K = data.k, CELLS = 64, THUMB = 30;
@@ -13,23 +13,23 @@
     return new kind(bytes.buffer);
   }
   const groups = typed(Uint8Array, data.groups), wrong = typed(Uint8Array, data.wrong), rows = typed(Uint32Array, data.rows);
-  const lines = data.lines.map((line) => typed(Uint16Array, line));  // numbers of words, a line an array
+  const lines = data.lines.map((line) => typed(Uint16Array, line));  // indices of words, one array per line
   const layers = data.layers.map((layer) => {
     const raw = typed(Uint16Array, layer.points), at = new Float32Array(2 * N);
     for (let i = 0; i < 2 * N; i++) at[i] = raw[i] / 65535;
     return { name: layer.name, at, near: typed(Uint16Array, layer.near) };
   });
-  const order = typed(Uint16Array, data.order);  // in which points are drawn: no class lies over all others
+  const order = typed(Uint16Array, data.order);  // in which points are drawn: no class covers all others
 
   let now = layers.length - 1, at = layers[now].at.slice();
   let width = 1, height = 1, ratio = 1, side = 1;
-  let zoom = 1, left = 0, top = 0;  // the view: a place p of the unit square is drawn at left + p * side * zoom
+  let zoom = 1, left = 0, top = 0;  // the view: a point p of the unit square is drawn at left + p * side * zoom
   let hover = -1, chosen = -1, only = -1, images = false, ready = false;
   let waiting = 0, moving = null, colors = null, dots = [], names = [], grid = null;
   let frame = null, pixels = null;  // what is put on the canvas, 4 bytes a pixel
-  const kept = new Map();  // images as they are drawn
+  const cache = new Map();  // images as they are drawn
 
-  // ---- what lies where: a grid of cells, each with its points -----------------------------------------------------
+  // ---- a spatial index: a grid of cells, each with its points -----------------------------------------------------
   function indexed() {
     const starts = new Uint32Array(CELLS * CELLS + 1), cell = new Uint16Array(N), inside = new Uint32Array(N);
     const of = (v) => Math.min(CELLS - 1, Math.max(0, Math.floor(v * CELLS)));
@@ -39,7 +39,7 @@
     for (let i = 0; i < N; i++) inside[next[cell[i]]++] = i;
     return { starts, inside, of };
   }
-  function nearest(x, y, reach) {  // of a place in pixels; -1 where none is within reach
+  function nearest(x, y, reach) {  // to a position in pixels; -1 where none is within reach
     const s = side * zoom, u = (x - left) / s, v = (y - top) / s, r = reach / s;
     grid = grid || indexed();
     let best = -1, least = r * r;
@@ -71,8 +71,8 @@
     pen.fillStyle = color;  // whatever its spelling, "#rrggbb" comes back
     return [1, 3, 5].map((k) => parseInt(pen.fillStyle.slice(k, k + 2), 16));
   }
-  // Dots are written as pixels: ten thousand calls of the canvas a frame would be too slow. A dot is the list of its
-  // pixels and their colors; its soft edge is mixed with the ground, so that a thin rim parts it from dots below.
+  // Dots are written as pixels: ten thousand canvas calls per frame would be too slow. A dot is the list of its
+  // pixels and their colors; its soft edge is mixed with the ground, so that a thin rim separates it from dots below.
   function dot(group, mistaken, faded) {
     const r = Math.max(1.5, Math.round(2 * radius() * ratio) / 2), key = 4 * group + 2 * mistaken + faded;
     if (dots.r !== r || dots.wide !== canvas.width) { dots = []; dots.r = r; dots.wide = canvas.width; }
@@ -120,7 +120,7 @@
       for (let k = 0; k < shift.length; k++) pixels[base + shift[k]] = color[k];
     }
   }
-  function pictures() {  // one a cell; cells move with the map, so that panning changes none of them
+  function pictures() {  // one per cell; cells move with the map, so that panning changes none of them
     const s = side * zoom, cell = Math.round((THUMB + 4) * ratio) / ratio;
     const c0 = Math.floor(-left / cell) - 1, r0 = Math.floor(-top / cell) - 1;
     const across = Math.ceil(width / cell) + 3, down = Math.ceil(height / cell) + 3, taken = new Uint8Array(across * down);
@@ -137,15 +137,15 @@
         Math.round(y0 + (row + r0 + 0.5) * step - made.height / 2));
     }
   }
-  function framed(i) {  // an image with its class's color around it, kept for the next frames
-    if (kept.has(i)) return kept.get(i);
-    if (kept.size >= 2000) kept.clear();
+  function framed(i) {  // an image with its class's color around it, cached for the next frames
+    if (cache.has(i)) return cache.get(i);
+    if (cache.size >= 2000) cache.clear();
     const made = document.createElement("canvas"), size = THUMB * ratio;
     made.width = made.height = Math.round(size + 3 * ratio);
     const p = made.getContext("2d");
     p.setTransform(ratio, 0, 0, ratio, 0, 0);
     thumb(p, i, THUMB / 2 + 1.5, THUMB / 2 + 1.5, THUMB);
-    kept.set(i, made);
+    cache.set(i, made);
     return made;
   }
   function thumb(p, i, x, y, size) {
@@ -190,10 +190,10 @@
     }
     if (hover >= 0 && hover !== chosen) ring(hover, colors.ink, 2);
   }
-  function named() {  // a class's name stands on the member nearest to the median of its members; large classes first
+  function named() {  // a class's name is on the member nearest to the median of its members; large classes first
     names = [];
     if (data.names.length < 2) return;
-    for (let group = 0; group < Math.min(20, data.names.length); group++) {  // what comes after has no color of its own
+    for (let group = 0; group < Math.min(20, data.names.length); group++) {  // later ones have no color of their own
       const own = [];
       for (let i = 0; i < N; i++) if (groups[i] === group) own.push(i);
       if (own.length < 3) continue;
@@ -221,7 +221,7 @@
     canvas.height = Math.round(height * ratio);
     frame = pen.createImageData(canvas.width, canvas.height);
     pixels = new Int32Array(frame.data.buffer);
-    kept.clear();
+    cache.clear();
     side = Math.max(40, Math.min(width, height) - 24);
     if (first || zoom === 1) return fit();
     left = width / 2 - middle[0] * side * zoom;
@@ -237,7 +237,7 @@
     canvas.style.touchAction = "none";  // one finger moves a map that is zoomed into, and else the page
     bounded();
   }
-  function bounded() {  // some of the map stays in sight
+  function bounded() {  // some of the map stays visible
     const s = side * zoom, edge = 60;
     left = Math.min(width - edge, Math.max(edge - s, left));
     top = Math.min(height - edge, Math.max(edge - s, top));
@@ -249,7 +249,7 @@
     root.querySelectorAll(".map-layers button").forEach((b, i) => b.setAttribute("aria-pressed", String(i === k)));
     if (calm.matches) { at = layers[k].at.slice(); settled(); } else moving = { from: at.slice(), to: layers[k].at, start: 0 };
     show();
-    tell();
+    announce();
     draw();
   }
   function glide(time) {
@@ -262,7 +262,7 @@
 
   // ---- one example and its neighbors ------------------------------------------------------------------------------
   function neighbors(i) { return layers[now].near.subarray(K * i, K * (i + 1)); }
-  function told(i) { return lines.map((line) => data.words[line[i]]).filter(Boolean); }
+  function captions(i) { return lines.map((line) => data.words[line[i]]).filter(Boolean); }
   function picture(i, size) {
     const made = document.createElement("canvas"), a = data.atlas, f = size / Math.max(a.width, a.height);
     made.width = Math.round(a.width * f * ratio);
@@ -280,7 +280,7 @@
     made.textContent = text;
     return made;
   }
-  function show() {  // the panel: what is pointed at, else what is chosen
+  function show() {  // the panel: the example pointed at, else the selected one
     const i = hover >= 0 ? hover : chosen;
     panel.replaceChildren();
     if (i < 0) { panel.append(line("p", data.hint)); return; }
@@ -288,13 +288,13 @@
     about.className = "map-about";
     if (data.atlas) about.append(picture(i, 112));
     const facts = document.createElement("div");
-    told(i).forEach((text, k) => facts.append(line(k ? "span" : "b", text)));
+    captions(i).forEach((text, k) => facts.append(line(k ? "span" : "b", text)));
     if (wrong[i]) facts.firstChild.className = "bad";
     facts.append(line("span", "example " + rows[i]));
     about.append(facts);
     panel.append(about);
-    if (i !== chosen || !K) { if (K) panel.append(line("p", "Click to see its nearest in this layer.")); return; }
-    panel.append(line("p", "Nearest in this layer, nearest first:"));
+    if (i !== chosen || !K) { if (K) panel.append(line("p", "Click to see its nearest neighbors in this layer.")); return; }
+    panel.append(line("p", "Nearest neighbors in this layer:"));
     const list = document.createElement("div");
     list.className = "map-near";
     for (const j of neighbors(i)) list.append(button(j));
@@ -304,8 +304,8 @@
     const made = document.createElement("button");
     made.type = "button";
     made.style.setProperty("--own", data.colors[groups[j]]);
-    made.append(data.atlas ? picture(j, 44) : line("span", told(j)[0]));
-    made.title = told(j).join(", ");
+    made.append(data.atlas ? picture(j, 44) : line("span", captions(j)[0]));
+    made.title = captions(j).join(", ");
     made.setAttribute("aria-label", "example " + rows[j] + ", " + made.title);
     made.addEventListener("click", () => { choose(j); canvas.focus({ preventScroll: true }); });
     return made;
@@ -314,13 +314,13 @@
     chosen = i;
     hover = -1;
     show();
-    tell();
+    announce();
     draw();
   }
-  function tell() {  // for who can't see the canvas
+  function announce() {  // for screen readers
     const where = "Map of " + layers[now].name + ". ";
-    said.textContent = where + (chosen < 0 ? "No example is chosen." : "Example " + rows[chosen] + ", " + told(chosen).join(", ")
-      + (K ? ". Nearest: " + Array.from(neighbors(chosen), (j) => told(j)[0]).join("; ") : "") + ".");
+    status.textContent = where + (chosen < 0 ? "No example is selected." : "Example " + rows[chosen] + ", " + captions(chosen).join(", ")
+      + (K ? ". Nearest: " + Array.from(neighbors(chosen), (j) => captions(j)[0]).join("; ") : "") + ".");
   }
   function step(dx, dy) {  // to the nearest example in a direction
     if (chosen < 0) return choose(nearest(width / 2, height / 2, 1e6));
@@ -337,7 +337,7 @@
     if (x < 20 || y < 20 || x > width - 20 || y > height - 20) { left += width / 2 - x; top += height / 2 - y; bounded(); }
   }
 
-  // ---- hands ------------------------------------------------------------------------------------------------------
+  // ---- pointer and keys -------------------------------------------------------------------------------------------
   const fingers = new Map();
   let went = 0, gap = 0;
   function spot(event) { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; }
@@ -417,7 +417,7 @@
   new MutationObserver(themed).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", themed);
   new ResizeObserver(resized).observe(canvas);
-  root.map = {  // what a test or a benchmark asks and does
+  root.map = {  // for tests and benchmarks
     paint: () => { if (waiting) cancelAnimationFrame(waiting); paint(performance.now()); },
     view: () => ({ zoom, left, top, chosen, hover, layer: now, images, only, moving: Boolean(moving) }),
     place, pan: (x, y) => { left += x; top += y; bounded(); }, zoom: zoomed,

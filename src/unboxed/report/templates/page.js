@@ -46,6 +46,21 @@
     });
   }
 
+  const folds = [...document.querySelectorAll("details.section")], all = document.getElementById("all");
+  const label = () => { all.textContent = folds.every((d) => d.open) ? "Close all sections" : "Open all sections"; };
+  function reveal() {  // the section of the address is open
+    const part = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    const fold = part && part.closest(".part") && part.closest(".part").querySelector("details.section");
+    if (fold && !fold.open) { fold.open = true; part.scrollIntoView(); }
+  }
+  all.addEventListener("click", () => { const open = !folds.every((d) => d.open); for (const d of folds) d.open = open; });
+  for (const d of folds) d.addEventListener("toggle", label);
+  addEventListener("hashchange", reveal);
+  addEventListener("beforeprint", () => { for (const d of folds) d.open = true; });
+  document.querySelector(".bar nav").addEventListener("click", (event) => { if (event.target.hash === location.hash) reveal(); });
+  label();
+  reveal();
+
   const bar = document.querySelector(".bar");
   const links = new Map([...bar.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
   const parts = document.querySelectorAll(".part");

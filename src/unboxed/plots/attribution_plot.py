@@ -1,7 +1,4 @@
-"""Heat maps in matplotlib, for notebooks and figures of one's own: each gives (figure, axes), and takes axes.
-
-Everything else in this room is drawn by Pillow; matplotlib is imported only when one of these is called.
-"""
+"""Attribution maps on matplotlib axes, for notebooks and figures of your own."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PlotKind = Literal["signed", "absolute", "overlay", "mask"]
-INCHES_PER_MAP = 2.6  # a side of one picture
-MASK_FADE = 0.75  # how far what a mask leaves out fades into white
+INCHES_PER_MAP = 2.6  # per side
+MASK_FADE = 0.75  # share of white that is mixed into what a mask leaves out
 MASK_OUTLINE_COLOR, FRAME_COLOR = "#c1272d", "#d6d6da"
-VMAX_QUANTILE = 0.995  # of the magnitudes: what lies beyond has full color
+VMAX_QUANTILE = 0.995  # of the magnitudes; larger ones get the same color
 
 
 def attribution_plot(
@@ -30,17 +27,36 @@ def attribution_plot(
     x: Any = None,
     *,
     kind: PlotKind = "signed",
-    scale: float | None = None,
+    vmax: float | None = None,
     titles: str | list[str] = "",
     ax: Any = None,
 ) -> tuple[Figure, Any]:
-    """Draw the map of one example, (C, H, W) or (H, W), or of several, (N, C, H, W), on one scale; or a result's map.
+    """Draw attribution maps with matplotlib, on axes of your own if you like.
 
-    "signed": blue below zero, white at zero, red above; "absolute": magnitudes; "overlay": the signed map over the
-    gray of image `x` (as `m` is, in [0, 1]), the stronger the less transparent; "mask": the image where a mask of bools
-    is true.
-    Channels are summed. `scale` is the value of full color (default: the 99.5 % quantile of the magnitudes shown). `ax`
-    is one of matplotlib's axes, or as many as there are maps. Returns (figure, axes). Raises InputError.
+    For notebooks and papers. Take `figures` for a finished figure of a result, with inputs, classes and scores.
+
+    Args:
+        m: An attribution, a map (H, W) or (C, H, W), or maps (N, C, H, W), which share one scale. Channels are summed.
+        x: The images (C, H, W) or (N, C, H, W) in [0, 1]; needed for "overlay" and "mask".
+        kind: "signed": blue below zero, white at zero, red above. "absolute": magnitudes. "overlay": the signed map
+            over the gray image, more opaque where it is stronger. "mask": the image where a mask of bools is true.
+        vmax: The value of full color; None takes the 99.5 % quantile of the magnitudes.
+        titles: One title for all maps, or one per map.
+        ax: The axes to draw on, one per map; None makes a figure.
+
+    Returns:
+        (figure, axes): the axes of a single map, else one per map.
+
+    Raises:
+        InputError: for shapes that do not fit, another kind, or a mask that is not of bools.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> figure, axes = ub.plots.attribution_plot(ub.attribution.gradient(box, x, y), titles=["first", "second"])
+        >>> [a.get_title() for a in axes]
+        ['first', 'second']
     """
     if kind not in get_args(PlotKind):
         raise InputError(f"kind is one of {', '.join(get_args(PlotKind))}; got {kind!r}")
@@ -52,15 +68,15 @@ def attribution_plot(
     maps = _as_2d_maps(m)  # (N, H, W)
     images = _check_images(x, maps, kind)
     figure, axes = _get_axes(ax, len(maps))
-    scale = scale or colors.vmax(maps, quantile=VMAX_QUANTILE)
+    vmax = vmax or colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     names = [titles] * len(maps) if isinstance(titles, str) else list(titles)
-    for map_2d, rgb, axis, name in zip(maps, _render_maps(maps, images, kind, scale), axes, names, strict=False):
+    for map_2d, rgb, axis, name in zip(maps, _render_maps(maps, images, kind, vmax), axes, names, strict=False):
         axis.imshow(rgb, interpolation="nearest" if max(map_2d.shape) <= colors.NEAREST_MAX_PIXELS else "antialiased")
         if kind == "mask" and (map_2d != 0).any() and not (map_2d != 0).all():
             axis.contour(map_2d != 0, levels=[0.5], colors=MASK_OUTLINE_COLOR, linewidths=1)
         _add_frame(axis, name)
     if kind != "mask":
-        _add_colorbar(figure, list(axes), "magnitude" if kind == "absolute" else "signed", scale)
+        _add_colorbar(figure, list(axes), "magnitude" if kind == "absolute" else "signed", vmax)
     return figure, axes if len(maps) > 1 or isinstance(ax, (list, np.ndarray)) else axes[0]
 
 
@@ -74,34 +90,34 @@ def _as_2d_maps(m: Any) -> Array:
 
 
 def _check_images(x: Any, maps: Array, kind: PlotKind) -> Bytes | None:
-    """The images (N, H, W, 3) below maps (N, H, W). Raises InputError where they are wanted and don't fit."""
+    """The images (N, H, W, 3) of maps (N, H, W). Raises InputError where they are needed and do not fit."""
     if x is None:
         if kind in ("overlay", "mask"):
-            raise InputError(f"kind={kind!r} is drawn over the image: pass x, (C, H, W) in [0, 1]")
+            raise InputError(f"kind={kind!r} needs the image: pass x, (C, H, W) in [0, 1]")
         return None
     values = colors.as_array(x)
     values = values[None] if values.ndim == 3 else values
     if values.ndim != 4 or values.shape[0] != len(maps) or values.shape[2:] != maps.shape[1:]:
-        raise InputError(f"maps {maps.shape} and images {values.shape} don't fit each other")
+        raise InputError(f"maps {maps.shape} and images {values.shape} do not fit each other")
     return colors.image_to_rgb(values)
 
 
-def _render_maps(maps: Array, images: Bytes | None, kind: PlotKind, scale: float) -> Bytes:
+def _render_maps(maps: Array, images: Bytes | None, kind: PlotKind, vmax: float) -> Bytes:
     if kind == "absolute":
-        return colors.magnitude_to_rgb(np.abs(maps), scale)
+        return colors.magnitude_to_rgb(np.abs(maps), vmax)
     if kind == "signed" or images is None:
-        return colors.signed_to_rgb(maps, scale)
+        return colors.signed_to_rgb(maps, vmax)
     if kind == "mask":
         return fade_outside(images, maps != 0)
-    return overlay_map(images, maps, scale)
+    return overlay_map(images, maps, vmax)
 
 
-def overlay_map(image: Bytes, m: Any, scale: float) -> Bytes:
-    """A signed map (..., H, W) over the gray of an image (..., H, W, 3), the stronger the less transparent."""
+def overlay_map(image: Bytes, m: Any, vmax: float) -> Bytes:
+    """A signed map (..., H, W) over the gray of an image (..., H, W, 3), more opaque where it is stronger."""
     m = colors.as_array(m)
-    opacity = (np.abs(m) / scale).clip(0, 1)[..., None]
-    background = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # so that both colors stand out
-    return _to_uint8(background * (1 - opacity) + colors.signed_to_rgb(m, scale) * opacity)
+    opacity = (np.abs(m) / vmax).clip(0, 1)[..., None]
+    background = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # pale, so that both colors are seen
+    return _to_uint8(background * (1 - opacity) + colors.signed_to_rgb(m, vmax) * opacity)
 
 
 def fade_outside(image: Bytes, mask: Any) -> Bytes:
@@ -110,13 +126,13 @@ def fade_outside(image: Bytes, mask: Any) -> Bytes:
     return _to_uint8(np.where(is_inside, image, (image * (1 - MASK_FADE) + 255 * MASK_FADE)))
 
 
-def _to_uint8(picture: Array) -> Bytes:
-    levels: Bytes = picture.round().astype(np.uint8)
+def _to_uint8(rgb: Array) -> Bytes:
+    levels: Bytes = rgb.round().astype(np.uint8)
     return levels
 
 
 def _get_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
-    """Axes of the caller's, or new ones."""
+    """The caller's axes, or new ones. Raises InputError for another number of them."""
     if ax is None:
         from matplotlib import pyplot
 
@@ -131,22 +147,22 @@ def _get_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
 
 
 def _add_frame(a: Axes, title: str) -> None:
-    """A title and a thin frame: zero is as white as the paper."""
+    """A title and a thin frame, since zero is as white as the background."""
     a.set_xticks([])
     a.set_yticks([])
     a.spines[:].set_color(FRAME_COLOR)
     a.set_title(to_printable(title), fontsize=9)
 
 
-def _add_colorbar(figure: Figure, axes: list[Axes], table: str, scale: float) -> None:
+def _add_colorbar(figure: Figure, axes: list[Axes], table: str, vmax: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
     table_colors = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE}[table] / 255
-    low = -scale if table == "signed" else 0.0
+    low = -vmax if table == "signed" else 0.0
     bar = figure.colorbar(
-        ScalarMappable(Normalize(low, scale), ListedColormap(table_colors)), ax=axes, orientation="horizontal",
-        fraction=0.06, pad=0.04, ticks=[low, 0, scale] if low else [0, scale],
+        ScalarMappable(Normalize(low, vmax), ListedColormap(table_colors)), ax=axes, orientation="horizontal",
+        fraction=0.06, pad=0.04, ticks=[low, 0, vmax] if low else [0, vmax],
     )  # fmt: skip
     bar.ax.tick_params(labelsize=8, length=2)
     bar.outline.set_visible(False)

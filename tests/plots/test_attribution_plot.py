@@ -1,4 +1,4 @@
-"""Heat maps in matplotlib."""
+"""Attribution maps on matplotlib axes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_figure_and_axes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_given_axes_are_drawn_on(kind: str) -> None:
+def test_the_callers_axes_are_drawn_on(kind: str) -> None:
     mine, (left, right) = plt.subplots(1, 2)
     m = torch.randn(1, 5, 5)
     figure, axes = plots.attribution_plot(m > 0 if kind == "mask" else m, torch.rand(1, 5, 5), kind=kind, ax=right)
@@ -53,7 +53,7 @@ def test_given_axes_are_drawn_on(kind: str) -> None:
 def test_several_maps_share_one_scale() -> None:
     m = torch.zeros(2, 1, 4, 4)
     m[0, 0, 0, 0], m[1, 0, 0, 0] = 1.0, 0.5
-    figure, axes = plots.attribution_plot(m, scale=1.0)
+    figure, axes = plots.attribution_plot(m, vmax=1.0)
     assert len(axes) == 2
     strong, weak = (shown(a)[0, 0] for a in axes)
     assert (strong == colors.SIGNED_TABLE[-1]).all()

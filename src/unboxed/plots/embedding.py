@@ -1,4 +1,7 @@
-"""Maps as pictures: points colored by label, images at their places, and images on a grid that keeps neighbors near."""
+"""t-SNE maps: points colored by class, images at their positions, and images on a grid that keeps neighbors near.
+
+Drawn by Pillow, not matplotlib: thumbnails keep exact pixels, and names and dots of many maps take milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ if TYPE_CHECKING:
 MAIN_COLORS = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadb"]
 LIGHT_COLORS = ["a5ccf0", "ffd98f", "e88a78", "d3dbda", "c48de0", "d8b8ae", "f7b98a", "dfd7ba", "b4b7be", "d0f0f0"]
 OTHER_COLOR = "8a8a90"  # one gray for the classes after those
-MAX_ASSIGNED_IMAGES = 1600  # images that are assigned to cells at the least total distance
-SUPERSAMPLING = 4  # times the size at which dots are drawn, then shrunk
+MAX_ASSIGNED_IMAGES = 1600  # up to which each image gets its own cell, by optimal assignment
+SUPERSAMPLING = 4  # factor by which dots are drawn larger, then shrunk: smooth edges
 
 
 def class_colors(n_classes: int) -> list[str]:
-    """A color "#rrggbb" for each of so many classes."""
+    """A color "#rrggbb" for each class."""
     class_palette = [*MAIN_COLORS, *LIGHT_COLORS]
     return [f"#{class_palette[k] if k < len(class_palette) else OTHER_COLOR}" for k in range(n_classes)]
 
@@ -44,7 +47,25 @@ def normalize_points(points: Any, margin: float = 0.04) -> Array:
 
 
 def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side: int = 520) -> Image.Image:
-    """Points (N, 2) colored by label (N,), with the names of the classes at their medians."""
+    """Points colored by class, with the names of the classes at their medians.
+
+    Args:
+        points: Points (N, 2).
+        labels: Classes (N,); None draws all points in one color.
+        names: Names of the classes; () takes their numbers.
+        side: Width and height in pixels.
+
+    Returns:
+        The map, at one scale on both axes.
+
+    Raises:
+        InputError: for other shapes, or values that are not finite.
+
+    Example:
+        >>> from unboxed.plots.embedding import scatter
+        >>> scatter([[0.0, 0.0], [1.0, 1.0]], [0, 1], ["cat", "dog"], side=200).size
+        (200, 200)
+    """
     positions = normalize_points(points)
     class_of_point = _check_labels(labels, len(positions))
     count = int(class_of_point.max()) + 1
@@ -52,7 +73,7 @@ def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side:
     pen = ImageDraw.Draw(canvas)
     r = dot_radius(len(positions), side) * SUPERSAMPLING
     fill = class_colors(count)
-    for i in _shuffled_indices(len(positions)):  # no class lies over all others
+    for i in _shuffled_indices(len(positions)):  # in random order, so that no class covers the others
         x, y = positions[i] * side * SUPERSAMPLING
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill[class_of_point[i]])
     canvas = canvas.resize((side, side), Image.Resampling.LANCZOS)
@@ -68,18 +89,33 @@ def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side:
 
 
 def dot_radius(n: int, side: int) -> float:
-    """Of the dots, so that n of them fill a good part of the picture but not all of it."""
+    """The radius of the dots, so that n of them fill a good part of the map but not all of it."""
     return float(np.clip(0.22 * side / math.sqrt(n), 1.0, 5.0)) if n > 40 else 5.0
 
 
 def scatters(
     maps: TsneMaps, labels: Any = None, names: Sequence[str] = (), *, title: str = "", side: int = 360
 ) -> Image.Image:
-    """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest.
+    """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest neighbors.
 
-    `names` of classes are by default those that the maps carry.
+    Args:
+        maps: The result of `activations.tsne`.
+        labels: Classes (N,); None draws all points in one color.
+        names: Names of the classes; () takes those that the maps carry.
+        title: Printed above.
+        side: Width and height in pixels of each map.
+
+    Returns:
+        The sheet.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(12)
+        >>> maps = ub.activations.tsne(box, x, ["fc1"], perplexity=3)
+        >>> ub.plots.embedding.scatters(maps, y).width
+        392
     """
-    names = names or maps.classes
     tiles = [
         Tile(
             scatter(m.points, labels, names, side=side), "\n".join([_layer_title(m.path), *_agreement_lines(m, labels)])
@@ -99,7 +135,7 @@ def _agreement_lines(m: TsneMap, labels: Any) -> list[str]:
 
 
 def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) -> Image.Image:
-    """Images (N, C, H, W) at their places, `cell` pixels wide; one that would cover another is left out."""
+    """Images (N, C, H, W) at their points, `cell` pixels wide; those that would cover another are left out."""
     positions = normalize_points(points, margin=max(0.02, 0.6 * cell / side)) * side
     images_rgb = make_thumbnails(images, cell)
     canvas = Image.new("RGB", (side, side), BACKGROUND_COLOR)
@@ -110,8 +146,7 @@ def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) ->
 
 
 def non_overlapping(positions: Array, min_distance: float) -> list[int]:
-    """Which of the points (N, 2) can be drawn as squares of that size so that none covers another: the first comes
-    first, in an order that has nothing to do with labels."""
+    """The points (N, 2) that can be drawn as squares of that size without overlap, chosen greedily in random order."""
     selected: list[int] = []
     cells: dict[tuple[int, int], list[int]] = {}
     for i in _shuffled_indices(len(positions)):
@@ -126,8 +161,8 @@ def non_overlapping(positions: Array, min_distance: float) -> list[int]:
 def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: int = 28) -> Image.Image:
     """Images (N, C, H, W) on a square grid that keeps neighbors near.
 
-    Up to 1,600 images each get their own cell, at the least total squared distance between points and cells; of more,
-    each cell shows the one that lies nearest to its middle. Cells without an image stay free.
+    Up to 1,600 images each get their own cell, with the smallest total squared distance between points and cells; of
+    more, each cell shows the one nearest to its center. Cells without an image are empty.
     """
     positions = normalize_points(points, margin=0.0)  # (N, 2)
     columns = columns or max(1, math.ceil(math.sqrt(min(len(positions), MAX_ASSIGNED_IMAGES))))
@@ -139,10 +174,10 @@ def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: in
     )
     thumbnails_rgb = make_thumbnails(images, cell, indices=list(point_of_cell.values()))
     canvas = Image.new("RGB", (columns * cell, columns * cell), BACKGROUND_COLOR)
-    for (cell_index, _), picture in zip(point_of_cell.items(), thumbnails_rgb, strict=True):
-        h, w = picture.shape[:2]
+    for (cell_index, _), thumbnail in zip(point_of_cell.items(), thumbnails_rgb, strict=True):
+        h, w = thumbnail.shape[:2]
         canvas.paste(
-            Image.fromarray(picture),
+            Image.fromarray(thumbnail),
             (cell_index % columns * cell + (cell - w) // 2, cell_index // columns * cell + (cell - h) // 2),
         )
     return canvas
@@ -152,9 +187,7 @@ def _assign_cells(positions: Array, cells: Array) -> dict[int, int]:
     """{cell: point}, every point (or every cell, if there are fewer) with its own."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped, unused-ignore]
 
-    spread_positions = _equalize_spacing(
-        positions
-    )  # clusters leave most of the square empty: half way to equal spacing
+    spread_positions = _equalize_spacing(positions)  # clusters leave most of the square empty
     cost = ((spread_positions[:, None] - cells[None]) ** 2).sum(-1)
     points, cell_indices = linear_sum_assignment(cost)
     return dict(sorted(zip(cell_indices.tolist(), points.tolist(), strict=True)))
@@ -167,7 +200,7 @@ def _equalize_spacing(positions: Array) -> Array:
 
 
 def _nearest_to_cell(positions: Array, cells: Array, columns: int) -> dict[int, int]:
-    """{cell: the point in it that lies nearest to its middle}."""
+    """{cell: the point in it that is nearest to its center}."""
     inside = (positions * columns).astype(int).clip(0, columns - 1)
     cell_of_point = inside[:, 1] * columns + inside[:, 0]  # (N,)
     distances = ((positions - cells[cell_of_point]) ** 2).sum(1)
@@ -183,15 +216,15 @@ def make_thumbnails(images: Any, cell: int, indices: Sequence[int] | None = None
     return [_fit_cell(colors.image_to_rgb(images[i]), cell) for i in rows]
 
 
-def _fit_cell(picture: Bytes, cell: int) -> Bytes:
-    h, w = picture.shape[:2]
+def _fit_cell(rgb: Bytes, cell: int) -> Bytes:
+    h, w = rgb.shape[:2]
     longest = max(h, w)
     if longest <= cell:
         k = cell // longest
-        return picture.repeat(k, 0).repeat(k, 1)
+        return rgb.repeat(k, 0).repeat(k, 1)
     size = (max(1, round(w * cell / longest)), max(1, round(h * cell / longest)))
     return np.asarray(
-        Image.fromarray(picture).resize(size, Image.Resampling.BOX if longest < 96 else Image.Resampling.LANCZOS)
+        Image.fromarray(rgb).resize(size, Image.Resampling.BOX if longest < 96 else Image.Resampling.LANCZOS)
     )
 
 
@@ -201,7 +234,7 @@ def _check_labels(labels: Any, n: int) -> Any:
         return np.zeros(n, dtype=int)
     y = colors.as_array(labels)
     if y.shape != (n,) or (y < 0).any() or (y % 1).any():
-        raise InputError(f"wanted one label a point, ({n},) whole numbers from 0; got shape {y.shape}")
+        raise InputError(f"wanted one label per point, ({n},) integers from 0; got shape {y.shape}")
     return y.astype(int)
 
 
@@ -210,7 +243,7 @@ def _shuffled_indices(n: int) -> list[int]:
 
 
 def label_positions(positions: Array, class_of_point: Any) -> dict[int, tuple[float, float]]:
-    """Where the name of each class stands: on the member nearest to its median, so never between two clusters."""
+    """Where the name of each class is printed: at the member nearest to its median, so never between two clusters."""
     by_class = {}
     for k in np.unique(class_of_point).tolist():
         members = positions[class_of_point == k]

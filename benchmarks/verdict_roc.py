@@ -1,0 +1,182 @@
+"""How often are verdicts right? Every method, and known nonsense, on planted models whose reasons are known.
+
+    python benchmarks/verdict_roc.py                  all pairs: results/verdict_roc_pairs.jsonl, verdict_roc.json
+    python benchmarks/verdict_roc.py --truth          only the shares of the maps at the cause, as tables
+    python benchmarks/verdict_roc.py --resume         models that are in the file are not run again
+    python benchmarks/verdict_roc.py --keep-truth     shares are taken from the file, verdicts are made again
+    python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
+    python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out /tmp/pairs.jsonl
+
+A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is wrong whatever its share. The
+verdict is made on 8 of the 32 examples. Sensitivity is the share of right pairs that pass among those decided,
+specificity the share of wrong pairs that fail among those decided; intervals are Wilson's, and a bootstrap over models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import planted
+from harness import RESULTS, machine, versions
+from planted import catalog, nonsense, truth
+from planted.methods import methods
+from planted.statistics import auc_by_figure, summary
+from unboxed import checks
+from unboxed.checks.methods import Method, compute_map
+from unboxed.errors import UnboxedError, UnboxedWarning
+
+N_TRUTH, N_VERDICT = 32, 8
+Record = dict[str, Any]
+
+
+def record(model: planted.PlantedModel, name: str, method: Method, known: Record | None, *, verdict: bool) -> Record:
+    """What is known and said of one method on one model."""
+    found: Record = {
+        "model": model.name,
+        "split": model.split,
+        "method": name,
+        "nonsense": name in nonsense.for_box(model.box),
+    }
+    keys = ("share", "share_sd", "truth", "class_sensitivity", "refused")
+    found |= {k: known[k] for k in keys if k in known} if known else measured(model, name, method)
+    if found["nonsense"]:
+        found["truth"] = "wrong"
+    if verdict and "refused" not in found:
+        start = time.process_time()
+        v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
+        found |= {"grade": v.grade, "reason": getattr(v, "reason", ""), "figures": plain(v.figures)}
+        found["seconds"] = round(time.process_time() - start, 2)
+    return found
+
+
+def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
+    """The shares of the maps at the cause, and how far they follow the class where several are in the image."""
+    try:
+        maps = compute_map(model.box, method, model.x, model.y)
+    except UnboxedError as error:
+        return {"refused": f"{type(error).__name__}: {error}"[:200], "truth": "undetermined"}
+    tolerance = truth.tolerance_of(name, model.x.shape[-1]) if model.x.ndim == 4 else 0
+    signed = name not in truth.LOCAL_METHODS
+    if name in truth.WITHOUT_ZERO:
+        maps = maps - maps.flatten(1).median(1).values.view(-1, *[1] * (maps.ndim - 1))
+    shares = truth.energy(maps, model.causal, model.distractor, tolerance=tolerance, signed=signed)
+    found: Record = {
+        "share": rounded(truth.mean_share(shares)),
+        "share_sd": rounded(shares.nan_to_num(0.5).std()),
+        "truth": truth.truth_of(shares),
+    }
+    if model.box.outputs == "multilabel":
+        others = compute_map(model.box, method, model.x, model.other_class)
+        change = truth.class_sensitivity(maps, others, model.causal, tolerance=tolerance)
+        found["class_sensitivity"] = rounded(change.nanmean())
+    return found
+
+
+def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as JSON has them: numbers, and intervals as lists."""
+    return {k: [rounded(v) for v in h] if isinstance(h, (tuple, list)) else rounded(h) for k, h in figures.items()}
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, (int, float, torch.Tensor)):
+        return None if math.isnan(float(value)) else round(float(value), 4)
+    return str(value)
+
+
+def run_model(name: str, only: Iterable[str] | None, known: list[Record], *, verdict: bool) -> list[Record]:
+    model = planted.load(name, N_TRUTH)
+    every = methods(model.references) | nonsense.for_box(model.box)
+    known_by_method = {r["method"]: r for r in known}
+    rows = []
+    for method_name, method in every.items():
+        if only is None or method_name in only:
+            rows.append(record(model, method_name, method, known_by_method.get(method_name), verdict=verdict))
+    return rows
+
+
+def show(rows: list[Record]) -> None:
+    """A model's table: method, share, truth, grade."""
+    for r in sorted(rows, key=lambda r: (r["nonsense"], -(r.get("share") or 0))):
+        share = f"{r['share']:.2f} ± {r['share_sd']:.2f}" if "share" in r else r["refused"][:40]
+        row = f"  {r['method']:32s} {'nonsense' if r['nonsense'] else '':9s}{share:14s} {r['truth']:13s}"
+        print(row, r.get("grade", ""), r.get("reason", ""), flush=True)
+
+
+def read(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append(rows: list[Record], path: Path) -> None:
+    """One record a line, so that several processes may write to one file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def write_summary(path: Path) -> None:
+    """What follows from all pairs of a file, beside it."""
+    pairs = read(path)
+    figures = {
+        "what": "verdicts on methods whose maps are right or wrong by construction, on planted models",
+        "bounds": {"right": truth.RIGHT, "wrong": truth.WRONG},
+        "examples": {"truth": N_TRUTH, "verdict": N_VERDICT},
+        "models": {m: catalog.split_of(m) for m in sorted({r["model"] for r in pairs})},
+        "summary": summary(pairs),
+        "auc_of_figures": auc_by_figure(pairs),
+        "seconds": round(sum(r.get("seconds", 0) for r in pairs)),
+        "machine": machine(),
+        "versions": versions(("torch", "numpy")),
+    }
+    text = json.dumps(figures, indent=2)
+    path.with_name(path.stem.removesuffix("_pairs") + ".json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="names, or parts of names, with commas between; all by default")
+    parser.add_argument("--methods", help="names, with commas between; all by default")
+    parser.add_argument("--split", choices=("tuning", "held out"), help="only the models of one half")
+    parser.add_argument("--truth", action="store_true", help="no verdicts")
+    parser.add_argument("--resume", action="store_true", help="leave out models that are in the file")
+    parser.add_argument("--keep-truth", action="store_true", help="take the shares from the file")
+    parser.add_argument("--summary", action="store_true", help="only the summary of the file")
+    parser.add_argument("--out", type=Path, default=RESULTS / "verdict_roc_pairs.jsonl")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UnboxedWarning)
+    if not chosen.summary:
+        run(chosen)
+    write_summary(chosen.out)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Measure what was chosen, model by model."""
+    before = read(chosen.out)
+    if not chosen.resume:
+        chosen.out.unlink(missing_ok=True)
+    done = {r["model"] for r in before} if chosen.resume else set()
+    only = chosen.methods.split(",") if chosen.methods else None
+    for name in planted.names():
+        in_split = chosen.split in (None, planted.split_of(name))
+        selected = in_split and (not chosen.models or any(part in name for part in chosen.models.split(",")))
+        if not selected or name in done:
+            continue
+        start = time.process_time()
+        known = [r for r in before if r["model"] == name] if chosen.keep_truth else []
+        rows = run_model(name, only, known, verdict=not chosen.truth)
+        print(f"{name} ({planted.split_of(name)}, {time.process_time() - start:.0f} s)")
+        show(rows)
+        append(rows, chosen.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Intervals of a mean over examples and draws, by the bootstrap.
+
+Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; the percentiles are expanded for few examples as Hesterberg
+2015, "What Teachers Should Know About the Bootstrap", arXiv:1411.5279, section 4.4, proposes. Examples and draws are
+resampled independently of each other (Owen 2007, "The pigeonhole bootstrap", arXiv:0712.1111): both are random.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from .. import rng
+
+LEVEL = 0.9  # so that each side is exceeded with a probability of 5 %: a bound is crossed on one side
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval; from -inf to inf where there are too few examples for one, NaN where there are none."""
+
+    mean: float
+    low: float
+    high: float
+    n_examples: int  # that have a value
+    n_draws: int
+
+    def widened(self, spread: float) -> Interval:
+        """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
+        if not self.n_examples:
+            return self
+        half_width = float(stats.norm.ppf((1 + LEVEL) / 2)) * spread / math.sqrt(self.n_examples)
+        low, high = (x if math.isfinite(x) else self.mean for x in (self.low, self.high))
+        return replace(self, low=min(low, self.mean - half_width), high=max(high, self.mean + half_width))
+
+    def examples_to_exclude(self, bound: float) -> float:
+        """About how many examples would give an interval that excludes the bound."""
+        half_width = max(self.mean - self.low, self.high - self.mean)
+        distance = abs(self.mean - bound)
+        return math.inf if not distance or math.isinf(half_width) else self.n_examples * (half_width / distance) ** 2
+
+
+def bootstrap_mean(values: Tensor, seed: int = 0) -> Interval:
+    """The mean of values (N, D), one per example and draw, with its interval; NaN are left out."""
+    values = values.detach().double().cpu()
+    values = values[values.isfinite().any(1)]
+    n, n_draws = values.shape
+    if n == 0:
+        return Interval(math.nan, -math.inf, math.inf, 0, n_draws)
+    mean = float(values.nanmean(0).nanmean())
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, 1, n_draws)
+    known = values.isfinite().double()
+    rows, draws = (_resample_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
+    sums, counts = (((rows @ h) * draws).sum(1) for h in (values.nan_to_num(), known))
+    means = (sums / counts)[counts > 0]
+    tail = _expanded_tail(n)
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    return Interval(mean, min(low, mean), max(high, mean), n, n_draws)
+
+
+def _resample_counts(size: int, seed: int, name: str) -> Tensor:
+    """How often each of `size` items is drawn in each resample, (N_RESAMPLES, size)."""
+    generator = rng.keyed_generator(rng.CPU, "bootstrap", name, seed)
+    index = torch.randint(size, (N_RESAMPLES, size), generator=generator)
+    ones = torch.ones_like(index, dtype=torch.float64)
+    return torch.zeros(N_RESAMPLES, size, dtype=torch.float64).scatter_add_(1, index, ones)
+
+
+def _expanded_tail(n: int) -> float:
+    """The probability of each tail, smaller for few examples, so that the interval is as wide as Student's t says."""
+    return float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))

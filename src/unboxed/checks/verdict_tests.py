@@ -1,0 +1,281 @@
+"""The tests of a verdict: what each measures, per example and draw, and the bound that separates pass from fail.
+
+Each is one function of a `Subject` and a draw that returns figures (N,), NaN where it does not apply. The bounds are
+those that `benchmarks/verdict_roc.py` chose on one half of its planted models; it reports their errors on the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..engine.randomized import layers_with_weights, randomize_layers
+from ..errors import UnboxedError
+from ..inputs.pixels import Pixels
+from ..objectives import Objective, logit, margin, mean_over_positions
+from ..parameters import BatchSize
+from .controls import constant_model
+from .edges import sobel
+from .methods import Method, compute_map
+from .relevance_gain import RemovalCurves, fills, removal_curves
+from .similarity import is_constant, spearman
+
+MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
+SATURATED = 0.5  # of the largest possible confidence, from which on that of randomized models says nothing
+MIN_INFORMATION = 0.1  # nats
+
+
+@dataclass
+class Subject:
+    """A method's maps of one model for inputs x and a fixed target, and what its tests share."""
+
+    box: Box
+    x: Tensor
+    method: Method
+    target: Any  # classes (N,) or an objective
+    map_: Tensor
+    seed: int
+    batch_size: BatchSize = "auto"
+    n_maps: int = 0  # maps computed so far, one per example
+
+    def map_of(self, box: Box, target: Any) -> Tensor:
+        self.n_maps += len(self.x)
+        return compute_map(box, self.method, self.x, target)
+
+    @property
+    def is_class(self) -> bool:
+        return not isinstance(self.target, Objective) and self.box.outputs != "regression"
+
+    @cached_property
+    def score(self) -> Objective:
+        """What removal lowers: the log-odds of the class, or nearly so, which do not saturate as probabilities do."""
+        if isinstance(self.target, Objective):
+            return self.target
+        has_rivals = self.box.outputs in ("logits", "logprobs", "probs") and self.logits.shape[1] > 1
+        return -1 * margin(self.target) if has_rivals else logit(self.target)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return mean_over_positions(self.box(self.x, batch_size=self.batch_size))
+
+    @cached_property
+    def layers(self) -> Any:
+        return layers_with_weights(self.box)
+
+    @cached_property
+    def removal(self) -> tuple[bool, RemovalCurves]:
+        """Whether the map ranks better by its sign than by its magnitude, and its curves so: some maps say how much a
+        pixel adds, others how much it matters."""
+        curves = {signed: self.curves(self.map_, signed) for signed in (True, False)}
+        signed = not bool(curves[False].gain.nanmean() > curves[True].gain.nanmean())
+        return signed, curves[signed]
+
+    def curves(self, maps: Tensor, signed: bool) -> RemovalCurves:
+        """The removal curves of maps, by each fill and grid."""
+        fill_by_name = fills(self.box, self.x, self.seed)
+        return removal_curves(
+            self.box, self.x, maps, self.score, fill_by_name, signed=signed, seed=self.seed, batch_size=self.batch_size
+        )
+
+
+@dataclass(frozen=True)
+class VerdictTest:
+    """One test: its figures, its bound, and what passing and failing it means."""
+
+    name: str
+    figure: str  # what its figure is called
+    values: Callable[[Subject, int], Tensor]  # (subject, draw) -> (N,) or (N, D), NaN where it does not apply
+    _: KW_ONLY
+    bound: float
+    passes_above: bool
+    spread: float  # standard deviation between examples, as measured: of few examples, the interval is as wide
+    n_draws: int = 1  # at first
+    max_draws: int = 1  # while it is undecided
+    failed: str  # in a few words
+    fails: str  # a sentence, with {value} in it
+    passes: str  # the same
+    skip_when_failed: bool = False  # not needed, and expensive, where another test has failed
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _constant_maps(s: Subject, draw: int) -> Tensor:
+    return is_constant(s.map_).double()
+
+
+def _randomized(s: Subject, draw: int) -> Tensor:
+    """Rank correlation with the map of the model whose upper half of the layers is randomized."""
+    upper = s.layers[len(s.layers) // 2 :]
+    if not upper:
+        return _not_applicable(s)
+    return _correlation(s.map_, s.map_of(randomize_layers(s.box, upper, s.seed + draw), s.target))
+
+
+def _other_class(s: Subject, draw: int) -> Tensor:
+    """Rank correlation with the map of another class: the most likely one, then the next."""
+    if not s.is_class or s.logits.shape[1] < 2 + draw:
+        return _not_applicable(s)
+    others = s.logits.scatter(1, s.target[:, None], -math.inf).argsort(1, descending=True)
+    return _correlation(s.map_, s.map_of(s.box, others[:, draw]))
+
+
+def _edges(s: Subject, draw: int) -> Tensor:
+    """The share of a map's variance that a fit of the input's edges and brightness explains, scaled for each example.
+
+    The scale per example makes it the baseline "edges x confidence", whatever the confidence.
+    """
+    if not isinstance(s.box.inputs, Pixels) or s.x.ndim != 4:
+        return _not_applicable(s)
+    x = s.x.double()
+    inputs = torch.cat([sobel(s.x).to(x), x.mean(1, keepdim=True), torch.ones_like(x[:, :1])], 1).flatten(2).mT
+    summed = s.map_.double().sum(1)
+    return torch.stack([_explained_variance(inputs, h.flatten(1)) for h in (summed, summed.abs())]).amax(0)
+
+
+def _explained_variance(inputs: Tensor, values: Tensor) -> Tensor:
+    """R^2 (N,) of a least-squares fit of values (N, P) by inputs (N, P, K); NaN for constant values."""
+    fit = (inputs @ (torch.linalg.pinv(inputs) @ values[..., None])).squeeze(-1)
+    total = (values - values.mean(1, keepdim=True)).square().sum(1)
+    return torch.where(total > 0, 1 - (values - fit).square().sum(1) / total, torch.nan)
+
+
+def _constant_model(s: Subject, draw: int) -> Tensor:
+    """The larger spread of the maps of both constant models, relative to that of the model's own map."""
+    n = min(len(s.x), MAX_CONSTANT_MODEL_EXAMPLES)
+    some = s.target.rows(slice(0, n)) if isinstance(s.target, Objective) else s.target[:n]
+    s.n_maps += 2 * n
+    try:
+        controls = constant_model(s.box, s.x[:n], s.method, some, map_=s.map_[:n])
+    except UnboxedError:  # nothing there depends on the input, and the method says so
+        return torch.zeros(n, dtype=torch.float64)
+    spreads = torch.stack([controls.constant_input, controls.constant_output]).double()
+    return spreads.nan_to_num(-math.inf).amax(0).clamp(max=1).masked_fill(spreads.isnan().all(0), math.nan)
+
+
+def _gain(s: Subject, draw: int) -> Tensor:
+    """The relevance gain by each fill and grid, as draws (N, F): which fill is right nobody knows."""
+    return s.removal[1].gain
+
+
+def _own_gain(s: Subject, draw: int) -> Tensor:
+    """How much more the own map gains than that of another example."""
+    if len(s.x) <= 1 + draw:
+        return _not_applicable(s)
+    signed, own = s.removal
+    return (own.gain - s.curves(s.map_.roll(1 + draw, 0), signed).gain).nanmean(1)
+
+
+def _learned(s: Subject, draw: int) -> Tensor:
+    """How much more confident the model is than a copy with all layers randomized, in nats.
+
+    Where the copies are confident of everything, how much more its answers tell examples apart.
+    """
+    if s.box.outputs == "regression" or not s.layers:
+        return _not_applicable(s)
+    own, copy = (_log_probs(b, s) for b in (s.box, randomize_layers(s.box, s.layers, s.seed + draw)))
+    if _confidence(copy).mean() < SATURATED * math.log(max(2, own.shape[1])):
+        return _confidence(own) - _confidence(copy)
+    information = _information(own)
+    return information - _information(copy) if information.mean() > MIN_INFORMATION else _not_applicable(s)
+
+
+def _log_probs(box: Box, s: Subject) -> Tensor:
+    """Log probabilities (N, K) of the classes; of yes/no outputs those of the first output's two answers."""
+    z = mean_over_positions(box(s.x, batch_size=s.batch_size)).double()
+    if box.outputs in ("binary", "multilabel") or z.shape[1] == 1:
+        z = torch.stack([z[:, 0], torch.zeros_like(z[:, 0])], 1)
+    return z.log_softmax(1)
+
+
+def _confidence(log_probs: Tensor) -> Tensor:
+    """How far the largest probability is above 1 / K, (N,) in nats."""
+    return log_probs.amax(1) + math.log(log_probs.shape[1])
+
+
+def _information(log_probs: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence (N,) of each example's probabilities from their mean, in nats."""
+    mean = log_probs.exp().mean(0).clamp(min=1e-12).log()
+    return (log_probs.exp() * (log_probs - mean)).sum(1)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (h.double().sum(1) if h.ndim == 4 else h.double() for h in (a, b))
+    return spearman(a, b)
+
+
+def _not_applicable(s: Subject) -> Tensor:
+    return torch.full((len(s.x),), math.nan, dtype=torch.float64)
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------
+
+TESTS = (
+    VerdictTest(
+        "map", "fraction of maps that are the same everywhere", _constant_maps,
+        bound=0.5, passes_above=False, spread=0.0,
+        failed="constant map",
+        fails="Its map is the same everywhere for {value:.0%} of the examples: it says nothing about this model.",
+        passes="Its maps are not constant",
+    ),
+    VerdictTest(
+        "learned", "confidence above that of a randomized model, in nats,", _learned,
+        bound=0.2, passes_above=True, spread=0.1, n_draws=2, max_draws=4,
+        failed="the model has learned nothing",
+        fails="The model is no more confident than with random weights ({value:+.2f} nats): nothing to explain.",
+        passes="the model has learned something to explain ({value:+.2f} nats)",
+    ),
+    VerdictTest(
+        "randomization", "rank correlation after randomization", _randomized,
+        bound=0.8, passes_above=False, spread=0.15, n_draws=2, max_draws=8,
+        failed="same map for random weights",
+        fails="Its map is nearly the same (rank correlation {value:.2f}) when the weights of the model's upper half "
+        "are randomized: it shows the input, not why this model predicts so.",
+        passes="it changes when the model's upper half is randomized (rank correlation {value:.2f})",
+    ),
+    VerdictTest(
+        "other class", "rank correlation with another class's map", _other_class,
+        bound=0.95, passes_above=False, spread=0.25, max_draws=2,
+        failed="same map for another class",
+        fails="Its map is the same for another class (rank correlation {value:.2f}): it does not say why this one.",
+        passes="its map differs from another class's (rank correlation {value:.2f})",
+    ),
+    VerdictTest(
+        "constant model", "spread for a constant model", _constant_model,
+        bound=0.2, passes_above=False, spread=0.1,
+        failed="map for a constant model",
+        fails="Its map is there ({value:.0%} as strong) for a model that ignores its input, too.",
+        passes="it is empty for a constant model ({value:.0%} of its strength)",
+    ),
+    VerdictTest(
+        "edges", "share explained by edges and brightness", _edges,
+        bound=0.8, passes_above=False, spread=0.1,
+        failed="edges of the input",
+        fails="Edges and brightness of the input, scaled by any confidence, explain {value:.0%} of its map.",
+        passes="it is no edge detector ({value:.0%} explained)",
+    ),
+    VerdictTest(
+        "removal", "relevance gain", _gain,
+        bound=0.1, passes_above=True, spread=0.25,
+        failed="no better than random",
+        fails="Removing what it marks costs the score hardly more than removing what it does not (relevance gain "
+        "{value:.2f}, 0 is a random order).",
+        passes="removing what it marks costs the score more than removing the rest (relevance gain {value:.2f})",
+    ),
+    VerdictTest(
+        "own example", "gain over another example's map", _own_gain,
+        bound=0.01, passes_above=True, spread=0.2, n_draws=3, max_draws=6,
+        failed="no better than another example's map",
+        fails="Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
+        passes="it marks more of what matters than another example's map ({value:+.2f})",
+        skip_when_failed=True,
+    ),
+)  # fmt: skip
+ESSENTIAL = ("randomization", "removal")  # a verdict that lacks one of these does not pass

@@ -1,0 +1,221 @@
+"""Charts of numbers: lines, bars and matrices. Matplotlib draws them; each function returns a Pillow image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ..atomic_write import to_printable
+from . import colors
+from .colors import as_array
+from .embedding import class_colors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DPI = 100
+CHART_SIZE = (460, 260)  # pixels of a chart's axes
+BAR_PIXELS = 20  # per bar
+CHARACTER_PIXELS = 8  # of a name, about
+MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
+MAX_MATRIX_PIXELS = 560  # of all cells, per side
+LIGHT_CELL_ABOVE = 0.65  # of the color range: values on lighter cells are printed dark
+INK, FAINT, EDGE, TRANSPARENT_INK = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.edgecolor": EDGE, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": FAINT, "ytick.color": FAINT, "legend.frameon": False, "text.usetex": False, "text.parse_math": False,
+    "axes.unicode_minus": True, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "auto",
+}  # fmt: skip
+MatrixKind = Literal["magnitude", "signed"]
+
+
+def line_chart(
+    lines: Mapping[str, tuple[Any, Any]], *, title: str = "", x_label: str = "", y_label: str = "",
+    y_range: tuple[float, float] | None = None, diagonal: bool = False, ticks: Sequence[str] = (),
+) -> Image.Image:  # fmt: skip
+    """Lines {name: (x, y)} on one pair of axes.
+
+    Args:
+        lines: {name: (x (P,), y (P,))}; the names are the legend where there are several.
+        title: Printed above.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        y_range: Ends of the vertical axis; None fits the values.
+        diagonal: Draw y = x as a dashed line: what is ideal for calibration.
+        ticks: Names of the points 0, 1, ... of the horizontal axis, in place of numbers.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from unboxed.plots.charts import line_chart
+        >>> line_chart({"pgd": ([0, 0.1, 0.2], [0.98, 0.6, 0.1])}, x_label="eps", y_label="robust accuracy").mode
+        'RGB'
+    """
+    with _chart(*CHART_SIZE, title) as chart:
+        axes = chart.axes
+        for (name, (x, y)), color in zip(lines.items(), class_colors(len(lines)), strict=True):
+            x, y = as_array(x), as_array(y)
+            axes.plot(x, y, marker="o" if len(x) <= 24 else "", markersize=3.5, color=color, label=to_printable(name))
+        if diagonal:
+            axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=FAINT)
+        if y_range is not None:
+            axes.set_ylim(*_padded(*y_range))
+        if ticks:
+            axes.set_xticks(range(len(ticks)), [to_printable(t) for t in ticks], rotation=30, ha="right")
+        axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label))
+        if len(lines) > 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return chart.image
+
+
+def bar_chart(
+    values: Mapping[str, Any], names: Sequence[str] = (), *, title: str = "", label: str = "",
+    value_range: tuple[float, float] | None = None,
+) -> Image.Image:  # fmt: skip
+    """Horizontal bars with their values printed.
+
+    Args:
+        values: {name: number}, one bar each; or {series: (B,)} with `names`, one bar of each series per name.
+        names: Names of the groups of bars, from the top down.
+        title: Printed above.
+        label: What the bars measure, with its unit.
+        value_range: Ends of the axis; None fits the values.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from unboxed.plots.charts import bar_chart
+        >>> bar_chart({"fog": 0.8, "blur": 0.6}, label="accuracy", value_range=(0, 1)).mode
+        'RGB'
+    """
+    series = {k: as_array(v) for k, v in values.items()} if names else {"": as_array([*map(float, values.values())])}
+    rows = list(names) or list(values)
+    thickness = 0.8 / len(series)
+    with _chart(CHART_SIZE[0], BAR_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title) as chart:
+        axes = chart.axes
+        for i, ((name, lengths), color) in enumerate(zip(series.items(), class_colors(len(series)), strict=True)):
+            at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
+            bars = axes.barh(at, lengths, thickness, color=color, label=to_printable(name))
+            axes.bar_label(bars, [f"{v:.3g}" for v in lengths], padding=3, fontsize=7.5, color=FAINT)
+        axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
+        axes.invert_yaxis()
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.set_xlabel(to_printable(label))
+        axes.margins(x=0.12, y=0.02)
+        if not any(lengths.any() for lengths in series.values()):
+            axes.set_xlim(-1, 1)
+        if value_range is not None:
+            axes.set_xlim(*value_range)
+        if len(series) > 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.5))
+    return chart.image
+
+
+def matrix_plot(
+    values: Any, rows: Sequence[str], columns: Sequence[str], axis_names: tuple[str, str] = ("", ""), *,
+    title: str = "", unit: str = "", kind: MatrixKind = "magnitude", vmax: float | None = None,
+    max_pixels: int = MAX_MATRIX_PIXELS, transparent: bool = False,
+) -> Image.Image:  # fmt: skip
+    """A matrix as colored cells with their values: similarities of layers, accuracies, changes of logits.
+
+    Args:
+        values: The matrix (R, C), its first row on top. Cells that are NaN are gray.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        axis_names: What the rows and the columns are.
+        title: Printed above.
+        unit: What the values are, printed at the color bar.
+        kind: "magnitude" from 0, black, to `vmax`, light; "signed" from -vmax, blue, over 0, white, to vmax, red.
+        vmax: The end of the color range; None takes the largest magnitude.
+        max_pixels: Size of all cells, per side. Values are printed in cells of 30 pixels or more.
+        transparent: Draw on no background, with words in a gray that can be read on light and dark pages.
+
+    Returns:
+        The matrix, with names, values and a color bar.
+
+    Example:
+        >>> from unboxed.plots.charts import matrix_plot
+        >>> matrix_plot([[1.0, 0.4], [0.4, 1.0]], ["conv1", "fc1"], ["conv1", "fc1"], unit="CKA", vmax=1).mode
+        'RGB'
+    """
+    values = as_array(values)
+    vmax = vmax or colors.max_magnitude(values)
+    cell = max(MIN_CELL_PIXELS, min(MAX_CELL_PIXELS, max_pixels // max(values.shape)))
+    with _chart(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
+        axes = chart.axes
+        table = colors.SIGNED_TABLE if kind == "signed" else colors.MAGNITUDE_TABLE
+        rgb = colors.signed_to_rgb(values, vmax) if kind == "signed" else colors.magnitude_to_rgb(values, vmax)
+        axes.imshow(rgb, interpolation="nearest", aspect="auto")
+        axes.spines[:].set_visible(True)
+        axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
+        is_wide = max((len(c) for c in columns), default=0) * CHARACTER_PIXELS > cell
+        axes.set_xticks(range(len(columns)), [to_printable(c) for c in columns], rotation=90 if is_wide else 0)
+        axes.set(ylabel=to_printable(axis_names[0]), xlabel=to_printable(axis_names[1]))
+        axes.tick_params(length=0)
+        if cell >= MIN_CELL_FOR_VALUES:
+            _print_values(axes, values, rgb)
+        _add_color_bar(axes, table, (-vmax if kind == "signed" else 0.0, vmax), unit)
+    return chart.image
+
+
+def _print_values(axes: Axes, values: colors.Array, rgb: colors.Bytes) -> None:
+    for (i, j), value in np.ndenumerate(values):
+        is_light = float(rgb[i, j].mean()) > 255 * LIGHT_CELL_ABOVE
+        text = (
+            "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") if abs(value) < 100 else f"{value:.0f}"
+        )
+        axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK if is_light else "white")
+
+
+def _add_color_bar(axes: Axes, table: colors.Bytes, ends: tuple[float, float], unit: str) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    mappable = ScalarMappable(Normalize(*ends), ListedColormap(table / 255))
+    width = axes.get_window_extent().width
+    inset = axes.inset_axes((1 + 14 / width, 0, 12 / width, 1))
+    bar = axes.figure.colorbar(mappable, cax=inset, ticks=[ends[0], 0, ends[1]] if ends[0] else list(ends))
+    bar.ax.set_yticklabels([f"{v:.3g}" for v in bar.get_ticks()])
+    bar.set_label(to_printable(unit))
+    bar.outline.set_visible(False)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = 0.03 * (high - low)
+    return low - pad, high + pad
+
+
+@dataclass
+class _Chart:
+    """Axes to draw on, and the image of the whole chart once they are left."""
+
+    axes: Axes
+    image: Image.Image
+
+
+@contextmanager
+def _chart(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
+    """A chart with axes of that many pixels; room for titles and labels is added around them."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TRANSPARENT_INK)
+    ink = ink if transparent else {"text.color": INK, "axes.labelcolor": FAINT}
+    with matplotlib.rc_context(STYLE | ink):
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
+        chart.axes.set_title(to_printable(title))
+        yield chart
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.14, transparent=transparent)
+    with Image.open(buffer) as image:
+        chart.image = image.convert("RGBA" if transparent else "RGB")

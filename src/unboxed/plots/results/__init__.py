@@ -1,0 +1,13 @@
+"""How each type of result is drawn: a function per type, registered with `plots.figures`, a file per family.
+
+What chooses and captions the plots of a new type of result moves in; what draws is a function of `plots`.
+"""
+
+from . import activations as activations
+from . import adversarial as adversarial
+from . import attribution as attribution
+from . import checks as checks
+from . import common as common
+from . import containers as containers
+from . import robustness as robustness
+from . import synthesis as synthesis

@@ -1,0 +1,187 @@
+"""The figures of checks: similarities of maps, scores while pixels are removed, verdicts, planted shortcuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from ...checks import (
+    ConstantModel,
+    EdgeSimilarity,
+    Infidelity,
+    LabelRandomization,
+    MapSimilarity,
+    PerturbationCurve,
+    PlantedDataset,
+    RandomInput,
+    Randomization,
+    Road,
+    SensitivityN,
+    ShortcutReport,
+    Verdict,
+)
+from ..charts import bar_chart, line_chart
+from ..draw import map_on_own_scale
+from ..figures import Figures, figures
+from ..sheet import Tile, contact_sheet
+from ..shortcut import shortcut_images, shortcut_maps
+from .common import MAX_EXAMPLES, as_images, image_tiles, row_names
+
+if TYPE_CHECKING:
+    from ...box import Box
+
+SIMILARITIES = {
+    "signed": "rank correlation", "absolute": "rank correlation of magnitudes", "ssim": "SSIM of magnitudes",
+    "hog": "correlation of HOG features",
+}  # fmt: skip
+SIMILARITY_LABEL = "similarity (1: the same map)"
+MAX_LINES = 8  # examples whose curves are drawn beside the mean
+
+
+@figures.register(MapSimilarity)
+def _similarity_figures(result: MapSimilarity, box: Box | None = None, *, data: Any = None) -> Figures:
+    return {"similarity": _similarity_bars({"": result}, "Similarity of maps")}
+
+
+@figures.register(Randomization)
+def _randomization_figures(result: Randomization, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The similarities layer by layer, averaged over the examples; and the maps, where they were kept."""
+    lines = {
+        words: (range(len(result.layers)), getattr(result, name).nanmean(1)) for name, words in SIMILARITIES.items()
+    }
+    title = f"Randomization of the layers, {result.mode}"
+    chart = line_chart(lines, title=title, y_label=SIMILARITY_LABEL, y_range=(-0.2, 1), ticks=result.layers)
+    if result.maps is None or as_images(result.original) is None:
+        return {"randomization": chart}
+    rows = [result.original, *result.maps]
+    grid = [_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows]
+    sheet = contact_sheet(
+        grid, title=title, names=["the model", *(f"{name} randomized" for name in result.layers)], side=84
+    )
+    return {"randomization": chart, "maps": sheet}
+
+
+@figures.register(LabelRandomization)
+def _label_randomization_figures(result: LabelRandomization, box: Box | None = None, *, data: Any = None) -> Figures:
+    names = ["true labels", "random labels"]
+    bars = _similarity_bars({"": result}, "Maps of models with true and with random labels")
+    return {"similarity": bars, **_map_rows(names, [result.true_maps, result.random_maps])}
+
+
+@figures.register(RandomInput)
+def _random_input_figures(result: RandomInput, box: Box | None = None, *, data: Any = None) -> Figures:
+    both = {"shuffled pixels": result.shuffled, "noise": result.noise}
+    return {"similarity": _similarity_bars(both, "Maps of inputs without evidence, against those of the inputs")}
+
+
+@figures.register(ConstantModel)
+def _constant_model_figures(result: ConstantModel, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The spread of the maps where nothing can be explained (0 is right), and those maps."""
+    spread = {"constant input": result.constant_input, "constant output": result.constant_output}
+    names = row_names(min(len(result.constant_input), MAX_EXAMPLES))
+    chart = bar_chart({k: v[: len(names)] for k, v in spread.items()}, names, title="Maps of a constant model",
+                      label="spread relative to the model's maps (0 is right)")  # fmt: skip
+    return {"spread": chart, **_map_rows(list(spread), [result.maps_constant_input, result.maps_constant_output])}
+
+
+@figures.register(EdgeSimilarity)
+def _edge_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any = None) -> Figures:
+    """How similar the maps, and the plain gradient, are to the edges of the inputs."""
+    both = {"map": result.map, "gradient": result.gradient}
+    bars = _similarity_bars(both, "Similarity to the edges of the input", ("absolute", "ssim", "hog"))
+    return {
+        "similarity": bars,
+        "edges": contact_sheet([image_tiles(result.edges[:MAX_EXAMPLES])], title="Edges (Sobel)", side=84),
+    }
+
+
+@figures.register(PerturbationCurve)
+def _curve_figures(result: PerturbationCurve, box: Box | None = None, *, data: Any = None) -> Figures:
+    title = f"Mean area under the curve {float(result.auc.mean()):.3g}"
+    label = "fraction of the pixels changed, most important first"
+    return {"curve": _score_chart(result.fractions, result.curve, title, label)}
+
+
+@figures.register(Road)
+def _road_figures(result: Road, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The score, and the accuracy where there are classes, while pixels are removed and imputed."""
+    x_label = "fraction of the pixels removed"
+    scores = _score_chart(result.removed_fractions, result.scores, "Remove and debias (ROAD)", x_label)
+    if result.correct is None:
+        return {"scores": scores}
+    lines = {"": (result.removed_fractions, result.accuracy)}
+    chart = line_chart(lines, title="Remove and debias (ROAD)", x_label=x_label, y_label="accuracy", y_range=(0, 1))
+    return {"accuracy": chart, "scores": scores}
+
+
+@figures.register(SensitivityN)
+def _sensitivity_figures(result: SensitivityN, box: Box | None = None, *, data: Any = None) -> Figures:
+    lines = {"mean over examples": (result.sizes, result.mean)}
+    chart = line_chart(
+        lines, title="Sensitivity-n", x_label="pixels removed at once", y_label="correlation", y_range=(-1, 1)
+    )
+    return {"correlation": chart}
+
+
+@figures.register(Infidelity)
+def _infidelity_figures(result: Infidelity, box: Box | None = None, *, data: Any = None) -> Figures:
+    rows = zip(result.infidelity.tolist(), result.standard_error.tolist(), strict=True)
+    bars = {f"example {i} (± {e:.2g})": v for i, (v, e) in enumerate(rows)}
+    return {
+        "infidelity": bar_chart(
+            bars, title="Infidelity (0 is best)", label="squared error, in squared units of the score"
+        )
+    }
+
+
+@figures.register(Verdict)
+def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The numbers that the grade is made from."""
+    values = {name: value for name, value in result.figures.items() if value == value}  # without NaN
+    return {"verdict": bar_chart(values, title=f"{result.method}: {result.badge} ({result.reason})")} if values else {}
+
+
+@figures.register(ShortcutReport)
+def _shortcut_figures(result: ShortcutReport, box: Box | None = None, *, data: Any = None) -> Figures:
+    return {"maps": shortcut_maps(result), "images": shortcut_images(result)}
+
+
+@figures.register(PlantedDataset)
+def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The first examples with a trigger and their labels."""
+    rows = result.has_trigger.nonzero()[:MAX_EXAMPLES, 0].tolist()
+    captions = [
+        f"label {int(result.labels[i])}\n{'poisoned' if result.is_poisoned[i] else 'own trigger'}" for i in rows
+    ]
+    return {"examples": contact_sheet([image_tiles(result.images[rows], captions)], side=112)}
+
+
+def _similarity_bars(
+    results: Mapping[str, MapSimilarity], title: str, kinds: Sequence[str] = tuple(SIMILARITIES)
+) -> Image.Image:
+    names = [SIMILARITIES[kind] for kind in kinds]
+    values = {name: [float(getattr(r, kind).nanmean()) for kind in kinds] for name, r in results.items()}
+    return bar_chart(values, names, title=title, label=SIMILARITY_LABEL)
+
+
+def _score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Image.Image:
+    """The mean score (S,) of all examples; with few examples, each one's too."""
+    lines = {"mean": (x, scores.mean(0))}
+    if 1 < len(scores) <= MAX_LINES:
+        lines |= {f"example {i}": (x, row) for i, row in enumerate(scores)}
+    return line_chart(lines, title=title, x_label=x_label, y_label="score")
+
+
+def _map_rows(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
+    if as_images(rows[0]) is None:
+        return {}
+    grid = [_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows]
+    return {"maps": contact_sheet(grid, names=names, side=84)}
+
+
+def _own_scale_tiles(maps: Tensor) -> list[Tile | None]:
+    images = as_images(maps)
+    return [] if images is None else [Tile(*map_on_own_scale(m)) for m in images]

@@ -1,0 +1,52 @@
+"""The figures of tuples and dicts of results, and of plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..charts import matrix_plot
+from ..draw import filters
+from ..figures import Figures, figures
+from .activations import layer_maps_figures
+from .common import row_names
+
+if TYPE_CHECKING:
+    from ...box import Box
+
+
+@figures.register(tuple)
+@figures.register(list)
+def _sequence_figures(results: Sequence[Any], box: Box | None = None, *, data: Any = None) -> Figures:
+    """Of several results, such as one per layer: each one's own figures, with its layer in the name."""
+    if joint := layer_maps_figures(results):
+        return joint
+    names = [str(getattr(result, "path", i)) for i, result in enumerate(results)]
+    return _merge({name: figures(result, box, data=data) for name, result in zip(names, results, strict=True)})
+
+
+@figures.register(Mapping)
+def _mapping_figures(results: Mapping[Any, Any], box: Box | None = None, *, data: Any = None) -> Figures:
+    """{model: result}: each one's own figures, with the model's name."""
+    return _merge({str(name): figures(result, box, data=data) for name, result in results.items()})
+
+
+def _merge(parts: Mapping[str, Figures]) -> Figures:
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return {f"{kind} of {name}": image for name, images in parts.items() for kind, image in images.items()}
+
+
+@figures.register(Tensor)
+def _tensor_figures(values: Tensor, box: Box | None = None, *, data: Any = None) -> Figures:
+    """A plain tensor: filters or maps (N, C, H, W) as signed images; numbers (N,) or (N, K) as a matrix."""
+    if values.ndim == 4:
+        return {"maps": filters(values, title=" × ".join(map(str, values.shape)))}
+    if values.ndim not in (1, 2) or not values.numel():
+        return {}
+    table = values[:, None] if values.ndim == 1 else values
+    shown = table[:32, :32]
+    kind = "signed" if bool((shown < 0).any()) else "magnitude"
+    return {"values": matrix_plot(shown, row_names(len(shown), ""), row_names(shown.shape[1], ""), kind=kind)}  # type: ignore[arg-type]

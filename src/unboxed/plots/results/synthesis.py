@@ -1,0 +1,102 @@
+"""The figures of generated images: the images with what they are of, and their frames where they were kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...synthesis import Channels, ClassImages, Inversion, Inversions, MinimalDeactivation, Morph
+from ...synthesis.generated import GeneratedImages
+from ..attack_sheet import change_sheet
+from ..draw import class_sheet, morph_strip
+from ..figures import Figures, figures
+from ..generated import frame_strip, image_sheet
+from ..sheet import contact_sheet
+from .common import MAX_EXAMPLES, as_images, examples_at, first_images, image_tiles
+
+if TYPE_CHECKING:
+    from ...box import Box
+
+MAX_IMAGES = 24
+
+
+@figures.register(GeneratedImages)
+def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The images, below their inputs where the data are given, as for DeepDream; and frames where they were kept."""
+    rows = zip(result.names, result.scores.tolist(), strict=True)
+    captions = [f"{name}\nscore {score:.3g}" for name, score in rows]
+    return _images_and_frames(result, captions, examples_at(data, range(len(captions))))
+
+
+@figures.register(ClassImages)
+def _class_image_figures(result: ClassImages, box: Box | None = None, *, data: Any = None) -> Figures:
+    targets = result.targets.tolist()
+    is_probability = result.probs.shape[1] > max(targets, default=0)
+    values = result.probs[range(len(targets)), targets] if is_probability else result.scores
+    captions = [f"{name}: p {v:.2f}" for name, v in zip(result.names, values.tolist(), strict=True)]
+    return _images_and_frames(result, captions)
+
+
+@figures.register(Channels)
+def _channel_figures(result: Channels, box: Box | None = None, *, data: Any = None) -> Figures:
+    rows = zip(result.names, result.scores.tolist(), result.dead.tolist(), strict=True)
+    captions = [f"{name}\n{'dead' if dead else f'score {score:.3g}'}" for name, score, dead in rows]
+    return _images_and_frames(result, captions)
+
+
+@figures.register(Inversion)
+def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any = None) -> Figures:
+    rows = zip(result.errors.tolist(), result.cosines.tolist(), strict=True)
+    captions = [f"error {error:.2g}\ncosine {cosine:.2f}" for error, cosine in rows]
+    return _images_and_frames(result, captions, examples_at(data, result.source_rows))
+
+
+@figures.register(Inversions)
+def _inversions_figures(result: Inversions, box: Box | None = None, *, data: Any = None) -> Figures:
+    rows = {path: images[:MAX_EXAMPLES] for path, images in zip(result.layers, result.images, strict=True)}
+    captions = {path: [f"error {e:.2g}" for e in errors[:MAX_EXAMPLES].tolist()]
+                for path, errors in zip(result.layers, result.errors, strict=True)}  # fmt: skip
+    x = examples_at(data, result.source_rows[:MAX_EXAMPLES])
+    if x is not None:
+        rows = {"input": x, **rows}
+    names = list(result.names[:MAX_EXAMPLES])
+    return {"images": class_sheet(rows, names, captions, title="Inverted from each layer")}
+
+
+@figures.register(Morph)
+def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -> Figures:
+    """A strip of frames per example."""
+    if not isinstance(result.frames, Tensor) or as_images(result.frames[0]) is None:
+        return {}
+    n = min(len(result.targets), MAX_EXAMPLES)
+    return {f"morph {i}": morph_strip(result, i) for i in range(n)}
+
+
+@figures.register(MinimalDeactivation)
+def _deactivation_figures(result: MinimalDeactivation, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The input, the image at which the unit is inactive, and the change between them."""
+    captions = {
+        "input": [f"score {s:.3g}" for s in result.score_before.tolist()],
+        "changed": [f"score {s:.3g}" for s in result.score_after.tolist()],
+        "change": [f"distance {d:.3g}" for d in result.distance.tolist()],
+    }
+    x, z = first_images(result.input), first_images(result.images)
+    return {} if x is None else {"change": change_sheet(x, z, captions, title=result.method)}
+
+
+def _images_and_frames(result: GeneratedImages, captions: list[str], x: Tensor | None = None) -> Figures:
+    """The images, below the inputs x that they were made from if there are any; and frames where they were kept."""
+    images = first_images(result.images)
+    if images is None:
+        return {}
+    title = f"{result.method}{f' of layer {result.layer}' if result.layer else ''}"
+    if x is None:
+        sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES)
+    else:
+        rows = [image_tiles(x[:MAX_EXAMPLES]), image_tiles(images[:MAX_EXAMPLES], captions)]
+        sheet = contact_sheet(rows, title=title, names=["input", "image"], side=112)
+    if result.frames is None or as_images(result.frames[0]) is None:
+        return {"images": sheet}
+    strip = frame_strip(result, names=result.names[:MAX_EXAMPLES], title=title, max_rows=MAX_EXAMPLES)
+    return {"images": sheet, "frames": strip}

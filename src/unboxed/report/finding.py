@@ -1,0 +1,107 @@
+"""What a section finds, apart from how it is shown: numbers, tensors and sentences, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..engine.results import summary
+from ..plots import colors
+from .blocks import ExampleRow, Figure
+from .pictures import Picture
+
+SHOWN_ONLY = {"in_summary": False}
+"""The metadata of a dataclass field that the page shows and report.json leaves out."""
+
+
+class NotApplicable(Exception):
+    """Raised by `find` where there is nothing to find on this model or these data: the page prints its text as a note.
+
+    No failure, so not an `UnboxedError`.
+    """
+
+
+class Check(NamedTuple):
+    """What a check of a method's result says. `tone` is "", "good", "fair" or "bad"."""
+
+    text: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finding:
+    """The base of what `Section.find` returns. Subclasses are dataclasses; their fields go into report.json.
+
+    `answer` is the section in one sentence, which is visible before the section is opened. `title` is the heading of
+    the page (the first section that has one gives it), `headline` holds sentences below it. `interrupted`: Ctrl-C left
+    only a part.
+    """
+
+    answer: str = ""
+    title: str = ""
+    headline: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        """The figures at the top of the page."""
+        return ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For report.json, which has `title` and `headline` once for all sections."""
+        shared = {f.name for f in fields(Finding)} - {"answer"}
+        return {name: value for name, value in summary(self).items() if name not in shared}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An example, with its label and what the model predicts."""
+
+    row: int  # its index in the data
+    x: Tensor = field(metadata=SHOWN_ONLY)  # (C, H, W), or (F,) of a table
+    prediction: str = ""  # the predicted class; "" where the output is a single number
+    output: str = ""  # the probability of that class, or the number
+    label: str | None = None
+    runner_up: str = ""  # the class with the second largest output, with that output
+    is_correct: bool | None = None
+
+    @property
+    def title(self) -> str:
+        return f"predicted {self.prediction}" if self.prediction else f"output {self.output}"
+
+    @property
+    def prediction_text(self) -> str:
+        """The prediction with its probability; the output alone where it is a single number."""
+        return f"{self.prediction}, {self.output}" if self.prediction else self.output
+
+    @property
+    def sentence(self) -> str:
+        return f"predicted {self.prediction_text}" if self.prediction else f"output {self.prediction_text}"
+
+    @property
+    def tone(self) -> str:
+        return "" if self.is_correct is None else "good" if self.is_correct else "bad"
+
+    def lines(self, *, show_runner_up: bool = False) -> tuple[str, ...]:
+        """The lines below it: probability, label, runner-up, index."""
+        probability = self.output if self.prediction else ""
+        label = "" if self.label is None else f"label {self.label}"
+        rival = f"or {self.runner_up}" if show_runner_up and self.runner_up else ""
+        return (*filter(None, (probability, label, rival)), f"example {self.row}")
+
+    def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
+        """The input with its prediction and label."""
+        alt = f"input, example {self.row}: {self.sentence}" + ("" if self.label is None else f"; label {self.label}")
+        picture = Picture(colors.image_to_rgb(self.x), alt, side)
+        return Figure(picture, self.title, self.lines(show_runner_up=show_runner_up), self.tone)
+
+    def input_figure(self, side: int) -> Figure:
+        """The input alone, as the first of a row."""
+        return Figure(Picture(colors.image_to_rgb(self.x), f"input, example {self.row}", side), "", ("input",))
+
+    def row_of(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleRow:
+        """The example in words beside these figures."""
+        return ExampleRow(self.title, self.lines(show_runner_up=show_runner_up), figures, self.tone)

@@ -1,0 +1,126 @@
+"""Symmetric relevance gain: its definition written out, and the exact properties that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.checks.perturbing import random_maps
+from unboxed.checks.relevance_gain import GRIDS, N_STEPS, fills, removal_curves
+from unboxed.engine.perturb.baselines import baseline
+
+SIDE = 12  # so that the finer grid has one pixel per cell
+
+
+def linear(channels: int = 1) -> tuple[ub.Box, Tensor, Tensor]:
+    """A model that adds up its pixels by weights of both signs; images; their weights."""
+    draw = torch.Generator().manual_seed(0)
+    w = torch.randn(1, channels, SIDE, SIDE, generator=draw, dtype=torch.float64)
+    evidence = torch.rand(5, channels, SIDE, SIDE, generator=draw, dtype=torch.float64)
+    x = 0.5 + 0.5 * w.sign() * evidence * torch.linspace(0.2, 1, 5, dtype=torch.float64).view(-1, 1, 1, 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(w.numel(), 2, bias=False)).double().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([w.flatten(), torch.zeros(w.numel())]))
+    return ub.Box(model, ub.Pixels((channels, SIDE, SIDE)), outputs="logits"), x, w
+
+
+def gain(box: ub.Box, x: Tensor, maps: Tensor, signed: bool = True, **more: Any) -> Tensor:
+    chosen = more.pop("fill_by_name", None) or fills(box, x, 0)
+    return removal_curves(box, x, maps, ub.logit(0), chosen, signed=signed, seed=0, **more).gain
+
+
+def score(box: ub.Box, image: Tensor, by: Tensor, removed: Tensor) -> float:
+    """The score of one image with some pixels replaced."""
+    mask = torch.zeros(SIDE * SIDE, dtype=torch.bool)
+    mask[removed] = True
+    return float(box(torch.where(mask.view(1, SIDE, SIDE), by, image)[None])[0, 0])
+
+
+def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor) -> Tensor:
+    """The area between the curves of LeRF and MoRF for single pixels, one point after another."""
+    areas, losses = [], []
+    for image, map_, by in zip(x, maps, fill, strict=True):
+        order, area = map_.sum(0).flatten().argsort(descending=True), 0.0
+        for step in range(1, N_STEPS):
+            k = round(step * len(order) / N_STEPS)
+            lerf, morf = (score(box, image, by, removed) for removed in (order[len(order) - k :], order[:k]))
+            area += (lerf - morf) / N_STEPS
+        areas.append(area)
+        losses.append(score(box, image, by, order[:0]) - score(box, image, by, order))
+    return torch.tensor(areas, dtype=torch.float64) / torch.tensor(losses, dtype=torch.float64).mean()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_its_definition(channels: int) -> None:
+    box, x, w = linear(channels)
+    maps, by = w * x, baseline(box, x, "blurred")
+    found = gain(box, x, maps, fill_by_name={"blurred": fills(box, x, 0)["blurred"]})[:, len(GRIDS) - 1]
+    assert torch.allclose(found, literal(box, x, maps, by), rtol=0, atol=1e-12)
+
+
+def test_the_opposite_map_has_the_opposite_gain() -> None:
+    box, x, w = linear()
+    assert torch.allclose(gain(box, x, w * x), -gain(box, x, -w * x), rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_the_true_order_gains_most_and_a_random_one_nothing() -> None:
+    box, x, w = linear()
+    blurred, by = {"blurred": fills(box, x, 0)["blurred"]}, baseline(box, x, "blurred")
+    true = gain(box, x, w * (x - by), fill_by_name=blurred)[:, -1]
+    random = torch.stack([gain(box, x, random_maps(box, x, seed=k), fill_by_name=blurred)[:, -1] for k in range(100)])
+    assert bool((true > random).all())
+    assert abs(float(random.mean())) < 4 * float(random.mean(1).std()) / 10
+
+
+def test_splitting_changes_nothing() -> None:
+    box, x, w = linear()
+    assert torch.equal(gain(box, x, w * x, batch_size=3).isnan(), gain(box, x, w * x).isnan())
+    assert torch.allclose(gain(box, x, w * x, batch_size=3), gain(box, x, w * x), rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_magnitudes_rank_by_strength() -> None:
+    box, x, w = linear()
+    by_magnitude, by_sign = gain(box, x, -(w * x).abs(), signed=False), gain(box, x, (w * x).abs())
+    assert torch.allclose(by_magnitude, by_sign, rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_a_score_that_removal_does_not_lower_has_no_gain() -> None:
+    box, x, w = linear()
+    with torch.no_grad():
+        box.model[1].weight.zero_()
+    assert bool(gain(box, x, w * x).isnan().all())
+
+
+def test_surroundings_are_means_of_what_is_left() -> None:
+    box, x, _ = linear()
+    fill = fills(box, x, 0)["surroundings"]
+    removed = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.bool)
+    removed[0, 0, :6] = True
+    removed[1] = True
+    values = fill(torch.tensor([0, 3]), removed)
+    assert torch.allclose(values[1], x[3].mean().expand_as(x[3]))  # nothing is left: the image's mean
+    kept = x[0][:, 6:]
+    assert bool((values[0] >= kept.min()).all() & (values[0] <= torch.maximum(kept.max(), x[0].mean())).all())
+    flat = torch.full_like(x, 0.3)
+    assert torch.allclose(fills(box, flat, 0)["surroundings"](torch.tensor([0]), removed[:1]), flat[:1])
+
+
+def test_columns_of_a_table() -> None:
+    model = nn.Linear(6, 2, bias=False).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.stack([torch.tensor([3.0, 2, 1, 0, 0, 0]), torch.zeros(6)]))
+    box = ub.Box(model, ub.Features(tuple("abcdef")), outputs="logits")
+    x = 1 + torch.rand(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = gain(box, x, model.weight[0].detach() * x)
+    assert found.shape == (8, 2)  # the mean and other examples
+    assert float(found[:, 0].mean()) > 0.3
+
+
+def test_one_image_has_no_others() -> None:
+    box, x, w = linear()
+    assert "other examples" not in fills(box, x[:1], 0)
+    assert gain(box, x[:1], (w * x)[:1]).shape == (1, 2 * len(GRIDS))

@@ -1,0 +1,203 @@
+"""One function draws every result: all cards' examples, all checks, tables, signals, several inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import unboxed as ub
+from contracts.common import CARDS, REFUSED, call_example, make_case
+from unboxed import checks
+from unboxed.plots import figures
+from unboxed.plots.charts import bar_chart, line_chart, matrix_plot
+
+pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 60, 1300, 6000
+NO_FIGURE = {"Trigger": "a setting of the planted shortcut, no result"}
+
+
+def assert_sane(images: Any) -> None:
+    """There is one, and each is an image of a size that fits a page, with something on it."""
+    assert images
+    for name, image in images.items():
+        assert isinstance(image, Image.Image), name
+        assert min(image.size) >= MIN_PIXELS, (name, image.size)
+        assert image.width <= MAX_WIDTH, (name, image.size)
+        assert image.height <= MAX_HEIGHT, (name, image.size)
+        assert np.asarray(image.convert("L")).std() > 1, f"{name} is blank"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_method_has_a_figure(name: str) -> None:
+    refused = {model for method, model in REFUSED if method == name}
+    case = make_case(next(model for model in ("plain", "attention") if model not in refused))
+    result = call_example(CARDS[name], case)
+    assert_sane(figures(result))  # what it carries is enough
+    assert_sane(figures(result, case.box))
+    if name != "nearest_neighbors":  # its example has data of its own
+        assert_sane(figures(result, case.box, data=(case.x, case.y)))
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def case() -> Any:
+    return make_case("plain")
+
+
+def results_of_checks(c: Any) -> dict[str, Any]:
+    """A result of each type that the public functions of `checks` return."""
+    box, x, y = c.box, c.x, c.y
+    method = ub.attribution.gradient
+    maps = method(box, x, y)
+    trigger = checks.Trigger(tuple(x.shape[1:]), classes=(0, 1), side=2, margin=1)
+    results = [
+        checks.randomization(box, x, method, y, keep_maps=True),
+        checks.label_randomization(box, make_case("batchnorm").box, x, method, y),
+        checks.random_input(box, x, method, y),
+        checks.constant_model(box, x, method, y),
+        checks.edge_control(box, x, method, y),
+        checks.map_similarity(maps, maps.roll(1, 0)),
+        checks.deletion(box, x, maps, y),
+        checks.road(box, x, maps, y),
+        checks.sensitivity_n(box, x, maps, y, n_samples=4),
+        checks.infidelity(box, x, maps, y, n_samples=4),
+        checks.verdict(box, x, method, y),
+        checks.plant_shortcut(x, y, trigger),
+    ]
+    return {type(result).__name__: result for result in results}
+
+
+def test_every_result_of_a_check_has_a_figure(case: Any) -> None:
+    results = results_of_checks(case)
+    for result in results.values():
+        assert_sane(figures(result, case.box))
+    types = {n for n, t in vars(checks).items() if isinstance(t, type) and dataclasses.is_dataclass(t)}
+    registered = {t.__name__ for t in figures.registry}
+    assert types - registered == set(NO_FIGURE)
+    assert types - {*results} - {*NO_FIGURE} == {"ShortcutReport"}  # trains models: tests/checks/test_shortcut.py
+
+
+# -- other inputs ------------------------------------------------------------------------------------------------------
+
+
+def test_an_attribution_of_a_table_names_its_features() -> None:
+    box = ub.Box(nn.Linear(3, 2), ub.Features(("age", "height", "weight")), outputs="logits")
+    result = ub.attribution.gradient_x_input(box, torch.rand(4, 3), 1)
+    assert_sane(figures(result, box))
+    assert figures(result, box)["attribution"].size != figures(result)["attribution"].size  # the names
+    assert_sane(figures(ub.adversarial.pgd(box, torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), eps=0.5), box))
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple"])
+def test_several_inputs_have_a_figure_each(kind: str) -> None:
+    from contracts.test_multi_input import case as multi_input_case
+
+    c = multi_input_case(kind)
+    assert len(figures(ub.attribution.gradient(c.box, c.x, 0), c.box)) == 2
+
+
+def test_results_of_several_models_are_drawn_by_name(case: Any) -> None:
+    boxes = {"a": case.box, "b": make_case("batchnorm").box}
+    images = figures(ub.compare(boxes, ub.attribution.gradient, case.x, 0))
+    assert list(images) == ["attribution of a", "attribution of b"]
+
+
+def test_a_photo_has_its_map_laid_over() -> None:
+    from unboxed.plots.results.attribution import attribution_sheet
+
+    maps = torch.randn(1, 1, 120, 120)
+    with_photo = attribution_sheet(torch.rand(1, 3, 120, 120), maps)
+    assert with_photo.height > 3 * 120
+    assert attribution_sheet(None, maps).height < 2 * 120
+
+
+def test_a_map_that_is_positive_everywhere_starts_at_its_smallest_value() -> None:
+    from unboxed.plots.colors import MAGNITUDE_TABLE
+    from unboxed.plots.results.attribution import attribution_sheet
+
+    page = np.asarray(attribution_sheet(None, torch.linspace(5, 6, 64).view(1, 1, 8, 8)))
+    for end in (MAGNITUDE_TABLE[0], MAGNITUDE_TABLE[-1]):
+        assert (page == end).all(-1).sum() > 100
+
+
+# -- unknown types, and types of one's own -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Mine:
+    value: float
+
+
+def test_an_unknown_type_has_no_figure_until_one_is_registered() -> None:
+    assert figures(Mine(1.0)) == {}
+    assert figures(torch.zeros(())) == {}
+
+    @figures.register(Mine)
+    def _(result: Mine, box: Any = None, *, data: Any = None) -> dict[str, Image.Image]:
+        return {"bar": bar_chart({"value": result.value})}
+
+    assert_sane(figures(Mine(1.0)))
+    assert list(figures([Mine(1.0), Mine(2.0)])) == ["bar of 0", "bar of 1"]
+
+
+# -- charts ------------------------------------------------------------------------------------------------------------
+
+
+def test_charts_leave_matplotlib_as_it_was() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    from matplotlib import pyplot
+
+    opened = pyplot.get_fignums()
+    assert_sane({"lines": line_chart({"$a_1": ([0, 1], [1, 2]), "b": ([0, 1], [0, 1])}, ticks=["x", "y"])})
+    assert_sane({"bars": bar_chart({"a": [1, 2], "b": [0, -1]}, ["x", "y"])})
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == opened
+
+
+def test_a_matrix_has_a_cell_for_each_value() -> None:
+    from unboxed.plots.colors import SIGNED_TABLE
+
+    page = np.asarray(matrix_plot([[1.0, -1.0], [0.0, np.nan]], ["a", "b"], ["c", "d"], kind="signed"))
+    for color in (SIGNED_TABLE[0], SIGNED_TABLE[-1], (128, 128, 128)):
+        assert (page == color).all(-1).sum() > 30**2
+    assert matrix_plot(np.eye(3), "abc", "abc", transparent=True).mode == "RGBA"
+
+
+def test_run_writes_the_figures(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from unboxed.cli import app
+
+    model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "2", "-o", str(tmp_path)]
+    for method, names, settings in (
+        ("gradient", {"attribution"}, []),
+        ("universal", {"perturbation", "fooling_rate"}, ["--eps", "0.1", "--steps", "2"]),
+    ):
+        done = CliRunner().invoke(app, ["run", method, *model, *settings])
+        assert done.exit_code == 0, done.output
+        written = {p.stem for p in tmp_path.glob("*.png")}
+        assert names <= written, written
+
+
+def test_an_option_that_holds_data_names_a_data_set(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from unboxed.cli import app
+
+    model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "2", "-o", str(tmp_path)]
+    done = CliRunner().invoke(
+        app, ["run", "expected_gradients", *model, "--references", "digits:test", "--n-samples", "4"]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "attribution.png").is_file()
