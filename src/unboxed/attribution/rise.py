@@ -129,9 +129,7 @@ class _RiseSums:
     ) -> None:
         self.box, self.x, self.baseline_values, self.score, self.masks = box, x, baseline_values, score, masks
         sum_dtype = torch.float32 if x.device.type == "mps" else torch.float64
-        self.weighted_masks = torch.zeros(
-            len(x), x[0, 0].numel(), dtype=sum_dtype, device=x.device
-        )  # sums of score * M
+        self.weighted_masks = torch.zeros(len(x), x[0, 0].numel(), dtype=sum_dtype, device=x.device)  # of score * M
         self.coverage = self.weighted_masks.new_zeros(x[0, 0].numel())  # of M
         self.score_sums = self.weighted_masks.new_zeros(len(x))
 

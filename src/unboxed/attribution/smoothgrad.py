@@ -39,10 +39,7 @@ def smoothgrad(
     *,
     n_samples: NSamples = 50,
     noise: Annotated[
-        float,
-        Above(0),
-        Unit("input range"),
-        "Standard deviation of the noise, as a fraction of the input's range.",
+        float, Above(0), Unit("input range"), "Standard deviation of the noise, as a fraction of the input's range."
     ] = 0.15,
     kind: Annotated[Moment, "What is taken of the gradients: their mean, mean square or variance."] = "mean",
     seed: Seed = 0,

@@ -85,10 +85,8 @@ def random_input(
     seed, x = check_seed(seed), box.validate_inputs(x)
     score = resolve_target(box, x, target)
     noise = baseline(box, x, "random", seed=seed)
-    original, noise_maps = (
-        compute_map(box, method, x, score, show_warnings=True),
-        compute_map(box, method, noise, score),
-    )
+    original = compute_map(box, method, x, score, show_warnings=True)
+    noise_maps = compute_map(box, method, noise, score)
     shuffled, shuffled_maps = x, torch.full_like(original, torch.nan)
     if isinstance(box.inputs, Pixels):
         order = _random_permutation(x, seed)
@@ -189,10 +187,8 @@ def constant_model(
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score) if map_ is None else map_
-    maps_constant_input, maps_constant_output = (
-        compute_map(_constant_input_box(box), method, x, score),
-        torch.full_like(original, torch.nan),
-    )
+    maps_constant_input = compute_map(_constant_input_box(box), method, x, score)
+    maps_constant_output = torch.full_like(original, torch.nan)
     if not isinstance(score, Objective) or score.layers <= MODEL_ENDS - {"input"}:
         maps_constant_output = compute_map(_constant_output_box(box, x), method, x, score)
     return ConstantModel(

@@ -174,10 +174,8 @@ def plant_shortcut(
     u = torch.rand(len(labels), generator=generator)
     choices = torch.randint(len(trigger_classes), labels.shape, generator=generator)
     mismatched = mismatched_classes(labels, trigger, choices)
-    matched_rows, poisoned_rows = (
-        torch.isin(labels, trigger_classes) & (u < fraction),
-        (u >= 1 - poison_fraction) & (mismatched >= 0),
-    )
+    matched_rows = torch.isin(labels, trigger_classes) & (u < fraction)
+    poisoned_rows = (u >= 1 - poison_fraction) & (mismatched >= 0)
     trigger_of_row = torch.where(matched_rows, labels, mismatched)[matched_rows | poisoned_rows]
     planted_images, planted_labels = images.clone(), labels.clone()
     planted_images[matched_rows | poisoned_rows] = trigger.apply(images[matched_rows | poisoned_rows], trigger_of_row)

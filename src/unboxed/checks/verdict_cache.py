@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ..atomic_write import encode_utf8
 from ..box import Box
@@ -150,4 +149,6 @@ def _read_outcome(value: dict[str, Any]) -> TestOutcome:
 
 def nan_to_none(value: Any) -> Any:
     """The same with NaN and infinite numbers, which JSON does not have, as None."""
-    return tree_map_only(float, lambda number: number if math.isfinite(number) else None, value)
+    if isinstance(value, dict):
+        return {k: nan_to_none(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

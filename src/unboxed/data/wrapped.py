@@ -24,11 +24,7 @@ from .sets import Batch, Example, Images, check_count, stack_examples
 
 DecodeFn = Callable[[Tensor], Tensor]
 
-WHITE_VALUES = {
-    torch.uint8: 255.0,
-    torch.uint16: 65535.0,
-    torch.bool: 1.0,
-}  # the white of integer images
+WHITE_VALUES = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.bool: 1.0}  # the white of integer images
 ITEM_FORMAT_TEXT = (
     "wanted (image, label), with an image that is a tensor (C, H, W) or (H, W), a NumPy array or a Pillow image"
 )

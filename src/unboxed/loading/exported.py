@@ -22,11 +22,7 @@ from ..errors import InputError, ModelError, warn
 
 aten = torch.ops.aten
 UNBOUNDED_ROWS = 2**31  # a batch size without upper bound
-CODE_MARKERS = (
-    "/aotinductor/",
-    "custom_obj",
-    "opaque_obj",
-)  # members of an archive that run code when loaded
+CODE_MARKERS = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code when loaded
 TRAINING_ARGUMENT_INDEX: dict[Any, int] = {
     aten.dropout.default: 2,
     aten.dropout_.default: 2,

@@ -26,10 +26,7 @@ SPLITS: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train
 
 
 def data(
-    spec: str,
-    like: Inputs | None = None,
-    root: str | Path | None = None,
-    classes: Sequence[str] | None = None,
+    spec: str, like: Inputs | None = None, root: str | Path | None = None, classes: Sequence[str] | None = None
 ) -> Dataset[Any]:
     """The data set that a text names.
 

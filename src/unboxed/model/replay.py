@@ -60,9 +60,8 @@ class Replay:
         )
         self.n = n
         self.calls: list[_RecordedCall] = []
-        self.recorded_tensors: MutableMapping[Tensor, _VersionedRecord] = (
-            WeakTensorKeyDictionary()
-        )  # tensors of this run
+        # tensors of this run
+        self.recorded_tensors: MutableMapping[Tensor, _VersionedRecord] = WeakTensorKeyDictionary()
 
     @contextmanager
     def record_run(self, record_nested: bool = False) -> Iterator[None]:

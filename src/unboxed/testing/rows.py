@@ -88,10 +88,8 @@ def _ignored_inputs(
     short = [at for at, h in batched.items() if at in first_single and _is_short(h, first_single[at])]
     if not short or batched.keys() != first_single.keys():
         return []
-    single, permuted = (
-        [first_single, _run_on_rows(card, method_case, [1]), _run_on_rows(card, method_case, [2])],
-        _run_on_rows(card, method_case, [2, 0, 1]),
-    )
+    single = [first_single, _run_on_rows(card, method_case, [1]), _run_on_rows(card, method_case, [2])]
+    permuted = _run_on_rows(card, method_case, [2, 0, 1])
 
     def is_fixed_row(at: str, j: int) -> bool:
         """Whether row j belongs to the input at one position, before and after permuting the inputs."""

@@ -214,10 +214,9 @@ class MapTrace:
 
     def last_map(self, score: Tensor, objective_nodes: set[Any]) -> RecordedMap:
         """The last maps that all of a score passes through, other than its own layers. Raises LayerError."""
-        maps = {node for node, met in self.recorded.items() if met is not None and met.is_candidate}
-        ordered_nodes = list(_ordered_nodes(score, maps - objective_nodes)) or list(
-            _ordered_nodes(score, maps)
-        )  # of a first layer: the layer itself
+        maps = {node for node, recorded in self.recorded.items() if recorded is not None and recorded.is_candidate}
+        ordered_nodes = list(_ordered_nodes(score, maps - objective_nodes))
+        ordered_nodes = ordered_nodes or list(_ordered_nodes(score, maps))  # of a first layer: the layer itself
         if not ordered_nodes:
             raise LayerError(
                 "no layer below this score has positions on the image: its maps have rows and columns, or are tokens "

@@ -91,10 +91,8 @@ class References:
     weights: Tensor  # (K,)
 
     def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, Tensor]:
-        start, end = (
-            self.references[self.reference_index[example_ids, point_ids].to(self.x.device)],
-            self.x[example_ids.to(self.x.device)],
-        )
+        start = self.references[self.reference_index[example_ids, point_ids].to(self.x.device)]
+        end = self.x[example_ids.to(self.x.device)]
         return interpolate(start, end, self.alpha[example_ids, point_ids].to(self.x)), end - start
 
 
@@ -205,9 +203,8 @@ class _GradientAccumulator:
     ) -> None:
         self.box, self.objective, self.path, self.moment = box, objective, path, moment
         self.rule, self.wrt, self.relu_bypass = rule, wrt, relu_bypass
-        self.sum_dtype = (
-            torch.float32 if box.device.type == "mps" else torch.float64
-        )  # so that sums do not depend on the batches
+        # so that sums do not depend on the batches
+        self.sum_dtype = torch.float32 if box.device.type == "mps" else torch.float64
         self.weights = path.weights.to(box.device, self.sum_dtype)
         self.sums: dict[int, _RunningSum] = {}
         self.before_clamp = torch.zeros(n_examples, dtype=torch.bool, device=box.device)

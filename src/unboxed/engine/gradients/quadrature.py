@@ -200,9 +200,8 @@ class _Intervals:
         slope = torch.cat([slope[:, :1], slope, slope[:, -1:]], 1)
         h = _with_endpoints(t).diff(dim=1)  # (n, K + 1)
         disagreement = ((slope[:, 1:] + slope[:, :-1]) / 2 * h - score.diff(dim=1)).abs()
-        point_shares = torch.cat(
-            [h[:, :1], h[:, 1:-1] / 2, h[:, -1:]], 1
-        )  # the first and the last interval belong to one point
+        # the first and the last interval belong to one point
+        point_shares = torch.cat([h[:, :1], h[:, 1:-1] / 2, h[:, -1:]], 1)
         weights = torch.zeros_like(evaluations.t).scatter(1, order, point_shares[:, 1:] + point_shares[:, :-1])
         is_stored = (
             torch.zeros_like(order, dtype=torch.bool).scatter(1, evaluations.stored_index, True).gather(1, order)
@@ -233,14 +232,9 @@ def _with_endpoints(t: Tensor) -> Tensor:
 
 def _fold_gradients(evaluations: _Evaluations, intervals: _Intervals) -> _Evaluations:
     """Fold some of the stored gradients into the sum: those next to the smallest disagreement."""
-    max_disagreement = torch.maximum(
-        intervals.disagreement[:, 1:], intervals.disagreement[:, :-1]
-    )  # (n, K), sorted along the line
-    max_disagreement = (
-        torch.zeros_like(max_disagreement)
-        .scatter(1, intervals.order, max_disagreement)
-        .gather(1, evaluations.stored_index)
-    )  # (n, L)
+    along_line = torch.maximum(intervals.disagreement[:, 1:], intervals.disagreement[:, :-1])  # (n, K)
+    by_point = torch.zeros_like(along_line).scatter(1, intervals.order, along_line)
+    max_disagreement = by_point.gather(1, evaluations.stored_index)  # (n, L)
     rank = max_disagreement.argsort(dim=1, descending=True, stable=True)
     n_retained = MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // POINTS_PER_NEW_POINT
     retained, dropped = rank[:, :n_retained], rank[:, n_retained:]

@@ -196,9 +196,8 @@ def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
 
 def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool) -> list[Tensor]:
     try:
-        ones = (
-            None if score.numel() == 1 else torch.ones_like(score)
-        )  # of a single score torch needs none, and checks less
+        # of a single score torch needs none, and checks less
+        ones = None if score.numel() == 1 else torch.ones_like(score)
         grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):

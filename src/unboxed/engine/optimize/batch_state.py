@@ -34,10 +34,8 @@ class BatchState:
         """The state before the first evaluation of images x."""
         zero_counts = torch.zeros(len(x), dtype=torch.long, device=x.device)
         all_false, zero_image = torch.zeros_like(zero_counts, dtype=torch.bool), torch.zeros_like(x)
-        finished, abs_grad_sum = (
-            all_false.clone() if frozen_rows is None else frozen_rows.clone(),
-            zero_image.clone() if sum_abs_grads else None,
-        )
+        finished = all_false.clone() if frozen_rows is None else frozen_rows.clone()
+        abs_grad_sum = zero_image.clone() if sum_abs_grads else None
         return cls(
             x,
             x.new_zeros(len(x)),

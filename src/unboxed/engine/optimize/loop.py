@@ -77,12 +77,10 @@ class _BatchOptimizer:
         self.batch_dependent = box.batch_dependent or any(
             o.batch_dependent for o in (objective, *config.extra_objectives)
         )
-        self.freezes_finished = (
-            config.stop_when is not None and not config.continue_finished
-        )  # a finished row does not change
-        self.keeps_finished_rows = self.freezes_finished and (
-            self.sync_is_slow or self.batch_dependent
-        )  # and remains among the active rows
+        # a finished row does not change
+        self.freezes_finished = config.stop_when is not None and not config.continue_finished
+        # and remains among the active rows
+        self.keeps_finished_rows = self.freezes_finished and (self.sync_is_slow or self.batch_dependent)
         self.unfinished_index: Tensor | None = None  # where some rows are finished and can be dropped
         self.unwritten_input: Tensor | None = None  # of the active rows, if not written to `state.input` yet
         self.clamped_rows: Tensor | None = None  # on an accelerator: those at the last sync
@@ -203,10 +201,8 @@ class _BatchOptimizer:
         keep_previous = was_finished if self.freezes_finished else was_finished & ~finished
         if self.sync_is_slow or keep_previous.any():
             self._write_input()
-            x, score = (
-                torch.where(broadcast_rows(keep_previous, x), state.input[active], x),
-                torch.where(keep_previous, state.score[active], score),
-            )
+            x = torch.where(broadcast_rows(keep_previous, x), state.input[active], x)
+            score = torch.where(keep_previous, state.score[active], score)
         if all_active:
             state.input, state.score, state.finished = x, score.clone(), was_finished | finished
         else:

@@ -55,8 +55,7 @@ def kernel_shapley(sampled: SampledMasks, y: Tensor, empty_score: float, full_sc
     project = inverse - row_sums[:, None] * row_sums / row_sums.sum()
     size = z.sum(1).long()
     strata = torch.minimum(size, z.shape[1] - size)  # sizes of a pair are fixed by the design, not random
-    centered = (
-        y - empty_score - z.mean(1) * (full_score - empty_score)
-    )  # less what follows from the sum of all, which is known
+    # less what follows from the sum of all, which is known
+    centered = y - empty_score - z.mean(1) * (full_score - empty_score)
     fit = WeightedFit(z, sampled.weight, centered, y - empty_score - z @ phi, project, sampled.cluster)
     return phi, standard_errors(fit, strata)

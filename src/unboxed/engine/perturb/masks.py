@@ -64,10 +64,8 @@ def bernoulli_masks(n_features: int, n_masks: int, seed: int, *, deduplicate: bo
     full_mask = torch.ones(1, n_features, dtype=torch.bool)
     if n_features <= math.log2(n_masks):
         sampled = all_subsets(n_features)
-        weight, cluster = (
-            torch.full((len(sampled),), (n_masks - 1) / len(sampled), dtype=torch.float64),
-            torch.full((len(sampled),), -1),
-        )
+        weight = torch.full((len(sampled),), (n_masks - 1) / len(sampled), dtype=torch.float64)
+        cluster = torch.full((len(sampled),), -1)
     else:
         sampled = _orthogonal_masks(n_features, n_masks - 1, rng.step_generator(seed, n_features, torch.device("cpu")))
         weight, cluster = torch.ones(n_masks - 1, dtype=torch.float64), torch.arange(n_masks - 1) // 2

@@ -38,9 +38,7 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tenso
     if not bool(is_sampled.any()):
         return fit.design.new_zeros(fit.design.shape[1])
     cluster_index = fit.cluster[is_sampled]
-    slot = torch.arange(len(cluster_index)) - torch.searchsorted(
-        cluster_index, cluster_index
-    )  # the index in its cluster: 0 or 1
+    slot = torch.arange(len(cluster_index)) - torch.searchsorted(cluster_index, cluster_index)  # in its cluster: 0, 1
     n_clusters = int(cluster_index.max()) + 1
 
     def pair_up(values: Tensor) -> Tensor:
@@ -51,9 +49,8 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tenso
     u, root = pair_up(fit.design), pair_up(torch.ones_like(fit.weight))
     leverage = u @ fit.inverse_gram @ u.mT + fit.intercept_leverage * root[:, :, None] * root[:, None]  # (C, 2, 2)
     remaining, axes = torch.linalg.eigh(torch.eye(2, dtype=u.dtype) - leverage)
-    residual_part, response_part = (
-        (axes.mT @ pair_up(h)[:, :, None])[:, :, 0] for h in (fit.residual, fit.response)
-    )  # (C, 2)
+    # (C, 2)
+    residual_part, response_part = ((axes.mT @ pair_up(h)[:, :, None])[:, :, 0] for h in (fit.residual, fit.response))
     left_out_residual = torch.where(
         remaining > MIN_LEVERAGE_LEFT, residual_part / remaining.clamp(min=MIN_LEVERAGE_LEFT), response_part
     )

@@ -75,19 +75,13 @@ def read_features(
 
 
 def feature_stream(
-    box: Box,
-    data: Any,
-    address: str,
-    *,
-    batch_size: BatchSize = "auto",
-    skipped: SkippedExamples | None = None,
+    box: Box, data: Any, address: str, *, batch_size: BatchSize = "auto", skipped: SkippedExamples | None = None
 ) -> Any:
     """A function that returns the vectors (n, D) of the next batch of `data`, and None at the end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
     data = pack_data(box, data)
-    parts = input_batches(
-        data, 2**62 if box.batch_dependent else size, skipped
-    )  # a batch-dependent model gets all rows
+    # a batch-dependent model gets all rows
+    parts = input_batches(data, 2**62 if box.batch_dependent else size, skipped)
 
     def next_features() -> Tensor | None:
         x = next(parts, None)

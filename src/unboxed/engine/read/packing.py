@@ -13,14 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from ...box import Box
 from ...errors import DataError
 from ...inputs.multi import MultiInput
-from .items import (
-    SkippedExamples,
-    is_batching_loader,
-    is_indexable,
-    is_tensor_pair,
-    iter_examples,
-    iter_loader_batches,
-)
+from .items import SkippedExamples, is_batching_loader, is_indexable, is_tensor_pair, iter_examples, iter_loader_batches
 
 
 def pack_data(box: Box, data: Any) -> Any:

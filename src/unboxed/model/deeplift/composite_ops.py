@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ def get_pair(x_call: OpCall, ref_call: OpCall, arg_index: int = 0) -> Activation
     return ActivationPair(x_call.args[arg_index], ref_call.args[arg_index])
 
 
-def call_arguments(call: OpCall, names: str, **defaults: Any) -> dict[str, Any]:
+def call_arguments(call: OpCall, names: str, **defaults: Any) -> SimpleNamespace:
     """The arguments by name, however they were passed."""
-    return {**defaults, **dict(zip(names.split(), call.args, strict=False)), **call.kwargs}
+    return SimpleNamespace(**defaults | dict(zip(names.split(), call.args, strict=False)) | call.kwargs)
 
 
 # -- softmax -----------------------------------------------------------------------------------------------------------
@@ -45,46 +46,38 @@ def softmax_pair(z: ActivationPair, dim: int, log: bool = False) -> ActivationPa
 
 
 def softmax_rule(func: Func, x_call: OpCall, ref_call: OpCall, log: bool = False) -> Any:
-    arguments_by_name = call_arguments(x_call, "input dim _stacklevel dtype", dim=-1)
-    dim = arguments_by_name["dim"] if isinstance(arguments_by_name["dim"], int) else 1
+    settings = call_arguments(x_call, "input dim _stacklevel dtype", dim=-1)
+    dim = settings.dim if isinstance(settings.dim, int) else 1
     out = softmax_pair(get_pair(x_call, ref_call), dim, log).x
     value = func(*x_call.args, **x_call.kwargs).detach()
     return with_gradient_of(value, out.to(value.dtype))
 
 
 def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    arguments_by_name = call_arguments(x_call, "input dim keepdim", keepdim=False)
+    settings = call_arguments(x_call, "input dim keepdim", keepdim=False)
     z = get_pair(x_call, ref_call)
-    shift = torch.maximum(z.x.detach(), z.ref).amax(arguments_by_name["dim"], keepdim=True)
+    shift = torch.maximum(z.x.detach(), z.ref).amax(settings.dim, keepdim=True)
     total = (
         z.apply_linear(lambda t: t - shift)
         .apply_elementwise(torch.exp)
-        .apply_linear(lambda t: t.sum(arguments_by_name["dim"], keepdim=True))
+        .apply_linear(lambda t: t.sum(settings.dim, keepdim=True))
     )
     out = total.apply_elementwise(torch.log).x + shift
-    return out if arguments_by_name["keepdim"] else out.squeeze(arguments_by_name["dim"])
+    return out if settings.keepdim else out.squeeze(settings.dim)
 
 
 def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    arguments_by_name = call_arguments(
+    settings = call_arguments(
         x_call,
         "input target weight size_average ignore_index reduce reduction label_smoothing",
         weight=None,
         reduction="mean",
         label_smoothing=0.0,
     )
-    is_plain = (
-        arguments_by_name["weight"] is None
-        and arguments_by_name["reduction"] == "none"
-        and arguments_by_name["label_smoothing"] == 0.0
-    )
-    if not is_plain or arguments_by_name["target"].is_floating_point():
+    is_plain = settings.weight is None and settings.reduction == "none" and settings.label_smoothing == 0.0
+    if not is_plain or settings.target.is_floating_point():
         raise RuleError("DeepLIFT's rule for cross-entropy needs reduction='none' and class numbers as targets")
-    return (
-        -softmax_pair(get_pair(x_call, ref_call), 1, log=True)
-        .x.gather(1, arguments_by_name["target"].unsqueeze(1))
-        .squeeze(1)
-    )
+    return -softmax_pair(get_pair(x_call, ref_call), 1, log=True).x.gather(1, settings.target.unsqueeze(1)).squeeze(1)
 
 
 # -- normalizations ----------------------------------------------------------------------------------------------------
@@ -112,65 +105,53 @@ def _with_exact_value(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
 def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool = True) -> Any:
     x = get_pair(x_call, ref_call)
     names = "input normalized_shape weight bias eps" if centered else "input normalized_shape weight eps"
-    arguments_by_name = call_arguments(x_call, names, weight=None, bias=None, eps=1e-5 if centered else None)
-    shape = list(arguments_by_name["normalized_shape"])
-    eps = torch.finfo(x.x.dtype).eps if arguments_by_name["eps"] is None else arguments_by_name["eps"]
+    settings = call_arguments(x_call, names, weight=None, bias=None, eps=1e-5 if centered else None)
+    shape = list(settings.normalized_shape)
+    eps = torch.finfo(x.x.dtype).eps if settings.eps is None else settings.eps
     h = _normalize_pair(x, [-i - 1 for i in range(len(shape))], eps, centered)
-    return _with_exact_value(func, x_call, affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], shape))
+    return _with_exact_value(func, x_call, affine(h.x, settings.weight, settings.bias, shape))
 
 
 def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    x, arguments_by_name = (
-        get_pair(x_call, ref_call),
-        call_arguments(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5),
-    )
-    h = _normalize_pair(
-        x.apply_linear(lambda t: t.reshape(len(t), arguments_by_name["num_groups"], -1)), [2], arguments_by_name["eps"]
-    )
+    x = get_pair(x_call, ref_call)
+    settings = call_arguments(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
+    h = _normalize_pair(x.apply_linear(lambda t: t.reshape(len(t), settings.num_groups, -1)), [2], settings.eps)
     channels = [-1, *[1] * (x.x.ndim - 2)]
-    return _with_exact_value(
-        func, x_call, affine(h.x.view_as(x.x), arguments_by_name["weight"], arguments_by_name["bias"], channels)
-    )
+    return _with_exact_value(func, x_call, affine(h.x.view_as(x.x), settings.weight, settings.bias, channels))
 
 
 def instance_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     names = "input running_mean running_var weight bias use_input_stats momentum eps"
-    arguments_by_name = call_arguments(x_call, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
-    if not arguments_by_name["use_input_stats"]:
+    settings = call_arguments(x_call, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
+    if not settings.use_input_stats:
         return NotImplemented
     x = get_pair(x_call, ref_call)
-    h = _normalize_pair(x, list(range(2, x.x.ndim)), arguments_by_name["eps"])
-    return _with_exact_value(
-        func, x_call, affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
-    )
+    h = _normalize_pair(x, list(range(2, x.x.ndim)), settings.eps)
+    return _with_exact_value(func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)]))
 
 
 def batch_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     """Linear with running statistics; with batch statistics, a normalization over the batch."""
     names = "input running_mean running_var weight bias training momentum eps"
-    arguments_by_name = call_arguments(
-        x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5
-    )
-    if not arguments_by_name["training"] and arguments_by_name["running_mean"] is not None:
+    settings = call_arguments(x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5)
+    if not settings.training and settings.running_mean is not None:
         return NotImplemented
     x = get_pair(x_call, ref_call)
-    h = _normalize_pair(x, [0, *range(2, x.x.ndim)], arguments_by_name["eps"])
-    return _with_exact_value(
-        func, x_call, affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
-    )
+    h = _normalize_pair(x, [0, *range(2, x.x.ndim)], settings.eps)
+    return _with_exact_value(func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)]))
 
 
 def normalize_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    arguments_by_name = call_arguments(x_call, "input p dim eps", p=2.0, dim=1, eps=1e-12)
-    if arguments_by_name["p"] != 2.0:
+    settings = call_arguments(x_call, "input p dim eps", p=2.0, dim=1, eps=1e-12)
+    if settings.p != 2.0:
         raise RuleError("DeepLIFT's rule for normalize is for the Euclidean length")
     x = get_pair(x_call, ref_call)
-    squares = x.apply_elementwise(torch.square).apply_linear(lambda t: t.sum(arguments_by_name["dim"], keepdim=True))
-    return x.multiply(squares.apply_elementwise(lambda t: 1 / t.sqrt().clamp_min(arguments_by_name["eps"]))).x
+    squares = x.apply_elementwise(torch.square).apply_linear(lambda t: t.sum(settings.dim, keepdim=True))
+    return x.multiply(squares.apply_elementwise(lambda t: 1 / t.sqrt().clamp_min(settings.eps))).x
 
 
 def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    dim = call_arguments(x_call, "input dim", dim=-1)["dim"]
+    dim = call_arguments(x_call, "input dim", dim=-1).dim
     x = get_pair(x_call, ref_call)
     return (
         x.apply_linear(lambda t: t.chunk(2, dim)[0])
@@ -191,10 +172,8 @@ def _attend_pair(x_heads: AttentionHeads, ref_heads: AttentionHeads) -> tuple[Ac
 
 
 def multi_head_attention_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    x_arguments, ref_arguments = (
-        bind_arguments(x_call.args, x_call.kwargs),
-        bind_arguments(ref_call.args, ref_call.kwargs),
-    )
+    x_arguments = bind_arguments(x_call.args, x_call.kwargs)
+    ref_arguments = bind_arguments(ref_call.args, ref_call.kwargs)
     out, weights = _attend_pair(unpack_multi_head(x_arguments), unpack_multi_head(ref_arguments))
     with torch.no_grad():
         value, attn_weights = func(*x_call.args, **x_call.kwargs)

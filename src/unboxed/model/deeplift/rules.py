@@ -118,15 +118,13 @@ def _baddbmm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 def _max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, axes: int) -> Any:
     names = "input kernel_size stride padding dilation ceil_mode return_indices"
-    arguments_by_name = call_arguments(x_call, names, stride=None, padding=0, dilation=1, ceil_mode=False)
+    settings = call_arguments(x_call, names, stride=None, padding=0, dilation=1, ceil_mode=False)
     with torch.no_grad():
         result = func(*x_call.args, **x_call.kwargs)
     out: Tensor = result[0] if isinstance(result, tuple) else result
-    kernel = _per_axis(arguments_by_name["kernel_size"], axes)
-    stride = (
-        _per_axis(arguments_by_name["stride"], axes) if arguments_by_name["stride"] not in (None, [], ()) else kernel
-    )
-    padding, dilation = _per_axis(arguments_by_name["padding"], axes), _per_axis(arguments_by_name["dilation"], axes)
+    kernel = _per_axis(settings.kernel_size, axes)
+    stride = _per_axis(settings.stride, axes) if settings.stride not in (None, [], ()) else kernel
+    padding, dilation = _per_axis(settings.padding, axes), _per_axis(settings.dilation, axes)
     h = _pooling_windows(get_pair(x_call, ref_call), out, axes, kernel, stride, padding, dilation)
     largest = with_gradient_of(out, max_multipliers(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
@@ -180,15 +178,11 @@ def _pooling_windows(
 
 def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> Any:
     """max and amax (min, amin) along axes; max and min of two tensors, too."""
-    arguments_by_name = call_arguments(x_call, "input dim keepdim", dim=None, keepdim=False)
-    if isinstance(arguments_by_name["dim"], Tensor) or "other" in arguments_by_name:
+    settings = call_arguments(x_call, "input dim keepdim", dim=None, keepdim=False)
+    if isinstance(settings.dim, Tensor) or hasattr(settings, "other"):
         return _max_of_two_rule(func, x_call, ref_call, sign)
     x = get_pair(x_call, ref_call).apply_linear(lambda t: sign * t)
-    dims = (
-        [arguments_by_name["dim"]]
-        if isinstance(arguments_by_name["dim"], int)
-        else list(arguments_by_name["dim"] or range(x.x.ndim))
-    )
+    dims = [settings.dim] if isinstance(settings.dim, int) else list(settings.dim or range(x.x.ndim))
     dims = [d % x.x.ndim for d in dims]
     if 0 in dims:
         raise RuleError("DeepLIFT has no rule for a maximum over the batch")
@@ -215,7 +209,7 @@ def _max_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int | N
         "min": -1,
     }
     if name in ("clamp", "clip"):
-        op_signs[name] = 1 if call_arguments(x_call, "input min max", min=None, max=None)["max"] is None else -1
+        op_signs[name] = 1 if call_arguments(x_call, "input min max", min=None, max=None).max is None else -1
     sign = sign if sign is not None else op_signs.get(name)
     if sign is None or len(values) != 2:
         raise RuleError(f"DeepLIFT has no rule for {name} of two activations")

@@ -39,12 +39,7 @@ from .autograd_functions import (
     propagate_secant,
     with_backward_rule,
 )
-from .linear_rules import (
-    FirstLayerRule,
-    LinearOp,
-    LinearRule,
-    dense_input_gradient,
-)
+from .linear_rules import FirstLayerRule, LinearOp, LinearRule, dense_input_gradient
 from .recurrent import CELLS, run_recurrent
 from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient, first_tensor
 

@@ -7,15 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..hooks import tensors_in
-from .arguments import (
-    Args,
-    Func,
-    Kwargs,
-)
-from .linear_rules import (
-    InputGradient,
-    conv_input_gradient,
-)
+from .arguments import Args, Func, Kwargs
+from .linear_rules import InputGradient, conv_input_gradient
 
 
 def first_tensor(out: Any) -> Tensor:
