@@ -52,7 +52,7 @@ def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
     entry = awkward.get_model("color" if "color" in awkward.MODELS else "plain", torch.float64)
     box = ub.Box(entry.model, entry.inputs)
     theta = recipe if isinstance(recipe, Regularization) else RECIPE_BY_NAME[recipe].regularization
-    made = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, frame_every=1)
+    result = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, frame_every=1)
     mean = np.broadcast_to(np.asarray(entry.inputs.mean), entry.inputs.shape[0]).reshape(-1, 1, 1)
     start = 10 / 255 * normal(torch.zeros(2, *entry.inputs.shape, dtype=torch.float64), 0).numpy()
     for i, k in enumerate((0, 2)):
@@ -63,7 +63,7 @@ def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
             g = grad[0].numpy()
             eta = 0.05 * np.sqrt(g.size) / np.sqrt((g**2).sum())  # a step of that root mean square
             x = (literal(x + eta * g, g, theta, step) + mean).clip(0, 1) - mean
-            assert np.allclose(made.frames[step + 1, i].numpy(), x + mean, rtol=0, atol=1e-9)
+            assert np.allclose(result.frames[step + 1, i].numpy(), x + mean, rtol=0, atol=1e-9)
 
 
 def test_the_settings_are_those_of_table_1() -> None:
@@ -79,17 +79,17 @@ def test_the_settings_are_those_of_table_1() -> None:
 def test_what_is_zeroed_is_the_mean() -> None:
     """Half of the pixels (but for the last blur) stand at the data's mean color."""
     c = make_case("plain", torch.float64)
-    made = deep_visualization(c.box, 0, recipe=Regularization(small_norm=50), steps=3)
-    assert int((made.images == 0.4).sum()) == 32
+    result = deep_visualization(c.box, 0, recipe=Regularization(small_norm=50), steps=3)
+    assert int((result.images == 0.4).sum()) == 32
 
 
 def test_hidden_units_and_rows() -> None:
     c = make_case("plain")
-    made = deep_visualization(c.box, ub.channel("conv2", torch.tensor([0, 3])), steps=3)
-    assert made.images.shape == (2, 1, 8, 8)
+    result = deep_visualization(c.box, ub.channel("conv2", torch.tensor([0, 3])), steps=3)
+    assert result.images.shape == (2, 1, 8, 8)
     assert deep_visualization(c.box, ub.channel("conv2", 1), steps=3).images.shape == (1, 1, 8, 8)
     assert deep_visualization(c.box, steps=0).images.shape == (4, 1, 8, 8)
-    assert (made.scores > made.history[0]).all()
+    assert (result.scores > result.history[0]).all()
 
 
 def test_refusals() -> None:

@@ -90,7 +90,7 @@ MIXES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("before", MIXES)
-def test_what_no_longer_sees_the_pixels_is_not_taken(before: str) -> None:
+def test_a_layer_after_mixed_pixels_is_not_taken(before: str) -> None:
     with pytest.raises(LayerError, match="pixels"):
         ub.activations.filters(box(MIXES[before]))
 

@@ -50,7 +50,7 @@ def test_any_kind_of_data_and_any_batch() -> None:
             assert torch.allclose(got.distances, want.distances)
 
 
-def test_among_themselves_each_but_itself() -> None:
+def test_without_data_each_example_is_excluded_from_its_own_neighbors() -> None:
     c = make_case("plain", torch.float64, n=9)
     got = nearest_neighbors(c.box, c.x, k=8, layer="conv1")
     assert got.indices.sort(1).values.tolist() == [[j for j in range(9) if j != i] for i in range(9)]
@@ -65,7 +65,7 @@ def test_an_example_of_the_data_is_its_own_nearest() -> None:
         assert got.distances.abs().max() < 1e-6
 
 
-def test_a_net_that_couples_rows_sees_its_data_whole() -> None:
+def test_a_batch_dependent_model_gets_all_data_at_once() -> None:
     entry = make_case("batchnorm_in_train_mode")
     box = ub.Box(entry.box.model, entry.box.inputs, mode="as-is")
     assert box.batch_dependent

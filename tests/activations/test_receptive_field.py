@@ -137,7 +137,7 @@ class Refuses(nn.Module):
 
 
 @pytest.mark.parametrize("odd", [Masked, Skipped, Refuses])
-def test_swallowed_and_refused_nan_is_noticed(odd: type[nn.Module]) -> None:
+def test_models_that_drop_or_refuse_nan(odd: type[nn.Module]) -> None:
     field = receptive_field(opened(odd(), nn.Conv2d(1, 2, 3)), "1")
     want = receptive_field(
         opened(nn.Conv2d(1, 1, 5, padding=2) if odd is Skipped else nn.Identity(), nn.Conv2d(1, 2, 3)), "1"
@@ -146,7 +146,7 @@ def test_swallowed_and_refused_nan_is_noticed(odd: type[nn.Module]) -> None:
     assert torch.equal(field.bounds, want.bounds)
 
 
-def test_layers_that_see_everything() -> None:
+def test_layers_with_a_global_field() -> None:
     entry = awkward.get_model("transformer")
     box = ub.Box(entry.model, entry.inputs)
     whole = torch.tensor([0, 0, 8, 8])
@@ -161,7 +161,7 @@ def test_layers_that_see_everything() -> None:
     assert receptive_field(box, "fc").stride == (0, 0)
 
 
-def test_a_position_of_padding_alone_sees_nothing() -> None:
+def test_a_position_of_padding_alone_has_an_empty_field() -> None:
     box = opened(nn.ZeroPad2d(4), nn.Conv2d(1, 2, 3))
     field = receptive_field(box, "1")
     assert field.bounds[0, 0].tolist() == [0, 0, 0, 0]
@@ -169,7 +169,7 @@ def test_a_position_of_padding_alone_sees_nothing() -> None:
     assert field.probe == "NaN"
 
 
-def test_batch_statistics_see_everything() -> None:
+def test_batch_statistics_have_a_global_field() -> None:
     entry = awkward.get_model("batchnorm_without_statistics")
     field = receptive_field(ub.Box(entry.model, entry.inputs), "norm")
     assert bool((field.bounds == torch.tensor([0, 0, 8, 8])).all())
@@ -188,7 +188,7 @@ def test_refusals() -> None:
         receptive_field(table, "logits")
 
 
-def test_the_callers_kernels_are_given_back() -> None:
+def test_the_callers_kernel_settings_are_restored() -> None:
     before = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
     receptive_field(smooth(), "0")
     assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == before
@@ -226,7 +226,7 @@ ZEROS = {"a mask": lambda: MaskedConv(1, 2, 3), "causal": Causal, "dirac": dirac
 
 
 @pytest.mark.parametrize("name", ZEROS)
-def test_a_weight_of_zero_hides_what_nan_shows(name: str) -> None:
+def test_a_weight_of_zero_passes_nan_only(name: str) -> None:
     """0 * NaN is NaN."""
     torch.manual_seed(0)
     odd = ZEROS[name]()
@@ -237,7 +237,7 @@ def test_a_weight_of_zero_hides_what_nan_shows(name: str) -> None:
     assert torch.equal(field.bounds, brute(box, "0"))
 
 
-def test_noise_says_nothing_of_a_dead_layer() -> None:
+def test_noise_is_no_evidence_about_a_dead_layer() -> None:
     conv = nn.Conv2d(1, 2, 3)
     assert conv.bias is not None
     nn.init.constant_(conv.bias, -1e6)

@@ -91,15 +91,15 @@ def test_several_layers_in_one_pass() -> None:
     box, x = box_of("plain")
     rows: list[int] = []
     box.model.conv1.register_forward_hook(lambda m, args, out: rows.append(len(out)))
-    found = top_examples(box, x, ["conv1", "relu2", "fc"], 2, batch_size=8)
+    result = top_examples(box, x, ["conv1", "relu2", "fc"], 2, batch_size=8)
     assert rows == [8, 8, 4]
-    assert [t.path for t in found] == ["conv1", "relu2", "fc"]
+    assert [t.path for t in result] == ["conv1", "relu2", "fc"]
     assert [t.path for t in top_examples(box, x)] == ["conv1", "conv2", "fc"]
     twice, x = box_of("conv_called_twice")
     assert [t.path for t in top_examples(twice, x)] == ["conv1", "conv3#0", "conv3#1", "conv2", "fc"]
 
 
-def test_tokens_have_their_units_where_one_says() -> None:
+def test_tokens_have_their_units_on_the_given_axis() -> None:
     box, x = box_of("transformer")
     (tokens,) = top_examples(box, x, "mixer.layers.0.linear1", 3)
     assert tokens.example_index.shape == (4, 3)  # four tokens
@@ -134,7 +134,7 @@ def test_the_examples_themselves(form: str) -> None:
     assert set(top.inputs) == (set(top.example_index.flatten().tolist()) if once else set())
 
 
-def test_ctrl_c_keeps_what_was_seen() -> None:
+def test_ctrl_c_keeps_the_examples_so_far() -> None:
     box, x = box_of("plain")
     want = top_examples(box, x[:8], "conv1", 3)[0]
     calls: list[int] = []
@@ -158,17 +158,17 @@ def test_ctrl_c_keeps_what_was_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "said"),
+    ("settings", "error", "message"),
     [
         ({"k": 0}, InputError, "k must be"),
-        ({"rank_by": "sum"}, InputError, "peak"), ({"axis": 0}, LayerError, "axis"),
+        ({"rank_by": "sum"}, InputError, "max"), ({"axis": 0}, LayerError, "axis"),
         ({"axis": 4}, LayerError, "axis"), ({"features": "fc9"}, LayerError, "nearest"),
         ({"layers": ["conv9"]}, LayerError, "nearest"), ({"batch_size": 0}, InputError, "batch_size"),
     ],
 )  # fmt: skip
-def test_bad_settings(settings: dict[str, Any], error: type[Exception], said: str) -> None:
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     box, x = box_of("plain")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         top_examples(box, x, **{"layers": ["conv1"], **settings})
 
 
@@ -190,44 +190,44 @@ def test_a_projection_of_one_layer_is_its_filter() -> None:
     box, x = box_of("plain", torch.float64)
     (top,) = top_examples(box, x, "conv1", 3)
     x = top.fetch_examples(x, 1)[0]
-    found = projections(box, x, "conv1", 1, top.position[1])
-    assert found.rule == "gradient"
-    assert "no" in found.fallback_reason or "none" in found.fallback_reason
-    torch.testing.assert_close(found.value, top.value[1])
+    result = projections(box, x, "conv1", 1, top.position[1])
+    assert result.rule == "gradient"
+    assert "no" in result.fallback_reason or "none" in result.fallback_reason
+    torch.testing.assert_close(result.value, top.value[1])
     padded = torch.nn.functional.pad(box.model.conv1.weight[1, 0], (7, 7, 7, 7)) / 0.5
     for i in range(3):
         p, q = top.position[1, i].tolist()
-        torch.testing.assert_close(found.map[i, 0], padded[8 - p : 16 - p, 8 - q : 16 - q])
-        assert torch.equal(found.patch(i), found.map[i][..., max(p - 1, 0) : p + 2, max(q - 1, 0) : q + 2])
+        torch.testing.assert_close(result.map[i, 0], padded[8 - p : 16 - p, 8 - q : 16 - q])
+        assert torch.equal(result.patch(i), result.map[i][..., max(p - 1, 0) : p + 2, max(q - 1, 0) : q + 2])
 
 
-def test_projections_are_deconvnet_and_lie_in_the_field() -> None:
+def test_projections_are_deconvnet_inside_the_field() -> None:
     box, x = box_of("plain")
     units = torch.arange(20) % 4
-    found = projections(box, x, "relu2", units)
-    assert found.rule == "deconvnet"
+    result = projections(box, x, "relu2", units)
+    assert result.rule == "deconvnet"
     h = box.read(x, "relu2")["relu2"]
-    assert torch.equal(found.value, h[torch.arange(20), units].flatten(1).amax(1))
-    outside = found.map.clone()
+    assert torch.equal(result.value, h[torch.arange(20), units].flatten(1).amax(1))
+    outside = result.map.clone()
     for i in range(20):
-        neuron = ub.neuron("relu2", int(units[i]), *found.position[i].tolist())
-        torch.testing.assert_close(found.map[i], ub.attribution.deconvnet(box, x[i : i + 1], neuron)[0])
-        top, left, bottom, right = found.bounds[i].tolist()
+        neuron = ub.neuron("relu2", int(units[i]), *result.position[i].tolist())
+        torch.testing.assert_close(result.map[i], ub.attribution.deconvnet(box, x[i : i + 1], neuron)[0])
+        top, left, bottom, right = result.bounds[i].tolist()
         outside[i, :, top:bottom, left:right] = 0
     assert not outside.any()
 
 
-def test_a_net_without_relu_is_told() -> None:
+def test_a_model_without_relu_falls_back_to_the_gradient() -> None:
     box, x = box_of("lstm")
-    found = projections(box, x[:2], "fc", 0)
-    assert (found.rule, found.position.shape) == ("gradient", (2, 0))
-    assert "relu" in found.fallback_reason.lower()
+    result = projections(box, x[:2], "fc", 0)
+    assert (result.rule, result.position.shape) == ("gradient", (2, 0))
+    assert "relu" in result.fallback_reason.lower()
 
 
 def test_rows_of_features_have_no_patch() -> None:
-    found = projections(linear([[1.0, 2.0]]), torch.rand(3, 2), "0", 0)
-    assert found.map.tolist() == [[1.0, 2.0]] * 3
-    assert found.bounds.shape == (3, 0)
+    result = projections(linear([[1.0, 2.0]]), torch.rand(3, 2), "0", 0)
+    assert result.map.tolist() == [[1.0, 2.0]] * 3
+    assert result.bounds.shape == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def _embedded() -> tuple[ub.Box, Tensor]:
     return box, torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_what_an_embedding_receives_is_no_feature() -> None:
+def test_the_input_of_an_embedding_is_no_feature() -> None:
     """It gets numbers of rows: the spread is measured at the last layer that receives features."""
     box, x = _embedded()
     (top,) = top_examples(box, x, "fc", k=3)

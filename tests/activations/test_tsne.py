@@ -32,7 +32,7 @@ def made() -> tuple[ub.Box, Tensor, Tensor, TsneMaps]:
     return box, x, y, tsne(box, x)
 
 
-def test_a_map_each_of_the_input_and_the_hidden_layers(made: Any) -> None:
+def test_one_map_of_the_input_and_of_each_hidden_layer(made: Any) -> None:
     _, x, y, maps = made
     assert [m.path for m in maps.layers] == ["input", "conv2:input", "fc:input"]
     assert {m.points.shape for m in maps.layers} == {(len(x), 2)}
@@ -42,7 +42,7 @@ def test_a_map_each_of_the_input_and_the_hidden_layers(made: Any) -> None:
     assert maps["input"].accuracy(mixed) < 0.6
 
 
-def test_new_examples_lie_beside_their_like(made: Any) -> None:
+def test_new_examples_are_near_similar_ones(made: Any) -> None:
     _, x, y, maps = made
     before = maps["fc:input"].points.clone()
     new = (x[:12] + 0.02).clamp(0, 1)
@@ -53,7 +53,7 @@ def test_new_examples_lie_beside_their_like(made: Any) -> None:
     assert torch.allclose(maps.transform(new, batch_size=5)["input"], maps.transform(new)["input"], atol=1e-3)
 
 
-def test_nothing_depends_on_chance() -> None:
+def test_maps_are_deterministic() -> None:
     box, (x, _) = make_case("plain").box, clustered(40)
     first = tsne(box, x)
     np.random.seed(7), random.seed(7), torch.manual_seed(7)
@@ -67,12 +67,12 @@ def test_nothing_depends_on_chance() -> None:
 def test_nothing_depends_on_the_number_of_threads() -> None:
     """Some steps are enough: a sum in another order would show in the first."""
     h = torch.randn(300, 20, generator=torch.Generator().manual_seed(0)).numpy()
-    found = []
+    result = []
     for jobs in (1, 2):
         work = embedding.make_tsne(300, 30.0, 0)
         work.n_jobs, work.early_exaggeration_iter, work.n_iter = jobs, 3, 3
-        found.append(np.array(work.fit(h)))
-    assert np.array_equal(*found)
+        result.append(np.array(work.fit(h)))
+    assert np.array_equal(*result)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
@@ -96,7 +96,7 @@ def test_few_points(n: int) -> None:
         assert 0 <= maps.layers[0].accuracy(torch.zeros(n, dtype=torch.long)) <= 1
 
 
-def test_few_points_lie_at_their_principal_components() -> None:
+def test_few_points_are_at_their_principal_components() -> None:
     c = make_case("plain", torch.float64, n=5)
     flat = c.x.flatten(1)
     points = tsne(c.box, c.x, "input").layers[0].points
@@ -105,7 +105,7 @@ def test_few_points_lie_at_their_principal_components() -> None:
     assert torch.allclose(tsne(c.box, c.x, "input").transform(c.x)["input"], points)
 
 
-def test_equal_examples_lie_at_one_place() -> None:
+def test_equal_examples_have_equal_points() -> None:
     c = make_case("plain")
     maps = tsne(c.box, c.x[:1].repeat(8, 1, 1, 1), "conv1")
     assert (maps.layers[0].points == maps.layers[0].points[0]).all()
@@ -123,14 +123,14 @@ def test_named_layers() -> None:
             tsne(c.box, c.x, perplexity=perplexity)
 
 
-def test_deep_nets_are_sampled_over_their_depth() -> None:
+def test_deep_models_are_sampled_over_their_depth() -> None:
     model = nn.Sequential(nn.Flatten(), *[nn.Linear(4, 4) for _ in range(12)], nn.Linear(4, 2)).eval()
     box = ub.Box(model, ub.Pixels((1, 2, 2)))
     assert features.hidden_layer_inputs(box, 4) == ["2:input", "6:input", "9:input", "13:input"]
     assert features.hidden_layer_inputs(box, 1) == ["13:input"]
 
 
-def test_columns_of_a_table_count_alike() -> None:
+def test_columns_of_a_table_have_equal_weight() -> None:
     """Raw features are compared in units of their standard deviation."""
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     box = ub.Box(model, ub.Features(("grams", "meters"), mean=(5e4, 0.0), std=(1e4, 1.0)))
@@ -146,7 +146,7 @@ def test_a_sketch_keeps_distances() -> None:
     assert torch.equal(features.count_sketch(h[3:5]), features.count_sketch(h)[3:5])
 
 
-def test_what_is_too_wide_is_sketched_and_placed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_are_sketched_for_new_examples_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SKETCH_SIZE", 32)
     monkeypatch.setattr(features, "MAX_FEATURE_VALUES", 1)
     box, (x, y) = make_case("plain").box, clustered(60)

@@ -35,7 +35,7 @@ class PreActivation(nn.Module):
         return self.fc((self.conv2(r) + h).flatten(1))
 
 
-def test_tapping_does_not_part_a_tensor_from_its_aliases(x: Tensor) -> None:
+def test_capture_keeps_a_tensor_and_its_aliases_together(x: Tensor) -> None:
     model = PreActivation().eval()
     box, want = ub.Box(model, PIXELS), model(PIXELS.encode(x))
     for address in ("conv1", "relu:input", "relu", "relu:relu"):
@@ -51,21 +51,21 @@ def test_tapping_does_not_part_a_tensor_from_its_aliases(x: Tensor) -> None:
 
 
 def test_an_in_place_layer_whose_result_is_ignored(x: Tensor) -> None:
-    class Net(PreActivation):
+    class Model(PreActivation):
         def forward(self, x: Tensor) -> Tensor:
             h = self.conv1(x)
             self.relu(h)
             h.mul_(3)
             return self.fc(h.flatten(1))
 
-    model = Net().eval()
+    model = Model().eval()
     assert torch.equal(ub.Box(model, PIXELS).read(x, "relu")["relu"], model.conv1(PIXELS.encode(x)).relu())
 
 
 def test_channels_last_probabilities(x: Tensor) -> None:
     """A segmentation head that exchanges axes around its log-softmax."""
 
-    class Net(nn.Module):
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(1, 5, 3, padding=1)
@@ -73,7 +73,7 @@ def test_channels_last_probabilities(x: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).permute(0, 2, 3, 1).contiguous().log_softmax(-1).permute(0, 3, 1, 2)
 
-    model = Net()
+    model = Model()
     box = ub.Box(model, PIXELS)
     assert torch.allclose(box(x), model.conv(PIXELS.encode(x)), atol=1e-6)
     y = torch.zeros(4, dtype=torch.long)
@@ -88,7 +88,7 @@ def test_channels_last_probabilities(x: Tensor) -> None:
 
 @pytest.mark.parametrize("end", ["edited", "clamped"])
 def test_outputs_changed_after_their_last_op_are_refused(end: str, x: Tensor) -> None:
-    class Net(nn.Module):
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(64, 4)
@@ -103,13 +103,13 @@ def test_outputs_changed_after_their_last_op_are_refused(end: str, x: Tensor) ->
                 p /= p.sum(1, keepdim=True)
             return p
 
-    box = ub.Box(Net(), PIXELS, outputs="multilabel" if end == "clamped" else None)
+    box = ub.Box(Model(), PIXELS, outputs="multilabel" if end == "clamped" else None)
     with pytest.raises(OutputError, match="logits cannot be found"):
         box(x)
 
 
 def test_a_layer_whose_first_axis_is_not_the_batch(x: Tensor) -> None:
-    class Net(nn.Module):
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.lstm, self.fc = nn.LSTM(8, 6), nn.Linear(6, 4)
@@ -117,7 +117,7 @@ def test_a_layer_whose_first_axis_is_not_the_batch(x: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.lstm(x[:, 0].transpose(0, 1))[0][-1])
 
-    box = ub.Box(Net(), PIXELS)
+    box = ub.Box(Model(), PIXELS)
     assert not box.layers["lstm"].has_batch_axis
     assert box.read(x, "lstm", batch_size=2)["lstm"].shape == (8, 4, 6)  # never split
     with pytest.raises(LayerError, match="not the batch"):
@@ -125,8 +125,8 @@ def test_a_layer_whose_first_axis_is_not_the_batch(x: Tensor) -> None:
     assert "lstm" not in [m.path for m in ub.activations.maps(box, x)]
 
 
-def test_a_net_that_squeezes_a_batch_of_one(x: Tensor) -> None:
-    class Net(nn.Module):
+def test_a_model_that_squeezes_a_batch_of_one(x: Tensor) -> None:
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(1, 5, 8)
@@ -134,7 +134,7 @@ def test_a_net_that_squeezes_a_batch_of_one(x: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).squeeze()
 
-    box = ub.Box(Net(), PIXELS)
+    box = ub.Box(Model(), PIXELS)
     assert torch.allclose(box(x, batch_size=1), box(x), atol=1e-6)
     assert torch.allclose(ub.attribution.gradient(box, x[:1], 3), ub.attribution.gradient(box, x, 3)[:1], atol=1e-6)
 
@@ -160,8 +160,8 @@ def test_filters_are_of_the_pixels_or_refused(x: Tensor) -> None:
     assert all(torch.equal(v, before[k]) for k, v in conv.state_dict().items())
 
 
-def test_parameters_that_the_net_writes_are_put_back(x: Tensor) -> None:
-    class Net(nn.Module):
+def test_parameters_that_the_model_writes_are_restored(x: Tensor) -> None:
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(64, 4)
@@ -170,15 +170,15 @@ def test_parameters_that_the_net_writes_are_put_back(x: Tensor) -> None:
             self.fc.weight.data = F.normalize(self.fc.weight.data)
             return self.fc(x.flatten(1))
 
-    model = Net()
+    model = Model()
     before = model.fc.weight.detach().clone()
     box = ub.Box(model, PIXELS)
     ub.attribution.gradient(box, x, 1)
     assert torch.equal(model.fc.weight, before)
 
 
-def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:
-    class Net(nn.Module):
+def test_a_nan_gradient_is_reported_and_moves_nothing() -> None:
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(64, 4)
@@ -187,7 +187,7 @@ def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:
             x = x.flatten(1)
             return self.fc(x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-6))
 
-    box, black = ub.Box(Net(), ub.Pixels((1, 8, 8))), torch.zeros(2, 1, 8, 8)
+    box, black = ub.Box(Model(), ub.Pixels((1, 8, 8))), torch.zeros(2, 1, 8, 8)
     with pytest.warns(UnboxedWarning, match="NaN or infinite for 2 of 2"):
         ub.attribution.gradient(box, black, 1)
     morph = ub.synthesis.morph(box, black, 1, steps=3)
@@ -195,8 +195,8 @@ def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:
     assert not morph.confidence_reached.any()
 
 
-def test_masks_beside_a_relu_are_told_of(x: Tensor) -> None:
-    class Net(nn.Module):
+def test_masks_in_place_of_a_relu_are_warned_of(x: Tensor) -> None:
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(144, 4)
@@ -206,7 +206,7 @@ def test_masks_beside_a_relu_are_told_of(x: Tensor) -> None:
             return self.fc((h * (h > 0)).relu().flatten(1))
 
     with pytest.warns(UnboxedWarning, match="in another spelling"):
-        ub.attribution.guided_backprop(ub.Box(Net(), PIXELS), x, 1)
+        ub.attribution.guided_backprop(ub.Box(Model(), PIXELS), x, 1)
 
 
 def test_lazy_modules_and_arrays_are_refused_with_what_to_do(x: Tensor) -> None:
@@ -233,14 +233,14 @@ class Mirrored(nn.Module):
 @pytest.mark.parametrize("layer", [":relu#0", "conv:input", "fc:input", "conv"])
 @pytest.mark.parametrize("method", ["top_examples", "statistics", "receptive_field", "ablation", "tsne"])
 def test_what_mixes_examples_is_refused_by_any_address(method: str, layer: str, x: Tensor) -> None:
-    box, made = ub.Box(Mirrored().eval(), PIXELS), getattr(ub.activations, method)
+    box, result = ub.Box(Mirrored().eval(), PIXELS), getattr(ub.activations, method)
     assert not box.has_batch_axis(layer)
     given = {"receptive_field": (layer,), "ablation": (x, layer)}.get(method, (x, [layer]))
     with pytest.raises(LayerError, match="first axis is not the batch"):
-        made(box, *given)
+        result(box, *given)
 
 
-def test_what_mixes_examples_is_read_whole(x: Tensor) -> None:
+def test_what_mixes_examples_is_read_in_one_batch(x: Tensor) -> None:
     box = ub.Box(Mirrored().eval(), PIXELS)
     whole, parts = (box.read(x, [":relu#0"], batch_size=size)[":relu#0"] for size in (4, 1))
     assert torch.equal(whole, parts)

@@ -106,7 +106,7 @@ BAD: dict[str, Any] = {
 
 @pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_operands_are_one_own_error(bad: str, sign: str) -> None:
+def test_bad_operands_are_refused(bad: str, sign: str) -> None:
     own = ub.logit(torch.tensor([3, 1, 0]))
     for work in (lambda: SIGNS[sign](own, BAD[bad]), lambda: SIGNS[sign](BAD[bad], own)):
         with pytest.raises(InputError, match=r"logit of each example's class"):
@@ -201,7 +201,7 @@ def test_objectives_compare_by_value(kind: str) -> None:
     assert MADE[kind]() * K != MADE[kind]() * (K + 1)
 
 
-def test_equal_however_they_were_said() -> None:
+def test_equal_however_they_were_written() -> None:
     assert ub.logit(3) == ub.logit(k=3) == ub.logit(torch.tensor(3)) == ub.logit(np.int64(3))
     assert hash(ub.logit(3)) == hash(ub.logit(torch.tensor(3)))
     assert 2 * ub.logit(3) == torch.tensor(2.0) * ub.logit(3)
@@ -235,7 +235,7 @@ HOLDING: dict[str, tuple[Any, Callable[[Any], Objective]]] = {  # what the calle
 
 
 @pytest.mark.parametrize("kind", HOLDING)
-def test_what_is_written_over_later_changes_no_objective(kind: str) -> None:
+def test_later_changes_of_an_argument_change_no_objective(kind: str) -> None:
     value, make = HOLDING[kind]
     mine = copy.deepcopy(value)
     own, other = make(mine), make(value)
@@ -245,7 +245,7 @@ def test_what_is_written_over_later_changes_no_objective(kind: str) -> None:
     assert make(mine) != own
 
 
-def test_an_objective_holds_its_own_copy_for_all_that_is_made_of_it() -> None:
+def test_an_objective_copies_its_tensors() -> None:
     mine = K.clone()
     score = (A * mine + 1) / 2
     part, want = score.rows(torch.tensor([2, 0])), score(ACTS)
@@ -254,7 +254,7 @@ def test_an_objective_holds_its_own_copy_for_all_that_is_made_of_it() -> None:
     assert torch.equal(part({"logits": Z[[2, 0]]}), want[[2, 0]])
 
 
-def test_gradients_reach_what_an_objective_holds() -> None:
+def test_gradients_reach_the_tensors_of_an_objective() -> None:
     """Through its copy; copies of the objective have no graph."""
     weights = K.clone().requires_grad_()
     own = A * weights + ub.direction("logits", torch.ones(5, requires_grad=True) * 2)

@@ -142,7 +142,7 @@ def test_drawing_a_model_leaves_the_random_numbers_alone(kind: Any, data: st.Dat
     assert len(open_box(model.double(), kind)(x)) == 2
 
 
-NAMED = ("channel 0", "at ", "as a whole", "along a direction", "matched", "along an activation", "in the direction")
+NAMED = ("channel 0", "at ", "energy", "along a direction", "matched", "along an activation", "in the direction")
 
 
 @pytest.mark.parametrize("name", [*NAMED, "parts.0.first", "each example", "logprob", " / "])

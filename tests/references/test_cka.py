@@ -50,40 +50,40 @@ def images(n: int) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_biased_and_whole_it_is_the_published_formula() -> None:
+def test_the_biased_estimator_in_one_batch_is_the_published_formula() -> None:
     a, b = two()
     x = images(12)
-    found = cka(a, b, x, unbiased=False)
-    assert found.layers_a == ("conv1", "relu1", "conv2", "relu2", "fc")
-    assert found.layers_b == ("0", "1", "2", "3")
-    ha, hb = a.read(x, found.layers_a), b.read(x, found.layers_b)
-    want = torch.stack([torch.stack([linear_cka(ha[p], hb[q]) for q in found.layers_b]) for p in found.layers_a])
-    assert torch.allclose(found.cka, want, atol=1e-10)
+    result = cka(a, b, x, unbiased=False)
+    assert result.layers_a == ("conv1", "relu1", "conv2", "relu2", "fc")
+    assert result.layers_b == ("0", "1", "2", "3")
+    ha, hb = a.read(x, result.layers_a), b.read(x, result.layers_b)
+    want = torch.stack([torch.stack([linear_cka(ha[p], hb[q]) for q in result.layers_b]) for p in result.layers_a])
+    assert torch.allclose(result.cka, want, atol=1e-10)
     assert want.std() > 0.01
 
 
 def test_unbiased_in_minibatches_it_is_the_sum_over_tuples() -> None:
     a, b = two()
     x = images(14)  # 6, 6, and a rest of 2 that is left out
-    found = cka(a, b, x, ["relu1", "fc"], ["1"], minibatch_size=6)
-    assert (found.n_examples, found.n_minibatches) == (12, 2)
+    result = cka(a, b, x, ["relu1", "fc"], ["1"], minibatch_size=6)
+    assert (result.n_examples, result.n_minibatches) == (12, 2)
     for i, p in enumerate(("relu1", "fc")):
         sums = torch.zeros(3)
         for part in (x[:6], x[6:12]):
             k, m = a.read(part, [p])[p].flatten(1), b.read(part, ["1"])["1"].flatten(1)
             k, m = k @ k.T, m @ m.T  # not centered
             sums += torch.tensor([hsic_of_tuples(k, m), hsic_of_tuples(k, k), hsic_of_tuples(m, m)])
-        assert found.cka[i, 0].item() == pytest.approx(float(sums[0] / (sums[1] * sums[2]).sqrt()), abs=1e-5)
+        assert result.cka[i, 0].item() == pytest.approx(float(sums[0] / (sums[1] * sums[2]).sqrt()), abs=1e-5)
 
 
-def test_pairs_and_each_with_itself() -> None:
+def test_all_pairs_and_row_by_row() -> None:
     k = torch.stack([gram_matrix(draws(9, 4, s)) for s in range(3)])
     assert torch.allclose(hsic_1(k, k).diagonal(), hsic_1(k, k, paired=True))
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("minibatch", [5, 20])
-def test_a_net_with_itself_has_the_diagonal_one(unbiased: bool, minibatch: int) -> None:
+def test_a_model_with_itself_has_the_diagonal_one(unbiased: bool, minibatch: int) -> None:
     """To rounding, for both: numerator and denominator are the same sum. And the matrix is symmetric."""
     a, _ = two()
     values = cka(a, a, images(20), unbiased=unbiased, minibatch_size=minibatch).cka
@@ -91,7 +91,7 @@ def test_a_net_with_itself_has_the_diagonal_one(unbiased: bool, minibatch: int) 
     assert torch.allclose(values, values.T, atol=1e-12)
 
 
-def test_a_copy_is_as_the_net_itself() -> None:
+def test_a_copy_is_equal_to_the_model() -> None:
     a, _ = two()
     again, _ = two()
     assert torch.allclose(cka(a, again, images(12)).cka, cka(a, a, images(12)).cka)
@@ -125,12 +125,12 @@ def test_minibatches_agree_with_all_at_once_in_expectation() -> None:
     """Over many draws the mean of HSIC_1 at 6 examples is that at 60; HSIC_0's is not."""
 
     def mean(n: int, times: int) -> float:
-        found = []
+        result = []
         for s in range(times):
             x = draws(n, 3, seed=1000 + s)
             y = x @ draws(3, 5, seed=9) + draws(n, 5, seed=2000 + s)
-            found.append(float(hsic_1(gram_matrix(x)[None], gram_matrix(y)[None])))
-        return sum(found) / times
+            result.append(float(hsic_1(gram_matrix(x)[None], gram_matrix(y)[None])))
+        return sum(result) / times
 
     few, many = mean(6, 2000), mean(60, 200)
     assert few == pytest.approx(many, rel=0.1)
@@ -147,7 +147,7 @@ def test_any_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(cka(a, b, x, minibatch_size=6).cka, want)
 
 
-def test_a_layer_that_is_the_same_for_all_has_no_similarity() -> None:
+def test_a_constant_layer_has_no_similarity() -> None:
     dead = nn.Linear(3, 2).double()
     nn.init.zeros_(dead.weight)
     box = ub.Box(nn.Sequential(nn.Linear(3, 3).double(), dead), XYZ, outputs="regression")
@@ -169,7 +169,7 @@ def test_refusals() -> None:
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_a_constant_layer_is_like_nothing(unbiased: bool) -> None:
+def test_the_similarity_of_a_constant_layer_is_nan(unbiased: bool) -> None:
     """However its values are rounded."""
     torch.manual_seed(0)
     first = nn.Linear(3, 7)

@@ -103,7 +103,7 @@ def test_the_projection_is_its_twin(norm: str, scale: float) -> None:
 def test_a_row_is_projected_alike_in_any_company(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, plane, low, high = problems(20, 90, seed=2)
     whole = projection_step(norm, x, plane, low, high)
-    monkeypatch.setattr(hyperplanes, "CPU_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(hyperplanes, "CHUNK_VALUES", 1)
     monkeypatch.setattr(hyperplanes, "L1_TOPK", 3)
     assert torch.allclose(projection_step(norm, x, plane, low, high), whole, atol=1e-12)
 

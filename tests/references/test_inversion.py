@@ -50,8 +50,8 @@ def the_prior(z: np.ndarray, alpha: float, smooth: float, beta: float) -> float:
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_the_prior_is_the_papers(alpha: float, beta: float) -> None:
     z = draw(3, 2, 6, 7)
-    plan = _InversionConfig("euclidean", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
-    prior = _image_prior(z[0].numel(), (9.0, 9.0), plan)
+    config = _InversionConfig("euclidean", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
+    prior = _image_prior(z[0].numel(), (9.0, 9.0), config)
     want = [-the_prior(one.numpy(), alpha, 2.0, beta) for one in z]
     assert np.allclose(prior({"input": z}).numpy(), want, rtol=1e-5)
 
@@ -59,9 +59,9 @@ def test_the_prior_is_the_papers(alpha: float, beta: float) -> None:
 def test_the_optimization_is_the_papers_descent(box: ub.Box) -> None:
     """One loop of torch over eq. 1 to 3 with the same start, step rule and falling weight."""
     x, steps = draw(2, 2, 8, 8), 6
-    made = inversion(box, x, "0", canvas="pixels", alpha=0.3, beta=2.0, steps=steps, jitter=0, frame_every=1)
-    assert made.frames is not None
-    z = made.frames[0].clone().requires_grad_()
+    result = inversion(box, x, "0", canvas="pixels", alpha=0.3, beta=2.0, steps=steps, jitter=0, frame_every=1)
+    assert result.frames is not None
+    z = result.frames[0].clone().requires_grad_()
     wanted = box.model[0](x).detach()
     adam = torch.optim.Adam([z], lr=0.3)
     for step in range(steps):
@@ -74,10 +74,10 @@ def test_the_optimization_is_the_papers_descent(box: ub.Box) -> None:
         (z.grad,) = torch.autograd.grad((loss + share * (far + rough)).sum(), z)
         adam.step()
         z.data.clamp_(0, 1)
-    assert torch.allclose(made.images, z.detach(), atol=1e-9)
+    assert torch.allclose(result.images, z.detach(), atol=1e-9)
     error = (box.model[0](z) - wanted).flatten(1).pow(2).sum(1) / wanted.flatten(1).pow(2).sum(1)
-    assert torch.allclose(made.errors, error.detach())
-    assert torch.allclose(made.scores, -error.detach())
+    assert torch.allclose(result.errors, error.detach())
+    assert torch.allclose(result.scores, -error.detach())
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -86,22 +86,22 @@ def test_a_linear_unit_is_deactivated_by_a_step_to_its_hyperplane(linear: ub.Box
     x, k = 0.4 + 0.2 * draw(5, 1, 8, 8), 2
     w, z = linear.model[1].weight[k].detach(), linear(x)[:, k]
     below = float(z.min()) - 0.3
-    made = minimal_deactivation(linear, x, ub.logit(k), threshold=below, norm=norm)
+    result = minimal_deactivation(linear, x, ub.logit(k), threshold=below, norm=norm)
     along = w / w.dot(w) if norm == "l2" else w.sign() / w.abs().sum()
     want = -(z - below)[:, None] * along
-    assert made.deactivated.all()
-    assert torch.allclose(made.change.flatten(1), want, atol=1e-4 * float(want.abs().max()))
-    assert torch.allclose(made.score_before, z)
-    assert torch.allclose(made.score_after, torch.full_like(z, below), atol=1e-4)
+    assert result.deactivated.all()
+    assert torch.allclose(result.change.flatten(1), want, atol=1e-4 * float(want.abs().max()))
+    assert torch.allclose(result.score_before, z)
+    assert torch.allclose(result.score_after, torch.full_like(z, below), atol=1e-4)
 
 
-def test_where_the_range_stands_in_the_way_the_change_is_nearly_the_smallest(linear: ub.Box) -> None:
+def test_at_the_bounds_of_the_range_the_change_is_nearly_the_smallest(linear: ub.Box) -> None:
     """Against a projection onto half-space and box (Dykstra), for images near the end of the range."""
     x = draw(3, 1, 8, 8) * 0.1
     w, b = linear.model[1].weight[1].detach(), linear.model[1].bias[1].detach()
     below = float((x.flatten(1) @ w + b).min()) - 0.4
-    made = minimal_deactivation(linear, x, ub.logit(1), threshold=below)
-    for row, got in zip(x.flatten(1), made.distance, strict=True):
+    result = minimal_deactivation(linear, x, ub.logit(1), threshold=below)
+    for row, got in zip(x.flatten(1), result.distance, strict=True):
         z, p, q = row.clone(), torch.zeros_like(row), torch.zeros_like(row)
         for _ in range(2000):
             y = z + p

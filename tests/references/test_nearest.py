@@ -20,22 +20,22 @@ def twin(queries: Tensor, points: Tensor, k: int, metric: str, own: list[int] | 
     """Every pair by the definition, in double precision; of equal distances the lower index."""
     rows, far = [], []
     for i, q in enumerate(queries.double()):
-        found = []
+        result = []
         for j, p in enumerate(points.double()):
             if own is not None and own[i] == j:
                 continue
             d = (q - p).norm() if metric == "euclidean" else 1 - (q @ p) / (q.norm() * p.norm()).clamp_min(1e-300)
-            found.append((float(d), j))
-        found.sort(key=lambda pair: (round(pair[0], 10), pair[1]))
-        rows.append([j for _, j in found[:k]])
-        far.append([d for d, _ in found[:k]])
+            result.append((float(d), j))
+        result.sort(key=lambda pair: (round(pair[0], 10), pair[1]))
+        rows.append([j for _, j in result[:k]])
+        far.append([d for d, _ in result[:k]])
     return torch.tensor(rows), torch.tensor(far, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("chunk", [None, 1, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_as_the_twin(metric: str, chunk: int | None, dtype: torch.dtype) -> None:
+def test_as_the_literal_reference(metric: str, chunk: int | None, dtype: torch.dtype) -> None:
     queries = torch.randn(6, 5, generator=DRAW).to(dtype)
     points = torch.randn(40, 5, generator=DRAW).to(dtype)
     points[3], queries[2] = 0, 0

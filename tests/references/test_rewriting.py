@@ -70,26 +70,26 @@ EDITS: dict[str, tuple[Any, Any]] = {
 def test_rewrite_as_by_hand(model: nn.Module, box: ub.Box, name: str, size: Any) -> None:
     ours, by_hand = EDITS[name]
     x = images(5)
-    found = rewrite(box, x, {"conv1": ours}, batch_size=size)
-    assert torch.allclose(found.logits_before, box(x), atol=1e-12)
-    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", by_hand), atol=1e-12)
-    assert torch.equal(found.logits_change, found.logits_after - found.logits_before)
-    assert found.logits_change.abs().max() > 1e-3
+    result = rewrite(box, x, {"conv1": ours}, batch_size=size)
+    assert torch.allclose(result.logits_before, box(x), atol=1e-12)
+    assert torch.allclose(result.logits_after, hooked(model, x, "conv1", by_hand), atol=1e-12)
+    assert torch.equal(result.logits_change, result.logits_after - result.logits_before)
+    assert result.logits_change.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", ["auto", 2])
-def test_a_value_for_each_example(model: nn.Module, box: ub.Box, size: Any) -> None:
+def test_one_value_per_example(model: nn.Module, box: ub.Box, size: Any) -> None:
     x, own = images(5), torch.rand(5, 8, 8).double()
-    found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=size)
-    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", set_to((slice(None), 2), own)), atol=1e-12)
+    result = rewrite(box, x, {"conv1": put(2, own)}, batch_size=size)
+    assert torch.allclose(result.logits_after, hooked(model, x, "conv1", set_to((slice(None), 2), own)), atol=1e-12)
 
 
 def test_edits_of_several_layers(model: nn.Module, box: ub.Box) -> None:
     """Also of functional ops and of what a layer receives."""
     x = images(3)
-    found = rewrite(box, x, {"conv1": ablate(0), "fc:input": lambda h: h * 2})
+    result = rewrite(box, x, {"conv1": ablate(0), "fc:input": lambda h: h * 2})
     handle = model.fc.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
-    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", set_to((slice(None), 0), 0)), atol=1e-12)
+    assert torch.allclose(result.logits_after, hooked(model, x, "conv1", set_to((slice(None), 0), 0)), atol=1e-12)
     handle.remove()
 
 
@@ -124,32 +124,32 @@ def test_ablation_as_by_hand(model: nn.Module, box: ub.Box, layer: str, size: An
     """One unit at a time, by a hook."""
     x = images(3)
     y = box.predict(x)
-    found = ablation(box, x, layer, batch_size=size)
-    assert found.units.tolist() == [0, 1, 2, 3]
+    result = ablation(box, x, layer, batch_size=size)
+    assert result.units.tolist() == [0, 1, 2, 3]
     for k in range(4):
         want = hooked(model, x, layer, set_to((slice(None), k), 0))
-        assert torch.allclose(found.ablated_logits[:, k], want, atol=1e-12)
-        assert torch.allclose(found.ablated_scores[:, k], want.gather(1, y[:, None])[:, 0], atol=1e-12)
-    assert torch.allclose(found.original_logits, box(x))
-    assert torch.allclose(found.score_change, found.ablated_scores - found.original_logits.gather(1, y[:, None]))
+        assert torch.allclose(result.ablated_logits[:, k], want, atol=1e-12)
+        assert torch.allclose(result.ablated_scores[:, k], want.gather(1, y[:, None])[:, 0], atol=1e-12)
+    assert torch.allclose(result.original_logits, box(x))
+    assert torch.allclose(result.score_change, result.ablated_scores - result.original_logits.gather(1, y[:, None]))
 
 
 def test_ablation_to_the_mean(model: nn.Module, box: ub.Box) -> None:
     """Over examples and positions; the data are passed over in parts."""
     x, data = images(3), images(7, seed=1)
-    found = ablation(box, x, "conv1", [2], ub.channel("conv2", 1), replacement="mean", data=data, batch_size=2)
+    result = ablation(box, x, "conv1", [2], ub.channel("conv2", 1), replacement="mean", data=data, batch_size=2)
     mean = box.read(data, ["conv1"])["conv1"][:, 2].mean()
     want = hooked(model, x, "conv1", set_to((slice(None), 2), mean))
-    assert torch.allclose(found.ablated_logits[:, 0], want, atol=1e-12)
+    assert torch.allclose(result.ablated_logits[:, 0], want, atol=1e-12)
 
 
 def test_a_unit_on_a_linear_top_costs_its_weight_times_its_value(box: ub.Box) -> None:
     """Exact: the logit is linear in what `fc` receives."""
     x = images(4)
-    found = ablation(box, x, "relu2", target=2)
+    result = ablation(box, x, "relu2", target=2)
     h = box.read(x, ["relu2"])["relu2"]  # (N, 4, 4, 4)
     own = (h.flatten(1) * box.model.fc.weight[2].detach()).view(4, 4, -1).sum(2)
-    assert torch.allclose(found.score_change, -own, atol=1e-12)
+    assert torch.allclose(result.score_change, -own, atol=1e-12)
 
 
 def test_accuracy_under_ablation(box: ub.Box) -> None:
@@ -173,10 +173,10 @@ def test_ablation_of_features_and_regression() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
     box = ub.Box(model, Features(("a", "b", "c")), outputs="regression")
     x = torch.randn(4, 3).double()
-    found = ablation(box, x)
+    result = ablation(box, x)
     h = model[:2](x).detach()
-    assert found.layer == "1"
-    assert torch.allclose(found.score_change, -h * model[2].weight.detach())
+    assert result.layer == "1"
+    assert torch.allclose(result.score_change, -h * model[2].weight.detach())
 
 
 @pytest.mark.parametrize("more", [{"replacement": "mean"}, {"replacement": "noise"}])
@@ -201,16 +201,16 @@ class Counted(nn.Module):
         return h
 
 
-def test_what_lies_below_runs_once_an_example() -> None:
+def test_earlier_layers_run_once_per_example() -> None:
     torch.manual_seed(0)
     below, above = Counted(), Counted()
     model = nn.Sequential(below, nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), above, nn.Linear(40, 4)).double()
     box, x = ub.Box(model, awkward.GRAY_INPUTS), images(5)
     below.rows = above.rows = 0
-    found = ablation(box, x, "3")
+    result = ablation(box, x, "3")
     assert below.rows < 30
     assert above.rows > 200
-    assert torch.allclose(found.ablated_logits[:, 7], hooked(model, x, "3", set_to((slice(None), 7), 0)))
+    assert torch.allclose(result.ablated_logits[:, 7], hooked(model, x, "3", set_to((slice(None), 7), 0)))
 
 
 class Around(nn.Module):
@@ -235,13 +235,13 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize("how", ["add", "cat", "mixing"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
+def test_models_whose_batch_can_not_grow(how: str, n: int) -> None:
     """They are run whole instead."""
     model = Around(how).double()
     box, x = ub.Box(model, awkward.GRAY_INPUTS), images(n)
-    found = ablation(box, x, "mid")
+    result = ablation(box, x, "mid")
     for k in range(6):
-        assert torch.allclose(found.ablated_logits[:, k], hooked(model, x, "mid", set_to((slice(None), k), 0)))
+        assert torch.allclose(result.ablated_logits[:, k], hooked(model, x, "mid", set_to((slice(None), k), 0)))
 
 
 # -- patching --------------------------------------------------------------------------------------------------------
@@ -252,13 +252,13 @@ def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
 def test_patching_as_by_hand(model: nn.Module, box: ub.Box, part: Any, size: Any) -> None:
     clean, corrupted = images(3), images(3, seed=5)
     y = box.predict(clean)
-    found = patching(box, clean, corrupted, ["conv1", "relu2"], part=part, batch_size=size)
+    result = patching(box, clean, corrupted, ["conv1", "relu2"], part=part, batch_size=size)
 
     def score(z: Tensor) -> Tensor:
         return z.gather(1, y[:, None])[:, 0]
 
     a, b = score(box(clean)), score(box(corrupted))
-    for layer in found.layers:
+    for layer in result.layers:
         h = box.read(clean, [layer.path])[layer.path]
         shape = {"layer": [()], "channel": [(k,) for k in range(4)]}.get(part)
         for at in shape or [(i, j) for i in range(h.shape[2]) for j in range(h.shape[3])]:
@@ -266,25 +266,25 @@ def test_patching_as_by_hand(model: nn.Module, box: ub.Box, part: Any, size: Any
             want = score(hooked(model, corrupted, layer.path, set_to(place, h[place])))
             assert torch.allclose(layer.score[:, *at], want, atol=1e-12)
             assert torch.allclose(layer.restored_fraction[:, *at], (want - b) / (a - b), atol=1e-9)
-    assert torch.allclose(found.clean, a)
-    assert torch.allclose(found.corrupted, b)
+    assert torch.allclose(result.clean, a)
+    assert torch.allclose(result.corrupted, b)
 
 
-def test_the_last_layer_brings_all_back(box: ub.Box) -> None:
+def test_the_last_layer_restores_all(box: ub.Box) -> None:
     """Exactly; and so does any layer that all of the input passes through."""
-    found = patching(box, images(3), images(3, seed=5))
-    assert [layer.path for layer in found.layers] == ["conv1", "relu1", "conv2", "relu2", "fc"]
-    assert torch.equal(found.layers[-1].restored_fraction, torch.ones(3).double())
-    assert torch.allclose(found.matrix, torch.ones(3, 5).double(), atol=1e-12)
+    result = patching(box, images(3), images(3, seed=5))
+    assert [layer.path for layer in result.layers] == ["conv1", "relu1", "conv2", "relu2", "fc"]
+    assert torch.equal(result.layers[-1].restored_fraction, torch.ones(3).double())
+    assert torch.allclose(result.matrix, torch.ones(3, 5).double(), atol=1e-12)
     received = patching(box, images(3), images(3, seed=5), ["conv1:input"])
     assert torch.allclose(received.matrix, torch.ones(3, 1).double(), atol=1e-12)
 
 
-def test_patching_with_itself_brings_nothing_back(box: ub.Box) -> None:
+def test_patching_with_itself_restores_nothing(box: ub.Box) -> None:
     for part in ("layer", "channel"):
-        found = patching(box, images(3), images(3), part=part)
+        result = patching(box, images(3), images(3), part=part)
         assert all(
-            torch.equal(layer.restored_fraction, torch.zeros_like(layer.restored_fraction)) for layer in found.layers
+            torch.equal(layer.restored_fraction, torch.zeros_like(layer.restored_fraction)) for layer in result.layers
         )
 
 
@@ -295,13 +295,13 @@ def test_scores_that_differ_by_rounding_are_the_same() -> None:
     assert share[1].abs() > 1e6
 
 
-def test_channels_on_a_linear_top_share_it_out(box: ub.Box) -> None:
+def test_channels_before_a_linear_layer_add_up(box: ub.Box) -> None:
     """What the channels bring back adds up to 1 where the score is linear in them."""
-    found = patching(box, images(3), images(3, seed=5), ["relu2"], part="channel")
-    assert torch.allclose(found.layers[0].restored_fraction.sum(1), torch.ones(3).double(), atol=1e-9)
+    result = patching(box, images(3), images(3, seed=5), ["relu2"], part="channel")
+    assert torch.allclose(result.layers[0].restored_fraction.sum(1), torch.ones(3).double(), atol=1e-9)
 
 
-def test_a_residual_branch_alone_brings_back_a_part() -> None:
+def test_a_residual_branch_alone_restores_a_part() -> None:
     box = ub.Box(awkward.get_model("residual", torch.float64).model, awkward.get_model("residual").inputs)
     x, z = awkward.get_model("residual").images(2).double(), awkward.get_model("residual").images(2, seed=3).double()
     first = patching(box, x, z).matrix[:, 0]
@@ -319,12 +319,12 @@ def test_bad_patching(box: ub.Box) -> None:
         patching(box, x, x, ["fc"], part="position")
 
 
-def test_a_number_for_each_example_of_as_many_as_columns(model: nn.Module, box: ub.Box) -> None:
+def test_one_number_per_example_of_as_many_as_columns(model: nn.Module, box: ub.Box) -> None:
     """(N,) must not lie along the last axis."""
     x, own = images(8), torch.rand(8).double()
-    found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=3)
+    result = rewrite(box, x, {"conv1": put(2, own)}, batch_size=3)
     want = set_to((slice(None), 2), own.view(-1, 1, 1))
-    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", want), atol=1e-12)
+    assert torch.allclose(result.logits_after, hooked(model, x, "conv1", want), atol=1e-12)
     with pytest.raises(InputError, match="axes"):
         rewrite(box, x, {"conv1": put(2, torch.zeros(8, 8))})
 
@@ -341,6 +341,6 @@ class Branched(nn.Module):
         return self.head(self.trunk(x) * self.side(x).sigmoid())
 
 
-def test_a_branch_is_not_what_the_head_is_given() -> None:
+def test_a_branch_is_not_the_input_of_the_head() -> None:
     torch.manual_seed(0)
     assert ablation(ub.Box(Branched().eval(), awkward.GRAY_INPUTS), images(2).float()).layer == "head:input"

@@ -32,14 +32,14 @@ def ranked(scores: list[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:K]
 
 
-@pytest.mark.parametrize("rank_by", ["peak", "mean"])
+@pytest.mark.parametrize("rank_by", ["max", "mean"])
 @pytest.mark.parametrize("size", [1, 4, 7, 41, "auto"])
 @pytest.mark.parametrize("path", ["conv1", "relu2", "fc", "logits"])
-def test_the_top_of_the_whole_matrix(rank_by: Any, size: Any, path: str) -> None:
+def test_top_examples_of_the_full_matrix(rank_by: Any, size: Any, path: str) -> None:
     box, x = small()
     h = matrix(box, x, path) if path not in ("fc", "logits") else box.read(x, path)[path][..., None]
     (top,) = top_examples(box, x, [path], K, rank_by=rank_by, batch_size=size)
-    scores = h.amax(2) if rank_by == "peak" else h.mean(2)
+    scores = h.amax(2) if rank_by == "max" else h.mean(2)
     for c in range(h.shape[1]):
         best = ranked([float(f"{s:.12f}") for s in scores[:, c]])
         assert top.example_index[c].tolist() == best
@@ -60,7 +60,7 @@ def mean_distance(f: Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [3, "auto"])
-def test_the_spread_pair_by_pair(size: Any) -> None:
+def test_the_mean_distance_pair_by_pair(size: Any) -> None:
     box, x = small()
     (top,) = top_examples(box, x, ["conv2"], K, batch_size=size)
     f = box.read(x, "fc:input")["fc:input"]
@@ -70,22 +70,22 @@ def test_the_spread_pair_by_pair(size: Any) -> None:
         assert float(top.mean_distance[c]) == pytest.approx(mean_distance(f[top.example_index[c]]), abs=1e-12)
 
 
-@pytest.mark.parametrize("of", ["positions", "peak", "mean"])
+@pytest.mark.parametrize("of", ["positions", "max", "mean"])
 @pytest.mark.parametrize("size", [1, 6, "auto"])
 @pytest.mark.parametrize("path", ["conv1", "relu1", "conv2"])
-def test_statistics_of_the_whole_matrix(of: Any, size: Any, path: str) -> None:
+def test_statistics_of_the_full_matrix(of: Any, size: Any, path: str) -> None:
     box, x = small()
-    (found,) = statistics(box, x, [path], histogram_of=of, batch_size=size)
+    (result,) = statistics(box, x, [path], histogram_of=of, batch_size=size)
     h = matrix(box, x, path)
     values = h.transpose(0, 1).flatten(1)  # (C, N * P)
-    torch.testing.assert_close(found.mean, values.mean(1))
-    torch.testing.assert_close(found.std, values.std(1, correction=0))
-    assert torch.equal(found.minimum, values.amin(1))
-    assert torch.equal(found.maximum, values.amax(1))
-    torch.testing.assert_close(found.active_fraction, (h.amax(2) > 0).double().mean(0))
-    counted = {"positions": values, "peak": h.amax(2).T, "mean": h.mean(2).T}[of]
+    torch.testing.assert_close(result.mean, values.mean(1))
+    torch.testing.assert_close(result.std, values.std(1, correction=0))
+    assert torch.equal(result.minimum, values.amin(1))
+    assert torch.equal(result.maximum, values.amax(1))
+    torch.testing.assert_close(result.active_fraction, (h.amax(2) > 0).double().mean(0))
+    counted = {"positions": values, "max": h.amax(2).T, "mean": h.mean(2).T}[of]
     for c in range(len(values)):
-        assert found.counts[c].tolist() == by_hand(counted[c].tolist(), found.edges[c].tolist())
+        assert result.counts[c].tolist() == by_hand(counted[c].tolist(), result.edges[c].tolist())
 
 
 def by_hand(values: list[float], edges: list[float]) -> list[int]:
@@ -108,14 +108,14 @@ def test_a_pass_is_the_same_for_every_order_of_growth() -> None:
     x = torch.logspace(-6, 0, 50).view(-1, 1, 1, 1)
     want = statistics(box, x, "1")[0]
     for data, size in ((x, 1), (x.flip(0), 1), (x.flip(0), 7), (x, 13)):
-        found = statistics(box, data, "1", batch_size=size)[0]
-        assert torch.equal(found.counts, want.counts)
-        assert torch.equal(found.edges, want.edges)
-        assert found.counts.sum(1).tolist() == [50, 50]
+        result = statistics(box, data, "1", batch_size=size)[0]
+        assert torch.equal(result.counts, want.counts)
+        assert torch.equal(result.edges, want.edges)
+        assert result.counts.sum(1).tolist() == [50, 50]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_spread_of_values_beside_a_large_mean(dtype: torch.dtype) -> None:
+def test_the_standard_deviation_of_values_with_a_large_mean(dtype: torch.dtype) -> None:
     """A variance is no difference of two large squares: units with mean 0 to 1e4 and standard deviation .1."""
     model = nn.Sequential(nn.Conv2d(1, 4, 1)).to(dtype).eval()
     with torch.no_grad():
@@ -123,6 +123,6 @@ def test_the_spread_of_values_beside_a_large_mean(dtype: torch.dtype) -> None:
         model[0].bias.copy_(torch.tensor([0.0, 1.0, 100.0, 10_000.0]))
     box = ub.Box(model, ub.Pixels((1, 12, 12)), outputs="regression")
     x = torch.rand(30, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    (found,) = statistics(box, x, "0", batch_size=7)
+    (result,) = statistics(box, x, "0", batch_size=7)
     want = box.read(x, "0")["0"].double().transpose(0, 1).flatten(1).std(1, correction=0)
-    torch.testing.assert_close(found.std.double(), want, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result.std.double(), want, rtol=1e-4, atol=0)

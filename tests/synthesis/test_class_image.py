@@ -24,32 +24,32 @@ def box(channels: int = 1, **kw: float) -> ub.Box:
 
 @pytest.mark.parametrize("recipe", ["robust", "faithful", "noise"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_no_recipe_draws_a_blank(recipe: str, channels: int) -> None:
+def test_no_recipe_gives_an_empty_image(recipe: str, channels: int) -> None:
     """An untrained model too, whose logits hardly differ."""
-    drawn = ub.synthesis.class_image(box(channels, mean=0.2, std=0.3), recipe=recipe, steps=40)
-    assert drawn.images.shape == (4, channels, 16, 16)
-    assert (drawn.images.flatten(1).std(1) > 0.05).all()
-    assert drawn.probs.argmax(1).tolist() == [0, 1, 2, 3]
+    result = ub.synthesis.class_image(box(channels, mean=0.2, std=0.3), recipe=recipe, steps=40)
+    assert result.images.shape == (4, channels, 16, 16)
+    assert (result.images.flatten(1).std(1) > 0.05).all()
+    assert result.probs.argmax(1).tolist() == [0, 1, 2, 3]
 
 
-def test_a_net_that_is_shut_on_black_is_opened_and_says_so() -> None:
+def test_a_model_without_gradient_on_black_is_bypassed_and_warned_of() -> None:
     shut = model()
     with torch.no_grad():
         shut[0].bias.fill_(-0.05)  # no channel answers to black: every gradient is exactly zero there
     b = ub.Box(shut, ub.Pixels((1, 16, 16)))
     with pytest.warns(UnboxedWarning, match="exactly zero in some steps for 4 of 4"):
-        drawn = ub.synthesis.class_image(b, recipe="faithful", steps=20)
-    assert drawn.before_clamp.all()
-    assert (drawn.images.flatten(1).std(1) > 0.05).all()
+        result = ub.synthesis.class_image(b, recipe="faithful", steps=20)
+    assert result.before_clamp.all()
+    assert (result.images.flatten(1).std(1) > 0.05).all()
 
 
 def test_the_mean_color_of_the_data_is_kept() -> None:
-    drawn = ub.synthesis.class_image(box(3, mean=(0.2, 0.5, 0.7), std=(0.3, 0.3, 0.3)))
-    means = drawn.images.mean((2, 3))
+    result = ub.synthesis.class_image(box(3, mean=(0.2, 0.5, 0.7), std=(0.3, 0.3, 0.3)))
+    means = result.images.mean((2, 3))
     assert torch.allclose(means, torch.tensor([0.2, 0.5, 0.7]).expand(4, 3), atol=0.05)
 
 
-def test_a_class_named_twice_is_drawn_twice_and_rows_do_not_depend_on_others() -> None:
+def test_a_class_named_twice_gets_two_images_and_rows_are_independent() -> None:
     b = ub.Box(model().double(), ub.Pixels((1, 16, 16), 0.2, 0.3))
     twice = ub.synthesis.class_image(b, [2, 2, 1], steps=20)
     assert not torch.allclose(twice.images[0], twice.images[1], atol=0.05)
@@ -70,13 +70,13 @@ def test_the_scale_of_the_logits_does_not_matter() -> None:
 
 
 def test_frames_are_kept_when_asked_for() -> None:
-    drawn = ub.synthesis.class_image(box(), 1, steps=10, frame_every=4)
-    assert drawn.frames is not None
-    assert drawn.frames.shape == (4, 1, 1, 16, 16)  # steps 0, 4, 8 and the last
-    assert torch.equal(drawn.frames[-1], drawn.images)
+    result = ub.synthesis.class_image(box(), 1, steps=10, frame_every=4)
+    assert result.frames is not None
+    assert result.frames.shape == (4, 1, 1, 16, 16)  # steps 0, 4, 8 and the last
+    assert torch.equal(result.frames[-1], result.images)
 
 
-def test_tabular_nets_have_no_class_image() -> None:
+def test_tabular_models_have_no_class_image() -> None:
     with pytest.raises(InputError, match="images"):
         ub.synthesis.class_image(ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c"))))
 
@@ -93,7 +93,7 @@ def quarter_turn(x: Tensor) -> Tensor:
     return torch.rot90(x, 1, (2, 3))
 
 
-def test_the_wobble_without_amplitude_is_the_identity_and_keeps_shapes_undistorted() -> None:
+def test_random_affine_without_amplitude_is_the_identity_and_keeps_shapes() -> None:
     x = torch.rand(2, 1, 12, 20, generator=torch.Generator().manual_seed(0))
     still = random_affine(0, 0, 0)(x, step_generator(0, 0, x.device))
     assert torch.allclose(still, x, atol=1e-5)

@@ -55,18 +55,18 @@ def notebook(box: ub.Box, x: Tensor, layer: str, octaves: int, scale: float, ste
 @pytest.mark.parametrize("shape", [(1, 24, 24), (3, 31, 20)])
 def test_the_loop_is_the_notebooks(octaves: int, shape: tuple[int, ...]) -> None:
     box, x = convolutional(shape[0]), pictures(2, *shape)
-    made = deepdream(box, x, "2", octaves=octaves, steps=4, step=0.02, seed=5, jitter=3)
+    result = deepdream(box, x, "2", octaves=octaves, steps=4, step=0.02, seed=5, jitter=3)
     for i in range(2):
         want = notebook(box, x[i : i + 1], "2", octaves, 1.4, 4, 0.02, 5)
-        assert torch.allclose(made.images[i : i + 1], want, rtol=0, atol=1e-12)
-    assert len(made.history) == 4 * octaves + 1
+        assert torch.allclose(result.images[i : i + 1], want, rtol=0, atol=1e-12)
+    assert len(result.history) == 4 * octaves + 1
 
 
 def test_the_energy_rises_and_the_image_stays() -> None:
     box, x = convolutional(), pictures(2, 1, 24, 24)
-    made = deepdream(box, x, "3", octaves=1, jitter=0, step=0.02)
-    assert (made.scores > 1.5 * box.read(x, "3")["3"].pow(2).flatten(1).mean(1)).all()
-    likeness = torch.corrcoef(torch.stack([made.images[0].flatten(), x[0].flatten()]))[0, 1]
+    result = deepdream(box, x, "3", octaves=1, jitter=0, step=0.02)
+    assert (result.scores > 1.5 * box.read(x, "3")["3"].pow(2).flatten(1).mean(1)).all()
+    likeness = torch.corrcoef(torch.stack([result.images[0].flatten(), x[0].flatten()]))[0, 1]
     assert likeness > 0.5
 
 
@@ -93,7 +93,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
     assert max(areas.seen) <= 16 * 20
 
 
-def test_tiles_dream_nearly_as_the_whole_does() -> None:
+def test_tiles_give_nearly_the_image_without_tiles() -> None:
     """At one place of the borders they differ there alone: the tiles' gradients are the whole's, in other units."""
     box, x = convolutional(), pictures(1, 1, 48, 48)
     whole, tiled = (deepdream(box, x, "1", octaves=1, steps=1, step=1e-3, tile=t).images - x for t in (None, 24))
@@ -106,37 +106,37 @@ def test_tiles_cover_the_image(length: int, window: int) -> None:
     assert {i for s in starts for i in range(s, s + window)} == set(range(length))
 
 
-def test_borders_lie_elsewhere_at_each_step() -> None:
+def test_borders_are_at_other_positions_in_each_step() -> None:
     box, x = convolutional(), pictures(1, 1, 48, 48)
-    made = deepdream(box, x, "2", octaves=1, steps=8, tile=16, jitter=0)
-    moved = (made.images - x).abs()
+    result = deepdream(box, x, "2", octaves=1, steps=8, tile=16, jitter=0)
+    moved = (result.images - x).abs()
     seam = moved[..., 15:17, :].mean() + moved[..., 31:33, :].mean()
     assert seam / 2 > 0.7 * moved.mean()
 
 
-def test_the_octaves_have_a_least_size() -> None:
+def test_the_octaves_have_a_smallest_size() -> None:
     box = convolutional()
     sizes = Areas(box.model)
     deepdream(box, pictures(1, 1, 28, 28), "2", steps=1)
     assert sorted(set(sizes.seen)) == [20 * 20, 28 * 28]
 
 
-def test_frames_are_of_the_whole_image() -> None:
+def test_frames_are_of_the_full_size_image() -> None:
     box, x = convolutional(), pictures(2, 1, 40, 36)
-    made = deepdream(box, x, "2", steps=2, frame_every=1)
-    assert made.frames is not None
-    assert made.frames.shape == (2 * 3 + 1, 2, 1, 40, 36)
-    assert torch.allclose(made.frames[0], x, atol=1e-12)
-    assert torch.equal(made.frames[-1], made.images)
+    result = deepdream(box, x, "2", steps=2, frame_every=1)
+    assert result.frames is not None
+    assert result.frames.shape == (2 * 3 + 1, 2, 1, 40, 36)
+    assert torch.allclose(result.frames[0], x, atol=1e-12)
+    assert torch.equal(result.frames[-1], result.images)
 
 
-def test_a_net_of_one_size_says_what_to_do() -> None:
+def test_a_model_of_one_size_is_refused_with_advice() -> None:
     c = make_case("plain")
     x = torch.rand(1, 1, 12, 20, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r"takes no images of 12x20 .* its own are 8x8: give tile=\(8, 8\)"):
         deepdream(c.box, x, ub.logit(0))
-    made = deepdream(c.box, x, ub.logit(0), tile=(8, 8), octaves=1, steps=2)
-    assert made.images.shape == x.shape
+    result = deepdream(c.box, x, ub.logit(0), tile=(8, 8), octaves=1, steps=2)
+    assert result.images.shape == x.shape
     assert deepdream(c.box, x, "conv2", steps=2).images.shape == x.shape  # as far as that it takes any
 
 
@@ -145,7 +145,7 @@ class Viewed(awkward.PlainCNN):
         return self.fc(self.second_block(self.first_block(x)).reshape(-1, 64))
 
 
-def test_rows_that_multiply_are_no_images_taken() -> None:
+def test_a_model_that_multiplies_rows_is_refused() -> None:
     """`view(-1, 64)` makes four rows of a larger image, silently."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -30,7 +30,7 @@ from unboxed.synthesis.recipe import (
 GRAY = ub.Pixels((1, 12, 12), mean=0.3, std=0.3)
 
 
-class Net(nn.Module):
+class Model(nn.Module):
     """A convolution, whose channel 2 is dead, and a second layer that must not run when it isn't asked for."""
 
     def __init__(self, scale: float = 1.0, channels: int = 1) -> None:
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def box() -> ub.Box:
-    return ub.Box(Net(), GRAY)
+    return ub.Box(Model(), GRAY)
 
 
 def images(n: int = 4) -> Tensor:
@@ -84,8 +84,8 @@ def test_the_ascent_on_the_unit_ball_ends_at_the_filter() -> None:
     box, weights = linear_unit()
     zero = torch.zeros(5, 2, 4, 4)
     start = 0.1 * torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(2))
-    plan = OptimizationConfig(60, partial(SGD, lr=0.2), ball_constraint(L2(1.0), zero, lambda x: x))
-    climb = optimize(box, neuron("0", torch.arange(5)), RawCanvas(start), plan)
+    config = OptimizationConfig(60, partial(SGD, lr=0.2), ball_constraint(L2(1.0), zero, lambda x: x))
+    climb = optimize(box, neuron("0", torch.arange(5)), RawCanvas(start), config)
     assert torch.allclose(F.cosine_similarity(climb.input.flatten(1), weights.flatten(1)), torch.ones(5), atol=1e-4)
 
 
@@ -95,13 +95,13 @@ def test_the_ascent_on_the_unit_ball_ends_at_the_filter() -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_one_weight_of_each_prior_serves_every_scale(scale: float) -> None:
     """A ReLU layer with weights and biases times k gives k times as much: the drawing is the same."""
-    want = feature(ub.Box(Net(), GRAY), channel("relu", torch.tensor([0, 1])), steps=20)
-    got = feature(ub.Box(Net(scale), GRAY), channel("relu", torch.tensor([0, 1])), steps=20)
+    want = feature(ub.Box(Model(), GRAY), channel("relu", torch.tensor([0, 1])), steps=20)
+    got = feature(ub.Box(Model(scale), GRAY), channel("relu", torch.tensor([0, 1])), steps=20)
     assert torch.allclose(got.images, want.images, atol=1e-3)
     assert torch.allclose(got.scores, scale * want.scores, rtol=1e-2)
 
 
-def test_a_drawing_is_no_rougher_than_images_are() -> None:
+def test_the_total_variation_is_that_of_natural_images_at_most() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     made = channels(box, "relu1", [0, 4, 9], steps=60)
     assert (total_variation(kind="anisotropic")({"input": made.images}) < 1.15 * NATURAL_TOTAL_VARIATION).all()
@@ -110,7 +110,7 @@ def test_a_drawing_is_no_rougher_than_images_are() -> None:
     ]).all()  # fmt: skip
 
 
-def test_the_spread_is_that_of_every_row_alone(box: ub.Box) -> None:
+def test_the_score_scale_is_that_of_each_row_alone(box: ub.Box) -> None:
     seen = image_statistics(box, None)
     goal = channel("relu", torch.tensor([0, 1, 3])) * torch.tensor([1.0, 2.0, 3.0])
     all_at_once = noise_scores(box, goal, 3, seen, "auto")
@@ -129,7 +129,7 @@ def test_interpolated_neurons_end_at_each_of_them(box: ub.Box) -> None:
 
 
 def test_colors_and_total_variation_are_estimated_from_data() -> None:
-    box = ub.Box(Net(channels=3), ub.Pixels((3, 12, 12)))
+    box = ub.Box(Model(channels=3), ub.Pixels((3, 12, 12)))
     data = 0.8 + 0.05 * torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(3)).clamp(-3, 3)
     made = feature(box, channel("relu", 0), data=data, steps=1)
     assert (made.images.mean() - 0.8).abs() < 0.05
@@ -148,7 +148,7 @@ def alike(box: ub.Box, x: Tensor) -> float:
     return float((flat @ flat.T)[~torch.eye(len(x), dtype=torch.bool)].mean())
 
 
-def test_diverse_drawings_differ_more() -> None:
+def test_diverse_images_differ_more() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     plain = feature(box, channel("relu2", 2), n_images=3, steps=50)
     apart = feature(box, channel("relu2", 2), n_images=3, steps=50, diversity=1.0)
@@ -156,7 +156,7 @@ def test_diverse_drawings_differ_more() -> None:
     assert torch.allclose(apart.scores, box.read(apart.images, "relu2")["relu2"][:, 2].mean((1, 2)), rtol=1e-4)
 
 
-def test_only_drawings_of_one_channel_are_kept_apart(box: ub.Box) -> None:
+def test_diversity_is_among_images_of_one_channel(box: ub.Box) -> None:
     """Two of channel 0 beside two of channel 1: the same as two of channel 0 alone."""
     both, one = (
         channels(box, "relu", [0, 1], images_per_channel=2, steps=5),
@@ -180,13 +180,13 @@ def test_all_channels_in_one_run_that_stops_at_the_layer(box: ub.Box) -> None:
     assert model.tick_labels == before
 
 
-def test_the_dead_are_told(box: ub.Box) -> None:
+def test_dead_units_are_warned_of(box: ub.Box) -> None:
     with pytest.warns(UnboxedWarning, match="1 of 2 units seem dead"):
         made = channels(box, "relu", [1, 2], steps=8)
     assert made.dead.tolist() == [False, True]
 
 
-def test_the_units_of_a_layer_without_positions_are_drawn() -> None:
+def test_units_of_a_layer_without_positions() -> None:
     made = channels(ub.Box(*ub.zoo.load("digits-cnn")), "fc2", [3], steps=3)
     assert made.scores.shape == (1,)
 
@@ -194,26 +194,26 @@ def test_the_units_of_a_layer_without_positions_are_drawn() -> None:
 # ---- canvases --------------------------------------------------------------------------------------------------------
 
 
-def test_maco_holds_the_spectrum_and_fills_the_transparency(box: ub.Box) -> None:
+def test_maco_keeps_the_spectrum_and_gives_the_transparency(box: ub.Box) -> None:
     x = images(32)
     made = feature(box, channel("relu", torch.tensor([0, 1])), canvas="maco", data=x, steps=5, seed=1)
     palette = image_statistics(box, x).palette
-    found = torch.fft.rfft2(palette.from_colors(made.images)).abs()  # (N, C, H, W // 2 + 1)
+    result = torch.fft.rfft2(palette.from_colors(made.images)).abs()  # (N, C, H, W // 2 + 1)
     want = torch.fft.rfft2(palette.from_colors(x)).abs().mean(0)
     inner = (slice(None), slice(None), slice(1, 6), slice(1, 6))  # apart from what is its own mirror image
-    assert torch.allclose(found[inner], want[inner[1:]].expand(2, -1, -1, -1), rtol=1e-2)
+    assert torch.allclose(result[inner], want[inner[1:]].expand(2, -1, -1, -1), rtol=1e-2)
     assert made.transparency is not None
     assert made.transparency.shape == made.images.shape
     assert (made.transparency.flatten(1).amax(1) > 0).all()
 
 
-def test_maco_without_data_says_so(box: ub.Box) -> None:
+def test_maco_without_data_warns(box: ub.Box) -> None:
     with pytest.warns(UnboxedWarning, match="1/f"):
         feature(box, channel("relu", 0), canvas="maco", steps=1)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 14), (8, 7)])
-def test_one_over_f_has_spread_one(size: tuple[int, int]) -> None:
+def test_the_natural_spectrum_has_unit_standard_deviation(size: tuple[int, int]) -> None:
     """Mean over many draws of the phases, as `Phase` paints them."""
     like = torch.zeros(1, 1, *size, dtype=torch.float64)
     assert natural_spectrum(like)[0, 0, 0] == 0  # the mean color is the palette's
@@ -239,8 +239,8 @@ def test_a_caricature_is_of_its_own_input() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x = ub.data.digits().tensors()[0][[0, 3, 5, 8]]
     made = caricature(box, x, "relu2", steps=40)
-    found, own = (box.read(v, "relu2")["relu2"].flatten(1) for v in (made.images, x))
-    a, b = F.normalize(found - own.mean(0), dim=1), F.normalize(own - own.mean(0), dim=1)
+    result, own = (box.read(v, "relu2")["relu2"].flatten(1) for v in (made.images, x))
+    a, b = F.normalize(result - own.mean(0), dim=1), F.normalize(own - own.mean(0), dim=1)
     assert (a @ b.T).argmax(1).tolist() == [0, 1, 2, 3]
 
 
@@ -248,7 +248,7 @@ def test_a_caricature_is_of_its_own_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "said"),
+    ("work", "message"),
     [
         (lambda b: feature(b, 3), "objective must be an objective"),
         (lambda b: feature(b, channel("relu", 0), canvas="oil"), 'canvas must be "fourier", "pixels" or "maco"'),
@@ -265,12 +265,12 @@ def test_a_caricature_is_of_its_own_input() -> None:
         (lambda b: channels(b, "relu", 0, data=torch.rand(2, 3, 12, 12)), "images in"),
     ],
 )
-def test_refused(box: ub.Box, work: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_refused(box: ub.Box, work: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         work(box)
 
 
-def test_a_table_of_features_has_no_picture() -> None:
+def test_tabular_models_are_refused() -> None:
     box = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
     with pytest.raises(InputError, match="takes images alone"):
         feature(box, logit(0))

@@ -29,31 +29,31 @@ def x() -> Tensor:
 
 
 def test_little_is_lost_early_and_much_late(box: ub.Box, x: Tensor) -> None:
-    made = inversions(box, x, ["conv1", "fc1", "logits"], steps=80)
-    assert made.layers == ("conv1", "fc1", "logits")
-    assert made.images.shape == (3, *x.shape)
-    far = (made.images - x).flatten(2).pow(2).mean(2).sqrt().mean(1)
+    result = inversions(box, x, ["conv1", "fc1", "logits"], steps=80)
+    assert result.layers == ("conv1", "fc1", "logits")
+    assert result.images.shape == (3, *x.shape)
+    far = (result.images - x).flatten(2).pow(2).mean(2).sqrt().mean(1)
     assert far[0] < far[1] < far[2]
     assert far[0] < 0.05
-    assert (made.errors < 0.05).all()
-    assert torch.equal(box.predict(made.images[2]), box.predict(x))
+    assert (result.errors < 0.05).all()
+    assert torch.equal(box.predict(result.images[2]), box.predict(x))
 
 
 def test_the_numbers_are_of_the_images(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "conv2", steps=4, jitter=2)
-    h, now = box.read(x, "conv2")["conv2"].flatten(1), box.read(made.images, "conv2")["conv2"].flatten(1)
-    assert torch.allclose(made.errors, (now - h).pow(2).sum(1) / h.pow(2).sum(1), rtol=1e-5)
-    assert torch.allclose(made.cosines, torch.cosine_similarity(now, h), rtol=1e-5)
-    assert made.history.shape == (5, 3)
+    result = inversion(box, x, "conv2", steps=4, jitter=2)
+    h, now = box.read(x, "conv2")["conv2"].flatten(1), box.read(result.images, "conv2")["conv2"].flatten(1)
+    assert torch.allclose(result.errors, (now - h).pow(2).sum(1) / h.pow(2).sum(1), rtol=1e-5)
+    assert torch.allclose(result.cosines, torch.cosine_similarity(now, h), rtol=1e-5)
+    assert result.history.shape == (5, 3)
 
 
-def test_starts_stand_beside_their_source_and_differ(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "fc1", steps=3, n_starts=2)
-    assert made.source_rows.tolist() == [0, 0, 1, 1, 2, 2]
-    assert len(made.images) == 6
-    assert (made.images[0] - made.images[1]).abs().max() > 1e-3
+def test_starts_are_next_to_one_another_and_differ(box: ub.Box, x: Tensor) -> None:
+    result = inversion(box, x, "fc1", steps=3, n_starts=2)
+    assert result.source_rows.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(result.images) == 6
+    assert (result.images[0] - result.images[1]).abs().max() > 1e-3
     alone = inversion(box, x[:1], "fc1", steps=3, n_starts=2)
-    assert torch.allclose(alone.images, made.images[:2], atol=1e-5)
+    assert torch.allclose(alone.images, result.images[:2], atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
@@ -63,15 +63,15 @@ def test_every_objective_rises(box: ub.Box, x: Tensor, metric: str, canvas: str)
         with pytest.raises(InputError, match="no bound"):
             inversion(box, x, "conv2", metric=metric, canvas=canvas)
         return
-    made = inversion(box, x, "conv2", metric=metric, canvas=canvas, steps=40)
-    assert (made.scores > made.history[0]).all()
-    assert (made.cosines > 0.85).all()
+    result = inversion(box, x, "conv2", metric=metric, canvas=canvas, steps=40)
+    assert (result.scores > result.history[0]).all()
+    assert (result.cosines > 0.85).all()
 
 
 def test_the_dot_product_stays_in_its_ball(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "conv2", metric="dot", steps=20)
+    result = inversion(box, x, "conv2", metric="dot", steps=20)
     color, spread = pixel_statistics(box.inputs)
-    far = (made.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
+    far = (result.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
     assert (far <= spread * 28 * (1 + 1e-5)).all()
     assert (far >= spread * 28 * 0.9).all()
 
@@ -94,12 +94,12 @@ def test_the_layers_are_spread_over_the_depth(box: ub.Box, x: Tensor) -> None:
     assert inversions(box, x, steps=1).layers == ("relu1", "pool1", "relu2", "pool2", "relu3", "logits")
 
 
-def test_frames_and_drawings(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "logits", steps=4, frame_every=2)
-    assert made.frames is not None
-    assert made.frames.shape == (3, *x.shape)
-    assert ub.plots.image_sheet(made).size[0] > 100
-    assert ub.plots.frame_strip(made).size[0] > 100
+def test_frames_and_figures(box: ub.Box, x: Tensor) -> None:
+    result = inversion(box, x, "logits", steps=4, frame_every=2)
+    assert result.frames is not None
+    assert result.frames.shape == (3, *x.shape)
+    assert ub.plots.image_sheet(result).size[0] > 100
+    assert ub.plots.frame_strip(result).size[0] > 100
 
 
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
@@ -113,7 +113,7 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
         inversions(box, x, [])
 
 
-def test_a_table_of_features_is_refused() -> None:
+def test_tabular_models_are_refused() -> None:
     model = nn.Linear(3, 2)
     box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="logits")
     with pytest.raises(InputError, match="images"):
@@ -125,18 +125,18 @@ def test_a_call_of_a_layer(model: str) -> None:
     entry = awkward.get_model(model)
     box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     path = "relu1#1" if model == "relu_called_twice" else "conv1"
-    made = inversion(box, entry.images(2).to(box.dtype), path, steps=2)
-    assert made.layer == path
-    assert made.images.dtype == box.dtype
+    result = inversion(box, entry.images(2).to(box.dtype), path, steps=2)
+    assert result.layer == path
+    assert result.images.dtype == box.dtype
 
 
 def test_ctrl_c_between_layers_keeps_those_made(box: ub.Box, x: Tensor) -> None:
     whole = inversions(box, x, ["conv1", "fc1"], steps=3)
     with interrupted(box.model, 5, once=True):
-        made = inversions(box, x, ["conv1", "fc1"], steps=3)
-    assert made.interrupted
-    assert torch.equal(made.images[0], whole.images[0])
-    assert not torch.equal(made.images[1], whole.images[1])
+        result = inversions(box, x, ["conv1", "fc1"], steps=3)
+    assert result.interrupted
+    assert torch.equal(result.images[0], whole.images[0])
+    assert not torch.equal(result.images[1], whole.images[1])
 
 
 def test_ctrl_c_ends_all_layers(box: ub.Box, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +145,12 @@ def test_ctrl_c_ends_all_layers(box: ub.Box, x: Tensor, monkeypatch: pytest.Monk
 
     def cut(box: ub.Box, x: Tensor, layer: str, **settings: Any) -> Any:
         steps.append(settings["steps"])
-        made = inversion(box, x, layer, **{**settings, "steps": 0})
-        return replace(made, interrupted=len(steps) == 1)
+        result = inversion(box, x, layer, **{**settings, "steps": 0})
+        return replace(result, interrupted=len(steps) == 1)
 
     monkeypatch.setattr(sys.modules["unboxed.synthesis.inversions"], "inversion", cut)
-    made = inversions(box, x, ["conv1", "conv2", "fc1"], steps=7)
-    assert made.interrupted
+    result = inversions(box, x, ["conv1", "conv2", "fc1"], steps=7)
+    assert result.interrupted
     assert steps == [7, 0, 0]
 
 
@@ -170,6 +170,6 @@ class Listed(nn.Module):
         return self.head(x.flatten(1))
 
 
-def test_layers_in_a_list_are_met() -> None:
-    made = inversions(ub.Box(Listed().eval(), awkward.GRAY_INPUTS), torch.rand(1, 1, 8, 8), steps=1)
-    assert made.layers == ("stem", "body.0", "body.1", "logits")
+def test_layers_in_a_module_list() -> None:
+    result = inversions(ub.Box(Listed().eval(), awkward.GRAY_INPUTS), torch.rand(1, 1, 8, 8), steps=1)
+    assert result.layers == ("stem", "body.0", "body.1", "logits")

@@ -25,18 +25,18 @@ def x() -> Tensor:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_hidden_unit_is_deactivated(box: ub.Box, x: Tensor, norm: str) -> None:
     unit = ub.neuron("fc1", 5)
-    made = minimal_deactivation(box, x, unit, norm=norm)
-    assert made.deactivated.all()
-    now = box.read(made.images, "fc1")["fc1"][:, 5]
-    assert torch.allclose(now, made.score_after)
+    result = minimal_deactivation(box, x, unit, norm=norm)
+    assert result.deactivated.all()
+    now = box.read(result.images, "fc1")["fc1"][:, 5]
+    assert torch.allclose(now, result.score_after)
     assert (now <= 1e-3).all()
-    d = made.change.flatten(1)
-    assert torch.allclose(d.norm(dim=1) if norm == "l2" else d.abs().amax(1), made.distance)
-    assert made.images.min() >= 0
-    assert made.images.max() <= 1
-    initially_inactive = made.score_before <= 0
-    assert (made.distance[initially_inactive] == 0).all()
-    assert (made.distance[~initially_inactive] > 0).all()
+    d = result.change.flatten(1)
+    assert torch.allclose(d.norm(dim=1) if norm == "l2" else d.abs().amax(1), result.distance)
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+    initially_inactive = result.score_before <= 0
+    assert (result.distance[initially_inactive] == 0).all()
+    assert (result.distance[~initially_inactive] > 0).all()
 
 
 def test_after_a_relu_too(box: ub.Box, x: Tensor) -> None:
@@ -47,26 +47,26 @@ def test_after_a_relu_too(box: ub.Box, x: Tensor) -> None:
 
 
 def test_a_smaller_change_does_not_deactivate(box: ub.Box, x: Tensor) -> None:
-    made = minimal_deactivation(box, x, ub.neuron("fc1", 5))
-    initially_active = made.score_before > 0
-    middle = box.read(x + 0.97 * made.change, "fc1")["fc1"][:, 5]
+    result = minimal_deactivation(box, x, ub.neuron("fc1", 5))
+    initially_active = result.score_before > 0
+    middle = box.read(x + 0.97 * result.change, "fc1")["fc1"][:, 5]
     assert (middle[initially_active] > 0).all()
 
 
 def test_smaller_than_a_plain_descent(box: ub.Box, x: Tensor) -> None:
-    made = minimal_deactivation(box, x, ub.neuron("fc1", 5))
+    result = minimal_deactivation(box, x, ub.neuron("fc1", 5))
     grad = ub.attribution.gradient(box, x, ub.neuron("fc1", 5))
-    initially_active = made.score_before > 0
+    initially_active = result.score_before > 0
     step = grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    shorter = (x - 0.98 * made.distance.view(-1, 1, 1, 1) * step).clamp(0, 1)
+    shorter = (x - 0.98 * result.distance.view(-1, 1, 1, 1) * step).clamp(0, 1)
     assert (box.read(shorter, "fc1")["fc1"][:, 5][initially_active] > -1e-3).all()
 
 
 def test_a_ball_that_is_too_small_is_reported(box: ub.Box, x: Tensor) -> None:
-    made = minimal_deactivation(box, x, ub.logit(int(box.predict(x)[0])), threshold=-5.0, eps=0.01)
-    assert not made.deactivated[0]
-    assert (made.distance <= 0.01 * (1 + 1e-5)).all()
-    assert (made.score_after <= made.score_before).all()
+    result = minimal_deactivation(box, x, ub.logit(int(box.predict(x)[0])), threshold=-5.0, eps=0.01)
+    assert not result.deactivated[0]
+    assert (result.distance <= 0.01 * (1 + 1e-5)).all()
+    assert (result.score_after <= result.score_before).all()
 
 
 def test_each_row_has_its_own_radius(box: ub.Box, x: Tensor) -> None:
@@ -82,19 +82,19 @@ def test_tabular_models(x: Tensor) -> None:
     box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="regression")
     rows = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
     z = box(rows)[:, 0]
-    made = minimal_deactivation(box, rows, ub.logit(0), threshold=float(z.min()) - 100)
+    result = minimal_deactivation(box, rows, ub.logit(0), threshold=float(z.min()) - 100)
     want = (z - float(z.min()) + 100) / model.weight[0].norm()
-    assert made.deactivated.all()
-    assert torch.allclose(made.distance, want.detach(), rtol=1e-3)
+    assert result.deactivated.all()
+    assert torch.allclose(result.distance, want.detach(), rtol=1e-3)
 
 
 def test_ctrl_c_keeps_the_smallest_change(box: ub.Box, x: Tensor) -> None:
     with interrupted(box.model, 40, once=True):
-        made = minimal_deactivation(box, x, ub.neuron("fc1", 5))
-    assert made.interrupted
-    assert made.deactivated.any()
+        result = minimal_deactivation(box, x, ub.neuron("fc1", 5))
+    assert result.interrupted
+    assert result.deactivated.any()
     whole = minimal_deactivation(box, x, ub.neuron("fc1", 5))
-    assert (made.distance[made.deactivated] >= whole.distance[made.deactivated] * (1 - 1e-3)).all()
+    assert (result.distance[result.deactivated] >= whole.distance[result.deactivated] * (1 - 1e-3)).all()
 
 
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
@@ -108,8 +108,8 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_scale_of_the_score_does_not_matter(box: ub.Box, x: Tensor, scale: float) -> None:
     """Down to the threshold itself, and an input above it does not count as deactivated."""
-    made = minimal_deactivation(box, x, scale * ub.neuron("relu3", 5))
-    assert (made.score_before > 0).any()
-    assert made.deactivated.all()
-    assert (made.score_after <= 0).all()
-    assert (made.distance[made.score_before > 0] > 0).all()
+    result = minimal_deactivation(box, x, scale * ub.neuron("relu3", 5))
+    assert (result.score_before > 0).any()
+    assert result.deactivated.all()
+    assert (result.score_after <= 0).all()
+    assert (result.distance[result.score_before > 0] > 0).all()

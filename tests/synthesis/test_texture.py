@@ -39,39 +39,39 @@ def texture_loss(box: ub.Box, x: Tensor, image: Tensor, layers: tuple[str, ...])
 
 def test_the_texture_loss_is_the_papers() -> None:
     c = make_case("plain", torch.float64)
-    made = texture(c.box, c.x, LAYERS, steps=2)
+    result = texture(c.box, c.x, LAYERS, steps=2)
     for i in range(3):
-        want = -texture_loss(c.box, c.x[i : i + 1], made.images[i : i + 1], LAYERS)
-        assert made.scores[i].item() == pytest.approx(want, rel=1e-9)
+        want = -texture_loss(c.box, c.x[i : i + 1], result.images[i : i + 1], LAYERS)
+        assert result.scores[i].item() == pytest.approx(want, rel=1e-9)
 
 
 def test_the_style_loss_is_the_papers() -> None:
     """L = alpha L_content + beta L_style (eq. 7), L_content relative to |P|^2; one style image for all."""
     c = make_case("plain", torch.float64)
     style = pictures(1, 1, 8, 8)
-    made = style_transfer(c.box, c.x, style, layers=LAYERS, content_layer="conv2", content_weight=0.3, steps=2)
+    result = style_transfer(c.box, c.x, style, layers=LAYERS, content_layer="conv2", content_weight=0.3, steps=2)
     for i in range(3):
-        f, p = (units(c.box, "conv2", v[i : i + 1]) for v in (made.images, c.x))
+        f, p = (units(c.box, "conv2", v[i : i + 1]) for v in (result.images, c.x))
         content = ((f - p) ** 2).sum() / (p**2).sum()
-        want = -texture_loss(c.box, style, made.images[i : i + 1], LAYERS) - 0.3 * content
-        assert made.scores[i].item() == pytest.approx(want, rel=1e-9)
+        want = -texture_loss(c.box, style, result.images[i : i + 1], LAYERS) - 0.3 * content
+        assert result.scores[i].item() == pytest.approx(want, rel=1e-9)
 
 
 def test_an_image_has_its_own_texture() -> None:
     c = make_case("plain", torch.float64)
-    made = style_transfer(c.box, c.x, c.x, layers=LAYERS, steps=0)
-    assert made.scores.abs().max() < 1e-12
+    result = style_transfer(c.box, c.x, c.x, layers=LAYERS, steps=0)
+    assert result.scores.abs().max() < 1e-12
 
 
 def test_the_texture_is_reached() -> None:
     c = make_case("plain", torch.float64)
-    made = texture(c.box, c.x, LAYERS, steps=150, smooth=0)
-    assert (made.scores > 0.2 * made.history[0]).all()
-    assert (made.scores > -0.01).all()
-    assert (made.images - c.x).abs().mean() > 0.05  # and it is not the image
+    result = texture(c.box, c.x, LAYERS, steps=150, smooth=0)
+    assert (result.scores > 0.2 * result.history[0]).all()
+    assert (result.scores > -0.01).all()
+    assert (result.images - c.x).abs().mean() > 0.05  # and it is not the image
 
 
-def test_places_are_forgotten() -> None:
+def test_a_texture_has_no_positions() -> None:
     """Gram matrices of the pixels don't change when these are shuffled."""
     c = make_case("plain", torch.float64)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
@@ -100,15 +100,15 @@ def test_smoothness_is_a_prior() -> None:
     assert smooth < 0.7 * rough
 
 
-def test_a_layer_that_gives_nothing_asks_for_nothing() -> None:
+def test_a_layer_of_zeros_has_no_weight() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dead = nn.Conv2d(1, 2, 3)
         nn.init.zeros_(dead.weight)
         nn.init.zeros_(dead.bias)
         box = ub.Box(nn.Sequential(dead, nn.Flatten(), nn.Linear(72, 3)), awkward.GRAY_INPUTS)
-    made = texture(box, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), ["input", "0"], steps=3)
-    assert torch.isfinite(made.history).all()
+    result = texture(box, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), ["input", "0"], steps=3)
+    assert torch.isfinite(result.history).all()
 
 
 def test_refusals() -> None:
@@ -130,14 +130,14 @@ def test_refusals() -> None:
 def test_strips_have_positions(shape: tuple[int, int]) -> None:
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
     box, x = ub.Box(nn.Sequential(*layers).eval(), ub.Pixels((1, *shape))), torch.rand(2, 1, *shape)
-    for made in (texture(box, x, steps=2), style_transfer(box, x, x[:1], steps=2)):
-        assert made.images.shape == x.shape
-        assert torch.isfinite(made.history).all()
+    for result in (texture(box, x, steps=2), style_transfer(box, x, x[:1], steps=2)):
+        assert result.images.shape == x.shape
+        assert torch.isfinite(result.history).all()
 
 
 def test_a_single_pixel_has_a_texture() -> None:
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
     box = ub.Box(nn.Sequential(*layers).eval(), awkward.GRAY_INPUTS)
-    made = texture(box, torch.full((2, 1, 1, 1), 0.3), ["input", "0"], steps=3)
-    assert torch.isfinite(made.history).all()
-    assert torch.isfinite(made.images).all()
+    result = texture(box, torch.full((2, 1, 1, 1), 0.3), ["input", "0"], steps=3)
+    assert torch.isfinite(result.history).all()
+    assert torch.isfinite(result.images).all()

@@ -27,7 +27,7 @@ from ..validation import address_list, check_int
 
 MIN_HSIC_EXAMPLES = 4  # examples that HSIC_1 needs
 ROUNDING_ULPS = 32  # units in the last place by which a constant feature may seem to vary
-MAX_ACTIVATION_BYTES = 2**29  # of one minibatch's activations held at a time; a layer that is larger is held alone
+MAX_ACTIVATION_BYTES = 2**29  # of one minibatch's activations at a time; a larger layer is read alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)

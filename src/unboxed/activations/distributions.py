@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..engine.cpu_cache import rows_per_chunk
+
 BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the largest magnitude
-CPU_CACHE_VALUES = 2**19  # values
+CHUNK_VALUES = 2**19  # of a chunk that a CPU's cache holds
 CANCELLATION_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
 MIN_EXPONENT = -100  # of the width of a bin, as a power of 2
 
@@ -27,8 +29,8 @@ class BatchMoments:
     @classmethod
     def from_values(cls, h: Tensor) -> BatchMoments:  # (n, C, P)
         """On a CPU in chunks that fit its cache: each is read several times."""
-        chunk_rows = max(1, CPU_CACHE_VALUES // max(1, h[0].numel())) if h.device.type == "cpu" else len(h)
-        parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in torch.split(h, chunk_rows)]
+        chunks = torch.split(h, rows_per_chunk(h, CHUNK_VALUES))
+        parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in chunks]
         mean, maximum, minimum, l2_norm = (
             parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
         )

@@ -102,18 +102,22 @@ def _channel_order(box: Box, path: str) -> list[int] | None:
         return None
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
-    received = box.forward(noise, [f"{path}:input#0"])[f"{path}:input#0"]  # (2, C, H, W), padded, or (2, C * H * W)
-    received = received.to(noise)
-    return next((order for part in parts if (order := _match_channel_order(received, part)) is not None), None)
+    layer_input = box.forward(noise, [f"{path}:input#0"])[
+        f"{path}:input#0"
+    ]  # (2, C, H, W), maybe padded, or (2, C * H * W)
+    layer_input = layer_input.to(noise)
+    return next((order for part in parts if (order := _match_channel_order(layer_input, part)) is not None), None)
 
 
-def _match_channel_order(received: Tensor, noise: Tensor) -> list[int] | None:
+def _match_channel_order(layer_input: Tensor, noise: Tensor) -> list[int] | None:
     """The position of each channel of the noise (2, C, H, W) in a layer's input; an empty list where it is flat."""
-    if received.shape == noise.flatten(1).shape:
-        return [] if float(_abs_correlation(received.reshape(1, -1), noise.reshape(1, -1))) > MIN_CORRELATION else None
-    if noise.ndim != 4 or received.ndim != 4 or received.shape[1] != noise.shape[1]:
+    if layer_input.shape == noise.flatten(1).shape:
+        return (
+            [] if float(_abs_correlation(layer_input.reshape(1, -1), noise.reshape(1, -1))) > MIN_CORRELATION else None
+        )
+    if noise.ndim != 4 or layer_input.ndim != 4 or layer_input.shape[1] != noise.shape[1]:
         return None
-    candidate_orders = (_match_channels(part, noise) for part in _windows(received, noise.shape[2], noise.shape[3]))
+    candidate_orders = (_match_channels(part, noise) for part in _windows(layer_input, noise.shape[2], noise.shape[3]))
     return next((order for order in candidate_orders if order is not None), None)
 
 
@@ -125,10 +129,10 @@ def _windows(h: Tensor, height: int, width: int) -> Iterator[Tensor]:
         yield h[:, :, i : i + height, j : j + width]
 
 
-def _match_channels(received: Tensor, noise: Tensor) -> list[int] | None:
+def _match_channels(layer_input: Tensor, noise: Tensor) -> list[int] | None:
     """The position of each channel of the noise (N, C, H, W): pixels may be scaled, shifted, clipped or noisy."""
     is_correlated = (
-        _abs_correlation(received.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > MIN_CORRELATION
+        _abs_correlation(layer_input.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > MIN_CORRELATION
     )  # (C, C)
     is_one_to_one = bool((is_correlated.sum(0) == 1).all() and (is_correlated.sum(1) == 1).all())
     return is_correlated.long().argmax(0).tolist() if is_one_to_one else None

@@ -27,8 +27,8 @@ T = TypeVar("T")
 F = TypeVar("F")
 DEFAULT_BINS = 64
 MAX_PENDING_VALUES = 2**18  # of batches that are added to the moments together
-ScoreKind = Literal["peak", "mean"]
-HistogramKind = Literal["positions", "peak", "mean"]
+ScoreKind = Literal["max", "mean"]
+HistogramKind = Literal["positions", "max", "mean"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +85,7 @@ def statistics(
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors.
         layers: Addresses of the layers, as `box.layers` lists them. None: all modules without children that have
             weights and units on `axis`.
-        histogram_of: Values of a unit that its histogram counts. "positions": all of them; "peak" or "mean": the
+        histogram_of: Values of a unit that its histogram counts. "positions": all of them; "max" or "mean": the
             largest, or the mean, of each example.
         axis: Axis of the layer's units; its other axes, but for the batch, are positions. For tokens (N, T, C) give -1.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
@@ -232,7 +232,7 @@ class UnitSurvey:
         rows, histograms = BatchMoments.concat(state.pending), state.histograms
         if self.histogram_of != "positions":
             histograms = histograms.update(
-                (rows.maximum if self.histogram_of == "peak" else rows.mean).T, rows.is_finite.T
+                (rows.maximum if self.histogram_of == "max" else rows.mean).T, rows.is_finite.T
             )
         return SurveyState(state.n_examples, state.moments.update(rows), histograms)
 

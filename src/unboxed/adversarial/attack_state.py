@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
 from ..engine.optimize.constraints import Linf, NormBall
-from ..engine.optimize.loop import cache_batch_plan
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
@@ -236,7 +236,7 @@ class AttackState:
             outputs = evaluate_rows(self._full_batch, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in outputs)
         self.queries.index_add_(0, rows, torch.full_like(rows, self.n_samples))  # a row may have several images
-        size, max_rows = cache_batch_plan(self.box, len(rows), self.batch_size)
+        size, max_rows = gradient_batch_plan(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             z = z.clone() if z.is_inference() else z
             parts = in_batches(lambda s: evaluate_rows(z[s], rows[s]), len(rows), size, max_rows)

@@ -14,9 +14,10 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, explained
+from ..engine.cpu_cache import forward_batch_plan
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT, forward_batch_plan, resolve_objective, score_points
+from ..engine.perturb.masking import MASKED_INPUT, resolve_objective, score_points
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..box import Box
 from ..objectives import Objective
@@ -86,7 +87,7 @@ class Attribution(Tensor):
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         fields = {
-            "map": _shapes(self.map),
+            "map": tree_map(lambda part: tuple(part.shape), self.map),
             "target": self.target.name if isinstance(self.target, Objective) else self.target,
             "score": self.score,
             "layer": self.layer,
@@ -113,12 +114,6 @@ class Attribution(Tensor):
 
 def _unpickle(cls: type[Attribution], data: Tensor, fields: dict[str, Any]) -> Attribution:
     return cls._rebuild(fields, data)
-
-
-def _shapes(maps: Any) -> Any:
-    if isinstance(maps, Mapping):
-        return {name: _shapes(part) for name, part in maps.items()}
-    return tuple(maps.shape) if isinstance(maps, Tensor) else tuple(map(_shapes, maps))
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -42,21 +43,19 @@ def _brief(value: Any) -> str:
     """A value on part of a line."""
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
-    if isinstance(value, (tuple, list, Mapping)):
-        listed = list(value.items()) if isinstance(value, Mapping) else value
-        more = ["..."] * (len(listed) > MAX_REPR_ITEMS)
-        return f"[{', '.join([*map(_brief, listed[:MAX_REPR_ITEMS]), *more])}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(_first(f'{name}: {_brief(part)}' for name, part in value.items()))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_first(map(_brief, value)))}]"
     if isinstance(value, OneLineRepr) or dataclasses.is_dataclass(value):
         return type(value).__name__
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
 
-def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
-    """`fn` of tensors, or of each part of dicts or tuples of them, as several inputs are given."""
-    first = structures[0]
-    if isinstance(first, Mapping):
-        return {name: fn(*(h[name] for h in structures)) for name in first}
-    return tuple(map(fn, *structures)) if isinstance(first, tuple) else fn(*structures)
+def _first(texts: Iterable[str]) -> list[str]:
+    """The first texts, and "..." for more."""
+    listed = list(islice(texts, MAX_REPR_ITEMS + 1))
+    return listed if len(listed) <= MAX_REPR_ITEMS else [*listed[:-1], "..."]
 
 
 def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:

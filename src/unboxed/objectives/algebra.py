@@ -90,7 +90,7 @@ class Objective:
             InputError: when it holds values for another number.
         """
         if self.n not in (None, n):
-            raise InputError(f"{self.name} holds rows for {self.n} examples; there are {n}")
+            raise InputError(f"{self.name} holds values for {self.n} examples; there are {n}")
         return self
 
     def __add__(self, other: Operand) -> Objective:
@@ -196,7 +196,7 @@ def _combine(a: Objective | Constant | float, symbol: str, b: Objective | Consta
     counts = [len(side) if isinstance(side, Constant) else side.n for side in sides]
     sizes = {n for n in counts if n is not None}
     if len(sizes) > 1:
-        raise InputError(f"{name} holds rows for {' and '.join(map(str, sorted(sizes)))} examples")
+        raise InputError(f"{name} holds values for {' and '.join(map(str, sorted(sizes)))} examples")
 
     def score(acts: Acts) -> Tensor:
         values = [side(acts) if isinstance(side, Objective) else side for side in (a, b)]
@@ -307,7 +307,7 @@ class Constant:
 
 
 def constant(value: Tensor, like: Tensor) -> Tensor:
-    """A held tensor on the device of an activation; an inference tensor is cloned, so that graphs take it."""
+    """A stored tensor on the device of an activation; an inference tensor is cloned, so that graphs take it."""
     value = value.to(like.device)
     return value.clone() if value.is_inference() else value
 
@@ -315,8 +315,8 @@ def constant(value: Tensor, like: Tensor) -> Tensor:
 def as_float(h: Tensor, layer: str = "the layer") -> Tensor:
     """An activation in at least single precision. Raises LayerError for integers and complex numbers."""
     if not h.is_floating_point():
-        kind = "complex numbers" if h.is_complex() else "whole numbers, which have no gradient"
-        raise LayerError(f"{layer} gives {kind}: an objective needs floats")
+        kind = "complex activations" if h.is_complex() else "integer activations, which have no gradient"
+        raise LayerError(f"{layer} has {kind}: an objective needs floats")
     return h.float() if h.dtype in (torch.bfloat16, torch.float16) else h
 
 

@@ -121,7 +121,7 @@ def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> 
 def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     shape = tuple(k.value.shape)
     if shape not in ((), (n,)):
-        raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {shape}")
+        raise InputError(f"a class must be one int, or one for each of {n} examples, shape ({n},); got {shape}")
     lower, upper = k.value_range() or (0, 0)
     if lower < 0 or upper >= n_classes:
         got = str(lower) if lower == upper else f"{lower} to {upper}"
@@ -129,7 +129,7 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
 
 
 def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:
-    """The logit of a class, or of one class per example (n,), held on a device. Raises InputError."""
+    """The logit of a class, or of one class per example (n,), stored on a device. Raises InputError."""
     if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.device.type == device.type == "cpu":
         return _cached_class_logit(tuple(classes.tolist()), n, n_outputs)
     labels = Constant(classes)

@@ -216,7 +216,7 @@ def _reference_objective(
     def checked_score(current: Tensor) -> Tensor:
         current = current if transform is None else transform(current)
         if shape[1:] != current.shape[1:] or shape[0] not in (1, len(current)):
-            raise InputError(f"{layer} gives {tuple(current.shape)}; the activation to match is {shape}")
+            raise InputError(f"{layer} has shape {tuple(current.shape)}; the activation to match has {shape}")
         return score(current, reference.to_like(current))
 
     if len(reference) == 1:

@@ -136,7 +136,7 @@ def energy(layer: str) -> Objective:
     Source:
         Mordvintsev et al. 2015, "Inceptionism".
     """
-    return layer_objective(layer, lambda h: h.flatten(1).pow(2).mean(1), f"{layer} as a whole")
+    return layer_objective(layer, lambda h: h.flatten(1).pow(2).mean(1), f"{layer} energy")
 
 
 @remember_call
@@ -166,7 +166,7 @@ def direction(layer: str, v: Tensor) -> Objective:
             return (h * w).flatten(1).sum(1)
         if w.ndim != 1 or len(w) != h.shape[1]:
             raise InputError(
-                f"{layer} gives {tuple(h.shape[1:])}; a direction has {h.shape[1]} values; got {tuple(v.shape)}"
+                f"{layer} has shape {tuple(h.shape[1:])}; a direction has {h.shape[1]} values; got {tuple(v.shape)}"
             )
         return torch.einsum("nc...,c->n...", h, w).flatten(1).mean(1)
 

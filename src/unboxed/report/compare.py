@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..activations import CKA, Ablation, ablation, cka, filters
-from ..activations.ablating import last_hidden_layer
+from ..activations.ablation import last_hidden_layer
 from ..box import Box
 from ..comparing import compare
 from ..engine.read.channel_axes import channels_first_layers

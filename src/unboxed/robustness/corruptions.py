@@ -16,7 +16,8 @@ from torch import Tensor
 from ..adversarial.predictions import finite_logits
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import MAX_CPU_ROWS, labeled_examples
+from ..engine.cpu_cache import MAX_DATA_ROWS
+from ..engine.read.examples import labeled_examples
 from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import in_batches
@@ -155,7 +156,7 @@ class _CorruptionTally:
     def run(self, batch_size: BatchSize) -> bool:
         """Returns whether Ctrl-C ended it."""
         size, max_rows = self.box.batch_plan(len(self.x), batch_size)
-        max_rows = max_rows if self.box.batch_dependent or self.x.device.type != "cpu" else min(max_rows, MAX_CPU_ROWS)
+        max_rows = max_rows if self.box.batch_dependent or self.x.device.type != "cpu" else min(max_rows, MAX_DATA_ROWS)
         try:
             in_batches(self._add_rows, len(self.x), size, max_rows)
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import MAX_CPU_ROWS
+from ..engine.cpu_cache import MAX_DATA_ROWS
 from ..errors import OutputError
 from ..model.batching import in_batches
 from ..model.nan_checks import check_no_nan
@@ -248,7 +248,7 @@ class _NoisyClassifier:
         if self.box.batch_dependent:
             return self._predict(torch.stack([self._noisy_copy(i, first_sample) for i in row_numbers]))[:, None]
         size, max_rows = self.box.batch_plan(last_sample - first_sample, self.batch_size)
-        max_rows = min(max_rows, MAX_CPU_ROWS) if self.x.device.type == "cpu" else max_rows
+        max_rows = min(max_rows, MAX_DATA_ROWS) if self.x.device.type == "cpu" else max_rows
 
         def predict_slice(sample_slice: slice) -> Tensor:
             return self._predict(

@@ -15,7 +15,7 @@ from ..objectives import dot
 from ..parameters import BatchSize, Data, FrameInterval, Inputs, RequiredLayer, Seed, Steps
 from ..settings import AtLeast, check_settings
 from .generated import GeneratedImages, example_names
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, generate, image_statistics
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
 
 
 @card(
@@ -62,7 +62,7 @@ def caricature(
 
     Raises:
         InputError: for inputs that are not images, or settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers.
+        LayerError: for an unknown layer, or one with integer activations.
 
     Example:
         >>> import unboxed as ub
@@ -82,17 +82,5 @@ def caricature(
     recipe = replace(CANVAS_RECIPES["fourier"], transform=random_affine(degrees=4, scale=0.04, jitter=0.03))
     with torch.inference_mode(False):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
-    generated, _ = generate(
-        box,
-        dot(layer, h, power=power),
-        len(x),
-        stats,
-        recipe,
-        steps=steps,
-        frame_every=frame_every,
-        seed=seed,
-        batch_size=batch_size,
-        method="Caricature",
-        names=example_names(len(x)),
-    )
-    return generated
+    objective, run = dot(layer, h, power=power), RunSettings(steps, frame_every, seed, batch_size)
+    return generate(box, objective, example_names(len(x)), stats, recipe, run, method="Caricature")[0]

@@ -19,7 +19,7 @@ from ..parameters import BatchSize, Canvas, Data, Diversity, FrameInterval, Requ
 from ..settings import AtLeast, Unit, check_settings
 from .feature import warn_dead
 from .generated import GeneratedImages
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, generate, image_statistics
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -68,7 +68,7 @@ def channels(
         units: Units (channels) of the layer; None takes all of them.
         images_per_channel: Images of each channel. Those of one channel are next to one another.
         diversity: Weight of the term that makes the images of one objective differ. Used for several images per
-            channel; as a share of the score's rise: 0.9 makes them a third less alike for an eighth of the score.
+            channel; as a fraction of the score's rise: 0.9 makes them a third less alike for an eighth of the score.
         canvas: Parameterization of the images. "fourier": Fourier coefficients; "pixels"; "maco": the phases alone, the
             spectrum's magnitudes being those of `data` or of natural images.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. The images get their colors, total variation
@@ -103,20 +103,10 @@ def channels(
     layer = resolve_address(box, layer)
     targets = _channel_indices(box, layer, units).repeat_interleave(images_per_channel)
     has_diversity = images_per_channel > 1 and diversity > 0
-    generated, dead = generate(
-        box,
-        channel(layer, targets),
-        len(targets),
-        stats,
-        recipe,
-        steps=steps,
-        frame_every=frame_every,
-        seed=seed,
-        batch_size=batch_size,
-        diversity_term=diversity_objective(layer, targets) * diversity if has_diversity else None,
-        method="Channels",
-        names=tuple(f"channel {k}" for k in targets.tolist()),
-    )
+    term = diversity_objective(layer, targets) * diversity if has_diversity else None
+    names, run = tuple(f"channel {k}" for k in targets.tolist()), RunSettings(steps, frame_every, seed, batch_size)
+    objective = channel(layer, targets)
+    generated, dead = generate(box, objective, names, stats, recipe, run, method="Channels", diversity_term=term)
     warn_dead(dead)
     values = {f.name: getattr(generated, f.name) for f in fields(generated)}
     return Channels(**values, targets=targets, dead=dead)

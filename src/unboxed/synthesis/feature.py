@@ -14,7 +14,7 @@ from ..objectives import diversity as diversity_objective
 from ..parameters import BatchSize, Canvas, Data, Diversity, FrameInterval, RequiredObjective, Seed, Steps
 from ..settings import AtLeast, Unit, check_settings
 from .generated import GeneratedImages, objective_names
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, generate, image_statistics
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
 
 
 @card(
@@ -56,8 +56,8 @@ def feature(
             spectrum's magnitudes being those of `data` or of natural images; it fills `transparency`.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. The images get their colors, total variation
             and spectrum; None takes those of natural images.
-        diversity: Weight of the term that makes the images of one objective differ. As a share of the score's rise: 0.9
-            makes them a third less alike for an eighth of the score. `history` is then of the sum.
+        diversity: Weight of the term that makes the images of one objective differ. As a fraction of the score's rise:
+            0.9 makes them a third less alike for an eighth of the score. `history` is then of the sum.
         steps: Number of iterations.
         frame_every: Keep every k-th step's images as frames. None keeps none.
         seed: Seed of all random draws: same seed, same result.
@@ -68,7 +68,7 @@ def feature(
 
     Raises:
         InputError: for a model whose inputs are not images, what is no objective, settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers.
+        LayerError: for an unknown layer, or one with integer activations.
 
     Example:
         >>> import unboxed as ub
@@ -90,20 +90,10 @@ def feature(
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
     if diversity > 0 and n_images == 1:
         raise InputError("diversity makes several images of one objective differ: give their number, n_images=4")
-    generated, dead = generate(
-        box,
-        objective,
-        n_images,
-        stats,
-        recipe,
-        steps=steps,
-        frame_every=frame_every,
-        seed=seed,
-        batch_size=batch_size,
-        diversity_term=_diversity_term(objective) * diversity if diversity > 0 else None,
-        method="Feature visualization",
-        names=objective_names(objective, n_images),
-    )
+    term = _diversity_term(objective) * diversity if diversity > 0 else None
+    names, run = objective_names(objective, n_images), RunSettings(steps, frame_every, seed, batch_size)
+    method = "Feature visualization"
+    generated, dead = generate(box, objective, names, stats, recipe, run, method=method, diversity_term=term)
     warn_dead(dead)
     return generated
 

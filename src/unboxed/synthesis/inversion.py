@@ -122,7 +122,7 @@ def inversion(
 
     Raises:
         InputError: for inputs that are not images, or settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers or without a batch axis.
+        LayerError: for an unknown layer, or one with integer activations or without a batch axis.
 
     Example:
         >>> import unboxed as ub

@@ -48,7 +48,7 @@ class Inversions(OneLineRepr):
     does_not_show="That what is lost was useless: two images with equal activations may be two classes to a person.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, ["logits"], steps=3),
-    exempt={"row seeds": "its images have the axis of layers in front; `inversion`, which makes them, keeps the law"},
+    exempt={"row seeds": "its images have the axis of layers in front; `inversion` keeps the contract"},
     runs=lambda s: MAX_DEFAULT_LAYERS * s["n_starts"] * (s["steps"] + 2),
     order=8,
 )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import SGD
+from torch.utils._pytree import tree_map
 
 from ..box import Box
 from ..cards import card
@@ -22,7 +23,7 @@ from ..engine.gradients.score import gradients
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, Constraint, NormBall, l2_norm
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
-from ..engine.results import OneLineRepr, map_structure
+from ..engine.results import OneLineRepr
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.batching import in_batches
@@ -58,7 +59,7 @@ class MinimalDeactivation(OneLineRepr):
     @property
     def change(self) -> Any:  # (N, ...)
         """What was added to the input."""
-        return map_structure(torch.sub, self.images, self.input)
+        return tree_map(torch.sub, self.images, self.input)
 
 
 @card(
@@ -105,7 +106,7 @@ def minimal_deactivation(
 
     Raises:
         InputError: for what is no objective, inputs or settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers.
+        LayerError: for an unknown layer, or one with integer activations.
 
     Example:
         >>> import unboxed as ub

@@ -103,7 +103,7 @@ def natural_spectrum(like: Tensor) -> Tensor:
     h, w = like.shape[-2:]
     magnitude = 1 / spectrum_frequencies(like)
     magnitude[0, 0] = 0  # the mean color is the palette's
-    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored, but for what is its own mirror image
+    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored; some columns have no mirror image
     multiplicity[:, 0] = 1
     if w % 2 == 0:
         multiplicity[:, -1] = 1
@@ -149,51 +149,63 @@ def _row_score(objective: Objective, i: int, acts: Acts) -> Tensor:
     return objective.rows(torch.full((N_NOISE_IMAGES,), i, device=any_activation.device))(acts)
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run that `feature`, `channels` and `caricature` share."""
+
+    steps: int
+    frame_every: int | None
+    seed: int
+    batch_size: BatchSize
+
+
 def generate(
-    box: Box, objective: Objective, n: int, stats: ImageStatistics, recipe: CanvasRecipe, *,
-    steps: int, frame_every: int | None, seed: int, batch_size: BatchSize, diversity_term: Objective | None = None,
-    method: str, names: tuple[str, ...],
+    box: Box, objective: Objective, names: tuple[str, ...], stats: ImageStatistics, recipe: CanvasRecipe,
+    run: RunSettings, *, method: str, diversity_term: Objective | None = None,
 ) -> tuple[GeneratedImages, Tensor]:  # fmt: skip
     """The images, and which units (N,) are dead: their score is the same for random images and for the optimized one.
 
     The diversity term is weighted by the rise of the score above random images', so that one weight serves every unit.
     """
-    seed = check_seed(seed)
+    n, seed = len(names), check_seed(run.seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.check_objective(objective, n)
-        baseline, interrupted_early = retry_on_interrupt(lambda: noise_scores(box, objective, n, stats, batch_size))
-        scaled_objective = objective * (1 / baseline.scale)
-        config = OptimizationConfig(
-            steps=0 if interrupted_early else steps,
-            optimizer=recipe.optimizer,
-            constraint=recipe.constraint,
-            transform=recipe.transform,
-            anneal_lr=True,
-            relu_bypass="all",
-            frame_every=frame_every,
-            seed=seed,
-            prior=_image_prior(stats) if recipe.uses_prior else None,
-            sum_abs_grads=recipe.keeps_transparency,
-        )
+        noise, interrupted = retry_on_interrupt(lambda: noise_scores(box, objective, n, stats, run.batch_size))
+        maximized = _add_diversity(objective * (1 / noise.scale), diversity_term, noise.mean / noise.scale)
+        config = _optimization_config(stats, recipe, 0 if interrupted else run.steps, run.frame_every, seed)
         like = torch.zeros(n, *box.inputs.shape, device=box.device, dtype=box.dtype)
-        canvas = recipe.make_canvas(like, seed, stats)
-        maximized = _add_diversity(scaled_objective, diversity_term, baseline.mean / baseline.scale)
-        result = optimize(box, maximized, canvas, config, batch_size=batch_size)
-    score, history = result.score * baseline.scale, result.history * baseline.scale
+        result = optimize(box, maximized, recipe.make_canvas(like, seed, stats), config, batch_size=run.batch_size)
+    scores = result.score * noise.scale
     if diversity_term is not None:
-        score, was_interrupted = retry_on_interrupt(lambda: _objective_score(box, objective, result.input, batch_size))
-        interrupted_early |= was_interrupted
-    interrupted = result.interrupted or interrupted_early
+        scores, again = retry_on_interrupt(lambda: _objective_score(box, objective, result.input, run.batch_size))
+        interrupted |= again
     generated = GeneratedImages.from_result(
         result,
-        scores=score,
-        history=history,
-        interrupted=interrupted,
+        scores=scores,
+        history=result.history * noise.scale,
+        interrupted=interrupted or result.interrupted,
         method=method,
         names=names,
         layer=single_layer(objective),
     )
-    return generated, baseline.is_constant & (score <= baseline.mean)
+    return generated, noise.is_constant & (scores <= noise.mean)
+
+
+def _optimization_config(
+    stats: ImageStatistics, recipe: CanvasRecipe, steps: int, frame_every: int | None, seed: int
+) -> OptimizationConfig:
+    return OptimizationConfig(
+        steps,
+        recipe.optimizer,
+        recipe.constraint,
+        recipe.transform,
+        anneal_lr=True,
+        relu_bypass="all",
+        frame_every=frame_every,
+        seed=seed,
+        prior=_image_prior(stats) if recipe.uses_prior else None,
+        sum_abs_grads=recipe.keeps_transparency,
+    )
 
 
 def _add_diversity(scaled_objective: Objective, diversity_term: Objective | None, noise_mean: Tensor) -> Objective:

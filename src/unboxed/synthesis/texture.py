@@ -104,7 +104,7 @@ def texture(
     check_settings(texture, locals())
     x = sizes.validate_any_size(box, x, "a texture")
     objective = _style_objective(box, x, _resolve_layers(box, layers), len(x), batch_size)
-    correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no spread
+    correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no standard deviation
     std, mean = x.std((2, 3), correction=correction, keepdim=True), x.mean((2, 3), keepdim=True)
     start = (mean + std * normal(x, check_seed(seed))).clamp(0, 1)
     return _optimize(box, objective, start, steps, smooth, frame_every, batch_size, "Texture")

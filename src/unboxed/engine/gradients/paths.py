@@ -25,6 +25,8 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, in_batches
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
+from ..cpu_cache import path_rows
+from ..rows import broadcast_rows
 from .score import ReluBypass, batch_gradients
 
 Moment = Literal["mean", "squared", "variance"]
@@ -60,7 +62,7 @@ class Line:
 
 def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     """Points (R, ...) at fractions t (R,) between start and end (R, ...)."""
-    return start + t.view(-1, *[1] * (end.ndim - 1)) * (end - start)
+    return start + broadcast_rows(t, end) * (end - start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,7 @@ def noise_unit(inputs: Inputs, x: Tensor) -> Tensor:
     if isinstance(inputs, Features):
         return x.new_tensor(inputs.std)[None]
     flat = x.flatten(1)
-    return (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (x.ndim - 1))
+    return broadcast_rows(flat.amax(1) - flat.amin(1), x)
 
 
 # -- the mean over a path --------------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ class _RunningSum:
     def add(self, weights: Tensor, gradients: Tensor) -> _RunningSum:
         """With gradients g (R, ...) of weights w (R,)."""
         gradients = gradients - self.offset if self.moment == "variance" else gradients
-        weights = weights.view(-1, *[1] * (gradients.ndim - 1))
+        weights = broadcast_rows(weights, gradients)
         squares = None if self.squares is None else self.squares + (weights * gradients**2).sum(0)
         return _RunningSum(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
 
@@ -283,22 +285,13 @@ def path_scores(
     return flat_scores.view(n_points, n_examples).T if batch_dependent else flat_scores.view(n_examples, n_points)
 
 
-MAX_CPU_ROWS = 96
-"""Rows per batch on a CPU: with more, stored activations leave the cache and each gradient takes longer."""
-
-
-def max_rows_at_once(box: Box) -> int:
-    """How many rows an automatic batch has."""
-    return min(box.batch_limit, MAX_CPU_ROWS) if box.device.type == "cpu" else box.batch_limit
-
-
 def _batch_plan(
     box: Box, n_examples: int, n_points: int, batch_size: BatchSize, batch_dependent: bool
 ) -> tuple[BatchSize, int]:
     """(size, max_rows) for `in_batches`; where rows depend on one another, a batch is all examples at one point."""
     if batch_dependent:
         return box.batch_plan(n_examples, batch_size, True)
-    return box.batch_plan(n_examples * n_points, batch_size)[0], max_rows_at_once(box)
+    return box.batch_plan(n_examples * n_points, batch_size)[0], path_rows(box)
 
 
 def _example_point_pairs(rows: slice, n_examples: int, n_points: int, batch_dependent: bool) -> tuple[Tensor, Tensor]:

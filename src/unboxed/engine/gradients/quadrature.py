@@ -22,7 +22,8 @@ from torch import Tensor
 from ...box import MAX_BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
-from .paths import Line, interpolate, max_rows_at_once, midpoints, path_mean_gradient
+from ..cpu_cache import path_rows
+from .paths import Line, interpolate, midpoints, path_mean_gradient
 from .score import gradients_in_batches
 
 MAX_INITIAL_POINTS = 16  # at most, at first: fewer may meet a tight tolerance by luck, with maps that are less exact
@@ -186,7 +187,7 @@ def _evaluate(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
         points = interpolate(problem.start[rows], problem.x[rows], t.flatten())
     objective = problem.objective.rows(rows)
     result = gradients_in_batches(
-        problem.box, objective, points, None, "input", problem.batch_size, "no", max_rows_at_once(problem.box)
+        problem.box, objective, points, None, "input", problem.batch_size, "no", path_rows(problem.box)
     )
     gradient = result.map.view(n, k, *problem.x.shape[1:])
     slope = (gradient * problem.delta[:, None]).flatten(2).sum(2)

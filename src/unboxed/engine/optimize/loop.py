@@ -14,6 +14,7 @@ from ...model.hooks import Acts
 from ...model.state import syncs_on_read
 from ...objectives import Objective
 from ...rng import step_generator
+from ..cpu_cache import gradient_batch_plan
 from ..gradients.score import score_gradients_with_bypass
 from ..rows import broadcast_rows
 from .batch_state import BatchState, select_optimizer_rows
@@ -27,9 +28,6 @@ from .optimizers import PlainAscent
 from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
-CPU_CACHE_BYTES = 2**26  # bytes of activations that a CPU keeps near: larger batches run slower
-MIN_BATCH_ROWS, MAX_BATCH_ROWS = 16, 128
-"""Rows: of fewer, the weights are read too often; of more, blocks of memory are so large that each is mapped anew."""
 SYNC_EVERY = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
@@ -50,18 +48,8 @@ def optimize(
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
         return combine_results(
-            in_batches(optimize_rows, n, *cache_batch_plan(box, n, batch_size, any(batch_dependent)))
+            in_batches(optimize_rows, n, *gradient_batch_plan(box, n, batch_size, any(batch_dependent)))
         )
-
-
-def cache_batch_plan(box: Box, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
-    """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
-    size, max_rows = box.batch_plan(n, batch_size, batch_dependent)
-    if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
-        max_rows = min(
-            max_rows, MAX_BATCH_ROWS, max(MIN_BATCH_ROWS, CPU_CACHE_BYTES // max(1, box.profile.bytes_per_example))
-        )
-    return size, max_rows
 
 
 class _BatchOptimizer:

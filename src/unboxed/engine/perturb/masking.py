@@ -17,6 +17,7 @@ from ...model.batching import BatchSize, in_batches
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
+from ..cpu_cache import forward_batch_plan
 from ..read.edits import resolve_target
 from .baselines import baseline
 from .segments import DefaultSegments, FeatureGroups, feature_groups
@@ -111,20 +112,6 @@ def _masked_scores(
 
     stacked = torch.cat(in_batches(run_batch, ends[-1], *forward_batch_plan(masking.box, ends[-1], batch_size)))
     return list(torch.split(stacked.cpu().double(), lengths))
-
-
-CPU_CACHE_BYTES = 20 * 2**20  # bytes between two layers that fit a CPU's cache: larger batches run slower
-
-
-def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
-    """(size, max_rows) for `in_batches`, for forward passes alone: `box.batch_plan`, limited by a CPU's cache."""
-    size, max_rows = box.batch_plan(n_rows, batch_size)
-    cache_rows = (
-        max(1, CPU_CACHE_BYTES // max(1, box.profile.peak_bytes_per_example))
-        if box.device.type == "cpu" and not box.batch_dependent
-        else max_rows
-    )
-    return size, min(max_rows, cache_rows)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from ... import rng
 
-MAX_SUBSETS = 2**22  # subsets that may be listed
-
 
 @dataclass(frozen=True, eq=False)
 class SampledMasks:

@@ -14,6 +14,7 @@ from ...box import Box
 from ...errors import DataError, InputError
 from ...model.batching import BatchSize, in_batches
 from ...validation import check_int
+from ..cpu_cache import data_rows
 from .class_labels import dataset_class_names, match_labels, matchable_classes
 from .items import (
     ACCEPTED_DATA,
@@ -27,8 +28,6 @@ from .items import (
     without_label,
 )
 from .packing import is_single_pass, pack_data
-
-MAX_CPU_ROWS = 192  # examples on a CPU: larger batches gain nothing and leave its cache
 
 
 class LabeledExamples(NamedTuple):
@@ -70,7 +69,7 @@ def for_each_batch(
     """
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
-    max_rows = max_rows or (MAX_CPU_ROWS if box.device.type == "cpu" else box.batch_limit)
+    max_rows = max_rows or data_rows(box)
     rows_per_batch = min(max_rows, box.batch_limit) if batch_size == "auto" else batch_size
     for x in input_batches(pack_data(box, data), sys.maxsize if box.batch_dependent else rows_per_batch, skipped):
         _call_in_batches(box, box.validate_inputs(x), callback, batch_size)

@@ -1,4 +1,4 @@
-"""Ablation: silence the units of a layer, one after another, and see what the output loses."""
+"""Ablation: the output of a model with each unit of a layer replaced by zero or its mean, one at a time."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from ..parameters import BatchSize, Data, Layers, NExamples, UnitAxis
 from ..settings import Holds, check_settings
 from .distributions import accumulator_dtype
 from .statistics import ScoreKind, SurveyState, UnitStatistics, UnitSurvey, run_pass
-from .units import peak_positions, unit_layers, unravel_positions
+from .units import max_positions, unit_layers, unravel_positions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ def top_examples(
     layers: Layers = None,
     k: NExamples = 9,
     *,
-    rank_by: Annotated[ScoreKind, "Value of a unit by which examples are ranked."] = "peak",
+    rank_by: Annotated[ScoreKind, "Value of a unit by which examples are ranked."] = "max",
     features: Annotated[str | None, Holds("layer"), "Address of the layer in which distances are measured."] = "auto",
     axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
@@ -95,7 +95,7 @@ def top_examples(
         layers: Addresses of the layers, as `box.layers` lists them. None: all modules without children that have
             weights and units on `axis`.
         k: Number of examples to find. For each unit.
-        rank_by: Value of a unit by which examples are ranked. "peak": the largest over positions; "mean".
+        rank_by: Value of a unit by which examples are ranked. "max": the largest over positions; "mean".
         features: Address of the layer in which distances are measured. "auto": the input of the last layer with
             weights; None measures none.
         axis: Axis of the layer's units; its other axes, but for the batch, are positions. For tokens (N, T, C) give -1.
@@ -245,12 +245,12 @@ class _TopRanking:
     def observe(self, state: _PassState | None, path: str, h: Tensor) -> _BatchTop:
         survey_before, top, _ = state.layers[path] if state else (None, None, None)
         survey, h, rows = self.surveys[path].observe(survey_before, h)
-        scores = rows.maximum if self.ranked_by == "peak" else rows.mean  # (n, C)
+        scores = rows.maximum if self.ranked_by == "max" else rows.mean  # (n, C)
         units, n_new = top.improved_units(scores, self.k) if top else (None, self.k)
         unit_index = torch.arange(h.shape[1], device=h.device) if units is None else units
         unit_scores = scores.T[unit_index]  # (c, n)
         batch_row = _top_indices(unit_scores, n_new)
-        flat_position = peak_positions(h[batch_row, unit_index[:, None]])
+        flat_position = max_positions(h[batch_row, unit_index[:, None]])
         return _BatchTop(survey, units, unit_scores.gather(1, batch_row), batch_row, flat_position, tuple(h.shape[2:]))
 
     def next_state(self, state: _PassState | None, batch_tops: dict[str, _BatchTop], acts: Acts) -> _PassState:
