@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
-from ..engine.optimize.constraints import Linf, NormBall, broadcast_rows
+from ..engine.optimize.constraints import L1, Linf, NormBall, broadcast_rows, resolve_ball
 from ..engine.optimize.loop import cache_batch_plan
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
@@ -282,6 +282,14 @@ def explain_missing_gradient() -> Iterator[None]:
         if "use_reentrant" in str(error):
             raise OutputError(f"{REENTRANT_ERROR}; {GRADIENT_FREE_HINT}") from error
         raise
+
+
+def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True) -> NormBall:
+    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
+    resolved = resolve_ball(eps, norm, ball)
+    if isinstance(resolved, L1) and not takes_l1:
+        raise InputError('this attack takes norm="linf" or "l2"; for l1 use pgd or fab')
+    return check_eps_range(box, resolved)
 
 
 def check_eps_range(box: Box, ball: NormBall) -> NormBall:

@@ -24,8 +24,8 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import check_settings
-from .attack_state import AttackState
-from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
+from .attack_state import AttackState, attack_ball
+from .gradient_attack import GradientAttackConfig, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
 

@@ -23,7 +23,6 @@ from ..engine.optimize.constraints import (
     ball_constraint,
     broadcast_rows,
     identity_grad,
-    resolve_ball,
     unconstrained_grad,
 )
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
@@ -31,7 +30,7 @@ from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..errors import InputError, warn
 from ..validation import check_seed
-from .attack_state import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient
+from .attack_state import GRADIENT_FREE_HINT, AttackState, explain_missing_gradient
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -70,11 +69,6 @@ class GradientAttackConfig:
             Momentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
         )
         return make_optimizer, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
-
-
-def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
-    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
-    return check_eps_range(box, resolve_ball(eps, norm, ball))
 
 
 def resolve_step_size(step: float | None, total_length: float, steps: int) -> float:
