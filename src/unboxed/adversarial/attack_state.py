@@ -57,11 +57,11 @@ class AttackState:
         target: Tensor | int | None = None,
         objective: Objective | None = None,
         loss_name: str = "ce",
-        n_samples: int = 1,
+        eot: int = 1,
         batch_size: BatchSize = "auto",
     ) -> None:
         self.box, self.x, self.norm = box, box.validate_inputs(x), norm
-        self.n_samples, self.batch_size = n_samples, batch_size
+        self.n_samples, self.batch_size = eot if box.stochastic else 1, batch_size
         n, device = len(self.x), self.x.device
         self.goal = make_goal(box, n, y, target, objective, loss_name)
         self.images = self.x.clone()  # (N, ...) the best found

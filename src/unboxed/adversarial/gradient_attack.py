@@ -76,11 +76,6 @@ def resolve_step_size(step: float | None, total_length: float, steps: int) -> fl
     return total_length / max(steps, 1) if step is None else step
 
 
-def n_eot_samples(box: Box, eot: int) -> int:
-    """Draws per evaluation: one where the model draws nothing."""
-    return eot if box.stochastic else 1
-
-
 def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: int | None) -> Adversarial:
     """Attack all examples that are not successes yet, `restarts` times; without `early_stop`, all examples."""
     attack_state = _GradientAttackState(state, config)
