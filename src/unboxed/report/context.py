@@ -25,9 +25,7 @@ from .source import ReportData
 from .survey import Survey, evenly_spaced
 from .words import format_p, format_prob
 
-N_EVIDENCE = (
-    8  # examples on which methods are judged; a large model is asked with fewer methods, not with fewer examples
-)
+N_EVIDENCE = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
 FLOPS_PER_CALL = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_FLOPS_PER_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
