@@ -274,30 +274,27 @@ class _TopRanking:
 
     def results(self, state: _PassState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
         n = torch.tensor(state.n_examples, device=state.feature_sum.device)
-        baseline_distance = (
-            float(_mean_pair_distance(state.feature_sum, state.squared_norm_sum, n)) if self.features else math.nan
+        distance = _mean_pair_distance(state.feature_sum, state.squared_norm_sum, n)
+        baseline_distance = float(distance) if self.features else math.nan
+        return tuple(self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.surveys)
+
+    def _layer_result(
+        self, path: str, state: _PassState, baseline_distance: float, dtype: torch.dtype, interrupted: bool
+    ) -> TopExamples:
+        survey, top, positions = state.layers[path]
+        value = top.value.to(dtype)
+        return TopExamples(
+            path=path,
+            ranked_by=self.ranked_by,
+            example_index=top.index,
+            value=value,
+            position=unravel_positions(top.flat_position, positions),
+            mean_distance=top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan),
+            baseline_distance=baseline_distance,
+            features=self.features,
+            statistics=self.surveys[path].to_statistics(survey, dtype, interrupted),
+            inputs=state.inputs,
         )
-        tops = []
-        for path, unit_survey in self.surveys.items():
-            survey, top, positions = state.layers[path]
-            position, value = unravel_positions(top.flat_position, positions), top.value.to(dtype)
-            mean_distance = top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan)
-            statistics = unit_survey.to_statistics(survey, dtype, interrupted)
-            tops.append(
-                TopExamples(
-                    unit_survey.path,
-                    self.ranked_by,
-                    top.index,
-                    value,
-                    position,
-                    mean_distance,
-                    baseline_distance,
-                    self.features,
-                    statistics,
-                    state.inputs,
-                )
-            )
-        return tuple(tops)
 
 
 def _top_inputs(state: _PassState | None, tops: Sequence[_TopK], x: Tensor) -> dict[int, Tensor]:

@@ -178,7 +178,7 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
 
     Example:
         >>> import torch, unboxed as ub
-        >>> ub.diversity("conv1")({"conv1": torch.ones(2, 3, 4, 4)}).round()
+        >>> ub.diversity("conv1")({"conv1": torch.ones(2, 4, 3, 3)})
         tensor([-1., -1.])
 
     Source:
