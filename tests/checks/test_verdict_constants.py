@@ -56,7 +56,17 @@ def test_each_bound_on_both_sides(test: VerdictTest) -> None:
 def outcome(test: VerdictTest, kind: Any) -> TestOutcome:
     value = test.bound + (0.2 if test.passes_above == (kind == PASS) else -0.2)
     return TestOutcome(
-        test.name, kind, test.figure, value, value - 0.1, value + 0.1, test.bound, 8, 1, f"<{test.name}>"
+        test.name,
+        kind,
+        test.figure,
+        value,
+        value - 0.1,
+        value + 0.1,
+        test.bound,
+        test.passes_above,
+        8,
+        1,
+        f"<{test.name}>",
     )
 
 

@@ -8,7 +8,8 @@ reasons are known (`benchmarks/verdict_roc.py`, `docs/verdicts.md`).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
@@ -23,6 +24,7 @@ from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 from .interval import Interval, bootstrap_mean
 from .methods import MapOfX, Method, TestedMethod, compute_map, resolve_target
+from .relevance_gain import RemovalCurves
 from .verdict_tests import ESSENTIAL, TESTS, Subject, VerdictTest
 
 PASS: Final = "pass"
@@ -49,6 +51,7 @@ class TestOutcome:
     low: float
     high: float
     bound: float
+    passes_above: bool
     n_examples: int
     n_draws: int
     sentence: str
@@ -59,6 +62,16 @@ class TestOutcome:
         nearest = min(abs(self.low - self.bound), abs(self.high - self.bound))
         inside = self.low <= self.bound <= self.high
         return -nearest if inside else nearest / max(abs(self.bound), 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a verdict was made from: inputs, maps and curves, for its figures."""
+
+    x: Tensor  # (N, ...)
+    maps: Tensor  # (N, ...)
+    control_maps: Mapping[str, Tensor]  # {control: maps (N, ...)}: upper half randomized, another class
+    removal: RemovalCurves
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Verdict:
     tests: tuple[TestOutcome, ...] = ()
     n_examples: int = 0
     n_maps: int = 0  # maps computed for it, one per example: nearly all of its cost
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)  # None where it was read from a file
 
     @property
     def badge(self) -> str:
@@ -84,8 +98,9 @@ class Verdict:
         return {test.name: test.value for test in self.tests}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, without the evidence."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tests", "evidence")}
+        return plain | {"tests": [asdict(test) for test in self.tests]}
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -160,7 +175,8 @@ def verdict(
         outcomes = _run_all(subject, max_draws)
     except UnboxedError as error:
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
-    return Verdict(name, *grade(outcomes), outcomes, len(x), len(x) + subject.n_maps)
+    evidence = Evidence(x, subject.map_, subject.control_maps, subject.removal[1])
+    return Verdict(name, *grade(outcomes), outcomes, len(x), len(x) + subject.n_maps, evidence)
 
 
 def name_of(method: Method) -> str:
@@ -219,7 +235,7 @@ def _outcome(test: VerdictTest, interval: Interval, decision: Grade) -> TestOutc
     }[decision]
     sentence = text.format(value=interval.mean, low=interval.low, high=interval.high)
     return TestOutcome(
-        test.name, decision, test.figure, interval.mean, interval.low, interval.high, test.bound,
+        test.name, decision, test.figure, interval.mean, interval.low, interval.high, test.bound, test.passes_above,
         interval.n_examples, interval.n_draws, sentence,
     )  # fmt: skip
 

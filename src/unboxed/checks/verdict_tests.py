@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,7 @@ class Subject:
     seed: int
     batch_size: BatchSize = "auto"
     n_maps: int = 0  # maps computed so far, one per example
+    control_maps: dict[str, Tensor] = field(default_factory=dict)  # {control: its maps (N, ...)}, of the first draw
 
     def map_of(self, box: Box, target: Any) -> Tensor:
         self.n_maps += len(self.x)
@@ -116,7 +117,9 @@ def _randomized(s: Subject, draw: int) -> Tensor:
     upper = s.layers[len(s.layers) // 2 :]
     if not upper:
         return _not_applicable(s)
-    return _correlation(s.map_, s.map_of(randomize_layers(s.box, upper, s.seed + draw), s.target))
+    maps = s.map_of(randomize_layers(s.box, upper, s.seed + draw), s.target)
+    s.control_maps.setdefault("upper half randomized", maps)
+    return _correlation(s.map_, maps)
 
 
 def _other_class(s: Subject, draw: int) -> Tensor:
@@ -124,7 +127,9 @@ def _other_class(s: Subject, draw: int) -> Tensor:
     if not s.is_class or s.logits.shape[1] < 2 + draw:
         return _not_applicable(s)
     others = s.logits.scatter(1, s.target[:, None], -math.inf).argsort(1, descending=True)
-    return _correlation(s.map_, s.map_of(s.box, others[:, draw]))
+    maps = s.map_of(s.box, others[:, draw])
+    s.control_maps.setdefault("another class", maps)
+    return _correlation(s.map_, maps)
 
 
 def _edges(s: Subject, draw: int) -> Tensor:

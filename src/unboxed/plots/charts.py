@@ -27,6 +27,7 @@ MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's
 MAX_MATRIX_PIXELS = 560  # of all cells, per side
 LIGHT_CELL_ABOVE = 0.65  # of the color range: values on lighter cells are printed dark
 INK, FAINT, EDGE, TRANSPARENT_INK = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
+GOOD, BAD = "#2d7d46", "#b3382c"
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 10, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.edgecolor": EDGE, "axes.spines.top": False, "axes.spines.right": False,
@@ -117,6 +118,40 @@ def bar_chart(
             axes.set_xlim(*value_range)
         if len(series) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.5))
+    return chart.image
+
+
+def interval_chart(
+    intervals: Mapping[str, tuple[float, float, float]], *, title: str = "", label: str = "",
+    value_range: tuple[float, float] = (-1, 1),
+) -> Image.Image:  # fmt: skip
+    """Horizontal intervals with their means, against zero: green to the right of it, red to its left, else gray.
+
+    Args:
+        intervals: {name: (mean, low, high)}, from the top down.
+        title: Printed above.
+        label: What is measured, with its unit.
+        value_range: Ends of the axis; what lies beyond is drawn to its end.
+
+    Returns:
+        The chart (RGB).
+
+    Example:
+        >>> import unboxed as ub
+        >>> chart = ub.plots.charts.interval_chart({"removal": (0.3, 0.1, 0.5)})
+        >>> chart.mode
+        'RGB'
+    """
+    with _chart(460, 30 * max(1, len(intervals)), title) as chart:
+        axes, (left, right) = chart.axes, value_range
+        for y, (mean, low, high) in enumerate(intervals.values()):
+            color = GOOD if low > 0 else BAD if high < 0 else FAINT
+            ends = [min(max(v, left), right) for v in (low, high)]
+            axes.plot(ends, [y, y], color=color, linewidth=4, solid_capstyle="butt")
+            axes.plot([min(max(mean, left), right)], [y], "o", color=color, markersize=7)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set(xlim=value_range, ylim=(len(intervals) - 0.5, -0.5), xlabel=to_printable(label))
+        axes.set_yticks(range(len(intervals)), [to_printable(name) for name in intervals])
     return chart.image
 
 

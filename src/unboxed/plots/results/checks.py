@@ -23,7 +23,8 @@ from ...checks import (
     ShortcutReport,
     Verdict,
 )
-from ..charts import bar_chart, line_chart
+from ...checks.verdict import Evidence, TestOutcome
+from ..charts import bar_chart, interval_chart, line_chart
 from ..draw import map_on_own_scale
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
@@ -139,9 +140,41 @@ def _infidelity_figures(result: Infidelity, box: Box | None = None, *, data: Any
 
 @figures.register(Verdict)
 def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = None) -> Figures:
-    """The numbers that the grade is made from."""
-    values = {name: value for name, value in result.figures.items() if value == value}  # without NaN
-    return {"verdict": bar_chart(values, title=f"{result.method}: {result.badge} ({result.reason})")} if values else {}
+    """The interval of each test against its bound; maps beside those of the controls; the removal curves."""
+    if not result.tests:
+        return {}
+    title = f"{result.method}: {result.badge} ({result.reason})"
+    tests = {_test_text(test): _margins(test) for test in result.tests if test.value == test.value}  # without NaN
+    label = "distance from the bound, in the unit of the figure: right of 0 passes"
+    return {"tests": interval_chart(tests, title=title, label=label), **_evidence_figures(result.evidence)}
+
+
+def _test_text(test: TestOutcome) -> str:
+    bounds = "above" if test.passes_above else "below"
+    return f"{test.name}: {test.value:.2f} [{test.low:.2f}, {test.high:.2f}], passes {bounds} {test.bound:g}"
+
+
+def _margins(test: TestOutcome) -> tuple[float, float, float]:
+    """The mean, the lower and the upper end of the distance from the bound, positive where the test passes."""
+    if test.passes_above:
+        return test.value - test.bound, test.low - test.bound, test.high - test.bound
+    return test.bound - test.value, test.bound - test.high, test.bound - test.low
+
+
+def _evidence_figures(evidence: Evidence | None) -> Figures:
+    if evidence is None:
+        return {}
+    curves = evidence.removal
+    lines = {name: (curves.fractions, scores.mean((0, 1))) for name, scores in
+             (("most relevant first", curves.morf), ("least relevant first", curves.lerf))}  # fmt: skip
+    chart = line_chart(
+        lines, title="Removal", x_label="fraction removed", y_label="score, mean over examples and fills"
+    )
+    if as_images(evidence.x) is None or as_images(evidence.maps) is None:
+        return {"removal": chart}
+    rows = {"map": evidence.maps, **evidence.control_maps}
+    grid = [image_tiles(evidence.x[:MAX_EXAMPLES]), *(_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows.values())]
+    return {"maps": contact_sheet(grid, names=["input", *rows], side=84), "removal": chart}
 
 
 @figures.register(ShortcutReport)
