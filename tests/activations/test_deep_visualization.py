@@ -77,7 +77,7 @@ def test_the_settings_are_those_of_table_1() -> None:
 
 
 def test_what_is_zeroed_is_the_mean() -> None:
-    """Half of the pixels (but for the last blur) stand at the data's mean color."""
+    """Half of the pixels (but for the last blur) are at the data's mean color."""
     c = make_case("plain", torch.float64)
     result = deep_visualization(c.box, 0, recipe=Regularization(small_norm=50), steps=3)
     assert int((result.images == 0.4).sum()) == 32

@@ -72,10 +72,10 @@ def test_the_first_convolution_is_found(before: str) -> None:
 
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0)])
 def test_filters_are_in_the_order_of_the_inputs_channels(order: tuple[int, ...]) -> None:
-    """A model that was trained on BGR turns the channels first; its filters are pictures in RGB all the same."""
+    """A model that was trained on BGR first permutes the channels; its filters are images in RGB nevertheless."""
     opened = box(lambda x: x[:, list(order)])
     want = torch.empty(3, 3, 3, 3)
-    want[:, list(order)] = opened.model.conv1.weight.detach()  # what meets pixel channel order[i] is weight i
+    want[:, list(order)] = opened.model.conv1.weight.detach()  # weight i is multiplied with pixel channel order[i]
     assert torch.equal(ub.activations.filters(opened), want)
 
 

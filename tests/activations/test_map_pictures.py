@@ -26,8 +26,8 @@ from unboxed.report.plane import make_atlas, to_base64
 DRAW = torch.Generator().manual_seed(0)
 
 
-def colors_in(image: Image.Image) -> set[tuple[int, ...]]:
-    return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+def colors_in(picture: Image.Image) -> set[tuple[int, ...]]:
+    return set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
 
 
 def rgb(color: str) -> tuple[int, ...]:
@@ -68,15 +68,15 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
     side = 6
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(-1, 2)
     order = torch.randperm(side**2, generator=DRAW)
-    image = np.asarray(drawn.image_grid(places[order].float(), numbered(side**2)[order], cell=4))[::4, ::4, 0]
+    picture = np.asarray(drawn.image_grid(places[order].float(), numbered(side**2)[order], cell=4))[::4, ::4, 0]
     want = np.asarray((numbered(side**2)[:, 0, 0, 0] * 255).round().view(side, side).flip(0))
-    assert np.array_equal(image, want)
+    assert np.array_equal(picture, want)
 
 
 def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "MAX_ASSIGNED_IMAGES", 16)
-    image = drawn.image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
-    assert image.size == (16, 16)
+    picture = drawn.image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
+    assert picture.size == (16, 16)
 
 
 def test_no_thumbnail_covers_another() -> None:
@@ -120,7 +120,7 @@ def built(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, str]]:
     return made.path.read_text(), made.failures
 
 
-def test_the_section_for_all_kinds_of_models(tmp_path: Path) -> None:
+def test_the_section_for_all_kinds_of_nets(tmp_path: Path) -> None:
     torch.manual_seed(0)
     table = ub.Box(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), ub.Features(("a", "b", "c", "d")))
     number = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).eval(), ub.Pixels((3, 4, 4)), outputs="regression")
@@ -155,7 +155,7 @@ def read_back(config: Path) -> list[dict[str, Any]]:
         from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
     parsed = text_format.Parse(config.read_text(encoding="utf-8"), ProjectorConfig())
-    result = []
+    found = []
     for e in parsed.embeddings:
         table = projector_plugin._read_tensor_tsv_file(str(config.parent / e.tensor_path))
         entry: dict[str, Any] = {"name": e.tensor_name, "table": table, "thumbs": None, "labels": None}
@@ -168,8 +168,8 @@ def read_back(config: Path) -> list[dict[str, Any]]:
             w, h = e.sprite.single_image_dim
             entry["size"], a_row = sheet.shape, sheet.shape[1] // w
             entry["thumbs"] = [sheet[i // a_row * h :, i % a_row * w :][:h, :w] for i in range(len(table))]
-        result.append(entry)
-    return result
+        found.append(entry)
+    return found
 
 
 def test_the_projector_reads_what_was_written(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class Masked(nn.Module):
 
 
 class Skipped(nn.Module):
-    """NaN passes by one way and is swallowed on the wider one."""
+    """NaN passes one branch and is replaced on the one with the wider field."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_the_callers_kernel_settings_are_restored() -> None:
 
 
 class MaskedConv(nn.Conv2d):
-    """PixelCNN's: it sees what lies above and to the left."""
+    """PixelCNN's: its field is above and to the left."""
 
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.ones(3, 3)

@@ -245,7 +245,7 @@ def test_bad_neurons(unit: Any, position: Any) -> None:
 
 
 class Embedded(nn.Module):
-    """The answer's own row of a table is added to it, and the table is the last layer with weights."""
+    """A row of an embedding, chosen by the prediction, is added; the embedding is the last layer with weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def _embedded() -> tuple[ub.Box, Tensor]:
 
 
 def test_the_input_of_an_embedding_is_no_feature() -> None:
-    """It gets numbers of rows: the spread is measured at the last layer that receives features."""
+    """Its inputs are indices: distances are measured at the last layer whose inputs are features."""
     box, x = _embedded()
     (top,) = top_examples(box, x, "fc", k=3)
     (same,) = top_examples(box, x, "fc", k=3, features="fc:input")

@@ -77,7 +77,7 @@ def test_nothing_depends_on_the_number_of_threads() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_features_are_the_same_for_any_split(size: int) -> None:
-    """What the law of splitting asks of the reading; the places in the map depend on one another."""
+    """The contract of splitting for reading; the points of a map depend on one another."""
     box, (x, _) = make_case("plain", torch.float64).box, clustered(9)
     x = box.validate_inputs(x)
     paths = ["input", "conv2:input", "logits"]

@@ -21,7 +21,7 @@ import unboxed as ub
 from unboxed import Box, Features, Pixels, data
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.report import SECTIONS, Finding, Report, Section, report
+from unboxed.report import SECTIONS, Finding, NotApplicable, Report, Section, report
 from unboxed.report.blocks import Text
 from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
@@ -402,6 +402,18 @@ def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) ->
     assert found.failures == {"bad": "RuntimeError: first line <b>"} == facts["failures"]
     assert page.has("This section failed. RuntimeError: first line <b>", "The section “Bad” failed", "2 counted")
     assert facts["findings"]["count"]["n"] == 2
+
+
+def test_where_there_is_nothing_to_find_a_note_says_why(tmp_path: Path) -> None:
+    def find(context: ReportContext) -> Finding:
+        raise NotApplicable("this model has no wheels")
+
+    found, page, facts = quick(
+        box_of(), quadrants([0]), tmp_path, sections=[Section("W", "w", find, show_count), COUNT]
+    )
+    assert found.failures == {}
+    assert page.has("this model has no wheels", "1 counted")
+    assert set(facts["findings"]) == {"count"}
 
 
 def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:

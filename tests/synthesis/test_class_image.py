@@ -33,10 +33,10 @@ def test_no_recipe_gives_an_empty_image(recipe: str, channels: int) -> None:
 
 
 def test_a_model_without_gradient_on_black_is_bypassed_and_warned_of() -> None:
-    shut = model()
+    inactive = model()
     with torch.no_grad():
-        shut[0].bias.fill_(-0.05)  # no channel answers to black: every gradient is exactly zero there
-    b = ub.Box(shut, ub.Pixels((1, 16, 16)))
+        inactive[0].bias.fill_(-0.05)  # no channel is active on black: every gradient is exactly zero there
+    b = ub.Box(inactive, ub.Pixels((1, 16, 16)))
     with pytest.warns(UnboxedWarning, match="exactly zero in some steps for 4 of 4"):
         result = ub.synthesis.class_image(b, recipe="faithful", steps=20)
     assert result.before_clamp.all()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from contracts.common import make_case
-from models import uniform as pictures
+from models import uniform as images
 from unboxed.errors import InputError, LayerError
 from unboxed.rng import step_generator
 from unboxed.synthesis import deepdream
@@ -54,7 +54,7 @@ def notebook(box: ub.Box, x: Tensor, layer: str, octaves: int, scale: float, ste
 @pytest.mark.parametrize("octaves", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 24, 24), (3, 31, 20)])
 def test_the_loop_is_the_notebooks(octaves: int, shape: tuple[int, ...]) -> None:
-    box, x = convolutional(shape[0]), pictures(2, *shape)
+    box, x = convolutional(shape[0]), images(2, *shape)
     result = deepdream(box, x, "2", octaves=octaves, steps=4, step=0.02, seed=5, jitter=3)
     for i in range(2):
         want = notebook(box, x[i : i + 1], "2", octaves, 1.4, 4, 0.02, 5)
@@ -63,7 +63,7 @@ def test_the_loop_is_the_notebooks(octaves: int, shape: tuple[int, ...]) -> None
 
 
 def test_the_energy_rises_and_the_image_stays() -> None:
-    box, x = convolutional(), pictures(2, 1, 24, 24)
+    box, x = convolutional(), images(2, 1, 24, 24)
     result = deepdream(box, x, "3", octaves=1, jitter=0, step=0.02)
     assert (result.scores > 1.5 * box.read(x, "3")["3"].pow(2).flatten(1).mean(1)).all()
     likeness = torch.corrcoef(torch.stack([result.images[0].flatten(), x[0].flatten()]))[0, 1]
@@ -72,7 +72,7 @@ def test_the_energy_rises_and_the_image_stays() -> None:
 
 @pytest.mark.parametrize("tile", [24, 40, (24, 24), (100, 24)])
 def test_a_tile_as_large_as_the_image_changes_nothing(tile: Any) -> None:
-    box, x = convolutional(), pictures(2, 1, 24, 24)
+    box, x = convolutional(), images(2, 1, 24, 24)
     whole, tiled = (deepdream(box, x, "2", steps=3, tile=t) for t in (None, tile))
     assert torch.equal(whole.images, tiled.images)
     assert torch.equal(whole.history, tiled.history)
@@ -87,15 +87,15 @@ class Areas:
 
 
 def test_memory_is_bounded_by_the_tile() -> None:
-    box, x = convolutional(), pictures(1, 1, 60, 50)
+    box, x = convolutional(), images(1, 1, 60, 50)
     areas = Areas(box.model)
     deepdream(box, x, "2", steps=2, tile=(16, 20))
     assert max(areas.seen) <= 16 * 20
 
 
 def test_tiles_give_nearly_the_image_without_tiles() -> None:
-    """At one place of the borders they differ there alone: the tiles' gradients are the whole's, in other units."""
-    box, x = convolutional(), pictures(1, 1, 48, 48)
+    """With equal borders they differ there alone: the gradients of tiles are those of the image, in other units."""
+    box, x = convolutional(), images(1, 1, 48, 48)
     whole, tiled = (deepdream(box, x, "1", octaves=1, steps=1, step=1e-3, tile=t).images - x for t in (None, 24))
     assert torch.corrcoef(torch.stack([whole.flatten(), tiled.flatten()]))[0, 1] > 0.95
 
@@ -107,7 +107,7 @@ def test_tiles_cover_the_image(length: int, window: int) -> None:
 
 
 def test_borders_are_at_other_positions_in_each_step() -> None:
-    box, x = convolutional(), pictures(1, 1, 48, 48)
+    box, x = convolutional(), images(1, 1, 48, 48)
     result = deepdream(box, x, "2", octaves=1, steps=8, tile=16, jitter=0)
     moved = (result.images - x).abs()
     seam = moved[..., 15:17, :].mean() + moved[..., 31:33, :].mean()
@@ -117,12 +117,12 @@ def test_borders_are_at_other_positions_in_each_step() -> None:
 def test_the_octaves_have_a_smallest_size() -> None:
     box = convolutional()
     sizes = Areas(box.model)
-    deepdream(box, pictures(1, 1, 28, 28), "2", steps=1)
+    deepdream(box, images(1, 1, 28, 28), "2", steps=1)
     assert sorted(set(sizes.seen)) == [20 * 20, 28 * 28]
 
 
 def test_frames_are_of_the_full_size_image() -> None:
-    box, x = convolutional(), pictures(2, 1, 40, 36)
+    box, x = convolutional(), images(2, 1, 40, 36)
     result = deepdream(box, x, "2", steps=2, frame_every=1)
     assert result.frames is not None
     assert result.frames.shape == (2 * 3 + 1, 2, 1, 40, 36)

@@ -94,7 +94,7 @@ def test_the_ascent_on_the_unit_ball_ends_at_the_filter() -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_one_weight_of_each_prior_serves_every_scale(scale: float) -> None:
-    """A ReLU layer with weights and biases times k gives k times as much: the drawing is the same."""
+    """A ReLU layer with weights and biases times k gives k times as much: the image is the same."""
     want = feature(ub.Box(Model(), GRAY), channel("relu", torch.tensor([0, 1])), steps=20)
     got = feature(ub.Box(Model(scale), GRAY), channel("relu", torch.tensor([0, 1])), steps=20)
     assert torch.allclose(got.images, want.images, atol=1e-3)
@@ -157,7 +157,7 @@ def test_diverse_images_differ_more() -> None:
 
 
 def test_diversity_is_among_images_of_one_channel(box: ub.Box) -> None:
-    """Two of channel 0 beside two of channel 1: the same as two of channel 0 alone."""
+    """Two of channel 0 with two of channel 1: the same as two of channel 0 alone."""
     both, one = (
         channels(box, "relu", [0, 1], images_per_channel=2, steps=5),
         channels(box, "relu", 0, images_per_channel=2, steps=5),
@@ -176,7 +176,7 @@ def test_all_channels_in_one_run_that_stops_at_the_layer(box: ub.Box) -> None:
     with pytest.warns(UnboxedWarning, match="1 of 6 units"):
         made = channels(box, "relu", steps=4)
     assert made.images.shape == (6, 1, 12, 12)
-    assert model.rows == [1, 16, *[6] * 5]  # how many channels there are, the random images, each look
+    assert model.rows == [1, 16, *[6] * 5]  # the number of channels, the random images, each evaluation
     assert model.tick_labels == before
 
 

@@ -70,14 +70,14 @@ def test_every_objective_rises(box: ub.Box, x: Tensor, metric: str, canvas: str)
 
 def test_the_dot_product_stays_in_its_ball(box: ub.Box, x: Tensor) -> None:
     result = inversion(box, x, "conv2", metric="dot", steps=20)
-    color, spread = pixel_statistics(box.inputs)
+    color, std = pixel_statistics(box.inputs)
     far = (result.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
-    assert (far <= spread * 28 * (1 + 1e-5)).all()
-    assert (far >= spread * 28 * 0.9).all()
+    assert (far <= std * 28 * (1 + 1e-5)).all()
+    assert (far >= std * 28 * 0.9).all()
 
 
 def test_jitter_is_what_the_layer_tolerates(x: Tensor) -> None:
-    """A layer that forgets places takes any shift for no change; one that keeps them takes none."""
+    """A layer without positions is invariant to any shift; one with positions to none."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pooled = nn.Sequential(
@@ -155,7 +155,7 @@ def test_ctrl_c_ends_all_layers(box: ub.Box, x: Tensor, monkeypatch: pytest.Monk
 
 
 class Listed(nn.Module):
-    """Its layers lie in a ModuleList, which does not run."""
+    """Its layers are in a ModuleList, which does not run."""
 
     def __init__(self) -> None:
         super().__init__()

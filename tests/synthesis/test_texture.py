@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from contracts.common import make_case
-from models import uniform as pictures
+from models import uniform as images
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import style_transfer, texture
 
@@ -48,7 +48,7 @@ def test_the_texture_loss_is_the_papers() -> None:
 def test_the_style_loss_is_the_papers() -> None:
     """L = alpha L_content + beta L_style (eq. 7), L_content relative to |P|^2; one style image for all."""
     c = make_case("plain", torch.float64)
-    style = pictures(1, 1, 8, 8)
+    style = images(1, 1, 8, 8)
     result = style_transfer(c.box, c.x, style, layers=LAYERS, content_layer="conv2", content_weight=0.3, steps=2)
     for i in range(3):
         f, p = (units(c.box, "conv2", v[i : i + 1]) for v in (result.images, c.x))
@@ -82,7 +82,7 @@ def test_a_texture_has_no_positions() -> None:
 
 def test_images_of_other_sizes() -> None:
     c = make_case("plain", torch.float64)
-    x, style = pictures(1, 1, 12, 9), pictures(1, 1, 7, 16, seed=2)
+    x, style = images(1, 1, 12, 9), images(1, 1, 7, 16, seed=2)
     assert texture(c.box, x, LAYERS, steps=1).images.shape == x.shape
     assert style_transfer(c.box, x, style, layers=LAYERS, content_layer="conv2", steps=1).images.shape == x.shape
     for work in (

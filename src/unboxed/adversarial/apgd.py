@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L1, Ball, NormBall, resolve_ball
+from ..engine.optimize.constraints import Ball, NormBall
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit, loss, targeted_dlr
@@ -35,7 +35,7 @@ from ..parameters import (
 )
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .attack_state import AttackState, check_eps_range
+from .attack_state import AttackState, attack_ball
 from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
@@ -120,7 +120,7 @@ def apgd(
         of section 3.1. Restarts run on examples that are not fooled yet.
     """
     check_settings(apgd, locals())
-    ball = check_eps_range(box, _make_ball(eps, norm, ball))
+    ball = attack_ball(box, eps, norm, ball, takes_l1=False)
     seed = check_seed(seed)
     loss_name = loss or "ce" if n_targets is None else "ce"
     state = AttackState(
@@ -145,13 +145,6 @@ def apgd(
                 )
     quantize_images(state, bits, ball)
     return state.to_result()
-
-
-def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
-    ball = resolve_ball(eps, norm, ball)
-    if isinstance(ball, L1):
-        raise InputError('apgd takes norm="linf" or "l2"; for l1 use pgd or fab')
-    return ball
 
 
 def _check_targets(state: AttackState) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
-from ..engine.optimize.constraints import Linf, NormBall
+from ..engine.optimize.constraints import L1, Linf, NormBall, resolve_ball
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
@@ -58,11 +58,11 @@ class AttackState:
         target: Tensor | int | None = None,
         objective: Objective | None = None,
         loss_name: str = "ce",
-        n_samples: int = 1,
+        eot: int = 1,
         batch_size: BatchSize = "auto",
     ) -> None:
         self.box, self.x, self.norm = box, box.validate_inputs(x), norm
-        self.n_samples, self.batch_size = n_samples, batch_size
+        self.n_samples, self.batch_size = eot if box.stochastic else 1, batch_size
         n, device = len(self.x), self.x.device
         self.goal = make_goal(box, n, y, target, objective, loss_name)
         self.images = self.x.clone()  # (N, ...) the best found
@@ -285,6 +285,14 @@ def explain_missing_gradient() -> Iterator[None]:
         if "use_reentrant" in str(error):
             raise OutputError(f"{REENTRANT_ERROR}; {GRADIENT_FREE_HINT}") from error
         raise
+
+
+def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True) -> NormBall:
+    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
+    resolved = resolve_ball(eps, norm, ball)
+    if isinstance(resolved, L1) and not takes_l1:
+        raise InputError('this attack takes norm="linf" or "l2"; for l1 use pgd or fab')
+    return check_eps_range(box, resolved)
 
 
 def check_eps_range(box: Box, ball: NormBall) -> NormBall:

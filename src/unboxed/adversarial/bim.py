@@ -24,8 +24,8 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import check_settings
-from .attack_state import AttackState
-from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
+from .attack_state import AttackState, attack_ball
+from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
 
@@ -104,14 +104,5 @@ def bim(
     norm_ball = attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, 1.25 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, seed=seed)
-    state = AttackState(
-        box,
-        x,
-        y,
-        norm=norm_ball,
-        target=target,
-        objective=objective,
-        n_samples=n_eot_samples(box, eot),
-        batch_size=batch_size,
-    )
+    state = AttackState(box, x, y, norm=norm_ball, target=target, objective=objective, eot=eot, batch_size=batch_size)
     return run_gradient_attack(state, config, bits)

@@ -38,10 +38,7 @@ from .result import Adversarial
 INITIAL_BISECTIONS = 7  # before the walk: to the boundary, to within 1 %
 SPHERICAL_CHECK_EVERY = 10  # steps between two evaluations of the spherical step alone
 INITIAL_STEPS = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
-SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
-    0.5,
-    0.25,
-)  # success rates that the step sizes are adapted to
+SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates that the step sizes are adapted to
 
 
 @card(

@@ -114,15 +114,9 @@ def carlini_wagner(
         VI.C), and is large enough where it gives a nearer one.
     """
     check_settings(carlini_wagner, locals())
+    ball = unbounded_ball(norm, ("l2",))
     state = AttackState(
-        box,
-        x,
-        y,
-        norm=unbounded_ball(norm, ("l2",)),
-        target=target,
-        objective=objective,
-        loss_name="margin",
-        batch_size=batch_size,
+        box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
     )
     space = TanhSpace(box, state.x)
     with state:

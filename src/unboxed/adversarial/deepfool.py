@@ -27,10 +27,7 @@ from .result import Adversarial
 
 PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
 MAX_SEARCH_STEPS = 6  # of the search between an adversarial image and the original
-RETURN_STEPS, MIN_DISTANCE_GAIN = (
-    4,
-    0.01,
-)  # steps of a run from the boundary; smallest gain for another run
+RETURN_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
 SEARCH_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
 
 

@@ -140,14 +140,7 @@ def fab(
         raise InputError(
             "n_targets=k runs to the k most probable classes other than y: leave out target= and objective="
         )
-    config = FABConfig(
-        norm.lower(),
-        steps,
-        alpha_max,
-        eta,
-        beta,
-        -1.0 if not early_stop or eps is None else eps,
-    )
+    config = FABConfig(norm.lower(), steps, alpha_max, eta, beta, -1.0 if not early_stop or eps is None else eps)
     attack = FAB(state, config, INF if eps is None else eps, check_seed(seed))
     with state:
         for rows in state.row_batches(state.evaluate_originals()):

@@ -22,7 +22,6 @@ from ..engine.optimize.constraints import (
     NormBall,
     ball_constraint,
     identity_grad,
-    resolve_ball,
     unconstrained_grad,
 )
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
@@ -31,7 +30,7 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..validation import check_seed
-from .attack_state import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient
+from .attack_state import GRADIENT_FREE_HINT, AttackState, explain_missing_gradient
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -72,19 +71,9 @@ class GradientAttackConfig:
         return make_optimizer, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
 
 
-def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
-    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
-    return check_eps_range(box, resolve_ball(eps, norm, ball))
-
-
 def resolve_step_size(step: float | None, total_length: float, steps: int) -> float:
     """The length of a step; by default all of them together are `total_length`."""
     return total_length / max(steps, 1) if step is None else step
-
-
-def n_eot_samples(box: Box, eot: int) -> int:
-    """Draws per evaluation: one where the model draws nothing."""
-    return eot if box.stochastic else 1
 
 
 def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: int | None) -> Adversarial:

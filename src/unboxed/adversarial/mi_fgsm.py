@@ -26,8 +26,8 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import AtLeast, check_settings
-from .attack_state import AttackState
-from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
+from .attack_state import AttackState, attack_ball
+from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
 
@@ -109,14 +109,5 @@ def mi_fgsm(
     norm_ball = attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, momentum_decay=decay, seed=seed)
-    state = AttackState(
-        box,
-        x,
-        y,
-        norm=norm_ball,
-        target=target,
-        objective=objective,
-        n_samples=n_eot_samples(box, eot),
-        batch_size=batch_size,
-    )
+    state = AttackState(box, x, y, norm=norm_ball, target=target, objective=objective, eot=eot, batch_size=batch_size)
     return run_gradient_attack(state, config, bits)

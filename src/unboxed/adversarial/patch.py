@@ -22,12 +22,7 @@ from ..rng import hashed_uniform, uniform
 from ..settings import Above, AtLeast, AtMost, Below, Holds, Unit, check_settings
 from ..validation import check_seed
 from .patch_placement import PatchPlacement
-from .universal_objective import (
-    UNIFORMS_PER_PLACEMENT,
-    UniversalAttack,
-    fooling_rate,
-    start_universal_attack,
-)
+from .universal_objective import UNIFORMS_PER_PLACEMENT, UniversalAttack, fooling_rate, start_universal_attack
 
 ADAM_BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
 ADAM_EPS = 1e-8

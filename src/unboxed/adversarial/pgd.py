@@ -28,8 +28,8 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import check_settings
-from .attack_state import AttackState
-from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
+from .attack_state import AttackState, attack_ball
+from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
 
@@ -119,14 +119,6 @@ def pgd(
     step = resolve_step_size(step, 2.5 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, random_start, restarts, early_stop, seed=seed)
     state = AttackState(
-        box,
-        x,
-        y,
-        norm=norm_ball,
-        target=target,
-        objective=objective,
-        loss_name=loss,
-        n_samples=n_eot_samples(box, eot),
-        batch_size=batch_size,
+        box, x, y, norm=norm_ball, target=target, objective=objective, loss_name=loss, eot=eot, batch_size=batch_size
     )
     return run_gradient_attack(state, config, bits)

@@ -210,14 +210,14 @@ def _make_section(work: _Work, section: Section[Any]) -> RenderedSection:
     try:
         if work.interrupted:
             return rendered(failure=NOT_RUN)
-        if reason := section.reason_not_applicable(work.context):
-            return rendered(not_applicable=reason)
-        finding, blocks = _find_and_show(work, section)
+        if unmet := section.reason_not_applicable(work.context):
+            return rendered(not_applicable=unmet)
+        finding, blocks = _find_and_show(work.context, section)
         html = render_blocks(blocks, work.pictures)
-        if finding is not None:
-            work.add(section.slug, finding)
-        answer = finding.answer if finding is not None else ""
-        return rendered(html, answer, "interrupted: only a part" * work.interrupted)
+        work.add(section.slug, finding)
+        return rendered(html, finding.answer, "interrupted: only a part" * work.interrupted)
+    except NotApplicable as reason:
+        return rendered(not_applicable=str(reason))
     except KeyboardInterrupt:
         work.interrupted = True
         return rendered(failure=NOT_RUN)
@@ -228,16 +228,12 @@ def _make_section(work: _Work, section: Section[Any]) -> RenderedSection:
         return rendered(failure=error_sentence(error))
 
 
-def _find_and_show(work: _Work, section: Section[Any]) -> tuple[Finding | None, list[Block]]:
+def _find_and_show(context: ReportContext, section: Section[Any]) -> tuple[Finding, list[Block]]:
     """The finding and the blocks; what methods warn of comes first, where a reader sees it before the figures."""
-    finding: Finding | None = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnboxedWarning)
-        try:
-            finding = section.find(work.context)
-            blocks = list(section.show(finding))
-        except NotApplicable as reason:
-            blocks = [Note(str(reason))]
+        finding = section.find(context)
+        blocks = list(section.show(finding))
     for warning in [w for w in caught if not issubclass(w.category, UnboxedWarning)]:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning))

@@ -22,11 +22,10 @@ from .blocks import Block
 from .finding import Example, Finding
 from .input_nouns import InputNouns, nouns_for
 from .source import ReportData
-from .survey import Survey
+from .survey import Survey, evenly_spaced
 from .words import format_p, format_prob
 
-MAX_EVIDENCE = 6  # examples on which methods are judged, at most
-MAX_EVIDENCE_FLOPS = 6e7  # FLOPs of one forward pass of all of them
+N_EVIDENCE = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
 FLOPS_PER_CALL = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_FLOPS_PER_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
@@ -80,9 +79,9 @@ class ReportContext:
 
     @cached_property
     def evidence(self) -> Tensor:
-        """The inputs on which methods are judged."""
-        n_inputs = max(1, min(MAX_EVIDENCE, int(MAX_EVIDENCE_FLOPS / forward_flops(self.box))))
-        return self.inputs(self.example_indices[:n_inputs])
+        """The inputs on which methods are judged: the report's examples, then others from all over the data."""
+        others = evenly_spaced(len(self.survey.rows), 2 * N_EVIDENCE)
+        return self.inputs(list(dict.fromkeys([*self.example_indices[:N_EVIDENCE], *others]))[:N_EVIDENCE])
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on an attribution method, read from the cache where an earlier report has it."""

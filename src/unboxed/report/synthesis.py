@@ -240,7 +240,7 @@ def _class_figure(f: ClassImageFinding, recipe: str, i: int, start: int = 0, sid
         lines.append(f"judge: {f.judge_predictions[recipe][i]}")
         p = format_p(float(f.judged[recipe].target_probs[i]))
         if recipe == "noise":  # of the control, being recognized is no praise
-            lines.append("recognized" if is_recognized else "not\u00a0recognized")
+            lines.append("recognized" if is_recognized else "not recognized")
         else:
             lines.append(p if is_recognized else f"{f.classes[i]}: {p}")
     if _is_uniform(images)[row]:

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...activations.ablation import Ablation
-from ...activations.cka import CKA
-from ...activations.maps import LayerMaps
-from ...activations.patching import Patching
-from ...activations.projections import Projections
-from ...activations.receptive_field import ReceptiveField
-from ...activations.rewrite import RewriteResult
-from ...activations.statistics import UnitStatistics
-from ...activations.top_examples import TopExamples
-from ...activations.tsne import TsneMaps
-from ...engine.read.neighbors import Neighbors
+from ...activations import (
+    CKA,
+    Ablation,
+    LayerMaps,
+    Neighbors,
+    Patching,
+    Projections,
+    ReceptiveField,
+    RewriteResult,
+    TopExamples,
+    TsneMaps,
+    UnitStatistics,
+)
 from .. import colors, draw
 from ..charts import bar_chart, matrix_plot
 from ..compare import cka_plot
@@ -159,7 +161,7 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
         for u in units
     ]
     grid = [tiles[i : i + UNIT_COLUMNS] for i in range(0, len(tiles), UNIT_COLUMNS)]
-    counted = {"positions": "every position", "peak": "largest value per example", "mean": "mean value per example"}
+    counted = {"positions": "every position", "max": "largest value per example", "mean": "mean value per example"}
     title = f"Values of the units of {result.path}: {counted[result.histogram_of]}"
     return {"histograms": contact_sheet(grid, title=title, side=150)}
 

@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ...adversarial.auto_attack import AutoAdversarial
+from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
 from ...adversarial.changes import prediction_changes
-from ...adversarial.fooling import Fooling
-from ...adversarial.patch import Patch
-from ...adversarial.result import Adversarial
-from ...adversarial.universal import Universal
 from .. import colors
 from ..attack_sheet import NORM_NAMES, attack_sheet, change_sheet, round_magnification
 from ..charts import bar_chart, line_chart

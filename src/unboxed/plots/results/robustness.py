@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...robustness.calibration import Calibration
-from ...robustness.corruptions import Corruptions
-from ...robustness.result import Robustness
-from ...robustness.smoothing import Smoothed
+from ...robustness import Calibration, Corruptions, Robustness, Smoothed
 from ..charts import bar_chart, line_chart, matrix_plot
 from ..figures import Figures, figures
 from .common import labels_of

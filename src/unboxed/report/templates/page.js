@@ -63,17 +63,16 @@
 
   const bar = document.querySelector(".bar");
   const links = new Map([...bar.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
-  const parts = document.querySelectorAll(".part");
-  let seen;
-  function mark(entries) {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      for (const a of links.values()) a.removeAttribute("aria-current");
-      links.get(entry.target.id).setAttribute("aria-current", "true");
-    }
+  const parts = [...document.querySelectorAll(".part")];
+  let seen, height = 0;
+  function mark() {  // the first section below the bar is the current one
+    const boxes = parts.map((part) => part.getBoundingClientRect());
+    const current = boxes.findIndex((box) => box.bottom > height + 8 && box.top < 0.3 * innerHeight);
+    for (const a of links.values()) a.removeAttribute("aria-current");
+    if (current >= 0) links.get(parts[current].id).setAttribute("aria-current", "true");
   }
-  new ResizeObserver(() => {  // as many links as wrap, so high is the bar: sections stop, and count as seen, below it
-    const height = Math.ceil(bar.getBoundingClientRect().height);
+  new ResizeObserver(() => {  // the more links wrap, the higher is the bar: sections stop, and count as current, below it
+    height = Math.ceil(bar.getBoundingClientRect().height);
     root.style.setProperty("--bar", height + "px");
     if (seen) seen.disconnect();
     seen = new IntersectionObserver(mark, { rootMargin: `-${height + 8}px 0px -70% 0px` });

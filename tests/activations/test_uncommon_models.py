@@ -1,4 +1,4 @@
-"""Models on which pictures went wrong once: in-place aliases, exchanged axes, edited outputs, odd first axes."""
+"""Models for which figures were wrong once: in-place aliases, exchanged axes, edited outputs, odd first axes."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def same_weights() -> None:
 
 
 class PreActivation(nn.Module):
-    """The in-place ReLU's input is used again, so it must see what the ReLU wrote."""
+    """The in-place ReLU's input is used again, so that it must have what the ReLU wrote."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def test_lazy_modules_and_arrays_are_refused_with_what_to_do(x: Tensor) -> None:
 
 
 class Mirrored(nn.Module):
-    """Answers by the mean over the image and its mirror image, both in one batch of twice as many rows."""
+    """Predicts by the mean over the image and its mirror image, both in one batch of twice as many rows."""
 
     def __init__(self) -> None:
         super().__init__()
