@@ -155,7 +155,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "checks.road": lambda s: ub.checks.road(BOX, X, MAPS, seed=s),
     "checks.sensitivity_n": lambda s: ub.checks.sensitivity_n(BOX, X, MAPS, n_samples=4, seed=s),
     "checks.shuffle_labels": lambda s: ub.checks.shuffle_labels(Y, seed=s),
-    "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, min_pairs=2, seed=s),
+    "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, max_draws=2, seed=s),
     "data.digits": lambda s: ub.data.digits(seed=s),
     "cli.explain.explain": lambda s: importlib.import_module("unboxed.cli.explain").explain(
         BOX, X[:1], {"gradient": gradient}, seed=s

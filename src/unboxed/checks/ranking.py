@@ -138,7 +138,7 @@ def rank_methods(
         verdict_fn: Function that judges a method, called like `verdict`. `VerdictCache(...).verdict` reuses verdicts.
 
     Returns:
-        {name: verdict}, by grade, then by the area under the deletion curve.
+        {name: verdict}, by grade, then by the relevance gain of removal.
 
     Raises:
         InputError: for inputs or a target that do not fit.
@@ -146,10 +146,11 @@ def rank_methods(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> x, y = ub.data.digits("test").first(4)
-        >>> methods = {"guided": ub.attribution.guided_backprop, "gradient": ub.attribution.gradient}
-        >>> [(name, v.grade) for name, v in ub.checks.rank_methods(box, x, methods).items()]
-        [('gradient', 'pass'), ('guided', 'fail')]
+        >>> x, y = ub.data.digits("test").first(8)
+        >>> methods = {"constant": lambda box, x, target: 0 * x, "gradient": ub.attribution.gradient}
+        >>> verdicts = ub.checks.rank_methods(box, x, methods)
+        >>> list(verdicts), verdicts["constant"].grade
+        (['gradient', 'constant'], 'fail')
     """
     methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
     verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}
