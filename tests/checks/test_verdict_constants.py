@@ -177,15 +177,28 @@ def test_regression_has_neither_classes_nor_confidence() -> None:
     assert bool(values("other class", s).isnan().all())
 
 
-def test_own_gain_is_beyond_that_of_the_rolled_maps() -> None:
+def test_own_gain_is_beyond_that_of_other_examples() -> None:
     s = subject()
     signed, curves = s.removal
     for draw in (0, 1):
-        other = s.curves(s.map_.roll(1 + draw, 0), signed).gain
+        others = verdict_tests._other_examples(s, draw)
+        assert others is not None
+        other = s.curves(s.map_[others], signed).gain
         assert torch.allclose(values("own example", s, draw), (curves.gain - other).nanmean(1), equal_nan=True)
     same = subject(s.map_[:1].expand(6, -1, -1, -1).clone())
     assert torch.equal(values("own example", same).nan_to_num(), torch.zeros(6).double())
     assert bool(values("own example", s, 5).isnan().all())  # six examples have five others
+
+
+def test_other_examples_are_of_other_classes_first() -> None:
+    s = subject()
+    s.target = torch.tensor([0, 0, 1, 1, 0, 2])
+    first, last = (verdict_tests._other_examples(s, draw) for draw in (0, 4))
+    assert first is not None
+    assert last is not None
+    assert first.tolist() == [2, 2, 4, 4, 5, 0]
+    assert last.tolist() == [4, 0, 3, 2, 1, 4]
+    assert verdict_tests._other_examples(s, 5) is None
 
 
 def test_sign_or_magnitude_whichever_ranks_better() -> None:

@@ -171,11 +171,25 @@ def _gain(s: Subject, draw: int) -> Tensor:
 
 
 def _own_gain(s: Subject, draw: int) -> Tensor:
-    """How much more the own map gains than that of another example."""
-    if len(s.x) <= 1 + draw:
+    """How much more the own map gains than that of another example, of another class where there is one."""
+    others = _other_examples(s, draw)
+    if others is None:
         return _not_applicable(s)
     signed, own = s.removal
-    return (own.gain - s.curves(s.map_.roll(1 + draw, 0), signed).gain).nanmean(1)
+    return (own.gain - s.curves(s.map_[others], signed).gain).nanmean(1)
+
+
+def _other_examples(s: Subject, draw: int) -> Tensor | None:
+    """An example (N,) for each, the k-th after it for draw k: the same class may have the same reasons in images that
+    are alike, so that others are taken first. None where none is left."""
+    n = len(s.x)
+    after = (torch.arange(n, device=s.x.device)[:, None] + torch.arange(1, n, device=s.x.device)) % n  # (N, N - 1)
+    if n < 2 + draw:
+        return None
+    if s.is_class:
+        same = s.target[after] == s.target[:, None]
+        after = after.gather(1, same.long().argsort(dim=1, stable=True))
+    return after[:, draw]
 
 
 def _learned(s: Subject, draw: int) -> Tensor:
