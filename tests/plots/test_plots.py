@@ -185,10 +185,10 @@ def test_a_confused_input_is_shown_two_by_three() -> None:
 @pytest.mark.parametrize("low", [0.0, -1.0])
 def test_activations_of_any_shape_become_one_bounded_image(shape: tuple[int, ...], low: float) -> None:
     h = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) + low
-    picture = draw.channel_maps(h, max_width=400)
+    picture = draw.channel_map_grid(h, max_width=400)
     assert picture.ndim == 3
     assert max(picture.shape) <= 1100
-    assert draw.activation_bar(h).kind == ("signed" if low else "magnitude")
+    assert draw.activation_color_bar(h).kind == ("signed" if low else "magnitude")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

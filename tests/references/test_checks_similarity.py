@@ -13,7 +13,16 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from unboxed.checks import map_similarity
-from unboxed.checks.similarity import MapSimilarity, hog, in_unit_range, magnitudes, pearson, ranks, spearman, ssim
+from unboxed.checks.similarity import (
+    MapSimilarity,
+    hog,
+    magnitudes,
+    pearson,
+    ranks,
+    rescale_to_unit_range,
+    spearman,
+    ssim,
+)
 from unboxed.errors import InputError
 
 
@@ -100,7 +109,7 @@ def test_colors_are_compared_by_position_and_all_figures_follow() -> None:
     found = map_similarity(a, b)
     assert torch.allclose(found.signed, spearman(a.sum(1), b.sum(1)))
     assert torch.allclose(found.absolute, spearman(a.abs().sum(1), b.abs().sum(1)))
-    pa, pb = in_unit_range(magnitudes(a)), in_unit_range(magnitudes(b))
+    pa, pb = rescale_to_unit_range(magnitudes(a)), rescale_to_unit_range(magnitudes(b))
     assert (float(pa.min()), float(pa.max())) == (0, 1)
     assert torch.equal(found.ssim, ssim(pa, pb))
     assert torch.equal(found.hog, hog(pa, pb))

@@ -12,7 +12,7 @@ import awkward
 import unboxed as ub
 from unboxed import Features
 from unboxed.activations import ablate, ablation, patching, put, rewrite, scale
-from unboxed.activations.patching import restored
+from unboxed.activations.patching import restored_fraction_of
 from unboxed.engine.read.edits import UnitEdit
 from unboxed.errors import InputError, LayerError
 
@@ -290,7 +290,7 @@ def test_patching_with_itself_restores_nothing(box: ub.Box) -> None:
 
 def test_scores_that_differ_by_rounding_are_the_same() -> None:
     score, clean = torch.tensor([5.0, 5.0]).double(), torch.tensor([1.0, 1.0]).double()
-    share = restored(score, clean, torch.tensor([1 + 1e-15, 1 + 1e-9], dtype=torch.float64))
+    share = restored_fraction_of(score, clean, torch.tensor([1 + 1e-15, 1 + 1e-9], dtype=torch.float64))
     assert share[0] == 0
     assert share[1].abs() > 1e6
 

@@ -220,13 +220,13 @@ def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
         elif (found := re.match(r"gradient of (.*) \(scale ±([\d.e+-]+)\)", f.alt)) is not None:
             name, scale = found.groups()
             map_ = ub.attribution.gradient(made.box, x, NAMES.index(name))[0]
-            want = torch.as_tensor(draw.signed_map(map_, float(scale))).permute(2, 0, 1) / 255
+            want = torch.as_tensor(draw.signed_map_to_rgb(map_, float(scale))).permute(2, 0, 1) / 255
             assert torch.allclose(rgb(f.src), want, atol=3 / 255), f.alt
             assert f.lines[0] == f"gradient of {name}"
             seen.add(name)
         elif f.alt.startswith("guided backprop"):
             map_ = ub.attribution.guided_backprop(made.box, x)[0]
-            want = torch.as_tensor(draw.signed_map(map_, number(f.alt.split("±")[1]))).permute(2, 0, 1) / 255
+            want = torch.as_tensor(draw.signed_map_to_rgb(map_, number(f.alt.split("±")[1]))).permute(2, 0, 1) / 255
             assert torch.allclose(rgb(f.src), want, atol=3 / 255), f.alt
     assert len(seen) > 2
 

@@ -20,8 +20,8 @@ from unboxed.errors import InputError, UnboxedWarning
 from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, total_variation
 from unboxed.synthesis import caricature, channels, feature
 from unboxed.synthesis.recipe import (
-    NATURAL_TOTAL_VARIATION,
-    TOTAL_VARIATION_RATIO,
+    MAX_NATURAL_TOTAL_VARIATION,
+    MAX_TOTAL_VARIATION_RATIO,
     image_statistics,
     natural_spectrum,
     noise_scores,
@@ -104,7 +104,7 @@ def test_one_weight_of_each_prior_serves_every_scale(scale: float) -> None:
 def test_the_total_variation_is_that_of_natural_images_at_most() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     made = channels(box, "relu1", [0, 4, 9], steps=60)
-    assert (total_variation(kind="anisotropic")({"input": made.images}) < 1.15 * NATURAL_TOTAL_VARIATION).all()
+    assert (total_variation(kind="anisotropic")({"input": made.images}) < 1.15 * MAX_NATURAL_TOTAL_VARIATION).all()
     assert (made.scores > box.read(ub.data.digits().tensors()[0], "relu1")["relu1"].flatten(2).mean(2).amax(0)[
         made.targets
     ]).all()  # fmt: skip
@@ -135,7 +135,7 @@ def test_colors_and_total_variation_are_estimated_from_data() -> None:
     assert (made.images.mean() - 0.8).abs() < 0.05
     assert math.isclose(
         image_statistics(box, data).max_total_variation,
-        TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": data}).mean()),
+        MAX_TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": data}).mean()),
         rel_tol=1e-4,
     )
 

@@ -26,8 +26,8 @@ from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import address_list, check_int
 
 MIN_HSIC_EXAMPLES = 4  # examples that HSIC_1 needs
-ROUNDING_ULPS = 32  # units in the last place by which a constant feature may seem to vary
-MAX_ACTIVATION_BYTES = 2**29  # of one minibatch's activations at a time; a larger layer is read alone
+CONSTANT_FEATURE_ULPS = 32  # units in the last place by which a constant feature may seem to vary
+MAX_GROUP_ACTIVATION_BYTES = 2**29  # of one minibatch's activations at a time; a larger layer is read alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +43,7 @@ class CKA(OneLineRepr):
     n_minibatches: int
 
 
-def _mirror_images(box: Box, x: Tensor) -> Tensor:
+def _flip_left_right(box: Box, x: Tensor) -> Tensor:
     """Images flipped from left to right; of several inputs, each in its own shape."""
     if not isinstance(box.inputs, MultiInput):
         return x.flip(-1)
@@ -55,7 +55,7 @@ def _run_example(method: Any, box: Box, x: Tensor) -> Any:
     weighted = [path for path in unit_addresses(box) if box.layers[path].n_parameters]
     layers = (weighted if len(weighted) > 1 else unit_addresses(box))[-2:]
     x = box.validate_inputs(x)
-    return method(box, box, torch.cat([x, _mirror_images(box, x)]), layers, layers)
+    return method(box, box, torch.cat([x, _flip_left_right(box, x)]), layers, layers)
 
 
 @card(
@@ -197,19 +197,19 @@ def _inner_products(a: Tensor, b: Tensor, paired: bool) -> Tensor:
 def _gram_matrices(box: Box, x: Tensor, paths: Sequence[str], batch_size: BatchSize) -> Tensor:
     """The Gram matrices (L, n, n) of a minibatch, of few layers at a time, which bounds the memory."""
     grams: list[Tensor] = []
-    for group in _layer_groups(box, paths, len(x)):
+    for group in _group_layers_by_memory(box, paths, len(x)):
         acts = box.read(x, group, batch_size=batch_size)
-        grams += [gram_matrix(acts[path]) for path in group]
+        grams += [centered_gram_matrix(acts[path]) for path in group]
     return torch.stack(grams)
 
 
-def _layer_groups(box: Box, paths: Sequence[str], n: int) -> Iterator[list[str]]:
-    """The layers in groups whose activations of n examples have at most MAX_ACTIVATION_BYTES."""
+def _group_layers_by_memory(box: Box, paths: Sequence[str], n: int) -> Iterator[list[str]]:
+    """The layers in groups whose activations of n examples have at most MAX_GROUP_ACTIVATION_BYTES."""
     group: list[str] = []
     group_bytes = 0
     for path in paths:
         size = 0 if ":" in path else 8 * n * math.prod(box.layers[path].shape)
-        if group and group_bytes + size > MAX_ACTIVATION_BYTES:
+        if group and group_bytes + size > MAX_GROUP_ACTIVATION_BYTES:
             yield group
             group, group_bytes = [], 0
         group, group_bytes = [*group, path], group_bytes + size
@@ -217,11 +217,11 @@ def _layer_groups(box: Box, paths: Sequence[str], n: int) -> Iterator[list[str]]
         yield group
 
 
-def gram_matrix(h: Tensor) -> Tensor:
+def centered_gram_matrix(h: Tensor) -> Tensor:
     """X X' (n, n) in double precision of activations (n, ...), centered: CKA is the same, and rounding is less."""
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1)
     scale = flat.abs().amax(0)
     flat = flat - flat.mean(0)
-    varies = flat.abs().amax(0) > ROUNDING_ULPS * torch.finfo(flat.dtype).eps * scale  # by more than rounding
+    varies = flat.abs().amax(0) > CONSTANT_FEATURE_ULPS * torch.finfo(flat.dtype).eps * scale  # by more than rounding
     flat = flat * varies
     return (flat @ flat.T).to("cpu", torch.float64)

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..engine.cpu_cache import rows_per_chunk
 
 BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the largest magnitude
-CHUNK_VALUES = 2**19  # of a chunk that a CPU's cache holds
-CANCELLATION_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
-MIN_EXPONENT = -100  # of the width of a bin, as a power of 2
+VALUES_PER_CHUNK = 2**19  # of a chunk that a CPU's cache holds
+MIN_VARIANCE_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
+MIN_BIN_EXPONENT = -100  # of the width of a bin, as a power of 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class BatchMoments:
     @classmethod
     def from_values(cls, h: Tensor) -> BatchMoments:  # (n, C, P)
         """On a CPU in chunks that fit its cache: each is read several times."""
-        chunks = torch.split(h, rows_per_chunk(h, CHUNK_VALUES))
+        chunks = torch.split(h, rows_per_chunk(h, VALUES_PER_CHUNK))
         parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in chunks]
         mean, maximum, minimum, l2_norm = (
             parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
@@ -61,7 +61,7 @@ def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
         return _norm_over_positions(h - mean[..., None]).square()
     mean_part = h.shape[2] * mean.square()
     deviations = l2_norm.square() - mean_part  # one pass less, but inaccurate where the mean is large
-    cancelled_units = (deviations < CANCELLATION_RATIO * mean_part).any(0).nonzero()[:, 0]
+    cancelled_units = (deviations < MIN_VARIANCE_RATIO * mean_part).any(0).nonzero()[:, 0]
     if len(cancelled_units):
         deviations[:, cancelled_units] = _norm_over_positions(
             h[:, cancelled_units] - mean[:, cancelled_units, None]
@@ -100,8 +100,8 @@ class Moments:
             self.squared_deviations
             + squared_deviations
             + batch.n_positions * mean_shift.square() * self.n_examples * weight,
-            torch.maximum(self.maximum, _mask_fill(batch.maximum, is_finite, -torch.inf).amax(0)),
-            torch.minimum(self.minimum, _mask_fill(batch.minimum, is_finite, torch.inf).amin(0)),
+            torch.maximum(self.maximum, _fill_where_false(batch.maximum, is_finite, -torch.inf).amax(0)),
+            torch.minimum(self.minimum, _fill_where_false(batch.minimum, is_finite, torch.inf).amin(0)),
             self.n_active + (is_finite & (batch.maximum > 0)).sum(0),
             self.n_positions,
         )
@@ -120,7 +120,7 @@ def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0).sum(0, dtype=accumulator_dtype(values))
 
 
-def _mask_fill(values: Tensor, mask: Tensor, fill_value: float) -> Tensor:
+def _fill_where_false(values: Tensor, mask: Tensor, fill_value: float) -> Tensor:
     return torch.where(mask, values, fill_value).to(accumulator_dtype(values))
 
 
@@ -142,11 +142,11 @@ class Histograms:
     def empty(cls, n_units: int, n_bins: int, like: Tensor) -> Histograms:
         counts = torch.zeros(n_units, n_bins, dtype=torch.long, device=like.device)
         infinity = torch.full((n_units,), torch.inf, dtype=accumulator_dtype(like), device=like.device)
-        return cls(counts, torch.full_like(counts[:, 0], MIN_EXPONENT), counts[:, 0], infinity, -infinity)
+        return cls(counts, torch.full_like(counts[:, 0], MIN_BIN_EXPONENT), counts[:, 0], infinity, -infinity)
 
     def update(self, values: Tensor, mask: Tensor) -> Histograms:  # (C, M) values, and which of them count
         extended = self._extend_range(
-            _mask_fill(values, mask, torch.inf).amin(1), _mask_fill(values, mask, -torch.inf).amax(1)
+            _fill_where_false(values, mask, torch.inf).amin(1), _fill_where_false(values, mask, -torch.inf).amax(1)
         )
         scaled = (values * power_of_2(-extended.exponent[:, None])).floor()
         bin_index = torch.where(mask, scaled.long() - extended.first_bin[:, None], 0).clamp(0, self.counts.shape[1] - 1)
@@ -154,7 +154,7 @@ class Histograms:
 
     def _extend_range(self, minimum: Tensor, maximum: Tensor) -> Histograms:
         """The same counts, in bins that hold these values, too."""
-        if minimum.device.type == "cpu" and self._range_fits(minimum, maximum):
+        if minimum.device.type == "cpu" and self._covers(minimum, maximum):
             return replace(
                 self, minimum=torch.minimum(self.minimum, minimum), maximum=torch.maximum(self.maximum, maximum)
             )
@@ -170,7 +170,7 @@ class Histograms:
         counts = torch.zeros_like(self.counts).scatter_add(1, bin_index.clamp(0, len(bins) - 1), self.counts)
         return Histograms(counts, exponent, first_bin, minimum, maximum)
 
-    def _range_fits(self, minimum: Tensor, maximum: Tensor) -> bool:
+    def _covers(self, minimum: Tensor, maximum: Tensor) -> bool:
         """Whether the bins hold all these values."""
         bins_per_unit = power_of_2(-self.exponent)
         ends_fit = (
@@ -198,7 +198,7 @@ def _bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
 
 def _min_bin_exponent(minimum: Tensor, maximum: Tensor) -> Tensor:
     """The smallest exponent (C,) that is used for values of this magnitude."""
-    return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - BIN_RESOLUTION_BITS).clamp_min(MIN_EXPONENT)
+    return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - BIN_RESOLUTION_BITS).clamp_min(MIN_BIN_EXPONENT)
 
 
 def power_of_2(exponent: Tensor) -> Tensor:
@@ -209,4 +209,4 @@ def power_of_2(exponent: Tensor) -> Tensor:
 def _floor_log2(values: Tensor) -> Tensor:
     """floor(log2 v), exactly; very small where v is 0."""
     mantissa, exponent = torch.frexp(values)
-    return torch.where(mantissa > 0, exponent - 1, 2 * MIN_EXPONENT).long()
+    return torch.where(mantissa > 0, exponent - 1, 2 * MIN_BIN_EXPONENT).long()

@@ -16,7 +16,7 @@ from ..inputs.multi import MultiInput
 from ..parameters import Layer
 from ..settings import check_settings
 
-MIN_CORRELATION = 0.5  # from which on two channels count as the same pixels
+MIN_SAME_CHANNEL_CORRELATION = 0.5  # from which on two channels count as the same pixels
 
 
 @card(
@@ -113,26 +113,31 @@ def _match_channel_order(layer_input: Tensor, noise: Tensor) -> list[int] | None
     """The position of each channel of the noise (2, C, H, W) in a layer's input; an empty list where it is flat."""
     if layer_input.shape == noise.flatten(1).shape:
         return (
-            [] if float(_abs_correlation(layer_input.reshape(1, -1), noise.reshape(1, -1))) > MIN_CORRELATION else None
+            []
+            if float(_abs_correlation(layer_input.reshape(1, -1), noise.reshape(1, -1))) > MIN_SAME_CHANNEL_CORRELATION
+            else None
         )
     if noise.ndim != 4 or layer_input.ndim != 4 or layer_input.shape[1] != noise.shape[1]:
         return None
-    candidate_orders = (_match_channels(part, noise) for part in _windows(layer_input, noise.shape[2], noise.shape[3]))
+    candidate_orders = (
+        _match_channels(part, noise) for part in _crops_from_center(layer_input, noise.shape[2], noise.shape[3])
+    )
     return next((order for order in candidate_orders if order is not None), None)
 
 
-def _windows(h: Tensor, height: int, width: int) -> Iterator[Tensor]:
+def _crops_from_center(maps: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """All windows of a size in maps (N, C, H, W), central ones first: after padding, the image is one of them."""
-    down, right = h.shape[2] - height, h.shape[3] - width
+    down, right = maps.shape[2] - height, maps.shape[3] - width
     offsets = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller
     for i, j in sorted(offsets, key=lambda p: abs(2 * p[0] - down) + abs(2 * p[1] - right)):
-        yield h[:, :, i : i + height, j : j + width]
+        yield maps[:, :, i : i + height, j : j + width]
 
 
 def _match_channels(layer_input: Tensor, noise: Tensor) -> list[int] | None:
     """The position of each channel of the noise (N, C, H, W): pixels may be scaled, shifted, clipped or noisy."""
     is_correlated = (
-        _abs_correlation(layer_input.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > MIN_CORRELATION
+        _abs_correlation(layer_input.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1))
+        > MIN_SAME_CHANNEL_CORRELATION
     )  # (C, C)
     is_one_to_one = bool((is_correlated.sum(0) == 1).all() and (is_correlated.sum(1) == 1).all())
     return is_correlated.long().argmax(0).tolist() if is_one_to_one else None

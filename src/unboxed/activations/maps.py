@@ -68,7 +68,7 @@ def maps(box: Box, x: Inputs, layers: Layers = None, *, batch_size: BatchSize = 
         Yosinski et al. 2015, arXiv:1506.06579, section 2.
     """
     check_settings(maps, locals())
-    paths = _all_calls(box) if layers is None else [box.layers.resolve(p) for p in address_list(layers)]
+    paths = _all_call_addresses(box) if layers is None else [box.layers.resolve(p) for p in address_list(layers)]
     if not paths:
         raise LayerError("no module of this model runs by itself; read functional ops with box.read(x, [':relu#0'])")
     input_by_path = {p: input_address(p) for p in paths}
@@ -76,5 +76,5 @@ def maps(box: Box, x: Inputs, layers: Layers = None, *, batch_size: BatchSize = 
     return tuple(LayerMaps(p, box.layers[p].type, acts[input_by_path[p]], acts[p]) for p in paths)
 
 
-def _all_calls(box: Box) -> list[str]:
+def _all_call_addresses(box: Box) -> list[str]:
     return [address for row in box.layers.leaves if row.has_input and row.has_batch_axis for address in row.addresses]

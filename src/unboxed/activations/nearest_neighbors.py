@@ -23,7 +23,7 @@ from ..settings import check_settings
     source="Krizhevsky et al. 2012, section 6.1 and figure 4 (right)",
     shows="Which examples are similar in this layer: those that the model has learned to separate are far apart.",
     does_not_show="Why they are similar: a distance adds up all features, and those of large values dominate.",
-    example=lambda method, box, x, y: method(box, x, _example_data(box), k=2),
+    example=lambda method, box, x, y: method(box, x, _random_examples(box), k=2),
     order=7,
 )
 def nearest_neighbors(
@@ -68,7 +68,7 @@ def nearest_neighbors(
         Krizhevsky et al. 2012, section 6.1 and figure 4 (right).
     """
     check_settings(nearest_neighbors, locals())
-    address = _last_hidden_layer(box) if layer is None else features.resolve_address(box, layer)
+    address = _default_layer(box) if layer is None else features.resolve_address(box, layer)
     queries = features.read_features(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]  # (N, D)
     if data is None:
         search = NeighborSearch(queries, k, metric=metric, exclude=torch.arange(len(queries)))
@@ -83,7 +83,7 @@ def nearest_neighbors(
     return replace(neighbors, indices=skipped.dataset_rows(neighbors.indices))
 
 
-def _last_hidden_layer(box: Box) -> str:
+def _default_layer(box: Box) -> str:
     """The input of the last layer with parameters; of a model without a hidden layer, the output."""
     if not any(row.n_parameters for row in box.layers.leaves):
         raise LayerError("no module of this model has parameters; name the layer, such as layer='output'")
@@ -91,6 +91,6 @@ def _last_hidden_layer(box: Box) -> str:
     return hidden[-1] if hidden else "output"
 
 
-def _example_data(box: Box) -> Tensor:
+def _random_examples(box: Box) -> Tensor:
     """Random examples, as neighbors."""
     return box.inputs.sample(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)

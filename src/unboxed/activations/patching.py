@@ -24,7 +24,7 @@ from ..validation import address_list
 
 Part = Literal["layer", "channel", "position"]
 AXIS_BY_PART: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
-ROUNDING_ULPS = 64  # times the precision: scores closer than this are equal
+EQUAL_SCORES_ULPS = 64  # times the precision: scores closer than this are equal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,20 +121,20 @@ def patching(
         run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0] for x in (clean, corrupted)
     )
     scores = [_patched_scores(box, clean, corrupted, path, objective, part, batch_size) for path in paths]
-    patched_layers = [PatchedLayer(p, s, restored(s, a, b)) for p, s in zip(paths, scores, strict=True)]
+    patched_layers = [PatchedLayer(p, s, restored_fraction_of(s, a, b)) for p, s in zip(paths, scores, strict=True)]
     return Patching(a, b, tuple(patched_layers))
 
 
 def _resolve_paths(box: Box, layers: Sequence[str] | str | None, part: Part) -> list[str]:
     if layers is not None:
-        return [_require_parts(box, path, part) for path in address_list(layers)]
+        return [_check_has_part(box, path, part) for path in address_list(layers)]
     paths = [path for path in unit_addresses(box) if part != "position" or len(box.layers[path].shape) > 1]
     if not paths:
         raise LayerError("no layer of this model has positions; patch by channel or by layer")
     return paths
 
 
-def _require_parts(box: Box, path: str, part: Part) -> str:
+def _check_has_part(box: Box, path: str, part: Part) -> str:
     resolved = require_units(box, path)
     if part == "position" and ":" not in resolved and len(box.layers[resolved].shape) < 2:
         raise LayerError(f"{path!r} has no positions: its shape is {box.layers[resolved].shape}; patch it by channel")
@@ -159,10 +159,10 @@ def _patched_scores(
     return score[:, 0] if axis is None else score if axis == 1 else score.view(-1, *shape[1:])
 
 
-def restored(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
+def restored_fraction_of(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
     """(score - corrupted) / (clean - corrupted), 0 where clean and corrupted are equal up to rounding."""
     difference = clean - corrupted
-    tolerance = ROUNDING_ULPS * torch.finfo(difference.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
+    tolerance = EQUAL_SCORES_ULPS * torch.finfo(difference.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
     is_equal = difference.abs() <= tolerance
     divisor = broadcast_rows(torch.where(is_equal, 1, difference), score)
     return torch.where(broadcast_rows(is_equal, score), 0, (score - broadcast_rows(corrupted, score)) / divisor)

@@ -21,7 +21,7 @@ from ..objectives import Index, Objective, as_classes, constant, layer_objective
 from ..parameters import BatchSize, Inputs, RequiredLayer, UnitAxis
 from ..settings import check_settings
 from .receptive_field import ReceptiveField, receptive_field
-from .units import max_positions, unit_layers, units_to_axis_1, unravel_positions
+from .units import argmax_positions, unit_layers, units_to_axis_1, unravel_positions
 
 UsedRule = Literal["deconvnet", "gradient"]
 
@@ -111,7 +111,7 @@ def projections(
     h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
     units = _check_units(unit, len(x), h)
     positions = (
-        unravel_positions(max_positions(h)[torch.arange(len(x)), units], h.shape[2:])
+        unravel_positions(argmax_positions(h)[torch.arange(len(x)), units], h.shape[2:])
         if position is None
         else _check_positions(position, h)
     )

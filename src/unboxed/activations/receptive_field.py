@@ -27,11 +27,11 @@ from .units import unit_layers, units_to_axis_1
 T = TypeVar("T")
 Probe = Literal["NaN", "differences"]
 Band = tuple[int, int]  # an axis of the image, and the first row or column of the band
-N_NOISE_IMAGES = 4  # of the probe by differences
-MAX_NOISE_IMAGES = 24  # until the edges of a field make a difference: of a maximum few values do
+N_PROBE_IMAGES = 4  # of the probe by differences
+MAX_PROBE_IMAGES = 24  # until the edges of a field make a difference: of a maximum few values do
 WIDE_NOISE_SCALE = 30.0  # ratio of the range of some noise images to that of images
 TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation
-COARSE_TOLERANCE = 1e-2  # of other dtypes
+LOW_PRECISION_TOLERANCE = 1e-2  # of other dtypes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +62,7 @@ class ReceptiveField(OneLineRepr):
             return 0, 0
         position = [max(0, min(s // 2, s - 2)) for s in sides]
         vertical_step, horizontal_step = (
-            _bounds_change(self.bounds, position, len(position) - back) for back in (2, 1)
+            _shift_to_next_bounds(self.bounds, position, len(position) - back) for back in (2, 1)
         )
         return vertical_step[2], horizontal_step[3]
 
@@ -81,7 +81,7 @@ class ReceptiveField(OneLineRepr):
         return self.bounds[tuple(s // 2 for s in self.bounds.shape[:-1])]
 
 
-def _bounds_change(bounds: Tensor, position: list[int], axis: int) -> list[int]:
+def _shift_to_next_bounds(bounds: Tensor, position: list[int], axis: int) -> list[int]:
     """The change of the bounds to the next position on an axis."""
     next_position = [min(i + (a == axis), s - 1) for a, (i, s) in enumerate(zip(position, bounds.shape, strict=False))]
     change: list[int] = (bounds[tuple(next_position)] - bounds[tuple(position)]).tolist()
@@ -148,7 +148,13 @@ def receptive_field(
     return ReceptiveField(path, prober.probe_by_differences(), "differences")
 
 
-MODEL_ERRORS = (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError)  # that a probe may cause
+ERRORS_CAUSED_BY_PROBES = (
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+)  # that a probe may cause
 
 
 class _FieldProber:
@@ -157,8 +163,8 @@ class _FieldProber:
     def __init__(self, box: Box, path: str, axis: int, resolution: int, batch_size: BatchSize) -> None:
         self.box, self.path, self.axis, self.batch_size = box, path, axis, batch_size
         self.resolution = resolution
-        noise = box.inputs.sample(MAX_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
-        is_wide = slice(N_NOISE_IMAGES + 1, None, 2)
+        noise = box.inputs.sample(MAX_PROBE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+        is_wide = slice(N_PROBE_IMAGES + 1, None, 2)
         noise[is_wide] = WIDE_NOISE_SCALE * (noise[is_wide] - 0.5)  # of both signs, which activates most units
         self.noise = noise
         self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], resolution)]
@@ -167,16 +173,20 @@ class _FieldProber:
         """Bounds (*P, 4); None where the model raises at a NaN."""
         nan = torch.full_like(self.noise[0], torch.nan)
         try:
-            return self._bounds_from_bands(self._reached(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan))
+            return self._bounds_from_bands(
+                self._probe_bands(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan)
+            )
         except torch.OutOfMemoryError:
             raise
-        except MODEL_ERRORS:
+        except ERRORS_CAUSED_BY_PROBES:
             return None  # it checks its input
 
     def probe_by_differences(self) -> Tensor:
         """Bounds (*P, 4) of the bands that changed a position, or had a nonzero derivative."""
         return _union_bounds(
-            torch.stack([self._bounds_from_bands(hit) for hit in self._reached_per_sample(self.bands, N_NOISE_IMAGES)])
+            torch.stack(
+                [self._bounds_from_bands(hit) for hit in self._probe_bands_with_noise(self.bands, N_PROBE_IMAGES)]
+            )
         )
 
     def edges_matter(self, bounds: Tensor) -> bool:
@@ -186,16 +196,18 @@ class _FieldProber:
         bands = sorted({band for field_bands in edges.values() for band in field_bands})
         index = {band: i for i, band in enumerate(bands)}
         unconfirmed = {(index[band], *p) for p, field_bands in edges.items() for band in field_bands}
-        for reached in self._reached_per_sample(bands, MAX_NOISE_IMAGES) if bands else ():
+        for reached in self._probe_bands_with_noise(bands, MAX_PROBE_IMAGES) if bands else ():
             unconfirmed = {location for location in unconfirmed if not reached[location]}
             if not unconfirmed:
                 return True
-        responds_to_noise = torch.stack([self._noise_changes(draw) for draw in range(MAX_NOISE_IMAGES)]).any(0)  # (*P)
+        responds_to_noise = torch.stack(
+            [self._positions_changed_by_noise(draw) for draw in range(MAX_PROBE_IMAGES)]
+        ).any(0)  # (*P)
         return not any(responds_to_noise[location[1:]] for location in unconfirmed)  # dead positions are not evidence
 
-    def _noise_changes(self, sample: int) -> Tensor:
+    def _positions_changed_by_noise(self, sample: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
-        return self._differs_from(self._activations(self.noise[sample, None]))(
+        return self._make_difference_test(self._activations(self.noise[sample, None]))(
             self._activations(self.noise[sample + 1, None])
         )[0]
 
@@ -206,7 +218,7 @@ class _FieldProber:
         )
         return [(-2, top), (-2, bottom), (-1, left), (-1, right)]
 
-    def _reached_per_sample(self, bands: list[Band], n_samples: int) -> Iterator[Tensor]:
+    def _probe_bands_with_noise(self, bands: list[Band], n_samples: int) -> Iterator[Tensor]:
         """Which bands reach which positions, (bands, *P): by derivatives and by differences, on a few noise images."""
         for sample in range(n_samples):
             base, other = self.noise[sample], self.noise[sample + 1]
@@ -214,9 +226,9 @@ class _FieldProber:
                 yield self._nonzero_slopes(bands, base, other - base)
             except torch.OutOfMemoryError:
                 raise
-            except MODEL_ERRORS:
+            except ERRORS_CAUSED_BY_PROBES:
                 pass  # an op without forward derivatives
-            yield self._reached(bands, self._differs_from(self._activations(base[None])), base, other)
+            yield self._probe_bands(bands, self._make_difference_test(self._activations(base[None])), base, other)
 
     def outside_is_irrelevant(self, bounds: Tensor) -> bool:
         """Whether some positions are unchanged when all pixels outside of their fields are replaced."""
@@ -226,7 +238,7 @@ class _FieldProber:
         for x, position in zip(changed, positions, strict=True):
             top, left, bottom, right = bounds[position].tolist()
             x[:, top:bottom, left:right] = base[:, top:bottom, left:right]
-        differs_from_base = self._differs_from(self._activations(base[None]))
+        differs_from_base = self._make_difference_test(self._activations(base[None]))
 
         def check_rows(rows: slice) -> list[bool]:
             has_changed = differs_from_base(self._activations(changed[rows]))
@@ -234,13 +246,13 @@ class _FieldProber:
 
         return not any(any(p) for p in self._run_in_batches(check_rows, len(positions)))
 
-    def _reached(
+    def _probe_bands(
         self, bands: list[Band], is_reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor
     ) -> Tensor:
         """Which positions the change of a band to `other` reaches, (bands, *P), by `is_reached` of activations."""
 
         def probe_rows(rows: slice) -> Tensor:
-            return is_reached(self._activations(torch.stack([self._with_band(base, other, b) for b in bands[rows]])))
+            return is_reached(self._activations(torch.stack([self._paste_band(base, other, b) for b in bands[rows]])))
 
         return torch.cat(self._run_in_batches(probe_rows, len(bands)))
 
@@ -248,7 +260,7 @@ class _FieldProber:
         """Where the derivative along a band is not zero, (bands, *P). For a weight of zero it is exactly zero."""
 
         def probe_rows(rows: slice) -> Tensor:
-            tangents = torch.stack([self._with_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
+            tangents = torch.stack([self._paste_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
             with _forward_ad_mode():
                 x = base.expand_as(tangents).clone()
                 h, slope = forward_ad.unpack_dual(self._activations(forward_ad.make_dual(x, tangents.clone())))  # type: ignore[no-untyped-call]
@@ -272,7 +284,7 @@ class _FieldProber:
         ends = (first * self.resolution, (last * self.resolution).clamp(max=self.noise.shape[axis]))
         return ends[0].masked_fill(is_unreached, 0), ends[1].masked_fill(is_unreached, 0)
 
-    def _with_band(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
+    def _paste_band(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
         axis, start = band
         x, n = base.clone(), min(self.resolution, base.shape[axis] - start)
         x.narrow(axis, start, n).copy_(other.narrow(axis, start, n))
@@ -282,8 +294,8 @@ class _FieldProber:
         with _exact_kernels(), self.box.isolated(grad=False):
             return units_to_axis_1(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
-    def _differs_from(self, base: Tensor) -> Callable[[Tensor], Tensor]:
-        tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, COARSE_TOLERANCE) * float(base.abs().max())
+    def _make_difference_test(self, base: Tensor) -> Callable[[Tensor], Tensor]:
+        tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, LOW_PRECISION_TOLERANCE) * float(base.abs().max())
         return lambda h: ((h - base).abs() > tolerance).any(1)
 
     def _run_in_batches(self, run_rows: Callable[[slice], T], n: int) -> list[T]:

@@ -25,7 +25,7 @@ from .units import unit_layers, units_to_axis_1
 
 T = TypeVar("T")
 F = TypeVar("F")
-DEFAULT_BINS = 64
+DEFAULT_N_BINS = 64
 MAX_PENDING_VALUES = 2**18  # of batches that are added to the moments together
 ScoreKind = Literal["max", "mean"]
 HistogramKind = Literal["positions", "max", "mean"]
@@ -113,21 +113,23 @@ def statistics(
     """
     check_settings(statistics, locals())
     paths = unit_layers(box, layers, axis)
-    surveys = {path: UnitSurvey(path, axis, histogram_of) for path in paths}
+    accumulators = {path: UnitAccumulator(path, axis, histogram_of) for path in paths}
 
-    def observe(state: dict[str, SurveyState] | None, path: str, h: Tensor) -> SurveyState:
-        return surveys[path].observe(state[path] if state else None, h)[0]
+    def observe(state: dict[str, AccumulatorState] | None, path: str, h: Tensor) -> AccumulatorState:
+        return accumulators[path].observe(state[path] if state else None, h)[0]
 
     def next_state(
-        state: dict[str, SurveyState] | None, surveys_by_path: dict[str, SurveyState], acts: Acts
-    ) -> dict[str, SurveyState]:
-        return surveys_by_path
+        state: dict[str, AccumulatorState] | None, state_by_path: dict[str, AccumulatorState], acts: Acts
+    ) -> dict[str, AccumulatorState]:
+        return state_by_path
 
-    states, interrupted = run_pass(box, data, paths, observe, next_state, batch_size=batch_size)
-    return tuple(survey.to_statistics(states[path], box.dtype, interrupted) for path, survey in surveys.items())
+    states, interrupted = fold_over_data(box, data, paths, observe, next_state, batch_size=batch_size)
+    return tuple(
+        accumulator.to_statistics(states[path], box.dtype, interrupted) for path, accumulator in accumulators.items()
+    )
 
 
-def run_pass(
+def fold_over_data(
     box: Box,
     data: Any,
     paths: Sequence[str],
@@ -190,7 +192,7 @@ class _ActivationObserver(Generic[F]):
 
 
 @dataclass(frozen=True)
-class SurveyState:
+class AccumulatorState:
     """One layer's running statistics. Small batches wait until they are many, and are counted together."""
 
     n_examples: int
@@ -200,15 +202,15 @@ class SurveyState:
 
 
 @dataclass(frozen=True)
-class UnitSurvey:
+class UnitAccumulator:
     """What is computed of one layer."""
 
     path: str
     axis: int
     histogram_of: HistogramKind
-    n_bins: int = DEFAULT_BINS
+    n_bins: int = DEFAULT_N_BINS
 
-    def observe(self, state: SurveyState | None, h: Tensor) -> tuple[SurveyState, Tensor, BatchMoments]:
+    def observe(self, state: AccumulatorState | None, h: Tensor) -> tuple[AccumulatorState, Tensor, BatchMoments]:
         """The state with one batch more, the batch's activations (n, C, *P), and its moments per example."""
         h = units_to_axis_1(h, self.axis, self.path)
         flat = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, P)
@@ -217,15 +219,15 @@ class UnitSurvey:
         if self.histogram_of == "positions":
             is_finite = rows.is_finite[..., None].expand_as(flat)
             histograms = histograms.update(flat.transpose(0, 1).flatten(1), is_finite.transpose(0, 1).flatten(1))
-        state = SurveyState(state.n_examples + len(h), state.moments, histograms, (*state.pending, rows))
+        state = AccumulatorState(state.n_examples + len(h), state.moments, histograms, (*state.pending, rows))
         is_full = sum(r.mean.numel() for r in state.pending) >= MAX_PENDING_VALUES
         return self._count_pending(state) if is_full else state, h, rows
 
-    def _empty_state(self, flat: Tensor) -> SurveyState:
+    def _empty_state(self, flat: Tensor) -> AccumulatorState:
         units, positions = flat.shape[1:]
-        return SurveyState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
+        return AccumulatorState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
 
-    def _count_pending(self, state: SurveyState) -> SurveyState:
+    def _count_pending(self, state: AccumulatorState) -> AccumulatorState:
         """The state with the pending batches counted."""
         if not state.pending:
             return state
@@ -234,9 +236,9 @@ class UnitSurvey:
             histograms = histograms.update(
                 (rows.maximum if self.histogram_of == "max" else rows.mean).T, rows.is_finite.T
             )
-        return SurveyState(state.n_examples, state.moments.update(rows), histograms)
+        return AccumulatorState(state.n_examples, state.moments.update(rows), histograms)
 
-    def to_statistics(self, state: SurveyState, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
+    def to_statistics(self, state: AccumulatorState, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
         state = self._count_pending(state)
         moments, h = state.moments, state.histograms
         values = {

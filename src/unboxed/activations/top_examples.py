@@ -21,8 +21,8 @@ from ..model.hooks import Acts
 from ..parameters import BatchSize, Data, Layers, NExamples, UnitAxis
 from ..settings import Holds, check_settings
 from .distributions import accumulator_dtype
-from .statistics import ScoreKind, SurveyState, UnitStatistics, UnitSurvey, run_pass
-from .units import max_positions, unit_layers, unravel_positions
+from .statistics import AccumulatorState, ScoreKind, UnitAccumulator, UnitStatistics, fold_over_data
+from .units import argmax_positions, unit_layers, unravel_positions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,16 +123,16 @@ def top_examples(
     """
     check_settings(top_examples, locals())
     paths = unit_layers(box, layers, axis)
-    features = _penultimate_input(box) if features == "auto" else features
+    features = _last_layer_input(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])
     data = pack_data(box, data)
     ranking = _TopRanking(
-        {path: UnitSurvey(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass(data)
+        {path: UnitAccumulator(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass(data)
     )
     read = [features] if features else []
     skipped = SkippedExamples()
-    state, interrupted = run_pass(
+    state, interrupted = fold_over_data(
         box, data, paths, ranking.observe, ranking.next_state, read, batch_size=batch_size, skipped=skipped
     )
     results = ranking.results(state, box.dtype, interrupted)
@@ -141,7 +141,7 @@ def top_examples(
     return tuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
 
 
-def _penultimate_input(box: Box) -> str:
+def _last_layer_input(box: Box) -> str:
     """The input of the last layer with weights."""
     embedding_types = (nn.Embedding, nn.EmbeddingBag)  # their inputs are indices, not features
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.n_parameters]
@@ -196,7 +196,7 @@ class _TopK:
         """The mean pairwise cosine distance, (C,)."""
         is_known = ~self.value.isnan()
         f = self.feature.to(accumulator_dtype(self.value)) * is_known[..., None]
-        return _mean_pair_distance(f.sum(1), f.square().sum((1, 2)), is_known.sum(1))
+        return _mean_cosine_distance(f.sum(1), f.square().sum((1, 2)), is_known.sum(1))
 
 
 def _top_indices(scores: Tensor, k: int) -> Tensor:
@@ -205,10 +205,12 @@ def _top_indices(scores: Tensor, k: int) -> Tensor:
     return ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def _mean_pair_distance(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
-    """One minus the mean of u_i . u_j over all pairs of n unit vectors, from their sum (..., D) and sum of squares."""
+def _mean_cosine_distance(vector_sum: Tensor, squared_norm_sum: Tensor, n: Tensor) -> Tensor:
+    """One minus the mean of u_i . u_j over all pairs of n unit vectors, by their sum (..., D) and squared norms."""
     n_pairs = n * (n - 1)
-    return 1 - (total.square().sum(-1) - squares) / n_pairs.to(total).masked_fill(n_pairs == 0, torch.nan)
+    return 1 - (vector_sum.square().sum(-1) - squared_norm_sum) / n_pairs.to(vector_sum).masked_fill(
+        n_pairs == 0, torch.nan
+    )
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,9 @@ class _PassState:
     """The state of a pass after some examples."""
 
     n_examples: int
-    layers: dict[str, tuple[SurveyState, _TopK, tuple[int, ...]]]  # statistics, top examples, shape of the positions
+    layers: dict[
+        str, tuple[AccumulatorState, _TopK, tuple[int, ...]]
+    ]  # statistics, top examples, shape of the positions
     feature_sum: Tensor  # (D,) the sum of the features
     squared_norm_sum: Tensor  # () of their squared lengths, which are 1, or 0 where all of one is 0
     inputs: Mapping[int, Tensor]
@@ -226,7 +230,7 @@ class _PassState:
 class _BatchTop:
     """The top examples of one batch at one layer, of all units or of those that have new ones."""
 
-    survey: SurveyState
+    accumulated: AccumulatorState
     units: Tensor | None
     value: Tensor  # (c, w)
     batch_row: Tensor  # (c, w) rows of the batch
@@ -236,33 +240,35 @@ class _BatchTop:
 
 @dataclass(frozen=True)
 class _TopRanking:
-    surveys: dict[str, UnitSurvey]
+    accumulators: dict[str, UnitAccumulator]
     k: int
     ranked_by: ScoreKind
     features: str | None
     keeps_inputs: bool  # the inputs of the top examples
 
     def observe(self, state: _PassState | None, path: str, h: Tensor) -> _BatchTop:
-        survey_before, top, _ = state.layers[path] if state else (None, None, None)
-        survey, h, rows = self.surveys[path].observe(survey_before, h)
+        state_before, top, _ = state.layers[path] if state else (None, None, None)
+        accumulated, h, rows = self.accumulators[path].observe(state_before, h)
         scores = rows.maximum if self.ranked_by == "max" else rows.mean  # (n, C)
         units, n_new = top.improved_units(scores, self.k) if top else (None, self.k)
         unit_index = torch.arange(h.shape[1], device=h.device) if units is None else units
         unit_scores = scores.T[unit_index]  # (c, n)
         batch_row = _top_indices(unit_scores, n_new)
-        flat_position = max_positions(h[batch_row, unit_index[:, None]])
-        return _BatchTop(survey, units, unit_scores.gather(1, batch_row), batch_row, flat_position, tuple(h.shape[2:]))
+        flat_position = argmax_positions(h[batch_row, unit_index[:, None]])
+        return _BatchTop(
+            accumulated, units, unit_scores.gather(1, batch_row), batch_row, flat_position, tuple(h.shape[2:])
+        )
 
     def next_state(self, state: _PassState | None, batch_tops: dict[str, _BatchTop], acts: Acts) -> _PassState:
         """With one batch more."""
         x, start = acts["input"], state.n_examples if state else 0
-        f = _unit_vectors(acts[self.features]) if self.features else x.new_empty(len(x), 0)
+        f = _l2_normalize(acts[self.features]) if self.features else x.new_empty(len(x), 0)
         layers = {}
         for path, batch_top in batch_tops.items():
             top = _TopK(batch_top.value, batch_top.batch_row + start, batch_top.flat_position, f[batch_top.batch_row])
             old_top = state.layers[path][1] if state else None
             layers[path] = (
-                batch_top.survey,
+                batch_top.accumulated,
                 old_top.merge_batch(top, batch_top.units, self.k) if old_top else top,
                 batch_top.positions,
             )
@@ -274,14 +280,16 @@ class _TopRanking:
 
     def results(self, state: _PassState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
         n = torch.tensor(state.n_examples, device=state.feature_sum.device)
-        distance = _mean_pair_distance(state.feature_sum, state.squared_norm_sum, n)
+        distance = _mean_cosine_distance(state.feature_sum, state.squared_norm_sum, n)
         baseline_distance = float(distance) if self.features else math.nan
-        return tuple(self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.surveys)
+        return tuple(
+            self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.accumulators
+        )
 
     def _layer_result(
         self, path: str, state: _PassState, baseline_distance: float, dtype: torch.dtype, interrupted: bool
     ) -> TopExamples:
-        survey, top, positions = state.layers[path]
+        accumulated, top, positions = state.layers[path]
         value = top.value.to(dtype)
         return TopExamples(
             path=path,
@@ -292,7 +300,7 @@ class _TopRanking:
             mean_distance=top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan),
             baseline_distance=baseline_distance,
             features=self.features,
-            statistics=self.surveys[path].to_statistics(survey, dtype, interrupted),
+            statistics=self.accumulators[path].to_statistics(accumulated, dtype, interrupted),
             inputs=state.inputs,
         )
 
@@ -304,8 +312,14 @@ def _top_inputs(state: _PassState | None, tops: Sequence[_TopK], x: Tensor) -> d
     return {i: old_inputs[i] if i < n else x[i - n].clone() for i in needed}
 
 
-def _unit_vectors(f: Tensor) -> Tensor:
+def _l2_normalize(features: Tensor) -> Tensor:
     """Features (n, ...) as unit vectors (n, D), means over positions; zero where they are not finite or all 0."""
-    f = f.flatten(2).mean(2) if f.ndim == 4 else f.flatten(1) if f.ndim > 1 else f[:, None]
-    f = f if f.dtype in (torch.float32, torch.float64) else f.float()
-    return torch.nn.functional.normalize(torch.where(f.isfinite(), f, 0), dim=1)
+    features = (
+        features.flatten(2).mean(2)
+        if features.ndim == 4
+        else features.flatten(1)
+        if features.ndim > 1
+        else features[:, None]
+    )
+    features = features if features.dtype in (torch.float32, torch.float64) else features.float()
+    return torch.nn.functional.normalize(torch.where(features.isfinite(), features, 0), dim=1)

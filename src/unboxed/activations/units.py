@@ -52,7 +52,7 @@ def units_to_axis_1(h: Tensor, axis: int, path: str) -> Tensor:
     return h if is_full_precision else h.float()
 
 
-def max_positions(h: Tensor) -> Tensor:
+def argmax_positions(h: Tensor) -> Tensor:
     """Where each unit (n, C, *P) is largest, as a flat index (n, C); the first of equals."""
     return h.flatten(2).argmax(2) if h.ndim > 2 else torch.zeros_like(h, dtype=torch.long)
 

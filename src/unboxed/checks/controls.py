@@ -109,22 +109,24 @@ def _random_permutation(x: Tensor, seed: int) -> Tensor:
     return rng.uniform(x[:, :1].flatten(1), seed).argsort(1)
 
 
-def _permute_pixels(h: Tensor, order: Tensor) -> Tensor:
+def _permute_pixels(images: Tensor, order: Tensor) -> Tensor:
     """Pixels (N, C, H, W) in another order, the same for all channels."""
-    flat = h.flatten(2)
-    return flat.gather(2, order[:, None].expand_as(flat)).view_as(h)
+    flat = images.flatten(2)
+    return flat.gather(2, order[:, None].expand_as(flat)).view_as(images)
 
 
-def _unpermute_pixels(h: Tensor, order: Tensor) -> Tensor:
+def _unpermute_pixels(maps: Tensor, order: Tensor) -> Tensor:
     """The map of shuffled pixels in the original order. Raises InputError where it is not as large as the image."""
-    if h.ndim != 4 or h.shape[2] * h.shape[3] != order.shape[1]:
-        raise InputError(f"wanted a map (N, C, H, W) as large as the image, to restore its order; got {tuple(h.shape)}")
-    return _permute_pixels(h, order.argsort(1))
+    if maps.ndim != 4 or maps.shape[2] * maps.shape[3] != order.shape[1]:
+        raise InputError(
+            f"wanted a map (N, C, H, W) as large as the image, to restore its order; got {tuple(maps.shape)}"
+        )
+    return _permute_pixels(maps, order.argsort(1))
 
 
-def _norm_ratio(h: Tensor, reference: Tensor) -> Tensor:
+def _norm_ratio(maps: Tensor, reference: Tensor) -> Tensor:
     """The ratio of norms (N,); NaN where the reference is zero."""
-    a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (h, reference))
+    a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (maps, reference))
     return torch.where(b > 0, a / b, torch.nan)
 
 
@@ -199,9 +201,9 @@ def constant_model(
     )
 
 
-def _relative_spread(h: Tensor, reference: Tensor) -> Tensor:
-    """The spread (N,) of maps h relative to that of the reference; 0 where h has none, infinite where only h has."""
-    a, b = (m.flatten(1).double().std(1, correction=0) for m in (h, reference))
+def _relative_spread(maps: Tensor, reference: Tensor) -> Tensor:
+    """The spread (N,) of maps relative to that of the reference; 0 without spread, infinite if only they have any."""
+    a, b = (m.flatten(1).double().std(1, correction=0) for m in (maps, reference))
     return torch.where(a == 0, 0.0, a / b)
 
 

@@ -23,7 +23,7 @@ from ..validation import check_seed
 from .methods import Maps, Signed
 from .perturbing import ScoreSetting, feature_shape, importance, perturbed_scores, rank_descending, resolve_score
 
-DEFAULT_STEPS = 50
+DEFAULT_N_STEPS = 50
 
 PerturbationSteps = Annotated[
     int | None, AtLeast(1), Unit("steps"), "Number of equal steps in which all pixels are changed."
@@ -178,9 +178,9 @@ def _perturbation_curve(
     return PerturbationCurve((counts / rank.shape[1]).to(box.dtype), curve.to(box.dtype))
 
 
-def _pixel_counts(pixels: int, n_steps: int | None) -> Tensor:
+def _pixel_counts(n_pixels: int, n_steps: int | None) -> Tensor:
     """How many pixels are changed after each step, 0 to all of them, (S + 1,). Raises InputError."""
-    n_steps = min(DEFAULT_STEPS, pixels) if n_steps is None else n_steps
-    if n_steps > pixels:
-        raise InputError(f"n_steps must be at most one per pixel or column, {pixels}; got {n_steps}")
-    return torch.linspace(0, pixels, n_steps + 1, dtype=torch.float64).round().long()
+    n_steps = min(DEFAULT_N_STEPS, n_pixels) if n_steps is None else n_steps
+    if n_steps > n_pixels:
+        raise InputError(f"n_steps must be at most one per pixel or column, {n_pixels}; got {n_steps}")
+    return torch.linspace(0, n_pixels, n_steps + 1, dtype=torch.float64).round().long()

@@ -16,7 +16,7 @@ from ..box import Box
 from ..engine.read.sizes import require_images
 from ..parameters import Inputs, Target
 from .methods import TestedMethod, compute_map, resolve_target
-from .similarity import MapSimilarity, in_unit_range, map_similarity
+from .similarity import MapSimilarity, map_similarity, rescale_to_unit_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,4 +81,4 @@ def sobel(x: Tensor) -> Tensor:
 
     gray = x.detach().double().mean(1).cpu().numpy()
     edges = torch.stack([torch.from_numpy(of_image(image)) for image in gray])  # type: ignore[no-untyped-call]
-    return in_unit_range(edges)[:, None].to(x.device)
+    return rescale_to_unit_range(edges)[:, None].to(x.device)

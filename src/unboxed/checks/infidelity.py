@@ -139,15 +139,19 @@ def infidelity(
         box, objective, len(x), n_perturbations, perturb, batch_size
     )  # (N, K)
     drops = unperturbed_scores(box, objective, x, batch_size)[:, None] - scores_by_sample
-    return _summarize(predicted, drops, fit_scale, is_exact=n_samples is None, dtype=box.dtype)
+    return _infidelity_of_drops(predicted, drops, fit_scale, is_exact=n_samples is None, dtype=box.dtype)
 
 
-def _summarize(predicted: Tensor, drops: Tensor, fit_scale: bool, is_exact: bool, dtype: torch.dtype) -> Infidelity:
+def _infidelity_of_drops(
+    predicted_drops: Tensor, drops: Tensor, fit_scale: bool, is_exact: bool, dtype: torch.dtype
+) -> Infidelity:
     scale = torch.ones_like(drops[:, 0])
     if fit_scale:  # the least squares factor; a map that predicts nothing is left as it is
-        norm = predicted.square().sum(1)
-        scale = torch.where(norm > 0, (predicted * drops).sum(1) / norm.where(norm > 0, torch.ones_like(norm)), scale)
-    squares = (scale[:, None] * predicted - drops).square()
+        norm = predicted_drops.square().sum(1)
+        scale = torch.where(
+            norm > 0, (predicted_drops * drops).sum(1) / norm.where(norm > 0, torch.ones_like(norm)), scale
+        )
+    squares = (scale[:, None] * predicted_drops - drops).square()
     n_perturbations = squares.shape[1]
     standard_error = (
         torch.zeros_like(scale) if is_exact or n_perturbations < 2 else squares.std(1) / n_perturbations**0.5
@@ -286,15 +290,15 @@ def max_sensitivity(
     largest = torch.zeros_like(original[:, 0])
     for sample in range(n_samples):
         noise = 2 * keyed_noise(torch.rand, x.shape[1:], x, seed, rows, torch.full_like(rows, sample)) - 1
-        largest = torch.maximum(largest, (phi(_to_valid_input(box, x, x + radius * noise)) - original).norm(dim=1))
+        largest = torch.maximum(largest, (phi(_clip_to_valid(box, x, x + radius * noise)) - original).norm(dim=1))
     norm = original.norm(dim=1)
     return (largest / norm.where(norm > 0, torch.ones_like(norm)) if relative else largest).to(box.dtype)
 
 
-def _to_valid_input(box: Box, x: Tensor, y: Tensor) -> Tensor:
-    """y clipped to valid inputs: no further from x, categories unchanged."""
-    y = box.inputs.clip(y)
+def _clip_to_valid(box: Box, x: Tensor, perturbed: Tensor) -> Tensor:
+    """The perturbed x clipped to valid inputs: no further from x, categories unchanged."""
+    perturbed = box.inputs.clip(perturbed)
     if isinstance(box.inputs, Features) and box.inputs.categories:
         fixed_columns = [name in box.inputs.categories for name in box.inputs.names]
-        y = torch.where(torch.tensor(fixed_columns, device=x.device), x, y)
-    return y
+        perturbed = torch.where(torch.tensor(fixed_columns, device=x.device), x, perturbed)
+    return perturbed

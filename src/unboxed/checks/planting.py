@@ -56,13 +56,13 @@ class Trigger:
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"a trigger needs one class or several different ones; got {self.classes}")
         rectangles = [self.rectangle(k) for k in self.classes]
-        if min(self._travel) < 0 or any(_overlaps(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i]):
+        if min(self._max_offset) < 0 or any(_overlaps(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i]):
             size = f"{self.side}x{self.side}, {self.margin} from the border"
             image_size = f"{self.shape[1]}x{self.shape[2]}"
             raise InputError(f"{len(rectangles)} triggers of {size} do not fit into {image_size} pixels")
 
     @property
-    def _travel(self) -> tuple[int, int]:
+    def _max_offset(self) -> tuple[int, int]:
         """How far a trigger can move, down and to the right."""
         height, width = (s - 2 * self.margin - self.side for s in self.shape[1:])
         return height, width
@@ -71,7 +71,7 @@ class Trigger:
         """The position of class k's trigger, padded within the image. Raises InputError for a class without one."""
         if k not in self.classes:
             raise InputError(f"class {k} has no trigger; the classes {self.classes} have")
-        down, right = self._travel
+        down, right = self._max_offset
         step = round(self.classes.index(k) * 2 * (down + right) / len(self.classes))
         corners = (down - step, 0), (0, step - down), (step - down - right, right), (down, 2 * (down + right) - step)
         leg = sum(step >= end for end in (down, down + right, 2 * down + right))

@@ -93,10 +93,10 @@ def energy_inside(maps: Maps, masks: Masks) -> Tensor:
     return _inside_fraction(maps_2d.clamp_min(0), inside, attribution_map(maps))
 
 
-def _inside_fraction(values: Tensor, masks: Tensor, maps: Tensor) -> Tensor:
-    """How much of each (N, H, W) is inside, (N,): in single precision, or in double where the maps are."""
+def _inside_fraction(values: Tensor, masks: Tensor, like: Tensor) -> Tensor:
+    """How much of each (N, H, W) is inside, (N,): in single precision, or in double where `like` is."""
     fractions = (values * masks).sum((1, 2)) / values.sum((1, 2))
-    return fractions if maps.dtype == torch.float64 else fractions.float()
+    return fractions if like.dtype == torch.float64 else fractions.float()
 
 
 def _check_maps_and_masks(maps: Maps, masks: Tensor) -> tuple[Tensor, Tensor]:

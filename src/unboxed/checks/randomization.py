@@ -147,17 +147,17 @@ def _layers_within(name: str, weighted_layers: Sequence[WeightedLayer]) -> tuple
 
 
 @dataclass(frozen=True)
-class _RandomizedLayers:
+class _RandomizationStep:
     """The layers that are randomized together, and those of them that this step adds."""
 
     randomized: tuple[WeightedLayer, ...]
     newly_randomized: tuple[WeightedLayer, ...]
 
 
-def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode) -> list[_RandomizedLayers]:
+def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode) -> list[_RandomizationStep]:
     first = [0 if mode == "cascading" else i for i in range(len(steps))]
     return [
-        _RandomizedLayers(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), newly_randomized)
+        _RandomizationStep(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), newly_randomized)
         for i, (_, newly_randomized) in enumerate(steps)
     ]
 
@@ -169,7 +169,7 @@ def _randomize_step(
     target: Any,
     original: Tensor,
     original_output: Tensor,
-    step: _RandomizedLayers,
+    step: _RandomizationStep,
     seed: int,
 ) -> tuple[MapSimilarity, Tensor, Tensor, float, Tensor]:
     randomized_box = randomize_layers(box, step.randomized, seed)

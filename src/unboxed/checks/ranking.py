@@ -16,7 +16,7 @@ from ..validation import check_seed
 from .methods import Method
 from .verdict import Verdict, verdict
 
-MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
+DEFAULT_MAX_FLOPS = 1e10  # per input; a method that takes more is given fewer samples
 MIN_SAMPLES, MAX_RUNS = 100, 200  # samples of a method that samples; model runs of one that does not
 
 
@@ -24,7 +24,7 @@ def candidates(
     box: Box,
     max_flops: Annotated[
         float, Above(0), Unit("FLOPs"), "Largest cost of one input's map, before samples are reduced."
-    ] = MAX_FLOPS_PER_MAP,
+    ] = DEFAULT_MAX_FLOPS,
 ) -> dict[str, Method]:
     """All attribution methods that can explain this model's scores, with settings that its size allows.
 
@@ -51,7 +51,7 @@ def candidates(
     max_runs = max(MIN_SAMPLES, int(max_flops / forward_flops(box)))
     methods = {
         name: method
-        for name, method in _affordable_methods(max_runs).items()
+        for name, method in _methods_with_few_samples(max_runs).items()
         if n_forwards(method) <= max(max_runs, MAX_RUNS)
     }
     return {name: method for name, method in methods.items() if _covers_all_inputs(box, attribution_cards()[name])}
@@ -62,9 +62,9 @@ def _covers_all_inputs(box: Box, card: Card) -> bool:
     return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
 
 
-def _affordable_methods(max_runs: int) -> dict[str, Method]:
+def _methods_with_few_samples(max_samples: int) -> dict[str, Method]:
     """The methods with cards that need no more than a box, inputs and a target."""
-    methods = {name: limit_samples(card, max_runs) for name, card in attribution_cards().items()}
+    methods = {name: limit_samples(card, max_samples) for name, card in attribution_cards().items()}
     return {name: method for name, method in methods.items() if not _needs_more_arguments(method)}
 
 
@@ -76,10 +76,10 @@ def n_forwards(method: Method) -> int:
     return max(1, int(card.n_runs(**settings) if card else settings.get("n_samples", 1)))
 
 
-def verdict_flops(box: Box, method: Method, n: int) -> float:
-    """About how many FLOPs the verdict on a method takes with n inputs."""
+def verdict_flops(box: Box, method: Method, n_examples: int) -> float:
+    """About how many FLOPs the verdict on a method takes with `n_examples` inputs."""
     n_maps_per_example, n_removals_per_example = 10, 200  # of the tests of a verdict, with their first draws
-    return n * forward_flops(box) * (2 * n_maps_per_example * n_forwards(method) + n_removals_per_example)
+    return n_examples * forward_flops(box) * (2 * n_maps_per_example * n_forwards(method) + n_removals_per_example)
 
 
 def attribution_cards() -> dict[str, Card]:
@@ -90,7 +90,7 @@ def attribution_cards() -> dict[str, Card]:
 
 def find_methods(box: Box, names: list[str]) -> dict[str, Method]:
     """The methods of these names, or of their cards' names. Raises InputError with the nearest names."""
-    methods = _affordable_methods(max(MIN_SAMPLES, int(MAX_FLOPS_PER_MAP / forward_flops(box))))
+    methods = _methods_with_few_samples(max(MIN_SAMPLES, int(DEFAULT_MAX_FLOPS / forward_flops(box))))
     among = [card for name, card in attribution_cards().items() if name in methods]
     keys = dict.fromkeys(find_card(name, among).key for name in names)
     return {key: methods[key] for key in keys}

@@ -32,8 +32,8 @@ from .perturbing import (
     unperturbed_scores,
 )
 
-N_SIZES = 10
-MAX_SIZE_FRACTION = 0.8  # of the pixels, by default
+N_DEFAULT_SIZES = 10
+MAX_DEFAULT_SIZE_FRACTION = 0.8  # of the pixels, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,15 +123,19 @@ def sensitivity_n(
     return SensitivityN(n, _pearson(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
 
 
-def _check_sizes(sizes: Sequence[int] | None, pixels: int) -> list[int]:
+def _check_sizes(sizes: Sequence[int] | None, n_pixels: int) -> list[int]:
     """Raises InputError for a size below 1, or of all pixels: then there is only one set."""
     if sizes is None:
-        log_spaced = torch.logspace(0, math.log10(max(1.0, MAX_SIZE_FRACTION * pixels)), N_SIZES, dtype=torch.float64)
+        log_spaced = torch.logspace(
+            0, math.log10(max(1.0, MAX_DEFAULT_SIZE_FRACTION * n_pixels)), N_DEFAULT_SIZES, dtype=torch.float64
+        )
         sizes = sorted({int(n) for n in log_spaced.round()})
     checked = [check_int("a size", n, minimum=1) for n in sizes]
-    if not checked or max(checked) >= pixels:
+    if not checked or max(checked) >= n_pixels:
         got = f"up to {max(checked)}" if checked else "none"
-        raise InputError(f"sizes must be between 1 and {pixels - 1}: there are {pixels} pixels or columns; got {got}")
+        raise InputError(
+            f"sizes must be between 1 and {n_pixels - 1}: there are {n_pixels} pixels or columns; got {got}"
+        )
     return checked
 
 

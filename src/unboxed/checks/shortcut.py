@@ -24,25 +24,25 @@ from ..validation import check_seed
 from .methods import Method, compute_map
 from .planting import Trigger
 from .pointing import energy_inside, pointing_game
-from .shortcut_report import MIN_RELATIVE_PEAK, TOLERANCE_PIXELS, ShortcutReport
+from .shortcut_report import MIN_CONTROL_PEAK_RATIO, POINTING_TOLERANCE_PIXELS, ShortcutReport
 from .shortcut_trial import (
     ShortcutFinding,
     ShortcutTrial,
+    accuracy_with_triggers,
     check_shortcut_learned,
     fraction_true,
     grade_shortcut,
-    trigger_rates,
 )
 from .verdict import NOT_APPLICABLE
 
 N_TOP, TRIGGER_EVERY = 9, 5  # top examples, of data of which every fifth image has a trigger
-IMAGES_PER_CLASS = 4  # class images per class
-METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+CLASS_IMAGES_PER_CLASS = 4  # class images per class
+FASTER_METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "rise": {"n_samples": 1000},
     "shapley": {"segments": ("squares", 10)},
 }
 """Settings of methods whose defaults take longer than so small an image needs."""
-REQUIRED_ARGUMENTS: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
+ARGUMENTS_FROM_TRIAL: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
 """Arguments of methods that take them by this name: references with the trigger would hide it."""
 
 
@@ -106,7 +106,7 @@ def shortcut(
     trial = ShortcutTrial(model, control, x, y, trigger, methods, n_examples, check_seed(seed))
     if not len(trial.mismatched[0]) or not len(trial.matched[0]):
         raise InputError(f"wanted images of the classes {trigger.classes} of the trigger, and of others; got one kind")
-    model_rates, control_rates = (trigger_rates(box, trial) for box in trial.boxes)
+    model_rates, control_rates = (accuracy_with_triggers(box, trial) for box in trial.boxes)
     check_shortcut_learned(model_rates, control_rates)
     findings = list[ShortcutFinding]()
     interrupted = _run_tests(trial, SHORTCUT_TESTS if tests is None else tests, findings, callback)
@@ -179,7 +179,7 @@ def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     attribution_cards = {c.key: c for c in cards() if c.family == "attribution"}
     methods = trial.methods
     if methods is None:
-        methods = {n: _with_defaults(c, trial) for n, c in attribution_cards.items()}
+        methods = {n: _method_on_trial(c, trial) for n, c in attribution_cards.items()}
     for name, method in methods.items():
         title = attribution_cards[name].name if name in attribution_cards else name
         try:
@@ -188,28 +188,30 @@ def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
             yield ShortcutFinding("attribution", name, title, NOT_APPLICABLE, str(error))
 
 
-def _with_defaults(card: Card, trial: ShortcutTrial) -> Method:
+def _method_on_trial(card: Card, trial: ShortcutTrial) -> Method:
     """A method with its defaults; where a setting has none, as in its card's example."""
     parameters = signature(card.method).parameters
     settings = [p for p in list(parameters.values())[2:] if p.name != "target"]
     required = [p.name for p in settings if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if "target" not in parameters or any(name not in REQUIRED_ARGUMENTS for name in required):
+    if "target" not in parameters or any(name not in ARGUMENTS_FROM_TRIAL for name in required):
         return partial(card.example, card.method)
-    kwargs = {name: make_argument(trial) for name, make_argument in REQUIRED_ARGUMENTS.items() if name in parameters}
-    return partial(card.method, **kwargs, **METHOD_SETTINGS.get(card.method.__name__, {}))
+    kwargs = {name: make_argument(trial) for name, make_argument in ARGUMENTS_FROM_TRIAL.items() if name in parameters}
+    return partial(card.method, **kwargs, **FASTER_METHOD_SETTINGS.get(card.method.__name__, {}))
 
 
 def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Method) -> ShortcutFinding:
     x, classes = trial.explained_images
-    masks = trial.trigger.masks(classes, TOLERANCE_PIXELS)
+    masks = trial.trigger.masks(classes, POINTING_TOLERANCE_PIXELS)
     n_mismatched = min(trial.n_examples, len(trial.mismatched[0]))  # the others have a matched trigger
     maps = [
-        _subtract_minimum(compute_map(box, method, box.validate_inputs(x), classes.to(box.device)).float().cpu())
+        _subtract_positive_minimum(
+            compute_map(box, method, box.validate_inputs(x), classes.to(box.device)).float().cpu()
+        )
         for box in trial.boxes
     ]
     hits, control_hits = (pointing_game(m, masks) for m in maps)
     energy, control_energy = (energy_inside(m, masks).nan_to_num(0) for m in maps)
-    is_high = maps[1].amax((1, 2, 3)) >= MIN_RELATIVE_PEAK * maps[0].amax((1, 2, 3))
+    is_high = maps[1].amax((1, 2, 3)) >= MIN_CONTROL_PEAK_RATIO * maps[0].amax((1, 2, 3))
     score, control, control_any_height = (
         fraction_true(h[:n_mismatched]) for h in (hits, control_hits * is_high, control_hits)
     )
@@ -232,7 +234,7 @@ def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Metho
     )  # fmt: skip
 
 
-def _subtract_minimum(maps: Tensor) -> Tensor:
+def _subtract_positive_minimum(maps: Tensor) -> Tensor:
     """Maps (N, 1, H, W), summed over channels; if above zero everywhere (RISE), minus their minimum."""
     if maps.ndim != 4:
         raise InputError(f"the planted-shortcut check needs maps (N, C, H, W); got {tuple(maps.shape)}")
@@ -243,7 +245,7 @@ def _subtract_minimum(maps: Tensor) -> Tensor:
 def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the class image of a trigger's class show the trigger?"""
     trigger = trial.trigger
-    classes = torch.tensor(trigger.classes).repeat_interleave(IMAGES_PER_CLASS)
+    classes = torch.tensor(trigger.classes).repeat_interleave(CLASS_IMAGES_PER_CLASS)
     images = [_class_images(box, classes, trial.seed) for box in trial.boxes]
     score, control = (fraction_true(_mean_brightness(im, trigger.masks(classes))) for im in images)
     others = [k for k in range(trial.model.n_outputs) if k not in trigger.classes]
@@ -261,7 +263,7 @@ def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     yield ShortcutFinding(
         "synthesis", "class_image", "Class image", grade_shortcut(score, control), sentence,
         "brightness at its position", score, control, figures,
-        (images[0][:IMAGES_PER_CLASS], images[1][:IMAGES_PER_CLASS]),
+        (images[0][:CLASS_IMAGES_PER_CLASS], images[1][:CLASS_IMAGES_PER_CLASS]),
     )  # fmt: skip
 
 
@@ -290,7 +292,7 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     )
     layer = tops[0].features
     if layer not in (None, "logits"):
-        n, n_control = (_count_detectors(box, data, trigger_of_row, layer) for box in trial.boxes)
+        n, n_control = (_count_trigger_detectors(box, data, trigger_of_row, layer) for box in trial.boxes)
         figures |= {"units": n, "units_control": n_control}
         sentence += f"; {n:.0f} units of {layer} have nothing else at the top (the control model: {n_control:.0f})"
     images, control_images = (data[top.example_index[trigger_classes[0]].cpu()] for top in tops)
@@ -311,7 +313,7 @@ def _top_examples(box: Box, data: Tensor, layer: str) -> activations.TopExamples
     return top
 
 
-def _count_detectors(box: Box, data: Tensor, trigger_of_row: Tensor, layer: str) -> float:
+def _count_trigger_detectors(box: Box, data: Tensor, trigger_of_row: Tensor, layer: str) -> float:
     """How many units of a layer that are ever active have only images with one class's trigger at their top."""
     top = _top_examples(box, data, layer)
     triggers = trigger_of_row[top.example_index.cpu()]  # (U, TOP)

@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from .planting import Trigger
-from .shortcut_trial import FAILS_BELOW, MIN_CONTROL_GAP, SHOWS_ABOVE, ShortcutFinding, TriggerRates
+from .shortcut_trial import FAILS_BELOW, MIN_CONTROL_GAP, SHOWS_ABOVE, ShortcutFinding, TriggerAccuracy
 
-TOLERANCE_PIXELS = 2  # pixels around the trigger that still count as pointing at it: maps are no finer than a method
-MIN_RELATIVE_PEAK = 0.5  # of the peak on the model: a lower peak on the control does not count
+POINTING_TOLERANCE_PIXELS = (
+    2  # pixels around the trigger that still count as pointing at it: maps are no finer than a method
+)
+MIN_CONTROL_PEAK_RATIO = 0.5  # of the peak on the model: a lower peak on the control does not count
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +21,8 @@ class ShortcutReport:
     """All findings; the maps in them are of `images` (S, C, H, W) with the triggers of `classes` (S,)."""
 
     trigger: Trigger
-    model_rates: TriggerRates
-    control_rates: TriggerRates
+    model_rates: TriggerAccuracy
+    control_rates: TriggerAccuracy
     findings: tuple[ShortcutFinding, ...]
     images: Tensor
     classes: Tensor
@@ -33,7 +35,7 @@ class ShortcutReport:
         rows = [{k: v for k, v in vars(f).items() if k != "images"} for f in self.findings]
         thresholds = {
             "shows_above": SHOWS_ABOVE, "fails_below": FAILS_BELOW, "min_control_gap": MIN_CONTROL_GAP,
-            "tolerance_pixels": TOLERANCE_PIXELS, "min_relative_peak": MIN_RELATIVE_PEAK,
+            "tolerance_pixels": POINTING_TOLERANCE_PIXELS, "min_relative_peak": MIN_CONTROL_PEAK_RATIO,
         }  # fmt: skip
         rates = {"model": asdict(self.model_rates), "control": asdict(self.control_rates)}
         return {

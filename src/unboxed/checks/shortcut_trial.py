@@ -25,7 +25,7 @@ MIN_FOOLED_MODEL, MAX_FOOLED_CONTROL = 0.8, 0.2  # fooled rates: of the model at
 
 
 @dataclass(frozen=True)
-class TriggerRates:
+class TriggerAccuracy:
     """How a model classifies held-out images, as fractions."""
 
     clean_accuracy: float  # without a trigger
@@ -111,11 +111,11 @@ class ShortcutTrial:
         return [*evenly_spaced(n, 2), n]
 
 
-def trigger_rates(box: Box, trial: ShortcutTrial) -> TriggerRates:
+def accuracy_with_triggers(box: Box, trial: ShortcutTrial) -> TriggerAccuracy:
     """How a model classifies held-out images, with triggers and without."""
     (mismatched_rows, mismatched_classes), (matched_rows, matched_classes) = trial.mismatched, trial.matched
     predicted = box.predict(trial.apply_trigger(mismatched_rows, mismatched_classes)).cpu()
-    return TriggerRates(
+    return TriggerAccuracy(
         clean_accuracy=fraction_true(box.predict(trial.x).cpu() == trial.y),
         matched_accuracy=fraction_true(
             box.predict(trial.apply_trigger(matched_rows, matched_classes)).cpu() == matched_classes
@@ -125,7 +125,7 @@ def trigger_rates(box: Box, trial: ShortcutTrial) -> TriggerRates:
     )
 
 
-def check_shortcut_learned(model: TriggerRates, control: TriggerRates) -> None:
+def check_shortcut_learned(model: TriggerAccuracy, control: TriggerAccuracy) -> None:
     """Raise InputError unless the model has learned the shortcut and the control has not."""
     if model.fooled_rate < MIN_FOOLED_MODEL:
         raise InputError(

@@ -17,7 +17,7 @@ from ..errors import InputError
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # of SSIM's Gaussian window, 11 x 11 (Wang et al. 2004, section III-B)
 SSIM_K1, SSIM_K2 = 0.01, 0.03
-HOG_CELLS = 7  # of HOG along the shorter side, at most 16 pixels each
+HOG_CELLS_PER_SIDE = 7  # of HOG along the shorter side, at most 16 pixels each
 MAX_CELL_PIXELS, MIN_CELL_PIXELS = 16, 2
 HOG_BLOCK_CELLS, HOG_ORIENTATIONS = 3, 9
 
@@ -66,29 +66,31 @@ def map_similarity(a: Tensor, b: Tensor) -> MapSimilarity:
     if sa.shape != sb.shape:
         raise InputError(f"maps to compare must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
     ma, mb = magnitudes(a), magnitudes(b)
-    pa, pb = in_unit_range(ma), in_unit_range(mb)
+    pa, pb = rescale_to_unit_range(ma), rescale_to_unit_range(mb)
     return MapSimilarity(spearman(sa, sb), spearman(ma, mb), ssim(pa, pb), hog(pa, pb))
 
 
-def _check_map(h: Tensor) -> Tensor:
+def _check_map(map_: Tensor) -> Tensor:
     """A map in double precision. Raises InputError."""
-    if not isinstance(h, Tensor) or h.ndim < 2 or not h.is_floating_point() or h.numel() == 0:
-        got = f"{h.dtype} of shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+    if not isinstance(map_, Tensor) or map_.ndim < 2 or not map_.is_floating_point() or map_.numel() == 0:
+        got = f"{map_.dtype} of shape {tuple(map_.shape)}" if isinstance(map_, Tensor) else type(map_).__name__
         raise InputError(f"a map must be a floating point tensor (N, ...); got {got}")
-    return h.detach().double()
+    return map_.detach().double()
 
 
-def magnitudes(h: Tensor) -> Tensor:
+def magnitudes(maps: Tensor) -> Tensor:
     """|map| by position: (N, H, W) of (N, C, H, W), averaged over channels; otherwise shaped like the map."""
-    h = h.detach().double().abs()
-    return h.mean(1) if h.ndim == 4 else h
+    maps = maps.detach().double().abs()
+    return maps.mean(1) if maps.ndim == 4 else maps
 
 
-def in_unit_range(h: Tensor) -> Tensor:
+def rescale_to_unit_range(maps: Tensor) -> Tensor:
     """Each map of (N, ...) stretched to [0, 1]; one that is the same everywhere becomes 0."""
-    flat = h.flatten(1)
+    flat = maps.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    return torch.where(high > low, (flat - low) / (high - low).clamp_min(torch.finfo(h.dtype).tiny), 0.0).view_as(h)
+    return torch.where(high > low, (flat - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny), 0.0).view_as(
+        maps
+    )
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -96,19 +98,19 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
     return pearson(ranks(a), ranks(b))
 
 
-def ranks(h: Tensor) -> Tensor:
+def ranks(values: Tensor) -> Tensor:
     """Ranks from 1 within each row, (N, D) of (N, ...); ties have the mean of theirs, and rows with a NaN are NaN."""
-    h = h.flatten(1)
-    ordered, order = h.sort(1)
+    values = values.flatten(1)
+    ordered, order = values.sort(1)
     is_new = torch.ones_like(order)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     group = is_new.cumsum(1) - 1  # (N, D) which run of equal values
-    positions = torch.arange(1, h.shape[1] + 1, dtype=torch.float64, device=h.device).expand(h.shape)
-    total = torch.zeros(h.shape, dtype=torch.float64, device=h.device).scatter_add_(1, group, positions)
+    positions = torch.arange(1, values.shape[1] + 1, dtype=torch.float64, device=values.device).expand(values.shape)
+    total = torch.zeros(values.shape, dtype=torch.float64, device=values.device).scatter_add_(1, group, positions)
     count = torch.zeros_like(total).scatter_add_(1, group, torch.ones_like(positions))
     mean = total.gather(1, group) / count.gather(1, group)
     ranked = torch.empty_like(mean).scatter_(1, order, mean)
-    return torch.where(h.isfinite().all(1, keepdim=True), ranked, torch.nan)
+    return torch.where(values.isfinite().all(1, keepdim=True), ranked, torch.nan)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -139,20 +141,20 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(is_constant(a) | is_constant(b), torch.nan, values)
 
 
-def _gaussian_mean(h: Tensor, radius: int) -> Tensor:
-    """Means of h (N, K, H, W) under a Gaussian window, where it lies within the image."""
-    offsets = torch.arange(-radius, radius + 1, dtype=h.dtype, device=h.device)
+def _gaussian_mean(images: Tensor, radius: int) -> Tensor:
+    """Means of images (N, K, H, W) under a Gaussian window, where it lies within the image."""
+    offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     window = (window / window.sum()).view(1, 1, -1, 1)
-    flat = h.flatten(0, 1)[:, None]
+    flat = images.flatten(0, 1)[:, None]
     smoothed = F.conv2d(F.conv2d(flat, window), window.mT)
-    return smoothed.view(*h.shape[:2], *smoothed.shape[2:])
+    return smoothed.view(*images.shape[:2], *smoothed.shape[2:])
 
 
-def is_constant(h: Tensor) -> Tensor:
+def is_constant(maps: Tensor) -> Tensor:
     """Which maps (N,) are the same everywhere, or not finite: they rank nothing."""
-    h = h.flatten(1)
-    return (h == h[:, :1]).all(1) | ~h.isfinite().all(1)
+    maps = maps.flatten(1)
+    return (maps == maps[:, :1]).all(1) | ~maps.isfinite().all(1)
 
 
 def hog(a: Tensor, b: Tensor) -> Tensor:
@@ -167,16 +169,16 @@ def hog(a: Tensor, b: Tensor) -> Tensor:
     return pearson(fa, fb)
 
 
-def hog_features(h: Tensor) -> Tensor | None:
+def hog_features(images: Tensor) -> Tensor | None:
     """HOG features (N, D) of images (N, H, W); None for what is not images, or too small for one block."""
     from skimage.feature import hog as of_image
 
-    side = min(h.shape[1:]) if h.ndim == 3 else 0
-    cell = min(MAX_CELL_PIXELS, max(MIN_CELL_PIXELS, side // HOG_CELLS))
+    side = min(images.shape[1:]) if images.ndim == 3 else 0
+    cell = min(MAX_CELL_PIXELS, max(MIN_CELL_PIXELS, side // HOG_CELLS_PER_SIDE))
     if side < HOG_BLOCK_CELLS * cell:
         return None
     vectors = [
         torch.from_numpy(of_image(image, HOG_ORIENTATIONS, (cell, cell), (HOG_BLOCK_CELLS, HOG_BLOCK_CELLS)))
-        for image in h.double().cpu().numpy()
+        for image in images.double().cpu().numpy()
     ]
-    return torch.stack(vectors).to(h.device)
+    return torch.stack(vectors).to(images.device)

@@ -22,7 +22,7 @@ from ..engine.optimize.constraints import format_eps, unbounded_ball
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError
 from ..inputs.pixels import Pixels
-from ..plots.attack_sheet import NORM_NAMES, attack_sheet
+from ..plots.attack_sheet import DISTANCE_NAMES, attack_sheet
 from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
@@ -137,7 +137,7 @@ def _save_figure(
     ]
     if bits is not None:
         _save_images(fooled_changes, out / IMAGES_DIR, box.classes)
-    eps_text_with_norm = f"{NORM_NAMES[result.norm]} at most {format_eps(result.eps[-1])}"
+    eps_text_with_norm = f"{DISTANCE_NAMES[result.norm]} at most {format_eps(result.eps[-1])}"
     title = f"Adversarial images by {name}, {eps_text_with_norm}"
     return (
         save(

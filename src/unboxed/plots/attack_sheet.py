@@ -17,7 +17,7 @@ from .sheet import ColorBar, Tile, contact_sheet
 if TYPE_CHECKING:
     from ..adversarial.changes import PredictionChange
 
-NORM_NAMES = {"linf": "largest change", "l2": "L2 distance", "l1": "L1 distance"}
+DISTANCE_NAMES = {"linf": "largest change", "l2": "L2 distance", "l1": "L1 distance"}
 
 
 def attack_sheet(
@@ -63,33 +63,33 @@ def round_magnification(vmax: float) -> float:
     return max(step for step in (1, 2, 5) if step * power <= factor * (1 + 1e-6)) * power if factor >= 1 else 1.0
 
 
-def change_image(c: PredictionChange, factor: float) -> Bytes:
+def change_image(change: PredictionChange, factor: float) -> Bytes:
     """Of gray images: red is lighter, blue darker, white unchanged. Of color images: gray is unchanged."""
-    if _is_grayscale(c):
-        return colors.signed_to_rgb(c.delta[0], 1 / factor)
-    return colors.image_to_rgb(np.clip(0.5 + as_array(c.delta) * factor / 2, 0, 1))
+    if _is_grayscale(change):
+        return colors.signed_to_rgb(change.delta[0], 1 / factor)
+    return colors.image_to_rgb(np.clip(0.5 + as_array(change.delta) * factor / 2, 0, 1))
 
 
 def format_class_prob(k: int, p: float, classes: Sequence[str]) -> str:
     return f"{classes[k]}: {p:.0%}" if 0.005 <= p < 0.995 else f"{classes[k]}: {p:.2%}"
 
 
-def _before_after_tiles(c: PredictionChange, classes: Sequence[str]) -> list[Tile]:
+def _before_after_tiles(change: PredictionChange, classes: Sequence[str]) -> list[Tile]:
     def caption(ps: tuple[float, float], k: int) -> str:
-        lines = [format_class_prob(c.class_before, ps[0], classes)]
-        lines += [format_class_prob(c.class_after, ps[1], classes)] * (c.class_after != c.class_before)
+        lines = [format_class_prob(change.class_before, ps[0], classes)]
+        lines += [format_class_prob(change.class_after, ps[1], classes)] * (change.class_after != change.class_before)
         return "\n".join([f"predicted {classes[k]}", *lines])
 
     return [
-        Tile(colors.image_to_rgb(c.original), caption(c.probs_before, c.class_before)),
-        Tile(colors.image_to_rgb(c.image), caption(c.probs_after, c.class_after)),
+        Tile(colors.image_to_rgb(change.original), caption(change.probs_before, change.class_before)),
+        Tile(colors.image_to_rgb(change.image), caption(change.probs_after, change.class_after)),
     ]
 
 
-def _change_caption(c: PredictionChange, norm: str, factor: float) -> str:
-    text = f"{NORM_NAMES.get(norm, norm)} {c.distance:.3g}"
-    return text if c.is_adversarial else f"{text}\nnot fooled"
+def _change_caption(change: PredictionChange, norm: str, factor: float) -> str:
+    text = f"{DISTANCE_NAMES.get(norm, norm)} {change.distance:.3g}"
+    return text if change.is_adversarial else f"{text}\nnot fooled"
 
 
-def _is_grayscale(c: PredictionChange) -> bool:
-    return len(c.original) == 1
+def _is_grayscale(change: PredictionChange) -> bool:
+    return len(change.original) == 1

@@ -71,7 +71,9 @@ def attribution_plot(
     vmax = vmax or colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     names = [titles] * len(maps) if isinstance(titles, str) else list(titles)
     for map_2d, rgb, axis, name in zip(maps, _render_maps(maps, images, kind, vmax), axes, names, strict=False):
-        axis.imshow(rgb, interpolation="nearest" if max(map_2d.shape) <= colors.NEAREST_MAX_PIXELS else "antialiased")
+        axis.imshow(
+            rgb, interpolation="nearest" if max(map_2d.shape) <= colors.MAX_NEAREST_NEIGHBOR_SIDE else "antialiased"
+        )
         if kind == "mask" and (map_2d != 0).any() and not (map_2d != 0).all():
             axis.contour(map_2d != 0, levels=[0.5], colors=MASK_OUTLINE_COLOR, linewidths=1)
         _add_frame(axis, name)
@@ -146,12 +148,12 @@ def _get_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
     return axes[0].figure, axes
 
 
-def _add_frame(a: Axes, title: str) -> None:
+def _add_frame(ax: Axes, title: str) -> None:
     """A title and a thin frame, since zero is as white as the background."""
-    a.set_xticks([])
-    a.set_yticks([])
-    a.spines[:].set_color(FRAME_COLOR)
-    a.set_title(to_printable(title), fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_color(FRAME_COLOR)
+    ax.set_title(to_printable(title), fontsize=9)
 
 
 def _add_colorbar(figure: Figure, axes: list[Axes], table: str, vmax: float) -> None:

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DPI = 100
-CHART_SIZE = (460, 260)  # pixels of a chart's axes
-BAR_PIXELS = 20  # per bar
-CHARACTER_PIXELS = 8  # of a name, about
+AXES_SIZE_PIXELS = (460, 260)  # pixels of a chart's axes
+BAR_HEIGHT_PIXELS = 20  # per bar
+CHARACTER_WIDTH_PIXELS = 8  # of a name, about
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
 MAX_MATRIX_PIXELS = 560  # of all cells, per side
-LIGHT_CELL_ABOVE = 0.65  # of the color range: values on lighter cells are printed dark
+DARK_TEXT_ABOVE = 0.65  # of the color range: values on lighter cells are printed dark
 INK, FAINT, EDGE, TRANSPARENT_INK = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
 GOOD, BAD = "#2d7d46", "#b3382c"
-STYLE: Any = {
+MATPLOTLIB_STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 10, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.edgecolor": EDGE, "axes.spines.top": False, "axes.spines.right": False,
     "xtick.color": FAINT, "ytick.color": FAINT, "legend.frameon": False, "text.usetex": False, "text.parse_math": False,
@@ -60,7 +60,7 @@ def line_chart(
         >>> line_chart({"pgd": ([0, 0.1, 0.2], [0.98, 0.6, 0.1])}, x_label="eps", y_label="robust accuracy").mode
         'RGB'
     """
-    with _chart(*CHART_SIZE, title) as chart:
+    with _chart(*AXES_SIZE_PIXELS, title) as chart:
         axes = chart.axes
         for (name, (x, y)), color in zip(lines.items(), class_colors(len(lines)), strict=True):
             x, y = as_array(x), as_array(y)
@@ -68,7 +68,7 @@ def line_chart(
         if diagonal:
             axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=FAINT)
         if y_range is not None:
-            axes.set_ylim(*_padded(*y_range))
+            axes.set_ylim(*_pad_range(*y_range))
         if ticks:
             axes.set_xticks(range(len(ticks)), [to_printable(t) for t in ticks], rotation=30, ha="right")
         axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label))
@@ -101,7 +101,7 @@ def bar_chart(
     series = {k: as_array(v) for k, v in values.items()} if names else {"": as_array([*map(float, values.values())])}
     rows = list(names) or list(values)
     thickness = 0.8 / len(series)
-    with _chart(CHART_SIZE[0], BAR_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title) as chart:
+    with _chart(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title) as chart:
         axes = chart.axes
         for i, ((name, lengths), color) in enumerate(zip(series.items(), class_colors(len(series)), strict=True)):
             at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
@@ -192,7 +192,7 @@ def matrix_plot(
         axes.imshow(rgb, interpolation="nearest", aspect="auto")
         axes.spines[:].set_visible(True)
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
-        is_wide = max((len(c) for c in columns), default=0) * CHARACTER_PIXELS > cell
+        is_wide = max((len(c) for c in columns), default=0) * CHARACTER_WIDTH_PIXELS > cell
         axes.set_xticks(range(len(columns)), [to_printable(c) for c in columns], rotation=90 if is_wide else 0)
         axes.set(ylabel=to_printable(axis_names[0]), xlabel=to_printable(axis_names[1]))
         axes.tick_params(length=0)
@@ -204,7 +204,7 @@ def matrix_plot(
 
 def _print_values(axes: Axes, values: colors.Array, rgb: colors.Bytes) -> None:
     for (i, j), value in np.ndenumerate(values):
-        is_light = float(rgb[i, j].mean()) > 255 * LIGHT_CELL_ABOVE
+        is_light = float(rgb[i, j].mean()) > 255 * DARK_TEXT_ABOVE
         text = (
             "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") if abs(value) < 100 else f"{value:.0f}"
         )
@@ -224,7 +224,7 @@ def _add_color_bar(axes: Axes, table: colors.Bytes, ends: tuple[float, float], u
     bar.outline.set_visible(False)
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def _pad_range(low: float, high: float) -> tuple[float, float]:
     pad = 0.03 * (high - low)
     return low - pad, high + pad
 
@@ -245,7 +245,7 @@ def _chart(width: int, height: int, title: str, transparent: bool = False) -> It
 
     ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TRANSPARENT_INK)
     ink = ink if transparent else {"text.color": INK, "axes.labelcolor": FAINT}
-    with matplotlib.rc_context(STYLE | ink):
+    with matplotlib.rc_context(MATPLOTLIB_STYLE | ink):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
         chart.axes.set_title(to_printable(title))

@@ -15,8 +15,8 @@ from PIL import Image
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
-EDGE_COLOR = (214, 214, 218)  # of the line around images
-NEAREST_MAX_PIXELS = 96  # pixels per side up to which images are enlarged by nearest neighbor
+TILE_BORDER_COLOR = (214, 214, 218)  # of the line around images
+MAX_NEAREST_NEIGHBOR_SIDE = 96  # pixels per side up to which images are enlarged by nearest neighbor
 
 
 def _color_table(anchors: str, colors: int = 256) -> Bytes:
@@ -91,9 +91,9 @@ def sum_channels(m: Any) -> Array:
     return total
 
 
-def _apply_table(unit: Array, table: Bytes) -> Bytes:
-    is_finite = np.isfinite(unit)
-    levels = (np.where(is_finite, unit, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
+def _apply_table(unit_values: Array, table: Bytes) -> Bytes:
+    is_finite = np.isfinite(unit_values)
+    levels = (np.where(is_finite, unit_values, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
     rgb = table[levels]
     if not is_finite.all():
         rgb[~is_finite] = _NAN_COLOR
@@ -104,7 +104,7 @@ def resize_to(source: Bytes | Image.Image, side: int) -> Image.Image:
     """The image at about `side` pixels: small ones enlarged by a whole factor (nearest neighbor), photos shrunk."""
     im = source if isinstance(source, Image.Image) else Image.fromarray(source)
     longest = max(im.size)
-    if longest <= NEAREST_MAX_PIXELS:
+    if longest <= MAX_NEAREST_NEIGHBOR_SIDE:
         k = max(1, round(side / longest))
         return im.resize((im.width * k, im.height * k), Image.Resampling.NEAREST) if k > 1 else im
     if longest <= side:
@@ -137,5 +137,5 @@ def add_borders(canvas: Bytes) -> Bytes:
     canvas = np.pad(canvas, ((1, 1), (1, 1), (0, 0)))
     inside = np.pad(canvas[..., 3] > 0, 1)
     is_border = np.any([np.roll(inside, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 0)[1:-1, 1:-1]
-    canvas[is_border & (canvas[..., 3] == 0)] = (*EDGE_COLOR, 255)
+    canvas[is_border & (canvas[..., 3] == 0)] = (*TILE_BORDER_COLOR, 255)
     return canvas

@@ -19,14 +19,14 @@ MapKind = Literal["signed", "magnitude", "image"]
 
 
 @dataclass(frozen=True)
-class Panels:
+class ColoredPanels:
     """Colored maps or images {model: (N, H, W, 3)}, and the color bar that maps share."""
 
     images: dict[str, Bytes]
     bar: ColorBar | None
 
 
-def colored_panels(results: Mapping[str, Any], *, kind: MapKind | None = None, unit: str = "") -> Panels:
+def colored_panels(results: Mapping[str, Any], *, kind: MapKind | None = None, unit: str = "") -> ColoredPanels:
     """The results {model: (N, C, H, W)} colored on one scale, by default signed if any value is below zero.
 
     Raises InputError where they are not maps or images of one shape.
@@ -38,11 +38,11 @@ def colored_panels(results: Mapping[str, Any], *, kind: MapKind | None = None, u
     if kind is None:
         kind = "signed" if min(m.min(initial=0) for m in maps.values()) < 0 else "magnitude"
     if kind == "image":
-        return Panels({name: colors.image_to_rgb(m) for name, m in maps.items()}, None)
+        return ColoredPanels({name: colors.image_to_rgb(m) for name, m in maps.items()}, None)
     summed = {name: colors.sum_channels(m) for name, m in maps.items()}
     vmax = colors.max_magnitude(*summed.values(), quantile=VMAX_QUANTILE)
     to_rgb = colors.signed_to_rgb if kind == "signed" else colors.magnitude_to_rgb
-    return Panels({name: to_rgb(m, vmax) for name, m in summed.items()}, ColorBar(kind, vmax, unit))
+    return ColoredPanels({name: to_rgb(m, vmax) for name, m in summed.items()}, ColorBar(kind, vmax, unit))
 
 
 def side_by_side(

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 MAX_CHANNELS = 32  # of a layer that are shown
 UNITS_PER_ROW = 32  # of a layer without positions
-UNIT_PIXELS = 16  # per side of such a unit
+UNIT_SIDE_PIXELS = 16  # per side of such a unit
 MAX_UNITS = 1024  # of a layer without positions that are shown
 VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the same color
 
 
-def signed_map(m: Any, vmax: float) -> Bytes:
+def signed_map_to_rgb(m: Any, vmax: float) -> Bytes:
     """A signed map (C, H, W) summed over channels, (H, W, 3)."""
     return colors.signed_to_rgb(colors.sum_channels(m), vmax)
 
 
-def map_on_own_scale(m: Any) -> tuple[Bytes, str]:
+def color_map_on_own_scale(m: Any) -> tuple[Bytes, str]:
     """A map (C, H, W) colored on its own scale, and its range as text. A map that is positive everywhere starts at its
     smallest value: what matters in it are the differences."""
     summed = colors.sum_channels(m)
@@ -88,7 +88,7 @@ def gradients(
     rows = [
         [
             Tile(colors.image_to_rgb(x[i]), padded_captions[i]),
-            *(Tile(signed_map(m[i], vmax_of[n])) for n, m in columns.items()),
+            *(Tile(signed_map_to_rgb(m[i], vmax_of[n])) for n, m in columns.items()),
         ]
         for i in range(len(x))
     ]
@@ -140,7 +140,7 @@ def confused(
     first_row = [Tile(colors.image_to_rgb(x), f"input, label {label}" if label else "input")]
     second_row: list[Tile | None] = [None]
     for m, a, *notes in zip(maps, gradient_names, values, clamp_notes, strict=True):
-        first_row.append(Tile(signed_map(m, vmax), "\n".join(filter(None, [a, *notes]))))
+        first_row.append(Tile(signed_map_to_rgb(m, vmax), "\n".join(filter(None, [a, *notes]))))
         second_row.append(Tile(colors.image_to_rgb(x + factor * m), f"input + {factor:g} × {a}"))
     return contact_sheet([first_row, second_row], bars=[ColorBar("signed", vmax, "d logit / dx")])
 
@@ -173,7 +173,7 @@ def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int 
     clamp_note = ", before the clamp" if bool(morph.before_clamp[row]) else ""
     tiles = [
         Tile(colors.image_to_rgb(frames[0]), f"input\n{captions[0]}"),
-        Tile(signed_map(morph.initial_gradient[row], vmax), f"gradient of {classes[target]}{clamp_note}"),
+        Tile(signed_map_to_rgb(morph.initial_gradient[row], vmax), f"gradient of {classes[target]}{clamp_note}"),
         *(
             Tile(colors.image_to_rgb(frames[t]), f"frame {t}\n{captions[t]}")
             for t in evenly_spaced(len(frames), steps)[1:-1]
@@ -228,19 +228,19 @@ def class_sheet(
     return contact_sheet(grid, title=title, columns=list(names), names=list(rows), side=84)
 
 
-def channel_maps(
+def channel_map_grid(
     h: Any, *, bar: ColorBar | None = None, max_channels: int = MAX_CHANNELS, columns: int = 8, max_width: int = 232
 ) -> Bytes:
     """One example's activation: of (C, H, W) at most `max_channels` small maps, of (F,) rows of units.
 
     Signed where any value is below zero, else a magnitude. `bar` is the scale of all that are compared, by default
-    `activation_bar(h)`.
+    `activation_color_bar(h)`.
     """
-    bar, h = bar or activation_bar(h), as_array(h)
+    bar, h = bar or activation_color_bar(h), as_array(h)
     to_rgb = colors.signed_to_rgb if bar.kind == "signed" else colors.magnitude_to_rgb
     if h.ndim < 3:
         strip = to_rgb(_units_as_rows(h), bar.vmax)
-        return colors.tile_images(strip[None], 1, cell=UNIT_PIXELS * max(strip.shape[:2]), max_width=max_width)
+        return colors.tile_images(strip[None], 1, cell=UNIT_SIDE_PIXELS * max(strip.shape[:2]), max_width=max_width)
     maps = _downsample(h.reshape(-1, *h.shape[-2:])[:max_channels], max_width // columns)
     return colors.tile_images(to_rgb(maps, bar.vmax), columns, max_width=max_width)
 
@@ -255,8 +255,8 @@ def _downsample(maps: Array, side: int) -> Array:
     return blocks
 
 
-def activation_bar(h: Any) -> ColorBar:
-    """The scale of `channel_maps` for all values of h: one example's activation, or those of several."""
+def activation_color_bar(h: Any) -> ColorBar:
+    """The scale of `channel_map_grid` for all values of h: one example's activation, or those of several."""
     h = as_array(h)
     return ColorBar("signed" if h.min(initial=0) < 0 else "magnitude", colors.max_magnitude(h), "activation")
 
@@ -299,9 +299,9 @@ def activations(layers: Sequence[LayerMaps], row: int = 0, *, title: str = "") -
 
 
 def _activation_tile(h: Any, row: int) -> Tile:
-    bar = activation_bar(h)
+    bar = activation_color_bar(h)
     return Tile(
-        channel_maps(h[row], bar=bar),
+        channel_map_grid(h[row], bar=bar),
         f"{'×'.join(map(str, h.shape[1:]))}, {bar.tick_labels[0]} to {bar.tick_labels[-1]}",
     )
 

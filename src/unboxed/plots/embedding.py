@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 # the same ones lighter, which differ from the first ten in lightness alone.
 MAIN_COLORS = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadb"]
 LIGHT_COLORS = ["a5ccf0", "ffd98f", "e88a78", "d3dbda", "c48de0", "d8b8ae", "f7b98a", "dfd7ba", "b4b7be", "d0f0f0"]
-OTHER_COLOR = "8a8a90"  # one gray for the classes after those
-MAX_ASSIGNED_IMAGES = 1600  # up to which each image gets its own cell, by optimal assignment
+REMAINING_CLASSES_COLOR = "8a8a90"  # one gray for the classes after those
+MAX_OPTIMALLY_ASSIGNED_IMAGES = 1600  # up to which each image gets its own cell, by optimal assignment
 SUPERSAMPLING = 4  # factor by which dots are drawn larger, then shrunk: smooth edges
 
 
 def class_colors(n_classes: int) -> list[str]:
     """A color "#rrggbb" for each class."""
     class_palette = [*MAIN_COLORS, *LIGHT_COLORS]
-    return [f"#{class_palette[k] if k < len(class_palette) else OTHER_COLOR}" for k in range(n_classes)]
+    return [f"#{class_palette[k] if k < len(class_palette) else REMAINING_CLASSES_COLOR}" for k in range(n_classes)]
 
 
 def normalize_points(points: Any, margin: float = 0.04) -> Array:
@@ -130,8 +130,8 @@ def _layer_title(path: str) -> str:
     return "raw input" if path == "input" else path
 
 
-def _agreement_lines(m: TsneMap, labels: Any) -> list[str]:
-    return [] if labels is None else [f"10 nearest neighbors agree: {m.accuracy(labels):.1%}"]
+def _agreement_lines(tsne_map: TsneMap, labels: Any) -> list[str]:
+    return [] if labels is None else [f"10 nearest neighbors agree: {tsne_map.accuracy(labels):.1%}"]
 
 
 def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) -> Image.Image:
@@ -139,13 +139,13 @@ def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) ->
     positions = normalize_points(points, margin=max(0.02, 0.6 * cell / side)) * side
     images_rgb = make_thumbnails(images, cell)
     canvas = Image.new("RGB", (side, side), BACKGROUND_COLOR)
-    for i in non_overlapping(positions, cell * 0.9):
+    for i in select_non_overlapping(positions, cell * 0.9):
         h, w = images_rgb[i].shape[:2]
         canvas.paste(Image.fromarray(images_rgb[i]), (round(positions[i, 0] - w / 2), round(positions[i, 1] - h / 2)))
     return canvas
 
 
-def non_overlapping(positions: Array, min_distance: float) -> list[int]:
+def select_non_overlapping(positions: Array, min_distance: float) -> list[int]:
     """The points (N, 2) that can be drawn as squares of that size without overlap, chosen greedily in random order."""
     selected: list[int] = []
     cells: dict[tuple[int, int], list[int]] = {}
@@ -165,11 +165,11 @@ def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: in
     more, each cell shows the one nearest to its center. Cells without an image are empty.
     """
     positions = normalize_points(points, margin=0.0)  # (N, 2)
-    columns = columns or max(1, math.ceil(math.sqrt(min(len(positions), MAX_ASSIGNED_IMAGES))))
+    columns = columns or max(1, math.ceil(math.sqrt(min(len(positions), MAX_OPTIMALLY_ASSIGNED_IMAGES))))
     cells = np.stack(np.meshgrid(*[(np.arange(columns) + 0.5) / columns] * 2), -1).reshape(-1, 2)  # row by row
     point_of_cell = (
         _assign_cells(positions, cells)
-        if max(len(positions), len(cells)) <= MAX_ASSIGNED_IMAGES
+        if max(len(positions), len(cells)) <= MAX_OPTIMALLY_ASSIGNED_IMAGES
         else _nearest_to_cell(positions, cells, columns)
     )
     thumbnails_rgb = make_thumbnails(images, cell, indices=list(point_of_cell.values()))
@@ -242,7 +242,7 @@ def _shuffled_indices(n: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).permutation(n)]
 
 
-def label_positions(positions: Array, class_of_point: Any) -> dict[int, tuple[float, float]]:
+def class_name_positions(positions: Array, class_of_point: Any) -> dict[int, tuple[float, float]]:
     """Where the name of each class is printed: at the member nearest to its median, so never between two clusters."""
     by_class = {}
     for k in np.unique(class_of_point).tolist():
@@ -257,7 +257,8 @@ def _draw_class_names(
 ) -> None:
     face = get_font(15, bold=True)
     largest = sorted(
-        label_positions(positions, class_of_point).items(), key=lambda item: -int((class_of_point == item[0]).sum())
+        class_name_positions(positions, class_of_point).items(),
+        key=lambda item: -int((class_of_point == item[0]).sum()),
     )[:20]
     for k, (x, y) in largest:
         word = wrap_text(names[k] if k < len(names) else str(k), side / 4, face, max_lines=1)[0]

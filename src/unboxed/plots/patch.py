@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import EDGE_COLOR
+from .colors import TILE_BORDER_COLOR
 from .sheet import BACKGROUND_COLOR, MARGIN_PIXELS, TEXT_COLOR
 from .text import get_font, wrap_text
 
 if TYPE_CHECKING:
     from ..adversarial import Patch
 
-CAVEAT = "Print, light and camera were not part of the measurement: measure it again in its surroundings."
+PRINT_CAVEAT = "Print, light and camera were not part of the measurement: measure it again in its surroundings."
 
 
 def printable_patch(
@@ -69,7 +69,7 @@ def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -
         ImageDraw.Draw(mask).ellipse(box, 255)
     canvas.paste(image, (x, y), mask)
     pen, edge = ImageDraw.Draw(canvas), (x - 1, y - 1, x + side, y + side)
-    (pen.ellipse if patch.placement.shape == "circle" else pen.rectangle)(edge, outline=EDGE_COLOR)
+    (pen.ellipse if patch.placement.shape == "circle" else pen.rectangle)(edge, outline=TILE_BORDER_COLOR)
 
 
 def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
@@ -82,5 +82,5 @@ def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
 def _placement_rules(patch: Patch, success: float | None) -> list[str]:
     rules = [f"Cut along the line. It is {patch.placement}."]
     if success is not None:
-        rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {CAVEAT}")
+        rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {PRINT_CAVEAT}")
     return rules

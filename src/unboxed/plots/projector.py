@@ -70,7 +70,7 @@ def projector(
     entries = []
     for number, rows in enumerate(parts):
         suffix = f"-{number + 1}" if len(parts) > 1 else ""
-        shared_entry = _shared_entry(folder, suffix, rows, images, labels, classes, side, max_pixels)
+        shared_entry = _write_shared_files(folder, suffix, rows, images, labels, classes, side, max_pixels)
         for index, (name, table) in enumerate(tables.items()):
             path = f"tensors-{index}{suffix}.tsv"
             write_bytes(folder / path, _tsv_bytes(table[rows]))
@@ -106,7 +106,7 @@ def _plan_sprites(n: int, image_side: int, max_pixels: int) -> tuple[int, list[s
     return side, [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def _shared_entry(
+def _write_shared_files(
     folder: Path, suffix: str, rows: slice, images: Any, labels: Any, classes: Sequence[str], side: int, max_pixels: int
 ) -> dict[str, Any]:
     """Metadata and sprite of these points, which every embedding of them shares."""

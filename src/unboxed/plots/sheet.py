@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import EDGE_COLOR, Bytes
+from .colors import TILE_BORDER_COLOR, Bytes
 from .text import Font, get_font, wrap_text
 
 TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255)
 MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
 MAX_ROW_TITLE_WIDTH = 112  # pixels; longer row titles are wrapped
-MAX_WIDTH_FOR_TEXT = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
-BAR_WIDTH = 140
+MAX_HEADER_WIDTH = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
+COLOR_BAR_WIDTH = 140
 MIN_TILE_WIDTH = 64  # narrower tiles leave no room for a caption
 COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE, "gray": colors.GRAY_TABLE}
 
@@ -82,11 +82,11 @@ def contact_sheet(
     layout = _Layout.of(grid, title, columns, names, bars)
     canvas = Image.new("RGB", layout.size, BACKGROUND_COLOR)
     pen = ImageDraw.Draw(canvas)
-    _draw_lines(pen, layout.title, MARGIN_PIXELS, MARGIN_PIXELS, get_font(15, bold=True), step=20)
+    _draw_text_lines(pen, layout.title, MARGIN_PIXELS, MARGIN_PIXELS, get_font(15, bold=True), step=20)
     for x, head in zip(layout.lefts, layout.column_titles, strict=False):
-        _draw_lines(pen, head, x, layout.tops[0] - LINE_HEIGHT * len(head) - 4, get_font(12, bold=True))
+        _draw_text_lines(pen, head, x, layout.tops[0] - LINE_HEIGHT * len(head) - 4, get_font(12, bold=True))
     for y, row, name in zip(layout.tops, grid, layout.row_titles, strict=False):
-        _draw_lines(pen, name, MARGIN_PIXELS, y, get_font(12, bold=True))
+        _draw_text_lines(pen, name, MARGIN_PIXELS, y, get_font(12, bold=True))
         for x, cell in zip(layout.lefts, row, strict=False):
             cell.draw(canvas, pen, x, y, _row_height(row))
     for i, bar in enumerate(bars):
@@ -116,8 +116,8 @@ class _Cell:
             canvas.paste(self.image, (x, y), self.image)
         else:
             canvas.paste(self.image, (x, y))
-            pen.rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE_COLOR)
-        _draw_lines(pen, self.lines, x, y + row_height + 5, get_font(12))
+            pen.rectangle((x - 1, y - 1, x + w, y + h), outline=TILE_BORDER_COLOR)
+        _draw_text_lines(pen, self.lines, x, y + row_height + 5, get_font(12))
 
 
 def _row_height(row: list[_Cell]) -> int:
@@ -142,7 +142,7 @@ class _Layout:
         count = max(map(len, grid), default=0)
         title_width = _row_title_width(names)
         lefts = [MARGIN_PIXELS + title_width + i * (cell + GAP_PIXELS) for i in range(count)]
-        width = max(lefts[-1] + cell if lefts else 0, _text_width(title, bars)) + MARGIN_PIXELS
+        width = max(lefts[-1] + cell if lefts else 0, _header_width(title, bars)) + MARGIN_PIXELS
         title_lines = wrap_text(title, width - 2 * MARGIN_PIXELS, get_font(15, bold=True)) if title else []
         column_titles = [wrap_text(c, cell, get_font(12, bold=True)) if c else [] for c in columns]
         y = (
@@ -176,14 +176,14 @@ def _row_title_width(names: Sequence[str]) -> int:
     return min(MAX_ROW_TITLE_WIDTH, round(max(widths)) + 16) if any(names) else 0
 
 
-def _text_width(title: str, bars: Sequence[ColorBar]) -> int:
+def _header_width(title: str, bars: Sequence[ColorBar]) -> int:
     """Where the title and the names of the color bars end, within bounds."""
-    bar_widths = [BAR_WIDTH + 12 + get_font(11).getlength(bar.name) for bar in bars]
+    bar_widths = [COLOR_BAR_WIDTH + 12 + get_font(11).getlength(bar.name) for bar in bars]
     width = max([get_font(15, bold=True).getlength(title), *bar_widths])
-    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH), MAX_WIDTH_FOR_TEXT))
+    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH), MAX_HEADER_WIDTH))
 
 
-def _draw_lines(
+def _draw_text_lines(
     pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face: Font, step: int = LINE_HEIGHT
 ) -> None:
     for i, line in enumerate(lines):
@@ -194,11 +194,11 @@ def _draw_color_bar(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, bar: ColorBar, x: int, y: int, max_width: int
 ) -> None:
     """The colors, the ends of the range, and the name of what is measured."""
-    width, face = min(BAR_WIDTH, max_width), get_font(11)
+    width, face = min(COLOR_BAR_WIDTH, max_width), get_font(11)
     table = COLOR_TABLES[bar.kind]
     strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
-    pen.rectangle((x - 1, y - 1, x + width, y + 8), outline=EDGE_COLOR)
+    pen.rectangle((x - 1, y - 1, x + width, y + 8), outline=TILE_BORDER_COLOR)
     for i, end in enumerate(bar.tick_labels):
         fraction = i / (len(bar.tick_labels) - 1)
         pen.text((x + fraction * (width - face.getlength(end)), y + 11), end, FAINT_COLOR, face)

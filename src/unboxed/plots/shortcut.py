@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from . import colors
-from .draw import outline_rectangle, shared_vmax, signed_map
+from .draw import outline_rectangle, shared_vmax, signed_map_to_rgb
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..checks.shortcut_report import ShortcutReport
     from ..checks.shortcut_trial import ShortcutFinding
 
-FIGURE_PIXELS = 84
+TILE_PIXELS = 84
 OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white
 MODEL_NAMES = ("with the shortcut", "control model")
 
@@ -37,19 +37,23 @@ def shortcut_maps(result: ShortcutReport) -> Image.Image:
     ]
     bar = ColorBar("signed", 1.0, "relative to the range of the row, printed on its left")
     title = "Which methods show the planted shortcut? Left: maps that peak at a mismatched trigger (control model)"
-    return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=FIGURE_PIXELS)
+    return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=TILE_PIXELS)
 
 
 def _class_label_pairs(result: ShortcutReport) -> list[tuple[int, int]]:
     return list(zip(result.classes.tolist(), result.labels.tolist(), strict=True))
 
 
-def _score_text(f: ShortcutFinding) -> str:
-    return "" if f.score is None or f.control_score is None else f"{f.score:.0%} ({f.control_score:.0%})"
+def _score_text(finding: ShortcutFinding) -> str:
+    return (
+        ""
+        if finding.score is None or finding.control_score is None
+        else f"{finding.score:.0%} ({finding.control_score:.0%})"
+    )
 
 
-def _vmax(f: ShortcutFinding) -> float:
-    return shared_vmax(*(f.images or ()))
+def _vmax(finding: ShortcutFinding) -> float:
+    return shared_vmax(*(finding.images or ()))
 
 
 def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> list[Tile]:
@@ -60,24 +64,24 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
         ):
             tiles.append(
                 Tile(
-                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, FIGURE_PIXELS),
+                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, TILE_PIXELS),
                     f"label {y}, trigger {k}\npredicted {p}",
                 )
             )
     return tiles
 
 
-def _map_tiles(f: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
-    vmax = _vmax(f)
-    all_maps = [m for of_model in f.images or () for m in of_model]
+def _map_tiles(finding: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
+    vmax = _vmax(finding)
+    all_maps = [m for of_model in finding.images or () for m in of_model]
     return [
-        Tile(outline_rectangle(signed_map(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, FIGURE_PIXELS))
+        Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, TILE_PIXELS))
         for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
     ]
 
 
-def _bounds(r: Rectangle) -> tuple[int, int, int, int]:
-    return r.top, r.left, r.top + r.height, r.left + r.width
+def _bounds(rectangle: Rectangle) -> tuple[int, int, int, int]:
+    return rectangle.top, rectangle.left, rectangle.top + rectangle.height, rectangle.left + rectangle.width
 
 
 def shortcut_images(result: ShortcutReport) -> Image.Image:

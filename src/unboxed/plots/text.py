@@ -24,34 +24,34 @@ def get_font(size: int, bold: bool = False) -> Font:
     return ImageFont.load_default(size)
 
 
-def wrap_text(text: str, width: float, face: Font, max_lines: int = 4) -> list[str]:
+def wrap_text(text: str, width: float, font: Font, max_lines: int = 4) -> list[str]:
     """The text in at most `max_lines` lines no wider than `width`; longer text ends in an ellipsis."""
-    lines = [part for line in to_printable(text).split("\n") for part in _break_line(line, width, face)]
+    lines = [part for line in to_printable(text).split("\n") for part in _break_line(line, width, font)]
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1] + "…"]
-    return [_truncate(line, width, face) for line in lines]
+    return [_truncate(line, width, font) for line in lines]
 
 
 @lru_cache(4096)
-def _text_width(face: Font, text: str) -> float:
+def _text_width(font: Font, text: str) -> float:
     """Cached: every line is measured many times, and sheets repeat their texts."""
-    return face.getlength(text)
+    return font.getlength(text)
 
 
-def _break_line(line: str, width: float, face: Font) -> list[str]:
+def _break_line(line: str, width: float, font: Font) -> list[str]:
     lines = [""]
     for word in line.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and _text_width(face, longer) > width:
+        if lines[-1] and _text_width(font, longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
 
 
-def _truncate(line: str, width: float, face: Font) -> str:
-    if _text_width(face, line) <= width:
+def _truncate(line: str, width: float, font: Font) -> str:
+    if _text_width(font, line) <= width:
         return line
-    while len(line) > 1 and _text_width(face, line + "…") > width:
+    while len(line) > 1 and _text_width(font, line + "…") > width:
         line = line[:-1]
     return line.rstrip("…") + "…"

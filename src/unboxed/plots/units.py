@@ -17,7 +17,7 @@ from .colors import Array, Bytes, add_borders, as_array
 from .draw import VMAX_QUANTILE
 from .sheet import ColorBar, Tile, contact_sheet
 
-HISTOGRAM_SIZE = (150, 66)  # pixels
+HISTOGRAM_SIZE_PIXELS = (150, 66)  # pixels
 MAX_PATCH_PIXELS = 72  # per side; larger patches are shrunk by a whole factor
 OUTSIDE_COLOR, BAR_COLOR, ZERO_LINE_COLOR = (236, 236, 240), (70, 70, 78), (178, 24, 43)
 
@@ -40,15 +40,17 @@ class Unit:
         return f"unit {self.number}" + (", dead" if self.dead else "")
 
 
-def crop_with_padding(image_chw: Any, bounds: Sequence[int], size: tuple[int, int], image: tuple[int, int]) -> Array:
+def crop_with_padding(
+    image: Any, bounds: Sequence[int], field_size: tuple[int, int], image_size: tuple[int, int]
+) -> Array:
     """The part of an image (C, H, W) within bounds; NaN where the receptive field (h, w) exceeds the image."""
-    image_chw = as_array(image_chw)
+    image = as_array(image)
     top, left, bottom, right = map(int, bounds)
-    h, w = max(size[0], bottom - top), max(size[1], right - left)
-    canvas = np.full((len(image_chw), h, w), np.nan)
-    y = h - (bottom - top) if top == 0 and bottom < image[0] else 0
-    x = w - (right - left) if left == 0 and right < image[1] else 0
-    canvas[:, y : y + bottom - top, x : x + right - left] = image_chw[:, top:bottom, left:right]
+    h, w = max(field_size[0], bottom - top), max(field_size[1], right - left)
+    canvas = np.full((len(image), h, w), np.nan)
+    y = h - (bottom - top) if top == 0 and bottom < image_size[0] else 0
+    x = w - (right - left) if left == 0 and right < image_size[1] else 0
+    canvas[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
     return _downsample(canvas)
 
 
@@ -84,7 +86,7 @@ def _patches_to_rgb(patches: Array) -> Bytes:
     return rgb
 
 
-def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE) -> Bytes:
+def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Bytes:
     """The histogram of the unit's values, with a red line at zero; `value_range_text` has the ends of its axis."""
     width, height = size
     canvas = Image.new("RGB", size, (255, 255, 255))

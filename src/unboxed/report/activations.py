@@ -124,10 +124,10 @@ def _layer_figures(f: ActivationsFinding, i: int) -> FigureGrid:
 
 def _figure(f: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, end: str) -> Figure:
     """Example i of a layer's activations (N, ...), on the scale of all examples."""
-    h, bar = all_maps[i], draw.activation_bar(all_maps)
+    h, bar = all_maps[i], draw.activation_color_bar(all_maps)
     if f.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(f.image_shape):
         h = h.view(f.image_shape)  # a flattened image
-    image = draw.channel_maps(h, bar=bar, max_width=WIDTH_PIXELS)
+    image = draw.channel_map_grid(h, bar=bar, max_width=WIDTH_PIXELS)
     is_channels_first = h.ndim != 3 or end == "input" or layer.path.partition("#")[0] in f.channels_first
     size = _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
     span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"

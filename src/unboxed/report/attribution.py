@@ -210,7 +210,7 @@ def _map_figure(column: MapColumn, i: int, side: int = FIGURE_PIXELS) -> Figure:
     title = f"{GRADIENT} of {column.targets[i]}" if column.title == GRADIENT else column.title
     notes = ["before the ReLU"] * column.before_clamp[i] + ["zero everywhere"] * (not bool(column.maps[i].any()))
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
-    return Figure(Picture(draw.signed_map(column.maps[i], column.scale), alt, side), "", (title, *notes))
+    return Figure(Picture(draw.signed_map_to_rgb(column.maps[i], column.scale), alt, side), "", (title, *notes))
 
 
 def _push_blocks(push: Push | None) -> list[Block]:

@@ -232,7 +232,7 @@ def _gradient_figure(f: ChangeFinding, i: int) -> Figure:
     gradient, name = f.frames.initial_gradient[i], f.outcomes[i].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
-    picture = Picture(draw.signed_map(gradient, vmax), alt, STRIP_PIXELS)
+    picture = Picture(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_PIXELS)
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 

@@ -130,7 +130,7 @@ def _example_blocks(f: RankingFinding) -> list[Block]:
 
 
 def _map_figure(name: str, m: Tensor, verdict: Verdict) -> Figure:
-    image, scale_text = draw.map_on_own_scale(m)
+    image, scale_text = draw.color_map_on_own_scale(m)
     title = attribution_cards()[name].name
     picture = Picture(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_PIXELS)
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])

@@ -127,7 +127,7 @@ def _untrained_control(
 
 def _example_indices(context: ReportContext) -> list[int]:
     s = context.survey
-    max_examples = MAX_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.NEAREST_MAX_PIXELS else 1
+    max_examples = MAX_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.MAX_NEAREST_NEIGHBOR_SIDE else 1
     return list(dict.fromkeys([*s.typical[:max_examples], *s.by_margin[:1]]))[:max_examples]
 
 

@@ -64,7 +64,7 @@ class PictureStore:
     def encode(self, picture: Picture) -> ImageRef:
         """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
         im = as_image(picture.image)
-        pixelated = picture.side is None or max(im.size) <= colors.NEAREST_MAX_PIXELS
+        pixelated = picture.side is None or max(im.size) <= colors.MAX_NEAREST_NEIGHBOR_SIDE
         if not pixelated and max(im.size) > MAX_INLINE_PIXELS:
             im = colors.resize_to(im, MAX_INLINE_PIXELS)
         return ImageRef(self.source(png_bytes(im)), picture.alt, *picture.size, pixelated)
@@ -93,7 +93,7 @@ class PictureStore:
 def display_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size at which an image (width, height) is shown where there are `side` pixels."""
     longest = max(size)
-    k = _integer_factor(longest, side) if longest <= colors.NEAREST_MAX_PIXELS else side / longest
+    k = _integer_factor(longest, side) if longest <= colors.MAX_NEAREST_NEIGHBOR_SIDE else side / longest
     return max(1, round(size[0] * k)), max(1, round(size[1] * k))
 
 

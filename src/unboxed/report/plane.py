@@ -137,5 +137,10 @@ def _make_atlas_at(images: Any, side: int, columns: int) -> ImageAtlas:
     else:
         Image.fromarray(sheet).save(buffer, "JPEG", quality=82)
     return ImageAtlas(
-        buffer.getvalue(), "png" if gray else "jpeg", w, h, columns, max(h, w) <= min(colors.NEAREST_MAX_PIXELS, 40)
+        buffer.getvalue(),
+        "png" if gray else "jpeg",
+        w,
+        h,
+        columns,
+        max(h, w) <= min(colors.MAX_NEAREST_NEIGHBOR_SIDE, 40),
     )

@@ -33,7 +33,7 @@ from ..validation import check_seed
 from .generated import GeneratedImages
 
 Recipe = Literal["robust", "faithful", "noise"]
-DEFAULT_STEPS = {"robust": 128, "faithful": 50, "noise": 256}
+DEFAULT_STEPS_BY_RECIPE = {"robust": 128, "faithful": 50, "noise": 256}
 TOTAL_VARIATION_WEIGHT, MEAN_COLOR_WEIGHT = 13.0, 640.0  # of the recipe "robust", in units of the logits' spread
 
 
@@ -52,7 +52,7 @@ class ClassImages(GeneratedImages):
     does_not_show="That nothing else would do: other starts give other images, and some need not look like the class.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, 0, steps=3),
-    runs=lambda s: 1 + (DEFAULT_STEPS[s["recipe"]] if s["steps"] is None else s["steps"]),
+    runs=lambda s: 1 + (DEFAULT_STEPS_BY_RECIPE[s["recipe"]] if s["steps"] is None else s["steps"]),
     order=1,
 )
 def class_image(
@@ -107,7 +107,7 @@ def class_image(
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         targets = requested_classes(box, target)
-        n_steps = DEFAULT_STEPS[recipe] if steps is None else steps
+        n_steps = DEFAULT_STEPS_BY_RECIPE[recipe] if steps is None else steps
         result = RUN_BY_RECIPE[recipe](box, targets, n_steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
     _warn_clamped(result.before_clamp)
@@ -143,7 +143,9 @@ def _run_robust(
     """
     color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
     logit_scale, was_interrupted = retry_on_interrupt(lambda: _logit_scale(box, batch_size))
-    objective = _class_contrast(targets, logit_scale) - TOTAL_VARIATION_WEIGHT * total_variation(kind="anisotropic")
+    objective = _class_contrast_objective(targets, logit_scale) - TOTAL_VARIATION_WEIGHT * total_variation(
+        kind="anisotropic"
+    )
     if has_statistics(box.inputs):  # type: ignore[arg-type]
         objective -= MEAN_COLOR_WEIGHT * color_distance(color)
     config = OptimizationConfig(
@@ -160,7 +162,7 @@ def _run_robust(
     return replace(result, interrupted=result.interrupted or was_interrupted)
 
 
-def _class_contrast(targets: Tensor, logit_scale: float) -> Objective:
+def _class_contrast_objective(targets: Tensor, logit_scale: float) -> Objective:
     """The class's logit less half of the log-sum-exp of the others, all in units of `logit_scale`."""
 
     def score(z: Tensor) -> Tensor:  # (N, K)
@@ -171,7 +173,7 @@ def _class_contrast(targets: Tensor, logit_scale: float) -> Objective:
         return class_logit - 0.5 * z.scatter(1, targets[:, None], -math.inf).logsumexp(1)
 
     return layer_objective(
-        "logits", score, "class contrast", lambda i: _class_contrast(targets[i], logit_scale), len(targets)
+        "logits", score, "class contrast", lambda i: _class_contrast_objective(targets[i], logit_scale), len(targets)
     )
 
 
@@ -200,11 +202,11 @@ def _run_faithful(
     config = OptimizationConfig(
         steps, partial(SGD, lr=0.5), constraint, relu_bypass="all", frame_every=frame_every, seed=seed
     )
-    objective = 10 * logprob(targets) - _sum_logprobs()
+    objective = 10 * logprob(targets) - _sum_logprobs_objective()
     return optimize(box, objective, RawCanvas(black), config, batch_size=batch_size)
 
 
-def _sum_logprobs() -> Objective:
+def _sum_logprobs_objective() -> Objective:
     return layer_objective("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
 
 

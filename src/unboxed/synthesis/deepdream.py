@@ -31,7 +31,7 @@ from .generated import GeneratedImages, example_names, single_layer
 MAX_OCTAVES = 4
 MIN_OCTAVE_SIDE = 16  # pixels of an octave's shorter side
 STEP_LENGTH, BINARY_STEP_LENGTH = 0.006, 0.04  # pixel range; the latter for images that are mostly black and white
-BINARY_FRACTION = 1 / 3  # of an image's values at 0 or 1, from which on it is mostly black and white
+MIN_BINARY_FRACTION = 1 / 3  # of an image's values at 0 or 1, from which on it is mostly black and white
 MAX_JITTER, JITTER_DIVISOR = 32, 7  # the notebook's 32 pixels, as a part of 224
 CPU = torch.device("cpu")
 
@@ -115,7 +115,7 @@ def deepdream(
     )
     octave_sizes = _octave_sizes(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return _DreamState(evaluator, x, octave_sizes, _step_lengths(x, step), frame_every).run(steps)
+        return _DreamOptimizer(evaluator, x, octave_sizes, _step_lengths(x, step), frame_every).run(steps)
 
 
 def _resolve_objective(box: Box, layer: str | Objective | None) -> Objective:
@@ -147,7 +147,7 @@ def _step_lengths(x: Tensor, step: float | None) -> Tensor:
     if step is not None:
         return x.new_full((len(x),), step)
     fraction_at_bounds = ((x == 0) | (x == 1)).flatten(1).to(x.dtype).mean(1)
-    is_binary = fraction_at_bounds > BINARY_FRACTION
+    is_binary = fraction_at_bounds > MIN_BINARY_FRACTION
     return torch.where(is_binary, x.new_tensor(BINARY_STEP_LENGTH), x.new_tensor(STEP_LENGTH))
 
 
@@ -242,7 +242,7 @@ def _tile_starts(length: int, window: int) -> list[int]:
     return [*range(0, length - window, window), length - window]
 
 
-class _DreamState:
+class _DreamOptimizer:
     """The octaves, small to large. What was reached is kept at each evaluation."""
 
     def __init__(

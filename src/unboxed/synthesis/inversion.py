@@ -36,7 +36,7 @@ NO_CONSTRAINT = Constraint()
 HALF_PIXEL_RANGE = 0.5  # the paper's B: how far a pixel can be from the middle of its range
 MAX_JITTER_ERROR = 0.05  # relative error of a layer's activation up to which it is invariant to a shift
 
-DEFAULT_WEIGHTS = {
+DEFAULT_PRIOR_WEIGHTS = {
     (False, True): (0.0, 3.0),
     (False, False): (0.0, 3.0),
     (True, True): (1.0, 3.0),
@@ -214,7 +214,7 @@ def _optimize(
     color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
     color = color.to(like)
     is_fourier = config.canvas == "fourier" or (config.canvas is None and len(color) == 3 and config.metric != "dot")
-    canvas, learning_rate = _make_canvas(like, color, is_fourier, config.seed)
+    canvas, learning_rate = _make_canvas_and_lr(like, color, is_fourier, config.seed)
     optimization = OptimizationConfig(
         steps=config.steps,
         optimizer=partial(Adam, lr=learning_rate),
@@ -224,14 +224,14 @@ def _optimize(
         relu_bypass="all",
         frame_every=config.frame_every,
         seed=config.seed,
-        prior=_image_prior(like[0].numel(), DEFAULT_WEIGHTS[is_fourier, h.ndim > 2], config),
+        prior=_image_prior(like[0].numel(), DEFAULT_PRIOR_WEIGHTS[is_fourier, h.ndim > 2], config),
         final_prior_scale=config.final_prior_scale,
     )
     objective = OBJECTIVE_BY_METRIC[config.metric](layer, h)
     return optimize(box, objective, canvas, optimization, batch_size=config.batch_size)
 
 
-def _make_canvas(like: Tensor, color: Tensor, is_fourier: bool, seed: int) -> tuple[Canvas, float]:
+def _make_canvas_and_lr(like: Tensor, color: Tensor, is_fourier: bool, seed: int) -> tuple[Canvas, float]:
     """A start near the mean color, and its learning rate.
 
     Drawings are black and white, which the Fourier canvas reaches only in the limit; photos are smooth.

@@ -32,8 +32,8 @@ from ..parameters import BatchSize, Eps, Inputs, LinfOrL2, RequiredObjective, St
 from ..settings import check_settings
 from .generated import example_names
 
-RADIUS_ROUNDS = 12  # of the search for the radius
-LINE_BISECTIONS = 16  # of the line back to the input
+MAX_RADIUS_ROUNDS = 12  # of the search for the radius
+N_LINE_BISECTIONS = 16  # of the line back to the input
 UNBOUNDED_DISTANCE = 1e6  # in place of a bound where the range has none
 THRESHOLD_TOLERANCE = 1e-5  # fraction of the wanted decrease of the score within which the threshold counts as reached
 RADIUS_TOLERANCE = 0.01  # relative width of the interval of the radius at which an example is done
@@ -70,7 +70,7 @@ class MinimalDeactivation(OneLineRepr):
     does_not_show="That no smaller change would do: the search is local, so that its distance is an upper bound.",
     example=lambda method, box, x, y: method(box, x, logit(0), threshold=0.1, steps=2),
     exempt={"partial results": "the radius is searched in rounds: one that was cut short is no point of a path"},
-    runs=lambda s: RADIUS_ROUNDS * (s["steps"] + 1) + LINE_BISECTIONS + 8,
+    runs=lambda s: MAX_RADIUS_ROUNDS * (s["steps"] + 1) + N_LINE_BISECTIONS + 8,
     order=11,
 )
 def minimal_deactivation(
@@ -177,7 +177,7 @@ class _RadiusSearch:
         try:
             self._search_radius()
             self._bisect_toward_input()
-            self._cross_threshold()
+            self._step_past_threshold()
         except KeyboardInterrupt:
             self.interrupted = True
         score_after, interrupted = retry_on_interrupt(lambda: self._scores(self.images))
@@ -212,7 +212,7 @@ class _RadiusSearch:
 
     def _search_radius(self) -> None:
         radius = self._estimate_radius()
-        for _ in range(RADIUS_ROUNDS):
+        for _ in range(MAX_RADIUS_ROUNDS):
             rows = self._unresolved_rows(radius)
             if self.interrupted or len(rows) == 0:
                 return
@@ -263,14 +263,14 @@ class _RadiusSearch:
         d, lower, upper = self.images - self.x, torch.zeros_like(self.score_before), torch.ones_like(self.score_before)
         if self.interrupted or not bool(torch.isfinite(self.upper_radius).any()):
             return
-        for _ in range(LINE_BISECTIONS):
+        for _ in range(N_LINE_BISECTIONS):
             midpoint = (lower + upper) / 2
             z = self.box.inputs.clip(self.x + broadcast_rows(midpoint, d) * d)
             is_inactive = (self._scores(z) <= self.target_score) & self.upper_radius.isfinite()
             self.images = torch.where(broadcast_rows(is_inactive, z), z, self.images)
             lower, upper = torch.where(is_inactive, lower, midpoint), torch.where(is_inactive, midpoint, upper)
 
-    def _cross_threshold(self) -> None:
+    def _step_past_threshold(self) -> None:
         """The rest of the distance to the threshold itself, along the same line, where that is possible."""
         for k in (2, 8, 32):
             z = self.box.inputs.clip(self.x + (1 + k * THRESHOLD_TOLERANCE) * (self.images - self.x))

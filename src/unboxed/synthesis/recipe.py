@@ -35,8 +35,8 @@ from .generated import GeneratedImages, single_layer
 MAX_DATA_IMAGES = 1024  # images of `data` from which colors, spectrum and total variation are estimated
 N_NOISE_IMAGES = 16  # random images from which the standard deviation of a score is estimated
 DEFAULT_STEPS = 256
-NATURAL_TOTAL_VARIATION = 0.22  # of natural images, at most: MNIST's and CIFAR's have .13 and .12
-TOTAL_VARIATION_RATIO = 1.82  # times that of the data, where there are data
+MAX_NATURAL_TOTAL_VARIATION = 0.22  # of natural images, at most: MNIST's and CIFAR's have .13 and .12
+MAX_TOTAL_VARIATION_RATIO = 1.82  # times that of the data, where there are data
 TOTAL_VARIATION_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
 PALETTE_OVERSHOOT = 0.02  # of the range, so that units that respond to plain black or white get it
 MEAN_COLOR_WEIGHT = 10.0  # weight of the squared distance from the data's mean color
@@ -60,14 +60,14 @@ def image_statistics(box: Box, data: Any) -> ImageStatistics:
         return ImageStatistics(
             replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT),
             has_statistics(inputs),
-            NATURAL_TOTAL_VARIATION,
+            MAX_NATURAL_TOTAL_VARIATION,
             None,
         )
     x = box.validate_inputs(next(input_batches(data, MAX_DATA_IMAGES)))
     return ImageStatistics(
         replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT),
         True,
-        TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": x}).mean()),
+        MAX_TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": x}).mean()),
         x,
     )
 

@@ -34,9 +34,8 @@ from ..settings import AtLeast, Holds, check_settings
 from ..validation import address_list, check_seed
 from .generated import GeneratedImages, example_names
 
-TINY = 1e-12
 MAX_DEFAULT_LAYERS = 5  # as the papers take from VGG-19
-SIZE_HINT = "name earlier layers, or resize the image"
+WRONG_SIZE_HINT = "name earlier layers, or resize the image"
 
 
 def _example_style_image(box: Box) -> Tensor:
@@ -182,7 +181,7 @@ def style_transfer(
     addresses = _resolve_layers(box, layers)
     middle = addresses[min(len(addresses) - 1, (len(addresses) + 1) // 2)]
     content_layer = middle if content_layer is None else resolve_address(box, content_layer)
-    content = _read_any_size(box, x, [content_layer], batch_size)[content_layer]
+    content = _read_at_any_size(box, x, [content_layer], batch_size)[content_layer]
     content_term = match(content_layer, content, relative=True)
     objective = _style_objective(box, style, addresses, len(x), batch_size) + content_weight * content_term
     return _optimize(box, objective, x, steps, smooth, frame_every, batch_size, "Style transfer")
@@ -198,7 +197,7 @@ def _optimize(
     batch_size: BatchSize,
     method: str,
 ) -> GeneratedImages:
-    sizes.check_size(box, objective, (start.shape[2], start.shape[3]), SIZE_HINT)
+    sizes.check_size(box, objective, (start.shape[2], start.shape[3]), WRONG_SIZE_HINT)
     constraint = Constraint(project=lambda x, center: x.clamp(0, 1))
     weight = smooth / start[0].numel()
     config = OptimizationConfig(
@@ -218,14 +217,14 @@ def _optimize(
 
 def _resolve_layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
     if layers is None:
-        return ["input", *_first_of_each_size(box)]
+        return ["input", *_first_layer_of_each_size(box)]
     addresses = [resolve_address(box, a) for a in address_list(layers)]
     if not addresses:
         raise LayerError("no layers to match: name one, such as 'input'")
     return list(dict.fromkeys(addresses))
 
 
-def _first_of_each_size(box: Box) -> list[str]:
+def _first_layer_of_each_size(box: Box) -> list[str]:
     """The first layer of each size of activation map, as the papers take conv1_1 and what follows each pooling."""
     layer_by_size: dict[tuple[int, ...], str] = {}
     for row in channels_first_layers(box):
@@ -240,17 +239,19 @@ def _first_of_each_size(box: Box) -> list[str]:
 
 def _style_objective(box: Box, x: Tensor, layers: Sequence[str], n: int, batch_size: BatchSize) -> Objective:
     """The texture of images x (n or 1, ...) as one objective for n rows."""
-    grams = _read_any_size(box, x, layers, batch_size, gram)  # each (n or 1, C, C)
-    return reduce(add, [_relative_style(a, g.expand(n, -1, -1)) * (1 / len(layers)) for a, g in grams.items()])
+    grams = _read_at_any_size(box, x, layers, batch_size, gram)  # each (n or 1, C, C)
+    return reduce(add, [_layer_style_objective(a, g.expand(n, -1, -1)) * (1 / len(layers)) for a, g in grams.items()])
 
 
-def _relative_style(layer: str, g: Tensor) -> Objective:
+def _layer_style_objective(layer: str, target_gram: Tensor) -> Objective:
     """Minus |G - A|^2 / |A|^2; zero for a layer whose activation is zero."""
-    zero_style = g.flatten(1).pow(2).sum(1) / (4 * g.shape[1] ** 2)  # (n,), what `style` gives for zero
-    return style_objective(layer, g) * torch.where(zero_style > 0, 1 / zero_style, 0)
+    zero_style = target_gram.flatten(1).pow(2).sum(1) / (
+        4 * target_gram.shape[1] ** 2
+    )  # (n,), what `style` gives for zero
+    return style_objective(layer, target_gram) * torch.where(zero_style > 0, 1 / zero_style, 0)
 
 
-def _read_any_size(
+def _read_at_any_size(
     box: Box,
     x: Tensor,
     layers: Sequence[str],
@@ -260,7 +261,7 @@ def _read_any_size(
     """Activations, or what `reduce_fn` makes of them, of images of any size. Raises InputError, LayerError."""
     all_layers = Objective(lambda acts: _sum_of_means([acts[a] for a in layers]), frozenset(layers), ", ".join(layers))
     box.check_objective(all_layers, len(x))
-    sizes.check_size(box, all_layers, (x.shape[2], x.shape[3]), SIZE_HINT)
+    sizes.check_size(box, all_layers, (x.shape[2], x.shape[3]), WRONG_SIZE_HINT)
 
     def read_rows(rows: slice) -> list[Tensor]:
         with box.isolated(grad=False):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..inputs.base import Inputs
 from ..plots import colors
-from ..plots.draw import shared_vmax, signed_map
+from ..plots.draw import shared_vmax, signed_map_to_rgb
 from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet
 from .confused import Confused
 
@@ -75,7 +75,7 @@ def _input_block(
             f"logit {confused.logits[row, class_index].item():.3f}",
             *["before the clamp"] * is_clamped,
         ]
-        top_tiles.append(Tile(signed_map(gradient_map, vmax), "\n".join(gradient_lines)))
+        top_tiles.append(Tile(signed_map_to_rgb(gradient_map, vmax), "\n".join(gradient_lines)))
         bottom_tiles.append(
             Tile(
                 colors.image_to_rgb(to_pixels(x + projection_factor * gradient_map)),

@@ -27,22 +27,22 @@ from ..embedding import scatters
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..units import Unit, histogram, units_sheet, value_range_text
-from .common import MAX_EXAMPLES, as_images, class_name, examples_at, image_tiles, labels_of, row_names
+from .common import MAX_FIGURE_EXAMPLES, as_images, class_name, examples_at, image_tiles, labels_of, row_names
 
 if TYPE_CHECKING:
     from ...box import Box
 
 MAX_UNITS = 12  # units of a layer that a figure shows
 MAX_CELLS, MAX_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
-UNIT_COLUMNS = 4
-FIELD_COLOR = (255, 176, 0)
+HISTOGRAMS_PER_ROW = 4
+FIELD_OUTLINE_COLOR = (255, 176, 0)
 
 
 def layer_maps_figures(results: Sequence[Any]) -> Figures:
     """Activation maps of several layers, a row per layer and a figure per example; empty for other results."""
     if not results or not all(isinstance(r, LayerMaps) for r in results):
         return {}
-    n = min(len(results[0].outputs), MAX_EXAMPLES)
+    n = min(len(results[0].outputs), MAX_FIGURE_EXAMPLES)
     return {f"example {i}": draw.activations(results, i, title=f"Activations, example {i}") for i in range(n)}
 
 
@@ -70,7 +70,7 @@ def _cka_figures(result: CKA, box: Box | None = None, *, data: Any = None) -> Fi
 @figures.register(Neighbors)
 def _neighbors_figures(result: Neighbors, box: Box | None = None, *, data: Any = None) -> Figures:
     """The nearest examples, the nearest first; without the data, their numbers and distances."""
-    n, k = min(len(result.indices), MAX_EXAMPLES), result.indices.shape[1]
+    n, k = min(len(result.indices), MAX_FIGURE_EXAMPLES), result.indices.shape[1]
     queries, places = row_names(n, "query"), [f"nearest {j + 1}" for j in range(k)]
     images = examples_at(data, result.indices[:n])
     if images is None:
@@ -109,7 +109,7 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
     for top, left, bottom, right in bounds.tolist():
         n_positions[top:bottom, left:right] += 1
     center = result.bounds[tuple(s // 2 for s in result.bounds.shape[:-1])].tolist()
-    image = draw.outline_rectangle(colors.magnitude_to_rgb(n_positions), center, FIELD_COLOR, side=224)
+    image = draw.outline_rectangle(colors.magnitude_to_rgb(n_positions), center, FIELD_OUTLINE_COLOR, side=224)
     (h, w), (dy, dx) = result.size, result.stride
     caption = f"outlined: the central position sees {h} × {w} pixels" + (f"; stride {dy} × {dx}" if dy or dx else "")
     bar = ColorBar("magnitude", float(n_positions.max()) or 1.0, "positions that see a pixel")
@@ -121,15 +121,15 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
 @figures.register(Projections)
 def _projection_figures(result: Projections, box: Box | None = None, *, data: Any = None) -> Figures:
     """What raises each unit in each example, with the unit's receptive field outlined; below the examples if given."""
-    maps = as_images(result.map[:MAX_EXAMPLES])
+    maps = as_images(result.map[:MAX_FIGURE_EXAMPLES])
     if maps is None:
         return {}
     vmax = draw.shared_vmax(maps)
     rows = zip(maps, result.unit.tolist(), result.value.tolist(), result.bounds.tolist(), strict=False)
     tiles: list[Tile | None] = []
     for m, unit, value, bounds in rows:
-        rgb = draw.signed_map(m, vmax)
-        image = draw.outline_rectangle(rgb, bounds, FIELD_COLOR, side=112) if bounds else rgb
+        rgb = draw.signed_map_to_rgb(m, vmax)
+        image = draw.outline_rectangle(rgb, bounds, FIELD_OUTLINE_COLOR, side=112) if bounds else rgb
         tiles.append(Tile(image, f"unit {unit}\nvalue {value:.3g}"))
     x = examples_at(data, range(len(tiles)))
     grid = [tiles] if x is None else [image_tiles(x), tiles]
@@ -155,20 +155,22 @@ def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any
 @figures.register(UnitStatistics)
 def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data: Any = None) -> Figures:
     """The histograms of the first units."""
-    units = [_unit(result, k) for k in range(min(len(result.mean), MAX_UNITS))]
+    units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_UNITS))]
     tiles: list[Tile | None] = [
         Tile(histogram(u), f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_fraction[u.number]):.0%}")
         for u in units
     ]
-    grid = [tiles[i : i + UNIT_COLUMNS] for i in range(0, len(tiles), UNIT_COLUMNS)]
+    grid = [tiles[i : i + HISTOGRAMS_PER_ROW] for i in range(0, len(tiles), HISTOGRAMS_PER_ROW)]
     counted = {"positions": "every position", "max": "largest value per example", "mean": "mean value per example"}
     title = f"Values of the units of {result.path}: {counted[result.histogram_of]}"
     return {"histograms": contact_sheet(grid, title=title, side=150)}
 
 
-def _unit(s: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()) -> Unit:
-    counts, edges = s.counts[k].cpu().numpy(), s.edges[k].double().cpu().numpy()
-    return Unit(k, np.zeros((0, 1, 1, 1)) if patches is None else patches, None, values, counts, edges, bool(s.dead[k]))
+def _unit_to_plot(statistics: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()) -> Unit:
+    counts, edges = statistics.counts[k].cpu().numpy(), statistics.edges[k].double().cpu().numpy()
+    return Unit(
+        k, np.zeros((0, 1, 1, 1)) if patches is None else patches, None, values, counts, edges, bool(statistics.dead[k])
+    )
 
 
 @figures.register(TopExamples)
@@ -183,7 +185,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
         return figures(result.statistics, box)
     patches = images.reshape(*examples.shape[:2], *images.shape[1:])
     shown = [
-        _unit(result.statistics, k, colors.as_array(p), result.value[k].tolist())
+        _unit_to_plot(result.statistics, k, colors.as_array(p), result.value[k].tolist())
         for k, p in zip(units, patches, strict=True)
     ]
     return {"top examples": units_sheet(shown, title=f"Top examples of {result.path}", patch_name="top examples")}

@@ -9,19 +9,19 @@ from PIL import Image
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
 from ...adversarial.changes import prediction_changes
 from .. import colors
-from ..attack_sheet import NORM_NAMES, attack_sheet, change_sheet, round_magnification
+from ..attack_sheet import DISTANCE_NAMES, attack_sheet, change_sheet, round_magnification
 from ..charts import bar_chart, line_chart
-from ..draw import signed_map
+from ..draw import signed_map_to_rgb
 from ..figures import Figures, figures
 from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_EXAMPLES, class_name, feature_matrix, first_images, input_parts
+from .common import MAX_FIGURE_EXAMPLES, class_name, feature_matrix, first_image_part, input_parts
 
 if TYPE_CHECKING:
     from ...box import Box
 
-PATCH_PIXELS = 320
+PATCH_SIDE_PIXELS = 320
 
 
 @figures.register(Adversarial)
@@ -29,10 +29,10 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     """The attack sheet; with the box, with what the model predicts."""
     if result.input is None:
         return {}
-    if first_images(result.images) is None:
+    if first_image_part(result.images) is None:
         return _feature_changes(result, box)
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
-        rows = range(min(len(result.success), MAX_EXAMPLES))
+        rows = range(min(len(result.success), MAX_FIGURE_EXAMPLES))
         changes = prediction_changes(box, result.input, result, rows)
         return {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=_title(result))} if changes else {}
     return {"attack": _change_sheet(result)}
@@ -49,22 +49,24 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
 
 def _change_sheet(result: Adversarial) -> Image.Image:
     """Without predictions."""
-    norm = NORM_NAMES.get(result.norm, result.norm)
+    norm = DISTANCE_NAMES.get(result.norm, result.norm)
     captions = {
         "original": [""] * len(result.success),
         "adversarial": ["adversarial" if s else "not fooled" for s in result.success.tolist()],
         "change": [f"{norm} {d:.3g}" for d in result.distance.tolist()],
     }
-    return change_sheet(first_images(result.input), first_images(result.images), captions, title=_title(result))
+    return change_sheet(first_image_part(result.input), first_image_part(result.images), captions, title=_title(result))
 
 
 def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: the change of each feature."""
     parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
-    rows = [f"example {i}{'' if s else ', not fooled'}" for i, s in enumerate(result.success[:MAX_EXAMPLES].tolist())]
+    rows = [
+        f"example {i}{'' if s else ', not fooled'}" for i, s in enumerate(result.success[:MAX_FIGURE_EXAMPLES].tolist())
+    ]
     return {
         f"change {name}".rstrip(): feature_matrix(
-            (z - x)[:MAX_EXAMPLES], rows, box, title=f"Change: {_title(result)}", unit="change"
+            (z - x)[:MAX_FIGURE_EXAMPLES], rows, box, title=f"Change: {_title(result)}", unit="change"
         )
         for (name, x), z in parts
     }
@@ -77,16 +79,16 @@ def _title(result: Adversarial) -> str:
 @figures.register(Universal)
 def _universal_figures(result: Universal, box: Box | None = None, *, data: Any = None) -> Figures:
     """The perturbation, enlarged to the whole range, and its fooling rate by step."""
-    images = first_images(result.perturbation)
+    images = first_image_part(result.perturbation)
     rates = {} if not len(result.fooling_rates) else {"fooling rate": _rate_chart(result.fooling_rates)}
     if images is None:
         return rates
     vmax = colors.max_magnitude(images)
     factor, is_gray = round_magnification(vmax), images.shape[1] == 1
-    image = signed_map(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
+    image = signed_map_to_rgb(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
     aim = "another class" if result.target is None else class_name(result.target, (), box)
     note = "" if is_gray else f"\n× {factor:g}, gray: none"
-    caption = f"{NORM_NAMES.get(result.norm, result.norm)} {result.eps:g}{note}"
+    caption = f"{DISTANCE_NAMES.get(result.norm, result.norm)} {result.eps:g}{note}"
     bars = [ColorBar("signed", vmax, "change, in parts of the pixel range")] * is_gray
     sheet = contact_sheet([[Tile(image, caption)]], title=f"One perturbation to {aim}", bars=bars, side=224)
     return {"perturbation": sheet, **rates}
@@ -96,7 +98,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
 def _patch_figures(result: Patch, box: Box | None = None, *, data: Any = None) -> Figures:
     """The patch as a page, images with it where the data are given, and its fooling rate by step."""
     classes = () if box is None else box.classes
-    page = {"patch": printable_patch(result, classes=classes, side=PATCH_PIXELS)}
+    page = {"patch": printable_patch(result, classes=classes, side=PATCH_SIDE_PIXELS)}
     return {**page, "fooling rate": _rate_chart(result.fooling_rates)} if len(result.fooling_rates) else page
 
 

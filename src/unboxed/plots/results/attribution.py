@@ -14,31 +14,31 @@ from ..attribution_plot import overlay_map
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_EXAMPLES, as_images, feature_matrix, input_parts, target_names
+from .common import MAX_FIGURE_EXAMPLES, as_images, feature_matrix, input_parts, target_names
 
 if TYPE_CHECKING:
     from ...box import Box
 
 
 @figures.register(Attribution)
-def _attribution_figures(a: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
+def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
     """Of several inputs, one figure each."""
-    inputs = input_parts(a.input)
+    inputs = input_parts(attribution.input)
     return {
-        f"attribution {name}".rstrip(): _figure_of(a, m, inputs.get(name), box)
-        for name, m in input_parts(a.map).items()
+        f"attribution {name}".rstrip(): _maps_figure(attribution, m, inputs.get(name), box)
+        for name, m in input_parts(attribution.map).items()
     }
 
 
-def _figure_of(a: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Image:
-    n = min(len(m), MAX_EXAMPLES)
-    names = target_names(a.target, n, a.classes, box)
-    title = f"{a.method or 'Attribution'}{f' of layer {a.layer}' if a.layer else ''}"
+def _maps_figure(attribution: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Image:
+    n = min(len(m), MAX_FIGURE_EXAMPLES)
+    names = target_names(attribution.target, n, attribution.classes, box)
+    title = f"{attribution.method or 'Attribution'}{f' of layer {attribution.layer}' if attribution.layer else ''}"
     maps = as_images(m)
     if maps is None:
         rows = [f"example {i}: {name}" if name else f"example {i}" for i, name in enumerate(names)]
         return feature_matrix(m[:n], rows, box, title=title, unit="attribution")
-    scores = [] if a.score is None else [f"score {v:.3g}" for v in a.score[:n].tolist()]
+    scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
     images = as_images(x)
     return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
@@ -47,7 +47,7 @@ def _figure_of(a: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Imag
 def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str] = (), title: str = "") -> Image.Image:
     """Inputs (N, C, H, W) above their maps (N, C or 1, H, W), on one scale; photos get the map laid over them, too."""
     summed = colors.sum_channels(maps)  # (N, H, W)
-    rgb, bar = _colored(summed)
+    rgb, bar = _color_maps(summed)
     ranges = [f"{m.min():.2g} to {m.max():.2g}" for m in summed]
     rows = [[*map(Tile, rgb, ranges)]]
     names = ["map"]
@@ -56,15 +56,15 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
         padded = [*captions, *[""] * (len(images) - len(captions))]
         rows.insert(0, [*map(Tile, images, padded)])
         names.insert(0, "input")
-        is_photo = max(images.shape[1:3]) > colors.NEAREST_MAX_PIXELS and images.shape[:3] == summed.shape
+        is_photo = max(images.shape[1:3]) > colors.MAX_NEAREST_NEIGHBOR_SIDE and images.shape[:3] == summed.shape
         if is_photo and bar.kind == "signed":
             rows.append([Tile(overlay_map(i, m, bar.vmax)) for i, m in zip(images, summed, strict=True)])
             names.append("map over input")
-    side = (168 if len(maps) > 2 else 224) if max(summed.shape[1:]) > colors.NEAREST_MAX_PIXELS else 120
+    side = (168 if len(maps) > 2 else 224) if max(summed.shape[1:]) > colors.MAX_NEAREST_NEIGHBOR_SIDE else 120
     return contact_sheet(rows, title=title, names=names, bars=[bar], side=side)
 
 
-def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
+def _color_maps(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
     """Signed maps around zero; maps that are positive everywhere from the smallest value of each."""
     low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
     if (low > 0).all():

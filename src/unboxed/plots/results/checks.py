@@ -25,21 +25,21 @@ from ...checks import (
 )
 from ...checks.verdict import Evidence, TestOutcome
 from ..charts import bar_chart, interval_chart, line_chart
-from ..draw import map_on_own_scale
+from ..draw import color_map_on_own_scale
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
-from .common import MAX_EXAMPLES, as_images, image_tiles, row_names
+from .common import MAX_FIGURE_EXAMPLES, as_images, image_tiles, row_names
 
 if TYPE_CHECKING:
     from ...box import Box
 
-SIMILARITIES = {
+SIMILARITY_NAMES = {
     "signed": "rank correlation", "absolute": "rank correlation of magnitudes", "ssim": "SSIM of magnitudes",
     "hog": "correlation of HOG features",
 }  # fmt: skip
 SIMILARITY_LABEL = "similarity (1: the same map)"
-MAX_LINES = 8  # examples whose curves are drawn beside the mean
+MAX_EXAMPLE_LINES = 8  # examples whose curves are drawn beside the mean
 
 
 @figures.register(MapSimilarity)
@@ -51,14 +51,14 @@ def _similarity_figures(result: MapSimilarity, box: Box | None = None, *, data: 
 def _randomization_figures(result: Randomization, box: Box | None = None, *, data: Any = None) -> Figures:
     """The similarities layer by layer, averaged over the examples; and the maps, where they were kept."""
     lines = {
-        words: (range(len(result.layers)), getattr(result, name).nanmean(1)) for name, words in SIMILARITIES.items()
+        words: (range(len(result.layers)), getattr(result, name).nanmean(1)) for name, words in SIMILARITY_NAMES.items()
     }
     title = f"Randomization of the layers, {result.mode}"
     chart = line_chart(lines, title=title, y_label=SIMILARITY_LABEL, y_range=(-0.2, 1), ticks=result.layers)
     if result.maps is None or as_images(result.original) is None:
         return {"randomization": chart}
     rows = [result.original, *result.maps]
-    grid = [_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows]
+    grid = [_own_scale_tiles(m[:MAX_FIGURE_EXAMPLES]) for m in rows]
     sheet = contact_sheet(
         grid, title=title, names=["the model", *(f"{name} randomized" for name in result.layers)], side=84
     )
@@ -69,7 +69,7 @@ def _randomization_figures(result: Randomization, box: Box | None = None, *, dat
 def _label_randomization_figures(result: LabelRandomization, box: Box | None = None, *, data: Any = None) -> Figures:
     names = ["true labels", "random labels"]
     bars = _similarity_bars({"": result}, "Maps of models with true and with random labels")
-    return {"similarity": bars, **_map_rows(names, [result.true_maps, result.random_maps])}
+    return {"similarity": bars, **_map_rows_figure(names, [result.true_maps, result.random_maps])}
 
 
 @figures.register(RandomInput)
@@ -82,10 +82,13 @@ def _random_input_figures(result: RandomInput, box: Box | None = None, *, data: 
 def _constant_model_figures(result: ConstantModel, box: Box | None = None, *, data: Any = None) -> Figures:
     """The spread of the maps where nothing can be explained (0 is right), and those maps."""
     spread = {"constant input": result.constant_input, "constant output": result.constant_output}
-    names = row_names(min(len(result.constant_input), MAX_EXAMPLES))
+    names = row_names(min(len(result.constant_input), MAX_FIGURE_EXAMPLES))
     chart = bar_chart({k: v[: len(names)] for k, v in spread.items()}, names, title="Maps of a constant model",
                       label="spread relative to the model's maps (0 is right)")  # fmt: skip
-    return {"spread": chart, **_map_rows(list(spread), [result.maps_constant_input, result.maps_constant_output])}
+    return {
+        "spread": chart,
+        **_map_rows_figure(list(spread), [result.maps_constant_input, result.maps_constant_output]),
+    }
 
 
 @figures.register(EdgeSimilarity)
@@ -95,7 +98,7 @@ def _edge_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any =
     bars = _similarity_bars(both, "Similarity to the edges of the input", ("absolute", "ssim", "hog"))
     return {
         "similarity": bars,
-        "edges": contact_sheet([image_tiles(result.edges[:MAX_EXAMPLES])], title="Edges (Sobel)", side=84),
+        "edges": contact_sheet([image_tiles(result.edges[:MAX_FIGURE_EXAMPLES])], title="Edges (Sobel)", side=84),
     }
 
 
@@ -173,7 +176,10 @@ def _evidence_figures(evidence: Evidence | None) -> Figures:
     if as_images(evidence.x) is None or as_images(evidence.maps) is None:
         return {"removal": chart}
     rows = {"map": evidence.maps, **evidence.control_maps}
-    grid = [image_tiles(evidence.x[:MAX_EXAMPLES]), *(_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows.values())]
+    grid = [
+        image_tiles(evidence.x[:MAX_FIGURE_EXAMPLES]),
+        *(_own_scale_tiles(m[:MAX_FIGURE_EXAMPLES]) for m in rows.values()),
+    ]
     return {"maps": contact_sheet(grid, names=["input", *rows], side=84), "removal": chart}
 
 
@@ -185,7 +191,7 @@ def _shortcut_figures(result: ShortcutReport, box: Box | None = None, *, data: A
 @figures.register(PlantedDataset)
 def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: Any = None) -> Figures:
     """The first examples with a trigger and their labels."""
-    rows = result.has_trigger.nonzero()[:MAX_EXAMPLES, 0].tolist()
+    rows = result.has_trigger.nonzero()[:MAX_FIGURE_EXAMPLES, 0].tolist()
     captions = [
         f"label {int(result.labels[i])}\n{'poisoned' if result.is_poisoned[i] else 'own trigger'}" for i in rows
     ]
@@ -193,9 +199,9 @@ def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: An
 
 
 def _similarity_bars(
-    results: Mapping[str, MapSimilarity], title: str, kinds: Sequence[str] = tuple(SIMILARITIES)
+    results: Mapping[str, MapSimilarity], title: str, kinds: Sequence[str] = tuple(SIMILARITY_NAMES)
 ) -> Image.Image:
-    names = [SIMILARITIES[kind] for kind in kinds]
+    names = [SIMILARITY_NAMES[kind] for kind in kinds]
     values = {name: [float(getattr(r, kind).nanmean()) for kind in kinds] for name, r in results.items()}
     return bar_chart(values, names, title=title, label=SIMILARITY_LABEL)
 
@@ -203,18 +209,18 @@ def _similarity_bars(
 def _score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Image.Image:
     """The mean score (S,) of all examples; with few examples, each one's too."""
     lines = {"mean": (x, scores.mean(0))}
-    if 1 < len(scores) <= MAX_LINES:
+    if 1 < len(scores) <= MAX_EXAMPLE_LINES:
         lines |= {f"example {i}": (x, row) for i, row in enumerate(scores)}
     return line_chart(lines, title=title, x_label=x_label, y_label="score")
 
 
-def _map_rows(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
+def _map_rows_figure(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
     if as_images(rows[0]) is None:
         return {}
-    grid = [_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows]
+    grid = [_own_scale_tiles(m[:MAX_FIGURE_EXAMPLES]) for m in rows]
     return {"maps": contact_sheet(grid, names=names, side=84)}
 
 
 def _own_scale_tiles(maps: Tensor) -> list[Tile | None]:
     images = as_images(maps)
-    return [] if images is None else [Tile(*map_on_own_scale(m)) for m in images]
+    return [] if images is None else [Tile(*color_map_on_own_scale(m)) for m in images]

@@ -18,7 +18,7 @@ from ..sheet import Tile
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_EXAMPLES = 6  # examples that a figure shows
+MAX_FIGURE_EXAMPLES = 6  # examples that a figure shows
 
 
 def as_images(x: Any) -> Tensor | None:
@@ -32,7 +32,7 @@ def input_parts(x: Any) -> dict[str, Any]:
     return {str(name): part for name, part in parts}
 
 
-def first_images(x: Any) -> Tensor | None:
+def first_image_part(x: Any) -> Tensor | None:
     """The images (N, C, H, W) of inputs of which one part may be images; None where none is."""
     images = [as_images(part) for part in input_parts(x).values()]
     return next((part for part in images if part is not None), None)

@@ -13,7 +13,7 @@ from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
 from ..generated import frame_strip, image_sheet
 from ..sheet import contact_sheet
-from .common import MAX_EXAMPLES, as_images, examples_at, first_images, image_tiles
+from .common import MAX_FIGURE_EXAMPLES, as_images, examples_at, first_image_part, image_tiles
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -54,13 +54,13 @@ def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any =
 
 @figures.register(Inversions)
 def _inversions_figures(result: Inversions, box: Box | None = None, *, data: Any = None) -> Figures:
-    rows = {path: images[:MAX_EXAMPLES] for path, images in zip(result.layers, result.images, strict=True)}
-    captions = {path: [f"error {e:.2g}" for e in errors[:MAX_EXAMPLES].tolist()]
+    rows = {path: images[:MAX_FIGURE_EXAMPLES] for path, images in zip(result.layers, result.images, strict=True)}
+    captions = {path: [f"error {e:.2g}" for e in errors[:MAX_FIGURE_EXAMPLES].tolist()]
                 for path, errors in zip(result.layers, result.errors, strict=True)}  # fmt: skip
-    x = examples_at(data, result.source_rows[:MAX_EXAMPLES])
+    x = examples_at(data, result.source_rows[:MAX_FIGURE_EXAMPLES])
     if x is not None:
         rows = {"input": x, **rows}
-    names = list(result.names[:MAX_EXAMPLES])
+    names = list(result.names[:MAX_FIGURE_EXAMPLES])
     return {"images": class_sheet(rows, names, captions, title="Inverted from each layer")}
 
 
@@ -69,7 +69,7 @@ def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -
     """A strip of frames per example."""
     if not isinstance(result.frames, Tensor) or as_images(result.frames[0]) is None:
         return {}
-    n = min(len(result.targets), MAX_EXAMPLES)
+    n = min(len(result.targets), MAX_FIGURE_EXAMPLES)
     return {f"morph {i}": morph_strip(result, i) for i in range(n)}
 
 
@@ -81,22 +81,22 @@ def _deactivation_figures(result: MinimalDeactivation, box: Box | None = None, *
         "changed": [f"score {s:.3g}" for s in result.score_after.tolist()],
         "change": [f"distance {d:.3g}" for d in result.distance.tolist()],
     }
-    x, z = first_images(result.input), first_images(result.images)
+    x, z = first_image_part(result.input), first_image_part(result.images)
     return {} if x is None else {"change": change_sheet(x, z, captions, title=result.method)}
 
 
 def _images_and_frames(result: GeneratedImages, captions: list[str], x: Tensor | None = None) -> Figures:
     """The images, below the inputs x that they were made from if there are any; and frames where they were kept."""
-    images = first_images(result.images)
+    images = first_image_part(result.images)
     if images is None:
         return {}
     title = f"{result.method}{f' of layer {result.layer}' if result.layer else ''}"
     if x is None:
         sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES)
     else:
-        rows = [image_tiles(x[:MAX_EXAMPLES]), image_tiles(images[:MAX_EXAMPLES], captions)]
+        rows = [image_tiles(x[:MAX_FIGURE_EXAMPLES]), image_tiles(images[:MAX_FIGURE_EXAMPLES], captions)]
         sheet = contact_sheet(rows, title=title, names=["input", "image"], side=112)
     if result.frames is None or as_images(result.frames[0]) is None:
         return {"images": sheet}
-    strip = frame_strip(result, names=result.names[:MAX_EXAMPLES], title=title, max_rows=MAX_EXAMPLES)
+    strip = frame_strip(result, names=result.names[:MAX_FIGURE_EXAMPLES], title=title, max_rows=MAX_FIGURE_EXAMPLES)
     return {"images": sheet, "frames": strip}
