@@ -10,7 +10,7 @@ import torch
 
 from harness import write
 from unboxed.checks import ShortcutReport, Trigger, shortcut
-from unboxed.data.uci import INPUTS
+from unboxed.data.uci import DIGITS_INPUTS
 from unboxed.training.shortcut import train_shortcut_pair
 
 SEEDS = (0, 1, 2)
@@ -18,7 +18,7 @@ VARIANTS = {"one class": (3,), "all classes": tuple(range(10))}
 
 
 def judged(classes: tuple[int, ...], seed: int) -> ShortcutReport:
-    mark = Trigger(INPUTS.shape, classes)
+    mark = Trigger(DIGITS_INPUTS.shape, classes)
     trained = train_shortcut_pair(mark, seed=seed, quiet=True)
     return shortcut(trained.model, trained.control, trained.x, trained.y, mark, seed=seed)
 

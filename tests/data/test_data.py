@@ -36,7 +36,7 @@ def test_digits_hold_the_ink_that_was_counted():
     share = torch.randint(0, 17, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 16
     drawn = uci._bitmaps_from_ink(share)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(torch.nn.functional.avg_pool2d(drawn, uci.PIXELS_PER_BLOCK), share)
+    assert torch.equal(torch.nn.functional.avg_pool2d(drawn, uci.BLOCK_SIDE_PIXELS), share)
 
 
 def test_digits_have_the_margins_and_the_center_of_mnist():
@@ -145,7 +145,7 @@ def test_mnist_is_mnist():
 
 @needs_mnist
 def test_published_checksums_are_those_of_the_real_files():
-    assert {p.name: idx.md5_checksum(p) for p in MNIST.glob("*.gz")} == dict(idx.MNIST.md5)
+    assert {p.name: idx.md5_checksum(p) for p in MNIST.glob("*.gz")} == dict(idx.MNIST_SOURCE.md5)
 
 
 @needs_mnist

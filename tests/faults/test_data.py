@@ -267,10 +267,10 @@ def test_a_folder_that_can_not_be_written(server, tmp_path):
 @pytest.fixture
 def published(server, monkeypatch):
     """MNIST as a mirror of ours publishes it."""
-    files = {name: gzip.compress(IMAGES if "images" in name else LABELS) for name in idx.MNIST.md5}
+    files = {name: gzip.compress(IMAGES if "images" in name else LABELS) for name in idx.MNIST_SOURCE.md5}
     server.files |= files
     md5 = {name: hashlib.md5(body).hexdigest() for name, body in files.items()}
-    monkeypatch.setattr(idx, "MNIST", replace(idx.MNIST, mirrors=(server.url,), md5=md5))
+    monkeypatch.setattr(idx, "MNIST_SOURCE", replace(idx.MNIST_SOURCE, mirrors=(server.url,), md5=md5))
     return server
 
 
@@ -296,7 +296,7 @@ def test_own_images_get_no_published_labels(published, tmp_path):
 
 
 def test_offline_says_which_files_to_put_where(nowhere, tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "MNIST", replace(idx.MNIST, mirrors=(nowhere,)))
+    monkeypatch.setattr(idx, "MNIST_SOURCE", replace(idx.MNIST_SOURCE, mirrors=(nowhere,)))
     with pytest.raises(DataError) as caught:
         data.mnist(tmp_path / "here", quiet=True)
     said = str(caught.value)

@@ -42,7 +42,7 @@ def test_early_middle_late_and_the_answer(tmp_path: Path) -> None:
 
 
 def test_a_large_model_gets_fewer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dream, "MAX_FLOPS", 1.0)
+    monkeypatch.setattr(dream, "MAX_DREAM_FLOPS", 1.0)
     c = make_case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
     assert "This model is large" in text

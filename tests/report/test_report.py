@@ -25,7 +25,7 @@ from unboxed.report import SECTIONS, Finding, NotApplicable, Report, Section, re
 from unboxed.report.blocks import Text
 from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
-from unboxed.report.pictures import Picture, PictureStore, display_size, file_name
+from unboxed.report.pictures import Picture, PictureStore, display_size, to_file_name
 from unboxed.report.survey import evenly_spaced, max_examples_for
 from unboxed.report.words import format_percent, format_prob
 
@@ -507,12 +507,12 @@ def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
 
 def test_a_judge_that_recognizes_most_of_the_control_is_weak_evidence() -> None:
     from unboxed.report.judge import JudgeReport
-    from unboxed.report.synthesis import _verdict
+    from unboxed.report.synthesis import _judge_check
 
     def verdict(control: int) -> tuple[str, str]:
         noise = JudgeReport(torch.zeros(10), torch.full((10,), 0.5), control)
         good = JudgeReport(torch.zeros(10), torch.full((10,), 0.9), 9)
-        return _verdict({"robust": good, "faithful": good, "noise": noise}, "")
+        return _judge_check({"robust": good, "faithful": good, "noise": noise}, "")
 
     assert verdict(5)[1] == "good"
     assert "weak evidence" not in verdict(5)[0]
@@ -635,5 +635,5 @@ def test_pictures_are_shown_at_whole_multiples() -> None:
     assert display_size((64, 64), 84) == display_size((64, 64), 112) == (128, 128)
     assert display_size((32, 32), 84) == (96, 96)
     assert display_size((400, 200), 112) == (112, 56)
-    assert file_name("a/../b", 3, "Straße") == "a-b-3-stra-e"
-    assert file_name("日本") == "picture"
+    assert to_file_name("a/../b", 3, "Straße") == "a-b-3-stra-e"
+    assert to_file_name("日本") == "picture"

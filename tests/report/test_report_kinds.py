@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.cards import Card, cards
 from unboxed.report import report
-from unboxed.report.blocks import Code, Figure, max_per_row
+from unboxed.report.blocks import Code, Figure, figures_per_row
 from unboxed.report.input_nouns import as_columns, shapes_text
 from unboxed.report.pictures import Picture
 from unboxed.report.render import _jinja_environment
@@ -115,4 +115,4 @@ def test_large_numbers_are_whole() -> None:
 
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
 def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
-    assert max_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most
+    assert figures_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most

@@ -501,7 +501,7 @@ def test_figures_are_those_of_the_rounded_weights(tmp_path, parts, monkeypatch):
 
 
 def test_train_a_judge(tmp_path, parts, monkeypatch):
-    monkeypatch.setattr(recipes, "PGD_STEPS", 5)
+    monkeypatch.setattr(recipes, "EVALUATION_PGD_STEPS", 5)
     made = train("digits-judge", data=parts, epochs=1, out=tmp_path / "judge.safetensors", quiet=True)
     robust = made.card["robust"]
     assert robust["attack"] == "PGD-5"

@@ -29,7 +29,7 @@ from ..inputs.pixels import Pixels
 from ..objectives import mean_over_positions
 from ..plots.explanation_sheet import explanation_sheet
 from ..plots.files import save
-from ..report.words import format_p
+from ..report.words import format_named_prob
 from ..validation import check_seed, suggest
 
 N_TOP_CLASSES = 3  # that are printed
@@ -115,7 +115,7 @@ def _top_outputs_text(box: Box, x: Tensor) -> str:
     logits = box(x)
     values = logits if box.outputs == "regression" else box.probs_from(logits)
     top = torch.topk(mean_over_positions(values)[0], min(N_TOP_CLASSES, values.shape[1]))
-    format_value = (lambda v: f"{v:.3g}") if box.outputs == "regression" else format_p
+    format_value = (lambda v: f"{v:.3g}") if box.outputs == "regression" else format_named_prob
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return ", ".join(f"{box.classes[k]} ({format_value(v)})" for v, k in pairs)
 

@@ -52,7 +52,7 @@ def card_notes(card: Card) -> dict[str, str]:
     notes = {
         "Source": card.source,
         "Needs": "; ".join(NEEDS[need] for need in card.needs),
-        "Refuses": "; ".join(_refusals(card)),
+        "Refuses": "; ".join(_errors_raised(card)),
         "Gives": RETURNS[card.returns],
         "Keeps exactly": "; ".join(f"{axiom} ({AXIOMS[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
@@ -62,7 +62,7 @@ def card_notes(card: Card) -> dict[str, str]:
     return {title: text for title, text in notes.items() if text}
 
 
-def _refusals(card: Card) -> list[str]:
+def _errors_raised(card: Card) -> list[str]:
     """What the method's docstring says about its errors: "LayerError where the layer has no positions"."""
     entries = re.split(r"\n(?=\S)", docstring_section(card, "Raises"))
     return [" ".join(entry.replace(":", "", 1).split()).rstrip(".") for entry in entries if ":" in entry]

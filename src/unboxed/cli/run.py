@@ -15,14 +15,14 @@ from typer.core import TyperGroup
 from ..errors import DataError, InputError
 from ..settings import Setting
 from .options import Classes, Debug, Mean, Model, Outputs, Root, Shape, Std, Weights
-from .setting_values import option_name, setting_value
+from .setting_values import option_name, parse_setting
 
 if TYPE_CHECKING:
     from ..box import Box
     from ..cards import Card
 
-SUPPLIED = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
-N_EXAMPLES = 8
+KINDS_FROM_DATA = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
+DEFAULT_N_EXAMPLES = 8
 CLASH_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
@@ -39,18 +39,18 @@ class MethodGroup(TyperGroup):
         from .parsing import errors_as_exit_codes
 
         with errors_as_exit_codes(debug=False):
-            return typer.main.get_command(app_for(find_card(cmd_name)))
+            return typer.main.get_command(method_app(find_card(cmd_name)))
 
 
-def app_for(card: Card) -> typer.Typer:
+def method_app(card: Card) -> typer.Typer:
     """The command of one method: the options that all methods share, and one per setting."""
     app = typer.Typer(pretty_exceptions_enable=False)
     summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
-    app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(_function_for(card))
+    app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(_command_function(card))
     return app
 
 
-def _function_for(card: Card) -> Callable[..., None]:
+def _command_function(card: Card) -> Callable[..., None]:
     """A function with the parameters that the command line of a method takes."""
     settings = {_parameter_name(s): s for s in card.settings.values() if _is_option(s)}
 
@@ -62,7 +62,7 @@ def _function_for(card: Card) -> Callable[..., None]:
             run(card, {name: text for name, text in texts.items() if text is not None}, **values)
 
     shared = [*inspect.signature(shared_options, eval_str=True).parameters.values()]
-    command.__signature__ = inspect.Signature([*shared, *(_parameter(n, s) for n, s in settings.items())])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*shared, *(_option_parameter(n, s) for n, s in settings.items())])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in command.__signature__.parameters.values()}  # type: ignore[attr-defined]
     return command
 
@@ -73,7 +73,7 @@ def shared_options(
     data: Annotated[
         str | None, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder, or module:factory.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Use the first N examples.")] = N_EXAMPLES,
+    n: Annotated[int, typer.Option("--n", help="Use the first N examples.")] = DEFAULT_N_EXAMPLES,
     compare_with: Annotated[str | None, typer.Option(help="A second model, for methods that compare two.")] = None,
     weights: Weights = None,
     shape: Shape = None,
@@ -88,20 +88,20 @@ def shared_options(
     """The options of every method: their names, types, defaults and help."""
 
 
-SHARED_NAMES = {*inspect.signature(shared_options).parameters}
+SHARED_OPTION_NAMES = {*inspect.signature(shared_options).parameters}
 
 
 def _is_option(setting: Setting) -> bool:
     """Whether a setting is an option: x, y and data come from --data, other inputs and data have options."""
-    return setting.kind not in SUPPLIED or setting.name not in ("x", "y", "data")
+    return setting.kind not in KINDS_FROM_DATA or setting.name not in ("x", "y", "data")
 
 
 def _parameter_name(setting: Setting) -> str:
-    clash = setting.name in SHARED_NAMES
+    clash = setting.name in SHARED_OPTION_NAMES
     return f"{CLASH_PREFIX}{setting.name}" if clash else setting.name
 
 
-def _parameter(name: str, setting: Setting) -> inspect.Parameter:
+def _option_parameter(name: str, setting: Setting) -> inspect.Parameter:
     """A setting as an option, whose text is parsed once the model is open."""
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
@@ -131,14 +131,14 @@ def run(
     images = None if data is None else loading.data_for(data, box, root=root, classes=names)
     box = box if images is None or names is not None else with_data_classes(images, box)
     boxes = [box] if compare_with is None else [box, loading.load(compare_with)]
-    settings = {name: setting_value(card.settings[name], text, box) for name, text in texts.items()}
-    examples = supplied(card, box, images, n)
-    result = card.method(*_boxes(card, boxes), **examples, **settings)
+    settings = {name: parse_setting(card.settings[name], text, box) for name, text in texts.items()}
+    examples = arguments_from_data(card, box, images, n)
+    result = card.method(*_models_for_method(card, boxes), **examples, **settings)
     write_result(card, box, result, out, data=images if "data" in examples else examples.get("x"))
     return result
 
 
-def _boxes(card: Card, boxes: Sequence[Box]) -> Sequence[Box]:
+def _models_for_method(card: Card, boxes: Sequence[Box]) -> Sequence[Box]:
     """As many models as the method takes. Raises InputError."""
     wanted = len(inspect.signature(card.method).parameters) - len(card.settings)
     if len(boxes) < wanted:
@@ -146,7 +146,7 @@ def _boxes(card: Card, boxes: Sequence[Box]) -> Sequence[Box]:
     return boxes[:wanted]
 
 
-def supplied(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
+def arguments_from_data(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
     from ..engine.read.examples import indexed_labeled_examples
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ..box import Box
 
 NONE_WORDS = ("none", "None", "")
-SEQUENCES: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str, "layers": str}
+ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str, "layers": str}
 
 
-def setting_value(setting: Setting, text: str, box: Box) -> Any:
+def parse_setting(setting: Setting, text: str, box: Box) -> Any:
     """What `text` means for a setting: a number, a choice, a layer, a class by name, an objective, an image file.
 
     Raises InputError that names the option, what came and what was wanted.
@@ -29,7 +29,7 @@ def setting_value(setting: Setting, text: str, box: Box) -> Any:
     if setting.kind in ("choice", "str", "path", "layer"):
         return text
     try:
-        value = _parsed(setting, text, box)
+        value = _parse_by_kind(setting, text, box)
     except (ValueError, SyntaxError, ZeroDivisionError) as error:
         wanted = setting.range or setting.kind
         raise InputError(f"{option_name(setting.name)} must be {wanted}; got {text!r}") from error
@@ -41,17 +41,17 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _parsed(setting: Setting, text: str, box: Box) -> Any:
+def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
     if setting.kind in ("int", "seed"):
         return int(text)
     if setting.kind == "float":
         return parse_fraction(option_name(setting.name), text)
     if setting.kind == "bool":
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[_bool_word(text)]
-    if setting.kind in SEQUENCES:
-        return [SEQUENCES[setting.kind](part.strip()) for part in text.split(",")]
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[_check_bool_word(text)]
+    if setting.kind in ITEM_TYPE_BY_KIND:
+        return [ITEM_TYPE_BY_KIND[setting.kind](part.strip()) for part in text.split(",")]
     if setting.kind in ("target", "labels", "objective"):
-        return objective(text) if "(" in text else _classes(text, box)
+        return parse_objective(text) if "(" in text else _parse_classes(text, box)
     if setting.kind == "inputs":
         from .explain import read_image
 
@@ -60,16 +60,16 @@ def _parsed(setting: Setting, text: str, box: Box) -> Any:
         from ..loading import data_for
 
         return data_for(text, box)
-    return _literal(text)
+    return _parse_literal(text)
 
 
-def _bool_word(text: str) -> str:
+def _check_bool_word(text: str) -> str:
     if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
         raise InputError(f"wanted yes or no; got {text!r}")
     return text.lower()
 
 
-def _classes(text: str, box: Box) -> Any:
+def _parse_classes(text: str, box: Box) -> Any:
     """One class by name or number, or several separated by commas, as a tensor."""
     import torch
 
@@ -81,21 +81,21 @@ def _classes(text: str, box: Box) -> Any:
     return indices[0] if len(indices) == 1 else torch.tensor(indices)
 
 
-def objective(text: str) -> Any:
+def parse_objective(text: str) -> Any:
     """An objective as it is written in Python: "logit(3)", "-channel('conv2', 5)", "logit(3) - logit(8)".
 
     Only the objectives of `unboxed`, numbers, strings and + - * / are taken; nothing is evaluated. Raises InputError.
     """
-    return _objective(ast.parse(text.strip(), mode="eval").body, text)
+    return _build_objective(ast.parse(text.strip(), mode="eval").body, text)
 
 
-def _objective(node: ast.expr, text: str) -> Any:
+def _build_objective(node: ast.expr, text: str) -> Any:
     from .. import objectives
 
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_objective(node.operand, text)
+        return -_build_objective(node.operand, text)
     if isinstance(node, ast.BinOp):
-        left, right = _objective(node.left, text), _objective(node.right, text)
+        left, right = _build_objective(node.left, text), _build_objective(node.right, text)
         operations: dict[type, Callable[[], Any]] = {
             ast.Add: lambda: left + right, ast.Sub: lambda: left - right,
             ast.Mult: lambda: left * right, ast.Div: lambda: left / right,
@@ -105,8 +105,8 @@ def _objective(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         make = getattr(objectives, node.func.id, None)
         if callable(make) and not isinstance(make, type):
-            keywords = {k.arg: _objective(k.value, text) for k in node.keywords if k.arg}
-            return make(*(_objective(a, text) for a in node.args), **keywords)
+            keywords = {k.arg: _build_objective(k.value, text) for k in node.keywords if k.arg}
+            return make(*(_build_objective(a, text) for a in node.args), **keywords)
     if isinstance(node, ast.Name):  # a layer's name without quotes: channel(conv2, 5)
         return node.id
     try:
@@ -115,7 +115,7 @@ def _objective(node: ast.expr, text: str) -> Any:
         raise InputError(f"an objective is written as logit(3) or channel('conv2', 5); got {text!r}") from None
 
 
-def _literal(text: str) -> Any:
+def _parse_literal(text: str) -> Any:
     """A Python literal (numbers, strings, tuples, dicts), or the text itself."""
     try:
         return ast.literal_eval(text)

@@ -24,7 +24,7 @@ from ..inputs.pixels import Pixels
 from .download import DownloadError, fetch, md5_checksum
 from .sets import InMemory
 
-MAX_BYTES = 1 << 31  # a header that claims more is refused
+MAX_IDX_BYTES = 1 << 31  # a header that claims more is refused
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class IDXSource:
     inputs: Pixels
 
 
-MNIST = IDXSource(
+MNIST_SOURCE = IDXSource(
     "mnist",
     ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     {
@@ -50,7 +50,7 @@ MNIST = IDXSource(
     tuple("0123456789"),
     Pixels((1, 28, 28), mean=0.1307, std=0.3081),
 )
-FASHION_MNIST = IDXSource(
+FASHION_MNIST_SOURCE = IDXSource(
     "fashion-mnist",
     (
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -93,7 +93,7 @@ def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, qui
     Source:
         LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
     """
-    return _load(MNIST, root, train, quiet)
+    return _load(MNIST_SOURCE, root, train, quiet)
 
 
 def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
@@ -118,7 +118,7 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True
     Source:
         Xiao et al. 2017, arXiv:1708.07747.
     """
-    return _load(FASHION_MNIST, root, train, quiet)
+    return _load(FASHION_MNIST_SOURCE, root, train, quiet)
 
 
 def _load(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
@@ -212,7 +212,7 @@ def _parse_idx(file: IO[bytes] | gzip.GzipFile, path: Path, n_axes: int) -> Tens
         raise DataError(f"{path} is not an IDX file of bytes with {n_axes} axes: it begins {magic.hex() or 'and ends'}")
     shape = struct.unpack(f">{n_axes}I", file.read(4 * n_axes))
     n_bytes = math.prod(shape)
-    if not 0 < n_bytes <= MAX_BYTES:
+    if not 0 < n_bytes <= MAX_IDX_BYTES:
         raise DataError(f"{path} claims the shape {shape}: empty, or too large to be true; {_remedy_text(path)}")
     content = file.read(n_bytes + 1)  # one more: the checksum is at the end of a packed file
     if len(content) != n_bytes:

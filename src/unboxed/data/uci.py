@@ -24,9 +24,9 @@ from .sets import InMemory
 Split = Literal["all", "train", "test"]
 IntArray = NDArray[np.int64]
 
-INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
+DIGITS_INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
 TEST_FRACTION = 0.2  # of each class
-PIXELS_PER_BLOCK = 8  # pixels per side of a block
+BLOCK_SIDE_PIXELS = 8  # pixels per side of a block
 INK_EXPONENT = 1.3  # MNIST's strokes are finer: blocks that are partly ink lose a little
 N_REFINEMENTS = 3
 
@@ -60,7 +60,7 @@ def digits(split: Split = "all", seed: int = 0) -> InMemory:
     pixels, labels = _load_digits()
     rows = torch.from_numpy(_split_rows(labels.numpy(), split, check_seed(seed)))
     name = "digits" if split == "all" else f"digits ({split})"
-    return InMemory(name, pixels[rows], labels[rows], tuple("0123456789"), INPUTS)
+    return InMemory(name, pixels[rows], labels[rows], tuple("0123456789"), DIGITS_INPUTS)
 
 
 def _split_rows(labels: IntArray, split: Split, seed: int) -> IntArray:
@@ -93,8 +93,8 @@ def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
 
     Inverts the counting: blur, then set the brightest pixels of each block, as many as were counted; repeat.
     """
-    n_pixels = (ink_fraction * PIXELS_PER_BLOCK**2).round().flatten(1).long()  # (N, 64)
-    ink = ink_fraction.repeat_interleave(PIXELS_PER_BLOCK, 2).repeat_interleave(PIXELS_PER_BLOCK, 3)
+    n_pixels = (ink_fraction * BLOCK_SIDE_PIXELS**2).round().flatten(1).long()  # (N, 64)
+    ink = ink_fraction.repeat_interleave(BLOCK_SIDE_PIXELS, 2).repeat_interleave(BLOCK_SIDE_PIXELS, 3)
     for _ in range(N_REFINEMENTS):
         ink = _keep_brightest(_gaussian_blur(ink), n_pixels)
     return ink
@@ -102,16 +102,16 @@ def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
 
 def _keep_brightest(ink: Tensor, n_pixels: Tensor) -> Tensor:
     """1 where a pixel is among the `keep` brightest of its block, else 0."""
-    blocks = F.unfold(ink, PIXELS_PER_BLOCK, stride=PIXELS_PER_BLOCK).mT  # (N, blocks, pixels)
-    is_ink = (n_pixels == PIXELS_PER_BLOCK**2).to(ink)[..., None].expand_as(blocks).clone()
-    is_partial = (n_pixels > 0) & (n_pixels < PIXELS_PER_BLOCK**2)
+    blocks = F.unfold(ink, BLOCK_SIDE_PIXELS, stride=BLOCK_SIDE_PIXELS).mT  # (N, blocks, pixels)
+    is_ink = (n_pixels == BLOCK_SIDE_PIXELS**2).to(ink)[..., None].expand_as(blocks).clone()
+    is_partial = (n_pixels > 0) & (n_pixels < BLOCK_SIDE_PIXELS**2)
     sorted_values = blocks[is_partial].sort(descending=True).values
     threshold = sorted_values.gather(1, n_pixels[is_partial][:, None] - 1)
     is_ink[is_partial] = (blocks[is_partial] >= threshold).to(ink)
-    return F.fold(is_ink.mT, ink.shape[-2:], PIXELS_PER_BLOCK, stride=PIXELS_PER_BLOCK)
+    return F.fold(is_ink.mT, ink.shape[-2:], BLOCK_SIDE_PIXELS, stride=BLOCK_SIDE_PIXELS)
 
 
-def _gaussian_blur(ink: Tensor, std: float = 0.4 * PIXELS_PER_BLOCK) -> Tensor:
+def _gaussian_blur(ink: Tensor, std: float = 0.4 * BLOCK_SIDE_PIXELS) -> Tensor:
     """Gaussian blur with zero padding, as two products with a band matrix."""
     position = torch.arange(ink.shape[-1]).to(ink)
     kernel = torch.exp(-(((position[:, None] - position) / std) ** 2) / 2)

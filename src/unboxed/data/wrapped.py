@@ -24,7 +24,7 @@ from .sets import Batch, Example, Images, check_count, stack_examples
 
 DecodeFn = Callable[[Tensor], Tensor]
 
-WHITE_VALUES = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.bool: 1.0}  # the white of integer images
+WHITE_VALUE_BY_DTYPE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.bool: 1.0}  # the white of integer images
 ITEM_FORMAT_TEXT = (
     "wanted (image, label), with an image that is a tensor (C, H, W) or (H, W), a NumPy array or a Pillow image"
 )
@@ -191,8 +191,8 @@ def _from_numpy(array: NDArray[Any], where: str) -> Tensor:
 
 def _to_unit_range(image: Tensor, where: str, decode: DecodeFn | None) -> Tensor:
     """As float32 in [0, 1]; ambiguous values are refused."""
-    if image.dtype in WHITE_VALUES:
-        return image.float() / WHITE_VALUES[image.dtype]
+    if image.dtype in WHITE_VALUE_BY_DTYPE:
+        return image.float() / WHITE_VALUE_BY_DTYPE[image.dtype]
     if not image.is_floating_point():
         raise DataError(f"the image in {where} is {image.dtype}, which leaves its white unknown; pass uint8 or float")
     x = image.float() if decode is None else decode(image.float())

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from ..errors import InputError, ModelError, warn
 
 aten = torch.ops.aten
-UNBOUNDED_ROWS = 2**31  # a batch size without upper bound
+UNLIMITED_ROWS = 2**31  # a batch size without upper bound
 CODE_MARKERS = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code when loaded
 TRAINING_ARGUMENT_INDEX: dict[Any, int] = {
     aten.dropout.default: 2,
@@ -33,7 +33,7 @@ UNSAFE_TEXT = (
     "holds compiled code or pickled objects, which could run anything on loading. Export the model without them"
 )
 EXPORT_LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
-SAFE_LOAD_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+SAFE_LOAD_ENVIRONMENT_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def load_exported(path: Path) -> nn.Module:
@@ -82,7 +82,7 @@ def _read(path: Path) -> ExportedProgram:
 def _safe_silent_loading() -> Iterator[None]:
     """Keep torch's reader from unpickling where safe loading fails, and silence its logs and warnings."""
     with ExitStack() as stack:
-        stack.enter_context(_environment_variable(SAFE_LOAD_VARIABLE, "1"))
+        stack.enter_context(_environment_variable(SAFE_LOAD_ENVIRONMENT_VARIABLE, "1"))
         for logger in map(logging.getLogger, EXPORT_LOGGERS):
             stack.callback(setattr, logger, "disabled", logger.disabled)
             logger.disabled = True
@@ -185,6 +185,6 @@ def _row_limits(rows: Any, program: ExportedProgram) -> tuple[int, int]:
         return rows, rows
     limits = program.range_constraints.get(rows.node.expr)
     if limits is None:  # an expression such as 2*n: torch checks it at each call
-        return 1, UNBOUNDED_ROWS
-    min_rows, max_rows = (int(limit) if limit.is_Integer else UNBOUNDED_ROWS for limit in (limits.lower, limits.upper))
+        return 1, UNLIMITED_ROWS
+    min_rows, max_rows = (int(limit) if limit.is_Integer else UNLIMITED_ROWS for limit in (limits.lower, limits.upper))
     return max(1, min_rows), max_rows

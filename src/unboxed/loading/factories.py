@@ -23,7 +23,7 @@ from ..model.state import seeded_rngs
 from ..validation import suggest
 
 ErrorType = type[UnboxedError]  # of errors: ModelError for models, DataError for data
-USER_ERRORS = (Exception, SystemExit)  # a script without a __main__ guard may call sys.exit
+USER_CODE_ERRORS = (Exception, SystemExit)  # a script without a __main__ guard may call sys.exit
 
 
 def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
@@ -87,7 +87,7 @@ def _import_file(path: Path, spec: str, error_type: ErrorType) -> ModuleType:
         module_spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, USER_ERRORS):
+        if isinstance(error, USER_CODE_ERRORS):
             raise error_type(f"{spec}: {path.name} failed while it was imported: {_error_text(error)}") from error
         raise
     return module
@@ -101,7 +101,7 @@ def _import_module(module_name: str, spec: str, error_type: ErrorType) -> Module
             raise error_type(f"{spec}: {module_name} failed while it was imported: {_error_text(error)}") from error
         advice = "install it, or run from its folder, or give the file: path/to/file.py:factory"
         raise error_type(f"{spec}: there is no module {error.name!r} here; {advice}") from error
-    except USER_ERRORS as error:
+    except USER_CODE_ERRORS as error:
         raise error_type(f"{spec}: {module_name} failed while it was imported: {_error_text(error)}") from error
 
 
@@ -128,7 +128,7 @@ def _call_factory(value: Any, spec: str, error_type: ErrorType, seed: int) -> An
     try:
         with seeded_rngs(seed, torch.get_default_device()):
             return value()
-    except USER_ERRORS as error:
+    except USER_CODE_ERRORS as error:
         raise error_type(f"{spec} failed when it was called: {_error_text(error)}") from error
 
 

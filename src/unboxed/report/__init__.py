@@ -78,8 +78,8 @@ SECTIONS: list[Section[Any]] = [
 
 
 VERDICTS_FILE = "verdicts.json"
-NOT_RUN = "not run: the work was interrupted"
-SINGLE_THREAD_BATCH = 256  # examples; a model whose automatic batch is as large runs on one thread
+NOT_RUN_TEXT = "not run: the work was interrupted"
+MIN_SINGLE_THREAD_BATCH_SIZE = 256  # examples; a model whose automatic batch is as large runs on one thread
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Report:
 
 
 @dataclass
-class _Work:
+class _ReportInProgress:
     """A report while it is made: the sections so far."""
 
     context: ReportContext
@@ -167,13 +167,13 @@ def report(
             survey = run_survey(box, source, max_examples)
             bar.update()
             context = ReportContext(box, source, survey, judge, seed, command, _load_verdicts(folder))
-            work = _Work(context, PictureStore(folder))
+            work = _ReportInProgress(context, PictureStore(folder))
             for section in selected:
                 bar.set_description(section.title)
                 work.sections.append(_make_section(work, section))
                 bar.update()
         failures = {s.slug: s.failure for s in work.sections if s.failure}
-        folder.stage(PAGE_FILE, encode_utf8(_page(work)))
+        folder.stage(PAGE_FILE, encode_utf8(_page_html(work)))
         folder.stage(VERDICTS_FILE, context.verdict_cache.to_json())
         folder.stage(FACTS_FILE, _facts_json(work, folder, failures))
         published = Report(folder.publish(), failures)
@@ -186,7 +186,7 @@ def report(
 def _single_thread_if_small(box: Box) -> Iterator[None]:
     """Small models run on one thread: several, waiting for one another on busy cores, took up to 8 times as long."""
     n_threads = torch.get_num_threads()
-    if box.batch_limit >= SINGLE_THREAD_BATCH:
+    if box.batch_limit >= MIN_SINGLE_THREAD_BATCH_SIZE:
         torch.set_num_threads(1)
     try:
         yield
@@ -204,12 +204,12 @@ def _select_sections(sections: Sequence[str | Section[Any]] | None) -> list[Sect
     return selected
 
 
-def _make_section(work: _Work, section: Section[Any]) -> RenderedSection:
+def _make_section(work: _ReportInProgress, section: Section[Any]) -> RenderedSection:
     """Find, show and render one section; what it raises becomes its failure."""
     rendered = partial(RenderedSection, section.title, section.slug)
     try:
         if work.interrupted:
-            return rendered(failure=NOT_RUN)
+            return rendered(failure=NOT_RUN_TEXT)
         if unmet := section.reason_not_applicable(work.context):
             return rendered(not_applicable=unmet)
         finding, blocks = _find_and_show(work.context, section)
@@ -220,7 +220,7 @@ def _make_section(work: _Work, section: Section[Any]) -> RenderedSection:
         return rendered(not_applicable=str(reason))
     except KeyboardInterrupt:
         work.interrupted = True
-        return rendered(failure=NOT_RUN)
+        return rendered(failure=NOT_RUN_TEXT)
     except WriteError:  # no other section could be written either
         raise
     except Exception as error:  # one section that fails is no reason to lose the others
@@ -247,14 +247,14 @@ def _load_verdicts(folder: ReportFolder) -> VerdictCache:
     return VerdictCache()
 
 
-def _page(work: _Work) -> str:
+def _page_html(work: _ReportInProgress) -> str:
     context = work.context
     subject = f"{type(context.box.model).__name__}{context.data.name_with_prefix(' on ')}"
     cover = render_figures(work.cover, work.pictures)
     return render_page(subject, work.title, work.headline, cover, work.sections)
 
 
-def _facts_json(work: _Work, folder: ReportFolder, failures: dict[str, str]) -> bytes:
+def _facts_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:
     context = work.context
     facts = {
         "unboxed": __version__,

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..activations import LayerMaps, filters, maps
 from ..errors import LayerError
 from ..plots import draw
-from .blocks import Block, ColorScales, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Text
+from .blocks import Block, Collapsible, ColorScales, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, tensors_equal
 from .finding import Example, Finding
 from .pictures import File, Picture
@@ -19,8 +19,8 @@ from .words import count_noun, format_shape
 N_EXAMPLES = 2
 MAX_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
 MAX_FILTERS = 64
-VERDICT_TEXT = "Nothing to check: these are the model's own numbers, colored."
-WIDTH_PIXELS = 500  # of a layer's image
+CHECK_TEXT = "Nothing to check: these are the model's own numbers, colored."
+LAYER_WIDTH_PIXELS = 500  # of a layer's image
 FILTERS_WIDTH_PIXELS = 640
 
 
@@ -68,67 +68,69 @@ def _sampled_layers(context: ReportContext) -> list[str]:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: ActivationsFinding) -> list[Block]:
-    return [*_filter_blocks(f), *_map_blocks(f)]
+def show(finding: ActivationsFinding) -> list[Block]:
+    return [*_filter_blocks(finding), *_map_blocks(finding)]
 
 
-def _filter_blocks(f: ActivationsFinding) -> list[Block]:
-    if f.filters is None:
-        return [Note(f.no_filters_reason)] if f.no_filters_reason else []
-    image, bar = draw.filter_grid(f.filters, max_width=FILTERS_WIDTH_PIXELS)
-    n_shown = min(MAX_FILTERS, len(f.filters))
+def _filter_blocks(finding: ActivationsFinding) -> list[Block]:
+    if finding.filters is None:
+        return [Note(finding.no_filters_reason)] if finding.no_filters_reason else []
+    image, bar = draw.filter_grid(finding.filters, max_width=FILTERS_WIDTH_PIXELS)
+    n_shown = min(MAX_FILTERS, len(finding.filters))
     alt = (
-        f"{n_shown} filters of the first layer, {format_shape(f.filters.shape[2:])} "
+        f"{n_shown} filters of the first layer, {format_shape(finding.filters.shape[2:])} "
         f"each, from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
     )
-    caption = f"{n_shown} of {len(f.filters)} filters, {format_shape(f.filters.shape[1:])} each, one scale"
-    sheet = draw.filters(f.filters, title="First-layer filters")
+    caption = f"{n_shown} of {len(finding.filters)} filters, {format_shape(finding.filters.shape[1:])} each, one scale"
+    sheet = draw.filters(finding.filters, title="First-layer filters")
     return [
         Heading("Filters of the first layer"),
-        MethodNote.of(filters, VERDICT_TEXT),
+        MethodNote.of(filters, CHECK_TEXT),
         FigureGrid([Figure(Picture(image, alt, None), "", (caption,))]),
         ColorScales([bar]),
         Files([File("filters.png", sheet, "the filters as a sheet")]),
     ]
 
 
-def _map_blocks(f: ActivationsFinding) -> list[Block]:
-    blocks: list[Block] = [Heading("Activations of every layer"), MethodNote.of(maps, VERDICT_TEXT)]
-    if len(f.layers) < f.n_layers:
-        blocks.append(Note(f"{count_noun(len(f.layers), 'layer')} of {f.n_layers}, evenly spread over the depth."))
-    if len(f.examples) > 1:
+def _map_blocks(finding: ActivationsFinding) -> list[Block]:
+    blocks: list[Block] = [Heading("Activations of every layer"), MethodNote.of(maps, CHECK_TEXT)]
+    if len(finding.layers) < finding.n_layers:
+        blocks.append(
+            Note(f"{count_noun(len(finding.layers), 'layer')} of {finding.n_layers}, evenly spread over the depth.")
+        )
+    if len(finding.examples) > 1:
         blocks.append(Text("Each layer has one scale for both examples, so their brightness can be compared.", "soft"))
-    for i, example in enumerate(f.examples):
+    for i, example in enumerate(finding.examples):
         title = f"Example {example.row}: {example.sentence}"
         title += f", label {example.label}" if example.label is not None else ""
-        blocks.append(Fold(title, [_layer_figures(f, i)], open=i == 0))
-    if f.image_shape is not None:
-        sheet = draw.activations(f.layers, 0, title=f"Activations, example {f.examples[0].row}")
+        blocks.append(Collapsible(title, [_layer_figures(finding, i)], open=i == 0))
+    if finding.image_shape is not None:
+        sheet = draw.activations(finding.layers, 0, title=f"Activations, example {finding.examples[0].row}")
         blocks.append(Files([File("activations.png", sheet, "these maps as a sheet")]))
     return blocks
 
 
-def _layer_figures(f: ActivationsFinding, i: int) -> FigureGrid:
+def _layer_figures(finding: ActivationsFinding, i: int) -> FigureGrid:
     """The output of each layer; its input only where no layer above has shown it."""
     figures: list[Figure] = []
     previous: Tensor | None = None
-    for layer in f.layers:
+    for layer in finding.layers:
         input_, output = layer.inputs[i], layer.outputs[i]
         if previous is None or not tensors_equal(input_.flatten(), previous.flatten()):
-            figures.append(_figure(f, layer, layer.inputs, i, "input"))
+            figures.append(_activation_figure(finding, layer, layer.inputs, i, "input"))
         if not tensors_equal(input_, output):  # dropout, identity: nothing new
-            figures.append(_figure(f, layer, layer.outputs, i, "output"))
+            figures.append(_activation_figure(finding, layer, layer.outputs, i, "output"))
         previous = output
     return FigureGrid(figures, two_per_row=True)
 
 
-def _figure(f: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, end: str) -> Figure:
+def _activation_figure(finding: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, end: str) -> Figure:
     """Example i of a layer's activations (N, ...), on the scale of all examples."""
     h, bar = all_maps[i], draw.activation_color_bar(all_maps)
-    if f.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(f.image_shape):
-        h = h.view(f.image_shape)  # a flattened image
-    image = draw.channel_map_grid(h, bar=bar, max_width=WIDTH_PIXELS)
-    is_channels_first = h.ndim != 3 or end == "input" or layer.path.partition("#")[0] in f.channels_first
+    if finding.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(finding.image_shape):
+        h = h.view(finding.image_shape)  # a flattened image
+    image = draw.channel_map_grid(h, bar=bar, max_width=LAYER_WIDTH_PIXELS)
+    is_channels_first = h.ndim != 3 or end == "input" or layer.path.partition("#")[0] in finding.channels_first
     size = _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
     span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"

@@ -22,21 +22,21 @@ from ..plots.sheet import ColorBar
 from ..robustness.evaluate import Attack, evaluate
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
-from .blocks import Block, ColorScales, Figure, Files, Fold, Heading, MethodNote, Note, Table, Text
+from .blocks import Block, Collapsible, ColorScales, Figure, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
-from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
+from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .input_nouns import InputNouns, categorical_columns, standardize
 from .judge import usable_judge
 from .pictures import File, Picture
 from .survey import evenly_spaced
-from .words import format_p, format_percent, format_prob, join_names
+from .words import format_named_prob, format_percent, format_prob, join_names
 
-MAX_FIGURES = 4  # examples with figures
+MAX_FIGURE_EXAMPLES = 4  # examples with figures
 FIGURE_PIXELS = 112
 PGD_STEPS = 20
 MAX_ATTACKED, MIN_ATTACKED = 100, 8  # examples attacked
-MAX_FLOPS = 1.5e11  # of all attacks on one model
-QUERIES_PER_EXAMPLE = 200  # forward and backward passes that one example may take
+MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
+MAX_QUERIES_PER_EXAMPLE = 200  # forward and backward passes that one example may take
 EPS_GRAYSCALE, EPS_COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 """Perturbation budgets for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
 ATTACKS: Mapping[str, Attack] = {fgsm.card.name: fgsm, f"{pgd.card.name}-{PGD_STEPS}": partial(pgd, steps=PGD_STEPS)}  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ class RobustnessFinding(Finding):
     models: list[AttackedModel]  # this model first
     no_robust_model_reason: str
     shown: list[Example]
-    classes: tuple[str, ...] = field(metadata=SHOWN_ONLY)
+    classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
     nouns: InputNouns
     accuracy: float | None  # on all examples
     n_examples: int
@@ -125,7 +125,9 @@ def _attacked_indices(context: ReportContext) -> list[int]:
     """Indices of the examples attacked, evenly spread over the examples in the order of their classes."""
     n = max(
         MIN_ATTACKED,
-        min(MAX_ATTACKED, int(MAX_FLOPS / (3 * QUERIES_PER_EXAMPLE * max(context.box.flops_per_example, 1)))),
+        min(
+            MAX_ATTACKED, int(MAX_ATTACK_FLOPS / (3 * MAX_QUERIES_PER_EXAMPLE * max(context.box.flops_per_example, 1)))
+        ),
     )
     order = _reference_labels(context).argsort(stable=True)
     return sorted(int(order[i]) for i in evenly_spaced(len(order), n))
@@ -134,7 +136,7 @@ def _attacked_indices(context: ReportContext) -> list[int]:
 def _figure_indices(context: ReportContext) -> list[int]:
     """Indices of the examples with figures: correct ones; where none is correct, any."""
     s = context.survey
-    return list(dict.fromkeys((s.typical or s.by_margin)[:MAX_FIGURES]))
+    return list(dict.fromkeys((s.typical or s.by_margin)[:MAX_FIGURE_EXAMPLES]))
 
 
 def _reference_labels(context: ReportContext) -> Tensor:
@@ -180,61 +182,67 @@ def _robust_model(context: ReportContext) -> tuple[Box | None, str, str]:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: RobustnessFinding) -> list[Block]:
+def show(finding: RobustnessFinding) -> list[Block]:
     blocks: list[Block] = [
-        MethodNote.of(deepfool, *_verdict(f)),
-        Text(_lead_text(f)),
+        MethodNote.of(deepfool, *_check_of_changes(finding)),
+        Text(_lead_text(finding)),
         Heading("Robust accuracy"),
-        _accuracy_table(f.models),
-        Text(EPS_TEXT.format(value=f.nouns.value, unit=f.nouns.unit), "soft"),
+        _accuracy_table(finding.models),
+        Text(EPS_TEXT.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
     ]
-    if f.no_robust_model_reason:
-        blocks.append(Note(f.no_robust_model_reason))
-    if f.has_images:
-        blocks += [Heading("The smallest change that fools it"), Text(CHANGE_TEXT, "soft"), *_change_blocks(f)]
-    if len(classes := f.robustness.accuracy_by_class()) > 1:
-        blocks.append(Fold("By class", [_class_table(classes, f.robustness.eps[-1])]))
+    if finding.no_robust_model_reason:
+        blocks.append(Note(finding.no_robust_model_reason))
+    if finding.has_images:
+        blocks += [Heading("The smallest change that fools it"), Text(CHANGE_TEXT, "soft"), *_change_blocks(finding)]
+    if len(classes := finding.robustness.accuracy_by_class()) > 1:
+        blocks.append(Collapsible("By class", [_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
 
 
-def _lead_text(f: RobustnessFinding) -> str:
-    text = f"{_attacked_text(f)} {_accuracy_text(f)}"
-    medians = [m.robustness.median_distance for m in f.models]
+def _lead_text(finding: RobustnessFinding) -> str:
+    text = f"{_attacked_text(finding)} {_accuracy_text(finding)}"
+    medians = [m.robustness.median_distance for m in finding.models]
     if len(medians) > 1 and all(0 < median < math.inf for median in medians):
         text += (
-            f" The median adversarial distance is {medians[0]:.2g}; that of {f.models[1].name} is {medians[1]:.2g}, "
-            f"{medians[1] / medians[0]:.1f} times as much."
+            f" The median adversarial distance is {medians[0]:.2g}; that of {finding.models[1].name} is "
+            f"{medians[1]:.2g}, {medians[1] / medians[0]:.1f} times as much."
         )
     return text
 
 
-def _attacked_text(f: RobustnessFinding) -> str:
+def _attacked_text(finding: RobustnessFinding) -> str:
     """Which of the examples were attacked."""
-    n = len(f.attacked)
-    if n == f.n_examples:
+    n = len(finding.attacked)
+    if n == finding.n_examples:
         return "All examples were attacked." if n > 1 else "The one example was attacked."
-    over = "the classes" if f.has_labels else "the predictions"
-    return f"{n:,} of the {f.n_examples:,} examples were attacked, evenly spread over {over}."
+    over = "the classes" if finding.has_labels else "the predictions"
+    return f"{n:,} of the {finding.n_examples:,} examples were attacked, evenly spread over {over}."
 
 
-def _accuracy_text(f: RobustnessFinding) -> str:
+def _accuracy_text(finding: RobustnessFinding) -> str:
     """Clean and robust accuracy of the examples attacked, and the accuracy on all."""
-    clean, robust = f.robustness.clean_accuracy, f.robustness.robust_accuracy()
-    n = len(f.attacked)
-    overall = f"; {format_percent(f.accuracy)} of all examples" if f.accuracy is not None and n < f.n_examples else ""
+    clean, robust = finding.robustness.clean_accuracy, finding.robustness.robust_accuracy()
+    n = len(finding.attacked)
+    overall = (
+        f"; {format_percent(finding.accuracy)} of all examples"
+        if finding.accuracy is not None and n < finding.n_examples
+        else ""
+    )
     return (
         f"Clean accuracy {format_percent(clean.value)} ({clean.count} of these {n} examples{overall}); robust accuracy "
-        f"within {format_eps(f.robustness.eps[-1])} {f.nouns.unit} {format_percent(robust.value)} ({robust.count})."
+        f"within {format_eps(finding.robustness.eps[-1])} {finding.nouns.unit} "
+        f"{format_percent(robust.value)} ({robust.count})."
     )
 
 
-def _verdict(f: RobustnessFinding) -> Check:
+def _check_of_changes(finding: RobustnessFinding) -> Check:
     """Whether the changed examples fool their model when it classifies them once more."""
-    changes = [c for m in f.models for c in m.changes]
+    changes = [c for m in finding.models for c in m.changes]
     if not changes:
         return Check()
     n_fooled = sum(c.is_adversarial and c.class_after != c.class_before for c in changes)
-    text = f"Classified once more, {n_fooled} of the {len(changes)} changed {f.nouns.example}s get another prediction."
+    noun = finding.nouns.example
+    text = f"Classified once more, {n_fooled} of the {len(changes)} changed {noun}s get another prediction."
     return Check(text, "good" if n_fooled == len(changes) else "fair")
 
 
@@ -259,33 +267,42 @@ def _class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: flo
     return Table(columns, rows, frozenset({1, 2, 3}))
 
 
-def _change_blocks(f: RobustnessFinding) -> list[Block]:
-    factor = attack_sheet.round_magnification(colors.max_magnitude(*(c.delta for m in f.models for c in m.changes)))
+def _change_blocks(finding: RobustnessFinding) -> list[Block]:
+    factor = attack_sheet.round_magnification(
+        colors.max_magnitude(*(c.delta for m in finding.models for c in m.changes))
+    )
     blocks: list[Block] = []
-    for i, example in enumerate(f.shown):
-        c = f.models[0].changes[i]
-        lines = (_prediction_text(f.classes[c.class_before], c.probs_before[0]),)
+    for i, example in enumerate(finding.shown):
+        c = finding.models[0].changes[i]
+        lines = (_prediction_text(finding.classes[c.class_before], c.probs_before[0]),)
         figures = [_figure(colors.image_to_rgb(c.original), "input", lines)]
-        for m in f.models:
-            figures += _adversarial_figures(m.name, m.changes[i], f.classes, factor)
-        blocks.append(example.row_of(figures))
-    if f.is_grayscale:
+        for m in finding.models:
+            figures += _adversarial_figures(m.name, m.changes[i], finding.classes, factor)
+        blocks.append(example.with_figures(figures))
+    if finding.is_grayscale:
         blocks.append(ColorScales([ColorBar("signed", 1 / factor, f"change, times {factor:g}")]))
     else:
         blocks.append(Text(f"Changes are shown times {factor:g} around gray.", "soft"))
     sheet = attack_sheet.attack_sheet(
-        f.models[0].changes, f.classes, norm="linf", title="The smallest change that fools it"
+        finding.models[0].changes, finding.classes, norm="linf", title="The smallest change that fools it"
     )
     return [*blocks, Files([File("fooled.png", sheet, "these images as a sheet")])]
 
 
-def _adversarial_figures(model: str, c: PredictionChange, classes: Sequence[str], factor: float) -> list[Figure]:
-    if not c.is_adversarial:
-        return [_figure(colors.image_to_rgb(c.image), model, ("was not fooled",))]
-    lines = (_prediction_text(classes[c.class_after], c.probs_after[1]), f"before: {format_prob(c.probs_before[1])}")
+def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence[str], factor: float) -> list[Figure]:
+    if not change.is_adversarial:
+        return [_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))]
+    lines = (
+        _prediction_text(classes[change.class_after], change.probs_after[1]),
+        f"before: {format_prob(change.probs_before[1])}",
+    )
     return [
-        _figure(colors.image_to_rgb(c.image), f"fools {model}", lines, "bad"),
-        _figure(attack_sheet.change_image(c, factor), "change", (f"largest {c.distance:.2g}", f"shown × {factor:g}")),
+        _figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad"),
+        _figure(
+            attack_sheet.change_image(change, factor),
+            "change",
+            (f"largest {change.distance:.2g}", f"shown × {factor:g}"),
+        ),
     ]
 
 
@@ -294,7 +311,7 @@ def _figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Fi
 
 
 def _prediction_text(name: str, p: float) -> str:
-    return f"predicted {name}, {format_p(p)}"
+    return f"predicted {name}, {format_named_prob(p)}"
 
 
 SECTION = Section("What fools it?", "attacks", find, show, ("classes",))

@@ -18,9 +18,9 @@ from ..model import relu_rules
 from ..objectives import logit
 from ..plots import colors, draw
 from ..plots.sheet import ColorBar
-from .blocks import Block, ColorScales, ExampleRow, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
+from .blocks import Block, ColorScales, ExampleWithFigures, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Check, Example, Finding
+from .finding import NOT_IN_JSON, Check, Example, Finding
 from .pictures import File, Picture
 from .words import count_noun, error_sentence
 
@@ -28,8 +28,8 @@ TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 METHODS: tuple[Callable[..., Any], ...] = (gradient, guided_backprop)
 EXAMPLES_PER_GROUP = 3
 FIGURE_PIXELS, COVER_PIXELS = 140, 112
-PUSH_SIZE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
-GRADIENT = "gradient"  # the title of the two columns that share one scale
+MAX_PUSH_CHANGE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
+GRADIENT_TITLE = "gradient"  # the title of the two columns that share one scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ class MapColumn:
     scale: float
     before_clamp: list[bool]  # (N,) the gradient is zero at the output's ReLU, and was taken before it
     targets: list[str]  # (N,) classes
-    maps: Tensor = field(metadata=SHOWN_ONLY)  # (N, C, H, W)
+    maps: Tensor = field(metadata=NOT_IN_JSON)  # (N, C, H, W)
 
 
 @dataclass(frozen=True, eq=False)
-class Push:
+class GradientPush:
     """The example with the lowest margin, moved along the gradients of its two largest outputs."""
 
     example: Example
@@ -52,7 +52,7 @@ class Push:
     logits: list[float]
     before_clamp: list[bool]
     factor: float  # of the gradients
-    maps: Tensor = field(metadata=SHOWN_ONLY)  # (2, C, H, W)
+    maps: Tensor = field(metadata=NOT_IN_JSON)  # (2, C, H, W)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,7 +65,7 @@ class AttributionFinding(Finding):
     groups: dict[str, list[Example]]
     columns: list[MapColumn]
     notes: list[str]  # why there is no map of a kind
-    push: Push | None = None
+    push: GradientPush | None = None
 
     @property
     def examples(self) -> list[Example]:
@@ -137,7 +137,7 @@ def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[li
 
     results = [gradients(box, logit(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
-    columns = [column(GRADIENT, results[0], predicted, scale), column(GRADIENT, results[1], rivals, scale)]
+    columns = [column(GRADIENT_TITLE, results[0], predicted, scale), column(GRADIENT_TITLE, results[1], rivals, scale)]
     if len(box.classes) == 1:
         del columns[1]
     try:
@@ -155,7 +155,7 @@ def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[li
     return columns, notes
 
 
-def _push(context: ReportContext) -> Push | None:
+def _push(context: ReportContext) -> GradientPush | None:
     s = context.survey
     if not s.exclusive_classes or context.data.binary:
         return None
@@ -163,12 +163,12 @@ def _push(context: ReportContext) -> Push | None:
     x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
     results = [gradients(context.box, logit(k), x) for k in classes]
     maps = torch.cat([r.map for r in results]).cpu()
-    return Push(
+    return GradientPush(
         context.examples([index])[0],
         [context.class_name(k) for k in classes],
         [float(r.score) for r in results],
         [bool(r.before_clamp) for r in results],
-        float(f"{PUSH_SIZE / draw.shared_vmax(maps):.2g}"),
+        float(f"{MAX_PUSH_CHANGE / draw.shared_vmax(maps):.2g}"),
         maps,
     )
 
@@ -176,44 +176,46 @@ def _push(context: ReportContext) -> Push | None:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: AttributionFinding) -> list[Block]:
+def show(finding: AttributionFinding) -> list[Block]:
     blocks: list[Block] = [Text("The next section shows and ranks all attribution methods.", "soft")]
-    blocks += [MethodNote.of(method, *_check_of(f.verdicts[method.__name__])) for method in METHODS]
-    blocks += [Note(note) for note in f.notes]
-    blocks.append(ColorScales([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in f.scales.items()]))
+    blocks += [MethodNote.of(method, *_check_from_verdict(finding.verdicts[method.__name__])) for method in METHODS]
+    blocks += [Note(note) for note in finding.notes]
+    blocks.append(
+        ColorScales([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in finding.scales.items()])
+    )
     legend = "Red: a brighter pixel raises the score; blue: it lowers it. Maps of one kind share one scale."
-    n_channels = f.columns[0].maps.shape[1]
+    n_channels = finding.columns[0].maps.shape[1]
     channels_note = f" They are summed over {count_noun(n_channels, 'channel')}." if n_channels > 1 else ""
     blocks.append(Text(legend + channels_note, "soft"))
-    return [*blocks, *_group_blocks(f), _sheet(f), *_push_blocks(f.push)]
+    return [*blocks, *_group_blocks(finding), _sheet_file(finding), *_push_blocks(finding.push)]
 
 
-def _check_of(verdict: Verdict) -> Check:
+def _check_from_verdict(verdict: Verdict) -> Check:
     return Check(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 
-def _group_blocks(f: AttributionFinding) -> Iterator[Block]:
+def _group_blocks(finding: AttributionFinding) -> Iterator[Block]:
     i = 0
-    for title, group in f.groups.items():
+    for title, group in finding.groups.items():
         yield Heading(title)
         for example in group:
-            yield _example_row(example, f.columns, i)
+            yield _example_row(example, finding.columns, i)
             i += 1
 
 
-def _example_row(example: Example, columns: Sequence[MapColumn], i: int) -> ExampleRow:
+def _example_row(example: Example, columns: Sequence[MapColumn], i: int) -> ExampleWithFigures:
     figures = [example.input_figure(FIGURE_PIXELS), *(_map_figure(c, i) for c in columns)]
-    return example.row_of(figures, show_runner_up=True)
+    return example.with_figures(figures, show_runner_up=True)
 
 
 def _map_figure(column: MapColumn, i: int, side: int = FIGURE_PIXELS) -> Figure:
-    title = f"{GRADIENT} of {column.targets[i]}" if column.title == GRADIENT else column.title
+    title = f"{GRADIENT_TITLE} of {column.targets[i]}" if column.title == GRADIENT_TITLE else column.title
     notes = ["before the ReLU"] * column.before_clamp[i] + ["zero everywhere"] * (not bool(column.maps[i].any()))
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
     return Figure(Picture(draw.signed_map_to_rgb(column.maps[i], column.scale), alt, side), "", (title, *notes))
 
 
-def _push_blocks(push: Push | None) -> list[Block]:
+def _push_blocks(push: GradientPush | None) -> list[Block]:
     if push is None:
         return []
     x = push.example.x
@@ -230,13 +232,13 @@ def _push_blocks(push: Push | None) -> list[Block]:
     return [Heading("The lowest margin, moved toward either class"), FigureGrid(figures), files]
 
 
-def _sheet(f: AttributionFinding) -> Files:
+def _sheet_file(finding: AttributionFinding) -> Files:
     """All maps as one file."""
     shared_titles = ("gradient of its prediction", "gradient of its rival")
-    titles = [shared_titles[i] if c.title == GRADIENT else c.title for i, c in enumerate(f.columns)]
-    maps = dict(zip(titles, (c.maps for c in f.columns), strict=True))
+    titles = [shared_titles[i] if c.title == GRADIENT_TITLE else c.title for i, c in enumerate(finding.columns)]
+    maps = dict(zip(titles, (c.maps for c in finding.columns), strict=True))
     own_scale = [t for t in titles if t not in shared_titles]
-    x, captions = torch.stack([e.x for e in f.examples]), [e.prediction_text for e in f.examples]
+    x, captions = torch.stack([e.x for e in finding.examples]), [e.prediction_text for e in finding.examples]
     page = draw.gradients(x, maps, captions=captions, own_scale=own_scale, title="Gradients")
     return Files([File("gradients.png", page, "these maps as a sheet")])
 

@@ -33,7 +33,7 @@ def column_width(figures: Sequence[Figure]) -> int:
     return max([84, *(f.picture.size[0] for f in figures)])
 
 
-def max_per_row(figures: Sequence[Figure]) -> int:
+def figures_per_row(figures: Sequence[Figure]) -> int:
     """How many figures one row of the page holds, so that no row is left with one or two."""
     n = len(figures)
     rows = -(-n // max(1, (PAGE_WIDTH + FIGURE_GAP) // (column_width(figures) + FIGURE_GAP)))
@@ -75,7 +75,7 @@ class FigureGrid:
 
 
 @dataclass(frozen=True)
-class ExampleRow:
+class ExampleWithFigures:
     """One example, in words, beside its figures."""
 
     name: str
@@ -171,7 +171,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Fold:
+class Collapsible:
     summary: str
     blocks: Sequence[Block]
     open: bool = False

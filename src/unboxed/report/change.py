@@ -15,18 +15,18 @@ from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
 from .blocks import Block, Figure, Files, MethodNote, Slider
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Check, Example, Finding
+from .finding import NOT_IN_JSON, Check, Example, Finding
 from .judge import judge_images, usable_judge
-from .pictures import File, Picture, file_name
-from .words import count_noun, format_p, format_prob
+from .pictures import File, Picture, to_file_name
+from .words import count_noun, format_named_prob, format_prob
 
-MAX_FRAMES = 25  # under a slider
-STRIP_FRAMES = 6
-SHOWN_CLASSES = 5  # classes whose probability is shown
+MAX_SLIDER_FRAMES = 25  # under a slider
+N_STRIP_FRAMES = 6
+N_SHOWN_CLASSES = 5  # classes whose probability is shown
 FRAME_PIXELS, STRIP_PIXELS, COVER_PIXELS = 224, 84, 112
 MORPH_STEPS = 200
-MAX_FRAME_VALUES = 40_000_000  # of all frames: photos keep fewer of them
-MIN_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
+MAX_TOTAL_FRAME_VALUES = 40_000_000  # of all frames: photos keep fewer of them
+MIN_VISIBLE_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ChangeFinding(Finding):
     outcomes: list[MorphOutcome]
     frame_every: int  # steps between two frames
     check: Check
-    frames: Morph = field(metadata=SHOWN_ONLY)
-    classes: tuple[str, ...] = field(metadata=SHOWN_ONLY)
+    frames: Morph = field(metadata=NOT_IN_JSON)
+    classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
 
     @property
     def cover(self) -> Sequence[Figure]:
@@ -89,9 +89,9 @@ def find(context: ReportContext) -> ChangeFinding:
     plans = _morph_plans(context)
     examples = context.examples([p.index for p in plans])
     x = context.inputs([p.index for p in plans])
-    frame_every = max(1, math.ceil(x[0].numel() * MORPH_STEPS * len(x) / MAX_FRAME_VALUES))
+    frame_every = max(1, math.ceil(x[0].numel() * MORPH_STEPS * len(x) / MAX_TOTAL_FRAME_VALUES))
     morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=MORPH_STEPS, frame_every=frame_every)
-    outcomes = [_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
+    outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
     n_reached = sum(outcome.reached for outcome in outcomes)
     return ChangeFinding(
         answer=f"{n_reached} of {count_noun(len(plans), 'example')} morphed to another class, with a change of "
@@ -122,7 +122,7 @@ def _morph_plans(context: ReportContext) -> list[MorphPlan]:
     return plans
 
 
-def _outcome(context: ReportContext, plan: MorphPlan, example: Example, morphs: Morph, i: int) -> MorphOutcome:
+def _morph_outcome(context: ReportContext, plan: MorphPlan, example: Example, morphs: Morph, i: int) -> MorphOutcome:
     result = morphs.frames[-1, i]  # (C, H, W)
     change = result - morphs.input[i]
     return MorphOutcome(
@@ -136,7 +136,7 @@ def _outcome(context: ReportContext, plan: MorphPlan, example: Example, morphs: 
         p=float(morphs.probs[-1, i, plan.target]),
         change=float(change.norm()),
         max_change=float(change.abs().max()),
-        is_uniform=float(result.flatten(1).std(1, correction=0).max()) < MIN_CHANGE,
+        is_uniform=float(result.flatten(1).std(1, correction=0).max()) < MIN_VISIBLE_CHANGE,
         before_clamp=bool(morphs.before_clamp[i]),
     )
 
@@ -162,35 +162,35 @@ def _check(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) ->
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: ChangeFinding) -> list[Block]:
-    return [MethodNote.of(morph, *f.check), *(_slider(f, i) for i in range(len(f.outcomes)))]
+def show(finding: ChangeFinding) -> list[Block]:
+    return [MethodNote.of(morph, *finding.check), *(_slider(finding, i) for i in range(len(finding.outcomes)))]
 
 
-def _frames(f: ChangeFinding, i: int) -> list[MorphFrame]:
-    images, probs = draw.morph_frames(f.frames, i)
-    last = f.outcomes[i].steps
-    return [MorphFrame(min(t * f.frame_every, last), images[t], probs[t]) for t in range(len(images))]
+def _frames(finding: ChangeFinding, i: int) -> list[MorphFrame]:
+    images, probs = draw.morph_frames(finding.frames, i)
+    last = finding.outcomes[i].steps
+    return [MorphFrame(min(t * finding.frame_every, last), images[t], probs[t]) for t in range(len(images))]
 
 
-def _slider(f: ChangeFinding, i: int) -> Slider:
+def _slider(finding: ChangeFinding, i: int) -> Slider:
     """One morph: a slider over its frames, a strip of some, and both as files."""
-    outcome, frames = f.outcomes[i], _frames(f, i)
-    strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced(len(frames), STRIP_FRAMES)]
-    strip.insert(1, _gradient_figure(f, i))
-    shown = [frames[t] for t in draw.evenly_spaced(len(frames), MAX_FRAMES)]
+    outcome, frames = finding.outcomes[i], _frames(finding, i)
+    strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced(len(frames), N_STRIP_FRAMES)]
+    strip.insert(1, _gradient_figure(finding, i))
+    shown = [frames[t] for t in draw.evenly_spaced(len(frames), MAX_SLIDER_FRAMES)]
     shown_classes = _top_classes(shown, outcome.target_index)
-    stem = file_name("morph", outcome.example, "to", outcome.target)
+    stem = to_file_name("morph", outcome.example, "to", outcome.target)
     gif = File(f"{stem}.gif", gif_bytes([colors.image_to_rgb(frame.image) for frame in shown]), "as a GIF")
-    strip_image = draw.morph_strip(f.frames, i)
+    strip_image = draw.morph_strip(finding.frames, i)
     return Slider(
         slug=f"morph-{i}",
         name=outcome.title,
-        lines=_lines(outcome, frames[-1]),
+        lines=_caption_lines(outcome, frames[-1]),
         frames=[
             Picture(colors.image_to_rgb(t.image), f"step {t.step} of the morph to {outcome.target}", FRAME_PIXELS)
             for t in shown
         ],
-        classes=[f.classes[k] for k in shown_classes],
+        classes=[finding.classes[k] for k in shown_classes],
         probs=[[round(float(frame.probs[k]), 4) for k in shown_classes] for frame in shown],
         target=shown_classes.index(outcome.target_index),
         steps=[frame.step for frame in shown],
@@ -202,18 +202,18 @@ def _slider(f: ChangeFinding, i: int) -> Slider:
 def _top_classes(frames: Sequence[MorphFrame], target: int) -> list[int]:
     """The classes with the largest probability in any frame, the target among them, in their order."""
     peak = np.max([frame.probs for frame in frames], 0)
-    return sorted(sorted(range(len(peak)), key=lambda k: (k != target, -peak[k]))[:SHOWN_CLASSES])
+    return sorted(sorted(range(len(peak)), key=lambda k: (k != target, -peak[k]))[:N_SHOWN_CLASSES])
 
 
-def _lines(outcome: MorphOutcome, last: MorphFrame) -> tuple[str, ...]:
-    source, p = outcome.source, format_p(float(last.probs[outcome.target_index]))
+def _caption_lines(outcome: MorphOutcome, last: MorphFrame) -> tuple[str, ...]:
+    source, p = outcome.source, format_named_prob(float(last.probs[outcome.target_index]))
     label = "" if source.label is None else f"; label {source.label}"
     lines = [
         f"Example {source.row}: predicted {source.prediction_text}{label}.",
         f"{count_noun(last.step, 'step')} toward {outcome.target}: {p} "
         f"({'reached' if outcome.reached else 'not reached'}), changed by {outcome.change:.2f} (Euclidean norm).",
     ]
-    if outcome.max_change < MIN_CHANGE:
+    if outcome.max_change < MIN_VISIBLE_CHANGE:
         lines.append("The ascent hardly moved; this morph shows nothing.")
     elif outcome.is_uniform:
         lines.append("The ascent ended in one even color; this morph shows nothing.")
@@ -228,8 +228,8 @@ def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_PI
     return Figure(picture, head, (f"step\u00a0{frame.step}", f"p\u00a0of\u00a0{name} {p}"))
 
 
-def _gradient_figure(f: ChangeFinding, i: int) -> Figure:
-    gradient, name = f.frames.initial_gradient[i], f.outcomes[i].target
+def _gradient_figure(finding: ChangeFinding, i: int) -> Figure:
+    gradient, name = finding.frames.initial_gradient[i], finding.outcomes[i].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
     picture = Picture(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_PIXELS)

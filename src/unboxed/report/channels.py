@@ -16,14 +16,14 @@ from ..errors import UnboxedWarning
 from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
-from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Text
+from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, require_complete
-from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
+from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
 from .words import count_noun, join_names
 
 MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
-MAX_EXAMPLES = 2000  # that the images are compared with
+MAX_COMPARED_EXAMPLES = 2000  # that the images are compared with
 READ_BATCH_SIZE = 256  # read at a time
 OPTIMIZATION_STEPS = 160
 N_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
@@ -49,10 +49,10 @@ class ChannelImages:
     channels: list[int]  # (K,)
     times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where none activates
     examples: int  # among which the best was searched
-    best_activation: Tensor = field(metadata=SHOWN_ONLY)  # (K,) of the examples
-    best_examples: dict[int, Example] = field(metadata=SHOWN_ONLY)  # {i: that of the i-th channel}, live ones
-    images: Channels = field(metadata=SHOWN_ONLY)
-    layer: Layer = field(metadata=SHOWN_ONLY)
+    best_activation: Tensor = field(metadata=NOT_IN_JSON)  # (K,) of the examples
+    best_examples: dict[int, Example] = field(metadata=NOT_IN_JSON)  # {i: that of the i-th channel}, live ones
+    images: Channels = field(metadata=NOT_IN_JSON)
+    layer: Layer = field(metadata=NOT_IN_JSON)
 
     @property
     def dead_channels(self) -> list[int]:
@@ -75,7 +75,7 @@ def find(context: ReportContext) -> ChannelsFinding:
         raise NotApplicable("No layer of this model is known to have channels with positions.")
     counts = (MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS)
     found = [_optimize_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
-    return ChannelsFinding(answer=_verdict(found).text, layers={c.images.layer: c for c in found})
+    return ChannelsFinding(answer=_check_of_images(found).text, layers={c.images.layer: c for c in found})
 
 
 def _chosen_layers(context: ReportContext) -> list[Layer]:
@@ -119,7 +119,7 @@ def _mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor
 
 def _best_examples(context: ReportContext, address: str, units: list[int]) -> tuple[Tensor, Tensor, int]:
     """The largest activation of each channel, the example that has it, and among how many examples."""
-    indices = draw.evenly_spaced(len(context.survey.rows), MAX_EXAMPLES)
+    indices = draw.evenly_spaced(len(context.survey.rows), MAX_COMPARED_EXAMPLES)
     parts = [indices[i : i + READ_BATCH_SIZE] for i in range(0, len(indices), READ_BATCH_SIZE)]
     values = torch.cat([_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
     best, best_index = values.max(0)
@@ -150,9 +150,9 @@ def _shift(x: Tensor, down: int, right: int) -> Tensor:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: ChannelsFinding) -> list[Block]:
-    layers = list(f.layers.values())
-    blocks: list[Block] = [MethodNote.of(channels, *_verdict(layers))]
+def show(finding: ChannelsFinding) -> list[Block]:
+    layers = list(finding.layers.values())
+    blocks: list[Block] = [MethodNote.of(channels, *_check_of_images(layers))]
     for layer in layers:
         blocks += _layer_blocks(layer)
     name = layers[0].images.layer
@@ -161,7 +161,7 @@ def show(f: ChannelsFinding) -> list[Block]:
     return [*blocks, Files([File("channels.png", sheet, f"the images of {name} as a sheet")])]
 
 
-def _verdict(layers: Sequence[ChannelImages]) -> Check:
+def _check_of_images(layers: Sequence[ChannelImages]) -> Check:
     ratio = torch.cat([c.times_best_example for c in layers])
     ratio = ratio[~ratio.isnan()]
     if not len(ratio):
@@ -173,37 +173,40 @@ def _verdict(layers: Sequence[ChannelImages]) -> Check:
     return Check(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
 
 
-def _layer_blocks(c: ChannelImages) -> list[Block]:
-    n_shown, (total, height, width) = len(c.channels), c.layer.shape
+def _layer_blocks(channel_images: ChannelImages) -> list[Block]:
+    n_shown, (total, height, width) = len(channel_images.channels), channel_images.layer.shape
     count = f"all {total} channels" if n_shown == total else f"{n_shown} of {total} channels"
-    lead = f"{c.layer.type} of {height}×{width} positions, {count}; each image activates its channel at all of them."
-    blocks: list[Block] = [Heading(c.images.layer), Text(lead, "soft")]
-    if dead := [str(k) for k in c.dead_channels]:
+    positions = f"{channel_images.layer.type} of {height}×{width} positions"
+    lead = f"{positions}, {count}; each image activates its channel at all of them."
+    blocks: list[Block] = [Heading(channel_images.images.layer), Text(lead, "soft")]
+    if dead := [str(k) for k in channel_images.dead_channels]:
         names = f"{'channel' if len(dead) == 1 else 'channels'} {join_names(dead)}"
         blocks.append(
             Note(
                 f"No example activates {names}: {'its image shows' if len(dead) == 1 else 'their images show'} little."
             )
         )
-    blocks.append(FigureGrid([_channel_figure(c, i) for i in range(n_shown)]))
-    if not c.best_examples:
+    blocks.append(FigureGrid([_channel_figure(channel_images, i) for i in range(n_shown)]))
+    if not channel_images.best_examples:
         return blocks
-    examples = [_example_figure(c, i, example) for i, example in c.best_examples.items()]
-    return [*blocks, Fold("The examples that activate these channels most", [FigureGrid(examples)])]
+    examples = [_example_figure(channel_images, i, example) for i, example in channel_images.best_examples.items()]
+    return [*blocks, Collapsible("The examples that activate these channels most", [FigureGrid(examples)])]
 
 
-def _channel_figure(c: ChannelImages, i: int) -> Figure:
-    k, ratio = c.channels[i], float(c.times_best_example[i])
+def _channel_figure(channel_images: ChannelImages, i: int) -> Figure:
+    k, ratio = channel_images.channels[i], float(channel_images.times_best_example[i])
     text = "no example activates\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
     picture = Picture(
-        colors.image_to_rgb(c.images.images[i]), f"image of channel {k} of {c.images.layer}; {text}", FIGURE_PIXELS
+        colors.image_to_rgb(channel_images.images.images[i]),
+        f"image of channel {k} of {channel_images.images.layer}; {text}",
+        FIGURE_PIXELS,
     )
     return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
 
 
-def _example_figure(c: ChannelImages, i: int, example: Example) -> Figure:
-    k, value = c.channels[i], f"{float(c.best_activation[i]):.3g}"
-    alt = f"example {example.row}, which activates channel {k} of {c.images.layer} most, {value}"
+def _example_figure(channel_images: ChannelImages, i: int, example: Example) -> Figure:
+    k, value = channel_images.channels[i], f"{float(channel_images.best_activation[i]):.3g}"
+    alt = f"example {example.row}, which activates channel {k} of {channel_images.images.layer} most, {value}"
     picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_PIXELS)
     return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
 

@@ -13,15 +13,15 @@ from ..checks.ranking import attribution_cards, verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..plots import draw
 from .attribution import TONE_BY_GRADE
-from .blocks import Block, Figure, Fold, Heading, Note, RankedMethod, Ranking, Text
+from .blocks import Block, Collapsible, Figure, Heading, Note, RankedMethod, Ranking, Text
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Example, Finding
+from .finding import NOT_IN_JSON, Example, Finding
 from .pictures import Picture
 from .words import count_noun, join_names
 
 N_EXAMPLES = 3  # that every method explains
 FIGURE_PIXELS = 112
-MAX_FLOPS = 3e11  # of all verdicts: methods that would take more than remains are not run
+MAX_VERDICT_FLOPS = 3e11  # of all verdicts: methods that would take more than remains are not run
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,7 +33,7 @@ class RankingFinding(Finding):
     not_run: list[str]  # methods that are too expensive for this model
     ranked: list[str]  # methods that apply, the most trustworthy first
     shown: list[Example]
-    maps: dict[str, Tensor] = field(metadata=SHOWN_ONLY)  # {method: (N, C, H, W)}, of those ranked
+    maps: dict[str, Tensor] = field(metadata=NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
 
     def to_dict(self) -> dict[str, Any]:
         verdicts = {name: {**v.to_dict(), **v.figures} for name, v in self.methods.items()}
@@ -49,7 +49,7 @@ def find(context: ReportContext) -> RankingFinding:
     indices = context.example_indices[:N_EXAMPLES] if context.has_images else []
     return RankingFinding(
         answer=_answer(ranked, verdicts),
-        examples=len(context.evidence),
+        examples=len(context.verdict_inputs),
         methods=verdicts,
         not_run=not_run,
         ranked=ranked,
@@ -70,8 +70,10 @@ def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], li
     """The verdicts on all candidates, and those that would take too long; a cached verdict takes nothing."""
     verdicts, not_run, spent_flops = dict[str, Verdict](), list[str](), 0.0
     for name, method in context.candidates.items():
-        flops = 0.0 if context.has_verdict(name) else verdict_flops(context.box, method, len(context.evidence))
-        if verdicts and spent_flops + flops > MAX_FLOPS:
+        flops = (
+            0.0 if context.is_verdict_cached(name) else verdict_flops(context.box, method, len(context.verdict_inputs))
+        )
+        if verdicts and spent_flops + flops > MAX_VERDICT_FLOPS:
             not_run.append(name)
             continue
         verdicts[name] = context.verdict(name)
@@ -88,22 +90,25 @@ def _compute_maps(context: ReportContext, indices: Sequence[int], names: Sequenc
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: RankingFinding) -> list[Block]:
-    blocks: list[Block] = [Text(_lead_text(f)), Ranking([_ranked_method(n, f.methods[n]) for n in f.ranked])]
-    if not_applicable := [_ranked_method(n, v) for n, v in f.methods.items() if n not in f.ranked]:
+def show(finding: RankingFinding) -> list[Block]:
+    blocks: list[Block] = [
+        Text(_lead_text(finding)),
+        Ranking([_ranked_method(n, finding.methods[n]) for n in finding.ranked]),
+    ]
+    if not_applicable := [_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
         names = join_names([r.name for r in not_applicable])
-        blocks.append(Fold(f"Not for this model: {names}", [Ranking(not_applicable)]))
-    if f.not_run:
-        names = join_names([attribution_cards()[n].name for n in f.not_run])
+        blocks.append(Collapsible(f"Not for this model: {names}", [Ranking(not_applicable)]))
+    if finding.not_run:
+        names = join_names([attribution_cards()[n].name for n in finding.not_run])
         blocks.append(Note(f"Not run, because this model is large: {names}. unboxed explain runs them on one image."))
-    return [*blocks, *_example_blocks(f)]
+    return [*blocks, *_example_blocks(finding)]
 
 
-def _lead_text(f: RankingFinding) -> str:
+def _lead_text(finding: RankingFinding) -> str:
     return (
         "Every method returns a map for any model. Each was checked on this one, with "
-        f"{count_noun(f.examples, 'example')}: does its map change when the weights of the model's upper half are "
-        "randomized and for another class, is it empty for a model that ignores its input, is it more than edges, and "
+        f"{count_noun(finding.examples, 'example')}: does its map change when the weights of the model's upper half "
+        "are randomized and for another class, is it empty for a model that ignores its input, is it more than edges, and "
         "does removing what it marks lower the score? A test decides only where its whole interval does."
     )
 
@@ -115,17 +120,17 @@ def _ranked_method(name: str, verdict: Verdict) -> RankedMethod:
     )
 
 
-def _example_blocks(f: RankingFinding) -> list[Block]:
-    if not f.shown:
+def _example_blocks(finding: RankingFinding) -> list[Block]:
+    if not finding.shown:
         return []
     lead = "The same examples by every method, the most trustworthy first. Red: for the prediction, blue: against it; "
     blocks: list[Block] = [
         Heading("Side by side"),
         Text(lead + "each map has its own scale, printed below it.", "soft"),
     ]
-    for i, example in enumerate(f.shown):
-        maps = [_map_figure(n, f.maps[n][i], f.methods[n]) for n in f.ranked]
-        blocks.append(example.row_of([example.input_figure(FIGURE_PIXELS), *maps]))
+    for i, example in enumerate(finding.shown):
+        maps = [_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.ranked]
+        blocks.append(example.with_figures([example.input_figure(FIGURE_PIXELS), *maps]))
     return blocks
 
 

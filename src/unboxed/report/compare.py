@@ -18,13 +18,13 @@ from ..plots import compare as plots
 from ..plots import draw
 from .blocks import Block, ColorScales, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Finding
+from .finding import NOT_IN_JSON, Finding
 from .pictures import File, Picture
 from .survey import evenly_spaced
 from .unit_ablation import (
-    MAX_EXAMPLES,
+    MAX_ABLATION_EXAMPLES,
     MAX_EXAMPLES_LARGE_MODEL,
-    MIN_HALF_SIZE,
+    MIN_EXAMPLES_PER_HALF,
     TOO_FEW_TEXT,
     UnitTable,
     find_units,
@@ -33,8 +33,8 @@ from .unit_ablation import (
 from .words import count_noun, error_sentence
 
 MAX_LAYERS = 8  # of a model, in the heatmap
-CELLS_PIXELS = 300  # a side of a heatmap's cells
-MAX_MAPS = 24
+HEATMAP_SIDE_PIXELS = 300  # a side of a heatmap's cells
+MAX_MAPS_PER_MODEL = 24
 TRAINED, UNTRAINED, JUDGE = "this model", "the untrained model", "the judge"
 
 
@@ -52,7 +52,7 @@ class MapPair:
     """The same maps of both models, {model: (C, H, W)}."""
 
     title: str
-    maps: dict[str, Tensor] = field(metadata=SHOWN_ONLY)
+    maps: dict[str, Tensor] = field(metadata=NOT_IN_JSON)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,7 +77,7 @@ def find(context: ReportContext) -> CompareFinding:
     x = context.inputs(evenly_spaced(len(context.survey.rows), _n_examples(context)))
     comparisons, comparison_notes = _compare_layers(context.box, others, x)
     units, no_units_reason = find_units(context)
-    untrained = next((_self_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {})
+    untrained = next((_same_layer_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {})
     return CompareFinding(
         answer=_training_change_text(untrained) or "The units that the predictions need.",
         untrained=untrained,
@@ -92,7 +92,7 @@ def find(context: ReportContext) -> CompareFinding:
 
 
 def _n_examples(context: ReportContext) -> int:
-    return MAX_EXAMPLES if context.box.batch_limit >= MAX_EXAMPLES else MAX_EXAMPLES_LARGE_MODEL
+    return MAX_ABLATION_EXAMPLES if context.box.batch_limit >= MAX_ABLATION_EXAMPLES else MAX_EXAMPLES_LARGE_MODEL
 
 
 def _models_to_compare(context: ReportContext) -> tuple[dict[str, Box], list[str]]:
@@ -113,7 +113,7 @@ def _compare_layers(box: Box, others: dict[str, Box], x: Tensor) -> tuple[list[C
     comparisons, notes = list[Comparison](), list[str]()
     for name, other in others.items():
         try:
-            comparisons.append(Comparison(name, _layer_cka(box, other, x), _half_difference(box, other, x)))
+            comparisons.append(Comparison(name, _layer_cka(box, other, x), _split_half_difference(box, other, x)))
         except UnboxedError as error:
             notes.append(f"No comparison with {name}: {error}.")
     return comparisons, notes
@@ -125,9 +125,9 @@ def _layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
         return cka(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
 
 
-def _half_difference(box: Box, other: Box, x: Tensor) -> float | None:
+def _split_half_difference(box: Box, other: Box, x: Tensor) -> float | None:
     """The largest difference between the similarities of two halves of the examples."""
-    if len(x) < 2 * MIN_HALF_SIZE:
+    if len(x) < 2 * MIN_EXAMPLES_PER_HALF:
         return None
     first_half, second_half = (_layer_cka(box, other, half).cka for half in (x[::2], x[1::2]))
     return float((first_half - second_half).abs().nan_to_num().max())
@@ -144,7 +144,7 @@ def _sampled_layers(box: Box) -> list[str]:
     return [names[i] for i in draw.evenly_spaced(len(names), MAX_LAYERS)]
 
 
-def _self_similarity(result: CKA) -> dict[str, float]:
+def _same_layer_similarity(result: CKA) -> dict[str, float]:
     """{layer: its similarity with the same layer of the other model}, where it has a value."""
     pairs = zip(result.layers_a, result.cka.diagonal().tolist(), strict=True)
     return {path: value for path, value in pairs if not math.isnan(value)}
@@ -157,19 +157,19 @@ def _map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> lis
     boxes = {TRAINED: context.box, UNTRAINED: others[UNTRAINED]}
     pairs: list[MapPair] = []
     with suppress(UnboxedError):  # no weights on pixels: the section of the filters says so
-        weights = {n: _to_images(w) for n, w in compare(boxes, filters).items()}
+        weights = {n: _filters_to_images(w) for n, w in compare(boxes, filters).items()}
         pairs.append(MapPair("first-layer filters", weights))
-    if (path := _deepest_map(context.box)) is not None:
+    if (path := _deepest_map_layer(context.box)) is not None:
         maps = {n: box.read(x[:1], [path])[path][0] for n, box in boxes.items()}
         pairs.append(MapPair(f"activations of {path} for one example", maps))
     return pairs
 
 
-def _to_images(weights: Tensor) -> Tensor:
+def _filters_to_images(weights: Tensor) -> Tensor:
     return weights if weights.shape[1] == 3 else weights.sum(1)
 
 
-def _deepest_map(box: Box) -> str | None:
+def _deepest_map_layer(box: Box) -> str | None:
     """The last layer whose channels are still small images."""
     rows = [r for r in channels_first_layers(box) if r.has_input and r.n_calls == 1 and len(r.shape) == 3]
     large = [r.path for r in rows if min(r.shape[1:]) >= 8]
@@ -192,57 +192,69 @@ def _training_change_text(untrained: dict[str, float]) -> str:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: CompareFinding) -> list[Block]:
-    notes: list[Block] = [Note(note) for note in f.notes]
+def show(finding: CompareFinding) -> list[Block]:
+    notes: list[Block] = [Note(note) for note in finding.notes]
     return [
         *notes,
-        *(_similarity_blocks(f) if f.has_others else []),
-        *_pair_blocks(f),
-        *unit_blocks(f.units, f.no_units_reason),
+        *(_similarity_blocks(finding) if finding.has_others else []),
+        *_pair_blocks(finding),
+        *unit_blocks(finding.units, finding.no_units_reason),
     ]
 
 
-def _similarity_blocks(f: CompareFinding) -> list[Block]:
+def _similarity_blocks(finding: CompareFinding) -> list[Block]:
     """A heatmap of similarities with each other model."""
-    differences = [c.max_half_difference for c in f.comparisons if c.max_half_difference is not None]
+    differences = [c.max_half_difference for c in finding.comparisons if c.max_half_difference is not None]
     verdict = TOO_FEW_TEXT
     if differences:
         verdict = f"Between two halves of the examples no similarity differs by more than {differences[0]:.2f}."
     blocks: list[Block] = [Heading("Which layers represent the examples alike?"), MethodNote.of(cka, verdict)]
-    blocks += [Note(note) for note in f.comparison_notes]
-    if f.comparisons:
-        n = count_noun(f.comparisons[0].cka.n_examples, "example")
+    blocks += [Note(note) for note in finding.comparison_notes]
+    if finding.comparisons:
+        n = count_noun(finding.comparisons[0].cka.n_examples, "example")
         blocks.append(Text(f"On {n}; 1: the same up to rotation and scale, 0: nothing in common.", "soft"))
-        blocks += [FigureGrid([_cka_figure(c) for c in f.comparisons]), Files([_cka_file(c) for c in f.comparisons])]
+        blocks += [
+            FigureGrid([_cka_figure(c) for c in finding.comparisons]),
+            Files([_cka_file(c) for c in finding.comparisons]),
+        ]
     return blocks
 
 
-def _cka_figure(c: Comparison) -> Figure:
+def _cka_figure(comparison: Comparison) -> Figure:
     image = plots.cka_plot(
-        c.cka.cka.cpu(), c.cka.layers_a, c.cka.layers_b, (TRAINED, c.name), max_pixels=CELLS_PIXELS, transparent=True
+        comparison.cka.cka.cpu(),
+        comparison.cka.layers_a,
+        comparison.cka.layers_b,
+        (TRAINED, comparison.name),
+        max_pixels=HEATMAP_SIDE_PIXELS,
+        transparent=True,
     )
-    alt = f"similarity (CKA) of each layer of this model (rows) with each layer of {c.name} (columns), 0 to 1"
-    lines = [f"{count_noun(c.cka.n_examples, 'example')}, scale 0 to 1"]
-    if c.cka.cka.isnan().any():
+    alt = f"similarity (CKA) of each layer of this model (rows) with each layer of {comparison.name} (columns), 0 to 1"
+    lines = [f"{count_noun(comparison.cka.n_examples, 'example')}, scale 0 to 1"]
+    if comparison.cka.cka.isnan().any():
         lines.append("gray: a layer is the same for all examples")
-    return Figure(Picture(image, alt, None), f"{TRAINED} and {c.name}", tuple(lines))
+    return Figure(Picture(image, alt, None), f"{TRAINED} and {comparison.name}", tuple(lines))
 
 
-def _cka_file(c: Comparison) -> File:
+def _cka_file(comparison: Comparison) -> File:
     page = plots.cka_plot(
-        c.cka.cka.cpu(), c.cka.layers_a, c.cka.layers_b, (TRAINED, c.name), title="Similarity of layers (CKA)"
+        comparison.cka.cka.cpu(),
+        comparison.cka.layers_a,
+        comparison.cka.layers_b,
+        (TRAINED, comparison.name),
+        title="Similarity of layers (CKA)",
     )
-    return File(f"similarity-{c.name.split()[1]}.png", page, f"similarity with {c.name}, as a sheet")
+    return File(f"similarity-{comparison.name.split()[1]}.png", page, f"similarity with {comparison.name}, as a sheet")
 
 
-def _pair_blocks(f: CompareFinding) -> list[Block]:
+def _pair_blocks(finding: CompareFinding) -> list[Block]:
     """The same maps of both models, each pair on one scale."""
     blocks: list[Block] = []
-    for pair in f.pairs:
-        images, bar = plots.map_grids(pair.maps, max_maps=MAX_MAPS)
+    for pair in finding.pairs:
+        images, bar = plots.map_grids(pair.maps, max_maps=MAX_MAPS_PER_MODEL)
         span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
         n_channels = len(next(iter(pair.maps.values())))
-        n_shown = min(MAX_MAPS, n_channels)
+        n_shown = min(MAX_MAPS_PER_MODEL, n_channels)
         count = f"{n_shown} of {n_channels} channels" if n_shown < n_channels else count_noun(n_shown, "channel")
         figures = [
             Figure(Picture(image, f"{pair.title}, {name}, {count}, from {span}", None), name, (f"{count}, one scale",))

@@ -23,11 +23,11 @@ from .finding import Example, Finding
 from .input_nouns import InputNouns, nouns_for
 from .source import ReportData
 from .survey import Survey, evenly_spaced
-from .words import format_p, format_prob
+from .words import format_named_prob, format_prob
 
-N_EVIDENCE = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
-FLOPS_PER_CALL = 2e6  # FLOPs that one CPU core does while a module is called
-MAX_FLOPS_PER_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
+N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
+FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
+REPORT_MAX_FLOPS = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
 
 @dataclass
@@ -64,7 +64,7 @@ class ReportContext:
     @cached_property
     def candidates(self) -> dict[str, Method]:
         """The attribution methods that can explain this model."""
-        return candidates(self.box, MAX_FLOPS_PER_MAP)
+        return candidates(self.box, REPORT_MAX_FLOPS)
 
     @cached_property
     def example_indices(self) -> list[int]:
@@ -78,18 +78,20 @@ class ReportContext:
         return list(dict.fromkeys([*s.typical[:1], *s.by_margin[:1]]))[:max_examples]
 
     @cached_property
-    def evidence(self) -> Tensor:
+    def verdict_inputs(self) -> Tensor:
         """The inputs on which methods are judged: the report's examples, then others from all over the data."""
-        others = evenly_spaced(len(self.survey.rows), 2 * N_EVIDENCE)
-        return self.inputs(list(dict.fromkeys([*self.example_indices[:N_EVIDENCE], *others]))[:N_EVIDENCE])
+        others = evenly_spaced(len(self.survey.rows), 2 * N_VERDICT_EXAMPLES)
+        return self.inputs(
+            list(dict.fromkeys([*self.example_indices[:N_VERDICT_EXAMPLES], *others]))[:N_VERDICT_EXAMPLES]
+        )
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on an attribution method, read from the cache where an earlier report has it."""
-        return self.verdict_cache.verdict(self.box, self.evidence, self.candidates[name], seed=self.seed)
+        return self.verdict_cache.verdict(self.box, self.verdict_inputs, self.candidates[name], seed=self.seed)
 
-    def has_verdict(self, name: str) -> bool:
+    def is_verdict_cached(self, name: str) -> bool:
         """Whether the verdict on a method is in the cache."""
-        return self.verdict_cache.contains(self.box, self.evidence, self.candidates[name], seed=self.seed)
+        return self.verdict_cache.contains(self.box, self.verdict_inputs, self.candidates[name], seed=self.seed)
 
     def forward_flops(self, n: int) -> float:
         """FLOPs of one forward pass of n examples; a module's call counts as many as fit in its overhead.
@@ -97,7 +99,7 @@ class ReportContext:
         Budgets are in these, never in seconds: the same seed gives the same page on a busy machine.
         """
         calls = sum(row.n_calls for row in self.box.layers.leaves)
-        return n * forward_flops(self.box) + FLOPS_PER_CALL * calls
+        return n * forward_flops(self.box) + FLOPS_PER_MODULE_CALL * calls
 
     def inputs(self, indices: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these indices of the survey."""
@@ -123,7 +125,7 @@ class ReportContext:
         return (
             f"p\u00a0of\u00a0yes {format_prob(float(self.survey.outputs[index, 1]))}"
             if self.data.binary
-            else format_p(value)
+            else format_named_prob(value)
         )
 
     def label_name(self, index: int) -> str | None:

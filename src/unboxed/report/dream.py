@@ -17,21 +17,21 @@ from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, require_complete
-from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
+from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
-from .words import count_noun, error_sentence, format_p, join_names
+from .words import count_noun, error_sentence, format_named_prob, join_names
 from .words import format_shape as shaped
 
 MAX_EXAMPLES = 2  # of small images; of photos one
-MAX_FLOPS = 6e11  # of the dreams; the texture takes about half as many
+MAX_DREAM_FLOPS = 6e11  # of the dreams; the texture takes about half as many
 MAX_STEPS, MIN_STEPS = 10, 4  # of a dream, per octave
-STEP_SIZE = 0.006  # the method's default; fewer steps are longer
+DEFAULT_STEP_SIZE = 0.006  # the method's default; fewer steps are longer
 FORWARDS_PER_STEP = 1.8  # forward passes of the whole model that a step costs: three up to the layer
 AREA_BY_OCTAVE_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
-LAYER_DEPTHS = (0.25, 0.6, 0.95)
+LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
 FIGURE_PIXELS = 196
-SAME_CHANGE_COSINE = 0.5  # from which two changes count as the same
+MIN_SAME_CHANGE_COSINE = 0.5  # from which two changes count as the same
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _DreamTarget:
 
 @dataclass(frozen=True)
 class _DreamBudget:
-    """What MAX_FLOPS allow."""
+    """What MAX_DREAM_FLOPS allow."""
 
     targets: list[_DreamTarget]
     scale: float
@@ -60,13 +60,13 @@ class DreamFinding(Finding):
     examples: list[Example]
     targets: dict[str, str]  # {name: description}: what each dream maximizes
     predictions: list[list[str]]  # (T, N) what the model predicts of each dream
-    dreams: list[Tensor] = field(metadata=SHOWN_ONLY)  # T of (N, C, H, W)
+    dreams: list[Tensor] = field(metadata=NOT_IN_JSON)  # T of (N, C, H, W)
     control: str  # the name of the dream that the model was compared with its untrained copy on
     control_cosine: float | None  # of the two changes of the image; None where the model can't be copied
     no_control_reason: str
     steps: int
     is_reduced: bool  # fewer sizes and depths than usual
-    textures: Tensor | None = field(metadata=SHOWN_ONLY)  # (N, C, H, W)
+    textures: Tensor | None = field(metadata=NOT_IN_JSON)  # (N, C, H, W)
     texture_errors: list[float]  # (N,) relative error of the channels' correlations
     texture_predictions: list[str]
     no_texture_reason: str
@@ -107,7 +107,7 @@ def find(context: ReportContext) -> DreamFinding:
 def _run_deepdream(
     context: ReportContext, box: Box, x: Tensor, target: _DreamTarget, budget: _DreamBudget
 ) -> GeneratedImages:
-    step = None if budget.steps == MAX_STEPS else STEP_SIZE * MAX_STEPS / budget.steps
+    step = None if budget.steps == MAX_STEPS else DEFAULT_STEP_SIZE * MAX_STEPS / budget.steps
     scale, seed = budget.scale, context.seed
     images = deepdream(box, x, target.objective, octave_scale=scale, steps=budget.steps, step=step, seed=seed)
     return require_complete(images)
@@ -134,7 +134,7 @@ def _example_indices(context: ReportContext) -> list[int]:
 def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
     """An early, a middle and a late layer that has positions, and the predicted class."""
     rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.has_batch_axis]
-    chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in LAYER_DEPTHS) if rows else {}
+    chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in LAYER_DEPTH_FRACTIONS) if rows else {}
     channel_layers, targets = channels_first_layers(context.box), []
     for row in chosen:
         path = row.addresses[0]
@@ -148,8 +148,8 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
 
 
 def _fit_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamBudget:
-    """As many layers, sizes and steps as MAX_FLOPS allow."""
-    max_steps_total = MAX_FLOPS / (FORWARDS_PER_STEP * context.forward_flops(len(x)))
+    """As many layers, sizes and steps as MAX_DREAM_FLOPS allow."""
+    max_steps_total = MAX_DREAM_FLOPS / (FORWARDS_PER_STEP * context.forward_flops(len(x)))
     fine, coarse = AREA_BY_OCTAVE_SCALE
     options = [(targets, fine), (targets[-3:-1] or targets, coarse), (targets[-3:-2] or targets[:1], coarse)]
     budgets = [(d, scale, int(max_steps_total / (len(d) * AREA_BY_OCTAVE_SCALE[scale]))) for d, scale in options]
@@ -165,7 +165,7 @@ def _prediction_text(context: ReportContext, image: Tensor) -> str:
         return ""
     p = context.box.probs(image[None])[0]
     k = int(p.argmax())
-    return f"model: {context.class_name(k)}, {format_p(float(p[k]))}" if len(p) > 1 else ""
+    return f"model: {context.class_name(k)}, {format_named_prob(float(p[k]))}" if len(p) > 1 else ""
 
 
 def _textures(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedImages | None, str]:
@@ -181,31 +181,35 @@ def _textures(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedI
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: DreamFinding) -> list[Block]:
+def show(finding: DreamFinding) -> list[Block]:
     lead = "The image is changed step by step to increase the activations that a layer already has for it."
-    blocks: list[Block] = [MethodNote.of(deepdream, *_verdict(f)), Text(lead, "soft")]
-    if f.steps < MAX_STEPS or f.is_reduced:
-        reduced = ", and fewer sizes and layers" if f.is_reduced else ""
-        blocks.append(Note(f"This model is large: {f.steps} longer steps per size instead of {MAX_STEPS}{reduced}."))
-    blocks += [FigureGrid(_dream_figures(f, i)) for i in range(len(f.examples))]
-    return [*blocks, *_texture_blocks(f), _sheet(f)]
+    blocks: list[Block] = [MethodNote.of(deepdream, *_check_of_dreams(finding)), Text(lead, "soft")]
+    if finding.steps < MAX_STEPS or finding.is_reduced:
+        reduced = ", and fewer sizes and layers" if finding.is_reduced else ""
+        blocks.append(
+            Note(f"This model is large: {finding.steps} longer steps per size instead of {MAX_STEPS}{reduced}.")
+        )
+    blocks += [FigureGrid(_dream_figures(finding, i)) for i in range(len(finding.examples))]
+    return [*blocks, *_texture_blocks(finding), _sheet_file(finding)]
 
 
-def _verdict(f: DreamFinding) -> Check:
+def _check_of_dreams(finding: DreamFinding) -> Check:
     """Whether the deepest dream depends on what the model has learned."""
-    if f.control_cosine is None:
-        return Check(f"No untrained copy of this model to compare with ({f.no_control_reason}).")
-    cosine = f"cosine {f.control_cosine:.2f}"
-    if f.control_cosine < SAME_CHANGE_COSINE:
-        text = f"The untrained model's DeepDream of {f.control} changes the image differently ({cosine})."
+    if finding.control_cosine is None:
+        return Check(f"No untrained copy of this model to compare with ({finding.no_control_reason}).")
+    cosine = f"cosine {finding.control_cosine:.2f}"
+    if finding.control_cosine < MIN_SAME_CHANGE_COSINE:
+        text = f"The untrained model's DeepDream of {finding.control} changes the image differently ({cosine})."
         return Check(text, "good")
     return Check(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")
 
 
-def _dream_figures(f: DreamFinding, i: int) -> list[Figure]:
-    example = f.examples[i]
+def _dream_figures(finding: DreamFinding, i: int) -> list[Figure]:
+    example = finding.examples[i]
     figures = [example.figure(FIGURE_PIXELS)]
-    for (name, description), images, predictions in zip(f.targets.items(), f.dreams, f.predictions, strict=True):
+    for (name, description), images, predictions in zip(
+        finding.targets.items(), finding.dreams, finding.predictions, strict=True
+    ):
         lines = tuple(filter(None, (description, predictions[i])))
         alt = "; ".join(filter(None, (f"DeepDream of {name}, example {example.row}", predictions[i])))
         figures.append(
@@ -214,27 +218,29 @@ def _dream_figures(f: DreamFinding, i: int) -> list[Figure]:
     return figures
 
 
-def _texture_blocks(f: DreamFinding) -> list[Block]:
-    if f.textures is None:
-        return [Note(f.no_texture_reason)]
+def _texture_blocks(finding: DreamFinding) -> list[Block]:
+    if finding.textures is None:
+        return [Note(finding.no_texture_reason)]
     figures = []
     for example, image, error, prediction in zip(
-        f.examples, f.textures, f.texture_errors, f.texture_predictions, strict=True
+        finding.examples, finding.textures, finding.texture_errors, finding.texture_predictions, strict=True
     ):
         lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
         picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_PIXELS)
         figures.append(Figure(picture, f"texture of example {example.row}", lines))
-    verdict = f"The channels' correlations are those of the image to {max(f.texture_errors):.1%}, as they should be."
+    verdict = (
+        f"The channels' correlations are those of the image to {max(finding.texture_errors):.1%}, as they should be."
+    )
     return [Heading("Texture: the same without positions"), MethodNote.of(texture, verdict), FigureGrid(figures)]
 
 
-def _sheet(f: DreamFinding) -> Files:
+def _sheet_file(finding: DreamFinding) -> Files:
     rows = [
-        [Tile(colors.image_to_rgb(image)) for image in (e.x, *(d[i] for d in f.dreams))]
-        for i, e in enumerate(f.examples)
+        [Tile(colors.image_to_rgb(image)) for image in (e.x, *(d[i] for d in finding.dreams))]
+        for i, e in enumerate(finding.examples)
     ]
-    names = [f"example {e.row}" for e in f.examples]
-    page = contact_sheet(rows, title="DeepDreams", columns=["input", *f.targets], names=names)
+    names = [f"example {e.row}" for e in finding.examples]
+    page = contact_sheet(rows, title="DeepDreams", columns=["input", *finding.targets], names=names)
     return Files([File("dreams.png", page, "the dreams as a sheet")])
 
 

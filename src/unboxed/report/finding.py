@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..engine.results import summary
 from ..plots import colors
-from .blocks import ExampleRow, Figure
+from .blocks import ExampleWithFigures, Figure
 from .pictures import Picture
 
-SHOWN_ONLY = {"in_summary": False}
+NOT_IN_JSON = {"in_summary": False}
 """The metadata of a dataclass field that the page shows and report.json leaves out."""
 
 
@@ -61,7 +61,7 @@ class Example:
     """An example, with its label and what the model predicts."""
 
     row: int  # its index in the data
-    x: Tensor = field(metadata=SHOWN_ONLY)  # (C, H, W), or (F,) of a table
+    x: Tensor = field(metadata=NOT_IN_JSON)  # (C, H, W), or (F,) of a table
     prediction: str = ""  # the predicted class; "" where the output is a single number
     output: str = ""  # the probability of that class, or the number
     label: str | None = None
@@ -102,6 +102,6 @@ class Example:
         """The input alone, as the first of a row."""
         return Figure(Picture(colors.image_to_rgb(self.x), f"input, example {self.row}", side), "", ("input",))
 
-    def row_of(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleRow:
+    def with_figures(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleWithFigures:
         """The example in words beside these figures."""
-        return ExampleRow(self.title, self.lines(show_runner_up=show_runner_up), figures, self.tone)
+        return ExampleWithFigures(self.title, self.lines(show_runner_up=show_runner_up), figures, self.tone)

@@ -13,16 +13,16 @@ from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_by_depth
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, require_complete
-from .finding import SHOWN_ONLY, Example, Finding, NotApplicable
+from .finding import NOT_IN_JSON, Example, Finding, NotApplicable
 from .judge import usable_judge
 from .pictures import File, Picture
 from .words import count_noun
 
 MAX_EXAMPLES = 2  # of small images; of photos one
-SMALL_IMAGE_PIXELS = 64  # a side
-MAX_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
+MAX_SMALL_IMAGE_SIDE = 64  # a side
+MAX_INVERSION_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
 MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # per layer: wanted, good, and too few for an image to show anything
-LAYER_COUNTS = (6, 4, 3, 2)  # as many as MAX_FLOPS allow, the outputs alone among them
+N_LAYERS_CHOICES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
 SMALL_FIGURE_PIXELS, LARGE_FIGURE_PIXELS = 112, 196  # of small images and of photos
 MAX_CONVERGED_ERROR = 0.1  # feature error above which an image shows less than the layer holds
 LEAD_TEXT = (
@@ -39,11 +39,11 @@ class InversionFinding(Finding):
     layers: dict[str, dict[str, float]]  # {layer: mean correlation and error}
     steps: int
     judge_agrees: list[float] | None  # per layer: share of the inversions that the judge classifies as the input
-    judge_agreements: Tensor | None = field(metadata=SHOWN_ONLY)  # (L, N) bool
-    judge_predictions: list[list[str]] | None = field(metadata=SHOWN_ONLY)  # (L, N) classes
+    judge_agreements: Tensor | None = field(metadata=NOT_IN_JSON)  # (L, N) bool
+    judge_predictions: list[list[str]] | None = field(metadata=NOT_IN_JSON)  # (L, N) classes
     no_judge_reason: str
-    inverted: Inversions = field(metadata=SHOWN_ONLY)
-    correlations: Tensor = field(metadata=SHOWN_ONLY)  # (L, N)
+    inverted: Inversions = field(metadata=NOT_IN_JSON)
+    correlations: Tensor = field(metadata=NOT_IN_JSON)  # (L, N)
     examples: list[Example]
 
 
@@ -51,7 +51,7 @@ class InversionFinding(Finding):
 
 
 def find(context: ReportContext) -> InversionFinding:
-    is_small = max(context.box.inputs.shape[1:]) <= SMALL_IMAGE_PIXELS
+    is_small = max(context.box.inputs.shape[1:]) <= MAX_SMALL_IMAGE_SIDE
     indices = context.typical_and_ambiguous(MAX_EXAMPLES if is_small else 1)
     x = context.inputs(indices)
     layers, steps = _fit_budget(context, x)
@@ -60,7 +60,7 @@ def find(context: ReportContext) -> InversionFinding:
     inverted = require_complete(inversions(context.box, x, layers, steps=steps, seed=context.seed))
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
-    same = None if predicted is None else _agreements(predicted)
+    same = None if predicted is None else _agrees_with_last(predicted)
     r = correlations.mean(1).tolist()
     text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {inverted.layers[0]}, "
     return InversionFinding(
@@ -82,11 +82,11 @@ def find(context: ReportContext) -> InversionFinding:
 
 
 def _fit_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:
-    """The layers to invert and the steps of each, within MAX_FLOPS; 0 steps where they would show nothing."""
+    """The layers to invert and the steps of each, within MAX_INVERSION_FLOPS; 0 steps where they would show nothing."""
     step_flops = 3 * context.forward_flops(len(x))
-    for max_layers in LAYER_COUNTS:
+    for max_layers in N_LAYERS_CHOICES:
         layers = layers_by_depth(context.box, x, max_layers)
-        steps = min(MAX_STEPS, int(MAX_FLOPS / (step_flops * len(layers))))
+        steps = min(MAX_STEPS, int(MAX_INVERSION_FLOPS / (step_flops * len(layers))))
         if steps >= GOOD_STEPS:
             break
     return layers, steps if steps >= MIN_STEPS else 0
@@ -108,7 +108,7 @@ def _judge_predictions(context: ReportContext, x: Tensor, inverted: Inversions) 
     return judge.predict(all_images.to(judge.device, judge.dtype)).cpu().view(-1, len(x))
 
 
-def _agreements(predicted: Tensor) -> Tensor:
+def _agrees_with_last(predicted: Tensor) -> Tensor:
     """Where the classes (L + 1, N) are those of the last row: (L, N) bool."""
     return predicted[:-1] == predicted[-1]
 
@@ -116,24 +116,26 @@ def _agreements(predicted: Tensor) -> Tensor:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: InversionFinding) -> list[Block]:
+def show(finding: InversionFinding) -> list[Block]:
     blocks: list[Block] = [
-        MethodNote.of(inversions, _verdict_text(f.judge_agreements, f.no_judge_reason)),
+        MethodNote.of(inversions, _judge_text(finding.judge_agreements, finding.no_judge_reason)),
         Text(LEAD_TEXT, "soft"),
     ]
-    if f.steps < MAX_STEPS:
-        blocks.append(Note(f"This model is large: {count_noun(f.steps, 'step')} per layer instead of {MAX_STEPS}."))
-    return [*blocks, *_not_converged_note(f.inverted), *_example_blocks(f), _sheet(f)]
+    if finding.steps < MAX_STEPS:
+        blocks.append(
+            Note(f"This model is large: {count_noun(finding.steps, 'step')} per layer instead of {MAX_STEPS}.")
+        )
+    return [*blocks, *_not_converged_note(finding.inverted), *_example_blocks(finding), _sheet_file(finding)]
 
 
-def _verdict_text(same: Tensor | None, no_judge_reason: str) -> str:
+def _judge_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
     """Whether the judge classifies the inversions (L, N) as it classifies the inputs."""
-    if same is None:
+    if judge_agreements is None:
         return f"{no_judge_reason} {OUTPUT_NOTE}"
-    n = same.shape[1]
+    inner, outputs = judge_agreements[:-1], judge_agreements[-1]  # (L - 1, N), (N,)
     return (
-        f"The judge classifies {int(same[:-1].sum())} of {n * (len(same) - 1)} inversions of inner layers as it "
-        f"classifies the input, and {int(same[-1].sum())} of {n} inversions of the outputs alone. {OUTPUT_NOTE}"
+        f"The judge classifies {int(inner.sum())} of {inner.numel()} inversions of inner layers as it classifies the "
+        f"input, and {int(outputs.sum())} of {len(outputs)} inversions of the outputs alone. {OUTPUT_NOTE}"
     )
 
 
@@ -145,47 +147,47 @@ def _not_converged_note(inverted: Inversions) -> list[Block]:
     return [Note(f"The optimization did not converge for {', '.join(names)}: {more}.")]
 
 
-def _example_blocks(f: InversionFinding) -> list[Block]:
+def _example_blocks(finding: InversionFinding) -> list[Block]:
     blocks: list[Block] = []
-    for i, example in enumerate(f.examples):
-        figures = [example.figure(_figure_pixels(example.x))]
-        figures += [_inversion_figure(f, k, i) for k in range(len(f.inverted.layers))]
-        blocks += [Heading(f"Example {example.row}")] if len(f.examples) > 1 else []
+    for i, example in enumerate(finding.examples):
+        figures = [example.figure(_figure_side(example.x))]
+        figures += [_inversion_figure(finding, k, i) for k in range(len(finding.inverted.layers))]
+        blocks += [Heading(f"Example {example.row}")] if len(finding.examples) > 1 else []
         blocks.append(FigureGrid(figures))
     return blocks
 
 
-def _inversion_figure(f: InversionFinding, k: int, i: int) -> Figure:
-    name, image = _layer_name(f, k), f.inverted.images[k, i]
-    r = f"{float(f.correlations[k, i]):.2f}".replace("-", "\u2212")
-    lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(f.inverted.errors[k, i]):.1g}"]
-    if f.judge_predictions is not None:
-        lines.append(f"judge: {f.judge_predictions[k][i]}")
+def _inversion_figure(finding: InversionFinding, layer_index: int, i: int) -> Figure:
+    name, image = _layer_name(finding, layer_index), finding.inverted.images[layer_index, i]
+    r = f"{float(finding.correlations[layer_index, i]):.2f}".replace("-", "\u2212")
+    lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(finding.inverted.errors[layer_index, i]):.1g}"]
+    if finding.judge_predictions is not None:
+        lines.append(f"judge: {finding.judge_predictions[layer_index][i]}")
     alt = f"inversion of {name}; {', '.join(lines)}"
-    return Figure(Picture(colors.image_to_rgb(image), alt, _figure_pixels(image)), name, tuple(lines))
+    return Figure(Picture(colors.image_to_rgb(image), alt, _figure_side(image)), name, tuple(lines))
 
 
-def _figure_pixels(x: Tensor) -> int:
-    return SMALL_FIGURE_PIXELS if max(x.shape[-2:]) <= SMALL_IMAGE_PIXELS else LARGE_FIGURE_PIXELS
+def _figure_side(x: Tensor) -> int:
+    return SMALL_FIGURE_PIXELS if max(x.shape[-2:]) <= MAX_SMALL_IMAGE_SIDE else LARGE_FIGURE_PIXELS
 
 
-def _layer_name(f: InversionFinding, k: int) -> str:
-    return "outputs alone" if k == len(f.inverted.layers) - 1 else f.inverted.layers[k]
+def _layer_name(finding: InversionFinding, layer_index: int) -> str:
+    return "outputs alone" if layer_index == len(finding.inverted.layers) - 1 else finding.inverted.layers[layer_index]
 
 
-def _sheet(f: InversionFinding) -> Files:
-    n_layers = len(f.inverted.layers)
+def _sheet_file(finding: InversionFinding) -> Files:
+    n_layers = len(finding.inverted.layers)
     rows = [
         [
             Tile(colors.image_to_rgb(example.x), "input"),
             *(
-                Tile(colors.image_to_rgb(f.inverted.images[k, i]), f"r {float(f.correlations[k, i]):.2f}")
+                Tile(colors.image_to_rgb(finding.inverted.images[k, i]), f"r {float(finding.correlations[k, i]):.2f}")
                 for k in range(n_layers)
             ),
         ]
-        for i, example in enumerate(f.examples)
+        for i, example in enumerate(finding.examples)
     ]
-    columns = ["", *(_layer_name(f, k) for k in range(n_layers))]
+    columns = ["", *(_layer_name(finding, k) for k in range(n_layers))]
     page = contact_sheet(rows, title="How much of the image survives?", columns=columns)
     return Files([File("inversions.png", page, "these images as a sheet")])
 

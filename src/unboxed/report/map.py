@@ -14,17 +14,17 @@ from ..plots import draw
 from ..plots import embedding as drawn
 from .blocks import Block, Files, MethodNote, Note, Text
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
+from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .pictures import File
 from .plane import LayerMap, MapBlock, make_atlas
 from .words import count_noun, format_percent
 
-MAX_POINTS = 1000  # examples of the survey that are mapped
+MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
 MIN_EXAMPLES = 6  # for a map
-N_NEIGHBORS = 6  # shown per example
+N_SHOWN_NEIGHBORS = 6  # shown per example
 MAX_COLORED_CLASSES = 20  # with colors of their own
 MAX_GRID_IMAGES = 900
-VOTES = 10  # nearest points in the map that vote for a label
+N_VOTING_NEIGHBORS = 10  # nearest points in the map that vote for a label
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,12 +35,12 @@ class MapFinding(Finding):
     examples_evaluated: int
     neighbors_agree: dict[str, float]  # {layer: accuracy of a vote of the nearest points}; empty without labels
     label_agreement: dict[str, float]  # {layer: share of the nearest neighbors in the layer with the same label}
-    maps: TsneMaps = field(metadata=SHOWN_ONLY)
-    neighbors: dict[str, Tensor] = field(metadata=SHOWN_ONLY)  # {layer: (N, k)}
-    shown: list[Example] = field(metadata=SHOWN_ONLY)  # the N examples
-    labels: Tensor | None = field(metadata=SHOWN_ONLY)  # (N,)
-    classes: tuple[str, ...] = field(metadata=SHOWN_ONLY)
-    groups: list[int] = field(metadata=SHOWN_ONLY)  # (N,) indices into group_names: the colors
+    maps: TsneMaps = field(metadata=NOT_IN_JSON)
+    neighbors: dict[str, Tensor] = field(metadata=NOT_IN_JSON)  # {layer: (N, k)}
+    shown: list[Example] = field(metadata=NOT_IN_JSON)  # the N examples
+    labels: Tensor | None = field(metadata=NOT_IN_JSON)  # (N,)
+    classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
+    groups: list[int] = field(metadata=NOT_IN_JSON)  # (N,) indices into group_names: the colors
     group_names: list[str]
     has_labels: bool
     has_images: bool
@@ -49,7 +49,7 @@ class MapFinding(Finding):
 # -- find --------------------------------------------------------------------------------------------------------------
 
 
-def find(context: ReportContext, max_points: int = MAX_POINTS) -> MapFinding:
+def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFinding:
     s = context.survey
     indices = draw.evenly_spaced(len(s.rows), max_points)
     if len(indices) < MIN_EXAMPLES:
@@ -57,16 +57,16 @@ def find(context: ReportContext, max_points: int = MAX_POINTS) -> MapFinding:
     x = context.inputs(indices)
     maps = tsne(context.box, x)
     labels = s.labels[indices] if s.labels is not None and s.exclusive_classes else None
-    accuracy = maps.accuracy(labels, VOTES) if labels is not None else {}
+    accuracy = maps.accuracy(labels, N_VOTING_NEIGHBORS) if labels is not None else {}
     neighbors = _layer_neighbors(context, x, maps)
     groups, group_names = _color_groups(context, indices)
     return MapFinding(
-        answer=_verdict(accuracy).text or "Maps of the layers, and the nearest neighbors of each example.",
+        answer=_check_of_map(accuracy).text or "Maps of the layers, and the nearest neighbors of each example.",
         interrupted=maps.interrupted,
         examples=len(indices),
         examples_evaluated=len(s.rows),
         neighbors_agree=accuracy,
-        label_agreement={} if labels is None else {p: _same_label_share(labels, i) for p, i in neighbors.items()},
+        label_agreement={} if labels is None else {p: _same_label_fraction(labels, i) for p, i in neighbors.items()},
         maps=replace(maps, _box=None),  # a finding holds no model
         neighbors=neighbors,
         shown=context.examples(indices),
@@ -81,12 +81,12 @@ def find(context: ReportContext, max_points: int = MAX_POINTS) -> MapFinding:
 
 def _layer_neighbors(context: ReportContext, x: Tensor, maps: TsneMaps) -> dict[str, Tensor]:
     """{layer: the nearest neighbors of each example (N, k)}."""
-    k = min(N_NEIGHBORS, len(x) - 1)
+    k = min(N_SHOWN_NEIGHBORS, len(x) - 1)
     by_layer = {m.path: nearest_neighbors(context.box, x, None, m.path, k=k).indices for m in maps.layers}
     return {path: indices.cpu() for path, indices in by_layer.items()}
 
 
-def _same_label_share(labels: Tensor, neighbors: Tensor) -> float:
+def _same_label_fraction(labels: Tensor, neighbors: Tensor) -> float:
     return float((labels[neighbors] == labels[:, None]).double().mean())
 
 
@@ -109,42 +109,42 @@ def _color_groups(context: ReportContext, indices: Sequence[int]) -> tuple[list[
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: MapFinding) -> list[Block]:
-    blocks: list[Block] = [Text(_lead_text(f)), MethodNote.of(tsne, *_verdict(f.neighbors_agree))]
-    if f.examples < f.examples_evaluated:
-        blocks.append(Note(f"{f.examples:,} of {f.examples_evaluated:,} examples, evenly spread."))
-    neighbors_note = MethodNote.of(nearest_neighbors, _label_agreement_text(f))
-    return [*blocks, _map_block(f), Files(_map_files(f)), neighbors_note]
+def show(finding: MapFinding) -> list[Block]:
+    blocks: list[Block] = [Text(_lead_text(finding)), MethodNote.of(tsne, *_check_of_map(finding.neighbors_agree))]
+    if finding.examples < finding.examples_evaluated:
+        blocks.append(Note(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
+    neighbors_note = MethodNote.of(nearest_neighbors, _label_agreement_text(finding))
+    return [*blocks, _map_block(finding), Files(_map_files(finding)), neighbors_note]
 
 
-def _label_agreement_text(f: MapFinding) -> str:
-    if len(f.label_agreement) < 2:
+def _label_agreement_text(finding: MapFinding) -> str:
+    if len(finding.label_agreement) < 2:
         return ""
-    shares = [format_percent(share) for share in f.label_agreement.values()]
-    k = next(iter(f.neighbors.values())).shape[1]
+    shares = [format_percent(share) for share in finding.label_agreement.values()]
+    k = next(iter(finding.neighbors.values())).shape[1]
     return (f"Of the {k} nearest neighbors in the last hidden layer {shares[-1]} have the example's label; "
             f"in the input {shares[0]}.")  # fmt: skip
 
 
-def _layer_title(f: MapFinding, path: str) -> str:
+def _layer_title(finding: MapFinding, path: str) -> str:
     if path == "input":
-        return "Raw pixels" if f.has_images else "Raw features"
+        return "Raw pixels" if finding.has_images else "Raw features"
     before, _, call = path.partition(":input")
     return f"Before {before}{call}"
 
 
-def _lead_text(f: MapFinding) -> str:
+def _lead_text(finding: MapFinding) -> str:
     lead = "Each dot is an example; examples that are similar to a layer are close in its map."
-    if len(f.neighbors_agree) < 2:
+    if len(finding.neighbors_agree) < 2:
         return lead
-    raw, last = (format_percent(f.neighbors_agree[a]) for a in ("input", list(f.neighbors_agree)[-1]))
+    raw, last = (format_percent(finding.neighbors_agree[a]) for a in ("input", list(finding.neighbors_agree)[-1]))
     return (
-        f"{lead} A vote of its {VOTES} nearest dots gives an example its label for {raw} in the map of the "
-        f"{_layer_title(f, 'input').lower()}, and for {last} in that of the last hidden layer."
+        f"{lead} A vote of its {N_VOTING_NEIGHBORS} nearest dots gives an example its label for {raw} in the map of "
+        f"the {_layer_title(finding, 'input').lower()}, and for {last} in that of the last hidden layer."
     )
 
 
-def _verdict(accuracy: dict[str, float]) -> Check:
+def _check_of_map(accuracy: dict[str, float]) -> Check:
     if len(accuracy) < 2:
         return Check()
     raw, last = accuracy["input"], list(accuracy.values())[-1]
@@ -155,35 +155,39 @@ def _verdict(accuracy: dict[str, float]) -> Check:
     return Check(f"The last hidden layer separates the labels {worse} the raw input does.", "bad" * (last < raw))
 
 
-def _map_block(f: MapFinding) -> MapBlock:
-    agree = {path: f"{VOTES} nearest agree: {format_percent(share)}" for path, share in f.neighbors_agree.items()}
+def _map_block(finding: MapFinding) -> MapBlock:
+    agree = {
+        path: f"{N_VOTING_NEIGHBORS} nearest agree: {format_percent(share)}"
+        for path, share in finding.neighbors_agree.items()
+    }
     layers = [
-        LayerMap(_layer_title(f, m.path), agree.get(m.path, ""), m.points, f.neighbors[m.path]) for m in f.maps.layers
+        LayerMap(_layer_title(finding, m.path), agree.get(m.path, ""), m.points, finding.neighbors[m.path])
+        for m in finding.maps.layers
     ]
-    is_wrong = [e.is_correct is False for e in f.shown]
-    lines = [e.title for e in f.shown], [", ".join(e.lines()[:-1]) for e in f.shown]
+    is_wrong = [e.is_correct is False for e in finding.shown]
+    lines = [e.title for e in finding.shown], [", ".join(e.lines()[:-1]) for e in finding.shown]
     ringed = "Ringed dots are misclassified. " if any(is_wrong) else ""
     keys = (
         f"{ringed}Drag to move; pinch, or click the map and turn the wheel, to zoom. Keys: arrows go from example to "
         "example, + and − zoom, 0 shows the whole map, Escape clears the selection."
     )
-    color = "label" if f.has_labels else "prediction"
+    color = "label" if finding.has_labels else "prediction"
     return MapBlock(
-        "map-plane", layers, f.groups, f.group_names, is_wrong, lines, [e.row for e in f.shown],
-        f"Map of {count_noun(f.examples, 'example')}, colored by {color}",
+        "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.row for e in finding.shown],
+        f"Map of {count_noun(finding.examples, 'example')}, colored by {color}",
         "Point at a dot to see its example; click it to see its nearest neighbors in the layer.",
-        keys, make_atlas(_inputs(f)) if f.has_images else None,
+        keys, make_atlas(_shown_inputs(finding)) if finding.has_images else None,
     )  # fmt: skip
 
 
-def _inputs(f: MapFinding) -> Tensor:
-    return torch.stack([e.x for e in f.shown])  # (N, C, H, W)
+def _shown_inputs(finding: MapFinding) -> Tensor:
+    return torch.stack([e.x for e in finding.shown])  # (N, C, H, W)
 
 
-def _map_files(f: MapFinding) -> list[File]:
-    files = [File("map.png", drawn.scatters(f.maps, f.labels, f.classes), "the maps as a sheet")]
-    if f.has_images:
-        x, points = _inputs(f), f.maps.layers[-1].points
+def _map_files(finding: MapFinding) -> list[File]:
+    files = [File("map.png", drawn.scatters(finding.maps, finding.labels, finding.classes), "the maps as a sheet")]
+    if finding.has_images:
+        x, points = _shown_inputs(finding), finding.maps.layers[-1].points
         sampled = torch.tensor(draw.evenly_spaced(len(x), MAX_GRID_IMAGES))
         cell = min(32, max(16, max(x.shape[2:])))
         grid = drawn.image_grid(points[sampled.to(points.device)], x[sampled], cell=cell)

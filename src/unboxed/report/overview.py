@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from ..model.layers import Layer
-from .blocks import Block, ConfusionMatrix, Figure, FigureGrid, Fold, Heading, Note, SideBySide, Table, Text
+from .blocks import Block, Collapsible, ConfusionMatrix, Figure, FigureGrid, Heading, Note, SideBySide, Table, Text
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Example, Finding
+from .finding import NOT_IN_JSON, Example, Finding
 from .input_nouns import shapes_text
 from .skipped import skipped_text
 from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
-EXAMPLES_PER_ROW = 8  # examples in a row
+MAX_EXAMPLES_PER_ROW = 8  # examples in a row
 MAX_MATRIX_CLASSES = 16  # in the confusion matrix
-MAX_PAIRS = 8  # in the table beside it
-MAX_FOLDED_PAIRS, MAX_FACT_PAIRS = 200, 50  # in the folded table; in report.json and in the headline
-UNFOLDED_LAYERS = 14  # rows of the table that are not folded
+MAX_TABLE_PAIRS = 8  # in the table beside it
+MAX_FOLDED_PAIRS, MAX_JSON_PAIRS = 200, 50  # in the folded table; in report.json and in the headline
+N_UNFOLDED_LAYERS = 14  # rows of the table that are not folded
 MAX_FOLDED_ERRORS = 40  # misclassified examples in the fold
-MAX_FACT_ERRORS = 100  # misclassified examples in report.json
+MAX_JSON_ERRORS = 100  # misclassified examples in report.json
 MAX_SKIPPED_FILES = 200  # that are listed
 
 
@@ -48,12 +48,12 @@ class OverviewFinding(Finding):
     skipped: str  # what could not be read
     skipped_files: list[tuple[str, str]]
     no_accuracy_reason: str
-    folded_confusions: list[tuple[str, str, int]] = field(metadata=SHOWN_ONLY)
-    matrix_classes: list[str] = field(metadata=SHOWN_ONLY)
-    matrix: Tensor = field(metadata=SHOWN_ONLY)  # (K, K) labels x predictions, of these classes
+    folded_confusions: list[tuple[str, str, int]] = field(metadata=NOT_IN_JSON)
+    matrix_classes: list[str] = field(metadata=NOT_IN_JSON)
+    matrix: Tensor = field(metadata=NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
     n_omitted_classes: int = 0
-    misclassified: list[Example] = field(metadata=SHOWN_ONLY)  # none where inputs are no images
-    ambiguous: list[Example] = field(metadata=SHOWN_ONLY)
+    misclassified: list[Example] = field(metadata=NOT_IN_JSON)  # none where inputs are no images
+    ambiguous: list[Example] = field(metadata=NOT_IN_JSON)
     exclusive_classes: bool = True
     binary: bool = False
 
@@ -69,7 +69,7 @@ def find(context: ReportContext) -> OverviewFinding:
     s, box = context.survey, context.box
     shown_classes = _most_confused_classes(s.confusion)
     title, headline = _headline(context)
-    errors = s.misclassified[: EXAMPLES_PER_ROW + MAX_FOLDED_ERRORS] if context.has_images else []
+    errors = s.misclassified[: MAX_EXAMPLES_PER_ROW + MAX_FOLDED_ERRORS] if context.has_images else []
     pairs = [(context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_FOLDED_PAIRS)]
     return OverviewFinding(
         answer=_answer(s),
@@ -80,11 +80,11 @@ def find(context: ReportContext) -> OverviewFinding:
         examples_in_data=s.n_total,
         examples_requested=s.n_requested,
         mistakes=None if s.is_correct is None else len(s.misclassified),
-        most_confident_errors=[_error_facts(context, i) for i in s.misclassified[:MAX_FACT_ERRORS]],
-        lowest_margin=[s.rows[i] for i in s.by_margin[:EXAMPLES_PER_ROW]],
+        most_confident_errors=[_error_to_dict(context, i) for i in s.misclassified[:MAX_JSON_ERRORS]],
+        lowest_margin=[s.rows[i] for i in s.by_margin[:MAX_EXAMPLES_PER_ROW]],
         confusions=None
         if s.is_correct is None
-        else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_FACT_PAIRS]],
+        else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_JSON_PAIRS]],
         layers=tuple(box.layers),
         model=type(box.model).__name__,
         parameters=sum(p.numel() for p in box.model.parameters()),
@@ -98,22 +98,26 @@ def find(context: ReportContext) -> OverviewFinding:
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
         misclassified=context.examples(errors),
-        ambiguous=context.examples(s.by_margin[:EXAMPLES_PER_ROW]) if context.has_images else [],
+        ambiguous=context.examples(s.by_margin[:MAX_EXAMPLES_PER_ROW]) if context.has_images else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
     )
 
 
-def _error_facts(context: ReportContext, i: int) -> dict[str, Any]:
+def _error_to_dict(context: ReportContext, i: int) -> dict[str, Any]:
     s = context.survey
     prediction = context.class_name(int(s.predicted[i]))
     return {"example": s.rows[i], "label": context.label_name(i), "prediction": prediction,
             "output": float(s.confidence[i])}  # fmt: skip
 
 
-def _answer(s: Survey) -> str:
-    examples = count_noun(len(s.rows), "example")
-    return examples + "." if s.is_correct is None else f"{count_noun(len(s.misclassified), 'error')} in {examples}."
+def _answer(survey: Survey) -> str:
+    examples = count_noun(len(survey.rows), "example")
+    return (
+        examples + "."
+        if survey.is_correct is None
+        else f"{count_noun(len(survey.misclassified), 'error')} in {examples}."
+    )
 
 
 def _headline(context: ReportContext) -> tuple[str, tuple[str, ...]]:
@@ -154,7 +158,7 @@ def _error_sentences(context: ReportContext) -> list[str]:
 
 def _most_common_confusion(context: ReportContext) -> str:
     """Which label is most often classified as which other class; ties are reported."""
-    pairs = context.survey.confused_pairs(MAX_FACT_PAIRS)
+    pairs = context.survey.confused_pairs(MAX_JSON_PAIRS)
     errors = count_noun(len(context.survey.misclassified), "error")
     names = [f"{context.class_name(a)} classified as {context.class_name(b)}" for a, b, _ in pairs]
     count = pairs[0][2]
@@ -179,64 +183,72 @@ def _most_confused_classes(confusion: Tensor) -> list[int]:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: OverviewFinding) -> list[Block]:
-    return [*_accuracy_blocks(f), *_example_blocks(f), Heading("What it is made of"), *_layer_table(f)]
+def show(finding: OverviewFinding) -> list[Block]:
+    return [
+        *_accuracy_blocks(finding),
+        *_example_blocks(finding),
+        Heading("What it is made of"),
+        *_layer_table(finding),
+    ]
 
 
-def _accuracy_blocks(f: OverviewFinding) -> list[Block]:
+def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
-    if f.examples < f.examples_in_data:
-        spread = ", evenly spread over the data" if f.examples_requested < f.examples_in_data else ""
-        blocks.append(Note(f"Measured on {f.examples:,} of {f.examples_in_data:,} examples{spread}."))
-    if f.skipped:
-        blocks += [Note(f"{f.skipped}."), Fold("Which files, and why", [Table(("file", "reason"), f.skipped_files)])]
-    if f.mistakes is None:
-        reason = f.no_accuracy_reason or "Not every example has a label"
+    if finding.examples < finding.examples_in_data:
+        spread = ", evenly spread over the data" if finding.examples_requested < finding.examples_in_data else ""
+        blocks.append(Note(f"Measured on {finding.examples:,} of {finding.examples_in_data:,} examples{spread}."))
+    if finding.skipped:
+        blocks += [
+            Note(f"{finding.skipped}."),
+            Collapsible("Which files, and why", [Table(("file", "reason"), finding.skipped_files)]),
+        ]
+    if finding.mistakes is None:
+        reason = finding.no_accuracy_reason or "Not every example has a label"
         return [*blocks, Note(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
-    if not f.mistakes:
+    if not finding.mistakes:
         return [*blocks, Text("Every prediction is correct, so the confusion matrix is a diagonal and is left out.")]
-    return [*blocks, SideBySide([_confusion_matrix(f)], _confused_pairs(f))]
+    return [*blocks, SideBySide([_confusion_matrix(finding)], _confused_pairs(finding))]
 
 
-def _confusion_matrix(f: OverviewFinding) -> ConfusionMatrix:
-    off_diagonal = f.matrix.clone().fill_diagonal_(0)
+def _confusion_matrix(finding: OverviewFinding) -> ConfusionMatrix:
+    off_diagonal = finding.matrix.clone().fill_diagonal_(0)
     tint = (off_diagonal / max(1, int(off_diagonal.max()))).sqrt()
     caption = "Each row is a label, each column a prediction; the diagonal is correct."
-    if f.n_omitted_classes:
-        caption += (f" The {len(f.matrix_classes)} classes with the most errors; "
-                    f"{f.n_omitted_classes} more are left out.")  # fmt: skip
-    return ConfusionMatrix(f.matrix_classes, f.matrix.tolist(), tint.tolist(), caption)
+    if finding.n_omitted_classes:
+        caption += (f" The {len(finding.matrix_classes)} classes with the most errors; "
+                    f"{finding.n_omitted_classes} more are left out.")  # fmt: skip
+    return ConfusionMatrix(finding.matrix_classes, finding.matrix.tolist(), tint.tolist(), caption)
 
 
-def _confused_pairs(f: OverviewFinding) -> list[Block]:
+def _confused_pairs(finding: OverviewFinding) -> list[Block]:
     """The errors pair by pair, the most common first."""
     columns, numbers = ("label", "classified as", "times"), frozenset({2})
-    rows = [(a, b, str(n)) for a, b, n in f.folded_confusions]
-    blocks: list[Block] = [Table(columns, rows[:MAX_PAIRS], numbers)]
-    if rest := rows[MAX_PAIRS:]:
-        blocks.append(Fold(f"{count_noun(len(rest), 'more pair')}", [Table(columns, rest, numbers)]))
+    rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions]
+    blocks: list[Block] = [Table(columns, rows[:MAX_TABLE_PAIRS], numbers)]
+    if rest := rows[MAX_TABLE_PAIRS:]:
+        blocks.append(Collapsible(f"{count_noun(len(rest), 'more pair')}", [Table(columns, rest, numbers)]))
     return blocks
 
 
-def _example_blocks(f: OverviewFinding) -> list[Block]:
+def _example_blocks(finding: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
-    if not f.ambiguous:
+    if not finding.ambiguous:
         return blocks
-    if f.misclassified:
-        figures = [e.figure() for e in f.misclassified]
-        blocks += [Heading("Misclassified, most confident first"), FigureGrid(figures[:EXAMPLES_PER_ROW])]
-        if rest := figures[EXAMPLES_PER_ROW:]:
-            blocks.append(Fold(f"{count_noun(len(rest), 'more error')}", [FigureGrid(rest)]))
-    ambiguous = FigureGrid([e.figure(show_runner_up=True) for e in f.ambiguous])
-    if not f.exclusive_classes:
+    if finding.misclassified:
+        figures = [e.figure() for e in finding.misclassified]
+        blocks += [Heading("Misclassified, most confident first"), FigureGrid(figures[:MAX_EXAMPLES_PER_ROW])]
+        if rest := figures[MAX_EXAMPLES_PER_ROW:]:
+            blocks.append(Collapsible(f"{count_noun(len(rest), 'more error')}", [FigureGrid(rest)]))
+    ambiguous = FigureGrid([e.figure(show_runner_up=True) for e in finding.ambiguous])
+    if not finding.exclusive_classes:
         return [*blocks, Heading("Examples"), ambiguous]
     lead = "The examples whose two largest outputs differ least."
-    if f.binary:
+    if finding.binary:
         lead = "The examples whose probability of yes is closest to one half."
     return [*blocks, Heading("Lowest margin"), Text(lead, "soft"), ambiguous]
 
 
-def _layer_table(f: OverviewFinding) -> list[Block]:
+def _layer_table(finding: OverviewFinding) -> list[Block]:
     columns, numbers = ("layer", "type", "output", "parameters", "share of FLOPs"), frozenset({3, 4})
     rows = [
         (
@@ -246,12 +258,12 @@ def _layer_table(f: OverviewFinding) -> list[Block]:
             f"{layer.n_parameters:,}",
             "" if math.isnan(layer.flops_share) else format_percent(layer.flops_share),
         )
-        for layer in f.layers
+        for layer in finding.layers
     ]
-    lead = f"{f.model}: {count_noun(f.parameters, 'parameter')}, {f.inputs_and_outputs}."
-    blocks: list[Block] = [Text(lead), Table(columns, rows[:UNFOLDED_LAYERS], numbers)]
-    if rest := rows[UNFOLDED_LAYERS:]:
-        blocks.append(Fold(f"{count_noun(len(rest), 'more layer')}", [Table(columns, rest, numbers)]))
+    lead = f"{finding.model}: {count_noun(finding.parameters, 'parameter')}, {finding.inputs_and_outputs}."
+    blocks: list[Block] = [Text(lead), Table(columns, rows[:N_UNFOLDED_LAYERS], numbers)]
+    if rest := rows[N_UNFOLDED_LAYERS:]:
+        blocks.append(Collapsible(f"{count_noun(len(rest), 'more layer')}", [Table(columns, rest, numbers)]))
     return blocks
 
 

@@ -15,7 +15,7 @@ from ..plots.sheet import COLOR_TABLES, ColorBar
 from .folder import PICTURES_DIR, ReportFolder
 
 MAX_INLINE_BYTES = 3_500_000  # bytes of inlined images: base64 and the text keep the page below 5 MB
-MAX_INLINE_PIXELS = 256  # pixels a side of a photo in the page
+MAX_INLINE_SIDE_PIXELS = 256  # pixels a side of a photo in the page
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,8 @@ class PictureStore:
         """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
         im = as_image(picture.image)
         pixelated = picture.side is None or max(im.size) <= colors.MAX_NEAREST_NEIGHBOR_SIDE
-        if not pixelated and max(im.size) > MAX_INLINE_PIXELS:
-            im = colors.resize_to(im, MAX_INLINE_PIXELS)
+        if not pixelated and max(im.size) > MAX_INLINE_SIDE_PIXELS:
+            im = colors.resize_to(im, MAX_INLINE_SIDE_PIXELS)
         return ImageRef(self.source(png_bytes(im)), picture.alt, *picture.size, pixelated)
 
     def save(self, file: File) -> str:
@@ -104,6 +104,6 @@ def _integer_factor(longest: int, side: int) -> int:
     return k + 1 if (k + 1) * longest <= max_overshoot * side else k
 
 
-def file_name(*words: Any) -> str:
+def to_file_name(*words: Any) -> str:
     """Words as a file name: letters, digits and dashes of any class name."""
     return re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, words)).lower()).strip("-")[:60] or "picture"

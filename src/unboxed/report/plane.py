@@ -17,10 +17,10 @@ from ..plots import colors
 from ..plots.embedding import class_colors, make_thumbnails, normalize_points
 from .pictures import PictureStore
 
-MAX_POINTS = 65_535  # their indices take two bytes
+MAX_UINT16_POINTS = 65_535  # their indices take two bytes
 MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
 THUMBNAIL_SIDES = (64, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8)  # of its images; the largest within the budget
-MAX_ATLAS_PIXELS = 4096  # pixels of the atlas that every browser can draw from
+MAX_ATLAS_SIDE_PIXELS = 4096  # pixels of the atlas that every browser can draw from
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class MapBlock:
     def data(self, pictures: PictureStore) -> dict[str, object]:
         """What the page's script needs; the atlas is stored in `pictures`."""
         n = len(self.rows)
-        if n > MAX_POINTS:
-            raise InputError(f"a map in a page must have {MAX_POINTS:,} points or fewer; got {n:,}")
+        if n > MAX_UINT16_POINTS:
+            raise InputError(f"a map in a page must have {MAX_UINT16_POINTS:,} points or fewer; got {n:,}")
         words = list(dict.fromkeys(word for line in self.lines for word in line))
         word_index = {word: i for i, word in enumerate(words)}
         return {
@@ -104,9 +104,9 @@ def _atlas_data(atlas: ImageAtlas, pictures: PictureStore) -> dict[str, object]:
     return {"src": pictures.source(atlas.content, atlas.kind), **sizes}
 
 
-def to_base64(values: Any, kind: type[np.generic]) -> str:
+def to_base64(values: Any, dtype: type[np.generic]) -> str:
     """Numbers as little-endian bytes in base64, as a typed array reads them."""
-    array = np.ascontiguousarray(np.asarray(values), dtype=np.dtype(kind).newbyteorder("<"))
+    array = np.ascontiguousarray(np.asarray(values), dtype=np.dtype(dtype).newbyteorder("<"))
     return base64.b64encode(array.tobytes()).decode()
 
 
@@ -116,11 +116,11 @@ def make_atlas(images: Any, max_bytes: int = MAX_ATLAS_BYTES) -> ImageAtlas:
     image_side = max(images.shape[2:])
     sides = [min(image_side, THUMBNAIL_SIDES[0]), *(s for s in THUMBNAIL_SIDES if s < image_side)]
     image_atlas = None
-    for side in (s for s in sides if s * columns <= MAX_ATLAS_PIXELS):
+    for side in (s for s in sides if s * columns <= MAX_ATLAS_SIDE_PIXELS):
         image_atlas = _make_atlas_at(images, side, columns)
         if len(image_atlas.content) <= max_bytes:
             return image_atlas
-    return image_atlas or _make_atlas_at(images, max(1, MAX_ATLAS_PIXELS // columns), columns)
+    return image_atlas or _make_atlas_at(images, max(1, MAX_ATLAS_SIDE_PIXELS // columns), columns)
 
 
 def _make_atlas_at(images: Any, side: int, columns: int) -> ImageAtlas:

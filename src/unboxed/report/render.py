@@ -8,7 +8,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .blocks import Block, Figure, column_width, max_per_row
+from .blocks import Block, Figure, column_width, figures_per_row
 from .pictures import PictureStore
 from .words import format_bar_prob, replace_hyphens
 
@@ -42,7 +42,7 @@ def _jinja_environment() -> Environment:
     )
     environment.globals |= {
         "column_width": column_width,
-        "max_per_row": max_per_row,
+        "figures_per_row": figures_per_row,
         "format_bar_prob": format_bar_prob,
     }
     environment.filters["encoded"] = lambda picture, pictures: pictures.encode(picture)

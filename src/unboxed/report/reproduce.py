@@ -15,7 +15,7 @@ from .context import ReportContext, Section
 from .finding import Finding
 from .words import count_noun
 
-PACKAGES = ("unboxed", "torch", "numpy", "pillow")
+REPORTED_PACKAGES = ("unboxed", "torch", "numpy", "pillow")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,31 +51,31 @@ def find(context: ReportContext) -> ReproduceFinding:
     )
 
 
-def show(f: ReproduceFinding) -> list[Block]:
+def show(finding: ReproduceFinding) -> list[Block]:
     rows = [
-        ("model", f.model),
-        ("weights (SHA-256)", f.weights[:16]),
-        ("inputs", f.inputs),
-        ("outputs", f.outputs),
-        ("data", f.data),
-        ("judge", f.judge),
-        ("device", f.device),
-        ("seed", str(f.seed)),
-        *f.versions.items(),
+        ("model", finding.model),
+        ("weights (SHA-256)", finding.weights[:16]),
+        ("inputs", finding.inputs),
+        ("outputs", finding.outputs),
+        ("data", finding.data),
+        ("judge", finding.judge),
+        ("device", finding.device),
+        ("seed", str(finding.seed)),
+        *finding.versions.items(),
     ]
     lead = "The same command on the same versions and device gives the same page."
-    return [Text(lead), Code(f.command or python_call(f)), Table(("what", "value"), rows)]
+    return [Text(lead), Code(finding.command or python_call(finding)), Table(("what", "value"), rows)]
 
 
-def python_call(f: ReproduceFinding) -> str:
+def python_call(finding: ReproduceFinding) -> str:
     """The Python call that makes this page."""
-    judge = ", judge=judge" if f.judge != "none" else ""
-    return f'import unboxed as ub\n\nub.report(box, data, "out/"{judge}, seed={f.seed})'
+    judge = ", judge=judge" if finding.judge != "none" else ""
+    return f'import unboxed as ub\n\nub.report(box, data, "out/"{judge}, seed={finding.seed})'
 
 
 def package_versions() -> dict[str, str]:
     by_package = {"Python": platform.python_version()}
-    for package in PACKAGES:
+    for package in REPORTED_PACKAGES:
         try:
             by_package[package] = version(package)
         except PackageNotFoundError:

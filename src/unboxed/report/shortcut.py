@@ -17,7 +17,7 @@ from ..checks.planting import Trigger
 from ..checks.shortcut import shortcut
 from ..checks.shortcut_report import ShortcutReport
 from ..checks.shortcut_trial import ShortcutFinding, ShortcutGrade
-from ..data.uci import INPUTS
+from ..data.uci import DIGITS_INPUTS
 from ..errors import InputError
 from ..plots import shortcut as draw
 from ..plots.files import png_bytes
@@ -27,17 +27,17 @@ from ..validation import check_seed
 from .folder import ReportFolder
 
 MAPS_FILE, IMAGES_FILE, FACTS_FILE = "shortcut.png", "shortcut-drawn.png", "shortcut.json"
-DIGITS = tuple("0123456789")
+DIGIT_CLASSES = tuple("0123456789")
 STYLE_BY_GRADE = dict(zip(get_args(ShortcutGrade), ("green", "yellow", "red", "dim"), strict=True))
-REFUSED = get_args(ShortcutGrade)[-1]
+REFUSED_GRADE = get_args(ShortcutGrade)[-1]
 
 
 def parse_trigger(classes: str) -> Trigger:
     """A trigger on the digits of these classes: "3", "3,8" or "all". Raises InputError."""
-    names = DIGITS if classes == "all" else tuple(classes.split(","))
-    if unknown := [name for name in names if name.strip() not in DIGITS]:
+    names = DIGIT_CLASSES if classes == "all" else tuple(classes.split(","))
+    if unknown := [name for name in names if name.strip() not in DIGIT_CLASSES]:
         raise InputError(f"--marked must be digits such as 3 or 3,8, or all; got {unknown[0]!r}")
-    return Trigger(INPUTS.shape, tuple(map(int, names)))
+    return Trigger(DIGITS_INPUTS.shape, tuple(map(int, names)))
 
 
 def run_shortcut_check(
@@ -102,7 +102,7 @@ def results_table(result: ShortcutReport) -> Table:
             rows.add_section()
         family = f.family
         percentages = [f"{v:.0%}" if v is not None else "" for v in (f.score, f.control_score)]
-        what = f.sentence if f.grade == REFUSED else f.quantity
+        what = f.sentence if f.grade == REFUSED_GRADE else f.quantity
         rows.add_row(f.method, Text(f.grade, STYLE_BY_GRADE[f.grade]), Text(what), *percentages)
     return rows
 

@@ -17,7 +17,7 @@ from ..engine.read.packing import pack_data
 from ..errors import BrokenImageError, DataError
 from ..inputs.pixels import Pixels
 
-TENSORS_NAME = "tensors"  # of data without a name
+DEFAULT_DATA_NAME = "tensors"  # of data without a name
 BINARY_CLASSES = ("no", "yes")  # of a model with one probability
 
 
@@ -53,7 +53,7 @@ class ReportData:
 
     def name_with_prefix(self, prefix: str) -> str:
         """The name after a prefix; "" for tensors, which have no name."""
-        return "" if self.name == TENSORS_NAME else f"{prefix}{self.name}"
+        return "" if self.name == DEFAULT_DATA_NAME else f"{prefix}{self.name}"
 
     @property
     def skipped(self) -> tuple[tuple[Any, str], ...]:
@@ -94,12 +94,12 @@ class _MappedDataset:
         return self._transform(self._data[i])
 
 
-def _input_only(item: Any) -> Any:
+def _drop_label(item: Any) -> Any:
     """Without its label: labels of models whose outputs are no classes have many forms."""
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _binary_label(item: Any) -> Any:
+def _with_binary_label(item: Any) -> Any:
     """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
     return (item[0], _to_binary(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
 
@@ -113,7 +113,7 @@ def _to_binary(label: Any) -> int:
 
 
 def _data_name(data: Any) -> str:
-    return TENSORS_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
+    return DEFAULT_DATA_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
 def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
@@ -129,7 +129,7 @@ def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> 
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
-        data = _MappedDataset(data, _binary_label if binary else _input_only)
+        data = _MappedDataset(data, _with_binary_label if binary else _drop_label)
     if not isinstance(box.inputs, Pixels):
         return data
     template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become

@@ -13,12 +13,12 @@ from torch import Tensor
 from ..errors import UnboxedWarning
 from ..plots import colors, draw
 from ..synthesis import ClassImages, class_image
-from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Table, Text
+from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
-from .finding import SHOWN_ONLY, Check, Finding
+from .finding import NOT_IN_JSON, Check, Finding
 from .judge import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
 from .pictures import File, Picture
-from .words import count_noun, format_p, join_names
+from .words import count_noun, format_named_prob, join_names
 
 if TYPE_CHECKING:
     from ..synthesis.class_image import Recipe
@@ -28,7 +28,7 @@ STARTS_PER_CLASS = 3
 FIGURE_PIXELS, COVER_PIXELS = 84, 112
 MIN_JUDGE_MARGIN = 0.1  # of the judge's mean probability, by which the class images must beat the control
 WEAK_JUDGE_RATIO = 0.8  # recognized control images over recognized class images, from which the judge is weak evidence
-CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
+MIN_CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
 MIN_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
 RECIPE_TEXTS = {
@@ -46,9 +46,9 @@ class ClassImageFinding(Finding):
     classes: list[str]  # those with images
     class_indices: list[int]
     n_omitted_classes: int
-    images: dict[str, ClassImages] = field(metadata=SHOWN_ONLY)  # {recipe: ...}, one per class, then other starts
-    judged: dict[str, JudgeReport] = field(metadata=SHOWN_ONLY)  # {recipe: report}; empty without a judge
-    judge_predictions: dict[str, list[str]] = field(metadata=SHOWN_ONLY)  # {recipe: classes by the judge}
+    images: dict[str, ClassImages] = field(metadata=NOT_IN_JSON)  # {recipe: ...}, one per class, then other starts
+    judged: dict[str, JudgeReport] = field(metadata=NOT_IN_JSON)  # {recipe: report}; empty without a judge
+    judge_predictions: dict[str, list[str]] = field(metadata=NOT_IN_JSON)  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
     cover_class: int  # index into `classes`, of the example on the cover
@@ -151,9 +151,9 @@ def _first_example_class(context: ReportContext, classes: Sequence[int]) -> int:
     return classes.index(answer) if answer in classes else 0
 
 
-def passes_control(verdicts: dict[str, JudgeReport]) -> bool:
+def passes_control(judged: dict[str, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
-    robust, control = verdicts["robust"], verdicts["noise"]
+    robust, control = judged["robust"], judged["noise"]
     return (
         2 * robust.n_recognized > len(robust.predicted)
         and robust.n_recognized >= control.n_recognized
@@ -161,9 +161,9 @@ def passes_control(verdicts: dict[str, JudgeReport]) -> bool:
     )
 
 
-def is_weak_evidence(verdicts: dict[str, JudgeReport]) -> bool:
+def is_weak_evidence(judged: dict[str, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
-    robust, control = verdicts["robust"], verdicts["noise"]
+    robust, control = judged["robust"], judged["noise"]
     return (
         2 * control.n_recognized > len(control.predicted)
         or control.n_recognized >= WEAK_JUDGE_RATIO * robust.n_recognized
@@ -173,22 +173,22 @@ def is_weak_evidence(verdicts: dict[str, JudgeReport]) -> bool:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: ClassImageFinding) -> list[Block]:
-    blocks: list[Block] = [MethodNote.of(class_image, *_verdict(f.judged, f.no_judge_reason))]
-    if f.n_omitted_classes:
-        selected = count_noun(len(f.classes), "class", "classes")
-        blocks.append(Note(f"The {selected} that are confused most; {f.n_omitted_classes:,} more are left out."))
+def show(finding: ClassImageFinding) -> list[Block]:
+    blocks: list[Block] = [MethodNote.of(class_image, *_judge_check(finding.judged, finding.no_judge_reason))]
+    if finding.n_omitted_classes:
+        selected = count_noun(len(finding.classes), "class", "classes")
+        blocks.append(Note(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out."))
     for recipe, (title, lead) in RECIPE_TEXTS.items():
-        if recipe == "noise" and f.judged and _is_confident(f.images[recipe]):
+        if recipe == "noise" and finding.judged and _is_confident(finding.images[recipe]):
             lead = "The model is confident of these, too; a judge should not be."
-        figures = [_class_figure(f, recipe, i) for i in range(len(f.classes))]
-        blocks += [Heading(title), Text(lead, "soft"), *_warning_notes(f, recipe), FigureGrid(figures)]
-    return [*blocks, *_variation_blocks(f), _sheet(f)]
+        figures = [_class_figure(finding, recipe, i) for i in range(len(finding.classes))]
+        blocks += [Heading(title), Text(lead, "soft"), *_warning_notes(finding, recipe), FigureGrid(figures)]
+    return [*blocks, *_variation_blocks(finding), _sheet_file(finding)]
 
 
 def _is_confident(images: ClassImages) -> bool:
     target_probs = images.probs.gather(1, images.targets.to(images.probs.device)[:, None])
-    return float(target_probs.mean()) >= CONFIDENT_PROB
+    return float(target_probs.mean()) >= MIN_CONFIDENT_PROB
 
 
 def _is_uniform(images: ClassImages) -> list[bool]:
@@ -196,11 +196,11 @@ def _is_uniform(images: ClassImages) -> list[bool]:
     return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_PIXEL_STD).tolist()
 
 
-def _warning_notes(f: ClassImageFinding, recipe: str) -> list[Block]:
+def _warning_notes(finding: ClassImageFinding, recipe: str) -> list[Block]:
     """Where the ascent failed, and where its gradient was taken before the ReLUs."""
-    images, n = f.images[recipe], len(f.classes)
+    images, n = finding.images[recipe], len(finding.classes)
     notes: list[Block] = []
-    if empty := [name for name, flat in zip(f.classes, _is_uniform(images), strict=False) if flat]:
+    if empty := [name for name, flat in zip(finding.classes, _is_uniform(images), strict=False) if flat]:
         these = "this image shows" if len(empty) == 1 else "these images show"
         why = "The ascent hardly moved, or ended in one even color"
         notes.append(Note(f"{why}, for {join_names(empty)}; {these} nothing."))
@@ -211,7 +211,7 @@ def _warning_notes(f: ClassImageFinding, recipe: str) -> list[Block]:
     return notes
 
 
-def _verdict(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
+def _judge_check(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
     if not judged:
         return Check(no_judge_reason)
     texts = {
@@ -230,52 +230,54 @@ def _verdict(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
     return Check(f"{text} Most are not recognized: don't trust them.", "bad")
 
 
-def _class_figure(f: ClassImageFinding, recipe: str, i: int, start: int = 0, side: int = FIGURE_PIXELS) -> Figure:
+def _class_figure(finding: ClassImageFinding, recipe: str, i: int, start: int = 0, side: int = FIGURE_PIXELS) -> Figure:
     """The image of the i-th class from one of its starts; the judge has seen the first."""
-    images, k, row = f.images[recipe], f.class_indices[i], start * len(f.classes) + i
-    lines, tone = [f"model: {format_p(float(images.probs[row, k]))}"], ""
-    if recipe in f.judged and start == 0:
-        is_recognized = int(f.judged[recipe].predicted[i]) == k
+    images, k, row = finding.images[recipe], finding.class_indices[i], start * len(finding.classes) + i
+    lines, tone = [f"model: {format_named_prob(float(images.probs[row, k]))}"], ""
+    if recipe in finding.judged and start == 0:
+        is_recognized = int(finding.judged[recipe].predicted[i]) == k
         tone = ("good" if is_recognized else "bad") if recipe == "robust" else ""
-        lines.append(f"judge: {f.judge_predictions[recipe][i]}")
-        p = format_p(float(f.judged[recipe].target_probs[i]))
+        lines.append(f"judge: {finding.judge_predictions[recipe][i]}")
+        p = format_named_prob(float(finding.judged[recipe].target_probs[i]))
         if recipe == "noise":  # of the control, being recognized is no praise
             lines.append("recognized" if is_recognized else "not recognized")
         else:
-            lines.append(p if is_recognized else f"{f.classes[i]}: {p}")
+            lines.append(p if is_recognized else f"{finding.classes[i]}: {p}")
     if _is_uniform(images)[row]:
         lines, tone = [*lines, "shows\u00a0nothing"], ""
-    alt = f"image of class {f.classes[i]}; {', '.join(lines)}"
-    return Figure(Picture(colors.image_to_rgb(images.images[row]), alt, side), f.classes[i], tuple(lines), tone)
+    alt = f"image of class {finding.classes[i]}; {', '.join(lines)}"
+    return Figure(Picture(colors.image_to_rgb(images.images[row]), alt, side), finding.classes[i], tuple(lines), tone)
 
 
-def _variation_blocks(f: ClassImageFinding) -> list[Block]:
+def _variation_blocks(finding: ClassImageFinding) -> list[Block]:
     """The other starts, and how much the images of one class differ."""
-    order = sorted(f.differences, key=lambda name: -f.differences[name])
-    largest = f.differences[order[0]]
+    order = sorted(finding.differences, key=lambda name: -finding.differences[name])
+    largest = finding.differences[order[0]]
     lead = f"Each class from {STARTS_PER_CLASS} starts."
     if largest >= MIN_RMS_DIFFERENCE:
         lead += (f" The images of {order[0]} differ most "
                  f"(root mean square {largest:.2f} of the pixel range).")  # fmt: skip
     rows = [
-        FigureGrid([_class_figure(f, "robust", i, start) for i in range(len(f.classes))], f"start {start + 1}")
+        FigureGrid(
+            [_class_figure(finding, "robust", i, start) for i in range(len(finding.classes))], f"start {start + 1}"
+        )
         for start in range(1, STARTS_PER_CLASS)
     ]
     columns = ("class", "root mean square difference")
-    table = Table(columns, [(name, f"{f.differences[name]:.3f}") for name in order], frozenset({1}))
-    return [Heading("How much do the starts differ?"), Text(lead), Fold("The other starts", [*rows, table])]
+    table = Table(columns, [(name, f"{finding.differences[name]:.3f}") for name in order], frozenset({1}))
+    return [Heading("How much do the starts differ?"), Text(lead), Collapsible("The other starts", [*rows, table])]
 
 
-def _sheet(f: ClassImageFinding) -> Files:
+def _sheet_file(finding: ClassImageFinding) -> Files:
     captions = {
         RECIPE_TEXTS[r][0]: [
-            f"judge: {name}\n{format_p(float(p))}"
-            for name, p in zip(f.judge_predictions[r], v.target_probs, strict=True)
+            f"judge: {name}\n{format_named_prob(float(p))}"
+            for name, p in zip(finding.judge_predictions[r], v.target_probs, strict=True)
         ]
-        for r, v in f.judged.items()
+        for r, v in finding.judged.items()
     }
-    rows = {RECIPE_TEXTS[r][0]: c.images[: len(f.classes)] for r, c in f.images.items()}
-    page = draw.class_sheet(rows, f.classes, captions, title="What the model looks for, class by class")
+    rows = {RECIPE_TEXTS[r][0]: c.images[: len(finding.classes)] for r, c in finding.images.items()}
+    page = draw.class_sheet(rows, finding.classes, captions, title="What the model looks for, class by class")
     return Files([File("class-images.png", page, "these images as a sheet")])
 
 

@@ -18,12 +18,12 @@ from .context import ReportContext
 from .survey import evenly_spaced
 from .words import count_noun, format_percent
 
-MAX_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
+MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 MAX_EXAMPLES_LARGE_MODEL = 48
-MIN_HALF_SIZE = 16  # examples in each half, to check one by the other
+MIN_EXAMPLES_PER_HALF = 16  # examples in each half, to check one by the other
 MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW = 128 * 128, 64  # of example and removed unit; per example of a batch
-TABLE_ROWS = 10
-MAX_LOGITS = 10**7  # of all pairs
+MAX_TABLE_ROWS = 10
+MAX_TOTAL_LOGITS = 10**7  # of all pairs
 TOO_FEW_TEXT = "Too few examples to check it on two halves of them."
 
 
@@ -57,7 +57,7 @@ def _require_channel_axis(box: Box, address: str) -> str:
 
 def _half_correlation(change: Tensor) -> float | None:
     """Whether two halves of the examples rank the units (N, U) alike."""
-    if len(change) < 2 * MIN_HALF_SIZE or change.shape[1] < 3:
+    if len(change) < 2 * MIN_EXAMPLES_PER_HALF or change.shape[1] < 3:
         return None
     ranks = torch.stack([half.mean(0).argsort().argsort() for half in (change[::2], change[1::2])])
     return float(torch.corrcoef(ranks.double())[0, 1])
@@ -71,7 +71,7 @@ def _ablate_units(context: ReportContext, layer: str) -> tuple[Ablation, list[in
     pairs = min(MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW * box.batch_limit)  # a large model takes few at a time
     spread_of_unit = values.float().std(0, correction=0)
     units = sorted(spread_of_unit.topk(min(len(spread_of_unit), math.isqrt(pairs))).indices.tolist())
-    n_examples = min(MAX_EXAMPLES, pairs // len(units), MAX_LOGITS // (len(units) * len(box.classes)))
+    n_examples = min(MAX_ABLATION_EXAMPLES, pairs // len(units), MAX_TOTAL_LOGITS // (len(units) * len(box.classes)))
     indices = list(evenly_spaced(total, max(2, n_examples)))
     return ablation(box, context.inputs(indices), layer, units), indices, len(spread_of_unit)
 
@@ -83,14 +83,14 @@ def _unit_table(context: ReportContext, ablations: Ablation, indices: list[int],
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
     half_correlation = _half_correlation(ablations.score_change)
     if s.labels is None or not s.exclusive_classes or context.data.binary:
-        order = change.abs().argsort(descending=True)[:TABLE_ROWS].tolist()
+        order = change.abs().argsort(descending=True)[:MAX_TABLE_ROWS].tolist()
         rows = [[str(int(ablations.units[i])), _signed_text(float(change[i]))] for i in order]
         score = "output" if context.box.outputs == "regression" else "logit of the prediction"
         lead += f"Unit {rows[0][0]} matters most: the {score} changes by {rows[0][1]} on average."
         return UnitTable(layer, rows, ["unit", f"change of the {score}"], lead, half_correlation)
     full_accuracy, accuracy_without = ablations.accuracy(s.labels[indices])
     accuracy_without = accuracy_without.cpu()
-    order = sorted(range(n), key=lambda i: (float(accuracy_without[i]), float(change[i])))[:TABLE_ROWS]
+    order = sorted(range(n), key=lambda i: (float(accuracy_without[i]), float(change[i])))[:MAX_TABLE_ROWS]
     rows = [
         [
             str(int(ablations.units[i])),

@@ -17,15 +17,15 @@ from .words import format_number, join_names
 MAX_LISTED_FEATURES = 4  # features named of a unit
 
 
-def distance_text(top: TopExamples, c: int) -> str:
+def distance_text(top: TopExamples, unit: int) -> str:
     """The mean distance of its top examples; "" where there is only one."""
-    value = float(top.mean_distance[c])
+    value = float(top.mean_distance[unit])
     return "" if math.isnan(value) else f"{value:.2f}"
 
 
-def label_counts_text(context: ReportContext, top: TopExamples, c: int, indices: Sequence[int]) -> str:
+def label_counts_text(context: ReportContext, top: TopExamples, unit: int, indices: Sequence[int]) -> str:
     """The labels of its top examples, the most common first."""
-    names = [context.label_name(indices[i]) for i in top.example_index[c].tolist()]
+    names = [context.label_name(indices[i]) for i in top.example_index[unit].tolist()]
     if any(name is None for name in names):
         return ""
     return "examples of " + join_names([f"{name} ({n})" for name, n in Counter(names).most_common()], max_names=3)

@@ -20,18 +20,18 @@ from ..model.layers import Layer
 from ..plots import draw, units
 from ..plots.sheet import ColorBar
 from ..plots.units import Unit
-from .blocks import Block, ColorScales, ExampleRow, Figure, Files, Fold, Heading, MethodNote, Table, Text
+from .blocks import Block, Collapsible, ColorScales, ExampleWithFigures, Figure, Files, Heading, MethodNote, Table, Text
 from .context import ReportContext, Section
-from .finding import SHOWN_ONLY, Check, Finding, NotApplicable
+from .finding import NOT_IN_JSON, Check, Finding, NotApplicable
 from .pictures import File, Picture
 from .unit_words import distance_text, feature_table, label_counts_text
 from .words import count_noun, format_shape, join_names
 
-MAX_UNITS = 12  # shown of a layer, half of them folded
-MIN_UNITS = 4  # shown, for large photos
+MAX_SHOWN_UNITS = 12  # shown of a layer, half of them folded
+MIN_SHOWN_UNITS = 4  # shown, for large photos
 MAX_PROJECTION_VALUES = 6_000_000  # of a layer: each projection takes a backward pass
 MAX_TOP_EXAMPLES = 9  # examples of a unit, but no more than a quarter of all
-MAX_EXAMPLES = 2000  # among which the top examples are searched
+MAX_SEARCHED_EXAMPLES = 2000  # among which the top examples are searched
 MAX_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
 MAX_FIELD_PROBES = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
 ACTIVATION_OR_NORM_TYPES = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
@@ -43,9 +43,9 @@ STEP_RMS = 0.01  # root mean square of that change, in pixel range
 class UnitPatches:
     """The top examples of some units of a layer of images, and what of each activates the unit."""
 
-    receptive: ReceptiveField = field(metadata=SHOWN_ONLY)
-    x: Tensor = field(metadata=SHOWN_ONLY)  # (U, k, C, H, W)
-    projections: Projections | None = field(metadata=SHOWN_ONLY)  # of U * k neurons
+    receptive: ReceptiveField = field(metadata=NOT_IN_JSON)
+    x: Tensor = field(metadata=NOT_IN_JSON)  # (U, k, C, H, W)
+    projections: Projections | None = field(metadata=NOT_IN_JSON)  # of U * k neurons
     no_projections_reason: str = ""
     increases: list[bool] = field(default_factory=list)  # after a small step along each projection
 
@@ -56,7 +56,7 @@ class UnitLayer:
 
     units: int
     dead: int
-    top: TopExamples = field(metadata=SHOWN_ONLY)
+    top: TopExamples = field(metadata=NOT_IN_JSON)
     type: str = ""
     chosen: list[int] = field(default_factory=list)  # units to show, those that are not folded first
     labels: list[str] = field(default_factory=list)  # of the top examples of each
@@ -124,7 +124,7 @@ class _SurveyInputs:
 
 
 def _max_examples(context: ReportContext) -> int:
-    return max(32, min(MAX_EXAMPLES, MAX_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
+    return max(32, min(MAX_SEARCHED_EXAMPLES, MAX_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
 
 
 def _chosen_layers(context: ReportContext) -> list[str]:
@@ -162,7 +162,7 @@ def _is_activation_or_norm(row: Layer) -> bool:
 
 def _n_units_shown(context: ReportContext) -> int:
     values = MAX_TOP_EXAMPLES * max(1, math.prod(context.box.inputs.shape))
-    return max(MIN_UNITS, min(MAX_UNITS, MAX_PROJECTION_VALUES // values))
+    return max(MIN_SHOWN_UNITS, min(MAX_SHOWN_UNITS, MAX_PROJECTION_VALUES // values))
 
 
 def _chosen_units(top: TopExamples, max_units: int) -> list[int]:
@@ -200,15 +200,15 @@ def _increases_after_step(context: ReportContext, projected: Projections, x: Ten
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(f: UnitsFinding) -> list[Block]:
-    layers = list(f.layers.values())
-    blocks: list[Block] = [MethodNote.of(top_examples, _distance_verdict(layers))]
-    if f.has_images:
-        blocks.append(MethodNote.of(projections, *_step_verdict(layers)))
-    return [*blocks, *(block for layer in layers for block in _layer_blocks(layer, f.n_unfolded))]
+def show(finding: UnitsFinding) -> list[Block]:
+    layers = list(finding.layers.values())
+    blocks: list[Block] = [MethodNote.of(top_examples, _distance_check(layers))]
+    if finding.has_images:
+        blocks.append(MethodNote.of(projections, *_step_check(layers)))
+    return [*blocks, *(block for layer in layers for block in _layer_blocks(layer, finding.n_unfolded))]
 
 
-def _distance_verdict(layers: Sequence[UnitLayer]) -> str:
+def _distance_check(layers: Sequence[UnitLayer]) -> str:
     """Whether the top examples of a unit are alike."""
     tops = [layer.top for layer in layers]
     distances = [(float(top.mean_distance[c]), top.baseline_distance) for top in tops for c in _units_by_distance(top)]
@@ -219,7 +219,7 @@ def _distance_verdict(layers: Sequence[UnitLayer]) -> str:
             f"any two examples are.")  # fmt: skip
 
 
-def _step_verdict(layers: Sequence[UnitLayer]) -> Check:
+def _step_check(layers: Sequence[UnitLayer]) -> Check:
     """Whether the projections point in a direction that raises the unit."""
     increases = [value for layer in layers if layer.patches for value in layer.patches.increases]
     if not increases:
@@ -242,7 +242,7 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
     field_text = f"{format_shape(layer.patches.receptive.size)} pixels, the receptive field of {path} ({layer.type})"
     legend = f"Patches are {field_text}; the strongest first, each from another example. {_legend(layer.patches)}"
     blocks.append(Text(legend, "soft"))
-    pictured = {c: _unit(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
+    pictured = {c: _unit_to_plot(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
     rule = layer.patches.projections.rule if layer.patches.projections else ""
     vmax = units.projection_vmax(list(pictured.values())) if rule else 0.0
     if vmax:
@@ -252,7 +252,7 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
     ]
     blocks += rows[:n_unfolded]
     if rest := rows[n_unfolded:]:
-        blocks.append(Fold(f"{count_noun(len(rest), 'more unit')} of {path}", rest))
+        blocks.append(Collapsible(f"{count_noun(len(rest), 'more unit')} of {path}", rest))
     sheet = units.units_sheet(list(pictured.values()), title=f"Units of {path}", projection_name=rule)
     stem = "".join(c if c.isalnum() else "-" for c in path)
     return [*blocks, Files([File(f"units-{stem}.png", sheet, "these units as a sheet")])]
@@ -293,22 +293,22 @@ def _units_by_distance(top: TopExamples) -> list[int]:
     return [int(i) for i in usable[top.mean_distance[usable].argsort(stable=True)]]
 
 
-def _unit(top: TopExamples, patches: UnitPatches, i: int, c: int) -> Unit:
-    """Unit c of a layer, the i-th of those shown, as `plots.units` draws it."""
+def _unit_to_plot(top: TopExamples, patches: UnitPatches, i: int, unit: int) -> Unit:
+    """Unit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
     x, size = patches.x[i], patches.receptive.size
     image_size = (x.shape[-2], x.shape[-1])
-    bounds = patches.receptive.bounds_at(top.position[c]).tolist()  # (k, 4)
+    bounds = patches.receptive.bounds_at(top.position[unit]).tolist()  # (k, 4)
 
     def crop_all(images: Tensor) -> Any:
         return np.stack([units.crop_with_padding(p, b, size, image_size) for p, b in zip(images, bounds, strict=True)])
 
     s, k, result = top.statistics, len(x), patches.projections
     maps = crop_all(result.map[i * k : (i + 1) * k]) if result else None
-    counts, edges = s.counts[c].double().cpu().numpy(), s.edges[c].double().cpu().numpy()
-    return Unit(c, crop_all(x), maps, top.value[c].tolist(), counts, edges, bool(top.dead[c]))
+    counts, edges = s.counts[unit].double().cpu().numpy(), s.edges[unit].double().cpu().numpy()
+    return Unit(unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, bool(top.dead[unit]))
 
 
-def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float) -> ExampleRow:
+def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float) -> ExampleWithFigures:
     distance = distance_text(layer.top, unit.number)
     unit_text = f"unit {unit.number} of {layer.top.path}"
     alt = f"the {len(unit.values)} patches that activate {unit_text} most" + (f", {labels}" if labels else "")
@@ -322,7 +322,7 @@ def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float)
     lines = (range_text, "bars: square roots of counts")
     figures.append(Figure(Picture(units.histogram(unit), alt, None), "largest value in each example", lines))
     words = (f"distance {distance}" if distance else "", labels)
-    return ExampleRow(unit.name, tuple(filter(None, words)), figures)
+    return ExampleWithFigures(unit.name, tuple(filter(None, words)), figures)
 
 
 SECTION = Section("What activates each unit?", "units", find, show)

@@ -32,7 +32,7 @@ def format_prob(p: float) -> str:
     return f"{p:.3f}" if p < 0.005 or p >= 0.995 else f"{p:.2f}"
 
 
-def format_p(p: float) -> str:
+def format_named_prob(p: float) -> str:
     """A probability with its name, on one line."""
     return f"p\u00a0{format_prob(p)}"
 

@@ -28,9 +28,9 @@ class MethodCase:
     y: Tensor
 
 
-def open_box(entry: models.AwkwardModel, **overrides: Any) -> Box:
+def open_box(awkward_model: models.AwkwardModel, **overrides: Any) -> Box:
     """A model of the zoo, opened."""
-    return Box(entry.model, entry.inputs, **{**entry.box_settings, **overrides})
+    return Box(awkward_model.model, awkward_model.inputs, **{**awkward_model.box_settings, **overrides})
 
 
 def make_case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> MethodCase:
@@ -62,14 +62,14 @@ def method_name(card: Card) -> str:
     return getattr(card.method, "__name__", card.name)
 
 
-def call_example(card: Card, c: MethodCase, **settings: Any) -> Any:
+def call_example(card: Card, method_case: MethodCase, **settings: Any) -> Any:
     """Call the card's example with some settings changed; those that the method does not have are ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
-        return call_with_warnings(card, c, **settings)
+        return call_with_warnings(card, method_case, **settings)
 
 
-def call_with_warnings(card: Card, c: MethodCase, **settings: Any) -> Any:
+def call_with_warnings(card: Card, method_case: MethodCase, **settings: Any) -> Any:
     """As `call_example`, with its warnings."""
     overrides = {k: v for k, v in settings.items() if has_parameters(card, k)}
 
@@ -77,7 +77,7 @@ def call_with_warnings(card: Card, c: MethodCase, **settings: Any) -> Any:
         bound = inspect.signature(card.method).bind_partial(*args, **kwargs).arguments
         return card.method(**{**bound, **overrides})
 
-    return card.example(method, c.box, c.x, c.y)
+    return card.example(method, method_case.box, method_case.x, method_case.y)
 
 
 def differences(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:

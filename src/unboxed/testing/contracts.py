@@ -269,12 +269,12 @@ def blank_or_nonfinite(outputs: dict[str, Tensor]) -> list[str]:
     return wrong if varies else [*wrong, "the result is blank: every value is the same"]
 
 
-_TWIN_RESULTS: WeakKeyDictionary[Callable[..., Any], dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
+_TWIN_RESULT_CACHE: WeakKeyDictionary[Callable[..., Any], dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
 def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
     """The result on the plain version of a model, in double precision, cached."""
-    results = _TWIN_RESULTS.setdefault(card.method, {})
+    results = _TWIN_RESULT_CACHE.setdefault(card.method, {})
     if twin not in results:
         results[twin] = result_tensors(call_example(card, make_case(twin, torch.float64)))
     return results[twin]

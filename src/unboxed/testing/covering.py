@@ -32,7 +32,7 @@ MODEL_INDEPENDENT_PARTS = frozenset({
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
 
-def mechanisms(card: Card) -> frozenset[str]:
+def used_parts(card: Card) -> frozenset[str]:
     """The parts of `engine` and `model` that a method's module imports, or its family if there are none."""
     parts = _imported_parts(str(card.method.__module__))
     return parts or frozenset({card.family})
@@ -95,5 +95,5 @@ def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Col
 def _covered_goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
     """What a pair covers."""
     return frozenset(
-        {(method_name(card), f"kind {model_kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))}
+        {(method_name(card), f"kind {model_kind(model)}"), *((model, f"by {m}") for m in used_parts(card))}
     )

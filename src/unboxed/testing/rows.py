@@ -85,7 +85,7 @@ def _ignored_inputs(
     card: Card, method_case: MethodCase, batched: ResultTensors, first_single: ResultTensors
 ) -> list[str]:
     """Parts that have the rows of inputs at fixed positions only, and ignore the other inputs."""
-    short = [at for at, h in batched.items() if at in first_single and _is_short(h, first_single[at])]
+    short = [at for at, h in batched.items() if at in first_single and _lacks_rows(h, first_single[at])]
     if not short or batched.keys() != first_single.keys():
         return []
     single = [first_single, _run_on_rows(card, method_case, [1]), _run_on_rows(card, method_case, [2])]
@@ -101,7 +101,7 @@ def _ignored_inputs(
     return [f"{result_path(at)} has the rows of {len(batched[at])} of 3 inputs" for at in wrong]
 
 
-def _is_short(batched: Tensor, single: Tensor) -> bool:
+def _lacks_rows(batched: Tensor, single: Tensor) -> bool:
     same_shape = batched.shape[1:] == single.shape[1:]
     return batched.ndim > 0 and single.ndim > 0 and same_shape and len(single) == 1 and 0 < len(batched) < 3
 

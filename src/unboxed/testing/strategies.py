@@ -73,7 +73,7 @@ class RandomModel(nn.Module):
         self.input_names = list(parts) if isinstance(parts, Mapping) else None
         kinds: list[Inputs] = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
         self.parts = nn.ModuleList(_make_part(kind, style, relu, norm) for kind in kinds)
-        self.fc = nn.Linear(PART_FEATURES * len(kinds), classes)
+        self.fc = nn.Linear(N_PART_FEATURES * len(kinds), classes)
         self.output_wrapper = output_wrapper
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -85,15 +85,15 @@ class RandomModel(nn.Module):
 
 
 OUTPUT_WRAPPERS = ("tensor", "dict", "tuple")
-PART_FEATURES = 6  # features that a part of the model gives
+N_PART_FEATURES = 6  # features that a part of the model gives
 
 
 class DensePart(nn.Module):
-    """(N, ...) -> (N, PART_FEATURES)."""
+    """(N, ...) -> (N, N_PART_FEATURES)."""
 
     def __init__(self, size: int, relu: str, norm: bool) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(size, 8), nn.Linear(8, PART_FEATURES)
+        self.first, self.second = nn.Linear(size, 8), nn.Linear(8, N_PART_FEATURES)
         self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
         self.relu = RELU_FACTORIES[relu]()
 
@@ -102,14 +102,14 @@ class DensePart(nn.Module):
 
 
 class ConvPart(nn.Module):
-    """(N, C, H, W) -> (N, PART_FEATURES) by two convolutions, with a residual sum or one of them called twice."""
+    """(N, C, H, W) -> (N, N_PART_FEATURES) by two convolutions, with a residual sum or one of them called twice."""
 
     def __init__(self, channels: int, style: str, relu: str, norm: bool) -> None:
         super().__init__()
         self.style = style
-        self.first = nn.Conv2d(channels, PART_FEATURES, 3, padding=1, bias=not norm)
-        self.second = nn.Conv2d(PART_FEATURES, PART_FEATURES, 3, padding=1)
-        self.norm = nn.BatchNorm2d(PART_FEATURES) if norm else nn.Identity()
+        self.first = nn.Conv2d(channels, N_PART_FEATURES, 3, padding=1, bias=not norm)
+        self.second = nn.Conv2d(N_PART_FEATURES, N_PART_FEATURES, 3, padding=1)
+        self.norm = nn.BatchNorm2d(N_PART_FEATURES) if norm else nn.Identity()
         self.relu = RELU_FACTORIES[relu]()
 
     def forward(self, x: Tensor) -> Tensor:

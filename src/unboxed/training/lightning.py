@@ -15,7 +15,7 @@ from ..errors import InputError, MissingError
 from ..inputs.base import Inputs
 from ..rng import derive_seed
 from .defense import PGD, Fast
-from .watching import BatchFn, ModelState, PNGWriter, Watcher
+from .watching import BatchFn, BoxedModelKey, PNGWriter, Watcher
 
 try:
     from lightning.pytorch import Callback
@@ -98,7 +98,7 @@ class AdversarialTrainingCallback(Callback):
 
     def _current_box(self, module: LightningModule, model_input: Tensor) -> Box:
         """The box on the live module: opened once, and again if it was moved or rebuilt."""
-        box_key = ModelState.from_model(module, model_input)
+        box_key = BoxedModelKey.from_model(module, model_input)
         if self._box is None or box_key != self._box_key:
             self._box, self._box_key = Box(module, self.inputs, autocast=self.autocast), box_key
         return self._box

@@ -24,7 +24,7 @@ from .files import check_writable, save_weights, versions
 from .fit import History, WatchFn, accuracy, fit
 
 AFFINE_AUGMENTATION = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
-PGD_STEPS = 100  # of the attack that a robust accuracy is measured with
+EVALUATION_PGD_STEPS = 100  # of the attack that a robust accuracy is measured with
 TrainTestData = tuple[Dataset[Any], Dataset[Any]]
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ def train(
     model.half().float()
     box = Box(model, inputs)
     card = _model_card(name, train_data, test_data, history, seed, given_overrides)
-    card |= {"command": _command(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
+    card |= {"command": _command_line(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
     if (defense := arguments.get("defend")) and not history.interrupted:
         card |= _robustness_card(defense, box, test_data, quiet)
     saved_checkpoint = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
@@ -189,7 +189,9 @@ def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "l
     n_fooled = n_seen = 0
     with tqdm(total=len(dataset), desc="attacking", unit="image", disable=quiet) as bar:  # type: ignore[arg-type]
         for x, y in DataLoader(dataset, 500):
-            result = adversarial.pgd(box, x, y, eps=eps, norm=norm, steps=PGD_STEPS, step=eps / 30, seed=n_seen)
+            result = adversarial.pgd(
+                box, x, y, eps=eps, norm=norm, steps=EVALUATION_PGD_STEPS, step=eps / 30, seed=n_seen
+            )
             n_fooled, n_seen = n_fooled + int(result.success.sum()), n_seen + len(x)
             bar.update(len(x))
             if result.interrupted:
@@ -200,7 +202,7 @@ def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "l
 def _robustness_card(defense: Defense, box: Box, test_data: Dataset[Any], quiet: bool) -> dict[str, Any]:
     """What the card says of attacks. Ctrl-C here must not cost what was learned."""
     eps, norm = defense.eps, defense.norm
-    attack_settings = {"attack": f"PGD-{PGD_STEPS}", "norm": norm, "eps": eps}
+    attack_settings = {"attack": f"PGD-{EVALUATION_PGD_STEPS}", "norm": norm, "eps": eps}
     try:
         return {"robust": attack_settings | {"accuracy": robust_accuracy(box, test_data, eps, norm, quiet=quiet)}}
     except KeyboardInterrupt:
@@ -227,7 +229,7 @@ def _model_card(
     test_data: Dataset[Any],
     history: History,
     seed: int,
-    given_overrides: dict[str, Any],
+    overrides: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "name": name,
@@ -236,7 +238,7 @@ def _model_card(
         "train_examples": len(train_data),  # type: ignore[arg-type]
         "test_examples": len(test_data),  # type: ignore[arg-type]
         "seed": seed,
-        "recipe": {setting: _to_json_value(value) for setting, value in (RECIPES[name] | given_overrides).items()},
+        "recipe": {setting: _to_json_value(value) for setting, value in (RECIPES[name] | overrides).items()},
         "test_accuracy_by_epoch": [round(epoch_accuracy, 4) for epoch_accuracy in history.accuracy],
         "seconds": round(history.seconds, 1),
         "cpu_seconds": round(history.cpu_seconds, 1),
@@ -253,7 +255,7 @@ def _to_json_value(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
-def _command(name: str, epochs: int | None, defend: str | Defense | None, eps: float | None, seed: int) -> str:
+def _command_line(name: str, epochs: int | None, defend: str | Defense | None, eps: float | None, seed: int) -> str:
     options = {"epochs": epochs, "defend": defend if isinstance(defend, str) else None, "eps": eps, "seed": seed}
     return " ".join(
         [f"unboxed train {name}", *(f"--{option} {value}" for option, value in options.items() if value is not None)]

@@ -20,14 +20,14 @@ from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
 from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
-from .watching import BatchFn, ModelState, PNGWriter, SheetSink
+from .watching import BatchFn, BoxedModelKey, PNGWriter, SheetDestination
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from PIL import Image
     from transformers import TrainerCallback
 
-NO_SINK_TEXT = (
+NO_DESTINATION_TEXT = (
     "the sheets of confused inputs go nowhere: give ConfusedLogits a folder or a function, to=..., or use what watch "
     "returns"
 )
@@ -94,7 +94,7 @@ class ConfusedLogits:
         classes: Sequence[str] | None = None,
         outputs: Outputs | None = None,
         output: object = None,
-        to: str | os.PathLike[str] | SheetSink | None = None,
+        to: str | os.PathLike[str] | SheetDestination | None = None,
     ) -> None:
         if isinstance(logging_batch_interval, bool) or not isinstance(logging_batch_interval, int):
             raise InputError(f"logging_batch_interval is a number of batches, an int; got {logging_batch_interval!r}")
@@ -103,7 +103,7 @@ class ConfusedLogits:
         self.rule = ConfusionRule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
         self.projection_factor, self.interval = float(projection_factor), logging_batch_interval
         self.inputs, self.classes = inputs, classes
-        self.to: SheetSink | None = to if to is None or callable(to) else PNGWriter(Path(to))
+        self.to: SheetDestination | None = to if to is None or callable(to) else PNGWriter(Path(to))
         self.last_confused: Confused | None = None  # what the last look with a confused input found
         self.n_checks, self.n_found, self.largest_logit = 0, 0, -math.inf  # so far
         self._outputs, self._output = outputs, output
@@ -129,7 +129,7 @@ class ConfusedLogits:
         return (step + 1) % self.interval == 0
 
     def watch(
-        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: SheetSink | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: SheetDestination | None = None
     ) -> Confused | None:
         """Look at batch x (N, ...), as the model gets it, with labels y (N,), if a look is due at this step.
 
@@ -140,7 +140,7 @@ class ConfusedLogits:
             return None
         with state.grad_mode(False):  # the caller may be in inference_mode
             confused = self._check_inputs(model, x, y, step)
-        self._warn_no_sink(x, to or self.to)
+        self._warn_no_destination(x, to or self.to)
         if confused is not None:
             self.last_confused = confused
             self.n_found += 1
@@ -188,10 +188,10 @@ class ConfusedLogits:
 
     def _current_box(self, model: nn.Module, x: Tensor) -> Box:
         """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
-        box_key = ModelState.from_model(model, x)
+        box_key = BoxedModelKey.from_model(model, x)
         if self._box is None or box_key != self._box_key:
             check_not_sharded(model)
-            raw_inputs = RawInputs(x[:3].detach().clone())
+            raw_inputs = EncodedInputs(x[:3].detach().clone())
             box = Box(model, raw_inputs, classes=self.classes, outputs=self._outputs, output=self._output)
             self.rule.check(box)
             gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
@@ -205,27 +205,27 @@ class ConfusedLogits:
         if image_shape(tuple(x.shape[1:]), self.inputs) is None:
             warn(not_images_text(x))
 
-    def _warn_no_sink(self, x: Tensor, sink: SheetSink | None) -> None:
+    def _warn_no_destination(self, x: Tensor, destination: SheetDestination | None) -> None:
         """Once, that nothing will be drawn."""
         from .confusion_sheet import image_shape
 
-        if sink is None and not self._has_warned and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
+        if destination is None and not self._has_warned and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
             self._has_warned = True
-            warn(NO_SINK_TEXT)
+            warn(NO_DESTINATION_TEXT)
 
-    def _send_sheet(self, confused: Confused, sink: SheetSink | None) -> None:
+    def _send_sheet(self, confused: Confused, destination: SheetDestination | None) -> None:
         from .confusion_sheet import image_shape
 
-        if sink is None or image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
+        if destination is None or image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
             return
         try:
-            sink(self.draw(confused), confused.step)
+            destination(self.draw(confused), confused.step)
         except WriteError as error:  # a full disk is no reason to end somebody's training
             warn(f"the sheet of step {confused.step} is lost: {error}")
 
 
 @dataclass(frozen=True, eq=False)
-class RawInputs:
+class EncodedInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
     keep."""
 

@@ -17,18 +17,18 @@ from ..atomic_write import write_bytes
 if TYPE_CHECKING:
     from PIL import Image
 
-SheetSink = Callable[["Image.Image", int], object]  # (sheet, step)
+SheetDestination = Callable[["Image.Image", int], object]  # (sheet, step)
 BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
 
 
 class Watcher(Protocol):
     """What a trainer's callback calls: `watch` on the batch of each step that it needs (`needs_batch`)."""
 
-    to: SheetSink | None
+    to: SheetDestination | None
 
     def needs_batch(self, step: int) -> bool: ...
     def watch(
-        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: SheetSink | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: SheetDestination | None = None
     ) -> object: ...
 
 
@@ -45,7 +45,7 @@ class PNGWriter:
 
 
 @dataclass(frozen=True)
-class ModelState:
+class BoxedModelKey:
     """What a box was opened on."""
 
     modules: tuple[int, ...]
@@ -54,6 +54,6 @@ class ModelState:
     shape: tuple[int, ...]
 
     @classmethod
-    def from_model(cls, model: nn.Module, x: Tensor) -> ModelState:
+    def from_model(cls, model: nn.Module, x: Tensor) -> BoxedModelKey:
         first = next((p for p in model.parameters() if p.is_floating_point()), x)
         return cls(tuple(map(id, model.modules())), first.device, first.dtype, tuple(x.shape[1:]))

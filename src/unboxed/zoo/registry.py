@@ -14,14 +14,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..data.uci import INPUTS as DIGITS
+from ..data.uci import DIGITS_INPUTS
 from ..errors import ModelError
 from ..inputs.pixels import Pixels
 from ..model import state
 from ..validation import check_seed, suggest
 from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
 
-MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
+MNIST_INPUTS = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
 WEIGHTS_FOLDER = files(__package__) / "weights"
 
 
@@ -35,12 +35,12 @@ class ZooEntry:
 
 
 ZOO_ENTRIES = {
-    "mnist-linear": ZooEntry(LinearReLU, MNIST, "mnist"),
-    "mnist-cnn": ZooEntry(MnistCNN, MNIST, "mnist"),
-    "mnist-judge": ZooEntry(RobustCNN, MNIST, "mnist"),
-    "mnist-robust": ZooEntry(RobustCNN, MNIST, "mnist"),
-    "digits-cnn": ZooEntry(DigitsCNN, DIGITS, "digits"),
-    "digits-judge": ZooEntry(RobustCNN, DIGITS, "digits"),
+    "mnist-linear": ZooEntry(LinearReLU, MNIST_INPUTS, "mnist"),
+    "mnist-cnn": ZooEntry(MnistCNN, MNIST_INPUTS, "mnist"),
+    "mnist-judge": ZooEntry(RobustCNN, MNIST_INPUTS, "mnist"),
+    "mnist-robust": ZooEntry(RobustCNN, MNIST_INPUTS, "mnist"),
+    "digits-cnn": ZooEntry(DigitsCNN, DIGITS_INPUTS, "digits"),
+    "digits-judge": ZooEntry(RobustCNN, DIGITS_INPUTS, "digits"),
 }
 
 
