@@ -74,14 +74,14 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
 
 
 def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn, "MAX_ASSIGNED_IMAGES", 16)
+    monkeypatch.setattr(drawn, "MAX_OPTIMALLY_ASSIGNED_IMAGES", 16)
     picture = drawn.image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
     assert picture.size == (16, 16)
 
 
 def test_no_thumbnail_covers_another() -> None:
     at = np.random.default_rng(0).uniform(0, 200, (400, 2))
-    kept = drawn.non_overlapping(at, 20)
+    kept = drawn.select_non_overlapping(at, 20)
     apart = np.abs(at[kept][:, None] - at[kept][None]).max(-1) + 1e9 * np.eye(len(kept))
     assert apart.min() >= 20
     left = [i for i in range(400) if i not in kept]

@@ -357,9 +357,9 @@ REFUSED = {"rollout": "the model has no attention"}
 @pytest.fixture(scope="module")
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
-    few = {name: {**CHECK.METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
+    few = {name: {**CHECK.FASTER_METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHECK, "METHOD_SETTINGS", {**CHECK.METHOD_SETTINGS, **few})
+        patch.setattr(CHECK, "FASTER_METHOD_SETTINGS", {**CHECK.FASTER_METHOD_SETTINGS, **few})
         return run_check(trained, methods=None, n_examples=2)
 
 
@@ -383,8 +383,8 @@ def test_sheets_have_a_row_per_method(trained: ShortcutPair, found: checks.Short
     one, two = (run_check(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
     a, b = draw.shortcut_maps(one), draw.shortcut_maps(two)
     assert a.width == b.width
-    assert b.height - a.height > draw.FIGURE_PIXELS
-    assert draw.shortcut_images(found).height > 4 * draw.FIGURE_PIXELS
+    assert b.height - a.height > draw.TILE_PIXELS
+    assert draw.shortcut_images(found).height > 4 * draw.TILE_PIXELS
 
 
 def test_a_rectangle_is_outlined() -> None:
@@ -411,7 +411,7 @@ def quick(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REPORT, "train_shortcut_pair", lambda mark, **settings: trained)
     two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
     monkeypatch.setattr(CHECK, "cards", lambda: two)
-    monkeypatch.setattr(CHECK, "IMAGES_PER_CLASS", 1)
+    monkeypatch.setattr(CHECK, "CLASS_IMAGES_PER_CLASS", 1)
     few = wraps(CHECK.synthesis.class_image)(partial(CHECK.synthesis.class_image, steps=4))
     monkeypatch.setattr(CHECK.synthesis, "class_image", few)
 

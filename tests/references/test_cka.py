@@ -143,7 +143,7 @@ def test_any_data(monkeypatch: pytest.MonkeyPatch) -> None:
     want = cka(a, b, x, minibatch_size=6).cka
     for data in ((x, torch.zeros(12)), torch.utils.data.TensorDataset(x, torch.zeros(12)), list(x)):
         assert torch.equal(cka(a, b, data, minibatch_size=6).cka, want)
-    monkeypatch.setattr(sys.modules["unboxed.activations.cka"], "MAX_ACTIVATION_BYTES", 1)
+    monkeypatch.setattr(sys.modules["unboxed.activations.cka"], "MAX_GROUP_ACTIVATION_BYTES", 1)
     assert torch.equal(cka(a, b, x, minibatch_size=6).cka, want)
 
 
