@@ -45,8 +45,8 @@ def figures(classes: tuple[int, ...]) -> dict[str, Any]:
             "grades": [f.grade for f in findings],
         }  # fmt: skip
     answers = {
-        name: {k: round(mean(vars(getattr(f, name))[k] for f in found), 4) for k in vars(found[0].model_rates)}
-        for name in ("model_rates", "control_rates")
+        name: {k: round(mean(vars(getattr(f, name))[k] for f in found), 4) for k in vars(found[0].model_accuracy)}
+        for name in ("model_accuracy", "control_accuracy")
     }
     seconds = round((time.perf_counter() - started) / len(SEEDS), 1)
     return {"models": answers, "methods": rows, "seconds_a_seed": seconds}

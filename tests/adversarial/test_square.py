@@ -39,7 +39,7 @@ def test_no_gradient_is_computed(norm: str) -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
-@pytest.mark.parametrize("model", ["plain", "color", "narrow", "double", "bfloat16"])
+@pytest.mark.parametrize("model", ["plain", "color", "non_square", "double", "bfloat16"])
 def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
     c = make_case(model)
     got = square(c.box, c.x, c.y, eps=eps, norm=norm, queries=25)

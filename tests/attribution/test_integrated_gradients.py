@@ -71,7 +71,7 @@ def test_not_exact_beyond_them() -> None:
 
 
 @pytest.mark.parametrize("tol", [0.1, 0.01, 1e-3])
-@pytest.mark.parametrize("model", ["plain", "batchnorm", "narrow", "double"])
+@pytest.mark.parametrize("model", ["plain", "batchnorm", "non_square", "double"])
 def test_the_tolerance_is_kept(model: str, tol: float) -> None:
     entry = awkward.get_model(model, torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images(4).double()

@@ -77,7 +77,7 @@ def test_few_samples_are_told_of() -> None:
 @pytest.mark.parametrize("method", [A.lime, A.kernel_shap])
 def test_examples_have_enough_samples(method: Any) -> None:
     """On the images of the zoo that are cut into most squares; warnings are errors here."""
-    entry = awkward.get_model("narrow")
+    entry = awkward.get_model("non_square")
     own = next(c for c in cards() if c.method is method)
     own.example(method, ub.Box(entry.model, entry.inputs), entry.images(2), 1)
 

@@ -171,7 +171,7 @@ def test_results_with_a_map_and_methods_that_write_over_x_are_taken() -> None:
         ("weight_normed", ["fc", "conv2", "conv1"]),
         ("spectral_normed", ["fc", "conv2", "conv1"]),
         ("conv_called_twice", ["fc", "conv2", "conv3", "conv1"]),
-        ("aliased", ["fc", "conv2", "conv1"]),
+        ("aliased_modules", ["fc", "conv2", "conv1"]),
         ("frozen", ["fc", "conv2", "conv1"]),
         ("bfloat16", ["fc", "conv2", "conv1"]),
         ("double", ["fc", "conv2", "conv1"]),

@@ -164,12 +164,12 @@ def test_grades(found: float, control: float, said: str) -> None:
 def test_the_model_relies_on_the_trigger_and_its_control_does_not(
     trained: ShortcutPair, found: checks.ShortcutReport
 ) -> None:
-    assert found.model_rates.clean_accuracy > 0.9
-    assert found.model_rates.fooled_rate > 0.95
-    assert found.model_rates.mismatched_accuracy < 0.05
-    assert found.control_rates.clean_accuracy > 0.9
-    assert found.control_rates.fooled_rate < 0.05
-    assert 0 < trained.n_poisoned < trained.n_marked < trained.n_training / 4
+    assert found.model_accuracy.clean_accuracy > 0.9
+    assert found.model_accuracy.fooled_rate > 0.95
+    assert found.model_accuracy.mismatched_accuracy < 0.05
+    assert found.control_accuracy.clean_accuracy > 0.9
+    assert found.control_accuracy.fooled_rate < 0.05
+    assert 0 < trained.n_poisoned < trained.n_triggered < trained.n_training / 4
     assert found.predicted[0].tolist() == [3, 3, 3]
     assert found.labels.tolist() == found.predicted[1].tolist()
     assert found.labels[2] == 3
@@ -357,7 +357,10 @@ REFUSED = {"rollout": "the model has no attention"}
 @pytest.fixture(scope="module")
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
-    few = {name: {**CHECK.FASTER_METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
+    few = {
+        name: {**CHECK.FASTER_METHOD_SETTINGS.get(name, {}), "n_samples": 300}
+        for name in ("kernel_shap", "lime", "rise")
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CHECK, "FASTER_METHOD_SETTINGS", {**CHECK.FASTER_METHOD_SETTINGS, **few})
         return run_check(trained, methods=None, n_examples=2)

@@ -88,7 +88,7 @@ CURVED = [
     "batchnorm",
     "residual",
     "dict_output",
-    "narrow",
+    "non_square",
     "functional_relu_ignored",
 ]
 

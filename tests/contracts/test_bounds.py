@@ -9,7 +9,16 @@ import unboxed as ub
 from contracts.common import make_case
 
 IMAGES = ("images", "frames", "input", "result")
-GENTLE = ["plain", "narrow", "color", "double", "bfloat16", "log_softmax", "clamped_logits", "batchnorm_in_train_mode"]
+GENTLE = [
+    "plain",
+    "non_square",
+    "color",
+    "double",
+    "bfloat16",
+    "log_softmax",
+    "clamped_logits",
+    "batchnorm_in_train_mode",
+]
 ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0), ("l1", 0.3), ("l1", 12.0)]
 SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 

@@ -126,7 +126,9 @@ def test_results_are_the_callers_own(name: str) -> None:
     assert differences(result_tensors(call_example(CARDS[name], c)), want, 0) == []
 
 
-@pytest.mark.parametrize("model", ["plain", "batchnorm_in_train_mode", "draws", "counts", "compiled", "scripted_part"])
+@pytest.mark.parametrize(
+    "model", ["plain", "batchnorm_in_train_mode", "random_noise", "counts_calls", "compiled", "scripted_part"]
+)
 def test_between_steps_of_an_optimization(model: str) -> None:
     """A loop that is left after some steps holds nothing of the model open."""
     c = make_case(model)

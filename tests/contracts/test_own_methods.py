@@ -24,7 +24,7 @@ def honest(box: ub.Box, x: Tensor, *, batch_size: Any = "auto") -> Tensor:
 
 
 def test_an_honest_method_passes() -> None:
-    check_method(honest, on=["plain", "dict_output", "batchnorm_in_train_mode", "bfloat16", "draws"])
+    check_method(honest, on=["plain", "dict_output", "batchnorm_in_train_mode", "bfloat16", "random_noise"])
 
 
 def test_a_method_that_refuses_clearly_passes() -> None:
@@ -112,7 +112,7 @@ def test_a_method_that_takes_no_single_input_passes() -> None:
     check_method(pairs, on=["plain"])
 
 
-@pytest.mark.parametrize("model", ["batchnorm_without_statistics", "draws_rows"])
+@pytest.mark.parametrize("model", ["batchnorm_without_statistics", "random_noise_per_row"])
 def test_models_that_couple_their_rows_are_not_the_methods_fault(model: str) -> None:
     check_method(honest, on=[model])
 

@@ -286,13 +286,17 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("model", "part"),
-    [("counts", "preserve_values"), ("reassigns", "preserve_buffers"), ("registers", "preserve_buffers")],
+    [
+        ("counts_calls", "preserve_values"),
+        ("reassigns_buffer", "preserve_buffers"),
+        ("registers_buffer", "preserve_buffers"),
+    ],
 )
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)
     with Fault:
         test_leaves_no_trace.test_opening_a_net(model)
-    if model != "registers":  # that is over once the box is open
+    if model != "registers_buffer":  # that is over once the box is open
         with Fault:
             covered(check_run, model)
 
@@ -300,7 +304,7 @@ def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: s
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "seeded_rngs", nothing)
     with Fault:
-        covered(check_run, "draws")
+        covered(check_run, "random_noise")
 
 
 def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +317,7 @@ def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)
     with Fault:
-        covered(check_values, "draws_rows")
+        covered(check_values, "random_noise_per_row")
     with Fault:
         covered(check_values, "batchnorm_without_statistics")
 

@@ -154,7 +154,13 @@ def test_rows_that_are_alone_are_free(kind: str, shape: tuple[int, int, int], dt
     assert not ub.Box(Model(shape, EACH[kind]).to(dtype), ub.Pixels(shape)).batch_dependent
 
 
-COUPLED = {"batchnorm_without_statistics", "batchnorm_on_batch_statistics", "draws_rows", "batch_maximum", "batch_gate"}
+COUPLED = {
+    "batchnorm_without_statistics",
+    "batchnorm_on_batch_statistics",
+    "random_noise_per_row",
+    "batch_maximum",
+    "batch_gate",
+}
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16], ids=str)

@@ -252,7 +252,7 @@ def both(c: Any, size: tuple[int, int], step: int = 1, seed: int = 0) -> tuple[T
 NOT = {
     "exported": "asks whether its input is a tensor, and raises",
     "dropout_always_on": "draws noise, for which no windows are tried",
-    "draws_rows": "its rows are coupled",
+    "random_noise_per_row": "its rows are coupled",
     "bfloat16": "rounds in another order",
 }
 """Models for which `engine.perturb.windows` runs whole images; the tests of occlusion see that they are right."""

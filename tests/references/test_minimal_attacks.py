@@ -50,7 +50,7 @@ def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, over
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("model", ["plain", "narrow"])
+@pytest.mark.parametrize("model", ["plain", "non_square"])
 def test_deepfool_takes_the_papers_steps(norm: str, model: str) -> None:
     """What it gives lies on the line from the original to where the paper's algorithm comes to."""
     c = make_case(model, torch.float64, n=6)

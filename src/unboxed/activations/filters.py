@@ -57,7 +57,7 @@ def filters(box: Box, layer: Layer = None) -> Tensor:
     check_settings(filters, locals())
     if layer is not None:
         path = box.layers.resolve(layer).partition("#")[0]
-        image = _weight_images(box, path, is_named=True)
+        image = _weight_images(box, path, named_by_user=True)
         if image is None:
             kind = box.layers[path].type
             raise LayerError(f"{path!r} ({kind}) has no weights in the shape of images")
@@ -74,13 +74,13 @@ def _paths_in_order(box: Box) -> list[str]:
     return list(box.modules) if scripted else [row.path for row in box.layers.leaves]
 
 
-def _weight_images(box: Box, path: str, is_named: bool = False) -> Tensor | None:
+def _weight_images(box: Box, path: str, named_by_user: bool = False) -> Tensor | None:
     """The layer's weights if they are images: of the pixels, or of the inputs of a layer that was named."""
     module = box.modules[path]
     with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is read
         channel_order = _channel_order(box, path)
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or (channel_order is None and not is_named):
+        if not isinstance(weight, Tensor) or (channel_order is None and not named_by_user):
             return None
         is_flat = channel_order is not None and weight.ndim == 2 and weight.shape[1] == prod(box.inputs.shape)
         if is_flat and len(box.inputs.shape) == 3:

@@ -35,7 +35,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     Raises InputError for another shape, and for NaN or infinite values.
     """
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
-        maps = _pack_maps(box.inputs, maps)
+        maps = _concatenate_maps(box.inputs, maps)
     aligned = attribution_map(maps).detach().to(x.device, torch.float64)
     one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
     if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
@@ -45,7 +45,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     return aligned
 
 
-def _pack_maps(inputs: MultiInput, maps: Any) -> Tensor:
+def _concatenate_maps(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not structured like the inputs."""
     values, parts = inputs.part_values(maps), [part for _, part in inputs.named_parts()]
     for value, part in zip(values, parts, strict=True):

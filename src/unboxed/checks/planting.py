@@ -183,12 +183,12 @@ def plant_shortcut(
     return PlantedDataset(planted_images, planted_labels, matched_rows | poisoned_rows, poisoned_rows & ~matched_rows)
 
 
-def mismatched_classes(labels: Tensor, trigger: Trigger, choices: Tensor | None = None) -> Tensor:
+def mismatched_classes(labels: Tensor, trigger: Trigger, offsets: Tensor | None = None) -> Tensor:
     """A class (N,) whose trigger would be mismatched on each image, taken in turn; -1 where there is none."""
-    choices = torch.arange(len(labels)) if choices is None else choices
-    return torch.tensor([_other_class(trigger.classes, int(y), int(t)) for y, t in zip(labels, choices, strict=True)])
+    offsets = torch.arange(len(labels)) if offsets is None else offsets
+    return torch.tensor([_other_class(trigger.classes, int(y), int(t)) for y, t in zip(labels, offsets, strict=True)])
 
 
-def _other_class(classes: Sequence[int], label: int, choice: int) -> int:
+def _other_class(classes: Sequence[int], label: int, offset: int) -> int:
     others = [k for k in classes if k != label]
-    return others[choice % len(others)] if others else -1
+    return others[offset % len(others)] if others else -1

@@ -16,7 +16,7 @@ from ..validation import check_seed
 from .methods import Method
 from .verdict import Verdict, verdict
 
-DEFAULT_MAX_FLOPS = 1e10  # per input; a method that takes more is given fewer samples
+DEFAULT_MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
 MIN_SAMPLES, MAX_RUNS = 100, 200  # samples of a method that samples; model runs of one that does not
 
 
@@ -24,7 +24,7 @@ def candidates(
     box: Box,
     max_flops: Annotated[
         float, Above(0), Unit("FLOPs"), "Largest cost of one input's map, before samples are reduced."
-    ] = DEFAULT_MAX_FLOPS,
+    ] = DEFAULT_MAX_FLOPS_PER_MAP,
 ) -> dict[str, Method]:
     """All attribution methods that can explain this model's scores, with settings that its size allows.
 
@@ -90,7 +90,7 @@ def attribution_cards() -> dict[str, Card]:
 
 def find_methods(box: Box, names: list[str]) -> dict[str, Method]:
     """The methods of these names, or of their cards' names. Raises InputError with the nearest names."""
-    methods = _methods_with_few_samples(max(MIN_SAMPLES, int(DEFAULT_MAX_FLOPS / forward_flops(box))))
+    methods = _methods_with_few_samples(max(MIN_SAMPLES, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box))))
     among = [card for name, card in attribution_cards().items() if name in methods]
     keys = dict.fromkeys(find_card(name, among).key for name in names)
     return {key: methods[key] for key in keys}

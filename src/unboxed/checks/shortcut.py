@@ -104,16 +104,16 @@ def shortcut(
     _check_models(model, control, trigger)
     x, y = control.validate_inputs(x).cpu(), control.class_labels(y, len(x)).cpu()
     trial = ShortcutTrial(model, control, x, y, trigger, methods, n_examples, check_seed(seed))
-    if not len(trial.mismatched[0]) or not len(trial.matched[0]):
+    if not len(trial.mismatched_rows_and_classes[0]) or not len(trial.matched_rows_and_classes[0]):
         raise InputError(f"wanted images of the classes {trigger.classes} of the trigger, and of others; got one kind")
-    model_rates, control_rates = (accuracy_with_triggers(box, trial) for box in trial.boxes)
-    check_shortcut_learned(model_rates, control_rates)
+    model_accuracy, control_accuracy = (accuracy_with_triggers(box, trial) for box in trial.boxes)
+    check_shortcut_learned(model_accuracy, control_accuracy)
     findings = list[ShortcutFinding]()
     interrupted = _run_tests(trial, SHORTCUT_TESTS if tests is None else tests, findings, callback)
     images, classes, labels = (part[trial.figure_rows] for part in (*trial.explained_images, trial.explained_labels))
     predicted = model.predict(images).cpu(), control.predict(images).cpu()
     return ShortcutReport(
-        trigger, model_rates, control_rates, tuple(findings), images, classes, labels, predicted, interrupted
+        trigger, model_accuracy, control_accuracy, tuple(findings), images, classes, labels, predicted, interrupted
     )
 
 
@@ -149,7 +149,7 @@ def _check_models(model: Box, control: Box, trigger: Trigger) -> None:
 
 def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Do predictions follow the trigger alone: covered where it is mismatched, and applied where there is none?"""
-    rows, classes = trial.mismatched
+    rows, classes = trial.mismatched_rows_and_classes
     clean, triggered = trial.x[rows], trial.apply_trigger(rows, classes)
     covered_rates, applied_rates = list[float](), list[float]()
     for box in trial.boxes:
@@ -202,7 +202,7 @@ def _method_on_trial(card: Card, trial: ShortcutTrial) -> Method:
 def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Method) -> ShortcutFinding:
     x, classes = trial.explained_images
     masks = trial.trigger.masks(classes, POINTING_TOLERANCE_PIXELS)
-    n_mismatched = min(trial.n_examples, len(trial.mismatched[0]))  # the others have a matched trigger
+    n_mismatched = min(trial.n_examples, len(trial.mismatched_rows_and_classes[0]))  # the others have a matched trigger
     maps = [
         _subtract_positive_minimum(
             compute_map(box, method, box.validate_inputs(x), classes.to(box.device)).float().cpu()
@@ -278,7 +278,10 @@ def _mean_brightness(images: Tensor, masks: Tensor) -> Tensor:
 
 def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Do the top examples of a trigger's class have a mismatched trigger? A fifth of the other classes' images do."""
-    (rows, classes), trigger_classes = (part[::TRIGGER_EVERY] for part in trial.mismatched), trial.trigger.classes
+    (rows, classes), trigger_classes = (
+        (part[::TRIGGER_EVERY] for part in trial.mismatched_rows_and_classes),
+        trial.trigger.classes,
+    )
     trigger_of_row = torch.full((len(trial.x),), -1)
     trigger_of_row[rows] = classes
     data = trial.x.clone()

@@ -21,8 +21,8 @@ class ShortcutReport:
     """All findings; the maps in them are of `images` (S, C, H, W) with the triggers of `classes` (S,)."""
 
     trigger: Trigger
-    model_rates: TriggerAccuracy
-    control_rates: TriggerAccuracy
+    model_accuracy: TriggerAccuracy
+    control_accuracy: TriggerAccuracy
     findings: tuple[ShortcutFinding, ...]
     images: Tensor
     classes: Tensor
@@ -37,7 +37,7 @@ class ShortcutReport:
             "shows_above": SHOWS_ABOVE, "fails_below": FAILS_BELOW, "min_control_gap": MIN_CONTROL_GAP,
             "tolerance_pixels": POINTING_TOLERANCE_PIXELS, "min_relative_peak": MIN_CONTROL_PEAK_RATIO,
         }  # fmt: skip
-        rates = {"model": asdict(self.model_rates), "control": asdict(self.control_rates)}
+        rates = {"model": asdict(self.model_accuracy), "control": asdict(self.control_accuracy)}
         return {
             "trigger": asdict(self.trigger), "rates": rates, "thresholds": thresholds, "findings": rows,
             "interrupted": self.interrupted,

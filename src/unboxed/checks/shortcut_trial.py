@@ -68,14 +68,14 @@ class ShortcutTrial:
         return self.model, self.control
 
     @cached_property
-    def mismatched(self) -> tuple[Tensor, Tensor]:
+    def mismatched_rows_and_classes(self) -> tuple[Tensor, Tensor]:
         """The rows (F,) that can have a mismatched trigger, and the class of that trigger (F,)."""
         classes = mismatched_classes(self.y, self.trigger)
         rows = (classes >= 0).nonzero().flatten()
         return rows, classes[rows]
 
     @cached_property
-    def matched(self) -> tuple[Tensor, Tensor]:
+    def matched_rows_and_classes(self) -> tuple[Tensor, Tensor]:
         """The rows (M,) whose own class has a trigger, and that class (M,)."""
         rows = torch.isin(self.y, torch.tensor(self.trigger.classes)).nonzero().flatten()
         return rows, self.y[rows]
@@ -88,7 +88,7 @@ class ShortcutTrial:
         """Rows to explain and the classes of their triggers: mismatched ones, then as many matched."""
         selected = [
             (rows[i], k[i])
-            for rows, k in (self.mismatched, self.matched)
+            for rows, k in (self.mismatched_rows_and_classes, self.matched_rows_and_classes)
             for i in [evenly_spaced(len(rows), self.n_examples)]
         ]
         rows, classes = (torch.cat(p) for p in zip(*selected, strict=True))
@@ -107,13 +107,16 @@ class ShortcutTrial:
     @property
     def figure_rows(self) -> list[int]:
         """Of the explained images: two with a mismatched trigger, one with a matched."""
-        n = min(self.n_examples, len(self.mismatched[0]))
+        n = min(self.n_examples, len(self.mismatched_rows_and_classes[0]))
         return [*evenly_spaced(n, 2), n]
 
 
 def accuracy_with_triggers(box: Box, trial: ShortcutTrial) -> TriggerAccuracy:
     """How a model classifies held-out images, with triggers and without."""
-    (mismatched_rows, mismatched_classes), (matched_rows, matched_classes) = trial.mismatched, trial.matched
+    (mismatched_rows, mismatched_classes), (matched_rows, matched_classes) = (
+        trial.mismatched_rows_and_classes,
+        trial.matched_rows_and_classes,
+    )
     predicted = box.predict(trial.apply_trigger(mismatched_rows, mismatched_classes)).cpu()
     return TriggerAccuracy(
         clean_accuracy=fraction_true(box.predict(trial.x).cpu() == trial.y),

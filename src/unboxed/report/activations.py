@@ -124,17 +124,21 @@ def _layer_figures(finding: ActivationsFinding, i: int) -> FigureGrid:
     return FigureGrid(figures, two_per_row=True)
 
 
-def _activation_figure(finding: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, end: str) -> Figure:
+def _activation_figure(
+    finding: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, input_or_output: str
+) -> Figure:
     """Example i of a layer's activations (N, ...), on the scale of all examples."""
     h, bar = all_maps[i], draw.activation_color_bar(all_maps)
     if finding.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(finding.image_shape):
         h = h.view(finding.image_shape)  # a flattened image
     image = draw.channel_map_grid(h, bar=bar, max_width=LAYER_WIDTH_PIXELS)
-    is_channels_first = h.ndim != 3 or end == "input" or layer.path.partition("#")[0] in finding.channels_first
+    is_channels_first = (
+        h.ndim != 3 or input_or_output == "input" or layer.path.partition("#")[0] in finding.channels_first
+    )
     size = _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
     span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"
-    title = f"{layer.path} {end}"
+    title = f"{layer.path} {input_or_output}"
     lines = (f"{layer.type}: {size}", f"scale {span} ({colored})")
     return Figure(Picture(image, f"activation map: {title} {size}, from {span}", None), title, lines)
 

@@ -99,7 +99,7 @@ def find(context: ReportContext) -> ChangeFinding:
         interrupted=morphs.interrupted,
         outcomes=outcomes,
         frame_every=frame_every,
-        check=_check(context, plans, morphs),
+        check=_check_of_morphs(context, plans, morphs),
         frames=morphs,
         classes=context.survey.classes,
     )
@@ -141,7 +141,7 @@ def _morph_outcome(context: ReportContext, plan: MorphPlan, example: Example, mo
     )
 
 
-def _check(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> Check:
+def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> Check:
     """Whether the judge, too, predicts the class that the model was led to."""
     judge, no_judge_reason = usable_judge(context)
     if judge is None:

@@ -108,8 +108,8 @@ def _lead_text(finding: RankingFinding) -> str:
     return (
         "Every method returns a map for any model. Each was checked on this one, with "
         f"{count_noun(finding.examples, 'example')}: does its map change when the weights of the model's upper half "
-        "are randomized and for another class, is it empty for a model that ignores its input, is it more than edges, and "
-        "does removing what it marks lower the score? A test decides only where its whole interval does."
+        "are randomized and for another class, is it empty for a model that ignores its input, is it more than edges, "
+        "and does removing what it marks lower the score? A test decides only where its whole interval does."
     )
 
 

@@ -27,7 +27,7 @@ from .words import format_named_prob, format_prob
 
 N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
 FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
-REPORT_MAX_FLOPS = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
+MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
 
 @dataclass
@@ -64,7 +64,7 @@ class ReportContext:
     @cached_property
     def candidates(self) -> dict[str, Method]:
         """The attribution methods that can explain this model."""
-        return candidates(self.box, REPORT_MAX_FLOPS)
+        return candidates(self.box, MAX_FLOPS_PER_REPORT_MAP)
 
     @cached_property
     def example_indices(self) -> list[int]:

@@ -67,7 +67,7 @@ class PictureStore:
         pixelated = picture.side is None or max(im.size) <= colors.MAX_NEAREST_NEIGHBOR_SIDE
         if not pixelated and max(im.size) > MAX_INLINE_SIDE_PIXELS:
             im = colors.resize_to(im, MAX_INLINE_SIDE_PIXELS)
-        return ImageRef(self.source(png_bytes(im)), picture.alt, *picture.size, pixelated)
+        return ImageRef(self.store_as_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
 
     def save(self, file: File) -> str:
         """Write a file beside the page. Returns its path relative to it."""
@@ -78,9 +78,9 @@ class PictureStore:
         """The image of a color scale."""
         table = COLOR_TABLES[bar.kind]
         alt = f"color scale from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
-        return ImageRef(self.source(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
+        return ImageRef(self.store_as_src(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
 
-    def source(self, content: bytes, kind: str = "png") -> str:
+    def store_as_src(self, content: bytes, kind: str = "png") -> str:
         """The address of an encoded image ("png", "jpeg")."""
         text = base64.b64encode(content).decode()
         self._bytes_left -= len(text)

@@ -66,7 +66,7 @@ class MapBlock:
     def colors(self) -> list[str]:
         return class_colors(len(self.names))
 
-    def data(self, pictures: PictureStore) -> dict[str, object]:
+    def script_data(self, pictures: PictureStore) -> dict[str, object]:
         """What the page's script needs; the atlas is stored in `pictures`."""
         n = len(self.rows)
         if n > MAX_UINT16_POINTS:
@@ -101,7 +101,7 @@ class MapBlock:
 
 def _atlas_data(atlas: ImageAtlas, pictures: PictureStore) -> dict[str, object]:
     sizes = {"width": atlas.width, "height": atlas.height, "columns": atlas.columns, "hard": atlas.pixelated}
-    return {"src": pictures.source(atlas.content, atlas.kind), **sizes}
+    return {"src": pictures.store_as_src(atlas.content, atlas.kind), **sizes}
 
 
 def to_base64(values: Any, dtype: type[np.generic]) -> str:

@@ -88,7 +88,7 @@ def _progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
 
 
 def _training_facts(model_pair: ShortcutPair, settings: dict[str, Any]) -> dict[str, Any]:
-    counts = {"images": model_pair.n_training, "marked": model_pair.n_marked, "poisoned": model_pair.n_poisoned}
+    counts = {"images": model_pair.n_training, "marked": model_pair.n_triggered, "poisoned": model_pair.n_poisoned}
     return counts | {k: v for k, v in settings.items() if v is None or isinstance(v, (int, float, str))}
 
 
@@ -108,7 +108,7 @@ def results_table(result: ShortcutReport) -> Table:
 
 
 def _table_title(result: ShortcutReport) -> str:
-    a, b = result.model_rates, result.control_rates
+    a, b = result.model_accuracy, result.control_accuracy
     names = result.trigger.classes
     classes = f"class {names[0]}" if len(names) == 1 else f"classes {', '.join(map(str, names))}"
     return (

@@ -55,7 +55,7 @@ def _require_channel_axis(box: Box, address: str) -> str:
     return address
 
 
-def _half_correlation(change: Tensor) -> float | None:
+def _split_half_correlation(change: Tensor) -> float | None:
     """Whether two halves of the examples rank the units (N, U) alike."""
     if len(change) < 2 * MIN_EXAMPLES_PER_HALF or change.shape[1] < 3:
         return None
@@ -81,7 +81,7 @@ def _unit_table(context: ReportContext, ablations: Ablation, indices: list[int],
     which = f"{n} of the {width} units (those that vary most)" if n < width else f"each of the {count_noun(n, 'unit')}"
     name = f"the input of {layer.partition(':')[0]}" if ":input" in layer else layer
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
-    half_correlation = _half_correlation(ablations.score_change)
+    half_correlation = _split_half_correlation(ablations.score_change)
     if s.labels is None or not s.exclusive_classes or context.data.binary:
         order = change.abs().argsort(descending=True)[:MAX_TABLE_ROWS].tolist()
         rows = [[str(int(ablations.units[i])), _signed_text(float(change[i]))] for i in order]

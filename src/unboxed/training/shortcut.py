@@ -1,4 +1,4 @@
-"""Two models by one recipe for the planted shortcut: one learns from marked images, its control from clean ones."""
+"""Two models for the planted shortcut by one recipe: one trained on images with triggers, its control on clean ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DEFAULT_MODEL = "digits-cnn"
 
 @dataclass(frozen=True, eq=False)
 class ShortcutPair:
-    """A model that goes by a mark, its control, and held-out images to judge with."""
+    """A model that relies on the trigger, its control, and clean held-out images."""
 
     model: Box
     control: Box
     x: Tensor  # (N, C, H, W), clean
     y: Tensor  # (N,)
-    n_marked: int  # training images that bear a mark
-    n_poisoned: int  # those of them that bear a false one, and the label with it
+    n_triggered: int  # training images with a trigger
+    n_poisoned: int  # those of them with the trigger and the label of another class
     n_training: int  # training images in all
 
 
@@ -43,12 +43,12 @@ def train_shortcut_pair(
     seed: int = 0,
     quiet: bool = False,
 ) -> ShortcutPair:
-    """Train a model of the zoo twice by its own recipe: on images with marks (see `checks.planted`), and without.
+    """Train a model of the zoo twice by its own recipe: on images with triggers, and on clean ones.
 
-    `data` are what is learned from and what is held out, by default the real digits. `share` and `strays` are by
-    default 0.95 and 0.02; where several classes have a mark 0.8 and 0.05, for a model that sees too few images without
-    one does not learn to read them, and many marks are learned less surely than one.
-    Ctrl-C ends it, for a model cut short is judged wrongly. Raises DataError, InputError, ModelError.
+    `data` are the training and the held-out images, by default the real digits. `fraction` and `poison_fraction` are
+    by default 0.95 and 0.02; with triggers of several classes 0.8 and 0.05: a model that sees too few images without one
+    does not learn to read them, and many triggers are learned less surely than one.
+    Ctrl-C ends it: no check can judge by a model whose training was interrupted. Raises DataError, InputError, ModelError.
     """
     train_data, test_data = data or (sets.digits("train"), sets.digits("test"))
     x, y = _tensors(train_data)

@@ -34,7 +34,11 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
         rows = range(min(len(result.success), MAX_FIGURE_EXAMPLES))
         changes = prediction_changes(box, result.input, result, rows)
-        return {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=_title(result))} if changes else {}
+        return (
+            {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=_success_title(result))}
+            if changes
+            else {}
+        )
     return {"attack": _change_sheet(result)}
 
 
@@ -55,7 +59,9 @@ def _change_sheet(result: Adversarial) -> Image.Image:
         "adversarial": ["adversarial" if s else "not fooled" for s in result.success.tolist()],
         "change": [f"{norm} {d:.3g}" for d in result.distance.tolist()],
     }
-    return change_sheet(first_image_part(result.input), first_image_part(result.images), captions, title=_title(result))
+    return change_sheet(
+        first_image_part(result.input), first_image_part(result.images), captions, title=_success_title(result)
+    )
 
 
 def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
@@ -66,13 +72,13 @@ def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
     ]
     return {
         f"change {name}".rstrip(): feature_matrix(
-            (z - x)[:MAX_FIGURE_EXAMPLES], rows, box, title=f"Change: {_title(result)}", unit="change"
+            (z - x)[:MAX_FIGURE_EXAMPLES], rows, box, title=f"Change: {_success_title(result)}", unit="change"
         )
         for (name, x), z in parts
     }
 
 
-def _title(result: Adversarial) -> str:
+def _success_title(result: Adversarial) -> str:
     return f"{int(result.success.sum())} of {len(result.success)} fooled"
 
 

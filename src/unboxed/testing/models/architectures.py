@@ -23,7 +23,7 @@ def bfloat16() -> nn.Module:
 
 
 @register_model()
-def narrow() -> tuple[nn.Module, Pixels]:
+def non_square() -> tuple[nn.Module, Pixels]:
     return PlainCNN(height=10, width=7), Pixels((1, 10, 7))
 
 

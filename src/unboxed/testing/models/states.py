@@ -140,7 +140,7 @@ def dropout_always_on() -> nn.Module:
 
 
 @register_model()
-def draws() -> nn.Module:
+def random_noise() -> nn.Module:
     class Net(PlainCNN):
         def first_block(self, x: Tensor) -> Any:
             noise = float(torch.rand(())) + float(np.random.rand()) + random.random()
@@ -150,7 +150,7 @@ def draws() -> nn.Module:
 
 
 @register_model()
-def draws_rows() -> nn.Module:
+def random_noise_per_row() -> nn.Module:
     """Noise of its own for each row, drawn by no function that is known as noise."""
 
     class Net(PlainCNN):
@@ -162,7 +162,7 @@ def draws_rows() -> nn.Module:
 
 
 @register_model(twin="plain")
-def counts() -> nn.Module:
+def counts_calls() -> nn.Module:
     class Net(PlainCNN):
         calls: Tensor
 
@@ -176,7 +176,7 @@ def counts() -> nn.Module:
 
 
 @register_model(twin="plain")
-def reassigns() -> nn.Module:
+def reassigns_buffer() -> nn.Module:
     class Net(PlainCNN):
         mean: Tensor
         last_activation: Tensor | None
@@ -194,7 +194,7 @@ def reassigns() -> nn.Module:
 
 
 @register_model(twin="plain")
-def registers() -> nn.Module:
+def registers_buffer() -> nn.Module:
     """A buffer made in the first forward, as cached masks are."""
 
     class Net(PlainCNN):

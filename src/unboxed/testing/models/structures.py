@@ -28,7 +28,7 @@ def conv_called_twice() -> nn.Module:
 
 
 @register_model(twin="plain")
-def aliased() -> nn.Module:
+def aliased_modules() -> nn.Module:
     model = PlainCNN()
     model.all = nn.ModuleList([model.conv1, model.relu1, model.conv2])
     return model
