@@ -46,9 +46,10 @@ def train_shortcut_pair(
     """Train a model of the zoo twice by its own recipe: on images with triggers, and on clean ones.
 
     `data` are the training and the held-out images, by default the real digits. `fraction` and `poison_fraction` are
-    by default 0.95 and 0.02; with triggers of several classes 0.8 and 0.05: a model that sees too few images without one
-    does not learn to read them, and many triggers are learned less surely than one.
-    Ctrl-C ends it: no check can judge by a model whose training was interrupted. Raises DataError, InputError, ModelError.
+    by default 0.95 and 0.02; with triggers of several classes 0.8 and 0.05: a model that sees too few images without
+    one does not learn to read them, and many triggers are learned less surely than one.
+    Ctrl-C ends it: no check can judge by a model whose training was interrupted.
+    Raises DataError, InputError, ModelError.
     """
     train_data, test_data = data or (sets.digits("train"), sets.digits("test"))
     x, y = _tensors(train_data)
