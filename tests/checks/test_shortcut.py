@@ -386,8 +386,8 @@ def test_sheets_have_a_row_per_method(trained: ShortcutPair, found: checks.Short
     one, two = (run_check(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
     a, b = draw.shortcut_maps(one), draw.shortcut_maps(two)
     assert a.width == b.width
-    assert b.height - a.height > draw.TILE_PIXELS
-    assert draw.shortcut_images(found).height > 4 * draw.TILE_PIXELS
+    assert b.height - a.height > draw.TILE_SIDE_PIXELS
+    assert draw.shortcut_images(found).height > 4 * draw.TILE_SIDE_PIXELS
 
 
 def test_a_rectangle_is_outlined() -> None:

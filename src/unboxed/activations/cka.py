@@ -50,7 +50,7 @@ def _flip_left_right(box: Box, x: Tensor) -> Tensor:
     return torch.cat([part.flip(-1).flatten(1) for part in box.inputs.split(x)], 1)
 
 
-def _run_example(method: Any, box: Box, x: Tensor) -> Any:
+def _run_card_example(method: Any, box: Box, x: Tensor) -> Any:
     """CKA of the last two layers with weights, on the examples and their mirror images."""
     weighted = [path for path in unit_addresses(box) if box.layers[path].n_parameters]
     layers = (weighted if len(weighted) > 1 else unit_addresses(box))[-2:]
@@ -63,7 +63,7 @@ def _run_example(method: Any, box: Box, x: Tensor) -> Any:
     source="Kornblith et al. 2019, arXiv:1905.00414; in minibatches: Nguyen et al. 2021, arXiv:2010.15327, eq. 3-4",
     shows="Which layers represent these examples alike, up to rotation and scale, in one model or in two.",
     does_not_show="That two layers compute the same: a few large directions dominate, and small ones may differ.",
-    example=lambda method, box, x, y: _run_example(method, box, x),
+    example=lambda method, box, x, y: _run_card_example(method, box, x),
     order=9,
 )
 def cka(

@@ -24,7 +24,7 @@ from ..parameters import BatchSize, RequiredLayer, UnitAxis
 from ..settings import AtLeast, Unit, check_settings
 from .units import unit_layers, units_to_axis_1
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 Probe = Literal["NaN", "differences"]
 Band = tuple[int, int]  # an axis of the image, and the first row or column of the band
 N_PROBE_IMAGES = 4  # of the probe by differences
@@ -205,10 +205,10 @@ class _FieldProber:
         ).any(0)  # (*P)
         return not any(responds_to_noise[location[1:]] for location in unconfirmed)  # dead positions are not evidence
 
-    def _positions_changed_by_noise(self, sample: int) -> Tensor:
+    def _positions_changed_by_noise(self, image_index: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
-        return self._make_difference_test(self._activations(self.noise[sample, None]))(
-            self._activations(self.noise[sample + 1, None])
+        return self._make_difference_test(self._activations(self.noise[image_index, None]))(
+            self._activations(self.noise[image_index + 1, None])
         )[0]
 
     def _edge_bands(self, bounds: list[int]) -> list[Band]:
@@ -298,7 +298,7 @@ class _FieldProber:
         tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, LOW_PRECISION_TOLERANCE) * float(base.abs().max())
         return lambda h: ((h - base).abs() > tolerance).any(1)
 
-    def _run_in_batches(self, run_rows: Callable[[slice], T], n: int) -> list[T]:
+    def _run_in_batches(self, run_rows: Callable[[slice], ResultT], n: int) -> list[ResultT]:
         size, max_rows = self.box.batch_plan(n, self.batch_size)
         return in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # else each probe alone
 

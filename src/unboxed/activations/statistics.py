@@ -23,8 +23,8 @@ from ..settings import check_settings
 from .distributions import BatchMoments, Histograms, Moments
 from .units import unit_layers, units_to_axis_1
 
-T = TypeVar("T")
-F = TypeVar("F")
+StateT = TypeVar("StateT")
+ObservedT = TypeVar("ObservedT")
 DEFAULT_N_BINS = 64
 MAX_PENDING_VALUES = 2**18  # of batches that are added to the moments together
 ScoreKind = Literal["max", "mean"]
@@ -133,19 +133,19 @@ def fold_over_data(
     box: Box,
     data: Any,
     paths: Sequence[str],
-    observe: Callable[[T | None, str, Tensor], F],
-    next_state: Callable[[T | None, dict[str, F], Acts], T],
+    observe: Callable[[StateT | None, str, Tensor], ObservedT],
+    next_state: Callable[[StateT | None, dict[str, ObservedT], Acts], StateT],
     read_layers: Sequence[str] = (),
     *,
     batch_size: BatchSize = "auto",
     skipped: SkippedExamples | None = None,
-) -> tuple[T, bool]:
+) -> tuple[StateT, bool]:
     """The last state of a pass over data, and whether Ctrl-C ended it.
 
     `observe(state, path, activation)` is called for each layer while the model runs; `next_state(state, observed,
     activations of read_layers)` after each batch. It leaves the old state unchanged: Ctrl-C may come at any time.
     """
-    state: T | None = None
+    state: StateT | None = None
 
     def observe_batch(x: Tensor) -> None:
         nonlocal state
@@ -168,12 +168,12 @@ def fold_over_data(
     return state, interrupted
 
 
-class _ActivationObserver(Generic[F]):
+class _ActivationObserver(Generic[ObservedT]):
     """Edits that change nothing: no activation is copied. An error is raised after the run: models may catch it."""
 
-    def __init__(self, observe: Callable[[str, Tensor], F]) -> None:
+    def __init__(self, observe: Callable[[str, Tensor], ObservedT]) -> None:
         self.observe = observe
-        self.results: dict[str, F] = {}
+        self.results: dict[str, ObservedT] = {}
         self.error: Exception | None = None
 
     def __call__(self, path: str, h: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class _ActivationObserver(Generic[F]):
             self.error = self.error or error
         return h
 
-    def collected(self, paths: Sequence[str]) -> dict[str, F]:
+    def collected(self, paths: Sequence[str]) -> dict[str, ObservedT]:
         if self.error is not None:
             raise self.error
         if missing := [path for path in paths if path not in self.results]:

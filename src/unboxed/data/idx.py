@@ -93,7 +93,7 @@ def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, qui
     Source:
         LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
     """
-    return _load(MNIST_SOURCE, root, train, quiet)
+    return _load_split(MNIST_SOURCE, root, train, quiet)
 
 
 def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
@@ -118,10 +118,10 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True
     Source:
         Xiao et al. 2017, arXiv:1708.07747.
     """
-    return _load(FASHION_MNIST_SOURCE, root, train, quiet)
+    return _load_split(FASHION_MNIST_SOURCE, root, train, quiet)
 
 
-def _load(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
+def _load_split(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
     folder = Path(root).expanduser() if root is not None else platformdirs.user_cache_path("unboxed") / source.name
     file_prefix = "train" if train else "t10k"
     file_names = f"{file_prefix}-images-idx3-ubyte.gz", f"{file_prefix}-labels-idx1-ubyte.gz"
@@ -195,7 +195,7 @@ def read_idx(path: Path, n_axes: int) -> Tensor:
         with _open_maybe_gzip(path) as file:
             return _parse_idx(file, path, n_axes)
     except (EOFError, zlib.error, struct.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is truncated or corrupt ({error}); {_remedy_text(path)}") from None
+        raise DataError(f"{path} is truncated or corrupt ({error}); {_broken_file_advice(path)}") from None
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror or error}") from None
 
@@ -213,15 +213,15 @@ def _parse_idx(file: IO[bytes] | gzip.GzipFile, path: Path, n_axes: int) -> Tens
     shape = struct.unpack(f">{n_axes}I", file.read(4 * n_axes))
     n_bytes = math.prod(shape)
     if not 0 < n_bytes <= MAX_IDX_BYTES:
-        raise DataError(f"{path} claims the shape {shape}: empty, or too large to be true; {_remedy_text(path)}")
+        raise DataError(f"{path} claims the shape {shape}: empty, or too large to be true; {_broken_file_advice(path)}")
     content = file.read(n_bytes + 1)  # one more: the checksum is at the end of a packed file
     if len(content) != n_bytes:
         actual_text = f"holds {len(content)}" if len(content) < n_bytes else "holds more"
         raise DataError(
-            f"{path} is truncated or corrupt: it claims {n_bytes} bytes and {actual_text}; {_remedy_text(path)}"
+            f"{path} is truncated or corrupt: it claims {n_bytes} bytes and {actual_text}; {_broken_file_advice(path)}"
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
 
 
-def _remedy_text(path: Path) -> str:
+def _broken_file_advice(path: Path) -> str:
     return f"delete it: {path.name} is downloaded again, or replace it by a valid copy"

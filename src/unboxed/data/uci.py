@@ -28,7 +28,7 @@ DIGITS_INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
 TEST_FRACTION = 0.2  # of each class
 BLOCK_SIDE_PIXELS = 8  # pixels per side of a block
 INK_EXPONENT = 1.3  # MNIST's strokes are finer: blocks that are partly ink lose a little
-N_REFINEMENTS = 3
+N_BITMAP_REFINEMENTS = 3
 
 
 def digits(split: Split = "all", seed: int = 0) -> InMemory:
@@ -95,7 +95,7 @@ def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
     """
     n_pixels = (ink_fraction * BLOCK_SIDE_PIXELS**2).round().flatten(1).long()  # (N, 64)
     ink = ink_fraction.repeat_interleave(BLOCK_SIDE_PIXELS, 2).repeat_interleave(BLOCK_SIDE_PIXELS, 3)
-    for _ in range(N_REFINEMENTS):
+    for _ in range(N_BITMAP_REFINEMENTS):
         ink = _keep_brightest(_gaussian_blur(ink), n_pixels)
     return ink
 

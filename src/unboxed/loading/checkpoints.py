@@ -20,7 +20,7 @@ from ..errors import ModelError
 
 TensorDict = dict[str, Tensor]
 MAX_NAMES_LISTED = 8  # names of each kind of mismatch in an error
-MAX_NESTING = 4  # how deep a checkpoint may wrap its state dict
+MAX_STATE_DICT_NESTING = 4  # how deep a checkpoint may wrap its state dict
 STATE_DICT_KEYS = (
     "state_dict",
     "model_state_dict",
@@ -100,7 +100,7 @@ def _find_state_dict(loaded: Any, path: Path) -> TensorDict:
     if not isinstance(loaded, Mapping):
         expected = "wanted a dict of tensors by name, as model.state_dict() gives"
         raise ModelError(f"{path} holds a {type(loaded).__name__}; {expected}")
-    for _ in range(MAX_NESTING):
+    for _ in range(MAX_STATE_DICT_NESTING):
         loaded = next((loaded[key] for key in STATE_DICT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
     nested = {
         str(key): dict(value) for key, value in loaded.items() if isinstance(value, Mapping) and _is_tensor_dict(value)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from ..activations import LayerMaps
     from ..synthesis import Morph
 
-MAX_CHANNELS = 32  # of a layer that are shown
+MAX_SHOWN_CHANNELS = 32  # of a layer that are shown
 UNITS_PER_ROW = 32  # of a layer without positions
 UNIT_SIDE_PIXELS = 16  # per side of such a unit
-MAX_UNITS = 1024  # of a layer without positions that are shown
+MAX_UNIT_CELLS = 1024  # of a layer without positions that are shown
 VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the same color
 
 
@@ -229,7 +229,12 @@ def class_sheet(
 
 
 def channel_map_grid(
-    h: Any, *, bar: ColorBar | None = None, max_channels: int = MAX_CHANNELS, columns: int = 8, max_width: int = 232
+    h: Any,
+    *,
+    bar: ColorBar | None = None,
+    max_channels: int = MAX_SHOWN_CHANNELS,
+    columns: int = 8,
+    max_width: int = 232,
 ) -> Bytes:
     """One example's activation: of (C, H, W) at most `max_channels` small maps, of (F,) rows of units.
 
@@ -266,7 +271,7 @@ def _units_as_rows(h: Array) -> Array:
     if h.ndim == 2:
         rows: Array = _downsample(h[None], 16 * UNITS_PER_ROW)[0]
         return rows
-    h = h[:MAX_UNITS]
+    h = h[:MAX_UNIT_CELLS]
     width = min(UNITS_PER_ROW, len(h))
     padded = np.full(-(-len(h) // width) * width, np.nan)
     padded[: len(h)] = h

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..checks.shortcut_report import ShortcutReport
     from ..checks.shortcut_trial import ShortcutFinding
 
-TILE_PIXELS = 84
+TILE_SIDE_PIXELS = 84
 OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white
 MODEL_NAMES = ("with the shortcut", "control model")
 
@@ -37,7 +37,7 @@ def shortcut_maps(result: ShortcutReport) -> Image.Image:
     ]
     bar = ColorBar("signed", 1.0, "relative to the range of the row, printed on its left")
     title = "Which methods show the planted shortcut? Left: maps that peak at a mismatched trigger (control model)"
-    return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=TILE_PIXELS)
+    return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=TILE_SIDE_PIXELS)
 
 
 def _class_label_pairs(result: ShortcutReport) -> list[tuple[int, int]]:
@@ -64,7 +64,7 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
         ):
             tiles.append(
                 Tile(
-                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, TILE_PIXELS),
+                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, TILE_SIDE_PIXELS),
                     f"label {y}, trigger {k}\npredicted {p}",
                 )
             )
@@ -75,7 +75,7 @@ def _map_tiles(finding: ShortcutFinding, rectangles: Sequence[Rectangle]) -> lis
     vmax = _vmax(finding)
     all_maps = [m for of_model in finding.images or () for m in of_model]
     return [
-        Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, TILE_PIXELS))
+        Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, TILE_SIDE_PIXELS))
         for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
     ]
 

@@ -16,9 +16,9 @@ from .finding import Example, Finding
 from .pictures import File, Picture
 from .words import count_noun, format_shape
 
-N_EXAMPLES = 2
-MAX_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
-MAX_FILTERS = 64
+N_SHOWN_EXAMPLES = 2
+MAX_SHOWN_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
+MAX_SHOWN_FILTERS = 64
 CHECK_TEXT = "Nothing to check: these are the model's own numbers, colored."
 LAYER_WIDTH_PIXELS = 500  # of a layer's image
 FILTERS_WIDTH_PIXELS = 640
@@ -44,7 +44,7 @@ def find(context: ReportContext) -> ActivationsFinding:
             weights = filters(context.box)
         except LayerError as error:
             no_filters_reason = f"No filters to show: {error}."
-    indices = context.typical_and_ambiguous(N_EXAMPLES)
+    indices = context.typical_and_ambiguous(N_SHOWN_EXAMPLES)
     paths = _sampled_layers(context)
     what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
     return ActivationsFinding(
@@ -62,7 +62,7 @@ def find(context: ReportContext) -> ActivationsFinding:
 def _sampled_layers(context: ReportContext) -> list[str]:
     """The leaves in the order in which they run, evenly sampled."""
     names = [r.addresses[0] for r in context.box.layers.leaves if r.shape]
-    return [names[i] for i in draw.evenly_spaced(len(names), MAX_LAYERS)]
+    return [names[i] for i in draw.evenly_spaced(len(names), MAX_SHOWN_LAYERS)]
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def _filter_blocks(finding: ActivationsFinding) -> list[Block]:
     if finding.filters is None:
         return [Note(finding.no_filters_reason)] if finding.no_filters_reason else []
     image, bar = draw.filter_grid(finding.filters, max_width=FILTERS_WIDTH_PIXELS)
-    n_shown = min(MAX_FILTERS, len(finding.filters))
+    n_shown = min(MAX_SHOWN_FILTERS, len(finding.filters))
     alt = (
         f"{n_shown} filters of the first layer, {format_shape(finding.filters.shape[2:])} "
         f"each, from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
@@ -145,9 +145,9 @@ def _activation_figure(
 
 def _size_text(h: Tensor) -> str:
     if h.ndim != 3:
-        part = f"{draw.MAX_UNITS:,} of " if h.ndim == 1 and len(h) > draw.MAX_UNITS else ""
+        part = f"{draw.MAX_UNIT_CELLS:,} of " if h.ndim == 1 and len(h) > draw.MAX_UNIT_CELLS else ""
         return part + count_noun(h.numel(), "unit")
-    part = f"{draw.MAX_CHANNELS} of " if len(h) > draw.MAX_CHANNELS else ""
+    part = f"{draw.MAX_SHOWN_CHANNELS} of " if len(h) > draw.MAX_SHOWN_CHANNELS else ""
     return f"{part}{count_noun(len(h), 'channel')} of {format_shape(h.shape[1:])}"
 
 

@@ -31,8 +31,8 @@ from .pictures import File, Picture
 from .survey import evenly_spaced
 from .words import format_named_prob, format_percent, format_prob, join_names
 
-MAX_FIGURE_EXAMPLES = 4  # examples with figures
-FIGURE_PIXELS = 112
+MAX_SHOWN_EXAMPLES = 4  # examples with figures
+FIGURE_SIDE_PIXELS = 112
 PGD_STEPS = 20
 MAX_ATTACKED, MIN_ATTACKED = 100, 8  # examples attacked
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
@@ -136,7 +136,7 @@ def _attacked_indices(context: ReportContext) -> list[int]:
 def _figure_indices(context: ReportContext) -> list[int]:
     """Indices of the examples with figures: correct ones; where none is correct, any."""
     s = context.survey
-    return list(dict.fromkeys((s.typical or s.by_margin)[:MAX_FIGURE_EXAMPLES]))
+    return list(dict.fromkeys((s.typical or s.by_margin)[:MAX_SHOWN_EXAMPLES]))
 
 
 def _reference_labels(context: ReportContext) -> Tensor:
@@ -307,7 +307,7 @@ def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence
 
 
 def _figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
-    return Figure(Picture(image, f"{head}: {', '.join(lines)}", FIGURE_PIXELS), head, lines, tone)
+    return Figure(Picture(image, f"{head}: {', '.join(lines)}", FIGURE_SIDE_PIXELS), head, lines, tone)
 
 
 def _prediction_text(name: str, p: float) -> str:

@@ -27,7 +27,7 @@ from .words import count_noun, error_sentence
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 METHODS: tuple[Callable[..., Any], ...] = (gradient, guided_backprop)
 EXAMPLES_PER_GROUP = 3
-FIGURE_PIXELS, COVER_PIXELS = 140, 112
+FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
 MAX_PUSH_CHANGE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
 GRADIENT_TITLE = "gradient"  # the title of the two columns that share one scale
 
@@ -74,7 +74,7 @@ class AttributionFinding(Finding):
     @property
     def cover(self) -> Sequence[Figure]:
         column = self.columns[0]
-        figure = _map_figure(column, 0, COVER_PIXELS)
+        figure = _map_figure(column, 0, COVER_SIDE_PIXELS)
         lines = (*figure.lines[1:], f"scale ±{column.scale:.3g}")
         return [replace(figure, head=figure.lines[0], lines=lines)]
 
@@ -204,11 +204,11 @@ def _group_blocks(finding: AttributionFinding) -> Iterator[Block]:
 
 
 def _example_row(example: Example, columns: Sequence[MapColumn], i: int) -> ExampleWithFigures:
-    figures = [example.input_figure(FIGURE_PIXELS), *(_map_figure(c, i) for c in columns)]
+    figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, i) for c in columns)]
     return example.with_figures(figures, show_runner_up=True)
 
 
-def _map_figure(column: MapColumn, i: int, side: int = FIGURE_PIXELS) -> Figure:
+def _map_figure(column: MapColumn, i: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
     title = f"{GRADIENT_TITLE} of {column.targets[i]}" if column.title == GRADIENT_TITLE else column.title
     notes = ["before the ReLU"] * column.before_clamp[i] + ["zero everywhere"] * (not bool(column.maps[i].any()))
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"

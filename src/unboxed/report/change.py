@@ -23,7 +23,7 @@ from .words import count_noun, format_named_prob, format_prob
 MAX_SLIDER_FRAMES = 25  # under a slider
 N_STRIP_FRAMES = 6
 N_SHOWN_CLASSES = 5  # classes whose probability is shown
-FRAME_PIXELS, STRIP_PIXELS, COVER_PIXELS = 224, 84, 112
+FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
 MORPH_STEPS = 200
 MAX_TOTAL_FRAME_VALUES = 40_000_000  # of all frames: photos keep fewer of them
 MIN_VISIBLE_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
@@ -70,7 +70,7 @@ class ChangeFinding(Finding):
     def cover(self) -> Sequence[Figure]:
         outcome = self.outcomes[0]
         words = f"morphed to {outcome.target}" if outcome.reached else f"toward {outcome.target}: not\u00a0reached"
-        return [_frame_figure(outcome, _frames(self, 0)[-1], COVER_PIXELS, words)]
+        return [_frame_figure(outcome, _frames(self, 0)[-1], COVER_SIDE_PIXELS, words)]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _slider(finding: ChangeFinding, i: int) -> Slider:
         name=outcome.title,
         lines=_caption_lines(outcome, frames[-1]),
         frames=[
-            Picture(colors.image_to_rgb(t.image), f"step {t.step} of the morph to {outcome.target}", FRAME_PIXELS)
+            Picture(colors.image_to_rgb(t.image), f"step {t.step} of the morph to {outcome.target}", FRAME_SIDE_PIXELS)
             for t in shown
         ],
         classes=[finding.classes[k] for k in shown_classes],
@@ -222,7 +222,7 @@ def _caption_lines(outcome: MorphOutcome, last: MorphFrame) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_PIXELS, head: str = "") -> Figure:
+def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_SIDE_PIXELS, head: str = "") -> Figure:
     name, p = outcome.target, format_prob(float(frame.probs[outcome.target_index]))
     picture = Picture(colors.image_to_rgb(frame.image), f"step {frame.step}: p of {name} is {p}", side)
     return Figure(picture, head, (f"step\u00a0{frame.step}", f"p\u00a0of\u00a0{name} {p}"))
@@ -232,7 +232,7 @@ def _gradient_figure(finding: ChangeFinding, i: int) -> Figure:
     gradient, name = finding.frames.initial_gradient[i], finding.outcomes[i].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
-    picture = Picture(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_PIXELS)
+    picture = Picture(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_SIDE_PIXELS)
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 

@@ -28,7 +28,7 @@ READ_BATCH_SIZE = 256  # read at a time
 OPTIMIZATION_STEPS = 160
 N_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
 MAX_ROTATION_DEGREES, MAX_ZOOM, MAX_SHIFT = 10.0, 0.1, 0.07
-FIGURE_PIXELS = 84
+FIGURE_SIDE_PIXELS = 84
 LINEAR_LAYER_TYPES = (
     "Conv",
     "Linear",
@@ -199,7 +199,7 @@ def _channel_figure(channel_images: ChannelImages, i: int) -> Figure:
     picture = Picture(
         colors.image_to_rgb(channel_images.images.images[i]),
         f"image of channel {k} of {channel_images.images.layer}; {text}",
-        FIGURE_PIXELS,
+        FIGURE_SIDE_PIXELS,
     )
     return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
 
@@ -207,7 +207,7 @@ def _channel_figure(channel_images: ChannelImages, i: int) -> Figure:
 def _example_figure(channel_images: ChannelImages, i: int, example: Example) -> Figure:
     k, value = channel_images.channels[i], f"{float(channel_images.best_activation[i]):.3g}"
     alt = f"example {example.row}, which activates channel {k} of {channel_images.images.layer} most, {value}"
-    picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_PIXELS)
+    picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_SIDE_PIXELS)
     return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
 
 

@@ -19,8 +19,8 @@ from .finding import NOT_IN_JSON, Example, Finding
 from .pictures import Picture
 from .words import count_noun, join_names
 
-N_EXAMPLES = 3  # that every method explains
-FIGURE_PIXELS = 112
+N_EXPLAINED_EXAMPLES = 3  # that every method explains
+FIGURE_SIDE_PIXELS = 112
 MAX_VERDICT_FLOPS = 3e11  # of all verdicts: methods that would take more than remains are not run
 
 
@@ -46,7 +46,7 @@ class RankingFinding(Finding):
 def find(context: ReportContext) -> RankingFinding:
     verdicts, not_run = _affordable_verdicts(context)
     ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE]
-    indices = context.example_indices[:N_EXAMPLES] if context.has_images else []
+    indices = context.example_indices[:N_EXPLAINED_EXAMPLES] if context.has_images else []
     return RankingFinding(
         answer=_answer(ranked, verdicts),
         examples=len(context.verdict_inputs),
@@ -130,14 +130,14 @@ def _example_blocks(finding: RankingFinding) -> list[Block]:
     ]
     for i, example in enumerate(finding.shown):
         maps = [_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.ranked]
-        blocks.append(example.with_figures([example.input_figure(FIGURE_PIXELS), *maps]))
+        blocks.append(example.with_figures([example.input_figure(FIGURE_SIDE_PIXELS), *maps]))
     return blocks
 
 
 def _map_figure(name: str, m: Tensor, verdict: Verdict) -> Figure:
     image, scale_text = draw.color_map_on_own_scale(m)
     title = attribution_cards()[name].name
-    picture = Picture(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_PIXELS)
+    picture = Picture(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_SIDE_PIXELS)
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
 
 

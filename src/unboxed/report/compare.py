@@ -23,7 +23,7 @@ from .pictures import File, Picture
 from .survey import evenly_spaced
 from .unit_ablation import (
     MAX_ABLATION_EXAMPLES,
-    MAX_EXAMPLES_LARGE_MODEL,
+    MAX_ABLATION_EXAMPLES_LARGE_MODEL,
     MIN_EXAMPLES_PER_HALF,
     TOO_FEW_TEXT,
     UnitTable,
@@ -32,7 +32,7 @@ from .unit_ablation import (
 )
 from .words import count_noun, error_sentence
 
-MAX_LAYERS = 8  # of a model, in the heatmap
+MAX_COMPARED_LAYERS = 8  # of a model, in the heatmap
 HEATMAP_SIDE_PIXELS = 300  # a side of a heatmap's cells
 MAX_MAPS_PER_MODEL = 24
 TRAINED, UNTRAINED, JUDGE = "this model", "the untrained model", "the judge"
@@ -92,7 +92,9 @@ def find(context: ReportContext) -> CompareFinding:
 
 
 def _n_examples(context: ReportContext) -> int:
-    return MAX_ABLATION_EXAMPLES if context.box.batch_limit >= MAX_ABLATION_EXAMPLES else MAX_EXAMPLES_LARGE_MODEL
+    return (
+        MAX_ABLATION_EXAMPLES if context.box.batch_limit >= MAX_ABLATION_EXAMPLES else MAX_ABLATION_EXAMPLES_LARGE_MODEL
+    )
 
 
 def _models_to_compare(context: ReportContext) -> tuple[dict[str, Box], list[str]]:
@@ -141,7 +143,7 @@ def _sampled_layers(box: Box) -> list[str]:
     names = [row.addresses[0] for row in with_weights]
     if not names:
         raise LayerError("no module of it runs alone")
-    return [names[i] for i in draw.evenly_spaced(len(names), MAX_LAYERS)]
+    return [names[i] for i in draw.evenly_spaced(len(names), MAX_COMPARED_LAYERS)]
 
 
 def _same_layer_similarity(result: CKA) -> dict[str, float]:

@@ -162,11 +162,11 @@ class ReportContext:
         return f"{self.class_name(k)}, {self.output_text(index, k)}"
 
 
-F = TypeVar("F", bound=Finding)
+FindingT = TypeVar("FindingT", bound=Finding)
 
 
 @dataclass(frozen=True)
-class Section(Generic[F]):
+class Section(Generic[FindingT]):
     """A part of the report, in two halves: `find` computes, `show` presents.
 
     Args:
@@ -196,8 +196,8 @@ class Section(Generic[F]):
 
     title: str
     slug: str
-    find: Callable[[ReportContext], F]
-    show: Callable[[F], Sequence[Block]]
+    find: Callable[[ReportContext], FindingT]
+    show: Callable[[FindingT], Sequence[Block]]
     needs: tuple[str, ...] = ()
 
     def reason_not_applicable(self, context: ReportContext) -> str:
@@ -216,10 +216,10 @@ class _Interruptible(Protocol):
     def interrupted(self) -> bool: ...
 
 
-R = TypeVar("R", bound=_Interruptible)
+ResultT = TypeVar("ResultT", bound=_Interruptible)
 
 
-def require_complete(result: R) -> R:
+def require_complete(result: ResultT) -> ResultT:
     """The result, unless Ctrl-C cut it short: unfinished images beside finished ones would mislead."""
     if result.interrupted:
         raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from .pictures import File, Picture
 from .words import count_noun, error_sentence, format_named_prob, join_names
 from .words import format_shape as shaped
 
-MAX_EXAMPLES = 2  # of small images; of photos one
+MAX_DREAMED_EXAMPLES = 2  # of small images; of photos one
 MAX_DREAM_FLOPS = 6e11  # of the dreams; the texture takes about half as many
 MAX_STEPS, MIN_STEPS = 10, 4  # of a dream, per octave
 DEFAULT_STEP_SIZE = 0.006  # the method's default; fewer steps are longer
@@ -30,7 +30,7 @@ FORWARDS_PER_STEP = 1.8  # forward passes of the whole model that a step costs: 
 AREA_BY_OCTAVE_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
 LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
-FIGURE_PIXELS = 196
+FIGURE_SIDE_PIXELS = 196
 MIN_SAME_CHANGE_COSINE = 0.5  # from which two changes count as the same
 
 
@@ -127,7 +127,7 @@ def _untrained_control(
 
 def _example_indices(context: ReportContext) -> list[int]:
     s = context.survey
-    max_examples = MAX_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.MAX_NEAREST_NEIGHBOR_SIDE else 1
+    max_examples = MAX_DREAMED_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.MAX_NEAREST_NEIGHBOR_SIDE else 1
     return list(dict.fromkeys([*s.typical[:max_examples], *s.by_margin[:1]]))[:max_examples]
 
 
@@ -206,14 +206,14 @@ def _check_of_dreams(finding: DreamFinding) -> Check:
 
 def _dream_figures(finding: DreamFinding, i: int) -> list[Figure]:
     example = finding.examples[i]
-    figures = [example.figure(FIGURE_PIXELS)]
+    figures = [example.figure(FIGURE_SIDE_PIXELS)]
     for (name, description), images, predictions in zip(
         finding.targets.items(), finding.dreams, finding.predictions, strict=True
     ):
         lines = tuple(filter(None, (description, predictions[i])))
         alt = "; ".join(filter(None, (f"DeepDream of {name}, example {example.row}", predictions[i])))
         figures.append(
-            Figure(Picture(colors.image_to_rgb(images[i]), alt, FIGURE_PIXELS), f"DeepDream of {name}", lines)
+            Figure(Picture(colors.image_to_rgb(images[i]), alt, FIGURE_SIDE_PIXELS), f"DeepDream of {name}", lines)
         )
     return figures
 
@@ -226,7 +226,7 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
         finding.examples, finding.textures, finding.texture_errors, finding.texture_predictions, strict=True
     ):
         lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
-        picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_PIXELS)
+        picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_SIDE_PIXELS)
         figures.append(Figure(picture, f"texture of example {example.row}", lines))
     verdict = (
         f"The channels' correlations are those of the image to {max(finding.texture_errors):.1%}, as they should be."

@@ -18,12 +18,12 @@ from .judge import usable_judge
 from .pictures import File, Picture
 from .words import count_noun
 
-MAX_EXAMPLES = 2  # of small images; of photos one
+MAX_INVERTED_EXAMPLES = 2  # of small images; of photos one
 MAX_SMALL_IMAGE_SIDE = 64  # a side
 MAX_INVERSION_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
 MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # per layer: wanted, good, and too few for an image to show anything
 N_LAYERS_CHOICES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
-SMALL_FIGURE_PIXELS, LARGE_FIGURE_PIXELS = 112, 196  # of small images and of photos
+SMALL_FIGURE_SIDE_PIXELS, LARGE_FIGURE_SIDE_PIXELS = 112, 196  # of small images and of photos
 MAX_CONVERGED_ERROR = 0.1  # feature error above which an image shows less than the layer holds
 LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
@@ -52,7 +52,7 @@ class InversionFinding(Finding):
 
 def find(context: ReportContext) -> InversionFinding:
     is_small = max(context.box.inputs.shape[1:]) <= MAX_SMALL_IMAGE_SIDE
-    indices = context.typical_and_ambiguous(MAX_EXAMPLES if is_small else 1)
+    indices = context.typical_and_ambiguous(MAX_INVERTED_EXAMPLES if is_small else 1)
     x = context.inputs(indices)
     layers, steps = _fit_budget(context, x)
     if steps == 0:
@@ -168,7 +168,7 @@ def _inversion_figure(finding: InversionFinding, layer_index: int, i: int) -> Fi
 
 
 def _figure_side(x: Tensor) -> int:
-    return SMALL_FIGURE_PIXELS if max(x.shape[-2:]) <= MAX_SMALL_IMAGE_SIDE else LARGE_FIGURE_PIXELS
+    return SMALL_FIGURE_SIDE_PIXELS if max(x.shape[-2:]) <= MAX_SMALL_IMAGE_SIDE else LARGE_FIGURE_SIDE_PIXELS
 
 
 def _layer_name(finding: InversionFinding, layer_index: int) -> str:

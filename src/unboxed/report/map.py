@@ -20,7 +20,7 @@ from .plane import LayerMap, MapBlock, make_atlas
 from .words import count_noun, format_percent
 
 MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
-MIN_EXAMPLES = 6  # for a map
+MIN_MAPPED_EXAMPLES = 6  # for a map
 N_SHOWN_NEIGHBORS = 6  # shown per example
 MAX_COLORED_CLASSES = 20  # with colors of their own
 MAX_GRID_IMAGES = 900
@@ -52,8 +52,8 @@ class MapFinding(Finding):
 def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFinding:
     s = context.survey
     indices = draw.evenly_spaced(len(s.rows), max_points)
-    if len(indices) < MIN_EXAMPLES:
-        raise NotApplicable(f"A map needs at least {MIN_EXAMPLES} examples; the data have {len(indices)}.")
+    if len(indices) < MIN_MAPPED_EXAMPLES:
+        raise NotApplicable(f"A map needs at least {MIN_MAPPED_EXAMPLES} examples; the data have {len(indices)}.")
     x = context.inputs(indices)
     maps = tsne(context.box, x)
     labels = s.labels[indices] if s.labels is not None and s.exclusive_classes else None

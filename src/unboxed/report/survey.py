@@ -15,7 +15,7 @@ from ..errors import DataError, OutputError
 from .source import ReportData
 
 MAX_EVALUATED_EXAMPLES = 10_000  # evaluated
-MAX_INPUT_VALUES = 40_000_000  # in these examples: photos have many values each
+MAX_EVALUATED_INPUT_VALUES = 40_000_000  # in these examples: photos have many values each
 READ_BATCH_SIZE = 256  # examples read at a time
 
 
@@ -105,7 +105,7 @@ def _sort_by(indices: Tensor, keys: Tensor) -> list[int]:
 
 def max_examples_for(shape: Sequence[int]) -> int:
     """The largest number of examples of this shape that a report evaluates."""
-    return max(64, min(MAX_EVALUATED_EXAMPLES, MAX_INPUT_VALUES // max(1, math.prod(shape))))
+    return max(64, min(MAX_EVALUATED_EXAMPLES, MAX_EVALUATED_INPUT_VALUES // max(1, math.prod(shape))))
 
 
 def evenly_spaced(total: int, max_count: int) -> tuple[int, ...]:

@@ -23,9 +23,9 @@ from .words import count_noun, format_named_prob, join_names
 if TYPE_CHECKING:
     from ..synthesis.class_image import Recipe
 
-MAX_CLASSES = 10  # with images; with more classes, those that are confused most
+MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
 STARTS_PER_CLASS = 3
-FIGURE_PIXELS, COVER_PIXELS = 84, 112
+FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
 MIN_JUDGE_MARGIN = 0.1  # of the judge's mean probability, by which the class images must beat the control
 WEAK_JUDGE_RATIO = 0.8  # recognized control images over recognized class images, from which the judge is weak evidence
 MIN_CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
@@ -55,7 +55,7 @@ class ClassImageFinding(Finding):
 
     @property
     def cover(self) -> Sequence[Figure]:
-        figure = _class_figure(self, "robust", self.cover_class, side=COVER_PIXELS)
+        figure = _class_figure(self, "robust", self.cover_class, side=COVER_SIDE_PIXELS)
         tone = "" if self.judged and is_weak_evidence(self.judged) else figure.tone
         return [replace(figure, head=f"image of {figure.head}", tone=tone)]
 
@@ -120,12 +120,12 @@ def _chosen_classes(context: ReportContext) -> list[int]:
     """All classes, or of many those that are confused (or, without labels, predicted) most often."""
     s = context.survey
     k = len(s.classes)
-    if k <= MAX_CLASSES:
+    if k <= MAX_VISUALIZED_CLASSES:
         return list(range(k))
     answer_counts = torch.bincount(s.predicted, minlength=k)
     off_diagonal = s.confusion.clone().fill_diagonal_(0)
     weight = (off_diagonal.sum(0) + off_diagonal.sum(1)) * len(s.rows) + answer_counts
-    return sorted(weight.topk(MAX_CLASSES).indices.tolist())
+    return sorted(weight.topk(MAX_VISUALIZED_CLASSES).indices.tolist())
 
 
 def _class_images(context: ReportContext, recipe: str, classes: list[int]) -> ClassImages:
@@ -230,7 +230,9 @@ def _judge_check(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
     return Check(f"{text} Most are not recognized: don't trust them.", "bad")
 
 
-def _class_figure(finding: ClassImageFinding, recipe: str, i: int, start: int = 0, side: int = FIGURE_PIXELS) -> Figure:
+def _class_figure(
+    finding: ClassImageFinding, recipe: str, i: int, start: int = 0, side: int = FIGURE_SIDE_PIXELS
+) -> Figure:
     """The image of the i-th class from one of its starts; the judge has seen the first."""
     images, k, row = finding.images[recipe], finding.class_indices[i], start * len(finding.classes) + i
     lines, tone = [f"model: {format_named_prob(float(images.probs[row, k]))}"], ""

@@ -19,7 +19,7 @@ from .survey import evenly_spaced
 from .words import count_noun, format_percent
 
 MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
-MAX_EXAMPLES_LARGE_MODEL = 48
+MAX_ABLATION_EXAMPLES_LARGE_MODEL = 48
 MIN_EXAMPLES_PER_HALF = 16  # examples in each half, to check one by the other
 MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW = 128 * 128, 64  # of example and removed unit; per example of a batch
 MAX_TABLE_ROWS = 10
@@ -66,7 +66,7 @@ def _split_half_correlation(change: Tensor) -> float | None:
 def _ablate_units(context: ReportContext, layer: str) -> tuple[Ablation, list[int], int]:
     """The units of a layer removed, on as many examples as fit: (result, their indices, width of the layer)."""
     box, total = context.box, len(context.survey.rows)
-    h = box.read(context.inputs(evenly_spaced(total, MAX_EXAMPLES_LARGE_MODEL)), [layer])[layer]
+    h = box.read(context.inputs(evenly_spaced(total, MAX_ABLATION_EXAMPLES_LARGE_MODEL)), [layer])[layer]
     values = h.flatten(2).mean(2) if h.ndim > 2 else h  # (n, C)
     pairs = min(MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW * box.batch_limit)  # a large model takes few at a time
     spread_of_unit = values.float().std(0, correction=0)

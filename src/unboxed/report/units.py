@@ -32,7 +32,7 @@ MIN_SHOWN_UNITS = 4  # shown, for large photos
 MAX_PROJECTION_VALUES = 6_000_000  # of a layer: each projection takes a backward pass
 MAX_TOP_EXAMPLES = 9  # examples of a unit, but no more than a quarter of all
 MAX_SEARCHED_EXAMPLES = 2000  # among which the top examples are searched
-MAX_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
+MAX_SEARCHED_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
 MAX_FIELD_PROBES = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
 ACTIVATION_OR_NORM_TYPES = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
 MIN_INCREASED_FRACTION = 0.8  # of the examples, for the projections to pass
@@ -43,7 +43,7 @@ STEP_RMS = 0.01  # root mean square of that change, in pixel range
 class UnitPatches:
     """The top examples of some units of a layer of images, and what of each activates the unit."""
 
-    receptive: ReceptiveField = field(metadata=NOT_IN_JSON)
+    receptive_field: ReceptiveField = field(metadata=NOT_IN_JSON)
     x: Tensor = field(metadata=NOT_IN_JSON)  # (U, k, C, H, W)
     projections: Projections | None = field(metadata=NOT_IN_JSON)  # of U * k neurons
     no_projections_reason: str = ""
@@ -124,7 +124,7 @@ class _SurveyInputs:
 
 
 def _max_examples(context: ReportContext) -> int:
-    return max(32, min(MAX_SEARCHED_EXAMPLES, MAX_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
+    return max(32, min(MAX_SEARCHED_EXAMPLES, MAX_SEARCHED_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
 
 
 def _chosen_layers(context: ReportContext) -> list[str]:
@@ -239,7 +239,9 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
         blocks.append(layer.features)
     if layer.patches is None:
         return blocks
-    field_text = f"{format_shape(layer.patches.receptive.size)} pixels, the receptive field of {path} ({layer.type})"
+    field_text = (
+        f"{format_shape(layer.patches.receptive_field.size)} pixels, the receptive field of {path} ({layer.type})"
+    )
     legend = f"Patches are {field_text}; the strongest first, each from another example. {_legend(layer.patches)}"
     blocks.append(Text(legend, "soft"))
     pictured = {c: _unit_to_plot(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
@@ -295,9 +297,9 @@ def _units_by_distance(top: TopExamples) -> list[int]:
 
 def _unit_to_plot(top: TopExamples, patches: UnitPatches, i: int, unit: int) -> Unit:
     """Unit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
-    x, size = patches.x[i], patches.receptive.size
+    x, size = patches.x[i], patches.receptive_field.size
     image_size = (x.shape[-2], x.shape[-1])
-    bounds = patches.receptive.bounds_at(top.position[unit]).tolist()  # (k, 4)
+    bounds = patches.receptive_field.bounds_at(top.position[unit]).tolist()  # (k, 4)
 
     def crop_all(images: Tensor) -> Any:
         return np.stack([units.crop_with_padding(p, b, size, image_size) for p, b in zip(images, bounds, strict=True)])

@@ -22,7 +22,7 @@ from ..settings import check_settings
 from ..validation import address_list
 from .inversion import Inversion, inversion
 
-MAX_DEFAULT_LAYERS = 6  # where none are named
+MAX_DEFAULT_INVERTED_LAYERS = 6  # where none are named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,7 +49,7 @@ class Inversions(OneLineRepr):
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, ["logits"], steps=3),
     exempt={"row seeds": "its images have the axis of layers in front; `inversion` keeps the contract"},
-    runs=lambda s: MAX_DEFAULT_LAYERS * s["n_starts"] * (s["steps"] + 2),
+    runs=lambda s: MAX_DEFAULT_INVERTED_LAYERS * s["n_starts"] * (s["steps"] + 2),
     order=8,
 )
 def inversions(
@@ -116,7 +116,7 @@ def inversions(
     )
 
 
-def layers_by_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_LAYERS) -> list[str]:
+def layers_by_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_INVERTED_LAYERS) -> list[str]:
     """Layers at different depths: the last one of each shape, evenly, and the outputs."""
     rows = [
         r

@@ -34,7 +34,7 @@ from ..settings import AtLeast, Holds, check_settings
 from ..validation import address_list, check_seed
 from .generated import GeneratedImages, example_names
 
-MAX_DEFAULT_LAYERS = 5  # as the papers take from VGG-19
+MAX_DEFAULT_TEXTURE_LAYERS = 5  # as the papers take from VGG-19
 WRONG_SIZE_HINT = "name earlier layers, or resize the image"
 
 
@@ -234,7 +234,7 @@ def _first_layer_of_each_size(box: Box) -> list[str]:
         raise LayerError(
             "no layer of this model has positions, so that none has a texture; name layers, such as 'input'"
         )
-    return list(layer_by_size.values())[:MAX_DEFAULT_LAYERS]
+    return list(layer_by_size.values())[:MAX_DEFAULT_TEXTURE_LAYERS]
 
 
 def _style_objective(box: Box, x: Tensor, layers: Sequence[str], n: int, batch_size: BatchSize) -> Objective:

@@ -15,7 +15,7 @@ from ..plots.draw import shared_vmax, signed_map_to_rgb
 from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet
 from .confused import Confused
 
-TILE_PIXELS = 168
+CONFUSION_TILE_SIDE_PIXELS = 168
 ToPixels = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
 
 
@@ -89,7 +89,7 @@ def _input_block(
         [top_tiles, bottom_tiles],
         title=f"step {confused.step}: {first_class} or {second_class}?",
         bars=[color_bar],
-        side=TILE_PIXELS,
+        side=CONFUSION_TILE_SIDE_PIXELS,
     )
 
 

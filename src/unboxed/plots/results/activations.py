@@ -32,7 +32,7 @@ from .common import MAX_FIGURE_EXAMPLES, as_images, class_name, examples_at, ima
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_UNITS = 12  # units of a layer that a figure shows
+MAX_FIGURE_UNITS = 12  # units of a layer that a figure shows
 MAX_CELLS, MAX_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
 HISTOGRAMS_PER_ROW = 4
 FIELD_OUTLINE_COLOR = (255, 176, 0)
@@ -155,7 +155,7 @@ def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any
 @figures.register(UnitStatistics)
 def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data: Any = None) -> Figures:
     """The histograms of the first units."""
-    units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_UNITS))]
+    units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_FIGURE_UNITS))]
     tiles: list[Tile | None] = [
         Tile(histogram(u), f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_fraction[u.number]):.0%}")
         for u in units
@@ -176,7 +176,7 @@ def _unit_to_plot(statistics: UnitStatistics, k: int, patches: Any = None, value
 @figures.register(TopExamples)
 def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: Any = None) -> Figures:
     """The examples with the largest activations of the first units; without data, the histograms of the values."""
-    units = [k for k in range(len(result.value)) if not bool(result.dead[k])][:MAX_UNITS]
+    units = [k for k in range(len(result.value)) if not bool(result.dead[k])][:MAX_FIGURE_UNITS]
     if (data is None and not result.inputs) or not units:
         return figures(result.statistics, box)
     examples = result.fetch_examples(data, units)  # (U, k, ...)

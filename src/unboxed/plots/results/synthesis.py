@@ -18,7 +18,7 @@ from .common import MAX_FIGURE_EXAMPLES, as_images, examples_at, first_image_par
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_IMAGES = 24
+MAX_FIGURE_IMAGES = 24
 
 
 @figures.register(GeneratedImages)
@@ -92,7 +92,7 @@ def _images_and_frames(result: GeneratedImages, captions: list[str], x: Tensor |
         return {}
     title = f"{result.method}{f' of layer {result.layer}' if result.layer else ''}"
     if x is None:
-        sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES)
+        sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_FIGURE_IMAGES)
     else:
         rows = [image_tiles(x[:MAX_FIGURE_EXAMPLES]), image_tiles(images[:MAX_FIGURE_EXAMPLES], captions)]
         sheet = contact_sheet(rows, title=title, names=["input", "image"], side=112)
