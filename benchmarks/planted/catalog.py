@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as load_weights
 from torch import Tensor, nn
 
 import unboxed as ub
@@ -60,7 +61,6 @@ ENTRIES = (
     Entry("select", "mnist", "cnn", 1000, 2e-3),
     Entry("select", "mnist", "mlp", 5000, 2e-3),
     Entry("select", "cifar", "cnn", 1000, 2e-3),
-    Entry("select", "cifar", "vit", 1000, 2e-3),
     Entry("grid", "mnist", "strided", 800),
     Entry("grid", "cifar", "resnet", 900),
     Entry("product", "table", "mlp", 1500),
@@ -96,7 +96,8 @@ class PlantedModel:
     `x` (N, ...) are held-out inputs that it answers rightly, `y` (N,) their classes, `causal` and `distractor` (N, 1,
     H, W), for tables (N, F), what the answer depends on and what has no effect. `other_class` (N,) are
     classes that are elsewhere in the input where there are several, else the next class. `references` (M, ...) are
-    training inputs, for methods that need some. `checks` are the figures of the causal check.
+    training inputs, for methods that need some. `digest`
+    names the weights, `checks` are the figures of the causal check.
     """
 
     name: str
@@ -111,14 +112,15 @@ class PlantedModel:
     distractor: Tensor
     other_class: Tensor
     references: Tensor
+    digest: str
     checks: dict[str, float]
 
 
 def load(name: str, n: int = 32) -> PlantedModel:
     """The planted model of a name of ENTRIES with its stored weights, and n held-out inputs that it answers rightly."""
     entry = BY_NAME[name]
-    model = build(entry)
-    model.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS / f"{name}.safetensors").items()})
+    model, data = build(entry), (WEIGHTS / f"{name}.safetensors").read_bytes()
+    model.load_state_dict({k: v.float() for k, v in load_weights(data).items()})
     box = open_box(entry, model)
     scenes = correct_scenes(box, held_out(entry, 4 * n))[slice(0, n)]
     causal, distractor = scenes.masks()
@@ -128,7 +130,7 @@ def load(name: str, n: int = 32) -> PlantedModel:
     split = split_of(name)
     args = entry.kind, entry.size, entry.architecture, split, box
     maps = scenes.render(), scenes.labels, causal, distractor, other % box.n_outputs
-    return PlantedModel(name, *args, *maps, references, checks)
+    return PlantedModel(name, *args, *maps, references, hashlib.sha1(data).hexdigest()[:12], checks)
 
 
 def build(entry: Entry, seed: int = 0) -> nn.Module:
