@@ -1,7 +1,7 @@
 """How often are verdicts right? Every method, and known nonsense, on planted models whose reasons are known.
 
     python benchmarks/verdict_roc.py                  all pairs: results/verdict_roc_pairs.jsonl, verdict_roc.json
-    python benchmarks/verdict_roc.py --truth          only the shares of the maps at the cause: results/planted_truth.jsonl
+    python benchmarks/verdict_roc.py --truth          only the shares of the maps: results/planted_truth.jsonl
     python benchmarks/verdict_roc.py --resume         models that are in the file are not run again
     python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
     python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out /tmp/pairs.jsonl
@@ -127,7 +127,7 @@ def append(rows: list[Record], path: Path) -> None:
 
 def write_summary(path: Path) -> None:
     """What follows from all pairs of a file, beside it."""
-    pairs = read(path)
+    pairs = [*{(r["model"], r["method"]): r for r in read(path)}.values()]  # the last of each
     figures = {
         "what": "verdicts on methods whose maps are right or wrong by construction, on planted models",
         "bounds": {"right": truth.RIGHT, "wrong": truth.WRONG},
@@ -171,7 +171,8 @@ def run(chosen: argparse.Namespace) -> None:
     for name in planted.names():
         in_split = chosen.split in (None, planted.split_of(name))
         selected = in_split and (not chosen.models or any(part in name for part in chosen.models.split(",")))
-        if not selected or any(r["model"] == name for r in read(chosen.out)):  # other processes write, too
+        key = name, catalog.digest(name)
+        if not selected or any((r["model"], r["weights"]) == key for r in read(chosen.out)):  # others write, too
             continue
         start = time.process_time()
         rows = run_model(name, only, verdict=not chosen.truth)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load as load_weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import unboxed as ub
@@ -94,10 +94,9 @@ class PlantedModel:
     """A trained model whose reasons are known.
 
     `x` (N, ...) are held-out inputs that it answers rightly, `y` (N,) their classes, `causal` and `distractor` (N, 1,
-    H, W), for tables (N, F), what the answer depends on and what has no effect. `other_class` (N,) are
-    classes that are elsewhere in the input where there are several, else the next class. `references` (M, ...) are
-    training inputs, for methods that need some. `digest`
-    names the weights, `checks` are the figures of the causal check.
+    H, W), for tables (N, F), what the answer depends on and what has no effect. `other_class` (N,) are classes that are
+    elsewhere in the input where there are several, else the next class. `references` (M, ...) are training inputs, for
+    methods that need some. `digest` names the weights, `checks` are the figures of the causal check.
     """
 
     name: str
@@ -116,11 +115,16 @@ class PlantedModel:
     checks: dict[str, float]
 
 
+def digest(name: str) -> str:
+    """Names the stored weights of a model: others have another one."""
+    return hashlib.sha1((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
+
+
 def load(name: str, n: int = 32) -> PlantedModel:
     """The planted model of a name of ENTRIES with its stored weights, and n held-out inputs that it answers rightly."""
     entry = BY_NAME[name]
-    model, data = build(entry), (WEIGHTS / f"{name}.safetensors").read_bytes()
-    model.load_state_dict({k: v.float() for k, v in load_weights(data).items()})
+    model = build(entry)
+    model.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS / f"{name}.safetensors").items()})
     box = open_box(entry, model)
     scenes = correct_scenes(box, held_out(entry, 4 * n))[slice(0, n)]
     causal, distractor = scenes.masks()
@@ -130,7 +134,7 @@ def load(name: str, n: int = 32) -> PlantedModel:
     split = split_of(name)
     args = entry.kind, entry.size, entry.architecture, split, box
     maps = scenes.render(), scenes.labels, causal, distractor, other % box.n_outputs
-    return PlantedModel(name, *args, *maps, references, hashlib.sha1(data).hexdigest()[:12], checks)
+    return PlantedModel(name, *args, *maps, references, digest(name), checks)
 
 
 def build(entry: Entry, seed: int = 0) -> nn.Module:
