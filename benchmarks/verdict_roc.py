@@ -6,7 +6,7 @@
     python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
     python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out /tmp/pairs.jsonl
 
-A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is wrong whatever its share. The
+A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is never right. The
 verdict is made on 8 of the 32 examples. Shares are taken from results/planted_truth.jsonl where the weights are the
 same (after a change of a method: --truth). Sensitivity is the share of right pairs that pass among those decided,
 specificity the share of wrong pairs that fail among those decided; intervals are Wilson's, and a bootstrap over models.
@@ -50,8 +50,8 @@ def record(model: planted.PlantedModel, name: str, method: Method, known: Record
     }
     keys = ("share", "share_sd", "truth", "class_sensitivity", "refused")
     found |= {k: known[k] for k in keys if k in known} if known else measured(model, name, method)
-    if found["nonsense"]:
-        found["truth"] = "wrong"
+    if found["nonsense"] and found["truth"] == "right":  # by chance, or as the first layer sees the cause alone
+        found["truth"] = "undetermined"
     if verdict and "refused" not in found:
         start = time.process_time()
         v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
