@@ -23,11 +23,13 @@ def summary(pairs: list[Record]) -> dict[str, Any]:
 
 def _summary(rows: list[Record]) -> dict[str, Any]:
     real = [r for r in rows if not r["nonsense"]]
-    nonsense = [r for r in rows if r["nonsense"]]
+    all_nonsense = [r for r in rows if r["nonsense"]]
+    nonsense = [r for r in all_nonsense if r["truth"] == "wrong"]
     right, wrong = ([r for r in real if r["truth"] == t] for t in ("right", "wrong"))
     return {
         "models": len({r["model"] for r in rows}),
         "methods": {"right": len(right), "wrong": len(wrong), "undetermined": len(real) - len(right) - len(wrong)},
+        "nonsense": {"wrong": len(nonsense), "undetermined": len(all_nonsense) - len(nonsense)},
         "sensitivity": proportion(_decided(right), lambda r: r["grade"] == PASS),
         "specificity": proportion(_decided(wrong + nonsense), lambda r: r["grade"] == FAIL),
         "specificity_methods": proportion(_decided(wrong), lambda r: r["grade"] == FAIL),
@@ -36,6 +38,7 @@ def _summary(rows: list[Record]) -> dict[str, Any]:
         "decided_right": proportion(right, _is_decided),
         "decided_wrong": proportion(wrong + nonsense, _is_decided),
         "wrong_that_pass": proportion(wrong + nonsense, lambda r: r["grade"] == PASS),
+        "nonsense_that_passes": proportion(all_nonsense, lambda r: r["grade"] == PASS),
         "right_among_passes": proportion([r for r in right + wrong + nonsense if r["grade"] == PASS], _is_right),
         "grades": {
             kind: {g: sum(r["grade"] == g for r in group) for g in sorted({r["grade"] for r in group})}
