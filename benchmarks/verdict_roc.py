@@ -15,6 +15,7 @@ specificity the share of wrong pairs that fail among those decided; intervals ar
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import time
@@ -54,10 +55,18 @@ def record(model: planted.PlantedModel, name: str, method: Method, known: Record
         found["truth"] = "undetermined"
     if verdict and "refused" not in found:
         start = time.process_time()
-        v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
-        found |= {"grade": v.grade, "reason": getattr(v, "reason", ""), "figures": plain(v.figures)}
+        found |= judged(model, method)
         found["seconds"] = round(time.process_time() - start, 2)
     return found
+
+
+def judged(model: planted.PlantedModel, method: Method) -> Record:
+    """What the verdict says; one that fails says so, and costs no other pair."""
+    try:
+        v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
+    except UnboxedError as error:
+        return {"grade": "error", "reason": f"{type(error).__name__}: {error}"[:200], "figures": {}}
+    return {"grade": v.grade, "reason": getattr(v, "reason", ""), "figures": plain(getattr(v, "figures", {}))}
 
 
 def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
@@ -83,15 +92,19 @@ def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
     return found
 
 
-def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as JSON has them: numbers, and intervals as lists."""
-    return {k: [rounded(v) for v in h] if isinstance(h, (tuple, list)) else rounded(h) for k, h in figures.items()}
+def plain(value: Any) -> Any:
+    """Figures as JSON has them, whatever they are: numbers, intervals, dataclasses."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(h) for k, h in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(h) for h in value]
+    return value if value is None or isinstance(value, (bool, str)) else rounded(value)
 
 
-def rounded(value: Any) -> Any:
-    if isinstance(value, (int, float, torch.Tensor)):
-        return None if math.isnan(float(value)) else round(float(value), 4)
-    return str(value)
+def rounded(value: Any) -> float | None:
+    return None if math.isnan(float(value)) else round(float(value), 4)
 
 
 def run_model(name: str, only: Iterable[str] | None, *, verdict: bool) -> list[Record]:

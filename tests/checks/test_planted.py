@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # last: tests have a module `models` of their own
 
 from planted import catalog, kinds, nonsense, statistics, train, truth
 from planted.scenes import Scenes
