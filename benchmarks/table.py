@@ -289,12 +289,39 @@ def defenses(f: dict[str, Any]) -> list[str]:
     return lines
 
 
+VERDICTS, MEASURED = HERE.parent / "docs" / "verdicts.md", ("<!-- measured:begin -->", "<!-- measured:end -->")
+
+
+def verdict_roc(f: dict[str, Any]) -> list[str]:
+    """How often verdicts are right on planted models: both halves, in docs/verdicts.md."""
+    rows = {
+        "sensitivity: right maps that pass, of those decided": "sensitivity",
+        "specificity: wrong maps that fail, of those decided": "specificity",
+        "of methods in use alone": "specificity_methods",
+        "wrong maps that pass, of all": "wrong_that_pass",
+        "known nonsense that passes, of all": "nonsense_that_passes",
+        "decided, of all pairs": "decided",
+    }
+    splits = [s for s in ("tuning", "held out") if s in f["summary"]]
+    lines = [f"| | {' | '.join(splits)} |", f"|---{'|---' * len(splits)}|"]
+    for text, key in rows.items():
+        cells = [_share_with_interval(f["summary"][s][key]) for s in splits]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return lines
+
+
+def _share_with_interval(share: dict[str, Any]) -> str:
+    low, high = share["over_models"]
+    return f"{share['share']:.2f} [{low:.2f}, {high:.2f}] ({share['count']} of {share['of']})"
+
+
 def main() -> None:
     _between(HERE.parent / "README.md", BEGIN, END, headline_table(_read))
     BENCHMARKS.write_text(leaderboard())
     anew = HERE / "results" / "randomization.json"
     if anew.exists():
         _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
+    _between(VERDICTS, *MEASURED, verdict_roc(_read("verdict_roc")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
         _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))

@@ -1,20 +1,21 @@
 """How often are verdicts right? Every method, and known nonsense, on planted models whose reasons are known.
 
     python benchmarks/verdict_roc.py                  all pairs: results/verdict_roc_pairs.jsonl, verdict_roc.json
-    python benchmarks/verdict_roc.py --truth          only the shares of the maps at the cause, as tables
+    python benchmarks/verdict_roc.py --truth          only the shares of the maps: results/planted_truth.jsonl
     python benchmarks/verdict_roc.py --resume         models that are in the file are not run again
-    python benchmarks/verdict_roc.py --keep-truth     shares are taken from the file, verdicts are made again
     python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
     python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out /tmp/pairs.jsonl
 
-A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is wrong whatever its share. The
-verdict is made on 8 of the 32 examples. Sensitivity is the share of right pairs that pass among those decided,
+A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is never right. The
+verdict is made on 8 of the 32 examples. Shares are taken from results/planted_truth.jsonl where the weights are the
+same (after a change of a method: --truth). Sensitivity is the share of right pairs that pass among those decided,
 specificity the share of wrong pairs that fail among those decided; intervals are Wilson's, and a bootstrap over models.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import time
@@ -35,6 +36,7 @@ from unboxed.checks.methods import Method, compute_map
 from unboxed.errors import UnboxedError, UnboxedWarning
 
 N_TRUTH, N_VERDICT = 32, 8
+PAIRS, TRUTH = RESULTS / "verdict_roc_pairs.jsonl", RESULTS / "planted_truth.jsonl"
 Record = dict[str, Any]
 
 
@@ -43,19 +45,28 @@ def record(model: planted.PlantedModel, name: str, method: Method, known: Record
     found: Record = {
         "model": model.name,
         "split": model.split,
+        "weights": model.digest,
         "method": name,
         "nonsense": name in nonsense.for_box(model.box),
     }
     keys = ("share", "share_sd", "truth", "class_sensitivity", "refused")
     found |= {k: known[k] for k in keys if k in known} if known else measured(model, name, method)
-    if found["nonsense"]:
-        found["truth"] = "wrong"
+    if found["nonsense"] and found["truth"] == "right":  # by chance, or as the first layer sees the cause alone
+        found["truth"] = "undetermined"
     if verdict and "refused" not in found:
         start = time.process_time()
-        v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
-        found |= {"grade": v.grade, "reason": getattr(v, "reason", ""), "figures": plain(v.figures)}
+        found |= judged(model, method)
         found["seconds"] = round(time.process_time() - start, 2)
     return found
+
+
+def judged(model: planted.PlantedModel, method: Method) -> Record:
+    """What the verdict says; one that fails says so, and costs no other pair."""
+    try:
+        v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
+    except UnboxedError as error:
+        return {"grade": "error", "reason": f"{type(error).__name__}: {error}"[:200], "figures": {}}
+    return {"grade": v.grade, "reason": getattr(v, "reason", ""), "figures": plain(getattr(v, "figures", {}))}
 
 
 def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
@@ -81,21 +92,27 @@ def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
     return found
 
 
-def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as JSON has them: numbers, and intervals as lists."""
-    return {k: [rounded(v) for v in h] if isinstance(h, (tuple, list)) else rounded(h) for k, h in figures.items()}
+def plain(value: Any) -> Any:
+    """Figures as JSON has them, whatever they are: numbers, intervals, dataclasses."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(h) for k, h in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(h) for h in value]
+    return value if value is None or isinstance(value, (bool, str)) else rounded(value)
 
 
-def rounded(value: Any) -> Any:
-    if isinstance(value, (int, float, torch.Tensor)):
-        return None if math.isnan(float(value)) else round(float(value), 4)
-    return str(value)
+def rounded(value: Any) -> float | None:
+    return None if math.isnan(float(value)) else round(float(value), 4)
 
 
-def run_model(name: str, only: Iterable[str] | None, known: list[Record], *, verdict: bool) -> list[Record]:
+def run_model(name: str, only: Iterable[str] | None, *, verdict: bool) -> list[Record]:
+    """All records of a model; with verdicts, what is known of the same weights is not measured again."""
     model = planted.load(name, N_TRUTH)
     every = methods(model.references) | nonsense.for_box(model.box)
-    known_by_method = {r["method"]: r for r in known}
+    known = read(TRUTH) if verdict else []
+    known_by_method = {r["method"]: r for r in known if (r["model"], r["weights"]) == (name, model.digest)}
     rows = []
     for method_name, method in every.items():
         if only is None or method_name in only:
@@ -123,7 +140,7 @@ def append(rows: list[Record], path: Path) -> None:
 
 def write_summary(path: Path) -> None:
     """What follows from all pairs of a file, beside it."""
-    pairs = read(path)
+    pairs = [*{(r["model"], r["method"]): r for r in read(path)}.values()]  # the last of each
     figures = {
         "what": "verdicts on methods whose maps are right or wrong by construction, on planted models",
         "bounds": {"right": truth.RIGHT, "wrong": truth.WRONG},
@@ -147,32 +164,31 @@ def main() -> None:
     parser.add_argument("--split", choices=("tuning", "held out"), help="only the models of one half")
     parser.add_argument("--truth", action="store_true", help="no verdicts")
     parser.add_argument("--resume", action="store_true", help="leave out models that are in the file")
-    parser.add_argument("--keep-truth", action="store_true", help="take the shares from the file")
     parser.add_argument("--summary", action="store_true", help="only the summary of the file")
-    parser.add_argument("--out", type=Path, default=RESULTS / "verdict_roc_pairs.jsonl")
+    parser.add_argument("--out", type=Path, help="file of the pairs, one a line")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UnboxedWarning)
+    chosen.out = chosen.out or (TRUTH if chosen.truth else PAIRS)
     if not chosen.summary:
         run(chosen)
-    write_summary(chosen.out)
+    if not chosen.truth:
+        write_summary(chosen.out)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Measure what was chosen, model by model."""
-    before = read(chosen.out)
     if not chosen.resume:
         chosen.out.unlink(missing_ok=True)
-    done = {r["model"] for r in before} if chosen.resume else set()
     only = chosen.methods.split(",") if chosen.methods else None
     for name in planted.names():
         in_split = chosen.split in (None, planted.split_of(name))
         selected = in_split and (not chosen.models or any(part in name for part in chosen.models.split(",")))
-        if not selected or name in done:
+        key = name, catalog.digest(name)
+        if not selected or any((r["model"], r["weights"]) == key for r in read(chosen.out)):  # others write, too
             continue
         start = time.process_time()
-        known = [r for r in before if r["model"] == name] if chosen.keep_truth else []
-        rows = run_model(name, only, known, verdict=not chosen.truth)
+        rows = run_model(name, only, verdict=not chosen.truth)
         print(f"{name} ({planted.split_of(name)}, {time.process_time() - start:.0f} s)")
         show(rows)
         append(rows, chosen.out)

@@ -33,6 +33,7 @@ from unboxed.errors import MissingError
 
 ROOT = Path(__file__).parents[1]
 README, GUIDE, METHODS = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "methods.md"
+VERDICTS = ROOT / "docs" / "verdicts.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 CHEAP: dict[str, dict[str, dict[str, Any]]] = {
     "synthesis": {
@@ -128,9 +129,15 @@ def test_the_code_of_the_guide_runs() -> None:
     assert {p.suffix for p in Path().iterdir()} >= {".png", ".gif"}
 
 
+@pytest.mark.usefixtures("cheap")
+def test_the_code_of_the_page_on_verdicts_runs() -> None:
+    names = run(VERDICTS, {})
+    assert names["v"].grade == "pass"
+
+
 def test_no_page_holds_code_that_is_not_run() -> None:
-    """Python and shell blocks are in README and guide alone; the examples in methods.md are run as docstrings."""
-    run = {README: {"python", "sh"}, GUIDE: {"python", "sh"}, METHODS: {"pycon"}}
+    """Python and shell blocks are where they are run; the examples in methods.md are run as docstrings."""
+    run = {README: {"python", "sh"}, GUIDE: {"python", "sh"}, METHODS: {"pycon"}, VERDICTS: {"python"}}
     for page in PAGES:
         opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
         assert set(opened) <= run.get(page, set()), page

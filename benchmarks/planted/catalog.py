@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,6 @@ ENTRIES = (
     Entry("select", "mnist", "cnn", 1000, 2e-3),
     Entry("select", "mnist", "mlp", 5000, 2e-3),
     Entry("select", "cifar", "cnn", 1000, 2e-3),
-    Entry("select", "cifar", "vit", 1000, 2e-3),
     Entry("grid", "mnist", "strided", 800),
     Entry("grid", "cifar", "resnet", 900),
     Entry("product", "table", "mlp", 1500),
@@ -94,9 +94,9 @@ class PlantedModel:
     """A trained model whose reasons are known.
 
     `x` (N, ...) are held-out inputs that it answers rightly, `y` (N,) their classes, `causal` and `distractor` (N, 1,
-    H, W), for tables (N, F), what the answer depends on and what has no effect. `other_class` (N,) are
-    classes that are elsewhere in the input where there are several, else the next class. `references` (M, ...) are
-    training inputs, for methods that need some. `checks` are the figures of the causal check.
+    H, W), for tables (N, F), what the answer depends on and what has no effect. `other_class` (N,) are classes that are
+    elsewhere in the input where there are several, else the next class. `references` (M, ...) are training inputs, for
+    methods that need some. `digest` names the weights, `checks` are the figures of the causal check.
     """
 
     name: str
@@ -111,7 +111,13 @@ class PlantedModel:
     distractor: Tensor
     other_class: Tensor
     references: Tensor
+    digest: str
     checks: dict[str, float]
+
+
+def digest(name: str) -> str:
+    """Names the stored weights of a model: others have another one."""
+    return hashlib.sha1((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def load(name: str, n: int = 32) -> PlantedModel:
@@ -128,7 +134,7 @@ def load(name: str, n: int = 32) -> PlantedModel:
     split = split_of(name)
     args = entry.kind, entry.size, entry.architecture, split, box
     maps = scenes.render(), scenes.labels, causal, distractor, other % box.n_outputs
-    return PlantedModel(name, *args, *maps, references, checks)
+    return PlantedModel(name, *args, *maps, references, digest(name), checks)
 
 
 def build(entry: Entry, seed: int = 0) -> nn.Module:

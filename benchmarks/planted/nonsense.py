@@ -1,7 +1,7 @@
 """Known nonsense: methods whose maps do not say what the answer depends on. Each is `(box, x, target) -> map`.
 
 Some know the input alone, some know how sure the model is, some show the reasons of another model or another image.
-None may pass. The share of the positive part at the cause (`truth.energy`) is measured for these, too.
+None may pass. Their truth is measured, too (`truth.energy`): what is at the cause by chance does not count.
 """
 
 from __future__ import annotations

@@ -23,11 +23,13 @@ def summary(pairs: list[Record]) -> dict[str, Any]:
 
 def _summary(rows: list[Record]) -> dict[str, Any]:
     real = [r for r in rows if not r["nonsense"]]
-    nonsense = [r for r in rows if r["nonsense"]]
+    all_nonsense = [r for r in rows if r["nonsense"]]
+    nonsense = [r for r in all_nonsense if r["truth"] == "wrong"]
     right, wrong = ([r for r in real if r["truth"] == t] for t in ("right", "wrong"))
     return {
         "models": len({r["model"] for r in rows}),
         "methods": {"right": len(right), "wrong": len(wrong), "undetermined": len(real) - len(right) - len(wrong)},
+        "nonsense": {"wrong": len(nonsense), "undetermined": len(all_nonsense) - len(nonsense)},
         "sensitivity": proportion(_decided(right), lambda r: r["grade"] == PASS),
         "specificity": proportion(_decided(wrong + nonsense), lambda r: r["grade"] == FAIL),
         "specificity_methods": proportion(_decided(wrong), lambda r: r["grade"] == FAIL),
@@ -36,6 +38,7 @@ def _summary(rows: list[Record]) -> dict[str, Any]:
         "decided_right": proportion(right, _is_decided),
         "decided_wrong": proportion(wrong + nonsense, _is_decided),
         "wrong_that_pass": proportion(wrong + nonsense, lambda r: r["grade"] == PASS),
+        "nonsense_that_passes": proportion(all_nonsense, lambda r: r["grade"] == PASS),
         "right_among_passes": proportion([r for r in right + wrong + nonsense if r["grade"] == PASS], _is_right),
         "grades": {
             kind: {g: sum(r["grade"] == g for r in group) for g in sorted({r["grade"] for r in group})}
@@ -90,15 +93,21 @@ def auc_by_figure(pairs: list[Record]) -> dict[str, dict[str, float]]:
     for split in ("tuning", "held out"):
         rows = [r for r in pairs if r["split"] == split and "figures" in r and r["truth"] != "undetermined"]
         for name in sorted({k for r in rows for k in r["figures"]}):
-            values = [(r["figures"].get(name), _is_right(r)) for r in rows]
-            right, wrong = (np.array([v for v, t in values if t == truth and _is_number(v)]) for truth in (True, False))
+            values = [(_number(r["figures"].get(name)), _is_right(r)) for r in rows]
+            right, wrong = (np.array([v for v, t in values if t == truth and v is not None]) for truth in (True, False))
             if len(right) and len(wrong):
                 found.setdefault(name, {})[split] = round(_auc(right, wrong), 3)
     return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == value
+def _number(value: Any) -> float | None:
+    """A figure's number: of a mapping its value or mean, of three numbers (an interval and its center) the middle."""
+    if isinstance(value, dict):
+        return next((_number(value[k]) for k in ("value", "mean", "estimate") if k in value), None)
+    if isinstance(value, list):
+        numbers = sorted(n for n in map(_number, value) if n is not None)
+        return numbers[1] if len(numbers) == 3 else None
+    return float(value) if isinstance(value, (int, float)) and value == value else None
 
 
 def _auc(right: np.ndarray, wrong: np.ndarray) -> float:

@@ -5,7 +5,8 @@ object from distractors that are as salient, whatever else it shows, and 1 for o
 more than twice as much on the cause as on what has no effect, so that a reader who follows it looks at the cause:
 RIGHT = .7 (odds of 7 to 3). A map that is wrong is no better than one that knows nothing: WRONG = .6, which is as far
 from .5 as the salience of the two families may differ (their edges and their contrast: shares of .4 to .6). Between the
-two a method is undetermined; it counts neither for nor against a verdict, and the number of those is reported.
+two a method is undetermined; it counts neither for nor against a verdict, and the number of those is reported. So does
+nonsense that is at the cause by chance, or because a model's first layer sees nothing else.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_refusals() -> None:
     box = smooth()
     with pytest.raises(InputError, match="resolution"):
         receptive_field(box, "0", resolution=0)
-    with pytest.raises(LayerError, match="nearest"):
+    with pytest.raises(LayerError, match="did you mean"):
         receptive_field(box, "conv")
     with pytest.raises(LayerError, match="axis"):
         receptive_field(box, "0", axis=0)

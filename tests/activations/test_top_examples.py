@@ -162,8 +162,8 @@ def test_ctrl_c_keeps_the_examples_so_far() -> None:
     [
         ({"k": 0}, InputError, "k must be"),
         ({"rank_by": "sum"}, InputError, "max"), ({"axis": 0}, LayerError, "axis"),
-        ({"axis": 4}, LayerError, "axis"), ({"features": "fc9"}, LayerError, "nearest"),
-        ({"layers": ["conv9"]}, LayerError, "nearest"), ({"batch_size": 0}, InputError, "batch_size"),
+        ({"axis": 4}, LayerError, "axis"), ({"features": "fc9"}, LayerError, "did you mean"),
+        ({"layers": ["conv9"]}, LayerError, "did you mean"), ({"batch_size": 0}, InputError, "batch_size"),
     ],
 )  # fmt: skip
 def test_bad_settings(settings: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..atomic_write import to_printable
 from . import colors
 from .colors import TILE_BORDER_COLOR, Bytes
 from .text import Font, get_font, wrap_text
@@ -172,14 +173,14 @@ class _Layout:
 
 def _row_title_width(names: Sequence[str]) -> int:
     """Pixels left of the tiles, with a gap; none without row titles."""
-    widths = [get_font(12, bold=True).getlength(line) for name in names for line in name.split("\n")]
+    widths = [get_font(12, bold=True).getlength(line) for name in names for line in to_printable(name).split("\n")]
     return min(MAX_ROW_TITLE_WIDTH, round(max(widths)) + 16) if any(names) else 0
 
 
 def _header_width(title: str, bars: Sequence[ColorBar]) -> int:
     """Where the title and the names of the color bars end, within bounds."""
-    bar_widths = [COLOR_BAR_WIDTH + 12 + get_font(11).getlength(bar.name) for bar in bars]
-    width = max([get_font(15, bold=True).getlength(title), *bar_widths])
+    bar_widths = [COLOR_BAR_WIDTH + 12 + get_font(11).getlength(to_printable(bar.name)) for bar in bars]
+    width = max([get_font(15, bold=True).getlength(to_printable(title)), *bar_widths])
     return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH), MAX_HEADER_WIDTH))
 
 

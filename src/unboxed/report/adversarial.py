@@ -100,10 +100,7 @@ def find(context: ReportContext) -> RobustnessFinding:
     if robust_box is not None:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
     s, nouns, robustness = context.survey, context.input_nouns, models[0].robustness
-    sentence = (
-        f"Attacks that change every {nouns.value} by {format_eps(robustness.eps[-1])} {nouns.unit} or less lower the "
-        f"accuracy to {format_percent(robustness.robust_accuracy().value)}."
-    )
+    sentence = _answer(robustness, nouns)
     return RobustnessFinding(
         answer=sentence,
         headline=(sentence,),
@@ -197,6 +194,15 @@ def show(finding: RobustnessFinding) -> list[Block]:
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
         blocks.append(Collapsible("By class", [_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
+
+
+def _answer(robustness: Robustness, nouns: InputNouns) -> str:
+    if not robustness.clean_accuracy.count:
+        return "The clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
+    return (
+        f"Attacks that change every {nouns.value} by {format_eps(robustness.eps[-1])} {nouns.unit} or less lower the "
+        f"accuracy to {format_percent(robustness.robust_accuracy().value)}."
+    )
 
 
 def _lead_text(finding: RobustnessFinding) -> str:
