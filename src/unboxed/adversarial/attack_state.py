@@ -26,7 +26,7 @@ from .goal import make_goal
 from .result import Adversarial
 
 GRADIENT_FREE_HINT = "square, boundary and hop_skip_jump attack models without gradients"
-CANDIDATE_NOUN = "an image that was tried instead"
+CANDIDATE_DESCRIPTION = "an image that was tried instead"
 ScoreSelector = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -223,7 +223,7 @@ class AttackState:
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
         outputs = self._evaluate_in_batches(z, rows, evaluate_rows)
-        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_NOUN)
+        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_DESCRIPTION)
         return outputs
 
     def _evaluate_in_batches(

@@ -36,8 +36,8 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 INITIAL_BISECTIONS = 7  # before the walk: to the boundary, to within 1 %
-SPHERICAL_CHECK_EVERY = 10  # steps between two evaluations of the spherical step alone
-INITIAL_STEPS = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
+SPHERICAL_CHECK_INTERVAL = 10  # steps between two evaluations of the spherical step alone
+INITIAL_STEP_SIZES = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
 SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates that the step sizes are adapted to
 
 
@@ -132,7 +132,7 @@ class _BoundaryState:
     def __init__(self, oracle: DecisionOracle, z: Tensor, rows: Tensor) -> None:
         self.oracle, self.z, self.rows = oracle, z, rows
         self.spherical_step, self.source_step = (
-            torch.full_like(rows, initial_step, dtype=z.dtype) for initial_step in INITIAL_STEPS
+            torch.full_like(rows, initial_step, dtype=z.dtype) for initial_step in INITIAL_STEP_SIZES
         )
         self.x = oracle.x[rows]
         self.distance = l2_norm(z - self.x)
@@ -158,7 +158,7 @@ class _BoundaryState:
             self.x + broadcast_rows(1 - self.source_step, self.x) * (on_sphere - self.x)
         )
         is_adversarial = self.oracle.is_adversarial(candidates, self.rows)
-        self.source_step = (self.source_step * _step_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(0.5)
+        self.source_step = (self.source_step * _step_size_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(0.5)
         distance = l2_norm(candidates - self.x)
         is_adversarial &= distance < self.distance  # clipping may have changed it
         self.z, self.distance = (
@@ -166,7 +166,7 @@ class _BoundaryState:
             torch.where(is_adversarial, distance, self.distance),
         )
         self.oracle.state.keep_nearer(self.z, self.rows, is_adversarial)
-        if step_index % SPHERICAL_CHECK_EVERY == 0:
+        if step_index % SPHERICAL_CHECK_INTERVAL == 0:
             self._adapt_spherical_step(on_sphere)
 
     def _adapt_spherical_step(self, on_sphere: Tensor) -> None:
@@ -175,7 +175,7 @@ class _BoundaryState:
         is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(on_sphere), self.rows)
         self.spherical_step = torch.where(
             has_budget,
-            self.spherical_step * _step_factor(is_adversarial, SPHERICAL_SUCCESS_TARGET, 3),
+            self.spherical_step * _step_size_factor(is_adversarial, SPHERICAL_SUCCESS_TARGET, 3),
             self.spherical_step,
         ).clamp_max(1.0)
 
@@ -193,6 +193,6 @@ class _BoundaryState:
         return self.x + broadcast_rows(self.distance / l2_norm(perturbed), perturbed) * perturbed
 
 
-def _step_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
+def _step_size_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
     """Factor (n,) for a step size: 1 in the mean where `target_rate` of the steps succeed."""
     return torch.exp((succeeded.to(torch.float32) - target_rate) / smoothing)

@@ -17,7 +17,7 @@ from ..validation import check_seed
 from .attack_state import AttackState
 
 MAX_START_TRIES = 100  # random images that are tried as a start
-NOISE_CELLS = 7  # on the longer side of coarse noise
+NOISE_CELLS_PER_SIDE = 7  # on the longer side of coarse noise
 
 
 class DecisionOracle:
@@ -60,7 +60,7 @@ class DecisionOracle:
                              "class, starts=")  # fmt: skip
         z = self.x[rows]
         has_start = torch.zeros_like(rows, dtype=torch.bool)
-        start_order = None if start_images is None else self._starts_by_distance(rows, start_images)
+        start_order = None if start_images is None else self._start_indices_by_distance(rows, start_images)
         for try_index in range(MAX_START_TRIES if start_order is None or start_images is None else len(start_images)):
             pending = (~has_start & (self.remaining_queries(rows) > 0)).nonzero()[:, 0]
             if not len(pending):
@@ -76,7 +76,7 @@ class DecisionOracle:
         self._warn_no_start(int((~has_start).sum()), start_images is not None)
         return z[has_start], rows[has_start]
 
-    def _starts_by_distance(self, rows: Tensor, start_images: Tensor) -> Tensor:
+    def _start_indices_by_distance(self, rows: Tensor, start_images: Tensor) -> Tensor:
         """(n, S) the starts ordered by their distance from each row."""
         distances = [self.norm.distance(start_images, self.x[row].expand_as(start_images)) for row in rows]
         return torch.stack(distances).argsort(dim=1, stable=True) if distances else rows.new_zeros(0, len(start_images))
@@ -137,7 +137,7 @@ class DecisionOracle:
 def _coarse_noise(noise: Tensor) -> Tensor:
     """Noise (C, H, W) in a few large cells."""
     longer_side = max(noise.shape[-2:])
-    cells = [-(-length * min(NOISE_CELLS, longer_side) // longer_side) for length in noise.shape[-2:]]
+    cells = [-(-length * min(NOISE_CELLS_PER_SIDE, longer_side) // longer_side) for length in noise.shape[-2:]]
     cell_values = noise[:, : cells[0], : cells[1]]
     return F.interpolate(cell_values[None], tuple(noise.shape[-2:]), mode="nearest")[0]
 

@@ -27,7 +27,7 @@ from .result import Adversarial
 
 PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
 MAX_SEARCH_STEPS = 6  # of the search between an adversarial image and the original
-RETURN_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
+REFINEMENT_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
 SEARCH_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
 
 
@@ -52,7 +52,7 @@ def deepfool(
     target: AttackTarget = None,
     objective: AttackObjective = None,
     steps: Steps = 50,
-    return_rounds: Annotated[
+    refinement_rounds: Annotated[
         int, AtLeast(0), Unit("rounds"), "Number of further runs from the boundary, each back towards x."
     ] = 2,
     candidates: Annotated[
@@ -80,7 +80,7 @@ def deepfool(
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         steps: Number of iterations.
-        return_rounds: Number of further runs from the boundary, each back towards x. 0 gives the algorithm of the
+        refinement_rounds: Number of further runs from the boundary, each back towards x. 0 gives the algorithm of the
             paper.
         candidates: Number of most probable classes whose boundaries are tried, y included. One backward pass each per
             step; None: all.
@@ -107,7 +107,7 @@ def deepfool(
     Source:
         Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2. Three deviations: a step is the shortest one that
         stays in the valid range, which the paper ignores; what fools is then moved back along the line to x; and
-        `return_rounds` further runs start at the projection of x onto the boundary found, as in FAB (Croce & Hein
+        `refinement_rounds` further runs start at the projection of x onto the boundary found, as in FAB (Croce & Hein
         2020, arXiv:1907.02044).
     """
     check_settings(deepfool, locals())
@@ -119,7 +119,7 @@ def deepfool(
         initial_score, step_factor = torch.full_like(state.distance, math.nan), 1 + overshoot
         solver, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
         solver.run(rows, state.x[rows], steps)
-        solver.return_nearer(rows, min(steps, RETURN_STEPS), return_rounds)
+        solver.refine_from_original(rows, min(steps, REFINEMENT_STEPS), refinement_rounds)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
 
@@ -151,7 +151,7 @@ class _DeepFool:
             rows, z = rows[~is_adversarial & ~is_stuck], next_images[~is_adversarial & ~is_stuck]
             projection_start = z
         success_rows, images, success_scores = (torch.cat(parts) for parts in zip(*successes, strict=True))
-        search_back(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
+        search_toward_original(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
 
     def _next_images(self, rows: Tensor, z: Tensor, projection_start: Tensor, step_factor: float) -> Tensor:
         """In bounded batches also of the gradients, one per candidate."""
@@ -171,7 +171,7 @@ class _DeepFool:
             )
         return torch.cat(parts)
 
-    def return_nearer(self, rows: Tensor, steps: int, n_rounds: int) -> None:
+    def refine_from_original(self, rows: Tensor, steps: int, n_rounds: int) -> None:
         """Walk again from the original, by the plane linearized at the boundary, while that gains."""
         return_solver = replace(
             self, candidates=2, first_step_factor=1.0
@@ -189,17 +189,17 @@ class _DeepFool:
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
+class LinearizedClassBoundaries:
     """The linearized boundaries to J other classes: f + w . r = 0."""
 
     values: Tensor  # (n, J) below zero: not crossed
     normals: Tensor  # (n, J, ...)
 
 
-def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | None) -> Linearization:
+def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | None) -> LinearizedClassBoundaries:
     if state.goal.labels is None or state.goal.target_labels is not None or candidates == 2:
         evaluation = state.evaluate_with_grad(z, rows)
-        return Linearization(evaluation.score[:, None], evaluation.grad[:, None])
+        return LinearizedClassBoundaries(evaluation.score[:, None], evaluation.grad[:, None])
     labels = state.goal.labels
 
     def candidate_scores(logits: Tensor, row_index: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
@@ -208,11 +208,11 @@ def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | No
             1, row_labels[:, None]
         )
 
-    return Linearization(*state.jacobian(z, rows, candidate_scores)[1:])
+    return LinearizedClassBoundaries(*state.jacobian(z, rows, candidate_scores)[1:])
 
 
 def _step_to_nearest_plane(
-    state: AttackState, linearization: Linearization, projection_start: Tensor, z: Tensor, step_factor: float
+    state: AttackState, linearization: LinearizedClassBoundaries, projection_start: Tensor, z: Tensor, step_factor: float
 ) -> Tensor:
     """The valid point nearest to `projection_start` on the nearest plane, `step_factor` times as far."""
     clip, normals = state.box.inputs.clip, linearization.normals.flatten(2)  # (n, J, D)
@@ -260,7 +260,7 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, no
 # -- back to the original ---------------------------------------------------------------------------------------------
 
 
-def search_back(state: AttackState, rows: Tensor, z: Tensor, image_score: Tensor, original_score: Tensor) -> None:
+def search_toward_original(state: AttackState, rows: Tensor, z: Tensor, image_score: Tensor, original_score: Tensor) -> None:
     """Keep the nearest adversarial image between z (n, ...) and the original.
 
     z has image_score (n,) > 0, the original original_score (n,) < 0. Evaluated are in turn the zero of the chord and

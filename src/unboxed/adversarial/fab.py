@@ -162,14 +162,14 @@ class FABConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
+class LinearizedBoundary:
     """The linearized boundary at some points, and which of them are adversarial."""
 
     plane: Hyperplane
     is_adversarial: Tensor  # (n,) bool
 
 
-BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> boundary
+BoundaryFn = Callable[[Tensor, Tensor], LinearizedBoundary]  # points z (n, ...) of rows (n,) -> boundary
 
 
 class FAB:
@@ -213,30 +213,30 @@ class FAB:
             return []
         if n_targets is not None and goal.labels is not None:
             return [
-                self.to_zero_of(score)
-                for score in self.top_class_objectives(rows, goal.labels, min(n_targets, n_classes - 1))
+                self.boundary_at_zero_of(score)
+                for score in self.objectives_toward_top_classes(rows, goal.labels, min(n_targets, n_classes - 1))
             ]
         if goal.target_labels is not None or goal.labels is None or n_classes == 2:
-            return [self.to_zero_of(goal.criterion)]
-        return [self.to_nearest_class(goal.labels)]
+            return [self.boundary_at_zero_of(goal.criterion)]
+        return [self.nearest_class_boundary(goal.labels)]
 
-    def top_class_objectives(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
+    def objectives_toward_top_classes(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
         """From each row's class to each of the most probable others."""
         logits = self.state.logits(self.state.x[rows], rows)
         other_classes = labels[:, None].repeat(1, n_targets)  # (N, targets)
         other_classes[rows] = top_other_classes(logits, labels[rows], n_targets)
         return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
-    def to_zero_of(self, score: Objective) -> BoundaryFn:
+    def boundary_at_zero_of(self, score: Objective) -> BoundaryFn:
         """The zero of a score as the boundary."""
 
-        def linearize(z: Tensor, rows: Tensor) -> Linearization:
+        def linearize(z: Tensor, rows: Tensor) -> LinearizedBoundary:
             evaluation = self.state.evaluate_with_grad(z, rows, score)
-            return Linearization(Hyperplane(evaluation.score, evaluation.grad.flatten(1)), evaluation.success_score > 0)
+            return LinearizedBoundary(Hyperplane(evaluation.score, evaluation.grad.flatten(1)), evaluation.success_score > 0)
 
         return linearize
 
-    def to_nearest_class(self, labels: Tensor) -> BoundaryFn:
+    def nearest_class_boundary(self, labels: Tensor) -> BoundaryFn:
         """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
@@ -245,13 +245,13 @@ class FAB:
         def select_scores(logits: Tensor, row_index: Tensor) -> Tensor:
             return logits.gather(1, other_classes[row_index]) - logits.gather(1, labels[row_index, None])
 
-        def linearize(z: Tensor, rows: Tensor) -> Linearization:
+        def linearize(z: Tensor, rows: Tensor) -> LinearizedBoundary:
             logits, scores, grads = self.state.jacobian(z, rows, select_scores)
             distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
             nearest_index = distances.argmin(1, keepdim=True)
             normal = grads.flatten(2).gather(1, nearest_index[..., None].expand(-1, 1, n_values))[:, 0]
             success_score = self.state.goal.criterion.rows(rows)({"logits": logits})
-            return Linearization(Hyperplane(scores.gather(1, nearest_index)[:, 0], normal), success_score > 0)
+            return LinearizedBoundary(Hyperplane(scores.gather(1, nearest_index)[:, 0], normal), success_score > 0)
 
         return linearize
 

@@ -37,9 +37,9 @@ from .decisions import DecisionOracle
 from .quantization import quantize_images
 from .result import Adversarial
 
-MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary in memory at a time
+MAX_DIRECTION_VALUES = 2**22  # of the images around the boundary in memory at a time
 INITIAL_NUM_EVALS = {"l2": 50, "linf": 200}  # at the first step: about the best at 1,000 to 3,000 queries on digits
-MAX_HALVINGS = 12  # of a step, until it is adversarial
+MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
 
 
 @card(
@@ -183,11 +183,11 @@ class _HopSkipJump:
             torch.zeros_like(z),
             torch.zeros_like(radius),
         )
-        block_size = max(1, min(MAX_VALUES_AT_ONCE // 8 // self.n_values, 4096))
+        block_size = max(1, min(MAX_DIRECTION_VALUES // 8 // self.n_values, 4096))
         rows_at_once = (
             len(rows)
             if self.oracle.box.batch_dependent
-            else max(1, MAX_VALUES_AT_ONCE // (self.n_values * min(block_size, int(num_evals.max()))))
+            else max(1, MAX_DIRECTION_VALUES // (self.n_values * min(block_size, int(num_evals.max()))))
         )
         for block_index, block_start in enumerate(range(0, int(num_evals.max()), block_size)):
             for i in range(0, len(rows), rows_at_once):
@@ -196,7 +196,7 @@ class _HopSkipJump:
                 directions, is_adversarial = self._query_around(
                     z[row_slice], rows[row_slice], radius[row_slice], block_evals, iteration * 4096 + block_index
                 )
-                adversarial_sum[row_slice] += (directions * expand_like(is_adversarial, directions)).sum(1)
+                adversarial_sum[row_slice] += (directions * broadcast_draws(is_adversarial, directions)).sum(1)
                 direction_sum[row_slice] += directions.sum(1)
                 n_adversarial[row_slice] += is_adversarial.sum(1)
         estimate = _gradient_estimate(adversarial_sum, direction_sum, n_adversarial, num_evals)
@@ -215,7 +215,7 @@ class _HopSkipJump:
             (z[:, None] + broadcast_rows(radius, directions) * directions).flatten(0, 1)
         ).view_as(directions)
         directions = (
-            (perturbed - z[:, None]) / broadcast_rows(radius, directions) * expand_like(is_asked, directions)
+            (perturbed - z[:, None]) / broadcast_rows(radius, directions) * broadcast_draws(is_asked, directions)
         )  # clipping changed some of them
         return directions, self.oracle.decisions(perturbed, rows, is_asked)
 
@@ -230,7 +230,7 @@ class _HopSkipJump:
     def _line_search(self, z: Tensor, rows: Tensor, directions: Tensor, step_size: Tensor) -> Tensor:
         """The longest step, halved from step_size (n,), that is adversarial; z where none is."""
         stepped, pending = z.clone(), torch.arange(len(rows), device=z.device)
-        for halvings in range(MAX_HALVINGS):
+        for halvings in range(MAX_STEP_HALVINGS):
             candidates = self.oracle.box.inputs.clip(
                 z[pending] + broadcast_rows(step_size[pending] / 2**halvings, directions) * directions[pending]
             )
@@ -254,6 +254,6 @@ def _gradient_estimate(
     )
 
 
-def expand_like(values: Tensor, like: Tensor) -> Tensor:
+def broadcast_draws(values: Tensor, like: Tensor) -> Tensor:
     """(n, B) -> (n, B, 1, ...), to broadcast with a tensor (n, B, ...)."""
     return values.view(*values.shape, *[1] * (like.ndim - 2))

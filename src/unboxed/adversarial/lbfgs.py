@@ -239,7 +239,7 @@ class _LBFGSAttack:
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
                 minimizer, bracket, minimizer_c = self.focus_on_found_class(minimizer, rows, bracket, minimizer_c)
-            start_state = self.change_c(minimizer, rows, bracket.c - minimizer_c)
+            start_state = self.increase_c(minimizer, rows, bracket.c - minimizer_c)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
                 minimizer,
@@ -325,7 +325,7 @@ class _LBFGSAttack:
         perturbation = z - self.state.x[rows].flatten(1)
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
-    def change_c(self, minimizer: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
+    def increase_c(self, minimizer: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
         """The same point and history with c increased, whose effect on the curvature is known exactly."""
         penalty, grad = self.distance_penalty(minimizer.z, rows, c_increase)
         minimizer = replace(

@@ -59,7 +59,7 @@ class LevelGrid:
         if not len(outside_rows):
             return levels
         outside_grid, offset = self.rows(outside_rows), stretch * (unrounded - self.x_levels)[outside_rows]
-        shrinkage = bisect_minimum(
+        shrinkage = bisect_smallest_sufficient(
             lambda t: outside_grid.is_inside_ball(
                 outside_grid.nearest(outside_grid.x_levels + broadcast_rows(1 - t, offset) * offset)
             ),
@@ -98,7 +98,7 @@ def make_level_grid(x: Tensor, highest_level: int, ball: NormBall | None) -> Lev
     )
 
 
-def bisect_minimum(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
+def bisect_smallest_sufficient(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
     """The smallest t (N,) in 0 .. high for which `enough(t)` (N,) holds, where it holds from there on."""
     lower = torch.zeros_like(upper)
     for _ in range(N_HALVINGS):

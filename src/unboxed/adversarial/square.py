@@ -38,8 +38,8 @@ AREA_HALVING_QUERIES = (
     6000,
     8000,
 )  # of 10,000 queries: the squares' area halves after each
-MIN_L2_SIDE = 3  # of the smallest square of the L2 attack: in a single pixel, hill and hollow cancel
-INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 attack
+MIN_L2_SQUARE_SIDE = 3  # of the smallest square of the L2 attack: in a single pixel, hill and hollow cancel
+INITIAL_L2_TILES_PER_SIDE = 5  # along each side of an image, at the start of the l2 attack
 
 
 @card(
@@ -269,7 +269,7 @@ class _L2Squares:
     def initial_images(self, rows: Tensor, seed: int) -> Tensor:
         """A grid of such patterns, each channel of each with its own sign."""
         x, n_channels, size = self.x[rows], self.x.shape[1], self.x.shape[2:]
-        side = max(1, min(size) // INITIAL_L2_TILES)
+        side = max(1, min(size) // INITIAL_L2_TILES_PER_SIDE)
         n_tile_rows, n_tile_columns = (s // side for s in size)
         uniform = hashed_uniform(seed, rows, 0, (n_channels + 1) * n_tile_rows * n_tile_columns).view(
             -1, n_channels + 1, n_tile_rows, n_tile_columns
@@ -286,7 +286,7 @@ class _L2Squares:
         )
 
     def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        x, n_channels, side = self.x[rows], z.shape[1], max(side, min(MIN_L2_SIDE, *z.shape[2:]))
+        x, n_channels, side = self.x[rows], z.shape[1], max(side, min(MIN_L2_SQUARE_SIDE, *z.shape[2:]))
         perturbation, uniform = z - x, hashed_uniform(seed, rows, query, 5 + n_channels)
         square_index, zeroed_index = (_square_index(uniform[:, k : k + 2], side, z) for k in (0, 2))
         unused_budget = (self.ball.eps**2 - l2_norm(perturbation) ** 2).clamp_min(
@@ -294,26 +294,26 @@ class _L2Squares:
         ) / n_channels  # (n,) the fraction of a channel
         old_window, freed_budget = (
             perturbation[square_index],
-            _square_norm(perturbation[zeroed_index]) ** 2,
+            _window_norm(perturbation[zeroed_index]) ** 2,
         )  # (n, C, h, h), (n, C)
         sign = torch.where(uniform[:, 5:] < 0.5, 1.0, -1.0).to(z)[..., None, None]
-        new_window = sign * self._pattern(side, uniform[:, 4] < 0.5) + _normalize_square(old_window)
+        new_window = sign * self._pattern(side, uniform[:, 4] < 0.5) + _normalize_window(old_window)
         perturbation[zeroed_index] = 0
         available_norm = (
-            freed_budget + _square_norm(perturbation[square_index]) ** 2 + unused_budget[:, None]
+            freed_budget + _window_norm(perturbation[square_index]) ** 2 + unused_budget[:, None]
         ).sqrt()  # of both squares, counted once
-        perturbation[square_index] = _normalize_square(new_window) * available_norm[..., None, None]
+        perturbation[square_index] = _normalize_window(new_window) * available_norm[..., None, None]
         return self._project(perturbation, x)
 
 
-def _square_norm(window: Tensor) -> Tensor:
+def _window_norm(window: Tensor) -> Tensor:
     """(n, C) of (n, C, h, h)."""
     norm: Tensor = torch.linalg.vector_norm(window, dim=(2, 3))
     return norm
 
 
-def _normalize_square(window: Tensor) -> Tensor:
-    return window / _square_norm(window).clamp_min(TINY)[..., None, None]
+def _normalize_window(window: Tensor) -> Tensor:
+    return window / _window_norm(window).clamp_min(TINY)[..., None, None]
 
 
 def l2_pattern(side: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, resolved_target
+from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
 from ..engine.gradients.paths import References, equal_weights, path_mean_gradient, path_scores
 from ..engine.perturb.baselines import score_difference
 from ..engine.read.edited_runs import run_variants
@@ -108,7 +108,7 @@ def expected_gradients(
         path_mean,
         x=x,
         method="Expected gradients",
-        target=resolved_target(objective, target),
+        target=target_of_objective(objective, target),
         score=high,
         completeness_error=(path_mean.flatten(1).sum(1) - gap).abs(),
         score_difference=gap,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, resolved_target
+from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
 from ..engine.gradients.paths import QUADRATURE_RULES, midpoints
 from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
 from ..engine.perturb.baselines import Baseline, score_difference
@@ -24,8 +24,8 @@ from ..errors import InputError, warn
 from ..parameters import BatchSize, Inputs, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 
-BATCH_DEPENDENT_STEPS = 50  # by default, where the examples of a batch depend on one another
-DEFAULT_RUNS = 100  # about how many gradients an input takes where no number of steps is given
+N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
+MODEL_RUNS_PER_INPUT = 100  # about how many gradients an input takes where no number of steps is given
 
 
 @card(
@@ -36,7 +36,7 @@ DEFAULT_RUNS = 100  # about how many gradients an input takes where no number of
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=lambda s: s["n_steps"] or DEFAULT_RUNS,
+    runs=lambda s: s["n_steps"] or MODEL_RUNS_PER_INPUT,
     order=3,
 )
 def integrated_gradients(
@@ -107,7 +107,7 @@ def integrated_gradients(
     """
     check_settings(integrated_gradients, locals())
     x = box.validate_inputs(x)
-    points = _fixed_points(n_steps, rule)
+    points = _fixed_quadrature(n_steps, rule)
     start = baseline_of(box, x, baseline)
     objective = resolve_target(box, target, x, batch_size)
     low, high = (run_variants(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
@@ -115,7 +115,7 @@ def integrated_gradients(
     max_error = torch.maximum(tol * score_gap.abs(), _relative_rounding_error(box) * (high.abs() + low.abs()))
     problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, initial_points(tol))
     if points is None and (box.batch_dependent or objective.batch_dependent):
-        points = midpoints(BATCH_DEPENDENT_STEPS)
+        points = midpoints(N_STEPS_IF_BATCH_DEPENDENT)
     integral = integrate(problem, max_steps) if points is None else integrate_fixed(problem, *points)
     warn_not_finite(f"the gradient of {objective.name} between the baseline and x", integral.mean_gradient)
     converged = integral.completeness_error <= max_error
@@ -127,7 +127,7 @@ def integrated_gradients(
         integral.mean_gradient * problem.delta,
         x=x,
         method="Integrated gradients",
-        target=resolved_target(objective, target),
+        target=target_of_objective(objective, target),
         score=high,
         completeness_error=integral.completeness_error,
         n_steps=integral.n_points,
@@ -136,7 +136,7 @@ def integrated_gradients(
     )
 
 
-def _fixed_points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
+def _fixed_quadrature(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
     """Points and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:

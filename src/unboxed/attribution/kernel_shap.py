@@ -21,11 +21,11 @@ from ..engine.perturb.masking import (
     make_masking,
     masked_scores,
     resolve_objective,
-    restore_segments,
+    segment_ids_like_input,
     warn_few_samples,
 )
 from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
-from ..engine.perturb.segments import Segments, square_side
+from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..parameters import BatchSize, Inputs, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
@@ -38,7 +38,7 @@ from ..validation import check_seed
     shows="How the difference between this score and the baseline's is shared out among the parts of the input, with "
     "standard errors.",
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48),
     exempt={
         "one forward": "it runs the model once for each subset drawn",
         "row seeds": "subsets are drawn once for all rows with as many segments, so that rows can be compared",
@@ -113,7 +113,7 @@ def kernel_shap(
         message = f"{masking.features.max_count} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n)
-    subsets = {a: _subsets(a, n, seed) for a in set(masking.n_active)}
+    subsets = {a: _sample_subsets(a, n, seed) for a in set(masking.n_active)}
     row_scores = masked_scores(masking, [subsets[a][0] for a in masking.n_active], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     row_values = [
@@ -134,12 +134,12 @@ def kernel_shap(
         score=ends[:, 0],
         values=values,
         standard_error=error,
-        segments=restore_segments(box, masking.features.ids),
+        segments=segment_ids_like_input(box, masking.features.ids),
         baseline_score=ends[:, 1],
     )
 
 
-def _subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
+def _sample_subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
     """The masks to run: all of them; or some, followed by the full and the empty mask."""
     if 2**n_features <= n_samples:
         return all_subsets(n_features), None

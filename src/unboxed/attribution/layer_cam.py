@@ -16,7 +16,7 @@ from ..parameters import BatchSize, Inputs, Layer, Target, Upsample
 from ..settings import check_settings
 
 
-def weigh_by_position(h: Tensor, g: Tensor) -> Tensor:
+def combine_by_position_gradient(h: Tensor, g: Tensor) -> Tensor:
     """sum_k relu(g_kij) A_kij."""
     return (g.clamp(min=0) * h).sum(1)
 
@@ -71,4 +71,4 @@ def layer_cam(
         Jiang et al. 2021, IEEE Transactions on Image Processing 30.
     """
     check_settings(layer_cam, locals())
-    return cam(box, x, target, layer, weigh_by_position, name="LayerCAM", upsample=upsample, batch_size=batch_size)
+    return cam(box, x, target, layer, combine_by_position_gradient, name="LayerCAM", upsample=upsample, batch_size=batch_size)

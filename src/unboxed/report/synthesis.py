@@ -16,7 +16,7 @@ from ..synthesis import ClassImages, class_image
 from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
 from .finding import SHOWN_ONLY, Check, Finding
-from .judge import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
+from .judge_model import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
 from .pictures import File, Picture
 from .words import count_noun, format_p, join_names
 

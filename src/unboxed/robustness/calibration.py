@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adversarial.predictions import finite_logits
+from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
@@ -115,7 +115,7 @@ def calibration(
     if box.outputs == "multilabel":
         raise OutputError("calibration needs one class per example; the box's outputs are multilabel")
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
-    z = finite_logits(box, x, batch_size).double()  # (N, K)
+    z = nan_checked_logits(box, x, batch_size).double()  # (N, K)
     best_temperature = fit_temperature(z, y)
     uncalibrated, scaled = (_reliability(z / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature))
     clean_accuracy = float((z.argmax(1) == y).double().mean())

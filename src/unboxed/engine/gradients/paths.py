@@ -25,7 +25,7 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, in_pair_batches, pair_outputs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from ..cpu_cache import path_rows
+from ..cpu_cache import path_batch_rows
 from ..rows import broadcast_rows
 from .score import ReluBypass, batch_gradients
 
@@ -122,27 +122,27 @@ QUADRATURE_RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
 
 # -- draws -----------------------------------------------------------------------------------------------------------
 
-SAMPLES_PER_BLOCK = 8  # samples per seed: seeding a generator costs as much as sampling a small image
+NOISE_SAMPLES_PER_BLOCK = 8  # samples per seed: seeding a generator costs as much as sampling a small image
 
 
 def normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, seed: int) -> Tensor:
     """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in any batch."""
     blocks, pairs = list[Tensor](), zip(example_ids.tolist(), sample_ids.tolist(), strict=True)
-    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // SAMPLES_PER_BLOCK)):
-        samples = [sample % SAMPLES_PER_BLOCK for _, sample in group]
+    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // NOISE_SAMPLES_PER_BLOCK)):
+        samples = [sample % NOISE_SAMPLES_PER_BLOCK for _, sample in group]
         generator = rng.sample_generator(seed, row, block, like.device)
         values = torch.randn(
-            SAMPLES_PER_BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
+            NOISE_SAMPLES_PER_BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
         )
         blocks.append(values[samples[0] : samples[-1] + 1])
     return torch.cat(blocks)
 
 
-def noise_unit(inputs: Inputs, x: Tensor) -> Tensor:
+def noise_scale(inputs: Inputs, x: Tensor) -> Tensor:
     """The unit of noise, broadcast to x (N, ...): max - min of each image; a column's std, as the features give it."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
-        units = [noise_unit(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
+        units = [noise_scale(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
         return torch.cat(units, 1)
     if isinstance(inputs, Features):
         return x.new_tensor(inputs.std)[None]
@@ -274,4 +274,4 @@ def path_scores(
 
 def _batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """The plan for batches of pairs of example and point."""
-    return box.batch_plan(1, batch_size)[0], path_rows(box)
+    return box.batch_plan(1, batch_size)[0], path_batch_rows(box)

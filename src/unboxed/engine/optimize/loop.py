@@ -29,7 +29,7 @@ from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 STEPS_PER_ISOLATION = 8  # steps before other threads may use the model
-SYNC_EVERY = 8  # steps between reads of values on an accelerator: each read waits for the device
+SYNC_INTERVAL = 8  # steps between reads of values on an accelerator: each read waits for the device
 
 
 def optimize(
@@ -43,7 +43,7 @@ def optimize(
         optimizer = _BatchOptimizer(
             box, objective.rows(rows), canvas.rows(rows), config, config.constraint.rows(rows), rows
         )
-        result = optimizer.start_only() if interruptions else optimizer.run()
+        result = optimizer.unchanged_start() if interruptions else optimizer.run()
         interruptions.extend([True] * result.interrupted)
         return result
 
@@ -96,7 +96,7 @@ class _BatchOptimizer:
             interrupted = True
         return self._result(frames, history, interrupted)
 
-    def start_only(self) -> OptimizationResult:
+    def unchanged_start(self) -> OptimizationResult:
         """The unchanged start, after Ctrl-C in an earlier batch."""
         return self._result([], [], interrupted=True)
 
@@ -182,7 +182,7 @@ class _BatchOptimizer:
 
     def _syncs_at(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
-        return not self.sync_is_slow or step % SYNC_EVERY == 0
+        return not self.sync_is_slow or step % SYNC_INTERVAL == 0
 
     def _apply_transform(self, x: Tensor, step: int, is_last: bool) -> Tensor:
         if self.config.transform is None or is_last:
