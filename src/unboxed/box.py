@@ -206,7 +206,7 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).noise(2).shape
             torch.Size([2, 1, 28, 28])
         """
-        return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
+        return self.inputs.random_inputs(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
     def _run(self, x: Tensor) -> object:
         with self._model.run(grad=False):
@@ -283,8 +283,8 @@ class Box:
         with (
             capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding)
             if hook_dicts
-            else state.NOTHING as captured,
-            state.SharedNoise() if self.stochastic else state.NOTHING,
+            else state.NO_CONTEXT as captured,
+            state.SharedDropoutMask() if self.stochastic else state.NO_CONTEXT,
             self.output_reader.watch_final_op("logits" in addresses) as final_op,
         ):
             raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None

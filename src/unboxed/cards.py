@@ -92,7 +92,7 @@ class Card:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        return {name: s.default for name, s in self.settings.items() if not s.required}
+        return {name: s.default for name, s in self.settings.items() if not s.is_required}
 
     def n_runs(self, **settings: Any) -> float:
         """About how many model runs one input takes, with these settings in place of the defaults."""

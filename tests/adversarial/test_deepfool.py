@@ -50,7 +50,9 @@ def peer(box: ub.Box) -> tuple[Any, Any]:
 
 
 @each_norm
-@pytest.mark.parametrize("more", [{}, {"refinement_rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}])
+@pytest.mark.parametrize(
+    "more", [{}, {"refinement_rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}]
+)
 def test_minimal_distance_to_a_linear_boundary(norm: str, more: dict[str, Any]) -> None:
     box, x, y, last = linear()
     made = deepfool(box, x, y, norm=norm, **more)
@@ -177,8 +179,8 @@ def test_initially_misclassified_is_not_queried_again() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"candidates": 1}, {"candidates": 2.5}, {"overshoot": -0.1}, {"refinement_rounds": -1}, {"norm": "l1"}, {"eps": -1.0},
-     {"y": None}, {"target": 1, "objective": ub.logit(1)}],
+    [{"candidates": 1}, {"candidates": 2.5}, {"overshoot": -0.1}, {"refinement_rounds": -1}, {"norm": "l1"},
+     {"eps": -1.0}, {"y": None}, {"target": 1, "objective": ub.logit(1)}],
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, Any]) -> None:
     box, x, y, _ = linear()

@@ -28,7 +28,7 @@ def found(inputs: Any, segments: Any = None, n: int = 2, **more: Any) -> Feature
     box = box_of(inputs)
     return feature_groups(
         box,
-        box.validate_inputs(box.restore_structure(box.inputs.sample(n, torch.Generator().manual_seed(0)))),
+        box.validate_inputs(box.restore_structure(box.inputs.random_inputs(n, torch.Generator().manual_seed(0)))),
         segments,
         **more,
     )
@@ -111,7 +111,7 @@ BAD = {
 @pytest.mark.parametrize("method", ["feature_ablation", "lime", "kernel_shap", "shapley"])
 def test_bad_segments(bad: str, method: str) -> None:
     box = box_of(GRAY)
-    x = GRAY.sample(2, torch.Generator().manual_seed(0))
+    x = GRAY.random_inputs(2, torch.Generator().manual_seed(0))
     with pytest.raises(InputError) as caught:
         getattr(ub.attribution, method)(box, x, 1, segments=BAD[bad])
     assert "tensor(" not in str(caught.value)

@@ -22,7 +22,7 @@ from unboxed.attribution import (
 )
 from unboxed.attribution.expected_gradients import _sample_references
 from unboxed.engine.gradients.paths import (
-    Line,
+    LinePath,
     Noise,
     equal_weights,
     gauss_legendre,
@@ -266,7 +266,7 @@ def test_a_rule_along_a_path() -> None:
 def test_a_layer_along_a_path() -> None:
     """Internal influence (Leino et al. 2018): the mean gradient at a layer while the input goes from black to x."""
     box, x = opened("plain")
-    found = path_mean_gradient(box, ub.logit(K), Line(x, torch.zeros_like(x), *midpoints(9)), 3, wrt="conv1").map
+    found = path_mean_gradient(box, ub.logit(K), LinePath(x, torch.zeros_like(x), *midpoints(9)), 3, wrt="conv1").map
     model = nn.Module()
     model.forward = lambda x: box.model(box.inputs.encode(x))  # type: ignore[method-assign]
     peer = captum.attr.InternalInfluence(model, box.model.conv1)
@@ -278,7 +278,7 @@ def test_a_layer_along_a_path() -> None:
 @pytest.mark.parametrize("size", ["auto", 1, 4])
 def test_scores_along_a_path(size: Any) -> None:
     box, x = opened("plain")
-    path = Line(x, torch.zeros_like(x), *midpoints(5))
+    path = LinePath(x, torch.zeros_like(x), *midpoints(5))
     want = torch.stack([box(t * x)[torch.arange(3), K] for t in path.t], 1)
     assert torch.allclose(path_scores(box, ub.logit(K), path, 3, batch_size=size), want, rtol=1e-9)
 

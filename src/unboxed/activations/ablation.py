@@ -154,7 +154,7 @@ def last_hidden_layer(box: Box) -> str:
     while previous and (previous == i or box.layers[paths[previous]].type in PASSTHROUGH_TYPES):
         previous -= 1
     input_name = input_address(paths[i])
-    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     acts = box.read(noise, [input_name, paths[previous]])
     a, b = acts[input_name].flatten(), acts[paths[previous]].flatten()
     return paths[previous] if previous < i and torch.equal(a, b) else input_name  # a branch may be as large

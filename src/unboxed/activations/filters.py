@@ -100,7 +100,7 @@ def _channel_order(box: Box, path: str) -> list[int] | None:
         return []
     if not any(row.path == path and row.has_input for row in box.layers):
         return None
-    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
     layer_input = box.forward(noise, [f"{path}:input#0"])[
         f"{path}:input#0"

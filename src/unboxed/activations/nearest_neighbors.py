@@ -93,4 +93,4 @@ def _last_hidden_layer(box: Box) -> str:
 
 def _example_data(box: Box) -> Tensor:
     """Random examples, as neighbors."""
-    return box.inputs.sample(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)
+    return box.inputs.random_inputs(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)

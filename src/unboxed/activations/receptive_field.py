@@ -157,7 +157,7 @@ class _FieldProber:
     def __init__(self, box: Box, path: str, axis: int, resolution: int, batch_size: BatchSize) -> None:
         self.box, self.path, self.axis, self.batch_size = box, path, axis, batch_size
         self.resolution = resolution
-        noise = box.inputs.sample(MAX_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+        noise = box.inputs.random_inputs(MAX_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
         is_wide = slice(N_NOISE_IMAGES + 1, None, 2)
         noise[is_wide] = WIDE_NOISE_SCALE * (noise[is_wide] - 0.5)  # of both signs, which activates most units
         self.noise = noise

@@ -198,13 +198,13 @@ class CWDescent:
 
     def evaluate(self, w: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient in w (n, ...), and which images are adversarial and nearer (n,)."""
-        x, z = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
-        evaluation = self.state.evaluate_with_grad(z, rows)
+        x, images = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
+        evaluation = self.state.evaluate_with_grad(images, rows)
         is_adversarial = (evaluation.success_score > 0) & (evaluation.score >= self.kappa)
-        is_nearer = self.state.keep_nearer(z, rows, is_adversarial)
+        is_nearer = self.state.keep_nearer(images, rows, is_adversarial)
         margin_gap = (self.kappa - evaluation.score).clamp_min(0)
-        loss = (z - x).flatten(1).square().sum(1) + c * margin_gap
-        grad = 2 * (z - x) - broadcast_rows(c * (margin_gap > 0), z) * evaluation.grad
+        loss = (images - x).flatten(1).square().sum(1) + c * margin_gap
+        grad = 2 * (images - x) - broadcast_rows(c * (margin_gap > 0), images) * evaluation.grad
         return loss, grad * self.space.dx_dw(w), is_nearer
 
 
@@ -215,8 +215,12 @@ class TanhSpace:
         lower, upper = (box.inputs.clip(torch.full_like(x[:1], bound)) for bound in (-math.inf, math.inf))  # (1, ...)
         self.is_bounded = (upper - lower).isfinite()
         self.middle = torch.where(self.is_bounded, (lower + upper) / 2, 0)
-        self.half_range = torch.where(self.is_bounded, (upper - lower) / 2 * (1 + RELATIVE_RANGE_SLACK), 1).clamp_min(TINY)
-        self.max_w = torch.full_like(lower, math.inf).masked_fill(self.is_bounded, math.atanh(1 / (1 + RELATIVE_RANGE_SLACK)))
+        self.half_range = torch.where(self.is_bounded, (upper - lower) / 2 * (1 + RELATIVE_RANGE_SLACK), 1).clamp_min(
+            TINY
+        )
+        self.max_w = torch.full_like(lower, math.inf).masked_fill(
+            self.is_bounded, math.atanh(1 / (1 + RELATIVE_RANGE_SLACK))
+        )
 
     def to_w(self, x: Tensor) -> Tensor:
         u = (x - self.middle) / self.half_range

@@ -58,7 +58,9 @@ class GradientAttackConfig:
     def start_images(self, box: Box, x: Tensor, restart: int) -> Tensor:
         """The start of a run. An example draws the same whichever others are still attacked."""
         return (
-            box.inputs.clip(self.ball.sample(x, self.seed + PGD_RESTART_SEED_STRIDE * restart)) if self.random_start else x
+            box.inputs.clip(self.ball.sample(x, self.seed + PGD_RESTART_SEED_STRIDE * restart))
+            if self.random_start
+            else x
         )
 
     def optimizer_and_constraint(self, constraint: Constraint) -> tuple[OptimizerFactory, Constraint]:

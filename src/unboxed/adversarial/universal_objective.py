@@ -73,11 +73,11 @@ class UniversalAttack:
         """The mean gradient of the score with respect to the change, and the fooling rate."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = change.detach().requires_grad_()
-            z = self.apply_change(leaf, self.state.x[rows], rows, step_index)
+            images = self.apply_change(leaf, self.state.x[rows], rows, step_index)
             evaluation = self.state.evaluate_with_grad(
-                z.detach(), rows, quartic_root_objective(self.state.goal.criterion)
+                images.detach(), rows, quartic_root_objective(self.state.goal.criterion)
             )
-            (grad,) = torch.autograd.grad(z, leaf, evaluation.grad / len(rows))
+            (grad,) = torch.autograd.grad(images, leaf, evaluation.grad / len(rows))
         return grad.nan_to_num(0, 0, 0), (evaluation.success_score > 0).to(change.dtype).mean()
 
 
@@ -168,6 +168,6 @@ def fooling_rate(
     return float(torch.stack(fooled_fractions).mean())
 
 
-def _is_positive(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
-    acts = box.read(z, sorted(objective.layers), batch_size=batch_size)
+def _is_positive(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
+    acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0

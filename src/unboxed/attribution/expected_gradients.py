@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
-from ..engine.gradients.paths import References, equal_weights, path_mean_gradient, path_scores
+from ..engine.gradients.paths import ReferencePath, equal_weights, path_mean_gradient, path_scores
 from ..engine.perturb.baselines import score_difference
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target
@@ -94,12 +94,14 @@ def expected_gradients(
     objective = resolve_target(box, target, x, batch_size)
     reference_inputs = _validate_references(box, references)
     order, alpha = _sample_references(len(x), len(reference_inputs), k, seed)
-    path = References(x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k))
+    path = ReferencePath(
+        x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k)
+    )
     path_mean = path_mean_gradient(box, objective, path, len(x), batch_size=batch_size).map
     high = run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0]
     # (min(M, K),) the fraction of samples that each reference gets
     reference_weights = torch.bincount(torch.arange(k) % len(reference_inputs)) / k
-    endpoints = References(x, reference_inputs, order, torch.zeros_like(alpha), reference_weights)
+    endpoints = ReferencePath(x, reference_inputs, order, torch.zeros_like(alpha), reference_weights)
     low = path_scores(box, objective, endpoints, len(x), batch_size=batch_size) @ reference_weights.to(x)
     gap = score_difference(high, low)
     warn_not_finite(f"the gradient of {objective.name} between references and x", path_mean)
@@ -117,7 +119,7 @@ def expected_gradients(
 
 def example_references(box: Box) -> Any:
     """A few random valid inputs, where there is no data."""
-    samples = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
+    samples = box.inputs.random_inputs(8, torch.Generator(box.device).manual_seed(0))
     return box.restore_structure(samples)
 
 

@@ -89,7 +89,9 @@ def grad_cam(
         Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
     """
     check_settings(grad_cam, locals())
-    return cam(box, x, target, layer, combine_by_mean_gradient, name="Grad-CAM", upsample=upsample, batch_size=batch_size)
+    return cam(
+        box, x, target, layer, combine_by_mean_gradient, name="Grad-CAM", upsample=upsample, batch_size=batch_size
+    )
 
 
 @card(
@@ -147,5 +149,12 @@ def grad_cam_plus_plus(
     """
     check_settings(grad_cam_plus_plus, locals())
     return cam(
-        box, x, target, layer, combine_by_higher_order_gradients, name="Grad-CAM++", upsample=upsample, batch_size=batch_size
+        box,
+        x,
+        target,
+        layer,
+        combine_by_higher_order_gradients,
+        name="Grad-CAM++",
+        upsample=upsample,
+        batch_size=batch_size,
     )

@@ -59,4 +59,6 @@ def guided_backprop(box: Box, x: Inputs, target: Target = None, *, batch_size: B
         hardswish) keep their gradient.
     """
     check_settings(guided_backprop, locals())
-    return attribute_by_gradient(box, x, target, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size)
+    return attribute_by_gradient(
+        box, x, target, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size
+    )

@@ -38,7 +38,9 @@ from ..validation import check_seed
     shows="How the difference between this score and the baseline's is shared out among the parts of the input, with "
     "standard errors.",
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(
+        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48
+    ),
     exempt={
         "one forward": "it runs the model once for each subset drawn",
         "row seeds": "subsets are drawn once for all rows with as many segments, so that rows can be compared",

@@ -71,4 +71,6 @@ def layer_cam(
         Jiang et al. 2021, IEEE Transactions on Image Processing 30.
     """
     check_settings(layer_cam, locals())
-    return cam(box, x, target, layer, combine_by_position_gradient, name="LayerCAM", upsample=upsample, batch_size=batch_size)
+    return cam(
+        box, x, target, layer, combine_by_position_gradient, name="LayerCAM", upsample=upsample, batch_size=batch_size
+    )

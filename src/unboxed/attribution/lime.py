@@ -54,7 +54,9 @@ class LimeTop:
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
     shows="Which parts of the input raise this answer and which lower it, with the standard error of each weight.",
     does_not_show="More than a linear model can: where R² is low, parts interact and the weights mean little.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(
+        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48
+    ),
     exempt={
         "one forward": "it runs the model once for each mask drawn",
         "row seeds": "masks are drawn once for all rows with as many segments, so that rows can be compared",

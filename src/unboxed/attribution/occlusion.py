@@ -41,7 +41,9 @@ MODEL_RUNS_PER_INPUT = 200  # about how many positions the window has by default
     shows="Which parts of the image this score depends on: what it loses when they are covered.",
     does_not_show="What two parts do together, or a part that another can replace; and the cover is itself a pattern "
     "that the model responds to.",
-    example=lambda method, box, x, y: method(box, x, y, window=segment_square_side(box, 3), stride=segment_square_side(box, 4)),
+    example=lambda method, box, x, y: method(
+        box, x, y, window=segment_square_side(box, 3), stride=segment_square_side(box, 4)
+    ),
     exempt={"one forward": "it runs the model once for each position of the window"},
     axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
@@ -102,7 +104,9 @@ def occlusion(
     """
     check_settings(occlusion, locals())
     image_size = sizes.native_size(box) if sizes.require_images(box, "occlusion") else (0, 0)
-    size = _check_height_and_width("window", window, tuple(max(1, round(s / DEFAULT_WINDOWS_PER_SIDE)) for s in image_size))
+    size = _check_height_and_width(
+        "window", window, tuple(max(1, round(s / DEFAULT_WINDOWS_PER_SIDE)) for s in image_size)
+    )
     strides = _check_height_and_width("stride", stride, tuple(max(1, s // 2) for s in size))
     if size[0] > image_size[0] or size[1] > image_size[1]:
         raise InputError(f"a window of {size[0]}x{size[1]} is larger than the images, {image_size[0]}x{image_size[1]}")

@@ -105,12 +105,12 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     """A setting as an option, whose text is parsed once the model is open."""
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
-    default = "" if setting.required or setting.default is None else f" Default: {setting.default}."
+    default = "" if setting.is_required or setting.default is None else f" Default: {setting.default}."
     option = typer.Option(
         option_name(name), help=f"{setting.help}{unit}{limits}{default}", metavar=setting.kind.upper()
     )
-    annotation: Any = Annotated[str, option] if setting.required else Annotated[str | None, option]
-    default_value = inspect.Parameter.empty if setting.required else None
+    annotation: Any = Annotated[str, option] if setting.is_required else Annotated[str | None, option]
+    default_value = inspect.Parameter.empty if setting.is_required else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_value, annotation=annotation)
 
 
@@ -152,7 +152,7 @@ def supplied(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
 
     wanted = {s.name: s for s in card.settings.values() if not _is_option(s)}
     if images is None:
-        if missing := [name for name, s in wanted.items() if s.required]:
+        if missing := [name for name, s in wanted.items() if s.is_required]:
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
         return {}
     values: dict[str, Any] = {"data": images}

@@ -98,7 +98,7 @@ def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
 
 def _output_gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Gradients of the output in some parameters, on noise; None for those it does not depend on."""
-    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     with box.isolated():
         output = box.forward(noise.requires_grad_(), ["output"])["output"]
         return torch.autograd.grad(output.sum(), parameters, allow_unused=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float, check_int
-from .base import RANGE_TOLERANCE, as_numbers, constants, settings_text
+from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, settings_text
 from .batches import check_tensor
 
-MAX_UNDERSHOOT = 0.05  # images with values further below zero are taken to be normalized
+MAX_VALUE_BELOW_ZERO = 0.05  # images with values further below zero are taken to be normalized
 MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
 
 
@@ -86,7 +86,7 @@ class Pixels:
         """Images for levels u in [0, 1]: the levels themselves."""
         return u
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n images of uniform noise (n, C, H, W) in [0, 1]."""
         problem = f"there is no memory for {n} images of the shape {self.shape}"
         too_large = InputError(f"{problem}; wanted (channels, height, width) of one image that the model takes")
@@ -106,7 +106,7 @@ class Pixels:
 
     def _range_message(self, low: float, high: float) -> str:
         problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
-        if low > -MAX_UNDERSHOOT and high <= 2:
+        if low > -MAX_VALUE_BELOW_ZERO and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
             return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"
@@ -119,7 +119,7 @@ class Pixels:
     def _row(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         if isinstance(value, (int, float)):
             return value
-        return constants(value, like).view(-1, 1, 1)
+        return constant_tensor(value, like).view(-1, 1, 1)
 
 
 def _format_out_of_range(value: float) -> str:

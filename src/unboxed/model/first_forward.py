@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import state
-from .batch_dependence import TRIAL_SEEDS, RandomOps, is_batch_dependent
+from .batch_dependence import TRIAL_SEEDS, RandomOpRecorder, is_batch_dependent
 from .isolation import IsolatedModel
 from .layers import ModelSurvey, collect_unbatched, survey_model
 
@@ -43,7 +43,7 @@ def first_forward(
     def run_seeded(x: Tensor, seed: int) -> tuple[Any, object]:
         if not model.uses_rng:
             return run(x), None
-        with model.run(grad=False, seed=seed), state.SharedNoise(), RandomOps(model.device) as ops:
+        with model.run(grad=False, seed=seed), state.SharedDropoutMask(), RandomOpRecorder(model.device) as ops:
             return call(x), (ops.sampled_shapes, state.host_rng_states())
 
     with explain_failure(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):

@@ -21,7 +21,7 @@ from torch import nn
 
 from .identity import TransientHook
 
-GRACE_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
+NEXT_MODULE_GRACE_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
 
 
 class ModelLock:
@@ -163,7 +163,7 @@ def block_other_threads(
     handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
     try:
         if changes_flags:
-            time.sleep(GRACE_SECONDS)
+            time.sleep(NEXT_MODULE_GRACE_SECONDS)
         yield
     finally:
         for handle in handles:

@@ -36,7 +36,7 @@ from .op_tables import (
     may_be_gate,
     rectified_input,
 )
-from .state import NOTHING, GlobalSwitch
+from .state import NO_CONTEXT, GlobalSwitch
 
 BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,7 +55,7 @@ deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.cl
 
 def apply_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
     """While open, a backward pass from `root` uses the rule. Raises RuleError if it would miss an op."""
-    return NOTHING if rule is None else _apply_rule(rule, root)
+    return NO_CONTEXT if rule is None else _apply_rule(rule, root)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _channel_indices(box: Box, layer: str, units: int | Sequence[int] | Tensor |
         if int(indices.min()) < 0:
             raise InputError(f"a channel must be a whole number, 0 or more; got {int(indices.min())}")
         return indices
-    noise = box.inputs.sample(1, torch.Generator(box.device).manual_seed(0))
+    noise = box.inputs.random_inputs(1, torch.Generator(box.device).manual_seed(0))
     h = box.read(noise.to(box.dtype), [layer])[layer]
     if h.ndim < 2:
         raise LayerError(f"{layer!r} has activations of shape {tuple(h.shape)}: no channels")

@@ -40,7 +40,7 @@ SIZE_HINT = "name earlier layers, or resize the image"
 
 
 def _example_style_image(box: Box) -> Tensor:
-    return box.inputs.sample(1, torch.Generator(box.device).manual_seed(1))
+    return box.inputs.random_inputs(1, torch.Generator(box.device).manual_seed(1))
 
 
 @card(

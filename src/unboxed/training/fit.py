@@ -295,7 +295,7 @@ class _Trainer:
 
     def _probe_outputs(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
-        noise = self.box.inputs.sample(N_PROBE_INPUTS, torch.Generator(self.box.device).manual_seed(0))
+        noise = self.box.inputs.random_inputs(N_PROBE_INPUTS, torch.Generator(self.box.device).manual_seed(0))
         return comparable_outputs(self.box, self.box(noise.to(self.box.dtype)))
 
     def _copy_tensors(self, values: Iterable[Tensor]) -> None:

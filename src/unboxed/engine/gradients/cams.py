@@ -180,8 +180,8 @@ def _run_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[Cam
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     objective_nodes = {edge.node for a in objective.layers if (edge := acts.edges.get(a)) is not None}
     if (tokens := trace.token_layers(score, objective_nodes)) is not None:
-        rows, grid = tokens
-        return CamLayers(_last_token_layers(rows), grid), acts, score
+        layers, grid = tokens
+        return CamLayers(_last_token_layers(layers), grid), acts, score
     last_map = trace.last_map(score, objective_nodes)
     if last_map.value._version == last_map.version and last_map.value.numel():
         acts[last_map.address], acts.edges[last_map.address] = last_map.value[: len(x)], last_map.edge
@@ -197,7 +197,7 @@ def _guess_token_layers(box: Box) -> tuple[str, ...]:
     return _last_token_layers([r for r, g in reversed(layer_grids) if g == grid and r.shape == row.shape])
 
 
-def _last_token_layers(rows: Sequence[Layer]) -> tuple[str, ...]:
+def _last_token_layers(layers: Sequence[Layer]) -> tuple[str, ...]:
     """The latest of these layers of tokens, the last first; normalized ones if there are any."""
-    normalized = [r for r in rows if "Norm" in r.type] or rows
+    normalized = [r for r in layers if "Norm" in r.type] or layers
     return tuple(r.addresses[-1] for r in normalized[:MAX_TOKEN_LAYERS])

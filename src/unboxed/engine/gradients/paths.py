@@ -1,8 +1,8 @@
 """Paths: the points at which a gradient method takes gradients, their weights, and their weighted mean.
 
 A gradient method is a path of points x a backward rule: `path_mean_gradient(box, objective, path, n,
-rule=relu_rules.guided)` is guided integrated gradients on a `Line`, guided SmoothGrad on `Noise`; `wrt=` a layer gives
-the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time: memory does not grow
+rule=relu_rules.guided)` is guided integrated gradients on a `LinePath`, guided SmoothGrad on a `NoisePath`; `wrt=`
+a layer gives the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time: memory does not grow
 with the number of points.
 """
 
@@ -47,7 +47,7 @@ class Path(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class LinePath:
     """The straight line from a start to x, at t (K,) of its length (Sundararajan et al. 2017, section 3)."""
 
     x: Tensor  # (N, ...)
@@ -66,7 +66,7 @@ def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class NoisePath:
     """x and normal noise of standard deviation `sigma`, keyed by (seed, row, sample)."""
 
     x: Tensor  # (N, ...)
@@ -81,7 +81,7 @@ class Noise:
 
 
 @dataclass(frozen=True, eq=False)
-class References:
+class ReferencePath:
     """Points between references and x, each gradient times its own x - reference (Erion et al. 2021, equation 4)."""
 
     x: Tensor  # (N, ...)

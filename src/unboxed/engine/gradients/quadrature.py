@@ -23,7 +23,7 @@ from ...box import MAX_BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
 from ..cpu_cache import path_batch_rows
-from .paths import Line, interpolate, midpoints, path_mean_gradient
+from .paths import LinePath, interpolate, midpoints, path_mean_gradient
 from .score import gradients_in_batches
 
 MAX_INITIAL_POINTS = 16  # at most, at first: fewer may meet a tight tolerance by luck, with maps that are less exact
@@ -97,7 +97,7 @@ def integrate(problem: IntegrationProblem, max_points: int) -> LineIntegral:
 
 def integrate_fixed(problem: IntegrationProblem, t: Tensor, weights: Tensor) -> LineIntegral:
     """The same, with fixed points (K,) of each line."""
-    line = Line(problem.x, problem.start, t, weights)
+    line = LinePath(problem.x, problem.start, t, weights)
     result = path_mean_gradient(problem.box, problem.objective, line, len(problem.x), batch_size=problem.batch_size)
     n_points = torch.full((len(problem.x),), len(t), device=problem.box.device)
     return LineIntegral(result.map, n_points, problem.completeness_error(result.map))
@@ -162,7 +162,10 @@ def _add_points(
     problem: IntegrationProblem, evaluations: _Evaluations, intervals: _Intervals, n_new: int
 ) -> _Evaluations:
     """With k more points per example."""
-    if evaluations.stored_index.shape[1] > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT:
+    if (
+        evaluations.stored_index.shape[1]
+        > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT
+    ):
         evaluations = _fold_gradients(evaluations, intervals)
         intervals = _Intervals.from_evaluations(evaluations, problem)
     return evaluations.concat(_evaluate(problem, _next_points(evaluations, intervals, n_new)))
@@ -215,7 +218,11 @@ class _Intervals:
         n_large = (self.disagreement > max_error[:, None] / (4 * k)).sum(1)
         n_splits = n_large.clamp(
             1,
-            min(max(1, k // EVALUATED_POINTS_PER_NEW_POINT), max(1, MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT), max_points)
+            min(
+                max(1, k // EVALUATED_POINTS_PER_NEW_POINT),
+                max(1, MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT),
+                max_points,
+            )
             if max_points > 0
             else 1,
         )

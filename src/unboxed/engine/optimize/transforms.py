@@ -23,7 +23,9 @@ def random_affine(
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:  # (N, C, H, W)
         u = 2 * _uniform_draws(4, x, generator) - 1
-        transformed = _affine_transform(x, u[0] * math.radians(degrees), 1 / (1 + scale * u[1]), 2 * jitter * u[2:], fill)
+        transformed = _affine_transform(
+            x, u[0] * math.radians(degrees), 1 / (1 + scale * u[1]), 2 * jitter * u[2:], fill
+        )
         return _add_noise(transformed, noise, generator)
 
     return transform

@@ -67,7 +67,7 @@ def window_scores(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        return _to_outputs(pair_outputs(runs.run_full, n, n_positions, (1, 1), together=True))
+        return _to_outputs(pair_outputs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
     if runs.is_worth_incremental(n_positions):
         return _to_outputs(
             [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]
