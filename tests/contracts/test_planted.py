@@ -264,7 +264,7 @@ def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
             m.training = False
         yield
 
-    monkeypatch.setattr(state, "mode_flags", flags)
+    monkeypatch.setattr(state, "set_mode_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_net("batchnorm_in_train_mode")
 
@@ -279,7 +279,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         modules[0].train(training)
 
-    monkeypatch.setattr(state, "mode_flags", flags)
+    monkeypatch.setattr(state, "set_mode_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_net("overrides_train")
 

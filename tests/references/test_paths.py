@@ -23,14 +23,12 @@ from unboxed.attribution import (
 from unboxed.attribution.expected_gradients import _sample_references
 from unboxed.engine.gradients.paths import (
     LinePath,
-    Noise,
-    equal_weights,
-    gauss_legendre,
-    midpoints,
+    NoisePath,
     normal_noise,
     path_mean_gradient,
     path_scores,
 )
+from unboxed.engine.gradients.quadrature import equal_weights, gauss_legendre, midpoints
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.model import relu_rules
 
@@ -253,7 +251,7 @@ def test_a_rule_along_a_path() -> None:
     """Guided SmoothGrad is the mean of guided backprop's maps over the same noise."""
     box, x = opened("plain")
     x = 0.4 + 0.2 * x  # so that noise leaves it an image
-    path = Noise(x, torch.full_like(x, 0.05), equal_weights(6), seed=2)
+    path = NoisePath(x, torch.full_like(x, 0.05), equal_weights(6), seed=2)
     found = path_mean_gradient(box, ub.logit(K), path, 3, rule=relu_rules.guided).map
     want = torch.zeros_like(x)
     for k in range(6):

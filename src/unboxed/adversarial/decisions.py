@@ -90,7 +90,7 @@ class DecisionOracle:
 
     def _random_image(self, row: int, try_index: int) -> Tensor:
         inputs = self.box.inputs
-        noise = inputs.sample(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
+        noise = inputs.random_inputs(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
         if not isinstance(inputs, Pixels) or try_index % 4 == 0:
             return noise
         if try_index % 4 == 1:

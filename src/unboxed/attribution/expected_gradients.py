@@ -15,7 +15,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
-from ..engine.gradients.paths import ReferencePath, equal_weights, path_mean_gradient, path_scores
+from ..engine.gradients.paths import ReferencePath, path_mean_gradient, path_scores
+from ..engine.gradients.quadrature import equal_weights
 from ..engine.perturb.baselines import score_difference
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target

@@ -5,7 +5,7 @@ Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", arXiv:1703.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
-from ..engine.gradients.paths import QUADRATURE_RULES, midpoints
-from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
+from ..engine.gradients.adaptive_quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
+from ..engine.gradients.quadrature import QUADRATURE_RULES, QuadratureRule, midpoints
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edited_runs import run_variants
@@ -49,9 +49,7 @@ def integrated_gradients(
     n_steps: Annotated[
         int | None, AtLeast(1), Unit("gradients"), "A fixed number of steps; None takes as many as `tol` needs."
     ] = None,
-    rule: Annotated[
-        Literal["midpoint", "gauss-legendre"] | None, "Quadrature rule of a fixed number of steps; None is midpoint."
-    ] = None,
+    rule: Annotated[QuadratureRule | None, "Quadrature rule of a fixed number of steps; None is midpoint."] = None,
     max_steps: Annotated[int, AtLeast(1), Unit("gradients"), "Largest number of steps that `tol` may take."] = 1000,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -103,7 +101,7 @@ def integrated_gradients(
 
     Source:
         Sundararajan et al. 2017, arXiv:1703.01365, section 3, equation 1; the number of steps is adapted per example by
-        halving intervals (`engine.gradients.quadrature`), which the paper leaves open.
+        halving intervals (`engine.gradients.adaptive_quadrature`), which the paper leaves open.
     """
     check_settings(integrated_gradients, locals())
     x = box.validate_inputs(x)
@@ -136,7 +134,7 @@ def integrated_gradients(
     )
 
 
-def _fixed_quadrature(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
+def _fixed_quadrature(n_steps: int | None, rule: QuadratureRule | None) -> tuple[Tensor, Tensor] | None:
     """Points and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:

@@ -11,7 +11,8 @@ from typing import Annotated
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
-from ..engine.gradients.paths import Moment, NoisePath, equal_weights, noise_scale, path_mean_gradient
+from ..engine.gradients.paths import Moment, NoisePath, noise_scale, path_mean_gradient
+from ..engine.gradients.quadrature import equal_weights
 from ..engine.gradients.score import warn_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite

@@ -1,19 +1,18 @@
 """Paths: the points at which a gradient method takes gradients, their weights, and their weighted mean.
 
 A gradient method is a path of points x a backward rule: `path_mean_gradient(box, objective, path, n,
-rule=relu_rules.guided)` is guided integrated gradients on a `LinePath`, guided SmoothGrad on a `NoisePath`; `wrt=`
-a layer gives the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time: memory does not grow
-with the number of points.
+rule=relu_rules.guided)` is guided integrated gradients on a `LinePath`, guided SmoothGrad on a `NoisePath`;
+`wrt=` a layer gives the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time:
+memory does not grow with the number of points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,27 +97,6 @@ class ReferencePath:
 
 # -- points and weights on [0, 1] ------------------------------------------------------------------------------------
 
-
-def equal_weights(n_points: int) -> Tensor:
-    """Equal weights (K,)."""
-    return torch.full((n_points,), 1 / n_points, dtype=torch.float64)
-
-
-def midpoints(n_points: int) -> tuple[Tensor, Tensor]:
-    """(t, weights): the midpoints of k equal intervals; exact where the gradient is linear in t."""
-    return (torch.arange(n_points, dtype=torch.float64) + 0.5) / n_points, equal_weights(n_points)
-
-
-def gauss_legendre(n_points: int) -> tuple[Tensor, Tensor]:
-    """(t, weights): exact where the gradient is a polynomial in t of degree 2k - 1; it gains nothing at kinks."""
-    t, weights = np.polynomial.legendre.leggauss(n_points)
-    return torch.from_numpy((t + 1) / 2), torch.from_numpy(weights / 2)
-
-
-QUADRATURE_RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
-    "midpoint": midpoints,
-    "gauss-legendre": gauss_legendre,
-}
 
 # -- draws -----------------------------------------------------------------------------------------------------------
 
