@@ -24,7 +24,7 @@ from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
 
 MAX_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
-MODEL_RUNS_PER_INPUT = 100  # about how many segments an input has by default
+MODEL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has by default
 
 
 @card(

@@ -25,7 +25,7 @@ from ..parameters import BatchSize, Inputs, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 
 N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
-MODEL_RUNS_PER_INPUT = 100  # about how many gradients an input takes where no number of steps is given
+MODEL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input takes where `n_steps` is None
 
 
 @card(

@@ -32,7 +32,7 @@ from ..validation import check_int
 
 WindowSize = int | tuple[int, int]
 DEFAULT_WINDOWS_PER_SIDE = 7  # a window covers a seventh of a side by default: 32 of 224 pixels, 4 of 28
-MODEL_RUNS_PER_INPUT = 200  # about how many positions the window has by default
+MODEL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window has by default
 
 
 @card(

@@ -25,7 +25,7 @@ from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
 
 MAX_FEATURES = 16  # segments: 65,536 runs per input
-MODEL_RUNS_PER_INPUT = 512  # of 3 x 3 squares
+MODEL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 squares
 
 
 @card(

@@ -27,7 +27,8 @@ MODEL_INDEPENDENT_PARTS = frozenset({
     "engine.perturb.estimators", "engine.perturb.baselines",
     "engine.optimize.constraints", "engine.gradients.adaptive_quadrature", "engine.gradients.quadrature",
     "engine.optimize.lbfgs", "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features",
-    "engine.stable_repr", "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode", "model.lrp.linear_rules",
+    "engine.stable_repr", "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode",
+    "model.lrp.linear_rules",
 })  # fmt: skip
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
