@@ -20,7 +20,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.hooks import Edit
 from ..model.layers import input_address
-from ..parameters import BatchSize, Data, Inputs, Layer, Target, Units
+from ..parameters import BatchSize, Data, Inputs, LayerAddress, Target, UnitIndices
 from ..settings import check_settings
 
 DATA_BATCH_ROWS = 256  # of the data read at a time
@@ -69,8 +69,8 @@ class Ablation(OneLineRepr):
 def ablation(
     box: Box,
     x: Inputs,
-    layer: Layer = None,
-    units: Units = None,
+    layer: LayerAddress = None,
+    units: UnitIndices = None,
     target: Target = None,
     *,
     replacement: Annotated[Literal["zero", "mean"], "Value that replaces the activations of a unit."] = "zero",

@@ -13,7 +13,7 @@ from ..box import Box
 from ..cards import card
 from ..errors import LayerError
 from ..inputs.multi import MultiInput
-from ..parameters import Layer
+from ..parameters import LayerAddress
 from ..settings import check_settings
 
 MIN_CORRELATION = 0.5  # from which on two channels count as the same pixels
@@ -27,7 +27,7 @@ MIN_CORRELATION = 0.5  # from which on two channels count as the same pixels
     example=lambda method, box, x, y: method(box),
     order=2,
 )
-def filters(box: Box, layer: Layer = None) -> Tensor:
+def filters(box: Box, layer: LayerAddress = None) -> Tensor:
     """The weights of the first convolution or linear layer, as images in the input's order of channels.
 
     Only the first layer's weights are in units of the input; for what deeper units look for use

@@ -14,7 +14,7 @@ from ..engine.read import features
 from ..engine.read.items import SkippedExamples
 from ..engine.read.neighbors import Metric, Neighbors, NeighborSearch
 from ..errors import LayerError
-from ..parameters import BatchSize, Data, Inputs, Layer, NExamples
+from ..parameters import BatchSize, Data, Inputs, LayerAddress, NExamples
 from ..settings import check_settings
 
 
@@ -30,7 +30,7 @@ def nearest_neighbors(
     box: Box,
     x: Inputs,
     data: Data = None,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     *,
     k: NExamples = 8,
     metric: Annotated[Metric, "Metric in which activations are compared."] = "euclidean",

@@ -20,7 +20,7 @@ from ..cards import card
 from ..engine.read.sizes import require_images
 from ..engine.results import OneLineRepr
 from ..model.batching import in_batches
-from ..parameters import BatchSize, RequiredLayer, UnitAxis
+from ..parameters import BatchSize, RequiredLayerAddress, UnitAxis
 from ..settings import AtLeast, Unit, check_settings
 from .units import unit_layers, units_to_axis_1
 
@@ -99,7 +99,7 @@ def _bounds_change(bounds: Tensor, position: list[int], axis: int) -> list[int]:
 )
 def receptive_field(
     box: Box,
-    layer: RequiredLayer,
+    layer: RequiredLayerAddress,
     *,
     axis: UnitAxis = 1,
     resolution: Annotated[int, AtLeast(1), Unit("pixels"), "Rows (or columns) that are probed together."] = 1,

@@ -18,7 +18,7 @@ from ..engine.results import OneLineRepr
 from ..errors import LayerError
 from ..model.hooks import Acts
 from ..objectives import MODEL_ENDS
-from ..parameters import BatchSize, Data, Layers, UnitAxis
+from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
 from .distributions import BatchMoments, Histograms, Moments
 from .units import unit_layers, units_to_axis_1
@@ -69,7 +69,7 @@ class UnitStatistics(OneLineRepr):
 def statistics(
     box: Box,
     data: Data,
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     *,
     histogram_of: Annotated[HistogramKind, "Values of a unit that its histogram counts."] = "positions",
     axis: UnitAxis = 1,

@@ -27,7 +27,7 @@ from ..parameters import (
     AttackTarget,
     BatchSize,
     Bits,
-    Checkpoint,
+    CheckpointPath,
     Eps,
     Inputs,
     Labels,
@@ -93,7 +93,7 @@ def auto_attack(
     objective: AttackObjective = None,
     steps: Steps = 100,
     queries: Queries = 5000,
-    checkpoint: Checkpoint = None,
+    checkpoint: CheckpointPath = None,
     callback: Annotated[
         Callable[[str, int], None] | None, "Called after each attack: callback(name, number of robust examples)."
     ] = None,

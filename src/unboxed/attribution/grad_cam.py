@@ -14,7 +14,7 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
 from ..objectives import logit
-from ..parameters import BatchSize, Inputs, Layer, Target, Upsample
+from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
@@ -49,7 +49,7 @@ def grad_cam(
     x: Inputs,
     target: Target = None,
     *,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -108,7 +108,7 @@ def grad_cam_plus_plus(
     x: Inputs,
     target: Target = None,
     *,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:

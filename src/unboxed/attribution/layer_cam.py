@@ -12,7 +12,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
-from ..parameters import BatchSize, Inputs, Layer, Target, Upsample
+from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
@@ -35,7 +35,7 @@ def layer_cam(
     x: Inputs,
     target: Target = None,
     *,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
