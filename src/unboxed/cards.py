@@ -187,10 +187,10 @@ _REGISTERED: dict[tuple[str, str], Callable[[], Any]] = {}  # weak references: a
 
 def _register(method: Callable[..., Any]) -> None:
     place = (str(method.__module__), str(getattr(method, "__qualname__", id(method))))
-    _REGISTERED[place] = ref(method, partial(_forget, place))
+    _REGISTERED[place] = ref(method, partial(_unregister, place))
 
 
-def _forget(place: tuple[str, str], reference: ref[Any]) -> None:
+def _unregister(place: tuple[str, str], reference: ref[Any]) -> None:
     if _REGISTERED.get(place) is reference:  # another of the same name may have come since
         del _REGISTERED[place]
 

@@ -76,7 +76,7 @@ def nearest_neighbors(
         return search.result()
     search = NeighborSearch(queries, k, metric=metric)
     skipped = SkippedExamples()
-    next_features = features.feature_stream(box, data, address, batch_size=batch_size, skipped=skipped)
+    next_features = features.feature_reader(box, data, address, batch_size=batch_size, skipped=skipped)
     while (points := next_features()) is not None:
         search.add(points)
     neighbors = search.result()

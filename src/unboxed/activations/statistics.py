@@ -17,7 +17,7 @@ from ..engine.read.items import SkippedExamples
 from ..engine.results import OneLineRepr
 from ..errors import LayerError
 from ..model.hooks import Acts
-from ..objectives import MODEL_ENDS
+from ..objectives import MODEL_END_ADDRESSES
 from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
 from .distributions import BatchMoments, Histograms, Moments
@@ -148,7 +148,7 @@ def run_pass(
     def observe_batch(x: Tensor) -> None:
         nonlocal state
         observer = _ActivationObserver(partial(observe, state))
-        edits = {path: partial(observer, path) for path in paths if path not in (*MODEL_ENDS, *read_layers)}
+        edits = {path: partial(observer, path) for path in paths if path not in (*MODEL_END_ADDRESSES, *read_layers)}
         with box.isolated(grad=False):
             acts = box.forward(x, {*read_layers, *(path for path in paths if path not in edits)}, edits)
         for path in paths:

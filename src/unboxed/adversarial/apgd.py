@@ -35,7 +35,7 @@ from ..parameters import (
 )
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .attack_state import AttackState, attack_ball
+from .attack_state import AttackState, resolve_attack_ball
 from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
@@ -120,7 +120,7 @@ def apgd(
         of section 3.1. Restarts run on examples that are not fooled yet.
     """
     check_settings(apgd, locals())
-    ball = attack_ball(box, eps, norm, ball, takes_l1=False)
+    ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False)
     seed = check_seed(seed)
     loss_name = loss or "ce" if n_targets is None else "ce"
     state = AttackState(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.cpu_cache import gradient_batch_plan
-from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
+from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import L1, Linf, NormBall, resolve_ball
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
@@ -285,11 +285,13 @@ def explain_missing_gradient() -> Iterator[None]:
         if "does not require grad" in str(error):
             raise OutputError(f"the model gives no gradient of its input; {GRADIENT_FREE_HINT}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_ERROR}; {GRADIENT_FREE_HINT}") from error
+            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {GRADIENT_FREE_HINT}") from error
         raise
 
 
-def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True) -> NormBall:
+def resolve_attack_ball(
+    box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True
+) -> NormBall:
     """The ball of `eps` and `norm`, or the given one. Raises InputError."""
     resolved = resolve_ball(eps, norm, ball)
     if isinstance(resolved, L1) and not takes_l1:

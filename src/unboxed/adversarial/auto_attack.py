@@ -150,7 +150,7 @@ def auto_attack(
         place. With a target, the second and third attack aim at it alone; with an objective, there is no second.
     """
     check_settings(auto_attack, locals())
-    ball = check_eps_range(box, _make_ball(eps, norm, ball))
+    ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
     if bits is not None:
         resolve_highest_level(box, bits)  # raises now, not after an hour
     config = _AutoAttackConfig(steps, queries, check_seed(seed))
@@ -168,7 +168,7 @@ def auto_attack(
     )
 
 
-def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('AutoAttack takes norm="linf" or "l2"')

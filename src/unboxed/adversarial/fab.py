@@ -16,7 +16,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball
-from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_direction, vector_norms
+from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_directions, vector_norms
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit
@@ -43,7 +43,9 @@ from .result import Adversarial
 
 INF = math.inf
 FINAL_SEARCH_STEPS = 3  # forward passes of the final search
-SCORE_MARGIN = 1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
+FINAL_SEARCH_RELATIVE_MARGIN = (
+    1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
+)
 
 
 @card(
@@ -264,7 +266,7 @@ class FAB:
         x = self.state.x[rows]
         distance = self.state.distance[rows].clamp_max(self.eps)
         distance = torch.where(distance.isfinite(), distance, self.state.norm.distance(last_images, x))
-        offset = random_direction(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
+        offset = random_directions(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
         return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
     def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, images: Tensor) -> Tensor:
@@ -307,7 +309,7 @@ class FAB:
             return
         near_images, far_images = self.state.x[rows], self.state.images[rows]
         near_score, far_score = self.state.success_score(near_images, rows), self.state.success_score(far_images, rows)
-        target_score = SCORE_MARGIN * near_score.abs()
+        target_score = FINAL_SEARCH_RELATIVE_MARGIN * near_score.abs()
         for _ in range(FINAL_SEARCH_STEPS):
             fraction = ((target_score - near_score) / (far_score - near_score).clamp_min(TINY)).clamp(0, 1)
             images = self.state.box.inputs.clip(near_images.lerp(far_images, broadcast_rows(fraction, near_images)))

@@ -27,8 +27,8 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a fraction of the step, and as it is
-STALL_AFTER_STEPS = 5  # steps as published; rows without a success by then are stalled
-L2_DIRECTION = L2(math.inf).steepest_direction
+STALL_CHECK_STEP = 5  # steps as published; rows without a success by then are stalled
+steepest_l2_direction = L2(math.inf).steepest_direction
 
 
 @card(
@@ -119,7 +119,7 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
     for step_index in range(steps):
         evaluation = state.evaluate_with_grad(images, rows)
         state.keep_nearer(images, rows, evaluation.success_score > 0)
-        if step_index == STALL_AFTER_STEPS:
+        if step_index == STALL_CHECK_STEP:
             is_stalled = ~state.success[rows]
         grad = evaluation.grad.nan_to_num(0, 0, 0)
         grad = torch.where(
@@ -136,7 +136,7 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
             is_stalled,
         )
         length = _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps)
-        stepped = images + length * L2_DIRECTION(grad)
+        stepped = images + length * steepest_l2_direction(grad)
         images = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
     if steps and len(rows):
         state.keep_nearer(images, rows, state.success_score(images, rows) > 0)

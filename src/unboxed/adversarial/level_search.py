@@ -36,7 +36,7 @@ class LevelSearch:
     def __init__(self, state: AttackState, grid: LevelGrid) -> None:
         self.state, self.grid = state, grid
         self.found_levels = state.images * grid.highest_level  # (N, ...) what the attack found, in levels
-        self.original_levels = grid.nearest(grid.x_levels)  # the originals' own files
+        self.original_levels = grid.nearest_levels(grid.x_levels)  # the originals' own files
         self.best_levels = grid.nearest_in_ball(self.found_levels)  # (N, ...) the best files so far
         self.has_level_in_ball = grid.is_inside_ball(self.best_levels)  # (N,) False where the ball holds no file
         self.score = torch.where(
@@ -103,16 +103,16 @@ class LevelSearch:
     def evaluate(self, levels: Tensor, rows: Tensor) -> Tensor:
         """The scores (n,) of rounded images of the rows; better ones are kept."""
         score = self.state.success_score(self.grid.to_images(levels), rows)
-        self._keep(levels, rows, score)
+        self._keep_better(levels, rows, score)
         return score
 
     def evaluate_with_grad(self, levels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same with the gradient (n, ...) per level."""
         evaluation = self.state.evaluate_with_grad(self.grid.to_images(levels), rows, self.state.goal.criterion)
-        self._keep(levels, rows, evaluation.score)
+        self._keep_better(levels, rows, evaluation.score)
         return evaluation.score, evaluation.grad.nan_to_num(0, 0, 0) / self.grid.highest_level
 
-    def _keep(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
+    def _keep_better(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
         new_distance, is_success, was_success = (
             self.state.norm.distance(levels, self.grid.x_levels[rows]),
             score > self.min_score[rows],
@@ -150,7 +150,7 @@ class LevelSearch:
         """To the boundary and back along it, ever nearer to the originals."""
         unrounded, n_failures = self.found_levels[rows], torch.zeros_like(self.score[rows])
         for _ in range(MAX_NEAREST_SEARCH_STEPS):
-            levels = self.grid.nearest(unrounded)
+            levels = self.grid.nearest_levels(unrounded)
             score, grad = self.evaluate_with_grad(levels, rows)
             is_failure = score <= self.min_score[rows]
             is_active = is_failure | (levels != self.original_levels[rows]).flatten(1).any(
@@ -191,7 +191,7 @@ class LevelSearch:
         """The nearest point to the originals that, for a linear model, is adversarial once rounded."""
 
         def is_enough(path_length: Tensor) -> Tensor:
-            return ((grid.nearest(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
+            return ((grid.nearest_levels(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
 
         path, upper = self._gain_path(grid, levels, unrounded, grad, shortfall)
         return path(bisect_smallest_sufficient(is_enough, upper))

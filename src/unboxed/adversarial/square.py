@@ -113,7 +113,7 @@ def square(
     """
     check_settings(square, locals())
     require_images(box, "the square attack")
-    ball = check_eps_range(box, _make_ball(eps, norm, ball))
+    ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
     seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = state.evaluate_originals()
@@ -123,7 +123,7 @@ def square(
     return state.to_result()
 
 
-def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('the square attack takes norm="linf" or "l2"')

@@ -130,12 +130,12 @@ def _validate_references(box: Box, references: Any) -> Tensor:
     return box.validate_inputs(references if is_plain else next(input_batches(references, MAX_REFERENCES)))
 
 
-def _sample_references(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
+def _sample_references(n_examples: int, n_references: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """For each row: the references in a random order (N, M), and alphas (N, K), one from each of K parts of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
-    for row in range(n):
+    for row in range(n_examples):
         generator = sample_generator(seed, row, 0, torch.device("cpu"))
-        orders.append(torch.randperm(m, generator=generator))
-        part = torch.randperm(k, generator=generator)
-        alphas.append((part + torch.rand(k, generator=generator, dtype=torch.float64)) / k)
+        orders.append(torch.randperm(n_references, generator=generator))
+        part = torch.randperm(n_samples, generator=generator)
+        alphas.append((part + torch.rand(n_samples, generator=generator, dtype=torch.float64)) / n_samples)
     return torch.stack(orders), torch.stack(alphas)

@@ -150,8 +150,13 @@ def _sample_subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor,
     return torch.cat([sampled.masks, ends]), sampled
 
 
-def _shapley_values(sampled: SampledMasks | None, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _shapley_values(sampled: SampledMasks | None, subset_scores: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if sampled is None:
-        values = exact_shapley(v, eps)
+        values = exact_shapley(subset_scores, eps)
         return values, torch.zeros_like(values)
-    return kernel_shapley(sampled, v[:-2][sampled.mask_index], empty_score=float(v[-1]), full_score=float(v[-2]))
+    return kernel_shapley(
+        sampled,
+        subset_scores[:-2][sampled.mask_index],
+        empty_score=float(subset_scores[-1]),
+        full_score=float(subset_scores[-2]),
+    )

@@ -20,7 +20,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate
+from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate_and_masks
 from ..engine.perturb.local_model import DEFAULT_ALPHA, LocalModel, Regression
 from ..engine.perturb.masking import (
     MIN_SAMPLES_PER_FEATURE,
@@ -285,7 +285,7 @@ def _fit_local_models(
     seed = check_seed(settings["seed"])
     sampled = _sample_masks(masking, settings["n_samples"], seed)
     row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, settings["batch_size"])  # N of (U, T)
-    surrogates = {id(d): make_surrogate(d, seed) for d in sampled}
+    surrogates = {id(d): make_surrogate_and_masks(d, seed) for d in sampled}
     designs = [
         RegressionDesign.from_masks(d, n_segments, settings["kernel_width"], surrogates[id(d)])
         for d, n_segments in zip(sampled, masking.features.counts, strict=True)

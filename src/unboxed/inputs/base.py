@@ -75,7 +75,7 @@ def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
     return channels_last
 
 
-def settings_text(inputs: object, **defaults: float) -> list[str]:
+def non_default_settings(inputs: object, **defaults: float) -> list[str]:
     """The settings that are not the default: one number where all values are equal, else the first ones."""
     texts = []
     for name, default in defaults.items():

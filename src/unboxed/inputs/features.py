@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float
-from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tensor, settings_text
-from .batches import check_tensor, value_range
+from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tensor, non_default_settings
+from .batches import checked_value_range, value_range
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +62,7 @@ class Features:
     def __repr__(self) -> str:
         n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_VALUES
         names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
-        settings = settings_text(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        settings = non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 
@@ -121,7 +121,7 @@ class Features:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of valid rows; else InputError that names the column."""
-        check_tensor(x, self.shape, "rows of features")
+        checked_value_range(x, self.shape, "rows of features")
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
         return x

@@ -20,7 +20,7 @@ from .calls import Call, copy_value, detach_value, is_equal, is_same_call, remem
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
 Operand = Union["Objective", "Constant", Tensor, "np.ndarray[Any, Any]", "np.generic", float]
-MODEL_ENDS = frozenset({"input", "output", "logits"})
+MODEL_END_ADDRESSES = frozenset({"input", "output", "logits"})
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..box import Box
-from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_close
+from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_equal_up_to_rounding
 from ..engine.stable_repr import comparable_outputs
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
@@ -280,7 +280,7 @@ class _Trainer:
     def _restore(self, state: dict[str, Any], file: CheckpointFile) -> None:
         old_tensors = [h.clone() for h in self._state_tensors()]
         self._copy_tensors(state["model"])
-        if not is_close(state["answers"], self._probe_outputs()):
+        if not is_equal_up_to_rounding(state["answers"], self._probe_outputs()):
             self._copy_tensors(old_tensors)
             raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
         if self.ema is not None:

@@ -27,7 +27,7 @@ from ..rows import broadcast_rows
 ReluBypass = Literal["no", "last", "all"]
 """Which inactive ReLUs are bypassed for rows whose gradient is exactly zero."""
 
-REENTRANT_ERROR = (
+REENTRANT_CHECKPOINT_MESSAGE = (
     "the model runs a reentrant checkpoint, through which torch gives no gradient of the input; "
     "call torch.utils.checkpoint with use_reentrant=False"
 )
@@ -201,7 +201,7 @@ def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], re
         grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
-            raise OutputError(REENTRANT_ERROR) from error
+            raise OutputError(REENTRANT_CHECKPOINT_MESSAGE) from error
         raise
     if all(g is None for g in grads):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")

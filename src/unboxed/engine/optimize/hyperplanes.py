@@ -97,7 +97,7 @@ def solve_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
     return s
 
 
-def random_direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
+def random_directions(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
     """Random directions (n, D) of norm 1, keyed by (seed, row, step): uniform on the L-inf and L2 sphere."""
     uniform = hashed_uniform(seed, rows, step, like.shape[1]).to(like.dtype)
     signed = 2 * uniform - 1

@@ -47,7 +47,7 @@ class KernelWeights:
 
     @classmethod
     def from_masks(cls, sampled: SampledMasks, n_features: int, kernel_width: float) -> KernelWeights:
-        z = sampled.z
+        z = sampled.float_masks
         a, n_unchanged = z.shape[1], n_features - z.shape[1]
         t = torch.arange(n_unchanged + 1, dtype=torch.float64)
         log = (
