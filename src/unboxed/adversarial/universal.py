@@ -97,7 +97,7 @@ def universal(
 ) -> Universal:
     """One perturbation within `eps` that fools the model on most of the images x.
 
-    To show that a change need not fit the image. It is evaluated on other images: `Universal.fooling_rate`. Ctrl-C keeps
+    To show that a change need not fit the image. `Universal.fooling_rate` evaluates it on other images. Ctrl-C keeps
     what was reached. For a change of a small part of the image without a bound use `patch`; for one image use `pgd`.
 
     Args:
