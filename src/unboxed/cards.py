@@ -22,7 +22,7 @@ from .validation import plain_name, suggest
 Method = TypeVar("Method", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
 FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "robustness")
-ENTRY_POINTS = "unboxed.methods"  # the group in which an installed package names the modules of its methods
+ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
 NEEDS = {
     "pixels": "inputs that are images alone (Pixels)",
@@ -224,7 +224,7 @@ def cards(family: str | None = None) -> tuple[Card, ...]:
 
 def _load_entry_points() -> None:
     """Import the modules of installed packages' methods; one that fails is logged, and costs no other."""
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             point.load()
         except Exception:

@@ -25,7 +25,7 @@ from ..engine.optimize.constraints import (
     unconstrained_grad,
 )
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
-from ..engine.optimize.optimizers import Momentum, PlainAscent
+from ..engine.optimize.optimizers import NormalizedMomentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
@@ -68,7 +68,7 @@ class GradientAttackConfig:
         if self.momentum_decay is None:
             return partial(PlainAscent, lr=self.step), constraint
         make_optimizer = partial(
-            Momentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
+            NormalizedMomentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
         )
         return make_optimizer, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
 

@@ -232,30 +232,30 @@ class _LBFGSAttack:
         loss, loss_grad, _ = self.evaluate(images, rows)
         linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
         bracket = CBracket.start_at(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
-        lbfgs_state, lbfgs_c = (
+        lbfgs_state, c_of_state = (
             initial_state(images, loss, loss_grad, linear_distance, self.lower, self.upper),
             0 * linear_distance,
         )  # where to start; its c
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
-                lbfgs_state, bracket, lbfgs_c = self.focus_on_found_class(lbfgs_state, rows, bracket, lbfgs_c)
-            start_state = self.increase_c(lbfgs_state, rows, bracket.c - lbfgs_c)
+                lbfgs_state, bracket, c_of_state = self.focus_on_found_class(lbfgs_state, rows, bracket, c_of_state)
+            start_state = self.increase_c(lbfgs_state, rows, bracket.c - c_of_state)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
                 lbfgs_state,
                 first_step_length=torch.where(bracket.largest_success > 0, 1, 2) * lbfgs_state.first_step_length,
             )
-            lbfgs_state, lbfgs_c = (
+            lbfgs_state, c_of_state = (
                 select_states(is_adversarial, final_state, enlarged),
-                torch.where(is_adversarial, bracket.c, lbfgs_c),
+                torch.where(is_adversarial, bracket.c, c_of_state),
             )
             bracket = bracket.next_c(is_adversarial)
             is_active = self.state.distance[rows] > self.target_distance
-            rows, bracket, lbfgs_state, lbfgs_c = (
+            rows, bracket, lbfgs_state, c_of_state = (
                 rows[is_active],
                 bracket.rows(is_active),
                 lbfgs_state.rows(is_active),
-                lbfgs_c[is_active],
+                c_of_state[is_active],
             )
 
     def other_classes(self) -> Tensor | None:
@@ -266,12 +266,12 @@ class _LBFGSAttack:
         return torch.arange(self.state.box.n_outputs, device=goal.labels.device) != goal.labels[:, None]
 
     def focus_on_found_class(
-        self, lbfgs_state: LBFGSState, rows: Tensor, bracket: CBracket, lbfgs_c: Tensor
+        self, lbfgs_state: LBFGSState, rows: Tensor, bracket: CBracket, c_of_state: Tensor
     ) -> tuple[LBFGSState, CBracket, Tensor]:
         """From the nearest image on, target the class that it is predicted as: its boundary with y is then sharp."""
         success_index = self.state.success[rows].nonzero()[:, 0]
         if self.class_mask is None or self.class_mask.shape[1] == 2 or not len(success_index):
-            return lbfgs_state, bracket, lbfgs_c
+            return lbfgs_state, bracket, c_of_state
         success_rows, image = rows[success_index], self.state.images[rows[success_index]]
         predictions = self.state.logits(image, success_rows).argmax(1)
         self.class_mask[success_rows] = (
@@ -288,7 +288,7 @@ class _LBFGSAttack:
         return (
             lbfgs_state.replace_rows(success_index, new_state),
             bracket.replace_rows(success_index, new_bracket),
-            lbfgs_c.index_copy(0, success_index, new_bracket.c),
+            c_of_state.index_copy(0, success_index, new_bracket.c),
         )
 
     def evaluate(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

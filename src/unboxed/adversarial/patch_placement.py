@@ -55,9 +55,9 @@ class PatchPlacement:
             return u_across**2 + u_down**2 <= 1
         return torch.maximum(u_across.abs(), u_down.abs()) <= 1
 
-    def mask(self, n_pixels: int, device: torch.device) -> Tensor:
+    def mask(self, side: int, device: torch.device) -> Tensor:
         """Which of the patch's own pixels (side, side) belong to it, by their centers."""
-        centers = (2 * torch.arange(n_pixels, device=device, dtype=torch.float64) + 1 - n_pixels) / n_pixels
+        centers = (2 * torch.arange(side, device=device, dtype=torch.float64) + 1 - side) / side
         return self.is_inside(centers[None, :], centers[:, None])
 
     def paste(self, patch: Tensor, x: Tensor, uniform: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize)
     if rectangles is None:
         return None
     box, x = masking.box, masking.x
-    ablated = torch.zeros(len(x), masking.features.max_count, dtype=box.dtype, device=x.device)
+    ablated = torch.zeros(len(x), masking.features.max_n_segments, dtype=box.dtype, device=x.device)
     original = ablated[:, :1]
     for size, corners_by_feature in rectangles.items():
         corners = torch.tensor(list(corners_by_feature.values()))

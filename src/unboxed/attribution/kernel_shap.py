@@ -110,9 +110,9 @@ def kernel_shap(
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline, max_features=max(1, n // MIN_SAMPLES_PER_FEATURE), seed=seed)
-    if n < min(2 * masking.features.max_count + 2, 2**masking.features.max_count):
-        min_samples = 2 * masking.features.max_count + 2
-        message = f"{masking.features.max_count} segments take n_samples of {min_samples} or more; got {n_samples}"
+    if n < min(2 * masking.features.max_n_segments + 2, 2**masking.features.max_n_segments):
+        min_samples = 2 * masking.features.max_n_segments + 2
+        message = f"{masking.features.max_n_segments} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n)
     subsets = {a: _sample_subsets(a, n, seed) for a in set(masking.n_active)}

@@ -269,7 +269,7 @@ def _make_lime_masking(box: Box, x: Tensor, settings: Settings) -> Masking:
 
 def _sample_masks(masking: Masking, n_samples: int, seed: int) -> list[SampledMasks]:
     """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
-    min_samples = masking.features.max_count + 2
+    min_samples = masking.features.max_n_segments + 2
     if n_samples < min_samples:
         message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
@@ -288,7 +288,7 @@ def _fit_local_models(
     surrogates = {id(d): make_surrogate_and_masks(d, seed) for d in sampled}
     designs = [
         RegressionDesign.from_masks(d, n_segments, settings["kernel_width"], surrogates[id(d)])
-        for d, n_segments in zip(sampled, masking.features.counts, strict=True)
+        for d, n_segments in zip(sampled, masking.features.n_segments, strict=True)
     ]
     alpha = DEFAULT_ALPHA[settings["regression"]] if settings["alpha"] is None else float(settings["alpha"])
     fit = partial(
@@ -310,8 +310,8 @@ def _lime_result(masking: Masking, fits: list[LocalModel], scores: list[float], 
     """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
     weights = masking.scatter_active([f.weights for f in fits])
-    counts = torch.tensor(features.counts, device=box.device)
-    exists = torch.arange(features.max_count, device=box.device) < counts[:, None]
+    counts = torch.tensor(features.n_segments, device=box.device)
+    exists = torch.arange(features.max_n_segments, device=box.device) < counts[:, None]
     unchanged = torch.tensor([f.unchanged_weight for f in fits]).to(weights)[:, None]
     weights = torch.where(exists & ~masking.active, unchanged, weights)
     statistics = [[f.r2, f.intercept, score] for f, score in zip(fits, scores, strict=True)]

@@ -184,13 +184,13 @@ def _mean_drop_per_pixel(
     drops: Tensor, starts: tuple[Tensor, Tensor], size: tuple[int, int], sides: tuple[int, int]
 ) -> Tensor:
     """For each pixel (N, 1, H, W) the mean score lost over the windows that cover it."""
-    rows, cols = (_coverage(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
+    rows, cols = (_is_covered(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
     count = rows.sum(0)[:, None] * cols.sum(0)  # (H, W)
     total = rows.T @ drops @ cols
     return (total / count.clamp(min=1))[:, None]
 
 
-def _coverage(starts: Tensor, window: int, side: int) -> Tensor:
+def _is_covered(starts: Tensor, window: int, side: int) -> Tensor:
     """Whether each window (P,) covers each pixel of a side, (P, side)."""
     at = torch.arange(side)
     return (at >= starts[:, None]) & (at < starts[:, None] + window)

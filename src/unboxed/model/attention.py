@@ -39,7 +39,7 @@ class AttentionHeads:
         return self.logits(self.q @ self.k.mT).softmax(-1)
 
 
-def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind_multi_head_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of F.multi_head_attention_forward by name."""
     call = _MHA_SIGNATURE.bind(*args, **kwargs)
     call.apply_defaults()
@@ -123,7 +123,7 @@ def unpack_scaled_dot_product(
 def unpack_fused_attention(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionHeads | None:
     """The heads of a fused call, by the op's plain name; None for other ops."""
     unpackers: dict[str, Callable[[], AttentionHeads]] = {
-        "multi_head_attention_forward": lambda: unpack_multi_head(bind_arguments(args, kwargs)),
+        "multi_head_attention_forward": lambda: unpack_multi_head(bind_multi_head_arguments(args, kwargs)),
         "scaled_dot_product_attention": lambda: unpack_scaled_dot_product(*args, **kwargs),
     }
     return unpackers[name]() if name in unpackers else None

@@ -171,7 +171,7 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     if not scripts:
         yield
         return
-    with UNOPTIMIZED_SWITCH:
+    with UNOPTIMIZED_SCRIPTS_SWITCH:
         for module in scripts:
             for name in module._c._method_names():
                 module._c._get_method(name)._debug_flush_compilation_cache()
@@ -187,4 +187,4 @@ def _disable_script_optimizer() -> Iterator[None]:
         torch._C._jit_set_num_profiled_runs(n_before)
 
 
-UNOPTIMIZED_SWITCH = GlobalSwitch(_disable_script_optimizer)
+UNOPTIMIZED_SCRIPTS_SWITCH = GlobalSwitch(_disable_script_optimizer)

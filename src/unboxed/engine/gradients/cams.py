@@ -62,7 +62,7 @@ def cam(
     x = box.validate_inputs(x)
     size = image_size(box)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
-    cam_layers = None if layer is None else CamLayers((_batch_first_address(box, layer),))
+    cam_layers = None if layer is None else CamLayers((_address_with_batch_axis(box, layer),))
 
     def run_batch(rows: slice) -> CamResult:
         if rows.stop - rows.start == len(x):
@@ -110,7 +110,7 @@ def _warn_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | 
     warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score")
 
 
-def _batch_first_address(box: Box, layer: str) -> str:
+def _address_with_batch_axis(box: Box, layer: str) -> str:
     address = box.layers.resolve(layer)
     if not box.has_batch_axis(address):
         raise LayerError(f"{layer!r} mixes examples: its first axis is not the batch")

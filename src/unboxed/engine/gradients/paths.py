@@ -26,7 +26,7 @@ from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from ..cpu_cache import path_batch_rows
 from ..rows import broadcast_rows
-from .score import ReluBypass, batch_gradients
+from .score import ReluBypass, gradients_of_batch
 
 Moment = Literal["mean", "squared", "variance"]
 
@@ -193,7 +193,7 @@ class _GradientAccumulator:
         with torch.inference_mode(False):
             points, factors = self.path(n, k)
         objective = self.objective.rows(n.to(self.box.device))
-        result = batch_gradients(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
+        result = gradients_of_batch(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
         grads = result.map if factors is None else result.map * factors
         example_ids, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
         weights = torch.split(self.weights[k.to(self.box.device)], counts)

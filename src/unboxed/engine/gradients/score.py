@@ -78,12 +78,12 @@ def gradients_in_batches(
     """As `gradients`, of validated inputs x (N, ...); at most `max_rows` at a time where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
     if len(x) == 1 and batch_size == "auto":
-        return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
+        return gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
 
     def run_batch(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
-            return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
-        return batch_gradients(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
+            return gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
+        return gradients_of_batch(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
 
     size, limit = box.batch_plan(len(x), batch_size, objective.batch_dependent)
     parts = in_batches(run_batch, len(x), size, limit if max_rows is None else min(limit, max_rows))
@@ -104,7 +104,7 @@ def no_row_mask(score: Tensor) -> Tensor:
     return torch.zeros(len(score), dtype=torch.bool, device=score.device)
 
 
-def batch_gradients(
+def gradients_of_batch(
     box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, relu_bypass: ReluBypass
 ) -> Gradients:
     with box.isolated(rule=rule):

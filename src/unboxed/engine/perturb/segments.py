@@ -46,14 +46,14 @@ SMALL_QUICKSHIFT = {
 
 @dataclass(frozen=True, eq=False)
 class FeatureGroups:
-    """The segment id of each value: (N, 1 or C, H, W), (N, F) or (N, D), int; row n has `counts[n]` segments."""
+    """The segment id of each value: (N, 1 or C, H, W), (N, F) or (N, D), int; row n has `n_segments[n]` segments."""
 
     ids: Tensor
-    counts: tuple[int, ...]
+    n_segments: tuple[int, ...]
 
     @property
-    def max_count(self) -> int:
-        return max(self.counts)
+    def max_n_segments(self) -> int:
+        return max(self.n_segments)
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Per-segment values (N, F) at each value's segment: shaped like `ids`."""
@@ -62,7 +62,7 @@ class FeatureGroups:
     def sizes(self) -> Tensor:
         """How many values each segment has, (N, F)."""
         ones = torch.ones_like(self.ids).flatten(1)
-        return ones.new_zeros(len(self.ids), self.max_count).scatter_add_(1, self.ids.flatten(1), ones)
+        return ones.new_zeros(len(self.ids), self.max_n_segments).scatter_add_(1, self.ids.flatten(1), ones)
 
     def distribute(self, values: Tensor) -> Tensor:
         """Per-segment values (N, F) divided evenly within each segment: the map sums to them."""
@@ -73,17 +73,17 @@ class FeatureGroups:
         differs = x != baseline_values
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
             differs = differs.any(1, keepdim=True)
-        none = torch.zeros(len(x), self.max_count, dtype=torch.long, device=x.device)
+        none = torch.zeros(len(x), self.max_n_segments, dtype=torch.long, device=x.device)
         return none.scatter_add_(1, self.ids.flatten(1), differs.flatten(1).long()) > 0
 
     def fill_means(self, x: Tensor) -> Tensor:
         """x (N, ...) with each value replaced by its segment's mean, channel by channel in images."""
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
-            return torch.cat([self._fill_means(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
-        return self._fill_means(x)
+            return torch.cat([self._fill_means_jointly(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
+        return self._fill_means_jointly(x)
 
-    def _fill_means(self, x: Tensor) -> Tensor:
-        total = x.new_zeros(len(x), self.max_count).scatter_add_(1, self.ids.flatten(1), x.flatten(1))
+    def _fill_means_jointly(self, x: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), self.max_n_segments).scatter_add_(1, self.ids.flatten(1), x.flatten(1))
         return self.broadcast(total / self.sizes().clamp(min=1).to(x))
 
 
@@ -116,7 +116,7 @@ def feature_groups(
     for part, group in zip(parts, groups, strict=True):
         part_ids = group.ids.expand(len(x), *part.shape).reshape(len(x), -1)
         ids.append(part_ids + offset[:, None])
-        offset = offset + torch.tensor(group.counts, device=x.device)
+        offset = offset + torch.tensor(group.n_segments, device=x.device)
     return FeatureGroups(torch.cat(ids, 1), tuple(int(c) for c in offset))
 
 
@@ -181,7 +181,7 @@ def _segment_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
 def _groups_at_most(x: Tensor, name: str, size: int | None, max_features: int | None) -> FeatureGroups:
     """The same, with images cut more coarsely where they have more than `max_features`."""
     groups = _segment_images(x, name, size)
-    if max_features is None or groups.max_count <= max_features:
+    if max_features is None or groups.max_n_segments <= max_features:
         return groups
     return _relabel(torch.cat([_coarsen(x[n : n + 1], name, size, max_features).ids for n in range(len(x))]))
 
@@ -190,11 +190,11 @@ def _coarsen(x: Tensor, name: str, size: int | None, max_features: int) -> Featu
     """Segments of an image x (1, C, H, W): as named, else ever fewer SLIC superpixels, else squares."""
     groups = _segment_images(x, name, size)
     count = min(DEFAULT_SUPERPIXELS, max_features)
-    while groups.max_count > max_features and count > 1:
+    while groups.max_n_segments > max_features and count > 1:
         groups = _segment_images(x, "slic", count)
         count //= 2
     side = 1
-    while groups.max_count > max_features:
+    while groups.max_n_segments > max_features:
         side = min(2 * side, max(x.shape[-2:]))
         groups = _segment_images(x, "squares", side)
     return groups

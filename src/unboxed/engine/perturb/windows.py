@@ -29,7 +29,7 @@ MAX_WINDOW_FRACTION = 0.5  # of the image: larger windows reach all of it within
 MIN_WINDOWS = 4  # fewer positions are not worth a pass over the whole image
 BATCH_MEMORY_DIVISOR = 16  # of an automatic batch's memory: windows are fastest within a cache
 MAX_BATCH_ROWS = 290  # of an automatic batch; more are no faster
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
+RELATIVE_TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
 def window_scores(
@@ -247,7 +247,9 @@ class _WindowRuns:
         except Exception:  # out of memory, too: then whole runs find a size that fits
             LOG.info("incremental inference is not taken", exc_info=True)
             return False
-        tolerance = TOLERANCES.get(self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
+        tolerance = RELATIVE_TOLERANCE_BY_DTYPE.get(
+            self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2
+        )
         return all(_all_close(a, b, tolerance) for a, b in zip(outputs, self.run_full(rows, positions), strict=True))
 
 

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from ...errors import RuleError
-from ..attention import AttentionHeads, bind_arguments, project_out, unpack_multi_head, unpack_scaled_dot_product
+from ..attention import (
+    AttentionHeads,
+    bind_multi_head_arguments,
+    project_out,
+    unpack_multi_head,
+    unpack_scaled_dot_product,
+)
 from ..lrp.composite_ops import affine
 from .reference_run import ActivationPair, OpCall, with_gradient_of
 
@@ -174,8 +180,8 @@ def _attend_pair(x_heads: AttentionHeads, ref_heads: AttentionHeads) -> tuple[Ac
 
 
 def multi_head_attention_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    x_arguments = bind_arguments(x_call.args, x_call.kwargs)
-    ref_arguments = bind_arguments(ref_call.args, ref_call.kwargs)
+    x_arguments = bind_multi_head_arguments(x_call.args, x_call.kwargs)
+    ref_arguments = bind_multi_head_arguments(ref_call.args, ref_call.kwargs)
     out, weights = _attend_pair(unpack_multi_head(x_arguments), unpack_multi_head(ref_arguments))
     with torch.no_grad():
         value, attn_weights = func(*x_call.args, **x_call.kwargs)
