@@ -138,10 +138,8 @@ class Box:
             self._model = model = IsolatedModel(self.model, self.mode)
             self.device, self.model_dtype, self.modules = model.device, model.dtype, model.modules_by_name
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
-            batch_size_limits: tuple[int, int] = getattr(
-                self.model, "batch_size_limits", (1, 1024)
-            )  # that an exported graph takes
-            self.min_rows, self.max_rows = batch_size_limits  # of a batch
+            row_limits: tuple[int, int] = getattr(self.model, "row_limits", (1, 1024))  # that an exported graph takes
+            self.min_rows, self.max_rows = row_limits  # of a batch
             self.autocast: torch.dtype | None = None
             self._run_first_forward()
             n_before: int | None = len(getattr(self, "classes", ())) or None
