@@ -16,7 +16,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import write
 from models import resnet56
-from unboxed.engine.read.edited_runs import _Work
+from unboxed.engine.read.edited_runs import _VariantRunner
 from unboxed.model.layers import FlopCounter
 
 LAYERS = ("layer3.0.conv1", "layer3.4.conv1", "layer3.8.conv1", "layer3.8")
@@ -26,12 +26,12 @@ N, PAIRS = 16, 5
 @contextmanager
 def in_full() -> Iterator[None]:
     """Each pair of image and channel runs through the whole model."""
-    cheapest = _Work.cheapest
-    _Work.cheapest = lambda self, count: "whole"  # type: ignore[method-assign]
+    cheapest = _VariantRunner.cheapest_mode
+    _VariantRunner.cheapest_mode = lambda self, count: "whole"  # type: ignore[method-assign]
     try:
         yield
     finally:
-        _Work.cheapest = cheapest  # type: ignore[method-assign]
+        _VariantRunner.cheapest_mode = cheapest  # type: ignore[method-assign]
 
 
 def main() -> None:

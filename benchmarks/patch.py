@@ -59,7 +59,10 @@ def measured(split: Split, target: int, area: float, rules: str, work: dict[str,
     box, x, y, held, labels = split
     how = {"target": target, "area": area, **RULES[rules]}
     made, control = patch(box, x, y, **how, **work), patch(box, x[:64], y[:64], **how, steps=0)
-    found = {"patch": made.success(box, held, labels, seed=1), "random": control.success(box, held, labels, seed=1)}
+    found = {
+        "patch": made.fooling_rate(box, held, labels, seed=1),
+        "random": control.fooling_rate(box, held, labels, seed=1),
+    }
     found["own"] = float(made.fooling_rates[-10:].mean())
     return {name: round(value, 3) for name, value in found.items()}
 

@@ -62,7 +62,7 @@ def _settings(card: Card) -> str:
 
 
 def _cells(setting: Setting) -> tuple[str, ...]:
-    default = "required" if setting.required else f"`{setting.default!r}`"
+    default = "required" if setting.is_required else f"`{setting.default!r}`"
     meaning = f"{setting.help} [{setting.unit}]" if setting.unit else setting.help
     return tuple(
         cell.replace("|", "\\|") for cell in (f"`{setting.name}`", setting.kind, default, setting.range, meaning)

@@ -10,7 +10,7 @@ import pytest
 
 import unboxed as ub
 from unboxed.errors import InputError
-from unboxed.parameters import Eps, Layer, Target
+from unboxed.parameters import Eps, LayerAddress, Target
 from unboxed.settings import REQUIRED, Above, AtLeast, AtMost, Below, Unit, check_settings, settings_of
 
 
@@ -26,7 +26,7 @@ def method(
     size: Annotated[int | Literal["auto"], AtLeast(1)] = "auto",
     flag: bool = False,
     eps: Eps = None,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     names: tuple[str, ...] | list[str] = (),
 ) -> None:
     check_settings(method, locals())

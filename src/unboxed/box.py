@@ -22,7 +22,7 @@ from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
 from .model.nan_checks import check_no_nan
 from .model.outputs import OutputReader, Outputs, with_batch_axis
-from .objectives import MODEL_ENDS, Objective, as_classes, check_classes, class_logit, logit
+from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, check_classes, class_logit, logit
 from .validation import address_list, check_class_names
 
 MAX_BATCH_BYTES = 2**29  # for the activations of one automatic batch
@@ -206,7 +206,7 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).noise(2).shape
             torch.Size([2, 1, 28, 28])
         """
-        return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
+        return self.inputs.random_inputs(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
     def _run(self, x: Tensor) -> object:
         with self._model.run(grad=False):
@@ -274,7 +274,7 @@ class Box:
             >>> bool((acts["logits"][0] == acts["logits"][1]).all())  # all that differed was set to 0
             True
         """
-        inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_ENDS}
+        inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_END_ADDRESSES}
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
         n = x.shape[0]
@@ -283,8 +283,8 @@ class Box:
         with (
             capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding)
             if hook_dicts
-            else state.NOTHING as captured,
-            state.SharedNoise() if self.stochastic else state.NOTHING,
+            else state.NO_CONTEXT as captured,
+            state.SharedDropoutMask() if self.stochastic else state.NO_CONTEXT,
             self.output_reader.watch_final_op("logits" in addresses) as final_op,
         ):
             raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None
@@ -431,7 +431,7 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).has_batch_axis("conv1")
             True
         """
-        return address in MODEL_ENDS or self.layers.has_batch_axis(address)
+        return address in MODEL_END_ADDRESSES or self.layers.has_batch_axis(address)
 
     def check_objective(self, objective: Objective, n: int) -> Objective:
         """Check that an objective fits this model and a number of examples.
@@ -556,7 +556,7 @@ class Box:
         """
         addresses = address_list(addresses)
         for a in addresses:
-            if a not in MODEL_ENDS:
+            if a not in MODEL_END_ADDRESSES:
                 self.layers.resolve(a)
         x = self.validate_inputs(x)
 

@@ -22,7 +22,7 @@ from .validation import plain_name, suggest
 Method = TypeVar("Method", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
 FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "robustness")
-ENTRY_POINTS = "unboxed.methods"  # the group in which an installed package names the modules of its methods
+ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
 NEEDS = {
     "pixels": "inputs that are images alone (Pixels)",
@@ -92,7 +92,7 @@ class Card:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        return {name: s.default for name, s in self.settings.items() if not s.required}
+        return {name: s.default for name, s in self.settings.items() if not s.is_required}
 
     def n_runs(self, **settings: Any) -> float:
         """About how many model runs one input takes, with these settings in place of the defaults."""
@@ -187,10 +187,10 @@ _REGISTERED: dict[tuple[str, str], Callable[[], Any]] = {}  # weak references: a
 
 def _register(method: Callable[..., Any]) -> None:
     place = (str(method.__module__), str(getattr(method, "__qualname__", id(method))))
-    _REGISTERED[place] = ref(method, partial(_forget, place))
+    _REGISTERED[place] = ref(method, partial(_unregister, place))
 
 
-def _forget(place: tuple[str, str], reference: ref[Any]) -> None:
+def _unregister(place: tuple[str, str], reference: ref[Any]) -> None:
     if _REGISTERED.get(place) is reference:  # another of the same name may have come since
         del _REGISTERED[place]
 
@@ -224,7 +224,7 @@ def cards(family: str | None = None) -> tuple[Card, ...]:
 
 def _load_entry_points() -> None:
     """Import the modules of installed packages' methods; one that fails is logged, and costs no other."""
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             point.load()
         except Exception:

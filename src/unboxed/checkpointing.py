@@ -46,7 +46,7 @@ def cast_for_comparison(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.detach().cpu().to(dtype if dtype.is_floating_point else torch.float32)
 
 
-def is_close(saved: object, current: Tensor) -> bool:
+def is_equal_up_to_rounding(saved: object, current: Tensor) -> bool:
     """Whether two tensors are equal up to rounding, which differs between machines and numbers of threads.
 
     The tolerance is the square root of the machine epsilon, relative to the largest value: 3e-4 in float32.
@@ -109,7 +109,7 @@ def _first_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> s
     for name in dict.fromkeys([*current, *saved]):
         saved_value, current_value = saved.get(name), current.get(name)
         if isinstance(current_value, Tensor):
-            if not is_close(saved_value, current_value):
+            if not is_equal_up_to_rounding(saved_value, current_value):
                 return CHANGED_MODEL_MESSAGE.format(name)
         elif saved_value != current_value and isinstance(current_value, Digest):
             return f"its {name} differ from the current ones, in values or order"

@@ -23,16 +23,18 @@ Labels = Annotated[Tensor | int | None, Holds("labels"), "Correct classes (N,), 
 Target = Annotated[
     int | Tensor | Objective | None, Holds("target"), "The score: a class, one per example (N,), or an objective."
 ]
-Layer = Annotated[str | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
-RequiredLayer = Annotated[str, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
-Layers = Annotated[Sequence[str] | str | None, Holds("layers"), "Addresses of the layers, as `box.layers` lists them."]
+LayerAddress = Annotated[str | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
+RequiredLayerAddress = Annotated[str, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
+LayerAddresses = Annotated[
+    Sequence[str] | str | None, Holds("layers"), "Addresses of the layers, as `box.layers` lists them."
+]
 MaxExamples = Annotated[int | None, AtLeast(1), Unit("examples"), "Use only the first of the examples; None uses all."]
 Data = Annotated[Any, Holds("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
 
 RequiredObjective = Annotated[
     Objective, Holds("objective"), 'An objective (a score per example), such as `ub.channel("conv2", 3)`.'
 ]
-Units = Annotated[
+UnitIndices = Annotated[
     int | Sequence[int] | Tensor | None, Holds("ints"), "Units (channels) of the layer; None takes all of them."
 ]
 UnitAxis = Annotated[int, "Axis of the layer's units; its other axes, but for the batch, are positions."]
@@ -66,14 +68,16 @@ NoiseDraws = Annotated[
 Bits = Annotated[
     Literal[8, 4, 2, 1] | None, "Bits per value to which images are rounded: 8 gives the levels of PNG files."
 ]
-Checkpoint = Annotated[str | os.PathLike[str] | None, Holds("path"), "File from which a call that was stopped goes on."]
+CheckpointPath = Annotated[
+    str | os.PathLike[str] | None, Holds("path"), "File from which a call that was stopped goes on."
+]
 
 # -- synthesis ---------------------------------------------------------------------------------------------------------
 
 TargetClasses = Annotated[int | Sequence[int] | Tensor | None, Holds("labels"), "Classes (K,) to make an image for."]
 OptionalSteps = Annotated[int | None, AtLeast(0), Unit("steps"), "Number of iterations."]
 Confidence = Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."]
-Canvas = Annotated[Literal["fourier", "pixels", "maco"], "Parameterization of the images."]
+CanvasKind = Annotated[Literal["fourier", "pixels", "maco"], "Parameterization of the images."]
 Diversity = Annotated[float, AtLeast(0), "Weight of the term that makes the images of one objective differ."]
 Smoothness = Annotated[float, AtLeast(0), "Weight of the total variation, which is kept small."]
 Jitter = Annotated[int | None, AtLeast(0), Unit("pixels"), "Largest random shift of the images in each step."]

@@ -84,7 +84,7 @@ class Setting:
     optional: bool = False  # None is taken
 
     @property
-    def required(self) -> bool:
+    def is_required(self) -> bool:
         return self.default is REQUIRED
 
     @property
@@ -110,13 +110,13 @@ class Setting:
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_any_of(self.choices)}; got {value!r}")
         if self.kind == "int":
-            self._within(partial(check_int, minimum=-math.inf), value)
+            self._check_range(partial(check_int, minimum=-math.inf), value)
         elif self.kind == "float":
-            self._within(check_float, value)
+            self._check_range(check_float, value)
         elif self.kind == "bool" and not isinstance(value, bool):
             raise InputError(f"{self.name} must be True or False; got {value!r}")
 
-    def _within(self, check: Callable[..., Any], value: Any) -> None:
+    def _check_range(self, check: Callable[..., Any], value: Any) -> None:
         try:
             check(self.name, value, **self.bounds)
         except InputError as error:
@@ -151,7 +151,9 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
 
 
 CHECKED_KINDS = ("int", "float", "bool", "choice")  # of which `Setting.check` refuses values
-_SETTINGS: WeakKeyDictionary[Callable[..., Any], dict[str, Setting]] = WeakKeyDictionary()  # read once per method
+_SETTINGS_BY_METHOD: WeakKeyDictionary[Callable[..., Any], dict[str, Setting]] = (
+    WeakKeyDictionary()
+)  # read once per method
 
 
 def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
@@ -159,9 +161,9 @@ def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
 
     The method is a function whose first parameter is the box (`cka` has two).
     """
-    if method not in _SETTINGS:
-        _SETTINGS[method] = _read_settings(method)
-    return _SETTINGS[method]
+    if method not in _SETTINGS_BY_METHOD:
+        _SETTINGS_BY_METHOD[method] = _read_settings(method)
+    return _SETTINGS_BY_METHOD[method]
 
 
 def _read_settings(method: Callable[..., Any]) -> dict[str, Setting]:
@@ -182,8 +184,8 @@ def _is_box(parameter: inspect.Parameter, hint: Any) -> bool:
 
 
 def _setting(parameter: inspect.Parameter, hint: Any) -> Setting:
-    marks = _marks(hint)
-    plain, optional, choices = _without_marks(hint)
+    marks = _annotations_of(hint)
+    plain, optional, choices = _types_and_choices(hint)
     bounds = {k: v for m in marks if isinstance(m, (AtLeast, AtMost, Above, Below)) for k, v in vars(m).items()}
     stated = [m.kind for m in marks if isinstance(m, Holds)]
     return Setting(
@@ -198,32 +200,32 @@ def _setting(parameter: inspect.Parameter, hint: Any) -> Setting:
     )
 
 
-def _marks(hint: Any) -> list[Any]:
+def _annotations_of(hint: Any) -> list[Any]:
     """All that is said of a type, the outermost first: an alias's help may be replaced where it is used."""
     marks: list[Any] = []
     if get_origin(hint) is Annotated:
         hint, *said = get_args(hint)
         marks += reversed(said)
-        marks += _marks(hint)
+        marks += _annotations_of(hint)
     elif get_origin(hint) in (Union, UnionType):
-        marks += [m for part in get_args(hint) for m in _marks(part)]
+        marks += [m for part in get_args(hint) for m in _annotations_of(part)]
     return marks
 
 
-def _without_marks(hint: Any) -> tuple[list[Any], bool, tuple[Any, ...]]:
+def _types_and_choices(hint: Any) -> tuple[list[Any], bool, tuple[Any, ...]]:
     """The types of a hint, whether None is one of them, and the values of its Literals."""
     if get_origin(hint) is Annotated:
-        return _without_marks(get_args(hint)[0])
+        return _types_and_choices(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return [], None in get_args(hint), tuple(v for v in get_args(hint) if v is not None)
     if get_origin(hint) in (Union, UnionType):
-        parts = [_without_marks(part) for part in get_args(hint)]
+        parts = [_types_and_choices(part) for part in get_args(hint)]
         types = [t for types, _, _ in parts for t in types]
         return types, any(o for _, o, _ in parts), tuple(v for _, _, values in parts for v in values)
     return ([], True, ()) if hint is NoneType else ([hint], False, ())
 
 
-SEQUENCES = {int: "ints", float: "floats", str: "strs"}
+SEQUENCE_KINDS = {int: "ints", float: "floats", str: "strs"}
 
 
 def _kind(types: list[Any], choices: tuple[Any, ...]) -> Any:
@@ -234,7 +236,11 @@ def _kind(types: list[Any], choices: tuple[Any, ...]) -> Any:
     if len(types) == 1 and types[0] in names:
         return names[types[0]]
     for hint in types:
-        if get_origin(hint) is not None and issubclass(get_origin(hint), Sequence) and get_args(hint)[0] in SEQUENCES:
-            return SEQUENCES[get_args(hint)[0]]
+        if (
+            get_origin(hint) is not None
+            and issubclass(get_origin(hint), Sequence)
+            and get_args(hint)[0] in SEQUENCE_KINDS
+        ):
+            return SEQUENCE_KINDS[get_args(hint)[0]]
     type_names = {getattr(t, "__name__", "") for t in types}
     return "objective" if "Objective" in type_names else "tensor" if "Tensor" in type_names else "object"

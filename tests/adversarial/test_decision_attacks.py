@@ -223,7 +223,7 @@ def test_memory_for_the_directions_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     """In smaller parts, the same images of each row, and the same answer."""
     c, _ = halves(3)
     monkeypatch.setattr(
-        sys.modules[_HopSkipJump.__module__], "MAX_VALUES_AT_ONCE", 30 * 8 * 4
+        sys.modules[_HopSkipJump.__module__], "MAX_DIRECTION_VALUES", 30 * 8 * 4
     )  # in blocks of 4, for one row at a time
     held = list[int]()
     c.box.model.register_forward_pre_hook(lambda m, args: held.append(len(args[0])))

@@ -50,7 +50,9 @@ def peer(box: ub.Box) -> tuple[Any, Any]:
 
 
 @each_norm
-@pytest.mark.parametrize("more", [{}, {"return_rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}])
+@pytest.mark.parametrize(
+    "more", [{}, {"refinement_rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}]
+)
 def test_minimal_distance_to_a_linear_boundary(norm: str, more: dict[str, Any]) -> None:
     box, x, y, last = linear()
     made = deepfool(box, x, y, norm=norm, **more)
@@ -92,7 +94,7 @@ def test_pixels_at_the_bounds_do_not_stop_it(norm: str) -> None:
     made = deepfool(box, x, y, norm=norm)
     assert made.success.all()
     assert (box.predict(made.images) != y).all()
-    once = deepfool(box, x, y, norm=norm, return_rounds=0)
+    once = deepfool(box, x, y, norm=norm, refinement_rounds=0)
     assert (once.queries <= 1 + 2 + 6).all()  # a single step, which knows what can't move, and the search back
     w = last.weight[1 - y] - last.weight[y]  # (N, D)
     able = ((w > 0) == (x.flatten(1) == 0)) * w.abs()  # what may move where it should
@@ -142,7 +144,7 @@ def test_no_weaker_than_foolbox(norm: str, theirs: str) -> None:
 
 def test_return_rounds_reduce_the_distance() -> None:
     box, x, y = digits()
-    none, two, many = (deepfool(box, x, y, return_rounds=n) for n in (0, 2, 6))
+    none, two, many = (deepfool(box, x, y, refinement_rounds=n) for n in (0, 2, 6))
     assert (two.distance <= none.distance + 1e-6).all()
     assert (many.distance <= two.distance + 1e-6).all()
     assert two.distance.mean() < 0.95 * none.distance.mean()
@@ -177,8 +179,8 @@ def test_initially_misclassified_is_not_queried_again() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"candidates": 1}, {"candidates": 2.5}, {"overshoot": -0.1}, {"return_rounds": -1}, {"norm": "l1"}, {"eps": -1.0},
-     {"y": None}, {"target": 1, "objective": ub.logit(1)}],
+    [{"candidates": 1}, {"candidates": 2.5}, {"overshoot": -0.1}, {"refinement_rounds": -1}, {"norm": "l1"},
+     {"eps": -1.0}, {"y": None}, {"target": 1, "objective": ub.logit(1)}],
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, Any]) -> None:
     box, x, y, _ = linear()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from models import curved, near_a_boundary
 from unboxed.adversarial import fab
-from unboxed.engine.optimize.hyperplanes import random_direction, vector_norms
+from unboxed.engine.optimize.hyperplanes import random_directions, vector_norms
 from unboxed.errors import InputError
 
 each_norm = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -111,11 +111,11 @@ def test_more_restarts_are_never_worse(norm: str) -> None:
 def test_random_starts_depend_on_seed_and_row(norm: str) -> None:
     like = torch.zeros(3, 40).double()
     rows = torch.tensor([4, 5, 9])
-    drawn = random_direction(norm, like, rows, 0, 1)
+    drawn = random_directions(norm, like, rows, 0, 1)
     assert torch.allclose(vector_norms(norm, drawn), torch.ones(3).double())
-    assert torch.equal(drawn[1:2], random_direction(norm, like[:1], rows[1:2], 0, 1))
+    assert torch.equal(drawn[1:2], random_directions(norm, like[:1], rows[1:2], 0, 1))
     assert not torch.allclose(drawn[0], drawn[1])
-    for other in (random_direction(norm, like, rows, 1, 1), random_direction(norm, like, rows, 0, 2)):
+    for other in (random_directions(norm, like, rows, 1, 1), random_directions(norm, like, rows, 0, 2)):
         assert not torch.allclose(drawn, other)
 
 

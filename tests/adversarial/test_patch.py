@@ -174,7 +174,7 @@ def test_exact_on_a_linear_model() -> None:
     difference = box.model[1].weight[0] - box.model[1].weight[1]
     assert torch.equal(made.image.flatten(), (difference > 0).double())
     best = (difference.clamp_min(0).sum() + box.model[1].bias[0] - box.model[1].bias[1]).item()
-    assert made.success(box, images(9, (1, 4, 4), seed=3), torch.ones(9, dtype=torch.long)) == float(best > 0)
+    assert made.fooling_rate(box, images(9, (1, 4, 4), seed=3), torch.ones(9, dtype=torch.long)) == float(best > 0)
 
 
 def test_untargeted_on_a_linear_model() -> None:
@@ -194,7 +194,7 @@ def test_objective_of_the_caller() -> None:
     made = patch(box, x, objective=wanted, area=0.98, rotation=0, scale=0, steps=12)
     want = patch(box, x, target=0, area=0.98, rotation=0, scale=0, steps=12)
     assert torch.allclose(made.image, want.image, atol=1e-12)
-    assert made.success(box, x) == want.success(box, x)
+    assert made.fooling_rate(box, x) == want.fooling_rate(box, x)
 
 
 def test_images_of_the_target_are_left_out() -> None:
@@ -266,13 +266,13 @@ def test_success_is_counted_one_by_one() -> None:
     hits = [
         int(box.predict(made.apply_to(x, seed=7 + draw))[i]) == 1 for draw in range(3) for i in range(12) if y[i] != 1
     ]
-    assert made.success(box, x, y, n_samples=3, seed=7) == pytest.approx(sum(hits) / len(hits))
+    assert made.fooling_rate(box, x, y, n_samples=3, seed=7) == pytest.approx(sum(hits) / len(hits))
     free = patch(box, x, y, area=0.3, steps=2)
     right = [i for i in range(12) if box.predict(x)[i] == y[i]]
     left = [int(box.predict(free.apply_to(x))[i]) != int(y[i]) for i in right]
-    assert free.success(box, x, y) == pytest.approx(sum(left) / len(left))
+    assert free.fooling_rate(box, x, y) == pytest.approx(sum(left) / len(left))
     with pytest.raises(InputError, match="none of these images counts"):
-        made.success(box, x, torch.ones(12, dtype=torch.long))
+        made.fooling_rate(box, x, torch.ones(12, dtype=torch.long))
 
 
 def test_apply() -> None:
@@ -294,7 +294,9 @@ def test_it_beats_a_random_patch_on_held_out_digits() -> None:
         made, control = (
             patch(box, x[:200], y[:200], target=target, area=0.3, steps=n, images_per_step=24) for n in (25, 0)
         )  # fmt: skip
-        gained.append(made.success(box, x[1000:1300], y[1000:1300]) - control.success(box, x[1000:1300], y[1000:1300]))
+        gained.append(
+            made.fooling_rate(box, x[1000:1300], y[1000:1300]) - control.fooling_rate(box, x[1000:1300], y[1000:1300])
+        )
     assert min(gained) > 0.25
 
 

@@ -61,13 +61,13 @@ def test_the_fooling_rate_is_counted_one_by_one() -> None:
     y[:4] = (y[:4] + 1) % 4
     made = universal(box, x, y, eps=0.3, steps=4)
     now = box.predict(made.apply_to(box, x))
-    assert made.success(box, x) == pytest.approx(sum(int(a != b) for a, b in zip(now, own, strict=True)) / 20)
+    assert made.fooling_rate(box, x) == pytest.approx(sum(int(a != b) for a, b in zip(now, own, strict=True)) / 20)
     kept = [i for i in range(20) if own[i] == y[i]]
-    assert made.success(box, x, y) == pytest.approx(sum(int(now[i] != y[i]) for i in kept) / len(kept))
+    assert made.fooling_rate(box, x, y) == pytest.approx(sum(int(now[i] != y[i]) for i in kept) / len(kept))
     aimed = universal(box, x, target=2, eps=0.3, steps=4)
     others = [i for i in range(20) if own[i] != 2]
     hits = sum(int(box.predict(aimed.apply_to(box, x))[i] == 2) for i in others)
-    assert aimed.success(box, x) == pytest.approx(hits / len(others))
+    assert aimed.fooling_rate(box, x) == pytest.approx(hits / len(others))
 
 
 def test_features_and_several_inputs() -> None:
@@ -91,7 +91,7 @@ def test_features_and_several_inputs() -> None:
     made = universal(box, both, eps=0.5, steps=5)
     assert {k: tuple(v.shape) for k, v in made.perturbation.items()} == {"image": (1, 1, 8, 8), "row": (1, 2)}
     assert made.apply_to(box, both)["image"].shape == (4, 1, 8, 8)
-    assert 0 <= made.success(box, both) <= 1
+    assert 0 <= made.fooling_rate(box, both) <= 1
 
 
 def test_it_beats_random_signs_on_held_out_digits() -> None:
@@ -102,7 +102,7 @@ def test_it_beats_random_signs_on_held_out_digits() -> None:
     held, labels = x[1000:1300], y[1000:1300]
     right = box.predict(held) == labels
     by_noise = (box.predict((held + noise).clamp(0, 1)) != labels)[right].double().mean()
-    assert made.success(box, held, labels) > by_noise + 0.25
+    assert made.fooling_rate(box, held, labels) > by_noise + 0.25
 
 
 def test_an_interrupted_perturbation_keeps_its_steps() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed.attribution import integrated_gradients, smoothgrad
-from unboxed.engine.gradients import quadrature
+from unboxed.engine.gradients import adaptive_quadrature
 from unboxed.errors import InputError, UnboxedWarning
 
 
@@ -50,7 +50,7 @@ def test_exact_on_quadratics() -> None:
         assert torch.allclose(integrated_gradients(box, x, 0, n_steps=n).map, want, rtol=1e-12)
     found = integrated_gradients(box, x, 0, tol=1e-12)
     assert torch.allclose(found.map, want, rtol=1e-12)
-    assert found.n_steps.tolist() == [quadrature.MAX_INITIAL_POINTS] * 3
+    assert found.n_steps.tolist() == [adaptive_quadrature.MAX_INITIAL_POINTS] * 3
 
 
 @pytest.mark.parametrize(("tol", "first"), [(1.0, 4), (0.1, 4), (0.05, 5), (0.03, 9), (0.015, 16), (1e-3, 16)])
@@ -91,8 +91,8 @@ def test_examples_stop_one_by_one() -> None:
     x[0] = W.view(1, 8, 8).clamp(min=0) / 2
     found = integrated_gradients(box, x, 0, tol=1e-6)
     steps = found.n_steps.tolist()
-    assert steps[0] == quadrature.MAX_INITIAL_POINTS
-    assert max(steps) > quadrature.MAX_INITIAL_POINTS
+    assert steps[0] == adaptive_quadrature.MAX_INITIAL_POINTS
+    assert max(steps) > adaptive_quadrature.MAX_INITIAL_POINTS
     assert sum(box.model.rows) == sum(steps) + 2 * 3  # and the score at both ends
     limit = integrated_gradients(box, x, 0, n_steps=20_000).map
     assert torch.allclose(found.map, limit, atol=1e-3 * float(limit.abs().max()))
@@ -112,7 +112,7 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     most = 0
-    total = quadrature._Evaluations.mean_gradient
+    total = adaptive_quadrature._Evaluations.mean_gradient
 
     def watched(self: Any, weights: Tensor) -> Tensor:
         nonlocal most
@@ -120,8 +120,8 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.allclose(weights.sum(1), torch.ones(len(weights)).double())
         return total(self, weights)
 
-    monkeypatch.setattr(quadrature._Evaluations, "mean_gradient", watched)
-    monkeypatch.setattr(quadrature, "MAX_STORED_GRADIENTS", kept)
+    monkeypatch.setattr(adaptive_quadrature._Evaluations, "mean_gradient", watched)
+    monkeypatch.setattr(adaptive_quadrature, "MAX_STORED_GRADIENTS", kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         found = integrated_gradients(box, x, 1, baseline="white", tol=1e-4)
@@ -137,7 +137,7 @@ def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients beside kinks stay: with half as many kept, the tolerance is still reached, in no more steps."""
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
-    monkeypatch.setattr(quadrature, "MAX_STORED_GRADIENTS", 40)
+    monkeypatch.setattr(adaptive_quadrature, "MAX_STORED_GRADIENTS", 40)
     found = integrated_gradients(box, x, 1, baseline="white", tol=1e-3)
     assert bool(found.converged.all())
     assert 40 < int(found.n_steps.max()) <= 90
@@ -145,12 +145,12 @@ def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map is the sum over all points of their last weights times their gradients, kept or not."""
-    monkeypatch.setattr(quadrature, "MAX_STORED_GRADIENTS", 16)
+    monkeypatch.setattr(adaptive_quadrature, "MAX_STORED_GRADIENTS", 16)
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     made = list[Any]()
-    look = quadrature._evaluate
-    monkeypatch.setattr(quadrature, "_evaluate", lambda p, t: made.append(look(p, t)) or made[-1])
+    look = adaptive_quadrature._evaluate
+    monkeypatch.setattr(adaptive_quadrature, "_evaluate", lambda p, t: made.append(look(p, t)) or made[-1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         found = integrated_gradients(box, x[:1], 1, baseline="white", tol=1e-9, max_steps=60)
@@ -193,7 +193,7 @@ def test_a_score_without_difference() -> None:
     found = integrated_gradients(box, torch.zeros(2, 1, 8, 8))
     assert torch.equal(found.map, torch.zeros(2, 1, 8, 8))
     assert bool(found.converged.all())
-    assert found.n_steps.tolist() == [quadrature.MAX_INITIAL_POINTS] * 2
+    assert found.n_steps.tolist() == [adaptive_quadrature.MAX_INITIAL_POINTS] * 2
 
 
 def test_rounding_is_not_chased() -> None:
@@ -203,7 +203,7 @@ def test_rounding_is_not_chased() -> None:
     score = ub.logit(1) + 1e6
     found = integrated_gradients(box, x, score, tol=1e-9)
     assert bool(found.converged.all())
-    assert int(found.n_steps.max()) == quadrature.MAX_INITIAL_POINTS
+    assert int(found.n_steps.max()) == adaptive_quadrature.MAX_INITIAL_POINTS
 
 
 def test_a_gradient_that_is_nan_stops_its_own_row() -> None:
@@ -215,7 +215,7 @@ def test_a_gradient_that_is_nan_stops_its_own_row() -> None:
         found = integrated_gradients(box, x, 0, tol=0.5)
     assert not bool(found.completeness_error[0].isfinite())
     assert found.converged.tolist()[0] is False
-    assert int(found.n_steps[0]) == quadrature.MIN_INITIAL_POINTS
+    assert int(found.n_steps[0]) == adaptive_quadrature.MIN_INITIAL_POINTS
     assert bool(found.map[1].isfinite().all())
 
 

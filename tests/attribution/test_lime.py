@@ -32,17 +32,17 @@ def limit() -> Tensor:
     weight = torch.cat([torch.ones(1), torch.full((2**12,), 399 / 2**12)]).double()
     draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
     return fit_local_model(
-        RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.z), regression="ridge", alpha=1.0
+        RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.float_masks), regression="ridge", alpha=1.0
     ).weights
 
 
 @cache
 def drawn(seed: int, control: bool, n: int = 400) -> tuple[Tensor, Tensor]:
     draws = bernoulli_masks(12, n, seed)
-    known = (Surrogate(draws.z[1:]), bernoulli_masks(12, 8000, seed + 1)) if control else None
+    known = (Surrogate(draws.float_masks[1:]), bernoulli_masks(12, 8000, seed + 1)) if control else None
     found = fit_local_model(
         RegressionDesign.from_masks(draws, 12, WIDTH, known),
-        score(draws.z),
+        score(draws.float_masks),
         regression="ridge",
         alpha=1.0,
         use_log_odds=True,
@@ -57,7 +57,7 @@ def independent(seed: int, n: int = 400) -> Tensor:
     z[0] = True
     draws = SampledMasks(z, torch.arange(n), torch.ones(n).double(), torch.arange(n))
     return fit_local_model(
-        RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.z), regression="ridge", alpha=1.0
+        RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.float_masks), regression="ridge", alpha=1.0
     ).weights
 
 
@@ -109,7 +109,7 @@ def on_all_subsets(n: int, regression: Any) -> Tensor:
     weight = torch.cat([torch.ones(1), torch.full((2**12,), (n - 1) / 2**12)]).double()
     draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
     return fit_local_model(
-        RegressionDesign.from_masks(draws, 12, WIDTH, None), bent(draws.z), regression=regression, alpha=1.0
+        RegressionDesign.from_masks(draws, 12, WIDTH, None), bent(draws.float_masks), regression=regression, alpha=1.0
     ).weights
 
 
@@ -121,13 +121,13 @@ def test_intervals_cover(n: int, regression: Any) -> None:
     for seed in range(25 if n < 600 else 12):
         draws = bernoulli_masks(12, n, seed)
         known = (
-            (Surrogate(draws.z[1:]), bernoulli_masks(12, min(4096, 16 * n), seed + 1))
+            (Surrogate(draws.float_masks[1:]), bernoulli_masks(12, min(4096, 16 * n), seed + 1))
             if n >= MIN_TRAINING_MASKS
             else None
         )
         found = fit_local_model(
             RegressionDesign.from_masks(draws, 12, WIDTH, known),
-            bent(draws.z),
+            bent(draws.float_masks),
             regression=regression,
             alpha=float(regression == "ridge"),
         )
@@ -149,11 +149,11 @@ def test_few_samples_are_told_of() -> None:
 
 def test_masks_are_an_orthogonal_array() -> None:
     """In a whole block every three players are kept in all eight ways equally often; each mask is a fair draw."""
-    z = bernoulli_masks(12, 1 + 2 * 16 * 3, 0).z[1:]
+    z = bernoulli_masks(12, 1 + 2 * 16 * 3, 0).float_masks[1:]
     for i, j, k in [(0, 1, 2), (3, 7, 11), (5, 6, 10)]:
         ways = (4 * z[:, i] + 2 * z[:, j] + z[:, k]).long()
         assert torch.bincount(ways).tolist() == [12] * 8
-    first = torch.stack([bernoulli_masks(12, 40, seed).z[1] for seed in range(400)])
+    first = torch.stack([bernoulli_masks(12, 40, seed).float_masks[1] for seed in range(400)])
     assert float((first.mean(0) - 0.5).abs().max()) < 0.1
     assert float((torch.corrcoef(first.T) - torch.eye(12)).abs().max()) < 0.2
 

@@ -71,7 +71,7 @@ def twin(box: ub.Box, x: Tensor, k: Tensor, size: tuple[int, int], step: tuple[i
 @pytest.mark.parametrize("local", [True, False])
 def test_its_definition(at: Any, local: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not local:
-        monkeypatch.setattr(engine, "MIN_PIXELS", 10**9)
+        monkeypatch.setattr(engine, "MIN_IMAGE_PIXELS", 10**9)
     box, x, k = opened(), images(), torch.tensor([1, 3])
     found = occlusion(box, x, k, window=(7, 5), stride=(4, 6), baseline=at)
     want_map, drops, logits = twin(box, x, k, (7, 5), (4, 6), baseline(box, x, at))
@@ -121,7 +121,7 @@ def test_windows_and_whole_runs_agree(target: Any, monkeypatch: pytest.MonkeyPat
         return occlusion(box, x, target, window=6, stride=(16, 24), **more).score_drops
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "MIN_PIXELS", 10**9)
+        patch.setattr(engine, "MIN_IMAGE_PIXELS", 10**9)
         want = run()
     assert float(want.abs().max()) > 0
     for more in ({}, {"batch_size": 1}, {"batch_size": 7}):
@@ -297,7 +297,7 @@ def test_the_zoo_by_windows(model: str, monkeypatch: pytest.MonkeyPatch) -> None
     """Small images are run whole; here they are not."""
     c = make_case(model, torch.float64 if model != "bfloat16" else None)
     want = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
-    monkeypatch.setattr(engine, "MIN_PIXELS", 0)
+    monkeypatch.setattr(engine, "MIN_IMAGE_PIXELS", 0)
     got = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
     close = 1e-9 if model != "bfloat16" else 2e-2
     assert torch.allclose(

@@ -16,7 +16,7 @@ import awkward
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, call_example, make_case
 from unboxed.attribution import Attribution
-from unboxed.engine.results import attribution_map, result_tensors, summary
+from unboxed.engine.results import attribution_map, json_summary, result_tensors
 from unboxed.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
@@ -148,7 +148,7 @@ def test_what_is_in_it_is_listed(box: ub.Box) -> None:
     x, y = digits()
     a = ub.attribution.lime(box, x, y, segments=("squares", 7), n_samples=60)
     assert [*result_tensors(a)] == [".map", ".input", ".target", ".score"] + [f".{name}" for name in a.extras]
-    listed = summary(a)
+    listed = json_summary(a)
     assert listed["target"] == y.tolist()
     assert listed["method"] == "LIME"
     assert type(attribution_map(a)) is Tensor

@@ -18,8 +18,8 @@ from unboxed.checks import randomization
 from unboxed.checks.edges import sobel
 from unboxed.engine import randomized as engine
 from unboxed.engine.randomized import (
-    MODEL_ITSELF,
-    WeightedLayer,
+    ROOT_MODULE_NAME,
+    LayerWithWeights,
     layers_with_weights,
     randomize_all_layers,
     randomize_layers,
@@ -176,8 +176,8 @@ def test_results_with_a_map_and_methods_that_write_over_x_are_taken() -> None:
         ("bfloat16", ["fc", "conv2", "conv1"]),
         ("double", ["fc", "conv2", "conv1"]),
         ("lstm", ["fc", "lstm"]),
-        ("attention", ["fc", "mixer", "embed", MODEL_ITSELF]),
-        ("scripted_part", ["fc", "conv2", MODEL_ITSELF]),
+        ("attention", ["fc", "mixer", "embed", ROOT_MODULE_NAME]),
+        ("scripted_part", ["fc", "conv2", ROOT_MODULE_NAME]),
         ("compiled", ["fc", "conv2", "conv1"]),
         ("dict_output", ["fc", "conv2", "conv1"]),
     ],
@@ -246,9 +246,9 @@ def test_a_layer_draws_its_own_weights_and_no_others() -> None:
     torch.manual_seed(0)
     box = Box(Odd().eval(), awkward.GRAY_INPUTS)
     assert layers_with_weights(box) == (
-        WeightedLayer(MODEL_ITSELF, ("", "tied")),
-        WeightedLayer("conv", ("conv",)),
-        WeightedLayer("fc", ("fc",)),
+        LayerWithWeights(ROOT_MODULE_NAME, ("", "tied")),
+        LayerWithWeights("conv", ("conv",)),
+        LayerWithWeights("fc", ("fc",)),
     )
     whole = randomize_layers(box, layers_with_weights(box)[:1], 0).model.state_dict()
     old = box.model.state_dict()

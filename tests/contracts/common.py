@@ -66,7 +66,7 @@ refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels
 UNITS = ("statistics", "top_examples", "receptive_field", "projections")
 refuse(UNITS, ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("projections",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
-CAMS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam", "guided_grad_cam")
+CAMS = tuple(n for n, c in CARDS.items() if c.family == "attribution" and "layer" in c.settings)
 refuse(("guided_grad_cam",), ("lstm", "parameterless"), RuleError)  # as guided backprop
 refuse(CAMS, ("mlp", "clamped_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
 refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there

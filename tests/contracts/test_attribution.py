@@ -53,7 +53,7 @@ def linear(inputs: ub.Pixels | ub.Features, k: int = 3) -> ub.Box:
 
 
 def some(box: ub.Box, n: int = 3) -> Tensor:
-    return box.inputs.sample(n, torch.Generator().manual_seed(4)).double()
+    return box.inputs.random_inputs(n, torch.Generator().manual_seed(4)).double()
 
 
 def images_only(name: str) -> bool:
@@ -194,7 +194,7 @@ SEVERAL: dict[str, Callable[[], ub.MultiInput]] = {
 def test_several_inputs(name: str, kind: str) -> None:
     """A dict or tuple comes back as one, in the shapes of its parts."""
     box = ub.Box(Both().double().eval(), SEVERAL[kind](), outputs="logits")
-    values = [p.sample(3, torch.Generator().manual_seed(6)).double() for p in PARTS.values()]
+    values = [p.random_inputs(3, torch.Generator().manual_seed(6)).double() for p in PARTS.values()]
     x = dict(zip(PARTS, values, strict=True)) if kind == "dict" else tuple(values)
     made = CARDS[name].method(box, x, 1, **({"references": x} if has_parameters(CARDS[name], "references") else {}))
     found = getattr(made, "map", made)

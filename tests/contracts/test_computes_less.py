@@ -27,7 +27,7 @@ from contracts.common import (
 from unboxed.engine.gradients.score import ReluBypass, gradients
 from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.generators import CPPN
-from unboxed.engine.optimize.loop import SYNC_EVERY, OptimizationConfig, optimize
+from unboxed.engine.optimize.loop import SYNC_INTERVAL, OptimizationConfig, optimize
 from unboxed.engine.optimize.optimizers import NormalizedGradient
 from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine, random_roll
@@ -274,8 +274,8 @@ def test_a_slow_device_is_met_every_eighth_step(
 ) -> None:
     c = dead() if model == "dead" else make_case(model)
     found = looks(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
-    assert len(found.meetings) <= STEPS // SYNC_EVERY, found.seen
-    assert len(found.seen) <= 2 * (STEPS // SYNC_EVERY), found.seen
+    assert len(found.meetings) <= STEPS // SYNC_INTERVAL, found.seen
+    assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL), found.seen
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -293,13 +293,13 @@ def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatc
         prior=-0.1 * total_variation(kind="anisotropic"),
         sum_abs_grads=True,
     )
-    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_EVERY
+    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_INTERVAL
 
 
 def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
     c = make_case("plain")
-    monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_EVERY", 1)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_INTERVAL", 1)
     assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
     plan = climbing(c, keep_going=True, post_step=lambda p, grad, step: p if p.sum() > -torch.inf else grad)

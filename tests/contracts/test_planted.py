@@ -135,7 +135,7 @@ def leaves_x_requiring_a_gradient(box: ub.Box, x: Tensor) -> None:
 
 
 def leaves_a_mode(box: ub.Box, x: Tensor) -> None:
-    state.SharedNoise().__enter__()
+    state.SharedDropoutMask().__enter__()
 
 
 LEAVING = [f for n, f in list(globals().items()) if n.startswith("leaves_")]
@@ -264,7 +264,7 @@ def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
             m.training = False
         yield
 
-    monkeypatch.setattr(state, "mode_flags", flags)
+    monkeypatch.setattr(state, "set_mode_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_net("batchnorm_in_train_mode")
 
@@ -279,7 +279,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         modules[0].train(training)
 
-    monkeypatch.setattr(state, "mode_flags", flags)
+    monkeypatch.setattr(state, "set_mode_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_net("overrides_train")
 
@@ -308,7 +308,7 @@ def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "SharedNoise", nothing)
+    monkeypatch.setattr(state, "SharedDropoutMask", nothing)
     monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)  # which would see it
     with Fault:
         covered(check_values, "dropout_always_on")

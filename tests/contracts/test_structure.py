@@ -34,8 +34,10 @@ TIERS = [
 METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it lies above them
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
-    "isolated", "capture", "apply_rule", "seeded", "flags", "restore", "preserve", "grad", "inference_mode", "Noise",
-    "FinalOp", "stance", "ExitStack", "neutral_settings", "_lock", "rng", "autocast", "bypass_relus", "unoptimized",
+    "isolated", "capture", "apply_rule", "seeded", "flags", "restore", "preserve", "grad", "inference_mode",
+    "SharedDropoutMask",
+    "FinalOpRecorder", "stance", "ExitStack", "neutral_settings", "_lock", "rng", "autocast", "bypass_relus",
+    "unoptimized",
     "record", "replay", "follow_forward",
 )  # fmt: skip
 HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}

@@ -28,7 +28,7 @@ def found(inputs: Any, segments: Any = None, n: int = 2, **more: Any) -> Feature
     box = box_of(inputs)
     return feature_groups(
         box,
-        box.validate_inputs(box.restore_structure(box.inputs.sample(n, torch.Generator().manual_seed(0)))),
+        box.validate_inputs(box.restore_structure(box.inputs.random_inputs(n, torch.Generator().manual_seed(0)))),
         segments,
         **more,
     )
@@ -45,7 +45,7 @@ def test_digits_are_cut_sensibly(name: Any) -> None:
     box, x = digits()
     own = feature_groups(box, box.validate_inputs(x), name)
     assert own.ids.shape == (3, 1, 28, 28)
-    for of, count, image in zip(own.ids[:, 0], own.counts, x[:, 0], strict=True):
+    for of, count, image in zip(own.ids[:, 0], own.n_segments, x[:, 0], strict=True):
         assert torch.equal(of.unique(), torch.arange(count))
         assert 12 <= count <= 80
         if name != ("squares", 4) and name != "squares":
@@ -58,14 +58,14 @@ def test_digits_are_cut_sensibly(name: Any) -> None:
 def test_images_of_any_kind(name: str, inputs: ub.Pixels) -> None:
     own = found(inputs, name)
     assert own.ids.shape == (2, 1, *inputs.shape[1:])
-    assert min(own.counts) > 1
+    assert min(own.n_segments) > 1
 
 
 @pytest.mark.parametrize("name", ["slic", "quickshift"])
 def test_an_even_image_is_cut_into_squares(name: str) -> None:
     box = box_of(GRAY)
     own = feature_groups(box, torch.zeros(1, 1, 12, 9), name)
-    assert own.counts[0] > 3
+    assert own.n_segments[0] > 3
 
 
 def test_squares() -> None:
@@ -80,10 +80,10 @@ def test_given_segments_are_relabeled() -> None:
     whole[3:], whole[6:] = 7, 40
     for given in (whole, whole[None], whole[None, None], whole.expand(2, 12, 9), whole.int(), whole.byte()):
         own = found(GRAY, given)
-        assert own.counts == (3, 3)
+        assert own.n_segments == (3, 3)
         assert own.ids[1, 0, :, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 6
     each = torch.stack([whole, torch.zeros_like(whole)])
-    assert found(GRAY, each).counts == (3, 1)
+    assert found(GRAY, each).n_segments == (3, 1)
     channels = torch.arange(3).view(3, 1, 1).expand(3, 12, 9)
     assert found(COLOR, channels).ids.shape == (2, 3, 12, 9)
     assert found(TABLE, torch.tensor([0, 0, 1, 2, 2])).ids[1].tolist() == [0, 0, 1, 2, 2]
@@ -111,7 +111,7 @@ BAD = {
 @pytest.mark.parametrize("method", ["feature_ablation", "lime", "kernel_shap", "shapley"])
 def test_bad_segments(bad: str, method: str) -> None:
     box = box_of(GRAY)
-    x = GRAY.sample(2, torch.Generator().manual_seed(0))
+    x = GRAY.random_inputs(2, torch.Generator().manual_seed(0))
     with pytest.raises(InputError) as caught:
         getattr(ub.attribution, method)(box, x, 1, segments=BAD[bad])
     assert "tensor(" not in str(caught.value)
@@ -153,11 +153,11 @@ def test_several_inputs() -> None:
     """Players of all parts are counted on; groups may be given part by part."""
     both = ub.MultiInput({"image": GRAY, "table": TABLE})
     own = found(both, ("squares", 4))
-    assert own.counts == (14, 14)
+    assert own.n_segments == (14, 14)
     assert own.ids[0, -5:].tolist() == [9, 10, 11, 12, 13]
     own = found(both, {"image": torch.zeros(12, 9, dtype=torch.long), "table": torch.tensor([0, 0, 0, 1, 1])})
     assert own.ids[0].tolist() == [0] * 108 + [1] * 3 + [2] * 2
-    assert found(ub.MultiInput((GRAY, TABLE)), ("pixels", None)[0]).counts == (113, 113)
+    assert found(ub.MultiInput((GRAY, TABLE)), ("pixels", None)[0]).n_segments == (113, 113)
     with pytest.raises(InputError, match="one each"):
         found(both, torch.zeros(113, dtype=torch.long))
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from unboxed.checkpointing import is_close, tensor_digest
+from unboxed.checkpointing import is_equal_up_to_rounding, tensor_digest
 from unboxed.engine.stable_repr import stable_repr
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
@@ -110,12 +110,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_alike_is_but_for_rounding(dtype: torch.dtype) -> None:
     values = torch.tensor([0.0, 1.0, -30.0, float("inf")], dtype=dtype)
     rounded = values * (1 + torch.finfo(dtype).eps)
-    assert is_close(values, rounded)
-    assert is_close(values, values.clone())
-    assert not is_close(values, values * 1.5)
-    assert not is_close(values, values[:3])
-    assert not is_close(values, values.half())
-    assert not is_close(None, values)
+    assert is_equal_up_to_rounding(values, rounded)
+    assert is_equal_up_to_rounding(values, values.clone())
+    assert not is_equal_up_to_rounding(values, values * 1.5)
+    assert not is_equal_up_to_rounding(values, values[:3])
+    assert not is_equal_up_to_rounding(values, values.half())
+    assert not is_equal_up_to_rounding(None, values)
 
 
 def test_digests_of_expanded_and_permuted_tensors() -> None:

@@ -49,7 +49,7 @@ def test_a_bug_in_incremental_inference_is_logged(
     """Whole runs answer in its place, as they do for models that it does not fit; nobody would see it."""
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
-    monkeypatch.setattr(windows, "MIN_PIXELS", 1)
+    monkeypatch.setattr(windows, "MIN_IMAGE_PIXELS", 1)
     monkeypatch.setattr(windows, "MIN_WINDOWS", 1)
     monkeypatch.setattr(windows.WindowedTensor, "from_windows", bug)
     with caplog.at_level(logging.INFO, "unboxed"):

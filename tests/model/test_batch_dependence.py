@@ -180,7 +180,7 @@ class OwnInputs:
 
     encode = decode = clip = check
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.rand(min(n, 3), 64, generator=generator)
 
 

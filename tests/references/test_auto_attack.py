@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.adversarial.apgd import RESTART_SEED_STRIDE
+from unboxed.adversarial.apgd import APGD_RESTART_SEED_STRIDE
 from unboxed.engine.optimize.constraints import L2, Linf, NormBall
 from unboxed.rng import hashed_uniform
 
@@ -117,7 +117,7 @@ def test_apgd_is_the_papers_algorithm(norm: str, way: str) -> None:
         how = {"n_targets": 2} if way == "targeted" else {"loss": way, "restarts": 2}
         got = ub.adversarial.apgd(box, x, y, eps=eps, norm=norm, steps=steps, seed=4, **how)
         ball: NormBall = (Linf if norm == "linf" else L2)(eps)
-        starts = [ball.sample(x, 4 + RESTART_SEED_STRIDE * run).clamp(0, 1) for run in range(2)]
+        starts = [ball.sample(x, 4 + APGD_RESTART_SEED_STRIDE * run).clamp(0, 1) for run in range(2)]
         for i in range(len(x)):
             order = box(x[i : i + 1])[0].argsort(descending=True)[1:].tolist()
             tries = list[Tensor]()

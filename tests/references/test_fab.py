@@ -103,7 +103,7 @@ def test_projection_equals_the_reference(norm: str, scale: float) -> None:
 def test_projection_is_independent_of_the_batch(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, plane, low, high = problems(20, 90, seed=2)
     whole = projection_step(norm, x, plane, low, high)
-    monkeypatch.setattr(hyperplanes, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(hyperplanes, "MAX_CHUNK_VALUES", 1)
     monkeypatch.setattr(hyperplanes, "L1_TOPK", 3)
     assert torch.allclose(projection_step(norm, x, plane, low, high), whole, atol=1e-12)
 

@@ -65,7 +65,7 @@ def check(
         with WindowedMode():
             got = model(begun(base, patches[part], places[part], base_pass))
         if local is not None:
-            assert (isinstance(got, WindowedTensor) and got.is_local) == local
+            assert (isinstance(got, WindowedTensor) and got.is_windowed) == local
         same(got, want)
     return base_pass
 
@@ -225,7 +225,7 @@ def test_what_is_known_without_values() -> None:
     assert (tuple(x.shape), x.ndim, x.dim(), len(x), x.size(2), x.numel()) == ((3, 2, 8, 6), 4, 4, 3, 8, 288)
     assert (x.dtype, x.device.type, x.requires_grad, x.is_floating_point()) == (torch.float32, "cpu", False, True)
     assert x.new_zeros(3).shape == (3,)
-    assert x.is_local
+    assert x.is_windowed
 
 
 def test_a_window_of_most_of_the_map_is_made_dense() -> None:
@@ -394,7 +394,7 @@ def test_the_base_pass_runs_once() -> None:
 )
 def test_cut_in_parts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut out is bounded; some rows at a time give what all give."""
-    monkeypatch.setattr("unboxed.model.incremental.spatial.CROP_BYTES", 3000)
+    monkeypatch.setattr("unboxed.model.incremental.spatial.MAX_CROP_BYTES", 3000)
     check(made(nn.Conv2d, settings, in_channels=4, out_channels=8), local=None)
     check(made(nn.MaxPool2d, {"stride": 2, "padding": 1}), local=None)
 

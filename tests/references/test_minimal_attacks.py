@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.carlini_wagner import RANGE_SLACK
+from unboxed.adversarial.carlini_wagner import RELATIVE_RANGE_SLACK
 from unboxed.adversarial.deepfool import PLANE_OVERSHOOT, shortest_bounded_step
 from unboxed.engine.optimize.constraints import unbounded_ball
 
@@ -56,7 +56,7 @@ def test_deepfool_takes_the_papers_steps(norm: str, model: str) -> None:
     c = make_case(model, torch.float64, n=6)
     x = 0.5 + 0.02 * (c.x - 0.5)  # no value comes near the ends of the range
     y = c.box.predict(x)
-    made = ub.adversarial.deepfool(c.box, x, y, norm=norm, return_rounds=0)
+    made = ub.adversarial.deepfool(c.box, x, y, norm=norm, refinement_rounds=0)
     compared = 0
     for i in range(len(x)):
         want = deepfool_twin(whole(c.box), x[i : i + 1], int(y[i]), 50, norm)
@@ -150,7 +150,7 @@ def test_an_unreachable_plane_uses_all_room() -> None:
 
 def carlini_wagner_twin(model: Net, x: Tensor, right: int, c: float, steps: int, lr: float, kappa: float) -> Tensor:
     """One value of c; torch's Adam on w, autograd through the tanh; the nearest image that fooled, or x."""
-    wide = 1 + RANGE_SLACK
+    wide = 1 + RELATIVE_RANGE_SLACK
     w = torch.atanh((2 * x - 1) / wide).requires_grad_()
     adam, best, distance = torch.optim.Adam([w], lr=lr), x.clone(), math.inf
     for _ in range(steps):

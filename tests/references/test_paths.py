@@ -22,15 +22,13 @@ from unboxed.attribution import (
 )
 from unboxed.attribution.expected_gradients import _sample_references
 from unboxed.engine.gradients.paths import (
-    Line,
-    Noise,
-    equal_weights,
-    gauss_legendre,
-    midpoints,
+    LinePath,
+    NoisePath,
     normal_noise,
     path_mean_gradient,
     path_scores,
 )
+from unboxed.engine.gradients.quadrature import equal_weights, gauss_legendre, midpoints
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.model import relu_rules
 
@@ -253,7 +251,7 @@ def test_a_rule_along_a_path() -> None:
     """Guided SmoothGrad is the mean of guided backprop's maps over the same noise."""
     box, x = opened("plain")
     x = 0.4 + 0.2 * x  # so that noise leaves it an image
-    path = Noise(x, torch.full_like(x, 0.05), equal_weights(6), seed=2)
+    path = NoisePath(x, torch.full_like(x, 0.05), equal_weights(6), seed=2)
     found = path_mean_gradient(box, ub.logit(K), path, 3, rule=relu_rules.guided).map
     want = torch.zeros_like(x)
     for k in range(6):
@@ -266,7 +264,7 @@ def test_a_rule_along_a_path() -> None:
 def test_a_layer_along_a_path() -> None:
     """Internal influence (Leino et al. 2018): the mean gradient at a layer while the input goes from black to x."""
     box, x = opened("plain")
-    found = path_mean_gradient(box, ub.logit(K), Line(x, torch.zeros_like(x), *midpoints(9)), 3, wrt="conv1").map
+    found = path_mean_gradient(box, ub.logit(K), LinePath(x, torch.zeros_like(x), *midpoints(9)), 3, wrt="conv1").map
     model = nn.Module()
     model.forward = lambda x: box.model(box.inputs.encode(x))  # type: ignore[method-assign]
     peer = captum.attr.InternalInfluence(model, box.model.conv1)
@@ -278,7 +276,7 @@ def test_a_layer_along_a_path() -> None:
 @pytest.mark.parametrize("size", ["auto", 1, 4])
 def test_scores_along_a_path(size: Any) -> None:
     box, x = opened("plain")
-    path = Line(x, torch.zeros_like(x), *midpoints(5))
+    path = LinePath(x, torch.zeros_like(x), *midpoints(5))
     want = torch.stack([box(t * x)[torch.arange(3), K] for t in path.t], 1)
     assert torch.allclose(path_scores(box, ub.logit(K), path, 3, batch_size=size), want, rtol=1e-9)
 

@@ -145,7 +145,7 @@ def test_lime_on_the_same_masks(regression: Any, alpha: float) -> None:
     """scikit-learn's weighted regression of the masks that were drawn; no control variate."""
     generator = np.random.default_rng(0)
     rng = bernoulli_masks(7, 100, seed=3)
-    z = rng.z.numpy()
+    z = rng.float_masks.numpy()
     y = z @ generator.normal(size=7) + 0.5 * z[:, 0] * z[:, 3] - np.sin(z.sum(1))
     got = fit_local_model(
         RegressionDesign.from_masks(rng, 7, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha
@@ -161,7 +161,7 @@ def test_lime_on_the_same_masks(regression: Any, alpha: float) -> None:
 def test_limes_errors_are_the_jackknifes(n: int, regression: Any, alpha: float) -> None:
     """Fitted again without each pair of masks in turn."""
     rng = bernoulli_masks(9, n, seed=3)
-    z = rng.z.numpy()
+    z = rng.float_masks.numpy()
     y = np.sin(3 * z @ np.linspace(-1, 2, 9)) + z[:, 2]
     got = fit_local_model(
         RegressionDesign.from_masks(rng, 9, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha
@@ -259,7 +259,7 @@ def test_kernel_shap_on_all_subsets_is_shapley() -> None:
     got, error = kernel_shapley(rng, y, v[()], v[tuple(range(6))])
     assert np.allclose(got.numpy(), want, atol=1e-9)
     assert float(error.abs().max()) == 0
-    z = rng.z.numpy()
+    z = rng.float_masks.numpy()
     weight = np.array([5 / (math.comb(6, int(s)) * s * (6 - s)) for s in z.sum(1)])
     reduced, y0 = z[:, :-1] - z[:, -1:], y.numpy() - v[()] - z[:, -1] * (v[tuple(range(6))] - v[()])
     literal = LinearRegression(fit_intercept=False).fit(reduced, y0, sample_weight=weight).coef_
@@ -275,7 +275,7 @@ def test_weights_of_the_draws_sum_to_the_kernels(n: int) -> None:
     for seed in range(60):
         rng = shapley_mask_pairs(a, n, seed)
         assert len(rng.mask_index) <= n
-        total.index_add_(0, rng.z.sum(1).long(), rng.weight.float() / 60)
+        total.index_add_(0, rng.float_masks.sum(1).long(), rng.weight.float() / 60)
     want = torch.tensor([1 / (s * (a - s)) for s in range(1, a)])
     assert torch.allclose(total[1:], want, rtol=0.1)
 

@@ -487,7 +487,7 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
     ],
 )
 def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
-    from unboxed.report.judge import usable_judge
+    from unboxed.report.judge_model import usable_judge
 
     context = ReportContext(box_of(), None, None, judge)  # type: ignore[arg-type]
     assert usable_judge(context)[0] is None
@@ -495,7 +495,7 @@ def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: A
 
 
 def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
-    from unboxed.report.judge import JudgeReport
+    from unboxed.report.judge_model import JudgeReport
     from unboxed.report.synthesis import passes_control
 
     good, poor = (JudgeReport(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
@@ -506,7 +506,7 @@ def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
 
 
 def test_a_judge_that_recognizes_most_of_the_control_is_weak_evidence() -> None:
-    from unboxed.report.judge import JudgeReport
+    from unboxed.report.judge_model import JudgeReport
     from unboxed.report.synthesis import _judge_check
 
     def verdict(control: int) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import awkward
 import unboxed as ub
 from contracts.common import make_case
 from unboxed.errors import DataError, InputError, OutputError
-from unboxed.robustness.corruption_functions import CORRUPTION_LEVELS, _affine_sample, _blur_scale
+from unboxed.robustness.corruption_functions import CORRUPTION_LEVELS, _blur_scale, _rotate_and_shift
 from unboxed.robustness.corruptions import CORRUPTIONS
 
 corrupted = ub.robustness.corrupted
@@ -141,8 +141,8 @@ def test_rotation_is_scikit_images() -> None:
 def test_motion_is_a_mean_of_moved_images() -> None:
     none = torch.zeros(())
     x = photos((1, 1, 12, 18))[0]
-    assert torch.allclose(_affine_sample(x, none, torch.tensor(3.0), none)[:, :, 3:], x[:, :, :-3], atol=1e-5)
-    assert torch.allclose(_affine_sample(x, none, none, torch.tensor(-2.0))[:, :-2], x[:, 2:], atol=1e-5)
+    assert torch.allclose(_rotate_and_shift(x, none, torch.tensor(3.0), none)[:, :, 3:], x[:, :, :-3], atol=1e-5)
+    assert torch.allclose(_rotate_and_shift(x, none, none, torch.tensor(-2.0))[:, :-2], x[:, 2:], atol=1e-5)
     spot = torch.zeros(1, 1, 41, 41)
     spot[..., 20, 20] = 1
     z = corrupted(spot, "motion_blur", 5)[0, 0]

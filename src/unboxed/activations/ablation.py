@@ -20,7 +20,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.hooks import Edit
 from ..model.layers import input_address
-from ..parameters import BatchSize, Data, Inputs, Layer, Target, Units
+from ..parameters import BatchSize, Data, Inputs, LayerAddress, Target, UnitIndices
 from ..settings import check_settings
 
 DATA_BATCH_ROWS = 256  # of the data read at a time
@@ -69,8 +69,8 @@ class Ablation(OneLineRepr):
 def ablation(
     box: Box,
     x: Inputs,
-    layer: Layer = None,
-    units: Units = None,
+    layer: LayerAddress = None,
+    units: UnitIndices = None,
     target: Target = None,
     *,
     replacement: Annotated[Literal["zero", "mean"], "Value that replaces the activations of a unit."] = "zero",
@@ -154,7 +154,7 @@ def last_hidden_layer(box: Box) -> str:
     while previous and (previous == i or box.layers[paths[previous]].type in PASSTHROUGH_TYPES):
         previous -= 1
     input_name = input_address(paths[i])
-    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     acts = box.read(noise, [input_name, paths[previous]])
     a, b = acts[input_name].flatten(), acts[paths[previous]].flatten()
     return paths[previous] if previous < i and torch.equal(a, b) else input_name  # a branch may be as large

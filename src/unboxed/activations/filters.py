@@ -13,7 +13,7 @@ from ..box import Box
 from ..cards import card
 from ..errors import LayerError
 from ..inputs.multi import MultiInput
-from ..parameters import Layer
+from ..parameters import LayerAddress
 from ..settings import check_settings
 
 MIN_SAME_CHANNEL_CORRELATION = 0.5  # from which on two channels count as the same pixels
@@ -27,7 +27,7 @@ MIN_SAME_CHANNEL_CORRELATION = 0.5  # from which on two channels count as the sa
     example=lambda method, box, x, y: method(box),
     order=2,
 )
-def filters(box: Box, layer: Layer = None) -> Tensor:
+def filters(box: Box, layer: LayerAddress = None) -> Tensor:
     """The weights of the first convolution or linear layer, as images in the input's order of channels.
 
     Only the first layer's weights are in units of the input; for what deeper units look for use
@@ -100,7 +100,7 @@ def _channel_order(box: Box, path: str) -> list[int] | None:
         return []
     if not any(row.path == path and row.has_input for row in box.layers):
         return None
-    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
     layer_input = box.forward(noise, [f"{path}:input#0"])[
         f"{path}:input#0"

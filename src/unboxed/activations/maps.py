@@ -12,7 +12,7 @@ from ..cards import card
 from ..engine.results import OneLineRepr
 from ..errors import LayerError
 from ..model.layers import input_address
-from ..parameters import BatchSize, Inputs, Layers
+from ..parameters import BatchSize, Inputs, LayerAddresses
 from ..settings import check_settings
 from ..validation import address_list
 
@@ -37,7 +37,9 @@ class LayerMaps(OneLineRepr):
     example=lambda method, box, x, y: method(box, x),
     order=1,
 )
-def maps(box: Box, x: Inputs, layers: Layers = None, *, batch_size: BatchSize = "auto") -> tuple[LayerMaps, ...]:
+def maps(
+    box: Box, x: Inputs, layers: LayerAddresses = None, *, batch_size: BatchSize = "auto"
+) -> tuple[LayerMaps, ...]:
     """The inputs and outputs of layers for inputs x.
 
     A first look at what each layer does with an input; `ub.plots.activations` shows it. For the raw activations alone

@@ -14,7 +14,7 @@ from ..engine.read import features
 from ..engine.read.items import SkippedExamples
 from ..engine.read.neighbors import Metric, Neighbors, NeighborSearch
 from ..errors import LayerError
-from ..parameters import BatchSize, Data, Inputs, Layer, NExamples
+from ..parameters import BatchSize, Data, Inputs, LayerAddress, NExamples
 from ..settings import check_settings
 
 
@@ -30,7 +30,7 @@ def nearest_neighbors(
     box: Box,
     x: Inputs,
     data: Data = None,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     *,
     k: NExamples = 8,
     metric: Annotated[Metric, "Metric in which activations are compared."] = "euclidean",
@@ -76,7 +76,7 @@ def nearest_neighbors(
         return search.result()
     search = NeighborSearch(queries, k, metric=metric)
     skipped = SkippedExamples()
-    next_features = features.feature_stream(box, data, address, batch_size=batch_size, skipped=skipped)
+    next_features = features.feature_reader(box, data, address, batch_size=batch_size, skipped=skipped)
     while (points := next_features()) is not None:
         search.add(points)
     neighbors = search.result()
@@ -93,4 +93,4 @@ def _default_layer(box: Box) -> str:
 
 def _random_examples(box: Box) -> Tensor:
     """Random examples, as neighbors."""
-    return box.inputs.sample(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)
+    return box.inputs.random_inputs(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)

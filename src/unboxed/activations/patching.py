@@ -18,7 +18,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
 from ..model.hooks import Edit
 from ..objectives import Objective
-from ..parameters import BatchSize, Layers, Target
+from ..parameters import BatchSize, LayerAddresses, Target
 from ..settings import Holds, check_settings
 from ..validation import address_list
 
@@ -71,7 +71,7 @@ def patching(
     box: Box,
     clean: Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) whose activations are put in."],
     corrupted: Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) whose activations are replaced."],
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     target: Target = None,
     *,
     part: Annotated[Part, "Part of a layer that is replaced at a time."] = "layer",

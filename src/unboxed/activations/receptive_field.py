@@ -20,7 +20,7 @@ from ..cards import card
 from ..engine.read.sizes import require_images
 from ..engine.results import OneLineRepr
 from ..model.batching import in_batches
-from ..parameters import BatchSize, RequiredLayer, UnitAxis
+from ..parameters import BatchSize, RequiredLayerAddress, UnitAxis
 from ..settings import AtLeast, Unit, check_settings
 from .units import unit_layers, units_to_axis_1
 
@@ -99,7 +99,7 @@ def _shift_to_next_bounds(bounds: Tensor, position: list[int], axis: int) -> lis
 )
 def receptive_field(
     box: Box,
-    layer: RequiredLayer,
+    layer: RequiredLayerAddress,
     *,
     axis: UnitAxis = 1,
     resolution: Annotated[int, AtLeast(1), Unit("pixels"), "Rows (or columns) that are probed together."] = 1,
@@ -163,7 +163,7 @@ class _FieldProber:
     def __init__(self, box: Box, path: str, axis: int, resolution: int, batch_size: BatchSize) -> None:
         self.box, self.path, self.axis, self.batch_size = box, path, axis, batch_size
         self.resolution = resolution
-        noise = box.inputs.sample(MAX_PROBE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+        noise = box.inputs.random_inputs(MAX_PROBE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
         is_wide = slice(N_PROBE_IMAGES + 1, None, 2)
         noise[is_wide] = WIDE_NOISE_SCALE * (noise[is_wide] - 0.5)  # of both signs, which activates most units
         self.noise = noise

@@ -17,8 +17,8 @@ from ..engine.read.items import SkippedExamples
 from ..engine.results import OneLineRepr
 from ..errors import LayerError
 from ..model.hooks import Acts
-from ..objectives import MODEL_ENDS
-from ..parameters import BatchSize, Data, Layers, UnitAxis
+from ..objectives import MODEL_END_ADDRESSES
+from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
 from .distributions import BatchMoments, Histograms, Moments
 from .units import unit_layers, units_to_axis_1
@@ -69,7 +69,7 @@ class UnitStatistics(OneLineRepr):
 def statistics(
     box: Box,
     data: Data,
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     *,
     histogram_of: Annotated[HistogramKind, "Values of a unit that its histogram counts."] = "positions",
     axis: UnitAxis = 1,
@@ -150,7 +150,7 @@ def fold_over_data(
     def observe_batch(x: Tensor) -> None:
         nonlocal state
         observer = _ActivationObserver(partial(observe, state))
-        edits = {path: partial(observer, path) for path in paths if path not in (*MODEL_ENDS, *read_layers)}
+        edits = {path: partial(observer, path) for path in paths if path not in (*MODEL_END_ADDRESSES, *read_layers)}
         with box.isolated(grad=False):
             acts = box.forward(x, {*read_layers, *(path for path in paths if path not in edits)}, edits)
         for path in paths:

@@ -18,7 +18,7 @@ from ..engine.read.items import SkippedExamples
 from ..engine.read.packing import is_single_pass, pack_data
 from ..engine.results import OneLineRepr
 from ..model.hooks import Acts
-from ..parameters import BatchSize, Data, Layers, NExamples, UnitAxis
+from ..parameters import BatchSize, Data, LayerAddresses, NExamples, UnitAxis
 from ..settings import Holds, check_settings
 from .distributions import accumulator_dtype
 from .statistics import AccumulatorState, ScoreKind, UnitAccumulator, UnitStatistics, fold_over_data
@@ -76,7 +76,7 @@ class TopExamples(OneLineRepr):
 def top_examples(
     box: Box,
     data: Data,
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     k: NExamples = 9,
     *,
     rank_by: Annotated[ScoreKind, "Value of a unit by which examples are ranked."] = "max",

@@ -35,14 +35,14 @@ from ..parameters import (
 )
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .attack_state import AttackState, attack_ball
+from .attack_state import AttackState, resolve_attack_ball
 from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
 
 MOMENTUM_ALPHA = 0.75  # weight of the step; the rest is momentum
-MIN_RISE_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
-RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
+MIN_RISING_STEP_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
+APGD_RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
 @card(
@@ -120,7 +120,7 @@ def apgd(
         of section 3.1. Restarts run on examples that are not fooled yet.
     """
     check_settings(apgd, locals())
-    ball = attack_ball(box, eps, norm, ball, takes_l1=False)
+    ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False)
     seed = check_seed(seed)
     loss_name = loss or "ce" if n_targets is None else "ce"
     state = AttackState(
@@ -141,7 +141,7 @@ def apgd(
                     rows,
                     target_objective,
                     steps=steps,
-                    seed=seed + RESTART_SEED_STRIDE * (i * restarts + restart),
+                    seed=seed + APGD_RESTART_SEED_STRIDE * (i * restarts + restart),
                 )
     quantize_images(state, bits, ball)
     return state.to_result()
@@ -308,7 +308,7 @@ class _APGD:
 
     def _adapt_step_size(self, iterates: _APGDIterates, n_steps: int) -> _APGDIterates:
         """At a checkpoint: rows whose loss rose too seldom, or is stuck, halve their step and return to their best."""
-        rises_too_seldom = iterates.n_rises < MIN_RISE_FRACTION * n_steps
+        rises_too_seldom = iterates.n_rises < MIN_RISING_STEP_FRACTION * n_steps
         is_stuck = (iterates.step_size == iterates.checkpoint_step_size) & (
             iterates.best_score == iterates.checkpoint_best_score
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.cpu_cache import gradient_batch_plan
-from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
+from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import L1, Linf, NormBall, resolve_ball
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
@@ -26,7 +26,7 @@ from .goal import make_goal
 from .result import Adversarial
 
 GRADIENT_FREE_HINT = "square, boundary and hop_skip_jump attack models without gradients"
-CANDIDATE_NOUN = "an image that was tried instead"
+CANDIDATE_DESCRIPTION = "an image that was tried instead"
 ScoreSelector = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -44,7 +44,7 @@ class Evaluation:
 class AttackState:
     """Evaluates the model for an attack, counts its queries, and keeps the best image of each example.
 
-    An attack evaluates images z (n, ...) of some `rows` (n,): those that are still attacked. As a context manager it
+    An attack evaluates images (n, ...) of some `rows` (n,): those that are still attacked. As a context manager it
     catches Ctrl-C and sets `interrupted`, so that what was found is returned.
     """
 
@@ -95,24 +95,24 @@ class AttackState:
         self.keep_nearer(self.x, rows, self.initially_misclassified)
         return rows[~self.initially_misclassified]
 
-    def keep_nearer(self, z: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
-        """Keep images z that are successes and nearer than the best so far; returns (n,) where that was so."""
-        distance = self.norm.distance(z, self.x[rows])
+    def keep_nearer(self, images: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
+        """Keep images that are successes and nearer than the best so far; returns (n,) where that was so."""
+        distance = self.norm.distance(images, self.x[rows])
         is_nearer = is_adversarial & (distance < self.distance[rows])
         nearer_rows = rows[is_nearer]
         self.images[nearer_rows], self.distance[nearer_rows], self.success[nearer_rows] = (
-            z[is_nearer].to(self.images.dtype),
+            images[is_nearer].to(self.images.dtype),
             distance[is_nearer],
             True,
         )
         return is_nearer
 
-    def keep_best_failure(self, z: Tensor, rows: Tensor, success_score: Tensor) -> None:
-        """Where there is no success yet, keep images z of a higher score: attacks within eps return them."""
+    def keep_best_failure(self, images: Tensor, rows: Tensor, success_score: Tensor) -> None:
+        """Where there is no success yet, keep images of a higher score: attacks within eps return them."""
         is_better = ~self.success[rows] & (success_score > self._best_failure_score[rows])
         better_rows = rows[is_better]
         self.images[better_rows], self._best_failure_score[better_rows] = (
-            z[is_better].to(self.images.dtype),
+            images[is_better].to(self.images.dtype),
             success_score[is_better],
         )
 
@@ -143,26 +143,26 @@ class AttackState:
 
     # -- evaluating the model ------------------------------------------------------------------------------------------
 
-    def logits(self, z: Tensor, rows: Tensor) -> Tensor:
+    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """(n, K), without a gradient."""
         (out,) = self._evaluate_checked(
-            z,
+            images,
             rows,
             lambda h, i: (self._forward_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
             (self.box.n_outputs,),
         )
         return out
 
-    def success_score(self, z: Tensor, rows: Tensor) -> Tensor:
+    def success_score(self, images: Tensor, rows: Tensor) -> Tensor:
         """(n,) above zero where an image is a success; without a gradient."""
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             criterion = self.goal.criterion.rows(row_index)
             return (self._forward_without_grad(images, criterion.layers, criterion),)
 
-        return self._evaluate_checked(z, rows, evaluate_rows, ())[0]
+        return self._evaluate_checked(images, rows, evaluate_rows, ())[0]
 
-    def evaluate(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
+    def evaluate(self, images: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
         """Score and success score (n,), without a gradient."""
         score_objective = self.goal.ascent_objective if objective is None else objective
 
@@ -175,19 +175,19 @@ class AttackState:
             )
             return stacked_scores[:, 0], stacked_scores[:, 1]
 
-        score, success_score = self._evaluate_checked(z, rows, evaluate_rows, (), ())
+        score, success_score = self._evaluate_checked(images, rows, evaluate_rows, (), ())
         return score, success_score
 
-    def evaluate_with_grad(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> Evaluation:
+    def evaluate_with_grad(self, images: Tensor, rows: Tensor, objective: Objective | None = None) -> Evaluation:
         """Scores and gradient, of the goal's objective or of another one with a row for each of N."""
         score_objective = self.goal.ascent_objective if objective is None else objective
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             return self._score_and_grad(images, score_objective.rows(row_index), self.goal.criterion.rows(row_index))
 
-        return Evaluation(*self._evaluate_checked(z, rows, evaluate_rows, (), (), tuple(self.x.shape[1:])))
+        return Evaluation(*self._evaluate_checked(images, rows, evaluate_rows, (), (), tuple(self.x.shape[1:])))
 
-    def jacobian(self, z: Tensor, rows: Tensor, select_scores: ScoreSelector) -> tuple[Tensor, Tensor, Tensor]:
+    def jacobian(self, images: Tensor, rows: Tensor, select_scores: ScoreSelector) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), the scores (n, J) of `select_scores(logits, rows)`, and their gradients (n, J, ...).
 
         One forward pass and J backward passes.
@@ -208,12 +208,12 @@ class AttackState:
         n_classes, image_shape = self.box.n_outputs, tuple(self.x.shape[1:])
         n_scores = 0 if len(rows) else select_scores(self.x.new_zeros(0, n_classes), rows).shape[1]
         logits, scores, grads = self._evaluate_checked(
-            z, rows, evaluate_rows, (n_classes,), (n_scores,), (n_scores, *image_shape)
+            images, rows, evaluate_rows, (n_classes,), (n_scores,), (n_scores, *image_shape)
         )
         return logits, scores, grads
 
     def _evaluate_checked(
-        self, z: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors], *shapes: Shape
+        self, images: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors], *shapes: Shape
     ) -> Tensors:
         """`_evaluate_in_batches`; raises NaNError where outputs are NaN. `shapes` are those of each output per row.
 
@@ -222,36 +222,38 @@ class AttackState:
         """
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
-        outputs = self._evaluate_in_batches(z, rows, evaluate_rows)
-        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_NOUN)
+        outputs = self._evaluate_in_batches(images, rows, evaluate_rows)
+        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_DESCRIPTION)
         return outputs
 
     def _evaluate_in_batches(
-        self, z: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors]
+        self, images: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors]
     ) -> Tensors:
         """`evaluate_rows(images, rows)` in bounded batches; of all rows, and all counted, if batch-dependent."""
         if self._full_batch is not None:
-            self._full_batch[rows] = z.to(self._full_batch.dtype)
+            self._full_batch[rows] = images.to(self._full_batch.dtype)
             self.queries += self.n_samples
             outputs = evaluate_rows(self._full_batch, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in outputs)
         self.queries.index_add_(0, rows, torch.full_like(rows, self.n_samples))  # a row may have several images
         size, max_rows = gradient_batch_plan(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
-            z = z.clone() if z.is_inference() else z
-            parts = in_batches(lambda s: evaluate_rows(z[s], rows[s]), len(rows), size, max_rows)
+            images = images.clone() if images.is_inference() else images
+            parts = in_batches(lambda s: evaluate_rows(images[s], rows[s]), len(rows), size, max_rows)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(h) for h in zip(*parts, strict=True))
 
-    def _forward_without_grad(self, z: Tensor, addresses: Collection[str], readout: Callable[[Acts], Tensor]) -> Tensor:
+    def _forward_without_grad(
+        self, images: Tensor, addresses: Collection[str], readout: Callable[[Acts], Tensor]
+    ) -> Tensor:
         return self._mean_over_samples(
-            lambda: readout(self.box.forward(z, addresses)).to(self.x.dtype), needs_grad=False
+            lambda: readout(self.box.forward(images, addresses)).to(self.x.dtype), needs_grad=False
         )
 
-    def _score_and_grad(self, z: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
+    def _score_and_grad(self, images: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
         """Score (n,), success score (n,) and gradient (n, ...)."""
 
         def sample_once() -> Tensor:  # (n, 2 + D)
-            leaf = z.detach().requires_grad_()
+            leaf = images.detach().requires_grad_()
             acts = self.box.forward(leaf, score_objective.layers | criterion.layers)
             score = score_objective(acts)
             (grad,), _ = score_gradients_with_bypass(score, acts, score_objective, [leaf], relu_bypass="no")
@@ -259,7 +261,7 @@ class AttackState:
             return torch.cat([scores, grad.to(self.x.dtype).flatten(1)], 1)
 
         outputs = self._mean_over_samples(sample_once, needs_grad=True)
-        return outputs[:, 0], outputs[:, 1], outputs[:, 2:].view(z.shape)
+        return outputs[:, 0], outputs[:, 1], outputs[:, 2:].view(images.shape)
 
     def _mean_over_samples(self, sample_once: Callable[[], Tensor], needs_grad: bool) -> Tensor:
         """The mean over `n_samples` draws of the model's own noise."""
@@ -283,11 +285,13 @@ def explain_missing_gradient() -> Iterator[None]:
         if "does not require grad" in str(error):
             raise OutputError(f"the model gives no gradient of its input; {GRADIENT_FREE_HINT}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_ERROR}; {GRADIENT_FREE_HINT}") from error
+            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {GRADIENT_FREE_HINT}") from error
         raise
 
 
-def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True) -> NormBall:
+def resolve_attack_ball(
+    box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True
+) -> NormBall:
     """The ball of `eps` and `norm`, or the given one. Raises InputError."""
     resolved = resolve_ball(eps, norm, ball)
     if isinstance(resolved, L1) and not takes_l1:

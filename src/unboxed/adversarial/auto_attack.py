@@ -27,7 +27,7 @@ from ..parameters import (
     AttackTarget,
     BatchSize,
     Bits,
-    Checkpoint,
+    CheckpointPath,
     Eps,
     Inputs,
     Labels,
@@ -38,15 +38,15 @@ from ..parameters import (
 )
 from ..settings import check_settings
 from ..validation import check_seed
-from .apgd import RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
+from .apgd import APGD_RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
 from .attack_state import AttackState, check_eps_range
 from .fab import FAB as Fab
 from .fab import FABConfig
-from .quantization import max_level, quantize_images
+from .quantization import quantize_images, resolve_highest_level
 from .result import Adversarial
 from .square import run_square_attack
 
-N_TARGETS = 9
+N_TARGET_CLASSES = 9
 MAX_CHUNK_ROWS = 1000  # largest number of rows between two writes of a checkpoint, and
 MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each
 FLOPS_PER_CHUNK = 2e11  # of the model between two writes: about half a minute on one core
@@ -93,7 +93,7 @@ def auto_attack(
     objective: AttackObjective = None,
     steps: Steps = 100,
     queries: Queries = 5000,
-    checkpoint: Checkpoint = None,
+    checkpoint: CheckpointPath = None,
     callback: Annotated[
         Callable[[str, int], None] | None, "Called after each attack: callback(name, number of robust examples)."
     ] = None,
@@ -150,9 +150,9 @@ def auto_attack(
         place. With a target, the second and third attack aim at it alone; with an objective, there is no second.
     """
     check_settings(auto_attack, locals())
-    ball = check_eps_range(box, _make_ball(eps, norm, ball))
+    ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
     if bits is not None:
-        max_level(box, bits)  # raises now, not after an hour
+        resolve_highest_level(box, bits)  # raises now, not after an hour
     config = _AutoAttackConfig(steps, queries, check_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config, state.evaluate_originals())
@@ -168,7 +168,7 @@ def auto_attack(
     )
 
 
-def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('AutoAttack takes norm="linf" or "l2"')
@@ -198,7 +198,7 @@ class _AutoAttack:
     # -- the stages --------------------------------------------------------------------------------------------------
 
     def run_stages(self, callback: Callable[[str, int], None] | None) -> None:
-        for name, parts in self._stage_parts().items():
+        for name, parts in self._n_parts_by_stage().items():
             if name in self.robust_after:
                 continue
             for part in range(self.stage_part, parts):
@@ -208,12 +208,12 @@ class _AutoAttack:
             if callback is not None:
                 callback(name, int(self.robust_after[name].sum()))
 
-    def _stage_parts(self) -> dict[str, int]:
+    def _n_parts_by_stage(self) -> dict[str, int]:
         """The attacks that apply, and the number of parts of each."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         parts = {"apgd-ce": 1}
         if goal.is_class_goal:
-            parts["apgd-t"] = min(N_TARGETS, n_classes - 1) if goal.target_labels is None else 1
+            parts["apgd-t"] = min(N_TARGET_CLASSES, n_classes - 1) if goal.target_labels is None else 1
         parts["fab-t"] = 1
         if isinstance(self.state.box.inputs, Pixels):
             parts["square"] = 1
@@ -235,7 +235,7 @@ class _AutoAttack:
     def _chunk_size(self, name: str) -> int:
         """Rows between two writes, by their operations, never by the clock."""
         box, config = self.state.box, self.config
-        forwards = {"square": config.queries, "fab-t": N_TARGETS * (FORWARDS_PER_GRADIENT + 1) * config.steps}
+        forwards = {"square": config.queries, "fab-t": N_TARGET_CLASSES * (FORWARDS_PER_GRADIENT + 1) * config.steps}
         flops_per_row = forwards.get(name, FORWARDS_PER_GRADIENT * config.steps) * max(box.flops_per_example, 1)
         budget = FLOPS_PER_CHUNK * (1 if box.device.type == "cpu" else ACCELERATOR_SPEEDUP)
         return min(MAX_CHUNK_ROWS, max(MIN_CHUNK_ROWS, int(budget / max(flops_per_row, 1))))
@@ -249,7 +249,7 @@ class _AutoAttack:
         if name == "fab-t":
             return self._run_fab
         target_objective = None if name == "apgd-ce" else self._target_objective(part)
-        seed = config.seed + RESTART_SEED_STRIDE * (part + (name == "apgd-t"))
+        seed = config.seed + APGD_RESTART_SEED_STRIDE * (part + (name == "apgd-t"))
         return lambda rows: run_apgd(state, ball, rows, target_objective, steps=config.steps, seed=seed)
 
     def _target_objective(self, part: int) -> Objective:
@@ -258,7 +258,7 @@ class _AutoAttack:
         if goal.target_labels is not None:
             return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion
         if self.top_classes is None:
-            self.top_classes = top_wrong_classes(self.state, self.rows[self._is_robust()[self.rows]], N_TARGETS)
+            self.top_classes = top_wrong_classes(self.state, self.rows[self._is_robust()[self.rows]], N_TARGET_CLASSES)
         return targeted_objective(self.state, self.top_classes[:, part])
 
     def _run_fab(self, rows: Tensor) -> None:
@@ -270,7 +270,7 @@ class _AutoAttack:
         )
         try:
             for batch_rows in state.row_batches(rows):
-                Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGETS, 1)
+                Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGET_CLASSES, 1)
         finally:  # Ctrl-C too
             is_too_far = state.distance[rows] > eps * (1 + 1e-6)
             failed_rows = rows[is_too_far]

@@ -24,7 +24,7 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import check_settings
-from .attack_state import AttackState, attack_ball
+from .attack_state import AttackState, resolve_attack_ball
 from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
@@ -101,7 +101,7 @@ def bim(
         level; here the number of steps is given, and their total length is 1.25 eps.
     """
     check_settings(bim, locals())
-    norm_ball = attack_ball(box, eps, norm, ball)
+    norm_ball = resolve_attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, 1.25 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, seed=seed)
     state = AttackState(box, x, y, norm=norm_ball, target=target, objective=objective, eot=eot, batch_size=batch_size)

@@ -36,8 +36,8 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 INITIAL_BISECTIONS = 7  # before the walk: to the boundary, to within 1 %
-SPHERICAL_CHECK_EVERY = 10  # steps between two evaluations of the spherical step alone
-INITIAL_STEPS = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
+SPHERICAL_CHECK_INTERVAL = 10  # steps between two evaluations of the spherical step alone
+INITIAL_STEP_SIZES = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
 SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates that the step sizes are adapted to
 
 
@@ -118,8 +118,8 @@ def boundary(
     start_pool = None if starts is None else box.validate_inputs(starts)
     rows = state.evaluate_originals()
     with state:
-        z, rows = oracle.find_starts(rows, start_pool)
-        _BoundaryState(oracle, oracle.bisect(z, rows, INITIAL_BISECTIONS), rows).walk(
+        images, rows = oracle.find_starts(rows, start_pool)
+        _BoundaryState(oracle, oracle.bisect(images, rows, INITIAL_BISECTIONS), rows).walk(
             0.0 if not early_stop or eps is None else max_distance
         )
     quantize_images(state, bits, use_gradients=False)
@@ -129,13 +129,13 @@ def boundary(
 class _BoundaryState:
     """The rows still attacked: their images, and step sizes relative to the distance."""
 
-    def __init__(self, oracle: DecisionOracle, z: Tensor, rows: Tensor) -> None:
-        self.oracle, self.z, self.rows = oracle, z, rows
+    def __init__(self, oracle: DecisionOracle, images: Tensor, rows: Tensor) -> None:
+        self.oracle, self.images, self.rows = oracle, images, rows
         self.spherical_step, self.source_step = (
-            torch.full_like(rows, initial_step, dtype=z.dtype) for initial_step in INITIAL_STEPS
+            torch.full_like(rows, initial_step, dtype=images.dtype) for initial_step in INITIAL_STEP_SIZES
         )
         self.x = oracle.x[rows]
-        self.distance = l2_norm(z - self.x)
+        self.distance = l2_norm(images - self.x)
 
     def walk(self, target_distance: float) -> None:
         step = 0
@@ -147,41 +147,43 @@ class _BoundaryState:
 
     def _keep_rows(self, is_active: Tensor) -> bool:
         if not is_active.all():
-            for name in ("z", "rows", "spherical_step", "source_step", "x", "distance"):
+            for name in ("images", "rows", "spherical_step", "source_step", "x", "distance"):
                 setattr(self, name, getattr(self, name)[is_active])
         return bool(is_active.any())
 
     def _propose(self, step_index: int) -> None:
         """A step on the sphere around the original, then one towards it: kept where that is adversarial."""
-        on_sphere = self._spherical_proposal(step_index)
+        proposal = self._spherical_proposal(step_index)
         candidates = self.oracle.box.inputs.clip(
-            self.x + broadcast_rows(1 - self.source_step, self.x) * (on_sphere - self.x)
+            self.x + broadcast_rows(1 - self.source_step, self.x) * (proposal - self.x)
         )
         is_adversarial = self.oracle.is_adversarial(candidates, self.rows)
-        self.source_step = (self.source_step * _step_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(0.5)
+        self.source_step = (self.source_step * _step_size_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(
+            0.5
+        )
         distance = l2_norm(candidates - self.x)
         is_adversarial &= distance < self.distance  # clipping may have changed it
-        self.z, self.distance = (
-            torch.where(broadcast_rows(is_adversarial, candidates), candidates, self.z),
+        self.images, self.distance = (
+            torch.where(broadcast_rows(is_adversarial, candidates), candidates, self.images),
             torch.where(is_adversarial, distance, self.distance),
         )
-        self.oracle.state.keep_nearer(self.z, self.rows, is_adversarial)
-        if step_index % SPHERICAL_CHECK_EVERY == 0:
-            self._adapt_spherical_step(on_sphere)
+        self.oracle.state.keep_nearer(self.images, self.rows, is_adversarial)
+        if step_index % SPHERICAL_CHECK_INTERVAL == 0:
+            self._adapt_spherical_step(proposal)
 
-    def _adapt_spherical_step(self, on_sphere: Tensor) -> None:
+    def _adapt_spherical_step(self, proposal: Tensor) -> None:
         """Adapt the spherical step so that half of them succeed: the boundary is then nearly flat on that scale."""
         has_budget = self.oracle.remaining_queries(self.rows) > 0
-        is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(on_sphere), self.rows)
+        is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(proposal), self.rows)
         self.spherical_step = torch.where(
             has_budget,
-            self.spherical_step * _step_factor(is_adversarial, SPHERICAL_SUCCESS_TARGET, 3),
+            self.spherical_step * _step_size_factor(is_adversarial, SPHERICAL_SUCCESS_TARGET, 3),
             self.spherical_step,
         ).clamp_max(1.0)
 
     def _spherical_proposal(self, step_index: int) -> Tensor:
-        """A random point at the same distance from the original, a spherical step from z."""
-        offset = self.z - self.x
+        """A random point at the same distance from the original, a spherical step from the image."""
+        offset = self.images - self.x
         noise = (
             hashed_normal(self.oracle.seed, self.rows, step_index, offset[0].numel()).to(offset.dtype).view_as(offset)
         )
@@ -193,6 +195,6 @@ class _BoundaryState:
         return self.x + broadcast_rows(self.distance / l2_norm(perturbed), perturbed) * perturbed
 
 
-def _step_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
+def _step_size_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
     """Factor (n,) for a step size: 1 in the mean where `target_rate` of the steps succeed."""
     return torch.exp((succeeded.to(torch.float32) - target_rate) / smoothing)

@@ -23,9 +23,9 @@ from .attack_state import AttackState
 from .quantization import quantize_images
 from .result import Adversarial
 
-RANGE_SLACK = 0.01  # of half the range, beyond each of its ends: values at the ends would need an infinite w
+RELATIVE_RANGE_SLACK = 0.01  # of half the range, beyond each of its ends: values at the ends would need an infinite w
 N_ABORT_CHECKS, MIN_CHECK_STEPS = 10, 10  # abort_early: checks per descent; at least so many steps between two
-MIN_LOSS_DECREASE = 1e-3  # abort_early: relative decrease of the loss between two checks
+MIN_RELATIVE_LOSS_DECREASE = 1e-3  # abort_early: relative decrease of the loss between two checks
 C_GROWTH = 10  # factor of c until one is large enough
 LR_FRACTION, MAX_LR, FINAL_LR_FACTOR = 0.3, 0.1, 0.1  # default lr: of the largest change needed; at most; at the end
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
@@ -121,7 +121,7 @@ def carlini_wagner(
     space = TanhSpace(box, state.x)
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
-            c, row_lr = linear_model_settings(state, rows, space, kappa)
+            c, row_lr = linear_model_c_and_lr(state, rows, space, kappa)
             c = c if initial_c is None else torch.full_like(c, initial_c)
             row_lr, final_lr_factor = (row_lr, FINAL_LR_FACTOR) if lr is None else (torch.full_like(c, lr), 1.0)
             descent = CWDescent(state, space, rows, row_lr, final_lr_factor, steps, kappa, early_stop)
@@ -139,7 +139,7 @@ def binary_search(descent: CWDescent, c: Tensor, n_searches: int) -> None:
         c = torch.where(c_upper.isinf(), C_GROWTH * c, (c_lower + c_upper) / 2)
 
 
-def linear_model_settings(state: AttackState, rows: Tensor, space: TanhSpace, kappa: float) -> tuple[Tensor, Tensor]:
+def linear_model_c_and_lr(state: AttackState, rows: Tensor, space: TanhSpace, kappa: float) -> tuple[Tensor, Tensor]:
     """The c (n,) at which distance and margin would balance on a linear model, and a learning rate (n,).
 
     There the change d is `scale` times the gradient g of the margin, and 2 d = c g. A step of Adam changes each value
@@ -185,7 +185,7 @@ class CWDescent:
             update = mean / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + ADAM_EPS)
             w = self.space.clip_w(w - broadcast_rows(self.lr_at(step)[i], w) * update)
             if self.abort_early and step % check_every == 0:
-                falls = lowest_loss < checked_loss * (1 - MIN_LOSS_DECREASE)
+                falls = lowest_loss < checked_loss * (1 - MIN_RELATIVE_LOSS_DECREASE)
                 i, w, mean, square, lowest_loss = (v[falls] for v in (i, w, mean, square, lowest_loss))
                 checked_loss = lowest_loss
             if not len(i):
@@ -198,13 +198,13 @@ class CWDescent:
 
     def evaluate(self, w: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient in w (n, ...), and which images are adversarial and nearer (n,)."""
-        x, z = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
-        evaluation = self.state.evaluate_with_grad(z, rows)
+        x, images = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
+        evaluation = self.state.evaluate_with_grad(images, rows)
         is_adversarial = (evaluation.success_score > 0) & (evaluation.score >= self.kappa)
-        is_nearer = self.state.keep_nearer(z, rows, is_adversarial)
+        is_nearer = self.state.keep_nearer(images, rows, is_adversarial)
         margin_gap = (self.kappa - evaluation.score).clamp_min(0)
-        loss = (z - x).flatten(1).square().sum(1) + c * margin_gap
-        grad = 2 * (z - x) - broadcast_rows(c * (margin_gap > 0), z) * evaluation.grad
+        loss = (images - x).flatten(1).square().sum(1) + c * margin_gap
+        grad = 2 * (images - x) - broadcast_rows(c * (margin_gap > 0), images) * evaluation.grad
         return loss, grad * self.space.dx_dw(w), is_nearer
 
 
@@ -215,8 +215,12 @@ class TanhSpace:
         lower, upper = (box.inputs.clip(torch.full_like(x[:1], bound)) for bound in (-math.inf, math.inf))  # (1, ...)
         self.is_bounded = (upper - lower).isfinite()
         self.middle = torch.where(self.is_bounded, (lower + upper) / 2, 0)
-        self.half_range = torch.where(self.is_bounded, (upper - lower) / 2 * (1 + RANGE_SLACK), 1).clamp_min(TINY)
-        self.max_w = torch.full_like(lower, math.inf).masked_fill(self.is_bounded, math.atanh(1 / (1 + RANGE_SLACK)))
+        self.half_range = torch.where(self.is_bounded, (upper - lower) / 2 * (1 + RELATIVE_RANGE_SLACK), 1).clamp_min(
+            TINY
+        )
+        self.max_w = torch.full_like(lower, math.inf).masked_fill(
+            self.is_bounded, math.atanh(1 / (1 + RELATIVE_RANGE_SLACK))
+        )
 
     def to_w(self, x: Tensor) -> Tensor:
         u = (x - self.middle) / self.half_range

@@ -36,14 +36,14 @@ def prediction_changes(
 ) -> list[PredictionChange]:
     """The changes of these rows of an attack's result (None: all). Raises what the box raises."""
     row_list = list(range(len(x)) if rows is None else rows)
-    x, z = box.validate_inputs(x)[row_list], box.validate_inputs(result.images)[row_list]
-    logits_before, logits_after = (check_no_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits
+    x, adversarial = box.validate_inputs(x)[row_list], box.validate_inputs(result.images)[row_list]
+    logits_before, logits_after = (check_no_nan(box(h)).cpu() for h in (x, adversarial))  # (n, K) logits
     probs_before, probs_after = box.probs_from(logits_before), box.probs_from(logits_after)
     return [
         PredictionChange(
             row,
             x[i],
-            z[i],
+            adversarial[i],
             class_before := int(logits_before[i].argmax()),
             class_after := int(logits_after[i].argmax()),
             (float(probs_before[i, class_before]), float(probs_before[i, class_after])),

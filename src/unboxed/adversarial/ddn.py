@@ -23,7 +23,7 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 FINAL_STEP_SIZE = 0.01  # the step that the cosine falls to, from one
-L2_DIRECTION = L2(math.inf).steepest_direction
+steepest_l2_direction = L2(math.inf).steepest_direction
 
 
 @card(
@@ -105,16 +105,16 @@ def ddn(
 
 def _run_ddn(state: AttackState, rows: Tensor, steps: int, initial_radius: float, gamma: float) -> None:
     """Algorithm 1 for one batch of rows; the last image is evaluated too."""
-    x = z = state.x[rows]
+    x = images = state.x[rows]
     delta, radius = torch.zeros_like(x), x.new_full((len(rows),), initial_radius)
     for step_index in range(steps):
-        evaluation = state.evaluate_with_grad(z, rows)
+        evaluation = state.evaluate_with_grad(images, rows)
         is_adversarial = evaluation.success_score > 0
-        state.keep_nearer(z, rows, is_adversarial)
+        state.keep_nearer(images, rows, is_adversarial)
         radius = torch.where(is_adversarial, (1 - gamma) * radius, (1 + gamma) * radius)
         step_size = FINAL_STEP_SIZE + (1 - FINAL_STEP_SIZE) * (1 + math.cos(math.pi * step_index / steps)) / 2
-        delta = delta + step_size * L2_DIRECTION(evaluation.grad.nan_to_num(0, 0, 0))
-        z = state.box.inputs.clip(x + broadcast_rows(radius, x) * L2_DIRECTION(delta))
-        delta = z - x
+        delta = delta + step_size * steepest_l2_direction(evaluation.grad.nan_to_num(0, 0, 0))
+        images = state.box.inputs.clip(x + broadcast_rows(radius, x) * steepest_l2_direction(delta))
+        delta = images - x
     if steps and len(rows):
-        state.keep_nearer(z, rows, state.success_score(z, rows) > 0)
+        state.keep_nearer(images, rows, state.success_score(images, rows) > 0)

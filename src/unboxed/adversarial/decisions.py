@@ -17,7 +17,7 @@ from ..validation import check_seed
 from .attack_state import AttackState
 
 MAX_START_TRIES = 100  # random images that are tried as a start
-NOISE_CELLS = 7  # on the longer side of coarse noise
+NOISE_CELLS_PER_SIDE = 7  # on the longer side of coarse noise
 
 
 class DecisionOracle:
@@ -31,24 +31,26 @@ class DecisionOracle:
         """(n,) queries left of each row."""
         return self.queries - self.state.queries[rows]
 
-    def is_adversarial(self, z: Tensor, rows: Tensor) -> Tensor:
+    def is_adversarial(self, images: Tensor, rows: Tensor) -> Tensor:
         """(n,) bool; False, without running the model, for rows that have no queries left."""
         has_budget = self.remaining_queries(rows) > 0
         decisions = torch.zeros_like(has_budget)
         if has_budget.any():
-            decisions[has_budget] = self.state.success_score(z[has_budget], rows[has_budget]) > 0
+            decisions[has_budget] = self.state.success_score(images[has_budget], rows[has_budget]) > 0
         return decisions
 
-    def decisions(self, z: Tensor, rows: Tensor, is_asked: Tensor) -> Tensor:
-        """(n, B) bool, of several images z (n, B, ...) per row: those where is_asked (n, B), within the budget."""
+    def decisions(self, images: Tensor, rows: Tensor, is_asked: Tensor) -> Tensor:
+        """(n, B) bool, of several images (n, B, ...) per row: those where is_asked (n, B), within the budget."""
         decisions = torch.zeros_like(is_asked)
         if not self.box.batch_dependent:
-            decisions[is_asked] = self.state.success_score(z[is_asked], rows[:, None].expand_as(is_asked)[is_asked]) > 0
+            decisions[is_asked] = (
+                self.state.success_score(images[is_asked], rows[:, None].expand_as(is_asked)[is_asked]) > 0
+            )
             return decisions
-        for column in range(z.shape[1]):  # batch-dependent: one image of each row at a time
+        for column in range(images.shape[1]):  # batch-dependent: one image of each row at a time
             has_query = is_asked[:, column]
             if has_query.any():
-                decisions[has_query, column] = self.state.success_score(z[has_query, column], rows[has_query]) > 0
+                decisions[has_query, column] = self.state.success_score(images[has_query, column], rows[has_query]) > 0
         return decisions
 
     # -- starting images ---------------------------------------------------------------------------------------------
@@ -58,9 +60,9 @@ class DecisionOracle:
         if start_images is None and self.state.goal.target_labels is not None:
             raise InputError("a targeted attack by decisions needs images to start from: give some of the target "
                              "class, starts=")  # fmt: skip
-        z = self.x[rows]
+        images = self.x[rows]
         has_start = torch.zeros_like(rows, dtype=torch.bool)
-        start_order = None if start_images is None else self._starts_by_distance(rows, start_images)
+        start_order = None if start_images is None else self._start_indices_by_distance(rows, start_images)
         for try_index in range(MAX_START_TRIES if start_order is None or start_images is None else len(start_images)):
             pending = (~has_start & (self.remaining_queries(rows) > 0)).nonzero()[:, 0]
             if not len(pending):
@@ -71,12 +73,12 @@ class DecisionOracle:
                 else start_images[start_order[pending, try_index]]
             )
             is_adversarial = self.is_adversarial(candidates, rows[pending])
-            z[pending[is_adversarial]], has_start[pending[is_adversarial]] = candidates[is_adversarial], True
+            images[pending[is_adversarial]], has_start[pending[is_adversarial]] = candidates[is_adversarial], True
             self.state.keep_nearer(candidates, rows[pending], is_adversarial)
         self._warn_no_start(int((~has_start).sum()), start_images is not None)
-        return z[has_start], rows[has_start]
+        return images[has_start], rows[has_start]
 
-    def _starts_by_distance(self, rows: Tensor, start_images: Tensor) -> Tensor:
+    def _start_indices_by_distance(self, rows: Tensor, start_images: Tensor) -> Tensor:
         """(n, S) the starts ordered by their distance from each row."""
         distances = [self.norm.distance(start_images, self.x[row].expand_as(start_images)) for row in rows]
         return torch.stack(distances).argsort(dim=1, stable=True) if distances else rows.new_zeros(0, len(start_images))
@@ -88,7 +90,7 @@ class DecisionOracle:
 
     def _random_image(self, row: int, try_index: int) -> Tensor:
         inputs = self.box.inputs
-        noise = inputs.sample(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
+        noise = inputs.random_inputs(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
         if not isinstance(inputs, Pixels) or try_index % 4 == 0:
             return noise
         if try_index % 4 == 1:
@@ -105,31 +107,31 @@ class DecisionOracle:
 
     # -- to the boundary ---------------------------------------------------------------------------------------------
 
-    def interpolate(self, z: Tensor, rows: Tensor, fraction: Tensor) -> Tensor:
-        """Between the original (fraction 0) and z (fraction 1): on a straight line; in L-inf, by clipping the change.
+    def interpolate(self, images: Tensor, rows: Tensor, fraction: Tensor) -> Tensor:
+        """Between the original (fraction 0) and the image (fraction 1).
 
-        `fraction` (n,) is of the distance in the norm.
+        On a straight line; in L-inf, by clipping the change. `fraction` (n,) is of the distance in the norm.
         """
         x = self.x[rows]
         if isinstance(self.norm, Linf):
-            radius = broadcast_rows(fraction * self.norm.distance(z, x), z)
-            return torch.minimum(torch.maximum(z, x - radius), x + radius)
-        return self.box.inputs.clip(x + broadcast_rows(fraction, z) * (z - x))
+            radius = broadcast_rows(fraction * self.norm.distance(images, x), images)
+            return torch.minimum(torch.maximum(images, x - radius), x + radius)
+        return self.box.inputs.clip(x + broadcast_rows(fraction, images) * (images - x))
 
-    def bisect(self, z: Tensor, rows: Tensor, steps: int) -> Tensor:
-        """The nearest adversarial image between the original and an adversarial z, to 2 ** -steps of the distance."""
-        lower, upper = torch.zeros(len(rows), dtype=z.dtype, device=z.device), z.new_ones(len(rows))
+    def bisect(self, images: Tensor, rows: Tensor, steps: int) -> Tensor:
+        """The nearest adversarial image between originals and adversarial images, to 2 ** -steps of the distance."""
+        lower, upper = torch.zeros(len(rows), dtype=images.dtype, device=images.device), images.new_ones(len(rows))
         for _ in range(steps):
             middle = (lower + upper) / 2
             has_budget = self.remaining_queries(rows) > 0
             if not has_budget.any():
                 break
-            is_adversarial = self.is_adversarial(self.interpolate(z, rows, middle), rows)
+            is_adversarial = self.is_adversarial(self.interpolate(images, rows, middle), rows)
             upper, lower = (
                 torch.where(is_adversarial, middle, upper),
                 torch.where(has_budget & ~is_adversarial, middle, lower),
             )
-        nearest_image = torch.where(broadcast_rows(upper < 1, z), self.interpolate(z, rows, upper), z)
+        nearest_image = torch.where(broadcast_rows(upper < 1, images), self.interpolate(images, rows, upper), images)
         self.state.keep_nearer(nearest_image, rows, torch.ones_like(rows, dtype=torch.bool))
         return nearest_image
 
@@ -137,7 +139,7 @@ class DecisionOracle:
 def _coarse_noise(noise: Tensor) -> Tensor:
     """Noise (C, H, W) in a few large cells."""
     longer_side = max(noise.shape[-2:])
-    cells = [-(-length * min(NOISE_CELLS, longer_side) // longer_side) for length in noise.shape[-2:]]
+    cells = [-(-length * min(NOISE_CELLS_PER_SIDE, longer_side) // longer_side) for length in noise.shape[-2:]]
     cell_values = noise[:, : cells[0], : cells[1]]
     return F.interpolate(cell_values[None], tuple(noise.shape[-2:]), mode="nearest")[0]
 

@@ -27,7 +27,7 @@ from .result import Adversarial
 
 PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
 MAX_SEARCH_STEPS = 6  # of the search between an adversarial image and the original
-RETURN_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
+REFINEMENT_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
 SEARCH_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
 
 
@@ -52,7 +52,7 @@ def deepfool(
     target: AttackTarget = None,
     objective: AttackObjective = None,
     steps: Steps = 50,
-    return_rounds: Annotated[
+    refinement_rounds: Annotated[
         int, AtLeast(0), Unit("rounds"), "Number of further runs from the boundary, each back towards x."
     ] = 2,
     candidates: Annotated[
@@ -80,7 +80,7 @@ def deepfool(
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         steps: Number of iterations.
-        return_rounds: Number of further runs from the boundary, each back towards x. 0 gives the algorithm of the
+        refinement_rounds: Number of further runs from the boundary, each back towards x. 0 gives the algorithm of the
             paper.
         candidates: Number of most probable classes whose boundaries are tried, y included. One backward pass each per
             step; None: all.
@@ -107,7 +107,7 @@ def deepfool(
     Source:
         Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2. Three deviations: a step is the shortest one that
         stays in the valid range, which the paper ignores; what fools is then moved back along the line to x; and
-        `return_rounds` further runs start at the projection of x onto the boundary found, as in FAB (Croce & Hein
+        `refinement_rounds` further runs start at the projection of x onto the boundary found, as in FAB (Croce & Hein
         2020, arXiv:1907.02044).
     """
     check_settings(deepfool, locals())
@@ -119,7 +119,7 @@ def deepfool(
         initial_score, step_factor = torch.full_like(state.distance, math.nan), 1 + overshoot
         solver, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
         solver.run(rows, state.x[rows], steps)
-        solver.return_nearer(rows, min(steps, RETURN_STEPS), return_rounds)
+        solver.refine_from_original(rows, min(steps, REFINEMENT_STEPS), refinement_rounds)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
 
@@ -132,33 +132,33 @@ class _DeepFool:
     first_step_factor: float  # of the first
     initial_score: Tensor  # (N,) of the originals, below zero
 
-    def run(self, rows: Tensor, z: Tensor, steps: int) -> None:
-        """From the original onto the nearest plane, linearized at z (n, ...), and on from there until adversarial.
+    def run(self, rows: Tensor, images: Tensor, steps: int) -> None:
+        """From the original onto the nearest plane, linearized at images (n, ...), and on from there until adversarial.
 
         A row that no longer moves is dropped. Adversarial images are moved back.
         """
-        projection_start, successes = self.state.x[rows], [(rows[:0], z[:0], self.initial_score[:0])]
+        projection_start, successes = self.state.x[rows], [(rows[:0], images[:0], self.initial_score[:0])]
         for step in range(steps):
             if not len(rows):
                 break
             next_images = self._next_images(
-                rows, z, projection_start, self.first_step_factor if step == 0 else self.step_factor
+                rows, images, projection_start, self.first_step_factor if step == 0 else self.step_factor
             )
             score = self.state.success_score(next_images, rows)
-            is_adversarial, is_stuck = score > 0, (next_images == z).flatten(1).all(1)
+            is_adversarial, is_stuck = score > 0, (next_images == images).flatten(1).all(1)
             self.state.keep_nearer(next_images, rows, is_adversarial)
             successes.append((rows[is_adversarial], next_images[is_adversarial], score[is_adversarial]))
-            rows, z = rows[~is_adversarial & ~is_stuck], next_images[~is_adversarial & ~is_stuck]
-            projection_start = z
+            rows, images = rows[~is_adversarial & ~is_stuck], next_images[~is_adversarial & ~is_stuck]
+            projection_start = images
         success_rows, images, success_scores = (torch.cat(parts) for parts in zip(*successes, strict=True))
-        search_back(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
+        search_toward_original(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
 
-    def _next_images(self, rows: Tensor, z: Tensor, projection_start: Tensor, step_factor: float) -> Tensor:
+    def _next_images(self, rows: Tensor, images: Tensor, projection_start: Tensor, step_factor: float) -> Tensor:
         """In bounded batches also of the gradients, one per candidate."""
         batch_rows, max_rows = self.state.box.batch_plan(len(rows), self.state.batch_size)
         batch_rows, parts = max_rows if batch_rows == "auto" else batch_rows, []
         for i in range(0, len(rows), batch_rows):
-            batch_index, batch_images = rows[i : i + batch_rows], z[i : i + batch_rows]
+            batch_index, batch_images = rows[i : i + batch_rows], images[i : i + batch_rows]
             linearization = _linearize(self.state, batch_images, batch_index, self.candidates)
             is_first = self.initial_score[batch_index].isnan()  # the first evaluation is of the original
             self.initial_score[batch_index] = torch.where(
@@ -171,7 +171,7 @@ class _DeepFool:
             )
         return torch.cat(parts)
 
-    def return_nearer(self, rows: Tensor, steps: int, n_rounds: int) -> None:
+    def refine_from_original(self, rows: Tensor, steps: int, n_rounds: int) -> None:
         """Walk again from the original, by the plane linearized at the boundary, while that gains."""
         return_solver = replace(
             self, candidates=2, first_step_factor=1.0
@@ -189,17 +189,17 @@ class _DeepFool:
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
+class LinearizedClassBoundaries:
     """The linearized boundaries to J other classes: f + w . r = 0."""
 
     values: Tensor  # (n, J) below zero: not crossed
     normals: Tensor  # (n, J, ...)
 
 
-def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | None) -> Linearization:
+def _linearize(state: AttackState, images: Tensor, rows: Tensor, candidates: int | None) -> LinearizedClassBoundaries:
     if state.goal.labels is None or state.goal.target_labels is not None or candidates == 2:
-        evaluation = state.evaluate_with_grad(z, rows)
-        return Linearization(evaluation.score[:, None], evaluation.grad[:, None])
+        evaluation = state.evaluate_with_grad(images, rows)
+        return LinearizedClassBoundaries(evaluation.score[:, None], evaluation.grad[:, None])
     labels = state.goal.labels
 
     def candidate_scores(logits: Tensor, row_index: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
@@ -208,11 +208,15 @@ def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | No
             1, row_labels[:, None]
         )
 
-    return Linearization(*state.jacobian(z, rows, candidate_scores)[1:])
+    return LinearizedClassBoundaries(*state.jacobian(images, rows, candidate_scores)[1:])
 
 
 def _step_to_nearest_plane(
-    state: AttackState, linearization: Linearization, projection_start: Tensor, z: Tensor, step_factor: float
+    state: AttackState,
+    linearization: LinearizedClassBoundaries,
+    projection_start: Tensor,
+    images: Tensor,
+    step_factor: float,
 ) -> Tensor:
     """The valid point nearest to `projection_start` on the nearest plane, `step_factor` times as far."""
     clip, normals = state.box.inputs.clip, linearization.normals.flatten(2)  # (n, J, D)
@@ -220,13 +224,15 @@ def _step_to_nearest_plane(
         clip(torch.full_like(projection_start, bound)).sub(projection_start).flatten(1)[:, None]
         for bound in (math.inf, -math.inf)
     )
-    room = torch.where(normals > 0, upward_room, -downward_room).clamp_min(0)  # (n, J, D)
-    needed_rise = -linearization.values - (normals * (projection_start - z).flatten(1)[:, None]).sum(
+    max_abs_step = torch.where(normals > 0, upward_room, -downward_room).clamp_min(0)  # (n, J, D)
+    needed_rise = -linearization.values - (normals * (projection_start - images).flatten(1)[:, None]).sum(
         2
     )  # (n, J) from `start`
     is_masked = linearization.values == -math.inf  # (n, J) classes of logit -inf
     needed_rise = needed_rise.where(~is_masked, 0)
-    steps = shortest_bounded_step(normals, needed_rise.clamp_min(0) * step_factor, room, state.norm)  # (n, J, D)
+    steps = shortest_bounded_step(
+        normals, needed_rise.clamp_min(0) * step_factor, max_abs_step, state.norm
+    )  # (n, J, D)
     step_lengths = steps.abs().amax(2) if isinstance(state.norm, Linf) else steps.norm(dim=2)
     is_out_of_reach = (normals * steps).sum(2) < needed_rise * (1 - 1e-3)  # the plane is outside the valid range
     nearest_index = (
@@ -236,7 +242,7 @@ def _step_to_nearest_plane(
     return clip(projection_start + nearest_step.view_as(projection_start))
 
 
-def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, norm: NormBall) -> Tensor:
+def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, max_abs_step: Tensor, norm: NormBall) -> Tensor:
     """The shortest r (n, J, D) with w . r = needed_rise (n, J) and |r_i| <= room (n, J, D), in the direction of w.
 
     r is t w (or t sign(w), in the norm "linf") with each value clipped at its room. w . r as a function of t is
@@ -244,7 +250,10 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, no
     """
     is_linf = isinstance(norm, Linf)
     direction = torch.where(normals != 0, 1.0, 0.0).to(normals.dtype) if is_linf else normals.abs()
-    t_max, gain_per_t = room / direction.clamp_min(TINY), direction * normals.abs()  # (n, J, D) clipped from t_max on
+    t_max, gain_per_t = (
+        max_abs_step / direction.clamp_min(TINY),
+        direction * normals.abs(),
+    )  # (n, J, D) clipped from t_max on
     needed_rise = needed_rise + PLANE_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
         1.0 if is_linf else 0.5
     )
@@ -260,26 +269,28 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, no
 # -- back to the original ---------------------------------------------------------------------------------------------
 
 
-def search_back(state: AttackState, rows: Tensor, z: Tensor, image_score: Tensor, original_score: Tensor) -> None:
-    """Keep the nearest adversarial image between z (n, ...) and the original.
+def search_toward_original(
+    state: AttackState, rows: Tensor, images: Tensor, image_score: Tensor, original_score: Tensor
+) -> None:
+    """Keep the nearest adversarial image between each of the `images` (n, ...) and its original.
 
-    z has image_score (n,) > 0, the original original_score (n,) < 0. Evaluated are in turn the zero of the chord and
-    the middle, in case the score is far from linear.
+    The image has image_score (n,) > 0, the original original_score (n,) < 0. Evaluated are in turn the zero of the
+    chord and the middle, in case the score is far from linear.
     """
     x, near_fraction, far_fraction = state.x[rows], torch.zeros_like(image_score), torch.ones_like(image_score)
     for iteration in range(MAX_SEARCH_STEPS):
         crossing = image_score / (image_score - original_score).clamp_min(TINY)  # (n,) from far, of what is between
         is_active = crossing * (far_fraction - near_fraction) > SEARCH_TOLERANCE * far_fraction
-        rows, z, x, near_fraction, far_fraction, image_score, original_score, crossing = (
+        rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing = (
             values[is_active]
-            for values in (rows, z, x, near_fraction, far_fraction, image_score, original_score, crossing)
+            for values in (rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing)
         )
         if not len(rows):
             return
         fraction = far_fraction - (far_fraction - near_fraction) * (
             crossing * 0.95 if iteration % 2 == 0 else 0.5 + 0 * crossing
         )
-        candidates = state.box.inputs.clip(x + broadcast_rows(fraction, x) * (z - x))
+        candidates = state.box.inputs.clip(x + broadcast_rows(fraction, x) * (images - x))
         score = state.success_score(candidates, rows)
         is_adversarial = score > 0
         state.keep_nearer(candidates, rows, is_adversarial)

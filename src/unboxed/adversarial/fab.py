@@ -16,7 +16,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball
-from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_direction, vector_norms
+from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_directions, vector_norms
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit
@@ -43,7 +43,9 @@ from .result import Adversarial
 
 INF = math.inf
 FINAL_SEARCH_STEPS = 3  # forward passes of the final search
-SCORE_MARGIN = 1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
+FINAL_SEARCH_RELATIVE_MARGIN = (
+    1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
+)
 
 
 @card(
@@ -162,14 +164,14 @@ class FABConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
+class LinearizedBoundary:
     """The linearized boundary at some points, and which of them are adversarial."""
 
     plane: Hyperplane
     is_adversarial: Tensor  # (n,) bool
 
 
-BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> boundary
+BoundaryFn = Callable[[Tensor, Tensor], LinearizedBoundary]  # images (n, ...) of rows (n,) -> boundary
 
 
 class FAB:
@@ -185,24 +187,24 @@ class FAB:
     def run(self, rows: Tensor, n_targets: int | None, n_restarts: int) -> None:
         """Each run starts from what earlier ones found, so that more of them never make an image farther."""
         boundary_fns = self.boundary_fns(rows, n_targets)
-        z = self.state.x[rows]
+        images = self.state.x[rows]
         for restart in range(n_restarts):
             old_distance = self.state.distance.clone()
             for run_index, boundary_fn in enumerate(boundary_fns):
-                rows, z = self.drop_finished(rows, z)
+                rows, images = self.drop_finished(rows, images)
                 start_images = (
-                    self.random_start(z, rows, restart * len(boundary_fns) + run_index)
+                    self.random_start(images, rows, restart * len(boundary_fns) + run_index)
                     if restart
                     else self.state.x[rows]
                 )
-                z = self.run_from(boundary_fn, rows, start_images)
-            rows, z = self.drop_finished(rows, z)
+                images = self.run_from(boundary_fn, rows, start_images)
+            rows, images = self.drop_finished(rows, images)
             self.final_search(rows[self.state.distance[rows] < old_distance[rows]])
 
-    def drop_finished(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def drop_finished(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that are not within target_distance yet."""
         is_active = self.state.distance[rows] > self.config.target_distance
-        return (rows, z) if bool(is_active.all()) else (rows[is_active], z[is_active])
+        return (rows, images) if bool(is_active.all()) else (rows[is_active], images[is_active])
 
     # -- which boundary ----------------------------------------------------------------------------------------------
 
@@ -213,30 +215,32 @@ class FAB:
             return []
         if n_targets is not None and goal.labels is not None:
             return [
-                self.to_zero_of(score)
-                for score in self.top_class_objectives(rows, goal.labels, min(n_targets, n_classes - 1))
+                self.boundary_at_zero_of(score)
+                for score in self.objectives_toward_top_classes(rows, goal.labels, min(n_targets, n_classes - 1))
             ]
         if goal.target_labels is not None or goal.labels is None or n_classes == 2:
-            return [self.to_zero_of(goal.criterion)]
-        return [self.to_nearest_class(goal.labels)]
+            return [self.boundary_at_zero_of(goal.criterion)]
+        return [self.nearest_class_boundary(goal.labels)]
 
-    def top_class_objectives(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
+    def objectives_toward_top_classes(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
         """From each row's class to each of the most probable others."""
         logits = self.state.logits(self.state.x[rows], rows)
         other_classes = labels[:, None].repeat(1, n_targets)  # (N, targets)
         other_classes[rows] = top_other_classes(logits, labels[rows], n_targets)
         return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
-    def to_zero_of(self, score: Objective) -> BoundaryFn:
+    def boundary_at_zero_of(self, score: Objective) -> BoundaryFn:
         """The zero of a score as the boundary."""
 
-        def linearize(z: Tensor, rows: Tensor) -> Linearization:
-            evaluation = self.state.evaluate_with_grad(z, rows, score)
-            return Linearization(Hyperplane(evaluation.score, evaluation.grad.flatten(1)), evaluation.success_score > 0)
+        def linearize(images: Tensor, rows: Tensor) -> LinearizedBoundary:
+            evaluation = self.state.evaluate_with_grad(images, rows, score)
+            return LinearizedBoundary(
+                Hyperplane(evaluation.score, evaluation.grad.flatten(1)), evaluation.success_score > 0
+            )
 
         return linearize
 
-    def to_nearest_class(self, labels: Tensor) -> BoundaryFn:
+    def nearest_class_boundary(self, labels: Tensor) -> BoundaryFn:
         """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
@@ -245,13 +249,13 @@ class FAB:
         def select_scores(logits: Tensor, row_index: Tensor) -> Tensor:
             return logits.gather(1, other_classes[row_index]) - logits.gather(1, labels[row_index, None])
 
-        def linearize(z: Tensor, rows: Tensor) -> Linearization:
-            logits, scores, grads = self.state.jacobian(z, rows, select_scores)
+        def linearize(images: Tensor, rows: Tensor) -> LinearizedBoundary:
+            logits, scores, grads = self.state.jacobian(images, rows, select_scores)
             distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
             nearest_index = distances.argmin(1, keepdim=True)
             normal = grads.flatten(2).gather(1, nearest_index[..., None].expand(-1, 1, n_values))[:, 0]
             success_score = self.state.goal.criterion.rows(rows)({"logits": logits})
-            return Linearization(Hyperplane(scores.gather(1, nearest_index)[:, 0], normal), success_score > 0)
+            return LinearizedBoundary(Hyperplane(scores.gather(1, nearest_index)[:, 0], normal), success_score > 0)
 
         return linearize
 
@@ -262,41 +266,41 @@ class FAB:
         x = self.state.x[rows]
         distance = self.state.distance[rows].clamp_max(self.eps)
         distance = torch.where(distance.isfinite(), distance, self.state.norm.distance(last_images, x))
-        offset = random_direction(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
+        offset = random_directions(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
         return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
-    def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, z: Tensor) -> Tensor:
-        """Steps from z; returns the last images of all given rows."""
-        final_images, position = z.clone(), torch.arange(len(rows), device=rows.device)
+    def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, images: Tensor) -> Tensor:
+        """Steps from `images`; returns the last images of all given rows."""
+        final_images, position = images.clone(), torch.arange(len(rows), device=rows.device)
         for _ in range(self.config.steps):
             if not len(rows):
                 break
-            linearization = boundary_fn(z, rows)
-            self.state.keep_nearer(z, rows, linearization.is_adversarial)
-            z = self.fab_step(z, rows, linearization.plane)
-            is_adversarial = self.state.success_score(z, rows) > 0
-            self.state.keep_nearer(z, rows, is_adversarial)
-            biased_back = self.state.x[rows].lerp(z, self.config.beta)
-            final_images[position] = z = torch.where(broadcast_rows(is_adversarial, z), biased_back, z)
+            linearization = boundary_fn(images, rows)
+            self.state.keep_nearer(images, rows, linearization.is_adversarial)
+            images = self.fab_step(images, rows, linearization.plane)
+            is_adversarial = self.state.success_score(images, rows) > 0
+            self.state.keep_nearer(images, rows, is_adversarial)
+            biased_back = self.state.x[rows].lerp(images, self.config.beta)
+            final_images[position] = images = torch.where(broadcast_rows(is_adversarial, images), biased_back, images)
             is_active = self.state.distance[rows] > self.config.target_distance
             if not bool(is_active.all()):
-                rows, z, position = rows[is_active], z[is_active], position[is_active]
+                rows, images, position = rows[is_active], images[is_active], position[is_active]
         return final_images
 
-    def fab_step(self, z: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
-        """A weighted mean of the projections from z and from x: arXiv:1907.02044, algorithm 1."""
+    def fab_step(self, images: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
+        """A weighted mean of the projections from the images and from x: arXiv:1907.02044, algorithm 1."""
         norm, eta, box = self.config.norm, self.config.eta, self.state.box
-        z, x = z.flatten(1), self.state.x[rows].flatten(1)
+        images, x = images.flatten(1), self.state.x[rows].flatten(1)
         plane_from_x = Hyperplane(
-            plane.value + torch.linalg.vecdot(plane.normal, x - z), plane.normal
+            plane.value + torch.linalg.vecdot(plane.normal, x - images), plane.normal
         )  # the same plane from x
         from_z, from_x = (
             projection_step(norm, point, boundary, self.lower, self.upper)
-            for point, boundary in ((z, plane), (x, plane_from_x))
+            for point, boundary in ((images, plane), (x, plane_from_x))
         )
         length_z, length_x = vector_norms(norm, from_z), vector_norms(norm, from_x)
         alpha = (length_z / (length_z + length_x).clamp_min(TINY)).clamp_max(self.config.alpha_max)
-        next_images = torch.lerp(z + eta * from_z, x + eta * from_x, alpha[:, None])
+        next_images = torch.lerp(images + eta * from_z, x + eta * from_x, alpha[:, None])
         return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
     def final_search(self, rows: Tensor) -> None:
@@ -305,16 +309,16 @@ class FAB:
             return
         near_images, far_images = self.state.x[rows], self.state.images[rows]
         near_score, far_score = self.state.success_score(near_images, rows), self.state.success_score(far_images, rows)
-        target_score = SCORE_MARGIN * near_score.abs()
+        target_score = FINAL_SEARCH_RELATIVE_MARGIN * near_score.abs()
         for _ in range(FINAL_SEARCH_STEPS):
             fraction = ((target_score - near_score) / (far_score - near_score).clamp_min(TINY)).clamp(0, 1)
-            z = self.state.box.inputs.clip(near_images.lerp(far_images, broadcast_rows(fraction, near_images)))
-            score = self.state.success_score(z, rows)
+            images = self.state.box.inputs.clip(near_images.lerp(far_images, broadcast_rows(fraction, near_images)))
+            score = self.state.success_score(images, rows)
             is_adversarial = score > target_score / 2
-            self.state.keep_nearer(z, rows, is_adversarial)
+            self.state.keep_nearer(images, rows, is_adversarial)
             near_images, far_images = (
-                torch.where(broadcast_rows(is_adversarial, z), near_images, z),
-                torch.where(broadcast_rows(is_adversarial, z), z, far_images),
+                torch.where(broadcast_rows(is_adversarial, images), near_images, images),
+                torch.where(broadcast_rows(is_adversarial, images), images, far_images),
             )
             near_score, far_score = (
                 torch.where(is_adversarial, near_score, score),

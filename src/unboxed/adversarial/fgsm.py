@@ -24,7 +24,7 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import check_settings
-from .attack_state import AttackState, attack_ball
+from .attack_state import AttackState, resolve_attack_ball
 from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
@@ -107,7 +107,7 @@ def fgsm(
         arXiv:2001.03994, algorithm 3.
     """
     check_settings(fgsm, locals())
-    norm_ball = attack_ball(box, eps, norm, ball)
+    norm_ball = resolve_attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, (1.25 if random_start else 1.0) * norm_ball.eps, 1)
     config = GradientAttackConfig(norm_ball, 1, step, random_start, early_stop=early_stop, seed=seed)
     state = AttackState(box, x, y, norm=norm_ball, target=target, objective=objective, eot=eot, batch_size=batch_size)

@@ -27,8 +27,8 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a fraction of the step, and as it is
-STALL_AFTER_STEPS = 5  # steps as published; rows without a success by then are stalled
-L2_DIRECTION = L2(math.inf).steepest_direction
+STALL_CHECK_STEP = 5  # steps as published; rows without a success by then are stalled
+steepest_l2_direction = L2(math.inf).steepest_direction
 
 
 @card(
@@ -113,22 +113,22 @@ def fmn(
 
 def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gamma: float) -> None:
     """Algorithm 1 for one batch of rows; the last image is evaluated too."""
-    x = z = state.x[rows]
+    x = images = state.x[rows]
     clip_to_range, radius = state.box.inputs.clip, x.new_full((len(rows),), math.inf)
     is_stalled = torch.zeros_like(rows, dtype=torch.bool)
     for step_index in range(steps):
-        evaluation = state.evaluate_with_grad(z, rows)
-        state.keep_nearer(z, rows, evaluation.success_score > 0)
-        if step_index == STALL_AFTER_STEPS:
+        evaluation = state.evaluate_with_grad(images, rows)
+        state.keep_nearer(images, rows, evaluation.success_score > 0)
+        if step_index == STALL_CHECK_STEP:
             is_stalled = ~state.success[rows]
         grad = evaluation.grad.nan_to_num(0, 0, 0)
         grad = torch.where(
-            broadcast_rows(is_stalled, x), zero_grad_at_bounds(grad, z, clip_to_range), grad
+            broadcast_rows(is_stalled, x), zero_grad_at_bounds(grad, images, clip_to_range), grad
         )  # the paper: always the full gradient
         radius = _next_radius(
             state,
             rows,
-            z,
+            images,
             radius,
             evaluation,
             grad,
@@ -136,10 +136,10 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
             is_stalled,
         )
         length = _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps)
-        stepped = z + length * L2_DIRECTION(grad)
-        z = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
+        stepped = images + length * steepest_l2_direction(grad)
+        images = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
     if steps and len(rows):
-        state.keep_nearer(z, rows, state.success_score(z, rows) > 0)
+        state.keep_nearer(images, rows, state.success_score(images, rows) > 0)
 
 
 def _cosine_schedule(start: float, end: float, step_index: int, steps: int) -> float:
@@ -149,7 +149,7 @@ def _cosine_schedule(start: float, end: float, step_index: int, steps: int) -> f
 def _next_radius(
     state: AttackState,
     rows: Tensor,
-    z: Tensor,
+    images: Tensor,
     radius: Tensor,
     evaluation: Evaluation,
     grad: Tensor,
@@ -159,7 +159,7 @@ def _next_radius(
     """The next radius (n,) of each row's ball: lines 5 to 12 of algorithm 1."""
     dual_norm = DUAL_NORM[type(state.norm).__name__.lower()]
     boundary_distance = evaluation.score.abs() / vector_norms(dual_norm, grad.flatten(1)).clamp_min(TINY)
-    linear_estimate = state.norm.distance(z, state.x[rows]) + boundary_distance
+    linear_estimate = state.norm.distance(images, state.x[rows]) + boundary_distance
     overshot_estimate = torch.where(
         is_stalled, linear_estimate * (1 + gamma), linear_estimate * (1 + FINAL_GAMMA)
     )  # the paper: on the boundary itself

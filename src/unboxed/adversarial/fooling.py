@@ -118,7 +118,7 @@ def fooling(
 def _optimize_images(
     box: Box, targets: Tensor, min_confidence: float, steps: int, seed: int, batch_size: BatchSize
 ) -> Fooling:
-    score, stop_when = _score_and_stop(box, targets, min_confidence)
+    score, stop_when = _score_and_stop_objectives(box, targets, min_confidence)
     start = uniform(torch.zeros(len(targets), *box.inputs.shape, device=box.device, dtype=box.dtype), seed)
     config = OptimizationConfig(
         steps=steps,
@@ -137,7 +137,7 @@ def _optimize_images(
     return replace(fooling_result, interrupted=result.interrupted or was_interrupted)
 
 
-def _score_and_stop(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
+def _score_and_stop_objectives(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
     """What is maximized, and what is above zero where min_confidence is reached."""
     if box.outputs == "multilabel":
         return logit(targets), logit(targets) - math.log(min_confidence / (1 - min_confidence))

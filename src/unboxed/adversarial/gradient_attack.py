@@ -25,7 +25,7 @@ from ..engine.optimize.constraints import (
     unconstrained_grad,
 )
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
-from ..engine.optimize.optimizers import Momentum, PlainAscent
+from ..engine.optimize.optimizers import NormalizedMomentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
@@ -34,7 +34,7 @@ from .attack_state import GRADIENT_FREE_HINT, AttackState, explain_missing_gradi
 from .quantization import quantize_images
 from .result import Adversarial
 
-RESTART_SEED_STRIDE = 7_919  # from the seed of one restart to that of the next
+PGD_RESTART_SEED_STRIDE = 7_919  # from the seed of one restart to that of the next
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class GradientAttackConfig:
     def start_images(self, box: Box, x: Tensor, restart: int) -> Tensor:
         """The start of a run. An example draws the same whichever others are still attacked."""
         return (
-            box.inputs.clip(self.ball.sample(x, self.seed + RESTART_SEED_STRIDE * restart)) if self.random_start else x
+            box.inputs.clip(self.ball.sample(x, self.seed + PGD_RESTART_SEED_STRIDE * restart))
+            if self.random_start
+            else x
         )
 
     def optimizer_and_constraint(self, constraint: Constraint) -> tuple[OptimizerFactory, Constraint]:
@@ -66,7 +68,7 @@ class GradientAttackConfig:
         if self.momentum_decay is None:
             return partial(PlainAscent, lr=self.step), constraint
         make_optimizer = partial(
-            Momentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
+            NormalizedMomentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
         )
         return make_optimizer, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
 

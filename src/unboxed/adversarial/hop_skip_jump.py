@@ -37,9 +37,9 @@ from .decisions import DecisionOracle
 from .quantization import quantize_images
 from .result import Adversarial
 
-MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary in memory at a time
+MAX_DIRECTION_VALUES = 2**22  # of the images around the boundary in memory at a time
 INITIAL_NUM_EVALS = {"l2": 50, "linf": 200}  # at the first step: about the best at 1,000 to 3,000 queries on digits
-MAX_HALVINGS = 12  # of a step, until it is adversarial
+MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
 
 
 @card(
@@ -151,52 +151,54 @@ class _HopSkipJump:
             (2 if self.is_linf else 1.5) * math.log2(max(self.n_values, 2))
         )  # theta = d^-3/2; L-inf d^-2
 
-    def run(self, z: Tensor, rows: Tensor) -> None:
-        """From adversarial images z (n, ...) to the boundary, and along it, until the budget is spent."""
-        z = self.oracle.bisect(z, rows, self.bisection_steps)
+    def run(self, images: Tensor, rows: Tensor) -> None:
+        """From adversarial images (n, ...) to the boundary, and along it, until the budget is spent."""
+        images = self.oracle.bisect(images, rows, self.bisection_steps)
         iteration = 1
         while len(rows):
-            distance = self.oracle.norm.distance(z, self.oracle.x[rows])
+            distance = self.oracle.norm.distance(images, self.oracle.x[rows])
             reserved_queries = self.bisection_steps + 4  # for the step and the bisection
             is_active = (self.oracle.remaining_queries(rows) > reserved_queries + 1) & (
                 distance > max(self.target_distance, TINY)
             )
-            z, rows, distance = z[is_active], rows[is_active], distance[is_active]
+            images, rows, distance = images[is_active], rows[is_active], distance[is_active]
             if len(rows):
-                z = self._iterate(z, rows, distance, reserved_queries, iteration)
+                images = self._iterate(images, rows, distance, reserved_queries, iteration)
             iteration += 1
 
-    def _iterate(self, z: Tensor, rows: Tensor, distance: Tensor, reserved_queries: int, iteration: int) -> Tensor:
+    def _iterate(self, images: Tensor, rows: Tensor, distance: Tensor, reserved_queries: int, iteration: int) -> Tensor:
         """One step of algorithm 2: estimate a direction, step, return to the boundary."""
         radius = distance / self.n_values if iteration > 1 else 0.01 * distance
         num_evals = (self.oracle.remaining_queries(rows) - reserved_queries).clamp_max(
             int(self.initial_num_evals * math.sqrt(iteration))
         )
-        step_direction = self.estimate_direction(z, rows, radius, num_evals, iteration)
-        stepped = self._line_search(z, rows, step_direction, distance / math.sqrt(iteration))
+        step_direction = self.estimate_direction(images, rows, radius, num_evals, iteration)
+        stepped = self._line_search(images, rows, step_direction, distance / math.sqrt(iteration))
         return self.oracle.bisect(stepped, rows, self.bisection_steps)
 
-    def estimate_direction(self, z: Tensor, rows: Tensor, radius: Tensor, num_evals: Tensor, iteration: int) -> Tensor:
+    def estimate_direction(
+        self, images: Tensor, rows: Tensor, radius: Tensor, num_evals: Tensor, iteration: int
+    ) -> Tensor:
         """The direction of the gradient, eq. 16, from num_evals (n,) decisions at distance radius (n,)."""
         adversarial_sum, direction_sum, n_adversarial = (
-            torch.zeros_like(z),
-            torch.zeros_like(z),
+            torch.zeros_like(images),
+            torch.zeros_like(images),
             torch.zeros_like(radius),
         )
-        block_size = max(1, min(MAX_VALUES_AT_ONCE // 8 // self.n_values, 4096))
+        block_size = max(1, min(MAX_DIRECTION_VALUES // 8 // self.n_values, 4096))
         rows_at_once = (
             len(rows)
             if self.oracle.box.batch_dependent
-            else max(1, MAX_VALUES_AT_ONCE // (self.n_values * min(block_size, int(num_evals.max()))))
+            else max(1, MAX_DIRECTION_VALUES // (self.n_values * min(block_size, int(num_evals.max()))))
         )
         for block_index, block_start in enumerate(range(0, int(num_evals.max()), block_size)):
             for i in range(0, len(rows), rows_at_once):
                 row_slice = slice(i, i + rows_at_once)
                 block_evals = (num_evals[row_slice] - block_start).clamp(0, block_size)
                 directions, is_adversarial = self._query_around(
-                    z[row_slice], rows[row_slice], radius[row_slice], block_evals, iteration * 4096 + block_index
+                    images[row_slice], rows[row_slice], radius[row_slice], block_evals, iteration * 4096 + block_index
                 )
-                adversarial_sum[row_slice] += (directions * expand_like(is_adversarial, directions)).sum(1)
+                adversarial_sum[row_slice] += (directions * broadcast_draws(is_adversarial, directions)).sum(1)
                 direction_sum[row_slice] += directions.sum(1)
                 n_adversarial[row_slice] += is_adversarial.sum(1)
         estimate = _gradient_estimate(adversarial_sum, direction_sum, n_adversarial, num_evals)
@@ -205,34 +207,36 @@ class _HopSkipJump:
         )
 
     def _query_around(
-        self, z: Tensor, rows: Tensor, radius: Tensor, block_evals: Tensor, key: int
+        self, images: Tensor, rows: Tensor, radius: Tensor, block_evals: Tensor, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Directions (n, B, ...) to valid points around z (zero beyond block_evals), and which are adversarial."""
+        """Directions (n, B, ...) to valid points around images, zero beyond block_evals, and which are adversarial."""
         n_directions = max(1, int(block_evals.max()))
-        is_asked = torch.arange(n_directions, device=z.device) < block_evals[:, None]  # (n, B)
-        directions = torch.stack([self._sample_directions(int(row), key, n_directions, z) for row in rows])
+        is_asked = torch.arange(n_directions, device=images.device) < block_evals[:, None]  # (n, B)
+        directions = torch.stack([self._sample_directions(int(row), key, n_directions, images) for row in rows])
         perturbed = self.oracle.box.inputs.clip(
-            (z[:, None] + broadcast_rows(radius, directions) * directions).flatten(0, 1)
+            (images[:, None] + broadcast_rows(radius, directions) * directions).flatten(0, 1)
         ).view_as(directions)
         directions = (
-            (perturbed - z[:, None]) / broadcast_rows(radius, directions) * expand_like(is_asked, directions)
+            (perturbed - images[:, None]) / broadcast_rows(radius, directions) * broadcast_draws(is_asked, directions)
         )  # clipping changed some of them
         return directions, self.oracle.decisions(perturbed, rows, is_asked)
 
-    def _sample_directions(self, row: int, key: int, n_directions: int, z: Tensor) -> Tensor:
+    def _sample_directions(self, row: int, key: int, n_directions: int, images: Tensor) -> Tensor:
         """Directions (n_directions, ...) of length 1, keyed by the row: uniform, or for L-inf from a cube."""
-        generator = sample_generator(self.oracle.seed, row, key + 2**20, z.device)
+        generator = sample_generator(self.oracle.seed, row, key + 2**20, images.device)
         sampler = torch.rand if self.is_linf else torch.randn
-        directions = sampler(n_directions, *z.shape[1:], generator=generator, device=z.device, dtype=z.dtype)
+        directions = sampler(
+            n_directions, *images.shape[1:], generator=generator, device=images.device, dtype=images.dtype
+        )
         directions = 2 * directions - 1 if self.is_linf else directions
         return directions / broadcast_rows(l2_norm(directions).clamp_min(TINY), directions)
 
-    def _line_search(self, z: Tensor, rows: Tensor, directions: Tensor, step_size: Tensor) -> Tensor:
-        """The longest step, halved from step_size (n,), that is adversarial; z where none is."""
-        stepped, pending = z.clone(), torch.arange(len(rows), device=z.device)
-        for halvings in range(MAX_HALVINGS):
+    def _line_search(self, images: Tensor, rows: Tensor, directions: Tensor, step_size: Tensor) -> Tensor:
+        """The longest step, halved from step_size (n,), that is adversarial; the image itself where none is."""
+        stepped, pending = images.clone(), torch.arange(len(rows), device=images.device)
+        for halvings in range(MAX_STEP_HALVINGS):
             candidates = self.oracle.box.inputs.clip(
-                z[pending] + broadcast_rows(step_size[pending] / 2**halvings, directions) * directions[pending]
+                images[pending] + broadcast_rows(step_size[pending] / 2**halvings, directions) * directions[pending]
             )
             is_adversarial = self.oracle.is_adversarial(candidates, rows[pending])
             stepped[pending[is_adversarial]] = candidates[is_adversarial]
@@ -254,6 +258,6 @@ def _gradient_estimate(
     )
 
 
-def expand_like(values: Tensor, like: Tensor) -> Tensor:
+def broadcast_draws(values: Tensor, like: Tensor) -> Tensor:
     """(n, B) -> (n, B, 1, ...), to broadcast with a tensor (n, B, ...)."""
     return values.view(*values.shape, *[1] * (like.ndim - 2))

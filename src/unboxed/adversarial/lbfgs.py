@@ -156,9 +156,9 @@ def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
     """The log-probability (N,) of some classes (N, K), with no others than those and the correct one."""
     label_index, excluded = Constant(labels[:, None]), Constant(~class_mask)
 
-    def score(z: Tensor) -> Tensor:  # (N, K)
-        other_logit = z.masked_fill(excluded.to_like(z), -math.inf).logsumexp(1)
-        return -F.softplus(z.gather(1, label_index.to_like(z))[:, 0] - other_logit)
+    def score(logits: Tensor) -> Tensor:  # (N, K)
+        other_logit = logits.masked_fill(excluded.to_like(logits), -math.inf).logsumexp(1)
+        return -F.softplus(logits.gather(1, label_index.to_like(logits))[:, 0] - other_logit)
 
     return layer_objective(
         "logits",
@@ -228,34 +228,34 @@ class _LBFGSAttack:
     def run(self, rows: Tensor, n_searches: int) -> None:
         if not self.steps or not len(rows):
             return
-        z = self.state.x[rows].flatten(1)
-        loss, loss_grad, _ = self.evaluate(z, rows)
+        images = self.state.x[rows].flatten(1)
+        loss, loss_grad, _ = self.evaluate(images, rows)
         linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
         bracket = CBracket.start_at(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
-        minimizer, minimizer_c = (
-            initial_state(z, loss, loss_grad, linear_distance, self.lower, self.upper),
+        lbfgs_state, c_of_state = (
+            initial_state(images, loss, loss_grad, linear_distance, self.lower, self.upper),
             0 * linear_distance,
         )  # where to start; its c
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
-                minimizer, bracket, minimizer_c = self.focus_on_found_class(minimizer, rows, bracket, minimizer_c)
-            start_state = self.change_c(minimizer, rows, bracket.c - minimizer_c)
+                lbfgs_state, bracket, c_of_state = self.focus_on_found_class(lbfgs_state, rows, bracket, c_of_state)
+            start_state = self.increase_c(lbfgs_state, rows, bracket.c - c_of_state)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
-                minimizer,
-                first_step_length=torch.where(bracket.largest_success > 0, 1, 2) * minimizer.first_step_length,
+                lbfgs_state,
+                first_step_length=torch.where(bracket.largest_success > 0, 1, 2) * lbfgs_state.first_step_length,
             )
-            minimizer, minimizer_c = (
+            lbfgs_state, c_of_state = (
                 select_states(is_adversarial, final_state, enlarged),
-                torch.where(is_adversarial, bracket.c, minimizer_c),
+                torch.where(is_adversarial, bracket.c, c_of_state),
             )
             bracket = bracket.next_c(is_adversarial)
             is_active = self.state.distance[rows] > self.target_distance
-            rows, bracket, minimizer, minimizer_c = (
+            rows, bracket, lbfgs_state, c_of_state = (
                 rows[is_active],
                 bracket.rows(is_active),
-                minimizer.rows(is_active),
-                minimizer_c[is_active],
+                lbfgs_state.rows(is_active),
+                c_of_state[is_active],
             )
 
     def other_classes(self) -> Tensor | None:
@@ -266,69 +266,72 @@ class _LBFGSAttack:
         return torch.arange(self.state.box.n_outputs, device=goal.labels.device) != goal.labels[:, None]
 
     def focus_on_found_class(
-        self, minimizer: LBFGSState, rows: Tensor, bracket: CBracket, minimizer_c: Tensor
+        self, lbfgs_state: LBFGSState, rows: Tensor, bracket: CBracket, c_of_state: Tensor
     ) -> tuple[LBFGSState, CBracket, Tensor]:
         """From the nearest image on, target the class that it is predicted as: its boundary with y is then sharp."""
         success_index = self.state.success[rows].nonzero()[:, 0]
         if self.class_mask is None or self.class_mask.shape[1] == 2 or not len(success_index):
-            return minimizer, bracket, minimizer_c
+            return lbfgs_state, bracket, c_of_state
         success_rows, image = rows[success_index], self.state.images[rows[success_index]]
         predictions = self.state.logits(image, success_rows).argmax(1)
         self.class_mask[success_rows] = (
             torch.arange(self.class_mask.shape[1], device=image.device) == predictions[:, None]
         )
         self.log_prob = attack_log_prob(self.state.goal, self.class_mask)
-        z, distance = image.flatten(1), self.state.distance[success_rows]
-        loss, loss_grad, _ = self.evaluate(z, success_rows)
+        images, distance = image.flatten(1), self.state.distance[success_rows]
+        loss, loss_grad, _ = self.evaluate(images, success_rows)
         new_bracket = CBracket.start_at(
             l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_FACTOR_NEAR
         )  # where both gradients balance
-        penalty, grad = self.distance_penalty(z, success_rows, new_bracket.c)
-        new_minimizer = initial_state(z, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
+        penalty, grad = self.distance_penalty(images, success_rows, new_bracket.c)
+        new_state = initial_state(images, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
         return (
-            minimizer.replace_rows(success_index, new_minimizer),
+            lbfgs_state.replace_rows(success_index, new_state),
             bracket.replace_rows(success_index, new_bracket),
-            minimizer_c.index_copy(0, success_index, new_bracket.c),
+            c_of_state.index_copy(0, success_index, new_bracket.c),
         )
 
-    def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient (n, D) and whether images are adversarial (n,); those are kept."""
-        z = z.view(len(rows), *self.state.x.shape[1:])
-        evaluation = self.state.evaluate_with_grad(z, rows, self.log_prob)
+        images = images.view(len(rows), *self.state.x.shape[1:])
+        evaluation = self.state.evaluate_with_grad(images, rows, self.log_prob)
         is_adversarial = evaluation.success_score > 0
-        self.state.keep_nearer(z, rows, is_adversarial)
+        self.state.keep_nearer(images, rows, is_adversarial)
         return -evaluation.score, -evaluation.grad.flatten(1), is_adversarial
 
     def minimize(
-        self, rows: Tensor, c: Tensor, minimizer: LBFGSState, is_adversarial: Tensor
+        self, rows: Tensor, c: Tensor, lbfgs_state: LBFGSState, was_adversarial: Tensor
     ) -> tuple[LBFGSState, Tensor]:
         """Minimize c |r|^2 + loss from the present state; returns whether the minimum is adversarial."""
-        is_adversarial, finished_parts = is_adversarial.clone(), list[tuple[Tensor, LBFGSState]]()
+        is_adversarial, finished_parts = was_adversarial.clone(), list[tuple[Tensor, LBFGSState]]()
         position = torch.arange(len(rows), device=rows.device)
         for _ in range(self.steps):
-            if bool(minimizer.finished.any()):
-                finished_parts.append((position[minimizer.finished], minimizer.rows(minimizer.finished)))
-                position, minimizer = position[~minimizer.finished], minimizer.rows(~minimizer.finished)
+            if bool(lbfgs_state.finished.any()):
+                finished_parts.append((position[lbfgs_state.finished], lbfgs_state.rows(lbfgs_state.finished)))
+                position, lbfgs_state = position[~lbfgs_state.finished], lbfgs_state.rows(~lbfgs_state.finished)
             if not len(position):
                 break
-            z = minimizer.trial(self.lower, self.upper)
-            loss, loss_grad, trial_success = self.evaluate(z, rows[position])
-            penalty, grad = self.distance_penalty(z, rows[position], c[position])
-            minimizer = minimizer.update(z, loss + penalty, loss_grad + grad, self.lower, self.upper, self.tolerance)
-            is_adversarial[position] = torch.where(minimizer.was_accepted, trial_success, is_adversarial[position])
-        finished_parts.append((position, minimizer))
+            images = lbfgs_state.trial(self.lower, self.upper)
+            loss, loss_grad, trial_success = self.evaluate(images, rows[position])
+            penalty, grad = self.distance_penalty(images, rows[position], c[position])
+            lbfgs_state = lbfgs_state.update(
+                images, loss + penalty, loss_grad + grad, self.lower, self.upper, self.tolerance
+            )
+            is_adversarial[position] = torch.where(lbfgs_state.was_accepted, trial_success, is_adversarial[position])
+        finished_parts.append((position, lbfgs_state))
         order = torch.cat([i for i, _ in finished_parts]).argsort()
         return concat_states([part for _, part in finished_parts]).rows(order), is_adversarial
 
-    def distance_penalty(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def distance_penalty(self, images: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """c |r|^2 (n,) and its gradient (n, D)."""
-        perturbation = z - self.state.x[rows].flatten(1)
+        perturbation = images - self.state.x[rows].flatten(1)
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
-    def change_c(self, minimizer: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
+    def increase_c(self, lbfgs_state: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
         """The same point and history with c increased, whose effect on the curvature is known exactly."""
-        penalty, grad = self.distance_penalty(minimizer.z, rows, c_increase)
-        minimizer = replace(
-            minimizer, grad_history=minimizer.grad_history + 2 * c_increase[:, None, None] * minimizer.step_history
+        penalty, grad = self.distance_penalty(lbfgs_state.z, rows, c_increase)
+        lbfgs_state = replace(
+            lbfgs_state,
+            grad_history=lbfgs_state.grad_history + 2 * c_increase[:, None, None] * lbfgs_state.step_history,
         )
-        return minimizer.restart_with(minimizer.value + penalty, minimizer.grad + grad, self.lower, self.upper)
+        return lbfgs_state.restart_with(lbfgs_state.value + penalty, lbfgs_state.grad + grad, self.lower, self.upper)

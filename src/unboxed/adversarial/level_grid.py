@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine.optimize.constraints import Linf, NormBall
 from ..engine.rows import broadcast_rows
 
-N_HALVINGS = 24
+N_BISECTION_STEPS = 24
 FLOAT32_SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
 
 
@@ -38,7 +38,7 @@ class LevelGrid:
         """The very values that loading a file with these levels gives."""
         return self.level_values[levels.long()]
 
-    def nearest(self, unrounded: Tensor) -> Tensor:
+    def nearest_levels(self, unrounded: Tensor) -> Tensor:
         return unrounded.round().clamp(self.lower, self.upper)
 
     def is_inside_ball(self, levels: Tensor) -> Tensor:  # (N,)
@@ -53,19 +53,19 @@ class LevelGrid:
         the original's level one after the other, those that gained least for what they cost first.
         """
         if self.ball is None or isinstance(self.ball, Linf):
-            return self.nearest(unrounded)
-        levels = self.nearest(self.x_levels + stretch * (unrounded - self.x_levels))
+            return self.nearest_levels(unrounded)
+        levels = self.nearest_levels(self.x_levels + stretch * (unrounded - self.x_levels))
         outside_rows = (~self.is_inside_ball(levels)).nonzero().flatten()
         if not len(outside_rows):
             return levels
         outside_grid, offset = self.rows(outside_rows), stretch * (unrounded - self.x_levels)[outside_rows]
-        shrinkage = bisect_minimum(
+        shrinkage = bisect_smallest_sufficient(
             lambda t: outside_grid.is_inside_ball(
-                outside_grid.nearest(outside_grid.x_levels + broadcast_rows(1 - t, offset) * offset)
+                outside_grid.nearest_levels(outside_grid.x_levels + broadcast_rows(1 - t, offset) * offset)
             ),
             unrounded.new_ones(len(outside_rows)),
         )
-        levels[outside_rows] = outside_grid.nearest(
+        levels[outside_rows] = outside_grid.nearest_levels(
             outside_grid.x_levels + broadcast_rows(1 - shrinkage, offset) * offset
         )
         return levels
@@ -98,10 +98,10 @@ def make_level_grid(x: Tensor, highest_level: int, ball: NormBall | None) -> Lev
     )
 
 
-def bisect_minimum(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
+def bisect_smallest_sufficient(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
     """The smallest t (N,) in 0 .. high for which `enough(t)` (N,) holds, where it holds from there on."""
     lower = torch.zeros_like(upper)
-    for _ in range(N_HALVINGS):
+    for _ in range(N_BISECTION_STEPS):
         middle = (lower + upper) / 2
         satisfied = is_enough(middle)
         lower, upper = torch.where(satisfied, lower, middle), torch.where(satisfied, middle, upper)

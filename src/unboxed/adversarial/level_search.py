@@ -20,13 +20,13 @@ from ..engine.optimize.constraints import L1, TINY, Linf, NormBall
 from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError, warn
 from .attack_state import AttackState
-from .level_grid import LevelGrid, bisect_minimum
+from .level_grid import LevelGrid, bisect_smallest_sufficient
 
-MAX_NEAREST_STEPS = 16  # at most, of the search for the nearest by gradient, and
-MAX_ASCENT_STEPS = 30  # of that inside a ball
-PULL_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
-MAX_STRETCH = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
-MAX_SCALE_STEPS = 12  # of the search without gradients: the perturbation grows to up to 100 times its size
+MAX_NEAREST_SEARCH_STEPS = 16  # at most, of the search for the nearest by gradient, and
+MAX_BALL_ASCENT_STEPS = 30  # of that inside a ball
+PULL_BACK_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
+MAX_OFFSET_STRETCH = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
+MAX_SCALING_STEPS = 12  # of the search without gradients: the perturbation grows to up to 100 times its size
 MARGIN_TOLERANCE = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
 
 
@@ -36,7 +36,7 @@ class LevelSearch:
     def __init__(self, state: AttackState, grid: LevelGrid) -> None:
         self.state, self.grid = state, grid
         self.found_levels = state.images * grid.highest_level  # (N, ...) what the attack found, in levels
-        self.original_levels = grid.nearest(grid.x_levels)  # the originals' own files
+        self.original_levels = grid.nearest_levels(grid.x_levels)  # the originals' own files
         self.best_levels = grid.nearest_in_ball(self.found_levels)  # (N, ...) the best files so far
         self.has_level_in_ball = grid.is_inside_ball(self.best_levels)  # (N,) False where the ball holds no file
         self.score = torch.where(
@@ -55,37 +55,37 @@ class LevelSearch:
     def repair(self, use_gradients: bool) -> None:
         """Evaluate all rounded images, and repair those that are not adversarial; without a ball, bring them nearer."""
         state, has_ball = self.state, self.grid.ball is not None
-        needs_repair = self.has_level_in_ball & (self._has_choice() if has_ball else state.success)
+        needs_repair = self.has_level_in_ball & (self._has_several_levels_in_ball() if has_ball else state.success)
         if has_ball or not use_gradients:
-            rows = self.index_of(self.score.isnan() & self.has_level_in_ball)
+            rows = self.rows_where(self.score.isnan() & self.has_level_in_ball)
             self.evaluate(self.best_levels[rows], rows)
         if state.interrupted:
             return
-        for batch_rows in state.row_batches(self.index_of(needs_repair & ~self.is_adversarial)):
+        for batch_rows in state.row_batches(self.rows_where(needs_repair & ~self.is_adversarial)):
             used_gradient = use_gradients and self._search_with_gradient(batch_rows)
             if not (used_gradient and has_ball):
                 self._search_by_scaling(batch_rows[~self.is_adversarial[batch_rows]])
 
-    def index_of(self, mask: Tensor) -> Tensor:
+    def rows_where(self, mask: Tensor) -> Tensor:
         return mask.nonzero().flatten()
 
     def finish(self) -> None:
         """Write the rounded images, and their success, to the attack's state."""
         state, grid = self.state, self.grid
-        unevaluated = self.index_of(
+        unevaluated = self.rows_where(
             self.score.isnan() & state.success & self.has_level_in_ball
         )  # after an interruption
         if len(unevaluated):
             self.evaluate(self.best_levels[unevaluated], unevaluated)
         if grid.ball is None:  # a minimal attack that found nothing returns the original
-            failed_rows = self.index_of(~(self.score > 0))
+            failed_rows = self.rows_where(~(self.score > 0))
             self.best_levels[failed_rows] = self.original_levels[failed_rows]
             self.score[failed_rows] = torch.where(
                 self._is_original()[failed_rows], state.initial_score[failed_rows], math.nan
             )
         images = grid.to_images(self.best_levels)
         needs_score = torch.ones_like(self.has_level_in_ball) if state.box.batch_dependent else self.score.isnan()
-        if len(rows := self.index_of(needs_score)):
+        if len(rows := self.rows_where(needs_score)):
             self.score[rows] = state.success_score(images[rows], rows)
         state.images, state.fallback_images = images, grid.to_images(self.original_levels)
         state.success = (self.score > 0) & self.has_level_in_ball
@@ -103,16 +103,16 @@ class LevelSearch:
     def evaluate(self, levels: Tensor, rows: Tensor) -> Tensor:
         """The scores (n,) of rounded images of the rows; better ones are kept."""
         score = self.state.success_score(self.grid.to_images(levels), rows)
-        self._keep(levels, rows, score)
+        self._keep_better(levels, rows, score)
         return score
 
     def evaluate_with_grad(self, levels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same with the gradient (n, ...) per level."""
         evaluation = self.state.evaluate_with_grad(self.grid.to_images(levels), rows, self.state.goal.criterion)
-        self._keep(levels, rows, evaluation.score)
+        self._keep_better(levels, rows, evaluation.score)
         return evaluation.score, evaluation.grad.nan_to_num(0, 0, 0) / self.grid.highest_level
 
-    def _keep(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
+    def _keep_better(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
         new_distance, is_success, was_success = (
             self.state.norm.distance(levels, self.grid.x_levels[rows]),
             score > self.min_score[rows],
@@ -129,7 +129,7 @@ class LevelSearch:
             new_distance[is_better],
         )
 
-    def _has_choice(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
+    def _has_several_levels_in_ball(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
         if isinstance(self.grid.ball, Linf):
             return (self.grid.upper > self.grid.lower).flatten(1).any(1)
         return torch.ones_like(self.has_level_in_ball)
@@ -149,8 +149,8 @@ class LevelSearch:
     def _search_nearest(self, rows: Tensor) -> None:
         """To the boundary and back along it, ever nearer to the originals."""
         unrounded, n_failures = self.found_levels[rows], torch.zeros_like(self.score[rows])
-        for _ in range(MAX_NEAREST_STEPS):
-            levels = self.grid.nearest(unrounded)
+        for _ in range(MAX_NEAREST_SEARCH_STEPS):
+            levels = self.grid.nearest_levels(unrounded)
             score, grad = self.evaluate_with_grad(levels, rows)
             is_failure = score <= self.min_score[rows]
             is_active = is_failure | (levels != self.original_levels[rows]).flatten(1).any(
@@ -171,7 +171,7 @@ class LevelSearch:
             forward = unrounded + broadcast_rows(
                 shortfall * (1 + (n_failures - 1).clamp_min(0) / 2), grad
             ) * self._unit_rise_step(grad, unrounded - grid.x_levels)
-            pulled_back = unrounded + PULL_FRACTION * (
+            pulled_back = unrounded + PULL_BACK_FRACTION * (
                 self._knapsack_solution(grid, levels, unrounded, grad, shortfall) - unrounded
             )
             unrounded = torch.where(broadcast_rows(is_failure, grad), forward, pulled_back).clamp(0, grid.highest_level)
@@ -191,10 +191,10 @@ class LevelSearch:
         """The nearest point to the originals that, for a linear model, is adversarial once rounded."""
 
         def is_enough(path_length: Tensor) -> Tensor:
-            return ((grid.nearest(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
+            return ((grid.nearest_levels(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
 
         path, upper = self._gain_path(grid, levels, unrounded, grad, shortfall)
-        return path(bisect_minimum(is_enough, upper))
+        return path(bisect_smallest_sufficient(is_enough, upper))
 
     def _gain_path(
         self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
@@ -217,24 +217,24 @@ class LevelSearch:
     def _ascend_in_ball(self, rows: Tensor, ball: NormBall) -> None:
         """Steepest ascent of the margin inside the ball, its gradient taken at integer levels."""
         unrounded = self.grid.rows(rows).project_to_ball(self.found_levels[rows])
-        for step_index in range(MAX_ASCENT_STEPS):
+        for step_index in range(MAX_BALL_ASCENT_STEPS):
             grid = self.grid.rows(rows)
-            score, grad = self.evaluate_with_grad(grid.nearest_in_ball(unrounded, MAX_STRETCH), rows)
+            score, grad = self.evaluate_with_grad(grid.nearest_in_ball(unrounded, MAX_OFFSET_STRETCH), rows)
             is_active = score <= self.min_score[rows]
             rows, unrounded, grad = rows[is_active], unrounded[is_active], grad[is_active]
             if not len(rows):
                 return
-            step_size = ball.eps * self.grid.highest_level * (1 - step_index / MAX_ASCENT_STEPS)
+            step_size = ball.eps * self.grid.highest_level * (1 - step_index / MAX_BALL_ASCENT_STEPS)
             unrounded = self.grid.rows(rows).project_to_ball(unrounded + step_size * ball.steepest_direction(grad))
 
     def _search_by_scaling(self, rows: Tensor) -> None:
         """Scale the perturbation up until it is adversarial; without a ball, then down as far as possible."""
         grid, offset = self.grid.rows(rows), (self.found_levels - self.grid.x_levels)[rows]
         lower, upper = torch.ones_like(self.score[rows]), torch.full_like(self.score[rows], math.inf)
-        for _ in range(MAX_SCALE_STEPS):
+        for _ in range(MAX_SCALING_STEPS):
             scale = torch.where(upper.isinf(), (2 * lower - 1).clamp_min(1.05), (lower + upper) / 2)
             active_index = (
-                self.index_of(~self.is_adversarial[rows]) if grid.ball is not None else self.index_of(scale > 0)
+                self.rows_where(~self.is_adversarial[rows]) if grid.ball is not None else self.rows_where(scale > 0)
             )
             if not len(active_index):
                 return

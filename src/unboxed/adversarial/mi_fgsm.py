@@ -26,7 +26,7 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import AtLeast, check_settings
-from .attack_state import AttackState, attack_ball
+from .attack_state import AttackState, resolve_attack_ball
 from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
@@ -106,7 +106,7 @@ def mi_fgsm(
         sign of g (in L2, along g itself, normalized).
     """
     check_settings(mi_fgsm, locals())
-    norm_ball = attack_ball(box, eps, norm, ball)
+    norm_ball = resolve_attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, momentum_decay=decay, seed=seed)
     state = AttackState(box, x, y, norm=norm_ball, target=target, objective=objective, eot=eot, batch_size=batch_size)

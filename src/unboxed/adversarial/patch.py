@@ -50,7 +50,7 @@ class Patch:
             raise InputError(f"this patch is {patch_side} pixels wide, for other images than {tuple(x.shape)}")
         return self.placement.paste(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
 
-    def success(
+    def fooling_rate(
         self, box: Box, x: Tensor, y: Tensor | int | None = None, *, n_samples: int = 1, seed: int = 0,
         batch_size: BatchSize = "auto",
     ) -> float:  # fmt: skip
@@ -110,7 +110,7 @@ def patch(
     """A patch that makes the model see one class wherever it is put on an image.
 
     For an attack that could be printed. It works at any position, a little rotated and scaled. It is evaluated on other
-    images: `Patch.success`. Ctrl-C keeps what was reached. For a change that is small everywhere use `universal`.
+    images: `Patch.fooling_rate`. Ctrl-C keeps what was reached. For a change that is small everywhere use `universal`.
 
     Args:
         box: The model.

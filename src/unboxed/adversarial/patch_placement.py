@@ -38,13 +38,13 @@ class PatchPlacement:
     def patch_side(self, height: int, width: int) -> int:
         """The side of the patch in its own pixels. Raises InputError where it would not fit into the image."""
         radius = self.radius(height, width)
-        max_radius = radius * (1 + self.scale_range) * self._rotation_reach()
+        max_radius = radius * (1 + self.scale_range) * self._max_rotation_enlargement()
         if (overflow := 2 * max_radius / min(height, width)) > 1:
             message = f"a {self.shape} of area {self.area:g} does not fit into {height}x{width} at every rotation"
             raise InputError(f"{message} and scale: make the area {self.area / overflow**2:.2g} or less")
         return math.ceil(2 * radius - 1e-9)
 
-    def _rotation_reach(self) -> float:
+    def _max_rotation_enlargement(self) -> float:
         """By how much rotation enlarges the extent of a square, at most."""
         angle = math.radians(min(self.max_rotation, 45))
         return 1.0 if self.shape == "circle" else math.cos(angle) + math.sin(angle)
@@ -55,9 +55,9 @@ class PatchPlacement:
             return u_across**2 + u_down**2 <= 1
         return torch.maximum(u_across.abs(), u_down.abs()) <= 1
 
-    def mask(self, n_pixels: int, device: torch.device) -> Tensor:
+    def mask(self, side: int, device: torch.device) -> Tensor:
         """Which of the patch's own pixels (side, side) belong to it, by their centers."""
-        centers = (2 * torch.arange(n_pixels, device=device, dtype=torch.float64) + 1 - n_pixels) / n_pixels
+        centers = (2 * torch.arange(side, device=device, dtype=torch.float64) + 1 - side) / side
         return self.is_inside(centers[None, :], centers[:, None])
 
     def paste(self, patch: Tensor, x: Tensor, uniform: Tensor) -> Tensor:
@@ -74,13 +74,13 @@ class PatchPlacement:
         radius = self.radius(height, width) * (1 + self.scale_range * (2 * uniform[:, 1] - 1))
         cos, sin = angle.cos(), angle.sin()
         half_extent = radius if self.shape == "circle" else radius * (cos.abs() + sin.abs())
-        dx = _pixel_centers(width, x)[None, None, :] - _expand_to_image(
+        dx = _pixel_centers(width, x)[None, None, :] - _broadcast_to_pixels(
             self._sample_center(uniform[:, 2], width, half_extent)
         )
-        dy = _pixel_centers(height, x)[None, :, None] - _expand_to_image(
+        dy = _pixel_centers(height, x)[None, :, None] - _broadcast_to_pixels(
             self._sample_center(uniform[:, 3], height, half_extent)
         )
-        cos, sin, radius = _expand_to_image(cos), _expand_to_image(sin), _expand_to_image(radius)
+        cos, sin, radius = _broadcast_to_pixels(cos), _broadcast_to_pixels(sin), _broadcast_to_pixels(radius)
         return (cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius
 
     def _sample_center(self, uniform: Tensor, image_side: int, half_extent: Tensor) -> Tensor:
@@ -100,6 +100,6 @@ def _pixel_centers(n: int, like: Tensor) -> Tensor:
     return torch.arange(n, device=like.device, dtype=like.dtype) + 0.5
 
 
-def _expand_to_image(values: Tensor) -> Tensor:
+def _broadcast_to_pixels(values: Tensor) -> Tensor:
     """(N,) -> (N, 1, 1)."""
     return values[:, None, None]

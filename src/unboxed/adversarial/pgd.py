@@ -28,7 +28,7 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import check_settings
-from .attack_state import AttackState, attack_ball
+from .attack_state import AttackState, resolve_attack_ball
 from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
@@ -115,7 +115,7 @@ def pgd(
         stops once it is fooled, unless early_stop=False.
     """
     check_settings(pgd, locals())
-    norm_ball = attack_ball(box, eps, norm, ball)
+    norm_ball = resolve_attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, 2.5 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, random_start, restarts, early_stop, seed=seed)
     state = AttackState(

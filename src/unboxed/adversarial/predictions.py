@@ -19,7 +19,7 @@ def top_other_classes(logits: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return clamped.scatter(1, labels[:, None], -torch.inf).topk(n_classes).indices
 
 
-def finite_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
+def nan_checked_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The logits (N, K) of packed inputs x. Raises NaNError where some are NaN."""
     return check_no_nan(box(box.restore_structure(x), batch_size=batch_size))
 
@@ -30,7 +30,7 @@ def predict_classes(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tens
 
 
 def class_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
-    """As `finite_logits`. Raises OutputError, too, where the box predicts no class."""
+    """As `nan_checked_logits`. Raises OutputError, too, where the box predicts no class."""
     if box.outputs == "regression":
         box.predict(box.restore_structure(x[:1]))  # raises, and says why
-    return finite_logits(box, x, batch_size)
+    return nan_checked_logits(box, x, batch_size)

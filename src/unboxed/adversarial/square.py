@@ -38,8 +38,8 @@ AREA_HALVING_QUERIES = (
     6000,
     8000,
 )  # of 10,000 queries: the squares' area halves after each
-MIN_L2_SIDE = 3  # of the smallest square of the L2 attack: in a single pixel, hill and hollow cancel
-INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 attack
+MIN_L2_SQUARE_SIDE = 3  # of the smallest square of the L2 attack: in a single pixel, hill and hollow cancel
+INITIAL_L2_TILES_PER_SIDE = 5  # along each side of an image, at the start of the l2 attack
 
 
 @card(
@@ -113,7 +113,7 @@ def square(
     """
     check_settings(square, locals())
     require_images(box, "the square attack")
-    ball = check_eps_range(box, _make_ball(eps, norm, ball))
+    ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
     seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = state.evaluate_originals()
@@ -123,7 +123,7 @@ def square(
     return state.to_result()
 
 
-def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('the square attack takes norm="linf" or "l2"')
@@ -148,7 +148,7 @@ class SquareSampler(Protocol):
     """The random squares of a norm."""
 
     def initial_images(self, rows: Tensor, seed: int) -> Tensor: ...
-    def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
+    def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
 
 
 @dataclass
@@ -187,11 +187,11 @@ class _RandomSearch:
         finally:  # Ctrl-C too
             self.state.keep_best_failure(best_images, rows, success_score)
 
-    def _evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Score and success score: the margin is both, but towards a target the paper maximizes the cross-entropy."""
         if self.state.goal.target_labels is not None:
-            return self.state.evaluate(z, rows)
-        success_score = self.state.success_score(z, rows)
+            return self.state.evaluate(images, rows)
+        success_score = self.state.success_score(images, rows)
         return success_score, success_score
 
 
@@ -225,16 +225,16 @@ class _LinfSquares:
         use_upper = hashed_uniform(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
         return torch.where(use_upper, upper, lower)
 
-    def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        uniform = hashed_uniform(seed, rows, query, 3 + z.shape[1])
-        square_index = _square_index(uniform[:, :2], side, z)
+    def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
+        uniform = hashed_uniform(seed, rows, query, 3 + images.shape[1])
+        square_index = _square_index(uniform[:, :2], side, images)
         lower, upper = (bound[square_index] for bound in self._bounds(rows))  # (n, C, h, h)
         use_upper = uniform[:, 3:] < 0.5  # (n, C) which end each channel goes to
-        is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == z[square_index]).flatten(1).all(1)
+        is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == images[square_index]).flatten(1).all(1)
         use_upper = use_upper ^ (
             _channel_subset(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
         )  # the same image again would be a wasted query
-        candidates = z.clone()
+        candidates = images.clone()
         candidates[square_index] = torch.where(use_upper[..., None, None], upper, lower)
         return candidates
 
@@ -269,7 +269,7 @@ class _L2Squares:
     def initial_images(self, rows: Tensor, seed: int) -> Tensor:
         """A grid of such patterns, each channel of each with its own sign."""
         x, n_channels, size = self.x[rows], self.x.shape[1], self.x.shape[2:]
-        side = max(1, min(size) // INITIAL_L2_TILES)
+        side = max(1, min(size) // INITIAL_L2_TILES_PER_SIDE)
         n_tile_rows, n_tile_columns = (s // side for s in size)
         uniform = hashed_uniform(seed, rows, 0, (n_channels + 1) * n_tile_rows * n_tile_columns).view(
             -1, n_channels + 1, n_tile_rows, n_tile_columns
@@ -285,35 +285,35 @@ class _L2Squares:
             perturbation * broadcast_rows(self.ball.eps / l2_norm(perturbation).clamp_min(TINY), perturbation), x
         )
 
-    def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        x, n_channels, side = self.x[rows], z.shape[1], max(side, min(MIN_L2_SIDE, *z.shape[2:]))
-        perturbation, uniform = z - x, hashed_uniform(seed, rows, query, 5 + n_channels)
-        square_index, zeroed_index = (_square_index(uniform[:, k : k + 2], side, z) for k in (0, 2))
+    def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
+        x, n_channels, side = self.x[rows], images.shape[1], max(side, min(MIN_L2_SQUARE_SIDE, *images.shape[2:]))
+        perturbation, uniform = images - x, hashed_uniform(seed, rows, query, 5 + n_channels)
+        square_index, zeroed_index = (_square_index(uniform[:, k : k + 2], side, images) for k in (0, 2))
         unused_budget = (self.ball.eps**2 - l2_norm(perturbation) ** 2).clamp_min(
             0
         ) / n_channels  # (n,) the fraction of a channel
         old_window, freed_budget = (
             perturbation[square_index],
-            _square_norm(perturbation[zeroed_index]) ** 2,
+            _window_norm(perturbation[zeroed_index]) ** 2,
         )  # (n, C, h, h), (n, C)
-        sign = torch.where(uniform[:, 5:] < 0.5, 1.0, -1.0).to(z)[..., None, None]
-        new_window = sign * self._pattern(side, uniform[:, 4] < 0.5) + _normalize_square(old_window)
+        sign = torch.where(uniform[:, 5:] < 0.5, 1.0, -1.0).to(images)[..., None, None]
+        new_window = sign * self._pattern(side, uniform[:, 4] < 0.5) + _normalize_window(old_window)
         perturbation[zeroed_index] = 0
         available_norm = (
-            freed_budget + _square_norm(perturbation[square_index]) ** 2 + unused_budget[:, None]
+            freed_budget + _window_norm(perturbation[square_index]) ** 2 + unused_budget[:, None]
         ).sqrt()  # of both squares, counted once
-        perturbation[square_index] = _normalize_square(new_window) * available_norm[..., None, None]
+        perturbation[square_index] = _normalize_window(new_window) * available_norm[..., None, None]
         return self._project(perturbation, x)
 
 
-def _square_norm(window: Tensor) -> Tensor:
+def _window_norm(window: Tensor) -> Tensor:
     """(n, C) of (n, C, h, h)."""
     norm: Tensor = torch.linalg.vector_norm(window, dim=(2, 3))
     return norm
 
 
-def _normalize_square(window: Tensor) -> Tensor:
-    return window / _square_norm(window).clamp_min(TINY)[..., None, None]
+def _normalize_window(window: Tensor) -> Tensor:
+    return window / _window_norm(window).clamp_min(TINY)[..., None, None]
 
 
 def l2_pattern(side: int) -> Tensor:

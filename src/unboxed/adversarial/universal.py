@@ -44,7 +44,7 @@ class Universal:
     def _apply_packed(self, box: Box, x: Tensor) -> Tensor:
         return box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
 
-    def success(
+    def fooling_rate(
         self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
     ) -> float:  # fmt: skip
         """The fooling rate: the fraction of inputs x (N, ...) that the perturbation makes the model misclassify.
@@ -97,7 +97,7 @@ def universal(
 ) -> Universal:
     """One perturbation within `eps` that fools the model on most of the images x.
 
-    To show that a change need not fit the image. It is evaluated on other images: `Universal.success`. Ctrl-C keeps
+    To show that a change need not fit the image. `Universal.fooling_rate` evaluates it on other images. Ctrl-C keeps
     what was reached. For a change of a small part of the image without a bound use `patch`; for one image use `pgd`.
 
     Args:

@@ -73,11 +73,11 @@ class UniversalAttack:
         """The mean gradient of the score with respect to the change, and the fooling rate."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = change.detach().requires_grad_()
-            z = self.apply_change(leaf, self.state.x[rows], rows, step_index)
+            images = self.apply_change(leaf, self.state.x[rows], rows, step_index)
             evaluation = self.state.evaluate_with_grad(
-                z.detach(), rows, quartic_root_objective(self.state.goal.criterion)
+                images.detach(), rows, quartic_root_objective(self.state.goal.criterion)
             )
-            (grad,) = torch.autograd.grad(z, leaf, evaluation.grad / len(rows))
+            (grad,) = torch.autograd.grad(images, leaf, evaluation.grad / len(rows))
         return grad.nan_to_num(0, 0, 0), (evaluation.success_score > 0).to(change.dtype).mean()
 
 
@@ -111,15 +111,15 @@ def start_universal_attack(
     if target is not None:
         target = single_target(box, target)
     if y is None and target is None and objective is None:
-        y = default_labels(box, x, batch_size)
+        y = predicted_labels(box, x, batch_size)
     state = AttackState(box, x, y, norm=norm, target=target, objective=objective, batch_size=batch_size)
     goal = state.goal
-    return state, _has_target_label(goal, state.initially_misclassified)
+    return state, _is_of_target_class(goal, state.initially_misclassified)
 
 
-def _has_target_label(goal: AttackGoal, all_false: Tensor) -> Tensor:
+def _is_of_target_class(goal: AttackGoal, no_rows: Tensor) -> Tensor:
     """Which examples are of the target's class."""
-    return all_false if goal.labels is None or goal.target_labels is None else torch.eq(goal.labels, goal.target_labels)
+    return no_rows if goal.labels is None or goal.target_labels is None else torch.eq(goal.labels, goal.target_labels)
 
 
 def single_target(box: Box, target: object) -> int:
@@ -130,7 +130,7 @@ def single_target(box: Box, target: object) -> int:
     return int(labels[0])
 
 
-def default_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
+def predicted_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The model's own predictions, in place of labels. Raises OutputError."""
     box.require_class_scores("an attack on classes")
     return predict_classes(box, box.validate_inputs(x), batch_size)
@@ -151,7 +151,7 @@ def fooling_rate(
     correctly classified; with an objective, those where it is not above zero.
     """
     n_samples = check_int("n_samples", n_samples, minimum=1)
-    y = default_labels(box, x, batch_size) if y is None and result.objective is None else y
+    y = predicted_labels(box, x, batch_size) if y is None and result.objective is None else y
     goal = make_goal(box, len(x), y, result.target, result.objective)
     is_fooled = partial(_is_positive, box, goal.criterion, batch_size=batch_size)
     is_counted = (
@@ -168,6 +168,6 @@ def fooling_rate(
     return float(torch.stack(fooled_fractions).mean())
 
 
-def _is_positive(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
-    acts = box.read(z, sorted(objective.layers), batch_size=batch_size)
+def _is_positive(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
+    acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
-from ..engine.gradients.score import attribute
+from ..engine.gradients.score import attribute_by_gradient
 from ..model import relu_rules
 from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
@@ -58,4 +58,4 @@ def deconvnet(box: Box, x: Inputs, target: Target = None, *, batch_size: BatchSi
         activations (GELU, SiLU, hardswish) keep their gradient.
     """
     check_settings(deconvnet, locals())
-    return attribute(box, x, target, method="Deconvnet", rule=relu_rules.deconvnet, batch_size=batch_size)
+    return attribute_by_gradient(box, x, target, method="Deconvnet", rule=relu_rules.deconvnet, batch_size=batch_size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, resolved_target
+from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
 from ..engine.gradients.score import score_gradients
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
@@ -94,7 +94,7 @@ def deep_lift(
         contributions,
         x=x,
         method="DeepLIFT",
-        target=resolved_target(objective, target),
+        target=target_of_objective(objective, target),
         score=score.to(box.dtype),
         score_difference=gap.to(box.dtype),
     )

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, resolved_target
-from ..engine.gradients.paths import References, equal_weights, path_mean_gradient, path_scores
+from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
+from ..engine.gradients.paths import ReferencePath, path_mean_gradient, path_scores
+from ..engine.gradients.quadrature import equal_weights
 from ..engine.perturb.baselines import score_difference
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target
@@ -94,12 +95,14 @@ def expected_gradients(
     objective = resolve_target(box, target, x, batch_size)
     reference_inputs = _validate_references(box, references)
     order, alpha = _sample_references(len(x), len(reference_inputs), k, seed)
-    path = References(x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k))
+    path = ReferencePath(
+        x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k)
+    )
     path_mean = path_mean_gradient(box, objective, path, len(x), batch_size=batch_size).map
     high = run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0]
     # (min(M, K),) the fraction of samples that each reference gets
     reference_weights = torch.bincount(torch.arange(k) % len(reference_inputs)) / k
-    endpoints = References(x, reference_inputs, order, torch.zeros_like(alpha), reference_weights)
+    endpoints = ReferencePath(x, reference_inputs, order, torch.zeros_like(alpha), reference_weights)
     low = path_scores(box, objective, endpoints, len(x), batch_size=batch_size) @ reference_weights.to(x)
     gap = score_difference(high, low)
     warn_not_finite(f"the gradient of {objective.name} between references and x", path_mean)
@@ -108,7 +111,7 @@ def expected_gradients(
         path_mean,
         x=x,
         method="Expected gradients",
-        target=resolved_target(objective, target),
+        target=target_of_objective(objective, target),
         score=high,
         completeness_error=(path_mean.flatten(1).sum(1) - gap).abs(),
         score_difference=gap,
@@ -117,7 +120,7 @@ def expected_gradients(
 
 def example_references(box: Box) -> Any:
     """A few random valid inputs, where there is no data."""
-    samples = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
+    samples = box.inputs.random_inputs(8, torch.Generator(box.device).manual_seed(0))
     return box.restore_structure(samples)
 
 
@@ -127,12 +130,12 @@ def _validate_references(box: Box, references: Any) -> Tensor:
     return box.validate_inputs(references if is_plain else next(input_batches(references, MAX_REFERENCES)))
 
 
-def _sample_references(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
+def _sample_references(n_examples: int, n_references: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """For each row: the references in a random order (N, M), and alphas (N, K), one from each of K parts of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
-    for row in range(n):
+    for row in range(n_examples):
         generator = sample_generator(seed, row, 0, torch.device("cpu"))
-        orders.append(torch.randperm(m, generator=generator))
-        part = torch.randperm(k, generator=generator)
-        alphas.append((part + torch.rand(k, generator=generator, dtype=torch.float64)) / k)
+        orders.append(torch.randperm(n_references, generator=generator))
+        part = torch.randperm(n_samples, generator=generator)
+        alphas.append((part + torch.rand(n_samples, generator=generator, dtype=torch.float64)) / n_samples)
     return torch.stack(orders), torch.stack(alphas)

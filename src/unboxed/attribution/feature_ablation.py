@@ -13,9 +13,9 @@ from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.estimators import zero_rounding_noise
-from ..engine.perturb.masking import MASKED_INPUT, Masking, make_masking, masked_scores, resolve_objective
+from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION, Masking, make_masking, masked_scores, resolve_objective
 from ..engine.perturb.masks import leave_one_out
-from ..engine.perturb.segments import Segments, square_side
+from ..engine.perturb.segments import Segments, segment_square_side
 from ..engine.perturb.windows import window_scores
 from ..engine.read.sizes import Size
 from ..model.nan_checks import check_finite_scores
@@ -24,7 +24,7 @@ from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
 
 MAX_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
-DEFAULT_RUNS = 100  # about how many segments an input has by default
+MODEL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has by default
 
 
 @card(
@@ -32,10 +32,10 @@ DEFAULT_RUNS = 100  # about how many segments an input has by default
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2 (there a sliding square)",
     shows="What this score loses when one part of the input is masked and the rest stays.",
     does_not_show="What parts do together: where either of two is enough, masking one loses nothing.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 4))),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 4))),
     exempt={"one forward": "it runs the model once for each segment"},
     axioms=("contribution", "dummy", "symmetry"),
-    runs=DEFAULT_RUNS,
+    runs=MODEL_RUNS_PER_INPUT,
 )
 def feature_ablation(
     box: Box,
@@ -109,7 +109,7 @@ def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize)
     if rectangles is None:
         return None
     box, x = masking.box, masking.x
-    ablated = torch.zeros(len(x), masking.features.max_count, dtype=box.dtype, device=x.device)
+    ablated = torch.zeros(len(x), masking.features.max_n_segments, dtype=box.dtype, device=x.device)
     original = ablated[:, :1]
     for size, corners_by_feature in rectangles.items():
         corners = torch.tensor(list(corners_by_feature.values()))
@@ -126,7 +126,7 @@ def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize)
         )
         ablated[:, list(corners_by_feature)], original = run.score[:, :-1].to(ablated), run.score[:, -1:].to(ablated)
     check_finite_scores(original)
-    check_finite_scores(ablated, MASKED_INPUT)
+    check_finite_scores(ablated, MASKED_INPUT_DESCRIPTION)
     return [torch.cat([original[i], ablated[i, on]])[:, None].cpu().double() for i, on in enumerate(masking.active)]
 
 

@@ -14,23 +14,23 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
 from ..objectives import logit
-from ..parameters import BatchSize, Inputs, Layer, Target, Upsample
+from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
-def weigh_by_mean_gradient(h: Tensor, g: Tensor) -> Tensor:
+def combine_by_mean_gradient(h: Tensor, g: Tensor) -> Tensor:
     """sum_k alpha_k A_k, where alpha_k is the mean gradient of channel k."""
-    return weighted(h, g.mean((2, 3)))
+    return weighted_channel_sum(h, g.mean((2, 3)))
 
 
-def weigh_by_higher_orders(h: Tensor, g: Tensor) -> Tensor:
+def combine_by_higher_order_gradients(h: Tensor, g: Tensor) -> Tensor:
     """sum_k w_k A_k, w_k = sum_ij alpha_kij relu(g_kij), alpha = g^2 / (2 g^2 + g^3 sum_ab A_kab)."""
     denominator = 2 * g**2 + g**3 * h.sum((2, 3), keepdim=True)
     alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1), 0)
-    return weighted(h, (alpha * g.clamp(min=0)).sum((2, 3)))
+    return weighted_channel_sum(h, (alpha * g.clamp(min=0)).sum((2, 3)))
 
 
-def weighted(h: Tensor, w: Tensor) -> Tensor:
+def weighted_channel_sum(h: Tensor, w: Tensor) -> Tensor:
     """sum_k w_k A_k, (N, h, w), of activations (N, C, h, w) and weights (N, C); bmm takes a third of einsum's time."""
     return torch.bmm(h.flatten(2).mT, w[:, :, None]).view(len(h), *h.shape[2:])
 
@@ -49,7 +49,7 @@ def grad_cam(
     x: Inputs,
     target: Target = None,
     *,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -89,7 +89,9 @@ def grad_cam(
         Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
     """
     check_settings(grad_cam, locals())
-    return cam(box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", upsample=upsample, batch_size=batch_size)
+    return cam(
+        box, x, target, layer, combine_by_mean_gradient, name="Grad-CAM", upsample=upsample, batch_size=batch_size
+    )
 
 
 @card(
@@ -106,7 +108,7 @@ def grad_cam_plus_plus(
     x: Inputs,
     target: Target = None,
     *,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -147,5 +149,12 @@ def grad_cam_plus_plus(
     """
     check_settings(grad_cam_plus_plus, locals())
     return cam(
-        box, x, target, layer, weigh_by_higher_orders, name="Grad-CAM++", upsample=upsample, batch_size=batch_size
+        box,
+        x,
+        target,
+        layer,
+        combine_by_higher_order_gradients,
+        name="Grad-CAM++",
+        upsample=upsample,
+        batch_size=batch_size,
     )

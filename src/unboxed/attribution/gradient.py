@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
-from ..engine.gradients.score import attribute
+from ..engine.gradients.score import attribute_by_gradient
 from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
 
@@ -55,4 +55,4 @@ def gradient(box: Box, x: Inputs, target: Target = None, *, batch_size: BatchSiz
         the gradient keeps its sign and its channels.
     """
     check_settings(gradient, locals())
-    return attribute(box, x, target, method="Gradient", batch_size=batch_size)
+    return attribute_by_gradient(box, x, target, method="Gradient", batch_size=batch_size)

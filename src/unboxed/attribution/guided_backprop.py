@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
-from ..engine.gradients.score import attribute
+from ..engine.gradients.score import attribute_by_gradient
 from ..model import relu_rules
 from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
@@ -59,4 +59,6 @@ def guided_backprop(box: Box, x: Inputs, target: Target = None, *, batch_size: B
         hardswish) keep their gradient.
     """
     check_settings(guided_backprop, locals())
-    return attribute(box, x, target, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size)
+    return attribute_by_gradient(
+        box, x, target, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size
+    )

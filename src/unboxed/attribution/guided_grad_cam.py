@@ -9,13 +9,13 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.gradients.cams import cam
-from ..engine.gradients.score import attribute
+from ..engine.gradients.score import attribute_by_gradient
 from ..engine.read.sizes import require_images
 from ..model import relu_rules
 from ..objectives import logit
-from ..parameters import BatchSize, Inputs, Layer, Target
+from ..parameters import BatchSize, Inputs, LayerAddress, Target
 from ..settings import check_settings
-from .grad_cam import weigh_by_mean_gradient
+from .grad_cam import combine_by_mean_gradient
 
 
 @card(
@@ -30,7 +30,7 @@ from .grad_cam import weigh_by_mean_gradient
     order=14,
 )
 def guided_grad_cam(
-    box: Box, x: Inputs, target: Target = None, *, layer: Layer = None, batch_size: BatchSize = "auto"
+    box: Box, x: Inputs, target: Target = None, *, layer: LayerAddress = None, batch_size: BatchSize = "auto"
 ) -> Attribution:
     """Guided backprop times Grad-CAM at the size of the image: fine detail, where the class is.
 
@@ -66,9 +66,11 @@ def guided_grad_cam(
     require_images(box, "Guided Grad-CAM")
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
-    guided = attribute(box, x, objective, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size)
+    guided = attribute_by_gradient(
+        box, x, objective, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size
+    )
     cam_map = cam(
-        box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", batch_size=batch_size, warn_clamped=False
+        box, x, target, layer, combine_by_mean_gradient, name="Grad-CAM", batch_size=batch_size, warn_clamped=False
     )
     return make_attribution(
         box,

@@ -5,16 +5,16 @@ Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", arXiv:1703.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, resolved_target
-from ..engine.gradients.paths import QUADRATURE_RULES, midpoints
-from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
+from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
+from ..engine.gradients.adaptive_quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
+from ..engine.gradients.quadrature import QUADRATURE_RULES, QuadratureRule, midpoints
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edited_runs import run_variants
@@ -24,8 +24,8 @@ from ..errors import InputError, warn
 from ..parameters import BatchSize, Inputs, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 
-BATCH_DEPENDENT_STEPS = 50  # by default, where the examples of a batch depend on one another
-DEFAULT_RUNS = 100  # about how many gradients an input takes where no number of steps is given
+N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
+MODEL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input takes where `n_steps` is None
 
 
 @card(
@@ -36,7 +36,7 @@ DEFAULT_RUNS = 100  # about how many gradients an input takes where no number of
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=lambda s: s["n_steps"] or DEFAULT_RUNS,
+    runs=lambda s: s["n_steps"] or MODEL_RUNS_PER_INPUT,
     order=3,
 )
 def integrated_gradients(
@@ -49,9 +49,7 @@ def integrated_gradients(
     n_steps: Annotated[
         int | None, AtLeast(1), Unit("gradients"), "A fixed number of steps; None takes as many as `tol` needs."
     ] = None,
-    rule: Annotated[
-        Literal["midpoint", "gauss-legendre"] | None, "Quadrature rule of a fixed number of steps; None is midpoint."
-    ] = None,
+    rule: Annotated[QuadratureRule | None, "Quadrature rule of a fixed number of steps; None is midpoint."] = None,
     max_steps: Annotated[int, AtLeast(1), Unit("gradients"), "Largest number of steps that `tol` may take."] = 1000,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -103,11 +101,11 @@ def integrated_gradients(
 
     Source:
         Sundararajan et al. 2017, arXiv:1703.01365, section 3, equation 1; the number of steps is adapted per example by
-        halving intervals (`engine.gradients.quadrature`), which the paper leaves open.
+        halving intervals (`engine.gradients.adaptive_quadrature`), which the paper leaves open.
     """
     check_settings(integrated_gradients, locals())
     x = box.validate_inputs(x)
-    points = _fixed_points(n_steps, rule)
+    points = _fixed_quadrature(n_steps, rule)
     start = baseline_of(box, x, baseline)
     objective = resolve_target(box, target, x, batch_size)
     low, high = (run_variants(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
@@ -115,7 +113,7 @@ def integrated_gradients(
     max_error = torch.maximum(tol * score_gap.abs(), _relative_rounding_error(box) * (high.abs() + low.abs()))
     problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, initial_points(tol))
     if points is None and (box.batch_dependent or objective.batch_dependent):
-        points = midpoints(BATCH_DEPENDENT_STEPS)
+        points = midpoints(N_STEPS_IF_BATCH_DEPENDENT)
     integral = integrate(problem, max_steps) if points is None else integrate_fixed(problem, *points)
     warn_not_finite(f"the gradient of {objective.name} between the baseline and x", integral.mean_gradient)
     converged = integral.completeness_error <= max_error
@@ -127,7 +125,7 @@ def integrated_gradients(
         integral.mean_gradient * problem.delta,
         x=x,
         method="Integrated gradients",
-        target=resolved_target(objective, target),
+        target=target_of_objective(objective, target),
         score=high,
         completeness_error=integral.completeness_error,
         n_steps=integral.n_points,
@@ -136,7 +134,7 @@ def integrated_gradients(
     )
 
 
-def _fixed_points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
+def _fixed_quadrature(n_steps: int | None, rule: QuadratureRule | None) -> tuple[Tensor, Tensor] | None:
     """Points and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:

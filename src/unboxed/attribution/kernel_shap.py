@@ -21,11 +21,11 @@ from ..engine.perturb.masking import (
     make_masking,
     masked_scores,
     resolve_objective,
-    restore_segments,
+    segment_ids_like_input,
     warn_few_samples,
 )
 from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
-from ..engine.perturb.segments import Segments, square_side
+from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..parameters import BatchSize, Inputs, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
@@ -38,7 +38,9 @@ from ..validation import check_seed
     shows="How the difference between this score and the baseline's is shared out among the parts of the input, with "
     "standard errors.",
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(
+        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48
+    ),
     exempt={
         "one forward": "it runs the model once for each subset drawn",
         "row seeds": "subsets are drawn once for all rows with as many segments, so that rows can be compared",
@@ -108,12 +110,12 @@ def kernel_shap(
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline, max_features=max(1, n // MIN_SAMPLES_PER_FEATURE), seed=seed)
-    if n < min(2 * masking.features.max_count + 2, 2**masking.features.max_count):
-        min_samples = 2 * masking.features.max_count + 2
-        message = f"{masking.features.max_count} segments take n_samples of {min_samples} or more; got {n_samples}"
+    if n < min(2 * masking.features.max_n_segments + 2, 2**masking.features.max_n_segments):
+        min_samples = 2 * masking.features.max_n_segments + 2
+        message = f"{masking.features.max_n_segments} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n)
-    subsets = {a: _subsets(a, n, seed) for a in set(masking.n_active)}
+    subsets = {a: _sample_subsets(a, n, seed) for a in set(masking.n_active)}
     row_scores = masked_scores(masking, [subsets[a][0] for a in masking.n_active], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     row_values = [
@@ -134,12 +136,12 @@ def kernel_shap(
         score=ends[:, 0],
         values=values,
         standard_error=error,
-        segments=restore_segments(box, masking.features.ids),
+        segments=segment_ids_like_input(box, masking.features.ids),
         baseline_score=ends[:, 1],
     )
 
 
-def _subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
+def _sample_subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
     """The masks to run: all of them; or some, followed by the full and the empty mask."""
     if 2**n_features <= n_samples:
         return all_subsets(n_features), None
@@ -148,8 +150,13 @@ def _subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, Sample
     return torch.cat([sampled.masks, ends]), sampled
 
 
-def _shapley_values(sampled: SampledMasks | None, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _shapley_values(sampled: SampledMasks | None, subset_scores: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if sampled is None:
-        values = exact_shapley(v, eps)
+        values = exact_shapley(subset_scores, eps)
         return values, torch.zeros_like(values)
-    return kernel_shapley(sampled, v[:-2][sampled.mask_index], empty_score=float(v[-1]), full_score=float(v[-2]))
+    return kernel_shapley(
+        sampled,
+        subset_scores[:-2][sampled.mask_index],
+        empty_score=float(subset_scores[-1]),
+        full_score=float(subset_scores[-2]),
+    )

@@ -12,11 +12,11 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
-from ..parameters import BatchSize, Inputs, Layer, Target, Upsample
+from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
-def weigh_by_position(h: Tensor, g: Tensor) -> Tensor:
+def combine_by_position_gradient(h: Tensor, g: Tensor) -> Tensor:
     """sum_k relu(g_kij) A_kij."""
     return (g.clamp(min=0) * h).sum(1)
 
@@ -35,7 +35,7 @@ def layer_cam(
     x: Inputs,
     target: Target = None,
     *,
-    layer: Layer = None,
+    layer: LayerAddress = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -71,4 +71,6 @@ def layer_cam(
         Jiang et al. 2021, IEEE Transactions on Image Processing 30.
     """
     check_settings(layer_cam, locals())
-    return cam(box, x, target, layer, weigh_by_position, name="LayerCAM", upsample=upsample, batch_size=batch_size)
+    return cam(
+        box, x, target, layer, combine_by_position_gradient, name="LayerCAM", upsample=upsample, batch_size=batch_size
+    )

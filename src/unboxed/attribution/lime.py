@@ -20,7 +20,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate
+from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate_and_masks
 from ..engine.perturb.local_model import DEFAULT_ALPHA, LocalModel, Regression
 from ..engine.perturb.masking import (
     MIN_SAMPLES_PER_FEATURE,
@@ -29,11 +29,11 @@ from ..engine.perturb.masking import (
     make_masking,
     masked_scores,
     resolve_objective,
-    restore_segments,
+    segment_ids_like_input,
     warn_few_samples,
 )
 from ..engine.perturb.masks import SampledMasks, bernoulli_masks
-from ..engine.perturb.segments import Segments, square_side
+from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..objectives import Objective, mean_over_positions
 from ..parameters import BatchSize, Inputs, On, Seed, Target
@@ -54,7 +54,9 @@ class LimeTop:
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
     shows="Which parts of the input raise this answer and which lower it, with the standard error of each weight.",
     does_not_show="More than a linear model can: where R² is low, parts interact and the weights mean little.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(
+        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48
+    ),
     exempt={
         "one forward": "it runs the model once for each mask drawn",
         "row seeds": "masks are drawn once for all rows with as many segments, so that rows can be compared",
@@ -142,9 +144,9 @@ def lime(
     settings = locals()
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size, on)
-    masking = _mask_segments(box, x, settings)
+    masking = _make_lime_masking(box, x, settings)
     use_log_odds = classes is not None and on != "score"
-    return _explain(masking, [score], [target if classes is None else classes], settings, use_log_odds)[0]
+    return _fit_local_models(masking, [score], [target if classes is None else classes], settings, use_log_odds)[0]
 
 
 def lime_top(
@@ -213,7 +215,7 @@ def lime_top(
     x = box.validate_inputs(x)
     classes = mean_over_positions(box.probs(x, batch_size=batch_size)).topk(top, 1).indices  # (N, T)
     objectives = [class_probability(box, labels) for labels in classes.T]
-    explanations = _explain(_mask_segments(box, x, settings), objectives, list(classes.T), settings, True)
+    explanations = _fit_local_models(_make_lime_masking(box, x, settings), objectives, list(classes.T), settings, True)
     return LimeTop(classes, tuple(explanations))
 
 
@@ -252,7 +254,7 @@ def positive(result: Attribution, n: int = 5) -> Tensor:
 Settings = Mapping[str, Any]  # the checked settings of `lime` or `lime_top`, by name
 
 
-def _mask_segments(box: Box, x: Tensor, settings: Settings) -> Masking:
+def _make_lime_masking(box: Box, x: Tensor, settings: Settings) -> Masking:
     return make_masking(
         box,
         x,
@@ -267,7 +269,7 @@ def _mask_segments(box: Box, x: Tensor, settings: Settings) -> Masking:
 
 def _sample_masks(masking: Masking, n_samples: int, seed: int) -> list[SampledMasks]:
     """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
-    min_samples = masking.features.max_count + 2
+    min_samples = masking.features.max_n_segments + 2
     if n_samples < min_samples:
         message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
@@ -276,17 +278,17 @@ def _sample_masks(masking: Masking, n_samples: int, seed: int) -> list[SampledMa
     return [masks[a] for a in masking.n_active]
 
 
-def _explain(
+def _fit_local_models(
     masking: Masking, objectives: Sequence[Objective], targets: Sequence[Any], settings: Settings, use_log_odds: bool
 ) -> list[Attribution]:
     """Run x under random masks, and fit a linear model to each objective's scores."""
     seed = check_seed(settings["seed"])
     sampled = _sample_masks(masking, settings["n_samples"], seed)
     row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, settings["batch_size"])  # N of (U, T)
-    surrogates = {id(d): make_surrogate(d, seed) for d in sampled}
+    surrogates = {id(d): make_surrogate_and_masks(d, seed) for d in sampled}
     designs = [
         RegressionDesign.from_masks(d, n_segments, settings["kernel_width"], surrogates[id(d)])
-        for d, n_segments in zip(sampled, masking.features.counts, strict=True)
+        for d, n_segments in zip(sampled, masking.features.n_segments, strict=True)
     ]
     alpha = DEFAULT_ALPHA[settings["regression"]] if settings["alpha"] is None else float(settings["alpha"])
     fit = partial(
@@ -308,8 +310,8 @@ def _lime_result(masking: Masking, fits: list[LocalModel], scores: list[float], 
     """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
     weights = masking.scatter_active([f.weights for f in fits])
-    counts = torch.tensor(features.counts, device=box.device)
-    exists = torch.arange(features.max_count, device=box.device) < counts[:, None]
+    counts = torch.tensor(features.n_segments, device=box.device)
+    exists = torch.arange(features.max_n_segments, device=box.device) < counts[:, None]
     unchanged = torch.tensor([f.unchanged_weight for f in fits]).to(weights)[:, None]
     weights = torch.where(exists & ~masking.active, unchanged, weights)
     statistics = [[f.r2, f.intercept, score] for f, score in zip(fits, scores, strict=True)]
@@ -326,5 +328,5 @@ def _lime_result(masking: Masking, fits: list[LocalModel], scores: list[float], 
         r2=r2,
         intercept=intercept,
         prediction=intercept + weights.sum(1),
-        segments=restore_segments(box, features.ids),
+        segments=segment_ids_like_input(box, features.ids),
     )

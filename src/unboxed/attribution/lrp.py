@@ -157,14 +157,14 @@ def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRule
 
 def _leaves(inputs: InputSpec, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
     """x, and its lower and upper bounds where a rule of the first layer needs them."""
-    bounds = (_input_bound(inputs, x, 0.0), _input_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
+    bounds = (_pixel_bound(inputs, x, 0.0), _pixel_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
     return [h.detach().clone().requires_grad_() for h in (x, *bounds)]
 
 
-def _input_bound(inputs: InputSpec, x: Tensor, value: float) -> Tensor:
+def _pixel_bound(inputs: InputSpec, x: Tensor, value: float) -> Tensor:
     """A bound of x, shaped like it: that of pixels; NaN for columns, which have none."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
         parts_and_values = zip(parts, inputs.split(x), strict=True)
-        return torch.cat([_input_bound(part, v, value).flatten(1) for part, v in parts_and_values], 1)
+        return torch.cat([_pixel_bound(part, v, value).flatten(1) for part, v in parts_and_values], 1)
     return torch.full_like(x, value if isinstance(inputs, Pixels) else torch.nan)

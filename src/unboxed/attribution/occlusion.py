@@ -17,8 +17,8 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT
-from ..engine.perturb.segments import square_side
+from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION
+from ..engine.perturb.segments import segment_square_side
 from ..engine.perturb.windows import window_scores
 from ..engine.read import sizes
 from ..engine.read.edited_runs import VariantOutputs
@@ -31,8 +31,8 @@ from ..settings import Unit, check_settings
 from ..validation import check_int
 
 WindowSize = int | tuple[int, int]
-WINDOWS_PER_SIDE = 7  # a window covers a seventh of a side by default: 32 of 224 pixels, 4 of 28
-DEFAULT_RUNS = 200  # about how many positions the window has by default
+DEFAULT_WINDOWS_PER_SIDE = 7  # a window covers a seventh of a side by default: 32 of 224 pixels, 4 of 28
+MODEL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window has by default
 
 
 @card(
@@ -41,11 +41,13 @@ DEFAULT_RUNS = 200  # about how many positions the window has by default
     shows="Which parts of the image this score depends on: what it loses when they are covered.",
     does_not_show="What two parts do together, or a part that another can replace; and the cover is itself a pattern "
     "that the model responds to.",
-    example=lambda method, box, x, y: method(box, x, y, window=square_side(box, 3), stride=square_side(box, 4)),
+    example=lambda method, box, x, y: method(
+        box, x, y, window=segment_square_side(box, 3), stride=segment_square_side(box, 4)
+    ),
     exempt={"one forward": "it runs the model once for each position of the window"},
     axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
-    runs=DEFAULT_RUNS,
+    runs=MODEL_RUNS_PER_INPUT,
     order=8,
 )
 def occlusion(
@@ -102,8 +104,10 @@ def occlusion(
     """
     check_settings(occlusion, locals())
     image_size = sizes.native_size(box) if sizes.require_images(box, "occlusion") else (0, 0)
-    size = _check_sides("window", window, tuple(max(1, round(s / WINDOWS_PER_SIDE)) for s in image_size))
-    strides = _check_sides("stride", stride, tuple(max(1, s // 2) for s in size))
+    size = _check_height_and_width(
+        "window", window, tuple(max(1, round(s / DEFAULT_WINDOWS_PER_SIDE)) for s in image_size)
+    )
+    strides = _check_height_and_width("stride", stride, tuple(max(1, s // 2) for s in size))
     if size[0] > image_size[0] or size[1] > image_size[1]:
         raise InputError(f"a window of {size[0]}x{size[1]} is larger than the images, {image_size[0]}x{image_size[1]}")
     x = box.validate_inputs(x)
@@ -119,10 +123,10 @@ def occlusion(
     scores, classes = _scores_and_classes(box, runs, target)
     grid, score = (len(x), len(top), len(left)), scores[:, -1]
     check_finite_scores(score)
-    check_finite_scores(scores, MASKED_INPUT)
+    check_finite_scores(scores, MASKED_INPUT_DESCRIPTION)
     score_drops = (score[:, None] - scores[:, :-1]).view(grid)
     predicted, probability = _predictions(box, runs.logits[:, :-1], classes, grid)
-    pixel_drops = _spread_drops(score_drops, (top, left), size, image_size)
+    pixel_drops = _mean_drop_per_pixel(score_drops, (top, left), size, image_size)
     return Attribution(
         pixel_drops,
         input=box.restore_structure(x),
@@ -146,7 +150,7 @@ def window_starts(side: int, window: int, stride: int) -> Tensor:
     return starts if int(starts[-1]) == last else torch.cat([starts, torch.tensor([last])])
 
 
-def _check_sides(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int]:
+def _check_height_and_width(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int]:
     """(vertical, horizontal) of a setting. Raises InputError."""
     sides = default if value is None else value if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2:
@@ -176,17 +180,17 @@ def _predictions(
     return logits.argmax(2).view(grid), class_probability.view(grid)
 
 
-def _spread_drops(
+def _mean_drop_per_pixel(
     drops: Tensor, starts: tuple[Tensor, Tensor], size: tuple[int, int], sides: tuple[int, int]
 ) -> Tensor:
     """For each pixel (N, 1, H, W) the mean score lost over the windows that cover it."""
-    rows, cols = (_coverage(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
+    rows, cols = (_is_covered(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
     count = rows.sum(0)[:, None] * cols.sum(0)  # (H, W)
     total = rows.T @ drops @ cols
     return (total / count.clamp(min=1))[:, None]
 
 
-def _coverage(starts: Tensor, window: int, side: int) -> Tensor:
+def _is_covered(starts: Tensor, window: int, side: int) -> Tensor:
     """Whether each window (P,) covers each pixel of a side, (P, side)."""
     at = torch.arange(side)
     return (at >= starts[:, None]) & (at < starts[:, None] + window)

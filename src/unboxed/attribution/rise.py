@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, explained
+from ..engine.attribution_result import Attribution, target_for_result
 from ..engine.cpu_cache import forward_batch_plan
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT, resolve_objective, score_points
+from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION, resolve_objective, score_points
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError
@@ -110,12 +110,12 @@ def rise(
     sums.run(n_samples, batch_size)
     if not sums.score_sums.isfinite().all():  # x itself may be the cause
         check_finite_scores(score_points(box, x, [score], torch.arange(len(x), device=x.device)))
-        check_finite_scores(sums.score_sums, MASKED_INPUT)
+        check_finite_scores(sums.score_sums, MASKED_INPUT_DESCRIPTION)
     maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
     return Attribution(
         maps,
         input=box.restore_structure(x),
-        target=explained(box, target if classes is None else classes, len(x)),
+        target=target_for_result(box, target if classes is None else classes, len(x)),
         method="RISE",
         classes=box.classes,
     )

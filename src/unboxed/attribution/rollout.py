@@ -23,7 +23,7 @@ from ..model.batching import in_batches
 from ..parameters import BatchSize, Inputs, Upsample
 from ..settings import check_settings
 
-Heads = Literal["mean", "max", "min"]
+HeadFusion = Literal["mean", "max", "min"]
 HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda a: a.mean(1),
     "max": lambda a: a.amax(1),
@@ -43,7 +43,7 @@ def rollout(
     box: Box,
     x: Inputs,
     *,
-    heads: Annotated[Heads, "How a layer's heads are combined."] = "mean",
+    heads: Annotated[HeadFusion, "How a layer's heads are combined."] = "mean",
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:

@@ -15,9 +15,9 @@ from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley
-from ..engine.perturb.masking import make_masking, masked_scores, resolve_objective, restore_segments
+from ..engine.perturb.masking import make_masking, masked_scores, resolve_objective, segment_ids_like_input
 from ..engine.perturb.masks import all_subsets
-from ..engine.perturb.segments import Segments, square_side
+from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
@@ -25,7 +25,7 @@ from ..parameters import BatchSize, Inputs, Target
 from ..settings import check_settings
 
 MAX_FEATURES = 16  # segments: 65,536 runs per input
-DEFAULT_RUNS = 512  # of 3 x 3 squares
+MODEL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 squares
 
 
 @card(
@@ -33,10 +33,10 @@ DEFAULT_RUNS = 512  # of 3 x 3 squares
     source="Shapley 1953; Lundberg & Lee 2017, arXiv:1705.07874, equation 4",
     shows="How the difference between this score and the baseline's is shared out among the parts of the input.",
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 2))),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 2))),
     exempt={"one forward": "it runs the model once for each subset of segments"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=DEFAULT_RUNS,
+    runs=MODEL_RUNS_PER_INPUT,
 )
 def shapley(
     box: Box,
@@ -87,7 +87,7 @@ def shapley(
     check_settings(shapley, locals())
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline, default=default_squares(box))
+    masking = make_masking(box, x, segments, baseline, default=default_segments(box))
     if max(masking.n_active) > MAX_FEATURES:
         n = max(masking.n_active)
         message = f"{n} segments have 2^{n} subsets; exact values are for {MAX_FEATURES} or fewer"
@@ -109,12 +109,12 @@ def shapley(
         target=target if classes is None else classes,
         score=ends[:, 0],
         values=values,
-        segments=restore_segments(box, masking.features.ids),
+        segments=segment_ids_like_input(box, masking.features.ids),
         baseline_score=ends[:, 1],
     )
 
 
-def default_squares(box: Box) -> Callable[[Pixels], Segments]:
+def default_segments(box: Box) -> Callable[[Pixels], Segments]:
     """Segments of an image by default: three squares along its longer side; fewer where several inputs have many."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = tuple(parts.values()) if isinstance(parts, Mapping) else parts

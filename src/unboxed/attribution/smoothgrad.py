@@ -10,8 +10,9 @@ from typing import Annotated
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, resolved_target
-from ..engine.gradients.paths import Moment, Noise, equal_weights, noise_unit, path_mean_gradient
+from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
+from ..engine.gradients.paths import Moment, NoisePath, noise_scale, path_mean_gradient
+from ..engine.gradients.quadrature import equal_weights
 from ..engine.gradients.score import warn_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
@@ -84,7 +85,7 @@ def smoothgrad(
     """
     check_settings(smoothgrad, locals())
     x = box.validate_inputs(x)
-    path = Noise(x, noise * noise_unit(box.inputs, x), equal_weights(n_samples), check_seed(seed))
+    path = NoisePath(x, noise * noise_scale(box.inputs, x), equal_weights(n_samples), check_seed(seed))
     objective = resolve_target(box, target, x, batch_size)
     result = path_mean_gradient(box, objective, path, len(x), moment=kind, batch_size=batch_size, relu_bypass="last")
     raise_for_nonfinite(~result.has_finite_scores, "x with noise")
@@ -92,4 +93,4 @@ def smoothgrad(
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
         warn_gradients(objective, result.map, result.before_clamp)
-    return make_attribution(box, result.map, x=x, method="SmoothGrad", target=resolved_target(objective, target))
+    return make_attribution(box, result.map, x=x, method="SmoothGrad", target=target_of_objective(objective, target))

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
 from ..model.outputs import OutputReader
-from ..objectives import MODEL_ENDS, Objective
+from ..objectives import MODEL_END_ADDRESSES, Objective
 from ..parameters import Inputs as InputSetting
 from ..parameters import Seed, Target
 from ..validation import check_seed
@@ -191,7 +191,7 @@ def constant_model(
     original = compute_map(box, method, x, score) if map_ is None else map_
     maps_constant_input = compute_map(_constant_input_box(box), method, x, score)
     maps_constant_output = torch.full_like(original, torch.nan)
-    if not isinstance(score, Objective) or score.layers <= MODEL_ENDS - {"input"}:
+    if not isinstance(score, Objective) or score.layers <= MODEL_END_ADDRESSES - {"input"}:
         maps_constant_output = compute_map(_constant_output_box(box, x), method, x, score)
     return ConstantModel(
         _relative_spread(maps_constant_input, original),

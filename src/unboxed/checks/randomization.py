@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.randomized import WeightedLayer, layers_with_weights, own_parameters, randomize_layers
+from ..engine.randomized import LayerWithWeights, layers_with_weights, own_parameters, randomize_layers
 from ..errors import LayerError, warn
 from ..parameters import Inputs, Seed, Target
 from ..settings import Holds, check_settings
@@ -120,7 +120,7 @@ def randomization(
     )
 
 
-RandomizationStep = tuple[str, tuple[WeightedLayer, ...]]
+RandomizationStep = tuple[str, tuple[LayerWithWeights, ...]]
 """The name of a step, and the layers that it randomizes."""
 
 
@@ -136,7 +136,7 @@ def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[Randomi
     return [(str(name), _layers_within(str(name), weighted_layers)) for name in layers]
 
 
-def _layers_within(name: str, weighted_layers: Sequence[WeightedLayer]) -> tuple[WeightedLayer, ...]:
+def _layers_within(name: str, weighted_layers: Sequence[LayerWithWeights]) -> tuple[LayerWithWeights, ...]:
     """The layer of this name, or the layers inside it, with weights. Raises LayerError."""
     layers = tuple(k for k in weighted_layers if k.name == name or k.name.startswith(f"{name}."))
     if not layers:
@@ -150,8 +150,8 @@ def _layers_within(name: str, weighted_layers: Sequence[WeightedLayer]) -> tuple
 class _RandomizationStep:
     """The layers that are randomized together, and those of them that this step adds."""
 
-    randomized: tuple[WeightedLayer, ...]
-    newly_randomized: tuple[WeightedLayer, ...]
+    randomized: tuple[LayerWithWeights, ...]
+    newly_randomized: tuple[LayerWithWeights, ...]
 
 
 def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode) -> list[_RandomizationStep]:
@@ -190,13 +190,13 @@ def _predicted_output(box: Box, x: Tensor) -> Tensor:
     return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
 
 
-def _weight_change(box: Box, randomized_box: Box, layers: Sequence[WeightedLayer]) -> float:
+def _weight_change(box: Box, randomized_box: Box, layers: Sequence[LayerWithWeights]) -> float:
     """How far the weights and statistics of these layers moved, relative to what they were."""
     old, new = (_flat_weights(b, layers) for b in (box, randomized_box))
     return float((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny))
 
 
-def _flat_weights(box: Box, layers: Sequence[WeightedLayer]) -> Tensor:
+def _flat_weights(box: Box, layers: Sequence[LayerWithWeights]) -> Tensor:
     modules = [box.modules[path] for layer in layers for path in layer.paths]
     tensors = [h for m in modules for h in (*own_parameters(m), *m.buffers(recurse=False)) if h.is_floating_point()]
     return torch.cat([h.detach().double().flatten() for h in tensors])

@@ -76,7 +76,7 @@ def docstring_section(card: Card, title: str) -> str:
 
 
 def _default(setting: Setting) -> str:
-    return "required" if setting.required else str(setting.default)
+    return "required" if setting.is_required else str(setting.default)
 
 
 def method_facts(card: Card) -> dict[str, Any]:
@@ -91,9 +91,10 @@ def method_facts(card: Card) -> dict[str, Any]:
 
 def setting_facts(setting: Setting) -> dict[str, Any]:
     """A setting as plain values; a default that JSON does not have is written as text."""
-    default = None if setting.required else setting.default
+    default = None if setting.is_required else setting.default
     return {
-        "name": setting.name, "option": option_name(setting.name), "kind": setting.kind, "required": setting.required,
+        "name": setting.name, "option": option_name(setting.name), "kind": setting.kind,
+        "required": setting.is_required,
         "default": default if isinstance(default, (bool, int, float, str, type(None))) else repr(default),
         "optional": setting.optional, "choices": list(setting.choices), **setting.bounds, "unit": setting.unit,
         "help": setting.help,

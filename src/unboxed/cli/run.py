@@ -105,12 +105,12 @@ def _option_parameter(name: str, setting: Setting) -> inspect.Parameter:
     """A setting as an option, whose text is parsed once the model is open."""
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
-    default = "" if setting.required or setting.default is None else f" Default: {setting.default}."
+    default = "" if setting.is_required or setting.default is None else f" Default: {setting.default}."
     option = typer.Option(
         option_name(name), help=f"{setting.help}{unit}{limits}{default}", metavar=setting.kind.upper()
     )
-    annotation: Any = Annotated[str, option] if setting.required else Annotated[str | None, option]
-    default_value = inspect.Parameter.empty if setting.required else None
+    annotation: Any = Annotated[str, option] if setting.is_required else Annotated[str | None, option]
+    default_value = inspect.Parameter.empty if setting.is_required else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_value, annotation=annotation)
 
 
@@ -152,7 +152,7 @@ def arguments_from_data(card: Card, box: Box, images: Any, n: int) -> dict[str, 
 
     wanted = {s.name: s for s in card.settings.values() if not _is_option(s)}
     if images is None:
-        if missing := [name for name, s in wanted.items() if s.required]:
+        if missing := [name for name, s in wanted.items() if s.is_required]:
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
         return {}
     values: dict[str, Any] = {"data": images}
@@ -172,14 +172,14 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
 
     from ..atomic_write import encode_utf8, write_bytes
     from ..checks.verdict_cache import nan_to_none
-    from ..engine.results import result_tensors, summary
+    from ..engine.results import json_summary, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
 
     tensors = {name or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
     unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
-    numbers = {"method": card.key, "model": type(box.model).__name__, "result": summary(result)}
+    numbers = {"method": card.key, "model": type(box.model).__name__, "result": json_summary(result)}
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
     images = {_file_name(name): image for name, image in figures(result, box, data=data).items()}

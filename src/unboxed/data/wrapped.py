@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ..engine.read.class_labels import dataset_class_names
-from ..engine.read.items import read_example
+from ..engine.read.items import item_or_data_error
 from ..errors import DataError
 from ..inputs.base import RANGE_TOLERANCE
 from ..inputs.images import require_pixels, silence_decoder_warnings, to_tensor
@@ -117,7 +117,7 @@ class WrappedDataset(Images):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Example:
-        image, label = _read_example(read_example(self._dataset, index), index, self._item_format)
+        image, label = _read_example(item_or_data_error(self._dataset, index), index, self._item_format)
         if self.classes and label >= len(self.classes):
             names = f"the {len(self.classes)} classes have the labels 0 to {len(self.classes) - 1}"
             raise DataError(f"example {index} of {self.name!r} has the label {label}, but {names}")

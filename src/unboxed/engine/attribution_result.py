@@ -14,7 +14,7 @@ from ..box import Box
 from ..objectives import Objective
 
 FIXED_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
-MAX_LISTED = 5  # targets and scores that a repr lists
+MAX_LISTED_VALUES = 5  # targets and scores that a repr lists
 
 
 class Attribution(Tensor):
@@ -92,7 +92,7 @@ class Attribution(Tensor):
             "score": self.score,
             "layer": self.layer,
         }
-        texts = [f"{name}={_short(value)}" for name, value in fields.items() if value is not None]
+        texts = [f"{name}={_short_repr(value)}" for name, value in fields.items() if value is not None]
         return f"Attribution({', '.join([repr(self.method), *texts, *self.extras])})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -116,12 +116,12 @@ def _unpickle(cls: type[Attribution], data: Tensor, fields: dict[str, Any]) -> A
     return cls._rebuild(fields, data)
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     """A value on part of a line."""
     if not isinstance(value, Tensor):
         return str(value)
-    listed = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in value[:MAX_LISTED].tolist()]
-    return f"[{', '.join(listed)}{', ...' if len(value) > MAX_LISTED else ''}]"
+    listed = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in value[:MAX_LISTED_VALUES].tolist()]
+    return f"[{', '.join(listed)}{', ...' if len(value) > MAX_LISTED_VALUES else ''}]"
 
 
 def make_attribution(
@@ -143,7 +143,7 @@ def make_attribution(
         data,
         map=box.restore_structure(data),
         input=box.restore_structure(x),
-        target=explained(box, target, len(data)),
+        target=target_for_result(box, target, len(data)),
         score=score,
         method=method,
         classes=box.classes,
@@ -151,14 +151,14 @@ def make_attribution(
     )
 
 
-def explained(box: Box, target: Any, n: int) -> Tensor | Objective | None:
+def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:
     """A target as a result holds it: classes (n,) or the objective."""
     if isinstance(target, int):  # checked by its objective
         return torch.full((n,), target, device=box.device)
     return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
 
 
-def resolved_target(objective: Objective, target: Any) -> Any:
+def target_of_objective(objective: Objective, target: Any) -> Any:
     """The target that an objective of `resolve_target` explains: where it was None, the classes predicted."""
     if target is None and objective.call is not None:
         return objective.call[1][0]

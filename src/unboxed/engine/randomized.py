@@ -20,25 +20,25 @@ from ..model.hooks import named_modules, tensors_in
 
 LOG = logging.getLogger("unboxed")
 
-MODEL_ITSELF = "(model)"
+ROOT_MODULE_NAME = "(model)"
 """The name for parameters that belong to no layer that runs: the model's own, or those of scripted code."""
 
 SPECTRAL_NORM_ITERATIONS = 20  # forward passes, one power iteration each, after which spectral norm has converged
 
 
 @dataclass(frozen=True)
-class WeightedLayer:
+class LayerWithWeights:
     """A layer with weights (or batch statistics): the modules, by path, that belong to it."""
 
     name: str
     paths: tuple[str, ...]
 
 
-def layers_with_weights(box: Box) -> tuple[WeightedLayer, ...]:
+def layers_with_weights(box: Box) -> tuple[LayerWithWeights, ...]:
     """The layers with weights, in the order in which they first run; tied and reused ones are listed once.
 
     A module that does not run itself (the projection inside attention, scripted code) belongs to the nearest enclosing
-    one that does, or to `MODEL_ITSELF`, which comes first. Modules that the output does not depend on are left out.
+    one that does, or to `ROOT_MODULE_NAME`, which comes first. Modules that the output does not depend on are left out.
     """
     run_order = {"": -1} | {row.path: i for i, row in enumerate(box.layers)}
     unused_paths = _unused_modules(box, run_order)
@@ -54,7 +54,7 @@ def layers_with_weights(box: Box) -> tuple[WeightedLayer, ...]:
             paths_by_layer.setdefault(_running_owner(path, run_order), []).append(path)
         visited.add(module)
     return tuple(
-        WeightedLayer(name or MODEL_ITSELF, tuple(paths_by_layer[name]))
+        LayerWithWeights(name or ROOT_MODULE_NAME, tuple(paths_by_layer[name]))
         for name in sorted(paths_by_layer, key=run_order.__getitem__)
     )
 
@@ -98,7 +98,7 @@ def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
 
 def _output_gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Gradients of the output in some parameters, on noise; None for those it does not depend on."""
-    noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     with box.isolated():
         output = box.forward(noise.requires_grad_(), ["output"])["output"]
         return torch.autograd.grad(output.sum(), parameters, allow_unused=True)
@@ -121,7 +121,7 @@ def _detached_activations(model: nn.Module) -> dict[int, Any]:
     return {id(h): h.detach().clone() for h in activations}
 
 
-def randomize_layers(box: Box, layers: Iterable[WeightedLayer], seed: int) -> Box:
+def randomize_layers(box: Box, layers: Iterable[LayerWithWeights], seed: int) -> Box:
     """A box of a copy of the model in which these layers (of `layers_with_weights`) are re-initialized.
 
     Modules are initialized by their `reset_parameters`, batch statistics included. Weights that this does not change,

@@ -36,23 +36,23 @@ class OneLineRepr:
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}  # type: ignore[arg-type]
         shown = {name: value for name, value in values.items() if value is not None and value is not False}
-        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in shown.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_short_repr(value)}' for name, value in shown.items())})"
 
 
-def _brief(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     """A value on part of a line."""
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
     if isinstance(value, Mapping):
-        return f"{{{', '.join(_first(f'{name}: {_brief(part)}' for name, part in value.items()))}}}"
+        return f"{{{', '.join(_first_texts(f'{name}: {_short_repr(part)}' for name, part in value.items()))}}}"
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(_first(map(_brief, value)))}]"
+        return f"[{', '.join(_first_texts(map(_short_repr, value)))}]"
     if isinstance(value, OneLineRepr) or dataclasses.is_dataclass(value):
         return type(value).__name__
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
 
-def _first(texts: Iterable[str]) -> list[str]:
+def _first_texts(texts: Iterable[str]) -> list[str]:
     """The first texts, and "..." for more."""
     listed = list(islice(texts, MAX_REPR_ITEMS + 1))
     return listed if len(listed) <= MAX_REPR_ITEMS else [*listed[:-1], "..."]
@@ -98,20 +98,20 @@ def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from _iter_tensors(part, f"{path}[{getattr(part, 'path', i)}]")
 
 
-def summary(result: Any) -> Any:
+def json_summary(result: Any) -> Any:
     """A result for JSON: words and numbers as they are, small tensors in full, of large ones shape, range and mean."""
     if isinstance(result, Attribution):
-        return {name: summary(value) for name, value in vars(result).items()}
+        return {name: json_summary(value) for name, value in vars(result).items()}
     if isinstance(result, Tensor):
         return _tensor_summary(result)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         fields = dataclasses.fields(result)
         named = [f.name for f in fields if not f.name.startswith("_") and f.metadata.get("in_summary", True)]
-        return {name: summary(getattr(result, name)) for name in named}
+        return {name: json_summary(getattr(result, name)) for name in named}
     if isinstance(result, Mapping):
-        return {str(key): summary(value) for key, value in result.items()}
+        return {str(key): json_summary(value) for key, value in result.items()}
     if isinstance(result, (tuple, list)):
-        return [summary(value) for value in result]
+        return [json_summary(value) for value in result]
     if isinstance(result, Objective):
         return result.name
     return result if isinstance(result, (bool, int, float, str, type(None))) else repr(result)

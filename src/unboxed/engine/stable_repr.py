@@ -58,7 +58,7 @@ def box_checkpoint_settings(box: Box) -> dict[str, Any]:
 
 
 def comparable_outputs(box: Box, values: Tensor) -> Tensor:
-    """Logits or scores of a box, to be compared with those of another run by `is_close`."""
+    """Logits or scores of a box, to be compared with those of another run by `is_equal_up_to_rounding`."""
     return cast_for_comparison(values, box.autocast or box.model_dtype)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-MAX_PRINTED = 5  # columns or channels that are printed one by one
+MAX_PRINTED_VALUES = 5  # columns or channels that are printed one by one
 RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
@@ -50,7 +50,7 @@ class Inputs(Protocol):
         """x moved into the valid range."""
         ...
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n random valid inputs (n, ...)."""
         ...
 
@@ -62,7 +62,7 @@ def inputs_at_levels(inputs: Inputs, u: Tensor) -> Tensor:
     """
     if from_unit := getattr(inputs, "from_unit", None):
         return cast(Tensor, from_unit(u))
-    x = inputs.sample(len(u), torch.Generator(u.device).manual_seed(0))
+    x = inputs.random_inputs(len(u), torch.Generator(u.device).manual_seed(0))
     return x[torch.arange(len(u)) % len(x)]
 
 
@@ -75,13 +75,13 @@ def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
     return channels_last
 
 
-def settings_text(inputs: object, **defaults: float) -> list[str]:
+def non_default_settings(inputs: object, **defaults: float) -> list[str]:
     """The settings that are not the default: one number where all values are equal, else the first ones."""
     texts = []
     for name, default in defaults.items():
         value = getattr(inputs, name)
         values = value if isinstance(value, tuple) else (value,)
-        many = len(values) > MAX_PRINTED
+        many = len(values) > MAX_PRINTED_VALUES
         printed = [f"{v:g}" for v in (values[:3] if many else values)] + ["..."] * many
         if set(values) != {default}:
             texts.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(printed)})")
@@ -97,7 +97,7 @@ def as_numbers(value: Any) -> Any:
     return list(value) if isinstance(value, (range, set, frozenset)) else value
 
 
-def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
+def constant_tensor(values: tuple[float, ...], like: Tensor) -> Tensor:
     """Numbers as a tensor, in the dtype and on the device of another."""
     return _cached_tensor(values, like.dtype, like.device)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 
 
-def check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
+def checked_value_range(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
     """The minimum and maximum of a batch of finite floats. Raises InputError."""
     if not isinstance(x, Tensor) or not _is_batch(x, shape):
         raise InputError(_refusal_text(x, shape, what))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float
-from .base import MAX_PRINTED, RANGE_TOLERANCE, as_numbers, constants, settings_text
-from .batches import check_tensor, value_range
+from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tensor, non_default_settings
+from .batches import checked_value_range, value_range
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,9 +60,9 @@ class Features:
         object.__setattr__(self, "categories", {k: _check_category(k, v) for k, v in self.categories.items()})
 
     def __repr__(self) -> str:
-        n, is_short = len(self.names), len(self.names) <= MAX_PRINTED
+        n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_VALUES
         names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
-        settings = settings_text(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        settings = non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 
@@ -86,27 +86,27 @@ class Features:
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
-        return (x - constants(self.mean, x)) / constants(self.std, x)
+        return (x - constant_tensor(self.mean, x)) / constant_tensor(self.std, x)
 
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`: rows in the units of the table."""
-        return z * constants(self.std, z) + constants(self.mean, z)
+        return z * constant_tensor(self.std, z) + constant_tensor(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
         """x moved into the bounds."""
-        return x.clamp(constants(self.low, x), constants(self.high, x))
+        return x.clamp(constant_tensor(self.low, x), constant_tensor(self.high, x))
 
     def from_unit(self, u: Tensor) -> Tensor:
         """Rows for levels u (N, F) in [0, 1]: within 4 std of the mean, and at finite bounds where u is 0 or 1."""
-        std, center = constants(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
+        std, center = constant_tensor(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
         low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
         x = low + (high - low) * u
         for end, bounds in ((0, self.low), (1, self.high)):
-            bound = constants(bounds, u)
+            bound = constant_tensor(bounds, u)
             x = torch.where((u == end) & bound.isfinite(), bound, x)
         return self._fill_categories(x, lambda i, k: (u[:, i] * k).long().clamp(max=k - 1))
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n random valid rows (n, F): normal with mean and std, clipped to the bounds."""
         z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
         pick_index = lambda i, k: torch.randint(k, (n,), generator=generator, device=generator.device)  # noqa: E731
@@ -121,7 +121,7 @@ class Features:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of valid rows; else InputError that names the column."""
-        check_tensor(x, self.shape, "rows of features")
+        checked_value_range(x, self.shape, "rows of features")
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
         return x

@@ -141,9 +141,9 @@ class MultiInput:
         pairs = zip(self.split(u), self.named_parts(), strict=True)
         return torch.cat([inputs_at_levels(part, v).flatten(1) for v, (_, part) in pairs], 1)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n random valid inputs, packed (n, D)."""
-        return torch.cat([part.sample(n, generator).flatten(1) for _, part in self.named_parts()], 1)
+        return torch.cat([part.random_inputs(n, generator).flatten(1) for _, part in self.named_parts()], 1)
 
     def _map_parts(self, method: str, x: Tensor) -> list[Tensor]:
         return [getattr(part, method)(v) for v, (_, part) in zip(self.split(x), self.named_parts(), strict=True)]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float, check_int
-from .base import RANGE_TOLERANCE, as_numbers, constants, settings_text
-from .batches import check_tensor
+from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, non_default_settings
+from .batches import checked_value_range
 
-MAX_UNDERSHOOT = 0.05  # images with values further below zero are taken to be normalized
+MAX_VALUE_BELOW_ZERO = 0.05  # images with values further below zero are taken to be normalized
 MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
 
 
@@ -58,7 +58,7 @@ class Pixels:
                 raise InputError(f"{error}; it is in units of [0, 1]: divide 8-bit values by 255") from None
 
     def __repr__(self) -> str:
-        return f"Pixels({', '.join([str(self.shape), *settings_text(self, mean=0.0, std=1.0)])})"
+        return f"Pixels({', '.join([str(self.shape), *non_default_settings(self, mean=0.0, std=1.0)])})"
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one per channel, in units of [0, 1]."""
@@ -72,11 +72,11 @@ class Pixels:
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
-        return (x - self._row(self.mean, x)) / self._row(self.std, x)
+        return (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
 
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`: pixels in [0, 1]."""
-        return z * self._row(self.std, z) + self._row(self.mean, z)
+        return z * self._per_channel(self.std, z) + self._per_channel(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
         """x clamped to [0, 1]."""
@@ -86,7 +86,7 @@ class Pixels:
         """Images for levels u in [0, 1]: the levels themselves."""
         return u
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n images of uniform noise (n, C, H, W) in [0, 1]."""
         problem = f"there is no memory for {n} images of the shape {self.shape}"
         too_large = InputError(f"{problem}; wanted (channels, height, width) of one image that the model takes")
@@ -99,14 +99,14 @@ class Pixels:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of such images; else InputError that says what to do."""
-        low, high = check_tensor(x, self.shape, "images in [0, 1]")
+        low, high = checked_value_range(x, self.shape, "images in [0, 1]")
         if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
             raise InputError(self._range_message(low, high))
         return x
 
     def _range_message(self, low: float, high: float) -> str:
         problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
-        if low > -MAX_UNDERSHOOT and high <= 2:
+        if low > -MAX_VALUE_BELOW_ZERO and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
             return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"
@@ -116,10 +116,10 @@ class Pixels:
             return f"{problem}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
         return f"{problem}: they look normalized. Give Pixels their mean and std and pass images in [0, 1]"
 
-    def _row(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
+    def _per_channel(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         if isinstance(value, (int, float)):
             return value
-        return constants(value, like).view(-1, 1, 1)
+        return constant_tensor(value, like).view(-1, 1, 1)
 
 
 def _format_out_of_range(value: float) -> str:

@@ -39,7 +39,7 @@ class AttentionHeads:
         return self.logits(self.q @ self.k.mT).softmax(-1)
 
 
-def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind_multi_head_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of F.multi_head_attention_forward by name."""
     call = _MHA_SIGNATURE.bind(*args, **kwargs)
     call.apply_defaults()
@@ -120,10 +120,10 @@ def unpack_scaled_dot_product(
     return AttentionHeads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def heads_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionHeads | None:
+def unpack_fused_attention(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionHeads | None:
     """The heads of a fused call, by the op's plain name; None for other ops."""
     unpackers: dict[str, Callable[[], AttentionHeads]] = {
-        "multi_head_attention_forward": lambda: unpack_multi_head(bind_arguments(args, kwargs)),
+        "multi_head_attention_forward": lambda: unpack_multi_head(bind_multi_head_arguments(args, kwargs)),
         "scaled_dot_product_attention": lambda: unpack_scaled_dot_product(*args, **kwargs),
     }
     return unpackers[name]() if name in unpackers else None
@@ -144,7 +144,7 @@ def capture_attention(n: int, on_attention: OnAttention) -> Iterator[None]:
 
     def intercept(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad():
-            if (heads := heads_of(name, args, kwargs)) is not None:
+            if (heads := unpack_fused_attention(name, args, kwargs)) is not None:
                 _report_weights(heads.weights(), n, on_attention)
             elif name == "softmax" and _is_over_last_axis(args, kwargs):
                 out = func(*args, **kwargs)

@@ -18,7 +18,7 @@ SeededRun = Callable[[Tensor, int], tuple[Any, object]]
 """(rows, seed) -> the model's output, and what it drew."""
 
 
-class RandomOps(TorchDispatchMode):
+class RandomOpRecorder(TorchDispatchMode):
     """Records the shape of all random numbers that ops draw from torch's default generator of a device."""
 
     def __init__(self, device: torch.device) -> None:

@@ -64,14 +64,14 @@ def in_pair_batches(
     n: int,
     n_variants: int,
     plan: tuple[BatchSize, int],
-    together: bool,
+    one_variant_per_batch: bool,
     device: torch.device | str = "cpu",
 ) -> list[T]:
     """Call `func(examples (R,), variants (R,))` on all pairs of n examples and their variants, by a batch plan.
 
     `together`: a batch is all examples in one variant, because they depend on one another.
     """
-    if together:
+    if one_variant_per_batch:
         rows = torch.arange(n, device=device)
         return in_batches(lambda part: func(rows, torch.full_like(rows, part.start)), n_variants, 1, 1)
 
@@ -87,11 +87,11 @@ def pair_outputs(
     n: int,
     n_variants: int,
     plan: tuple[BatchSize, int],
-    together: bool,
+    one_variant_per_batch: bool,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
     """The outputs (R, ...) of `func` for all pairs, as (N, K, ...): see `in_pair_batches`."""
-    parts = zip(*in_pair_batches(func, n, n_variants, plan, together, device), strict=True)
-    if together:
+    parts = zip(*in_pair_batches(func, n, n_variants, plan, one_variant_per_batch, device), strict=True)
+    if one_variant_per_batch:
         return [torch.stack(h, 1) for h in parts]
     return [(flat := torch.cat(h)).view(n, n_variants, *flat.shape[1:]) for h in parts]

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MAX_COMPARED_SIZE = 4096  # values: tensors up to this size are also compared by value at the first forward pass
+MAX_COMPARED_VALUES = 4096  # values: tensors up to this size are also compared by value at the first forward pass
 BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
-BATCH_NORM_STATISTICS = ("running_mean", "running_var")  # batch norm writes them, which its schema does not say
+UNDECLARED_BATCH_NORM_WRITES = ("running_mean", "running_var")  # batch norm writes them, which its schema does not say
 
 
-class TensorSnapshot:
+class LazySnapshot:
     """A tensor's storage and, once `save_copy` was called, a copy of its values."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.alias, self.value = tensor, tensor.detach(), None
-        if tensor.numel() <= MAX_COMPARED_SIZE:
+        if tensor.numel() <= MAX_COMPARED_VALUES:
             self.save_copy()
 
     value: Tensor | None
@@ -62,9 +62,9 @@ def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
 class _CopyOnWrite(TorchDispatchMode):
     """Copies each of some tensors right before an op first writes to it."""
 
-    def __init__(self, snapshots: Iterable[TensorSnapshot]) -> None:
+    def __init__(self, snapshots: Iterable[LazySnapshot]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.by_storage: dict[int, list[TensorSnapshot]] = {}
+        self.by_storage: dict[int, list[LazySnapshot]] = {}
         for s in snapshots:
             if s.tensor.numel():
                 self.by_storage.setdefault(s.alias.untyped_storage().data_ptr(), []).append(s)
@@ -79,7 +79,7 @@ class _CopyOnWrite(TorchDispatchMode):
 
 def written_tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors that an op writes to, by its schema."""
-    also_written = BATCH_NORM_STATISTICS if "batch_norm" in func._schema.name else ()
+    also_written = UNDECLARED_BATCH_NORM_WRITES if "batch_norm" in func._schema.name else ()
     for i, argument in enumerate(func._schema.arguments):
         alias = argument.alias_info
         if (alias is not None and alias.is_write) or argument.name in also_written:
@@ -90,7 +90,7 @@ def written_tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> I
 @contextmanager
 def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Restore what is written inside to any of these tensors; on exit, the list has those that were written to."""
-    snapshots = [TensorSnapshot(t) for t in tensors if t.layout == torch.strided and t.device.type != "meta"]
+    snapshots = [LazySnapshot(t) for t in tensors if t.layout == torch.strided and t.device.type != "meta"]
     changed: list[Tensor] = []
     try:
         with _CopyOnWrite(snapshots):
@@ -105,7 +105,7 @@ def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]
 @contextmanager
 def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Restore the values of these tensors afterwards."""
-    snapshots = [TensorSnapshot(t) for t in tensors]
+    snapshots = [LazySnapshot(t) for t in tensors]
     for s in snapshots:
         s.save_copy()
     try:
@@ -117,10 +117,10 @@ def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 def preserve_buffers(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Restore the registered buffers afterwards: a model may replace them, or add some."""
-    return _BuffersInPlace(modules)
+    return _PreserveBuffers(modules)
 
 
-class _BuffersInPlace:
+class _PreserveBuffers:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
 
@@ -158,10 +158,10 @@ def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> Non
 
 def watch_writes(tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """On exit, call `on_write` for each of these tensors that was written to."""
-    return _Unwritten(tensors, on_write)
+    return _WatchWrites(tensors, on_write)
 
 
-class _Unwritten:
+class _WatchWrites:
     def __init__(self, tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> None:
         self.tensors, self.on_write = tensors, on_write
 

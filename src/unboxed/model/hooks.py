@@ -27,7 +27,7 @@ from .batching import Padding
 from .identity import TransientHook
 from .incremental import WindowedTensor, to_dense
 from .op_tables import plain_op_name
-from .state import NOTHING
+from .state import NO_CONTEXT
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -154,7 +154,7 @@ def capture(
             elif op == "input":
                 hook = TransientHook(_input_hook, recorder, path)
                 handles.append(modules[path].register_forward_pre_hook(hook, with_kwargs=True))
-        with follow_forward(modules, recorder.is_wanted, recorder.on_op) if ops else NOTHING:
+        with follow_forward(modules, recorder.is_wanted, recorder.on_op) if ops else NO_CONTEXT:
             yield recorder.acts
     finally:
         for handle in reversed(handles):
@@ -276,7 +276,7 @@ class _OpHookMode(TorchFunctionMode):
         return out.copy_(new) if in_place else new  # callers may ignore the return value of an in-place op
 
 
-class FinalOp(TorchFunctionMode):
+class FinalOpRecorder(TorchFunctionMode):
     """Records the input of each op of one name, to find the input of the model's last op."""
 
     def __init__(self, op: str) -> None:

@@ -81,14 +81,14 @@ class IsolatedModel:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
         with (
             hold_locks(self.locks) as is_outermost,
-            self._block_other_threads() if is_outermost and threading.active_count() > 1 else state.NOTHING,
-            state.mode_flags(self.modules, self.mode),
+            self._block_other_threads() if is_outermost and threading.active_count() > 1 else state.NO_CONTEXT,
+            state.set_mode_flags(self.modules, self.mode),
             buffer_writes.preserve_buffers(self.eager),
             state.grad_mode(grad),
             buffer_writes.watch_writes(self._untouched_buffers, self._on_late_write)
             if self._untouched_buffers
-            else state.NOTHING,
-            state.all_of(self._enter_optional_contexts(seed, rule)),
+            else state.NO_CONTEXT,
+            state.enter_all(self._enter_optional_contexts(seed, rule)),
         ):
             yield
 

@@ -17,7 +17,7 @@ from ..errors import LayerError
 from ..validation import suggest
 from .hooks import Address, follow_forward, hookable_modules, main_tensor
 from .identity import TransientHook
-from .state import SharedNoise
+from .state import SharedDropoutMask
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def survey_model(
     records: dict[str, _LayerRecord] = {}
     op_counts: Counter[tuple[str, str]] = Counter()
     unbatched: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
-    shared_noise, counter, n_rows = SharedNoise(), FlopCounter(), max(min_rows, len(x))  # type: ignore[no-untyped-call]
+    shared_noise, counter, n_rows = SharedDropoutMask(), FlopCounter(), max(min_rows, len(x))  # type: ignore[no-untyped-call]
     with shared_noise, counter, _record_layers(modules, records, op_counts, unbatched, lambda: counter.total, n_rows):
         output = run(x)
     table = _layer_table(hookable_modules(modules), records, op_counts, unbatched, counter.total)

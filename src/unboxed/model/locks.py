@@ -21,7 +21,7 @@ from torch import nn
 
 from .identity import TransientHook
 
-GRACE_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
+NEXT_MODULE_GRACE_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
 
 
 class ModelLock:
@@ -104,7 +104,7 @@ class _ThreadRegistry:
         self.condition.release()
         _REGISTRY_LOCK.release()
 
-    def in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Only the forking thread exists in the child; locks of others are made new."""
         thread_id = threading.get_ident()
         self.depth_by_thread = {thread_id: self.depth_by_thread[thread_id]} if thread_id in self.depth_by_thread else {}
@@ -119,7 +119,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_THREADS_INSIDE.before_fork,
         after_in_parent=_THREADS_INSIDE.after_fork,
-        after_in_child=_THREADS_INSIDE.in_child,
+        after_in_child=_THREADS_INSIDE.after_fork_in_child,
     )
 
 
@@ -163,7 +163,7 @@ def block_other_threads(
     handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
     try:
         if changes_flags:
-            time.sleep(GRACE_SECONDS)
+            time.sleep(NEXT_MODULE_GRACE_SECONDS)
         yield
     finally:
         for handle in handles:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import NaNError
 
 MAX_NAMED_ROWS = 5  # rows that an error names
-MAX_PYTHON_VALUES = 64  # fewer are checked faster in Python than by torch
+MAX_VALUES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
 )
@@ -49,7 +49,7 @@ def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the in
 def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
     """Raise NaNError where a score to be attributed is NaN or infinite: scores (N, ...), or N tensors."""
     if isinstance(scores, Tensor):
-        if scores.numel() <= MAX_PYTHON_VALUES and all(
+        if scores.numel() <= MAX_VALUES_CHECKED_IN_PYTHON and all(
             map(math.isfinite, scores.flatten().tolist())
         ):  # isfinite is several ops
             return

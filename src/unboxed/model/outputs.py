@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import InputError, OutputError, warn
 from ..inputs.base import Inputs
-from .hooks import FinalOp, tensors_in
+from .hooks import FinalOpRecorder, tensors_in
 from .incremental import to_dense
 from .op_tables import FINAL_OPS
-from .state import NOTHING, syncs_on_read
+from .state import NO_CONTEXT, syncs_on_read
 
 Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
 
@@ -74,16 +74,16 @@ class OutputReader:
 
     def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
         """Whether the last op is a sigmoid, by one more forward pass."""
-        with FinalOp(FINAL_OPS["multilabel"]) as final:
+        with FinalOpRecorder(FINAL_OPS["multilabel"]) as final:
             output = self.select_tensor(run(None))
         z = final.input_of(output)
         return z is not None and OutputReader(self.pick, "multilabel")._reproduces(z, output)
 
-    def watch_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOp | None]:
+    def watch_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOpRecorder | None]:
         """Record the model's final softmax or sigmoid, where logits are wanted and the model has one."""
-        return FinalOp(FINAL_OPS[self.outputs]) if wants_logits and self.outputs in FINAL_OPS else NOTHING
+        return FinalOpRecorder(FINAL_OPS[self.outputs]) if wants_logits and self.outputs in FINAL_OPS else NO_CONTEXT
 
-    def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
+    def logits(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
         """The pre-softmax values (N, K). Raises OutputError where they cannot be found."""
         if final is None or (
             self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.calls)
@@ -139,7 +139,7 @@ def _default_output(raw: Any) -> Any:
 
 def _extreme_inputs(inputs: Inputs, n: int) -> Tensor:
     """Valid inputs (n, ...) as far apart as possible: outputs that happen to be between 0 and 1 then leave it."""
-    samples = inputs.sample(n, torch.Generator().manual_seed(1))
+    samples = inputs.random_inputs(n, torch.Generator().manual_seed(1))
     is_scalable = not getattr(inputs, "categories", None) and not hasattr(inputs, "parts")
     return inputs.clip(40 * samples - 20) if is_scalable else samples
 

@@ -36,7 +36,7 @@ from .op_tables import (
     may_be_gate,
     rectified_input,
 )
-from .state import NOTHING, GlobalSwitch
+from .state import NO_CONTEXT, GlobalSwitch
 
 BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,7 +55,7 @@ deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.cl
 
 def apply_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
     """While open, a backward pass from `root` uses the rule. Raises RuleError if it would miss an op."""
-    return NOTHING if rule is None else _apply_rule(rule, root)
+    return NO_CONTEXT if rule is None else _apply_rule(rule, root)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     if not scripts:
         yield
         return
-    with UNOPTIMIZED_SWITCH:
+    with UNOPTIMIZED_SCRIPTS_SWITCH:
         for module in scripts:
             for name in module._c._method_names():
                 module._c._get_method(name)._debug_flush_compilation_cache()
@@ -187,4 +187,4 @@ def _disable_script_optimizer() -> Iterator[None]:
         torch._C._jit_set_num_profiled_runs(n_before)
 
 
-UNOPTIMIZED_SWITCH = GlobalSwitch(_disable_script_optimizer)
+UNOPTIMIZED_SCRIPTS_SWITCH = GlobalSwitch(_disable_script_optimizer)

@@ -23,12 +23,12 @@ Modules = tuple[nn.Module, ...]
 GET_TRAINING = attrgetter("training")
 
 
-def mode_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
+def set_mode_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
     """While open, every submodule is in eval mode (`mode="as-is"`: unchanged); afterwards its own flag is restored."""
-    return _Flags(modules, mode)
+    return _ModeFlags(modules, mode)
 
 
-class _Flags:
+class _ModeFlags:
     """A class, as a generator would cost more than the flags do: each forward pass of a box enters it."""
 
     def __init__(self, modules: Modules, mode: str) -> None:
@@ -134,7 +134,7 @@ def _call_with_device(call: Callable[..., Any], device: torch.device, *state: An
     return call(*state) if device.type == "mps" else call(*state, device)
 
 
-class SharedNoise(TorchFunctionMode):
+class SharedDropoutMask(TorchFunctionMode):
     """Dropout that is always on draws one mask for all rows, so that splitting a batch does not change results."""
 
     was_used = False  # whether the model drew noise
@@ -224,27 +224,27 @@ def neutral_settings(device: torch.device, has_fused_attention: bool = True) -> 
     return settings
 
 
-def all_of(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
+def enter_all(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
     """These contexts as one, entered in turn; the common cases of none and one cost nothing."""
     if len(contexts) < 2:
-        return contexts[0] if contexts else NOTHING
-    return _all_of(contexts)
+        return contexts[0] if contexts else NO_CONTEXT
+    return _enter_all(contexts)
 
 
 @contextmanager
-def _all_of(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+def _enter_all(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
         yield
 
 
-NOTHING = nullcontext()
+NO_CONTEXT = nullcontext()
 
 
 def out_of_inference() -> AbstractContextManager[None]:
     """torch.inference_mode(False) where the caller is in inference_mode; else nothing, at no cost."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NOTHING
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NO_CONTEXT
 
 
 def grad_mode(grad: bool) -> AbstractContextManager[None]:
@@ -274,7 +274,7 @@ def _leave_inference_mode(grad: bool) -> Iterator[None]:
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Mixed precision, if any. Without a cache: casts made without a graph would remain in the caller's autocast."""
-    return NOTHING if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
+    return NO_CONTEXT if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:

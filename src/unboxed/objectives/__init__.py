@@ -7,7 +7,7 @@ activation) is selected by `.rows(index)` when a batch is split or finished exam
 A new score of activations moves in here; what optimizes one moves into `engine.optimize`.
 """
 
-from .algebra import MODEL_ENDS as MODEL_ENDS
+from .algebra import MODEL_END_ADDRESSES as MODEL_END_ADDRESSES
 from .algebra import Acts as Acts
 from .algebra import Constant as Constant
 from .algebra import Index as Index

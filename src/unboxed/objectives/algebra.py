@@ -20,7 +20,7 @@ from .calls import Call, copy_value, detach_value, is_equal, is_same_call, remem
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
 Operand = Union["Objective", "Constant", Tensor, "np.ndarray[Any, Any]", "np.generic", float]
-MODEL_ENDS = frozenset({"input", "output", "logits"})
+MODEL_END_ADDRESSES = frozenset({"input", "output", "logits"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,12 +237,12 @@ def _operation_name(a: Objective | Constant | float, symbol: str, b: Objective |
     if symbol == "*" and isinstance(a, Objective) and not isinstance(b, Objective):
         a, b = b, a  # the factor first
     if symbol == "*" and a == -1.0:
-        return f"-{_side_text(b, SIGN_PRECEDENCE)}"
-    right = _side_text(b, PRECEDENCE[symbol] + (symbol in "-/"))  # a - (b + c), a / (b * c)
-    return f"{_side_text(a, PRECEDENCE[symbol])} {symbol} {f'({right})' if right.startswith('-') else right}"
+        return f"-{_operand_text(b, SIGN_PRECEDENCE)}"
+    right = _operand_text(b, PRECEDENCE[symbol] + (symbol in "-/"))  # a - (b + c), a / (b * c)
+    return f"{_operand_text(a, PRECEDENCE[symbol])} {symbol} {f'({right})' if right.startswith('-') else right}"
 
 
-def _side_text(side: Objective | Constant | float, precedence: int) -> str:
+def _operand_text(side: Objective | Constant | float, precedence: int) -> str:
     """An operand, in parentheses if its precedence is lower."""
     if not isinstance(side, Objective):
         return f"tensor {tuple(side.value.shape)}" if isinstance(side, Constant) else f"{side:g}"

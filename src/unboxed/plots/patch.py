@@ -26,7 +26,7 @@ def printable_patch(
     Args:
         patch: The result of `adversarial.patch`.
         classes: Names of the model's classes; without them the target is printed as a number.
-        success: The measured fooling rate, as `patch.success(...)` returns it; None prints none.
+        success: The measured fooling rate, as `patch.fooling_rate(...)` returns it; None prints none.
         side: Width of the patch in pixels.
 
     Returns:

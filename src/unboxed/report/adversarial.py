@@ -26,7 +26,7 @@ from .blocks import Block, Collapsible, ColorScales, Figure, Files, Heading, Met
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .input_nouns import InputNouns, categorical_columns, standardize
-from .judge import usable_judge
+from .judge_model import usable_judge
 from .pictures import File, Picture
 from .survey import evenly_spaced
 from .words import format_named_prob, format_percent, format_prob, join_names

@@ -16,7 +16,7 @@ from ..synthesis import Morph, morph
 from .blocks import Block, Figure, Files, MethodNote, Slider
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Example, Finding
-from .judge import judge_images, usable_judge
+from .judge_model import judge_images, usable_judge
 from .pictures import File, Picture, to_file_name
 from .words import count_noun, format_named_prob, format_prob
 

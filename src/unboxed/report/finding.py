@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..engine.results import summary
+from ..engine.results import json_summary
 from ..plots import colors
 from .blocks import ExampleWithFigures, Figure
 from .pictures import Picture
@@ -53,7 +53,7 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """For report.json, which has `title` and `headline` once for all sections."""
         shared = {f.name for f in fields(Finding)} - {"answer"}
-        return {name: value for name, value in summary(self).items() if name not in shared}
+        return {name: value for name, value in json_summary(self).items() if name not in shared}
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from ..synthesis.inversions import layers_by_depth
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Example, Finding, NotApplicable
-from .judge import usable_judge
+from .judge_model import usable_judge
 from .pictures import File, Picture
 from .words import count_noun
 

@@ -12,7 +12,7 @@ from .. import data as sets
 from ..box import Box
 from ..engine.read.class_labels import dataset_class_names, is_numbers_only
 from ..engine.read.examples import class_by_label
-from ..engine.read.items import read_example
+from ..engine.read.items import item_or_data_error
 from ..engine.read.packing import pack_data
 from ..errors import BrokenImageError, DataError
 from ..inputs.pixels import Pixels
@@ -75,7 +75,7 @@ class ReportData:
 
     def _read_item(self, i: int) -> tuple[Any, int] | None:
         try:
-            return _input_and_label(read_example(self._data, i), self.labeled)
+            return _input_and_label(item_or_data_error(self._data, i), self.labeled)
         except BrokenImageError as error:
             self._broken_reasons.setdefault(i, str(error))
             return None

@@ -16,7 +16,7 @@ from ..synthesis import ClassImages, class_image
 from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Finding
-from .judge import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
+from .judge_model import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
 from .pictures import File, Picture
 from .words import count_noun, format_named_prob, join_names
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adversarial.predictions import finite_logits
+from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
@@ -115,27 +115,27 @@ def calibration(
     if box.outputs == "multilabel":
         raise OutputError("calibration needs one class per example; the box's outputs are multilabel")
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
-    z = finite_logits(box, x, batch_size).double()  # (N, K)
-    best_temperature = fit_temperature(z, y)
-    uncalibrated, scaled = (_reliability(z / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature))
-    clean_accuracy = float((z.argmax(1) == y).double().mean())
+    logits = nan_checked_logits(box, x, batch_size).double()  # (N, K)
+    best_temperature = fit_temperature(logits, y)
+    uncalibrated, scaled = (_reliability(logits / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature))
+    clean_accuracy = float((logits.argmax(1) == y).double().mean())
     return Calibration(
-        uncalibrated, scaled, best_temperature, clean_accuracy, *_confident_errors(z, y, rows, n_errors, box.dtype)
+        uncalibrated, scaled, best_temperature, clean_accuracy, *_confident_errors(logits, y, rows, n_errors, box.dtype)
     )
 
 
-def fit_temperature(z: Tensor, y: Tensor) -> float:
-    """The T of highest likelihood of the labels y (N,) under softmax(z / T), given logits z (N, K); 0.01 to 100.
+def fit_temperature(logits: Tensor, y: Tensor) -> float:
+    """The T of highest likelihood of the labels y (N,) under softmax(logits / T), given logits (N, K); 0.01 to 100.
 
     The derivative of the log-likelihood in 1 / T, mean(z_y - E[z]), falls as 1 / T rises: it is bisected.
     """
-    z = z.double()
-    label_logits = z.gather(1, y[:, None])[:, 0]
+    logits = logits.double()
+    label_logits = logits.gather(1, y[:, None])[:, 0]
     lower, upper = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     for _ in range(N_BISECTIONS):
         middle = (lower * upper) ** 0.5
-        p = (middle * z).softmax(1)
-        expected_logits = (p * z.where(p > 0, 0)).sum(1)  # a masked class, of logit -inf, adds nothing
+        p = (middle * logits).softmax(1)
+        expected_logits = (p * logits.where(p > 0, 0)).sum(1)  # a masked class, of logit -inf, adds nothing
         if float((label_logits - expected_logits).mean()) >= 0:
             lower = middle
         else:
@@ -143,20 +143,20 @@ def fit_temperature(z: Tensor, y: Tensor) -> float:
     return float((lower * upper) ** -0.5)
 
 
-def _reliability(z: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype) -> Reliability:
-    probs = z.softmax(1)  # (N, K)
+def _reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype) -> Reliability:
+    probs = logits.softmax(1)  # (N, K)
     top_prob, predictions = probs.max(1)
     is_correct = (predictions == y).double()
     bin_index = _bin_index(top_prob, n_bins)
     bin_counts = torch.bincount(bin_index, minlength=n_bins)
     confidence, accuracy = (_bin_sums(bin_index, v, n_bins) / bin_counts.clamp_min(1) for v in (top_prob, is_correct))
     gaps = (accuracy - confidence).abs()
-    bin_edges = torch.linspace(0, 1, n_bins + 1, dtype=dtype, device=z.device)
+    bin_edges = torch.linspace(0, 1, n_bins + 1, dtype=dtype, device=logits.device)
     squared_error = (probs - F.one_hot(y, probs.shape[1])).square().sum(1)
     return Reliability(
         torch.stack([bin_edges[:-1], bin_edges[1:]], 1), bin_counts, confidence.to(dtype), accuracy.to(dtype),
         ece=float((gaps * bin_counts).sum() / len(y)), mce=float(gaps.max()), brier=float(squared_error.mean()),
-        nll=float(F.cross_entropy(z, y)),
+        nll=float(F.cross_entropy(logits, y)),
     )  # fmt: skip
 
 
@@ -170,9 +170,9 @@ def _bin_sums(bin_index: Tensor, values: Tensor, n_bins: int) -> Tensor:
 
 
 def _confident_errors(
-    z: Tensor, y: Tensor, rows: Tensor, max_errors: int, dtype: torch.dtype
+    logits: Tensor, y: Tensor, rows: Tensor, max_errors: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    top_prob, predictions = z.softmax(1).max(1)
+    top_prob, predictions = logits.softmax(1).max(1)
     wrong_index = (predictions != y).nonzero()[:, 0]
     sorted_index = wrong_index[top_prob[wrong_index].argsort(descending=True, stable=True)[:max_errors]]
     return (

@@ -49,7 +49,7 @@ def _motion_blur(x: Tensor, length_pixels: float, generator: Generator) -> Tenso
     length = length_pixels * _blur_scale(x)
     offsets = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1, device=x.device, dtype=x.dtype)
     shifted = [
-        _affine_sample(x, torch.zeros_like(angle), offset * angle.cos(), offset * angle.sin()) for offset in offsets
+        _rotate_and_shift(x, torch.zeros_like(angle), offset * angle.cos(), offset * angle.sin()) for offset in offsets
     ]
     return torch.stack(shifted).mean(0)
 
@@ -90,10 +90,10 @@ def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
     turns_left = torch.rand((), generator=generator, device=x.device, dtype=x.dtype) < 0.5
     angle = torch.where(turns_left, 1.0, -1.0).to(x.dtype) * math.radians(degrees)
     zero_shift = torch.zeros_like(angle)
-    return _affine_sample(x, angle, zero_shift, zero_shift)
+    return _rotate_and_shift(x, angle, zero_shift, zero_shift)
 
 
-def _affine_sample(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Tensor) -> Tensor:
+def _rotate_and_shift(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Tensor) -> Tensor:
     """An image rotated by an angle (radians) and shifted by pixels, mirrored beyond its edges."""
     h, w = x.shape[-2:]
     cos, sin = angle.cos(), angle.sin()

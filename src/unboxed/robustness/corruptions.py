@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..adversarial.predictions import finite_logits
+from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.cpu_cache import MAX_DATA_ROWS
@@ -179,7 +179,7 @@ class _CorruptionTally:
 
     def _correct_and_confidence(self, x: Tensor, y: Tensor) -> Tensor:
         """(2,) number of correct predictions, and sum of the correct classes' probabilities."""
-        logits = finite_logits(self.box, x).double()
+        logits = nan_checked_logits(self.box, x).double()
         confidence = logits.softmax(1).gather(1, y[:, None]).sum()
         return torch.stack([(logits.argmax(1) == y).sum().double(), confidence])
 

@@ -114,7 +114,7 @@ def evaluate(
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
     check_inputs(chosen_attacks, box)
     check_norms({**chosen_attacks, MINIMAL_TASK_NAME: minimal_attack}, norm)
-    evaluation = _Evaluation(
+    evaluation = _EvaluationRun(
         box,
         x,
         y,
@@ -139,7 +139,7 @@ def _eps_list(eps: Sequence[float] | float) -> list[float]:
     return values
 
 
-class _Evaluation:
+class _EvaluationRun:
     """A running evaluation: one attack, one eps and a part of the examples at a time."""
 
     def __init__(

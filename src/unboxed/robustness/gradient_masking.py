@@ -24,7 +24,7 @@ from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan, reindex_error
 
-MAX_EXAMPLES = 200  # examples that are used
+MAX_CHECKED_EXAMPLES = 200  # examples that are used
 MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
 FEW_STEPS, MANY_STEPS = 10, 100  # steps
 SQUARE_QUERIES = 500
@@ -90,7 +90,7 @@ def check_gradient_masking(
     Source:
         Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705.
     """
-    rows = is_correct.nonzero()[:MAX_EXAMPLES, 0]
+    rows = is_correct.nonzero()[:MAX_CHECKED_EXAMPLES, 0]
     if not len(rows) or box.batch_dependent:
         return ()
     comparison = _AttackComparison(

@@ -15,7 +15,17 @@ from ..engine.read.features import resolve_address
 from ..errors import InputError, LayerError
 from ..objectives import as_classes, channel
 from ..objectives import diversity as diversity_objective
-from ..parameters import BatchSize, Canvas, Data, Diversity, FrameInterval, RequiredLayer, Seed, Steps, Units
+from ..parameters import (
+    BatchSize,
+    CanvasKind,
+    Data,
+    Diversity,
+    FrameInterval,
+    RequiredLayerAddress,
+    Seed,
+    Steps,
+    UnitIndices,
+)
 from ..settings import AtLeast, Unit, check_settings
 from .feature import warn_dead
 from .generated import GeneratedImages
@@ -44,12 +54,12 @@ class Channels(GeneratedImages):
 )
 def channels(
     box: Box,
-    layer: RequiredLayer,
-    units: Units = None,
+    layer: RequiredLayerAddress,
+    units: UnitIndices = None,
     *,
     images_per_channel: Annotated[int, AtLeast(1), Unit("images"), "Images of each channel."] = 1,
     diversity: Diversity = 0.9,
-    canvas: Canvas = "fourier",
+    canvas: CanvasKind = "fourier",
     data: Data = None,
     steps: Steps = DEFAULT_STEPS,
     frame_every: FrameInterval = None,
@@ -121,7 +131,7 @@ def _channel_indices(box: Box, layer: str, units: int | Sequence[int] | Tensor |
         if int(indices.min()) < 0:
             raise InputError(f"a channel must be a whole number, 0 or more; got {int(indices.min())}")
         return indices
-    noise = box.inputs.sample(1, torch.Generator(box.device).manual_seed(0))
+    noise = box.inputs.random_inputs(1, torch.Generator(box.device).manual_seed(0))
     h = box.read(noise.to(box.dtype), [layer])[layer]
     if h.ndim < 2:
         raise LayerError(f"{layer!r} has activations of shape {tuple(h.shape)}: no channels")

@@ -179,7 +179,7 @@ def _class_contrast_objective(targets: Tensor, logit_scale: float) -> Objective:
 
 def _logit_scale(box: Box, batch_size: BatchSize) -> float:
     """The standard deviation of the logits over the classes on noise."""
-    noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
+    noise = box.inputs.random_inputs(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
     return max(float(z.std(1 if z.shape[1] > 1 else 0).mean()), 1e-6)
 

@@ -11,7 +11,7 @@ from ..cards import card
 from ..errors import InputError, warn
 from ..objectives import Objective, logit
 from ..objectives import diversity as diversity_objective
-from ..parameters import BatchSize, Canvas, Data, Diversity, FrameInterval, RequiredObjective, Seed, Steps
+from ..parameters import BatchSize, CanvasKind, Data, Diversity, FrameInterval, RequiredObjective, Seed, Steps
 from ..settings import AtLeast, Unit, check_settings
 from .generated import GeneratedImages, objective_names
 from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
@@ -32,7 +32,7 @@ def feature(
     objective: RequiredObjective,
     *,
     n_images: Annotated[int | None, AtLeast(1), Unit("images"), "Number of images."] = None,
-    canvas: Canvas = "fourier",
+    canvas: CanvasKind = "fourier",
     data: Data = None,
     diversity: Diversity = 0.0,
     steps: Steps = DEFAULT_STEPS,

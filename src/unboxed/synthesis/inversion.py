@@ -26,7 +26,17 @@ from ..engine.read.features import resolve_address
 from ..engine.read.sizes import require_images
 from ..errors import InputError, LayerError
 from ..objectives import Objective, alpha_norm, cosine, dot, match, total_variation
-from ..parameters import BatchSize, FrameInterval, Inputs, Jitter, NStarts, RequiredLayer, Seed, Smoothness, Steps
+from ..parameters import (
+    BatchSize,
+    FrameInterval,
+    Inputs,
+    Jitter,
+    NStarts,
+    RequiredLayerAddress,
+    Seed,
+    Smoothness,
+    Steps,
+)
 from ..rng import normal
 from ..settings import Above, AtLeast, AtMost, check_settings
 from ..validation import check_seed
@@ -72,7 +82,7 @@ class Inversion(GeneratedImages):
 def inversion(
     box: Box,
     x: Inputs,
-    layer: RequiredLayer,
+    layer: RequiredLayerAddress,
     *,
     metric: Annotated[Literal["euclidean", "cosine", "dot"], "Metric in which activations are compared."] = "euclidean",
     canvas: Annotated[Literal["pixels", "fourier"] | None, "Parameterization of the images."] = None,

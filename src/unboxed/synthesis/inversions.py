@@ -17,7 +17,7 @@ from ..engine.results import OneLineRepr
 from ..engine.rows import evenly_spaced
 from ..errors import LayerError, OutputError
 from ..model.layers import Layer
-from ..parameters import BatchSize, Inputs, Layers, NStarts, Seed, Steps
+from ..parameters import BatchSize, Inputs, LayerAddresses, NStarts, Seed, Steps
 from ..settings import check_settings
 from ..validation import address_list
 from .inversion import Inversion, inversion
@@ -55,7 +55,7 @@ class Inversions(OneLineRepr):
 def inversions(
     box: Box,
     x: Inputs,
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     *,
     steps: Steps = 200,
     n_starts: NStarts = 1,

@@ -28,7 +28,7 @@ from ..errors import InputError, LayerError
 from ..model.batching import in_batches
 from ..objectives import Objective, gram, match, total_variation
 from ..objectives import style as style_objective
-from ..parameters import BatchSize, FrameInterval, Inputs, Layers, Seed, Smoothness, Steps
+from ..parameters import BatchSize, FrameInterval, Inputs, LayerAddresses, Seed, Smoothness, Steps
 from ..rng import normal
 from ..settings import AtLeast, Holds, check_settings
 from ..validation import address_list, check_seed
@@ -39,7 +39,7 @@ WRONG_SIZE_HINT = "name earlier layers, or resize the image"
 
 
 def _example_style_image(box: Box) -> Tensor:
-    return box.inputs.sample(1, torch.Generator(box.device).manual_seed(1))
+    return box.inputs.random_inputs(1, torch.Generator(box.device).manual_seed(1))
 
 
 @card(
@@ -56,7 +56,7 @@ def _example_style_image(box: Box) -> Tensor:
 def texture(
     box: Box,
     x: Inputs,
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     *,
     steps: Steps = 200,
     smooth: Smoothness = 2.0,
@@ -129,7 +129,7 @@ def style_transfer(
         Tensor, Holds("inputs"), "Images (N, C, H, W) in [0, 1] of the style, or one (1, C, H, W) for all."
     ],
     *,
-    layers: Layers = None,
+    layers: LayerAddresses = None,
     content_layer: Annotated[str | None, Holds("layer"), "Address of the layer whose activation is kept."] = None,
     content_weight: Annotated[float, AtLeast(0), "Weight of the content, against the style."] = 0.2,
     steps: Steps = 200,

@@ -25,9 +25,10 @@ MODEL_INDEPENDENT_PARTS = frozenset({
     "engine.read.neighbors", "engine.read.channel_axes", "engine.optimize.optimizers", "engine.optimize.transforms",
     "engine.perturb.control_variate", "engine.perturb.surrogate", "engine.perturb.local_model",
     "engine.perturb.estimators", "engine.perturb.baselines",
-    "engine.optimize.constraints", "engine.gradients.quadrature", "engine.optimize.lbfgs",
-    "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features", "engine.stable_repr",
-    "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode", "model.lrp.linear_rules",
+    "engine.optimize.constraints", "engine.gradients.adaptive_quadrature", "engine.gradients.quadrature",
+    "engine.optimize.lbfgs", "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features",
+    "engine.stable_repr", "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode",
+    "model.lrp.linear_rules",
 })  # fmt: skip
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 

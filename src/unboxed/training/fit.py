@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..box import Box
-from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_close
+from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_equal_up_to_rounding
 from ..engine.stable_repr import comparable_outputs
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
@@ -280,7 +280,7 @@ class _Trainer:
     def _restore(self, state: dict[str, Any], file: CheckpointFile) -> None:
         old_tensors = [h.clone() for h in self._state_tensors()]
         self._copy_tensors(state["model"])
-        if not is_close(state["answers"], self._probe_outputs()):
+        if not is_equal_up_to_rounding(state["answers"], self._probe_outputs()):
             self._copy_tensors(old_tensors)
             raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
         if self.ema is not None:
@@ -295,7 +295,7 @@ class _Trainer:
 
     def _probe_outputs(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
-        noise = self.box.inputs.sample(N_PROBE_INPUTS, torch.Generator(self.box.device).manual_seed(0))
+        noise = self.box.inputs.random_inputs(N_PROBE_INPUTS, torch.Generator(self.box.device).manual_seed(0))
         return comparable_outputs(self.box, self.box(noise.to(self.box.dtype)))
 
     def _copy_tensors(self, values: Iterable[Tensor]) -> None:

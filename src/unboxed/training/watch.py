@@ -252,7 +252,7 @@ class EncodedInputs:
         lower, upper = torch.aminmax(self.examples.to(unit_values.device))
         return lower + (upper - lower) * unit_values
 
-    def sample(self, n_inputs: int, generator: torch.Generator) -> Tensor:
+    def random_inputs(self, n_inputs: int, generator: torch.Generator) -> Tensor:
         """Real inputs; where the batch had fewer than n, others like them."""
         x = self.examples.to(generator.device)
         return torch.cat([x, x.flip(-1), -x])[:n_inputs]

@@ -17,11 +17,11 @@ from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective
-from ..attribution_result import Attribution, explained
+from ..attribution_result import Attribution, target_for_result
 from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, upsample_bilinear
 from ..results import warn_not_finite, warn_rows
 from .cam_layers import MapTrace
-from .score import in_dtype, no_rows, predicted_classes, score_gradients_with_bypass
+from .score import in_dtype, no_row_mask, predicted_classes, score_gradients_with_bypass
 
 CombineMaps = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
@@ -62,7 +62,7 @@ def cam(
     x = box.validate_inputs(x)
     size = image_size(box)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
-    cam_layers = None if layer is None else CamLayers((_batch_first_address(box, layer),))
+    cam_layers = None if layer is None else CamLayers((_address_with_batch_axis(box, layer),))
 
     def run_batch(rows: slice) -> CamResult:
         if rows.stop - rows.start == len(x):
@@ -80,7 +80,7 @@ def cam(
     return Attribution(
         upsample_bilinear(maps, size) if upsample else maps,
         input=box.restore_structure(x),
-        target=explained(box, result.predicted if target is None else target, len(x)),
+        target=target_for_result(box, result.predicted if target is None else target, len(x)),
         score=in_dtype(result.score, box.dtype),
         method=name,
         layer=result.layer,
@@ -92,7 +92,7 @@ def _concatenate(parts: Sequence[CamResult]) -> CamResult:
     predicted = [p.predicted for p in parts if p.predicted is not None]
     return CamResult(
         torch.cat([p.maps for p in parts]),
-        torch.cat([no_rows(p.score) if p.clamped is None else p.clamped for p in parts]),
+        torch.cat([no_row_mask(p.score) if p.clamped is None else p.clamped for p in parts]),
         torch.cat([p.score for p in parts]),
         torch.cat(predicted) if predicted else None,
         parts[0].layer,
@@ -104,13 +104,13 @@ def _warn_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | 
     if clamped is None:
         if all(0 < p < math.inf for p in maps.abs().amax((1, 2, 3)).tolist()):  # NaN where a value is
             return
-        clamped = no_rows(maps)
+        clamped = no_row_mask(maps)
     warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     warn_not_finite(name, maps)
     warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score")
 
 
-def _batch_first_address(box: Box, layer: str) -> str:
+def _address_with_batch_axis(box: Box, layer: str) -> str:
     address = box.layers.resolve(layer)
     if not box.has_batch_axis(address):
         raise LayerError(f"{layer!r} mixes examples: its first axis is not the batch")
@@ -138,7 +138,7 @@ def _compute_cam(
     with box.isolated():
         x = x.detach().requires_grad_()
         if cam_layers is None:
-            cam_layers, acts, score = _find_layers(box, objective, x)
+            cam_layers, acts, score = _run_and_find_layers(box, objective, x)
         else:
             acts = box.forward(x, {*objective.layers, *cam_layers.addresses})
             score = objective(acts)
@@ -166,7 +166,7 @@ def _combine_at_layers(
 # -- the layer, where none is named ------------------------------------------------------------------------------------
 
 
-def _find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, Acts, Tensor]:
+def _run_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, Acts, Tensor]:
     """The last maps that all of the score passes through, or the last tokens of a ViT; found while the model runs.
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
@@ -180,8 +180,8 @@ def _find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, 
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     objective_nodes = {edge.node for a in objective.layers if (edge := acts.edges.get(a)) is not None}
     if (tokens := trace.token_layers(score, objective_nodes)) is not None:
-        rows, grid = tokens
-        return CamLayers(_last_token_layers(rows), grid), acts, score
+        layers, grid = tokens
+        return CamLayers(_last_token_layers(layers), grid), acts, score
     last_map = trace.last_map(score, objective_nodes)
     if last_map.value._version == last_map.version and last_map.value.numel():
         acts[last_map.address], acts.edges[last_map.address] = last_map.value[: len(x)], last_map.edge
@@ -197,7 +197,7 @@ def _guess_token_layers(box: Box) -> tuple[str, ...]:
     return _last_token_layers([r for r, g in reversed(layer_grids) if g == grid and r.shape == row.shape])
 
 
-def _last_token_layers(rows: Sequence[Layer]) -> tuple[str, ...]:
+def _last_token_layers(layers: Sequence[Layer]) -> tuple[str, ...]:
     """The latest of these layers of tokens, the last first; normalized ones if there are any."""
-    normalized = [r for r in rows if "Norm" in r.type] or rows
+    normalized = [r for r in layers if "Norm" in r.type] or layers
     return tuple(r.addresses[-1] for r in normalized[:MAX_TOKEN_LAYERS])

@@ -1,19 +1,18 @@
 """Paths: the points at which a gradient method takes gradients, their weights, and their weighted mean.
 
 A gradient method is a path of points x a backward rule: `path_mean_gradient(box, objective, path, n,
-rule=relu_rules.guided)` is guided integrated gradients on a `Line`, guided SmoothGrad on `Noise`; `wrt=` a layer gives
-the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time: memory does not grow
-with the number of points.
+rule=relu_rules.guided)` is guided integrated gradients on a `LinePath`, guided SmoothGrad on a `NoisePath`;
+`wrt=` a layer gives the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time:
+memory does not grow with the number of points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +24,9 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, in_pair_batches, pair_outputs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from ..cpu_cache import path_rows
+from ..cpu_cache import path_batch_rows
 from ..rows import broadcast_rows
-from .score import ReluBypass, batch_gradients
+from .score import ReluBypass, gradients_of_batch
 
 Moment = Literal["mean", "squared", "variance"]
 
@@ -47,7 +46,7 @@ class Path(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class LinePath:
     """The straight line from a start to x, at t (K,) of its length (Sundararajan et al. 2017, section 3)."""
 
     x: Tensor  # (N, ...)
@@ -66,7 +65,7 @@ def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class NoisePath:
     """x and normal noise of standard deviation `sigma`, keyed by (seed, row, sample)."""
 
     x: Tensor  # (N, ...)
@@ -81,7 +80,7 @@ class Noise:
 
 
 @dataclass(frozen=True, eq=False)
-class References:
+class ReferencePath:
     """Points between references and x, each gradient times its own x - reference (Erion et al. 2021, equation 4)."""
 
     x: Tensor  # (N, ...)
@@ -99,50 +98,29 @@ class References:
 # -- points and weights on [0, 1] ------------------------------------------------------------------------------------
 
 
-def equal_weights(n_points: int) -> Tensor:
-    """Equal weights (K,)."""
-    return torch.full((n_points,), 1 / n_points, dtype=torch.float64)
-
-
-def midpoints(n_points: int) -> tuple[Tensor, Tensor]:
-    """(t, weights): the midpoints of k equal intervals; exact where the gradient is linear in t."""
-    return (torch.arange(n_points, dtype=torch.float64) + 0.5) / n_points, equal_weights(n_points)
-
-
-def gauss_legendre(n_points: int) -> tuple[Tensor, Tensor]:
-    """(t, weights): exact where the gradient is a polynomial in t of degree 2k - 1; it gains nothing at kinks."""
-    t, weights = np.polynomial.legendre.leggauss(n_points)
-    return torch.from_numpy((t + 1) / 2), torch.from_numpy(weights / 2)
-
-
-QUADRATURE_RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
-    "midpoint": midpoints,
-    "gauss-legendre": gauss_legendre,
-}
-
 # -- draws -----------------------------------------------------------------------------------------------------------
 
-SAMPLES_PER_BLOCK = 8  # samples per seed: seeding a generator costs as much as sampling a small image
+NOISE_SAMPLES_PER_BLOCK = 8  # samples per seed: seeding a generator costs as much as sampling a small image
 
 
 def normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, seed: int) -> Tensor:
     """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in any batch."""
     blocks, pairs = list[Tensor](), zip(example_ids.tolist(), sample_ids.tolist(), strict=True)
-    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // SAMPLES_PER_BLOCK)):
-        samples = [sample % SAMPLES_PER_BLOCK for _, sample in group]
+    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // NOISE_SAMPLES_PER_BLOCK)):
+        samples = [sample % NOISE_SAMPLES_PER_BLOCK for _, sample in group]
         generator = rng.sample_generator(seed, row, block, like.device)
         values = torch.randn(
-            SAMPLES_PER_BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
+            NOISE_SAMPLES_PER_BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
         )
         blocks.append(values[samples[0] : samples[-1] + 1])
     return torch.cat(blocks)
 
 
-def noise_unit(inputs: Inputs, x: Tensor) -> Tensor:
+def noise_scale(inputs: Inputs, x: Tensor) -> Tensor:
     """The unit of noise, broadcast to x (N, ...): max - min of each image; a column's std, as the features give it."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
-        units = [noise_unit(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
+        units = [noise_scale(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
         return torch.cat(units, 1)
     if isinstance(inputs, Features):
         return x.new_tensor(inputs.std)[None]
@@ -215,7 +193,7 @@ class _GradientAccumulator:
         with torch.inference_mode(False):
             points, factors = self.path(n, k)
         objective = self.objective.rows(n.to(self.box.device))
-        result = batch_gradients(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
+        result = gradients_of_batch(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
         grads = result.map if factors is None else result.map * factors
         example_ids, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
         weights = torch.split(self.weights[k.to(self.box.device)], counts)
@@ -274,4 +252,4 @@ def path_scores(
 
 def _batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """The plan for batches of pairs of example and point."""
-    return box.batch_plan(1, batch_size)[0], path_rows(box)
+    return box.batch_plan(1, batch_size)[0], path_batch_rows(box)

@@ -27,7 +27,7 @@ from ..rows import broadcast_rows
 ReluBypass = Literal["no", "last", "all"]
 """Which inactive ReLUs are bypassed for rows whose gradient is exactly zero."""
 
-REENTRANT_ERROR = (
+REENTRANT_CHECKPOINT_MESSAGE = (
     "the model runs a reentrant checkpoint, through which torch gives no gradient of the input; "
     "call torch.utils.checkpoint with use_reentrant=False"
 )
@@ -43,7 +43,7 @@ class Gradients:
     @property
     def before_clamp(self) -> Tensor:
         """(N,) bool: the score's last ReLU is inactive, so the gradient is zero: it was taken before that ReLU."""
-        return no_rows(self.score) if self.clamped is None else self.clamped
+        return no_row_mask(self.score) if self.clamped is None else self.clamped
 
 
 def gradients(
@@ -78,12 +78,12 @@ def gradients_in_batches(
     """As `gradients`, of validated inputs x (N, ...); at most `max_rows` at a time where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
     if len(x) == 1 and batch_size == "auto":
-        return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
+        return gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
 
     def run_batch(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
-            return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
-        return batch_gradients(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
+            return gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
+        return gradients_of_batch(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
 
     size, limit = box.batch_plan(len(x), batch_size, objective.batch_dependent)
     parts = in_batches(run_batch, len(x), size, limit if max_rows is None else min(limit, max_rows))
@@ -99,12 +99,12 @@ def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
     return h if h.dtype == dtype else h.to(dtype)
 
 
-def no_rows(score: Tensor) -> Tensor:
+def no_row_mask(score: Tensor) -> Tensor:
     """A mask (N,) without any rows."""
     return torch.zeros(len(score), dtype=torch.bool, device=score.device)
 
 
-def batch_gradients(
+def gradients_of_batch(
     box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, relu_bypass: ReluBypass
 ) -> Gradients:
     with box.isolated(rule=rule):
@@ -146,7 +146,7 @@ def score_gradients(
     grads, clamped = score_gradients_with_bypass(
         score, acts, objective, leaves, rule=rule, relu_bypass=relu_bypass, like=like
     )
-    return grads, no_rows(score) if clamped is None else clamped
+    return grads, no_row_mask(score) if clamped is None else clamped
 
 
 def score_gradients_with_bypass(
@@ -171,14 +171,14 @@ def score_gradients_with_bypass(
         grads = _autograd_grad(score, leaves, like or leaves, retain_graph=bool(closed_relus))
         if not closed_relus:
             return grads, None
-        zero_rows = _zero_rows(grads) if may_bypass is None else _zero_rows(grads) & may_bypass
+        zero_rows = _is_zero_row(grads) if may_bypass is None else _is_zero_row(grads) & may_bypass
         if may_bypass is None and not zero_rows.any():
             return grads, None
         with relu_rules.bypass_relus(closed_relus):
             bypassed = _autograd_grad(score, leaves, like or leaves, retain_graph=False)
     return [
         torch.where(broadcast_rows(zero_rows, g), o, g) for g, o in zip(grads, bypassed, strict=True)
-    ], zero_rows & ~_zero_rows(bypassed)
+    ], zero_rows & ~_is_zero_row(bypassed)
 
 
 def _relus_to_bypass(acts: Acts, objective: Objective, score: Tensor, relu_bypass: ReluBypass) -> list[object]:
@@ -190,7 +190,7 @@ def _relus_to_bypass(acts: Acts, objective: Objective, score: Tensor, relu_bypas
     return [] if last_relu is None else [last_relu]
 
 
-def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
+def _is_zero_row(grads: Sequence[Tensor]) -> Tensor:
     return torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
 
 
@@ -201,21 +201,21 @@ def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], re
         grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
-            raise OutputError(REENTRANT_ERROR) from error
+            raise OutputError(REENTRANT_CHECKPOINT_MESSAGE) from error
         raise
     if all(g is None for g in grads):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
-    return [_rows_of(g, t) for g, t in zip(grads, like, strict=True)]
+    return [_without_padding(g, t) for g, t in zip(grads, like, strict=True)]
 
 
-def _rows_of(g: Tensor | None, like: Tensor) -> Tensor:
+def _without_padding(g: Tensor | None, like: Tensor) -> Tensor:
     """A gradient without rows of padding; zeros where there is no gradient."""
     if g is None:
         return torch.zeros_like(like)
     return g if g.shape[0] == like.shape[0] else g[: like.shape[0]]
 
 
-def attribute(
+def attribute_by_gradient(
     box: Box,
     x: Tensor,
     target: int | Tensor | Objective | None,
@@ -239,16 +239,16 @@ def attribute(
 
 def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,): None where none is."""
-    if before_clamp is None and _all_sound(gradient):
+    if before_clamp is None and _all_finite_and_no_zero_row(gradient):
         return
-    before_clamp = no_rows(gradient) if before_clamp is None else before_clamp
+    before_clamp = no_row_mask(gradient) if before_clamp is None else before_clamp
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     warn_rows(clamped, before_clamp, ": maps taken before the clamp")
     warn_not_finite(f"the gradient of {objective.name}", gradient)
-    warn_rows(f"the gradient of {objective.name} is exactly zero for", _zero_rows([gradient]))
+    warn_rows(f"the gradient of {objective.name} is exactly zero for", _is_zero_row([gradient]))
 
 
-def _all_sound(h: Tensor) -> bool:
+def _all_finite_and_no_zero_row(h: Tensor) -> bool:
     """Whether every row of h (N, ...) is finite and not all zero, in few operations."""
     if len(h) == 1:  # a single image, where each op counts
         low, high = value_range(h)  # NaN where a value is

@@ -36,16 +36,16 @@ class Palette:
 
     def to_colors(self, z: Tensor) -> Tensor:  # (N, C, H, W)
         correlated = z if self.color_mix is None else torch.einsum("cd,ndhw->nchw", self.color_mix.to(z), z)
-        x = (correlated + self._mean_logit(z)).sigmoid()
+        x = (correlated + self._logit_of_mean(z)).sigmoid()
         return x if self.overshoot == 0 else ((1 + 2 * self.overshoot) * x - self.overshoot).clamp(0, 1)
 
     def from_colors(self, x: Tensor) -> Tensor:
         """The values z of colors x, up to clipping at the ends of the range."""
         x = (x + self.overshoot) / (1 + 2 * self.overshoot)
-        z = x.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit() - self._mean_logit(x)
+        z = x.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit() - self._logit_of_mean(x)
         return z if self.color_mix is None else torch.einsum("cd,ndhw->nchw", torch.linalg.inv(self.color_mix.to(x)), z)
 
-    def _mean_logit(self, like: Tensor) -> Tensor:
+    def _logit_of_mean(self, like: Tensor) -> Tensor:
         mean = (self.mean.to(like) + self.overshoot) / (1 + 2 * self.overshoot)
         return mean.logit(LOGIT_MARGIN).view(-1, 1, 1)
 

@@ -21,7 +21,16 @@ T = TypeVar("T")
 OptimizerFactory = Callable[[list[Tensor]], OptimizerLike]
 PostStep = Callable[[Tensor, Tensor, int], Tensor]
 NO_CONSTRAINT = Constraint()
-ROW_FIELDS = ("input", "score", "finished", "initially_finished", "steps", "n_forwards", "before_clamp", "initial_grad")
+PER_ROW_FIELDS = (
+    "input",
+    "score",
+    "finished",
+    "initially_finished",
+    "steps",
+    "n_forwards",
+    "before_clamp",
+    "initial_grad",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +102,7 @@ def combine_results(results: list[OptimizationResult]) -> OptimizationResult:
         return torch.cat([torch.cat([r, r[-1:].expand(length - len(r), *r.shape[1:])]) for r in histories], 1)
 
     frames = None if results[0].frames is None else cat_frames("frames")
-    row_fields = {name: cat_field(name) for name in ROW_FIELDS}
+    row_fields = {name: cat_field(name) for name in PER_ROW_FIELDS}
     abs_grad_sum = None if results[0].abs_grad_sum is None else cat_field("abs_grad_sum")
     interrupted = any(p.interrupted for p in results)
     return OptimizationResult(

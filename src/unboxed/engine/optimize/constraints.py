@@ -17,7 +17,7 @@ from ...validation import check_float
 from ..rows import broadcast_rows
 
 TINY = 1e-12
-L1_STEP_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
+L1_TOP_GRADIENT_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
 BOUND_TEST_STEP = 1e-3
 GRAY_LEVEL_TOLERANCE = 1e-4  # from a whole gray level: many eps are given in float32
 
@@ -99,7 +99,7 @@ class L1:
         Robustness for Multiple Perturbations", arXiv:1904.13000 (sparse L1 descent).
         """
         g = grad.flatten(1)
-        largest = g.abs().topk(math.ceil(L1_STEP_FRACTION * g.shape[1]), dim=1).indices
+        largest = g.abs().topk(math.ceil(L1_TOP_GRADIENT_FRACTION * g.shape[1]), dim=1).indices
         return _l1_normalize(torch.zeros_like(g).scatter(1, largest, g.gather(1, largest).sign())).view_as(grad)
 
     def project(self, x: Tensor, center: Tensor) -> Tensor:

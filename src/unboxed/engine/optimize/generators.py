@@ -39,11 +39,11 @@ class LatentCanvas(Canvas):
         modules = tuple(generator.modules())
         first_param = next((p for p in generator.parameters() if p.is_floating_point()), self.z)
         with ExitStack() as stack:
-            stack.enter_context(state.mode_flags(modules, "eval"))
+            stack.enter_context(state.set_mode_flags(modules, "eval"))
             stack.enter_context(buffer_writes.preserve_buffers(modules))
             stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
             stack.enter_context(state.seeded_rngs(0, self.z.device))
-            stack.enter_context(state.all_of(state.neutral_settings(self.z.device)))
+            stack.enter_context(state.enter_all(state.neutral_settings(self.z.device)))
             output = generator(self.z.to(first_param.dtype, copy=True))  # an in-place op must not change the code
         image: Tensor = decode(output).to(self.z.dtype)
         return image

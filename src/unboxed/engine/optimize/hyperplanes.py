@@ -16,7 +16,7 @@ from ...rng import hashed_uniform
 from ..cpu_cache import rows_per_chunk
 from .constraints import TINY
 
-CHUNK_VALUES = 2**17  # of a chunk that a CPU's cache holds
+MAX_CHUNK_VALUES = 2**17  # of a chunk that a CPU's cache holds
 L1_TOPK = 64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
 EXTRA_NEWTON_STEPS = 8  # steps beyond one for each kink, which rounding may ask for
 
@@ -36,7 +36,7 @@ def projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, uppe
     Where the plane does not intersect the box: to the corner nearest to it. Croce & Hein 2020, arXiv:1907.02044,
     section 2.2; there by sorting, here by a few Newton steps, which end at the same point.
     """
-    chunk_rows = rows_per_chunk(x, CHUNK_VALUES)
+    chunk_rows = rows_per_chunk(x, MAX_CHUNK_VALUES)
     parts = [
         _chunk_projection_step(norm, x[i : i + chunk_rows], plane.rows(slice(i, i + chunk_rows)), lower, upper)
         for i in range(0, len(x), chunk_rows)
@@ -97,7 +97,7 @@ def solve_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
     return s
 
 
-def random_direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
+def random_directions(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
     """Random directions (n, D) of norm 1, keyed by (seed, row, step): uniform on the L-inf and L2 sphere."""
     uniform = hashed_uniform(seed, rows, step, like.shape[1]).to(like.dtype)
     signed = 2 * uniform - 1

@@ -18,7 +18,7 @@ from ..cpu_cache import gradient_batch_plan
 from ..gradients.score import score_gradients_with_bypass
 from ..rows import broadcast_rows
 from .batch_state import BatchState, select_optimizer_rows
-from .config import ROW_FIELDS, combine_results
+from .config import PER_ROW_FIELDS, combine_results
 from .config import OptimizationConfig as OptimizationConfig
 from .config import OptimizationResult as OptimizationResult
 from .config import OptimizerFactory as OptimizerFactory
@@ -29,7 +29,7 @@ from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 STEPS_PER_ISOLATION = 8  # steps before other threads may use the model
-SYNC_EVERY = 8  # steps between reads of values on an accelerator: each read waits for the device
+SYNC_INTERVAL = 8  # steps between reads of values on an accelerator: each read waits for the device
 
 
 def optimize(
@@ -43,7 +43,7 @@ def optimize(
         optimizer = _BatchOptimizer(
             box, objective.rows(rows), canvas.rows(rows), config, config.constraint.rows(rows), rows
         )
-        result = optimizer.start_only() if interruptions else optimizer.run()
+        result = optimizer.unchanged_start() if interruptions else optimizer.run()
         interruptions.extend([True] * result.interrupted)
         return result
 
@@ -96,7 +96,7 @@ class _BatchOptimizer:
             interrupted = True
         return self._result(frames, history, interrupted)
 
-    def start_only(self) -> OptimizationResult:
+    def unchanged_start(self) -> OptimizationResult:
         """The unchanged start, after Ctrl-C in an earlier batch."""
         return self._result([], [], interrupted=True)
 
@@ -107,7 +107,7 @@ class _BatchOptimizer:
             frames = [*frames, state.input]
         stacked_frames = torch.stack(frames) if self.config.frame_every else None
         scores = torch.stack(history or [state.score])
-        row_fields = {name: getattr(state, name) for name in ROW_FIELDS}
+        row_fields = {name: getattr(state, name) for name in PER_ROW_FIELDS}
         return OptimizationResult(
             **row_fields,
             frames=stacked_frames,
@@ -182,7 +182,7 @@ class _BatchOptimizer:
 
     def _syncs_at(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
-        return not self.sync_is_slow or step % SYNC_EVERY == 0
+        return not self.sync_is_slow or step % SYNC_INTERVAL == 0
 
     def _apply_transform(self, x: Tensor, step: int, is_last: bool) -> Tensor:
         if self.config.transform is None or is_last:
@@ -279,7 +279,9 @@ class _BatchOptimizer:
     def _update_params(self, grads: Sequence[Tensor], step: int) -> None:
         """Take a step. Parameters get new memory: the state may share the old one."""
         params, old_params = self.params, [p.detach() for p in self.params]
-        grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a gradient, no change
+        grads = [
+            g if self._is_known_finite(g) else g.nan_to_num(0, 0, 0) for g in grads
+        ]  # without a gradient, no change
         with torch.no_grad():
             if isinstance(self.optimizer, PlainAscent) and self.config.post_step is None:
                 self._projected_ascent_step(grads)
@@ -302,7 +304,7 @@ class _BatchOptimizer:
             new = p if self.config.post_step is None else self.config.post_step(p, grad, step)
             p.data = self.constraint.apply(new).to(p.dtype)
 
-    def _is_finite(self, grad: Tensor) -> bool:
+    def _is_known_finite(self, grad: Tensor) -> bool:
         """Whether the gradient is finite; False on an accelerator, which would wait."""
         return not self.sync_is_slow and math.isfinite(grad.sum())
 

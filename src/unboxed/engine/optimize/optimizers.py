@@ -53,7 +53,7 @@ class NormalizedGradient(Optimizer):
                 p.sub_(group["lr"] * p.grad / broadcast_rows(l2_norm(p.grad).clamp_min(TINY), p))
 
 
-class Momentum(Optimizer):
+class NormalizedMomentum(Optimizer):
     """Momentum of gradients that are normalized by their L1 norm per row.
 
     g <- decay * g + grad / |grad|_1; x <- x - lr * ascent_direction(g, x). Dong et al. 2018, "Boosting Adversarial

@@ -138,11 +138,11 @@ IMAGE_BASELINES: Mapping[str, BaselineFn] = {
 FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _mean_baseline, "random": _random_baseline}
 
 
-def score_difference(high: Tensor, low: Tensor) -> Tensor:
+def score_difference(score: Tensor, baseline_score: Tensor) -> Tensor:
     """The scores of x less those of the baseline, (N,), which contributions sum to. Raises NaNError where it is NaN.
 
     Any comparison with NaN is false, so a completeness error of NaN would pass unnoticed.
     """
-    check_finite_scores(high)
-    check_finite_scores(low, "the baseline (or a reference)")
-    return high - low
+    check_finite_scores(score)
+    check_finite_scores(baseline_score, "the baseline (or a reference)")
+    return score - baseline_score

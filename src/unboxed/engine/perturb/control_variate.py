@@ -38,14 +38,14 @@ from .surrogate import MIN_TRAINING_MASKS, N_SELECTION_MASKS, Surrogate
 MAX_REFERENCE_MASKS = 4096  # masks that are scored by the surrogate alone
 
 
-def make_surrogate(sampled: SampledMasks, seed: int) -> tuple[Surrogate, SampledMasks] | None:
+def make_surrogate_and_masks(sampled: SampledMasks, seed: int) -> tuple[Surrogate, SampledMasks] | None:
     """A surrogate of the score, and masks to be scored by it alone; None where all masks are run, or too few."""
     if bool((sampled.cluster < 0).all()) or len(sampled.mask_index) < MIN_TRAINING_MASKS:
         return None
     n_masks = min(MAX_REFERENCE_MASKS, 16 * len(sampled.mask_index))
     n_segments = sampled.masks.shape[1]
     masks = bernoulli_masks(n_segments, n_masks, derive_seed("surrogate", seed), deduplicate=False)
-    return Surrogate(sampled.z[1:]), masks
+    return Surrogate(sampled.float_masks[1:]), masks
 
 
 def fit_local_model(
@@ -62,7 +62,7 @@ def fit_local_model(
     Ribeiro et al. 2016, section 3.4. `use_log_odds`: y are probabilities, and the surrogate learns their log-odds.
     """
     adjusted, control_slope = design.apply_control_variate(y, use_log_odds)
-    z, kernel_weights, cluster = design.sampled.z, design.kernel_weights, design.sampled.cluster
+    z, kernel_weights, cluster = design.sampled.float_masks, design.kernel_weights, design.sampled.cluster
     local = fit_weighted(z, y, adjusted, control_slope, kernel_weights, cluster, regression, alpha)
     if max_features is None or max_features >= z.shape[1]:
         return local
@@ -106,7 +106,7 @@ class RegressionDesign:
         """y less its control variate, (K,), and the slope of that in the number of unchanged segments kept."""
         if self.surrogate is None or self.references is None or float(y.std()) < 1e-12:
             return y, 0.0
-        z, m0, selection = self.sampled.z, self.kernel_weights.moment0, slice(1, 1 + N_SELECTION_MASKS)
+        z, m0, selection = self.sampled.float_masks, self.kernel_weights.moment0, slice(1, 1 + N_SELECTION_MASKS)
         selection_residual = _LinearResidual(z[selection], m0[selection])
         y_residual = selection_residual(y[selection])
         predicted, g = self.surrogate.fit(
@@ -124,8 +124,8 @@ class RegressionDesign:
 
 def _linear_part(g: Callable[[Tensor], Tensor], masks: SampledMasks, weights: KernelWeights) -> LocalModel:
     """P g: the regression of the surrogate on reference masks."""
-    values, unsampled = g(masks.z), masks.cluster.new_full((1,), -1)
-    return fit_weighted(masks.z, values, values, 0.0, weights, unsampled, "ols", 0.0)
+    values, unsampled = g(masks.float_masks), masks.cluster.new_full((1,), -1)
+    return fit_weighted(masks.float_masks, values, values, 0.0, weights, unsampled, "ols", 0.0)
 
 
 class _LinearResidual:

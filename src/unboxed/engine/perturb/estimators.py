@@ -46,7 +46,7 @@ def kernel_shapley(sampled: SampledMasks, y: Tensor, empty_score: float, full_sc
 
     Lundberg & Lee 2017, theorem 2, the constraint eliminated by its Lagrange multiplier (Covert & Lee 2021, eq. 7).
     """
-    z, w = sampled.z, sampled.weight[:, None]
+    z, w = sampled.float_masks, sampled.weight[:, None]
     ones = z.new_ones(z.shape[1])
     inverse = torch.linalg.pinv(z.T @ (w * z), hermitian=True)
     row_sums = inverse @ ones

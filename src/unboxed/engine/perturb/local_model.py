@@ -47,7 +47,7 @@ class KernelWeights:
 
     @classmethod
     def from_masks(cls, sampled: SampledMasks, n_features: int, kernel_width: float) -> KernelWeights:
-        z = sampled.z
+        z = sampled.float_masks
         a, n_unchanged = z.shape[1], n_features - z.shape[1]
         t = torch.arange(n_unchanged + 1, dtype=torch.float64)
         log = (
@@ -97,7 +97,7 @@ def fit_weighted(
     extra = torch.zeros_like(design)
     extra[:, -1] -= (unchanged_weight - control_slope) * within
     fit = WeightedFit(design - center, m0, adjusted - y_mean, adjusted - fitted, solve, cluster, 1 / float(total))
-    error, r2 = standard_errors(fit, extra=extra), _r2(y, fitted, unchanged_weight**2 * within, m0)
+    error, r2 = standard_errors(fit, extra_gradient=extra), _r2(y, fitted, unchanged_weight**2 * within, m0)
     return LocalModel(theta[:a], error[:a], unchanged_weight, float(y_mean - center @ theta), r2)
 
 

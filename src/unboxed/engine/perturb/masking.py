@@ -22,9 +22,9 @@ from ..read.edits import resolve_target
 from .baselines import baseline
 from .segments import DefaultSegments, FeatureGroups, feature_groups
 
-SEGMENT_MEAN = "segment"
+SEGMENT_MEAN_KIND = "segment"
 """A kind of baseline: each segment's mean over its pixels, as in the lime package."""
-MASKED_INPUT = "x with parts masked by the baseline"
+MASKED_INPUT_DESCRIPTION = "x with parts masked by the baseline"
 """What is scored, in error texts."""
 
 
@@ -68,7 +68,7 @@ def make_masking(
     features = feature_groups(box, x, segments, default=default, max_features=max_features)
     baseline_values = (
         features.fill_means(x)
-        if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN
+        if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN_KIND
         else baseline(box, x, baseline_kind, seed=seed)
     )
     return Masking(box, x, baseline_values, features, features.changed_by(x, baseline_values))
@@ -84,7 +84,7 @@ def masked_scores(
     """
     row_scores = _masked_scores(masking, masks, objectives, batch_size)
     check_finite_scores([v[m.all(1).to(v.device)] for v, m in zip(row_scores, masks, strict=True)])
-    check_finite_scores(row_scores, MASKED_INPUT)
+    check_finite_scores(row_scores, MASKED_INPUT_DESCRIPTION)
     return row_scores
 
 
@@ -211,7 +211,7 @@ def warn_few_samples(masking: Masking, n_samples: int) -> None:
         warn(f"{message} their standard errors are rough; {advice}")
 
 
-def restore_segments(box: Box, feature_ids: Tensor) -> Any:
+def segment_ids_like_input(box: Box, feature_ids: Tensor) -> Any:
     """Segment ids as results hold them: (N, H, W) for images whose channels go together, else structured like x."""
     return (
         feature_ids[:, 0] if feature_ids.ndim == 4 and feature_ids.shape[1] == 1 else box.restore_structure(feature_ids)

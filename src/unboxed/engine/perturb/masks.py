@@ -25,7 +25,7 @@ class SampledMasks:
     cluster: Tensor  # (K,) samples that depend on one another; -1: listed, not sampled, so without sampling error
 
     @property
-    def z(self) -> Tensor:
+    def float_masks(self) -> Tensor:
         """(K, A), float64."""
         return self.masks[self.mask_index].double()
 

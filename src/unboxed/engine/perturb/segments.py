@@ -46,14 +46,14 @@ SMALL_QUICKSHIFT = {
 
 @dataclass(frozen=True, eq=False)
 class FeatureGroups:
-    """The segment id of each value: (N, 1 or C, H, W), (N, F) or (N, D), int; row n has `counts[n]` segments."""
+    """The segment id of each value: (N, 1 or C, H, W), (N, F) or (N, D), int; row n has `n_segments[n]` segments."""
 
     ids: Tensor
-    counts: tuple[int, ...]
+    n_segments: tuple[int, ...]
 
     @property
-    def max_count(self) -> int:
-        return max(self.counts)
+    def max_n_segments(self) -> int:
+        return max(self.n_segments)
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Per-segment values (N, F) at each value's segment: shaped like `ids`."""
@@ -62,7 +62,7 @@ class FeatureGroups:
     def sizes(self) -> Tensor:
         """How many values each segment has, (N, F)."""
         ones = torch.ones_like(self.ids).flatten(1)
-        return ones.new_zeros(len(self.ids), self.max_count).scatter_add_(1, self.ids.flatten(1), ones)
+        return ones.new_zeros(len(self.ids), self.max_n_segments).scatter_add_(1, self.ids.flatten(1), ones)
 
     def distribute(self, values: Tensor) -> Tensor:
         """Per-segment values (N, F) divided evenly within each segment: the map sums to them."""
@@ -73,17 +73,17 @@ class FeatureGroups:
         differs = x != baseline_values
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
             differs = differs.any(1, keepdim=True)
-        none = torch.zeros(len(x), self.max_count, dtype=torch.long, device=x.device)
+        none = torch.zeros(len(x), self.max_n_segments, dtype=torch.long, device=x.device)
         return none.scatter_add_(1, self.ids.flatten(1), differs.flatten(1).long()) > 0
 
     def fill_means(self, x: Tensor) -> Tensor:
         """x (N, ...) with each value replaced by its segment's mean, channel by channel in images."""
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
-            return torch.cat([self._fill_means(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
-        return self._fill_means(x)
+            return torch.cat([self._fill_means_jointly(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
+        return self._fill_means_jointly(x)
 
-    def _fill_means(self, x: Tensor) -> Tensor:
-        total = x.new_zeros(len(x), self.max_count).scatter_add_(1, self.ids.flatten(1), x.flatten(1))
+    def _fill_means_jointly(self, x: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), self.max_n_segments).scatter_add_(1, self.ids.flatten(1), x.flatten(1))
         return self.broadcast(total / self.sizes().clamp(min=1).to(x))
 
 
@@ -116,7 +116,7 @@ def feature_groups(
     for part, group in zip(parts, groups, strict=True):
         part_ids = group.ids.expand(len(x), *part.shape).reshape(len(x), -1)
         ids.append(part_ids + offset[:, None])
-        offset = offset + torch.tensor(group.counts, device=x.device)
+        offset = offset + torch.tensor(group.n_segments, device=x.device)
     return FeatureGroups(torch.cat(ids, 1), tuple(int(c) for c in offset))
 
 
@@ -162,41 +162,41 @@ def _groups_of_input(inputs: Inputs, x: Tensor, segments: Any, default: Any, max
     if not isinstance(inputs, Pixels):
         if segments is not None:
             _parse_segments(segments)  # superpixels of images; each column of a table is a segment of its own
-        return _same_groups(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
+        return _groups_for_all_rows(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
     if segments is None:
         setting = default(inputs) if callable(default) else default
         return _groups_at_most(x, *_parse_segments(setting), max_features)
-    return _cut_images(x, *_parse_segments(segments))
+    return _segment_images(x, *_parse_segments(segments))
 
 
-def _cut_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
+def _segment_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
     """Segments of images x (N, C, H, W)."""
     if name == "pixels":
-        return _same_groups(torch.arange(math.prod(x.shape[2:]), device=x.device).view(1, 1, *x.shape[2:]), x)
+        return _groups_for_all_rows(torch.arange(math.prod(x.shape[2:]), device=x.device).view(1, 1, *x.shape[2:]), x)
     if name == "squares":
-        return _same_groups(_squares(x, size), x)
+        return _groups_for_all_rows(_squares(x, size), x)
     return _relabel(torch.stack([_superpixels(image, name, size) for image in x])[:, None])
 
 
 def _groups_at_most(x: Tensor, name: str, size: int | None, max_features: int | None) -> FeatureGroups:
     """The same, with images cut more coarsely where they have more than `max_features`."""
-    groups = _cut_images(x, name, size)
-    if max_features is None or groups.max_count <= max_features:
+    groups = _segment_images(x, name, size)
+    if max_features is None or groups.max_n_segments <= max_features:
         return groups
     return _relabel(torch.cat([_coarsen(x[n : n + 1], name, size, max_features).ids for n in range(len(x))]))
 
 
 def _coarsen(x: Tensor, name: str, size: int | None, max_features: int) -> FeatureGroups:
     """Segments of an image x (1, C, H, W): as named, else ever fewer SLIC superpixels, else squares."""
-    groups = _cut_images(x, name, size)
+    groups = _segment_images(x, name, size)
     count = min(DEFAULT_SUPERPIXELS, max_features)
-    while groups.max_count > max_features and count > 1:
-        groups = _cut_images(x, "slic", count)
+    while groups.max_n_segments > max_features and count > 1:
+        groups = _segment_images(x, "slic", count)
         count //= 2
     side = 1
-    while groups.max_count > max_features:
+    while groups.max_n_segments > max_features:
         side = min(2 * side, max(x.shape[-2:]))
-        groups = _cut_images(x, "squares", side)
+        groups = _segment_images(x, "squares", side)
     return groups
 
 
@@ -265,7 +265,7 @@ def _groups_from_tensor(x: Tensor, segments: Tensor) -> FeatureGroups:
     ids = _broadcast_segments(x, segments.detach()).to(x.device, torch.long)
     if int(ids.min()) < 0:
         raise InputError(f"segments are numbered from 0; got {int(ids.min())}")
-    return _relabel(ids) if len(ids) == len(x) and len(x) > 1 else _same_groups(_relabel(ids[:1]).ids, x)
+    return _relabel(ids) if len(ids) == len(x) and len(x) > 1 else _groups_for_all_rows(_relabel(ids[:1]).ids, x)
 
 
 def _broadcast_segments(x: Tensor, segments: Tensor) -> Tensor:
@@ -292,12 +292,12 @@ def _relabel(ids: Tensor) -> FeatureGroups:
     return FeatureGroups(torch.stack([inverse for _, inverse in rows]), tuple(len(values) for values, _ in rows))
 
 
-def _same_groups(ids: Tensor, x: Tensor) -> FeatureGroups:
+def _groups_for_all_rows(ids: Tensor, x: Tensor) -> FeatureGroups:
     """The same segments (1, ...) for every row of x."""
     return FeatureGroups(ids.expand(len(x), *ids.shape[1:]), (int(ids.max()) + 1,) * len(x))
 
 
-def square_side(box: Box, n_along: int) -> int:
+def segment_square_side(box: Box, n_along: int) -> int:
     """The side, in pixels, of squares of which `along` cover the longer side: for examples that fit any size."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     images = [p for p in (parts.values() if isinstance(parts, Mapping) else parts) if isinstance(p, Pixels)]

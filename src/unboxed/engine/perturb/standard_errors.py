@@ -25,13 +25,13 @@ class WeightedFit:
     intercept_leverage: float = 0.0  # what an intercept adds to the leverage
 
 
-def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra_gradient: Tensor | None = None) -> Tensor:
     """Standard errors (P,) of the fit.
 
     The jackknife over clusters in its closed form (Efron 1979; CR3 of Bell & McCaffrey 2002): each cluster's residuals
     are those of a fit without it, so that a fit that follows its few samples closely does not look certain. Where the
     other clusters do not determine a direction, all of a cluster's response counts as residual. `strata` (K,) are
-    groups with fixed numbers of clusters, whose means have no sampling error. `extra` (K, P) is added to the
+    groups with fixed numbers of clusters, whose means have no sampling error. `extra_gradient` (K, P) is added to the
     gradient.
     """
     is_sampled = fit.cluster >= 0
@@ -55,8 +55,8 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tenso
         remaining > MIN_LEVERAGE_LEFT, residual_part / remaining.clamp(min=MIN_LEVERAGE_LEFT), response_part
     )
     gradients = (u * (axes @ left_out_residual[:, :, None])).sum(1)
-    if extra is not None:
-        gradients = gradients.index_add(0, cluster_index, extra[is_sampled])
+    if extra_gradient is not None:
+        gradients = gradients.index_add(0, cluster_index, extra_gradient[is_sampled])
     stratum = (
         cluster_index.new_zeros(n_clusters)
         if strata is None

@@ -24,12 +24,12 @@ LOG = logging.getLogger("unboxed")
 
 Size = tuple[int, int]  # (h, w)
 
-MIN_PIXELS = 256  # pixels; below, calls cost more than they save
+MIN_IMAGE_PIXELS = 256  # pixels; below, calls cost more than they save
 MAX_WINDOW_FRACTION = 0.5  # of the image: larger windows reach all of it within a few layers
 MIN_WINDOWS = 4  # fewer positions are not worth a pass over the whole image
 BATCH_MEMORY_DIVISOR = 16  # of an automatic batch's memory: windows are fastest within a cache
 MAX_BATCH_ROWS = 290  # of an automatic batch; more are no faster
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
+RELATIVE_TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
 def window_scores(
@@ -67,18 +67,18 @@ def window_scores(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        return _make_runs(pair_outputs(runs.run_full, n, n_positions, (1, 1), together=True))
+        return _to_outputs(pair_outputs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
     if runs.is_worth_incremental(n_positions):
-        return _make_runs(
+        return _to_outputs(
             [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]
         )
     flat_runs = runs.run_full_batched(
         torch.arange(n).repeat_interleave(n_positions), torch.arange(n_positions).repeat(n), batch_size
     )
-    return _make_runs([h.view(n, n_positions, *h.shape[1:]) for h in flat_runs])
+    return _to_outputs([h.view(n, n_positions, *h.shape[1:]) for h in flat_runs])
 
 
-def _make_runs(tensors: Sequence[Tensor]) -> VariantOutputs:
+def _to_outputs(tensors: Sequence[Tensor]) -> VariantOutputs:
     return VariantOutputs(tensors[0], tensors[1] if len(tensors) > 1 else None)
 
 
@@ -156,7 +156,7 @@ class _WindowRuns:
         pixels = self.x.shape[2] * self.x.shape[3]
         return (
             n_positions >= MIN_WINDOWS
-            and pixels >= MIN_PIXELS
+            and pixels >= MIN_IMAGE_PIXELS
             and self.size[0] * self.size[1] <= MAX_WINDOW_FRACTION * pixels
         )
 
@@ -247,7 +247,9 @@ class _WindowRuns:
         except Exception:  # out of memory, too: then whole runs find a size that fits
             LOG.info("incremental inference is not taken", exc_info=True)
             return False
-        tolerance = TOLERANCES.get(self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
+        tolerance = RELATIVE_TOLERANCE_BY_DTYPE.get(
+            self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2
+        )
         return all(_all_close(a, b, tolerance) for a, b in zip(outputs, self.run_full(rows, positions), strict=True))
 
 

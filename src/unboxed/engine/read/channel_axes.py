@@ -53,26 +53,26 @@ def channels_first_layers(box: Box) -> list[Layer]:
     A layer's type determines it; for one that keeps the axes (an activation, dropout) the last layer of its shape
     before it, or else the last with as many axes. Ambiguous layers are left out; of (N, C) channels are on axis 1.
     """
-    return [row for row, first in _leaves_with_axis(box) if first]
+    return [layer for layer, first in _leaves_with_axis(box) if first]
 
 
 def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
     """Each leaf module that returns rows, and whether its channels are on axis 1."""
     axis_by_shape: dict[tuple[int, ...], set[bool]] = {}
     axis_by_ndim = {len(box.inputs.shape): isinstance(box.inputs, Pixels)}
-    for row in box.layers.leaves:
-        if not (row.has_batch_axis and row.shape):
+    for layer in box.layers.leaves:
+        if not (layer.has_batch_axis and layer.shape):
             continue
-        if len(row.shape) == 1:
-            yield row, True
-        elif (is_channels_first := channels_first_by_type(row.type)) is not None:
-            axis_by_shape.setdefault(row.shape, set()).add(is_channels_first)
-            axis_by_ndim[len(row.shape)] = is_channels_first
-            yield row, is_channels_first
-        elif any(name in row.type for name in AXIS_CHANGING_TYPES):
-            yield row, False
+        if len(layer.shape) == 1:
+            yield layer, True
+        elif (is_channels_first := channels_first_by_type(layer.type)) is not None:
+            axis_by_shape.setdefault(layer.shape, set()).add(is_channels_first)
+            axis_by_ndim[len(layer.shape)] = is_channels_first
+            yield layer, is_channels_first
+        elif any(name in layer.type for name in AXIS_CHANGING_TYPES):
+            yield layer, False
         else:
-            yield row, axis_by_shape.get(row.shape, {axis_by_ndim.get(len(row.shape), False)}) == {True}
+            yield layer, axis_by_shape.get(layer.shape, {axis_by_ndim.get(len(layer.shape), False)}) == {True}
 
 
 @lru_cache(maxsize=1024)

@@ -105,7 +105,7 @@ class _VariantRunner:
         elif mode == "checked":
             replaying = self.prefix.finding_unreplayable(examples, edits, self.rounding_error)
         if is_thin:
-            edits = {a: _edit_gathered(edit, inverse) for a, edit in edits.items()}
+            edits = {a: _edit_for_rows(edit, inverse) for a, edit in edits.items()}
         addresses = {*self.objective.layers, *(["logits"] if self.reads_logits else [])}
         with box.isolated(grad=False), replaying:
             acts = box.forward(
@@ -169,5 +169,5 @@ class _VariantRunner:
         return all(is_close(a, b, self.rounding_error) for a, b in zip(outputs, full_outputs, strict=True))
 
 
-def _edit_gathered(edit: Edit, index: Tensor) -> Edit:
+def _edit_for_rows(edit: Edit, index: Tensor) -> Edit:
     return lambda h: edit(h[index])

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 MIN_TSNE_POINTS = 6  # points; fewer have a perplexity below 2, and get their first two principal components instead
 MAX_COMPONENTS = 50  # of more features
-SINGLE_THREAD_BELOW = 4_000  # points; with fewer, several threads are slower than one
+SINGLE_THREAD_BELOW_POINTS = 4_000  # points; with fewer, several threads are slower than one
 MAX_EXACT_POINTS = 20_000  # points; the neighbors of more are approximate
 
 
@@ -58,7 +58,7 @@ def make_tsne(n: int, perplexity: float, seed: int) -> Any:
         perplexity=min(perplexity, (n - 1) / 3),
         initialization="pca",
         neighbors="exact" if n <= MAX_EXACT_POINTS else "approx",
-        n_jobs=torch.get_num_threads() if SINGLE_THREAD_BELOW < n <= MAX_EXACT_POINTS else 1,
+        n_jobs=torch.get_num_threads() if SINGLE_THREAD_BELOW_POINTS < n <= MAX_EXACT_POINTS else 1,
         random_state=seed,
     )
 

@@ -14,7 +14,7 @@ from ...box import Box
 from ...errors import DataError, InputError
 from ...model.batching import BatchSize, in_batches
 from ...validation import check_int
-from ..cpu_cache import data_rows
+from ..cpu_cache import data_batch_rows
 from .class_labels import dataset_class_names, match_labels, matchable_classes
 from .items import (
     ACCEPTED_DATA,
@@ -22,9 +22,9 @@ from .items import (
     is_batching_loader,
     is_indexable,
     is_tensor_pair,
+    item_or_data_error,
     iter_examples,
     iter_loader_batches,
-    read_example,
     without_label,
 )
 from .packing import is_single_pass, pack_data
@@ -68,7 +68,7 @@ def for_each_batch(
     """
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
-    max_rows = max_rows or data_rows(box)
+    max_rows = max_rows or data_batch_rows(box)
     rows_per_batch = min(max_rows, box.batch_limit) if batch_size == "auto" else batch_size
     for x in input_batches(pack_data(box, data), sys.maxsize if box.batch_dependent else rows_per_batch, skipped):
         _call_in_batches(box, box.validate_inputs(x), callback, batch_size)
@@ -156,7 +156,7 @@ def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int]) -> Tensor:
     if isinstance(data, Tensor):
         return data[torch.tensor(row_numbers, dtype=torch.long, device=data.device)]
     return _stack_inputs(
-        [read_example(data, i) for i in row_numbers] if has_length else _fetch_in_one_pass(data, row_numbers)
+        [item_or_data_error(data, i) for i in row_numbers] if has_length else _fetch_in_one_pass(data, row_numbers)
     )
 
 

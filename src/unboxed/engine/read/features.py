@@ -14,7 +14,7 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, in_batches
 from ...model.layers import input_address
-from ...objectives import MODEL_ENDS
+from ...objectives import MODEL_END_ADDRESSES
 from .examples import input_batches
 from .items import SkippedExamples
 from .packing import pack_data
@@ -46,7 +46,7 @@ def hidden_layer_inputs(box: Box, max_layers: int | None = None) -> list[str]:
 
 def resolve_address(box: Box, name: str) -> str:
     """The full address of a layer, or "input", "output" or "logits". Raises LayerError."""
-    return name if isinstance(name, str) and name in MODEL_ENDS else box.layers.resolve(name)
+    return name if isinstance(name, str) and name in MODEL_END_ADDRESSES else box.layers.resolve(name)
 
 
 def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
@@ -74,7 +74,7 @@ def read_features(
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
 
-def feature_stream(
+def feature_reader(
     box: Box, data: Any, address: str, *, batch_size: BatchSize = "auto", skipped: SkippedExamples | None = None
 ) -> Any:
     """A function that returns the vectors (n, D) of the next batch of `data`, and None at the end."""

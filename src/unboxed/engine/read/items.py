@@ -55,7 +55,7 @@ def is_indexable(data: Any) -> bool:
     return has_length and not isinstance(data, (str, bytes, dict))
 
 
-def read_example(data: Any, i: int) -> Any:
+def item_or_data_error(data: Any, i: int) -> Any:
     """The i-th example. Raises BrokenImageError for an image file to be left out, DataError where `data` raises."""
     try:
         return data[i]
@@ -80,7 +80,7 @@ def iter_examples(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
 def _iter_readable(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
     for i in range(len(data)):  # some data sets never raise IndexError
         try:
-            example = read_example(data, i)
+            example = item_or_data_error(data, i)
         except BrokenImageError as error:
             skipped.add(i, str(error))
             continue

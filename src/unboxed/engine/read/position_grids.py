@@ -57,66 +57,66 @@ def upsample_bilinear(maps: Tensor, size: Size) -> Tensor:
 
 def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
     """The leaf modules with more than one position on the image, in the order in which they first run."""
-    channels_first_paths = {row.path for row in channels_first_layers(box)}
-    map_shapes = {row.shape for row in box.layers.leaves if channels_first_by_type(row.type)}
+    channels_first_paths = {layer.path for layer in channels_first_layers(box)}
+    map_shapes = {layer.shape for layer in box.layers.leaves if channels_first_by_type(layer.type)}
     map_size: Size | None = None  # of the last map before the tokens, or of the last merged tokens
     token_widths: set[int] = set()  # of the tokens of this size
     grid_by_shape: dict[tuple[int, ...], PositionGrid] = {}  # of the last tokens of each shape
-    for row in box.layers.leaves:
-        if not (row.has_batch_axis and row.shape) or (
-            row.shape not in map_shapes and _is_attention(row, grid_by_shape)
+    for layer in box.layers.leaves:
+        if not (layer.has_batch_axis and layer.shape) or (
+            layer.shape not in map_shapes and _is_attention(layer, grid_by_shape)
         ):
             continue
-        grid = _spatial_grid(row, row.path in channels_first_paths) or _layer_token_grid(
-            box, row, map_size, grid_by_shape
+        grid = _spatial_grid(layer, layer.path in channels_first_paths) or _layer_token_grid(
+            box, layer, map_size, grid_by_shape
         )
-        if grid is None and (grid := _merged_token_grid(box, row, map_size, token_widths)) is None:
+        if grid is None and (grid := _merged_token_grid(box, layer, map_size, token_widths)) is None:
             continue
         if grid.size != map_size and (map_size is not None or not grid.is_tokens):
             map_size, token_widths = grid.size, set()
         if grid.is_tokens:
-            token_widths.add(row.shape[1])
-            grid_by_shape[row.shape] = grid
-        yield row, grid
+            token_widths.add(layer.shape[1])
+            grid_by_shape[layer.shape] = grid
+        yield layer, grid
 
 
-def _is_attention(row: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
+def _is_attention(layer: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
     """Whether this is the shape (heads, T, T) of attention weights, and not of maps."""
     token_counts = {shape[0] for shape in grid_by_shape}
-    return len(row.shape) == 3 and channels_first_by_type(row.type) is None and {*row.shape[1:]} <= token_counts
+    return len(layer.shape) == 3 and channels_first_by_type(layer.type) is None and {*layer.shape[1:]} <= token_counts
 
 
-def _spatial_grid(row: Layer, is_channels_first: bool) -> PositionGrid | None:
-    if len(row.shape) != 3 or not (is_channels_first or is_channels_last(row)):
+def _spatial_grid(layer: Layer, is_channels_first: bool) -> PositionGrid | None:
+    if len(layer.shape) != 3 or not (is_channels_first or is_channels_last(layer)):
         return None
-    size = (row.shape[1], row.shape[2]) if is_channels_first else (row.shape[0], row.shape[1])
+    size = (layer.shape[1], layer.shape[2]) if is_channels_first else (layer.shape[0], layer.shape[1])
     return PositionGrid(size, channels_last=not is_channels_first) if math.prod(size) > 1 else None
 
 
-def is_channels_last(row: Layer) -> bool:
+def is_channels_last(layer: Layer) -> bool:
     """Whether a module of this type surely has its channels on the last axis."""
-    return channels_first_by_type(row.type) is False
+    return channels_first_by_type(layer.type) is False
 
 
 def _layer_token_grid(
-    box: Box, row: Layer, map_size: Size | None, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]
+    box: Box, layer: Layer, map_size: Size | None, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]
 ) -> PositionGrid | None:
     """The grid of tokens: that of the last map, or of earlier tokens of this shape (keys may be fewer)."""
-    if len(row.shape) != 2 or row.type in ("LSTM", "GRU", "RNN") or channels_first_by_type(row.type) is True:
+    if len(layer.shape) != 2 or layer.type in ("LSTM", "GRU", "RNN") or channels_first_by_type(layer.type) is True:
         return None
-    return token_grid(box, row.shape[0], map_size) or grid_by_shape.get(row.shape)
+    return token_grid(box, layer.shape[0], map_size) or grid_by_shape.get(layer.shape)
 
 
-def _merged_token_grid(box: Box, row: Layer, map_size: Size | None, token_widths: set[int]) -> PositionGrid | None:
+def _merged_token_grid(box: Box, layer: Layer, map_size: Size | None, token_widths: set[int]) -> PositionGrid | None:
     """The grid of tokens that are merged from 2 x 2 earlier ones, as in Swin transformers.
 
     A quarter of the number of tokens is ambiguous: they may be queries. The layer's weights are four tokens wide.
     """
-    weight = getattr(box.modules[row.path], "weight", None)
-    if map_size is None or len(row.shape) != 2 or not isinstance(weight, Tensor) or not weight.ndim:
+    weight = getattr(box.modules[layer.path], "weight", None)
+    if map_size is None or len(layer.shape) != 2 or not isinstance(weight, Tensor) or not weight.ndim:
         return None
     size = -(-map_size[0] // 2), -(-map_size[1] // 2)
-    is_merged = row.shape[0] == math.prod(size) > 1 and any(weight.shape[-1] == 4 * w for w in token_widths)
+    is_merged = layer.shape[0] == math.prod(size) > 1 and any(weight.shape[-1] == 4 * w for w in token_widths)
     return PositionGrid(size, is_tokens=True) if is_merged else None
 
 
@@ -145,10 +145,10 @@ def token_grid(box: Box, n_tokens: int, map_size: Size | None = None) -> Positio
 def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
     """The grid of the layer at an address, whose examples have this shape. Raises LayerError."""
     parsed = Address.parse(address)
-    row = box.layers[address] if parsed.op is None else None
+    layer = box.layers[address] if parsed.op is None else None
     grid = None
     if len(shape) == 3:
-        channels_last = row is not None and row.is_leaf and is_channels_last(row)
+        channels_last = layer is not None and layer.is_leaf and is_channels_last(layer)
         grid = PositionGrid(
             (shape[0], shape[1]) if channels_last else (shape[1], shape[2]), channels_last=channels_last
         )
@@ -166,5 +166,5 @@ def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
 
 def _layers_with_positions(box: Box) -> str:
     """The layers with positions, for an error."""
-    names = [row.path for row, _ in layers_with_grids(box)]
+    names = [layer.path for layer, _ in layers_with_grids(box)]
     return f"these layers do: {', '.join(map(repr, names[-4:]))}" if names else "no layer of this model does"

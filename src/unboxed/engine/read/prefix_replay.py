@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...box import Box
 from ...model.hooks import StopForward
 from ...model.replay import Replay
-from ...objectives import MODEL_ENDS, Objective
+from ...objectives import MODEL_END_ADDRESSES, Objective
 
 
 class PrefixReplay:
@@ -35,7 +35,7 @@ class PrefixReplay:
 
     def _make_recording(self, x: Tensor, edits: Collection[str], include_inner: bool = False) -> Replay:
         box, layers = self.box, self.box.layers
-        captured = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(MODEL_ENDS)}
+        captured = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(MODEL_END_ADDRESSES)}
         replay = Replay(box.modules, layers, captured, len(x), self.unreplayable)
         with box.isolated(grad=False), replay.record_run(include_inner):
             box.forward(x, [], dict.fromkeys(edits, _raise_stop))

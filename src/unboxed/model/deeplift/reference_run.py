@@ -115,11 +115,11 @@ def max_multipliers(pair: ActivationPair, dim: int) -> Tensor:
     maxima at the ends.)
     """
     x, ref = pair.x.movedim(dim, -1), pair.ref.movedim(dim, -1).nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE)
-    shares = _winner_shares(ref, x.detach().nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE) - ref)
+    shares = _maximum_shares(ref, x.detach().nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE) - ref)
     return (torch.where(shares > 0, x, 0) * shares).sum(-1)
 
 
-def _winner_shares(start: Tensor, direction: Tensor) -> Tensor:
+def _maximum_shares(start: Tensor, direction: Tensor) -> Tensor:
     """For lines start + t direction (..., K), the part of 0 <= t <= 1 on which each is the largest."""
     scale = (start.abs() + direction.abs()).masked_fill(start <= -LARGE_VALUE, 0).amax(-1, keepdim=True)
     tolerance = 16 * torch.finfo(direction.dtype).eps * scale

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...errors import RuleError
 from .composite_ops import (
+    argument_pair,
     batch_norm_rule,
     call_arguments,
     cross_entropy_rule,
-    get_pair,
     glu_rule,
     group_norm_rule,
     instance_norm_rule,
@@ -64,7 +64,7 @@ def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         out: Tensor = func(*x_call.args[:arg_index], t.clone(), *x_call.args[arg_index + 1 :], **x_call.kwargs)
         return out
 
-    return get_pair(x_call, ref_call, arg_index).apply_elementwise(f).x
+    return argument_pair(x_call, ref_call, arg_index).apply_elementwise(f).x
 
 
 def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: Product) -> Any:
@@ -73,7 +73,7 @@ def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: Product
         _is_constant(a, b) for a, b in zip(x_call.args[:2], ref_call.args[:2], strict=True)
     ):
         return NotImplemented
-    return get_pair(x_call, ref_call).multiply(get_pair(x_call, ref_call, 1), product).x
+    return argument_pair(x_call, ref_call).multiply(argument_pair(x_call, ref_call, 1), product).x
 
 
 def _division_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
@@ -81,8 +81,8 @@ def _division_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         return NotImplemented
     if x_call.kwargs.get("rounding_mode") is not None:
         raise RuleError("DeepLIFT has no rule for a rounded division")
-    a = get_pair(x_call, ref_call) if isinstance(x_call.args[0], Tensor) else None
-    reciprocal = get_pair(x_call, ref_call, 1).apply_elementwise(torch.reciprocal)
+    a = argument_pair(x_call, ref_call) if isinstance(x_call.args[0], Tensor) else None
+    reciprocal = argument_pair(x_call, ref_call, 1).apply_elementwise(torch.reciprocal)
     return reciprocal.apply_linear(lambda t: x_call.args[0] * t).x if a is None else a.multiply(reciprocal).x
 
 
@@ -109,7 +109,7 @@ def _baddbmm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
     return (
         x_call.kwargs.get("beta", 1) * x_call.args[0]
-        + get_pair(x_call, ref_call, 1).multiply(get_pair(x_call, ref_call, 2), product).x
+        + argument_pair(x_call, ref_call, 1).multiply(argument_pair(x_call, ref_call, 2), product).x
     )
 
 
@@ -125,7 +125,7 @@ def _max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, axes: int) -> A
     kernel = _per_axis(settings.kernel_size, axes)
     stride = _per_axis(settings.stride, axes) if settings.stride not in (None, [], ()) else kernel
     padding, dilation = _per_axis(settings.padding, axes), _per_axis(settings.dilation, axes)
-    h = _pooling_windows(get_pair(x_call, ref_call), out, axes, kernel, stride, padding, dilation)
+    h = _pooling_windows(argument_pair(x_call, ref_call), out, axes, kernel, stride, padding, dilation)
     largest = with_gradient_of(out, max_multipliers(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
 
@@ -138,7 +138,7 @@ def _adaptive_max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, axes: 
     if any(a % b for a, b in sizes):
         raise RuleError("DeepLIFT has no rule for adaptive max pooling into windows of unequal size")
     kernel = [a // b for a, b in sizes]
-    h = _pooling_windows(get_pair(x_call, ref_call), out, axes, kernel, kernel, [0] * axes, [1] * axes)
+    h = _pooling_windows(argument_pair(x_call, ref_call), out, axes, kernel, kernel, [0] * axes, [1] * axes)
     largest = with_gradient_of(out, max_multipliers(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
 
@@ -181,7 +181,7 @@ def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> An
     settings = call_arguments(x_call, "input dim keepdim", dim=None, keepdim=False)
     if isinstance(settings.dim, Tensor) or hasattr(settings, "other"):
         return _max_of_two_rule(func, x_call, ref_call, sign)
-    x = get_pair(x_call, ref_call).apply_linear(lambda t: sign * t)
+    x = argument_pair(x_call, ref_call).apply_linear(lambda t: sign * t)
     dims = [settings.dim] if isinstance(settings.dim, int) else list(settings.dim or range(x.x.ndim))
     dims = [d % x.x.ndim for d in dims]
     if 0 in dims:

@@ -16,7 +16,7 @@ from .regions import Size, crop, read_region
 from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
 
 MAX_WINDOW_COVERAGE = 0.85  # share of positions in windows above which the full map is computed
-CROP_BYTES = 2**21  # that are cropped from maps at one time
+MAX_CROP_BYTES = 2**21  # that are cropped from maps at one time
 MIN_SAVED_MULTIPLICATIONS = 2e7  # by a further group of windows, to be worth its calls
 
 
@@ -77,7 +77,7 @@ def apply_sliding(
 
 def _row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
     """Rows in bounded batches: the crop for an op is a copy, larger than the op's output."""
-    step = max(1, CROP_BYTES // max(1, bytes_per_row))
+    step = max(1, MAX_CROP_BYTES // max(1, bytes_per_row))
     return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
 
 

@@ -121,7 +121,7 @@ class WindowedTensor:
         return WindowedTensor(self.base_pass, base, groups, self.n_rows)
 
     @property
-    def is_local(self) -> bool:
+    def is_windowed(self) -> bool:
         return self._dense_values is None
 
     def placeholder(self) -> Tensor:
@@ -134,7 +134,7 @@ class WindowedTensor:
         return self.n_rows
 
     def __getattr__(self, name: str) -> Any:
-        if name in SELF_ATTRIBUTES:  # it shares the values
+        if name in ATTRIBUTES_RETURNING_SELF:  # it shares the values
             return self
         if name in METADATA_ATTRIBUTES:
             return getattr(self.placeholder(), name)
@@ -149,7 +149,7 @@ class WindowedTensor:
         return apply_op(func, args, kwargs or {})
 
 
-SELF_ATTRIBUTES = frozenset({"data"})
+ATTRIBUTES_RETURNING_SELF = frozenset({"data"})
 METADATA_ATTRIBUTES = frozenset(
     {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_leaf",
      "grad_fn", "requires_grad", "itemsize", "size", "dim", "ndimension", "numel", "nelement", "element_size",
@@ -223,7 +223,7 @@ def to_dense(value: Any) -> Any:
 
 def _unwrap_dense(value: Any) -> Any:
     """The tensor of a windowed one that has become dense; other values unchanged."""
-    return value if not isinstance(value, WindowedTensor) or value.is_local else value.dense()
+    return value if not isinstance(value, WindowedTensor) or value.is_windowed else value.dense()
 
 
 def _windowed_in(value: Any) -> list[WindowedTensor]:

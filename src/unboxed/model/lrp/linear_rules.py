@@ -46,7 +46,7 @@ class LinearOp:
             (grad,) = torch.autograd.grad(self.bilinear(a, w), a, u)
         return grad
 
-    def positive_sum(self) -> Tensor:
+    def positive_contribution_sum(self) -> Tensor:
         """sum_j p+_jk."""
         plus = self.bilinear(self.a.clamp(min=0), self.w.clamp(min=0))
         return plus + self.bilinear(self.a.clamp(max=0), self.w.clamp(max=0)) if self.has_negative_inputs else plus
@@ -129,7 +129,7 @@ def gamma_rule(g: float, eps: float) -> LinearRule:
 
     def rule(op: LinearOp, c: Tensor) -> Tensor:
         z = op.output()
-        plus = op.positive_sum() if op.b is None else op.positive_sum() + op.b.clamp(min=0)
+        plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         is_positive = z >= 0
         s = c * z / stabilize(z + g * torch.where(is_positive, plus, z - plus), eps)
         return op.input_gradient_by_sign(
@@ -141,7 +141,7 @@ def gamma_rule(g: float, eps: float) -> LinearRule:
 
 def z_plus_rule(eps: float) -> LinearRule:
     """R_j = sum_k p+_jk / sum_j p+_jk R_k. Montavon et al. 2017; for signed a, alpha-beta with alpha = 1."""
-    return lambda op, c: op.input_gradient_by_sign(c * op.output() / stabilize(op.positive_sum(), eps))
+    return lambda op, c: op.input_gradient_by_sign(c * op.output() / stabilize(op.positive_contribution_sum(), eps))
 
 
 def alpha_beta_rule(alpha: float, eps: float) -> LinearRule:
@@ -152,7 +152,7 @@ def alpha_beta_rule(alpha: float, eps: float) -> LinearRule:
 
     def rule(op: LinearOp, c: Tensor) -> Tensor:
         z = op.output()
-        plus = op.positive_sum() if op.b is None else op.positive_sum() + op.b.clamp(min=0)
+        plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         minus = (z - plus).clamp(max=0)
         return op.input_gradient_by_sign(
             alpha * c * z / stabilize(plus, eps), (1 - alpha) * c * z / stabilize(minus, eps)

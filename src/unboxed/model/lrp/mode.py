@@ -259,7 +259,7 @@ class LRPMode(OpMode):
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
-    def _statistics_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    def _std_or_var_mean_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
             return composite_ops.std_or_var_mean(plain_op_name(func), *args, **kwargs)
 
@@ -272,7 +272,7 @@ OP_RULES: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {
     **dict.fromkeys(("addmm", "baddbmm"), LRPMode._addmm_rule),
     "scaled_dot_product_attention": LRPMode._attention_rule,
     "batch_norm": LRPMode._batch_norm_rule,
-    **dict.fromkeys(("std_mean", "var_mean"), LRPMode._statistics_rule),
+    **dict.fromkeys(("std_mean", "var_mean"), LRPMode._std_or_var_mean_rule),
     **dict.fromkeys(CELLS, LRPMode._recurrent_rule),
 }
 NORM_OPS: dict[str, Callable[..., Tensor]] = {

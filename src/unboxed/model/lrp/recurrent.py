@@ -20,14 +20,14 @@ Cell = Callable[[Tensor, State, Sequence[Tensor]], State]
 """(x_t, state, weights) -> the next state; its first part is the output."""
 
 
-def _project(x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _project_input_and_state(x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     bias_pair = weights[2:] or (None, None)
     return F.linear(x, weights[0], bias_pair[0]), F.linear(h, weights[1], bias_pair[1])
 
 
 def _lstm_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     h, c = state
-    from_x, from_h = _project(x, h, weights)
+    from_x, from_h = _project_input_and_state(x, h, weights)
     i, f, g, o = (from_x + from_h).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
@@ -35,18 +35,18 @@ def _lstm_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
 
 def _gru_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     (h,) = state
-    (r, z, n), (r_h, z_h, n_h) = (t.chunk(3, -1) for t in _project(x, h, weights))
+    (r, z, n), (r_h, z_h, n_h) = (t.chunk(3, -1) for t in _project_input_and_state(x, h, weights))
     z = (z + z_h).sigmoid()
     return ((1 - z) * (n + (r + r_h).sigmoid() * n_h).tanh() + z * h,)
 
 
 def _tanh_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    from_x, from_h = _project(x, state[0], weights)
+    from_x, from_h = _project_input_and_state(x, state[0], weights)
     return ((from_x + from_h).tanh(),)
 
 
 def _relu_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    from_x, from_h = _project(x, state[0], weights)
+    from_x, from_h = _project_input_and_state(x, state[0], weights)
     return ((from_x + from_h).relu(),)
 
 

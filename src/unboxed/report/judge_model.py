@@ -1,4 +1,4 @@
-"""The judge: another, robust model, which classifies generated images."""
+"""The judge: a second, robust model, which classifies generated images."""
 
 from __future__ import annotations
 
