@@ -146,6 +146,14 @@ def test_its_cost_is_counted() -> None:
     assert found.n_maps == sum(n_maps)
 
 
+def test_it_prints_its_tests() -> None:
+    found = verdict(*digits(), gradient)
+    lines = str(found).splitlines()
+    assert lines[0].startswith("Gradient: passes (depends on the model; marks what matters). It changes when")
+    assert [line.split()[0] for line in lines[1:]] == [t.name.split()[0] for t in found.tests]
+    assert max(map(len, lines[1:])) < 80
+
+
 def test_to_dict_is_json() -> None:
     found = verdict(*digits(), gradient)
     again = json.loads(json.dumps(found.to_dict()))

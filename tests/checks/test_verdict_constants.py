@@ -104,7 +104,7 @@ def test_the_weakest_pass_is_named() -> None:
     all_pass = list(outcomes())
     k = next(i for i, o in enumerate(all_pass) if o.name == "edges")
     all_pass[k] = replace(all_pass[k], value=0.75, low=0.72, high=0.79)
-    assert "nearest to its bound: <edges>" in grade(tuple(all_pass))[2]
+    assert grade(tuple(all_pass))[2].endswith("Nearest to its bound: edges (0.75, passes below 0.8).")
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

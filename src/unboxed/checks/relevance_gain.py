@@ -67,7 +67,8 @@ class RemovalCurves:
     def gain(self) -> Tensor:
         """The area between both curves (N, V), in fractions of what removing everything costs.
 
-        1 is the largest possible, 0 that of a random order. NaN where removing everything costs next to nothing.
+        0 is that of a random order; at 1 the score is lost at once, or not until the end, and more is possible where a
+        part scores above the whole. NaN where removing everything costs next to nothing.
         """
         first, last = self.morf[..., 0], self.morf[..., -1]
         loss = (first - last).mean(0)

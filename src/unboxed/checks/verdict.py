@@ -34,6 +34,8 @@ NOT_APPLICABLE: Final = "not applicable"
 Grade = Literal["pass", "inconclusive", "fail", "not applicable"]
 GRADES: tuple[Grade, ...] = (PASS, INCONCLUSIVE, FAIL, NOT_APPLICABLE)  # the best first
 
+SPREADS = {test.name: test.spread for test in TESTS}
+MIN_SPREAD = 0.05
 MIN_EXAMPLES = 8  # below which most tests stay undecided
 MAX_DRAWS = 8
 
@@ -57,11 +59,16 @@ class TestOutcome:
     sentence: str
 
     @property
-    def distance(self) -> float:
-        """How far the interval is from the bound, relative to the bound: negative where it contains it."""
-        nearest = min(abs(self.low - self.bound), abs(self.high - self.bound))
-        inside = self.low <= self.bound <= self.high
-        return -nearest if inside else nearest / max(abs(self.bound), 0.1)
+    def margin(self) -> float:
+        """How far the interval is from the bound, in standard deviations between examples; negative where it fails or
+        contains the bound."""
+        side = self.low - self.bound if self.passes_above else self.bound - self.high
+        return side / max(SPREADS[self.name], MIN_SPREAD)
+
+    def __str__(self) -> str:
+        side = "above" if self.passes_above else "below"
+        interval = f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.name:15} {self.grade:15} {interval:22} passes {side} {self.bound:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +93,10 @@ class Verdict:
     n_examples: int = 0
     n_maps: int = 0  # maps computed for it, one per example: nearly all of its cost
     evidence: Evidence | None = field(default=None, repr=False, compare=False)  # None where it was read from a file
+
+    def __str__(self) -> str:
+        tests = "".join(f"\n  {test}" for test in self.tests)
+        return f"{self.method}: {self.badge} ({self.reason}). {self.sentence}{tests}"
 
     @property
     def badge(self) -> str:
@@ -259,11 +270,11 @@ def grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
     if missing := [o.name for o in outcomes if o.name in ESSENTIAL and o.grade == NOT_APPLICABLE]:
         sentence = f"Not tested: {' and '.join(missing)}, for want of weights, of maps that vary or of a score to lose."
         return INCONCLUSIVE, f"not tested: {missing[0]}", sentence
-    by_name = {o.name: o for o in outcomes}
-    weakest_pass = min((o for o in outcomes if o.grade == PASS), key=lambda o: o.distance)
-    said = [by_name[name].sentence for name in ESSENTIAL]
-    extra = f"; nearest to its bound: {weakest_pass.sentence}" if weakest_pass.name not in ESSENTIAL else ""
-    return PASS, "depends on the model; marks what matters", f"{_as_sentence(', and '.join(said))[:-1]}{extra}."
+    essential = ", and ".join(o.sentence for o in outcomes if o.name in ESSENTIAL)
+    nearest = min((o for o in outcomes if o.grade == PASS), key=lambda o: o.margin)
+    bound = f"{'above' if nearest.passes_above else 'below'} {nearest.bound:g}"
+    weakest_text = f"Nearest to its bound: {nearest.name} ({nearest.value:.2f}, passes {bound})."
+    return PASS, "depends on the model; marks what matters", f"{_as_sentence(essential)} {weakest_text}"
 
 
 def _as_sentence(text: str) -> str:
