@@ -36,10 +36,10 @@ def test_it_covers_where_draws_differ() -> None:
     assert sum(i.low <= 0 <= i.high for i in alone) / trials < 0.5
 
 
-def test_the_mean_is_that_of_draws_and_nan_are_left_out() -> None:
-    values = torch.tensor([[1.0, 3.0], [math.nan, 5.0], [math.nan, math.nan]])
+def test_nan_and_infinite_values_are_left_out() -> None:
+    values = torch.tensor([[1.0, 3.0], [math.nan, 5.0], [math.nan, math.inf]])
     found = bootstrap_mean(values)
-    assert found.mean == pytest.approx((1 + 4) / 2)
+    assert found.mean == pytest.approx((1 + 3 + 5) / 3)
     assert (found.n_examples, found.n_draws) == (2, 2)
     assert 1 <= found.low <= found.mean <= found.high <= 5
 

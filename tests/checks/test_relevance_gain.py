@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.checks.perturbing import random_maps
-from unboxed.checks.relevance_gain import GRIDS, N_STEPS, fills, removal_curves
+from unboxed.checks.relevance_gain import GRIDS, N_STEPS, _part_of_pixel, fills, removal_curves
 from unboxed.engine.perturb.baselines import baseline
 
 SIDE = 12  # so that the finer grid has one pixel per cell
@@ -40,26 +40,56 @@ def score(box: ub.Box, image: Tensor, by: Tensor, removed: Tensor) -> float:
     return float(box(torch.where(mask.view(1, SIDE, SIDE), by, image)[None])[0, 0])
 
 
-def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor) -> Tensor:
-    """The area between the curves of LeRF and MoRF for single pixels, one point after another."""
-    areas, losses = [], []
+def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor, parts: Tensor) -> Tensor:
+    """The area between the curves of LeRF and MoRF of whole parts, one point after another."""
+    areas, ranges, n = [], [], int(parts.max()) + 1
     for image, map_, by in zip(x, maps, fill, strict=True):
-        order, area = map_.sum(0).flatten().argsort(descending=True), 0.0
-        for step in range(1, N_STEPS):
-            k = round(step * len(order) / N_STEPS)
-            lerf, morf = (score(box, image, by, removed) for removed in (order[len(order) - k :], order[:k]))
-            area += (lerf - morf) / N_STEPS
-        areas.append(area)
-        losses.append(score(box, image, by, order[:0]) - score(box, image, by, order))
-    return torch.tensor(areas, dtype=torch.float64) / torch.tensor(losses, dtype=torch.float64).mean()
+        sums = torch.stack([map_.sum(0).flatten()[parts == k].sum() for k in range(n)])
+        order = sums.argsort(descending=True)
+
+        def score_without(some: Tensor, image: Tensor = image, by: Tensor = by) -> float:
+            return score(box, image, by, torch.isin(parts, some).nonzero().flatten())
+
+        counts = [round(step * n / N_STEPS) for step in range(N_STEPS + 1)]
+        morf = torch.tensor([score_without(order[:k]) for k in counts], dtype=torch.float64)
+        lerf = torch.tensor([score_without(order[n - k :]) for k in counts], dtype=torch.float64)
+        areas.append(torch.trapezoid(lerf - morf, torch.tensor(counts, dtype=torch.float64) / n))
+        both = torch.cat([morf, lerf])
+        ranges.append(both.max() - both.min())
+    return torch.stack(areas) / torch.stack(ranges).mean()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_its_definition(channels: int) -> None:
+@pytest.mark.parametrize("grid", range(len(GRIDS)))
+def test_its_definition(channels: int, grid: int) -> None:
+    """Also where a grid does not divide the image: what is ranked is what is removed."""
     box, x, w = linear(channels)
     maps, by = w * x, baseline(box, x, "blurred")
-    found = gain(box, x, maps, fill_by_name={"blurred": fills(box, x, 0)["blurred"]})[:, len(GRIDS) - 1]
-    assert torch.allclose(found, literal(box, x, maps, by), rtol=0, atol=1e-12)
+    found = gain(box, x, maps, fill_by_name={"blurred": fills(box, x, 0)["blurred"]})[:, grid]
+    parts = _part_of_pixel(SIDE, SIDE, GRIDS[grid])
+    assert torch.allclose(found, literal(box, x, maps, by, parts), rtol=0, atol=1e-12)
+
+
+def test_parts_are_rectangles_that_tile_the_image() -> None:
+    for height, width in ((28, 28), (13, 13), (32, 48), (5, 7)):
+        for per_side in GRIDS:
+            part = _part_of_pixel(height, width, per_side).view(height, width)
+            assert part.unique().tolist() == list(range(int(part.max()) + 1))
+            for k in part.unique():
+                rows, columns = (part == k).nonzero(as_tuple=True)
+                area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+                assert int(area) == len(rows)
+
+
+def test_it_is_at_most_one_also_where_scores_cancel() -> None:
+    """Examples whose scores move up and down as everything is removed: their loss cancels, their range does not."""
+    box, x, w = linear()
+    x = torch.cat([x, 1 - x])
+    found = gain(box, x, w * (x - 0.5))
+    assert bool(found.isfinite().all())
+    assert float(found.abs().amax(0).max()) <= len(x)  # of one example in means of all
+    assert bool((found.mean(0) <= 1).all())
+    assert bool((found[:, : 2 * len(GRIDS)].mean(0) > 0.2).all())
 
 
 def test_the_opposite_map_has_the_opposite_gain() -> None:
@@ -88,7 +118,7 @@ def test_magnitudes_rank_by_strength() -> None:
     assert torch.allclose(by_magnitude, by_sign, rtol=0, atol=1e-12, equal_nan=True)
 
 
-def test_a_score_that_removal_does_not_lower_has_no_gain() -> None:
+def test_a_score_that_removal_does_not_change_has_no_gain() -> None:
     box, x, w = linear()
     with torch.no_grad():
         box.model[1].weight.zero_()
@@ -117,6 +147,8 @@ def test_columns_of_a_table() -> None:
     x = 1 + torch.rand(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = gain(box, x, model.weight[0].detach() * x)
     assert found.shape == (8, 2)  # the mean and other examples
+    curves = removal_curves(box, x, x, ub.logit(0), fills(box, x, 0), signed=True, seed=0)
+    assert torch.allclose(curves.fractions[0], torch.linspace(0, 1, 7, dtype=torch.float64))
     assert float(found[:, 0].mean()) > 0.3
 
 

@@ -215,6 +215,40 @@ def test_other_outputs_and_targets(outputs: Any, target: Any) -> None:
     assert found.grade in GRADES
 
 
+def test_maps_of_outputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
+    box, x = ub.Box(model, ub.Pixels((1, 12, 12)), outputs="logits"), torch.rand(4, 1, 12, 12)
+    for target in (None, 1):
+        assert verdict(box, x, gradient, target).grade in GRADES
+
+
+def test_learned_is_asked_of_the_output_of_the_target() -> None:
+    """The same model with its outputs in another order gets the same answer."""
+    torch.manual_seed(0)
+    figures = []
+    for order in ([0, 1], [1, 0]):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+        with torch.no_grad():
+            weight = torch.stack([torch.full((16,), 20.0), torch.zeros(16)])
+            model[1].weight.copy_(weight[order])
+            model[1].bias.zero_()
+        box = ub.Box(model, ub.Pixels((1, 4, 4)), outputs="multilabel")
+        x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        figures.append(verdict(box, x, gradient, order.index(0)).figures["learned"])
+    assert figures[0] == pytest.approx(figures[1], abs=0.25)
+    assert figures[0] > 0.5
+
+
+def test_a_map_that_was_given_must_fit_and_costs_nothing() -> None:
+    box, x = digits()
+    known = gradient(box, x, box.predict(x))
+    assert verdict(box, x, gradient, map_=known).n_maps == verdict(box, x, gradient).n_maps - len(x)
+    for wrong in (known[:2], known[..., :-1], known[:, 0], known.numpy()):
+        with pytest.raises(InputError):
+            verdict(box, x, gradient, map_=wrong)
+
+
 def test_tables_and_several_inputs() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()

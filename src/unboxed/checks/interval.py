@@ -46,13 +46,13 @@ class Interval:
 
 
 def bootstrap_mean(values: Tensor, seed: int = 0) -> Interval:
-    """The mean of values (N, D), one per example and draw, with its interval; NaN are left out."""
+    """The mean of values (N, D), one per example and draw, with its interval; NaN and infinite ones are left out."""
     values = values.detach().double().cpu()
-    values = values[values.isfinite().any(1)]
+    values = values.masked_fill(~values.isfinite(), math.nan)[values.isfinite().any(1)]
     n, n_draws = values.shape
     if n == 0:
         return Interval(math.nan, -math.inf, math.inf, 0, n_draws)
-    mean = float(values.nanmean(0).nanmean())
+    mean = float(values.nanmean())
     if n == 1:
         return Interval(mean, -math.inf, math.inf, 1, n_draws)
     known = values.isfinite().double()

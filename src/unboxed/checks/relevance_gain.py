@@ -9,11 +9,10 @@ Removed parts take values of the data's own range (`FILLS`), as black pixels are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..box import Box
@@ -25,7 +24,7 @@ from .perturbing import importance, perturbed_scores, rank_descending
 
 GRIDS = (7, 12)  # cells along an image's shorter side, each of which is removed at once
 N_STEPS = 6
-MIN_SCORE_LOSS = 0.05  # of the score's magnitude, that removing everything must cost for a fill to be used
+MIN_SCORE_RANGE = 1e-6  # of the largest score's magnitude: below it, removing parts changes nothing but rounding
 MIN_KNOWN_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
 Fill = Callable[[Tensor, Tensor], Tensor]
@@ -58,22 +57,28 @@ def _surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
 class RemovalCurves:
     """Scores while parts are removed in a map's order (MoRF) and in the opposite one (LeRF), by each fill and grid."""
 
-    fractions: Tensor  # (S + 1,) of the cells removed, from 0 to 1
+    fractions: Tensor  # (V, S + 1) of the parts removed, from 0 to 1
     morf: Tensor  # (N, V, S + 1), V = fills x grids
     lerf: Tensor  # (N, V, S + 1)
-    variants: tuple[str, ...]  # the V fills and grids: "blurred, 7 x 7"
+    variants: tuple[str, ...]  # the V fills and grids: "blurred, 49 parts"
 
     @property
     def gain(self) -> Tensor:
-        """The area between both curves (N, V), in fractions of what removing everything costs.
+        """The area between both curves (N, V), in fractions of the range of the scores, averaged over the examples.
 
-        0 is that of a random order; at 1 the score is lost at once, or not until the end, and more is possible where a
-        part scores above the whole. NaN where removing everything costs next to nothing.
+        It is at most 1, and 0 on average for a random order. NaN where removing parts does not change the scores.
         """
-        first, last = self.morf[..., 0], self.morf[..., -1]
-        loss = (first - last).mean(0)
         area = torch.trapezoid(self.lerf - self.morf, self.fractions, dim=-1)
-        return torch.where(loss > MIN_SCORE_LOSS * first.abs().mean(0), area / loss, torch.nan)
+        scores = torch.cat([self.morf, self.lerf], -1)
+        score_range = (scores.amax(-1) - scores.amin(-1)).mean(0)
+        return torch.where(score_range > MIN_SCORE_RANGE * scores.abs().amax(), area / score_range, torch.nan)
+
+    def where(self, chosen: Tensor, other: RemovalCurves) -> RemovalCurves:
+        """These curves for the examples chosen (N,), the other ones for the rest."""
+        mask = chosen[:, None, None]
+        return replace(
+            self, morf=torch.where(mask, self.morf, other.morf), lerf=torch.where(mask, self.lerf, other.lerf)
+        )
 
 
 def removal_curves(
@@ -82,28 +87,34 @@ def removal_curves(
 ) -> RemovalCurves:  # fmt: skip
     """The curves of maps (N, ...), for validated inputs and a fixed objective.
 
-    Cells are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
+    Parts are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
     """
     rankings = _rankings(box, x, importance(box, x, maps, signed=signed), seed)
     run = partial(_scores, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
-    scores = torch.stack([run(fill, rank, n_cells) for _, fill, rank, n_cells in variants], 1)  # (N, V, 2 S)
-    morf, inner = scores[..., : N_STEPS + 1], scores[..., N_STEPS + 1 :]
+    counts = [_removed_counts(n_parts, x.device) for *_, n_parts in variants]
+    scores = torch.stack([run(fill, rank, c) for (_, fill, rank, _), c in zip(variants, counts, strict=True)], 1)
+    n_points = len(counts[0])
+    morf, inner = scores[..., :n_points], scores[..., n_points:]
     lerf = torch.cat([morf[..., :1], inner, morf[..., -1:]], -1)
-    fractions = torch.linspace(0, 1, N_STEPS + 1, dtype=scores.dtype, device=x.device)
-    return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_cells} parts" for name, _, _, n_cells in variants))
+    fractions = torch.stack([c.to(scores.dtype) / int(c[-1]) for c in counts])
+    return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_parts} parts" for name, _, _, n_parts in variants))
+
+
+def _removed_counts(n_parts: int, device: torch.device) -> Tensor:
+    """How many parts are removed after each step, from none to all; a table of few columns has a step for each."""
+    return torch.linspace(0, n_parts, min(N_STEPS, n_parts) + 1, device=device).round().long()
 
 
 def _scores(
-    box: Box, x: Tensor, objective: Objective, fill: Fill, rank: Tensor, n_cells: int, *, batch_size: BatchSize
+    box: Box, x: Tensor, objective: Objective, fill: Fill, rank: Tensor, counts: Tensor, *, batch_size: BatchSize
 ) -> Tensor:
     """Scores (N, 2 S): MoRF from none to all, then the inner steps of LeRF."""
-    counts = torch.linspace(0, n_cells, N_STEPS + 1, device=x.device).round().long()
     thresholds = torch.cat([counts, -counts[1:-1]])
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
         count = thresholds[steps].view(-1, *[1] * (rank.ndim - 1))
-        removed = torch.where(count >= 0, rank[examples] < count, rank[examples] >= n_cells + count)
+        removed = torch.where(count >= 0, rank[examples] < count, rank[examples] >= counts[-1] + count)
         return [torch.where(removed, fill(examples, removed), x[examples])]
 
     (scores,) = perturbed_scores(box, objective, len(x), len(thresholds), perturb, batch_size)
@@ -111,7 +122,7 @@ def _scores(
 
 
 def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
-    """The rank of the cell that each pixel belongs to, 0 is the most relevant, and the number of cells, for each grid.
+    """The rank of the part that each pixel belongs to, 0 is the most relevant, and the number of parts, for each grid.
 
     What is no image has one ranking, of its columns.
     """
@@ -120,13 +131,20 @@ def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[T
     height, width = x.shape[-2:]
     rankings = []
     for per_side in GRIDS:
-        side = max(1.0, min(height, width) / per_side)
-        grid = max(1, round(height / side)), max(1, round(width / side))
-        cells = F.adaptive_avg_pool2d(relevance.view(-1, 1, height, width), grid)
-        rank = rank_descending(cells.flatten(1), seed).view(-1, 1, *grid)
-        pixels = F.interpolate(rank.float(), (height, width), mode="nearest-exact").long()
-        rankings.append((pixels, grid[0] * grid[1]))
+        part = _part_of_pixel(height, width, per_side).to(x.device)  # (H W,)
+        n_parts = int(part.max()) + 1
+        sums = relevance.new_zeros(len(x), n_parts).index_add_(1, part, relevance)
+        rank = rank_descending(sums, seed)[:, part]
+        rankings.append((rank.view(-1, 1, height, width), n_parts))
     return rankings
+
+
+def _part_of_pixel(height: int, width: int, per_side: int) -> Tensor:
+    """The index (H W,) of the part that each pixel belongs to: a grid with `per_side` parts along the shorter side."""
+    side = max(1.0, min(height, width) / per_side)
+    rows, columns = (max(1, round(n / side)) for n in (height, width))
+    row, column = (torch.arange(n) * k // n for n, k in ((height, rows), (width, columns)))
+    return (row[:, None] * columns + column).flatten()
 
 
 def _feature_shape(box: Box, x: Tensor) -> tuple[int, ...]:

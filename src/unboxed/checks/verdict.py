@@ -24,6 +24,7 @@ from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 from .interval import Interval, bootstrap_mean
 from .methods import MapOfX, Method, TestedMethod, compute_map, resolve_target
+from .perturbing import align_maps
 from .relevance_gain import RemovalCurves
 from .verdict_tests import ESSENTIAL, TESTS, Subject, VerdictTest
 
@@ -178,16 +179,17 @@ def verdict(
     if not callable(method):
         raise InputError(f"a method is a function (box, x, target) -> map; got {type(method).__name__}")
     score, name = resolve_target(box, x, target), name_of(method)
+    given = None if map_ is None else align_maps(box, x, map_)
     try:
-        map_ = compute_map(box, method, x, score) if map_ is None else map_
-        subject = Subject(box, x, method, score, map_, seed, batch_size)
+        subject = Subject(box, x, method, score, compute_map(box, method, x, score) if given is None else given, seed)
+        subject.batch_size, subject.n_maps = batch_size, len(x) if given is None else 0
         if not bool(subject.map_.isfinite().all()):
-            return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), len(x))
+            return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all(subject, max_draws)
     except UnboxedError as error:
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
-    evidence = Evidence(x, subject.map_, subject.control_maps, subject.removal[1])
-    return Verdict(name, *grade(outcomes), outcomes, len(x), len(x) + subject.n_maps, evidence)
+    evidence = Evidence(x, subject.map_, subject.control_maps, subject.removal)
+    return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, evidence)
 
 
 def name_of(method: Method) -> str:

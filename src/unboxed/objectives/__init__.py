@@ -24,6 +24,7 @@ from .outputs import as_classes as as_classes
 from .outputs import check_classes as check_classes
 from .outputs import class_logit as class_logit
 from .outputs import dlr as dlr
+from .outputs import log_odds as log_odds
 from .outputs import logit as logit
 from .outputs import logprob as logprob
 from .outputs import loss as loss

@@ -212,6 +212,35 @@ def margin(y: int | Tensor | Constant) -> Objective:
 
 
 @remember_call
+def log_odds(y: int | Tensor | Constant) -> Objective:
+    """The log-odds of a class against all others: its logit minus the log-sum-exp of the others.
+
+    It grows with the probability and does not saturate as that does: 0 at a probability of one half.
+
+    Args:
+        y: Classes (N,), or one for all.
+
+    Returns:
+        An `Objective` on the logits, of their mean over positions for a map of outputs (N, K, ...).
+
+    Raises:
+        InputError: for what is no class number, and when scored, for a class that the model does not have.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.objectives import log_odds
+        >>> log_odds(0)({"logits": torch.tensor([[1.0, 1.0], [3.0, 1.0]])})
+        tensor([0., 2.])
+    """
+
+    def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K) or (N, K, ...), (N,)
+        z, index = mean_over_positions(z), labels[:, None]
+        return z.gather(1, index)[:, 0] - z.scatter(1, index, -float("inf")).logsumexp(1)
+
+    return _label_objective(log_odds, y, score, "log-odds")
+
+
+@remember_call
 def dlr(y: int | Tensor | Constant) -> Objective:
     """The difference of logits ratio: the margin divided by the largest minus the third largest logit.
 

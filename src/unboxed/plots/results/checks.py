@@ -168,7 +168,10 @@ def _evidence_figures(evidence: Evidence | None) -> Figures:
     if evidence is None:
         return {}
     curves = evidence.removal
-    lines = {name: (curves.fractions, scores.mean((0, 1))) for name, scores in
+    used = ~curves.gain.isnan().all(0)  # the fills that change the score
+    if not used.any():
+        return {}
+    lines = {name: (curves.fractions[used].mean(0), scores[:, used].mean((0, 1))) for name, scores in
              (("most relevant first", curves.morf), ("least relevant first", curves.lerf))}  # fmt: skip
     chart = line_chart(
         lines, title="Removal", x_label="fraction removed", y_label="score, mean over examples and fills"
