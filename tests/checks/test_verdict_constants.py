@@ -182,7 +182,8 @@ def test_own_gain_is_beyond_that_of_other_examples() -> None:
     for draw in (0, 1):
         others = verdict_tests._other_examples(s, draw)
         assert others is not None
-        other = torch.where(s.ranks_by_sign[:, None], *(s.curves(s.map_[others], k).gain for k in (True, False)))
+        by_sign, by_magnitude = (s.curves(s.map_[others], signed) for signed in (True, False))
+        other = by_sign.where(s.ranks_by_sign, by_magnitude).gain
         expected = (s.removal.gain - other).nanmean(1)
         assert torch.allclose(values("own example", s, draw), expected, rtol=0, atol=1e-9, equal_nan=True)
     same = subject(s.map_[:1].expand(6, -1, -1, -1).clone())
