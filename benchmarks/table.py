@@ -289,6 +289,7 @@ def defenses(f: dict[str, Any]) -> list[str]:
     return lines
 
 
+IN_README = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 VERDICTS, MEASURED = HERE.parent / "docs" / "verdicts.md", ("<!-- measured:begin -->", "<!-- measured:end -->")
 
 
@@ -310,6 +311,16 @@ def verdict_roc(f: dict[str, Any]) -> list[str]:
     return lines
 
 
+def verdict_sentence(f: dict[str, Any]) -> list[str]:
+    """The same in README, of the models held out."""
+    held_out = f["summary"]["held out"]
+    right, wrong = (_share_with_interval(held_out[key]) for key in ("sensitivity", "specificity"))
+    return [
+        f"Verdicts, on {held_out['models']} planted models held out: {right} of the right maps that were decided pass, "
+        f"{wrong} of the wrong ones fail. How this is measured, and what it does not say: [verdicts](docs/verdicts.md)."
+    ]
+
+
 def _share_with_interval(share: dict[str, Any]) -> str:
     low, high = share["over_models"]
     return f"{share['share']:.2f} [{low:.2f}, {high:.2f}] ({share['count']} of {share['of']})"
@@ -322,6 +333,7 @@ def main() -> None:
     if anew.exists():
         _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
     _between(VERDICTS, *MEASURED, verdict_roc(_read("verdict_roc")))
+    _between(HERE.parent / "README.md", *IN_README, verdict_sentence(_read("verdict_roc")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
         _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))
