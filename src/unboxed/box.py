@@ -669,7 +669,8 @@ class Box:
         return check_no_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
-        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
+        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} class"
+        head += "es" * (len(self.classes) != 1)
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last

@@ -30,7 +30,8 @@ from ..objectives import mean_over_positions
 from ..plots.explanation_sheet import explanation_sheet
 from ..plots.files import save
 from ..report.words import format_named_prob
-from ..validation import check_seed, suggest
+from ..validation import check_seed
+from .parsing import parse_class
 
 N_TOP_CLASSES = 3  # that are printed
 EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
@@ -139,7 +140,7 @@ def run_explain(
     """
     x, out = read_image(box, image), Path(out)
     selected = find_methods(box, list(methods)) if methods else candidates(box)
-    k = None if target is None else class_index(box, target)
+    k = None if target is None else parse_class(target, box)
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
     explanation = explain(box, x, selected, k, seed=seed, verdict_cache=verdict_cache, quiet=quiet)
@@ -170,15 +171,6 @@ def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
         return images.read_image(path, images.require_pixels(box.inputs))[None]
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path}: {images.error_reason(error)}") from error
-
-
-def class_index(box: Box, target: str) -> int:
-    """A class by its name or number. Raises InputError."""
-    if target in box.classes:
-        return box.classes.index(target)
-    if target.isdecimal() and int(target) < len(box.classes):
-        return int(target)
-    raise InputError(f"the model has no class {target!r}; {suggest(target, box.classes)}")
 
 
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import InputError, UnboxedError, UnboxedWarning
+from ..validation import suggest
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -87,17 +88,33 @@ def load_judge(spec: str, box: Box, seed: int) -> Box:
 
 
 def with_data_classes(images: Dataset[Any], box: Box) -> Box:
-    """The box with the data's class names, if there are as many as the model has outputs."""
+    """The box with the data's class names, if it has none of its own and there are as many as outputs."""
     from ..box import Box
+    from ..engine.read.class_labels import is_numbers_only
 
     names = getattr(images, "classes", None)
-    if not names or len(names) != len(box.classes):
+    if not names or len(names) != len(box.classes) or not is_numbers_only(box.classes):
         return box
     return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
 
 
 def command_line() -> str:
     return shlex.join(["unboxed", *sys.argv[1:]])
+
+
+def parse_class(text: str, box: Box) -> int:
+    """A class by its name or number. Raises InputError with the class numbers, or with the nearest names."""
+    from ..objectives.outputs import describe_classes
+
+    if text in box.classes:
+        return box.classes.index(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise InputError(f"the model has no class {text!r}; {suggest(text, box.classes)}") from None
+    if not 0 <= number < len(box.classes):
+        raise InputError(f"{describe_classes(len(box.classes))}; got {text}")
+    return number
 
 
 def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels | None:
