@@ -40,8 +40,8 @@ class Box:
     Args:
         model: The model, a torch.nn.Module, on any device and in any floating point dtype.
         inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these.
-        classes: Names of the outputs, in their order. None takes those of a Hugging Face model (`config.id2label`), else
-            "0", "1", ...
+        classes: Names of the outputs, in their order. None takes those of a Hugging Face model (`config.id2label`),
+            else "0", "1", ...
         outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
             the sums of the outputs of a few inputs, and warns or raises where they do not determine it.
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes

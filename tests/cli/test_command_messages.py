@@ -67,3 +67,36 @@ def test_cka_of_one_model(tmp_path: Path) -> None:
     done = run("cka", *data, "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "cka=(2, 1)" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lime", "--n_sample", "5"], "--n-samples"),
+        (["fgsm", "--data", "digits"], "give --eps (and --norm), such as --eps 8/255"),
+        (["lime", "--data", "digits", "--n-samples", "5"], "take n_samples of"),
+    ],
+)
+def test_wrong_options(words: list[str], message: str) -> None:
+    done = run(*words, "--model", "zoo:digits-cnn")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "completion" not in done.output
+
+
+def test_an_attack_that_fools_none(tmp_path: Path) -> None:
+    words = ["attack", "--model", "zoo:digits-cnn", "--data", "digits:test", "--attack", "fgsm", "--eps", "1e-5"]
+    done = CliRunner().invoke(cli.app, [*words, "--n", "8", "--out", str(tmp_path), "-q"])
+    assert done.exit_code == 0, done.output
+    assert "no figure: no example was fooled\n" in done.output
+    assert f"checkpoint: {next(tmp_path.glob('attack-*.pt'))}" in done.output.replace("\n", "")
+
+
+def test_the_ranking_fits_80_columns(flat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods have their written names, and each takes one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["explain", str(flat_folder / "1.png"), "--model", "zoo:digits-cnn", "--method", "grad_cam_plus_plus"]
+    done = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "out"), "-q"])
+    assert done.exit_code == 0, done.output
+    row = next(line for line in done.output.splitlines() if line.startswith("Grad-CAM++"))
+    assert "not tested: removal" in row

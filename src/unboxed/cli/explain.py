@@ -193,13 +193,13 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
         highlight=False,
     )
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
-    columns = ("why", "randomization", "relevance gain")
+    columns = ("why", "random-\nization", "relevance\ngain")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, v in explanation.verdicts.items():
         figures = [v.figures.get(name, math.nan) for name in ("randomization", "removal")]
         texts = ["" if math.isnan(value) else f"{value:.2f}" for value in figures]
         why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
-        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
+        table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)

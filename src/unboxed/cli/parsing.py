@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..report import Report
 
 PYTHON_OPTION_PATTERN = re.compile(r'\b(outputs|classes|root|norm)="(\w+)"')  # as errors name them to callers in Python
+PYTHON_EPS_ADVICE = "give eps (and norm), or ball= instead of both"
 PYTHON_ADVICE_PATTERN = re.compile(r"pass inputs=ub\.Pixels\(.*?, on the command line ")
 EXIT_BAD_INPUT, EXIT_SECTION_FAILED, EXIT_INTERRUPTED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
@@ -49,6 +50,7 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
             if debug:
                 traceback.print_exc()
             message = PYTHON_ADVICE_PATTERN.sub("give ", PYTHON_OPTION_PATTERN.sub(r"--\1 \2", str(error)))
+            message = message.replace(PYTHON_EPS_ADVICE, "give --eps (and --norm), such as --eps 8/255")
             typer.secho(f"error: {message}", fg="red", err=True)
             raise typer.Exit(EXIT_BAD_INPUT) from None
         except KeyboardInterrupt:

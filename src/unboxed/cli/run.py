@@ -45,7 +45,7 @@ class MethodGroup(TyperGroup):
 
 def method_app(card: Card) -> typer.Typer:
     """The command of one method: the options that all methods share, and one per setting."""
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
     app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(_command_function(card))
     return app

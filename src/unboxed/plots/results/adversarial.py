@@ -61,8 +61,8 @@ def _change_sheet(result: Adversarial) -> Image.Image:
         "adversarial": ["adversarial" if result.success[i] else "not fooled" for i in rows],
         "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
-    x, z = first_image_part(result.input), first_image_part(result.images)
-    return change_sheet(x[rows], z[rows], captions, title=_success_title(result))
+    x, z = (colors.as_array(first_image_part(images))[rows] for images in (result.input, result.images))
+    return change_sheet(x, z, captions, title=_success_title(result))
 
 
 def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
