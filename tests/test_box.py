@@ -200,3 +200,26 @@ def test_a_data_set_in_place_of_a_tensor_is_told_how_to_become_one() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     with pytest.raises(InputError, match=r"data.tensors\(\)"):
         box(ub.data.digits("test"))  # type: ignore[arg-type]
+
+
+class Config:
+    def __init__(self, id2label: dict[int, str]) -> None:
+        self.id2label = id2label
+
+
+def test_class_names_of_a_hugging_face_model(model: Net) -> None:
+    """Those in its config, unless they are the defaults, do not fit the outputs, or others are given."""
+    names = ("cat", "dog", "owl", "cow", "pig")
+    model.config = Config(dict(enumerate(names)))  # type: ignore[assignment]
+    assert boxed(model).classes == names
+    assert boxed(model, classes=list("abcde")).classes == tuple("abcde")
+    for unfit in ({0: "cat"}, {k: f"LABEL_{k}" for k in range(5)}):
+        model.config = Config(unfit)  # type: ignore[assignment]
+        assert boxed(model).classes == tuple("01234")
+
+
+def test_one_output_is_one_class() -> None:
+    box = boxed(nn.Sequential(nn.Flatten(), nn.Linear(120, 1)), outputs="regression")
+    assert "1 class," in repr(box)
+    with pytest.raises(InputError, match="the model has one output, 0; got 1"):
+        box.class_labels(1, 2)

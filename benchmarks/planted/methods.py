@@ -11,6 +11,7 @@ from torch import Tensor
 import unboxed as ub
 from unboxed.attribution import grad_cam, layer_cam, lime, lrp, rise, rollout, smoothgrad
 from unboxed.checks.methods import Method
+from unboxed.engine.perturb.segments import feature_groups
 
 FEWER: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 16},
@@ -38,6 +39,13 @@ def _first_layer(method: Method) -> Method:
     return of_first_layer
 
 
+@wraps(lime)
+def _lime_few(box: ub.Box, x: Any, target: Any = None) -> Any:
+    """LIME with 20 samples, for which images are cut into at most 5 segments."""
+    groups = feature_groups(box, box.validate_inputs(x), default="quickshift", max_features=5)
+    return lime(box, x, target, segments=groups.ids[:, 0], n_samples=20)
+
+
 # Other settings of the same methods; of some it is known that they say little of the class (early layers; z-plus: Sixt
 # et al. 2020, arXiv:1912.09818) or that their maps are mostly noise (few samples).
 VARIANTS: dict[str, Method] = {
@@ -48,7 +56,7 @@ VARIANTS: dict[str, Method] = {
     "lrp_epsilon": partial(lrp, rule="epsilon"),
     "lrp_z_plus": partial(lrp, rule="z-plus"),
     "lrp_alpha_beta": partial(lrp, rule="alpha-beta"),
-    "lime_few": partial(lime, n_samples=20),
+    "lime_few": _lime_few,
     "rise_few": partial(rise, n_samples=20),
 }
 

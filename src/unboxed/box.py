@@ -21,7 +21,7 @@ from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
 from .model.nan_checks import check_no_nan
-from .model.outputs import OutputReader, Outputs, with_batch_axis
+from .model.outputs import OutputReader, Outputs, class_names_in_config, with_batch_axis
 from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, check_classes, class_logit, logit
 from .validation import address_list, check_class_names
 
@@ -40,7 +40,8 @@ class Box:
     Args:
         model: The model, a torch.nn.Module, on any device and in any floating point dtype.
         inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these.
-        classes: Names of the outputs, in their order. None names them "0", "1", ...
+        classes: Names of the outputs, in their order. None takes those of a Hugging Face model (`config.id2label`),
+            else "0", "1", ...
         outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
             the sums of the outputs of a few inputs, and warns or raises where they do not determine it.
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
@@ -143,7 +144,9 @@ class Box:
             self.autocast: torch.dtype | None = None
             self._run_first_forward()
             n_before: int | None = len(getattr(self, "classes", ())) or None
-            self.classes = check_class_names(self._options["classes"], self.n_outputs, n_before)
+            names = self._options["classes"]
+            names = class_names_in_config(self.model, self.n_outputs) if names is None else names
+            self.classes = check_class_names(names, self.n_outputs, n_before)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
             self._is_stale = False
@@ -669,7 +672,8 @@ class Box:
         return check_no_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
-        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
+        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} class"
+        head += "es" * (len(self.classes) != 1)
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last

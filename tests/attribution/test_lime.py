@@ -147,6 +147,14 @@ def test_few_samples_are_told_of() -> None:
     A.lime(box, x, 7, n_samples=60)  # segments by default are as few as that takes
 
 
+@pytest.mark.parametrize("method", [A.lime, A.kernel_shap])
+def test_too_few_samples_for_the_superpixels_of_an_image(method: Any) -> None:
+    """They are refused: one segment for the whole image would be a map of nothing."""
+    box, x = digits(1)
+    with pytest.raises(InputError, match=r"these images have \d+ segments, .* n_samples of \d+ or more; got 5"):
+        method(box, x, 7, n_samples=5)
+
+
 def test_masks_are_an_orthogonal_array() -> None:
     """In a whole block every three players are kept in all eight ways equally often; each mask is a fair draw."""
     z = bernoulli_masks(12, 1 + 2 * 16 * 3, 0).float_masks[1:]

@@ -400,3 +400,10 @@ def test_a_fingerprint_tells_apart_inputs_whose_print_is_cut_off() -> None:
     assert str(boxes[0]) == str(boxes[1])
     assert fingerprint(boxes[0]) != fingerprint(boxes[1])
     assert fingerprint(boxes[0]) == fingerprint(ub.Box(model, ub.Features(names, std=std), outputs="logits"))
+
+
+@pytest.mark.parametrize(("name", "hint"), [("grad_cm", r"ub\.attribution\.grad_cam;"), ("Grad-CAM++", "_plus_plus")])
+def test_the_name_of_a_method_instead_of_the_method(name: str, hint: str) -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    with pytest.raises(InputError, match=f"such as .*{hint}.* got '"):
+        verdict(box, box.noise(2), name)  # type: ignore[arg-type]

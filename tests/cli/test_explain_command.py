@@ -87,7 +87,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "not an image": ([__file__], "not an image"),
     "no such method": (["IMAGE", "--method", "gradd_cam"], "did you mean 'grad_cam'"),
     "no such class": (["IMAGE", "--target", "cat"], "no class 'cat'"),
-    "a class too large": (["IMAGE", "--target", "10"], "no class '10'"),
+    "a class too large": (["IMAGE", "--target", "10"], "the model has classes 0 to 9; got 10"),
     "no such model": (["IMAGE", "--model", "zoo:digits-cn"], "digits-cnn"),
 }
 

@@ -201,3 +201,18 @@ def test_an_option_that_holds_data_names_a_data_set(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert (tmp_path / "attribution.png").is_file()
+
+
+def test_fooled_examples_are_drawn_first() -> None:
+    """Of eight examples six are drawn; the only one that was fooled is the last of them."""
+    from dataclasses import replace
+
+    from unboxed.plots.results.adversarial import _shown_rows, _success_title
+
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x, y = ub.data.digits("test").first(8)
+    result = ub.adversarial.fgsm(box, x, y, eps=0.1)
+    result = replace(result, success=torch.arange(8) == 7)
+    assert _shown_rows(result) == [7, 0, 1, 2, 3, 4]
+    assert _success_title(result) == "1 of 8 fooled; 6 of 8 shown"
+    assert_sane(figures(result, box))

@@ -61,5 +61,5 @@ def make_goal(
         target_labels = box.class_labels(target, n_examples)
         return AttackGoal(-LOSSES[loss_name](target_labels), -margin(target_labels), labels, target_labels)
     if labels is None:
-        raise InputError("an untargeted attack needs the correct classes y, (N,) ints")
+        raise InputError("an untargeted attack needs the correct classes y, (N,) ints; others need a target")
     return AttackGoal(LOSSES[loss_name](labels), margin(labels), labels)

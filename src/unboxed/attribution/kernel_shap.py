@@ -17,7 +17,6 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
-    MIN_SAMPLES_PER_FEATURE,
     make_masking,
     masked_scores,
     resolve_objective,
@@ -88,8 +87,8 @@ def kernel_shap(
         UnboxedWarning says where there are fewer than 4 samples per segment that masking changes.
 
     Raises:
-        InputError: where n_samples is below 2 F + 2 (and below all subsets) of F segments; for segments or a baseline
-            that do not fit x.
+        InputError: where n_samples is below 2 F + 2 (and below all subsets) of F segments, or below both 52 and F + 2
+            for the F superpixels of an image without `segments`; for segments or a baseline that do not fit x.
         NaNError: where a score is NaN or infinite.
 
     Example:
@@ -109,7 +108,7 @@ def kernel_shap(
     n, seed = int(n_samples), check_seed(seed)
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline, max_features=max(1, n // MIN_SAMPLES_PER_FEATURE), seed=seed)
+    masking = make_masking(box, x, segments, baseline, n_samples=n, seed=seed)
     if n < min(2 * masking.features.max_n_segments + 2, 2**masking.features.max_n_segments):
         min_samples = 2 * masking.features.max_n_segments + 2
         message = f"{masking.features.max_n_segments} segments take n_samples of {min_samples} or more; got {n_samples}"

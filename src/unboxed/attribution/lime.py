@@ -23,7 +23,6 @@ from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate_and_masks
 from ..engine.perturb.local_model import DEFAULT_ALPHA, LocalModel, Regression
 from ..engine.perturb.masking import (
-    MIN_SAMPLES_PER_FEATURE,
     Masking,
     class_probability,
     make_masking,
@@ -120,7 +119,8 @@ def lime(
         samples per segment that masking changes.
 
     Raises:
-        InputError: where n_samples is below the number of segments + 2; for segments or a baseline that do not fit x.
+        InputError: where n_samples is below the number of segments + 2 (or below both 52 and that, for the superpixels
+            of an image without `segments`, which may be cut more coarsely); for segments or a baseline that do not fit.
         NaNError: where a score is NaN or infinite.
 
     Example:
@@ -261,7 +261,7 @@ def _make_lime_masking(box: Box, x: Tensor, settings: Settings) -> Masking:
         settings["segments"],
         settings["baseline"],
         default="quickshift",
-        max_features=max(1, settings["n_samples"] // MIN_SAMPLES_PER_FEATURE),
+        n_samples=settings["n_samples"],
         seed=check_seed(settings["seed"]),
         allow_segment_mean=True,
     )

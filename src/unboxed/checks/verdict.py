@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..cards import card_of
+from ..cards import card_of, cards
 from ..errors import InputError, UnboxedError
 from ..parameters import BatchSize, Inputs, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import check_seed, nearest_names, plain_name
 from .interval import Interval, bootstrap_mean
 from .methods import MapOfX, Method, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
@@ -177,7 +177,7 @@ def verdict(
     check_settings(verdict, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)
     if not callable(method):
-        raise InputError(f"a method is a function (box, x, target) -> map; got {type(method).__name__}")
+        raise InputError(f"a method is a function (box, x, target) -> map{_method_hint(method)}; got {method!r}")
     score, name = resolve_target(box, x, target), name_of(method)
     given = None if map_ is None else align_maps(box, x, map_)
     try:
@@ -190,6 +190,13 @@ def verdict(
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
     evidence = Evidence(x, subject.map_, subject.control_maps, subject.removal)
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, evidence)
+
+
+def _method_hint(name: object) -> str:
+    """The method that a name means, as it is written in Python; empty where it means none."""
+    keys = {plain_name(word): c.key for c in cards("attribution") for word in (c.key, c.name)}
+    close = nearest_names(name, keys) if isinstance(name, str) else []
+    return f", such as ub.attribution.{keys[close[0]]}" if close else ""
 
 
 def name_of(method: Method) -> str:

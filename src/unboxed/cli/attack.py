@@ -90,7 +90,8 @@ def run_attack(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     )
     figure_path = None if result.interrupted else _save_figure(box, x, y, rows, result, selected, out, bits, seed)
-    _print_result(result, figure_path, out)
+    no_figure = "no example was fooled" if isinstance(box.inputs, Pixels) else "the inputs are not images"
+    _print_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
     return result
 
 
@@ -161,15 +162,14 @@ def _file_name_part(name: str) -> str:
     return "".join(k if k.isalnum() else "-" for k in name)[:40]
 
 
-def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> None:
+def _print_result(result: Robustness, figure: Path | str, out: Path, checkpoint_path: Path) -> None:
+    """Print the numbers and the files; `figure` is its file, or why there is none."""
     from rich.console import Console
 
     console = Console()
     lines = [_median_distance_text(result), _least_robust_text(result)]
-    if figure_path is not None:
-        lines.append(f"figure: {figure_path}")
-    elif not result.interrupted:
-        lines.append("no figure: no example was fooled, or the inputs are not images")
+    if not result.interrupted:
+        lines.append(f"no figure: {figure}" if isinstance(figure, str) else f"figure: {figure}")
     if (out / IMAGES_DIR).is_dir():
         lines.append(f"adversarial images of the strongest attack at the largest eps: {out / IMAGES_DIR}")
     n = count_noun(len(result.is_correct), "example")
@@ -177,7 +177,10 @@ def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> No
     console.print(_accuracy_table(result))
     for finding in result.masking_findings:
         console.print(f"gradient masking: {finding}", style="yellow", highlight=False)
-    for line in filter(None, [*lines, f"numbers: {out / RESULTS_FILE}"]):
+    lines.append(f"numbers: {out / RESULTS_FILE}")
+    if checkpoint_path.is_file():
+        lines.append(f"checkpoint: {checkpoint_path} (from which the same command continues; may be deleted)")
+    for line in filter(None, lines):
         console.print(line, highlight=False)
 
 

@@ -30,7 +30,8 @@ from ..objectives import mean_over_positions
 from ..plots.explanation_sheet import explanation_sheet
 from ..plots.files import save
 from ..report.words import format_named_prob
-from ..validation import check_seed, suggest
+from ..validation import check_seed
+from .parsing import parse_class
 
 N_TOP_CLASSES = 3  # that are printed
 EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
@@ -139,7 +140,7 @@ def run_explain(
     """
     x, out = read_image(box, image), Path(out)
     selected = find_methods(box, list(methods)) if methods else candidates(box)
-    k = None if target is None else class_index(box, target)
+    k = None if target is None else parse_class(target, box)
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
     explanation = explain(box, x, selected, k, seed=seed, verdict_cache=verdict_cache, quiet=quiet)
@@ -172,15 +173,6 @@ def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
         raise DataError(f"{path}: {images.error_reason(error)}") from error
 
 
-def class_index(box: Box, target: str) -> int:
-    """A class by its name or number. Raises InputError."""
-    if target in box.classes:
-        return box.classes.index(target)
-    if target.isdecimal() and int(target) < len(box.classes):
-        return int(target)
-    raise InputError(f"the model has no class {target!r}; {suggest(target, box.classes)}")
-
-
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))
 LEGEND = (
     "randomization: rank correlation of the map with the map after the weights of the model's upper half are "
@@ -201,13 +193,13 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
         highlight=False,
     )
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
-    columns = ("why", "randomization", "relevance gain")
+    columns = ("why", "random-\nization", "relevance\ngain")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, v in explanation.verdicts.items():
         figures = [v.figures.get(name, math.nan) for name in ("randomization", "removal")]
         texts = ["" if math.isnan(value) else f"{value:.2f}" for value in figures]
         why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
-        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
+        table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)

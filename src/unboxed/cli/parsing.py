@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import InputError, UnboxedError, UnboxedWarning
+from ..validation import suggest
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..report import Report
 
 PYTHON_OPTION_PATTERN = re.compile(r'\b(outputs|classes|root|norm)="(\w+)"')  # as errors name them to callers in Python
+PYTHON_EPS_ADVICE = "give eps (and norm), or ball= instead of both"
 PYTHON_ADVICE_PATTERN = re.compile(r"pass inputs=ub\.Pixels\(.*?, on the command line ")
 EXIT_BAD_INPUT, EXIT_SECTION_FAILED, EXIT_INTERRUPTED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
@@ -48,6 +50,7 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
             if debug:
                 traceback.print_exc()
             message = PYTHON_ADVICE_PATTERN.sub("give ", PYTHON_OPTION_PATTERN.sub(r"--\1 \2", str(error)))
+            message = message.replace(PYTHON_EPS_ADVICE, "give --eps (and --norm), such as --eps 8/255")
             typer.secho(f"error: {message}", fg="red", err=True)
             raise typer.Exit(EXIT_BAD_INPUT) from None
         except KeyboardInterrupt:
@@ -87,17 +90,33 @@ def load_judge(spec: str, box: Box, seed: int) -> Box:
 
 
 def with_data_classes(images: Dataset[Any], box: Box) -> Box:
-    """The box with the data's class names, if there are as many as the model has outputs."""
+    """The box with the data's class names, if it has none of its own and there are as many as outputs."""
     from ..box import Box
+    from ..engine.read.class_labels import is_numbers_only
 
     names = getattr(images, "classes", None)
-    if not names or len(names) != len(box.classes):
+    if not names or len(names) != len(box.classes) or not is_numbers_only(box.classes):
         return box
     return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
 
 
 def command_line() -> str:
     return shlex.join(["unboxed", *sys.argv[1:]])
+
+
+def parse_class(text: str, box: Box) -> int:
+    """A class by its name or number. Raises InputError with the class numbers, or with the nearest names."""
+    from ..objectives.outputs import describe_classes
+
+    if text in box.classes:
+        return box.classes.index(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise InputError(f"the model has no class {text!r}; {suggest(text, box.classes)}") from None
+    if not 0 <= number < len(box.classes):
+        raise InputError(f"{describe_classes(len(box.classes))}; got {text}")
+    return number
 
 
 def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels | None:

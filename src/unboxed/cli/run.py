@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import DataError, InputError
+from ..errors import DataError
 from ..settings import Setting
 from .options import Classes, Debug, Mean, Model, Outputs, Root, Shape, Std, Weights
 from .setting_values import option_name, parse_setting
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..cards import Card
 
 KINDS_FROM_DATA = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
+KINDS_OF_CLASSES = ("target", "labels", "objective", "inputs", "data")  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
 CLASH_PREFIX = "method_"  # of a setting with the name of a shared option
 
@@ -44,7 +45,7 @@ class MethodGroup(TyperGroup):
 
 def method_app(card: Card) -> typer.Typer:
     """The command of one method: the options that all methods share, and one per setting."""
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
     app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(_command_function(card))
     return app
@@ -74,7 +75,10 @@ def shared_options(
         str | None, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder, or module:factory.")
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Use the first N examples.")] = DEFAULT_N_EXAMPLES,
-    compare_with: Annotated[str | None, typer.Option(help="A second model, for methods that compare two.")] = None,
+    compare_with: Annotated[
+        str | None,
+        typer.Option(help="A second model, for methods that compare two (default: the first one)."),
+    ] = None,
     weights: Weights = None,
     shape: Shape = None,
     mean: Mean = None,
@@ -128,27 +132,35 @@ def run(
 
     names = parse_classes(classes)
     box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
+    other = None if compare_with is None else loading.load(compare_with)
+    settings = _parse_settings(card, texts, box, other, lambda kind: kind not in KINDS_OF_CLASSES)
     images = None if data is None else loading.data_for(data, box, root=root, classes=names)
     box = box if images is None or names is not None else with_data_classes(images, box)
-    boxes = [box] if compare_with is None else [box, loading.load(compare_with)]
-    settings = {name: parse_setting(card.settings[name], text, box) for name, text in texts.items()}
+    settings |= _parse_settings(card, texts, box, other, lambda kind: kind in KINDS_OF_CLASSES)
     examples = arguments_from_data(card, box, images, n)
-    result = card.method(*_models_for_method(card, boxes), **examples, **settings)
+    result = card.method(*_models_for_method(card, box, other), **examples, **settings)
     write_result(card, box, result, out, data=images if "data" in examples else examples.get("x"))
     return result
 
 
-def _models_for_method(card: Card, boxes: Sequence[Box]) -> Sequence[Box]:
-    """As many models as the method takes. Raises InputError."""
+def _parse_settings(
+    card: Card, texts: Mapping[str, str], box: Box, other: Box | None, is_chosen: Callable[[str], bool]
+) -> dict[str, Any]:
+    """The values of the settings of the chosen kinds; names that end in "_b" are of the second model."""
+    chosen = {name: text for name, text in texts.items() if is_chosen(card.settings[name].kind)}
+    boxes = {name: other if other is not None and name.endswith("_b") else box for name in chosen}
+    return {name: parse_setting(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
+
+
+def _models_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
+    """As many models as the method takes: without a second one, the layers of the first are compared."""
     wanted = len(inspect.signature(card.method).parameters) - len(card.settings)
-    if len(boxes) < wanted:
-        raise InputError(f"{card.key} compares two models: give the second with --compare-with")
-    return boxes[:wanted]
+    return [box, box if other is None else other][:wanted]
 
 
 def arguments_from_data(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
-    from ..engine.read.examples import indexed_labeled_examples
+    from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
 
     wanted = {s.name: s for s in card.settings.values() if not _is_option(s)}
     if images is None:
@@ -156,9 +168,12 @@ def arguments_from_data(card: Card, box: Box, images: Any, n: int) -> dict[str, 
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
         return {}
     values: dict[str, Any] = {"data": images}
-    if {"x", "y"} & wanted.keys():
-        x, labels, _ = indexed_labeled_examples(box, images, n)
-        values |= {"x": box.restore_structure(x), "y": labels}
+    if "y" in wanted:
+        read_examples = labeled_examples if wanted["y"].is_required else examples_with_optional_labels
+        x, values["y"] = read_examples(box, images, n)
+        values["x"] = box.restore_structure(x)
+    elif "x" in wanted:
+        values["x"] = box.restore_structure(first_inputs(box, images, n))
     return {name: values[name] for name in wanted}
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..settings import Setting
-from .parsing import parse_fraction
+from .parsing import parse_class, parse_fraction
 
 if TYPE_CHECKING:
     from ..box import Box
 
 NONE_WORDS = ("none", "None", "")
-ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str, "layers": str}
+ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str}
 
 
 def parse_setting(setting: Setting, text: str, box: Box) -> Any:
@@ -26,10 +26,15 @@ def parse_setting(setting: Setting, text: str, box: Box) -> Any:
         return None
     if chosen := [choice for choice in setting.choices if str(choice) == text]:
         return chosen[0]
-    if setting.kind in ("choice", "str", "path", "layer"):
+    if setting.kind == "layer":
+        return _check_layer(text, box)
+    if setting.kind in ("choice", "str", "path"):
+        setting.check(text)
         return text
     try:
         value = _parse_by_kind(setting, text, box)
+    except InputError:
+        raise
     except (ValueError, SyntaxError, ZeroDivisionError) as error:
         wanted = setting.range or setting.kind
         raise InputError(f"{option_name(setting.name)} must be {wanted}; got {text!r}") from error
@@ -48,6 +53,8 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
         return parse_fraction(option_name(setting.name), text)
     if setting.kind == "bool":
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[_check_bool_word(text)]
+    if setting.kind == "layers":
+        return [_check_layer(part.strip(), box) for part in text.split(",")]
     if setting.kind in ITEM_TYPE_BY_KIND:
         return [ITEM_TYPE_BY_KIND[setting.kind](part.strip()) for part in text.split(",")]
     if setting.kind in ("target", "labels", "objective"):
@@ -63,6 +70,15 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
     return _parse_literal(text)
 
 
+def _check_layer(address: str, box: Box) -> str:
+    """A layer's address as it was given. Raises LayerError with the nearest names."""
+    from ..objectives import MODEL_END_ADDRESSES
+
+    if address not in MODEL_END_ADDRESSES:
+        box.layers.resolve(address)
+    return address
+
+
 def _check_bool_word(text: str) -> str:
     if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
         raise InputError(f"wanted yes or no; got {text!r}")
@@ -73,11 +89,9 @@ def _parse_classes(text: str, box: Box) -> Any:
     """One class by name or number, or several separated by commas, as a tensor."""
     import torch
 
-    from .explain import class_index
-
     if text in box.classes:
-        return class_index(box, text)
-    indices = [class_index(box, part.strip()) for part in text.split(",")]
+        return parse_class(text, box)
+    indices = [parse_class(part.strip(), box) for part in text.split(",")]
     return indices[0] if len(indices) == 1 else torch.tensor(indices)
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, OutputError, warn
 from ..inputs.base import Inputs
@@ -162,3 +162,12 @@ def _describe(raw: Any) -> str:
     if isinstance(raw, Mapping):
         return f"{type(raw).__name__} with {', '.join(map(str, raw))}"
     return f"a {type(raw).__name__}" + (f" of {len(raw)}" if isinstance(raw, (tuple, list)) else "")
+
+
+def class_names_in_config(model: nn.Module, n_outputs: int) -> tuple[str, ...] | None:
+    """The class names in the `config.id2label` of a Hugging Face model; None where it names not each of the outputs."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, Mapping) or set(names) != set(range(n_outputs)):
+        return None
+    is_default = all(names[k] == f"LABEL_{k}" for k in range(n_outputs))
+    return None if is_default else tuple(str(names[k]) for k in range(n_outputs))

@@ -125,7 +125,12 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     lower, upper = k.value_range() or (0, 0)
     if lower < 0 or upper >= n_classes:
         got = str(lower) if lower == upper else f"{lower} to {upper}"
-        raise InputError(f"the model has classes 0 to {n_classes - 1}; got {got}")
+        raise InputError(f"{describe_classes(n_classes)}; got {got}")
+
+
+def describe_classes(n_classes: int) -> str:
+    """The class numbers of a model in words, for error texts."""
+    return f"the model has classes 0 to {n_classes - 1}" if n_classes > 1 else "the model has one output, 0"
 
 
 def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:

@@ -71,7 +71,7 @@ def change_image(change: PredictionChange, factor: float) -> Bytes:
 
 
 def format_class_prob(k: int, p: float, classes: Sequence[str]) -> str:
-    return f"{classes[k]}: {p:.0%}" if 0.005 <= p < 0.995 else f"{classes[k]}: {p:.2%}"
+    return f"{classes[k]}: {p:.1%}"
 
 
 def _before_after_tiles(change: PredictionChange, classes: Sequence[str]) -> list[Tile]:

@@ -59,13 +59,14 @@ class Masking:
 
 def make_masking(
     box: Box, x: Tensor, segments: Any, baseline_kind: Any, *,
-    default: DefaultSegments = "slic", max_features: int | None = None, seed: int = 0, allow_segment_mean: bool = False,
+    default: DefaultSegments = "slic", n_samples: int | None = None, seed: int = 0, allow_segment_mean: bool = False,
 ) -> Masking:  # fmt: skip
     """x (N, ...), as validated by the box, with its segments and its baseline. Raises InputError.
 
-    `default` and `max_features` apply where no segments are given (see `segments.feature_groups`).
+    `default` and `n_samples` apply where no segments are given: images are cut into n_samples / 4 segments at most.
     """
-    features = feature_groups(box, x, segments, default=default, max_features=max_features)
+    max_features = None if n_samples is None else max(1, n_samples // MIN_SAMPLES_PER_FEATURE)
+    features = feature_groups(box, x, segments, default=default, max_features=max_features, n_samples=n_samples)
     baseline_values = (
         features.fill_means(x)
         if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN_KIND

@@ -97,13 +97,15 @@ def feature_groups(
     *,
     default: DefaultSegments = "slic",
     max_features: int | None = None,
+    n_samples: int | None = None,
 ) -> FeatureGroups:
     """The segments of x (N, ...), inputs that the box has validated. Raises InputError for segments that do not fit.
 
-    Without `segments`, images are cut by `default`, and more coarsely where that makes more than `max_features`.
+    Without `segments`, images are cut by `default`, and more coarsely where that makes more than `max_features`. Images
+    are not cut more coarsely, but refused, where `n_samples` is below the number of their segments + 2.
     """
     if not isinstance(box.inputs, MultiInput):
-        return _groups_of_input(box.inputs, x, segments, default, max_features)
+        return _groups_of_input(box.inputs, x, segments, default, max_features, n_samples)
     parts, part_segments = _segments_per_input(box.inputs, segments)
     images = sum(isinstance(p, Pixels) for p in parts)
     columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
@@ -156,7 +158,9 @@ def _is_name_with_size(segments: Any) -> bool:
     )
 
 
-def _groups_of_input(inputs: Inputs, x: Tensor, segments: Any, default: Any, max_features: int | None) -> FeatureGroups:
+def _groups_of_input(
+    inputs: Inputs, x: Tensor, segments: Any, default: Any, max_features: int | None, n_samples: int | None = None
+) -> FeatureGroups:
     if isinstance(segments, Tensor):
         return _groups_from_tensor(x, segments)
     if not isinstance(inputs, Pixels):
@@ -165,7 +169,7 @@ def _groups_of_input(inputs: Inputs, x: Tensor, segments: Any, default: Any, max
         return _groups_for_all_rows(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
     if segments is None:
         setting = default(inputs) if callable(default) else default
-        return _groups_at_most(x, *_parse_segments(setting), max_features)
+        return _groups_at_most(x, *_parse_segments(setting), max_features, n_samples)
     return _segment_images(x, *_parse_segments(segments))
 
 
@@ -178,11 +182,17 @@ def _segment_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
     return _relabel(torch.stack([_superpixels(image, name, size) for image in x])[:, None])
 
 
-def _groups_at_most(x: Tensor, name: str, size: int | None, max_features: int | None) -> FeatureGroups:
-    """The same, with images cut more coarsely where they have more than `max_features`."""
+def _groups_at_most(
+    x: Tensor, name: str, size: int | None, max_features: int | None, n_samples: int | None
+) -> FeatureGroups:
+    """The same, with images cut more coarsely where they have more than `max_features`. Raises InputError."""
     groups = _segment_images(x, name, size)
     if max_features is None or groups.max_n_segments <= max_features:
         return groups
+    min_samples = min(groups.max_n_segments, DEFAULT_SUPERPIXELS) + 2
+    if n_samples is not None and n_samples < min_samples:
+        found = f"these images have {groups.max_n_segments} segments, and segments take"
+        raise InputError(f"{found} n_samples of {min_samples} or more; got {n_samples}: take more, or larger segments")
     return _relabel(torch.cat([_coarsen(x[n : n + 1], name, size, max_features).ids for n in range(len(x))]))
 
 

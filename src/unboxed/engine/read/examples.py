@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -90,21 +91,54 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
+    first = _read_first(box, data, max_examples)
+    y = _to_box_classes(box, data, first.labels())
+    n = len(first.x)
+    return LabeledExamples(first.x, box.class_labels(y, n), first.skipped.dataset_rows(torch.arange(n)))
+
+
+def first_inputs(box: Box, data: Any, max_examples: int | None = None) -> Tensor:
+    """The first inputs (N, ...) of data with or without labels. Raises DataError and InputError."""
+    return _read_first(box, data, max_examples).x
+
+
+def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """As `labeled_examples`; the classes are None where the examples have no labels."""
+    first = _read_first(box, data, max_examples)
+    if not first.has_labels:
+        return first.x, None
+    return first.x, box.class_labels(_to_box_classes(box, data, first.labels()), len(first.x))
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstExamples:
+    x: Tensor  # (N, ...)
+    items: Tensor | list[Any]  # labels (N,), or the N items that hold them
+    skipped: SkippedExamples
+
+    @property
+    def has_labels(self) -> bool:
+        return isinstance(self.items, Tensor) or any(map(_has_label, self.items))
+
+    def labels(self) -> Tensor:
+        """Labels (N,). Raises DataError where there are none."""
+        if isinstance(self.items, Tensor):
+            return self.items
+        return torch.as_tensor([_item_label(item) for item in self.items])
+
+
+def _read_first(box: Box, data: Any, max_examples: int | None) -> _FirstExamples:
+    """The first examples. Raises DataError where there are none, InputError for inputs that do not fit the box."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
-    skipped, original_data, data = SkippedExamples(), data, pack_data(box, data)
+    skipped, data = SkippedExamples(), pack_data(box, data)
     if is_tensor_pair(data):
-        x, y = data[0][:max_examples], data[1][:max_examples]
-    else:
-        records = list(islice(_iter_labeled(data, skipped), max_examples))
-        skipped.warn()
-        if not records:
-            raise DataError("the data are empty: there is nothing to ask the model about")
-        x, y = _stack_inputs(records), torch.as_tensor([_item_label(record) for record in records])
-    y = _to_box_classes(box, original_data, y)
-    return LabeledExamples(
-        box.validate_inputs(x), box.class_labels(y, len(x)), skipped.dataset_rows(torch.arange(len(x)))
-    )
+        return _FirstExamples(box.validate_inputs(data[0][:max_examples]), data[1][:max_examples], skipped)
+    records = list(islice(_iter_labeled(data, skipped), max_examples))
+    skipped.warn()
+    if not records:
+        raise DataError("the data are empty: there is nothing to ask the model about")
+    return _FirstExamples(box.validate_inputs(_stack_inputs(records)), records, skipped)
 
 
 def _to_box_classes(box: Box, data: Any, y: Tensor) -> Tensor:
@@ -128,12 +162,19 @@ def class_by_label(box: Box, data: Any) -> dict[int, int]:
 
 def _iter_labeled(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
     if is_batching_loader(data):
-        return (pair for batch in iter_loader_batches(data) for pair in zip(*batch, strict=True))
+        batches = iter_loader_batches(data)
+        return (
+            item for batch in batches for item in (batch if isinstance(batch, Tensor) else zip(*batch, strict=True))
+        )
     return iter_examples(data, skipped)
 
 
+def _has_label(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) > 1 and int(item[1]) >= 0
+
+
 def _item_label(item: Any) -> int:
-    if not isinstance(item, (tuple, list)) or len(item) < 2 or int(item[1]) < 0:
+    if not _has_label(item):
         expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
         raise DataError(f"these examples have no labels; wanted {expected}")
     return int(item[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
@@ -32,7 +33,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     if first_image_part(result.images) is None:
         return _feature_changes(result, box)
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
-        rows = range(min(len(result.success), MAX_FIGURE_EXAMPLES))
+        rows = _shown_rows(result)
         changes = prediction_changes(box, result.input, result, rows)
         return (
             {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=_success_title(result))}
@@ -54,32 +55,39 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
 def _change_sheet(result: Adversarial) -> Image.Image:
     """Without predictions."""
     norm = DISTANCE_NAMES.get(result.norm, result.norm)
+    rows = _shown_rows(result)
     captions = {
-        "original": [""] * len(result.success),
-        "adversarial": ["adversarial" if s else "not fooled" for s in result.success.tolist()],
-        "change": [f"{norm} {d:.3g}" for d in result.distance.tolist()],
+        "original": [""] * len(rows),
+        "adversarial": ["adversarial" if result.success[i] else "not fooled" for i in rows],
+        "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
-    return change_sheet(
-        first_image_part(result.input), first_image_part(result.images), captions, title=_success_title(result)
-    )
+    x, z = (colors.as_array(first_image_part(images))[rows] for images in (result.input, result.images))
+    return change_sheet(x, z, captions, title=_success_title(result))
 
 
 def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: the change of each feature."""
     parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
-    rows = [
-        f"example {i}{'' if s else ', not fooled'}" for i, s in enumerate(result.success[:MAX_FIGURE_EXAMPLES].tolist())
-    ]
+    rows = _shown_rows(result)
+    names = [f"example {i}{'' if result.success[i] else ', not fooled'}" for i in rows]
     return {
         f"change {name}".rstrip(): feature_matrix(
-            (z - x)[:MAX_FIGURE_EXAMPLES], rows, box, title=f"Change: {_success_title(result)}", unit="change"
+            (z - x)[rows], names, box, title=f"Change: {_success_title(result)}", unit="change"
         )
         for (name, x), z in parts
     }
 
 
+def _shown_rows(result: Adversarial) -> list[int]:
+    """The examples that are drawn: those that are fooled come first."""
+    order: list[int] = (~result.success.cpu()).to(torch.uint8).argsort(stable=True).tolist()
+    return order[:MAX_FIGURE_EXAMPLES]
+
+
 def _success_title(result: Adversarial) -> str:
-    return f"{int(result.success.sum())} of {len(result.success)} fooled"
+    n = len(result.success)
+    shown = f"; {MAX_FIGURE_EXAMPLES} of {n} shown" if n > MAX_FIGURE_EXAMPLES else ""
+    return f"{int(result.success.sum())} of {n} fooled{shown}"
 
 
 @figures.register(Universal)

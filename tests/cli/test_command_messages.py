@@ -1,0 +1,102 @@
+"""What `unboxed run`, `explain` and `attack` say to a first-time user: data without labels, misspelt names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from unboxed import cli
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(cli.app, ["run", *map(str, words)])
+
+
+@pytest.fixture
+def flat_folder(tmp_path: Path) -> Path:
+    """A folder of images without labels."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("L", (28, 28), 60 * i + 20).save(folder / f"{i}.png")
+    return folder
+
+
+def test_images_without_labels(flat_folder: Path, tmp_path: Path) -> None:
+    """Attribution explains the predicted classes; an untargeted attack says that it needs the correct ones."""
+    common = ["--model", "zoo:digits-cnn", "--data", flat_folder, "--out", tmp_path / "out"]
+    done = run("gradient", *common)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "attribution.png").is_file()
+    attacked = run("fgsm", *common, "--eps", "0.1")
+    assert attacked.exit_code == 2
+    assert "an untargeted attack needs the correct classes" in attacked.output
+    assert run("fgsm", *common, "--eps", "0.1", "--target", "3").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "11"], "the model has classes 0 to 9; got 11"),
+        (["--target", "three"], "the model has no class 'three'; there are '0', '1'"),
+        (["--classes", "cat,dog,owl,cow,pig,hen,ant,bee,fox,elk", "--target", "dgo"], "did you mean 'dog'"),
+    ],
+)
+def test_classes_that_do_not_exist(options: list[str], message: str) -> None:
+    done = run("gradient", "--model", "zoo:digits-cnn", "--data", "digits", *options)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--layer", "rel1"], "did you mean 'relu1'"), (["--upsample", "perhaps"], "wanted yes or no; got 'perhaps'")],
+)
+def test_settings_are_checked_before_data(options: list[str], message: str, tmp_path: Path) -> None:
+    done = run("grad_cam", "--model", "zoo:digits-cnn", "--data", tmp_path / "no such folder", *options)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_cka_of_one_model(tmp_path: Path) -> None:
+    data = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--layers-a", "relu1,fc1", "--layers-b", "fc1"]
+    done = run("cka", *data, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "cka=(2, 1)" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lime", "--n_sample", "5"], "--n-samples"),
+        (["fgsm", "--data", "digits"], "give --eps (and --norm), such as --eps 8/255"),
+        (["lime", "--data", "digits", "--n-samples", "5"], "take n_samples of"),
+    ],
+)
+def test_wrong_options(words: list[str], message: str) -> None:
+    done = run(*words, "--model", "zoo:digits-cnn")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "completion" not in done.output
+
+
+def test_an_attack_that_fools_none(tmp_path: Path) -> None:
+    words = ["attack", "--model", "zoo:digits-cnn", "--data", "digits:test", "--attack", "fgsm", "--eps", "1e-5"]
+    done = CliRunner().invoke(cli.app, [*words, "--n", "8", "--out", str(tmp_path), "-q"])
+    assert done.exit_code == 0, done.output
+    assert "no figure: no example was fooled\n" in done.output
+    assert f"checkpoint: {next(tmp_path.glob('attack-*.pt'))}" in done.output.replace("\n", "")
+
+
+def test_the_ranking_fits_80_columns(flat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods have their written names, and each takes one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["explain", str(flat_folder / "1.png"), "--model", "zoo:digits-cnn", "--method", "grad_cam_plus_plus"]
+    done = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "out"), "-q"])
+    assert done.exit_code == 0, done.output
+    row = next(line for line in done.output.splitlines() if line.startswith("Grad-CAM++"))
+    assert "not tested: removal" in row
