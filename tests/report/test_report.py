@@ -288,7 +288,9 @@ def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None
     page = Page(found.path)
     pixels = sum("pixels" in section.needs for section in SECTIONS)
     assert found.failures == {}
-    assert page.text.count("This section is for models of images alone; this one takes a table of features.") == pixels
+    assert (
+        page.text.count("This section needs a model that takes images; this one takes a table of features.") == pixels
+    )
     assert page.has("1 output", "Linear: 2 units")
 
 

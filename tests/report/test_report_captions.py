@@ -257,7 +257,7 @@ def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> 
         elif f.head in models:
             name, p = f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
             agrees(models[f.head], f.pixels, name, number(p))
-            agrees(models[f.head], start, name, number(f.line("before: ")), largest=False)
+            agrees(models[f.head], start, name, number(f.line(f"p of {name} before: ")), largest=False)
             assert models[f.head].predict(start) != NAMES.index(name)
             delta = float((f.pixels - start).abs().max())
             counted[f.head] += 1

@@ -63,7 +63,7 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     sections = ["overview", "activations", "units", "map", "attacks", "compare"]  # "ranking" lists methods for images
     made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}
-    said = words(made.path).replace("This section is for models of images alone; this one takes a table", "")
+    said = words(made.path).replace("This section needs a model that takes images; this one takes a table", "")
     assert {m.group() for m in OF_IMAGES.finditer(said)} == set()
     assert "Measured on 12 examples." in said
 

@@ -228,9 +228,7 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
         lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
         picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_SIDE_PIXELS)
         figures.append(Figure(picture, f"texture of example {example.row}", lines))
-    verdict = (
-        f"The channels' correlations are those of the image to {max(finding.texture_errors):.1%}, as they should be."
-    )
+    verdict = f"The channels' correlations match those of the image within {max(finding.texture_errors):.1%}."
     return [Heading("Texture: the same without positions"), MethodNote.of(texture, verdict), FigureGrid(figures)]
 
 

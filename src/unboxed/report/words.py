@@ -51,6 +51,16 @@ def format_number(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
+def format_range(values: Sequence[float]) -> str:
+    """From the smallest value to the largest in two digits; one number where they read the same.
+
+    >>> format_range([7.71, 7.68]), format_range([1.5, 8.3, 2.0])
+    ('7.7', '1.5 to 8.3')
+    """
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def replace_hyphens(text: str) -> str:
     """With a minus sign in place of a hyphen before numbers; names with a hyphen stay as they are.
 
