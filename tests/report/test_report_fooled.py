@@ -150,7 +150,7 @@ class Half(nn.Module):
         (3, 4, True, "No attack within 0.2 of the pixel range changes a correct prediction (3 of 3 stay correct)."),
         (4, 4, False, "No attack within 0.2 of the pixel range changes a prediction (4 of 4 stay the same)."),
         (4, 3, True, "Attacks that change each pixel by at most 0.2 of the pixel range lower the accuracy to 75.0%."),
-        (4, 3, False, "Attacks that change each pixel by at most 0.2 of the pixel range change 25.0% of the predictions."),
+        (4, 3, False, "Attacks that change each pixel by at most 0.2 of the pixel range change 25.0% of the predictions."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_the_sentence_does_not_contradict_itself(
