@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.report import adversarial, report
+from unboxed.report.attack_words import attack_sentence
 from unboxed.report.input_nouns import nouns_for, standardize
 
 CLASSES = 5
@@ -157,7 +158,7 @@ def test_the_sentence_does_not_contradict_itself(
     n_correct: int, n_robust: int, has_labels: bool, sentence: str
 ) -> None:
     found = robustness_of(n_correct, n_robust)
-    assert adversarial._answer(found, nouns_for(ub.Pixels((1, 1, 1))), has_labels) == sentence
+    assert attack_sentence(found, nouns_for(ub.Pixels((1, 1, 1))), has_labels) == sentence
 
 
 def test_without_labels_the_page_speaks_of_predictions(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ..plots.sheet import ColorBar
 from ..robustness.evaluate import Attack, evaluate
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
+from .attack_words import attack_sentence
 from .blocks import Block, Collapsible, ColorScales, Figure, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
@@ -101,7 +102,7 @@ def find(context: ReportContext) -> RobustnessFinding:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
     s, nouns, robustness = context.survey, context.input_nouns, models[0].robustness
     has_labels = s.labels is not None and s.exclusive_classes
-    sentence = _answer(robustness, nouns, has_labels)
+    sentence = attack_sentence(robustness, nouns, has_labels)
     return RobustnessFinding(
         answer=sentence,
         headline=(sentence,),
@@ -195,21 +196,6 @@ def show(finding: RobustnessFinding) -> list[Block]:
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
         blocks.append(Collapsible("By class", [_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
-
-
-def _answer(robustness: Robustness, nouns: InputNouns, has_labels: bool) -> str:
-    clean, robust = robustness.clean_accuracy, robustness.robust_accuracy()
-    if not clean.count:
-        return "The clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
-    amount = f"{format_eps(robustness.eps[-1])} {nouns.unit}"
-    if robust.count == clean.count:
-        kind = "correct prediction" if clean.count < clean.n else "prediction"
-        stays = "stay correct" if has_labels else "stay the same"
-        return f"No attack within {amount} changes a {kind} ({robust.count} of {clean.count} {stays})."
-    attacks = f"Attacks that change each {nouns.value} by at most {amount}"
-    if not has_labels:
-        return f"{attacks} change {format_percent(1 - robust.value)} of the predictions."
-    return f"{attacks} lower the accuracy to {format_percent(robust.value)}."
 
 
 def _lead_text(finding: RobustnessFinding) -> str:

@@ -159,7 +159,7 @@ def _example_blocks(finding: InversionFinding) -> list[Block]:
 
 def _inversion_figure(finding: InversionFinding, layer_index: int, i: int) -> Figure:
     name, image = _layer_name(finding, layer_index), finding.inverted.images[layer_index, i]
-    r = f"{float(finding.correlations[layer_index, i]):.2f}".replace("-", "\u2212")
+    r = f"{float(finding.correlations[layer_index, i]):.2f}"
     lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(finding.inverted.errors[layer_index, i]):.1g}"]
     if finding.judge_predictions is not None:
         lines.append(f"judge: {finding.judge_predictions[layer_index][i]}")

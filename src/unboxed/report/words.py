@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 
@@ -59,15 +58,6 @@ def format_range(values: Sequence[float]) -> str:
     """
     low, high = f"{min(values):.2g}", f"{max(values):.2g}"
     return low if low == high else f"{low} to {high}"
-
-
-def replace_hyphens(text: str) -> str:
-    """With a minus sign in place of a hyphen before numbers; names with a hyphen stay as they are.
-
-    >>> replace_hyphens("from -1.5 to 2, cifar-10")
-    'from −1.5 to 2, cifar-10'
-    """
-    return re.sub(r"(?<![^\s(\[±])-(?=\.?\d)", "\u2212", text)
 
 
 def count_noun(n: int, singular: str, plural: str = "") -> str:
