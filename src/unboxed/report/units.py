@@ -307,7 +307,8 @@ def _unit_to_plot(top: TopExamples, patches: UnitPatches, i: int, unit: int) -> 
     s, k, result = top.statistics, len(x), patches.projections
     maps = crop_all(result.map[i * k : (i + 1) * k]) if result else None
     counts, edges = s.counts[unit].double().cpu().numpy(), s.edges[unit].double().cpu().numpy()
-    return Unit(unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, bool(top.dead[unit]))
+    value_range = s.histogram_range[unit].tolist()
+    return Unit(unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit]))
 
 
 def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float) -> ExampleWithFigures:
