@@ -271,6 +271,7 @@ def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
     for f in figures:
         if f.alt.startswith("input, example"):
             x = f.pixels.flatten()
+            assert f.line("judge: ") == NAMES[int(made.judge.predict(f.pixels))]
         elif f.alt.startswith("inversion of"):
             assert f.line("judge: ") == NAMES[int(made.judge.predict(f.pixels))]
             r = float(torch.corrcoef(torch.stack([f.pixels.flatten(), x]))[0, 1])

@@ -118,3 +118,17 @@ def test_large_numbers_are_whole() -> None:
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
 def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
     assert figures_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most
+
+
+def test_layers_with_a_number_for_a_name_are_called_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    box = ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits")
+    x = torch.rand(6, 1, 8, 8)
+    sections = ["activations", "units", "channels", "inversion", "deepdream", "compare"]
+    made = report(box, (x, box.predict(x)), tmp_path, sections=sections, judge=box, quiet=True)
+    assert made.failures == {}
+    page = made.path.read_text(encoding="utf-8")
+    assert "layer 0" in page
+    assert re.findall(r"(?:of|from|changed|Before) \d(?:[ ,;:]*|</b>)(?:most|least|output|before)", page) == []
+    assert re.findall(r"<b>\d output|<h3>\d</h3>|DeepDream of \d", page) == []

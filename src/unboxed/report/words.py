@@ -80,6 +80,15 @@ def join_names(words: Sequence[str], max_names: int = 12) -> str:
     return ", ".join(listed_words) + (f" and {rest} more" if rest else "")
 
 
+def layer_name(address: str) -> str:
+    """A layer as a sentence names it: in an `nn.Sequential` its address is only a number.
+
+    >>> layer_name("3"), layer_name("0.2"), layer_name("conv1")
+    ('layer 3', 'layer 0.2', 'conv1')
+    """
+    return f"layer {address}" if address.partition("#")[0].replace(".", "").isdigit() else address
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """A shape as the page prints it.
 
