@@ -29,11 +29,11 @@ def get_font(size: int, bold: bool = False) -> Font:
 def replace_hyphens(text: str) -> str:
     """With minus signs in place of hyphens before numbers, none before zero; names with a hyphen stay as they are.
 
-    >>> replace_hyphens("from -1.5 to -0.00, cifar-10")
-    'from −1.5 to 0.00, cifar-10'
+    >>> replace_hyphens("from -1.5 to -0.00, 2e-05, cifar-10")
+    'from −1.5 to 0.00, 2e−05, cifar-10'
     """
     text = re.sub(rf"{BEFORE_NUMBER}-(?=0(\.0+)?(?![.e]?\d))", "", text)
-    return re.sub(rf"{BEFORE_NUMBER}-(?=\.?\d)", "\u2212", text)
+    return re.sub(rf"{BEFORE_NUMBER}-(?=\.?\d)|(?<=\d[eE])-(?=\d)", "\u2212", text)
 
 
 def wrap_text(text: str, width: float, font: Font, max_lines: int = 4) -> list[str]:

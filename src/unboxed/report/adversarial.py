@@ -223,7 +223,7 @@ def _accuracy_text(finding: RobustnessFinding) -> str:
     clean, robust = finding.robustness.clean_accuracy, finding.robustness.robust_accuracy()
     n, amount = len(finding.attacked), f"{format_eps(finding.robustness.eps[-1])} {finding.nouns.unit}"
     if not finding.has_labels:
-        stay = f"{robust.count} of {n} stay so within {amount}"
+        stay = f"{robust.count} of {n} stay the same within {amount}"
         return f"There are no labels, so every prediction counts as correct; {stay}."
     overall = (
         f"; {format_percent(finding.accuracy)} of all examples"
