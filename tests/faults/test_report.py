@@ -200,5 +200,5 @@ def test_files_that_can_not_be_read_are_told_on_stderr_unless_quiet(
     for quiet in (True, False):
         images = data.folder(tmp_path / "in", like=box.inputs, classes=box.classes)
         report(box, images, tmp_path / "out", sections=QUICK, quiet=quiet)
-        told = "1 image is broken and 2 files are no images" in capsys.readouterr().err
+        told = "1 image is broken and 2 files are not images" in capsys.readouterr().err
         assert told is not quiet

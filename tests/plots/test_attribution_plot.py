@@ -58,7 +58,7 @@ def test_several_maps_share_one_scale() -> None:
     strong, weak = (shown(a)[0, 0] for a in axes)
     assert (strong == colors.SIGNED_TABLE[-1]).all()
     assert (weak != colors.SIGNED_TABLE[-1]).any()
-    assert any("-1" in t.get_text() for a in figure.axes for t in a.get_xticklabels())  # the range is printed
+    assert any("−1" in t.get_text() for a in figure.axes for t in a.get_xticklabels())  # the range is printed
 
 
 def test_signed_zero_is_white_and_overlay_shows_the_image_there() -> None:

@@ -18,6 +18,7 @@ import unboxed as ub
 from unboxed import plots
 from unboxed.errors import InputError, WriteError
 from unboxed.plots import colors, draw
+from unboxed.plots.generated import score_text
 from unboxed.plots.sheet import ColorBar, Tile, contact_sheet
 from unboxed.plots.text import get_font, wrap_text
 
@@ -109,6 +110,14 @@ def test_wrapped_text_fits_the_width() -> None:
     assert lines[-1].endswith("…")
     assert all(face.getlength(line) <= 80 for line in lines)
     assert face.getlength(wrap_text("Donaudampfschifffahrtsgesellschaft", 80, face)[0]) <= 80
+
+
+def test_numbers_in_captions_have_a_minus_sign() -> None:
+    assert wrap_text("score -9.96\nr -0.00", 200, get_font(12)) == ["score −9.96", "r 0.00"]
+
+
+def test_a_score_names_what_it_is_of() -> None:
+    assert [score_text(s, n) for s, n in ((-9.957, "3"), (0.5, ""))] == ["score of 3: −9.96", "score 0.5"]
 
 
 def test_captions_titles_and_color_bars_make_the_sheet_higher() -> None:

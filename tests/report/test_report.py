@@ -278,7 +278,7 @@ def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_p
     assert found.failures == {}
     assert facts["title"] == "4 outputs"
     assert page.has(f"the outputs don't exclude one another ({outputs})")
-    assert page.has("This section is about classes") == (outputs == "regression")
+    assert page.has("This section needs classes") == (outputs == "regression")
 
 
 def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -286,9 +286,11 @@ def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None
     box = Box(model, Features(("a", "b", "c")))
     found = report(box, (torch.randn(6, 3), torch.arange(6) % 2), tmp_path, quiet=True)
     page = Page(found.path)
-    pixels = sum("pixels" in section.needs for section in SECTIONS)
     assert found.failures == {}
-    assert page.text.count("This section is for models of images alone; this one takes a table of features.") == pixels
+    assert page.text.count("These sections need a model that takes images; this one takes a table of features.") == 1
+    targets = {attrs["href"] for attrs in page.all("a")}
+    assert not targets & {f"#{section.slug}" for section in SECTIONS if "pixels" in section.needs}
+    assert "#units" in targets
     assert page.has("1 output", "Linear: 2 units")
 
 
@@ -369,7 +371,9 @@ def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) ->
     _, page, facts = quick(box, images, tmp_path / "out")
     assert facts["findings"]["overview"]["accuracy"] == 1.0
     assert facts["findings"]["overview"]["examples"] == 4
-    assert page.has("1 image is broken and 1 file is no image", "cut.png", "notes.txt", "Measured on 4 of 5 examples.")
+    assert page.has(
+        "1 image is broken and 1 file is not an image", "cut.png", "notes.txt", "Measured on 4 of 5 examples."
+    )
     assert not page.has("evenly spread over the data")
 
 

@@ -257,7 +257,7 @@ def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> 
         elif f.head in models:
             name, p = f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
             agrees(models[f.head], f.pixels, name, number(p))
-            agrees(models[f.head], start, name, number(f.line("before: ")), largest=False)
+            agrees(models[f.head], start, name, number(f.line(f"p of {name} before: ")), largest=False)
             assert models[f.head].predict(start) != NAMES.index(name)
             delta = float((f.pixels - start).abs().max())
             counted[f.head] += 1
@@ -271,6 +271,7 @@ def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
     for f in figures:
         if f.alt.startswith("input, example"):
             x = f.pixels.flatten()
+            assert f.line("judge: ") == NAMES[int(made.judge.predict(f.pixels))]
         elif f.alt.startswith("inversion of"):
             assert f.line("judge: ") == NAMES[int(made.judge.predict(f.pixels))]
             r = float(torch.corrcoef(torch.stack([f.pixels.flatten(), x]))[0, 1])

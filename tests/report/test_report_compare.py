@@ -39,7 +39,8 @@ def test_a_model_with_its_untrained_copy_and_a_judge(tmp_path: Path) -> None:
     x = images()
     text, facts = page(box, (x, box.predict(x)), tmp_path / "out", judge=judge)
     for words in ("this model and the untrained model", "this model and the judge", "First-layer filters",
-                  "Activations of 1 for one example", "each of the 12 units of 4", "accuracy without it"):  # fmt: skip
+                  "Activations of layer 1 for one example", "each of the 12 units of layer 4",
+                  "accuracy without it"):  # fmt: skip
         assert words in text, words
     assert set(facts["findings"]["compare"]["untrained"]) == {"0", "3", "5"}
     assert len(facts["findings"]["compare"]["units"]["units"]) == 10

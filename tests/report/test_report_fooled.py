@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.report import adversarial, report
+from unboxed.report.attack_words import attack_sentence
 from unboxed.report.input_nouns import nouns_for, standardize
 
 CLASSES = 5
@@ -96,8 +97,8 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     assert facts["findings"]["attacks"]["robustness"]["this model"]["all"] == [
         found.robust_accuracy(e).to_dict() for e in found.eps
     ]
-    assert "within 0.3 standard deviations of each column" in page
-    assert "changed every column by eps standard deviations of each column or less" in page
+    assert "within 0.3 standard deviations of its column" in page
+    assert "changed each value by at most eps standard deviations of its column" in page
     assert "pixel" not in page[page.index('id="attacks"') :]
 
 
@@ -120,3 +121,49 @@ def test_inputs_in_words() -> None:
     assert nouns_for(image).unit == "of the pixel range"
     assert nouns_for(rows).inputs == "a table of features"
     assert nouns_for(ub.MultiInput((image, rows, rows))).inputs == "1 image and 2 tables of features"
+
+
+# -- the sentence ----------------------------------------------------------------------------------------------------
+
+
+def robustness_of(n_correct: int, n_robust: int, n: int = 4) -> Any:
+    """Robustness of n examples at one eps, of which so many are correct, and so many stay correct."""
+    x, y = torch.full((n, 1, 1, 1), 0.5), torch.zeros(n, dtype=torch.long)
+    y[n_correct:] = 1
+    margin = torch.cat([torch.full((n_robust,), 0.4), torch.full((n - n_robust,), 0.1)])
+    x = x + margin.view(-1, 1, 1, 1)  # class 0 above 0.5
+    box = ub.Box(Half(), ub.Pixels((1, 1, 1)), outputs="logits")
+    return ub.robustness.evaluate(box, (x, y), adversarial.ATTACKS, eps=[0.2], check_masking=False)
+
+
+class Half(nn.Module):
+    """Class 0 above one half, else class 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 20 * (x.flatten(1)[:, :1] - 0.5)
+        return torch.cat([z, -z], 1)
+
+
+@pytest.mark.parametrize(
+    ("n_correct", "n_robust", "has_labels", "sentence"),
+    [
+        (4, 4, True, "No attack within 0.2 of the pixel range changes a prediction (4 of 4 stay correct)."),
+        (3, 4, True, "No attack within 0.2 of the pixel range changes a correct prediction (3 of 3 stay correct)."),
+        (4, 4, False, "No attack within 0.2 of the pixel range changes a prediction (4 of 4 stay the same)."),
+        (4, 3, True, "Attacks that change each pixel by at most 0.2 of the pixel range lower the accuracy to 75.0%."),
+        (4, 3, False, "Attacks that change each pixel by at most 0.2 of the pixel range change 25.0% of the predictions."),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_the_sentence_does_not_contradict_itself(
+    n_correct: int, n_robust: int, has_labels: bool, sentence: str
+) -> None:
+    found = robustness_of(n_correct, n_robust)
+    assert attack_sentence(found, nouns_for(ub.Pixels((1, 1, 1))), has_labels) == sentence
+
+
+def test_without_labels_the_page_speaks_of_predictions(tmp_path: Path) -> None:
+    page, _ = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2)[0], tmp_path)
+    section = page[page.index('id="attacks"') :]
+    assert "of the predictions." in section
+    assert "lower the accuracy" not in page
+    assert "There are no labels, so every prediction counts as correct" in section

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.cards import Card, cards
+from unboxed.plots.text import replace_hyphens
 from unboxed.report import report
 from unboxed.report.blocks import Code, Figure, figures_per_row
 from unboxed.report.input_nouns import as_columns, shapes_text
 from unboxed.report.pictures import Picture
 from unboxed.report.render import _jinja_environment
-from unboxed.report.words import format_number, replace_hyphens
+from unboxed.report.words import format_number
 
 OF_IMAGES = re.compile(r"\b(super)?(pixels?|images?|light)\b", re.IGNORECASE)
 
@@ -63,7 +64,7 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     sections = ["overview", "activations", "units", "map", "attacks", "compare"]  # "ranking" lists methods for images
     made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}
-    said = words(made.path).replace("This section is for models of images alone; this one takes a table", "")
+    said = words(made.path).replace("These sections need a model that takes images; this one takes a table", "")
     assert {m.group() for m in OF_IMAGES.finditer(said)} == set()
     assert "Measured on 12 examples." in said
 
@@ -100,6 +101,7 @@ def test_numbers_have_a_minus_and_names_keep_their_hyphen() -> None:
     assert replace_hyphens("-0.5 (-1) to ±-2, cifar-10, 2020-01-02, a/-1.png") == (
         "\u22120.5 (\u22121) to ±\u22122, cifar-10, 2020-01-02, a/-1.png"
     )
+    assert replace_hyphens("r -0.00, -0.0. (-0%) -0.004 -0e5") == "r 0.00, 0.0. (0%) \u22120.004 \u22120e5"
     drawn = _jinja_environment().from_string("{{ a }} <i title='{{ a }}'></i>").render(a="r -0.5")
     assert drawn == "r \u22120.5 <i title='r \u22120.5'></i>"
 
@@ -116,3 +118,17 @@ def test_large_numbers_are_whole() -> None:
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
 def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
     assert figures_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most
+
+
+def test_layers_with_a_number_for_a_name_are_called_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    box = ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits")
+    x = torch.rand(6, 1, 8, 8)
+    sections = ["activations", "units", "channels", "inversion", "deepdream", "compare"]
+    made = report(box, (x, box.predict(x)), tmp_path, sections=sections, judge=box, quiet=True)
+    assert made.failures == {}
+    page = made.path.read_text(encoding="utf-8")
+    assert "layer 0" in page
+    assert re.findall(r"(?:of|from|changed|Before) \d(?:[ ,;:]*|</b>)(?:most|least|output|before)", page) == []
+    assert re.findall(r"<b>\d output|<h3>\d</h3>|DeepDream of \d", page) == []

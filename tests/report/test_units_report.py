@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def unit(**more: Any) -> Unit:
     patches, maps = np.random.default_rng(0).random((2, 9, 1, 5, 5))
     counts = np.array([0.0, 3, 0, 9, 1, 0])
     given = {"number": 7, "patches": patches, "projections": maps - 0.5, "values": [0.9] * 9, "counts": counts}
-    return Unit(**{**given, "edges": np.arange(7) - 2.0, **more})
+    return Unit(**{**given, "edges": np.arange(7) - 2.0, "value_range": (-0.8, 2.4), **more})
 
 
 def test_a_patch_that_leaves_the_image_keeps_its_place() -> None:
@@ -48,8 +49,17 @@ def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
     assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
     assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
     assert (page[0, 25] == units.ZERO_LINE_COLOR).all()
-    assert units.value_range_text(unit()) == "from -1 to 3"
-    assert units.value_range_text(unit(counts=np.zeros(6))) == "no values"
+    assert units.value_range_text(unit()) == "from -0.8 to 2.4"  # not the edges of the bins
+    assert units.value_range_text(unit(value_range=(np.nan, np.nan))) == "no values"
+
+
+def test_the_range_of_a_unit_ends_at_its_best_example(tmp_path: Path) -> None:
+    box, data = ub.Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(60)
+    page = made(box, data, tmp_path)
+    best = re.findall(r"<span>values ([\d.]+) to", page)
+    largest = re.findall(r"<span>from [\d.]+ to ([\d.]+)</span>", page)
+    assert len(best) > 3
+    assert best == largest
 
 
 def test_all_projections_share_one_scale() -> None:

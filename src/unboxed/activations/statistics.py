@@ -50,6 +50,7 @@ class UnitStatistics(OneLineRepr):
     edges: (
         Tensor  # (C, B + 1) bins have a power of two as their width, the smallest for which B of them hold all values
     )
+    histogram_range: Tensor  # (C, 2) the smallest and the largest value that the histogram counts; NaN for none
     interrupted: bool  # by Ctrl-C: of the examples until then
 
     @property
@@ -92,7 +93,7 @@ def statistics(
 
     Returns:
         One `UnitStatistics` per layer: `mean`, `std`, `minimum`, `maximum`, `active_fraction`, `dead`, each (C,), and
-        `counts` (C, B), `edges` (C, B + 1). Ctrl-C gives those of the examples until then.
+        `counts` (C, B), `edges` (C, B + 1), `histogram_range` (C, 2). Ctrl-C gives those of the examples until then.
 
     Raises:
         DataError: for data without examples.
@@ -257,5 +258,8 @@ class UnitAccumulator:
             histogram_of=self.histogram_of,
             counts=h.counts,
             edges=h.edges.to(dtype),
+            histogram_range=torch.stack([h.minimum, h.maximum], 1)
+            .masked_fill((h.minimum > h.maximum)[:, None], torch.nan)
+            .to(dtype),
             interrupted=interrupted,
         )

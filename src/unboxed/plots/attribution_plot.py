@@ -10,6 +10,7 @@ from ..atomic_write import to_printable
 from ..errors import InputError
 from . import colors
 from .colors import Array, Bytes
+from .text import replace_hyphens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,4 +169,4 @@ def _add_colorbar(figure: Figure, axes: list[Axes], table: str, vmax: float) -> 
     )  # fmt: skip
     bar.ax.tick_params(labelsize=8, length=2)
     bar.outline.set_visible(False)
-    bar.ax.set_xticklabels([f"{v:.3g}" for v in bar.get_ticks()])
+    bar.ax.set_xticklabels([replace_hyphens(f"{v:.3g}") for v in bar.get_ticks()])

@@ -15,6 +15,7 @@ from ..atomic_write import to_printable
 from . import colors
 from .colors import as_array
 from .embedding import class_colors
+from .text import replace_hyphens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ def bar_chart(
         for i, ((name, lengths), color) in enumerate(zip(series.items(), class_colors(len(series)), strict=True)):
             at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
             bars = axes.barh(at, lengths, thickness, color=color, label=to_printable(name))
-            axes.bar_label(bars, [f"{v:.3g}" for v in lengths], padding=3, fontsize=7.5, color=FAINT)
+            axes.bar_label(bars, [replace_hyphens(f"{v:.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT)
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
         axes.invert_yaxis()
         axes.axvline(0, color=FAINT, linewidth=0.8)
@@ -205,9 +206,7 @@ def matrix_plot(
 def _print_values(axes: Axes, values: colors.Array, rgb: colors.Bytes) -> None:
     for (i, j), value in np.ndenumerate(values):
         is_light = float(rgb[i, j].mean()) > 255 * DARK_TEXT_ABOVE
-        text = (
-            "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") if abs(value) < 100 else f"{value:.0f}"
-        )
+        text = "–" if np.isnan(value) else replace_hyphens(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
         axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK if is_light else "white")
 
 
@@ -219,7 +218,7 @@ def _add_color_bar(axes: Axes, table: colors.Bytes, ends: tuple[float, float], u
     width = axes.get_window_extent().width
     inset = axes.inset_axes((1 + 14 / width, 0, 12 / width, 1))
     bar = axes.figure.colorbar(mappable, cax=inset, ticks=[ends[0], 0, ends[1]] if ends[0] else list(ends))
-    bar.ax.set_yticklabels([f"{v:.3g}" for v in bar.get_ticks()])
+    bar.ax.set_yticklabels([replace_hyphens(f"{v:.3g}") for v in bar.get_ticks()])
     bar.set_label(to_printable(unit))
     bar.outline.set_visible(False)
 

@@ -16,6 +16,7 @@ from . import colors
 from .colors import Bytes, as_array
 from .files import save_gif
 from .sheet import Tile, contact_sheet
+from .text import replace_hyphens
 
 
 def image_sheet(
@@ -113,10 +114,19 @@ def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, m
 def _captions(result: Any) -> list[str]:
     """What each image is of, and its score; empty where the result has neither."""
     scores, names = getattr(result, "scores", None), getattr(result, "names", None)
-    lines = [] if names is None else [[*names]]
-    if scores is not None:
-        lines.append([f"score {s:.3g}" for s in as_array(scores)])
-    return ["\n".join(words) for words in zip(*lines, strict=True)]
+    if scores is None:
+        return [] if names is None else [*names]
+    values = as_array(scores)
+    return [score_text(s, name) for s, name in zip(values, names or [""] * len(values), strict=True)]
+
+
+def score_text(score: float, name: str) -> str:
+    """The caption of a score, of what its name says.
+
+    >>> score_text(-9.957, "3"), score_text(0.5, "")
+    ('score of 3: −9.96', 'score 0.5')
+    """
+    return replace_hyphens(f"score of {name}: {score:.3g}" if name else f"score {score:.3g}")
 
 
 def _result_images(result: Any) -> list[Bytes | Image.Image]:

@@ -32,6 +32,7 @@ class Unit:
     values: Sequence[float]  # (k,)
     counts: Array  # (B,)
     edges: Array  # (B + 1,)
+    value_range: Sequence[float]  # (2,) the smallest and the largest value that is counted; NaN for none
     dead: bool = False
     note: str = ""  # printed below the name
 
@@ -87,7 +88,7 @@ def _patches_to_rgb(patches: Array) -> Bytes:
 
 
 def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Bytes:
-    """The histogram of the unit's values, with a red line at zero; `value_range_text` has the ends of its axis."""
+    """The histogram of the unit's values, with a red line at zero; its ends are those of the first and the last bin."""
     width, height = size
     canvas = Image.new("RGB", size, (255, 255, 255))
     pen = ImageDraw.Draw(canvas)
@@ -116,8 +117,8 @@ def _trim_empty_bins(unit: Unit) -> tuple[Array, Array]:
 
 
 def value_range_text(unit: Unit) -> str:
-    counts, edges = _trim_empty_bins(unit)
-    return f"from {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
+    low, high = unit.value_range
+    return "no values" if np.isnan(low) else f"from {low:.3g} to {high:.3g}"
 
 
 def units_sheet(

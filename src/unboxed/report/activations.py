@@ -14,7 +14,7 @@ from .blocks import Block, Collapsible, ColorScales, Figure, FigureGrid, Files, 
 from .context import ReportContext, Section, tensors_equal
 from .finding import Example, Finding
 from .pictures import File, Picture
-from .words import count_noun, format_shape
+from .words import count_noun, format_shape, layer_name
 
 N_SHOWN_EXAMPLES = 2
 MAX_SHOWN_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
@@ -138,7 +138,7 @@ def _activation_figure(
     size = _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
     span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"
-    title = f"{layer.path} {input_or_output}"
+    title = f"{layer_name(layer.path)} {input_or_output}"
     lines = (f"{layer.type}: {size}", f"scale {span} ({colored})")
     return Figure(Picture(image, f"activation map: {title} {size}, from {span}", None), title, lines)
 

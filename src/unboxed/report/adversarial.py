@@ -22,6 +22,7 @@ from ..plots.sheet import ColorBar
 from ..robustness.evaluate import Attack, evaluate
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
+from .attack_words import attack_sentence
 from .blocks import Block, Collapsible, ColorScales, Figure, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
@@ -45,8 +46,8 @@ CHANGE_TEXT = (
     "should need a change that people see."
 )
 EPS_TEXT = (
-    "Robust accuracy: the share of examples that are still classified correctly after an attack has changed every "
-    "{value} by eps {unit} or less. Stronger attacks may leave less: run unboxed attack."
+    "Robust accuracy: the share of examples that are still classified correctly after an attack has changed each "
+    "{value} by at most eps {unit}. Stronger attacks may leave less: run unboxed attack."
 )
 
 
@@ -100,7 +101,8 @@ def find(context: ReportContext) -> RobustnessFinding:
     if robust_box is not None:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
     s, nouns, robustness = context.survey, context.input_nouns, models[0].robustness
-    sentence = _answer(robustness, nouns)
+    has_labels = s.labels is not None and s.exclusive_classes
+    sentence = attack_sentence(robustness, nouns, has_labels)
     return RobustnessFinding(
         answer=sentence,
         headline=(sentence,),
@@ -112,7 +114,7 @@ def find(context: ReportContext) -> RobustnessFinding:
         nouns=nouns,
         accuracy=s.accuracy,
         n_examples=len(s.rows),
-        has_labels=s.labels is not None and s.exclusive_classes,
+        has_labels=has_labels,
         has_images=context.has_images,
         is_grayscale=_is_grayscale(context.box),
     )
@@ -196,15 +198,6 @@ def show(finding: RobustnessFinding) -> list[Block]:
     return blocks
 
 
-def _answer(robustness: Robustness, nouns: InputNouns) -> str:
-    if not robustness.clean_accuracy.count:
-        return "The clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
-    return (
-        f"Attacks that change every {nouns.value} by {format_eps(robustness.eps[-1])} {nouns.unit} or less lower the "
-        f"accuracy to {format_percent(robustness.robust_accuracy().value)}."
-    )
-
-
 def _lead_text(finding: RobustnessFinding) -> str:
     text = f"{_attacked_text(finding)} {_accuracy_text(finding)}"
     medians = [m.robustness.median_distance for m in finding.models]
@@ -228,7 +221,10 @@ def _attacked_text(finding: RobustnessFinding) -> str:
 def _accuracy_text(finding: RobustnessFinding) -> str:
     """Clean and robust accuracy of the examples attacked, and the accuracy on all."""
     clean, robust = finding.robustness.clean_accuracy, finding.robustness.robust_accuracy()
-    n = len(finding.attacked)
+    n, amount = len(finding.attacked), f"{format_eps(finding.robustness.eps[-1])} {finding.nouns.unit}"
+    if not finding.has_labels:
+        stay = f"{robust.count} of {n} stay the same within {amount}"
+        return f"There are no labels, so every prediction counts as correct; {stay}."
     overall = (
         f"; {format_percent(finding.accuracy)} of all examples"
         if finding.accuracy is not None and n < finding.n_examples
@@ -236,8 +232,7 @@ def _accuracy_text(finding: RobustnessFinding) -> str:
     )
     return (
         f"Clean accuracy {format_percent(clean.value)} ({clean.count} of these {n} examples{overall}); robust accuracy "
-        f"within {format_eps(finding.robustness.eps[-1])} {finding.nouns.unit} "
-        f"{format_percent(robust.value)} ({robust.count})."
+        f"within {amount} {format_percent(robust.value)} ({robust.count})."
     )
 
 
@@ -300,7 +295,7 @@ def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence
         return [_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))]
     lines = (
         _prediction_text(classes[change.class_after], change.probs_after[1]),
-        f"before: {format_prob(change.probs_before[1])}",
+        f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
     )
     return [
         _figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad"),

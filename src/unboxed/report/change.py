@@ -18,7 +18,7 @@ from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Example, Finding
 from .judge_model import judge_images, usable_judge
 from .pictures import File, Picture, to_file_name
-from .words import count_noun, format_named_prob, format_prob
+from .words import count_noun, format_named_prob, format_prob, format_range
 
 MAX_SLIDER_FRAMES = 25  # under a slider
 N_STRIP_FRAMES = 6
@@ -95,7 +95,7 @@ def find(context: ReportContext) -> ChangeFinding:
     n_reached = sum(outcome.reached for outcome in outcomes)
     return ChangeFinding(
         answer=f"{n_reached} of {count_noun(len(plans), 'example')} morphed to another class, with a change of "
-        f"{min(o.change for o in outcomes):.2g} to {max(o.change for o in outcomes):.2g} (Euclidean norm).",
+        f"{format_range([o.change for o in outcomes])} (Euclidean norm).",
         interrupted=morphs.interrupted,
         outcomes=outcomes,
         frame_every=frame_every,

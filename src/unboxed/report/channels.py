@@ -20,7 +20,7 @@ from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, Meth
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
-from .words import count_noun, join_names
+from .words import count_noun, join_names, layer_name
 
 MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
 MAX_COMPARED_EXAMPLES = 2000  # that the images are compared with
@@ -155,7 +155,7 @@ def show(finding: ChannelsFinding) -> list[Block]:
     blocks: list[Block] = [MethodNote.of(channels, *_check_of_images(layers))]
     for layer in layers:
         blocks += _layer_blocks(layer)
-    name = layers[0].images.layer
+    name = layer_name(layers[0].images.layer)
     captions = [f"channel {k}" for k in layers[0].channels]
     sheet = image_sheet(layers[0].images, captions=captions, title=f"Channels of {name}")
     return [*blocks, Files([File("channels.png", sheet, f"the images of {name} as a sheet")])]
@@ -178,7 +178,7 @@ def _layer_blocks(channel_images: ChannelImages) -> list[Block]:
     count = f"all {total} channels" if n_shown == total else f"{n_shown} of {total} channels"
     positions = f"{channel_images.layer.type} of {height}×{width} positions"
     lead = f"{positions}, {count}; each image activates its channel at all of them."
-    blocks: list[Block] = [Heading(channel_images.images.layer), Text(lead, "soft")]
+    blocks: list[Block] = [Heading(layer_name(channel_images.images.layer)), Text(lead, "soft")]
     if dead := [str(k) for k in channel_images.dead_channels]:
         names = f"{'channel' if len(dead) == 1 else 'channels'} {join_names(dead)}"
         blocks.append(
@@ -198,7 +198,7 @@ def _channel_figure(channel_images: ChannelImages, i: int) -> Figure:
     text = "no example activates\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
     picture = Picture(
         colors.image_to_rgb(channel_images.images.images[i]),
-        f"image of channel {k} of {channel_images.images.layer}; {text}",
+        f"image of channel {k} of {layer_name(channel_images.images.layer)}; {text}",
         FIGURE_SIDE_PIXELS,
     )
     return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
@@ -206,7 +206,8 @@ def _channel_figure(channel_images: ChannelImages, i: int) -> Figure:
 
 def _example_figure(channel_images: ChannelImages, i: int, example: Example) -> Figure:
     k, value = channel_images.channels[i], f"{float(channel_images.best_activation[i]):.3g}"
-    alt = f"example {example.row}, which activates channel {k} of {channel_images.images.layer} most, {value}"
+    layer = layer_name(channel_images.images.layer)
+    alt = f"example {example.row}, which activates channel {k} of {layer} most, {value}"
     picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_SIDE_PIXELS)
     return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
+from ..checks.verdict_tests import TESTS
 from ..plots import draw
 from .attribution import TONE_BY_GRADE
 from .blocks import Block, Collapsible, Figure, Heading, Note, RankedMethod, Ranking, Text
@@ -21,7 +22,8 @@ from .words import count_noun, join_names
 
 N_EXPLAINED_EXAMPLES = 3  # that every method explains
 FIGURE_SIDE_PIXELS = 112
-MAX_VERDICT_FLOPS = 3e11  # of all verdicts: methods that would take more than remains are not run
+MAX_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
+NOTHING_LEARNED = next(test.failed for test in TESTS if test.name == "learned")  # a reason that is the model's
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,6 +35,7 @@ class RankingFinding(Finding):
     not_run: list[str]  # methods that are too expensive for this model
     ranked: list[str]  # methods that apply, the most trustworthy first
     shown: list[Example]
+    has_images: bool
     maps: dict[str, Tensor] = field(metadata=NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,6 +57,7 @@ def find(context: ReportContext) -> RankingFinding:
         not_run=not_run,
         ranked=ranked,
         shown=context.examples(indices),
+        has_images=context.has_images,
         maps=_compute_maps(context, indices, ranked) if indices else {},
     )
 
@@ -91,24 +95,35 @@ def _compute_maps(context: ReportContext, indices: Sequence[int], names: Sequenc
 
 
 def show(finding: RankingFinding) -> list[Block]:
-    blocks: list[Block] = [
-        Text(_lead_text(finding)),
-        Ranking([_ranked_method(n, finding.methods[n]) for n in finding.ranked]),
-    ]
+    nothing_learned = [n for n in finding.ranked if finding.methods[n].reason == NOTHING_LEARNED]
+    others = [n for n in finding.ranked if n not in nothing_learned]
+    blocks: list[Block] = [Text(_lead_text(finding)), *_nothing_learned_note(finding, nothing_learned)]
+    if others:
+        blocks.append(Ranking([_ranked_method(n, finding.methods[n]) for n in others]))
     if not_applicable := [_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
         names = join_names([r.name for r in not_applicable])
         blocks.append(Collapsible(f"Not for this model: {names}", [Ranking(not_applicable)]))
     if finding.not_run:
         names = join_names([attribution_cards()[n].name for n in finding.not_run])
-        blocks.append(Note(f"Not run, because this model is large: {names}. unboxed explain runs them on one image."))
+        how = "unboxed explain runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
+        blocks.append(Note(f"Not run, to keep the report short: {names}. {how}."))
     return [*blocks, *_example_blocks(finding)]
 
 
+def _nothing_learned_note(finding: RankingFinding, names: Sequence[str]) -> list[Block]:
+    """What fails these methods alike: said once, since it is about the model."""
+    if not names:
+        return []
+    listed = join_names([attribution_cards()[n].name for n in names], len(names))
+    return [Note(f"{finding.methods[names[0]].sentence} So these methods fail: {listed}.", "alarm")]
+
+
 def _lead_text(finding: RankingFinding) -> str:
+    edges = "is it more than edges, " if finding.has_images else ""
     return (
         "Every method returns a map for any model. Each was checked on this one, with "
         f"{count_noun(finding.examples, 'example')}: does its map change when the weights of the model's upper half "
-        "are randomized and for another class, is it empty for a model that ignores its input, is it more than edges, "
+        f"are randomized and for another class, is it empty for a model that ignores its input, {edges}"
         "and does removing what it marks lower the score? A test decides only where its whole interval does."
     )
 

@@ -30,7 +30,7 @@ from .unit_ablation import (
     find_units,
     unit_blocks,
 )
-from .words import count_noun, error_sentence
+from .words import count_noun, error_sentence, layer_name
 
 MAX_COMPARED_LAYERS = 8  # of a model, in the heatmap
 HEATMAP_SIDE_PIXELS = 300  # a side of a heatmap's cells
@@ -163,7 +163,7 @@ def _map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> lis
         pairs.append(MapPair("first-layer filters", weights))
     if (path := _deepest_map_layer(context.box)) is not None:
         maps = {n: box.read(x[:1], [path])[path][0] for n, box in boxes.items()}
-        pairs.append(MapPair(f"activations of {path} for one example", maps))
+        pairs.append(MapPair(f"activations of {layer_name(path)} for one example", maps))
     return pairs
 
 
@@ -183,8 +183,8 @@ def _training_change_text(untrained: dict[str, float]) -> str:
     if not untrained:
         return ""
     by_similarity = sorted(untrained, key=lambda path: untrained[path])
-    most_changed, least_changed = by_similarity[0], by_similarity[-1]
-    lowest, highest = untrained[most_changed], untrained[least_changed]
+    most_changed, least_changed = layer_name(by_similarity[0]), layer_name(by_similarity[-1])
+    lowest, highest = untrained[by_similarity[0]], untrained[by_similarity[-1]]
     if len(untrained) == 1:
         return f"Similarity of {least_changed} before and after training: {highest:.2f}."
     text = f"Training changed {most_changed} most (its similarity with itself before training is {lowest:.2f})"

@@ -203,11 +203,11 @@ class Section(Generic[FindingT]):
     def reason_not_applicable(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""
         if "pixels" in self.needs and not context.has_images:
-            return f"This section is for models of images alone; this one takes {context.input_nouns.inputs}."
+            return f"This section needs a model that takes images; this one takes {context.input_nouns.inputs}."
         if "classes" in self.needs and context.box.outputs == "regression":
-            return "This section is about classes; this model is a regression."
+            return "This section needs classes; this model is a regression."
         if "classes" in self.needs and len(context.box.classes) < 2:
-            return "This section compares classes; this model has one output."
+            return "This section needs several classes; this model has one output."
         return ""
 
 

@@ -19,7 +19,7 @@ from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note,
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
-from .words import count_noun, error_sentence, format_named_prob, join_names
+from .words import count_noun, error_sentence, format_named_prob, join_names, layer_name
 from .words import format_shape as shaped
 
 MAX_DREAMED_EXAMPLES = 2  # of small images; of photos one
@@ -199,8 +199,8 @@ def _check_of_dreams(finding: DreamFinding) -> Check:
         return Check(f"No untrained copy of this model to compare with ({finding.no_control_reason}).")
     cosine = f"cosine {finding.control_cosine:.2f}"
     if finding.control_cosine < MIN_SAME_CHANGE_COSINE:
-        text = f"The untrained model's DeepDream of {finding.control} changes the image differently ({cosine})."
-        return Check(text, "good")
+        name = layer_name(finding.control)
+        return Check(f"The untrained model's DeepDream of {name} changes the image differently ({cosine}).", "good")
     return Check(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")
 
 
@@ -211,10 +211,9 @@ def _dream_figures(finding: DreamFinding, i: int) -> list[Figure]:
         finding.targets.items(), finding.dreams, finding.predictions, strict=True
     ):
         lines = tuple(filter(None, (description, predictions[i])))
-        alt = "; ".join(filter(None, (f"DeepDream of {name}, example {example.row}", predictions[i])))
-        figures.append(
-            Figure(Picture(colors.image_to_rgb(images[i]), alt, FIGURE_SIDE_PIXELS), f"DeepDream of {name}", lines)
-        )
+        head = f"DeepDream of {layer_name(name)}"
+        alt = "; ".join(filter(None, (f"{head}, example {example.row}", predictions[i])))
+        figures.append(Figure(Picture(colors.image_to_rgb(images[i]), alt, FIGURE_SIDE_PIXELS), head, lines))
     return figures
 
 
@@ -228,9 +227,7 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
         lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
         picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_SIDE_PIXELS)
         figures.append(Figure(picture, f"texture of example {example.row}", lines))
-    verdict = (
-        f"The channels' correlations are those of the image to {max(finding.texture_errors):.1%}, as they should be."
-    )
+    verdict = f"The channels' correlations match those of the image within {max(finding.texture_errors):.1%}."
     return [Heading("Texture: the same without positions"), MethodNote.of(texture, verdict), FigureGrid(figures)]
 
 
@@ -240,7 +237,7 @@ def _sheet_file(finding: DreamFinding) -> Files:
         for i, e in enumerate(finding.examples)
     ]
     names = [f"example {e.row}" for e in finding.examples]
-    page = contact_sheet(rows, title="DeepDreams", columns=["input", *finding.targets], names=names)
+    page = contact_sheet(rows, title="DeepDreams", columns=["input", *map(layer_name, finding.targets)], names=names)
     return Files([File("dreams.png", page, "the dreams as a sheet")])
 
 

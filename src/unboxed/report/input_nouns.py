@@ -29,7 +29,7 @@ class InputNouns:
 
 PIXEL_NOUNS = InputNouns("images", "image", "pixel", "of the pixel range")
 COLUMN_NOUNS = InputNouns("a table of features", "row", "column", "(in each column's own unit)")
-STANDARDIZED_NOUNS = replace(COLUMN_NOUNS, unit="standard deviations of each column")
+STANDARDIZED_NOUNS = replace(COLUMN_NOUNS, value="value", unit="standard deviations of its column")
 
 
 def nouns_for(inputs: Inputs) -> InputNouns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Example, Finding, NotApplicable
 from .judge_model import usable_judge
 from .pictures import File, Picture
-from .words import count_noun
+from .words import count_noun, layer_name
 
 MAX_INVERTED_EXAMPLES = 2  # of small images; of photos one
 MAX_SMALL_IMAGE_SIDE = 64  # a side
@@ -41,6 +41,7 @@ class InversionFinding(Finding):
     judge_agrees: list[float] | None  # per layer: share of the inversions that the judge classifies as the input
     judge_agreements: Tensor | None = field(metadata=NOT_IN_JSON)  # (L, N) bool
     judge_predictions: list[list[str]] | None = field(metadata=NOT_IN_JSON)  # (L, N) classes
+    judge_input_predictions: list[str] | None = field(metadata=NOT_IN_JSON)  # (N,) classes, of the inputs themselves
     no_judge_reason: str
     inverted: Inversions = field(metadata=NOT_IN_JSON)
     correlations: Tensor = field(metadata=NOT_IN_JSON)  # (L, N)
@@ -61,8 +62,9 @@ def find(context: ReportContext) -> InversionFinding:
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
     same = None if predicted is None else _agrees_with_last(predicted)
-    r = correlations.mean(1).tolist()
-    text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {inverted.layers[0]}, "
+    names = None if predicted is None else [[context.class_name(k) for k in row] for row in predicted.tolist()]
+    r, first = correlations.mean(1).tolist(), layer_name(inverted.layers[0])
+    text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {first}, "
     return InversionFinding(
         answer=f"{text}{r[-1]:.2f} from the outputs alone.",
         layers={
@@ -71,9 +73,8 @@ def find(context: ReportContext) -> InversionFinding:
         steps=steps,
         judge_agrees=None if same is None else same.double().mean(1).tolist(),
         judge_agreements=same,
-        judge_predictions=None
-        if predicted is None
-        else [[context.class_name(k) for k in row] for row in predicted.tolist()],
+        judge_predictions=None if names is None else names[:-1],
+        judge_input_predictions=None if names is None else names[-1],
         no_judge_reason=usable_judge(context)[1],
         inverted=inverted,
         correlations=correlations,
@@ -141,7 +142,7 @@ def _judge_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
 
 def _not_converged_note(inverted: Inversions) -> list[Block]:
     errors = zip(inverted.layers, inverted.errors.mean(1).tolist(), strict=True)
-    if not (names := [name for name, error in errors if error > MAX_CONVERGED_ERROR]):
+    if not (names := [layer_name(name) for name, error in errors if error > MAX_CONVERGED_ERROR]):
         return []
     more = "it may hold more than its image shows" if len(names) == 1 else "they may hold more than their images show"
     return [Note(f"The optimization did not converge for {', '.join(names)}: {more}.")]
@@ -150,16 +151,24 @@ def _not_converged_note(inverted: Inversions) -> list[Block]:
 def _example_blocks(finding: InversionFinding) -> list[Block]:
     blocks: list[Block] = []
     for i, example in enumerate(finding.examples):
-        figures = [example.figure(_figure_side(example.x))]
+        figures = [_input_figure(finding, i)]
         figures += [_inversion_figure(finding, k, i) for k in range(len(finding.inverted.layers))]
         blocks += [Heading(f"Example {example.row}")] if len(finding.examples) > 1 else []
         blocks.append(FigureGrid(figures))
     return blocks
 
 
+def _input_figure(finding: InversionFinding, i: int) -> Figure:
+    example = finding.examples[i]
+    figure = example.figure(_figure_side(example.x))
+    if finding.judge_input_predictions is None:
+        return figure
+    return replace(figure, lines=(*figure.lines, f"judge: {finding.judge_input_predictions[i]}"))
+
+
 def _inversion_figure(finding: InversionFinding, layer_index: int, i: int) -> Figure:
     name, image = _layer_name(finding, layer_index), finding.inverted.images[layer_index, i]
-    r = f"{float(finding.correlations[layer_index, i]):.2f}".replace("-", "\u2212")
+    r = f"{float(finding.correlations[layer_index, i]):.2f}"
     lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(finding.inverted.errors[layer_index, i]):.1g}"]
     if finding.judge_predictions is not None:
         lines.append(f"judge: {finding.judge_predictions[layer_index][i]}")
@@ -172,7 +181,8 @@ def _figure_side(x: Tensor) -> int:
 
 
 def _layer_name(finding: InversionFinding, layer_index: int) -> str:
-    return "outputs alone" if layer_index == len(finding.inverted.layers) - 1 else finding.inverted.layers[layer_index]
+    names = finding.inverted.layers
+    return "outputs alone" if layer_index == len(names) - 1 else layer_name(names[layer_index])
 
 
 def _sheet_file(finding: InversionFinding) -> Files:

@@ -12,7 +12,7 @@ from ..box import Box
 from ..engine.read.class_labels import is_numbers_only
 from .context import ReportContext
 
-JUDGE_DESCRIPTION = "A second model (the judge, best a robust one of another architecture)"
+JUDGE_DESCRIPTION = "A second model (the judge: a robust model of another architecture)"
 
 
 @dataclass(frozen=True, eq=False)

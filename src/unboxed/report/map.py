@@ -17,7 +17,7 @@ from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
 from .pictures import File
 from .plane import LayerMap, MapBlock, make_atlas
-from .words import count_noun, format_percent
+from .words import count_noun, format_percent, layer_name
 
 MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
 MIN_MAPPED_EXAMPLES = 6  # for a map
@@ -130,7 +130,7 @@ def _layer_title(finding: MapFinding, path: str) -> str:
     if path == "input":
         return "Raw pixels" if finding.has_images else "Raw features"
     before, _, call = path.partition(":input")
-    return f"Before {before}{call}"
+    return f"Before {layer_name(before)}{call}"
 
 
 def _lead_text(finding: MapFinding) -> str:

@@ -8,9 +8,10 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..plots.text import replace_hyphens
 from .blocks import Block, Figure, column_width, figures_per_row
 from .pictures import PictureStore
-from .words import format_bar_prob, replace_hyphens
+from .words import format_bar_prob
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,19 @@ class RenderedSection:
     def short_title(self) -> str:
         """Its name in the page's bar."""
         return self.slug.replace("-", " ").capitalize()
+
+
+def left_out_lines(sections: Sequence[RenderedSection]) -> list[str]:
+    """Which sections are not for this model, and why: one line for all of the same reason."""
+    by_reason: dict[str, list[str]] = {}
+    for section in sections:
+        if section.not_applicable:
+            by_reason.setdefault(section.not_applicable, []).append(section.short_title)
+    several = ("This section needs", "These sections need")
+    return [
+        f"{', '.join(titles)}: left out. {reason.replace(*several) if len(titles) > 1 else reason}"
+        for reason, titles in by_reason.items()
+    ]
 
 
 @cache
@@ -66,5 +80,6 @@ def render_page(
 ) -> str:
     """The whole page: `subject` names the model and the data, `cover` is the HTML beside the headline."""
     return _jinja_environment().get_template("page.html").render(
-        subject=subject, title=title or subject, headline=headline, cover=cover, sections=sections
+        subject=subject, title=title or subject, headline=headline, cover=cover,
+        sections=[s for s in sections if not s.not_applicable], left_out=left_out_lines(sections),
     )  # fmt: skip

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from .source import ReportData
 from .survey import Survey
+from .words import count_noun
 
 
 def skipped_text(source: ReportData, survey: Survey) -> str:
-    """Like "1 image is broken and 2 files are no images"; "" where everything could be read."""
+    """Like "1 image is broken and 2 files are not images"; "" where everything could be read."""
     n_files = len(source.skipped)
     n_broken = min(survey.n_broken, n_files)
     n_other = n_files - n_broken
     only_not_images = sum(why == "not an image" for _, why in source.skipped) >= n_other
-    state = ("no image" if n_other == 1 else "no images") if only_not_images else "skipped"
-    words = [_count_text(n_broken, "image", "broken"), _count_text(n_other, "file", state)]
+    state = ("is not an image", "are not images") if only_not_images else ("is skipped", "are skipped")
+    words = [_count_text(n_broken, "image", "is broken", "are broken"), _count_text(n_other, "file", *state)]
     return " and ".join(filter(None, words))
 
 
-def _count_text(n: int, noun: str, description: str) -> str:
-    return "" if n == 0 else f"1 {noun} is {description}" if n == 1 else f"{n:,} {noun}s are {description}"
+def _count_text(n: int, noun: str, singular: str, plural: str) -> str:
+    return "" if n == 0 else f"{count_noun(n, noun)} {singular if n == 1 else plural}"

@@ -238,10 +238,10 @@ def _class_figure(
     lines, tone = [f"model: {format_named_prob(float(images.probs[row, k]))}"], ""
     if recipe in finding.judged and start == 0:
         is_recognized = int(finding.judged[recipe].predicted[i]) == k
-        tone = ("good" if is_recognized else "bad") if recipe == "robust" else ""
+        tone = "" if recipe == "noise" else "good" if is_recognized else "bad"  # of the control, no praise
         lines.append(f"judge: {finding.judge_predictions[recipe][i]}")
         p = format_named_prob(float(finding.judged[recipe].target_probs[i]))
-        if recipe == "noise":  # of the control, being recognized is no praise
+        if recipe == "noise":
             lines.append("recognized" if is_recognized else "not recognized")
         else:
             lines.append(p if is_recognized else f"{finding.classes[i]}: {p}")

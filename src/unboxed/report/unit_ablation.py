@@ -16,7 +16,7 @@ from ..errors import LayerError, UnboxedError
 from .blocks import Block, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext
 from .survey import evenly_spaced
-from .words import count_noun, format_percent
+from .words import count_noun, format_percent, layer_name
 
 MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 MAX_ABLATION_EXAMPLES_LARGE_MODEL = 48
@@ -79,7 +79,7 @@ def _ablate_units(context: ReportContext, layer: str) -> tuple[Ablation, list[in
 def _unit_table(context: ReportContext, ablations: Ablation, indices: list[int], layer: str, width: int) -> UnitTable:
     s, change, n = context.survey, ablations.score_change.mean(0).cpu(), len(ablations.units)
     which = f"{n} of the {width} units (those that vary most)" if n < width else f"each of the {count_noun(n, 'unit')}"
-    name = f"the input of {layer.partition(':')[0]}" if ":input" in layer else layer
+    name = f"the input of {layer_name(layer.partition(':')[0])}" if ":input" in layer else layer_name(layer)
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
     half_correlation = _split_half_correlation(ablations.score_change)
     if s.labels is None or not s.exclusive_classes or context.data.binary:

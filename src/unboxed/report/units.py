@@ -25,7 +25,7 @@ from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Finding, NotApplicable
 from .pictures import File, Picture
 from .unit_words import distance_text, feature_table, label_counts_text
-from .words import count_noun, format_shape, join_names
+from .words import count_noun, format_shape, join_names, layer_name
 
 MAX_SHOWN_UNITS = 12  # shown of a layer, half of them folded
 MIN_SHOWN_UNITS = 4  # shown, for large photos
@@ -230,7 +230,7 @@ def _step_check(layers: Sequence[UnitLayer]) -> Check:
 
 
 def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
-    path = layer.top.path
+    path, name = layer.top.path, layer_name(layer.top.path)
     blocks: list[Block] = [
         Heading(f"Layer {path}: {count_noun(layer.units, 'unit')}"),
         Text(_dead_units_text(layer)),
@@ -240,7 +240,7 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
     if layer.patches is None:
         return blocks
     field_text = (
-        f"{format_shape(layer.patches.receptive_field.size)} pixels, the receptive field of {path} ({layer.type})"
+        f"{format_shape(layer.patches.receptive_field.size)} pixels, the receptive field of {name} ({layer.type})"
     )
     legend = f"Patches are {field_text}; the strongest first, each from another example. {_legend(layer.patches)}"
     blocks.append(Text(legend, "soft"))
@@ -254,8 +254,8 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
     ]
     blocks += rows[:n_unfolded]
     if rest := rows[n_unfolded:]:
-        blocks.append(Collapsible(f"{count_noun(len(rest), 'more unit')} of {path}", rest))
-    sheet = units.units_sheet(list(pictured.values()), title=f"Units of {path}", projection_name=rule)
+        blocks.append(Collapsible(f"{count_noun(len(rest), 'more unit')} of {name}", rest))
+    sheet = units.units_sheet(list(pictured.values()), title=f"Units of {name}", projection_name=rule)
     stem = "".join(c if c.isalnum() else "-" for c in path)
     return [*blocks, Files([File(f"units-{stem}.png", sheet, "these units as a sheet")])]
 
@@ -307,12 +307,13 @@ def _unit_to_plot(top: TopExamples, patches: UnitPatches, i: int, unit: int) -> 
     s, k, result = top.statistics, len(x), patches.projections
     maps = crop_all(result.map[i * k : (i + 1) * k]) if result else None
     counts, edges = s.counts[unit].double().cpu().numpy(), s.edges[unit].double().cpu().numpy()
-    return Unit(unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, bool(top.dead[unit]))
+    value_range = s.histogram_range[unit].tolist()
+    return Unit(unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit]))
 
 
 def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float) -> ExampleWithFigures:
     distance = distance_text(layer.top, unit.number)
-    unit_text = f"unit {unit.number} of {layer.top.path}"
+    unit_text = f"unit {unit.number} of {layer_name(layer.top.path)}"
     alt = f"the {len(unit.values)} patches that activate {unit_text} most" + (f", {labels}" if labels else "")
     values = f"values {unit.values[0]:.3g} to {unit.values[-1]:.3g}"
     figures = [Figure(Picture(units.patch_grid(unit), alt, None), "top patches", (values,))]

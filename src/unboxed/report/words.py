@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 
@@ -51,13 +50,14 @@ def format_number(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
-def replace_hyphens(text: str) -> str:
-    """With a minus sign in place of a hyphen before numbers; names with a hyphen stay as they are.
+def format_range(values: Sequence[float]) -> str:
+    """From the smallest value to the largest in two digits; one number where they read the same.
 
-    >>> replace_hyphens("from -1.5 to 2, cifar-10")
-    'from −1.5 to 2, cifar-10'
+    >>> format_range([7.71, 7.68]), format_range([1.5, 8.3, 2.0])
+    ('7.7', '1.5 to 8.3')
     """
-    return re.sub(r"(?<![^\s(\[±])-(?=\.?\d)", "\u2212", text)
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def count_noun(n: int, singular: str, plural: str = "") -> str:
@@ -78,6 +78,15 @@ def join_names(words: Sequence[str], max_names: int = 12) -> str:
     listed_words = list(words[:max_names])
     rest = len(words) - len(listed_words)
     return ", ".join(listed_words) + (f" and {rest} more" if rest else "")
+
+
+def layer_name(address: str) -> str:
+    """A layer as a sentence names it: in an `nn.Sequential` its address is only a number.
+
+    >>> layer_name("3"), layer_name("0.2"), layer_name("conv1")
+    ('layer 3', 'layer 0.2', 'conv1')
+    """
+    return f"layer {address}" if address.partition("#")[0].replace(".", "").isdigit() else address
 
 
 def format_shape(shape: Sequence[int]) -> str:

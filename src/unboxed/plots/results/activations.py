@@ -168,9 +168,9 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
 
 def _unit_to_plot(statistics: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()) -> Unit:
     counts, edges = statistics.counts[k].cpu().numpy(), statistics.edges[k].double().cpu().numpy()
-    return Unit(
-        k, np.zeros((0, 1, 1, 1)) if patches is None else patches, None, values, counts, edges, bool(statistics.dead[k])
-    )
+    patches = np.zeros((0, 1, 1, 1)) if patches is None else patches
+    value_range = statistics.histogram_range[k].tolist()
+    return Unit(k, patches, None, values, counts, edges, value_range, bool(statistics.dead[k]))
 
 
 @figures.register(TopExamples)

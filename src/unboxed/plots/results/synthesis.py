@@ -11,7 +11,7 @@ from ...synthesis.generated import GeneratedImages
 from ..attack_sheet import change_sheet
 from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
-from ..generated import frame_strip, image_sheet
+from ..generated import frame_strip, image_sheet, score_text
 from ..sheet import contact_sheet
 from .common import MAX_FIGURE_EXAMPLES, as_images, examples_at, first_image_part, image_tiles
 
@@ -25,7 +25,7 @@ MAX_FIGURE_IMAGES = 24
 def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data: Any = None) -> Figures:
     """The images, below their inputs where the data are given, as for DeepDream; and frames where they were kept."""
     rows = zip(result.names, result.scores.tolist(), strict=True)
-    captions = [f"{name}\nscore {score:.3g}" for name, score in rows]
+    captions = [score_text(score, name) for name, score in rows]
     return _images_and_frames(result, captions, examples_at(data, range(len(captions))))
 
 
@@ -41,7 +41,7 @@ def _class_image_figures(result: ClassImages, box: Box | None = None, *, data: A
 @figures.register(Channels)
 def _channel_figures(result: Channels, box: Box | None = None, *, data: Any = None) -> Figures:
     rows = zip(result.names, result.scores.tolist(), result.dead.tolist(), strict=True)
-    captions = [f"{name}\n{'dead' if dead else f'score {score:.3g}'}" for name, score, dead in rows]
+    captions = [f"{name}\ndead" if dead else score_text(score, name) for name, score, dead in rows]
     return _images_and_frames(result, captions)
 
 

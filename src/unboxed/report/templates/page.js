@@ -63,7 +63,7 @@
 
   const bar = document.querySelector(".bar");
   const links = new Map([...bar.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
-  const parts = [...document.querySelectorAll(".part")];
+  const parts = [...document.querySelectorAll(".part[id]")];
   let seen, height = 0;
   function mark() {  // the first section below the bar is the current one
     const boxes = parts.map((part) => part.getBoundingClientRect());

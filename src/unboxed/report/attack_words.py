@@ -1,0 +1,24 @@
+"""What attacks achieve, in one sentence."""
+
+from __future__ import annotations
+
+from ..engine.optimize.constraints import format_eps
+from ..robustness.result import Robustness
+from .input_nouns import InputNouns
+from .words import format_percent
+
+
+def attack_sentence(robustness: Robustness, nouns: InputNouns, has_labels: bool) -> str:
+    """How many predictions the attacks change within the largest eps; of accuracy only where there are labels."""
+    clean, robust = robustness.clean_accuracy, robustness.robust_accuracy()
+    if not clean.count:
+        return "The clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
+    amount = f"{format_eps(robustness.eps[-1])} {nouns.unit}"
+    if robust.count == clean.count:
+        kind = "correct prediction" if clean.count < clean.n else "prediction"
+        stays = "stay correct" if has_labels else "stay the same"
+        return f"No attack within {amount} changes a {kind} ({robust.count} of {clean.count} {stays})."
+    attacks = f"Attacks that change each {nouns.value} by at most {amount}"
+    if not has_labels:
+        return f"{attacks} change {format_percent(1 - robust.value)} of the predictions."
+    return f"{attacks} lower the accuracy to {format_percent(robust.value)}."
