@@ -132,7 +132,22 @@ def test_batches_before_ctrl_c_are_whole() -> None:
     assert torch.equal(got.images[2], c.x[2])
 
 
-@methods("interrupt", lambda card: not climbs(card) and has_parameters(card, "x"))
+SEARCHES = ("fgsm", "bim", "pgd", "mi_fgsm", "apgd", "auto_attack", "square", "fab", "fmn", "ddn", "deepfool",
+            "carlini_wagner", "lbfgs", "boundary", "hop_skip_jump")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_attacks_return_what_they_have_from_the_first_forward_on(name: str, k: int) -> None:
+    c = make_case("plain")
+    got = interrupted(c, name, k, batch_size=1)
+    assert got.interrupted
+    assert (got.success <= (c.box.predict(got.images) != c.y)).all()  # what was not evaluated is no success
+
+
+@methods(
+    "interrupt", lambda card: not climbs(card) and has_parameters(card, "x") and card.method.__name__ not in SEARCHES
+)
 def test_short_work_lets_ctrl_c_through(name: str) -> None:
     """There is nothing to keep: whoever pressed it gets it."""
     c = make_case("plain")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def evaluate(
 
 
 def _eps_list(eps: Sequence[float] | float) -> list[float]:
-    values = [eps] if isinstance(eps, (int, float)) else list(eps)
+    values = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
     return values

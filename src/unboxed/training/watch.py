@@ -19,6 +19,7 @@ from ..inputs.base import Inputs
 from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
+from ..validation import check_int
 from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
 from .watching import BatchFn, BoxedModelKey, PNGWriter, SheetDestination
 
@@ -96,12 +97,9 @@ class ConfusedLogits:
         output: object = None,
         to: str | os.PathLike[str] | SheetDestination | None = None,
     ) -> None:
-        if isinstance(logging_batch_interval, bool) or not isinstance(logging_batch_interval, int):
-            raise InputError(f"logging_batch_interval is a number of batches, an int; got {logging_batch_interval!r}")
-        if logging_batch_interval < 1:
-            raise InputError(f"logging_batch_interval is a number of batches, from 1; got {logging_batch_interval}")
+        interval = check_int("logging_batch_interval", logging_batch_interval, minimum=1)
         self.rule = ConfusionRule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
-        self.projection_factor, self.interval = float(projection_factor), logging_batch_interval
+        self.projection_factor, self.interval = float(projection_factor), interval
         self.inputs, self.classes = inputs, classes
         self.to: SheetDestination | None = to if to is None or callable(to) else PNGWriter(Path(to))
         self.last_confused: Confused | None = None  # what the last look with a confused input found
