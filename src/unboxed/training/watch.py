@@ -189,7 +189,7 @@ class ConfusedLogits:
         box_key = BoxedModelKey.from_model(model, x)
         if self._box is None or box_key != self._box_key:
             check_not_sharded(model)
-            raw_inputs = EncodedInputs(x[:3].detach().clone())
+            raw_inputs = AsGivenInputs(x[:3].detach().clone())
             box = Box(model, raw_inputs, classes=self.classes, outputs=self._outputs, output=self._output)
             self.rule.check(box)
             gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
@@ -223,7 +223,7 @@ class ConfusedLogits:
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedInputs:
+class AsGivenInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
     keep."""
 
