@@ -41,7 +41,7 @@ class OptimizationResult:
     """
 
     input: Tensor  # (N, ...)
-    score: Tensor  # (N,) of the untransformed input
+    score: Tensor  # (N,) of the untransformed input; NaN where Ctrl-C came before the first evaluation
     finished: Tensor  # (N,) bool: `stop_when` was above zero
     initially_finished: Tensor  # (N,) bool: at the start
     steps: Tensor  # (N,) taken
