@@ -73,6 +73,14 @@ def test_whole_numbers_of_numpy_are_taken(name: str) -> None:
     assert card.example(with_numpy_ints(card.method), c.box, c.x, c.y) is not None
 
 
+def test_a_choice_may_be_a_whole_number_of_numpy() -> None:
+    bits = Setting("bits", "choice", choices=(8, 4))
+    bits.check(np.int64(8))
+    for value in (np.int64(7), True, 8.0):
+        with pytest.raises(InputError, match="bits"):
+            bits.check(value)
+
+
 def test_values_outside() -> None:
     n, share = Setting("n", "int", bounds={"minimum": 1}), Setting("share", "float", bounds={"above": 0, "below": 1})
     kind = Setting("kind", "choice", choices=("a", "b"), optional=True)
