@@ -15,7 +15,7 @@ from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
 from .model import relu_rules, state
 from .model.batch_dependence import contrast_levels
-from .model.batching import BatchSize, Padding, in_batches
+from .model.batching import BatchSize, Padding, check_batch_size, in_batches
 from .model.first_forward import explain_failure, first_forward
 from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
@@ -528,7 +528,8 @@ class Box:
         """
         if batch_dependent or self.batch_dependent:
             return max(n, 1), n
-        return min(batch_size, self.max_rows) if isinstance(batch_size, int) else batch_size, self.batch_limit
+        size = check_batch_size(batch_size)
+        return size if size == "auto" else min(size, self.max_rows), self.batch_limit
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations of layers for a batch of inputs.

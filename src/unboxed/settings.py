@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
@@ -137,6 +138,8 @@ def _any_of(choices: Sequence[Any]) -> str:
 
 
 def _is_one_of(value: Any, choices: Collection[Any]) -> bool:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)  # of NumPy's, too
     return isinstance(value, (str, int)) and any(type(value) is type(c) and value == c for c in choices)
 
 

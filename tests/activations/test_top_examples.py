@@ -172,6 +172,12 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], message:
         top_examples(box, x, **{"layers": ["conv1"], **settings})
 
 
+def test_a_field_of_another_type_is_refused() -> None:
+    box, x = box_of("plain")
+    with pytest.raises(InputError, match="field"):
+        projections(box, x, "conv1", 1, field="nonsense")
+
+
 @pytest.mark.parametrize("method", [top_examples, statistics])
 def test_bad_data(method: Any) -> None:
     box, x = box_of("plain")

@@ -115,7 +115,7 @@ def test_named_layers() -> None:
     c = make_case("relu_called_twice", n=4)
     assert [m.path for m in tsne(c.box, c.x, ["relu1#1", "input", "logits"]).layers] == ["relu1#1", "input", "logits"]
     assert [m.path for m in tsne(c.box, c.x, "relu1#0").layers] == ["relu1#0"]
-    for bad, error in [([], InputError), ("relu", LayerError), (["relu1"], LayerError)]:
+    for bad, error in [([], InputError), (3, LayerError), ("relu", LayerError), (["relu1"], LayerError)]:
         with pytest.raises(error):
             tsne(c.box, c.x, bad)
     for perplexity in (0, 1, -3, float("nan"), "wide"):

@@ -175,6 +175,30 @@ def test_early_stop_drops_rows_whose_loss_stalls() -> None:
     assert (whole.distance <= quick.distance * 1.02).all()
 
 
+def margins(box: ub.Box, images: Tensor, y: Tensor) -> Tensor:
+    logits = box(images)
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_every_success_has_the_margin_kappa(bits: int | None) -> None:
+    """After rounding, too, and where the original is misclassified by less than kappa."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    model[1].weight.data *= 4
+    box, x = ub.Box(model, ub.Pixels((1, 8, 8))), torch.rand(6, 1, 8, 8)
+    logits = box(x)
+    correct = logits.argmax(1)
+    second = logits.scatter(1, correct[:, None], -torch.inf).argmax(1)  # as if it were correct: misclassified
+    for y in (correct, second):
+        made = carlini_wagner(box, x, y, kappa=2.0, bits=bits, steps=200)
+        assert made.success.all()
+        assert (margins(box, made.images, y) >= 2.0).all()
+        assert torch.equal(made.initially_misclassified, margins(box, x, y) > 2.0)
+    unreachable = carlini_wagner(box, x, second, kappa=1e4, bits=bits, steps=20)
+    assert not unreachable.success.any()
+
+
 def test_ctrl_c_keeps_what_was_found() -> None:
     box, x, y, _ = linear()
     calls: list[int] = []

@@ -23,7 +23,7 @@ def groups(pairs: Iterable[Pair]) -> list[tuple[str, str, list[str]]]:
     """(method, kind of model, the models): an item each."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, model in pairs:
-        found.setdefault((name, models.model_kind(model)), []).append(model)
+        found.setdefault((name, models.kind_of_model(model)), []).append(model)
     return [(name, kind, some) for (name, kind), some in found.items()]
 
 
@@ -77,7 +77,7 @@ def test_the_covering_set_covers() -> None:
     some = set(chosen())
     assert some <= set(ALL)
     assert len(some) < len(ALL) / 4
-    kinds = {(name, models.model_kind(model)) for name, model in some}
+    kinds = {(name, models.kind_of_model(model)) for name, model in some}
     under = {(model, mechanism) for name, model in some for mechanism in covering.used_parts(CARDS[name])}
-    assert kinds == {(name, models.model_kind(model)) for name, model in ALL}
+    assert kinds == {(name, models.kind_of_model(model)) for name, model in ALL}
     assert under == {(model, mechanism) for name, model in ALL for mechanism in covering.used_parts(CARDS[name])}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from contracts.common import CARDS, call_example, make_case
@@ -50,6 +52,33 @@ def test_values_out_of_range_are_refused_by_name(family: str) -> None:
                     problems.append(f"{where} is refused without its name: {text}"[:200])
     assert not problems, "\n" + "\n".join(problems)
     assert tried or family not in ("activations", "attribution", "adversarial", "synthesis")
+
+
+def with_numpy_ints(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, called with NumPy's whole numbers in place of Python's, and a batch size of such a number."""
+
+    def call(*args: Any, **settings: Any) -> Any:
+        extra = {"batch_size": 2} if "batch_size" in inspect.signature(method).parameters else {}
+        numpy_ints = {k: np.int64(v) if type(v) is int else v for k, v in (extra | settings).items()}
+        return method(*args, **numpy_ints)
+
+    return call
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+def test_whole_numbers_of_numpy_are_taken(name: str) -> None:
+    card = CARDS[name]
+    c = make_case("attention" if "attention" in card.needs else "plain")
+    assert card.example(with_numpy_ints(card.method), c.box, c.x, c.y) is not None
+
+
+def test_a_choice_may_be_a_whole_number_of_numpy() -> None:
+    bits = Setting("bits", "choice", choices=(8, 4))
+    bits.check(np.int64(8))
+    for value in (np.int64(7), True, 8.0):
+        with pytest.raises(InputError, match="bits"):
+            bits.check(value)
 
 
 def test_values_outside() -> None:

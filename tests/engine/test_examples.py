@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
 
 import awkward
 import unboxed as ub
@@ -44,6 +44,9 @@ FORMS: dict[str, Any] = {
     "a stream": Streamed,
     "an iterator": lambda: iter(X),
     "a loader": lambda: DataLoader(TensorDataset(X, Y), batch_size=3),
+    "a loader with a batch sampler": lambda: DataLoader(
+        TensorDataset(X, Y), batch_sampler=BatchSampler(SequentialSampler(X), 3, drop_last=False)
+    ),
     "a loader of examples": lambda: DataLoader(Indexed(), batch_size=None),
 }
 

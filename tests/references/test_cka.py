@@ -163,6 +163,10 @@ def test_refusals() -> None:
         cka(a, other, images(8))
     with pytest.raises(InputError, match="minibatch"):
         cka(a, a, images(8), minibatch_size=3)
+    with pytest.raises(InputError, match="minibatch_size must be a whole number, 4 or more"):
+        cka(a, a, images(8), minibatch_size=1)
+    with pytest.raises(InputError, match="layers_a"):
+        cka(a, a, images(8), layers_a=[])
     with pytest.raises(DataError, match="at least 4"):
         cka(a, a, images(3))
     assert cka(a, a, images(8), "conv1", "fc").layers_a == ("conv1",)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -747,3 +748,10 @@ def test_the_command_in_l1(tmp_path) -> None:
     made = run(*words, "--attack", "pgd")
     assert made.exit_code == 0, made.output
     assert "these attacks and FAB" in " ".join(made.output.split())
+
+
+@pytest.mark.parametrize("bad", [{"check_masking": "yes"}, {"quiet": 1}, {"max_examples": 1.5}, {"batch_size": "all"}])
+def test_settings_of_another_kind_are_refused(bad: dict[str, Any]) -> None:
+    box = ub.Box(Linear(), ub.Pixels(SHAPE))
+    with pytest.raises(InputError, match=next(iter(bad))):
+        evaluate(box, (torch.rand(3, *SHAPE), torch.zeros(3, dtype=torch.long)), ATTACKS, eps=[0.1], **bad)

@@ -95,8 +95,8 @@ def test_the_published_rule_by_its_own_words() -> None:
     [
         ({"top_k": 0}, "top_k"),
         ({"top_k": True}, "top_k"),
-        ({"logging_batch_interval": 0}, "from 1; got 0"),
-        ({"logging_batch_interval": 2.5}, "an int; got 2.5"),
+        ({"logging_batch_interval": 0}, "1 or more; got 0"),
+        ({"logging_batch_interval": 2.5}, "whole number, 1 or more; got 2.5"),
         ({"max_logit_difference": 0.0}, "above 0"),
         ({"max_logit_difference": math.nan}, "above 0"),
         ({"min_logit_scope": "model"}, '"batch" or "example"'),

@@ -23,7 +23,7 @@ from ..errors import DataError, InputError, warn
 from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, Data
 from ..settings import AtLeast, Holds, Unit, check_settings
-from ..validation import address_list, check_int
+from ..validation import address_list
 
 MIN_HSIC_EXAMPLES = 4  # examples that HSIC_1 needs
 CONSTANT_FEATURE_ULPS = 32  # units in the last place by which a constant feature may seem to vary
@@ -77,7 +77,7 @@ def cka(
         Sequence[str] | str | None, Holds("layers"), "Addresses of layers of the second model; None takes all of them."
     ] = None,
     *,
-    minibatch_size: Annotated[int, AtLeast(2), Unit("examples"), "Examples per Gram matrix."] = 256,
+    minibatch_size: Annotated[int, AtLeast(MIN_HSIC_EXAMPLES), Unit("examples"), "Examples per Gram matrix."] = 256,
     unbiased: Annotated[bool, "Use the unbiased estimator of HSIC."] = True,
     batch_size: BatchSize = "auto",
 ) -> CKA:
@@ -92,7 +92,7 @@ def cka(
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors.
         layers_a: Addresses of layers of the first model; None takes all of them.
         layers_b: Addresses of layers of the second model; None takes all of them.
-        minibatch_size: Examples per Gram matrix. At least 4 for the unbiased estimator. A rest of fewer is left out.
+        minibatch_size: Examples per Gram matrix. A rest of fewer than 4 (2 for the biased estimator) is left out.
         unbiased: Use the unbiased estimator of HSIC. Its expected value does not depend on minibatch_size. False: the
             biased one; with one minibatch of all data that is CKA as first published, which is in [0, 1] but grows with
             the width of layers where examples are few.
@@ -120,12 +120,11 @@ def cka(
     """
     check_settings(cka, locals())
     min_examples = MIN_HSIC_EXAMPLES if unbiased else 2
-    check_int("minibatch_size", minibatch_size, minimum=min_examples)
     if box_a.inputs.shape != box_b.inputs.shape:
         raise InputError(
             f"the models must take inputs of the same shape; got {box_a.inputs.shape} and {box_b.inputs.shape}"
         )
-    a, b = _resolve_layers(box_a, layers_a), _resolve_layers(box_b, layers_b)
+    a, b = _resolve_layers(box_a, layers_a, "layers_a"), _resolve_layers(box_b, layers_b, "layers_b")
     hsic_sums, examples, count = _HsicSums(len(a), len(b)), 0, 0
     for x in input_batches(pack_data(box_a, data), minibatch_size):
         if len(x) >= min_examples:
@@ -138,8 +137,12 @@ def cka(
     return CKA(a, b, _warn_undefined(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 
-def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
-    return unit_addresses(box) if layers is None else tuple(require_units(box, path) for path in address_list(layers))
+def _resolve_layers(box: Box, layers: Sequence[str] | str | None, name: str) -> tuple[str, ...]:
+    if layers is None:
+        return unit_addresses(box)
+    if not (addresses := address_list(layers)):
+        raise InputError(f"{name} names no layer; leave it out for all of them")
+    return tuple(require_units(box, path) for path in addresses)
 
 
 def _warn_undefined(values: Tensor) -> Tensor:

@@ -106,6 +106,8 @@ def projections(
         Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1.
     """
     check_settings(projections, locals())
+    if not isinstance(field, ReceptiveField | None):
+        raise InputError(f"field is what `receptive_field` returns, or None; got {field!r}")
     x = box.validate_inputs(x)
     (path,) = unit_layers(box, layer)
     h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)

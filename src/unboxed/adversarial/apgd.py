@@ -128,8 +128,8 @@ def apgd(
     )
     if n_targets is not None:
         _check_targets(state)
-    rows = state.evaluate_originals()
     with state:
+        rows = state.evaluate_originals()
         for i, target_labels in enumerate(
             [None] if n_targets is None else top_wrong_classes(state, rows, n_targets).unbind(1)
         ):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from ..box import Box
@@ -153,12 +154,13 @@ def auto_attack(
     ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
     if bits is not None:
         resolve_highest_level(box, bits)  # raises now, not after an hour
-    config = _AutoAttackConfig(steps, queries, check_seed(seed))
+    config = _AutoAttackConfig(int(steps), int(queries), check_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    ensemble = _AutoAttack(state, ball, config, state.evaluate_originals())
-    if checkpoint is not None:
-        ensemble.resume(_checkpoint_file(state, ball, config, Path(checkpoint)))
+    ensemble = _AutoAttack(state, ball, config)
     with state:
+        ensemble.rows = state.evaluate_originals()
+        if checkpoint is not None:
+            ensemble.resume(_checkpoint_file(state, ball, config, Path(checkpoint)))
         ensemble.run_stages(callback)
     quantize_images(state, bits, ball)
     result = state.to_result()
@@ -188,8 +190,9 @@ RowsAttack = Callable[[Tensor], None]  # of some rows (n,)
 class _AutoAttack:
     """The attacks in their order, chunk by chunk, with a checkpoint of their progress."""
 
-    def __init__(self, state: AttackState, ball: NormBall, config: _AutoAttackConfig, rows: Tensor) -> None:
-        self.state, self.ball, self.config, self.rows = state, ball, config, rows
+    def __init__(self, state: AttackState, ball: NormBall, config: _AutoAttackConfig) -> None:
+        self.state, self.ball, self.config = state, ball, config
+        self.rows = torch.zeros(0, dtype=torch.long, device=state.x.device)  # (M,) those that are attacked
         self.checkpoint: CheckpointFile | None = None
         self.robust_after = dict[str, Tensor]()
         self.stage_part, self.next_row = 0, 0  # of the running stage: its part, and the next row

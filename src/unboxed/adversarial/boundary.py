@@ -116,8 +116,8 @@ def boundary(
     max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
     start_pool = None if starts is None else box.validate_inputs(starts)
-    rows = state.evaluate_originals()
     with state:
+        rows = state.evaluate_originals()
         images, rows = oracle.find_starts(rows, start_pool)
         _BoundaryState(oracle, oracle.bisect(images, rows, INITIAL_BISECTIONS), rows).walk(
             0.0 if not early_stop or eps is None else max_distance

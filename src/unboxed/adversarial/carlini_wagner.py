@@ -78,7 +78,8 @@ def carlini_wagner(
         objective: What is raised above zero, instead of a wrong class. It is to be above kappa. Not together with
             `target`.
         kappa: Margin by which the wrong class must exceed the correct one. Larger ones give images that fool other
-            models more often.
+            models more often. An image of a smaller margin is no success, also after rounding to `bits`, and neither
+            is an original that is misclassified by less.
         binary_search_steps: Number of values of c that are tried. c weighs the margin against the distance; per
             example, it grows tenfold until one is large enough, and is bisected then.
         steps: Number of iterations. Of Adam, for each c.
@@ -118,6 +119,7 @@ def carlini_wagner(
     state = AttackState(
         box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
     )
+    state.goal = state.goal.require_margin(kappa)
     space = TanhSpace(box, state.x)
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
@@ -200,8 +202,7 @@ class CWDescent:
         """The loss (n,), its gradient in w (n, ...), and which images are adversarial and nearer (n,)."""
         x, images = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
         evaluation = self.state.evaluate_with_grad(images, rows)
-        is_adversarial = (evaluation.success_score > 0) & (evaluation.score >= self.kappa)
-        is_nearer = self.state.keep_nearer(images, rows, is_adversarial)
+        is_nearer = self.state.keep_nearer(images, rows, evaluation.success_score > 0)
         margin_gap = (self.kappa - evaluation.score).clamp_min(0)
         loss = (images - x).flatten(1).square().sum(1) + c * margin_gap
         grad = 2 * (images - x) - broadcast_rows(c * (margin_gap > 0), images) * evaluation.grad

@@ -38,6 +38,10 @@ class AttackGoal:
             target_labels=target_labels,
         )
 
+    def require_margin(self, kappa: float) -> AttackGoal:
+        """The same goal with success only where the criterion is above `kappa`."""
+        return replace(self, criterion=self.criterion - kappa) if kappa else self
+
 
 def make_goal(
     box: Box,

@@ -150,9 +150,8 @@ class _GradientAttackState:
         state.queries[rows] += optimization.n_forwards
         if restart == 0 and not self.config.random_start:  # the first evaluation was of the originals
             state.initially_misclassified[rows] = optimization.initially_finished
-        if len(
-            nan_index := (optimization.score.isnan() & ~optimization.finished).nonzero()[:, 0]
-        ):  # NaN, if not of the score alone
+        is_nan = optimization.score.isnan() & ~optimization.finished & (not optimization.interrupted)
+        if len(nan_index := is_nan.nonzero()[:, 0]):  # raises NaNError, if not of the score alone
             state.success_score(optimization.input[nan_index], rows[nan_index])
         has_higher_score = (optimization.finished == had_success) & (optimization.score > self.best_score[rows])
         is_better = (optimization.finished & ~had_success | has_higher_score) & (

@@ -129,8 +129,8 @@ def hop_skip_jump(
     start_pool = None if starts is None else box.validate_inputs(starts)
     first_num_evals = INITIAL_NUM_EVALS[norm] if initial_num_evals is None else initial_num_evals
     attack = _HopSkipJump(oracle, first_num_evals, 0.0 if not early_stop or eps is None else max_distance)
-    rows = state.evaluate_originals()
     with state:
+        rows = state.evaluate_originals()
         attack.run(*oracle.find_starts(rows, start_pool))
     quantize_images(state, bits, use_gradients=False)
     return state.to_result(max_distance)

@@ -46,6 +46,7 @@ def quantize_images(
 def resolve_highest_level(box: Box, bits: int) -> int:
     """The highest level, 255 for eight bits. Raises InputError."""
     require_images(box, "bits= (images that survive being saved)")
-    if check_int("bits", bits, minimum=1) not in ALLOWED_BITS:
+    depth = check_int("bits", bits, minimum=1)
+    if depth not in ALLOWED_BITS:
         raise InputError(f"bits must be 1, 2, 4 or 8, the depths of a PNG; got {bits}")
-    return int(2**bits - 1)
+    return int(2**depth - 1)

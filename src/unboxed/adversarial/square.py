@@ -116,8 +116,8 @@ def square(
     ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
     seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    rows = state.evaluate_originals()
     with state:
+        rows = state.evaluate_originals()
         run_square_attack(state, ball, rows, queries=queries, p=p, seed=seed)
     quantize_images(state, bits, ball, use_gradients=False)
     return state.to_result()

@@ -14,7 +14,7 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.estimators import zero_rounding_noise
 from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION, Masking, make_masking, masked_scores, resolve_objective
-from ..engine.perturb.masks import leave_one_out
+from ..engine.perturb.masks import full_and_leave_one_out
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..engine.perturb.windows import window_scores
 from ..engine.read.sizes import Size
@@ -86,7 +86,7 @@ def feature_ablation(
     masking = make_masking(box, x, segments, baseline)
     row_scores = _rectangle_scores(masking, score, batch_size)
     if row_scores is None:
-        masks = {a: leave_one_out(a) for a in set(masking.n_active)}
+        masks = {a: full_and_leave_one_out(a) for a in set(masking.n_active)}
         row_scores = masked_scores(masking, [masks[a] for a in masking.n_active], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     score_drops = [zero_rounding_noise((v[:1] - v[1:]), v, eps)[:, 0] for v in row_scores]  # (A,) each

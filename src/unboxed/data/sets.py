@@ -30,8 +30,8 @@ class Batch(_Batch):
     labels_are_names = False
     name = ""
 
-    def with_names_of(self, dataset: Images) -> Batch:
-        """This batch with the label names of a data set."""
+    def take_names_of(self, dataset: Images) -> Batch:
+        """Write the label names of a data set into this batch, and return it."""
         self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
         return self
 
@@ -65,7 +65,7 @@ class Images(Dataset[Example], ABC):
 
     def first(self, n: int) -> Batch:
         """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError for no example."""
-        return stack_examples(islice(self, check_count(n)), self.name).with_names_of(self)
+        return stack_examples(islice(self, check_count(n)), self.name).take_names_of(self)
 
     def tensors(self) -> Batch:
         """All examples, in memory."""
@@ -91,7 +91,7 @@ class InMemory(Images):
 
     def first(self, n: int) -> Batch:
         n = check_count(n)
-        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).with_names_of(self)
+        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).take_names_of(self)
 
 
 def check_count(n: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -153,8 +154,8 @@ def make_attribution(
 
 def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:
     """A target as a result holds it: classes (n,) or the objective."""
-    if isinstance(target, int):  # checked by its objective
-        return torch.full((n,), target, device=box.device)
+    if isinstance(target, Integral):  # checked by its objective
+        return torch.full((n,), int(target), device=box.device)
     return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
 
 

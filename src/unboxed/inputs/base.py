@@ -75,8 +75,8 @@ def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
     return channels_last
 
 
-def non_default_settings(inputs: object, **defaults: float) -> list[str]:
-    """The settings that are not the default: one number where all values are equal, else the first ones."""
+def format_non_default_settings(inputs: object, **defaults: float) -> list[str]:
+    """The settings that are not the default, "name=value": one number where all values are equal, else the first."""
     texts = []
     for name, default in defaults.items():
         value = getattr(inputs, name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float
-from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tensor, non_default_settings
+from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tensor, format_non_default_settings
 from .batches import checked_value_range, value_range
 
 
@@ -62,7 +62,7 @@ class Features:
     def __repr__(self) -> str:
         n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_VALUES
         names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
-        settings = non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        settings = format_non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 

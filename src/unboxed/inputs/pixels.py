@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float, check_int
-from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, non_default_settings
+from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, format_non_default_settings
 from .batches import checked_value_range
 
 MAX_VALUE_BELOW_ZERO = 0.05  # images with values further below zero are taken to be normalized
@@ -58,7 +58,7 @@ class Pixels:
                 raise InputError(f"{error}; it is in units of [0, 1]: divide 8-bit values by 255") from None
 
     def __repr__(self) -> str:
-        return f"Pixels({', '.join([str(self.shape), *non_default_settings(self, mean=0.0, std=1.0)])})"
+        return f"Pixels({', '.join([str(self.shape), *format_non_default_settings(self, mean=0.0, std=1.0)])})"
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one per channel, in units of [0, 1]."""

@@ -107,10 +107,10 @@ def _find_state_dict(loaded: Any, path: Path) -> TensorDict:
     }
     direct = {key: tensor for key, tensor in loaded.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
     if len(nested) > 1:
-        raise ModelError(f"{path} holds several sets of weights ({_list_names(nested)}); save the one you mean alone")
+        raise ModelError(f"{path} holds several sets of weights ({_format_names(nested)}); save the one you mean alone")
     largest = max([direct, *nested.values()], key=len)
     if not largest:
-        raise ModelError(f"{path} holds no weights; its keys are: {_list_names(map(str, loaded)) or 'none'}")
+        raise ModelError(f"{path} holds no weights; its keys are: {_format_names(map(str, loaded)) or 'none'}")
     return largest
 
 
@@ -189,7 +189,7 @@ def _mismatches(fitted: TensorDict, unexpected: list[str], state: TensorDict) ->
         ("unexpected in the file", unexpected),
         ("of another shape", wrong_shapes),
     )
-    return [f"{len(names)} {problem}: {_list_names(names)}" for problem, names in groups if names]
+    return [f"{len(names)} {problem}: {_format_names(names)}" for problem, names in groups if names]
 
 
 def _is_optional(name: str, tensor: Tensor, loaded_storage: set[tuple[Any, ...]]) -> bool:
@@ -201,7 +201,7 @@ def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
     return () if is_lazy(tensor) else (tensor.data_ptr(), tensor.shape, tensor.stride())
 
 
-def _list_names(names: Iterable[str]) -> str:
+def _format_names(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:MAX_NAMES_LISTED]) + (
         f" and {len(names) - MAX_NAMES_LISTED} more" if len(names) > MAX_NAMES_LISTED else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -18,10 +19,18 @@ BatchSize = Annotated[
 T = TypeVar("T")
 
 
+def check_batch_size(batch_size: object) -> BatchSize:
+    """A whole number, 1 or more, as an int, or "auto". Raises InputError."""
+    if isinstance(batch_size, str) and batch_size == "auto":
+        return "auto"
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
+    return int(batch_size)
+
+
 def in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, max_rows: int) -> list[T]:
     """Call `func` on consecutive parts of n rows; "auto" takes up to `max_rows` and halves when memory runs out."""
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
+    batch_size = check_batch_size(batch_size)
     even_size = -(-n // max(1, -(-n // max_rows)))  # equal parts, none larger than `max_rows`
     step, start, results = even_size if batch_size == "auto" else batch_size, 0, list[T]()
     while start < n:

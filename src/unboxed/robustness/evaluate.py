@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..errors import InputError, NaNError
 from ..model.batching import BatchSize
 from ..model.nan_checks import reindex_error
 from ..objectives import margin
+from ..settings import check_settings
 from ..validation import check_seed
 from .attack_compatibility import check_inputs, check_norms, check_same_norm, compatible_attacks
 from .gradient_masking import MaskingFinding, check_gradient_masking
@@ -103,6 +105,7 @@ def evaluate(
         Carlini et al. 2019, arXiv:1902.06705 (how to evaluate), and Athalye et al. 2018, arXiv:1802.00420, section 3.1
         (signs of masked gradients).
     """
+    check_settings(evaluate, locals())
     seed = check_seed(seed)
     x, y = labeled_examples(box, data, max_examples)
     chosen_attacks = compatible_attacks(DEFAULT_ATTACKS, box, norm) if attacks is None else dict(attacks)
@@ -133,7 +136,7 @@ def evaluate(
 
 
 def _eps_list(eps: Sequence[float] | float) -> list[float]:
-    values = [eps] if isinstance(eps, (int, float)) else list(eps)
+    values = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
     return values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated, ClassVar
 
 import torch
@@ -52,7 +53,7 @@ class Smoothed:
         """(R,) fraction of examples with correct class y (N,) that are certified at each radius. Raises InputError."""
         y = as_classes(y)
         check_classes(y, len(self.classes), self.class_fractions.shape[1])
-        radius_list = [radii] if isinstance(radii, (int, float)) else list(radii)
+        radius_list = [radii] if isinstance(radii, (int, float, Real)) else list(radii)
         radius_tensor = torch.tensor(
             [check_float("a radius", value, minimum=0) for value in radius_list], dtype=self.radius.dtype
         )

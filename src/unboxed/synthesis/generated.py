@@ -22,7 +22,7 @@ class GeneratedImages(OneLineRepr):
     returns: ClassVar[str] = "images"
 
     images: Tensor  # (N, ...) in the box's units
-    scores: Tensor  # (N,) of the objective, without priors
+    scores: Tensor  # (N,) of the objective, without priors; NaN where Ctrl-C came before the first evaluation
     history: Tensor  # (T, N) scores of all steps, the start's first
     frames: Tensor | None = (
         None  # (T, N, ...) images of every k-th step, the start first; None where they were not asked for

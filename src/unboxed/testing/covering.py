@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..cards import Card
 from .cases import method_name
-from .models import model_kind
+from .models import kind_of_model
 
 MODEL_INDEPENDENT_PARTS = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "engine.read.items",
@@ -96,5 +96,5 @@ def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Col
 def _covered_goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
     """What a pair covers."""
     return frozenset(
-        {(method_name(card), f"kind {model_kind(model)}"), *((model, f"by {m}") for m in used_parts(card))}
+        {(method_name(card), f"kind {kind_of_model(model)}"), *((model, f"by {m}") for m in used_parts(card))}
     )

@@ -17,6 +17,7 @@ from ..box import Box
 from ..engine.gradients.score import gradients
 from ..errors import InputError, OutputError
 from ..objectives import logit
+from ..validation import check_int
 
 LogitScope = Literal["batch", "example"]
 
@@ -49,8 +50,7 @@ class ConfusionRule:
     min_probability: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
-            raise InputError(f"top_k is the most inputs that a look shows, an int from 1; got {self.top_k!r}")
+        object.__setattr__(self, "top_k", check_int("top_k", self.top_k, minimum=1))
         if not self.max_logit_difference > 0:
             raise InputError(f"max_logit_difference must be above 0; got {self.max_logit_difference!r}")
         if self.min_logit_scope not in ("batch", "example"):

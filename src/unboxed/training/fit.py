@@ -24,7 +24,7 @@ from ..engine.stable_repr import comparable_outputs
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..model import state as rng
-from ..validation import check_seed
+from ..validation import check_int, check_seed
 from .checkpoint import (
     data_digest,
     model_structure,
@@ -115,7 +115,8 @@ def fit(
         >>> history.steps
         3
     """
-    _check_settings(epochs, batch_size, lr, ema_decay)
+    epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
+    _check_settings(lr, ema_decay)
     box, seed = check_trainable(Box(model, inputs, autocast=autocast)), check_seed(seed)
     loader = _data_loader(train, batch_size, seed)
     trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)
@@ -310,10 +311,7 @@ N_PROBE_INPUTS = 4  # rows of noise
 PROGRESS_FIELDS = ("losses", "accuracies", "steps", "seconds", "cpu_seconds")
 
 
-def _check_settings(epochs: int, batch_size: int, lr: float, ema_decay: float | None) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}")
+def _check_settings(lr: float, ema_decay: float | None) -> None:
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be positive and finite; got {lr!r}")
     if ema_decay is not None and not 0 < ema_decay < 1:

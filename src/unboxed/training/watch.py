@@ -19,6 +19,7 @@ from ..inputs.base import Inputs
 from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
+from ..validation import check_int
 from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
 from .watching import BatchFn, BoxedModelKey, PNGWriter, SheetDestination
 
@@ -96,12 +97,9 @@ class ConfusedLogits:
         output: object = None,
         to: str | os.PathLike[str] | SheetDestination | None = None,
     ) -> None:
-        if isinstance(logging_batch_interval, bool) or not isinstance(logging_batch_interval, int):
-            raise InputError(f"logging_batch_interval is a number of batches, an int; got {logging_batch_interval!r}")
-        if logging_batch_interval < 1:
-            raise InputError(f"logging_batch_interval is a number of batches, from 1; got {logging_batch_interval}")
+        interval = check_int("logging_batch_interval", logging_batch_interval, minimum=1)
         self.rule = ConfusionRule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
-        self.projection_factor, self.interval = float(projection_factor), logging_batch_interval
+        self.projection_factor, self.interval = float(projection_factor), interval
         self.inputs, self.classes = inputs, classes
         self.to: SheetDestination | None = to if to is None or callable(to) else PNGWriter(Path(to))
         self.last_confused: Confused | None = None  # what the last look with a confused input found
@@ -191,7 +189,7 @@ class ConfusedLogits:
         box_key = BoxedModelKey.from_model(model, x)
         if self._box is None or box_key != self._box_key:
             check_not_sharded(model)
-            raw_inputs = EncodedInputs(x[:3].detach().clone())
+            raw_inputs = AsGivenInputs(x[:3].detach().clone())
             box = Box(model, raw_inputs, classes=self.classes, outputs=self._outputs, output=self._output)
             self.rule.check(box)
             gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
@@ -225,7 +223,7 @@ class ConfusedLogits:
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedInputs:
+class AsGivenInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
     keep."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class BatchState:
         abs_grad_sum = zero_image.clone() if sum_abs_grads else None
         return cls(
             x,
-            x.new_zeros(len(x)),
+            x.new_full((len(x),), math.nan),  # not measured yet
             finished,
             all_false.clone(),
             zero_counts,

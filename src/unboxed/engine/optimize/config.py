@@ -41,7 +41,7 @@ class OptimizationResult:
     """
 
     input: Tensor  # (N, ...)
-    score: Tensor  # (N,) of the untransformed input
+    score: Tensor  # (N,) of the untransformed input; NaN where Ctrl-C came before the first evaluation
     finished: Tensor  # (N,) bool: `stop_when` was above zero
     initially_finished: Tensor  # (N,) bool: at the start
     steps: Tensor  # (N,) taken
@@ -76,11 +76,11 @@ class OptimizationConfig:
     frozen_rows: Tensor | None = None  # (N,) bool: not changed, but part of a batch whose rows depend on one another
 
     def __post_init__(self) -> None:
-        check_int("steps", self.steps)
-        check_int("n_samples", self.n_samples, minimum=1)
+        object.__setattr__(self, "steps", check_int("steps", self.steps))  # a plain int, of NumPy's too
+        object.__setattr__(self, "n_samples", check_int("n_samples", self.n_samples, minimum=1))
         object.__setattr__(self, "seed", check_seed(self.seed))
         if self.frame_every is not None:
-            check_int("frame_every", self.frame_every, minimum=1)
+            object.__setattr__(self, "frame_every", check_int("frame_every", self.frame_every, minimum=1))
         if self.prior is not None and not self.prior.layers <= {"input"}:
             raise InputError(f"a prior is of the image alone; {self.prior.name} reads {', '.join(self.prior.layers)}")
 

@@ -146,7 +146,7 @@ class _BatchOptimizer:
                 else self._mean_over_samples(x, step, is_last)
             )
             self._update_state(x, score, None if stop_value is None else stop_value > 0, step)
-            if is_last or self._all_finished(step):
+            if is_last or self._sync_finished(step):
                 return []
             grad = self._record_grad(score_grad(), step)
             if self.prior is not None:  # apart from the score's, whose zero rows are detected
@@ -217,8 +217,8 @@ class _BatchOptimizer:
             self.state.input[self.active] = self.unwritten_input
             self.unwritten_input = None
 
-    def _all_finished(self, step: int) -> bool:
-        """Whether no row has a step to take; at a sync, this also finds which rows remain active."""
+    def _sync_finished(self, step: int) -> bool:
+        """At a sync, write which rows remain active; returns whether no row has a step to take."""
         if not self.freezes_finished or not self._syncs_at(step):
             return False
         unfinished_index = (~self.state.finished[self.active]).nonzero()[:, 0]

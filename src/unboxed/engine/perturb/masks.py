@@ -30,9 +30,9 @@ class SampledMasks:
         return self.masks[self.mask_index].double()
 
 
-def leave_one_out(n_features: int) -> Tensor:
+def full_and_leave_one_out(n_segments: int) -> Tensor:
     """(A + 1, A): the full mask, then each segment masked alone."""
-    return torch.cat([torch.ones(1, n_features, dtype=torch.bool), ~torch.eye(n_features, dtype=torch.bool)])
+    return torch.cat([torch.ones(1, n_segments, dtype=torch.bool), ~torch.eye(n_segments, dtype=torch.bool)])
 
 
 def all_subsets(n_features: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any
 
 import numpy as np
@@ -219,7 +220,7 @@ def _parse_segments(segments: Any) -> tuple[str, int | None]:
         return name, check_int("the number of segments, or their side,", size, minimum=1)
     if isinstance(segments, str) and segments in SEGMENT_NAMES:
         return segments, None
-    if isinstance(segments, int) and not isinstance(segments, bool):
+    if isinstance(segments, Integral) and not isinstance(segments, bool):
         return "slic", check_int("segments", segments, minimum=1)
     names = ", ".join(map(repr, SEGMENT_NAMES))
     raise InputError(

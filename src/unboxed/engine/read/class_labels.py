@@ -132,28 +132,28 @@ def _warn_text_order(names: Sequence[str], classes: Sequence[str]) -> None:
 def _warn_name_order(names: Sequence[str], names_source: str) -> None:
     assumption = f"the {names_source} are matched to the {len(names)} classes in the order of their names: "
     advice = "if the model has another order, give --classes (classes= in Python)"
-    warn(f"{assumption}{_list_names(names, numbered=True)}; {advice}")
+    warn(f"{assumption}{_format_names(names, numbered=True)}; {advice}")
 
 
 def _mismatch_message(names: Sequence[str], classes: Sequence[str], matched: dict[int, int], names_source: str) -> str:
     unmatched = [name for i, name in enumerate(names) if i not in matched]
     if not matched:
-        subject = f"the {names_source} ({_list_names(names)}) are not"
+        subject = f"the {names_source} ({_format_names(names)}) are not"
     else:
-        subject = f"{len(unmatched)} of the {len(names)} {names_source} ({_list_names(unmatched)}) are not among"
+        subject = f"{len(unmatched)} of the {len(names)} {names_source} ({_format_names(unmatched)}) are not among"
     suggestions = [
         f"{name!r} is nearest to {_quote_names(closest)}"
         for name in unmatched[:MAX_NAMES_SHOWN]
         if (closest := nearest_names(name, classes))
     ]
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
-    return f"{subject} the model's {len(classes)} classes ({_list_names(classes)}){hint}. {CLASS_NAMES_ADVICE}"
+    return f"{subject} the model's {len(classes)} classes ({_format_names(classes)}){hint}. {CLASS_NAMES_ADVICE}"
 
 
 def _quote_names(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-def _list_names(names: Sequence[str], numbered: bool = False) -> str:
+def _format_names(names: Sequence[str], numbered: bool = False) -> str:
     shown = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:MAX_NAMES_SHOWN])]
     return ", ".join(shown) + (f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...errors import DataError, InputError
-from ...model.batching import BatchSize, in_batches
+from ...errors import DataError
+from ...model.batching import BatchSize, check_batch_size, in_batches
 from ...validation import check_int
 from ..cpu_cache import data_batch_rows
 from .class_labels import dataset_class_names, match_labels, matchable_classes
@@ -67,8 +67,7 @@ def for_each_batch(
 
     All at once for a batch-dependent model. Raises DataError, and InputError for inputs that do not fit the box.
     """
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
+    batch_size = check_batch_size(batch_size)
     max_rows = max_rows or data_batch_rows(box)
     rows_per_batch = min(max_rows, box.batch_limit) if batch_size == "auto" else batch_size
     for x in input_batches(pack_data(box, data), sys.maxsize if box.batch_dependent else rows_per_batch, skipped):

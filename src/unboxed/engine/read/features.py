@@ -15,6 +15,7 @@ from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, in_batches
 from ...model.layers import input_address
 from ...objectives import MODEL_END_ADDRESSES
+from ...validation import address_list
 from .examples import input_batches
 from .items import SkippedExamples
 from .packing import pack_data
@@ -51,7 +52,7 @@ def resolve_address(box: Box, name: str) -> str:
 
 def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
     """The full addresses of the named layers. Raises LayerError and InputError."""
-    names = [layers] if isinstance(layers, str) else list(layers)
+    names = address_list(layers)
     if not names:
         raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
     return list(dict.fromkeys(resolve_address(box, a) for a in names))

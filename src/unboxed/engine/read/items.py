@@ -88,8 +88,8 @@ def _iter_readable(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
 
 
 def is_batching_loader(data: Any) -> bool:
-    """Whether this is a DataLoader that returns batches."""
-    return isinstance(data, DataLoader) and data.batch_size is not None
+    """Whether this is a DataLoader that returns batches: of a batch size, or by a batch sampler."""
+    return isinstance(data, DataLoader) and data.batch_sampler is not None
 
 
 def iter_loader_batches(loader: DataLoader[Any]) -> Iterator[Any]:

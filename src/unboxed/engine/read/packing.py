@@ -76,7 +76,8 @@ def is_single_pass(data: Any) -> bool:
     """Whether a second pass over `data` would give nothing, or other examples."""
     data = data.loader if isinstance(data, _PackedLoader) else data
     if isinstance(data, DataLoader):
-        return data.batch_size is not None and not isinstance(data.sampler, SequentialSampler)
+        sampler = getattr(data.batch_sampler, "sampler", None)  # a loader's own `sampler` is not that of batch_sampler=
+        return is_batching_loader(data) and not isinstance(sampler, SequentialSampler)
     return isinstance(data, Iterator)
 
 

@@ -112,7 +112,7 @@ class LRPMode(OpMode):
 
     def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         """An op without a special rule: its gradient, nothing where it is not differentiable, or an error."""
-        if op_name in op_rules.INVERSE_OPS:  # a scale, which receives no relevance
+        if op_name in op_rules.RECIPROCAL_OPS:  # a scale, which receives no relevance
             return func(*detached(args), **detached(kwargs))
         if op_name in ("div", "divide", "true_divide", "truediv", "itruediv", "idiv"):
             args = (args[0], *detached(args[1:]))

@@ -77,7 +77,7 @@ GRADIENT_SCALES = {
 
 PRODUCT_OPS = _split_words("matmul rmatmul imatmul mm bmm mv dot inner einsum tensordot bilinear outer")
 CONV_OPS = _split_words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
-INVERSE_OPS = _split_words("reciprocal rsqrt rtruediv rdiv")
+RECIPROCAL_OPS = _split_words("reciprocal rsqrt rtruediv rdiv")
 DECOMPOSED_FUNCTIONS = _split_words("""
     multi_head_attention_forward batch_norm layer_norm group_norm instance_norm rms_norm normalize local_response_norm
     glu

@@ -20,7 +20,7 @@ from .base import (
     PlainCNN,
     register_model,
     get_model,
-    model_kind,
+    kind_of_model,
     plain,
     twin_name,
 )
@@ -42,7 +42,7 @@ __all__ = [
     "architectures",
     "get_model",
     "inductor",
-    "model_kind",
+    "kind_of_model",
     "plain",
     "register_model",
     "states",

@@ -36,9 +36,9 @@ _KIND_BY_MODEL: dict[str, str] = {}
 _TWIN_BY_MODEL: dict[str, str | None] = {}
 
 
-def model_kind(name: str) -> str:
+def kind_of_model(model_name: str) -> str:
     """The kind of a model of the zoo: the name of its file."""
-    return _KIND_BY_MODEL[name]
+    return _KIND_BY_MODEL[model_name]
 
 
 def twin_name(name: str) -> str | None:
