@@ -15,7 +15,7 @@ from torch import Tensor
 
 import unboxed as ub
 from unboxed.errors import InputError
-from unboxed.objectives import Objective, color_distance, dlr, targeted_dlr
+from unboxed.objectives import Objective, color_distance, dlr, log_odds, targeted_dlr
 
 Z = torch.tensor([[1.0, 2.0, 4.0, 8.0, 3.0], [5.0, 7.0, 1.0, 2.0, 9.0], [3.0, 1.0, 6.0, 2.0, 4.0]])
 ACTS = {"logits": Z}
@@ -135,6 +135,7 @@ MADE: dict[str, Callable[[], Objective]] = {
     "loss": lambda: ub.loss(torch.tensor([3, 1, 0])),
     "margin": lambda: ub.margin(torch.tensor([3, 1, 0])),
     "margin from one": lambda: ub.margin(2),
+    "log-odds": lambda: log_odds(torch.tensor([3, 1, 0])),
     "dlr": lambda: dlr(torch.tensor([3, 1, 0])),
     "targeted dlr": lambda: targeted_dlr(torch.tensor([3, 1, 0]), torch.tensor([0, 0, 1])),
     "channel": lambda: ub.channel("a", 3),

@@ -265,8 +265,8 @@ TESTS = (
         "learned", "confidence above that of a randomized model", _learned,
         bound=0.1, passes_above=True, spread=0.05, n_draws=2, max_draws=4,
         failed="the model has learned nothing",
-        fails="The model is no more confident than with random weights ({value:+.0%} of the most possible): nothing is "
-        "there to explain.",
+        fails="The model is no more confident than with random weights ({value:+.0%} of the most possible): there is "
+        "nothing to explain.",
         passes="the model has learned something to explain ({value:+.0%} of the most possible confidence)",
     ),
     VerdictTest(
