@@ -172,7 +172,7 @@ def verdict(
     Source:
         Randomization: Adebayo et al. 2018, arXiv:1810.03292. Removal: Bluecher et al. 2024, arXiv:2401.06654, with
         fills of the data's own range. Another class: Sixt et al. 2020, arXiv:1912.09818. Intervals: `bootstrap_mean`.
-        The grades and bounds are our own, chosen and measured by `benchmarks/verdict_roc.py`.
+        The grades and bounds are our own; `benchmarks/verdict_roc.py` measures how often they are right.
     """
     check_settings(verdict, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)

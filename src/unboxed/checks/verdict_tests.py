@@ -1,7 +1,7 @@
 """The tests of a verdict: what each measures, per example and draw, and the bound that separates pass from fail.
 
-Each is one function of a `Subject` and a draw that returns figures (N,), NaN where it does not apply. The bounds are
-those that `benchmarks/verdict_roc.py` chose on one half of its planted models; it reports their errors on the other.
+Each is one function of a `Subject` and a draw that returns figures (N,), NaN where it does not apply. How often the
+bounds decide rightly is measured by `benchmarks/verdict_roc.py` on planted models whose reasons are known.
 """
 
 from __future__ import annotations
