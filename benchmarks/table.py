@@ -317,8 +317,8 @@ def verdict_sentence(f: dict[str, Any]) -> list[str]:
     right, wrong = (_share_with_interval(held_out[key]) for key in ("sensitivity", "specificity"))
     used = held_out["specificity_methods"]
     return [
-        f"Verdicts, on {held_out['models']} planted models held out: {right} of the right maps that were decided pass, "
-        f"{wrong} of the wrong ones fail; of wrong maps by methods in use, {used['count']} of {used['of']}. How this is "
+        f"Verdicts, on {held_out['models']} planted models held out: {right} of the right maps that were decided "
+        f"pass, {wrong} of the wrong ones fail; of wrong maps by methods in use, {used['count']} of {used['of']}. How this is "
         "measured, and what it does not say: [verdicts](docs/verdicts.md)."
     ]
 
