@@ -153,9 +153,11 @@ def make_attribution(
 
 
 def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:
-    """A target as a result holds it: classes (n,) or the objective."""
-    if isinstance(target, Integral):  # checked by its objective
+    """A target as a result holds it: classes (n,) or the objective. It was checked when its objective was made."""
+    if isinstance(target, Integral):
         return torch.full((n,), int(target), device=box.device)
+    if isinstance(target, Tensor) and not target.is_inference():
+        return target.to(box.device, torch.long, copy=True).expand(n)
     return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
 
 
