@@ -318,8 +318,8 @@ def verdict_sentence(f: dict[str, Any]) -> list[str]:
     used = held_out["specificity_methods"]
     return [
         f"Verdicts, on {held_out['models']} planted models held out: {right} of the right maps that were decided "
-        f"pass, {wrong} of the wrong ones fail; of wrong maps by methods in use, {used['count']} of {used['of']}. How this is "
-        "measured, and what it does not say: [verdicts](docs/verdicts.md)."
+        f"pass, {wrong} of the wrong ones fail; of wrong maps by methods in use, {used['count']} of {used['of']}. "
+        "How this is measured, and what it does not say: [verdicts](docs/verdicts.md)."
     ]
 
 
