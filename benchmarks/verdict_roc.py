@@ -4,7 +4,7 @@
     python benchmarks/verdict_roc.py --truth          only the shares of the maps: results/planted_truth.jsonl
     python benchmarks/verdict_roc.py --resume         models that are in the file are not run again
     python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
-    python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out /tmp/pairs.jsonl
+    python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out pairs.jsonl
 
 A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is never right. The
 verdict is made on 8 of the 32 examples. Shares are taken from results/planted_truth.jsonl where the weights are the

@@ -3,7 +3,7 @@
 Bluecher, Vielhaben & Strodthoff 2024, "Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks",
 arXiv:2401.06654: the area between the curves of the least relevant first (LeRF) and the most relevant first (MoRF). A
 random order has 0 whatever the fill is, and the order of methods depends less on the fill than with either curve alone.
-Removed parts take values of the data's own range (`FILLS`), as black pixels are unlike photos.
+Removed parts take values of the data's own range (`fills`), as black pixels are unlike photos.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.perturb.baselines import BLUR_SIGMA_FRACTION, baseline, gaussian_blur
+from ..engine.rows import broadcast_rows
 from ..inputs.pixels import Pixels
 from ..objectives import Objective
 from ..parameters import BatchSize
-from .perturbing import importance, perturbed_scores, rank_descending
+from .perturbing import feature_shape, importance, perturbed_scores, rank_descending
 
-GRIDS = (7, 12)  # cells along an image's shorter side, each of which is removed at once
+GRIDS = (7, 12)  # parts along an image's shorter side, each of which is removed at once
 N_STEPS = 6
 MIN_SCORE_RANGE = 1e-6  # of the largest score's magnitude: below it, removing parts changes nothing but rounding
 MIN_KNOWN_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
@@ -113,7 +114,7 @@ def _scores(
     thresholds = torch.cat([counts, -counts[1:-1]])
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
-        count = thresholds[steps].view(-1, *[1] * (rank.ndim - 1))
+        count = broadcast_rows(thresholds[steps], rank)
         removed = torch.where(count >= 0, rank[examples] < count, rank[examples] >= counts[-1] + count)
         return [torch.where(removed, fill(examples, removed), x[examples])]
 
@@ -127,7 +128,7 @@ def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[T
     What is no image has one ranking, of its columns.
     """
     if not isinstance(box.inputs, Pixels) or x.ndim != 4:
-        return [(rank_descending(relevance, seed).view(len(x), *_feature_shape(box, x)), relevance.shape[1])]
+        return [(rank_descending(relevance, seed).view(len(x), *feature_shape(box)), relevance.shape[1])]
     height, width = x.shape[-2:]
     rankings = []
     for per_side in GRIDS:
@@ -145,7 +146,3 @@ def _part_of_pixel(height: int, width: int, per_side: int) -> Tensor:
     rows, columns = (max(1, round(n / side)) for n in (height, width))
     row, column = (torch.arange(n) * k // n for n, k in ((height, rows), (width, columns)))
     return (row[:, None] * columns + column).flatten()
-
-
-def _feature_shape(box: Box, x: Tensor) -> tuple[int, ...]:
-    return (1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape[1:])

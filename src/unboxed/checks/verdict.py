@@ -181,8 +181,8 @@ def verdict(
     score, name = resolve_target(box, x, target), name_of(method)
     given = None if map_ is None else align_maps(box, x, map_)
     try:
-        subject = Subject(box, x, method, score, compute_map(box, method, x, score) if given is None else given, seed)
-        subject.batch_size, subject.n_maps = batch_size, len(x) if given is None else 0
+        own_map, n_maps = (compute_map(box, method, x, score), len(x)) if given is None else (given, 0)
+        subject = Subject(box, x, method, score, own_map, seed, batch_size, n_maps)
         if not bool(subject.map_.isfinite().all()):
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all(subject, max_draws)

@@ -24,7 +24,7 @@ from ..parameters import BatchSize
 from .controls import constant_model
 from .edges import sobel
 from .methods import Method, compute_map
-from .relevance_gain import RemovalCurves, fills, removal_curves
+from .relevance_gain import Fill, RemovalCurves, fills, removal_curves
 from .similarity import is_constant, spearman
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
@@ -71,6 +71,10 @@ class Subject:
         return layers_with_weights(self.box)
 
     @cached_property
+    def fill_by_name(self) -> dict[str, Fill]:
+        return fills(self.box, self.x, self.seed)
+
+    @cached_property
     def removal(self) -> RemovalCurves:
         """The curves of the map, ranked by its sign or by its magnitude: some maps say how much a pixel adds, others
         how much it matters."""
@@ -95,10 +99,10 @@ class Subject:
 
     def curves(self, maps: Tensor, signed: bool) -> RemovalCurves:
         """The removal curves of maps, by each fill and grid."""
-        fill_by_name = fills(self.box, self.x, self.seed)
         return removal_curves(
-            self.box, self.x, maps, self.score, fill_by_name, signed=signed, seed=self.seed, batch_size=self.batch_size
-        )
+            self.box, self.x, maps, self.score, self.fill_by_name,
+            signed=signed, seed=self.seed, batch_size=self.batch_size,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +218,8 @@ def _learned(s: Subject, draw: int) -> Tensor:
     """
     if s.box.outputs == "regression" or not s.layers:
         return _not_applicable(s)
-    own, copy = (_log_probs(b, s) for b in (s.box, randomize_layers(s.box, s.layers, s.seed + draw)))
+    randomized = randomize_layers(s.box, s.layers, s.seed + draw)
+    own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(randomized(s.x, batch_size=s.batch_size)))
     largest = math.log(own.shape[1])
     if _confidence(copy).mean() < SATURATED * largest:
         return (_confidence(own) - _confidence(copy)) / largest
@@ -222,10 +227,10 @@ def _learned(s: Subject, draw: int) -> Tensor:
     return gained if gained.mean() > MIN_INFORMATION else _not_applicable(s)
 
 
-def _log_probs(box: Box, s: Subject) -> Tensor:
+def _log_probs(s: Subject, logits: Tensor) -> Tensor:
     """Log probabilities (N, K) of the classes; of yes/no outputs those of the two answers of the target's output."""
-    z = mean_over_positions(box(s.x, batch_size=s.batch_size)).double()
-    if box.outputs in ("binary", "multilabel") or z.shape[1] == 1:
+    z = logits.double()
+    if s.box.outputs in ("binary", "multilabel") or z.shape[1] == 1:
         yes = z.gather(1, s.target[:, None]) if s.is_class else z.mean(1, keepdim=True)
         z = torch.cat([yes, torch.zeros_like(yes)], 1)
     return z.log_softmax(1)
