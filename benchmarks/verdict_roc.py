@@ -28,7 +28,7 @@ import torch
 
 import planted
 from harness import RESULTS, machine, versions
-from planted import catalog, nonsense, truth
+from planted import bounds, catalog, nonsense, roc, truth
 from planted.methods import methods
 from planted.statistics import auc_by_figure, summary
 from unboxed import checks
@@ -36,6 +36,7 @@ from unboxed.checks.methods import Method, compute_map
 from unboxed.errors import UnboxedError, UnboxedWarning
 
 N_TRUTH, N_VERDICT = 32, 8
+ROC_PICTURE = RESULTS.parents[1] / "docs" / "pictures" / "verdict-roc.png"
 PAIRS, TRUTH = RESULTS / "verdict_roc_pairs.jsonl", RESULTS / "planted_truth.jsonl"
 Record = dict[str, Any]
 
@@ -66,7 +67,8 @@ def judged(model: planted.PlantedModel, method: Method) -> Record:
         v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
     except UnboxedError as error:
         return {"grade": "error", "reason": f"{type(error).__name__}: {error}"[:200], "figures": {}}
-    return {"grade": v.grade, "reason": getattr(v, "reason", ""), "figures": plain(getattr(v, "figures", {}))}
+    intervals = {t.name: [rounded(t.low), rounded(t.high)] for t in v.tests if math.isfinite(t.high - t.low)}
+    return {"grade": v.grade, "reason": v.reason, "figures": plain(v.figures), "intervals": intervals}
 
 
 def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
@@ -141,17 +143,22 @@ def append(rows: list[Record], path: Path) -> None:
 def write_summary(path: Path) -> None:
     """What follows from all pairs of a file, beside it."""
     pairs = [*{(r["model"], r["method"]): r for r in read(path)}.values()]  # the last of each
-    figures = {
+    curves = roc.roc(pairs)
+    figures: dict[str, Any] = {
         "what": "verdicts on methods whose maps are right or wrong by construction, on planted models",
         "bounds": {"right": truth.RIGHT, "wrong": truth.WRONG},
         "examples": {"truth": N_TRUTH, "verdict": N_VERDICT},
         "models": {m: catalog.split_of(m) for m in sorted({r["model"] for r in pairs})},
         "summary": summary(pairs),
+        "auc": {split: {k: curve[k] for k in ("auc", "over_models")} for split, curve in curves.items()},
+        "bounds_of_tests": bounds.report(pairs),
         "auc_of_figures": auc_by_figure(pairs),
         "seconds": round(sum(r.get("seconds", 0) for r in pairs)),
         "machine": machine(),
         "versions": versions(("torch", "numpy")),
     }
+    if path == PAIRS:
+        roc.draw(curves, figures["summary"], ROC_PICTURE)
     text = json.dumps(figures, indent=2)
     path.with_name(path.stem.removesuffix("_pairs") + ".json").write_text(text + "\n", encoding="utf-8")
     print(text)

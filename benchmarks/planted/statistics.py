@@ -37,6 +37,7 @@ def _summary(rows: list[Record]) -> dict[str, Any]:
         "decided": proportion(right + wrong + nonsense, _is_decided),
         "decided_right": proportion(right, _is_decided),
         "decided_wrong": proportion(wrong + nonsense, _is_decided),
+        "right_that_pass": proportion(right, lambda r: r["grade"] == PASS),
         "wrong_that_pass": proportion(wrong + nonsense, lambda r: r["grade"] == PASS),
         "nonsense_that_passes": proportion(all_nonsense, lambda r: r["grade"] == PASS),
         "right_among_passes": proportion([r for r in right + wrong + nonsense if r["grade"] == PASS], _is_right),

@@ -56,7 +56,7 @@ def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor, parts: Tensor) -
         areas.append(torch.trapezoid(lerf - morf, torch.tensor(counts, dtype=torch.float64) / n))
         both = torch.cat([morf, lerf])
         ranges.append(both.max() - both.min())
-    return torch.stack(areas) / torch.stack(ranges).mean()
+    return torch.stack(areas) / torch.stack(ranges).maximum(0.05 * torch.stack(ranges).mean())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -139,6 +139,42 @@ def test_surroundings_are_means_of_what_is_left() -> None:
     assert torch.allclose(fills(box, flat, 0)["surroundings"](torch.tensor([0]), removed[:1]), flat[:1])
 
 
+def test_nearest_is_the_closest_pixel_that_is_left() -> None:
+    box, x, _ = linear(channels=2)
+    removed = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) < 0.7
+    removed[2] = True
+    examples = torch.tensor([1, 0, 3])
+    values = fills(box, x, 0)["nearest"](examples, removed)
+    grid = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"), -1).flatten(0, 1).double()
+    for row in (0, 1):
+        known = ~removed[row, 0].flatten()
+        distance = torch.cdist(grid, grid[known])  # (P, P known)
+        image, found = x[examples[row]].flatten(1), values[row].flatten(1)  # (C, P)
+        is_nearest = distance <= distance.min(1, keepdim=True).values + 1e-9
+        candidates = image[:, known][:, None, :].expand(-1, SIDE * SIDE, -1)
+        matches = (candidates == found[..., None]).all(0)  # (P, P known): all channels of one pixel
+        assert bool((matches & is_nearest).any(1).all())
+        assert torch.equal(found[:, known], image[:, known])
+    assert torch.allclose(values[2], x[3].mean((1, 2), keepdim=True).expand_as(x[3]))  # nothing is left
+
+
+def test_an_example_that_hardly_changes_has_a_small_gain_not_a_wild_one() -> None:
+    box, x, w = linear()
+    faint = torch.cat([x, 0.5 + 1e-4 * (x[4:] - 0.5)])  # range 1e-4 of the last one's
+    both = gain(box, faint, torch.cat([w * x, w * x[4:]]))
+    assert bool((both[5, :6].abs() < 0.05).all())  # of its own fills; another example changes it much
+    assert bool((both[4].abs() > 0.2).any())
+
+
+def test_gain_by_fill_is_the_mean_of_its_grids() -> None:
+    box, x, w = linear()
+    curves = removal_curves(box, x, w * x, ub.logit(0), fills(box, x, 0), signed=True, seed=0)
+    mean = curves.gain.nanmean(0)
+    expected = [float(mean[2 * k : 2 * k + 2].mean()) for k in range(4)]
+    assert list(curves.gain_by_fill) == ["blurred", "surroundings", "nearest", "other examples"]
+    assert list(curves.gain_by_fill.values()) == pytest.approx(expected, nan_ok=True)
+
+
 def test_columns_of_a_table() -> None:
     model = nn.Linear(6, 2, bias=False).double().eval()
     with torch.no_grad():
@@ -155,4 +191,4 @@ def test_columns_of_a_table() -> None:
 def test_one_image_has_no_others() -> None:
     box, x, w = linear()
     assert "other examples" not in fills(box, x[:1], 0)
-    assert gain(box, x[:1], (w * x)[:1]).shape == (1, 2 * len(GRIDS))
+    assert gain(box, x[:1], (w * x)[:1]).shape == (1, 3 * len(GRIDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +17,8 @@ from contracts.common import make_case
 from contracts.trace import changes, snapshot
 from unboxed import rng
 from unboxed.attribution import grad_cam_plus_plus, gradient, gradient_x_input, guided_backprop
-from unboxed.checks.ranking import attribution_cards, candidates, rank_methods
+from unboxed.checks.fill_agreement import fill_agreement, fill_sentence
+from unboxed.checks.ranking import MethodRanking, attribution_cards, candidates, rank_methods
 from unboxed.checks.verdict import GRADES, Verdict, name_of, verdict
 from unboxed.checks.verdict_cache import VerdictCache, fingerprint
 from unboxed.engine.randomized import randomize_all_layers
@@ -150,8 +152,9 @@ def test_it_prints_its_tests() -> None:
     found = verdict(*digits(), gradient)
     lines = str(found).splitlines()
     assert lines[0].startswith("Gradient: passes (depends on the model; marks what matters). It changes when")
-    assert [line.split()[0] for line in lines[1:]] == [t.name.split()[0] for t in found.tests]
-    assert max(map(len, lines[1:])) < 80
+    assert [line.split()[0] for line in lines[1:-1]] == [t.name.split()[0] for t in found.tests]
+    assert lines[-1].startswith("  relevance gain by fill: blurred 0.")
+    assert max(map(len, lines[1:])) < 100
 
 
 def test_to_dict_is_json() -> None:
@@ -276,6 +279,47 @@ def test_ranked_by_grade() -> None:
     found = rank_methods(box, x, methods)
     assert next(iter(found)) == "gradient"
     assert list(found)[-1] == "refuses"
+
+
+def judged(name: str, **gains: float) -> Verdict:
+    return Verdict(name, "pass", "", "", gain_by_fill=gains)
+
+
+def test_an_order_that_depends_on_the_fill_is_said() -> None:
+    ranking = MethodRanking(a=judged("A", blurred=0.3, nearest=0.1), b=judged("B", blurred=0.2, nearest=0.2))
+    assert ranking.orders_by_fill == {"blurred": ["a", "b"], "nearest": ["b", "a"]}
+    assert fill_agreement(ranking) == (-1.0, ("blurred", "nearest"))
+    assert "depends on what removed parts are filled with (Kendall's tau -1.00)" in str(ranking)
+    assert "A leads with 'blurred', B with 'nearest'" in str(ranking)
+    agreeing = MethodRanking(a=judged("A", blurred=0.3, nearest=0.4), b=judged("B", blurred=0.2, nearest=0.2))
+    assert "hardly depends on the fill" in str(agreeing)
+
+
+def test_nothing_is_said_of_fills_that_were_not_compared() -> None:
+    alone, unknown = judged("A", blurred=0.3, nearest=0.1), judged("B", blurred=math.nan, nearest=0.2)
+    for verdicts in ({}, {"a": alone}, {"a": alone, "b": unknown}, {"a": judged("A", mean=0.1), "b": judged("B")}):
+        assert fill_sentence(verdicts) == ""
+
+
+def test_the_gain_by_fill_is_part_of_a_verdict() -> None:
+    box, x = digits()
+    found = verdict(box, x, gradient)
+    assert list(found.gain_by_fill) == ["blurred", "surroundings", "nearest", "other examples"]
+    assert "relevance gain by fill: blurred" in str(found)
+    overall = found.figures["removal"]
+    assert sum(found.gain_by_fill.values()) / 4 == pytest.approx(overall, abs=1e-6)
+
+
+def test_a_model_trained_on_shuffled_labels_takes_part() -> None:
+    box, x = digits()
+    assert "shuffled labels" not in verdict(box, x, gradient).figures
+    same = verdict(box, x, gradient, shuffled_box=box)
+    assert (same.grade, same.reason) == ("fail", "same map for shuffled labels")
+    other = verdict(box, x, gradient, shuffled_box=ub.Box(*ub.zoo.load("digits-cnn", weights=None)))
+    assert other.figures["shuffled labels"] < 0.8
+    assert other.grade == verdict(box, x, gradient).grade
+    with pytest.raises(ub.errors.InputError, match="same inputs and outputs"):
+        verdict(box, x, gradient, shuffled_box=ub.Box(torch.nn.Flatten(), ub.Pixels((1, 2, 2)), outputs="logits"))
 
 
 # ---- the cache -----------------------------------------------------------------------------------------------------

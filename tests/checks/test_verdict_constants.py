@@ -18,7 +18,8 @@ from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Tes
 from unboxed.checks.verdict_tests import ESSENTIAL, TESTS, Subject, VerdictTest
 
 BOUNDS = {
-    "map": 0.5, "learned": 0.1, "randomization": 0.8, "other class": 0.95, "constant model": 0.6, "edges": 0.8,
+    "map": 0.5, "learned": 0.1, "randomization": 0.8, "shuffled labels": 0.8,
+    "other class": 0.95, "constant model": 0.6, "edges": 0.8,
     "removal": 0.1, "own example": 0.01,
 }  # fmt: skip
 PASSES_ABOVE = {"learned", "removal", "own example"}
@@ -179,27 +180,37 @@ def test_regression_has_neither_classes_nor_confidence() -> None:
 
 def test_own_gain_is_beyond_that_of_other_examples() -> None:
     s = subject()
-    for draw in (0, 1):
-        others = verdict_tests._other_examples(s, draw)
-        assert others is not None
-        by_sign, by_magnitude = (s.curves(s.map_[others], signed) for signed in (True, False))
+    fills = [*s.fill_by_name.items()]
+    for draw in (0, 1, 5):
+        others, (name, fill) = verdict_tests._other_examples(s, draw), fills[draw % len(fills)]
+        by_sign, by_magnitude = (s._curves(s.map_[others], signed, {name: fill}) for signed in (True, False))
         other = by_sign.where(s.ranks_by_sign, by_magnitude).gain
-        expected = (s.removal.gain - other).nanmean(1)
+        k = 2 * (draw % len(fills))  # two grids
+        expected = (s.removal.gain[:, k : k + 2] - other).nanmean(1)
         assert torch.allclose(values("own example", s, draw), expected, rtol=0, atol=1e-9, equal_nan=True)
     same = subject(s.map_[:1].expand(6, -1, -1, -1).clone())
     assert torch.equal(values("own example", same).nan_to_num(), torch.zeros(6).double())
-    assert bool(values("own example", s, 5).isnan().all())  # six examples have five others
+    one = subject()
+    one.x, one.map_, one.target = one.x[:1], one.map_[:1], one.target[:1]
+    assert bool(values("own example", one).isnan().all())
+
+
+def test_shuffled_labels_take_part_where_there_is_such_a_model() -> None:
+    s = subject()
+    assert bool(values("shuffled labels", s).isnan().all())
+    s.shuffled_box = s.box
+    assert torch.allclose(values("shuffled labels", s), torch.ones(6).double())  # the same model, the same map
+    s.shuffled_box = verdict_tests.randomize_layers(s.box, s.layers, 0)
+    assert bool((values("shuffled labels", s) < 0.8).any())
 
 
 def test_other_examples_are_of_other_classes_first() -> None:
     s = subject()
     s.target = torch.tensor([0, 0, 1, 1, 0, 2])
     first, last = (verdict_tests._other_examples(s, draw) for draw in (0, 4))
-    assert first is not None
-    assert last is not None
     assert first.tolist() == [2, 2, 4, 4, 5, 0]
     assert last.tolist() == [4, 0, 3, 2, 1, 4]
-    assert verdict_tests._other_examples(s, 5) is None
+    assert verdict_tests._other_examples(s, 5).tolist() == first.tolist()  # all have had their turn
 
 
 def test_sign_or_magnitude_whichever_ranks_better() -> None:

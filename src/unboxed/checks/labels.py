@@ -67,11 +67,7 @@ def label_randomization(
     Source:
         Adebayo et al. 2018, arXiv:1810.03292, section 4.
     """
-    if box.inputs.shape != random_box.inputs.shape or box.n_outputs != random_box.n_outputs:
-        raise InputError(
-            f"the models must have the same inputs and outputs; got inputs {box.inputs.shape} and "
-            f"{random_box.inputs.shape}, {box.n_outputs} and {random_box.n_outputs} outputs"
-        )
+    check_same_architecture(box, random_box)
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     true_maps = compute_map(box, method, x, score, show_warnings=True)
@@ -80,6 +76,15 @@ def label_randomization(
     random_maps = random_maps.to(true_maps.device)
     similarity = map_similarity(true_maps, random_maps)
     return LabelRandomization(**vars(similarity), true_maps=true_maps, random_maps=random_maps)
+
+
+def check_same_architecture(box: Box, other: Box) -> None:
+    """Raises InputError where the models have different inputs or numbers of outputs."""
+    if box.inputs.shape != other.inputs.shape or box.n_outputs != other.n_outputs:
+        raise InputError(
+            f"the models must have the same inputs and outputs; got inputs {box.inputs.shape} and "
+            f"{other.inputs.shape}, {box.n_outputs} and {other.n_outputs} outputs"
+        )
 
 
 def shuffle_labels(labels: ClassLabels, seed: Seed = 0) -> Tensor:

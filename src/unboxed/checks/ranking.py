@@ -13,6 +13,7 @@ from ..inputs.multi import MultiInput
 from ..parameters import Inputs, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
+from .fill_agreement import fill_sentence, orders_by_fill
 from .methods import Method
 from .verdict import Verdict, verdict
 
@@ -118,6 +119,19 @@ def forward_flops(box: Box) -> float:
     return max(1.0, box.flops_per_example)
 
 
+class MethodRanking(dict[str, Verdict]):
+    """Verdicts by method, the most trustworthy first."""
+
+    @property
+    def orders_by_fill(self) -> dict[str, list[str]]:
+        """{fill: the methods by their relevance gain with it, the largest first}."""
+        return orders_by_fill(self)
+
+    def __str__(self) -> str:
+        lines = [f"{v.method}: {v.badge} ({v.reason})" for v in self.values()]
+        return "\n".join([*lines, *filter(None, [fill_sentence(self)])])
+
+
 def rank_methods(
     box: Box,
     x: Inputs,
@@ -126,7 +140,7 @@ def rank_methods(
     *,
     seed: Seed = 0,
     verdict_fn: Annotated[Callable[..., Verdict], "Function that judges a method, called like `verdict`."] = verdict,
-) -> dict[str, Verdict]:
+) -> MethodRanking:
     """The verdict on each of several methods, the most trustworthy first.
 
     Args:
@@ -138,7 +152,8 @@ def rank_methods(
         verdict_fn: Function that judges a method, called like `verdict`. `VerdictCache(...).verdict` reuses verdicts.
 
     Returns:
-        {name: verdict}, by grade, then by the relevance gain of removal.
+        A `MethodRanking`: a dict {name: verdict}, by grade, then by the relevance gain of removal. Printed, it also
+        says whether the order depends on what removed parts are filled with (`orders_by_fill`).
 
     Raises:
         InputError: for inputs or a target that do not fit.
@@ -149,9 +164,10 @@ def rank_methods(
         >>> x, y = ub.data.digits("test").first(8)
         >>> methods = {"constant": lambda box, x, target: 0 * x, "gradient": ub.attribution.gradient}
         >>> verdicts = ub.checks.rank_methods(box, x, methods)
-        >>> list(verdicts), verdicts["constant"].grade
-        (['gradient', 'constant'], 'fail')
+        >>> print(verdicts)
+        Gradient: passes (depends on the model; marks what matters)
+        <lambda>: fails (constant map)
     """
     methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
     verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}
-    return dict(sorted(verdicts.items(), key=lambda item: item[1].rank))
+    return MethodRanking(sorted(verdicts.items(), key=lambda item: item[1].rank))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..box import Box
@@ -26,6 +28,7 @@ from .perturbing import feature_shape, importance, perturbed_scores, rank_descen
 GRIDS = (7, 12)  # parts along an image's shorter side, each of which is removed at once
 N_STEPS = 6
 MIN_SCORE_RANGE = 1e-6  # of the largest score's magnitude: below it, removing parts changes nothing but rounding
+MIN_EXAMPLE_RANGE = 0.05  # of the mean range of the scores: the gain of an example that hardly changes is small
 MIN_KNOWN_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
 Fill = Callable[[Tensor, Tensor], Tensor]
@@ -37,8 +40,8 @@ def fills(box: Box, x: Tensor, seed: int) -> dict[str, Fill]:
     others = {"other examples": partial(_take, x.roll(1, 0))} if len(x) > 1 else {}
     if not isinstance(box.inputs, Pixels):
         return {"mean": partial(_take, baseline(box, x, "mean", seed=seed)), **others}
-    blurred = baseline(box, x, "blurred", seed=seed)
-    return {"blurred": partial(_take, blurred), "surroundings": partial(_surroundings, x), **others}
+    blurred = partial(_take, baseline(box, x, "blurred", seed=seed))
+    return {"blurred": blurred, "surroundings": partial(_surroundings, x), "nearest": partial(_nearest, x), **others}
 
 
 def _take(values: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
@@ -54,6 +57,21 @@ def _surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     return torch.where(weight > MIN_KNOWN_WEIGHT, near, images.mean((2, 3), keepdim=True))
 
 
+def _nearest(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+    """The nearest pixel that is left; the mean of the image where none is."""
+    images, masks = x[examples], removed[:, 0].cpu().numpy()
+    height, width = masks.shape[1:]
+    index = np.zeros((len(masks), height * width), dtype=np.int64)  # of the pixel taken, row by row
+    for row, mask in enumerate(masks):
+        if not mask.all():
+            y, x_ = distance_transform_edt(mask, return_distances=False, return_indices=True)
+            index[row] = (y * width + x_).ravel()
+    taken = torch.from_numpy(index).to(x.device)[:, None].expand(-1, x.shape[1], -1)
+    near = images.flatten(2).gather(2, taken).view_as(images)
+    none_left = torch.from_numpy(masks.all((1, 2))).to(x.device).view(-1, 1, 1, 1)
+    return torch.where(none_left, images.mean((2, 3), keepdim=True), near)
+
+
 @dataclass(frozen=True, eq=False)
 class RemovalCurves:
     """Scores while parts are removed in a map's order (MoRF) and in the opposite one (LeRF), by each fill and grid."""
@@ -65,14 +83,30 @@ class RemovalCurves:
 
     @property
     def gain(self) -> Tensor:
-        """The area between both curves (N, V), in fractions of the range of the scores, averaged over the examples.
+        """The area between both curves (N, V), in fractions of the range of the example's scores.
 
         It is at most 1, and 0 on average for a random order. NaN where removing parts does not change the scores.
         """
         area = torch.trapezoid(self.lerf - self.morf, self.fractions, dim=-1)
         scores = torch.cat([self.morf, self.lerf], -1)
-        score_range = (scores.amax(-1) - scores.amin(-1)).mean(0)
-        return torch.where(score_range > MIN_SCORE_RANGE * scores.abs().amax(), area / score_range, torch.nan)
+        score_range = scores.amax(-1) - scores.amin(-1)  # (N, V)
+        mean_range = score_range.mean(0)
+        gain = area / score_range.maximum(MIN_EXAMPLE_RANGE * mean_range)
+        return torch.where(mean_range > MIN_SCORE_RANGE * scores.abs().amax(), gain, torch.nan)
+
+    @property
+    def gain_by_fill(self) -> dict[str, float]:
+        """{fill: the mean gain with it}, over examples and grids; NaN where it changes no score."""
+        by_variant = zip(self.fill_names, self.gain.nanmean(0).tolist(), strict=True)
+        gains: dict[str, list[float]] = {}
+        for name, mean in by_variant:
+            gains.setdefault(name, []).append(mean)
+        return {name: sum(means) / len(means) for name, means in gains.items()}
+
+    @property
+    def fill_names(self) -> list[str]:
+        """The fill of each variant (V,)."""
+        return [variant.partition(",")[0] for variant in self.variants]
 
     def where(self, chosen: Tensor, other: RemovalCurves) -> RemovalCurves:
         """These curves for the examples chosen (N,), the other ones for the rest."""

@@ -23,6 +23,7 @@ from ..parameters import BatchSize, Inputs, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, nearest_names, plain_name
 from .interval import Interval, bootstrap_mean
+from .labels import check_same_architecture
 from .methods import MapOfX, Method, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
 from .relevance_gain import RemovalCurves
@@ -37,6 +38,10 @@ GRADES: tuple[Grade, ...] = (PASS, INCONCLUSIVE, FAIL, NOT_APPLICABLE)  # the be
 
 SPREADS = {test.name: test.spread for test in TESTS}
 MIN_SPREAD = 0.05
+ShuffledBox = Annotated[
+    Box | None,
+    "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
+]
 MIN_EXAMPLES = 8  # below which most tests stay undecided
 MAX_DRAWS = 8
 
@@ -93,11 +98,14 @@ class Verdict:
     tests: tuple[TestOutcome, ...] = ()
     n_examples: int = 0
     n_maps: int = 0  # maps computed for it, one per example: nearly all of its cost
+    gain_by_fill: Mapping[str, float] = field(default_factory=dict)  # {fill: relevance gain}: do the fills agree?
     evidence: Evidence | None = field(default=None, repr=False, compare=False)  # None where it was read from a file
 
     def __str__(self) -> str:
         tests = "".join(f"\n  {test}" for test in self.tests)
-        return f"{self.method}: {self.badge} ({self.reason}). {self.sentence}{tests}"
+        gains = ", ".join(f"{fill} {gain:.2f}" for fill, gain in self.gain_by_fill.items())
+        fills = f"\n  relevance gain by fill: {gains}" if gains else ""
+        return f"{self.method}: {self.badge} ({self.reason}). {self.sentence}{tests}{fills}"
 
     @property
     def badge(self) -> str:
@@ -131,6 +139,7 @@ def verdict(
     max_draws: Annotated[
         int, AtLeast(1), Unit("draws"), "Largest number of randomizations per test, for those that are undecided."
     ] = MAX_DRAWS,
+    shuffled_box: ShuffledBox = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Verdict:
@@ -147,6 +156,8 @@ def verdict(
         target: The score: a class, one per example (N,), or an objective. None is the predicted class.
         map_: The method's map of x, where it is known already; None computes it.
         max_draws: Largest number of randomizations per test, for those that are undecided.
+        shuffled_box: A model of the same architecture trained on shuffled labels (`train_twice`), where there is one:
+            one test more.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
@@ -176,20 +187,23 @@ def verdict(
     """
     check_settings(verdict, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)
+    if shuffled_box is not None:
+        check_same_architecture(box, shuffled_box)
     if not callable(method):
         raise InputError(f"a method is a function (box, x, target) -> map{_method_hint(method)}; got {method!r}")
     score, name = resolve_target(box, x, target), name_of(method)
     given = None if map_ is None else align_maps(box, x, map_)
     try:
         own_map, n_maps = (compute_map(box, method, x, score), len(x)) if given is None else (given, 0)
-        subject = Subject(box, x, method, score, own_map, seed, batch_size, n_maps)
+        subject = Subject(box, x, method, score, own_map, seed, batch_size, n_maps, shuffled_box)
         if not bool(subject.map_.isfinite().all()):
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all(subject, max_draws)
     except UnboxedError as error:
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
     evidence = Evidence(x, subject.map_, subject.control_maps, subject.removal)
-    return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, evidence)
+    by_fill = subject.removal.gain_by_fill
+    return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
 
 
 def _method_hint(name: object) -> str:
@@ -214,7 +228,7 @@ def _run_all(subject: Subject, max_draws: int) -> tuple[TestOutcome, ...]:
         failed = any(o.grade == FAIL for o in outcomes)
         if not (failed and test.skip_when_failed):
             outcomes.append(_run(test, subject, max_draws))
-    return tuple(outcomes)
+    return tuple(o for o in outcomes if o.name != "shuffled labels" or subject.shuffled_box is not None)
 
 
 def _run(test: VerdictTest, subject: Subject, max_draws: int) -> TestOutcome:

@@ -7,7 +7,7 @@ bounds decide rightly is measured by `benchmarks/verdict_roc.py` on planted mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -44,6 +44,7 @@ class Subject:
     seed: int
     batch_size: BatchSize = "auto"
     n_maps: int = 0  # maps computed so far, one per example
+    shuffled_box: Box | None = None  # the same architecture trained on shuffled labels
     control_maps: dict[str, Tensor] = field(default_factory=dict)  # {control: its maps (N, ...)}, of the first draw
 
     def map_of(self, box: Box, target: Any) -> Tensor:
@@ -78,29 +79,29 @@ class Subject:
     def removal(self) -> RemovalCurves:
         """The curves of the map, ranked by its sign or by its magnitude: some maps say how much a pixel adds, others
         how much it matters."""
-        return self._own_curves[True].where(self.ranks_by_sign, self._own_curves[False])
-
-    @cached_property
-    def _own_curves(self) -> dict[bool, RemovalCurves]:
-        return {signed: self.curves(self.map_, signed) for signed in (True, False)}
+        return self.removal_of(self.map_, self.fill_by_name)
 
     @cached_property
     def ranks_by_sign(self) -> Tensor:
-        """(N,) bool: whether sign ranks better, as the other examples say: the better of two is biased otherwise."""
-        by_sign, by_magnitude = (self._own_curves[signed].gain for signed in (True, False))
+        """(N,) bool: whether sign ranks better with the first fill, as the other examples say: the better of two is
+        biased otherwise."""
+        if bool((self.map_ >= 0).all()):
+            return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+        first_fill = dict([*self.fill_by_name.items()][:1])
+        by_sign, by_magnitude = (self._curves(self.map_, signed, first_fill).gain for signed in (True, False))
         better = (by_sign - by_magnitude).nanmean(1).nan_to_num()
         return better.sum() - better >= 0
 
-    def removal_of(self, maps: Tensor) -> RemovalCurves:
-        """The curves of other maps, ranked as the map itself is."""
+    def removal_of(self, maps: Tensor, fill_by_name: Mapping[str, Fill]) -> RemovalCurves:
+        """The removal curves of maps by each fill and grid, ranked as the subject's map is."""
         if bool(self.ranks_by_sign.all() | ~self.ranks_by_sign.any()):
-            return self.curves(maps, bool(self.ranks_by_sign.all()))
-        return self.curves(maps, True).where(self.ranks_by_sign, self.curves(maps, False))
+            return self._curves(maps, bool(self.ranks_by_sign.all()), fill_by_name)
+        by_sign, by_magnitude = (self._curves(maps, signed, fill_by_name) for signed in (True, False))
+        return by_sign.where(self.ranks_by_sign, by_magnitude)
 
-    def curves(self, maps: Tensor, signed: bool) -> RemovalCurves:
-        """The removal curves of maps, by each fill and grid."""
+    def _curves(self, maps: Tensor, signed: bool, fill_by_name: Mapping[str, Fill]) -> RemovalCurves:
         return removal_curves(
-            self.box, self.x, maps, self.score, self.fill_by_name,
+            self.box, self.x, maps, self.score, fill_by_name,
             signed=signed, seed=self.seed, batch_size=self.batch_size,
         )  # fmt: skip
 
@@ -138,6 +139,15 @@ def _randomized(s: Subject, draw: int) -> Tensor:
         return _not_applicable(s)
     maps = s.map_of(randomize_layers(s.box, upper, s.seed + draw), s.target)
     s.control_maps.setdefault("upper half randomized", maps)
+    return _correlation(s.map_, maps)
+
+
+def _shuffled_labels(s: Subject, draw: int) -> Tensor:
+    """Rank correlation with the map of a model that was trained on shuffled labels."""
+    if s.shuffled_box is None:
+        return _not_applicable(s)
+    maps = s.map_of(s.shuffled_box, s.target)
+    s.control_maps.setdefault("shuffled labels", maps)
     return _correlation(s.map_, maps)
 
 
@@ -190,24 +200,24 @@ def _gain(s: Subject, draw: int) -> Tensor:
 
 
 def _own_gain(s: Subject, draw: int) -> Tensor:
-    """How much more the own map gains than that of another example, of another class where there is one."""
-    others = _other_examples(s, draw)
-    if others is None:
+    """How much more the own map gains than that of another example, of another class where there is one, by one of
+    the fills in turn."""
+    if len(s.x) < 2:
         return _not_applicable(s)
-    return (s.removal.gain - s.removal_of(s.map_[others]).gain).nanmean(1)
+    name, fill = [*s.fill_by_name.items()][draw % len(s.fill_by_name)]
+    own = s.removal.gain[:, [fill_name == name for fill_name in s.removal.fill_names]]
+    return (own - s.removal_of(s.map_[_other_examples(s, draw)], {name: fill}).gain).nanmean(1)
 
 
-def _other_examples(s: Subject, draw: int) -> Tensor | None:
+def _other_examples(s: Subject, draw: int) -> Tensor:
     """An example (N,) for each, the k-th after it for draw k: the same class may have the same reasons in images that
-    are alike, so that others are taken first. None where none is left."""
+    are alike, so that others are taken first."""
     n = len(s.x)
     after = (torch.arange(n, device=s.x.device)[:, None] + torch.arange(1, n, device=s.x.device)) % n  # (N, N - 1)
-    if n < 2 + draw:
-        return None
     if s.is_class:
         same = s.target[after] == s.target[:, None]
         after = after.gather(1, same.long().argsort(dim=1, stable=True))
-    return after[:, draw]
+    return after[:, draw % (n - 1)]
 
 
 def _learned(s: Subject, draw: int) -> Tensor:
@@ -283,6 +293,14 @@ TESTS = (
         passes="it changes when the model's upper half is randomized (rank correlation {value:.2f})",
     ),
     VerdictTest(
+        "shuffled labels", "rank correlation with the map for shuffled labels", _shuffled_labels,
+        bound=0.8, passes_above=False, spread=0.15,
+        failed="same map for shuffled labels",
+        fails="Its map is nearly the same (rank correlation {value:.2f}) for a model trained on shuffled labels: it "
+        "shows the data, not what was learned from it.",
+        passes="it differs from the map of a model trained on shuffled labels (rank correlation {value:.2f})",
+    ),
+    VerdictTest(
         "other class", "rank correlation with another class's map", _other_class,
         bound=0.95, passes_above=False, spread=0.25, max_draws=2,
         failed="same map for another class",
@@ -313,7 +331,7 @@ TESTS = (
     ),
     VerdictTest(
         "own example", "gain over another example's map", _own_gain,
-        bound=0.01, passes_above=True, spread=0.2, n_draws=3, max_draws=6,
+        bound=0.01, passes_above=True, spread=0.2, n_draws=4, max_draws=8,
         failed="no better than another example's map",
         fails="Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
         passes="it marks more of what matters than another example's map ({value:+.2f})",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
+from ..checks.fill_agreement import fill_sentence
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards
 from ..checks.verdict import GRADES, MAX_DRAWS, NOT_APPLICABLE, Verdict
@@ -201,5 +202,7 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
         why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
         table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
+    if sentence := fill_sentence(explanation.verdicts):
+        console.print(sentence, highlight=False)
     console.print(LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks.fill_agreement import fill_sentence
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
@@ -67,7 +68,8 @@ def _answer(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
     counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
     passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == PASS]
     best = f" The most trustworthy: {join_names(passed, 3)}." if passed else ""
-    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}"
+    fills = f" {sentence}" if (sentence := fill_sentence(verdicts)) else ""
+    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}{fills}"
 
 
 def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
