@@ -138,6 +138,7 @@ def test_the_code_of_the_page_on_verdicts_runs() -> None:
 def test_no_page_holds_code_that_is_not_run() -> None:
     """Python and shell blocks are where they are run; the examples in methods.md are run as docstrings."""
     run = {README: {"python", "sh"}, GUIDE: {"python", "sh"}, METHODS: {"pycon"}, VERDICTS: {"python"}}
+    run[ROOT / "docs" / "tasks.md"] = {"python", "py"}  # test_docs_tasks.py
     for page in PAGES:
         opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
         assert set(opened) <= run.get(page, set()), page
