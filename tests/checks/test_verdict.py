@@ -157,6 +157,16 @@ def test_it_prints_its_tests() -> None:
     assert max(map(len, lines[1:])) < 100
 
 
+def test_a_verdict_is_drawn() -> None:
+    found = verdict(*digits(), gradient)
+    pictures = ub.checks.explain_verdict(found)
+    assert list(pictures) == ["tests", "maps", "removal"]
+    assert all(picture.width > 100 for picture in pictures.values())
+    read = VerdictCache(json.dumps({"key": found.to_dict()}))._verdicts["key"]
+    assert list(ub.checks.explain_verdict(read)) == ["tests"]
+    assert ub.checks.explain_verdict(verdict(*digits(), refuses)) == {}
+
+
 def test_to_dict_is_json() -> None:
     found = verdict(*digits(), gradient)
     again = json.loads(json.dumps(found.to_dict()))

@@ -12,6 +12,7 @@ from .deletion import deletion as deletion
 from .deletion import insertion as insertion
 from .edges import EdgeSimilarity as EdgeSimilarity
 from .edges import edge_control as edge_control
+from .explain import explain_verdict as explain_verdict
 from .infidelity import Infidelity as Infidelity
 from .infidelity import infidelity as infidelity
 from .infidelity import max_sensitivity as max_sensitivity
