@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def explain_verdict(verdict: Annotated[Verdict, "The verdict to draw."]) -> dict[str, Image]:
-    """Draw what a verdict was made from: the tests with their bounds, the maps beside those of the controls, the curves.
+    """Draw what a verdict was made from: its tests, the maps beside those of the controls, the removal curves.
 
     For a verdict that surprises; `print(verdict)` has the same figures as text, and `ub.plots.figures` draws results of
     any other type.
