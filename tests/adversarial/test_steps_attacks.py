@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.adversarial import Adversarial, bim, fgsm, mi_fgsm, pgd
+from unboxed.adversarial import Adversarial, apgd, auto_attack, bim, fgsm, mi_fgsm, pgd, square
 from unboxed.engine.optimize.constraints import L1, L2, Linf
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 
@@ -199,6 +200,25 @@ def test_a_ball_in_place_of_eps_and_norm(box: ub.Box, x: Tensor, y: Tensor) -> N
         a, b = pgd(box, x, y, eps=ball.eps, norm=norm, steps=3), pgd(box, x, y, ball=ball, steps=3)
         assert torch.equal(a.images, b.images)
         assert a.norm == b.norm == norm
+
+
+class OwnBall:
+    """A caller's own ball: an attack knows no more of it than its methods."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps, linf = eps, Linf(eps)
+        self.sample, self.steepest_direction = linf.sample, linf.steepest_direction
+        self.project, self.distance = linf.project, linf.distance
+
+
+def test_an_own_ball_is_taken_where_its_methods_suffice(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    for attack in (pgd, partial(apgd, steps=3)):
+        same = attack(box, x, y, ball=OwnBall(0.04)).images == attack(box, x, y, eps=0.04).images
+        assert same.all()
+    for attack in (square, auto_attack):
+        for ball in (OwnBall(0.04), L1(0.5)):
+            with pytest.raises(InputError, match=f'norm="linf" or "l2".* got {type(ball).__name__}'):
+                attack(box, x, y, ball=ball)
 
 
 def test_starts_are_uniform_in_the_l1_ball() -> None:

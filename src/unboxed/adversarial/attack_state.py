@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
-from ..engine.optimize.constraints import L1, Linf, NormBall, resolve_ball
+from ..engine.optimize.constraints import L1, L2, Linf, NormBall, resolve_ball
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
@@ -290,12 +290,17 @@ def explain_missing_gradient() -> Iterator[None]:
 
 
 def resolve_attack_ball(
-    box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True
+    box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True, takes_own: bool = True
 ) -> NormBall:
-    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
+    """The ball of `eps` and `norm`, or the given one. Raises InputError for one that the attack does not take.
+
+    `takes_own`: balls of the caller's own, of which an attack knows no more than what `NormBall` has.
+    """
     resolved = resolve_ball(eps, norm, ball)
-    if isinstance(resolved, L1) and not takes_l1:
-        raise InputError('this attack takes norm="linf" or "l2"; for l1 use pgd or fab')
+    takes_it = takes_l1 if isinstance(resolved, L1) else takes_own or isinstance(resolved, (Linf, L2))
+    if not takes_it:
+        kind = type(resolved).__name__
+        raise InputError(f'this attack takes norm="linf" or "l2", or such a ball; got {kind}. pgd takes every ball')
     return check_eps_range(box, resolved)
 
 
