@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..cards import cards
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import L1, L2, Linf, NormBall, resolve_ball
@@ -25,7 +26,6 @@ from ..objectives import Objective
 from .goal import make_goal
 from .result import Adversarial
 
-GRADIENT_FREE_HINT = "square, boundary and hop_skip_jump attack models without gradients"
 CANDIDATE_DESCRIPTION = "an image that was tried instead"
 ScoreSelector = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
@@ -280,13 +280,18 @@ def explain_missing_gradient() -> Iterator[None]:
     except NaNError:
         raise
     except OutputError as error:
-        raise OutputError(f"{error}; {GRADIENT_FREE_HINT}") from None
+        raise OutputError(f"{error}; {gradient_free_hint()}") from None
     except RuntimeError as error:
         if "does not require grad" in str(error):
-            raise OutputError(f"the model gives no gradient of its input; {GRADIENT_FREE_HINT}") from error
+            raise OutputError(f"the model gives no gradient of its input; {gradient_free_hint()}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {GRADIENT_FREE_HINT}") from error
+            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {gradient_free_hint()}") from error
         raise
+
+
+def gradient_free_hint() -> str:
+    names = [card.key for card in cards() if card.gradient_free]
+    return f"of the attacks, {', '.join(names)} need no gradient"
 
 
 def resolve_attack_ball(

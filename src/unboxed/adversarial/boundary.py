@@ -50,6 +50,7 @@ SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates tha
     runs=lambda s: s["queries"],
     minimal=True,
     order=27,
+    gradient_free=True,
     exempt={"one forward": "it runs the model `queries` times"},
 )
 def boundary(

@@ -37,6 +37,7 @@ from .result import Adversarial
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
     runs=lambda s: 2 * s["eot"],
     order=2,
+    default_attack={},
     exempt={
         "one forward": "it runs the model again on its images: success is what the model predicts",
         "interrupt": "it is one step, and returns the start",

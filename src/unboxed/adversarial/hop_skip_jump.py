@@ -51,6 +51,7 @@ MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
     runs=lambda s: s["queries"],
     minimal=True,
     order=26,
+    gradient_free=True,
     exempt={"one forward": "it runs the model `queries` times"},
 )
 def hop_skip_jump(

@@ -49,6 +49,8 @@ INITIAL_L2_TILES_PER_SIDE = 5  # along each side of an image, at the start of th
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     runs=lambda s: 1 + s["queries"],
     order=12,
+    gradient_free=True,
+    default_attack={"queries": 500},
     needs=("pixels",),
     exempt={"one forward": "it is a search of `queries` forward passes"},
 )

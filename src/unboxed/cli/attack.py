@@ -27,7 +27,7 @@ from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import common_norm, compatible_attacks
-from ..robustness.evaluate import DEFAULT_ATTACKS, Attack, evaluate, supported_kwargs
+from ..robustness.evaluate import Attack, default_attacks, evaluate, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
 
@@ -45,7 +45,7 @@ def select_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int |
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
     attacks = {name: find_card(name, attack_cards()).method for name in names}
     norm = type(unbounded_ball(norm or common_norm(attacks))).__name__.lower()
-    attacks = attacks or compatible_attacks(DEFAULT_ATTACKS, box, norm)
+    attacks = attacks or compatible_attacks(default_attacks(), box, norm)
     return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
 
 

@@ -17,12 +17,10 @@ from tqdm import tqdm
 
 from ..adversarial.attack_state import check_eps_range
 from ..adversarial.deepfool import deepfool
-from ..adversarial.fgsm import fgsm
-from ..adversarial.pgd import pgd
 from ..adversarial.predictions import class_logits
 from ..adversarial.result import Adversarial
-from ..adversarial.square import square
 from ..box import Box
+from ..cards import Card, cards
 from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import format_eps, resolve_ball, unbounded_ball
 from ..engine.read.examples import labeled_examples
@@ -38,11 +36,33 @@ from .gradient_masking import MaskingFinding, check_gradient_masking
 from .result import Robustness
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
-DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
-"""Attacks by default: a single step, many steps, and one without gradients."""
 EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_TASK_NAME = "minimal attack"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
+
+
+def default_attack_cards() -> list[Card]:
+    """The cards of the attacks that an evaluation runs where none is named, the cheapest first."""
+    chosen = [card for card in cards() if card.default_attack is not None]
+    return sorted(chosen, key=lambda card: card.n_runs(**(card.default_attack or {})))
+
+
+def default_attacks() -> dict[str, Attack]:
+    """The attacks that an evaluation runs where none is named, the cheapest first.
+
+    Returns:
+        {name: attack}, with the settings of its card's `default_attack`. Attacks of your own with such a card are
+        among them.
+
+    Example:
+        >>> import unboxed as ub
+        >>> list(ub.robustness.default_attacks())
+        ['fgsm', 'pgd', 'square']
+    """
+    return {
+        card.key: partial(card.method, **card.default_attack) if card.default_attack else card.method
+        for card in default_attack_cards()
+    }
 
 
 def evaluate(
@@ -71,7 +91,7 @@ def evaluate(
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. With labels: (x, y) tensors, or items (input,
             class).
         attacks: {name: attack}, each called as attack(box, x, y, eps=..., norm=...), with seed and batch_size if it
-            takes them. None: those of FGSM, PGD of 40 steps and Square that take the inputs and the norm.
+            takes them. None: those of `default_attacks` that take the inputs and the norm.
         eps: Largest distances from x. In pixel range; of a table, in each column's unit.
         norm: Norm in which the distance from x is measured.
         max_examples: Use only the first of the examples; None uses all.
@@ -108,7 +128,7 @@ def evaluate(
     check_settings(evaluate, locals())
     seed = check_seed(seed)
     x, y = labeled_examples(box, data, max_examples)
-    chosen_attacks = compatible_attacks(DEFAULT_ATTACKS, box, norm) if attacks is None else dict(attacks)
+    chosen_attacks = compatible_attacks(default_attacks(), box, norm) if attacks is None else dict(attacks)
     eps_values = tuple(
         sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})
     )
