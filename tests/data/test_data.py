@@ -184,7 +184,7 @@ def test_fashion_mnist_knows_its_classes(tmp_path):
 
 
 def test_without_root_the_users_cache_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / name)
     (tmp_path / "unboxed" / "mnist").mkdir(parents=True)
     own_set(tmp_path / "unboxed" / "mnist")
     assert len(data.mnist()) == 6
