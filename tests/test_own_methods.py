@@ -33,14 +33,15 @@ from unboxed.adversarial.result import Adversarial
 from unboxed.cards import card
 from unboxed.engine.gradients.score import gradients
 from unboxed.engine.optimize.constraints import resolve_ball
-from unboxed.parameters import Eps, Inputs, Labels, Seed, Target
+from unboxed.parameters import Eps, InputBatch, Labels, Seed, Target
 from unboxed.settings import AtLeast, Unit, check_settings
 
 
 @card(name="Scaled gradient", family="attribution", source="a test", shows="Slopes.", does_not_show="More.",
       example=lambda method, box, x, y: method(box, x, y))
 def scaled_gradient(
-    box: Box, x: Inputs, target: Target = None, *, factor: Annotated[float, AtLeast(1), Unit("times"), "Factor."] = 2.0
+    box: Box, x: InputBatch, target: Target = None, *,
+    factor: Annotated[float, AtLeast(1), Unit("times"), "Factor."] = 2.0,
 ) -> Tensor:
     """The gradient times a factor."""
     check_settings(scaled_gradient, locals())
@@ -50,7 +51,7 @@ def scaled_gradient(
 
 @card(name="Random signs", family="adversarial", source="a test", shows="Chance.", does_not_show="Robustness.",
       default_attack={"seed": 3}, gradient_free=True, example=lambda method, box, x, y: method(box, x, y, eps=0.3))
-def random_signs(box: Box, x: Inputs, y: Labels = None, *, eps: Eps = 0.1, seed: Seed = 0) -> Adversarial:
+def random_signs(box: Box, x: InputBatch, y: Labels = None, *, eps: Eps = 0.1, seed: Seed = 0) -> Adversarial:
     """One random corner of the L-inf ball."""
     check_settings(random_signs, locals())
     state = AttackState(box, x, y, norm=resolve_ball(eps, "linf", None))

@@ -174,7 +174,7 @@ def test_resumes_from_a_checkpoint(tmp_path, monkeypatch) -> None:
         ({"eps": [-0.1]}, InputError, "above 0"),
         ({"eps": [8]}, InputError, "8/255"),
         ({"eps": [0.1], "attacks": {}}, InputError, "at least one attack"),
-        ({"eps": [0.1], "norm": "l7"}, InputError, "norm is one of"),
+        ({"eps": [0.1], "norm": "l7"}, InputError, "norm must be"),
     ],
 )
 def test_bad_settings_are_refused(more, error, said) -> None:

@@ -29,7 +29,7 @@ from ..parameters import (
     Bits,
     CheckpointPath,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     LinfOrL2,
     Queries,
@@ -83,7 +83,7 @@ class AutoAdversarial(Adversarial):
 )
 def auto_attack(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -22,7 +22,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     OnlyL2,
     Queries,
@@ -55,7 +55,7 @@ SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates tha
 )
 def boundary(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -23,7 +23,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     LinfOrL2,
     Queries,
@@ -56,7 +56,7 @@ MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
 )
 def hop_skip_jump(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

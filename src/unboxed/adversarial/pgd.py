@@ -17,7 +17,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     NoiseDraws,
     Norm,
@@ -45,7 +45,7 @@ from .result import Adversarial
 )
 def pgd(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -18,7 +18,18 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, Ball, Linf, NormBall, l2_norm
 from ..engine.read.sizes import require_images
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Queries, Seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    Eps,
+    InputBatch,
+    Labels,
+    LinfOrL2,
+    Queries,
+    Seed,
+)
 from ..rng import hashed_uniform
 from ..settings import Above, AtMost, check_settings
 from ..validation import check_seed
@@ -56,7 +67,7 @@ INITIAL_L2_TILES_PER_SIDE = 5  # along each side of an image, at the start of th
 )
 def square(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

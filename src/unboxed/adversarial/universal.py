@@ -16,7 +16,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..objectives import Objective
-from ..parameters import AttackObjective, BatchSize, Eps, Inputs, Labels, Norm, Seed, Steps, StepSize
+from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import check_seed
 from .attack_state import resolve_attack_ball
@@ -81,7 +81,7 @@ class Universal:
 )
 def universal(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

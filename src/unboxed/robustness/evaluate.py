@@ -22,13 +22,14 @@ from ..adversarial.result import Adversarial
 from ..box import Box
 from ..cards import Card, cards
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import format_eps, resolve_ball, unbounded_ball
+from ..engine.optimize.constraints import format_eps, resolve_ball
 from ..engine.read.examples import labeled_examples
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError, NaNError
 from ..model.batching import BatchSize
 from ..model.nan_checks import reindex_error
 from ..objectives import margin
+from ..parameters import Norm
 from ..settings import check_settings
 from ..validation import check_seed
 from .attack_compatibility import check_inputs, check_norms, check_same_norm, compatible_attacks
@@ -71,7 +72,7 @@ def evaluate(
     attacks: Mapping[str, Attack] | None = None,
     *,
     eps: Sequence[float],
-    norm: str = "linf",
+    norm: Norm = "linf",
     max_examples: int | None = None,
     minimal_attack: Attack | None = deepfool,
     check_masking: bool = True,
@@ -132,7 +133,6 @@ def evaluate(
     eps_values = tuple(
         sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})
     )
-    norm = type(unbounded_ball(norm)).__name__.lower()
     if not chosen_attacks:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
     check_inputs(chosen_attacks, box)
@@ -166,7 +166,7 @@ class _EvaluationRun:
     """A running evaluation: one attack, one eps and a part of the examples at a time."""
 
     def __init__(
-        self, box: Box, x: Tensor, y: Tensor, norm: str, eps: tuple[float, ...], attacks: dict[str, Attack],
+        self, box: Box, x: Tensor, y: Tensor, norm: Norm, eps: tuple[float, ...], attacks: dict[str, Attack],
         minimal_attack: Attack | None, attack_kwargs: dict[str, Any],
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
@@ -293,7 +293,7 @@ class _EvaluationRun:
 
     def to_result(self) -> Robustness:
         return Robustness(
-            type(unbounded_ball(self.norm)).__name__.lower(),
+            self.norm,
             self.eps,
             tuple(self.attacks),
             self.box.classes,
