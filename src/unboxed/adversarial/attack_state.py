@@ -290,8 +290,8 @@ def explain_missing_gradient() -> Iterator[None]:
 
 
 def gradient_free_hint() -> str:
-    names = [card.key for card in cards() if card.gradient_free]
-    return f"of the attacks, {', '.join(names)} need no gradient"
+    *names, last = [card.key for card in cards() if card.gradient_free]
+    return f"{', '.join(names)} and {last} attack models without gradients"
 
 
 def resolve_attack_ball(
