@@ -114,7 +114,7 @@ def test_as_many_labels_as_images(tmp_path):
 
 
 class Server:
-    """A mirror on this machine that behaves as told."""
+    """A mirror on this machine with the faults that a test sets."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -170,7 +170,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def nowhere(monkeypatch):
-    """The address of nobody."""
+    """An address without a server."""
     monkeypatch.setenv("no_proxy", "*")
     server = Server({})
     server.close()
@@ -617,7 +617,7 @@ def test_what_is_no_data_set(thing):
         data.first(thing, 3)
 
 
-def test_near_misses_are_told_what_to_pass():
+def test_near_misses_say_what_to_pass():
     with pytest.raises(DataError, match=r"pass its \.dataset"):
         data.first(DataLoader(data.digits()), 3)
     with pytest.raises(DataError, match=r"data\.first"):
