@@ -1,4 +1,4 @@
-"""Where the real data for development lies; a user's clone has none, so the tests that need it skip and say so."""
+"""Where the real data for development is; a user's clone has none, so the tests that need it skip and say so."""
 
 import os
 from pathlib import Path

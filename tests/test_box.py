@@ -150,7 +150,7 @@ def test_bad_images_are_refused(model: Net, bad: Tensor, says: str) -> None:
         boxed(model)(bad)
 
 
-def test_normalized_images_are_told_how_to_decode(model: Net) -> None:
+def test_normalized_images_are_warned_of_with_how_to_decode(model: Net) -> None:
     box = ub.Box(model, ub.Pixels(SHAPE, mean=0.5, std=0.25))
     z = box.inputs.encode(torch.rand(2, *SHAPE))
     with pytest.raises(InputError, match=r"box\.inputs\.decode"):
@@ -184,7 +184,7 @@ def test_tabular_features() -> None:
         box(torch.tensor([[30.0, 1.8, 0.5]]))
 
 
-def test_another_net_is_opened_alike() -> None:
+def test_another_model_is_opened_alike() -> None:
     a, b = (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval() for _ in range(2))
     box = ub.Box(
         a, ub.Pixels((1, 8, 8), 0.4, 0.5), classes=["cat", "dog"], outputs="multilabel", autocast=torch.bfloat16
@@ -196,7 +196,7 @@ def test_another_net_is_opened_alike() -> None:
     )  # fmt: skip
 
 
-def test_a_data_set_in_place_of_a_tensor_is_told_how_to_become_one() -> None:
+def test_a_data_set_in_place_of_a_tensor_is_refused_with_how_to_become_one() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     with pytest.raises(InputError, match=r"data.tensors\(\)"):
         box(ub.data.digits("test"))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Models side by side: the same question to each, checkpoints of a training, and their pictures on one scale."""
+"""Models side by side: the same question to each, checkpoints of a training, and their maps on one scale."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_same_question_to_each() -> None:
     assert torch.equal(found["b"], gradient(b, x, y, batch_size=2))
 
 
-def test_other_inputs_are_refused_before_any_net_runs() -> None:
+def test_other_inputs_are_refused_before_any_model_runs() -> None:
     asked = []
     table = ub.Box(nn.Linear(3, 4), ub.Features(("a", "b", "c")))
     large = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(100, 4)), ub.Pixels((1, 10, 10)))
@@ -117,7 +117,7 @@ def images(*values: float) -> Tensor:
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
 
 
-def test_one_scale_for_all_nets() -> None:
+def test_one_scale_for_all_models() -> None:
     """The same value has the same color in every column, and the largest of all the strongest."""
     shown = drawn.colored_panels({"a": images(1.0, -2.0), "b": images(1.0, 4.0)})
     assert shown.bar is not None

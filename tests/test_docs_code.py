@@ -1,4 +1,4 @@
-"""The code of README, guide and docstrings runs as it stands; what the text beside it provides is provided here.
+"""The code of README, guide and docstrings runs as it is; what the text next to it provides is provided here.
 
 Blocks of Python run in their order, one after another in one namespace, in a folder of their own. Where a block would
 take long, the functions it calls get cheaper defaults; the block itself is what runs.
@@ -248,7 +248,7 @@ def test_cheap_commands_run() -> None:
     assert (done.exit_code, done.stderr) == (0, "")
 
 
-def test_pictures_and_links_exist() -> None:
+def test_images_and_links_exist() -> None:
     for page in (README, GUIDE):
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         links = re.findall(r"\]\((?!http)([^)#]+)\)", text)

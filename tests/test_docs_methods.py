@@ -24,7 +24,7 @@ def test_the_page_is_made_from_the_cards() -> None:
 NO_PICTURE = {"rollout": "the digits model has no attention"}
 
 
-def test_every_method_has_a_small_picture() -> None:
+def test_every_method_has_a_small_figure() -> None:
     methods = {c.key for c in ub.cards() if str(c.method.__module__).startswith("unboxed.")}
     sizes = {p.stem: p.stat().st_size for p in (DOCS / "pictures" / "methods").glob("*.png")}
     message = "run python docs/build_methods.py --figures NAME"

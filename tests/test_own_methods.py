@@ -17,7 +17,8 @@ import unboxed as ub
 from unboxed.cards import card, card_of, cards, find_card
 from unboxed.checks.ranking import candidates
 from unboxed.cli import app
-from unboxed.errors import InputError
+from unboxed.errors import InputError, OutputError
+from unboxed.report.adversarial import default_attacks_in_few_steps as report_attacks
 from unboxed.testing import check_method
 
 SOURCE = '''
@@ -32,14 +33,15 @@ from unboxed.adversarial.result import Adversarial
 from unboxed.cards import card
 from unboxed.engine.gradients.score import gradients
 from unboxed.engine.optimize.constraints import resolve_ball
-from unboxed.parameters import Eps, Inputs, Labels, Seed, Target
+from unboxed.parameters import Eps, InputBatch, Labels, Seed, Target
 from unboxed.settings import AtLeast, Unit, check_settings
 
 
 @card(name="Scaled gradient", family="attribution", source="a test", shows="Slopes.", does_not_show="More.",
       example=lambda method, box, x, y: method(box, x, y))
 def scaled_gradient(
-    box: Box, x: Inputs, target: Target = None, *, factor: Annotated[float, AtLeast(1), Unit("times"), "Factor."] = 2.0
+    box: Box, x: InputBatch, target: Target = None, *,
+    factor: Annotated[float, AtLeast(1), Unit("times"), "Factor."] = 2.0,
 ) -> Tensor:
     """The gradient times a factor."""
     check_settings(scaled_gradient, locals())
@@ -48,8 +50,8 @@ def scaled_gradient(
 
 
 @card(name="Random signs", family="adversarial", source="a test", shows="Chance.", does_not_show="Robustness.",
-      example=lambda method, box, x, y: method(box, x, y, eps=0.3))
-def random_signs(box: Box, x: Inputs, y: Labels = None, *, eps: Eps = 0.1, seed: Seed = 0) -> Adversarial:
+      default_attack={"seed": 3}, gradient_free=True, example=lambda method, box, x, y: method(box, x, y, eps=0.3))
+def random_signs(box: Box, x: InputBatch, y: Labels = None, *, eps: Eps = 0.1, seed: Seed = 0) -> Adversarial:
     """One random corner of the L-inf ball."""
     check_settings(random_signs, locals())
     state = AttackState(box, x, y, norm=resolve_ball(eps, "linf", None))
@@ -102,6 +104,35 @@ def test_the_attack_evaluates_and_the_attribution_is_ranked(source: Path, tmp_pa
     assert "random_signs" in json.loads((tmp_path / "attack.json").read_text())["robust"]
     box = ub.load("zoo:digits-cnn")
     assert "scaled_gradient" in candidates(box)
+
+
+def test_a_default_attack_takes_part_in_evaluations_and_reports(source: Path) -> None:
+    attacks = ub.robustness.default_attacks()
+    assert list(attacks) == ["random_signs", "fgsm", "pgd", "square"]  # by their model runs
+    assert [attacks[name].keywords for name in ("random_signs", "square")] == [{"seed": 3}, {"queries": 500}]
+    box, data = ub.Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(3)
+    result = ub.robustness.evaluate(box, data, eps=[0.1], norm="linf", minimal_attack=None, check_masking=False)
+    assert result.attacks == (*attacks,)
+    assert [*report_attacks()] == ["Random signs", "FGSM", "PGD-20"]
+
+
+def test_a_gradient_free_attack_is_named_where_there_is_no_gradient(source: Path) -> None:
+    box, (x, y) = ub.Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(3)
+    box = ub.Box(Detached(box.model), box.inputs, outputs="logits")
+    with pytest.raises(OutputError, match="square, hop_skip_jump, boundary and random_signs attack models without"):
+        ub.adversarial.pgd(box, x, y, eps=0.1)
+
+
+class Detached(torch.nn.Module):
+    """A model without a gradient of its input."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(x)
+        return logits.detach()
 
 
 def test_they_keep_the_contracts(source: Path) -> None:

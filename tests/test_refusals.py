@@ -23,7 +23,7 @@ class Rounded(nn.Module):
 
 
 class Whole(nn.Module):
-    """A model that looks at whole numbers on its way."""
+    """A model that uses integers on its way."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checks of settings: what their errors say, and seeds of any size at every door."""
+"""Checks of settings: what their errors say, and seeds of any size at every entry point."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def bounds() -> Iterator[tuple[str, ast.expr]]:
 
 
 def printable(bound: ast.expr) -> bool:
-    """Whether a reader may meet it: a variable, or a literal number of an everyday size."""
+    """Whether a reader may see it: a variable, or a literal number of an everyday size."""
     if isinstance(bound, (ast.Name, ast.Attribute)):
         return True
     try:
@@ -182,7 +182,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     assert suggest("xyz", map(str, range(20)), max_listed=2) == "there are '0', '1', ..."
 
 
-def test_every_door_is_here() -> None:
+def test_every_entry_point_is_here() -> None:
     spaces = {"": ub} | {n: getattr(ub, n) for n in ("activations", "adversarial", "attribution", "checks", "data")}
     spaces |= {n: getattr(ub, n) for n in ("plots", "robustness", "synthesis", "training", "zoo")}
     spaces |= {n: importlib.import_module(f"unboxed.{n}") for n in ("loading", "cli.explain", "training.shortcut")}
@@ -198,7 +198,7 @@ def test_every_door_is_here() -> None:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_doors_take_any_seed_and_refuse_what_is_none(door: str) -> None:
+def test_entry_points_take_any_seed_and_refuse_what_is_none(door: str) -> None:
     for seed in (-1, 2**60 + 1, 10**40):
         assert differences(result_tensors(DOORS[door](seed)), result_tensors(DOORS[door](check_seed(seed))), 0.0) == []
     for bad in ("a", 1.5, None):
@@ -206,7 +206,7 @@ def test_doors_take_any_seed_and_refuse_what_is_none(door: str) -> None:
             DOORS[door](bad)
 
 
-def test_long_doors_refuse_what_is_no_seed(tmp_path: Path) -> None:
+def test_slow_entry_points_refuse_what_is_no_seed(tmp_path: Path) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "report": lambda: ub.report(BOX, (X, Y), tmp_path / "report", seed="a", quiet=True),  # type: ignore[arg-type]
         "checks.shortcut": lambda: ub.checks.shortcut(BOX, BOX, X, Y, MARK, seed="a"),  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def test_a_call_that_comes_back_through_torch() -> None:
     assert (seen[0].filename, seen[0].lineno) == (__file__, inspect.currentframe().f_lineno - 1)  # type: ignore[union-attr]
 
 
-def test_each_line_is_told_once() -> None:
+def test_each_line_is_reported_once() -> None:
     """The default filter shows a warning once a line, as for warnings.warn: the caller's registry is used."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.resetwarnings()

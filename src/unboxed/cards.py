@@ -65,6 +65,10 @@ class Card:
     exempt: Mapping[str, str] = field(default_factory=dict)  # {contract: the reason why it does not apply}
     axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOMS
     minimal: bool = False  # of attacks: searches for the smallest change, instead of any within eps
+    gradient_free: bool = False  # of attacks: needs the model's outputs alone
+    default_attack: Mapping[str, Any] | None = (
+        None  # settings with which evaluations run it by default; None: they do not
+    )
     runs: Callable[[Mapping[str, Any]], float] = lambda settings: 1  # model runs per input, from the settings
     order: int = 100  # small numbers first where methods are listed or not all can be run
 
@@ -111,6 +115,8 @@ def card(
     exempt: Mapping[str, str] | None = None,
     axioms: tuple[str, ...] = (),
     minimal: bool = False,
+    gradient_free: bool = False,
+    default_attack: Mapping[str, Any] | None = None,
     runs: Callable[[Mapping[str, Any]], float] | float = 1,
     order: int = 100,
 ) -> Callable[[Method], Method]:
@@ -128,6 +134,9 @@ def card(
         exempt: {contract: reason} of contracts that cannot hold for it.
         axioms: Those of `AXIOMS` that it keeps exactly.
         minimal: Of an attack: it searches for the smallest change; False: for any within eps.
+        gradient_free: Of an attack: it needs the model's outputs alone.
+        default_attack: Of an attack: the settings with which `robustness.evaluate` runs it where no attack is named.
+            None: it runs only where it is named.
         runs: Model runs per input: a number, or a function of the settings, `lambda s: s["n_samples"]`.
         order: Place among the methods of its family, small numbers first.
 
@@ -161,6 +170,8 @@ def card(
             dict(exempt or {}),
             axioms,
             minimal,
+            gradient_free,
+            default_attack,
             runs if callable(runs) else lambda settings: runs,
             order,
         )

@@ -18,7 +18,7 @@ from .settings import Above, AtLeast, Below, Holds, Unit
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
 
-Inputs = Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
+InputBatch = Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
 Labels = Annotated[Tensor | int | None, Holds("labels"), "Correct classes (N,), or one for all."]
 Target = Annotated[
     int | Tensor | Objective | None, Holds("target"), "The score: a class, one per example (N,), or an objective."

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral
@@ -116,6 +116,9 @@ class Setting:
             self._check_range(check_float, value)
         elif self.kind == "bool" and not isinstance(value, bool):
             raise InputError(f"{self.name} must be True or False; got {value!r}")
+        elif self.kind == "layers" and isinstance(value, Sized) and not len(value):
+            rest = ", or leave it out" if self.optional else ""
+            raise InputError(f"{self.name} must name a layer; got {value!r}. Give an address of `box.layers`{rest}")
 
     def _check_range(self, check: Callable[..., Any], value: Any) -> None:
         try:
@@ -153,7 +156,7 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
             setting.check(values[name])
 
 
-CHECKED_KINDS = ("int", "float", "bool", "choice")  # of which `Setting.check` refuses values
+CHECKED_KINDS = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values
 _SETTINGS_BY_METHOD: WeakKeyDictionary[Callable[..., Any], dict[str, Setting]] = (
     WeakKeyDictionary()
 )  # read once per method

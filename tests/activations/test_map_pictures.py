@@ -1,4 +1,4 @@
-"""Maps as pictures, as a block of the report, and as files for TensorBoard's projector."""
+"""Maps as figures, as a block of the report, and as files for TensorBoard's projector."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_scatter_has_every_class_in_its_color() -> None:
 
 
 def numbered(n: int) -> torch.Tensor:
-    """Images whose gray tells which they are."""
+    """Images whose gray level is their number."""
     return (torch.arange(n).float() / (n - 1)).view(n, 1, 1, 1).expand(n, 1, 4, 4)
 
 
@@ -120,7 +120,7 @@ def built(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, str]]:
     return made.path.read_text(), made.failures
 
 
-def test_the_section_for_all_kinds_of_nets(tmp_path: Path) -> None:
+def test_the_section_for_all_kinds_of_models(tmp_path: Path) -> None:
     torch.manual_seed(0)
     table = ub.Box(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), ub.Features(("a", "b", "c", "d")))
     number = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).eval(), ub.Pixels((3, 4, 4)), outputs="regression")

@@ -23,7 +23,7 @@ def opened(*layers: nn.Module, side: tuple[int, int] = (24, 18)) -> ub.Box:
 
 
 def by_hand(steps: list[tuple[int, int, int, int]], side: int) -> list[Span]:
-    """Positions' spans of input, tap by tap, from (kernel, stride, padding, dilation) of each layer."""
+    """Positions' spans of input, weight by weight, from (kernel, stride, padding, dilation) of each layer."""
     seen = [{i} for i in range(side)]
     for kernel, stride, padding, dilation in steps:
         n = (len(seen) + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

@@ -71,7 +71,7 @@ def forwards(c: MethodCase) -> list[int]:
 
 @pytest.mark.parametrize(("how", "looks"), [({}, 1 + 5), ({"restarts": 3}, 1 + 15), ({"n_targets": 9}, 2 + 15)])
 def test_queries_are_counted(how: dict[str, Any], looks: int) -> None:
-    """One look at the original; a run of four steps has five; targets= ranks the classes by one more."""
+    """One forward of the original; a run of four steps has five; targets= ranks the classes by one more."""
     c = make_case("plain")
     seen = forwards(c)
     got = apgd(c.box, c.x[:1], c.y[:1], eps=1e-4, steps=4, **how)

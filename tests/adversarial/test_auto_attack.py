@@ -61,7 +61,7 @@ def test_some_examples_are_robust() -> None:
 
 
 def test_robust_examples_take_the_queries_of_all_four() -> None:
-    """The original; APGD's 5 looks; the ranking and 3 times 5; FAB's own; Square's 12."""
+    """The original; APGD's 5 forwards; the ranking and 3 times 5; FAB's own; Square's 12."""
     c = wide(3)
     got = auto_attack(c.box, c.x[:1], c.y[:1], **{**SMALL, "eps": 1e-5})
     alone = ub.adversarial.fab(c.box, c.x[:1], c.y[:1], eps=1e-5, norm="linf", n_targets=9, steps=4)
@@ -70,7 +70,7 @@ def test_robust_examples_take_the_queries_of_all_four() -> None:
 
 
 def test_equals_its_attacks_run_separately() -> None:
-    """What the first stage leaves is what APGD leaves, and no row falls to a part alone that stands here."""
+    """What the first stage leaves is what APGD leaves, and no row is fooled by a part alone that is robust here."""
     c = wide()
     got = auto_attack(c.box, c.x, c.y, **SMALL)
     how = {"eps": 0.02, "norm": "linf", "steps": 4}
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 class Dense(nn.Module):
-    """What a checkpoint can't see in the weights: which function lies between them."""
+    """What a checkpoint can't see in the weights: which function is between them."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

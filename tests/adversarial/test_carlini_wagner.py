@@ -166,7 +166,7 @@ def test_no_weaker_than_foolbox() -> None:
 
 
 def test_early_stop_drops_rows_whose_loss_stalls() -> None:
-    """With early_stop=False, each row uses all of its steps, besides two queries for the original."""
+    """With early_stop=False, each row uses all of its steps, and two queries for the original."""
     box, x, y, _ = linear()
     quick = carlini_wagner(box, x, y, **QUICK)
     whole = carlini_wagner(box, x, y, **QUICK, early_stop=False)

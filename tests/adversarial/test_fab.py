@@ -141,7 +141,7 @@ def test_early_stop_within_eps() -> None:
 
 
 def test_rows_are_dropped_during_a_run() -> None:
-    """On a linear model the second step crosses at the latest: a look at the original, and two a step."""
+    """On a linear model the second step crosses at the latest: one forward of the original, and two per step."""
     box, x, y = near_a_boundary(4, 12)[:3]
     found = fab(box, x, y, norm="l2", eps=3.0, steps=30)
     assert found.success.all()
@@ -149,7 +149,7 @@ def test_rows_are_dropped_during_a_run() -> None:
 
 
 def test_queries_are_counted() -> None:
-    """A look at the originals, at their classes; two a step of each run; five for the final search."""
+    """A forward of the originals, one for their classes; two per step of each run; five for the final search."""
     box, x, y = near_a_boundary(4, 12)[:3]
     wrong = y.clone()
     wrong[0] = (y[0] + 1) % 4

@@ -123,7 +123,7 @@ def test_a_tenth_of_the_pixels_mutate() -> None:
 
 @pytest.mark.parametrize("how", WAYS)
 def test_finished_classes_are_dropped(how: str) -> None:
-    """With little confidence wanted nothing moves after the first look."""
+    """With little confidence wanted nothing moves after the first forward."""
     made = fooling(boxed(), algorithm=how, confidence=1e-6, steps=5, n_children=4)
     assert len(made.confidence_history) == 1
     assert made.n_evaluated == 4

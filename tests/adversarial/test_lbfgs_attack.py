@@ -40,18 +40,18 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 
-def looked(f: Problem, z: Tensor) -> tuple[Tensor, Tensor]:
+def evaluated(f: Problem, z: Tensor) -> tuple[Tensor, Tensor]:
     z = z.detach().requires_grad_()
     value = f(z)
     return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
 
 def ours(f: Problem, z: Tensor, looks: int) -> LBFGSState:
-    search = initial_state(z, *looked(f, z), torch.ones(N).double(), LOW, HIGH)
+    search = initial_state(z, *evaluated(f, z), torch.ones(N).double(), LOW, HIGH)
     for _ in range(looks):
         trial = search.trial(LOW, HIGH)
         assert ((trial >= 0) & (trial <= 1)).all()
-        search = select_states(search.finished, search, search.update(trial, *looked(f, trial), LOW, HIGH, 1e-14))
+        search = select_states(search.finished, search, search.update(trial, *evaluated(f, trial), LOW, HIGH, 1e-14))
     return search
 
 
@@ -63,7 +63,7 @@ def test_minimum_equals_scipys(name: str) -> None:
     for i in range(N):
 
         def one(a: np.ndarray, i: int = i) -> tuple[float, np.ndarray]:
-            value, grad = looked(f, start.index_copy(0, torch.tensor([i]), torch.from_numpy(a)[None]))
+            value, grad = evaluated(f, start.index_copy(0, torch.tensor([i]), torch.from_numpy(a)[None]))
             return float(value[i]), grad[i].numpy()
 
         peer = minimize(one, start[i].numpy(), jac=True, method="L-BFGS-B", bounds=[(0, 1)] * D,
@@ -78,7 +78,7 @@ def test_changing_c_needs_no_query() -> None:
     search = ours(f, torch.full((N, D), 0.5).double(), 5)
     r = search.z - FAR
     known = search.restart_with(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
-    value, grad = looked(g, search.z)
+    value, grad = evaluated(g, search.z)
     assert torch.allclose(known.value, value)
     assert torch.allclose(known.grad, grad)
 

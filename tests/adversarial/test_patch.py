@@ -43,7 +43,7 @@ def images(n: int = 6, shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) -> Ten
 
 
 def put_literally(placing: PatchPlacement, image: Tensor, x: Tensor, u: Tensor) -> Tensor:
-    """Pixel by pixel: turn its center back into the patch, look whether that is inside, and mix the four nearest."""
+    """Pixel by pixel: turn its center back into the patch, check whether that is inside, and mix the four nearest."""
     out = x.clone()
     side, height, width = image.shape[-1], *x.shape[-2:]
     for i, (a, s, across, down) in enumerate(u.double().tolist()):

@@ -1,4 +1,4 @@
-"""The square attack: no gradient, exact budgets, inside its ball, no look lost."""
+"""The square attack: no gradient, exact budgets, inside its ball, no query wasted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_fooled_rows_are_dropped() -> None:
 
 @pytest.mark.parametrize("model", ["plain", "color"])
 def test_every_query_is_used(model: str) -> None:
-    """Each image that is looked at is another than the best so far."""
+    """Each image that is evaluated is another than the best so far."""
     c = make_case(model)
     seen = Seen(c.box)
     square(c.box, c.x[:1], c.y[:1], eps=0.01, queries=80)

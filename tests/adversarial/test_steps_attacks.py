@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.adversarial import Adversarial, bim, fgsm, mi_fgsm, pgd
+from unboxed.adversarial import Adversarial, apgd, auto_attack, bim, fgsm, mi_fgsm, pgd, square
 from unboxed.engine.optimize.constraints import L1, L2, Linf
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 
@@ -201,6 +202,25 @@ def test_a_ball_in_place_of_eps_and_norm(box: ub.Box, x: Tensor, y: Tensor) -> N
         assert a.norm == b.norm == norm
 
 
+class OwnBall:
+    """A caller's own ball: an attack knows no more of it than its methods."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps, linf = eps, Linf(eps)
+        self.sample, self.steepest_direction = linf.sample, linf.steepest_direction
+        self.project, self.distance = linf.project, linf.distance
+
+
+def test_an_own_ball_is_taken_where_its_methods_suffice(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    for attack in (pgd, partial(apgd, steps=3)):
+        same = attack(box, x, y, ball=OwnBall(0.04)).images == attack(box, x, y, eps=0.04).images
+        assert same.all()
+    for attack in (square, auto_attack):
+        for ball in (OwnBall(0.04), L1(0.5)):
+            with pytest.raises(InputError, match=f'norm="linf" or "l2".* got {type(ball).__name__}'):
+                attack(box, x, y, ball=ball)
+
+
 def test_starts_are_uniform_in_the_l1_ball() -> None:
     """Of D values, |d|_1 / eps has the distribution u ** (1 / D), and each value the same one, symmetric."""
     x = torch.zeros(4000, 3, dtype=torch.float64)
@@ -281,7 +301,7 @@ def test_eot_of_a_deterministic_model_costs_nothing(box: ub.Box, x: Tensor, y: T
 # ---- rows that change one another ------------------------------------------------------------------------------------
 
 
-class Company(nn.Module):
+class BatchDependent(nn.Module):
     """A row is taken for class 1 by its own value, less what the others have."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +312,7 @@ class Company(nn.Module):
 
 def test_batch_dependent_rows_are_evaluated_together() -> None:
     """Row 0 fools the model after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
-    box = ub.Box(Company().double(), ub.Pixels((1, 1, 1)), outputs="logits")
+    box = ub.Box(BatchDependent().double(), ub.Pixels((1, 1, 1)), outputs="logits")
     assert box.batch_dependent
     x = torch.tensor([0.35, 0.2]).view(2, 1, 1, 1)
     made = bim(box, x, 0, eps=0.5, step=0.1, steps=6)
@@ -303,7 +323,7 @@ def test_batch_dependent_rows_are_evaluated_together() -> None:
 
 
 def test_initially_misclassified_rows_stay_in_a_batch_dependent_batch() -> None:
-    box = ub.Box(Company(), ub.Pixels((1, 1, 1)), outputs="logits")
+    box = ub.Box(BatchDependent(), ub.Pixels((1, 1, 1)), outputs="logits")
     x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)
     made = pgd(box, x, 0, eps=0.3, restarts=3)
     assert made.initially_misclassified.tolist() == [True, False]
@@ -323,7 +343,7 @@ class Cut(nn.Module):
 @every_one
 def test_a_zero_gradient_is_warned_of(attack: Callable[..., Adversarial], x: Tensor) -> None:
     box = ub.Box(Cut(), ub.Pixels((1, 8, 8)), outputs="logits")
-    with pytest.warns(UnboxedWarning, match=r"exactly zero \(or NaN\) for \d+ of \d+ examples.*square, boundary"):
+    with pytest.warns(UnboxedWarning, match=r"exactly zero \(or NaN\) for \d+ of \d+ examples.*square.* boundary"):
         made = attack(box, x, box.predict(x), eps=0.01)
     assert not made.success.any()
 
@@ -348,7 +368,7 @@ def test_a_model_without_gradient_names_gradient_free_attacks(x: Tensor) -> None
             return x.detach().flatten(1)[:, :3]
 
     box = ub.Box(Detached(), ub.Pixels((1, 8, 8)), outputs="logits")
-    with pytest.raises(OutputError, match="square, boundary and hop_skip_jump"):
+    with pytest.raises(OutputError, match="square, hop_skip_jump and boundary"):
         pgd(box, x, box.predict(x), eps=0.1)
 
 

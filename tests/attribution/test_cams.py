@@ -48,7 +48,7 @@ class Residual(nn.Module):
         return self.fc(self.layer(self.stem(x)).mean((2, 3)))
 
 
-def test_a_residual_block_is_looked_at_after_its_sum() -> None:
+def test_a_residual_block_is_read_after_its_sum() -> None:
     box, x = ub.Box(seeded(Residual), COLOR), images()
     assert torch.equal(cam(box, x), cam(box, x, layer="layer"))
     assert not torch.allclose(cam(box, x), cam(box, x, layer="layer.1.bn"))
@@ -148,8 +148,8 @@ def test_the_last_map_that_all_of_the_score_passes_through(build: type[nn.Module
     assert torch.allclose(got, want, atol=1e-12)
 
 
-def test_a_net_with_a_scripted_part_is_told_of_or_right() -> None:
-    """Whatever the scripted part lets be seen at one look and not at another."""
+def test_a_model_with_a_scripted_part_is_reported_or_right() -> None:
+    """Whatever the scripted part shows in one forward and not in another."""
     c = make_case("scripted_part", torch.float64)
     found = [either(c) for _ in range(3)]
     made = [m for m in found if isinstance(m, Tensor)]
@@ -225,7 +225,7 @@ def test_upsample_is_a_flag() -> None:
         ub.attribution.grad_cam(c.box, c.x, upsample="bilinear")
 
 
-def test_a_blank_map_is_told() -> None:
+def test_a_blank_map_is_reported() -> None:
     c = make_case("plain")
     with torch.no_grad():
         c.box.model.fc.weight.abs_().neg_()
@@ -275,7 +275,7 @@ def test_tokens_are_laid_on_their_grid(class_token: bool, by_conv: bool) -> None
 
 
 def test_grids_of_tokens() -> None:
-    """Told by square patches, with a class token or without, or by the map that was cut; else not told."""
+    """Recognized by square patches, with a class token or without, or by the map that was cut; else not."""
     box = ub.Box(seeded(Residual), COLOR)
     found = {t: token_grid(box, t) for t in (8, 9, 32, 33, 7, 128)}
     assert {t: (g.size, g.n_extra_tokens) if g else None for t, g in found.items()} == {

@@ -94,7 +94,7 @@ def test_a_score_of_nan_at_x(name: str) -> None:
         SHARES[name](opened, images())
 
 
-def test_what_is_off_is_told_in_the_scores_unit() -> None:
+def test_what_is_off_is_reported_in_the_scores_unit() -> None:
     """A ratio to a difference of zero says nothing."""
 
     class Bump(Normed):

@@ -47,7 +47,7 @@ def test_an_op_of_ones_own_is_refused() -> None:
         ub.attribution.deep_lift(made(lambda a, b: Own.apply(a)), images(), 1)
 
 
-def test_a_net_that_goes_another_way_for_the_baseline_is_refused() -> None:
+def test_a_model_that_branches_differently_for_the_baseline_is_refused() -> None:
     box = made(lambda a, b: a.relu() if float(a.detach().mean()) > -0.1 else a.tanh().sigmoid())
     x = images()
     x[:] = 1

@@ -43,7 +43,7 @@ def opened(score: Any, n: int = 3) -> tuple[ub.Box, Tensor]:
 
 
 def test_exact_on_quadratics() -> None:
-    """The midpoint rule is, by any number of steps; so the first look is enough."""
+    """The midpoint rule is, by any number of steps; so the first evaluations are enough."""
     box, x = opened(lambda z: (z**2 @ W.to(z))[:, None])
     want = x**2 * W.view(1, 1, 8, 8)
     for n in (1, 2, 5):
@@ -55,7 +55,7 @@ def test_exact_on_quadratics() -> None:
 
 @pytest.mark.parametrize(("tol", "first"), [(1.0, 4), (0.1, 4), (0.05, 5), (0.03, 9), (0.015, 16), (1e-3, 16)])
 def test_a_loose_tolerance_starts_from_fewer_points(tol: float, first: int) -> None:
-    """Exact on quadratics from any start, so no point is added to the first look."""
+    """Exact on quadratics from any start, so no point is added to the first evaluations."""
     box, x = opened(lambda z: (z**2 @ W.to(z))[:, None])
     found = integrated_gradients(box, x, 0, tol=tol)
     assert found.n_steps.tolist() == [first] * 3
@@ -86,7 +86,7 @@ def test_the_tolerance_is_kept(model: str, tol: float) -> None:
 
 
 def test_examples_stop_one_by_one() -> None:
-    """One that is straight takes the first look alone, one with kinks more; each row that ran is counted."""
+    """One that is straight takes the first evaluations alone, one with kinks more; each row that ran is counted."""
     box, x = opened(lambda z: (z @ W.to(z)).abs()[:, None] + 40 * (z.sum(1, keepdim=True) - 29.1).relu())
     x[0] = W.view(1, 8, 8).clamp(min=0) / 2
     found = integrated_gradients(box, x, 0, tol=1e-6)
@@ -134,7 +134,7 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients beside kinks stay: with half as many kept, the tolerance is still reached, in no more steps."""
+    """Gradients next to kinks stay: with half as many kept, the tolerance is still reached, in no more steps."""
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     monkeypatch.setattr(adaptive_quadrature, "MAX_STORED_GRADIENTS", 40)
@@ -165,7 +165,7 @@ def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPat
     assert torch.allclose(found.map[0], want, rtol=1e-9, atol=1e-12)
 
 
-def test_a_budget_that_runs_out_is_told() -> None:
+def test_a_budget_that_runs_out_is_reported() -> None:
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     with pytest.warns(UnboxedWarning, match="did not reach the tolerance for [123] of 3"):
@@ -244,7 +244,7 @@ def test_where_examples_depend_on_one_another(model: str) -> None:
     assert torch.allclose(found.map, want, rtol=1e-9, atol=1e-12)
 
 
-def test_a_hidden_unit_stops_the_net_there() -> None:
+def test_a_hidden_unit_stops_the_model_there() -> None:
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     found = integrated_gradients(box, x, ub.neuron("conv2", 1), tol=1e-3)
@@ -294,7 +294,7 @@ def test_noise_in_a_columns_own_units() -> None:
     assert torch.allclose(z.std(0), torch.tensor([0.2, 0.2]), rtol=0.15)
 
 
-def test_vargrad_of_a_straight_net_is_zero() -> None:
+def test_vargrad_of_a_linear_model_is_zero() -> None:
     entry = awkward.get_model("plain")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
     box = ub.Box(model, entry.inputs)

@@ -21,7 +21,7 @@ WIDTH = 0.25
 
 
 def score(z: Tensor) -> Tensor:
-    """A probability of masks (K, 12) in which players work together in twos and threes."""
+    """A probability of masks (K, 12) in which features interact in twos and threes."""
     weight = torch.linspace(-2, 3, 12, dtype=torch.float64)
     return (z @ weight + 3 * z[:, 0] * z[:, 5] - 4 * z[:, 2] * z[:, 7] * z[:, 9] - 3).sigmoid()
 
@@ -91,7 +91,7 @@ def test_standard_errors_are_true(control: bool) -> None:
 
 
 def bent(z: Tensor) -> Tensor:
-    """A score of masks (K, 12) of which much is due to players in twos, threes and more."""
+    """A score of masks (K, 12) of which much is due to features in twos, threes and more."""
     g = torch.Generator().manual_seed(0)
     twos, ones, threes = (
         torch.randn(12, 12, generator=g),
@@ -138,7 +138,7 @@ def test_intervals_cover(n: int, regression: Any) -> None:
     assert float(error.square().mean().sqrt()) < (1.7 if n >= 48 else 5) * float(away.square().mean().sqrt())
 
 
-def test_few_samples_are_told_of() -> None:
+def test_few_samples_are_warned_of() -> None:
     box, x = digits(1)
     with pytest.warns(UnboxedWarning, match=r"n_samples=60 are few for \d+ segments .* take n_samples of \d+") as met:
         A.lime(box, x, 7, segments=("squares", 4), n_samples=60)
@@ -156,7 +156,7 @@ def test_too_few_samples_for_the_superpixels_of_an_image(method: Any) -> None:
 
 
 def test_masks_are_an_orthogonal_array() -> None:
-    """In a whole block every three players are kept in all eight ways equally often; each mask is a fair draw."""
+    """In a whole block every three features are kept in all eight ways equally often; each mask is a fair draw."""
     z = bernoulli_masks(12, 1 + 2 * 16 * 3, 0).float_masks[1:]
     for i, j, k in [(0, 1, 2), (3, 7, 11), (5, 6, 10)]:
         ways = (4 * z[:, i] + 2 * z[:, j] + z[:, k]).long()
@@ -252,7 +252,7 @@ def test_a_linear_score_is_found_exactly() -> None:
     assert float(found.standard_error.abs().max()) < 1e-9
 
 
-def test_a_regression_net() -> None:
+def test_a_regression_model() -> None:
     torch.manual_seed(0)
     box = ub.Box(nn.Linear(6, 2), ub.Features(tuple("abcdef")), outputs="regression")
     x = torch.randn(3, 6)

@@ -179,7 +179,7 @@ def test_relevance_is_conserved_without_biases(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["composite", "epsilon", "gamma"])
-def test_relevance_is_conserved_on_residual_nets(rule: str) -> None:
+def test_relevance_is_conserved_on_residual_models(rule: str) -> None:
     """Batch norm as a scale alone."""
     model = seeded(ResNet20, bias=False)
     for m in model.modules():
@@ -222,7 +222,7 @@ def test_lrp_0_is_gradient_times_input(epsilon: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ALL)
-def test_on_trained_like_nets_relevance_is_of_the_scores_size(rule: str) -> None:
+def test_on_trained_like_models_relevance_is_of_the_scores_size(rule: str) -> None:
     for build in (CNN, ResNet20, ViT):
         box = box_of(seeded(build))
         got = lrp(box, images(), rule=rule)
@@ -251,7 +251,7 @@ def test_attention_by_hand_is_the_fused_one(rule: str, attend: Attend) -> None:
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_multihead_attention_is_looked_into(need_weights: bool) -> None:
+def test_relevance_goes_through_multihead_attention(need_weights: bool) -> None:
     x, model = images(), seeded(ViT)
     want = lrp(box_of(model), x, 1)
     model.attentions = nn.ModuleList(Multihead(a, need_weights) for a in model.attentions).double()
@@ -459,7 +459,7 @@ MORE: list[dict[str, Any]] = [{}, {"num_layers": 2, "bidirectional": True}, {"bi
 
 @pytest.mark.parametrize("kind", RECURRENT)
 @pytest.mark.parametrize("more", MORE, ids=["plain", "two layers, both ways", "no bias"])
-def test_fused_recurrent_layers_are_looked_into(kind: str, more: dict[str, Any]) -> None:
+def test_relevance_goes_through_fused_recurrent_layers(kind: str, more: dict[str, Any]) -> None:
     """The score is what the fused op gives, and without biases relevance is conserved."""
     model, x = seeded(lambda: Rows(RECURRENT[kind], **more), bias=False), images()
     assert lost(box_of(model), x, rule="epsilon", epsilon=1e-12) < EXACT
@@ -555,7 +555,7 @@ def test_scripted_products_are_seen() -> None:
         lrp(box_of(seeded(lambda: Middle(scripted(square)))), images(), 1)
 
 
-def test_only_scales_bear_nothing() -> None:
+def test_only_scales_receive_no_relevance() -> None:
     with pytest.raises(OutputError, match="does not depend on the input"):
         lrp(box_of(seeded(lambda: Middle(lambda h: 1 / (2 + h.square())))), images(), 1)
 

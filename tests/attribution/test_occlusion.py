@@ -156,7 +156,7 @@ def test_batches_are_as_large_as_asked() -> None:
 
 
 class Typed(Small):
-    """What tells windows from tensors."""
+    """What distinguishes windows from tensors."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Typed(Small):
 
 
 @pytest.mark.parametrize("how", ["raises", "differs", "swallows", "counts"])
-def test_nets_that_tell_windows_from_tensors(how: str) -> None:
+def test_models_that_distinguish_windows_from_tensors(how: str) -> None:
     x = images()
     want = occlusion(opened(), x, 1, window=6, stride=5)
     got = occlusion(opened(Typed(how)), x, 1, window=6, stride=5)
@@ -209,7 +209,7 @@ def kept(model: Keeping) -> list[Any]:
     return [model.mask, model.features, *model.many, *named, *model._buffers.values(), model.pair[0], *model.history]
 
 
-def test_nets_that_keep_maps_keep_tensors() -> None:
+def test_models_that_keep_maps_keep_tensors() -> None:
     model, x = Keeping(), images()
     box = opened(model)
     settings: dict[str, Any] = {"window": 6, "stride": (12, 16)}
@@ -220,7 +220,7 @@ def test_nets_that_keep_maps_keep_tensors() -> None:
     )
 
 
-def test_nets_that_fail_keep_no_windows() -> None:
+def test_models_that_fail_keep_no_windows() -> None:
     model = Keeping()
     box = opened(model)
     model.fails = True
@@ -230,7 +230,7 @@ def test_nets_that_fail_keep_no_windows() -> None:
 
 
 def test_what_a_hook_keeps_is_seen() -> None:
-    """It lies where nobody can look; but it lives."""
+    """It is out of reach, but not freed."""
     model, last = Small(), dict[str, Any]()
     box = opened(model)
     model.conv1.register_forward_hook(lambda module, args, out: last.update(out=out))
@@ -248,7 +248,7 @@ class Unpooled(Small):
         return self.fc(F.max_pool2d(F.relu(self.conv2(F.pad(h, (1, 1, 1, 1)))), 2).flatten(1)[:, : 8 * 7 * 9])
 
 
-def test_where_the_largest_lies_is_told_by_whole_runs() -> None:
+def test_the_position_of_the_largest_is_found_by_full_runs() -> None:
     box = opened(Unpooled())
     kinds = seen(box)
     occlusion(box, images(1), 0, window=6, stride=3)
@@ -257,7 +257,7 @@ def test_where_the_largest_lies_is_told_by_whole_runs() -> None:
 
 
 class AtCorners(Small):
-    """Windows are told from tensors only where one lies in a corner."""
+    """Windows differ from tensors only where one is in a corner."""
 
     def forward(self, x: Any) -> Any:
         out = super().forward(x)
@@ -273,7 +273,7 @@ def test_a_corner_is_compared_too() -> None:
     )
 
 
-def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
+def test_a_model_that_was_rebuilt_is_inspected_again() -> None:
     model, x = Small(), images()
     box = opened(model)
     occlusion(box, x, 1, window=6, stride=5)
@@ -284,7 +284,7 @@ def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
     assert kinds.count("Tensor") == 2
 
 
-def test_a_net_that_turns_windows_down_later_is_run_whole() -> None:
+def test_a_model_that_refuses_windows_later_is_run_in_full() -> None:
     model, x = Typed("no"), images()
     box = opened(model)
     want = occlusion(box, x, 1, window=6, stride=5)

@@ -1,4 +1,4 @@
-"""A mask from a map: the object that seeds and colors tell."""
+"""A mask from a map: the object that seeds and colors determine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_blank_map_points_at_nothing() -> None:
 
 
 def test_one_color_alone() -> None:
-    """An image without colors to tell apart keeps its seeds and does not fail."""
+    """An image without distinct colors keeps its seeds and does not fail."""
     maps, image, _ = scene()
     mask = ub.attribution.segmentation(maps, torch.full_like(image, 0.5))[0]
     assert mask[maps[0, 0] >= maps.quantile(0.95)].all()

@@ -66,7 +66,7 @@ def test_intervals_cover(n: int) -> None:
     assert float(error.square().mean().sqrt()) < (2 if n >= 48 else 6) * float(off.square().mean().sqrt())
 
 
-def test_few_samples_are_told_of() -> None:
+def test_few_samples_are_warned_of() -> None:
     box, x = table()
     with pytest.warns(UnboxedWarning, match="n_samples=47 are few for 12 segments .* 48 or more") as met:
         A.kernel_shap(box, x, 1, n_samples=47)
@@ -82,8 +82,8 @@ def test_examples_have_enough_samples(method: Any) -> None:
     own.example(method, ub.Box(entry.model, entry.inputs), entry.images(2), 1)
 
 
-def test_an_image_beside_a_table() -> None:
-    """By default the image is cut into squares and columns stand for themselves, few enough to be exact."""
+def test_an_image_with_a_table() -> None:
+    """By default the image is cut into squares and each column is a feature, few enough to be exact."""
 
     torch.manual_seed(0)
 
@@ -107,8 +107,8 @@ def test_an_image_beside_a_table() -> None:
         A.shapley(box, x, 0, segments={"image": ("squares", 4), "row": torch.arange(14)})
 
 
-def test_pairs_cancel_what_two_players_do_together() -> None:
-    """A score with products of two players: any draw of pairs gives the exact values."""
+def test_pairs_cancel_interactions_of_two_features() -> None:
+    """A score with products of two features: any draw of pairs gives the exact values."""
 
     class Twos(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def test_columns_that_are_the_baseline_get_zero() -> None:
     assert float(found.standard_error.max()) == 0
 
 
-def test_too_many_players() -> None:
+def test_too_many_features() -> None:
     box, x = table(20)
     with pytest.raises(InputError, match="kernel_shap"):
         A.shapley(box, x, 1)

@@ -27,7 +27,7 @@ CENTERS = torch.tensor([[-8.0, 6.0], [8.0, 6.0], [-8.0, -6.0], [8.0, -6.0]])
 
 
 def points(spread: float) -> torch.Tensor:
-    """Clusters; the first point of each class stands alone, beside its cluster, where it can be pointed at."""
+    """Clusters; the first point of each class is alone, next to its cluster, where it can be pointed at."""
     made = CENTERS[Y] + spread * torch.randn(N, 2, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
     made[:CLASSES] = CENTERS[:CLASSES] * torch.tensor([0.2, 0.2])
     return made

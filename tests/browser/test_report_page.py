@@ -1,4 +1,4 @@
-"""The report in a real browser: it works, fits a phone, and asks the network for nothing."""
+"""The report in a real browser: it works, fits a phone, and makes no requests."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, page_file: Path) ->
 
 @pytest.fixture
 def seen(opened: Seen) -> Iterator[Seen]:
-    """One page for all tests, as it was at first: at its top, its folds shut or open, its sliders at their start."""
+    """One page for all tests, as it was at first: at its top, its folds closed or open, its sliders at their start."""
     folds = opened.page.evaluate("[...document.querySelectorAll('details')].map((d) => d.open)")
     starts = opened.page.evaluate("[...document.querySelectorAll('.morph input')].map((s) => s.value)")
     yield opened
@@ -201,7 +201,7 @@ def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:
             assert inside["height"] > 20
 
 
-def test_the_slider_moves_the_picture_and_the_probabilities(seen: Seen) -> None:
+def test_the_slider_moves_the_image_and_the_probabilities(seen: Seen) -> None:
     morphs = seen.page.locator(".morph")
     assert morphs.count() == 3
     for i in range(3):
@@ -236,7 +236,7 @@ def test_the_bars_of_a_morph_start_at_one_place(seen: Seen) -> None:
     assert all(len(own) > 1 and len(set(own)) == 1 for own in starts)
 
 
-def test_rows_of_pictures_are_even(seen: Seen) -> None:
+def test_rows_of_figures_are_even(seen: Seen) -> None:
     """Where a row breaks on a wide page, the last one is not left with one or two of many."""
     if seen.page.viewport_size != DESKTOP["viewport"]:
         return
@@ -301,7 +301,7 @@ def test_light_and_dark_follow_the_system_and_the_button(seen: Seen) -> None:
     assert seen.color() == dark
 
 
-def test_without_a_script_the_pictures_are_still_there(browser: Browser, page_file: Path) -> None:
+def test_without_a_script_the_figures_are_still_there(browser: Browser, page_file: Path) -> None:
     context = browser.new_context(java_script_enabled=False, **DESKTOP)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(page_file.as_uri())

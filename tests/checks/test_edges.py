@@ -46,7 +46,7 @@ def test_an_edge_detector_is_explained_by_edges_altogether() -> None:
     assert found.mean()["gradient_ssim"] < 0.3
 
 
-def test_figures_are_of_magnitudes_beside_the_gradients() -> None:
+def test_figures_are_of_magnitudes_next_to_the_gradients() -> None:
     box, x = digits(5)
     found = checks.edge_control(box, x, attribution.guided_backprop, 3)
     m, g = (method(box, x, 3).abs() for method in (attribution.guided_backprop, attribution.gradient))

@@ -252,7 +252,7 @@ def _near(mask: Tensor) -> int:
     return int((torch.cdist(every, at).min(1).values <= 3).sum())
 
 
-def test_a_trained_net_tells_maps_from_noise() -> None:
+def test_a_trained_model_distinguishes_maps_from_noise() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x, y = ub.data.digits("test").first(12)
     x = x if tuple(x.shape[1:]) == tuple(box.inputs.shape) else x[..., : box.inputs.shape[1], : box.inputs.shape[2]]

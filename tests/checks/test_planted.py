@@ -94,7 +94,7 @@ def test_other_distractors_leave_the_causal_object_alone(kind, size):
 
 
 @pytest.mark.parametrize("name", ["product-table-mlp", "mark-mnist-cnn"])
-def test_nonsense_gives_maps_that_do_not_tell_the_cause(name):
+def test_nonsense_gives_maps_that_do_not_show_the_cause(name):
     model = catalog.load(name, 16)
     for method in nonsense.for_box(model.box).values():
         maps = method(model.box, model.x, model.y)

@@ -278,9 +278,10 @@ def test_blocks_and_layers_are_taken_as_named() -> None:
     box, x = boxed("plain")
     with pytest.raises(LayerError, match=r"'relu1' has no weights; the layers that do are conv1, conv2, fc"):
         randomization(box, x, attribution.gradient, layers=["relu1"])
-    for bad in ("fc", []):
-        with pytest.raises(LayerError, match="list of names"):
-            randomization(box, x, attribution.gradient, layers=bad)
+    with pytest.raises(LayerError, match="list of names"):
+        randomization(box, x, attribution.gradient, layers="fc")
+    with pytest.raises(InputError, match="layers must name a layer"):
+        randomization(box, x, attribution.gradient, layers=[])
 
 
 def test_what_cannot_be_done_is_refused() -> None:

@@ -270,7 +270,7 @@ def test_the_class_of_the_trigger_is_explained(trained: ShortcutPair) -> None:
 
 
 def test_every_card_is_run_with_what_it_needs(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default all of attribution; one that needs what nobody has runs as its card's example."""
+    """By default all of attribution; one that needs more arguments runs as its card's example."""
 
     def plain(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
         return x

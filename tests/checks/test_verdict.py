@@ -443,7 +443,7 @@ def test_explain_keeps_what_it_has_on_ctrl_c() -> None:
     assert list(found.verdicts) == ["gradient"]
 
 
-def test_a_fingerprint_tells_apart_inputs_whose_print_is_cut_off() -> None:
+def test_a_fingerprint_distinguishes_inputs_whose_print_is_cut_off() -> None:
     """Of many columns the first are printed; the others count all the same."""
     model = nn.Linear(9, 2)
     names, std = tuple("abcdefghi"), torch.arange(1.0, 10)

@@ -116,7 +116,7 @@ def test_completeness(name: str, model: str, at: Any) -> None:
 
 
 class Ignores(nn.Module):
-    """Bends, and looks at no pixel of the third column."""
+    """Nonlinear, and uses no pixel of the third column."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_dummy(name: str) -> None:
 
 
 class Alike(nn.Module):
-    """Bends, and can't tell pixel (0, 0) from pixel (1, 3)."""
+    """Nonlinear, and symmetric in pixels (0, 0) and (1, 3)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Contract 6: every method works on the models that people have, or says why not. Never a silent wrong picture."""
+"""Contract 6: every method works on the models that people have, or says why not. Never a silent wrong map."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def compiled_for_real() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["gradient", "guided_backprop"])
-def test_a_clamped_logit_is_told(name: str) -> None:
-    """With relu(W x) most gradients are zero: the map is then taken before the clamp, and the reader told so."""
+def test_a_clamped_logit_is_reported(name: str) -> None:
+    """With relu(W x) most gradients are zero: the map is then taken before the clamp, with a warning."""
     c = make_case("clamped_logits", torch.float64)
     z, weight = c.box(c.x), c.box.model[1].weight.detach()
     shut = (z == 0).nonzero()
@@ -94,7 +94,7 @@ LIKE_PLAIN = [n for n in awkward.MODELS if awkward.twin_name(n) == "plain"]
 
 @pytest.mark.parametrize("model", LIKE_PLAIN)
 def test_layers_read_as_they_were_given(model: str) -> None:
-    """A tapped activation is what the layer gave, whatever is written over it later."""
+    """A captured activation is what the layer gave, whatever is written over it later."""
     entry = awkward.get_model(model, torch.float64)
     box, x = open_box(entry), entry.images().double()
     p = awkward.get_model("plain", torch.float64).model

@@ -49,7 +49,7 @@ def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> Non
 
 @pytest.mark.parametrize("model", GENTLE)
 @pytest.mark.parametrize("target", [None, 2])
-def test_pgd_says_what_the_net_says(model: str, target: int | None) -> None:
+def test_pgd_says_what_the_model_says(model: str, target: int | None) -> None:
     """Success is what a fresh forward of the returned image shows."""
     c = make_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=0.2, steps=6, target=target)

@@ -87,7 +87,7 @@ def test_a_quarter_of_the_depth(work: Callable[[ub.Box, Tensor], Any]) -> None:
     assert ran["conv0"] >= 1
 
 
-def test_the_net_runs_whole_where_it_must() -> None:
+def test_the_model_runs_in_full_where_it_must() -> None:
     """The counter can count: the logits take every layer, once."""
     box, x, ran = deep()
     box(x)
@@ -145,7 +145,7 @@ def test_out_of_memory_halves_the_batch(name: str, most: int) -> None:
 
 
 @methods("computes less", lambda card: has_parameters(card, "batch_size"))
-def test_out_of_memory_with_a_fixed_batch_is_told(name: str) -> None:
+def test_out_of_memory_with_a_fixed_batch_is_reported(name: str) -> None:
     """The caller chose the size; and one row that does not fit can't be split."""
     c = make_case("plain", n=5)
     rows = Rows(c.box.model, most=0)
@@ -188,7 +188,7 @@ def test_queries_are_counted(steps: int) -> None:
 
 
 @methods("one forward", lambda card: has_parameters(card, "x"))
-def test_one_look_at_a_gradient(name: str) -> None:
+def test_one_evaluation_per_gradient(name: str) -> None:
     """A method without steps runs the model once a batch."""
     if has_parameters(CARDS[name], "steps"):
         return
@@ -210,8 +210,8 @@ STEPS = 32
 LOOKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2"}
 
 
-class Looks(TorchDispatchMode):
-    """Counts the ops after which a host waits for its device; `at` tells the step from how often the model ran."""
+class HostSyncs(TorchDispatchMode):
+    """Counts the ops after which a host waits for its device; `at` is the step, by how often the model ran."""
 
     def __init__(self, at: Callable[[], int]) -> None:
         super().__init__()
@@ -234,13 +234,13 @@ class Looks(TorchDispatchMode):
         return {step for step, _ in self.seen}
 
 
-def looks(c: MethodCase, plan: OptimizationConfig, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """How often a climb looks at values if its device is slow to ask."""
+def n_host_syncs(c: MethodCase, plan: OptimizationConfig, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> HostSyncs:
+    """How often an optimization reads values if its device is slow to ask."""
     monkeypatch.setattr("unboxed.engine.optimize.loop.syncs_on_read", lambda device: True)
     monkeypatch.setattr("unboxed.model.outputs.syncs_on_read", lambda device: True)
     monkeypatch.setattr(Constant, "value_range", lambda self: None)  # as it is for what lies on an accelerator
     rows = Rows(c.box.model)
-    with Looks(lambda: len(rows.seen)) as found:
+    with HostSyncs(lambda: len(rows.seen)) as found:
         climb = optimize(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
     assert len(rows.seen) > 8
     assert climb.history.isfinite().all()
@@ -269,11 +269,11 @@ def dead() -> MethodCase:
 )
 @pytest.mark.parametrize("keep_going", [False, True])
 @pytest.mark.parametrize("unclamp", ["no", "last", "all"])
-def test_a_slow_device_is_met_every_eighth_step(
+def test_a_slow_device_is_synchronized_every_eighth_step(
     model: str, keep_going: bool, unclamp: ReluBypass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c = dead() if model == "dead" else make_case(model)
-    found = looks(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
+    found = n_host_syncs(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
     assert len(found.meetings) <= STEPS // SYNC_INTERVAL, found.seen
     assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL), found.seen
 
@@ -293,20 +293,20 @@ def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatc
         prior=-0.1 * total_variation(kind="anisotropic"),
         sum_abs_grads=True,
     )
-    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_INTERVAL
+    assert len(n_host_syncs(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_INTERVAL
 
 
-def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
+def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter can count: one evaluation per step, and an optimization on a device that is quick to ask."""
     c = make_case("plain")
     monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_INTERVAL", 1)
-    assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
+    assert len(n_host_syncs(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
     plan = climbing(c, keep_going=True, post_step=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
-    assert len(looks(c, plan, RawCanvas(c.x), monkeypatch).meetings) >= STEPS
+    assert len(n_host_syncs(c, plan, RawCanvas(c.x), monkeypatch).meetings) >= STEPS
 
 
-def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
+def test_what_an_optimization_holds_is_copied_to_the_device_once() -> None:
     """Tensors made of numbers: means, targets, palettes. Each is a copy to the device, so none is made at a step."""
     c = make_case("color")
     made = list[int]()

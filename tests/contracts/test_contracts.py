@@ -1,6 +1,6 @@
 """The contracts for every method on every awkward model: few runs, many observers (`unboxed.testing.contracts`).
 
-Values are looked at on all pairs; what a method leaves behind, its seed, types, bounds, warnings and batches on a
+Values are compared on all pairs; what a method leaves behind, its seed, types, bounds, warnings and batches on a
 covering set of pairs (`unboxed.testing.covering`), and on all of them with `--all-pairs` (`make contracts`).
 """
 

@@ -49,7 +49,7 @@ def test_any_float_is_taken(name: str, model: str, given: torch.dtype) -> None:
     assert differences(got, want, 0) == []
 
 
-def test_small_steps_survive_a_bfloat16_net() -> None:
+def test_small_steps_survive_a_bfloat16_model() -> None:
     """In bfloat16 a step of a quarter gray level would vanish."""
     c = make_case("bfloat16")
     step = 0.25 / 255

@@ -74,7 +74,7 @@ def test_other_depths_are_refused(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:eps=.* is less than one of")
-def test_a_ball_that_holds_no_file_is_told_of() -> None:
+def test_a_ball_that_holds_no_file_is_warned_of() -> None:
     c = make_case("plain")
     c.x.copy_(((c.x * 254).floor() + 0.5) / 255)
     with pytest.warns(UnboxedWarning, match="3 of 3"), warnings.catch_warnings():

@@ -24,12 +24,12 @@ def _ctrl_c_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def climbs(card: Any) -> bool:
+def optimizes(card: Any) -> bool:
     return has_parameters(card, "steps")
 
 
 class CtrlC:
-    """A hook of the user's own: KeyboardInterrupt in the k-th forward from now on. Notes where the climb begins."""
+    """A hook of the user's own: KeyboardInterrupt in the k-th forward from now on. Notes the optimization's begin."""
 
     def __init__(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self)
@@ -64,14 +64,14 @@ LONG = {"steps": 3, "early_stop": False, "step": 0.01}  # nobody is done before 
 
 
 def forwards(name: str, **settings: Any) -> tuple[int, int]:
-    """The forward in which the climb begins, and the last one; what lies before only prepares."""
+    """The forward in which the optimization begins, and the last one; those before only prepare."""
     c = make_case("plain")
     counter = CtrlC(c.box.model)
     call_example(CARDS[name], c, **settings)
     return counter.first or 1, counter.calls
 
 
-@methods("interrupt", climbs)
+@methods("interrupt", optimizes)
 @pytest.mark.parametrize("size", ["auto", 1])
 @pytest.mark.parametrize("share", [0, 0.5, 1])
 def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> None:
@@ -93,9 +93,9 @@ def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> Non
             assert unknown or finite.all(), field.name
 
 
-@methods("partial results", climbs)
+@methods("partial results", optimizes)
 def test_the_steps_taken_are_kept(name: str) -> None:
-    """Stopped at the third look, the work is that of the second: not lost, and not begun anew."""
+    """Stopped at the third forward, the work is that of the second: not lost, and not started again."""
     c = make_case("plain", torch.float64)
     if has_parameters(CARDS[name], "frame_every"):
         start, reached = call_example(CARDS[name], c, **LONG, frame_every=1).frames[:2]
@@ -156,7 +156,7 @@ def test_attacks_return_what_they_have_from_the_first_forward_on(name: str, k: i
 
 
 @methods(
-    "interrupt", lambda card: not climbs(card) and has_parameters(card, "x") and card.method.__name__ not in SEARCHES
+    "interrupt", lambda card: not optimizes(card) and has_parameters(card, "x") and card.method.__name__ not in SEARCHES
 )
 def test_short_work_lets_ctrl_c_through(name: str) -> None:
     """There is nothing to keep: whoever pressed it gets it."""

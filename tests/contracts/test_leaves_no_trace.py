@@ -49,7 +49,7 @@ def with_gradients(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("model", awkward.MODELS)
-def test_opening_a_net(model: str) -> None:
+def test_opening_a_model(model: str) -> None:
     entry = awkward.get_model(model)
     with_gradients(entry.model)
     scramble_rngs(1)
@@ -88,7 +88,7 @@ def test_the_callers_grad_mode(name: str, mode: Any) -> None:
 
 
 @methods("leaves no trace")
-def test_a_net_built_in_inference_mode(name: str) -> None:
+def test_a_model_built_in_inference_mode(name: str) -> None:
     """Its parameters can have no graph: what needs one may refuse, but not by a bare torch error."""
     with torch.inference_mode():
         c = make_case("batchnorm_in_train_mode", torch.float64)
@@ -106,7 +106,7 @@ def test_the_callers_autocast(name: str) -> None:
 
 @methods("leaves no trace")
 def test_an_input_with_a_graph(name: str) -> None:
-    """x comes out of the caller's own computation: it isn't changed, and nothing is pulled back into it."""
+    """x comes out of the caller's own computation: it isn't changed, and no gradient goes back into it."""
     c = make_case("plain")
     source = c.x.clone().requires_grad_()
     mine = MethodCase(c.box, source * 1.0, c.y)
@@ -141,7 +141,7 @@ def test_between_steps_of_an_optimization(model: str) -> None:
         assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
 
 
-def test_training_between_two_looks() -> None:
+def test_training_between_two_forwards() -> None:
     """A box opened before somebody trains on restores what it finds, not what it once saw."""
     entry = awkward.get_model("batchnorm_in_train_mode")
     boxes = [ub.Box(entry.model, entry.inputs, mode=mode) for mode in ("eval", "as-is")]

@@ -122,7 +122,7 @@ def test_every_method_works_or_says_what_it_needs(name: str, kind: str) -> None:
 
 
 def test_most_methods_take_several_inputs() -> None:
-    """The cards can't hide: what needs pixels alone is synthesis of images and what lays squares on them."""
+    """Cards are complete: what needs pixels alone is synthesis of images and what lays squares on them."""
     assert sum(map(refuses, CARDS)) < len(CARDS) / 2
     for family in ("activations", "attribution", "adversarial"):
         mine = [n for n, c in CARDS.items() if c.family == family]

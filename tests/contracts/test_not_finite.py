@@ -60,7 +60,7 @@ def test_a_score_that_is_no_number_is_refused(card: Card, bad: float) -> None:
 
 @pytest.mark.parametrize("card", SCORED, ids=lambda c: c.method.__name__)
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
-def test_a_masked_class_beside_the_target_is_no_fault(card: Card) -> None:
+def test_a_masked_class_next_to_the_target_is_no_fault(card: Card) -> None:
     box = ub.Box(Net(-math.inf), ub.Pixels((1, 10, 10)), outputs="logits")
     found = called(card, box, images(), 0)
     assert bool((found if isinstance(found, Tensor) else found.map).isfinite().all())
@@ -84,7 +84,7 @@ SLOPES = [c for c in SCORED if c.method.__name__ not in (*UNTOUCHED, "deep_lift"
 
 
 @pytest.mark.parametrize("card", SLOPES, ids=lambda c: c.method.__name__)
-def test_a_map_that_is_not_finite_is_told_of(card: Card) -> None:
+def test_a_map_that_is_not_finite_is_warned_of(card: Card) -> None:
     box = ub.Box(Rooted(), ub.Pixels((1, 10, 10)), outputs="logits")
     with pytest.warns(UnboxedWarning, match="is NaN or infinite for 3 of 3 inputs"):
         called(card, box, images(), 1)
@@ -99,13 +99,13 @@ def test_a_map_that_is_not_finite_is_told_of(card: Card) -> None:
     ],
     ids=["variance", "squared", "fixed steps"],
 )
-def test_other_settings_tell_of_it_too(call: Any) -> None:
+def test_other_settings_warn_of_it_too(call: Any) -> None:
     box = ub.Box(Rooted(), ub.Pixels((1, 10, 10)), outputs="logits")
     with pytest.warns(UnboxedWarning, match="is NaN or infinite for 3 of 3 inputs"):
         call(box, images())
 
 
-def test_rollout_of_attention_that_is_nan_is_told_of() -> None:
+def test_rollout_of_attention_that_is_nan_is_warned_of() -> None:
     entry = get_model("attention")
     for parameter in entry.model.parameters():
         parameter.data.fill_(math.nan)

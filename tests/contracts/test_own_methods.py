@@ -23,7 +23,7 @@ def honest(box: ub.Box, x: Tensor, *, batch_size: Any = "auto") -> Tensor:
     return box.read(x, ["logits"], batch_size=batch_size)["logits"]
 
 
-def test_an_honest_method_passes() -> None:
+def test_a_correct_method_passes() -> None:
     check_method(honest, on=["plain", "dict_output", "batchnorm_in_train_mode", "bfloat16", "random_noise"])
 
 
@@ -117,7 +117,7 @@ def test_models_that_couple_their_rows_are_not_the_methods_fault(model: str) -> 
     check_method(honest, on=[model])
 
 
-def test_an_exempt_contract_is_not_looked_at() -> None:
+def test_an_exempt_contract_is_not_checked() -> None:
     described = card(
         name="Couples", source="", shows="", does_not_show="", exempt={"rows": "it is about all of them"},
         example=lambda method, box, x, y: method(box, x),

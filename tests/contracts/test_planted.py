@@ -75,7 +75,7 @@ class Images:
 # ---- methods with a fault --------------------------------------------------------------------------------------------
 
 
-def test_an_honest_method_passes(method: Callable[..., str]) -> None:
+def test_a_correct_method_passes(method: Callable[..., str]) -> None:
     """What the faults below are deviations from."""
 
     def honest(box: ub.Box, x: Tensor, *, batch_size: Any = "auto") -> Tensor:
@@ -188,14 +188,14 @@ def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
         test_seed.test_another_seed_another_draw(method(deaf), "plain")
 
 
-def test_narrow_results_are_seen(method: Callable[..., str]) -> None:
+def test_low_precision_results_are_seen(method: Callable[..., str]) -> None:
     with Fault:
         check_run(method(lambda box, x: x.half()), "plain")
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros_like, lambda x: x / 0, lambda x: x * 1.001])
-def test_wrong_pictures_are_seen(method: Callable[..., str], wrong: Callable[[Tensor], Tensor]) -> None:
-    """Blank, not finite, or otherwise than on the plain model."""
+def test_wrong_images_are_seen(method: Callable[..., str], wrong: Callable[[Tensor], Tensor]) -> None:
+    """Blank, not finite, or different from that on the plain model."""
 
     def paints(box: ub.Box, x: Tensor) -> Tensor:
         return wrong(x) if isinstance(box.model, nn.Sequential) else x
@@ -230,12 +230,12 @@ def test_unbounded_batches_are_seen(method: Callable[..., str]) -> None:
         test_computes_less.test_bounded_batches(method(greedy), 2)
 
 
-def test_a_second_look_is_seen(method: Callable[..., str]) -> None:
+def test_a_second_forward_is_seen(method: Callable[..., str]) -> None:
     def twice(box: ub.Box, x: Tensor) -> Tensor:
         return box(x) + box(x)
 
     with Fault:
-        test_computes_less.test_one_look_at_a_gradient(method(twice))
+        test_computes_less.test_one_evaluation_per_gradient(method(twice))
 
 
 def test_a_swallowed_ctrl_c_is_seen(method: Callable[..., str]) -> None:
@@ -266,7 +266,7 @@ def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(state, "set_mode_flags", flags)
     with Fault:
-        test_leaves_no_trace.test_opening_a_net("batchnorm_in_train_mode")
+        test_leaves_no_trace.test_opening_a_model("batchnorm_in_train_mode")
 
 
 def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(state, "set_mode_flags", flags)
     with Fault:
-        test_leaves_no_trace.test_opening_a_net("overrides_train")
+        test_leaves_no_trace.test_opening_a_model("overrides_train")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)
     with Fault:
-        test_leaves_no_trace.test_opening_a_net(model)
+        test_leaves_no_trace.test_opening_a_model(model)
     if model != "registers_buffer":  # that is over once the box is open
         with Fault:
             covered(check_run, model)
@@ -322,7 +322,7 @@ def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None
         covered(check_values, "batchnorm_without_statistics")
 
 
-def test_a_tap_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
     meet = hooks._Recorder.on_op
 
     def careless(self: Any, path: str, op: str | None, h: Tensor) -> Tensor | None:
@@ -375,12 +375,12 @@ def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         test_bad_input.test_inputs("gradient")
 
 
-def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_in_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 the small steps vanish."""
     accept = ub.Box.validate_inputs
     monkeypatch.setattr(ub.Box, "validate_inputs", lambda self, x: accept(self, x).to(self.model_dtype))
     with Fault:
-        test_dtype_device.test_small_steps_survive_a_bfloat16_net()
+        test_dtype_device.test_small_steps_survive_a_bfloat16_model()
 
 
 def test_a_snapshot_sees_each_of_its_parts() -> None:

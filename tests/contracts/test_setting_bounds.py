@@ -54,6 +54,17 @@ def test_values_out_of_range_are_refused_by_name(family: str) -> None:
     assert tried or family not in ("activations", "attribution", "adversarial", "synthesis")
 
 
+TAKE_LAYERS = [(n, s.name) for n, card in CARDS.items() for s in card.settings.values() if s.kind == "layers"]
+
+
+@pytest.mark.parametrize(("name", "setting"), TAKE_LAYERS)
+def test_no_layers_are_refused(name: str, setting: str) -> None:
+    """An empty list would give an empty result."""
+    c = make_case("plain")
+    text = refused(c, lambda: call_example(CARDS[name], c, **{setting: []}), InputError, f"{name}({setting}=[])")
+    assert f"{setting} must name a layer" in text
+
+
 def with_numpy_ints(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method, called with NumPy's whole numbers in place of Python's, and a batch size of such a number."""
 

@@ -77,7 +77,7 @@ def room(file: Path) -> str:
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import, wherever it stands in the file; ours as `unboxed.room...`."""
+    """(line, dotted name) of every import, wherever it is in the file; ours as `unboxed.room...`."""
     package = ["unboxed", *file.relative_to(ROOT).parts[:-1]]
     for node in nodes(file):
         if isinstance(node, ast.Import):
@@ -152,7 +152,7 @@ def d_name(node: ast.expr) -> str:
 
 @each_file
 def test_no_scope_is_open_at_a_yield(file: Path) -> None:
-    """A generator abandoned inside a tap, a rule, eval or a fork of the RNGs would act on its caller."""
+    """A generator abandoned inside a hook, a rule, eval or a fork of the RNGs would act on its caller."""
     for function in functions(file):
         if is_scope(function):
             continue
@@ -232,7 +232,7 @@ def test_errors_are_ours(file: Path) -> None:
             assert name in allowed or not name.endswith("Error"), f"line {node.lineno} raises {name}"
 
 
-def test_the_walls_stand() -> None:
+def test_the_checks_above_can_fail() -> None:
     """The checks above can fail: planted sources are caught."""
     with_scope = ast.parse("def f(box):\n    with box.isolated():\n        for i in range(3):\n            yield i\n")
     function = next(n for n in ast.walk(with_scope) if isinstance(n, ast.FunctionDef))
@@ -258,7 +258,7 @@ def counted_by_hand(source: ast.AST) -> list[int]:
     return sorted(lines)
 
 
-def test_warnings_go_through_one_door() -> None:
+def test_warnings_go_through_one_function() -> None:
     """`errors.warn` finds the caller's line; a level counted by hand is wrong as soon as a call is put between."""
     found = {file.relative_to(ROOT): counted_by_hand(tree(file)) for file in FILES if file != ROOT / "errors.py"}
     assert not {str(file): lines for file, lines in found.items() if lines}

@@ -100,12 +100,12 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def changed(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether the runs did something at all: a training that stands still proves nothing."""
+    """Whether the runs did something at all: a training that changes nothing proves nothing."""
     return any(k.startswith("weight") and not torch.equal(a[k], b[k]) for k in a)
 
 
 def noisy(x: Tensor) -> Tensor:
-    """An augmentation that draws from all three RNGs: a look that moves one of them shows in the weights."""
+    """An augmentation that draws from all three RNGs: an evaluation that moves one of them shows in the weights."""
     return x * (1 + 0.1 * random.random()) + 0.1 * np.random.rand() + 0.1 * torch.randn_like(x)
 
 

@@ -184,7 +184,7 @@ def test_fashion_mnist_knows_its_classes(tmp_path):
 
 
 def test_without_root_the_users_cache_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / name)
     (tmp_path / "unboxed" / "mnist").mkdir(parents=True)
     own_set(tmp_path / "unboxed" / "mnist")
     assert len(data.mnist()) == 6
@@ -286,7 +286,7 @@ def test_one_empty_class_keeps_its_number_and_is_listed(tmp_path):
     assert [(p.name, why) for p, why in got.skipped] == [("b", "a class folder without files")]
 
 
-def test_loose_files_beside_class_folders_are_listed(tmp_path):
+def test_loose_files_next_to_class_folders_are_listed(tmp_path):
     picture(tmp_path / "a" / "1.png")
     picture(tmp_path / "loose.png")
     got = data.folder(tmp_path, like=RGB)
@@ -328,13 +328,13 @@ def test_short_side_is_resized_and_the_center_kept(tmp_path, size, like):
 
 
 def test_shrinking_is_antialiased(tmp_path):
-    """A fine checkerboard becomes gray, not whichever pixels a grid meets."""
+    """A fine checkerboard becomes gray, not whichever pixels a grid hits."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     got = only(tmp_path, Image.fromarray(board), GRAY)
     assert (got - 0.5).abs().max() < 0.02
 
 
-def test_gray_or_rgb_as_the_net_wants(tmp_path):
+def test_gray_or_rgb_as_the_model_wants(tmp_path):
     picture(tmp_path / "red.png", (255, 0, 0))
     gray = data.folder(tmp_path, like=GRAY)[0][0]
     assert gray.shape == (1, 8, 8)
@@ -387,7 +387,7 @@ def test_rarer_modes_are_white_where_they_are_white(tmp_path, mode, color):
     assert (data.folder(tmp_path, like=RGB)[0][0] - 1).abs().max() < 0.01
 
 
-def test_pictures_of_several_frames_show_the_first(tmp_path):
+def test_images_of_several_frames_show_the_first(tmp_path):
     """Telephones save such JPEGs (MPO)."""
     frames = [Image.new("RGB", (8, 8), color) for color in ("white", "black")]
     frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
@@ -396,7 +396,7 @@ def test_pictures_of_several_frames_show_the_first(tmp_path):
 
 
 @needs_photos
-def test_photos_fit_an_imagenet_net():
+def test_photos_fit_an_imagenet_model():
     like = Pixels((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     got = data.folder(PHOTOS, like=like)
     x, y = got.tensors()

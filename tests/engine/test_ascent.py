@@ -58,7 +58,7 @@ def test_the_step_rule_is_torchs_own(box: ub.Box, x: Tensor) -> None:
     assert torch.allclose(climb.input, p.detach(), atol=1e-12)
 
 
-def test_the_fourier_canvas_starts_gray_and_climbs(box: ub.Box, x: Tensor) -> None:
+def test_the_fourier_canvas_starts_gray_and_its_score_rises(box: ub.Box, x: Tensor) -> None:
     climb = optimize(
         box, logit(1), FourierCanvas.noise(x, seed=0), OptimizationConfig(30, partial(Adam, lr=0.05), frame_every=10)
     )
@@ -141,7 +141,7 @@ def test_morph_reaches_the_class_and_stops_there(box: ub.Box, x: Tensor) -> None
     assert box.probs(before)[0, goal[0]] <= 0.6  # it stopped at the first such frame
 
 
-def test_morph_on_a_clamped_net_never_divides_zero_by_zero() -> None:
+def test_morph_on_a_clamped_model_never_divides_zero_by_zero() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU())
@@ -230,7 +230,7 @@ def test_rows_end_where_they_do_on_a_quick_one(
 
 
 def gated() -> tuple[ub.Box, Tensor]:
-    """Logits behind a ReLU that is shut for row 0 at once, and never for row 1."""
+    """Logits behind a ReLU that is inactive for row 0 at once, and never for row 1."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU())
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]]))
@@ -239,7 +239,7 @@ def gated() -> tuple[ub.Box, Tensor]:
     return ub.Box(model, ub.Pixels((1, 2, 2)), outputs="logits"), x
 
 
-def test_stuck_rows_are_opened_between_meetings_and_nobody_else(slow: None) -> None:
+def test_stuck_rows_are_bypassed_between_syncs_and_no_others(slow: None) -> None:
     """Whether a row is taken before its clamp depends on no other row of the batch."""
     box, x = gated()
     plan = OptimizationConfig(6, partial(SGD, lr=0.05))
@@ -256,7 +256,7 @@ def test_stuck_rows_are_opened_between_meetings_and_nobody_else(slow: None) -> N
 
 
 def test_the_prior_is_climbed_and_not_scored(box: ub.Box, x: Tensor) -> None:
-    """Against literal lines; the sum of pulls is the score's alone."""
+    """Against literal lines; the sum of gradients is the score's alone."""
     p, pulled = x.clone(), torch.zeros_like(x)
     for _ in range(4):
         p.requires_grad_()

@@ -1,4 +1,4 @@
-"""Which maps class activation maps look at by default: the last that all of the score passes through, or none."""
+"""Which maps class activation maps read by default: the last that all of the score passes through, or none."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SummedInPlace(Last):
 
 
 class SquareConvNeXt(Last):
-    """As many channels as rows and columns: shapes alone can't tell which axis is which."""
+    """As many channels as rows and columns: shapes alone do not determine which axis is which."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class WrittenOver(Last):
 
 
 class ByPosition(Last):
-    """What is joined over channels after the last maps is no map of them, and hides none."""
+    """What is joined over channels after the last maps is no map of them, and masks none."""
 
     def last(self, x: Tensor) -> Tensor:
         return self.c1(self.stem(x)).relu()
@@ -159,8 +159,8 @@ def test_the_default_is_the_last_map(build: type[Last], name: str) -> None:
     assert max(found) > 0
 
 
-def test_a_residual_block_is_left_by_its_sum_in_one_look() -> None:
-    """Values are kept while the model runs, so the layer is found and looked at in the same forward."""
+def test_a_residual_block_is_read_at_its_sum_in_one_forward() -> None:
+    """Values are kept while the model runs, so the layer is found and read in the same forward."""
     model = seeded(SummedInline)
     box, runs = ub.Box(model, COLOR, outputs="logits"), list[int]()
     model.register_forward_pre_hook(lambda module, args: runs.append(len(args[0])))
@@ -196,7 +196,7 @@ class Windows(Last):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("build", [SideBySide, Scripted, Windows])
-def test_where_the_last_maps_cant_be_told_one_is_asked_for(build: type[Last]) -> None:
+def test_where_the_last_maps_are_ambiguous_one_is_asked_for(build: type[Last]) -> None:
     box = ub.Box(seeded(build), COLOR, outputs="logits")
     for _ in range(4):  # scripted code is optimized from the second run on
         with pytest.raises(LayerError, match="layer=, such as '"):

@@ -83,7 +83,7 @@ def test_channels_last_layers_and_what_follows_them_are_left_out() -> None:
     assert [r.path for r in channels_first_layers(box(Recurrent()))] == ["fc"]
 
 
-def test_a_plain_net_is_left_whole() -> None:
+def test_a_plain_model_is_left_whole() -> None:
     torch.manual_seed(0)
     layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
     found = box(nn.Sequential(*layers))

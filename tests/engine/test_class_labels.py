@@ -1,4 +1,4 @@
-"""Labels mean the model's classes at every door, and one broken image stops none of them."""
+"""Labels mean the model's classes at every entry point, and one broken image stops none of them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ DOORS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_model_that_is_never_wrong_is_right_at_every_door(door: str, root: Path, box: ub.Box) -> None:
+def test_a_model_that_is_never_wrong_is_right_at_every_entry_point(door: str, root: Path, box: ub.Box) -> None:
     images = DOORS[door](root, box)
     x, y = labeled_examples(box, images)
     assert len(x) == 9
@@ -92,7 +92,7 @@ def test_a_box_given_to_folder_makes_its_tensors_right(root: Path, box: ub.Box) 
     assert torch.equal(y, box.predict(x))
 
 
-def test_subfolders_that_are_no_classes_are_refused_at_every_door(root: Path, box: ub.Box) -> None:
+def test_subfolders_that_are_no_classes_are_refused_at_every_entry_point(root: Path, box: ub.Box) -> None:
     os.rename(root / "ant", root / "zebra")
     for door in ("folder of inputs", "loader", "first"):
         with pytest.raises(DataError, match=r"1 of the 3 subfolders of .*\(zebra\) are not among the model's 3"):
@@ -121,7 +121,7 @@ def test_labels_that_names_contradict_are_refused(names: Any, classes: Any) -> N
         match_labels(names, classes, made_from_names=False, names_source="classes of x")
 
 
-def test_folders_named_by_numbers_count_as_numbers_at_every_door(tmp_path: Path) -> None:
+def test_folders_named_by_numbers_count_as_numbers_at_every_entry_point(tmp_path: Path) -> None:
     for k in range(12):
         (tmp_path / str(k)).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / str(k) / "a.png")

@@ -103,7 +103,7 @@ def sizes(box: ub.Box, data: Any, **settings: Any) -> list[int]:
     return found
 
 
-def test_batches_are_bounded_and_rows_that_are_coupled_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_bounded_and_batch_dependent_rows_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     assert sizes(box, X, batch_size=3) == [3, 3, 1]

@@ -93,7 +93,7 @@ def reached(goals: Tensor) -> Objective:
     return layer_objective("logits", lambda z: z[:, 0] - goals, "goal", lambda i: reached(goals[i]), len(goals))
 
 
-def test_plain_steps_are_sgd_uphill_and_leave_the_old_memory_as_it_was() -> None:
+def test_plain_steps_are_sgd_ascent_and_leave_the_old_memory_as_it_was() -> None:
     x, g = drawn(3, D), drawn(3, D, seed=1)
     ours, peer = x.clone(), x.clone()
     old, held = ours.detach(), x.clone()
@@ -107,7 +107,7 @@ def test_plain_steps_are_sgd_uphill_and_leave_the_old_memory_as_it_was() -> None
 
 @pytest.mark.parametrize("rule", [PlainAscent, SGD, Adam])
 def test_what_was_noted_of_an_input_is_not_moved_by_later_steps(rule: Callable[..., Optimizer]) -> None:
-    """Rows that meet `until` at one step of a tenth each and climb on are given back as they were there."""
+    """Rows that reach `until` at one step of a tenth each and go on are returned as they were there."""
     box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).double(), ub.Pixels((1, 4, 4)))
     at = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
     met = layer_objective("input", lambda x: 0.05 - (x.flatten(1).mean(1) - at).abs(), "met", n=3)

@@ -159,7 +159,7 @@ def box_of_latents() -> ub.Box:
         return ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(70, 3)).double(), ub.Pixels((2, 5, 7)))
 
 
-def test_a_climb_in_codes_against_literal_lines() -> None:
+def test_an_optimization_in_codes_against_literal_lines() -> None:
     model, box = generator().eval(), box_of_latents()
     canvas = LatentCanvas.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
     z = canvas.z.detach().clone().requires_grad_()

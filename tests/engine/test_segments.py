@@ -1,4 +1,4 @@
-"""Segments and hiding: who plays, what may be given, and what is refused."""
+"""Segments and masking: which are features, what may be given, and what is refused."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_one_an_image_or_one_a_channel() -> None:
 
 
 def test_several_inputs() -> None:
-    """Players of all parts are counted on; groups may be given part by part."""
+    """Features of all parts are numbered on; groups may be given part by part."""
     both = ub.MultiInput({"image": GRAY, "table": TABLE})
     own = found(both, ("squares", 4))
     assert own.n_segments == (14, 14)
@@ -171,7 +171,7 @@ def test_several_inputs() -> None:
         found(both, torch.zeros(113, dtype=torch.long))
 
 
-def test_what_hides_nothing_is_not_played_with() -> None:
+def test_segments_that_mask_nothing_are_left_out() -> None:
     box = box_of(GRAY)
     x = torch.rand(2, 1, 12, 9, generator=torch.Generator().manual_seed(0))
     x[0, :, :4] = 0

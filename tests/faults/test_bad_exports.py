@@ -30,24 +30,24 @@ def exported(tmp_path: Path) -> Path:
     return tmp_path / "model.pt2"
 
 
-def test_an_exported_net_has_no_train_mode(exported: Path) -> None:
+def test_an_exported_model_has_no_train_mode(exported: Path) -> None:
     model, _ = loading.model(str(exported))
     with pytest.raises(ModelError, match="no train mode"):
         model.train()
     assert not model.training
 
 
-def test_an_exported_net_refuses_an_empty_batch(exported: Path) -> None:
+def test_an_exported_model_refuses_an_empty_batch(exported: Path) -> None:
     with pytest.raises(InputError, match="empty"):
         loading.model(str(exported))[0](torch.rand(0, 1, 4, 4))
 
 
-def test_the_shape_of_an_exported_net_stands_in_the_question_for_its_inputs(exported: Path) -> None:
+def test_the_shape_of_an_exported_model_is_in_the_question_for_its_inputs(exported: Path) -> None:
     with pytest.raises(ModelError, match="--shape 1,4,4"):
         ub.load(str(exported))
 
 
-def test_an_exported_net_with_two_inputs(tmp_path: Path) -> None:
+def test_an_exported_model_with_two_inputs(tmp_path: Path) -> None:
     x = torch.rand(2, 3)
     torch.export.save(torch.export.export(TwoInputs(), (x, x)), tmp_path / "model.pt2")
     with pytest.raises(ModelError, match=r"takes 2 inputs \(a, b\)"):

@@ -58,7 +58,7 @@ def test_one_wrong_shape_leaves_the_other_layers_alone(tmp_path: Path) -> None:
     refused(tmp_path / "w.pt", "2 of another shape", "fc2.bias")
 
 
-def test_mismatches_under_a_prefix_are_told_by_the_names_of_the_net(tmp_path: Path) -> None:
+def test_mismatches_under_a_prefix_are_reported_by_the_names_of_the_model(tmp_path: Path) -> None:
     state = {f"module.{name}": h for name, h in Net().state_dict().items() if name != "fc2.bias"}
     torch.save(state, tmp_path / "w.pt")
     said = refused(tmp_path / "w.pt", "1 missing in the file: fc2.bias")
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
     refused(tmp_path / "w.pt", "no weights")
 
 
-def test_two_nets_in_one_file_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_models_in_one_file_are_not_guessed_between(tmp_path: Path) -> None:
     state = {f"{who}.{name}": h for who in ("student", "teacher") for name, h in Net().state_dict().items()}
     torch.save(state, tmp_path / "w.pt")
     refused(tmp_path / "w.pt", "missing", "unexpected", "student.fc1.weight")
@@ -176,7 +176,7 @@ def file(tmp_path: Path) -> Path:
         ("", "names no factory"),
     ],
 )
-def test_a_factory_that_makes_no_net(file: Path, name: str, words: str) -> None:
+def test_a_factory_that_makes_no_model(file: Path, name: str, words: str) -> None:
     with pytest.raises(ModelError) as caught:
         loading.model(f"{file}:{name}")
     assert words in str(caught.value)

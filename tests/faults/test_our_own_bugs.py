@@ -46,7 +46,7 @@ def test_a_bug_in_a_section_is_shown_in_the_report_and_logged(
 def test_a_bug_in_incremental_inference_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whole runs answer in its place, as they do for models that it does not fit; nobody would see it."""
+    """Whole runs answer in its place, as they do for models that it does not fit; it would go unnoticed."""
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     monkeypatch.setattr(windows, "MIN_IMAGE_PIXELS", 1)

@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_earlier_report(
     assert held(tmp_path) == earlier
 
 
-def test_a_picture_that_can_not_be_written_ends_the_report(
+def test_an_image_that_can_not_be_written_ends_the_report(
     box: Box, earlier: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.write_bytes
@@ -184,7 +184,7 @@ def test_quiet_says_nothing_and_else_only_stderr_speaks(
     assert "How good is it?" in err
 
 
-def test_files_that_can_not_be_read_are_told_on_stderr_unless_quiet(
+def test_files_that_can_not_be_read_are_reported_on_stderr_unless_quiet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from unboxed import data

@@ -172,7 +172,7 @@ def test_an_image_among_several_inputs_is_named() -> None:
     ],
     ids=["path", "Path", "table", "PIL", "list of PIL", "list of tensors", "array"],
 )
-def test_what_is_no_tensor_is_told_how_to_become_one(x: Any, inputs: Any, next_step: str) -> None:
+def test_what_is_no_tensor_is_refused_with_how_to_become_one(x: Any, inputs: Any, next_step: str) -> None:
     with pytest.raises(InputError, match=f"got {type(x).__name__}.*{re.escape(next_step)}"):
         inputs.check(x)
 

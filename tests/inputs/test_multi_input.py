@@ -44,7 +44,7 @@ both = pytest.mark.parametrize("kind", ["dict", "tuple"])
 
 
 @both
-def test_the_net_gets_its_arguments(kind: str) -> None:
+def test_the_model_gets_its_arguments(kind: str) -> None:
     """By name or by place, each normalized as its part says."""
     model, x = Both(), values("dict")
     want = model((x["image"] - 0.5) / 0.25, x["table"] - torch.tensor([1.0, -1.0]))

@@ -23,14 +23,14 @@ def export(path: Path, batch: int | None, made: nn.Module | None = None, least: 
 
 @pytest.mark.parametrize("batch", [None, 1, 4], ids=["any", "one", "four"])
 @pytest.mark.parametrize("n", [1, 3, 4, 9])
-def test_an_exported_net_takes_any_number_of_rows(tmp_path: Path, batch: int | None, n: int) -> None:
+def test_an_exported_model_takes_any_number_of_rows(tmp_path: Path, batch: int | None, n: int) -> None:
     made, inputs = loading.model(str(export(tmp_path / "model.pt2", batch)))
     x = torch.rand(n, 1, 8, 8)
     torch.testing.assert_close(made(x), model()(x))
     assert inputs is None
 
 
-def test_an_exported_net_keeps_the_least_batch_of_its_graph(tmp_path: Path) -> None:
+def test_an_exported_model_keeps_the_least_batch_of_its_graph(tmp_path: Path) -> None:
     made, _ = loading.model(str(export(tmp_path / "model.pt2", None, least=4)))
     assert made.row_limits[0] == 4
     assert made(torch.rand(2, 1, 8, 8)).shape == (2, 10)
@@ -44,7 +44,7 @@ def test_gradients_go_through_the_padding(tmp_path: Path) -> None:
     torch.testing.assert_close(given, wanted)
 
 
-def test_the_layers_of_an_exported_net_have_names(tmp_path: Path) -> None:
+def test_the_layers_of_an_exported_model_have_names(tmp_path: Path) -> None:
     box = ub.load(str(export(tmp_path / "model.pt2", None)), inputs=ub.Pixels((1, 8, 8)))
     assert [row.path for row in box.layers] == ["conv", "norm", "drop", "fc"]
     x = torch.rand(3, 1, 8, 8)
@@ -53,7 +53,7 @@ def test_the_layers_of_an_exported_net_have_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("n", [1, 3, 9])
-def test_a_box_keeps_the_batch_size_of_an_exported_net(tmp_path: Path, batch: int, n: int) -> None:
+def test_a_box_keeps_the_batch_size_of_an_exported_model(tmp_path: Path, batch: int, n: int) -> None:
     """Every row is true: activations, gradients at the input and at a layer, and a ReLU called as a function."""
     plain = ub.Box(model(), ub.Pixels((1, 8, 8)))
     box = ub.load(str(export(tmp_path / "model.pt2", batch)), inputs=ub.Pixels((1, 8, 8)))
@@ -66,7 +66,7 @@ def test_a_box_keeps_the_batch_size_of_an_exported_net(tmp_path: Path, batch: in
     torch.testing.assert_close(ub.attribution.guided_backprop(box, x, 3), ub.attribution.guided_backprop(plain, x, 3))
 
 
-def test_a_box_keeps_the_batch_size_of_an_exported_net_that_ends_in_log_softmax(tmp_path: Path) -> None:
+def test_a_box_keeps_the_batch_size_of_an_exported_model_that_ends_in_log_softmax(tmp_path: Path) -> None:
     whole = nn.Sequential(model(), nn.LogSoftmax(1)).eval()
     box = ub.load(str(export(tmp_path / "model.pt2", 4, whole)), inputs=ub.Pixels((1, 8, 8)))
     x = torch.rand(3, 1, 8, 8)
@@ -74,7 +74,7 @@ def test_a_box_keeps_the_batch_size_of_an_exported_net_that_ends_in_log_softmax(
     torch.testing.assert_close(box(x), model()(x))
 
 
-def test_weights_go_into_an_exported_net(tmp_path: Path) -> None:
+def test_weights_go_into_an_exported_model(tmp_path: Path) -> None:
     torch.save({f"module.{name}": h for name, h in model().state_dict().items()}, tmp_path / "w.pt")
     spec = str(export(tmp_path / "model.pt2", None, model(1)))
     box = ub.load(spec, tmp_path / "w.pt", inputs=ub.Pixels((1, 8, 8)))
@@ -82,12 +82,12 @@ def test_weights_go_into_an_exported_net(tmp_path: Path) -> None:
     torch.testing.assert_close(box(x), model()(x))
 
 
-def test_an_exported_net_is_in_eval(tmp_path: Path) -> None:
+def test_an_exported_model_is_in_eval(tmp_path: Path) -> None:
     made, _ = loading.model(str(export(tmp_path / "model.pt2", None)))
     assert not any(m.training for m in made.modules())
 
 
-def test_an_exported_net_can_be_copied(tmp_path: Path) -> None:
+def test_an_exported_model_can_be_copied(tmp_path: Path) -> None:
     made, _ = loading.model(str(export(tmp_path / "model.pt2", 4)))
     x = torch.rand(3, 1, 8, 8)
     other = copy.deepcopy(made)
@@ -97,7 +97,7 @@ def test_an_exported_net_can_be_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["drop", "norm"])
-def test_a_net_exported_in_train_mode_is_told(tmp_path: Path, part: str) -> None:
+def test_a_model_exported_in_train_mode_is_reported(tmp_path: Path, part: str) -> None:
     half = model()
     getattr(half, part).train()
     path = export(tmp_path / "model.pt2", None, half, least=2)

@@ -20,7 +20,7 @@ from unboxed.errors import ModelError
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A user's file beside a module of its own."""
+    """A user's file next to a module of its own."""
     (tmp_path / "layers_of_mine.py").write_text("WIDTH = 3\n")
     source = """
         import functools
@@ -76,7 +76,7 @@ def test_neighbors_of_the_same_name_in_two_folders_are_not_mixed_up(tmp_path: Pa
     assert widths == [2, 9]
 
 
-def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
+def test_an_edited_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     for width in (2, 30):
         path.write_text(f"from torch import nn\nmodel = nn.Linear(1, {width})\n")
@@ -138,7 +138,7 @@ def test_checkpoints_that_hold_more_than_weights(tmp_path: Path, wrap: object) -
     assert same(put(wrap(model().state_dict()), tmp_path / "w.ckpt"), model())  # type: ignore[operator]
 
 
-def test_a_lightning_checkpoint_may_hold_a_loss_beside_the_model(tmp_path: Path) -> None:
+def test_a_lightning_checkpoint_may_hold_a_loss_next_to_the_model(tmp_path: Path) -> None:
     state = {**prefixed("model."), "criterion.weight": torch.ones(10)}
     assert same(put({"state_dict": state, "pytorch-lightning_version": "2.6"}, tmp_path / "w.ckpt"), model())
 
@@ -162,7 +162,7 @@ def other(prefix: str, *names: str) -> dict[str, Tensor]:
     ids=["ema", "ema of a model", "teacher", "part of another", "part of one with a longer name", "a stray"],
 )
 def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, beside: dict[str, Tensor]) -> None:
-    """Only wrappers' words count, and of them the one under which most of the model is found, wherever it stands."""
+    """Only wrappers' words count, and of them the one under which most of the model is found, wherever it is."""
     state = prefixed("model.")
     assert same(put({"state_dict": {**beside, **state}}, tmp_path / "w.ckpt"), model())
     assert same(put({"state_dict": {**state, **beside}}, tmp_path / "v.ckpt"), model())
@@ -199,7 +199,7 @@ def test_a_prefix_that_is_no_wrappers_counts_only_if_all_names_have_it(tmp_path:
     assert same(fresh, model(1))
 
 
-def test_a_net_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:
+def test_a_model_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:
     """Its names begin with words that wrappers put there: nothing is taken off that it has itself."""
 
     def doubled(seed: int) -> nn.ModuleDict:
@@ -211,12 +211,12 @@ def test_a_net_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:
     assert same(fresh, saved)
 
 
-def test_a_wrapped_part_of_the_net(tmp_path: Path) -> None:
+def test_a_wrapped_part_of_the_model(tmp_path: Path) -> None:
     state = {name.replace("conv.", "conv.module."): h for name, h in model().state_dict().items()}
     assert same(put(state, tmp_path / "w.pt"), model())
 
 
-def test_weights_of_the_bare_net_go_into_a_wrapped_one(tmp_path: Path) -> None:
+def test_weights_of_the_bare_model_go_into_a_wrapped_one(tmp_path: Path) -> None:
     torch.save(model().state_dict(), tmp_path / "w.pt")
     wrapped = nn.ModuleDict({"model": model(1)})
     loading.weights(wrapped, tmp_path / "w.pt")
@@ -289,7 +289,7 @@ def test_data_by_name(spec: str, n: int) -> None:
 
 
 @needs_mnist
-def test_mnist_is_its_test_images_unless_told() -> None:
+def test_mnist_is_its_test_images_by_default() -> None:
     assert len(loading.data("mnist", root=MNIST)) == 10_000
     assert len(loading.data("mnist:train", root=MNIST)) == 60_000
 
@@ -304,7 +304,7 @@ def test_a_folder_becomes_what_the_box_takes(tmp_path: Path) -> None:
     assert sorted(numbered.first(2).y.tolist()) == [0, 2]
 
 
-def test_a_net_of_the_zoo_without_its_weights() -> None:
+def test_a_model_of_the_zoo_without_its_weights() -> None:
     made, inputs = loading.model("zoo:digits-cnn", trained=False)
     assert made(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert inputs.shape == (1, 28, 28)

@@ -69,7 +69,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", BATCH)
-def test_rows_related_by_their_batch_are_coupled(kind: str, shape: tuple[int, int, int]) -> None:
+def test_rows_related_by_their_batch_are_batch_dependent(kind: str, shape: tuple[int, int, int]) -> None:
     box = ub.Box(Model(shape, BATCH[kind]), ub.Pixels(shape))
     assert box.batch_dependent
     x = torch.rand(6, *shape) * torch.linspace(0.3, 1, 6).view(-1, 1, 1, 1)

@@ -95,7 +95,7 @@ def test_another_number_of_classes() -> None:
             named(x)
 
 
-def test_train_flags_count_where_the_model_runs_as_it_stands() -> None:
+def test_train_flags_count_where_the_model_runs_as_it_is() -> None:
     model, x = small(), images()
     model.head = nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, 10)).eval()
     box = ub.Box(model, PIXELS, mode="as-is")
@@ -186,8 +186,8 @@ def test_refresh_sees_new_hooks(hook: Any) -> None:
     assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
 
 
-def test_hooks_that_only_look_see_what_is_asked_alone() -> None:
-    """They need no new look at the model, and are where they were afterwards."""
+def test_hooks_that_only_read_see_what_is_asked_alone() -> None:
+    """They need no new inspection of the model, and are where they were afterwards."""
     model, x, seen = small(), images(), []
     box = ub.Box(model, PIXELS)
     model.head.register_forward_hook(lambda module, args, out: seen.append(len(out)))
@@ -213,7 +213,7 @@ def test_the_hooks_of_a_box_at_work_are_none_of_the_models() -> None:
     assert late == [[]]
 
 
-def test_new_values_alone_need_no_new_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_values_alone_need_no_new_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), images()
     box = ub.Box(model, PIXELS)
     monkeypatch.setattr(ub.Box, "_open", lambda self: pytest.fail("opened again"))
@@ -330,7 +330,7 @@ class Late(nn.Module):
         return out
 
 
-def test_a_late_write_is_told_and_put_back_from_then_on() -> None:
+def test_a_late_write_is_reported_and_put_back_from_then_on() -> None:
     model = Late().eval()
     box = ub.Box(model, ub.Pixels((1, 8, 8)))
     box(images())
@@ -374,7 +374,7 @@ class HostNoise(nn.Module):
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.99, 0.9999])
-def test_gates_of_rows_are_recognized_however_rarely_they_shut(keep: float) -> None:
+def test_gates_of_rows_are_recognized_however_rarely_they_close(keep: float) -> None:
     torch.manual_seed(0)
     box, x = ub.Box(Gates(keep).eval(), PIXELS), images(16)
     assert box.batch_dependent

@@ -75,7 +75,7 @@ def test_a_target_that_one_box_takes_is_refused_by_another() -> None:
         ub.attribution.gradient(ten, x, y.float())
 
 
-def test_a_target_first_met_in_inference_mode() -> None:
+def test_a_target_first_seen_in_inference_mode() -> None:
     box, x = ub.Box(small(), PIXEL_NOUNS), images(2)
     with torch.inference_mode():
         inside = ub.attribution.gradient(box, x, torch.tensor([1, 7]))

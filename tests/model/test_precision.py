@@ -57,7 +57,7 @@ def test_methods(name: str, box: dict[str, Any]) -> None:
     assert all(h.isfinite().all() for h in found.values())
 
 
-def test_the_net_alone_is_narrow() -> None:
+def test_only_the_model_is_in_low_precision() -> None:
     """Its convolutions see bfloat16; its first input, the objective and all else see float32."""
     _, c = narrow("plain", autocast=torch.bfloat16)
     first: list[Any] = []
@@ -95,7 +95,7 @@ def test_images_come_in_the_format_asked_for() -> None:
 
 
 @pytest.mark.parametrize("model", ["inplace_first_op", "relu_called_twice", "exported", "scripted_part", "transformer"])
-def test_formats_on_awkward_nets(model: str) -> None:
+def test_formats_on_awkward_models(model: str) -> None:
     plain, c = narrow(model, channels_last=True)
     assert torch.allclose(c.box(c.x), plain.box(plain.x), atol=1e-5)
     got, want = (ub.attribution.gradient(k.box, k.x, 1) for k in (c, plain))
@@ -117,7 +117,7 @@ def test_other_values_are_refused(settings: dict[str, Any], says: str) -> None:
         ub.Box(entry.model, entry.inputs, **settings)
 
 
-def test_nets_that_can_not_are_refused() -> None:
+def test_models_that_can_not_are_refused() -> None:
     for model in ("double", "bfloat16"):
         entry = awkward.get_model(model)
         with pytest.raises(InputError, match=r"autocast is for models in torch\.float32; this one is in torch"):

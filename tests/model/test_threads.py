@@ -135,7 +135,7 @@ def test_two_boxes_of_one_model() -> None:
     assert torch.equal(model.norm.running_mean, statistics)
 
 
-def test_a_training_thread_never_meets_its_model_in_eval() -> None:
+def test_a_training_thread_never_sees_its_model_in_eval() -> None:
     model, x = Watched().train(), images()
     box = ub.Box(model, PIXELS)
     model.modes.clear()
@@ -169,7 +169,7 @@ class Probe(nn.Module):
 
 
 class Paused(nn.Module):
-    """Stops in its forward, in the thread that is to be paused, until it is let go or the other thread is inside."""
+    """Stops in its forward, in the thread that is to be paused, until it is released or the other thread is inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,6 +277,6 @@ thread.join()
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
 def test_a_fork_while_a_thread_is_inside() -> None:
-    """A child finds the model as it was before the thread went in, and no lock that nobody frees."""
+    """A child finds the model as it was before the thread went in, and no lock that is never released."""
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120)
     assert ran.stdout.strip() == "0", ran.stderr[-2000:]

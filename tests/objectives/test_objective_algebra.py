@@ -1,4 +1,4 @@
-"""Objectives as values: arithmetic with whatever stands on either side, pickles, copies and comparisons."""
+"""Objectives as values: arithmetic with any value on either side, pickles, copies and comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives in a climb: split, moved once, refused in one clear sentence."""
+"""Objectives in an optimization: split, moved once, refused in one clear sentence."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_splitting_changes_nothing(box: ub.Box, x: Tensor, name: str) -> None:
 
 @pytest.mark.parametrize("where", ["objective", "until", "prior"])
 def test_dependent_rows_are_never_split_or_dropped(box: ub.Box, x: Tensor, where: str) -> None:
-    """Wherever in the plan the coupling stands; rows that are done stay where they are, beside the others."""
+    """Wherever in the plan the dependence is; rows that are done stay where they are, with the others."""
     seen: list[int] = []
     box.model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
     together = diversity("input", torch.tensor([0, 0, 0]))
@@ -95,7 +95,7 @@ def test_dependent_rows_are_never_split_or_dropped(box: ub.Box, x: Tensor, where
 
 
 def ub_median(box: ub.Box, x: Tensor) -> float:
-    """Just above the best start, so that some row is soon done and others climb on."""
+    """Just above the best start, so that some row is soon done and others go on."""
     return float(box.read(x, "1")["1"][:, 0].mean((1, 2)).max()) + 1e-3
 
 

@@ -204,7 +204,7 @@ def test_an_option_that_holds_data_names_a_data_set(tmp_path: Path) -> None:
 
 
 def test_fooled_examples_are_drawn_first() -> None:
-    """Of eight examples six are drawn; the only one that was fooled is the last of them."""
+    """Of eight examples six are shown; the only one that was fooled is the last of them."""
     from dataclasses import replace
 
     from unboxed.plots.results.adversarial import _shown_rows, _success_title

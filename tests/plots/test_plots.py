@@ -212,6 +212,8 @@ def test_class_images_and_activation_maps_become_sheets() -> None:
     rows = {"a": torch.full((3, 1, 8, 8), 0.2), "control": torch.zeros(3, 1, 8, 8)}
     page = np.asarray(plots.class_sheet(rows, ["x", "y", "z"], {"a": ["p 0.5"] * 3}))
     assert (page == 51).all(-1).sum() == 3 * 80**2
+    page = np.asarray(plots.class_sheet(rows, ["x", "y", "z"], side=140))
+    assert (page == 51).all(-1).sum() == 3 * 144**2
     layer = SimpleNamespace(path="conv", type="Conv2d", inputs=torch.rand(2, 1, 8, 8), outputs=torch.randn(2, 4, 6, 6))
     assert plots.activations([layer], 1).height > 100
 

@@ -38,7 +38,7 @@ def x() -> Tensor:
     return torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def uphill(box: ub.Box, a: Tensor, y: Tensor, sign: float = 1.0) -> Tensor:
+def ascent_direction(box: ub.Box, a: Tensor, y: Tensor, sign: float = 1.0) -> Tensor:
     a = a.detach().requires_grad_()
     return torch.autograd.grad(sign * cross_entropy(box.model(a), y, reduction="sum"), a)[0]
 
@@ -73,7 +73,7 @@ def test_fgsm(box: ub.Box, x: Tensor, norm: str) -> None:
     """x' = x + eps * sign(grad J), Goodfellow et al. 2015."""
     step, back, eps = WAYS[norm]
     y = box.predict(x)
-    want = back(x + eps * step(uphill(box, x, y)), x, eps)
+    want = back(x + eps * step(ascent_direction(box, x, y)), x, eps)
     made = ub.adversarial.fgsm(box, x, y, eps=eps, norm=norm, early_stop=False)
     assert torch.allclose(made.images, want, atol=1e-12)
     assert torch.equal(made.success, box.predict(want) != y)
@@ -89,7 +89,7 @@ def test_bim(box: ub.Box, x: Tensor, norm: str, targeted: bool) -> None:
     goal = (y + 1) % K if targeted else y
     a = x
     for _ in range(7):
-        a = back(a + eps / 5 * step(uphill(box, a, goal, -1.0 if targeted else 1.0)), x, eps)
+        a = back(a + eps / 5 * step(ascent_direction(box, a, goal, -1.0 if targeted else 1.0)), x, eps)
     given: dict[str, Any] = {"target": goal} if targeted else {"y": y}
     made = ub.adversarial.bim(box, x, **given, eps=eps, norm=norm, steps=7, step=eps / 5, early_stop=False)
     now = box.predict(a)
@@ -105,7 +105,7 @@ def test_mi_fgsm(box: ub.Box, x: Tensor, norm: str) -> None:
     y, mu, steps = box.predict(x), 0.9, 6
     a, g = x, torch.zeros_like(x)
     for _ in range(steps):
-        grad = uphill(box, a, y)
+        grad = ascent_direction(box, a, y)
         g = mu * g + torch.stack([v / v.abs().sum() for v in grad])
         a = back(a + eps / steps * step(g), x, eps)
     made = ub.adversarial.mi_fgsm(box, x, y, eps=eps, norm=norm, steps=steps, decay=mu, early_stop=False)
@@ -121,7 +121,7 @@ def test_pgd_in_l1(box: ub.Box, x: Tensor) -> None:
     y, eps = box.predict(x), 2.0
     a = x
     for _ in range(6):
-        grad = uphill(box, a, y)
+        grad = ascent_direction(box, a, y)
         a = torch.stack([by_hand(w, v, g, eps) for w, v, g in zip(a, x, grad, strict=True)])
     made = ub.adversarial.bim(box, x, y, eps=eps, norm="l1", steps=6, step=0.7, early_stop=False)
     assert torch.allclose(made.images, a, atol=1e-9)

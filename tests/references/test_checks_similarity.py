@@ -71,7 +71,7 @@ def alike(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def literal_ssim(p: np.ndarray, q: np.ndarray) -> float:
-    """Equation 13 in every window that lies within the image, then the mean."""
+    """Equation 13 in every window that is within the image, then the mean."""
     radius = min(5, (min(p.shape) - 1) // 2)
     at = np.arange(-radius, radius + 1)
     w = np.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))

@@ -25,7 +25,7 @@ def published(model: nn.Module, target: int, rounds: int = 50) -> np.ndarray:
     return img
 
 
-def small_net() -> nn.Module:
+def small_model() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return nn.Sequential(
@@ -34,7 +34,7 @@ def small_net() -> nn.Module:
 
 
 def test_the_faithful_recipe_is_the_published_one() -> None:
-    model = small_net()
+    model = small_model()
     box = ub.Box(model, ub.Pixels((1, 28, 28), mean=MEAN, std=STD))
     ours = (ub.synthesis.class_image(box, [0, 3, 7], recipe="faithful").images * 255).numpy()
     theirs = np.stack([published(model, t) for t in (0, 3, 7)])
@@ -43,6 +43,6 @@ def test_the_faithful_recipe_is_the_published_one() -> None:
 
 
 def test_its_step_moves_a_pixel_by_39_gray_levels() -> None:
-    box = ub.Box(small_net(), ub.Pixels((1, 28, 28), mean=MEAN, std=STD))
+    box = ub.Box(small_model(), ub.Pixels((1, 28, 28), mean=MEAN, std=STD))
     first = ub.synthesis.class_image(box, 4, recipe="faithful", steps=1).images * 255
     assert set(first.round().unique().tolist()) == {0.0, 39.0}

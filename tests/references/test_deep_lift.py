@@ -60,7 +60,7 @@ def test_it_is_not_gradient_times_difference() -> None:
 
 @pytest.mark.parametrize("model", [n for n in awkward.MODELS if ("deep_lift", n) not in REFUSED])
 def test_completeness(model: str) -> None:
-    """Contributions sum to score(x) - score(baseline), to 1e-9; in all, where rows are coupled."""
+    """Contributions sum to score(x) - score(baseline), to 1e-9; in all, where rows are batch-dependent."""
     c = make_case(model, torch.float64)
     x0 = torch.full_like(c.x, 0.3)
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ each_norm = pytest.mark.parametrize("norm", NORMS)
 
 
 def problems(n: int, d: int, seed: int = 0) -> tuple[Tensor, Hyperplane, Tensor, Tensor]:
-    """Some points on the box's edge, some weights zero, values of both signs; mostly the plane meets the box."""
+    """Some points on the box's edge, some weights zero, values of both signs; mostly the plane crosses the box."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.rand(n, d, generator=draw, dtype=torch.float64)
     x = torch.where(torch.rand(n, d, generator=draw) < 0.3, x.round(), x)

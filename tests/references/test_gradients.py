@@ -185,7 +185,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Disguised(awkward.ReLUVariant):
-    """One honest ReLU, so that there is something to rule, and one in disguise."""
+    """One plain ReLU, so that there is something to rule, and one written as a product."""
 
     def first_block(self, x: Tensor) -> Tensor:
         return F.relu(self.conv1(x))
@@ -209,7 +209,7 @@ def test_disguised_relus_are_refused(name: str, disguise: str) -> None:
 @pytest.mark.parametrize("disguise", MASKS)
 @pytest.mark.parametrize("name", RULED)
 def test_masks_are_warned_of(name: str, disguise: str) -> None:
-    """They can't be told from other products: what is not ruled is said."""
+    """They cannot be distinguished from other products: what is not ruled is reported."""
     box = disguised(lambda: Disguised(MASKS[disguise]))
     with pytest.warns(UnboxedWarning, match="keeps its plain gradient"):
         method(name)(box, images(), 1)
@@ -217,8 +217,8 @@ def test_masks_are_warned_of(name: str, disguise: str) -> None:
 
 @pytest.mark.parametrize("disguise", [*DISGUISES, *MASKS])
 @pytest.mark.parametrize("name", RULED)
-def test_a_net_of_disguised_relus_only(name: str, disguise: str) -> None:
-    """Masks too: where no ReLU is met at all, the plain gradient would be sold as a ruled one."""
+def test_a_model_of_disguised_relus_only(name: str, disguise: str) -> None:
+    """Masks too: where there is no ReLU at all, the plain gradient would pass for a ruled one."""
     box = ub.Box(awkward.ReLULookalike({**DISGUISES, **MASKS}[disguise]).double(), awkward.GRAY_INPUTS)
     with pytest.raises(RuleError):
         method(name)(box, images(), 1)
@@ -253,7 +253,7 @@ def test_the_plain_gradient_takes_them_all(disguise: str) -> None:
 
 @pytest.mark.parametrize("name", RULED)
 @pytest.mark.parametrize("act", [F.gelu, F.silu, torch.tanh, torch.sigmoid, F.softplus, F.hardswish, F.elu])
-def test_smooth_nets_have_no_relu_to_rule(name: str, act: Callable[[Tensor], Tensor]) -> None:
+def test_smooth_models_have_no_relu_to_rule(name: str, act: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(RuleError, match="gradient"):
         method(name)(ub.Box(awkward.ReLUVariant(act).double(), awkward.GRAY_INPUTS), images(), 1)
 
@@ -302,7 +302,7 @@ def test_some_logits_are_clamped_and_some_are_not() -> None:
 
 
 def test_a_difference_of_clamped_logits() -> None:
-    """Where one of the two is shut, the gradient is the other's: nothing is unclamped that was not wholly zero."""
+    """Where one of the two is inactive, the gradient is the other's: nothing is unclamped that was not wholly zero."""
     box, w, x = clamped()
     z = box(x)
     with warnings.catch_warnings():

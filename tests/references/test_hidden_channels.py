@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Two blocks, the edited layer `mid`, and a head; `extra` is what the head reads besides."""
+    """Two blocks, the edited layer `mid`, and a head; `extra` is what else the head reads."""
 
     def __init__(self, block: type[nn.Module] = Block) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ class Positions(nn.Module):
 
 
 def test_an_axis_of_three_is_not_the_batch() -> None:
-    """A box looks at a model with three rows, and at other numbers of them, too."""
+    """A box inspects a model with three rows, and at other numbers of them, too."""
     torch.manual_seed(0)
     box, x = ub.Box(Positions().double(), awkward.GRAY_INPUTS), data(0)
     assert not any(map(box.has_batch_axis, ("table", "table:embedding", "table:input")))

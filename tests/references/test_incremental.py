@@ -338,7 +338,7 @@ LIKE: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "squeezed": Sq
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("model", LIKE)
-def test_nets_like_those_people_have(
+def test_models_like_those_people_have(
     model: str,
     layout: torch.memory_format,
     dtype: torch.dtype,
@@ -399,7 +399,7 @@ def test_cut_in_parts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     check(made(nn.MaxPool2d, {"stride": 2, "padding": 1}), local=None)
 
 
-def test_a_net_that_goes_another_way_gets_a_base_of_its_own() -> None:
+def test_a_model_that_branches_differently_gets_a_base_of_its_own() -> None:
     """The replay compares what is asked for: weights written in between are new ones."""
     weight, base_pass = KERNEL.clone(), BasePass()
     base = torch.randn(1, 4, 23, 19, generator=generator(), dtype=torch.float64)
@@ -424,7 +424,7 @@ def test_a_halo_that_is_too_small_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
         check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=8))
 
 
-def test_a_window_pasted_beside_its_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_pasted_next_to_its_position_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = regions._overlap
     monkeypatch.setattr(regions, "_overlap", lambda shift, own, size: right(shift + 1, own, size))
     with pytest.raises((AssertionError, RuntimeError)):

@@ -165,7 +165,7 @@ def test_every_rule_is_its_equation(rule: str, bias: bool) -> None:
 
 
 def test_the_rules_differ() -> None:
-    """So that the test above can tell them apart."""
+    """So that the test above can distinguish them."""
     box, x = ub.Box(Net(), PIXELS, outputs="logits"), images()
     made = [lrp(box, x, 1, rule=rule, epsilon=EPS, gamma=GAMMA) for rule in KINDS]
     for i, a in enumerate(made):

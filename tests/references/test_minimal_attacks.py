@@ -29,7 +29,7 @@ def margin(z: Tensor, right: int) -> Tensor:
 
 
 def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, overshoot: float = 0.02) -> Tensor:
-    """x (1, ...), far from the ends of its range; the first image that fools, before it is drawn back."""
+    """x (1, ...), far from the ends of its range; the first image that fools, before it is moved back."""
     z = x.clone()
     for _ in range(steps):
         z = z.detach().requires_grad_()
@@ -52,7 +52,7 @@ def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, over
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("model", ["plain", "non_square"])
 def test_deepfool_takes_the_papers_steps(norm: str, model: str) -> None:
-    """What it gives lies on the line from the original to where the paper's algorithm comes to."""
+    """What it gives is on the line from the original to the paper's result."""
     c = make_case(model, torch.float64, n=6)
     x = 0.5 + 0.02 * (c.x - 0.5)  # no value comes near the ends of the range
     y = c.box.predict(x)
@@ -94,7 +94,7 @@ def by_solver(w: np.ndarray, rise: float, room: np.ndarray, norm: str) -> float:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 def test_shortest_step_within_bounds(norm: str, share: float) -> None:
-    """Against a general solver: rooms of all sizes, some of them none, weights of both signs, some of them zero."""
+    """Against a general solver: ranges of all sizes, some of them none, weights of both signs, some of them zero."""
     draw = torch.Generator().manual_seed(0)
     w = torch.randn(4, 2, 12, generator=draw, dtype=torch.float64)
     room = torch.rand(4, 2, 12, generator=draw, dtype=torch.float64) * (torch.arange(12) % 4 > 0)
@@ -135,8 +135,8 @@ def test_minimal_distance_within_bounds(method: str, norm: str) -> None:
         assert float(made.distance) >= want * (1 - 1e-6)
 
 
-def test_an_unreachable_plane_uses_all_room() -> None:
-    """More is wanted than there is room for: all of it is taken."""
+def test_an_unreachable_plane_uses_the_whole_range() -> None:
+    """More is wanted than the range allows: all of it is taken."""
     w, room = torch.tensor([[[1.0, -2.0, 0.0]]]), torch.tensor([[[0.5, 0.25, 1.0]]])
     for norm in ("l2", "linf"):
         assert torch.equal(

@@ -152,7 +152,7 @@ def test_what_holds_rows_says_so() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_activations_are_scored_in_single_precision(dtype: torch.dtype) -> None:
+def test_low_precision_activations_are_scored_in_single_precision(dtype: torch.dtype) -> None:
     for name, (objective, h, _) in CASES.items():
         narrow = h.to(dtype)
         got = objective({"h": narrow})
@@ -212,7 +212,7 @@ def test_scores_of_images(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_flat_images_have_a_slope(name: str) -> None:
-    """Where a climb starts all gray, no root and no power is divided by zero."""
+    """Where an optimization starts all gray, no root and no power is divided by zero."""
     flat = torch.full((2, 2, H, W), 0.5, requires_grad=True)
     (grad,) = torch.autograd.grad(OF_IMAGES[name][0]({"input": flat}).sum(), flat)
     assert grad.isfinite().all()

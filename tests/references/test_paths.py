@@ -140,7 +140,7 @@ def test_gradient_x_input(model: str) -> None:
 
 
 def noisy_slopes(box: ub.Box, x: Tensor, samples: int, noise: float, seed: int) -> Tensor:
-    """(N, K, C, H, W), one at a time, each noise drawn by itself."""
+    """(N, K, C, H, W), one at a time, each noise drawn separately."""
     found = []
     for i in range(len(x)):
         sigma = noise * (x[i].max() - x[i].min())

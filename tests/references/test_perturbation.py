@@ -196,8 +196,8 @@ def test_lime_from_the_image_to_the_weights(regression: Any) -> None:
             assert torch.equal(got.map[n, 0][quarters() == f], got.weights[n, f].expand(int((quarters() == f).sum())))
 
 
-def test_idle_segments_are_summed_over() -> None:
-    """Segments that hide nothing: the same as if all subsets of all segments had been run."""
+def test_segments_that_change_nothing_are_summed_over() -> None:
+    """Segments that mask nothing: the same as if all subsets of all segments had been run."""
     box, x = image_case(1)
     of = quarters()
     x[:, :, of == 1], x[:, :, of == 4] = 0, 0
@@ -213,7 +213,7 @@ def test_idle_segments_are_summed_over() -> None:
 
 
 def by_permutations(v: dict[tuple[int, ...], float], players: int) -> np.ndarray:
-    """Shapley 1953: the mean over all orders of what each player adds to those before it."""
+    """Shapley 1953: the mean over all orders of what each feature adds to those before it."""
     total = np.zeros(players)
     for order in itertools.permutations(range(players)):
         for i, p in enumerate(order):
@@ -299,7 +299,7 @@ def test_kernel_shap_as_captum_in_the_limit() -> None:
 
 
 @pytest.mark.parametrize("segments", [("squares", 4), ("squares", 5), "pixels"])
-def test_rectangles_run_as_windows_lose_what_they_lose_otherwise(
+def test_rectangles_run_as_windows_lose_what_they_lose_in_full_runs(
     segments: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The squares at the border are smaller where the side does not divide."""

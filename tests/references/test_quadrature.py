@@ -16,7 +16,7 @@ import unboxed as ub
 from unboxed.attribution import integrated_gradients
 
 
-def looked_at(model: nn.Module, inputs: Any, x: Tensor, k: int) -> tuple[float, Tensor]:
+def evaluated_at(model: nn.Module, inputs: Any, x: Tensor, k: int) -> tuple[float, Tensor]:
     """The score and its gradient, by autograd alone."""
     h = x.clone().requires_grad_()
     score = model(inputs.encode(h[None]))[0, k]
@@ -26,10 +26,10 @@ def looked_at(model: nn.Module, inputs: Any, x: Tensor, k: int) -> tuple[float, 
 def literal(model: nn.Module, inputs: Any, x: Tensor, k: int, tol: float, most: int = 50) -> tuple[Tensor, int]:
     """The map and the number of points: cut the pieces of the line where scores and gradients disagree most."""
     zero = torch.zeros_like(x)
-    low, high = (looked_at(model, inputs, z, k)[0] for z in (zero, x))
+    low, high = (evaluated_at(model, inputs, z, k)[0] for z in (zero, x))
     bound = max(tol * abs(high - low), 4 * torch.finfo(x.dtype).eps * (abs(high) + abs(low)))
     first = min(16, max(4, math.ceil(1 / (4 * tol))))
-    points = {t: looked_at(model, inputs, t * x, k) for t in ((i + 0.5) / first for i in range(first))}
+    points = {t: evaluated_at(model, inputs, t * x, k) for t in ((i + 0.5) / first for i in range(first))}
     while True:
         ts = sorted(points)
         edges, total, apart = [0.0, *ts, 1.0], torch.zeros_like(x), list[float]()
@@ -48,7 +48,7 @@ def literal(model: nn.Module, inputs: Any, x: Tensor, k: int, tol: float, most: 
         for i in worst:
             share = 1 / 3 if i == 0 else 2 / 3 if i == n else 0.5
             t = edges[i] + share * (edges[i + 1] - edges[i])
-            points[t] = looked_at(model, inputs, t * x, k)
+            points[t] = evaluated_at(model, inputs, t * x, k)
 
 
 @pytest.mark.parametrize("tol", [0.3, 0.05, 0.01, 3e-3])
@@ -81,7 +81,7 @@ def test_no_more_calls_than_captum_needs_for_the_same_completeness_error() -> No
 
 
 def test_how_far_maps_are_from_the_limit() -> None:
-    """A completeness error vouches for no pixel; the first look leaves the map about twice as far off."""
+    """A completeness error vouches for no pixel; the first evaluations leave the map about twice as far off."""
     box = ub.Box(*ub.zoo.load("mnist-cnn"))
     x, _ = ub.data.digits("test").first(10)
     limit = integrated_gradients(box, x, n_steps=100).map

@@ -137,7 +137,7 @@ def images(n: int = 3) -> Tensor:
 
 
 def by_hand(model: nn.Module, x: Tensor, k: int, kin: Kin, sends: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """d logit k / d x, each activation sending down what `sends` says."""
+    """d logit k / d x, each activation passing on what `sends` returns."""
     w1, w2, w3 = model.conv1.weight, model.conv2.weight, model.fc.weight
     a1 = F.conv2d(awkward.GRAY_INPUTS.encode(x), w1, model.conv1.bias, padding=1)
     a2 = F.conv2d(kin.value(a1), w2, model.conv2.bias, stride=2, padding=1)
@@ -160,7 +160,7 @@ def test_every_spelling_by_the_chain_rule(name: str, kin: str, spelling: str) ->
 
 @pytest.mark.parametrize("kin", ["relu6", "hardtanh"])
 def test_the_caps_are_reached(kin: str) -> None:
-    """Without it the test above could not tell ReLU6 from ReLU."""
+    """Without it the test above could not distinguish ReLU6 from ReLU."""
     model = loud(F.relu)
     with torch.no_grad():
         a1 = F.conv2d(awkward.GRAY_INPUTS.encode(images()), model.conv1.weight, model.conv1.bias, padding=1)
@@ -170,7 +170,7 @@ def test_the_caps_are_reached(kin: str) -> None:
 
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet"])
 def test_relu6_is_no_relu_to_guided_backprop(name: str) -> None:
-    """Above its cap ReLU6 has no slope; deconvnet does not look at the input, so there the two agree if switches do."""
+    """Above its cap ReLU6 has no slope; deconvnet does not use the input, so there the two agree if switches do."""
     x = images()
     maps = [getattr(ub.attribution, name)(ub.Box(loud(how), awkward.GRAY_INPUTS), x, 1) for how in (F.relu, F.relu6)]
     assert torch.allclose(*maps) is (name == "deconvnet")
@@ -258,7 +258,7 @@ def mobile(act: Callable[..., nn.Module]) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet", "guided_grad_cam"])
 @pytest.mark.parametrize("act", [nn.ReLU6, nn.LeakyReLU, nn.Hardtanh])
-def test_mobile_nets_are_explained(name: str, act: Callable[..., nn.Module]) -> None:
+def test_mobile_models_are_explained(name: str, act: Callable[..., nn.Module]) -> None:
     box, x = ub.Box(mobile(act), awkward.GRAY_INPUTS), images()
     found = getattr(ub.attribution, name)(box, x, 2)
     assert found.shape == x.shape

@@ -144,14 +144,14 @@ def test_what_comes_before_runs_once_an_example() -> None:
     assert box.model.seen.rows > 7 * 5
 
 
-def test_a_net_whose_batch_can_not_grow_is_replayed() -> None:
+def test_a_model_whose_batch_can_not_grow_is_replayed() -> None:
     with only("thin", "replayed") as taken:
         ablation(residual(), images(3), "mid")
     assert taken == ["replayed"]
 
 
 def test_what_is_read_before_the_edit_is_still_read() -> None:
-    """An objective of a layer inside a module that would otherwise answer whole."""
+    """An objective of a layer inside a module that would else be replayed whole."""
     box, x = residual(), images(3)
     target = ub.channel("block.0", 1) + ub.logit(0)
     with only("replayed") as taken:
@@ -206,7 +206,7 @@ def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> N
     assert calls[0] < 39  # each forward was broken off once
 
 
-def test_another_way_through_the_net_is_run_for_real() -> None:
+def test_another_branch_of_the_model_is_run_for_real() -> None:
     """A later run that calls modules in another order gets no answers of the recorded one."""
     box, x = residual(), images(3)
     before, rows = PrefixReplay(box, x, logit(0)), torch.arange(3)

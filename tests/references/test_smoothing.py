@@ -76,7 +76,7 @@ def test_predict(sigma: float) -> None:
     assert got.tolist() == [predict(c, i, sigma, 40, 0.01, 5) for i in range(6)]
 
 
-def test_the_twin_tells_abstaining_from_answers() -> None:
+def test_the_twin_distinguishes_abstaining_from_predictions() -> None:
     c = make_case("plain", torch.float64, n=6)
     verdicts = [predict(c, i, 0.4, 40, 0.01, 5) for i in range(6)]
     assert -1 in verdicts

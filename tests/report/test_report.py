@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import Box, Features, Pixels, data
+from unboxed.checkpointing import weights_digest
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.report import SECTIONS, Finding, NotApplicable, Report, Section, report
@@ -87,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Page, dict[s
 
 
 class Page(HTMLParser):
-    """What a page holds: its words, pictures and links."""
+    """What a page has: its words, images and links."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ def test_the_page_is_one_file_and_small(made: Any) -> None:
     assert [link["href"] for link in page.all("link")] == ["data:,"]
 
 
-def test_every_picture_says_what_it_is(made: Any) -> None:
+def test_every_figure_says_what_it_is(made: Any) -> None:
     images = made[1].all("img")
     assert len(images) > 40
     assert all(len(img.get("alt") or "") > 8 and img.get("width") and img.get("height") for img in images)
@@ -217,7 +218,7 @@ def test_the_command_seed_and_versions_are_on_the_page(made: Any) -> None:
     _, page, facts = made
     assert page.has("unboxed report <x>", f"torch {torch.__version__}")
     assert facts["findings"]["reproduce"]["seed"] == 0
-    assert len(facts["findings"]["reproduce"]["weights"]) == 64
+    assert facts["findings"]["reproduce"]["weights"] == weights_digest(box_of().model)
 
 
 def test_the_model_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_maps_before_the_relu_are_named_so(tmp_path: Path) -> None:
     assert page.has("before the ReLU")
 
 
-def test_photos_beyond_the_budget_are_files_beside_the_page(tmp_path: Path) -> None:
+def test_photos_beyond_the_budget_are_files_next_to_the_page(tmp_path: Path) -> None:
     with ReportFolder(tmp_path) as folder:
         pictures = PictureStore(folder, budget=0)
         drawn = pictures.encode(Picture(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise"))
@@ -344,7 +345,7 @@ def test_photos_beyond_the_budget_are_files_beside_the_page(tmp_path: Path) -> N
     assert (tmp_path / drawn.src).stat().st_size > 1000
 
 
-def test_labels_follow_names_where_the_data_count_otherwise(tmp_path: Path) -> None:
+def test_labels_follow_names_where_the_data_count_differently(tmp_path: Path) -> None:
     class Backwards(torch.utils.data.Dataset[Any]):
         classes = NAMES[::-1]
         x = quadrants([0, 1, 2, 3])
@@ -420,7 +421,7 @@ def test_where_there_is_nothing_to_find_a_note_says_why(tmp_path: Path) -> None:
     assert set(facts["findings"]) == {"count"}
 
 
-def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:
+def test_what_a_method_warns_of_is_in_its_section(tmp_path: Path) -> None:
     def warn(context: ReportContext) -> CountFinding:
         for _ in range(2):
             warnings.warn("maps of 3 inputs are zero", UnboxedWarning, stacklevel=2)
@@ -632,7 +633,7 @@ def test_a_probability_never_says_one_or_zero(p: float, text: str) -> None:
     assert format_prob(p) == text
 
 
-def test_pictures_are_shown_at_whole_multiples() -> None:
+def test_figures_are_shown_at_whole_multiples() -> None:
     assert display_size((28, 28), 112) == (112, 112)
     assert display_size((30, 20), 112) == (120, 80)
     assert display_size((60, 96), 112) == (60, 96)

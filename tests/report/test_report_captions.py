@@ -1,4 +1,4 @@
-"""Captions against pictures: what stands below a picture of the page is what the model says of its very pixels."""
+"""Captions against images: what is below an image of the page is what the model says of its very pixels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def examples() -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Shown:
-    """A figure of the page: where it stands, its picture, and its words."""
+    """A figure of the page: where it is, its image, and its words."""
 
     section: str
     above: str  # the nearest headline
@@ -72,7 +72,7 @@ class Shown:
 
     @property
     def pixels(self) -> Tensor:
-        """(1, 1, H, W) of a gray picture."""
+        """(1, 1, H, W) of a gray image."""
         return pixels(self.src)[None]
 
     def line(self, start: str) -> str | None:
@@ -80,7 +80,7 @@ class Shown:
 
 
 def pixels(src: str) -> Tensor:
-    """(1, H, W) in [0, 1] of a gray picture in the page."""
+    """(1, H, W) in [0, 1] of a gray image in the page."""
     return rgb(src).mean(0, keepdim=True)
 
 
@@ -231,7 +231,7 @@ def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
     assert len(seen) > 2
 
 
-def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: Made) -> None:
+def test_frames_of_a_morph_have_the_probabilities_next_to_them(made: Made) -> None:
     strips = made.page.of("morphs", "step ")
     assert len(strips) >= 9
     for f in strips:
@@ -266,7 +266,7 @@ def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> 
     assert min(counted.values()) >= 3
 
 
-def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
+def test_inversions_are_those_of_the_input_next_to_them(made: Made) -> None:
     figures, count = made.page.of("inversion"), 0
     for f in figures:
         if f.alt.startswith("input, example"):

@@ -1,4 +1,4 @@
-"""The page's section on another model: for every kind of model there is something to tell, or a sentence why not."""
+"""The page's section on another model: for every kind of model there is something to report, or a sentence why not."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     page, facts = written(box, (x, y), tmp_path)
     other, z = standardize(box, x)
     found = ub.robustness.evaluate(
-        other, (z, y), adversarial.ATTACKS, eps=adversarial.EPS_GRAYSCALE, check_masking=False
+        other, (z, y), adversarial.default_attacks_in_few_steps(), eps=adversarial.EPS_GRAYSCALE, check_masking=False
     )
     assert facts["findings"]["attacks"]["robustness"]["this model"]["all"] == [
         found.robust_accuracy(e).to_dict() for e in found.eps
@@ -133,7 +133,9 @@ def robustness_of(n_correct: int, n_robust: int, n: int = 4) -> Any:
     margin = torch.cat([torch.full((n_robust,), 0.4), torch.full((n - n_robust,), 0.1)])
     x = x + margin.view(-1, 1, 1, 1)  # class 0 above 0.5
     box = ub.Box(Half(), ub.Pixels((1, 1, 1)), outputs="logits")
-    return ub.robustness.evaluate(box, (x, y), adversarial.ATTACKS, eps=[0.2], check_masking=False)
+    return ub.robustness.evaluate(
+        box, (x, y), adversarial.default_attacks_in_few_steps(), eps=[0.2], check_masking=False
+    )
 
 
 class Half(nn.Module):

@@ -116,7 +116,7 @@ def test_large_numbers_are_whole() -> None:
 
 
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
-def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
+def test_no_row_of_figures_is_left_with_one(n: int, wide: int, most: int) -> None:
     assert figures_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most
 
 

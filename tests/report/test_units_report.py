@@ -1,4 +1,4 @@
-"""The pictures of units, and the report's section of them."""
+"""The figures of units, and the report's section of them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_each_severity_changes_more(kind: str) -> None:
 
 @each_kind
 def test_random_draws_depend_on_the_row(kind: str) -> None:
-    """A row is corrupted alike wherever it stands; chance is the seed's, and differs from row to row."""
+    """A row is corrupted alike wherever it is; chance is the seed's, and differs from row to row."""
     x = photos((1, 1, 16, 16)).expand(6, -1, -1, -1)
     whole = corrupted(x, kind, 4, seed=2)
     assert torch.equal(corrupted(x[:2], kind, 4, seed=2, rows=torch.tensor([4, 1])), whole[[4, 1]])

@@ -174,7 +174,7 @@ def test_resumes_from_a_checkpoint(tmp_path, monkeypatch) -> None:
         ({"eps": [-0.1]}, InputError, "above 0"),
         ({"eps": [8]}, InputError, "8/255"),
         ({"eps": [0.1], "attacks": {}}, InputError, "at least one attack"),
-        ({"eps": [0.1], "norm": "l7"}, InputError, "norm is one of"),
+        ({"eps": [0.1], "norm": "l7"}, InputError, "norm must be"),
     ],
 )
 def test_bad_settings_are_refused(more, error, said) -> None:
@@ -211,7 +211,7 @@ class Rounded(nn.Module):
 
 
 class Jagged(nn.Module):
-    """The same values but for a ripple, whose slope hides the model's own."""
+    """The same values but for a ripple, whose slope masks the model's own."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.004 * torch.sin(x * 3000)
@@ -476,7 +476,7 @@ class InCompany(nn.Module):
         return self.model(x)
 
 
-def in_company() -> tuple[ub.Box, Tensor, Tensor]:
+def in_the_batch() -> tuple[ub.Box, Tensor, Tensor]:
     box = ub.Box(InCompany().train(), ub.Pixels(SHAPE), outputs="logits", mode="as-is")
     x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(3))
     y = box.predict(x)
@@ -497,13 +497,13 @@ def in_company() -> tuple[ub.Box, Tensor, Tensor]:
     ],
 )
 def test_success_of_a_batch_dependent_model(attack) -> None:
-    box, x, y = in_company()
+    box, x, y = in_the_batch()
     found = attack(box, x, y, eps=0.2 if attack is not adversarial.deepfool else None)
     assert torch.equal(found.success, box.predict(found.images) != y)
 
 
 def test_batch_dependent_rows_are_evaluated_with_the_final_batch() -> None:
-    box, x, y = in_company()
+    box, x, y = in_the_batch()
     found = evaluate(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal_attack=None)
     assert found.robust_accuracy() == found.clean_accuracy == Proportion(5, 8)
 

@@ -10,6 +10,7 @@ from unboxed.engine.optimize.parameterizations import FourierCanvas
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.rng import step_generator
+from unboxed.synthesis.class_image import RECIPES, class_image
 
 
 def model(seed: int = 0, channels: int = 1) -> nn.Module:
@@ -101,3 +102,7 @@ def test_random_affine_without_amplitude_is_the_identity_and_keeps_shapes() -> N
     turned = random_affine(60, 0, 0)(disk, step_generator(3, 1, x.device))
     assert (turned - disk).abs().mean() < 0.03  # a disk stays a disk, on a wide image too
     assert (turned - disk).abs().max() > 0  # and it was turned
+
+
+def test_the_table_of_recipes_has_those_that_the_setting_takes() -> None:
+    assert tuple(RECIPES) == class_image.card.settings["recipe"].choices  # type: ignore[attr-defined]

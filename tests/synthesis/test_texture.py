@@ -119,7 +119,7 @@ def test_refusals() -> None:
             work()
     with pytest.raises(InputError, match="one style image, or one for each of 3"):
         style_transfer(c.box, c.x, c.x[:2])
-    with pytest.raises(LayerError, match="no layers"):
+    with pytest.raises(InputError, match="layers must name a layer"):
         texture(c.box, c.x, [])
     flat = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
     with pytest.raises(LayerError, match="positions"):

@@ -145,7 +145,7 @@ def test_of_other_settings_is_refused(tmp_path, more, said):
     assert torch.equal(state(other), state(model()))
 
 
-def test_of_another_net_or_other_data_is_refused(tmp_path):
+def test_of_another_model_or_other_data_is_refused(tmp_path):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
     fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
     with pytest.raises(ModelError, match=r"model was Sequential|its model differ"):
@@ -196,7 +196,7 @@ def test_of_another_question_under_the_same_names_is_refused(tmp_path, given, sa
     assert torch.equal(state(asked["model"]), before)
 
 
-def test_another_dropout_is_another_net(tmp_path):
+def test_another_dropout_is_another_model(tmp_path):
     settings, other = EVERYTHING | {"checkpoint": tmp_path / "c"}, model()
     fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
     other[5].p = 0.1
@@ -274,7 +274,7 @@ def test_train_refuses_defenses_that_there_are_not(tmp_path, parts):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_robust_net_is_built_as_the_judge():
+def test_the_robust_model_is_built_as_the_judge():
     robust, judge, wider = (
         zoo.entry("mnist-robust").factory(),
         zoo.entry("mnist-judge").factory(),

@@ -118,7 +118,7 @@ def test_the_interval_and_the_defaults() -> None:
     assert (ConfusedLogits().interval, ConfusedLogits().projection_factor) == (20, 3)
 
 
-def test_nothing_confused_nothing_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_confused_nothing_plotted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ConfusedLogits, "draw", lambda *args: pytest.fail("drawn"))
     model, (x, y) = small(), batch()
     confused = ConfusedLogits(logging_batch_interval=1, max_logit_difference=1e-9, to=tmp_path / "sheets")
@@ -251,7 +251,7 @@ def test_its_gradients_mix_the_classes_of_all_inputs() -> None:
     torch.testing.assert_close(alone[0], right[:1, 0])
 
 
-def test_its_traces_in_the_net() -> None:
+def test_its_traces_in_the_model() -> None:
     """.grad left, frozen parts unfrozen, dropout and BatchNorm run: none of it here."""
     model, (x, y) = small(), batch()
     model[1].eval()
@@ -265,7 +265,7 @@ def test_its_traces_in_the_net() -> None:
 
 
 @pytest.mark.parametrize("name", awkward.MODELS)
-def test_nothing_is_left_in_any_net(name: str) -> None:
+def test_nothing_is_left_in_any_model(name: str) -> None:
     entry = awkward.get_model(name)
     z = entry.inputs.encode(entry.images(4)).to(next((p.dtype for p in entry.model.parameters()), torch.float32))
     confused = ConfusedLogits(2, **FORCED, min_probability=0.0, **entry.box_settings, to=lambda sheet, step: None)
@@ -305,7 +305,7 @@ def test_probabilities_are_refused_with_the_way_out(end: nn.Module, said: str) -
         (nn.Conv2d(1, 6, 3), {"logging_batch_interval": 1}, OutputError, r"one class an input.*\(7, 6, 6, 6\)"),
     ],
 )
-def test_nets_that_cannot_be_watched(model: nn.Module, settings: Any, error: type[Exception], said: str) -> None:
+def test_models_that_cannot_be_watched(model: nn.Module, settings: Any, error: type[Exception], said: str) -> None:
     x, y = batch()
     with pytest.raises(error, match=said):
         ConfusedLogits(**settings).watch(model, x, y, 0)
@@ -321,7 +321,7 @@ def test_batches_that_cannot_be_watched() -> None:
         ConfusedLogits().watch(model, x, y[:3], 0)
 
 
-def test_a_net_without_a_gradient_is_refused_at_once() -> None:
+def test_a_model_without_a_gradient_is_refused_at_once() -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.detach().flatten(1)[:, :4]
@@ -330,7 +330,7 @@ def test_a_net_without_a_gradient_is_refused_at_once() -> None:
         ConfusedLogits().watch(Detached(), *batch(), 0)
 
 
-def test_a_net_spread_over_devices_is_refused() -> None:
+def test_a_model_spread_over_devices_is_refused() -> None:
     class FullyShardedDataParallel(nn.Sequential):
         pass
 
@@ -338,7 +338,7 @@ def test_a_net_spread_over_devices_is_refused() -> None:
         ConfusedLogits().watch(FullyShardedDataParallel(small()), *batch(), 0)
 
 
-def test_the_net_inside_of_data_parallelism_is_watched() -> None:
+def test_the_model_inside_of_data_parallelism_is_watched() -> None:
     model, (x, y) = small(), batch()
     found = ConfusedLogits(2, **FORCED).watch(nn.DataParallel(model), x, y, 0)
     check_against_twin(model, x, found)
@@ -426,7 +426,7 @@ def test_labels_of_every_kind(drawn: Drawn, labels: Any, said: str) -> None:
     assert drawn.blocks[0]["rows"][0][0].caption == said
 
 
-def test_one_sheet_a_look_whatever_is_confused(tmp_path: Path) -> None:
+def test_one_sheet_per_step_whatever_is_confused(tmp_path: Path) -> None:
     model, (x, y) = small(2), batch(2, n=9)
     ConfusedLogits(5, to=tmp_path / "deep" / "er", **FORCED).watch(model, x, y, 3)
     (path,) = (tmp_path / "deep" / "er").iterdir()
@@ -438,7 +438,7 @@ def test_one_sheet_a_look_whatever_is_confused(tmp_path: Path) -> None:
         assert sheet.height > 1.5 * alone.height
 
 
-def test_without_inputs_the_range_that_is_drawn_is_printed(drawn: Drawn) -> None:
+def test_without_inputs_the_range_that_is_plotted_is_printed(drawn: Drawn) -> None:
     confused = ConfusedLogits(**FORCED)
     found = confused.watch(small(2), batch(2)[0], None, 0)
     confused.draw(found)
@@ -460,7 +460,7 @@ def test_inputs_that_are_no_images_say_so() -> None:
         confused.draw(found)
 
 
-def test_flattened_images_are_drawn_by_their_inputs(drawn: Drawn) -> None:
+def test_flattened_images_are_plotted_by_their_inputs(drawn: Drawn) -> None:
     confused = ConfusedLogits(inputs=ub.Pixels((1, 4, 5)), **FORCED)
     x = torch.rand(6, 20, generator=torch.Generator().manual_seed(0))
     confused.draw(confused.watch(nn.Linear(20, 4), x, None, 0))
@@ -491,7 +491,7 @@ def test_it_fits_the_hand_written_loop_of_the_library(tmp_path: Path) -> None:
 # -- what it says of itself --------------------------------------------------------------------------------------------
 
 
-def test_a_loop_without_a_place_for_the_sheets_is_told_once(tmp_path: Path) -> None:
+def test_a_loop_without_a_place_for_the_sheets_is_reported_once(tmp_path: Path) -> None:
     model, (x, y) = small(), batch()
     lost = ConfusedLogits(**FORCED)
     with pytest.warns(UnboxedWarning, match=r"go nowhere.*to=") as caught:
@@ -504,7 +504,7 @@ def test_a_loop_without_a_place_for_the_sheets_is_told_once(tmp_path: Path) -> N
         ConfusedLogits(**FORCED).watch(model, x, y, 0, to=lambda sheet, step: None)
 
 
-def test_it_says_how_often_it_looked_and_how_large_the_logits_were(tmp_path: Path) -> None:
+def test_it_says_how_often_it_ran_and_how_large_the_logits_were(tmp_path: Path) -> None:
     model, (x, y) = small(), batch()
     confused = ConfusedLogits(logging_batch_interval=2, min_logit_value=100.0, to=tmp_path)
     assert repr(confused) == "ConfusedLogits(looked 0 times, found confused inputs 0 times, min_logit_value=100)"

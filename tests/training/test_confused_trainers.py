@@ -49,7 +49,7 @@ def images(n: int = BATCHES * SIZE) -> TensorDataset:
 
 
 class Noting(ConfusedLogits):
-    """Keeps what each look found."""
+    """Keeps what each step found."""
 
     found: list[Confused]
 
@@ -180,7 +180,7 @@ class First(nn.Module):
         return x.sub_(0.5).mul_(3)
 
 
-def test_a_net_that_writes_over_its_input_is_given_the_batch_as_it_was(tmp_path: Path) -> None:
+def test_a_model_that_writes_over_its_input_is_given_the_batch_as_it_was(tmp_path: Path) -> None:
     confused = Noting(SIZE, **FORCED)
     fit(tmp_path, confused, model=nn.Sequential(First(), *net()))
     assert len(confused.found) == 2
@@ -245,7 +245,7 @@ def test_parts_of_an_accumulated_step_are_batches(tmp_path: Path) -> None:
     assert [found.step for found in confused.found] == [2, 5, 8]
 
 
-def test_a_look_by_transformers_is_in_float32_at_the_weights_of_its_step(tmp_path: Path) -> None:
+def test_a_step_by_transformers_is_in_float32_at_the_weights_of_its_step(tmp_path: Path) -> None:
     """Against a copy of the weights taken before each step; bf16=True puts autocast into the model's own forward."""
     copies: list[dict[str, Tensor]] = []
 
@@ -354,7 +354,7 @@ def distributed(rank: int, folder: str, watched: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_rank_zero_looks_and_the_others_go_on(tmp_path: Path) -> None:
+def test_rank_zero_watches_and_the_others_go_on(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -128,14 +128,14 @@ def test_frozen_parameters_stay():
     assert not torch.equal(model[2].weight, weight)
 
 
-def test_double_net():
+def test_double_model():
     model, inputs = tiny()
     history = fit(model.double(), inputs, blobs(), blobs(), epochs=5, batch_size=16, lr=0.05, quiet=True)
     assert history.accuracy[-1] == 1.0
     assert model[2].weight.dtype == torch.float64
 
 
-def test_watch_sees_each_batch_as_the_net_does(parts):
+def test_watch_sees_each_batch_as_the_model_does(parts):
     seen, stepped = [], []
 
     def watch(model, z, y, step):
@@ -257,7 +257,7 @@ def test_average_is_the_moving_average_of_the_weights(parts):
     assert all(torch.equal(a, b) for a, b in zip(passed[1:], plain, strict=True))  # the training itself is the same
 
 
-def test_average_is_what_is_looked_at_and_left(parts):
+def test_the_average_is_evaluated_and_kept(parts):
     model, inputs = fresh()
     looked, learned = [], []
 
@@ -314,7 +314,7 @@ def test_mixed_precision_keeps_weights_and_images_whole(parts):
         fitted(parts, autocast=torch.float64)
 
 
-def test_both_times_are_told(parts):
+def test_both_times_are_reported(parts):
     _, history = fitted(parts)
     assert history.seconds > 0
     assert history.cpu_seconds > 0
@@ -323,7 +323,7 @@ def test_both_times_are_told(parts):
 # -- interrupted, and wrong --------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_keeps_the_net_and_says_so(parts):
+def test_ctrl_c_keeps_the_model_and_says_so(parts):
     at_stop = []
 
     def watch(model, z, y, step):
@@ -386,7 +386,7 @@ def test_empty_data(parts):
         fitted((parts[0], []))
 
 
-def test_a_net_without_parameters_or_logits():
+def test_a_model_without_parameters_or_logits():
     inputs = Pixels((1, 6, 6))
     model, _ = tiny()
     with pytest.raises(InputError, match="no parameter"):
@@ -463,7 +463,7 @@ def test_a_card_that_json_cannot_hold(tmp_path):
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_net_has_a_recipe_that_fit_takes():
+def test_every_model_has_a_recipe_that_fit_takes():
     assert set(recipes.RECIPES) == set(zoo.names())
     for name in zoo.names():
         assert recipe(name)["epochs"] >= 1

@@ -48,7 +48,7 @@ def test_squeezenet(models: ModuleType) -> None:
     assert p.amax(1).min() > 0.3
 
 
-def test_untrained_nets_are_the_same_each_time(models: ModuleType) -> None:
+def test_untrained_models_are_the_same_each_time(models: ModuleType) -> None:
     """They need no files."""
     for make in (models.resnet20, models.squeezenet1_0):
         (a, inputs), (b, _) = make(trained=False), make(trained=False)

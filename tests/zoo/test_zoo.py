@@ -66,7 +66,7 @@ def test_trained_copies_are_not_shared():
     assert zoo.load("digits-cnn")[0].fc1.weight.abs().sum() > 0
 
 
-def test_the_linear_net_is_clamped():
+def test_the_linear_model_is_clamped():
     box = Box(*zoo.load("mnist-linear"), outputs="logits")
     logits = box(data.digits("test").first(50).x)
     assert logits.min() == 0

@@ -20,7 +20,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.hooks import Edit
 from ..model.layers import input_address
-from ..parameters import BatchSize, Data, Inputs, LayerAddress, Target, UnitIndices
+from ..parameters import BatchSize, Data, InputBatch, LayerAddress, Target, UnitIndices
 from ..settings import check_settings
 
 DATA_BATCH_ROWS = 256  # of the data read at a time
@@ -68,7 +68,7 @@ class Ablation(OneLineRepr):
 )
 def ablation(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layer: LayerAddress = None,
     units: UnitIndices = None,
     target: Target = None,

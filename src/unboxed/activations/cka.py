@@ -124,7 +124,7 @@ def cka(
         raise InputError(
             f"the models must take inputs of the same shape; got {box_a.inputs.shape} and {box_b.inputs.shape}"
         )
-    a, b = _resolve_layers(box_a, layers_a, "layers_a"), _resolve_layers(box_b, layers_b, "layers_b")
+    a, b = _resolve_layers(box_a, layers_a), _resolve_layers(box_b, layers_b)
     hsic_sums, examples, count = _HsicSums(len(a), len(b)), 0, 0
     for x in input_batches(pack_data(box_a, data), minibatch_size):
         if len(x) >= min_examples:
@@ -137,12 +137,10 @@ def cka(
     return CKA(a, b, _warn_undefined(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 
-def _resolve_layers(box: Box, layers: Sequence[str] | str | None, name: str) -> tuple[str, ...]:
+def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
     if layers is None:
         return unit_addresses(box)
-    if not (addresses := address_list(layers)):
-        raise InputError(f"{name} names no layer; leave it out for all of them")
-    return tuple(require_units(box, path) for path in addresses)
+    return tuple(require_units(box, path) for path in address_list(layers))
 
 
 def _warn_undefined(values: Tensor) -> Tensor:

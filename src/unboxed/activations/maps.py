@@ -12,7 +12,7 @@ from ..cards import card
 from ..engine.results import OneLineRepr
 from ..errors import LayerError
 from ..model.layers import input_address
-from ..parameters import BatchSize, Inputs, LayerAddresses
+from ..parameters import BatchSize, InputBatch, LayerAddresses
 from ..settings import check_settings
 from ..validation import address_list
 
@@ -38,7 +38,7 @@ class LayerMaps(OneLineRepr):
     order=1,
 )
 def maps(
-    box: Box, x: Inputs, layers: LayerAddresses = None, *, batch_size: BatchSize = "auto"
+    box: Box, x: InputBatch, layers: LayerAddresses = None, *, batch_size: BatchSize = "auto"
 ) -> tuple[LayerMaps, ...]:
     """The inputs and outputs of layers for inputs x.
 

@@ -14,7 +14,7 @@ from ..engine.read import features
 from ..engine.read.items import SkippedExamples
 from ..engine.read.neighbors import Metric, Neighbors, NeighborSearch
 from ..errors import LayerError
-from ..parameters import BatchSize, Data, Inputs, LayerAddress, NExamples
+from ..parameters import BatchSize, Data, InputBatch, LayerAddress, NExamples
 from ..settings import check_settings
 
 
@@ -28,7 +28,7 @@ from ..settings import check_settings
 )
 def nearest_neighbors(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     data: Data = None,
     layer: LayerAddress = None,
     *,

@@ -18,7 +18,7 @@ from ..engine.results import OneLineRepr
 from ..errors import InputError, RuleError
 from ..model import relu_rules
 from ..objectives import Index, Objective, as_classes, constant, layer_objective
-from ..parameters import BatchSize, Inputs, RequiredLayerAddress, UnitAxis
+from ..parameters import BatchSize, InputBatch, RequiredLayerAddress, UnitAxis
 from ..settings import check_settings
 from .receptive_field import ReceptiveField, receptive_field
 from .units import argmax_positions, unit_layers, units_to_axis_1, unravel_positions
@@ -59,7 +59,7 @@ class Projections(OneLineRepr):
 )
 def projections(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layer: RequiredLayerAddress,
     unit: Annotated[int | Tensor, "Unit (channel), or one per example (N,)."],
     position: Annotated[Tensor | None, "Positions (N, P) of the neurons on the P other axes of the layer."] = None,

@@ -17,7 +17,7 @@ from ..engine.results import OneLineRepr
 from ..errors import InputError
 from ..model.batching import in_batches
 from ..model.hooks import Edit
-from ..parameters import BatchSize, Inputs
+from ..parameters import BatchSize, InputBatch
 from ..settings import Holds, check_settings
 
 EditsByLayer = Mapping[str, Edit | Sequence[Edit]]
@@ -51,7 +51,7 @@ class RewriteResult(OneLineRepr):
 )
 def rewrite(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     edits: Annotated[EditsByLayer, Holds("object"), "Edits of activations: {layer address: edit, or several in turn}."],
     *,
     batch_size: BatchSize = "auto",

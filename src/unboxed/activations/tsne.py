@@ -17,7 +17,7 @@ from ..engine.read.embedding import Embedding, fit_tsne
 from ..engine.read.neighbors import nearest_points
 from ..engine.results import OneLineRepr
 from ..errors import InputError
-from ..parameters import BatchSize, Inputs, LayerAddresses
+from ..parameters import BatchSize, InputBatch, LayerAddresses
 from ..settings import Above, check_settings
 from ..validation import check_int
 
@@ -93,7 +93,7 @@ class TsneMaps(OneLineRepr):
 )
 def tsne(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layers: LayerAddresses = None,
     *,
     perplexity: Annotated[float, Above(1), "About how many neighbors of each point count."] = 30.0,

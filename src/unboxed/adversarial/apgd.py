@@ -26,7 +26,7 @@ from ..parameters import (
     BatchSize,
     Bits,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     LinfOrL2,
     Restarts,
@@ -56,7 +56,7 @@ APGD_RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 )
 def apgd(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..cards import cards
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
-from ..engine.optimize.constraints import L1, Linf, NormBall, resolve_ball
+from ..engine.optimize.constraints import L1, L2, Linf, NormBall, resolve_ball
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
@@ -25,7 +26,6 @@ from ..objectives import Objective
 from .goal import make_goal
 from .result import Adversarial
 
-GRADIENT_FREE_HINT = "square, boundary and hop_skip_jump attack models without gradients"
 CANDIDATE_DESCRIPTION = "an image that was tried instead"
 ScoreSelector = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
@@ -280,22 +280,32 @@ def explain_missing_gradient() -> Iterator[None]:
     except NaNError:
         raise
     except OutputError as error:
-        raise OutputError(f"{error}; {GRADIENT_FREE_HINT}") from None
+        raise OutputError(f"{error}; {gradient_free_hint()}") from None
     except RuntimeError as error:
         if "does not require grad" in str(error):
-            raise OutputError(f"the model gives no gradient of its input; {GRADIENT_FREE_HINT}") from error
+            raise OutputError(f"the model gives no gradient of its input; {gradient_free_hint()}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {GRADIENT_FREE_HINT}") from error
+            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {gradient_free_hint()}") from error
         raise
 
 
+def gradient_free_hint() -> str:
+    *names, last = [card.key for card in cards() if card.gradient_free]
+    return f"{', '.join(names)} and {last} attack models without gradients"
+
+
 def resolve_attack_ball(
-    box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True
+    box: Box, eps: float | None, norm: str, ball: NormBall | None, *, takes_l1: bool = True, takes_own: bool = True
 ) -> NormBall:
-    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
+    """The ball of `eps` and `norm`, or the given one. Raises InputError for one that the attack does not take.
+
+    `takes_own`: balls of the caller's own, of which an attack knows no more than what `NormBall` has.
+    """
     resolved = resolve_ball(eps, norm, ball)
-    if isinstance(resolved, L1) and not takes_l1:
-        raise InputError('this attack takes norm="linf" or "l2"; for l1 use pgd or fab')
+    takes_it = takes_l1 if isinstance(resolved, L1) else takes_own or isinstance(resolved, (Linf, L2))
+    if not takes_it:
+        kind = type(resolved).__name__
+        raise InputError(f'this attack takes norm="linf" or "l2", or such a ball; got {kind}. pgd takes every ball')
     return check_eps_range(box, resolved)
 
 

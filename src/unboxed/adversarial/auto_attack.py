@@ -18,9 +18,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import L2, Ball, Linf, NormBall, resolve_ball
+from ..engine.optimize.constraints import Ball, NormBall
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
-from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, dlr
 from ..parameters import (
@@ -30,7 +29,7 @@ from ..parameters import (
     Bits,
     CheckpointPath,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     LinfOrL2,
     Queries,
@@ -40,7 +39,7 @@ from ..parameters import (
 from ..settings import check_settings
 from ..validation import check_seed
 from .apgd import APGD_RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
-from .attack_state import AttackState, check_eps_range
+from .attack_state import AttackState, resolve_attack_ball
 from .fab import FAB as Fab
 from .fab import FABConfig
 from .quantization import quantize_images, resolve_highest_level
@@ -84,7 +83,7 @@ class AutoAdversarial(Adversarial):
 )
 def auto_attack(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,
@@ -151,7 +150,7 @@ def auto_attack(
         place. With a target, the second and third attack aim at it alone; with an objective, there is no second.
     """
     check_settings(auto_attack, locals())
-    ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
+    ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False, takes_own=False)
     if bits is not None:
         resolve_highest_level(box, bits)  # raises now, not after an hour
     config = _AutoAttackConfig(int(steps), int(queries), check_seed(seed))
@@ -168,13 +167,6 @@ def auto_attack(
         **{field_info.name: getattr(result, field_info.name) for field_info in fields(result)},
         robust_after=ensemble.robust_after,
     )
-
-
-def _resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
-    ball = resolve_ball(eps, norm, ball)
-    if not isinstance(ball, (Linf, L2)):
-        raise InputError('AutoAttack takes norm="linf" or "l2"')
-    return ball
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     NoiseDraws,
     Norm,
@@ -41,7 +41,7 @@ from .result import Adversarial
 )
 def bim(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -22,7 +22,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     OnlyL2,
     Queries,
@@ -50,11 +50,12 @@ SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates tha
     runs=lambda s: s["queries"],
     minimal=True,
     order=27,
+    gradient_free=True,
     exempt={"one forward": "it runs the model `queries` times"},
 )
 def boundary(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

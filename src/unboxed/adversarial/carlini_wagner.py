@@ -17,7 +17,18 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, unbounded_ball, zero_grad_at_bounds
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, EarlyStop, Eps, Inputs, Labels, OnlyL2, Steps
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    InputBatch,
+    Labels,
+    OnlyL2,
+    Steps,
+)
 from ..settings import Above, AtLeast, Unit, check_settings
 from .attack_state import AttackState
 from .quantization import quantize_images
@@ -44,7 +55,7 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 )
 def carlini_wagner(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -16,7 +16,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, unbounded_ball
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, OnlyL2, Steps
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, OnlyL2, Steps
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState
 from .quantization import quantize_images
@@ -39,7 +39,7 @@ steepest_l2_direction = L2(math.inf).steepest_direction
 )
 def ddn(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -18,7 +18,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, NormBall, unbounded_ball
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Steps
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, LinfOrL2, Steps
 from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState
 from .predictions import top_other_classes
@@ -44,7 +44,7 @@ SEARCH_TOLERANCE = 1e-3  # it ends where no more than this fraction of the dista
 )
 def deepfool(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -27,7 +27,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     Norm,
     Restarts,
@@ -65,7 +65,7 @@ FINAL_SEARCH_RELATIVE_MARGIN = (
 )
 def fab(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

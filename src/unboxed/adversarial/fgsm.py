@@ -15,7 +15,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     NoiseDraws,
     Norm,
@@ -37,6 +37,7 @@ from .result import Adversarial
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
     runs=lambda s: 2 * s["eot"],
     order=2,
+    default_attack={},
     exempt={
         "one forward": "it runs the model again on its images: success is what the model predicts",
         "interrupt": "it is one step, and returns the start",
@@ -46,7 +47,7 @@ from .result import Adversarial
 )
 def fgsm(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -20,7 +20,7 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, project_to_radii, unbounded_ball, zero_grad_at_bounds
 from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, Norm, Steps
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, Norm, Steps
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState, Evaluation
 from .quantization import quantize_images
@@ -44,7 +44,7 @@ steepest_l2_direction = L2(math.inf).steepest_direction
 )
 def fmn(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

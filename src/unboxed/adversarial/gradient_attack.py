@@ -30,7 +30,7 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..validation import check_seed
-from .attack_state import GRADIENT_FREE_HINT, AttackState, explain_missing_gradient
+from .attack_state import AttackState, explain_missing_gradient, gradient_free_hint
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -181,5 +181,5 @@ def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttack
         warn(
             f"the first gradient is exactly zero (or NaN) for {n_zero} of {int(was_evaluated.sum())} examples, which "
             f"take no step there; loss='margin' has a gradient where the cross-entropy is saturated, and "
-            f"{GRADIENT_FREE_HINT}"
+            f"{gradient_free_hint()}"
         )

@@ -23,7 +23,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     LinfOrL2,
     Queries,
@@ -51,11 +51,12 @@ MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
     runs=lambda s: s["queries"],
     minimal=True,
     order=26,
+    gradient_free=True,
     exempt={"one forward": "it runs the model `queries` times"},
 )
 def hop_skip_jump(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

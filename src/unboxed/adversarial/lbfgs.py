@@ -19,7 +19,18 @@ from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
 from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, select_states
 from ..errors import InputError
 from ..objectives import Acts, Constant, Objective, layer_objective
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, EarlyStop, Eps, Inputs, Labels, OnlyL2, Steps
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    InputBatch,
+    Labels,
+    OnlyL2,
+    Steps,
+)
 from ..settings import Above, AtLeast, Unit, check_settings
 from . import quantization
 from .attack_state import AttackState, check_eps_range
@@ -42,7 +53,7 @@ C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # factor of c until a success and a failure
 )
 def lbfgs(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

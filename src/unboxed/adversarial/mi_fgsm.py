@@ -17,7 +17,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     NoiseDraws,
     Norm,
@@ -43,7 +43,7 @@ from .result import Adversarial
 )
 def mi_fgsm(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

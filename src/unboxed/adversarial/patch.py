@@ -17,7 +17,7 @@ from ..engine.optimize.constraints import unbounded_ball
 from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..objectives import Objective
-from ..parameters import AttackObjective, BatchSize, Inputs, Labels, Seed, Steps
+from ..parameters import AttackObjective, BatchSize, InputBatch, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
 from ..settings import Above, AtLeast, AtMost, Below, Holds, Unit, check_settings
 from ..validation import check_seed
@@ -92,7 +92,7 @@ class Patch:
 )
 def patch(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,

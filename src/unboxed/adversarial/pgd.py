@@ -17,7 +17,7 @@ from ..parameters import (
     Bits,
     EarlyStop,
     Eps,
-    Inputs,
+    InputBatch,
     Labels,
     NoiseDraws,
     Norm,
@@ -41,10 +41,11 @@ from .result import Adversarial
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     runs=lambda s: s["eot"] * (1 + s["restarts"] * (s["steps"] + 1)),
     order=1,
+    default_attack={},
 )
 def pgd(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,

@@ -15,15 +15,25 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, Ball, Linf, NormBall, l2_norm, resolve_ball
+from ..engine.optimize.constraints import TINY, Ball, Linf, NormBall, l2_norm
 from ..engine.read.sizes import require_images
 from ..engine.rows import broadcast_rows
-from ..errors import InputError
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Queries, Seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    Eps,
+    InputBatch,
+    Labels,
+    LinfOrL2,
+    Queries,
+    Seed,
+)
 from ..rng import hashed_uniform
 from ..settings import Above, AtMost, check_settings
 from ..validation import check_seed
-from .attack_state import AttackState, check_eps_range
+from .attack_state import AttackState, resolve_attack_ball
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -50,12 +60,14 @@ INITIAL_L2_TILES_PER_SIDE = 5  # along each side of an image, at the start of th
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     runs=lambda s: 1 + s["queries"],
     order=12,
+    gradient_free=True,
+    default_attack={"queries": 500},
     needs=("pixels",),
     exempt={"one forward": "it is a search of `queries` forward passes"},
 )
 def square(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,
@@ -113,7 +125,7 @@ def square(
     """
     check_settings(square, locals())
     require_images(box, "the square attack")
-    ball = check_eps_range(box, _resolve_ball(eps, norm, ball))
+    ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False, takes_own=False)
     seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     with state:
@@ -121,13 +133,6 @@ def square(
         run_square_attack(state, ball, rows, queries=queries, p=p, seed=seed)
     quantize_images(state, bits, ball, use_gradients=False)
     return state.to_result()
-
-
-def _resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
-    ball = resolve_ball(eps, norm, ball)
-    if not isinstance(ball, (Linf, L2)):
-        raise InputError('the square attack takes norm="linf" or "l2"')
-    return ball
 
 
 def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import Ball, resolve_ball
+from ..engine.optimize.constraints import Ball
 from ..objectives import Objective
-from ..parameters import AttackObjective, BatchSize, Eps, Inputs, Labels, Norm, Seed, Steps, StepSize
+from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import check_seed
-from .attack_state import check_eps_range
+from .attack_state import resolve_attack_ball
 from .universal_objective import UniversalAttack, fooling_rate, start_universal_attack
 
 
@@ -81,7 +81,7 @@ class Universal:
 )
 def universal(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     y: Labels = None,
     *,
     eps: Eps = None,
@@ -136,7 +136,7 @@ def universal(
         so that few images that cannot be fooled weigh less than many that nearly are.
     """
     check_settings(universal, locals())
-    ball = check_eps_range(box, resolve_ball(eps, norm, ball))
+    ball = resolve_attack_ball(box, eps, norm, ball)
     first_step_size = ball.eps / 5 if step is None else step
     seed = check_seed(seed)
 

@@ -10,7 +10,7 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.score import attribute_by_gradient
 from ..model import relu_rules
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 
@@ -22,7 +22,7 @@ from ..settings import check_settings
     needs=("relu",),
     example=lambda method, box, x, y: method(box, x, y),
 )
-def deconvnet(box: Box, x: Inputs, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
+def deconvnet(box: Box, x: InputBatch, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
     """The score projected back to the input through x's pooling switches, with ReLUs applied to the backward signal.
 
     Shows what kind of pattern a unit responds to in models with max pooling. For what this input contributes take

@@ -20,7 +20,7 @@ from ..model.batching import in_batches
 from ..model.deeplift import RULES, ReferenceTape, check_all_ruled
 from ..model.op_mode import OpMode
 from ..objectives import Objective
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 
@@ -37,7 +37,7 @@ from ..settings import check_settings
     order=7,
 )
 def deep_lift(
-    box: Box, x: Inputs, target: Target = None, *, baseline: Baseline = None, batch_size: BatchSize = "auto"
+    box: Box, x: InputBatch, target: Target = None, *, baseline: Baseline = None, batch_size: BatchSize = "auto"
 ) -> Attribution:
     """Contributions of the input's differences from a baseline, which sum to score(x) - score(baseline).
 

@@ -23,7 +23,7 @@ from ..engine.read.edits import resolve_target
 from ..engine.read.examples import input_batches
 from ..engine.results import warn_not_finite
 from ..inputs.multi import MultiInput
-from ..parameters import BatchSize, Inputs, NSamples, Seed, Target
+from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..rng import sample_generator
 from ..settings import Holds, check_settings
 from ..validation import check_seed
@@ -43,7 +43,7 @@ MAX_REFERENCES = 1024  # taken of a data set: its first examples
 )
 def expected_gradients(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     references: Annotated[

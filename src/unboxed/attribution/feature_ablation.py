@@ -20,7 +20,7 @@ from ..engine.perturb.windows import window_scores
 from ..engine.read.sizes import Size
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 MAX_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
@@ -39,7 +39,7 @@ MODEL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has 
 )
 def feature_ablation(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     segments: Segments = None,

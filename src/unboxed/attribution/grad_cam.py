@@ -14,7 +14,7 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
 from ..objectives import logit
-from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
+from ..parameters import BatchSize, InputBatch, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
@@ -46,7 +46,7 @@ def weighted_channel_sum(h: Tensor, w: Tensor) -> Tensor:
 )
 def grad_cam(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     layer: LayerAddress = None,
@@ -105,7 +105,7 @@ def grad_cam(
 )
 def grad_cam_plus_plus(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     layer: LayerAddress = None,

@@ -9,7 +9,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.score import attribute_by_gradient
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 
@@ -22,7 +22,7 @@ from ..settings import check_settings
     example=lambda method, box, x, y: method(box, x, y),
     order=1,
 )
-def gradient(box: Box, x: Inputs, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
+def gradient(box: Box, x: InputBatch, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
     """The gradient of the score in the input: how the score changes with a small change of each value.
 
     The cheapest method: one forward and one backward pass. Take `smoothgrad` where its map is noisy, and

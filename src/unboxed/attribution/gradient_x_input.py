@@ -13,7 +13,7 @@ from ..engine.gradients.score import gradients, warn_gradients
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..model.nan_checks import check_finite_scores
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 
@@ -28,7 +28,7 @@ from ..settings import check_settings
     order=11,
 )
 def gradient_x_input(
-    box: Box, x: Inputs, target: Target = None, *, baseline: Baseline = None, batch_size: BatchSize = "auto"
+    box: Box, x: InputBatch, target: Target = None, *, baseline: Baseline = None, batch_size: BatchSize = "auto"
 ) -> Attribution:
     """The gradient times the difference between x and a baseline: contributions, if the model were linear.
 

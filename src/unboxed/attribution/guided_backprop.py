@@ -10,7 +10,7 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.score import attribute_by_gradient
 from ..model import relu_rules
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 
@@ -23,7 +23,7 @@ from ..settings import check_settings
     example=lambda method, box, x, y: method(box, x, y),
     order=6,
 )
-def guided_backprop(box: Box, x: Inputs, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
+def guided_backprop(box: Box, x: InputBatch, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
     """The gradient of the score in the input, with negative signals stopped at every ReLU.
 
     Gives sharp maps of the details a unit responds to. It hardly depends on the class or on the upper layers' weights

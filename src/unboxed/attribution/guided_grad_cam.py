@@ -13,7 +13,7 @@ from ..engine.gradients.score import attribute_by_gradient
 from ..engine.read.sizes import require_images
 from ..model import relu_rules
 from ..objectives import logit
-from ..parameters import BatchSize, Inputs, LayerAddress, Target
+from ..parameters import BatchSize, InputBatch, LayerAddress, Target
 from ..settings import check_settings
 from .grad_cam import combine_by_mean_gradient
 
@@ -30,7 +30,7 @@ from .grad_cam import combine_by_mean_gradient
     order=14,
 )
 def guided_grad_cam(
-    box: Box, x: Inputs, target: Target = None, *, layer: LayerAddress = None, batch_size: BatchSize = "auto"
+    box: Box, x: InputBatch, target: Target = None, *, layer: LayerAddress = None, batch_size: BatchSize = "auto"
 ) -> Attribution:
     """Guided backprop times Grad-CAM at the size of the image: fine detail, where the class is.
 

@@ -10,7 +10,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
-from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
+from ..parameters import BatchSize, InputBatch, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
@@ -23,7 +23,7 @@ from ..settings import check_settings
     example=lambda method, box, x, y: method(box, x, y),
 )
 def hires_cam(
-    box: Box, x: Inputs, target: Target = None, *,
+    box: Box, x: InputBatch, target: Target = None, *,
     layer: LayerAddress = None, upsample: Upsample = True, batch_size: BatchSize = "auto",
 ) -> Attribution:  # fmt: skip
     """Gradient times activation, summed over the channels of a layer: a signed class activation map.

@@ -21,7 +21,7 @@ from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
 from ..errors import InputError, warn
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 
 N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
@@ -41,7 +41,7 @@ MODEL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input tak
 )
 def integrated_gradients(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     baseline: Baseline = None,

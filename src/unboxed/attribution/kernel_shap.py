@@ -26,7 +26,7 @@ from ..engine.perturb.masking import (
 from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
-from ..parameters import BatchSize, Inputs, Seed, Target
+from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 
@@ -50,7 +50,7 @@ from ..validation import check_seed
 )
 def kernel_shap(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     segments: Segments = None,

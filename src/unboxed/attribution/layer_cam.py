@@ -12,7 +12,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
-from ..parameters import BatchSize, Inputs, LayerAddress, Target, Upsample
+from ..parameters import BatchSize, InputBatch, LayerAddress, Target, Upsample
 from ..settings import check_settings
 
 
@@ -32,7 +32,7 @@ def combine_by_position_gradient(h: Tensor, g: Tensor) -> Tensor:
 )
 def layer_cam(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     layer: LayerAddress = None,

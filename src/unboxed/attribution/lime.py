@@ -35,7 +35,7 @@ from ..engine.perturb.masks import SampledMasks, bernoulli_masks
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..objectives import Objective, mean_over_positions
-from ..parameters import BatchSize, Inputs, On, Seed, Target
+from ..parameters import BatchSize, InputBatch, On, Seed, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_int, check_seed
 
@@ -65,7 +65,7 @@ class LimeTop:
 )
 def lime(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     segments: Segments = None,
@@ -151,7 +151,7 @@ def lime(
 
 def lime_top(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     top: Annotated[int, AtLeast(1), Unit("classes"), "Number of classes."] = 5,
     *,
     segments: Segments = None,

@@ -21,14 +21,14 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.gradients.score import predicted_classes
 from ..engine.results import warn_not_finite, warn_rows
 from ..errors import OutputError
-from ..inputs.base import Inputs as InputSpec
+from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 from ..model.batching import in_batches
 from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import AtLeast, check_settings
 
 LAYER_RULES: Mapping[str, Callable[[float, float], LayerRules]] = {
@@ -57,7 +57,7 @@ LAYER_RULES: Mapping[str, Callable[[float, float], LayerRules]] = {
 )
 def lrp(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     rule: Annotated[
@@ -155,13 +155,13 @@ def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRule
         return relevance, score.detach(), predicted_classes(objective, acts)
 
 
-def _leaves(inputs: InputSpec, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
+def _leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
     """x, and its lower and upper bounds where a rule of the first layer needs them."""
     bounds = (_pixel_bound(inputs, x, 0.0), _pixel_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
     return [h.detach().clone().requires_grad_() for h in (x, *bounds)]
 
 
-def _pixel_bound(inputs: InputSpec, x: Tensor, value: float) -> Tensor:
+def _pixel_bound(inputs: Inputs, x: Tensor, value: float) -> Tensor:
     """A bound of x, shaped like it: that of pixels; NaN for columns, which have none."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts

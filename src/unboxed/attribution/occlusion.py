@@ -26,7 +26,7 @@ from ..engine.read.edits import resolve_target
 from ..errors import InputError
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective, logit
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import Unit, check_settings
 from ..validation import check_int
 
@@ -52,7 +52,7 @@ MODEL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window h
 )
 def occlusion(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     window: Annotated[WindowSize | None, Unit("pixels"), "Size of the window, (h, w) or one number for both."] = None,

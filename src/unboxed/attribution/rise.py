@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..model.batching import in_batches
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..parameters import BatchSize, Inputs, NSamples, On, Seed, Target
+from ..parameters import BatchSize, InputBatch, NSamples, On, Seed, Target
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
 
@@ -47,7 +47,7 @@ Normalize = Literal["expectation", "coverage", "difference"]
 )
 def rise(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     n_samples: NSamples = 4000,

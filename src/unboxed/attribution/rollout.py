@@ -20,7 +20,7 @@ from ..engine.results import warn_not_finite
 from ..errors import LayerError
 from ..model.attention import capture_attention
 from ..model.batching import in_batches
-from ..parameters import BatchSize, Inputs, Upsample
+from ..parameters import BatchSize, InputBatch, Upsample
 from ..settings import check_settings
 
 HeadFusion = Literal["mean", "max", "min"]
@@ -41,7 +41,7 @@ HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
 )
 def rollout(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     *,
     heads: Annotated[HeadFusion, "How a layer's heads are combined."] = "mean",
     upsample: Upsample = True,

@@ -21,7 +21,7 @@ from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..parameters import BatchSize, Inputs, Target
+from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 MAX_FEATURES = 16  # segments: 65,536 runs per input
@@ -40,7 +40,7 @@ MODEL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 s
 )
 def shapley(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     segments: Segments = None,

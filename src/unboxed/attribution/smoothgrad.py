@@ -17,7 +17,7 @@ from ..engine.gradients.score import warn_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
 from ..model.nan_checks import raise_for_nonfinite
-from ..parameters import BatchSize, Inputs, NSamples, Seed, Target
+from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
 
@@ -35,7 +35,7 @@ from ..validation import check_seed
 )
 def smoothgrad(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Target = None,
     *,
     n_samples: NSamples = 50,

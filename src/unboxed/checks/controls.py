@@ -24,8 +24,7 @@ from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
 from ..model.outputs import OutputReader
 from ..objectives import MODEL_END_ADDRESSES, Objective
-from ..parameters import Inputs as InputSetting
-from ..parameters import Seed, Target
+from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 from .methods import MapOfX, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
@@ -50,7 +49,7 @@ class RandomInput:
 
 
 def random_input(
-    box: Box, x: InputSetting, method: TestedMethod, target: Target = None, *, seed: Seed = 0
+    box: Box, x: InputBatch, method: TestedMethod, target: Target = None, *, seed: Seed = 0
 ) -> RandomInput:
     """Compare a method's maps of x with those of shuffled pixels and of noise, for the same score.
 
@@ -152,7 +151,7 @@ class ConstantModel:
 
 
 def constant_model(
-    box: Box, x: InputSetting, method: TestedMethod, target: Target = None, *, map_: MapOfX = None
+    box: Box, x: InputBatch, method: TestedMethod, target: Target = None, *, map_: MapOfX = None
 ) -> ConstantModel:
     """Compute a method's maps of two models whose output does not depend on x; both keep the weights.
 

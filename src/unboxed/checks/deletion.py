@@ -17,7 +17,7 @@ from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.pixels import Pixels
-from ..parameters import BatchSize, Inputs, Seed, Target
+from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 from .methods import Maps, Signed
@@ -45,7 +45,7 @@ class PerturbationCurve:
 
 def deletion(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     maps: Maps,
     target: Target = None,
     *,
@@ -105,7 +105,7 @@ def deletion(
 
 def insertion(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     maps: Maps,
     target: Target = None,
     *,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..attribution.gradient import gradient
 from ..box import Box
 from ..engine.read.sizes import require_images
-from ..parameters import Inputs, Target
+from ..parameters import InputBatch, Target
 from .methods import TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity, rescale_to_unit_range
 
@@ -37,7 +37,7 @@ class EdgeSimilarity:
         return {f"{prefix}{figure}": float(m[figure]) for prefix, m in pairs.items() for figure in ("absolute", "ssim")}
 
 
-def edge_control(box: Box, x: Inputs, method: TestedMethod, target: Target = None) -> EdgeSimilarity:
+def edge_control(box: Box, x: InputBatch, method: TestedMethod, target: Target = None) -> EdgeSimilarity:
     """Compare a method's maps with the edges that a Sobel filter detects in the input.
 
     Near 1 a map shows where the input has edges, whatever the model does with them. A figure near the gradient's says

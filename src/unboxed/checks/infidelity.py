@@ -18,7 +18,7 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
-from ..parameters import BatchSize, Inputs, Seed, Target
+from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_seed
 from .methods import Maps, TestedMethod
@@ -48,7 +48,7 @@ class Infidelity:
 
 def infidelity(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     maps: Maps,
     target: Target = None,
     *,
@@ -229,7 +229,7 @@ class _PerturbationSampler:
 
 def max_sensitivity(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     method: TestedMethod,
     target: Target = None,
     *,

@@ -16,7 +16,7 @@ from .. import rng
 from ..box import Box
 from ..errors import InputError
 from ..objectives import as_classes
-from ..parameters import Inputs, Seed, Target
+from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 from .methods import TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
@@ -33,7 +33,7 @@ class LabelRandomization(MapSimilarity):
 
 
 def label_randomization(
-    box: Box, random_box: Box, x: Inputs, method: TestedMethod, target: Target = None
+    box: Box, random_box: Box, x: InputBatch, method: TestedMethod, target: Target = None
 ) -> LabelRandomization:
     """Compare a method's maps of x for a model with those for one of the same architecture trained on shuffled labels.
 

@@ -17,7 +17,7 @@ from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, pair_outputs
 from ..objectives import Objective, logit, mean_over_positions
-from ..parameters import Inputs, Seed, Target
+from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 
 Score = Literal["probability", "logit"]
@@ -82,7 +82,7 @@ def rank_descending(values: Tensor, seed: int) -> Tensor:
     return order.argsort(dim=1)
 
 
-def random_maps(box: Box, x: Inputs, *, seed: Seed = 0) -> Any:
+def random_maps(box: Box, x: InputBatch, *, seed: Seed = 0) -> Any:
     """Maps of uniform noise: the control for `deletion`, `insertion`, `road` and the other metrics.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.randomized import LayerWithWeights, layers_with_weights, own_parameters, randomize_layers
 from ..errors import LayerError, warn
-from ..parameters import Inputs, Seed, Target
+from ..parameters import InputBatch, Seed, Target
 from ..settings import Holds, check_settings
 from ..validation import check_seed
 from .methods import Method, TestedMethod, compute_map, resolve_target
@@ -45,7 +45,7 @@ class Randomization(MapSimilarity):
 
 def randomization(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     method: TestedMethod,
     target: Target = None,
     *,
@@ -131,7 +131,7 @@ def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[Randomi
         raise LayerError("no layer of this model has weights, so there are none to randomize")
     if layers is None:
         return [(layer.name, (layer,)) for layer in reversed(weighted_layers)]
-    if isinstance(layers, str) or not layers:
+    if isinstance(layers, str):
         raise LayerError(f"layers must be a list of names; got {layers!r}")
     return [(str(name), _layers_within(str(name), weighted_layers)) for name in layers]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from ..box import Box
 from ..cards import Card, card_of, cards, find_card
 from ..inputs.multi import MultiInput
-from ..parameters import Inputs, Seed, Target
+from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
 from .fill_agreement import fill_sentence, orders_by_fill
@@ -134,7 +134,7 @@ class MethodRanking(dict[str, Verdict]):
 
 def rank_methods(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     methods: Annotated[Mapping[str, Method] | None, "Methods to rank, {name: function (box, x, target)}."] = None,
     target: Target = None,
     *,

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
-from ..parameters import BatchSize, Inputs, Seed, Target
+from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_float, check_seed
 from .methods import Maps, Signed
@@ -50,7 +50,7 @@ class Road:
 
 def road(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     maps: Maps,
     target: Target = None,
     *,

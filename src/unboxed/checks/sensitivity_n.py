@@ -18,7 +18,7 @@ from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
-from ..parameters import BatchSize, Inputs, Seed, Target
+from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_int, check_seed
 from .methods import Maps
@@ -51,7 +51,7 @@ class SensitivityN:
 
 def sensitivity_n(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     maps: Maps,
     target: Target = None,
     *,

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card_of, cards
 from ..errors import InputError, UnboxedError
-from ..parameters import BatchSize, Inputs, Seed, Target
+from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, nearest_names, plain_name
 from .interval import Interval, bootstrap_mean
@@ -131,7 +131,7 @@ class Verdict:
 
 def verdict(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     method: TestedMethod,
     target: Target = None,
     *,

@@ -235,7 +235,9 @@ def train(
     name: Annotated[str, typer.Argument(help="A model of the zoo, such as mnist-cnn.")],
     data: Annotated[str | None, typer.Option(help="Data to train on (default: those of its recipe).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (default: that of its recipe).")] = None,
-    defend: Annotated[str | None, typer.Option(help="Adversarial training: fast, pgd or trades.")] = None,
+    defend: Annotated[
+        str | None, typer.Option(help="Adversarial training: a key of unboxed.training.DEFENSES, such as pgd.")
+    ] = None,
     eps: Annotated[
         str | None, typer.Option(help="Perturbation budget: 0.3 or 8/255 (default: that of its recipe, or 0.3).")
     ] = None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -22,12 +22,13 @@ from ..engine.optimize.constraints import format_eps, unbounded_ball
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError
 from ..inputs.pixels import Pixels
+from ..parameters import Norm
 from ..plots.attack_sheet import DISTANCE_NAMES, attack_sheet
 from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import common_norm, compatible_attacks
-from ..robustness.evaluate import DEFAULT_ATTACKS, Attack, evaluate, supported_kwargs
+from ..robustness.evaluate import Attack, default_attacks, evaluate, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
 
@@ -41,12 +42,15 @@ def attack_cards() -> tuple[Card, ...]:
     return tuple(sorted(attacks, key=lambda card: card.minimal))
 
 
-def select_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
+def select_attacks(
+    box: Box, names: Sequence[str], norm: str | None, bits: int | None
+) -> tuple[dict[str, Attack], Norm]:
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
     attacks = {name: find_card(name, attack_cards()).method for name in names}
-    norm = type(unbounded_ball(norm or common_norm(attacks))).__name__.lower()
-    attacks = attacks or compatible_attacks(DEFAULT_ATTACKS, box, norm)
-    return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
+    ball = unbounded_ball(norm or common_norm(attacks))
+    norm_name = cast(Norm, type(ball).__name__.lower())
+    attacks = attacks or compatible_attacks(default_attacks(), box, norm_name)
+    return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm_name
 
 
 def run_attack(
@@ -69,21 +73,21 @@ def run_attack(
     """
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
-    out, (selected, norm) = Path(out), select_attacks(box, attacks, norm, bits)
+    out, (selected, norm_name) = Path(out), select_attacks(box, attacks, norm, bits)
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
-    checkpoint_path = out / _checkpoint_name(attacks, eps, norm, max_examples, bits, seed, tensor_digest(x, y))
+    checkpoint_path = out / _checkpoint_name(attacks, eps, norm_name, max_examples, bits, seed, tensor_digest(x, y))
     result = evaluate(
         box,
         (box.restore_structure(x), y),
         selected,
         eps=eps,
-        norm=norm,
+        norm=norm_name,
         seed=seed,
         checkpoint=checkpoint_path,
         quiet=quiet,
-        minimal_attack=_minimal_attack(norm).method,
+        minimal_attack=_minimal_attack(norm_name).method,
     )
     results_json = result.to_dict() | {"skipped": _skipped_files(data)}
     write_bytes(

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import platformdirs
 import torch
 from torch import Tensor
 
 from ..errors import DataError, WriteError
 from ..inputs.pixels import Pixels
-from .download import DownloadError, fetch, md5_checksum
+from .download import DownloadError, cache_folder, fetch, md5_checksum
 from .sets import InMemory
 
 MAX_IDX_BYTES = 1 << 31  # a header that claims more is refused
@@ -122,7 +121,7 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True
 
 
 def _load_split(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
-    folder = Path(root).expanduser() if root is not None else platformdirs.user_cache_path("unboxed") / source.name
+    folder = Path(root).expanduser() if root is not None else cache_folder() / source.name
     file_prefix = "train" if train else "t10k"
     file_names = f"{file_prefix}-images-idx3-ubyte.gz", f"{file_prefix}-labels-idx1-ubyte.gz"
     _download_missing(source, folder, file_names, quiet)

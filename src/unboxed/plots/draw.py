@@ -198,6 +198,7 @@ def class_sheet(
     captions: Mapping[str, Sequence[str]] | None = None,
     *,
     title: str = "",
+    side: int = 84,
 ) -> Image.Image:
     """Class images, a column per class and a row per method or model.
 
@@ -206,6 +207,7 @@ def class_sheet(
         names: Titles of the K columns: names of the classes.
         captions: {row title: text below each of its images}; None prints none.
         title: Printed above.
+        side: Size in pixels of each image: small ones are enlarged by a whole factor, photos are shrunk to it.
 
     Returns:
         The sheet.
@@ -225,7 +227,7 @@ def class_sheet(
         ]
         for row, images in rows.items()
     ]
-    return contact_sheet(grid, title=title, columns=list(names), names=list(rows), side=84)
+    return contact_sheet(grid, title=title, columns=list(names), names=list(rows), side=side)
 
 
 def channel_map_grid(

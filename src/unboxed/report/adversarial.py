@@ -13,13 +13,11 @@ from torch import Tensor
 from .. import zoo
 from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
-from ..adversarial.fgsm import fgsm
-from ..adversarial.pgd import pgd
 from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import Attack, evaluate
+from ..robustness.evaluate import Attack, default_attack_cards, evaluate
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
 from .attack_words import attack_sentence
@@ -34,13 +32,12 @@ from .words import format_named_prob, format_percent, format_prob, join_names
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
 FIGURE_SIDE_PIXELS = 112
-PGD_STEPS = 20
+MAX_STEPS = 20  # of an attack that takes steps
 MAX_ATTACKED, MIN_ATTACKED = 100, 8  # examples attacked
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
 MAX_QUERIES_PER_EXAMPLE = 200  # forward and backward passes that one example may take
 EPS_GRAYSCALE, EPS_COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 """Perturbation budgets for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
-ATTACKS: Mapping[str, Attack] = {fgsm.card.name: fgsm, f"{pgd.card.name}-{PGD_STEPS}": partial(pgd, steps=PGD_STEPS)}  # type: ignore[attr-defined]
 CHANGE_TEXT = (
     "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
     "should need a change that people see."
@@ -150,11 +147,23 @@ def _attack_model(
     eps = EPS_GRAYSCALE if _is_grayscale(box) else EPS_COLOR
     y = _reference_labels(context)[list(attacked_indices)]
     standardized_box, x = standardize(box, context.inputs(attacked_indices))
-    result = evaluate(standardized_box, (x, y), ATTACKS, eps=eps, check_masking=False, seed=context.seed)
+    attacks = default_attacks_in_few_steps()
+    result = evaluate(standardized_box, (x, y), attacks, eps=eps, check_masking=False, seed=context.seed)
     require_complete(result)
     standardized_box, x = standardize(box, context.inputs(figure_indices))
     minimal = require_complete(deepfool(standardized_box, x, standardized_box.predict(x), norm="linf"))
     return AttackedModel(name, result, prediction_changes(standardized_box, x, minimal))
+
+
+def default_attacks_in_few_steps() -> dict[str, Attack]:
+    """Those of an evaluation, without those that take too many queries."""
+    attacks: dict[str, Attack] = {}
+    for card in default_attack_cards():
+        has_steps = "steps" in card.settings
+        settings = {**(card.default_attack or {}), **({"steps": MAX_STEPS} if has_steps else {})}
+        if card.n_runs(**settings) <= MAX_QUERIES_PER_EXAMPLE:
+            attacks[f"{card.name}-{MAX_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
+    return attacks
 
 
 def _is_grayscale(box: Box) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ from .pictures import File, Picture
 from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
-METHODS: tuple[Callable[..., Any], ...] = (gradient, guided_backprop)
 EXAMPLES_PER_GROUP = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
 MAX_PUSH_CHANGE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
@@ -37,6 +35,7 @@ class MapColumn:
     """The maps of one method for all N examples."""
 
     title: str
+    method: str | None  # whose verdict is shown; None: a control
     scale: float
     before_clamp: list[bool]  # (N,) the gradient is zero at the output's ReLU, and was taken before it
     targets: list[str]  # (N,) classes
@@ -57,7 +56,7 @@ class GradientPush:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttributionFinding(Finding):
-    """Maps of examples in groups, columns of maps over all of them, and verdicts on the two methods."""
+    """Maps of examples in groups, columns of maps over all of them, and verdicts on their methods."""
 
     scales: dict[str, float]
     before_clamp: dict[str, int]  # maps taken before the output's ReLU
@@ -87,7 +86,7 @@ def find(context: ReportContext) -> AttributionFinding:
     indices = [i for group in groups.values() for i in group]
     columns, notes = _compute_columns(context, indices)
     distinct = {c.title: c for c in columns}.values()  # the later of the two columns that share a scale
-    verdicts = {method.__name__: context.verdict(method.__name__) for method in METHODS}
+    verdicts = {c.method: context.verdict(c.method) for c in distinct if c.method is not None}
     return AttributionFinding(
         answer=" ".join(f"{attribution_cards()[n].name}: {v.badge} ({v.reason})." for n, v in verdicts.items()),
         scales={c.title: c.scale for c in distinct},
@@ -130,26 +129,29 @@ def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[li
     if context.data.binary:  # no and yes share one output
         predicted = rivals = torch.zeros_like(predicted)
 
-    def column(title: str, result: Gradients, targets: Tensor, scale: float | None = None) -> MapColumn:
+    def column(
+        title: str, method: str | None, result: Gradients, targets: Tensor, scale: float | None = None
+    ) -> MapColumn:
         names = [context.target_name(k) for k in targets.tolist()]
         scale = draw.shared_vmax(result.map) if scale is None else scale
-        return MapColumn(title, scale, result.before_clamp.tolist(), names, result.map)
+        return MapColumn(title, method, scale, result.before_clamp.tolist(), names, result.map)
 
     results = [gradients(box, logit(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
-    columns = [column(GRADIENT_TITLE, results[0], predicted, scale), column(GRADIENT_TITLE, results[1], rivals, scale)]
+    columns = [
+        column(GRADIENT_TITLE, gradient.__name__, result, targets, scale)
+        for result, targets in zip(results, (predicted, rivals), strict=True)
+    ]
     if len(box.classes) == 1:
         del columns[1]
     try:
-        columns.append(
-            column("guided backprop", gradients(box, logit(predicted), x, rule=relu_rules.guided), predicted)
-        )
+        guided = gradients(box, logit(predicted), x, rule=relu_rules.guided)
+        columns.append(column("guided backprop", guided_backprop.__name__, guided, predicted))
     except UnboxedError as error:
         notes.append(f"No guided backprop for this model: {error}.")
     try:
-        columns.append(
-            column("gradient, untrained model", gradients(context.untrained, logit(predicted), x), predicted)
-        )
+        untrained = gradients(context.untrained, logit(predicted), x)
+        columns.append(column("gradient, untrained model", None, untrained, predicted))
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
     return columns, notes
@@ -178,7 +180,8 @@ def _push(context: ReportContext) -> GradientPush | None:
 
 def show(finding: AttributionFinding) -> list[Block]:
     blocks: list[Block] = [Text("The next section shows and ranks all attribution methods.", "soft")]
-    blocks += [MethodNote.of(method, *_check_from_verdict(finding.verdicts[method.__name__])) for method in METHODS]
+    cards = attribution_cards()
+    blocks += [MethodNote(cards[name], *_check_from_verdict(v)) for name, v in finding.verdicts.items()]
     blocks += [Note(note) for note in finding.notes]
     blocks.append(
         ColorScales([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in finding.scales.items()])

@@ -11,8 +11,7 @@ from ..box import Box
 from ..engine.read.channel_axes import channels_first_layers
 from ..errors import UnboxedError
 from ..objectives import Objective, energy, logit
-from ..plots import colors
-from ..plots.sheet import Tile, contact_sheet
+from ..plots import class_sheet, colors
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
@@ -30,7 +29,7 @@ FORWARDS_PER_STEP = 1.8  # forward passes of the whole model that a step costs: 
 AREA_BY_OCTAVE_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
 LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
-FIGURE_SIDE_PIXELS = 196
+FIGURE_SIDE_PIXELS, SHEET_SIDE_PIXELS = 196, 140
 MIN_SAME_CHANGE_COSINE = 0.5  # from which two changes count as the same
 
 
@@ -232,12 +231,9 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
 
 
 def _sheet_file(finding: DreamFinding) -> Files:
-    rows = [
-        [Tile(colors.image_to_rgb(image)) for image in (e.x, *(d[i] for d in finding.dreams))]
-        for i, e in enumerate(finding.examples)
-    ]
-    names = [f"example {e.row}" for e in finding.examples]
-    page = contact_sheet(rows, title="DeepDreams", columns=["input", *map(layer_name, finding.targets)], names=names)
+    rows = {f"example {e.row}": [e.x, *(d[i] for d in finding.dreams)] for i, e in enumerate(finding.examples)}
+    columns = ["input", *map(layer_name, finding.targets)]
+    page = class_sheet(rows, columns, title="DeepDreams", side=SHEET_SIDE_PIXELS)
     return Files([File("dreams.png", page, "the dreams as a sheet")])
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..plots import colors
-from ..plots.sheet import Tile, contact_sheet
+from ..plots import class_sheet, colors
 from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_by_depth
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
@@ -24,6 +23,7 @@ MAX_INVERSION_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forwa
 MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # per layer: wanted, good, and too few for an image to show anything
 N_LAYERS_CHOICES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
 SMALL_FIGURE_SIDE_PIXELS, LARGE_FIGURE_SIDE_PIXELS = 112, 196  # of small images and of photos
+SHEET_SIDE_PIXELS = 140
 MAX_CONVERGED_ERROR = 0.1  # feature error above which an image shows less than the layer holds
 LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
@@ -186,19 +186,12 @@ def _layer_name(finding: InversionFinding, layer_index: int) -> str:
 
 
 def _sheet_file(finding: InversionFinding) -> Files:
-    n_layers = len(finding.inverted.layers)
-    rows = [
-        [
-            Tile(colors.image_to_rgb(example.x), "input"),
-            *(
-                Tile(colors.image_to_rgb(finding.inverted.images[k, i]), f"r {float(finding.correlations[k, i]):.2f}")
-                for k in range(n_layers)
-            ),
-        ]
-        for i, example in enumerate(finding.examples)
-    ]
-    columns = ["", *(_layer_name(finding, k) for k in range(n_layers))]
-    page = contact_sheet(rows, title="How much of the image survives?", columns=columns)
+    titles = [f"example {e.row}" for e in finding.examples]
+    images = [[e.x, *finding.inverted.images[:, i]] for i, e in enumerate(finding.examples)]
+    captions = [["", *(f"r {r:.2f}" for r in row)] for row in finding.correlations.T.tolist()]
+    columns = ["input", *(_layer_name(finding, k) for k in range(len(finding.inverted.layers)))]
+    rows, captions_by_row = dict(zip(titles, images, strict=True)), dict(zip(titles, captions, strict=True))
+    page = class_sheet(rows, columns, captions_by_row, title="How much of the image survives?", side=SHEET_SIDE_PIXELS)
     return Files([File("inversions.png", page, "these images as a sheet")])
 
 

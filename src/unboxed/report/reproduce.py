@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-from torch import nn
-
+from ..checkpointing import weights_digest
 from .blocks import Block, Code, Table, Text
 from .context import ReportContext, Section
 from .finding import Finding
@@ -40,7 +37,7 @@ def find(context: ReportContext) -> ReproduceFinding:
         answer="The command, the seed, the versions, and a digest of the weights.",
         command=context.command,
         seed=context.seed,
-        weights=weights_sha256(box.model),
+        weights=weights_digest(box.model),
         versions=package_versions(),
         model=type(box.model).__name__,
         inputs=str(box.inputs),
@@ -81,16 +78,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             by_package[package] = "not installed as a package"
     return by_package
-
-
-@torch.no_grad()
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of the names and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 SECTION = Section("How to reproduce it", "reproduce", find, show)

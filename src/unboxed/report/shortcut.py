@@ -19,14 +19,15 @@ from ..checks.shortcut_report import ShortcutReport
 from ..checks.shortcut_trial import ShortcutFinding, ShortcutGrade
 from ..data.uci import DIGITS_INPUTS
 from ..errors import InputError
-from ..plots import shortcut as draw
+from ..plots import figures
 from ..plots.files import png_bytes
 from ..training import versions
 from ..training.shortcut import ShortcutPair, train_shortcut_pair
 from ..validation import check_seed
 from .folder import ReportFolder
 
-MAPS_FILE, IMAGES_FILE, FACTS_FILE = "shortcut.png", "shortcut-drawn.png", "shortcut.json"
+FILE_BY_FIGURE = {"maps": "shortcut.png", "images": "shortcut-drawn.png"}
+FACTS_FILE = "shortcut.json"
 DIGIT_CLASSES = tuple("0123456789")
 STYLE_BY_GRADE = dict(zip(get_args(ShortcutGrade), ("green", "yellow", "red", "dim"), strict=True))
 REFUSED_GRADE = get_args(ShortcutGrade)[-1]
@@ -55,7 +56,7 @@ def run_shortcut_check(
     marked as interrupted. Raises InputError where the model did not learn the shortcut; WriteError.
     """
     seed = check_seed(seed)
-    with ReportFolder(out, page=MAPS_FILE, facts=FACTS_FILE) as folder:
+    with ReportFolder(out, page=FILE_BY_FIGURE["maps"], facts=FACTS_FILE) as folder:
         model_pair = train_shortcut_pair(trigger, seed=seed, quiet=quiet, **training)
         with tqdm(desc="checking methods", unit="method", disable=quiet, leave=False) as bar:
             result = shortcut(
@@ -73,8 +74,8 @@ def run_shortcut_check(
             "training": _training_facts(model_pair, training),
             **result.to_dict(),
         }
-        folder.stage(MAPS_FILE, png_bytes(draw.shortcut_maps(result)))
-        folder.stage(IMAGES_FILE, png_bytes(draw.shortcut_images(result)))
+        for name, image in figures(result).items():
+            folder.stage(FILE_BY_FIGURE[name], png_bytes(image))
         folder.stage(FACTS_FILE, encode_utf8(json.dumps({**facts, "versions": versions()}, indent=2) + "\n"))
         return result, folder.publish()
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UnboxedWarning
 from ..plots import colors, draw
-from ..synthesis import ClassImages, class_image
+from ..synthesis.class_image import RECIPES, ClassImages, Recipe, class_image
 from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
 from .finding import NOT_IN_JSON, Check, Finding
 from .judge_model import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
 from .pictures import File, Picture
 from .words import count_noun, format_named_prob, join_names
-
-if TYPE_CHECKING:
-    from ..synthesis.class_image import Recipe
 
 MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
 STARTS_PER_CLASS = 3
@@ -31,11 +28,6 @@ WEAK_JUDGE_RATIO = 0.8  # recognized control images over recognized class images
 MIN_CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
 MIN_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
-RECIPE_TEXTS = {
-    "robust": ("Class images", "From smooth noise, rotated and shifted a little at each step."),
-    "faithful": ("The published recipe", "Fifty steps from black, each pixel moved by the sign of its gradient."),
-    "noise": ("Control: plain ascent from noise", "No regularization: these images should not be recognized."),
-}
 WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 
 
@@ -46,8 +38,8 @@ class ClassImageFinding(Finding):
     classes: list[str]  # those with images
     class_indices: list[int]
     n_omitted_classes: int
-    images: dict[str, ClassImages] = field(metadata=NOT_IN_JSON)  # {recipe: ...}, one per class, then other starts
-    judged: dict[str, JudgeReport] = field(metadata=NOT_IN_JSON)  # {recipe: report}; empty without a judge
+    images: dict[Recipe, ClassImages] = field(metadata=NOT_IN_JSON)  # {recipe: ...}, one per class, then other starts
+    judged: dict[Recipe, JudgeReport] = field(metadata=NOT_IN_JSON)  # {recipe: report}; empty without a judge
     judge_predictions: dict[str, list[str]] = field(metadata=NOT_IN_JSON)  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
@@ -60,7 +52,7 @@ class ClassImageFinding(Finding):
         return [replace(figure, head=f"image of {figure.head}", tone=tone)]
 
     def to_dict(self) -> dict[str, Any]:
-        recipes = {
+        recipes: dict[str, Any] = {
             recipe: {
                 "recognized": report.n_recognized,
                 "of": len(report.predicted),
@@ -78,7 +70,7 @@ class ClassImageFinding(Finding):
 
 def find(context: ReportContext) -> ClassImageFinding:
     classes = _chosen_classes(context)
-    images = {recipe: _class_images(context, recipe, classes) for recipe in RECIPE_TEXTS}
+    images = {recipe: _class_images(context, recipe, classes) for recipe in RECIPES}
     judge, no_judge_reason = usable_judge(context)
     judged = {r: judge_images(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
     names = [context.class_name(k) for k in classes]
@@ -99,7 +91,7 @@ def find(context: ReportContext) -> ClassImageFinding:
     )
 
 
-def _answer(judged: dict[str, JudgeReport], n_classes: int) -> str:
+def _answer(judged: dict[Recipe, JudgeReport], n_classes: int) -> str:
     if not judged:
         return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
     robust, control = judged["robust"], judged["noise"]
@@ -109,7 +101,7 @@ def _answer(judged: dict[str, JudgeReport], n_classes: int) -> str:
     return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
 
 
-def _headline(judged: dict[str, JudgeReport]) -> tuple[str, ...]:
+def _headline(judged: dict[Recipe, JudgeReport]) -> tuple[str, ...]:
     if not judged:
         return ()
     answer = _answer(judged, 0).removeprefix("The judge")
@@ -128,13 +120,11 @@ def _chosen_classes(context: ReportContext) -> list[int]:
     return sorted(weight.topk(MAX_VISUALIZED_CLASSES).indices.tolist())
 
 
-def _class_images(context: ReportContext, recipe: str, classes: list[int]) -> ClassImages:
+def _class_images(context: ReportContext, recipe: Recipe, classes: list[int]) -> ClassImages:
     n_starts = STARTS_PER_CLASS if recipe == "robust" else 1
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        return require_complete(
-            class_image(context.box, classes * n_starts, recipe=cast("Recipe", recipe), seed=context.seed)
-        )
+        return require_complete(class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed))
 
 
 def _rms_difference(images: Tensor) -> Tensor:
@@ -151,7 +141,7 @@ def _first_example_class(context: ReportContext, classes: Sequence[int]) -> int:
     return classes.index(answer) if answer in classes else 0
 
 
-def passes_control(judged: dict[str, JudgeReport]) -> bool:
+def passes_control(judged: dict[Recipe, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
     robust, control = judged["robust"], judged["noise"]
     return (
@@ -161,7 +151,7 @@ def passes_control(judged: dict[str, JudgeReport]) -> bool:
     )
 
 
-def is_weak_evidence(judged: dict[str, JudgeReport]) -> bool:
+def is_weak_evidence(judged: dict[Recipe, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
     robust, control = judged["robust"], judged["noise"]
     return (
@@ -178,11 +168,12 @@ def show(finding: ClassImageFinding) -> list[Block]:
     if finding.n_omitted_classes:
         selected = count_noun(len(finding.classes), "class", "classes")
         blocks.append(Note(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out."))
-    for recipe, (title, lead) in RECIPE_TEXTS.items():
+    for recipe, text in RECIPES.items():
+        lead = text.description
         if recipe == "noise" and finding.judged and _is_confident(finding.images[recipe]):
             lead = "The model is confident of these, too; a judge should not be."
         figures = [_class_figure(finding, recipe, i) for i in range(len(finding.classes))]
-        blocks += [Heading(title), Text(lead, "soft"), *_warning_notes(finding, recipe), FigureGrid(figures)]
+        blocks += [Heading(text.title), Text(lead, "soft"), *_warning_notes(finding, recipe), FigureGrid(figures)]
     return [*blocks, *_variation_blocks(finding), _sheet_file(finding)]
 
 
@@ -196,7 +187,7 @@ def _is_uniform(images: ClassImages) -> list[bool]:
     return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_PIXEL_STD).tolist()
 
 
-def _warning_notes(finding: ClassImageFinding, recipe: str) -> list[Block]:
+def _warning_notes(finding: ClassImageFinding, recipe: Recipe) -> list[Block]:
     """Where the ascent failed, and where its gradient was taken before the ReLUs."""
     images, n = finding.images[recipe], len(finding.classes)
     notes: list[Block] = []
@@ -211,7 +202,7 @@ def _warning_notes(finding: ClassImageFinding, recipe: str) -> list[Block]:
     return notes
 
 
-def _judge_check(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
+def _judge_check(judged: dict[Recipe, JudgeReport], no_judge_reason: str) -> Check:
     if not judged:
         return Check(no_judge_reason)
     texts = {
@@ -231,7 +222,7 @@ def _judge_check(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
 
 
 def _class_figure(
-    finding: ClassImageFinding, recipe: str, i: int, start: int = 0, side: int = FIGURE_SIDE_PIXELS
+    finding: ClassImageFinding, recipe: Recipe, i: int, start: int = 0, side: int = FIGURE_SIDE_PIXELS
 ) -> Figure:
     """The image of the i-th class from one of its starts; the judge has seen the first."""
     images, k, row = finding.images[recipe], finding.class_indices[i], start * len(finding.classes) + i
@@ -272,13 +263,13 @@ def _variation_blocks(finding: ClassImageFinding) -> list[Block]:
 
 def _sheet_file(finding: ClassImageFinding) -> Files:
     captions = {
-        RECIPE_TEXTS[r][0]: [
+        RECIPES[r].title: [
             f"judge: {name}\n{format_named_prob(float(p))}"
             for name, p in zip(finding.judge_predictions[r], v.target_probs, strict=True)
         ]
         for r, v in finding.judged.items()
     }
-    rows = {RECIPE_TEXTS[r][0]: c.images[: len(finding.classes)] for r, c in finding.images.items()}
+    rows = {RECIPES[r].title: c.images[: len(finding.classes)] for r, c in finding.images.items()}
     page = draw.class_sheet(rows, finding.classes, captions, title="What the model looks for, class by class")
     return Files([File("class-images.png", page, "these images as a sheet")])
 

@@ -10,7 +10,7 @@ from .corruption_functions import corrupted as corrupted
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .corruptions import Corruptions as Corruptions
 from .corruptions import corruptions as corruptions
-from .evaluate import DEFAULT_ATTACKS as DEFAULT_ATTACKS
+from .evaluate import default_attacks as default_attacks
 from .evaluate import evaluate as evaluate
 from .gradient_masking import MaskingFinding as MaskingFinding
 from .proportion import Proportion as Proportion

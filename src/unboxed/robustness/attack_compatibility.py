@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..box import Box
-from ..cards import Card, card_of
+from ..cards import Card, card_of, cards
 from ..engine.optimize.constraints import BALL_BY_NORM
 from ..engine.read.sizes import require_images
 from ..errors import InputError
@@ -51,6 +51,10 @@ def check_inputs(attacks: Attacks, box: Box) -> None:
             require_images(box, f"the attack {name}")
 
 
+def _attacks_of_all_norms() -> list[str]:
+    return [card.key for card in cards() if card.returns == "adversarial" and {*BALL_BY_NORM} <= {*card.norms}]
+
+
 def check_norms(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> None:
     """Raise InputError for attacks that do not take the norm."""
     for name, attack in attacks.items():
@@ -61,7 +65,7 @@ def check_norms(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> 
             attack_label = name if name == method_name else f"{name} ({method_name})"
             raise InputError(
                 f'{attack_label} takes {allowed_norms}, and the evaluation is in norm="{norm}": give that norm, leave '
-                "it out, or give another attack in its place (pgd, fab and fmn take all norms)"
+                f"it out, or give another attack in its place ({', '.join(_attacks_of_all_norms())} take all norms)"
             )
 
 

@@ -17,20 +17,19 @@ from tqdm import tqdm
 
 from ..adversarial.attack_state import check_eps_range
 from ..adversarial.deepfool import deepfool
-from ..adversarial.fgsm import fgsm
-from ..adversarial.pgd import pgd
 from ..adversarial.predictions import class_logits
 from ..adversarial.result import Adversarial
-from ..adversarial.square import square
 from ..box import Box
+from ..cards import Card, cards
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import format_eps, resolve_ball, unbounded_ball
+from ..engine.optimize.constraints import format_eps, resolve_ball
 from ..engine.read.examples import labeled_examples
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError, NaNError
 from ..model.batching import BatchSize
 from ..model.nan_checks import reindex_error
 from ..objectives import margin
+from ..parameters import Norm
 from ..settings import check_settings
 from ..validation import check_seed
 from .attack_compatibility import check_inputs, check_norms, check_same_norm, compatible_attacks
@@ -38,11 +37,33 @@ from .gradient_masking import MaskingFinding, check_gradient_masking
 from .result import Robustness
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
-DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
-"""Attacks by default: a single step, many steps, and one without gradients."""
 EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_TASK_NAME = "minimal attack"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
+
+
+def default_attack_cards() -> list[Card]:
+    """The cards of the attacks that an evaluation runs where none is named, the cheapest first."""
+    chosen = [card for card in cards() if card.default_attack is not None]
+    return sorted(chosen, key=lambda card: card.n_runs(**(card.default_attack or {})))
+
+
+def default_attacks() -> dict[str, Attack]:
+    """The attacks that an evaluation runs where none is named, the cheapest first.
+
+    Returns:
+        {name: attack}, with the settings of its card's `default_attack`. Attacks of your own with such a card are
+        among them.
+
+    Example:
+        >>> import unboxed as ub
+        >>> list(ub.robustness.default_attacks())
+        ['fgsm', 'pgd', 'square']
+    """
+    return {
+        card.key: partial(card.method, **card.default_attack) if card.default_attack else card.method
+        for card in default_attack_cards()
+    }
 
 
 def evaluate(
@@ -51,7 +72,7 @@ def evaluate(
     attacks: Mapping[str, Attack] | None = None,
     *,
     eps: Sequence[float],
-    norm: str = "linf",
+    norm: Norm = "linf",
     max_examples: int | None = None,
     minimal_attack: Attack | None = deepfool,
     check_masking: bool = True,
@@ -71,7 +92,7 @@ def evaluate(
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. With labels: (x, y) tensors, or items (input,
             class).
         attacks: {name: attack}, each called as attack(box, x, y, eps=..., norm=...), with seed and batch_size if it
-            takes them. None: those of FGSM, PGD of 40 steps and Square that take the inputs and the norm.
+            takes them. None: those of `default_attacks` that take the inputs and the norm.
         eps: Largest distances from x. In pixel range; of a table, in each column's unit.
         norm: Norm in which the distance from x is measured.
         max_examples: Use only the first of the examples; None uses all.
@@ -108,11 +129,10 @@ def evaluate(
     check_settings(evaluate, locals())
     seed = check_seed(seed)
     x, y = labeled_examples(box, data, max_examples)
-    chosen_attacks = compatible_attacks(DEFAULT_ATTACKS, box, norm) if attacks is None else dict(attacks)
+    chosen_attacks = compatible_attacks(default_attacks(), box, norm) if attacks is None else dict(attacks)
     eps_values = tuple(
         sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})
     )
-    norm = type(unbounded_ball(norm)).__name__.lower()
     if not chosen_attacks:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
     check_inputs(chosen_attacks, box)
@@ -146,7 +166,7 @@ class _EvaluationRun:
     """A running evaluation: one attack, one eps and a part of the examples at a time."""
 
     def __init__(
-        self, box: Box, x: Tensor, y: Tensor, norm: str, eps: tuple[float, ...], attacks: dict[str, Attack],
+        self, box: Box, x: Tensor, y: Tensor, norm: Norm, eps: tuple[float, ...], attacks: dict[str, Attack],
         minimal_attack: Attack | None, attack_kwargs: dict[str, Any],
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
@@ -273,7 +293,7 @@ class _EvaluationRun:
 
     def to_result(self) -> Robustness:
         return Robustness(
-            type(unbounded_ball(self.norm)).__name__.lower(),
+            self.norm,
             self.eps,
             tuple(self.attacks),
             self.box.classes,

@@ -23,6 +23,7 @@ from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan, reindex_error
+from ..parameters import Norm
 
 MAX_CHECKED_EXAMPLES = 200  # examples that are used
 MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
@@ -53,7 +54,7 @@ def check_gradient_masking(
     y: Tensor,
     is_correct: Tensor,
     eps: float,
-    norm: str = "linf",
+    norm: Norm = "linf",
     *,
     seed: int = 0,
     batch_size: BatchSize = "auto",

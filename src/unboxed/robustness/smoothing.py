@@ -22,7 +22,7 @@ from ..errors import OutputError
 from ..model.batching import in_batches
 from ..model.nan_checks import check_no_nan
 from ..objectives import as_classes, check_classes
-from ..parameters import BatchSize, Inputs, Seed
+from ..parameters import BatchSize, InputBatch, Seed
 from ..rng import sample_generator
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_float, check_seed
@@ -77,7 +77,7 @@ class Smoothed:
 )
 def smoothed(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     sigma: Annotated[float, Above(0), Unit("pixel range"), "Standard deviation of the noise."],
     *,
     n0: Annotated[int, AtLeast(1), Unit("samples"), "Noisy copies that choose the class."] = 100,
@@ -150,7 +150,7 @@ def smoothed(
 
 def smoothed_predict(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     sigma: Annotated[float, Above(0), Unit("pixel range"), "Standard deviation of the noise."],
     *,
     n: Annotated[int, AtLeast(1), Unit("samples"), "Noisy copies that vote."] = 1000,

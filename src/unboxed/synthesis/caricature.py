@@ -12,7 +12,7 @@ from ..cards import card
 from ..engine.optimize.transforms import random_affine
 from ..engine.read.features import resolve_address
 from ..objectives import dot
-from ..parameters import BatchSize, Data, FrameInterval, Inputs, RequiredLayerAddress, Seed, Steps
+from ..parameters import BatchSize, Data, FrameInterval, InputBatch, RequiredLayerAddress, Seed, Steps
 from ..settings import AtLeast, check_settings
 from .generated import GeneratedImages, example_names
 from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
@@ -30,7 +30,7 @@ from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_
 )
 def caricature(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layer: RequiredLayerAddress,
     *,
     power: Annotated[float, AtLeast(0), "Exponent of the cosine in the objective."] = 1.0,

@@ -33,7 +33,6 @@ from ..validation import check_seed
 from .generated import GeneratedImages
 
 Recipe = Literal["robust", "faithful", "noise"]
-DEFAULT_STEPS_BY_RECIPE = {"robust": 128, "faithful": 50, "noise": 256}
 TOTAL_VARIATION_WEIGHT, MEAN_COLOR_WEIGHT = 13.0, 640.0  # of the recipe "robust", in units of the logits' spread
 
 
@@ -52,7 +51,7 @@ class ClassImages(GeneratedImages):
     does_not_show="That nothing else would do: other starts give other images, and some need not look like the class.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, 0, steps=3),
-    runs=lambda s: 1 + (DEFAULT_STEPS_BY_RECIPE[s["recipe"]] if s["steps"] is None else s["steps"]),
+    runs=lambda s: 1 + (RECIPES[s["recipe"]].steps if s["steps"] is None else s["steps"]),
     order=1,
 )
 def class_image(
@@ -107,8 +106,8 @@ def class_image(
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         targets = requested_classes(box, target)
-        n_steps = DEFAULT_STEPS_BY_RECIPE[recipe] if steps is None else steps
-        result = RUN_BY_RECIPE[recipe](box, targets, n_steps, frame_every, seed, batch_size)
+        n_steps = RECIPES[recipe].steps if steps is None else steps
+        result = RECIPES[recipe].run(box, targets, n_steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
     _warn_clamped(result.before_clamp)
     return ClassImages.from_result(
@@ -221,8 +220,26 @@ def _run_noise(
     return optimize(box, logprob(targets), RawCanvas(start), config, batch_size=batch_size)
 
 
-RUN_BY_RECIPE: Mapping[Recipe, Callable[..., OptimizationResult]] = {
-    "robust": _run_robust,
-    "faithful": _run_faithful,
-    "noise": _run_noise,
-}
+@dataclass(frozen=True)
+class ClassImageRecipe:
+    """A named set of settings of `class_image`."""
+
+    run: Callable[..., OptimizationResult]
+    steps: int  # by default
+    title: str
+    description: str
+
+
+RECIPES: Mapping[Recipe, ClassImageRecipe] = {
+    "robust": ClassImageRecipe(
+        _run_robust, 128, "Class images", "From smooth noise, rotated and shifted a little at each step."
+    ),
+    "faithful": ClassImageRecipe(
+        _run_faithful, 50, "The published recipe",
+        "Fifty steps from black, each pixel moved by the sign of its gradient.",
+    ),
+    "noise": ClassImageRecipe(
+        _run_noise, 256, "Control: plain ascent from noise",
+        "No regularization: these images should not be recognized.",
+    ),
+}  # fmt: skip

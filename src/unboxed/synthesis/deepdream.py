@@ -22,7 +22,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, energy, logit
-from ..parameters import FrameInterval, Inputs, Jitter, Seed, Steps, StepSize
+from ..parameters import FrameInterval, InputBatch, Jitter, Seed, Steps, StepSize
 from ..rng import step_generator
 from ..settings import Above, AtLeast, Holds, Unit, check_settings
 from ..validation import check_int, check_seed
@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 )
 def deepdream(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layer: Annotated[
         str | Objective | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."
     ] = None,

@@ -29,7 +29,7 @@ from ..objectives import Objective, alpha_norm, cosine, dot, match, total_variat
 from ..parameters import (
     BatchSize,
     FrameInterval,
-    Inputs,
+    InputBatch,
     Jitter,
     NStarts,
     RequiredLayerAddress,
@@ -81,7 +81,7 @@ class Inversion(GeneratedImages):
 )
 def inversion(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layer: RequiredLayerAddress,
     *,
     metric: Annotated[Literal["euclidean", "cosine", "dot"], "Metric in which activations are compared."] = "euclidean",

@@ -17,7 +17,7 @@ from ..engine.results import OneLineRepr
 from ..engine.rows import evenly_spaced
 from ..errors import LayerError, OutputError
 from ..model.layers import Layer
-from ..parameters import BatchSize, Inputs, LayerAddresses, NStarts, Seed, Steps
+from ..parameters import BatchSize, InputBatch, LayerAddresses, NStarts, Seed, Steps
 from ..settings import check_settings
 from ..validation import address_list
 from .inversion import Inversion, inversion
@@ -54,7 +54,7 @@ class Inversions(OneLineRepr):
 )
 def inversions(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layers: LayerAddresses = None,
     *,
     steps: Steps = 200,

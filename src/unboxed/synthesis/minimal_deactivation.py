@@ -28,7 +28,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.batching import in_batches
 from ..objectives import Index, Objective, logit
-from ..parameters import BatchSize, Eps, Inputs, LinfOrL2, RequiredObjective, Steps
+from ..parameters import BatchSize, Eps, InputBatch, LinfOrL2, RequiredObjective, Steps
 from ..settings import check_settings
 from .generated import example_names
 
@@ -75,7 +75,7 @@ class MinimalDeactivation(OneLineRepr):
 )
 def minimal_deactivation(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     objective: RequiredObjective,
     *,
     threshold: Annotated[float, "Score to which the objective is lowered."] = 0.0,

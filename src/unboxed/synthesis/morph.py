@@ -16,7 +16,7 @@ from ..engine.optimize.constraints import L2, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..objectives import Objective, logit, logprob
-from ..parameters import BatchSize, Confidence, Inputs, Steps, StepSize
+from ..parameters import BatchSize, Confidence, InputBatch, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
 from .generated import GeneratedImages
 
@@ -52,7 +52,7 @@ class Morph(GeneratedImages):
 )
 def morph(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     target: Annotated[int | Tensor, Holds("labels"), "Class to become (N,), or one for all."],
     *,
     confidence: Confidence = 0.9,

@@ -28,7 +28,7 @@ from ..errors import InputError, LayerError
 from ..model.batching import in_batches
 from ..objectives import Objective, gram, match, total_variation
 from ..objectives import style as style_objective
-from ..parameters import BatchSize, FrameInterval, Inputs, LayerAddresses, Seed, Smoothness, Steps
+from ..parameters import BatchSize, FrameInterval, InputBatch, LayerAddresses, Seed, Smoothness, Steps
 from ..rng import normal
 from ..settings import AtLeast, Holds, check_settings
 from ..validation import address_list, check_seed
@@ -55,7 +55,7 @@ def _example_style_image(box: Box) -> Tensor:
 )
 def texture(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     layers: LayerAddresses = None,
     *,
     steps: Steps = 200,
@@ -124,7 +124,7 @@ def texture(
 )
 def style_transfer(
     box: Box,
-    x: Inputs,
+    x: InputBatch,
     style: Annotated[
         Tensor, Holds("inputs"), "Images (N, C, H, W) in [0, 1] of the style, or one (1, C, H, W) for all."
     ],
@@ -218,10 +218,7 @@ def _optimize(
 def _resolve_layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
     if layers is None:
         return ["input", *_first_layer_of_each_size(box)]
-    addresses = [resolve_address(box, a) for a in address_list(layers)]
-    if not addresses:
-        raise LayerError("no layers to match: name one, such as 'input'")
-    return list(dict.fromkeys(addresses))
+    return list(dict.fromkeys(resolve_address(box, a) for a in address_list(layers)))
 
 
 def _first_layer_of_each_size(box: Box) -> list[str]:

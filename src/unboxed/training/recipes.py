@@ -120,7 +120,7 @@ def train(
             the data that the model is meant for.
         root: Folder of the MNIST files. None takes the user's cache folder.
         epochs: Passes over the training data. None takes the recipe's.
-        defend: "fast", "pgd" or "trades", or a defense. None takes the recipe's.
+        defend: A defense, or its name, a key of `training.DEFENSES`. None takes the recipe's.
         eps: Perturbation budget of the defense, L-inf, in pixel range. None takes the recipe's, or 0.3.
         checkpoint: File that is written after each epoch; the same call then goes on.
         out: File for the weights (.safetensors). None takes NAME.safetensors.

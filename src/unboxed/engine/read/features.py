@@ -51,11 +51,8 @@ def resolve_address(box: Box, name: str) -> str:
 
 
 def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
-    """The full addresses of the named layers. Raises LayerError and InputError."""
-    names = address_list(layers)
-    if not names:
-        raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
-    return list(dict.fromkeys(resolve_address(box, a) for a in names))
+    """The full addresses of the named layers. Raises LayerError."""
+    return list(dict.fromkeys(resolve_address(box, a) for a in address_list(layers)))
 
 
 def read_features(
