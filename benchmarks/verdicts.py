@@ -32,7 +32,9 @@ BEST_KNOWN = (
     "gradient", "gradient_x_input", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "lrp",
     "deep_lift", "occlusion", "lime",
 )  # fmt: skip
-ON_PHOTOS = ("grad_cam", "occlusion", "integrated_gradients")
+ON_PHOTOS: dict[str, dict[str, Any]] = {
+    "grad_cam": {}, "integrated_gradients": {"n_steps": 16}, "occlusion": {"window": 48, "stride": 32},
+}  # fmt: skip
 Method = Callable[[Box, Tensor, Any], Any]
 
 
@@ -106,7 +108,7 @@ def on_photos(n: int) -> dict[str, Any]:
     box, x = photos(n)
     copy = randomize_all_layers(box, 0)
     methods: dict[str, Method] = {
-        **{name: method(name) for name in ON_PHOTOS},
+        **{name: on_photos_method(name) for name in ON_PHOTOS},
         "noise": lambda box, x, target: ub.checks.random_maps(box, x),
         "edges": lambda box, x, target: sobel(x).to(x),
         **{f"{name} of an untrained model": _of(copy, name) for name in ON_PHOTOS},
@@ -115,15 +117,26 @@ def on_photos(n: int) -> dict[str, Any]:
     for name, m in methods.items():
         start = time.process_time()
         found = verdict(box, x, m)
-        figures[name] = {"grade": found.grade, "reason": found.reason, "cpu_s": round(time.process_time() - start, 1),
-                         "not tested": [t.name for t in found.tests if t.grade == NOT_APPLICABLE],
-                         "figures": {k: round(v, 3) for k, v in found.figures.items() if v == v}}  # fmt: skip
+        figures[name] = {
+            "grade": found.grade,
+            "reason": found.reason,
+            "cpu_s": round(time.process_time() - start, 1),
+            "tests": len(found.tests),
+            "not tested": [t.name for t in found.tests if t.grade == NOT_APPLICABLE],
+            "figures": {k: round(v, 3) for k, v in found.figures.items() if v == v},
+        }
         print(name, figures[name], flush=True)
-    return {"photos": len(x), "methods": figures}
+    n_tests = sum(f["tests"] for f in figures.values())
+    n_not_tested = sum(len(f["not tested"]) for f in figures.values())
+    return {"photos": len(x), "methods": figures, "not_tested_share": n_not_tested / n_tests}
 
 
 def _of(copy: Box, name: str) -> Method:
-    return lambda box, x, target: method(name)(copy, x, target)
+    return lambda box, x, target: on_photos_method(name)(copy, x, target)
+
+
+def on_photos_method(name: str) -> Method:
+    return partial(getattr(attribution, name), **ON_PHOTOS[name])
 
 
 def main() -> None:

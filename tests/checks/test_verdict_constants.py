@@ -41,6 +41,14 @@ def test_few_examples_are_as_wide_as_examples_usually_are() -> None:
     assert four.high == 0.9
 
 
+def test_intervals_stay_in_the_range_of_the_figure() -> None:
+    assert Interval(0.0, -0.1, 0.1, 4, 2).clamped(0, 1) == Interval(0.0, 0, 0.1, 4, 2)
+    assert Interval(0.9, 0.8, 1.4, 4, 2).clamped(-1, 1) == Interval(0.9, 0.8, 1, 4, 2)
+    unknown = Interval(0.9, -math.inf, math.inf, 1, 2)
+    assert unknown.clamped(-1, 1) == unknown
+    assert all(t.limits[0] < t.bound < t.limits[1] for t in TESTS)
+
+
 @pytest.mark.parametrize("test", TESTS, ids=lambda t: t.name)
 def test_each_bound_on_both_sides(test: VerdictTest) -> None:
     below, above = (math.nextafter(test.bound, toward) for toward in (-math.inf, math.inf))

@@ -38,6 +38,11 @@ class Interval:
         low, high = (x if math.isfinite(x) else self.mean for x in (self.low, self.high))
         return replace(self, low=min(low, self.mean - half_width), high=max(high, self.mean + half_width))
 
+    def clamped(self, lowest: float, highest: float) -> Interval:
+        """The part of it in a figure's range; where nothing is known, as it is."""
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        return replace(self, low=max(self.low, lowest), high=min(self.high, highest)) if known else self
+
     def examples_to_exclude(self, bound: float) -> float:
         """About how many examples would give an interval that excludes the bound."""
         half_width = max(self.mean - self.low, self.high - self.mean)

@@ -241,7 +241,7 @@ def _run(test: VerdictTest, subject: Subject, max_draws: int) -> TestOutcome:
             columns.append(values[:, None] if values.ndim == 1 else values)
         interval = bootstrap_mean(torch.cat(columns, 1), subject.seed)
         if interval.n_examples < MIN_EXAMPLES:
-            interval = interval.widened(test.spread)
+            interval = interval.widened(test.spread).clamped(*test.limits)
         decision = decide(interval, test)
         if decision != INCONCLUSIVE or n_draws == limit:
             return _outcome(test, interval, decision)

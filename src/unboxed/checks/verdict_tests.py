@@ -117,6 +117,7 @@ class VerdictTest:
     bound: float
     passes_above: bool
     spread: float  # standard deviation between examples, as measured: of few examples, the interval is as wide
+    limits: tuple[float, float] = (-1, 1)  # of the figure
     n_draws: int = 1  # at first
     max_draws: int = 1  # while it is undecided
     failed: str  # in a few words
@@ -271,7 +272,7 @@ def _not_applicable(s: Subject) -> Tensor:
 TESTS = (
     VerdictTest(
         "map", "fraction of maps that are the same everywhere", _constant_maps,
-        bound=0.5, passes_above=False, spread=0.0,
+        bound=0.5, passes_above=False, spread=0.0, limits=(0, 1),
         failed="constant map",
         fails="Its map is the same everywhere for {value:.0%} of the examples: it says nothing about this model.",
         passes="Its maps are not constant",
@@ -309,14 +310,14 @@ TESTS = (
     ),
     VerdictTest(
         "constant model", "spread for a constant model", _constant_model,
-        bound=0.7, passes_above=False, spread=0.1,
+        bound=0.7, passes_above=False, spread=0.1, limits=(0, 1),
         failed="map for a constant model",
         fails="Its map is there ({value:.0%} as strong) for a model that ignores its input, too.",
         passes="it is weaker for a constant model ({value:.0%} of its strength)",
     ),
     VerdictTest(
         "edges", "share explained by edges and brightness", _edges,
-        bound=0.7, passes_above=False, spread=0.1,
+        bound=0.7, passes_above=False, spread=0.1, limits=(0, 1),
         failed="edges of the input",
         fails="Edges and brightness of the input, scaled by any confidence, explain {value:.0%} of its map.",
         passes="it is no edge detector ({value:.0%} explained)",
