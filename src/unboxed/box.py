@@ -355,6 +355,8 @@ class Box:
         x = self.inputs.check(x)
         with state.out_of_inference():
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
+            if packed.dtype == self.dtype and packed.device == self.device:
+                return packed.detach().clone()
             return packed.detach().to(self.device, self.dtype, copy=True)
 
     def restore_structure(self, h: Tensor) -> Any:
