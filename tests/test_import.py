@@ -41,6 +41,12 @@ def test_errors_are_light() -> None:
     assert python(f"import sys, unboxed.errors; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
 
 
+def test_opening_a_model_imports_no_compiler() -> None:
+    """It takes over a second, and from then on each call of a box would hold it off."""
+    opened = "box = ub.Box(*ub.zoo.load('digits-cnn')); ub.attribution.gradient(box, box.noise(1))"
+    assert python(f"import sys, unboxed as ub; {opened}; print('torch._dynamo' in sys.modules)") == "False"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_the_stub_resolves(name: str) -> None:
     assert getattr(unboxed, name) is not None

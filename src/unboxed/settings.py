@@ -13,7 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Integral
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -106,7 +106,7 @@ class Setting:
 
     def check(self, value: Any) -> None:
         """Raise InputError for a value of another kind or out of the range, saying what came and what was wanted."""
-        if (value is None and self.optional) or _is_one_of(value, self.choices):
+        if (value is None and self.optional) or (self.choices and _is_one_of(value, self.choices)):
             return
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_any_of(self.choices)}; got {value!r}")
@@ -151,12 +151,20 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
 
     Raises InputError that names the first setting that is of another kind or out of its range.
     """
-    for name, setting in settings_of(method).items():
-        if name in values and setting.kind in CHECKED_KINDS:
-            setting.check(values[name])
+    for name, setting in _checked_settings(method):
+        if (value := values.get(name, setting.default)) is not setting.default:
+            setting.check(value)
 
 
 CHECKED_KINDS = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values
+
+
+@lru_cache(maxsize=256)
+def _checked_settings(method: Callable[..., Any]) -> tuple[tuple[str, Setting], ...]:
+    """The settings whose values are checked, with their names."""
+    return tuple((name, s) for name, s in settings_of(method).items() if s.kind in CHECKED_KINDS)
+
+
 _SETTINGS_BY_METHOD: WeakKeyDictionary[Callable[..., Any], dict[str, Setting]] = (
     WeakKeyDictionary()
 )  # read once per method

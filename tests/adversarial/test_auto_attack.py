@@ -117,6 +117,39 @@ def test_a_checkpoint_resumes_the_run(error: type[BaseException], tmp_path: Path
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("model", ["plain", "batchnorm_without_statistics"])
+def test_square_resumes_within_a_chunk(model: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """All of its queries are one chunk here; of them, at most those since the last write are asked again."""
+    monkeypatch.setattr(sys.modules[auto_attack.__module__], "QUERIES_PER_SAVE", 4)
+    settings = {**SMALL, "eps": 0.004, "queries": 60}
+    whole = auto_attack(wide(model=model).box, wide(model=model).x, wide(model=model).y, **settings)
+    c = wide(model=model)
+    dies = Dies(c.box.model, KeyboardInterrupt)
+    auto_attack(c.box, c.x, c.y, **settings)
+    total = dies.calls
+    for before_end in (50, 30, 7):
+        file = tmp_path / f"{before_end}.pt"
+        dies.calls, dies.at = 0, total - before_end
+        assert auto_attack(c.box, c.x, c.y, **settings, checkpoint=file).interrupted
+        dies.calls, dies.at = 0, -1
+        again = auto_attack(c.box, c.x, c.y, **settings, checkpoint=file)
+        assert differences(result_tensors(again), result_tensors(whole), 0) == [], before_end
+        assert dies.calls <= before_end + 4 + 6  # what opens and ends a call besides
+
+
+def test_a_batch_dependent_model_resumes(tmp_path: Path) -> None:
+    """Examples that are successes remain in its batches as their attacks left them."""
+    settings, model = {**SMALL, "eps": 0.1, "queries": 60}, "batchnorm_without_statistics"
+    c, file = wide(model=model), tmp_path / "auto.pt"
+    dies = Dies(c.box.model, KeyboardInterrupt)
+    whole = auto_attack(c.box, c.x, c.y, **settings)
+    dies.calls, dies.at = 0, dies.calls - 2
+    assert auto_attack(c.box, c.x, c.y, **settings, checkpoint=file).interrupted
+    dies.at = -1
+    again = auto_attack(c.box, c.x, c.y, **settings, checkpoint=file)
+    assert differences(result_tensors(again), result_tensors(whole), 0) == []
+
+
 def attempted(c: MethodCase, file: Path) -> AutoAdversarial | None:
     try:
         return auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)

@@ -44,11 +44,13 @@ from .fab import FAB as Fab
 from .fab import FABConfig
 from .quantization import quantize_images, resolve_highest_level
 from .result import Adversarial
-from .square import run_square_attack
+from .square import RandomSearch, SearchProgress
 
 N_TARGET_CLASSES = 9
 MAX_CHUNK_ROWS = 1000  # largest number of rows between two writes of a checkpoint, and
-MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each
+MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each,
+LARGE_MODEL_FLOPS = 1e9  # except for models that take as many per example
+QUERIES_PER_SAVE = 250  # of Square, which takes thousands: largest number between two writes
 FLOPS_PER_CHUNK = 2e11  # of the model between two writes: about half a minute on one core
 ACCELERATOR_SPEEDUP = 100  # factor of FLOPS_PER_CHUNK on an accelerator
 FORWARDS_PER_GRADIENT = 3  # of which a gradient costs as much
@@ -61,6 +63,7 @@ SAVED_FIELDS = (
     "initially_misclassified",
     "initial_score",
     "_best_failure_score",
+    "_full_batch",
 )  # of an attempt
 
 
@@ -189,6 +192,8 @@ class _AutoAttack:
         self.robust_after = dict[str, Tensor]()
         self.stage_part, self.next_row = 0, 0  # of the running stage: its part, and the next row
         self.top_classes: Tensor | None = None  # (N, T) classes
+        self.search: SearchProgress | None = None  # of Square, in the running chunk
+        self.chunk = self.rows[:0]  # the rows of that chunk
 
     # -- the stages --------------------------------------------------------------------------------------------------
 
@@ -220,27 +225,32 @@ class _AutoAttack:
     def _run_stage_part(self, name: str, part: int) -> None:
         """One part of a stage, for the robust rows from next_row on."""
         attack, self.stage_part = self._stage_attack(name, part), part
-        while len(remaining := self.rows[self._is_robust()[self.rows] & (self.rows >= self.next_row)]):
-            chunk = remaining if self.state.box.batch_dependent else remaining[: self._chunk_size(name)]
+        while len(chunk := self.chunk if self.search is not None else self._next_chunk(name)):
             attack(chunk)
             self.next_row = int(chunk[-1]) + 1
             self._save()
         self.stage_part, self.next_row = part + 1, 0
+
+    def _next_chunk(self, name: str) -> Tensor:
+        """The robust rows from next_row on that come next, (n,)."""
+        remaining = self.rows[self._is_robust()[self.rows] & (self.rows >= self.next_row)]
+        return remaining if self.state.box.batch_dependent else remaining[: self._chunk_size(name)]
 
     def _chunk_size(self, name: str) -> int:
         """Rows between two writes, by their operations, never by the clock."""
         box, config = self.state.box, self.config
         forwards = {"square": config.queries, "fab-t": N_TARGET_CLASSES * (FORWARDS_PER_GRADIENT + 1) * config.steps}
         flops_per_row = forwards.get(name, FORWARDS_PER_GRADIENT * config.steps) * max(box.flops_per_example, 1)
-        budget = FLOPS_PER_CHUNK * (1 if box.device.type == "cpu" else ACCELERATOR_SPEEDUP)
-        return min(MAX_CHUNK_ROWS, max(MIN_CHUNK_ROWS, int(budget / max(flops_per_row, 1))))
+        fewest = MIN_CHUNK_ROWS if box.flops_per_example < LARGE_MODEL_FLOPS else 1
+        return min(MAX_CHUNK_ROWS, max(fewest, int(self._flops_per_save() / max(flops_per_row, 1))))
+
+    def _flops_per_save(self) -> float:
+        return FLOPS_PER_CHUNK * (1 if self.state.box.device.type == "cpu" else ACCELERATOR_SPEEDUP)
 
     def _stage_attack(self, name: str, part: int) -> RowsAttack:
         state, ball, config = self.state, self.ball, self.config
         if name == "square":
-            return lambda rows: run_square_attack(
-                state, ball, rows, queries=config.queries, p=SQUARE_P, seed=config.seed
-            )
+            return self._run_square
         if name == "fab-t":
             return self._run_fab
         target_objective = None if name == "apgd-ce" else self._target_objective(part)
@@ -275,6 +285,15 @@ class _AutoAttack:
                 False,
             )
 
+    def _run_square(self, rows: Tensor) -> None:
+        """Square on a chunk, from where a stopped run was; one row may take a large model an hour."""
+        search = RandomSearch.of_ball(self.state, self.ball, self.config.seed)
+        flops_per_query = max(self.state.box.flops_per_example * len(rows), 1)
+        save_every = max(1, min(QUERIES_PER_SAVE, int(self._flops_per_save() / flops_per_query)))
+        self.chunk, self.search = rows, self.search or search.start(rows)
+        search.run(self.search, self.config.queries, SQUARE_P, self._save, save_every)
+        self.search = None
+
     # -- the checkpoint ----------------------------------------------------------------------------------------------
 
     def resume(self, checkpoint: CheckpointFile) -> None:
@@ -286,15 +305,20 @@ class _AutoAttack:
         if self.checkpoint is None:
             return
         progress = {
-            name: getattr(self, name) for name in ("rows", "stage_part", "next_row", "top_classes", "robust_after")
+            name: getattr(self, name)
+            for name in ("rows", "stage_part", "next_row", "top_classes", "robust_after", "chunk")
         }
+        progress["search"] = None if self.search is None else vars(self.search)
         self.checkpoint.write({**progress, "found": {name: getattr(self.state, name) for name in SAVED_FIELDS}})
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         device = self.state.x.device
         for name, tensor in saved["found"].items():
-            setattr(self.state, name, tensor.to(device))
+            setattr(self.state, name, None if tensor is None else tensor.to(device))
         self.stage_part, self.next_row, self.rows = saved["stage_part"], saved["next_row"], saved["rows"].to(device)
+        if (search := saved.get("search")) is not None:
+            tensors: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in search.items()}
+            self.search, self.chunk = SearchProgress(**tensors), saved["chunk"].to(device)
         self.top_classes = None if saved["top_classes"] is None else saved["top_classes"].to(device)
         self.robust_after = {name: is_robust.to(device) for name, is_robust in saved["robust_after"].items()}
 

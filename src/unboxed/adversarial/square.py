@@ -7,6 +7,7 @@ arXiv:1912.00049, Algorithms 1 to 3.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -139,8 +140,8 @@ def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queri
     """The square attack on those of the rows that are not successes yet."""
     rows = rows[~state.success[rows]]
     for batch_rows in state.row_batches(rows) if len(rows) else ():
-        sampler = _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball)
-        _RandomSearch(state, sampler, seed).run(batch_rows, queries, p)
+        search = RandomSearch.of_ball(state, ball, seed)
+        search.run(search.start(batch_rows), queries, p)
 
 
 def square_side(query: int, queries: int, p: float, height: int, width: int) -> int:
@@ -157,40 +158,69 @@ class SquareSampler(Protocol):
 
 
 @dataclass
-class _RandomSearch:
+class SearchProgress:
+    """A random search of some rows after `next_query` queries: all that the queries after it depend on."""
+
+    rows: Tensor  # (n,) those that are not successes yet
+    images: Tensor  # (n, ...) the best so far
+    score: Tensor  # (n,)
+    success_score: Tensor  # (n,)
+    next_query: int = 0
+
+
+@dataclass
+class RandomSearch:
     """Random search on one batch of rows: each row tries its own square."""
 
     state: AttackState
     sampler: SquareSampler
     seed: int
 
-    def run(self, rows: Tensor, queries: int, p: float) -> None:
-        candidates = best_images = self.sampler.initial_images(rows, 2 * self.seed)
-        height, width = best_images.shape[-2:]
-        score = success_score = best_images.new_full((len(rows),), -math.inf)
+    @classmethod
+    def of_ball(cls, state: AttackState, ball: NormBall, seed: int) -> RandomSearch:
+        return cls(state, _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball), seed)
+
+    def start(self, rows: Tensor) -> SearchProgress:
+        """The progress before the first query."""
+        images = self.sampler.initial_images(rows, 2 * self.seed)
+        score = images.new_full((len(rows),), -math.inf)
+        return SearchProgress(rows, images, score, score)
+
+    def run(
+        self,
+        progress: SearchProgress,
+        queries: int,
+        p: float,
+        save: Callable[[], None] | None = None,
+        save_every: int = 1,
+    ) -> None:
+        """Go on until `queries` or all rows are successes; `save` is called between two queries, now and then."""
         try:
-            for query in range(queries):
-                if query:
-                    candidates = self.sampler.propose(
-                        best_images, rows, square_side(query, queries, p, height, width), 2 * self.seed + 1, query
-                    )
-                new_score, new_success_score = self._evaluate(candidates, rows)
-                is_better = new_score > score
-                best_images[is_better] = candidates[is_better]
-                score, success_score = (
-                    torch.where(is_better, new_score, score),
-                    torch.where(is_better, new_success_score, success_score),
-                )
-                is_adversarial = new_success_score > 0
-                if is_adversarial.any():
-                    self.state.keep_nearer(candidates, rows, is_adversarial)
-                    rows, best_images, score, success_score = (
-                        h[~is_adversarial] for h in (rows, best_images, score, success_score)
-                    )
-                    if not len(rows):
-                        return
+            while progress.next_query < queries and len(progress.rows):
+                self._query(progress, queries, p)
+                if save is not None and progress.next_query % save_every == 0:
+                    save()
         finally:  # Ctrl-C too
-            self.state.keep_best_failure(best_images, rows, success_score)
+            self.state.keep_best_failure(progress.images, progress.rows, progress.success_score)
+
+    def _query(self, progress: SearchProgress, queries: int, p: float) -> None:
+        """One candidate per row: kept where it is better; rows for which it is a success leave."""
+        rows, candidates, query = progress.rows, progress.images, progress.next_query
+        if query:
+            side = square_side(query, queries, p, *candidates.shape[-2:])
+            candidates = self.sampler.propose(progress.images, rows, side, 2 * self.seed + 1, query)
+        new_score, new_success_score = self._evaluate(candidates, rows)
+        is_better = new_score > progress.score
+        progress.images[is_better] = candidates[is_better]
+        progress.score = torch.where(is_better, new_score, progress.score)
+        progress.success_score = torch.where(is_better, new_success_score, progress.success_score)
+        is_adversarial = new_success_score > 0
+        if is_adversarial.any():
+            self.state.keep_nearer(candidates, rows, is_adversarial)
+            progress.rows, progress.images, progress.score, progress.success_score = (
+                h[~is_adversarial] for h in (rows, progress.images, progress.score, progress.success_score)
+            )
+        progress.next_query = query + 1
 
     def _evaluate(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Score and success score: the margin is both, but towards a target the paper maximizes the cross-entropy."""

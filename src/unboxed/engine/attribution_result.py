@@ -70,7 +70,7 @@ class Attribution(Tensor):
         classes: tuple[str, ...] = (),
         **extras: Any,
     ) -> Self:
-        plain = data.detach()
+        plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
         fields = (plain if map is None else map, input, target, score, method, layer, classes)
         vars(attribution).update(zip(FIXED_FIELDS, fields, strict=True), **extras)
@@ -144,7 +144,7 @@ def make_attribution(
         data,
         map=box.restore_structure(data),
         input=box.restore_structure(x),
-        target=target_for_result(box, target, len(data)),
+        target=target_for_result(box, target, data.shape[0]),
         score=score,
         method=method,
         classes=box.classes,
@@ -154,10 +154,11 @@ def make_attribution(
 
 def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:
     """A target as a result holds it: classes (n,) or the objective. It was checked when its objective was made."""
+    if isinstance(target, Tensor) and not target.is_inference():
+        labels = target.to(box.device, torch.long, copy=True)
+        return labels if labels.ndim else labels.expand(n)
     if isinstance(target, Integral):
         return torch.full((n,), int(target), device=box.device)
-    if isinstance(target, Tensor) and not target.is_inference():
-        return target.to(box.device, torch.long, copy=True).expand(n)
     return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
 
 

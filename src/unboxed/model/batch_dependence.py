@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .hooks import tensors_in
+from .op_mode import DispatchMode
 
 TRIAL_SEEDS = (0, 1)
 """A dropped unit may hide a dependence at one seed: a stochastic model is run with both."""
@@ -18,11 +18,11 @@ SeededRun = Callable[[Tensor, int], tuple[Any, object]]
 """(rows, seed) -> the model's output, and what it drew."""
 
 
-class RandomOpRecorder(TorchDispatchMode):
+class RandomOpRecorder(DispatchMode):
     """Records the shape of all random numbers that ops draw from torch's default generator of a device."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.sampled_shapes: list[tuple[str, tuple[int, ...]]] = []
         is_host = device.type in ("cpu", "meta")
         self._get_state: Callable[[], Tensor] = (

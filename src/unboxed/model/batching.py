@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from numbers import Integral
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,8 +48,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-@dataclass(frozen=True)
-class Padding:
+class Padding(NamedTuple):
     """n rows followed by copies of the last one, `padded_n` in all, for a model that takes no fewer."""
 
     n: int

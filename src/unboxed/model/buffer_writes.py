@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .op_mode import DispatchMode
 
 MAX_COMPARED_VALUES = 4096  # values: tensors up to this size are also compared by value at the first forward pass
 BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
@@ -59,11 +60,11 @@ def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
                                  torch.equal(a.nan_to_num(), b.nan_to_num()))  # fmt: skip
 
 
-class _CopyOnWrite(TorchDispatchMode):
+class _CopyOnWrite(DispatchMode):
     """Copies each of some tensors right before an op first writes to it."""
 
     def __init__(self, snapshots: Iterable[LazySnapshot]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.by_storage: dict[int, list[LazySnapshot]] = {}
         for s in snapshots:
             if s.tensor.numel():

@@ -7,7 +7,7 @@ Addresses: `path` is a module's output, `path#k` its k-th call (from 0); `path:i
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -102,10 +102,10 @@ class _Recorder:
         self.acts = Acts()
         self.padding = padding
         self.addresses, self.edits, self.stop = frozenset(addresses), edits, stop
-        parsed = {Address.parse(a): a for a in {*addresses, *edits}}
-        self.by_address = {(a.path, a.op, a.call): text for a, text in parsed.items()}
+        parsed = [(Address.parse(text), text) for text in {*addresses, *edits}]
+        self.by_address = {(a.path, a.op, a.call): text for a, text in parsed}
         self.missing = set(self.by_address.values())
-        self.calls: Counter[tuple[str, str | None]] = Counter()
+        self.calls = defaultdict[tuple[str, str | None], int](int)
         self.thread = get_ident()  # forward passes of other threads are ignored
 
     def is_wanted(self, path: str, op: str | None) -> bool:
@@ -196,7 +196,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def main_tensor(value: Any) -> Tensor | None:
     """The tensor that is taken as a module's output: the first one."""
-    return next(tensors_in(value), None)
+    return value if isinstance(value, Tensor) else next(tensors_in(value), None)
 
 
 def _replace_tensor(value: Any, old: Tensor | None, new: Tensor) -> Any:

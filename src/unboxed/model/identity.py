@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Identity = list[object]
 Hooks = dict[int, Any]  # of a module, by the ids of their handles, which torch never reuses
 HookRef = tuple[Hooks, int]
 MODULE_FIELDS = itemgetter("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+DTYPE, GET_DEVICE, NBYTES = attrgetter("dtype"), Tensor.get_device, attrgetter("nbytes")
 
 
 class TransientHook(partial):  # type: ignore[type-arg]
@@ -27,18 +28,21 @@ def model_identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, l
     parameter's shape only the size is compared, in half the time.
     """
     values: Identity = []
+    parameters_or_none: list[Tensor | None] = []
     hook_dicts: list[Hooks] = []
     for m in modules:
         children, parameters, buffers, hooks, pre_hooks = MODULE_FIELDS(m.__dict__)
         if children:
             values += map(id, children.values())
-        for p in parameters.values():
-            if p is not None:
-                values += (id(p), p.dtype, p.get_device(), p.nbytes)
+        if parameters:
+            parameters_or_none += parameters.values()
         if buffers:  # examples depend on one another in a batch norm without statistics
             values += map(type, buffers.values())  # of None or a tensor
         if hooks or pre_hooks:
             hook_dicts += (hooks, pre_hooks)
+    tensors = [p for p in parameters_or_none if p is not None]
+    for read in (id, DTYPE, GET_DEVICE, NBYTES):
+        values += map(read, tensors)
     flags = [m.training for m in modules] if mode == "as-is" else []
     return values + flags, [(hooks, key) for hooks in hook_dicts for key in _lasting_hook_keys(hooks)]
 

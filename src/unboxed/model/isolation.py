@@ -33,7 +33,7 @@ class IsolatedModel:
         if any(is_lazy(t) for t in self.tensors):
             raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
         first = next((t for t in self.tensors if t.is_floating_point()), torch.empty(0))
-        self.device, self.dtype = first.device, first.dtype
+        self.device, self.device_type, self.dtype = first.device, first.device.type, first.dtype
         self.modules_by_name = named_modules(model)
         self.modules = tuple(dict.fromkeys((*model.modules(), *self.modules_by_name.values())))
         self.eager = tuple(m for m in self.modules if not isinstance(m, torch.jit.ScriptModule))
@@ -106,7 +106,7 @@ class IsolatedModel:
             needed.append(buffer_writes.preserve_values(self._written_tensors))
         if self.uses_rng:
             needed.append(state.seeded_rngs(seed, self.device))
-        needed += state.neutral_settings(self.device, self.has_fused_attention)
+        needed += state.neutral_settings(self.device_type, self.has_fused_attention)
         if rule is not None:
             needed.append(relu_rules.unoptimized_scripts(self.modules))
         return needed

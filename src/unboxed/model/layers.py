@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
 from ..validation import suggest
 from .hooks import Address, follow_forward, hookable_modules, main_tensor
 from .identity import TransientHook
+from .op_mode import DispatchMode
 from .state import SharedDropoutMask
 
 
@@ -149,7 +149,7 @@ class ModelSurvey:
     flops_per_example: float  # of a forward pass
 
 
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(DispatchMode):
     """Counts FLOPs by torch's own table of formulas (torch's FlopCounterMode hooks every module of the process)."""
 
     total = 0
@@ -183,7 +183,7 @@ def survey_model(
     records: dict[str, _LayerRecord] = {}
     op_counts: Counter[tuple[str, str]] = Counter()
     unbatched: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
-    shared_noise, counter, n_rows = SharedDropoutMask(), FlopCounter(), max(min_rows, len(x))  # type: ignore[no-untyped-call]
+    shared_noise, counter, n_rows = SharedDropoutMask(), FlopCounter(), max(min_rows, len(x))
     with shared_noise, counter, _record_layers(modules, records, op_counts, unbatched, lambda: counter.total, n_rows):
         output = run(x)
     table = _layer_table(hookable_modules(modules), records, op_counts, unbatched, counter.total)

@@ -49,9 +49,8 @@ def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the in
 def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
     """Raise NaNError where a score to be attributed is NaN or infinite: scores (N, ...), or N tensors."""
     if isinstance(scores, Tensor):
-        if scores.numel() <= MAX_VALUES_CHECKED_IN_PYTHON and all(
-            map(math.isfinite, scores.flatten().tolist())
-        ):  # isfinite is several ops
+        is_short = scores.ndim == 1 and scores.shape[0] <= MAX_VALUES_CHECKED_IN_PYTHON
+        if is_short and all(map(math.isfinite, scores.tolist())):  # isfinite is several ops
             return
         raise_for_nonfinite(~scores.isfinite().view(len(scores), -1).all(1), input_name)
     else:

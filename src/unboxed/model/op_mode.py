@@ -1,4 +1,4 @@
-"""Replace single ops of a model while it runs, whatever module or spelling calls them.
+"""Replace single ops of a model while it runs, whatever module or spelling calls them; the base of what observes ops.
 
 For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, with
 another backward pass.
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .op_tables import plain_op_name
 
@@ -24,6 +25,23 @@ IN_PLACE_OPERATORS = {
     "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__imatmul__",
     "__iand__", "__ior__", "__ixor__",
 }  # fmt: skip
+
+
+class DispatchMode(TorchDispatchMode):
+    """A `TorchDispatchMode` that does not import torch's compiler at its first op, which takes over a second.
+
+    Torch imports it to exempt the mode from compilation; a box runs compiled models eagerly (`state.FORCE_EAGER`).
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)  # type: ignore[no-untyped-call]
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 class OpMode(TorchFunctionMode):

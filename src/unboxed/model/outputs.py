@@ -115,10 +115,11 @@ class OutputReader:
 
 def with_batch_axis(output: Tensor, n: int, n_outputs: int) -> Tensor:
     """The output (n, K, ...), also where the model squeezes a batch of one. Raises OutputError."""
-    if n == 1 and output.shape == (n_outputs, 1):
+    shape = output.shape
+    if n == 1 and shape == (n_outputs, 1):
         return output.T
-    if len(output) != n:
-        raise OutputError(f"the model gives {tuple(output.shape)} for {n} inputs: its first axis is not the batch")
+    if shape[0] != n:
+        raise OutputError(f"the model gives {tuple(shape)} for {n} inputs: its first axis is not the batch")
     return output
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .buffer_writes import written_tensors
 from .hooks import tensors_in
+from .op_mode import DispatchMode
 
 
 @dataclass(eq=False)
@@ -27,13 +27,13 @@ class ForwardCall:
         self.input_storages = set(filter(None, map(_storage_address, self.inputs)))
 
 
-class SideChannelMode(TorchDispatchMode):
+class SideChannelMode(DispatchMode):
     """Records during which calls each tensor is written, and finds reads that only a side channel explains: an
     attribute, a list, a hook, a global. Tensors written before the run, such as weights, are not tracked.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.side_channel_modules: set[nn.Module] = set()
         self.running_calls: tuple[ForwardCall, ...] = ()
         self.writers: dict[int, set[tuple[ForwardCall, ...]]] = {}  # {storage: calls that ran when it was written}

@@ -212,13 +212,13 @@ UNFUSED_ATTENTION, FORCE_EAGER = GlobalSwitch(_disable_fastpath), GlobalSwitch(_
 FUSED_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def neutral_settings(device: torch.device, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
+def neutral_settings(device_type: str, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
     """Contexts that disable the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
     settings = list[AbstractContextManager[object]]()
     if "torch._dynamo" in sys.modules:  # else nothing is compiled
         settings.append(FORCE_EAGER)
-    if torch.is_autocast_enabled(device.type):
-        settings.append(torch.autocast(device.type, enabled=False))
+    if torch.is_autocast_enabled(device_type):
+        settings.append(torch.autocast(device_type, enabled=False))
     if has_fused_attention:
         settings.append(UNFUSED_ATTENTION)
     return settings

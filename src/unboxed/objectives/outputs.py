@@ -72,11 +72,12 @@ def _class_objective(
         values = mean_over_positions(transform(z))
         if labels is None:
             return values.gather(1, values.detach().argmax(1, keepdim=True))[:, 0]
-        _check_class_range(labels, len(values), values.shape[1])
+        n, n_classes = values.shape
+        _check_class_range(labels, n, n_classes)
         lower, upper = labels.value_range() or (0, 1)
         if lower == upper:  # one class for all rows: a view, and a cheap backward
             return values[:, lower]
-        return values.gather(1, labels.to_like(values).expand(len(values))[:, None])[:, 0]
+        return values.gather(1, labels.to_like(values).expand(n)[:, None])[:, 0]
 
     if labels is not None and labels.value.ndim:
         per_example_name = f"{name} of each example's class"
@@ -104,7 +105,7 @@ def _labels_per_row(labels: Constant, z: Tensor) -> Tensor:
 def as_classes(y: object, what: str = "a class") -> Tensor:
     """Class numbers as a tensor. Raises InputError for anything but integers."""
     try:
-        values = torch.as_tensor(y)
+        values = y if isinstance(y, Tensor) else torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} must be an int, or one int per example (N,); got {type(y).__name__}") from error
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
@@ -135,7 +136,7 @@ def describe_classes(n_classes: int) -> str:
 
 def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:
     """The logit of a class, or of one class per example (n,), stored on a device. Raises InputError."""
-    if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.device.type == device.type == "cpu":
+    if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.is_cpu and device == classes.device:
         return _cached_class_logit(tuple(classes.tolist()), n, n_outputs)
     labels = Constant(classes)
     check_classes(labels, n, n_outputs)

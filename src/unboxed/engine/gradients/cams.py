@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +20,13 @@ from ..attribution_result import Attribution, target_for_result
 from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, upsample_bilinear
 from ..results import warn_not_finite, warn_rows
 from .cam_layers import MapTrace
-from .score import in_dtype, no_row_mask, predicted_classes, score_gradients_with_bypass
+from .score import all_finite_and_no_zero_row, in_dtype, no_row_mask, predicted_classes, score_gradients_with_bypass
 
 CombineMaps = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class CamResult:
     """Class activation maps of a batch of n examples."""
 
@@ -61,18 +60,19 @@ def cam(
     """
     x = box.validate_inputs(x)
     size = image_size(box)
-    objective = box.check_objective(box.objective(target, len(x)), len(x))
+    n = x.shape[0]
+    objective = box.check_objective(box.objective(target, n), n)
     cam_layers = None if layer is None else CamLayers((_address_with_batch_axis(box, layer),))
 
     def run_batch(rows: slice) -> CamResult:
-        if rows.stop - rows.start == len(x):
+        if rows.stop - rows.start == n:
             return _compute_cam(box, objective, x, cam_layers, combine)
         return _compute_cam(box, objective.rows(rows), x[rows], cam_layers, combine)
 
-    if len(x) == 1 and batch_size == "auto":
+    if n == 1 and batch_size == "auto":
         parts = [run_batch(slice(0, 1))]
     else:
-        parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+        parts = in_batches(run_batch, n, *box.batch_plan(n, batch_size, objective.batch_dependent))
     result = parts[0] if len(parts) == 1 else _concatenate(parts)
     check_finite_scores(result.score)
     maps = result.maps.clamp(min=0) if clamp else result.maps
@@ -80,7 +80,7 @@ def cam(
     return Attribution(
         upsample_bilinear(maps, size) if upsample else maps,
         input=box.restore_structure(x),
-        target=target_for_result(box, result.predicted if target is None else target, len(x)),
+        target=target_for_result(box, result.predicted if target is None else target, n),
         score=in_dtype(result.score, box.dtype),
         method=name,
         layer=result.layer,
@@ -102,7 +102,7 @@ def _concatenate(parts: Sequence[CamResult]) -> CamResult:
 def _warn_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
     """Warn of maps (N, 1, h, w) that are zero, not finite or before a clamp (N,)."""
     if clamped is None:
-        if all(0 < p < math.inf for p in maps.abs().amax((1, 2, 3)).tolist()):  # NaN where a value is
+        if all_finite_and_no_zero_row(maps):
             return
         clamped = no_row_mask(maps)
     warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
@@ -117,8 +117,7 @@ def _address_with_batch_axis(box: Box, layer: str) -> str:
     return address
 
 
-@dataclass(frozen=True)
-class CamLayers:
+class CamLayers(NamedTuple):
     """Candidate layers, the best first; for token layers, their gradients decide."""
 
     addresses: tuple[str, ...]

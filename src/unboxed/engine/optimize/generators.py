@@ -43,7 +43,7 @@ class LatentCanvas(Canvas):
             stack.enter_context(buffer_writes.preserve_buffers(modules))
             stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
             stack.enter_context(state.seeded_rngs(0, self.z.device))
-            stack.enter_context(state.enter_all(state.neutral_settings(self.z.device)))
+            stack.enter_context(state.enter_all(state.neutral_settings(self.z.device.type)))
             output = generator(self.z.to(first_param.dtype, copy=True))  # an in-place op must not change the code
         image: Tensor = decode(output).to(self.z.dtype)
         return image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +21,7 @@ from .sizes import Size
 MAX_EXTRA_TOKENS = 8  # tokens before those of the patches, at most: one for the class, registers
 
 
-@dataclass(frozen=True)
-class PositionGrid:
+class PositionGrid(NamedTuple):
     """How activations (N, ...) become maps (N, C, h, w). `extra` tokens precede those of the grid."""
 
     size: Size
