@@ -14,7 +14,6 @@ from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
 from .model import relu_rules, state
-from .model.allocator import keep_freed_memory
 from .model.batch_dependence import contrast_levels
 from .model.batching import BatchSize, Padding, check_batch_size, in_batches
 from .model.first_forward import explain_failure, first_forward
@@ -138,7 +137,6 @@ class Box:
         self._is_opening = True
         try:
             self._model = model = IsolatedModel(self.model, self.mode)
-            keep_freed_memory()
             self.device, self.model_dtype, self.modules = model.device, model.dtype, model.modules_by_name
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
             row_limits: tuple[int, int] = getattr(self.model, "row_limits", (1, 1024))  # that an exported graph takes
