@@ -315,11 +315,16 @@ def verdict_sentence(f: dict[str, Any]) -> list[str]:
     """The same in README, of the models held out."""
     held_out = f["summary"]["held out"]
     right, wrong = (_share_with_interval(held_out[key]) for key in ("sensitivity", "specificity"))
-    used = held_out["specificity_methods"]
+    used, curve = held_out["specificity_methods"], f["auc"]["held out"]
+    low, high = curve["over_models"]
     return [
         f"Verdicts, on {held_out['models']} planted models held out: {right} of the right maps that were decided "
         f"pass, {wrong} of the wrong ones fail; of wrong maps by methods in use, {used['count']} of {used['of']}. "
-        "How this is measured, and what it does not say: [verdicts](docs/verdicts.md)."
+        f"Area under the ROC curve: {curve['auc']:.3f} [{low:.3f}, {high:.3f}]. "
+        "How this is measured, and what it does not say: [verdicts](docs/verdicts.md).",
+        "",
+        '<img src="docs/pictures/verdict-roc.png" width="380" alt="Right maps that pass against wrong maps that pass, as '
+        'all bounds are moved together: two curves close to the upper left corner">',
     ]
 
 
