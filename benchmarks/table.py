@@ -323,8 +323,8 @@ def verdict_sentence(f: dict[str, Any]) -> list[str]:
         f"Area under the ROC curve: {curve['auc']:.3f} [{low:.3f}, {high:.3f}]. "
         "How this is measured, and what it does not say: [verdicts](docs/verdicts.md).",
         "",
-        '<img src="docs/pictures/verdict-roc.png" width="380" alt="Right maps that pass against wrong maps that pass, as '
-        'all bounds are moved together: two curves close to the upper left corner">',
+        '<img src="docs/pictures/verdict-roc.png" width="380" alt="Right maps that pass against wrong maps that '
+        'pass, as all bounds are moved together: two curves close to the upper left corner">',
     ]
 
 

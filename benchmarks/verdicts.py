@@ -57,19 +57,10 @@ def correct(box: Box, x: Tensor, y: Tensor) -> Tensor:
 
 
 def photos(n: int) -> tuple[Box, Tensor]:
-    """Squares from the middle of the photos, 224 pixels wide."""
+    """Photos as the model takes them, 224 pixels wide."""
+    box = Box(*squeezenet1_0())
     paths = [path for path in sorted((ROOT / "photos").iterdir()) if path.suffix in (".png", ".jpg", ".jpeg")]
-    images = [_square(torch.as_tensor(read_image(path), dtype=torch.float32)) for path in paths[:n]]
-    return Box(*squeezenet1_0()), torch.stack(images)
-
-
-def _square(image: Tensor) -> Tensor:
-    """(3, H, W) in [0, 1] cut and resized to 224 pixels."""
-    image = image[:3].expand(3, -1, -1)
-    side = min(image.shape[1:])
-    top, left = ((k - side) // 2 for k in image.shape[1:])
-    cut = image[None, :, top : top + side, left : left + side]
-    return torch.nn.functional.interpolate(cut, (224, 224), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    return box, torch.stack([read_image(path, box.inputs) for path in paths[:n]])
 
 
 def agreement(box: Box, x: Tensor, subsets: int, size: int = 8) -> dict[str, Any]:
