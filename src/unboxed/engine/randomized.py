@@ -125,8 +125,9 @@ def randomize_layers(box: Box, layers: Iterable[LayerWithWeights], seed: int) ->
     """A box of a copy of the model in which these layers (of `layers_with_weights`) are re-initialized.
 
     Modules are initialized by their `reset_parameters`, batch statistics included. Weights that this does not change,
-    or modules without it (parametrized weights among them), are sampled from a normal distribution with their mean and
-    standard deviation. A layer's new weights depend on `seed` alone, not on the other layers. Raises ModelError where
+    or modules without it, are sampled from a normal distribution with their mean and standard deviation; a parametrized
+    weight is assigned such a sample, which its parametrization maps to a valid one (an orthogonal one), or else its
+    unconstrained tensors are sampled. A layer's new weights depend on `seed` alone, not on the other layers. Raises ModelError where
     the model cannot be copied.
     """
     module_index = {path: i for i, path in enumerate(box.modules)}
@@ -155,10 +156,35 @@ def _randomize_module(module: nn.Module, group: Collection[nn.Module], seed: int
         if _resets_only_group(module, group):
             _call_reset(module)
         generator = torch.Generator(device).manual_seed(seed)
+        assigned = {id(p) for name in _parametrized(module) for p in _assign_new_weight(module, name, generator)}
         for p, value in zip(params, old_values, strict=True):
-            if torch.equal(p, value):
+            if id(p) not in assigned and torch.equal(p, value):
                 p.copy_(_normal_like(value, generator))
         _update_spectral_norm(module)
+
+
+def _parametrized(module: nn.Module) -> tuple[str, ...]:
+    """The names of the module's tensors that are under torch's parametrizations."""
+    parametrizations = getattr(module, "parametrizations", None)
+    return tuple(parametrizations) if isinstance(parametrizations, nn.ModuleDict) else ()
+
+
+def _assign_new_weight(module: nn.Module, name: str, generator: torch.Generator) -> list[nn.Parameter]:
+    """Assign a new value to a parametrized weight, and return the tensors that now hold it.
+
+    None of them where it can't be assigned. Tensors such as those of `orthogonal` have a form of their own, in which
+    a sample would be no valid weight.
+    """
+    holder = module.parametrizations[name]  # type: ignore[index]
+    originals: list[nn.Parameter] = list(holder.parameters(recurse=False))
+    if not originals:
+        return []
+    old_weight = getattr(module, name).detach().clone()
+    try:
+        setattr(module, name, _normal_like(old_weight, generator))
+    except Exception:  # without an inverse, or with one that refuses
+        LOG.debug("a parametrized weight can't be assigned", exc_info=True)
+    return [] if torch.equal(getattr(module, name), old_weight) else originals
 
 
 def _call_reset(module: nn.Module) -> None:
@@ -187,12 +213,13 @@ def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _update_spectral_norm(module: nn.Module) -> None:
     """Let spectral norm converge on the new weight: it starts from the singular vectors of the old one."""
-    parametrizations = getattr(module, "parametrizations", None)
-    if not isinstance(parametrizations, nn.ModuleDict):
+    names = _parametrized(module)
+    if not names:
         return
+    parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
     training_flags = [(m, m.training) for m in parametrizations.modules()]
     parametrizations.train()
-    for name in parametrizations:
+    for name in names:
         for _ in range(SPECTRAL_NORM_ITERATIONS):
             getattr(module, name)
     for m, training in training_flags:
