@@ -2,8 +2,12 @@
 
 import argparse
 import pickle
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -105,18 +109,58 @@ def test_a_pickle_with_code_in_it_is_never_run(tmp_path: Path, legacy: bool) -> 
     assert not (tmp_path / "mark").exists()
 
 
-WITH_ARGUMENTS = {"state_dict": Net().state_dict(), "args": argparse.Namespace(lr=1)}
+class Holder:
+    """An object with a state dict, as an average of weights that a script has pickled whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
 
 
-@pytest.mark.parametrize("made", [Net(), WITH_ARGUMENTS], ids=["model", "arguments"])
-def test_the_recipe_in_the_error_makes_a_file_that_loads(
-    tmp_path: Path, made: object, monkeypatch: pytest.MonkeyPatch
+WRAPPINGS = {
+    "model": lambda state, beside: Net(),
+    "none": lambda state, beside: {**state, "other": beside},
+    "object": lambda state, beside: {"ema": Holder(Net()), "other": beside},
+    "nested": lambda state, beside: {"model": {"state_dict": state, "other": beside}, "history": [beside]},
+} | {
+    key: lambda state, beside, key=key: {key: state, "other": beside}
+    for key in ("state_dict", "model", "net", "model_state_dict", "weights")
+}
+
+
+@pytest.mark.parametrize(
+    "beside", [argparse.Namespace(lr=1), np.float64(0.9), np.arange(3)], ids=["args", "scalar", "array"]
+)
+@pytest.mark.parametrize("name", ["w.pt", "my $HOME 'best' model; .pt"])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_the_command_in_the_error_makes_a_file_that_loads(
+    tmp_path: Path, wrapping: str, name: str, beside: object
 ) -> None:
-    torch.save(made, tmp_path / "w.pt")
-    said = refused(tmp_path / "w.pt", "more than tensors")
-    monkeypatch.chdir(tmp_path)
-    exec(said.split('python -c "')[1].removesuffix('"'))
-    loading.weights(Net(), tmp_path / "w-weights.pt")
+    torch.save(WRAPPINGS[wrapping](Net().state_dict(), beside), tmp_path / name)
+    said = refused(tmp_path / name, "more than tensors")
+    _, flag, code, *files = shlex.split(said[said.index("python -c") :])
+    assert flag == "-c"
+    assert not {*'$`\\!"'} & {*code}  # nothing that a shell reads within double quotes
+    with pytest.MonkeyPatch.context() as patch:  # as `python -c` would, without its start
+        patch.setattr(sys, "argv", ["-c", *files])
+        exec(code, {})
+    loading.weights(Net(), files[1])
+
+
+def test_the_command_in_the_error_is_one_for_a_shell(tmp_path: Path) -> None:
+    torch.save({"net": Net().state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "a b$c.pt")
+    said = refused(tmp_path / "a b$c.pt", "more than tensors")
+    command = said[said.index("python -c") :].replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(["sh", "-c", command], check=True, cwd="/")
+    loading.weights(Net(), tmp_path / "a b$c-weights.pt")
+
+
+OPTIMIZER = {
+    "state": {0: {"exp_avg": torch.ones(2), "step": torch.ones(1)}},
+    "param_groups": [{"lr": 0.1, "params": [0]}],
+}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +169,10 @@ def test_the_recipe_in_the_error_makes_a_file_that_loads(
         ([torch.ones(2)], "holds a list"),
         ({}, "no weights"),
         ({"epoch": 3}, "its keys are: epoch"),
-        ({"gan": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, "several sets of weights (gan, critic)"),
+        ({"gan": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, "gan.a, critic.a"),
+        (OPTIMIZER, "the state of an optimizer and no weights"),
+        ({"optimizer": OPTIMIZER, "epoch": 3}, "the state of an optimizer and no weights"),
+        ({"optimizer_states": [OPTIMIZER], "state_dict": {}}, "the state of an optimizer and no weights"),
     ],
 )
 def test_a_checkpoint_without_a_state_dict(tmp_path: Path, saved: object, words: str) -> None:
@@ -143,7 +190,7 @@ def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
 def test_two_models_in_one_file_are_not_guessed_between(tmp_path: Path) -> None:
     state = {f"{who}.{name}": h for who in ("student", "teacher") for name, h in Net().state_dict().items()}
     torch.save(state, tmp_path / "w.pt")
-    refused(tmp_path / "w.pt", "missing", "unexpected", "student.fc1.weight")
+    refused(tmp_path / "w.pt", "fit alike, and differ (student, teacher)", "w.pt:student or --weights", "w.pt:teacher")
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from models import SmallConv as Net
 from models import small_conv as model
 from real_data import MNIST, needs_mnist
 from unboxed import loading
-from unboxed.errors import ModelError
+from unboxed.errors import ModelError, UnboxedWarning
 
 
 @pytest.fixture
@@ -140,7 +141,9 @@ def test_checkpoints_that_hold_more_than_weights(tmp_path: Path, wrap: object) -
 
 def test_a_lightning_checkpoint_may_hold_a_loss_next_to_the_model(tmp_path: Path) -> None:
     state = {**prefixed("model."), "criterion.weight": torch.ones(10)}
-    assert same(put({"state_dict": state, "pytorch-lightning_version": "2.6"}, tmp_path / "w.ckpt"), model())
+    with pytest.warns(UnboxedWarning, match=r"left out, .*criterion.weight"):
+        fresh = put({"state_dict": state, "pytorch-lightning_version": "2.6"}, tmp_path / "w.ckpt")
+    assert same(fresh, model())
 
 
 def other(prefix: str, *names: str) -> dict[str, Tensor]:
@@ -152,38 +155,45 @@ def other(prefix: str, *names: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "beside",
     [
-        other("ema."),
-        other("ema.model."),
-        other("teacher.module."),
         other("net.", "conv.weight", "conv.bias"),
         other("network.", "conv.weight", "conv.bias"),
+        other("ema.", "conv.weight", "conv.bias"),
         other("", "fc.weight"),
     ],
-    ids=["ema", "ema of a model", "teacher", "part of another", "part of one with a longer name", "a stray"],
+    ids=["part of another", "part of one with a longer name", "part of an average", "a stray"],
 )
-def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, beside: dict[str, Tensor]) -> None:
-    """Only wrappers' words count, and of them the one under which most of the model is found, wherever it is."""
+def test_of_several_prefixes_the_one_that_fits_is_taken(tmp_path: Path, beside: dict[str, Tensor]) -> None:
+    """Wherever it is in the file; the others are left out, which is said."""
     state = prefixed("model.")
-    assert same(put({"state_dict": {**beside, **state}}, tmp_path / "w.ckpt"), model())
-    assert same(put({"state_dict": {**state, **beside}}, tmp_path / "v.ckpt"), model())
+    for file in ({**beside, **state}, {**state, **beside}):
+        with pytest.warns(UnboxedWarning, match=f"left out, .*{next(iter(beside))}"):
+            assert same(put({"state_dict": file}, tmp_path / "w.ckpt"), model())
 
 
 @pytest.mark.parametrize(
-    ("prefixes", "said"),
-    [
-        (("model.", "net."), "fit alike"),
-        (("net.", "model."), "fit alike"),
-        (("", "model."), "unexpected"),
-        (("model.", "model.net."), "unexpected"),
-    ],
+    "prefixes", [("model.", "net."), ("", "model."), ("model.", "model.net."), ("model.", "teacher.")]
 )
-def test_two_sets_that_fit_alike_are_refused(tmp_path: Path, prefixes: tuple[str, str], said: str) -> None:
-    """Which one is meant can't be known: the model stays as it was. Of nested ones, the inner names are unexpected."""
+def test_two_sets_that_fit_alike_are_refused_with_the_way_to_take_one(
+    tmp_path: Path, prefixes: tuple[str, str]
+) -> None:
+    """Which one is meant can't be known: the model stays as it was."""
     torch.save({**other(prefixes[0]), **prefixed(prefixes[1])}, tmp_path / "w.pt")
     fresh = model(1)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match="fit alike") as caught:
         loading.weights(fresh, tmp_path / "w.pt")
     assert same(fresh, model(1))
+    for prefix, weights in zip(prefixes, (model(5), model()), strict=True):
+        choice = f"{tmp_path / 'w.pt'}:{prefix[:-1] or '.'}"
+        assert f"--weights {choice}" in str(caught.value)
+        loading.weights(fresh, choice) if prefix == prefixes[1] else _load_warned(fresh, choice)
+        assert same(fresh, weights)
+
+
+def _load_warned(fresh: nn.Module, choice: str) -> None:
+    """The choice alone is taken; where the other set lies within it, it is left out with a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnboxedWarning)
+        loading.weights(fresh, choice)
 
 
 def test_two_names_of_the_same_weights_are_one_set(tmp_path: Path) -> None:
@@ -191,12 +201,14 @@ def test_two_names_of_the_same_weights_are_one_set(tmp_path: Path) -> None:
     assert same(put({**prefixed("model."), **prefixed("net.")}, tmp_path / "w.pt"), model())
 
 
-def test_a_prefix_that_is_no_wrappers_counts_only_if_all_names_have_it(tmp_path: Path) -> None:
-    torch.save({**prefixed("encoder."), "head.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
-    fresh = model(1)
-    with pytest.raises(ModelError, match="unexpected"):
-        loading.weights(fresh, tmp_path / "w.pt")
-    assert same(fresh, model(1))
+def test_a_prefix_that_is_no_wrappers_counts_if_the_whole_model_is_under_it(tmp_path: Path) -> None:
+    file = {**prefixed("encoder."), "head.weight": torch.ones(2, 2)}
+    with pytest.warns(UnboxedWarning, match=r"left out, .*head.weight"):
+        assert same(put(file, tmp_path / "w.pt"), model())
+    del file["encoder.fc.weight"]
+    torch.save(file, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="missing"):
+        loading.weights(model(1), tmp_path / "w.pt")
 
 
 def test_a_model_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:

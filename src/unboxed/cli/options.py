@@ -25,7 +25,10 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 Model = Annotated[
     str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
 ]
-Weights = Annotated[Path | None, typer.Option(help="A safetensors file or a checkpoint of weights.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="A safetensors file, a checkpoint, or a folder of shards; w.pt:model_ema takes a part of it."),
+]
 Shape = Annotated[str | None, typer.Option(help="Shape of one image, where the model does not define it: 3,224,224.")]
 Mean = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
 Std = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]

@@ -126,9 +126,9 @@ def randomize_layers(box: Box, layers: Iterable[LayerWithWeights], seed: int) ->
 
     Modules are initialized by their `reset_parameters`, batch statistics included. Weights that this does not change,
     or modules without it, are sampled from a normal distribution with their mean and standard deviation; a parametrized
-    weight is assigned such a sample, which its parametrization maps to a valid one (an orthogonal one), or else its
-    unconstrained tensors are sampled. A layer's new weights depend on `seed` alone, not on the other layers. Raises ModelError where
-    the model cannot be copied.
+    weight is assigned such a sample, which its parametrization maps to a valid one (an orthogonal one), or else the
+    tensors behind it are sampled. A layer's new weights depend on `seed` alone, not on the other layers. Raises
+    ModelError where the model cannot be copied.
     """
     module_index = {path: i for i, path in enumerate(box.modules)}
     model = copy_model(box)
@@ -175,8 +175,7 @@ def _assign_new_weight(module: nn.Module, name: str, generator: torch.Generator)
     None of them where it can't be assigned. Tensors such as those of `orthogonal` have a form of their own, in which
     a sample would be no valid weight.
     """
-    holder = module.parametrizations[name]  # type: ignore[index]
-    originals: list[nn.Parameter] = list(holder.parameters(recurse=False))
+    originals = list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
     if not originals:
         return []
     old_weight = getattr(module, name).detach().clone()

@@ -1,0 +1,234 @@
+"""Which tensors of a checkpoint are a model's: by their names, under whatever prefixes wrappers have put there.
+
+A checkpoint may hold several sets that fit, as raw weights beside averaged ones: which is taken is always said.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import ModelError, warn
+from .files import TensorDict, format_names
+
+INNER_WRAPPER_NAMES = {
+    "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module",
+}  # fmt: skip
+"""From DataParallel, torch.compile, Lightning Fabric, FSDP and activation checkpointing, anywhere in a name."""
+WRAPPER_NAMES = {"model", "net", "network", *INNER_WRAPPER_NAMES}  # and prefixes, as of Lightning modules
+AVERAGED_NAMES = {"ema", "emamodel", "modelema", "averaged", "average", "avg", "swa", "shadow", "polyak"}
+RAW_NAMES = {"current", "raw", "online"}  # "current_model_state" is Lightning's, beside averaged weights
+COUNTER_NAMES = {"total_ops", "total_params", "attn_mask"}  # buffers that thop and Swin leave in modules
+TRAINING_NAMES = re.compile(r"optim|sched|scaler|rng|callback|loops")  # in names of a checkpoint that are no weights
+TOP_LEVEL = "."  # selects the weights that are under no key of a file
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """Tensors of a file that fit a model, {the model's name: tensor}.
+
+    `label` is where they are in the file, "" for its top level, and `file_names` their names there. `is_own_choice`
+    tells that the model's own loading took them, not their names.
+    """
+
+    label: str
+    tensors: TensorDict
+    file_names: frozenset[str]
+    is_own_choice: bool = False
+
+    @property
+    def averaging_rank(self) -> int:
+        """1 for averaged weights, by their label, -1 for raw ones, else 0."""
+        words = {*re.split(r"[^a-z0-9]+", self.label.lower().replace("_", " "))}
+        return bool(words & AVERAGED_NAMES) - bool(words & RAW_NAMES)
+
+    def is_same(self, other: WeightSet) -> bool:
+        """Whether another set has the same values."""
+        shared = self.tensors.keys() & other.tensors.keys()
+        return all(torch.equal(self.tensors[name], other.tensors[name]) for name in shared)
+
+
+def state_tensors(model: nn.Module) -> TensorDict:
+    """The state dict of a model, without extra states that are no tensors."""
+    return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+
+
+def named_under(flat: TensorDict, selector: str) -> TensorDict:
+    """The tensors of a file in the part that a selector names; all of them for "" and ".", the top level."""
+    if selector in ("", TOP_LEVEL):
+        return flat
+    return {name: tensor for name, tensor in flat.items() if f".{selector}." in f".{name}"}
+
+
+def matching_sets(flat: TensorDict, state: TensorDict) -> list[WeightSet]:
+    """All sets of tensors in a file that have all names and shapes of a model's state dict, under some prefix."""
+    file_names = without_wrapper_names(flat)
+    sets = [
+        WeightSet(prefix.rstrip("."), {own: flat[real] for own, real in matched.items()}, frozenset(matched.values()))
+        for prefix, matched in _matches_by_prefix(file_names, without_wrapper_names(state, strip_common=True))
+    ]
+    return [s for s in sets if not missing_names(s.tensors, state) and not wrong_shapes(s.tensors, state)]
+
+
+def closest_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list[str]]:
+    """Where no set fits, the one that fits best, and the names of the file under its prefix that the model lacks."""
+    file_names = without_wrapper_names(flat)
+    matches = dict(_matches_by_prefix(file_names, without_wrapper_names(state, strip_common=True)))
+    allowed = [p for p in matches if _is_wrapper_prefix(p) or all(name.startswith(p) for name in file_names)]
+    prefix = max(allowed, key=lambda p: (len(matches[p]), -len(p)), default="")
+    matched = matches.get(prefix, {})
+    used = {*matched.values()}
+    unused = [name for name, real in file_names.items() if name.startswith(prefix) and real not in used]
+    return {own: flat[real] for own, real in matched.items()}, [name[len(prefix) :] for name in unused]
+
+
+def _is_wrapper_prefix(prefix: str) -> bool:
+    return {*prefix.split(".")[:-1]} <= WRAPPER_NAMES
+
+
+def _matches_by_prefix(
+    file_names: Mapping[str, str], model_names: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(prefix, {the model's name: the file's name}) of every prefix under which a name of the model is found."""
+    counts = Counter(prefix for name in file_names for prefix in prefixes(name) if name[len(prefix) :] in model_names)
+    for prefix in counts:
+        shared = [name for name in model_names if prefix + name in file_names]
+        yield prefix, {model_names[name]: file_names[prefix + name] for name in shared}
+
+
+def prefixes(name: str) -> list[str]:
+    """The prefixes of a dotted name: of "a.b.c" they are "", "a." and "a.b."."""
+    parts = name.split(".")
+    return ["".join(f"{part}." for part in parts[:n_parts]) for n_parts in range(len(parts))]
+
+
+def without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> dict[str, str]:
+    """{name without wrappers' parts: name}; `strip_common` also drops wrapper names that all names begin with.
+
+    A name that would then be another's keeps its parts.
+    """
+    names = list(names)
+    short = {name: _canonical_name(name) for name in names}
+    counts = Counter(short.values())
+    stripped = {short[name] if counts[short[name]] == 1 else name: name for name in names}
+    while strip_common and len(first := {name.partition(".")[0] for name in stripped}) == 1 and first <= WRAPPER_NAMES:
+        stripped = {name.partition(".")[2]: real for name, real in stripped.items()}
+    return stripped
+
+
+def _canonical_name(name: str) -> str:
+    """A name without the parts that wrappers put into it; today's weight norm as of old, `weight_g` and `weight_v`."""
+    unwrapped = ".".join(part for part in name.split(".") if part not in INNER_WRAPPER_NAMES)
+    return re.sub(r"parametrizations\.(\w+)\.original([01])$", lambda m: f"{m[1]}_{'gv'[int(m[2])]}", unwrapped)
+
+
+# -- the choice between several ----------------------------------------------------------------------------------------
+
+
+def choose(sets: Sequence[WeightSet], source: str, selector: str = "") -> WeightSet:
+    """The set that is meant. Averaged weights are taken before raw ones, with a warning that says how to take others.
+
+    Raises ModelError where it can't be known which is meant.
+    """
+    if selector:
+        sets = [s for s in sets if _is_selected(s.label, selector)] or sets
+    different = [s for i, s in enumerate(sets) if not any(s.is_same(other) for other in sets[:i])]
+    first, *others = sorted(different, key=lambda s: -s.averaging_rank)
+    if others and others[0].averaging_rank == first.averaging_rank:
+        labels = format_names(_label_text(s) for s in different)
+        problem = f"{source} holds several sets of weights that fit alike, and differ ({labels})"
+        raise ModelError(f"{problem}; say which you mean: {_selection_text(source, different)}")
+    if others:
+        taken = f"took {'the averaged weights, ' * (first.averaging_rank > 0)}{_label_text(first)}"
+        how = _selection_text(source, others)
+        warn(f"{source} holds several sets of weights that fit: {taken}. To take the other: {how}")
+    return first
+
+
+def _is_selected(label: str, selector: str) -> bool:
+    return not label if selector == TOP_LEVEL else f".{label}".endswith(f".{selector}")
+
+
+def _label_text(weight_set: WeightSet) -> str:
+    return weight_set.label or "those at its top level"
+
+
+def _selection_text(source: str, sets: Iterable[WeightSet]) -> str:
+    if not Path(source).exists():  # a state dict
+        return f"pass {format_names(s.label or 'the top level' for s in sets)} alone"
+    return " or ".join(f"--weights {shlex.quote(f'{source}:{s.label or TOP_LEVEL}')}" for s in sets)
+
+
+# -- what is missing, and what is left over ----------------------------------------------------------------------------
+
+
+def left_over(taken: WeightSet, flat: TensorDict) -> tuple[list[str], list[str]]:
+    """The names of a file that a set does not use: those of a larger model, and those beside the model.
+
+    Beside it are a loss's weights, a counter, another model. Layers that continue the numbers of the model's own
+    ("layer1.2" after "layer1.1"), or lie inside of its modules, are those of another architecture.
+    """
+    names, prefix = without_wrapper_names(flat), f"{taken.label}." if taken.label else ""
+    paths = {path for name, real in names.items() if real in taken.file_names for path in _paths(name[len(prefix) :])}
+    unused = {name: flat[real] for name, real in names.items() if real not in taken.file_names}
+    inside = {name[len(prefix) :]: tensor for name, tensor in unused.items() if name.startswith(prefix)}
+    larger = [name for name, tensor in inside.items() if _is_of_larger_model(name, tensor, paths, taken.is_own_choice)]
+    outside = [name for name, tensor in unused.items() if not name.startswith(prefix) and _may_be_weights(name, tensor)]
+    return larger, [name for name in inside if name not in larger] + outside
+
+
+def _may_be_weights(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim > 0 and not TRAINING_NAMES.search(name)
+
+
+def _paths(name: str) -> list[str]:
+    """The modules that a name goes through and itself: of "a.b" they are "", "a." and "a.b."."""
+    return prefixes(f"{name}.")
+
+
+def _without_digits(text: str) -> str:
+    return re.sub(r"\d+", "#", text)
+
+
+def _is_of_larger_model(name: str, tensor: Tensor, paths: set[str], is_own_choice: bool) -> bool:
+    owner = max((p for p in prefixes(name) if p in paths), key=len)
+    part = name[len(owner) :].partition(".")[0]
+    siblings = {path[len(owner) :].partition(".")[0] for path in paths if path.startswith(owner)}
+    if any(c.isdigit() for c in part) and _without_digits(part) in map(_without_digits, siblings):
+        return True
+    is_counter = not tensor.is_floating_point() or name.rpartition(".")[2] in COUNTER_NAMES
+    return bool(owner) and not is_counter and not is_own_choice
+
+
+def missing_names(fitted: TensorDict, state: TensorDict) -> list[str]:
+    """The names of a model that a set lacks and needs."""
+    loaded_storage = {_storage_key(state[name]) for name in fitted}
+    return [
+        name for name, tensor in state.items() if name not in fitted and not _is_optional(name, tensor, loaded_storage)
+    ]
+
+
+def wrong_shapes(fitted: TensorDict, state: TensorDict) -> list[str]:
+    """Sentences on the tensors of a set that have another shape in the model."""
+    return [
+        f"{name} is {tuple(h.shape)} in the file, {tuple(state[name].shape)} in the model"
+        for name, h in fitted.items()
+        if not is_lazy(state[name]) and h.shape != state[name].shape
+    ]
+
+
+def _is_optional(name: str, tensor: Tensor, loaded_storage: set[tuple[object, ...]]) -> bool:
+    """Whether a name may be missing: a counter that old checkpoints lack, a tied weight's second name."""
+    return name.endswith("num_batches_tracked") or (_storage_key(tensor) in loaded_storage and tensor.numel() > 0)
+
+
+def _storage_key(tensor: Tensor) -> tuple[object, ...]:
+    return () if is_lazy(tensor) else (tensor.data_ptr(), tensor.shape, tensor.stride())
