@@ -13,6 +13,7 @@ from .errors import InputError, LayerError, OutputError
 from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
+from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrast_levels
 from .model.batching import BatchSize, Padding, check_batch_size, in_batches
@@ -39,7 +40,8 @@ class Box:
 
     Args:
         model: The model, a torch.nn.Module, on any device and in any floating point dtype.
-        inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these.
+        inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these. A Hugging Face image
+            processor, a `Compose` or `Normalize` of torchvision and a timm config are read as `Pixels`.
         classes: Names of the outputs, in their order. None takes those of a Hugging Face model (`config.id2label`),
             else "0", "1", ...
         outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
@@ -81,7 +83,7 @@ class Box:
     def __init__(
         self,
         model: nn.Module,
-        inputs: Inputs,
+        inputs: Inputs | Preprocessing,
         *,
         classes: Sequence[str] | None = None,
         outputs: Outputs | None = None,
@@ -94,10 +96,7 @@ class Box:
             raise InputError(
                 f"model must be a torch.nn.Module; got {type(model).__name__}. ub.load opens files and names"
             )
-        if not isinstance(inputs, Inputs):
-            raise InputError(
-                f"inputs must be Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}"
-            )
+        inputs = as_inputs(inputs, model)
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode

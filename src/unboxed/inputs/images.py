@@ -112,9 +112,27 @@ def _color_mode(image: Image.Image, like: Pixels | None) -> str:
 
 
 def _resize_and_crop(image: Image.Image, like: Pixels) -> Image.Image:
-    """Resized to cover the wanted size, antialiased, then cropped around the center."""
+    """Resized, antialiased, to cover the wanted size or as `like.resize` says; then cropped around the center."""
     _, height, width = like.shape
-    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    method = Image.Resampling[like.interpolation.upper()]
+    if like.resize is None:
+        return ImageOps.fit(image, (width, height), method)
+    return _center_crop(image.resize(_resized_size(image, like.resize), method), width, height)
+
+
+def _resized_size(image: Image.Image, resize: int | tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of `resize`, the short side, rounded as torchvision does; or (height, width)."""
+    if isinstance(resize, tuple):
+        return resize[1], resize[0]
+    short = min(image.size)
+    width, height = (resize if side == short else int(resize * side / short) for side in image.size)
+    return width, height
+
+
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The center of an image, with a black border where it is smaller; rounded down as transformers does."""
+    left, top = int((image.width - width) / 2), int((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _channels_first(array: NDArray[Any]) -> NDArray[Any]:

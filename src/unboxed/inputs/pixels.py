@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, format_non_defau
 from .batches import checked_value_range
 
 MAX_VALUE_BELOW_ZERO = 0.05  # images with values further below zero are taken to be normalized
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
 
 
@@ -29,6 +32,10 @@ class Pixels:
         shape: (channels, height, width) of one image.
         mean: What the training of the model subtracted, in units of [0, 1]: a number or one per channel.
         std: What it then divided by, in units of [0, 1]: a number or one per channel.
+        resize: Size that image files are resized to before they are cropped around the center: of the short side, or
+            (height, width) whatever their proportions. None resizes them just to cover the shape.
+        interpolation: Interpolation of that resizing: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming".
+        bgr: Whether the model takes the channels in reverse, blue first; images, results and figures stay RGB.
 
     Raises:
         InputError: for a shape that is not three positive ints, std not above 0, or values for 8-bit pixels.
@@ -45,6 +52,9 @@ class Pixels:
     shape: tuple[int, int, int]
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation = "bilinear"
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         shape = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
@@ -56,9 +66,17 @@ class Pixels:
                 object.__setattr__(self, name, self._check_channels(name, above, below))
             except InputError as error:
                 raise InputError(f"{error}; it is in units of [0, 1]: divide 8-bit values by 255") from None
+        object.__setattr__(self, "resize", _check_resize(self.resize))
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}")
+        if not isinstance(self.bgr, bool):
+            raise InputError(f"bgr is True or False; got {self.bgr!r}")
 
     def __repr__(self) -> str:
-        return f"Pixels({', '.join([str(self.shape), *format_non_default_settings(self, mean=0.0, std=1.0)])})"
+        settings = format_non_default_settings(self, mean=0.0, std=1.0)
+        settings += [f"resize={self.resize}"] * (self.resize is not None)
+        settings += [f"interpolation={self.interpolation!r}"] * (self.interpolation != "bilinear")
+        return f"Pixels({', '.join([str(self.shape), *settings, *['bgr=True'] * self.bgr])})"
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one per channel, in units of [0, 1]."""
@@ -72,10 +90,12 @@ class Pixels:
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
-        return (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
+        z = (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
+        return z.flip(-3) if self.bgr else z
 
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`: pixels in [0, 1]."""
+        z = z.flip(-3) if self.bgr else z
         return z * self._per_channel(self.std, z) + self._per_channel(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
@@ -120,6 +140,16 @@ class Pixels:
         if isinstance(value, (int, float)):
             return value
         return constant_tensor(value, like).view(-1, 1, 1)
+
+
+def _check_resize(value: object) -> int | tuple[int, int] | None:
+    """None, the short side, or (height, width)."""
+    if value is None or isinstance(value, int):
+        return None if value is None else check_int("resize", value, minimum=1)
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise InputError(f"resize is the short side of an image, (height, width) or None; got {value!r}")
+    height, width = (check_int("a side of resize", side, minimum=1) for side in value)
+    return height, width
 
 
 def _format_out_of_range(value: float) -> str:

@@ -30,8 +30,8 @@ def load(
 
     Args:
         spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2).
-        weights: A safetensors file, a checkpoint, or a folder of shards; nothing in it is ever executed. Of several sets
-            in it "file.pt:model_ema" takes one. None takes the model as it is made.
+        weights: A safetensors file, a checkpoint, or a folder of shards; nothing in it is ever executed. Of several
+            sets in a file, "file.pt:model_ema" takes one. None takes the model as it is made.
         inputs: What its inputs are, `ub.Pixels((3, 224, 224), mean, std)`. None where the factory returns (model,
         inputs).
         classes: Class names, in the order of the outputs. None takes those of a Hugging Face model

@@ -1,0 +1,295 @@
+"""Inputs from the preprocessing that people have: a Hugging Face image processor, a transform of torchvision, a timm
+config. They are read by their attributes and class names: nothing is imported, and nothing of theirs is run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import Any, cast
+
+from ..errors import InputError
+from .base import Inputs, as_numbers
+from .pixels import INTERPOLATIONS, Pixels
+
+Preprocessing = Mapping[str, Any] | Callable[..., Any]
+"""An image processor, a transform or a config, by its attributes."""
+Values = tuple[float, ...]
+Sizes = tuple[int, int]
+PIL_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+SHORT_SIDE_PROCESSORS = ("CLIP", "ConvNext", "Levit", "PoolFormer", "MobileNet", "Bit", "MobileViT", "VideoMAE")
+"""Hugging Face processors that take a size of one number as that of the short side."""
+UNSUPPORTED_FLAGS = ("do_color_quantize", "do_thumbnail", "do_pad", "do_align_long_axis", "do_image_splitting")
+NO_ACTION = {"ToTensor", "ToImage", "ToPILImage", "PILToTensor", "ToImagePIL", "Identity", "ToPureTensor", "RGB"}
+TO_UNIT_RANGE = {"ConvertImageDtype", "ToDtype", "ConvertDtype", "MaybeToTensor"}
+PRESET_ATTRIBUTES = ("crop_size", "resize_size", "mean", "std")  # of torchvision's `weights.transforms()`
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What a preprocessing does: files are resized and cropped, then z = scale * x + offset for pixels x in [0, 1]."""
+
+    resize: int | Sizes | None = None  # the short side, or (height, width)
+    crop: Sizes | None = None
+    interpolation: str = "bilinear"
+    scale: Values = (1.0,)  # one, or one per channel
+    offset: Values = (0.0,)
+    n_channels: int | None = None
+    bgr: bool = False
+    unknown: tuple[str, ...] = field(default=())  # steps that can't be taken over
+
+    def normalized(self, mean: Any, std: Any) -> _Steps:
+        """With a step (z - mean) / std after all others."""
+        means, stds = _values("mean", mean), _values("std", std)
+        if 0 in stds:
+            raise InputError("the preprocessing divides by a std of 0; wanted numbers above 0")
+        n = max(map(len, (self.scale, means, stds)))
+        rows = zip(*(_spread(v, n) for v in (self.scale, self.offset, means, stds)), strict=True)
+        pairs = [(scale / s, (offset - m) / s) for scale, offset, m, s in rows]
+        channels = n if n > 1 else self.n_channels
+        return replace(self, scale=tuple(a for a, _ in pairs), offset=tuple(b for _, b in pairs), n_channels=channels)
+
+
+def as_inputs(value: object, model: object = None) -> Inputs:
+    """What inputs are, as `Pixels` where it is a preprocessing: of Hugging Face, torchvision or timm.
+
+    A size that it does not have is taken from the model's own config. Raises InputError.
+    """
+    if isinstance(value, Inputs):
+        return value
+    steps = _steps_of(value)
+    if steps is None:
+        wanted = "Pixels(...), Features(...) or MultiInput(...), an image processor, a transform or a timm config"
+        raise InputError(f"inputs must be {wanted}; got {type(value).__name__}")
+    return _pixels(steps, type(value).__name__, model)
+
+
+def _pixels(steps: _Steps, name: str, model: object) -> Pixels:
+    if steps.unknown:
+        raise InputError(f"the {name} does what Pixels cannot: {', '.join(steps.unknown)}; {_advice(steps)}")
+    size = steps.crop or (_size_in_config(model) if steps.resize is None else steps.resize)
+    if not isinstance(size, tuple):
+        raise InputError(f"the {name} gives images of no fixed size; {_advice(steps)}")
+    n_channels = _channels_in_config(model) or steps.n_channels or 3
+    mean, std = _mean_and_std(steps)
+    return Pixels((n_channels, *size), mean, std, steps.resize, cast(Any, steps.interpolation), steps.bgr)
+
+
+def _mean_and_std(steps: _Steps) -> tuple[Any, Any]:
+    """The mean and the std of Pixels: a number, or one per channel."""
+    pairs = list(zip(_spread(steps.offset, len(steps.scale)), steps.scale, strict=True))
+    mean, std = [_rounded(-offset / scale) for offset, scale in pairs], [_rounded(1 / scale) for _, scale in pairs]
+    return (tuple(mean), tuple(std)) if len(pairs) > 1 else (mean[0], std[0])
+
+
+def _rounded(value: float) -> float:
+    """Without the last bits of the arithmetic: 0.485 instead of 0.48500000000000004."""
+    return float(f"{value:.12g}") + 0.0
+
+
+def _advice(steps: _Steps) -> str:
+    mean, std = _mean_and_std(steps)
+    return f"pass ub.Pixels(({steps.n_channels or 3}, height, width), mean={mean}, std={std}) and images made so"
+
+
+def _steps_of(value: object) -> _Steps | None:
+    """The steps of a preprocessing; None for what is none."""
+    value = getattr(value, "image_processor", value)  # of a processor of images and text
+    if (transforms := _transforms_in(value)) is not None:
+        return _steps_of_transforms(transforms)
+    if all(hasattr(value, name) for name in PRESET_ATTRIBUTES):
+        return _steps_of_preset(value)
+    if type(value).__name__ == "Normalize":
+        return _steps_of_transforms([value])
+    config = _as_mapping(value)
+    if config is None:
+        return None
+    if "image_processor" in config:
+        return _steps_of(config["image_processor"])
+    if "input_size" in config and "mean" in config:
+        return _steps_of_timm(config)
+    return (
+        _steps_of_processor(config, type(value).__name__) if "image_mean" in config or "do_resize" in config else None
+    )
+
+
+def _as_mapping(value: object) -> Mapping[str, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    to_dict = getattr(value, "to_dict", None)
+    if callable(to_dict) and not isinstance(value, type):
+        converted = to_dict()
+        return converted if isinstance(converted, Mapping) else None
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else None
+
+
+# -- Hugging Face ------------------------------------------------------------------------------------------------------
+
+
+def _steps_of_processor(config: Mapping[str, Any], class_name: str) -> _Steps:
+    """An image processor: `preprocessor_config.json`, or the object's `to_dict()`."""
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or class_name)
+    unknown = [name for name in UNSUPPORTED_FLAGS if config.get(name)]
+    unknown += ["patches of any size"] if config.get("max_num_patches") else []
+    steps = _resized_by_processor(_Steps(unknown=tuple(unknown)), config, kind)
+    scale = 255 * float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 255.0
+    steps = replace(steps, scale=(scale,), bgr=bool(config.get("do_flip_channel_order", False)))
+    if config.get("rescale_offset"):
+        steps = replace(steps, offset=(-1.0,))
+    if not config.get("do_normalize", "MobileViT" not in kind):
+        return steps
+    if config.get("image_mean") is None or config.get("image_std") is None:
+        raise InputError(f"the config of this {kind} normalizes and has no image_mean and image_std; {_advice(steps)}")
+    steps = steps.normalized(config["image_mean"], config["image_std"])
+    return steps.normalized(0.0, config["image_std"]) if config.get("include_top") else steps  # EfficientNet's own
+
+
+def _resized_by_processor(steps: _Steps, config: Mapping[str, Any], kind: str) -> _Steps:
+    crops = bool(config.get("do_center_crop", "crop_size" in config and "do_center_crop" not in config))
+    crop = _size_pair(config.get("crop_size")) if crops else None
+    if not config.get("do_resize", True):
+        return replace(steps, crop=crop, unknown=(*steps.unknown, *["a crop without a resize"] * (crop is not None)))
+    resize = _processor_size(config.get("size"), kind)
+    if "Perceiver" in kind:  # crops before it resizes, by the ratio of the two
+        resize, crop = (crop[0] if crop else resize), _size_pair(config.get("size"))
+    if isinstance(resize, int) and ("ConvNext" in kind or (config.get("crop_pct") and crop is None)):
+        crop = (resize, resize)
+        is_warped = "ConvNext" in kind and resize >= 384
+        resize = crop if is_warped else int(resize / (config.get("crop_pct") or 224 / 256))
+    elif isinstance(resize, int) and config.get("crop_pct"):
+        resize = int(resize / config["crop_pct"])
+    elif isinstance(resize, int) and "Levit" in kind:
+        resize = int(256 / 224 * resize)
+    return replace(steps, resize=resize, crop=crop, interpolation=_interpolation(config.get("resample", 2)))
+
+
+def _processor_size(size: Any, kind: str) -> int | Sizes | None:
+    """The short side, or (height, width); None where a size is not fixed."""
+    sizes = _as_mapping(size)
+    if sizes is not None and sizes.get("shortest_edge") and not sizes.get("longest_edge"):
+        return int(sizes["shortest_edge"])
+    if isinstance(size, int) and kind.startswith(SHORT_SIDE_PROCESSORS):
+        return size
+    return _size_pair(size)
+
+
+def _size_pair(size: Any) -> Sizes | None:
+    """(height, width) of a number, a pair or a dict; None for what is neither."""
+    sizes = _as_mapping(size)
+    if sizes is not None:
+        size = (sizes.get("height") or sizes.get("shortest_edge"), sizes.get("width") or sizes.get("shortest_edge"))
+    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    pair = pair * 2 if len(pair) == 1 else pair
+    is_pair = len(pair) == 2 and all(isinstance(s, int) and s > 0 for s in pair)
+    return cast(Sizes, pair) if is_pair else None
+
+
+# -- timm --------------------------------------------------------------------------------------------------------------
+
+
+def _steps_of_timm(config: Mapping[str, Any]) -> _Steps:
+    """A `pretrained_cfg`, or what `timm.data.resolve_model_data_config` gives."""
+    n_channels, *sides = map(int, config["input_size"])
+    size, crop_pct = (sides[0], sides[-1]), float(config.get("crop_pct") or 0.875)
+    mode, scaled = config.get("crop_mode") or "center", tuple(math.floor(s / crop_pct) for s in (sides[0], sides[-1]))
+    is_known = mode == "squash" or (mode == "center" and (size[0] == size[1] or crop_pct == 1))
+    resize = None if mode == "center" and size[0] != size[1] else scaled[0] if mode == "center" else scaled
+    unknown = () if is_known else (f"crop_mode {mode!r} to {size[0]} x {size[1]}",)
+    name = _interpolation(config.get("interpolation") or "bilinear")
+    steps = _Steps(cast(Any, resize), size, name, n_channels=n_channels, unknown=unknown)
+    return replace(steps.normalized(config["mean"], config["std"]), n_channels=n_channels)
+
+
+# -- torchvision -------------------------------------------------------------------------------------------------------
+
+
+def _transforms_in(value: object) -> list[Any] | None:
+    """The steps of a `Compose`, or of an nn.Sequential of transforms."""
+    steps = getattr(value, "transforms", None)
+    if isinstance(steps, (list, tuple)):
+        return list(steps)
+    return list(cast(Iterable[Any], value)) if type(value).__name__ == "Sequential" else None
+
+
+def _steps_of_preset(value: Any) -> _Steps:
+    """torchvision's `ResNet50_Weights.DEFAULT.transforms()`."""
+    steps = _Steps(_torchvision_size(value.resize_size), _size_pair(value.crop_size))
+    interpolation = _interpolation(getattr(value, "interpolation", "bilinear"))
+    return replace(steps, interpolation=interpolation).normalized(value.mean, value.std)
+
+
+def _steps_of_transforms(transforms: Sequence[Any]) -> _Steps:
+    steps = _Steps()
+    for transform in transforms:
+        steps = _with_transform(steps, transform)
+    return steps
+
+
+def _with_transform(steps: _Steps, transform: Any) -> _Steps:
+    name = type(transform).__name__
+    if (inner := _transforms_in(transform)) is not None:
+        for step in inner:
+            steps = _with_transform(steps, step)
+        return steps
+    if name == "Normalize":
+        return steps.normalized(transform.mean, transform.std)
+    if name == "Resize" and steps.crop is None and getattr(transform, "max_size", None) is None:
+        interpolation = _interpolation(getattr(transform, "interpolation", "bilinear"))
+        return replace(steps, resize=_torchvision_size(transform.size), interpolation=interpolation)
+    if name == "CenterCrop" and steps.resize is not None:
+        return replace(steps, crop=_size_pair(transform.size))
+    if name == "Grayscale":
+        return replace(steps, n_channels=int(getattr(transform, "num_output_channels", 1)))
+    if name in NO_ACTION or (name in TO_UNIT_RANGE and getattr(transform, "scale", True)):
+        return steps
+    return replace(steps, unknown=(*steps.unknown, name))
+
+
+def _torchvision_size(size: Any) -> int | Sizes | None:
+    """One number is the short side."""
+    sides = tuple(size) if isinstance(size, Sequence) else (size,)
+    return sides[0] if len(sides) == 1 and isinstance(sides[0], int) else _size_pair(size)
+
+
+# -- numbers and names -------------------------------------------------------------------------------------------------
+
+
+def _interpolation(value: Any) -> str:
+    """The name of an interpolation: of a name, Pillow's number, or an enum of either."""
+    value = getattr(value, "value", value)
+    if isinstance(value, int) and 0 <= value < len(PIL_RESAMPLING):
+        return PIL_RESAMPLING[value]
+    name = str(value).lower().removesuffix("-exact")
+    if name not in INTERPOLATIONS:
+        raise InputError(f"the preprocessing interpolates by {value!r}; wanted one of {', '.join(INTERPOLATIONS)}")
+    return name
+
+
+def _values(name: str, value: Any) -> Values:
+    value = as_numbers(value)
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    try:
+        return tuple(float(v) for v in values)
+    except (TypeError, ValueError):
+        raise InputError(f"the preprocessing has no numbers as its {name}: {value!r}") from None
+
+
+def _spread(values: Values, n: int) -> Values:
+    if len(values) not in (1, n):
+        raise InputError(f"the preprocessing has {len(values)} values for {n} channels; wanted one, or one per channel")
+    return values * n if len(values) == 1 else values
+
+
+def _size_in_config(model: object) -> Sizes | None:
+    """The size of an image that a model's own config says: of Hugging Face, or timm."""
+    timm_size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (None,)
+    shape = getattr(model, "input_shape", None) or (None,)
+    config = getattr(model, "config", None)
+    sizes = (getattr(config, "image_size", None), timm_size[1:] or None, tuple(shape)[1:] or None)
+    return next((pair for size in sizes if (pair := _size_pair(size))), None)
+
+
+def _channels_in_config(model: object) -> int | None:
+    n_channels = getattr(getattr(model, "config", None), "num_channels", None)
+    return n_channels if isinstance(n_channels, int) else None
