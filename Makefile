@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 help:
 	@echo "make demo    train a small network on real digits, open it, write $(OUT)/"
 	@echo "make test    all tests"
-	@echo "make contracts  every method on every awkward model (about 20 minutes)"
+	@echo "make contracts  every method on every awkward model, and every Hugging Face classifier (about 40 minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the benchmarks"
 	@echo "make pictures  README's pictures again"
@@ -23,7 +23,8 @@ test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 contracts: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py --all-pairs $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/loading/test_huggingface.py \
+	  --all-pairs $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -121,6 +121,7 @@ def report(
     """Open a model on some data: one self-contained page, with its images and numbers beside it."""
     with errors_as_exit_codes(debug):
         from .. import loading
+        from ..loading.models import has_own_weights
         from ..report import report as write
 
         class_names = parse_classes(classes)
@@ -129,7 +130,7 @@ def report(
         images = loading.data_for(data, box, root=root, classes=class_names)
         box = with_data_classes(images, box) if class_names is None else box
         judge_box = load_judge(judge, box, seed) if judge else None
-        is_untrained = weights is None and not model.startswith("zoo:") and not model.endswith(".pt2")
+        is_untrained = weights is None and not has_own_weights(model)
         if is_untrained and not quiet:
             typer.secho(f"note: {UNTRAINED_NOTE}", fg="yellow", err=True)
         command = command_line() + (f"  # {UNTRAINED_NOTE}" if is_untrained else "")

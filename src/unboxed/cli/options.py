@@ -23,7 +23,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 OpenBrowser = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 Model = Annotated[
-    str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
+    str,
+    typer.Option(
+        help="zoo:NAME, module:factory, path/to/file.py:factory, a torch.export file (.pt2), or a Hugging Face folder."
+    ),
 ]
 Weights = Annotated[
     Path | None,

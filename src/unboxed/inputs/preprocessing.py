@@ -68,12 +68,13 @@ def as_inputs(value: object, model: object = None) -> Inputs:
 def _pixels(steps: _Steps, name: str, model: object) -> Pixels:
     if steps.unknown:
         raise InputError(f"the {name} does what Pixels cannot: {', '.join(steps.unknown)}; {_advice(steps)}")
-    size = steps.crop or (_size_in_config(model) if steps.resize is None else steps.resize)
-    if not isinstance(size, tuple):
+    known_shape = shape_in_config(model)
+    size = steps.crop or ((known_shape or (0, None))[1:] if steps.resize is None else steps.resize)
+    if not isinstance(size, tuple) or len(size) != 2:
         raise InputError(f"the {name} gives images of no fixed size; {_advice(steps)}")
-    n_channels = _channels_in_config(model) or steps.n_channels or 3
+    n_channels = known_shape[0] if known_shape else _channels_in_config(model) or steps.n_channels
     mean, std = _mean_and_std(steps)
-    return Pixels((n_channels, *size), mean, std, steps.resize, cast(Any, steps.interpolation), steps.bgr)
+    return Pixels((n_channels or 3, *size), mean, std, steps.resize, cast(Any, steps.interpolation), steps.bgr)
 
 
 def _mean_and_std(steps: _Steps) -> tuple[Any, Any]:
@@ -281,15 +282,22 @@ def _spread(values: Values, n: int) -> Values:
     return values * n if len(values) == 1 else values
 
 
-def _size_in_config(model: object) -> Sizes | None:
-    """The size of an image that a model's own config says: of Hugging Face, or timm."""
-    timm_size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (None,)
-    shape = getattr(model, "input_shape", None) or (None,)
-    config = getattr(model, "config", None)
-    sizes = (getattr(config, "image_size", None), timm_size[1:] or None, tuple(shape)[1:] or None)
-    return next((pair for size in sizes if (pair := _size_pair(size))), None)
+def shape_in_config(model: object) -> tuple[int, int, int] | None:
+    """(channels, height, width) of an image, as a model's own config says: of Hugging Face, of timm, or exported."""
+    timm_config = getattr(model, "pretrained_cfg", None) or {}
+    shape = getattr(model, "input_shape", None) or timm_config.get("input_size")
+    if shape is not None and len(shape) == 3:
+        return tuple(shape)
+    size = _size_pair(getattr(_vision_config(model), "image_size", None))
+    return None if size is None else (_channels_in_config(model) or 3, *size)
 
 
 def _channels_in_config(model: object) -> int | None:
-    n_channels = getattr(getattr(model, "config", None), "num_channels", None)
+    n_channels = getattr(_vision_config(model), "num_channels", None)
     return n_channels if isinstance(n_channels, int) else None
+
+
+def _vision_config(model: object) -> object:
+    """The config of a Hugging Face model, or its part for images."""
+    config = getattr(model, "config", None)
+    return getattr(config, "vision_config", None) or config

@@ -10,6 +10,7 @@ from torch import nn
 from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
+from ..inputs.preprocessing import Preprocessing, shape_in_config
 from ..model.outputs import Outputs
 from .checkpoints import weights as put
 from .models import model
@@ -19,7 +20,7 @@ def load(
     spec: str,
     weights: str | Path | None = None,
     *,
-    inputs: Inputs | None = None,
+    inputs: Inputs | Preprocessing | None = None,
     classes: Sequence[str] | None = None,
     outputs: Outputs | None = None,
     seed: int = 0,
@@ -29,11 +30,12 @@ def load(
     The Python side of `unboxed report --model ... --weights ...`; for a module that you hold already use `ub.Box`.
 
     Args:
-        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2).
+        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory", a `torch.export` file (.pt2), or a folder
+            that `save_pretrained` of transformers wrote; nothing is fetched, and no code in it is run.
         weights: A safetensors file, a checkpoint, or a folder of shards; nothing in it is ever executed. Of several
             sets in a file, "file.pt:model_ema" takes one. None takes the model as it is made.
-        inputs: What its inputs are, `ub.Pixels((3, 224, 224), mean, std)`. None where the factory returns (model,
-        inputs).
+        inputs: What its inputs are: `ub.Pixels((3, 224, 224), mean, std)`, an image processor, a transform of
+            torchvision or a timm config. None where the factory returns (model, inputs), or a folder has a processor.
         classes: Class names, in the order of the outputs. None takes those of a Hugging Face model
             (`config.id2label`), else numbers.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
@@ -60,8 +62,7 @@ def load(
 
 
 def _missing_inputs_text(spec: str, model: nn.Module) -> str:
-    known_shape = getattr(model, "input_shape", None)
-    shape = ",".join(map(str, known_shape)) if known_shape else "3,224,224"
+    shape = ",".join(map(str, shape_in_config(model) or (3, 224, 224)))
     python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     command_hint = f"on the command line --shape {shape} --mean ... --std ..."
     return (

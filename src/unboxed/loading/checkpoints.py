@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,11 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
         parts = format_names(dict.fromkeys(name.partition(".")[0] for name in flat))
         raise ModelError(f"{path} has no weights under {selector!r}; it has: {parts}")
     state = state_tensors(model)
-    sets = matching_sets(part, state) or converted_sets(model, part, state)
+    sets = matching_sets(part, state)
     if not sets:
-        raise ModelError(_mismatch_text(path, model, part, state))
+        sets, missing = converted_sets(model, part, state)
+        if not sets:
+            raise ModelError(_mismatch_text(path, model, part, state, missing))
     taken = choose(sets, str(path), selector)
     _report_left_over(path, model, taken, part, sets)
     model.load_state_dict(model.state_dict() | taken.tensors)
@@ -87,12 +89,18 @@ def _report_left_over(
         warn(f"{path}: left out, for {type(model).__name__} has no such weights: {format_names(beside)}")
 
 
-def _mismatch_text(path: Path, model: nn.Module, part: TensorDict, state: TensorDict) -> str:
+def _mismatch_text(
+    path: Path, model: nn.Module, part: TensorDict, state: TensorDict, missing_after_conversion: Sequence[str]
+) -> str:
+    """What does not fit, by names; or what the model's own loading lacks, where that is less."""
     fitted, unexpected = closest_match(part, state)
     if unexpected and all(any(word in name for word in ADAPTER_PARTS) for name in part):
         return f"{path} {ADAPTER_TEXT}"
+    missing = missing_names(fitted, state)
+    if len(missing_after_conversion) < len(missing):
+        missing, unexpected = list(missing_after_conversion), []
     groups = {
-        "missing in the file": missing_names(fitted, state),
+        "missing in the file": missing,
         "unexpected in the file": unexpected,
         "of another shape": wrong_shapes(fitted, state),
     }

@@ -7,16 +7,18 @@ from pathlib import Path
 from torch import nn
 
 from .. import zoo
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
-from ..inputs.features import Features
-from ..inputs.multi import MultiInput
-from ..inputs.pixels import Pixels
+from ..inputs.preprocessing import as_inputs
 from ..validation import check_seed
 from .exported import load_exported
 from .factories import build_from_spec, defined_names, shorten_list
+from .files import ADAPTER_FILES, ADAPTER_TEXT
+from .huggingface import is_pretrained_folder, load_pretrained
 
-MODEL_SPEC_TEXT = "a model is zoo:NAME, module:factory, path/to/file.py:factory or a torch.export file (.pt2)"
+MODEL_SPEC_TEXT = (
+    "a model is zoo:NAME, module:factory, path/to/file.py:factory, a torch.export file (.pt2) or a Hugging Face folder"
+)
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
@@ -24,16 +26,18 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     """The model that a text names, and what its inputs are if it says so.
 
     Args:
-        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2). A factory
-            is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
-        trained: Whether a model of the zoo has its trained weights.
+        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory", a `torch.export` file (.pt2), or a folder
+            that `save_pretrained` of transformers wrote. A factory is a Module class, a Module, or a function without
+            arguments that returns a Module or (Module, inputs).
+        trained: Whether a model of the zoo or of a folder has its trained weights.
         seed: Seed of what the factory draws.
 
     Returns:
-        (model, inputs); inputs is None where the factory does not return them.
+        (model, inputs); inputs is None where the factory does not return them, or a folder has no image processor.
 
     Raises:
         ModelError: for a wrong spec, and for what is no model.
+        MissingError: for a Hugging Face folder without transformers.
 
     Example:
         >>> from unboxed import loading
@@ -46,9 +50,16 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
         return zoo.load(spec.removeprefix("zoo:"), weights="trained" if trained else None)
     if spec.endswith(".pt2"):
         return load_exported(Path(spec)), None
+    if is_pretrained_folder(Path(spec)):
+        return load_pretrained(Path(spec), trained=trained, seed=seed)
     if ":" not in spec:
         raise ModelError(_refusal_text(spec))
     return _model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
+
+
+def has_own_weights(spec: str) -> bool:
+    """Whether a model comes with its weights: of the zoo, of a .pt2 file or of a folder."""
+    return spec.startswith("zoo:") or spec.endswith(".pt2") or is_pretrained_folder(Path(spec))
 
 
 def _model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | None]:
@@ -56,10 +67,10 @@ def _model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | Non
     if not isinstance(model, nn.Module):
         expected = "wanted a torch.nn.Module, or (Module, inputs)"
         raise ModelError(f"{spec} made a {type(built).__name__}; {expected}{_weights_hint(model)}")
-    if inputs is not None and not isinstance(inputs, (Pixels, Features, MultiInput)):
-        expected = "wanted ub.Pixels, ub.Features or ub.MultiInput"
-        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; {expected}")
-    return model, inputs
+    try:
+        return model, None if inputs is None else as_inputs(inputs, model)
+    except InputError as error:
+        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs: {error}") from error
 
 
 def _weights_hint(built: object) -> str:
@@ -79,7 +90,9 @@ def _refusal_text(spec: str) -> str:
             f": {names}" if names else f"; {MODEL_SPEC_TEXT}"
         )
     if path.is_dir():
-        return f"{spec} is a folder, not a model (folders are data: --data); {MODEL_SPEC_TEXT}"
+        if any((path / name).is_file() for name in ADAPTER_FILES):
+            return f"{spec} {ADAPTER_TEXT}"
+        return f"{spec} is a folder, not a model (folders are data: --data), without a config.json; {MODEL_SPEC_TEXT}"
     if spec in zoo.names():
         return f"{spec!r} is not a model spec; did you mean zoo:{spec}?"
     return f"{spec!r} is no model; {MODEL_SPEC_TEXT}"

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,24 +23,37 @@ from .weight_sets import WeightSet, missing_names, prefixes, state_tensors, with
 LOG = logging.getLogger("unboxed")
 MAX_ATTEMPTS = 12  # parts of a file that a model is asked to load
 NOTHING_LEFT = _IncompatibleKeys([], [])
-Converted = tuple[TensorDict, set[str]]  # the model's state dict after loading, and the names that were not used
 
 
-def converted_sets(model: nn.Module, flat: TensorDict, state: TensorDict) -> list[WeightSet]:
+@dataclass(frozen=True)
+class _Loaded:
+    """A model's state dict after its own loading, the names that it did not use, and those that it missed."""
+
+    tensors: TensorDict
+    unused: frozenset[str]
+    missing: tuple[str, ...]
+
+
+def converted_sets(model: nn.Module, flat: TensorDict, state: TensorDict) -> tuple[list[WeightSet], tuple[str, ...]]:
     """The sets of tensors in a file that the model's own loading takes, under the model's names of today.
 
     `load_state_dict` on a copy, with its hooks (old weight norm, `_load_from_state_dict`); for a model of transformers
-    its `from_pretrained`, which translates the names of files.
+    its `from_pretrained`, which translates the names of files. Where there is none, what the closest lacks.
     """
     names = without_wrapper_names(flat)
     sets: list[WeightSet] = []
+    missing = tuple(state)
     for prefix in _parts(names, state)[:MAX_ATTEMPTS]:
         part = {name[len(prefix) :]: flat[real] for name, real in names.items() if name.startswith(prefix)}
-        if (converted := _load_on_copy(model, part, state) or _load_pretrained(model, part)) is not None:
-            tensors, unused = converted
-            used = frozenset(names[prefix + name] for name in part if name not in unused)
-            sets.append(WeightSet(prefix.rstrip("."), tensors, used, is_own_choice=True))
-    return sets
+        attempts = (_load_on_copy(model, part, state), _load_pretrained(model, part, state))
+        loaded = min(filter(None, attempts), key=lambda a: len(a.missing), default=None)
+        if loaded is None:
+            continue
+        missing = min(missing, loaded.missing, key=len)
+        if not loaded.missing and len(loaded.unused) < len(part):
+            used = frozenset(names[prefix + name] for name in part if name not in loaded.unused)
+            sets.append(WeightSet(prefix.rstrip("."), loaded.tensors, used, is_own_choice=True))
+    return sets, missing
 
 
 def _parts(names: dict[str, str], state: TensorDict) -> list[str]:
@@ -50,10 +64,10 @@ def _parts(names: dict[str, str], state: TensorDict) -> list[str]:
     return sorted(outside, key=lambda p: (-counts[p], -len(p)))
 
 
-def _attempt(load: Callable[..., Converted | None]) -> Callable[..., Converted | None]:
+def _attempt(load: Callable[..., _Loaded]) -> Callable[..., _Loaded | None]:
     """The function, silent and without a trace in random number generators; None where it raises anything."""
 
-    def attempt(*args: Any) -> Converted | None:
+    def attempt(*args: Any) -> _Loaded | None:
         try:
             with warnings.catch_warnings(), seeded_rngs(0, torch.device("cpu")):
                 warnings.simplefilter("ignore")
@@ -66,21 +80,21 @@ def _attempt(load: Callable[..., Converted | None]) -> Callable[..., Converted |
 
 
 @_attempt
-def _load_on_copy(model: nn.Module, part: TensorDict, state: TensorDict) -> Converted | None:
+def _load_on_copy(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loaded:
     clone = copy.deepcopy(model)
     try:
         report = clone.load_state_dict(dict(part)) or NOTHING_LEFT  # an override may return nothing
     except RuntimeError:  # names are missing or unexpected; wrong shapes raise again
         report = clone.load_state_dict(dict(part), strict=False)
-    lost, unused = {*report.missing_keys}, {*report.unexpected_keys}
-    is_complete = not missing_names({name: h for name, h in state.items() if name not in lost}, state)
-    return (state_tensors(clone), unused) if is_complete and len(unused) < len(part) else None
+    lost = {*report.missing_keys}
+    missing = missing_names({name: tensor for name, tensor in state.items() if name not in lost}, state)
+    return _Loaded(state_tensors(clone), frozenset(report.unexpected_keys), tuple(missing))
 
 
 @_attempt
-def _load_pretrained(model: nn.Module, part: TensorDict) -> Converted | None:
+def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loaded:
     """A model of transformers, made again from its own config and these tensors; nothing is imported or fetched."""
-    config = copy.deepcopy(model.config)
+    config: Any = copy.deepcopy(model.config)
     for name in ("dtype", "torch_dtype"):
         if hasattr(config, name):
             setattr(config, name, next(model.parameters()).dtype)
@@ -88,8 +102,9 @@ def _load_pretrained(model: nn.Module, part: TensorDict) -> Converted | None:
         loaded, report = type(model).from_pretrained(  # type: ignore[attr-defined]
             None, config=config, state_dict=dict(part), output_loading_info=True
         )
-    is_complete = not (report["missing_keys"] or report["mismatched_keys"] or report.get("error_msgs"))
-    return (state_tensors(loaded), {*report["unexpected_keys"]}) if is_complete else None
+    missing = {*report["missing_keys"], *map(str, report["mismatched_keys"])}
+    lost = tuple(name for name in state if name in missing) or tuple(missing)
+    return _Loaded(state_tensors(loaded), frozenset(report["unexpected_keys"]), lost)
 
 
 @contextmanager
