@@ -24,7 +24,7 @@ test: .venv/dev.stamp
 
 contracts: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/loading/test_huggingface.py \
-	  --all-pairs $(ARGS)
+	  tests/test_diagnosis.py --all-pairs $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ TIERS = [
     {"robustness"},
     {"checks"},
     {
-        "comparing", "loading", "plots", "report", "page", "testing", "training", "scale",
+        "comparing", "diagnosis", "loading", "plots", "report", "page", "testing", "training", "scale",
         "cli", "__main__",
     },
 ]  # fmt: skip

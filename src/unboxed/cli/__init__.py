@@ -291,6 +291,25 @@ def shortcut(
 
 
 @app.command()
+def doctor(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="Data to try methods on, as for report (default: noise).")] = None,
+    weights: Weights = None, shape: Shape = None, mean: Mean = None, std: Std = None, classes: Classes = None,
+    outputs: Outputs = None, root: Root = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, quiet: Quiet = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """What works on a model and what does not, and why: every method is tried by its smallest useful call."""
+    with errors_as_exit_codes(debug):
+        from .. import loading
+        from .doctor import run_doctor
+
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs)  # type: ignore[arg-type]
+        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names)
+        run_doctor(box, images, as_json=json, quiet=quiet or json)
+
+
+@app.command()
 def methods(
     name: Annotated[
         str | None, typer.Argument(help="One method, with its settings (default: the list of all).")

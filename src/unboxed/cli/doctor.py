@@ -1,0 +1,52 @@
+"""`unboxed doctor`: what works on a model and what does not, as a table or JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..box import Box
+from ..diagnosis import Diagnosis, MethodCheck, doctor
+
+
+def run_doctor(box: Box, data: Any = None, *, as_json: bool = False, quiet: bool = False) -> Diagnosis:
+    """Try all methods on a model, on the first examples of some data or on noise; print what was found."""
+    from ..diagnosis import N_EXAMPLES
+    from ..engine.read.examples import first_inputs
+
+    x = None if data is None else box.restore_structure(first_inputs(box, data, N_EXAMPLES))
+    diagnosis = doctor(box, x, quiet=quiet)
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        _print_diagnosis(diagnosis)
+    return diagnosis
+
+
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The facts, the methods that work by family, and those that don't or that warn, with the reason."""
+    console = Console()
+    for what, text in diagnosis.model.items():
+        console.print(f"[bold]{what}[/]: {escape(text)}", highlight=False)
+    for family in dict.fromkeys(check.family for check in diagnosis.methods):
+        checks = [check for check in diagnosis.methods if check.family == family]
+        working = [check.method for check in checks if check.works]
+        console.print(f"[bold]{family}[/]: {len(working)} of {len(checks)} work: {', '.join(working)}", highlight=False)
+    table = Table("method", "", "why, and what to do", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for check in diagnosis.methods:
+        if not check.works or check.notes or not check.is_complete:
+            table.add_row(check.method, *_verdict(check))
+    if table.row_count:
+        console.print(table)
+
+
+def _verdict(check: MethodCheck) -> tuple[str, str]:
+    if not check.works:
+        return "[red]no[/]", escape(f"{check.reason}; {check.remedy}")
+    notes = [*check.notes, *["stopped early, without an error so far: the model is large"] * (not check.is_complete)]
+    return ("[yellow]note[/]" if check.notes else "[green]works[/]"), escape("; ".join(notes))

@@ -1,0 +1,185 @@
+"""What works on a model and what does not: every method that has a card is tried, and says so itself."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from .box import Box
+from .cards import Card, cards
+from .engine.read.class_labels import is_numbers_only
+from .errors import UnboxedError, UnboxedWarning
+from .objectives import mean_over_positions
+from .parameters import Inputs
+from .settings import Above, Unit, check_settings
+
+N_EXAMPLES = 3
+MIN_CALLS, MIN_ROWS = 3, 16  # model runs that a method is let do, whatever they cost
+DEFAULT_MAX_FLOPS = 1e11  # per method
+MAX_ALTERNATIVES = 3
+BUG_TEXT = "this is a bug of the method, please report it"
+
+
+@dataclass(frozen=True)
+class MethodCheck:
+    """Whether a method works on a model; if not, why, and what to do instead. `notes` are its warnings."""
+
+    method: str
+    name: str
+    family: str
+    works: bool
+    reason: str = ""
+    remedy: str = ""
+    notes: tuple[str, ...] = ()
+    is_complete: bool = True  # False: stopped after a bounded number of model runs, without an error so far
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What works on a model: `model` are facts on it, {what: text}, and `methods` a check of each method."""
+
+    model: Mapping[str, str]
+    methods: tuple[MethodCheck, ...]
+
+    @property
+    def working(self) -> tuple[str, ...]:
+        """The names of the methods that work."""
+        return tuple(check.method for check in self.methods if check.works)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """{name: why not, and what to do} of the methods that do not work."""
+        return {c.method: f"{c.reason}; {c.remedy}" for c in self.methods if not c.works}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"model": dict(self.model), "methods": [asdict(check) for check in self.methods]}
+
+    def __repr__(self) -> str:
+        refused = f", not {', '.join(self.refused)}" if self.refused else ""
+        return f"Diagnosis({len(self.working)} of {len(self.methods)} methods work{refused})"
+
+
+def doctor(
+    box: Box,
+    x: Annotated[Inputs | None, "Inputs to try the methods on, 2 or more; None takes noise."] = None,
+    *,
+    max_flops: Annotated[
+        float, Above(0), Unit("FLOPs"), "Largest cost of trying one method, about; then it is stopped."
+    ] = DEFAULT_MAX_FLOPS,
+    quiet: bool = True,
+) -> Diagnosis:
+    """What works on a model and what does not, and why: every method is tried by its smallest useful call.
+
+    The first thing to do with an unusual model, before a method fails in the middle of other work. Methods of your own
+    with a card are tried too.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]. None takes noise.
+        max_flops: Largest cost of trying one method, about; then it is stopped. A method that is stopped without an
+            error counts as working, and its check says that it is not complete.
+        quiet: No progress bar.
+
+    Returns:
+        A `Diagnosis`: `working`, `refused` with the reason and the remedy of each, and facts on the model.
+
+    Raises:
+        InputError: for inputs that do not fit, and for `max_flops` that is not above 0.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> found = ub.doctor(box, max_flops=1e7)
+        >>> "gradient" in found.working, found.refused["rollout"].split(":")[0]
+        (True, 'this model has no attention layers')
+    """
+    check_settings(doctor, locals())
+    inputs = box.noise(N_EXAMPLES) if x is None else box.validate_inputs(x)[:N_EXAMPLES]
+    labels = mean_over_positions(box(box.restore_structure(inputs))).argmax(1)
+    row_budget = max(MIN_ROWS, max_flops / max(1.0, box.flops_per_example))
+    limited = _limited(box)
+    tried = tqdm(cards(), disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
+    checks = [_try(card, limited, inputs, labels, row_budget) for card in tried]
+    return Diagnosis(_model_facts(box), tuple(_with_remedy(check, checks) for check in checks))
+
+
+# -- trying a method ---------------------------------------------------------------------------------------------------
+
+
+class _EnoughRun(BaseException):
+    """Raised in place of a model run that would go beyond a limit; no method handles it."""
+
+
+class _LimitedBox(Box):
+    """A box whose model runs are counted, and stopped beyond a number of rows."""
+
+    n_calls, n_rows, row_budget = 0, 0, math.inf
+
+    def limit(self, row_budget: float) -> None:
+        self.n_calls, self.n_rows, self.row_budget = 0, 0, row_budget
+
+    def raw_output(self, x: Tensor) -> object:
+        self.n_calls, self.n_rows = self.n_calls + 1, self.n_rows + x.shape[0]
+        if self.n_calls > MIN_CALLS and self.n_rows > self.row_budget:
+            raise _EnoughRun
+        return super().raw_output(x)
+
+
+def _limited(box: Box) -> _LimitedBox:
+    reopen, (_, *arguments) = box.__reduce__()
+    return reopen(_LimitedBox, *arguments)  # type: ignore[no-any-return]
+
+
+def _try(card: Card, box: _LimitedBox, x: Tensor, y: Tensor, row_budget: float) -> MethodCheck:
+    """Run the card's example, and report how it ends."""
+    reason, remedy, is_complete = "", "", True
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        box.limit(row_budget)
+        try:
+            card.example(card.method, box, box.restore_structure(x.clone()), y.clone())
+        except _EnoughRun:
+            is_complete = False
+        except UnboxedError as error:
+            reason = str(error)
+        except Exception as error:  # no method may raise it; the others are tried all the same
+            reason, remedy = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", BUG_TEXT
+        finally:
+            box.limit(math.inf)
+    notes = tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning)))
+    return MethodCheck(card.key, card.name, card.family, not reason, reason, remedy, notes, is_complete)
+
+
+def _with_remedy(check: MethodCheck, checks: Iterable[MethodCheck]) -> MethodCheck:
+    """The check with the methods to use instead, the first of those of its family that work."""
+    if check.works or check.remedy:
+        return check
+    alternatives = [c.method for c in checks if c.works and c.family == check.family][:MAX_ALTERNATIVES]
+    text = f"or use {', '.join(alternatives)}" if alternatives else f"no method of {check.family} works on this model"
+    return MethodCheck(**{**vars(check), "remedy": text})
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+FACTS: dict[str, Callable[[Box], str]] = {
+    "model": lambda box: f"{type(box.model).__name__}, {len(box.layers)} layers that run, on {box.device}",
+    "inputs": lambda box: str(box.inputs),
+    "outputs": lambda box: f"{box.outputs}, {(box.n_outputs, *box.output_map_shape)} per example",
+    "classes": lambda box: "no names: pass classes=" if is_numbers_only(box.classes) else ", ".join(box.classes[:8]),
+    "precision": lambda box: str(box.model_dtype).removeprefix("torch."),
+    "cost": lambda box: f"{box.flops_per_example:,.0f} FLOPs per example",
+    "batches": lambda box: "examples depend on one another: never split" if box.batch_dependent else "independent",
+    "random numbers": lambda box: "drawn in each forward pass: results are by the seed" if box.stochastic else "none",
+}
+
+
+def _model_facts(box: Box) -> dict[str, str]:
+    return {what: describe(box) for what, describe in FACTS.items()}
