@@ -98,8 +98,8 @@ def doctor(
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> found = ub.doctor(box, max_flops=1e7)
-        >>> "gradient" in found.working, found.refused["rollout"].split(":")[0]
-        (True, 'this model has no attention layers')
+        >>> "gradient" in found.working, "rollout" in found.refused
+        (True, True)
     """
     check_settings(doctor, locals())
     inputs = box.noise(N_EXAMPLES) if x is None else box.validate_inputs(x)[:N_EXAMPLES]
