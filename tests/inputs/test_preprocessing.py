@@ -291,6 +291,21 @@ def test_a_size_is_taken_from_the_model_where_the_transform_has_none() -> None:
     assert ub.Box(net, NORMALIZE).inputs.shape == (3, 16, 16)
 
 
+def test_a_model_of_timm_knows_its_inputs(tmp_path: Path) -> None:
+    source = f"""
+from torch import nn
+
+def make(width=4):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    model.pretrained_cfg = { ({**CONFIG, "input_size": (3, 16, 16)})!r}
+    return model
+"""
+    (tmp_path / "mine.py").write_text(source)
+    assert ub.load(f"{tmp_path}/mine.py:make").inputs == ub.Pixels((3, 16, 16), *IMAGENET, 17, "bicubic")
+    other = ub.Pixels((3, 16, 16))
+    assert ub.load(f"{tmp_path}/mine.py:make", inputs=other).inputs == other
+
+
 @pytest.mark.parametrize("inputs", [3, "imagenet", None, {}, {"mean": 0.5}, object(), torch.zeros(1), ub.Pixels])
 def test_what_is_no_preprocessing_is_refused(inputs: Any) -> None:
     with pytest.raises(InputError, match=r"inputs must be Pixels\(\.\.\.\), .*got "):

@@ -126,6 +126,34 @@ def test_a_file_under_old_names_and_a_prefix(tmp_path: Path, wrap: Any) -> None:
     assert same(fresh, model)
 
 
+class Wrapper(nn.Module):
+    """A module around a model of transformers, with a layer of its own, as of Lightning."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder, self.temperature = model, nn.Linear(3, 3)
+
+
+def test_a_module_around_a_model_whose_names_were_older(tmp_path: Path) -> None:
+    """As of a Lightning checkpoint that was written under transformers 4."""
+    saved = Wrapper(build("ViT"))
+    old = safetensors.torch.load_file(save(saved.encoder, tmp_path) / "model.safetensors")
+    own = {f"temperature.{name}": tensor for name, tensor in saved.temperature.state_dict().items()}
+    fresh = Wrapper(type(saved.encoder)(saved.encoder.config))
+    loading.weights(fresh, {"state_dict": {**{f"encoder.{name}": h for name, h in old.items()}, **own}})
+    assert same(fresh, saved)
+    with pytest.raises(ModelError, match=r"2 missing in the file: temperature\.weight, temperature\.bias"):
+        loading.weights(Wrapper(build("ViT")), {f"encoder.{name}": h for name, h in old.items()})
+
+
+def test_the_file_of_a_model_into_a_module_around_it(tmp_path: Path) -> None:
+    model = build("ViT")
+    old = safetensors.torch.load_file(save(model, tmp_path) / "model.safetensors")
+    fresh = nn.ModuleDict({"encoder": type(model)(model.config)})
+    loading.weights(fresh, old)
+    assert same(fresh["encoder"], model)
+
+
 def test_the_models_own_names_and_precision(tmp_path: Path) -> None:
     model = build("ViT")
     fresh = type(model)(model.config).double()

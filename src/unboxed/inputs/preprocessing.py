@@ -65,6 +65,12 @@ def as_inputs(value: object, model: object = None) -> Inputs:
     return _pixels(steps, type(value).__name__, model)
 
 
+def inputs_in_config(model: object) -> Inputs | None:
+    """The inputs that a model of timm has in its `pretrained_cfg`; None for a model without."""
+    config = _as_mapping(getattr(model, "pretrained_cfg", None))
+    return as_inputs(config, model) if config and {"input_size", "mean", "std"} <= config.keys() else None
+
+
 def _pixels(steps: _Steps, name: str, model: object) -> Pixels:
     if steps.unknown:
         raise InputError(f"the {name} does what Pixels cannot: {', '.join(steps.unknown)}; {_advice(steps)}")

@@ -10,7 +10,7 @@ from torch import nn
 from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
-from ..inputs.preprocessing import Preprocessing, shape_in_config
+from ..inputs.preprocessing import Preprocessing, inputs_in_config, shape_in_config
 from ..model.outputs import Outputs
 from .checkpoints import weights as put
 from .models import model
@@ -35,7 +35,8 @@ def load(
         weights: A safetensors file, a checkpoint, or a folder of shards; nothing in it is ever executed. Of several
             sets in a file, "file.pt:model_ema" takes one. None takes the model as it is made.
         inputs: What its inputs are: `ub.Pixels((3, 224, 224), mean, std)`, an image processor, a transform of
-            torchvision or a timm config. None where the factory returns (model, inputs), or a folder has a processor.
+            torchvision or a timm config. None where the factory returns (model, inputs), a folder has a processor, or
+            the model has its config (timm's `pretrained_cfg`).
         classes: Class names, in the order of the outputs. None takes those of a Hugging Face model
             (`config.id2label`), else numbers.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
@@ -55,7 +56,7 @@ def load(
     module, factory_inputs = model(spec, trained=weights is None, seed=seed)
     if weights is not None:
         put(module, weights)
-    inputs = inputs or factory_inputs
+    inputs = inputs or factory_inputs or inputs_in_config(module)
     if inputs is None:
         raise ModelError(_missing_inputs_text(spec, module))
     return Box(module, inputs, classes=classes, outputs=outputs)

@@ -93,7 +93,28 @@ def _load_on_copy(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loa
 
 @_attempt
 def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loaded:
-    """A model of transformers, made again from its own config and these tensors; nothing is imported or fetched."""
+    """A model of transformers, or a module around one: that one is made again from its own config and these tensors.
+
+    Nothing is imported or fetched. Names outside of it must be the module's own.
+    """
+    prefix, inner = next(
+        (f"{path}." if path else "", m) for path, m in model.named_modules() if hasattr(m, "from_pretrained")
+    )
+    inside = {name[len(prefix) :]: tensor for name, tensor in part.items() if name.startswith(prefix)}
+    outside = {name: tensor for name, tensor in part.items() if not name.startswith(prefix)}
+    if not inside:  # saved without the module around it
+        inside, outside = part, {}
+    loaded, unused, missing = _from_pretrained(inner, inside)
+    tensors = outside | {f"{prefix}{name}": tensor for name, tensor in loaded.items()}
+    names_in_part = {f"{prefix}{name}" if f"{prefix}{name}" in part else name for name in unused}
+    beside = names_in_part | {name for name in outside if name not in state}
+    fitted = {name: tensor for name, tensor in tensors.items() if name in state}
+    lost = [*(f"{prefix}{name}" for name in missing), *missing_names(fitted, state)]
+    return _Loaded(fitted, frozenset(beside), tuple(dict.fromkeys(lost)))
+
+
+def _from_pretrained(model: nn.Module, part: TensorDict) -> tuple[TensorDict, set[str], set[str]]:
+    """What transformers makes of some tensors: a state dict, the names it did not use, and those it missed."""
     config: Any = copy.deepcopy(model.config)
     for name in ("dtype", "torch_dtype"):
         if hasattr(config, name):
@@ -102,9 +123,7 @@ def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _
         loaded, report = type(model).from_pretrained(  # type: ignore[attr-defined]
             None, config=config, state_dict=dict(part), output_loading_info=True
         )
-    missing = {*report["missing_keys"], *map(str, report["mismatched_keys"])}
-    lost = tuple(name for name in state if name in missing) or tuple(missing)
-    return _Loaded(state_tensors(loaded), frozenset(report["unexpected_keys"]), lost)
+    return state_tensors(loaded), {*report["unexpected_keys"]}, {*report["missing_keys"], *report["mismatched_keys"]}
 
 
 @contextmanager
