@@ -79,9 +79,51 @@ def test_equal_sets_are_one(tmp_path: Path) -> None:
     assert same(fresh, RAW)
 
 
-def test_averages_that_are_no_state_dict_are_left_out_and_named(tmp_path: Path) -> None:
-    torch.save({"model": R, "ema": {"shadow_params": list(A.values())}}, tmp_path / "w.pt")
+def with_buffers(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "label"),
+    [
+        (lambda r, a: {"model": r, "ema": {"decay": 0.9, "shadow_params": [*a.values()]}}, "ema.shadow_params"),
+        (
+            lambda r, a: {
+                "state_dict": {**prefixed(r, "model."), **{f"model_ema.{n.replace('.', '')}": h for n, h in a.items()}}
+            },
+            "state_dict.model_ema",
+        ),
+    ],
+    ids=["a list", "names without dots"],
+)
+def test_averages_of_the_parameters_alone_are_taken_with_the_raw_buffers(
+    tmp_path: Path, make: Callable[..., dict[str, Any]], label: str
+) -> None:
+    """As diffusers' EMAModel and LitEma keep them."""
+    raw, averaged, path = with_buffers(1), with_buffers(2), tmp_path / "w.pt"
+    raw[1].running_mean += 5
+    torch.save(make(raw.state_dict(), dict(averaged.named_parameters())), path)
+    fresh = with_buffers(3)
+    with pytest.warns(UnboxedWarning, match=f"took the averaged weights, {label}"):
+        loading.weights(fresh, path)
+    assert torch.equal(fresh[0].weight, averaged[0].weight)
+    for selector, wanted in ((label, averaged), ("model", raw)):
+        loading.weights(fresh, f"{path}:{selector}")
+        assert torch.equal(fresh[0].weight, wanted[0].weight)
+        assert torch.equal(fresh[1].running_mean, raw[1].running_mean)
+
+
+def test_averages_of_another_model_are_left_out_and_named(tmp_path: Path) -> None:
+    torch.save({"model": R, "ema": {"shadow_params": [torch.ones(2)]}}, tmp_path / "w.pt")
     with pytest.warns(UnboxedWarning, match=r"left out, .*ema\.shadow_params\.0"):
+        loading.weights(net(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(("a", "b"), [("student", "teacher"), ("online_network", "target_network"), ("model", "best")])
+def test_where_no_name_says_which_is_the_average_it_is_asked(tmp_path: Path, a: str, b: str) -> None:
+    torch.save({a: R, b: A}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=f"w.pt:{a} or --weights .*w.pt:{b}$"):
         loading.weights(net(), tmp_path / "w.pt")
 
 

@@ -20,6 +20,7 @@ from .weight_sets import (
     missing_names,
     named_under,
     state_tensors,
+    unnamed_averages,
     wrong_shapes,
 )
 
@@ -57,7 +58,7 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
         parts = format_names(dict.fromkeys(name.partition(".")[0] for name in flat))
         raise ModelError(f"{path} has no weights under {selector!r}; it has: {parts}")
     state = state_tensors(model)
-    sets = matching_sets(part, state)
+    sets = _sets_by_name(model, flat, part, state)
     if not sets:
         sets, missing = converted_sets(model, part, state)
         if not sets:
@@ -65,6 +66,14 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
     taken = choose(sets, str(path), selector)
     _report_left_over(path, model, taken, part, sets)
     model.load_state_dict(model.state_dict() | taken.tensors)
+
+
+def _sets_by_name(model: nn.Module, flat: TensorDict, part: TensorDict, state: TensorDict) -> list[WeightSet]:
+    """The sets in a part of a file that fit by their names; of averages without names, where others are beside them."""
+    named = matching_sets(part, state)
+    base = next(iter(named or matching_sets(flat, state)), None)
+    parameters = [name for name, _ in model.named_parameters()]
+    return named if base is None else named + unnamed_averages(part, state, parameters, base.tensors)
 
 
 def _split_selector(source: str | Path) -> tuple[Path, str]:

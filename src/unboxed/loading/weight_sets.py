@@ -25,7 +25,7 @@ INNER_WRAPPER_NAMES = {
 """From DataParallel, torch.compile, Lightning Fabric, FSDP and activation checkpointing, anywhere in a name."""
 WRAPPER_NAMES = {"model", "net", "network", *INNER_WRAPPER_NAMES}  # and prefixes, as of Lightning modules
 AVERAGED_NAMES = {"ema", "emamodel", "modelema", "averaged", "average", "avg", "swa", "shadow", "polyak"}
-RAW_NAMES = {"current", "raw", "online"}  # "current_model_state" is Lightning's, beside averaged weights
+RAW_NAMES = {"current", "raw"}  # "current_model_state" is Lightning's, beside averaged weights
 COUNTER_NAMES = {"total_ops", "total_params", "attn_mask"}  # buffers that thop and Swin leave in modules
 TRAINING_NAMES = re.compile(r"optim|sched|scaler|rng|callback|loops")  # in names of a checkpoint that are no weights
 TOP_LEVEL = "."  # selects the weights that are under no key of a file
@@ -72,10 +72,34 @@ def matching_sets(flat: TensorDict, state: TensorDict) -> list[WeightSet]:
     """All sets of tensors in a file that have all names and shapes of a model's state dict, under some prefix."""
     file_names = without_wrapper_names(flat)
     sets = [
-        WeightSet(prefix.rstrip("."), {own: flat[real] for own, real in matched.items()}, frozenset(matched.values()))
+        _weight_set(prefix, matched, flat)
         for prefix, matched in _matches_by_prefix(file_names, without_wrapper_names(state, strip_common=True))
     ]
+    return _fitting(sets, state)
+
+
+def _weight_set(prefix: str, matched: Mapping[str, str], flat: TensorDict, base: TensorDict | None = None) -> WeightSet:
+    tensors = {own: flat[real] for own, real in matched.items()}
+    return WeightSet(prefix.rstrip("."), (base or {}) | tensors, frozenset(matched.values()))
+
+
+def _fitting(sets: Iterable[WeightSet], state: TensorDict) -> list[WeightSet]:
     return [s for s in sets if not missing_names(s.tensors, state) and not wrong_shapes(s.tensors, state)]
+
+
+def unnamed_averages(
+    flat: TensorDict, state: TensorDict, parameters: Sequence[str], base: TensorDict
+) -> list[WeightSet]:
+    """Averages that are kept as a list of all parameters (`shadow_params`) or by their names without dots (LitEma).
+
+    Buffers, which such averages lack, are those of `base`, the raw weights.
+    """
+    numbered = {str(i): name for i, name in enumerate(parameters)}
+    dotless = {name.replace(".", ""): name for name in parameters}
+    file_names = without_wrapper_names(flat)
+    matches = [match for names in (numbered, dotless) for match in _matches_by_prefix(file_names, names)]
+    sets = [_weight_set(prefix, matched, flat, base) for prefix, matched in matches if len(matched) == len(parameters)]
+    return _fitting(sets, state)
 
 
 def closest_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list[str]]:
