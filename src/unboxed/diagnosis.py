@@ -17,7 +17,7 @@ from .cards import Card, cards
 from .engine.read.class_labels import is_numbers_only
 from .errors import UnboxedError, UnboxedWarning
 from .objectives import mean_over_positions
-from .parameters import Inputs
+from .parameters import InputBatch
 from .settings import Above, Unit, check_settings
 
 N_EXAMPLES = 3
@@ -69,7 +69,7 @@ class Diagnosis:
 
 def doctor(
     box: Box,
-    x: Annotated[Inputs | None, "Inputs to try the methods on, 2 or more; None takes noise."] = None,
+    x: Annotated[InputBatch | None, "Inputs to try the methods on, 2 or more; None takes noise."] = None,
     *,
     max_flops: Annotated[
         float, Above(0), Unit("FLOPs"), "Largest cost of trying one method, about; then it is stopped."

@@ -65,7 +65,7 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
             raise ModelError(_mismatch_text(path, model, part, state, missing))
     taken = choose(sets, str(path), selector)
     _report_left_over(path, model, taken, part, sets)
-    model.load_state_dict(model.state_dict() | taken.tensors)
+    nn.Module.load_state_dict(model, model.state_dict() | taken.tensors)  # its own may take old names alone
 
 
 def _sets_by_name(model: nn.Module, flat: TensorDict, part: TensorDict, state: TensorDict) -> list[WeightSet]:
