@@ -171,6 +171,25 @@ def test_a_larger_model_is_refused_though_all_names_of_the_smaller_are_in_it(nam
     assert same(fresh, net())
 
 
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.ones(4, 3, device="meta"), "0.weight is meta float32 in the file, float32 in the model"),
+        (torch.ones(4, 3).to_sparse(), "0.weight is sparse_coo float32 in the file"),
+        (torch.ones(4, 3, dtype=torch.complex64), "0.weight is complex64 in the file"),
+        (torch.ones(4, 3, dtype=torch.int8), "0.weight is int8 in the file"),
+        (torch.ones(3, 4), r"0.weight is \(3, 4\) in the file, \(4, 3\) in the model"),
+    ],
+    ids=["meta", "sparse", "complex", "integers", "transposed"],
+)
+def test_tensors_that_are_no_weights_of_this_model(tensor: Tensor, words: str) -> None:
+    """Integers of quantized weights would be copied without their scale."""
+    fresh = net()
+    with pytest.raises(ModelError, match=f"1 of another shape or kind: {words}"):
+        loading.weights(fresh, {**R, "0.weight": tensor})
+    assert same(fresh, net())
+
+
 def test_average_of_torch() -> None:
     averaged, fresh = torch.optim.swa_utils.AveragedModel(RAW), net()
     with pytest.warns(UnboxedWarning, match="n_averaged"):
@@ -264,6 +283,26 @@ def test_a_model_that_translates_old_shapes() -> None:
     fresh = Reshaped()
     loading.weights(fresh, {"conv.weight": state["fc.weight"][..., None, None], "conv.bias": state["fc.bias"]})
     assert same(fresh, Renamed(7))
+
+
+class Resampled(nn.Module):
+    """Position embeddings of another length are resampled, as ViTs do, under the same name."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.arange(float(length))[None])
+
+    def _load_from_state_dict(self, state: State, prefix: str, *rest: Any) -> None:
+        length = self.positions.shape[1]
+        old = state[f"{prefix}positions"][:, None]
+        state[f"{prefix}positions"] = nn.functional.interpolate(old, length, mode="linear", align_corners=True)[:, 0]
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_a_model_that_resamples_its_position_embeddings() -> None:
+    fresh = Resampled(5)
+    loading.weights(fresh, {"positions": torch.tensor([[0.0, 2.0, 4.0]])})
+    assert torch.equal(fresh.positions, torch.arange(5.0)[None])
 
 
 def test_raw_and_averaged_weights_under_old_names(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _mismatch_text(
     groups = {
         "missing in the file": missing,
         "unexpected in the file": unexpected,
-        "of another shape": wrong_shapes(fitted, state),
+        "of another shape or kind": wrong_shapes(fitted, state),
     }
     problems = [f"{len(names)} {problem}: {format_names(names)}" for problem, names in groups.items() if names]
     return _refusal_text(path, model, problems) + _parametrization_hint(unexpected)

@@ -18,7 +18,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ..model.state import seeded_rngs
 from .files import TensorDict
-from .weight_sets import WeightSet, missing_names, prefixes, state_tensors, without_wrapper_names
+from .weight_sets import WeightSet, is_same_kind, missing_names, prefixes, state_tensors, without_wrapper_names
 
 LOG = logging.getLogger("unboxed")
 MAX_ATTEMPTS = 12  # parts of a file that a model is asked to load
@@ -45,6 +45,8 @@ def converted_sets(model: nn.Module, flat: TensorDict, state: TensorDict) -> tup
     missing = tuple(state)
     for prefix in _parts(names, state)[:MAX_ATTEMPTS]:
         part = {name[len(prefix) :]: flat[real] for name, real in names.items() if name.startswith(prefix)}
+        if not all(is_same_kind(tensor, state[name]) for name, tensor in part.items() if name in state):
+            continue  # torch would copy the integers of quantized weights without their scale
         attempts = (_load_on_copy(model, part, state), _load_pretrained(model, part, state))
         loaded = min(filter(None, attempts), key=lambda a: len(a.missing), default=None)
         if loaded is None:

@@ -241,12 +241,24 @@ def missing_names(fitted: TensorDict, state: TensorDict) -> list[str]:
 
 
 def wrong_shapes(fitted: TensorDict, state: TensorDict) -> list[str]:
-    """Sentences on the tensors of a set that have another shape in the model."""
+    """Sentences on the tensors of a set that have another shape, or another kind of numbers, in the model."""
     return [
-        f"{name} is {tuple(h.shape)} in the file, {tuple(state[name].shape)} in the model"
+        f"{name} is {_shape_text(h, state[name])} in the file, {_shape_text(state[name], h)} in the model"
         for name, h in fitted.items()
-        if not is_lazy(state[name]) and h.shape != state[name].shape
+        if not is_lazy(state[name]) and (h.shape != state[name].shape or not is_same_kind(h, state[name]))
     ]
+
+
+def is_same_kind(h: Tensor, own: Tensor) -> bool:
+    """Whether a tensor is dense, with numbers for a model's tensor: floats, not the integers of quantized weights."""
+    is_number = h.is_floating_point() or h.is_complex() or not own.is_floating_point()
+    return h.layout == torch.strided and not h.is_meta and is_number and h.is_complex() == own.is_complex()
+
+
+def _shape_text(h: Tensor, other: Tensor) -> str:
+    """The shape of a tensor, and where that is the other's, too, what kind of tensor it is."""
+    kind = "meta " * h.is_meta + f"{str(h.layout).removeprefix('torch.')} " * (h.layout != torch.strided)
+    return str(tuple(h.shape)) if h.shape != other.shape else f"{kind}{str(h.dtype).removeprefix('torch.')}"
 
 
 def _is_optional(name: str, tensor: Tensor, loaded_storage: set[tuple[object, ...]]) -> bool:
