@@ -15,6 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
+from ..engine.read.examples import inputs_and_labels
 from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -55,13 +56,13 @@ class Universal:
         Args:
             box: The model.
             x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-            y: Correct classes (N,), or one for all. None: the model's own predictions.
+            y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
             batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
         Raises:
             InputError: where no input counts.
         """
-        x = box.validate_inputs(x)
+        x, y = inputs_and_labels(box, x, y)
         return fooling_rate(self, box, x, y, lambda sample_index: self._apply_packed(box, x), 1, batch_size)
 
 
@@ -103,7 +104,7 @@ def universal(
     Args:
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        y: Correct classes (N,), or one for all. None: the model's own predictions.
+        y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
         eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.

@@ -33,8 +33,8 @@ def load(
         weights: A safetensors file or a checkpoint; nothing in it is ever executed. None takes the model as it is made.
         inputs: What its inputs are, `ub.Pixels((3, 224, 224), mean, std)`. None where the factory returns (model,
         inputs).
-        classes: Class names, in the order of the outputs. None takes those of a Hugging Face model
-            (`config.id2label`), else numbers.
+        classes: Class names, in the order of the outputs, or the path of a file of them. None takes those of a Hugging
+            Face model (`config.id2label`), else numbers.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
         seed: Seed of what the factory draws.
 

@@ -1,0 +1,327 @@
+"""The one door for examples: whatever holds inputs of a model, with or without labels, opened as tensors.
+
+Tensors, arrays, Pillow images, paths, lists of these, `(x, y)`, torch Datasets and DataLoaders, Hugging Face data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import BrokenImageError, DataError, InputError
+from .base import Inputs
+from .items import (
+    ACCEPTED_DATA,
+    SkippedExamples,
+    add_loader_skips,
+    data_name,
+    is_batching_loader,
+    is_indexable,
+    is_shuffling_loader,
+    item_or_data_error,
+    iter_loader_batches,
+    without_label,
+)
+from .multi import MultiInput
+from .packing import is_packed_pair, iter_packed_batch, pack_example, pack_structure
+from .pixel_arrays import (
+    WHITE_BY_DTYPE,
+    array_to_tensor,
+    image_to_tensor,
+    integers_to_unit_range,
+    is_encoded_image,
+    is_image_source,
+)
+from .pixels import Pixels
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "images"), ("label", "labels", "fine_label")  # of Hugging Face data
+ROWS_PER_READ = 1024  # examples that are stacked at a time
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedDataset:
+    """Examples that are read by index, converted on access: an input, or (input, label)."""
+
+    data: Any
+    inputs: Inputs | None
+    labels: Any = None  # one per example, where they come beside the inputs
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        example = to_example(item_or_data_error(self.data, i), self.inputs, f"example {i} of {data_name(self.data)}")
+        return example if self.labels is None else (without_label(example), self.labels[i])
+
+    def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
+        """All that can be read; the others are recorded."""
+        for i in range(len(self)):  # some data sets never raise IndexError
+            try:
+                example = self[i]
+            except BrokenImageError as error:
+                skipped.add(i, str(error))
+                continue
+            yield example
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedStream:
+    """Examples that come one after another, from an iterable or a DataLoader."""
+
+    data: Any
+    inputs: Inputs | None
+
+    def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
+        """All that can be read; the others are recorded."""
+        if is_batching_loader(self.data):
+            yield from self._iter_loader(skipped)
+            return
+        for i, item in enumerate(self.data):
+            try:
+                example = to_example(item, self.inputs, f"example {i} of {data_name(self.data)}")
+            except BrokenImageError as error:
+                skipped.add(i, str(error))
+                continue
+            yield example
+
+    def _iter_loader(self, skipped: SkippedExamples) -> Iterator[Any]:
+        n_read = 0
+        for batch in iter_loader_batches(self.data):
+            for example in self._iter_batch(batch, skipped):
+                n_read += 1
+                yield example
+        add_loader_skips(self.data, n_read, skipped)
+
+    def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:
+        if isinstance(self.inputs, MultiInput):
+            return iter_packed_batch(self.inputs, batch)
+        is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and _is_batch(batch[0], self.inputs)
+        return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
+
+
+Opened = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
+
+
+def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
+    """Data in any form as a tensor (N, ...), a pair (x, y), or examples that are converted when they are read.
+
+    `inputs` says what an input is: images are resized and cropped to it, several inputs are packed. None leaves inputs
+    as they are. Raises DataError for what holds no examples.
+    """
+    if isinstance(data, (OpenedDataset, OpenedStream)):
+        return data
+    if isinstance(inputs, MultiInput) and (packed := _open_structure(data, inputs)) is not None:
+        return packed
+    if isinstance(data, Tensor):
+        return integers_to_unit_range(data) if isinstance(inputs, Pixels) else data
+    if isinstance(data, np.ndarray):
+        return _open_array(data, inputs)
+    if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
+        images, labels = _image_and_label(data, "the data")
+        return _with_labels(open_data(images, inputs), labels)
+    if isinstance(inputs, Pixels) and is_image_source(data):
+        data = [data]
+    if not isinstance(inputs, MultiInput) and (pair := _split_labels(data, inputs)):
+        return _with_labels(open_data(pair[0], inputs), pair[1])
+    if is_indexable(data):
+        return OpenedDataset(data, inputs)
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, nn.Module)):
+        return OpenedStream(data, inputs)
+    raise DataError(f"{ACCEPTED_DATA}; got {type(data).__name__}")
+
+
+def iter_examples(data: Opened, skipped: SkippedExamples) -> Iterator[Any]:
+    """The examples one by one, inputs or (input, label); those that cannot be read are left out, and recorded."""
+    if isinstance(data, (OpenedDataset, OpenedStream)):
+        return data.iter_examples(skipped)
+    x, y = data if isinstance(data, tuple) else (data, None)
+    return iter(x) if y is None else zip(x, y, strict=True)
+
+
+def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) -> Iterator[Tensor]:
+    """The inputs (at most `size`, ...) of `data`, in their order; labels are left out.
+
+    Image files that cannot be read are left out, and recorded in `skipped`. Raises DataError where there are no inputs.
+    """
+    opened, skipped, n_read = without_label(open_data(data)), skipped or SkippedExamples(), 0
+    for x in _slice_batches(opened, size) if isinstance(opened, Tensor) else _collect_batches(opened, size, skipped):
+        n_read += len(x)
+        yield x
+    skipped.require_some_read(n_read)
+    skipped.warn()
+
+
+def as_batch(x: Any, inputs: Inputs) -> Any:
+    """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
+    if isinstance(x, Tensor):
+        return integers_to_unit_range(x) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
+    if isinstance(inputs, MultiInput) and _is_like_structure(x) and not is_packed_pair(inputs, x):
+        return x
+    if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x):
+        return x
+    if isinstance(x, nn.Module):
+        return x
+    try:
+        return torch.cat(list(input_batches(open_data(x, inputs), ROWS_PER_READ)))
+    except DataError as error:
+        raise InputError(str(error)) from error
+
+
+def _is_like_structure(x: Any) -> bool:
+    """Whether x is a dict, or a tuple of tensors: several inputs, if perhaps not those wanted."""
+    return isinstance(x, Mapping) or (isinstance(x, (tuple, list)) and all(isinstance(v, Tensor) for v in x))
+
+
+def stack_inputs(items: list[Any]) -> Tensor:
+    """The inputs of examples as one batch. Raises DataError."""
+    try:
+        return torch.stack([torch.as_tensor(without_label(item)) for item in items])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"these examples are no inputs of one shape: {error}. {ACCEPTED_DATA}") from error
+
+
+def is_single_pass(data: Any) -> bool:
+    """Whether a second pass over `data` would give nothing, or other examples."""
+    data = data.data if isinstance(data, OpenedStream) else data
+    return is_shuffling_loader(data) or isinstance(data, Iterator)
+
+
+def _slice_batches(x: Tensor, size: int) -> Iterator[Tensor]:
+    yield from (x[i : i + size] for i in range(0, len(x) if x.ndim else 0, size))
+
+
+def _collect_batches(data: Opened, size: int, skipped: SkippedExamples) -> Iterator[Tensor]:
+    examples = iter_examples(data, skipped)
+    while chunk := list(islice(examples, size)):
+        yield stack_inputs(chunk)
+
+
+# -- one example -------------------------------------------------------------------------------------------------------
+
+
+def to_example(item: Any, inputs: Inputs | None, where: str) -> Any:
+    """An item of data as an input, or (input, label). Raises DataError, BrokenImageError for an unreadable file."""
+    if isinstance(inputs, MultiInput):
+        return pack_example(inputs, item)
+    is_row = isinstance(item, (tuple, list)) and bool(item) and isinstance(item[0], Real)  # of a table
+    value, label = (item, None) if is_row and not isinstance(inputs, Pixels) else split_item(item)
+    x = _to_input(value, inputs, where)
+    return x if label is None else (x, label)
+
+
+def split_item(item: Any) -> tuple[Any, Any]:
+    """The input and the label of an item: (input, label), (input,), or a row with columns such as image and label."""
+    if isinstance(item, Mapping) and not is_encoded_image(item):
+        item = _image_and_label(item, "an item")
+    if isinstance(item, (tuple, list)) and item:
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def _to_input(value: Any, inputs: Inputs | None, where: str) -> Any:
+    if not isinstance(inputs, Pixels):
+        return value
+    if not isinstance(value, Tensor) or value.dtype in WHITE_BY_DTYPE:
+        return image_to_tensor(value, where, inputs)
+    if value.ndim == 4:
+        raise DataError(f"{where} is a batch {tuple(value.shape)}, not one image: torch.cat(x) joins a list of batches")
+    return value[None] if value.ndim == 2 and inputs.shape[0] == 1 else value
+
+
+def _image_and_label(row: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
+    """The image and the label of a row, or of the columns, of a Hugging Face data set. Raises DataError."""
+    image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
+    if image is None:
+        names = ", ".join(map(repr, list(row)[:6]))
+        are_splits = bool(row) and all(hasattr(value, "column_names") for value in row.values())
+        advice = f"; these are the splits of a data set: pass one, data[{next(iter(row))!r}]" if are_splits else ""
+        raise DataError(f"{what} is a dict of {names}; wanted the columns image and label{advice}. {ACCEPTED_DATA}")
+    return image, next((row[name] for name in LABEL_COLUMNS if name in row), None)
+
+
+# -- whole data --------------------------------------------------------------------------------------------------------
+
+
+def _open_structure(data: Any, inputs: MultiInput) -> Opened | None:
+    """Data of a model with several inputs that are packed already, or that are a structure of tensors; else None."""
+    if isinstance(data, Tensor) or is_packed_pair(inputs, data):
+        return data  # type: ignore[no-any-return]
+    if inputs.is_structure(data):
+        return pack_structure(inputs, data)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and inputs.is_structure(data[0]):
+        return pack_structure(inputs, data[0]), data[1]
+    return None
+
+
+def _open_array(array: NDArray[Any], inputs: Inputs | None) -> Opened:
+    """A batch of inputs, (N, C, H, W), (N, H, W, C) or (N, H, W) for images. Raises DataError."""
+    if array.dtype.kind in "OUS":
+        return open_data(list(array), inputs)
+    if not isinstance(inputs, Pixels):
+        return torch.as_tensor(array)
+    if array.ndim == 3 and inputs.shape[0] == 1 and array.shape[1:] == inputs.shape[1:]:
+        array = array[:, None]
+    return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape))
+
+
+def _with_labels(x: Opened, labels: Any) -> Opened:
+    if isinstance(x, Tensor):
+        return (x, labels) if labels is not None else x
+    if isinstance(x, OpenedDataset):
+        if labels is not None and len(labels) != len(x):
+            raise DataError(f"there are {len(x)} inputs and {len(labels)} labels; wanted one label per input")
+        return OpenedDataset(x.data, x.inputs, labels)
+    raise DataError(f"{ACCEPTED_DATA}; got labels beside a {type(x).__name__}")
+
+
+def _split_labels(data: Any, inputs: Inputs | None) -> tuple[Any, Any] | None:
+    """The inputs and the labels of a pair (x, y), or None: then data are a collection of examples."""
+    if not isinstance(data, (tuple, list)) or len(data) < 2:
+        return None
+    x, y = data[:2]
+    if _is_batch(x, inputs):
+        return (x, y) if _may_be_labels(y, x, inputs) else None
+    if not isinstance(data, tuple) or len(data) != 2:
+        return None
+    if is_image_source(x) and isinstance(y, Integral):
+        return [x], [y]
+    are_two_items = isinstance(x, tuple) and isinstance(y, tuple)
+    are_examples = is_indexable(x) and not isinstance(x, (Tensor, np.ndarray)) and not are_two_items
+    return (x, y) if are_examples and _are_labels(y) else None
+
+
+def _may_be_labels(y: Any, x: Tensor | NDArray[Any], inputs: Inputs | None) -> bool:
+    """Whether y may be the labels of a batch x, and not another batch or example."""
+    if isinstance(y, (Tensor, np.ndarray)):
+        return y.ndim < x.ndim if inputs is None or isinstance(inputs, Pixels) else y.ndim <= x.ndim
+    return y is None or isinstance(y, (list, tuple))
+
+
+def _is_batch(x: Any, inputs: Inputs | None) -> bool:
+    """Whether x is a tensor or an array with as many axes as a batch of inputs."""
+    if not isinstance(x, (Tensor, np.ndarray)):
+        return False
+    if not isinstance(inputs, Pixels):
+        return x.ndim > 1
+    return x.ndim == 4 or (isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1:] == inputs.shape[1:])
+
+
+def _are_labels(y: Any) -> bool:
+    """Whether these are labels: None, class numbers or names."""
+    if y is None or isinstance(y, (Tensor, np.ndarray)):
+        return y is None or y.ndim in (1, 2)
+    if not isinstance(y, (list, tuple)):
+        return False
+    return all(isinstance(v, str) for v in y) or all(isinstance(v, Integral) or _is_one_number(v) for v in y)
+
+
+def _is_one_number(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
