@@ -562,7 +562,7 @@ class Box:
         size = check_batch_size(batch_size)
         return size if size == "auto" else min(size, self.max_rows), self.batch_limit
 
-    def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
+    def read(self, x: Any, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations of layers for a batch of inputs.
 
         The forward pass stops at the deepest layer needed. `ub.activations.maps` makes figures of them.
@@ -610,7 +610,7 @@ class Box:
             return {a: parts[0][a] for a in addresses}
         return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
-    def __call__(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+    def __call__(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The logits of a batch of inputs: pre-softmax values, also of a model that ends in a softmax.
 
         Args:
@@ -633,7 +633,7 @@ class Box:
         """
         return self.read(x, ["logits"], batch_size=batch_size)["logits"]
 
-    def probs(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+    def probs(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The probabilities of a batch of inputs.
 
         Args:
@@ -677,7 +677,7 @@ class Box:
             raise OutputError("a regression model gives no probabilities; read box(x)")
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
 
-    def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+    def predict(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The class with the largest output for each input.
 
         Args:

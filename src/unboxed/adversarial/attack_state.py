@@ -19,6 +19,7 @@ from ..engine.optimize.constraints import L1, L2, Linf, NormBall, resolve_ball
 from ..engine.read.examples import inputs_and_labels
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
+from ..inputs.labels import ClassLabels
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts
@@ -53,10 +54,10 @@ class AttackState:
         self,
         box: Box,
         x: Tensor,
-        y: Tensor | int | None = None,
+        y: ClassLabels | None = None,
         *,
         norm: NormBall,
-        target: Tensor | int | None = None,
+        target: ClassLabels | None = None,
         objective: Objective | None = None,
         loss_name: str = "ce",
         eot: int = 1,

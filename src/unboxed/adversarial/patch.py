@@ -17,6 +17,7 @@ from ..engine.optimize.constraints import unbounded_ball
 from ..engine.read.examples import inputs_and_labels
 from ..engine.read.sizes import require_images
 from ..errors import InputError
+from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, InputBatch, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
@@ -52,7 +53,7 @@ class Patch:
         return self.placement.paste(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
 
     def fooling_rate(
-        self, box: Box, x: Tensor, y: Tensor | int | None = None, *, n_samples: int = 1, seed: int = 0,
+        self, box: Box, x: Tensor, y: ClassLabels | None = None, *, n_samples: int = 1, seed: int = 0,
         batch_size: BatchSize = "auto",
     ) -> float:  # fmt: skip
         """The fooling rate: the fraction of images x (N, C, H, W) that the patch makes the model misclassify.

@@ -16,6 +16,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..engine.read.examples import inputs_and_labels
+from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -46,7 +47,7 @@ class Universal:
         return box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
 
     def fooling_rate(
-        self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
+        self, box: Box, x: Any, y: ClassLabels | None = None, *, batch_size: BatchSize = "auto"
     ) -> float:  # fmt: skip
         """The fooling rate: the fraction of inputs x (N, ...) that the perturbation makes the model misclassify.
 

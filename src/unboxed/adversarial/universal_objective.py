@@ -15,6 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.examples import inputs_and_labels
 from ..errors import InputError
+from ..inputs.labels import ClassLabels
 from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
@@ -105,7 +106,7 @@ def quartic_root_objective(criterion: Objective) -> Objective:
 
 
 def start_universal_attack(
-    box: Box, x: Any, y: Tensor | int | None, target: int | None, objective: Objective | None, norm: Any,
+    box: Box, x: Any, y: ClassLabels | None, target: ClassLabels | None, objective: Objective | None, norm: Any,
     batch_size: BatchSize,
 ) -> tuple[AttackState, Tensor]:  # fmt: skip
     """The state of the attack, and which images (N,) are of the target's class. Raises InputError, OutputError."""
@@ -142,7 +143,7 @@ def fooling_rate(
     result: UniversalResult,
     box: Box,
     x: Tensor,
-    y: Tensor | int | None,
+    y: ClassLabels | None,
     changed_images: Callable[[int], Tensor],
     n_samples: int,
     batch_size: BatchSize,

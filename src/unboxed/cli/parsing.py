@@ -99,6 +99,11 @@ def with_data_classes(images: Dataset[Any], box: Box) -> Box:
     return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
 
 
+def skipped_files(data: Any) -> list[dict[str, str]]:
+    """The files of the data that were left out, and why."""
+    return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
+
+
 def command_line() -> str:
     return shlex.join(["unboxed", *sys.argv[1:]])
 

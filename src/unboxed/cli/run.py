@@ -190,11 +190,14 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     from ..engine.results import json_summary, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
+    from .parsing import skipped_files
 
     tensors = {name or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
     unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": json_summary(result)}
+    if skipped := skipped_files(data):
+        numbers["skipped"] = skipped
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
     images = {_file_name(name): image for name, image in figures(result, box, data=data).items()}

@@ -56,6 +56,10 @@ def _shape_hint(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
         return ". Pass x[:, None]"
     if got[1:] == (*size, channels):
         return ": the channels are last. Pass x.permute(0, 3, 1, 2)"
+    if list(got[1:]) == size:
+        return f": gray images. Pass x[:, None].expand(-1, {channels}, -1, -1)"
+    if len(got) == 4 and list(got[1:3]) == size and (hint := _channel_hint(got[3], channels)):
+        return f": the channels are last. With x = x.permute(0, 3, 1, 2){hint.replace(': ', ', ', 1)}"
     if len(got) != 4:
         return ": x.flatten(0, 1) joins several batches" if len(got) == 5 and got[2:] == shape else ""
     if list(got[2:]) == size:

@@ -5,6 +5,7 @@ Tensors, arrays, Pillow images, paths, lists of these, `(x, y)`, torch Datasets 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -125,7 +126,7 @@ def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
     if isinstance(data, np.ndarray):
         return _open_array(data, inputs)
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
-        images, labels = _image_and_label(data, "the data")
+        images, labels = _image_and_label(data)
         return _with_labels(open_data(images, inputs), labels)
     if isinstance(inputs, Pixels) and is_image_source(data):
         data = [data]
@@ -164,6 +165,8 @@ def as_batch(x: Any, inputs: Inputs) -> Any:
     if isinstance(x, Tensor):
         return integers_to_unit_range(x) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
     if isinstance(inputs, MultiInput) and _is_like_structure(x) and not is_packed_pair(inputs, x):
+        return _convert_parts(x, inputs)
+    if _is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
         return x
     if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x):
         return x
@@ -177,7 +180,23 @@ def as_batch(x: Any, inputs: Inputs) -> Any:
 
 def _is_like_structure(x: Any) -> bool:
     """Whether x is a dict, or a tuple of tensors: several inputs, if perhaps not those wanted."""
-    return isinstance(x, Mapping) or (isinstance(x, (tuple, list)) and all(isinstance(v, Tensor) for v in x))
+    is_tuple = isinstance(x, (tuple, list)) and all(isinstance(v, (Tensor, np.ndarray)) for v in x)
+    return isinstance(x, Mapping) or is_tuple
+
+
+def _is_nested_list(x: Any) -> bool:
+    """Whether x is a list of lists of numbers, such as `tensor.tolist()`."""
+    return isinstance(x, Real) or (isinstance(x, list) and bool(x) and _is_nested_list(x[0]))
+
+
+def _convert_parts(x: Any, inputs: MultiInput) -> Any:
+    """Several inputs with each part as a batch; what has not the parts wanted as it is. Raises InputError."""
+    parts = inputs.parts
+    if isinstance(x, Mapping) and isinstance(parts, Mapping) and set(x) == set(parts):
+        return {name: as_batch(x[name], part) for name, part in parts.items()}
+    if isinstance(x, (tuple, list)) and not isinstance(parts, Mapping) and len(x) == len(parts):
+        return tuple(as_batch(value, part) for value, part in zip(x, parts, strict=True))
+    return x
 
 
 def stack_inputs(items: list[Any]) -> Tensor:
@@ -212,7 +231,7 @@ def to_example(item: Any, inputs: Inputs | None, where: str) -> Any:
     if isinstance(inputs, MultiInput):
         return pack_example(inputs, item)
     is_row = isinstance(item, (tuple, list)) and bool(item) and isinstance(item[0], Real)  # of a table
-    value, label = (item, None) if is_row and not isinstance(inputs, Pixels) else split_item(item)
+    value, label = (torch.tensor(item), None) if is_row and not isinstance(inputs, Pixels) else split_item(item)
     x = _to_input(value, inputs, where)
     return x if label is None else (x, label)
 
@@ -220,7 +239,7 @@ def to_example(item: Any, inputs: Inputs | None, where: str) -> Any:
 def split_item(item: Any) -> tuple[Any, Any]:
     """The input and the label of an item: (input, label), (input,), or a row with columns such as image and label."""
     if isinstance(item, Mapping) and not is_encoded_image(item):
-        item = _image_and_label(item, "an item")
+        item = _image_and_label(item)
     if isinstance(item, (tuple, list)) and item:
         return item[0], item[1] if len(item) > 1 else None
     return item, None
@@ -236,14 +255,14 @@ def _to_input(value: Any, inputs: Inputs | None, where: str) -> Any:
     return value[None] if value.ndim == 2 and inputs.shape[0] == 1 else value
 
 
-def _image_and_label(row: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
+def _image_and_label(row: Mapping[Any, Any]) -> tuple[Any, Any]:
     """The image and the label of a row, or of the columns, of a Hugging Face data set. Raises DataError."""
     image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
     if image is None:
         names = ", ".join(map(repr, list(row)[:6]))
         are_splits = bool(row) and all(hasattr(value, "column_names") for value in row.values())
         advice = f"; these are the splits of a data set: pass one, data[{next(iter(row))!r}]" if are_splits else ""
-        raise DataError(f"{what} is a dict of {names}; wanted the columns image and label{advice}. {ACCEPTED_DATA}")
+        raise DataError(f"got a dict of {names}; wanted the columns image and label{advice}. {ACCEPTED_DATA}")
     return image, next((row[name] for name in LABEL_COLUMNS if name in row), None)
 
 
@@ -254,10 +273,11 @@ def _open_structure(data: Any, inputs: MultiInput) -> Opened | None:
     """Data of a model with several inputs that are packed already, or that are a structure of tensors; else None."""
     if isinstance(data, Tensor) or is_packed_pair(inputs, data):
         return data  # type: ignore[no-any-return]
-    if inputs.is_structure(data):
-        return pack_structure(inputs, data)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and inputs.is_structure(data[0]):
-        return pack_structure(inputs, data[0]), data[1]
+    if inputs.is_structure(values := _convert_parts(data, inputs) if _is_like_structure(data) else data):
+        return pack_structure(inputs, values)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_like_structure(data[0]):
+        values = _convert_parts(data[0], inputs)
+        return (pack_structure(inputs, values), data[1]) if inputs.is_structure(values) else None
     return None
 
 

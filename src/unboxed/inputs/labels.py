@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..atomic_write import to_printable
@@ -17,6 +18,7 @@ from ..errors import DataError, InputError, warn
 from ..validation import nearest_names, suggest
 
 Label = TypeVar("Label", bound=Hashable)
+ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
 
 MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
 MAX_NAMES_SHOWN = 5  # in a message

@@ -109,7 +109,9 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} must be an int, or one int per example (N,); got {type(y).__name__}") from error
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        hint = f"; if they are {what} each, pass y.long()" if values.is_floating_point() and values.ndim < 2 else ""
+        hint = (
+            "; if these are whole numbers, pass them as ints" if values.is_floating_point() and values.ndim < 3 else ""
+        )
         raise InputError(f"{what} must be an int, or one int per example (N,); got {values.dtype}{hint}")
     return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import DataError, InputError
-from ...inputs.labels import label_value, match_labels, match_names
+from ...inputs.labels import ClassLabels, label_value, match_labels, match_names
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # of Hugging Face data sets
 
@@ -38,7 +38,7 @@ class LabelNames:
         )
 
 
-def requested_classes(box: Box, target: int | str | Sequence[int | str] | Tensor | None) -> Tensor:
+def requested_classes(box: Box, target: ClassLabels | None) -> Tensor:
     """The classes (K,) that `target` names; None is all of them. Raises InputError for none, or unknown ones."""
     if target is None:
         return torch.arange(box.n_outputs, device=box.device)
