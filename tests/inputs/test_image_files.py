@@ -171,7 +171,7 @@ def test_an_image_that_can_not_be_read_is_named(tmp_path: Path) -> None:
         ub.image(tmp_path / "a.heic", like=RGB)
     with pytest.raises(DataError, match=r"none\.png: there is no such file"):
         ub.image(tmp_path / "none.png", like=RGB)
-    with pytest.raises(DataError, match=r"is a folder: ub\.data\.folder"):
+    with pytest.raises(DataError, match=r"is a folder: name one image, or pass ub\.data\.folder"):
         ub.image(tmp_path, like=RGB)
     with pytest.raises(DataError, match="first or last"):
         ub.image(np.zeros((3, 3, 3)), like=ub.Pixels((3, 3, 3)))

@@ -25,10 +25,10 @@ MAX_NAMES_SHOWN = 5  # in a message
 SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
 CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
-    "subfolders, or put the images into one folder, without labels"
+    "subfolders or labels, or put the images into one folder, without labels"
 )
 SYNSET_ADVICE = (
-    "these are WordNet ids: give --classes imagenet_class_index.json, or a file of lines like n02108089 boxer. "
+    "These are WordNet ids: give --classes imagenet_class_index.json, or a file of lines like n02108089 boxer. "
 )
 
 
@@ -231,8 +231,9 @@ def _mismatch_message(
     ]
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
     synsets = SYNSET_ADVICE if all(SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
+    counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
     classes_text = f"the model's {len(classes)} classes ({_format_names(classes)})"
-    return f"{subject} {classes_text}{hint}. {synsets}{CLASS_NAMES_ADVICE}"
+    return f"{subject} {classes_text}{hint}{counted}. {synsets}{CLASS_NAMES_ADVICE}"
 
 
 def _quote_names(names: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = No
         return _decode_bytes(source["bytes"], like, channels)
     path = Path(source["path"] if isinstance(source, Mapping) else source).expanduser()
     if os.path.isdir(path):
-        raise DataError(f"{to_printable(str(path))} is a folder: ub.data.folder(path, box) opens its images")
+        raise DataError(f"{to_printable(str(path))} is a folder: name one image, or pass ub.data.folder(path, box)")
     fault = file_fault(path)
     if fault is None:
         try:
