@@ -14,6 +14,7 @@ from torch import nn
 
 import unboxed as ub
 from unboxed.cli.parsing import parse_class, parse_classes
+from unboxed.engine.read.examples import examples_with_optional_labels
 from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs.class_files import read_class_names
 from unboxed.inputs.labels import class_numbers, label_value, match_names
@@ -252,3 +253,79 @@ def test_a_report_takes_a_stream(tmp_path: Path) -> None:
     for data in (loader, iter(ITEMS)):
         out = ub.report(box(["cat", "dog", "ant"]), data, tmp_path / "out", sections=["overview"], quiet=True)
         assert json.loads((out.path.parent / "report.json").read_text())["findings"]["overview"]["accuracy"] is not None
+
+
+class Rows:
+    """A Hugging Face data set with names of its own order."""
+
+    def __init__(self) -> None:
+        self.features = {"img": None, "label": type("ClassLabel", (), {"names": ["dog", "ant", "cat"]})()}
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"img": Image.new("L", (8, 8), 40 * i), "label": i}
+
+
+def test_names_of_a_hugging_face_data_set_are_matched() -> None:
+    named, rows = box(["cat", "dog", "ant"]), Rows()
+    wanted = torch.tensor([1, 2, 0])
+    assert torch.equal(examples_with_optional_labels(named, rows)[1], wanted)  # type: ignore[arg-type]
+    assert torch.equal(examples_with_optional_labels(named, ub.data.first(rows, 3))[1], wanted)  # type: ignore[arg-type]
+    attacked = ub.adversarial.fgsm(named, rows, eps=0.01)
+    assert torch.equal(attacked.initially_misclassified, named.predict(rows) != wanted)
+    with pytest.raises(DataError, match=r"splits of a data set: pass one, data\['train'\]"):
+        ub.robustness.calibration(named, {"train": _split(rows), "test": _split(rows)})
+
+
+def _split(rows: Any) -> Any:
+    rows.column_names = ["img", "label"]
+    return rows
+
+
+# -- what cannot be read -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_what_a_loader_leaves_out_is_listed_by_every_pass(n_workers: int, tmp_path: Path) -> None:
+    for i in range(4):
+        path = save(tmp_path / "cat" / f"{i}.png")
+    Image.effect_noise((8, 8), 99).save(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    save(tmp_path / "dog" / "a.png")
+    folder = ub.data.folder(tmp_path, box(["cat", "dog"], n=2))
+    loader = torch.utils.data.DataLoader(folder, batch_size=2, num_workers=n_workers)
+    named, why = box(["cat", "dog"], n=2), r"3\.png" if n_workers == 0 else "worker processes"
+    for use in (
+        ub.robustness.calibration,
+        ub.attribution.gradient,
+        lambda b, d: ub.activations.statistics(b, d, ["1"]),
+    ):
+        with pytest.warns(UnboxedWarning, match=f"1 example can't be read and is left out: .*{why}"):
+            use(named, loader)
+
+
+def test_paths_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
+    good, bad = save(tmp_path / "a.png"), tmp_path / "b.png"
+    bad.write_bytes(b"no image")
+    for data in ([good, bad, good], ([good, bad, good], ["0", "1", "2"]), iter([good, bad, good])):
+        with pytest.warns(UnboxedWarning, match=r"1 example can't be read and is left out: .*b\.png: not an image"):
+            assert len(box()(data)) == 2
+    with pytest.raises(InputError, match=r"can't read the only example: .*b\.png: not an image"):
+        box()(bad)
+    wrapped = ub.data.wrap([good, bad, good], like=GRAY)
+    assert len(wrapped.tensors().x) == 2
+    assert [source for source, _ in wrapped.skipped] == ["example 1"]  # type: ignore[attr-defined]
+
+
+def test_models_are_compared_on_the_same_examples() -> None:
+    first, second = box(), box()
+    images = [x for x, _ in ITEMS]
+    maps = ub.compare({"a": first, "b": second}, ub.attribution.gradient, iter(images))
+    assert torch.equal(maps["b"], ub.attribution.gradient(second, images))
+    shuffled = torch.utils.data.DataLoader(images, batch_size=2, shuffle=True)  # type: ignore[arg-type, var-annotated]
+    maps = ub.compare({"a": first, "b": second}, ub.attribution.gradient, shuffled)
+    assert torch.equal(maps["a"].input, maps["b"].input)  # type: ignore[arg-type]
+    with pytest.warns(UnboxedWarning, match="another order at each pass"):
+        first(shuffled)

@@ -104,6 +104,15 @@ def skipped_files(data: Any) -> list[dict[str, str]]:
     return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
 
 
+def note_skipped_files(data: Any) -> None:
+    """Say on stderr which files were left out when the data were opened; the report lists them on its page."""
+    if not (skipped := skipped_files(data)):
+        return
+    listed = "; ".join(f"{entry['file']}: {entry['why']}" for entry in skipped[:3])
+    rest = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    typer.secho(f"note: left out (files: {len(skipped)}): {listed}{rest}", fg="yellow", err=True)
+
+
 def command_line() -> str:
     return shlex.join(["unboxed", *sys.argv[1:]])
 

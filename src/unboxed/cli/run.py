@@ -128,13 +128,14 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import parse_classes, parse_pixels, with_data_classes
+    from .parsing import note_skipped_files, parse_classes, parse_pixels, with_data_classes
 
     names = parse_classes(classes)
     box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in KINDS_OF_CLASSES)
     images = None if data is None else loading.data_for(data, box, root=root, classes=names)
+    note_skipped_files(images)
     box = box if images is None or names is not None else with_data_classes(images, box)
     settings |= _parse_settings(card, texts, box, other, lambda kind: kind in KINDS_OF_CLASSES)
     examples = arguments_from_data(card, box, images, n)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import BrokenImageError, DataError, InputError
+from ..errors import BrokenImageError, DataError, InputError, warn
 from .base import Inputs
 from .items import (
     ACCEPTED_DATA,
@@ -172,6 +172,9 @@ def as_batch(x: Any, inputs: Inputs) -> Any:
         return x
     if isinstance(x, nn.Module):
         return x
+    if is_shuffling_loader(x):
+        warn("this DataLoader gives its examples in another order at each pass: what is called with it again, or with "
+             "maps or labels made before, sees other examples")  # fmt: skip
     try:
         return torch.cat(list(input_batches(open_data(x, inputs), ROWS_PER_READ)))
     except DataError as error:
@@ -211,6 +214,16 @@ def is_single_pass(data: Any) -> bool:
     """Whether a second pass over `data` would give nothing, or other examples."""
     data = data.data if isinstance(data, OpenedStream) else data
     return is_shuffling_loader(data) or isinstance(data, Iterator)
+
+
+def read_again(data: Any, inputs: Inputs) -> Any:
+    """Data that may be passed over several times: a stream, or a shuffling loader, in memory; all other data as is."""
+    if not is_single_pass(data):
+        return data
+    skipped = SkippedExamples()
+    examples = list(iter_examples(open_data(data, inputs), skipped))
+    skipped.warn()
+    return examples
 
 
 def _slice_batches(x: Tensor, size: int) -> Iterator[Tensor]:
