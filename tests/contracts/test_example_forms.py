@@ -102,3 +102,10 @@ def test_a_verdict_takes_what_a_method_takes() -> None:
     method = ub.attribution.gradient
     given = ub.checks.verdict(c.box, iter(PICTURES), method, max_draws=2)
     assert given.grade == ub.checks.verdict(c.box, X, method, max_draws=2).grade
+
+
+def test_arrays_of_a_double_model_keep_their_precision() -> None:
+    box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).double(), ub.Pixels((1, 8, 8)))
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    assert torch.equal(box.validate_inputs(x.numpy()), x)
+    assert torch.equal(box.validate_inputs(x.numpy().astype(">f8")), x)

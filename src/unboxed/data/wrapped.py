@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ..engine.read.class_labels import dataset_class_names
 from ..errors import BrokenImageError, DataError, InputError
 from ..inputs.class_files import resolve_class_names
-from ..inputs.examples import iter_examples, open_data, split_item
+from ..inputs.examples import iter_examples, open_data
+from ..inputs.forms import split_item
 from ..inputs.images import require_pixels
 from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labels import class_numbers, label_value, number_names

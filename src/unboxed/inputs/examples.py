@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import BrokenImageError, DataError, InputError, warn
 from .base import Inputs
+from .forms import image_and_label, is_batch, is_like_structure, is_nested_list, split_labels, to_example
 from .items import (
     ACCEPTED_DATA,
     SkippedExamples,
@@ -32,18 +32,16 @@ from .items import (
     without_label,
 )
 from .multi import MultiInput
-from .packing import is_packed_pair, iter_packed_batch, pack_example, pack_structure
+from .packing import is_packed_pair, iter_packed_batch, pack_structure
 from .pixel_arrays import (
     WHITE_BY_DTYPE,
     array_to_tensor,
-    image_to_tensor,
     integers_to_unit_range,
     is_encoded_image,
     is_image_source,
 )
 from .pixels import Pixels
 
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "images"), ("label", "labels", "fine_label")  # of Hugging Face data
 ROWS_PER_READ = 1024  # examples that are stacked at a time
 
 
@@ -104,7 +102,7 @@ class OpenedStream:
     def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:
         if isinstance(self.inputs, MultiInput):
             return iter_packed_batch(self.inputs, batch)
-        is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and _is_batch(batch[0], self.inputs)
+        is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and is_batch(batch[0], self.inputs)
         return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
 
 
@@ -126,11 +124,11 @@ def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
     if isinstance(data, np.ndarray):
         return _open_array(data, inputs)
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
-        images, labels = _image_and_label(data)
+        images, labels = image_and_label(data)
         return _with_labels(open_data(images, inputs), labels)
     if isinstance(inputs, Pixels) and is_image_source(data):
         data = [data]
-    if not isinstance(inputs, MultiInput) and (pair := _split_labels(data, inputs)):
+    if not isinstance(inputs, MultiInput) and (pair := split_labels(data, inputs)):
         return _with_labels(open_data(pair[0], inputs), pair[1])
     if is_indexable(data):
         return OpenedDataset(data, inputs)
@@ -164,9 +162,9 @@ def as_batch(x: Any, inputs: Inputs) -> Any:
     """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
     if isinstance(x, Tensor):
         return integers_to_unit_range(x) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
-    if isinstance(inputs, MultiInput) and _is_like_structure(x) and not is_packed_pair(inputs, x):
+    if isinstance(inputs, MultiInput) and is_like_structure(x) and not is_packed_pair(inputs, x):
         return _convert_parts(x, inputs)
-    if _is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
+    if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
         return x
     if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x):
         return x
@@ -179,17 +177,6 @@ def as_batch(x: Any, inputs: Inputs) -> Any:
         return torch.cat(list(input_batches(open_data(x, inputs), ROWS_PER_READ)))
     except DataError as error:
         raise InputError(str(error)) from error
-
-
-def _is_like_structure(x: Any) -> bool:
-    """Whether x is a dict, or a tuple of tensors: several inputs, if perhaps not those wanted."""
-    is_tuple = isinstance(x, (tuple, list)) and all(isinstance(v, (Tensor, np.ndarray)) for v in x)
-    return isinstance(x, Mapping) or is_tuple
-
-
-def _is_nested_list(x: Any) -> bool:
-    """Whether x is a list of lists of numbers, such as `tensor.tolist()`."""
-    return isinstance(x, Real) or (isinstance(x, list) and bool(x) and _is_nested_list(x[0]))
 
 
 def _convert_parts(x: Any, inputs: MultiInput) -> Any:
@@ -236,49 +223,6 @@ def _collect_batches(data: Opened, size: int, skipped: SkippedExamples) -> Itera
         yield stack_inputs(chunk)
 
 
-# -- one example -------------------------------------------------------------------------------------------------------
-
-
-def to_example(item: Any, inputs: Inputs | None, where: str) -> Any:
-    """An item of data as an input, or (input, label). Raises DataError, BrokenImageError for an unreadable file."""
-    if isinstance(inputs, MultiInput):
-        return pack_example(inputs, item)
-    is_row = isinstance(item, (tuple, list)) and bool(item) and isinstance(item[0], Real)  # of a table
-    value, label = (torch.tensor(item), None) if is_row and not isinstance(inputs, Pixels) else split_item(item)
-    x = _to_input(value, inputs, where)
-    return x if label is None else (x, label)
-
-
-def split_item(item: Any) -> tuple[Any, Any]:
-    """The input and the label of an item: (input, label), (input,), or a row with columns such as image and label."""
-    if isinstance(item, Mapping) and not is_encoded_image(item):
-        item = _image_and_label(item)
-    if isinstance(item, (tuple, list)) and item:
-        return item[0], item[1] if len(item) > 1 else None
-    return item, None
-
-
-def _to_input(value: Any, inputs: Inputs | None, where: str) -> Any:
-    if not isinstance(inputs, Pixels):
-        return value
-    if not isinstance(value, Tensor) or value.dtype in WHITE_BY_DTYPE:
-        return image_to_tensor(value, where, inputs)
-    if value.ndim == 4:
-        raise DataError(f"{where} is a batch {tuple(value.shape)}, not one image: torch.cat(x) joins a list of batches")
-    return value[None] if value.ndim == 2 and inputs.shape[0] == 1 else value
-
-
-def _image_and_label(row: Mapping[Any, Any]) -> tuple[Any, Any]:
-    """The image and the label of a row, or of the columns, of a Hugging Face data set. Raises DataError."""
-    image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
-    if image is None:
-        names = ", ".join(map(repr, list(row)[:6]))
-        are_splits = bool(row) and all(hasattr(value, "column_names") for value in row.values())
-        advice = f"; these are the splits of a data set: pass one, data[{next(iter(row))!r}]" if are_splits else ""
-        raise DataError(f"got a dict of {names}; wanted the columns image and label{advice}. {ACCEPTED_DATA}")
-    return image, next((row[name] for name in LABEL_COLUMNS if name in row), None)
-
-
 # -- whole data --------------------------------------------------------------------------------------------------------
 
 
@@ -286,9 +230,9 @@ def _open_structure(data: Any, inputs: MultiInput) -> Opened | None:
     """Data of a model with several inputs that are packed already, or that are a structure of tensors; else None."""
     if isinstance(data, Tensor) or is_packed_pair(inputs, data):
         return data  # type: ignore[no-any-return]
-    if inputs.is_structure(values := _convert_parts(data, inputs) if _is_like_structure(data) else data):
+    if inputs.is_structure(values := _convert_parts(data, inputs) if is_like_structure(data) else data):
         return pack_structure(inputs, values)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and _is_like_structure(data[0]):
+    if isinstance(data, (tuple, list)) and len(data) == 2 and is_like_structure(data[0]):
         values = _convert_parts(data[0], inputs)
         return (pack_structure(inputs, values), data[1]) if inputs.is_structure(values) else None
     return None
@@ -313,48 +257,3 @@ def _with_labels(x: Opened, labels: Any) -> Opened:
             raise DataError(f"there are {len(x)} inputs and {len(labels)} labels; wanted one label per input")
         return OpenedDataset(x.data, x.inputs, labels)
     raise DataError(f"{ACCEPTED_DATA}; got labels beside a {type(x).__name__}")
-
-
-def _split_labels(data: Any, inputs: Inputs | None) -> tuple[Any, Any] | None:
-    """The inputs and the labels of a pair (x, y), or None: then data are a collection of examples."""
-    if not isinstance(data, (tuple, list)) or len(data) < 2:
-        return None
-    x, y = data[:2]
-    if _is_batch(x, inputs):
-        return (x, y) if _may_be_labels(y, x, inputs) else None
-    if not isinstance(data, tuple) or len(data) != 2:
-        return None
-    if is_image_source(x) and isinstance(y, Integral):
-        return [x], [y]
-    are_two_items = isinstance(x, tuple) and isinstance(y, tuple)
-    are_examples = is_indexable(x) and not isinstance(x, (Tensor, np.ndarray)) and not are_two_items
-    return (x, y) if are_examples and _are_labels(y) else None
-
-
-def _may_be_labels(y: Any, x: Tensor | NDArray[Any], inputs: Inputs | None) -> bool:
-    """Whether y may be the labels of a batch x, and not another batch or example."""
-    if isinstance(y, (Tensor, np.ndarray)):
-        return y.ndim < x.ndim if inputs is None or isinstance(inputs, Pixels) else y.ndim <= x.ndim
-    return y is None or isinstance(y, (list, tuple))
-
-
-def _is_batch(x: Any, inputs: Inputs | None) -> bool:
-    """Whether x is a tensor or an array with as many axes as a batch of inputs."""
-    if not isinstance(x, (Tensor, np.ndarray)):
-        return False
-    if not isinstance(inputs, Pixels):
-        return x.ndim > 1
-    return x.ndim == 4 or (isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1:] == inputs.shape[1:])
-
-
-def _are_labels(y: Any) -> bool:
-    """Whether these are labels: None, class numbers or names."""
-    if y is None or isinstance(y, (Tensor, np.ndarray)):
-        return y is None or y.ndim in (1, 2)
-    if not isinstance(y, (list, tuple)):
-        return False
-    return all(isinstance(v, str) for v in y) or all(isinstance(v, Integral) or _is_one_number(v) for v in y)
-
-
-def _is_one_number(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0

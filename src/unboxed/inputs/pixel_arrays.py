@@ -107,7 +107,8 @@ def array_to_tensor(array: NDArray[Any], where: str, shape: tuple[int, ...] | No
         raise DataError(f"the image in {where} is an array of {array.dtype}; {ITEM_FORMS_TEXT}")
     if array.ndim >= 3 and _has_channels_last(array.shape[-3:], where, shape):
         array = np.moveaxis(array, -1, -3)
-    native = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    wide = np.float64 if array.dtype.itemsize > 4 else np.float32
+    native = np.dtype(wide) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
     return torch.from_numpy(array.astype(native, order="C"))
 
 

@@ -20,7 +20,7 @@ from .models import kind_of_model
 
 MODEL_INDEPENDENT_PARTS = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
-    "inputs.packing", "inputs.examples", "inputs.labels", "engine.results", "engine.perturb.segments",
+    "inputs.packing", "inputs.examples", "inputs.forms", "inputs.labels", "engine.results", "engine.perturb.segments",
     "engine.optimize.colors",
     "engine.optimize.parameterizations", "engine.read.embedding", "engine.read.position_grids",
     "engine.read.neighbors", "engine.read.channel_axes", "engine.optimize.optimizers", "engine.optimize.transforms",

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import DataError, InputError
+from ...inputs.forms import LABEL_COLUMNS
 from ...inputs.labels import ClassLabels, label_value, match_labels, match_names
-
-LABEL_COLUMNS = ("label", "labels", "fine_label")  # of Hugging Face data sets
 
 
 @dataclass(frozen=True)
