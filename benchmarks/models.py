@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.inputs.images import read_image
+from unboxed.inputs.image_files import read_image
 from unboxed.loading import weights
 
 ROOT = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -23,7 +23,7 @@ from unboxed import Box, attribution
 from unboxed.checks.edges import sobel
 from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, verdict
 from unboxed.engine.randomized import randomize_all_layers
-from unboxed.inputs.images import read_image
+from unboxed.inputs.image_files import read_image
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 16}, "smoothgrad": {"n_samples": 15}, "lime": {"n_samples": 200},

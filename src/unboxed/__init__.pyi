@@ -14,6 +14,7 @@ from .box import Box as Box
 from .cards import cards as cards
 from .comparing import compare as compare
 from .comparing import epochs as epochs
+from .data.single import image as image
 from .diagnosis import doctor as doctor
 from .inputs.features import Features as Features
 from .inputs.multi import MultiInput as MultiInput

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, OutputError
 from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
-from .inputs.multi import MultiInput, Packed
+from .inputs.class_files import resolve_class_names
+from .inputs.examples import as_batch
+from .inputs.labels import class_numbers
+from .inputs.multi import MultiInput
 from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrast_levels
@@ -42,8 +46,9 @@ class Box:
         model: The model, a torch.nn.Module, on any device and in any floating point dtype.
         inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these. A Hugging Face image
             processor, a `Compose` or `Normalize` of torchvision and a timm config are read as `Pixels`.
-        classes: Names of the outputs, in their order. None takes those of a Hugging Face model (`config.id2label`),
-            else "0", "1", ...
+        classes: Names of the outputs, in their order, or the path of a file of them: one per line (a line may be
+            `n02108089 boxer`), or JSON such as imagenet_class_index.json. None takes those of a Hugging Face model
+            (`config.id2label`), else "0", "1", ...
         outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
             the sums of the outputs of a few inputs, and warns or raises where they do not determine it.
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
@@ -85,7 +90,7 @@ class Box:
         model: nn.Module,
         inputs: Inputs | Preprocessing,
         *,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | PathLike[str] | None = None,
         outputs: Outputs | None = None,
         output: object = None,
         mode: Mode = "eval",
@@ -100,7 +105,7 @@ class Box:
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode
-        self._options: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
+        self._options: dict[str, Any] = {"classes": resolve_class_names(classes), "outputs": outputs, "output": output}
         self._options |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = check_channels_last(inputs, channels_last)
         self.output_reader = OutputReader(output, outputs)
@@ -328,30 +333,34 @@ class Box:
 
     # -- asking the model ----------------------------------------------------------------------------------------------
 
-    def validate_inputs(self, x: Packed) -> Tensor:
+    def validate_inputs(self, x: Any) -> Tensor:
         """Check inputs, and copy them to the model's device in the box's dtype. The first line of most methods.
 
         Args:
-            x: Inputs (N, ...) in the box's units; a dict or tuple of them for `MultiInput`.
+            x: Inputs (N, ...) in the box's units; a dict or tuple of them for `MultiInput`. Images may also be NumPy
+                arrays (N, C, H, W) or (N, H, W, C), Pillow images, paths, a list of these, a DataLoader, a Dataset, a
+                Hugging Face data set or a pair (x, y): 8-bit values are divided by 255, and Pillow images and files are
+                resized and cropped to the model's size.
 
         Returns:
-            A copy (N, ...); several inputs are packed into one tensor (N, D).
+            A copy (N, ...); several inputs are packed into one tensor (N, D). Labels are left out, and so are files
+            that cannot be read, with a warning.
 
         Raises:
-            InputError: when shape, dtype or range are wrong, or values are NaN or infinite.
+            InputError: when shape, dtype or range are wrong, values are NaN or infinite, or nothing can be read.
 
         Example:
             >>> import torch, unboxed as ub
             >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-            >>> box.validate_inputs(torch.zeros(28, 28))
+            >>> box.validate_inputs(torch.zeros(2, 28, 9))
             Traceback (most recent call last):
             ...
-            unboxed.errors.InputError: wanted images in [0, 1], shape (N, 1, 28, 28); got shape (28, 28)
+            unboxed.errors.InputError: wanted images in [0, 1], shape (N, 1, 28, 28); got shape (2, 28, 9)
         """
         self.refresh(hooks=False)
-        x = self.inputs.check(x)
+        x = self.inputs.check(as_batch(x, self.inputs))
         with state.out_of_inference():
-            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
+            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x
             if packed.dtype == self.dtype and packed.device == self.device:
                 return packed.detach().clone()
             return packed.detach().to(self.device, self.dtype, copy=True)
@@ -373,11 +382,30 @@ class Box:
         """
         return self.inputs.unpack(h) if isinstance(self.inputs, MultiInput) else h
 
-    def class_labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
-        """Check class numbers, and copy them to the model's device.
+    def class_numbers(self, y: Any) -> Tensor:
+        """Labels as class numbers: names are those of the model's classes.
 
         Args:
-            y: Classes (n,), or one for all.
+            y: Classes (n,) or (n, 1), or one for all: numbers or names.
+
+        Returns:
+            Integers (n,), or () for one.
+
+        Raises:
+            InputError: when they are neither ints nor names of classes.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).class_numbers(["2", "6"])
+            tensor([2, 6])
+        """
+        return as_classes(class_numbers(y, self.classes))
+
+    def class_labels(self, y: Any, n: int) -> Tensor:
+        """Check the classes of examples, and copy their numbers to the model's device.
+
+        Args:
+            y: Classes (n,) or (n, 1), or one for all: numbers or names.
             n: Number of examples.
 
         Returns:
@@ -391,16 +419,17 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).class_labels(3, 2)
             tensor([3, 3])
         """
-        y = as_classes(y)
-        check_classes(y, n, self.n_outputs)
+        classes = self.class_numbers(y)
+        check_classes(classes, n, self.n_outputs)
         with state.out_of_inference():
-            return y.to(self.device, torch.long, copy=True).expand(n)
+            return classes.to(self.device, torch.long, copy=True).expand(n)
 
-    def objective(self, target: int | Tensor | Objective | None, n: int) -> Objective:
+    def objective(self, target: Any, n: int) -> Objective:
         """The objective that a `target` means in attribution and synthesis.
 
         Args:
-            target: The score: a class, one per example (n,), or an objective. None is the predicted class.
+            target: The score: a class (its number or name), one per example (n,), or an objective. None is the
+                predicted class.
             n: Number of examples.
 
         Returns:
@@ -416,7 +445,7 @@ class Box:
         """
         if target is None or isinstance(target, Objective):
             return target or logit()
-        return class_logit(as_classes(target), n, self.n_outputs, self.device)
+        return class_logit(self.class_numbers(target), n, self.n_outputs, self.device)
 
     def has_batch_axis(self, address: str) -> bool:
         """Whether the first axis of an activation is the batch.
@@ -532,7 +561,7 @@ class Box:
         size = check_batch_size(batch_size)
         return size if size == "auto" else min(size, self.max_rows), self.batch_limit
 
-    def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
+    def read(self, x: Any, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations of layers for a batch of inputs.
 
         The forward pass stops at the deepest layer needed. `ub.activations.maps` makes figures of them.
@@ -580,7 +609,7 @@ class Box:
             return {a: parts[0][a] for a in addresses}
         return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
-    def __call__(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+    def __call__(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The logits of a batch of inputs: pre-softmax values, also of a model that ends in a softmax.
 
         Args:
@@ -603,7 +632,7 @@ class Box:
         """
         return self.read(x, ["logits"], batch_size=batch_size)["logits"]
 
-    def probs(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+    def probs(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The probabilities of a batch of inputs.
 
         Args:
@@ -647,7 +676,7 @@ class Box:
             raise OutputError("a regression model gives no probabilities; read box(x)")
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
 
-    def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+    def predict(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The class with the largest output for each input.
 
         Args:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .box import Box
 from .errors import InputError, ModelError, warn
+from .inputs.examples import read_again
 from .loading.checkpoints import weights
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ def compare(
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise InputError(f"boxes must be {{name: Box}}, or pairs (name, Box); got {type(pair).__name__}")
         name, box = pair
+        if first is None and isinstance(box, Box):
+            args = tuple(read_again(value, box.inputs) for value in args)
         first = first or (name, box)
         _check_same_inputs(first, (name, box))
         results[name] = method(box, *args, **kwargs)

@@ -12,16 +12,17 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from .inputs.labels import ClassLabels
 from .model.batching import BatchSize as BatchSize
 from .objectives import Objective
 from .settings import Above, AtLeast, Below, Holds, Unit
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
 
-InputBatch = Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
-Labels = Annotated[Tensor | int | None, Holds("labels"), "Correct classes (N,), or one for all."]
+InputBatch = Annotated[Any, Holds("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
+Labels = Annotated[ClassLabels | None, Holds("labels"), "Correct classes (N,), or one for all."]
 Target = Annotated[
-    int | Tensor | Objective | None, Holds("target"), "The score: a class, one per example (N,), or an objective."
+    ClassLabels | Objective | None, Holds("target"), "The score: a class, one per example (N,), or an objective."
 ]
 LayerAddress = Annotated[str | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
 RequiredLayerAddress = Annotated[str, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
@@ -51,7 +52,7 @@ Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x
 LinfOrL2 = Annotated[Literal["linf", "l2"], "Norm in which the distance from x is measured."]
 OnlyL2 = Annotated[Literal["l2"], "Norm in which the distance from x is measured."]
 Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
-AttackTarget = Annotated[Tensor | int | None, Holds("labels"), "Class to become (N,), or one for all."]
+AttackTarget = Annotated[ClassLabels | None, Holds("labels"), "Class to become (N,), or one for all."]
 AttackObjective = Annotated[
     Objective | None, Holds("objective"), "What is raised above zero, instead of a wrong class."
 ]
@@ -74,7 +75,7 @@ CheckpointPath = Annotated[
 
 # -- synthesis ---------------------------------------------------------------------------------------------------------
 
-TargetClasses = Annotated[int | Sequence[int] | Tensor | None, Holds("labels"), "Classes (K,) to make an image for."]
+TargetClasses = Annotated[ClassLabels | None, Holds("labels"), "Classes (K,) to make an image for."]
 OptionalSteps = Annotated[int | None, AtLeast(0), Unit("steps"), "Number of iterations."]
 Confidence = Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."]
 CanvasKind = Annotated[Literal["fourier", "pixels", "maco"], "Parameterization of the images."]

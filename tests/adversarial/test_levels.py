@@ -18,7 +18,7 @@ from unboxed.adversarial.quantization import quantize_images
 from unboxed.adversarial.result import Adversarial
 from unboxed.engine.optimize.constraints import L1, L2, Linf, NormBall, unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.inputs.images import read_image
+from unboxed.inputs.image_files import read_image
 from unboxed.plots.png_files import save_png
 
 pytestmark = pytest.mark.filterwarnings("ignore:eps=.* is less than one of")

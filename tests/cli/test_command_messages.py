@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,15 @@ def test_the_ranking_fits_80_columns(flat_folder: Path, tmp_path: Path, monkeypa
     assert done.exit_code == 0, done.output
     row = next(line for line in done.output.splitlines() if line.startswith("Grad-CAM++"))
     assert "not tested: removal" in row
+
+
+def test_what_is_left_out_is_said_and_written(flat_folder: Path, tmp_path: Path) -> None:
+    (flat_folder / "scan.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    (flat_folder / "labels.csv").write_text("file,label\n0.png,3\n1.png,4\nscan.dcm,5\n")
+    common = ["calibration", "--model", "zoo:digits-cnn", "-o", tmp_path / "out"]
+    done = run(*common, "--data", flat_folder / "labels.csv")
+    assert done.exit_code == 0, done.output
+    assert "note: left out (files: 1): " in done.output
+    assert "a DICOM file: convert it" in done.output
+    skipped = json.loads((tmp_path / "out" / "result.json").read_text())["skipped"]
+    assert [Path(entry["file"]).name for entry in skipped] == ["scan.dcm"]

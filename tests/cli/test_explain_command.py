@@ -64,7 +64,7 @@ def test_names_that_are_no_utf8(
     assert {p.name for p in out.iterdir()} == {"explained.png", "explained.json", "verdicts.json"}
     none.write_bytes(b"none")
     assert whole(monkeypatch, none, out) == 2
-    assert "no\\udce9.png is not an image" in capsys.readouterr().err
+    assert "no\\udce9.png: not an image" in capsys.readouterr().err
 
 
 def test_verdicts_are_kept(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,21 +25,24 @@ BAD_X: dict[str, Any] = {
     "flat": lambda x: x.flatten(1),
     "empty": lambda x: x[:0],
     "0 to 255": lambda x: x * 255,
-    "0 to 255 as bytes": lambda x: (x * 255).byte(),
     "normalized": lambda x: (x - 0.4) / 0.5,
     "one NaN": lambda x: x.index_fill(3, torch.tensor([2]), float("nan")),
     "infinite": lambda x: x / 0,
     "minus infinite": lambda x: x.index_fill(3, torch.tensor([2]), -float("inf")),
     "integers": lambda x: x.long(),
-    "booleans": lambda x: x > 0.5,
     "complex": lambda x: x.to(torch.complex64),
-    "an array": lambda x: x.numpy(),
+    "an array, flat": lambda x: x.numpy().reshape(3, -1),
+    "an array without batch axis": lambda x: x.numpy()[0, 0, :, :, None],
+    "an array, 0 to 255": lambda x: 255 * x.numpy(),
+    "an array of ints": lambda x: (255 * x.numpy()).astype(np.int64),
     "a list": lambda x: x.tolist(),
+    "an empty list": lambda x: [],
+    "a list of batches": lambda x: [x, x],
+    "a list of two sizes": lambda x: [x[0], x[0, :, :4]],
+    "a dict": lambda x: {"pixels": x},
     "None": lambda x: None,
     "a string": lambda x: "seven.png",
     "a model": lambda x: torch.nn.Identity(),
-    "a batch of tensors": lambda x: list(x),
-    "a data set's batch": lambda x: (x, torch.zeros(3)),
     "sparse": lambda x: x.to_sparse(),
     "meta": lambda x: x.to("meta"),
 }
@@ -55,7 +58,8 @@ BAD_CLASS: dict[str, Any] = {
     "one negative": torch.tensor([0, 1, -1]),
     "floats": torch.tensor([0.0, 1.0, 2.0]),
     "booleans": torch.tensor([True, False, True]),
-    "a column": torch.tensor([[0], [1], [2]]),
+    "a column, too short": torch.tensor([[0], [1]]),
+    "names, one unknown": ["0", "1", "cat"],
     "one-hot": torch.eye(4)[:3],
     "one-hot ints": torch.eye(4)[:3].long(),
     "a dict": {"class": 1},
@@ -111,7 +115,11 @@ WHAT_NEXT = {
     "0 to 255": "255",
     "normalized": "decode",
     "one NaN": "NaN",
-    "an array": "as_tensor",
+    "an array without batch axis": "x[None]",
+    "channels last": "x.permute(0, 3, 1, 2)",
+    "a list of batches": "torch.cat(x)",
+    "a dict": "image and label",
+    "a string": "seven.png",
 }
 
 
@@ -125,6 +133,7 @@ def test_the_message_says_what_to_do() -> None:
     assert "(N, 1, 8, 8)" in said_of_shape
 
 
+PER_EXAMPLE = ("too few", "too many", "a column, too short")  # of methods with a class for each example
 CLASSES_AS = [(n, k) for n, card in CARDS.items() for k in ("target", "y") if has_parameters(card, k)]
 
 
@@ -133,7 +142,11 @@ def test_classes(name: str, argument: str) -> None:
     c, card = make_case("plain"), CARDS[name]
     pair = {"clean": c.x, "corrupted": c.x.flip(0)}  # of activation patching
     for bad, value in BAD_CLASS.items():
-        if not has_parameters(card, "x") and bad in ("too few", "too many"):  # its classes are not one per example
+        if not has_parameters(card, "x") and bad in (
+            "too few",
+            "too many",
+            "a column, too short",
+        ):  # its classes are not one per example
             continue
         mine = {"x": c.x, "y": c.y, **pair, "eps": 0.1, "steps": 1, "references": c.x, argument: value}
         settings = {k: v for k, v in mine.items() if has_parameters(card, k)}

@@ -336,7 +336,8 @@ def test_shrinking_is_antialiased(tmp_path):
 
 def test_gray_or_rgb_as_the_model_wants(tmp_path):
     picture(tmp_path / "red.png", (255, 0, 0))
-    gray = data.folder(tmp_path, like=GRAY)[0][0]
+    with pytest.warns(UserWarning, match=r"color images are made gray, as this model takes one channel \(8x8\)"):
+        gray = data.folder(tmp_path, like=GRAY)[0][0]
     assert gray.shape == (1, 8, 8)
     assert gray.mean().item() == pytest.approx(0.299, abs=2e-3)
     rgb = only(tmp_path, Image.new("L", (8, 8), 51), RGB)

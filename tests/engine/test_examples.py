@@ -12,8 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 import awkward
 import unboxed as ub
 from unboxed.engine.read.examples import fetch_inputs, for_each_batch, input_batches
-from unboxed.engine.read.packing import is_single_pass
 from unboxed.errors import DataError, InputError
+from unboxed.inputs.examples import is_single_pass
 
 X, Y = awkward.get_model("plain").images(7), torch.arange(7) % 4
 

@@ -61,8 +61,8 @@ def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tm
         (torch.rand(2, 1, 8, 8) * 255, DataError, "divide them by 255"),
         (torch.full((2, 1, 8, 8), float("nan")), DataError, "NaN"),
         ((torch.rand(2, 1, 8, 8), torch.tensor([0, 7])), DataError, "label 7; the model has classes 0 to 2"),
-        (3, DataError, "cannot read a int"),
-        (iter([1]), DataError, "with a length"),
+        (3, DataError, "got int"),
+        (iter([1]), DataError, "is a int"),
     ],
 )
 def test_bad_data_are_refused_and_leave_nothing(

@@ -127,7 +127,7 @@ def test_a_callers_dict_can_change() -> None:
 GIVEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, Any], str]] = {
     "0 to 255": (lambda x: 255 * x, {}, r"go from \S+ to 2\d\d: they look like 8-bit values, divide them by 255"),
     "dark, 0 to 255": (lambda x: 8 * x, {}, "look like 8-bit values, divide them by 255"),
-    "bytes": (lambda x: (255 * x).byte(), {}, r"got torch\.uint8: divide 8-bit images by 255"),
+    "integers": (lambda x: (255 * x).long(), {}, r"wanted floating point images in \[0, 1\]; got torch\.int64"),
     "16 bits": (lambda x: 65535 * x, {}, "divide them by the largest value there can be, 65535 for 16 bits"),
     "a little above": (lambda x: 1.1 * x, {}, r"x\.clamp\(0, 1\), or divide them by the largest value"),
     "normalized": (lambda x: (x - 0.5) / 0.25, {"mean": 0.5, "std": 0.25}, r"normalized already.*box\.inputs\.decode"),
@@ -162,11 +162,11 @@ def test_an_image_among_several_inputs_is_named() -> None:
 @pytest.mark.parametrize(
     ("x", "inputs", "next_step"),
     [
-        ("cat.png", PIXELS, "ub.data.folder(path, box).first(n)"),
-        (Path("photos"), PIXELS, "ub.data.folder(path, box).first(n)"),
+        ("cat.png", PIXELS, "ub.image(path, like=box)"),
+        (Path("photos"), PIXELS, "ub.image(path, like=box)"),
         ("rows.csv", COLUMNS, "Read the file, and pass its rows"),
-        (Image.new("L", (4, 4)), PIXELS, "ub.data.wrap([(image, 0)], like=box.inputs).first(1)"),
-        ([Image.new("L", (4, 4))], PIXELS, "ub.data.wrap([(image, 0)], like=box.inputs).first(1)"),
+        (Image.new("L", (4, 4)), PIXELS, "ub.image(image, like=box)"),
+        ([Image.new("L", (4, 4))], PIXELS, "ub.image(image, like=box)"),
         ([torch.rand(1, 4, 4)] * 2, PIXELS, "torch.stack(x)"),
         (np.zeros((2, 1, 4, 4)), PIXELS, "torch.as_tensor(x)"),
     ],
@@ -178,7 +178,7 @@ def test_what_is_no_tensor_is_refused_with_how_to_become_one(x: Any, inputs: Any
 
 
 def test_an_image_is_made_a_batch_as_the_hint_says() -> None:
-    x, _ = ub.data.wrap([(Image.new("L", (6, 5)), 0)], like=PIXELS).first(1)
+    x = ub.image(Image.new("L", (6, 5)), like=PIXELS)
     assert PIXELS.check(x) is x
 
 

@@ -97,7 +97,7 @@ BAD: dict[str, Any] = {
     "a tuple for names": values("tuple"),
     "fewer rows in one": {"image": torch.rand(3, 1, 4, 4), "table": torch.rand(2, 2)},
     "an image of another size": {"image": torch.rand(3, 1, 5, 4), "table": torch.rand(3, 2)},
-    "no tensor": {"image": torch.rand(3, 1, 4, 4), "table": [[1.0, 2.0]] * 3},
+    "no tensor": {"image": torch.rand(3, 1, 4, 4), "table": "rows.csv"},
     "NaN": {"image": torch.rand(3, 1, 4, 4), "table": torch.full((3, 2), float("nan"))},
     "an image alone": torch.rand(3, 1, 4, 4),
 }

@@ -22,8 +22,8 @@ import unboxed as ub
 from unboxed import adversarial, cli
 from unboxed.adversarial.changes import prediction_changes
 from unboxed.cli.attack import run_attack
-from unboxed.engine.read.class_labels import unique_names
 from unboxed.errors import DataError, InputError, ModelError
+from unboxed.inputs.labels import unique_names
 from unboxed.plots import attack_sheet, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
 from unboxed.robustness.evaluate import Robustness, evaluate

@@ -13,11 +13,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.edited_runs import ReplaceWhere, run_variants
 from ..engine.read.edits import check_units, part_masks, require_units, resolve_target, unit_addresses
-from ..engine.read.examples import input_batches
-from ..engine.read.packing import pack_data
 from ..engine.results import OneLineRepr
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
+from ..inputs.examples import input_batches, open_data
 from ..model.hooks import Edit
 from ..model.layers import input_address
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, Target, UnitIndices
@@ -163,7 +162,7 @@ def last_hidden_layer(box: Box) -> str:
 def _channel_means(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
     """The mean of each channel (C,) over examples and positions."""
     total, count = torch.zeros(()), 0
-    for x in input_batches(pack_data(box, data), DATA_BATCH_ROWS):
+    for x in input_batches(open_data(data, box.inputs), DATA_BATCH_ROWS):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
         h = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, positions)
         total = total.to(h.device) + h.double().sum((0, 2))

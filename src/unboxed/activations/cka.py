@@ -16,10 +16,9 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.edits import require_units, unit_addresses
-from ..engine.read.examples import input_batches
-from ..engine.read.packing import pack_data
 from ..engine.results import OneLineRepr
 from ..errors import DataError, InputError, warn
+from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, Data
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -126,7 +125,7 @@ def cka(
         )
     a, b = _resolve_layers(box_a, layers_a), _resolve_layers(box_b, layers_b)
     hsic_sums, examples, count = _HsicSums(len(a), len(b)), 0, 0
-    for x in input_batches(pack_data(box_a, data), minibatch_size):
+    for x in input_batches(open_data(data, box_a.inputs), minibatch_size):
         if len(x) >= min_examples:
             ka = _gram_matrices(box_a, x, a, batch_size)
             kb = ka if box_a is box_b and a == b else _gram_matrices(box_b, x, b, batch_size)

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read import features
-from ..engine.read.items import SkippedExamples
 from ..engine.read.neighbors import Metric, Neighbors, NeighborSearch
 from ..errors import LayerError
+from ..inputs.items import SkippedExamples
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, NExamples
 from ..settings import check_settings
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import for_each_batch
-from ..engine.read.items import SkippedExamples
 from ..engine.results import OneLineRepr
 from ..errors import LayerError
+from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
 from ..objectives import MODEL_END_ADDRESSES
 from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis

@@ -14,9 +14,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.edits import check_units
 from ..engine.read.examples import fetch_inputs
-from ..engine.read.items import SkippedExamples
-from ..engine.read.packing import is_single_pass, pack_data
 from ..engine.results import OneLineRepr
+from ..inputs.base import Inputs
+from ..inputs.examples import is_single_pass, open_data
+from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
 from ..parameters import BatchSize, Data, LayerAddresses, NExamples, UnitAxis
 from ..settings import Holds, check_settings
@@ -51,15 +52,20 @@ class TopExamples(OneLineRepr):
         """(C,) bool: never above zero, or constant."""
         return self.statistics.dead
 
-    def fetch_examples(self, data: Any, units: Sequence[int] | int | None = None) -> Tensor:
-        """The top examples (U, k, ...) of some units, from the data of the pass. Raises DataError, InputError."""
+    def fetch_examples(
+        self, data: Any, units: Sequence[int] | int | None = None, like: Inputs | None = None
+    ) -> Tensor:  # fmt: skip
+        """The top examples (U, k, ...) of some units, from the data of the pass. Raises DataError, InputError.
+
+        `like` is what images become where the data hold files, Pillow images or arrays: `box.inputs`.
+        """
         index = self.example_index[check_units(units, len(self.example_index), self.path)]
         flat_index = index.flatten().tolist()
         unique_index = {i: row for row, i in enumerate(sorted(set(flat_index)))}
         examples = (
             torch.stack([self.inputs[i] for i in unique_index])
             if self.inputs
-            else fetch_inputs(data, list(unique_index))
+            else fetch_inputs(data, list(unique_index), like)
         )
         inverse = torch.tensor([unique_index[i] for i in flat_index], device=examples.device).view(index.shape)
         return examples[inverse]
@@ -126,7 +132,7 @@ def top_examples(
     features = _last_layer_input(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])
-    data = pack_data(box, data)
+    data = open_data(data, box.inputs)
     ranking = _TopRanking(
         {path: UnitAccumulator(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass(data)
     )

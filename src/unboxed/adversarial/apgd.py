@@ -82,7 +82,8 @@ def apgd(
     Args:
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        y: Correct classes (N,), or one for all. None takes those that come with x, as in a Dataset; without any, give
+            `target` or `objective`.
         eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.

@@ -16,8 +16,10 @@ from ..cards import cards
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import L1, L2, Linf, NormBall, resolve_ball
+from ..engine.read.examples import inputs_and_labels
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
+from ..inputs.labels import ClassLabels
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts
@@ -52,16 +54,18 @@ class AttackState:
         self,
         box: Box,
         x: Tensor,
-        y: Tensor | int | None = None,
+        y: ClassLabels | None = None,
         *,
         norm: NormBall,
-        target: Tensor | int | None = None,
+        target: ClassLabels | None = None,
         objective: Objective | None = None,
         loss_name: str = "ce",
         eot: int = 1,
         batch_size: BatchSize = "auto",
     ) -> None:
-        self.box, self.x, self.norm = box, box.validate_inputs(x), norm
+        self.box, self.norm = box, norm
+        is_untargeted = target is None and objective is None
+        self.x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
         self.n_samples, self.batch_size = eot if box.stochastic else 1, batch_size
         n, device = len(self.x), self.x.device
         self.goal = make_goal(box, n, y, target, objective, loss_name)

@@ -81,7 +81,8 @@ def carlini_wagner(
     Args:
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        y: Correct classes (N,), or one for all. None takes those that come with x, as in a Dataset; without any, give
+            `target` or `objective`.
         eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
             any distance will do.
         norm: Norm in which the distance from x is measured.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError, OutputError
+from ..inputs.labels import ClassLabels
 from ..objectives import Index, Objective, dlr, loss, margin
 
 LOSSES: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin, "dlr": dlr}
@@ -46,8 +47,8 @@ class AttackGoal:
 def make_goal(
     box: Box,
     n_examples: int,
-    y: Tensor | int | None,
-    target: Tensor | int | None,
+    y: ClassLabels | None,
+    target: ClassLabels | None,
     objective: Objective | None,
     loss_name: str = "ce",
 ) -> AttackGoal:

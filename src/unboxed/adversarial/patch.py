@@ -14,8 +14,10 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import unbounded_ball
+from ..engine.read.examples import inputs_and_labels
 from ..engine.read.sizes import require_images
 from ..errors import InputError
+from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, InputBatch, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
@@ -51,7 +53,7 @@ class Patch:
         return self.placement.paste(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
 
     def fooling_rate(
-        self, box: Box, x: Tensor, y: Tensor | int | None = None, *, n_samples: int = 1, seed: int = 0,
+        self, box: Box, x: Tensor, y: ClassLabels | None = None, *, n_samples: int = 1, seed: int = 0,
         batch_size: BatchSize = "auto",
     ) -> float:  # fmt: skip
         """The fooling rate: the fraction of images x (N, C, H, W) that the patch makes the model misclassify.
@@ -62,7 +64,7 @@ class Patch:
         Args:
             box: The model.
             x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-            y: Correct classes (N,), or one for all. None: the model's own predictions.
+            y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
             n_samples: Number of random samples. That is, positions of the patch per image.
             seed: Seed of all random draws: same seed, same result.
             batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
@@ -70,7 +72,7 @@ class Patch:
         Raises:
             InputError: where no image counts.
         """
-        x, seed = box.validate_inputs(x), check_seed(seed)
+        (x, y), seed = inputs_and_labels(box, x, y), check_seed(seed)
         return fooling_rate(
             self, box, x, y, lambda sample_index: self.apply_to(x, seed + sample_index), n_samples, batch_size
         )
@@ -115,7 +117,7 @@ def patch(
     Args:
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        y: Correct classes (N,), or one for all. None: the model's own predictions.
+        y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
         target: Class that all images are to become. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         area: Fraction of the image that the patch covers.

@@ -15,6 +15,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
+from ..engine.read.examples import inputs_and_labels
+from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -45,7 +47,7 @@ class Universal:
         return box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
 
     def fooling_rate(
-        self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
+        self, box: Box, x: Any, y: ClassLabels | None = None, *, batch_size: BatchSize = "auto"
     ) -> float:  # fmt: skip
         """The fooling rate: the fraction of inputs x (N, ...) that the perturbation makes the model misclassify.
 
@@ -55,13 +57,13 @@ class Universal:
         Args:
             box: The model.
             x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-            y: Correct classes (N,), or one for all. None: the model's own predictions.
+            y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
             batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
         Raises:
             InputError: where no input counts.
         """
-        x = box.validate_inputs(x)
+        x, y = inputs_and_labels(box, x, y)
         return fooling_rate(self, box, x, y, lambda sample_index: self._apply_packed(box, x), 1, batch_size)
 
 
@@ -103,7 +105,7 @@ def universal(
     Args:
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        y: Correct classes (N,), or one for all. None: the model's own predictions.
+        y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
         eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..box import Box
+from ..engine.read.examples import inputs_and_labels
 from ..errors import InputError
+from ..inputs.labels import ClassLabels
 from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
@@ -104,12 +106,13 @@ def quartic_root_objective(criterion: Objective) -> Objective:
 
 
 def start_universal_attack(
-    box: Box, x: Tensor, y: Tensor | int | None, target: int | None, objective: Objective | None, norm: Any,
+    box: Box, x: Any, y: ClassLabels | None, target: ClassLabels | None, objective: Objective | None, norm: Any,
     batch_size: BatchSize,
 ) -> tuple[AttackState, Tensor]:  # fmt: skip
     """The state of the attack, and which images (N,) are of the target's class. Raises InputError, OutputError."""
     if target is not None:
         target = single_target(box, target)
+    x, y = (x, y) if objective is not None else inputs_and_labels(box, x, y)
     if y is None and target is None and objective is None:
         y = predicted_labels(box, x, batch_size)
     state = AttackState(box, x, y, norm=norm, target=target, objective=objective, batch_size=batch_size)
@@ -124,8 +127,8 @@ def _is_of_target_class(goal: AttackGoal, no_rows: Tensor) -> Tensor:
 
 def single_target(box: Box, target: object) -> int:
     """The class that all images are to become. Raises InputError."""
-    labels = box.class_labels(target, 1)  # type: ignore[arg-type]
-    if torch.as_tensor(target).ndim:
+    labels = box.class_labels(target, 1)
+    if box.class_numbers(target).ndim:
         raise InputError("one change for all images has one target: an int")
     return int(labels[0])
 
@@ -140,7 +143,7 @@ def fooling_rate(
     result: UniversalResult,
     box: Box,
     x: Tensor,
-    y: Tensor | int | None,
+    y: ClassLabels | None,
     changed_images: Callable[[int], Tensor],
     n_samples: int,
     batch_size: BatchSize,

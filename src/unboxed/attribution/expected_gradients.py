@@ -20,8 +20,8 @@ from ..engine.gradients.quadrature import equal_weights
 from ..engine.perturb.baselines import score_difference
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target
-from ..engine.read.examples import input_batches
 from ..engine.results import warn_not_finite
+from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..rng import sample_generator
@@ -127,7 +127,11 @@ def example_references(box: Box) -> Any:
 def _validate_references(box: Box, references: Any) -> Tensor:
     """References (M, ...). Raises InputError or DataError."""
     is_plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, MultiInput)
-    return box.validate_inputs(references if is_plain else next(input_batches(references, MAX_REFERENCES)))
+    return box.validate_inputs(references if is_plain else _first_references(box, references))
+
+
+def _first_references(box: Box, references: Any) -> Tensor:
+    return next(input_batches(open_data(references, box.inputs), MAX_REFERENCES))
 
 
 def _sample_references(n_examples: int, n_references: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:

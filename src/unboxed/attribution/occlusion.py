@@ -24,6 +24,7 @@ from ..engine.read import sizes
 from ..engine.read.edited_runs import VariantOutputs
 from ..engine.read.edits import resolve_target
 from ..errors import InputError
+from ..inputs.labels import ClassLabels
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective, logit
 from ..parameters import BatchSize, InputBatch, Target
@@ -159,7 +160,7 @@ def _check_height_and_width(name: str, value: object, default: tuple[int, ...]) 
 
 
 def _scores_and_classes(
-    box: Box, runs: VariantOutputs, target: int | Tensor | Objective | None
+    box: Box, runs: VariantOutputs, target: ClassLabels | Objective | None
 ) -> tuple[Tensor, Tensor]:
     """The scores (N, P + 1), and the class (N,) whose probability is reported. The last run is of the whole images."""
     logits = torch.as_tensor(runs.logits)  # (N, P + 1, K)

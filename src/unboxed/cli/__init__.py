@@ -33,6 +33,7 @@ from .parsing import (
     errors_as_exit_codes,
     escape_undecodable_output,
     load_judge,
+    note_skipped_files,
     parse_classes,
     parse_fraction,
     parse_pixels,
@@ -214,6 +215,7 @@ def attack(
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
         images = loading.data_for(data, box, root=root, classes=class_names)
+        note_skipped_files(images)
         box = with_data_classes(images, box) if class_names is None else box
         result = run_attack(
             box,

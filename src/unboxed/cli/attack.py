@@ -31,6 +31,7 @@ from ..robustness.attack_compatibility import common_norm, compatible_attacks
 from ..robustness.evaluate import Attack, default_attacks, evaluate, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
+from .parsing import skipped_files
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
 MAX_FIGURE_EXAMPLES = 6
@@ -89,7 +90,7 @@ def run_attack(
         quiet=quiet,
         minimal_attack=_minimal_attack(norm_name).method,
     )
-    results_json = result.to_dict() | {"skipped": _skipped_files(data)}
+    results_json = result.to_dict() | {"skipped": skipped_files(data)}
     write_bytes(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     )
@@ -97,11 +98,6 @@ def run_attack(
     no_figure = "no example was fooled" if isinstance(box.inputs, Pixels) else "the inputs are not images"
     _print_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
     return result
-
-
-def _skipped_files(data: Any) -> list[dict[str, str]]:
-    """The files of a folder of images that were left out, and why."""
-    return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
 
 
 def _minimal_attack(norm: str) -> Card:

@@ -24,8 +24,8 @@ from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards
 from ..checks.verdict import GRADES, MAX_DRAWS, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache, nan_to_none
-from ..errors import DataError, InputError, UnboxedError
-from ..inputs import images
+from ..data.single import image as single_image
+from ..errors import InputError, UnboxedError
 from ..inputs.pixels import Pixels
 from ..objectives import mean_over_positions
 from ..plots.explanation_sheet import explanation_sheet
@@ -163,15 +163,7 @@ def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
         raise InputError(
             "explain reads an image; this model doesn't take images. In Python: unboxed.cli.explain.explain(box, x)"
         )
-    path = Path(image)
-    if not path.exists():
-        raise DataError(f"there is no file {path}")
-    if (problem := images.file_fault(path)) is not None:
-        raise DataError(f"{path} is {problem}" if path.is_file() else f"{path} is a folder: name one image")
-    try:
-        return images.read_image(path, images.require_pixels(box.inputs))[None]
-    except Exception as error:  # decoders raise nearly anything
-        raise DataError(f"{path}: {images.error_reason(error)}") from error
+    return single_image(image, box)
 
 
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))

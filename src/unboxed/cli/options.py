@@ -35,7 +35,10 @@ Weights = Annotated[
 Shape = Annotated[str | None, typer.Option(help="Shape of one image, where the model does not define it: 3,224,224.")]
 Mean = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
 Std = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]
-Classes = Annotated[str | None, typer.Option(help="Class names: a,b,c or a file with one per line.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Class names: a,b,c or a file: one per line, or JSON such as imagenet_class_index.json."),
+]
 Outputs = Annotated[
     str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, to override what is inferred.")
 ]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import InputError, UnboxedError, UnboxedWarning
-from ..validation import suggest
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -92,12 +91,26 @@ def load_judge(spec: str, box: Box, seed: int) -> Box:
 def with_data_classes(images: Dataset[Any], box: Box) -> Box:
     """The box with the data's class names, if it has none of its own and there are as many as outputs."""
     from ..box import Box
-    from ..engine.read.class_labels import is_numbers_only
+    from ..inputs.labels import is_numbers_only
 
     names = getattr(images, "classes", None)
     if not names or len(names) != len(box.classes) or not is_numbers_only(box.classes):
         return box
     return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
+
+
+def skipped_files(data: Any) -> list[dict[str, str]]:
+    """The files of the data that were left out, and why."""
+    return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
+
+
+def note_skipped_files(data: Any) -> None:
+    """Say on stderr which files were left out when the data were opened; the report lists them on its page."""
+    if not (skipped := skipped_files(data)):
+        return
+    listed = "; ".join(f"{entry['file']}: {entry['why']}" for entry in skipped[:3])
+    rest = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    typer.secho(f"note: left out (files: {len(skipped)}): {listed}{rest}", fg="yellow", err=True)
 
 
 def command_line() -> str:
@@ -106,17 +119,7 @@ def command_line() -> str:
 
 def parse_class(text: str, box: Box) -> int:
     """A class by its name or number. Raises InputError with the class numbers, or with the nearest names."""
-    from ..objectives.outputs import describe_classes
-
-    if text in box.classes:
-        return box.classes.index(text)
-    try:
-        number = int(text)
-    except ValueError:
-        raise InputError(f"the model has no class {text!r}; {suggest(text, box.classes)}") from None
-    if not 0 <= number < len(box.classes):
-        raise InputError(f"{describe_classes(len(box.classes))}; got {text}")
-    return number
+    return int(box.class_labels(text, 1))
 
 
 def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels | None:
@@ -150,9 +153,14 @@ def parse_fraction(option: str, text: str) -> float:
 
 
 def parse_classes(text: str | None) -> tuple[str, ...] | None:
-    """Class names from `a,b,c` or from a file with one a line."""
+    """Class names from `a,b,c` or from a file."""
+    from ..inputs.class_files import read_class_names
+
     if text is None:
         return None
     path = Path(text)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    return tuple(name.strip() for name in lines if name.strip())
+    if path.is_file():
+        return read_class_names(path)
+    if path.suffix.lower() in (".txt", ".json", ".csv", ".names"):
+        raise InputError(f"--classes: there is no file {text}")
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -128,13 +128,14 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import parse_classes, parse_pixels, with_data_classes
+    from .parsing import note_skipped_files, parse_classes, parse_pixels, with_data_classes
 
     names = parse_classes(classes)
     box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in KINDS_OF_CLASSES)
     images = None if data is None else loading.data_for(data, box, root=root, classes=names)
+    note_skipped_files(images)
     box = box if images is None or names is not None else with_data_classes(images, box)
     settings |= _parse_settings(card, texts, box, other, lambda kind: kind in KINDS_OF_CLASSES)
     examples = arguments_from_data(card, box, images, n)
@@ -190,11 +191,14 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     from ..engine.results import json_summary, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
+    from .parsing import skipped_files
 
     tensors = {name or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
     unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": json_summary(result)}
+    if skipped := skipped_files(data):
+        numbers["skipped"] = skipped
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
     images = {_file_name(name): image for name, image in figures(result, box, data=data).items()}

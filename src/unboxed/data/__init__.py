@@ -1,15 +1,19 @@
 """Data sets: images in [0, 1] with their classes. Any torch Dataset of (image, label) can be used, too.
 
-`digits` needs no download; `mnist` and `fashion_mnist` read the original files; `folder` reads images of your own;
+`digits` needs no download; `mnist` and `fashion_mnist` read the original files; `folder` reads images of your own,
+`table` those that a CSV or Parquet file lists, and `image` a single one;
 `wrap` turns any torch Dataset into one of these. All have `.first(n)`, `.tensors()`, `.classes`, `.name` and `.inputs`.
 
 A loader of a small data set moves in here; what resolves names from a command line, into `loading`.
 """
 
-from .folders import Folder, folder
+from .folders import folder
 from .idx import fashion_mnist, mnist
+from .labeled_files import Folder
 from .sets import Batch, Images
+from .single import image
+from .tables import table
 from .uci import digits
 from .wrapped import first, wrap
 
-__all__ = ["Batch", "Folder", "Images", "digits", "fashion_mnist", "first", "folder", "mnist", "wrap"]
+__all__ = ["Batch", "Folder", "Images", "digits", "fashion_mnist", "first", "folder", "image", "mnist", "table", "wrap"]

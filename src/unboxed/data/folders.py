@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from ..atomic_write import to_printable
 from ..box import Box
-from ..engine.read.class_labels import is_numbers_only, match_labels, matchable_classes
-from ..errors import BrokenImageError, DataError
-from ..inputs import images
+from ..errors import DataError, UnboxedWarning
+from ..inputs import image_files
 from ..inputs.base import Inputs
-from ..inputs.pixels import Pixels
+from ..inputs.images import require_pixels
+from ..inputs.labels import match_names, number_names, sorted_names
 from ..validation import nearest_names, suggest
-from .sets import Example, Images
+from .labeled_files import Folder, SkippedFiles, classes_and_inputs
 
-SkippedFiles = list[tuple[Path, str]]
+SPLIT_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "train", "training")  # the first is suggested
+MAX_SPLITS_SHOWN = 5  # in a message
 SYSTEM_FILES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # of operating systems
 
 
@@ -29,7 +32,7 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
 
     Args:
         path: The folder. Its subfolders are classes, in the order of their names (numbers by value: 2 before 10);
-            without subfolders there are no labels.
+            without subfolders there are no labels. Names that are numbers are the labels themselves.
         like: What images become: a box, or its `inputs`.
         classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else the
             subfolders'. Names are matched without regard to case, spaces, `-` and `_`.
@@ -38,96 +41,35 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
         Images (C, H, W) in [0, 1] with class numbers, -1 without labels.
 
     Raises:
-        DataError: for a wrong path, subfolders that are not the classes, and where no image is left.
+        DataError: for a wrong path, subfolders that are not the classes, or that are the splits of a data set (train
+            and val), and where no image is left.
 
     Example:
         >>> import unboxed as ub
         >>> photos = ub.data.folder("path/to/photos", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
         >>> x, y = photos.first(8)  # doctest: +SKIP
     """
-    if isinstance(like, Box):
-        classes = matchable_classes(like) if classes is None else classes
-        like = like.inputs
-    like, root = images.require_pixels(like), _resolve_folder(path)
+    classes, like = classes_and_inputs(like, classes)
+    pixels, root = require_pixels(like), _resolve_folder(path)
     skipped: SkippedFiles = []
-    files_by_class = _files_by_class(root, skipped)
-    class_names = tuple(to_printable(class_name) for class_name in files_by_class if class_name)
+    files_by_class = _files_by_class(root, skipped, classes)
+    names = [to_printable(name) for name in files_by_class if name]
+    numbered = number_names(names)
     labeled_files = [
-        (_image_files(files, skipped), i if name else -1) for i, (name, files) in enumerate(files_by_class.items())
+        (_image_files(files, skipped), numbered.index(_as_number(to_printable(name), numbered)) if name else -1)
+        for name, files in files_by_class.items()
     ]
     interleaved = _interleave_classes(labeled_files)
     if not interleaved:
         raise DataError(_no_images_text(root, skipped))
-    dataset = Folder(root, interleaved, class_names, like, skipped)
+    label_names = {numbered.index(_as_number(name, numbered)): name for name in names}
+    dataset = Folder(root, interleaved, tuple(numbered), pixels, skipped, label_names)
     return dataset if classes is None else dataset.labeled_as(classes)
 
 
-class Folder(Images):
-    """Image files with their classes.
-
-    A file with a valid header but a broken image is detected when it is first decoded: passes over the data (iterating,
-    `.first(n)`, a DataLoader, every method) leave it out and add it to `.skipped`; `folder[i]` raises BrokenImageError,
-    and so does a batch of a DataLoader without any other image. `len` counts it. Each worker process of a DataLoader
-    has its own list.
-    """
-
-    labels_are_names = True
-
-    def __init__(
-        self, root: Path, files: list[tuple[Path, int]], classes: tuple[str, ...], like: Pixels, skipped: SkippedFiles
-    ) -> None:
-        self.root, self.name, self.classes, self.inputs = root, to_printable(root.name or str(root)), classes, like
-        self.paths = tuple(path for path, _ in files)
-        self.skipped = skipped
-        self._labels = [label for _, label in files]
-        self._broken: dict[Path, str] = {}
-
-    def labeled_as(self, classes: Sequence[str]) -> Folder:
-        """The same files, labeled by these classes, matched by name. Raises DataError."""
-        label_by_class = match_labels(
-            self.classes, classes, made_from_names=True, names_source=f"subfolders of {self.root}"
-        )
-        relabeled = copy.copy(self)
-        relabeled._labels = [label_by_class.get(label, label) for label in self._labels]
-        if len(self.classes) != len(classes) or not is_numbers_only(classes):  # numbers are not names
-            relabeled.classes = tuple(classes)
-        return relabeled
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self._read_example(index)
-        if example is None:
-            raise BrokenImageError(
-                f"{self._broken_reason(index)}; take examples by .first(n) or in a loop, or remove the file"
-            )
-        return example
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """The examples of a batch that can be read, as torch's DataLoader calls it."""
-        examples = [example for i in indices if (example := self._read_example(i)) is not None]
-        if not examples:
-            message = f"none of the {len(indices)} images of a batch can be read ({self._broken_reason(indices[0])})"
-            raise BrokenImageError(
-                f"{message}; remove such files (see .skipped of {self.name!r}), or take larger batches"
-            )
-        return examples
-
-    def _broken_reason(self, index: int) -> str:
-        path = self.paths[index]
-        return f"{to_printable(str(path))}: {self._broken[path]}"
-
-    def _read_example(self, index: int) -> Example | None:
-        path = self.paths[index]
-        if path in self._broken:
-            return None
-        try:
-            return images.read_image(path, self.inputs), self._labels[index]
-        except Exception as error:  # a hostile file can make a decoder raise anything
-            self._broken[path] = images.error_reason(error)
-            self.skipped.append((path, self._broken[path]))
-            return None
+def _as_number(name: str, numbered: Sequence[str]) -> str:
+    """The name as it is numbered: 7 of 007 among numbers."""
+    return name if name in numbered else str(int(name))
 
 
 def _resolve_folder(path: str | os.PathLike[str]) -> Path:
@@ -141,12 +83,13 @@ def _resolve_folder(path: str | os.PathLike[str]) -> Path:
     raise DataError(f"there is no folder {root}{hint}")
 
 
-def _files_by_class(root: Path, skipped: SkippedFiles) -> dict[str, list[Path]]:
-    """Files by the name of their class folder; of a flat folder by the empty name."""
+def _files_by_class(root: Path, skipped: SkippedFiles, classes: Sequence[str] | None) -> dict[str, list[Path]]:
+    """Files by the name of their class folder; of a flat folder by the empty name. Raises DataError for splits."""
     entries = _list_visible(root, skipped)
     subfolders = [p for p in entries if os.path.isdir(p) and not _is_same_folder(p, root)]
-    if all(p.name.isdecimal() for p in subfolders):
-        subfolders.sort(key=lambda p: int(p.name))
+    _refuse_splits(root, subfolders, classes)
+    order = sorted_names([p.name for p in subfolders])
+    subfolders.sort(key=lambda p: order.index(p.name))
     files_by_class = {p.name: list(_walk_files(p, skipped, {os.path.realpath(root)})) for p in subfolders}
     loose_files = [p for p in entries if not os.path.isdir(p)]
     if not any(files_by_class.values()):
@@ -154,6 +97,45 @@ def _files_by_class(root: Path, skipped: SkippedFiles) -> dict[str, list[Path]]:
     skipped += [(p, "outside the class folders, so without a class") for p in loose_files]
     skipped += [(p, "a class folder without files") for p in subfolders if not files_by_class[p.name]]
     return files_by_class
+
+
+def _refuse_splits(root: Path, subfolders: list[Path], classes: Sequence[str] | None) -> None:
+    """Raise DataError where the subfolders are splits, such as train and val, with the classes inside them."""
+    if not subfolders or _are_classes([p.name for p in subfolders], classes):
+        return
+    inner = [frozenset(p.name for p in _list_visible(folder, []) if os.path.isdir(p)) for folder in subfolders]
+    has_own_images = any(_is_image_name(p) for folder in subfolders for p in _list_visible(folder, []))
+    same_classes = len(inner) > 1 and bool(inner[0]) and len(set(inner)) == 1 and not has_own_images
+    named_as_splits = all(p.name.casefold() in SPLIT_NAMES for p in subfolders) and any(inner)
+    if not (same_classes or named_as_splits):
+        return
+    with_classes = [folder for folder, names in zip(subfolders, inner, strict=True) if names]
+    rank = {name: i for i, name in enumerate(SPLIT_NAMES)}
+    suggested = min(with_classes, key=lambda p: rank.get(p.name.casefold(), len(rank)))
+    names = ", ".join(to_printable(p.name) for p in subfolders[:MAX_SPLITS_SHOWN])
+    inside = ", ".join(sorted(map(to_printable, inner[subfolders.index(suggested)]))[:MAX_SPLITS_SHOWN])
+    what = f"the subfolders of {to_printable(str(root))} ({names}) hold the same subfolders ({inside})"
+    if not same_classes:
+        what = f"the subfolders of {to_printable(str(root))} ({names}) are named as the splits of a data set"
+    advice = f"give the folder of one split, {to_printable(str(suggested))}"
+    raise DataError(f"{what}, so they are not classes: {advice}. If they are classes, name them: --classes (classes=)")
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in Image.registered_extensions()
+
+
+def _are_classes(names: list[str], classes: Sequence[str] | None) -> bool:
+    """Whether all are names of the given classes."""
+    if classes is None:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UnboxedWarning)  # a guess is no match
+            match_names(names, classes)
+    except (DataError, UnboxedWarning):
+        return False
+    return True
 
 
 def _is_same_folder(path: Path, root: Path) -> bool:
@@ -186,7 +168,7 @@ def _walk_files(path: Path, skipped: SkippedFiles, visited: set[str]) -> Iterato
 
 def _image_files(files: list[Path], skipped: SkippedFiles) -> list[Path]:
     """The files that may be images; the others are added to the skipped ones."""
-    faults = [images.file_fault(p) for p in files]
+    faults = [image_files.file_fault(p) for p in files]
     skipped += [(p, reason) for p, reason in zip(files, faults, strict=True) if reason]
     return [p for p, why in zip(files, faults, strict=True) if not why]
 

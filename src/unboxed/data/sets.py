@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -27,12 +27,14 @@ class Batch(_Batch):
     """Images and their classes; `y` is None where there are no labels. Has the names of the labels."""
 
     classes: tuple[str, ...] = ()
+    label_names: Mapping[int, str] | None = None
     labels_are_names = False
     name = ""
 
     def take_names_of(self, dataset: Images) -> Batch:
         """Write the label names of a data set into this batch, and return it."""
         self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
+        self.label_names = dataset.label_names
         return self
 
 
@@ -47,6 +49,7 @@ class Images(Dataset[Example], ABC):
     classes: tuple[str, ...]
     inputs: Pixels
     labels_are_names = False
+    label_names: Mapping[int, str] | None = None  # where not every label has a name; None: `classes`
 
     @abstractmethod
     def __len__(self) -> int: ...

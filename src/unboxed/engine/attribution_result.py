@@ -154,7 +154,7 @@ def make_attribution(
 
 def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:
     """A target as a result holds it: classes (n,) or the objective. It was checked when its objective was made."""
-    if isinstance(target, Tensor) and not target.is_inference():
+    if isinstance(target, Tensor) and target.ndim < 2 and not target.is_inference():
         labels = target.to(box.device, torch.long, copy=True)
         return labels if labels.ndim else labels.expand(n)
     if isinstance(target, Integral):

@@ -38,11 +38,41 @@ def _refusal_text(x: object, shape: tuple[int, ...], what: str) -> str:
     if tuple(x.shape) == shape:
         return f"wanted {wanted}; got one example without the batch axis. Pass x[None]"
     if tuple(x.shape[1:]) != shape:
-        return f"wanted {wanted}; got shape {tuple(x.shape)}"
+        return f"wanted {wanted}; got shape {tuple(x.shape)}{_shape_hint(tuple(x.shape), shape)}"
     if len(x) == 0:
         return f"wanted {wanted}; got an empty batch"
     hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
     return f"wanted floating point {what}; got {x.dtype}{hint}"
+
+
+def _shape_hint(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """What brings images of another shape into the wanted one, (C, H, W)."""
+    if len(shape) != 3:
+        return ""
+    channels, *size = shape
+    if list(got) == size and channels == 1:
+        return ". Pass x[None, None]"
+    if list(got[1:]) == size and channels == 1:
+        return ". Pass x[:, None]"
+    if got[1:] == (*size, channels):
+        return ": the channels are last. Pass x.permute(0, 3, 1, 2)"
+    if list(got[1:]) == size:
+        return f": gray images. Pass x[:, None].expand(-1, {channels}, -1, -1)"
+    if len(got) == 4 and list(got[1:3]) == size and (hint := _channel_hint(got[3], channels)):
+        return f": the channels are last. With x = x.permute(0, 3, 1, 2){hint.replace(': ', ', ', 1)}"
+    if len(got) != 4:
+        return ": x.flatten(0, 1) joins several batches" if len(got) == 5 and got[2:] == shape else ""
+    if list(got[2:]) == size:
+        return _channel_hint(got[1], channels)
+    return "; ub.image(images, like=box) resizes Pillow images and files" if got[1] == channels else ""
+
+
+def _channel_hint(n: int, wanted: int) -> str:
+    if n == 1:
+        return f": gray images. Pass x.expand(-1, {wanted}, -1, -1)"
+    if wanted == 1 and n == 3:
+        return ": color images. Pass x.mean(1, keepdim=True) for gray ones"
+    return ": the fourth channel is the transparency. Pass x[:, :3]" if (n, wanted) == (4, 3) else ""
 
 
 def _conversion_hint(x: object, is_image: bool) -> str:
@@ -50,12 +80,12 @@ def _conversion_hint(x: object, is_image: bool) -> str:
     if hasattr(x, "tensors"):
         return "x, y = data.tensors() gives the tensors of a data set"
     if isinstance(x, (str, PathLike)):
-        return "ub.data.folder(path, box).first(n) reads images" if is_image else "Read the file, and pass its rows"
+        return "ub.image(path, like=box) reads an image" if is_image else "Read the file, and pass its rows"
     first = x[0] if isinstance(x, (list, tuple)) and x else x
     if isinstance(first, Tensor):
         return "torch.stack(x) joins a list of examples, torch.cat(x) a list of batches"
     if type(first).__module__.partition(".")[0] == "PIL":
-        return "ub.data.wrap([(image, 0)], like=box.inputs).first(1) converts an image"
+        return "ub.image(image, like=box) converts an image"
     return "torch.as_tensor(x) converts an array"
 
 

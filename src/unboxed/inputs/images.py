@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, warn
 from .base import Inputs
 from .pixels import Pixels
 
-# Pillow also opens formats that start other programs (EPS) or that any bytes may match (TGA): unsafe for unknown files.
-SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's own conversion would clip them at 255
+MAX_12_BIT_VALUE, MAX_16_BIT_VALUE = 4095, 65535
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's gray
+ORIENTATION_TAG = 274  # of EXIF
+MIN_COLOR_SPREAD = 10.0  # of 255: the mean difference between the largest and the smallest channel of a color image
+MAX_SHRINKING = 16  # an image with a shorter side that many times the model's is of another kind
 
 
 def require_pixels(like: Inputs) -> Pixels:
@@ -31,70 +32,103 @@ def require_pixels(like: Inputs) -> Pixels:
             f"like must be Pixels, such as box.inputs: images are converted to it; got {type(like).__name__}"
         )
     if like.shape[0] not in (1, 3):
-        raise DataError(f"image files have 1 (gray) or 3 (RGB) channels; like has {like.shape[0]}")
+        problem = f"image files have 1 (gray) or 3 (RGB) channels; like has {like.shape[0]}"
+        raise DataError(f"{problem}: read them yourself, and pass tensors or a Dataset of them")
     return like
-
-
-def file_fault(path: Path) -> str | None:
-    """Why a file is not an image, judged by its header; None if it may be one."""
-    if not os.path.isfile(path):
-        return "a link to nothing" if os.path.islink(path) else "not a regular file"
-    try:
-        with silence_decoder_warnings(), Image.open(path, formats=SAFE_FORMATS):
-            return None
-    except Exception as error:  # a hostile header can make a decoder raise nearly anything
-        return error_reason(error)
-
-
-def read_image(path: Path, like: Pixels) -> Tensor:
-    """The image in a file, (C, H, W) in [0, 1]; raises whatever its decoder raises."""
-    with silence_decoder_warnings(), Image.open(path, formats=SAFE_FORMATS) as image:
-        return to_tensor(image, like)
-
-
-def error_reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"a decompression bomb: {error}"
-    if isinstance(error, PermissionError):
-        return "may not be read: permission denied"
-    return f"broken image: {error or type(error).__name__}"
 
 
 @contextmanager
 def silence_decoder_warnings() -> Iterator[None]:
     """Ignore warnings of decoders about odd metadata; a decompression bomb is an error, not a warning."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", module=r"(PIL|tifffile|numpy|unboxed\.inputs)\b")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
-def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
-    """An image as (C, H, W), float32 in [0, 1], in the size and channels of `like`; None keeps both."""
+def to_tensor(image: Image.Image, like: Pixels | None = None, channels: int | None = None) -> Tensor:
+    """An image as (C, H, W), float32 in [0, 1], in the size and channels of `like`.
+
+    Without `like` it keeps its size, and its channels where `channels` is None, too.
+    """
+    channels = channels if like is None else like.shape[0]
     image = ImageOps.exif_transpose(image)
     if image.mode in (*SIXTEEN_BIT_MODES, "F"):
-        return _deep_gray_tensor(image, like)
+        return levels_to_tensor(_gray_levels(image)[..., None], like, channels)
     image = _on_white(image)
-    image = image.convert(_color_mode(image, like))
+    image = image.convert(_color_mode(image, channels))
     if like is not None:
         image = _resize_and_crop(image, like)
     return torch.from_numpy(_channels_first(np.array(image, dtype=np.float32) / 255))
 
 
-def _deep_gray_tensor(image: Image.Image, like: Pixels | None) -> Tensor:
-    """A gray image of more than 8 bits, with its full depth."""
-    gray = np.array(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
-    if not (gray.min() >= 0 and gray.max() <= 1):
-        kind = "floating point" if image.mode == "F" else "32-bit"
-        raise DataError(
-            f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: the value of white is unknown"
-        )
+def _gray_levels(image: Image.Image) -> NDArray[Any]:
+    """The levels (H, W) of a gray image of more than 8 bits: uint16, or float32 in [0, 1]. Raises DataError."""
+    gray = np.array(image)
+    kind, largest = ("floating point", 1) if image.mode == "F" else ("32-bit", MAX_16_BIT_VALUE)
+    if not (gray.min() >= 0 and gray.max() <= largest):
+        scale = np.float32(largest)
+        low, high = gray.min() / scale, gray.max() / scale
+        raise DataError(f"a {kind} image with values from {low:.3g} to {high:.3g}: the value of white is unknown")
+    return gray.astype(np.float32 if image.mode == "F" else np.uint16)
+
+
+def white_of_16_bits(largest: float) -> int:
+    """The white of an image of 16 bits with this largest value: 4095 where only 12 bits are used, which is said."""
+    if not 0 < largest <= MAX_12_BIT_VALUE:
+        return MAX_16_BIT_VALUE
+    assumption = f"16-bit images without values above {MAX_12_BIT_VALUE} are read as 12 bits, with {MAX_12_BIT_VALUE}"
+    warn(f"{assumption} as white; if they are dark images of 16 bits, pass their values / {MAX_16_BIT_VALUE} as floats")
+    return MAX_12_BIT_VALUE
+
+
+def upright_levels(levels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+    """Levels (H, W, C) turned as the EXIF orientation of their image says."""
+    orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    if orientation in (5, 6, 7, 8):
+        levels = levels.transpose(1, 0, 2)
+    flip_vertical, flip_horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return levels[:: -1 if flip_vertical else 1, :: -1 if flip_horizontal else 1]
+
+
+def levels_to_tensor(levels: NDArray[Any], like: Pixels | None, channels: int | None) -> Tensor:
+    """Levels (H, W, C), uint16 or float32 in [0, 1], as `to_tensor`, with their full depth."""
+    channels = channels if like is None else like.shape[0]
+    depth = white_of_16_bits(levels.max()) if levels.dtype == np.uint16 else 1
+    values = levels.astype(np.float32) / np.float32(depth)
+    if values.shape[2] in (2, 4):  # over white, where transparent
+        alpha = levels[..., -1:].astype(np.float32) / np.float32(MAX_16_BIT_VALUE if depth != 1 else 1)
+        values = values[..., :-1] * alpha + (1 - alpha)
+    if channels == 1 and values.shape[2] == 3:
+        values = values @ np.array(LUMA, np.float32)[:, None]
+    planes = [_resize_plane(values[..., c], like) for c in range(values.shape[2])]
+    x = torch.from_numpy(np.stack(planes)).clamp(0, 1)  # (C, H, W)
+    return x if channels in (None, len(x)) else x.expand(channels or 1, *x.shape[1:]).clone()
+
+
+def _resize_plane(plane: NDArray[Any], like: Pixels | None) -> NDArray[Any]:
     if like is None:
-        return torch.from_numpy(gray)[None]
-    resized = np.array(_resize_and_crop(Image.fromarray(gray), like))
-    return torch.from_numpy(resized).clamp(0, 1).expand(like.shape).clone()
+        return plane
+    return np.array(_resize_and_crop(Image.fromarray(np.ascontiguousarray(plane)), like))
+
+
+def note_other_kind(image: Image.Image, like: Pixels | None) -> None:
+    """Warn of an image of quite another kind than the model's: in color for a gray model, or many times its size."""
+    if like is None:
+        return
+    channels, height, width = like.shape
+    size = f"{height}x{width}"
+    if channels == 1 and image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P", "LAB", "HSV") and _is_colorful(image):
+        warn(f"color images are made gray, as this model takes one channel ({size}): were they made for it?")
+    if min(image.size) > MAX_SHRINKING * min(height, width):
+        warn(f"images are more than {MAX_SHRINKING} times the {size} that this model takes: little is left of their "
+             "detail. Were they made for it?")  # fmt: skip
+
+
+def _is_colorful(image: Image.Image) -> bool:
+    """Whether the channels of an image differ; it is judged on a small copy."""
+    thumbnail = np.array(_on_white(image).resize((16, 16)).convert("RGB"), dtype=np.float32)
+    return float(np.ptp(thumbnail, axis=2).mean()) > MIN_COLOR_SPREAD
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -105,10 +139,10 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _color_mode(image: Image.Image, like: Pixels | None) -> str:
-    if like is None:
+def _color_mode(image: Image.Image, channels: int | None) -> str:
+    if channels is None:
         return "L" if image.mode in ("1", "L") else "RGB"
-    return "L" if like.shape[0] == 1 else "RGB"
+    return "L" if channels == 1 else "RGB"
 
 
 def _resize_and_crop(image: Image.Image, like: Pixels) -> Image.Image:

@@ -152,6 +152,11 @@ def _check_resize(value: object) -> int | tuple[int, int] | None:
     return height, width
 
 
+@dataclass(frozen=True, repr=False)
+class PixelsOfAnySize(Pixels):
+    """Images of a model's channels that keep their size: of models that take any."""
+
+
 def _format_out_of_range(value: float) -> str:
     """A number with enough digits to tell it from 0 and 1."""
     return next((s for d in (3, 5, 7) if float(s := f"{value:.{d}g}") not in (0.0, 1.0)), f"{value:g}")

@@ -37,8 +37,8 @@ def load(
         inputs: What its inputs are: `ub.Pixels((3, 224, 224), mean, std)`, an image processor, a transform of
             torchvision or a timm config. None where the factory returns (model, inputs), a folder has a processor, or
             the model has its config (timm's `pretrained_cfg`).
-        classes: Class names, in the order of the outputs. None takes those of a Hugging Face model
-            (`config.id2label`), else numbers.
+        classes: Class names, in the order of the outputs, or the path of a file of them. None takes those of a Hugging
+            Face model (`config.id2label`), else numbers.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
         seed: Seed of what the factory draws.
 

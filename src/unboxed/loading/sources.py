@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from .. import data as sets
 from ..box import Box
-from ..data.folders import Folder
+from ..data.tables import TABLE_SUFFIXES
 from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
@@ -19,7 +19,8 @@ from ..validation import nearest_names, suggest
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (
-    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"
+    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV or Parquet file of "
+    "(file, label), or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
 SPLITS: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
@@ -32,7 +33,7 @@ def data(
 
     Args:
         spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder
-            per class, or flat), or "module:factory" of a torch Dataset.
+            per class, or flat), a CSV or Parquet file of (file, label), or "module:factory" of a torch Dataset.
         like: What images of a folder are resized and cropped to.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names; a folder's subfolders are matched to them.
@@ -53,7 +54,9 @@ def data(
     if name in DATASET_NAMES and split in SPLITS:
         return _named_dataset(name, split, root)
     if Path(spec).is_dir():
-        return _folder_dataset(spec, like, classes)
+        return _files_dataset(sets.folder, spec, like, classes)
+    if _is_table(spec):
+        return _files_dataset(sets.table, spec, like, classes)
     if ":" in spec and name not in DATASET_NAMES:
         return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_refusal_text(spec, name))
@@ -80,9 +83,8 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         >>> len(loading.data_for("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
-    images = data(spec, like=box.inputs, root=root, classes=None if Path(spec).is_dir() else classes)
-    classes = matchable_classes(box)
-    return images.labeled_as(classes) if isinstance(images, Folder) and images.classes and classes else images
+    names_files = Path(spec).is_dir() or _is_table(spec)
+    return data(spec, like=box.inputs, root=root, classes=matchable_classes(box) if names_files else classes)
 
 
 def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
@@ -92,10 +94,16 @@ def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[An
     return load_split(root, train=split == "train")
 
 
-def _folder_dataset(spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
+def _is_table(spec: str) -> bool:
+    return spec.lower().endswith(TABLE_SUFFIXES) and Path(spec).is_file()
+
+
+def _files_dataset(
+    open_files: Callable[..., Dataset[Any]], spec: str, like: Inputs | None, classes: Sequence[str] | None
+) -> Dataset[Any]:
     if like is None:
         raise DataError(f"the images in {spec} need a size: pass like=box.inputs (on the command line: --shape)")
-    return sets.folder(spec, like=like, classes=classes)
+    return open_files(spec, like=like, classes=classes)
 
 
 def _factory_dataset(built: Any, spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:

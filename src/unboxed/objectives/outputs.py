@@ -109,8 +109,11 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} must be an int, or one int per example (N,); got {type(y).__name__}") from error
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise InputError(f"{what} must be an int, or one int per example (N,); got {values.dtype}")
-    return values
+        hint = (
+            "; if these are whole numbers, pass them as ints" if values.is_floating_point() and values.ndim < 3 else ""
+        )
+        raise InputError(f"{what} must be an int, or one int per example (N,); got {values.dtype}{hint}")
+    return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
 
 
 def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> None:
@@ -122,7 +125,8 @@ def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> 
 def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     shape = tuple(k.value.shape)
     if shape not in ((), (n,)):
-        raise InputError(f"a class must be one int, or one for each of {n} examples, shape ({n},); got {shape}")
+        hint = "; of one-hot labels pass y.argmax(1)" if shape == (n, n_classes) else ""
+        raise InputError(f"a class must be one int, or one for each of {n} examples, shape ({n},); got {shape}{hint}")
     lower, upper = k.value_range() or (0, 0)
     if lower < 0 or upper >= n_classes:
         got = str(lower) if lower == upper else f"{lower} to {upper}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.class_labels import is_numbers_only
+from ..inputs.labels import is_numbers_only
 from .context import ReportContext
 
 JUDGE_DESCRIPTION = "A second model (the judge: a robust model of another architecture)"

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
-from ..engine.read.class_labels import dataset_class_names, is_numbers_only
-from ..engine.read.examples import class_by_label
-from ..engine.read.items import item_or_data_error
-from ..engine.read.packing import pack_data
+from ..engine.read.class_labels import data_source, dataset_class_names
 from ..errors import BrokenImageError, DataError
+from ..inputs.examples import Opened, OpenedDataset, iter_examples, open_data
+from ..inputs.items import SkippedExamples, item_or_data_error
+from ..inputs.labels import is_numbers_only, label_value
 from ..inputs.pixels import Pixels
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
@@ -37,16 +37,17 @@ class ReportData:
         self.binary = box.outputs == "multilabel" and len(box.classes) == 1
         self.labeled = self.binary or box.outputs not in ("regression", "multilabel")
         self.name = str(getattr(data, "name", "") or _data_name(data))
-        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary)
-        self._broken_reasons: dict[int, str] = {}
+        skipped = SkippedExamples()
+        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary, skipped)
+        self._broken_reasons = dict(enumerate(skipped.reasons, -len(skipped.reasons)))  # of a stream, before its rows
         if len(self._data) == 0:
             raise DataError("the data are empty; a report needs one example or more")
-        self.classes = (
-            BINARY_CLASSES
-            if self.binary
-            else _class_names(dataset_class_names(data if self.labeled else self._data)[0], box)
-        )
-        self._class_of_label = class_by_label(box, data) if self.labeled else {}
+        names = dataset_class_names(data)
+        if self.labeled and not names.names:  # labels that are names are numbered by then
+            names = dataset_class_names(self._data)
+        self.classes = BINARY_CLASSES if self.binary else _class_names(names.in_order(), box)
+        self._class_of_label = names.class_by_label(box, data_source(data)) if self.labeled else {}
+        self._box = box
 
     def __len__(self) -> int:
         return len(self._data)
@@ -60,7 +61,7 @@ class ReportData:
         """Files that could not be read so far, and why."""
         skipped_files = getattr(self._data, "skipped", None)
         return (
-            tuple((f"example {i}", why) for i, why in self._broken_reasons.items())
+            tuple((f"example {i}" if i >= 0 else "an example", why) for i, why in self._broken_reasons.items())
             if skipped_files is None
             else tuple(skipped_files)
         )
@@ -71,9 +72,16 @@ class ReportData:
         if not readable:
             return ExampleBatch([], torch.empty(0), [])
         x = torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
-        return ExampleBatch([i for i, _ in readable], x, [self._class_of_label.get(y, y) for _, (_, y) in readable])
+        return ExampleBatch([i for i, _ in readable], x, [self._class_of(y) for _, (_, y) in readable])
 
-    def _read_item(self, i: int) -> tuple[Any, int] | None:
+    def _class_of(self, label: Any) -> int:
+        """A label as the box counts classes, -1 where there is none."""
+        value = label_value(label)
+        if isinstance(value, str):
+            return int(self._box.class_numbers(value))
+        return -1 if value is None else self._class_of_label.get(value, value)
+
+    def _read_item(self, i: int) -> tuple[Any, Any] | None:
         try:
             return _input_and_label(item_or_data_error(self._data, i), self.labeled)
         except BrokenImageError as error:
@@ -116,16 +124,20 @@ def _data_name(data: Any) -> str:
     return DEFAULT_DATA_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
-def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
-    """Something with a length whose items are (input, label) or inputs."""
-    data = pack_data(box, data)
-    if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
-        data = torch.utils.data.TensorDataset(*data)
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        expected = "give a Dataset of (input, label) with a length, or tensors (x, y)"
-        raise DataError(f"a report cannot read a {type(data).__name__}; {expected}")
+def _indexed(data: Opened, skipped: SkippedExamples) -> Any:
+    """The examples by index; those of a stream are read into memory."""
+    if isinstance(data, OpenedDataset):
+        return data
+    if isinstance(data, Tensor) or (isinstance(data, tuple) and isinstance(data[1], Tensor)):
+        return torch.utils.data.TensorDataset(*([data] if isinstance(data, Tensor) else data))
+    return list(iter_examples(data, skipped))
+
+
+def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool, skipped: SkippedExamples) -> Any:
+    """Something with a length whose items are (input, label) or inputs; what a stream leaves out is recorded."""
+    data = data if isinstance(data, sets.Images) else _indexed(open_data(data, box.inputs), skipped)
     if len(data) == 0:
-        raise DataError("the data are empty; a report needs one example or more")
+        skipped.require_some_read(0)
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
@@ -136,11 +148,10 @@ def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> 
     return sets.wrap(data, like=template, name=name)
 
 
-def _input_and_label(item: Any, labeled: bool) -> tuple[Any, int]:
+def _input_and_label(item: Any, labeled: bool) -> tuple[Any, Any]:
     if not isinstance(item, (tuple, list)):
-        return item, -1
-    label = item[1] if labeled and len(item) > 1 and item[1] is not None else -1
-    return item[0], int(label)
+        return item, None
+    return item[0], item[1] if labeled and len(item) > 1 else None
 
 
 def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:

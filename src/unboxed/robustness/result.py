@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..engine.optimize.constraints import format_eps
-from ..engine.read.class_labels import unique_names
 from ..errors import InputError
+from ..inputs.labels import unique_names
 from .gradient_masking import MaskingFinding
 from .proportion import Proportion
 

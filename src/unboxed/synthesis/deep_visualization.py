@@ -24,6 +24,7 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
 from ..errors import InputError
+from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import BatchSize, FrameInterval, Seed, Steps, StepSize
 from ..rng import normal
@@ -192,9 +193,7 @@ def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:
     return RECIPE_BY_NAME[recipe]
 
 
-def _resolve_objective(
-    box: Box, target: int | Sequence[int] | Tensor | Objective | None
-) -> tuple[Objective, tuple[str, ...]]:
+def _resolve_objective(box: Box, target: ClassLabels | Objective | None) -> tuple[Objective, tuple[str, ...]]:
     """What is maximized, and the names of its images."""
     if isinstance(target, Objective):
         n = target.n or 1

@@ -15,6 +15,7 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
+from ..inputs.labels import ClassLabels
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, Confidence, InputBatch, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -53,7 +54,7 @@ class Morph(GeneratedImages):
 def morph(
     box: Box,
     x: InputBatch,
-    target: Annotated[int | Tensor, Holds("labels"), "Class to become (N,), or one for all."],
+    target: Annotated[ClassLabels, Holds("labels"), "Class to become (N,), or one for all."],
     *,
     confidence: Confidence = 0.9,
     step: StepSize = None,

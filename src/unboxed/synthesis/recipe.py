@@ -24,8 +24,8 @@ from ..engine.optimize.parameterizations import (
     spectrum_frequencies,
 )
 from ..engine.optimize.transforms import Transform, random_affine, random_crop
-from ..engine.read.examples import input_batches
 from ..engine.read.sizes import require_images
+from ..inputs.examples import input_batches, open_data
 from ..model.batching import BatchSize
 from ..objectives import Acts, Objective, color_distance, layer_objective, total_variation
 from ..rng import normal
@@ -63,7 +63,7 @@ def image_statistics(box: Box, data: Any) -> ImageStatistics:
             MAX_NATURAL_TOTAL_VARIATION,
             None,
         )
-    x = box.validate_inputs(next(input_batches(data, MAX_DATA_IMAGES)))
+    x = box.validate_inputs(next(input_batches(open_data(data, box.inputs), MAX_DATA_IMAGES)))
     return ImageStatistics(
         replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT),
         True,

@@ -19,8 +19,9 @@ from .cases import method_name
 from .models import kind_of_model
 
 MODEL_INDEPENDENT_PARTS = frozenset({
-    "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "engine.read.items",
-    "engine.read.packing", "engine.results", "engine.perturb.segments", "engine.optimize.colors",
+    "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
+    "inputs.packing", "inputs.examples", "inputs.forms", "inputs.labels", "engine.results", "engine.perturb.segments",
+    "engine.optimize.colors",
     "engine.optimize.parameterizations", "engine.read.embedding", "engine.read.position_grids",
     "engine.read.neighbors", "engine.read.channel_axes", "engine.optimize.optimizers", "engine.optimize.transforms",
     "engine.perturb.control_variate", "engine.perturb.surrogate", "engine.perturb.local_model",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import LayerError, OutputError
+from ...inputs.labels import ClassLabels
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
@@ -43,7 +44,7 @@ MAX_TOKEN_LAYERS = 6  # token layers among which the last that patches influence
 def cam(
     box: Box,
     x: Tensor,
-    target: int | Tensor | Objective | None,
+    target: ClassLabels | Objective | None,
     layer: str | None,
     combine: CombineMaps,
     *,

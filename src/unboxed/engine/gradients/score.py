@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from ...box import Box
 from ...errors import OutputError
 from ...inputs.batches import value_range
+from ...inputs.labels import ClassLabels
 from ...model import relu_rules
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
@@ -219,7 +220,7 @@ def _without_padding(g: Tensor | None, like: Tensor) -> Tensor:
 def attribute_by_gradient(
     box: Box,
     x: Tensor,
-    target: int | Tensor | Objective | None,
+    target: ClassLabels | Objective | None,
     *,
     method: str,
     rule: ReluRule | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
+from ...inputs.labels import ClassLabels
 from ...model.batching import BatchSize
 from ...objectives import Objective, constant, logit, mean_over_positions
 from ...validation import check_float, check_int
@@ -183,7 +184,7 @@ def put(k: UnitSelection, value: float | Tensor, *, position: tuple[int, ...] | 
     return UnitEdit(0.0, value, k, position)
 
 
-def resolve_target(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
+def resolve_target(box: Box, target: ClassLabels | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
     """The score of `target`, fixed for x and any edit: None is the class predicted for x itself."""
     if target is None:
         return logit(mean_over_positions(box(x, batch_size=batch_size)).argmax(1))

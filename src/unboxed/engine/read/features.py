@@ -10,15 +10,14 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
+from ...inputs.examples import input_batches, open_data
+from ...inputs.items import SkippedExamples
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, in_batches
 from ...model.layers import input_address
 from ...objectives import MODEL_END_ADDRESSES
 from ...validation import address_list
-from .examples import input_batches
-from .items import SkippedExamples
-from .packing import pack_data
 
 MAX_FEATURE_VALUES = 2**26  # of one layer, that are not sketched
 SKETCH_SIZE = 4096  # values per example after sketching
@@ -77,7 +76,7 @@ def feature_reader(
 ) -> Any:
     """A function that returns the vectors (n, D) of the next batch of `data`, and None at the end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
-    data = pack_data(box, data)
+    data = open_data(data, box.inputs)
     # a batch-dependent model gets all rows
     parts = input_batches(data, 2**62 if box.batch_dependent else size, skipped)
 

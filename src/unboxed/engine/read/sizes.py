@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
-from ...inputs.pixels import Pixels
+from ...inputs.examples import as_batch
+from ...inputs.pixels import Pixels, PixelsOfAnySize
 from ...objectives import Objective
 
 LOG = logging.getLogger("unboxed")
@@ -28,14 +30,16 @@ def require_images(box: Box, caller: str) -> Pixels:
     return box.inputs
 
 
-def validate_any_size(box: Box, x: Tensor, caller: str) -> Tensor:
+def validate_any_size(box: Box, x: Any, caller: str) -> Tensor:
     """As `box.validate_inputs`, for images (N, C, H, W) of any size. Raises InputError."""
     inputs = require_images(box, caller)
+    x = as_batch(x, PixelsOfAnySize(inputs.shape))
     if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
         inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
     inputs.check(x)
     with torch.inference_mode(False):
-        return x.detach().to(box.device, box.dtype, copy=True)
+        images: Tensor = x.detach().to(box.device, box.dtype, copy=True)
+        return images
 
 
 def native_size(box: Box) -> Size:

@@ -72,7 +72,7 @@ def _neighbors_figures(result: Neighbors, box: Box | None = None, *, data: Any =
     """The nearest examples, the nearest first; without the data, their numbers and distances."""
     n, k = min(len(result.indices), MAX_FIGURE_EXAMPLES), result.indices.shape[1]
     queries, places = row_names(n, "query"), [f"nearest {j + 1}" for j in range(k)]
-    images = examples_at(data, result.indices[:n])
+    images = examples_at(data, result.indices[:n], box)
     if images is None:
         table = matrix_plot(result.distances[:n], queries, places, title="Nearest neighbors", unit="distance")
         return {"neighbors": table}
@@ -131,7 +131,7 @@ def _projection_figures(result: Projections, box: Box | None = None, *, data: An
         rgb = draw.signed_map_to_rgb(m, vmax)
         image = draw.outline_rectangle(rgb, bounds, FIELD_OUTLINE_COLOR, side=112) if bounds else rgb
         tiles.append(Tile(image, f"unit {unit}\nvalue {value:.3g}"))
-    x = examples_at(data, range(len(tiles)))
+    x = examples_at(data, range(len(tiles)), box)
     grid = [tiles] if x is None else [image_tiles(x), tiles]
     names = ["projection"] if x is None else ["input", "projection"]
     bar = ColorBar("signed", vmax, "red raises the unit's activation")
@@ -179,7 +179,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
     units = [k for k in range(len(result.value)) if not bool(result.dead[k])][:MAX_FIGURE_UNITS]
     if (data is None and not result.inputs) or not units:
         return figures(result.statistics, box)
-    examples = result.fetch_examples(data, units)  # (U, k, ...)
+    examples = result.fetch_examples(data, units, None if box is None else box.inputs)  # (U, k, ...)
     images = as_images(examples.flatten(0, 1))
     if images is None:
         return figures(result.statistics, box)

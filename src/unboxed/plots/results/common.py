@@ -51,11 +51,12 @@ def target_names(target: Any, n: int, classes: Sequence[str], box: Box | None = 
     return [target.name if isinstance(target, Objective) else ""] * n
 
 
-def examples_at(data: Any, indices: Any) -> Tensor | None:
+def examples_at(data: Any, indices: Any, box: Box | None) -> Tensor | None:
     """The examples (M, C, H, W) of data at these indices (M,), as images; None where there are none."""
     if data is None:
         return None
-    return as_images(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu()))
+    inputs = None if box is None else box.inputs
+    return as_images(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu(), inputs))
 
 
 def labels_of(data: Any, n: int) -> Tensor | None:

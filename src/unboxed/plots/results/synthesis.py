@@ -26,7 +26,7 @@ def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data:
     """The images, below their inputs where the data are given, as for DeepDream; and frames where they were kept."""
     rows = zip(result.names, result.scores.tolist(), strict=True)
     captions = [score_text(score, name) for name, score in rows]
-    return _images_and_frames(result, captions, examples_at(data, range(len(captions))))
+    return _images_and_frames(result, captions, examples_at(data, range(len(captions)), box))
 
 
 @figures.register(ClassImages)
@@ -49,7 +49,7 @@ def _channel_figures(result: Channels, box: Box | None = None, *, data: Any = No
 def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any = None) -> Figures:
     rows = zip(result.errors.tolist(), result.cosines.tolist(), strict=True)
     captions = [f"error {error:.2g}\ncosine {cosine:.2f}" for error, cosine in rows]
-    return _images_and_frames(result, captions, examples_at(data, result.source_rows))
+    return _images_and_frames(result, captions, examples_at(data, result.source_rows, box))
 
 
 @figures.register(Inversions)
@@ -57,7 +57,7 @@ def _inversions_figures(result: Inversions, box: Box | None = None, *, data: Any
     rows = {path: images[:MAX_FIGURE_EXAMPLES] for path, images in zip(result.layers, result.images, strict=True)}
     captions = {path: [f"error {e:.2g}" for e in errors[:MAX_FIGURE_EXAMPLES].tolist()]
                 for path, errors in zip(result.layers, result.errors, strict=True)}  # fmt: skip
-    x = examples_at(data, result.source_rows[:MAX_FIGURE_EXAMPLES])
+    x = examples_at(data, result.source_rows[:MAX_FIGURE_EXAMPLES], box)
     if x is not None:
         rows = {"input": x, **rows}
     names = list(result.names[:MAX_FIGURE_EXAMPLES])

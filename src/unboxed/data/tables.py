@@ -1,0 +1,151 @@
+"""Tables of image files and their labels: CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..atomic_write import to_printable
+from ..box import Box
+from ..errors import DataError, MissingError
+from ..inputs import image_files
+from ..inputs.base import Inputs
+from ..inputs.images import require_pixels
+from ..inputs.labels import label_value, number_names
+from ..validation import plain_name
+from .labeled_files import LabeledFiles, SkippedFiles, classes_and_inputs
+
+FILE_COLUMNS = ("file", "filename", "path", "filepath", "image", "imagepath", "imagefile", "img", "imgpath", "imageid")
+LABEL_COLUMNS = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
+
+Row = tuple[Any, Any]  # file and label
+
+
+def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+    """The images that a table lists with their labels, decoded on access, as `folder` does.
+
+    Args:
+        path: A CSV, TSV or Parquet file with a column of file names, relative to the table's folder, and one of labels;
+            a CSV without a header has them in this order. Parquet needs pyarrow.
+        like: What images become: a box, or its `inputs`.
+        classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else those of the
+            table in their order. Labels that are numbers are the class numbers themselves.
+
+    Returns:
+        Images (C, H, W) in [0, 1] with class numbers, -1 without labels. Rows without a label or a sound image are
+        left out, and listed in `.skipped`.
+
+    Raises:
+        DataError: for a wrong path, a table without such columns, a file with two labels, labels that are not the
+            classes, and where no image is left.
+        MissingError: for a Parquet file without pyarrow.
+
+    Example:
+        >>> import unboxed as ub
+        >>> photos = ub.data.table("labels.csv", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
+    """
+    classes, like = classes_and_inputs(like, classes)
+    pixels, source = require_pixels(like), Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(f"there is no file {source}")
+    skipped: SkippedFiles = []
+    label_by_file = _labels_by_file(source, _read_rows(source), skipped)
+    names = {file: str(label) for file, label in label_by_file.items() if label is not None}
+    numbered = number_names(list(names.values()))
+    number_of = {name: _number(name, numbered) for name in names.values()}
+    files = [(file, number_of[names[file]] if file in names else -1) for file in _readable(label_by_file, skipped)]
+    if not files:
+        reasons = "; ".join(f"{to_printable(path.name)}: {reason}" for path, reason in skipped[:3])
+        raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
+    label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
+    dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
+    return dataset if classes is None else dataset.labeled_as(classes)
+
+
+def _number(name: str, numbered: Sequence[str]) -> int:
+    return numbered.index(name) if name in numbered else int(name)
+
+
+def _labels_by_file(source: Path, rows: Iterator[Row], skipped: SkippedFiles) -> dict[Path, int | str | None]:
+    """The label of each file, in the table's order. Raises DataError for a file with two labels."""
+    labels: dict[Path, int | str | None] = {}
+    for number, (file, label) in enumerate(rows):
+        path, value = source.parent / str(file).strip(), label_value(label, f"row {number} of {source.name}")
+        if path in labels and labels[path] != value:
+            raise DataError(f"{source}: {to_printable(str(file))} has two labels, {labels[path]} and {value}")
+        if path in labels:
+            skipped.append((path, "listed twice"))
+        labels[path] = value
+    if (some_labeled := any(v is not None for v in labels.values())) and None in labels.values():
+        skipped += [(path, "without a label") for path, v in labels.items() if v is None]
+    return {path: v for path, v in labels.items() if v is not None or not some_labeled}
+
+
+def _readable(paths: Any, skipped: SkippedFiles) -> list[Path]:
+    """The paths that may be images; the others are added to the skipped ones."""
+    faults = {path: image_files.file_fault(path) for path in paths}
+    skipped += [(path, reason) for path, reason in faults.items() if reason]
+    return [path for path, reason in faults.items() if not reason]
+
+
+def _read_rows(source: Path) -> Iterator[Row]:
+    suffix = source.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise DataError(f"{source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
+    return _read_parquet(source) if suffix == ".parquet" else _read_csv(source)
+
+
+def _read_parquet(source: Path) -> Iterator[Row]:
+    try:
+        from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise MissingError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV") from None
+    try:
+        contents = parquet.read_table(source)
+    except Exception as error:  # a damaged file can make a reader raise anything
+        raise DataError(f"{source} is no sound Parquet file: {error}") from error
+    file_column, label_column = _find_columns(contents.column_names, source)
+    files = contents.column(file_column).to_pylist()
+    labels = [None] * len(files) if label_column is None else contents.column(label_column).to_pylist()
+    return iter(zip(files, labels, strict=True))
+
+
+def _read_csv(source: Path) -> Iterator[Row]:
+    """File names may be of any encoding: they are decoded as the file system's."""
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = [line for line in file if line.strip()]
+    if not lines:
+        raise DataError(f"{source} is empty; {COLUMNS_TEXT}")
+    delimiter = max("\t;,", key=lambda mark: (lines[0].count(mark), mark == ","))
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    file_index, label_index, has_header = 0, (1 if len(rows[0]) > 1 else None), False
+    if _is_header(rows[0], source):
+        header, has_header = rows[0], True
+        file_column, label_column = _find_columns(header, source)
+        file_index = header.index(file_column)
+        label_index = None if label_column is None else header.index(label_column)
+    width = max(file_index, label_index or 0)
+    if short := [row for row in rows if len(row) <= width]:
+        raise DataError(f"{source} has rows of fewer than {width + 1} columns, such as {short[0]}; {COLUMNS_TEXT}")
+    return ((row[file_index], None if label_index is None else row[label_index]) for row in rows[has_header:])
+
+
+def _is_header(row: Sequence[str], source: Path) -> bool:
+    """Whether the first row names columns: it names no file, and has a name of a column or a cell without a dot."""
+    if (source.parent / row[0]).is_file():
+        return False
+    return any(plain_name(cell) in (*FILE_COLUMNS, *LABEL_COLUMNS) for cell in row) or "." not in row[0]
+
+
+def _find_columns(names: Sequence[str], source: Path) -> tuple[str, str | None]:
+    """The names of the columns of files and labels. Raises DataError."""
+    by_plain_name = {plain_name(name): name for name in reversed(names)}
+    files, labels = ([by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMNS, LABEL_COLUMNS))
+    if not files or (not labels and len(names) > 1):
+        raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {COLUMNS_TEXT}")
+    return files[0], labels[0] if labels else None

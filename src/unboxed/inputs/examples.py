@@ -1,0 +1,259 @@
+"""The one door for examples: whatever holds inputs of a model, with or without labels, opened as tensors.
+
+Tensors, arrays, Pillow images, paths, lists of these, `(x, y)`, torch Datasets and DataLoaders, Hugging Face data sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import BrokenImageError, DataError, InputError, warn
+from .base import Inputs
+from .forms import image_and_label, is_batch, is_like_structure, is_nested_list, split_labels, to_example
+from .items import (
+    ACCEPTED_DATA,
+    SkippedExamples,
+    add_loader_skips,
+    data_name,
+    is_batching_loader,
+    is_indexable,
+    is_shuffling_loader,
+    item_or_data_error,
+    iter_loader_batches,
+    without_label,
+)
+from .multi import MultiInput
+from .packing import is_packed_pair, iter_packed_batch, pack_structure
+from .pixel_arrays import (
+    WHITE_BY_DTYPE,
+    array_to_tensor,
+    integers_to_unit_range,
+    is_encoded_image,
+    is_image_source,
+)
+from .pixels import Pixels
+
+ROWS_PER_READ = 1024  # examples that are stacked at a time
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedDataset:
+    """Examples that are read by index, converted on access: an input, or (input, label)."""
+
+    data: Any
+    inputs: Inputs | None
+    labels: Any = None  # one per example, where they come beside the inputs
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        example = to_example(item_or_data_error(self.data, i), self.inputs, f"example {i} of {data_name(self.data)}")
+        return example if self.labels is None else (without_label(example), self.labels[i])
+
+    def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
+        """All that can be read; the others are recorded."""
+        for i in range(len(self)):  # some data sets never raise IndexError
+            try:
+                example = self[i]
+            except BrokenImageError as error:
+                skipped.add(i, str(error))
+                continue
+            yield example
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedStream:
+    """Examples that come one after another, from an iterable or a DataLoader."""
+
+    data: Any
+    inputs: Inputs | None
+
+    def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
+        """All that can be read; the others are recorded."""
+        if is_batching_loader(self.data):
+            yield from self._iter_loader(skipped)
+            return
+        for i, item in enumerate(self.data):
+            try:
+                example = to_example(item, self.inputs, f"example {i} of {data_name(self.data)}")
+            except BrokenImageError as error:
+                skipped.add(i, str(error))
+                continue
+            yield example
+
+    def _iter_loader(self, skipped: SkippedExamples) -> Iterator[Any]:
+        n_read = 0
+        for batch in iter_loader_batches(self.data):
+            for example in self._iter_batch(batch, skipped):
+                n_read += 1
+                yield example
+        add_loader_skips(self.data, n_read, skipped)
+
+    def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:
+        if isinstance(self.inputs, MultiInput):
+            return iter_packed_batch(self.inputs, batch)
+        is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and is_batch(batch[0], self.inputs)
+        return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
+
+
+Opened = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
+
+
+def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
+    """Data in any form as a tensor (N, ...), a pair (x, y), or examples that are converted when they are read.
+
+    `inputs` says what an input is: images are resized and cropped to it, several inputs are packed. None leaves inputs
+    as they are. Raises DataError for what holds no examples.
+    """
+    if isinstance(data, (OpenedDataset, OpenedStream)):
+        return data
+    if isinstance(inputs, MultiInput) and (packed := _open_structure(data, inputs)) is not None:
+        return packed
+    if isinstance(data, Tensor):
+        return integers_to_unit_range(data) if isinstance(inputs, Pixels) else data
+    if isinstance(data, np.ndarray):
+        return _open_array(data, inputs)
+    if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
+        images, labels = image_and_label(data)
+        return _with_labels(open_data(images, inputs), labels)
+    if isinstance(inputs, Pixels) and is_image_source(data):
+        data = [data]
+    if not isinstance(inputs, MultiInput) and (pair := split_labels(data, inputs)):
+        return _with_labels(open_data(pair[0], inputs), pair[1])
+    if is_indexable(data):
+        return OpenedDataset(data, inputs)
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, nn.Module)):
+        return OpenedStream(data, inputs)
+    raise DataError(f"{ACCEPTED_DATA}; got {type(data).__name__}")
+
+
+def iter_examples(data: Opened, skipped: SkippedExamples) -> Iterator[Any]:
+    """The examples one by one, inputs or (input, label); those that cannot be read are left out, and recorded."""
+    if isinstance(data, (OpenedDataset, OpenedStream)):
+        return data.iter_examples(skipped)
+    x, y = data if isinstance(data, tuple) else (data, None)
+    return iter(x) if y is None else zip(x, y, strict=True)
+
+
+def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) -> Iterator[Tensor]:
+    """The inputs (at most `size`, ...) of `data`, in their order; labels are left out.
+
+    Image files that cannot be read are left out, and recorded in `skipped`. Raises DataError where there are no inputs.
+    """
+    opened, skipped, n_read = without_label(open_data(data)), skipped or SkippedExamples(), 0
+    for x in _slice_batches(opened, size) if isinstance(opened, Tensor) else _collect_batches(opened, size, skipped):
+        n_read += len(x)
+        yield x
+    skipped.require_some_read(n_read)
+    skipped.warn()
+
+
+def as_batch(x: Any, inputs: Inputs) -> Any:
+    """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
+    if isinstance(x, Tensor):
+        return integers_to_unit_range(x) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
+    if isinstance(inputs, MultiInput) and is_like_structure(x) and not is_packed_pair(inputs, x):
+        return _convert_parts(x, inputs)
+    if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
+        return x
+    if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x):
+        return x
+    if isinstance(x, nn.Module):
+        return x
+    if is_shuffling_loader(x):
+        warn("this DataLoader gives its examples in another order at each pass: what is called with it again, or with "
+             "maps or labels made before, sees other examples")  # fmt: skip
+    try:
+        return torch.cat(list(input_batches(open_data(x, inputs), ROWS_PER_READ)))
+    except DataError as error:
+        raise InputError(str(error)) from error
+
+
+def _convert_parts(x: Any, inputs: MultiInput) -> Any:
+    """Several inputs with each part as a batch; what has not the parts wanted as it is. Raises InputError."""
+    parts = inputs.parts
+    if isinstance(x, Mapping) and isinstance(parts, Mapping) and set(x) == set(parts):
+        return {name: as_batch(x[name], part) for name, part in parts.items()}
+    if isinstance(x, (tuple, list)) and not isinstance(parts, Mapping) and len(x) == len(parts):
+        return tuple(as_batch(value, part) for value, part in zip(x, parts, strict=True))
+    return x
+
+
+def stack_inputs(items: list[Any]) -> Tensor:
+    """The inputs of examples as one batch. Raises DataError."""
+    try:
+        return torch.stack([torch.as_tensor(without_label(item)) for item in items])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"these examples are no inputs of one shape: {error}. {ACCEPTED_DATA}") from error
+
+
+def is_single_pass(data: Any) -> bool:
+    """Whether a second pass over `data` would give nothing, or other examples."""
+    data = data.data if isinstance(data, OpenedStream) else data
+    return is_shuffling_loader(data) or isinstance(data, Iterator)
+
+
+def read_again(data: Any, inputs: Inputs) -> Any:
+    """Data that may be passed over several times: a stream, or a shuffling loader, in memory; all other data as is."""
+    if not is_single_pass(data):
+        return data
+    skipped = SkippedExamples()
+    examples = list(iter_examples(open_data(data, inputs), skipped))
+    skipped.warn()
+    return examples
+
+
+def _slice_batches(x: Tensor, size: int) -> Iterator[Tensor]:
+    yield from (x[i : i + size] for i in range(0, len(x) if x.ndim else 0, size))
+
+
+def _collect_batches(data: Opened, size: int, skipped: SkippedExamples) -> Iterator[Tensor]:
+    examples = iter_examples(data, skipped)
+    while chunk := list(islice(examples, size)):
+        yield stack_inputs(chunk)
+
+
+# -- whole data --------------------------------------------------------------------------------------------------------
+
+
+def _open_structure(data: Any, inputs: MultiInput) -> Opened | None:
+    """Data of a model with several inputs that are packed already, or that are a structure of tensors; else None."""
+    if isinstance(data, Tensor) or is_packed_pair(inputs, data):
+        return data  # type: ignore[no-any-return]
+    if inputs.is_structure(values := _convert_parts(data, inputs) if is_like_structure(data) else data):
+        return pack_structure(inputs, values)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and is_like_structure(data[0]):
+        values = _convert_parts(data[0], inputs)
+        return (pack_structure(inputs, values), data[1]) if inputs.is_structure(values) else None
+    return None
+
+
+def _open_array(array: NDArray[Any], inputs: Inputs | None) -> Opened:
+    """A batch of inputs, (N, C, H, W), (N, H, W, C) or (N, H, W) for images. Raises DataError."""
+    if array.dtype.kind in "OUS":
+        return open_data(list(array), inputs)
+    if not isinstance(inputs, Pixels):
+        return torch.as_tensor(array)
+    if array.ndim == 3 and inputs.shape[0] == 1 and array.shape[1:] == inputs.shape[1:]:
+        array = array[:, None]
+    return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape))
+
+
+def _with_labels(x: Opened, labels: Any) -> Opened:
+    if isinstance(x, Tensor):
+        return (x, labels) if labels is not None else x
+    if isinstance(x, OpenedDataset):
+        if labels is not None and len(labels) != len(x):
+            raise DataError(f"there are {len(x)} inputs and {len(labels)} labels; wanted one label per input")
+        return OpenedDataset(x.data, x.inputs, labels)
+    raise DataError(f"{ACCEPTED_DATA}; got labels beside a {type(x).__name__}")

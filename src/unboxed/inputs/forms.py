@@ -1,0 +1,123 @@
+"""The forms that examples come in: one item of data, a pair (x, y), a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DataError
+from .base import Inputs
+from .items import ACCEPTED_DATA, is_indexable
+from .multi import MultiInput
+from .packing import pack_example
+from .pixel_arrays import WHITE_BY_DTYPE, image_to_tensor, is_encoded_image, is_image_source
+from .pixels import Pixels
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "images"), ("label", "labels", "fine_label")  # of Hugging Face data
+
+# -- one example -------------------------------------------------------------------------------------------------------
+
+
+def to_example(item: Any, inputs: Inputs | None, where: str) -> Any:
+    """An item of data as an input, or (input, label). Raises DataError, BrokenImageError for an unreadable file."""
+    if isinstance(inputs, MultiInput):
+        return pack_example(inputs, item)
+    is_row = isinstance(item, (tuple, list)) and bool(item) and isinstance(item[0], Real)  # of a table
+    value, label = (torch.tensor(item), None) if is_row and not isinstance(inputs, Pixels) else split_item(item)
+    x = _to_input(value, inputs, where)
+    return x if label is None else (x, label)
+
+
+def split_item(item: Any) -> tuple[Any, Any]:
+    """The input and the label of an item: (input, label), (input,), or a row with columns such as image and label."""
+    if isinstance(item, Mapping) and not is_encoded_image(item):
+        item = image_and_label(item)
+    if isinstance(item, (tuple, list)) and item:
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def _to_input(value: Any, inputs: Inputs | None, where: str) -> Any:
+    if not isinstance(inputs, Pixels):
+        return value
+    if not isinstance(value, Tensor) or value.dtype in WHITE_BY_DTYPE:
+        return image_to_tensor(value, where, inputs)
+    if value.ndim == 4:
+        raise DataError(f"{where} is a batch {tuple(value.shape)}, not one image: torch.cat(x) joins a list of batches")
+    return value[None] if value.ndim == 2 and inputs.shape[0] == 1 else value
+
+
+def image_and_label(row: Mapping[Any, Any]) -> tuple[Any, Any]:
+    """The image and the label of a row, or of the columns, of a Hugging Face data set. Raises DataError."""
+    image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
+    if image is None:
+        names = ", ".join(map(repr, list(row)[:6]))
+        are_splits = bool(row) and all(hasattr(value, "column_names") for value in row.values())
+        advice = f"; these are the splits of a data set: pass one, data[{next(iter(row))!r}]" if are_splits else ""
+        raise DataError(f"got a dict of {names}; wanted the columns image and label{advice}. {ACCEPTED_DATA}")
+    return image, next((row[name] for name in LABEL_COLUMNS if name in row), None)
+
+
+# -- whole data --------------------------------------------------------------------------------------------------------
+
+
+def split_labels(data: Any, inputs: Inputs | None) -> tuple[Any, Any] | None:
+    """The inputs and the labels of a pair (x, y), or None: then data are a collection of examples."""
+    if not isinstance(data, (tuple, list)) or len(data) < 2:
+        return None
+    x, y = data[:2]
+    if is_batch(x, inputs):
+        return (x, y) if _may_be_labels(y, x, inputs) else None
+    if not isinstance(data, tuple) or len(data) != 2:
+        return None
+    if is_image_source(x) and isinstance(y, Integral):
+        return [x], [y]
+    are_two_items = isinstance(x, tuple) and isinstance(y, tuple)
+    are_examples = is_indexable(x) and not isinstance(x, (Tensor, np.ndarray)) and not are_two_items
+    return (x, y) if are_examples and _are_labels(y) else None
+
+
+def _may_be_labels(y: Any, x: Tensor | NDArray[Any], inputs: Inputs | None) -> bool:
+    """Whether y may be the labels of a batch x, and not another batch or example."""
+    if isinstance(y, (Tensor, np.ndarray)):
+        return y.ndim < x.ndim if inputs is None or isinstance(inputs, Pixels) else y.ndim <= x.ndim
+    return y is None or isinstance(y, (list, tuple))
+
+
+def is_batch(x: Any, inputs: Inputs | None) -> bool:
+    """Whether x is a tensor or an array with as many axes as a batch of inputs."""
+    if not isinstance(x, (Tensor, np.ndarray)):
+        return False
+    if not isinstance(inputs, Pixels):
+        return x.ndim > 1
+    return x.ndim == 4 or (isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1:] == inputs.shape[1:])
+
+
+def _are_labels(y: Any) -> bool:
+    """Whether these are labels: None, class numbers or names."""
+    if y is None or isinstance(y, (Tensor, np.ndarray)):
+        return y is None or y.ndim in (1, 2)
+    if not isinstance(y, (list, tuple)):
+        return False
+    return all(isinstance(v, str) for v in y) or all(isinstance(v, Integral) or _is_one_number(v) for v in y)
+
+
+def _is_one_number(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
+
+
+def is_nested_list(x: Any) -> bool:
+    """Whether x is a list of lists of numbers, such as `tensor.tolist()`."""
+    return isinstance(x, Real) or (isinstance(x, list) and bool(x) and is_nested_list(x[0]))
+
+
+def is_like_structure(x: Any) -> bool:
+    """Whether x is a dict, or a tuple of tensors: several inputs, if perhaps not those wanted."""
+    is_tuple = isinstance(x, (tuple, list)) and all(isinstance(v, (Tensor, np.ndarray)) for v in x)
+    return isinstance(x, Mapping) or is_tuple

@@ -1,0 +1,136 @@
+"""Going through examples one by one; those that cannot be read are left out, and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+
+from ..errors import BrokenImageError, DataError, UnboxedError, warn
+
+MAX_REASONS_SHOWN = 3  # in a warning
+ACCEPTED_DATA = (
+    "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
+)
+
+
+class SkippedExamples:
+    """The examples of one pass that could not be read, with the reasons."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.reasons: list[str] = []
+        self.n_unnumbered = 0  # that a DataLoader left out: which rows they were is not known
+
+    def add(self, row: int, reason: str) -> None:
+        self.rows.append(row)
+        self.reasons.append(reason)
+
+    def add_unnumbered(self, n: int, reasons: list[str]) -> None:
+        self.n_unnumbered += n
+        self.reasons += reasons
+
+    def dataset_rows(self, index: Tensor) -> Tensor:
+        """Indices in the data of examples that were counted without the skipped ones."""
+        index = index.clone()
+        for row in self.rows:  # ascending
+            index += index >= row
+        return index
+
+    def warn(self) -> None:
+        """Say how many were left out, and why."""
+        if n := self.count:
+            summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
+            warn(f"{summary}: {self._reasons_text()}")
+
+    def require_some_read(self, n_read: int) -> None:
+        """Raise DataError where nothing is left."""
+        if n_read:
+            return
+        if self.count:
+            subject = "the only example" if self.count == 1 else f"any of the {self.count} examples"
+            raise DataError(f"can't read {subject}: {self._reasons_text()}")
+        raise DataError("the data are empty: at least one example is needed")
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) + self.n_unnumbered
+
+    def _reasons_text(self) -> str:
+        rest = len(self.reasons) - MAX_REASONS_SHOWN
+        text = "; ".join(self.reasons[:MAX_REASONS_SHOWN]) or "image files in the worker processes of a DataLoader"
+        return text + (f"; and {rest} more" if rest > 0 else "")
+
+
+def without_label(item: Any) -> Any:
+    """An example, or a batch of them, without its label."""
+    return item[0] if isinstance(item, (tuple, list)) else item
+
+
+def is_indexable(data: Any) -> bool:
+    """Whether examples can be accessed by index."""
+    has_length = hasattr(data, "__getitem__") and isinstance(data, Sized)
+    return has_length and not isinstance(data, (str, bytes, dict))
+
+
+def item_or_data_error(data: Any, i: int) -> Any:
+    """The i-th example. Raises BrokenImageError for an image file to be left out, DataError where `data` raises."""
+    try:
+        return data[i]
+    except UnboxedError:
+        raise
+    except Exception as error:
+        raise DataError(f"example {i} of {data_name(data)} can't be read: {type(error).__name__}: {error}") from error
+
+
+def data_name(data: Any) -> str:
+    """What errors call the data."""
+    return str(getattr(data, "name", "") or type(data).__name__)
+
+
+def is_batching_loader(data: Any) -> bool:
+    """Whether this is a DataLoader that returns batches: of a batch size, or by a batch sampler."""
+    return isinstance(data, DataLoader) and data.batch_sampler is not None
+
+
+def is_shuffling_loader(data: Any) -> bool:
+    """Whether this is a DataLoader whose passes may differ."""
+    sampler = getattr(getattr(data, "batch_sampler", None), "sampler", None)  # its own `sampler` may be another one
+    return is_batching_loader(data) and not isinstance(sampler, SequentialSampler)
+
+
+def iter_loader_batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader, without broken image files and without batches of nothing else. Raises DataError."""
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except BrokenImageError:
+            continue
+        except UnboxedError:
+            raise
+        except Exception as error:
+            advice = "pass its dataset instead, which is converted item by item"
+            raise DataError(f"a DataLoader gives no batch: {type(error).__name__}: {error}; {advice}") from error
+        yield batch
+
+
+def add_loader_skips(loader: DataLoader[Any], n_read: int, skipped: SkippedExamples) -> None:
+    """Record the examples that a loader should have given and did not: its data set left them out."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if getattr(loader.batch_sampler, "drop_last", False) or not isinstance(sampler, Sized):
+        return
+    if (n_missing := len(sampler) - n_read) > 0 and (reasons := _broken_files(loader.dataset)) is not None:
+        skipped.add_unnumbered(n_missing, reasons)
+
+
+def _broken_files(dataset: Any) -> list[str] | None:
+    """The image files that a data set, or one inside it, has found broken; None where it leaves none out."""
+    if (broken := getattr(dataset, "broken_files", None)) is not None:
+        return [f"{path}: {reason}" for path, reason in broken.items()]
+    inner = getattr(dataset, "dataset", None)
+    return None if inner is None else _broken_files(inner)

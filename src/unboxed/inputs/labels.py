@@ -1,0 +1,245 @@
+"""Labels as classes of a model: by their number, or by the names of the classes."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..atomic_write import to_printable
+from ..errors import DataError, InputError, warn
+from ..validation import nearest_names, suggest
+
+Label = TypeVar("Label", bound=Hashable)
+ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
+
+MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
+MAX_NAMES_SHOWN = 5  # in a message
+SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
+CLASS_NAMES_ADVICE = (
+    "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
+    "subfolders or labels, or put the images into one folder, without labels"
+)
+SYNSET_ADVICE = (
+    "These are WordNet ids: give --classes imagenet_class_index.json, or a file of lines like n02108089 boxer. "
+)
+
+
+def label_value(label: Any, where: str = "an example") -> int | str | None:
+    """The label of one example: a class number or a class name; None where there is none. Raises DataError."""
+    if isinstance(label, (Tensor, np.ndarray)) and math.prod(label.shape) == 1:
+        label = label.item()
+    if label is None or isinstance(label, str):
+        return (label or "").strip() or None
+    try:
+        number = operator.index(label)
+    except TypeError:
+        shape = f" of shape {tuple(label.shape)}" if isinstance(label, (Tensor, np.ndarray)) else ""
+        got = f"is a {type(label).__name__}{shape}"
+        raise DataError(f"the label of {where} {got}; wanted a class number, a class name, or none") from None
+    if number < -1:
+        raise DataError(f"the label of {where} is {number}; wanted a class number from 0, or -1 for none")
+    return None if number == -1 else number
+
+
+def class_numbers(y: Any, classes: Sequence[str]) -> Any:
+    """Labels of which names are replaced by the numbers of these classes, and columns (N, 1) by rows (N,).
+
+    Raises InputError for unknown names.
+    """
+    if isinstance(y, str):
+        return _number_of(y, classes)
+    if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
+        y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
+    if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
+        return [_number_of(label, classes) if isinstance(label, str) else label for label in y]
+    if isinstance(y, (Tensor, np.ndarray)) and y.ndim == 2 and y.shape[1] == 1:
+        return y[:, 0]
+    return y
+
+
+def _number_of(name: str, classes: Sequence[str]) -> int:
+    """The class of this name, or else of this number. Raises InputError."""
+    try:
+        matched = _match_by_name({0: name.strip()}, classes)
+    except DataError as error:
+        raise InputError(str(error)) from error
+    if matched:
+        return matched[0]
+    if name.strip().isdecimal():
+        return int(name)
+    raise InputError(f"the model has no class {name!r}; {suggest(name, classes)}")
+
+
+def is_numbers_only(classes: Sequence[str]) -> bool:
+    """Whether the classes are 0, 1, 2, ...: they were not named."""
+    return tuple(classes) == tuple(map(str, range(len(classes))))
+
+
+def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes as unique keys: a name of several classes is followed by the number of each."""
+    repeated = {name for name, n in Counter(classes).items() if n > 1}
+    return tuple(f"{name} ({k})" if name in repeated else name for k, name in enumerate(classes))
+
+
+def match_names(names: Sequence[str], classes: Sequence[str], names_source: str = "labels") -> dict[str, int]:
+    """{name: class of the model} of labels that are names, as of class folders. Raises DataError."""
+    distinct = sorted_names(dict.fromkeys(names))
+    return match_labels({n: n for n in distinct}, classes, made_from_names=True, names_source=names_source)
+
+
+def sorted_names(names: Any) -> list[str]:
+    """Names in their order: numbers by value, 2 before 10."""
+    return sorted(names, key=lambda n: (0, int(n), n) if n.isdecimal() else (1, 0, n))
+
+
+def number_names(names: Sequence[str]) -> list[str]:
+    """The classes that labels which are names stand for, by number: the names in their order, or 0 to the largest."""
+    distinct = sorted_names(dict.fromkeys(names))
+    if all(name.isdecimal() and int(name) <= MAX_CLASS_NUMBER for name in distinct):
+        return list(map(str, range(int(distinct[-1]) + 1))) if distinct else []
+    return distinct
+
+
+def match_labels(
+    names: Mapping[Label, str] | Sequence[str], classes: Sequence[str], *, made_from_names: bool, names_source: str
+) -> dict[Label, int]:
+    """{label: class of the model}, from the names of the labels and the classes of the model.
+
+    They are matched by name; case, spaces, `-`, `_` and leading zeros of a number don't matter, and a WordNet id or one
+    of its names stands for a whole line `n02108089 boxer`. Names that are numbers, and no class is called so, are
+    numbers of outputs. Without a match, labels keep their numbers where nothing contradicts that: of class folders
+    (`made_from_names`) only if there are as many as classes and the classes were not named. What is a guess is warned
+    of. `names_source` names the source in errors. Raises DataError.
+    """
+    name_of: dict[Any, str] = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+    texts, numbers = list(name_of.values()), {label: k for k, label in enumerate(name_of)}
+    if texts == list(classes):
+        return numbers
+    matched = _match_by_name(name_of, classes)
+    if len(matched) == len(name_of):
+        _warn_text_order(texts, classes)
+        return matched
+    same_count, classes_are_numbers = len(texts) == len(classes), is_numbers_only(classes)
+    if made_from_names and not matched and not classes_are_numbers and _are_outputs(texts, len(classes)):
+        _warn_number_names(texts, classes, names_source)
+        return {label: int(name) for label, name in name_of.items()}
+    if made_from_names and classes_are_numbers and same_count and not matched:
+        _warn_name_order(texts, names_source)
+        return numbers
+    agrees = same_count and all(label == k for label, k in matched.items())
+    if made_from_names or not (classes_are_numbers or agrees):
+        raise DataError(_mismatch_message(name_of, classes, matched, names_source))
+    return {label: label for label in name_of}
+
+
+def _are_outputs(names: Sequence[str], n_classes: int) -> bool:
+    return all(name.isdecimal() and int(name) < n_classes for name in names)
+
+
+def _match_by_name(name_of: Mapping[Any, str], classes: Sequence[str]) -> dict[Any, int]:
+    """The labels whose name a class has. Raises DataError for a name of several classes."""
+    by_name, by_part = defaultdict(list), defaultdict(list)
+    for k, name in enumerate(classes):
+        by_name[_normalize_name(name)].append(k)
+        for part in _name_parts(name):
+            by_part[part].append(k)
+    found = {label: _candidates(name, by_name, by_part) for label, name in name_of.items()}
+    return {label: _only_class(name_of[label], ks, classes) for label, ks in found.items() if ks}
+
+
+def _candidates(name: str, by_name: Mapping[str, list[int]], by_part: Mapping[str, list[int]]) -> list[int]:
+    """The classes that a name may mean: of this name; else of this part of a synset; else of one of its own parts."""
+    normalized = _normalize_name(name)
+    for lookup, keys in (
+        (by_name, [normalized]),
+        (by_part, [normalized, *_name_parts(name)]),
+        (by_name, _name_parts(name)),
+    ):
+        for key in keys:
+            if lookup.get(key):
+                return lookup[key]
+    return []
+
+
+def _only_class(name: str, candidates: list[int], classes: Sequence[str]) -> int:
+    exact = [k for k in candidates if classes[k] == name]
+    if len(exact or candidates) > 1:
+        raise DataError(f"the name {name!r} fits {len(exact or candidates)} classes: the numbers {exact or candidates}")
+    return (exact or candidates)[0]
+
+
+def _name_parts(name: str) -> list[str]:
+    """The id and the names of a synset, `n02108089 boxer`; none of any other name."""
+    match = SYNSET_PATTERN.fullmatch(name.strip())
+    if match is None:
+        return []
+    names = match[2] or ""
+    return list(dict.fromkeys(_normalize_name(n) for n in (match[1], names, *names.split(",")) if n.strip()))
+
+
+def _normalize_name(name: str) -> str:
+    normalized = " ".join(to_printable(name).casefold().replace("_", " ").replace("-", " ").split())
+    return str(int(normalized)) if normalized.isdecimal() else normalized
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def _warn_text_order(names: Sequence[str], classes: Sequence[str]) -> None:
+    """Warn that a model trained on folders sorted as text (10 before 2) has another order of classes."""
+    if is_numbers_only(classes) and sorted(names) != sorted(names, key=lambda name: int(_normalize_name(name))):
+        assumption = (
+            f"{sorted(names, key=lambda name: int(_normalize_name(name)))[-1]!r} is matched to that output of the model"
+        )
+        advice = "if it was trained on folders sorted as text (10 before 2, as torchvision's ImageFolder does), give "
+        warn(f"class names that are numbers mean outputs: {assumption}; {advice}its classes in that order: "
+                      "--classes (classes= in Python)")  # fmt: skip
+
+
+def _warn_number_names(names: Sequence[str], classes: Sequence[str], names_source: str) -> None:
+    pairs = [f"{name} is {classes[int(name)]}" for name in names[:MAX_NAMES_SHOWN]]
+    rest = f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    warn(f"the {names_source} are numbers, so they mean outputs of the model: {', '.join(pairs)}{rest}")
+
+
+def _warn_name_order(names: Sequence[str], names_source: str) -> None:
+    assumption = f"the {names_source} are matched to the {len(names)} classes in the order of their names: "
+    advice = "if the model has another order, give --classes (classes= in Python)"
+    warn(f"{assumption}{_format_names(names, numbered=True)}; {advice}")
+
+
+def _mismatch_message(
+    name_of: Mapping[Any, str], classes: Sequence[str], matched: Mapping[Any, int], names_source: str
+) -> str:
+    unmatched = [name for label, name in name_of.items() if label not in matched]
+    if not matched:
+        subject = f"the {names_source} ({_format_names(unmatched)}) are not"
+    else:
+        subject = f"{len(unmatched)} of the {len(name_of)} {names_source} ({_format_names(unmatched)}) are not among"
+    suggestions = [
+        f"{name!r} is nearest to {_quote_names(closest)}"
+        for name in unmatched[:MAX_NAMES_SHOWN]
+        if (closest := nearest_names(name, classes))
+    ]
+    hint = f"; {', '.join(suggestions)}" if suggestions else ""
+    synsets = SYNSET_ADVICE if all(SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
+    counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
+    classes_text = f"the model's {len(classes)} classes ({_format_names(classes)})"
+    return f"{subject} {classes_text}{hint}{counted}. {synsets}{CLASS_NAMES_ADVICE}"
+
+
+def _quote_names(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _format_names(names: Sequence[str], numbered: bool = False) -> str:
+    shown = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:MAX_NAMES_SHOWN])]
+    return ", ".join(shown) + (f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")

@@ -1,0 +1,162 @@
+"""One image in any form, or an array of them, as tensors (C, H, W) or (N, C, H, W) in [0, 1]."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..atomic_write import to_printable
+from ..errors import BrokenImageError, DataError, UnboxedWarning
+from .base import RANGE_TOLERANCE
+from .image_files import error_reason, file_fault, read_image, readable_formats
+from .images import note_other_kind, require_pixels, silence_decoder_warnings, to_tensor, white_of_16_bits
+from .pixels import Pixels, PixelsOfAnySize
+
+DecodeFn = Callable[[Tensor], Tensor]
+
+WHITE_BY_DTYPE = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.bool: 1.0}  # of integer images
+CHANNEL_COUNTS = (1, 3, 4)
+IMAGE_FORMS_TEXT = "a tensor (C, H, W) or (H, W), a NumPy array, a Pillow image or the path of a file"
+ITEM_FORMS_TEXT = f"wanted (image, label), with an image that is {IMAGE_FORMS_TEXT}"
+
+
+def is_image_source(value: object) -> bool:
+    """Whether this is one image: a Pillow image, a path, or the bytes that a Hugging Face data set holds."""
+    return isinstance(value, (Image.Image, str, os.PathLike)) or is_encoded_image(value)
+
+
+def is_encoded_image(value: object) -> bool:
+    """Whether this is an image file as a Hugging Face data set holds it before decoding, {"bytes", "path"}."""
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+
+
+def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = None) -> Tensor:
+    """A Pillow image, a path or encoded bytes as (C, H, W), in the size and channels of `like`.
+
+    Raises BrokenImageError for a file that cannot be read: passes over data leave it out.
+    """
+    if isinstance(source, Image.Image):
+        with silence_decoder_warnings():
+            note_other_kind(source, like)
+            return to_tensor(source, like, channels)
+    if is_encoded_image(source) and source["bytes"] is not None:
+        return _decode_bytes(source["bytes"], like, channels)
+    path = Path(source["path"] if isinstance(source, Mapping) else source).expanduser()
+    if os.path.isdir(path):
+        raise DataError(f"{to_printable(str(path))} is a folder: name one image, or pass ub.data.folder(path, box)")
+    fault = file_fault(path)
+    if fault is None:
+        try:
+            return read_image(path, like, channels)
+        except UnboxedWarning:  # that the caller made an error
+            raise
+        except Exception as error:  # a hostile file can make a decoder raise anything
+            fault = error_reason(error)
+    raise BrokenImageError(f"{to_printable(str(path))}: {fault}")
+
+
+def _decode_bytes(encoded: bytes, like: Pixels | None, channels: int | None) -> Tensor:
+    try:
+        with silence_decoder_warnings(), Image.open(io.BytesIO(encoded), formats=readable_formats()) as image:
+            note_other_kind(image, like)
+            return to_tensor(image, like, channels)
+    except UnboxedWarning:  # that the caller made an error
+        raise
+    except Exception as error:  # a hostile file can make a decoder raise anything
+        raise BrokenImageError(f"the bytes of an image: {error_reason(error)}") from error
+
+
+def image_to_tensor(image: Any, where: str, like: Pixels | None, decode: DecodeFn | None = None) -> Tensor:
+    """One image in any form as (C, H, W), float32 in [0, 1]; `where` names it in errors.
+
+    Files and Pillow images are resized and cropped to `like`; arrays and tensors must have its shape. `decode` undoes a
+    normalization. Raises DataError, and BrokenImageError for a file that cannot be read.
+    """
+    keeps_size = isinstance(like, PixelsOfAnySize)
+    if is_image_source(image):
+        pixels = None if like is None else require_pixels(like)
+        return source_to_tensor(image, None if keeps_size else pixels, pixels.shape[0] if pixels else None)
+    if isinstance(image, np.ndarray):
+        image = array_to_tensor(image, where, None if like is None else like.shape)
+    if not isinstance(image, Tensor):
+        raise DataError(f"the image in {where} is a {type(image).__name__}; {ITEM_FORMS_TEXT}")
+    x = _to_unit_range(image.detach(), where, decode)
+    x = x[None] if x.ndim == 2 else x
+    if x.ndim != 3:
+        raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; {ITEM_FORMS_TEXT}")
+    if like is not None and not keeps_size and tuple(x.shape) != like.shape:
+        raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; like wants {like.shape}")
+    return x
+
+
+def array_to_tensor(array: NDArray[Any], where: str, shape: tuple[int, ...] | None) -> Tensor:
+    """A NumPy image (H, W), (H, W, C) or (C, H, W), or a batch (N, ...) of them, with its channels first.
+
+    `shape` is that of the images wanted, (C, H, W); None: unknown. Raises DataError where the axes are ambiguous.
+    """
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"the image in {where} is an array of {array.dtype}; {ITEM_FORMS_TEXT}")
+    if array.ndim >= 3 and _has_channels_last(array.shape[-3:], where, shape):
+        array = np.moveaxis(array, -1, -3)
+    wide = np.float64 if array.dtype.itemsize > 4 else np.float32
+    native = np.dtype(wide) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(array.astype(native, order="C"))
+
+
+def _has_channels_last(axes: tuple[int, ...], where: str, shape: tuple[int, ...] | None) -> bool:
+    """Whether these three axes of an array are (H, W, C), not (C, H, W). Raises DataError where they may be either."""
+    channel_counts = CHANNEL_COUNTS if shape is None else (shape[0],)
+    may_be_first, may_be_last = axes[0] in channel_counts, axes[2] in channel_counts
+    if shape is not None and (axes in (shape, (*shape[1:], shape[0]))):
+        may_be_first, may_be_last = axes == shape, axes == (*shape[1:], shape[0])
+    if may_be_first and may_be_last and axes != (1, 1, 1):
+        question = f"are the channels of {where} first or last? Its axes are {axes}, so they may be either"
+        raise DataError(f"{question}: pass a tensor (C, H, W), torch.as_tensor(array), with .permute(2, 0, 1) if last")
+    return may_be_last and not may_be_first
+
+
+def integers_to_unit_range(image: Tensor) -> Tensor:
+    """Images of a dtype whose white is known, uint8, uint16 or bool, as floats in [0, 1]; others as they are."""
+    white = WHITE_BY_DTYPE.get(image.dtype)
+    if white is None or image.is_meta:
+        return image
+    values = image.float()
+    return values / (white_of_16_bits(values.max().item()) if image.dtype == torch.uint16 and values.numel() else white)
+
+
+def _to_unit_range(image: Tensor, where: str, decode: DecodeFn | None) -> Tensor:
+    """As float32 in [0, 1]; ambiguous values are refused."""
+    if image.dtype in WHITE_BY_DTYPE:
+        return integers_to_unit_range(image)
+    if not image.is_floating_point():
+        raise DataError(f"the image in {where} is {image.dtype}, which leaves its white unknown; pass uint8 or float")
+    x = image.float() if decode is None else decode(image.float())
+    _check_range(x, where, decode)
+    return x.clamp(0, 1)
+
+
+def _check_range(x: Tensor, where: str, decode: DecodeFn | None) -> None:
+    if x.numel() == 0:
+        raise DataError(f"the image in {where} is empty: its shape is {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        raise DataError(f"the image in {where} holds NaN or infinite values")
+    lower, upper = x.min().item(), x.max().item()
+    if lower >= -RANGE_TOLERANCE and upper <= 1 + RANGE_TOLERANCE:
+        return
+    message = f"images must lie in [0, 1]; the one in {where} runs from {lower:.3g} to {upper:.3g}"
+    if decode is not None:
+        raise DataError(f"{message} after decode: is it the inverse of how the data set normalizes?")
+    if lower >= 0:
+        raise DataError(f"{message}: it looks like 8-bit values, divide them by 255 or keep them as uint8")
+    raise DataError(
+        f"{message}: it looks normalized. Leave the normalization out, or wrap(..., decode=box.inputs.decode)"
+    )

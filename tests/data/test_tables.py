@@ -1,0 +1,135 @@
+"""Tables of image files and their labels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import unboxed as ub
+from unboxed import loading
+from unboxed.errors import DataError, MissingError
+
+GRAY = ub.Pixels((1, 8, 8))
+NAMES = ("dog", "cat")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def write(root: Path, text: str, name: str = "labels.csv") -> Path:
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+def box(classes: Any = NAMES) -> ub.Box:
+    return ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval(), GRAY, classes=classes, outputs="logits")
+
+
+TABLES = {
+    "header": "file,label\n0.png,cat\n1.png,dog\n2.png,cat\n",
+    "no header": "0.png,cat\n1.png,dog\n2.png,cat\n",
+    "columns swapped": "label,split,filename\ncat,val,0.png\ndog,val,1.png\ncat,val,2.png\n",
+    "semicolons, spaces": "Image Path ; Class Name\n 0.png ; cat \n1.png; dog\n\n2.png;cat\n",
+    "tabs, a mark, windows": "\ufefffile\tlabel\r\n0.png\tcat\r\n1.png\tdog\r\n2.png\tcat\r\n",
+    "quotes": 'path,target\n"0.png","cat"\n"1.png","dog"\n"2.png","cat"\n',
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_a_table_labels_files(form: str, root: Path) -> None:
+    path = write(root, TABLES[form])
+    plain = ub.data.table(path, GRAY)
+    assert [p.name for p in plain.paths] == ["0.png", "1.png", "2.png"]
+    assert (plain.classes, [plain[i][1] for i in range(3)]) == (("cat", "dog"), [0, 1, 0])
+    for data in (ub.data.table(path, box()), loading.data_for(str(path), box()), ub.data.table(path, GRAY, NAMES)):
+        assert [data[i][1] for i in range(3)] == [1, 0, 1]  # type: ignore[index]
+    x, y = plain.tensors()
+    torch.testing.assert_close(x[:, 0, 0, 0] * 255, torch.tensor([0.0, 60.0, 120.0]))
+    assert y is not None
+    model = box()
+    accuracy = ub.robustness.calibration(model, plain).accuracy
+    assert accuracy == (model.predict(x) == torch.tensor([1, 0, 1])).double().mean()
+
+
+def test_numbers_are_class_numbers(root: Path) -> None:
+    path = write(root, "file,label\n0.png,7\n1.png,3\n")
+    data = ub.data.table(path, GRAY)
+    assert [data[i][1] for i in range(2)] == [7, 3]
+    with pytest.raises(DataError, match=r"labels of .*labels\.csv \(3, 7\) are not the model's 2 classes"):
+        ub.data.table(path, box())
+
+
+def test_without_labels(root: Path) -> None:
+    assert ub.data.table(write(root, "file\n0.png\n1.png\n"), box()).tensors().y is None
+    assert ub.data.table(write(root, "file,label\n0.png,\n"), GRAY).tensors().y is None
+
+
+def test_what_is_left_out_is_listed(root: Path) -> None:
+    (root / "3.png").write_bytes(b"no image")
+    path = write(root, "file,label\n0.png,cat\n1.png,dog\n0.png,cat\nnone.png,cat\n3.png,dog\n2.png,\n")
+    data = ub.data.table(path, GRAY)
+    assert [p.name for p in data.paths] == ["0.png", "1.png"]
+    assert {p.name: why for p, why in data.skipped} == {
+        "0.png": "listed twice",
+        "none.png": "there is no such file",
+        "3.png": "not an image",
+        "2.png": "without a label",
+    }
+
+
+BAD = {
+    "two labels": ("0.png,cat\n0.png,dog\n", "has two labels, cat and dog"),
+    "no labels": ("file,size\n0.png,3\n", r"the columns 'file', 'size'; wanted a column of files"),
+    "short rows": ("file,label\n0.png\n", "fewer than 2 columns"),
+    "empty": ("", "is empty"),
+    "header alone": ("file,label\n", "it has no rows"),
+    "nothing found": ("file,label\nnone.png,cat\n", r"none\.png: there is no such file"),
+    "other classes": ("file,label\n0.png,cat\n1.png,bird\n", "1 of the 2 labels of .*(bird)"),
+}
+
+
+@pytest.mark.parametrize("form", BAD)
+def test_tables_that_hold_no_examples(form: str, root: Path) -> None:
+    text, said = BAD[form]
+    with pytest.raises(DataError, match=said):
+        ub.data.table(write(root, text), box())
+
+
+def test_wrong_paths(root: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        ub.data.table(root / "none.csv", GRAY)
+    with pytest.raises(DataError, match="is no table"):
+        ub.data.table(root / "0.png", GRAY)
+
+
+def test_names_of_any_encoding(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("L", (8, 8), 255).save(root / name)
+    (root / "labels.csv").write_bytes(b"file,label\ncaf\xe9.png,cat\n")
+    assert ub.data.table(root / "labels.csv", GRAY)[0][0].min() == 1
+
+
+def test_parquet(root: Path) -> None:
+    (root / "labels.parquet").write_bytes(b"PAR1")
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        with pytest.raises(MissingError, match="pip install pyarrow"):
+            ub.data.table(root / "labels.parquet", GRAY)
+        pytest.skip("pyarrow is not installed")
+    with pytest.raises(DataError, match="no sound Parquet file"):
+        ub.data.table(root / "labels.parquet", GRAY)
+    parquet.write_table(pa.table({"label": ["dog", "cat"], "path": ["0.png", "1.png"]}), root / "labels.parquet")
+    data = ub.data.table(root / "labels.parquet", box())
+    assert [(p.name, data[i][1]) for i, p in enumerate(data.paths)] == [("0.png", 0), ("1.png", 1)]
