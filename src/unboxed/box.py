@@ -21,9 +21,10 @@ from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
 from .model.nan_checks import check_no_nan
-from .model.outputs import OutputReader, Outputs, class_names_in_config, with_batch_axis
-from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, check_classes, class_logit, logit
-from .validation import address_list, check_class_names
+from .model.output_advice import class_scores_problem
+from .model.outputs import OutputReader, Outputs, class_names_in_config, fitting_names, with_batch_axis
+from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, binary_logit, check_classes, class_logit, logit
+from .validation import address_list, check_class_names, count_names
 
 MAX_BATCH_BYTES = 2**29  # for the activations of one automatic batch
 
@@ -42,10 +43,13 @@ class Box:
         inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these.
         classes: Names of the outputs, in their order. None takes those of a Hugging Face model (`config.id2label`),
             else "0", "1", ...
-        outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
-            the sums of the outputs of a few inputs, and warns or raises where they do not determine it.
+        outputs: What the output means: "logits", "logprobs", "probs", "binary" (one logit or probability of yes: the
+            box has two classes, no and yes), "multilabel" or "regression". None infers it from the sums of the outputs
+            of a few inputs and the last op, and raises where they do not determine it. One output of "logits",
+            "probs" or "multilabel" is "binary".
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
-            `.logits` or `["logits"]`, else the only tensor (N, K).
+            `.logits` or `["logits"]`, else the only tensor (N, K). Of a map of outputs (N, ...), the axis with as many
+            entries as `classes`, or the one that is no position of the image, becomes axis 1.
         mode: "eval" runs all modules in eval mode; "as-is" leaves their train flags alone. With BatchNorm or dropout in
             train mode, examples then depend on one another, and no batch is split.
         autocast: Mixed precision of the forward pass on accelerators, torch.bfloat16 or torch.float16, for a float32
@@ -104,7 +108,7 @@ class Box:
         self._options: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
         self._options |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = check_channels_last(inputs, channels_last)
-        self.output_reader = OutputReader(output, outputs)
+        OutputReader(output, outputs)  # refuses an unknown meaning before the model runs
         self._is_opening = self._is_refreshed = self._is_stale = False
         self._open()
 
@@ -145,7 +149,10 @@ class Box:
             self._run_first_forward()
             n_before: int | None = len(getattr(self, "classes", ())) or None
             names = self._options["classes"]
-            names = class_names_in_config(self.model, self.n_outputs) if names is None else names
+            if names is None:
+                names = fitting_names(class_names_in_config(self.model), self.n_outputs, bool(self.output_map_shape))
+            if self.outputs == "binary" and count_names(names) == 1:  # the name of the one output
+                names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
@@ -188,12 +195,18 @@ class Box:
         )
         self.stochastic, self.stateless = self.profile.stochastic, self._model.is_stateless
         self.layers: Layers = self.profile.layers
-        probe_args = self.profile.output, self.inputs, lambda x: self._run(noise if x is None else x)
-        self.outputs: Outputs = self._options["outputs"] or self.output_reader.infer_outputs(*probe_args)
-        self.output_reader = OutputReader(self.output_reader.pick, self.outputs)
+        self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).opened(
+            self.profile.output,
+            self.inputs,
+            lambda x: self._run(noise if x is None else x),
+            count_names(self._options["classes"]),
+            class_names_in_config(self.model),
+        )
+        self.outputs: Outputs = self.output_reader.outputs or "logits"
         self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
-        self.n_outputs, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
+        self._n_columns, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
+        self.n_outputs = 2 if self.outputs == "binary" else self._n_columns
 
     def noise(self, n: int) -> Tensor:
         """Random valid inputs, the same at each call.
@@ -297,7 +310,7 @@ class Box:
                 raise LayerError(f"{a!r} did not run for this input")
             acts[a], acts.edges[a] = captured[real], captured.edges[real]
         if needs_output:
-            output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self.n_outputs)
+            output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self._n_columns)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
                 logits = self.output_reader.logits(output, final_op)
@@ -392,7 +405,7 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).class_labels(3, 2)
             tensor([3, 3])
         """
-        y = as_classes(y)
+        y = self._as_classes(y)
         check_classes(y, n, self.n_outputs)
         with state.out_of_inference():
             return y.to(self.device, torch.long, copy=True).expand(n)
@@ -415,9 +428,21 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).objective(3, 4)
             Objective(logit 3)
         """
+        score = binary_logit if self.outputs == "binary" else logit
         if target is None or isinstance(target, Objective):
-            return target or logit()
-        return class_logit(as_classes(target), n, self.n_outputs, self.device)
+            return target or score()
+        return class_logit(self._as_classes(target), n, self.n_outputs, self.device, score)
+
+    def _as_classes(self, y: object) -> Tensor:
+        """Class numbers as a tensor; labels of a yes/no model may be floats or bools, (N,) or (N, 1).
+
+        Raises InputError.
+        """
+        if self.outputs == "binary" and isinstance(y, Tensor) and (y.is_floating_point() or y.dtype == torch.bool):
+            y = y.long() if bool(((y == 0) | (y == 1)).all()) else y
+        if self.outputs == "binary" and isinstance(y, Tensor) and y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        return as_classes(y)
 
     def has_batch_axis(self, address: str) -> bool:
         """Whether the first axis of an activation is the batch.
@@ -463,23 +488,27 @@ class Box:
                 raise LayerError(f"{a!r} {mismatch}: its first axis is not the batch, so it gives no score per example")
         return objective.check_batch(n)
 
-    def require_class_scores(self, caller: str) -> None:
+    def require_class_scores(self, caller: str, *, exclusive: bool = False, objective_call: str = "") -> None:
         """Check that the model gives each example one row of class scores (K,).
 
         Args:
             caller: The method that needs them, for the error text.
+            exclusive: Whether the classes must exclude one another, too.
+            objective_call: What does the same for an {objective} or a {score}, for the error text.
 
         Raises:
-            OutputError: for a regression model or a map of outputs (N, K, ...).
+            OutputError: for a regression model or a map of outputs (N, K, ...), and for multi-label outputs if
+                `exclusive`. It names the objective or the `output=` that does it.
 
         Example:
             >>> import unboxed as ub
             >>> ub.Box(*ub.zoo.load("digits-cnn")).require_class_scores("my_method")
         """
-        if self.outputs == "regression":
-            raise OutputError(f"{caller} needs classes, and a regression model has none; optimize an objective instead")
-        if shape := self.output_map_shape:
-            raise OutputError(f"{caller} needs one row of class scores per example; the model gives a map {shape}")
+        problem = class_scores_problem(
+            self.output_reader, self.output_map_shape, exclusive=exclusive, objective_call=objective_call
+        )
+        if problem:
+            raise OutputError(f"{caller} {problem}")
 
     @property
     def _read_batch_limit(self) -> int:
@@ -589,7 +618,8 @@ class Box:
             batch_size: Number of examples per batch, or "auto".
 
         Returns:
-            Logits (N, K), or (N, K, ...) for a map of outputs; the output itself of a regression model.
+            Logits (N, K), or (N, K, ...) for a map of outputs; the output itself of a regression model. One yes/no
+            logit z ("binary") is the pair (-z/2, z/2): its softmax is the sigmoid of z, and its difference is z.
 
         Raises:
             InputError: when x is not what the model takes.

@@ -31,7 +31,8 @@ Mean = Annotated[str | None, typer.Option(help="Normalization mean: a value, or 
 Std = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]
 Classes = Annotated[str | None, typer.Option(help="Class names: a,b,c or a file with one per line.")]
 Outputs = Annotated[
-    str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, to override what is inferred.")
+    str | None,
+    typer.Option(help="logits, logprobs, probs, binary, multilabel or regression, to override what is inferred."),
 ]
 MethodsFrom = Annotated[
     list[str] | None,

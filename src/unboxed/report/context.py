@@ -113,20 +113,14 @@ class ReportContext:
         """Whether the output is one number, which names no class."""
         return self.box.outputs == "regression" and len(self.survey.classes) == 1
 
-    def target_name(self, k: int) -> str:
-        """The name of an output whose gradient is shown: where the classes are no and yes, the one output is of yes."""
-        return "yes" if self.data.binary else self.class_name(k)
-
     def output_text(self, index: int, k: int) -> str:
         """The probability of class k, or the output where there is none."""
         value = float(self.survey.outputs[index, k])
         if self.box.outputs == "regression":
             return f"{value:.3g}"
-        return (
-            f"p\u00a0of\u00a0yes {format_prob(float(self.survey.outputs[index, 1]))}"
-            if self.data.binary
-            else format_named_prob(value)
-        )
+        if self.data.binary:
+            return f"p\u00a0of\u00a0{self.class_name(1)} {format_prob(float(self.survey.outputs[index, 1]))}"
+        return format_named_prob(value)
 
     def label_name(self, index: int) -> str | None:
         labels = self.survey.labels

@@ -244,7 +244,7 @@ def _example_blocks(finding: OverviewFinding) -> list[Block]:
         return [*blocks, Heading("Examples"), ambiguous]
     lead = "The examples whose two largest outputs differ least."
     if finding.binary:
-        lead = "The examples whose probability of yes is closest to one half."
+        lead = "The examples whose probability is closest to one half."
     return [*blocks, Heading("Lowest margin"), Text(lead, "soft"), ambiguous]
 
 

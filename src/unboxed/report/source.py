@@ -18,7 +18,7 @@ from ..errors import BrokenImageError, DataError
 from ..inputs.pixels import Pixels
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
-BINARY_CLASSES = ("no", "yes")  # of a model with one probability
+BINARY_CLASSES = ("no", "yes")  # of a model with one probability, unless they are named
 
 
 class ExampleBatch(NamedTuple):
@@ -34,18 +34,14 @@ class ReportData:
     """
 
     def __init__(self, data: Any, box: Box) -> None:
-        self.binary = box.outputs == "multilabel" and len(box.classes) == 1
-        self.labeled = self.binary or box.outputs not in ("regression", "multilabel")
+        self.binary = box.outputs == "binary"
+        self.labeled = box.outputs not in ("regression", "multilabel")
         self.name = str(getattr(data, "name", "") or _data_name(data))
         self._data = _as_dataset(data, box, self.labeled, self.name, self.binary)
         self._broken_reasons: dict[int, str] = {}
         if len(self._data) == 0:
             raise DataError("the data are empty; a report needs one example or more")
-        self.classes = (
-            BINARY_CLASSES
-            if self.binary
-            else _class_names(dataset_class_names(data if self.labeled else self._data)[0], box)
-        )
+        self.classes = _class_names(dataset_class_names(data if self.labeled else self._data)[0], box)
         self._class_of_label = class_by_label(box, data) if self.labeled else {}
 
     def __len__(self) -> int:
@@ -145,4 +141,7 @@ def _input_and_label(item: Any, labeled: bool) -> tuple[Any, int]:
 
 def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
-    return data_classes if len(data_classes) == len(box.classes) and is_numbers_only(box.classes) else box.classes
+    if not is_numbers_only(box.classes):
+        return box.classes
+    unnamed = BINARY_CLASSES if box.outputs == "binary" else box.classes
+    return data_classes if len(data_classes) == len(box.classes) else unnamed

@@ -133,8 +133,6 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
         raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
     exclusive_classes = source.labeled and len(source.classes) > 1
     all_outputs = _check_not_nan(torch.cat(outputs), rows)
-    if source.binary:  # one probability p of yes: as two classes
-        all_outputs = torch.cat([1 - all_outputs, all_outputs], 1)
     checked_labels = _check_labels(labels, source, box)
     return Survey(
         tuple(rows), len(source), all_outputs, checked_labels, source.classes, exclusive_classes, len(requested)
@@ -160,7 +158,7 @@ def _probs_or_outputs(box: Box, x: Tensor) -> Tensor:
 
 def _check_labels(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
     """The labels (n,), checked; None where not every example has one."""
-    if min(labels) < 0 or (source.binary and max(labels) > 1):
+    if min(labels) < 0:
         return None
     if max(labels) >= len(source.classes):
         valid_text = f"the model has classes 0 to {len(box.classes) - 1}"

@@ -39,6 +39,7 @@ from .result import Robustness
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_TASK_NAME = "minimal attack"
+OBJECTIVE_ATTACK_CALL = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 
@@ -129,6 +130,7 @@ def evaluate(
     """
     check_settings(evaluate, locals())
     seed = check_seed(seed)
+    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
     x, y = labeled_examples(box, data, max_examples)
     chosen_attacks = compatible_attacks(default_attacks(), box, norm) if attacks is None else dict(attacks)
     eps_values = tuple(

@@ -210,9 +210,7 @@ class _NoisyClassifier:
     """Noisy copies of each row, each from a generator of its own."""
 
     def __init__(self, box: Box, x: Tensor, sigma: float, seed: int, batch_size: BatchSize) -> None:
-        box.require_class_scores("smoothing")
-        if box.outputs == "multilabel":
-            raise OutputError("smoothing needs one class per example; the box's outputs are multilabel")
+        box.require_class_scores("smoothing", exclusive=True)
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a model of two classes or more")
         self.box, self.x, self.sigma = box, box.validate_inputs(x), float(sigma)

@@ -199,7 +199,7 @@ def _resolve_objective(
     if isinstance(target, Objective):
         n = target.n or 1
         return box.check_objective(target, n), objective_names(target, n)
-    box.require_class_scores("deep visualization of a class")
+    box.require_class_scores("deep visualization of a class", objective_call="give an objective, such as {score}")
     classes = requested_classes(box, target)
     return box.objective(classes, len(classes)), tuple(box.classes[k] for k in classes.tolist())
 

@@ -15,6 +15,7 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
+from ..model.output_advice import SMALLEST_CHANGE_CALL
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, Confidence, InputBatch, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -96,7 +97,7 @@ def morph(
         of one length: x <- clip(x + step * g / |g|), g = d logit[target] / d x. Where g is exactly zero x stays.
     """
     check_settings(morph, locals())
-    box.require_class_scores("a morph")
+    box.require_class_scores("a morph", objective_call=SMALLEST_CHANGE_CALL)
     x = box.validate_inputs(x)
     targets = box.class_labels(target, len(x))
     step = STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
