@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DPI = 100
 AXES_SIZE_PIXELS = (460, 260)  # pixels of a chart's axes
+SCATTER_SIDE_PIXELS = 280  # of a scatter's square axes
 BAR_HEIGHT_PIXELS = 20  # per bar
 CHARACTER_WIDTH_PIXELS = 8  # of a name, about
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
@@ -75,6 +76,34 @@ def line_chart(
         axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label))
         if len(lines) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return chart.image
+
+
+def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label: str = "") -> Image.Image:
+    """Points with the dashed line y = x, on equal axes: predictions against the truth.
+
+    Args:
+        x: Horizontal positions (P,).
+        y: Vertical positions (P,).
+        title: Printed above.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from unboxed.plots.charts import scatter_chart
+        >>> scatter_chart([1.0, 2.0], [1.1, 1.8], x_label="true", y_label="predicted").mode
+        'RGB'
+    """
+    x, y = as_array(x), as_array(y)
+    ends = [min(x.min(initial=np.inf), y.min(initial=np.inf)), max(x.max(initial=-np.inf), y.max(initial=-np.inf))]
+    with _chart(SCATTER_SIDE_PIXELS, SCATTER_SIDE_PIXELS, title) as chart:
+        axes = chart.axes
+        axes.plot(ends, ends, linestyle="--", linewidth=1, color=FAINT)
+        axes.scatter(x, y, s=14, color=class_colors(1)[0], alpha=0.5, linewidths=0)
+        axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label), aspect="equal")
     return chart.image
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..model.output_advice import SMALLEST_CHANGE_CALL
 from ..plots import colors, draw
 from ..plots.colors import Array
 from ..plots.files import gif_bytes
@@ -236,4 +237,11 @@ def _gradient_figure(finding: ChangeFinding, i: int) -> Figure:
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 
-SECTION = Section("What would change its prediction?", "morphs", find, show, needs=("pixels", "classes"))
+SECTION = Section(
+    "What would change its prediction?",
+    "morphs",
+    find,
+    show,
+    needs=("pixels", "classes"),
+    objective_call=SMALLEST_CHANGE_CALL,
+)

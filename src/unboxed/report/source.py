@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class ExampleBatch(NamedTuple):
     rows: list[int]  # indices in the data of those that could be read
     x: Tensor  # (n, ...)
     y: list[int]  # labels as the box counts classes, -1 where there is none
+    targets: list[Any]  # labels of outputs that are no classes, as the data have them; None where there is none
 
 
 class ReportData:
@@ -35,9 +37,10 @@ class ReportData:
 
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
-        self.labeled = box.outputs not in ("regression", "multilabel")
+        self.labeled = box.outputs not in ("regression", "multilabel") and not box.output_map_shape
+        self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _data_name(data))
-        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary)
+        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary, self._targets)
         self._broken_reasons: dict[int, str] = {}
         if len(self._data) == 0:
             raise DataError("the data are empty; a report needs one example or more")
@@ -65,9 +68,10 @@ class ReportData:
         """The examples at these rows that can be read."""
         readable = [(i, read) for i in rows if (read := self._read_item(i)) is not None]
         if not readable:
-            return ExampleBatch([], torch.empty(0), [])
-        x = torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
-        return ExampleBatch([i for i, _ in readable], x, [self._class_of_label.get(y, y) for _, (_, y) in readable])
+            return ExampleBatch([], torch.empty(0), [], [])
+        indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
+        labels = [self._class_of_label.get(y, y) for _, (_, y) in readable]
+        return ExampleBatch(indices, x, labels, [self._targets.pop(i, None) for i in indices])
 
     def _read_item(self, i: int) -> tuple[Any, int] | None:
         try:
@@ -78,24 +82,28 @@ class ReportData:
 
 
 class _MappedDataset:
-    """A data set whose items are transformed when they are read."""
+    """A data set whose items are transformed when they are read; `transform` gets their index, too."""
 
-    def __init__(self, data: Any, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, data: Any, transform: Callable[[int, Any], Any]) -> None:
         self._data, self._transform = data, transform
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, i: int) -> Any:
-        return self._transform(self._data[i])
+        return self._transform(i, self._data[i])
 
 
-def _drop_label(item: Any) -> Any:
-    """Without its label: labels of models whose outputs are no classes have many forms."""
-    return item[0] if isinstance(item, (tuple, list)) else item
+def _set_target_aside(targets: dict[int, Any], i: int, item: Any) -> Any:
+    """The input; its label goes into `targets`: labels of models whose outputs are no classes have many forms."""
+    if not isinstance(item, (tuple, list)):
+        return item
+    if len(item) > 1:
+        targets[i] = item[1]
+    return item[0]
 
 
-def _with_binary_label(item: Any) -> Any:
+def _with_binary_label(i: int, item: Any) -> Any:
     """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
     return (item[0], _to_binary(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
 
@@ -112,7 +120,7 @@ def _data_name(data: Any) -> str:
     return DEFAULT_DATA_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
-def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
+def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool, targets: dict[int, Any]) -> Any:
     """Something with a length whose items are (input, label) or inputs."""
     data = pack_data(box, data)
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
@@ -125,7 +133,7 @@ def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> 
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
-        data = _MappedDataset(data, _with_binary_label if binary else _drop_label)
+        data = _MappedDataset(data, _with_binary_label if binary else partial(_set_target_aside, targets))
     if not isinstance(box.inputs, Pixels):
         return data
     template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become

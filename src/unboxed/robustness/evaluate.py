@@ -94,7 +94,8 @@ def evaluate(
             class).
         attacks: {name: attack}, each called as attack(box, x, y, eps=..., norm=...), with seed and batch_size if it
             takes them. None: those of `default_attacks` that take the inputs and the norm.
-        eps: Largest distances from x. In pixel range; of a table, in each column's unit.
+        eps: Largest distances from x. In pixel range; of a table, in standard deviations of its columns (see
+            `Features`).
         norm: Norm in which the distance from x is measured.
         max_examples: Use only the first of the examples; None uses all.
         minimal_attack: Attack that searches for the smallest change, for `min_distance`. None: only `attacks` count.
