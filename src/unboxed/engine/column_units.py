@@ -105,6 +105,37 @@ def to_own_units(box: Box, u: Tensor, x: Tensor) -> Tensor:
     return torch.where(u == box.inputs.from_base(x), x, box.inputs.to_base(u))
 
 
+def gradient_in_own_units(box: Box, grad: Tensor) -> Tensor:
+    """A gradient (N, D) of a box from `in_column_units` as a gradient of the inputs in their own units."""
+    return grad / constant_tensor(box.inputs.scale, grad) if isinstance(box.inputs, ScaledInputs) else grad
+
+
+@dataclass(frozen=True)
+class ColumnChange:
+    """How far one column of a row was moved."""
+
+    name: str
+    before: float  # in its own unit
+    after: float
+    change: float  # in standard deviations of the column, or in its range
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """Like "age 41 → 43.2"."""
+        return f"{self.name} {self.before:.4g} → {self.after:.4g}"
+
+
+def column_changes(inputs: Inputs, before: Tensor, after: Tensor) -> list[ColumnChange]:
+    """The columns of a row (F,) that differ after a change, the farthest first. Raises nothing for other inputs."""
+    if not isinstance(inputs, Features):
+        return []
+    scales, unit = column_scales(inputs), column_unit(inputs)
+    rows = zip(map(str, inputs.names), before.tolist(), after.tolist(), scales, strict=True)
+    changes = [ColumnChange(name, a, b, (b - a) / scale, unit) for name, a, b, scale in rows if a != b]
+    return sorted(changes, key=lambda c: -abs(c.change))
+
+
 def _has_std(inputs: Features) -> bool:
     return any(std != 1.0 for std in inputs.std)
 

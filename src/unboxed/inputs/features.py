@@ -28,8 +28,8 @@ class Features:
         low: Smallest valid values; -inf when not given. Attacks and synthesis stay inside.
         high: Largest valid values; inf when not given.
         mean: What the training of the model subtracted; 0 when not given.
-        std: What it then divided by; 1 when not given. Attacks and smoothing measure changes in it; without it, where all
-            columns have bounds, in fractions of the range from low to high.
+        std: What it then divided by; 1 when not given. Attacks and smoothing measure changes in it; without it, where
+            all columns have bounds, in fractions of the range from low to high.
         categories: {column: its allowed values} of columns that take only some. Attacks leave these columns alone.
 
     Raises:

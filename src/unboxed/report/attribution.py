@@ -21,6 +21,7 @@ from .blocks import Block, ColorScales, ExampleWithFigures, Figure, FigureGrid, 
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Example, Finding
 from .pictures import File, Picture
+from .rows import RowAttributionFinding, find_contributions, is_table, show_contributions
 from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
@@ -247,4 +248,15 @@ def _sheet_file(finding: AttributionFinding) -> Files:
     return Files([File("gradients.png", page, "these maps as a sheet")])
 
 
-SECTION = Section("Why this prediction?", "gradients", find, show, needs=("pixels",))
+def find_any(context: ReportContext) -> Finding:
+    """Maps of images; of rows of a table, what each column contributes."""
+    return find_contributions(context) if is_table(context) else find(context)
+
+
+def show_any(finding: Finding) -> list[Block]:
+    if isinstance(finding, RowAttributionFinding):
+        return show_contributions(finding)
+    return show(finding) if isinstance(finding, AttributionFinding) else []
+
+
+SECTION = Section("Why this prediction?", "gradients", find_any, show_any, needs=("pixels or table",))

@@ -17,6 +17,7 @@ from ..checks.verdict import Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
+from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..model.output_advice import class_scores_problem
 from .blocks import Block
@@ -183,8 +184,8 @@ class Section(Generic[FindingT]):
         find: `find(context) -> Finding`. Where there is nothing to find on this model it raises `NotApplicable` with
             the reason; any other error is printed in the section's place and costs no other section.
         show: `show(finding) -> blocks`, from the finding alone: neither the model nor the data are at hand.
-        needs: "pixels" (inputs that are images), "classes" (one row of class scores per example), "exclusive classes"
-            (classes that exclude one another).
+        needs: "pixels" (inputs that are images), "pixels or table", "classes" (one row of class scores per example),
+            "exclusive classes" (classes that exclude one another).
         objective_call: What does the same for other outputs, in Python, with {score} or {objective} in it.
 
     Example:
@@ -215,12 +216,16 @@ class Section(Generic[FindingT]):
         """Why this section does not apply to this box; "" where it does."""
         if "pixels" in self.needs and not context.has_images:
             return f"This section needs a model that takes images; this one takes {context.input_nouns.inputs}."
-        objective_call = self.objective_call
+        is_row_section = "pixels or table" in self.needs
+        if is_row_section and not (context.has_images or isinstance(context.box.inputs, Features)):
+            return (
+                f"This section needs a model that takes images or a table; this one takes {context.input_nouns.inputs}."
+            )
         problem = class_scores_problem(
             context.box.output_reader,
             context.box.output_map_shape,
             exclusive="exclusive classes" in self.needs,
-            objective_call=objective_call,
+            objective_call=self.objective_call,
         )
         if problem and {"classes", "exclusive classes"} & set(self.needs):
             return f"This section {problem}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,18 +17,14 @@ from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Example, Finding
 from .input_nouns import shapes_text
 from .scores import (
+    HEADLINE_BY_SCORE,
     LabelScore,
     OutputError,
     PositionScore,
-    errors_blocks,
-    errors_headline,
     label_scores,
-    labels_blocks,
-    labels_headline,
     output_errors,
     position_scores,
-    positions_blocks,
-    positions_headline,
+    score_blocks,
 )
 from .skipped import skipped_text
 from .survey import Survey
@@ -140,13 +136,6 @@ def _named(s: Survey, noun: str) -> list[str]:
     return [f"{noun} {name}" if is_numbers_only(s.classes) else name for name in s.classes]
 
 
-HEADLINE_BY_SCORE: dict[str, Callable[[Any], tuple[str, str]]] = {
-    "output_errors": errors_headline,
-    "label_scores": labels_headline,
-    "position_scores": positions_headline,
-}
-
-
 def _error_to_dict(context: ReportContext, i: int) -> dict[str, Any]:
     s = context.survey
     prediction = context.class_name(int(s.predicted[i]))
@@ -250,20 +239,14 @@ def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
             Note(f"{finding.skipped}."),
             Collapsible("Which files, and why", [Table(("file", "reason"), finding.skipped_files)]),
         ]
-    if finding.output_errors or finding.label_scores or finding.position_scores:
-        return [*blocks, *_score_blocks(finding)]
+    if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
+        return [*blocks, *scores]
     if finding.mistakes is None:
         reason = finding.no_accuracy_reason or "Not every example has a label"
         return [*blocks, Note(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
     if not finding.mistakes:
         return [*blocks, Text("Every prediction is correct, so the confusion matrix is a diagonal and is left out.")]
     return [*blocks, SideBySide([_confusion_matrix(finding)], _confused_pairs(finding))]
-
-
-def _score_blocks(finding: OverviewFinding) -> list[Block]:
-    if finding.output_errors:
-        return errors_blocks(finding.output_errors)
-    return labels_blocks(finding.label_scores) if finding.label_scores else positions_blocks(finding.position_scores)
 
 
 def _confusion_matrix(finding: OverviewFinding) -> ConfusionMatrix:

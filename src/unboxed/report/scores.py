@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,6 +140,23 @@ def positions_headline(scores: Sequence[PositionScore]) -> tuple[str, str]:
     accuracy = sum(s.accuracy * s.n_positions for s in scores if s.n_positions) / max(n, 1)
     mean_iou = mean_of_known([s.iou for s in scores])
     return f"{format_percent(accuracy)} of positions correct", f"Mean intersection over union {_text(mean_iou)}."
+
+
+HEADLINE_BY_SCORE: dict[str, Callable[[Any], tuple[str, str]]] = {
+    "output_errors": errors_headline,
+    "label_scores": labels_headline,
+    "position_scores": positions_headline,
+}
+"""By the field of the overview's finding."""
+
+
+def score_blocks(
+    errors: Sequence[OutputError], labels: Sequence[LabelScore], positions: Sequence[PositionScore]
+) -> list[Block]:
+    """The tables and charts of those scores that there are."""
+    if errors:
+        return errors_blocks(errors)
+    return labels_blocks(labels) if labels else positions_blocks(positions) if positions else []
 
 
 def errors_blocks(errors: Sequence[OutputError]) -> list[Block]:
