@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, OutputError
 from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
+from .inputs.held import HeldInputs
 from .inputs.multi import MultiInput, Packed
 from .model import relu_rules, state
 from .model.batch_dependence import contrast_levels
@@ -131,6 +132,40 @@ class Box:
         """
         options = self._options | {"classes": self.classes, "outputs": self.outputs}
         return Box(model, inputs or self.inputs, mode=self.mode, **options)
+
+    def hold_others(self, varied: str | int, x: Packed) -> Box:
+        """A box of one of several inputs, with the others held at the values of one example.
+
+        Every method that takes one image or one table then works on it: occlusion of the left of two images, a class
+        image beside a given row. Layers are called as before, after "model.".
+
+        Args:
+            varied: Name of the input that remains, or its position.
+            x: Inputs of one example (1, ...), a dict or tuple: what the others are held at.
+
+        Returns:
+            A new `Box` of this one input.
+
+        Raises:
+            InputError: for a model of one input, an unknown name, or more examples than one.
+
+        Example:
+            >>> import torch, unboxed as ub
+            >>> from torch import nn
+            >>> two = ub.MultiInput((ub.Features(("a", "b")), ub.Features(("c", "d"))))
+            >>> box = ub.Box(nn.Bilinear(2, 2, 3), two)
+            >>> first = box.hold_others(0, (torch.ones(1, 2), torch.ones(1, 2)))
+            >>> first.predict(torch.rand(4, 2)).shape
+            torch.Size([4])
+        """
+        parts = dict(self.inputs.named_parts()) if isinstance(self.inputs, MultiInput) else {}
+        if varied not in parts:
+            raise InputError(f"hold_others wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
+        packed = self.validate_inputs(x)
+        if len(packed) != 1:
+            raise InputError(f"the other inputs are held at those of one example (1, ...); got {len(packed)} examples")
+        args, named = model_arguments(self.inputs.encode(packed), self.model_dtype, False)
+        return self.reopen(HeldInputs(self.model, varied, named or args), parts[varied])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and unpickled boxes open their model again."""

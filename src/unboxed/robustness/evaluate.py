@@ -133,6 +133,8 @@ def evaluate(
     seed = check_seed(seed)
     box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
     x, y = labeled_examples(box, data, max_examples)
+    if attacks is not None and not isinstance(attacks, Mapping):
+        raise InputError(f'attacks must be a dict, such as {{"pgd": ub.adversarial.pgd}}; got {type(attacks).__name__}')
     chosen_attacks = compatible_attacks(default_attacks(), box, norm) if attacks is None else dict(attacks)
     eps_values = tuple(
         sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})

@@ -37,16 +37,18 @@ class PositionGrid(NamedTuple):
 
 
 def image_size(box: Box) -> Size:
-    """(H, W) of the box's images; of the only images among several inputs. Raises InputError."""
+    """(H, W) of the box's images; of several inputs that of all images among them. Raises InputError."""
     modalities = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = modalities if isinstance(modalities, tuple) else tuple(modalities.values())
     images = [part for part in parts if isinstance(part, Pixels)]
-    if len(images) != 1:
-        n_images_text = f"{len(images)} of them" if images else "none, so there is no image to lay a map on"
+    sizes = {(part.shape[1], part.shape[2]) for part in images}
+    if len(sizes) != 1:
+        taken = "images of several sizes: box.hold_others(name, x) is a box of one of them"
+        n_images_text = taken if images else "none, so there is no image to lay a map on"
         raise InputError(
-            f"a map over the image needs a model that takes one image (Pixels); this model takes {n_images_text}"
+            f"a map over the image needs a model that takes images (Pixels); this model takes {n_images_text}"
         )
-    return images[0].shape[1], images[0].shape[2]
+    return sizes.pop()
 
 
 def upsample_bilinear(maps: Tensor, size: Size) -> Tensor:

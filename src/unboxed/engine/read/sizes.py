@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
+from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...objectives import Objective
 
@@ -24,7 +25,8 @@ def require_images(box: Box, caller: str) -> Pixels:
     """The box's inputs, if they are images. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
         inputs_type = type(box.inputs).__name__
-        raise InputError(f"{caller} needs a model that takes images alone (Pixels); this one takes {inputs_type}")
+        way = ": box.hold_others(name, x) is a box of one of them" if isinstance(box.inputs, MultiInput) else ""
+        raise InputError(f"{caller} needs a model that takes images alone (Pixels); this one takes {inputs_type}{way}")
     return box.inputs
 
 
