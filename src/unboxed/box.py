@@ -14,6 +14,7 @@ from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.held import HeldInputs
 from .inputs.multi import MultiInput, Packed
+from .inputs.pixels import Pixels
 from .model import relu_rules, state
 from .model.batch_dependence import contrast_levels
 from .model.batching import BatchSize, Padding, check_batch_size, in_batches
@@ -400,7 +401,7 @@ class Box:
         self.refresh(hooks=False)
         x = self.inputs.check(x)
         with state.out_of_inference():
-            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
+            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, (MultiInput, Pixels)) else x  # type: ignore
             if packed.dtype == self.dtype and packed.device == self.device:
                 return packed.detach().clone()
             return packed.detach().to(self.device, self.dtype, copy=True)
@@ -420,7 +421,7 @@ class Box:
             >>> box.restore_structure(box.noise(2)).shape
             torch.Size([2, 1, 28, 28])
         """
-        return self.inputs.unpack(h) if isinstance(self.inputs, MultiInput) else h
+        return self.inputs.unpack(h) if isinstance(self.inputs, (MultiInput, Pixels)) else h
 
     def class_labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
         """Check class numbers, and copy them to the model's device.

@@ -38,6 +38,7 @@ class ReportData:
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
         self.labeled = box.outputs not in ("regression", "multilabel") and not box.output_map_shape
+        self._inputs = box.inputs
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _data_name(data))
         self._data = _as_dataset(data, box, self.labeled, self.name, self.binary, self._targets)
@@ -70,6 +71,7 @@ class ReportData:
         if not readable:
             return ExampleBatch([], torch.empty(0), [], [])
         indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
+        x = self._inputs.pack(x) if isinstance(self._inputs, Pixels) else x
         labels = [self._class_of_label.get(y, y) for _, (_, y) in readable]
         return ExampleBatch(indices, x, labels, [self._targets.pop(i, None) for i in indices])
 
@@ -134,7 +136,7 @@ def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool, tar
         return data
     if binary or not labeled:
         data = _MappedDataset(data, _with_binary_label if binary else partial(_set_target_aside, targets))
-    if not isinstance(box.inputs, Pixels):
+    if not isinstance(box.inputs, Pixels) or box.inputs.n_axes != 2:
         return data
     template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
     return sets.wrap(data, like=template, name=name)

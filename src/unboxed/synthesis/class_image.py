@@ -113,6 +113,7 @@ def class_image(
     _warn_clamped(result.before_clamp)
     return ClassImages.from_result(
         result,
+        box,
         targets=targets,
         probs=probs,
         interrupted=result.interrupted or was_interrupted,

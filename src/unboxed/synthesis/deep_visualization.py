@@ -180,7 +180,9 @@ def deep_visualization(
     )
     canvas = RawCanvas(inputs.clip(mean_image + START_NOISE_STD * normal(start, seed)))
     result = optimize(box, objective, canvas, config, batch_size=batch_size)
-    return GeneratedImages.from_result(result, method="Deep visualization", names=names, layer=single_layer(objective))
+    return GeneratedImages.from_result(
+        result, box, method="Deep visualization", names=names, layer=single_layer(objective)
+    )
 
 
 def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:

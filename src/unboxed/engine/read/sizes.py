@@ -33,6 +33,8 @@ def require_images(box: Box, caller: str) -> Pixels:
 def validate_any_size(box: Box, x: Tensor, caller: str) -> Tensor:
     """As `box.validate_inputs`, for images (N, C, H, W) of any size. Raises InputError."""
     inputs = require_images(box, caller)
+    if inputs.n_axes != 2:  # signals and volumes have one size
+        return box.validate_inputs(x)
     if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
         inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
     inputs.check(x)

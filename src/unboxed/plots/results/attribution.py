@@ -86,7 +86,9 @@ def _color_maps(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
     low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
     if (low > 0).all():
         vmax = colors.max_magnitude(maps - low)
-        return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "above the map's smallest value")
+        return colors.as_band(colors.magnitude_to_rgb(maps - low, vmax)), ColorBar(
+            "magnitude", vmax, "above the map's smallest value"
+        )
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
-    return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, words)
+    return colors.as_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)

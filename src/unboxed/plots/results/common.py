@@ -23,8 +23,10 @@ MAX_FIGURE_EXAMPLES = 6  # examples that a figure shows
 
 
 def as_images(x: Any) -> Tensor | None:
-    """Inputs or maps if they are images (N, C, H, W), else None."""
-    return x if isinstance(x, Tensor) and x.ndim == 4 else None
+    """Inputs or maps as images (N, C, H, W), else None: signals as one row, volumes as their slices."""
+    if not isinstance(x, Tensor) or x.ndim not in (3, 4, 5):
+        return None
+    return x if x.ndim == 4 else x[:, :, None] if x.ndim == 3 else x.flatten(2, 3)
 
 
 def input_parts(x: Any) -> dict[str, Any]:
