@@ -272,7 +272,7 @@ def test_names_are_words_and_never_markup(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outputs", ["multilabel", "regression"])
 def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_path: Path) -> None:
-    examples = (quadrants([0, 1, 2]), torch.rand(3, 4))  # labels of another form are not read
+    examples = (quadrants([0, 1, 2]), torch.rand(3, 5))  # labels of another form are not read
     found, page, facts = quick(
         box_of(outputs=outputs), examples, tmp_path, sections=["overview", "gradients", "morphs"]
     )
