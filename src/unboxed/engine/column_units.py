@@ -99,10 +99,14 @@ def in_column_units(box: Box, x: Tensor) -> tuple[Box, Tensor]:
 
 
 def to_own_units(box: Box, u: Tensor, x: Tensor) -> Tensor:
-    """Inputs u (N, D) of a box from `in_column_units` in their own units; what was not changed is as in x (N, D)."""
+    """Inputs u (N, D) of a box from `in_column_units` in their own units, or frames (T, N, D) of them.
+
+    What was not changed is as in x (N, D).
+    """
     if not isinstance(box.inputs, ScaledInputs):
         return u
-    return torch.where(u == box.inputs.from_base(x), x, box.inputs.to_base(u))
+    own = box.inputs.to_base(u.reshape(-1, u.shape[-1])).view_as(u)
+    return torch.where(u == box.inputs.from_base(x), x, own)
 
 
 def gradient_in_own_units(box: Box, grad: Tensor) -> Tensor:
