@@ -71,9 +71,9 @@ def test_logits_that_cannot_be_found_are_refused(model: Net, x: Tensor) -> None:
 
 def test_a_single_output_must_be_explained(x: Tensor) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(120, 1))
-    with pytest.raises(OutputError, match="multilabel"):
+    with pytest.raises(OutputError, match="binary"):
         boxed(model)
-    assert boxed(model, outputs="multilabel").probs(x).shape == (6, 1)
+    assert boxed(model, outputs="multilabel").probs(x).shape == (6, 2)
     with pytest.raises(OutputError, match="regression"):
         boxed(model, outputs="regression").predict(x)
 

@@ -15,8 +15,10 @@ from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.class_files import resolve_class_names
 from .inputs.examples import as_batch
+from .inputs.held import HeldInputs
 from .inputs.labels import class_numbers
-from .inputs.multi import MultiInput
+from .inputs.multi import MultiInput, Packed
+from .inputs.pixels import Pixels
 from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrast_levels
@@ -26,9 +28,10 @@ from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
 from .model.nan_checks import check_no_nan
-from .model.outputs import OutputReader, Outputs, class_names_in_config, with_batch_axis
-from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, check_classes, class_logit, logit
-from .validation import address_list, check_class_names
+from .model.output_advice import class_scores_problem
+from .model.outputs import OutputReader, Outputs, class_names_in_config, fitting_names, with_batch_axis
+from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, binary_logit, check_classes, class_logit, logit
+from .validation import address_list, check_class_names, count_names
 
 MAX_BATCH_BYTES = 2**29  # for the activations of one automatic batch
 
@@ -49,10 +52,13 @@ class Box:
         classes: Names of the outputs, in their order, or the path of a file of them: one per line (a line may be
             `n02108089 boxer`), or JSON such as imagenet_class_index.json. None takes those of a Hugging Face model
             (`config.id2label`), else "0", "1", ...
-        outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
-            the sums of the outputs of a few inputs, and warns or raises where they do not determine it.
+        outputs: What the output means: "logits", "logprobs", "probs", "binary" (one logit or probability of yes: the
+            box has two classes, no and yes), "multilabel" or "regression". None infers it from the sums of the outputs
+            of a few inputs and the last op, and raises where they do not determine it. One output of "logits",
+            "probs" or "multilabel" is "binary".
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
-            `.logits` or `["logits"]`, else the only tensor (N, K).
+            `.logits` or `["logits"]`, else the only tensor (N, K). Of a map of outputs (N, ...), the axis with as many
+            entries as `classes`, or the one that is no position of the image, becomes axis 1.
         mode: "eval" runs all modules in eval mode; "as-is" leaves their train flags alone. With BatchNorm or dropout in
             train mode, examples then depend on one another, and no batch is split.
         autocast: Mixed precision of the forward pass on accelerators, torch.bfloat16 or torch.float16, for a float32
@@ -108,7 +114,7 @@ class Box:
         self._options: dict[str, Any] = {"classes": resolve_class_names(classes), "outputs": outputs, "output": output}
         self._options |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = check_channels_last(inputs, channels_last)
-        self.output_reader = OutputReader(output, outputs)
+        OutputReader(output, outputs)  # refuses an unknown meaning before the model runs
         self._is_opening = self._is_refreshed = self._is_stale = False
         self._open()
 
@@ -132,6 +138,40 @@ class Box:
         options = self._options | {"classes": self.classes, "outputs": self.outputs}
         return Box(model, inputs or self.inputs, mode=self.mode, **options)
 
+    def hold_others(self, varied: str | int, x: Packed) -> Box:
+        """A box of one of several inputs, with the others held at the values of one example.
+
+        Every method that takes one image or one table then works on it: occlusion of the left of two images, a class
+        image beside a given row. Layers are called as before, after "model.".
+
+        Args:
+            varied: Name of the input that remains, or its position.
+            x: Inputs of one example (1, ...), a dict or tuple: what the others are held at.
+
+        Returns:
+            A new `Box` of this one input.
+
+        Raises:
+            InputError: for a model of one input, an unknown name, or more examples than one.
+
+        Example:
+            >>> import torch, unboxed as ub
+            >>> from torch import nn
+            >>> two = ub.MultiInput((ub.Features(("a", "b")), ub.Features(("c", "d"))))
+            >>> box = ub.Box(nn.Bilinear(2, 2, 3), two)
+            >>> first = box.hold_others(0, (torch.ones(1, 2), torch.ones(1, 2)))
+            >>> first.predict(torch.rand(4, 2)).shape
+            torch.Size([4])
+        """
+        parts = dict(self.inputs.named_parts()) if isinstance(self.inputs, MultiInput) else {}
+        if varied not in parts:
+            raise InputError(f"hold_others wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
+        packed = self.validate_inputs(x)
+        if len(packed) != 1:
+            raise InputError(f"the other inputs are held at those of one example (1, ...); got {len(packed)} examples")
+        args, named = model_arguments(self.inputs.encode(packed), self.model_dtype, False)
+        return self.reopen(HeldInputs(self.model, varied, named or args), parts[varied])
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and unpickled boxes open their model again."""
         return _reopen, (type(self), self.model, self.inputs, self.mode, self._options)
@@ -149,7 +189,10 @@ class Box:
             self._run_first_forward()
             n_before: int | None = len(getattr(self, "classes", ())) or None
             names = self._options["classes"]
-            names = class_names_in_config(self.model, self.n_outputs) if names is None else names
+            if names is None:
+                names = fitting_names(class_names_in_config(self.model), self.n_outputs, bool(self.output_map_shape))
+            if self.outputs == "binary" and count_names(names) == 1:  # the name of the one output
+                names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
@@ -192,12 +235,18 @@ class Box:
         )
         self.stochastic, self.stateless = self.profile.stochastic, self._model.is_stateless
         self.layers: Layers = self.profile.layers
-        probe_args = self.profile.output, self.inputs, lambda x: self._run(noise if x is None else x)
-        self.outputs: Outputs = self._options["outputs"] or self.output_reader.infer_outputs(*probe_args)
-        self.output_reader = OutputReader(self.output_reader.pick, self.outputs)
+        self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).opened(
+            self.profile.output,
+            self.inputs,
+            lambda x: self._run(noise if x is None else x),
+            count_names(self._options["classes"]),
+            class_names_in_config(self.model),
+        )
+        self.outputs: Outputs = self.output_reader.outputs or "logits"
         self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
-        self.n_outputs, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
+        self._n_columns, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
+        self.n_outputs = 2 if self.outputs == "binary" else self._n_columns
 
     def noise(self, n: int) -> Tensor:
         """Random valid inputs, the same at each call.
@@ -301,7 +350,7 @@ class Box:
                 raise LayerError(f"{a!r} did not run for this input")
             acts[a], acts.edges[a] = captured[real], captured.edges[real]
         if needs_output:
-            output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self.n_outputs)
+            output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self._n_columns)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
                 logits = self.output_reader.logits(output, final_op)
@@ -360,7 +409,7 @@ class Box:
         self.refresh(hooks=False)
         x = self.inputs.check(as_batch(x, self.inputs))
         with state.out_of_inference():
-            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x
+            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, (MultiInput, Pixels)) else x
             if packed.dtype == self.dtype and packed.device == self.device:
                 return packed.detach().clone()
             return packed.detach().to(self.device, self.dtype, copy=True)
@@ -380,7 +429,7 @@ class Box:
             >>> box.restore_structure(box.noise(2)).shape
             torch.Size([2, 1, 28, 28])
         """
-        return self.inputs.unpack(h) if isinstance(self.inputs, MultiInput) else h
+        return self.inputs.unpack(h) if isinstance(self.inputs, (MultiInput, Pixels)) else h
 
     def class_numbers(self, y: Any) -> Tensor:
         """Labels as class numbers: names are those of the model's classes.
@@ -399,7 +448,10 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).class_numbers(["2", "6"])
             tensor([2, 6])
         """
-        return as_classes(class_numbers(y, self.classes))
+        y = class_numbers(y, self.classes)
+        if self.outputs == "binary" and isinstance(y, Tensor) and (y.is_floating_point() or y.dtype == torch.bool):
+            y = y.long() if bool(((y == 0) | (y == 1)).all()) else y
+        return as_classes(y)
 
     def class_labels(self, y: Any, n: int) -> Tensor:
         """Check the classes of examples, and copy their numbers to the model's device.
@@ -443,9 +495,10 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).objective(3, 4)
             Objective(logit 3)
         """
+        score = binary_logit if self.outputs == "binary" else logit
         if target is None or isinstance(target, Objective):
-            return target or logit()
-        return class_logit(self.class_numbers(target), n, self.n_outputs, self.device)
+            return target or score()
+        return class_logit(self.class_numbers(target), n, self.n_outputs, self.device, score)
 
     def has_batch_axis(self, address: str) -> bool:
         """Whether the first axis of an activation is the batch.
@@ -491,23 +544,27 @@ class Box:
                 raise LayerError(f"{a!r} {mismatch}: its first axis is not the batch, so it gives no score per example")
         return objective.check_batch(n)
 
-    def require_class_scores(self, caller: str) -> None:
+    def require_class_scores(self, caller: str, *, exclusive: bool = False, objective_call: str = "") -> None:
         """Check that the model gives each example one row of class scores (K,).
 
         Args:
             caller: The method that needs them, for the error text.
+            exclusive: Whether the classes must exclude one another, too.
+            objective_call: What does the same for an {objective} or a {score}, for the error text.
 
         Raises:
-            OutputError: for a regression model or a map of outputs (N, K, ...).
+            OutputError: for a regression model or a map of outputs (N, K, ...), and for multi-label outputs if
+                `exclusive`. It names the objective or the `output=` that does it.
 
         Example:
             >>> import unboxed as ub
             >>> ub.Box(*ub.zoo.load("digits-cnn")).require_class_scores("my_method")
         """
-        if self.outputs == "regression":
-            raise OutputError(f"{caller} needs classes, and a regression model has none; optimize an objective instead")
-        if shape := self.output_map_shape:
-            raise OutputError(f"{caller} needs one row of class scores per example; the model gives a map {shape}")
+        problem = class_scores_problem(
+            self.output_reader, self.output_map_shape, exclusive=exclusive, objective_call=objective_call
+        )
+        if problem:
+            raise OutputError(f"{caller} {problem}")
 
     @property
     def _read_batch_limit(self) -> int:
@@ -617,7 +674,8 @@ class Box:
             batch_size: Number of examples per batch, or "auto".
 
         Returns:
-            Logits (N, K), or (N, K, ...) for a map of outputs; the output itself of a regression model.
+            Logits (N, K), or (N, K, ...) for a map of outputs; the output itself of a regression model. One yes/no
+            logit z ("binary") is the pair (-z/2, z/2): its softmax is the sigmoid of z, and its difference is z.
 
         Raises:
             InputError: when x is not what the model takes.

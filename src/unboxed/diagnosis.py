@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from .box import Box
 from .cards import Card, cards
-from .engine.read.class_labels import is_numbers_only
 from .errors import UnboxedError, UnboxedWarning
+from .inputs.labels import is_numbers_only
 from .objectives import mean_over_positions
 from .parameters import InputBatch
 from .settings import Above, Unit, check_settings

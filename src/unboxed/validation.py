@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from numbers import Integral, Real
@@ -65,6 +65,11 @@ def check_seed(seed: object) -> int:
     if 0 <= value < 2 * modulus:  # a folded seed is not changed again
         return value
     return modulus + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % modulus
+
+
+def count_names(classes: object) -> int | None:
+    """How many class names were given; None for none, and for what `check_class_names` will refuse."""
+    return len(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else None
 
 
 def check_class_names(classes: object, n_outputs: int, n_before: int | None = None) -> tuple[str, ...]:

@@ -263,7 +263,7 @@ def test_an_interrupted_report_keeps_its_page(file: Path, made: SimpleNamespace)
         (["--model", "FILE:bare", "--data", "digits", "--shape", "28,28"], "--shape is channels,height,width"),
         (["--model", "FILE:make", "--data", "digits", "--weights", "nowhere.pt"], "no weights file nowhere.pt"),
         (["--model", "FILE:make", "--data", "digits", "--classes", "a,b"], "got 2 class names. Give one per output"),
-        (["--model", "FILE:one", "--data", "digits"], "pass --outputs multilabel"),
+        (["--model", "FILE:one", "--data", "digits"], "pass --outputs binary"),
         (["--model", "FILE:make", "--data", "digits", "--outputs", "logit"], "outputs must be one of logits"),
     ],
 )

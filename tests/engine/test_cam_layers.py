@@ -206,5 +206,5 @@ def test_where_the_last_maps_are_ambiguous_one_is_asked_for(build: type[Last]) -
 
 def test_a_table_has_no_image() -> None:
     table = ub.Box(seeded(nn.Linear, 3, 2), ub.Features(("a", "b", "c")), outputs="logits")
-    with pytest.raises(InputError, match=r"one image \(Pixels\); this model takes none"):
+    with pytest.raises(InputError, match=r"images \(Pixels\); this model takes none"):
         cam(table, images()[:, 0, 0, :3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.errors import UnboxedWarning
+from unboxed.errors import OutputError
 
 Op = Callable[[Tensor], Tensor]
 PIXELS = ub.Pixels((1, 8, 8))
@@ -75,11 +76,29 @@ UNSURE: dict[str, Op] = {
 
 @pytest.mark.parametrize("end", UNSURE)
 def test_what_looks_like_probabilities_is_asked_about(end: str) -> None:
-    with pytest.warns(UnboxedWarning, match="between 0 and 1.*outputs=") as seen:
-        box = ub.Box(Ends(UNSURE[end]), PIXELS)
-    assert box.outputs == "logits"
-    assert {w.filename for w in seen if w.category is UnboxedWarning} == {__file__}
+    with pytest.raises(OutputError, match=r"between 0 and 1.*outputs="):
+        ub.Box(Ends(UNSURE[end]), PIXELS)
     assert ub.Box(Ends(UNSURE[end]), PIXELS, outputs="logits").outputs == "logits"  # said, and not asked again
+
+
+@pytest.mark.parametrize("end", UNSURE)
+@pytest.mark.parametrize("outputs", ["binary", "multilabel"])
+def test_probabilities_without_their_logits_are_refused(end: str, outputs: Any) -> None:
+    model, columns = Ends(UNSURE[end]), slice(0, 1 if outputs == "binary" else None)
+    model.body[1].weight.data *= 4  # as if trained: the probabilities differ
+    with pytest.raises(OutputError, match=r"logits cannot be found.*output="):
+        ub.Box(model, PIXELS, outputs=outputs, output=lambda p: p[:, columns])
+    box = ub.Box(model, PIXELS, outputs=outputs, output=lambda p: p[:, columns].logit())  # the way out
+    assert torch.allclose(box.probs(images())[:, -1], model(images())[:, columns][:, -1], atol=1e-6)
+
+
+def test_small_logits_of_a_linear_layer_are_logits() -> None:
+    model = Ends(nn.Identity())
+    with torch.no_grad():
+        model.body[1].weight.copy_(torch.rand(5, 64) / 100)  # from 0 to .5
+    for outputs in (None, "multilabel"):
+        box = ub.Box(model, PIXELS, outputs=outputs)
+        assert torch.equal(box(images()), model(images()))
 
 
 @pytest.mark.parametrize("end", [F.relu, torch.tanh, lambda h: 2 * h.sigmoid(), lambda h: h.sigmoid() * h])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import cards
+from ..engine.column_units import categorical_mask, in_column_units, to_own_units
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import L1, L2, Linf, NormBall, resolve_ball
@@ -63,9 +64,11 @@ class AttackState:
         eot: int = 1,
         batch_size: BatchSize = "auto",
     ) -> None:
-        self.box, self.norm = box, norm
         is_untargeted = target is None and objective is None
-        self.x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
+        own_x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
+        self.own_box, self.own_x, self.norm = box, own_x, norm  # in the inputs' own units
+        self.box, self.x = in_column_units(box, self.own_x)  # in which distances are measured
+        self.fixed_values = categorical_mask(box.inputs)  # (D,) categories, which are not changed
         self.n_samples, self.batch_size = eot if box.stochastic else 1, batch_size
         n, device = len(self.x), self.x.device
         self.goal = make_goal(box, n, y, target, objective, loss_name)
@@ -101,6 +104,7 @@ class AttackState:
 
     def keep_nearer(self, images: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
         """Keep images that are successes and nearer than the best so far; returns (n,) where that was so."""
+        images = self.with_fixed_values(images, rows)
         distance = self.norm.distance(images, self.x[rows])
         is_nearer = is_adversarial & (distance < self.distance[rows])
         nearer_rows = rows[is_nearer]
@@ -114,7 +118,7 @@ class AttackState:
     def keep_best_failure(self, images: Tensor, rows: Tensor, success_score: Tensor) -> None:
         """Where there is no success yet, keep images of a higher score: attacks within eps return them."""
         is_better = ~self.success[rows] & (success_score > self._best_failure_score[rows])
-        better_rows = rows[is_better]
+        better_rows, images = rows[is_better], self.with_fixed_values(images, rows)
         self.images[better_rows], self._best_failure_score[better_rows] = (
             images[is_better].to(self.images.dtype),
             success_score[is_better],
@@ -124,20 +128,46 @@ class AttackState:
         """The result. An image beyond `eps` is no success, and the original is returned for it."""
         is_too_far = self.distance > eps * (1 + 1e-6)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
+        images = self.with_fixed_values(images, torch.arange(len(images), device=images.device))
         success = self.success & ~is_too_far
         if self._full_batch is not None:  # evaluated with the final images of all rows
             success = self.success_score(images, torch.arange(len(images), device=images.device)) > 0
+        distance = self.norm.distance(images, self.x)
+        if self.box is not self.own_box:
+            images = to_own_units(self.box, images, self.own_x)
+            success &= self._is_success(images)
         return Adversarial(
-            self.box.restore_structure(images),
+            self.own_box.restore_structure(images),
             success,
             self.queries,
-            self.norm.distance(images, self.x),
+            distance,
             self.initially_misclassified,
             type(self.norm).__name__.lower(),
             self.interrupted,
-            self.box.restore_structure(self.x),
+            self.own_box.restore_structure(self.own_x),
             self.box.classes,
         )
+
+    def _is_success(self, images: Tensor) -> Tensor:
+        """(N,) whether inputs in their own units are successes, rounded as they are."""
+        criterion = self.goal.criterion
+        acts = self.own_box.read(self.own_box.restore_structure(images), sorted(criterion.layers))
+        return criterion(Acts(acts)) > 0
+
+    def validate_inputs(self, x: Tensor) -> Tensor:
+        """Further inputs (M, ...), in the units in which distances are measured."""
+        x = self.own_box.validate_inputs(x)
+        return x if self.box is self.own_box else self.box.inputs.from_base(x)  # type: ignore[attr-defined]
+
+    def _free_grad(self, grad: Tensor) -> Tensor:
+        """A gradient (n, ...) without the categories' part."""
+        return grad if self.fixed_values is None else grad.masked_fill(self.fixed_values.to(grad.device), 0)
+
+    def with_fixed_values(self, images: Tensor, rows: Tensor) -> Tensor:
+        """The images (n, ...) with the categories of their originals."""
+        if self.fixed_values is None:
+            return images
+        return torch.where(self.fixed_values.to(images.device), self.x[rows], images)
 
     def row_batches(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows in parts that fit one batch, to be attacked one after the other; all together if batch-dependent."""
@@ -204,7 +234,7 @@ class AttackState:
                 scores = select_scores(logits, row_index)  # (n, J)
                 last_index = scores.shape[1] - 1
                 score_grads = [
-                    torch.autograd.grad(scores[:, j].sum(), images, retain_graph=j < last_index)[0]
+                    self._free_grad(torch.autograd.grad(scores[:, j].sum(), images, retain_graph=j < last_index)[0])
                     for j in range(last_index + 1)
                 ]
             return logits.detach(), scores.detach(), torch.stack(score_grads, 1)
@@ -234,6 +264,7 @@ class AttackState:
         self, images: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors]
     ) -> Tensors:
         """`evaluate_rows(images, rows)` in bounded batches; of all rows, and all counted, if batch-dependent."""
+        images = self.with_fixed_values(images, rows)
         if self._full_batch is not None:
             self._full_batch[rows] = images.to(self._full_batch.dtype)
             self.queries += self.n_samples
@@ -261,6 +292,7 @@ class AttackState:
             acts = self.box.forward(leaf, score_objective.layers | criterion.layers)
             score = score_objective(acts)
             (grad,), _ = score_gradients_with_bypass(score, acts, score_objective, [leaf], relu_bypass="no")
+            grad = self._free_grad(grad)
             scores = torch.stack([score.detach(), criterion(acts).detach()], 1).to(self.x.dtype)
             return torch.cat([scores, grad.to(self.x.dtype).flatten(1)], 1)
 

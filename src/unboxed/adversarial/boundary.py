@@ -117,7 +117,7 @@ def boundary(
                       batch_size=batch_size)  # fmt: skip
     max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
-    start_pool = None if starts is None else box.validate_inputs(starts)
+    start_pool = None if starts is None else state.validate_inputs(starts)
     with state:
         rows = state.evaluate_originals()
         images, rows = oracle.find_starts(rows, start_pool)

@@ -73,7 +73,8 @@ def fgsm(
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         y: Correct classes (N,), or one for all. None takes those that come with x, as in a Dataset; without any, give
             `target` or `objective`.
-        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        eps: Largest distance from x. In pixel range, 8/255 is eight gray levels; of a table, in standard deviations of
+            its columns (see `Features`). Give this or `ball`.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.
         target: Class to become (N,), or one for all. None: any class but y.

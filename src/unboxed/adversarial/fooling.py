@@ -21,6 +21,7 @@ from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interr
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
+from ..model.output_advice import FEATURE_CALL
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, Confidence, OptionalSteps, Seed, TargetClasses
 from ..rng import uniform
@@ -103,7 +104,7 @@ def fooling(
     """
     check_settings(fooling, locals())
     require_images(box, "a fooling image")
-    box.require_class_scores("a fooling image")
+    box.require_class_scores("a fooling image", objective_call=FEATURE_CALL)
     targets, max_steps = requested_classes(box, target), DEFAULT_STEPS[algorithm] if steps is None else steps
     seed = check_seed(seed)
     with torch.inference_mode(False):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError, OutputError
+from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Index, Objective, dlr, loss, margin
 
@@ -44,6 +44,11 @@ class AttackGoal:
         return replace(self, criterion=self.criterion - kappa) if kappa else self
 
 
+def require_attackable_classes(box: Box) -> None:
+    """Raise OutputError, with the objective that does it, unless the model gives one class per example."""
+    box.require_class_scores("an attack on classes", exclusive=True, objective_call="give objective={objective}")
+
+
 def make_goal(
     box: Box,
     n_examples: int,
@@ -58,9 +63,7 @@ def make_goal(
             raise InputError("give target= (a class to become) or objective= (anything else), not both")
         box.check_objective(objective, n_examples)
         return AttackGoal(objective, objective, is_class_goal=False)
-    box.require_class_scores("an attack on classes")
-    if box.outputs == "multilabel":
-        raise OutputError(f"the box's outputs are {box.outputs}, not one class per example: give objective=")
+    require_attackable_classes(box)
     labels = None if y is None else box.class_labels(y, n_examples)
     if target is not None:
         target_labels = box.class_labels(target, n_examples)

@@ -128,7 +128,7 @@ def hop_skip_jump(
                       batch_size=batch_size)  # fmt: skip
     max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
-    start_pool = None if starts is None else box.validate_inputs(starts)
+    start_pool = None if starts is None else state.validate_inputs(starts)
     first_num_evals = INITIAL_NUM_EVALS[norm] if initial_num_evals is None else initial_num_evals
     attack = _HopSkipJump(oracle, first_num_evals, 0.0 if not early_stop or eps is None else max_distance)
     with state:

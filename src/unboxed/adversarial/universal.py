@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.column_units import categorical_mask, column_scales
 from ..engine.optimize.constraints import Ball
 from ..engine.read.examples import inputs_and_labels
+from ..inputs.base import constant_tensor
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
@@ -44,7 +46,9 @@ class Universal:
         return box.restore_structure(self._apply_packed(box, box.validate_inputs(x)))
 
     def _apply_packed(self, box: Box, x: Tensor) -> Tensor:
-        return box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
+        changed = box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
+        categorical = categorical_mask(box.inputs)
+        return changed if categorical is None else torch.where(categorical.to(x.device), x, changed)
 
     def fooling_rate(
         self, box: Box, x: Any, y: ClassLabels | None = None, *, batch_size: BatchSize = "auto"
@@ -106,7 +110,8 @@ def universal(
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         y: Correct classes (N,), or one for all. None: those that come with x, else the model's own predictions.
-        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        eps: Largest distance from x. In pixel range, 8/255 is eight gray levels; of a table, in standard deviations of
+            its columns (see `Features`). Give this or `ball`.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.
         target: Class that all images are to become. None: any class but y.
@@ -143,7 +148,7 @@ def universal(
     seed = check_seed(seed)
 
     def apply_perturbation(delta: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
-        return box.inputs.clip(images + delta)
+        return state.with_fixed_values(state.box.inputs.clip(images + delta), rows)
 
     def ascend_step(delta: Tensor, grad: Tensor, step_factor: float) -> Tensor:
         return ball.project(
@@ -158,6 +163,8 @@ def universal(
         )
     target_label = None if state.goal.target_labels is None else int(state.goal.target_labels[0])
     norm_name = type(ball).__name__.lower()
+    if state.box is not box:
+        delta = delta * constant_tensor(column_scales(box.inputs), delta)
     return Universal(
         box.restore_structure(delta), target_label, ball.eps, norm_name, history, objective, state.interrupted
     )

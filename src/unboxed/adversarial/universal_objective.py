@@ -22,7 +22,7 @@ from ..objectives import Objective
 from ..rng import hashed_uniform
 from ..validation import check_int
 from .attack_state import AttackState
-from .goal import AttackGoal, make_goal
+from .goal import AttackGoal, make_goal, require_attackable_classes
 from .predictions import predict_classes
 
 EPSILON = 1e-6  # a root has no finite gradient at zero
@@ -135,7 +135,7 @@ def single_target(box: Box, target: object) -> int:
 
 def predicted_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The model's own predictions, in place of labels. Raises OutputError."""
-    box.require_class_scores("an attack on classes")
+    require_attackable_classes(box)
     return predict_classes(box, box.validate_inputs(x), batch_size)
 
 

@@ -11,6 +11,7 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.gradients.cams import cam
 from ..engine.gradients.score import attribute_by_gradient
 from ..engine.read.sizes import require_images
+from ..inputs.pixels import Pixels
 from ..model import relu_rules
 from ..objectives import logit
 from ..parameters import BatchSize, InputBatch, LayerAddress, Target
@@ -74,7 +75,7 @@ def guided_grad_cam(
     )
     return make_attribution(
         box,
-        guided * cam_map,
+        guided * (box.inputs.pack(cam_map.map) if isinstance(box.inputs, Pixels) else cam_map.map),
         x=x,
         method="Guided Grad-CAM",
         target=cam_map.target,

@@ -7,7 +7,7 @@ Inference for Faster Occlusion-based Deep CNN Explanations" (SIGMOD): exact, and
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -104,7 +104,11 @@ def occlusion(
         Nakandala et al. 2019.
     """
     check_settings(occlusion, locals())
-    image_size = sizes.native_size(box) if sizes.require_images(box, "occlusion") else (0, 0)
+    inputs = sizes.require_images(box, "occlusion")
+    image_size = (1, *inputs.model_shape[1:])[-2:]  # of a signal one row, of a volume one slice
+    n_slices = inputs.shape[1] // image_size[0]
+    if inputs.n_axes == 1:
+        window, stride = _along_row(window), _along_row(stride)
     size = _check_height_and_width(
         "window", window, tuple(max(1, round(s / DEFAULT_WINDOWS_PER_SIDE)) for s in image_size)
     )
@@ -115,6 +119,7 @@ def occlusion(
     baseline_values = baseline_of(box, x, baseline)
     objective = logit(0) if target is None else resolve_target(box, target, x, batch_size)
     top, left = (window_starts(n, w, s) for n, w, s in zip(image_size, size, strides, strict=True))
+    top = (torch.arange(n_slices)[:, None] * image_size[0] + top).flatten()  # a window lies in one slice of a volume
     corners = torch.cartesian_prod(top, left)
     runs = window_scores(
         box, x, objective, baseline_values, corners, size, include_original=True, batch_size=batch_size
@@ -127,9 +132,9 @@ def occlusion(
     check_finite_scores(scores, MASKED_INPUT_DESCRIPTION)
     score_drops = (score[:, None] - scores[:, :-1]).view(grid)
     predicted, probability = _predictions(box, runs.logits[:, :-1], classes, grid)
-    pixel_drops = _mean_drop_per_pixel(score_drops, (top, left), size, image_size)
+    pixel_drops = _mean_drop_per_pixel(score_drops, (top, left), size, (inputs.shape[1], inputs.shape[2]))
     return Attribution(
-        pixel_drops,
+        box.restore_structure(pixel_drops),
         input=box.restore_structure(x),
         target=target if isinstance(target, Objective) else classes,
         score=score,
@@ -142,6 +147,11 @@ def occlusion(
         left=left,
         window=size,
     )
+
+
+def _along_row(side: Any) -> Any:
+    """A window or stride of a signal, given by its length alone."""
+    return side if side is None or isinstance(side, (tuple, list)) else (1, side)
 
 
 def window_starts(side: int, window: int, stride: int) -> Tensor:

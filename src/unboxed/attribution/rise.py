@@ -101,7 +101,7 @@ def rise(
     check_settings(rise, locals())
     inputs, seed = require_images(box, "RISE"), check_seed(seed)
     size = inputs.shape[-2], inputs.shape[-1]
-    if cells > min(size):
+    if cells > min(size[2 - min(inputs.n_axes, 2) :]):
         raise InputError(f"a grid of {cells} cells is finer than images of {size[0]}x{size[1]}")
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size, on)
@@ -113,7 +113,7 @@ def rise(
         check_finite_scores(sums.score_sums, MASKED_INPUT_DESCRIPTION)
     maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
     return Attribution(
-        maps,
+        box.restore_structure(maps),
         input=box.restore_structure(x),
         target=target_for_result(box, target if classes is None else classes, len(x)),
         method="RISE",

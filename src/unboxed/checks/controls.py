@@ -228,6 +228,7 @@ def _constant_output_box(box: Box, x: Tensor) -> Box:
     """The same box, whose logits are all one number: the largest magnitude that the model gives for x."""
     value = float(box(x).abs().max())
     clone = copy.copy(box)
-    clone.output_reader = OutputReader(lambda raw: 0 * box.output_reader.select_tensor(raw) + value, "logits")
-    clone.outputs = "logits"
+    clone.outputs = "binary" if box.outputs == "binary" else "logits"
+    clone.output_reader = OutputReader(lambda raw: 0 * box.output_reader.select_tensor(raw) + value, clone.outputs)
+    clone.output_reader.has_final_op = False
     return clone

@@ -16,7 +16,7 @@ from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, pair_outputs
-from ..objectives import Objective, logit, mean_over_positions
+from ..objectives import Objective, mean_over_positions
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 
@@ -131,7 +131,8 @@ def resolve_score(
         if target is None
         else box.class_labels(target, len(x))
     )
-    return (logit(classes) if (score or default) == "logit" else class_probability(box, classes)), classes
+    is_logit = (score or default) == "logit"
+    return box.objective(classes, len(x)) if is_logit else class_probability(box, classes), classes
 
 
 # -- perturbed inputs --------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Trigger:
     there. Raises InputError where they do not fit.
     """
 
-    shape: tuple[int, int, int]  # (C, H, W) of the images
+    shape: tuple[int, ...]  # (C, H, W) of the images
     classes: tuple[int, ...] = (3,)
     side: int = 3  # pixels
     margin: int = 2  # pixels between the trigger and the border

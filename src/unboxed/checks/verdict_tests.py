@@ -60,7 +60,7 @@ class Subject:
         """What removal lowers: the log-odds of the class, or nearly so, which do not saturate as probabilities do."""
         if isinstance(self.target, Objective):
             return self.target
-        has_rivals = self.box.outputs in ("logits", "logprobs", "probs") and self.logits.shape[1] > 1
+        has_rivals = self.box.outputs not in ("multilabel", "regression") and self.logits.shape[1] > 1
         return log_odds(self.target) if has_rivals else logit(self.target)
 
     @cached_property
@@ -241,7 +241,7 @@ def _learned(s: Subject, draw: int) -> Tensor:
 def _log_probs(s: Subject, logits: Tensor) -> Tensor:
     """Log probabilities (N, K) of the classes; of yes/no outputs those of the two answers of the target's output."""
     z = logits.double()
-    if s.box.outputs in ("binary", "multilabel") or z.shape[1] == 1:
+    if s.box.outputs == "multilabel" or z.shape[1] == 1:
         yes = z.gather(1, s.target[:, None]) if s.is_class else z.mean(1, keepdim=True)
         z = torch.cat([yes, torch.zeros_like(yes)], 1)
     return z.log_softmax(1)

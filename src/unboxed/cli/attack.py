@@ -21,9 +21,11 @@ from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import format_eps, unbounded_ball
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError
+from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..parameters import Norm
 from ..plots.attack_sheet import DISTANCE_NAMES, attack_sheet
+from ..plots.figures import figures
 from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
@@ -95,7 +97,7 @@ def run_attack(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     )
     figure_path = None if result.interrupted else _save_figure(box, x, y, rows, result, selected, out, bits, seed)
-    no_figure = "no example was fooled" if isinstance(box.inputs, Pixels) else "the inputs are not images"
+    no_figure = "no example was fooled" if isinstance(box.inputs, (Pixels, Features)) else "the inputs are not images"
     _print_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
     return result
 
@@ -122,7 +124,7 @@ def _save_figure(
     seed: int,
 ) -> Path | None:
     """The first examples that the strongest attack fools, at the largest eps; with bits, all of them as files too."""
-    if not isinstance(box.inputs, Pixels):
+    if not isinstance(box.inputs, (Pixels, Features)):
         return None
     name = min(attacks, key=lambda a: result.robust_accuracy(attack=a).count)
     fooled = result.is_correct & ~result.is_robust[list(attacks).index(name), -1]
@@ -131,6 +133,8 @@ def _save_figure(
         return None
     attack, settings = attacks[name], {"norm": result.norm, "seed": seed}
     adversarial_result = attack(box, x[rows], y[rows], eps=result.eps[-1], **supported_kwargs(attack, settings))
+    if isinstance(box.inputs, Features):
+        return save(figures(adversarial_result, box)["change"], out / FIGURE_FILE)
     fooled_changes = [
         replace(c, row=int(row_in_data[rows[c.row]]))
         for c in prediction_changes(box, x[rows], adversarial_result)

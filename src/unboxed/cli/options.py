@@ -40,7 +40,8 @@ Classes = Annotated[
     typer.Option(help="Class names: a,b,c or a file: one per line, or JSON such as imagenet_class_index.json."),
 ]
 Outputs = Annotated[
-    str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, to override what is inferred.")
+    str | None,
+    typer.Option(help="logits, logprobs, probs, binary, multilabel or regression, to override what is inferred."),
 ]
 MethodsFrom = Annotated[
     list[str] | None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..box import Box
-from ..objectives import Objective
+from ..objectives import Constant, Objective
 
 FIXED_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
 MAX_LISTED_VALUES = 5  # targets and scores that a repr lists
@@ -165,5 +165,6 @@ def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | Non
 def target_of_objective(objective: Objective, target: Any) -> Any:
     """The target that an objective of `resolve_target` explains: where it was None, the classes predicted."""
     if target is None and objective.call is not None:
-        return objective.call[1][0]
+        classes = objective.call[1][0]
+        return classes.value if isinstance(classes, Constant) else classes
     return target

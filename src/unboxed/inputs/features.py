@@ -28,8 +28,9 @@ class Features:
         low: Smallest valid values; -inf when not given. Attacks and synthesis stay inside.
         high: Largest valid values; inf when not given.
         mean: What the training of the model subtracted; 0 when not given.
-        std: What it then divided by; 1 when not given.
-        categories: {column: its allowed values} of columns that take only some.
+        std: What it then divided by; 1 when not given. Attacks and smoothing measure changes in it; without it, where
+            all columns have bounds, in fractions of the range from low to high.
+        categories: {column: its allowed values} of columns that take only some. Attacks leave these columns alone.
 
     Raises:
         InputError: for names that repeat, bounds without a value between them, std not above 0, or other lengths.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Inputs, inputs_at_levels
+from .pixels import Pixels
 
 Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Several inputs as a user passes them, or packed into one tensor."""
@@ -119,7 +120,11 @@ class MultiInput:
 
     def unpack(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """The structure of a packed tensor (N, D)."""
-        return self._restore_structure(self.split(x))
+        parts = [part for _, part in self.named_parts()]
+        values = [
+            part.unpack(v) if isinstance(part, Pixels) else v for part, v in zip(parts, self.split(x), strict=True)
+        ]
+        return self._restore_structure(values)
 
     def _restore_structure(self, values: Sequence[Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...]:
         return dict(zip(self.parts, values, strict=True)) if isinstance(self.parts, Mapping) else tuple(values)

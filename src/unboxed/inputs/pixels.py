@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -25,11 +25,13 @@ MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
 class Pixels:
     """Images (N, C, H, W) in [0, 1]: what one image is, and how the model normalizes it.
 
-    Normalization happens inside the box: inputs, results, constraints and figures are in pixel units. A signal is an
-    image (C, 1, L); a volume has its slices as channels.
+    Normalization happens inside the box: inputs, results, constraints and figures are in pixel units. Signals
+    (N, C, T) and volumes (N, C, D, H, W) are images of one row, and of their slices below one another: methods work on
+    these, and results have the shape of x.
 
     Args:
-        shape: (channels, height, width) of one image.
+        shape: (channels, height, width) of one image; (channels, length) of a signal, (channels, depth, height, width)
+            of a volume.
         mean: What the training of the model subtracted, in units of [0, 1]: a number or one per channel.
         std: What it then divided by, in units of [0, 1]: a number or one per channel.
         resize: Size that image files are resized to before they are cropped around the center: of the short side, or
@@ -38,7 +40,7 @@ class Pixels:
         bgr: Whether the model takes the channels in reverse, blue first; images, results and figures stay RGB.
 
     Raises:
-        InputError: for a shape that is not three positive ints, std not above 0, or values for 8-bit pixels.
+        InputError: for a shape that is not two to four positive ints, std not above 0, or values for 8-bit pixels.
 
     Example:
         >>> import torch, unboxed as ub
@@ -49,18 +51,27 @@ class Pixels:
         tensor(2.)
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]  # (C, H, W); of a signal (C, 1, T), of a volume (C, D * H, W)
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     resize: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"
     bgr: bool = False
+    own_shape: tuple[int, ...] = field(init=False, repr=False)  # of x, without N
+    model_shape: tuple[int, ...] = field(init=False, repr=False)  # that the model takes, without N
 
     def __post_init__(self) -> None:
         shape = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
-        if len(shape) != 3:
-            raise InputError(f"shape must be (channels, height, width) of one image; got {self.shape!r}")
-        object.__setattr__(self, "shape", tuple(check_int("a side of the shape", s, minimum=1) for s in shape))
+        if len(shape) not in (2, 3, 4):
+            raise InputError(
+                "shape must be (channels, height, width) of one image, (channels, length) of a signal or (channels, "
+                f"depth, height, width) of a volume; got {self.shape!r}"
+            )
+        shape = tuple(check_int("a side of the shape", s, minimum=1) for s in shape)
+        object.__setattr__(self, "own_shape", shape)
+        object.__setattr__(self, "model_shape", shape)
+        as_image = {2: (shape[0], 1, shape[-1]), 4: (shape[0], math.prod(shape[1:-1]), shape[-1])}
+        object.__setattr__(self, "shape", as_image.get(len(shape), shape))
         for name, above, below in (("mean", -10.0, 10.0), ("std", 0.0, 10.0)):
             try:
                 object.__setattr__(self, name, self._check_channels(name, above, below))
@@ -76,7 +87,7 @@ class Pixels:
         settings = format_non_default_settings(self, mean=0.0, std=1.0)
         settings += [f"resize={self.resize}"] * (self.resize is not None)
         settings += [f"interpolation={self.interpolation!r}"] * (self.interpolation != "bilinear")
-        return f"Pixels({', '.join([str(self.shape), *settings, *['bgr=True'] * self.bgr])})"
+        return f"Pixels({', '.join([str(self.own_shape), *settings, *['bgr=True'] * self.bgr])})"
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one per channel, in units of [0, 1]."""
@@ -88,13 +99,38 @@ class Pixels:
             raise InputError(f"{name} has {channels}; give one, or one per channel")
         return tuple(check_float(name, v, above, below) for v in value)
 
+    @property
+    def n_axes(self) -> int:
+        """Number of axes that the model sees beside the channels: 1 for signals, 2 for images, 3 for volumes."""
+        return len(self.model_shape) - 1
+
+    def as_images(self) -> Pixels:
+        """The same inputs for the same model, with signals and volumes as the images that methods work on."""
+        images = Pixels(self.shape, self.mean, self.std, bgr=self.bgr)
+        object.__setattr__(images, "model_shape", self.model_shape)
+        return images
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) of signals or volumes; images are returned as they are."""
+        is_own = x.shape[2:] in (self.own_shape[1:], self.model_shape[1:]) and x.shape[2:] != self.shape[1:]
+        return x.reshape(*x.shape[:2], *self.shape[1:]) if is_own else x  # maps of one channel, too
+
+    def unpack(self, h: Tensor) -> Tensor:
+        """The inverse of `pack`, also for maps (N, 1, H, W) and frames (T, N, C, H, W); other tensors unchanged."""
+        if self.own_shape == self.shape or h.ndim < 4 or h.shape[-2:] != self.shape[1:]:
+            return h
+        return h.reshape(*h.shape[:-2], *self.own_shape[1:])
+
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
         z = (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
-        return z.flip(-3) if self.bgr else z
+        z = z.flip(-3) if self.bgr else z
+        return z if self.model_shape == self.shape else z.reshape(*z.shape[:-3], *self.model_shape)
 
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`: pixels in [0, 1]."""
+        if self.model_shape != self.shape and z.shape[-len(self.model_shape) :] == self.model_shape:
+            z = z.reshape(*z.shape[: z.ndim - len(self.model_shape)], *self.shape)
         z = z.flip(-3) if self.bgr else z
         return z * self._per_channel(self.std, z) + self._per_channel(self.mean, z)
 
@@ -119,7 +155,9 @@ class Pixels:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of such images; else InputError that says what to do."""
-        low, high = checked_value_range(x, self.shape, "images in [0, 1]")
+        shapes = (self.own_shape, self.shape, self.model_shape)
+        shape = next((s for s in shapes if isinstance(x, Tensor) and x.shape[1:] == s), self.own_shape)
+        low, high = checked_value_range(x, shape, "images in [0, 1]")
         if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
             raise InputError(self._range_message(low, high))
         return x

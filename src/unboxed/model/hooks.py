@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import LayerError
 from .batching import Padding
 from .identity import TransientHook
-from .incremental import WindowedTensor, to_dense
+from .incremental import WindowedTensor
 from .op_tables import plain_op_name
 from .state import NO_CONTEXT
 
@@ -274,37 +274,3 @@ class _OpHookMode(TorchFunctionMode):
         if new is None:
             return out
         return out.copy_(new) if in_place else new  # callers may ignore the return value of an in-place op
-
-
-class FinalOpRecorder(TorchFunctionMode):
-    """Records the input of each op of one name, to find the input of the model's last op."""
-
-    def __init__(self, op: str) -> None:
-        super().__init__()
-        self.op = op
-        self.calls: list[tuple[Tensor, Tensor]] = []  # (input, output) of each
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        args = (to_dense(args[0]), *args[1:]) if plain_op_name(func) == self.op and args else args
-        if plain_op_name(func) != self.op or not args or not isinstance(args[0], Tensor):
-            return func(*args, **(kwargs or {}))
-        z = args[0].clone()
-        out = func(z.clone(), *args[1:], **(kwargs or {}))
-        out = args[0].copy_(out) if func.__name__.endswith("_") else out
-        self.calls.append((z, out))
-        return out
-
-    def input_of(self, output: Tensor) -> Tensor | None:
-        """The input that the op made `output` of (or a view of it), in its layout; None if no such op ran."""
-        for z, out in reversed(self.calls):
-            if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
-                return _with_layout_of(z, out, output)
-        return None
-
-
-def _with_layout_of(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
-    if (out.shape, out.stride()) == (output.shape, output.stride()):
-        return z
-    return z.contiguous().as_strided(output.shape, output.stride(), 0) if out.is_contiguous() else None

@@ -22,8 +22,14 @@ OP_ALIASES = {
 
 DROPOUT_OPS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 NOISE_OPS = frozenset({"rand_like", "randn_like"})
-FINAL_OPS = {"logprobs": "log_softmax", "probs": "softmax", "multilabel": "sigmoid"}
+FINAL_OPS = {"logprobs": "log_softmax", "probs": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
 """The last op of a model with such outputs; its input is the logit."""
+LINEAR_OPS = frozenset({"linear", "addmm", "mm", "matmul", "bilinear", "conv1d", "conv2d", "conv3d", "convolution",
+                        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
+"""Ops that end a model of logits."""
+VIEW_OPS = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose",
+                      "permute", "movedim", "t", "contiguous", "expand", "select", "detach", "alias"})  # fmt: skip
+"""Ops that only move values, by their plain names."""
 
 
 def plain_op_name(func: Callable[..., Any]) -> str:

@@ -2,41 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, OutputError, warn
+from ..errors import InputError, OutputError
 from ..inputs.base import Inputs
-from .hooks import FinalOpRecorder, tensors_in
+from .class_axis import find_class_axis
+from .final_op import FinalOpRecorder, LastOpRecorder
+from .hooks import tensors_in
 from .incremental import to_dense
 from .op_tables import FINAL_OPS
 from .state import NO_CONTEXT, syncs_on_read
 
-Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
+Outputs = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
+SIGMOID_OUTPUTS = ("binary", "multilabel")
+ONE_OUTPUT_IS_BINARY = ("logits", "probs", "multilabel")  # what one such output means: a yes or no
 
+RunModel = Callable[[Tensor | None], Any]
 
 MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities vary over inputs that are far apart
+NO_OBJECT = "no object"
+ASK_ONE_OUTPUT = (
+    'the model has one output: pass outputs="binary" (a yes/no logit or probability) or outputs="regression"'
+)
+ASK_PROBABILITIES = (
+    "the outputs all lie between 0 and 1 and do not sum to 1, but their last op is not seen to be a sigmoid: pass "
+    'outputs="multilabel" if each is a probability, outputs="logits" if not'
+)
+LOGITS_ADVICE = (
+    "Let the model return logits, or compute them: Box(..., output=lambda p: p.logit()) of a sigmoid's probabilities, "
+    'Box(..., output=lambda p: p.log(), outputs="logprobs") of a softmax\'s'
+)
 
 
 class OutputReader:
-    """Selects the output tensor in what the model returns, and finds its logits."""
+    """Selects the output tensor in what the model returns, and finds its logits.
 
-    def __init__(self, pick: object, outputs: Outputs | None) -> None:
+    Args:
+        pick: Which tensor: a key, an index, a function of the output; None for the only one.
+        outputs: What it means; None where that is not yet known.
+        class_axis: The axis of the classes, moved to axis 1.
+    """
+
+    def __init__(self, pick: object, outputs: Outputs | None, class_axis: int = 1) -> None:
         if outputs is not None and outputs not in get_args(Outputs):
             raise InputError(f"outputs must be one of {', '.join(get_args(Outputs))}; got {outputs!r}")
-        self.pick, self.outputs = pick, outputs
+        self.pick, self.outputs, self.class_axis = pick, outputs, class_axis
+        self.has_final_op = outputs in FINAL_OPS
         self._is_verified = False  # whether the final op gives the output
+
+    def opened(
+        self, raw: Any, inputs: Inputs, run: RunModel, n_names: int | None, config_names: Sequence[str] = ()
+    ) -> OutputReader:
+        """The reader of a model that gave `raw`: it knows the axis of the classes, and what the output means.
+
+        `run` runs the model on the same inputs again (None) or on others; it is called where all values are between 0
+        and 1. `n_names` is the number of names that the caller gave, `config_names` are those of the model's config.
+        Raises OutputError where something cannot be determined.
+        """
+        shape = self.select_tensor(raw).shape
+        reader = OutputReader(self.pick, self.outputs, self._find_axis(shape, inputs, n_names, len(config_names)))
+        n_outputs = reader.select_tensor(raw).shape[1]
+        if self.outputs == "binary" and n_outputs > 1:
+            raise OutputError(_not_binary_text(n_outputs))
+        outputs = reader.outputs or reader.infer_outputs(raw, inputs, run, n_names)
+        if n_outputs == 1 and outputs in ONE_OUTPUT_IS_BINARY:
+            outputs = "binary"
+        reader = OutputReader(self.pick, outputs, reader.class_axis)
+        if reader.outputs in SIGMOID_OUTPUTS:
+            reader.has_final_op = reader._gives_probabilities(raw, inputs, run)
+        return reader
+
+    def _find_axis(self, shape: Sequence[int], inputs: Inputs, n_names: int | None, n_config: int) -> int:
+        """The axis of the classes."""
+        if self.outputs == "regression" and n_names is None:
+            return 1
+        n_classes = n_names or next((k for k in (n_config, n_config + 1) if n_config and k in shape[1:]), None)
+        if 1 in shape[1:] and (self.outputs == "binary" or n_names == 2) and n_names not in shape[1:]:
+            n_classes = 1  # of two names, one is of the no
+        return find_class_axis(shape, n_classes, inputs, is_arranged=callable(self.pick))
 
     def select_tensor(self, raw: Any) -> Tensor:
         """The output (N, K) or (N, K, ...) in what the model returned. Raises OutputError."""
         h = to_dense(self._select_output(raw))
-        if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
+        if not isinstance(h, Tensor) or not h.is_floating_point():
             raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
-        return h[:, None] if h.ndim == 1 else h
+        if h.ndim < 2:  # (N,), or () of a single example that was squeezed
+            return h.reshape(-1, 1)
+        if self.outputs == "binary" and h.ndim > 2 and 1 not in h.shape[1:]:
+            return h[:, None]  # (N, H, W): one yes or no per position
+        return h if self.class_axis == 1 else h.movedim(self.class_axis, 1)
 
     def _select_output(self, raw: Any) -> Any:
         if self.pick is None:
@@ -48,54 +107,78 @@ class OutputReader:
         except (KeyError, IndexError, TypeError) as error:
             raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe(raw)}") from error
 
-    def infer_outputs(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
-        """What the output means: from its row sums on a few inputs, and from its last op where these are ambiguous.
-
-        `run` runs the model on the same inputs again (None) or on others; it is called where all values are between 0
-        and 1.
-        """
+    def infer_outputs(
+        self, raw: Any, inputs: Inputs, run: RunModel | None = None, n_names: int | None = None
+    ) -> Outputs:
+        """What the output means: from its row sums on a few inputs, and from its last op where these are ambiguous."""
         h = self.select_tensor(raw).detach().double()
-        if h.shape[1] == 1:
-            raise OutputError(
-                'the model has one output: pass outputs="multilabel" (a yes/no logit) or outputs="regression"'
-            )
-        if (h >= 0).all() and _sums_to_one(h.sum(1)):
+        is_one = h.shape[1] == 1
+        if is_one and n_names == 2:
+            return "binary"
+        if not is_one and (h >= 0).all() and _sums_to_one(h.sum(1)):
             return "probs"
-        if (h <= 0).all() and _sums_to_one(h.exp().sum(1)):
+        if not is_one and (h <= 0).all() and _sums_to_one(h.exp().sum(1)):
             return "logprobs"
-        if run is None or not bool(((h > 0) & (h < 1)).all()):
-            return "logits"
-        if self._ends_in_sigmoid(run):
+        if run is not None and _in_unit_interval(h) and self._ends_in_sigmoid(run):
             return "multilabel"
+        if is_one:
+            raise OutputError(ASK_ONE_OUTPUT)
+        if run is not None and _in_unit_interval(h) and self._looks_like_probabilities(inputs, run):
+            raise OutputError(ASK_PROBABILITIES)
+        return "logits"
+
+    def _looks_like_probabilities(self, inputs: Inputs, run: RunModel) -> bool:
+        """Whether the outputs come after a sigmoid, or stay between 0 and 1 for inputs that are far apart, and vary.
+
+        What a linear layer gives has no bounds, and is no probability.
+        """
+        with FinalOpRecorder(FINAL_OPS["multilabel"]) as sigmoid, LastOpRecorder() as last:
+            h = self.select_tensor(run(None))
+        if last.made_linearly(h):
+            return False
+        if any(z.numel() == h.numel() for z, _ in sigmoid.calls):
+            return True
         extreme_outputs = self.select_tensor(run(_extreme_inputs(inputs, len(h)).to(h.device))).detach()
         spread = float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max())  # small in an untrained model
-        is_in_unit_interval = bool(((extreme_outputs > 0) & (extreme_outputs < 1)).all())
-        return _warn_ambiguous() if spread > MIN_PROBABILITY_SPREAD and is_in_unit_interval else "logits"
+        return spread > MIN_PROBABILITY_SPREAD and _in_unit_interval(extreme_outputs)
 
-    def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
+    def _ends_in_sigmoid(self, run: RunModel) -> bool:
         """Whether the last op is a sigmoid, by one more forward pass."""
         with FinalOpRecorder(FINAL_OPS["multilabel"]) as final:
             output = self.select_tensor(run(None))
         z = final.input_of(output)
-        return z is not None and OutputReader(self.pick, "multilabel")._reproduces(z, output)
+        return z is not None and OutputReader(self.pick, "multilabel", self.class_axis)._reproduces(z, output)
+
+    def _gives_probabilities(self, raw: Any, inputs: Inputs, run: RunModel) -> bool:
+        """Whether yes/no outputs are what a final sigmoid gives. Raises OutputError where that sigmoid is not seen."""
+        if not _in_unit_interval(self.select_tensor(raw)):
+            return False
+        if not (is_seen := self._ends_in_sigmoid(run)) and self._looks_like_probabilities(inputs, run):
+            raise OutputError(f"the outputs are between 0 and 1, but {_hidden_op_text('sigmoid')}")
+        return is_seen
 
     def watch_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOpRecorder | None]:
         """Record the model's final softmax or sigmoid, where logits are wanted and the model has one."""
-        return FinalOpRecorder(FINAL_OPS[self.outputs]) if wants_logits and self.outputs in FINAL_OPS else NO_CONTEXT
+        if not (wants_logits and self.has_final_op and self.outputs is not None):
+            return NO_CONTEXT
+        return FinalOpRecorder(FINAL_OPS[self.outputs])
 
     def logits(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
-        """The pre-softmax values (N, K). Raises OutputError where they cannot be found."""
-        if final is None or (
-            self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.calls)
-        ):
+        """The pre-softmax values (N, K); of a yes/no output z the pair (-z/2, z/2), whose softmax is its sigmoid.
+
+        Raises OutputError where they cannot be found.
+        """
+        z = self._pre_activation(output, final)
+        return torch.cat([-z / 2, z / 2], 1) if self.outputs == "binary" else z
+
+    def _pre_activation(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
+        """The input of the final op, or the output where there is none."""
+        if final is None:
             return output
         pre_activation = final.input_of(output)
         if pre_activation is not None and self._reproduces(pre_activation, output):
             return pre_activation
-        raise OutputError(
-            f"the model gives {self.outputs}, but its {final.op} is not its last op, or is hidden in scripted code: "
-            "the logits cannot be found. Let the model return logits"
-        )
+        raise OutputError(f"the model gives {self.outputs}, but {_hidden_op_text(final.op)}")
 
     @torch.no_grad()
     def _reproduces(self, z: Tensor, output: Tensor) -> bool:
@@ -113,14 +196,27 @@ class OutputReader:
         return self._is_verified
 
 
-def with_batch_axis(output: Tensor, n: int, n_outputs: int) -> Tensor:
+def with_batch_axis(output: Tensor, n: int, n_columns: int) -> Tensor:
     """The output (n, K, ...), also where the model squeezes a batch of one. Raises OutputError."""
     shape = output.shape
-    if n == 1 and shape == (n_outputs, 1):
+    if n == 1 and shape == (n_columns, 1):
         return output.T
     if shape[0] != n:
         raise OutputError(f"the model gives {tuple(shape)} for {n} inputs: its first axis is not the batch")
     return output
+
+
+def _hidden_op_text(op: str) -> str:
+    return f"its {op} is not its last op, or is hidden in scripted code: the logits cannot be found. {LOGITS_ADVICE}"
+
+
+def _not_binary_text(n_outputs: int) -> str:
+    two = ' outputs="logits" is for two classes with an output each' * (n_outputs == 2)
+    return f'outputs="binary" is for one yes/no output per example; the model has {n_outputs}.{two}'
+
+
+def _in_unit_interval(h: Tensor) -> bool:
+    return bool(((h >= 0) & (h <= 1)).all())
 
 
 def _default_output(raw: Any) -> Any:
@@ -145,14 +241,6 @@ def _extreme_inputs(inputs: Inputs, n: int) -> Tensor:
     return inputs.clip(40 * samples - 20) if is_scalable else samples
 
 
-def _warn_ambiguous() -> Outputs:
-    warn(
-        "the outputs all lie between 0 and 1 and do not sum to 1, but their last op is not seen to be a sigmoid; they "
-        'are read as logits. Pass outputs="multilabel" if each is a probability, else outputs="logits"'
-    )
-    return "logits"
-
-
 def _sums_to_one(sums: Tensor) -> bool:
     return bool(torch.allclose(sums, torch.ones_like(sums), atol=2e-2 if sums.dtype != torch.float64 else 1e-2, rtol=0))
 
@@ -165,10 +253,20 @@ def _describe(raw: Any) -> str:
     return f"a {type(raw).__name__}" + (f" of {len(raw)}" if isinstance(raw, (tuple, list)) else "")
 
 
-def class_names_in_config(model: nn.Module, n_outputs: int) -> tuple[str, ...] | None:
-    """The class names in the `config.id2label` of a Hugging Face model; None where it names not each of the outputs."""
+def class_names_in_config(model: nn.Module) -> tuple[str, ...]:
+    """The class names in the `config.id2label` of a Hugging Face model, by their numbers; () where it has none."""
     names = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(names, Mapping) or set(names) != set(range(n_outputs)):
-        return None
-    is_default = all(names[k] == f"LABEL_{k}" for k in range(n_outputs))
-    return None if is_default else tuple(str(names[k]) for k in range(n_outputs))
+    if not isinstance(names, Mapping) or set(names) != set(range(len(names))):
+        return ()
+    return tuple(str(names[k]) for k in range(len(names)))
+
+
+def fitting_names(names: Sequence[str], n_outputs: int, is_map: bool) -> tuple[str, ...] | None:
+    """The names of a config, where they are no placeholders and name each output.
+
+    Detectors have one class more, the last: no object.
+    """
+    if len(names) == n_outputs - 1 and is_map:
+        names = (*names, NO_OBJECT)
+    is_default = all(name == f"LABEL_{k}" for k, name in enumerate(names))
+    return None if is_default or len(names) != n_outputs else tuple(names)

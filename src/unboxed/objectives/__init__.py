@@ -21,6 +21,7 @@ from .images import alpha_norm as alpha_norm
 from .images import color_distance as color_distance
 from .images import total_variation as total_variation
 from .outputs import as_classes as as_classes
+from .outputs import binary_logit as binary_logit
 from .outputs import check_classes as check_classes
 from .outputs import class_logit as class_logit
 from .outputs import dlr as dlr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor
 from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
+
+ClassScore = Callable[[Any], Objective]  # `logit` or `binary_logit`
 
 MAX_CACHED_LABELS = 8  # examples: the objective of a larger batch of labels is not cached
 
@@ -58,6 +61,30 @@ def logprob(k: int | Tensor | Constant | None = None) -> Objective:
         tensor([-0.6931])
     """
     return _class_objective(logprob, k, "logprob", lambda z: z.log_softmax(1))
+
+
+@remember_call
+def binary_logit(k: int | Tensor | Constant | None = None) -> Objective:
+    """The logit of a class of a model of one yes/no logit z: z for class 1, -z for class 0. What ints mean there.
+
+    A box reads z as two logits, (-z/2, z/2), whose softmax is the sigmoid of z; this undoes the half.
+
+    Args:
+        k: Class: 0 or 1, or one per example (N,). None is the predicted class.
+
+    Returns:
+        An `Objective` on the logits; the mean over positions for a map of outputs (N, 2, ...).
+
+    Raises:
+        InputError: for what is no class number, and when scored, for a class that the model does not have.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.objectives import binary_logit
+        >>> binary_logit(0)({"logits": torch.tensor([[-1.5, 1.5]])})
+        tensor([-3.])
+    """
+    return _class_objective(binary_logit, k, "logit", lambda z: 2 * z)
 
 
 def _class_objective(
@@ -138,25 +165,25 @@ def describe_classes(n_classes: int) -> str:
     return f"the model has classes 0 to {n_classes - 1}" if n_classes > 1 else "the model has one output, 0"
 
 
-def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:
+def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device, score: ClassScore = logit) -> Objective:
     """The logit of a class, or of one class per example (n,), stored on a device. Raises InputError."""
     if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.is_cpu and device == classes.device:
-        return _cached_class_logit(tuple(classes.tolist()), n, n_outputs)
+        return _cached_class_logit(tuple(classes.tolist()), n, n_outputs, score)
     labels = Constant(classes)
     check_classes(labels, n, n_outputs)
     if not classes.ndim:
-        return logit(int(classes))
+        return score(int(classes))
     with torch.inference_mode(False):
-        return logit(labels.copy_to(device, torch.long))
+        return score(labels.copy_to(device, torch.long))
 
 
 @lru_cache(maxsize=256)
-def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int) -> Objective:
+def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int, score: ClassScore) -> Objective:
     """Cached, as objectives are immutable: making one takes longer than the lookup."""
     with torch.inference_mode(False):
         labels = Constant(torch.tensor(classes, dtype=torch.long))
         check_classes(labels, n, n_outputs)
-        return logit(labels)
+        return score(labels)
 
 
 @remember_call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 DPI = 100
 AXES_SIZE_PIXELS = (460, 260)  # pixels of a chart's axes
+SCATTER_SIDE_PIXELS = 280  # of a scatter's square axes
+BEESWARM_ROW_PIXELS, BEESWARM_SATURATION = 30, 0.9  # of each column; of the points' colors
+N_SWARM_BINS, N_SWARM_LANES = 60, 10  # points in one bin are set beside one another, in at least so many lanes
+RAISES, LOWERS = "#b3382c", "#2f6db3"  # what raises a score and what lowers it
 BAR_HEIGHT_PIXELS = 20  # per bar
 CHARACTER_WIDTH_PIXELS = 8  # of a name, about
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
@@ -78,6 +83,34 @@ def line_chart(
     return chart.image
 
 
+def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label: str = "") -> Image.Image:
+    """Points with the dashed line y = x, on equal axes: predictions against the truth.
+
+    Args:
+        x: Horizontal positions (P,).
+        y: Vertical positions (P,).
+        title: Printed above.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from unboxed.plots.charts import scatter_chart
+        >>> scatter_chart([1.0, 2.0], [1.1, 1.8], x_label="true", y_label="predicted").mode
+        'RGB'
+    """
+    x, y = as_array(x), as_array(y)
+    ends = [min(x.min(initial=np.inf), y.min(initial=np.inf)), max(x.max(initial=-np.inf), y.max(initial=-np.inf))]
+    with _chart(SCATTER_SIDE_PIXELS, SCATTER_SIDE_PIXELS, title) as chart:
+        axes = chart.axes
+        axes.plot(ends, ends, linestyle="--", linewidth=1, color=FAINT)
+        axes.scatter(x, y, s=14, color=class_colors(1)[0], alpha=0.5, linewidths=0)
+        axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label), aspect="equal")
+    return chart.image
+
+
 def bar_chart(
     values: Mapping[str, Any], names: Sequence[str] = (), *, title: str = "", label: str = "",
     value_range: tuple[float, float] | None = None,
@@ -120,6 +153,96 @@ def bar_chart(
         if len(series) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.5))
     return chart.image
+
+
+def signed_bar_chart(
+    values: Mapping[str, float], *, title: str = "", label: str = "", n_omitted: int = 0
+) -> Image.Image:  # fmt: skip
+    """Horizontal bars to both sides of zero, red above it and blue below, with their values printed.
+
+    Args:
+        values: {name: number}, from the top down: the columns of a row with what they contribute.
+        title: Printed above.
+        label: What the bars measure, with its unit.
+        n_omitted: Number of further names that are not drawn, which is printed.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from unboxed.plots.charts import signed_bar_chart
+        >>> signed_bar_chart({"age = 41": 0.8, "height = 1.7": -0.2}, label="contribution to the logit").mode
+        'RGB'
+    """
+    lengths = as_array([*map(float, values.values())])
+    with _chart(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(values) + 1), title) as chart:
+        axes = chart.axes
+        at = np.arange(len(values))
+        bars = axes.barh(at, lengths, 0.75, color=[RAISES if v > 0 else LOWERS for v in lengths])
+        axes.bar_label(bars, [replace_hyphens(f"{v:+.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT)
+        axes.set_yticks(at, [to_printable(name) for name in values])
+        axes.invert_yaxis()
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.set_xlabel(to_printable(label) + f"; {n_omitted} smaller ones are not shown" * bool(n_omitted))
+        axes.margins(x=0.18, y=0.02)
+        if not lengths.any():
+            axes.set_xlim(-1, 1)
+    return chart.image
+
+
+def beeswarm_chart(
+    values: Any, features: Any, names: Sequence[str], *, title: str = "", label: str = ""
+) -> Image.Image:  # fmt: skip
+    """Each column's values over many rows as points, colored by the column's own value: a SHAP summary plot.
+
+    Args:
+        values: What each column of each row contributes (N, F).
+        features: The columns' own values (N, F), which color the points: from low, blue, to high, red.
+        names: Names of the F columns, from the top down.
+        title: Printed above.
+        label: What `values` measure, with its unit.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.plots.charts import beeswarm_chart
+        >>> beeswarm_chart(torch.randn(50, 2), torch.rand(50, 2), ["age", "height"], label="contribution").mode
+        'RGB'
+
+    Source:
+        Lundberg et al. 2020, "From local explanations to global understanding with explainable AI for trees", fig. 4.
+    """
+    values, features = as_array(values), as_array(features)
+    with _chart(AXES_SIZE_PIXELS[0], BEESWARM_ROW_PIXELS * max(1, len(names)), title) as chart:
+        axes = chart.axes
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        for i in range(len(names)):
+            shade = _ranks(features[:, i]) * 2 - 1  # from -1, the lowest value, to 1
+            rgb = colors.signed_to_rgb(shade * BEESWARM_SATURATION, 1.0) / 255
+            axes.scatter(values[:, i], i + _swarm_offsets(values[:, i]), s=9, c=rgb, linewidths=0.2, edgecolors=FAINT)
+        axes.set_yticks(range(len(names)), [to_printable(name) for name in names])
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=to_printable(label))
+    return chart.image
+
+
+def _ranks(values: colors.Array) -> colors.Array:
+    """The rank of each value, from 0 to 1; equal values have one rank, and all of a constant 1/2."""
+    distinct, index = np.unique(values, return_inverse=True)
+    return index / (len(distinct) - 1) if len(distinct) > 1 else np.full(len(values), 0.5)
+
+
+def _swarm_offsets(values: colors.Array) -> colors.Array:
+    """Vertical offsets within +-0.4 (N,), wider where many points are near one another."""
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+    bins = ((values - low) / (high - low or 1) * N_SWARM_BINS).astype(int)
+    order, offsets, largest = np.argsort(bins, kind="stable"), np.zeros(len(values)), max(np.bincount(bins), default=1)
+    for _, group in itertools.groupby(order, key=lambda i: bins[i]):
+        members = np.array(list(group))
+        steps = np.arange(len(members))
+        offsets[members] = np.where(steps % 2, 1, -1) * ((steps + 1) // 2) * 0.8 / max(largest, N_SWARM_LANES)
+    return offsets
 
 
 def interval_chart(

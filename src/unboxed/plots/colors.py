@@ -16,6 +16,8 @@ Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
 TILE_BORDER_COLOR = (214, 214, 218)  # of the line around images
+CURVE_HEIGHT, MIN_CURVE_WIDTH, BAND_ASPECT = 48, 96, 4  # pixels of a signal's curve; length to height of its maps
+CURVE_COLORS = ((28, 28, 30), (179, 56, 44), (47, 109, 179), (45, 125, 70), (150, 95, 20))  # one per channel
 MAX_NEAREST_NEIGHBOR_SIDE = 96  # pixels per side up to which images are enlarged by nearest neighbor
 
 
@@ -79,10 +81,33 @@ def gray_to_rgb(m: Any) -> Bytes:
 def image_to_rgb(x: Any) -> Bytes:
     """Images (..., C, H, W) in [0, 1] -> (..., H, W, 3): RGB for three channels, else the gray mean of all."""
     x = as_array(x)
+    if x.shape[-2] == 1 < x.shape[-1]:
+        return curves_to_rgb(x[..., 0, :])
     if x.shape[-3] != 3:
         return gray_to_rgb(x.mean(-3))
     levels = (np.nan_to_num(x, nan=0.5).clip(0, 1) * 255).round().astype(np.uint8)
     return np.moveaxis(levels, -3, -1)
+
+
+def curves_to_rgb(x: Any) -> Bytes:
+    """Signals (..., C, T) in [0, 1] -> (..., h, w, 3): a curve per channel on white."""
+    x = np.nan_to_num(as_array(x), nan=0.5).clip(0, 1)
+    x = x.repeat(-(-MIN_CURVE_WIDTH // x.shape[-1]), -1)
+    height = np.round((1 - x) * (CURVE_HEIGHT - 1))
+    before = np.concatenate([height[..., :1], height[..., :-1]], -1)
+    low, high = np.minimum(height, before)[..., None, :], np.maximum(height, before)[..., None, :]
+    rows = np.arange(CURVE_HEIGHT)[:, None]
+    rgb = np.full((*x.shape[:-2], CURVE_HEIGHT, x.shape[-1], 3), 255, dtype=np.uint8)
+    for channel in reversed(range(x.shape[-2])):
+        is_line = (rows >= low[..., channel, :, :]) & (rows <= high[..., channel, :, :])
+        rgb[is_line] = CURVE_COLORS[channel % len(CURVE_COLORS)]
+    return rgb
+
+
+def as_band(rgb: Bytes) -> Bytes:
+    """A map (..., 1, T, 3) of a signal as a band that can be seen; other maps as they are."""
+    is_line = rgb.shape[-3] == 1 < rgb.shape[-2]
+    return rgb.repeat(max(1, rgb.shape[-2] // BAND_ASPECT), -3) if is_line else rgb
 
 
 def sum_channels(m: Any) -> Array:

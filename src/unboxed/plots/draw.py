@@ -29,7 +29,7 @@ VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the
 
 def signed_map_to_rgb(m: Any, vmax: float) -> Bytes:
     """A signed map (C, H, W) summed over channels, (H, W, 3)."""
-    return colors.signed_to_rgb(colors.sum_channels(m), vmax)
+    return colors.as_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
 
 
 def color_map_on_own_scale(m: Any) -> tuple[Bytes, str]:

@@ -83,7 +83,10 @@ def projection_grid(unit: Unit, vmax: float, *, cell: int = 64, max_width: int =
 
 def _patches_to_rgb(patches: Array) -> Bytes:
     rgb = colors.image_to_rgb(patches).copy()
-    rgb[np.isnan(patches).any(1)] = OUTSIDE_COLOR
+    outside = np.isnan(patches).any(1)  # (P, h, w)
+    for axis in (1, 2):  # of a signal, the curve is larger
+        outside = outside.repeat(rgb.shape[axis] // outside.shape[axis], axis)
+    rgb[outside] = OUTSIDE_COLOR
     return rgb
 
 

@@ -27,6 +27,7 @@ from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
+from ..inputs.pixels import Pixels
 from ..validation import check_seed, suggest
 from . import (
     activations,
@@ -159,6 +160,8 @@ def report(
         ('index.html', {})
     """
     selected, seed = _select_sections(sections), check_seed(seed)
+    if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
+        box = box.reopen(box.model, box.inputs.as_images())
     with ReportFolder(out) as folder, _single_thread_if_small(box):
         source = ReportData(data, box)
         with tqdm(

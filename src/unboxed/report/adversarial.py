@@ -17,18 +17,18 @@ from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import Attack, default_attack_cards, evaluate
+from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL, Attack, default_attack_cards, evaluate
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
 from .attack_words import attack_sentence
 from .blocks import Block, Collapsible, ColorScales, Figure, Files, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section, require_complete
-from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
-from .input_nouns import InputNouns, categorical_columns, standardize
+from .finding import NOT_IN_JSON, Check, Example, Finding
+from .input_nouns import InputNouns
 from .judge_model import usable_judge
 from .pictures import File, Picture
 from .survey import evenly_spaced
-from .words import format_named_prob, format_percent, format_prob, join_names
+from .words import format_named_prob, format_percent, format_prob
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
 FIGURE_SIDE_PIXELS = 112
@@ -90,8 +90,6 @@ class RobustnessFinding(Finding):
 
 
 def find(context: ReportContext) -> RobustnessFinding:
-    if columns := categorical_columns(context.box.inputs):
-        raise NotApplicable(f"Attacks change every column a little, and {join_names(columns)} can't be (categories).")
     attacked, shown = _attacked_indices(context), _figure_indices(context)
     models = [_attack_model(context, "this model", context.box, attacked, shown)]
     robust_box, name, no_robust_model_reason = _robust_model(context)
@@ -146,13 +144,13 @@ def _attack_model(
 ) -> AttackedModel:
     eps = EPS_GRAYSCALE if _is_grayscale(box) else EPS_COLOR
     y = _reference_labels(context)[list(attacked_indices)]
-    standardized_box, x = standardize(box, context.inputs(attacked_indices))
+    x = context.inputs(attacked_indices)
     attacks = default_attacks_in_few_steps()
-    result = evaluate(standardized_box, (x, y), attacks, eps=eps, check_masking=False, seed=context.seed)
+    result = evaluate(box, (x, y), attacks, eps=eps, check_masking=False, seed=context.seed)
     require_complete(result)
-    standardized_box, x = standardize(box, context.inputs(figure_indices))
-    minimal = require_complete(deepfool(standardized_box, x, standardized_box.predict(x), norm="linf"))
-    return AttackedModel(name, result, prediction_changes(standardized_box, x, minimal))
+    x = context.inputs(figure_indices)
+    minimal = require_complete(deepfool(box, x, box.predict(x), norm="linf"))
+    return AttackedModel(name, result, prediction_changes(box, x, minimal))
 
 
 def default_attacks_in_few_steps() -> dict[str, Attack]:
@@ -324,4 +322,4 @@ def _prediction_text(name: str, p: float) -> str:
     return f"predicted {name}, {format_named_prob(p)}"
 
 
-SECTION = Section("What fools it?", "attacks", find, show, ("classes",))
+SECTION = Section("What fools it?", "attacks", find, show, ("classes", "exclusive classes"), OBJECTIVE_ATTACK_CALL)

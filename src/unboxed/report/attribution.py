@@ -14,13 +14,14 @@ from ..checks.verdict import GRADES, Verdict
 from ..engine.gradients.score import Gradients, gradients
 from ..errors import UnboxedError
 from ..model import relu_rules
-from ..objectives import logit
+from ..objectives import Objective
 from ..plots import colors, draw
 from ..plots.sheet import ColorBar
 from .blocks import Block, ColorScales, ExampleWithFigures, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Example, Finding
 from .pictures import File, Picture
+from .rows import RowAttributionFinding, find_contributions, is_table, show_contributions
 from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
@@ -126,31 +127,32 @@ def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[li
     """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
     box, x, notes = context.box, context.inputs(indices), []
     predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
-    if context.data.binary:  # no and yes share one output
-        predicted = rivals = torch.zeros_like(predicted)
+
+    def score(classes: Tensor) -> Objective:
+        return box.objective(classes, len(x))
 
     def column(
         title: str, method: str | None, result: Gradients, targets: Tensor, scale: float | None = None
     ) -> MapColumn:
-        names = [context.target_name(k) for k in targets.tolist()]
+        names = [context.class_name(k) for k in targets.tolist()]
         scale = draw.shared_vmax(result.map) if scale is None else scale
         return MapColumn(title, method, scale, result.before_clamp.tolist(), names, result.map)
 
-    results = [gradients(box, logit(t), x) for t in (predicted, rivals)]
+    results = [gradients(box, score(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
     columns = [
         column(GRADIENT_TITLE, gradient.__name__, result, targets, scale)
         for result, targets in zip(results, (predicted, rivals), strict=True)
     ]
-    if len(box.classes) == 1:
+    if len(box.classes) == 1 or context.data.binary:  # the gradient of no is that of yes, negated
         del columns[1]
     try:
-        guided = gradients(box, logit(predicted), x, rule=relu_rules.guided)
+        guided = gradients(box, score(predicted), x, rule=relu_rules.guided)
         columns.append(column("guided backprop", guided_backprop.__name__, guided, predicted))
     except UnboxedError as error:
         notes.append(f"No guided backprop for this model: {error}.")
     try:
-        untrained = gradients(context.untrained, logit(predicted), x)
+        untrained = gradients(context.untrained, score(predicted), x)
         columns.append(column("gradient, untrained model", None, untrained, predicted))
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
@@ -163,7 +165,7 @@ def _push(context: ReportContext) -> GradientPush | None:
         return None
     index = s.by_margin[0]
     x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
-    results = [gradients(context.box, logit(k), x) for k in classes]
+    results = [gradients(context.box, context.box.objective(k, 1), x) for k in classes]
     maps = torch.cat([r.map for r in results]).cpu()
     return GradientPush(
         context.examples([index])[0],
@@ -246,4 +248,15 @@ def _sheet_file(finding: AttributionFinding) -> Files:
     return Files([File("gradients.png", page, "these maps as a sheet")])
 
 
-SECTION = Section("Why this prediction?", "gradients", find, show, needs=("pixels",))
+def find_any(context: ReportContext) -> Finding:
+    """Maps of images; of rows of a table, what each column contributes."""
+    return find_contributions(context) if is_table(context) else find(context)
+
+
+def show_any(finding: Finding) -> list[Block]:
+    if isinstance(finding, RowAttributionFinding):
+        return show_contributions(finding)
+    return show(finding) if isinstance(finding, AttributionFinding) else []
+
+
+SECTION = Section("Why this prediction?", "gradients", find_any, show_any, needs=("pixels or table",))

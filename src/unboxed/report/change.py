@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..model.output_advice import SMALLEST_CHANGE_CALL
 from ..plots import colors, draw
 from ..plots.colors import Array
 from ..plots.files import gif_bytes
@@ -18,6 +19,7 @@ from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Check, Example, Finding
 from .judge_model import judge_images, usable_judge
 from .pictures import File, Picture, to_file_name
+from .rows import CounterfactualFinding, find_counterfactuals, is_table, show_counterfactuals
 from .words import count_noun, format_named_prob, format_prob, format_range
 
 MAX_SLIDER_FRAMES = 25  # under a slider
@@ -236,4 +238,24 @@ def _gradient_figure(finding: ChangeFinding, i: int) -> Figure:
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 
-SECTION = Section("What would change its prediction?", "morphs", find, show, needs=("pixels", "classes"))
+def find_any(context: ReportContext) -> Finding:
+    """Morphs of images; of rows of a table, the columns that would have to change."""
+    if is_table(context):
+        return find_counterfactuals(context, [(p.index, p.target, p.title) for p in _morph_plans(context)])
+    return find(context)
+
+
+def show_any(finding: Finding) -> list[Block]:
+    if isinstance(finding, CounterfactualFinding):
+        return show_counterfactuals(finding)
+    return show(finding) if isinstance(finding, ChangeFinding) else []
+
+
+SECTION = Section(
+    "What would change its prediction?",
+    "morphs",
+    find_any,
+    show_any,
+    needs=("pixels or table", "classes"),
+    objective_call=SMALLEST_CHANGE_CALL,
+)

@@ -17,7 +17,9 @@ from ..checks.verdict import Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
+from ..inputs.features import Features
 from ..inputs.pixels import Pixels
+from ..model.output_advice import class_scores_problem
 from .blocks import Block
 from .finding import Example, Finding
 from .input_nouns import InputNouns, nouns_for
@@ -27,6 +29,7 @@ from .words import format_named_prob, format_prob
 
 N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
 FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
+MAX_SHOWN_VALUES = 3  # outputs or labels of an example that are named in its caption
 MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
 
@@ -109,30 +112,36 @@ class ReportContext:
         return self.survey.classes[k]
 
     @property
-    def is_single_number(self) -> bool:
-        """Whether the output is one number, which names no class."""
-        return self.box.outputs == "regression" and len(self.survey.classes) == 1
-
-    def target_name(self, k: int) -> str:
-        """The name of an output whose gradient is shown: where the classes are no and yes, the one output is of yes."""
-        return "yes" if self.data.binary else self.class_name(k)
+    def is_regression(self) -> bool:
+        """Whether the outputs are numbers, which name no class."""
+        return self.box.outputs == "regression"
 
     def output_text(self, index: int, k: int) -> str:
-        """The probability of class k, or the output where there is none."""
+        """The probability of class k, or the outputs where there is none."""
         value = float(self.survey.outputs[index, k])
-        if self.box.outputs == "regression":
-            return f"{value:.3g}"
-        return (
-            f"p\u00a0of\u00a0yes {format_prob(float(self.survey.outputs[index, 1]))}"
-            if self.data.binary
-            else format_named_prob(value)
-        )
+        if self.is_regression:
+            return self._values_text(self.survey.outputs[index])
+        if self.data.binary:
+            return f"p\u00a0of\u00a0{self.class_name(1)} {format_prob(float(self.survey.outputs[index, 1]))}"
+        return format_named_prob(value)
 
     def label_name(self, index: int) -> str | None:
-        labels = self.survey.labels
-        if labels is None or not self.survey.exclusive_classes:
-            return None
-        return self.class_name(int(labels[index]))
+        """The label of an example: its class, its true values, or the labels that it has; None where it has none."""
+        s = self.survey
+        if s.targets is not None:
+            return self._values_text(s.targets[index]) if self.is_regression else self._labels_text(s.targets[index])
+        return self.class_name(int(s.labels[index])) if s.labels is not None and s.exclusive_classes else None
+
+    def _values_text(self, values: Tensor) -> str:
+        """Like "3.2", or of several outputs "a 3.2, b 0.1"."""
+        if len(values) == 1:
+            return f"{float(values[0]):.3g}"
+        shown = [f"{self.class_name(k)} {float(v):.3g}" for k, v in enumerate(values[:MAX_SHOWN_VALUES])]
+        return ", ".join([*shown, *["…"] * (len(values) > len(shown))])
+
+    def _labels_text(self, is_on: Tensor) -> str:
+        names = [self.class_name(k) for k in is_on.nonzero().flatten().tolist()]
+        return ", ".join([*names[:MAX_SHOWN_VALUES], *["…"] * (len(names) > MAX_SHOWN_VALUES)]) or "none"
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The examples at these indices of the survey, with what the model predicts of them."""
@@ -141,7 +150,7 @@ class ReportContext:
             Example(
                 s.rows[i],
                 x,
-                "" if self.is_single_number else self.class_name(int(s.predicted[i])),
+                "" if self.is_regression else self.class_name(int(s.predicted[i])),
                 self.output_text(i, int(s.predicted[i])),
                 self.label_name(i),
                 self._runner_up_text(i),
@@ -153,10 +162,10 @@ class ReportContext:
     def prediction_text(self, index: int) -> str:
         """The prediction of an example with its probability."""
         text = self.output_text(index, k := int(self.survey.predicted[index]))
-        return text if self.is_single_number else f"{self.class_name(k)}, {text}"
+        return text if self.is_regression else f"{self.class_name(k)}, {text}"
 
     def _runner_up_text(self, index: int) -> str:
-        if len(self.survey.classes) < 2 or self.data.binary:
+        if len(self.survey.classes) < 2 or self.data.binary or self.is_regression:
             return ""
         k = int(self.survey.runner_up[index])
         return f"{self.class_name(k)}, {self.output_text(index, k)}"
@@ -175,7 +184,9 @@ class Section(Generic[FindingT]):
         find: `find(context) -> Finding`. Where there is nothing to find on this model it raises `NotApplicable` with
             the reason; any other error is printed in the section's place and costs no other section.
         show: `show(finding) -> blocks`, from the finding alone: neither the model nor the data are at hand.
-        needs: "pixels" (inputs that are images), "classes" (outputs that exclude one another).
+        needs: "pixels" (inputs that are images), "pixels or table", "classes" (one row of class scores per example),
+            "exclusive classes" (classes that exclude one another).
+        objective_call: What does the same for other outputs, in Python, with {score} or {objective} in it.
 
     Example:
         >>> from dataclasses import dataclass
@@ -199,13 +210,25 @@ class Section(Generic[FindingT]):
     find: Callable[[ReportContext], FindingT]
     show: Callable[[FindingT], Sequence[Block]]
     needs: tuple[str, ...] = ()
+    objective_call: str = ""
 
     def reason_not_applicable(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""
         if "pixels" in self.needs and not context.has_images:
             return f"This section needs a model that takes images; this one takes {context.input_nouns.inputs}."
-        if "classes" in self.needs and context.box.outputs == "regression":
-            return "This section needs classes; this model is a regression."
+        is_row_section = "pixels or table" in self.needs
+        if is_row_section and not (context.has_images or isinstance(context.box.inputs, Features)):
+            return (
+                f"This section needs a model that takes images or a table; this one takes {context.input_nouns.inputs}."
+            )
+        problem = class_scores_problem(
+            context.box.output_reader,
+            context.box.output_map_shape,
+            exclusive="exclusive classes" in self.needs,
+            objective_call=self.objective_call,
+        )
+        if problem and {"classes", "exclusive classes"} & set(self.needs):
+            return f"This section {problem}."
         if "classes" in self.needs and len(context.box.classes) < 2:
             return "This section needs several classes; this model has one output."
         return ""

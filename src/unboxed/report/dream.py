@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.channel_axes import channels_first_layers
 from ..errors import UnboxedError
-from ..objectives import Objective, energy, logit
+from ..objectives import Objective, energy
 from ..plots import class_sheet, colors
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
@@ -142,7 +142,7 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
         targets.append(_DreamTarget(path, f"{row.type}: {what}", energy(path)))
     if context.survey.exclusive_classes and len(context.box.classes) > 1:
         predicted = context.box.predict(x)  # of the image as it is: a dream may change the answer
-        targets.append(_DreamTarget("the predicted class", "its logit", logit(predicted)))
+        targets.append(_DreamTarget("the predicted class", "its logit", context.box.objective(predicted, len(x))))
     return targets
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..box import Box
+from ..engine.column_units import OWN_UNIT, column_unit
 from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
@@ -28,18 +28,21 @@ class InputNouns:
 
 
 PIXEL_NOUNS = InputNouns("images", "image", "pixel", "of the pixel range")
-COLUMN_NOUNS = InputNouns("a table of features", "row", "column", "(in each column's own unit)")
-STANDARDIZED_NOUNS = replace(COLUMN_NOUNS, value="value", unit="standard deviations of its column")
+COLUMN_NOUNS = InputNouns("a table of features", "row", "value", OWN_UNIT)
 
 
 def nouns_for(inputs: Inputs) -> InputNouns:
     if isinstance(inputs, Pixels):
         return PIXEL_NOUNS
     if isinstance(inputs, MultiInput):
-        return InputNouns(_describe_parts(inputs), "example", "value", "(in each input's own unit)")
-    if isinstance(inputs, Features) and _is_standardized(inputs):
-        return STANDARDIZED_NOUNS
-    return COLUMN_NOUNS
+        return InputNouns(_describe_parts(inputs), "example", "value", _parts_unit(inputs))
+    return replace(COLUMN_NOUNS, unit=column_unit(inputs))
+
+
+def _parts_unit(inputs: MultiInput) -> str:
+    """The units of the parts, each once, to follow an amount."""
+    units = dict.fromkeys(nouns_for(part).unit for _, part in inputs.named_parts())
+    return " or ".join(units)
 
 
 def _describe_parts(inputs: MultiInput) -> str:
@@ -79,25 +82,3 @@ def _named_parts(inputs: Inputs) -> list[tuple[str, Inputs]]:
     if isinstance(inputs.parts, Mapping):
         return list(inputs.parts.items())
     return [(f"input {i}", part) for i, part in enumerate(inputs.parts)]
-
-
-def _is_standardized(inputs: Features) -> bool:
-    return any(s != 1.0 for s in inputs.std)
-
-
-def standardize(box: Box, x: Tensor) -> tuple[Box, Tensor]:
-    """The same model on columns in units of their standard deviations, and x (N, F) in them; other inputs unchanged.
-
-    Categories are dropped.
-    """
-    inputs = box.inputs
-    if not isinstance(inputs, Features) or not _is_standardized(inputs):
-        return box, x
-    x = box.validate_inputs(x)
-    low, high = (tuple(inputs.encode(x.new_tensor([ends]))[0].tolist()) for ends in (inputs.low, inputs.high))
-    return box.reopen(box.model, Features(inputs.names, low, high)), inputs.encode(x)
-
-
-def categorical_columns(inputs: Inputs) -> list[str]:
-    """The categorical columns of all tables among the inputs."""
-    return [name for _, part in _named_parts(inputs) if isinstance(part, Features) for name in part.categories]

@@ -10,11 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs.labels import is_numbers_only
 from ..model.layers import Layer
 from .blocks import Block, Collapsible, ConfusionMatrix, Figure, FigureGrid, Heading, Note, SideBySide, Table, Text
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Example, Finding
 from .input_nouns import shapes_text
+from .scores import (
+    HEADLINE_BY_SCORE,
+    LabelScore,
+    OutputError,
+    PositionScore,
+    label_scores,
+    output_errors,
+    position_scores,
+    score_blocks,
+)
 from .skipped import skipped_text
 from .survey import Survey
 from .words import count_noun, format_percent, format_shape
@@ -56,6 +67,9 @@ class OverviewFinding(Finding):
     ambiguous: list[Example] = field(metadata=NOT_IN_JSON)
     exclusive_classes: bool = True
     binary: bool = False
+    output_errors: list[OutputError] = field(default_factory=list)  # of a regression with true values
+    label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
+    position_scores: list[PositionScore] = field(default_factory=list)  # of label maps
 
     @property
     def cover(self) -> Sequence[Figure]:
@@ -68,7 +82,8 @@ class OverviewFinding(Finding):
 def find(context: ReportContext) -> OverviewFinding:
     s, box = context.survey, context.box
     shown_classes = _most_confused_classes(s.confusion)
-    title, headline = _headline(context)
+    scored = _scores(s, box.outputs)
+    title, headline = _headline(context, scored)
     errors = s.misclassified[: MAX_EXAMPLES_PER_ROW + MAX_FOLDED_ERRORS] if context.has_images else []
     pairs = [(context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_FOLDED_PAIRS)]
     return OverviewFinding(
@@ -101,7 +116,24 @@ def find(context: ReportContext) -> OverviewFinding:
         ambiguous=context.examples(s.by_margin[:MAX_EXAMPLES_PER_ROW]) if context.has_images else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
+        **scored,
     )
+
+
+def _scores(s: Survey, outputs: str) -> dict[str, Any]:
+    """The scores of outputs that are no classes, by their field of the finding; {} without true values."""
+    if s.position_confusion is not None:
+        return {"position_scores": position_scores(s.position_confusion, _named(s, "class"))}
+    if s.targets is None:
+        return {}
+    if outputs == "regression":
+        return {"output_errors": output_errors(s.outputs, s.targets, _named(s, "output"))}
+    return {"label_scores": label_scores(s.outputs, s.targets, _named(s, "label"))}
+
+
+def _named(s: Survey, noun: str) -> list[str]:
+    """The names of the outputs; "output 0" where they are numbers."""
+    return [f"{noun} {name}" if is_numbers_only(s.classes) else name for name in s.classes]
 
 
 def _error_to_dict(context: ReportContext, i: int) -> dict[str, Any]:
@@ -120,10 +152,13 @@ def _answer(survey: Survey) -> str:
     )
 
 
-def _headline(context: ReportContext) -> tuple[str, tuple[str, ...]]:
+def _headline(context: ReportContext, scored: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The page's title and the sentences below it."""
     s = context.survey
     examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.name_with_prefix(' of ')}"
+    for name, scores in scored.items():
+        title, sentence = HEADLINE_BY_SCORE[name](scores)
+        return title, (f"Measured on {examples_text}.", sentence)
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (f"Measured on {examples_text}.", *_error_sentences(context))
     if s.exclusive_classes:
@@ -133,13 +168,15 @@ def _headline(context: ReportContext) -> tuple[str, tuple[str, ...]]:
         sentence = f"This is its prediction for {percentage} of {examples_text}. Without labels there is no accuracy."
         return f"Predicts {context.class_name(k)} most often", (sentence,)
     title = count_noun(len(s.classes), "output")
-    if context.is_single_number:
+    if context.is_regression and len(s.classes) == 1:
         low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
         title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
     return title, (f"Measured on {examples_text}. {_no_accuracy_reason(context)}, so there is no accuracy.",)
 
 
 def _no_accuracy_reason(context: ReportContext) -> str:
+    if shape := context.box.output_map_shape:
+        return f"The output is a map ({format_shape(shape)} positions), and no label maps of that size were given"
     if len(context.survey.classes) == 1:
         return f"The output is one number, not a choice between classes ({context.box.outputs})"
     return f"The outputs don't exclude one another ({context.box.outputs})"
@@ -202,6 +239,8 @@ def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
             Note(f"{finding.skipped}."),
             Collapsible("Which files, and why", [Table(("file", "reason"), finding.skipped_files)]),
         ]
+    if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
+        return [*blocks, *scores]
     if finding.mistakes is None:
         reason = finding.no_accuracy_reason or "Not every example has a label"
         return [*blocks, Note(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
@@ -241,10 +280,11 @@ def _example_blocks(finding: OverviewFinding) -> list[Block]:
             blocks.append(Collapsible(f"{count_noun(len(rest), 'more error')}", [FigureGrid(rest)]))
     ambiguous = FigureGrid([e.figure(show_runner_up=True) for e in finding.ambiguous])
     if not finding.exclusive_classes:
-        return [*blocks, Heading("Examples"), ambiguous]
+        is_by_error = finding.output_errors or finding.label_scores
+        return [*blocks, Heading("Largest errors" if is_by_error else "Examples"), ambiguous]
     lead = "The examples whose two largest outputs differ least."
     if finding.binary:
-        lead = "The examples whose probability of yes is closest to one half."
+        lead = "The examples whose probability is closest to one half."
     return [*blocks, Heading("Lowest margin"), Text(lead, "soft"), ambiguous]
 
 

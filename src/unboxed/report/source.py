@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,14 @@ from ..inputs.labels import is_numbers_only, label_value
 from ..inputs.pixels import Pixels
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
-BINARY_CLASSES = ("no", "yes")  # of a model with one probability
+BINARY_CLASSES = ("no", "yes")  # of a model with one probability, unless they are named
 
 
 class ExampleBatch(NamedTuple):
     rows: list[int]  # indices in the data of those that could be read
     x: Tensor  # (n, ...)
     y: list[int]  # labels as the box counts classes, -1 where there is none
+    targets: list[Any]  # labels of outputs that are no classes, as the data have them; None where there is none
 
 
 class ReportData:
@@ -34,18 +36,20 @@ class ReportData:
     """
 
     def __init__(self, data: Any, box: Box) -> None:
-        self.binary = box.outputs == "multilabel" and len(box.classes) == 1
-        self.labeled = self.binary or box.outputs not in ("regression", "multilabel")
+        self.binary = box.outputs == "binary"
+        self.labeled = box.outputs not in ("regression", "multilabel") and not box.output_map_shape
+        self._inputs = box.inputs
+        self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _data_name(data))
         skipped = SkippedExamples()
-        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary, skipped)
+        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary, skipped, self._targets)
         self._broken_reasons = dict(enumerate(skipped.reasons, -len(skipped.reasons)))  # of a stream, before its rows
         if len(self._data) == 0:
             raise DataError("the data are empty; a report needs one example or more")
         names = dataset_class_names(data)
         if self.labeled and not names.names:  # labels that are names are numbered by then
             names = dataset_class_names(self._data)
-        self.classes = BINARY_CLASSES if self.binary else _class_names(names.in_order(), box)
+        self.classes = _class_names(names.in_order(), box)
         self._class_of_label = names.class_by_label(box, data_source(data)) if self.labeled else {}
         self._box = box
 
@@ -70,9 +74,11 @@ class ReportData:
         """The examples at these rows that can be read."""
         readable = [(i, read) for i in rows if (read := self._read_item(i)) is not None]
         if not readable:
-            return ExampleBatch([], torch.empty(0), [])
-        x = torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
-        return ExampleBatch([i for i, _ in readable], x, [self._class_of(y) for _, (_, y) in readable])
+            return ExampleBatch([], torch.empty(0), [], [])
+        indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
+        x = self._inputs.pack(x) if isinstance(self._inputs, Pixels) else x
+        labels = [self._class_of(y) for _, (_, y) in readable]
+        return ExampleBatch(indices, x, labels, [self._targets.pop(i, None) for i in indices])
 
     def _class_of(self, label: Any) -> int:
         """A label as the box counts classes, -1 where there is none."""
@@ -90,24 +96,28 @@ class ReportData:
 
 
 class _MappedDataset:
-    """A data set whose items are transformed when they are read."""
+    """A data set whose items are transformed when they are read; `transform` gets their index, too."""
 
-    def __init__(self, data: Any, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, data: Any, transform: Callable[[int, Any], Any]) -> None:
         self._data, self._transform = data, transform
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, i: int) -> Any:
-        return self._transform(self._data[i])
+        return self._transform(i, self._data[i])
 
 
-def _drop_label(item: Any) -> Any:
-    """Without its label: labels of models whose outputs are no classes have many forms."""
-    return item[0] if isinstance(item, (tuple, list)) else item
+def _set_target_aside(targets: dict[int, Any], i: int, item: Any) -> Any:
+    """The input; its label goes into `targets`: labels of models whose outputs are no classes have many forms."""
+    if not isinstance(item, (tuple, list)):
+        return item
+    if len(item) > 1:
+        targets[i] = item[1]
+    return item[0]
 
 
-def _with_binary_label(item: Any) -> Any:
+def _with_binary_label(i: int, item: Any) -> Any:
     """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
     return (item[0], _to_binary(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
 
@@ -133,16 +143,19 @@ def _indexed(data: Opened, skipped: SkippedExamples) -> Any:
     return list(iter_examples(data, skipped))
 
 
-def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool, skipped: SkippedExamples) -> Any:
-    """Something with a length whose items are (input, label) or inputs; what a stream leaves out is recorded."""
+def _as_dataset(
+    data: Any, box: Box, labeled: bool, name: str, binary: bool, skipped: SkippedExamples, targets: dict[int, Any]
+) -> Any:
+    """Something with a length whose items are (input, label) or inputs; what a stream leaves out is recorded, and
+    labels of outputs that are no classes are set aside in `targets`."""
     data = data if isinstance(data, sets.Images) else _indexed(open_data(data, box.inputs), skipped)
     if len(data) == 0:
         skipped.require_some_read(0)
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
-        data = _MappedDataset(data, _with_binary_label if binary else _drop_label)
-    if not isinstance(box.inputs, Pixels):
+        data = _MappedDataset(data, _with_binary_label if binary else partial(_set_target_aside, targets))
+    if not isinstance(box.inputs, Pixels) or box.inputs.n_axes != 2:
         return data
     template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
     return sets.wrap(data, like=template, name=name)
@@ -156,4 +169,7 @@ def _input_and_label(item: Any, labeled: bool) -> tuple[Any, Any]:
 
 def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
-    return data_classes if len(data_classes) == len(box.classes) and is_numbers_only(box.classes) else box.classes
+    if not is_numbers_only(box.classes):
+        return box.classes
+    unnamed = BINARY_CLASSES if box.outputs == "binary" else box.classes
+    return data_classes if len(data_classes) == len(box.classes) else unnamed

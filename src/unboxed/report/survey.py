@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Survey:
     classes: tuple[str, ...]
     exclusive_classes: bool  # the outputs are classes that exclude one another
     n_requested: int = 0  # examples that were to be evaluated, with broken ones
+    targets: Tensor | None = None  # (n, K) true values of a regression, zeros and ones of yes/no labels
+    position_confusion: Tensor | None = None  # (K, K) labels x predictions over the positions of all label maps
 
     @property
     def n_broken(self) -> int:
@@ -75,9 +78,20 @@ class Survey:
 
     @cached_property
     def by_margin(self) -> list[int]:
-        """All indices, the lowest margin first; in the order of the data where outputs don't exclude one another."""
+        """All indices, the lowest margin first; where outputs don't exclude one another, the largest error first, or in
+        the order of the data."""
         indices = torch.arange(len(self.rows))
-        return _sort_by(indices, self.margin) if self.exclusive_classes else indices.tolist()
+        if self.exclusive_classes:
+            return _sort_by(indices, self.margin)
+        return indices.tolist() if self.targets is None else _sort_by(indices, -self.error)
+
+    @property
+    def error(self) -> Tensor:
+        """How far the outputs are from the targets (n,), in standard deviations of each target."""
+        if self.targets is None:
+            return torch.zeros(len(self.rows))
+        spread = (self.targets - self.targets.mean(0)).square().mean(0).sqrt()
+        return ((self.outputs - self.targets) / torch.where(spread > 0, spread, 1)).square().mean(1)
 
     @cached_property
     def typical(self) -> list[int]:
@@ -123,22 +137,65 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
     rows: list[int] = []
     labels: list[int] = []
     outputs: list[Tensor] = []
+    truths: list[Tensor | None] = []
     for start in range(0, len(requested), READ_BATCH_SIZE):
-        readable, x, y = source.read(requested[start : start + READ_BATCH_SIZE])
+        readable, x, y, targets = source.read(requested[start : start + READ_BATCH_SIZE])
         if readable:
-            outputs.append(_probs_or_outputs(box, x))
+            logits = box(x)
+            outputs.append(_probs_or_outputs(box, logits))
+            truths.append(read_targets(box, targets) if not box.output_map_shape else count_positions(logits, targets))
         rows += readable
         labels += y
     if not rows:
         raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
     exclusive_classes = source.labeled and len(source.classes) > 1
     all_outputs = _check_not_nan(torch.cat(outputs), rows)
-    if source.binary:  # one probability p of yes: as two classes
-        all_outputs = torch.cat([1 - all_outputs, all_outputs], 1)
     checked_labels = _check_labels(labels, source, box)
+    known = [truth for truth in truths if truth is not None]
+    is_map, is_complete = bool(box.output_map_shape), len(known) == len(truths)
     return Survey(
-        tuple(rows), len(source), all_outputs, checked_labels, source.classes, exclusive_classes, len(requested)
+        tuple(rows),
+        len(source),
+        all_outputs,
+        checked_labels,
+        source.classes,
+        exclusive_classes,
+        len(requested),
+        torch.cat(known) if is_complete and not is_map else None,
+        torch.stack(known).sum(0) if is_complete and is_map and box.outputs != "regression" else None,
     )
+
+
+def read_targets(box: Box, targets: Sequence[Any]) -> Tensor | None:
+    """True values (n, K) of outputs that are no classes; None unless each example has K, of labels zeros and ones."""
+    values = [_as_values(target) for target in targets]
+    if box.outputs not in ("regression", "multilabel") or any(v is None or len(v) != box.n_outputs for v in values):
+        return None
+    stacked = torch.stack([v for v in values if v is not None])
+    is_valid = (stacked == 0) | (stacked == 1) if box.outputs == "multilabel" else stacked.isfinite()
+    return stacked if bool(is_valid.all()) else None
+
+
+def _as_values(target: Any) -> Tensor | None:
+    """Numbers (K,) in double precision; None for anything else."""
+    try:
+        return torch.as_tensor(target).double().flatten().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def count_positions(logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
+    """(K, K) how often each label (row) of the label maps got each prediction; None unless they fit.
+
+    Labels below 0 or above the classes mark positions that do not count.
+    """
+    k, predicted = logits.shape[1], logits.argmax(1).cpu()  # (n, ...)
+    values = [_as_values(target) for target in targets]
+    if any(v is None or len(v) != predicted[0].numel() for v in values):
+        return None
+    labels = torch.stack([v for v in values if v is not None]).long()  # (n, positions)
+    counts = (labels >= 0) & (labels < k)
+    return torch.bincount(labels[counts] * k + predicted.flatten(1)[counts], minlength=k * k).view(k, k)
 
 
 def _check_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
@@ -151,16 +208,15 @@ def _check_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
     return outputs
 
 
-def _probs_or_outputs(box: Box, x: Tensor) -> Tensor:
+def _probs_or_outputs(box: Box, logits: Tensor) -> Tensor:
     """Probabilities (n, K), or the outputs of models without them; of a map of outputs the mean."""
-    logits = box(x)
     outputs = logits if box.outputs == "regression" else box.probs_from(logits)
     return outputs.double().cpu().flatten(2).mean(2) if outputs.ndim > 2 else outputs.double().cpu()
 
 
 def _check_labels(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
     """The labels (n,), checked; None where not every example has one."""
-    if min(labels) < 0 or (source.binary and max(labels) > 1):
+    if min(labels) < 0:
         return None
     if max(labels) >= len(source.classes):
         valid_text = f"the model has classes 0 to {len(box.classes) - 1}"

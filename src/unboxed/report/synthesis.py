@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnboxedWarning
+from ..model.output_advice import FEATURE_CALL
 from ..plots import colors, draw
 from ..synthesis.class_image import RECIPES, ClassImages, Recipe, class_image
 from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Table, Text
@@ -274,4 +275,6 @@ def _sheet_file(finding: ClassImageFinding) -> Files:
     return Files([File("class-images.png", page, "these images as a sheet")])
 
 
-SECTION = Section("What does it look for?", "class-images", find, show, needs=("pixels", "classes"))
+SECTION = Section(
+    "What does it look for?", "class-images", find, show, needs=("pixels", "classes"), objective_call=FEATURE_CALL
+)

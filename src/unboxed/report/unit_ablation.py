@@ -82,7 +82,7 @@ def _unit_table(context: ReportContext, ablations: Ablation, indices: list[int],
     name = f"the input of {layer_name(layer.partition(':')[0])}" if ":input" in layer else layer_name(layer)
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
     half_correlation = _split_half_correlation(ablations.score_change)
-    if s.labels is None or not s.exclusive_classes or context.data.binary:
+    if s.labels is None or not s.exclusive_classes:
         order = change.abs().argsort(descending=True)[:MAX_TABLE_ROWS].tolist()
         rows = [[str(int(ablations.units[i])), _signed_text(float(change[i]))] for i in order]
         score = "output" if context.box.outputs == "regression" else "logit of the prediction"

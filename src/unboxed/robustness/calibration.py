@@ -16,7 +16,6 @@ from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
-from ..errors import OutputError
 from ..parameters import BatchSize, Data, MaxExamples
 from ..settings import AtLeast, Unit, check_settings
 
@@ -111,9 +110,7 @@ def calibration(
         derivative, between 0.01 and 100. Brier 1950 for the score.
     """
     check_settings(calibration, locals())
-    box.require_class_scores("calibration")
-    if box.outputs == "multilabel":
-        raise OutputError("calibration needs one class per example; the box's outputs are multilabel")
+    box.require_class_scores("calibration", exclusive=True)
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     logits = nan_checked_logits(box, x, batch_size).double()  # (N, K)
     best_temperature = fit_temperature(logits, y)

@@ -19,7 +19,7 @@ from ..cards import card
 from ..engine.cpu_cache import MAX_DATA_ROWS
 from ..engine.read.examples import labeled_examples
 from ..engine.read.sizes import require_images
-from ..errors import InputError, OutputError
+from ..errors import InputError
 from ..model.batching import in_batches
 from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import check_settings
@@ -123,9 +123,7 @@ def corruptions(
     """
     check_settings(corruptions, locals())
     require_images(box, "a test by corruptions")
-    box.require_class_scores("a test by corruptions")
-    if box.outputs == "multilabel":
-        raise OutputError("corruptions need one class per example; the box's outputs are multilabel")
+    box.require_class_scores("a test by corruptions", exclusive=True)
     kinds, severities = (
         _check_choices("kinds", kinds, CORRUPTIONS),
         _check_choices("severities", severities, SEVERITIES),

@@ -39,6 +39,7 @@ from .result import Robustness
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_TASK_NAME = "minimal attack"
+OBJECTIVE_ATTACK_CALL = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 
@@ -93,7 +94,8 @@ def evaluate(
             class).
         attacks: {name: attack}, each called as attack(box, x, y, eps=..., norm=...), with seed and batch_size if it
             takes them. None: those of `default_attacks` that take the inputs and the norm.
-        eps: Largest distances from x. In pixel range; of a table, in each column's unit.
+        eps: Largest distances from x. In pixel range; of a table, in standard deviations of its columns (see
+            `Features`).
         norm: Norm in which the distance from x is measured.
         max_examples: Use only the first of the examples; None uses all.
         minimal_attack: Attack that searches for the smallest change, for `min_distance`. None: only `attacks` count.
@@ -129,7 +131,10 @@ def evaluate(
     """
     check_settings(evaluate, locals())
     seed = check_seed(seed)
+    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
     x, y = labeled_examples(box, data, max_examples)
+    if attacks is not None and not isinstance(attacks, Mapping):
+        raise InputError(f'attacks must be a dict, such as {{"pgd": ub.adversarial.pgd}}; got {type(attacks).__name__}')
     chosen_attacks = compatible_attacks(default_attacks(), box, norm) if attacks is None else dict(attacks)
     eps_values = tuple(
         sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.column_units import in_column_units
 from ..engine.cpu_cache import MAX_DATA_ROWS
 from ..errors import OutputError
 from ..model.batching import in_batches
@@ -210,12 +211,11 @@ class _NoisyClassifier:
     """Noisy copies of each row, each from a generator of its own."""
 
     def __init__(self, box: Box, x: Tensor, sigma: float, seed: int, batch_size: BatchSize) -> None:
-        box.require_class_scores("smoothing")
-        if box.outputs == "multilabel":
-            raise OutputError("smoothing needs one class per example; the box's outputs are multilabel")
+        box.require_class_scores("smoothing", exclusive=True)
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a model of two classes or more")
-        self.box, self.x, self.sigma = box, box.validate_inputs(x), float(sigma)
+        self.box, self.x = in_column_units(box, box.validate_inputs(x))
+        self.sigma = float(sigma)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
     def count_classes(self, first_sample: int, split_sample: int, last_sample: int) -> tuple[Tensor, bool]:

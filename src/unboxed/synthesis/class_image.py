@@ -25,6 +25,7 @@ from ..engine.optimize.transforms import random_affine
 from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
 from ..errors import warn
+from ..model.output_advice import FEATURE_CALL
 from ..objectives import Objective, color_distance, layer_objective, logprob, total_variation
 from ..parameters import BatchSize, FrameInterval, OptionalSteps, Seed, TargetClasses
 from ..rng import uniform
@@ -102,7 +103,7 @@ def class_image(
     """
     check_settings(class_image, locals())
     require_images(box, "a class image")
-    box.require_class_scores("a class image")
+    box.require_class_scores("a class image", objective_call=FEATURE_CALL)
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         targets = requested_classes(box, target)
@@ -112,6 +113,7 @@ def class_image(
     _warn_clamped(result.before_clamp)
     return ClassImages.from_result(
         result,
+        box,
         targets=targets,
         probs=probs,
         interrupted=result.interrupted or was_interrupted,

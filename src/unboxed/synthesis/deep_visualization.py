@@ -181,7 +181,9 @@ def deep_visualization(
     )
     canvas = RawCanvas(inputs.clip(mean_image + START_NOISE_STD * normal(start, seed)))
     result = optimize(box, objective, canvas, config, batch_size=batch_size)
-    return GeneratedImages.from_result(result, method="Deep visualization", names=names, layer=single_layer(objective))
+    return GeneratedImages.from_result(
+        result, box, method="Deep visualization", names=names, layer=single_layer(objective)
+    )
 
 
 def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:
@@ -198,7 +200,7 @@ def _resolve_objective(box: Box, target: ClassLabels | Objective | None) -> tupl
     if isinstance(target, Objective):
         n = target.n or 1
         return box.check_objective(target, n), objective_names(target, n)
-    box.require_class_scores("deep visualization of a class")
+    box.require_class_scores("deep visualization of a class", objective_call="give an objective, such as {score}")
     classes = requested_classes(box, target)
     return box.objective(classes, len(classes)), tuple(box.classes[k] for k in classes.tolist())
 

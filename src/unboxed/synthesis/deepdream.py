@@ -269,9 +269,10 @@ class _DreamOptimizer:
         history = torch.stack(self.history or [self.x.new_zeros(len(self.x))])
         if self.frame_every and not (self.frames and torch.equal(self.frames[-1], images)):
             self.frames.append(images)
-        frames = torch.stack(self.frames) if self.frame_every else None
+        restore = self.evaluator.box.restore_structure
+        frames = restore(torch.stack(self.frames)) if self.frame_every else None
         return GeneratedImages(
-            images=images,
+            images=restore(images),
             scores=history[-1],
             history=history,
             frames=frames,

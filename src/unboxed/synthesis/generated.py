@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from ..box import Box
 from ..engine.optimize.loop import OptimizationResult
 from ..engine.results import OneLineRepr
 from ..objectives import Objective
@@ -35,16 +36,20 @@ class GeneratedImages(OneLineRepr):
     transparency: Tensor | None = None  # (N, ...) the sum of the gradient's magnitudes: where the optimization worked
 
     @classmethod
-    def from_result(cls, result: OptimizationResult, **fields: Any) -> Self:
-        """The result of an optimization; `fields` are those that it does not have, or that replace its own."""
+    def from_result(cls, result: OptimizationResult, box: Box | None = None, **fields: Any) -> Self:
+        """The result of an optimization; `fields` are those that it does not have, or that replace its own.
+
+        With the box, images have the shape of its inputs: of signals (N, C, T).
+        """
+        restore = (lambda h: h) if box is None else box.restore_structure
         shared = {
-            "images": result.input,
+            "images": restore(result.input),
             "scores": result.score,
             "history": result.history,
-            "frames": result.frames,
+            "frames": None if result.frames is None else restore(result.frames),
             "before_clamp": result.before_clamp,
             "interrupted": result.interrupted,
-            "transparency": result.abs_grad_sum,
+            "transparency": None if result.abs_grad_sum is None else restore(result.abs_grad_sum),
         }
         return cls(**{**shared, **fields})
 

@@ -189,7 +189,8 @@ def _invert(box: Box, x: Tensor, layer: str, config: _InversionConfig) -> Invers
         cosines = torch.cosine_similarity(activation.flatten(1), h.flatten(1), dim=1, eps=TINY)
     return Inversion.from_result(
         result,
-        images=images,
+        box,
+        images=box.restore_structure(images),
         source_rows=source_rows,
         errors=_relative_error(activation, h),
         cosines=cosines,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -12,10 +12,12 @@ from torch.optim import SGD
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, ball_constraint
+from ..engine.column_units import categorical_mask, gradient_in_own_units, in_column_units, to_own_units
+from ..engine.optimize.constraints import L2, Constraint, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..inputs.labels import ClassLabels
+from ..model.output_advice import SMALLEST_CHANGE_CALL
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, Confidence, InputBatch, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
@@ -64,15 +66,17 @@ def morph(
 ) -> Morph:
     """Inputs changed step by step along the gradient, until the model predicts the target with the given confidence.
 
-    A film of what separates two classes. An adversarial attack (`ub.adversarial.deepfool`, `fab`) finds a smaller
-    change; `class_image` starts from nothing.
+    A film of what separates two classes; of a row of a table, which columns would have to differ, and how far, within
+    their bounds and with their categories as they are (`ub.plots.figures` shows them). An adversarial attack
+    (`ub.adversarial.deepfool`, `fab`) finds a smaller change; `class_image` starts from nothing.
 
     Args:
         box: The opened model; its outputs must be class scores.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         target: Class to become (N,), or one for all.
         confidence: Probability of the target at which an image is done.
-        step: Length of a step, in the norm. The norm is Euclidean. None: 0.01 of the diagonal of [0, 1]^D, of D values.
+        step: Length of a step, in the norm. The norm is Euclidean; of a table, of changes in standard deviations of its
+            columns (see `Features`). None: 0.01 of the diagonal of [0, 1]^D, of D values.
         steps: Number of iterations. At most: an example stops where the confidence is reached.
         frame_every: Keep every k-th step's images as frames. The first and the last are always kept.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
@@ -97,28 +101,33 @@ def morph(
         of one length: x <- clip(x + step * g / |g|), g = d logit[target] / d x. Where g is exactly zero x stays.
     """
     check_settings(morph, locals())
-    box.require_class_scores("a morph")
-    x = box.validate_inputs(x)
-    targets = box.class_labels(target, len(x))
+    box.require_class_scores("a morph", objective_call=SMALLEST_CHANGE_CALL)
+    own_box, own_x = box, box.validate_inputs(x)
+    targets = box.class_labels(target, len(own_x))
+    box, x = in_column_units(own_box, own_x)  # the steps of a table are in standard deviations of its columns
     step = STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
     config = OptimizationConfig(
         steps=steps,
         optimizer=partial(SGD, lr=step),
-        constraint=ball_constraint(L2(math.inf), x, box.inputs.clip),
+        constraint=_without_categories(ball_constraint(L2(math.inf), x, box.inputs.clip), own_box),
         stop_when=_confidence_margin(box, targets, confidence),
         frame_every=frame_every,
     )
+
+    def restore(u: Tensor) -> Any:
+        return own_box.restore_structure(to_own_units(box, u, own_x))
+
     result = optimize(box, logit(targets), RawCanvas(x), config, batch_size=batch_size)
     frames = x[None] if result.frames is None else result.frames
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
     return Morph.from_result(
         result,
-        images=box.restore_structure(result.input),
-        frames=box.restore_structure(frames),
-        input=box.restore_structure(x),
+        images=restore(result.input),
+        frames=restore(frames),
+        input=restore(x),
         targets=targets,
         probs=probs.view(*frames.shape[:2], -1),
-        initial_gradient=box.restore_structure(result.initial_grad),
+        initial_gradient=own_box.restore_structure(gradient_in_own_units(box, result.initial_grad)),
         confidence_reached=result.finished,
         steps=result.steps,
         interrupted=result.interrupted or was_interrupted,
@@ -126,6 +135,15 @@ def morph(
         names=tuple(box.classes[k] for k in targets.tolist()),
         classes=box.classes,
     )
+
+
+def _without_categories(constraint: Constraint, box: Box) -> Constraint:
+    """The same constraint, whose steps leave categorical columns alone."""
+    mask = categorical_mask(box.inputs)
+    if mask is None:
+        return constraint
+    is_fixed, direction = mask.to(box.device), constraint.step_direction
+    return replace(constraint, step_direction=lambda grad: direction(grad.masked_fill(is_fixed, 0)))
 
 
 def _confidence_margin(box: Box, targets: Tensor, confidence: float) -> Objective:

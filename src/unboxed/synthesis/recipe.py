@@ -181,6 +181,7 @@ def generate(
         interrupted |= again
     generated = GeneratedImages.from_result(
         result,
+        box,
         scores=scores,
         history=result.history * noise.scale,
         interrupted=interrupted or result.interrupted,

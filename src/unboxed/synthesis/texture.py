@@ -209,7 +209,7 @@ def _optimize(
         prior=-weight * total_variation(),
     )
     result = optimize(box, objective, RawCanvas(start), config, batch_size=batch_size)
-    return GeneratedImages.from_result(result, method=method, names=example_names(len(start)))
+    return GeneratedImages.from_result(result, box, method=method, names=example_names(len(start)))
 
 
 # -- layers and their activations --------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ...model.hooks import follow_forward
 from ...model.layers import Layer
 from ...model.op_tables import OPAQUE_NODES
 from ...model.relu_rules import graph_nodes
-from ..read.position_grids import PositionGrid, layers_with_grids
+from ..read.position_grids import PositionGrid, as_image_grid, layers_with_grids
 
 MAX_SAVED_MAPS = 8  # maps whose values are stored while the model runs; an earlier one takes a second run
 MAX_SEARCH_DEPTH = 8  # nodes of a composite op that are searched for its inputs
@@ -102,6 +102,7 @@ class MapTrace:
         self.box, self.n_rows = box, n_rows
         self.layer_grids = {row.path: (row, grid) for row, grid in layers_with_grids(box)}
         self.output_shape = (box.n_outputs, *box.output_map_shape)
+        self.n_dims = 2 + getattr(box.inputs, "n_axes", 2)  # of the maps of signals and volumes, N and C included
         self.recorded: dict[Any, RecordedMap | None] = {}
         self.ambiguous_shapes: dict[Any, tuple[int, ...]] = {}  # possible maps whose axes cannot be determined
         self.leaf_nodes: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
@@ -136,7 +137,7 @@ class MapTrace:
         if self.recorded.get(edge.node) is not None or (edge.node in self.recorded and known_grid is None):
             return
         self.recorded[edge.node] = None
-        if h.ndim != 4 or len(h) != self.n_rows:
+        if h.ndim not in (4, self.n_dims) or len(h) != self.n_rows:
             return
         if (grid := self._infer_grid(name, edge.node, h, known_grid)) is None:
             self.ambiguous_shapes[edge.node] = tuple(h.shape[1:])
@@ -172,6 +173,8 @@ class MapTrace:
             return None
         else:
             channels_last = input_map.grid.channels_last is not (name in AXIS_MOVING_OPS)
+        if h.ndim != 4:
+            return None if channels_last else as_image_grid(tuple(h.shape[1:]))
         return PositionGrid(
             (h.shape[1], h.shape[2]) if channels_last else (h.shape[2], h.shape[3]), channels_last=channels_last
         )

@@ -18,7 +18,7 @@ from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective
 from ..attribution_result import Attribution, target_for_result
-from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, upsample_bilinear
+from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, map_of_input
 from ..results import warn_not_finite, warn_rows
 from .cam_layers import MapTrace
 from .score import all_finite_and_no_zero_row, in_dtype, no_row_mask, predicted_classes, score_gradients_with_bypass
@@ -36,6 +36,7 @@ class CamResult:
     score: Tensor  # (n,)
     predicted: Tensor | None  # (n,) classes, where the objective is the predicted class's logit
     layer: str  # the address of the layer that was read
+    layer_shape: tuple[int, ...] = ()  # of its activations, without N
 
 
 MAX_TOKEN_LAYERS = 6  # token layers among which the last that patches influence is searched
@@ -60,7 +61,7 @@ def cam(
     False. Raises LayerError for a layer without positions. `warn_clamped` warns of scores that a final ReLU clamps.
     """
     x = box.validate_inputs(x)
-    size = image_size(box)
+    image_size(box)  # raises where there is no image to lay a map on
     n = x.shape[0]
     objective = box.check_objective(box.objective(target, n), n)
     cam_layers = None if layer is None else CamLayers((_address_with_batch_axis(box, layer),))
@@ -79,7 +80,7 @@ def cam(
     maps = result.maps.clamp(min=0) if clamp else result.maps
     _warn_maps(name, objective, maps, result.clamped if warn_clamped else None)
     return Attribution(
-        upsample_bilinear(maps, size) if upsample else maps,
+        map_of_input(box, maps, result.layer_shape, upsample),
         input=box.restore_structure(x),
         target=target_for_result(box, result.predicted if target is None else target, n),
         score=in_dtype(result.score, box.dtype),
@@ -97,6 +98,7 @@ def _concatenate(parts: Sequence[CamResult]) -> CamResult:
         torch.cat([p.score for p in parts]),
         torch.cat(predicted) if predicted else None,
         parts[0].layer,
+        parts[0].layer_shape,
     )
 
 
@@ -160,7 +162,7 @@ def _combine_at_layers(
     i = cam_layers.first_with_gradient(grads)
     h, g = (grid.to_maps(in_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
     predicted, address = predicted_classes(objective, acts), cam_layers.addresses[i]
-    return CamResult(combine(h, g)[:, None], clamped, score.detach(), predicted, address)
+    return CamResult(combine(h, g)[:, None], clamped, score.detach(), predicted, address, tuple(like[i].shape[1:]))
 
 
 # -- the layer, where none is named ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
-from ...objectives import Objective, logit, mean_over_positions
+from ...objectives import Objective, binary_logit, logit, mean_over_positions
 from ..attribution_result import Attribution, make_attribution
 from ..results import warn_not_finite, warn_rows
 from ..rows import broadcast_rows
@@ -124,9 +124,11 @@ def gradients_of_batch(
 
 
 def predicted_classes(objective: Objective, acts: Acts) -> Tensor | None:
-    """The classes (N,) that `logit()` scores; None for another objective."""
+    """The classes (N,) that `logit()` scores, or `binary_logit()`; None for another objective."""
     call = objective.call
-    if call is None or call[0] is not logit or any(k is not None for k in (*call[1], *call[2].values())):
+    if call is None or call[0] not in (logit, binary_logit):
+        return None
+    if any(k is not None for k in (*call[1], *call[2].values())):
         return None
     return mean_over_positions(acts["logits"].detach()).argmax(1)
 

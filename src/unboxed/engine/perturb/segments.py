@@ -312,4 +312,4 @@ def segment_square_side(box: Box, n_along: int) -> int:
     """The side, in pixels, of squares of which `along` cover the longer side: for examples that fit any size."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     images = [p for p in (parts.values() if isinstance(parts, Mapping) else parts) if isinstance(p, Pixels)]
-    return -(-max((side for p in images for side in p.shape[-2:]), default=1) // n_along)
+    return -(-max((side for p in images for side in p.model_shape[-2:]), default=1) // n_along)

@@ -59,7 +59,7 @@ def channels_first_layers(box: Box) -> list[Layer]:
 def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
     """Each leaf module that returns rows, and whether its channels are on axis 1."""
     axis_by_shape: dict[tuple[int, ...], set[bool]] = {}
-    axis_by_ndim = {len(box.inputs.shape): isinstance(box.inputs, Pixels)}
+    axis_by_ndim = {len(getattr(box.inputs, "model_shape", box.inputs.shape)): isinstance(box.inputs, Pixels)}
     for layer in box.layers.leaves:
         if not (layer.has_batch_axis and layer.shape):
             continue

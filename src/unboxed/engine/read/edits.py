@@ -15,7 +15,7 @@ from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.labels import ClassLabels
 from ...model.batching import BatchSize
-from ...objectives import Objective, constant, logit, mean_over_positions
+from ...objectives import Objective, constant, mean_over_positions
 from ...validation import check_float, check_int
 from ..rows import broadcast_rows
 
@@ -187,7 +187,7 @@ def put(k: UnitSelection, value: float | Tensor, *, position: tuple[int, ...] | 
 def resolve_target(box: Box, target: ClassLabels | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
     """The score of `target`, fixed for x and any edit: None is the class predicted for x itself."""
     if target is None:
-        return logit(mean_over_positions(box(x, batch_size=batch_size)).argmax(1))
+        target = mean_over_positions(box(x, batch_size=batch_size)).argmax(1)
     return box.check_objective(box.objective(target, len(x)), len(x))
 
 

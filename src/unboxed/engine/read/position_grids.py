@@ -30,23 +30,40 @@ class PositionGrid(NamedTuple):
     n_extra_tokens: int = 0
 
     def to_maps(self, h: Tensor) -> Tensor:
-        """Maps (N, C, h, w) of activations, or of gradients."""
+        """Maps (N, C, h, w) of activations, or of gradients; of volumes their slices below one another."""
+        if not self.is_tokens and h.ndim in (3, 5):  # of a signal, of a volume
+            return h.reshape(len(h), h.shape[1], *self.size)
         if self.is_tokens:
             return h[:, self.n_extra_tokens :].mT.reshape(len(h), -1, *self.size)
         return h.movedim(3, 1) if self.channels_last else h
 
 
 def image_size(box: Box) -> Size:
-    """(H, W) of the box's images; of the only images among several inputs. Raises InputError."""
+    """(H, W) of the box's images; of several inputs that of all images among them. Raises InputError."""
     modalities = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = modalities if isinstance(modalities, tuple) else tuple(modalities.values())
     images = [part for part in parts if isinstance(part, Pixels)]
-    if len(images) != 1:
-        n_images_text = f"{len(images)} of them" if images else "none, so there is no image to lay a map on"
+    sizes = {(part.shape[1], part.shape[2]) for part in images}
+    if len(sizes) != 1:
+        taken = "images of several sizes: box.hold_others(name, x) is a box of one of them"
+        n_images_text = taken if images else "none, so there is no image to lay a map on"
         raise InputError(
-            f"a map over the image needs a model that takes one image (Pixels); this model takes {n_images_text}"
+            f"a map over the image needs a model that takes images (Pixels); this model takes {n_images_text}"
         )
-    return images[0].shape[1], images[0].shape[2]
+    return sizes.pop()
+
+
+def map_of_input(box: Box, maps: Tensor, layer_shape: tuple[int, ...], upsample: bool) -> Tensor:
+    """Maps (N, 1, h, w), at the size of the image if `upsample`, with the axes of the inputs: (N, 1, T) of signals."""
+    inputs = box.inputs
+    if not isinstance(inputs, Pixels) or inputs.n_axes == 2:
+        return upsample_bilinear(maps, image_size(box)) if upsample else maps
+    maps = maps.reshape(len(maps), 1, *layer_shape[1:]) if len(layer_shape) == 1 + inputs.n_axes else maps
+    if not upsample:
+        return maps
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[maps.ndim]
+    size = inputs.model_shape[1:] if maps.ndim == 2 + inputs.n_axes else inputs.shape[1:]
+    return F.interpolate(maps, size, mode=mode, align_corners=False).reshape(len(maps), 1, *inputs.own_shape[1:])
 
 
 def upsample_bilinear(maps: Tensor, size: Size) -> Tensor:
@@ -66,9 +83,9 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
             layer.shape not in map_shapes and _is_attention(layer, grid_by_shape)
         ):
             continue
-        grid = _spatial_grid(layer, layer.path in channels_first_paths) or _layer_token_grid(
-            box, layer, map_size, grid_by_shape
-        )
+        is_channels_first = layer.path in channels_first_paths
+        grid = _line_or_volume_grid(box, layer, is_channels_first) or _spatial_grid(layer, is_channels_first)
+        grid = grid or _layer_token_grid(box, layer, map_size, grid_by_shape)
         if grid is None and (grid := _merged_token_grid(box, layer, map_size, token_widths)) is None:
             continue
         if grid.size != map_size and (map_size is not None or not grid.is_tokens):
@@ -83,6 +100,20 @@ def _is_attention(layer: Layer, grid_by_shape: Mapping[tuple[int, ...], Position
     """Whether this is the shape (heads, T, T) of attention weights, and not of maps."""
     token_counts = {shape[0] for shape in grid_by_shape}
     return len(layer.shape) == 3 and channels_first_by_type(layer.type) is None and {*layer.shape[1:]} <= token_counts
+
+
+def _line_or_volume_grid(box: Box, layer: Layer, is_channels_first: bool) -> PositionGrid | None:
+    """The grid of maps (C, t) of signals, or (C, d, h, w) of volumes, as the images that these are."""
+    n_axes = getattr(box.inputs, "n_axes", 2)
+    if n_axes == 2 or not is_channels_first or len(layer.shape) != 1 + n_axes:
+        return None
+    return as_image_grid(layer.shape)
+
+
+def as_image_grid(shape: tuple[int, ...]) -> PositionGrid | None:
+    """The grid of maps (C, t) or (C, d, h, w) as images of one row, or of their slices; None of one position."""
+    size = (math.prod(shape[1:-1]), shape[-1])
+    return PositionGrid(size) if math.prod(size) > 1 else None
 
 
 def _spatial_grid(layer: Layer, is_channels_first: bool) -> PositionGrid | None:
@@ -145,8 +176,10 @@ def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
     """The grid of the layer at an address, whose examples have this shape. Raises LayerError."""
     parsed = Address.parse(address)
     layer = box.layers[address] if parsed.op is None else None
-    grid = None
-    if len(shape) == 3:
+    grid, n_axes = None, getattr(box.inputs, "n_axes", 2)
+    if n_axes != 2 and len(shape) == 1 + n_axes:
+        grid = as_image_grid(shape)
+    elif len(shape) == 3:
         channels_last = layer is not None and layer.is_leaf and is_channels_last(layer)
         grid = PositionGrid(
             (shape[0], shape[1]) if channels_last else (shape[1], shape[2]), channels_last=channels_last

@@ -17,7 +17,8 @@ from ..figures import Figures, figures
 from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_FIGURE_EXAMPLES, class_name, feature_matrix, first_image_part, input_parts
+from ..tables import MAX_ROW_PANELS, change_bars, stack_panels
+from .common import MAX_FIGURE_EXAMPLES, class_name, first_image_part, input_parts, row_changes
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -66,13 +67,13 @@ def _change_sheet(result: Adversarial) -> Image.Image:
 
 
 def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
-    """Of tables: the change of each feature."""
+    """Of tables: which columns were changed, and how far."""
     parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
-    rows = _shown_rows(result)
-    names = [f"example {i}{'' if result.success[i] else ', not fooled'}" for i in rows]
+    rows = _shown_rows(result)[:MAX_ROW_PANELS]
+    titles = [f"example {i}{'' if result.success[i] else ', not fooled'}" for i in rows]
     return {
-        f"change {name}".rstrip(): feature_matrix(
-            (z - x)[rows], names, box, title=f"Change: {_success_title(result)}", unit="change"
+        f"change {name}".rstrip(): stack_panels(
+            [change_bars(row_changes(box, name, x[i], z[i]), title=t) for i, t in zip(rows, titles, strict=True)]
         )
         for (name, x), z in parts
     }

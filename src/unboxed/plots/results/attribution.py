@@ -14,7 +14,11 @@ from ..attribution_plot import overlay_map
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_FIGURE_EXAMPLES, as_images, feature_matrix, input_parts, target_names
+from ..tables import MAX_ROW_PANELS, column_swarm, contribution_bars, stack_panels
+from .common import MAX_FIGURE_EXAMPLES, as_images, column_names, input_parts, target_names
+
+LABEL = "attribution to the score"
+MIN_SWARM_ROWS = 8  # rows from which a summary is drawn
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -22,26 +26,39 @@ if TYPE_CHECKING:
 
 @figures.register(Attribution)
 def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
-    """Of several inputs, one figure each."""
+    """Of several inputs, one figure each; of tables with many rows, a summary of all of them, too."""
     inputs = input_parts(attribution.input)
-    return {
-        f"attribution {name}".rstrip(): _maps_figure(attribution, m, inputs.get(name), box)
-        for name, m in input_parts(attribution.map).items()
-    }
+    drawn: dict[str, Image.Image] = {}
+    for name, m in input_parts(attribution.map).items():
+        drawn[f"attribution {name}".rstrip()] = _maps_figure(attribution, name, m, inputs.get(name), box)
+        if m.ndim == 2 and len(m) >= MIN_SWARM_ROWS and inputs.get(name) is not None:
+            names = column_names(box, name, m.shape[1])
+            title, label = f"{attribution.method or 'Attribution'} of {len(m)} rows", f"{LABEL}; red: high values"
+            drawn[f"summary {name}".rstrip()] = column_swarm(m, inputs[name], names, title=title, label=label)
+    return drawn
 
 
-def _maps_figure(attribution: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Image:
+def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Box | None) -> Image.Image:
     n = min(len(m), MAX_FIGURE_EXAMPLES)
     names = target_names(attribution.target, n, attribution.classes, box)
     title = f"{attribution.method or 'Attribution'}{f' of layer {attribution.layer}' if attribution.layer else ''}"
     maps = as_images(m)
     if maps is None:
-        rows = [f"example {i}: {name}" if name else f"example {i}" for i, name in enumerate(names)]
-        return feature_matrix(m[:n], rows, box, title=title, unit="attribution")
+        heads = [f"{title}, example {i}{f': {name}' if name else ''}" for i, name in enumerate(names)]
+        return _row_panels(m, x, heads[:MAX_ROW_PANELS], column_names(box, part, m[0].numel() if len(m) else 0))
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
     images = as_images(x)
     return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
+
+
+def _row_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) -> Image.Image:
+    """Bars of the first rows, below one another."""
+    rows = [None] * len(m) if x is None else x.flatten(1)
+    flat = m.flatten(1)
+    return stack_panels(
+        [contribution_bars(flat[i], rows[i], names, title=title, label=LABEL) for i, title in enumerate(titles)]
+    )
 
 
 def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str] = (), title: str = "") -> Image.Image:
@@ -69,7 +86,9 @@ def _color_maps(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
     low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
     if (low > 0).all():
         vmax = colors.max_magnitude(maps - low)
-        return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "above the map's smallest value")
+        return colors.as_band(colors.magnitude_to_rgb(maps - low, vmax)), ColorBar(
+            "magnitude", vmax, "above the map's smallest value"
+        )
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
-    return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, words)
+    return colors.as_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ...engine.column_units import ColumnChange, column_changes
 from ...engine.read.examples import fetch_inputs
+from ...inputs.features import Features
+from ...inputs.multi import MultiInput
 from ...objectives import Objective
 from .. import colors
-from ..charts import matrix_plot
 from ..sheet import Tile
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ MAX_FIGURE_EXAMPLES = 6  # examples that a figure shows
 
 
 def as_images(x: Any) -> Tensor | None:
-    """Inputs or maps if they are images (N, C, H, W), else None."""
-    return x if isinstance(x, Tensor) and x.ndim == 4 else None
+    """Inputs or maps as images (N, C, H, W), else None: signals as one row, volumes as their slices."""
+    if not isinstance(x, Tensor) or x.ndim not in (3, 4, 5):
+        return None
+    return x if x.ndim == 4 else x[:, :, None] if x.ndim == 3 else x.flatten(2, 3)
 
 
 def input_parts(x: Any) -> dict[str, Any]:
@@ -74,9 +77,25 @@ def row_names(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
 
 
-def feature_matrix(values: Tensor, rows: Sequence[str], box: Box | None, *, title: str, unit: str) -> Image.Image:
-    """Signed values (N, F) of the features of a table, with their names where the box is given."""
-    flat = values.flatten(1)
-    names = [str(name) for name in getattr(getattr(box, "inputs", None), "names", ())]
-    columns = names if len(names) == flat.shape[1] else row_names(flat.shape[1], "feature")
-    return matrix_plot(flat, rows, columns, title=title, kind="signed", unit=unit)
+def _part_inputs(box: Box | None, part: str) -> Any:
+    """What the inputs of a box are, or those of one part of several."""
+    inputs = getattr(box, "inputs", None)
+    return dict(map(_named, inputs.named_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
+
+
+def _named(pair: tuple[str | int, Any]) -> tuple[str, Any]:
+    return str(pair[0]), pair[1]
+
+
+def row_changes(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
+    """The columns of a row (F,) that were changed, the farthest first; in their own units where no box is given."""
+    inputs = _part_inputs(box, part)
+    inputs = inputs if isinstance(inputs, Features) else Features(tuple(row_names(before.numel(), "feature")))
+    return column_changes(inputs, before.flatten(), after.flatten())
+
+
+def column_names(box: Box | None, part: str, n: int) -> list[str]:
+    """The names of the n columns of a table, or of one part of several inputs; numbers where the box is not given."""
+    inputs = _part_inputs(box, part)
+    names = [str(name) for name in getattr(inputs, "names", ())]
+    return names if len(names) == n else row_names(n, "feature")

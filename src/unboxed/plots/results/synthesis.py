@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from torch import Tensor
 
 from ...synthesis import Channels, ClassImages, Inversion, Inversions, MinimalDeactivation, Morph
@@ -13,7 +14,8 @@ from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
 from ..generated import frame_strip, image_sheet, score_text
 from ..sheet import contact_sheet
-from .common import MAX_FIGURE_EXAMPLES, as_images, examples_at, first_image_part, image_tiles
+from ..tables import change_bars, stack_panels
+from .common import MAX_FIGURE_EXAMPLES, as_images, examples_at, first_image_part, image_tiles, row_changes
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -66,11 +68,21 @@ def _inversions_figures(result: Inversions, box: Box | None = None, *, data: Any
 
 @figures.register(Morph)
 def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -> Figures:
-    """A strip of frames per example."""
+    """A strip of frames per example; of rows of a table, the columns that were changed."""
+    if isinstance(result.images, Tensor) and result.images.ndim == 2:
+        return {"change": stack_panels([_counterfactual(result, i, box) for i in range(min(len(result.targets), 4))])}
     if not isinstance(result.frames, Tensor) or as_images(result.frames[0]) is None:
         return {}
     n = min(len(result.targets), MAX_FIGURE_EXAMPLES)
     return {f"morph {i}": morph_strip(result, i) for i in range(n)}
+
+
+def _counterfactual(result: Morph, i: int, box: Box | None) -> Image.Image:
+    """Which columns of a row were changed, and how far, for the model to predict the target."""
+    k = int(result.targets[i])
+    ending = "" if result.confidence_reached[i] else ", not reached"
+    title = f"example {i} to {result.names[i]}: p {result.probs[0, i, k]:.2f} → {result.probs[-1, i, k]:.2f}{ending}"
+    return change_bars(row_changes(box, "", result.input[i], result.images[i]), title=title)
 
 
 @figures.register(MinimalDeactivation)

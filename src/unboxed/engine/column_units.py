@@ -1,0 +1,148 @@
+"""Tables in the unit that their columns are compared in: standard deviations, or the column's range.
+
+Columns of a table have units of their own: the same change is nothing in one and beyond all values in another. Attacks
+and noise are therefore measured in standard deviations of the columns (`Features(std=)`), or, where these are not
+given, in their ranges (`low` and `high`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..inputs.base import Inputs, constant_tensor, inputs_at_levels
+from ..inputs.features import Features
+from ..inputs.multi import MultiInput
+
+STD_UNIT, RANGE_UNIT, OWN_UNIT = "standard deviations of its column", "of its column's range", "(in its column's unit)"
+
+
+@dataclass(frozen=True)
+class ScaledInputs:
+    """Inputs divided by one number per value: packed (N, D), for models of several inputs too."""
+
+    base: Inputs
+    scale: tuple[float, ...]  # (D,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def to_base(self, u: Tensor) -> Tensor:
+        """Valid inputs in their own units."""
+        return self.base.clip(u * constant_tensor(self.scale, u))
+
+    def from_base(self, x: Tensor) -> Tensor:
+        return x / constant_tensor(self.scale, x)
+
+    def check(self, u: Tensor) -> Tensor:
+        return u
+
+    def encode(self, u: Tensor) -> object:
+        return self.base.encode(self.to_base(u))
+
+    def decode(self, z: object) -> Tensor:
+        return self.from_base(self.base.decode(z))
+
+    def clip(self, u: Tensor) -> Tensor:
+        return self.from_base(self.base.clip(u * constant_tensor(self.scale, u)))
+
+    def from_unit(self, levels: Tensor) -> Tensor:
+        return self.from_base(inputs_at_levels(self.base, levels))
+
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.from_base(self.base.random_inputs(n, generator))
+
+
+def column_unit(inputs: Inputs) -> str:
+    """The unit of a change of a column, to follow an amount."""
+    if isinstance(inputs, Features):
+        return STD_UNIT if _has_std(inputs) else RANGE_UNIT if _has_ranges(inputs) else OWN_UNIT
+    return OWN_UNIT
+
+
+def column_scales(inputs: Inputs) -> tuple[float, ...]:
+    """How much one unit is of each value (D,), in the inputs' own units: 1 for pixels."""
+    if isinstance(inputs, MultiInput):
+        return tuple(scale for _, part in inputs.named_parts() for scale in column_scales(part))
+    if not isinstance(inputs, Features):
+        return (1.0,) * math.prod(inputs.shape)
+    if _has_std(inputs):
+        return inputs.std
+    if not _has_ranges(inputs):
+        return (1.0,) * len(inputs.names)
+    return tuple(high - low if high > low else 1.0 for low, high in zip(inputs.low, inputs.high, strict=True))
+
+
+def categorical_mask(inputs: Inputs) -> Tensor | None:
+    """(D,) bool: the columns that take only some values; None where there are none."""
+    parts = [part for _, part in inputs.named_parts()] if isinstance(inputs, MultiInput) else [inputs]
+    flags = [torch.tensor([name in part.categories for name in part.names]) if isinstance(part, Features)
+             else torch.zeros(math.prod(part.shape), dtype=torch.bool) for part in parts]  # fmt: skip
+    mask = torch.cat(flags)
+    return mask if bool(mask.any()) else None
+
+
+def in_column_units(box: Box, x: Tensor) -> tuple[Box, Tensor]:
+    """The same model on inputs in these units, and x (N, D) of `validate_inputs` in them.
+
+    Both are unchanged where the inputs are images, or tables without a unit to compare columns in.
+    """
+    if not isinstance(box.inputs, (Features, MultiInput)) or set(scales := column_scales(box.inputs)) == {1.0}:
+        return box, x
+    inputs = ScaledInputs(box.inputs, scales)
+    return box.reopen(box.model, inputs), inputs.from_base(x)
+
+
+def to_own_units(box: Box, u: Tensor, x: Tensor) -> Tensor:
+    """Inputs u (N, D) of a box from `in_column_units` in their own units, or frames (T, N, D) of them.
+
+    What was not changed is as in x (N, D).
+    """
+    if not isinstance(box.inputs, ScaledInputs):
+        return u
+    own = box.inputs.to_base(u.reshape(-1, u.shape[-1])).view_as(u)
+    return torch.where(u == box.inputs.from_base(x), x, own)
+
+
+def gradient_in_own_units(box: Box, grad: Tensor) -> Tensor:
+    """A gradient (N, D) of a box from `in_column_units` as a gradient of the inputs in their own units."""
+    return grad / constant_tensor(box.inputs.scale, grad) if isinstance(box.inputs, ScaledInputs) else grad
+
+
+@dataclass(frozen=True)
+class ColumnChange:
+    """How far one column of a row was moved."""
+
+    name: str
+    before: float  # in its own unit
+    after: float
+    change: float  # in standard deviations of the column, or in its range
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """Like "age 41 → 43.2"."""
+        return f"{self.name} {self.before:.4g} → {self.after:.4g}"
+
+
+def column_changes(inputs: Inputs, before: Tensor, after: Tensor) -> list[ColumnChange]:
+    """The columns of a row (F,) that differ after a change, the farthest first. Raises nothing for other inputs."""
+    if not isinstance(inputs, Features):
+        return []
+    scales, unit = column_scales(inputs), column_unit(inputs)
+    rows = zip(map(str, inputs.names), before.tolist(), after.tolist(), scales, strict=True)
+    changes = [ColumnChange(name, a, b, (b - a) / scale, unit) for name, a, b, scale in rows if a != b]
+    return sorted(changes, key=lambda c: -abs(c.change))
+
+
+def _has_std(inputs: Features) -> bool:
+    return any(std != 1.0 for std in inputs.std)
+
+
+def _has_ranges(inputs: Features) -> bool:
+    return all(map(math.isfinite, (*inputs.low, *inputs.high)))

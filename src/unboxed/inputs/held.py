@@ -1,0 +1,33 @@
+"""A model of several inputs as a model of one of them, the others held at the values of one example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class HeldInputs(nn.Module):
+    """Calls a model of several inputs with the given one, and with the others of one example.
+
+    Args:
+        model: The model.
+        varied: Name (or position) of the input that is given.
+        encoded: All inputs of one example, as the model takes them (1, ...).
+    """
+
+    def __init__(self, model: nn.Module, varied: str | int, encoded: Any) -> None:
+        super().__init__()
+        self.model, self.varied, self.by_name = model, varied, isinstance(encoded, dict)
+        named = dict(encoded if self.by_name else enumerate(encoded))
+        self.names = list(named)
+        for name, value in named.items():
+            self.register_buffer(f"held_{name}", value.detach().clone(), persistent=False)
+
+    def forward(self, z: Tensor) -> Any:  # (N, ...)
+        values = {name: z if name == self.varied else self._held(name, len(z)) for name in self.names}
+        return self.model(**values) if self.by_name else self.model(*values.values())
+
+    def _held(self, name: str | int, n: int) -> Tensor:
+        value: Tensor = getattr(self, f"held_{name}")
+        return value.expand(n, *value.shape[1:])

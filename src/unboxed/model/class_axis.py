@@ -1,0 +1,53 @@
+"""Which axis of an output (N, K, ...) has the classes: PyTorch's losses want it first, detectors have it last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..errors import OutputError
+from ..inputs.base import Inputs
+
+MAX_ASPECT_DIFFERENCE = 1.2  # between an output map and the image: convolutions without padding cut margins off
+ASK_WHICH_AXIS = (
+    "pass classes=, as many names as there are classes (range(K) will do), or put that axis second yourself: "
+    'Box(..., output=lambda raw: raw["logits"].transpose(1, 2))'
+)
+
+
+def find_class_axis(shape: Sequence[int], n_classes: int | None, inputs: Inputs, *, is_arranged: bool) -> int:
+    """The axis of the classes in an output of this shape, N included. Raises OutputError where it is ambiguous.
+
+    The number of names determines it, else the axes that are the image's own positions. `is_arranged`: the caller put
+    the axis second.
+    """
+    if len(shape) <= 2:
+        return 1
+    axes = [axis for axis in range(1, len(shape)) if shape[axis] == n_classes]
+    if len(axes) == 1:
+        return axes[0]
+    if is_arranged or (n_classes is not None and not axes):  # without the number of names: the names are refused
+        return 1
+    possible = axes or list(range(1, len(shape)))
+    distortions = {axis: _distortion(shape, axis, inputs) for axis in (1, len(shape) - 1) if axis in possible}
+    if distortions and min(distortions.values()) < math.log(MAX_ASPECT_DIFFERENCE):
+        return min(distortions, key=lambda axis: distortions[axis])  # of equal ones the first
+    if len(shape) > 3 and 1 in possible:
+        return 1
+    raise OutputError(
+        f"the output {tuple(shape)} has the classes on axis 1 or on axis {len(shape) - 1}, which cannot be determined: "
+        f"{ASK_WHICH_AXIS}"
+    )
+
+
+def _distortion(shape: Sequence[int], class_axis: int, inputs: Inputs) -> float:
+    """By how much the aspect ratio of the output's other axes differs from the input's, 0 for the same; inf if not its.
+
+    Of a signal they must have its length.
+    """
+    positions = [size for axis, size in enumerate(shape) if axis not in (0, class_axis)]
+    sizes = tuple(inputs.shape[1:])
+    if len(positions) != len(sizes) or (len(sizes) == 1 and positions[0] != sizes[0]):
+        return math.inf
+    scales = [math.log(a / b) for a, b in zip(positions, sizes, strict=True)]
+    return max(scales) - min(scales)

@@ -1,0 +1,165 @@
+"""Rows of a table: what each column contributes to a prediction, and which columns would have to change for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..attribution import integrated_gradients
+from ..checks.verdict import GRADES, Verdict
+from ..engine.column_units import ColumnChange, column_changes
+from ..inputs.features import Features
+from ..plots.tables import MAX_COLUMNS, column_swarm, contribution_bars
+from ..synthesis import morph
+from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, MethodNote, Table, Text
+from .context import ReportContext
+from .finding import NOT_IN_JSON, Example, Finding
+from .pictures import Picture
+from .survey import evenly_spaced
+from .words import count_noun, format_prob
+
+MAX_ROWS, MAX_SWARM_ROWS = 4, 200  # rows shown one by one, and in the summary
+MORPH_STEPS = 200
+METHOD = integrated_gradients
+LABEL = "contribution to the score, from the mean row"
+TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
+
+
+def is_table(context: ReportContext) -> bool:
+    return isinstance(context.box.inputs, Features)
+
+
+# -- why this prediction? ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RowAttributionFinding(Finding):
+    """Contributions of the columns to the predictions of some rows, and of many."""
+
+    columns: tuple[str, ...]
+    verdict: Verdict
+    examples: list[Example]
+    contributions: Tensor  # (n, F) of these examples
+    many: Tensor = field(metadata=NOT_IN_JSON)  # (M, F) of rows from all over the data
+    many_rows: Tensor = field(metadata=NOT_IN_JSON)  # (M, F)
+    targets: list[str]
+
+
+def find_contributions(context: ReportContext) -> RowAttributionFinding:
+    s, box = context.survey, context.box
+    indices = context.example_indices[:MAX_ROWS]
+    many = evenly_spaced(len(s.rows), MAX_SWARM_ROWS)
+    k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
+    verdict = context.verdict(METHOD.__name__)
+    x, many_rows = context.inputs(indices), context.inputs(many)
+    return RowAttributionFinding(
+        answer=f"Integrated gradients: {verdict.badge} ({verdict.reason}).",
+        columns=tuple(map(str, getattr(box.inputs, "names", ()))),
+        verdict=verdict,
+        examples=context.examples(indices),
+        contributions=_contributions(context, x, s.predicted[indices]),
+        many=_contributions(context, many_rows, torch.full((len(many),), k)),
+        many_rows=many_rows,
+        targets=[context.class_name(int(s.predicted[i])) for i in indices] + [context.class_name(k)],
+    )
+
+
+def _contributions(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
+    return METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
+
+
+def show_contributions(finding: RowAttributionFinding) -> list[Block]:
+    figures = [_bars(finding, i) for i in range(len(finding.examples))]
+    summary = column_swarm(
+        finding.many, finding.many_rows, finding.columns, title=f"{len(finding.many)} rows", label=f"{LABEL}; red: high"
+    )
+    alt = f"contribution of each column to {finding.targets[-1]} for {len(finding.many)} rows, a point per row"
+    v = finding.verdict
+    return [
+        MethodNote.of(METHOD, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]),
+        FigureGrid(figures, two_per_row=True),
+        Heading(f"Over many rows: the score of {finding.targets[-1]}"),
+        FigureGrid([Figure(Picture(summary, alt, side=None))]),
+    ]
+
+
+def _bars(finding: RowAttributionFinding, i: int) -> Figure:
+    example, target = finding.examples[i], finding.targets[i]
+    chart = contribution_bars(finding.contributions[i], example.x, finding.columns, label=LABEL)
+    alt = f"contribution of each column to {target}, example {example.row}"
+    return Figure(Picture(chart, alt, side=None), example.title, example.lines(show_runner_up=True), example.tone)
+
+
+# -- what would change it? ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A row changed until the model predicts another class."""
+
+    title: str
+    example: int  # its index in the data
+    before: str
+    target: str
+    reached: bool
+    p_before: float  # of the target
+    p_after: float
+    changes: list[ColumnChange]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CounterfactualFinding(Finding):
+    """The columns that would have to differ."""
+
+    rows: list[Counterfactual]
+
+
+def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int, str]]) -> CounterfactualFinding:
+    """Of rows by their index in the survey, the class to become and a title."""
+    x, targets = context.inputs([i for i, _, _ in plans]), torch.tensor([k for _, k, _ in plans])
+    result = morph(context.box, x, targets, steps=MORPH_STEPS, frame_every=MORPH_STEPS)
+    rows = [
+        Counterfactual(
+            title,
+            context.survey.rows[i],
+            context.class_name(int(context.survey.predicted[i])),
+            context.class_name(k),
+            bool(result.confidence_reached[n]),
+            float(result.probs[0, n, k]),
+            float(result.probs[-1, n, k]),
+            column_changes(context.box.inputs, result.input[n], result.images[n]),
+        )
+        for n, (i, k, title) in enumerate(plans)
+    ]
+    n_reached = sum(row.reached for row in rows)
+    largest = max((abs(c.change) for row in rows for c in row.changes), default=0.0)
+    answer = (f"{n_reached} of {count_noun(len(rows), 'row')} changed to another class; no {context.input_nouns.value} "
+              f"by more than {largest:.2g} {context.input_nouns.unit}.")  # fmt: skip
+    return CounterfactualFinding(answer=answer, rows=rows, interrupted=result.interrupted)
+
+
+def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
+    return [MethodNote.of(morph), *(block for row in finding.rows for block in _row_blocks(row))]
+
+
+def _row_blocks(row: Counterfactual) -> list[Block]:
+    reached = "" if row.reached else " (not reached)"
+    lead = (
+        f"Example {row.example}, predicted {row.before}: with these columns changed, the probability of {row.target} "
+        f"goes from {format_prob(row.p_before)} to {format_prob(row.p_after)}{reached}. Columns stay within their "
+        "bounds, and categories as they are."
+    )
+    cells = [[c.name, f"{c.before:.4g}", f"{c.after:.4g}", _signed(c.change)] for c in row.changes]
+    unit = row.changes[0].unit.strip("()") if row.changes else ""
+    columns, numbers = ("column", "from", "to", f"change: {unit}"), frozenset({1, 2, 3})
+    blocks: list[Block] = [Heading(row.title), Text(lead), Table(columns, cells[:MAX_COLUMNS], numbers)]
+    if rest := cells[MAX_COLUMNS:]:
+        blocks.append(Collapsible(f"{count_noun(len(rest), 'smaller change')}", [Table(columns, rest, numbers)]))
+    return blocks
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212")

@@ -1,0 +1,130 @@
+"""Signals (N, C, T) and volumes (N, C, D, H, W): methods work on them as on images, and results have their shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.errors import InputError
+from unboxed.plots import colors
+
+SHAPES = {"signal": (2, 40), "volume": (1, 4, 8, 6)}
+
+
+def opened(kind: str) -> tuple[ub.Box, Tensor]:
+    torch.manual_seed(0)
+    conv, pool, c = (nn.Conv1d, nn.AdaptiveAvgPool1d, 2) if kind == "signal" else (nn.Conv3d, nn.AdaptiveAvgPool3d, 1)
+    model = nn.Sequential(conv(c, 6, 3), nn.ReLU(), conv(6, 6, 1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(6, 3))
+    box = ub.Box(model.eval(), ub.Pixels(SHAPES[kind], mean=0.5, std=0.25), outputs="logits")
+    return box, torch.rand(3, *SHAPES[kind])
+
+
+def as_model_takes(x: Tensor) -> Tensor:
+    return (x - 0.5) / 0.25
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_model_gets_what_it_takes(kind: str) -> None:
+    box, x = opened(kind)
+    assert torch.equal(box(x), box.model(as_model_takes(x)))
+    assert str(SHAPES[kind]) in repr(box)
+    assert box.restore_structure(box.validate_inputs(x)).shape == x.shape
+    assert torch.equal(box.inputs.decode(box.inputs.encode(box.validate_inputs(x))).view_as(x), x) or kind == "signal"
+    with pytest.raises(InputError, match="wanted images"):
+        box(x[:, :, 1:])
+    with pytest.raises(InputError, match="shape must be"):
+        ub.Pixels((3, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_gradients_are_those_of_the_model(kind: str) -> None:
+    box, x = opened(kind)
+    x.requires_grad_()
+    (want,) = torch.autograd.grad(box.model(as_model_takes(x))[:, 1].sum(), x)
+    assert torch.allclose(ub.attribution.gradient(box, x.detach(), 1).map, want, atol=1e-6)
+    assert ub.attribution.integrated_gradients(box, x.detach(), 1).map.shape == x.shape
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_grad_cam_is_its_equation(kind: str) -> None:
+    box, x = opened(kind)
+    h = box.model[:4](as_model_takes(x)).detach().requires_grad_()
+    (g,) = torch.autograd.grad(box.model[4:](h)[:, 1].sum(), h)
+    weights = g.flatten(2).mean(2).view(*g.shape[:2], *[1] * (g.ndim - 2))
+    small = (weights * h).sum(1, keepdim=True).relu().detach()
+    want = F.interpolate(small, x.shape[2:], mode="linear" if kind == "signal" else "trilinear")
+    found = ub.attribution.grad_cam(box, x, 1)
+    assert found.layer.partition(":")[0] == "3"
+    assert torch.allclose(found.map, want, atol=1e-5)
+    assert torch.allclose(ub.attribution.grad_cam(box, x, 1, layer="3").map, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_occlusion_covers_windows_of_a_signal_and_of_the_slices_of_a_volume(kind: str) -> None:
+    box, x = opened(kind)
+    window = 5 if kind == "signal" else 4
+    found = ub.attribution.occlusion(box, x, 1, window=window, stride=2, baseline=0.5)
+    total, count = torch.zeros(3, 1, *x.shape[2:]), torch.zeros(x.shape[2:])
+    starts = [range(n - window + 1) for n in x.shape[2:]]
+    windows: list[tuple[Any, ...]] = (
+        [(slice(i, i + 5),) for i in [*range(0, 36, 2), 35]]
+        if kind == "signal"
+        else [(d, slice(i, i + 4), slice(j, j + 4)) for d in range(4) for i in starts[1][::2] for j in starts[2][::2]]
+    )
+    for at in windows:
+        hidden = x.clone()
+        hidden[(slice(None), slice(None), *at)] = 0.5
+        drop = (box(x) - box(hidden))[:, 1]
+        total[(slice(None), 0, *at)] += drop.view(3, *[1] * total[(slice(None), 0, *at)][0].ndim)
+        count[at] += 1
+    assert torch.allclose(found.map, total / count, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_made_has_the_shape_of_the_inputs(kind: str) -> None:
+    box, x = opened(kind)
+    made = ub.synthesis.class_image(box, 0, steps=2, frame_every=1)
+    assert made.images.shape == (1, *SHAPES[kind])
+    assert made.frames.shape[2:] == SHAPES[kind]
+    assert ub.adversarial.pgd(box, x, box.predict(x), eps=0.2).images.shape == x.shape
+    assert ub.synthesis.morph(box, x, 0, steps=2).images.shape == x.shape
+    assert ub.attribution.rise(box, x, 0, n_samples=8, cells=3).map.shape == (3, 1, *SHAPES[kind][1:])
+    assert ub.synthesis.deepdream(box, x, ub.logit(0), steps=1).images.shape == x.shape
+    guided = ub.attribution.guided_grad_cam(box, x, 0).map
+    assert guided.shape == x.shape
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_report_and_figures_show_curves_and_slices(kind: str, tmp_path: Path) -> None:
+    box, x = opened(kind)
+    x = torch.rand(12, *SHAPES[kind])
+    sections = ["overview", "activations", "units", "class-images", "gradients", "attacks", "morphs"]
+    made = ub.report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
+    assert made.failures == {}
+    assert set(ub.plots.figures(ub.attribution.gradient(box, x, 0), box)) == {"attribution"}
+
+
+def test_a_signal_is_drawn_as_curves() -> None:
+    x = torch.zeros(2, 1, 100)
+    x[1] = 1.0
+    rgb = colors.image_to_rgb(x)
+    assert rgb.shape == (colors.CURVE_HEIGHT, 100, 3)
+    assert (rgb[-1] == colors.CURVE_COLORS[0]).all()  # the first channel is 0, at the bottom
+    assert (rgb[0] == colors.CURVE_COLORS[1]).all()
+    assert (rgb[10] == 255).all()
+
+
+def test_a_signal_among_several_inputs_keeps_its_shape() -> None:
+    class Two(nn.Module):
+        def forward(self, wave: Tensor, row: Tensor) -> Tensor:
+            return torch.cat([wave.mean((1, 2), keepdim=False)[:, None], row.sum(1, keepdim=True)], 1)
+
+    box = ub.Box(Two(), ub.MultiInput({"wave": ub.Pixels((2, 40)), "row": ub.Features(("a", "b"))}), outputs="logits")
+    x = {"wave": torch.rand(3, 2, 40), "row": torch.randn(3, 2)}
+    assert ub.attribution.gradient(box, x, 0).map["wave"].shape == (3, 2, 40)

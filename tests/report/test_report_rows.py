@@ -1,0 +1,102 @@
+"""Rows of a table in the report and in figures: contributions, counterfactuals, units."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.engine.column_units import column_changes
+from unboxed.plots import charts, tables
+from unboxed.report import report
+
+
+def table() -> tuple[ub.Box, Tensor, Tensor]:
+    """Two classes by `size` and `weight`; `kind` is a category, `noise` does not matter."""
+    torch.manual_seed(0)
+    names, std = ("size", "weight", "kind", "noise"), (10.0, 0.1, 1.0, 5.0)
+    inputs = ub.Features(names, low=(0, 0, 0, -100), mean=(50, 1, 0, 0), std=std, categories={"kind": (0.0, 1.0)})
+    model = nn.Sequential(nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.5, 0.3, 0.0], [-1.0, -0.5, -0.3, 0.0]]))
+        model[0].bias.zero_()
+    x = inputs.clip(inputs.decode(torch.randn(20, 4)))
+    x[:, 2] = torch.tensor([0.0, 1.0]).repeat(10)
+    return ub.Box(model, inputs, outputs="logits", classes=["small", "large"]), x, model(inputs.encode(x)).argmax(1)
+
+
+def test_a_morph_of_a_row_moves_columns_alike_and_leaves_categories() -> None:
+    box, x, y = table()
+    result = ub.synthesis.morph(box, x, 1 - y, confidence=0.8)
+    assert result.confidence_reached.all()
+    assert torch.equal(box.predict(result.images), 1 - y)
+    assert torch.equal(result.images[:, 2:], x[:, 2:])  # the category and the column without weight
+    box.inputs.check(result.images)
+    change = ((result.images - x) / torch.tensor([10.0, 0.1, 1.0, 5.0]))[:, :2]
+    inside = (result.images[:, :2] > 0).all(1)
+    assert torch.allclose(change[inside, 0], 2 * change[inside, 1], rtol=1e-3)  # along the gradient in std
+    assert torch.allclose(box.probs(result.images), result.probs[-1], atol=1e-5)
+    (want,) = torch.autograd.grad(box.model(box.inputs.encode(x.requires_grad_())).gather(1, (1 - y)[:, None]).sum(), x)
+    assert torch.allclose(result.initial_gradient, want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_changes_of_a_row_are_named_and_measured() -> None:
+    box, x, _ = table()
+    after = x[0] + torch.tensor([5.0, 0.2, 0.0, 0.0])
+    changes = column_changes(box.inputs, x[0], after)
+    assert [c.name for c in changes] == ["weight", "size"]
+    assert [c.change for c in changes] == pytest.approx([2.0, 0.5], rel=1e-4)
+    assert changes[0].unit == "standard deviations of its column"
+    assert changes[1].text == f"size {float(x[0, 0]):.4g} → {float(after[0]):.4g}"
+
+
+def test_the_report_explains_rows(tmp_path: Path) -> None:
+    box, x, y = table()
+    y[3] = 1 - y[3]
+    made = report(box, (x, y), tmp_path, sections=["gradients", "morphs", "attacks"], quiet=True)
+    assert made.failures == {}
+    page, facts = made.path.read_text(encoding="utf-8"), json.loads((tmp_path / "report.json").read_text())
+    rows = facts["findings"]["morphs"]["rows"]
+    assert {c["name"] for row in rows for c in row["changes"]} == {"size", "weight"}
+    assert "contribution of each column to" in page
+    assert "Over many rows" in page
+    assert "standard deviations of its column" in page
+    assert (
+        "pixel"
+        not in page[page.index('id="gradients"') : page.index('class="left-out"') if "left-out" in page else None]
+    )
+    contributions = torch.tensor(facts["findings"]["gradients"]["contributions"])
+    assert torch.equal(contributions[:, 3], torch.zeros(len(contributions)))
+
+
+def test_figures_of_tables_name_columns_and_summarize_many_rows() -> None:
+    box, x, y = table()
+    attribution = ub.attribution.integrated_gradients(box, x, y)
+    assert set(ub.plots.figures(attribution, box)) == {"attribution", "summary"}
+    assert set(ub.plots.figures(ub.attribution.integrated_gradients(box, x[:3], 0), box)) == {"attribution"}
+    assert set(ub.plots.figures(ub.synthesis.morph(box, x[:2], 1 - y[:2]), box)) == {"change"}
+    assert set(ub.plots.figures(ub.adversarial.pgd(box, x[:3], y[:3], eps=0.5), box)) == {"change"}
+
+
+def test_the_largest_columns_are_drawn_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, list[str]] = {}
+    monkeypatch.setattr(tables, "signed_bar_chart", lambda bars, **kw: drawn.update(bars=list(bars), n=kw["n_omitted"]))
+    monkeypatch.setattr(tables, "beeswarm_chart", lambda v, x, names, **kw: drawn.update(swarm=list(names)))
+    values, names = np.linspace(-2, 1, 15), [f"c{i}" for i in range(15)]
+    tables.contribution_bars(values, np.arange(15), names)
+    assert drawn["bars"][:2] == ["c0 = 0", "c1 = 1"]
+    assert drawn["n"] == 3
+    tables.column_swarm(np.stack([values, -values]), np.ones((2, 15)), names)
+    assert drawn["swarm"][:2] == ["c0", "c1"]
+
+
+def test_points_of_a_swarm_do_not_overlap_where_they_are_many() -> None:
+    offsets = charts._swarm_offsets(np.zeros(21))
+    assert len(set(offsets)) == 21
+    assert abs(offsets).max() <= 0.45
+    assert (charts._swarm_offsets(np.arange(5.0)) == 0).all()

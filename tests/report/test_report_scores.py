@@ -1,0 +1,122 @@
+"""How good a model is whose outputs exclude nothing: regression, yes/no labels, label maps."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn import metrics
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.report import report
+from unboxed.report.scores import average_precision, label_scores, output_errors, position_scores
+
+PIXELS = ub.Pixels((1, 6, 6))
+
+
+def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
+    made = report(box, data, out, sections=["overview", "attacks", "class-images", "morphs"], quiet=True)
+    assert made.failures == {}
+    page = " ".join(made.path.read_text(encoding="utf-8").split())
+    return page, json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def flat(k: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, k)).eval()
+
+
+def images(n: int = 30) -> Tensor:
+    return torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_errors_are_those_of_scikit_learn() -> None:
+    torch.manual_seed(0)
+    true, predicted = torch.randn(50, 3).double(), torch.randn(50, 3).double()
+    for k, error in enumerate(output_errors(predicted, true, "abc")):
+        t, p = true[:, k].numpy(), predicted[:, k].numpy()
+        assert error.name == "abc"[k]
+        assert error.mae == pytest.approx(metrics.mean_absolute_error(t, p))
+        assert error.rmse == pytest.approx(metrics.root_mean_squared_error(t, p))
+        assert error.r2 == pytest.approx(metrics.r2_score(t, p))
+    assert math.isnan(output_errors(predicted, torch.ones(50, 3).double(), "abc")[0].r2)
+
+
+def test_label_scores_are_those_of_scikit_learn() -> None:
+    torch.manual_seed(0)
+    p, y = (torch.rand(60, 3) * 8).round().double() / 8, torch.randint(0, 2, (60, 3)).double()  # with ties
+    for k, score in enumerate(label_scores(p, y, "abc")):
+        t, yes = y[:, k].numpy(), (p[:, k] > 0.5).numpy()
+        assert score.n_positive == int(t.sum())
+        assert score.precision == pytest.approx(metrics.precision_score(t, yes))
+        assert score.recall == pytest.approx(metrics.recall_score(t, yes))
+        assert score.average_precision == pytest.approx(metrics.average_precision_score(t, p[:, k].numpy()))
+    assert math.isnan(average_precision(p[:, 0], torch.zeros(60, dtype=torch.bool)))
+
+
+def test_position_scores_are_those_of_scikit_learn() -> None:
+    confusion = torch.tensor([[5, 1, 0], [2, 8, 0], [0, 0, 0]])
+    labels = [i for i in range(3) for j in range(3) for _ in range(int(confusion[i, j]))]
+    predicted = [j for i in range(3) for j in range(3) for _ in range(int(confusion[i, j]))]
+    scores = position_scores(confusion, "abc")
+    want = metrics.jaccard_score(labels, predicted, average=None, labels=[0, 1])
+    assert [s.iou for s in scores[:2]] == pytest.approx(list(want))
+    assert (scores[0].accuracy, scores[0].n_positions) == (pytest.approx(5 / 6), 6)
+    assert math.isnan(scores[2].iou)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_regression_is_reported_with_its_errors(k: int, tmp_path: Path) -> None:
+    box, x = ub.Box(flat(k), PIXELS, outputs="regression"), images()
+    y = box(x) + 0.1 * torch.randn(30, k, generator=torch.Generator().manual_seed(1))
+    y[7] += 3
+    page, facts = written(box, (x, y if k > 1 else y[:, 0]), tmp_path)
+    errors = facts["findings"]["overview"]["output_errors"]
+    assert [e["mae"] for e in errors] == pytest.approx((box(x) - y).abs().mean(0).tolist(), rel=1e-5)
+    assert facts["title"].startswith("Mean absolute error" if k == 1 else "Mean R²")
+    assert "predicted against true values of output 0, 30 examples" in page
+    assert facts["findings"]["overview"]["lowest_margin"][0] == 7
+    assert "Largest errors" in page
+    assert f"label {float(y[7, 0]):.3g}" in page or k > 1
+    assert "needs classes, and a regression model has none" in page
+    assert "objective=ub.logit(0) - 3.5" in page
+
+
+def test_yes_no_labels_are_reported_label_by_label(tmp_path: Path) -> None:
+    box, x = ub.Box(flat(3), PIXELS, outputs="multilabel", classes=["cat", "dog", "car"]), images()
+    y = (box(x) > 0).int()
+    y[0] = torch.tensor([1, 1, 0])
+    page, facts = written(box, (x, y), tmp_path)
+    scores = facts["findings"]["overview"]["label_scores"]
+    assert [s["name"] for s in scores] == ["cat", "dog", "car"]
+    p = box.probs(x)
+    want = metrics.average_precision_score(y[:, 1].numpy(), p[:, 1].numpy())
+    assert scores[1]["average_precision"] == pytest.approx(want)
+    assert "label cat, dog" in page
+    assert "open one label k by itself" in page
+    assert "class-images" in facts["findings"]
+
+
+def test_label_maps_are_reported_class_by_class(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    box, x = ub.Box(nn.Conv2d(1, 3, 3, padding=1).eval(), PIXELS), images()
+    y = box.predict(x)
+    y[0, 0] = 255  # positions that do not count
+    page, facts = written(box, (x, y), tmp_path)
+    assert facts["title"] == "100% of positions correct"
+    assert sum(s["n_positions"] for s in facts["findings"]["overview"]["position_scores"]) == 30 * 36 - 6
+    assert "output=lambda out: out.mean((2, 3))" in page
+
+
+@pytest.mark.parametrize("outputs", ["regression", "multilabel"])
+def test_labels_of_another_form_are_left_out(outputs: Any, tmp_path: Path) -> None:
+    box = ub.Box(flat(3), PIXELS, outputs=outputs)
+    for i, y in enumerate([torch.rand(30, 2), ["a"] * 30, torch.full((30, 3), torch.nan)]):
+        data = list(zip(images(), y, strict=True))
+        _, facts = written(box, data, tmp_path / str(i))
+        assert facts["title"] == "3 outputs"
