@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.attribution import gradient
 from unboxed.checks import verdict_tests
-from unboxed.checks.interval import Interval
-from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, TestOutcome, decide, grade
+from unboxed.checks.interval import Interval, bootstrap_mean
+from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, TestOutcome, _interval, decide, grade
 from unboxed.checks.verdict_tests import ESSENTIAL, TESTS, Subject, VerdictTest
 
 BOUNDS = {
@@ -39,6 +39,19 @@ def test_few_examples_are_as_wide_as_examples_usually_are() -> None:
     four = Interval(0.5, 0.49, 0.9, 4, 2).widened(0.2)
     assert four.low == pytest.approx(0.5 - 1.645 * 0.1, abs=1e-3)
     assert four.high == 0.9
+
+
+def test_draws_of_an_example_are_averaged_where_no_other_shares_them() -> None:
+    """Each example has its own other example: what differs between them is noise of the mean, not a common effect."""
+    tests = {t.name: t for t in TESTS}
+    assert [t.name for t in TESTS if not t.shares_draws] == ["own example"]
+    values = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    own = _interval(values, tests["own example"], 0)
+    expected = bootstrap_mean(values.mean(1, keepdim=True), 0)
+    assert (own.low, own.high, own.n_examples, own.n_draws) == (expected.low, expected.high, 8, 6)
+    shared = _interval(values, tests["randomization"], 0)
+    assert shared == bootstrap_mean(values, 0)
+    assert shared.high - shared.low > own.high - own.low
 
 
 def test_intervals_stay_in_the_range_of_the_figure() -> None:

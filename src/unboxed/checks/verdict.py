@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
@@ -239,13 +239,18 @@ def _run(test: VerdictTest, subject: Subject, max_draws: int) -> TestOutcome:
         for draw in range(len(columns), n_draws):
             values = test.values(subject, draw).double().cpu()
             columns.append(values[:, None] if values.ndim == 1 else values)
-        interval = bootstrap_mean(torch.cat(columns, 1), subject.seed)
-        if interval.n_examples < MIN_EXAMPLES:
-            interval = interval.widened(test.spread).clamped(*test.limits)
+        interval = _interval(torch.cat(columns, 1), test, subject.seed)
         decision = decide(interval, test)
         if decision != INCONCLUSIVE or n_draws == limit:
             return _outcome(test, interval, decision)
         n_draws = min(2 * n_draws, limit)
+
+
+def _interval(values: Tensor, test: VerdictTest, seed: int) -> Interval:
+    """The interval of the mean of figures (N, draws); of few examples, as wide as examples usually differ."""
+    pooled = values if test.shares_draws else values.nanmean(1, keepdim=True)
+    interval = replace(bootstrap_mean(pooled, seed), n_draws=values.shape[1])
+    return interval.widened(test.spread).clamped(*test.limits) if interval.n_examples < MIN_EXAMPLES else interval
 
 
 def decide(interval: Interval, test: VerdictTest) -> Grade:

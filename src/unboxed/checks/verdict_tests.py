@@ -123,6 +123,7 @@ class VerdictTest:
     failed: str  # in a few words
     fails: str  # a sentence, with {value} in it
     passes: str  # the same
+    shares_draws: bool = True  # a draw is the same for all examples; else it is averaged within each, not resampled
     skip_when_failed: bool = False  # not needed, and expensive, where another test has failed
 
 
@@ -336,6 +337,7 @@ TESTS = (
         failed="no better than another example's map",
         fails="Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
         passes="it marks more of what matters than another example's map ({value:+.2f})",
+        shares_draws=False,  # another example for each, and each fill as often
         skip_when_failed=True,
     ),
 )  # fmt: skip
