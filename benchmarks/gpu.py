@@ -19,7 +19,7 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import seconds, write
 from models import resnet20, vgg16
-from unboxed.engine.optimize.loop import SYNC_INTERVAL, OptimizationConfig, optimize
+from unboxed.engine.optimize.loop import SYNC_INTERVAL_STEPS, OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import FourierCanvas
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.model.layers import FlopCounter
@@ -65,7 +65,7 @@ def measured(name: str, device: str, given: argparse.Namespace) -> list[dict[str
     found = []
     for autocast, channels_last in product((None, torch.bfloat16), (False, True)):
         box = ub.Box(model, inputs, autocast=autocast, channels_last=channels_last)
-        climb(box, given.rows, given.steps), bare(box, given.rows, SYNC_INTERVAL)
+        climb(box, given.rows, given.steps), bare(box, given.rows, SYNC_INTERVAL_STEPS)
         took = statistics.median(
             seconds(lambda box=box: climb(box, given.rows, given.steps)) for _ in range(given.runs)
         )

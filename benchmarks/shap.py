@@ -62,11 +62,11 @@ def cases(box: ub.Box, images: Tensor) -> list[Any]:
     found = []
     for x in images.split(1):
         played = make_masking(box, x, "slic", None)
-        of = torch.unique(played.active_index[0, 0], return_inverse=True)[
+        of = torch.unique(played.active_segment_index[0, 0], return_inverse=True)[
             1
         ]  # all that hides nothing together, as the last
         k = int(box.predict(x))
-        hides = np.arange(int(of.max()) + 1) < played.n_active[0]
+        hides = np.arange(int(of.max()) + 1) < played.n_active_per_row[0]
         mean = np.mean([ours(box)(x, of, k, 4096, seed) for seed in (101, 102)], 0)
         top = np.isin(np.arange(len(hides)), np.argsort(-np.abs(mean))[:10])
         found.append((x, of, k, hides, top & hides))

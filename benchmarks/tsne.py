@@ -20,14 +20,14 @@ from torch import Tensor
 import unboxed as ub
 from harness import compare, seconds, write
 from unboxed.engine.read import features
-from unboxed.engine.read.embedding import fit_tsne, make_tsne, reduce_dimensions
+from unboxed.engine.read.embedding import fit_tsne, make_unfitted_tsne, pca_features_and_model
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 LAYERS = ("input", "fc2:input")
 
 
 def peer(x: npt.NDArray[Any]) -> Any:
-    return make_tsne(len(x), 30.0, 0).fit(x)
+    return make_unfitted_tsne(len(x), 30.0, 0).fit(x)
 
 
 def figures(points: int, pairs: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def figures(points: int, pairs: int) -> dict[str, Any]:
     h = read["fc2:input"]
     maps: dict[str, Any] = {"input": fit_tsne(read["input"].numpy())}
     work = lambda: maps.update({"fc2:input": fit_tsne(h.numpy())})  # noqa: E731
-    components, _ = reduce_dimensions(h.numpy())
+    components, _ = pca_features_and_model(h.numpy())
     times = compare(work, lambda: peer(components), pairs=pairs, warmup=0)
     found = {a: ub.activations.TsneMap(a, torch.as_tensor(m.points), m).accuracy(y) for a, m in maps.items()}
     return {

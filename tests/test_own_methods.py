@@ -56,7 +56,7 @@ def random_signs(box: Box, x: InputBatch, y: Labels = None, *, eps: Eps = 0.1, s
     check_settings(random_signs, locals())
     state = AttackState(box, x, y, norm=resolve_ball(eps, "linf", None))
     with state:
-        rows = state.evaluate_originals()
+        rows = state.find_rows_to_attack()
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randn(state.x.shape, generator=generator).sign().to(state.x)
         z = box.inputs.clip(state.x + eps * signs)[rows]

@@ -18,7 +18,7 @@ import torch
 import unboxed as ub
 from contracts.common import CARDS, call_example, differences, has_parameters, make_case, result_tensors
 from unboxed.errors import InputError
-from unboxed.validation import SEED_BITS, check_float, check_int, check_seed, suggest
+from unboxed.validation import SEED_BITS, check_float, check_int, check_seed, suggestion_text
 
 ROOT = Path(ub.__file__).parent
 TEXTS: dict[str, Callable[[], Any]] = {
@@ -177,9 +177,9 @@ LONG = {
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     names = ("grad_cam", "grad_cam_plus_plus", "lime")
-    assert suggest("GradCAM", names) == "did you mean 'grad_cam' or 'grad_cam_plus_plus'?"
-    assert suggest("xyz", names) == "there are 'grad_cam', 'grad_cam_plus_plus', 'lime'"
-    assert suggest("xyz", map(str, range(20)), max_listed=2) == "there are '0', '1', ..."
+    assert suggestion_text("GradCAM", names) == "did you mean 'grad_cam' or 'grad_cam_plus_plus'?"
+    assert suggestion_text("xyz", names) == "there are 'grad_cam', 'grad_cam_plus_plus', 'lime'"
+    assert suggestion_text("xyz", map(str, range(20)), max_listed=2) == "there are '0', '1', ..."
 
 
 def test_every_entry_point_is_here() -> None:

@@ -21,19 +21,19 @@ from .inputs.multi import MultiInput, Packed
 from .inputs.pixels import Pixels
 from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
-from .model.batch_dependence import contrast_levels
-from .model.batching import BatchSize, Padding, check_batch_size, in_batches
-from .model.first_forward import explain_failure, first_forward
+from .model.batch_dependence import contrasting_input_levels
+from .model.batching import BatchPadding, BatchSize, check_batch_size, map_in_batches
+from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem
-from .model.outputs import OutputReader, Outputs, class_names_in_config, fitting_names, with_batch_axis
+from .model.outputs import OutputKind, OutputReader, class_names_in_config, fitting_names, with_batch_axis
 from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, binary_logit, check_classes, class_logit, logit
 from .validation import address_list, check_class_names, count_names
 
-MAX_BATCH_BYTES = 2**29  # for the activations of one automatic batch
+MAX_AUTO_BATCH_ACTIVATION_BYTES = 2**29  # for the activations of one automatic batch
 
 
 class Box:
@@ -97,7 +97,7 @@ class Box:
         inputs: Inputs | Preprocessing,
         *,
         classes: Sequence[str] | PathLike[str] | None = None,
-        outputs: Outputs | None = None,
+        outputs: OutputKind | None = None,
         output: object = None,
         mode: Mode = "eval",
         autocast: torch.dtype | None = None,
@@ -116,7 +116,7 @@ class Box:
         self.channels_last = check_channels_last(inputs, channels_last)
         OutputReader(output, outputs)  # refuses an unknown meaning before the model runs
         self._is_opening = self._is_refreshed = self._is_stale = False
-        self._open()
+        self._survey_model()
 
     def reopen(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
         """A box of another model, opened with the settings of this one: classes, outputs, mode and precision.
@@ -174,9 +174,9 @@ class Box:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and unpickled boxes open their model again."""
-        return _reopen, (type(self), self.model, self.inputs, self.mode, self._options)
+        return _unpickle_box, (type(self), self.model, self.inputs, self.mode, self._options)
 
-    def _open(self) -> None:
+    def _survey_model(self) -> None:
         """Survey the model as it is now, in full precision: rows are compared."""
         self._is_opening = True
         try:
@@ -223,13 +223,15 @@ class Box:
         """
         if not self._is_opening and (self._is_stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
             self._is_stale = True  # until it has been opened
-            self._open()
+            self._survey_model()
         self._is_refreshed = True
 
     def _run_first_forward(self) -> None:
         """One forward pass on noise: which layers run, what the output means, whether rows are independent."""
         noise = self.noise(3 if self.max_rows >= 3 else 1)
-        contrast_inputs = inputs_at_levels(self.inputs, contrast_levels(self.inputs.shape, self.device)).to(self.dtype)
+        contrast_inputs = inputs_at_levels(self.inputs, contrasting_input_levels(self.inputs.shape, self.device)).to(
+            self.dtype
+        )
         self.profile, self.batch_dependent = first_forward(
             self._model, self.raw_output, noise, contrast_inputs, (self.min_rows, self.max_rows)
         )
@@ -238,11 +240,11 @@ class Box:
         self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).opened(
             self.profile.output,
             self.inputs,
-            lambda x: self._run(noise if x is None else x),
+            lambda x: self._raw_output_without_grad(noise if x is None else x),
             count_names(self._options["classes"]),
             class_names_in_config(self.model),
         )
-        self.outputs: Outputs = self.output_reader.outputs or "logits"
+        self.outputs: OutputKind = self.output_reader.outputs or "logits"
         self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
         self._n_columns, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
@@ -264,15 +266,15 @@ class Box:
         """
         return self.inputs.random_inputs(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
-    def _run(self, x: Tensor) -> object:
+    def _raw_output_without_grad(self, x: Tensor) -> object:
         with self._model.run(grad=False):
             return self.raw_output(x)
 
     def _enable_autocast(self, autocast: torch.dtype) -> None:
         """Run in mixed precision from here on. Raises InputError where the model fails in it."""
         self.autocast = state.check_autocast(autocast, self.model_dtype)
-        with explain_failure(f"run under autocast={autocast}"):
-            self._run(self.noise(max(2, self.min_rows))[: self.max_rows])
+        with reraising_as_input_error(f"run under autocast={autocast}"):
+            self._raw_output_without_grad(self.noise(max(2, self.min_rows))[: self.max_rows])
 
     def isolated(
         self, *, grad: bool = True, rule: relu_rules.ReluRule | None = None, seed: int = 0
@@ -334,14 +336,14 @@ class Box:
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
         n = x.shape[0]
-        padding = Padding(n, max(n, self.min_rows))
+        padding = BatchPadding(n, max(n, self.min_rows))
         hook_dicts = bool(inner_addresses or rewrites)
         with (
             capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding)
             if hook_dicts
             else state.NO_CONTEXT as captured,
-            state.SharedDropoutMask() if self.stochastic else state.NO_CONTEXT,
-            self.output_reader.watch_final_op("logits" in addresses) as final_op,
+            state.SharedDropoutMaskMode() if self.stochastic else state.NO_CONTEXT,
+            self.output_reader.recording_final_op("logits" in addresses) as final_op,
         ):
             raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None
         acts = Acts({"input": x})
@@ -408,7 +410,7 @@ class Box:
         """
         self.refresh(hooks=False)
         x = self.inputs.check(as_batch(x, self.inputs))
-        with state.out_of_inference():
+        with state.leaving_inference_mode():
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, (MultiInput, Pixels)) else x
             if packed.dtype == self.dtype and packed.device == self.device:
                 return packed.detach().clone()
@@ -473,7 +475,7 @@ class Box:
         """
         classes = self.class_numbers(y)
         check_classes(classes, n, self.n_outputs)
-        with state.out_of_inference():
+        with state.leaving_inference_mode():
             return classes.to(self.device, torch.long, copy=True).expand(n)
 
     def objective(self, target: Any, n: int) -> Objective:
@@ -567,7 +569,7 @@ class Box:
             raise OutputError(f"{caller} {problem}")
 
     @property
-    def _read_batch_limit(self) -> int:
+    def _no_grad_batch_limit(self) -> int:
         """As `batch_limit`, for forward passes without gradients, which hold few layers at a time."""
         return self.rows_within(self.profile.peak_bytes_per_example)
 
@@ -590,7 +592,7 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).rows_within(2**24)
             32
         """
-        return max(1, min(1024, self.max_rows, MAX_BATCH_BYTES // max(1, bytes_per_example)))
+        return max(1, min(1024, self.max_rows, MAX_AUTO_BATCH_ACTIVATION_BYTES // max(1, bytes_per_example)))
 
     @property
     def accepts_proxies(self) -> bool:
@@ -598,7 +600,7 @@ class Box:
         return not (self.batch_dependent or self.stochastic) and self.min_rows == 1
 
     def batch_plan(self, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
-        """The arguments of `model.batching.in_batches`: rows that depend on one another are never split.
+        """The arguments of `model.batching.map_in_batches`: rows that depend on one another are never split.
 
         Args:
             n: Number of examples.
@@ -659,8 +661,8 @@ class Box:
         # activations without a batch axis cannot be joined from parts
         unsplittable = any(not self.has_batch_axis(a) for a in addresses)
         size, limit = self.batch_plan(len(x), batch_size, batch_dependent=unsplittable)
-        parts = in_batches(
-            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._read_batch_limit
+        parts = map_in_batches(
+            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._no_grad_batch_limit
         )
         if len(parts) == 1:
             return {a: parts[0][a] for a in addresses}
@@ -769,5 +771,5 @@ class Box:
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
 
 
-def _reopen(box_type: type[Box], model: nn.Module, inputs: Inputs, mode: Mode, options: dict[str, Any]) -> Box:
+def _unpickle_box(box_type: type[Box], model: nn.Module, inputs: Inputs, mode: Mode, options: dict[str, Any]) -> Box:
     return box_type(model, inputs, mode=mode, **options)

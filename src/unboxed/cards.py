@@ -17,26 +17,26 @@ from weakref import ref
 
 from .errors import InputError
 from .settings import Setting, settings_of
-from .validation import plain_name, suggest
+from .validation import normalized_name, suggestion_text
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
 FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "robustness")
 ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
-NEEDS = {
+NEED_DESCRIPTIONS = {
     "pixels": "inputs that are images alone (Pixels)",
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",
 }
-AXIOMS = {
+AXIOM_DESCRIPTIONS = {
     "contribution": "on a linear model, exactly w * (x - baseline)",
     "completeness": "sums to score(x) - score(baseline)",
     "dummy": "what the model ignores gets exactly zero",
     "symmetry": "what plays the same part with the same value gets the same share",
 }
-RETURNS = {
+RETURN_KIND_DESCRIPTIONS = {
     "attribution": "a map with one value per input value or per position",
     "images": "images, with their frames where they were asked for",
     "adversarial": "adversarial images, with success, distance and queries",
@@ -61,9 +61,9 @@ class Card:
     shows: str
     does_not_show: str
     example: Callable[..., Any]
-    needs: tuple[str, ...] = ()  # keys of NEEDS
+    needs: tuple[str, ...] = ()  # keys of NEED_DESCRIPTIONS
     exempt: Mapping[str, str] = field(default_factory=dict)  # {contract: the reason why it does not apply}
-    axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOMS
+    axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOM_DESCRIPTIONS
     minimal: bool = False  # of attacks: searches for the smallest change, instead of any within eps
     gradient_free: bool = False  # of attacks: needs the model's outputs alone
     default_attack: Mapping[str, Any] | None = (
@@ -89,7 +89,7 @@ class Card:
 
     @property
     def returns(self) -> str:
-        """What the method gives, a key of RETURNS, as its result type says; "table" where none does."""
+        """What the method gives, a key of RETURN_KIND_DESCRIPTIONS, as its result type says, else "table"."""
         result = get_type_hints(self.method).get("return")
         result = get_args(result)[0] if get_origin(result) is tuple else result  # one result per layer
         return str(getattr(result, "returns", "table"))
@@ -119,7 +119,7 @@ def card(
     default_attack: Mapping[str, Any] | None = None,
     runs: Callable[[Mapping[str, Any]], float] | float = 1,
     order: int = 100,
-) -> Callable[[Method], Method]:
+) -> Callable[[MethodT], MethodT]:
     """Attach a card to a method and return the method unchanged.
 
     Args:
@@ -130,9 +130,9 @@ def card(
         example: `example(method, box, x, y)`, its smallest useful call on images x (N, C, H, W) and classes y (N,).
         family: "attribution", "adversarial", ...; None takes the package that the method lies in. A method of your own
             that names none is listed as "own".
-        needs: What the model or its inputs must have, of `NEEDS`.
+        needs: What the model or its inputs must have, of `NEED_DESCRIPTIONS`.
         exempt: {contract: reason} of contracts that cannot hold for it.
-        axioms: Those of `AXIOMS` that it keeps exactly.
+        axioms: Those of `AXIOM_DESCRIPTIONS` that it keeps exactly.
         minimal: Of an attack: it searches for the smallest change; False: for any within eps.
         gradient_free: Of an attack: it needs the model's outputs alone.
         default_attack: Of an attack: the settings with which `robustness.evaluate` runs it where no attack is named.
@@ -152,12 +152,12 @@ def card(
         >>> brightness.card.family
         'attribution'
     """
-    _check_known("needs", needs, NEEDS)
-    _check_known("axioms", axioms, AXIOMS)
+    _check_known("needs", needs, NEED_DESCRIPTIONS)
+    _check_known("axioms", axioms, AXIOM_DESCRIPTIONS)
     if family is not None:
         _check_known("family", [family], [*FAMILIES, "own"])
 
-    def attach(method: Method) -> Method:
+    def attach(method: MethodT) -> MethodT:
         method.card = Card(  # type: ignore[attr-defined]
             method,
             family or _family_of(method),
@@ -193,17 +193,19 @@ def _family_of(method: Callable[..., Any]) -> str:
 
 # -- all methods -------------------------------------------------------------------------------------------------------
 
-_REGISTERED: dict[tuple[str, str], Callable[[], Any]] = {}  # weak references: a method lives as long as its module
+_REGISTERED_METHOD_REFS: dict[
+    tuple[str, str], Callable[[], Any]
+] = {}  # weak references: a method lives as long as its module
 
 
 def _register(method: Callable[..., Any]) -> None:
     place = (str(method.__module__), str(getattr(method, "__qualname__", id(method))))
-    _REGISTERED[place] = ref(method, partial(_unregister, place))
+    _REGISTERED_METHOD_REFS[place] = ref(method, partial(_unregister, place))
 
 
 def _unregister(place: tuple[str, str], reference: ref[Any]) -> None:
-    if _REGISTERED.get(place) is reference:  # another of the same name may have come since
-        del _REGISTERED[place]
+    if _REGISTERED_METHOD_REFS.get(place) is reference:  # another of the same name may have come since
+        del _REGISTERED_METHOD_REFS[place]
 
 
 def cards(family: str | None = None) -> tuple[Card, ...]:
@@ -226,7 +228,7 @@ def cards(family: str | None = None) -> tuple[Card, ...]:
     for name in FAMILIES:
         importlib.import_module(f"unboxed.{name}")
     _load_entry_points()
-    methods = [method for reference in [*_REGISTERED.values()] if (method := reference()) is not None]
+    methods = [method for reference in [*_REGISTERED_METHOD_REFS.values()] if (method := reference()) is not None]
     own = {id(m): not str(m.__module__).startswith("unboxed.") for m in methods}
     families = [*FAMILIES, "own"]
     methods.sort(key=lambda m: (own[id(m)], families.index(m.card.family), m.card.order))
@@ -256,8 +258,8 @@ def find_card(name: str, among: Iterable[Card] | None = None) -> Card:
     Raises InputError with the nearest names where there is none.
     """
     among = cards() if among is None else tuple(among)
-    by_spelling = {plain_name(word): c for c in reversed(among) for word in (c.key, c.name)}
-    if (plain := plain_name(name)) not in by_spelling:
+    by_spelling = {normalized_name(word): c for c in reversed(among) for word in (c.key, c.name)}
+    if (plain := normalized_name(name)) not in by_spelling:
         names = dict.fromkeys(c.key for c in among)
-        raise InputError(f"there is no method {name!r}; {suggest(name, names, max_listed=len(names))}")
+        raise InputError(f"there is no method {name!r}; {suggestion_text(name, names, max_listed=len(names))}")
     return by_spelling[plain]

@@ -15,7 +15,7 @@ from .inputs.examples import read_again
 from .loading.checkpoints import weights
 
 T = TypeVar("T")
-Checkpoint = str | Path | Mapping[str, Any]
+CheckpointSource = str | Path | Mapping[str, Any]
 """A file of weights, or a state dict."""
 
 
@@ -89,7 +89,9 @@ def _check_same_inputs(first: tuple[str, Box], second: tuple[str, Box]) -> None:
         )
 
 
-def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> Iterator[tuple[str, Box]]:
+def epochs(
+    box: Box, checkpoints: Mapping[str, CheckpointSource] | Sequence[CheckpointSource]
+) -> Iterator[tuple[str, Box]]:
     """A box for each checkpoint of a training: a copy of the box's model with these weights.
 
     Each is read when its turn comes, as `unboxed.load` reads weights: nothing is unpickled. The model itself is not
@@ -119,7 +121,9 @@ def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint
         yield name, _box_with_weights(box, checkpoint)
 
 
-def _named_checkpoints(checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
+def _named_checkpoints(
+    checkpoints: Mapping[str, CheckpointSource] | Sequence[CheckpointSource],
+) -> list[tuple[str, CheckpointSource]]:
     if isinstance(checkpoints, (str, Path)) or (isinstance(checkpoints, Mapping) and _is_state_dict(checkpoints)):
         raise InputError("give several checkpoints: a list of files or state dicts, or {name: file or state dict}")
     if isinstance(checkpoints, Mapping):
@@ -134,7 +138,7 @@ def _is_state_dict(value: Mapping[str, Any]) -> bool:
     return any(isinstance(h, Tensor) for h in value.values())
 
 
-def _box_with_weights(box: Box, checkpoint: Checkpoint) -> Box:
+def _box_with_weights(box: Box, checkpoint: CheckpointSource) -> Box:
     try:
         model = copy.deepcopy(box.model)
     except Exception as error:

@@ -58,7 +58,7 @@ class UnboxedWarning(UserWarning):
     """Something that matters for reading a result."""
 
 
-INTERNAL_PACKAGES = frozenset({"unboxed", "torch", "contextlib", "functools"})
+WARNING_SKIPPED_PACKAGES = frozenset({"unboxed", "torch", "contextlib", "functools"})
 """Top-level packages whose frames a warning is never attributed to: ours, and those between our own frames."""
 
 
@@ -68,7 +68,7 @@ def warn(message: str) -> None:
     As `warnings.warn(skip_file_prefixes=...)` of Python 3.12.
     """
     frame = sys._getframe(1)
-    while frame.f_back is not None and _module_name(frame.f_globals).partition(".")[0] in INTERNAL_PACKAGES:
+    while frame.f_back is not None and _module_name(frame.f_globals).partition(".")[0] in WARNING_SKIPPED_PACKAGES:
         frame = frame.f_back
     registry = frame.f_globals.setdefault("__warningregistry__", {})
     location = frame.f_code.co_filename, frame.f_lineno, _module_name(frame.f_globals)

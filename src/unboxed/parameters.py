@@ -42,7 +42,7 @@ UnitAxis = Annotated[int, "Axis of the layer's units; its other axes, but for th
 NExamples = Annotated[int, AtLeast(1), Unit("examples"), "Number of examples to find."]
 
 Upsample = Annotated[bool, "Enlarge the map to the size of the image (bilinear)."]
-On = Annotated[
+ExplainedQuantity = Annotated[
     Literal["probability", "score"] | None, "What is explained: the probability of the class, or the score of `target`."
 ]
 
@@ -61,9 +61,9 @@ StepSize = Annotated[float | None, Above(0), Unit("pixel range"), "Length of a s
 RandomStart = Annotated[bool, "Start at a random point of the ball instead of at x."]
 Restarts = Annotated[int, AtLeast(1), Unit("runs"), "Number of runs, each from another random start."]
 EarlyStop = Annotated[bool, "Stop examples as soon as they are good enough."]
-Starts = Annotated[Tensor | None, "Images (S, ...) to start from."]
-Queries = Annotated[int, AtLeast(1), Unit("forward passes"), "Largest number of forward passes per example."]
-NoiseDraws = Annotated[
+StartImages = Annotated[Tensor | None, "Images (S, ...) to start from."]
+MaxQueries = Annotated[int, AtLeast(1), Unit("forward passes"), "Largest number of forward passes per example."]
+NModelNoiseDraws = Annotated[
     int, AtLeast(1), Unit("draws"), "Draws of the model's own noise that gradients are averaged over."
 ]
 Bits = Annotated[
@@ -77,11 +77,11 @@ CheckpointPath = Annotated[
 
 TargetClasses = Annotated[ClassLabels | None, Holds("labels"), "Classes (K,) to make an image for."]
 OptionalSteps = Annotated[int | None, AtLeast(0), Unit("steps"), "Number of iterations."]
-Confidence = Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."]
+StopProbability = Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."]
 CanvasKind = Annotated[Literal["fourier", "pixels", "maco"], "Parameterization of the images."]
-Diversity = Annotated[float, AtLeast(0), "Weight of the term that makes the images of one objective differ."]
-Smoothness = Annotated[float, AtLeast(0), "Weight of the total variation, which is kept small."]
-Jitter = Annotated[int | None, AtLeast(0), Unit("pixels"), "Largest random shift of the images in each step."]
+DiversityWeight = Annotated[float, AtLeast(0), "Weight of the term that makes the images of one objective differ."]
+TotalVariationWeight = Annotated[float, AtLeast(0), "Weight of the total variation, which is kept small."]
+MaxJitter = Annotated[int | None, AtLeast(0), Unit("pixels"), "Largest random shift of the images in each step."]
 NStarts = Annotated[int, AtLeast(1), Unit("images"), "Images per input, each from another random start."]
 
 # -- runs --------------------------------------------------------------------------------------------------------------

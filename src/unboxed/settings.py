@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from .errors import InputError
 from .validation import check_float, check_int
 
-Kind = Literal["int", "float", "bool", "str", "choice", "ints", "floats", "strs", "tensor", "path", "object",
+SettingKind = Literal["int", "float", "bool", "str", "choice", "ints", "floats", "strs", "tensor", "path", "object",
                "inputs", "labels", "target", "objective", "layer", "layers", "data", "seed"]  # fmt: skip
 """What a setting holds: a plain value or several, or (second line) what a command makes of words by its model."""
 
@@ -68,7 +68,7 @@ class Unit:
 class Holds:
     """What a setting holds, where its type does not say: Holds("layer") of a str that is a layer's address."""
 
-    kind: Kind
+    kind: SettingKind
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Setting:
     """One parameter of a method: its kind, range, unit, default and a line of help."""
 
     name: str
-    kind: Kind = "object"
+    kind: SettingKind = "object"
     default: Any = REQUIRED
     help: str = ""
     unit: str = ""
@@ -91,11 +91,11 @@ class Setting:
     @property
     def range(self) -> str:
         """The values that it takes, in words: "0 or more", '"linf" or "l2"', "above 0 and below 1"."""
-        words = [text for key, text in self._range_words().items() if key in self.bounds]
-        listed = " or ".join(map(_quoted, self.choices))
+        words = [text for key, text in self._range_text_by_bound().items() if key in self.bounds]
+        listed = " or ".join(map(_as_literal_text, self.choices))
         return " or ".join(filter(None, (" and ".join(words), listed)))
 
-    def _range_words(self) -> dict[str, str]:
+    def _range_text_by_bound(self) -> dict[str, str]:
         b = self.bounds
         return {
             "minimum": f"{b.get('minimum', 0):g} or more",
@@ -109,7 +109,7 @@ class Setting:
         if (value is None and self.optional) or (self.choices and _is_one_of(value, self.choices)):
             return
         if self.kind == "choice":
-            raise InputError(f"{self.name} must be {_any_of(self.choices)}; got {value!r}")
+            raise InputError(f"{self.name} must be {_choices_text(self.choices)}; got {value!r}")
         if self.kind == "int":
             self._check_range(partial(check_int, minimum=-math.inf), value)
         elif self.kind == "float":
@@ -124,19 +124,19 @@ class Setting:
         try:
             check(self.name, value, **self.bounds)
         except InputError as error:
-            besides = [*map(_quoted, self.choices), *["None"] * self.optional]
+            besides = [*map(_as_literal_text, self.choices), *["None"] * self.optional]
             if not besides:
                 raise
             wanted, _, got = str(error).rpartition("; got ")
             raise InputError(f"{wanted}, or {' or '.join(besides)}; got {got}") from None
 
 
-def _quoted(value: Any) -> str:
+def _as_literal_text(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _any_of(choices: Sequence[Any]) -> str:
-    *first, last = map(_quoted, choices)
+def _choices_text(choices: Sequence[Any]) -> str:
+    *first, last = map(_as_literal_text, choices)
     return f"{', '.join(first)} or {last}" if first else last
 
 
@@ -181,13 +181,15 @@ def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
 
 
 def _read_settings(method: Callable[..., Any]) -> dict[str, Setting]:
-    hints = get_type_hints(_plain_function(method), include_extras=True)
+    hints = get_type_hints(_underlying_function(method), include_extras=True)
     parameters = inspect.signature(method).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return {p.name: _setting(p, hints.get(p.name, Any)) for p in named if not _is_box(p, hints.get(p.name))}
+    return {
+        p.name: _setting_from_parameter(p, hints.get(p.name, Any)) for p in named if not _is_box(p, hints.get(p.name))
+    }
 
 
-def _plain_function(method: Callable[..., Any]) -> Callable[..., Any]:
+def _underlying_function(method: Callable[..., Any]) -> Callable[..., Any]:
     """The function below a `functools.partial` or an object that is called: its annotations can be read."""
     method = getattr(method, "func", method)
     return method if inspect.isroutine(method) else type(method).__call__
@@ -197,14 +199,14 @@ def _is_box(parameter: inspect.Parameter, hint: Any) -> bool:
     return parameter.name == "box" or getattr(hint, "__name__", "") == "Box"
 
 
-def _setting(parameter: inspect.Parameter, hint: Any) -> Setting:
+def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
     marks = _annotations_of(hint)
-    plain, optional, choices = _types_and_choices(hint)
+    plain, optional, choices = _types_optional_and_choices(hint)
     bounds = {k: v for m in marks if isinstance(m, (AtLeast, AtMost, Above, Below)) for k, v in vars(m).items()}
     stated = [m.kind for m in marks if isinstance(m, Holds)]
     return Setting(
         name=parameter.name,
-        kind=stated[0] if stated else _kind(plain, choices),
+        kind=stated[0] if stated else _kind_of_types(plain, choices),
         default=parameter.default,
         help=next((m for m in marks if isinstance(m, str)), ""),
         unit=next((m.unit for m in marks if isinstance(m, Unit)), ""),
@@ -226,23 +228,23 @@ def _annotations_of(hint: Any) -> list[Any]:
     return marks
 
 
-def _types_and_choices(hint: Any) -> tuple[list[Any], bool, tuple[Any, ...]]:
+def _types_optional_and_choices(hint: Any) -> tuple[list[Any], bool, tuple[Any, ...]]:
     """The types of a hint, whether None is one of them, and the values of its Literals."""
     if get_origin(hint) is Annotated:
-        return _types_and_choices(get_args(hint)[0])
+        return _types_optional_and_choices(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return [], None in get_args(hint), tuple(v for v in get_args(hint) if v is not None)
     if get_origin(hint) in (Union, UnionType):
-        parts = [_types_and_choices(part) for part in get_args(hint)]
+        parts = [_types_optional_and_choices(part) for part in get_args(hint)]
         types = [t for types, _, _ in parts for t in types]
         return types, any(o for _, o, _ in parts), tuple(v for _, _, values in parts for v in values)
     return ([], True, ()) if hint is NoneType else ([hint], False, ())
 
 
-SEQUENCE_KINDS = {int: "ints", float: "floats", str: "strs"}
+SEQUENCE_KIND_BY_TYPE = {int: "ints", float: "floats", str: "strs"}
 
 
-def _kind(types: list[Any], choices: tuple[Any, ...]) -> Any:
+def _kind_of_types(types: list[Any], choices: tuple[Any, ...]) -> Any:
     """The kind of the first type that has one."""
     if not types:
         return "choice" if choices else "object"
@@ -253,8 +255,8 @@ def _kind(types: list[Any], choices: tuple[Any, ...]) -> Any:
         if (
             get_origin(hint) is not None
             and issubclass(get_origin(hint), Sequence)
-            and get_args(hint)[0] in SEQUENCE_KINDS
+            and get_args(hint)[0] in SEQUENCE_KIND_BY_TYPE
         ):
-            return SEQUENCE_KINDS[get_args(hint)[0]]
+            return SEQUENCE_KIND_BY_TYPE[get_args(hint)[0]]
     type_names = {getattr(t, "__name__", "") for t in types}
     return "objective" if "Objective" in type_names else "tensor" if "Tensor" in type_names else "object"

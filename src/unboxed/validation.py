@@ -95,18 +95,18 @@ def address_list(addresses: object) -> list[str]:
     return list(addresses)
 
 
-def plain_name(name: str) -> str:
+def normalized_name(name: str) -> str:
     """A name without case and punctuation: "Grad-CAM++" and "grad_cam_plus_plus" are one."""
     return "".join(c for c in name.casefold().replace("+", "plus") if c.isalnum())
 
 
 def nearest_names(name: str, names: Iterable[str]) -> list[str]:
     """Up to three of the names that are spelled like an unknown one, the nearest first."""
-    by_spelling = {plain_name(known): known for known in names}
-    return [by_spelling[match] for match in get_close_matches(plain_name(name), by_spelling)]
+    by_spelling = {normalized_name(known): known for known in names}
+    return [by_spelling[match] for match in get_close_matches(normalized_name(name), by_spelling)]
 
 
-def suggest(name: str, names: Iterable[str], max_listed: int = 5) -> str:
+def suggestion_text(name: str, names: Iterable[str], max_listed: int = 5) -> str:
     """The end of an error about an unknown name: "did you mean 'a' or 'b'?", or else "there are 'a', 'b', ..."."""
     names = list(names)
     if nearest := nearest_names(name, names):

@@ -70,7 +70,7 @@ def test_a_batch_dependent_model_gets_all_data_at_once() -> None:
     box = ub.Box(entry.box.model, entry.box.inputs, mode="as-is")
     assert box.batch_dependent
     data = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    address = features.hidden_layer_inputs(box)[-1]
+    address = features.hidden_layer_input_addresses(box)[-1]
     want = nearest_points(
         box.read(entry.x, [address])[address].flatten(1), box.read(data, [address])[address].flatten(1), 3
     )

@@ -69,7 +69,7 @@ def test_nothing_depends_on_the_number_of_threads() -> None:
     h = torch.randn(300, 20, generator=torch.Generator().manual_seed(0)).numpy()
     result = []
     for jobs in (1, 2):
-        work = embedding.make_tsne(300, 30.0, 0)
+        work = embedding.make_unfitted_tsne(300, 30.0, 0)
         work.n_jobs, work.early_exaggeration_iter, work.n_iter = jobs, 3, 3
         result.append(np.array(work.fit(h)))
     assert np.array_equal(*result)
@@ -126,8 +126,8 @@ def test_named_layers() -> None:
 def test_deep_models_are_sampled_over_their_depth() -> None:
     model = nn.Sequential(nn.Flatten(), *[nn.Linear(4, 4) for _ in range(12)], nn.Linear(4, 2)).eval()
     box = ub.Box(model, ub.Pixels((1, 2, 2)))
-    assert features.hidden_layer_inputs(box, 4) == ["2:input", "6:input", "9:input", "13:input"]
-    assert features.hidden_layer_inputs(box, 1) == ["13:input"]
+    assert features.hidden_layer_input_addresses(box, 4) == ["2:input", "6:input", "9:input", "13:input"]
+    assert features.hidden_layer_input_addresses(box, 1) == ["13:input"]
 
 
 def test_columns_of_a_table_have_equal_weight() -> None:
@@ -148,7 +148,7 @@ def test_a_sketch_keeps_distances() -> None:
 
 def test_wide_layers_are_sketched_for_new_examples_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SKETCH_SIZE", 32)
-    monkeypatch.setattr(features, "MAX_FEATURE_VALUES", 1)
+    monkeypatch.setattr(features, "MAX_UNSKETCHED_VALUES", 1)
     box, (x, y) = make_case("plain").box, clustered(60)
     maps = tsne(box, x)
     assert maps.layers[1].embedding.components.shape[1] <= 32

@@ -98,7 +98,7 @@ class Dies:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_checkpoint_resumes_the_run(error: type[BaseException], tmp_path: Path, monkeypatch: Any) -> None:
     """Ended anywhere, by Ctrl-C or by an error, and called again with its checkpoint: the very same result."""
-    monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_CHUNK_ROWS", 3)
+    monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_ROWS_BETWEEN_CHECKPOINTS", 3)
     whole = auto_attack(wide().box, wide().x, wide().y, **SMALL)
     c = wide()
     dies = Dies(c.box.model, error)
@@ -260,7 +260,7 @@ def test_ctrl_c_keeps_what_was_found(share: float) -> None:
 def test_chunks_and_batches_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     c = wide()
     whole = auto_attack(c.box, c.x, c.y, **SMALL)
-    monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_CHUNK_ROWS", size)
+    monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_ROWS_BETWEEN_CHECKPOINTS", size)
     assert (
         differences(result_tensors(auto_attack(c.box, c.x, c.y, **SMALL, batch_size=size)), result_tensors(whole), 1e-9)
         == []

@@ -136,7 +136,7 @@ def test_the_nearest_adversarial_start_is_used() -> None:
     c = make_case("plain", torch.float64)
     pool = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     attempt = AttackState(c.box, c.x[:2], c.y[:2], norm=unbounded_ball("l2"))
-    z, rows = DecisionOracle(attempt, 100, 0).find_starts(attempt.evaluate_originals(), pool)
+    z, rows = DecisionOracle(attempt, 100, 0).find_starts(attempt.find_rows_to_attack(), pool)
     for image, row in zip(z, rows.tolist(), strict=True):
         good = pool[c.box.predict(pool) != c.y[row]]
         assert torch.equal(image, good[(good - c.x[row]).flatten(1).norm(dim=1).argmin()])
@@ -223,7 +223,7 @@ def test_memory_for_the_directions_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     """In smaller parts, the same images of each row, and the same answer."""
     c, _ = halves(3)
     monkeypatch.setattr(
-        sys.modules[_HopSkipJump.__module__], "MAX_DIRECTION_VALUES", 30 * 8 * 4
+        sys.modules[_HopSkipJump.__module__], "MAX_DIRECTION_VALUES_IN_MEMORY", 30 * 8 * 4
     )  # in blocks of 4, for one row at a time
     held = list[int]()
     c.box.model.register_forward_pre_hook(lambda m, args: held.append(len(args[0])))

@@ -69,7 +69,7 @@ def test_evolution_needs_no_gradient() -> None:
 
 def archive_literally(box: ub.Box, children: int, generations: int) -> tuple[Tensor, Tensor]:
     """Child by child and class by class, with the draws of the fast one."""
-    encoding, shape = evolution.ENCODINGS["evolution"], box.inputs.shape
+    encoding, shape = evolution.ENCODING_BY_ALGORITHM["evolution"], box.inputs.shape
     born = encoding.initial_genomes(children, shape, step_generator(0, 0, box.device))
     best = [(-float("inf"), born[k]) for k in range(4)]
     for generation in range(generations + 1):

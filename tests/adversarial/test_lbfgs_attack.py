@@ -15,7 +15,7 @@ from torch import Tensor
 import unboxed as ub
 from models import curved, near_a_boundary
 from unboxed.adversarial import distortion, lbfgs
-from unboxed.engine.optimize.lbfgs import LBFGSState, initial_state, select_states
+from unboxed.engine.optimize.lbfgs import LBFGSState, initial_state, where_states
 from unboxed.errors import InputError
 
 N, D = 4, 24
@@ -51,7 +51,7 @@ def ours(f: Problem, z: Tensor, looks: int) -> LBFGSState:
     for _ in range(looks):
         trial = search.trial(LOW, HIGH)
         assert ((trial >= 0) & (trial <= 1)).all()
-        search = select_states(search.finished, search, search.update(trial, *evaluated(f, trial), LOW, HIGH, 1e-14))
+        search = where_states(search.finished, search, search.update(trial, *evaluated(f, trial), LOW, HIGH, 1e-14))
     return search
 
 
@@ -77,7 +77,7 @@ def test_changing_c_needs_no_query() -> None:
     g: Problem = lambda z: f(z) + 0.3 * ((z - FAR) ** 2).sum(1)  # noqa: E731
     search = ours(f, torch.full((N, D), 0.5).double(), 5)
     r = search.z - FAR
-    known = search.restart_with(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
+    known = search.restart_from_gradient(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
     value, grad = evaluated(g, search.z)
     assert torch.allclose(known.value, value)
     assert torch.allclose(known.grad, grad)

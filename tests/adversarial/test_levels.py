@@ -49,7 +49,7 @@ def files(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
 def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> AttackState:
     """What a perfect minimal attack on a linear model finds: the closed form, by the dual norm."""
     attempt = AttackState(box, x, 0, norm=unbounded_ball(norm))
-    rows = attempt.evaluate_originals()
+    rows = attempt.find_rows_to_attack()
     w = box.model.w.detach()
     need = (-(x.flatten(1) @ w + box.model.b.detach()) * (1 + beyond))[:, None]  # (N, 1)
     first = torch.zeros_like(w)
@@ -179,13 +179,13 @@ def test_failures_are_not_repaired() -> None:
     x = files(6)
     box = ub.Box(Linear(0, far=0.05), ub.Pixels(SHAPE))
     lost = AttackState(box, x, 0, norm=unbounded_ball("l2"))
-    lost.evaluate_originals()
+    lost.find_rows_to_attack()
     made = result(lost)
     assert torch.equal(made.success, made.initially_misclassified)
     assert torch.equal(made.images, x)
     ball = L2(0.3)
     tried = AttackState(box, x, 0, norm=ball)
-    tried.evaluate_originals()
+    tried.find_rows_to_attack()
     assert result(tried, ball).success.all()
 
 
@@ -196,7 +196,7 @@ def test_a_ball_contains_its_integer_levels(levels: float) -> None:
     box = ub.Box(Linear(0, far=0.012), ub.Pixels(SHAPE))
     best = x + math.floor(levels) / 255 * box.model.w.detach().sign().view(SHAPE)
     attempt = AttackState(box, x, 0, norm=ball)
-    rows = attempt.evaluate_originals()
+    rows = attempt.find_rows_to_attack()
     corner = x + ball.eps * box.model.w.detach().sign().view(SHAPE)  # the best in floating point
     attempt.keep_nearer(corner[rows], rows, box.predict(corner)[rows] == 1)
     made = result(attempt, ball)
@@ -209,7 +209,7 @@ def test_targets_and_objectives() -> None:
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
     for want in ({"target": 1}, {"objective": ub.logit(1) - ub.logit(0)}):
         attempt = AttackState(box, x, norm=Linf(0.2), **want)
-        attempt.evaluate_originals()
+        attempt.find_rows_to_attack()
         assert result(attempt, Linf(0.2)).success.all()
 
 
@@ -219,12 +219,12 @@ def test_projected_points_are_inside(ball: NormBall) -> None:
     x[:10] = (x[:10] * 255).round() / 255
     grid = make_level_grid(x, 255, ball)
     v = 255 * x + 20 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    z = grid.nearest_in_ball(v)
+    z = grid.nearest_levels_in_ball(v)
     assert torch.equal(z, z.round())
     assert z.min() >= 0
     assert z.max() <= 255
     inside = ball.distance(z.float() / 255, x) <= ball.eps * (1 + 1e-6) + 1e-7
-    assert torch.equal(inside, grid.is_inside_ball(z))
+    assert torch.equal(inside, grid.inside_ball_mask(z))
     assert inside[:10].all()
 
 
@@ -248,7 +248,7 @@ def test_fewer_bits_have_fewer_levels(bits: int) -> None:
     x = files(6)
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
     attempt = AttackState(box, x, 0, norm=Linf(0.6))
-    attempt.evaluate_originals()
+    attempt.find_rows_to_attack()
     quantize_images(attempt, bits, Linf(0.6))
     top = 2**bits - 1
     assert torch.equal(attempt.images, (attempt.images * top).round() / top)

@@ -248,7 +248,7 @@ def test_root_of_the_loss() -> None:
     score = universal_objective.quartic_root_objective(
         Objective(lambda acts: acts["input"], frozenset({"input"}), "m")
     )({"input": m})
-    want = [-((math.log1p(math.exp(-v)) + universal_objective.EPSILON) ** 0.25) for v in m.tolist()]
+    want = [-((math.log1p(math.exp(-v)) + universal_objective.ROOT_EPSILON) ** 0.25) for v in m.tolist()]
     assert torch.allclose(score.detach(), torch.tensor(want, dtype=torch.float64), atol=1e-9)
     (grad,) = torch.autograd.grad(score.sum(), m)
     assert torch.isfinite(grad).all()
@@ -327,7 +327,10 @@ def test_page_to_print(shape: str) -> None:
     assert page.shape != plain.shape  # the measured success takes lines
     assert (page[0] == 255).all()
     assert page.std() > 10
-    said = plots.patch._patch_title(made, ["a", "toaster", "c", "d"]), " ".join(plots.patch._placement_rules(made, 0.5))
+    said = (
+        plots.patch._patch_title(made, ["a", "toaster", "c", "d"]),
+        " ".join(plots.patch._placement_instructions(made, 0.5)),
+    )
     assert "toaster" in said[0]
     assert shape in said[1]
     assert "0.2 of the image" in said[1]

@@ -149,8 +149,8 @@ def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPat
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     made = list[Any]()
-    look = adaptive_quadrature._evaluate
-    monkeypatch.setattr(adaptive_quadrature, "_evaluate", lambda p, t: made.append(look(p, t)) or made[-1])
+    look = adaptive_quadrature._evaluate_points
+    monkeypatch.setattr(adaptive_quadrature, "_evaluate_points", lambda p, t: made.append(look(p, t)) or made[-1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         found = integrated_gradients(box, x[:1], 1, baseline="white", tol=1e-9, max_steps=60)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
-from unboxed.engine.perturb.masks import SampledMasks, all_subsets, bernoulli_masks
-from unboxed.engine.perturb.surrogate import MIN_TRAINING_MASKS, Surrogate
+from unboxed.engine.perturb.masks import SampledMasks, all_subset_masks, bernoulli_masks
+from unboxed.engine.perturb.surrogate import MIN_TRAINING_MASKS, KernelRidgeSurrogate
 from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
@@ -28,7 +28,7 @@ def score(z: Tensor) -> Tensor:
 
 def limit() -> Tensor:
     """The weights of the regression on all subsets: what every draw estimates."""
-    z = torch.cat([torch.ones(1, 12), all_subsets(12)]).bool()
+    z = torch.cat([torch.ones(1, 12), all_subset_masks(12)]).bool()
     weight = torch.cat([torch.ones(1), torch.full((2**12,), 399 / 2**12)]).double()
     draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
     return fit_local_model(
@@ -39,7 +39,7 @@ def limit() -> Tensor:
 @cache
 def drawn(seed: int, control: bool, n: int = 400) -> tuple[Tensor, Tensor]:
     draws = bernoulli_masks(12, n, seed)
-    known = (Surrogate(draws.float_masks[1:]), bernoulli_masks(12, 8000, seed + 1)) if control else None
+    known = (KernelRidgeSurrogate(draws.float_masks[1:]), bernoulli_masks(12, 8000, seed + 1)) if control else None
     found = fit_local_model(
         RegressionDesign.from_masks(draws, 12, WIDTH, known),
         score(draws.float_masks),
@@ -105,7 +105,7 @@ def bent(z: Tensor) -> Tensor:
 
 def on_all_subsets(n: int, regression: Any) -> Tensor:
     """What n draws estimate."""
-    z = torch.cat([torch.ones(1, 12), all_subsets(12)]).bool()
+    z = torch.cat([torch.ones(1, 12), all_subset_masks(12)]).bool()
     weight = torch.cat([torch.ones(1), torch.full((2**12,), (n - 1) / 2**12)]).double()
     draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
     return fit_local_model(
@@ -121,7 +121,7 @@ def test_intervals_cover(n: int, regression: Any) -> None:
     for seed in range(25 if n < 600 else 12):
         draws = bernoulli_masks(12, n, seed)
         known = (
-            (Surrogate(draws.float_masks[1:]), bernoulli_masks(12, min(4096, 16 * n), seed + 1))
+            (KernelRidgeSurrogate(draws.float_masks[1:]), bernoulli_masks(12, min(4096, 16 * n), seed + 1))
             if n >= MIN_TRAINING_MASKS
             else None
         )

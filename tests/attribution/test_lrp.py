@@ -580,12 +580,12 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
             test_spellings_agree("silu", "composite")
     if fault == "scale bears":
         monkeypatch.setattr(
-            composite_ops, "_normalize", lambda x, axes, eps, center=True: F.layer_norm(x, x.shape[-1:])
+            composite_ops, "_normalize_by_constant_std", lambda x, axes, eps, center=True: F.layer_norm(x, x.shape[-1:])
         )
         with pytest.raises((AssertionError, RuleError)):
             test_what_ops_pass_on_adds_up("layer norm")
     if fault == "unmerged":
-        monkeypatch.setattr(mode, "annotation_of", lambda h: autograd_functions.Annotation(0))
+        monkeypatch.setattr(mode, "annotation_of", lambda h: autograd_functions.ActivationAnnotation(0))
         with pytest.raises(AssertionError):
             test_batch_norm_is_one_with_the_layer_before_it("gamma")
     if fault == "no copies":

@@ -71,7 +71,7 @@ def twin(box: ub.Box, x: Tensor, k: Tensor, size: tuple[int, int], step: tuple[i
 @pytest.mark.parametrize("local", [True, False])
 def test_its_definition(at: Any, local: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not local:
-        monkeypatch.setattr(engine, "MIN_IMAGE_PIXELS", 10**9)
+        monkeypatch.setattr(engine, "MIN_INCREMENTAL_IMAGE_PIXELS", 10**9)
     box, x, k = opened(), images(), torch.tensor([1, 3])
     found = occlusion(box, x, k, window=(7, 5), stride=(4, 6), baseline=at)
     want_map, drops, logits = twin(box, x, k, (7, 5), (4, 6), baseline(box, x, at))
@@ -121,7 +121,7 @@ def test_windows_and_whole_runs_agree(target: Any, monkeypatch: pytest.MonkeyPat
         return occlusion(box, x, target, window=6, stride=(16, 24), **more).score_drops
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "MIN_IMAGE_PIXELS", 10**9)
+        patch.setattr(engine, "MIN_INCREMENTAL_IMAGE_PIXELS", 10**9)
         want = run()
     assert float(want.abs().max()) > 0
     for more in ({}, {"batch_size": 1}, {"batch_size": 7}):
@@ -297,7 +297,7 @@ def test_the_zoo_by_windows(model: str, monkeypatch: pytest.MonkeyPatch) -> None
     """Small images are run whole; here they are not."""
     c = make_case(model, torch.float64 if model != "bfloat16" else None)
     want = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
-    monkeypatch.setattr(engine, "MIN_IMAGE_PIXELS", 0)
+    monkeypatch.setattr(engine, "MIN_INCREMENTAL_IMAGE_PIXELS", 0)
     got = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
     close = 1e-9 if model != "bfloat16" else 2e-2
     assert torch.allclose(
@@ -346,13 +346,13 @@ def test_windows_put_in_what_they_are_given() -> None:
     box, x = opened(), images()
     patch = torch.rand(3, 4, 5).double()
     corners = torch.tensor([[0, 0], [26, 33], [7, 9], [11, 2]])
-    got = engine.window_scores(box, x, ub.logit(1), patch, corners, (4, 5))
+    got = engine.run_windows(box, x, ub.logit(1), patch, corners, (4, 5))
     for p, (top, left) in enumerate(corners.tolist()):
         image = x.clone()
         image[:, :, top : top + 4, left : left + 5] = patch
         assert torch.allclose(got.score[:, p], box(image)[:, 1], rtol=0, atol=1e-9)
     for wrong in (torch.tensor([[27, 0]]), torch.tensor([[0, -1]]), torch.zeros(3), torch.zeros(0, 2)):
         with pytest.raises(InputError):
-            engine.window_scores(box, x, ub.logit(1), patch, wrong, (4, 5))
+            engine.run_windows(box, x, ub.logit(1), patch, wrong, (4, 5))
     with pytest.raises(InputError):
-        engine.window_scores(box, x, ub.logit(1), patch, corners, (4, 6))
+        engine.run_windows(box, x, ub.logit(1), patch, corners, (4, 6))

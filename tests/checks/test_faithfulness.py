@@ -17,7 +17,7 @@ from contracts.common import differences, make_case, result_tensors
 from contracts.trace import changes, snapshot
 from unboxed import checks
 from unboxed.checks.perturbing import rank_descending
-from unboxed.checks.road import _impute, _neighbor_weights
+from unboxed.checks.road import _impute, _neighbor_weight_matrix
 from unboxed.errors import InputError, OutputError
 
 Metric = Callable[..., Any]
@@ -202,7 +202,7 @@ def test_categories_stay_as_they_are() -> None:
 def test_imputation_keeps_what_is_linear() -> None:
     """Inside, the weighted mean of eight neighbors is exact on a ramp; a constant image stays one to its border."""
     ramp = torch.arange(9.0)[:, None] * 2 + torch.arange(7.0)[None] + 1
-    image, weights = torch.stack([ramp, torch.full((9, 7), 0.25)]).double(), _neighbor_weights(9, 7)
+    image, weights = torch.stack([ramp, torch.full((9, 7), 0.25)]).double(), _neighbor_weight_matrix(9, 7)
     inner = torch.zeros(9, 7, dtype=torch.bool)
     inner[2:7, 1:6] = True
     spoiled = image.masked_fill(inner, 99.0)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unboxed.checks.interval import LEVEL, Interval, bootstrap_mean
+from unboxed.checks.interval import CONFIDENCE_LEVEL, Interval, bootstrap_mean_interval
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,20 +17,22 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(("n", "tolerance"), [(8, 0.03), (30, 0.03)])
 def test_it_covers_the_mean_as_often_as_it_says(n: int, tolerance: float) -> None:
     trials = 600
-    intervals = [bootstrap_mean(h[:, None]) for h in normal(trials, n)]
+    intervals = [bootstrap_mean_interval(h[:, None]) for h in normal(trials, n)]
     covered = sum(i.low <= 0 <= i.high for i in intervals) / trials
-    assert abs(covered - LEVEL) < tolerance
+    assert abs(covered - CONFIDENCE_LEVEL) < tolerance
 
 
 def test_it_covers_where_draws_differ() -> None:
     """Each draw shifts all examples alike: resampling examples alone would be sure of the wrong mean."""
     trials, n_draws = 300, 8
     shifts = normal(trials, 1, n_draws)
-    intervals = [bootstrap_mean(s + 0.1 * h) for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)]
+    intervals = [
+        bootstrap_mean_interval(s + 0.1 * h) for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)
+    ]
     covered = sum(i.low <= 0 <= i.high for i in intervals) / trials
-    assert covered > LEVEL - 0.12  # of eight draws the bootstrap's own intervals are a little narrow
+    assert covered > CONFIDENCE_LEVEL - 0.12  # of eight draws the bootstrap's own intervals are a little narrow
     alone = [
-        bootstrap_mean((s + 0.1 * h).mean(1, keepdim=True))
+        bootstrap_mean_interval((s + 0.1 * h).mean(1, keepdim=True))
         for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)
     ]
     assert sum(i.low <= 0 <= i.high for i in alone) / trials < 0.5
@@ -38,32 +40,32 @@ def test_it_covers_where_draws_differ() -> None:
 
 def test_nan_and_infinite_values_are_left_out() -> None:
     values = torch.tensor([[1.0, 3.0], [math.nan, 5.0], [math.nan, math.inf]])
-    found = bootstrap_mean(values)
+    found = bootstrap_mean_interval(values)
     assert found.mean == pytest.approx((1 + 3 + 5) / 3)
     assert (found.n_examples, found.n_draws) == (2, 2)
     assert 1 <= found.low <= found.mean <= found.high <= 5
 
 
 def test_equal_values_have_no_width() -> None:
-    found = bootstrap_mean(torch.ones(8, 2))
+    found = bootstrap_mean_interval(torch.ones(8, 2))
     assert (found.low, found.high) == (1, 1)
 
 
 def test_one_example_has_no_interval_and_none_has_no_mean() -> None:
-    assert bootstrap_mean(torch.ones(1, 5)) == Interval(1.0, -math.inf, math.inf, 1, 5)
-    found = bootstrap_mean(torch.full((3, 2), math.nan))
+    assert bootstrap_mean_interval(torch.ones(1, 5)) == Interval(1.0, -math.inf, math.inf, 1, 5)
+    found = bootstrap_mean_interval(torch.full((3, 2), math.nan))
     assert math.isnan(found.mean)
     assert found.n_examples == 0
 
 
 def test_same_seed_same_interval() -> None:
     values = normal(8, 3)
-    assert bootstrap_mean(values, 1) == bootstrap_mean(values, 1)
-    assert bootstrap_mean(values, 1) != bootstrap_mean(values, 2)
+    assert bootstrap_mean_interval(values, 1) == bootstrap_mean_interval(values, 1)
+    assert bootstrap_mean_interval(values, 1) != bootstrap_mean_interval(values, 2)
 
 
 def test_examples_that_would_decide() -> None:
     interval = Interval(0.5, 0.3, 0.7, 8, 1)
-    assert interval.examples_to_exclude(0.6) == pytest.approx(32)
-    assert interval.examples_to_exclude(0.5) == math.inf
-    assert Interval(0.5, -math.inf, math.inf, 1, 1).examples_to_exclude(0.6) == math.inf
+    assert interval.n_examples_needed_to_exclude(0.6) == pytest.approx(32)
+    assert interval.n_examples_needed_to_exclude(0.5) == math.inf
+    assert Interval(0.5, -math.inf, math.inf, 1, 1).n_examples_needed_to_exclude(0.6) == math.inf

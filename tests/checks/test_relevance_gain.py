@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.checks.perturbing import random_maps
-from unboxed.checks.relevance_gain import GRIDS, N_STEPS, _part_of_pixel, fills, removal_curves
+from unboxed.checks.relevance_gain import (
+    MAX_REMOVAL_STEPS,
+    PARTS_PER_SHORTER_SIDE,
+    _part_of_pixel,
+    fills,
+    removal_curves,
+)
 from unboxed.engine.perturb.baselines import baseline
 
 SIDE = 12  # so that the finer grid has one pixel per cell
@@ -50,7 +56,7 @@ def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor, parts: Tensor) -
         def score_without(some: Tensor, image: Tensor = image, by: Tensor = by) -> float:
             return score(box, image, by, torch.isin(parts, some).nonzero().flatten())
 
-        counts = [round(step * n / N_STEPS) for step in range(N_STEPS + 1)]
+        counts = [round(step * n / MAX_REMOVAL_STEPS) for step in range(MAX_REMOVAL_STEPS + 1)]
         morf = torch.tensor([score_without(order[:k]) for k in counts], dtype=torch.float64)
         lerf = torch.tensor([score_without(order[n - k :]) for k in counts], dtype=torch.float64)
         areas.append(torch.trapezoid(lerf - morf, torch.tensor(counts, dtype=torch.float64) / n))
@@ -60,19 +66,19 @@ def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor, parts: Tensor) -
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("grid", range(len(GRIDS)))
+@pytest.mark.parametrize("grid", range(len(PARTS_PER_SHORTER_SIDE)))
 def test_its_definition(channels: int, grid: int) -> None:
     """Also where a grid does not divide the image: what is ranked is what is removed."""
     box, x, w = linear(channels)
     maps, by = w * x, baseline(box, x, "blurred")
     found = gain(box, x, maps, fill_by_name={"blurred": fills(box, x, 0)["blurred"]})[:, grid]
-    parts = _part_of_pixel(SIDE, SIDE, GRIDS[grid])
+    parts = _part_of_pixel(SIDE, SIDE, PARTS_PER_SHORTER_SIDE[grid])
     assert torch.allclose(found, literal(box, x, maps, by, parts), rtol=0, atol=1e-12)
 
 
 def test_parts_are_rectangles_that_tile_the_image() -> None:
     for height, width in ((28, 28), (13, 13), (32, 48), (5, 7)):
-        for per_side in GRIDS:
+        for per_side in PARTS_PER_SHORTER_SIDE:
             part = _part_of_pixel(height, width, per_side).view(height, width)
             assert part.unique().tolist() == list(range(int(part.max()) + 1))
             for k in part.unique():
@@ -89,7 +95,7 @@ def test_it_is_at_most_one_also_where_scores_cancel() -> None:
     assert bool(found.isfinite().all())
     assert float(found.abs().amax(0).max()) <= len(x)  # of one example in means of all
     assert bool((found.mean(0) <= 1).all())
-    assert bool((found[:, : 2 * len(GRIDS)].mean(0) > 0.2).all())
+    assert bool((found[:, : 2 * len(PARTS_PER_SHORTER_SIDE)].mean(0) > 0.2).all())
 
 
 def test_the_opposite_map_has_the_opposite_gain() -> None:
@@ -191,4 +197,4 @@ def test_columns_of_a_table() -> None:
 def test_one_image_has_no_others() -> None:
     box, x, w = linear()
     assert "other examples" not in fills(box, x[:1], 0)
-    assert gain(box, x[:1], (w * x)[:1]).shape == (1, 3 * len(GRIDS))
+    assert gain(box, x[:1], (w * x)[:1]).shape == (1, 3 * len(PARTS_PER_SHORTER_SIDE))

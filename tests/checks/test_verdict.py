@@ -17,10 +17,10 @@ from contracts.common import make_case
 from contracts.trace import changes, snapshot
 from unboxed import rng
 from unboxed.attribution import grad_cam_plus_plus, gradient, gradient_x_input, guided_backprop
-from unboxed.checks.fill_agreement import fill_agreement, fill_sentence
+from unboxed.checks.fill_agreement import fill_agreement, fill_agreement_sentence
 from unboxed.checks.ranking import MethodRanking, attribution_cards, candidates, rank_methods
-from unboxed.checks.verdict import GRADES, Verdict, name_of, verdict
-from unboxed.checks.verdict_cache import VerdictCache, fingerprint
+from unboxed.checks.verdict import GRADES, Verdict, method_display_name, verdict
+from unboxed.checks.verdict_cache import VerdictCache, box_fingerprint
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, RuleError
 
@@ -39,7 +39,7 @@ def edges(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
 
 def noise(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
     """A different map for each model, that says nothing about any."""
-    return rng.normal(x, int.from_bytes(fingerprint(box)[:4], "big"))
+    return rng.normal(x, int.from_bytes(box_fingerprint(box)[:4], "big"))
 
 
 def blank(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
@@ -270,8 +270,8 @@ def test_tables_and_several_inputs() -> None:
 
 
 def test_names() -> None:
-    assert name_of(partial(partial(gradient), batch_size=2)) == "Gradient"
-    assert name_of(edges) == "edges"
+    assert method_display_name(partial(partial(gradient), batch_size=2)) == "Gradient"
+    assert method_display_name(edges) == "edges"
 
 
 # ---- ranking ---------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_an_order_that_depends_on_the_fill_is_said() -> None:
 def test_nothing_is_said_of_fills_that_were_not_compared() -> None:
     alone, unknown = judged("A", blurred=0.3, nearest=0.1), judged("B", blurred=math.nan, nearest=0.2)
     for verdicts in ({}, {"a": alone}, {"a": alone, "b": unknown}, {"a": judged("A", mean=0.1), "b": judged("B")}):
-        assert fill_sentence(verdicts) == ""
+        assert fill_agreement_sentence(verdicts) == ""
 
 
 def test_the_gain_by_fill_is_part_of_a_verdict() -> None:
@@ -408,10 +408,10 @@ def test_what_cannot_be_read_is_not_there(text: Any) -> None:
 
 def test_a_fingerprint_sees_weights_and_buffers() -> None:
     c = make_case("batchnorm")
-    before = fingerprint(c.box)
-    assert fingerprint(make_case("batchnorm").box) == before
+    before = box_fingerprint(c.box)
+    assert box_fingerprint(make_case("batchnorm").box) == before
     c.box.model.norm.running_mean.add_(1e-3)
-    assert fingerprint(c.box) != before
+    assert box_fingerprint(c.box) != before
 
 
 # ---- one image, explained --------------------------------------------------------------------------------------------
@@ -452,8 +452,8 @@ def test_a_fingerprint_distinguishes_inputs_whose_print_is_cut_off() -> None:
         for s in (std, std.clone().index_fill_(0, torch.tensor([8]), 5))
     ]
     assert str(boxes[0]) == str(boxes[1])
-    assert fingerprint(boxes[0]) != fingerprint(boxes[1])
-    assert fingerprint(boxes[0]) == fingerprint(ub.Box(model, ub.Features(names, std=std), outputs="logits"))
+    assert box_fingerprint(boxes[0]) != box_fingerprint(boxes[1])
+    assert box_fingerprint(boxes[0]) == box_fingerprint(ub.Box(model, ub.Features(names, std=std), outputs="logits"))
 
 
 @pytest.mark.parametrize(("name", "hint"), [("grad_cm", r"ub\.attribution\.grad_cam;"), ("Grad-CAM++", "_plus_plus")])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.attribution import gradient
 from unboxed.checks import verdict_tests
-from unboxed.checks.interval import Interval, bootstrap_mean
+from unboxed.checks.interval import Interval, bootstrap_mean_interval
 from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, TestOutcome, _interval, decide, grade
-from unboxed.checks.verdict_tests import ESSENTIAL, TESTS, Subject, VerdictTest
+from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
 
 BOUNDS = {
     "map": 0.5, "learned": 0.1, "randomization": 0.85, "shuffled labels": 0.85, "other class": 0.95,
@@ -25,32 +25,32 @@ PASSES_ABOVE = {"learned", "removal", "own example"}
 
 
 def test_the_bounds() -> None:
-    assert {t.name: t.bound for t in TESTS} == BOUNDS
-    assert {t.name for t in TESTS if t.passes_above} == PASSES_ABOVE
+    assert {t.name: t.bound for t in VERDICT_TESTS} == BOUNDS
+    assert {t.name for t in VERDICT_TESTS if t.passes_above} == PASSES_ABOVE
 
 
 def test_few_examples_are_as_wide_as_examples_usually_are() -> None:
     one = Interval(0.5, -math.inf, math.inf, 1, 2)
-    wide = one.widened(0.2)
+    wide = one.widened_to_std(0.2)
     assert (wide.low, wide.high) == (
         pytest.approx(0.5 - 1.645 * 0.2, abs=1e-3),
         pytest.approx(0.5 + 1.645 * 0.2, abs=1e-3),
     )
-    four = Interval(0.5, 0.49, 0.9, 4, 2).widened(0.2)
+    four = Interval(0.5, 0.49, 0.9, 4, 2).widened_to_std(0.2)
     assert four.low == pytest.approx(0.5 - 1.645 * 0.1, abs=1e-3)
     assert four.high == 0.9
 
 
 def test_draws_of_an_example_are_averaged_where_no_other_shares_them() -> None:
     """Each example has its own other example: what differs between them is noise of the mean, not a common effect."""
-    tests = {t.name: t for t in TESTS}
-    assert [t.name for t in TESTS if not t.shares_draws] == ["own example"]
+    tests = {t.name: t for t in VERDICT_TESTS}
+    assert [t.name for t in VERDICT_TESTS if not t.shares_draws] == ["own example"]
     values = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
     own = _interval(values, tests["own example"], 0)
-    expected = bootstrap_mean(values.mean(1, keepdim=True), 0)
+    expected = bootstrap_mean_interval(values.mean(1, keepdim=True), 0)
     assert (own.low, own.high, own.n_examples, own.n_draws) == (expected.low, expected.high, 8, 6)
     shared = _interval(values, tests["randomization"], 0)
-    assert shared == bootstrap_mean(values, 0)
+    assert shared == bootstrap_mean_interval(values, 0)
     assert shared.high - shared.low > own.high - own.low
 
 
@@ -59,10 +59,10 @@ def test_intervals_stay_in_the_range_of_the_figure() -> None:
     assert Interval(0.9, 0.8, 1.4, 4, 2).clamped(-1, 1) == Interval(0.9, 0.8, 1, 4, 2)
     unknown = Interval(0.9, -math.inf, math.inf, 1, 2)
     assert unknown.clamped(-1, 1) == unknown
-    assert all(t.limits[0] < t.bound < t.limits[1] for t in TESTS)
+    assert all(t.limits[0] < t.bound < t.limits[1] for t in VERDICT_TESTS)
 
 
-@pytest.mark.parametrize("test", TESTS, ids=lambda t: t.name)
+@pytest.mark.parametrize("test", VERDICT_TESTS, ids=lambda t: t.name)
 def test_each_bound_on_both_sides(test: VerdictTest) -> None:
     below, above = (math.nextafter(test.bound, toward) for toward in (-math.inf, math.inf))
     good, bad = (PASS, FAIL) if test.passes_above else (FAIL, PASS)
@@ -92,7 +92,7 @@ def outcome(test: VerdictTest, kind: Any) -> TestOutcome:
 
 
 def outcomes(**changed: Any) -> tuple[TestOutcome, ...]:
-    return tuple(outcome(t, changed.get(t.name.replace(" ", "_"), PASS)) for t in TESTS)
+    return tuple(outcome(t, changed.get(t.name.replace(" ", "_"), PASS)) for t in VERDICT_TESTS)
 
 
 def test_all_pass() -> None:
@@ -102,20 +102,20 @@ def test_all_pass() -> None:
     assert "removal" in sentence
 
 
-@pytest.mark.parametrize("test", TESTS, ids=lambda t: t.name)
+@pytest.mark.parametrize("test", VERDICT_TESTS, ids=lambda t: t.name)
 def test_one_failure_fails_and_is_named(test: VerdictTest) -> None:
     key = test.name.replace(" ", "_")
-    rest = {t.name.replace(" ", "_"): INCONCLUSIVE for t in TESTS}
+    rest = {t.name.replace(" ", "_"): INCONCLUSIVE for t in VERDICT_TESTS}
     found, reason, sentence = grade(outcomes(**{**rest, key: FAIL}))
     assert (found, reason, sentence) == (FAIL, test.failed, f"<{test.name}>")
     found, reason, _ = grade(outcomes(**{key: INCONCLUSIVE}))
     assert (found, reason) == (INCONCLUSIVE, f"undecided: {test.name}")
 
 
-@pytest.mark.parametrize("test", TESTS, ids=lambda t: t.name)
+@pytest.mark.parametrize("test", VERDICT_TESTS, ids=lambda t: t.name)
 def test_what_is_essential_must_apply(test: VerdictTest) -> None:
     found, reason, _ = grade(outcomes(**{test.name.replace(" ", "_"): NOT_APPLICABLE}))
-    if test.name in ESSENTIAL:
+    if test.name in ESSENTIAL_TESTS:
         assert (found, reason) == (INCONCLUSIVE, f"not tested: {test.name}")
     else:
         assert found == PASS
@@ -137,14 +137,14 @@ def opened(outputs: Any = "logits") -> tuple[ub.Box, Tensor]:
     return ub.Box(model.double().eval(), ub.Pixels((1, 12, 12)), outputs=outputs), torch.rand(6, 1, 12, 12).double()
 
 
-def subject(map_: Tensor | None = None, method: Any = gradient, outputs: Any = "logits") -> Subject:
+def subject(map_: Tensor | None = None, method: Any = gradient, outputs: Any = "logits") -> VerdictSubject:
     box, x = opened(outputs)
     target = box(x).argmax(1)
-    return Subject(box, x, method, target, method(box, x, target).map if map_ is None else map_, 0)
+    return VerdictSubject(box, x, method, target, method(box, x, target).map if map_ is None else map_, 0)
 
 
-def values(name: str, s: Subject, draw: int = 0) -> Tensor:
-    return next(t for t in TESTS if t.name == name).values(s, draw)
+def values(name: str, s: VerdictSubject, draw: int = 0) -> Tensor:
+    return next(t for t in VERDICT_TESTS if t.name == name).values(s, draw)
 
 
 def test_edges_with_any_scale_per_example_are_explained_whole() -> None:
@@ -186,10 +186,10 @@ def test_copies_that_are_sure_of_everything_are_compared_by_information() -> Non
     with torch.no_grad():
         s.box.model[4].bias.copy_(torch.tensor([20.0, 0, 0]))
     copy = verdict_tests.randomize_layers(s.box, [], 0)
-    assert verdict_tests._confidence(verdict_tests._log_probs(s, copy(s.x))).mean() > 0.5 * math.log(3)
-    assert float(verdict_tests._information(verdict_tests._log_probs(s, copy(s.x))).mean()) < 1e-6
+    assert verdict_tests._confidence_nats(verdict_tests._log_probs(s, copy(s.x))).mean() > 0.5 * math.log(3)
+    assert float(verdict_tests._kl_from_mean(verdict_tests._log_probs(s, copy(s.x))).mean()) < 1e-6
     told_apart = torch.eye(3).double().repeat(2, 1).mul(30).log_softmax(1)
-    assert float(verdict_tests._information(told_apart).mean()) == pytest.approx(math.log(3), abs=1e-6)
+    assert float(verdict_tests._kl_from_mean(told_apart).mean()) == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_regression_has_neither_classes_nor_confidence() -> None:
@@ -202,8 +202,10 @@ def test_own_gain_is_beyond_that_of_other_examples() -> None:
     s = subject()
     fills = [*s.fill_by_name.items()]
     for draw in (0, 1, 5):
-        others, (name, fill) = verdict_tests._other_examples(s, draw), fills[draw % len(fills)]
-        by_sign, by_magnitude = (s._curves(s.map_[others], signed, {name: fill}) for signed in (True, False))
+        others, (name, fill) = verdict_tests._other_example_indices(s, draw), fills[draw % len(fills)]
+        by_sign, by_magnitude = (
+            s._compute_removal_curves(s.map_[others], signed, {name: fill}) for signed in (True, False)
+        )
         other = by_sign.where(s.ranks_by_sign, by_magnitude).gain
         k = 2 * (draw % len(fills))  # two grids
         expected = (s.removal.gain[:, k : k + 2] - other).nanmean(1)
@@ -227,10 +229,10 @@ def test_shuffled_labels_take_part_where_there_is_such_a_model() -> None:
 def test_other_examples_are_of_other_classes_first() -> None:
     s = subject()
     s.target = torch.tensor([0, 0, 1, 1, 0, 2])
-    first, last = (verdict_tests._other_examples(s, draw) for draw in (0, 4))
+    first, last = (verdict_tests._other_example_indices(s, draw) for draw in (0, 4))
     assert first.tolist() == [2, 2, 4, 4, 5, 0]
     assert last.tolist() == [4, 0, 3, 2, 1, 4]
-    assert verdict_tests._other_examples(s, 5).tolist() == first.tolist()  # all have had their turn
+    assert verdict_tests._other_example_indices(s, 5).tolist() == first.tolist()  # all have had their turn
 
 
 def test_sign_or_magnitude_whichever_ranks_better() -> None:
@@ -243,5 +245,5 @@ def test_sign_or_magnitude_whichever_ranks_better() -> None:
     x = 0.5 + 0.5 * w.sign() * (1.4 * torch.rand(6, 1, 12, 12, generator=draw).double() - 0.4)  # some speak against
     box, y = ub.Box(model, ub.Pixels((1, 12, 12)), outputs="logits"), torch.zeros(6, dtype=torch.long)
     share = w * (x - 0.5)
-    assert Subject(box, x, gradient, y, share, 0).ranks_by_sign.all()
-    assert not Subject(box, x, gradient, y, -share.clamp_min(0), 0).ranks_by_sign.any()
+    assert VerdictSubject(box, x, gradient, y, share, 0).ranks_by_sign.all()
+    assert not VerdictSubject(box, x, gradient, y, -share.clamp_min(0), 0).ranks_by_sign.any()

@@ -13,7 +13,7 @@ from unboxed.testing import models
 from unboxed.testing.cases import (
     MethodCase,
     call_example,
-    call_with_warnings,
+    call_example_with_warnings,
     case_labels,
     differences,
     has_parameters,
@@ -28,7 +28,7 @@ __all__ = [
     "REFUSED",
     "MethodCase",
     "call_example",
-    "call_with_warnings",
+    "call_example_with_warnings",
     "case_labels",
     "differences",
     "has_parameters",
@@ -68,7 +68,7 @@ refuse(UNITS, ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("projections",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 CAMS = tuple(n for n, c in CARDS.items() if c.family == "attribution" and "layer" in c.settings)
 refuse(("guided_grad_cam",), ("lstm", "parameterless"), RuleError)  # as guided backprop
-refuse(CAMS, ("mlp", "clamped_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
+refuse(CAMS, ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
 refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 SCRIPTED = ("scripted_part", "scripted_and_optimized")
 refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIPTED), RuleError)  # ops out of sight

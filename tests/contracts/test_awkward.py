@@ -35,7 +35,7 @@ def one_of_each_mechanism() -> list[str]:
     found: dict[str, str] = {}
     for name, card in CARDS.items():
         if (name, "plain") not in REFUSED:
-            found |= {m: name for m in covering.used_parts(card) if m not in found}
+            found |= {m: name for m in covering.used_mechanisms(card) if m not in found}
     return sorted(set(found.values()))
 
 
@@ -70,7 +70,7 @@ def compiled_for_real() -> torch.nn.Module:
 @pytest.mark.parametrize("name", ["gradient", "guided_backprop"])
 def test_a_clamped_logit_is_reported(name: str) -> None:
     """With relu(W x) most gradients are zero: the map is then taken before the clamp, with a warning."""
-    c = make_case("clamped_logits", torch.float64)
+    c = make_case("relu_logits", torch.float64)
     z, weight = c.box(c.x), c.box.model[1].weight.detach()
     shut = (z == 0).nonzero()
     assert len(shut) > 0

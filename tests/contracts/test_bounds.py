@@ -16,7 +16,7 @@ GENTLE = [
     "double",
     "bfloat16",
     "log_softmax",
-    "clamped_logits",
+    "relu_logits",
     "batchnorm_in_train_mode",
 ]
 ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0), ("l1", 0.3), ("l1", 12.0)]

@@ -27,7 +27,7 @@ from contracts.common import (
 from unboxed.engine.gradients.score import ReluBypass, gradients
 from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.generators import CPPN
-from unboxed.engine.optimize.loop import SYNC_INTERVAL, OptimizationConfig, optimize
+from unboxed.engine.optimize.loop import SYNC_INTERVAL_STEPS, OptimizationConfig, optimize
 from unboxed.engine.optimize.optimizers import NormalizedGradient
 from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine, random_roll
@@ -128,7 +128,7 @@ def test_bounded_batches(name: str, size: int) -> None:
 def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("plain", n=5)
     each = c.box.profile.bytes_per_example
-    monkeypatch.setattr("unboxed.box.MAX_BATCH_BYTES", 2 * each)
+    monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 2 * each)
     rows = Rows(c.box.model)
     call_example(CARDS[name], c)
     assert rows.seen
@@ -264,9 +264,7 @@ def dead() -> MethodCase:
     return c
 
 
-@pytest.mark.parametrize(
-    "model", ["plain", "clamped_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"]
-)
+@pytest.mark.parametrize("model", ["plain", "relu_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"])
 @pytest.mark.parametrize("keep_going", [False, True])
 @pytest.mark.parametrize("unclamp", ["no", "last", "all"])
 def test_a_slow_device_is_synchronized_every_eighth_step(
@@ -274,8 +272,8 @@ def test_a_slow_device_is_synchronized_every_eighth_step(
 ) -> None:
     c = dead() if model == "dead" else make_case(model)
     found = n_host_syncs(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
-    assert len(found.meetings) <= STEPS // SYNC_INTERVAL, found.seen
-    assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL), found.seen
+    assert len(found.meetings) <= STEPS // SYNC_INTERVAL_STEPS, found.seen
+    assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL_STEPS), found.seen
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -293,13 +291,13 @@ def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatc
         prior=-0.1 * total_variation(kind="anisotropic"),
         sum_abs_grads=True,
     )
-    assert len(n_host_syncs(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_INTERVAL
+    assert len(n_host_syncs(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_INTERVAL_STEPS
 
 
 def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter can count: one evaluation per step, and an optimization on a device that is quick to ask."""
     c = make_case("plain")
-    monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_INTERVAL", 1)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_INTERVAL_STEPS", 1)
     assert len(n_host_syncs(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
     plan = climbing(c, keep_going=True, post_step=lambda p, grad, step: p if p.sum() > -torch.inf else grad)

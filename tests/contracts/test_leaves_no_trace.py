@@ -18,7 +18,7 @@ from contracts.common import (
     CARDS,
     MethodCase,
     call_example,
-    call_with_warnings,
+    call_example_with_warnings,
     differences,
     has_parameters,
     make_case,
@@ -137,7 +137,7 @@ def test_between_steps_of_an_optimization(model: str) -> None:
     plan = OptimizationConfig(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
     optimizer = _BatchOptimizer(c.box, ub.loss(c.y), RawCanvas(c.x), plan, plan.constraint, slice(0, 3))
     for steps in (range(1), range(1, 4)):
-        assert not optimizer._run_steps(steps, [], [])
+        assert not optimizer._run_steps_until_finished(steps, [], [])
         assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
 
 
@@ -174,6 +174,6 @@ def test_threads_share_a_box(name: str) -> None:
     want = result_tensors(call_example(CARDS[name], c))
     before = snapshot(c.box.model, c.x, c.y)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: result_tensors(call_with_warnings(CARDS[name], c)), range(4)))
+        found = list(pool.map(lambda _: result_tensors(call_example_with_warnings(CARDS[name], c)), range(4)))
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     assert [differences(f, want, 1e-12) for f in found] == [[]] * 4

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import CARDS, call_with_warnings, result_tensors
+from contracts.common import CARDS, call_example_with_warnings, result_tensors
 from contracts.trace import changes, snapshot
 from unboxed.errors import DataError, InputError, ModelError, UnboxedError, UnboxedWarning
 
@@ -100,12 +100,12 @@ def test_every_method_works_or_says_what_it_needs(name: str, kind: str) -> None:
     before = snapshot(c.box.model)
     if refuses(name):
         with pytest.raises(InputError, match=r"needs a model that takes images alone \(Pixels\).*MultiInput"):
-            call_with_warnings(card, c)  # type: ignore[arg-type]
+            call_example_with_warnings(card, c)  # type: ignore[arg-type]
         assert changes(before, snapshot(c.box.model)) == []
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
-        result = call_with_warnings(card, c)  # type: ignore[arg-type]
+        result = call_example_with_warnings(card, c)  # type: ignore[arg-type]
     found = result_tensors(result)
     assert found
     assert not [at for at, t in found.items() if t.is_floating_point() and t.isnan().any()]

@@ -135,7 +135,7 @@ def leaves_x_requiring_a_gradient(box: ub.Box, x: Tensor) -> None:
 
 
 def leaves_a_mode(box: ub.Box, x: Tensor) -> None:
-    state.SharedDropoutMask().__enter__()
+    state.SharedDropoutMaskMode().__enter__()
 
 
 LEAVING = [f for n, f in list(globals().items()) if n.startswith("leaves_")]
@@ -264,7 +264,7 @@ def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
             m.training = False
         yield
 
-    monkeypatch.setattr(state, "set_mode_flags", flags)
+    monkeypatch.setattr(state, "setting_train_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_model("batchnorm_in_train_mode")
 
@@ -279,7 +279,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         modules[0].train(training)
 
-    monkeypatch.setattr(state, "set_mode_flags", flags)
+    monkeypatch.setattr(state, "setting_train_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_model("overrides_train")
 
@@ -287,9 +287,9 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("model", "part"),
     [
-        ("counts_calls", "preserve_values"),
-        ("reassigns_buffer", "preserve_buffers"),
-        ("registers_buffer", "preserve_buffers"),
+        ("counts_calls", "preserving_tensor_values"),
+        ("reassigns_buffer", "preserving_buffer_registration"),
+        ("registers_buffer", "preserving_buffer_registration"),
     ],
 )
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
@@ -302,13 +302,13 @@ def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: s
 
 
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "seeded_rngs", nothing)
+    monkeypatch.setattr(state, "forking_rngs_with_lock", nothing)
     with Fault:
         covered(check_run, "random_noise")
 
 
 def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "SharedDropoutMask", nothing)
+    monkeypatch.setattr(state, "SharedDropoutMaskMode", nothing)
     monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)  # which would see it
     with Fault:
         covered(check_values, "dropout_always_on")
@@ -323,7 +323,7 @@ def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_hook_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    meet = hooks._Recorder.on_op
+    meet = hooks._ActivationRecorder.on_op
 
     def careless(self: Any, path: str, op: str | None, h: Tensor) -> Tensor | None:
         before = set(self.acts)
@@ -331,7 +331,7 @@ def test_a_hook_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
         self.acts.update(dict.fromkeys(set(self.acts) - before, h))
         return new
 
-    monkeypatch.setattr(hooks._Recorder, "on_op", careless)
+    monkeypatch.setattr(hooks._ActivationRecorder, "on_op", careless)
     with Fault:
         test_awkward.test_layers_read_as_they_were_given("inplace_relu")
 
@@ -355,7 +355,7 @@ def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         generator = torch.Generator().manual_seed(rng.derive_seed(*parts))
         return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
 
-    monkeypatch.setattr(rng, "_sample_rows", alike)
+    monkeypatch.setattr(rng, "_sample_per_row", alike)
     with Fault:
         test_seed.test_rows_draw_for_themselves("pgd")
 

@@ -19,7 +19,7 @@ from unboxed.testing import rows
 
 
 @methods("rows", lambda card: has_parameters(card, "x") and not has_parameters(card, "seed"))
-@pytest.mark.parametrize("model", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"])
+@pytest.mark.parametrize("model", ["batchnorm_in_train_mode", "relu_logits", "dropout_always_on"])
 def test_rows_alone(name: str, model: str) -> None:
     """Each row in a call of its own: the same as in the batch, in every part that has a row an example."""
     if (name, model) not in REFUSED:
@@ -33,13 +33,13 @@ def test_the_first_row_alone_draws_as_in_a_batch(name: str) -> None:
 
 @methods("target", lambda card: has_parameters(card, "target"))
 def test_another_target_another_map(name: str) -> None:
-    rows.check_target(CARDS[name])
+    rows.check_maps_depend_on_target(CARDS[name])
 
 
 @methods("splitting", lambda card: has_parameters(card, "batch_size"))
 def test_more_rows_than_the_automatic_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("plain", torch.float64, n=7)
     want = result_tensors(call_example(CARDS[name], c))
-    monkeypatch.setattr("unboxed.box.MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 1)
     assert c.box.batch_limit == 1
     assert differences(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []

@@ -34,11 +34,11 @@ TIERS = [
 METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it lies above them
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
-    "isolated", "capture", "apply_rule", "seeded", "flags", "restore", "preserve", "grad", "inference_mode",
-    "SharedDropoutMask",
-    "FinalOpRecorder", "stance", "ExitStack", "neutral_settings", "_lock", "rng", "autocast", "bypass_relus",
+    "isolated", "capture", "applying_rule", "seeded", "flags", "restore", "preserve", "grad", "inference_mode",
+    "SharedDropoutMaskMode",
+    "FinalOpRecorder", "stance", "ExitStack", "hook_safe_contexts", "_lock", "rng", "autocast", "bypassing_relus",
     "unoptimized",
-    "record", "replay", "follow_forward",
+    "record", "replay", "hooking_functional_ops",
 )  # fmt: skip
 HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}
 DRAWS = {f"torch.{d}" for d in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}

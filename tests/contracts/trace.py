@@ -1,5 +1,5 @@
 """The snapshot, as the tests name it; it is part of the package (`unboxed.testing.trace`)."""
 
-from unboxed.testing.trace import TensorCopy, changes, snapshot
+from unboxed.testing.trace import TensorSnapshot, changes, snapshot
 
-__all__ = ["TensorCopy", "changes", "snapshot"]
+__all__ = ["TensorSnapshot", "changes", "snapshot"]

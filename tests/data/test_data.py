@@ -145,7 +145,7 @@ def test_mnist_is_mnist():
 
 @needs_mnist
 def test_published_checksums_are_those_of_the_real_files():
-    assert {p.name: idx.md5_checksum(p) for p in MNIST.glob("*.gz")} == dict(idx.MNIST_SOURCE.md5)
+    assert {p.name: idx.md5_checksum(p) for p in MNIST.glob("*.gz")} == dict(idx.MNIST_FILE_SET.md5)
 
 
 @needs_mnist

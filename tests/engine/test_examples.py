@@ -108,7 +108,7 @@ def test_batches_are_bounded_and_batch_dependent_rows_stay_together(monkeypatch:
     box = ub.Box(entry.model, entry.inputs)
     assert sizes(box, X, batch_size=3) == [3, 3, 1]
     assert sizes(box, iter(X), max_rows=5) == [5, 2]
-    monkeypatch.setattr("unboxed.box.MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 1)
     assert sizes(box, X) == [1] * 7
     coupled = awkward.get_model("batchnorm_without_statistics")
     assert sizes(ub.Box(coupled.model, coupled.inputs), iter(X), batch_size=2) == [7]

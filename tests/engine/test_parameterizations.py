@@ -22,7 +22,7 @@ from unboxed.engine.optimize.parameterizations import (
     FourierCanvas,
     PhaseCanvas,
     RawCanvas,
-    mean_spectrum,
+    mean_magnitude_spectrum,
     spectrum_frequencies,
 )
 from unboxed.engine.optimize.transforms import random_affine
@@ -47,7 +47,7 @@ def latent(like: Tensor = LIKE, seed: int = 0) -> LatentCanvas:
 def phase(like: Tensor = LIKE, seed: int = 0) -> PhaseCanvas:
     x = torch.rand(8, *like.shape[1:], generator=torch.Generator().manual_seed(1), dtype=like.dtype)
     palette = palette_from_images(x)
-    return PhaseCanvas.noise(like, seed, palette, mean_spectrum(x, palette))
+    return PhaseCanvas.noise(like, seed, palette, mean_magnitude_spectrum(x, palette))
 
 
 CANVASES: dict[str, Callable[..., Canvas]] = {

@@ -11,14 +11,14 @@ import torch
 
 import unboxed as ub
 from contracts.common import CARDS, call_example, make_case
-from unboxed.engine.results import OneLineRepr
-from unboxed.engine.rows import broadcast_rows, evenly_spaced
+from unboxed.engine.results import OneLineReprMixin
+from unboxed.engine.rows import broadcast_rows, evenly_spaced_indices
 
 METHODS = [name for name, card in CARDS.items() if card.family in ("activations", "synthesis") and name != "filters"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Example(OneLineRepr):
+class Example(OneLineReprMixin):
     images: Any
     names: tuple[str, ...] = ()
     score: float = 0.5
@@ -39,7 +39,7 @@ def test_results_have_reprs_of_one_line(name: str) -> None:
         warnings.simplefilter("ignore")
         result = call_example(CARDS[name], make_case("plain"))
     for part in result if isinstance(result, tuple) else (result,):
-        assert isinstance(part, OneLineRepr)
+        assert isinstance(part, OneLineReprMixin)
         assert repr(part).startswith(f"{type(part).__name__}(")
         assert "\n" not in repr(part)
         assert "tensor(" not in repr(part)
@@ -61,6 +61,6 @@ def test_generated_images_say_what_they_are_of(name: str) -> None:
 def test_rows() -> None:
     assert broadcast_rows(torch.ones(3), torch.zeros(3, 2, 4)).shape == (3, 1, 1)
     assert broadcast_rows(torch.ones(3), torch.zeros(3)).shape == (3,)
-    assert evenly_spaced(10, 4) == [0, 3, 6, 9]
-    assert evenly_spaced(3, 100) == [0, 1, 2]
-    assert evenly_spaced(0, 4) == []
+    assert evenly_spaced_indices(10, 4) == [0, 3, 6, 9]
+    assert evenly_spaced_indices(3, 100) == [0, 1, 2]
+    assert evenly_spaced_indices(0, 4) == []

@@ -176,9 +176,9 @@ def test_segments_that_mask_nothing_are_left_out() -> None:
     x = torch.rand(2, 1, 12, 9, generator=torch.Generator().manual_seed(0))
     x[0, :, :4] = 0
     played = make_masking(box, x, ("squares", 4), None)
-    assert played.n_active == [6, 9]
+    assert played.n_active_per_row == [6, 9]
     assert played.active[0].tolist() == [False] * 3 + [True] * 6
-    assert played.active_index[0, 0, ::4, 0].tolist() == [9, 0, 3]
+    assert played.active_segment_index[0, 0, ::4, 0].tolist() == [9, 0, 3]
     assert bool(make_masking(box, x, ("squares", 4), 0.5).active.all())
     mean = make_masking(box, x, ("squares", 4), "segment", allow_segment_mean=True).baseline_values
     assert torch.allclose(mean[1, 0, :4, :4], x[1, 0, :4, :4].mean())

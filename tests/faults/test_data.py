@@ -147,7 +147,7 @@ class Server:
                 if server.sends_length:
                     self.send_header("Content-Length", str(len(body)))
                 if server.encoding:
-                    self.send_header("Content-Encoding", server.encoding)
+                    self.send_header("Content-GenomeEncoding", server.encoding)
                 self.end_headers()
                 self.wfile.write(body[: server.cuts.pop(0) if server.cuts else None])
 
@@ -289,10 +289,10 @@ def test_the_callers_log_of_pooch_is_as_before(server, tmp_path):
 @pytest.fixture
 def published(server, monkeypatch):
     """MNIST as a mirror of ours publishes it."""
-    files = {name: gzip.compress(IMAGES if "images" in name else LABELS) for name in idx.MNIST_SOURCE.md5}
+    files = {name: gzip.compress(IMAGES if "images" in name else LABELS) for name in idx.MNIST_FILE_SET.md5}
     server.files |= files
     md5 = {name: hashlib.md5(body).hexdigest() for name, body in files.items()}
-    monkeypatch.setattr(idx, "MNIST_SOURCE", replace(idx.MNIST_SOURCE, mirrors=(server.url,), md5=md5))
+    monkeypatch.setattr(idx, "MNIST_FILE_SET", replace(idx.MNIST_FILE_SET, mirrors=(server.url,), md5=md5))
     return server
 
 
@@ -318,7 +318,7 @@ def test_own_images_get_no_published_labels(published, tmp_path):
 
 
 def test_offline_says_which_files_to_put_where(nowhere, tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "MNIST_SOURCE", replace(idx.MNIST_SOURCE, mirrors=(nowhere,)))
+    monkeypatch.setattr(idx, "MNIST_FILE_SET", replace(idx.MNIST_FILE_SET, mirrors=(nowhere,)))
     with pytest.raises(DataError) as caught:
         data.mnist(tmp_path / "here", quiet=True)
     said = str(caught.value)

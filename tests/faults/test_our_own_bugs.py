@@ -49,8 +49,8 @@ def test_a_bug_in_incremental_inference_is_logged(
     """Whole runs answer in its place, as they do for models that it does not fit; it would go unnoticed."""
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
-    monkeypatch.setattr(windows, "MIN_IMAGE_PIXELS", 1)
-    monkeypatch.setattr(windows, "MIN_WINDOWS", 1)
+    monkeypatch.setattr(windows, "MIN_INCREMENTAL_IMAGE_PIXELS", 1)
+    monkeypatch.setattr(windows, "MIN_INCREMENTAL_WINDOWS", 1)
     monkeypatch.setattr(windows.WindowedTensor, "from_windows", bug)
     with caplog.at_level(logging.INFO, "unboxed"):
         ub.attribution.occlusion(box, entry.images(1), 1, window=1, stride=1)
@@ -61,7 +61,7 @@ def test_a_bug_in_the_search_for_unused_modules_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     box, _ = opened()
-    monkeypatch.setattr(randomized, "_output_gradients", bug)
+    monkeypatch.setattr(randomized, "_output_gradients_on_noise", bug)
     with caplog.at_level(logging.INFO, "unboxed"):
         assert randomized._unused_modules(box, []) == set()
     assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)

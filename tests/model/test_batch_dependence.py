@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.model.batch_dependence import contrast_levels
+from unboxed.model.batch_dependence import contrasting_input_levels
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 16, 16), (3, 32, 32), (3, 64, 64), (2, 5, 40)]
 BATCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -115,7 +115,7 @@ def test_rows_of_a_table_with_categories(kind: str) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_levels_of_a_table_are_valid_and_reach_its_bounds(table: str) -> None:
     inputs = TABLES[table]
-    u = contrast_levels(inputs.shape, torch.device("cpu"))
+    u = contrasting_input_levels(inputs.shape, torch.device("cpu"))
     inputs.check(inputs.from_unit(u))
     ends = inputs.from_unit(torch.tensor([[0.0], [1.0]]).expand(2, 4))
     finite = torch.tensor([inputs.low, inputs.high]).isfinite()

@@ -216,7 +216,7 @@ def test_the_hooks_of_a_box_at_work_are_none_of_the_models() -> None:
 def test_new_values_alone_need_no_new_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), images()
     box = ub.Box(model, PIXELS)
-    monkeypatch.setattr(ub.Box, "_open", lambda self: pytest.fail("opened again"))
+    monkeypatch.setattr(ub.Box, "_survey_model", lambda self: pytest.fail("opened again"))
     with torch.no_grad():
         model.head.weight.mul_(2)
     model.train()
@@ -390,7 +390,7 @@ def test_noise_of_rows_from_numpy(rows: bool) -> None:
 def test_a_model_that_draws_nothing_touches_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), images()
     box = ub.Box(model, PIXELS)
-    for name in ("seeded_rngs", "forked_rngs", "rng_states"):
+    for name in ("forking_rngs_with_lock", "forking_rngs", "rng_states"):
         monkeypatch.setattr(f"unboxed.model.state.{name}", lambda *args: pytest.fail("a generator was touched"))
     box(x)
     ub.attribution.gradient(box, x, 1)

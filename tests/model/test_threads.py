@@ -256,7 +256,7 @@ class Paused(torch.nn.Module):
         if self.pausing and threading.current_thread() is not threading.main_thread():
             self.inside.set()
             for _ in range(2000):  # until the main thread is about to fork
-                if locks._THREADS_INSIDE.forking: break
+                if locks._THREAD_REGISTRY.forking: break
                 time.sleep(.001)
         return self.fc(x.flatten(1))
 

@@ -207,12 +207,12 @@ def test_fooled_examples_are_drawn_first() -> None:
     """Of eight examples six are shown; the only one that was fooled is the last of them."""
     from dataclasses import replace
 
-    from unboxed.plots.results.adversarial import _shown_rows, _success_title
+    from unboxed.plots.results.adversarial import _rows_fooled_first, _success_title
 
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x, y = ub.data.digits("test").first(8)
     result = ub.adversarial.fgsm(box, x, y, eps=0.1)
     result = replace(result, success=torch.arange(8) == 7)
-    assert _shown_rows(result) == [7, 0, 1, 2, 3, 4]
+    assert _rows_fooled_first(result) == [7, 0, 1, 2, 3, 4]
     assert _success_title(result) == "1 of 8 fooled; 6 of 8 shown"
     assert_sane(figures(result, box))

@@ -167,9 +167,9 @@ def test_a_strip_shows_input_gradient_steps_and_result() -> None:
 
 
 def test_evenly_spaced_indices_include_both_ends() -> None:
-    assert draw.evenly_spaced(10, 4) == [0, 3, 6, 9]
-    assert draw.evenly_spaced(3, 9) == [0, 1, 2]
-    assert draw.evenly_spaced(0, 4) == []
+    assert draw.evenly_spaced_indices(10, 4) == [0, 3, 6, 9]
+    assert draw.evenly_spaced_indices(3, 9) == [0, 1, 2]
+    assert draw.evenly_spaced_indices(0, 4) == []
 
 
 def test_compared_maps_share_a_scale_and_the_untrained_model_has_another() -> None:

@@ -13,7 +13,7 @@ import awkward
 import unboxed as ub
 from unboxed import Features
 from unboxed.activations import cka
-from unboxed.activations.cka import centered_gram_matrix, hsic_1
+from unboxed.activations.cka import centered_gram_matrix, unbiased_hsic
 from unboxed.errors import DataError, InputError, UnboxedWarning
 
 XYZ = Features(("x", "y", "z"))
@@ -78,7 +78,7 @@ def test_unbiased_in_minibatches_it_is_the_sum_over_tuples() -> None:
 
 def test_all_pairs_and_row_by_row() -> None:
     k = torch.stack([centered_gram_matrix(draws(9, 4, s)) for s in range(3)])
-    assert torch.allclose(hsic_1(k, k).diagonal(), hsic_1(k, k, paired=True))
+    assert torch.allclose(unbiased_hsic(k, k).diagonal(), unbiased_hsic(k, k, paired=True))
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -116,7 +116,7 @@ def test_the_unbiased_one_does_not_grow_with_the_width() -> None:
     """Independent wide features of few examples: nothing in common, but the biased one says nearly the same."""
     noise = [draws(10, 400, s) for s in (1, 2)]
     k = torch.stack([centered_gram_matrix(h) for h in noise])
-    both = hsic_1(k, k)
+    both = unbiased_hsic(k, k)
     assert abs(float(both[0, 1] / (both[0, 0] * both[1, 1]).sqrt())) < 0.3
     assert linear_cka(*noise) > 0.8
 
@@ -129,7 +129,7 @@ def test_minibatches_agree_with_all_at_once_in_expectation() -> None:
         for s in range(times):
             x = draws(n, 3, seed=1000 + s)
             y = x @ draws(3, 5, seed=9) + draws(n, 5, seed=2000 + s)
-            result.append(float(hsic_1(centered_gram_matrix(x)[None], centered_gram_matrix(y)[None])))
+            result.append(float(unbiased_hsic(centered_gram_matrix(x)[None], centered_gram_matrix(y)[None])))
         return sum(result) / times
 
     few, many = mean(6, 2000), mean(60, 200)

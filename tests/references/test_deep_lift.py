@@ -201,14 +201,14 @@ def test_each_op_is_complete(name: str) -> None:
 
 def test_the_largest_by_a_fine_walk() -> None:
     """Each input of a maximum is weighed by the share of the straight way on which it is the largest."""
-    from unboxed.model.deeplift.reference_run import ActivationPair, max_multipliers
+    from unboxed.model.deeplift.reference_run import ActivationPair, max_gradient_source
 
     generator = torch.Generator().manual_seed(3)
     a, b = torch.randn(5, 6, generator=generator).double(), torch.randn(5, 6, generator=generator).double()
     b[0], a[1, :3], b[1, :3] = a[0], 2.0, 1.0  # nothing changes; equals,
     a[1, 3], b[1, 3] = 3.0, 0.0  # which one overtakes half way
     now = a.clone().requires_grad_()
-    (shares,) = torch.autograd.grad(max_multipliers(ActivationPair(now, b), 1).sum(), now)
+    (shares,) = torch.autograd.grad(max_gradient_source(ActivationPair(now, b), 1).sum(), now)
     steps = 20_000
     t = ((torch.arange(steps) + 0.5) / steps).double()[:, None, None]
     way = b + t * (a - b)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.optimize import hyperplanes
-from unboxed.engine.optimize.hyperplanes import Hyperplane, projection_step, vector_norms
+from unboxed.engine.optimize.hyperplanes import Hyperplane, min_norm_step_to_hyperplane, vector_norms
 
 NORMS = ("linf", "l2", "l1")
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -53,7 +53,7 @@ def solved(norm: str, x: np.ndarray, v: float, w: np.ndarray) -> float:
 @each_norm
 def test_projection_equals_solvers(norm: str) -> None:
     x, plane, low, high = problems(25, 7)
-    got = projection_step(norm, x, plane, low, high)
+    got = min_norm_step_to_hyperplane(norm, x, plane, low, high)
     assert ((x + got >= -1e-12) & (x + got <= 1 + 1e-12)).all()
     assert torch.allclose((plane.normal * got).sum(1), -plane.value, atol=1e-12)
     want = [solved(norm, *(h.numpy() for h in row)) for row in zip(x, plane.value, plane.normal, strict=True)]
@@ -89,7 +89,7 @@ def test_projection_equals_the_reference(norm: str, scale: float) -> None:
     """With 3, most planes lie beyond the box: then to its corner."""
     x, plane, low, high = problems(12, 150, seed=1)
     plane = Hyperplane(plane.value * scale * 5, plane.normal)
-    got = projection_step(norm, x, plane, low, high)
+    got = min_norm_step_to_hyperplane(norm, x, plane, low, high)
     reach = (plane.normal.abs() * torch.where(plane.normal * -plane.value.sign()[:, None] > 0, 1 - x, x)).sum(1)
     for i in range(12):
         want = by_kinks(norm, x[i], plane.value[i], plane.normal[i])
@@ -102,10 +102,10 @@ def test_projection_equals_the_reference(norm: str, scale: float) -> None:
 @each_norm
 def test_projection_is_independent_of_the_batch(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, plane, low, high = problems(20, 90, seed=2)
-    whole = projection_step(norm, x, plane, low, high)
-    monkeypatch.setattr(hyperplanes, "MAX_CHUNK_VALUES", 1)
-    monkeypatch.setattr(hyperplanes, "L1_TOPK", 3)
-    assert torch.allclose(projection_step(norm, x, plane, low, high), whole, atol=1e-12)
+    whole = min_norm_step_to_hyperplane(norm, x, plane, low, high)
+    monkeypatch.setattr(hyperplanes, "MAX_CPU_CHUNK_VALUES", 1)
+    monkeypatch.setattr(hyperplanes, "N_INITIAL_L1_COORDINATES", 3)
+    assert torch.allclose(min_norm_step_to_hyperplane(norm, x, plane, low, high), whole, atol=1e-12)
 
 
 @each_norm
@@ -113,7 +113,9 @@ def test_without_bounds_and_without_a_normal(norm: str) -> None:
     """Nothing bounds the point: r / |w|, in the dual norm. A plane without a normal is nowhere: nothing moves."""
     w = torch.tensor([[3.0, -4.0, 1.0], [0, 0, 0]]).double()
     far = torch.full((1, 3), torch.inf).double()
-    got = projection_step(norm, torch.zeros(2, 3).double(), Hyperplane(torch.tensor([2.0, 1.0]).double(), w), -far, far)
+    got = min_norm_step_to_hyperplane(
+        norm, torch.zeros(2, 3).double(), Hyperplane(torch.tensor([2.0, 1.0]).double(), w), -far, far
+    )
     dual = {"linf": 8.0, "l2": 26**0.5, "l1": 4.0}[norm]
     assert vector_norms(norm, got).tolist() == pytest.approx([2 / dual, 0])
     assert float(w[0] @ got[0]) == pytest.approx(-2)

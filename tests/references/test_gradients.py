@@ -276,7 +276,7 @@ def test_dead_branches_do_not_count(name: str) -> None:
 
 def clamped() -> tuple[ub.Box, Tensor, Tensor]:
     """relu(W x), its weights over the standard deviation (K, 1, 8, 8), and images."""
-    entry = awkward.get_model("clamped_logits", torch.float64)
+    entry = awkward.get_model("relu_logits", torch.float64)
     return ub.Box(entry.model, entry.inputs), entry.model[1].weight.detach().view(4, 1, 8, 8) / STD, images(4)
 
 

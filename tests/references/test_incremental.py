@@ -347,8 +347,8 @@ def test_models_like_those_people_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether windows of unlike extent are computed apart or not, and base maps are kept or not."""
-    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_CACHE_BYTES", kept)
-    monkeypatch.setattr("unboxed.model.incremental.spatial.MIN_SAVED_MULTIPLICATIONS", apart)
+    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_CACHED_MAP_BYTES", kept)
+    monkeypatch.setattr("unboxed.model.incremental.spatial.MIN_SAVED_MULTIPLICATIONS_PER_GROUP", apart)
     box = ub.Box(seeded(LIKE[model]).to(dtype).to(memory_format=layout), ub.Pixels((3, 48, 56)))
     x = torch.rand(1, 3, 48, 56, generator=generator()).to(box.dtype)
     got, want, base_pass = both(CaseOf(box, x), (9, 6), step=5)
@@ -425,8 +425,8 @@ def test_a_halo_that_is_too_small_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_window_pasted_next_to_its_position_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = regions._overlap
-    monkeypatch.setattr(regions, "_overlap", lambda shift, own, size: right(shift + 1, own, size))
+    right = regions._overlap_slices
+    monkeypatch.setattr(regions, "_overlap_slices", lambda shift, own, size: right(shift + 1, own, size))
     with pytest.raises((AssertionError, RuntimeError)):
         check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=8))
 

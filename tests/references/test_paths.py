@@ -20,13 +20,13 @@ from unboxed.attribution import (
     integrated_gradients,
     smoothgrad,
 )
-from unboxed.attribution.expected_gradients import _sample_references
+from unboxed.attribution.expected_gradients import _sample_orders_and_alphas
 from unboxed.engine.gradients.paths import (
     LinePath,
     NoisePath,
-    normal_noise,
     path_mean_gradient,
     path_scores,
+    seeded_normal_noise,
 )
 from unboxed.engine.gradients.quadrature import equal_weights, gauss_legendre, midpoints
 from unboxed.engine.perturb.baselines import baseline
@@ -144,7 +144,7 @@ def noisy_slopes(box: ub.Box, x: Tensor, samples: int, noise: float, seed: int) 
     found = []
     for i in range(len(x)):
         sigma = noise * (x[i].max() - x[i].min())
-        eps = [normal_noise(x, torch.tensor([i]), torch.tensor([k]), seed)[0] for k in range(samples)]
+        eps = [seeded_normal_noise(x, torch.tensor([i]), torch.tensor([k]), seed)[0] for k in range(samples)]
         found.append(torch.stack([slope(box, x[i] + sigma * e, int(K[i])) for e in eps]))
     return torch.stack(found)
 
@@ -171,12 +171,12 @@ def test_smoothgrad_against_the_loop(model: str, kind: Any, size: Any) -> None:
 def test_the_noise_is_normal() -> None:
     like = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
     n, k = torch.arange(4).repeat_interleave(100), torch.arange(100).repeat(4)
-    drawn = normal_noise(like, n, k, 3).flatten(1)  # (400, 64)
+    drawn = seeded_normal_noise(like, n, k, 3).flatten(1)  # (400, 64)
     assert abs(float(drawn.mean())) < 4 / drawn.numel() ** 0.5
     assert abs(float(drawn.var()) - 1) < 4 * (2 / drawn.numel()) ** 0.5
     assert float(drawn.view(4, 100, 64)[:, :, 0].flatten().unique().numel()) == 400  # no two alike
     some = torch.tensor([7, 8, 9, 250])
-    assert torch.equal(normal_noise(like, n[some], k[some], 3).flatten(1), drawn[some])
+    assert torch.equal(seeded_normal_noise(like, n[some], k[some], 3).flatten(1), drawn[some])
 
 
 @pytest.mark.parametrize("kind", ["mean", "squared"])
@@ -209,7 +209,7 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
     """Erion et al. 2021: the mean of (x - x') dF(x' + alpha (x - x')) / dx over draws of x' and alpha."""
     box, x = opened(model)
     others = torch.rand(m, 1, 8, 8, generator=torch.Generator().manual_seed(9)).double()
-    order, alpha = _sample_references(3, m, samples, 4)
+    order, alpha = _sample_orders_and_alphas(3, m, samples, 4)
     want, low = torch.zeros_like(x), torch.zeros(3).double()
     for i in range(3):
         for s in range(samples):
@@ -224,7 +224,7 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
 
 
 def test_alphas_are_stratified_and_references_drawn_evenly() -> None:
-    order, alpha = _sample_references(5, 4, 10, 0)
+    order, alpha = _sample_orders_and_alphas(5, 4, 10, 0)
     assert torch.equal((alpha * 10).long().sort(1).values, torch.arange(10).expand(5, -1))
     assert torch.equal(order.sort(1).values, torch.arange(4).expand(5, -1))
     assert len({tuple(row) for row in alpha.tolist()}) == 5

@@ -19,7 +19,7 @@ import awkward
 import unboxed as ub
 from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
 from unboxed.engine.perturb.estimators import kernel_shapley
-from unboxed.engine.perturb.masks import all_subsets, bernoulli_masks, rise_masks, shapley_mask_pairs
+from unboxed.engine.perturb.masks import all_subset_masks, bernoulli_masks, rise_masks, shapley_mask_pairs
 
 A = ub.attribution
 SQUARES = ub.Features(tuple("abcdef"))
@@ -178,7 +178,7 @@ def test_lime_from_the_image_to_the_weights(regression: Any) -> None:
     """All of it by hand on every subset, as the draws of so few segments are: probabilities, black, six segments."""
     box, x = image_case()
     got = A.lime(box, x, 1, segments=quarters(), n_samples=200, regression=regression)
-    z = all_subsets(6).double().numpy()
+    z = all_subset_masks(6).double().numpy()
     z = np.concatenate([np.ones((1, 6)), z])
     for n in range(2):
         y = np.array([float(box.probs(hidden(x[n : n + 1], quarters(), row))[0, 1]) for row in z])
@@ -202,7 +202,7 @@ def test_segments_that_change_nothing_are_summed_over() -> None:
     of = quarters()
     x[:, :, of == 1], x[:, :, of == 4] = 0, 0
     got = A.lime(box, x, 2, segments=of, n_samples=100, on="score")  # 2^4 subsets of the others
-    z = np.concatenate([np.ones((1, 6)), all_subsets(6).double().numpy()])
+    z = np.concatenate([np.ones((1, 6)), all_subset_masks(6).double().numpy()])
     y = np.array([value(box, x, of, row, 2) for row in z])
     want = Ridge(alpha=1.0).fit(z, y, sample_weight=pi(z) * np.array([1.0] + [99 / 64] * 64))
     assert np.allclose(got.weights[0].numpy(), want.coef_, atol=1e-9)
@@ -310,15 +310,15 @@ def test_rectangles_run_as_windows_lose_what_they_lose_in_full_runs(
     x = x + 0.1 * (1 - x)  # so that every pixel hides something
     module = sys.modules[method.__module__]
     asked: list[Any] = []
-    real = module.window_scores
+    real = module.run_windows
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         asked.append(args[5])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "window_scores", counted)
+    monkeypatch.setattr(module, "run_windows", counted)
     got = method(box, x, y, segments=segments)
     assert len(asked) == (4 if segments == ("squares", 5) else 1)
-    monkeypatch.setattr(module, "_rectangle_scores", lambda *args: None)
+    monkeypatch.setattr(module, "_scores_without_rectangles", lambda *args: None)
     want = method(box, x, y, segments=segments)
     assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())

@@ -14,7 +14,7 @@ import awkward
 import unboxed as ub
 from unboxed.activations import ablation, patching
 from unboxed.engine.read import edited_runs
-from unboxed.engine.read.edited_runs import ReplaceWhere
+from unboxed.engine.read.edited_runs import ReplaceWhereEdit
 from unboxed.engine.read.edits import unit_addresses
 from unboxed.engine.read.prefix_replay import PrefixReplay
 from unboxed.objectives import logit
@@ -103,8 +103,8 @@ def images(n: int) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def exchanged(rows: int) -> ReplaceWhere:
-    return ReplaceWhere(torch.eye(5)[torch.arange(rows) % 5].bool(), torch.zeros(()))
+def exchanged(rows: int) -> ReplaceWhereEdit:
+    return ReplaceWhereEdit(torch.eye(5)[torch.arange(rows) % 5].bool(), torch.zeros(()))
 
 
 def by_hand(box: ub.Box, x: Tensor, path: str) -> tuple[Tensor, Tensor]:

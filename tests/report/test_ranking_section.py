@@ -13,7 +13,7 @@ from torch import nn
 import unboxed as ub
 from unboxed.checks.ranking import candidates, verdict_flops
 from unboxed.report import checks, report
-from unboxed.report.blocks import Note, Ranking
+from unboxed.report.blocks import Note, RankedMethods
 from unboxed.report.context import MAX_FLOPS_PER_REPORT_MAP, N_VERDICT_EXAMPLES
 
 
@@ -34,13 +34,13 @@ def test_the_budget_is_enough_for_all_methods_on_a_small_model() -> None:
     methods = candidates(box, MAX_FLOPS_PER_REPORT_MAP)
     assert len(methods) >= 15
     assert "grad_cam_plus_plus" in methods
-    assert sum(verdict_flops(box, m, N_VERDICT_EXAMPLES) for m in methods.values()) <= checks.MAX_VERDICT_FLOPS
+    assert sum(verdict_flops(box, m, N_VERDICT_EXAMPLES) for m in methods.values()) <= checks.MAX_TOTAL_VERDICT_FLOPS
 
 
 def test_methods_beyond_the_budget_are_named_without_calling_the_model_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "MAX_VERDICT_FLOPS", 0.0)
+    monkeypatch.setattr(checks, "MAX_TOTAL_VERDICT_FLOPS", 0.0)
     box = ub.Box(untrained(4), ub.Features(("a", "b", "c", "d")), outputs="logits")
     page = written(box, torch.randn(8, 4), tmp_path)
     assert "Not run, to keep the report short: " in page
@@ -64,6 +64,6 @@ def test_other_reasons_are_said_per_method() -> None:
         examples=8, methods=verdicts, not_run=[], ranked=["gradient"], shown=[], has_images=True, maps={}
     )
     blocks = checks.show(finding)
-    assert [type(b) for b in blocks[1:]] == [Ranking]
+    assert [type(b) for b in blocks[1:]] == [RankedMethods]
     assert not any(isinstance(b, Note) for b in blocks)
     assert "is it more than edges" in blocks[0].text  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ from unboxed.report.blocks import Text
 from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
 from unboxed.report.pictures import Picture, PictureStore, display_size, to_file_name
-from unboxed.report.survey import evenly_spaced, max_examples_for
+from unboxed.report.survey import evenly_spaced_indices, max_examples_for
 from unboxed.report.words import format_percent, format_prob
 
 NAMES = ("top left", "top right", "low left", "low right")
@@ -328,7 +328,7 @@ def test_one_example_is_enough(tmp_path: Path) -> None:
 
 
 def test_maps_before_the_relu_are_named_so(tmp_path: Path) -> None:
-    model = awkward.get_model("clamped_logits")
+    model = awkward.get_model("relu_logits")
     box = Box(model.model, model.inputs, **model.box_settings)
     found, page, facts = quick(box, model.images(12), tmp_path, sections=["gradients"])
     assert found.failures == {}
@@ -492,11 +492,11 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
     ],
 )
 def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
-    from unboxed.report.judge_model import usable_judge
+    from unboxed.report.judge_model import judge_or_reason
 
     context = ReportContext(box_of(), None, None, judge)  # type: ignore[arg-type]
-    assert usable_judge(context)[0] is None
-    assert why in usable_judge(context)[1]
+    assert judge_or_reason(context)[0] is None
+    assert why in judge_or_reason(context)[1]
 
 
 def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
@@ -590,8 +590,8 @@ def test_the_module_is_the_function(tmp_path: Path) -> None:
 
 
 def test_examples_are_evenly_spread_and_bounded() -> None:
-    assert evenly_spaced(10, 4) == (0, 2, 5, 7)
-    assert evenly_spaced(3, 100) == (0, 1, 2)
+    assert evenly_spaced_indices(10, 4) == (0, 2, 5, 7)
+    assert evenly_spaced_indices(3, 100) == (0, 1, 2)
     assert max_examples_for((1, 28, 28)) == 10_000
     assert max_examples_for((3, 224, 224)) == 265
     assert max_examples_for((3, 4000, 4000)) == 64

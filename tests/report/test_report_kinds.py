@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.cards import Card, cards
-from unboxed.plots.text import replace_hyphens
+from unboxed.plots.text import hyphens_to_minus_signs
 from unboxed.report import report
 from unboxed.report.blocks import Code, Figure, figures_per_row
-from unboxed.report.input_nouns import as_columns, shapes_text
+from unboxed.report.input_nouns import column_names_and_values, shapes_text
 from unboxed.report.pictures import Picture
 from unboxed.report.render import _jinja_environment
 from unboxed.report.words import format_number
@@ -86,11 +86,11 @@ def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
 def test_columns_of_several_inputs() -> None:
     _, x = several(3)
     inputs = ub.MultiInput((*BOTH.values(), ub.Features(("age",))))
-    names, values = as_columns(inputs, inputs.pack((*x.values(), torch.ones(3, 1))))
+    names, values = column_names_and_values(inputs, inputs.pack((*x.values(), torch.ones(3, 1))))
     assert names == ["input 0 (mean)", "input 1.age", "input 1.height", "input 2.age"]
     assert torch.allclose(values[:, 0], x["picture"].double().mean((1, 2, 3)))
     assert torch.equal(values[:, 3], torch.ones(3, dtype=torch.float64))
-    assert as_columns(BOTH["table"], x["table"])[0] == ["age", "height"]
+    assert column_names_and_values(BOTH["table"], x["table"])[0] == ["age", "height"]
     assert shapes_text(BOTH["picture"]) == "1×4×4"
 
 
@@ -98,10 +98,10 @@ def test_columns_of_several_inputs() -> None:
 
 
 def test_numbers_have_a_minus_and_names_keep_their_hyphen() -> None:
-    assert replace_hyphens("-0.5 (-1) to ±-2, cifar-10, 2020-01-02, a/-1.png") == (
+    assert hyphens_to_minus_signs("-0.5 (-1) to ±-2, cifar-10, 2020-01-02, a/-1.png") == (
         "\u22120.5 (\u22121) to ±\u22122, cifar-10, 2020-01-02, a/-1.png"
     )
-    assert replace_hyphens("r -0.00, -0.0. (-0%) -0.004 -0e5") == "r 0.00, 0.0. (0%) \u22120.004 \u22120e5"
+    assert hyphens_to_minus_signs("r -0.00, -0.0. (-0%) -0.004 -0e5") == "r 0.00, 0.0. (0%) \u22120.004 \u22120e5"
     drawn = _jinja_environment().from_string("{{ a }} <i title='{{ a }}'></i>").render(a="r -0.5")
     assert drawn == "r \u22120.5 <i title='r \u22120.5'></i>"
 

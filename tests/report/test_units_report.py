@@ -14,16 +14,16 @@ from torch import nn
 import awkward
 import unboxed as ub
 from unboxed.plots import units
-from unboxed.plots.units import Unit
+from unboxed.plots.units import PlottedUnit
 from unboxed.report import report
 from unboxed.report.units import SECTION
 
 
-def unit(**more: Any) -> Unit:
+def unit(**more: Any) -> PlottedUnit:
     patches, maps = np.random.default_rng(0).random((2, 9, 1, 5, 5))
     counts = np.array([0.0, 3, 0, 9, 1, 0])
     given = {"number": 7, "patches": patches, "projections": maps - 0.5, "values": [0.9] * 9, "counts": counts}
-    return Unit(**{**given, "edges": np.arange(7) - 2.0, "value_range": (-0.8, 2.4), **more})
+    return PlottedUnit(**{**given, "edges": np.arange(7) - 2.0, "value_range": (-0.8, 2.4), **more})
 
 
 def test_a_patch_that_leaves_the_image_keeps_its_place() -> None:
@@ -64,9 +64,9 @@ def test_the_range_of_a_unit_ends_at_its_best_example(tmp_path: Path) -> None:
 
 def test_all_projections_share_one_scale() -> None:
     weak, strong = unit(), unit(projections=unit().projections * 10)
-    scale = units.projection_vmax([weak, strong])
-    assert scale == pytest.approx(units.projection_vmax([strong]), rel=0.05)
-    pale, full = (units.projection_grid(u, scale)[..., :3].astype(int) for u in (weak, strong))
+    scale = units.back_projection_vmax([weak, strong])
+    assert scale == pytest.approx(units.back_projection_vmax([strong]), rel=0.05)
+    pale, full = (units.back_projection_grid(u, scale)[..., :3].astype(int) for u in (weak, strong))
     assert np.abs(255 - pale).mean() < np.abs(255 - full).mean()
     sheet = units.units_sheet([weak, unit(projections=None, dead=True)], title="Units")
     assert sheet.width > 500

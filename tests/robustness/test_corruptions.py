@@ -19,7 +19,7 @@ import awkward
 import unboxed as ub
 from contracts.common import make_case
 from unboxed.errors import DataError, InputError, OutputError
-from unboxed.robustness.corruption_functions import CORRUPTION_LEVELS, _blur_scale, _rotate_and_shift
+from unboxed.robustness.corruption_functions import CORRUPTION_FN_AND_AMOUNTS, _blur_scale, _rotate_and_shift
 from unboxed.robustness.corruptions import CORRUPTIONS
 
 corrupted = ub.robustness.corrupted
@@ -33,7 +33,7 @@ def photos(shape: tuple[int, ...] = (3, 3, 20, 28), seed: int = 0) -> Tensor:
 
 
 def amount(kind: str, severity: int) -> float:
-    return CORRUPTION_LEVELS[kind][1][severity - 1]
+    return CORRUPTION_FN_AND_AMOUNTS[kind][1][severity - 1]
 
 
 @each_kind

@@ -679,7 +679,9 @@ def test_the_command_starts_over_with_corrected_labels(tmp_path) -> None:
 
 def test_an_attack_with_a_checkpoint_resumes_within_a_task(tmp_path, monkeypatch) -> None:
     """Killed in the middle of AutoAttack's Square: the same figures bit for bit, and nothing is done twice."""
-    monkeypatch.setitem(adversarial.auto_attack.__globals__, "FLOPS_PER_CHUNK", 1.0)  # parts of as few rows as can be
+    monkeypatch.setitem(
+        adversarial.auto_attack.__globals__, "FLOPS_BETWEEN_CHECKPOINTS", 1.0
+    )  # parts of as few rows as can be
     attacks = {"auto_attack": partial(adversarial.auto_attack, steps=3, queries=20)}
     box, calls = box_of(Linear()), []
     data, more = labeled(box), {"eps": [0.003], "check_masking": False, "minimal_attack": None}

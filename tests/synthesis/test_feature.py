@@ -24,7 +24,7 @@ from unboxed.synthesis.recipe import (
     MAX_TOTAL_VARIATION_RATIO,
     image_statistics,
     natural_spectrum,
-    noise_scores,
+    noise_score_statistics,
 )
 
 GRAY = ub.Pixels((1, 12, 12), mean=0.3, std=0.3)
@@ -113,9 +113,9 @@ def test_the_total_variation_is_that_of_natural_images_at_most() -> None:
 def test_the_score_scale_is_that_of_each_row_alone(box: ub.Box) -> None:
     seen = image_statistics(box, None)
     goal = channel("relu", torch.tensor([0, 1, 3])) * torch.tensor([1.0, 2.0, 3.0])
-    all_at_once = noise_scores(box, goal, 3, seen, "auto")
+    all_at_once = noise_score_statistics(box, goal, 3, seen, "auto")
     for i in range(3):
-        alone = noise_scores(box, channel("relu", [0, 1, 3][i]) * float(i + 1), 1, seen, 1)
+        alone = noise_score_statistics(box, channel("relu", [0, 1, 3][i]) * float(i + 1), 1, seen, 1)
         assert torch.allclose(all_at_once.scale[i], alone.scale[0])
         assert torch.allclose(all_at_once.mean[i], alone.mean[0])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from models import interrupted
-from unboxed.engine.optimize.colors import pixel_statistics
+from unboxed.engine.optimize.colors import pixel_mean_and_std
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import inversion, inversions
 
@@ -70,7 +70,7 @@ def test_every_objective_rises(box: ub.Box, x: Tensor, metric: str, canvas: str)
 
 def test_the_dot_product_stays_in_its_ball(box: ub.Box, x: Tensor) -> None:
     result = inversion(box, x, "conv2", metric="dot", steps=20)
-    color, std = pixel_statistics(box.inputs)
+    color, std = pixel_mean_and_std(box.inputs)
     far = (result.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
     assert (far <= std * 28 * (1 + 1e-5)).all()
     assert (far >= std * 28 * 0.9).all()

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edited_runs import ReplaceWhere, run_variants
-from ..engine.read.edits import check_units, part_masks, require_units, resolve_target, unit_addresses
-from ..engine.results import OneLineRepr
+from ..engine.read.edited_runs import ReplaceWhereEdit, run_variants
+from ..engine.read.edits import check_units, require_unit_layer, resolve_target, unit_addresses, unit_or_position_masks
+from ..engine.results import OneLineReprMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..inputs.examples import input_batches, open_data
@@ -22,11 +22,11 @@ from ..model.layers import input_address
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, Target, UnitIndices
 from ..settings import check_settings
 
-DATA_BATCH_ROWS = 256  # of the data read at a time
+CHANNEL_MEANS_DATA_BATCH_SIZE = 256  # of the data read at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ablation(OneLineRepr):
+class Ablation(OneLineReprMixin):
     """Scores and logits of examples with each unit of a layer ablated, one at a time."""
 
     returns: ClassVar[str] = "table"
@@ -115,7 +115,7 @@ def ablation(
     if replacement == "mean" and data is None:
         raise InputError('replacement="mean" needs data to compute the means of')
     x = box.validate_inputs(x)
-    address = require_units(box, last_hidden_layer(box) if layer is None else layer)
+    address = require_unit_layer(box, last_hidden_layer(box) if layer is None else layer)
     shape = box.read(x[:1] if not box.batch_dependent else x, [address])[address].shape[1:]
     unit_index = torch.tensor(check_units(units, shape[0], address), device=box.device)
     objective = resolve_target(box, target, x, batch_size)
@@ -124,8 +124,8 @@ def ablation(
     replacement_values = broadcast_rows(value, value.new_empty(shape))[None]  # (1, C, 1, ...)
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
-        mask = part_masks(unit_index[variants], shape[0], shape, axis=1)
-        return {address: ReplaceWhere(mask, replacement_values)}
+        mask = unit_or_position_masks(unit_index[variants], shape[0], shape, axis=1)
+        return {address: ReplaceWhereEdit(mask, replacement_values)}
 
     original = run_variants(box, x, objective, batch_size=batch_size)
     ablated = run_variants(box, x, objective, make_edits, len(unit_index), batch_size=batch_size)
@@ -142,7 +142,7 @@ def ablation(
     )
 
 
-PASSTHROUGH_TYPES = ("Dropout", "Flatten", "Identity")
+PASSTHROUGH_LAYER_TYPES = ("Dropout", "Flatten", "Identity")
 
 
 def last_hidden_layer(box: Box) -> str:
@@ -150,7 +150,7 @@ def last_hidden_layer(box: Box) -> str:
     paths = unit_addresses(box)
     weighted = [i for i, path in enumerate(paths) if box.layers[path].n_parameters]
     i = previous = weighted[-1] if weighted else len(paths) - 1
-    while previous and (previous == i or box.layers[paths[previous]].type in PASSTHROUGH_TYPES):
+    while previous and (previous == i or box.layers[paths[previous]].type in PASSTHROUGH_LAYER_TYPES):
         previous -= 1
     input_name = input_address(paths[i])
     noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
@@ -162,7 +162,7 @@ def last_hidden_layer(box: Box) -> str:
 def _channel_means(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
     """The mean of each channel (C,) over examples and positions."""
     total, count = torch.zeros(()), 0
-    for x in input_batches(open_data(data, box.inputs), DATA_BATCH_ROWS):
+    for x in input_batches(open_data(data, box.inputs), CHANNEL_MEANS_DATA_BATCH_SIZE):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
         h = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, positions)
         total = total.to(h.device) + h.double().sum((0, 2))

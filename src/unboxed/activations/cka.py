@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import require_units, unit_addresses
-from ..engine.results import OneLineRepr
+from ..engine.read.edits import require_unit_layer, unit_addresses
+from ..engine.results import OneLineReprMixin
 from ..errors import DataError, InputError, warn
 from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
@@ -25,12 +25,12 @@ from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import address_list
 
 MIN_HSIC_EXAMPLES = 4  # examples that HSIC_1 needs
-CONSTANT_FEATURE_ULPS = 32  # units in the last place by which a constant feature may seem to vary
+CONSTANT_FEATURE_TOLERANCE_ULPS = 32  # units in the last place by which a constant feature may seem to vary
 MAX_GROUP_ACTIVATION_BYTES = 2**29  # of one minibatch's activations at a time; a larger layer is read alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CKA(OneLineRepr):
+class CKA(OneLineReprMixin):
     """The similarity of each layer of one model with each layer of another."""
 
     returns: ClassVar[str] = "table"
@@ -129,20 +129,20 @@ def cka(
         if len(x) >= min_examples:
             ka = _gram_matrices(box_a, x, a, batch_size)
             kb = ka if box_a is box_b and a == b else _gram_matrices(box_b, x, b, batch_size)
-            hsic_sums.add(ka, kb, hsic_1 if unbiased else hsic_0)
+            hsic_sums.add(ka, kb, unbiased_hsic if unbiased else biased_hsic)
             examples, count = examples + len(x), count + 1
     if not count:
         raise DataError(f"cka needs at least {min_examples} examples")
-    return CKA(a, b, _warn_undefined(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
+    return CKA(a, b, _with_nan_warning(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 
 def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
     if layers is None:
         return unit_addresses(box)
-    return tuple(require_units(box, path) for path in address_list(layers))
+    return tuple(require_unit_layer(box, path) for path in address_list(layers))
 
 
-def _warn_undefined(values: Tensor) -> Tensor:
+def _with_nan_warning(values: Tensor) -> Tensor:
     if n := int(values.isnan().sum()):
         warn(
             f"{n} of {values.numel()} similarities are undefined (NaN): "
@@ -169,7 +169,7 @@ class _HsicSums:
         return torch.where(norm > 0, self.cross / norm, math.nan)
 
 
-def hsic_1(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
+def unbiased_hsic(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
     """HSIC_1 of Gram matrices (A, n, n) and (B, n, n): all pairs (A, B), or row by row (A,).
 
     [tr(K~ M~) + 1'K~1 1'M~1 / ((n-1)(n-2)) - 2 / (n-2) 1'K~ M~ 1] / (n(n-3)), K~ and M~ without their diagonals.
@@ -183,8 +183,8 @@ def hsic_1(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
     return (trace + total / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / (n * (n - 3))
 
 
-def hsic_0(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
-    """HSIC_0: tr(K H M H) / (n-1)^2 with the centering matrix H (Gretton et al. 2005). Shapes as for `hsic_1`."""
+def biased_hsic(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
+    """HSIC_0: tr(K H M H) / (n-1)^2 with the centering matrix H (Gretton et al. 2005). Shapes: `unbiased_hsic`."""
     k, m = (g - g.mean(1, keepdim=True) - g.mean(2, keepdim=True) + g.mean((1, 2), keepdim=True) for g in (k, m))
     return _inner_products(k.flatten(1), m.flatten(1), paired) / (k.shape[-1] - 1) ** 2
 
@@ -197,18 +197,18 @@ def _inner_products(a: Tensor, b: Tensor, paired: bool) -> Tensor:
 def _gram_matrices(box: Box, x: Tensor, paths: Sequence[str], batch_size: BatchSize) -> Tensor:
     """The Gram matrices (L, n, n) of a minibatch, of few layers at a time, which bounds the memory."""
     grams: list[Tensor] = []
-    for group in _group_layers_by_memory(box, paths, len(x)):
+    for group in _memory_bounded_layer_groups(box, paths, len(x)):
         acts = box.read(x, group, batch_size=batch_size)
         grams += [centered_gram_matrix(acts[path]) for path in group]
     return torch.stack(grams)
 
 
-def _group_layers_by_memory(box: Box, paths: Sequence[str], n: int) -> Iterator[list[str]]:
+def _memory_bounded_layer_groups(box: Box, paths: Sequence[str], n_examples: int) -> Iterator[list[str]]:
     """The layers in groups whose activations of n examples have at most MAX_GROUP_ACTIVATION_BYTES."""
     group: list[str] = []
     group_bytes = 0
     for path in paths:
-        size = 0 if ":" in path else 8 * n * math.prod(box.layers[path].shape)
+        size = 0 if ":" in path else 8 * n_examples * math.prod(box.layers[path].shape)
         if group and group_bytes + size > MAX_GROUP_ACTIVATION_BYTES:
             yield group
             group, group_bytes = [], 0
@@ -222,6 +222,8 @@ def centered_gram_matrix(h: Tensor) -> Tensor:
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1)
     scale = flat.abs().amax(0)
     flat = flat - flat.mean(0)
-    varies = flat.abs().amax(0) > CONSTANT_FEATURE_ULPS * torch.finfo(flat.dtype).eps * scale  # by more than rounding
+    varies = (
+        flat.abs().amax(0) > CONSTANT_FEATURE_TOLERANCE_ULPS * torch.finfo(flat.dtype).eps * scale
+    )  # by more than rounding
     flat = flat * varies
     return (flat @ flat.T).to("cpu", torch.float64)

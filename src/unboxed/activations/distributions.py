@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engine.cpu_cache import rows_per_chunk
+from ..engine.cpu_cache import cpu_rows_per_chunk
 
-BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the largest magnitude
-VALUES_PER_CHUNK = 2**19  # of a chunk that a CPU's cache holds
-MIN_VARIANCE_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
+MAX_BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the largest magnitude
+VALUES_PER_CACHE_CHUNK = 2**19  # of a chunk that a CPU's cache holds
+MIN_ONE_PASS_VARIANCE_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
 MIN_BIN_EXPONENT = -100  # of the width of a bin, as a power of 2
 
 
 @dataclass(frozen=True, eq=False)
-class BatchMoments:
+class PerExampleMoments:
     """Moments of one batch per example and unit, each (n, C), over the unit's positions."""
 
     mean: Tensor
@@ -27,9 +27,9 @@ class BatchMoments:
     n_positions: int
 
     @classmethod
-    def from_values(cls, h: Tensor) -> BatchMoments:  # (n, C, P)
+    def from_values(cls, h: Tensor) -> PerExampleMoments:  # (n, C, P)
         """On a CPU in chunks that fit its cache: each is read several times."""
-        chunks = torch.split(h, rows_per_chunk(h, VALUES_PER_CHUNK))
+        chunks = torch.split(h, cpu_rows_per_chunk(h, VALUES_PER_CACHE_CHUNK))
         parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in chunks]
         mean, maximum, minimum, l2_norm = (
             parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
@@ -37,7 +37,7 @@ class BatchMoments:
         return cls(mean, maximum, minimum, _squared_deviations(h, mean, l2_norm), h.shape[2])
 
     @classmethod
-    def concat(cls, parts: Sequence[BatchMoments]) -> BatchMoments:
+    def concat(cls, parts: Sequence[PerExampleMoments]) -> PerExampleMoments:
         names = ("mean", "maximum", "minimum", "squared_deviations")
         mean, maximum, minimum, squared_deviations = (
             torch.cat([getattr(rows, name) for rows in parts]) for name in names
@@ -61,7 +61,7 @@ def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
         return _norm_over_positions(h - mean[..., None]).square()
     mean_part = h.shape[2] * mean.square()
     deviations = l2_norm.square() - mean_part  # one pass less, but inaccurate where the mean is large
-    cancelled_units = (deviations < MIN_VARIANCE_RATIO * mean_part).any(0).nonzero()[:, 0]
+    cancelled_units = (deviations < MIN_ONE_PASS_VARIANCE_RATIO * mean_part).any(0).nonzero()[:, 0]
     if len(cancelled_units):
         deviations[:, cancelled_units] = _norm_over_positions(
             h[:, cancelled_units] - mean[:, cancelled_units, None]
@@ -86,7 +86,7 @@ class Moments:
         zeros = torch.zeros(n_units, dtype=accumulator_dtype(like), device=like.device)
         return cls(zeros, zeros, zeros, zeros - torch.inf, zeros + torch.inf, zeros, n_positions)
 
-    def update(self, batch: BatchMoments) -> Moments:
+    def update(self, batch: PerExampleMoments) -> Moments:
         is_finite = batch.is_finite
         n = is_finite.sum(0).to(self.n_examples)
         mean = _masked_sum(batch.mean, is_finite) / n.clamp_min(1)  # (C,) of this batch
@@ -198,7 +198,9 @@ def _bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
 
 def _min_bin_exponent(minimum: Tensor, maximum: Tensor) -> Tensor:
     """The smallest exponent (C,) that is used for values of this magnitude."""
-    return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - BIN_RESOLUTION_BITS).clamp_min(MIN_BIN_EXPONENT)
+    return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - MAX_BIN_RESOLUTION_BITS).clamp_min(
+        MIN_BIN_EXPONENT
+    )
 
 
 def power_of_2(exponent: Tensor) -> Tensor:

@@ -62,13 +62,13 @@ def filters(box: Box, layer: LayerAddress = None) -> Tensor:
             kind = box.layers[path].type
             raise LayerError(f"{path!r} ({kind}) has no weights in the shape of images")
         return image
-    for path in _paths_in_order(box):
+    for path in _paths_in_run_order(box):
         if (image := _weight_images(box, path)) is not None:
             return image
     raise LayerError("no convolution and no linear layer takes the pixels themselves")
 
 
-def _paths_in_order(box: Box) -> list[str]:
+def _paths_in_run_order(box: Box) -> list[str]:
     """In the order in which layers run; where some are scripted, which no hook observes, as they are defined."""
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in box.modules.values())
     return list(box.modules) if scripted else [row.path for row in box.layers.leaves]
@@ -78,7 +78,7 @@ def _weight_images(box: Box, path: str, named_by_user: bool = False) -> Tensor |
     """The layer's weights if they are images: of the pixels, or of the inputs of a layer that was named."""
     module = box.modules[path]
     with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is read
-        channel_order = _channel_order(box, path)
+        channel_order = _pixel_channel_order(box, path)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or (channel_order is None and not named_by_user):
             return None
@@ -91,7 +91,7 @@ def _weight_images(box: Box, path: str, named_by_user: bool = False) -> Tensor |
         return (weight[:, channel_order] if has_all_channels else weight).to(box.dtype, copy=True)
 
 
-def _channel_order(box: Box, path: str) -> list[int] | None:
+def _pixel_channel_order(box: Box, path: str) -> list[int] | None:
     """The position of each channel of the pixels in a layer's input; None where the input is not the pixels.
 
     For a flat input, and for a scripted layer, which cannot be checked, the list is empty: the order stays.
@@ -106,26 +106,28 @@ def _channel_order(box: Box, path: str) -> list[int] | None:
         f"{path}:input#0"
     ]  # (2, C, H, W), maybe padded, or (2, C * H * W)
     layer_input = layer_input.to(noise)
-    return next((order for part in parts if (order := _match_channel_order(layer_input, part)) is not None), None)
+    return next((order for part in parts if (order := _channel_order_in_input(layer_input, part)) is not None), None)
 
 
-def _match_channel_order(layer_input: Tensor, noise: Tensor) -> list[int] | None:
+def _channel_order_in_input(layer_input: Tensor, noise: Tensor) -> list[int] | None:
     """The position of each channel of the noise (2, C, H, W) in a layer's input; an empty list where it is flat."""
     if layer_input.shape == noise.flatten(1).shape:
         return (
             []
-            if float(_abs_correlation(layer_input.reshape(1, -1), noise.reshape(1, -1))) > MIN_SAME_CHANNEL_CORRELATION
+            if float(_abs_correlation_matrix(layer_input.reshape(1, -1), noise.reshape(1, -1)))
+            > MIN_SAME_CHANNEL_CORRELATION
             else None
         )
     if noise.ndim != 4 or layer_input.ndim != 4 or layer_input.shape[1] != noise.shape[1]:
         return None
     candidate_orders = (
-        _match_channels(part, noise) for part in _crops_from_center(layer_input, noise.shape[2], noise.shape[3])
+        _channel_order_by_correlation(part, noise)
+        for part in _windows_center_first(layer_input, noise.shape[2], noise.shape[3])
     )
     return next((order for order in candidate_orders if order is not None), None)
 
 
-def _crops_from_center(maps: Tensor, height: int, width: int) -> Iterator[Tensor]:
+def _windows_center_first(maps: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """All windows of a size in maps (N, C, H, W), central ones first: after padding, the image is one of them."""
     down, right = maps.shape[2] - height, maps.shape[3] - width
     offsets = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller
@@ -133,17 +135,17 @@ def _crops_from_center(maps: Tensor, height: int, width: int) -> Iterator[Tensor
         yield maps[:, :, i : i + height, j : j + width]
 
 
-def _match_channels(layer_input: Tensor, noise: Tensor) -> list[int] | None:
+def _channel_order_by_correlation(layer_input: Tensor, noise: Tensor) -> list[int] | None:
     """The position of each channel of the noise (N, C, H, W): pixels may be scaled, shifted, clipped or noisy."""
     is_correlated = (
-        _abs_correlation(layer_input.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1))
+        _abs_correlation_matrix(layer_input.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1))
         > MIN_SAME_CHANNEL_CORRELATION
     )  # (C, C)
     is_one_to_one = bool((is_correlated.sum(0) == 1).all() and (is_correlated.sum(1) == 1).all())
     return is_correlated.long().argmax(0).tolist() if is_one_to_one else None
 
 
-def _abs_correlation(a: Tensor, b: Tensor) -> Tensor:
+def _abs_correlation_matrix(a: Tensor, b: Tensor) -> Tensor:
     """The absolute correlations (A, B) of rows (A, M) and (B, M)."""
     a, b = (F.normalize(h - h.mean(1, keepdim=True)) for h in (a, b))
     return (a @ b.mT).abs()

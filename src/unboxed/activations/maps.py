@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..errors import LayerError
 from ..model.layers import input_address
 from ..parameters import BatchSize, InputBatch, LayerAddresses
@@ -18,7 +18,7 @@ from ..validation import address_list
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerMaps(OneLineRepr):
+class LayerMaps(OneLineReprMixin):
     """The input and output activations of one layer."""
 
     returns: ClassVar[str] = "activations"

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read import features
-from ..engine.read.neighbors import Metric, Neighbors, NeighborSearch
+from ..engine.read.neighbors import Metric, Neighbors, StreamingNeighborSearch
 from ..errors import LayerError
 from ..inputs.items import SkippedExamples
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, NExamples
@@ -71,12 +71,12 @@ def nearest_neighbors(
     address = _default_layer(box) if layer is None else features.resolve_address(box, layer)
     queries = features.read_features(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]  # (N, D)
     if data is None:
-        search = NeighborSearch(queries, k, metric=metric, exclude=torch.arange(len(queries)))
+        search = StreamingNeighborSearch(queries, k, metric=metric, exclude=torch.arange(len(queries)))
         search.add(queries)
         return search.result()
-    search = NeighborSearch(queries, k, metric=metric)
+    search = StreamingNeighborSearch(queries, k, metric=metric)
     skipped = SkippedExamples()
-    next_features = features.feature_reader(box, data, address, batch_size=batch_size, skipped=skipped)
+    next_features = features.make_feature_reader(box, data, address, batch_size=batch_size, skipped=skipped)
     while (points := next_features()) is not None:
         search.add(points)
     neighbors = search.result()
@@ -87,7 +87,7 @@ def _default_layer(box: Box) -> str:
     """The input of the last layer with parameters; of a model without a hidden layer, the output."""
     if not any(row.n_parameters for row in box.layers.leaves):
         raise LayerError("no module of this model has parameters; name the layer, such as layer='output'")
-    hidden = features.hidden_layer_inputs(box)
+    hidden = features.hidden_layer_input_addresses(box)
     return hidden[-1] if hidden else "output"
 
 

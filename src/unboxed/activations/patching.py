@@ -11,9 +11,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edited_runs import ReplaceWhere, run_variants
-from ..engine.read.edits import count_parts, part_masks, require_units, resolve_target, unit_addresses
-from ..engine.results import OneLineRepr
+from ..engine.read.edited_runs import ReplaceWhereEdit, run_variants
+from ..engine.read.edits import (
+    count_units_or_positions,
+    require_unit_layer,
+    resolve_target,
+    unit_addresses,
+    unit_or_position_masks,
+)
+from ..engine.results import OneLineReprMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
 from ..model.hooks import Edit
@@ -24,11 +30,11 @@ from ..validation import address_list
 
 Part = Literal["layer", "channel", "position"]
 AXIS_BY_PART: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
-EQUAL_SCORES_ULPS = 64  # times the precision: scores closer than this are equal
+EQUAL_SCORES_TOLERANCE_ULPS = 64  # times the precision: scores closer than this are equal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PatchedLayer(OneLineRepr):
+class PatchedLayer(OneLineReprMixin):
     """The scores with one layer's activations, or parts of them, patched.
 
     Both tensors are (N,) for a whole layer, (N, C) per channel, (N, ...) per position.
@@ -40,7 +46,7 @@ class PatchedLayer(OneLineRepr):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Patching(OneLineRepr):
+class Patching(OneLineReprMixin):
     """The scores of corrupted inputs with activations of clean inputs."""
 
     returns: ClassVar[str] = "table"
@@ -127,15 +133,15 @@ def patching(
 
 def _resolve_paths(box: Box, layers: Sequence[str] | str | None, part: Part) -> list[str]:
     if layers is not None:
-        return [_check_has_part(box, path, part) for path in address_list(layers)]
+        return [_resolve_patched_path(box, path, part) for path in address_list(layers)]
     paths = [path for path in unit_addresses(box) if part != "position" or len(box.layers[path].shape) > 1]
     if not paths:
         raise LayerError("no layer of this model has positions; patch by channel or by layer")
     return paths
 
 
-def _check_has_part(box: Box, path: str, part: Part) -> str:
-    resolved = require_units(box, path)
+def _resolve_patched_path(box: Box, path: str, part: Part) -> str:
+    resolved = require_unit_layer(box, path)
     if part == "position" and ":" not in resolved and len(box.layers[resolved].shape) < 2:
         raise LayerError(f"{path!r} has no positions: its shape is {box.layers[resolved].shape}; patch it by channel")
     return resolved
@@ -147,13 +153,13 @@ def _patched_scores(
     """The scores of `corrupted` with each part of one layer replaced."""
     first = clean if box.batch_dependent else clean[:1]
     shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_PART[part]
-    n_parts = count_parts(shape, axis)
+    n_parts = count_units_or_positions(shape, axis)
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
         unique_examples, inverse = torch.unique(examples, return_inverse=True)
         with box.isolated(grad=False):
             h = box.forward(clean[unique_examples], [path])[path]
-        return {path: ReplaceWhere(part_masks(variants, n_parts, shape, axis), h[inverse])}
+        return {path: ReplaceWhereEdit(unit_or_position_masks(variants, n_parts, shape, axis), h[inverse])}
 
     score = run_variants(box, corrupted, objective, make_edits, n_parts, logits=False, batch_size=batch_size).score
     return score[:, 0] if axis is None else score if axis == 1 else score.view(-1, *shape[1:])
@@ -162,7 +168,9 @@ def _patched_scores(
 def restored_fraction_of(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
     """(score - corrupted) / (clean - corrupted), 0 where clean and corrupted are equal up to rounding."""
     difference = clean - corrupted
-    tolerance = EQUAL_SCORES_ULPS * torch.finfo(difference.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
+    tolerance = (
+        EQUAL_SCORES_TOLERANCE_ULPS * torch.finfo(difference.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
+    )
     is_equal = difference.abs() <= tolerance
     divisor = broadcast_rows(torch.where(is_equal, 1, difference), score)
     return torch.where(broadcast_rows(is_equal, score), 0, (score - broadcast_rows(corrupted, score)) / divisor)

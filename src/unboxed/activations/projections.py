@@ -14,20 +14,20 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import Gradients, gradients
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError, RuleError
 from ..model import relu_rules
 from ..objectives import Index, Objective, as_classes, constant, layer_objective
 from ..parameters import BatchSize, InputBatch, RequiredLayerAddress, UnitAxis
 from ..settings import check_settings
 from .receptive_field import ReceptiveField, receptive_field
-from .units import argmax_positions, unit_layers, units_to_axis_1, unravel_positions
+from .units import argmax_positions, resolve_unit_layers, units_to_axis_1, unravel_positions
 
-UsedRule = Literal["deconvnet", "gradient"]
+BackwardRuleName = Literal["deconvnet", "gradient"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Projections(OneLineRepr):
+class Projections(OneLineReprMixin):
     """One neuron of each example, projected back to the input."""
 
     returns: ClassVar[str] = "activations"
@@ -38,7 +38,7 @@ class Projections(OneLineRepr):
     value: Tensor  # (N,) its activation
     map: Tensor  # (N, ...) signed, shaped like the inputs
     bounds: Tensor  # (N, 4) top, left, bottom, right of the receptive field; (N, 0) where the inputs are not images
-    rule: UsedRule
+    rule: BackwardRuleName
     fallback_reason: str = ""  # why the deconvnet rule could not be used
 
     def patch(self, i: int, x: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ class Projections(OneLineRepr):
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
     shows="The pattern in the receptive field of one neuron by which it was excited.",
     does_not_show="What else excites the neuron: where several patterns do, one example shows one of them.",
-    example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-2:][0], y % 2, rule="gradient"),
+    example=lambda method, box, x, y: method(box, x, resolve_unit_layers(box, None)[-2:][0], y % 2, rule="gradient"),
     exempt={"one forward": "the unit's largest position must be known first, and its receptive field is probed"},
     runs=2,
     order=6,
@@ -109,17 +109,17 @@ def projections(
     if not isinstance(field, ReceptiveField | None):
         raise InputError(f"field is what `receptive_field` returns, or None; got {field!r}")
     x = box.validate_inputs(x)
-    (path,) = unit_layers(box, layer)
+    (path,) = resolve_unit_layers(box, layer)
     h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
-    units = _check_units(unit, len(x), h)
+    units = _units_per_example(unit, len(x), h)
     positions = (
         unravel_positions(argmax_positions(h)[torch.arange(len(x)), units], h.shape[2:])
         if position is None
-        else _check_positions(position, h)
+        else _validated_positions(position, h)
     )
     objective = neuron_per_example(path, units, positions, axis)
-    result, used_rule, fallback_reason = _project_back(box, objective, x, rule, batch_size)
-    bounds = _field_bounds(box, path, field, positions, axis, batch_size)
+    result, used_rule, fallback_reason = _deconvnet_or_plain_gradients(box, objective, x, rule, batch_size)
+    bounds = _receptive_field_bounds(box, path, field, positions, axis, batch_size)
     return Projections(path, units, positions, result.score, result.map, bounds, used_rule, fallback_reason)
 
 
@@ -137,9 +137,9 @@ def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1
     return layer_objective(layer, score, f"{layer}, one neuron per example", select_rows, len(unit))
 
 
-def _project_back(
+def _deconvnet_or_plain_gradients(
     box: Box, objective: Objective, x: Tensor, rule: str, batch_size: BatchSize
-) -> tuple[Gradients, UsedRule, str]:
+) -> tuple[Gradients, BackwardRuleName, str]:
     fallback_reason = ""
     if rule != "gradient":
         try:
@@ -151,7 +151,7 @@ def _project_back(
     return gradients(box, objective, x, batch_size=batch_size), "gradient", fallback_reason
 
 
-def _field_bounds(
+def _receptive_field_bounds(
     box: Box, path: str, field: ReceptiveField | None, positions: Tensor, axis: int, batch_size: BatchSize
 ) -> Tensor:
     if len(box.inputs.shape) != 3:
@@ -159,7 +159,7 @@ def _field_bounds(
     return (field or receptive_field(box, path, axis=axis, batch_size=batch_size)).bounds_at(positions)
 
 
-def _check_units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
+def _units_per_example(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
     units = as_classes(unit).to(h.device, torch.long)
     if units.ndim > 1 or (units.ndim == 1 and len(units) != n):
         raise InputError(f"unit must be one unit, or one for each of {n} examples; got shape {tuple(units.shape)}")
@@ -168,7 +168,7 @@ def _check_units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
     return units.expand(n)
 
 
-def _check_positions(position: Tensor, h: Tensor) -> Tensor:
+def _validated_positions(position: Tensor, h: Tensor) -> Tensor:
     positions = as_classes(position).to(h.device, torch.long)
     sides = torch.tensor(h.shape[2:], device=h.device)
     if positions.shape != (len(h), len(sides)) or bool(((positions < 0) | (positions >= sides)).any()):

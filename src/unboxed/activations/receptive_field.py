@@ -18,24 +18,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..box import Box
 from ..cards import card
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineRepr
-from ..model.batching import in_batches
+from ..engine.results import OneLineReprMixin
+from ..model.batching import map_in_batches
 from ..parameters import BatchSize, RequiredLayerAddress, UnitAxis
 from ..settings import AtLeast, Unit, check_settings
-from .units import unit_layers, units_to_axis_1
+from .units import resolve_unit_layers, units_to_axis_1
 
 ResultT = TypeVar("ResultT")
-Probe = Literal["NaN", "differences"]
-Band = tuple[int, int]  # an axis of the image, and the first row or column of the band
-N_PROBE_IMAGES = 4  # of the probe by differences
-MAX_PROBE_IMAGES = 24  # until the edges of a field make a difference: of a maximum few values do
+ProbeKind = Literal["NaN", "differences"]
+BandAxisAndStart = tuple[int, int]  # an axis of the image, and the first row or column of the band
+N_DIFFERENCE_PROBE_IMAGES = 4  # of the probe by differences
+MAX_EDGE_CHECK_NOISE_IMAGES = 24  # until the edges of a field make a difference: of a maximum few values do
 WIDE_NOISE_SCALE = 30.0  # ratio of the range of some noise images to that of images
-TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation
+RELATIVE_TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation
 LOW_PRECISION_TOLERANCE = 1e-2  # of other dtypes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ReceptiveField(OneLineRepr):
+class ReceptiveField(OneLineReprMixin):
     """The receptive field of each position of a layer.
 
     Bounds are top, left, bottom, right in pixels: rows top to bottom - 1. All are 0 for a position that no pixel
@@ -46,7 +46,7 @@ class ReceptiveField(OneLineRepr):
 
     path: str  # the layer's address
     bounds: Tensor  # (*P, 4)
-    probe: Probe  # how they were found
+    probe: ProbeKind  # how they were found
 
     @property
     def size(self) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def _shift_to_next_bounds(bounds: Tensor, position: list[int], axis: int) -> lis
     shows="Which rows and columns of the image can reach each position of a layer at all.",
     does_not_show="How much each matters: the effective field is usually smaller, and strongest in its center.",
     needs=("pixels",),
-    example=lambda method, box, x, y: method(box, unit_layers(box, None)[-2:][0]),
+    example=lambda method, box, x, y: method(box, resolve_unit_layers(box, None)[-2:][0]),
     order=5,
 )
 def receptive_field(
@@ -140,10 +140,10 @@ def receptive_field(
     """
     check_settings(receptive_field, locals())
     require_images(box, "a receptive field")
-    (path,) = unit_layers(box, layer)
+    (path,) = resolve_unit_layers(box, layer)
     prober = _FieldProber(box, path, axis, resolution, batch_size)
     bounds = prober.probe_by_nan()
-    if bounds is not None and prober.outside_is_irrelevant(bounds) and prober.edges_matter(bounds):
+    if bounds is not None and prober.outside_is_irrelevant(bounds) and prober.field_edges_matter(bounds):
         return ReceptiveField(path, bounds, "NaN")
     return ReceptiveField(path, prober.probe_by_differences(), "differences")
 
@@ -163,8 +163,10 @@ class _FieldProber:
     def __init__(self, box: Box, path: str, axis: int, resolution: int, batch_size: BatchSize) -> None:
         self.box, self.path, self.axis, self.batch_size = box, path, axis, batch_size
         self.resolution = resolution
-        noise = box.inputs.random_inputs(MAX_PROBE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
-        is_wide = slice(N_PROBE_IMAGES + 1, None, 2)
+        noise = box.inputs.random_inputs(
+            MAX_EDGE_CHECK_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)
+        ).to(box.dtype)
+        is_wide = slice(N_DIFFERENCE_PROBE_IMAGES + 1, None, 2)
         noise[is_wide] = WIDE_NOISE_SCALE * (noise[is_wide] - 0.5)  # of both signs, which activates most units
         self.noise = noise
         self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], resolution)]
@@ -174,7 +176,7 @@ class _FieldProber:
         nan = torch.full_like(self.noise[0], torch.nan)
         try:
             return self._bounds_from_bands(
-                self._probe_bands(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan)
+                self._reached_mask_by_band(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan)
             )
         except torch.OutOfMemoryError:
             raise
@@ -185,54 +187,59 @@ class _FieldProber:
         """Bounds (*P, 4) of the bands that changed a position, or had a nonzero derivative."""
         return _union_bounds(
             torch.stack(
-                [self._bounds_from_bands(hit) for hit in self._probe_bands_with_noise(self.bands, N_PROBE_IMAGES)]
+                [
+                    self._bounds_from_bands(hit)
+                    for hit in self._probe_bands_with_noise(self.bands, N_DIFFERENCE_PROBE_IMAGES)
+                ]
             )
         )
 
-    def edges_matter(self, bounds: Tensor) -> bool:
+    def field_edges_matter(self, bounds: Tensor) -> bool:
         """Whether the outermost bands of some positions' fields make a difference to them."""
-        positions = [p for p in _sample_positions(bounds) if bounds[p].any()]
+        positions = [p for p in _corner_and_center_positions(bounds) if bounds[p].any()]
         edges = {p: self._edge_bands(bounds[p].tolist()) for p in positions}
         bands = sorted({band for field_bands in edges.values() for band in field_bands})
         index = {band: i for i, band in enumerate(bands)}
         unconfirmed = {(index[band], *p) for p, field_bands in edges.items() for band in field_bands}
-        for reached in self._probe_bands_with_noise(bands, MAX_PROBE_IMAGES) if bands else ():
+        for reached in self._probe_bands_with_noise(bands, MAX_EDGE_CHECK_NOISE_IMAGES) if bands else ():
             unconfirmed = {location for location in unconfirmed if not reached[location]}
             if not unconfirmed:
                 return True
         responds_to_noise = torch.stack(
-            [self._positions_changed_by_noise(draw) for draw in range(MAX_PROBE_IMAGES)]
+            [self._changed_by_noise_mask(draw) for draw in range(MAX_EDGE_CHECK_NOISE_IMAGES)]
         ).any(0)  # (*P)
         return not any(responds_to_noise[location[1:]] for location in unconfirmed)  # dead positions are not evidence
 
-    def _positions_changed_by_noise(self, image_index: int) -> Tensor:
+    def _changed_by_noise_mask(self, image_index: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
         return self._make_difference_test(self._activations(self.noise[image_index, None]))(
             self._activations(self.noise[image_index + 1, None])
         )[0]
 
-    def _edge_bands(self, bounds: list[int]) -> list[Band]:
+    def _edge_bands(self, bounds: list[int]) -> list[BandAxisAndStart]:
         """The first and the last band of a field, on both sides."""
         top, left, bottom, right = (
             i - i % self.resolution for i in (bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1)
         )
         return [(-2, top), (-2, bottom), (-1, left), (-1, right)]
 
-    def _probe_bands_with_noise(self, bands: list[Band], n_samples: int) -> Iterator[Tensor]:
+    def _probe_bands_with_noise(self, bands: list[BandAxisAndStart], n_samples: int) -> Iterator[Tensor]:
         """Which bands reach which positions, (bands, *P): by derivatives and by differences, on a few noise images."""
         for sample in range(n_samples):
             base, other = self.noise[sample], self.noise[sample + 1]
             try:
-                yield self._nonzero_slopes(bands, base, other - base)
+                yield self._nonzero_derivative_mask(bands, base, other - base)
             except torch.OutOfMemoryError:
                 raise
             except ERRORS_CAUSED_BY_PROBES:
                 pass  # an op without forward derivatives
-            yield self._probe_bands(bands, self._make_difference_test(self._activations(base[None])), base, other)
+            yield self._reached_mask_by_band(
+                bands, self._make_difference_test(self._activations(base[None])), base, other
+            )
 
     def outside_is_irrelevant(self, bounds: Tensor) -> bool:
         """Whether some positions are unchanged when all pixels outside of their fields are replaced."""
-        positions = _sample_positions(bounds)
+        positions = _corner_and_center_positions(bounds)
         base, other = self.noise[0], self.noise[1]
         changed = other.expand(len(positions), *other.shape).clone()
         for x, position in zip(changed, positions, strict=True):
@@ -244,29 +251,29 @@ class _FieldProber:
             has_changed = differs_from_base(self._activations(changed[rows]))
             return [bool(m[position]) for m, position in zip(has_changed, positions[rows], strict=True)]
 
-        return not any(any(p) for p in self._run_in_batches(check_rows, len(positions)))
+        return not any(any(p) for p in self._run_probes_in_batches(check_rows, len(positions)))
 
-    def _probe_bands(
-        self, bands: list[Band], is_reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor
+    def _reached_mask_by_band(
+        self, bands: list[BandAxisAndStart], is_reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor
     ) -> Tensor:
         """Which positions the change of a band to `other` reaches, (bands, *P), by `is_reached` of activations."""
 
         def probe_rows(rows: slice) -> Tensor:
             return is_reached(self._activations(torch.stack([self._paste_band(base, other, b) for b in bands[rows]])))
 
-        return torch.cat(self._run_in_batches(probe_rows, len(bands)))
+        return torch.cat(self._run_probes_in_batches(probe_rows, len(bands)))
 
-    def _nonzero_slopes(self, bands: list[Band], base: Tensor, direction: Tensor) -> Tensor:
+    def _nonzero_derivative_mask(self, bands: list[BandAxisAndStart], base: Tensor, direction: Tensor) -> Tensor:
         """Where the derivative along a band is not zero, (bands, *P). For a weight of zero it is exactly zero."""
 
         def probe_rows(rows: slice) -> Tensor:
             tangents = torch.stack([self._paste_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
-            with _forward_ad_mode():
+            with _allowing_forward_ad():
                 x = base.expand_as(tangents).clone()
                 h, slope = forward_ad.unpack_dual(self._activations(forward_ad.make_dual(x, tangents.clone())))  # type: ignore[no-untyped-call]
                 return (torch.zeros_like(h) if slope is None else slope.nan_to_num(0)).ne(0).any(1)
 
-        return torch.cat(self._run_in_batches(probe_rows, len(bands)))
+        return torch.cat(self._run_probes_in_batches(probe_rows, len(bands)))
 
     def _bounds_from_bands(self, reached: Tensor) -> Tensor:
         """Bounds (*P, 4) from which of all bands reach a position, (bands, *P)."""
@@ -284,26 +291,28 @@ class _FieldProber:
         ends = (first * self.resolution, (last * self.resolution).clamp(max=self.noise.shape[axis]))
         return ends[0].masked_fill(is_unreached, 0), ends[1].masked_fill(is_unreached, 0)
 
-    def _paste_band(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
+    def _paste_band(self, base: Tensor, other: Tensor, band: BandAxisAndStart) -> Tensor:
         axis, start = band
         x, n = base.clone(), min(self.resolution, base.shape[axis] - start)
         x.narrow(axis, start, n).copy_(other.narrow(axis, start, n))
         return x
 
     def _activations(self, x: Tensor) -> Tensor:
-        with _exact_kernels(), self.box.isolated(grad=False):
+        with _disabling_fast_convolutions(), self.box.isolated(grad=False):
             return units_to_axis_1(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
     def _make_difference_test(self, base: Tensor) -> Callable[[Tensor], Tensor]:
-        tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, LOW_PRECISION_TOLERANCE) * float(base.abs().max())
+        tolerance = RELATIVE_TOLERANCE_BY_DTYPE.get(self.box.model_dtype, LOW_PRECISION_TOLERANCE) * float(
+            base.abs().max()
+        )
         return lambda h: ((h - base).abs() > tolerance).any(1)
 
-    def _run_in_batches(self, run_rows: Callable[[slice], ResultT], n: int) -> list[ResultT]:
+    def _run_probes_in_batches(self, run_rows: Callable[[slice], ResultT], n: int) -> list[ResultT]:
         size, max_rows = self.box.batch_plan(n, self.batch_size)
-        return in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # else each probe alone
+        return map_in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # else each probe alone
 
 
-def _sample_positions(bounds: Tensor) -> list[tuple[int, ...]]:
+def _corner_and_center_positions(bounds: Tensor) -> list[tuple[int, ...]]:
     """Some positions of bounds (*P, 4): corners, the center, and between."""
     corners = [sorted({0, s // 2, s - 1}) for s in bounds.shape[:-1]]
     return list(product(*corners)) if len(corners) < 3 else list(zip(*corners, strict=False))
@@ -317,7 +326,7 @@ def _union_bounds(bounds: Tensor) -> Tensor:
 
 
 @contextmanager
-def _forward_ad_mode() -> Iterator[None]:
+def _allowing_forward_ad() -> Iterator[None]:
     """Forward-mode derivatives, by kernels that have them."""
     with warnings.catch_warnings():  # at first use torch calls its own deprecated functions
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -327,7 +336,7 @@ def _forward_ad_mode() -> Iterator[None]:
 
 
 @contextmanager
-def _exact_kernels() -> Iterator[None]:
+def _disabling_fast_convolutions() -> Iterator[None]:
     """Without fast algorithms (Winograd, FFT), which mix neighbors and cancel them again: NaN does not cancel."""
     with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         yield

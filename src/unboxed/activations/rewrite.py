@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import UnitEdit, ablate, require_units, unit_addresses
-from ..engine.results import OneLineRepr
+from ..engine.read.edits import UnitEdit, ablate, require_unit_layer, unit_addresses
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..model.hooks import Edit
 from ..parameters import BatchSize, InputBatch
 from ..settings import Holds, check_settings
@@ -24,7 +24,7 @@ EditsByLayer = Mapping[str, Edit | Sequence[Edit]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RewriteResult(OneLineRepr):
+class RewriteResult(OneLineReprMixin):
     """The logits of a model as it is, and with some of its activations changed."""
 
     returns: ClassVar[str] = "table"
@@ -89,7 +89,7 @@ def rewrite(
     """
     check_settings(rewrite, locals())
     x = box.validate_inputs(x)
-    edits_by_address = _check_edits(box, edits, len(x))
+    edits_by_address = _edits_by_resolved_address(box, edits, len(x))
     batch_dependent = not all(map(box.has_batch_axis, edits_by_address))
 
     def logits_of_rows(rows: slice, row_edits: Mapping[str, Sequence[Edit]]) -> Tensor:
@@ -102,13 +102,13 @@ def rewrite(
 
     batch_plan = box.batch_plan(len(x), batch_size, batch_dependent)
     before, after = (
-        torch.cat(in_batches(partial(logits_of_rows, row_edits=edits), len(x), *batch_plan))
+        torch.cat(map_in_batches(partial(logits_of_rows, row_edits=edits), len(x), *batch_plan))
         for edits in ({}, edits_by_address)
     )
     return RewriteResult(before, after, box.classes)
 
 
-def _check_edits(box: Box, edits: EditsByLayer, n: int) -> dict[str, tuple[Edit, ...]]:
+def _edits_by_resolved_address(box: Box, edits: EditsByLayer, n: int) -> dict[str, tuple[Edit, ...]]:
     if not isinstance(edits, Mapping) or not edits:
         raise InputError("edits must be {layer address: edit}, such as {'conv1': ablate(3)}, with at least one edit")
     edits_by_address: dict[str, tuple[Edit, ...]] = {}
@@ -117,7 +117,7 @@ def _check_edits(box: Box, edits: EditsByLayer, n: int) -> dict[str, tuple[Edit,
         if not edit_list or not all(map(callable, edit_list)):
             raise InputError(f"an edit of {address!r} must be a function of its activation, such as ablate(3)")
         unit_edits = [e.check_batch(n) for e in edit_list if isinstance(e, UnitEdit)]
-        resolved = require_units(box, address) if unit_edits else box.layers.resolve(address)
+        resolved = require_unit_layer(box, address) if unit_edits else box.layers.resolve(address)
         edits_by_address[resolved] = edit_list
     return edits_by_address
 

@@ -13,26 +13,26 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import for_each_batch
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..errors import LayerError
 from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
 from ..objectives import MODEL_END_ADDRESSES
 from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
-from .distributions import BatchMoments, Histograms, Moments
-from .units import unit_layers, units_to_axis_1
+from .distributions import Histograms, Moments, PerExampleMoments
+from .units import resolve_unit_layers, units_to_axis_1
 
 StateT = TypeVar("StateT")
 ObservedT = TypeVar("ObservedT")
 DEFAULT_N_BINS = 64
 MAX_PENDING_VALUES = 2**18  # of batches that are added to the moments together
-ScoreKind = Literal["max", "mean"]
-HistogramKind = Literal["positions", "max", "mean"]
+UnitScoreKind = Literal["max", "mean"]
+HistogramValueKind = Literal["positions", "max", "mean"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class UnitStatistics(OneLineRepr):
+class UnitStatistics(OneLineReprMixin):
     """Statistics of each unit of one layer, over all positions of all examples without NaN or infinite values."""
 
     returns: ClassVar[str] = "table"
@@ -45,7 +45,9 @@ class UnitStatistics(OneLineRepr):
     minimum: Tensor  # (C,) NaN, as the others, where no example is finite
     maximum: Tensor  # (C,)
     active_fraction: Tensor  # (C,) of the examples, in which the unit is above zero somewhere
-    histogram_of: HistogramKind  # what the histogram counts: every position, or each example's largest or mean value
+    histogram_of: (
+        HistogramValueKind  # what the histogram counts: every position, or each example's largest or mean value
+    )
     counts: Tensor  # (C, B)
     edges: (
         Tensor  # (C, B + 1) bins have a power of two as their width, the smallest for which B of them hold all values
@@ -64,7 +66,7 @@ class UnitStatistics(OneLineRepr):
     source="dead units: Zeiler & Fergus 2014, arXiv:1311.2901, section 4.1; moments: Chan, Golub & LeVeque 1979",
     shows="The distribution of each unit's activation over the data, and which units are dead.",
     does_not_show="Whether an active unit is of any use, or whether other data would activate a dead one.",
-    example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-1:]),
+    example=lambda method, box, x, y: method(box, x, resolve_unit_layers(box, None)[-1:]),
     order=4,
 )
 def statistics(
@@ -72,7 +74,7 @@ def statistics(
     data: Data,
     layers: LayerAddresses = None,
     *,
-    histogram_of: Annotated[HistogramKind, "Values of a unit that its histogram counts."] = "positions",
+    histogram_of: Annotated[HistogramValueKind, "Values of a unit that its histogram counts."] = "positions",
     axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
 ) -> tuple[UnitStatistics, ...]:
@@ -113,7 +115,7 @@ def statistics(
         Formulae and a Pairwise Algorithm for Computing Sample Variances", equation 2.1.
     """
     check_settings(statistics, locals())
-    paths = unit_layers(box, layers, axis)
+    paths = resolve_unit_layers(box, layers, axis)
     accumulators = {path: UnitAccumulator(path, axis, histogram_of) for path in paths}
 
     def observe(state: dict[str, AccumulatorState] | None, path: str, h: Tensor) -> AccumulatorState:
@@ -157,7 +159,7 @@ def fold_over_data(
         for path in paths:
             if path not in edits:
                 observer(path, acts[path])
-        state = next_state(state, observer.collected(paths), acts)
+        state = next_state(state, observer.results_or_raise(paths), acts)
 
     interrupted = False
     try:
@@ -184,7 +186,7 @@ class _ActivationObserver(Generic[ObservedT]):
             self.error = self.error or error
         return h
 
-    def collected(self, paths: Sequence[str]) -> dict[str, ObservedT]:
+    def results_or_raise(self, paths: Sequence[str]) -> dict[str, ObservedT]:
         if self.error is not None:
             raise self.error
         if missing := [path for path in paths if path not in self.results]:
@@ -199,7 +201,7 @@ class AccumulatorState:
     n_examples: int
     moments: Moments
     histograms: Histograms
-    pending: tuple[BatchMoments, ...] = ()
+    pending: tuple[PerExampleMoments, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,31 +210,31 @@ class UnitAccumulator:
 
     path: str
     axis: int
-    histogram_of: HistogramKind
+    histogram_of: HistogramValueKind
     n_bins: int = DEFAULT_N_BINS
 
-    def observe(self, state: AccumulatorState | None, h: Tensor) -> tuple[AccumulatorState, Tensor, BatchMoments]:
+    def observe(self, state: AccumulatorState | None, h: Tensor) -> tuple[AccumulatorState, Tensor, PerExampleMoments]:
         """The state with one batch more, the batch's activations (n, C, *P), and its moments per example."""
         h = units_to_axis_1(h, self.axis, self.path)
         flat = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, P)
-        rows, state = BatchMoments.from_values(flat), state or self._empty_state(flat)
+        rows, state = PerExampleMoments.from_values(flat), state or self._empty_state(flat)
         histograms = state.histograms
         if self.histogram_of == "positions":
             is_finite = rows.is_finite[..., None].expand_as(flat)
             histograms = histograms.update(flat.transpose(0, 1).flatten(1), is_finite.transpose(0, 1).flatten(1))
         state = AccumulatorState(state.n_examples + len(h), state.moments, histograms, (*state.pending, rows))
         is_full = sum(r.mean.numel() for r in state.pending) >= MAX_PENDING_VALUES
-        return self._count_pending(state) if is_full else state, h, rows
+        return self._merge_pending(state) if is_full else state, h, rows
 
     def _empty_state(self, flat: Tensor) -> AccumulatorState:
         units, positions = flat.shape[1:]
         return AccumulatorState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
 
-    def _count_pending(self, state: AccumulatorState) -> AccumulatorState:
+    def _merge_pending(self, state: AccumulatorState) -> AccumulatorState:
         """The state with the pending batches counted."""
         if not state.pending:
             return state
-        rows, histograms = BatchMoments.concat(state.pending), state.histograms
+        rows, histograms = PerExampleMoments.concat(state.pending), state.histograms
         if self.histogram_of != "positions":
             histograms = histograms.update(
                 (rows.maximum if self.histogram_of == "max" else rows.mean).T, rows.is_finite.T
@@ -240,7 +242,7 @@ class UnitAccumulator:
         return AccumulatorState(state.n_examples, state.moments.update(rows), histograms)
 
     def to_statistics(self, state: AccumulatorState, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
-        state = self._count_pending(state)
+        state = self._merge_pending(state)
         moments, h = state.moments, state.histograms
         values = {
             "mean": moments.mean,

@@ -14,7 +14,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.edits import check_units
 from ..engine.read.examples import fetch_inputs
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..inputs.base import Inputs
 from ..inputs.examples import is_single_pass, open_data
 from ..inputs.items import SkippedExamples
@@ -22,12 +22,12 @@ from ..model.hooks import Acts
 from ..parameters import BatchSize, Data, LayerAddresses, NExamples, UnitAxis
 from ..settings import Holds, check_settings
 from .distributions import accumulator_dtype
-from .statistics import AccumulatorState, ScoreKind, UnitAccumulator, UnitStatistics, fold_over_data
-from .units import argmax_positions, unit_layers, unravel_positions
+from .statistics import AccumulatorState, UnitAccumulator, UnitScoreKind, UnitStatistics, fold_over_data
+from .units import argmax_positions, resolve_unit_layers, unravel_positions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopExamples(OneLineRepr):
+class TopExamples(OneLineReprMixin):
     """The k examples that excite each unit of one layer most, best first; of equals the earlier one.
 
     A `mean_distance` near `baseline_distance` means that a unit responds to many different things; one far below, to
@@ -37,7 +37,7 @@ class TopExamples(OneLineRepr):
     returns: ClassVar[str] = "activations"
 
     path: str  # the layer's address
-    ranked_by: ScoreKind
+    ranked_by: UnitScoreKind
     example_index: Tensor  # (C, k) in the data
     value: Tensor  # (C, k) NaN where fewer examples have a finite value
     position: Tensor  # (C, k, P) of the largest value, on the layer's other axes
@@ -76,7 +76,7 @@ class TopExamples(OneLineRepr):
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4, figure 2",
     shows="Which real examples, and which part of each, excite a unit most.",
     does_not_show="Which common property the unit responds to, and what else excites it less.",
-    example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-1:], k=2),
+    example=lambda method, box, x, y: method(box, x, resolve_unit_layers(box, None)[-1:], k=2),
     order=3,
 )
 def top_examples(
@@ -85,7 +85,7 @@ def top_examples(
     layers: LayerAddresses = None,
     k: NExamples = 9,
     *,
-    rank_by: Annotated[ScoreKind, "Value of a unit by which examples are ranked."] = "max",
+    rank_by: Annotated[UnitScoreKind, "Value of a unit by which examples are ranked."] = "max",
     features: Annotated[str | None, Holds("layer"), "Address of the layer in which distances are measured."] = "auto",
     axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
@@ -128,12 +128,12 @@ def top_examples(
         Zeiler & Fergus 2014, arXiv:1311.2901, section 4, figure 2.
     """
     check_settings(top_examples, locals())
-    paths = unit_layers(box, layers, axis)
+    paths = resolve_unit_layers(box, layers, axis)
     features = _last_layer_input(box) if features == "auto" else features
     if features is not None:
-        (features,) = unit_layers(box, [features])
+        (features,) = resolve_unit_layers(box, [features])
     data = open_data(data, box.inputs)
-    ranking = _TopRanking(
+    ranking = _TopExamplesAccumulator(
         {path: UnitAccumulator(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass(data)
     )
     read = [features] if features else []
@@ -159,7 +159,7 @@ def _last_layer_input(box: Box) -> str:
 
 
 @dataclass(frozen=True)
-class _TopK:
+class _TopKPerUnit:
     """The top examples of each unit so far, best first: at most k columns."""
 
     value: Tensor  # (C, w)
@@ -167,14 +167,14 @@ class _TopK:
     flat_position: Tensor  # (C, w)
     feature: Tensor  # (C, w, D) of length 1
 
-    def merge_batch(self, new: _TopK, units: Tensor | None, k: int) -> _TopK:
+    def merge_batch(self, new: _TopKPerUnit, units: Tensor | None, k: int) -> _TopKPerUnit:
         """With the top examples of one batch more, of some units or of all."""
         if units is None:
             return self._merge(new, k)
         if not len(units):
             return self
-        merged = _TopK(*(t[units] for t in self._tensors))._merge(new, k)
-        return _TopK(*(t.index_copy(0, units, n) for t, n in zip(self._tensors, merged._tensors, strict=True)))
+        merged = _TopKPerUnit(*(t[units] for t in self._tensors))._merge(new, k)
+        return _TopKPerUnit(*(t.index_copy(0, units, n) for t, n in zip(self._tensors, merged._tensors, strict=True)))
 
     def improved_units(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
         """The units that have new top examples, and how many at most.
@@ -188,11 +188,11 @@ class _TopK:
         n_better = n_better.masked_fill(worst.isnan(), k)
         return n_better.nonzero()[:, 0], min(k, int(n_better.max()))
 
-    def _merge(self, new: _TopK, k: int) -> _TopK:
+    def _merge(self, new: _TopKPerUnit, k: int) -> _TopKPerUnit:
         joined = [torch.cat(pair, 1) for pair in zip(self._tensors, new._tensors, strict=True)]
         order = _top_indices(joined[0], k)
         units = torch.arange(len(order), device=order.device)[:, None]
-        return _TopK(*(t[units, order] for t in joined))
+        return _TopKPerUnit(*(t[units, order] for t in joined))
 
     @property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -202,7 +202,7 @@ class _TopK:
         """The mean pairwise cosine distance, (C,)."""
         is_known = ~self.value.isnan()
         f = self.feature.to(accumulator_dtype(self.value)) * is_known[..., None]
-        return _mean_cosine_distance(f.sum(1), f.square().sum((1, 2)), is_known.sum(1))
+        return _mean_pairwise_cosine_distance(f.sum(1), f.square().sum((1, 2)), is_known.sum(1))
 
 
 def _top_indices(scores: Tensor, k: int) -> Tensor:
@@ -211,7 +211,7 @@ def _top_indices(scores: Tensor, k: int) -> Tensor:
     return ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def _mean_cosine_distance(vector_sum: Tensor, squared_norm_sum: Tensor, n: Tensor) -> Tensor:
+def _mean_pairwise_cosine_distance(vector_sum: Tensor, squared_norm_sum: Tensor, n: Tensor) -> Tensor:
     """One minus the mean of u_i . u_j over all pairs of n unit vectors, by their sum (..., D) and squared norms."""
     n_pairs = n * (n - 1)
     return 1 - (vector_sum.square().sum(-1) - squared_norm_sum) / n_pairs.to(vector_sum).masked_fill(
@@ -220,12 +220,12 @@ def _mean_cosine_distance(vector_sum: Tensor, squared_norm_sum: Tensor, n: Tenso
 
 
 @dataclass(frozen=True)
-class _PassState:
+class _TopExamplesState:
     """The state of a pass after some examples."""
 
     n_examples: int
     layers: dict[
-        str, tuple[AccumulatorState, _TopK, tuple[int, ...]]
+        str, tuple[AccumulatorState, _TopKPerUnit, tuple[int, ...]]
     ]  # statistics, top examples, shape of the positions
     feature_sum: Tensor  # (D,) the sum of the features
     squared_norm_sum: Tensor  # () of their squared lengths, which are 1, or 0 where all of one is 0
@@ -233,7 +233,7 @@ class _PassState:
 
 
 @dataclass(frozen=True)
-class _BatchTop:
+class _BatchTopExamples:
     """The top examples of one batch at one layer, of all units or of those that have new ones."""
 
     accumulated: AccumulatorState
@@ -245,14 +245,14 @@ class _BatchTop:
 
 
 @dataclass(frozen=True)
-class _TopRanking:
+class _TopExamplesAccumulator:
     accumulators: dict[str, UnitAccumulator]
     k: int
-    ranked_by: ScoreKind
+    ranked_by: UnitScoreKind
     features: str | None
     keeps_inputs: bool  # the inputs of the top examples
 
-    def observe(self, state: _PassState | None, path: str, h: Tensor) -> _BatchTop:
+    def observe(self, state: _TopExamplesState | None, path: str, h: Tensor) -> _BatchTopExamples:
         state_before, top, _ = state.layers[path] if state else (None, None, None)
         accumulated, h, rows = self.accumulators[path].observe(state_before, h)
         scores = rows.maximum if self.ranked_by == "max" else rows.mean  # (n, C)
@@ -261,17 +261,21 @@ class _TopRanking:
         unit_scores = scores.T[unit_index]  # (c, n)
         batch_row = _top_indices(unit_scores, n_new)
         flat_position = argmax_positions(h[batch_row, unit_index[:, None]])
-        return _BatchTop(
+        return _BatchTopExamples(
             accumulated, units, unit_scores.gather(1, batch_row), batch_row, flat_position, tuple(h.shape[2:])
         )
 
-    def next_state(self, state: _PassState | None, batch_tops: dict[str, _BatchTop], acts: Acts) -> _PassState:
+    def next_state(
+        self, state: _TopExamplesState | None, batch_tops: dict[str, _BatchTopExamples], acts: Acts
+    ) -> _TopExamplesState:
         """With one batch more."""
         x, start = acts["input"], state.n_examples if state else 0
-        f = _l2_normalize(acts[self.features]) if self.features else x.new_empty(len(x), 0)
+        f = _pooled_unit_vectors(acts[self.features]) if self.features else x.new_empty(len(x), 0)
         layers = {}
         for path, batch_top in batch_tops.items():
-            top = _TopK(batch_top.value, batch_top.batch_row + start, batch_top.flat_position, f[batch_top.batch_row])
+            top = _TopKPerUnit(
+                batch_top.value, batch_top.batch_row + start, batch_top.flat_position, f[batch_top.batch_row]
+            )
             old_top = state.layers[path][1] if state else None
             layers[path] = (
                 batch_top.accumulated,
@@ -281,19 +285,19 @@ class _TopRanking:
         total, squares = f.sum(0, dtype=accumulator_dtype(f)), f.square().sum(dtype=accumulator_dtype(f))
         if state:
             total, squares = state.feature_sum + total, state.squared_norm_sum + squares
-        inputs = _top_inputs(state, [top for _, top, _ in layers.values()], x) if self.keeps_inputs else {}
-        return _PassState(start + len(x), layers, total, squares, inputs)
+        inputs = _retained_inputs(state, [top for _, top, _ in layers.values()], x) if self.keeps_inputs else {}
+        return _TopExamplesState(start + len(x), layers, total, squares, inputs)
 
-    def results(self, state: _PassState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
+    def results(self, state: _TopExamplesState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
         n = torch.tensor(state.n_examples, device=state.feature_sum.device)
-        distance = _mean_cosine_distance(state.feature_sum, state.squared_norm_sum, n)
+        distance = _mean_pairwise_cosine_distance(state.feature_sum, state.squared_norm_sum, n)
         baseline_distance = float(distance) if self.features else math.nan
         return tuple(
             self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.accumulators
         )
 
     def _layer_result(
-        self, path: str, state: _PassState, baseline_distance: float, dtype: torch.dtype, interrupted: bool
+        self, path: str, state: _TopExamplesState, baseline_distance: float, dtype: torch.dtype, interrupted: bool
     ) -> TopExamples:
         accumulated, top, positions = state.layers[path]
         value = top.value.to(dtype)
@@ -311,14 +315,14 @@ class _TopRanking:
         )
 
 
-def _top_inputs(state: _PassState | None, tops: Sequence[_TopK], x: Tensor) -> dict[int, Tensor]:
+def _retained_inputs(state: _TopExamplesState | None, tops: Sequence[_TopKPerUnit], x: Tensor) -> dict[int, Tensor]:
     """The inputs of the top examples so far, and no others."""
     n, old_inputs = (state.n_examples, state.inputs) if state else (0, {})
     needed = {i for top in tops for i in top.index.flatten().tolist()}
     return {i: old_inputs[i] if i < n else x[i - n].clone() for i in needed}
 
 
-def _l2_normalize(features: Tensor) -> Tensor:
+def _pooled_unit_vectors(features: Tensor) -> Tensor:
     """Features (n, ...) as unit vectors (n, D), means over positions; zero where they are not finite or all 0."""
     features = (
         features.flatten(2).mean(2)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read import features
-from ..engine.read.embedding import Embedding, fit_tsne
+from ..engine.read.embedding import FittedTSNE, fit_tsne
 from ..engine.read.neighbors import nearest_points
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, LayerAddresses
 from ..settings import Above, check_settings
@@ -25,12 +25,12 @@ N_DEFAULT_LAYERS = 4  # hidden layers that are mapped where none is named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TsneMap(OneLineRepr):
+class TsneMap(OneLineReprMixin):
     """The t-SNE map of one layer."""
 
     path: str  # the layer's address; "input" is the example itself
     points: Tensor  # (N, 2)
-    embedding: Embedding = field(repr=False)
+    embedding: FittedTSNE = field(repr=False)
 
     def accuracy(self, y: Tensor | Sequence[int], k: int = 10) -> float:
         """The accuracy of a vote of the k nearest other points on the label of each point, for labels y (N,)."""
@@ -44,7 +44,7 @@ class TsneMap(OneLineRepr):
 
 
 @dataclass(frozen=True, repr=False)
-class TsneMaps(OneLineRepr):
+class TsneMaps(OneLineReprMixin):
     """One t-SNE map per layer of the same N examples."""
 
     returns: ClassVar[str] = "embedding"
@@ -75,7 +75,8 @@ class TsneMaps(OneLineRepr):
             box, box.validate_inputs(x), paths, batch_size=batch_size, max_features=max_features
         )
         return {
-            m.path: _to_tensor(m.embedding.transform(features_by_path[m.path].cpu().numpy()), box) for m in self.layers
+            m.path: _points_to_tensor(m.embedding.transform(features_by_path[m.path].cpu().numpy()), box)
+            for m in self.layers
         }
 
 
@@ -135,7 +136,7 @@ def tsne(
     """
     check_settings(tsne, locals())
     addresses = (
-        ["input", *features.hidden_layer_inputs(box, N_DEFAULT_LAYERS)]
+        ["input", *features.hidden_layer_input_addresses(box, N_DEFAULT_LAYERS)]
         if layers is None
         else features.resolve_layers(box, layers)
     )
@@ -147,7 +148,7 @@ def tsne(
     try:
         for path in addresses:
             embedding = fit_tsne(features_by_path.pop(path).cpu().numpy(), perplexity=perplexity)
-            finished.append(TsneMap(path, _to_tensor(embedding.points, box), embedding))
+            finished.append(TsneMap(path, _points_to_tensor(embedding.points, box), embedding))
     except KeyboardInterrupt:
         if not finished:
             raise
@@ -155,7 +156,7 @@ def tsne(
     return TsneMaps(tuple(finished), classes=box.classes, _box=box)
 
 
-def _to_tensor(coordinates: object, box: Box) -> Tensor:
+def _points_to_tensor(coordinates: object, box: Box) -> Tensor:
     return torch.as_tensor(coordinates).to(box.device, box.dtype)
 
 

@@ -15,7 +15,7 @@ from ..objectives import channel
 from ..validation import address_list
 
 
-def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> list[str]:
+def resolve_unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> list[str]:
     """The layers' addresses; by default every leaf that has weights (if none has, every leaf), at each of its calls.
 
     Where the units' `axis` is 1, those by default are the layers that are known to have them there.

@@ -129,9 +129,9 @@ def apgd(
         box, x, y, norm=ball, target=target, objective=objective, loss_name=loss_name, batch_size=batch_size
     )
     if n_targets is not None:
-        _check_targets(state)
+        _require_labels_and_no_target(state)
     with state:
-        rows = state.evaluate_originals()
+        rows = state.find_rows_to_attack()
         for i, target_labels in enumerate(
             [None] if n_targets is None else top_wrong_classes(state, rows, n_targets).unbind(1)
         ):
@@ -149,7 +149,7 @@ def apgd(
     return state.to_result()
 
 
-def _check_targets(state: AttackState) -> None:
+def _require_labels_and_no_target(state: AttackState) -> None:
     if state.goal.labels is None or state.goal.target_labels is not None:
         raise InputError(
             "n_targets= tries the most probable wrong classes in turn: give y, and no target= or objective="
@@ -261,9 +261,9 @@ class _APGD:
         iterates = _APGDIterates(
             rows, center, x, x, grad, x, grad, score, score, success_score, step_size, zero_counts, step_size, score
         )
-        return self._drop_successes(iterates, success_score)
+        return self._record_and_drop_successes(iterates, success_score)
 
-    def _drop_successes(self, iterates: _APGDIterates, success_score: Tensor) -> _APGDIterates:
+    def _record_and_drop_successes(self, iterates: _APGDIterates, success_score: Tensor) -> _APGDIterates:
         is_adversarial = success_score > 0
         if not is_adversarial.any():
             return iterates
@@ -282,7 +282,7 @@ class _APGD:
         iterates.best_score = torch.where(is_better, score, iterates.best_score)
         iterates.best_success_score = torch.where(is_better, success_score, iterates.best_success_score)
         iterates.previous_x, iterates.x, iterates.grad, iterates.score = iterates.x, next_x, grad, score
-        iterates = self._drop_successes(iterates, success_score)
+        iterates = self._record_and_drop_successes(iterates, success_score)
         return (
             self._adapt_step_size(iterates, self.checkpoint_lengths[step])
             if step in self.checkpoint_lengths

@@ -22,21 +22,21 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.labels import ClassLabels
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, map_in_batches
 from ..model.hooks import Acts
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from .goal import make_goal
 from .result import Adversarial
 
-CANDIDATE_DESCRIPTION = "an image that was tried instead"
-ScoreSelector = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
+CANDIDATE_NAME_IN_ERRORS = "an image that was tried instead"
+ScoreSelectorFn = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class ScoreAndGradient:
     """Scores and gradient at some images."""
 
     score: Tensor  # (n,)
@@ -94,7 +94,7 @@ class AttackState:
 
     # -- what was found ----------------------------------------------------------------------------------------------
 
-    def evaluate_originals(self) -> Tensor:
+    def find_rows_to_attack(self) -> Tensor:
         """Evaluate the originals, and return the rows (M,) of those that are not successes already."""
         rows = torch.arange(len(self.x), device=self.x.device)
         self.initial_score = self.success_score(self.x, rows)
@@ -179,7 +179,7 @@ class AttackState:
 
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """(n, K), without a gradient."""
-        (out,) = self._evaluate_checked(
+        (out,) = self._evaluate_nan_checked(
             images,
             rows,
             lambda h, i: (self._forward_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
@@ -194,7 +194,7 @@ class AttackState:
             criterion = self.goal.criterion.rows(row_index)
             return (self._forward_without_grad(images, criterion.layers, criterion),)
 
-        return self._evaluate_checked(images, rows, evaluate_rows, ())[0]
+        return self._evaluate_nan_checked(images, rows, evaluate_rows, ())[0]
 
     def evaluate(self, images: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
         """Score and success score (n,), without a gradient."""
@@ -209,26 +209,30 @@ class AttackState:
             )
             return stacked_scores[:, 0], stacked_scores[:, 1]
 
-        score, success_score = self._evaluate_checked(images, rows, evaluate_rows, (), ())
+        score, success_score = self._evaluate_nan_checked(images, rows, evaluate_rows, (), ())
         return score, success_score
 
-    def evaluate_with_grad(self, images: Tensor, rows: Tensor, objective: Objective | None = None) -> Evaluation:
+    def evaluate_with_grad(self, images: Tensor, rows: Tensor, objective: Objective | None = None) -> ScoreAndGradient:
         """Scores and gradient, of the goal's objective or of another one with a row for each of N."""
         score_objective = self.goal.ascent_objective if objective is None else objective
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
-            return self._score_and_grad(images, score_objective.rows(row_index), self.goal.criterion.rows(row_index))
+            return self._score_success_and_grad(
+                images, score_objective.rows(row_index), self.goal.criterion.rows(row_index)
+            )
 
-        return Evaluation(*self._evaluate_checked(images, rows, evaluate_rows, (), (), tuple(self.x.shape[1:])))
+        return ScoreAndGradient(
+            *self._evaluate_nan_checked(images, rows, evaluate_rows, (), (), tuple(self.x.shape[1:]))
+        )
 
-    def jacobian(self, images: Tensor, rows: Tensor, select_scores: ScoreSelector) -> tuple[Tensor, Tensor, Tensor]:
+    def jacobian(self, images: Tensor, rows: Tensor, select_scores: ScoreSelectorFn) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), the scores (n, J) of `select_scores(logits, rows)`, and their gradients (n, J, ...).
 
         One forward pass and J backward passes.
         """
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
-            with explain_missing_gradient(), self.box.isolated():
+            with explaining_missing_gradient(), self.box.isolated():
                 images = images.detach().requires_grad_()
                 logits = self.box.forward(images, {"logits"})["logits"].to(self.x.dtype)  # (n, K)
                 scores = select_scores(logits, row_index)  # (n, J)
@@ -241,12 +245,12 @@ class AttackState:
 
         n_classes, image_shape = self.box.n_outputs, tuple(self.x.shape[1:])
         n_scores = 0 if len(rows) else select_scores(self.x.new_zeros(0, n_classes), rows).shape[1]
-        logits, scores, grads = self._evaluate_checked(
+        logits, scores, grads = self._evaluate_nan_checked(
             images, rows, evaluate_rows, (n_classes,), (n_scores,), (n_scores, *image_shape)
         )
         return logits, scores, grads
 
-    def _evaluate_checked(
+    def _evaluate_nan_checked(
         self, images: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors], *shapes: Shape
     ) -> Tensors:
         """`_evaluate_in_batches`; raises NaNError where outputs are NaN. `shapes` are those of each output per row.
@@ -257,7 +261,7 @@ class AttackState:
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
         outputs = self._evaluate_in_batches(images, rows, evaluate_rows)
-        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_DESCRIPTION)
+        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_NAME_IN_ERRORS)
         return outputs
 
     def _evaluate_in_batches(
@@ -274,17 +278,17 @@ class AttackState:
         size, max_rows = gradient_batch_plan(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             images = images.clone() if images.is_inference() else images
-            parts = in_batches(lambda s: evaluate_rows(images[s], rows[s]), len(rows), size, max_rows)
+            parts = map_in_batches(lambda s: evaluate_rows(images[s], rows[s]), len(rows), size, max_rows)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(h) for h in zip(*parts, strict=True))
 
     def _forward_without_grad(
         self, images: Tensor, addresses: Collection[str], readout: Callable[[Acts], Tensor]
     ) -> Tensor:
-        return self._mean_over_samples(
+        return self._mean_over_eot_samples(
             lambda: readout(self.box.forward(images, addresses)).to(self.x.dtype), needs_grad=False
         )
 
-    def _score_and_grad(self, images: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
+    def _score_success_and_grad(self, images: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
         """Score (n,), success score (n,) and gradient (n, ...)."""
 
         def sample_once() -> Tensor:  # (n, 2 + D)
@@ -296,20 +300,20 @@ class AttackState:
             scores = torch.stack([score.detach(), criterion(acts).detach()], 1).to(self.x.dtype)
             return torch.cat([scores, grad.to(self.x.dtype).flatten(1)], 1)
 
-        outputs = self._mean_over_samples(sample_once, needs_grad=True)
+        outputs = self._mean_over_eot_samples(sample_once, needs_grad=True)
         return outputs[:, 0], outputs[:, 1], outputs[:, 2:].view(images.shape)
 
-    def _mean_over_samples(self, sample_once: Callable[[], Tensor], needs_grad: bool) -> Tensor:
+    def _mean_over_eot_samples(self, sample_once: Callable[[], Tensor], needs_grad: bool) -> Tensor:
         """The mean over `n_samples` draws of the model's own noise."""
         samples = list[Tensor]()
         for seed in range(self.n_samples):
-            with explain_missing_gradient(), self.box.isolated(grad=needs_grad, seed=seed):
+            with explaining_missing_gradient(), self.box.isolated(grad=needs_grad, seed=seed):
                 samples.append(sample_once())
         return samples[0] if len(samples) == 1 else torch.stack(samples).mean(0)
 
 
 @contextmanager
-def explain_missing_gradient() -> Iterator[None]:
+def explaining_missing_gradient() -> Iterator[None]:
     """Where the model has no gradient, the error names the attacks that need none."""
     try:
         yield

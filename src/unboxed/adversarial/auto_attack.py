@@ -19,7 +19,7 @@ from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import Ball, NormBall
-from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
+from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_comparison, checkpoint_repr
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, dlr
 from ..parameters import (
@@ -32,7 +32,7 @@ from ..parameters import (
     InputBatch,
     Labels,
     LinfOrL2,
-    Queries,
+    MaxQueries,
     Seed,
     Steps,
 )
@@ -47,15 +47,15 @@ from .result import Adversarial
 from .square import RandomSearch, SearchProgress
 
 N_TARGET_CLASSES = 9
-MAX_CHUNK_ROWS = 1000  # largest number of rows between two writes of a checkpoint, and
-MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each,
+MAX_ROWS_BETWEEN_CHECKPOINTS = 1000  # largest number of rows between two writes of a checkpoint, and
+MIN_ROWS_BETWEEN_CHECKPOINTS = 4  # smallest: single rows take several times as long each,
 LARGE_MODEL_FLOPS = 1e9  # except for models that take as many per example
 QUERIES_PER_SAVE = 250  # of Square, which takes thousands: largest number between two writes
-FLOPS_PER_CHUNK = 2e11  # of the model between two writes: about half a minute on one core
-ACCELERATOR_SPEEDUP = 100  # factor of FLOPS_PER_CHUNK on an accelerator
-FORWARDS_PER_GRADIENT = 3  # of which a gradient costs as much
-SQUARE_P = 0.8  # fraction of the image that Square's first squares cover
-SAVED_FIELDS = (
+FLOPS_BETWEEN_CHECKPOINTS = 2e11  # of the model between two writes: about half a minute on one core
+ACCELERATOR_CHECKPOINT_FLOPS_FACTOR = 100  # factor of FLOPS_BETWEEN_CHECKPOINTS on an accelerator
+GRADIENT_COST_IN_FORWARDS = 3  # of which a gradient costs as much
+SQUARE_P_INIT = 0.8  # fraction of the image that Square's first squares cover
+CHECKPOINTED_STATE_FIELDS = (
     "images",
     "distance",
     "queries",
@@ -95,7 +95,7 @@ def auto_attack(
     target: AttackTarget = None,
     objective: AttackObjective = None,
     steps: Steps = 100,
-    queries: Queries = 5000,
+    queries: MaxQueries = 5000,
     checkpoint: CheckpointPath = None,
     callback: Annotated[
         Callable[[str, int], None] | None, "Called after each attack: callback(name, number of robust examples)."
@@ -162,7 +162,7 @@ def auto_attack(
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config)
     with state:
-        ensemble.rows = state.evaluate_originals()
+        ensemble.rows = state.find_rows_to_attack()
         if checkpoint is not None:
             ensemble.resume(_checkpoint_file(state, ball, config, Path(checkpoint)))
         ensemble.run_stages(callback)
@@ -181,7 +181,7 @@ class _AutoAttackConfig:
     seed: int
 
 
-RowsAttack = Callable[[Tensor], None]  # of some rows (n,)
+RowsAttackFn = Callable[[Tensor], None]  # of some rows (n,)
 
 
 class _AutoAttack:
@@ -205,8 +205,8 @@ class _AutoAttack:
                 continue
             for part in range(self.stage_part, parts):
                 self._run_stage_part(name, part)
-            self.robust_after[name], self.stage_part = self._is_robust(), 0
-            self._save()
+            self.robust_after[name], self.stage_part = self._robust_mask(), 0
+            self._save_checkpoint()
             if callback is not None:
                 callback(name, int(self.robust_after[name].sum()))
 
@@ -221,51 +221,58 @@ class _AutoAttack:
             parts["square"] = 1
         return parts
 
-    def _is_robust(self) -> Tensor:
+    def _robust_mask(self) -> Tensor:
         return ~self.state.success
 
     def _run_stage_part(self, name: str, part: int) -> None:
         """One part of a stage, for the robust rows from next_row on."""
-        attack, self.stage_part = self._stage_attack(name, part), part
+        attack, self.stage_part = self._make_stage_attack(name, part), part
         while len(chunk := self.chunk if self.search is not None else self._next_chunk(name)):
             attack(chunk)
             self.next_row = int(chunk[-1]) + 1
-            self._save()
+            self._save_checkpoint()
         self.stage_part, self.next_row = part + 1, 0
 
     def _next_chunk(self, name: str) -> Tensor:
         """The robust rows from next_row on that come next, (n,)."""
-        remaining = self.rows[self._is_robust()[self.rows] & (self.rows >= self.next_row)]
-        return remaining if self.state.box.batch_dependent else remaining[: self._chunk_size(name)]
+        remaining = self.rows[self._robust_mask()[self.rows] & (self.rows >= self.next_row)]
+        return remaining if self.state.box.batch_dependent else remaining[: self._n_rows_between_checkpoints(name)]
 
-    def _chunk_size(self, name: str) -> int:
+    def _n_rows_between_checkpoints(self, name: str) -> int:
         """Rows between two writes, by their operations, never by the clock."""
         box, config = self.state.box, self.config
-        forwards = {"square": config.queries, "fab-t": N_TARGET_CLASSES * (FORWARDS_PER_GRADIENT + 1) * config.steps}
-        flops_per_row = forwards.get(name, FORWARDS_PER_GRADIENT * config.steps) * max(box.flops_per_example, 1)
-        fewest = MIN_CHUNK_ROWS if box.flops_per_example < LARGE_MODEL_FLOPS else 1
-        return min(MAX_CHUNK_ROWS, max(fewest, int(self._flops_per_save() / max(flops_per_row, 1))))
+        forwards = {
+            "square": config.queries,
+            "fab-t": N_TARGET_CLASSES * (GRADIENT_COST_IN_FORWARDS + 1) * config.steps,
+        }
+        flops_per_row = forwards.get(name, GRADIENT_COST_IN_FORWARDS * config.steps) * max(box.flops_per_example, 1)
+        fewest = MIN_ROWS_BETWEEN_CHECKPOINTS if box.flops_per_example < LARGE_MODEL_FLOPS else 1
+        return min(MAX_ROWS_BETWEEN_CHECKPOINTS, max(fewest, int(self._flops_per_save() / max(flops_per_row, 1))))
 
     def _flops_per_save(self) -> float:
-        return FLOPS_PER_CHUNK * (1 if self.state.box.device.type == "cpu" else ACCELERATOR_SPEEDUP)
+        return FLOPS_BETWEEN_CHECKPOINTS * (
+            1 if self.state.box.device.type == "cpu" else ACCELERATOR_CHECKPOINT_FLOPS_FACTOR
+        )
 
-    def _stage_attack(self, name: str, part: int) -> RowsAttack:
+    def _make_stage_attack(self, name: str, part: int) -> RowsAttackFn:
         state, ball, config = self.state, self.ball, self.config
         if name == "square":
             return self._run_square
         if name == "fab-t":
             return self._run_fab
-        target_objective = None if name == "apgd-ce" else self._target_objective(part)
+        target_objective = None if name == "apgd-ce" else self._targeted_objective_of_part(part)
         seed = config.seed + APGD_RESTART_SEED_STRIDE * (part + (name == "apgd-t"))
         return lambda rows: run_apgd(state, ball, rows, target_objective, steps=config.steps, seed=seed)
 
-    def _target_objective(self, part: int) -> Objective:
+    def _targeted_objective_of_part(self, part: int) -> Objective:
         """Towards the most probable wrong class number `part`, or the target."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         if goal.target_labels is not None:
             return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion
         if self.top_classes is None:
-            self.top_classes = top_wrong_classes(self.state, self.rows[self._is_robust()[self.rows]], N_TARGET_CLASSES)
+            self.top_classes = top_wrong_classes(
+                self.state, self.rows[self._robust_mask()[self.rows]], N_TARGET_CLASSES
+            )
         return targeted_objective(self.state, self.top_classes[:, part])
 
     def _run_fab(self, rows: Tensor) -> None:
@@ -293,7 +300,7 @@ class _AutoAttack:
         flops_per_query = max(self.state.box.flops_per_example * len(rows), 1)
         save_every = max(1, min(QUERIES_PER_SAVE, int(self._flops_per_save() / flops_per_query)))
         self.chunk, self.search = rows, self.search or search.start(rows)
-        search.run(self.search, self.config.queries, SQUARE_P, self._save, save_every)
+        search.run(self.search, self.config.queries, SQUARE_P_INIT, self._save_checkpoint, save_every)
         self.search = None
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
@@ -301,9 +308,9 @@ class _AutoAttack:
     def resume(self, checkpoint: CheckpointFile) -> None:
         self.checkpoint, saved = checkpoint, checkpoint.read()
         if saved is not None:
-            self._restore(saved)
+            self._restore_progress(saved)
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         if self.checkpoint is None:
             return
         progress = {
@@ -311,9 +318,11 @@ class _AutoAttack:
             for name in ("rows", "stage_part", "next_row", "top_classes", "robust_after", "chunk")
         }
         progress["search"] = None if self.search is None else vars(self.search)
-        self.checkpoint.write({**progress, "found": {name: getattr(self.state, name) for name in SAVED_FIELDS}})
+        self.checkpoint.write(
+            {**progress, "found": {name: getattr(self.state, name) for name in CHECKPOINTED_STATE_FIELDS}}
+        )
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore_progress(self, saved: Mapping[str, Any]) -> None:
         device = self.state.x.device
         for name, tensor in saved["found"].items():
             setattr(self.state, name, None if tensor is None else tensor.to(device))
@@ -334,7 +343,7 @@ def _checkpoint_file(state: AttackState, ball: NormBall, config: _AutoAttackConf
         "goal": goal.criterion.name if goal.is_class_goal else _objective_repr(goal.criterion),
         "ball": (type(ball).__name__, ball.eps),
         "steps": config.steps, "queries": config.queries, "seed": config.seed,
-        "answers": comparable_outputs(state.box, state.initial_score),
+        "answers": cast_outputs_for_comparison(state.box, state.initial_score),
     }  # fmt: skip
     return CheckpointFile(path, "AutoAttack", settings)
 

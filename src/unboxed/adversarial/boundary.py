@@ -24,10 +24,10 @@ from ..parameters import (
     Eps,
     InputBatch,
     Labels,
+    MaxQueries,
     OnlyL2,
-    Queries,
     Seed,
-    Starts,
+    StartImages,
 )
 from ..settings import check_settings
 from .attack_state import AttackState
@@ -35,9 +35,12 @@ from .decisions import DecisionOracle, hashed_normal
 from .quantization import quantize_images
 from .result import Adversarial
 
-INITIAL_BISECTIONS = 7  # before the walk: to the boundary, to within 1 %
-SPHERICAL_CHECK_INTERVAL = 10  # steps between two evaluations of the spherical step alone
-INITIAL_STEP_SIZES = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
+N_INITIAL_BISECTION_STEPS = 7  # before the walk: to the boundary, to within 1 %
+SPHERICAL_CHECK_INTERVAL_STEPS = 10  # steps between two evaluations of the spherical step alone
+INITIAL_SPHERICAL_AND_SOURCE_STEPS = (
+    0.1,
+    0.03,
+)  # spherical step and step to the source, relative to the distance; both adapt
 SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates that the step sizes are adapted to
 
 
@@ -62,8 +65,8 @@ def boundary(
     norm: OnlyL2 = "l2",
     target: AttackTarget = None,
     objective: AttackObjective = None,
-    starts: Starts = None,
-    queries: Queries = 5000,
+    starts: StartImages = None,
+    queries: MaxQueries = 5000,
     early_stop: EarlyStop = True,
     bits: Bits = None,
     seed: Seed = 0,
@@ -119,9 +122,9 @@ def boundary(
     oracle = DecisionOracle(state, queries, seed)
     start_pool = None if starts is None else state.validate_inputs(starts)
     with state:
-        rows = state.evaluate_originals()
+        rows = state.find_rows_to_attack()
         images, rows = oracle.find_starts(rows, start_pool)
-        _BoundaryState(oracle, oracle.bisect(images, rows, INITIAL_BISECTIONS), rows).walk(
+        _BoundaryState(oracle, oracle.bisect(images, rows, N_INITIAL_BISECTION_STEPS), rows).walk(
             0.0 if not early_stop or eps is None else max_distance
         )
     quantize_images(state, bits, use_gradients=False)
@@ -134,26 +137,27 @@ class _BoundaryState:
     def __init__(self, oracle: DecisionOracle, images: Tensor, rows: Tensor) -> None:
         self.oracle, self.images, self.rows = oracle, images, rows
         self.spherical_step, self.source_step = (
-            torch.full_like(rows, initial_step, dtype=images.dtype) for initial_step in INITIAL_STEP_SIZES
+            torch.full_like(rows, initial_step, dtype=images.dtype)
+            for initial_step in INITIAL_SPHERICAL_AND_SOURCE_STEPS
         )
         self.x = oracle.x[rows]
         self.distance = l2_norm(images - self.x)
 
     def walk(self, target_distance: float) -> None:
         step = 0
-        while self._keep_rows(
+        while self._drop_inactive_rows(
             (self.oracle.remaining_queries(self.rows) > 0) & (self.distance > max(target_distance, TINY))
         ):
-            self._propose(step)
+            self._propose_and_accept(step)
             step += 1
 
-    def _keep_rows(self, is_active: Tensor) -> bool:
+    def _drop_inactive_rows(self, is_active: Tensor) -> bool:
         if not is_active.all():
             for name in ("images", "rows", "spherical_step", "source_step", "x", "distance"):
                 setattr(self, name, getattr(self, name)[is_active])
         return bool(is_active.any())
 
-    def _propose(self, step_index: int) -> None:
+    def _propose_and_accept(self, step_index: int) -> None:
         """A step on the sphere around the original, then one towards it: kept where that is adversarial."""
         proposal = self._spherical_proposal(step_index)
         candidates = self.oracle.box.inputs.clip(
@@ -170,7 +174,7 @@ class _BoundaryState:
             torch.where(is_adversarial, distance, self.distance),
         )
         self.oracle.state.keep_nearer(self.images, self.rows, is_adversarial)
-        if step_index % SPHERICAL_CHECK_INTERVAL == 0:
+        if step_index % SPHERICAL_CHECK_INTERVAL_STEPS == 0:
             self._adapt_spherical_step(proposal)
 
     def _adapt_spherical_step(self, proposal: Tensor) -> None:

@@ -34,10 +34,12 @@ from .attack_state import AttackState
 from .quantization import quantize_images
 from .result import Adversarial
 
-RELATIVE_RANGE_SLACK = 0.01  # of half the range, beyond each of its ends: values at the ends would need an infinite w
+TANH_RANGE_SLACK_FRACTION = (
+    0.01  # of half the range, beyond each of its ends: values at the ends would need an infinite w
+)
 N_ABORT_CHECKS, MIN_CHECK_STEPS = 10, 10  # abort_early: checks per descent; at least so many steps between two
 MIN_RELATIVE_LOSS_DECREASE = 1e-3  # abort_early: relative decrease of the loss between two checks
-C_GROWTH = 10  # factor of c until one is large enough
+C_GROWTH_FACTOR = 10  # factor of c until one is large enough
 LR_FRACTION, MAX_LR, FINAL_LR_FACTOR = 0.3, 0.1, 0.1  # default lr: of the largest change needed; at most; at the end
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
@@ -131,26 +133,26 @@ def carlini_wagner(
     state = AttackState(
         box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
     )
-    state.goal = state.goal.require_margin(kappa)
+    state.goal = state.goal.with_required_margin(kappa)
     space = TanhSpace(box, state.x)
     with state:
-        for rows in state.row_batches(state.evaluate_originals()):
+        for rows in state.row_batches(state.find_rows_to_attack()):
             c, row_lr = linear_model_c_and_lr(state, rows, space, kappa)
             c = c if initial_c is None else torch.full_like(c, initial_c)
             row_lr, final_lr_factor = (row_lr, FINAL_LR_FACTOR) if lr is None else (torch.full_like(c, lr), 1.0)
             descent = CWDescent(state, space, rows, row_lr, final_lr_factor, steps, kappa, early_stop)
-            binary_search(descent, c, binary_search_steps)
+            binary_search_c(descent, c, binary_search_steps)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
 
 
-def binary_search(descent: CWDescent, c: Tensor, n_searches: int) -> None:
+def binary_search_c(descent: CWDescent, c: Tensor, n_searches: int) -> None:
     """Ten times c (n,) until it is large enough, then the middle of the interval, for each row."""
     c_lower, c_upper = torch.zeros_like(c), torch.full_like(c, math.inf)
     for _ in range(n_searches):
         is_large_enough = descent.run(c)
         c_lower, c_upper = torch.where(is_large_enough, c_lower, c), torch.where(is_large_enough, c, c_upper)
-        c = torch.where(c_upper.isinf(), C_GROWTH * c, (c_lower + c_upper) / 2)
+        c = torch.where(c_upper.isinf(), C_GROWTH_FACTOR * c, (c_lower + c_upper) / 2)
 
 
 def linear_model_c_and_lr(state: AttackState, rows: Tensor, space: TanhSpace, kappa: float) -> tuple[Tensor, Tensor]:
@@ -228,11 +230,11 @@ class TanhSpace:
         lower, upper = (box.inputs.clip(torch.full_like(x[:1], bound)) for bound in (-math.inf, math.inf))  # (1, ...)
         self.is_bounded = (upper - lower).isfinite()
         self.middle = torch.where(self.is_bounded, (lower + upper) / 2, 0)
-        self.half_range = torch.where(self.is_bounded, (upper - lower) / 2 * (1 + RELATIVE_RANGE_SLACK), 1).clamp_min(
-            TINY
-        )
+        self.half_range = torch.where(
+            self.is_bounded, (upper - lower) / 2 * (1 + TANH_RANGE_SLACK_FRACTION), 1
+        ).clamp_min(TINY)
         self.max_w = torch.full_like(lower, math.inf).masked_fill(
-            self.is_bounded, math.atanh(1 / (1 + RELATIVE_RANGE_SLACK))
+            self.is_bounded, math.atanh(1 / (1 + TANH_RANGE_SLACK_FRACTION))
         )
 
     def to_w(self, x: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def ddn(
         box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size
     )
     with state:
-        for rows in state.row_batches(state.evaluate_originals()):
+        for rows in state.row_batches(state.find_rows_to_attack()):
             _run_ddn(state, rows, steps, init_eps, gamma)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)

@@ -17,7 +17,7 @@ from ..validation import check_seed
 from .attack_state import AttackState
 
 MAX_START_TRIES = 100  # random images that are tried as a start
-NOISE_CELLS_PER_SIDE = 7  # on the longer side of coarse noise
+COARSE_NOISE_CELLS_ON_LONGER_SIDE = 7  # on the longer side of coarse noise
 
 
 class DecisionOracle:
@@ -68,7 +68,7 @@ class DecisionOracle:
             if not len(pending):
                 break
             candidates = (
-                self._random_images(rows[pending], try_index)
+                self._random_start_images(rows[pending], try_index)
                 if start_order is None or start_images is None
                 else start_images[start_order[pending, try_index]]
             )
@@ -83,12 +83,12 @@ class DecisionOracle:
         distances = [self.norm.distance(start_images, self.x[row].expand_as(start_images)) for row in rows]
         return torch.stack(distances).argsort(dim=1, stable=True) if distances else rows.new_zeros(0, len(start_images))
 
-    def _random_images(self, rows: Tensor, try_index: int) -> Tensor:
+    def _random_start_images(self, rows: Tensor, try_index: int) -> Tensor:
         """The k-th random start of each row (n, ...): valid inputs; for images, of four kinds."""
-        images = [self._random_image(int(row), try_index) for row in rows]
+        images = [self._random_start_image(int(row), try_index) for row in rows]
         return self.box.inputs.clip(torch.stack(images).to(self.x.dtype))
 
-    def _random_image(self, row: int, try_index: int) -> Tensor:
+    def _random_start_image(self, row: int, try_index: int) -> Tensor:
         inputs = self.box.inputs
         noise = inputs.random_inputs(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
         if not isinstance(inputs, Pixels) or try_index % 4 == 0:
@@ -139,7 +139,9 @@ class DecisionOracle:
 def _coarse_noise(noise: Tensor) -> Tensor:
     """Noise (C, H, W) in a few large cells."""
     longer_side = max(noise.shape[-2:])
-    cells = [-(-length * min(NOISE_CELLS_PER_SIDE, longer_side) // longer_side) for length in noise.shape[-2:]]
+    cells = [
+        -(-length * min(COARSE_NOISE_CELLS_ON_LONGER_SIDE, longer_side) // longer_side) for length in noise.shape[-2:]
+    ]
     cell_values = noise[:, : cells[0], : cells[1]]
     return F.interpolate(cell_values[None], tuple(noise.shape[-2:]), mode="nearest")[0]
 

@@ -25,10 +25,10 @@ from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
 
-PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
-MAX_SEARCH_STEPS = 6  # of the search between an adversarial image and the original
+MIN_PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
+MAX_TOWARD_ORIGINAL_STEPS = 6  # of the search between an adversarial image and the original
 REFINEMENT_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
-SEARCH_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
+TOWARD_ORIGINAL_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
 
 
 @card(
@@ -118,7 +118,10 @@ def deepfool(
     )  # fmt: skip
     with state:
         initial_score, step_factor = torch.full_like(state.distance, math.nan), 1 + overshoot
-        solver, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
+        solver, rows = (
+            _DeepFool(state, candidates, step_factor, step_factor, initial_score),
+            state.find_rows_to_attack(),
+        )
         solver.run(rows, state.x[rows], steps)
         solver.refine_from_original(rows, min(steps, REFINEMENT_STEPS), refinement_rounds)
     quantize_images(state, bits)
@@ -142,7 +145,7 @@ class _DeepFool:
         for step in range(steps):
             if not len(rows):
                 break
-            next_images = self._next_images(
+            next_images = self._batched_step_to_nearest_plane(
                 rows, images, projection_start, self.first_step_factor if step == 0 else self.step_factor
             )
             score = self.state.success_score(next_images, rows)
@@ -154,7 +157,9 @@ class _DeepFool:
         success_rows, images, success_scores = (torch.cat(parts) for parts in zip(*successes, strict=True))
         search_toward_original(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
 
-    def _next_images(self, rows: Tensor, images: Tensor, projection_start: Tensor, step_factor: float) -> Tensor:
+    def _batched_step_to_nearest_plane(
+        self, rows: Tensor, images: Tensor, projection_start: Tensor, step_factor: float
+    ) -> Tensor:
         """In bounded batches also of the gradients, one per candidate."""
         batch_rows, max_rows = self.state.box.batch_plan(len(rows), self.state.batch_size)
         batch_rows, parts = max_rows if batch_rows == "auto" else batch_rows, []
@@ -255,7 +260,7 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, max_abs_step: Te
         max_abs_step / direction.clamp_min(TINY),
         direction * normals.abs(),
     )  # (n, J, D) clipped from t_max on
-    needed_rise = needed_rise + PLANE_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
+    needed_rise = needed_rise + MIN_PLANE_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
         1.0 if is_linf else 0.5
     )
     t, n_free = torch.zeros_like(needed_rise), -1
@@ -279,9 +284,9 @@ def search_toward_original(
     chord and the middle, in case the score is far from linear.
     """
     x, near_fraction, far_fraction = state.x[rows], torch.zeros_like(image_score), torch.ones_like(image_score)
-    for iteration in range(MAX_SEARCH_STEPS):
+    for iteration in range(MAX_TOWARD_ORIGINAL_STEPS):
         crossing = image_score / (image_score - original_score).clamp_min(TINY)  # (n,) from far, of what is between
-        is_active = crossing * (far_fraction - near_fraction) > SEARCH_TOLERANCE * far_fraction
+        is_active = crossing * (far_fraction - near_fraction) > TOWARD_ORIGINAL_TOLERANCE * far_fraction
         rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing = (
             values[is_active]
             for values in (rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing)

@@ -22,7 +22,7 @@ from ..rng import step_generator
 Shape = tuple[int, ...]
 
 
-class Encoding(ABC):
+class GenomeEncoding(ABC):
     """The image of a genome (N, D), and its mutations."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Encoding(ABC):
     def mutate(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor: ...
 
 
-class DirectEncoding(Encoding):
+class DirectEncoding(GenomeEncoding):
     """One gene per pixel, mutated with probability 0.1, halved every 1,000 generations, by polynomial mutation."""
 
     mutation_rate, rate_half_life, eta = 0.1, 1000, 15.0
@@ -56,7 +56,7 @@ class DirectEncoding(Encoding):
         )
 
 
-class CPPNEncoding(Encoding):
+class CPPNEncoding(GenomeEncoding):
     """One gene per weight of a small network from pixel position to color, mutated with probability 0.1."""
 
     mutation_rate, width, depth, initial_std, mutation_std = 0.1, 8, 4, 1.0, 0.5
@@ -90,7 +90,7 @@ class CPPNEncoding(Encoding):
         return [(2, self.width), *[(2 * self.width, self.width)] * (self.depth - 1), (2 * self.width, shape[0])]
 
 
-ENCODINGS: dict[str, Encoding] = {"evolution": DirectEncoding(), "cppn": CPPNEncoding()}
+ENCODING_BY_ALGORITHM: dict[str, GenomeEncoding] = {"evolution": DirectEncoding(), "cppn": CPPNEncoding()}
 
 
 def polynomial_mutation(uniform: Tensor, eta: float) -> Tensor:
@@ -129,7 +129,7 @@ class _EliteArchive:
 def evolve(
     box: Box,
     targets: Tensor,
-    encoding: Encoding,
+    encoding: GenomeEncoding,
     min_confidence: float,
     n_generations: int,
     n_children: int,

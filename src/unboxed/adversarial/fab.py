@@ -16,7 +16,13 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball
-from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_directions, vector_norms
+from ..engine.optimize.hyperplanes import (
+    DUAL_NORM,
+    Hyperplane,
+    min_norm_step_to_hyperplane,
+    random_directions,
+    vector_norms,
+)
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit
@@ -146,7 +152,7 @@ def fab(
     config = FABConfig(norm.lower(), steps, alpha_max, eta, beta, -1.0 if not early_stop or eps is None else eps)
     attack = FAB(state, config, INF if eps is None else eps, check_seed(seed))
     with state:
-        for rows in state.row_batches(state.evaluate_originals()):
+        for rows in state.row_batches(state.find_rows_to_attack()):
             attack.run(rows, n_targets, restarts)
     quantization.quantize_images(state, bits)
     return state.to_result(INF if eps is None else eps)
@@ -172,7 +178,7 @@ class LinearizedBoundary:
     is_adversarial: Tensor  # (n,) bool
 
 
-BoundaryFn = Callable[[Tensor, Tensor], LinearizedBoundary]  # images (n, ...) of rows (n,) -> boundary
+LinearizeBoundaryFn = Callable[[Tensor, Tensor], LinearizedBoundary]  # images (n, ...) of rows (n,) -> boundary
 
 
 class FAB:
@@ -209,7 +215,7 @@ class FAB:
 
     # -- which boundary ----------------------------------------------------------------------------------------------
 
-    def boundary_fns(self, rows: Tensor, n_targets: int | None) -> list[BoundaryFn]:
+    def boundary_fns(self, rows: Tensor, n_targets: int | None) -> list[LinearizeBoundaryFn]:
         """One for each run from x."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         if not len(rows):
@@ -230,7 +236,7 @@ class FAB:
         other_classes[rows] = top_other_classes(logits, labels[rows], n_targets)
         return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
-    def boundary_at_zero_of(self, score: Objective) -> BoundaryFn:
+    def boundary_at_zero_of(self, score: Objective) -> LinearizeBoundaryFn:
         """The zero of a score as the boundary."""
 
         def linearize(images: Tensor, rows: Tensor) -> LinearizedBoundary:
@@ -241,7 +247,7 @@ class FAB:
 
         return linearize
 
-    def nearest_class_boundary(self, labels: Tensor) -> BoundaryFn:
+    def nearest_class_boundary(self, labels: Tensor) -> LinearizeBoundaryFn:
         """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
@@ -270,7 +276,7 @@ class FAB:
         offset = random_directions(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
         return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
-    def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, images: Tensor) -> Tensor:
+    def run_from(self, boundary_fn: LinearizeBoundaryFn, rows: Tensor, images: Tensor) -> Tensor:
         """Steps from `images`; returns the last images of all given rows."""
         final_images, position = images.clone(), torch.arange(len(rows), device=rows.device)
         for _ in range(self.config.steps):
@@ -296,7 +302,7 @@ class FAB:
             plane.value + torch.linalg.vecdot(plane.normal, x - images), plane.normal
         )  # the same plane from x
         from_z, from_x = (
-            projection_step(norm, point, boundary, self.lower, self.upper)
+            min_norm_step_to_hyperplane(norm, point, boundary, self.lower, self.upper)
             for point, boundary in ((images, plane), (x, plane_from_x))
         )
         length_z, length_x = vector_norms(norm, from_z), vector_norms(norm, from_x)

@@ -22,7 +22,7 @@ from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
 from ..engine.rows import broadcast_rows
 from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, Norm, Steps
 from ..settings import Above, Below, Unit, check_settings
-from .attack_state import AttackState, Evaluation
+from .attack_state import AttackState, ScoreAndGradient
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -106,7 +106,7 @@ def fmn(
         box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
     )
     with state:
-        for rows in state.row_batches(state.evaluate_originals()):
+        for rows in state.row_batches(state.find_rows_to_attack()):
             _run_fmn(state, rows, steps, step, gamma)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
@@ -152,7 +152,7 @@ def _next_radius(
     rows: Tensor,
     images: Tensor,
     radius: Tensor,
-    evaluation: Evaluation,
+    evaluation: ScoreAndGradient,
     grad: Tensor,
     gamma: float,
     is_stalled: Tensor,

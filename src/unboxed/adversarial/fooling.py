@@ -23,13 +23,13 @@ from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
 from ..model.output_advice import FEATURE_CALL
 from ..objectives import Objective, logit, logprob
-from ..parameters import BatchSize, Confidence, OptionalSteps, Seed, TargetClasses
+from ..parameters import BatchSize, OptionalSteps, Seed, StopProbability, TargetClasses
 from ..rng import uniform
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .evolution import ENCODINGS, evolve
+from .evolution import ENCODING_BY_ALGORITHM, evolve
 
-DEFAULT_STEPS = {"gradient": 256, "evolution": 200, "cppn": 200}
+DEFAULT_STEPS_BY_ALGORITHM = {"gradient": 256, "evolution": 200, "cppn": 200}
 ADAM_LR = 0.02  # learning rate of Adam, in pixel range
 
 
@@ -63,7 +63,7 @@ def fooling(
     target: TargetClasses = None,
     *,
     algorithm: Annotated[Literal["gradient", "evolution", "cppn"], "How images are found."] = "gradient",
-    confidence: Confidence = 0.9999,
+    confidence: StopProbability = 0.9999,
     steps: OptionalSteps = None,
     n_children: Annotated[int, AtLeast(1), Unit("images"), "Images per generation of an evolution."] = 100,
     seed: Seed = 0,
@@ -105,12 +105,17 @@ def fooling(
     check_settings(fooling, locals())
     require_images(box, "a fooling image")
     box.require_class_scores("a fooling image", objective_call=FEATURE_CALL)
-    targets, max_steps = requested_classes(box, target), DEFAULT_STEPS[algorithm] if steps is None else steps
+    targets, max_steps = (
+        requested_classes(box, target),
+        DEFAULT_STEPS_BY_ALGORITHM[algorithm] if steps is None else steps,
+    )
     seed = check_seed(seed)
     with torch.inference_mode(False):
         if algorithm == "gradient":
             return _optimize_images(box, targets, confidence, max_steps, seed, batch_size)
-        evolved = evolve(box, targets, ENCODINGS[algorithm], confidence, max_steps, n_children, seed, batch_size)
+        evolved = evolve(
+            box, targets, ENCODING_BY_ALGORITHM[algorithm], confidence, max_steps, n_children, seed, batch_size
+        )
     return Fooling(
         evolved.images, targets, evolved.fitness.exp(), evolved.history.exp(), evolved.n_evaluated, evolved.interrupted
     )

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Index, Objective, dlr, loss, margin
 
-LOSSES: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin, "dlr": dlr}
+OBJECTIVE_FACTORY_BY_LOSS_NAME: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin, "dlr": dlr}
 """Objectives that lead away from a class, by name; the negative leads to it."""
 
 
@@ -39,7 +39,7 @@ class AttackGoal:
             target_labels=target_labels,
         )
 
-    def require_margin(self, kappa: float) -> AttackGoal:
+    def with_required_margin(self, kappa: float) -> AttackGoal:
         """The same goal with success only where the criterion is above `kappa`."""
         return replace(self, criterion=self.criterion - kappa) if kappa else self
 
@@ -67,7 +67,9 @@ def make_goal(
     labels = None if y is None else box.class_labels(y, n_examples)
     if target is not None:
         target_labels = box.class_labels(target, n_examples)
-        return AttackGoal(-LOSSES[loss_name](target_labels), -margin(target_labels), labels, target_labels)
+        return AttackGoal(
+            -OBJECTIVE_FACTORY_BY_LOSS_NAME[loss_name](target_labels), -margin(target_labels), labels, target_labels
+        )
     if labels is None:
         raise InputError("an untargeted attack needs the correct classes y, (N,) ints; others need a target")
-    return AttackGoal(LOSSES[loss_name](labels), margin(labels), labels)
+    return AttackGoal(OBJECTIVE_FACTORY_BY_LOSS_NAME[loss_name](labels), margin(labels), labels)

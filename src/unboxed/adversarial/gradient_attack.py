@@ -30,7 +30,7 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..validation import check_seed
-from .attack_state import AttackState, explain_missing_gradient, gradient_free_hint
+from .attack_state import AttackState, explaining_missing_gradient, gradient_free_hint
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -83,7 +83,7 @@ def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: 
     attack_state = _GradientAttackState(state, config)
     with state:
         if config.random_start:
-            state.evaluate_originals()
+            state.find_rows_to_attack()
         for restart in range(config.restarts):
             rows = attack_state.rows_to_attack()
             if not len(rows) or state.interrupted:
@@ -134,7 +134,7 @@ class _GradientAttackState:
             n_samples=self.state.n_samples,
             frozen_rows=frozen_rows,
         )
-        with explain_missing_gradient():
+        with explaining_missing_gradient():
             return optimize(
                 box,
                 goal.ascent_objective.rows(rows),

@@ -26,9 +26,9 @@ from ..parameters import (
     InputBatch,
     Labels,
     LinfOrL2,
-    Queries,
+    MaxQueries,
     Seed,
-    Starts,
+    StartImages,
 )
 from ..rng import sample_generator
 from ..settings import AtLeast, Unit, check_settings
@@ -37,8 +37,11 @@ from .decisions import DecisionOracle
 from .quantization import quantize_images
 from .result import Adversarial
 
-MAX_DIRECTION_VALUES = 2**22  # of the images around the boundary in memory at a time
-INITIAL_NUM_EVALS = {"l2": 50, "linf": 200}  # at the first step: about the best at 1,000 to 3,000 queries on digits
+MAX_DIRECTION_VALUES_IN_MEMORY = 2**22  # of the images around the boundary in memory at a time
+INITIAL_NUM_EVALS_BY_NORM = {
+    "l2": 50,
+    "linf": 200,
+}  # at the first step: about the best at 1,000 to 3,000 queries on digits
 MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
 
 
@@ -63,8 +66,8 @@ def hop_skip_jump(
     norm: LinfOrL2 = "l2",
     target: AttackTarget = None,
     objective: AttackObjective = None,
-    starts: Starts = None,
-    queries: Queries = 5000,
+    starts: StartImages = None,
+    queries: MaxQueries = 5000,
     initial_num_evals: Annotated[
         int | None,
         AtLeast(2),
@@ -129,10 +132,10 @@ def hop_skip_jump(
     max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
     start_pool = None if starts is None else state.validate_inputs(starts)
-    first_num_evals = INITIAL_NUM_EVALS[norm] if initial_num_evals is None else initial_num_evals
+    first_num_evals = INITIAL_NUM_EVALS_BY_NORM[norm] if initial_num_evals is None else initial_num_evals
     attack = _HopSkipJump(oracle, first_num_evals, 0.0 if not early_stop or eps is None else max_distance)
     with state:
-        rows = state.evaluate_originals()
+        rows = state.find_rows_to_attack()
         attack.run(*oracle.find_starts(rows, start_pool))
     quantize_images(state, bits, use_gradients=False)
     return state.to_result(max_distance)
@@ -187,20 +190,20 @@ class _HopSkipJump:
             torch.zeros_like(images),
             torch.zeros_like(radius),
         )
-        block_size = max(1, min(MAX_DIRECTION_VALUES // 8 // self.n_values, 4096))
+        block_size = max(1, min(MAX_DIRECTION_VALUES_IN_MEMORY // 8 // self.n_values, 4096))
         rows_at_once = (
             len(rows)
             if self.oracle.box.batch_dependent
-            else max(1, MAX_DIRECTION_VALUES // (self.n_values * min(block_size, int(num_evals.max()))))
+            else max(1, MAX_DIRECTION_VALUES_IN_MEMORY // (self.n_values * min(block_size, int(num_evals.max()))))
         )
         for block_index, block_start in enumerate(range(0, int(num_evals.max()), block_size)):
             for i in range(0, len(rows), rows_at_once):
                 row_slice = slice(i, i + rows_at_once)
                 block_evals = (num_evals[row_slice] - block_start).clamp(0, block_size)
-                directions, is_adversarial = self._query_around(
+                directions, is_adversarial = self._sample_and_query_directions(
                     images[row_slice], rows[row_slice], radius[row_slice], block_evals, iteration * 4096 + block_index
                 )
-                adversarial_sum[row_slice] += (directions * broadcast_draws(is_adversarial, directions)).sum(1)
+                adversarial_sum[row_slice] += (directions * append_broadcast_axes(is_adversarial, directions)).sum(1)
                 direction_sum[row_slice] += directions.sum(1)
                 n_adversarial[row_slice] += is_adversarial.sum(1)
         estimate = _gradient_estimate(adversarial_sum, direction_sum, n_adversarial, num_evals)
@@ -208,7 +211,7 @@ class _HopSkipJump:
             estimate.sign() if self.is_linf else estimate / broadcast_rows(l2_norm(estimate).clamp_min(TINY), estimate)
         )
 
-    def _query_around(
+    def _sample_and_query_directions(
         self, images: Tensor, rows: Tensor, radius: Tensor, block_evals: Tensor, key: int
     ) -> tuple[Tensor, Tensor]:
         """Directions (n, B, ...) to valid points around images, zero beyond block_evals, and which are adversarial."""
@@ -219,7 +222,9 @@ class _HopSkipJump:
             (images[:, None] + broadcast_rows(radius, directions) * directions).flatten(0, 1)
         ).view_as(directions)
         directions = (
-            (perturbed - images[:, None]) / broadcast_rows(radius, directions) * broadcast_draws(is_asked, directions)
+            (perturbed - images[:, None])
+            / broadcast_rows(radius, directions)
+            * append_broadcast_axes(is_asked, directions)
         )  # clipping changed some of them
         return directions, self.oracle.decisions(perturbed, rows, is_asked)
 
@@ -260,6 +265,6 @@ def _gradient_estimate(
     )
 
 
-def broadcast_draws(values: Tensor, like: Tensor) -> Tensor:
+def append_broadcast_axes(values: Tensor, like: Tensor) -> Tensor:
     """(n, B) -> (n, B, 1, ...), to broadcast with a tensor (n, B, ...)."""
     return values.view(*values.shape, *[1] * (like.ndim - 2))

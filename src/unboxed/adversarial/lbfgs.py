@@ -16,7 +16,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
-from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, select_states
+from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, where_states
 from ..errors import InputError
 from ..objectives import Acts, Constant, Objective, layer_objective
 from ..parameters import (
@@ -119,7 +119,7 @@ def lbfgs(
     target_distance = -1.0 if not early_stop or eps is None else eps
     attack = _LBFGSAttack(state, steps, tolerance, target_distance)
     with state:
-        for rows in state.row_batches(state.evaluate_originals()):
+        for rows in state.row_batches(state.find_rows_to_attack()):
             attack.run(rows, n_searches)
     quantization.quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
@@ -203,10 +203,10 @@ class CBracket:
     growth: Tensor  # (n,) factor until both are known
 
     @classmethod
-    def start_at(cls, c: Tensor, growth: float) -> CBracket:
+    def from_initial_c(cls, c: Tensor, growth: float) -> CBracket:
         return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, growth))
 
-    def next_c(self, is_adversarial: Tensor) -> CBracket:
+    def with_next_c(self, is_adversarial: Tensor) -> CBracket:
         """The larger c is, the nearer the image, until it is not adversarial any more."""
         largest_success = torch.where(is_adversarial, self.c, self.largest_success)
         smallest_failure = torch.where(is_adversarial, self.smallest_failure, self.c)
@@ -231,7 +231,7 @@ class _LBFGSAttack:
 
     def __init__(self, state: AttackState, steps: int, tolerance: float, target_distance: float) -> None:
         self.state, self.steps, self.tolerance, self.target_distance = state, steps, tolerance, target_distance
-        self.class_mask = self.other_classes()  # (N, K) bool: the classes to go to
+        self.class_mask = self.other_classes_mask()  # (N, K) bool: the classes to go to
         self.log_prob = attack_log_prob(state.goal, self.class_mask)
         example = state.x[:1]
         clip = state.box.inputs.clip
@@ -243,14 +243,14 @@ class _LBFGSAttack:
         images = self.state.x[rows].flatten(1)
         loss, loss_grad, _ = self.evaluate(images, rows)
         linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
-        bracket = CBracket.start_at(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
+        bracket = CBracket.from_initial_c(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
         lbfgs_state, c_of_state = (
             initial_state(images, loss, loss_grad, linear_distance, self.lower, self.upper),
             0 * linear_distance,
         )  # where to start; its c
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
-                lbfgs_state, bracket, c_of_state = self.focus_on_found_class(lbfgs_state, rows, bracket, c_of_state)
+                lbfgs_state, bracket, c_of_state = self.retarget_to_found_class(lbfgs_state, rows, bracket, c_of_state)
             start_state = self.increase_c(lbfgs_state, rows, bracket.c - c_of_state)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
@@ -258,10 +258,10 @@ class _LBFGSAttack:
                 first_step_length=torch.where(bracket.largest_success > 0, 1, 2) * lbfgs_state.first_step_length,
             )
             lbfgs_state, c_of_state = (
-                select_states(is_adversarial, final_state, enlarged),
+                where_states(is_adversarial, final_state, enlarged),
                 torch.where(is_adversarial, bracket.c, c_of_state),
             )
-            bracket = bracket.next_c(is_adversarial)
+            bracket = bracket.with_next_c(is_adversarial)
             is_active = self.state.distance[rows] > self.target_distance
             rows, bracket, lbfgs_state, c_of_state = (
                 rows[is_active],
@@ -270,14 +270,14 @@ class _LBFGSAttack:
                 c_of_state[is_active],
             )
 
-    def other_classes(self) -> Tensor | None:
+    def other_classes_mask(self) -> Tensor | None:
         """All classes but y, for an untargeted attack."""
         goal = self.state.goal
         if goal.labels is None or goal.target_labels is not None:
             return None
         return torch.arange(self.state.box.n_outputs, device=goal.labels.device) != goal.labels[:, None]
 
-    def focus_on_found_class(
+    def retarget_to_found_class(
         self, lbfgs_state: LBFGSState, rows: Tensor, bracket: CBracket, c_of_state: Tensor
     ) -> tuple[LBFGSState, CBracket, Tensor]:
         """From the nearest image on, target the class that it is predicted as: its boundary with y is then sharp."""
@@ -292,10 +292,10 @@ class _LBFGSAttack:
         self.log_prob = attack_log_prob(self.state.goal, self.class_mask)
         images, distance = image.flatten(1), self.state.distance[success_rows]
         loss, loss_grad, _ = self.evaluate(images, success_rows)
-        new_bracket = CBracket.start_at(
+        new_bracket = CBracket.from_initial_c(
             l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_FACTOR_NEAR
         )  # where both gradients balance
-        penalty, grad = self.distance_penalty(images, success_rows, new_bracket.c)
+        penalty, grad = self.distance_penalty_and_grad(images, success_rows, new_bracket.c)
         new_state = initial_state(images, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
         return (
             lbfgs_state.replace_rows(success_index, new_state),
@@ -325,7 +325,7 @@ class _LBFGSAttack:
                 break
             images = lbfgs_state.trial(self.lower, self.upper)
             loss, loss_grad, trial_success = self.evaluate(images, rows[position])
-            penalty, grad = self.distance_penalty(images, rows[position], c[position])
+            penalty, grad = self.distance_penalty_and_grad(images, rows[position], c[position])
             lbfgs_state = lbfgs_state.update(
                 images, loss + penalty, loss_grad + grad, self.lower, self.upper, self.tolerance
             )
@@ -334,16 +334,18 @@ class _LBFGSAttack:
         order = torch.cat([i for i, _ in finished_parts]).argsort()
         return concat_states([part for _, part in finished_parts]).rows(order), is_adversarial
 
-    def distance_penalty(self, images: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def distance_penalty_and_grad(self, images: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """c |r|^2 (n,) and its gradient (n, D)."""
         perturbation = images - self.state.x[rows].flatten(1)
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
     def increase_c(self, lbfgs_state: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
         """The same point and history with c increased, whose effect on the curvature is known exactly."""
-        penalty, grad = self.distance_penalty(lbfgs_state.z, rows, c_increase)
+        penalty, grad = self.distance_penalty_and_grad(lbfgs_state.z, rows, c_increase)
         lbfgs_state = replace(
             lbfgs_state,
             grad_history=lbfgs_state.grad_history + 2 * c_increase[:, None, None] * lbfgs_state.step_history,
         )
-        return lbfgs_state.restart_with(lbfgs_state.value + penalty, lbfgs_state.grad + grad, self.lower, self.upper)
+        return lbfgs_state.restart_from_gradient(
+            lbfgs_state.value + penalty, lbfgs_state.grad + grad, self.lower, self.upper
+        )

@@ -12,7 +12,7 @@ from ..engine.optimize.constraints import Linf, NormBall
 from ..engine.rows import broadcast_rows
 
 N_BISECTION_STEPS = 24
-FLOAT32_SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
+BALL_FLOAT32_SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +41,12 @@ class LevelGrid:
     def nearest_levels(self, unrounded: Tensor) -> Tensor:
         return unrounded.round().clamp(self.lower, self.upper)
 
-    def is_inside_ball(self, levels: Tensor) -> Tensor:  # (N,)
+    def inside_ball_mask(self, levels: Tensor) -> Tensor:  # (N,)
         if self.ball is None:
             return torch.ones(len(levels), dtype=torch.bool, device=levels.device)
-        return self.ball.distance(self.to_images(levels), self.x) <= self.ball.eps * (1 + 1e-6) + FLOAT32_SLACK
+        return self.ball.distance(self.to_images(levels), self.x) <= self.ball.eps * (1 + 1e-6) + BALL_FLOAT32_SLACK
 
-    def nearest_in_ball(self, unrounded: Tensor, stretch: float = 1.0) -> Tensor:
+    def nearest_levels_in_ball(self, unrounded: Tensor, max_stretch: float = 1.0) -> Tensor:
         """The levels nearest to v (N, ...), given in levels; where they are outside the ball, nearer to the original.
 
         Of round(u + t (v - u)), t at most `stretch`, the farthest that is inside: as t falls, coordinates go back to
@@ -54,13 +54,13 @@ class LevelGrid:
         """
         if self.ball is None or isinstance(self.ball, Linf):
             return self.nearest_levels(unrounded)
-        levels = self.nearest_levels(self.x_levels + stretch * (unrounded - self.x_levels))
-        outside_rows = (~self.is_inside_ball(levels)).nonzero().flatten()
+        levels = self.nearest_levels(self.x_levels + max_stretch * (unrounded - self.x_levels))
+        outside_rows = (~self.inside_ball_mask(levels)).nonzero().flatten()
         if not len(outside_rows):
             return levels
-        outside_grid, offset = self.rows(outside_rows), stretch * (unrounded - self.x_levels)[outside_rows]
+        outside_grid, offset = self.rows(outside_rows), max_stretch * (unrounded - self.x_levels)[outside_rows]
         shrinkage = bisect_smallest_sufficient(
-            lambda t: outside_grid.is_inside_ball(
+            lambda t: outside_grid.inside_ball_mask(
                 outside_grid.nearest_levels(outside_grid.x_levels + broadcast_rows(1 - t, offset) * offset)
             ),
             unrounded.new_ones(len(outside_rows)),
@@ -84,10 +84,12 @@ def make_level_grid(x: Tensor, highest_level: int, ball: NormBall | None) -> Lev
     # Divided on the CPU and in float32, as loaders do: an accelerator may multiply by 1/255, which is not the same.
     level_values = (torch.arange(highest_level + 1, dtype=torch.float32) / highest_level).to(x.device, x.dtype)
     rounded = (x * highest_level).round()
-    x_levels = torch.where((level_values[rounded.long()] - x).abs() <= FLOAT32_SLACK / 2, rounded, x * highest_level)
+    x_levels = torch.where(
+        (level_values[rounded.long()] - x).abs() <= BALL_FLOAT32_SLACK / 2, rounded, x * highest_level
+    )
     if not isinstance(ball, Linf):
         return LevelGrid(x, x_levels, x.new_zeros(()), x.new_full((), highest_level), level_values, ball)
-    max_offset, max_offset_levels = ball.eps * (1 + 1e-6) + FLOAT32_SLACK, ball.eps * highest_level + 1e-4
+    max_offset, max_offset_levels = ball.eps * (1 + 1e-6) + BALL_FLOAT32_SLACK, ball.eps * highest_level + 1e-4
     lower, upper = (
         (x_levels - max_offset_levels).ceil().clamp(0, highest_level),
         (x_levels + max_offset_levels).floor().clamp(0, highest_level),

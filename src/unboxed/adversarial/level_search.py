@@ -24,10 +24,10 @@ from .level_grid import LevelGrid, bisect_smallest_sufficient
 
 MAX_NEAREST_SEARCH_STEPS = 16  # at most, of the search for the nearest by gradient, and
 MAX_BALL_ASCENT_STEPS = 30  # of that inside a ball
-PULL_BACK_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
+KNAPSACK_STEP_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
 MAX_OFFSET_STRETCH = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
 MAX_SCALING_STEPS = 12  # of the search without gradients: the perturbation grows to up to 100 times its size
-MARGIN_TOLERANCE = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
+MIN_SUCCESS_MARGIN_FRACTION = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
 
 
 class LevelSearch:
@@ -37,15 +37,15 @@ class LevelSearch:
         self.state, self.grid = state, grid
         self.found_levels = state.images * grid.highest_level  # (N, ...) what the attack found, in levels
         self.original_levels = grid.nearest_levels(grid.x_levels)  # the originals' own files
-        self.best_levels = grid.nearest_in_ball(self.found_levels)  # (N, ...) the best files so far
-        self.has_level_in_ball = grid.is_inside_ball(self.best_levels)  # (N,) False where the ball holds no file
+        self.best_levels = grid.nearest_levels_in_ball(self.found_levels)  # (N, ...) the best files so far
+        self.has_level_in_ball = grid.inside_ball_mask(self.best_levels)  # (N,) False where the ball holds no file
         self.score = torch.where(
-            self._is_original(), state.initial_score, math.nan
+            self._unperturbed_row_mask(), state.initial_score, math.nan
         )  # (N,) of best_levels; nan: not evaluated
-        self.min_score = MARGIN_TOLERANCE * state.initial_score.abs().nan_to_num()
+        self.min_score = MIN_SUCCESS_MARGIN_FRACTION * state.initial_score.abs().nan_to_num()
         self.distance = state.norm.distance(self.best_levels, grid.x_levels)
 
-    def _is_original(self) -> Tensor:  # (N,) files that are the original itself
+    def _unperturbed_row_mask(self) -> Tensor:  # (N,) files that are the original itself
         return (self.grid.to_images(self.best_levels) == self.grid.x).flatten(1).all(1)
 
     @property
@@ -55,21 +55,21 @@ class LevelSearch:
     def repair(self, use_gradients: bool) -> None:
         """Evaluate all rounded images, and repair those that are not adversarial; without a ball, bring them nearer."""
         state, has_ball = self.state, self.grid.ball is not None
-        needs_repair = self.has_level_in_ball & (self._has_several_levels_in_ball() if has_ball else state.success)
+        needs_repair = self.has_level_in_ball & (self._several_levels_in_ball_mask() if has_ball else state.success)
         if has_ball or not use_gradients:
             rows = self.rows_where(self.score.isnan() & self.has_level_in_ball)
             self.evaluate(self.best_levels[rows], rows)
         if state.interrupted:
             return
         for batch_rows in state.row_batches(self.rows_where(needs_repair & ~self.is_adversarial)):
-            used_gradient = use_gradients and self._search_with_gradient(batch_rows)
+            used_gradient = use_gradients and self._try_gradient_search(batch_rows)
             if not (used_gradient and has_ball):
-                self._search_by_scaling(batch_rows[~self.is_adversarial[batch_rows]])
+                self._search_by_scaling_perturbation(batch_rows[~self.is_adversarial[batch_rows]])
 
     def rows_where(self, mask: Tensor) -> Tensor:
         return mask.nonzero().flatten()
 
-    def finish(self) -> None:
+    def write_to_attack_state(self) -> None:
         """Write the rounded images, and their success, to the attack's state."""
         state, grid = self.state, self.grid
         unevaluated = self.rows_where(
@@ -81,7 +81,7 @@ class LevelSearch:
             failed_rows = self.rows_where(~(self.score > 0))
             self.best_levels[failed_rows] = self.original_levels[failed_rows]
             self.score[failed_rows] = torch.where(
-                self._is_original()[failed_rows], state.initial_score[failed_rows], math.nan
+                self._unperturbed_row_mask()[failed_rows], state.initial_score[failed_rows], math.nan
             )
         images = grid.to_images(self.best_levels)
         needs_score = torch.ones_like(self.has_level_in_ball) if state.box.batch_dependent else self.score.isnan()
@@ -129,24 +129,26 @@ class LevelSearch:
             new_distance[is_better],
         )
 
-    def _has_several_levels_in_ball(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
+    def _several_levels_in_ball_mask(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
         if isinstance(self.grid.ball, Linf):
             return (self.grid.upper > self.grid.lower).flatten(1).any(1)
         return torch.ones_like(self.has_level_in_ball)
 
     # -- three searches ---------------------------------------------------------------------------------------------
 
-    def _search_with_gradient(self, rows: Tensor) -> bool:
+    def _try_gradient_search(self, rows: Tensor) -> bool:
         """Returns False where the model has no gradient."""
         try:
-            self._ascend_in_ball(rows, self.grid.ball) if self.grid.ball is not None else self._search_nearest(rows)
+            self._ascend_in_ball(
+                rows, self.grid.ball
+            ) if self.grid.ball is not None else self._search_nearest_by_gradient(rows)
         except NaNError:
             raise
         except OutputError:
             return False
         return True
 
-    def _search_nearest(self, rows: Tensor) -> None:
+    def _search_nearest_by_gradient(self, rows: Tensor) -> None:
         """To the boundary and back along it, ever nearer to the originals."""
         unrounded, n_failures = self.found_levels[rows], torch.zeros_like(self.score[rows])
         for _ in range(MAX_NEAREST_SEARCH_STEPS):
@@ -171,7 +173,7 @@ class LevelSearch:
             forward = unrounded + broadcast_rows(
                 shortfall * (1 + (n_failures - 1).clamp_min(0) / 2), grad
             ) * self._unit_rise_step(grad, unrounded - grid.x_levels)
-            pulled_back = unrounded + PULL_BACK_FRACTION * (
+            pulled_back = unrounded + KNAPSACK_STEP_FRACTION * (
                 self._knapsack_solution(grid, levels, unrounded, grad, shortfall) - unrounded
             )
             unrounded = torch.where(broadcast_rows(is_failure, grad), forward, pulled_back).clamp(0, grid.highest_level)
@@ -193,10 +195,10 @@ class LevelSearch:
         def is_enough(path_length: Tensor) -> Tensor:
             return ((grid.nearest_levels(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
 
-        path, upper = self._gain_path(grid, levels, unrounded, grad, shortfall)
+        path, upper = self._highest_gain_path(grid, levels, unrounded, grad, shortfall)
         return path(bisect_smallest_sufficient(is_enough, upper))
 
-    def _gain_path(
+    def _highest_gain_path(
         self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """A path t (n,) -> points of highest gain at their distance, and the largest t."""
@@ -219,7 +221,7 @@ class LevelSearch:
         unrounded = self.grid.rows(rows).project_to_ball(self.found_levels[rows])
         for step_index in range(MAX_BALL_ASCENT_STEPS):
             grid = self.grid.rows(rows)
-            score, grad = self.evaluate_with_grad(grid.nearest_in_ball(unrounded, MAX_OFFSET_STRETCH), rows)
+            score, grad = self.evaluate_with_grad(grid.nearest_levels_in_ball(unrounded, MAX_OFFSET_STRETCH), rows)
             is_active = score <= self.min_score[rows]
             rows, unrounded, grad = rows[is_active], unrounded[is_active], grad[is_active]
             if not len(rows):
@@ -227,7 +229,7 @@ class LevelSearch:
             step_size = ball.eps * self.grid.highest_level * (1 - step_index / MAX_BALL_ASCENT_STEPS)
             unrounded = self.grid.rows(rows).project_to_ball(unrounded + step_size * ball.steepest_direction(grad))
 
-    def _search_by_scaling(self, rows: Tensor) -> None:
+    def _search_by_scaling_perturbation(self, rows: Tensor) -> None:
         """Scale the perturbation up until it is adversarial; without a ball, then down as far as possible."""
         grid, offset = self.grid.rows(rows), (self.found_levels - self.grid.x_levels)[rows]
         lower, upper = torch.ones_like(self.score[rows]), torch.full_like(self.score[rows], math.inf)
@@ -240,7 +242,7 @@ class LevelSearch:
                 return
             score = lower.new_full(lower.shape, math.inf)
             score[active_index] = self.evaluate(
-                grid.rows(active_index).nearest_in_ball(
+                grid.rows(active_index).nearest_levels_in_ball(
                     grid.x_levels[active_index] + broadcast_rows(scale[active_index], offset) * offset[active_index]
                 ),
                 rows[active_index],

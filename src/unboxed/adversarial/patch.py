@@ -24,7 +24,12 @@ from ..rng import hashed_uniform, uniform
 from ..settings import Above, AtLeast, AtMost, Below, Holds, Unit, check_settings
 from ..validation import check_seed
 from .patch_placement import PatchPlacement
-from .universal_objective import UNIFORMS_PER_PLACEMENT, UniversalAttack, fooling_rate, start_universal_attack
+from .universal_objective import (
+    UNIFORMS_PER_PLACEMENT,
+    UniversalAttack,
+    fooling_rate,
+    make_attack_state_and_target_mask,
+)
 
 ADAM_BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
 ADAM_EPS = 1e-8
@@ -160,7 +165,7 @@ def patch(
         )
 
     with torch.inference_mode(False):  # the caller may be in it
-        state, has_target_label = start_universal_attack(
+        state, has_target_label = make_attack_state_and_target_mask(
             box, x, y, target, objective, unbounded_ball("linf"), batch_size
         )
         initial_patch = uniform(state.x.new_empty(1, inputs.shape[0], patch_side, patch_side), seed)

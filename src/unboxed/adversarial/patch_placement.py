@@ -96,8 +96,8 @@ class PatchPlacement:
         return f"{where_text}, {rotation_text}{scale_text}"
 
 
-def _pixel_centers(n: int, like: Tensor) -> Tensor:
-    return torch.arange(n, device=like.device, dtype=like.dtype) + 0.5
+def _pixel_centers(n_pixels: int, like: Tensor) -> Tensor:
+    return torch.arange(n_pixels, device=like.device, dtype=like.dtype) + 0.5
 
 
 def _broadcast_to_pixels(values: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def quantize_images(
     level_search = LevelSearch(state, make_level_grid(state.x, highest_level, ball))
     with state:
         level_search.repair(use_gradients)
-    level_search.finish()
+    level_search.write_to_attack_state()
 
 
 def resolve_highest_level(box: Box, bits: int) -> int:

@@ -28,7 +28,7 @@ from ..parameters import (
     InputBatch,
     Labels,
     LinfOrL2,
-    Queries,
+    MaxQueries,
     Seed,
 )
 from ..rng import hashed_uniform
@@ -76,7 +76,7 @@ def square(
     ball: Ball = None,
     target: AttackTarget = None,
     objective: AttackObjective = None,
-    queries: Queries = 5000,
+    queries: MaxQueries = 5000,
     p: Annotated[float, Above(0), AtMost(1), "Fraction of the image that the first squares cover."] = 0.8,
     bits: Bits = None,
     seed: Seed = 0,
@@ -132,7 +132,7 @@ def square(
     seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     with state:
-        rows = state.evaluate_originals()
+        rows = state.find_rows_to_attack()
         run_square_attack(state, ball, rows, queries=queries, p=p, seed=seed)
     quantize_images(state, bits, ball, use_gradients=False)
     return state.to_result()
@@ -250,7 +250,7 @@ class _LinfSquares:
         self.x, self.eps, self.clip = state.x, eps, state.box.inputs.clip
         self._cached_rows: Tensor | None = None
 
-    def _bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _pixel_bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the pixels, cached for as long as the rows are the same."""
         if self._cached_rows is None or len(self._cached_rows) != len(rows):
             x = self.x[rows]
@@ -258,25 +258,25 @@ class _LinfSquares:
         return self._low, self._high
 
     def initial_images(self, rows: Tensor, seed: int) -> Tensor:
-        (lower, upper), (_, c, _, w) = self._bounds(rows), self.x.shape
+        (lower, upper), (_, c, _, w) = self._pixel_bounds(rows), self.x.shape
         use_upper = hashed_uniform(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
         return torch.where(use_upper, upper, lower)
 
     def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
         uniform = hashed_uniform(seed, rows, query, 3 + images.shape[1])
         square_index = _square_index(uniform[:, :2], side, images)
-        lower, upper = (bound[square_index] for bound in self._bounds(rows))  # (n, C, h, h)
+        lower, upper = (bound[square_index] for bound in self._pixel_bounds(rows))  # (n, C, h, h)
         use_upper = uniform[:, 3:] < 0.5  # (n, C) which end each channel goes to
         is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == images[square_index]).flatten(1).all(1)
         use_upper = use_upper ^ (
-            _channel_subset(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
+            _random_channel_masks(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
         )  # the same image again would be a wasted query
         candidates = images.clone()
         candidates[square_index] = torch.where(use_upper[..., None, None], upper, lower)
         return candidates
 
 
-def _channel_subset(uniform: Tensor, n_channels: int) -> Tensor:
+def _random_channel_masks(uniform: Tensor, n_channels: int) -> Tensor:
     """From uniform draws (n,), non-empty sets of channels (n, C), all equally likely."""
     subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 different sets
     subset: Tensor = (subset_code[:, None] >> torch.arange(n_channels, device=uniform.device) & 1).bool()
@@ -356,11 +356,11 @@ def _normalize_window(window: Tensor) -> Tensor:
 def l2_pattern(side: int) -> Tensor:
     """eta (side, side) of norm one: a hill in the upper half, a hollow in the lower (arXiv:1912.00049, section 3.4)."""
     upper_height = side // 2
-    pattern = torch.cat([half_pattern(side, upper_height).T, -half_pattern(side, side - upper_height).T])
+    pattern = torch.cat([l2_half_pattern(side, upper_height).T, -l2_half_pattern(side, side - upper_height).T])
     return pattern / float(pattern.norm())
 
 
-def half_pattern(height: int, width: int) -> Tensor:
+def l2_half_pattern(height: int, width: int) -> Tensor:
     """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, rising inward."""
     n = height // 2
     r, s = ((torch.arange(1, m + 1) - m // 2 - 1).abs() for m in (height, width))

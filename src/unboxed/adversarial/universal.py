@@ -24,7 +24,7 @@ from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, No
 from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import check_seed
 from .attack_state import resolve_attack_ball
-from .universal_objective import UniversalAttack, fooling_rate, start_universal_attack
+from .universal_objective import UniversalAttack, fooling_rate, make_attack_state_and_target_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Universal:
 
     def apply_to(self, box: Box, x: Any) -> Any:
         """Inputs x (N, ...) plus the perturbation, clipped to the valid range."""
-        return box.restore_structure(self._apply_packed(box, box.validate_inputs(x)))
+        return box.restore_structure(self._apply_to_packed(box, box.validate_inputs(x)))
 
-    def _apply_packed(self, box: Box, x: Tensor) -> Tensor:
+    def _apply_to_packed(self, box: Box, x: Tensor) -> Tensor:
         changed = box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
         categorical = categorical_mask(box.inputs)
         return changed if categorical is None else torch.where(categorical.to(x.device), x, changed)
@@ -68,7 +68,7 @@ class Universal:
             InputError: where no input counts.
         """
         x, y = inputs_and_labels(box, x, y)
-        return fooling_rate(self, box, x, y, lambda sample_index: self._apply_packed(box, x), 1, batch_size)
+        return fooling_rate(self, box, x, y, lambda sample_index: self._apply_to_packed(box, x), 1, batch_size)
 
 
 @card(
@@ -156,7 +156,7 @@ def universal(
         )
 
     with torch.inference_mode(False):  # the caller may be in it
-        state, has_target_label = start_universal_attack(box, x, y, target, objective, ball, batch_size)
+        state, has_target_label = make_attack_state_and_target_mask(box, x, y, target, objective, ball, batch_size)
         initial_delta = ball.sample(torch.zeros_like(state.x[:1]), seed)
         delta, history = UniversalAttack(state, apply_perturbation, ascend_step, steps, images_per_step, seed).optimize(
             initial_delta, has_target_label

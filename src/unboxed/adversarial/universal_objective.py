@@ -25,14 +25,18 @@ from .attack_state import AttackState
 from .goal import AttackGoal, make_goal, require_attackable_classes
 from .predictions import predict_classes
 
-EPSILON = 1e-6  # a root has no finite gradient at zero
-LOSS_POWER = 0.25  # of the score: see quartic_root_objective
+ROOT_EPSILON = 1e-6  # a root has no finite gradient at zero
+LOSS_ROOT_EXPONENT = 0.25  # of the score: see quartic_root_objective
 UNIFORMS_PER_PLACEMENT = 4  # random numbers per placement
-ApplyFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # change (1, ...), images (n, ...), rows (n,), step -> images
-StepFn = Callable[[Tensor, Tensor, float], Tensor]  # change, its gradient uphill, a size falling from 1 to 0 -> change
+ApplyChangeFn = Callable[
+    [Tensor, Tensor, Tensor, int], Tensor
+]  # change (1, ...), images (n, ...), rows (n,), step -> images
+UpdateChangeFn = Callable[
+    [Tensor, Tensor, float], Tensor
+]  # change, its gradient uphill, a size falling from 1 to 0 -> change
 
 
-class UniversalResult(Protocol):
+class HasTargetAndObjective(Protocol):
     """What `fooling_rate` needs of a patch or a universal perturbation."""
 
     @property
@@ -46,8 +50,8 @@ class UniversalAttack:
     """The images that one change is made for, some of them in each step."""
 
     state: AttackState
-    apply_change: ApplyFn
-    update_change: StepFn
+    apply_change: ApplyChangeFn
+    update_change: UpdateChangeFn
     steps: int
     images_per_step: int
     seed: int
@@ -56,10 +60,12 @@ class UniversalAttack:
         """The change (1, ...) after all steps, or those before Ctrl-C, and the fooling rate (T,) of each step."""
         change, fooling_rates = start, list[Tensor]()
         with self.state:
-            rows = self.state.evaluate_originals()
+            rows = self.state.find_rows_to_attack()
             rows = rows[~excluded[rows]]
             for step_index in range(self.steps if len(rows) else 0):
-                grad, fooled_fraction = self._change_gradient(change, self._sample_rows(rows, step_index), step_index)
+                grad, fooled_fraction = self._gradient_and_fooling_rate(
+                    change, self._sample_rows(rows, step_index), step_index
+                )
                 change = self.update_change(change, grad, (1 + math.cos(math.pi * step_index / self.steps)) / 2)
                 fooling_rates.append(fooled_fraction)
         return change, torch.stack(fooling_rates) if fooling_rates else start.new_zeros(0)
@@ -71,7 +77,7 @@ class UniversalAttack:
         order = hashed_uniform(self.seed, rows, 2 * step_index + 2, UNIFORMS_PER_PLACEMENT)[:, 0].argsort()
         return rows[order[: self.images_per_step].sort().values]
 
-    def _change_gradient(self, change: Tensor, rows: Tensor, step_index: int) -> tuple[Tensor, Tensor]:
+    def _gradient_and_fooling_rate(self, change: Tensor, rows: Tensor, step_index: int) -> tuple[Tensor, Tensor]:
         """The mean gradient of the score with respect to the change, and the fooling rate."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = change.detach().requires_grad_()
@@ -92,7 +98,7 @@ def quartic_root_objective(criterion: Objective) -> Objective:
     """
 
     def score(margin: Tensor) -> Tensor:
-        return -(F.softplus(-margin) + EPSILON).pow(LOSS_POWER)
+        return -(F.softplus(-margin) + ROOT_EPSILON).pow(LOSS_ROOT_EXPONENT)
 
     select_rows = None if criterion.select is None else (lambda i: quartic_root_objective(criterion.rows(i)))
     return Objective(
@@ -105,27 +111,27 @@ def quartic_root_objective(criterion: Objective) -> Objective:
     )
 
 
-def start_universal_attack(
+def make_attack_state_and_target_mask(
     box: Box, x: Any, y: ClassLabels | None, target: ClassLabels | None, objective: Objective | None, norm: Any,
     batch_size: BatchSize,
 ) -> tuple[AttackState, Tensor]:  # fmt: skip
     """The state of the attack, and which images (N,) are of the target's class. Raises InputError, OutputError."""
     if target is not None:
-        target = single_target(box, target)
+        target = require_single_target(box, target)
     x, y = (x, y) if objective is not None else inputs_and_labels(box, x, y)
     if y is None and target is None and objective is None:
         y = predicted_labels(box, x, batch_size)
     state = AttackState(box, x, y, norm=norm, target=target, objective=objective, batch_size=batch_size)
     goal = state.goal
-    return state, _is_of_target_class(goal, state.initially_misclassified)
+    return state, _target_class_mask(goal, state.initially_misclassified)
 
 
-def _is_of_target_class(goal: AttackGoal, no_rows: Tensor) -> Tensor:
+def _target_class_mask(goal: AttackGoal, no_rows: Tensor) -> Tensor:
     """Which examples are of the target's class."""
     return no_rows if goal.labels is None or goal.target_labels is None else torch.eq(goal.labels, goal.target_labels)
 
 
-def single_target(box: Box, target: object) -> int:
+def require_single_target(box: Box, target: object) -> int:
     """The class that all images are to become. Raises InputError."""
     labels = box.class_labels(target, 1)
     if box.class_numbers(target).ndim:
@@ -140,7 +146,7 @@ def predicted_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
 
 
 def fooling_rate(
-    result: UniversalResult,
+    result: HasTargetAndObjective,
     box: Box,
     x: Tensor,
     y: ClassLabels | None,
@@ -156,7 +162,7 @@ def fooling_rate(
     n_samples = check_int("n_samples", n_samples, minimum=1)
     y = predicted_labels(box, x, batch_size) if y is None and result.objective is None else y
     goal = make_goal(box, len(x), y, result.target, result.objective)
-    is_fooled = partial(_is_positive, box, goal.criterion, batch_size=batch_size)
+    is_fooled = partial(_positive_score_mask, box, goal.criterion, batch_size=batch_size)
     is_counted = (
         ~is_fooled(x)
         if goal.labels is None or goal.target_labels is None
@@ -171,6 +177,6 @@ def fooling_rate(
     return float(torch.stack(fooled_fractions).mean())
 
 
-def _is_positive(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
+def _positive_score_mask(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0

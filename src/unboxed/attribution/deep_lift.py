@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
+from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
 from ..engine.gradients.score import score_gradients
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edits import resolve_target
 from ..errors import RuleError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..model.deeplift import RULES, ReferenceTape, check_all_ruled
-from ..model.op_mode import OpMode
+from ..model.op_mode import OpReplacementMode
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
@@ -83,9 +83,9 @@ def deep_lift(
     objective = resolve_target(box, target, x, batch_size)
 
     def run_batch(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        return _contributions(box, objective.rows(rows), x[rows], x0[rows])
+        return _contributions_and_scores(box, objective.rows(rows), x[rows], x0[rows])
 
-    parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    parts = map_in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
     contributions, score, reference = (torch.cat(h) for h in zip(*parts, strict=True))
     gap = score_difference(score, reference)
     _check_completeness(box, contributions, score, reference, box.batch_dependent or objective.batch_dependent)
@@ -94,20 +94,20 @@ def deep_lift(
         contributions,
         x=x,
         method="DeepLIFT",
-        target=target_of_objective(objective, target),
+        target=target_or_predicted_classes(objective, target),
         score=score.to(box.dtype),
         score_difference=gap.to(box.dtype),
     )
 
 
-def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _contributions_and_scores(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Contributions (n, ...) of one batch, and the scores (n,) of x and of the baseline."""
     tape = ReferenceTape(RULES)
-    with box.isolated(grad=False), OpMode(tape.record):
+    with box.isolated(grad=False), OpReplacementMode(tape.record):
         reference = objective(box.forward(x0, objective.layers))
     with box.isolated():
         leaf = x.detach().requires_grad_()
-        with OpMode(tape.replay):
+        with OpReplacementMode(tape.apply_rule):
             acts = box.forward(leaf, objective.layers)
             score = objective(acts)
         if score.requires_grad:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
+from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
 from ..engine.gradients.paths import ReferencePath, path_mean_gradient, path_scores
 from ..engine.gradients.quadrature import equal_weights
 from ..engine.perturb.baselines import score_difference
@@ -94,7 +94,7 @@ def expected_gradients(
     x, k, seed = box.validate_inputs(x), n_samples, check_seed(seed)
     objective = resolve_target(box, target, x, batch_size)
     reference_inputs = _validate_references(box, references)
-    order, alpha = _sample_references(len(x), len(reference_inputs), k, seed)
+    order, alpha = _sample_orders_and_alphas(len(x), len(reference_inputs), k, seed)
     path = ReferencePath(
         x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k)
     )
@@ -111,7 +111,7 @@ def expected_gradients(
         path_mean,
         x=x,
         method="Expected gradients",
-        target=target_of_objective(objective, target),
+        target=target_or_predicted_classes(objective, target),
         score=high,
         completeness_error=(path_mean.flatten(1).sum(1) - gap).abs(),
         score_difference=gap,
@@ -134,7 +134,7 @@ def _first_references(box: Box, references: Any) -> Tensor:
     return next(input_batches(open_data(references, box.inputs), MAX_REFERENCES))
 
 
-def _sample_references(n_examples: int, n_references: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def _sample_orders_and_alphas(n_examples: int, n_references: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """For each row: the references in a random order (N, M), and alphas (N, K), one from each of K parts of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
     for row in range(n_examples):

@@ -13,18 +13,24 @@ from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.estimators import zero_rounding_noise
-from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION, Masking, make_masking, masked_scores, resolve_objective
-from ..engine.perturb.masks import full_and_leave_one_out
+from ..engine.perturb.masking import (
+    MASKED_INPUT_NAME_IN_ERRORS,
+    Masking,
+    make_masking,
+    masked_scores,
+    resolve_objective_and_classes,
+)
+from ..engine.perturb.masks import full_and_leave_one_out_masks
 from ..engine.perturb.segments import Segments, segment_square_side
-from ..engine.perturb.windows import window_scores
+from ..engine.perturb.windows import run_windows
 from ..engine.read.sizes import Size
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
-MAX_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
-MODEL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has by default
+MAX_SEGMENTS_TESTED_AS_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
+TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has by default
 
 
 @card(
@@ -35,7 +41,7 @@ MODEL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has 
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 4))),
     exempt={"one forward": "it runs the model once for each segment"},
     axioms=("contribution", "dummy", "symmetry"),
-    runs=MODEL_RUNS_PER_INPUT,
+    runs=TYPICAL_RUNS_PER_INPUT,
 )
 def feature_ablation(
     box: Box,
@@ -82,12 +88,12 @@ def feature_ablation(
     """
     check_settings(feature_ablation, locals())
     x = box.validate_inputs(x)
-    score, classes = resolve_objective(box, target, x, batch_size)
+    score, classes = resolve_objective_and_classes(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline)
-    row_scores = _rectangle_scores(masking, score, batch_size)
+    row_scores = _scores_without_rectangles(masking, score, batch_size)
     if row_scores is None:
-        masks = {a: full_and_leave_one_out(a) for a in set(masking.n_active)}
-        row_scores = masked_scores(masking, [masks[a] for a in masking.n_active], [score], batch_size)
+        masks = {a: full_and_leave_one_out_masks(a) for a in set(masking.n_active_per_row)}
+        row_scores = masked_scores(masking, [masks[a] for a in masking.n_active_per_row], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     score_drops = [zero_rounding_noise((v[:1] - v[1:]), v, eps)[:, 0] for v in row_scores]  # (A,) each
     return make_attribution(
@@ -100,12 +106,12 @@ def feature_ablation(
     )
 
 
-def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
+def _scores_without_rectangles(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
     """The score of each row as it is, and without each of its active segments, (1 + A, 1), if all are rectangles.
 
     Then only what a rectangle reaches in the model is computed, as for occlusion.
     """
-    rectangles = _rectangular_segments(masking)
+    rectangles = _segment_corners_by_size(masking)
     if rectangles is None:
         return None
     box, x = masking.box, masking.x
@@ -113,7 +119,7 @@ def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize)
     original = ablated[:, :1]
     for size, corners_by_feature in rectangles.items():
         corners = torch.tensor(list(corners_by_feature.values()))
-        run = window_scores(
+        run = run_windows(
             box,
             x,
             score,
@@ -126,14 +132,19 @@ def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize)
         )
         ablated[:, list(corners_by_feature)], original = run.score[:, :-1].to(ablated), run.score[:, -1:].to(ablated)
     check_finite_scores(original)
-    check_finite_scores(ablated, MASKED_INPUT_DESCRIPTION)
+    check_finite_scores(ablated, MASKED_INPUT_NAME_IN_ERRORS)
     return [torch.cat([original[i], ablated[i, on]])[:, None].cpu().double() for i, on in enumerate(masking.active)]
 
 
-def _rectangular_segments(masking: Masking) -> dict[Size, dict[int, tuple[int, int]]] | None:
+def _segment_corners_by_size(masking: Masking) -> dict[Size, dict[int, tuple[int, int]]] | None:
     """{size: {segment: its corner}} of the active segments, where all images have the same rectangles."""
     ids, active = masking.features.ids, masking.active.any(0).nonzero().flatten().tolist()
-    if ids.ndim != 4 or ids.shape[1] != 1 or not MAX_RECTANGLES >= len(active) > 0 or not bool((ids == ids[:1]).all()):
+    if (
+        ids.ndim != 4
+        or ids.shape[1] != 1
+        or not MAX_SEGMENTS_TESTED_AS_RECTANGLES >= len(active) > 0
+        or not bool((ids == ids[:1]).all())
+    ):
         return None
     rectangles: dict[Size, dict[int, tuple[int, int]]] = {}
     for k in active:

@@ -12,8 +12,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
-from ..engine.gradients.adaptive_quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
+from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
+from ..engine.gradients.adaptive_quadrature import (
+    IntegrationProblem,
+    integrate_adaptively,
+    integrate_at_fixed_points,
+    n_initial_points_for,
+)
 from ..engine.gradients.quadrature import QUADRATURE_RULES, QuadratureRule, midpoints
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
@@ -25,7 +30,7 @@ from ..parameters import BatchSize, InputBatch, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 
 N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
-MODEL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input takes where `n_steps` is None
+TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input takes where `n_steps` is None
 
 
 @card(
@@ -36,7 +41,7 @@ MODEL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input tak
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=lambda s: s["n_steps"] or MODEL_RUNS_PER_INPUT,
+    runs=lambda s: s["n_steps"] or TYPICAL_RUNS_PER_INPUT,
     order=3,
 )
 def integrated_gradients(
@@ -111,10 +116,12 @@ def integrated_gradients(
     low, high = (run_variants(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
     score_gap = score_difference(high, low)
     max_error = torch.maximum(tol * score_gap.abs(), _relative_rounding_error(box) * (high.abs() + low.abs()))
-    problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, initial_points(tol))
+    problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, n_initial_points_for(tol))
     if points is None and (box.batch_dependent or objective.batch_dependent):
         points = midpoints(N_STEPS_IF_BATCH_DEPENDENT)
-    integral = integrate(problem, max_steps) if points is None else integrate_fixed(problem, *points)
+    integral = (
+        integrate_adaptively(problem, max_steps) if points is None else integrate_at_fixed_points(problem, *points)
+    )
     warn_not_finite(f"the gradient of {objective.name} between the baseline and x", integral.mean_gradient)
     converged = integral.completeness_error <= max_error
     not_converged = ~converged & integral.completeness_error.isfinite()
@@ -125,7 +132,7 @@ def integrated_gradients(
         integral.mean_gradient * problem.delta,
         x=x,
         method="Integrated gradients",
-        target=target_of_objective(objective, target),
+        target=target_or_predicted_classes(objective, target),
         score=high,
         completeness_error=integral.completeness_error,
         n_steps=integral.n_points,

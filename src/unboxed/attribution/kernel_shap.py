@@ -19,11 +19,11 @@ from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
     make_masking,
     masked_scores,
-    resolve_objective,
+    resolve_objective_and_classes,
     segment_ids_like_input,
     warn_few_samples,
 )
-from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
+from ..engine.perturb.masks import SampledMasks, all_subset_masks, shapley_mask_pairs
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
@@ -107,22 +107,26 @@ def kernel_shap(
     check_settings(kernel_shap, locals())
     n, seed = int(n_samples), check_seed(seed)
     x = box.validate_inputs(x)
-    score, classes = resolve_objective(box, target, x, batch_size)
+    score, classes = resolve_objective_and_classes(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline, n_samples=n, seed=seed)
     if n < min(2 * masking.features.max_n_segments + 2, 2**masking.features.max_n_segments):
         min_samples = 2 * masking.features.max_n_segments + 2
         message = f"{masking.features.max_n_segments} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n)
-    subsets = {a: _sample_subsets(a, n, seed) for a in set(masking.n_active)}
-    row_scores = masked_scores(masking, [subsets[a][0] for a in masking.n_active], [score], batch_size)
+    subsets = {a: _subset_masks(a, n, seed) for a in set(masking.n_active_per_row)}
+    row_scores = masked_scores(masking, [subsets[a][0] for a in masking.n_active_per_row], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     row_values = [
-        _shapley_values(subsets[a][1], v[:, 0], eps) for a, v in zip(masking.n_active, row_scores, strict=True)
+        _shapley_values_and_errors(subsets[a][1], v[:, 0], eps)
+        for a, v in zip(masking.n_active_per_row, row_scores, strict=True)
     ]
     values, error = (masking.scatter_active(h) for h in zip(*row_values, strict=True))
     ends = torch.stack(
-        [v[-2:, 0] if subsets[a][1] else v[[-1, 0], 0] for a, v in zip(masking.n_active, row_scores, strict=True)]
+        [
+            v[-2:, 0] if subsets[a][1] else v[[-1, 0], 0]
+            for a, v in zip(masking.n_active_per_row, row_scores, strict=True)
+        ]
     )
     ends = ends.to(box.dtype).to(box.device)
     score_difference(ends[:, 0], ends[:, 1])
@@ -140,16 +144,18 @@ def kernel_shap(
     )
 
 
-def _sample_subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
+def _subset_masks(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
     """The masks to run: all of them; or some, followed by the full and the empty mask."""
     if 2**n_features <= n_samples:
-        return all_subsets(n_features), None
+        return all_subset_masks(n_features), None
     sampled = shapley_mask_pairs(n_features, n_samples - 2, seed)
     ends = torch.tensor([[True], [False]]).expand(2, n_features)
     return torch.cat([sampled.masks, ends]), sampled
 
 
-def _shapley_values(sampled: SampledMasks | None, subset_scores: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _shapley_values_and_errors(
+    sampled: SampledMasks | None, subset_scores: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     if sampled is None:
         values = exact_shapley(subset_scores, eps)
         return values, torch.zeros_like(values)

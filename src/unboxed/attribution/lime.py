@@ -20,14 +20,14 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate_and_masks
-from ..engine.perturb.local_model import DEFAULT_ALPHA, LocalModel, Regression
+from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate_and_reference_masks
+from ..engine.perturb.local_model import DEFAULT_ALPHA_BY_REGRESSION, LocalLinearModel, RegressionKind
 from ..engine.perturb.masking import (
     Masking,
-    class_probability,
+    class_probability_objective,
     make_masking,
     masked_scores,
-    resolve_objective,
+    resolve_objective_and_classes,
     segment_ids_like_input,
     warn_few_samples,
 )
@@ -35,7 +35,7 @@ from ..engine.perturb.masks import SampledMasks, bernoulli_masks
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..objectives import Objective, mean_over_positions
-from ..parameters import BatchSize, InputBatch, On, Seed, Target
+from ..parameters import BatchSize, ExplainedQuantity, InputBatch, Seed, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_int, check_seed
 
@@ -71,14 +71,14 @@ def lime(
     segments: Segments = None,
     n_samples: Annotated[int, AtLeast(2), Unit("forward passes"), "Largest number of masked inputs per row."] = 1000,
     kernel_width: Annotated[float, Above(0), Unit("cosine distance"), "Width of the kernel that weights masks."] = 0.25,
-    regression: Annotated[Regression, "Kind of the linear regression."] = "ridge",
+    regression: Annotated[RegressionKind, "Kind of the linear regression."] = "ridge",
     alpha: Annotated[
         float | None, AtLeast(0), "Penalty of the regression; None is 1 for ridge, 0.001 for lasso."
     ] = None,
     n_features: Annotated[
         int | None, AtLeast(1), Unit("segments"), "Keep only the segments of the largest weights; None keeps all."
     ] = None,
-    on: On = None,
+    on: ExplainedQuantity = None,
     baseline: Baseline = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -143,7 +143,7 @@ def lime(
     check_settings(lime, locals())
     settings = locals()
     x = box.validate_inputs(x)
-    score, classes = resolve_objective(box, target, x, batch_size, on)
+    score, classes = resolve_objective_and_classes(box, target, x, batch_size, on)
     masking = _make_lime_masking(box, x, settings)
     use_log_odds = classes is not None and on != "score"
     return _fit_local_models(masking, [score], [target if classes is None else classes], settings, use_log_odds)[0]
@@ -157,7 +157,7 @@ def lime_top(
     segments: Segments = None,
     n_samples: Annotated[int, AtLeast(2), Unit("forward passes"), "Largest number of masked inputs per row."] = 1000,
     kernel_width: Annotated[float, Above(0), Unit("cosine distance"), "Width of the kernel that weights masks."] = 0.25,
-    regression: Annotated[Regression, "Kind of the linear regression."] = "ridge",
+    regression: Annotated[RegressionKind, "Kind of the linear regression."] = "ridge",
     alpha: Annotated[
         float | None, AtLeast(0), "Penalty of the regression; None is 1 for ridge, 0.001 for lasso."
     ] = None,
@@ -214,7 +214,7 @@ def lime_top(
         raise InputError(f"the model has {box.n_outputs} classes; got top={top}")
     x = box.validate_inputs(x)
     classes = mean_over_positions(box.probs(x, batch_size=batch_size)).topk(top, 1).indices  # (N, T)
-    objectives = [class_probability(box, labels) for labels in classes.T]
+    objectives = [class_probability_objective(box, labels) for labels in classes.T]
     explanations = _fit_local_models(_make_lime_masking(box, x, settings), objectives, list(classes.T), settings, True)
     return LimeTop(classes, tuple(explanations))
 
@@ -251,10 +251,10 @@ def positive(result: Attribution, n: int = 5) -> Tensor:
     return chosen.gather(1, segments.flatten(1)).view(segments.shape)
 
 
-Settings = Mapping[str, Any]  # the checked settings of `lime` or `lime_top`, by name
+LimeSettings = Mapping[str, Any]  # the checked settings of `lime` or `lime_top`, by name
 
 
-def _make_lime_masking(box: Box, x: Tensor, settings: Settings) -> Masking:
+def _make_lime_masking(box: Box, x: Tensor, settings: LimeSettings) -> Masking:
     return make_masking(
         box,
         x,
@@ -274,23 +274,29 @@ def _sample_masks(masking: Masking, n_samples: int, seed: int) -> list[SampledMa
         message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n_samples)
-    masks = {a: bernoulli_masks(a, n_samples, seed) for a in set(masking.n_active)}
-    return [masks[a] for a in masking.n_active]
+    masks = {a: bernoulli_masks(a, n_samples, seed) for a in set(masking.n_active_per_row)}
+    return [masks[a] for a in masking.n_active_per_row]
 
 
 def _fit_local_models(
-    masking: Masking, objectives: Sequence[Objective], targets: Sequence[Any], settings: Settings, use_log_odds: bool
+    masking: Masking,
+    objectives: Sequence[Objective],
+    targets: Sequence[Any],
+    settings: LimeSettings,
+    use_log_odds: bool,
 ) -> list[Attribution]:
     """Run x under random masks, and fit a linear model to each objective's scores."""
     seed = check_seed(settings["seed"])
     sampled = _sample_masks(masking, settings["n_samples"], seed)
     row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, settings["batch_size"])  # N of (U, T)
-    surrogates = {id(d): make_surrogate_and_masks(d, seed) for d in sampled}
+    surrogates = {id(d): make_surrogate_and_reference_masks(d, seed) for d in sampled}
     designs = [
         RegressionDesign.from_masks(d, n_segments, settings["kernel_width"], surrogates[id(d)])
         for d, n_segments in zip(sampled, masking.features.n_segments, strict=True)
     ]
-    alpha = DEFAULT_ALPHA[settings["regression"]] if settings["alpha"] is None else float(settings["alpha"])
+    alpha = (
+        DEFAULT_ALPHA_BY_REGRESSION[settings["regression"]] if settings["alpha"] is None else float(settings["alpha"])
+    )
     fit = partial(
         fit_local_model,
         regression=settings["regression"],
@@ -306,7 +312,7 @@ def _fit_local_models(
     return results
 
 
-def _lime_result(masking: Masking, fits: list[LocalModel], scores: list[float], target: Any) -> Attribution:
+def _lime_result(masking: Masking, fits: list[LocalLinearModel], scores: list[float], target: Any) -> Attribution:
     """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
     weights = masking.scatter_active([f.weights for f in fits])

@@ -18,20 +18,20 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.gradients.score import predicted_classes
+from ..engine.gradients.score import classes_if_predicted_logit
 from ..engine.results import warn_not_finite, warn_rows
 from ..errors import OutputError
 from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import AtLeast, check_settings
 
-LAYER_RULES: Mapping[str, Callable[[float, float], LayerRules]] = {
+LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] = {
     "composite": lambda e, g: LayerRules(
         linear_rules.epsilon_rule(e), linear_rules.gamma_rule(g, e), linear_rules.z_box_rule(e)
     ),
@@ -112,14 +112,14 @@ def lrp(
         other factors of a product get half each.
     """
     check_settings(lrp, locals())
-    layer_rules = LAYER_RULES[rule](float(epsilon), float(gamma))
+    layer_rules = LAYER_RULES_FACTORY_BY_NAME[rule](float(epsilon), float(gamma))
     x = box.validate_inputs(x)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
 
     def run_batch(rows: slice) -> tuple[Tensor, Tensor, Any]:
-        return _relevance(box, objective.rows(rows), x[rows], layer_rules)
+        return _relevance_scores_and_classes(box, objective.rows(rows), x[rows], layer_rules)
 
-    parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    parts = map_in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
     relevance, score = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     check_finite_scores(score)
     warn_not_finite(f"the relevance of {objective.name}", relevance)
@@ -130,10 +130,12 @@ def lrp(
     )
 
 
-def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRules) -> tuple[Tensor, Tensor, Any]:
+def _relevance_scores_and_classes(
+    box: Box, objective: Objective, x: Tensor, layer_rules: LayerRules
+) -> tuple[Tensor, Tensor, Any]:
     """Relevance (n, ...) of one batch, (x - x0) c, x0 being zero after normalization; scores and classes (n,)."""
     with box.isolated(), frozen_parameters(box.model):
-        x, *bounds = leaves = _leaves(box.inputs, x, layer_rules)
+        x, *bounds = leaves = _input_and_bound_leaves(box.inputs, x, layer_rules)
         annotate(x, bounds=tuple(bounds) or None)
         with LRPMode(layer_rules):
             acts = box.forward(x, objective.layers | {"input"})
@@ -152,10 +154,10 @@ def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRule
             if c is not None
         ]
         relevance = torch.stack(shares).sum(0).detach().to(box.dtype)
-        return relevance, score.detach(), predicted_classes(objective, acts)
+        return relevance, score.detach(), classes_if_predicted_logit(objective, acts)
 
 
-def _leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
+def _input_and_bound_leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
     """x, and its lower and upper bounds where a rule of the first layer needs them."""
     bounds = (_pixel_bound(inputs, x, 0.0), _pixel_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
     return [h.detach().clone().requires_grad_() for h in (x, *bounds)]

@@ -17,9 +17,9 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION
+from ..engine.perturb.masking import MASKED_INPUT_NAME_IN_ERRORS
 from ..engine.perturb.segments import segment_square_side
-from ..engine.perturb.windows import window_scores
+from ..engine.perturb.windows import run_windows
 from ..engine.read import sizes
 from ..engine.read.edited_runs import VariantOutputs
 from ..engine.read.edits import resolve_target
@@ -33,7 +33,7 @@ from ..validation import check_int
 
 WindowSize = int | tuple[int, int]
 DEFAULT_WINDOWS_PER_SIDE = 7  # a window covers a seventh of a side by default: 32 of 224 pixels, 4 of 28
-MODEL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window has by default
+TYPICAL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window has by default
 
 
 @card(
@@ -48,7 +48,7 @@ MODEL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window h
     exempt={"one forward": "it runs the model once for each position of the window"},
     axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
-    runs=MODEL_RUNS_PER_INPUT,
+    runs=TYPICAL_RUNS_PER_INPUT,
     order=8,
 )
 def occlusion(
@@ -109,10 +109,10 @@ def occlusion(
     n_slices = inputs.shape[1] // image_size[0]
     if inputs.n_axes == 1:
         window, stride = _along_row(window), _along_row(stride)
-    size = _check_height_and_width(
+    size = _resolve_height_and_width(
         "window", window, tuple(max(1, round(s / DEFAULT_WINDOWS_PER_SIDE)) for s in image_size)
     )
-    strides = _check_height_and_width("stride", stride, tuple(max(1, s // 2) for s in size))
+    strides = _resolve_height_and_width("stride", stride, tuple(max(1, s // 2) for s in size))
     if size[0] > image_size[0] or size[1] > image_size[1]:
         raise InputError(f"a window of {size[0]}x{size[1]} is larger than the images, {image_size[0]}x{image_size[1]}")
     x = box.validate_inputs(x)
@@ -121,17 +121,15 @@ def occlusion(
     top, left = (window_starts(n, w, s) for n, w, s in zip(image_size, size, strides, strict=True))
     top = (torch.arange(n_slices)[:, None] * image_size[0] + top).flatten()  # a window lies in one slice of a volume
     corners = torch.cartesian_prod(top, left)
-    runs = window_scores(
-        box, x, objective, baseline_values, corners, size, include_original=True, batch_size=batch_size
-    )
+    runs = run_windows(box, x, objective, baseline_values, corners, size, include_original=True, batch_size=batch_size)
     if runs.logits is None:
         raise InputError("no logits were read")
-    scores, classes = _scores_and_classes(box, runs, target)
+    scores, classes = _scores_and_reported_classes(box, runs, target)
     grid, score = (len(x), len(top), len(left)), scores[:, -1]
     check_finite_scores(score)
-    check_finite_scores(scores, MASKED_INPUT_DESCRIPTION)
+    check_finite_scores(scores, MASKED_INPUT_NAME_IN_ERRORS)
     score_drops = (score[:, None] - scores[:, :-1]).view(grid)
-    predicted, probability = _predictions(box, runs.logits[:, :-1], classes, grid)
+    predicted, probability = _class_and_probability_grids(box, runs.logits[:, :-1], classes, grid)
     pixel_drops = _mean_drop_per_pixel(score_drops, (top, left), size, (inputs.shape[1], inputs.shape[2]))
     return Attribution(
         box.restore_structure(pixel_drops),
@@ -161,7 +159,7 @@ def window_starts(side: int, window: int, stride: int) -> Tensor:
     return starts if int(starts[-1]) == last else torch.cat([starts, torch.tensor([last])])
 
 
-def _check_height_and_width(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int]:
+def _resolve_height_and_width(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int]:
     """(vertical, horizontal) of a setting. Raises InputError."""
     sides = default if value is None else value if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2:
@@ -169,7 +167,7 @@ def _check_height_and_width(name: str, value: object, default: tuple[int, ...]) 
     return check_int(name, sides[0], minimum=1), check_int(name, sides[1], minimum=1)
 
 
-def _scores_and_classes(
+def _scores_and_reported_classes(
     box: Box, runs: VariantOutputs, target: ClassLabels | Objective | None
 ) -> tuple[Tensor, Tensor]:
     """The scores (N, P + 1), and the class (N,) whose probability is reported. The last run is of the whole images."""
@@ -180,7 +178,7 @@ def _scores_and_classes(
     return runs.score if target is not None else logits[torch.arange(len(classes)), :, classes], classes
 
 
-def _predictions(
+def _class_and_probability_grids(
     box: Box, logits: Tensor, classes: Tensor, grid: tuple[int, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """The class predicted at each position and the probability of class k (N,) there; none for a regression model."""
@@ -195,13 +193,13 @@ def _mean_drop_per_pixel(
     drops: Tensor, starts: tuple[Tensor, Tensor], size: tuple[int, int], sides: tuple[int, int]
 ) -> Tensor:
     """For each pixel (N, 1, H, W) the mean score lost over the windows that cover it."""
-    rows, cols = (_is_covered(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
+    rows, cols = (_coverage_mask(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
     count = rows.sum(0)[:, None] * cols.sum(0)  # (H, W)
     total = rows.T @ drops @ cols
     return (total / count.clamp(min=1))[:, None]
 
 
-def _is_covered(starts: Tensor, window: int, side: int) -> Tensor:
+def _coverage_mask(starts: Tensor, window: int, side: int) -> Tensor:
     """Whether each window (P,) covers each pixel of a side, (P, side)."""
     at = torch.arange(side)
     return (at >= starts[:, None]) & (at < starts[:, None] + window)

@@ -17,18 +17,18 @@ from ..engine.attribution_result import Attribution, target_for_result
 from ..engine.cpu_cache import forward_batch_plan
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT_DESCRIPTION, resolve_objective, score_points
+from ..engine.perturb.masking import MASKED_INPUT_NAME_IN_ERRORS, resolve_objective_and_classes, score_points
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..parameters import BatchSize, InputBatch, NSamples, On, Seed, Target
+from ..parameters import BatchSize, ExplainedQuantity, InputBatch, NSamples, Seed, Target
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
 
-Normalize = Literal["expectation", "coverage", "difference"]
+RiseNormalization = Literal["expectation", "coverage", "difference"]
 
 
 @card(
@@ -53,8 +53,8 @@ def rise(
     n_samples: NSamples = 4000,
     cells: Annotated[int, AtLeast(1), Unit("cells"), "Cells along each side of the grid that masks are drawn on."] = 7,
     keep: Annotated[float, Above(0), Below(1), "Probability with which a cell is kept."] = 0.5,
-    normalize: Annotated[Normalize, "What the sum of weighted masks is divided by."] = "expectation",
-    on: On = None,
+    normalize: Annotated[RiseNormalization, "What the sum of weighted masks is divided by."] = "expectation",
+    on: ExplainedQuantity = None,
     baseline: Baseline = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -104,13 +104,13 @@ def rise(
     if cells > min(size[2 - min(inputs.n_axes, 2) :]):
         raise InputError(f"a grid of {cells} cells is finer than images of {size[0]}x{size[1]}")
     x = box.validate_inputs(x)
-    score, classes = resolve_objective(box, target, x, batch_size, on)
+    score, classes = resolve_objective_and_classes(box, target, x, batch_size, on)
     baseline_values = baseline_of(box, x, baseline, seed=seed)
     sums = _RiseSums(box, x, baseline_values, score, lambda ks: rise_masks(ks, size, cells, keep, seed, x))
     sums.run(n_samples, batch_size)
     if not sums.score_sums.isfinite().all():  # x itself may be the cause
         check_finite_scores(score_points(box, x, [score], torch.arange(len(x), device=x.device)))
-        check_finite_scores(sums.score_sums, MASKED_INPUT_DESCRIPTION)
+        check_finite_scores(sums.score_sums, MASKED_INPUT_NAME_IN_ERRORS)
     maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
     return Attribution(
         box.restore_structure(maps),
@@ -133,12 +133,12 @@ class _RiseSums:
         self.coverage = self.weighted_masks.new_zeros(x[0, 0].numel())  # of M
         self.score_sums = self.weighted_masks.new_zeros(len(x))
 
-    def run(self, n: int, batch_size: BatchSize) -> None:
+    def run(self, n_masks: int, batch_size: BatchSize) -> None:
         rows = len(self.x)
         if self.box.batch_dependent or self.score.batch_dependent:  # then a batch is all rows under one mask
-            in_batches(lambda k: self._add_batch(slice(k.start * rows, k.stop * rows)), n, 1, 1)
+            map_in_batches(lambda k: self._add_batch(slice(k.start * rows, k.stop * rows)), n_masks, 1, 1)
         else:
-            in_batches(self._add_batch, n * rows, *forward_batch_plan(self.box, n * rows, batch_size))
+            map_in_batches(self._add_batch, n_masks * rows, *forward_batch_plan(self.box, n_masks * rows, batch_size))
 
     def _add_batch(self, pairs: slice) -> None:
         """Pairs of mask and row; all rows of a mask come before the next mask."""
@@ -157,9 +157,11 @@ class _RiseSums:
         self.score_sums += table.sum(0)
         self.coverage += flat[-(-pairs.start // rows) - first :].sum(0)  # a mask counts where its first row is
 
-    def normalized_map(self, n: int, keep_probability: float, normalize: Normalize) -> Tensor:
+    def normalized_map(self, n_masks: int, keep_probability: float, normalize: RiseNormalization) -> Tensor:
         shape = (len(self.x), 1, *self.x.shape[2:])
         if normalize == "expectation":
-            return (self.weighted_masks / (n * keep_probability)).view(shape)
+            return (self.weighted_masks / (n_masks * keep_probability)).view(shape)
         coverage_map = self.weighted_masks / self.coverage.clamp(min=1e-12)
-        return (coverage_map if normalize == "coverage" else coverage_map - self.score_sums[:, None] / n).view(shape)
+        return (coverage_map if normalize == "coverage" else coverage_map - self.score_sums[:, None] / n_masks).view(
+            shape
+        )

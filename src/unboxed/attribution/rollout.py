@@ -18,8 +18,8 @@ from ..engine.read.position_grids import PositionGrid, image_size, layers_with_g
 from ..engine.read.sizes import require_images
 from ..engine.results import warn_not_finite
 from ..errors import LayerError
-from ..model.attention import capture_attention
-from ..model.batching import in_batches
+from ..model.attention import capturing_attention
+from ..model.batching import map_in_batches
 from ..parameters import BatchSize, InputBatch, Upsample
 from ..settings import check_settings
 
@@ -83,11 +83,11 @@ def rollout(
     check_settings(rollout, locals())
     require_images(box, "attention rollout")
     x = box.validate_inputs(x)
-    parts = in_batches(
+    parts = map_in_batches(
         lambda rows: _rollout_of_batch(box, x[rows], HEAD_FUSIONS[heads]), len(x), *box.batch_plan(len(x), batch_size)
     )
     attention = torch.cat([a for a, _ in parts])
-    grid = _token_grid(box, attention.shape[-1])
+    grid = _require_token_grid(box, attention.shape[-1])
     patch_attention = attention[:, 0] if grid.n_extra_tokens else attention.mean(1)  # (N, T)
     maps = patch_attention[:, grid.n_extra_tokens :].reshape(-1, 1, *grid.size)
     warn_not_finite("attention rollout", maps)
@@ -106,7 +106,7 @@ def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor
     total: list[Tensor] = []
     count = 0
 
-    def on_attention(weights: Tensor) -> None:  # (n, heads, T, T)
+    def multiply_in_attention(weights: Tensor) -> None:  # (n, heads, T, T)
         nonlocal count
         a = fuse_heads(weights.to(box.dtype))
         a = 0.5 * a / a.sum(-1, keepdim=True) + 0.5 * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -117,14 +117,14 @@ def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor
         count += 1
 
     size = max(len(x), box.min_rows)
-    with box.isolated(grad=False), capture_attention(size, on_attention):
+    with box.isolated(grad=False), capturing_attention(size, multiply_in_attention):
         box.forward(x, {"output"})
     if not total:
         raise LayerError("no layer of this model attends from all tokens to all, so there is nothing to roll out")
     return total[0][: len(x)], count
 
 
-def _token_grid(box: Box, n_tokens: int) -> PositionGrid:
+def _require_token_grid(box: Box, n_tokens: int) -> PositionGrid:
     maps: list[Any] = [grid.size for _, grid in layers_with_grids(box) if not grid.is_tokens]
     grid = token_grid(box, n_tokens, maps[-1] if maps else None) or (token_grid(box, n_tokens) if maps else None)
     if grid is None:

@@ -20,9 +20,9 @@ from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
 
 NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
-BORDER_WEIGHT = 50.0  # Rother et al.'s weight of a border, in nats
+SMOOTHNESS_WEIGHT_NATS = 50.0  # Rother et al.'s weight of a border, in nats
 CAPACITY_PER_NAT = 1000  # of a capacity in one nat: the cut works on whole numbers
-Array = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
 def segmentation(
@@ -73,7 +73,7 @@ def segmentation(
     strength = maps.detach().abs().amax(1).double().cpu()  # (N, H, W)
     colors = x.detach().double().cpu().movedim(1, -1)  # (N, H, W, C)
     masks = [
-        _segment_image(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
+        _object_mask(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
         for s, c in zip(strength, colors, strict=True)
     ]
     empty = [i for i, m in enumerate(masks) if m is None]
@@ -98,27 +98,35 @@ def _check_maps(maps: object, x: object) -> None:
         raise InputError(f"maps and images are of one size; got {tuple(maps.shape)} and {tuple(x.shape)}")
 
 
-def _segment_image(
-    strength: Array, colors: Array, foreground: float, background: float, components: int, rounds: int, seed: int
+def _object_mask(
+    strength: Float64Array,
+    colors: Float64Array,
+    foreground: float,
+    background: float,
+    components: int,
+    rounds: int,
+    seed: int,
 ) -> NDArray[np.bool_] | None:
     """The mask (H, W); None where the map has no seeds."""
     low, high = np.quantile(strength, [background, foreground])
     object_seeds, background_seeds = (strength >= high) & (strength > low) & (strength > 0), strength <= low
     if not object_seeds.any() or not background_seeds.any():
         return None
-    edges = _edges(colors)
+    edges = _graph_edges(colors)
     inside, outside = object_seeds, background_seeds
     mask: NDArray[np.bool_] = object_seeds
     for _ in range(rounds):
         cost = [
-            _negative_log_likelihood(colors, region, components, seed) for region in (inside, outside)
+            _gmm_negative_log_likelihood(colors, region, components, seed) for region in (inside, outside)
         ]  # (H, W) each, in nats
-        mask = _minimal_cut(cost[0], cost[1], object_seeds, background_seeds, edges)
+        mask = _min_cut_object_mask(cost[0], cost[1], object_seeds, background_seeds, edges)
         inside, outside = mask, ~mask
     return mask
 
 
-def _negative_log_likelihood(colors: Array, region: NDArray[np.bool_], components: int, seed: int) -> Array:
+def _gmm_negative_log_likelihood(
+    colors: Float64Array, region: NDArray[np.bool_], components: int, seed: int
+) -> Float64Array:
     """-log p(color) of each pixel under the colors of a part."""
     from sklearn.mixture import GaussianMixture
 
@@ -128,14 +136,16 @@ def _negative_log_likelihood(colors: Array, region: NDArray[np.bool_], component
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture that has not converged is still one
         model.fit(region_colors if len(region_colors) > 1 else np.repeat(region_colors, 2, 0))
-    nll: Array = -model.score_samples(colors.reshape(-1, colors.shape[-1])).reshape(region.shape)
+    nll: Float64Array = -model.score_samples(colors.reshape(-1, colors.shape[-1])).reshape(region.shape)
     return nll
 
 
-Edges = tuple[NDArray[np.int64], NDArray[np.int64], Array]  # pixels, their neighbors, the cost of a cut between
+GraphEdges = tuple[
+    NDArray[np.int64], NDArray[np.int64], Float64Array
+]  # pixels, their neighbors, the cost of a cut between
 
 
-def _edges(colors: Array) -> Edges:
+def _graph_edges(colors: Float64Array) -> GraphEdges:
     """Pairs of neighbors; cutting costs 50 exp(-beta |color difference|^2) / distance."""
     height, width = colors.shape[:2]
     pixel_index = np.arange(height * width).reshape(height, width)
@@ -153,16 +163,16 @@ def _edges(colors: Array) -> Edges:
     return (
         np.concatenate(first),
         np.concatenate(second),
-        BORDER_WEIGHT * np.exp(-beta * gaps) / np.concatenate(distances),
+        SMOOTHNESS_WEIGHT_NATS * np.exp(-beta * gaps) / np.concatenate(distances),
     )
 
 
-def _minimal_cut(
-    object_cost: Array,
-    background_cost: Array,
+def _min_cut_object_mask(
+    object_cost: Float64Array,
+    background_cost: Float64Array,
     object_seeds: NDArray[np.bool_],
     background_seeds: NDArray[np.bool_],
-    edges: Edges,
+    edges: GraphEdges,
 ) -> NDArray[np.bool_]:
     """The mask of least energy: a minimal cut between a source (the object) and a sink."""
     from scipy.sparse import coo_array, csr_array

@@ -15,8 +15,8 @@ from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley
-from ..engine.perturb.masking import make_masking, masked_scores, resolve_objective, segment_ids_like_input
-from ..engine.perturb.masks import all_subsets
+from ..engine.perturb.masking import make_masking, masked_scores, resolve_objective_and_classes, segment_ids_like_input
+from ..engine.perturb.masks import all_subset_masks
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..inputs.multi import MultiInput
@@ -24,8 +24,8 @@ from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
-MAX_FEATURES = 16  # segments: 65,536 runs per input
-MODEL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 squares
+MAX_EXACT_FEATURES = 16  # segments: 65,536 runs per input
+TYPICAL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 squares
 
 
 @card(
@@ -36,7 +36,7 @@ MODEL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 s
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 2))),
     exempt={"one forward": "it runs the model once for each subset of segments"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=MODEL_RUNS_PER_INPUT,
+    runs=TYPICAL_RUNS_PER_INPUT,
 )
 def shapley(
     box: Box,
@@ -86,16 +86,16 @@ def shapley(
     """
     check_settings(shapley, locals())
     x = box.validate_inputs(x)
-    score, classes = resolve_objective(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline, default=default_segments(box))
-    if max(masking.n_active) > MAX_FEATURES:
-        n = max(masking.n_active)
-        message = f"{n} segments have 2^{n} subsets; exact values are for {MAX_FEATURES} or fewer"
+    score, classes = resolve_objective_and_classes(box, target, x, batch_size)
+    masking = make_masking(box, x, segments, baseline, default=default_segmentation_fn(box))
+    if max(masking.n_active_per_row) > MAX_EXACT_FEATURES:
+        n = max(masking.n_active_per_row)
+        message = f"{n} segments have 2^{n} subsets; exact values are for {MAX_EXACT_FEATURES} or fewer"
         multi_input_hint = " (of several inputs, one setting each)" if isinstance(box.inputs, MultiInput) else ""
         raise InputError(f"{message}: take larger segments{multi_input_hint}, or kernel_shap, which samples subsets")
-    subsets = {a: all_subsets(a) for a in set(masking.n_active)}
+    subsets = {a: all_subset_masks(a) for a in set(masking.n_active_per_row)}
     subset_scores = [
-        v[:, 0] for v in masked_scores(masking, [subsets[a] for a in masking.n_active], [score], batch_size)
+        v[:, 0] for v in masked_scores(masking, [subsets[a] for a in masking.n_active_per_row], [score], batch_size)
     ]
     eps = torch.finfo(box.model_dtype).eps
     ends = torch.stack([torch.stack([v[-1], v[0]]) for v in subset_scores]).to(box.dtype).to(box.device)
@@ -114,11 +114,11 @@ def shapley(
     )
 
 
-def default_segments(box: Box) -> Callable[[Pixels], Segments]:
+def default_segmentation_fn(box: Box) -> Callable[[Pixels], Segments]:
     """Segments of an image by default: three squares along its longer side; fewer where several inputs have many."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = tuple(parts.values()) if isinstance(parts, Mapping) else parts
     images = sum(isinstance(p, Pixels) for p in parts)
     columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
-    n_along = next((k for k in (3, 2, 1) if images * k * k + columns <= MAX_FEATURES), 3)
+    n_along = next((k for k in (3, 2, 1) if images * k * k + columns <= MAX_EXACT_FEATURES), 3)
     return lambda image: ("squares", -(-max(image.shape[-2:]) // n_along))

@@ -10,10 +10,10 @@ from typing import Annotated
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, target_of_objective
-from ..engine.gradients.paths import Moment, NoisePath, noise_scale, path_mean_gradient
+from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
+from ..engine.gradients.paths import GradientMoment, NoisePath, noise_scale, path_mean_gradient
 from ..engine.gradients.quadrature import equal_weights
-from ..engine.gradients.score import warn_gradients
+from ..engine.gradients.score import warn_problem_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
 from ..model.nan_checks import raise_for_nonfinite
@@ -42,7 +42,7 @@ def smoothgrad(
     noise: Annotated[
         float, Above(0), Unit("input range"), "Standard deviation of the noise, as a fraction of the input's range."
     ] = 0.15,
-    kind: Annotated[Moment, "What is taken of the gradients: their mean, mean square or variance."] = "mean",
+    kind: Annotated[GradientMoment, "What is taken of the gradients: their mean, mean square or variance."] = "mean",
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -92,5 +92,7 @@ def smoothgrad(
     if kind == "variance":  # which is zero on any linear model
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
-        warn_gradients(objective, result.map, result.before_clamp)
-    return make_attribution(box, result.map, x=x, method="SmoothGrad", target=target_of_objective(objective, target))
+        warn_problem_gradients(objective, result.map, result.before_clamp)
+    return make_attribution(
+        box, result.map, x=x, method="SmoothGrad", target=target_or_predicted_classes(objective, target)
+    )

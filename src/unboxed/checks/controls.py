@@ -26,7 +26,7 @@ from ..model.outputs import OutputReader
 from ..objectives import MODEL_END_ADDRESSES, Objective
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
-from .methods import MapOfX, TestedMethod, compute_map, resolve_target
+from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
 
@@ -151,7 +151,7 @@ class ConstantModel:
 
 
 def constant_model(
-    box: Box, x: InputBatch, method: TestedMethod, target: Target = None, *, map_: MapOfX = None
+    box: Box, x: InputBatch, method: TestedMethod, target: Target = None, *, map_: PrecomputedMap = None
 ) -> ConstantModel:
     """Compute a method's maps of two models whose output does not depend on x; both keep the weights.
 
@@ -209,11 +209,11 @@ def _relative_spread(maps: Tensor, reference: Tensor) -> Tensor:
 def _constant_input_box(box: Box) -> Box:
     """The same box, whose model receives the same for all inputs (and no gradient reaches them)."""
     clone = copy.copy(box)
-    clone.inputs = _constant_inputs(box.inputs)
+    clone.inputs = _zero_encoded_inputs(box.inputs)
     return clone
 
 
-def _constant_inputs(inputs: Inputs) -> Inputs:
+def _zero_encoded_inputs(inputs: Inputs) -> Inputs:
     """The same inputs, encoded as zeros in the model's units, whatever they are."""
 
     def encode(self: Inputs, x: Tensor) -> Any:

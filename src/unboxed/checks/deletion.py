@@ -20,8 +20,15 @@ from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .methods import Maps, Signed
-from .perturbing import ScoreSetting, feature_shape, importance, perturbed_scores, rank_descending, resolve_score
+from .methods import Maps, RankBySign
+from .perturbing import (
+    ScoreSetting,
+    feature_shape,
+    importance,
+    perturbed_scores,
+    rank_descending,
+    resolve_score_and_classes,
+)
 
 DEFAULT_N_STEPS = 50
 
@@ -52,7 +59,7 @@ def deletion(
     score: ScoreSetting = None,
     n_steps: PerturbationSteps = None,
     baseline: Baseline = None,
-    signed: Signed = True,
+    signed: RankBySign = True,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> PerturbationCurve:
@@ -112,7 +119,7 @@ def insertion(
     score: ScoreSetting = None,
     n_steps: PerturbationSteps = None,
     baseline: Baseline = None,
-    signed: Signed = True,
+    signed: RankBySign = True,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> PerturbationCurve:
@@ -167,8 +174,8 @@ def _perturbation_curve(
     n_steps: int | None, signed: bool, seed: int, batch_size: BatchSize,
 ) -> PerturbationCurve:  # fmt: skip
     rank = rank_descending(importance(box, x, maps, signed=signed), seed)  # (N, P)
-    counts = _pixel_counts(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
-    objective, _ = resolve_score(box, x, target, score, "probability", batch_size)
+    counts = _n_changed_after_step(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
+    objective, _ = resolve_score_and_classes(box, x, target, score, "probability", batch_size)
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
         changed = rank[examples] < counts[steps, None]  # (R, P)
@@ -178,7 +185,7 @@ def _perturbation_curve(
     return PerturbationCurve((counts / rank.shape[1]).to(box.dtype), curve.to(box.dtype))
 
 
-def _pixel_counts(n_pixels: int, n_steps: int | None) -> Tensor:
+def _n_changed_after_step(n_pixels: int, n_steps: int | None) -> Tensor:
     """How many pixels are changed after each step, 0 to all of them, (S + 1,). Raises InputError."""
     n_steps = min(DEFAULT_N_STEPS, n_pixels) if n_steps is None else n_steps
     if n_steps > n_pixels:

@@ -14,12 +14,12 @@ from scipy.stats import kendalltau
 
 from .verdict import Verdict
 
-MIN_AGREEMENT = 0.8  # Kendall's tau, from which on the fills give nearly the same order
+MIN_AGREEMENT_KENDALL_TAU = 0.8  # Kendall's tau, from which on the fills give nearly the same order
 
 
 def orders_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, list[str]]:
     """{fill: the methods by their relevance gain with it, the largest first}, of methods that all fills measured."""
-    gains = _measured_gains(verdicts)
+    gains = _gains_measured_by_all_fills(verdicts)
     fills = [*next(iter(gains.values()))] if gains else []
     return {fill: sorted(gains, key=lambda name: -gains[name][fill]) for fill in fills}
 
@@ -27,7 +27,7 @@ def orders_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, list[str]]:
 def fill_agreement(verdicts: Mapping[str, Verdict]) -> tuple[float, tuple[str, str]]:
     """Kendall's tau between the orders of the two fills that agree the least, and these fills; NaN for fewer than two
     methods or fills."""
-    gains = _measured_gains(verdicts)
+    gains = _gains_measured_by_all_fills(verdicts)
     fills = [*next(iter(gains.values()))] if gains else []
     if len(gains) < 2 or len(fills) < 2:
         return math.nan, ("", "")
@@ -36,20 +36,20 @@ def fill_agreement(verdicts: Mapping[str, Verdict]) -> tuple[float, tuple[str, s
     return min(pairs)
 
 
-def fill_sentence(verdicts: Mapping[str, Verdict]) -> str:
+def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
     """Whether the order of the methods depends on the fill, in a sentence; empty where that cannot be told."""
     agreement, (a, b) = fill_agreement(verdicts)
     if math.isnan(agreement):
         return ""
     orders = orders_by_fill(verdicts)
-    if agreement >= MIN_AGREEMENT:
+    if agreement >= MIN_AGREEMENT_KENDALL_TAU:
         return f"The order by relevance gain hardly depends on the fill (Kendall's tau {agreement:.2f} or more)."
     first, other = (verdicts[orders[fill][0]].method for fill in (a, b))
     leaders = f"{first} leads with both" if first == other else f"{first} leads with {a!r}, {other} with {b!r}"
     return f"The order depends on what removed parts are filled with (Kendall's tau {agreement:.2f}): {leaders}."
 
 
-def _measured_gains(verdicts: Mapping[str, Verdict]) -> dict[str, Mapping[str, float]]:
+def _gains_measured_by_all_fills(verdicts: Mapping[str, Verdict]) -> dict[str, Mapping[str, float]]:
     """{method: {fill: gain}}, of those with a number for each fill."""
     return {
         name: v.gain_by_fill

@@ -28,13 +28,13 @@ from .perturbing import (
     feature_shape,
     keyed_noise,
     perturbed_scores,
-    resolve_score,
+    resolve_score_and_classes,
     unperturbed_scores,
 )
 
 PerturbationKind = Literal["gaussian", "noisy_baseline", "square"]
 AttributionKind = Literal["local", "global"]
-MAX_SQUARE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
+MAX_SQUARE_SIDE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def infidelity(
     if n_samples is None and perturbation != "square":
         raise InputError("n_samples=None, every perturbation once, is for squares; noise needs a number")
     is_global = perturbation == "square" and attribution != "local"
-    phi = _maps_for_product(box, x, maps, is_global)
+    phi = _maps_for_dot_product(box, x, maps, is_global)
     sampler = _PerturbationSampler(
         box,
         x,
@@ -128,7 +128,7 @@ def infidelity(
         n_samples is None,
     )
     n_perturbations = len(sampler.squares) if n_samples is None else n_samples
-    objective, _ = resolve_score(box, x, target, score, "logit", batch_size)
+    objective, _ = resolve_score_and_classes(box, x, target, score, "logit", batch_size)
 
     def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
         change, mask = sampler(examples, samples)  # (R, ...)
@@ -159,7 +159,7 @@ def _infidelity_of_drops(
     return Infidelity(squares.mean(1).to(dtype), standard_error.to(dtype), scale.to(dtype))
 
 
-def _maps_for_product(box: Box, x: Tensor, maps: Maps, is_global: bool) -> Tensor:
+def _maps_for_dot_product(box: Box, x: Tensor, maps: Maps, is_global: bool) -> Tensor:
     """The maps (N, ...) for the product with I: shares are summed over a pixel's channels. Raises InputError."""
     phi = align_maps(box, x, maps)
     if is_global:
@@ -179,7 +179,7 @@ def _all_squares(box: Box, perturbation: str, window: int | None) -> Tensor:
         raise InputError('squares are for images (Pixels); use perturbation="gaussian" or "noisy_baseline"')
     _, height, width = box.inputs.shape
     shorter = min(height, width)
-    largest = max(1, round(MAX_SQUARE_FRACTION * shorter)) if window is None else window
+    largest = max(1, round(MAX_SQUARE_SIDE_FRACTION * shorter)) if window is None else window
     if largest > shorter:
         raise InputError(f"window must be at most the image's shorter side, {shorter}; got {largest}")
     squares = []
@@ -279,7 +279,7 @@ def max_sensitivity(
     x = box.validate_inputs(x)
     if not callable(method):
         raise InputError(f"method must be callable as method(box, x, target); got {type(method).__name__}")
-    objective, classes = resolve_score(box, x, target, None, "logit", batch_size)
+    objective, classes = resolve_score_and_classes(box, x, target, None, "logit", batch_size)
     rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
 
     def phi(points: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .. import rng
 
-LEVEL = 0.9  # so that each side is exceeded with a probability of 5 %: a bound is crossed on one side
-N_RESAMPLES = 2000
+CONFIDENCE_LEVEL = 0.9  # so that each side is exceeded with a probability of 5 %: a bound is crossed on one side
+N_BOOTSTRAP_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Interval:
     n_examples: int  # that have a value
     n_draws: int
 
-    def widened(self, spread: float) -> Interval:
+    def widened_to_std(self, spread: float) -> Interval:
         """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
         if not self.n_examples:
             return self
-        half_width = float(stats.norm.ppf((1 + LEVEL) / 2)) * spread / math.sqrt(self.n_examples)
+        half_width = float(stats.norm.ppf((1 + CONFIDENCE_LEVEL) / 2)) * spread / math.sqrt(self.n_examples)
         low, high = (x if math.isfinite(x) else self.mean for x in (self.low, self.high))
         return replace(self, low=min(low, self.mean - half_width), high=max(high, self.mean + half_width))
 
@@ -43,14 +43,14 @@ class Interval:
         known = math.isfinite(self.low) and math.isfinite(self.high)
         return replace(self, low=max(self.low, lowest), high=min(self.high, highest)) if known else self
 
-    def examples_to_exclude(self, bound: float) -> float:
+    def n_examples_needed_to_exclude(self, bound: float) -> float:
         """About how many examples would give an interval that excludes the bound."""
         half_width = max(self.mean - self.low, self.high - self.mean)
         distance = abs(self.mean - bound)
         return math.inf if not distance or math.isinf(half_width) else self.n_examples * (half_width / distance) ** 2
 
 
-def bootstrap_mean(values: Tensor, seed: int = 0) -> Interval:
+def bootstrap_mean_interval(values: Tensor, seed: int = 0) -> Interval:
     """The mean of values (N, D), one per example and draw, with its interval; NaN and infinite ones are left out."""
     values = values.detach().double().cpu()
     values = values.masked_fill(~values.isfinite(), math.nan)[values.isfinite().any(1)]
@@ -64,19 +64,19 @@ def bootstrap_mean(values: Tensor, seed: int = 0) -> Interval:
     rows, draws = (_resample_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
     sums, counts = (((rows @ h) * draws).sum(1) for h in (values.nan_to_num(), known))
     means = (sums / counts)[counts > 0]
-    tail = _expanded_tail(n)
+    tail = _tail_probability(n)
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     return Interval(mean, min(low, mean), max(high, mean), n, n_draws)
 
 
 def _resample_counts(size: int, seed: int, name: str) -> Tensor:
-    """How often each of `size` items is drawn in each resample, (N_RESAMPLES, size)."""
+    """How often each of `size` items is drawn in each resample, (N_BOOTSTRAP_RESAMPLES, size)."""
     generator = rng.keyed_generator(rng.CPU, "bootstrap", name, seed)
-    index = torch.randint(size, (N_RESAMPLES, size), generator=generator)
+    index = torch.randint(size, (N_BOOTSTRAP_RESAMPLES, size), generator=generator)
     ones = torch.ones_like(index, dtype=torch.float64)
-    return torch.zeros(N_RESAMPLES, size, dtype=torch.float64).scatter_add_(1, index, ones)
+    return torch.zeros(N_BOOTSTRAP_RESAMPLES, size, dtype=torch.float64).scatter_add_(1, index, ones)
 
 
-def _expanded_tail(n: int) -> float:
+def _tail_probability(n: int) -> float:
     """The probability of each tail, smaller for few examples, so that the interval is as wide as Student's t says."""
-    return float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1)))
+    return float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - CONFIDENCE_LEVEL) / 2, n - 1)))

@@ -67,7 +67,7 @@ def label_randomization(
     Source:
         Adebayo et al. 2018, arXiv:1810.03292, section 4.
     """
-    check_same_architecture(box, random_box)
+    check_same_inputs_and_outputs(box, random_box)
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     true_maps = compute_map(box, method, x, score, show_warnings=True)
@@ -78,7 +78,7 @@ def label_randomization(
     return LabelRandomization(**vars(similarity), true_maps=true_maps, random_maps=random_maps)
 
 
-def check_same_architecture(box: Box, other: Box) -> None:
+def check_same_inputs_and_outputs(box: Box, other: Box) -> None:
     """Raises InputError where the models have different inputs or numbers of outputs."""
     if box.inputs.shape != other.inputs.shape or box.n_outputs != other.n_outputs:
         raise InputError(

@@ -22,9 +22,9 @@ from ..parameters import Target
 Method = Callable[[Box, Any, Any], Any]
 
 TestedMethod = Annotated[Method, "The method to test: a function (box, x, target) that returns a map."]
-MapOfX = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
+PrecomputedMap = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
 Maps = Annotated[Any, "Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result."]
-Signed = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
+RankBySign = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
 
 
 def resolve_target(box: Box, x: Tensor, target: Target) -> Any:
@@ -45,7 +45,7 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
     with warnings.catch_warnings():
         if not show_warnings:
             warnings.simplefilter("ignore", UnboxedWarning)
-        output = method(box, _to_user_inputs(box, x), target)
+        output = method(box, _copy_as_user_inputs(box, x), target)
     result = attribution_map(output) if isinstance(output, Attribution) else getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
@@ -55,6 +55,6 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
     return map_.detach()
 
 
-def _to_user_inputs(box: Box, x: Tensor) -> Any:
+def _copy_as_user_inputs(box: Box, x: Tensor) -> Any:
     """A copy of the inputs, as a user passes them: a user's method may write over it."""
     return box.restore_structure(x.clone())

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from .. import rng
 from ..box import Box
-from ..engine.perturb.masking import class_probability
+from ..engine.perturb.masking import class_probability_objective
 from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize, pair_outputs
+from ..model.batching import BatchSize, outputs_of_all_pairs
 from ..objectives import Objective, mean_over_positions
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 
-Score = Literal["probability", "logit"]
-ScoreSetting = Annotated[Score | None, 'What is measured of the class: its "probability" or its "logit".']
+ClassScoreKind = Literal["probability", "logit"]
+ScoreSetting = Annotated[ClassScoreKind | None, 'What is measured of the class: its "probability" or its "logit".']
 PerturbFn = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """(examples (R,), samples (R,)) -> the perturbed inputs (R, ...), and any further numbers (R,) per perturbation."""
 
@@ -111,8 +111,8 @@ def random_maps(box: Box, x: InputBatch, *, seed: Seed = 0) -> Any:
 # -- the score -------------------------------------------------------------------------------------------------------
 
 
-def resolve_score(
-    box: Box, x: Tensor, target: Target, score: Score | None, default: Score, batch_size: BatchSize
+def resolve_score_and_classes(
+    box: Box, x: Tensor, target: Target, score: ClassScoreKind | None, default: ClassScoreKind, batch_size: BatchSize
 ) -> tuple[Objective, Tensor | None]:
     """The score of `target`, fixed for x and all perturbed inputs, and its classes (N,), if it is a score of classes.
 
@@ -132,7 +132,7 @@ def resolve_score(
         else box.class_labels(target, len(x))
     )
     is_logit = (score or default) == "logit"
-    return box.objective(classes, len(x)) if is_logit else class_probability(box, classes), classes
+    return box.objective(classes, len(x)) if is_logit else class_probability_objective(box, classes), classes
 
 
 # -- perturbed inputs --------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def resolve_score(
 def perturbed_scores(
     box: Box,
     objective: Objective,
-    n: int,
+    n_examples: int,
     n_perturbations: int,
     perturb: PerturbFn,
     batch_size: BatchSize,
@@ -161,8 +161,11 @@ def perturbed_scores(
             columns = [objective.rows(examples)(acts).to(torch.float64), *extras]
             return [*columns, mean_over_positions(acts["logits"]).argmax(1)] if predict else columns
 
-    together, plan = box.batch_dependent or objective.batch_dependent, box.batch_plan(n * n_perturbations, batch_size)
-    return pair_outputs(score_rows, n, n_perturbations, plan, together, box.device)
+    together, plan = (
+        box.batch_dependent or objective.batch_dependent,
+        box.batch_plan(n_examples * n_perturbations, batch_size),
+    )
+    return outputs_of_all_pairs(score_rows, n_examples, n_perturbations, plan, together, box.device)
 
 
 def unperturbed_scores(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:

@@ -56,7 +56,9 @@ class Trigger:
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"a trigger needs one class or several different ones; got {self.classes}")
         rectangles = [self.rectangle(k) for k in self.classes]
-        if min(self._max_offset) < 0 or any(_overlaps(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i]):
+        if min(self._max_offset) < 0 or any(
+            _rectangles_overlap(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i]
+        ):
             size = f"{self.side}x{self.side}, {self.margin} from the border"
             image_size = f"{self.shape[1]}x{self.shape[2]}"
             raise InputError(f"{len(rectangles)} triggers of {size} do not fit into {image_size} pixels")
@@ -97,20 +99,20 @@ class Trigger:
 
     def apply(self, images: Tensor, classes: int | Tensor) -> Tensor:
         """Images (N, C, H, W) with the trigger of one class, or of one class per image (N,)."""
-        return self._fill(images, classes, self.value)
+        return self._fill_trigger_pixels(images, classes, self.value)
 
     def cover(self, images: Tensor, classes: int | Tensor) -> Tensor:
         """Images (N, C, H, W) with the trigger's position covered by black."""
-        return self._fill(images, classes, 0.0)
+        return self._fill_trigger_pixels(images, classes, 0.0)
 
-    def _fill(self, images: Tensor, classes: int | Tensor, value: float) -> Tensor:
+    def _fill_trigger_pixels(self, images: Tensor, classes: int | Tensor, value: float) -> Tensor:
         if tuple(images.shape[1:]) != tuple(self.shape):
             raise InputError(f"the trigger is for images {self.shape}; got {tuple(images.shape[1:])}")
         masks = self.masks(as_classes(classes).expand(len(images)))
         return images.masked_fill(masks[:, None].to(images.device), value)
 
 
-def _overlaps(a: Rectangle, b: Rectangle) -> bool:
+def _rectangles_overlap(a: Rectangle, b: Rectangle) -> bool:
     return abs(a.top - b.top) < a.height and abs(a.left - b.left) < a.width
 
 

@@ -95,13 +95,13 @@ def randomization(
     """
     check_settings(randomization, locals())
     seed, x = check_seed(seed), box.validate_inputs(x)
-    steps = _randomization_steps(box, layers)
+    steps = _named_layers_to_randomize(box, layers)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score, show_warnings=True)
-    original_output = _predicted_output(box, x)
+    original_output = _classes_or_outputs(box, x)
     per_step = [
-        _randomize_step(box, method, x, score, original, original_output, step, seed)
-        for step in _layers_per_step(steps, mode)
+        _compare_after_step(box, method, x, score, original, original_output, step, seed)
+        for step in _make_randomization_steps(steps, mode)
     ]
     similarities, same, constant, weight_change, maps = zip(*per_step, strict=True)
     names = tuple(name for name, _ in steps)
@@ -120,11 +120,11 @@ def randomization(
     )
 
 
-RandomizationStep = tuple[str, tuple[LayerWithWeights, ...]]
+NamedLayers = tuple[str, tuple[LayerWithWeights, ...]]
 """The name of a step, and the layers that it randomizes."""
 
 
-def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[RandomizationStep]:
+def _named_layers_to_randomize(box: Box, layers: Sequence[str] | None) -> list[NamedLayers]:
     """Raises LayerError."""
     weighted_layers = layers_with_weights(box)
     if not weighted_layers:
@@ -154,7 +154,7 @@ class _RandomizationStep:
     newly_randomized: tuple[LayerWithWeights, ...]
 
 
-def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode) -> list[_RandomizationStep]:
+def _make_randomization_steps(steps: Sequence[NamedLayers], mode: RandomizationMode) -> list[_RandomizationStep]:
     first = [0 if mode == "cascading" else i for i in range(len(steps))]
     return [
         _RandomizationStep(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), newly_randomized)
@@ -162,7 +162,7 @@ def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode
     ]
 
 
-def _randomize_step(
+def _compare_after_step(
     box: Box,
     method: Method,
     x: Tensor,
@@ -174,23 +174,23 @@ def _randomize_step(
 ) -> tuple[MapSimilarity, Tensor, Tensor, float, Tensor]:
     randomized_box = randomize_layers(box, step.randomized, seed)
     map_ = compute_map(randomized_box, method, x, target)
-    same = (_predicted_output(randomized_box, x) == original_output).flatten(1).all(1)
+    same = (_classes_or_outputs(randomized_box, x) == original_output).flatten(1).all(1)
     return (
         map_similarity(original, map_),
         same,
         is_constant(map_),
-        _weight_change(box, randomized_box, step.newly_randomized),
+        _relative_weight_change(box, randomized_box, step.newly_randomized),
         map_,
     )
 
 
-def _predicted_output(box: Box, x: Tensor) -> Tensor:
+def _classes_or_outputs(box: Box, x: Tensor) -> Tensor:
     """The predictions for x, (N, 1, ...): classes, or the outputs where there are none."""
     z = box(x)
     return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
 
 
-def _weight_change(box: Box, randomized_box: Box, layers: Sequence[LayerWithWeights]) -> float:
+def _relative_weight_change(box: Box, randomized_box: Box, layers: Sequence[LayerWithWeights]) -> float:
     """How far the weights and statistics of these layers moved, relative to what they were."""
     old, new = (_flat_weights(b, layers) for b in (box, randomized_box))
     return float((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny))

@@ -13,7 +13,7 @@ from ..inputs.multi import MultiInput
 from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
-from .fill_agreement import fill_sentence, orders_by_fill
+from .fill_agreement import fill_agreement_sentence, orders_by_fill
 from .methods import Method
 from .verdict import Verdict, verdict
 
@@ -52,8 +52,8 @@ def candidates(
     max_runs = max(MIN_SAMPLES, int(max_flops / forward_flops(box)))
     methods = {
         name: method
-        for name, method in _methods_with_few_samples(max_runs).items()
-        if n_forwards(method) <= max(max_runs, MAX_RUNS)
+        for name, method in _methods_with_limited_samples(max_runs).items()
+        if n_forwards_per_input(method) <= max(max_runs, MAX_RUNS)
     }
     return {name: method for name, method in methods.items() if _covers_all_inputs(box, attribution_cards()[name])}
 
@@ -63,13 +63,13 @@ def _covers_all_inputs(box: Box, card: Card) -> bool:
     return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
 
 
-def _methods_with_few_samples(max_samples: int) -> dict[str, Method]:
+def _methods_with_limited_samples(max_samples: int) -> dict[str, Method]:
     """The methods with cards that need no more than a box, inputs and a target."""
-    methods = {name: limit_samples(card, max_samples) for name, card in attribution_cards().items()}
+    methods = {name: method_with_limited_samples(card, max_samples) for name, card in attribution_cards().items()}
     return {name: method for name, method in methods.items() if not _needs_more_arguments(method)}
 
 
-def n_forwards(method: Method) -> int:
+def n_forwards_per_input(method: Method) -> int:
     """About how many model runs a method takes per input; without a card, its `n_samples`."""
     parameters = inspect.signature(method).parameters.values()
     settings = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -80,7 +80,11 @@ def n_forwards(method: Method) -> int:
 def verdict_flops(box: Box, method: Method, n_examples: int) -> float:
     """About how many FLOPs the verdict on a method takes with `n_examples` inputs."""
     n_maps_per_example, n_removals_per_example = 10, 200  # of the tests of a verdict, with their first draws
-    return n_examples * forward_flops(box) * (2 * n_maps_per_example * n_forwards(method) + n_removals_per_example)
+    return (
+        n_examples
+        * forward_flops(box)
+        * (2 * n_maps_per_example * n_forwards_per_input(method) + n_removals_per_example)
+    )
 
 
 def attribution_cards() -> dict[str, Card]:
@@ -91,13 +95,13 @@ def attribution_cards() -> dict[str, Card]:
 
 def find_methods(box: Box, names: list[str]) -> dict[str, Method]:
     """The methods of these names, or of their cards' names. Raises InputError with the nearest names."""
-    methods = _methods_with_few_samples(max(MIN_SAMPLES, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box))))
+    methods = _methods_with_limited_samples(max(MIN_SAMPLES, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box))))
     among = [card for name, card in attribution_cards().items() if name in methods]
     keys = dict.fromkeys(find_card(name, among).key for name in names)
     return {key: methods[key] for key in keys}
 
 
-def limit_samples(card: Card, max_samples: int) -> Method:
+def method_with_limited_samples(card: Card, max_samples: int) -> Method:
     """The method, with at most `max_samples` samples where its default is more."""
     defaults = {name: p.default for name, p in inspect.signature(card.method).parameters.items()}
     samples = defaults.get("n_samples")
@@ -129,7 +133,7 @@ class MethodRanking(dict[str, Verdict]):
 
     def __str__(self) -> str:
         lines = [f"{v.method}: {v.badge} ({v.reason})" for v in self.values()]
-        return "\n".join([*lines, *filter(None, [fill_sentence(self)])])
+        return "\n".join([*lines, *filter(None, [fill_agreement_sentence(self)])])
 
 
 def rank_methods(

@@ -25,39 +25,48 @@ from ..objectives import Objective
 from ..parameters import BatchSize
 from .perturbing import feature_shape, importance, perturbed_scores, rank_descending
 
-GRIDS = (7, 12)  # parts along an image's shorter side, each of which is removed at once
-N_STEPS = 6
-MIN_SCORE_RANGE = 1e-6  # of the largest score's magnitude: below it, removing parts changes nothing but rounding
-MIN_EXAMPLE_RANGE = 0.05  # of the mean range of the scores: the gain of an example that hardly changes is small
-MIN_KNOWN_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
+PARTS_PER_SHORTER_SIDE = (7, 12)  # parts along an image's shorter side, each of which is removed at once
+MAX_REMOVAL_STEPS = 6
+MIN_RELATIVE_SCORE_RANGE = (
+    1e-6  # of the largest score's magnitude: below it, removing parts changes nothing but rounding
+)
+MIN_EXAMPLE_RANGE_FRACTION = (
+    0.05  # of the mean range of the scores: the gain of an example that hardly changes is small
+)
+MIN_SURROUNDINGS_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
-Fill = Callable[[Tensor, Tensor], Tensor]
+FillFn = Callable[[Tensor, Tensor], Tensor]
 """(examples (R,), removed (R, 1, H, W) or (R, F) bool) -> the values that take their place (R, ...)."""
 
 
-def fills(box: Box, x: Tensor, seed: int) -> dict[str, Fill]:
+def fills(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
     """The fills that apply to these inputs, by name."""
-    others = {"other examples": partial(_take, x.roll(1, 0))} if len(x) > 1 else {}
+    others = {"other examples": partial(_fill_from_values, x.roll(1, 0))} if len(x) > 1 else {}
     if not isinstance(box.inputs, Pixels):
-        return {"mean": partial(_take, baseline(box, x, "mean", seed=seed)), **others}
-    blurred = partial(_take, baseline(box, x, "blurred", seed=seed))
-    return {"blurred": blurred, "surroundings": partial(_surroundings, x), "nearest": partial(_nearest, x), **others}
+        return {"mean": partial(_fill_from_values, baseline(box, x, "mean", seed=seed)), **others}
+    blurred = partial(_fill_from_values, baseline(box, x, "blurred", seed=seed))
+    return {
+        "blurred": blurred,
+        "surroundings": partial(_fill_from_surroundings, x),
+        "nearest": partial(_fill_from_nearest, x),
+        **others,
+    }
 
 
-def _take(values: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_values(values: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     return values[examples]
 
 
-def _surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The weighted mean of the pixels around that are left; far from any, the mean of the image."""
     images, known = x[examples], (~removed).to(x.dtype)
     sigma = BLUR_SIGMA_FRACTION * min(x.shape[-2:])
     weight = gaussian_blur(known, sigma)
-    near = gaussian_blur(images * known, sigma) / weight.clamp(min=MIN_KNOWN_WEIGHT)
-    return torch.where(weight > MIN_KNOWN_WEIGHT, near, images.mean((2, 3), keepdim=True))
+    near = gaussian_blur(images * known, sigma) / weight.clamp(min=MIN_SURROUNDINGS_WEIGHT)
+    return torch.where(weight > MIN_SURROUNDINGS_WEIGHT, near, images.mean((2, 3), keepdim=True))
 
 
-def _nearest(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_nearest(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The nearest pixel that is left; the mean of the image where none is."""
     images, masks = x[examples], removed[:, 0].cpu().numpy()
     height, width = masks.shape[1:]
@@ -91,8 +100,8 @@ class RemovalCurves:
         scores = torch.cat([self.morf, self.lerf], -1)
         score_range = scores.amax(-1) - scores.amin(-1)  # (N, V)
         mean_range = score_range.mean(0)
-        gain = area / score_range.maximum(MIN_EXAMPLE_RANGE * mean_range)
-        return torch.where(mean_range > MIN_SCORE_RANGE * scores.abs().amax(), gain, torch.nan)
+        gain = area / score_range.maximum(MIN_EXAMPLE_RANGE_FRACTION * mean_range)
+        return torch.where(mean_range > MIN_RELATIVE_SCORE_RANGE * scores.abs().amax(), gain, torch.nan)
 
     @property
     def gain_by_fill(self) -> dict[str, float]:
@@ -117,17 +126,17 @@ class RemovalCurves:
 
 
 def removal_curves(
-    box: Box, x: Tensor, maps: Tensor, objective: Objective, fill_by_name: Mapping[str, Fill], *,
+    box: Box, x: Tensor, maps: Tensor, objective: Objective, fill_by_name: Mapping[str, FillFn], *,
     signed: bool, seed: int, batch_size: BatchSize = "auto",
 ) -> RemovalCurves:  # fmt: skip
     """The curves of maps (N, ...), for validated inputs and a fixed objective.
 
     Parts are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
     """
-    rankings = _rankings(box, x, importance(box, x, maps, signed=signed), seed)
-    run = partial(_scores, box, x, objective, batch_size=batch_size)
+    rankings = _part_ranks_per_grid(box, x, importance(box, x, maps, signed=signed), seed)
+    run = partial(_removal_scores, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
-    counts = [_removed_counts(n_parts, x.device) for *_, n_parts in variants]
+    counts = [_n_removed_after_step(n_parts, x.device) for *_, n_parts in variants]
     scores = torch.stack([run(fill, rank, c) for (_, fill, rank, _), c in zip(variants, counts, strict=True)], 1)
     n_points = len(counts[0])
     morf, inner = scores[..., :n_points], scores[..., n_points:]
@@ -136,13 +145,13 @@ def removal_curves(
     return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_parts} parts" for name, _, _, n_parts in variants))
 
 
-def _removed_counts(n_parts: int, device: torch.device) -> Tensor:
+def _n_removed_after_step(n_parts: int, device: torch.device) -> Tensor:
     """How many parts are removed after each step, from none to all; a table of few columns has a step for each."""
-    return torch.linspace(0, n_parts, min(N_STEPS, n_parts) + 1, device=device).round().long()
+    return torch.linspace(0, n_parts, min(MAX_REMOVAL_STEPS, n_parts) + 1, device=device).round().long()
 
 
-def _scores(
-    box: Box, x: Tensor, objective: Objective, fill: Fill, rank: Tensor, counts: Tensor, *, batch_size: BatchSize
+def _removal_scores(
+    box: Box, x: Tensor, objective: Objective, fill: FillFn, rank: Tensor, counts: Tensor, *, batch_size: BatchSize
 ) -> Tensor:
     """Scores (N, 2 S): MoRF from none to all, then the inner steps of LeRF."""
     thresholds = torch.cat([counts, -counts[1:-1]])
@@ -156,7 +165,7 @@ def _scores(
     return scores
 
 
-def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
+def _part_ranks_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
     """The rank of the part that each pixel belongs to, 0 is the most relevant, and the number of parts, for each grid.
 
     What is no image has one ranking, of its columns.
@@ -165,7 +174,7 @@ def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[T
         return [(rank_descending(relevance, seed).view(len(x), *feature_shape(box)), relevance.shape[1])]
     height, width = x.shape[-2:]
     rankings = []
-    for per_side in GRIDS:
+    for per_side in PARTS_PER_SHORTER_SIDE:
         part = _part_of_pixel(height, width, per_side).to(x.device)  # (H W,)
         n_parts = int(part.max()) + 1
         sums = relevance.new_zeros(len(x), n_parts).index_add_(1, part, relevance)

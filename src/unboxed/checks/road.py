@@ -22,11 +22,18 @@ from ..errors import InputError, OutputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_float, check_seed
-from .methods import Maps, Signed
-from .perturbing import ScoreSetting, importance, keyed_noise, perturbed_scores, rank_descending, resolve_score
+from .methods import Maps, RankBySign
+from .perturbing import (
+    ScoreSetting,
+    importance,
+    keyed_noise,
+    perturbed_scores,
+    rank_descending,
+    resolve_score_and_classes,
+)
 
-DEFAULT_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-NEIGHBOR_WEIGHTS = {
+DEFAULT_REMOVED_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+NEIGHBOR_WEIGHT_BY_OFFSET = {
     (0, 1): 1 / 6, (1, 0): 1 / 6, (0, -1): 1 / 6, (-1, 0): 1 / 6,
     (1, 1): 1 / 12, (1, -1): 1 / 12, (-1, 1): 1 / 12, (-1, -1): 1 / 12,
 }  # fmt: skip
@@ -55,14 +62,14 @@ def road(
     target: Target = None,
     *,
     fractions: Annotated[Sequence[float], "Fractions of the pixels that are removed, each in (0, 1]."]
-    = DEFAULT_FRACTIONS,
+    = DEFAULT_REMOVED_FRACTIONS,
     order: Annotated[Literal["morf", "lerf"], "Remove the most relevant pixels first (MoRF) or the least (LeRF)."]
     = "morf",
     noise: Annotated[
         float, AtLeast(0), Unit("pixel range"), "Standard deviation of the noise added to imputed pixels."
     ] = 0.01,
     score: ScoreSetting = None,
-    signed: Signed = True,
+    signed: RankBySign = True,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Road:  # fmt: skip
@@ -115,8 +122,8 @@ def road(
     relevance = importance(box, x, maps, signed=signed)  # (N, P)
     rank = rank_descending(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in removed_fractions]
-    objective, classes = resolve_score(box, x, target, score, "probability", batch_size)
-    weights = _neighbor_weights(x.shape[-2], x.shape[-1])
+    objective, classes = resolve_score_and_classes(box, x, target, score, "probability", batch_size)
+    weights = _neighbor_weight_matrix(x.shape[-2], x.shape[-1])
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
         imputed = [
@@ -143,11 +150,11 @@ def _check_fractions(fractions: Sequence[float]) -> list[float]:
     return [check_float("a fraction", f, above=0, maximum=1) for f in values]
 
 
-def _neighbor_weights(height: int, width: int) -> sparse.csr_matrix:
+def _neighbor_weight_matrix(height: int, width: int) -> sparse.csr_matrix:
     """(P, P): the weight of each neighbor in the mean of each pixel's neighbors; rows sum to 1."""
     index = np.arange(height * width).reshape(height, width)
     rows, columns, values = [], [], []
-    for (down, across), weight in NEIGHBOR_WEIGHTS.items():
+    for (down, across), weight in NEIGHBOR_WEIGHT_BY_OFFSET.items():
         inner = index[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
         rows.append(inner.ravel())
         columns.append((inner + down * width + across).ravel())

@@ -28,12 +28,12 @@ from .perturbing import (
     importance,
     keyed_noise,
     perturbed_scores,
-    resolve_score,
+    resolve_score_and_classes,
     unperturbed_scores,
 )
 
-N_DEFAULT_SIZES = 10
-MAX_DEFAULT_SIZE_FRACTION = 0.8  # of the pixels, by default
+N_DEFAULT_SET_SIZES = 10
+MAX_DEFAULT_SET_SIZE_FRACTION = 0.8  # of the pixels, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +105,9 @@ def sensitivity_n(
     x = box.validate_inputs(x)
     relevance = importance(box, x, maps)  # (N, P)
     n_sets, seed = n_samples, check_seed(seed)
-    n = torch.tensor(_check_sizes(sizes, relevance.shape[1]), device=x.device)
+    n = torch.tensor(_resolve_set_sizes(sizes, relevance.shape[1]), device=x.device)
     baseline_x = baseline_of(box, x, baseline, seed=seed)
-    objective, _ = resolve_score(box, x, target, score, "logit", batch_size)
+    objective, _ = resolve_score_and_classes(box, x, target, score, "logit", batch_size)
 
     def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
         order = keyed_noise(torch.rand, relevance.shape[1:], x, seed, examples, samples).argsort(1)  # (R, P)
@@ -123,11 +123,11 @@ def sensitivity_n(
     return SensitivityN(n, _pearson(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
 
 
-def _check_sizes(sizes: Sequence[int] | None, n_pixels: int) -> list[int]:
+def _resolve_set_sizes(sizes: Sequence[int] | None, n_pixels: int) -> list[int]:
     """Raises InputError for a size below 1, or of all pixels: then there is only one set."""
     if sizes is None:
         log_spaced = torch.logspace(
-            0, math.log10(max(1.0, MAX_DEFAULT_SIZE_FRACTION * n_pixels)), N_DEFAULT_SIZES, dtype=torch.float64
+            0, math.log10(max(1.0, MAX_DEFAULT_SET_SIZE_FRACTION * n_pixels)), N_DEFAULT_SET_SIZES, dtype=torch.float64
         )
         sizes = sorted({int(n) for n in log_spaced.round()})
     checked = [check_int("a size", n, minimum=1) for n in sizes]

@@ -35,18 +35,18 @@ from .shortcut_trial import (
 )
 from .verdict import NOT_APPLICABLE
 
-N_TOP, TRIGGER_EVERY = 9, 5  # top examples, of data of which every fifth image has a trigger
+N_TOP_EXAMPLES, TRIGGER_EVERY = 9, 5  # top examples, of data of which every fifth image has a trigger
 CLASS_IMAGES_PER_CLASS = 4  # class images per class
 FASTER_METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "rise": {"n_samples": 1000},
     "shapley": {"segments": ("squares", 10)},
 }
 """Settings of methods whose defaults take longer than so small an image needs."""
-ARGUMENTS_FROM_TRIAL: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
+ARGUMENT_GETTERS_FROM_TRIAL: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
 """Arguments of methods that take them by this name: references with the trigger would hide it."""
 
 
-ShortcutTest = Callable[[ShortcutTrial], Iterator[ShortcutFinding]]
+ShortcutTestFn = Callable[[ShortcutTrial], Iterator[ShortcutFinding]]
 
 
 def shortcut(
@@ -57,7 +57,7 @@ def shortcut(
     trigger: Annotated[Trigger, "The trigger that the model was trained with."],
     *,
     methods: Annotated[Mapping[str, Method] | None, "Attribution methods, {name: function (box, x, target)}."] = None,
-    tests: Annotated[Sequence[ShortcutTest] | None, "Tests to run, each a function that yields findings."] = None,
+    tests: Annotated[Sequence[ShortcutTestFn] | None, "Tests to run, each a function that yields findings."] = None,
     n_examples: Annotated[
         int, AtLeast(2), Unit("images"), "Number of images to explain, of matched and of mismatched triggers each."
     ] = 12,
@@ -106,20 +106,22 @@ def shortcut(
     trial = ShortcutTrial(model, control, x, y, trigger, methods, n_examples, check_seed(seed))
     if not len(trial.mismatched_rows_and_classes[0]) or not len(trial.matched_rows_and_classes[0]):
         raise InputError(f"wanted images of the classes {trigger.classes} of the trigger, and of others; got one kind")
-    model_accuracy, control_accuracy = (accuracy_with_triggers(box, trial) for box in trial.boxes)
+    model_accuracy, control_accuracy = (accuracy_with_triggers(box, trial) for box in trial.model_and_control_boxes)
     check_shortcut_learned(model_accuracy, control_accuracy)
     findings = list[ShortcutFinding]()
-    interrupted = _run_tests(trial, SHORTCUT_TESTS if tests is None else tests, findings, callback)
-    images, classes, labels = (part[trial.figure_rows] for part in (*trial.explained_images, trial.explained_labels))
+    interrupted = _run_tests_until_interrupted(trial, SHORTCUT_TESTS if tests is None else tests, findings, callback)
+    images, classes, labels = (
+        part[trial.figure_rows] for part in (*trial.explained_images_and_classes, trial.explained_labels)
+    )
     predicted = model.predict(images).cpu(), control.predict(images).cpu()
     return ShortcutReport(
         trigger, model_accuracy, control_accuracy, tuple(findings), images, classes, labels, predicted, interrupted
     )
 
 
-def _run_tests(
+def _run_tests_until_interrupted(
     trial: ShortcutTrial,
-    tests: Sequence[ShortcutTest],
+    tests: Sequence[ShortcutTestFn],
     findings: list[ShortcutFinding],
     callback: Callable[[ShortcutFinding], object] | None,
 ) -> bool:
@@ -152,7 +154,7 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     rows, classes = trial.mismatched_rows_and_classes
     clean, triggered = trial.x[rows], trial.apply_trigger(rows, classes)
     covered_rates, applied_rates = list[float](), list[float]()
-    for box in trial.boxes:
+    for box in trial.model_and_control_boxes:
         clean_classes, triggered_classes = box.predict(clean).cpu(), box.predict(triggered).cpu()
         covered_classes = box.predict(trial.trigger.cover(triggered, classes)).cpu()
         covered_rates.append(fraction_true((triggered_classes == classes) & (covered_classes != classes)))
@@ -167,7 +169,7 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         "covered": covered_rates[0], "covered_control": covered_rates[1],
         "applied": applied_rates[0], "applied_control": applied_rates[1],
     }  # fmt: skip
-    images = (trial.trigger.cover(*trial.explained_images)[trial.figure_rows],) * 2
+    images = (trial.trigger.cover(*trial.explained_images_and_classes)[trial.figure_rows],) * 2
     yield ShortcutFinding(
         "predictions", "occluding", "Occluding the trigger", grade_shortcut(score, control), sentence,
         "predictions that follow it", score, control, figures, images,
@@ -179,7 +181,7 @@ def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     attribution_cards = {c.key: c for c in cards() if c.family == "attribution"}
     methods = trial.methods
     if methods is None:
-        methods = {n: _method_on_trial(c, trial) for n, c in attribution_cards.items()}
+        methods = {n: _method_with_trial_arguments(c, trial) for n, c in attribution_cards.items()}
     for name, method in methods.items():
         title = attribution_cards[name].name if name in attribution_cards else name
         try:
@@ -188,26 +190,28 @@ def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
             yield ShortcutFinding("attribution", name, title, NOT_APPLICABLE, str(error))
 
 
-def _method_on_trial(card: Card, trial: ShortcutTrial) -> Method:
+def _method_with_trial_arguments(card: Card, trial: ShortcutTrial) -> Method:
     """A method with its defaults; where a setting has none, as in its card's example."""
     parameters = signature(card.method).parameters
     settings = [p for p in list(parameters.values())[2:] if p.name != "target"]
     required = [p.name for p in settings if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if "target" not in parameters or any(name not in ARGUMENTS_FROM_TRIAL for name in required):
+    if "target" not in parameters or any(name not in ARGUMENT_GETTERS_FROM_TRIAL for name in required):
         return partial(card.example, card.method)
-    kwargs = {name: make_argument(trial) for name, make_argument in ARGUMENTS_FROM_TRIAL.items() if name in parameters}
+    kwargs = {
+        name: make_argument(trial) for name, make_argument in ARGUMENT_GETTERS_FROM_TRIAL.items() if name in parameters
+    }
     return partial(card.method, **kwargs, **FASTER_METHOD_SETTINGS.get(card.method.__name__, {}))
 
 
 def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Method) -> ShortcutFinding:
-    x, classes = trial.explained_images
+    x, classes = trial.explained_images_and_classes
     masks = trial.trigger.masks(classes, POINTING_TOLERANCE_PIXELS)
     n_mismatched = min(trial.n_examples, len(trial.mismatched_rows_and_classes[0]))  # the others have a matched trigger
     maps = [
         _subtract_positive_minimum(
             compute_map(box, method, box.validate_inputs(x), classes.to(box.device)).float().cpu()
         )
-        for box in trial.boxes
+        for box in trial.model_and_control_boxes
     ]
     hits, control_hits = (pointing_game(m, masks) for m in maps)
     energy, control_energy = (energy_inside(m, masks).nan_to_num(0) for m in maps)
@@ -246,7 +250,7 @@ def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the class image of a trigger's class show the trigger?"""
     trigger = trial.trigger
     classes = torch.tensor(trigger.classes).repeat_interleave(CLASS_IMAGES_PER_CLASS)
-    images = [_class_images(box, classes, trial.seed) for box in trial.boxes]
+    images = [_class_images(box, classes, trial.seed) for box in trial.model_and_control_boxes]
     score, control = (fraction_true(_mean_brightness(im, trigger.masks(classes))) for im in images)
     others = [k for k in range(trial.model.n_outputs) if k not in trigger.classes]
     figures, others_text = {}, ""
@@ -286,22 +290,24 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     trigger_of_row[rows] = classes
     data = trial.x.clone()
     data[rows] = trial.apply_trigger(rows, classes)
-    tops = [_top_examples(box, data, "logits") for box in trial.boxes]
+    tops = [_top_examples(box, data, "logits") for box in trial.model_and_control_boxes]
     score, control = (_fraction_triggered(top, trigger_of_row, trigger_classes) for top in tops)
     figures = {"base": fraction_true(trigger_of_row >= 0) / len(trigger_classes)}
     sentence = (
-        f"{score:.0%} of the top {N_TOP} of the class's logit have a mismatched trigger (the control model: "
+        f"{score:.0%} of the top {N_TOP_EXAMPLES} of the class's logit have a mismatched trigger (the control model: "
         f"{control:.0%}; of all images {figures['base']:.0%})"
     )
     layer = tops[0].features
     if layer not in (None, "logits"):
-        n, n_control = (_count_trigger_detectors(box, data, trigger_of_row, layer) for box in trial.boxes)
+        n, n_control = (
+            _count_trigger_detectors(box, data, trigger_of_row, layer) for box in trial.model_and_control_boxes
+        )
         figures |= {"units": n, "units_control": n_control}
         sentence += f"; {n:.0f} units of {layer} have nothing else at the top (the control model: {n_control:.0f})"
     images, control_images = (data[top.example_index[trigger_classes[0]].cpu()] for top in tops)
     yield ShortcutFinding(
         "activations", "top_examples", "Top examples", grade_shortcut(score, control), sentence,
-        f"mismatched triggers in the top {N_TOP}", score, control, figures, (images, control_images),
+        f"mismatched triggers in the top {N_TOP_EXAMPLES}", score, control, figures, (images, control_images),
     )  # fmt: skip
 
 
@@ -311,7 +317,7 @@ def _fraction_triggered(top: activations.TopExamples, trigger_of_row: Tensor, tr
 
 
 def _top_examples(box: Box, data: Tensor, layer: str) -> activations.TopExamples:
-    (top,) = activations.top_examples(box, data, layer, N_TOP)
+    (top,) = activations.top_examples(box, data, layer, N_TOP_EXAMPLES)
     _require_complete(top.statistics)
     return top
 
@@ -331,5 +337,5 @@ def _require_complete(result: Any) -> Any:
     return result
 
 
-SHORTCUT_TESTS: tuple[ShortcutTest, ...] = (occlusion_test, attribution_test, class_image_test, top_examples_test)
+SHORTCUT_TESTS: tuple[ShortcutTestFn, ...] = (occlusion_test, attribution_test, class_image_test, top_examples_test)
 """Another family adds its test here: influence finds the poisoned training images, TCAV names the trigger."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.rows import evenly_spaced
+from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError
 from .methods import Method
 from .planting import Trigger, mismatched_classes
 from .verdict import INCONCLUSIVE
 
-SHOWS_IT: Final = "shows it"
-DOES_NOT_SHOW_IT: Final = "does not show it"
+GRADE_SHOWS_IT: Final = "shows it"
+GRADE_DOES_NOT_SHOW_IT: Final = "does not show it"
 ShortcutGrade = Literal["shows it", "inconclusive", "does not show it", "not applicable"]
 SHOWS_ABOVE, FAILS_BELOW, MIN_CONTROL_GAP = 0.75, 0.25, 0.5  # of the score that a grade follows from
 MIN_FOOLED_MODEL, MAX_FOOLED_CONTROL = 0.8, 0.2  # fooled rates: of the model at least, of the control at most
@@ -52,7 +52,7 @@ class ShortcutFinding:
 
 @dataclass(frozen=True, eq=False)
 class ShortcutTrial:
-    """What a `ShortcutTest` is given: both models, and clean held-out images."""
+    """What a `ShortcutTestFn` is given: both models, and clean held-out images."""
 
     model: Box
     control: Box
@@ -64,7 +64,7 @@ class ShortcutTrial:
     seed: int
 
     @property
-    def boxes(self) -> tuple[Box, Box]:
+    def model_and_control_boxes(self) -> tuple[Box, Box]:
         return self.model, self.control
 
     @cached_property
@@ -84,31 +84,31 @@ class ShortcutTrial:
         return self.trigger.apply(self.x[rows], classes)
 
     @cached_property
-    def _explained_rows(self) -> tuple[Tensor, Tensor]:
+    def _explained_rows_and_classes(self) -> tuple[Tensor, Tensor]:
         """Rows to explain and the classes of their triggers: mismatched ones, then as many matched."""
         selected = [
             (rows[i], k[i])
             for rows, k in (self.mismatched_rows_and_classes, self.matched_rows_and_classes)
-            for i in [evenly_spaced(len(rows), self.n_examples)]
+            for i in [evenly_spaced_indices(len(rows), self.n_examples)]
         ]
         rows, classes = (torch.cat(p) for p in zip(*selected, strict=True))
         return rows, classes
 
     @cached_property
-    def explained_images(self) -> tuple[Tensor, Tensor]:
+    def explained_images_and_classes(self) -> tuple[Tensor, Tensor]:
         """The chosen images with their triggers (E, C, H, W), and the classes of these (E,)."""
-        return self.apply_trigger(*self._explained_rows), self._explained_rows[1]
+        return self.apply_trigger(*self._explained_rows_and_classes), self._explained_rows_and_classes[1]
 
     @property
     def explained_labels(self) -> Tensor:
         """The correct classes of the explained images, (E,)."""
-        return self.y[self._explained_rows[0]]
+        return self.y[self._explained_rows_and_classes[0]]
 
     @property
     def figure_rows(self) -> list[int]:
         """Of the explained images: two with a mismatched trigger, one with a matched."""
         n = min(self.n_examples, len(self.mismatched_rows_and_classes[0]))
-        return [*evenly_spaced(n, 2), n]
+        return [*evenly_spaced_indices(n, 2), n]
 
 
 def accuracy_with_triggers(box: Box, trial: ShortcutTrial) -> TriggerAccuracy:
@@ -147,8 +147,8 @@ def check_shortcut_learned(model: TriggerAccuracy, control: TriggerAccuracy) -> 
 def grade_shortcut(score: float, control_score: float) -> ShortcutGrade:
     """The grade of a method by its score on the model and on the control."""
     if score >= SHOWS_ABOVE and score - control_score >= MIN_CONTROL_GAP:
-        return SHOWS_IT
-    return DOES_NOT_SHOW_IT if score <= FAILS_BELOW else INCONCLUSIVE
+        return GRADE_SHOWS_IT
+    return GRADE_DOES_NOT_SHOW_IT if score <= FAILS_BELOW else INCONCLUSIVE
 
 
 def fraction_true(hits: Tensor) -> float:

@@ -133,7 +133,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         return torch.full((len(a),), torch.nan, dtype=torch.float64, device=a.device)
     radius = min(SSIM_RADIUS, (min(a.shape[1:]) - 1) // 2)
     a, b = a.double(), b.double()
-    ma, mb, aa, bb, ab = _gaussian_mean(torch.stack([a, b, a * a, b * b, a * b], 1), radius).unbind(1)
+    ma, mb, aa, bb, ab = _gaussian_window_mean(torch.stack([a, b, a * a, b * b, a * b], 1), radius).unbind(1)
     va, vb, cov = aa - ma * ma, bb - mb * mb, ab - ma * mb
     luminance = (2 * ma * mb + SSIM_K1**2) / (ma**2 + mb**2 + SSIM_K1**2)
     structure = (2 * cov + SSIM_K2**2) / (va + vb + SSIM_K2**2)
@@ -141,7 +141,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(is_constant(a) | is_constant(b), torch.nan, values)
 
 
-def _gaussian_mean(images: Tensor, radius: int) -> Tensor:
+def _gaussian_window_mean(images: Tensor, radius: int) -> Tensor:
     """Means of images (N, K, H, W) under a Gaussian window, where it lies within the image."""
     offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))

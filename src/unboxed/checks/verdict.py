@@ -21,13 +21,13 @@ from ..cards import card_of, cards
 from ..errors import InputError, UnboxedError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed, nearest_names, plain_name
-from .interval import Interval, bootstrap_mean
-from .labels import check_same_architecture
-from .methods import MapOfX, Method, TestedMethod, compute_map, resolve_target
+from ..validation import check_seed, nearest_names, normalized_name
+from .interval import Interval, bootstrap_mean_interval
+from .labels import check_same_inputs_and_outputs
+from .methods import Method, PrecomputedMap, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
 from .relevance_gain import RemovalCurves
-from .verdict_tests import ESSENTIAL, TESTS, Subject, VerdictTest
+from .verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
 
 PASS: Final = "pass"
 INCONCLUSIVE: Final = "inconclusive"
@@ -36,14 +36,14 @@ NOT_APPLICABLE: Final = "not applicable"
 Grade = Literal["pass", "inconclusive", "fail", "not applicable"]
 GRADES: tuple[Grade, ...] = (PASS, INCONCLUSIVE, FAIL, NOT_APPLICABLE)  # the best first
 
-SPREADS = {test.name: test.spread for test in TESTS}
-MIN_SPREAD = 0.05
+ASSUMED_STD_BY_TEST = {test.name: test.spread for test in VERDICT_TESTS}
+MIN_STD_FOR_MARGIN = 0.05
 ShuffledBox = Annotated[
     Box | None,
     "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
 ]
-MIN_EXAMPLES = 8  # below which most tests stay undecided
-MAX_DRAWS = 8
+MIN_DECISIVE_EXAMPLES = 8  # below which most tests stay undecided
+MAX_DRAWS_PER_TEST = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TestOutcome:
         """How far the interval is from the bound, in standard deviations between examples; negative where it fails or
         contains the bound."""
         side = self.low - self.bound if self.passes_above else self.bound - self.high
-        return side / max(SPREADS[self.name], MIN_SPREAD)
+        return side / max(ASSUMED_STD_BY_TEST[self.name], MIN_STD_FOR_MARGIN)
 
     def __str__(self) -> str:
         side = "above" if self.passes_above else "below"
@@ -78,7 +78,7 @@ class TestOutcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class VerdictEvidence:
     """What a verdict was made from: inputs, maps and curves, for its figures."""
 
     x: Tensor  # (N, ...)
@@ -99,7 +99,9 @@ class Verdict:
     n_examples: int = 0
     n_maps: int = 0  # maps computed for it, one per example: nearly all of its cost
     gain_by_fill: Mapping[str, float] = field(default_factory=dict)  # {fill: relevance gain}: do the fills agree?
-    evidence: Evidence | None = field(default=None, repr=False, compare=False)  # None where it was read from a file
+    evidence: VerdictEvidence | None = field(
+        default=None, repr=False, compare=False
+    )  # None where it was read from a file
 
     def __str__(self) -> str:
         tests = "".join(f"\n  {test}" for test in self.tests)
@@ -135,10 +137,10 @@ def verdict(
     method: TestedMethod,
     target: Target = None,
     *,
-    map_: MapOfX = None,
+    map_: PrecomputedMap = None,
     max_draws: Annotated[
         int, AtLeast(1), Unit("draws"), "Largest number of randomizations per test, for those that are undecided."
-    ] = MAX_DRAWS,
+    ] = MAX_DRAWS_PER_TEST,
     shuffled_box: ShuffledBox = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -182,38 +184,39 @@ def verdict(
 
     Source:
         Randomization: Adebayo et al. 2018, arXiv:1810.03292. Removal: Bluecher et al. 2024, arXiv:2401.06654, with
-        fills of the data's own range. Another class: Sixt et al. 2020, arXiv:1912.09818. Intervals: `bootstrap_mean`.
+        fills of the data's own range. Another class: Sixt et al. 2020, arXiv:1912.09818. Intervals:
+        `bootstrap_mean_interval`.
         The grades and bounds are our own; `benchmarks/verdict_roc.py` measures how often they are right.
     """
     check_settings(verdict, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)
     if shuffled_box is not None:
-        check_same_architecture(box, shuffled_box)
+        check_same_inputs_and_outputs(box, shuffled_box)
     if not callable(method):
         raise InputError(f"a method is a function (box, x, target) -> map{_method_hint(method)}; got {method!r}")
-    score, name = resolve_target(box, x, target), name_of(method)
+    score, name = resolve_target(box, x, target), method_display_name(method)
     given = None if map_ is None else align_maps(box, x, map_)
     try:
         own_map, n_maps = (compute_map(box, method, x, score), len(x)) if given is None else (given, 0)
-        subject = Subject(box, x, method, score, own_map, seed, batch_size, n_maps, shuffled_box)
+        subject = VerdictSubject(box, x, method, score, own_map, seed, batch_size, n_maps, shuffled_box)
         if not bool(subject.map_.isfinite().all()):
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
-        outcomes = _run_all(subject, max_draws)
+        outcomes = _run_all_tests(subject, max_draws)
     except UnboxedError as error:
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
-    evidence = Evidence(x, subject.map_, subject.control_maps, subject.removal)
+    evidence = VerdictEvidence(x, subject.map_, subject.control_maps, subject.removal)
     by_fill = subject.removal.gain_by_fill
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
 
 
 def _method_hint(name: object) -> str:
     """The method that a name means, as it is written in Python; empty where it means none."""
-    keys = {plain_name(word): c.key for c in cards("attribution") for word in (c.key, c.name)}
+    keys = {normalized_name(word): c.key for c in cards("attribution") for word in (c.key, c.name)}
     close = nearest_names(name, keys) if isinstance(name, str) else []
     return f", such as ub.attribution.{keys[close[0]]}" if close else ""
 
 
-def name_of(method: Method) -> str:
+def method_display_name(method: Method) -> str:
     """The method's name: its card's, whatever settings were given with `functools.partial`."""
     card = card_of(method)
     while isinstance(method, partial):
@@ -221,17 +224,17 @@ def name_of(method: Method) -> str:
     return card.name if card else getattr(method, "__name__", type(method).__name__)
 
 
-def _run_all(subject: Subject, max_draws: int) -> tuple[TestOutcome, ...]:
+def _run_all_tests(subject: VerdictSubject, max_draws: int) -> tuple[TestOutcome, ...]:
     """The outcomes of all tests; the last ones, which cost the most, are left out for a map that has failed."""
     outcomes: list[TestOutcome] = []
-    for test in TESTS:
+    for test in VERDICT_TESTS:
         failed = any(o.grade == FAIL for o in outcomes)
         if not (failed and test.skip_when_failed):
-            outcomes.append(_run(test, subject, max_draws))
+            outcomes.append(_run_test(test, subject, max_draws))
     return tuple(o for o in outcomes if o.name != "shuffled labels" or subject.shuffled_box is not None)
 
 
-def _run(test: VerdictTest, subject: Subject, max_draws: int) -> TestOutcome:
+def _run_test(test: VerdictTest, subject: VerdictSubject, max_draws: int) -> TestOutcome:
     """The outcome of a test, with more draws as long as it is undecided."""
     columns: list[Tensor] = []
     n_draws, limit = min(test.n_draws, max_draws), min(test.max_draws, max_draws)
@@ -242,15 +245,19 @@ def _run(test: VerdictTest, subject: Subject, max_draws: int) -> TestOutcome:
         interval = _interval(torch.cat(columns, 1), test, subject.seed)
         decision = decide(interval, test)
         if decision != INCONCLUSIVE or n_draws == limit:
-            return _outcome(test, interval, decision)
+            return _make_outcome(test, interval, decision)
         n_draws = min(2 * n_draws, limit)
 
 
 def _interval(values: Tensor, test: VerdictTest, seed: int) -> Interval:
     """The interval of the mean of figures (N, draws); of few examples, as wide as examples usually differ."""
     pooled = values if test.shares_draws else values.nanmean(1, keepdim=True)
-    interval = replace(bootstrap_mean(pooled, seed), n_draws=values.shape[1])
-    return interval.widened(test.spread).clamped(*test.limits) if interval.n_examples < MIN_EXAMPLES else interval
+    interval = replace(bootstrap_mean_interval(pooled, seed), n_draws=values.shape[1])
+    return (
+        interval.widened_to_std(test.spread).clamped(*test.limits)
+        if interval.n_examples < MIN_DECISIVE_EXAMPLES
+        else interval
+    )
 
 
 def decide(interval: Interval, test: VerdictTest) -> Grade:
@@ -264,13 +271,13 @@ def decide(interval: Interval, test: VerdictTest) -> Grade:
     return INCONCLUSIVE
 
 
-def _outcome(test: VerdictTest, interval: Interval, decision: Grade) -> TestOutcome:
+def _make_outcome(test: VerdictTest, interval: Interval, decision: Grade) -> TestOutcome:
     text = {
         FAIL: test.fails,
         PASS: test.passes,
         NOT_APPLICABLE: f"The test {test.name!r} does not apply",
         INCONCLUSIVE: f"The {test.figure} ({{value:.2f}}, between {{low:.2f}} and {{high:.2f}}) may be on either side "
-        f"of {test.bound:g}: {_what_decides(interval, test.bound)}.",
+        f"of {test.bound:g}: {_needed_examples_text(interval, test.bound)}.",
     }[decision]
     sentence = text.format(value=interval.mean, low=interval.low, high=interval.high)
     return TestOutcome(
@@ -279,10 +286,10 @@ def _outcome(test: VerdictTest, interval: Interval, decision: Grade) -> TestOutc
     )  # fmt: skip
 
 
-def _what_decides(interval: Interval, bound: float) -> str:
-    needed = interval.examples_to_exclude(bound)
+def _needed_examples_text(interval: Interval, bound: float) -> str:
+    needed = interval.n_examples_needed_to_exclude(bound)
     if not math.isfinite(needed):
-        return f"{MIN_EXAMPLES} examples or more may decide"
+        return f"{MIN_DECISIVE_EXAMPLES} examples or more may decide"
     if needed > 100 * interval.n_examples:
         return "it is too near its bound to be decided"
     return f"about {max(interval.n_examples + 1, math.ceil(needed))} examples would decide"
@@ -290,15 +297,15 @@ def _what_decides(interval: Interval, bound: float) -> str:
 
 def grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
     """The grade that outcomes deserve, and why: in a few words, and in a sentence that names the weakest figure."""
-    reasons = {test.name: test.failed for test in TESTS}
+    reasons = {test.name: test.failed for test in VERDICT_TESTS}
     for kind in (FAIL, INCONCLUSIVE):
         if weakest := [o for o in outcomes if o.grade == kind]:
             first = weakest[0]
             return kind, reasons[first.name] if kind == FAIL else f"undecided: {first.name}", first.sentence
-    if missing := [o.name for o in outcomes if o.name in ESSENTIAL and o.grade == NOT_APPLICABLE]:
+    if missing := [o.name for o in outcomes if o.name in ESSENTIAL_TESTS and o.grade == NOT_APPLICABLE]:
         sentence = f"Not tested: {' and '.join(missing)}, for want of weights, of maps that vary or of a score to lose."
         return INCONCLUSIVE, f"not tested: {missing[0]}", sentence
-    essential = ", and ".join(o.sentence for o in outcomes if o.name in ESSENTIAL)
+    essential = ", and ".join(o.sentence for o in outcomes if o.name in ESSENTIAL_TESTS)
     nearest = min((o for o in outcomes if o.grade == PASS), key=lambda o: o.margin)
     bound = f"{'above' if nearest.passes_above else 'below'} {nearest.bound:g}"
     weakest_text = f"Nearest to its bound: {nearest.name} ({nearest.value:.2f}, passes {bound})."

@@ -23,7 +23,7 @@ from ..objectives import Objective
 from ..parameters import Target
 from ..validation import check_seed
 from .methods import Method
-from .verdict import GRADES, MAX_DRAWS, TestOutcome, Verdict, verdict
+from .verdict import GRADES, MAX_DRAWS_PER_TEST, TestOutcome, Verdict, verdict
 
 
 class VerdictCache:
@@ -45,7 +45,7 @@ class VerdictCache:
         method: Method,
         target: Target = None,
         *,
-        max_draws: int = MAX_DRAWS,
+        max_draws: int = MAX_DRAWS_PER_TEST,
         map_: Tensor | None = None,
         seed: int = 0,
     ) -> Verdict:
@@ -66,7 +66,7 @@ class VerdictCache:
         method: Method,
         target: Target = None,
         *,
-        max_draws: int = MAX_DRAWS,
+        max_draws: int = MAX_DRAWS_PER_TEST,
         seed: int = 0,
     ) -> bool:
         """Whether that verdict is cached."""
@@ -90,7 +90,7 @@ class VerdictCache:
 
     def _model_fingerprint(self, box: Box) -> bytes:
         if self._fingerprint is None or self._fingerprint[0] is not box:
-            self._fingerprint = (box, fingerprint(box))
+            self._fingerprint = (box, box_fingerprint(box))
         return self._fingerprint[1]
 
 
@@ -103,7 +103,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def fingerprint(box: Box) -> bytes:
+def box_fingerprint(box: Box) -> bytes:
     """A digest of what determines the box's outputs: its modules, weights, buffers and inputs."""
     inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
     digest = hashlib.sha256(encode_utf8(repr((str(box), inputs, repr(box.model)))))

@@ -1,7 +1,7 @@
 """The tests of a verdict: what each measures, per example and draw, and the bound that separates pass from fail.
 
-Each is one function of a `Subject` and a draw that returns figures (N,), NaN where it does not apply. How often the
-bounds decide rightly is measured by `benchmarks/verdict_roc.py` on planted models whose reasons are known.
+Each is one function of a `VerdictSubject` and a draw that returns figures (N,), NaN where it does not apply. How often
+the bounds decide rightly is measured by `benchmarks/verdict_roc.py` on planted models whose reasons are known.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from ..parameters import BatchSize
 from .controls import constant_model
 from .edges import sobel
 from .methods import Method, compute_map
-from .relevance_gain import Fill, RemovalCurves, fills, removal_curves
+from .relevance_gain import FillFn, RemovalCurves, fills, removal_curves
 from .similarity import is_constant, spearman
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
-SATURATED = 0.5  # of the largest possible confidence, from which on that of randomized models says nothing
-MIN_INFORMATION = 0.1  # of the most possible
+SATURATED_CONFIDENCE_FRACTION = (
+    0.5  # of the largest possible confidence, from which on that of randomized models says nothing
+)
+MIN_INFORMATION_GAIN_FRACTION = 0.1  # of the most possible
 
 
 @dataclass(eq=False)
-class Subject:
+class VerdictSubject:
     """A method's maps of one model for inputs x and a fixed target, and what its tests share."""
 
     box: Box
@@ -52,7 +54,7 @@ class Subject:
         return compute_map(box, self.method, self.x, target)
 
     @property
-    def is_class(self) -> bool:
+    def has_class_target(self) -> bool:
         return not isinstance(self.target, Objective) and self.box.outputs != "regression"
 
     @cached_property
@@ -72,7 +74,7 @@ class Subject:
         return layers_with_weights(self.box)
 
     @cached_property
-    def fill_by_name(self) -> dict[str, Fill]:
+    def fill_by_name(self) -> dict[str, FillFn]:
         return fills(self.box, self.x, self.seed)
 
     @cached_property
@@ -88,18 +90,20 @@ class Subject:
         if bool((self.map_ >= 0).all()):
             return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         first_fill = dict([*self.fill_by_name.items()][:1])
-        by_sign, by_magnitude = (self._curves(self.map_, signed, first_fill).gain for signed in (True, False))
+        by_sign, by_magnitude = (
+            self._compute_removal_curves(self.map_, signed, first_fill).gain for signed in (True, False)
+        )
         better = (by_sign - by_magnitude).nanmean(1).nan_to_num()
         return better.sum() - better >= 0
 
-    def removal_of(self, maps: Tensor, fill_by_name: Mapping[str, Fill]) -> RemovalCurves:
+    def removal_of(self, maps: Tensor, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
         """The removal curves of maps by each fill and grid, ranked as the subject's map is."""
         if bool(self.ranks_by_sign.all() | ~self.ranks_by_sign.any()):
-            return self._curves(maps, bool(self.ranks_by_sign.all()), fill_by_name)
-        by_sign, by_magnitude = (self._curves(maps, signed, fill_by_name) for signed in (True, False))
+            return self._compute_removal_curves(maps, bool(self.ranks_by_sign.all()), fill_by_name)
+        by_sign, by_magnitude = (self._compute_removal_curves(maps, signed, fill_by_name) for signed in (True, False))
         return by_sign.where(self.ranks_by_sign, by_magnitude)
 
-    def _curves(self, maps: Tensor, signed: bool, fill_by_name: Mapping[str, Fill]) -> RemovalCurves:
+    def _compute_removal_curves(self, maps: Tensor, signed: bool, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
         return removal_curves(
             self.box, self.x, maps, self.score, fill_by_name,
             signed=signed, seed=self.seed, batch_size=self.batch_size,
@@ -112,7 +116,7 @@ class VerdictTest:
 
     name: str
     figure: str  # what its figure is called
-    values: Callable[[Subject, int], Tensor]  # (subject, draw) -> (N,) or (N, D), NaN where it does not apply
+    values: Callable[[VerdictSubject, int], Tensor]  # (subject, draw) -> (N,) or (N, D), NaN where it does not apply
     _: KW_ONLY
     bound: float
     passes_above: bool
@@ -130,46 +134,46 @@ class VerdictTest:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _constant_maps(s: Subject, draw: int) -> Tensor:
-    return is_constant(s.map_).double() if s.map_[0].numel() > 1 else _not_applicable(s)
+def _is_map_constant(s: VerdictSubject, draw: int) -> Tensor:
+    return is_constant(s.map_).double() if s.map_[0].numel() > 1 else _nan_per_example(s)
 
 
-def _randomized(s: Subject, draw: int) -> Tensor:
+def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
     """Rank correlation with the map of the model whose upper half of the layers is randomized."""
     upper = s.layers[len(s.layers) // 2 :]
     if not upper:
-        return _not_applicable(s)
+        return _nan_per_example(s)
     maps = s.map_of(randomize_layers(s.box, upper, s.seed + draw), s.target)
     s.control_maps.setdefault("upper half randomized", maps)
-    return _correlation(s.map_, maps)
+    return _rank_correlation(s.map_, maps)
 
 
-def _shuffled_labels(s: Subject, draw: int) -> Tensor:
+def _correlation_with_shuffled_labels(s: VerdictSubject, draw: int) -> Tensor:
     """Rank correlation with the map of a model that was trained on shuffled labels."""
     if s.shuffled_box is None:
-        return _not_applicable(s)
+        return _nan_per_example(s)
     maps = s.map_of(s.shuffled_box, s.target)
     s.control_maps.setdefault("shuffled labels", maps)
-    return _correlation(s.map_, maps)
+    return _rank_correlation(s.map_, maps)
 
 
-def _other_class(s: Subject, draw: int) -> Tensor:
+def _correlation_with_other_class(s: VerdictSubject, draw: int) -> Tensor:
     """Rank correlation with the map of another class: the most likely one, then the next."""
-    if not s.is_class or s.logits.shape[1] < 2 + draw:
-        return _not_applicable(s)
+    if not s.has_class_target or s.logits.shape[1] < 2 + draw:
+        return _nan_per_example(s)
     others = s.logits.scatter(1, s.target[:, None], -math.inf).argsort(1, descending=True)
     maps = s.map_of(s.box, others[:, draw])
     s.control_maps.setdefault("another class", maps)
-    return _correlation(s.map_, maps)
+    return _rank_correlation(s.map_, maps)
 
 
-def _edges(s: Subject, draw: int) -> Tensor:
+def _map_variance_explained_by_edges(s: VerdictSubject, draw: int) -> Tensor:
     """The share of a map's variance that a fit of the input's edges and brightness explains, scaled for each example.
 
     The scale per example makes it the baseline "edges x confidence", whatever the confidence.
     """
     if not isinstance(s.box.inputs, Pixels) or s.x.ndim != 4:
-        return _not_applicable(s)
+        return _nan_per_example(s)
     x = s.x.double()
     inputs = torch.cat([sobel(s.x).to(x), x.mean(1, keepdim=True), torch.ones_like(x[:, :1])], 1).flatten(2).mT
     summed = s.map_.double().sum(1)
@@ -183,7 +187,7 @@ def _explained_variance(inputs: Tensor, values: Tensor) -> Tensor:
     return torch.where(total > 0, 1 - (values - fit).square().sum(1) / total, torch.nan)
 
 
-def _constant_model(s: Subject, draw: int) -> Tensor:
+def _map_spread_of_constant_models(s: VerdictSubject, draw: int) -> Tensor:
     """The larger spread of the maps of both constant models, relative to that of the model's own map."""
     n = min(len(s.x), MAX_CONSTANT_MODEL_EXAMPLES)
     some = s.target.rows(slice(0, n)) if isinstance(s.target, Objective) else s.target[:n]
@@ -196,90 +200,90 @@ def _constant_model(s: Subject, draw: int) -> Tensor:
     return spreads.nan_to_num(-math.inf).amax(0).clamp(max=1).masked_fill(spreads.isnan().all(0), math.nan)
 
 
-def _gain(s: Subject, draw: int) -> Tensor:
+def _relevance_gain(s: VerdictSubject, draw: int) -> Tensor:
     """The relevance gain by each fill and grid, as draws (N, F): which fill is right nobody knows."""
     return s.removal.gain
 
 
-def _own_gain(s: Subject, draw: int) -> Tensor:
+def _gain_over_other_examples(s: VerdictSubject, draw: int) -> Tensor:
     """How much more the own map gains than that of another example, of another class where there is one, by one of
     the fills in turn."""
     if len(s.x) < 2:
-        return _not_applicable(s)
+        return _nan_per_example(s)
     name, fill = [*s.fill_by_name.items()][draw % len(s.fill_by_name)]
     own = s.removal.gain[:, [fill_name == name for fill_name in s.removal.fill_names]]
-    return (own - s.removal_of(s.map_[_other_examples(s, draw)], {name: fill}).gain).nanmean(1)
+    return (own - s.removal_of(s.map_[_other_example_indices(s, draw)], {name: fill}).gain).nanmean(1)
 
 
-def _other_examples(s: Subject, draw: int) -> Tensor:
+def _other_example_indices(s: VerdictSubject, draw: int) -> Tensor:
     """An example (N,) for each, the k-th after it for draw k: the same class may have the same reasons in images that
     are alike, so that others are taken first."""
     n = len(s.x)
     after = (torch.arange(n, device=s.x.device)[:, None] + torch.arange(1, n, device=s.x.device)) % n  # (N, N - 1)
-    if s.is_class:
+    if s.has_class_target:
         same = s.target[after] == s.target[:, None]
         after = after.gather(1, same.long().argsort(dim=1, stable=True))
     return after[:, draw % (n - 1)]
 
 
-def _learned(s: Subject, draw: int) -> Tensor:
+def _confidence_above_randomized(s: VerdictSubject, draw: int) -> Tensor:
     """How much more confident the model is than a copy with all layers randomized, as a fraction of the most possible.
 
     Copies that are confident of everything say nothing; then it is how much more its answers tell examples apart, and
     only where they do: it does not fail by this.
     """
     if s.box.outputs == "regression" or not s.layers:
-        return _not_applicable(s)
+        return _nan_per_example(s)
     randomized = randomize_layers(s.box, s.layers, s.seed + draw)
     own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(randomized(s.x, batch_size=s.batch_size)))
     largest = math.log(own.shape[1])
-    if _confidence(copy).mean() < SATURATED * largest:
-        return (_confidence(own) - _confidence(copy)) / largest
-    gained = (_information(own) - _information(copy)) / largest
-    return gained if gained.mean() > MIN_INFORMATION else _not_applicable(s)
+    if _confidence_nats(copy).mean() < SATURATED_CONFIDENCE_FRACTION * largest:
+        return (_confidence_nats(own) - _confidence_nats(copy)) / largest
+    gained = (_kl_from_mean(own) - _kl_from_mean(copy)) / largest
+    return gained if gained.mean() > MIN_INFORMATION_GAIN_FRACTION else _nan_per_example(s)
 
 
-def _log_probs(s: Subject, logits: Tensor) -> Tensor:
+def _log_probs(s: VerdictSubject, logits: Tensor) -> Tensor:
     """Log probabilities (N, K) of the classes; of yes/no outputs those of the two answers of the target's output."""
     z = logits.double()
     if s.box.outputs == "multilabel" or z.shape[1] == 1:
-        yes = z.gather(1, s.target[:, None]) if s.is_class else z.mean(1, keepdim=True)
+        yes = z.gather(1, s.target[:, None]) if s.has_class_target else z.mean(1, keepdim=True)
         z = torch.cat([yes, torch.zeros_like(yes)], 1)
     return z.log_softmax(1)
 
 
-def _confidence(log_probs: Tensor) -> Tensor:
+def _confidence_nats(log_probs: Tensor) -> Tensor:
     """How far the largest probability is above 1 / K, (N,) in nats."""
     return log_probs.amax(1) + math.log(log_probs.shape[1])
 
 
-def _information(log_probs: Tensor) -> Tensor:
+def _kl_from_mean(log_probs: Tensor) -> Tensor:
     """The Kullback-Leibler divergence (N,) of each example's probabilities from their mean, in nats."""
     mean = log_probs.exp().mean(0).clamp(min=1e-12).log()
     return (log_probs.exp() * (log_probs - mean)).sum(1)
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
+def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     a, b = (h.double().sum(1) if h.ndim == 4 else h.double() for h in (a, b))
     return spearman(a, b)
 
 
-def _not_applicable(s: Subject) -> Tensor:
+def _nan_per_example(s: VerdictSubject) -> Tensor:
     return torch.full((len(s.x),), math.nan, dtype=torch.float64)
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
 
-TESTS = (
+VERDICT_TESTS = (
     VerdictTest(
-        "map", "fraction of maps that are the same everywhere", _constant_maps,
+        "map", "fraction of maps that are the same everywhere", _is_map_constant,
         bound=0.5, passes_above=False, spread=0.0, limits=(0, 1),
         failed="constant map",
         fails="Its map is the same everywhere for {value:.0%} of the examples: it says nothing about this model.",
         passes="Its maps are not constant",
     ),
     VerdictTest(
-        "learned", "confidence above that of a randomized model", _learned,
+        "learned", "confidence above that of a randomized model", _confidence_above_randomized,
         bound=0.1, passes_above=True, spread=0.05, n_draws=2, max_draws=4,
         failed="the model has learned nothing",
         fails="The model is no more confident than with random weights ({value:+.0%} of the most possible): there is "
@@ -287,7 +291,7 @@ TESTS = (
         passes="the model has learned something to explain ({value:+.0%} of the most possible confidence)",
     ),
     VerdictTest(
-        "randomization", "rank correlation after randomization", _randomized,
+        "randomization", "rank correlation after randomization", _correlation_with_randomized,
         bound=0.85, passes_above=False, spread=0.15, n_draws=2, max_draws=8,
         failed="same map for random weights",
         fails="Its map is nearly the same (rank correlation {value:.2f}) when the weights of the model's upper half "
@@ -295,7 +299,7 @@ TESTS = (
         passes="it changes when the model's upper half is randomized (rank correlation {value:.2f})",
     ),
     VerdictTest(
-        "shuffled labels", "rank correlation with the map for shuffled labels", _shuffled_labels,
+        "shuffled labels", "rank correlation with the map for shuffled labels", _correlation_with_shuffled_labels,
         bound=0.85, passes_above=False, spread=0.15,
         failed="same map for shuffled labels",
         fails="Its map is nearly the same (rank correlation {value:.2f}) for a model trained on shuffled labels: it "
@@ -303,28 +307,28 @@ TESTS = (
         passes="it differs from the map of a model trained on shuffled labels (rank correlation {value:.2f})",
     ),
     VerdictTest(
-        "other class", "rank correlation with another class's map", _other_class,
+        "other class", "rank correlation with another class's map", _correlation_with_other_class,
         bound=0.95, passes_above=False, spread=0.25, max_draws=2,
         failed="same map for another class",
         fails="Its map is the same for another class (rank correlation {value:.2f}): it does not say why this one.",
         passes="its map differs from another class's (rank correlation {value:.2f})",
     ),
     VerdictTest(
-        "constant model", "spread for a constant model", _constant_model,
+        "constant model", "spread for a constant model", _map_spread_of_constant_models,
         bound=0.7, passes_above=False, spread=0.1, limits=(0, 1),
         failed="map for a constant model",
         fails="Its map is there ({value:.0%} as strong) for a model that ignores its input, too.",
         passes="it is weaker for a constant model ({value:.0%} of its strength)",
     ),
     VerdictTest(
-        "edges", "share explained by edges and brightness", _edges,
+        "edges", "share explained by edges and brightness", _map_variance_explained_by_edges,
         bound=0.7, passes_above=False, spread=0.1, limits=(0, 1),
         failed="edges of the input",
         fails="Edges and brightness of the input, scaled by any confidence, explain {value:.0%} of its map.",
         passes="it is no edge detector ({value:.0%} explained)",
     ),
     VerdictTest(
-        "removal", "relevance gain", _gain,
+        "removal", "relevance gain", _relevance_gain,
         bound=0.05, passes_above=True, spread=0.4,
         failed="no better than random",
         fails="Removing what it marks costs the score hardly more than removing what it does not (relevance gain "
@@ -332,7 +336,7 @@ TESTS = (
         passes="removing what it marks costs the score more than removing the rest (relevance gain {value:.2f})",
     ),
     VerdictTest(
-        "own example", "gain over another example's map", _own_gain,
+        "own example", "gain over another example's map", _gain_over_other_examples,
         bound=0.01, passes_above=True, spread=0.2, n_draws=4, max_draws=8,
         failed="no better than another example's map",
         fails="Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
@@ -341,4 +345,4 @@ TESTS = (
         skip_when_failed=True,
     ),
 )  # fmt: skip
-ESSENTIAL = ("randomization", "removal")  # a verdict that lacks one of these does not pass
+ESSENTIAL_TESTS = ("randomization", "removal")  # a verdict that lacks one of these does not pass

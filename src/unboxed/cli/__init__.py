@@ -12,21 +12,21 @@ import typer
 
 from ..errors import DataError
 from .options import (
-    Classes,
-    Debug,
-    Mean,
-    MethodsFrom,
-    Model,
-    OpenBrowser,
-    Out,
-    Outputs,
-    Quiet,
-    Root,
-    Seed,
-    Shape,
-    Std,
-    Version,
-    Weights,
+    ClassesOption,
+    DebugOption,
+    MeanOption,
+    MethodsFromOption,
+    ModelOption,
+    OpenBrowserOption,
+    OutOption,
+    OutputsOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    ShapeOption,
+    StdOption,
+    VersionOption,
+    WeightsOption,
 )
 from .parsing import (
     command_line,
@@ -37,12 +37,12 @@ from .parsing import (
     parse_classes,
     parse_fraction,
     parse_pixels,
-    print_report_path,
+    print_report_path_and_exit_on_failure,
     with_data_classes,
 )
-from .run import MethodGroup
+from .run import MethodCommandGroup
 
-UNTRAINED_NOTE = "no --weights: the model is as its factory returns it"
+NO_WEIGHTS_NOTE = "no --weights: the model is as its factory returns it"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,13 +57,15 @@ app.add_typer(checks, name="checks")
 
 
 app.add_typer(
-    typer.Typer(cls=MethodGroup, no_args_is_help=True, help="Run any method, by its name, on any model and data."),
+    typer.Typer(
+        cls=MethodCommandGroup, no_args_is_help=True, help="Run any method, by its name, on any model and data."
+    ),
     name="run",
 )
 
 
 @app.callback()
-def options(methods_from: MethodsFrom = None, version: Version = False) -> None:
+def options(methods_from: MethodsFromOption = None, version: VersionOption = False) -> None:
     """The options of every command."""
     if methods_from:
         with errors_as_exit_codes(debug=False):
@@ -75,7 +77,11 @@ def options(methods_from: MethodsFrom = None, version: Version = False) -> None:
 
 @app.command()
 def demo(
-    out: Out = Path("out"), seed: Seed = 0, quiet: Quiet = False, show: OpenBrowser = False, debug: Debug = False
+    out: OutOption = Path("out"),
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    show: OpenBrowserOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train a small model on real handwritten digits, then open it. Takes about a minute."""
     with errors_as_exit_codes(debug):
@@ -94,30 +100,30 @@ def demo(
         box = Box(model, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
         report_result = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=command_line())
-        print_report_path(report_result, show, f"wrote {report_result.path}: open it in a browser")
+        print_report_path_and_exit_on_failure(report_result, show, f"wrote {report_result.path}: open it in a browser")
 
 
 @app.command()
 def report(
-    model: Model,
+    model: ModelOption,
     data: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
     ],
-    weights: Weights = None,
-    out: Out = Path("out"),
+    weights: WeightsOption = None,
+    out: OutOption = Path("out"),
     judge: Annotated[
         str | None, typer.Option(help="A second, robust model that classifies the generated images.")
     ] = None,
-    shape: Shape = None,
-    mean: Mean = None,
-    std: Std = None,
-    classes: Classes = None,
-    outputs: Outputs = None,
-    root: Root = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    show: OpenBrowser = False,
-    debug: Debug = False,
+    shape: ShapeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    classes: ClassesOption = None,
+    outputs: OutputsOption = None,
+    root: RootOption = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    show: OpenBrowserOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Open a model on some data: one self-contained page, with its images and numbers beside it."""
     with errors_as_exit_codes(debug):
@@ -133,15 +139,17 @@ def report(
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not has_own_weights(model)
         if is_untrained and not quiet:
-            typer.secho(f"note: {UNTRAINED_NOTE}", fg="yellow", err=True)
-        command = command_line() + (f"  # {UNTRAINED_NOTE}" if is_untrained else "")
-        print_report_path(write(box, images, out, judge=judge_box, seed=seed, quiet=quiet, command=command), show)
+            typer.secho(f"note: {NO_WEIGHTS_NOTE}", fg="yellow", err=True)
+        command = command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
+        print_report_path_and_exit_on_failure(
+            write(box, images, out, judge=judge_box, seed=seed, quiet=quiet, command=command), show
+        )
 
 
 @app.command()
 def explain(
     image: Annotated[Path, typer.Argument(help="An image file: PNG, JPEG, WebP, ...")],
-    model: Model,
+    model: ModelOption,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", help="Attribution method, by name; repeat for several (default: all)."),
@@ -149,16 +157,16 @@ def explain(
     target: Annotated[
         str | None, typer.Option(help="Class to explain, by name or number (default: the predicted one).")
     ] = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the image and the numbers.")] = Path("explained"),
-    shape: Shape = None,
-    mean: Mean = None,
-    std: Std = None,
-    classes: Classes = None,
-    outputs: Outputs = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    shape: ShapeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    classes: ClassesOption = None,
+    outputs: OutputsOption = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Why this prediction? Every attribution method on one image, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
@@ -176,7 +184,7 @@ def explain(
 
 @app.command()
 def attack(
-    model: Model,
+    model: ModelOption,
     data: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
     ],
@@ -189,19 +197,19 @@ def attack(
     bits: Annotated[
         int | None, typer.Option(help="8: adversarial images of 8 bits per value, saved as PNG files.")
     ] = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images, numbers and checkpoint.")] = Path(
         "attacked"
     ),
-    shape: Shape = None,
-    mean: Mean = None,
-    std: Std = None,
-    classes: Classes = None,
-    outputs: Outputs = None,
-    root: Root = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    shape: ShapeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    classes: ClassesOption = None,
+    outputs: OutputsOption = None,
+    root: RootOption = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """What fools the model? Clean and robust accuracy, adversarial images, and checks of gradient masking.
 
@@ -246,7 +254,7 @@ def train(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="File from which an interrupted training continues.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the weights (.safetensors).")] = None,
-    root: Root = None, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False,
+    root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Train a model of the zoo; save its weights and a card that says how they were made."""
     with errors_as_exit_codes(debug):
@@ -273,9 +281,9 @@ def shortcut(
         str, typer.Option(help="Digits that get a trigger, each at its own position: 3, or 3,8, or all.")
     ] = "3",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the numbers.")] = Path("out"),
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train a model on a spurious cue, a trigger that gives the digit away: which methods show it? About a minute."""
     with errors_as_exit_codes(debug):
@@ -294,11 +302,12 @@ def shortcut(
 
 @app.command()
 def doctor(
-    model: Model,
+    model: ModelOption,
     data: Annotated[str | None, typer.Option(help="Data to try methods on, as for report (default: noise).")] = None,
-    weights: Weights = None, shape: Shape = None, mean: Mean = None, std: Std = None, classes: Classes = None,
-    outputs: Outputs = None, root: Root = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, quiet: Quiet = False, debug: Debug = False,
+    weights: WeightsOption = None, shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None,
+    classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    quiet: QuietOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """What works on a model and what does not, and why: every method is tried by its smallest useful call."""
     with errors_as_exit_codes(debug):
@@ -317,7 +326,7 @@ def methods(
         str | None, typer.Argument(help="One method, with its settings (default: the list of all).")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    debug: Debug = False,
+    debug: DebugOption = False,
 ) -> None:
     """List the methods, or one method's settings: what it shows, what it does not, what it needs, its source."""
     with errors_as_exit_codes(debug):

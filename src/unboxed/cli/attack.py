@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..parameters import Norm
-from ..plots.attack_sheet import DISTANCE_NAMES, attack_sheet
+from ..plots.attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet
 from ..plots.figures import figures
 from ..plots.files import save
 from ..plots.png_files import to_png_levels
@@ -36,7 +36,7 @@ from ..validation import check_int
 from .parsing import skipped_files
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
-MAX_FIGURE_EXAMPLES = 6
+MAX_FOOLED_EXAMPLES_IN_FIGURE = 6
 
 
 def attack_cards() -> tuple[Card, ...]:
@@ -80,7 +80,9 @@ def run_attack(
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
-    checkpoint_path = out / _checkpoint_name(attacks, eps, norm_name, max_examples, bits, seed, tensor_digest(x, y))
+    checkpoint_path = out / _checkpoint_file_name(
+        attacks, eps, norm_name, max_examples, bits, seed, tensor_digest(x, y)
+    )
     result = evaluate(
         box,
         (box.restore_structure(x), y),
@@ -90,29 +92,31 @@ def run_attack(
         seed=seed,
         checkpoint=checkpoint_path,
         quiet=quiet,
-        minimal_attack=_minimal_attack(norm_name).method,
+        minimal_attack=_first_minimal_attack_card(norm_name).method,
     )
     results_json = result.to_dict() | {"skipped": skipped_files(data)}
     write_bytes(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     )
-    figure_path = None if result.interrupted else _save_figure(box, x, y, rows, result, selected, out, bits, seed)
+    figure_path = (
+        None if result.interrupted else _save_fooled_examples(box, x, y, rows, result, selected, out, bits, seed)
+    )
     no_figure = "no example was fooled" if isinstance(box.inputs, (Pixels, Features)) else "the inputs are not images"
     _print_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
     return result
 
 
-def _minimal_attack(norm: str) -> Card:
+def _first_minimal_attack_card(norm: str) -> Card:
     """The first minimal attack that takes the norm."""
     return next(card for card in attack_cards() if card.minimal and norm in card.norms)
 
 
-def _checkpoint_name(*settings: object) -> str:
+def _checkpoint_file_name(*settings: object) -> str:
     """The checkpoint of a run: other settings, images or labels have another name, so such a run starts over."""
     return f"attack-{hashlib.sha256(encode_utf8(repr(settings))).hexdigest()[:8]}.pt"
 
 
-def _save_figure(
+def _save_fooled_examples(
     box: Box,
     x: Tensor,
     y: Tensor,
@@ -128,7 +132,7 @@ def _save_figure(
         return None
     name = min(attacks, key=lambda a: result.robust_accuracy(attack=a).count)
     fooled = result.is_correct & ~result.is_robust[list(attacks).index(name), -1]
-    rows = fooled.nonzero()[: None if bits is not None else MAX_FIGURE_EXAMPLES, 0]
+    rows = fooled.nonzero()[: None if bits is not None else MAX_FOOLED_EXAMPLES_IN_FIGURE, 0]
     if not len(rows):
         return None
     attack, settings = attacks[name], {"norm": result.norm, "seed": seed}
@@ -141,12 +145,12 @@ def _save_figure(
         if c.is_adversarial
     ]
     if bits is not None:
-        _save_images(fooled_changes, out / IMAGES_DIR, box.classes)
-    eps_text_with_norm = f"{DISTANCE_NAMES[result.norm]} at most {format_eps(result.eps[-1])}"
+        _save_adversarial_images(fooled_changes, out / IMAGES_DIR, box.classes)
+    eps_text_with_norm = f"{DISTANCE_NAME_BY_NORM[result.norm]} at most {format_eps(result.eps[-1])}"
     title = f"Adversarial images by {name}, {eps_text_with_norm}"
     return (
         save(
-            attack_sheet(fooled_changes[:MAX_FIGURE_EXAMPLES], box.classes, norm=result.norm, title=title),
+            attack_sheet(fooled_changes[:MAX_FOOLED_EXAMPLES_IN_FIGURE], box.classes, norm=result.norm, title=title),
             out / FIGURE_FILE,
         )
         if fooled_changes
@@ -154,15 +158,15 @@ def _save_figure(
     )
 
 
-def _save_images(fooled_changes: Sequence[PredictionChange], folder: Path, classes: Sequence[str]) -> None:
+def _save_adversarial_images(fooled_changes: Sequence[PredictionChange], folder: Path, classes: Sequence[str]) -> None:
     """Each adversarial image as a PNG, named by its row in the data and the predictions before and after."""
     for c in fooled_changes:
-        before, after = (_file_name_part(classes[k]) for k in (c.class_before, c.class_after))
+        before, after = (_class_name_for_file(classes[k]) for k in (c.class_before, c.class_after))
         name = f"{c.row:05d}-{before}-to-{after}.png"
         save(to_png_levels(c.image[None])[0], folder / name)
 
 
-def _file_name_part(name: str) -> str:
+def _class_name_for_file(name: str) -> str:
     return "".join(k if k.isalnum() else "-" for k in name)[:40]
 
 
@@ -207,7 +211,7 @@ def _median_distance_text(result: Robustness) -> str:
         return "clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
     if result.median_distance == float("inf"):
         return "for half of the correctly classified examples, no adversarial image was found"
-    attacks_text = f"these attacks and {_minimal_attack(result.norm).name}"
+    attacks_text = f"these attacks and {_first_minimal_attack_card(result.norm).name}"
     return f"median adversarial {result.norm} distance {result.median_distance:.3g} ({attacks_text})"
 
 

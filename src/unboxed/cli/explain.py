@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
-from ..checks.fill_agreement import fill_sentence
+from ..checks.fill_agreement import fill_agreement_sentence
 from ..checks.methods import Method, compute_map, resolve_target
-from ..checks.ranking import candidates, find_methods, n_forwards
-from ..checks.verdict import GRADES, MAX_DRAWS, NOT_APPLICABLE, Verdict
+from ..checks.ranking import candidates, find_methods, n_forwards_per_input
+from ..checks.verdict import GRADES, MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache, nan_to_none
 from ..data.single import image as single_image
 from ..errors import InputError, UnboxedError
@@ -34,13 +34,13 @@ from ..report.words import format_named_prob
 from ..validation import check_seed
 from .parsing import parse_class
 
-N_TOP_CLASSES = 3  # that are printed
+N_TOP_OUTPUTS_PRINTED = 3  # that are printed
 EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
 FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class RankedExplanations:
     """The maps of one input and the verdicts on their methods, the most trustworthy first."""
 
     prediction: str  # the largest outputs, in words
@@ -70,7 +70,7 @@ def explain(
     seed: int = 0,
     verdict_cache: VerdictCache | None = None,
     quiet: bool = True,
-) -> Explanation:
+) -> RankedExplanations:
     """Explain the prediction for one input x (1, ...) by each method, and rank the methods by their verdicts.
 
     `target` is a class, by default the predicted one. Verdicts are about this model and this input; with more inputs
@@ -89,20 +89,20 @@ def explain(
         for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
             with suppress(UnboxedError):  # its verdict says why
                 maps[name] = compute_map(box, selected[name], x, score)
-            max_draws = MAX_DRAWS if n_forwards(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_DRAWS
+            max_draws = MAX_DRAWS_PER_TEST if n_forwards_per_input(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_DRAWS
             verdicts[name] = verdict_cache.verdict(
                 box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
             )
     except KeyboardInterrupt:
         interrupted = True
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
-    return Explanation(
+    return RankedExplanations(
         _top_outputs_text(box, x), _target_name(box, int(score[0])), {n: verdicts[n] for n in order},
-        {n: maps[n] for n in order if n in maps}, interrupted, {n: _settings_text(selected[n]) for n in order},
+        {n: maps[n] for n in order if n in maps}, interrupted, {n: _partial_settings_text(selected[n]) for n in order},
     )  # fmt: skip
 
 
-def _settings_text(method: Method) -> str:
+def _partial_settings_text(method: Method) -> str:
     """The settings of a `functools.partial`."""
     keywords = method.keywords if isinstance(method, partial) else {}
     return "".join(f", {name}={value}" for name, value in keywords.items())
@@ -116,7 +116,7 @@ def _top_outputs_text(box: Box, x: Tensor) -> str:
     """The largest outputs in words."""
     logits = box(x)
     values = logits if box.outputs == "regression" else box.probs_from(logits)
-    top = torch.topk(mean_over_positions(values)[0], min(N_TOP_CLASSES, values.shape[1]))
+    top = torch.topk(mean_over_positions(values)[0], min(N_TOP_OUTPUTS_PRINTED, values.shape[1]))
     format_value = (lambda v: f"{v:.3g}") if box.outputs == "regression" else format_named_prob
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return ", ".join(f"{box.classes[k]} ({format_value(v)})" for v, k in pairs)
@@ -134,7 +134,7 @@ def run_explain(
     target: str | None = None,
     seed: int = 0,
     quiet: bool = False,
-) -> Explanation:
+) -> RankedExplanations:
     """Explain the image in a file: print the ranking, write the maps as one image and the numbers as JSON to `out`.
 
     Verdicts are cached there. Raises DataError, InputError and WriteError.
@@ -167,7 +167,7 @@ def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
 
 
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))
-LEGEND = (
+VERDICT_TABLE_LEGEND = (
     "randomization: rank correlation of the map with the map after the weights of the model's upper half are "
     "randomized; near 0 is good. relevance gain: how much sooner the score falls when what the map marks is removed "
     "first than when it is removed last; 0 is a random order. One example decides only what is clear: "
@@ -175,7 +175,7 @@ LEGEND = (
 )
 
 
-def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
+def _print_explanation(explanation: RankedExplanations, figure_path: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
@@ -194,7 +194,7 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
         why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
         table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
-    if sentence := fill_sentence(explanation.verdicts):
+    if sentence := fill_agreement_sentence(explanation.verdicts):
         console.print(sentence, highlight=False)
-    console.print(LEGEND, style="dim", highlight=False)
+    console.print(VERDICT_TABLE_LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..cards import AXIOMS, NEEDS, RETURNS, Card, cards, find_card
+from ..cards import AXIOM_DESCRIPTIONS, NEED_DESCRIPTIONS, RETURN_KIND_DESCRIPTIONS, Card, cards, find_card
 from ..settings import Setting
 from .setting_values import option_name
 
@@ -41,7 +41,7 @@ def print_method(name: str, *, as_json: bool) -> None:
         console.print(f"{title}: {escape(text)}", highlight=False)
     table = Table("setting", "kind", "default", "range", "unit", "meaning", box=None, pad_edge=False)
     for setting in card.settings.values():
-        table.add_row(setting.name, setting.kind, escape(_default(setting)), escape(setting.range), setting.unit,
+        table.add_row(setting.name, setting.kind, escape(_default_text(setting)), escape(setting.range), setting.unit,
                       escape(setting.help))  # fmt: skip
     console.print(table)
     console.print(f"unboxed run {card.key} --model zoo:digits-cnn --data digits:test", highlight=False, style="dim")
@@ -51,10 +51,10 @@ def card_notes(card: Card) -> dict[str, str]:
     """{title: text} of what a card and its method's docstring say besides the settings; without empty ones."""
     notes = {
         "Source": card.source,
-        "Needs": "; ".join(NEEDS[need] for need in card.needs),
+        "Needs": "; ".join(NEED_DESCRIPTIONS[need] for need in card.needs),
         "Refuses": "; ".join(_errors_raised(card)),
-        "Gives": RETURNS[card.returns],
-        "Keeps exactly": "; ".join(f"{axiom} ({AXIOMS[axiom]})" for axiom in card.axioms),
+        "Gives": RETURN_KIND_DESCRIPTIONS[card.returns],
+        "Keeps exactly": "; ".join(f"{axiom} ({AXIOM_DESCRIPTIONS[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
         "Model runs per input": f"about {card.n_runs():,.0f}",
         "Contracts that do not apply": "; ".join(f"{name} ({reason})" for name, reason in card.exempt.items()),
@@ -75,7 +75,7 @@ def docstring_section(card: Card, title: str) -> str:
     return inspect.cleandoc(section.group(1)) if section else ""
 
 
-def _default(setting: Setting) -> str:
+def _default_text(setting: Setting) -> str:
     return "required" if setting.is_required else str(setting.default)
 
 

@@ -16,35 +16,39 @@ def _print_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
-Seed = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-OpenBrowser = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
-Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
-Model = Annotated[
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
+SeedOption = Annotated[int, typer.Option(help="SeedOption of all random draws: same seed, same result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+OpenBrowserOption = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+]
+ModelOption = Annotated[
     str,
     typer.Option(
         help="zoo:NAME, module:factory, path/to/file.py:factory, a torch.export file (.pt2), or a Hugging Face folder."
     ),
 ]
-Weights = Annotated[
+WeightsOption = Annotated[
     Path | None,
     typer.Option(help="A safetensors file, a checkpoint, or a folder of shards; w.pt:model_ema takes a part of it."),
 ]
-Shape = Annotated[str | None, typer.Option(help="Shape of one image, where the model does not define it: 3,224,224.")]
-Mean = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
-Std = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]
-Classes = Annotated[
+ShapeOption = Annotated[
+    str | None, typer.Option(help="ShapeOption of one image, where the model does not define it: 3,224,224.")
+]
+MeanOption = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
+StdOption = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]
+ClassesOption = Annotated[
     str | None,
     typer.Option(help="Class names: a,b,c or a file: one per line, or JSON such as imagenet_class_index.json."),
 ]
-Outputs = Annotated[
+OutputsOption = Annotated[
     str | None,
     typer.Option(help="logits, logprobs, probs, binary, multilabel or regression, to override what is inferred."),
 ]
-MethodsFrom = Annotated[
+MethodsFromOption = Annotated[
     list[str] | None,
     typer.Option(help="A Python file or module with methods of your own; repeat for several."),
 ]
-Root = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]
+RootOption = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]

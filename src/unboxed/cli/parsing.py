@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PYTHON_OPTION_PATTERN = re.compile(r'\b(outputs|classes|root|norm)="(\w+)"')  # as errors name them to callers in Python
 PYTHON_EPS_ADVICE = "give eps (and norm), or ball= instead of both"
-PYTHON_ADVICE_PATTERN = re.compile(r"pass inputs=ub\.Pixels\(.*?, on the command line ")
+PYTHON_INPUTS_ADVICE_PATTERN = re.compile(r"pass inputs=ub\.Pixels\(.*?, on the command line ")
 EXIT_BAD_INPUT, EXIT_SECTION_FAILED, EXIT_INTERRUPTED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
 
@@ -42,13 +42,13 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
     """An error of ours is one line on stderr and an exit code; no traceback unless asked for."""
     escape_undecodable_output()
     with warnings.catch_warnings():
-        warnings.showwarning = show_warning  # type: ignore[assignment]
+        warnings.showwarning = print_warning_as_note  # type: ignore[assignment]
         try:
             yield
         except UnboxedError as error:
             if debug:
                 traceback.print_exc()
-            message = PYTHON_ADVICE_PATTERN.sub("give ", PYTHON_OPTION_PATTERN.sub(r"--\1 \2", str(error)))
+            message = PYTHON_INPUTS_ADVICE_PATTERN.sub("give ", PYTHON_OPTION_PATTERN.sub(r"--\1 \2", str(error)))
             message = message.replace(PYTHON_EPS_ADVICE, "give --eps (and --norm), such as --eps 8/255")
             typer.secho(f"error: {message}", fg="red", err=True)
             raise typer.Exit(EXIT_BAD_INPUT) from None
@@ -57,14 +57,16 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def show_warning(message: Warning | str, category: type[Warning], *location: Any) -> None:
+def print_warning_as_note(message: Warning | str, category: type[Warning], *location: Any) -> None:
     if issubclass(category, UnboxedWarning):
         typer.secho(f"note: {message}", fg="yellow", err=True)
     else:
         typer.echo(warnings.formatwarning(message, category, *location[:2]), err=True, nl=False)
 
 
-def print_report_path(report_result: Report, open_browser: bool, message: str | None = None) -> None:
+def print_report_path_and_exit_on_failure(
+    report_result: Report, open_browser: bool, message: str | None = None
+) -> None:
     """Say where the page is, and which sections are missing from it."""
     typer.echo(message or report_result.path)
     if open_browser:

@@ -14,20 +14,36 @@ from typer.core import TyperGroup
 
 from ..errors import DataError
 from ..settings import Setting
-from .options import Classes, Debug, Mean, Model, Outputs, Root, Shape, Std, Weights
+from .options import (
+    ClassesOption,
+    DebugOption,
+    MeanOption,
+    ModelOption,
+    OutputsOption,
+    RootOption,
+    ShapeOption,
+    StdOption,
+    WeightsOption,
+)
 from .setting_values import option_name, parse_setting
 
 if TYPE_CHECKING:
     from ..box import Box
     from ..cards import Card
 
-KINDS_FROM_DATA = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
-KINDS_OF_CLASSES = ("target", "labels", "objective", "inputs", "data")  # parsed once the classes are known
+SETTING_KINDS_FROM_DATA = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
+SETTING_KINDS_PARSED_AFTER_CLASSES = (
+    "target",
+    "labels",
+    "objective",
+    "inputs",
+    "data",
+)  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
-CLASH_PREFIX = "method_"  # of a setting with the name of a shared option
+CLASHING_OPTION_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
-class MethodGroup(TyperGroup):
+class MethodCommandGroup(TyperGroup):
     """One command per card."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -47,13 +63,15 @@ def method_app(card: Card) -> typer.Typer:
     """The command of one method: the options that all methods share, and one per setting."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
-    app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(_command_function(card))
+    app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(
+        _make_command_function(card)
+    )
     return app
 
 
-def _command_function(card: Card) -> Callable[..., None]:
+def _make_command_function(card: Card) -> Callable[..., None]:
     """A function with the parameters that the command line of a method takes."""
-    settings = {_parameter_name(s): s for s in card.settings.values() if _is_option(s)}
+    settings = {_unclashing_option_name(s): s for s in card.settings.values() if _has_own_option(s)}
 
     def command(**values: Any) -> None:
         from .parsing import errors_as_exit_codes
@@ -70,7 +88,7 @@ def _command_function(card: Card) -> Callable[..., None]:
 
 def shared_options(
     *,
-    model: Model,
+    model: ModelOption,
     data: Annotated[
         str | None, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder, or module:factory.")
     ] = None,
@@ -79,15 +97,15 @@ def shared_options(
         str | None,
         typer.Option(help="A second model, for methods that compare two (default: the first one)."),
     ] = None,
-    weights: Weights = None,
-    shape: Shape = None,
-    mean: Mean = None,
-    std: Std = None,
-    classes: Classes = None,
-    outputs: Outputs = None,
-    root: Root = None,
+    weights: WeightsOption = None,
+    shape: ShapeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    classes: ClassesOption = None,
+    outputs: OutputsOption = None,
+    root: RootOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
-    debug: Debug = False,
+    debug: DebugOption = False,
 ) -> None:
     """The options of every method: their names, types, defaults and help."""
 
@@ -95,14 +113,14 @@ def shared_options(
 SHARED_OPTION_NAMES = {*inspect.signature(shared_options).parameters}
 
 
-def _is_option(setting: Setting) -> bool:
+def _has_own_option(setting: Setting) -> bool:
     """Whether a setting is an option: x, y and data come from --data, other inputs and data have options."""
-    return setting.kind not in KINDS_FROM_DATA or setting.name not in ("x", "y", "data")
+    return setting.kind not in SETTING_KINDS_FROM_DATA or setting.name not in ("x", "y", "data")
 
 
-def _parameter_name(setting: Setting) -> str:
+def _unclashing_option_name(setting: Setting) -> str:
     clash = setting.name in SHARED_OPTION_NAMES
-    return f"{CLASH_PREFIX}{setting.name}" if clash else setting.name
+    return f"{CLASHING_OPTION_PREFIX}{setting.name}" if clash else setting.name
 
 
 def _option_parameter(name: str, setting: Setting) -> inspect.Parameter:
@@ -133,11 +151,11 @@ def run(
     names = parse_classes(classes)
     box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
     other = None if compare_with is None else loading.load(compare_with)
-    settings = _parse_settings(card, texts, box, other, lambda kind: kind not in KINDS_OF_CLASSES)
+    settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
     images = None if data is None else loading.data_for(data, box, root=root, classes=names)
     note_skipped_files(images)
     box = box if images is None or names is not None else with_data_classes(images, box)
-    settings |= _parse_settings(card, texts, box, other, lambda kind: kind in KINDS_OF_CLASSES)
+    settings |= _parse_settings(card, texts, box, other, lambda kind: kind in SETTING_KINDS_PARSED_AFTER_CLASSES)
     examples = arguments_from_data(card, box, images, n)
     result = card.method(*_models_for_method(card, box, other), **examples, **settings)
     write_result(card, box, result, out, data=images if "data" in examples else examples.get("x"))
@@ -159,11 +177,11 @@ def _models_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
     return [box, box if other is None else other][:wanted]
 
 
-def arguments_from_data(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
+def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> dict[str, Any]:
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
     from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
 
-    wanted = {s.name: s for s in card.settings.values() if not _is_option(s)}
+    wanted = {s.name: s for s in card.settings.values() if not _has_own_option(s)}
     if images is None:
         if missing := [name for name, s in wanted.items() if s.is_required]:
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
@@ -171,10 +189,10 @@ def arguments_from_data(card: Card, box: Box, images: Any, n: int) -> dict[str, 
     values: dict[str, Any] = {"data": images}
     if "y" in wanted:
         read_examples = labeled_examples if wanted["y"].is_required else examples_with_optional_labels
-        x, values["y"] = read_examples(box, images, n)
+        x, values["y"] = read_examples(box, images, n_examples)
         values["x"] = box.restore_structure(x)
     elif "x" in wanted:
-        values["x"] = box.restore_structure(first_inputs(box, images, n))
+        values["x"] = box.restore_structure(first_inputs(box, images, n_examples))
     return {name: values[name] for name in wanted}
 
 
@@ -201,13 +219,13 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
         numbers["skipped"] = skipped
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
-    images = {_file_name(name): image for name, image in figures(result, box, data=data).items()}
+    images = {_figure_file_stem(name): image for name, image in figures(result, box, data=data).items()}
     paths = [save(image, out / f"{name}.png") for name, image in images.items()]
     typer.echo(f"{card.name}: {result!r}" if len(repr(result)) < 400 else card.name)
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
 
 
-def _file_name(name: str) -> str:
+def _figure_file_stem(name: str) -> str:
     """The name of a figure as the name of a file: letters, digits, "_" and "-" of whatever a layer is called."""
     return re.sub(r"[^\w-]+", "_", name).strip("_")

@@ -100,16 +100,16 @@ def parse_objective(text: str) -> Any:
 
     Only the objectives of `unboxed`, numbers, strings and + - * / are taken; nothing is evaluated. Raises InputError.
     """
-    return _build_objective(ast.parse(text.strip(), mode="eval").body, text)
+    return _objective_from_ast(ast.parse(text.strip(), mode="eval").body, text)
 
 
-def _build_objective(node: ast.expr, text: str) -> Any:
+def _objective_from_ast(node: ast.expr, text: str) -> Any:
     from .. import objectives
 
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_build_objective(node.operand, text)
+        return -_objective_from_ast(node.operand, text)
     if isinstance(node, ast.BinOp):
-        left, right = _build_objective(node.left, text), _build_objective(node.right, text)
+        left, right = _objective_from_ast(node.left, text), _objective_from_ast(node.right, text)
         operations: dict[type, Callable[[], Any]] = {
             ast.Add: lambda: left + right, ast.Sub: lambda: left - right,
             ast.Mult: lambda: left * right, ast.Div: lambda: left / right,
@@ -119,8 +119,8 @@ def _build_objective(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         make = getattr(objectives, node.func.id, None)
         if callable(make) and not isinstance(make, type):
-            keywords = {k.arg: _build_objective(k.value, text) for k in node.keywords if k.arg}
-            return make(*(_build_objective(a, text) for a in node.args), **keywords)
+            keywords = {k.arg: _objective_from_ast(k.value, text) for k in node.keywords if k.arg}
+            return make(*(_objective_from_ast(a, text) for a in node.args), **keywords)
     if isinstance(node, ast.Name):  # a layer's name without quotes: channel(conv2, 5)
         return node.id
     try:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..errors import WriteError
 
-TIMEOUT_SECONDS = 15.0  # without data
+STALL_TIMEOUT_SECONDS = 15.0  # without data
 CHUNK_BYTES = 1 << 16
 MAX_FILE_BYTES = 1 << 28  # the largest file here has 26 MB; a server could send without end
 
@@ -71,8 +71,8 @@ def _retrieve(url: str, path: Path, md5: str, quiet: bool) -> None:
 
     with _ProgressBar(desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar, _silent_pooch():
         downloader = pooch.HTTPDownloader(
-            bar, CHUNK_BYTES, timeout=TIMEOUT_SECONDS, hooks={"response": _keep_encoded},
-            headers={"User-Agent": "unboxed", "Accept-Encoding": "identity"},
+            bar, CHUNK_BYTES, timeout=STALL_TIMEOUT_SECONDS, hooks={"response": _keep_encoded},
+            headers={"User-Agent": "unboxed", "Accept-GenomeEncoding": "identity"},
         )  # fmt: skip
         try:
             pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=downloader)
@@ -87,7 +87,7 @@ def _retrieve(url: str, path: Path, md5: str, quiet: bool) -> None:
 
 def _keep_encoded(response: Any, *args: Any, **kwargs: Any) -> None:
     """A packed file is kept as it is, also where the server calls its packing an encoding of the transfer."""
-    response.raw.headers.pop("Content-Encoding", None)
+    response.raw.headers.pop("Content-GenomeEncoding", None)
 
 
 def _reason(error: Exception) -> str:
@@ -97,7 +97,7 @@ def _reason(error: Exception) -> str:
     if (response := getattr(error, "response", None)) is not None:
         return f"the server says {response.status_code} {response.reason}"
     if isinstance(error, Timeout):
-        return f"no answer within {TIMEOUT_SECONDS:g} seconds"
+        return f"no answer within {STALL_TIMEOUT_SECONDS:g} seconds"
     if isinstance(error, ChunkedEncodingError):
         return "the connection was cut"
     first: BaseException = error

@@ -16,12 +16,12 @@ from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
 from ..inputs.labels import match_names, number_names, sorted_names
-from ..validation import nearest_names, suggest
-from .labeled_files import Folder, SkippedFiles, classes_and_inputs
+from ..validation import nearest_names, suggestion_text
+from .labeled_files import Folder, SkippedFileReasons, classes_and_inputs
 
 SPLIT_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "train", "training")  # the first is suggested
 MAX_SPLITS_SHOWN = 5  # in a message
-SYSTEM_FILES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # of operating systems
+SYSTEM_FILE_NAMES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # of operating systems
 
 
 def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
@@ -51,7 +51,7 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     """
     classes, like = classes_and_inputs(like, classes)
     pixels, root = require_pixels(like), _resolve_folder(path)
-    skipped: SkippedFiles = []
+    skipped: SkippedFileReasons = []
     files_by_class = _files_by_class(root, skipped, classes)
     names = [to_printable(name) for name in files_by_class if name]
     numbered = number_names(names)
@@ -79,13 +79,13 @@ def _resolve_folder(path: str | os.PathLike[str]) -> Path:
     if root.exists():
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
     neighbors = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-    hint = f"; {suggest(root.name, neighbors)}" if nearest_names(root.name, neighbors) else ""
+    hint = f"; {suggestion_text(root.name, neighbors)}" if nearest_names(root.name, neighbors) else ""
     raise DataError(f"there is no folder {root}{hint}")
 
 
-def _files_by_class(root: Path, skipped: SkippedFiles, classes: Sequence[str] | None) -> dict[str, list[Path]]:
+def _files_by_class(root: Path, skipped: SkippedFileReasons, classes: Sequence[str] | None) -> dict[str, list[Path]]:
     """Files by the name of their class folder; of a flat folder by the empty name. Raises DataError for splits."""
-    entries = _list_visible(root, skipped)
+    entries = _list_visible_entries(root, skipped)
     subfolders = [p for p in entries if os.path.isdir(p) and not _is_same_folder(p, root)]
     _refuse_splits(root, subfolders, classes)
     order = sorted_names([p.name for p in subfolders])
@@ -103,8 +103,8 @@ def _refuse_splits(root: Path, subfolders: list[Path], classes: Sequence[str] | 
     """Raise DataError where the subfolders are splits, such as train and val, with the classes inside them."""
     if not subfolders or _are_classes([p.name for p in subfolders], classes):
         return
-    inner = [frozenset(p.name for p in _list_visible(folder, []) if os.path.isdir(p)) for folder in subfolders]
-    has_own_images = any(_is_image_name(p) for folder in subfolders for p in _list_visible(folder, []))
+    inner = [frozenset(p.name for p in _list_visible_entries(folder, []) if os.path.isdir(p)) for folder in subfolders]
+    has_own_images = any(_is_image_name(p) for folder in subfolders for p in _list_visible_entries(folder, []))
     same_classes = len(inner) > 1 and bool(inner[0]) and len(set(inner)) == 1 and not has_own_images
     named_as_splits = all(p.name.casefold() in SPLIT_NAMES for p in subfolders) and any(inner)
     if not (same_classes or named_as_splits):
@@ -142,31 +142,31 @@ def _is_same_folder(path: Path, root: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(root)
 
 
-def _list_visible(path: Path, skipped: SkippedFiles) -> list[Path]:
+def _list_visible_entries(path: Path, skipped: SkippedFileReasons) -> list[Path]:
     """The content of a folder, by name, without hidden and system files."""
     try:
         entries = sorted(path.iterdir())
     except OSError as error:
         skipped.append((path, f"may not be read: {error.strerror}"))
         return []
-    return [p for p in entries if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILES]
+    return [p for p in entries if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILE_NAMES]
 
 
-def _walk_files(path: Path, skipped: SkippedFiles, visited: set[str]) -> Iterator[Path]:
+def _walk_files(path: Path, skipped: SkippedFileReasons, visited: set[str]) -> Iterator[Path]:
     """All files below a folder. Links are followed, but into no folder twice: they may be circular."""
     real_path = os.path.realpath(path)
     if real_path in visited:
         skipped.append((path, "leads to a folder that was read already"))
         return
     visited.add(real_path)
-    for p in _list_visible(path, skipped):
+    for p in _list_visible_entries(path, skipped):
         if os.path.isdir(p):
             yield from _walk_files(p, skipped, visited)
         else:
             yield p
 
 
-def _image_files(files: list[Path], skipped: SkippedFiles) -> list[Path]:
+def _image_files(files: list[Path], skipped: SkippedFileReasons) -> list[Path]:
     """The files that may be images; the others are added to the skipped ones."""
     faults = [image_files.file_fault(p) for p in files]
     skipped += [(p, reason) for p, reason in zip(files, faults, strict=True) if reason]
@@ -181,7 +181,7 @@ def _interleave_classes(labeled_files: list[tuple[list[Path], int]]) -> list[tup
     return [(path, label) for _, label, path in sorted(sort_keys)]
 
 
-def _no_images_text(root: Path, skipped: SkippedFiles) -> str:
+def _no_images_text(root: Path, skipped: SkippedFileReasons) -> str:
     if not skipped:
         return f"the folder {root} is empty; wanted images, or one subfolder of images a class"
     message = "; ".join(f"{to_printable(path.name)}: {reason}" for path, reason in skipped[:3])

@@ -27,7 +27,7 @@ MAX_IDX_BYTES = 1 << 31  # a header that claims more is refused
 
 
 @dataclass(frozen=True)
-class IDXSource:
+class IDXFileSet:
     """A published set of IDX files: mirrors and checksums."""
 
     name: str
@@ -37,7 +37,7 @@ class IDXSource:
     inputs: Pixels
 
 
-MNIST_SOURCE = IDXSource(
+MNIST_FILE_SET = IDXFileSet(
     "mnist",
     ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     {
@@ -49,7 +49,7 @@ MNIST_SOURCE = IDXSource(
     tuple("0123456789"),
     Pixels((1, 28, 28), mean=0.1307, std=0.3081),
 )
-FASHION_MNIST_SOURCE = IDXSource(
+FASHION_MNIST_FILE_SET = IDXFileSet(
     "fashion-mnist",
     (
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -92,7 +92,7 @@ def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, qui
     Source:
         LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
     """
-    return _load_split(MNIST_SOURCE, root, train, quiet)
+    return _load_split(MNIST_FILE_SET, root, train, quiet)
 
 
 def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
@@ -117,47 +117,47 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True
     Source:
         Xiao et al. 2017, arXiv:1708.07747.
     """
-    return _load_split(FASHION_MNIST_SOURCE, root, train, quiet)
+    return _load_split(FASHION_MNIST_FILE_SET, root, train, quiet)
 
 
-def _load_split(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
+def _load_split(source: IDXFileSet, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
     folder = Path(root).expanduser() if root is not None else cache_folder() / source.name
     file_prefix = "train" if train else "t10k"
     file_names = f"{file_prefix}-images-idx3-ubyte.gz", f"{file_prefix}-labels-idx1-ubyte.gz"
     _download_missing(source, folder, file_names, quiet)
     images, labels = (
-        read_idx(_find_file(folder, file_name) or folder / file_name, n_axes)
+        read_idx(_find_packed_or_unpacked(folder, file_name) or folder / file_name, n_axes)
         for file_name, n_axes in zip(file_names, (3, 1), strict=True)
     )
     if len(images) != len(labels):
         raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels in the {file_prefix} files")
     name = f"{source.name} ({'train' if train else 'test'})"
-    return InMemory(name, images[:, None], labels, _class_names(source, labels), _inputs(source, images))
+    return InMemory(name, images[:, None], labels, _class_names(source, labels), _pixels_for_images(source, images))
 
 
-def _class_names(source: IDXSource, labels: Tensor) -> tuple[str, ...]:
+def _class_names(source: IDXFileSet, labels: Tensor) -> tuple[str, ...]:
     """The published names, or numbers where a user's files have more classes."""
     largest_label = int(labels.max())
     return source.classes if largest_label < len(source.classes) else tuple(map(str, range(largest_label + 1)))
 
 
-def _inputs(source: IDXSource, images: Tensor) -> Pixels:
+def _pixels_for_images(source: IDXFileSet, images: Tensor) -> Pixels:
     _, height, width = images.shape
     return Pixels((1, height, width), source.inputs.mean, source.inputs.std)
 
 
-def _find_file(folder: Path, name: str) -> Path | None:
+def _find_packed_or_unpacked(folder: Path, name: str) -> Path | None:
     """The file, packed or unpacked."""
     return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
 
 
-def _download_missing(source: IDXSource, folder: Path, names: tuple[str, ...], quiet: bool) -> None:
+def _download_missing(source: IDXFileSet, folder: Path, names: tuple[str, ...], quiet: bool) -> None:
     """Download what is missing."""
-    missing = [name for name in names if _find_file(folder, name) is None]
+    missing = [name for name in names if _find_packed_or_unpacked(folder, name) is None]
     if not missing:
         return
     for name in set(names) - set(missing):
-        _check_published(source, folder / name, missing)
+        _check_not_mixed_with_published(source, folder / name, missing)
     _make_folder(folder)
     for name in missing:
         try:
@@ -166,7 +166,7 @@ def _download_missing(source: IDXSource, folder: Path, names: tuple[str, ...], q
             raise DataError(_offline_text(source, folder, missing, str(error))) from None
 
 
-def _check_published(source: IDXSource, path: Path, missing: list[str]) -> None:
+def _check_not_mixed_with_published(source: IDXFileSet, path: Path, missing: list[str]) -> None:
     """Check that published labels are not combined with a user's images, which would be a silent error."""
     if not path.is_file() or md5_checksum(path) != source.md5[path.name]:
         raise DataError(f"{path.parent} has its own {path.name}, but no {' and '.join(missing)}; put that there too")
@@ -181,8 +181,8 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _offline_text(source: IDXSource, folder: Path, missing: list[str], reason: str) -> str:
-    still_missing = [name for name in missing if _find_file(folder, name) is None]
+def _offline_text(source: IDXFileSet, folder: Path, missing: list[str], reason: str) -> str:
+    still_missing = [name for name in missing if _find_packed_or_unpacked(folder, name) is None]
     advice = f"Put {' and '.join(still_missing)} into {folder} (from {source.mirrors[0]}), "
     advice += "or name a folder that has them: --root (root= in Python)"
     return f"{source.name} is not in {folder} and can't be downloaded. {advice}. What was tried: {reason}"

@@ -18,7 +18,7 @@ from ..inputs.labels import is_numbers_only, match_labels
 from ..inputs.pixels import Pixels
 from .sets import Example, Images
 
-SkippedFiles = list[tuple[Path, str]]
+SkippedFileReasons = list[tuple[Path, str]]
 
 
 class LabeledFiles(Images):
@@ -39,7 +39,7 @@ class LabeledFiles(Images):
         files: Sequence[tuple[Path, int]],
         classes: tuple[str, ...],
         like: Pixels,
-        skipped: SkippedFiles,
+        skipped: SkippedFileReasons,
         label_names: Mapping[int, str] | None = None,
     ) -> None:
         self.root, self.name, self.classes, self.inputs = root, to_printable(root.name or str(root)), classes, like

@@ -18,12 +18,12 @@ from ..inputs.pixels import Pixels
 Example = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
 
 
-class _Batch(NamedTuple):
+class _BatchFields(NamedTuple):
     x: Tensor  # (N, C, H, W), float32 in [0, 1]
     y: Tensor | None  # (N,), int64
 
 
-class Batch(_Batch):
+class Batch(_BatchFields):
     """Images and their classes; `y` is None where there are no labels. Has the names of the labels."""
 
     classes: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Batch(_Batch):
     labels_are_names = False
     name = ""
 
-    def take_names_of(self, dataset: Images) -> Batch:
+    def copy_label_names_from(self, dataset: Images) -> Batch:
         """Write the label names of a data set into this batch, and return it."""
         self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
         self.label_names = dataset.label_names
@@ -68,7 +68,7 @@ class Images(Dataset[Example], ABC):
 
     def first(self, n: int) -> Batch:
         """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError for no example."""
-        return stack_examples(islice(self, check_count(n)), self.name).take_names_of(self)
+        return stack_examples(islice(self, check_n_examples(n)), self.name).copy_label_names_from(self)
 
     def tensors(self) -> Batch:
         """All examples, in memory."""
@@ -93,11 +93,11 @@ class InMemory(Images):
         return self._pixels[index].float() / 255, int(self._labels[index])
 
     def first(self, n: int) -> Batch:
-        n = check_count(n)
-        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).take_names_of(self)
+        n = check_n_examples(n)
+        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).copy_label_names_from(self)
 
 
-def check_count(n: int) -> int:
+def check_n_examples(n: int) -> int:
     """n, if it is a number of examples. Raises InputError."""
     try:
         number = operator.index(n)

@@ -15,8 +15,8 @@ from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
 from ..inputs.labels import label_value, number_names
-from ..validation import plain_name
-from .labeled_files import LabeledFiles, SkippedFiles, classes_and_inputs
+from ..validation import normalized_name
+from .labeled_files import LabeledFiles, SkippedFileReasons, classes_and_inputs
 
 FILE_COLUMNS = ("file", "filename", "path", "filepath", "image", "imagepath", "imagefile", "img", "imgpath", "imageid")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
@@ -53,7 +53,7 @@ def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[st
     pixels, source = require_pixels(like), Path(path).expanduser()
     if not source.is_file():
         raise DataError(f"there is no file {source}")
-    skipped: SkippedFiles = []
+    skipped: SkippedFileReasons = []
     label_by_file = _labels_by_file(source, _read_rows(source), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
     numbered = number_names(list(names.values()))
@@ -71,7 +71,7 @@ def _number(name: str, numbered: Sequence[str]) -> int:
     return numbered.index(name) if name in numbered else int(name)
 
 
-def _labels_by_file(source: Path, rows: Iterator[Row], skipped: SkippedFiles) -> dict[Path, int | str | None]:
+def _labels_by_file(source: Path, rows: Iterator[Row], skipped: SkippedFileReasons) -> dict[Path, int | str | None]:
     """The label of each file, in the table's order. Raises DataError for a file with two labels."""
     labels: dict[Path, int | str | None] = {}
     for number, (file, label) in enumerate(rows):
@@ -86,7 +86,7 @@ def _labels_by_file(source: Path, rows: Iterator[Row], skipped: SkippedFiles) ->
     return {path: v for path, v in labels.items() if v is not None or not some_labeled}
 
 
-def _readable(paths: Any, skipped: SkippedFiles) -> list[Path]:
+def _readable(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
     """The paths that may be images; the others are added to the skipped ones."""
     faults = {path: image_files.file_fault(path) for path in paths}
     skipped += [(path, reason) for path, reason in faults.items() if reason]
@@ -139,12 +139,12 @@ def _is_header(row: Sequence[str], source: Path) -> bool:
     """Whether the first row names columns: it names no file, and has a name of a column or a cell without a dot."""
     if (source.parent / row[0]).is_file():
         return False
-    return any(plain_name(cell) in (*FILE_COLUMNS, *LABEL_COLUMNS) for cell in row) or "." not in row[0]
+    return any(normalized_name(cell) in (*FILE_COLUMNS, *LABEL_COLUMNS) for cell in row) or "." not in row[0]
 
 
 def _find_columns(names: Sequence[str], source: Path) -> tuple[str, str | None]:
     """The names of the columns of files and labels. Raises DataError."""
-    by_plain_name = {plain_name(name): name for name in reversed(names)}
+    by_plain_name = {normalized_name(name): name for name in reversed(names)}
     files, labels = ([by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMNS, LABEL_COLUMNS))
     if not files or (not labels and len(names) > 1):
         raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {COLUMNS_TEXT}")

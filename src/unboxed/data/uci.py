@@ -58,22 +58,24 @@ def digits(split: Split = "all", seed: int = 0) -> InMemory:
     if split not in ("all", "train", "test"):
         raise InputError(f"digits come as 'all', 'train' or 'test'; got {split!r}")
     pixels, labels = _load_digits()
-    rows = torch.from_numpy(_split_rows(labels.numpy(), split, check_seed(seed)))
+    rows = torch.from_numpy(_stratified_split_rows(labels.numpy(), split, check_seed(seed)))
     name = "digits" if split == "all" else f"digits ({split})"
     return InMemory(name, pixels[rows], labels[rows], tuple("0123456789"), DIGITS_INPUTS)
 
 
-def _split_rows(labels: IntArray, split: Split, seed: int) -> IntArray:
+def _stratified_split_rows(labels: IntArray, split: Split, seed: int) -> IntArray:
     """The rows of a split, shuffled."""
     order: IntArray = np.random.default_rng(seed).permutation(len(labels))
     if split == "all":
         return order
-    held_out = np.concatenate([_test_rows(order[labels[order] == class_index]) for class_index in np.unique(labels)])
+    held_out = np.concatenate(
+        [_select_test_rows(order[labels[order] == class_index]) for class_index in np.unique(labels)]
+    )
     selected: IntArray = order[np.isin(order, held_out) == (split == "test")]
     return selected
 
 
-def _test_rows(rows: IntArray) -> IntArray:
+def _select_test_rows(rows: IntArray) -> IntArray:
     return rows[: round(TEST_FRACTION * len(rows))]
 
 
@@ -84,7 +86,7 @@ def _load_digits() -> tuple[Tensor, Tensor]:
 
     ink_counts, labels = load_digits(return_X_y=True)
     ink_fraction = torch.from_numpy(ink_counts).float().view(-1, 1, 8, 8) / 16
-    pixels = _center_digits(_bitmaps_from_ink(ink_fraction**INK_EXPONENT))
+    pixels = _shrink_and_center_digits(_bitmaps_from_ink(ink_fraction**INK_EXPONENT))
     return (255 * pixels).round().byte(), torch.from_numpy(labels)
 
 
@@ -96,11 +98,11 @@ def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
     n_pixels = (ink_fraction * BLOCK_SIDE_PIXELS**2).round().flatten(1).long()  # (N, 64)
     ink = ink_fraction.repeat_interleave(BLOCK_SIDE_PIXELS, 2).repeat_interleave(BLOCK_SIDE_PIXELS, 3)
     for _ in range(N_BITMAP_REFINEMENTS):
-        ink = _keep_brightest(_gaussian_blur(ink), n_pixels)
+        ink = _brightest_pixel_mask(_gaussian_blur(ink), n_pixels)
     return ink
 
 
-def _keep_brightest(ink: Tensor, n_pixels: Tensor) -> Tensor:
+def _brightest_pixel_mask(ink: Tensor, n_pixels: Tensor) -> Tensor:
     """1 where a pixel is among the `keep` brightest of its block, else 0."""
     blocks = F.unfold(ink, BLOCK_SIDE_PIXELS, stride=BLOCK_SIDE_PIXELS).mT  # (N, blocks, pixels)
     is_ink = (n_pixels == BLOCK_SIDE_PIXELS**2).to(ink)[..., None].expand_as(blocks).clone()
@@ -119,7 +121,7 @@ def _gaussian_blur(ink: Tensor, std: float = 0.4 * BLOCK_SIDE_PIXELS) -> Tensor:
     return kernel @ ink @ kernel
 
 
-def _center_digits(ink: Tensor) -> Tensor:
+def _shrink_and_center_digits(ink: Tensor) -> Tensor:
     """Bitmaps to 20x20, antialiased, in a field of 28x28 with the center of mass at (14, 14), as in MNIST."""
     padding = ink.shape[-1] // 4  # antialiasing extends a little beyond the 20x20
     resized = F.interpolate(F.pad(ink, [padding] * 4), size=(30, 30), mode="bicubic", antialias=True).clamp(0, 1)

@@ -21,7 +21,7 @@ from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labels import class_numbers, label_value, number_names
 from ..inputs.pixel_arrays import ITEM_FORMS_TEXT, DecodeFn, image_to_tensor, is_image_source
 from ..inputs.pixels import Pixels
-from .sets import Batch, Example, Images, check_count, stack_examples
+from .sets import Batch, Example, Images, check_n_examples, stack_examples
 
 
 def first(dataset: Any, n: int) -> Batch:
@@ -45,7 +45,7 @@ def first(dataset: Any, n: int) -> Batch:
         >>> x.shape, y.tolist()
         (torch.Size([2, 3, 8, 8]), [1, 1])
     """
-    n = check_count(n)
+    n = check_n_examples(n)
     if not isinstance(dataset, (IterableDataset, DataLoader, Iterator)):
         return wrap(dataset).first(n)
     items = list(islice(iter_examples(open_data(dataset), SkippedExamples()), n))
@@ -83,7 +83,9 @@ def wrap(
     """
     if isinstance(dataset, Images) and all(option is None for option in (like, classes, decode, name)):
         return dataset
-    wrapped = WrappedDataset(_as_indexed(dataset), _ItemFormat(name or type(dataset).__name__, like, decode), classes)
+    wrapped = WrappedDataset(
+        _as_map_style_dataset(dataset), _ItemFormat(name or type(dataset).__name__, like, decode), classes
+    )
     wrapped.first(1)  # raises for what no image can be
     return wrapped
 
@@ -160,7 +162,7 @@ class WrappedDataset(Images):
             yield label_value(label, f"example {i} of {self.name!r}")
 
 
-def _as_indexed(dataset: Any) -> Any:
+def _as_map_style_dataset(dataset: Any) -> Any:
     """A dataset with a length and an index."""
     if isinstance(dataset, tuple) and dataset and all(isinstance(part, Tensor) for part in dataset):
         if len({len(part) for part in dataset}) > 1:
@@ -171,14 +173,14 @@ def _as_indexed(dataset: Any) -> Any:
     is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not is_indexed or isinstance(dataset, (IterableDataset, Mapping, str)):
         raise DataError(
-            f"wanted a torch Dataset with a length; got {type(dataset).__name__}{_alternative_text(dataset)}"
+            f"wanted a torch Dataset with a length; got {type(dataset).__name__}{_unsupported_dataset_hint(dataset)}"
         )
     if len(dataset) == 0:
         raise DataError(f"the data set {type(dataset).__name__} is empty")
     return dataset
 
 
-def _alternative_text(dataset: Any) -> str:
+def _unsupported_dataset_hint(dataset: Any) -> str:
     if isinstance(dataset, DataLoader):
         return "; pass its .dataset, or take some of it with data.first(loader, n)"
     return "; take some of it with data.first(dataset, n)" if isinstance(dataset, IterableDataset) else ""

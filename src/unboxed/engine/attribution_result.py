@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 from ..box import Box
 from ..objectives import Constant, Objective
 
-FIXED_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
-MAX_LISTED_VALUES = 5  # targets and scores that a repr lists
+COMMON_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
+MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
 class Attribution(Tensor):
@@ -73,13 +73,13 @@ class Attribution(Tensor):
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
         fields = (plain if map is None else map, input, target, score, method, layer, classes)
-        vars(attribution).update(zip(FIXED_FIELDS, fields, strict=True), **extras)
+        vars(attribution).update(zip(COMMON_FIELDS, fields, strict=True), **extras)
         return attribution
 
     @property
     def extras(self) -> Mapping[str, Any]:
         """{name: value} of what the method gives besides the map, its target and its score."""
-        return {name: value for name, value in vars(self).items() if name not in FIXED_FIELDS}
+        return {name: value for name, value in vars(self).items() if name not in COMMON_FIELDS}
 
     def __getattr__(self, name: str) -> Any:
         extras = ", ".join(self.extras)
@@ -121,8 +121,8 @@ def _short_repr(value: Any) -> str:
     """A value on part of a line."""
     if not isinstance(value, Tensor):
         return str(value)
-    listed = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in value[:MAX_LISTED_VALUES].tolist()]
-    return f"[{', '.join(listed)}{', ...' if len(value) > MAX_LISTED_VALUES else ''}]"
+    listed = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in value[:MAX_REPR_VALUES].tolist()]
+    return f"[{', '.join(listed)}{', ...' if len(value) > MAX_REPR_VALUES else ''}]"
 
 
 def make_attribution(
@@ -162,7 +162,7 @@ def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | Non
     return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
 
 
-def target_of_objective(objective: Objective, target: Any) -> Any:
+def target_or_predicted_classes(objective: Objective, target: Any) -> Any:
     """The target that an objective of `resolve_target` explains: where it was None, the classes predicted."""
     if target is None and objective.call is not None:
         classes = objective.call[1][0]

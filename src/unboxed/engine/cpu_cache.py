@@ -10,43 +10,43 @@ from torch import Tensor
 from ..box import Box
 from ..model.batching import BatchSize
 
-MAX_DATA_ROWS = 192  # examples of a pass over data
-MAX_PATH_ROWS = 96  # points of a path of gradients
-FORWARD_CACHE_BYTES = 20 * 2**20  # of two consecutive layers' activations, in forward passes alone
-GRADIENT_CACHE_BYTES = 2**26  # of all activations that are kept for a backward pass
+MAX_CPU_DATA_BATCH_ROWS = 192  # examples of a pass over data
+MAX_CPU_PATH_BATCH_ROWS = 96  # points of a path of gradients
+FORWARD_CACHE_BUDGET_BYTES = 20 * 2**20  # of two consecutive layers' activations, in forward passes alone
+GRADIENT_CACHE_BUDGET_BYTES = 2**26  # of all activations that are kept for a backward pass
 MIN_GRADIENT_ROWS, MAX_GRADIENT_ROWS = 16, 128
 """With fewer rows, weights are read too often; with more, memory is mapped again for each activation."""
 
 
 def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
-    """(size, max_rows) for `in_batches`, for forward passes alone: `box.batch_plan`, limited by the cache."""
+    """(size, max_rows) for `map_in_batches`, for forward passes alone: `box.batch_plan`, limited by the cache."""
     size, max_rows = box.batch_plan(n_rows, batch_size)
     if box.device.type == "cpu" and not box.batch_dependent:
-        max_rows = min(max_rows, max(1, FORWARD_CACHE_BYTES // max(1, box.profile.peak_bytes_per_example)))
+        max_rows = min(max_rows, max(1, FORWARD_CACHE_BUDGET_BYTES // max(1, box.profile.peak_bytes_per_example)))
     return size, max_rows
 
 
 def gradient_batch_plan(
     box: Box, n_rows: int, batch_size: BatchSize, batch_dependent: bool = False
 ) -> tuple[BatchSize, int]:
-    """(size, max_rows) for `in_batches`, for gradients: `box.batch_plan`, limited by the cache."""
+    """(size, max_rows) for `map_in_batches`, for gradients: `box.batch_plan`, limited by the cache."""
     size, max_rows = box.batch_plan(n_rows, batch_size, batch_dependent)
     if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
-        cache_rows = GRADIENT_CACHE_BYTES // max(1, box.profile.bytes_per_example)
+        cache_rows = GRADIENT_CACHE_BUDGET_BYTES // max(1, box.profile.bytes_per_example)
         max_rows = min(max_rows, MAX_GRADIENT_ROWS, max(MIN_GRADIENT_ROWS, cache_rows))
     return size, max_rows
 
 
 def path_batch_rows(box: Box) -> int:
     """The rows of an automatic batch of points of a path."""
-    return min(box.batch_limit, MAX_PATH_ROWS) if box.device.type == "cpu" else box.batch_limit
+    return min(box.batch_limit, MAX_CPU_PATH_BATCH_ROWS) if box.device.type == "cpu" else box.batch_limit
 
 
 def data_batch_rows(box: Box) -> int:
     """The examples of an automatic batch of a pass over data."""
-    return MAX_DATA_ROWS if box.device.type == "cpu" else box.batch_limit
+    return MAX_CPU_DATA_BATCH_ROWS if box.device.type == "cpu" else box.batch_limit
 
 
-def rows_per_chunk(x: Tensor, n_values: int) -> int:
+def cpu_rows_per_chunk(x: Tensor, max_values: int) -> int:
     """Rows of x (N, ...) that have at most `n_values` values together; all of them on other devices."""
-    return max(1, n_values // max(1, x[0].numel())) if len(x) and x.device.type == "cpu" else max(1, len(x))
+    return max(1, max_values // max(1, x[0].numel())) if len(x) and x.device.type == "cpu" else max(1, len(x))

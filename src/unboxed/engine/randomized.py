@@ -51,7 +51,7 @@ def layers_with_weights(box: Box) -> tuple[LayerWithWeights, ...]:
             and path not in unused_paths
             and "parametrizations" not in path.split(".")
         ):
-            paths_by_layer.setdefault(_running_owner(path, run_order), []).append(path)
+            paths_by_layer.setdefault(_nearest_running_ancestor(path, run_order), []).append(path)
         visited.add(module)
     return tuple(
         LayerWithWeights(name or ROOT_MODULE_NAME, tuple(paths_by_layer[name]))
@@ -74,7 +74,7 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in params if p.is_floating_point()]
 
 
-def _running_owner(path: str, running_paths: Collection[str]) -> str:
+def _nearest_running_ancestor(path: str, running_paths: Collection[str]) -> str:
     """The module that runs and is, or contains, the one at a path."""
     while path not in running_paths:
         path = path.rpartition(".")[0]
@@ -88,7 +88,7 @@ def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
     try:
         clone = copy_model(box).requires_grad_(True)
         named_params = [(path, p) for path, module in named_modules(clone).items() for p in own_parameters(module)]
-        grads = _output_gradients(box.reopen(clone), [p for _, p in named_params])
+        grads = _output_gradients_on_noise(box.reopen(clone), [p for _, p in named_params])
     except Exception:  # without a graph, all of them count
         LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
@@ -96,7 +96,7 @@ def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
     return {path for path, _ in named_params} - used - set(running_paths)
 
 
-def _output_gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _output_gradients_on_noise(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Gradients of the output in some parameters, on noise; None for those it does not depend on."""
     noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     with box.isolated():
@@ -107,15 +107,15 @@ def _output_gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor
 def copy_model(box: Box) -> nn.Module:
     """A deep copy of the model. Raises ModelError where it can't be copied."""
     try:
-        with state.grad_mode(False), warnings.catch_warnings():
+        with state.setting_grad_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # copies of exported models use what torch deprecates
-            return copy.deepcopy(box.model, _detached_activations(box.model))
+            return copy.deepcopy(box.model, _detached_activations_memo(box.model))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"this model can't be copied, so no layer of a copy can be randomized: {reason}") from error
 
 
-def _detached_activations(model: nn.Module) -> dict[int, Any]:
+def _detached_activations_memo(model: nn.Module) -> dict[int, Any]:
     """Activations that a model stores on itself, without their graph, which cannot be copied."""
     activations = [h for module in model.modules() for h in tensors_in(vars(module)) if not h.is_leaf]
     return {id(h): h.detach().clone() for h in activations}
@@ -152,15 +152,15 @@ def _randomize_module(module: nn.Module, group: Collection[nn.Module], seed: int
     """Re-initialize one module, and nothing outside its group."""
     params = own_parameters(module)
     old_values = [p.detach().clone() for p in params]
-    with state.seeded_rngs(seed, device), state.grad_mode(False):
-        if _resets_only_group(module, group):
+    with state.forking_rngs_with_lock(seed, device), state.setting_grad_mode(False):
+        if _reset_stays_in_group(module, group):
             _call_reset(module)
         generator = torch.Generator(device).manual_seed(seed)
         assigned = {id(p) for name in _parametrized(module) for p in _assign_new_weight(module, name, generator)}
         for p, value in zip(params, old_values, strict=True):
             if id(p) not in assigned and torch.equal(p, value):
-                p.copy_(_normal_like(value, generator))
-        _update_spectral_norm(module)
+                p.copy_(_normal_with_same_moments(value, generator))
+        _converge_spectral_norm(module)
 
 
 def _parametrized(module: nn.Module) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ def _assign_new_weight(module: nn.Module, name: str, generator: torch.Generator)
         return []
     old_weight = getattr(module, name).detach().clone()
     try:
-        setattr(module, name, _normal_like(old_weight, generator))
+        setattr(module, name, _normal_with_same_moments(old_weight, generator))
     except Exception:  # without an inverse, or with one that refuses
         LOG.debug("a parametrized weight can't be assigned", exc_info=True)
     return [] if torch.equal(getattr(module, name), old_weight) else originals
@@ -195,14 +195,14 @@ def _call_reset(module: nn.Module) -> None:
             return
 
 
-def _resets_only_group(module: nn.Module, group: Collection[nn.Module]) -> bool:
+def _reset_stays_in_group(module: nn.Module, group: Collection[nn.Module]) -> bool:
     """Whether a module's `reset_parameters` cannot change the weights of other layers."""
     parametrizations = getattr(module, "parametrizations", None)
     skipped = set(parametrizations.modules()) if isinstance(parametrizations, nn.Module) else set()
     return all(m in group for m in module.modules() if m not in skipped and has_own_weights(m))
 
 
-def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+def _normal_with_same_moments(like: Tensor, generator: torch.Generator) -> Tensor:
     """Normal values with the mean and the standard deviation of a tensor; a constant does not change."""
     as_float = like.float() if like.dtype in (torch.float16, torch.bfloat16) else like
     std, mean = torch.std_mean(as_float, correction=0)
@@ -210,7 +210,7 @@ def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
     return (mean + std * noise).to(like.dtype)
 
 
-def _update_spectral_norm(module: nn.Module) -> None:
+def _converge_spectral_norm(module: nn.Module) -> None:
     """Let spectral norm converge on the new weight: it starts from the singular vectors of the old one."""
     names = _parametrized(module)
     if not names:

@@ -30,7 +30,7 @@ def attribution_map(result: Any) -> Tensor:
 MAX_REPR_ITEMS = 3  # of a tuple or mapping that a repr lists
 
 
-class OneLineRepr:
+class OneLineReprMixin:
     """The repr of a result: its fields on one line, tensors by their shapes. For dataclasses with `repr=False`."""
 
     def __repr__(self) -> str:
@@ -47,7 +47,7 @@ def _short_repr(value: Any) -> str:
         return f"{{{', '.join(_first_texts(f'{name}: {_short_repr(part)}' for name, part in value.items()))}}}"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_first_texts(map(_short_repr, value)))}]"
-    if isinstance(value, OneLineRepr) or dataclasses.is_dataclass(value):
+    if isinstance(value, OneLineReprMixin) or dataclasses.is_dataclass(value):
         return type(value).__name__
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
@@ -71,7 +71,7 @@ def warn_not_finite(subject: str, maps: Tensor) -> None:
 
 # -- what is in a result -----------------------------------------------------------------------------------------------
 
-MAX_LISTED_VALUES = 64  # of a tensor that a summary lists in full
+MAX_SUMMARY_TENSOR_VALUES = 64  # of a tensor that a summary lists in full
 
 
 def result_tensors(result: Any, path: str = "") -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ def json_summary(result: Any) -> Any:
 
 
 def _tensor_summary(tensor: Tensor) -> Any:
-    if tensor.numel() <= MAX_LISTED_VALUES:
+    if tensor.numel() <= MAX_SUMMARY_TENSOR_VALUES:
         return tensor.detach().cpu().tolist()
     figures: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
     if tensor.is_floating_point():

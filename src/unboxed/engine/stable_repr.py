@@ -33,7 +33,7 @@ ATOMIC_TYPES = (type(None), type(...), bool, int, float, complex, str, bytes)
 def stable_repr(value: object) -> str:
     """The description. Raises InputError for what cannot be compared: a lock, a file, a running generator."""
     try:
-        text = _StableRepr().repr_of(value)
+        text = _StableReprBuilder().repr_of(value)
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:  # too deep; an empty closure cell
@@ -50,19 +50,19 @@ def checkpoint_repr(method_name: str, value: object, remedy: str) -> str:
 
 
 def box_checkpoint_settings(box: Box) -> dict[str, Any]:
-    """The settings of a box that a checkpoint stores, besides the outputs: see `comparable_outputs`."""
+    """The settings of a box that a checkpoint stores, besides the outputs: see `cast_outputs_for_comparison`."""
     return {
         "weights": weights_digest(box.model), "inputs": stable_repr(box.inputs), "outputs": box.outputs,
         "mode": box.mode, "autocast": str(box.autocast),
     }  # fmt: skip
 
 
-def comparable_outputs(box: Box, values: Tensor) -> Tensor:
+def cast_outputs_for_comparison(box: Box, values: Tensor) -> Tensor:
     """Logits or scores of a box, to be compared with those of another run by `is_equal_up_to_rounding`."""
     return cast_for_comparison(values, box.autocast or box.model_dtype)
 
 
-class _StableRepr:
+class _StableReprBuilder:
     """The description of one value. A repeated function or class, and an object inside itself, is a number."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from ..errors import InputError
 def checked_value_range(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
     """The minimum and maximum of a batch of finite floats. Raises InputError."""
     if not isinstance(x, Tensor) or not _is_batch(x, shape):
-        raise InputError(_refusal_text(x, shape, what))
+        raise InputError(_not_a_batch_text(x, shape, what))
     low, high = value_range(x)  # both NaN where any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
@@ -28,7 +28,7 @@ def _is_batch(x: Tensor, shape: tuple[int, ...]) -> bool:
     return fits and x.layout == torch.strided and not x.is_meta and not x.is_quantized
 
 
-def _refusal_text(x: object, shape: tuple[int, ...], what: str) -> str:
+def _not_a_batch_text(x: object, shape: tuple[int, ...], what: str) -> str:
     """Why x is not a batch of floats."""
     wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
     if not isinstance(x, Tensor):

@@ -52,7 +52,7 @@ class Features:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", _check_names(self.names))
         for name, default in (("low", -math.inf), ("high", math.inf), ("mean", 0.0), ("std", 1.0)):
-            object.__setattr__(self, name, self._check_columns(name, default))
+            object.__setattr__(self, name, self._checked_column_values(name, default))
         for column, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low <= high or low == math.inf or high == -math.inf:
                 raise InputError(f"{column!r} has no values between its bounds, low={low:g} and high={high:g}")
@@ -67,7 +67,7 @@ class Features:
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 
-    def _check_columns(self, name: str, default: float) -> tuple[float, ...]:
+    def _checked_column_values(self, name: str, default: float) -> tuple[float, ...]:
         """One number per column. Raises InputError."""
         value = as_numbers(getattr(self, name))
         if not isinstance(value, (tuple, list)):

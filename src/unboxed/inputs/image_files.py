@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import warn
-from .images import levels_to_tensor, note_other_kind, silence_decoder_warnings, to_tensor, upright_levels
+from .images import levels_to_tensor, note_other_kind, silencing_decoder_warnings, to_tensor, upright_levels
 from .pixels import Pixels
 
 # Pillow also opens formats that start other programs (EPS) or that any bytes may match (TGA): unsafe for unknown files.
@@ -39,7 +39,7 @@ def file_fault(path: Path) -> str | None:
     if not os.path.isfile(path):
         return "a link to nothing" if os.path.islink(path) else _absence(path)
     try:
-        with silence_decoder_warnings(), Image.open(path, formats=readable_formats()):
+        with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()):
             return None
     except UnidentifiedImageError:
         return _unidentified_reason(path)
@@ -53,7 +53,7 @@ def _absence(path: Path) -> str:
 
 def read_image(path: Path, like: Pixels | None, channels: int | None = None) -> Tensor:
     """The image in a file, (C, H, W) in [0, 1], as `to_tensor`; raises whatever its decoder raises."""
-    with silence_decoder_warnings(), Image.open(path, formats=readable_formats()) as image:
+    with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()) as image:
         note_other_kind(image, like)
         levels = _deep_color_levels(path, image)
         if levels is None:

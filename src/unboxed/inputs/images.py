@@ -38,7 +38,7 @@ def require_pixels(like: Inputs) -> Pixels:
 
 
 @contextmanager
-def silence_decoder_warnings() -> Iterator[None]:
+def silencing_decoder_warnings() -> Iterator[None]:
     """Ignore warnings of decoders about odd metadata; a decompression bomb is an error, not a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(PIL|tifffile|numpy|unboxed\.inputs)\b")
@@ -55,7 +55,7 @@ def to_tensor(image: Image.Image, like: Pixels | None = None, channels: int | No
     image = ImageOps.exif_transpose(image)
     if image.mode in (*SIXTEEN_BIT_MODES, "F"):
         return levels_to_tensor(_gray_levels(image)[..., None], like, channels)
-    image = _on_white(image)
+    image = _composite_on_white(image)
     image = image.convert(_color_mode(image, channels))
     if like is not None:
         image = _resize_and_crop(image, like)
@@ -127,11 +127,11 @@ def note_other_kind(image: Image.Image, like: Pixels | None) -> None:
 
 def _is_colorful(image: Image.Image) -> bool:
     """Whether the channels of an image differ; it is judged on a small copy."""
-    thumbnail = np.array(_on_white(image).resize((16, 16)).convert("RGB"), dtype=np.float32)
+    thumbnail = np.array(_composite_on_white(image).resize((16, 16)).convert("RGB"), dtype=np.float32)
     return float(np.ptp(thumbnail, axis=2).mean()) > MIN_COLOR_SPREAD
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _composite_on_white(image: Image.Image) -> Image.Image:
     """The image over white, where it is transparent."""
     if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
         return image

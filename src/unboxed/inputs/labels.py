@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..atomic_write import to_printable
 from ..errors import DataError, InputError, warn
-from ..validation import nearest_names, suggest
+from ..validation import nearest_names, suggestion_text
 
 Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
@@ -75,7 +75,7 @@ def _number_of(name: str, classes: Sequence[str]) -> int:
         return matched[0]
     if name.strip().isdecimal():
         return int(name)
-    raise InputError(f"the model has no class {name!r}; {suggest(name, classes)}")
+    raise InputError(f"the model has no class {name!r}; {suggestion_text(name, classes)}")
 
 
 def is_numbers_only(classes: Sequence[str]) -> bool:

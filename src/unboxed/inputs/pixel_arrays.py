@@ -18,7 +18,7 @@ from ..atomic_write import to_printable
 from ..errors import BrokenImageError, DataError, UnboxedWarning
 from .base import RANGE_TOLERANCE
 from .image_files import error_reason, file_fault, read_image, readable_formats
-from .images import note_other_kind, require_pixels, silence_decoder_warnings, to_tensor, white_of_16_bits
+from .images import note_other_kind, require_pixels, silencing_decoder_warnings, to_tensor, white_of_16_bits
 from .pixels import Pixels, PixelsOfAnySize
 
 DecodeFn = Callable[[Tensor], Tensor]
@@ -45,7 +45,7 @@ def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = No
     Raises BrokenImageError for a file that cannot be read: passes over data leave it out.
     """
     if isinstance(source, Image.Image):
-        with silence_decoder_warnings():
+        with silencing_decoder_warnings():
             note_other_kind(source, like)
             return to_tensor(source, like, channels)
     if is_encoded_image(source) and source["bytes"] is not None:
@@ -66,7 +66,7 @@ def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = No
 
 def _decode_bytes(encoded: bytes, like: Pixels | None, channels: int | None) -> Tensor:
     try:
-        with silence_decoder_warnings(), Image.open(io.BytesIO(encoded), formats=readable_formats()) as image:
+        with silencing_decoder_warnings(), Image.open(io.BytesIO(encoded), formats=readable_formats()) as image:
             note_other_kind(image, like)
             return to_tensor(image, like, channels)
     except UnboxedWarning:  # that the caller made an error

@@ -15,7 +15,7 @@ from ..validation import check_float, check_int
 from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, format_non_default_settings
 from .batches import checked_value_range
 
-MAX_VALUE_BELOW_ZERO = 0.05  # images with values further below zero are taken to be normalized
+NORMALIZED_BELOW_ZERO_THRESHOLD = 0.05  # images with values further below zero are taken to be normalized
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
@@ -104,7 +104,7 @@ class Pixels:
         """Number of axes that the model sees beside the channels: 1 for signals, 2 for images, 3 for volumes."""
         return len(self.model_shape) - 1
 
-    def as_images(self) -> Pixels:
+    def images_or_none(self) -> Pixels:
         """The same inputs for the same model, with signals and volumes as the images that methods work on."""
         images = Pixels(self.shape, self.mean, self.std, bgr=self.bgr)
         object.__setattr__(images, "model_shape", self.model_shape)
@@ -164,7 +164,7 @@ class Pixels:
 
     def _range_message(self, low: float, high: float) -> str:
         problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
-        if low > -MAX_VALUE_BELOW_ZERO and high <= 2:
+        if low > -NORMALIZED_BELOW_ZERO_THRESHOLD and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
             return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"

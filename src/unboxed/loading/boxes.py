@@ -11,7 +11,7 @@ from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import Preprocessing, inputs_in_config, shape_in_config
-from ..model.outputs import Outputs
+from ..model.outputs import OutputKind
 from .checkpoints import weights as put
 from .models import model
 
@@ -22,7 +22,7 @@ def load(
     *,
     inputs: Inputs | Preprocessing | None = None,
     classes: Sequence[str] | None = None,
-    outputs: Outputs | None = None,
+    outputs: OutputKind | None = None,
     seed: int = 0,
 ) -> Box:
     """Open a model that is named by a text, with its weights from a file if given.

@@ -93,7 +93,7 @@ def _report_left_over(
     )
     if larger:
         problem = f"{len(larger)} unexpected in the file: {format_names(larger)}"
-        raise ModelError(_refusal_text(path, model, [problem]))
+        raise ModelError(_not_a_batch_text(path, model, [problem]))
     if beside:
         warn(f"{path}: left out, for {type(model).__name__} has no such weights: {format_names(beside)}")
 
@@ -114,10 +114,10 @@ def _mismatch_text(
         "of another shape or kind": wrong_shapes(fitted, state),
     }
     problems = [f"{len(names)} {problem}: {format_names(names)}" for problem, names in groups.items() if names]
-    return _refusal_text(path, model, problems) + _parametrization_hint(unexpected)
+    return _not_a_batch_text(path, model, problems) + _parametrization_hint(unexpected)
 
 
-def _refusal_text(path: Path, model: nn.Module, problems: list[str]) -> str:
+def _not_a_batch_text(path: Path, model: nn.Module, problems: list[str]) -> str:
     advice = "the model is as it was. Give the model that these weights were saved from"
     return f"{path} doesn't fit {type(model).__name__}: {'; '.join(problems)}; {advice}"
 

@@ -22,8 +22,8 @@ from ..errors import InputError, ModelError, warn
 
 aten = torch.ops.aten
 UNLIMITED_ROWS = 2**31  # a batch size without upper bound
-CODE_MARKERS = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code when loaded
-TRAINING_ARGUMENT_INDEX: dict[Any, int] = {
+ARCHIVE_CODE_MARKERS = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code when loaded
+TRAINING_ARGUMENT_INDEX_BY_OP: dict[Any, int] = {
     aten.dropout.default: 2,
     aten.dropout_.default: 2,
     aten.batch_norm.default: 5,
@@ -32,7 +32,7 @@ TRAINING_ARGUMENT_INDEX: dict[Any, int] = {
 UNSAFE_TEXT = (
     "holds compiled code or pickled objects, which could run anything on loading. Export the model without them"
 )
-EXPORT_LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
+SILENCED_LOGGER_NAMES = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 SAFE_LOAD_ENVIRONMENT_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -45,14 +45,14 @@ def load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
     _check_no_code(path)
-    program = _read(path)
-    input_node = _only_input(program, path)
+    program = _read_exported_program(path)
+    input_node = _single_input_node(program, path)
     if _is_in_train_mode(program):
         explanation = "dropout and batch norm act as in training; export it after model.eval()"
         warn(f"{path.name} was exported in train mode: {explanation}")
     with _safe_silent_loading():
         model = torch.export.unflatten(program)
-    return _as_exported_model(model, input_node.meta["val"], program)
+    return _convert_to_exported_model(model, input_node.meta["val"], program)
 
 
 def _check_no_code(path: Path) -> None:
@@ -62,11 +62,11 @@ def _check_no_code(path: Path) -> None:
     except (OSError, zipfile.BadZipFile) as error:
         advice = "it is truncated, or torch.export.save did not write it"
         raise ModelError(f"{path} can't be read as a .pt2 file: {advice}") from error
-    if any(marker in name for name in names for marker in CODE_MARKERS):
+    if any(marker in name for name in names for marker in ARCHIVE_CODE_MARKERS):
         raise ModelError(f"{path} {UNSAFE_TEXT}")
 
 
-def _read(path: Path) -> ExportedProgram:
+def _read_exported_program(path: Path) -> ExportedProgram:
     try:
         with _safe_silent_loading():
             return torch.export.load(path)
@@ -82,8 +82,8 @@ def _read(path: Path) -> ExportedProgram:
 def _safe_silent_loading() -> Iterator[None]:
     """Keep torch's reader from unpickling where safe loading fails, and silence its logs and warnings."""
     with ExitStack() as stack:
-        stack.enter_context(_environment_variable(SAFE_LOAD_ENVIRONMENT_VARIABLE, "1"))
-        for logger in map(logging.getLogger, EXPORT_LOGGERS):
+        stack.enter_context(_setting_environment_variable(SAFE_LOAD_ENVIRONMENT_VARIABLE, "1"))
+        for logger in map(logging.getLogger, SILENCED_LOGGER_NAMES):
             stack.callback(setattr, logger, "disabled", logger.disabled)
             logger.disabled = True
         stack.enter_context(warnings.catch_warnings())
@@ -93,7 +93,7 @@ def _safe_silent_loading() -> Iterator[None]:
 
 
 @contextmanager
-def _environment_variable(name: str, value: str) -> Iterator[None]:
+def _setting_environment_variable(name: str, value: str) -> Iterator[None]:
     old_value = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -105,7 +105,7 @@ def _environment_variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = old_value
 
 
-def _only_input(program: ExportedProgram, path: Path) -> torch.fx.Node:
+def _single_input_node(program: ExportedProgram, path: Path) -> torch.fx.Node:
     names = program.graph_signature.user_inputs
     nodes: list[torch.fx.Node] = [
         node for node in program.graph.nodes if node.op == "placeholder" and node.name in names
@@ -118,14 +118,14 @@ def _only_input(program: ExportedProgram, path: Path) -> torch.fx.Node:
 def _is_in_train_mode(program: ExportedProgram) -> bool:
     """Whether the graph holds an op whose training switch is on, or writes running statistics."""
     training_flags = (
-        len(node.args) > TRAINING_ARGUMENT_INDEX.get(node.target, 99)
-        and node.args[TRAINING_ARGUMENT_INDEX[node.target]] is True
+        len(node.args) > TRAINING_ARGUMENT_INDEX_BY_OP.get(node.target, 99)
+        and node.args[TRAINING_ARGUMENT_INDEX_BY_OP[node.target]] is True
         for node in program.graph.nodes
     )
     return bool(program.graph_signature.buffers_to_mutate) or any(training_flags)
 
 
-class ExportedModel(nn.Module):
+class ExportedModelMixin(nn.Module):
     """Mixed into an unflattened model: it takes any number of rows, and refuses train mode, which it does not have.
 
     `row_limits` are the smallest and the largest number of rows that the exported graph takes. Fewer are padded with
@@ -135,7 +135,7 @@ class ExportedModel(nn.Module):
     row_limits: tuple[int, int]
     input_shape: tuple[int, ...]
 
-    def train(self, mode: bool = True) -> ExportedModel:
+    def train(self, mode: bool = True) -> ExportedModelMixin:
         if mode:
             raise ModelError(
                 "a .pt2 model is fixed as it was exported and has no train mode; load its code to train it"
@@ -144,7 +144,7 @@ class ExportedModel(nn.Module):
             module.training = False
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModel:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExportedModelMixin:
         copied = memo[id(self)] = type(self).__new__(type(self))
         with _safe_silent_loading():
             copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -173,8 +173,8 @@ class ExportedModel(nn.Module):
         )
 
 
-def _as_exported_model(model: Any, example_input: Tensor, program: ExportedProgram) -> nn.Module:
-    model.__class__ = type(f"Exported{type(model).__name__}", (ExportedModel, type(model)), {})
+def _convert_to_exported_model(model: Any, example_input: Tensor, program: ExportedProgram) -> nn.Module:
+    model.__class__ = type(f"Exported{type(model).__name__}", (ExportedModelMixin, type(model)), {})
     model.row_limits = _row_limits(example_input.shape[0], program)
     model.input_shape = tuple(int(length) for length in example_input.shape[1:] if isinstance(length, int))
     return model.eval()  # type: ignore[no-any-return]

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from ..errors import InputError, UnboxedError
-from ..model.state import seeded_rngs
-from ..validation import suggest
+from ..model.state import forking_rngs_with_lock
+from ..validation import suggestion_text
 
 ErrorType = type[UnboxedError]  # of errors: ModelError for models, DataError for data
-USER_CODE_ERRORS = (Exception, SystemExit)  # a script without a __main__ guard may call sys.exit
+USER_CODE_EXCEPTION_TYPES = (Exception, SystemExit)  # a script without a __main__ guard may call sys.exit
 
 
 def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
@@ -40,21 +40,21 @@ def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
     if is_file and not path.is_file():
         hint = _suggestion_text(path.name, _python_files(path.parent))
         raise error_type(f"{spec}: there is no file {module_path}{hint}")
-    with _importable_folder(path.parent if is_file else Path.cwd()):
+    with _importing_from_folder(path.parent if is_file else Path.cwd()):
         load, source = (_import_file, path) if is_file else (_import_module, module_path)
-        module = _load_seeded(load, source, spec, error_type, seed)
-        return _call_factory(_resolve_name(module, name, spec, error_type), spec, error_type, seed)
+        module = _import_seeded(load, source, spec, error_type, seed)
+        return _call_factory(_resolve_dotted_name(module, name, spec, error_type), spec, error_type, seed)
 
 
 def import_methods(source: str) -> ModuleType:
     """Import a Python file or a module, for the methods that get their cards in it. Raises InputError."""
     if not source.endswith(".py"):
-        with _importable_folder(Path.cwd()):
+        with _importing_from_folder(Path.cwd()):
             return _import_module(source, source, InputError)
     path = Path(source).resolve()
     if not path.is_file():
         raise InputError(f"there is no file {source}{_suggestion_text(path.name, _python_files(path.parent))}")
-    with _importable_folder(path.parent):
+    with _importing_from_folder(path.parent):
         return _import_file(path, source, InputError)
 
 
@@ -68,11 +68,11 @@ def defined_names(path: Path) -> list[str]:
     return [node.name for node in body if isinstance(node, node_types) and not node.name.startswith("_")]
 
 
-def _load_seeded(
+def _import_seeded(
     load_module: Callable[..., ModuleType], source: object, spec: str, error_type: ErrorType, seed: int
 ) -> ModuleType:
     """Import a module with seeded random numbers: it may build its model during the import."""
-    with seeded_rngs(seed, torch.get_default_device()):
+    with forking_rngs_with_lock(seed, torch.get_default_device()):
         return load_module(source, spec, error_type)
 
 
@@ -87,7 +87,7 @@ def _import_file(path: Path, spec: str, error_type: ErrorType) -> ModuleType:
         module_spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, USER_CODE_ERRORS):
+        if isinstance(error, USER_CODE_EXCEPTION_TYPES):
             raise error_type(f"{spec}: {path.name} failed while it was imported: {_error_text(error)}") from error
         raise
     return module
@@ -101,11 +101,11 @@ def _import_module(module_name: str, spec: str, error_type: ErrorType) -> Module
             raise error_type(f"{spec}: {module_name} failed while it was imported: {_error_text(error)}") from error
         advice = "install it, or run from its folder, or give the file: path/to/file.py:factory"
         raise error_type(f"{spec}: there is no module {error.name!r} here; {advice}") from error
-    except USER_CODE_ERRORS as error:
+    except USER_CODE_EXCEPTION_TYPES as error:
         raise error_type(f"{spec}: {module_name} failed while it was imported: {_error_text(error)}") from error
 
 
-def _resolve_name(module: ModuleType, name: str, spec: str, error_type: ErrorType) -> Any:
+def _resolve_dotted_name(module: ModuleType, name: str, spec: str, error_type: ErrorType) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
@@ -126,9 +126,9 @@ def _call_factory(value: Any, spec: str, error_type: ErrorType, seed: int) -> An
         advice = "write a function without arguments that makes it"
         raise error_type(f"{spec} wants arguments ({', '.join(required)}) and a factory gets none; {advice}")
     try:
-        with seeded_rngs(seed, torch.get_default_device()):
+        with forking_rngs_with_lock(seed, torch.get_default_device()):
             return value()
-    except USER_CODE_ERRORS as error:
+    except USER_CODE_EXCEPTION_TYPES as error:
         raise error_type(f"{spec} failed when it was called: {_error_text(error)}") from error
 
 
@@ -153,7 +153,7 @@ def _error_text(error: BaseException) -> str:
 
 
 def _suggestion_text(name: str, choices: list[str]) -> str:
-    return f"; {suggest(name, sorted(choices))}" if choices else ""
+    return f"; {suggestion_text(name, sorted(choices))}" if choices else ""
 
 
 def shorten_list(names: list[str], max_names: int = 5) -> list[str]:
@@ -166,7 +166,7 @@ def _python_files(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _importable_folder(folder: Path) -> Iterator[None]:
+def _importing_from_folder(folder: Path) -> Iterator[None]:
     """Let the user's code import modules from its folder, and remove those from sys.modules afterwards.
 
     Otherwise the `layers.py` of one folder would be used for that of the next.

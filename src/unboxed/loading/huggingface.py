@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import InputError, MissingError, ModelError, warn
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import as_inputs
-from ..model.state import seeded_rngs
+from ..model.state import forking_rngs_with_lock
 from .files import format_names
 from .own_loading import silent_transformers
 
@@ -130,7 +130,7 @@ def _load(model_class: Any, folder: Path) -> nn.Module:
 
 
 def _build(model_class: Any, config: Any, seed: int) -> nn.Module:
-    with seeded_rngs(seed, torch.get_default_device()):
+    with forking_rngs_with_lock(seed, torch.get_default_device()):
         return model_class(config)  # type: ignore[no-any-return]
 
 

@@ -53,7 +53,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     if is_pretrained_folder(Path(spec)):
         return load_pretrained(Path(spec), trained=trained, seed=seed)
     if ":" not in spec:
-        raise ModelError(_refusal_text(spec))
+        raise ModelError(_unknown_model_text(spec))
     return _model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
 
 
@@ -79,7 +79,7 @@ def _weights_hint(built: object) -> str:
     )
 
 
-def _refusal_text(spec: str) -> str:
+def _unknown_model_text(spec: str) -> str:
     path = Path(spec)
     if path.suffix in WEIGHT_SUFFIXES:
         advice = "give it as the weights (--weights), and as the model what builds it"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..model.state import seeded_rngs
+from ..model.state import forking_rngs_with_lock
 from .files import TensorDict
 from .weight_sets import WeightSet, is_same_kind, missing_names, prefixes, state_tensors, without_wrapper_names
 
@@ -71,7 +71,7 @@ def _attempt(load: Callable[..., _Loaded]) -> Callable[..., _Loaded | None]:
 
     def attempt(*args: Any) -> _Loaded | None:
         try:
-            with warnings.catch_warnings(), seeded_rngs(0, torch.device("cpu")):
+            with warnings.catch_warnings(), forking_rngs_with_lock(0, torch.device("cpu")):
                 warnings.simplefilter("ignore")
                 return load(*args)
         except Exception:  # a model may refuse by any error; the names that don't fit are then reported

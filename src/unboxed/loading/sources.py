@@ -15,7 +15,7 @@ from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
-from ..validation import nearest_names, suggest
+from ..validation import nearest_names, suggestion_text
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (
@@ -23,7 +23,7 @@ DATA_SPEC_TEXT = (
     "(file, label), or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
-SPLITS: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
+SPLIT_BY_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
 
 
 def data(
@@ -51,7 +51,7 @@ def data(
     """
     spec = str(spec)
     name, _, split = spec.partition(":")
-    if name in DATASET_NAMES and split in SPLITS:
+    if name in DATASET_NAMES and split in SPLIT_BY_SUFFIX:
         return _named_dataset(name, split, root)
     if Path(spec).is_dir():
         return _files_dataset(sets.folder, spec, like, classes)
@@ -59,7 +59,7 @@ def data(
         return _files_dataset(sets.table, spec, like, classes)
     if ":" in spec and name not in DATASET_NAMES:
         return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
-    raise DataError(_refusal_text(spec, name))
+    raise DataError(_unknown_data_text(spec, name))
 
 
 def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
@@ -89,7 +89,7 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
 
 def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
     if name == "digits":
-        return sets.digits(SPLITS[split])
+        return sets.digits(SPLIT_BY_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
     return load_split(root, train=split == "train")
 
@@ -116,11 +116,11 @@ def _factory_dataset(built: Any, spec: str, like: Inputs | None, classes: Sequen
     return sets.wrap(built, like=like, classes=classes, name=spec.rpartition(":")[2])
 
 
-def _refusal_text(spec: str, name: str) -> str:
+def _unknown_data_text(spec: str, name: str) -> str:
     path = Path(spec)
     if path.is_file():
         return f"{spec} is a file, not data; {DATA_SPEC_TEXT}"
     if name in DATASET_NAMES:
         return f"{spec!r}: {name} has the parts :train and :test"
-    hint = f"{suggest(name, DATASET_NAMES)} " if nearest_names(name, DATASET_NAMES) else ""
+    hint = f"{suggestion_text(name, DATASET_NAMES)} " if nearest_names(name, DATASET_NAMES) else ""
     return f"there is no data set and no folder {spec!r}; {hint}{DATA_SPEC_TEXT}"

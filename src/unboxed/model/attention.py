@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LayerError, RuleError
-from .op_mode import OpMode
+from .op_mode import OpReplacementMode
 
 _MHA_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
@@ -56,12 +56,12 @@ def unpack_multi_head(call: Mapping[str, Any]) -> AttentionHeads:
     x = [call[name] if call["query"].ndim == 3 else call[name].unsqueeze(1) for name in ("query", "key", "value")]
     q, k, v = (
         _split_heads(F.linear(h, w, b), call["num_heads"])
-        for h, (w, b) in zip(x, _projection_weights(call), strict=True)
+        for h, (w, b) in zip(x, _qkv_projection_weights(call), strict=True)
     )
-    return AttentionHeads(q, k, v, _additive_mask(call, q, k), 1 / math.sqrt(q.shape[-1]))
+    return AttentionHeads(q, k, v, _multi_head_additive_mask(call, q, k), 1 / math.sqrt(q.shape[-1]))
 
 
-def project_out(call: Mapping[str, Any], out: Tensor) -> Tensor:
+def apply_output_projection(call: Mapping[str, Any], out: Tensor) -> Tensor:
     """The output projection of the heads (N, H, L, d): (L, N, E), or (L, E) for one example."""
     h = F.linear(out.permute(2, 0, 1, 3).flatten(2), call["out_proj_weight"], call["out_proj_bias"])
     return h if call["query"].ndim == 3 else h.squeeze(1)
@@ -72,7 +72,7 @@ def _split_heads(h: Tensor, n_heads: int) -> Tensor:
     return h.reshape(h.shape[0], h.shape[1], n_heads, -1).permute(1, 2, 0, 3)
 
 
-def _projection_weights(call: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
+def _qkv_projection_weights(call: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     is_separate = call["use_separate_proj_weight"]
     weights = [call[name] for name in names] if is_separate else call["in_proj_weight"].chunk(3)
@@ -80,19 +80,19 @@ def _projection_weights(call: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | 
     return list(zip(weights, biases, strict=True))
 
 
-def _additive_mask(call: Mapping[str, Any], q: Tensor, k: Tensor) -> Tensor | None:
+def _multi_head_additive_mask(call: Mapping[str, Any], q: Tensor, k: Tensor) -> Tensor | None:
     """The mask added to the logits (N, H, L, S); a boolean True excludes a key here."""
     mask, padding, total = call["attn_mask"], call["key_padding_mask"], None
     if mask is not None:
         mask = mask if mask.ndim == 2 else mask.view(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        total = _to_additive(mask, q)
+        total = _to_additive_mask(mask, q)
     if padding is not None:
-        padding = _to_additive(padding if padding.ndim == 2 else padding[None], q)[:, None, None]
+        padding = _to_additive_mask(padding if padding.ndim == 2 else padding[None], q)[:, None, None]
         total = padding if total is None else total + padding
     return total
 
 
-def _to_additive(mask: Tensor, like: Tensor) -> Tensor:
+def _to_additive_mask(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
@@ -116,7 +116,7 @@ def unpack_scaled_dot_product(
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _to_additive(~attn_mask, query)  # a boolean True includes a key here
+        attn_mask = _to_additive_mask(~attn_mask, query)  # a boolean True includes a key here
     return AttentionHeads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
@@ -131,11 +131,11 @@ def unpack_fused_attention(name: str, args: tuple[Any, ...], kwargs: Mapping[str
 
 # -- its maps ----------------------------------------------------------------------------------------------------------
 
-OnAttention = Callable[[Tensor], None]
+OnAttentionFn = Callable[[Tensor], None]
 
 
 @contextmanager
-def capture_attention(n: int, on_attention: OnAttention) -> Iterator[None]:
+def capturing_attention(n: int, on_attention: OnAttentionFn) -> Iterator[None]:
     """While open, call `on_attention` with each layer's attention of n examples, (n, heads, T, T), rows summing to one.
 
     Captured are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
@@ -145,33 +145,33 @@ def capture_attention(n: int, on_attention: OnAttention) -> Iterator[None]:
     def intercept(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad():
             if (heads := unpack_fused_attention(name, args, kwargs)) is not None:
-                _report_weights(heads.weights(), n, on_attention)
-            elif name == "softmax" and _is_over_last_axis(args, kwargs):
+                _report_self_attention(heads.weights(), n, on_attention)
+            elif name == "softmax" and _is_softmax_over_last_axis(args, kwargs):
                 out = func(*args, **kwargs)
-                _report_weights(out.detach(), n, on_attention)
+                _report_self_attention(out.detach(), n, on_attention)
                 return out
         return NotImplemented
 
-    with OpMode(intercept):
+    with OpReplacementMode(intercept):
         yield
 
 
-def _is_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_softmax_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     z = args[0] if args else kwargs.get("input")
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     return isinstance(z, Tensor) and z.ndim >= 3 and isinstance(dim, int) and dim in (-1, z.ndim - 1)
 
 
-def _report_weights(weights: Tensor, n: int, on_attention: OnAttention) -> None:
+def _report_self_attention(weights: Tensor, n_examples: int, on_attention: OnAttentionFn) -> None:
     """Report square maps (n, heads, T, T), also where examples and heads share an axis; skip cross-attention."""
     if weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
         return
     tokens = weights.shape[-1]
-    if weights.ndim > 3 and len(weights) != n:
+    if weights.ndim > 3 and len(weights) != n_examples:
         raise LayerError(
-            f"attention over {len(weights)} windows of {tokens} tokens for {n} examples: rollout is for attention "
-            "of all tokens to all"
+            f"attention over {len(weights)} windows of {tokens} tokens for {n_examples} examples: rollout is for "
+            "attention of all tokens to all"
         )
-    if weights.ndim == 3 and len(weights) % n:
+    if weights.ndim == 3 and len(weights) % n_examples:
         return
-    on_attention(weights.reshape(n, -1, tokens, tokens))
+    on_attention(weights.reshape(n_examples, -1, tokens, tokens))

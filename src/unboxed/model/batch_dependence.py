@@ -11,10 +11,10 @@ from torch import Tensor
 from .hooks import tensors_in
 from .op_mode import DispatchMode
 
-TRIAL_SEEDS = (0, 1)
+BATCH_DEPENDENCE_SEEDS = (0, 1)
 """A dropped unit may hide a dependence at one seed: a stochastic model is run with both."""
 
-SeededRun = Callable[[Tensor, int], tuple[Any, object]]
+SeededRunFn = Callable[[Tensor, int], tuple[Any, object]]
 """(rows, seed) -> the model's output, and what it drew."""
 
 
@@ -43,7 +43,7 @@ ROWS_ALONE, ROWS_AMONG_OTHERS = (0, 1), ((2, 1, 0), (0, 3, 1))
 """Rows 0 and 1 alone, and among rows that are lower and higher than both, at other positions and batch sizes."""
 
 
-def contrast_levels(shape: Sequence[int], device: torch.device) -> Tensor:
+def contrasting_input_levels(shape: Sequence[int], device: torch.device) -> Tensor:
     """Levels (4, *shape) in [0, 1] of four inputs: two in the middle, one near the low end, one mostly at the high end.
 
     The last two change whatever statistic of a batch its rows may depend on: extremes, mean, spread.
@@ -53,15 +53,15 @@ def contrast_levels(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([0.3 + 0.4 * u[:2], low, high])
 
 
-def is_batch_dependent(run: SeededRun, x: Tensor, seeds: Sequence[int], max_rows: int) -> bool:
+def is_batch_dependent(run: SeededRunFn, x: Tensor, seeds: Sequence[int], max_rows: int) -> bool:
     """Whether the outputs of rows 0 and 1 of x (4, ...) differ among other rows, or random numbers are per row.
 
     A model that takes one row at a time (`max_rows` 1) has no dependence.
     """
-    return max_rows > 1 and any(_depends_at_seed(run, x, seed, max_rows) for seed in seeds)
+    return max_rows > 1 and any(_is_batch_dependent_at_seed(run, x, seed, max_rows) for seed in seeds)
 
 
-def _depends_at_seed(run: SeededRun, x: Tensor, seed: int, max_rows: int) -> bool:
+def _is_batch_dependent_at_seed(run: SeededRunFn, x: Tensor, seed: int, max_rows: int) -> bool:
     alone, sampled = run(x[list(ROWS_ALONE)], seed)
     for rows in (batch[:max_rows] for batch in ROWS_AMONG_OTHERS):
         among, sampled_again = run(x[list(rows)], seed)

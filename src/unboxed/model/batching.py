@@ -27,7 +27,7 @@ def check_batch_size(batch_size: object) -> BatchSize:
     return int(batch_size)
 
 
-def in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, max_rows: int) -> list[T]:
+def map_in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, max_rows: int) -> list[T]:
     """Call `func` on consecutive parts of n rows; "auto" takes up to `max_rows` and halves when memory runs out."""
     batch_size = check_batch_size(batch_size)
     even_size = -(-n // max(1, -(-n // max_rows)))  # equal parts, none larger than `max_rows`
@@ -48,7 +48,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-class Padding(NamedTuple):
+class BatchPadding(NamedTuple):
     """n rows followed by copies of the last one, `padded_n` in all, for a model that takes no fewer."""
 
     n: int
@@ -66,7 +66,7 @@ class Padding(NamedTuple):
         return h[:true], h[true:]
 
 
-def in_pair_batches(
+def map_pairs_in_batches(
     func: Callable[[Tensor, Tensor], T],
     n: int,
     n_variants: int,
@@ -80,16 +80,16 @@ def in_pair_batches(
     """
     if one_variant_per_batch:
         rows = torch.arange(n, device=device)
-        return in_batches(lambda part: func(rows, torch.full_like(rows, part.start)), n_variants, 1, 1)
+        return map_in_batches(lambda part: func(rows, torch.full_like(rows, part.start)), n_variants, 1, 1)
 
     def run_part(part: slice) -> T:
         index = torch.arange(part.start, part.stop, device=device)
         return func(index // n_variants, index % n_variants)
 
-    return in_batches(run_part, n * n_variants, *plan)
+    return map_in_batches(run_part, n * n_variants, *plan)
 
 
-def pair_outputs(
+def outputs_of_all_pairs(
     func: Callable[[Tensor, Tensor], Sequence[Tensor]],
     n: int,
     n_variants: int,
@@ -97,8 +97,8 @@ def pair_outputs(
     one_variant_per_batch: bool,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """The outputs (R, ...) of `func` for all pairs, as (N, K, ...): see `in_pair_batches`."""
-    parts = zip(*in_pair_batches(func, n, n_variants, plan, one_variant_per_batch, device), strict=True)
+    """The outputs (R, ...) of `func` for all pairs, as (N, K, ...): see `map_pairs_in_batches`."""
+    parts = zip(*map_pairs_in_batches(func, n, n_variants, plan, one_variant_per_batch, device), strict=True)
     if one_variant_per_batch:
         return [torch.stack(h, 1) for h in parts]
     return [(flat := torch.cat(h)).view(n, n_variants, *flat.shape[1:]) for h in parts]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .op_mode import DispatchMode
 
-MAX_COMPARED_VALUES = 4096  # values: tensors up to this size are also compared by value at the first forward pass
+MAX_EAGERLY_COPIED_VALUES = 4096  # values: tensors up to this size are also compared by value at the first forward pass
 BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
 UNDECLARED_BATCH_NORM_WRITES = ("running_mean", "running_var")  # batch norm writes them, which its schema does not say
 
@@ -23,7 +23,7 @@ class LazySnapshot:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.alias, self.value = tensor, tensor.detach(), None
-        if tensor.numel() <= MAX_COMPARED_VALUES:
+        if tensor.numel() <= MAX_EAGERLY_COPIED_VALUES:
             self.save_copy()
 
     value: Tensor | None
@@ -60,7 +60,7 @@ def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
                                  torch.equal(a.nan_to_num(), b.nan_to_num()))  # fmt: skip
 
 
-class _CopyOnWrite(DispatchMode):
+class _CopyOnWriteMode(DispatchMode):
     """Copies each of some tensors right before an op first writes to it."""
 
     def __init__(self, snapshots: Iterable[LazySnapshot]) -> None:
@@ -72,13 +72,13 @@ class _CopyOnWrite(DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for t in written_tensors(func, args, kwargs):
+        for t in tensors_written_by_op(func, args, kwargs):
             for s in self.by_storage.get(t.untyped_storage().data_ptr(), ()):
                 s.save_copy()
         return func(*args, **kwargs)
 
 
-def written_tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def tensors_written_by_op(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors that an op writes to, by its schema."""
     also_written = UNDECLARED_BATCH_NORM_WRITES if "batch_norm" in func._schema.name else ()
     for i, argument in enumerate(func._schema.arguments):
@@ -89,12 +89,12 @@ def written_tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> I
 
 
 @contextmanager
-def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def restoring_and_listing_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Restore what is written inside to any of these tensors; on exit, the list has those that were written to."""
     snapshots = [LazySnapshot(t) for t in tensors if t.layout == torch.strided and t.device.type != "meta"]
     changed: list[Tensor] = []
     try:
-        with _CopyOnWrite(snapshots):
+        with _CopyOnWriteMode(snapshots):
             yield changed
     finally:
         for s in snapshots:
@@ -104,7 +104,7 @@ def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]
 
 
 @contextmanager
-def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
+def preserving_tensor_values(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Restore the values of these tensors afterwards."""
     snapshots = [LazySnapshot(t) for t in tensors]
     for s in snapshots:
@@ -116,29 +116,29 @@ def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
             s.restore()
 
 
-def preserve_buffers(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
+def preserving_buffer_registration(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Restore the registered buffers afterwards: a model may replace them, or add some."""
-    return _PreserveBuffers(modules)
+    return _PreserveBufferRegistration(modules)
 
 
-class _PreserveBuffers:
+class _PreserveBufferRegistration:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
 
     def __enter__(self) -> None:
-        self.counts, self.names, self.tensors = self._registered()
+        self.counts, self.names, self.tensors = self._registered_buffers()
 
     def __exit__(self, *error: object) -> None:
-        counts, names, tensors = self._registered()
+        counts, names, tensors = self._registered_buffers()
         if counts == self.counts and names == self.names and all(map(is_, tensors, self.tensors)):
             return
         before = zip(self.names, self.tensors, strict=True)
         for module, count in zip(self.modules, self.counts, strict=True):
             items, current = dict(islice(before, count)), module._buffers
             if len(current) != count or any(current.get(name, module) is not b for name, b in items.items()):
-                _restore_buffers(module, items)
+                _restore_registered_buffers(module, items)
 
-    def _registered(self) -> tuple[list[int], list[str], list[Tensor | None]]:
+    def _registered_buffers(self) -> tuple[list[int], list[str], list[Tensor | None]]:
         """How many buffers each module has, and the names and tensors of all, without a Python loop."""
         buffers = list(map(BUFFERS, self.modules))
         having = list(filter(None, buffers))
@@ -149,7 +149,7 @@ class _PreserveBuffers:
         )
 
 
-def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
+def _restore_registered_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
     if isinstance(module, torch.jit.ScriptModule):  # gives a new tensor at each access; its values are restored
         return
     module._non_persistent_buffers_set -= module._buffers.keys() - before.keys()
@@ -157,12 +157,14 @@ def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> Non
     module._buffers.update(before)
 
 
-def watch_writes(tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+def reporting_writes_on_exit(
+    tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]
+) -> AbstractContextManager[None]:
     """On exit, call `on_write` for each of these tensors that was written to."""
-    return _WatchWrites(tensors, on_write)
+    return _ReportWritesOnExit(tensors, on_write)
 
 
-class _WatchWrites:
+class _ReportWritesOnExit:
     def __init__(self, tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> None:
         self.tensors, self.on_write = tensors, on_write
 

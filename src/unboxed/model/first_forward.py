@@ -11,20 +11,20 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import state
-from .batch_dependence import TRIAL_SEEDS, RandomOpRecorder, is_batch_dependent
+from .batch_dependence import BATCH_DEPENDENCE_SEEDS, RandomOpRecorder, is_batch_dependent
 from .isolation import IsolatedModel
-from .layers import ModelSurvey, collect_unbatched, survey_model
+from .layers import ModelSurvey, collecting_unbatched_ops, survey_model
 
-ModelCall = Callable[[Tensor], Any]
+ModelCallFn = Callable[[Tensor], Any]
 
 
 def first_forward(
-    model: IsolatedModel, call: ModelCall, noise: Tensor, contrast_inputs: Tensor, batch_size_limits: tuple[int, int]
+    model: IsolatedModel, call: ModelCallFn, noise: Tensor, contrast_inputs: Tensor, batch_size_limits: tuple[int, int]
 ) -> tuple[ModelSurvey, bool]:
     """The survey of a model, and whether its rows depend on one another. Raises InputError where it fails on noise.
 
-    `noise` (3, ...) and `contrast_inputs` (4, ...: of `contrast_levels`) are valid inputs; `batch_size_limits` are the
-    fewest and most rows of a batch (an exported model pads its batches).
+    `noise` (3, ...) and `contrast_inputs` (4, ...: of `contrasting_input_levels`) are valid inputs; `batch_size_limits`
+    are the fewest and most rows of a batch (an exported model pads its batches).
     """
 
     unbatched: set[tuple[str, str]] = set()
@@ -33,33 +33,36 @@ def first_forward(
         with model.run(grad=False):
             return call(x)
 
-    def run_and_note_axes(x: Tensor, seed: int) -> tuple[Any, object]:
+    def run_collecting_unbatched_ops(x: Tensor, seed: int) -> tuple[Any, object]:
         """The model's output for rows, and what it drew; an axis of length 3 may be the batch by chance."""
-        with collect_unbatched(model.modules_by_name, max(batch_size_limits[0], len(x))) as found_here:
-            result = run_seeded(x, seed)
+        with collecting_unbatched_ops(model.modules_by_name, max(batch_size_limits[0], len(x))) as found_here:
+            result = run_recording_rng(x, seed)
         unbatched.update(found_here)
         return result
 
-    def run_seeded(x: Tensor, seed: int) -> tuple[Any, object]:
+    def run_recording_rng(x: Tensor, seed: int) -> tuple[Any, object]:
         if not model.uses_rng:
             return run(x), None
-        with model.run(grad=False, seed=seed), state.SharedDropoutMask(), RandomOpRecorder(model.device) as ops:
-            return call(x), (ops.sampled_shapes, state.host_rng_states())
+        with model.run(grad=False, seed=seed), state.SharedDropoutMaskMode(), RandomOpRecorder(model.device) as ops:
+            return call(x), (ops.sampled_shapes, state.numpy_and_python_rng_states())
 
-    with explain_failure(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
-        with model.observe_first_run():
+    with reraising_as_input_error(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
+        with model.observing_first_run():
             model_survey = survey_model(run, noise, model.modules_by_name, batch_size_limits[0])
         batch_dependent = is_batch_dependent(
-            run_and_note_axes, contrast_inputs, TRIAL_SEEDS if model.uses_rng else TRIAL_SEEDS[:1], batch_size_limits[1]
+            run_collecting_unbatched_ops,
+            contrast_inputs,
+            BATCH_DEPENDENCE_SEEDS if model.uses_rng else BATCH_DEPENDENCE_SEEDS[:1],
+            batch_size_limits[1],
         )
         return replace(
             model_survey,
-            layers=model_survey.layers.without_batch_axis(unbatched, max(batch_size_limits[0], len(noise))),
+            layers=model_survey.layers.with_unbatched_ops_marked(unbatched, max(batch_size_limits[0], len(noise))),
         ), batch_dependent
 
 
 @contextmanager
-def explain_failure(action: str) -> Iterator[None]:
+def reraising_as_input_error(action: str) -> Iterator[None]:
     """Raise InputError "the model can't {action}" in place of what the model raises."""
     try:
         yield

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import LayerError
-from .batching import Padding
+from .batching import BatchPadding
 from .identity import TransientHook
 from .incremental import WindowedTensor
 from .op_tables import plain_op_name
@@ -89,16 +89,18 @@ def hookable_modules(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {path: module for module, path in first_paths.items()}
 
 
-NO_PADDING = Padding(1, 1)
+NO_BATCH_PADDING = BatchPadding(1, 1)
 
 
-class _Recorder:
+class _ActivationRecorder:
     """Clones wanted activations (a later in-place op may overwrite them), keeps their autograd edges, stops the model.
 
     The model goes on with its own tensor: a clone would separate it from its aliases, which in-place ops change, too.
     """
 
-    def __init__(self, addresses: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
+    def __init__(
+        self, addresses: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: BatchPadding
+    ) -> None:
         self.acts = Acts()
         self.padding = padding
         self.addresses, self.edits, self.stop = frozenset(addresses), edits, stop
@@ -141,10 +143,10 @@ def capture(
     *,
     edits: Mapping[str, Edit] | None = None,
     stop: bool = True,
-    padding: Padding = NO_PADDING,
+    padding: BatchPadding = NO_BATCH_PADDING,
 ) -> Iterator[Acts]:
     """While open, a forward pass fills {address: activation}; `edits` replace activations; `stop` ends it early."""
-    recorder = _Recorder(addresses, edits or {}, stop, padding)
+    recorder = _ActivationRecorder(addresses, edits or {}, stop, padding)
     ops = any(op not in (None, "input") for _, op, _ in recorder.by_address)
     handles = list[RemovableHandle]()
     try:
@@ -154,14 +156,14 @@ def capture(
             elif op == "input":
                 hook = TransientHook(_input_hook, recorder, path)
                 handles.append(modules[path].register_forward_pre_hook(hook, with_kwargs=True))
-        with follow_forward(modules, recorder.is_wanted, recorder.on_op) if ops else NO_CONTEXT:
+        with hooking_functional_ops(modules, recorder.is_wanted, recorder.on_op) if ops else NO_CONTEXT:
             yield recorder.acts
     finally:
         for handle in reversed(handles):
             handle.remove()
 
 
-def _output_hook(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
+def _output_hook(recorder: _ActivationRecorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
     h = main_tensor(out) if get_ident() == recorder.thread else None
     new = None if h is None else recorder.on_op(path, None, h)
     if new is None or h is None:
@@ -172,7 +174,7 @@ def _output_hook(recorder: _Recorder, path: str, module: nn.Module, args: Any, o
 
 
 def _input_hook(
-    recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    recorder: _ActivationRecorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     h = main_tensor((args, kwargs)) if get_ident() == recorder.thread else None
     new = None if h is None else recorder.on_op(path, "input", h)
@@ -221,7 +223,7 @@ def _replace_tensor(value: Any, old: Tensor | None, new: Tensor) -> Any:
 
 
 @contextmanager
-def follow_forward(
+def hooking_functional_ops(
     modules: Mapping[str, nn.Module],
     is_wanted: Callable[[str, str | None], bool],
     on_op: Callable[[str, str | None, Tensor], Tensor | None],

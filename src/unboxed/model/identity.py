@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Identity = list[object]
-Hooks = dict[int, Any]  # of a module, by the ids of their handles, which torch never reuses
-HookRef = tuple[Hooks, int]
-MODULE_FIELDS = itemgetter("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+ModelIdentity = list[object]
+HooksByHandleId = dict[int, Any]  # of a module, by the ids of their handles, which torch never reuses
+HookRef = tuple[HooksByHandleId, int]
+GET_MODULE_FIELDS = itemgetter("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
 DTYPE, GET_DEVICE, NBYTES = attrgetter("dtype"), Tensor.get_device, attrgetter("nbytes")
 
 
@@ -20,18 +20,18 @@ class TransientHook(partial):  # type: ignore[type-arg]
     """A forward hook that a box adds for one forward pass: not the model's own, for all threads."""
 
 
-def model_identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, list[HookRef]]:
+def model_identity_and_hooks(modules: Sequence[nn.Module], mode: str) -> tuple[ModelIdentity, list[HookRef]]:
     """The modules' children, parameters, missing buffers and (as-is) train flags; and the hooks that are not a box's.
 
     Values are not part of it: a training step changes no layer. Children and parameters are identified by their ids,
     which are valid as long as they exist, so the caller keeps them alive. Each call of a box calls this: of a
     parameter's shape only the size is compared, in half the time.
     """
-    values: Identity = []
+    values: ModelIdentity = []
     parameters_or_none: list[Tensor | None] = []
-    hook_dicts: list[Hooks] = []
+    hook_dicts: list[HooksByHandleId] = []
     for m in modules:
-        children, parameters, buffers, hooks, pre_hooks = MODULE_FIELDS(m.__dict__)
+        children, parameters, buffers, hooks, pre_hooks = GET_MODULE_FIELDS(m.__dict__)
         if children:
             values += map(id, children.values())
         if parameters:
@@ -44,8 +44,8 @@ def model_identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, l
     for read in (id, DTYPE, GET_DEVICE, NBYTES):
         values += map(read, tensors)
     flags = [m.training for m in modules] if mode == "as-is" else []
-    return values + flags, [(hooks, key) for hooks in hook_dicts for key in _lasting_hook_keys(hooks)]
+    return values + flags, [(hooks, key) for hooks in hook_dicts for key in _non_transient_hook_keys(hooks)]
 
 
-def _lasting_hook_keys(hooks: Hooks) -> list[int]:
+def _non_transient_hook_keys(hooks: HooksByHandleId) -> list[int]:
     return [key for key, hook in list(hooks.items()) if type(hook) is not TransientHook]

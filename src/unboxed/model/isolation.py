@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from ..errors import InputError, warn
 from . import buffer_writes, late_hooks, relu_rules, state
 from .hooks import named_modules
-from .identity import HookRef, model_identity
-from .locks import block_other_threads, hold_locks, locks_of
+from .identity import HookRef, model_identity_and_hooks
+from .locks import blocking_other_threads, holding_locks, locks_of
 
 Mode = Literal["eval", "as-is"]
 
@@ -23,7 +23,7 @@ Mode = Literal["eval", "as-is"]
 class IsolatedModel:
     """A model as it is now; once its modules or parameters are replaced, moved or cast, it `has_changed`.
 
-    `observe_first_run` observes a first forward pass. Later ones, inside `run`, then restore only what this model
+    `observing_first_run` observes a first forward pass. Later ones, inside `run`, then restore only what this model
     writes, and seed the generators only of a stochastic model.
     """
 
@@ -39,18 +39,18 @@ class IsolatedModel:
         self.eager = tuple(m for m in self.modules if not isinstance(m, torch.jit.ScriptModule))
         self.locks = locks_of(self.modules)
         self.is_inference = any(p.is_inference() for p in model.parameters())
-        self.has_fused_attention = any(isinstance(m, state.FUSED_MODULES) for m in self.modules)
+        self.has_fused_attention = any(isinstance(m, state.FUSED_ATTENTION_MODULE_TYPES) for m in self.modules)
         self.uses_rng = False
         self._written_tensors: tuple[Tensor, ...] = ()
         self._untouched_buffers: tuple[Tensor, ...] = ()  # buffers that it does not write
-        self._identity, hooks = model_identity(self.eager, mode)
+        self._identity, hooks = model_identity_and_hooks(self.eager, mode)
         self._known_hooks = {key for _, key in hooks}
         self.late_hooks: list[HookRef] = []  # those added after opening
         self._is_changed_by_hook = False  # whether one of them changes an activation
 
     def has_changed(self) -> bool:
         """Whether the model is no longer the one that was opened."""
-        current, hooks = model_identity(self.eager, self.mode)
+        current, hooks = model_identity_and_hooks(self.eager, self.mode)
         self.late_hooks = [(at, key) for at, key in hooks if key not in self._known_hooks]
         has_lost_hooks = len(hooks) - len(self.late_hooks) < len(self._known_hooks)
         return self._is_changed_by_hook or has_lost_hooks or current != self._identity
@@ -61,11 +61,11 @@ class IsolatedModel:
         return not (self.uses_rng or self._written_tensors)
 
     @contextmanager
-    def observe_first_run(self) -> Iterator[None]:
+    def observing_first_run(self) -> Iterator[None]:
         """Observe what a first forward pass writes and draws; both are restored."""
         with (
-            buffer_writes.restore_and_list_writes(self.tensors) as written,
-            state.detect_rng_use(self.device) as used_rngs,
+            buffer_writes.restoring_and_listing_writes(self.tensors) as written,
+            state.detecting_rng_use(self.device) as used_rngs,
         ):
             yield
         written_ids = {id(t) for t in written}
@@ -80,35 +80,33 @@ class IsolatedModel:
         if grad and self.is_inference:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
         with (
-            hold_locks(self.locks) as is_outermost,
-            self._block_other_threads() if is_outermost and threading.active_count() > 1 else state.NO_CONTEXT,
-            state.set_mode_flags(self.modules, self.mode),
-            buffer_writes.preserve_buffers(self.eager),
-            state.grad_mode(grad),
-            buffer_writes.watch_writes(self._untouched_buffers, self._on_late_write)
+            holding_locks(self.locks) as is_outermost,
+            self._blocking_other_threads() if is_outermost and threading.active_count() > 1 else state.NO_CONTEXT,
+            state.setting_train_flags(self.modules, self.mode),
+            buffer_writes.preserving_buffer_registration(self.eager),
+            state.setting_grad_mode(grad),
+            buffer_writes.reporting_writes_on_exit(self._untouched_buffers, self._on_late_write)
             if self._untouched_buffers
             else state.NO_CONTEXT,
-            state.enter_all(self._enter_optional_contexts(seed, rule)),
+            state.combined_context(self._optional_contexts(seed, rule)),
         ):
             yield
 
-    def _block_other_threads(self) -> AbstractContextManager[None]:
+    def _blocking_other_threads(self) -> AbstractContextManager[None]:
         changes_flags = self.mode == "eval" and any(m.training for m in self.eager)
-        return block_other_threads(self.model, self.eager, self.locks, changes_flags=changes_flags)
+        return blocking_other_threads(self.model, self.eager, self.locks, changes_flags=changes_flags)
 
-    def _enter_optional_contexts(
-        self, seed: int, rule: relu_rules.ReluRule | None
-    ) -> list[AbstractContextManager[object]]:
+    def _optional_contexts(self, seed: int, rule: relu_rules.ReluRule | None) -> list[AbstractContextManager[object]]:
         needed = list[AbstractContextManager[object]]()
         if self.late_hooks:
-            needed.append(late_hooks.watch_hooks(self.late_hooks, self._on_hook_change))
+            needed.append(late_hooks.detecting_hook_edits(self.late_hooks, self._on_hook_change))
         if self._written_tensors:
-            needed.append(buffer_writes.preserve_values(self._written_tensors))
+            needed.append(buffer_writes.preserving_tensor_values(self._written_tensors))
         if self.uses_rng:
-            needed.append(state.seeded_rngs(seed, self.device))
-        needed += state.neutral_settings(self.device_type, self.has_fused_attention)
+            needed.append(state.forking_rngs_with_lock(seed, self.device))
+        needed += state.hook_safe_contexts(self.device_type, self.has_fused_attention)
         if rule is not None:
-            needed.append(relu_rules.unoptimized_scripts(self.modules))
+            needed.append(relu_rules.leaving_scripts_unoptimized(self.modules))
         return needed
 
     def _on_hook_change(self, module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from .identity import HookRef
 
 
 @contextmanager
-def watch_hooks(hook_refs: Sequence[HookRef], on_change: Callable[[nn.Module], None]) -> Iterator[None]:
+def detecting_hook_edits(hook_refs: Sequence[HookRef], on_change: Callable[[nn.Module], None]) -> Iterator[None]:
     """While open, call `on_change` with a module whenever one of these hooks changes its input or output."""
     before = [(hooks, key, hooks[key]) for hooks, key in hook_refs if key in hooks]
     for hooks, key, hook in before:

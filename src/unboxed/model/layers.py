@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
-from ..validation import suggest
-from .hooks import Address, follow_forward, hookable_modules, main_tensor
+from ..validation import suggestion_text
+from .hooks import Address, hookable_modules, hooking_functional_ops, main_tensor
 from .identity import TransientHook
 from .op_mode import DispatchMode
-from .state import SharedDropoutMask
+from .state import SharedDropoutMaskMode
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Layers:
     def __getitem__(self, path: str) -> Layer:
         return self.by_path[Address.parse(self.resolve(path)).path]
 
-    def without_batch_axis(self, unbatched: Collection[tuple[str, str]], n: int) -> Layers:
+    def with_unbatched_ops_marked(self, unbatched: Collection[tuple[str, str]], n: int) -> Layers:
         """These layers, corrected after a run of n rows showed some (path, op) without a batch axis."""
         layers = tuple(
             replace(row, has_batch_axis=False, shape=(n, *row.shape))
@@ -100,7 +100,7 @@ class Layers:
         address = Address.parse(name)
         n_calls = self._count_calls(address)
         if n_calls == 0:
-            raise LayerError(self._unknown_message(address))
+            raise LayerError(self._unknown_layer_message(address))
         if address.call is None and n_calls > 1:
             choices = ", ".join(f"{address}#{k}" for k in range(n_calls))
             raise LayerError(f"{str(address)!r} runs {n_calls} times in one forward pass; say which: {choices}")
@@ -114,11 +114,11 @@ class Layers:
             return row.n_calls if row else 0
         return self._op_counts.get((address.path, address.op or ""), 0)
 
-    def _unknown_message(self, address: Address) -> str:
+    def _unknown_layer_message(self, address: Address) -> str:
         if address.path in self._unused:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
         names = [*self.by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
-        return f"there is no layer {str(address)!r} in this model; {suggest(str(address), names)}"
+        return f"there is no layer {str(address)!r} in this model; {suggestion_text(str(address), names)}"
 
     def __str__(self) -> str:
         rows = [("layer", "type", "output", "parameters", "FLOPs")]
@@ -129,11 +129,12 @@ class Layers:
             )
         widths = [max(len(r[i]) for r in rows) for i in range(5)]
         return "\n".join(
-            "  ".join(_pad_cell(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in rows
+            "  ".join(_align_cell(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
+            for r in rows
         )
 
 
-def _pad_cell(text: str, width: int, column: int) -> str:
+def _align_cell(text: str, width: int, column: int) -> str:
     return text.rjust(width) if column >= 3 else text.ljust(width)
 
 
@@ -183,10 +184,14 @@ def survey_model(
     records: dict[str, _LayerRecord] = {}
     op_counts: Counter[tuple[str, str]] = Counter()
     unbatched: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
-    shared_noise, counter, n_rows = SharedDropoutMask(), FlopCounter(), max(min_rows, len(x))
-    with shared_noise, counter, _record_layers(modules, records, op_counts, unbatched, lambda: counter.total, n_rows):
+    shared_noise, counter, n_rows = SharedDropoutMaskMode(), FlopCounter(), max(min_rows, len(x))
+    with (
+        shared_noise,
+        counter,
+        _recording_layers(modules, records, op_counts, unbatched, lambda: counter.total, n_rows),
+    ):
         output = run(x)
-    table = _layer_table(hookable_modules(modules), records, op_counts, unbatched, counter.total)
+    table = _build_layers(hookable_modules(modules), records, op_counts, unbatched, counter.total)
     leaf_bytes = [note.n_bytes for path, note in records.items() if not any(modules[path].children())]
     return ModelSurvey(
         table,
@@ -199,17 +204,17 @@ def survey_model(
 
 
 @contextmanager
-def collect_unbatched(modules: Mapping[str, nn.Module], n: int) -> Iterator[set[tuple[str, str]]]:
+def collecting_unbatched_ops(modules: Mapping[str, nn.Module], n: int) -> Iterator[set[tuple[str, str]]]:
     """While open, collect each (path, op) whose first axis does not have n rows; a module's output has the op ""."""
     records: dict[str, _LayerRecord] = {}
     unbatched: set[tuple[str, str]] = set()
-    with _record_layers(modules, records, Counter(), unbatched, lambda: 0, n):
+    with _recording_layers(modules, records, Counter(), unbatched, lambda: 0, n):
         yield unbatched
     unbatched |= {(path, "") for path, note in records.items() if not note.has_batch_axis}
 
 
 @contextmanager
-def _record_layers(
+def _recording_layers(
     modules: Mapping[str, nn.Module],
     records: dict[str, _LayerRecord],
     op_counts: Counter[tuple[str, str]],
@@ -220,7 +225,7 @@ def _record_layers(
     """While open, record every module's calls, output shape and FLOPs, and count every functional op."""
     flops_at_start: list[int] = []
 
-    def check_batch_axis(path: str, op: str, h: Tensor | None) -> None:
+    def record_missing_batch_axis(path: str, op: str, h: Tensor | None) -> None:
         if h is not None and (h.ndim == 0 or len(h) != n):
             unbatched.add((path, op))
 
@@ -229,7 +234,7 @@ def _record_layers(
         record.n_calls += 1
         h = main_tensor((args, kwargs))
         record.has_input |= h is not None
-        check_batch_axis(path, "input", h)
+        record_missing_batch_axis(path, "input", h)
         flops_at_start.append(count_flops())
 
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
@@ -242,17 +247,17 @@ def _record_layers(
 
     def record_op(path: str, op: str | None, h: Tensor) -> None:
         op_counts[path, op or ""] += 1
-        check_batch_axis(path, op or "", h)
+        record_missing_batch_axis(path, op or "", h)
 
     with ExitStack() as stack:
         for path, module in hookable_modules(modules).items():
             stack.callback(module.register_forward_pre_hook(TransientHook(enter, path), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(TransientHook(leave, path)).remove)
-        stack.enter_context(follow_forward(modules, lambda path, op: True, record_op))
+        stack.enter_context(hooking_functional_ops(modules, lambda path, op: True, record_op))
         yield
 
 
-def _layer_table(
+def _build_layers(
     modules: Mapping[str, nn.Module],
     records: Mapping[str, _LayerRecord],
     op_counts: Mapping[tuple[str, str], int],

@@ -44,14 +44,14 @@ class ModelLock:
 
 
 _LOCK_BY_MODULE: WeakKeyDictionary[nn.Module, ModelLock] = WeakKeyDictionary()
-_REGISTRY_LOCK = threading.RLock()
+_LOCK_TABLE_LOCK = threading.RLock()
 RNG_LOCK = ModelLock()
 """For seeding the process's random number generators. Acquired after the model's own locks."""
 
 
 def locks_of(modules: Sequence[nn.Module]) -> tuple[ModelLock, ...]:
     """The locks of a model's modules, in the order in which they are acquired."""
-    with _REGISTRY_LOCK:
+    with _LOCK_TABLE_LOCK:
         new = ModelLock()
         locks = {_LOCK_BY_MODULE.setdefault(module, new) for module in modules}
     return tuple(sorted(locks, key=lambda lock: lock.order))
@@ -92,7 +92,7 @@ class _ThreadRegistry:
 
     def before_fork(self) -> None:
         """Wait until no other thread is inside; a thread that forks from inside a model does not wait."""
-        _REGISTRY_LOCK.acquire()
+        _LOCK_TABLE_LOCK.acquire()
         self.condition.acquire()
         self.is_forking = True
         while self.depth_by_thread and threading.get_ident() not in self.depth_by_thread:
@@ -102,7 +102,7 @@ class _ThreadRegistry:
         self.is_forking = False
         self.condition.notify_all()
         self.condition.release()
-        _REGISTRY_LOCK.release()
+        _LOCK_TABLE_LOCK.release()
 
     def after_fork_in_child(self) -> None:
         """Only the forking thread exists in the child; locks of others are made new."""
@@ -114,16 +114,16 @@ class _ThreadRegistry:
         self.after_fork()
 
 
-_THREADS_INSIDE = _ThreadRegistry()
+_THREAD_REGISTRY = _ThreadRegistry()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_THREADS_INSIDE.before_fork,
-        after_in_parent=_THREADS_INSIDE.after_fork,
-        after_in_child=_THREADS_INSIDE.after_fork_in_child,
+        before=_THREAD_REGISTRY.before_fork,
+        after_in_parent=_THREAD_REGISTRY.after_fork,
+        after_in_child=_THREAD_REGISTRY.after_fork_in_child,
     )
 
 
-def hold_locks(locks: Sequence[ModelLock]) -> AbstractContextManager[bool]:
+def holding_locks(locks: Sequence[ModelLock]) -> AbstractContextManager[bool]:
     """Acquire these locks for this thread; gives whether it did not have them before."""
     return _HeldLocks(locks)
 
@@ -134,7 +134,7 @@ class _HeldLocks:
         self.acquired: list[ModelLock] = []
 
     def __enter__(self) -> bool:
-        _THREADS_INSIDE.enter()
+        _THREAD_REGISTRY.enter()
         try:
             for lock in self.locks:
                 lock.acquire()
@@ -147,11 +147,11 @@ class _HeldLocks:
     def __exit__(self, *error: object) -> None:
         for lock in reversed(self.acquired):
             lock.release()
-        _THREADS_INSIDE.leave()
+        _THREAD_REGISTRY.leave()
 
 
 @contextmanager
-def block_other_threads(
+def blocking_other_threads(
     model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock], *, changes_flags: bool
 ) -> Iterator[None]:
     """While open, in a thread that holds the locks, other threads that call the model wait.
@@ -186,7 +186,7 @@ def _waiting_hook(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> C
             or thread_id not in {t.ident for t in threading.enumerate()}
         ):
             return
-        with hold_locks(locks):
+        with holding_locks(locks):
             pass
 
     return wait

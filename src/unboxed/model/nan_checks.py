@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import NaNError
 
-MAX_NAMED_ROWS = 5  # rows that an error names
+MAX_ROWS_IN_ERROR_MESSAGE = 5  # rows that an error names
 MAX_VALUES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
@@ -19,7 +19,9 @@ NAN_HINT = (
 
 def format_rows(rows: Sequence[int]) -> str:
     """The first rows in words: "row 3", "rows 0, 1, 2, 3, 4, ..."."""
-    numbers = ", ".join(map(str, rows[:MAX_NAMED_ROWS])) + (", ..." if len(rows) > MAX_NAMED_ROWS else "")
+    numbers = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR_MESSAGE])) + (
+        ", ..." if len(rows) > MAX_ROWS_IN_ERROR_MESSAGE else ""
+    )
     return f"row{'s' * (len(rows) > 1)} {numbers}"
 
 
@@ -29,7 +31,7 @@ def nan_error(rows: list[int], what: str) -> NaNError:
     return NaNError(f"the model gives NaN for {what} of {format_rows(rows)}: {why}. {NAN_HINT}", rows, what)
 
 
-def reindex_error(error: NaNError, rows: Tensor) -> NaNError:
+def reindex_nan_error(error: NaNError, rows: Tensor) -> NaNError:
     """The same error with the rows' indices in the full batch, of which `rows` (n,) were run."""
     return nan_error(rows[error.rows].tolist(), error.what)
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .op_tables import plain_op_name
 
-ReplaceOp = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+ReplaceOpFn = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(plain name, func, args, kwargs) -> the op's output, or NotImplemented to run the op itself.
 
 It is called outside of the mode: ops that it calls are not replaced.
@@ -44,10 +44,10 @@ class DispatchMode(TorchDispatchMode):
         return False
 
 
-class OpMode(TorchFunctionMode):
+class OpReplacementMode(TorchFunctionMode):
     """While open, `replace` is called in place of each op; outputs of in-place ops are written back."""
 
-    def __init__(self, replace: ReplaceOp) -> None:
+    def __init__(self, replace: ReplaceOpFn) -> None:
         super().__init__()
         self.replace = replace
 

@@ -22,7 +22,7 @@ OP_ALIASES = {
 
 DROPOUT_OPS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 NOISE_OPS = frozenset({"rand_like", "randn_like"})
-FINAL_OPS = {"logprobs": "log_softmax", "probs": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
+FINAL_OP_BY_OUTPUT_KIND = {"logprobs": "log_softmax", "probs": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
 """The last op of a model with such outputs; its input is the logit."""
 LINEAR_OPS = frozenset({"linear", "addmm", "mm", "matmul", "bilinear", "conv1d", "conv2d", "conv3d", "convolution",
                         "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
@@ -45,7 +45,7 @@ SHAPE_NODES = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias",
               "TBackward", "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
 """Autograd nodes that only move values, by the start of their names."""
 
-OPAQUE_NODES = {
+ADVICE_BY_OPAQUE_NODE = {
     "torch::jit": "optimized scripted code; call the original module instead",
     "CheckpointFunctionBackward": "a reentrant checkpoint; use torch.utils.checkpoint with use_reentrant=False",
     "CompiledFunctionBackward": "a compiled function; open the module before torch.compile",
@@ -69,7 +69,7 @@ NEGATED_RELU_NODES = {
 """Autograd nodes that are a ReLU of the negated input where one of these saved values is zero."""
 
 
-def rectified_input(node: Any) -> int | None:
+def rectified_input_index(node: Any) -> int | None:
     """Which input of an autograd node is rectified, by a ReLU, ReLU6, hardtanh or leaky ReLU in any spelling; or None.
 
     A clamp is a ReLU if its lower bound is 0, a maximum if its other operand is a constant 0. A hard sigmoid is not.
@@ -77,14 +77,16 @@ def rectified_input(node: Any) -> int | None:
     name = node.name()
     if name.startswith(MAXIMUM_NODES):
         return next((i for i in (0, 1) if _compares_with_zero(node, i)), None)
-    is_rectifier = name.startswith(RECTIFIER_NODES) or (name.startswith(CLAMP_NODES) and _is_zero(node, "_saved_min"))
+    is_rectifier = name.startswith(RECTIFIER_NODES) or (
+        name.startswith(CLAMP_NODES) and _is_saved_attribute_zero(node, "_saved_min")
+    )
     return 0 if is_rectifier else None
 
 
-def _compares_with_zero(node: Any, i: int) -> bool:
+def _compares_with_zero(node: Any, input_index: int) -> bool:
     """Whether a maximum compares its input i, without broadcasting it, with a constant 0."""
-    signal, constant = ("_saved_self", "_saved_other")[:: 1 - 2 * i]
-    if node.next_functions[1 - i][0] is not None or not _is_zero(node, constant):
+    signal, constant = ("_saved_self", "_saved_other")[:: 1 - 2 * input_index]
+    if node.next_functions[1 - input_index][0] is not None or not _is_saved_attribute_zero(node, constant):
         return False
     shapes = getattr(node, signal).shape, getattr(node, constant).shape
     return torch.broadcast_shapes(*shapes) == shapes[0]  # type: ignore[no-untyped-call, no-any-return]
@@ -104,13 +106,13 @@ def is_hard_sigmoid(node: Any, consumers: Sequence[Any]) -> bool:
     return is_shifted and all(n.name().startswith(("MulBackward", "DivBackward")) for n in consumers)
 
 
-def is_disguised_relu(node: Any) -> bool:
+def is_negated_relu(node: Any) -> bool:
     """Whether an autograd node is a ReLU written as a minimum or an upper bound, for which there is no rule."""
     saved = next((names for start, names in NEGATED_RELU_NODES.items() if node.name().startswith(start)), ())
-    return rectified_input(node) is None and any(_is_zero(node, name) for name in saved)
+    return rectified_input_index(node) is None and any(_is_saved_attribute_zero(node, name) for name in saved)
 
 
-def may_be_gate(node: Any) -> bool:
+def may_be_masked_relu(node: Any) -> bool:
     """Whether an autograd node multiplies or selects by a mask: it may be a ReLU, which cannot be determined."""
     name = node.name()
     if name.startswith(("WhereBackward", "MaskedFillBackward", "AbsBackward")):
@@ -118,20 +120,23 @@ def may_be_gate(node: Any) -> bool:
     if name.startswith(MAXIMUM_NODES):
         return None not in (operand for operand, _ in node.next_functions)
     if name.startswith("ClampBackward"):
-        return None not in (node._saved_min, node._saved_max) and rectified_input(node) is None
-    return name.startswith("MulBackward") and any(_is_masked(node, i) for i in (0, 1))
+        return None not in (node._saved_min, node._saved_max) and rectified_input_index(node) is None
+    return name.startswith("MulBackward") and any(_multiplies_by_mask(node, i) for i in (0, 1))
 
 
-def _is_masked(node: Any, i: int) -> bool:
+def _multiplies_by_mask(node: Any, factor_index: int) -> bool:
     """Whether a product multiplies its factor i, not a parameter, by a constant mask of 0 and 1 in any dtype."""
-    input_node, mask = node.next_functions[i][0], getattr(node, ("_saved_other", "_saved_self")[i], None)
+    input_node, mask = (
+        node.next_functions[factor_index][0],
+        getattr(node, ("_saved_other", "_saved_self")[factor_index], None),
+    )
     if input_node is None or "AccumulateGrad" in input_node.name() or not isinstance(mask, Tensor):
         return False
-    if node.next_functions[1 - i][0] is not None:
+    if node.next_functions[1 - factor_index][0] is not None:
         return False
     return mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all() and mask.min() < mask.max())
 
 
-def _is_zero(node: Any, attribute: str) -> bool:
+def _is_saved_attribute_zero(node: Any, attribute: str) -> bool:
     value = getattr(node, attribute, None)
     return bool((value == 0).all()) if isinstance(value, Tensor) else value == 0

@@ -15,10 +15,10 @@ from .class_axis import find_class_axis
 from .final_op import FinalOpRecorder, LastOpRecorder
 from .hooks import tensors_in
 from .incremental import to_dense
-from .op_tables import FINAL_OPS
+from .op_tables import FINAL_OP_BY_OUTPUT_KIND
 from .state import NO_CONTEXT, syncs_on_read
 
-Outputs = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
+OutputKind = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
 SIGMOID_OUTPUTS = ("binary", "multilabel")
 ONE_OUTPUT_IS_BINARY = ("logits", "probs", "multilabel")  # what one such output means: a yes or no
 
@@ -48,11 +48,11 @@ class OutputReader:
         class_axis: The axis of the classes, moved to axis 1.
     """
 
-    def __init__(self, pick: object, outputs: Outputs | None, class_axis: int = 1) -> None:
-        if outputs is not None and outputs not in get_args(Outputs):
-            raise InputError(f"outputs must be one of {', '.join(get_args(Outputs))}; got {outputs!r}")
+    def __init__(self, pick: object, outputs: OutputKind | None, class_axis: int = 1) -> None:
+        if outputs is not None and outputs not in get_args(OutputKind):
+            raise InputError(f"outputs must be one of {', '.join(get_args(OutputKind))}; got {outputs!r}")
         self.pick, self.outputs, self.class_axis = pick, outputs, class_axis
-        self.has_final_op = outputs in FINAL_OPS
+        self.has_final_op = outputs in FINAL_OP_BY_OUTPUT_KIND
         self._is_verified = False  # whether the final op gives the output
 
     def opened(
@@ -69,7 +69,7 @@ class OutputReader:
         n_outputs = reader.select_tensor(raw).shape[1]
         if self.outputs == "binary" and n_outputs > 1:
             raise OutputError(_not_binary_text(n_outputs))
-        outputs = reader.outputs or reader.infer_outputs(raw, inputs, run, n_names)
+        outputs = reader.outputs or reader.infer_output_kind(raw, inputs, run, n_names)
         if n_outputs == 1 and outputs in ONE_OUTPUT_IS_BINARY:
             outputs = "binary"
         reader = OutputReader(self.pick, outputs, reader.class_axis)
@@ -90,7 +90,9 @@ class OutputReader:
         """The output (N, K) or (N, K, ...) in what the model returned. Raises OutputError."""
         h = to_dense(self._select_output(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point():
-            raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
+            raise OutputError(
+                f"output={self.pick!r} picks {_describe_output(h)} from {_describe_output(raw)}; wanted a float tensor"
+            )
         if h.ndim < 2:  # (N,), or () of a single example that was squeezed
             return h.reshape(-1, 1)
         if self.outputs == "binary" and h.ndim > 2 and 1 not in h.shape[1:]:
@@ -105,11 +107,11 @@ class OutputReader:
         try:
             return getattr(raw, self.pick) if isinstance(self.pick, str) and hasattr(raw, self.pick) else raw[self.pick]
         except (KeyError, IndexError, TypeError) as error:
-            raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe(raw)}") from error
+            raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe_output(raw)}") from error
 
-    def infer_outputs(
+    def infer_output_kind(
         self, raw: Any, inputs: Inputs, run: RunModel | None = None, n_names: int | None = None
-    ) -> Outputs:
+    ) -> OutputKind:
         """What the output means: from its row sums on a few inputs, and from its last op where these are ambiguous."""
         h = self.select_tensor(raw).detach().double()
         is_one = h.shape[1] == 1
@@ -132,7 +134,7 @@ class OutputReader:
 
         What a linear layer gives has no bounds, and is no probability.
         """
-        with FinalOpRecorder(FINAL_OPS["multilabel"]) as sigmoid, LastOpRecorder() as last:
+        with FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND["multilabel"]) as sigmoid, LastOpRecorder() as last:
             h = self.select_tensor(run(None))
         if last.made_linearly(h):
             return False
@@ -144,10 +146,10 @@ class OutputReader:
 
     def _ends_in_sigmoid(self, run: RunModel) -> bool:
         """Whether the last op is a sigmoid, by one more forward pass."""
-        with FinalOpRecorder(FINAL_OPS["multilabel"]) as final:
+        with FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND["multilabel"]) as final:
             output = self.select_tensor(run(None))
         z = final.input_of(output)
-        return z is not None and OutputReader(self.pick, "multilabel", self.class_axis)._reproduces(z, output)
+        return z is not None and OutputReader(self.pick, "multilabel", self.class_axis)._final_op_reproduces(z, output)
 
     def _gives_probabilities(self, raw: Any, inputs: Inputs, run: RunModel) -> bool:
         """Whether yes/no outputs are what a final sigmoid gives. Raises OutputError where that sigmoid is not seen."""
@@ -157,11 +159,11 @@ class OutputReader:
             raise OutputError(f"the outputs are between 0 and 1, but {_hidden_op_text('sigmoid')}")
         return is_seen
 
-    def watch_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOpRecorder | None]:
+    def recording_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOpRecorder | None]:
         """Record the model's final softmax or sigmoid, where logits are wanted and the model has one."""
         if not (wants_logits and self.has_final_op and self.outputs is not None):
             return NO_CONTEXT
-        return FinalOpRecorder(FINAL_OPS[self.outputs])
+        return FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND[self.outputs])
 
     def logits(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
         """The pre-softmax values (N, K); of a yes/no output z the pair (-z/2, z/2), whose softmax is its sigmoid.
@@ -176,12 +178,12 @@ class OutputReader:
         if final is None:
             return output
         pre_activation = final.input_of(output)
-        if pre_activation is not None and self._reproduces(pre_activation, output):
+        if pre_activation is not None and self._final_op_reproduces(pre_activation, output):
             return pre_activation
         raise OutputError(f"the model gives {self.outputs}, but {_hidden_op_text(final.op)}")
 
     @torch.no_grad()
-    def _reproduces(self, z: Tensor, output: Tensor) -> bool:
+    def _final_op_reproduces(self, z: Tensor, output: Tensor) -> bool:
         """Whether the final op on these logits gives the output: nothing was overwritten or transposed.
 
         On an accelerator, which would have to be waited for, it is checked once.
@@ -196,13 +198,13 @@ class OutputReader:
         return self._is_verified
 
 
-def with_batch_axis(output: Tensor, n: int, n_columns: int) -> Tensor:
+def with_batch_axis(output: Tensor, n_rows: int, n_columns: int) -> Tensor:
     """The output (n, K, ...), also where the model squeezes a batch of one. Raises OutputError."""
     shape = output.shape
-    if n == 1 and shape == (n_columns, 1):
+    if n_rows == 1 and shape == (n_columns, 1):
         return output.T
-    if shape[0] != n:
-        raise OutputError(f"the model gives {tuple(shape)} for {n} inputs: its first axis is not the batch")
+    if shape[0] != n_rows:
+        raise OutputError(f"the model gives {tuple(shape)} for {n_rows} inputs: its first axis is not the batch")
     return output
 
 
@@ -228,8 +230,8 @@ def _default_output(raw: Any) -> Any:
     candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
     if len(candidates) != 1:
         raise OutputError(
-            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): pass which one is "
-            'meant, as a key, an index or a function: Box(..., output="name")'
+            f"the model gives {_describe_output(raw)}, in which {len(candidates)} tensors are (N, K): pass which one "
+            'is meant, as a key, an index or a function: Box(..., output="name")'
         )
     return candidates[0]
 
@@ -245,7 +247,7 @@ def _sums_to_one(sums: Tensor) -> bool:
     return bool(torch.allclose(sums, torch.ones_like(sums), atol=2e-2 if sums.dtype != torch.float64 else 1e-2, rtol=0))
 
 
-def _describe(raw: Any) -> str:
+def _describe_output(raw: Any) -> str:
     if isinstance(raw, Tensor):
         return f"a tensor {tuple(raw.shape)}"
     if isinstance(raw, Mapping):

@@ -28,15 +28,15 @@ from torch import Tensor, nn
 
 from ..errors import RuleError, warn
 from .op_tables import (
-    OPAQUE_NODES,
+    ADVICE_BY_OPAQUE_NODE,
     RELU_NODES,
     SHAPE_NODES,
-    is_disguised_relu,
     is_hard_sigmoid,
-    may_be_gate,
-    rectified_input,
+    is_negated_relu,
+    may_be_masked_relu,
+    rectified_input_index,
 )
-from .state import NO_CONTEXT, GlobalSwitch
+from .state import NO_CONTEXT, RefCountedContext
 
 BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,27 +53,31 @@ guided = ReluRule("guided backprop", lambda grad_input, grad_output: grad_input.
 deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.clamp(min=0))
 
 
-def apply_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
+def applying_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
     """While open, a backward pass from `root` uses the rule. Raises RuleError if it would miss an op."""
-    return NO_CONTEXT if rule is None else _apply_rule(rule, root)
+    return NO_CONTEXT if rule is None else _applying_rule(rule, root)
 
 
 @contextmanager
-def _apply_rule(rule: ReluRule, root: Tensor) -> Iterator[None]:
+def _applying_rule(rule: ReluRule, root: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         for node, i in _rectifier_nodes(rule, root):
             stack.callback(node.register_hook(_gradient_hook(rule.backward, i)).remove)
         yield
 
 
-def _gradient_hook(backward: BackwardFn, i: int = 0) -> Callable[[Any, Any], Any]:
+def _gradient_hook(backward: BackwardFn, input_index: int = 0) -> Callable[[Any, Any], Any]:
     """A node's hook that replaces the gradient of its input i."""
 
     def hook(grad_inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return (
             None
-            if grad_inputs[i] is None
-            else (*grad_inputs[:i], backward(grad_inputs[i], grad_outputs[0]), *grad_inputs[i + 1 :])
+            if grad_inputs[input_index] is None
+            else (
+                *grad_inputs[:input_index],
+                backward(grad_inputs[input_index], grad_outputs[0]),
+                *grad_inputs[input_index + 1 :],
+            )
         )
 
     return hook
@@ -85,12 +89,12 @@ def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
     for node in nodes:
         if (advice := _opaque_reason(node)) is not None:
             raise RuleError(f"{rule.name} can't see into {advice}")
-    if disguised := sorted({n.name() for n in nodes if is_disguised_relu(n)}):
+    if disguised := sorted({n.name() for n in nodes if is_negated_relu(n)}):
         raise RuleError(
             f"{rule.name} has a rule for ReLU; this model also has {', '.join(disguised)} at 0, a ReLU of the negated "
             "input that would silently keep its plain gradient. Write it as relu"
         )
-    rectifiers = [(node, i) for node in nodes if (i := rectified_input(node)) is not None]
+    rectifiers = [(node, i) for node in nodes if (i := rectified_input_index(node)) is not None]
     consumers = _consumers(nodes, [node for node, _ in rectifiers])
     rectifiers = [(node, i) for node, i in rectifiers if not is_hard_sigmoid(node, consumers[node])]
     if not rectifiers:
@@ -98,7 +102,7 @@ def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
             f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU, and there is none between the input and this "
             "target: use gradient"
         )
-    _warn_of_gates(rule, nodes)
+    _warn_of_possible_relus(rule, nodes)
     return rectifiers
 
 
@@ -112,8 +116,8 @@ def _consumers(nodes: Sequence[Any], targets: Sequence[Any]) -> dict[Any, list[A
     return consumers
 
 
-def _warn_of_gates(rule: ReluRule, nodes: Sequence[Any]) -> None:
-    if gates := sorted({n.name() for n in nodes if may_be_gate(n)}):
+def _warn_of_possible_relus(rule: ReluRule, nodes: Sequence[Any]) -> None:
+    if gates := sorted({n.name() for n in nodes if may_be_masked_relu(n)}):
         warn(
             f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU only; if {', '.join(gates)} is one in another "
             "spelling, it keeps its plain gradient"
@@ -122,7 +126,7 @@ def _warn_of_gates(rule: ReluRule, nodes: Sequence[Any]) -> None:
 
 def _opaque_reason(node: Any) -> str | None:
     name: str = node.name()
-    for start, advice in OPAQUE_NODES.items():
+    for start, advice in ADVICE_BY_OPAQUE_NODE.items():
         if name.startswith(start):
             return advice
     is_harmless = name.startswith("BackwardHookFunction")  # of a module's full backward hooks
@@ -143,16 +147,16 @@ def graph_nodes(root: Tensor) -> Iterator[Any]:
         todo += [below for below, _ in node.next_functions]
 
 
-def final_relu(h: Tensor) -> Any | None:
+def relu_node_producing(h: Tensor) -> Any | None:
     """The autograd node of the ReLU whose output h is, if any."""
     node = h.grad_fn
     while node is not None and node.name().startswith(SHAPE_NODES):
         node = node.next_functions[0][0]
-    return node if node is not None and is_relu(node) else None
+    return node if node is not None and is_relu_node(node) else None
 
 
 @contextmanager
-def bypass_relus(relus: Sequence[Any]) -> Iterator[None]:
+def bypassing_relus(relus: Sequence[Any]) -> Iterator[None]:
     """While open, these ReLUs pass on the full gradient: that before their clamps."""
     with ExitStack() as stack:
         for node in relus:
@@ -160,12 +164,12 @@ def bypass_relus(relus: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def is_relu(node: Any) -> bool:
+def is_relu_node(node: Any) -> bool:
     return bool(node.name().startswith(RELU_NODES))
 
 
 @contextmanager
-def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+def leaving_scripts_unoptimized(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     """While open, scripted code records each op: after its first runs it would be one opaque node."""
     scripts = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
     if not scripts:
@@ -179,7 +183,7 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
 
 
 @contextmanager
-def _disable_script_optimizer() -> Iterator[None]:
+def _disabling_script_optimizer() -> Iterator[None]:
     n_before = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
     try:
         yield
@@ -187,4 +191,4 @@ def _disable_script_optimizer() -> Iterator[None]:
         torch._C._jit_set_num_profiled_runs(n_before)
 
 
-UNOPTIMIZED_SCRIPTS_SWITCH = GlobalSwitch(_disable_script_optimizer)
+UNOPTIMIZED_SCRIPTS_SWITCH = RefCountedContext(_disabling_script_optimizer)

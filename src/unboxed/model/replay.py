@@ -16,16 +16,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .hooks import Address, hookable_modules, tensors_in
 from .layers import Layers
-from .side_channels import ForwardCall, SideChannelMode
+from .side_channels import ForwardCall, SideChannelDetectorMode
 
-Forward = Callable[..., Any]
-Intercept = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
+ForwardFn = Callable[..., Any]
+InterceptFn = Callable[[nn.Module, ForwardFn, tuple[Any, ...], dict[str, Any]], Any]
 
-ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value, on the CPU
-COARSE_TOLERANCE = 2e-2  # in lower precision, and on accelerators, whose kernels depend on the batch size
+ROUNDING_TOLERANCE_BY_DTYPE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value, on the CPU
+LOW_PRECISION_TOLERANCE = 2e-2  # in lower precision, and on accelerators, whose kernels depend on the batch size
 
 
-_VersionedRecord = tuple[int | None, Tensor]
+_VersionedCopy = tuple[int | None, Tensor]
 """The version of a tensor, and what was recorded of it."""
 
 
@@ -41,9 +41,9 @@ class Replay:
     """The recorded module calls of one run of n rows, replayed in later runs.
 
     A module is replayed only for the recorded inputs; once a later run gives it others, or calls modules in another
-    order, the rest of that run is computed. `verify_rows` checks what a module's inputs do not show: that its rows are
-    independent, and that it passes tensors only as arguments and outputs. A replayed module runs its own hooks, but not
-    those of the modules inside it: the modules around one of `addresses` are not replayed, nor are `excluded` ones.
+    order, the rest of that run is computed. `collecting_unreplayable_modules` checks what a module's inputs do not
+    show: that its rows are independent, and that it passes tensors only as arguments and outputs. A replayed module runs its
+    own hooks, but not those of the modules inside it: the modules around one of `addresses` are not replayed, nor are `excluded` ones.
     """
 
     def __init__(
@@ -61,46 +61,46 @@ class Replay:
         self.n = n
         self.calls: list[_RecordedCall] = []
         # tensors of this run
-        self.recorded_tensors: MutableMapping[Tensor, _VersionedRecord] = WeakTensorKeyDictionary()
+        self.recorded_tensors: MutableMapping[Tensor, _VersionedCopy] = WeakTensorKeyDictionary()
 
     @contextmanager
-    def record_run(self, record_nested: bool = False) -> Iterator[None]:
+    def recording_calls(self, record_nested: bool = False) -> Iterator[None]:
         """While open, record each call, with a clone of its output where it can be replayed.
 
-        `record_nested`: also the calls inside such a module, for `verify_rows`.
+        `record_nested`: also the calls inside such a module, for `collecting_unreplayable_modules`.
         """
-        with self._intercept_run(partial(self._record_call, record_nested)):
+        with self._intercepting_run(partial(self._record_call, record_nested)):
             yield
 
     @contextmanager
-    def replay_rows(self, rows: Tensor) -> Iterator[None]:
+    def replaying_outputs(self, rows: Tensor) -> Iterator[None]:
         """While open, replay modules for inputs that are these rows (R,) of the recorded ones."""
-        with self._intercept_run(partial(self._replay_call, iter(self.calls), rows)):
+        with self._intercepting_run(partial(self._replay_call, iter(self.calls), rows)):
             yield
 
     @contextmanager
-    def verify_rows(self, rows: Tensor, tolerance: float) -> Iterator[set[nn.Module]]:
+    def collecting_unreplayable_modules(self, rows: Tensor, tolerance: float) -> Iterator[set[nn.Module]]:
         """While a full run of these rows (R,) of the recorded ones is done, collect modules that cannot be replayed.
 
         `tolerance` of an output is relative to its largest value.
         """
         with (
-            SideChannelMode() as detector,
-            self._intercept_run(partial(self._verify_call, iter(self.calls), rows, tolerance, detector)),
+            SideChannelDetectorMode() as detector,
+            self._intercepting_run(partial(self._verify_call, iter(self.calls), rows, tolerance, detector)),
         ):
             yield detector.side_channel_modules
 
     @contextmanager
-    def _intercept_run(self, intercept: Intercept) -> Iterator[None]:
+    def _intercepting_run(self, intercept: InterceptFn) -> Iterator[None]:
         self.recorded_tensors.clear()
-        with _intercept_forwards(self.modules, intercept):
+        with _intercepting_forwards(self.modules, intercept):
             yield
         self.recorded_tensors.clear()
 
     # -- what replaces a module's forward -----------------------------------------------------------------------------
 
     def _record_call(
-        self, record_nested: bool, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, record_nested: bool, module: nn.Module, forward: ForwardFn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         start, call = len(self.calls), _RecordedCall(module, _non_tensor_parts((args, kwargs)))
         self.calls.append(call)
@@ -118,15 +118,15 @@ class Replay:
         remaining: Iterator[_RecordedCall],
         rows: Tensor,
         module: nn.Module,
-        forward: Forward,
+        forward: ForwardFn,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        call = _next_call(remaining, module)
+        call = _next_call_or_stop_replay(remaining, module)
         if call is None or call.output is None:
             return forward(*args, **kwargs)
         if not self._matches_inputs(call, rows, (args, kwargs)):
-            _exhaust(remaining)
+            _skip_remaining_calls(remaining)
             return forward(*args, **kwargs)
         out = call.output[rows]  # a copy, never a view
         self.recorded_tensors[out] = _write_count(out), call.output
@@ -137,18 +137,18 @@ class Replay:
         remaining: Iterator[_RecordedCall],
         rows: Tensor,
         tolerance: float,
-        detector: SideChannelMode,
+        detector: SideChannelDetectorMode,
         module: nn.Module,
-        forward: Forward,
+        forward: ForwardFn,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        call = _next_call(remaining, module)
+        call = _next_call_or_stop_replay(remaining, module)
         if call is None:
             return forward(*args, **kwargs)
         inputs = [(h, _write_count(h)) for h in tensors_in((args, kwargs))]
         running_call = ForwardCall(module, inputs=[h for h, _ in inputs])
-        with detector.enter_call(running_call):
+        with detector.tracking_call(running_call):
             out = forward(*args, **kwargs)
         if call.output is None or not _is_replayable(out, len(rows), inputs):
             return out
@@ -182,7 +182,7 @@ class Replay:
         if self._find_recorded(h) is recorded:
             return True
         expected = recorded[rows] if recorded.ndim and len(recorded) == self.n else recorded
-        if not is_close(h, expected, ROUNDING_TOLERANCE.get(h.dtype, COARSE_TOLERANCE)) and not (
+        if not is_close(h, expected, ROUNDING_TOLERANCE_BY_DTYPE.get(h.dtype, LOW_PRECISION_TOLERANCE)) and not (
             self.n == 1 and torch.equal(h, recorded)
         ):
             return False
@@ -197,16 +197,16 @@ def _is_replayable(out: object, n: int, inputs: list[tuple[Tensor, int | None]])
     return not any(_write_count(h) != version or _shares_storage(h, out) for h, version in inputs)
 
 
-def _next_call(remaining: Iterator[_RecordedCall], module: nn.Module) -> _RecordedCall | None:
+def _next_call_or_stop_replay(remaining: Iterator[_RecordedCall], module: nn.Module) -> _RecordedCall | None:
     """The next recorded call, if it is of this module; else None, and no later call is replayed."""
     call = next(remaining, None)
     if call is None or call.module is not module:
-        _exhaust(remaining)
+        _skip_remaining_calls(remaining)
         return None
     return call
 
 
-def _exhaust(remaining: Iterator[_RecordedCall]) -> None:
+def _skip_remaining_calls(remaining: Iterator[_RecordedCall]) -> None:
     for _ in remaining:
         pass
 
@@ -223,10 +223,10 @@ def _shares_storage(a: Tensor, b: Tensor) -> bool:
 def _non_tensor_parts(value: object) -> object:
     """The arguments without tensors, to compare: numbers and strings by value, objects by identity."""
     leaves, structure = tree_flatten(value)
-    return structure, [_comparable(leaf) for leaf in leaves]
+    return structure, [_comparison_key(leaf) for leaf in leaves]
 
 
-def _comparable(value: object) -> object:
+def _comparison_key(value: object) -> object:
     if isinstance(value, Tensor):
         return Tensor
     return (type(value), value) if isinstance(value, (bool, int, float, str, torch.dtype)) else id(value)
@@ -255,12 +255,12 @@ def _enclosing_modules(modules: Mapping[str, nn.Module], addresses: Collection[s
 
 
 @contextmanager
-def _intercept_forwards(modules: Collection[nn.Module], intercept: Intercept) -> Iterator[None]:
+def _intercepting_forwards(modules: Collection[nn.Module], intercept: InterceptFn) -> Iterator[None]:
     """While open, `intercept` is called in place of each module's forward, in this thread; hooks run as usual."""
     before = [(m, m.__dict__.get("forward")) for m in modules]
     try:
         for m in modules:
-            m.__dict__["forward"] = _intercepting_forward(m, m.forward, intercept, get_ident())
+            m.__dict__["forward"] = _intercepted_forward(m, m.forward, intercept, get_ident())
         yield
     finally:
         for m, original in before:
@@ -270,7 +270,7 @@ def _intercept_forwards(modules: Collection[nn.Module], intercept: Intercept) ->
                 m.__dict__["forward"] = original
 
 
-def _intercepting_forward(module: nn.Module, original: Forward, intercept: Intercept, thread: int) -> Forward:
+def _intercepted_forward(module: nn.Module, original: ForwardFn, intercept: InterceptFn, thread: int) -> ForwardFn:
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         return intercept(module, original, args, kwargs) if get_ident() == thread else original(*args, **kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .buffer_writes import written_tensors
+from .buffer_writes import tensors_written_by_op
 from .hooks import tensors_in
 from .op_mode import DispatchMode
 
@@ -27,7 +27,7 @@ class ForwardCall:
         self.input_storages = set(filter(None, map(_storage_address, self.inputs)))
 
 
-class SideChannelMode(DispatchMode):
+class SideChannelDetectorMode(DispatchMode):
     """Records during which calls each tensor is written, and finds reads that only a side channel explains: an
     attribute, a list, a hook, a global. Tensors written before the run, such as weights, are not tracked.
     """
@@ -40,7 +40,7 @@ class SideChannelMode(DispatchMode):
         self.references: list[Any] = []  # so that no storage address is reused
 
     @contextmanager
-    def enter_call(self, call: ForwardCall) -> Iterator[None]:
+    def tracking_call(self, call: ForwardCall) -> Iterator[None]:
         before = self.running_calls
         self.running_calls = (*before, call)
         try:
@@ -53,14 +53,16 @@ class SideChannelMode(DispatchMode):
         out = func(*args, **kwargs)
         input_storages = set(filter(None, map(_storage_address, tensors_in((args, kwargs)))))
         for storage in input_storages:
-            self._check_read(storage)
+            self._record_side_channel_read(storage)
         new_storages = set(filter(None, map(_storage_address, tensors_in(out)))) - input_storages
-        for storage in new_storages | set(filter(None, map(_storage_address, written_tensors(func, args, kwargs)))):
+        for storage in new_storages | set(
+            filter(None, map(_storage_address, tensors_written_by_op(func, args, kwargs)))
+        ):
             self.writers.setdefault(storage, set()).add(self.running_calls)
         self.references.append(out)
         return out
 
-    def _check_read(self, storage: int) -> None:
+    def _record_side_channel_read(self, storage: int) -> None:
         for writers in self.writers.get(storage, ()):
             passed_on = {b.module for b in writers if b.is_replayable and b not in self.running_calls}
             received = {b.module for b in self.running_calls if b not in writers and storage not in b.input_storages}

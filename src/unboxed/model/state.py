@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .locks import RNG_LOCK, hold_locks
+from .locks import RNG_LOCK, holding_locks
 from .op_tables import DROPOUT_OPS, NOISE_OPS, plain_op_name
 
 Modules = tuple[nn.Module, ...]
 GET_TRAINING = attrgetter("training")
 
 
-def set_mode_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
+def setting_train_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
     """While open, every submodule is in eval mode (`mode="as-is"`: unchanged); afterwards its own flag is restored."""
-    return _ModeFlags(modules, mode)
+    return _SettingTrainFlags(modules, mode)
 
 
-class _ModeFlags:
+class _SettingTrainFlags:
     """A class, as a generator would cost more than the flags do: each forward pass of a box enters it."""
 
     def __init__(self, modules: Modules, mode: str) -> None:
@@ -53,14 +53,14 @@ class _ModeFlags:
 
 
 @contextmanager
-def seeded_rngs(seed: int, device: torch.device) -> Iterator[None]:
-    """As `forked_rngs`; other boxes whose models are stochastic wait until it ends."""
-    with hold_locks((RNG_LOCK,)), forked_rngs(seed, device):
+def forking_rngs_with_lock(seed: int, device: torch.device) -> Iterator[None]:
+    """As `forking_rngs`; other boxes whose models are stochastic wait until it ends."""
+    with holding_locks((RNG_LOCK,)), forking_rngs(seed, device):
         yield
 
 
 @contextmanager
-def forked_rngs(seed: int, device: torch.device) -> Iterator[None]:
+def forking_rngs(seed: int, device: torch.device) -> Iterator[None]:
     """While open, every RNG that a model may use starts from `seed`; afterwards its state is restored."""
     before = rng_states(device)
     _seed_rngs(seed, device)
@@ -71,10 +71,10 @@ def forked_rngs(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def detect_rng_use(device: torch.device) -> Iterator[list[str]]:
+def detecting_rng_use(device: torch.device) -> Iterator[list[str]]:
     """On exit, fill the list with the RNGs ("torch", "numpy", "random") that were used inside."""
     used: list[str] = []
-    with hold_locks((RNG_LOCK,)):
+    with holding_locks((RNG_LOCK,)):
         before = rng_states(device)
         try:
             yield used
@@ -107,7 +107,7 @@ def rng_states(device: torch.device) -> tuple[Any, ...]:
     return torch.default_generator.get_state(), device_state, np.random.get_state(), random.getstate()
 
 
-def host_rng_states() -> tuple[Any, ...]:
+def numpy_and_python_rng_states() -> tuple[Any, ...]:
     """The states of NumPy's and Python's RNGs, to compare."""
     kind, keys, *rest = np.random.get_state()
     return kind, np.asarray(keys).tobytes(), *rest, random.getstate()
@@ -134,7 +134,7 @@ def _call_with_device(call: Callable[..., Any], device: torch.device, *state: An
     return call(*state) if device.type == "mps" else call(*state, device)
 
 
-class SharedDropoutMask(TorchFunctionMode):
+class SharedDropoutMaskMode(TorchFunctionMode):
     """Dropout that is always on draws one mask for all rows, so that splitting a batch does not change results."""
 
     was_used = False  # whether the model drew noise
@@ -148,7 +148,7 @@ class SharedDropoutMask(TorchFunctionMode):
             op not in DROPOUT_OPS | NOISE_OPS
             or not isinstance(x, Tensor)
             or x.ndim < 2
-            or not _is_training(args, kwargs)
+            or not _is_called_in_training(args, kwargs)
         ):
             return func(*args, **kwargs)
         self.was_used = True
@@ -161,11 +161,11 @@ class SharedDropoutMask(TorchFunctionMode):
         return x.mul_(mask) if in_place else x * mask
 
 
-def _is_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_called_in_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
 
 
-class GlobalSwitch:
+class RefCountedContext:
     """A setting of the process, changed while any thread needs it and restored by the last one."""
 
     def __init__(self, make_context: Callable[[], AbstractContextManager[None]]) -> None:
@@ -189,7 +189,7 @@ class GlobalSwitch:
 
 
 @contextmanager
-def _disable_fastpath() -> Iterator[None]:
+def _disabling_fastpath() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -208,11 +208,11 @@ class _ForceEager:
         self.stance.__exit__(None, None, None)
 
 
-UNFUSED_ATTENTION, FORCE_EAGER = GlobalSwitch(_disable_fastpath), GlobalSwitch(_ForceEager)
-FUSED_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+UNFUSED_ATTENTION, FORCE_EAGER = RefCountedContext(_disabling_fastpath), RefCountedContext(_ForceEager)
+FUSED_ATTENTION_MODULE_TYPES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def neutral_settings(device_type: str, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
+def hook_safe_contexts(device_type: str, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
     """Contexts that disable the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
     settings = list[AbstractContextManager[object]]()
     if "torch._dynamo" in sys.modules:  # else nothing is compiled
@@ -224,15 +224,15 @@ def neutral_settings(device_type: str, has_fused_attention: bool = True) -> list
     return settings
 
 
-def enter_all(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
+def combined_context(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
     """These contexts as one, entered in turn; the common cases of none and one cost nothing."""
     if len(contexts) < 2:
         return contexts[0] if contexts else NO_CONTEXT
-    return _enter_all(contexts)
+    return _combined_context(contexts)
 
 
 @contextmanager
-def _enter_all(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+def _combined_context(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
@@ -242,14 +242,14 @@ def _enter_all(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[N
 NO_CONTEXT = nullcontext()
 
 
-def out_of_inference() -> AbstractContextManager[None]:
+def leaving_inference_mode() -> AbstractContextManager[None]:
     """torch.inference_mode(False) where the caller is in inference_mode; else nothing, at no cost."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NO_CONTEXT
 
 
-def grad_mode(grad: bool) -> AbstractContextManager[None]:
+def setting_grad_mode(grad: bool) -> AbstractContextManager[None]:
     """Gradient mode on or off, also where the caller is in no_grad or inference_mode."""
-    return _leave_inference_mode(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
+    return _leaving_inference_mode(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
 
 
 class _GradMode:
@@ -267,7 +267,7 @@ class _GradMode:
 
 
 @contextmanager
-def _leave_inference_mode(grad: bool) -> Iterator[None]:
+def _leaving_inference_mode(grad: bool) -> Iterator[None]:
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         yield
 

@@ -161,7 +161,9 @@ def _number_or_constant(value: object) -> Constant | float | None:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
         k = _as_tensor(value)
         return (
-            None if k is None or k.is_complex() or not _all_pass(k, lambda v: ~v.isnan()) else Constant(copy_value(k))
+            None
+            if k is None or k.is_complex() or not _all_pass_or_unchecked(k, lambda v: ~v.isnan())
+            else Constant(copy_value(k))
         )
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         value = value.item() if value.ndim == 0 else None
@@ -176,7 +178,7 @@ def _as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
         return None
 
 
-def _all_pass(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
+def _all_pass_or_unchecked(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
     """Whether all values pass; those on an accelerator are not checked, which would wait for it."""
     return k.device.type != "cpu" or bool(check(k).all())
 
@@ -184,7 +186,7 @@ def _all_pass(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
 def _check_divisor(objective: Objective, value: Operand) -> Objective | Constant | float:
     """As `_check_operand`, and not zero. Raises InputError."""
     k = _check_operand(objective, "/", value)
-    if k == 0.0 or (isinstance(k, Constant) and not _all_pass(k.value, lambda v: v != 0)):
+    if k == 0.0 or (isinstance(k, Constant) and not _all_pass_or_unchecked(k.value, lambda v: v != 0)):
         raise InputError(f"({objective.name}) can't be divided by {'a tensor that holds zeros' if k else 0}")
     return k
 

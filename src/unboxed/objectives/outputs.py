@@ -16,7 +16,7 @@ from .calls import remember_call
 
 ClassScore = Callable[[Any], Objective]  # `logit` or `binary_logit`
 
-MAX_CACHED_LABELS = 8  # examples: the objective of a larger batch of labels is not cached
+MAX_EXAMPLES_OF_CACHED_OBJECTIVE = 8  # examples: the objective of a larger batch of labels is not cached
 
 
 @remember_call
@@ -93,7 +93,7 @@ def _class_objective(
     name: str,
     transform: Callable[[Tensor], Tensor],
 ) -> Objective:
-    labels = k if k is None else _as_constant(k)
+    labels = k if k is None else _as_class_constant(k)
 
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...)
         values = mean_over_positions(transform(z))
@@ -119,7 +119,7 @@ def mean_over_positions(z: Tensor) -> Tensor:
     return z if z.ndim == 2 else z.flatten(2).mean(2)
 
 
-def _as_constant(y: object) -> Constant:
+def _as_class_constant(y: object) -> Constant:
     return y if isinstance(y, Constant) else Constant(as_classes(y).long())
 
 
@@ -146,7 +146,7 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
 def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> None:
     """Raise InputError unless k is a class, or one per example. Values on an accelerator are not checked."""
     if k is not None:
-        _check_class_range(_as_constant(k), n, n_classes)
+        _check_class_range(_as_class_constant(k), n, n_classes)
 
 
 def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
@@ -167,7 +167,7 @@ def describe_classes(n_classes: int) -> str:
 
 def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device, score: ClassScore = logit) -> Objective:
     """The logit of a class, or of one class per example (n,), stored on a device. Raises InputError."""
-    if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.is_cpu and device == classes.device:
+    if classes.ndim == 1 and n <= MAX_EXAMPLES_OF_CACHED_OBJECTIVE and classes.is_cpu and device == classes.device:
         return _cached_class_logit(tuple(classes.tolist()), n, n_outputs, score)
     labels = Constant(classes)
     check_classes(labels, n, n_outputs)
@@ -336,7 +336,7 @@ def targeted_dlr(y: Tensor | Constant, target: Tensor | Constant) -> Objective:
     Source:
         Croce & Hein 2020, arXiv:2003.01690, eq. 7.
     """
-    labels, targets = _as_constant(y), _as_constant(target)
+    labels, targets = _as_class_constant(y), _as_class_constant(target)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
         label_logits, target_logits = (z.gather(1, k.to_like(z)[:, None])[:, 0] for k in (labels, targets))
@@ -364,7 +364,7 @@ def _safe_divisor(d: Tensor) -> Tensor:
 def _label_objective(
     rebuild: Callable[[Constant], Objective], y: object, score_fn: Callable[[Tensor, Tensor], Tensor], name: str
 ) -> Objective:
-    labels = _as_constant(y)
+    labels = _as_class_constant(y)
 
     def score(z: Tensor) -> Tensor:
         return score_fn(z, _labels_per_row(labels, z))

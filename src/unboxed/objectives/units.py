@@ -71,7 +71,7 @@ def neuron(layer: str, k: IndexLike, *position: IndexLike) -> Objective:
         indices = _position_or_center(h, position, layer)
         h = _select_channel(h, k, layer)
         for i in indices:
-            h = _select_index(h, i)
+            h = _select_on_second_axis(h, i)
         return h
 
     channel_index, at = _as_index(k, "a channel"), _as_indices(position)
@@ -111,7 +111,7 @@ def spatial(layer: str, *position: IndexLike) -> Objective:
         indices = _position_or_center(h, position, layer)
         h = h.movedim(1, -1)  # (N, ..., C)
         for i in indices:
-            h = _select_index(h, i)
+            h = _select_on_second_axis(h, i)
         return h.flatten(1).pow(2).mean(1)
 
     at = _as_indices(position)
@@ -220,7 +220,7 @@ def _select_channel(h: Tensor, k: _StoredIndex, layer: str) -> Tensor:
         raise InputError(
             f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no channel {_format_index(k)}"
         )
-    return _select_index(h, k)
+    return _select_on_second_axis(h, k)
 
 
 def _format_index(k: _StoredIndex) -> str:
@@ -242,7 +242,7 @@ def _is_in_range(i: _StoredIndex, size: int) -> bool:
     return -size <= lower and upper < size
 
 
-def _select_index(h: Tensor, i: _StoredIndex) -> Tensor:
+def _select_on_second_axis(h: Tensor, i: _StoredIndex) -> Tensor:
     """The i-th entry of the second axis, (N, ...)."""
     if isinstance(i, Constant):
         return h[torch.arange(len(h), device=h.device), i.to_like(h)]

@@ -11,13 +11,13 @@ from PIL import Image
 
 from ..errors import InputError
 from . import colors
-from .colors import Bytes, as_array
+from .colors import Uint8Array, as_array
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
     from ..adversarial.changes import PredictionChange
 
-DISTANCE_NAMES = {"linf": "largest change", "l2": "L2 distance", "l1": "L1 distance"}
+DISTANCE_NAME_BY_NORM = {"linf": "largest change", "l2": "L2 distance", "l1": "L1 distance"}
 
 
 def attack_sheet(
@@ -63,7 +63,7 @@ def round_magnification(vmax: float) -> float:
     return max(step for step in (1, 2, 5) if step * power <= factor * (1 + 1e-6)) * power if factor >= 1 else 1.0
 
 
-def change_image(change: PredictionChange, factor: float) -> Bytes:
+def change_image(change: PredictionChange, factor: float) -> Uint8Array:
     """Of gray images: red is lighter, blue darker, white unchanged. Of color images: gray is unchanged."""
     if _is_grayscale(change):
         return colors.signed_to_rgb(change.delta[0], 1 / factor)
@@ -75,9 +75,11 @@ def format_class_prob(k: int, p: float, classes: Sequence[str]) -> str:
 
 
 def _before_after_tiles(change: PredictionChange, classes: Sequence[str]) -> list[Tile]:
-    def caption(ps: tuple[float, float], k: int) -> str:
-        lines = [format_class_prob(change.class_before, ps[0], classes)]
-        lines += [format_class_prob(change.class_after, ps[1], classes)] * (change.class_after != change.class_before)
+    def caption(probs: tuple[float, float], k: int) -> str:
+        lines = [format_class_prob(change.class_before, probs[0], classes)]
+        lines += [format_class_prob(change.class_after, probs[1], classes)] * (
+            change.class_after != change.class_before
+        )
         return "\n".join([f"predicted {classes[k]}", *lines])
 
     return [
@@ -87,7 +89,7 @@ def _before_after_tiles(change: PredictionChange, classes: Sequence[str]) -> lis
 
 
 def _change_caption(change: PredictionChange, norm: str, factor: float) -> str:
-    text = f"{DISTANCE_NAMES.get(norm, norm)} {change.distance:.3g}"
+    text = f"{DISTANCE_NAME_BY_NORM.get(norm, norm)} {change.distance:.3g}"
     return text if change.is_adversarial else f"{text}\nnot fooled"
 
 

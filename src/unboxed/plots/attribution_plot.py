@@ -9,8 +9,8 @@ import numpy as np
 from ..atomic_write import to_printable
 from ..errors import InputError
 from . import colors
-from .colors import Array, Bytes
-from .text import replace_hyphens
+from .colors import Array, Uint8Array
+from .text import hyphens_to_minus_signs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PlotKind = Literal["signed", "absolute", "overlay", "mask"]
 INCHES_PER_MAP = 2.6  # per side
-MASK_FADE = 0.75  # share of white that is mixed into what a mask leaves out
+OUTSIDE_MASK_WHITE_FRACTION = 0.75  # share of white that is mixed into what a mask leaves out
 MASK_OUTLINE_COLOR, FRAME_COLOR = "#c1272d", "#d6d6da"
 VMAX_QUANTILE = 0.995  # of the magnitudes; larger ones get the same color
 
@@ -68,16 +68,16 @@ def attribution_plot(
         )
     maps = _as_2d_maps(m)  # (N, H, W)
     images = _check_images(x, maps, kind)
-    figure, axes = _get_axes(ax, len(maps))
+    figure, axes = _check_or_make_axes(ax, len(maps))
     vmax = vmax or colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     names = [titles] * len(maps) if isinstance(titles, str) else list(titles)
     for map_2d, rgb, axis, name in zip(maps, _render_maps(maps, images, kind, vmax), axes, names, strict=False):
         axis.imshow(
-            rgb, interpolation="nearest" if max(map_2d.shape) <= colors.MAX_NEAREST_NEIGHBOR_SIDE else "antialiased"
+            rgb, interpolation="nearest" if max(map_2d.shape) <= colors.MAX_PIXELATED_SIDE_PIXELS else "antialiased"
         )
         if kind == "mask" and (map_2d != 0).any() and not (map_2d != 0).all():
             axis.contour(map_2d != 0, levels=[0.5], colors=MASK_OUTLINE_COLOR, linewidths=1)
-        _add_frame(axis, name)
+        _add_title_and_frame(axis, name)
     if kind != "mask":
         _add_colorbar(figure, list(axes), "magnitude" if kind == "absolute" else "signed", vmax)
     return figure, axes if len(maps) > 1 or isinstance(ax, (list, np.ndarray)) else axes[0]
@@ -92,7 +92,7 @@ def _as_2d_maps(m: Any) -> Array:
     return colors.sum_channels(values)
 
 
-def _check_images(x: Any, maps: Array, kind: PlotKind) -> Bytes | None:
+def _check_images(x: Any, maps: Array, kind: PlotKind) -> Uint8Array | None:
     """The images (N, H, W, 3) of maps (N, H, W). Raises InputError where they are needed and do not fit."""
     if x is None:
         if kind in ("overlay", "mask"):
@@ -105,7 +105,7 @@ def _check_images(x: Any, maps: Array, kind: PlotKind) -> Bytes | None:
     return colors.image_to_rgb(values)
 
 
-def _render_maps(maps: Array, images: Bytes | None, kind: PlotKind, vmax: float) -> Bytes:
+def _render_maps(maps: Array, images: Uint8Array | None, kind: PlotKind, vmax: float) -> Uint8Array:
     if kind == "absolute":
         return colors.magnitude_to_rgb(np.abs(maps), vmax)
     if kind == "signed" or images is None:
@@ -115,7 +115,7 @@ def _render_maps(maps: Array, images: Bytes | None, kind: PlotKind, vmax: float)
     return overlay_map(images, maps, vmax)
 
 
-def overlay_map(image: Bytes, m: Any, vmax: float) -> Bytes:
+def overlay_map(image: Uint8Array, m: Any, vmax: float) -> Uint8Array:
     """A signed map (..., H, W) over the gray of an image (..., H, W, 3), more opaque where it is stronger."""
     m = colors.as_array(m)
     opacity = (np.abs(m) / vmax).clip(0, 1)[..., None]
@@ -123,18 +123,20 @@ def overlay_map(image: Bytes, m: Any, vmax: float) -> Bytes:
     return _to_uint8(background * (1 - opacity) + colors.signed_to_rgb(m, vmax) * opacity)
 
 
-def fade_outside(image: Bytes, mask: Any) -> Bytes:
+def fade_outside(image: Uint8Array, mask: Any) -> Uint8Array:
     """An image (..., H, W, 3) that fades where the mask (..., H, W) is false."""
     is_inside = np.asarray(mask, dtype=bool)[..., None]
-    return _to_uint8(np.where(is_inside, image, (image * (1 - MASK_FADE) + 255 * MASK_FADE)))
+    return _to_uint8(
+        np.where(is_inside, image, (image * (1 - OUTSIDE_MASK_WHITE_FRACTION) + 255 * OUTSIDE_MASK_WHITE_FRACTION))
+    )
 
 
-def _to_uint8(rgb: Array) -> Bytes:
-    levels: Bytes = rgb.round().astype(np.uint8)
+def _to_uint8(rgb: Array) -> Uint8Array:
+    levels: Uint8Array = rgb.round().astype(np.uint8)
     return levels
 
 
-def _get_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
+def _check_or_make_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
     """The caller's axes, or new ones. Raises InputError for another number of them."""
     if ax is None:
         from matplotlib import pyplot
@@ -149,7 +151,7 @@ def _get_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
     return axes[0].figure, axes
 
 
-def _add_frame(ax: Axes, title: str) -> None:
+def _add_title_and_frame(ax: Axes, title: str) -> None:
     """A title and a thin frame, since zero is as white as the background."""
     ax.set_xticks([])
     ax.set_yticks([])
@@ -157,16 +159,16 @@ def _add_frame(ax: Axes, title: str) -> None:
     ax.set_title(to_printable(title), fontsize=9)
 
 
-def _add_colorbar(figure: Figure, axes: list[Axes], table: str, vmax: float) -> None:
+def _add_colorbar(figure: Figure, axes: list[Axes], colormap_kind: str, vmax: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    table_colors = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE}[table] / 255
-    low = -vmax if table == "signed" else 0.0
+    table_colors = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE}[colormap_kind] / 255
+    low = -vmax if colormap_kind == "signed" else 0.0
     bar = figure.colorbar(
         ScalarMappable(Normalize(low, vmax), ListedColormap(table_colors)), ax=axes, orientation="horizontal",
         fraction=0.06, pad=0.04, ticks=[low, 0, vmax] if low else [0, vmax],
     )  # fmt: skip
     bar.ax.tick_params(labelsize=8, length=2)
     bar.outline.set_visible(False)
-    bar.ax.set_xticklabels([replace_hyphens(f"{v:.3g}") for v in bar.get_ticks()])
+    bar.ax.set_xticklabels([hyphens_to_minus_signs(f"{v:.3g}") for v in bar.get_ticks()])

@@ -16,7 +16,7 @@ from ..atomic_write import to_printable
 from . import colors
 from .colors import as_array
 from .embedding import class_colors
-from .text import replace_hyphens
+from .text import hyphens_to_minus_signs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ BAR_HEIGHT_PIXELS = 20  # per bar
 CHARACTER_WIDTH_PIXELS = 8  # of a name, about
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
 MAX_MATRIX_PIXELS = 560  # of all cells, per side
-DARK_TEXT_ABOVE = 0.65  # of the color range: values on lighter cells are printed dark
+DARK_TEXT_MIN_BRIGHTNESS = 0.65  # of the color range: values on lighter cells are printed dark
 INK, FAINT, EDGE, TRANSPARENT_INK = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
 GOOD, BAD = "#2d7d46", "#b3382c"
 MATPLOTLIB_STYLE: Any = {
@@ -66,7 +66,7 @@ def line_chart(
         >>> line_chart({"pgd": ([0, 0.1, 0.2], [0.98, 0.6, 0.1])}, x_label="eps", y_label="robust accuracy").mode
         'RGB'
     """
-    with _chart(*AXES_SIZE_PIXELS, title) as chart:
+    with _drawing_chart(*AXES_SIZE_PIXELS, title) as chart:
         axes = chart.axes
         for (name, (x, y)), color in zip(lines.items(), class_colors(len(lines)), strict=True):
             x, y = as_array(x), as_array(y)
@@ -103,7 +103,7 @@ def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label
     """
     x, y = as_array(x), as_array(y)
     ends = [min(x.min(initial=np.inf), y.min(initial=np.inf)), max(x.max(initial=-np.inf), y.max(initial=-np.inf))]
-    with _chart(SCATTER_SIDE_PIXELS, SCATTER_SIDE_PIXELS, title) as chart:
+    with _drawing_chart(SCATTER_SIDE_PIXELS, SCATTER_SIDE_PIXELS, title) as chart:
         axes = chart.axes
         axes.plot(ends, ends, linestyle="--", linewidth=1, color=FAINT)
         axes.scatter(x, y, s=14, color=class_colors(1)[0], alpha=0.5, linewidths=0)
@@ -135,12 +135,16 @@ def bar_chart(
     series = {k: as_array(v) for k, v in values.items()} if names else {"": as_array([*map(float, values.values())])}
     rows = list(names) or list(values)
     thickness = 0.8 / len(series)
-    with _chart(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title) as chart:
+    with _drawing_chart(
+        AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title
+    ) as chart:
         axes = chart.axes
         for i, ((name, lengths), color) in enumerate(zip(series.items(), class_colors(len(series)), strict=True)):
             at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
             bars = axes.barh(at, lengths, thickness, color=color, label=to_printable(name))
-            axes.bar_label(bars, [replace_hyphens(f"{v:.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT)
+            axes.bar_label(
+                bars, [hyphens_to_minus_signs(f"{v:.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT
+            )
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
         axes.invert_yaxis()
         axes.axvline(0, color=FAINT, linewidth=0.8)
@@ -175,11 +179,13 @@ def signed_bar_chart(
         'RGB'
     """
     lengths = as_array([*map(float, values.values())])
-    with _chart(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(values) + 1), title) as chart:
+    with _drawing_chart(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(values) + 1), title) as chart:
         axes = chart.axes
         at = np.arange(len(values))
         bars = axes.barh(at, lengths, 0.75, color=[RAISES if v > 0 else LOWERS for v in lengths])
-        axes.bar_label(bars, [replace_hyphens(f"{v:+.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT)
+        axes.bar_label(
+            bars, [hyphens_to_minus_signs(f"{v:+.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT
+        )
         axes.set_yticks(at, [to_printable(name) for name in values])
         axes.invert_yaxis()
         axes.axvline(0, color=FAINT, linewidth=0.8)
@@ -215,7 +221,7 @@ def beeswarm_chart(
         Lundberg et al. 2020, "From local explanations to global understanding with explainable AI for trees", fig. 4.
     """
     values, features = as_array(values), as_array(features)
-    with _chart(AXES_SIZE_PIXELS[0], BEESWARM_ROW_PIXELS * max(1, len(names)), title) as chart:
+    with _drawing_chart(AXES_SIZE_PIXELS[0], BEESWARM_ROW_PIXELS * max(1, len(names)), title) as chart:
         axes = chart.axes
         axes.axvline(0, color=FAINT, linewidth=0.8)
         for i in range(len(names)):
@@ -266,7 +272,7 @@ def interval_chart(
         >>> chart.mode
         'RGB'
     """
-    with _chart(460, 30 * max(1, len(intervals)), title) as chart:
+    with _drawing_chart(460, 30 * max(1, len(intervals)), title) as chart:
         axes, (left, right) = chart.axes, value_range
         for y, (mean, low, high) in enumerate(intervals.values()):
             color = GOOD if low > 0 else BAD if high < 0 else FAINT
@@ -309,7 +315,7 @@ def matrix_plot(
     values = as_array(values)
     vmax = vmax or colors.max_magnitude(values)
     cell = max(MIN_CELL_PIXELS, min(MAX_CELL_PIXELS, max_pixels // max(values.shape)))
-    with _chart(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
+    with _drawing_chart(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
         axes = chart.axes
         table = colors.SIGNED_TABLE if kind == "signed" else colors.MAGNITUDE_TABLE
         rgb = colors.signed_to_rgb(values, vmax) if kind == "signed" else colors.magnitude_to_rgb(values, vmax)
@@ -321,19 +327,21 @@ def matrix_plot(
         axes.set(ylabel=to_printable(axis_names[0]), xlabel=to_printable(axis_names[1]))
         axes.tick_params(length=0)
         if cell >= MIN_CELL_FOR_VALUES:
-            _print_values(axes, values, rgb)
+            _draw_cell_values(axes, values, rgb)
         _add_color_bar(axes, table, (-vmax if kind == "signed" else 0.0, vmax), unit)
     return chart.image
 
 
-def _print_values(axes: Axes, values: colors.Array, rgb: colors.Bytes) -> None:
+def _draw_cell_values(axes: Axes, values: colors.Array, rgb: colors.Uint8Array) -> None:
     for (i, j), value in np.ndenumerate(values):
-        is_light = float(rgb[i, j].mean()) > 255 * DARK_TEXT_ABOVE
-        text = "–" if np.isnan(value) else replace_hyphens(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
+        is_light = float(rgb[i, j].mean()) > 255 * DARK_TEXT_MIN_BRIGHTNESS
+        text = (
+            "–" if np.isnan(value) else hyphens_to_minus_signs(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
+        )
         axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK if is_light else "white")
 
 
-def _add_color_bar(axes: Axes, table: colors.Bytes, ends: tuple[float, float], unit: str) -> None:
+def _add_color_bar(axes: Axes, table: colors.Uint8Array, ends: tuple[float, float], unit: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -341,7 +349,7 @@ def _add_color_bar(axes: Axes, table: colors.Bytes, ends: tuple[float, float], u
     width = axes.get_window_extent().width
     inset = axes.inset_axes((1 + 14 / width, 0, 12 / width, 1))
     bar = axes.figure.colorbar(mappable, cax=inset, ticks=[ends[0], 0, ends[1]] if ends[0] else list(ends))
-    bar.ax.set_yticklabels([replace_hyphens(f"{v:.3g}") for v in bar.get_ticks()])
+    bar.ax.set_yticklabels([hyphens_to_minus_signs(f"{v:.3g}") for v in bar.get_ticks()])
     bar.set_label(to_printable(unit))
     bar.outline.set_visible(False)
 
@@ -360,7 +368,7 @@ class _Chart:
 
 
 @contextmanager
-def _chart(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
+def _drawing_chart(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
     """A chart with axes of that many pixels; room for titles and labels is added around them."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Bytes = npt.NDArray[np.uint8]
+Uint8Array = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
 TILE_BORDER_COLOR = (214, 214, 218)  # of the line around images
 CURVE_HEIGHT, MIN_CURVE_WIDTH, BAND_ASPECT = 48, 96, 4  # pixels of a signal's curve; length to height of its maps
 CURVE_COLORS = ((28, 28, 30), (179, 56, 44), (47, 109, 179), (45, 125, 70), (150, 95, 20))  # one per channel
-MAX_NEAREST_NEIGHBOR_SIDE = 96  # pixels per side up to which images are enlarged by nearest neighbor
+MAX_PIXELATED_SIDE_PIXELS = 96  # pixels per side up to which images are enlarged by nearest neighbor
 
 
-def _color_table(anchors: str, colors: int = 256) -> Bytes:
+def _make_colormap(anchors: str, colors: int = 256) -> Uint8Array:
     """Colors linear between evenly spaced anchors written in hexadecimal."""
     points = np.array([list(bytes.fromhex(a)) for a in anchors.split()], dtype=float)  # (A, 3)
     positions = np.linspace(0, len(points) - 1, colors)
@@ -32,9 +32,9 @@ def _color_table(anchors: str, colors: int = 256) -> Bytes:
 
 # Blue below zero, white at zero, red above: ColorBrewer's RdBu (Brewer 2003), safe for color blindness.
 # An odd number of colors, so that zero is exactly white.
-SIGNED_TABLE = _color_table("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
+SIGNED_TABLE = _make_colormap("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
-MAGNITUDE_TABLE = _color_table(
+MAGNITUDE_TABLE = _make_colormap(
     "000004 0a0822 1d1147 36106b 50127c 691c81 822681 9c2e7f b6367a"
     " cf4070 e65164 f46a5c fb8861 fea571 fec287 fde0a1 fcfdbf"
 )
@@ -58,27 +58,27 @@ def max_magnitude(*maps: Any, quantile: float = 1.0) -> float:
     return limit or (float(values.max()) if values.size else 0.0) or 1.0
 
 
-def signed_to_rgb(m: Any, vmax: float | None = None) -> Bytes:
+def signed_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
     """(..., H, W) -> (..., H, W, 3): zero is white, -vmax the darkest blue, +vmax the darkest red.
 
     `vmax` defaults to the largest magnitude. Values that are not finite are gray.
     """
     m = as_array(m)
-    return _apply_table(m / (vmax or max_magnitude(m)) / 2 + 0.5, SIGNED_TABLE)
+    return _apply_colormap(m / (vmax or max_magnitude(m)) / 2 + 0.5, SIGNED_TABLE)
 
 
-def magnitude_to_rgb(m: Any, vmax: float | None = None) -> Bytes:
+def magnitude_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
     """(..., H, W) -> (..., H, W, 3): zero is black, `vmax` (default: the largest value) the lightest."""
     m = as_array(m)
-    return _apply_table(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_TABLE)
+    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_TABLE)
 
 
-def gray_to_rgb(m: Any) -> Bytes:
+def gray_to_rgb(m: Any) -> Uint8Array:
     """(..., H, W) in [0, 1] -> (..., H, W, 3)."""
-    return _apply_table(as_array(m), GRAY_TABLE)
+    return _apply_colormap(as_array(m), GRAY_TABLE)
 
 
-def image_to_rgb(x: Any) -> Bytes:
+def image_to_rgb(x: Any) -> Uint8Array:
     """Images (..., C, H, W) in [0, 1] -> (..., H, W, 3): RGB for three channels, else the gray mean of all."""
     x = as_array(x)
     if x.shape[-2] == 1 < x.shape[-1]:
@@ -89,7 +89,7 @@ def image_to_rgb(x: Any) -> Bytes:
     return np.moveaxis(levels, -3, -1)
 
 
-def curves_to_rgb(x: Any) -> Bytes:
+def curves_to_rgb(x: Any) -> Uint8Array:
     """Signals (..., C, T) in [0, 1] -> (..., h, w, 3): a curve per channel on white."""
     x = np.nan_to_num(as_array(x), nan=0.5).clip(0, 1)
     x = x.repeat(-(-MIN_CURVE_WIDTH // x.shape[-1]), -1)
@@ -104,7 +104,7 @@ def curves_to_rgb(x: Any) -> Bytes:
     return rgb
 
 
-def as_band(rgb: Bytes) -> Bytes:
+def as_band(rgb: Uint8Array) -> Uint8Array:
     """A map (..., 1, T, 3) of a signal as a band that can be seen; other maps as they are."""
     is_line = rgb.shape[-3] == 1 < rgb.shape[-2]
     return rgb.repeat(max(1, rgb.shape[-2] // BAND_ASPECT), -3) if is_line else rgb
@@ -116,7 +116,7 @@ def sum_channels(m: Any) -> Array:
     return total
 
 
-def _apply_table(unit_values: Array, table: Bytes) -> Bytes:
+def _apply_colormap(unit_values: Array, table: Uint8Array) -> Uint8Array:
     is_finite = np.isfinite(unit_values)
     levels = (np.where(is_finite, unit_values, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
     rgb = table[levels]
@@ -125,11 +125,11 @@ def _apply_table(unit_values: Array, table: Bytes) -> Bytes:
     return rgb
 
 
-def resize_to(source: Bytes | Image.Image, side: int) -> Image.Image:
+def resize_to(source: Uint8Array | Image.Image, side: int) -> Image.Image:
     """The image at about `side` pixels: small ones enlarged by a whole factor (nearest neighbor), photos shrunk."""
     im = source if isinstance(source, Image.Image) else Image.fromarray(source)
     longest = max(im.size)
-    if longest <= MAX_NEAREST_NEIGHBOR_SIDE:
+    if longest <= MAX_PIXELATED_SIDE_PIXELS:
         k = max(1, round(side / longest))
         return im.resize((im.width * k, im.height * k), Image.Resampling.NEAREST) if k > 1 else im
     if longest <= side:
@@ -138,7 +138,9 @@ def resize_to(source: Bytes | Image.Image, side: int) -> Image.Image:
     return im.resize(size, Image.Resampling.LANCZOS)
 
 
-def tile_images(images: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 112, max_width: int = 232) -> Bytes:
+def tile_images(
+    images: Sequence[Uint8Array] | Uint8Array, columns: int, *, cell: int = 112, max_width: int = 232
+) -> Uint8Array:
     """Small multiples (K, H, W, 3) as one RGBA image with at most `columns` per row; the gaps are transparent.
 
     Each is enlarged by the whole factor that keeps it within `cell` pixels and all of them within `max_width`.
@@ -157,7 +159,7 @@ def tile_images(images: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 11
     return canvas
 
 
-def add_borders(canvas: Bytes) -> Bytes:
+def add_borders(canvas: Uint8Array) -> Uint8Array:
     """A tiled image (H, W, 4) with a thin line around each tile, which separates white tiles from the background."""
     canvas = np.pad(canvas, ((1, 1), (1, 1), (0, 0)))
     inside = np.pad(canvas[..., 3] > 0, 1)

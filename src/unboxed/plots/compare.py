@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import InputError
 from . import colors
 from .charts import MAX_MATRIX_PIXELS, matrix_plot
-from .colors import Bytes, as_array
+from .colors import Uint8Array, as_array
 from .draw import VMAX_QUANTILE
 from .sheet import ColorBar, Tile, contact_sheet
 
@@ -22,7 +22,7 @@ MapKind = Literal["signed", "magnitude", "image"]
 class ColoredPanels:
     """Colored maps or images {model: (N, H, W, 3)}, and the color bar that maps share."""
 
-    images: dict[str, Bytes]
+    images: dict[str, Uint8Array]
     bar: ColorBar | None
 
 
@@ -144,7 +144,7 @@ def cka_plot(
 
 def map_grids(
     maps: Mapping[str, Any], *, max_maps: int = 32, columns: int = 8, max_width: int = 400
-) -> tuple[dict[str, Bytes], ColorBar]:
+) -> tuple[dict[str, Uint8Array], ColorBar]:
     """{model: maps (K, H, W), or filters of three colors (K, 3, h, w)} as one grid per model, on one scale."""
     selected = {name: as_array(m)[:max_maps] for name, m in maps.items()}
     vmax = colors.max_magnitude(*selected.values())

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..engine.rows import evenly_spaced as evenly_spaced
+from ..engine.rows import evenly_spaced_indices as evenly_spaced_indices
 from . import colors
-from .colors import Array, Bytes, as_array
+from .colors import Array, Uint8Array, as_array
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ MAX_UNIT_CELLS = 1024  # of a layer without positions that are shown
 VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the same color
 
 
-def signed_map_to_rgb(m: Any, vmax: float) -> Bytes:
+def signed_map_to_rgb(m: Any, vmax: float) -> Uint8Array:
     """A signed map (C, H, W) summed over channels, (H, W, 3)."""
     return colors.as_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
 
 
-def color_map_on_own_scale(m: Any) -> tuple[Bytes, str]:
+def color_map_on_own_scale(m: Any) -> tuple[Uint8Array, str]:
     """A map (C, H, W) colored on its own scale, and its range as text. A map that is positive everywhere starts at its
     smallest value: what matters in it are the differences."""
     summed = colors.sum_channels(m)
@@ -49,7 +49,7 @@ def shared_vmax(*maps: Any) -> float:
     return colors.max_magnitude(*(colors.sum_channels(m) for m in maps), quantile=VMAX_QUANTILE)
 
 
-def outline_rectangle(rgb: Bytes, bounds: Sequence[int], color: tuple[int, int, int], side: int) -> Image.Image:
+def outline_rectangle(rgb: Uint8Array, bounds: Sequence[int], color: tuple[int, int, int], side: int) -> Image.Image:
     """An image (H, W, 3), enlarged as on a sheet, with a line around bounds (top, left, bottom, right) of it."""
     im = colors.resize_to(rgb, side).convert("RGB")
     fy, fx = im.height / rgb.shape[0], im.width / rgb.shape[1]
@@ -176,7 +176,7 @@ def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int 
         Tile(signed_map_to_rgb(morph.initial_gradient[row], vmax), f"gradient of {classes[target]}{clamp_note}"),
         *(
             Tile(colors.image_to_rgb(frames[t]), f"frame {t}\n{captions[t]}")
-            for t in evenly_spaced(len(frames), steps)[1:-1]
+            for t in evenly_spaced_indices(len(frames), steps)[1:-1]
         ),
         Tile(colors.image_to_rgb(frames[-1]), f"result, frame {len(frames) - 1}\n{captions[-1]}"),
     ]
@@ -237,7 +237,7 @@ def channel_map_grid(
     max_channels: int = MAX_SHOWN_CHANNELS,
     columns: int = 8,
     max_width: int = 232,
-) -> Bytes:
+) -> Uint8Array:
     """One example's activation: of (C, H, W) at most `max_channels` small maps, of (F,) rows of units.
 
     Signed where any value is below zero, else a magnitude. `bar` is the scale of all that are compared, by default
@@ -335,7 +335,7 @@ def filters(weights: Any, *, title: str = "") -> Image.Image:
 
 def filter_grid(
     weights: Any, *, max_filters: int = 64, columns: int = 8, max_width: int = 400
-) -> tuple[Bytes, ColorBar]:
+) -> tuple[Uint8Array, ColorBar]:
     """The filters of `filters` as one image, and its color bar."""
     w = as_array(weights)
     color = w.shape[1] == 3

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import InputError
 from . import colors
-from .colors import Array, Bytes
+from .colors import Array, Uint8Array
 from .sheet import BACKGROUND_COLOR, FAINT_COLOR, TEXT_COLOR, Tile, contact_sheet
 from .text import get_font, wrap_text
 
@@ -23,16 +23,27 @@ if TYPE_CHECKING:
 
 # Ten colors that the color-blind tell apart (Petroff 2021, arXiv:2107.02270), for light and dark grounds, and ten more:
 # the same ones lighter, which differ from the first ten in lightness alone.
-MAIN_COLORS = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadb"]
-LIGHT_COLORS = ["a5ccf0", "ffd98f", "e88a78", "d3dbda", "c48de0", "d8b8ae", "f7b98a", "dfd7ba", "b4b7be", "d0f0f0"]
+MAIN_CLASS_COLORS = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadb"]
+LIGHT_CLASS_COLORS = [
+    "a5ccf0",
+    "ffd98f",
+    "e88a78",
+    "d3dbda",
+    "c48de0",
+    "d8b8ae",
+    "f7b98a",
+    "dfd7ba",
+    "b4b7be",
+    "d0f0f0",
+]
 REMAINING_CLASSES_COLOR = "8a8a90"  # one gray for the classes after those
 MAX_OPTIMALLY_ASSIGNED_IMAGES = 1600  # up to which each image gets its own cell, by optimal assignment
-SUPERSAMPLING = 4  # factor by which dots are drawn larger, then shrunk: smooth edges
+SUPERSAMPLING_FACTOR = 4  # factor by which dots are drawn larger, then shrunk: smooth edges
 
 
 def class_colors(n_classes: int) -> list[str]:
     """A color "#rrggbb" for each class."""
-    class_palette = [*MAIN_COLORS, *LIGHT_COLORS]
+    class_palette = [*MAIN_CLASS_COLORS, *LIGHT_CLASS_COLORS]
     return [f"#{class_palette[k] if k < len(class_palette) else REMAINING_CLASSES_COLOR}" for k in range(n_classes)]
 
 
@@ -67,14 +78,14 @@ def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side:
         (200, 200)
     """
     positions = normalize_points(points)
-    class_of_point = _check_labels(labels, len(positions))
+    class_of_point = _labels_or_zeros(labels, len(positions))
     count = int(class_of_point.max()) + 1
-    canvas = Image.new("RGB", (side * SUPERSAMPLING, side * SUPERSAMPLING), BACKGROUND_COLOR)
+    canvas = Image.new("RGB", (side * SUPERSAMPLING_FACTOR, side * SUPERSAMPLING_FACTOR), BACKGROUND_COLOR)
     pen = ImageDraw.Draw(canvas)
-    r = dot_radius(len(positions), side) * SUPERSAMPLING
+    r = dot_radius(len(positions), side) * SUPERSAMPLING_FACTOR
     fill = class_colors(count)
     for i in _shuffled_indices(len(positions)):  # in random order, so that no class covers the others
-        x, y = positions[i] * side * SUPERSAMPLING
+        x, y = positions[i] * side * SUPERSAMPLING_FACTOR
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill[class_of_point[i]])
     canvas = canvas.resize((side, side), Image.Resampling.LANCZOS)
     if labels is not None:
@@ -88,9 +99,9 @@ def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side:
     return canvas
 
 
-def dot_radius(n: int, side: int) -> float:
+def dot_radius(n_points: int, side: int) -> float:
     """The radius of the dots, so that n of them fill a good part of the map but not all of it."""
-    return float(np.clip(0.22 * side / math.sqrt(n), 1.0, 5.0)) if n > 40 else 5.0
+    return float(np.clip(0.22 * side / math.sqrt(n_points), 1.0, 5.0)) if n_points > 40 else 5.0
 
 
 def scatters(
@@ -118,7 +129,8 @@ def scatters(
     """
     tiles = [
         Tile(
-            scatter(m.points, labels, names, side=side), "\n".join([_layer_title(m.path), *_agreement_lines(m, labels)])
+            scatter(m.points, labels, names, side=side),
+            "\n".join([_layer_title(m.path), *_neighbor_agreement_lines(m, labels)]),
         )
         for m in maps.layers
     ]
@@ -130,7 +142,7 @@ def _layer_title(path: str) -> str:
     return "raw input" if path == "input" else path
 
 
-def _agreement_lines(tsne_map: TsneMap, labels: Any) -> list[str]:
+def _neighbor_agreement_lines(tsne_map: TsneMap, labels: Any) -> list[str]:
     return [] if labels is None else [f"10 nearest neighbors agree: {tsne_map.accuracy(labels):.1%}"]
 
 
@@ -168,9 +180,9 @@ def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: in
     columns = columns or max(1, math.ceil(math.sqrt(min(len(positions), MAX_OPTIMALLY_ASSIGNED_IMAGES))))
     cells = np.stack(np.meshgrid(*[(np.arange(columns) + 0.5) / columns] * 2), -1).reshape(-1, 2)  # row by row
     point_of_cell = (
-        _assign_cells(positions, cells)
+        _optimal_point_by_cell(positions, cells)
         if max(len(positions), len(cells)) <= MAX_OPTIMALLY_ASSIGNED_IMAGES
-        else _nearest_to_cell(positions, cells, columns)
+        else _nearest_point_by_cell(positions, cells, columns)
     )
     thumbnails_rgb = make_thumbnails(images, cell, indices=list(point_of_cell.values()))
     canvas = Image.new("RGB", (columns * cell, columns * cell), BACKGROUND_COLOR)
@@ -183,7 +195,7 @@ def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: in
     return canvas
 
 
-def _assign_cells(positions: Array, cells: Array) -> dict[int, int]:
+def _optimal_point_by_cell(positions: Array, cells: Array) -> dict[int, int]:
     """{cell: point}, every point (or every cell, if there are fewer) with its own."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped, unused-ignore]
 
@@ -199,7 +211,7 @@ def _equalize_spacing(positions: Array) -> Array:
     return np.asarray((positions + ranks) / 2, dtype=np.float64)
 
 
-def _nearest_to_cell(positions: Array, cells: Array, columns: int) -> dict[int, int]:
+def _nearest_point_by_cell(positions: Array, cells: Array, columns: int) -> dict[int, int]:
     """{cell: the point in it that is nearest to its center}."""
     inside = (positions * columns).astype(int).clip(0, columns - 1)
     cell_of_point = inside[:, 1] * columns + inside[:, 0]  # (N,)
@@ -210,13 +222,13 @@ def _nearest_to_cell(positions: Array, cells: Array, columns: int) -> dict[int, 
     return dict(sorted(point_of_cell.items()))
 
 
-def make_thumbnails(images: Any, cell: int, indices: Sequence[int] | None = None) -> list[Bytes]:
+def make_thumbnails(images: Any, cell: int, indices: Sequence[int] | None = None) -> list[Uint8Array]:
     """Images (N, C, H, W) as (h, w, 3) that fit a cell: shrunk smoothly, or enlarged by a whole factor."""
     rows = range(len(images)) if indices is None else indices
-    return [_fit_cell(colors.image_to_rgb(images[i]), cell) for i in rows]
+    return [_resize_to_fit_cell(colors.image_to_rgb(images[i]), cell) for i in rows]
 
 
-def _fit_cell(rgb: Bytes, cell: int) -> Bytes:
+def _resize_to_fit_cell(rgb: Uint8Array, cell: int) -> Uint8Array:
     h, w = rgb.shape[:2]
     longest = max(h, w)
     if longest <= cell:
@@ -228,7 +240,7 @@ def _fit_cell(rgb: Bytes, cell: int) -> Bytes:
     )
 
 
-def _check_labels(labels: Any, n: int) -> Any:
+def _labels_or_zeros(labels: Any, n: int) -> Any:
     """Labels (n,), all 0 if there are none. Raises InputError."""
     if labels is None:
         return np.zeros(n, dtype=int)

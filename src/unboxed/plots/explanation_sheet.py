@@ -11,11 +11,11 @@ from . import colors
 from .draw import color_map_on_own_scale
 from .sheet import Tile, contact_sheet
 
-MAX_COLUMNS = 4
+MAX_SHEET_COLUMNS = 4
 
 
 def explanation_sheet(
-    x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], *, title: str = "", columns: int = MAX_COLUMNS
+    x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], *, title: str = "", columns: int = MAX_SHEET_COLUMNS
 ) -> Image.Image:
     """An input (C, H, W) and its maps {name: (C or 1, H, W)}, with the methods' verdicts {name: text} below them.
 

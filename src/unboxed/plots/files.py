@@ -12,9 +12,9 @@ from PIL import Image
 
 from ..atomic_write import write_bytes
 from ..errors import InputError, WriteError
-from .colors import Bytes, resize_to
+from .colors import Uint8Array, resize_to
 
-ImageLike = Bytes | Image.Image
+ImageLike = Uint8Array | Image.Image
 
 
 def as_image(source: ImageLike) -> Image.Image:
@@ -84,7 +84,7 @@ def gif_bytes(frames: Sequence[ImageLike], *, ms: int = 80, last_ms: int = 1200,
     """The content of the file that `save_gif` writes. Raises InputError without frames."""
     if not len(frames):
         raise InputError("a GIF needs at least one frame; got none")
-    images = [_to_palette(resize_to(as_image(f), side).convert("RGB")) for f in frames]
+    images = [_palettize(resize_to(as_image(f), side).convert("RGB")) for f in frames]
     times, buffer = [ms] * (len(images) - 1) + [last_ms], BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
     return buffer.getvalue()
@@ -104,18 +104,18 @@ def png_bytes(image: ImageLike) -> bytes:
         >>> ub.plots.png_bytes(np.zeros((8, 8, 3), np.uint8))[:4]
         b'\\x89PNG'
     """
-    buffer, paletted = BytesIO(), _palette_if_exact(as_image(image))
+    buffer, paletted = BytesIO(), _palettize_if_exact(as_image(image))
     paletted.save(buffer, "PNG", optimize=paletted.mode == "P")  # photos gain little, and take long
     return buffer.getvalue()
 
 
-def _to_palette(im: Image.Image) -> Image.Image:
+def _palettize(im: Image.Image) -> Image.Image:
     """With a palette: exact for at most 256 colors, else the nearest colors of an octree."""
-    paletted = _palette_if_exact(im)
+    paletted = _palettize_if_exact(im)
     return paletted if paletted.mode == "P" else im.quantize(256, Image.Quantize.FASTOCTREE)
 
 
-def _palette_if_exact(im: Image.Image) -> Image.Image:
+def _palettize_if_exact(im: Image.Image) -> Image.Image:
     """The same pixels with a palette if there are at most 256 colors, as in most maps and gray images."""
     if im.mode not in ("RGB", "RGBA"):
         return im

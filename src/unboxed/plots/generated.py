@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..engine.rows import evenly_spaced
+from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError
 from . import colors
-from .colors import Bytes, as_array
+from .colors import Uint8Array, as_array
 from .files import save_gif
 from .sheet import Tile, contact_sheet
-from .text import replace_hyphens
+from .text import hyphens_to_minus_signs
 
 
 def image_sheet(
@@ -75,7 +75,7 @@ def frame_strip(
         365
     """
     frames = _require_frames(result)[:, :max_rows]  # (T, N, C, H, W)
-    frame_indices = evenly_spaced(len(frames), max_frames)
+    frame_indices = evenly_spaced_indices(len(frames), max_frames)
     rows = [[Tile(colors.image_to_rgb(frames[t, i])) for t in frame_indices] for i in range(frames.shape[1])]
     return contact_sheet(
         rows, title=title, columns=[f"{t / max(1, len(frames) - 1):.0%}" for t in frame_indices], names=names
@@ -126,10 +126,10 @@ def score_text(score: float, name: str) -> str:
     >>> score_text(-9.957, "3"), score_text(0.5, "")
     ('score of 3: −9.96', 'score 0.5')
     """
-    return replace_hyphens(f"score of {name}: {score:.3g}" if name else f"score {score:.3g}")
+    return hyphens_to_minus_signs(f"score of {name}: {score:.3g}" if name else f"score {score:.3g}")
 
 
-def _result_images(result: Any) -> list[Bytes | Image.Image]:
+def _result_images(result: Any) -> list[Uint8Array | Image.Image]:
     images = getattr(result, "images", result)
     if getattr(result, "transparency", None) is None:
         return [colors.image_to_rgb(x) for x in images]

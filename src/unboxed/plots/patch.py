@@ -44,7 +44,7 @@ def printable_patch(
     step, margin = round(1.4 * side / 40) + 6, MARGIN_PIXELS + side // 40
     title = wrap_text(_patch_title(patch, classes), side, head)
     rule_lines = [
-        line for text in _placement_rules(patch, success) for line in wrap_text(text, side, face, max_lines=8)
+        line for text in _placement_instructions(patch, success) for line in wrap_text(text, side, face, max_lines=8)
     ]
     top = margin + len(title) * (step + 4) + margin // 2
     canvas = Image.new(
@@ -79,7 +79,7 @@ def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
     return f"Adversarial patch: images with it are classified as {name}"
 
 
-def _placement_rules(patch: Patch, success: float | None) -> list[str]:
+def _placement_instructions(patch: Patch, success: float | None) -> list[str]:
     rules = [f"Cut along the line. It is {patch.placement}."]
     if success is not None:
         rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {PRINT_CAVEAT}")

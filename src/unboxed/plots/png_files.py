@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .colors import Bytes, as_array
+from .colors import Uint8Array, as_array
 from .files import save
 
 MAX_LEVEL = 255
 LEVEL_TOLERANCE = 1e-6  # of the range: float rounding
-PNG_CHANNELS = (1, 3)
+PNG_CHANNEL_COUNTS = (1, 3)
 
 
 def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -> list[Path]:
@@ -44,10 +44,10 @@ def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -
     return [save(p, Path(folder) / f"{name}-{i:0{digits}d}.png") for i, p in enumerate(files)]
 
 
-def to_png_levels(images: Any) -> Bytes:
+def to_png_levels(images: Any) -> Uint8Array:
     """The pixels of the files, (N, H, W) or (N, H, W, 3). Raises InputError for values between the levels."""
     levels = as_array(images) * MAX_LEVEL
-    if levels.ndim != 4 or levels.shape[1] not in PNG_CHANNELS:
+    if levels.ndim != 4 or levels.shape[1] not in PNG_CHANNEL_COUNTS:
         hint = "for other channels keep (images * 255).round() as bytes, with numpy.save"
         raise InputError(f"wanted images (N, 1 or 3, H, W); got {levels.shape}: {hint}")
     rounded = levels.round()
@@ -58,5 +58,5 @@ def to_png_levels(images: Any) -> Bytes:
         raise InputError(
             "the values of these images are not levels k/255 of a file: attack with bits=8, or round them first"
         )
-    values: Bytes = rounded.astype(np.uint8).transpose(0, 2, 3, 1)  # (N, H, W, C)
+    values: Uint8Array = rounded.astype(np.uint8).transpose(0, 2, 3, 1)  # (N, H, W, C)
     return values[..., 0] if values.shape[-1] == 1 else values

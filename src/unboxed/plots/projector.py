@@ -21,9 +21,9 @@ from .files import png_bytes
 if TYPE_CHECKING:
     from ..activations import TsneMaps
 
-MAX_SPRITE_PIXELS = 8192  # per side of a sprite: the limit of WebGL
-MAX_THUMBNAIL_PIXELS = 64  # per side; images are never enlarged
-MIN_THUMBNAIL_PIXELS = 16  # per side; rather than smaller thumbnails, the points are split into several embeddings
+MAX_SPRITE_SIDE_PIXELS = 8192  # per side of a sprite: the limit of WebGL
+MAX_THUMBNAIL_SIDE_PIXELS = 64  # per side; images are never enlarged
+MIN_THUMBNAIL_SIDE_PIXELS = 16  # per side; rather than smaller thumbnails, the points are split into several embeddings
 CONFIG_FILE = "projector_config.pbtxt"
 
 
@@ -34,7 +34,7 @@ def projector(
     images: Any = None,
     labels: Any = None,
     classes: Sequence[str] = (),
-    max_pixels: int = MAX_SPRITE_PIXELS,
+    max_pixels: int = MAX_SPRITE_SIDE_PIXELS,
 ) -> Path:
     """Write features or t-SNE maps for the embedding projector of TensorBoard: `tensorboard --logdir folder`.
 
@@ -60,17 +60,17 @@ def projector(
         >>> projector(torch.rand(4, 3), tempfile.mkdtemp(), labels=torch.tensor([0, 1, 0, 1])).name
         'projector_config.pbtxt'
     """
-    tables = _check_tables(features)
+    tables = _features_by_name(features)
     n = len(next(iter(tables.values())))
     if any(len(other) != n for other in (images, labels) if other is not None):
         raise InputError(f"wanted one image and one label per point; there are {n} points")
     folder, side, parts = Path(folder), 0, [slice(0, n)]
     if images is not None:
-        side, parts = _plan_sprites(n, max(images.shape[2:]), max_pixels)
+        side, parts = _thumbnail_side_and_sprite_slices(n, max(images.shape[2:]), max_pixels)
     entries = []
     for number, rows in enumerate(parts):
         suffix = f"-{number + 1}" if len(parts) > 1 else ""
-        shared_entry = _write_shared_files(folder, suffix, rows, images, labels, classes, side, max_pixels)
+        shared_entry = _write_metadata_and_sprite(folder, suffix, rows, images, labels, classes, side, max_pixels)
         for index, (name, table) in enumerate(tables.items()):
             path = f"tensors-{index}{suffix}.tsv"
             write_bytes(folder / path, _tsv_bytes(table[rows]))
@@ -79,7 +79,7 @@ def projector(
     return write_bytes(folder / CONFIG_FILE, encode_utf8("".join(map(_config_entry, entries))))
 
 
-def _check_tables(features: Any) -> dict[str, Array]:
+def _features_by_name(features: Any) -> dict[str, Array]:
     """{name: (N, D)}. Raises InputError."""
     layers = getattr(features, "layers", None)
     by_name = {m.path: m.points for m in layers} if layers is not None else features
@@ -92,21 +92,21 @@ def _check_tables(features: Any) -> dict[str, Array]:
     return tables
 
 
-def _plan_sprites(n: int, image_side: int, max_pixels: int) -> tuple[int, list[slice]]:
+def _thumbnail_side_and_sprite_slices(n_points: int, image_side: int, max_pixels: int) -> tuple[int, list[slice]]:
     """The side of a thumbnail, and the points of each sprite: one sprite if its thumbnails are large enough."""
     side = min(
         image_side,
-        MAX_THUMBNAIL_PIXELS,
+        MAX_THUMBNAIL_SIDE_PIXELS,
         max_pixels,
-        max(min(MIN_THUMBNAIL_PIXELS, image_side), max_pixels // math.ceil(math.sqrt(n))),
+        max(min(MIN_THUMBNAIL_SIDE_PIXELS, image_side), max_pixels // math.ceil(math.sqrt(n_points))),
     )
     per_sprite = (max_pixels // side) ** 2
-    count = -(-n // per_sprite)
-    size = -(-n // count)
-    return side, [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    count = -(-n_points // per_sprite)
+    size = -(-n_points // count)
+    return side, [slice(i, min(i + size, n_points)) for i in range(0, n_points, size)]
 
 
-def _write_shared_files(
+def _write_metadata_and_sprite(
     folder: Path, suffix: str, rows: slice, images: Any, labels: Any, classes: Sequence[str], side: int, max_pixels: int
 ) -> dict[str, Any]:
     """Metadata and sprite of these points, which every embedding of them shares."""
@@ -115,7 +115,7 @@ def _write_shared_files(
         entry["metadata_path"] = f"metadata{suffix}.tsv"
         write_bytes(folder / entry["metadata_path"], _metadata_bytes(labels[rows], classes, rows.start))
     if images is not None:
-        sprite, size = _make_sprite(images[rows], side, max_pixels)
+        sprite, size = _make_sprite_and_thumbnail_size(images[rows], side, max_pixels)
         entry["sprite"] = {"image_path": f"sprite{suffix}.png", "single_image_dim": size}
         write_bytes(folder / f"sprite{suffix}.png", png_bytes(sprite))
     return entry
@@ -125,10 +125,10 @@ def _tsv_bytes(rows: Array) -> bytes:
     return "".join("\t".join(f"{v:.7g}" for v in row) + "\n" for row in rows.tolist()).encode()
 
 
-def _metadata_bytes(labels: Any, classes: Sequence[str], first: int) -> bytes:
+def _metadata_bytes(labels: Any, classes: Sequence[str], first_index: int) -> bytes:
     """A table with a header and two columns: the label, and the number of the example."""
     words = [_clean_name(classes[k] if k < len(classes) else str(k)) for k in as_array(labels).astype(int).tolist()]
-    lines = ["label\texample", *(f"{word}\t{first + i}" for i, word in enumerate(words))]
+    lines = ["label\texample", *(f"{word}\t{first_index + i}" for i, word in enumerate(words))]
     return encode_utf8("\n".join(lines) + "\n")
 
 
@@ -137,7 +137,7 @@ def _clean_name(name: object) -> str:
     return " ".join(str(name).split()) or "(no name)"
 
 
-def _make_sprite(images: Any, side: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+def _make_sprite_and_thumbnail_size(images: Any, side: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
     """Thumbnails row by row, as the projector reads them, and their (width, height)."""
     thumbnails = [np.asarray(p) for p in make_thumbnails(images, side)]
     h, w = thumbnails[0].shape[:2]

@@ -16,15 +16,15 @@ from PIL import Image, ImageDraw
 
 from ..atomic_write import to_printable
 from . import colors
-from .colors import TILE_BORDER_COLOR, Bytes
+from .colors import TILE_BORDER_COLOR, Uint8Array
 from .text import Font, get_font, wrap_text
 
 TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255)
 MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
-MAX_ROW_TITLE_WIDTH = 112  # pixels; longer row titles are wrapped
-MAX_HEADER_WIDTH = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
-COLOR_BAR_WIDTH = 140
-MIN_TILE_WIDTH = 64  # narrower tiles leave no room for a caption
+MAX_ROW_TITLE_WIDTH_PIXELS = 112  # pixels; longer row titles are wrapped
+MAX_HEADER_WIDTH_PIXELS = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
+COLOR_BAR_WIDTH_PIXELS = 140
+MIN_TILE_WIDTH_PIXELS = 64  # narrower tiles leave no room for a caption
 COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE, "gray": colors.GRAY_TABLE}
 
 
@@ -32,7 +32,7 @@ COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TAB
 class Tile:
     """One image (H, W, 3) uint8, or a Pillow image, and its caption."""
 
-    image: Bytes | Image.Image
+    image: Uint8Array | Image.Image
     caption: str = ""
 
 
@@ -106,7 +106,7 @@ class _Cell:
 
     @property
     def lines(self) -> list[str]:
-        width = MIN_TILE_WIDTH if self.image is None else max(self.image.width, MIN_TILE_WIDTH)
+        width = MIN_TILE_WIDTH_PIXELS if self.image is None else max(self.image.width, MIN_TILE_WIDTH_PIXELS)
         return wrap_text(self.caption, width, get_font(12)) if self.caption else []
 
     def draw(self, canvas: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, row_height: int) -> None:
@@ -139,7 +139,7 @@ class _Layout:
     def of(
         cls, grid: list[list[_Cell]], title: str, columns: Sequence[str], names: Sequence[str], bars: Sequence[ColorBar]
     ) -> _Layout:
-        cell = max([MIN_TILE_WIDTH, *(c.image.width for row in grid for c in row if c.image is not None)])
+        cell = max([MIN_TILE_WIDTH_PIXELS, *(c.image.width for row in grid for c in row if c.image is not None)])
         count = max(map(len, grid), default=0)
         title_width = _row_title_width(names)
         lefts = [MARGIN_PIXELS + title_width + i * (cell + GAP_PIXELS) for i in range(count)]
@@ -174,14 +174,14 @@ class _Layout:
 def _row_title_width(names: Sequence[str]) -> int:
     """Pixels left of the tiles, with a gap; none without row titles."""
     widths = [get_font(12, bold=True).getlength(line) for name in names for line in to_printable(name).split("\n")]
-    return min(MAX_ROW_TITLE_WIDTH, round(max(widths)) + 16) if any(names) else 0
+    return min(MAX_ROW_TITLE_WIDTH_PIXELS, round(max(widths)) + 16) if any(names) else 0
 
 
 def _header_width(title: str, bars: Sequence[ColorBar]) -> int:
     """Where the title and the names of the color bars end, within bounds."""
-    bar_widths = [COLOR_BAR_WIDTH + 12 + get_font(11).getlength(to_printable(bar.name)) for bar in bars]
+    bar_widths = [COLOR_BAR_WIDTH_PIXELS + 12 + get_font(11).getlength(to_printable(bar.name)) for bar in bars]
     width = max([get_font(15, bold=True).getlength(to_printable(title)), *bar_widths])
-    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH), MAX_HEADER_WIDTH))
+    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH_PIXELS), MAX_HEADER_WIDTH_PIXELS))
 
 
 def _draw_text_lines(
@@ -195,7 +195,7 @@ def _draw_color_bar(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, bar: ColorBar, x: int, y: int, max_width: int
 ) -> None:
     """The colors, the ends of the range, and the name of what is measured."""
-    width, face = min(COLOR_BAR_WIDTH, max_width), get_font(11)
+    width, face = min(COLOR_BAR_WIDTH_PIXELS, max_width), get_font(11)
     table = COLOR_TABLES[bar.kind]
     strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))

@@ -29,18 +29,18 @@ def shortcut_maps(result: ShortcutReport) -> Image.Image:
     rows = [f for f in result.findings if f.family == "attribution" and f.images is not None]
     rectangles = [result.trigger.rectangle(int(k)) for k in result.classes]
     grid = [_input_tiles(result, rectangles), *(_map_tiles(f, rectangles) for f in rows)]
-    names = ["input", *(f"{f.name}\n{f.grade}\n{_score_text(f)}\n±{_vmax(f):.2g}" for f in rows)]
+    names = ["input", *(f"{f.name}\n{f.grade}\n{_score_text(f)}\n±{_shared_map_vmax(f):.2g}" for f in rows)]
     columns = [
         f"{model}: {'mismatched' if k != y else 'matched'} trigger"
         for model in MODEL_NAMES
-        for k, y in _class_label_pairs(result)
+        for k, y in _trigger_class_and_label_pairs(result)
     ]
     bar = ColorBar("signed", 1.0, "relative to the range of the row, printed on its left")
     title = "Which methods show the planted shortcut? Left: maps that peak at a mismatched trigger (control model)"
     return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=TILE_SIDE_PIXELS)
 
 
-def _class_label_pairs(result: ShortcutReport) -> list[tuple[int, int]]:
+def _trigger_class_and_label_pairs(result: ShortcutReport) -> list[tuple[int, int]]:
     return list(zip(result.classes.tolist(), result.labels.tolist(), strict=True))
 
 
@@ -52,7 +52,7 @@ def _score_text(finding: ShortcutFinding) -> str:
     )
 
 
-def _vmax(finding: ShortcutFinding) -> float:
+def _shared_map_vmax(finding: ShortcutFinding) -> float:
     return shared_vmax(*(finding.images or ()))
 
 
@@ -60,7 +60,7 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
     tiles = []
     for predicted in result.predicted:
         for x, (k, y), p, rectangle in zip(
-            result.images, _class_label_pairs(result), predicted.tolist(), rectangles, strict=True
+            result.images, _trigger_class_and_label_pairs(result), predicted.tolist(), rectangles, strict=True
         ):
             tiles.append(
                 Tile(
@@ -72,7 +72,7 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
 
 
 def _map_tiles(finding: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
-    vmax = _vmax(finding)
+    vmax = _shared_map_vmax(finding)
     all_maps = [m for of_model in finding.images or () for m in of_model]
     return [
         Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, TILE_SIDE_PIXELS))

@@ -11,7 +11,7 @@ from PIL import ImageFont
 
 from ..atomic_write import to_printable
 
-BEFORE_NUMBER = r"(?<![^\s(\[±])"  # what comes before a sign, in a regular expression
+BEFORE_SIGN_PATTERN = r"(?<![^\s(\[±])"  # what comes before a sign, in a regular expression
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -26,20 +26,22 @@ def get_font(size: int, bold: bool = False) -> Font:
     return ImageFont.load_default(size)
 
 
-def replace_hyphens(text: str) -> str:
+def hyphens_to_minus_signs(text: str) -> str:
     """With minus signs in place of hyphens before numbers, none before zero; names with a hyphen stay as they are.
 
-    >>> replace_hyphens("from -1.5 to -0.00, 2e-05, cifar-10")
+    >>> hyphens_to_minus_signs("from -1.5 to -0.00, 2e-05, cifar-10")
     'from −1.5 to 0.00, 2e−05, cifar-10'
     """
-    text = re.sub(rf"{BEFORE_NUMBER}-(?=0(\.0+)?(?![.e]?\d))", "", text)
-    return re.sub(rf"{BEFORE_NUMBER}-(?=\.?\d)|(?<=\d[eE])-(?=\d)", "\u2212", text)
+    text = re.sub(rf"{BEFORE_SIGN_PATTERN}-(?=0(\.0+)?(?![.e]?\d))", "", text)
+    return re.sub(rf"{BEFORE_SIGN_PATTERN}-(?=\.?\d)|(?<=\d[eE])-(?=\d)", "\u2212", text)
 
 
 def wrap_text(text: str, width: float, font: Font, max_lines: int = 4) -> list[str]:
     """The text in at most `max_lines` lines no wider than `width`; longer text ends in an ellipsis."""
     lines = [
-        part for line in replace_hyphens(to_printable(text)).split("\n") for part in _break_line(line, width, font)
+        part
+        for line in hyphens_to_minus_signs(to_printable(text)).split("\n")
+        for part in _break_line(line, width, font)
     ]
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1] + "…"]

@@ -13,17 +13,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import Array, Bytes, add_borders, as_array
+from .colors import Array, Uint8Array, add_borders, as_array
 from .draw import VMAX_QUANTILE
 from .sheet import ColorBar, Tile, contact_sheet
 
 HISTOGRAM_SIZE_PIXELS = (150, 66)  # pixels
-MAX_PATCH_PIXELS = 72  # per side; larger patches are shrunk by a whole factor
+MAX_PATCH_SIDE_PIXELS = 72  # per side; larger patches are shrunk by a whole factor
 OUTSIDE_COLOR, BAR_COLOR, ZERO_LINE_COLOR = (236, 236, 240), (70, 70, 78), (178, 24, 43)
 
 
 @dataclass(frozen=True)
-class Unit:
+class PlottedUnit:
     """One unit: patches (k, C, h, w) of its top examples, and projections of the same shape if there are any."""
 
     number: int
@@ -52,28 +52,30 @@ def crop_with_padding(
     y = h - (bottom - top) if top == 0 and bottom < image_size[0] else 0
     x = w - (right - left) if left == 0 and right < image_size[1] else 0
     canvas[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
-    return _downsample(canvas)
+    return _shrink_patch(canvas)
 
 
-def _downsample(canvas: Array) -> Array:
-    f = -(-max(canvas.shape[1:]) // MAX_PATCH_PIXELS)
+def _shrink_patch(canvas: Array) -> Array:
+    f = -(-max(canvas.shape[1:]) // MAX_PATCH_SIDE_PIXELS)
     h, w = (s // f for s in canvas.shape[1:])
     blocks: Array = canvas[:, : h * f, : w * f].reshape(len(canvas), h, f, w, f).mean((2, 4))
     return blocks
 
 
-def projection_vmax(units: Sequence[Unit]) -> float:
+def back_projection_vmax(units: Sequence[PlottedUnit]) -> float:
     """The scale that all projections share."""
     maps = [colors.sum_channels(u.projections) for u in units if u.projections is not None]
     return colors.max_magnitude(*maps, quantile=VMAX_QUANTILE) if maps else 1.0
 
 
-def patch_grid(unit: Unit, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
+def patch_grid(unit: PlottedUnit, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Uint8Array:
     """The top patches as small multiples, best first."""
     return add_borders(colors.tile_images(_patches_to_rgb(unit.patches), columns, cell=cell, max_width=max_width))
 
 
-def projection_grid(unit: Unit, vmax: float, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
+def back_projection_grid(
+    unit: PlottedUnit, vmax: float, *, cell: int = 64, max_width: int = 216, columns: int = 3
+) -> Uint8Array:
     """Their projections on the same grid, signed: brightening red pixels raises the activation."""
     maps = unit.projections if unit.projections is not None else unit.patches * np.nan
     rgb = colors.signed_to_rgb(colors.sum_channels(maps), vmax)
@@ -81,7 +83,7 @@ def projection_grid(unit: Unit, vmax: float, *, cell: int = 64, max_width: int =
     return add_borders(colors.tile_images(rgb, columns, cell=cell, max_width=max_width))
 
 
-def _patches_to_rgb(patches: Array) -> Bytes:
+def _patches_to_rgb(patches: Array) -> Uint8Array:
     rgb = colors.image_to_rgb(patches).copy()
     outside = np.isnan(patches).any(1)  # (P, h, w)
     for axis in (1, 2):  # of a signal, the curve is larger
@@ -90,7 +92,7 @@ def _patches_to_rgb(patches: Array) -> Bytes:
     return rgb
 
 
-def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Bytes:
+def histogram(unit: PlottedUnit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Uint8Array:
     """The histogram of the unit's values, with a red line at zero; its ends are those of the first and the last bin."""
     width, height = size
     canvas = Image.new("RGB", size, (255, 255, 255))
@@ -111,7 +113,7 @@ def histogram(unit: Unit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Byte
     return np.asarray(canvas)
 
 
-def _trim_empty_bins(unit: Unit) -> tuple[Array, Array]:
+def _trim_empty_bins(unit: PlottedUnit) -> tuple[Array, Array]:
     """Without the empty bins at both ends."""
     nonempty = np.flatnonzero(unit.counts)
     if not len(nonempty):
@@ -119,22 +121,26 @@ def _trim_empty_bins(unit: Unit) -> tuple[Array, Array]:
     return unit.counts[nonempty[0] : nonempty[-1] + 1], unit.edges[nonempty[0] : nonempty[-1] + 2]
 
 
-def value_range_text(unit: Unit) -> str:
+def value_range_text(unit: PlottedUnit) -> str:
     low, high = unit.value_range
     return "no values" if np.isnan(low) else f"from {low:.3g} to {high:.3g}"
 
 
 def units_sheet(
-    units: Sequence[Unit], *, title: str = "", projection_name: str = "projection", patch_name: str = "top patches"
+    units: Sequence[PlottedUnit],
+    *,
+    title: str = "",
+    projection_name: str = "projection",
+    patch_name: str = "top patches",
 ) -> Image.Image:
     """A row per unit: its top patches, their projections on one scale, the histogram of its values."""
-    vmax, has_projections = projection_vmax(units), any(u.projections is not None for u in units)
+    vmax, has_projections = back_projection_vmax(units), any(u.projections is not None for u in units)
     rows = []
     for unit in units:
         values_text = f"{unit.values[0]:.3g} to {unit.values[-1]:.3g}" if len(unit.values) else ""
         row = [Tile(patch_grid(unit), f"top values {values_text}")]
         if has_projections:
-            row.append(Tile(projection_grid(unit, vmax)))
+            row.append(Tile(back_projection_grid(unit, vmax)))
         rows.append([*row, Tile(histogram(unit), value_range_text(unit))])
     heads = [patch_name, *([projection_name] if has_projections else []), "largest value in each example"]
     bars = (

@@ -28,7 +28,7 @@ from ..box import Box
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..inputs.pixels import Pixels
-from ..validation import check_seed, suggest
+from ..validation import check_seed, suggestion_text
 from . import (
     activations,
     adversarial,
@@ -80,7 +80,7 @@ SECTIONS: list[Section[Any]] = [
 
 VERDICTS_FILE = "verdicts.json"
 NOT_RUN_TEXT = "not run: the work was interrupted"
-MIN_SINGLE_THREAD_BATCH_SIZE = 256  # examples; a model whose automatic batch is as large runs on one thread
+SMALL_MODEL_MIN_BATCH_LIMIT = 256  # examples; a model whose automatic batch is as large runs on one thread
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def report(
     """
     selected, seed = _select_sections(sections), check_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
-        box = box.reopen(box.model, box.inputs.as_images())
-    with ReportFolder(out) as folder, _single_thread_if_small(box):
+        box = box.reopen(box.model, box.inputs.images_or_none())
+    with ReportFolder(out) as folder, _single_threading_if_small(box):
         source = ReportData(data, box)
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
@@ -173,7 +173,7 @@ def report(
             work = _ReportInProgress(context, PictureStore(folder))
             for section in selected:
                 bar.set_description(section.title)
-                work.sections.append(_make_section(work, section))
+                work.sections.append(_render_section(work, section))
                 bar.update()
         failures = {s.slug: s.failure for s in work.sections if s.failure}
         folder.stage(PAGE_FILE, encode_utf8(_page_html(work)))
@@ -186,10 +186,10 @@ def report(
 
 
 @contextmanager
-def _single_thread_if_small(box: Box) -> Iterator[None]:
+def _single_threading_if_small(box: Box) -> Iterator[None]:
     """Small models run on one thread: several, waiting for one another on busy cores, took up to 8 times as long."""
     n_threads = torch.get_num_threads()
-    if box.batch_limit >= MIN_SINGLE_THREAD_BATCH_SIZE:
+    if box.batch_limit >= SMALL_MODEL_MIN_BATCH_LIMIT:
         torch.set_num_threads(1)
     try:
         yield
@@ -202,12 +202,14 @@ def _select_sections(sections: Sequence[str | Section[Any]] | None) -> list[Sect
     selected = []
     for section in SECTIONS if sections is None else sections:
         if isinstance(section, str) and section not in by_slug:
-            raise InputError(f"the report has no section {section!r}; {suggest(section, by_slug, len(by_slug))}")
+            raise InputError(
+                f"the report has no section {section!r}; {suggestion_text(section, by_slug, len(by_slug))}"
+            )
         selected.append(by_slug[section] if isinstance(section, str) else section)
     return selected
 
 
-def _make_section(work: _ReportInProgress, section: Section[Any]) -> RenderedSection:
+def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedSection:
     """Find, show and render one section; what it raises becomes its failure."""
     rendered = partial(RenderedSection, section.title, section.slug)
     try:

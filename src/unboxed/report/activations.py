@@ -10,7 +10,7 @@ from torch import Tensor
 from ..activations import LayerMaps, filters, maps
 from ..errors import LayerError
 from ..plots import draw
-from .blocks import Block, Collapsible, ColorScales, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
+from .blocks import Block, Collapsible, ColorScales, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section, tensors_equal
 from .finding import Example, Finding
 from .pictures import File, Picture
@@ -19,7 +19,7 @@ from .words import count_noun, format_shape, layer_name
 N_SHOWN_EXAMPLES = 2
 MAX_SHOWN_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
 MAX_SHOWN_FILTERS = 64
-CHECK_TEXT = "Nothing to check: these are the model's own numbers, colored."
+NOTHING_TO_CHECK_TEXT = "Nothing to check: these are the model's own numbers, colored."
 LAYER_WIDTH_PIXELS = 500  # of a layer's image
 FILTERS_WIDTH_PIXELS = 640
 
@@ -44,7 +44,7 @@ def find(context: ReportContext) -> ActivationsFinding:
             weights = filters(context.box)
         except LayerError as error:
             no_filters_reason = f"No filters to show: {error}."
-    indices = context.typical_and_ambiguous(N_SHOWN_EXAMPLES)
+    indices = context.typical_and_ambiguous_indices(N_SHOWN_EXAMPLES)
     paths = _sampled_layers(context)
     what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
     return ActivationsFinding(
@@ -62,7 +62,7 @@ def find(context: ReportContext) -> ActivationsFinding:
 def _sampled_layers(context: ReportContext) -> list[str]:
     """The leaves in the order in which they run, evenly sampled."""
     names = [r.addresses[0] for r in context.box.layers.leaves if r.shape]
-    return [names[i] for i in draw.evenly_spaced(len(names), MAX_SHOWN_LAYERS)]
+    return [names[i] for i in draw.evenly_spaced_indices(len(names), MAX_SHOWN_LAYERS)]
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -85,15 +85,15 @@ def _filter_blocks(finding: ActivationsFinding) -> list[Block]:
     sheet = draw.filters(finding.filters, title="First-layer filters")
     return [
         Heading("Filters of the first layer"),
-        MethodNote.of(filters, CHECK_TEXT),
+        MethodNote.of(filters, NOTHING_TO_CHECK_TEXT),
         FigureGrid([Figure(Picture(image, alt, None), "", (caption,))]),
         ColorScales([bar]),
-        Files([File("filters.png", sheet, "the filters as a sheet")]),
+        FileLinks([File("filters.png", sheet, "the filters as a sheet")]),
     ]
 
 
 def _map_blocks(finding: ActivationsFinding) -> list[Block]:
-    blocks: list[Block] = [Heading("Activations of every layer"), MethodNote.of(maps, CHECK_TEXT)]
+    blocks: list[Block] = [Heading("Activations of every layer"), MethodNote.of(maps, NOTHING_TO_CHECK_TEXT)]
     if len(finding.layers) < finding.n_layers:
         blocks.append(
             Note(f"{count_noun(len(finding.layers), 'layer')} of {finding.n_layers}, evenly spread over the depth.")
@@ -106,29 +106,29 @@ def _map_blocks(finding: ActivationsFinding) -> list[Block]:
         blocks.append(Collapsible(title, [_layer_figures(finding, i)], open=i == 0))
     if finding.image_shape is not None:
         sheet = draw.activations(finding.layers, 0, title=f"Activations, example {finding.examples[0].row}")
-        blocks.append(Files([File("activations.png", sheet, "these maps as a sheet")]))
+        blocks.append(FileLinks([File("activations.png", sheet, "these maps as a sheet")]))
     return blocks
 
 
-def _layer_figures(finding: ActivationsFinding, i: int) -> FigureGrid:
+def _layer_figures(finding: ActivationsFinding, example_index: int) -> FigureGrid:
     """The output of each layer; its input only where no layer above has shown it."""
     figures: list[Figure] = []
     previous: Tensor | None = None
     for layer in finding.layers:
-        input_, output = layer.inputs[i], layer.outputs[i]
+        input_, output = layer.inputs[example_index], layer.outputs[example_index]
         if previous is None or not tensors_equal(input_.flatten(), previous.flatten()):
-            figures.append(_activation_figure(finding, layer, layer.inputs, i, "input"))
+            figures.append(_activation_figure(finding, layer, layer.inputs, example_index, "input"))
         if not tensors_equal(input_, output):  # dropout, identity: nothing new
-            figures.append(_activation_figure(finding, layer, layer.outputs, i, "output"))
+            figures.append(_activation_figure(finding, layer, layer.outputs, example_index, "output"))
         previous = output
     return FigureGrid(figures, two_per_row=True)
 
 
 def _activation_figure(
-    finding: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, i: int, input_or_output: str
+    finding: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, example_index: int, input_or_output: str
 ) -> Figure:
     """Example i of a layer's activations (N, ...), on the scale of all examples."""
-    h, bar = all_maps[i], draw.activation_color_bar(all_maps)
+    h, bar = all_maps[example_index], draw.activation_color_bar(all_maps)
     if finding.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(finding.image_shape):
         h = h.view(finding.image_shape)  # a flattened image
     image = draw.channel_map_grid(h, bar=bar, max_width=LAYER_WIDTH_PIXELS)

@@ -21,13 +21,13 @@ from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL, Attack, default_attack_
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
 from .attack_words import attack_sentence
-from .blocks import Block, Collapsible, ColorScales, Figure, Files, Heading, MethodNote, Note, Table, Text
-from .context import ReportContext, Section, require_complete
-from .finding import NOT_IN_JSON, Check, Example, Finding
+from .blocks import Block, Collapsible, ColorScales, Figure, FileLinks, Heading, MethodNote, Note, Table, Text
+from .context import ReportContext, Section, require_uninterrupted
+from .finding import NOT_IN_JSON, CheckNote, Example, Finding
 from .input_nouns import InputNouns
-from .judge_model import usable_judge
+from .judge_model import judge_or_reason
 from .pictures import File, Picture
-from .survey import evenly_spaced
+from .survey import evenly_spaced_indices
 from .words import format_named_prob, format_percent, format_prob
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
@@ -38,11 +38,11 @@ MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
 MAX_QUERIES_PER_EXAMPLE = 200  # forward and backward passes that one example may take
 EPS_GRAYSCALE, EPS_COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 """Perturbation budgets for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
-CHANGE_TEXT = (
+SMALLEST_CHANGE_TEXT = (
     "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
     "should need a change that people see."
 )
-EPS_TEXT = (
+ROBUST_ACCURACY_TEXT = (
     "Robust accuracy: the share of examples that are still classified correctly after an attack has changed each "
     "{value} by at most eps {unit}. Stronger attacks may leave less: run unboxed attack."
 )
@@ -92,7 +92,7 @@ class RobustnessFinding(Finding):
 def find(context: ReportContext) -> RobustnessFinding:
     attacked, shown = _attacked_indices(context), _figure_indices(context)
     models = [_attack_model(context, "this model", context.box, attacked, shown)]
-    robust_box, name, no_robust_model_reason = _robust_model(context)
+    robust_box, name, no_robust_model_reason = _robust_model_name_and_reason(context)
     if robust_box is not None:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
     s, nouns, robustness = context.survey, context.input_nouns, models[0].robustness
@@ -123,17 +123,17 @@ def _attacked_indices(context: ReportContext) -> list[int]:
             MAX_ATTACKED, int(MAX_ATTACK_FLOPS / (3 * MAX_QUERIES_PER_EXAMPLE * max(context.box.flops_per_example, 1)))
         ),
     )
-    order = _reference_labels(context).argsort(stable=True)
-    return sorted(int(order[i]) for i in evenly_spaced(len(order), n))
+    order = _labels_or_predictions(context).argsort(stable=True)
+    return sorted(int(order[i]) for i in evenly_spaced_indices(len(order), n))
 
 
 def _figure_indices(context: ReportContext) -> list[int]:
     """Indices of the examples with figures: correct ones; where none is correct, any."""
     s = context.survey
-    return list(dict.fromkeys((s.typical or s.by_margin)[:MAX_SHOWN_EXAMPLES]))
+    return list(dict.fromkeys((s.typical or s.indices_by_margin)[:MAX_SHOWN_EXAMPLES]))
 
 
-def _reference_labels(context: ReportContext) -> Tensor:
+def _labels_or_predictions(context: ReportContext) -> Tensor:
     """The labels of the examples, (n,); without labels, the predictions."""
     s = context.survey
     return s.predicted if s.labels is None or not s.exclusive_classes else s.labels
@@ -143,13 +143,13 @@ def _attack_model(
     context: ReportContext, name: str, box: Box, attacked_indices: Sequence[int], figure_indices: Sequence[int]
 ) -> AttackedModel:
     eps = EPS_GRAYSCALE if _is_grayscale(box) else EPS_COLOR
-    y = _reference_labels(context)[list(attacked_indices)]
+    y = _labels_or_predictions(context)[list(attacked_indices)]
     x = context.inputs(attacked_indices)
     attacks = default_attacks_in_few_steps()
     result = evaluate(box, (x, y), attacks, eps=eps, check_masking=False, seed=context.seed)
-    require_complete(result)
+    require_uninterrupted(result)
     x = context.inputs(figure_indices)
-    minimal = require_complete(deepfool(box, x, box.predict(x), norm="linf"))
+    minimal = require_uninterrupted(deepfool(box, x, box.predict(x), norm="linf"))
     return AttackedModel(name, result, prediction_changes(box, x, minimal))
 
 
@@ -169,9 +169,9 @@ def _is_grayscale(box: Box) -> bool:
     return box.inputs.shape[0] == 1 or len(box.inputs.shape) == 1
 
 
-def _robust_model(context: ReportContext) -> tuple[Box | None, str, str]:
+def _robust_model_name_and_reason(context: ReportContext) -> tuple[Box | None, str, str]:
     """An adversarially trained model: the judge, or for MNIST that of the zoo; its name; why there is none."""
-    judge, _ = usable_judge(context)
+    judge, _ = judge_or_reason(context)
     if judge is not None:
         return judge, "the second model", ""
     if "mnist" in context.data.name.lower() and "fashion" not in context.data.name.lower():
@@ -194,12 +194,16 @@ def show(finding: RobustnessFinding) -> list[Block]:
         Text(_lead_text(finding)),
         Heading("Robust accuracy"),
         _accuracy_table(finding.models),
-        Text(EPS_TEXT.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
+        Text(ROBUST_ACCURACY_TEXT.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
     ]
     if finding.no_robust_model_reason:
         blocks.append(Note(finding.no_robust_model_reason))
     if finding.has_images:
-        blocks += [Heading("The smallest change that fools it"), Text(CHANGE_TEXT, "soft"), *_change_blocks(finding)]
+        blocks += [
+            Heading("The smallest change that fools it"),
+            Text(SMALLEST_CHANGE_TEXT, "soft"),
+            *_change_blocks(finding),
+        ]
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
         blocks.append(Collapsible("By class", [_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
@@ -243,15 +247,15 @@ def _accuracy_text(finding: RobustnessFinding) -> str:
     )
 
 
-def _check_of_changes(finding: RobustnessFinding) -> Check:
+def _check_of_changes(finding: RobustnessFinding) -> CheckNote:
     """Whether the changed examples fool their model when it classifies them once more."""
     changes = [c for m in finding.models for c in m.changes]
     if not changes:
-        return Check()
+        return CheckNote()
     n_fooled = sum(c.is_adversarial and c.class_after != c.class_before for c in changes)
     noun = finding.nouns.example
     text = f"Classified once more, {n_fooled} of the {len(changes)} changed {noun}s get another prediction."
-    return Check(text, "good" if n_fooled == len(changes) else "fair")
+    return CheckNote(text, "good" if n_fooled == len(changes) else "fair")
 
 
 def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
@@ -283,7 +287,7 @@ def _change_blocks(finding: RobustnessFinding) -> list[Block]:
     for i, example in enumerate(finding.shown):
         c = finding.models[0].changes[i]
         lines = (_prediction_text(finding.classes[c.class_before], c.probs_before[0]),)
-        figures = [_figure(colors.image_to_rgb(c.original), "input", lines)]
+        figures = [_captioned_figure(colors.image_to_rgb(c.original), "input", lines)]
         for m in finding.models:
             figures += _adversarial_figures(m.name, m.changes[i], finding.classes, factor)
         blocks.append(example.with_figures(figures))
@@ -294,19 +298,19 @@ def _change_blocks(finding: RobustnessFinding) -> list[Block]:
     sheet = attack_sheet.attack_sheet(
         finding.models[0].changes, finding.classes, norm="linf", title="The smallest change that fools it"
     )
-    return [*blocks, Files([File("fooled.png", sheet, "these images as a sheet")])]
+    return [*blocks, FileLinks([File("fooled.png", sheet, "these images as a sheet")])]
 
 
 def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence[str], factor: float) -> list[Figure]:
     if not change.is_adversarial:
-        return [_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))]
+        return [_captioned_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))]
     lines = (
         _prediction_text(classes[change.class_after], change.probs_after[1]),
         f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
     )
     return [
-        _figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad"),
-        _figure(
+        _captioned_figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad"),
+        _captioned_figure(
             attack_sheet.change_image(change, factor),
             "change",
             (f"largest {change.distance:.2g}", f"shown × {factor:g}"),
@@ -314,7 +318,7 @@ def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence
     ]
 
 
-def _figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
+def _captioned_figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
     return Figure(Picture(image, f"{head}: {', '.join(lines)}", FIGURE_SIDE_PIXELS), head, lines, tone)
 
 

@@ -17,9 +17,20 @@ from ..model import relu_rules
 from ..objectives import Objective
 from ..plots import colors, draw
 from ..plots.sheet import ColorBar
-from .blocks import Block, ColorScales, ExampleWithFigures, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
+from .blocks import (
+    Block,
+    ColorScales,
+    ExampleWithFigures,
+    Figure,
+    FigureGrid,
+    FileLinks,
+    Heading,
+    MethodNote,
+    Note,
+    Text,
+)
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Check, Example, Finding
+from .finding import NOT_IN_JSON, CheckNote, Example, Finding
 from .pictures import File, Picture
 from .rows import RowAttributionFinding, find_contributions, is_table, show_contributions
 from .words import count_noun, error_sentence
@@ -85,7 +96,7 @@ class AttributionFinding(Finding):
 def find(context: ReportContext) -> AttributionFinding:
     groups = _example_groups(context)
     indices = [i for group in groups.values() for i in group]
-    columns, notes = _compute_columns(context, indices)
+    columns, notes = _map_columns_and_notes(context, indices)
     distinct = {c.title: c for c in columns}.values()  # the later of the two columns that share a scale
     verdicts = {c.method: context.verdict(c.method) for c in distinct if c.method is not None}
     return AttributionFinding(
@@ -96,7 +107,7 @@ def find(context: ReportContext) -> AttributionFinding:
         groups={title: context.examples(group) for title, group in groups.items()},
         columns=columns,
         notes=notes,
-        push=_push(context),
+        push=_push_along_gradients(context),
     )
 
 
@@ -104,9 +115,9 @@ def _example_groups(context: ReportContext) -> dict[str, list[int]]:
     """Indices of the examples by outcome; none twice."""
     s = context.survey
     if s.is_correct is None:
-        by_outcome = {"Lowest margin" if s.exclusive_classes else "Examples": s.by_margin, "Typical": s.typical}
+        by_outcome = {"Lowest margin" if s.exclusive_classes else "Examples": s.indices_by_margin, "Typical": s.typical}
     else:
-        by_outcome = {"Misclassified": s.misclassified, "Lowest margin": s.by_margin, "Correct": s.typical}
+        by_outcome = {"Misclassified": s.misclassified, "Lowest margin": s.indices_by_margin, "Correct": s.typical}
     groups: dict[str, list[int]] = {}
     for title, indices in by_outcome.items():
         used = {i for group in groups.values() for i in group}
@@ -123,7 +134,7 @@ def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
     return torch.where(s.is_correct[list(indices)], runner_ups, s.labels[list(indices)])
 
 
-def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[list[MapColumn], list[str]]:
+def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tuple[list[MapColumn], list[str]]:
     """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
     box, x, notes = context.box, context.inputs(indices), []
     predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
@@ -159,11 +170,11 @@ def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[li
     return columns, notes
 
 
-def _push(context: ReportContext) -> GradientPush | None:
+def _push_along_gradients(context: ReportContext) -> GradientPush | None:
     s = context.survey
     if not s.exclusive_classes or context.data.binary:
         return None
-    index = s.by_margin[0]
+    index = s.indices_by_margin[0]
     x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
     results = [gradients(context.box, context.box.objective(k, 1), x) for k in classes]
     maps = torch.cat([r.map for r in results]).cpu()
@@ -195,8 +206,8 @@ def show(finding: AttributionFinding) -> list[Block]:
     return [*blocks, *_group_blocks(finding), _sheet_file(finding), *_push_blocks(finding.push)]
 
 
-def _check_from_verdict(verdict: Verdict) -> Check:
-    return Check(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
+def _check_from_verdict(verdict: Verdict) -> CheckNote:
+    return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 
 def _group_blocks(finding: AttributionFinding) -> Iterator[Block]:
@@ -208,16 +219,20 @@ def _group_blocks(finding: AttributionFinding) -> Iterator[Block]:
             i += 1
 
 
-def _example_row(example: Example, columns: Sequence[MapColumn], i: int) -> ExampleWithFigures:
-    figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, i) for c in columns)]
+def _example_row(example: Example, columns: Sequence[MapColumn], example_index: int) -> ExampleWithFigures:
+    figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, example_index) for c in columns)]
     return example.with_figures(figures, show_runner_up=True)
 
 
-def _map_figure(column: MapColumn, i: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
-    title = f"{GRADIENT_TITLE} of {column.targets[i]}" if column.title == GRADIENT_TITLE else column.title
-    notes = ["before the ReLU"] * column.before_clamp[i] + ["zero everywhere"] * (not bool(column.maps[i].any()))
+def _map_figure(column: MapColumn, example_index: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
+    title = f"{GRADIENT_TITLE} of {column.targets[example_index]}" if column.title == GRADIENT_TITLE else column.title
+    notes = ["before the ReLU"] * column.before_clamp[example_index] + ["zero everywhere"] * (
+        not bool(column.maps[example_index].any())
+    )
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
-    return Figure(Picture(draw.signed_map_to_rgb(column.maps[i], column.scale), alt, side), "", (title, *notes))
+    return Figure(
+        Picture(draw.signed_map_to_rgb(column.maps[example_index], column.scale), alt, side), "", (title, *notes)
+    )
 
 
 def _push_blocks(push: GradientPush | None) -> list[Block]:
@@ -233,11 +248,11 @@ def _push_blocks(push: GradientPush | None) -> list[Block]:
         x, push.maps, push.classes, label=push.example.label or "", factor=push.factor,
         logits=push.logits, before_clamp=push.before_clamp,
     )  # fmt: skip
-    files = Files([File("confused.png", page, "with both gradients, as a sheet")])
+    files = FileLinks([File("confused.png", page, "with both gradients, as a sheet")])
     return [Heading("The lowest margin, moved toward either class"), FigureGrid(figures), files]
 
 
-def _sheet_file(finding: AttributionFinding) -> Files:
+def _sheet_file(finding: AttributionFinding) -> FileLinks:
     """All maps as one file."""
     shared_titles = ("gradient of its prediction", "gradient of its rival")
     titles = [shared_titles[i] if c.title == GRADIENT_TITLE else c.title for i, c in enumerate(finding.columns)]
@@ -245,7 +260,7 @@ def _sheet_file(finding: AttributionFinding) -> Files:
     own_scale = [t for t in titles if t not in shared_titles]
     x, captions = torch.stack([e.x for e in finding.examples]), [e.prediction_text for e in finding.examples]
     page = draw.gradients(x, maps, captions=captions, own_scale=own_scale, title="Gradients")
-    return Files([File("gradients.png", page, "these maps as a sheet")])
+    return FileLinks([File("gradients.png", page, "these maps as a sheet")])
 
 
 def find_any(context: ReportContext) -> Finding:

@@ -131,7 +131,7 @@ class Slider:
     target: int  # of `classes`
     steps: Sequence[int]
     strip: Sequence[Figure]
-    files: Files
+    files: FileLinks
     kind: ClassVar[str] = "slider"
 
 
@@ -163,7 +163,7 @@ class RankedMethod:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankedMethods:
     """Methods, the most trustworthy first."""
 
     methods: Sequence[RankedMethod]
@@ -194,7 +194,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Files:
+class FileLinks:
     """Links to images beside the page."""
 
     files: Sequence[File]

@@ -14,10 +14,10 @@ from ..plots import colors, draw
 from ..plots.colors import Array
 from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
-from .blocks import Block, Figure, Files, MethodNote, Slider
+from .blocks import Block, Figure, FileLinks, MethodNote, Slider
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Check, Example, Finding
-from .judge_model import judge_images, usable_judge
+from .finding import NOT_IN_JSON, CheckNote, Example, Finding
+from .judge_model import judge_images, judge_or_reason
 from .pictures import File, Picture, to_file_name
 from .rows import CounterfactualFinding, find_counterfactuals, is_table, show_counterfactuals
 from .words import count_noun, format_named_prob, format_prob, format_range
@@ -26,7 +26,7 @@ MAX_SLIDER_FRAMES = 25  # under a slider
 N_STRIP_FRAMES = 6
 N_SHOWN_CLASSES = 5  # classes whose probability is shown
 FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
-MORPH_STEPS = 200
+MAX_MORPH_ITERATIONS = 200
 MAX_TOTAL_FRAME_VALUES = 40_000_000  # of all frames: photos keep fewer of them
 MIN_VISIBLE_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
@@ -64,7 +64,7 @@ class ChangeFinding(Finding):
 
     outcomes: list[MorphOutcome]
     frame_every: int  # steps between two frames
-    check: Check
+    check: CheckNote
     frames: Morph = field(metadata=NOT_IN_JSON)
     classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
 
@@ -72,7 +72,7 @@ class ChangeFinding(Finding):
     def cover(self) -> Sequence[Figure]:
         outcome = self.outcomes[0]
         words = f"morphed to {outcome.target}" if outcome.reached else f"toward {outcome.target}: not\u00a0reached"
-        return [_frame_figure(outcome, _frames(self, 0)[-1], COVER_SIDE_PIXELS, words)]
+        return [_frame_figure(outcome, _morph_frames(self, 0)[-1], COVER_SIDE_PIXELS, words)]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,10 @@ def find(context: ReportContext) -> ChangeFinding:
     plans = _morph_plans(context)
     examples = context.examples([p.index for p in plans])
     x = context.inputs([p.index for p in plans])
-    frame_every = max(1, math.ceil(x[0].numel() * MORPH_STEPS * len(x) / MAX_TOTAL_FRAME_VALUES))
-    morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=MORPH_STEPS, frame_every=frame_every)
+    frame_every = max(1, math.ceil(x[0].numel() * MAX_MORPH_ITERATIONS * len(x) / MAX_TOTAL_FRAME_VALUES))
+    morphs = morph(
+        context.box, x, torch.tensor([p.target for p in plans]), steps=MAX_MORPH_ITERATIONS, frame_every=frame_every
+    )
     outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
     n_reached = sum(outcome.reached for outcome in outcomes)
     return ChangeFinding(
@@ -115,7 +117,7 @@ def _morph_plans(context: ReportContext) -> list[MorphPlan]:
         i = s.misclassified[0]
         plans.append(MorphPlan(i, int(s.labels[i]), "The most confident error, to its label"))
     used = {plan.index for plan in plans}
-    i = next((i for i in s.by_margin if i not in used), s.by_margin[0])
+    i = next((i for i in s.indices_by_margin if i not in used), s.indices_by_margin[0])
     name = "The lowest margin" if s.exclusive_classes else "An example"
     plans.append(MorphPlan(i, int(s.runner_up[i]), f"{name}, to its runner-up"))
     used.add(i)
@@ -124,30 +126,32 @@ def _morph_plans(context: ReportContext) -> list[MorphPlan]:
     return plans
 
 
-def _morph_outcome(context: ReportContext, plan: MorphPlan, example: Example, morphs: Morph, i: int) -> MorphOutcome:
-    result = morphs.frames[-1, i]  # (C, H, W)
-    change = result - morphs.input[i]
+def _morph_outcome(
+    context: ReportContext, plan: MorphPlan, example: Example, morphs: Morph, morph_index: int
+) -> MorphOutcome:
+    result = morphs.frames[-1, morph_index]  # (C, H, W)
+    change = result - morphs.input[morph_index]
     return MorphOutcome(
         title=plan.title,
         source=example,
         example=example.row,
         target=context.class_name(plan.target),
         target_index=plan.target,
-        reached=bool(morphs.confidence_reached[i]),
-        steps=int(morphs.steps[i]),
-        p=float(morphs.probs[-1, i, plan.target]),
+        reached=bool(morphs.confidence_reached[morph_index]),
+        steps=int(morphs.steps[morph_index]),
+        p=float(morphs.probs[-1, morph_index, plan.target]),
         change=float(change.norm()),
         max_change=float(change.abs().max()),
         is_uniform=float(result.flatten(1).std(1, correction=0).max()) < MIN_VISIBLE_CHANGE,
-        before_clamp=bool(morphs.before_clamp[i]),
+        before_clamp=bool(morphs.before_clamp[morph_index]),
     )
 
 
-def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> Check:
+def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> CheckNote:
     """Whether the judge, too, predicts the class that the model was led to."""
-    judge, no_judge_reason = usable_judge(context)
+    judge, no_judge_reason = judge_or_reason(context)
     if judge is None:
-        return Check(no_judge_reason)
+        return CheckNote(no_judge_reason)
     targets, n = [p.target for p in plans], len(plans)
     after, before = judge_images(judge, morphs.frames[-1], targets), judge_images(judge, morphs.input, targets)
     text = (
@@ -158,7 +162,7 @@ def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs:
         inputs = f"all {before.n_recognized}" if before.n_recognized == n > 1 else f"{before.n_recognized}"
         text += f"; for {inputs} of the inputs it did so before any change"
     convinced = after.n_recognized == n > before.n_recognized
-    return Check(f"{text}.", "good" if convinced else "" if after.n_recognized == n else "bad")
+    return CheckNote(f"{text}.", "good" if convinced else "" if after.n_recognized == n else "bad")
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -168,24 +172,24 @@ def show(finding: ChangeFinding) -> list[Block]:
     return [MethodNote.of(morph, *finding.check), *(_slider(finding, i) for i in range(len(finding.outcomes)))]
 
 
-def _frames(finding: ChangeFinding, i: int) -> list[MorphFrame]:
-    images, probs = draw.morph_frames(finding.frames, i)
-    last = finding.outcomes[i].steps
+def _morph_frames(finding: ChangeFinding, morph_index: int) -> list[MorphFrame]:
+    images, probs = draw.morph_frames(finding.frames, morph_index)
+    last = finding.outcomes[morph_index].steps
     return [MorphFrame(min(t * finding.frame_every, last), images[t], probs[t]) for t in range(len(images))]
 
 
-def _slider(finding: ChangeFinding, i: int) -> Slider:
+def _slider(finding: ChangeFinding, morph_index: int) -> Slider:
     """One morph: a slider over its frames, a strip of some, and both as files."""
-    outcome, frames = finding.outcomes[i], _frames(finding, i)
-    strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced(len(frames), N_STRIP_FRAMES)]
-    strip.insert(1, _gradient_figure(finding, i))
-    shown = [frames[t] for t in draw.evenly_spaced(len(frames), MAX_SLIDER_FRAMES)]
+    outcome, frames = finding.outcomes[morph_index], _morph_frames(finding, morph_index)
+    strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced_indices(len(frames), N_STRIP_FRAMES)]
+    strip.insert(1, _gradient_figure(finding, morph_index))
+    shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), MAX_SLIDER_FRAMES)]
     shown_classes = _top_classes(shown, outcome.target_index)
     stem = to_file_name("morph", outcome.example, "to", outcome.target)
     gif = File(f"{stem}.gif", gif_bytes([colors.image_to_rgb(frame.image) for frame in shown]), "as a GIF")
-    strip_image = draw.morph_strip(finding.frames, i)
+    strip_image = draw.morph_strip(finding.frames, morph_index)
     return Slider(
-        slug=f"morph-{i}",
+        slug=f"morph-{morph_index}",
         name=outcome.title,
         lines=_caption_lines(outcome, frames[-1]),
         frames=[
@@ -197,7 +201,7 @@ def _slider(finding: ChangeFinding, i: int) -> Slider:
         target=shown_classes.index(outcome.target_index),
         steps=[frame.step for frame in shown],
         strip=strip,
-        files=Files([gif, File(f"{stem}.png", strip_image, "as a strip")]),
+        files=FileLinks([gif, File(f"{stem}.png", strip_image, "as a strip")]),
     )
 
 
@@ -207,12 +211,12 @@ def _top_classes(frames: Sequence[MorphFrame], target: int) -> list[int]:
     return sorted(sorted(range(len(peak)), key=lambda k: (k != target, -peak[k]))[:N_SHOWN_CLASSES])
 
 
-def _caption_lines(outcome: MorphOutcome, last: MorphFrame) -> tuple[str, ...]:
-    source, p = outcome.source, format_named_prob(float(last.probs[outcome.target_index]))
+def _caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple[str, ...]:
+    source, p = outcome.source, format_named_prob(float(last_frame.probs[outcome.target_index]))
     label = "" if source.label is None else f"; label {source.label}"
     lines = [
         f"Example {source.row}: predicted {source.prediction_text}{label}.",
-        f"{count_noun(last.step, 'step')} toward {outcome.target}: {p} "
+        f"{count_noun(last_frame.step, 'step')} toward {outcome.target}: {p} "
         f"({'reached' if outcome.reached else 'not reached'}), changed by {outcome.change:.2f} (Euclidean norm).",
     ]
     if outcome.max_change < MIN_VISIBLE_CHANGE:
@@ -230,8 +234,8 @@ def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_SI
     return Figure(picture, head, (f"step\u00a0{frame.step}", f"p\u00a0of\u00a0{name} {p}"))
 
 
-def _gradient_figure(finding: ChangeFinding, i: int) -> Figure:
-    gradient, name = finding.frames.initial_gradient[i], finding.outcomes[i].target
+def _gradient_figure(finding: ChangeFinding, morph_index: int) -> Figure:
+    gradient, name = finding.frames.initial_gradient[morph_index], finding.outcomes[morph_index].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
     picture = Picture(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_SIDE_PIXELS)

@@ -16,20 +16,20 @@ from ..errors import UnboxedWarning
 from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
-from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section, require_complete
-from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
+from .blocks import Block, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .context import ReportContext, Section, require_uninterrupted
+from .finding import NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import File, Picture
 from .words import count_noun, join_names, layer_name
 
 MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
-MAX_COMPARED_EXAMPLES = 2000  # that the images are compared with
-READ_BATCH_SIZE = 256  # read at a time
-OPTIMIZATION_STEPS = 160
-N_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
+MAX_SEARCHED_EXAMPLES = 2000  # that the images are compared with
+DATA_BATCH_ROWS = 256  # read at a time
+CHANNEL_IMAGE_STEPS = 160
+N_RANDOM_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
 MAX_ROTATION_DEGREES, MAX_ZOOM, MAX_SHIFT = 10.0, 0.1, 0.07
 FIGURE_SIDE_PIXELS = 84
-LINEAR_LAYER_TYPES = (
+NON_ACTIVATION_TYPE_PREFIXES = (
     "Conv",
     "Linear",
     "BatchNorm",
@@ -74,33 +74,37 @@ def find(context: ReportContext) -> ChannelsFinding:
     if not layers:
         raise NotApplicable("No layer of this model is known to have channels with positions.")
     counts = (MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS)
-    found = [_optimize_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
-    return ChannelsFinding(answer=_check_of_images(found).text, layers={c.images.layer: c for c in found})
+    found = [_optimize_and_compare_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
+    return ChannelsFinding(answer=_check_against_best_examples(found).text, layers={c.images.layer: c for c in found})
 
 
 def _chosen_layers(context: ReportContext) -> list[Layer]:
     """The last layer with positions, after its activation function, and one of the first half of the model."""
     rows = [r for r in channels_first_layers(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
-    nonlinear = [r for r in rows if not r.type.startswith(LINEAR_LAYER_TYPES) and "Pool" not in r.type] or rows
+    nonlinear = [
+        r for r in rows if not r.type.startswith(NON_ACTIVATION_TYPE_PREFIXES) and "Pool" not in r.type
+    ] or rows
     if not nonlinear:
         return []
     return [nonlinear[-1]] if len(nonlinear) == 1 else [nonlinear[-1], nonlinear[(len(nonlinear) - 1) // 2]]
 
 
-def _address(layer: Layer) -> str:
+def _last_call_address(layer: Layer) -> str:
     return layer.addresses[-1]
 
 
-def _optimize_channels(context: ReportContext, layer: Layer, max_channels: int) -> ChannelImages:
-    address = _address(layer)
-    units = draw.evenly_spaced(layer.shape[0], max_channels)
+def _optimize_and_compare_channels(context: ReportContext, layer: Layer, max_channels: int) -> ChannelImages:
+    address = _last_call_address(layer)
+    units = draw.evenly_spaced_indices(layer.shape[0], max_channels)
     with warnings.catch_warnings():  # the page names the dead channels
         warnings.filterwarnings("ignore", ".* units seem dead", UnboxedWarning)
-        images = require_complete(channels(context.box, address, units, steps=OPTIMIZATION_STEPS, seed=context.seed))
-    best_activation, best_example, n_examples = _best_examples(context, address, units)
-    transformed = _random_transforms(images.images, context.seed)
-    image_activation = _mean_activations(context, transformed.flatten(0, 1), address)[:, units].view(
-        N_TRANSFORMS, len(units), len(units)
+        images = require_uninterrupted(
+            channels(context.box, address, units, steps=CHANNEL_IMAGE_STEPS, seed=context.seed)
+        )
+    best_activation, best_example, n_examples = _best_activations_and_examples(context, address, units)
+    transformed = _randomly_transformed_images(images.images, context.seed)
+    image_activation = _spatial_mean_activations(context, transformed.flatten(0, 1), address)[:, units].view(
+        N_RANDOM_TRANSFORMS, len(units), len(units)
     )
     is_live = best_activation > 0
     live = is_live.nonzero().flatten().tolist()
@@ -109,38 +113,40 @@ def _optimize_channels(context: ReportContext, layer: Layer, max_channels: int) 
     return ChannelImages(images.targets.tolist(), ratio, n_examples, best_activation, examples, images, layer)
 
 
-def _mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor:
+def _spatial_mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor:
     """Means over positions, (N, C)."""
     parts = [
-        context.box.read(x[i : i + READ_BATCH_SIZE], [address])[address] for i in range(0, len(x), READ_BATCH_SIZE)
+        context.box.read(x[i : i + DATA_BATCH_ROWS], [address])[address] for i in range(0, len(x), DATA_BATCH_ROWS)
     ]
     return torch.cat([h.flatten(2).mean(2) for h in parts]).cpu()
 
 
-def _best_examples(context: ReportContext, address: str, units: list[int]) -> tuple[Tensor, Tensor, int]:
+def _best_activations_and_examples(
+    context: ReportContext, address: str, units: list[int]
+) -> tuple[Tensor, Tensor, int]:
     """The largest activation of each channel, the example that has it, and among how many examples."""
-    indices = draw.evenly_spaced(len(context.survey.rows), MAX_COMPARED_EXAMPLES)
-    parts = [indices[i : i + READ_BATCH_SIZE] for i in range(0, len(indices), READ_BATCH_SIZE)]
-    values = torch.cat([_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
+    indices = draw.evenly_spaced_indices(len(context.survey.rows), MAX_SEARCHED_EXAMPLES)
+    parts = [indices[i : i + DATA_BATCH_ROWS] for i in range(0, len(indices), DATA_BATCH_ROWS)]
+    values = torch.cat([_spatial_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
     best, best_index = values.max(0)
     return best, torch.tensor(indices)[best_index], len(indices)
 
 
-def _random_transforms(x: Tensor, seed: int) -> Tensor:
+def _randomly_transformed_images(x: Tensor, seed: int) -> Tensor:
     """Images (T, N, C, H, W) rotated, zoomed and shifted by whole pixels: other transforms than made them."""
     generator = torch.Generator().manual_seed(seed + 1)
     transformed = []
-    for u in (2 * torch.rand(N_TRANSFORMS, 4, generator=generator) - 1).tolist():
+    for u in (2 * torch.rand(N_RANDOM_TRANSFORMS, 4, generator=generator) - 1).tolist():
         angle, zoom = math.radians(MAX_ROTATION_DEGREES) * u[0], 1 + MAX_ZOOM * u[1]
         offset = [round(MAX_SHIFT * side * v) for side, v in zip(x.shape[-2:], u[2:], strict=True)]
         matrix = x.new_tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]) / zoom
         grid = F.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)
-        image = F.grid_sample(_shift(x, *offset), grid, padding_mode="border", align_corners=False)
+        image = F.grid_sample(_shift_repeating_edge(x, *offset), grid, padding_mode="border", align_corners=False)
         transformed.append(image.clamp(0, 1))
     return torch.stack(transformed)
 
 
-def _shift(x: Tensor, down: int, right: int) -> Tensor:
+def _shift_repeating_edge(x: Tensor, down: int, right: int) -> Tensor:
     """Shift by whole pixels; the edge is repeated."""
     h, w = x.shape[-2:]
     rows, columns = (torch.arange(s, device=x.device) for s in (h, w))
@@ -152,25 +158,25 @@ def _shift(x: Tensor, down: int, right: int) -> Tensor:
 
 def show(finding: ChannelsFinding) -> list[Block]:
     layers = list(finding.layers.values())
-    blocks: list[Block] = [MethodNote.of(channels, *_check_of_images(layers))]
+    blocks: list[Block] = [MethodNote.of(channels, *_check_against_best_examples(layers))]
     for layer in layers:
         blocks += _layer_blocks(layer)
     name = layer_name(layers[0].images.layer)
     captions = [f"channel {k}" for k in layers[0].channels]
     sheet = image_sheet(layers[0].images, captions=captions, title=f"Channels of {name}")
-    return [*blocks, Files([File("channels.png", sheet, f"the images of {name} as a sheet")])]
+    return [*blocks, FileLinks([File("channels.png", sheet, f"the images of {name} as a sheet")])]
 
 
-def _check_of_images(layers: Sequence[ChannelImages]) -> Check:
+def _check_against_best_examples(layers: Sequence[ChannelImages]) -> CheckNote:
     ratio = torch.cat([c.times_best_example for c in layers])
     ratio = ratio[~ratio.isnan()]
     if not len(ratio):
-        return Check("No example activates any of these channels, so there is nothing to compare the images with.")
+        return CheckNote("No example activates any of these channels, so there is nothing to compare the images with.")
     above = int((ratio > 1).sum())
     text = (f"After other random rotations, zooms and shifts, {above} of {len(ratio)} images still activate their "
             f"channel more than the best of {count_noun(layers[0].examples, 'example')} does unchanged "
             f"(median {float(ratio.median()):.1f} times as much).")  # fmt: skip
-    return Check(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
+    return CheckNote(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
 
 
 def _layer_blocks(channel_images: ChannelImages) -> list[Block]:
@@ -189,23 +195,23 @@ def _layer_blocks(channel_images: ChannelImages) -> list[Block]:
     blocks.append(FigureGrid([_channel_figure(channel_images, i) for i in range(n_shown)]))
     if not channel_images.best_examples:
         return blocks
-    examples = [_example_figure(channel_images, i, example) for i, example in channel_images.best_examples.items()]
+    examples = [_best_example_figure(channel_images, i, example) for i, example in channel_images.best_examples.items()]
     return [*blocks, Collapsible("The examples that activate these channels most", [FigureGrid(examples)])]
 
 
-def _channel_figure(channel_images: ChannelImages, i: int) -> Figure:
-    k, ratio = channel_images.channels[i], float(channel_images.times_best_example[i])
+def _channel_figure(channel_images: ChannelImages, index: int) -> Figure:
+    k, ratio = channel_images.channels[index], float(channel_images.times_best_example[index])
     text = "no example activates\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
     picture = Picture(
-        colors.image_to_rgb(channel_images.images.images[i]),
+        colors.image_to_rgb(channel_images.images.images[index]),
         f"image of channel {k} of {layer_name(channel_images.images.layer)}; {text}",
         FIGURE_SIDE_PIXELS,
     )
     return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
 
 
-def _example_figure(channel_images: ChannelImages, i: int, example: Example) -> Figure:
-    k, value = channel_images.channels[i], f"{float(channel_images.best_activation[i]):.3g}"
+def _best_example_figure(channel_images: ChannelImages, index: int, example: Example) -> Figure:
+    k, value = channel_images.channels[index], f"{float(channel_images.best_activation[index]):.3g}"
     layer = layer_name(channel_images.images.layer)
     alt = f"example {example.row}, which activates channel {k} of {layer} most, {value}"
     picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_SIDE_PIXELS)

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks.fill_agreement import fill_sentence
+from ..checks.fill_agreement import fill_agreement_sentence
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
-from ..checks.verdict_tests import TESTS
+from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots import draw
 from .attribution import TONE_BY_GRADE
-from .blocks import Block, Collapsible, Figure, Heading, Note, RankedMethod, Ranking, Text
+from .blocks import Block, Collapsible, Figure, Heading, Note, RankedMethod, RankedMethods, Text
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Example, Finding
 from .pictures import Picture
@@ -23,8 +23,10 @@ from .words import count_noun, join_names
 
 N_EXPLAINED_EXAMPLES = 3  # that every method explains
 FIGURE_SIDE_PIXELS = 112
-MAX_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
-NOTHING_LEARNED = next(test.failed for test in TESTS if test.name == "learned")  # a reason that is the model's
+MAX_TOTAL_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
+NOTHING_LEARNED_REASON = next(
+    test.failed for test in VERDICT_TESTS if test.name == "learned"
+)  # a reason that is the model's
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,7 +50,7 @@ class RankingFinding(Finding):
 
 
 def find(context: ReportContext) -> RankingFinding:
-    verdicts, not_run = _affordable_verdicts(context)
+    verdicts, not_run = _verdicts_and_unaffordable_methods(context)
     ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE]
     indices = context.example_indices[:N_EXPLAINED_EXAMPLES] if context.has_images else []
     return RankingFinding(
@@ -68,18 +70,18 @@ def _answer(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
     counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
     passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == PASS]
     best = f" The most trustworthy: {join_names(passed, 3)}." if passed else ""
-    fills = f" {sentence}" if (sentence := fill_sentence(verdicts)) else ""
+    fills = f" {sentence}" if (sentence := fill_agreement_sentence(verdicts)) else ""
     return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}{fills}"
 
 
-def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
+def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
     """The verdicts on all candidates, and those that would take too long; a cached verdict takes nothing."""
     verdicts, not_run, spent_flops = dict[str, Verdict](), list[str](), 0.0
     for name, method in context.candidates.items():
         flops = (
             0.0 if context.is_verdict_cached(name) else verdict_flops(context.box, method, len(context.verdict_inputs))
         )
-        if verdicts and spent_flops + flops > MAX_VERDICT_FLOPS:
+        if verdicts and spent_flops + flops > MAX_TOTAL_VERDICT_FLOPS:
             not_run.append(name)
             continue
         verdicts[name] = context.verdict(name)
@@ -97,14 +99,14 @@ def _compute_maps(context: ReportContext, indices: Sequence[int], names: Sequenc
 
 
 def show(finding: RankingFinding) -> list[Block]:
-    nothing_learned = [n for n in finding.ranked if finding.methods[n].reason == NOTHING_LEARNED]
+    nothing_learned = [n for n in finding.ranked if finding.methods[n].reason == NOTHING_LEARNED_REASON]
     others = [n for n in finding.ranked if n not in nothing_learned]
     blocks: list[Block] = [Text(_lead_text(finding)), *_nothing_learned_note(finding, nothing_learned)]
     if others:
-        blocks.append(Ranking([_ranked_method(n, finding.methods[n]) for n in others]))
+        blocks.append(RankedMethods([_ranked_method(n, finding.methods[n]) for n in others]))
     if not_applicable := [_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
         names = join_names([r.name for r in not_applicable])
-        blocks.append(Collapsible(f"Not for this model: {names}", [Ranking(not_applicable)]))
+        blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))
     if finding.not_run:
         names = join_names([attribution_cards()[n].name for n in finding.not_run])
         how = "unboxed explain runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
@@ -151,8 +153,8 @@ def _example_blocks(finding: RankingFinding) -> list[Block]:
     return blocks
 
 
-def _map_figure(name: str, m: Tensor, verdict: Verdict) -> Figure:
-    image, scale_text = draw.color_map_on_own_scale(m)
+def _map_figure(name: str, attribution_map: Tensor, verdict: Verdict) -> Figure:
+    image, scale_text = draw.color_map_on_own_scale(attribution_map)
     title = attribution_cards()[name].name
     picture = Picture(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_SIDE_PIXELS)
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])

@@ -16,30 +16,30 @@ from ..engine.read.channel_axes import channels_first_layers
 from ..errors import LayerError, UnboxedError, UnboxedWarning
 from ..plots import compare as plots
 from ..plots import draw
-from .blocks import Block, ColorScales, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
+from .blocks import Block, ColorScales, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Finding
 from .pictures import File, Picture
-from .survey import evenly_spaced
+from .survey import evenly_spaced_indices
 from .unit_ablation import (
     MAX_ABLATION_EXAMPLES,
     MAX_ABLATION_EXAMPLES_LARGE_MODEL,
     MIN_EXAMPLES_PER_HALF,
-    TOO_FEW_TEXT,
-    UnitTable,
-    find_units,
-    unit_blocks,
+    TOO_FEW_EXAMPLES_TEXT,
+    UnitImportanceTable,
+    unit_importance_blocks,
+    unit_table_or_reason,
 )
 from .words import count_noun, error_sentence, layer_name
 
-MAX_COMPARED_LAYERS = 8  # of a model, in the heatmap
+MAX_HEATMAP_LAYERS = 8  # of a model, in the heatmap
 HEATMAP_SIDE_PIXELS = 300  # a side of a heatmap's cells
 MAX_MAPS_PER_MODEL = 24
 TRAINED, UNTRAINED, JUDGE = "this model", "the untrained model", "the judge"
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class CKAComparison:
     """The similarity of the layers of this model with those of another."""
 
     name: str
@@ -60,12 +60,12 @@ class CompareFinding(Finding):
     """Similarity with other models, maps of both, and the units that the predictions need."""
 
     untrained: dict[str, float]  # {layer: its similarity with itself before training}
-    comparisons: list[Comparison]
+    comparisons: list[CKAComparison]
     has_others: bool
     notes: list[str]  # why a model is missing
     comparison_notes: list[str]  # why a comparison is missing
     pairs: list[MapPair]
-    units: UnitTable | None
+    units: UnitImportanceTable | None
     no_units_reason: str
 
 
@@ -73,10 +73,10 @@ class CompareFinding(Finding):
 
 
 def find(context: ReportContext) -> CompareFinding:
-    others, notes = _models_to_compare(context)
-    x = context.inputs(evenly_spaced(len(context.survey.rows), _n_examples(context)))
-    comparisons, comparison_notes = _compare_layers(context.box, others, x)
-    units, no_units_reason = find_units(context)
+    others, notes = _other_models_and_notes(context)
+    x = context.inputs(evenly_spaced_indices(len(context.survey.rows), _n_compared_examples(context)))
+    comparisons, comparison_notes = _cka_comparisons_and_notes(context.box, others, x)
+    units, no_units_reason = unit_table_or_reason(context)
     untrained = next((_same_layer_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {})
     return CompareFinding(
         answer=_training_change_text(untrained) or "The units that the predictions need.",
@@ -91,13 +91,13 @@ def find(context: ReportContext) -> CompareFinding:
     )
 
 
-def _n_examples(context: ReportContext) -> int:
+def _n_compared_examples(context: ReportContext) -> int:
     return (
         MAX_ABLATION_EXAMPLES if context.box.batch_limit >= MAX_ABLATION_EXAMPLES else MAX_ABLATION_EXAMPLES_LARGE_MODEL
     )
 
 
-def _models_to_compare(context: ReportContext) -> tuple[dict[str, Box], list[str]]:
+def _other_models_and_notes(context: ReportContext) -> tuple[dict[str, Box], list[str]]:
     """The other models: this one without training, and the judge where it takes the same inputs."""
     others: dict[str, Box] = {}
     notes = []
@@ -111,11 +111,13 @@ def _models_to_compare(context: ReportContext) -> tuple[dict[str, Box], list[str
     return others, notes
 
 
-def _compare_layers(box: Box, others: dict[str, Box], x: Tensor) -> tuple[list[Comparison], list[str]]:
-    comparisons, notes = list[Comparison](), list[str]()
+def _cka_comparisons_and_notes(box: Box, others: dict[str, Box], x: Tensor) -> tuple[list[CKAComparison], list[str]]:
+    comparisons, notes = list[CKAComparison](), list[str]()
     for name, other in others.items():
         try:
-            comparisons.append(Comparison(name, _layer_cka(box, other, x), _split_half_difference(box, other, x)))
+            comparisons.append(
+                CKAComparison(name, _layer_cka(box, other, x), _max_cka_difference_between_halves(box, other, x))
+            )
         except UnboxedError as error:
             notes.append(f"No comparison with {name}: {error}.")
     return comparisons, notes
@@ -127,7 +129,7 @@ def _layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
         return cka(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
 
 
-def _split_half_difference(box: Box, other: Box, x: Tensor) -> float | None:
+def _max_cka_difference_between_halves(box: Box, other: Box, x: Tensor) -> float | None:
     """The largest difference between the similarities of two halves of the examples."""
     if len(x) < 2 * MIN_EXAMPLES_PER_HALF:
         return None
@@ -143,7 +145,7 @@ def _sampled_layers(box: Box) -> list[str]:
     names = [row.addresses[0] for row in with_weights]
     if not names:
         raise LayerError("no module of it runs alone")
-    return [names[i] for i in draw.evenly_spaced(len(names), MAX_COMPARED_LAYERS)]
+    return [names[i] for i in draw.evenly_spaced_indices(len(names), MAX_HEATMAP_LAYERS)]
 
 
 def _same_layer_similarity(result: CKA) -> dict[str, float]:
@@ -161,7 +163,7 @@ def _map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> lis
     with suppress(UnboxedError):  # no weights on pixels: the section of the filters says so
         weights = {n: _filters_to_images(w) for n, w in compare(boxes, filters).items()}
         pairs.append(MapPair("first-layer filters", weights))
-    if (path := _deepest_map_layer(context.box)) is not None:
+    if (path := _deepest_large_map_layer(context.box)) is not None:
         maps = {n: box.read(x[:1], [path])[path][0] for n, box in boxes.items()}
         pairs.append(MapPair(f"activations of {layer_name(path)} for one example", maps))
     return pairs
@@ -171,7 +173,7 @@ def _filters_to_images(weights: Tensor) -> Tensor:
     return weights if weights.shape[1] == 3 else weights.sum(1)
 
 
-def _deepest_map_layer(box: Box) -> str | None:
+def _deepest_large_map_layer(box: Box) -> str | None:
     """The last layer whose channels are still small images."""
     rows = [r for r in channels_first_layers(box) if r.has_input and r.n_calls == 1 and len(r.shape) == 3]
     large = [r.path for r in rows if min(r.shape[1:]) >= 8]
@@ -199,15 +201,15 @@ def show(finding: CompareFinding) -> list[Block]:
     return [
         *notes,
         *(_similarity_blocks(finding) if finding.has_others else []),
-        *_pair_blocks(finding),
-        *unit_blocks(finding.units, finding.no_units_reason),
+        *_map_pair_blocks(finding),
+        *unit_importance_blocks(finding.units, finding.no_units_reason),
     ]
 
 
 def _similarity_blocks(finding: CompareFinding) -> list[Block]:
     """A heatmap of similarities with each other model."""
     differences = [c.max_half_difference for c in finding.comparisons if c.max_half_difference is not None]
-    verdict = TOO_FEW_TEXT
+    verdict = TOO_FEW_EXAMPLES_TEXT
     if differences:
         verdict = f"Between two halves of the examples no similarity differs by more than {differences[0]:.2f}."
     blocks: list[Block] = [Heading("Which layers represent the examples alike?"), MethodNote.of(cka, verdict)]
@@ -217,12 +219,12 @@ def _similarity_blocks(finding: CompareFinding) -> list[Block]:
         blocks.append(Text(f"On {n}; 1: the same up to rotation and scale, 0: nothing in common.", "soft"))
         blocks += [
             FigureGrid([_cka_figure(c) for c in finding.comparisons]),
-            Files([_cka_file(c) for c in finding.comparisons]),
+            FileLinks([_cka_file(c) for c in finding.comparisons]),
         ]
     return blocks
 
 
-def _cka_figure(comparison: Comparison) -> Figure:
+def _cka_figure(comparison: CKAComparison) -> Figure:
     image = plots.cka_plot(
         comparison.cka.cka.cpu(),
         comparison.cka.layers_a,
@@ -238,7 +240,7 @@ def _cka_figure(comparison: Comparison) -> Figure:
     return Figure(Picture(image, alt, None), f"{TRAINED} and {comparison.name}", tuple(lines))
 
 
-def _cka_file(comparison: Comparison) -> File:
+def _cka_file(comparison: CKAComparison) -> File:
     page = plots.cka_plot(
         comparison.cka.cka.cpu(),
         comparison.cka.layers_a,
@@ -249,7 +251,7 @@ def _cka_file(comparison: Comparison) -> File:
     return File(f"similarity-{comparison.name.split()[1]}.png", page, f"similarity with {comparison.name}, as a sheet")
 
 
-def _pair_blocks(finding: CompareFinding) -> list[Block]:
+def _map_pair_blocks(finding: CompareFinding) -> list[Block]:
     """The same maps of both models, each pair on one scale."""
     blocks: list[Block] = []
     for pair in finding.pairs:

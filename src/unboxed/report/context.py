@@ -24,11 +24,11 @@ from .blocks import Block
 from .finding import Example, Finding
 from .input_nouns import InputNouns, nouns_for
 from .source import ReportData
-from .survey import Survey, evenly_spaced
+from .survey import Survey, evenly_spaced_indices
 from .words import format_named_prob, format_prob
 
 N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
-FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
+OVERHEAD_FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_SHOWN_VALUES = 3  # outputs or labels of an example that are named in its caption
 MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
@@ -73,17 +73,17 @@ class ReportContext:
     def example_indices(self) -> list[int]:
         """Indices of different examples: the most confident error, the lowest margin, typical ones."""
         s = self.survey
-        return list(dict.fromkeys([*s.misclassified[:1], *s.by_margin[:1], *s.typical]))
+        return list(dict.fromkeys([*s.misclassified[:1], *s.indices_by_margin[:1], *s.typical]))
 
-    def typical_and_ambiguous(self, max_examples: int) -> list[int]:
+    def typical_and_ambiguous_indices(self, max_examples: int) -> list[int]:
         """The indices of a typical example and of the one with the lowest margin, if they differ."""
         s = self.survey
-        return list(dict.fromkeys([*s.typical[:1], *s.by_margin[:1]]))[:max_examples]
+        return list(dict.fromkeys([*s.typical[:1], *s.indices_by_margin[:1]]))[:max_examples]
 
     @cached_property
     def verdict_inputs(self) -> Tensor:
         """The inputs on which methods are judged: the report's examples, then others from all over the data."""
-        others = evenly_spaced(len(self.survey.rows), 2 * N_VERDICT_EXAMPLES)
+        others = evenly_spaced_indices(len(self.survey.rows), 2 * N_VERDICT_EXAMPLES)
         return self.inputs(
             list(dict.fromkeys([*self.example_indices[:N_VERDICT_EXAMPLES], *others]))[:N_VERDICT_EXAMPLES]
         )
@@ -96,29 +96,29 @@ class ReportContext:
         """Whether the verdict on a method is in the cache."""
         return self.verdict_cache.contains(self.box, self.verdict_inputs, self.candidates[name], seed=self.seed)
 
-    def forward_flops(self, n: int) -> float:
+    def forward_flops(self, n_examples: int) -> float:
         """FLOPs of one forward pass of n examples; a module's call counts as many as fit in its overhead.
 
         Budgets are in these, never in seconds: the same seed gives the same page on a busy machine.
         """
         calls = sum(row.n_calls for row in self.box.layers.leaves)
-        return n * forward_flops(self.box) + FLOPS_PER_MODULE_CALL * calls
+        return n_examples * forward_flops(self.box) + OVERHEAD_FLOPS_PER_MODULE_CALL * calls
 
     def inputs(self, indices: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these indices of the survey."""
         return self.data.read([self.survey.rows[p] for p in indices]).x
 
-    def class_name(self, k: int) -> str:
-        return self.survey.classes[k]
+    def class_name(self, class_index: int) -> str:
+        return self.survey.classes[class_index]
 
     @property
     def is_regression(self) -> bool:
         """Whether the outputs are numbers, which name no class."""
         return self.box.outputs == "regression"
 
-    def output_text(self, index: int, k: int) -> str:
+    def output_text(self, index: int, class_index: int) -> str:
         """The probability of class k, or the outputs where there is none."""
-        value = float(self.survey.outputs[index, k])
+        value = float(self.survey.outputs[index, class_index])
         if self.is_regression:
             return self._values_text(self.survey.outputs[index])
         if self.data.binary:
@@ -234,15 +234,15 @@ class Section(Generic[FindingT]):
         return ""
 
 
-class _Interruptible(Protocol):
+class _HasInterrupted(Protocol):
     @property
     def interrupted(self) -> bool: ...
 
 
-ResultT = TypeVar("ResultT", bound=_Interruptible)
+InterruptibleResultT = TypeVar("InterruptibleResultT", bound=_HasInterrupted)
 
 
-def require_complete(result: ResultT) -> ResultT:
+def require_uninterrupted(result: InterruptibleResultT) -> InterruptibleResultT:
     """The result, unless Ctrl-C cut it short: unfinished images beside finished ones would mislead."""
     if result.interrupted:
         raise KeyboardInterrupt

@@ -14,9 +14,9 @@ from ..objectives import Objective, energy
 from ..plots import class_sheet, colors
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
-from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section, require_complete
-from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
+from .blocks import Block, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .context import ReportContext, Section, require_uninterrupted
+from .finding import NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import File, Picture
 from .words import count_noun, error_sentence, format_named_prob, join_names, layer_name
 from .words import format_shape as shaped
@@ -26,7 +26,7 @@ MAX_DREAM_FLOPS = 6e11  # of the dreams; the texture takes about half as many
 MAX_STEPS, MIN_STEPS = 10, 4  # of a dream, per octave
 DEFAULT_STEP_SIZE = 0.006  # the method's default; fewer steps are longer
 FORWARDS_PER_STEP = 1.8  # forward passes of the whole model that a step costs: three up to the layer
-AREA_BY_OCTAVE_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
+TOTAL_OCTAVE_AREA_BY_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
 LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
 FIGURE_SIDE_PIXELS, SHEET_SIDE_PIXELS = 196, 140
@@ -43,7 +43,7 @@ class _DreamTarget:
 
 
 @dataclass(frozen=True)
-class _DreamBudget:
+class _DreamSettings:
     """What MAX_DREAM_FLOPS allow."""
 
     targets: list[_DreamTarget]
@@ -75,15 +75,15 @@ class DreamFinding(Finding):
 
 
 def find(context: ReportContext) -> DreamFinding:
-    indices = _example_indices(context)
+    indices = _dreamed_example_indices(context)
     x = context.inputs(indices)
     targets = _dream_targets(context, x)
     if not targets:
         raise NotApplicable("No layer of this model has positions, and its outputs are no classes to dream of.")
-    budget = _fit_budget(context, x, targets)
+    budget = _settings_within_budget(context, x, targets)
     dreams = [_run_deepdream(context, context.box, x, target, budget).images for target in budget.targets]
-    cosine, no_control_reason = _untrained_control(context, x, budget, dreams[-1])
-    textures, no_texture_reason = _textures(context, x, budget.texture_steps)
+    cosine, no_control_reason = _untrained_cosine_or_reason(context, x, budget, dreams[-1])
+    textures, no_texture_reason = _textures_or_reason(context, x, budget.texture_steps)
     names = [target.name for target in budget.targets]
     return DreamFinding(
         answer=f"DeepDreams of {join_names(names)}" + (", and the texture of each example." if textures else "."),
@@ -95,7 +95,7 @@ def find(context: ReportContext) -> DreamFinding:
         control_cosine=cosine,
         no_control_reason=no_control_reason,
         steps=budget.steps,
-        is_reduced=budget.scale != min(AREA_BY_OCTAVE_SCALE),
+        is_reduced=budget.scale != min(TOTAL_OCTAVE_AREA_BY_SCALE),
         textures=None if textures is None else textures.images,
         texture_errors=[] if textures is None else (-textures.scores).tolist(),
         texture_predictions=[] if textures is None else [_prediction_text(context, image) for image in textures.images],
@@ -104,16 +104,16 @@ def find(context: ReportContext) -> DreamFinding:
 
 
 def _run_deepdream(
-    context: ReportContext, box: Box, x: Tensor, target: _DreamTarget, budget: _DreamBudget
+    context: ReportContext, box: Box, x: Tensor, target: _DreamTarget, budget: _DreamSettings
 ) -> GeneratedImages:
     step = None if budget.steps == MAX_STEPS else DEFAULT_STEP_SIZE * MAX_STEPS / budget.steps
     scale, seed = budget.scale, context.seed
     images = deepdream(box, x, target.objective, octave_scale=scale, steps=budget.steps, step=step, seed=seed)
-    return require_complete(images)
+    return require_uninterrupted(images)
 
 
-def _untrained_control(
-    context: ReportContext, x: Tensor, budget: _DreamBudget, dream: Tensor
+def _untrained_cosine_or_reason(
+    context: ReportContext, x: Tensor, budget: _DreamSettings, dream: Tensor
 ) -> tuple[float | None, str]:
     """The cosine between the changes of the image by this model and by its untrained copy, or why there is none."""
     try:
@@ -124,10 +124,10 @@ def _untrained_control(
     return float(torch.cosine_similarity(changes, untrained_changes, dim=1).mean()), ""
 
 
-def _example_indices(context: ReportContext) -> list[int]:
+def _dreamed_example_indices(context: ReportContext) -> list[int]:
     s = context.survey
-    max_examples = MAX_DREAMED_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.MAX_NEAREST_NEIGHBOR_SIDE else 1
-    return list(dict.fromkeys([*s.typical[:max_examples], *s.by_margin[:1]]))[:max_examples]
+    max_examples = MAX_DREAMED_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.MAX_PIXELATED_SIDE_PIXELS else 1
+    return list(dict.fromkeys([*s.typical[:max_examples], *s.indices_by_margin[:1]]))[:max_examples]
 
 
 def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
@@ -146,14 +146,14 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
     return targets
 
 
-def _fit_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamBudget:
+def _settings_within_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamSettings:
     """As many layers, sizes and steps as MAX_DREAM_FLOPS allow."""
     max_steps_total = MAX_DREAM_FLOPS / (FORWARDS_PER_STEP * context.forward_flops(len(x)))
-    fine, coarse = AREA_BY_OCTAVE_SCALE
+    fine, coarse = TOTAL_OCTAVE_AREA_BY_SCALE
     options = [(targets, fine), (targets[-3:-1] or targets, coarse), (targets[-3:-2] or targets[:1], coarse)]
-    budgets = [(d, scale, int(max_steps_total / (len(d) * AREA_BY_OCTAVE_SCALE[scale]))) for d, scale in options]
+    budgets = [(d, scale, int(max_steps_total / (len(d) * TOTAL_OCTAVE_AREA_BY_SCALE[scale]))) for d, scale in options]
     chosen_targets, scale, steps = next((f for f in budgets if f[2] >= MIN_STEPS), budgets[-1])
-    return _DreamBudget(
+    return _DreamSettings(
         chosen_targets, scale, max(MIN_STEPS, min(MAX_STEPS, steps)), int(min(MAX_TEXTURE_STEPS, max_steps_total / 3))
     )
 
@@ -167,12 +167,12 @@ def _prediction_text(context: ReportContext, image: Tensor) -> str:
     return f"model: {context.class_name(k)}, {format_named_prob(float(p[k]))}" if len(p) > 1 else ""
 
 
-def _textures(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedImages | None, str]:
+def _textures_or_reason(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedImages | None, str]:
     """Images with the same texture, or why there are none."""
     if steps < MIN_TEXTURE_STEPS:
         return None, "The texture is left out: this model is too large."
     try:
-        return require_complete(texture(context.box, x, steps=steps, seed=context.seed)), ""
+        return require_uninterrupted(texture(context.box, x, steps=steps, seed=context.seed)), ""
     except LookupError as error:  # no layer has positions
         return None, f"No texture: {error}."
 
@@ -182,7 +182,7 @@ def _textures(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedI
 
 def show(finding: DreamFinding) -> list[Block]:
     lead = "The image is changed step by step to increase the activations that a layer already has for it."
-    blocks: list[Block] = [MethodNote.of(deepdream, *_check_of_dreams(finding)), Text(lead, "soft")]
+    blocks: list[Block] = [MethodNote.of(deepdream, *_check_against_untrained(finding)), Text(lead, "soft")]
     if finding.steps < MAX_STEPS or finding.is_reduced:
         reduced = ", and fewer sizes and layers" if finding.is_reduced else ""
         blocks.append(
@@ -192,27 +192,29 @@ def show(finding: DreamFinding) -> list[Block]:
     return [*blocks, *_texture_blocks(finding), _sheet_file(finding)]
 
 
-def _check_of_dreams(finding: DreamFinding) -> Check:
+def _check_against_untrained(finding: DreamFinding) -> CheckNote:
     """Whether the deepest dream depends on what the model has learned."""
     if finding.control_cosine is None:
-        return Check(f"No untrained copy of this model to compare with ({finding.no_control_reason}).")
+        return CheckNote(f"No untrained copy of this model to compare with ({finding.no_control_reason}).")
     cosine = f"cosine {finding.control_cosine:.2f}"
     if finding.control_cosine < MIN_SAME_CHANGE_COSINE:
         name = layer_name(finding.control)
-        return Check(f"The untrained model's DeepDream of {name} changes the image differently ({cosine}).", "good")
-    return Check(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")
+        return CheckNote(f"The untrained model's DeepDream of {name} changes the image differently ({cosine}).", "good")
+    return CheckNote(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")
 
 
-def _dream_figures(finding: DreamFinding, i: int) -> list[Figure]:
-    example = finding.examples[i]
+def _dream_figures(finding: DreamFinding, example_index: int) -> list[Figure]:
+    example = finding.examples[example_index]
     figures = [example.figure(FIGURE_SIDE_PIXELS)]
     for (name, description), images, predictions in zip(
         finding.targets.items(), finding.dreams, finding.predictions, strict=True
     ):
-        lines = tuple(filter(None, (description, predictions[i])))
+        lines = tuple(filter(None, (description, predictions[example_index])))
         head = f"DeepDream of {layer_name(name)}"
-        alt = "; ".join(filter(None, (f"{head}, example {example.row}", predictions[i])))
-        figures.append(Figure(Picture(colors.image_to_rgb(images[i]), alt, FIGURE_SIDE_PIXELS), head, lines))
+        alt = "; ".join(filter(None, (f"{head}, example {example.row}", predictions[example_index])))
+        figures.append(
+            Figure(Picture(colors.image_to_rgb(images[example_index]), alt, FIGURE_SIDE_PIXELS), head, lines)
+        )
     return figures
 
 
@@ -230,11 +232,11 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
     return [Heading("Texture: the same without positions"), MethodNote.of(texture, verdict), FigureGrid(figures)]
 
 
-def _sheet_file(finding: DreamFinding) -> Files:
+def _sheet_file(finding: DreamFinding) -> FileLinks:
     rows = {f"example {e.row}": [e.x, *(d[i] for d in finding.dreams)] for i, e in enumerate(finding.examples)}
     columns = ["input", *map(layer_name, finding.targets)]
     page = class_sheet(rows, columns, title="DeepDreams", side=SHEET_SIDE_PIXELS)
-    return Files([File("dreams.png", page, "the dreams as a sheet")])
+    return FileLinks([File("dreams.png", page, "the dreams as a sheet")])
 
 
 SECTION = Section("What does it see in an example?", "deepdream", find, show, needs=("pixels",))

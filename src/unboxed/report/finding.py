@@ -24,7 +24,7 @@ class NotApplicable(Exception):
     """
 
 
-class Check(NamedTuple):
+class CheckNote(NamedTuple):
     """What a check of a method's result says. `tone` is "", "good", "fair" or "bad"."""
 
     text: str = ""

@@ -34,7 +34,7 @@ class ReportFolder:
             self.out.mkdir(parents=True, exist_ok=True)
             self._stage = Path(tempfile.mkdtemp(prefix=".unboxed-", dir=self.out))
         except OSError as error:
-            raise _write_error(self.out, error) from error
+            raise _to_write_error(self.out, error) from error
         return self
 
     def __exit__(
@@ -52,7 +52,7 @@ class ReportFolder:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         except OSError as error:
-            raise _write_error(self.out, error) from error
+            raise _to_write_error(self.out, error) from error
         if name not in self._files:
             self._files.append(name)
         return name
@@ -72,7 +72,7 @@ class ReportFolder:
             for name in stale:
                 (self.out / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _write_error(self.out, error) from error
+            raise _to_write_error(self.out, error) from error
         return self.out / self.page
 
     def _previous_pictures(self) -> set[str]:
@@ -85,6 +85,6 @@ class ReportFolder:
         return {p.as_posix() for p in paths if p.parts == (PICTURES_DIR, p.name) and p.name not in ("", ".", "..")}
 
 
-def _write_error(out: Path, error: OSError) -> WriteError:
+def _to_write_error(out: Path, error: OSError) -> WriteError:
     reason = error.strerror or error
     return WriteError(f"cannot write the report to {out}: {reason}. Choose a folder that you may write to")

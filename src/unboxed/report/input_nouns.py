@@ -57,7 +57,7 @@ def shapes_text(inputs: Inputs) -> str:
     return " and ".join(format_shape(part.shape) for _, part in _named_parts(inputs))
 
 
-def as_columns(inputs: Inputs, x: Tensor) -> tuple[list[str], Tensor]:
+def column_names_and_values(inputs: Inputs, x: Tensor) -> tuple[list[str], Tensor]:
     """Names, and x (N, ...) as columns (N, F) of these names; an image among several inputs is one: its mean."""
     values = inputs.split(x) if isinstance(inputs, MultiInput) else [x]
     parts = _named_parts(inputs)

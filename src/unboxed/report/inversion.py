@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ..plots import class_sheet, colors
 from ..synthesis import Inversions, inversions
-from ..synthesis.inversions import layers_by_depth
-from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section, require_complete
+from ..synthesis.inversions import layers_across_depth
+from .blocks import Block, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .context import ReportContext, Section, require_uninterrupted
 from .finding import NOT_IN_JSON, Example, Finding, NotApplicable
-from .judge_model import usable_judge
+from .judge_model import judge_or_reason
 from .pictures import File, Picture
 from .words import count_noun, layer_name
 
 MAX_INVERTED_EXAMPLES = 2  # of small images; of photos one
-MAX_SMALL_IMAGE_SIDE = 64  # a side
+MAX_SMALL_IMAGE_SIDE_PIXELS = 64  # a side
 MAX_INVERSION_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
 MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # per layer: wanted, good, and too few for an image to show anything
-N_LAYERS_CHOICES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
+MAX_LAYERS_CHOICES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
 SMALL_FIGURE_SIDE_PIXELS, LARGE_FIGURE_SIDE_PIXELS = 112, 196  # of small images and of photos
 SHEET_SIDE_PIXELS = 140
 MAX_CONVERGED_ERROR = 0.1  # feature error above which an image shows less than the layer holds
@@ -29,7 +29,7 @@ LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
     "its pixels with the input's; error: the remaining difference of the layer's activations, relative to them."
 )
-OUTPUT_NOTE = "The model's own prediction is the same by construction, so it proves nothing."
+SAME_PREDICTION_NOTE = "The model's own prediction is the same by construction, so it proves nothing."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,16 +52,16 @@ class InversionFinding(Finding):
 
 
 def find(context: ReportContext) -> InversionFinding:
-    is_small = max(context.box.inputs.shape[1:]) <= MAX_SMALL_IMAGE_SIDE
-    indices = context.typical_and_ambiguous(MAX_INVERTED_EXAMPLES if is_small else 1)
+    is_small = max(context.box.inputs.shape[1:]) <= MAX_SMALL_IMAGE_SIDE_PIXELS
+    indices = context.typical_and_ambiguous_indices(MAX_INVERTED_EXAMPLES if is_small else 1)
     x = context.inputs(indices)
-    layers, steps = _fit_budget(context, x)
+    layers, steps = _layers_and_steps_within_budget(context, x)
     if steps == 0:
         raise NotApplicable("Left out: this model is large, and an inversion of a few steps shows nothing of a layer.")
-    inverted = require_complete(inversions(context.box, x, layers, steps=steps, seed=context.seed))
+    inverted = require_uninterrupted(inversions(context.box, x, layers, steps=steps, seed=context.seed))
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
-    same = None if predicted is None else _agrees_with_last(predicted)
+    same = None if predicted is None else _agrees_with_input_prediction(predicted)
     names = None if predicted is None else [[context.class_name(k) for k in row] for row in predicted.tolist()]
     r, first = correlations.mean(1).tolist(), layer_name(inverted.layers[0])
     text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {first}, "
@@ -75,18 +75,18 @@ def find(context: ReportContext) -> InversionFinding:
         judge_agreements=same,
         judge_predictions=None if names is None else names[:-1],
         judge_input_predictions=None if names is None else names[-1],
-        no_judge_reason=usable_judge(context)[1],
+        no_judge_reason=judge_or_reason(context)[1],
         inverted=inverted,
         correlations=correlations,
         examples=context.examples(indices),
     )
 
 
-def _fit_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:
+def _layers_and_steps_within_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:
     """The layers to invert and the steps of each, within MAX_INVERSION_FLOPS; 0 steps where they would show nothing."""
     step_flops = 3 * context.forward_flops(len(x))
-    for max_layers in N_LAYERS_CHOICES:
-        layers = layers_by_depth(context.box, x, max_layers)
+    for max_layers in MAX_LAYERS_CHOICES:
+        layers = layers_across_depth(context.box, x, max_layers)
         steps = min(MAX_STEPS, int(MAX_INVERSION_FLOPS / (step_flops * len(layers))))
         if steps >= GOOD_STEPS:
             break
@@ -102,14 +102,14 @@ def _pixel_correlation(images: Tensor, x: Tensor) -> Tensor:
 
 def _judge_predictions(context: ReportContext, x: Tensor, inverted: Inversions) -> Tensor | None:
     """The classes that the judge predicts of the inversions and, last, of the inputs (L + 1, N); None without one."""
-    judge, _ = usable_judge(context)
+    judge, _ = judge_or_reason(context)
     if judge is None:
         return None
     all_images = torch.cat([inverted.images, x[None].to(inverted.images)]).flatten(0, 1)
     return judge.predict(all_images.to(judge.device, judge.dtype)).cpu().view(-1, len(x))
 
 
-def _agrees_with_last(predicted: Tensor) -> Tensor:
+def _agrees_with_input_prediction(predicted: Tensor) -> Tensor:
     """Where the classes (L + 1, N) are those of the last row: (L, N) bool."""
     return predicted[:-1] == predicted[-1]
 
@@ -119,7 +119,7 @@ def _agrees_with_last(predicted: Tensor) -> Tensor:
 
 def show(finding: InversionFinding) -> list[Block]:
     blocks: list[Block] = [
-        MethodNote.of(inversions, _judge_text(finding.judge_agreements, finding.no_judge_reason)),
+        MethodNote.of(inversions, _judge_agreement_text(finding.judge_agreements, finding.no_judge_reason)),
         Text(LEAD_TEXT, "soft"),
     ]
     if finding.steps < MAX_STEPS:
@@ -129,14 +129,14 @@ def show(finding: InversionFinding) -> list[Block]:
     return [*blocks, *_not_converged_note(finding.inverted), *_example_blocks(finding), _sheet_file(finding)]
 
 
-def _judge_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
+def _judge_agreement_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
     """Whether the judge classifies the inversions (L, N) as it classifies the inputs."""
     if judge_agreements is None:
-        return f"{no_judge_reason} {OUTPUT_NOTE}"
+        return f"{no_judge_reason} {SAME_PREDICTION_NOTE}"
     inner, outputs = judge_agreements[:-1], judge_agreements[-1]  # (L - 1, N), (N,)
     return (
         f"The judge classifies {int(inner.sum())} of {inner.numel()} inversions of inner layers as it classifies the "
-        f"input, and {int(outputs.sum())} of {len(outputs)} inversions of the outputs alone. {OUTPUT_NOTE}"
+        f"input, and {int(outputs.sum())} of {len(outputs)} inversions of the outputs alone. {SAME_PREDICTION_NOTE}"
     )
 
 
@@ -158,26 +158,26 @@ def _example_blocks(finding: InversionFinding) -> list[Block]:
     return blocks
 
 
-def _input_figure(finding: InversionFinding, i: int) -> Figure:
-    example = finding.examples[i]
+def _input_figure(finding: InversionFinding, example_index: int) -> Figure:
+    example = finding.examples[example_index]
     figure = example.figure(_figure_side(example.x))
     if finding.judge_input_predictions is None:
         return figure
-    return replace(figure, lines=(*figure.lines, f"judge: {finding.judge_input_predictions[i]}"))
+    return replace(figure, lines=(*figure.lines, f"judge: {finding.judge_input_predictions[example_index]}"))
 
 
-def _inversion_figure(finding: InversionFinding, layer_index: int, i: int) -> Figure:
-    name, image = _layer_name(finding, layer_index), finding.inverted.images[layer_index, i]
-    r = f"{float(finding.correlations[layer_index, i]):.2f}"
-    lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(finding.inverted.errors[layer_index, i]):.1g}"]
+def _inversion_figure(finding: InversionFinding, layer_index: int, example_index: int) -> Figure:
+    name, image = _layer_name(finding, layer_index), finding.inverted.images[layer_index, example_index]
+    r = f"{float(finding.correlations[layer_index, example_index]):.2f}"
+    lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(finding.inverted.errors[layer_index, example_index]):.1g}"]
     if finding.judge_predictions is not None:
-        lines.append(f"judge: {finding.judge_predictions[layer_index][i]}")
+        lines.append(f"judge: {finding.judge_predictions[layer_index][example_index]}")
     alt = f"inversion of {name}; {', '.join(lines)}"
     return Figure(Picture(colors.image_to_rgb(image), alt, _figure_side(image)), name, tuple(lines))
 
 
 def _figure_side(x: Tensor) -> int:
-    return SMALL_FIGURE_SIDE_PIXELS if max(x.shape[-2:]) <= MAX_SMALL_IMAGE_SIDE else LARGE_FIGURE_SIDE_PIXELS
+    return SMALL_FIGURE_SIDE_PIXELS if max(x.shape[-2:]) <= MAX_SMALL_IMAGE_SIDE_PIXELS else LARGE_FIGURE_SIDE_PIXELS
 
 
 def _layer_name(finding: InversionFinding, layer_index: int) -> str:
@@ -185,14 +185,14 @@ def _layer_name(finding: InversionFinding, layer_index: int) -> str:
     return "outputs alone" if layer_index == len(names) - 1 else layer_name(names[layer_index])
 
 
-def _sheet_file(finding: InversionFinding) -> Files:
+def _sheet_file(finding: InversionFinding) -> FileLinks:
     titles = [f"example {e.row}" for e in finding.examples]
     images = [[e.x, *finding.inverted.images[:, i]] for i, e in enumerate(finding.examples)]
     captions = [["", *(f"r {r:.2f}" for r in row)] for row in finding.correlations.T.tolist()]
     columns = ["input", *(_layer_name(finding, k) for k in range(len(finding.inverted.layers)))]
     rows, captions_by_row = dict(zip(titles, images, strict=True)), dict(zip(titles, captions, strict=True))
     page = class_sheet(rows, columns, captions_by_row, title="How much of the image survives?", side=SHEET_SIDE_PIXELS)
-    return Files([File("inversions.png", page, "these images as a sheet")])
+    return FileLinks([File("inversions.png", page, "these images as a sheet")])
 
 
 SECTION = Section("How much of the image survives?", "inversion", find, show, needs=("pixels",))

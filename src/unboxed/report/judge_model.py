@@ -28,7 +28,7 @@ class JudgeReport:
         return float(self.target_probs.mean())
 
 
-def usable_judge(context: ReportContext) -> tuple[Box | None, str]:
+def judge_or_reason(context: ReportContext) -> tuple[Box | None, str]:
     """The judge, or why there is none."""
     judge, box = context.judge, context.box
     if judge is None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..activations import TsneMaps, nearest_neighbors, tsne
 from ..plots import draw
 from ..plots import embedding as drawn
-from .blocks import Block, Files, MethodNote, Note, Text
+from .blocks import Block, FileLinks, MethodNote, Note, Text
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Check, Example, Finding, NotApplicable
+from .finding import NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import File
 from .plane import LayerMap, MapBlock, make_atlas
 from .words import count_noun, format_percent, layer_name
@@ -51,7 +51,7 @@ class MapFinding(Finding):
 
 def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFinding:
     s = context.survey
-    indices = draw.evenly_spaced(len(s.rows), max_points)
+    indices = draw.evenly_spaced_indices(len(s.rows), max_points)
     if len(indices) < MIN_MAPPED_EXAMPLES:
         raise NotApplicable(f"A map needs at least {MIN_MAPPED_EXAMPLES} examples; the data have {len(indices)}.")
     x = context.inputs(indices)
@@ -59,9 +59,10 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
     labels = s.labels[indices] if s.labels is not None and s.exclusive_classes else None
     accuracy = maps.accuracy(labels, N_VOTING_NEIGHBORS) if labels is not None else {}
     neighbors = _layer_neighbors(context, x, maps)
-    groups, group_names = _color_groups(context, indices)
+    groups, group_names = _color_groups_and_names(context, indices)
     return MapFinding(
-        answer=_check_of_map(accuracy).text or "Maps of the layers, and the nearest neighbors of each example.",
+        answer=_label_separation_check(accuracy).text
+        or "Maps of the layers, and the nearest neighbors of each example.",
         interrupted=maps.interrupted,
         examples=len(indices),
         examples_evaluated=len(s.rows),
@@ -90,7 +91,7 @@ def _same_label_fraction(labels: Tensor, neighbors: Tensor) -> float:
     return float((labels[neighbors] == labels[:, None]).double().mean())
 
 
-def _color_groups(context: ReportContext, indices: Sequence[int]) -> tuple[list[int], list[str]]:
+def _color_groups_and_names(context: ReportContext, indices: Sequence[int]) -> tuple[list[int], list[str]]:
     """The color group of each example, and the names of the groups: labels, else predictions; rare classes are one."""
     s = context.survey
     if not s.exclusive_classes:
@@ -110,11 +111,14 @@ def _color_groups(context: ReportContext, indices: Sequence[int]) -> tuple[list[
 
 
 def show(finding: MapFinding) -> list[Block]:
-    blocks: list[Block] = [Text(_lead_text(finding)), MethodNote.of(tsne, *_check_of_map(finding.neighbors_agree))]
+    blocks: list[Block] = [
+        Text(_lead_text(finding)),
+        MethodNote.of(tsne, *_label_separation_check(finding.neighbors_agree)),
+    ]
     if finding.examples < finding.examples_evaluated:
         blocks.append(Note(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
     neighbors_note = MethodNote.of(nearest_neighbors, _label_agreement_text(finding))
-    return [*blocks, _map_block(finding), Files(_map_files(finding)), neighbors_note]
+    return [*blocks, _map_block(finding), FileLinks(_map_files(finding)), neighbors_note]
 
 
 def _label_agreement_text(finding: MapFinding) -> str:
@@ -144,15 +148,15 @@ def _lead_text(finding: MapFinding) -> str:
     )
 
 
-def _check_of_map(accuracy: dict[str, float]) -> Check:
+def _label_separation_check(accuracy: dict[str, float]) -> CheckNote:
     if len(accuracy) < 2:
-        return Check()
+        return CheckNote()
     raw, last = accuracy["input"], list(accuracy.values())[-1]
     points = f"{100 * abs(last - raw):.1f} points"
     if last > raw:
-        return Check(f"The last hidden layer separates the labels {points} better than the raw input does.", "good")
+        return CheckNote(f"The last hidden layer separates the labels {points} better than the raw input does.", "good")
     worse = f"{points} worse than" if last < raw else "just as well as"
-    return Check(f"The last hidden layer separates the labels {worse} the raw input does.", "bad" * (last < raw))
+    return CheckNote(f"The last hidden layer separates the labels {worse} the raw input does.", "bad" * (last < raw))
 
 
 def _map_block(finding: MapFinding) -> MapBlock:
@@ -188,7 +192,7 @@ def _map_files(finding: MapFinding) -> list[File]:
     files = [File("map.png", drawn.scatters(finding.maps, finding.labels, finding.classes), "the maps as a sheet")]
     if finding.has_images:
         x, points = _shown_inputs(finding), finding.maps.layers[-1].points
-        sampled = torch.tensor(draw.evenly_spaced(len(x), MAX_GRID_IMAGES))
+        sampled = torch.tensor(draw.evenly_spaced_indices(len(x), MAX_GRID_IMAGES))
         cell = min(32, max(16, max(x.shape[2:])))
         grid = drawn.image_grid(points[sampled.to(points.device)], x[sampled], cell=cell)
         files.append(File("map-images.png", drawn.thumbnails(points, x, cell=cell), "images at their points"))

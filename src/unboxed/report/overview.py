@@ -31,13 +31,13 @@ from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
 MAX_EXAMPLES_PER_ROW = 8  # examples in a row
-MAX_MATRIX_CLASSES = 16  # in the confusion matrix
-MAX_TABLE_PAIRS = 8  # in the table beside it
+MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
+MAX_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_FOLDED_PAIRS, MAX_JSON_PAIRS = 200, 50  # in the folded table; in report.json and in the headline
-N_UNFOLDED_LAYERS = 14  # rows of the table that are not folded
-MAX_FOLDED_ERRORS = 40  # misclassified examples in the fold
-MAX_JSON_ERRORS = 100  # misclassified examples in report.json
-MAX_SKIPPED_FILES = 200  # that are listed
+N_EXPANDED_LAYERS = 14  # rows of the table that are not folded
+MAX_COLLAPSED_ERRORS = 40  # misclassified examples in the fold
+MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
+MAX_LISTED_SKIPPED_FILES = 200  # that are listed
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,8 +83,8 @@ def find(context: ReportContext) -> OverviewFinding:
     s, box = context.survey, context.box
     shown_classes = _most_confused_classes(s.confusion)
     scored = _scores(s, box.outputs)
-    title, headline = _headline(context, scored)
-    errors = s.misclassified[: MAX_EXAMPLES_PER_ROW + MAX_FOLDED_ERRORS] if context.has_images else []
+    title, headline = _title_and_headline(context, scored)
+    errors = s.misclassified[: MAX_EXAMPLES_PER_ROW + MAX_COLLAPSED_ERRORS] if context.has_images else []
     pairs = [(context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_FOLDED_PAIRS)]
     return OverviewFinding(
         answer=_answer(s),
@@ -95,8 +95,10 @@ def find(context: ReportContext) -> OverviewFinding:
         examples_in_data=s.n_total,
         examples_requested=s.n_requested,
         mistakes=None if s.is_correct is None else len(s.misclassified),
-        most_confident_errors=[_error_to_dict(context, i) for i in s.misclassified[:MAX_JSON_ERRORS]],
-        lowest_margin=[s.rows[i] for i in s.by_margin[:MAX_EXAMPLES_PER_ROW]],
+        most_confident_errors=[
+            _misclassification_to_dict(context, i) for i in s.misclassified[:MAX_MISCLASSIFIED_IN_JSON]
+        ],
+        lowest_margin=[s.rows[i] for i in s.indices_by_margin[:MAX_EXAMPLES_PER_ROW]],
         confusions=None
         if s.is_correct is None
         else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_JSON_PAIRS]],
@@ -106,14 +108,14 @@ def find(context: ReportContext) -> OverviewFinding:
         inputs_and_outputs=f"inputs {shapes_text(box.inputs)}, "
         f"{count_noun(len(box.classes), 'output')} ({box.outputs})",
         skipped=skipped_text(context.data, s),
-        skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_SKIPPED_FILES]],
+        skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_LISTED_SKIPPED_FILES]],
         no_accuracy_reason="" if s.exclusive_classes else _no_accuracy_reason(context),
         folded_confusions=pairs,
         matrix_classes=[context.class_name(k) for k in shown_classes],
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
         misclassified=context.examples(errors),
-        ambiguous=context.examples(s.by_margin[:MAX_EXAMPLES_PER_ROW]) if context.has_images else [],
+        ambiguous=context.examples(s.indices_by_margin[:MAX_EXAMPLES_PER_ROW]) if context.has_images else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
         **scored,
@@ -136,11 +138,11 @@ def _named(s: Survey, noun: str) -> list[str]:
     return [f"{noun} {name}" if is_numbers_only(s.classes) else name for name in s.classes]
 
 
-def _error_to_dict(context: ReportContext, i: int) -> dict[str, Any]:
+def _misclassification_to_dict(context: ReportContext, index: int) -> dict[str, Any]:
     s = context.survey
-    prediction = context.class_name(int(s.predicted[i]))
-    return {"example": s.rows[i], "label": context.label_name(i), "prediction": prediction,
-            "output": float(s.confidence[i])}  # fmt: skip
+    prediction = context.class_name(int(s.predicted[index]))
+    return {"example": s.rows[index], "label": context.label_name(index), "prediction": prediction,
+            "output": float(s.confidence[index])}  # fmt: skip
 
 
 def _answer(survey: Survey) -> str:
@@ -152,7 +154,7 @@ def _answer(survey: Survey) -> str:
     )
 
 
-def _headline(context: ReportContext, scored: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The page's title and the sentences below it."""
     s = context.survey
     examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.name_with_prefix(' of ')}"
@@ -160,7 +162,10 @@ def _headline(context: ReportContext, scored: dict[str, Any]) -> tuple[str, tupl
         title, sentence = HEADLINE_BY_SCORE[name](scores)
         return title, (f"Measured on {examples_text}.", sentence)
     if s.accuracy is not None:
-        return f"{format_percent(s.accuracy)} accuracy", (f"Measured on {examples_text}.", *_error_sentences(context))
+        return f"{format_percent(s.accuracy)} accuracy", (
+            f"Measured on {examples_text}.",
+            *_misclassification_sentences(context),
+        )
     if s.exclusive_classes:
         counts = torch.bincount(s.predicted, minlength=len(s.classes))
         k = int(counts.argmax())
@@ -182,18 +187,20 @@ def _no_accuracy_reason(context: ReportContext) -> str:
     return f"The outputs don't exclude one another ({context.box.outputs})"
 
 
-def _error_sentences(context: ReportContext) -> list[str]:
+def _misclassification_sentences(context: ReportContext) -> list[str]:
     s = context.survey
     if not s.misclassified:
-        return [f"It makes no error; its least certain prediction is {context.prediction_text(s.by_margin[0])}."]
+        return [
+            f"It makes no error; its least certain prediction is {context.prediction_text(s.indices_by_margin[0])}."
+        ]
     worst = s.misclassified[0]
     return [
-        _most_common_confusion(context),
+        _most_common_confusion_sentence(context),
         f"Its most confident error: {context.label_name(worst)} classified as {context.prediction_text(worst)}.",
     ]
 
 
-def _most_common_confusion(context: ReportContext) -> str:
+def _most_common_confusion_sentence(context: ReportContext) -> str:
     """Which label is most often classified as which other class; ties are reported."""
     pairs = context.survey.confused_pairs(MAX_JSON_PAIRS)
     errors = count_noun(len(context.survey.misclassified), "error")
@@ -211,10 +218,10 @@ def _most_common_confusion(context: ReportContext) -> str:
 
 
 def _most_confused_classes(confusion: Tensor) -> list[int]:
-    if len(confusion) <= MAX_MATRIX_CLASSES:
+    if len(confusion) <= MAX_CONFUSION_MATRIX_CLASSES:
         return list(range(len(confusion)))
     off_diagonal = confusion.clone().fill_diagonal_(0)
-    return sorted((off_diagonal.sum(0) + off_diagonal.sum(1)).topk(MAX_MATRIX_CLASSES).indices.tolist())
+    return sorted((off_diagonal.sum(0) + off_diagonal.sum(1)).topk(MAX_CONFUSION_MATRIX_CLASSES).indices.tolist())
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -225,7 +232,7 @@ def show(finding: OverviewFinding) -> list[Block]:
         *_accuracy_blocks(finding),
         *_example_blocks(finding),
         Heading("What it is made of"),
-        *_layer_table(finding),
+        *_layer_table_blocks(finding),
     ]
 
 
@@ -246,7 +253,7 @@ def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
         return [*blocks, Note(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
     if not finding.mistakes:
         return [*blocks, Text("Every prediction is correct, so the confusion matrix is a diagonal and is left out.")]
-    return [*blocks, SideBySide([_confusion_matrix(finding)], _confused_pairs(finding))]
+    return [*blocks, SideBySide([_confusion_matrix(finding)], _confused_pair_blocks(finding))]
 
 
 def _confusion_matrix(finding: OverviewFinding) -> ConfusionMatrix:
@@ -259,12 +266,12 @@ def _confusion_matrix(finding: OverviewFinding) -> ConfusionMatrix:
     return ConfusionMatrix(finding.matrix_classes, finding.matrix.tolist(), tint.tolist(), caption)
 
 
-def _confused_pairs(finding: OverviewFinding) -> list[Block]:
+def _confused_pair_blocks(finding: OverviewFinding) -> list[Block]:
     """The errors pair by pair, the most common first."""
     columns, numbers = ("label", "classified as", "times"), frozenset({2})
     rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions]
-    blocks: list[Block] = [Table(columns, rows[:MAX_TABLE_PAIRS], numbers)]
-    if rest := rows[MAX_TABLE_PAIRS:]:
+    blocks: list[Block] = [Table(columns, rows[:MAX_CONFUSED_PAIRS], numbers)]
+    if rest := rows[MAX_CONFUSED_PAIRS:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'more pair')}", [Table(columns, rest, numbers)]))
     return blocks
 
@@ -288,7 +295,7 @@ def _example_blocks(finding: OverviewFinding) -> list[Block]:
     return [*blocks, Heading("Lowest margin"), Text(lead, "soft"), ambiguous]
 
 
-def _layer_table(finding: OverviewFinding) -> list[Block]:
+def _layer_table_blocks(finding: OverviewFinding) -> list[Block]:
     columns, numbers = ("layer", "type", "output", "parameters", "share of FLOPs"), frozenset({3, 4})
     rows = [
         (
@@ -301,8 +308,8 @@ def _layer_table(finding: OverviewFinding) -> list[Block]:
         for layer in finding.layers
     ]
     lead = f"{finding.model}: {count_noun(finding.parameters, 'parameter')}, {finding.inputs_and_outputs}."
-    blocks: list[Block] = [Text(lead), Table(columns, rows[:N_UNFOLDED_LAYERS], numbers)]
-    if rest := rows[N_UNFOLDED_LAYERS:]:
+    blocks: list[Block] = [Text(lead), Table(columns, rows[:N_EXPANDED_LAYERS], numbers)]
+    if rest := rows[N_EXPANDED_LAYERS:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'more layer')}", [Table(columns, rest, numbers)]))
     return blocks
 

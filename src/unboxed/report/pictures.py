@@ -14,8 +14,8 @@ from ..plots.files import ImageLike, as_image, png_bytes
 from ..plots.sheet import COLOR_TABLES, ColorBar
 from .folder import PICTURES_DIR, ReportFolder
 
-MAX_INLINE_BYTES = 3_500_000  # bytes of inlined images: base64 and the text keep the page below 5 MB
-MAX_INLINE_SIDE_PIXELS = 256  # pixels a side of a photo in the page
+MAX_TOTAL_INLINE_BYTES = 3_500_000  # bytes of inlined images: base64 and the text keep the page below 5 MB
+MAX_ENCODED_SIDE_PIXELS = 256  # pixels a side of a photo in the page
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +57,16 @@ class ImageRef:
 class PictureStore:
     """Encodes images for the page, and writes the larger ones as files."""
 
-    def __init__(self, folder: ReportFolder, budget: int = MAX_INLINE_BYTES) -> None:
+    def __init__(self, folder: ReportFolder, budget: int = MAX_TOTAL_INLINE_BYTES) -> None:
         self._folder, self._bytes_left = folder, budget
         self._n_files = 0
 
     def encode(self, picture: Picture) -> ImageRef:
         """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
         im = as_image(picture.image)
-        pixelated = picture.side is None or max(im.size) <= colors.MAX_NEAREST_NEIGHBOR_SIDE
-        if not pixelated and max(im.size) > MAX_INLINE_SIDE_PIXELS:
-            im = colors.resize_to(im, MAX_INLINE_SIDE_PIXELS)
+        pixelated = picture.side is None or max(im.size) <= colors.MAX_PIXELATED_SIDE_PIXELS
+        if not pixelated and max(im.size) > MAX_ENCODED_SIDE_PIXELS:
+            im = colors.resize_to(im, MAX_ENCODED_SIDE_PIXELS)
         return ImageRef(self.store_as_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
 
     def save(self, file: File) -> str:
@@ -74,7 +74,7 @@ class PictureStore:
         content = file.content if isinstance(file.content, bytes) else png_bytes(file.content)
         return self._folder.stage(f"{PICTURES_DIR}/{file.name}", content)
 
-    def color_scale(self, bar: ColorBar) -> ImageRef:
+    def encode_color_scale(self, bar: ColorBar) -> ImageRef:
         """The image of a color scale."""
         table = COLOR_TABLES[bar.kind]
         alt = f"color scale from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
@@ -93,11 +93,11 @@ class PictureStore:
 def display_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size at which an image (width, height) is shown where there are `side` pixels."""
     longest = max(size)
-    k = _integer_factor(longest, side) if longest <= colors.MAX_NEAREST_NEIGHBOR_SIDE else side / longest
+    k = _integer_zoom_factor(longest, side) if longest <= colors.MAX_PIXELATED_SIDE_PIXELS else side / longest
     return max(1, round(size[0] * k)), max(1, round(size[1] * k))
 
 
-def _integer_factor(longest: int, side: int) -> int:
+def _integer_zoom_factor(longest: int, side: int) -> int:
     """The whole factor that comes closest to `side` without going far beyond it."""
     k = max(1, int(1.08 * side / longest))
     max_overshoot = {1: 1.55, 2: 1.2}.get(k, 0.0)  # an image of one and a half sides is better than one of a half

@@ -19,7 +19,20 @@ from .pictures import PictureStore
 
 MAX_UINT16_POINTS = 65_535  # their indices take two bytes
 MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
-THUMBNAIL_SIDES = (64, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8)  # of its images; the largest within the budget
+THUMBNAIL_SIDE_CANDIDATES = (
+    64,
+    48,
+    40,
+    32,
+    28,
+    24,
+    20,
+    16,
+    14,
+    12,
+    10,
+    8,
+)  # of its images; the largest within the budget
 MAX_ATLAS_SIDE_PIXELS = 4096  # pixels of the atlas that every browser can draw from
 
 
@@ -114,16 +127,16 @@ def make_atlas(images: Any, max_bytes: int = MAX_ATLAS_BYTES) -> ImageAtlas:
     """Images (N, C, H, W) as large as the budget allows, at most 64 pixels and not enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
     image_side = max(images.shape[2:])
-    sides = [min(image_side, THUMBNAIL_SIDES[0]), *(s for s in THUMBNAIL_SIDES if s < image_side)]
+    sides = [min(image_side, THUMBNAIL_SIDE_CANDIDATES[0]), *(s for s in THUMBNAIL_SIDE_CANDIDATES if s < image_side)]
     image_atlas = None
     for side in (s for s in sides if s * columns <= MAX_ATLAS_SIDE_PIXELS):
-        image_atlas = _make_atlas_at(images, side, columns)
+        image_atlas = _make_atlas_with_side(images, side, columns)
         if len(image_atlas.content) <= max_bytes:
             return image_atlas
-    return image_atlas or _make_atlas_at(images, max(1, MAX_ATLAS_SIDE_PIXELS // columns), columns)
+    return image_atlas or _make_atlas_with_side(images, max(1, MAX_ATLAS_SIDE_PIXELS // columns), columns)
 
 
-def _make_atlas_at(images: Any, side: int, columns: int) -> ImageAtlas:
+def _make_atlas_with_side(images: Any, side: int, columns: int) -> ImageAtlas:
     pictures = np.stack(make_thumbnails(images, side))  # (N, h, w, 3)
     n, h, w, _ = pictures.shape
     rows = -(-n // columns)
@@ -142,5 +155,5 @@ def _make_atlas_at(images: Any, side: int, columns: int) -> ImageAtlas:
         w,
         h,
         columns,
-        max(h, w) <= min(colors.MAX_NEAREST_NEIGHBOR_SIDE, 40),
+        max(h, w) <= min(colors.MAX_PIXELATED_SIDE_PIXELS, 40),
     )

@@ -8,7 +8,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..plots.text import replace_hyphens
+from ..plots.text import hyphens_to_minus_signs
 from .blocks import Block, Figure, column_width, figures_per_row
 from .pictures import PictureStore
 from .words import format_bar_prob
@@ -31,7 +31,7 @@ class RenderedSection:
         return self.slug.replace("-", " ").capitalize()
 
 
-def left_out_lines(sections: Sequence[RenderedSection]) -> list[str]:
+def not_applicable_lines(sections: Sequence[RenderedSection]) -> list[str]:
     """Which sections are not for this model, and why: one line for all of the same reason."""
     by_reason: dict[str, list[str]] = {}
     for section in sections:
@@ -52,7 +52,7 @@ def _jinja_environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: replace_hyphens(value) if type(value) is str else value,
+        finalize=lambda value: hyphens_to_minus_signs(value) if type(value) is str else value,
     )
     environment.globals |= {
         "column_width": column_width,
@@ -81,5 +81,5 @@ def render_page(
     """The whole page: `subject` names the model and the data, `cover` is the HTML beside the headline."""
     return _jinja_environment().get_template("page.html").render(
         subject=subject, title=title or subject, headline=headline, cover=cover,
-        sections=[s for s in sections if not s.not_applicable], left_out=left_out_lines(sections),
+        sections=[s for s in sections if not s.not_applicable], left_out=not_applicable_lines(sections),
     )  # fmt: skip

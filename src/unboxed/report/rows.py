@@ -18,11 +18,11 @@ from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, MethodNote,
 from .context import ReportContext
 from .finding import NOT_IN_JSON, Example, Finding
 from .pictures import Picture
-from .survey import evenly_spaced
+from .survey import evenly_spaced_indices
 from .words import count_noun, format_prob
 
 MAX_ROWS, MAX_SWARM_ROWS = 4, 200  # rows shown one by one, and in the summary
-MORPH_STEPS = 200
+MAX_MORPH_ITERATIONS = 200
 METHOD = integrated_gradients
 LABEL = "contribution to the score, from the mean row"
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
@@ -51,7 +51,7 @@ class RowAttributionFinding(Finding):
 def find_contributions(context: ReportContext) -> RowAttributionFinding:
     s, box = context.survey, context.box
     indices = context.example_indices[:MAX_ROWS]
-    many = evenly_spaced(len(s.rows), MAX_SWARM_ROWS)
+    many = evenly_spaced_indices(len(s.rows), MAX_SWARM_ROWS)
     k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
     verdict = context.verdict(METHOD.__name__)
     x, many_rows = context.inputs(indices), context.inputs(many)
@@ -60,14 +60,14 @@ def find_contributions(context: ReportContext) -> RowAttributionFinding:
         columns=tuple(map(str, getattr(box.inputs, "names", ()))),
         verdict=verdict,
         examples=context.examples(indices),
-        contributions=_contributions(context, x, s.predicted[indices]),
-        many=_contributions(context, many_rows, torch.full((len(many),), k)),
+        contributions=_contributions_and_scores(context, x, s.predicted[indices]),
+        many=_contributions_and_scores(context, many_rows, torch.full((len(many),), k)),
         many_rows=many_rows,
         targets=[context.class_name(int(s.predicted[i])) for i in indices] + [context.class_name(k)],
     )
 
 
-def _contributions(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
+def _contributions_and_scores(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
     return METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
 
 
@@ -120,7 +120,7 @@ class CounterfactualFinding(Finding):
 def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int, str]]) -> CounterfactualFinding:
     """Of rows by their index in the survey, the class to become and a title."""
     x, targets = context.inputs([i for i, _, _ in plans]), torch.tensor([k for _, k, _ in plans])
-    result = morph(context.box, x, targets, steps=MORPH_STEPS, frame_every=MORPH_STEPS)
+    result = morph(context.box, x, targets, steps=MAX_MORPH_ITERATIONS, frame_every=MAX_MORPH_ITERATIONS)
     rows = [
         Counterfactual(
             title,

@@ -29,8 +29,8 @@ from .folder import ReportFolder
 FILE_BY_FIGURE = {"maps": "shortcut.png", "images": "shortcut-drawn.png"}
 FACTS_FILE = "shortcut.json"
 DIGIT_CLASSES = tuple("0123456789")
-STYLE_BY_GRADE = dict(zip(get_args(ShortcutGrade), ("green", "yellow", "red", "dim"), strict=True))
-REFUSED_GRADE = get_args(ShortcutGrade)[-1]
+TERMINAL_STYLE_BY_GRADE = dict(zip(get_args(ShortcutGrade), ("green", "yellow", "red", "dim"), strict=True))
+NOT_APPLICABLE_GRADE = get_args(ShortcutGrade)[-1]
 
 
 def parse_trigger(classes: str) -> Trigger:
@@ -103,8 +103,8 @@ def results_table(result: ShortcutReport) -> Table:
             rows.add_section()
         family = f.family
         percentages = [f"{v:.0%}" if v is not None else "" for v in (f.score, f.control_score)]
-        what = f.sentence if f.grade == REFUSED_GRADE else f.quantity
-        rows.add_row(f.method, Text(f.grade, STYLE_BY_GRADE[f.grade]), Text(what), *percentages)
+        what = f.sentence if f.grade == NOT_APPLICABLE_GRADE else f.quantity
+        rows.add_row(f.method, Text(f.grade, TERMINAL_STYLE_BY_GRADE[f.grade]), Text(what), *percentages)
     return rows
 
 

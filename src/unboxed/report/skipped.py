@@ -14,9 +14,9 @@ def skipped_text(source: ReportData, survey: Survey) -> str:
     n_other = n_files - n_broken
     only_not_images = sum(why == "not an image" for _, why in source.skipped) >= n_other
     state = ("is not an image", "are not images") if only_not_images else ("is skipped", "are skipped")
-    words = [_count_text(n_broken, "image", "is broken", "are broken"), _count_text(n_other, "file", *state)]
+    words = [_count_with_verb(n_broken, "image", "is broken", "are broken"), _count_with_verb(n_other, "file", *state)]
     return " and ".join(filter(None, words))
 
 
-def _count_text(n: int, noun: str, singular: str, plural: str) -> str:
+def _count_with_verb(n: int, noun: str, singular: str, plural: str) -> str:
     return "" if n == 0 else f"{count_noun(n, noun)} {singular if n == 1 else plural}"

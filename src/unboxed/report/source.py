@@ -19,7 +19,7 @@ from ..inputs.labels import is_numbers_only, label_value
 from ..inputs.pixels import Pixels
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
-BINARY_CLASSES = ("no", "yes")  # of a model with one probability, unless they are named
+BINARY_CLASS_NAMES = ("no", "yes")  # of a model with one probability, unless they are named
 
 
 class ExampleBatch(NamedTuple):
@@ -38,7 +38,7 @@ class ReportData:
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
         self.labeled = box.outputs not in ("regression", "multilabel") and not box.output_map_shape
-        self._inputs = box.inputs
+        self._pixels_for_images = box.inputs
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _data_name(data))
         skipped = SkippedExamples()
@@ -72,11 +72,11 @@ class ReportData:
 
     def read(self, rows: Sequence[int]) -> ExampleBatch:
         """The examples at these rows that can be read."""
-        readable = [(i, read) for i in rows if (read := self._read_item(i)) is not None]
+        readable = [(i, read) for i in rows if (read := self._read_item_or_record_broken(i)) is not None]
         if not readable:
             return ExampleBatch([], torch.empty(0), [], [])
         indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
-        x = self._inputs.pack(x) if isinstance(self._inputs, Pixels) else x
+        x = self._pixels_for_images.pack(x) if isinstance(self._pixels_for_images, Pixels) else x
         labels = [self._class_of(y) for _, (_, y) in readable]
         return ExampleBatch(indices, x, labels, [self._targets.pop(i, None) for i in indices])
 
@@ -87,11 +87,11 @@ class ReportData:
             return int(self._box.class_numbers(value))
         return -1 if value is None else self._class_of_label.get(value, value)
 
-    def _read_item(self, i: int) -> tuple[Any, Any] | None:
+    def _read_item_or_record_broken(self, row: int) -> tuple[Any, Any] | None:
         try:
-            return _input_and_label(item_or_data_error(self._data, i), self.labeled)
+            return _input_and_label(item_or_data_error(self._data, row), self.labeled)
         except BrokenImageError as error:
-            self._broken_reasons.setdefault(i, str(error))
+            self._broken_reasons.setdefault(row, str(error))
             return None
 
 
@@ -119,10 +119,10 @@ def _set_target_aside(targets: dict[int, Any], i: int, item: Any) -> Any:
 
 def _with_binary_label(i: int, item: Any) -> Any:
     """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
-    return (item[0], _to_binary(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
+    return (item[0], _to_binary_label(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
 
 
-def _to_binary(label: Any) -> int:
+def _to_binary_label(label: Any) -> int:
     try:
         value = float(label)
     except (TypeError, ValueError, RuntimeError):
@@ -171,5 +171,5 @@ def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
     if not is_numbers_only(box.classes):
         return box.classes
-    unnamed = BINARY_CLASSES if box.outputs == "binary" else box.classes
+    unnamed = BINARY_CLASS_NAMES if box.outputs == "binary" else box.classes
     return data_classes if len(data_classes) == len(box.classes) else unnamed

@@ -17,7 +17,7 @@ from .source import ReportData
 
 MAX_EVALUATED_EXAMPLES = 10_000  # evaluated
 MAX_EVALUATED_INPUT_VALUES = 40_000_000  # in these examples: photos have many values each
-READ_BATCH_SIZE = 256  # examples read at a time
+DATA_BATCH_ROWS = 256  # examples read at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +74,20 @@ class Survey:
     @cached_property
     def misclassified(self) -> list[int]:
         """Indices of the misclassified examples, the most confident first."""
-        return [] if self.is_correct is None else _sort_by((~self.is_correct).nonzero().flatten(), -self.confidence)
+        return (
+            []
+            if self.is_correct is None
+            else _indices_sorted_by((~self.is_correct).nonzero().flatten(), -self.confidence)
+        )
 
     @cached_property
-    def by_margin(self) -> list[int]:
+    def indices_by_margin(self) -> list[int]:
         """All indices, the lowest margin first; where outputs don't exclude one another, the largest error first, or in
         the order of the data."""
         indices = torch.arange(len(self.rows))
         if self.exclusive_classes:
-            return _sort_by(indices, self.margin)
-        return indices.tolist() if self.targets is None else _sort_by(indices, -self.error)
+            return _indices_sorted_by(indices, self.margin)
+        return indices.tolist() if self.targets is None else _indices_sorted_by(indices, -self.error)
 
     @property
     def error(self) -> Tensor:
@@ -99,7 +103,7 @@ class Survey:
         correct = torch.arange(len(self.rows)) if self.is_correct is None else self.is_correct.nonzero().flatten()
         medians = []
         for k in sorted(set(self.predicted[correct].tolist())):
-            by_confidence = _sort_by(correct[self.predicted[correct] == k], self.confidence)
+            by_confidence = _indices_sorted_by(correct[self.predicted[correct] == k], self.confidence)
             medians.append(by_confidence[len(by_confidence) // 2])
         return medians
 
@@ -112,7 +116,7 @@ class Survey:
         return [(i // k, i % k, int(off_diagonal[i])) for i in cells.tolist()]
 
 
-def _sort_by(indices: Tensor, keys: Tensor) -> list[int]:
+def _indices_sorted_by(indices: Tensor, keys: Tensor) -> list[int]:
     order = keys[indices].argsort(stable=True)
     return [int(i) for i in indices[order]]
 
@@ -122,7 +126,7 @@ def max_examples_for(shape: Sequence[int]) -> int:
     return max(64, min(MAX_EVALUATED_EXAMPLES, MAX_EVALUATED_INPUT_VALUES // max(1, math.prod(shape))))
 
 
-def evenly_spaced(total: int, max_count: int) -> tuple[int, ...]:
+def evenly_spaced_indices(total: int, max_count: int) -> tuple[int, ...]:
     """At most `max_count` of the numbers below `total`, evenly spread: data are often sorted by class."""
     n = min(total, max_count)
     return tuple(i * total // n for i in range(n))
@@ -133,13 +137,13 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
 
     Raises DataError, InputError where they don't fit the model, OutputError where it outputs NaN.
     """
-    requested = evenly_spaced(len(source), max_examples or max_examples_for(box.inputs.shape))
+    requested = evenly_spaced_indices(len(source), max_examples or max_examples_for(box.inputs.shape))
     rows: list[int] = []
     labels: list[int] = []
     outputs: list[Tensor] = []
     truths: list[Tensor | None] = []
-    for start in range(0, len(requested), READ_BATCH_SIZE):
-        readable, x, y, targets = source.read(requested[start : start + READ_BATCH_SIZE])
+    for start in range(0, len(requested), DATA_BATCH_ROWS):
+        readable, x, y, targets = source.read(requested[start : start + DATA_BATCH_ROWS])
         if readable:
             logits = box(x)
             outputs.append(_probs_or_outputs(box, logits))
@@ -150,7 +154,7 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
         raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
     exclusive_classes = source.labeled and len(source.classes) > 1
     all_outputs = _check_not_nan(torch.cat(outputs), rows)
-    checked_labels = _check_labels(labels, source, box)
+    checked_labels = _checked_labels_or_none(labels, source, box)
     known = [truth for truth in truths if truth is not None]
     is_map, is_complete = bool(box.output_map_shape), len(known) == len(truths)
     return Survey(
@@ -214,7 +218,7 @@ def _probs_or_outputs(box: Box, logits: Tensor) -> Tensor:
     return outputs.double().cpu().flatten(2).mean(2) if outputs.ndim > 2 else outputs.double().cpu()
 
 
-def _check_labels(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
+def _checked_labels_or_none(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
     """The labels (n,), checked; None where not every example has one."""
     if min(labels) < 0:
         return None

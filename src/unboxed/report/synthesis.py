@@ -13,22 +13,24 @@ from torch import Tensor
 from ..errors import UnboxedWarning
 from ..model.output_advice import FEATURE_CALL
 from ..plots import colors, draw
-from ..synthesis.class_image import RECIPES, ClassImages, Recipe, class_image
-from .blocks import Block, Collapsible, Figure, FigureGrid, Files, Heading, MethodNote, Note, Table, Text
-from .context import ReportContext, Section, require_complete
-from .finding import NOT_IN_JSON, Check, Finding
-from .judge_model import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
+from ..synthesis.class_image import RECIPES, ClassImages, RecipeName, class_image
+from .blocks import Block, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Table, Text
+from .context import ReportContext, Section, require_uninterrupted
+from .finding import NOT_IN_JSON, CheckNote, Finding
+from .judge_model import JUDGE_DESCRIPTION, JudgeReport, judge_images, judge_or_reason
 from .pictures import File, Picture
 from .words import count_noun, format_named_prob, join_names
 
 MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
 STARTS_PER_CLASS = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
-MIN_JUDGE_MARGIN = 0.1  # of the judge's mean probability, by which the class images must beat the control
-WEAK_JUDGE_RATIO = 0.8  # recognized control images over recognized class images, from which the judge is weak evidence
+MIN_MARGIN_OVER_CONTROL = 0.1  # of the judge's mean probability, by which the class images must beat the control
+WEAK_EVIDENCE_CONTROL_RATIO = (
+    0.8  # recognized control images over recognized class images, from which the judge is weak evidence
+)
 MIN_CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
-MIN_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
-MIN_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
+MIN_REPORTED_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
+MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
 WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 
 
@@ -39,8 +41,10 @@ class ClassImageFinding(Finding):
     classes: list[str]  # those with images
     class_indices: list[int]
     n_omitted_classes: int
-    images: dict[Recipe, ClassImages] = field(metadata=NOT_IN_JSON)  # {recipe: ...}, one per class, then other starts
-    judged: dict[Recipe, JudgeReport] = field(metadata=NOT_IN_JSON)  # {recipe: report}; empty without a judge
+    images: dict[RecipeName, ClassImages] = field(
+        metadata=NOT_IN_JSON
+    )  # {recipe: ...}, one per class, then other starts
+    judged: dict[RecipeName, JudgeReport] = field(metadata=NOT_IN_JSON)  # {recipe: report}; empty without a judge
     judge_predictions: dict[str, list[str]] = field(metadata=NOT_IN_JSON)  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
@@ -72,11 +76,11 @@ class ClassImageFinding(Finding):
 def find(context: ReportContext) -> ClassImageFinding:
     classes = _chosen_classes(context)
     images = {recipe: _class_images(context, recipe, classes) for recipe in RECIPES}
-    judge, no_judge_reason = usable_judge(context)
+    judge, no_judge_reason = judge_or_reason(context)
     judged = {r: judge_images(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
     names = [context.class_name(k) for k in classes]
     robust = images["robust"].images
-    differences = _rms_difference(robust.view(STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
+    differences = _rms_difference_between_starts(robust.view(STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
     return ClassImageFinding(
         answer=_answer(judged, len(classes)),
         headline=_headline(judged),
@@ -88,11 +92,11 @@ def find(context: ReportContext) -> ClassImageFinding:
         judge_predictions={r: [context.class_name(int(a)) for a in v.predicted] for r, v in judged.items()},
         no_judge_reason=no_judge_reason,
         differences=dict(zip(names, differences.tolist(), strict=True)),
-        cover_class=_first_example_class(context, classes),
+        cover_class=_cover_class_index(context, classes),
     )
 
 
-def _answer(judged: dict[Recipe, JudgeReport], n_classes: int) -> str:
+def _answer(judged: dict[RecipeName, JudgeReport], n_classes: int) -> str:
     if not judged:
         return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
     robust, control = judged["robust"], judged["noise"]
@@ -102,7 +106,7 @@ def _answer(judged: dict[Recipe, JudgeReport], n_classes: int) -> str:
     return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
 
 
-def _headline(judged: dict[Recipe, JudgeReport]) -> tuple[str, ...]:
+def _headline(judged: dict[RecipeName, JudgeReport]) -> tuple[str, ...]:
     if not judged:
         return ()
     answer = _answer(judged, 0).removeprefix("The judge")
@@ -121,43 +125,43 @@ def _chosen_classes(context: ReportContext) -> list[int]:
     return sorted(weight.topk(MAX_VISUALIZED_CLASSES).indices.tolist())
 
 
-def _class_images(context: ReportContext, recipe: Recipe, classes: list[int]) -> ClassImages:
+def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]) -> ClassImages:
     n_starts = STARTS_PER_CLASS if recipe == "robust" else 1
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        return require_complete(class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed))
+        return require_uninterrupted(class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed))
 
 
-def _rms_difference(images: Tensor) -> Tensor:
+def _rms_difference_between_starts(images: Tensor) -> Tensor:
     """(S, K, ...) -> (K,): root mean square difference of the pixels, mean over the pairs of starts."""
     flat = images.flatten(2).double()
     pairs = [(a, b) for a in range(len(flat)) for b in range(a)]
     return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
 
 
-def _first_example_class(context: ReportContext, classes: Sequence[int]) -> int:
+def _cover_class_index(context: ReportContext, classes: Sequence[int]) -> int:
     """The index of the class that the example on the cover is classified as."""
     s = context.survey
-    answer = int(s.predicted[(s.misclassified or s.by_margin)[0]])
+    answer = int(s.predicted[(s.misclassified or s.indices_by_margin)[0]])
     return classes.index(answer) if answer in classes else 0
 
 
-def passes_control(judged: dict[Recipe, JudgeReport]) -> bool:
+def passes_control(judged: dict[RecipeName, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
     robust, control = judged["robust"], judged["noise"]
     return (
         2 * robust.n_recognized > len(robust.predicted)
         and robust.n_recognized >= control.n_recognized
-        and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_MARGIN
+        and robust.mean_target_prob > control.mean_target_prob + MIN_MARGIN_OVER_CONTROL
     )
 
 
-def is_weak_evidence(judged: dict[Recipe, JudgeReport]) -> bool:
+def is_weak_evidence(judged: dict[RecipeName, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
     robust, control = judged["robust"], judged["noise"]
     return (
         2 * control.n_recognized > len(control.predicted)
-        or control.n_recognized >= WEAK_JUDGE_RATIO * robust.n_recognized
+        or control.n_recognized >= WEAK_EVIDENCE_CONTROL_RATIO * robust.n_recognized
     )
 
 
@@ -175,7 +179,7 @@ def show(finding: ClassImageFinding) -> list[Block]:
             lead = "The model is confident of these, too; a judge should not be."
         figures = [_class_figure(finding, recipe, i) for i in range(len(finding.classes))]
         blocks += [Heading(text.title), Text(lead, "soft"), *_warning_notes(finding, recipe), FigureGrid(figures)]
-    return [*blocks, *_variation_blocks(finding), _sheet_file(finding)]
+    return [*blocks, *_start_difference_blocks(finding), _sheet_file(finding)]
 
 
 def _is_confident(images: ClassImages) -> bool:
@@ -185,10 +189,10 @@ def _is_confident(images: ClassImages) -> bool:
 
 def _is_uniform(images: ClassImages) -> list[bool]:
     """Which images (N) are of one even color."""
-    return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_PIXEL_STD).tolist()
+    return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_NONUNIFORM_PIXEL_STD).tolist()
 
 
-def _warning_notes(finding: ClassImageFinding, recipe: Recipe) -> list[Block]:
+def _warning_notes(finding: ClassImageFinding, recipe: RecipeName) -> list[Block]:
     """Where the ascent failed, and where its gradient was taken before the ReLUs."""
     images, n = finding.images[recipe], len(finding.classes)
     notes: list[Block] = []
@@ -203,9 +207,9 @@ def _warning_notes(finding: ClassImageFinding, recipe: Recipe) -> list[Block]:
     return notes
 
 
-def _judge_check(judged: dict[Recipe, JudgeReport], no_judge_reason: str) -> Check:
+def _judge_check(judged: dict[RecipeName, JudgeReport], no_judge_reason: str) -> CheckNote:
     if not judged:
-        return Check(no_judge_reason)
+        return CheckNote(no_judge_reason)
     texts = {
         r: f"{v.n_recognized} of {len(v.predicted)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
         for r, v in judged.items()
@@ -215,40 +219,46 @@ def _judge_check(judged: dict[Recipe, JudgeReport], no_judge_reason: str) -> Che
         f"and {texts['noise']} of the control."
     )
     if passes_control(judged):
-        return Check(f"{text} {WEAK_EVIDENCE_TEXT}") if is_weak_evidence(judged) else Check(text, "good")
+        return CheckNote(f"{text} {WEAK_EVIDENCE_TEXT}") if is_weak_evidence(judged) else CheckNote(text, "good")
     robust = judged["robust"]
     if 2 * robust.n_recognized > len(robust.predicted):
-        return Check(f"{text} They are recognized no better than the control: don't trust them.", "bad")
-    return Check(f"{text} Most are not recognized: don't trust them.", "bad")
+        return CheckNote(f"{text} They are recognized no better than the control: don't trust them.", "bad")
+    return CheckNote(f"{text} Most are not recognized: don't trust them.", "bad")
 
 
 def _class_figure(
-    finding: ClassImageFinding, recipe: Recipe, i: int, start: int = 0, side: int = FIGURE_SIDE_PIXELS
+    finding: ClassImageFinding, recipe: RecipeName, class_position: int, start: int = 0, side: int = FIGURE_SIDE_PIXELS
 ) -> Figure:
     """The image of the i-th class from one of its starts; the judge has seen the first."""
-    images, k, row = finding.images[recipe], finding.class_indices[i], start * len(finding.classes) + i
+    images, k, row = (
+        finding.images[recipe],
+        finding.class_indices[class_position],
+        start * len(finding.classes) + class_position,
+    )
     lines, tone = [f"model: {format_named_prob(float(images.probs[row, k]))}"], ""
     if recipe in finding.judged and start == 0:
-        is_recognized = int(finding.judged[recipe].predicted[i]) == k
+        is_recognized = int(finding.judged[recipe].predicted[class_position]) == k
         tone = "" if recipe == "noise" else "good" if is_recognized else "bad"  # of the control, no praise
-        lines.append(f"judge: {finding.judge_predictions[recipe][i]}")
-        p = format_named_prob(float(finding.judged[recipe].target_probs[i]))
+        lines.append(f"judge: {finding.judge_predictions[recipe][class_position]}")
+        p = format_named_prob(float(finding.judged[recipe].target_probs[class_position]))
         if recipe == "noise":
             lines.append("recognized" if is_recognized else "not recognized")
         else:
-            lines.append(p if is_recognized else f"{finding.classes[i]}: {p}")
+            lines.append(p if is_recognized else f"{finding.classes[class_position]}: {p}")
     if _is_uniform(images)[row]:
         lines, tone = [*lines, "shows\u00a0nothing"], ""
-    alt = f"image of class {finding.classes[i]}; {', '.join(lines)}"
-    return Figure(Picture(colors.image_to_rgb(images.images[row]), alt, side), finding.classes[i], tuple(lines), tone)
+    alt = f"image of class {finding.classes[class_position]}; {', '.join(lines)}"
+    return Figure(
+        Picture(colors.image_to_rgb(images.images[row]), alt, side), finding.classes[class_position], tuple(lines), tone
+    )
 
 
-def _variation_blocks(finding: ClassImageFinding) -> list[Block]:
+def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
     """The other starts, and how much the images of one class differ."""
     order = sorted(finding.differences, key=lambda name: -finding.differences[name])
     largest = finding.differences[order[0]]
     lead = f"Each class from {STARTS_PER_CLASS} starts."
-    if largest >= MIN_RMS_DIFFERENCE:
+    if largest >= MIN_REPORTED_RMS_DIFFERENCE:
         lead += (f" The images of {order[0]} differ most "
                  f"(root mean square {largest:.2f} of the pixel range).")  # fmt: skip
     rows = [
@@ -262,7 +272,7 @@ def _variation_blocks(finding: ClassImageFinding) -> list[Block]:
     return [Heading("How much do the starts differ?"), Text(lead), Collapsible("The other starts", [*rows, table])]
 
 
-def _sheet_file(finding: ClassImageFinding) -> Files:
+def _sheet_file(finding: ClassImageFinding) -> FileLinks:
     captions = {
         RECIPES[r].title: [
             f"judge: {name}\n{format_named_prob(float(p))}"
@@ -272,7 +282,7 @@ def _sheet_file(finding: ClassImageFinding) -> Files:
     }
     rows = {RECIPES[r].title: c.images[: len(finding.classes)] for r, c in finding.images.items()}
     page = draw.class_sheet(rows, finding.classes, captions, title="What the model looks for, class by class")
-    return Files([File("class-images.png", page, "these images as a sheet")])
+    return FileLinks([File("class-images.png", page, "these images as a sheet")])
 
 
 SECTION = Section(

@@ -15,20 +15,20 @@ from ..engine.read.channel_axes import channels_first_layers
 from ..errors import LayerError, UnboxedError
 from .blocks import Block, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext
-from .survey import evenly_spaced
+from .survey import evenly_spaced_indices
 from .words import count_noun, format_percent, layer_name
 
 MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 MAX_ABLATION_EXAMPLES_LARGE_MODEL = 48
 MIN_EXAMPLES_PER_HALF = 16  # examples in each half, to check one by the other
 MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW = 128 * 128, 64  # of example and removed unit; per example of a batch
-MAX_TABLE_ROWS = 10
-MAX_TOTAL_LOGITS = 10**7  # of all pairs
-TOO_FEW_TEXT = "Too few examples to check it on two halves of them."
+MAX_LISTED_UNITS = 10
+MAX_ABLATION_LOGITS = 10**7  # of all pairs
+TOO_FEW_EXAMPLES_TEXT = "Too few examples to check it on two halves of them."
 
 
 @dataclass(frozen=True, eq=False)
-class UnitTable:
+class UnitImportanceTable:
     """Units of the last hidden layer, the most important first, and what removing each does."""
 
     layer: str
@@ -38,11 +38,11 @@ class UnitTable:
     half_correlation: float | None  # rank correlation of the units between two halves of the examples
 
 
-def find_units(context: ReportContext) -> tuple[UnitTable | None, str]:
+def unit_table_or_reason(context: ReportContext) -> tuple[UnitImportanceTable | None, str]:
     """The units of the last hidden layer, or why there are none."""
     try:
         layer = _require_channel_axis(context.box, last_hidden_layer(context.box))
-        ablations, indices, width = _ablate_units(context, layer)
+        ablations, indices, width = _ablation_indices_and_width(context, layer)
     except UnboxedError as error:
         return None, f"No unit to remove: {error}."
     return _unit_table(context, ablations, indices, layer, width), ""
@@ -55,7 +55,7 @@ def _require_channel_axis(box: Box, address: str) -> str:
     return address
 
 
-def _split_half_correlation(change: Tensor) -> float | None:
+def _split_half_rank_correlation(change: Tensor) -> float | None:
     """Whether two halves of the examples rank the units (N, U) alike."""
     if len(change) < 2 * MIN_EXAMPLES_PER_HALF or change.shape[1] < 3:
         return None
@@ -63,34 +63,36 @@ def _split_half_correlation(change: Tensor) -> float | None:
     return float(torch.corrcoef(ranks.double())[0, 1])
 
 
-def _ablate_units(context: ReportContext, layer: str) -> tuple[Ablation, list[int], int]:
+def _ablation_indices_and_width(context: ReportContext, layer: str) -> tuple[Ablation, list[int], int]:
     """The units of a layer removed, on as many examples as fit: (result, their indices, width of the layer)."""
     box, total = context.box, len(context.survey.rows)
-    h = box.read(context.inputs(evenly_spaced(total, MAX_ABLATION_EXAMPLES_LARGE_MODEL)), [layer])[layer]
+    h = box.read(context.inputs(evenly_spaced_indices(total, MAX_ABLATION_EXAMPLES_LARGE_MODEL)), [layer])[layer]
     values = h.flatten(2).mean(2) if h.ndim > 2 else h  # (n, C)
     pairs = min(MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW * box.batch_limit)  # a large model takes few at a time
     spread_of_unit = values.float().std(0, correction=0)
     units = sorted(spread_of_unit.topk(min(len(spread_of_unit), math.isqrt(pairs))).indices.tolist())
-    n_examples = min(MAX_ABLATION_EXAMPLES, pairs // len(units), MAX_TOTAL_LOGITS // (len(units) * len(box.classes)))
-    indices = list(evenly_spaced(total, max(2, n_examples)))
+    n_examples = min(MAX_ABLATION_EXAMPLES, pairs // len(units), MAX_ABLATION_LOGITS // (len(units) * len(box.classes)))
+    indices = list(evenly_spaced_indices(total, max(2, n_examples)))
     return ablation(box, context.inputs(indices), layer, units), indices, len(spread_of_unit)
 
 
-def _unit_table(context: ReportContext, ablations: Ablation, indices: list[int], layer: str, width: int) -> UnitTable:
+def _unit_table(
+    context: ReportContext, ablations: Ablation, indices: list[int], layer: str, width: int
+) -> UnitImportanceTable:
     s, change, n = context.survey, ablations.score_change.mean(0).cpu(), len(ablations.units)
     which = f"{n} of the {width} units (those that vary most)" if n < width else f"each of the {count_noun(n, 'unit')}"
     name = f"the input of {layer_name(layer.partition(':')[0])}" if ":input" in layer else layer_name(layer)
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
-    half_correlation = _split_half_correlation(ablations.score_change)
+    half_correlation = _split_half_rank_correlation(ablations.score_change)
     if s.labels is None or not s.exclusive_classes:
-        order = change.abs().argsort(descending=True)[:MAX_TABLE_ROWS].tolist()
+        order = change.abs().argsort(descending=True)[:MAX_LISTED_UNITS].tolist()
         rows = [[str(int(ablations.units[i])), _signed_text(float(change[i]))] for i in order]
         score = "output" if context.box.outputs == "regression" else "logit of the prediction"
         lead += f"Unit {rows[0][0]} matters most: the {score} changes by {rows[0][1]} on average."
-        return UnitTable(layer, rows, ["unit", f"change of the {score}"], lead, half_correlation)
+        return UnitImportanceTable(layer, rows, ["unit", f"change of the {score}"], lead, half_correlation)
     full_accuracy, accuracy_without = ablations.accuracy(s.labels[indices])
     accuracy_without = accuracy_without.cpu()
-    order = sorted(range(n), key=lambda i: (float(accuracy_without[i]), float(change[i])))[:MAX_TABLE_ROWS]
+    order = sorted(range(n), key=lambda i: (float(accuracy_without[i]), float(change[i])))[:MAX_LISTED_UNITS]
     rows = [
         [
             str(int(ablations.units[i])),
@@ -102,7 +104,7 @@ def _unit_table(context: ReportContext, ablations: Ablation, indices: list[int],
     ]
     lead += _accuracy_drop_text(full_accuracy, float(accuracy_without[order[0]]), rows[0][0], accuracy_without)
     columns = ["unit", "accuracy without it", "change of the prediction's logit", "most affected class"]
-    return UnitTable(layer, rows, columns, lead, half_correlation)
+    return UnitImportanceTable(layer, rows, columns, lead, half_correlation)
 
 
 def _signed_text(value: float) -> str:
@@ -123,21 +125,23 @@ def _accuracy_drop_text(full_accuracy: float, lowest_accuracy: float, unit: str,
     return f"{text} {count_noun(n_unneeded, 'unit')} can be removed without loss." if n_unneeded else text
 
 
-def _most_affected_class(context: ReportContext, ablations: Ablation, i: int) -> str:
+def _most_affected_class(context: ReportContext, ablations: Ablation, unit_position: int) -> str:
     """The class whose logit falls most, on average over the examples that are predicted as it."""
-    predicted, change = ablations.original_logits.argmax(1), ablations.score_change[:, i]
+    predicted, change = ablations.original_logits.argmax(1), ablations.score_change[:, unit_position]
     means = {k: float(change[predicted == k].mean()) for k in set(predicted.tolist())}
     k = min(means, key=lambda k: means[k])
     return f"{context.class_name(k)} ({_signed_text(means[k])})" if means[k] < 0 else "–"
 
 
-def unit_blocks(units: UnitTable | None, no_units_reason: str) -> list[Block]:
+def unit_importance_blocks(units: UnitImportanceTable | None, no_units_reason: str) -> list[Block]:
     heading = Heading("Which units do the predictions need?")
     if units is None:
         return [heading, Note(no_units_reason)]
     r = units.half_correlation
     verdict = (
-        TOO_FEW_TEXT if r is None else f"Rank correlation of the units between two halves of the examples: {r:.2f}."
+        TOO_FEW_EXAMPLES_TEXT
+        if r is None
+        else f"Rank correlation of the units between two halves of the examples: {r:.2f}."
     )
     table = Table(units.columns, units.units, frozenset({1, 2} & set(range(len(units.columns)))))
     return [heading, MethodNote.of(ablation, verdict), Text(units.lead), table]

@@ -11,7 +11,7 @@ import torch
 from ..activations import TopExamples
 from .blocks import Table
 from .context import ReportContext
-from .input_nouns import as_columns
+from .input_nouns import column_names_and_values
 from .words import format_number, join_names
 
 MAX_LISTED_FEATURES = 4  # features named of a unit
@@ -36,7 +36,7 @@ def feature_table(
 ) -> Table:
     """For rows of features: in which columns a unit's top rows differ most from all."""
     x = torch.cat([context.inputs(indices[i : i + 256]) for i in range(0, len(indices), 256)])
-    names, x = as_columns(context.box.inputs, x)
+    names, x = column_names_and_values(context.box.inputs, x)
     mean, std = x.mean(0), x.std(0, correction=0)
     rows = []
     for c, label in zip(chosen, labels, strict=True):

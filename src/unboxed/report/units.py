@@ -19,10 +19,21 @@ from ..errors import OutputError
 from ..model.layers import Layer
 from ..plots import draw, units
 from ..plots.sheet import ColorBar
-from ..plots.units import Unit
-from .blocks import Block, Collapsible, ColorScales, ExampleWithFigures, Figure, Files, Heading, MethodNote, Table, Text
+from ..plots.units import PlottedUnit
+from .blocks import (
+    Block,
+    Collapsible,
+    ColorScales,
+    ExampleWithFigures,
+    Figure,
+    FileLinks,
+    Heading,
+    MethodNote,
+    Table,
+    Text,
+)
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Check, Finding, NotApplicable
+from .finding import NOT_IN_JSON, CheckNote, Finding, NotApplicable
 from .pictures import File, Picture
 from .unit_words import distance_text, feature_table, label_counts_text
 from .words import count_noun, format_shape, join_names, layer_name
@@ -31,12 +42,12 @@ MAX_SHOWN_UNITS = 12  # shown of a layer, half of them folded
 MIN_SHOWN_UNITS = 4  # shown, for large photos
 MAX_PROJECTION_VALUES = 6_000_000  # of a layer: each projection takes a backward pass
 MAX_TOP_EXAMPLES = 9  # examples of a unit, but no more than a quarter of all
-MAX_SEARCHED_EXAMPLES = 2000  # among which the top examples are searched
+MAX_COMPARED_EXAMPLES = 2000  # among which the top examples are searched
 MAX_SEARCHED_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
-MAX_FIELD_PROBES = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
+MAX_RECEPTIVE_FIELD_PROBES = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
 ACTIVATION_OR_NORM_TYPES = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
 MIN_INCREASED_FRACTION = 0.8  # of the examples, for the projections to pass
-STEP_RMS = 0.01  # root mean square of that change, in pixel range
+PROJECTION_STEP_RMS = 0.01  # root mean square of that change, in pixel range
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +62,7 @@ class UnitPatches:
 
 
 @dataclass(frozen=True, eq=False)
-class UnitLayer:
+class LayerUnits:
     """One layer: all its units counted, and some of them to show."""
 
     units: int
@@ -68,7 +79,7 @@ class UnitLayer:
 class UnitsFinding(Finding):
     """Top examples of the units of one or two layers."""
 
-    layers: dict[str, UnitLayer]
+    layers: dict[str, LayerUnits]
     n_unfolded: int  # units of a layer that are shown at once
     has_images: bool
 
@@ -80,27 +91,27 @@ def find(context: ReportContext) -> UnitsFinding:
     paths = _chosen_layers(context)
     if not paths:
         raise NotApplicable(_no_layer_reason(context))
-    indices = draw.evenly_spaced(len(context.survey.rows), _max_examples(context))
+    indices = draw.evenly_spaced_indices(len(context.survey.rows), _max_searched_examples(context))
     k = max(1, min(MAX_TOP_EXAMPLES, len(indices) // 4))
-    tops = top_examples(context.box, _SurveyInputs(context, indices), paths, k)
+    tops = top_examples(context.box, _SurveyDataset(context, indices), paths, k)
     n_units, n_dead = sum(len(t.dead) for t in tops), sum(int(t.dead.sum()) for t in tops)
     verb = "is" if n_dead < 2 else "are"
     return UnitsFinding(
         answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names(paths)} {verb} dead; "
         "the top examples show what the others respond to.",
-        layers={top.path: _unit_layer(context, top, indices) for top in tops},
+        layers={top.path: _layer_units(context, top, indices) for top in tops},
         n_unfolded=_n_units_shown(context) // 2,
         has_images=context.has_images,
     )
 
 
-def _unit_layer(context: ReportContext, top: TopExamples, indices: Sequence[int]) -> UnitLayer:
+def _layer_units(context: ReportContext, top: TopExamples, indices: Sequence[int]) -> LayerUnits:
     chosen = _chosen_units(top, _n_units_shown(context))
     labels = [label_counts_text(context, top, c, indices) for c in chosen]
     patches = _unit_patches(context, top, indices, chosen) if chosen and context.has_images else None
     features = feature_table(context, top, chosen, labels, indices) if chosen and not context.has_images else None
     n_dead, layer_type = int(top.dead.sum()), context.box.layers[top.path].type
-    return UnitLayer(len(top.dead), n_dead, top, layer_type, chosen, labels, patches, features)
+    return LayerUnits(len(top.dead), n_dead, top, layer_type, chosen, labels, patches, features)
 
 
 def _no_layer_reason(context: ReportContext) -> str:
@@ -110,7 +121,7 @@ def _no_layer_reason(context: ReportContext) -> str:
     return "No layer of this model has units: no module with weights outputs one row per example."
 
 
-class _SurveyInputs:
+class _SurveyDataset:
     """Inputs of the survey, by their indices."""
 
     def __init__(self, context: ReportContext, indices: Sequence[int]) -> None:
@@ -123,8 +134,8 @@ class _SurveyInputs:
         return self._context.inputs([self._indices[i]])[0]
 
 
-def _max_examples(context: ReportContext) -> int:
-    return max(32, min(MAX_SEARCHED_EXAMPLES, MAX_SEARCHED_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
+def _max_searched_examples(context: ReportContext) -> int:
+    return max(32, min(MAX_COMPARED_EXAMPLES, MAX_SEARCHED_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
 
 
 def _chosen_layers(context: ReportContext) -> list[str]:
@@ -146,10 +157,10 @@ def _chosen_layers(context: ReportContext) -> list[str]:
     return [_address_after_activation(rows, i) for i in chosen]
 
 
-def _address_after_activation(rows: Sequence[Layer], i: int) -> str:
+def _address_after_activation(rows: Sequence[Layer], row_index: int) -> str:
     """The address of layer i, or of the normalization and activation right after it."""
-    last = rows[i]
-    for row in rows[i + 1 :]:
+    last = rows[row_index]
+    for row in rows[row_index + 1 :]:
         if row.shape != last.shape or row.n_calls > 1 or not _is_activation_or_norm(row):
             break
         last = row
@@ -167,18 +178,18 @@ def _n_units_shown(context: ReportContext) -> int:
 
 def _chosen_units(top: TopExamples, max_units: int) -> list[int]:
     """Units from the most to the least uniform top examples, evenly spread; the half that is not folded first."""
-    order = _units_by_distance(top) or (~top.dead).nonzero()[:, 0].tolist()
-    first = [order[i] for i in draw.evenly_spaced(len(order), max_units // 2)]
+    order = _active_units_by_distance(top) or (~top.dead).nonzero()[:, 0].tolist()
+    first = [order[i] for i in draw.evenly_spaced_indices(len(order), max_units // 2)]
     rest = [c for c in order if c not in first]
-    return [*first, *(rest[i] for i in draw.evenly_spaced(len(rest), max_units - max_units // 2))]
+    return [*first, *(rest[i] for i in draw.evenly_spaced_indices(len(rest), max_units - max_units // 2))]
 
 
 def _unit_patches(
     context: ReportContext, top: TopExamples, indices: Sequence[int], chosen: Sequence[int]
 ) -> UnitPatches:
     side = max(context.box.inputs.shape[1:])
-    field = receptive_field(context.box, top.path, resolution=max(1, side // MAX_FIELD_PROBES))
-    x = top.fetch_examples(_SurveyInputs(context, indices), chosen)  # (U, k, C, H, W)
+    field = receptive_field(context.box, top.path, resolution=max(1, side // MAX_RECEPTIVE_FIELD_PROBES))
+    x = top.fetch_examples(_SurveyDataset(context, indices), chosen)  # (U, k, C, H, W)
     unit = torch.tensor(chosen).repeat_interleave(top.example_index.shape[1])
     position = top.position[list(chosen)].flatten(0, 1)
     try:
@@ -191,7 +202,12 @@ def _unit_patches(
 def _increases_after_step(context: ReportContext, projected: Projections, x: Tensor) -> Tensor:
     """Which neurons (N,) are larger after a small step from their example along their projection."""
     x = x.to(projected.map)
-    step = STEP_RMS * math.sqrt(x[0].numel()) * projected.map / l2_norm(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)
+    step = (
+        PROJECTION_STEP_RMS
+        * math.sqrt(x[0].numel())
+        * projected.map
+        / l2_norm(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)
+    )
     stepped = context.box.inputs.clip(x + step)
     neuron = neuron_per_example(projected.path, projected.unit, projected.position)
     return neuron(context.box.read(stepped, [projected.path])) > projected.value
@@ -202,16 +218,18 @@ def _increases_after_step(context: ReportContext, projected: Projections, x: Ten
 
 def show(finding: UnitsFinding) -> list[Block]:
     layers = list(finding.layers.values())
-    blocks: list[Block] = [MethodNote.of(top_examples, _distance_check(layers))]
+    blocks: list[Block] = [MethodNote.of(top_examples, _distance_check_text(layers))]
     if finding.has_images:
-        blocks.append(MethodNote.of(projections, *_step_check(layers)))
+        blocks.append(MethodNote.of(projections, *_projection_step_check(layers)))
     return [*blocks, *(block for layer in layers for block in _layer_blocks(layer, finding.n_unfolded))]
 
 
-def _distance_check(layers: Sequence[UnitLayer]) -> str:
+def _distance_check_text(layers: Sequence[LayerUnits]) -> str:
     """Whether the top examples of a unit are alike."""
     tops = [layer.top for layer in layers]
-    distances = [(float(top.mean_distance[c]), top.baseline_distance) for top in tops for c in _units_by_distance(top)]
+    distances = [
+        (float(top.mean_distance[c]), top.baseline_distance) for top in tops for c in _active_units_by_distance(top)
+    ]
     if not distances:
         return "Too few examples to say whether the top examples of a unit are alike."
     n_closer = sum(distance < baseline for distance, baseline in distances)
@@ -219,21 +237,21 @@ def _distance_check(layers: Sequence[UnitLayer]) -> str:
             f"any two examples are.")  # fmt: skip
 
 
-def _step_check(layers: Sequence[UnitLayer]) -> Check:
+def _projection_step_check(layers: Sequence[LayerUnits]) -> CheckNote:
     """Whether the projections point in a direction that raises the unit."""
     increases = [value for layer in layers if layer.patches for value in layer.patches.increases]
     if not increases:
-        return Check("There are no projections.")
+        return CheckNote("There are no projections.")
     text = (f"Changed a little along its projection, {sum(increases)} of {len(increases)} examples activate "
             f"their neuron more.")  # fmt: skip
-    return Check(text, "good" if sum(increases) / len(increases) > MIN_INCREASED_FRACTION else "bad")
+    return CheckNote(text, "good" if sum(increases) / len(increases) > MIN_INCREASED_FRACTION else "bad")
 
 
-def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
+def _layer_blocks(layer: LayerUnits, n_unfolded: int) -> list[Block]:
     path, name = layer.top.path, layer_name(layer.top.path)
     blocks: list[Block] = [
         Heading(f"Layer {path}: {count_noun(layer.units, 'unit')}"),
-        Text(_dead_units_text(layer)),
+        Text(_dead_and_selective_units_text(layer)),
     ]
     if layer.features is not None:
         blocks.append(layer.features)
@@ -242,11 +260,12 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
     field_text = (
         f"{format_shape(layer.patches.receptive_field.size)} pixels, the receptive field of {name} ({layer.type})"
     )
-    legend = f"Patches are {field_text}; the strongest first, each from another example. {_legend(layer.patches)}"
+    legend = f"Patches are {field_text}; the strongest first, each from another example. "
+    legend += _projections_legend(layer.patches)
     blocks.append(Text(legend, "soft"))
     pictured = {c: _unit_to_plot(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
     rule = layer.patches.projections.rule if layer.patches.projections else ""
-    vmax = units.projection_vmax(list(pictured.values())) if rule else 0.0
+    vmax = units.back_projection_vmax(list(pictured.values())) if rule else 0.0
     if vmax:
         blocks.append(ColorScales([ColorBar("signed", vmax, f"{rule}: change of the unit per unit of pixel value")]))
     rows = [
@@ -257,10 +276,10 @@ def _layer_blocks(layer: UnitLayer, n_unfolded: int) -> list[Block]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'more unit')} of {name}", rest))
     sheet = units.units_sheet(list(pictured.values()), title=f"Units of {name}", projection_name=rule)
     stem = "".join(c if c.isalnum() else "-" for c in path)
-    return [*blocks, Files([File(f"units-{stem}.png", sheet, "these units as a sheet")])]
+    return [*blocks, FileLinks([File(f"units-{stem}.png", sheet, "these units as a sheet")])]
 
 
-def _legend(patches: UnitPatches) -> str:
+def _projections_legend(patches: UnitPatches) -> str:
     result = patches.projections
     if result is None:
         return patches.no_projections_reason
@@ -270,13 +289,13 @@ def _legend(patches: UnitPatches) -> str:
     return "Beside them the projection of the unit by deconvnet: red pixels raise its value, blue lower it."
 
 
-def _dead_units_text(layer: UnitLayer) -> str:
+def _dead_and_selective_units_text(layer: LayerUnits) -> str:
     """How many units are dead, and which has the most and the least uniform top examples."""
     top, n, dead = layer.top, layer.units, layer.dead
     count_text = f"{dead} of {count_noun(n, 'unit')}" if dead else f"None of the {count_noun(n, 'unit')}"
     verb, examples_text = "is" if dead <= 1 else "are", count_noun(top.statistics.n_examples, "example")
     text = f"{count_text} {verb} dead (never above zero, or the same everywhere) on {examples_text}."
-    order = _units_by_distance(top)
+    order = _active_units_by_distance(top)
     if len(order) < 2:
         return text
     first, last = order[0], order[-1]
@@ -288,16 +307,16 @@ def _dead_units_text(layer: UnitLayer) -> str:
     )
 
 
-def _units_by_distance(top: TopExamples) -> list[int]:
+def _active_units_by_distance(top: TopExamples) -> list[int]:
     """Units that all their top examples activate, those with the most similar ones first."""
     active = top.value[:, -1] > top.statistics.minimum.to(top.value)  # else the last are just the first of many
     usable = (~top.dead & active & top.mean_distance.isfinite()).nonzero()[:, 0]
     return [int(i) for i in usable[top.mean_distance[usable].argsort(stable=True)]]
 
 
-def _unit_to_plot(top: TopExamples, patches: UnitPatches, i: int, unit: int) -> Unit:
-    """Unit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
-    x, size = patches.x[i], patches.receptive_field.size
+def _unit_to_plot(top: TopExamples, patches: UnitPatches, shown_index: int, unit: int) -> PlottedUnit:
+    """PlottedUnit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
+    x, size = patches.x[shown_index], patches.receptive_field.size
     image_size = (x.shape[-2], x.shape[-1])
     bounds = patches.receptive_field.bounds_at(top.position[unit]).tolist()  # (k, 4)
 
@@ -305,13 +324,15 @@ def _unit_to_plot(top: TopExamples, patches: UnitPatches, i: int, unit: int) -> 
         return np.stack([units.crop_with_padding(p, b, size, image_size) for p, b in zip(images, bounds, strict=True)])
 
     s, k, result = top.statistics, len(x), patches.projections
-    maps = crop_all(result.map[i * k : (i + 1) * k]) if result else None
+    maps = crop_all(result.map[shown_index * k : (shown_index + 1) * k]) if result else None
     counts, edges = s.counts[unit].double().cpu().numpy(), s.edges[unit].double().cpu().numpy()
     value_range = s.histogram_range[unit].tolist()
-    return Unit(unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit]))
+    return PlottedUnit(
+        unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit])
+    )
 
 
-def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float) -> ExampleWithFigures:
+def _unit_row(layer: LayerUnits, unit: PlottedUnit, labels: str, rule: str, vmax: float) -> ExampleWithFigures:
     distance = distance_text(layer.top, unit.number)
     unit_text = f"unit {unit.number} of {layer_name(layer.top.path)}"
     alt = f"the {len(unit.values)} patches that activate {unit_text} most" + (f", {labels}" if labels else "")
@@ -319,7 +340,7 @@ def _unit_row(layer: UnitLayer, unit: Unit, labels: str, rule: str, vmax: float)
     figures = [Figure(Picture(units.patch_grid(unit), alt, None), "top patches", (values,))]
     if vmax:
         alt = f"{rule} of {unit_text} in these patches"
-        figures.append(Figure(Picture(units.projection_grid(unit, vmax), alt, None), rule))
+        figures.append(Figure(Picture(units.back_projection_grid(unit, vmax), alt, None), rule))
     range_text = units.value_range_text(unit)
     alt = f"histogram of the largest value of {unit_text} in each example, from {range_text}"
     lines = (range_text, "bars: square roots of counts")

@@ -12,10 +12,10 @@ from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 
-Attacks = Mapping[str, Callable[..., Any]]
+AttacksByName = Mapping[str, Callable[..., Any]]
 
 
-def compatible_attacks(attacks: Attacks, box: Box, norm: str) -> dict[str, Callable[..., Any]]:
+def compatible_attacks(attacks: AttacksByName, box: Box, norm: str) -> dict[str, Callable[..., Any]]:
     """Those of the attacks that take the box's inputs and the norm."""
     return {
         name: attack
@@ -24,7 +24,7 @@ def compatible_attacks(attacks: Attacks, box: Box, norm: str) -> dict[str, Calla
     }
 
 
-def common_norm(attacks: Attacks) -> str:
+def common_norm(attacks: AttacksByName) -> str:
     """The first of linf, l2 and l1 that all of the attacks take; linf where there is none."""
     return next(
         (
@@ -44,7 +44,7 @@ def _accepts_norm(card: Card | None, norm: str) -> bool:
     return card is None or not card.norms or norm.lower() in card.norms
 
 
-def check_inputs(attacks: Attacks, box: Box) -> None:
+def check_attacks_accept_inputs(attacks: AttacksByName, box: Box) -> None:
     """Raise InputError for attacks that take only images, where the box takes other inputs."""
     for name, attack in attacks.items():
         if not _accepts_inputs(card_of(attack), box):
@@ -55,7 +55,7 @@ def _attacks_of_all_norms() -> list[str]:
     return [card.key for card in cards() if card.returns == "adversarial" and {*BALL_BY_NORM} <= {*card.norms}]
 
 
-def check_norms(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> None:
+def check_attacks_accept_norm(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> None:
     """Raise InputError for attacks that do not take the norm."""
     for name, attack in attacks.items():
         card = card_of(attack)

@@ -20,7 +20,7 @@ from ..parameters import BatchSize, Data, MaxExamples
 from ..settings import AtLeast, Unit, check_settings
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # temperatures that are tried
-N_BISECTIONS = 60
+N_TEMPERATURE_BISECTIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,11 @@ def calibration(
     uncalibrated, scaled = (_reliability(logits / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature))
     clean_accuracy = float((logits.argmax(1) == y).double().mean())
     return Calibration(
-        uncalibrated, scaled, best_temperature, clean_accuracy, *_confident_errors(logits, y, rows, n_errors, box.dtype)
+        uncalibrated,
+        scaled,
+        best_temperature,
+        clean_accuracy,
+        *_most_confident_errors(logits, y, rows, n_errors, box.dtype),
     )
 
 
@@ -129,7 +133,7 @@ def fit_temperature(logits: Tensor, y: Tensor) -> float:
     logits = logits.double()
     label_logits = logits.gather(1, y[:, None])[:, 0]
     lower, upper = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    for _ in range(N_BISECTIONS):
+    for _ in range(N_TEMPERATURE_BISECTIONS):
         middle = (lower * upper) ** 0.5
         p = (middle * logits).softmax(1)
         expected_logits = (p * logits.where(p > 0, 0)).sum(1)  # a masked class, of logit -inf, adds nothing
@@ -166,7 +170,7 @@ def _bin_sums(bin_index: Tensor, values: Tensor, n_bins: int) -> Tensor:
     return torch.bincount(bin_index, values, minlength=n_bins)
 
 
-def _confident_errors(
+def _most_confident_errors(
     logits: Tensor, y: Tensor, rows: Tensor, max_errors: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     top_prob, predictions = logits.softmax(1).max(1)

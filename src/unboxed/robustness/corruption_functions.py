@@ -22,7 +22,7 @@ from ..validation import check_int, check_seed
 
 Generator = torch.Generator
 CorruptionFn = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), amount, generator -> (C, H, W)
-PHOTO_SIDE_PIXELS = 224  # side of the images that the severities of blur are meant for
+BLUR_REFERENCE_SIDE_PIXELS = 224  # side of the images that the severities of blur are meant for
 
 
 def _gaussian_noise(x: Tensor, std: float, generator: Generator) -> Tensor:
@@ -108,10 +108,10 @@ def _rotate_and_shift(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down:
 
 def _blur_scale(x: Tensor) -> float:
     """Factor for blur in an image of this size: the geometric mean of the same pixels and the same fraction of it."""
-    return math.sqrt(min(x.shape[-2:]) / PHOTO_SIDE_PIXELS)
+    return math.sqrt(min(x.shape[-2:]) / BLUR_REFERENCE_SIDE_PIXELS)
 
 
-CORRUPTION_LEVELS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
+CORRUPTION_FN_AND_AMOUNTS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
     "gaussian_noise": (_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": (_shot_noise, (60, 25, 12, 5, 3)),
     "gaussian_blur": (_gaussian_blur, (1, 2, 3, 4, 6)),
@@ -155,7 +155,7 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
     corrupt, amount = _corruption_and_amount(kind, severity)
     Pixels(_check_image_shape(x)).check(x)
     row_numbers = range(len(x)) if rows is None else rows.tolist()
-    stream = 8 * list(CORRUPTION_LEVELS).index(kind) + severity
+    stream = 8 * list(CORRUPTION_FN_AND_AMOUNTS).index(kind) + severity
     seed = check_seed(seed)
     with torch.inference_mode(False), torch.no_grad():
         z = x.detach().clone().clamp(0, 1)
@@ -166,11 +166,11 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
 
 
 def _corruption_and_amount(kind: object, severity: object) -> tuple[CorruptionFn, float]:
-    if not isinstance(kind, str) or kind not in CORRUPTION_LEVELS:
-        raise InputError(f"kind must be one of {', '.join(CORRUPTION_LEVELS)}; got {kind!r}")
+    if not isinstance(kind, str) or kind not in CORRUPTION_FN_AND_AMOUNTS:
+        raise InputError(f"kind must be one of {', '.join(CORRUPTION_FN_AND_AMOUNTS)}; got {kind!r}")
     if check_int("severity", severity, minimum=1) > 5:
         raise InputError(f"severity is 1 to 5; got {severity!r}")
-    corrupt, amounts = CORRUPTION_LEVELS[kind]
+    corrupt, amounts = CORRUPTION_FN_AND_AMOUNTS[kind]
     return corrupt, amounts[check_int("severity", severity) - 1]
 
 

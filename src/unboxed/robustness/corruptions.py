@@ -16,17 +16,17 @@ from torch import Tensor
 from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
-from ..engine.cpu_cache import MAX_DATA_ROWS
+from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
 from ..engine.read.examples import labeled_examples
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import check_settings
 from ..validation import check_seed
-from .corruption_functions import CORRUPTION_LEVELS, corrupted
+from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, corrupted
 
-CORRUPTIONS = tuple(CORRUPTION_LEVELS)
+CORRUPTIONS = tuple(CORRUPTION_FN_AND_AMOUNTS)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -154,9 +154,13 @@ class _CorruptionTally:
     def run(self, batch_size: BatchSize) -> bool:
         """Returns whether Ctrl-C ended it."""
         size, max_rows = self.box.batch_plan(len(self.x), batch_size)
-        max_rows = max_rows if self.box.batch_dependent or self.x.device.type != "cpu" else min(max_rows, MAX_DATA_ROWS)
+        max_rows = (
+            max_rows
+            if self.box.batch_dependent or self.x.device.type != "cpu"
+            else min(max_rows, MAX_CPU_DATA_BATCH_ROWS)
+        )
         try:
-            in_batches(self._add_rows, len(self.x), size, max_rows)
+            map_in_batches(self._add_rows, len(self.x), size, max_rows)
         except KeyboardInterrupt:
             if not self.n_seen:
                 raise
@@ -167,15 +171,15 @@ class _CorruptionTally:
         x, y, row_numbers = self.x[rows], self.y[rows], torch.arange(rows.start, rows.stop)
         settings = [(kind, severity) for kind in self.kinds for severity in self.severities]
         sums_by_setting = [
-            self._correct_and_confidence(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
+            self._correct_and_confidence_sums(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
             for kind, severity_level in settings
         ]
         self.sums, self.n_seen = (
-            self.sums + torch.stack([self._correct_and_confidence(x, y), *sums_by_setting]),
+            self.sums + torch.stack([self._correct_and_confidence_sums(x, y), *sums_by_setting]),
             self.n_seen + len(x),
         )
 
-    def _correct_and_confidence(self, x: Tensor, y: Tensor) -> Tensor:
+    def _correct_and_confidence_sums(self, x: Tensor, y: Tensor) -> Tensor:
         """(2,) number of correct predictions, and sum of the correct classes' probabilities."""
         logits = nan_checked_logits(self.box, x).double()
         confidence = logits.softmax(1).gather(1, y[:, None]).sum()

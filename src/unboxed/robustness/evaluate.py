@@ -24,21 +24,26 @@ from ..cards import Card, cards
 from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import format_eps, resolve_ball
 from ..engine.read.examples import labeled_examples
-from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
+from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_comparison, checkpoint_repr
 from ..errors import InputError, NaNError
 from ..model.batching import BatchSize
-from ..model.nan_checks import reindex_error
+from ..model.nan_checks import reindex_nan_error
 from ..objectives import margin
 from ..parameters import Norm
 from ..settings import check_settings
 from ..validation import check_seed
-from .attack_compatibility import check_inputs, check_norms, check_same_norm, compatible_attacks
+from .attack_compatibility import (
+    check_attacks_accept_inputs,
+    check_attacks_accept_norm,
+    check_same_norm,
+    compatible_attacks,
+)
 from .gradient_masking import MaskingFinding, check_gradient_masking
 from .result import Robustness
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
-MINIMAL_TASK_NAME = "minimal attack"
+MINIMAL_ATTACK_TASK_NAME = "minimal attack"
 OBJECTIVE_ATTACK_CALL = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
@@ -141,8 +146,8 @@ def evaluate(
     )
     if not chosen_attacks:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
-    check_inputs(chosen_attacks, box)
-    check_norms({**chosen_attacks, MINIMAL_TASK_NAME: minimal_attack}, norm)
+    check_attacks_accept_inputs(chosen_attacks, box)
+    check_attacks_accept_norm({**chosen_attacks, MINIMAL_ATTACK_TASK_NAME: minimal_attack}, norm)
     evaluation = _EvaluationRun(
         box,
         x,
@@ -157,7 +162,7 @@ def evaluate(
         evaluation.resume(CheckpointFile(Path(checkpoint), "robustness", evaluation.settings(seed)))
     evaluation.run_all(quiet)
     if check_masking and not evaluation.interrupted:
-        evaluation.find_masking(seed, batch_size)
+        evaluation.record_gradient_masking(seed, batch_size)
     return evaluation.to_result()
 
 
@@ -209,7 +214,10 @@ class _EvaluationRun:
             for eps_index in range(len(self.eps))
             for rows in row_slices
         ]
-        return [*tasks, *((MINIMAL_TASK_NAME, None, part) for part in row_slices if self.minimal_attack is not None)]
+        return [
+            *tasks,
+            *((MINIMAL_ATTACK_TASK_NAME, None, part) for part in row_slices if self.minimal_attack is not None),
+        ]
 
     def _run_task(self, name: str, eps_index: int | None, rows: slice) -> None:
         """Attack one part of the examples. What an interrupted attack found is kept."""
@@ -227,7 +235,7 @@ class _EvaluationRun:
                     self.box, self.box.restore_structure(self.x[active]), self.y[active], eps=eps_value, **kwargs
                 )
             except NaNError as error:
-                raise reindex_error(error, active) from None
+                raise reindex_nan_error(error, active) from None
             check_same_norm(name, result.norm, self.norm)
             fooled = active[result.success]
             self.min_distance[fooled] = self.min_distance[fooled].minimum(
@@ -240,10 +248,10 @@ class _EvaluationRun:
         if not self.interrupted:
             self.n_finished += 1
             self.save()
-            if task_file := self.task_checkpoint(self.n_finished - 1):
+            if task_file := self.task_checkpoint_path(self.n_finished - 1):
                 task_file.unlink(missing_ok=True)
 
-    def find_masking(self, seed: int, batch_size: BatchSize) -> None:
+    def record_gradient_masking(self, seed: int, batch_size: BatchSize) -> None:
         try:
             self.masking_findings = check_gradient_masking(
                 self.box, self.x, self.y, self.is_correct, self.eps[-1], self.norm, seed=seed, batch_size=batch_size
@@ -262,7 +270,7 @@ class _EvaluationRun:
             "seed": seed,
             "attacks": {name: _attack_repr(name, attack) for name, attack in self.attacks.items()},
             "minimal": _attack_repr("minimal", self.minimal_attack),
-            "answers": comparable_outputs(self.box, self.margin),
+            "answers": cast_outputs_for_comparison(self.box, self.margin),
         }
 
     def resume(self, checkpoint: CheckpointFile) -> None:
@@ -272,7 +280,7 @@ class _EvaluationRun:
             for name in SAVED_FIELDS:
                 setattr(self, name, saved_state[name].to(getattr(self, name).device))
 
-    def task_checkpoint(self, task_index: int) -> Path | None:
+    def task_checkpoint_path(self, task_index: int) -> Path | None:
         """The file for an attack that saves its own state within a task, next to the evaluation's file."""
         return (
             None
@@ -283,7 +291,7 @@ class _EvaluationRun:
     def checkpoint_kwargs(self, attack: Attack) -> dict[str, Any]:
         """`checkpoint` of the present task, for an attack that takes one and was not given one."""
         file, given_kwargs = (
-            self.task_checkpoint(self.n_finished),
+            self.task_checkpoint_path(self.n_finished),
             attack.keywords if isinstance(attack, partial) else {},
         )
         needs_checkpoint = (

@@ -22,14 +22,14 @@ from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
-from ..model.nan_checks import check_no_nan, reindex_error
+from ..model.nan_checks import check_no_nan, reindex_nan_error
 from ..parameters import Norm
 
 MAX_CHECKED_EXAMPLES = 200  # examples that are used
 MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
 FEW_STEPS, MANY_STEPS = 10, 100  # steps
-SQUARE_QUERIES = 500
-N_NOISE_SAMPLES = 10  # of a model's own noise
+SQUARE_ATTACK_QUERIES = 500
+N_STOCHASTIC_PREDICTIONS = 10  # of a model's own noise
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def check_gradient_masking(
     try:
         return tuple(
             finding
-            for check in (check_stochastic, check_zero_gradient, _compare_attacks)
+            for check in (stochastic_findings, zero_gradient_findings, _attack_comparison_findings)
             for finding in check(comparison)
         )
     except NaNError as error:
-        raise reindex_error(error, rows) from None
+        raise reindex_nan_error(error, rows) from None
     except OutputError as error:
         return (MaskingFinding("no gradient", f"attacks by gradient can't be run on this model: {error}"),)
 
@@ -131,7 +131,7 @@ class _AttackComparison:
             raise KeyboardInterrupt
         return int((~result.success).sum())
 
-    def is_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
+    def is_significantly_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
         """Whether the first number is so much smaller that chance does not explain it."""
         return n_robust_weaker - n_robust_stronger >= max(MIN_BEATEN_EXAMPLES, MIN_BEATEN_FRACTION * len(self.x))
 
@@ -143,15 +143,18 @@ def _ball_kwargs(ball: NormBall) -> dict[str, Any]:
     return {"eps": ball.eps, "norm": type(ball).__name__.lower()}
 
 
-def check_stochastic(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
+def stochastic_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """The model draws random numbers: an attack sees one draw of many."""
     if not comparison.box.stochastic:
         return
-    predictions = torch.stack([_predict_with_seed(comparison, seed) for seed in range(N_NOISE_SAMPLES)])  # (DRAWS, M)
+    predictions = torch.stack(
+        [_predict_with_seed(comparison, seed) for seed in range(N_STOCHASTIC_PREDICTIONS)]
+    )  # (DRAWS, M)
     changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
     message = (
-        f"the model draws random numbers when it runs, and over {N_NOISE_SAMPLES} draws {changed_fraction:.0%} of its "
-        f"predictions change. An attack sees one draw; give pgd and fgsm eot={N_NOISE_SAMPLES} to average over them"
+        f"the model draws random numbers when it runs, and over {N_STOCHASTIC_PREDICTIONS} draws {changed_fraction:.0%} "
+        f"of its predictions change. An attack sees one draw; give pgd and fgsm eot={N_STOCHASTIC_PREDICTIONS} to average "
+        "over them"
     )
     yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
@@ -161,7 +164,7 @@ def _predict_with_seed(comparison: _AttackComparison, seed: int) -> Tensor:
         return check_no_nan(comparison.box.forward(comparison.x, {"logits"})["logits"]).argmax(1)
 
 
-def check_zero_gradient(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
+def zero_gradient_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """The gradient is zero: attacks by gradient do not move."""
     x = comparison.box.restore_structure(comparison.x)
     state = AttackState(
@@ -177,7 +180,7 @@ def check_zero_gradient(comparison: _AttackComparison) -> Iterator[MaskingFindin
         yield MaskingFinding("no gradient", message, {"zero": zero_fraction})
 
 
-COMPARISONS = (
+ATTACK_COMPARISONS = (
     (
         "iterative weaker than single step",
         "one step",
@@ -207,7 +210,7 @@ COMPARISONS = (
 """(name, the attack that should be weaker, the one that should be stronger, what it means where it is not)"""
 
 
-def _compare_attacks(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
+def _attack_comparison_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """Weaker attacks that find more than stronger ones."""
     few_steps, many_steps = (comparison.count_robust(pgd, steps=steps) for steps in (FEW_STEPS, MANY_STEPS))
     n_robust = {
@@ -219,19 +222,19 @@ def _compare_attacks(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     }
     n_robust["PGD"] = min(n_robust.values())
     if isinstance(comparison.box.inputs, Pixels) and type(comparison.ball).__name__ != "L1":
-        n_robust["Square"] = comparison.count_robust(square, queries=SQUARE_QUERIES)
-    for name, weaker, stronger, explanation in COMPARISONS:
-        if weaker in n_robust and comparison.is_stronger(n_robust[weaker], n_robust[stronger]):
+        n_robust["Square"] = comparison.count_robust(square, queries=SQUARE_ATTACK_QUERIES)
+    for name, weaker, stronger, explanation in ATTACK_COMPARISONS:
+        if weaker in n_robust and comparison.is_significantly_stronger(n_robust[weaker], n_robust[stronger]):
             fractions = {attack: comparison.fraction(n_robust[attack]) for attack in (weaker, stronger)}
             figures = ", ".join(f"{fraction:.0%} under {attack}" for attack, fraction in fractions.items())
             yield MaskingFinding(name, f"robust accuracy is {figures}. {explanation}", fractions)
     if n_robust["PGD"]:
-        yield from _check_unbounded_attack(comparison)
+        yield from _unbounded_attack_findings(comparison)
 
 
-def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
+def _unbounded_attack_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """With any change allowed, an attack must fool the model on every example."""
-    ball = _unbounded_ball(comparison)
+    ball = _ball_of_all_images(comparison)
     if ball is None:
         return
     n_robust = comparison.count_robust(pgd, ball, steps=MANY_STEPS)
@@ -245,7 +248,7 @@ def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFi
         )
 
 
-def _unbounded_ball(comparison: _AttackComparison) -> NormBall | None:
+def _ball_of_all_images(comparison: _AttackComparison) -> NormBall | None:
     """The ball that contains all images; None where inputs have no bounds."""
     if not isinstance(comparison.box.inputs, Pixels):
         return None

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.column_units import in_column_units
-from ..engine.cpu_cache import MAX_DATA_ROWS
+from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
 from ..errors import OutputError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..model.nan_checks import check_no_nan
 from ..objectives import as_classes, check_classes
 from ..parameters import BatchSize, InputBatch, Seed
@@ -126,7 +126,7 @@ def smoothed(
     """
     check_settings(smoothed, locals())
     classifier = _NoisyClassifier(box, x, sigma, seed, batch_size)
-    counts, interrupted = classifier.count_classes(0, n0, n0 + n)  # (N, 2, K)
+    counts, interrupted = classifier.class_counts_and_interrupted(0, n0, n0 + n)  # (N, 2, K)
     top_class = counts[:, 0].argmax(1, keepdim=True)  # (N, 1)
     n_hits, n_sampled = counts[:, 1].gather(1, top_class)[:, 0], counts[:, 1].sum(1)
     p_lower = torch.tensor(
@@ -193,7 +193,7 @@ def smoothed_predict(
         classes.
     """
     check_settings(smoothed_predict, locals())
-    counts, interrupted = _NoisyClassifier(box, x, sigma, seed, batch_size).count_classes(0, n, n)
+    counts, interrupted = _NoisyClassifier(box, x, sigma, seed, batch_size).class_counts_and_interrupted(0, n, n)
     if interrupted:
         raise KeyboardInterrupt
     top_counts, top_classes = counts[:, 0].topk(2, dim=1)
@@ -218,7 +218,9 @@ class _NoisyClassifier:
         self.sigma = float(sigma)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
-    def count_classes(self, first_sample: int, split_sample: int, last_sample: int) -> tuple[Tensor, bool]:
+    def class_counts_and_interrupted(
+        self, first_sample: int, split_sample: int, last_sample: int
+    ) -> tuple[Tensor, bool]:
         """(N, 2, K) counts of the classes in samples first..split and split..last; and whether Ctrl-C ended it."""
         class_counts = torch.zeros(len(self.x), 2, self.box.n_outputs, dtype=torch.long, device=self.x.device)
         if self.box.batch_dependent:
@@ -229,13 +231,13 @@ class _NoisyClassifier:
                 ],
                 1,
             )
-            return _class_counts(predictions, split_sample - first_sample, class_counts.shape[2]), False
+            return _split_class_counts(predictions, split_sample - first_sample, class_counts.shape[2]), False
         n_done = 0
         try:
             for row in range(len(self.x)):
                 predictions = self._predict_samples(slice(row, row + 1), first_sample, last_sample)
                 class_counts[row], n_done = (
-                    _class_counts(predictions, split_sample - first_sample, class_counts.shape[2])[0],
+                    _split_class_counts(predictions, split_sample - first_sample, class_counts.shape[2])[0],
                     row + 1,
                 )
         except KeyboardInterrupt:
@@ -249,7 +251,7 @@ class _NoisyClassifier:
         if self.box.batch_dependent:
             return self._predict(torch.stack([self._noisy_copy(i, first_sample) for i in row_numbers]))[:, None]
         size, max_rows = self.box.batch_plan(last_sample - first_sample, self.batch_size)
-        max_rows = min(max_rows, MAX_DATA_ROWS) if self.x.device.type == "cpu" else max_rows
+        max_rows = min(max_rows, MAX_CPU_DATA_BATCH_ROWS) if self.x.device.type == "cpu" else max_rows
 
         def predict_slice(sample_slice: slice) -> Tensor:
             return self._predict(
@@ -261,7 +263,7 @@ class _NoisyClassifier:
                 )
             )
 
-        return torch.cat(in_batches(predict_slice, last_sample - first_sample, size, max_rows))[None]
+        return torch.cat(map_in_batches(predict_slice, last_sample - first_sample, size, max_rows))[None]
 
     def _noisy_copy(self, row: int, sample_index: int) -> Tensor:
         x = self.x[row]
@@ -274,7 +276,7 @@ class _NoisyClassifier:
             return check_no_nan(self.box.forward(noisy_inputs, {"logits"})["logits"], what="a noisy copy").argmax(1)
 
 
-def _class_counts(predictions: Tensor, n_first: int, n_classes: int) -> Tensor:
+def _split_class_counts(predictions: Tensor, n_first: int, n_classes: int) -> Tensor:
     """(n, 2, K) counts of predictions (n, samples)."""
     one_hot = F.one_hot(predictions, n_classes)  # (n, draws, K)
     return torch.stack([one_hot[:, :n_first].sum(1), one_hot[:, n_first:].sum(1)], 1)

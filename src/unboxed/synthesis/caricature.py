@@ -15,7 +15,7 @@ from ..objectives import dot
 from ..parameters import BatchSize, Data, FrameInterval, InputBatch, RequiredLayerAddress, Seed, Steps
 from ..settings import AtLeast, check_settings
 from .generated import GeneratedImages, example_names
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate_and_find_dead, image_statistics
 
 
 @card(
@@ -83,4 +83,4 @@ def caricature(
     with torch.inference_mode(False):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
     objective, run = dot(layer, h, power=power), RunSettings(steps, frame_every, seed, batch_size)
-    return generate(box, objective, example_names(len(x)), stats, recipe, run, method="Caricature")[0]
+    return generate_and_find_dead(box, objective, example_names(len(x)), stats, recipe, run, method="Caricature")[0]

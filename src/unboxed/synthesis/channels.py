@@ -19,7 +19,7 @@ from ..parameters import (
     BatchSize,
     CanvasKind,
     Data,
-    Diversity,
+    DiversityWeight,
     FrameInterval,
     RequiredLayerAddress,
     Seed,
@@ -27,9 +27,9 @@ from ..parameters import (
     UnitIndices,
 )
 from ..settings import AtLeast, Unit, check_settings
-from .feature import warn_dead
+from .feature import warn_dead_units
 from .generated import GeneratedImages
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate_and_find_dead, image_statistics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ def channels(
     units: UnitIndices = None,
     *,
     images_per_channel: Annotated[int, AtLeast(1), Unit("images"), "Images of each channel."] = 1,
-    diversity: Diversity = 0.9,
+    diversity: DiversityWeight = 0.9,
     canvas: CanvasKind = "fourier",
     data: Data = None,
     steps: Steps = DEFAULT_STEPS,
@@ -111,18 +111,20 @@ def channels(
     check_settings(channels, locals())
     recipe, stats = CANVAS_RECIPES[canvas], image_statistics(box, data)
     layer = resolve_address(box, layer)
-    targets = _channel_indices(box, layer, units).repeat_interleave(images_per_channel)
+    targets = _resolve_channel_indices(box, layer, units).repeat_interleave(images_per_channel)
     has_diversity = images_per_channel > 1 and diversity > 0
     term = diversity_objective(layer, targets) * diversity if has_diversity else None
     names, run = tuple(f"channel {k}" for k in targets.tolist()), RunSettings(steps, frame_every, seed, batch_size)
     objective = channel(layer, targets)
-    generated, dead = generate(box, objective, names, stats, recipe, run, method="Channels", diversity_term=term)
-    warn_dead(dead)
+    generated, dead = generate_and_find_dead(
+        box, objective, names, stats, recipe, run, method="Channels", diversity_term=term
+    )
+    warn_dead_units(dead)
     values = {f.name: getattr(generated, f.name) for f in fields(generated)}
     return Channels(**values, targets=targets, dead=dead)
 
 
-def _channel_indices(box: Box, layer: str, units: int | Sequence[int] | Tensor | None) -> Tensor:
+def _resolve_channel_indices(box: Box, layer: str, units: int | Sequence[int] | Tensor | None) -> Tensor:
     """Channel indices (K,). Raises InputError, LayerError for a layer without channels."""
     if units is not None:
         if isinstance(units, Sequence | Tensor) and len(units) == 0:

@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.colors import Palette, has_statistics, pixel_statistics
+from ..engine.optimize.colors import Palette, has_pixel_mean_and_std, pixel_mean_and_std
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import FourierCanvas, RawCanvas
@@ -33,7 +33,7 @@ from ..settings import check_settings
 from ..validation import check_seed
 from .generated import GeneratedImages
 
-Recipe = Literal["robust", "faithful", "noise"]
+RecipeName = Literal["robust", "faithful", "noise"]
 TOTAL_VARIATION_WEIGHT, MEAN_COLOR_WEIGHT = 13.0, 640.0  # of the recipe "robust", in units of the logits' spread
 
 
@@ -59,7 +59,7 @@ def class_image(
     box: Box,
     target: TargetClasses = None,
     *,
-    recipe: Annotated[Recipe, "Named set of settings."] = "robust",
+    recipe: Annotated[RecipeName, "Named set of settings."] = "robust",
     steps: OptionalSteps = None,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
@@ -110,7 +110,7 @@ def class_image(
         n_steps = RECIPES[recipe].steps if steps is None else steps
         result = RECIPES[recipe].run(box, targets, n_steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
-    _warn_clamped(result.before_clamp)
+    _warn_relu_bypassed(result.before_clamp)
     return ClassImages.from_result(
         result,
         box,
@@ -122,7 +122,7 @@ def class_image(
     )
 
 
-def _warn_clamped(before_clamp: Tensor) -> None:
+def _warn_relu_bypassed(before_clamp: Tensor) -> None:
     if n := int(before_clamp.sum()):
         warn(
             f"the gradient was exactly zero in some steps for {n} of {len(before_clamp)} images: "
@@ -142,12 +142,12 @@ def _run_robust(
 
     The score is in units of the spread of the logits on noise, so that one weight per penalty serves every model.
     """
-    color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
-    logit_scale, was_interrupted = retry_on_interrupt(lambda: _logit_scale(box, batch_size))
+    color, pixel_std = pixel_mean_and_std(box.inputs)  # type: ignore[arg-type]
+    logit_scale, was_interrupted = retry_on_interrupt(lambda: _noise_logit_std(box, batch_size))
     objective = _class_contrast_objective(targets, logit_scale) - TOTAL_VARIATION_WEIGHT * total_variation(
         kind="anisotropic"
     )
-    if has_statistics(box.inputs):  # type: ignore[arg-type]
+    if has_pixel_mean_and_std(box.inputs):  # type: ignore[arg-type]
         objective -= MEAN_COLOR_WEIGHT * color_distance(color)
     config = OptimizationConfig(
         steps=0 if was_interrupted else steps,
@@ -178,7 +178,7 @@ def _class_contrast_objective(targets: Tensor, logit_scale: float) -> Objective:
     )
 
 
-def _logit_scale(box: Box, batch_size: BatchSize) -> float:
+def _noise_logit_std(box: Box, batch_size: BatchSize) -> float:
     """The standard deviation of the logits over the classes on noise."""
     noise = box.inputs.random_inputs(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
@@ -203,11 +203,11 @@ def _run_faithful(
     config = OptimizationConfig(
         steps, partial(SGD, lr=0.5), constraint, relu_bypass="all", frame_every=frame_every, seed=seed
     )
-    objective = 10 * logprob(targets) - _sum_logprobs_objective()
+    objective = 10 * logprob(targets) - _all_classes_logprob_objective()
     return optimize(box, objective, RawCanvas(black), config, batch_size=batch_size)
 
 
-def _sum_logprobs_objective() -> Objective:
+def _all_classes_logprob_objective() -> Objective:
     return layer_objective("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
 
 
@@ -232,7 +232,7 @@ class ClassImageRecipe:
     description: str
 
 
-RECIPES: Mapping[Recipe, ClassImageRecipe] = {
+RECIPES: Mapping[RecipeName, ClassImageRecipe] = {
     "robust": ClassImageRecipe(
         _run_robust, 128, "Class images", "From smooth noise, rotated and shifted a little at each step."
     ),

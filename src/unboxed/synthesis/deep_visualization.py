@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.colors import has_statistics
+from ..engine.optimize.colors import has_pixel_mean_and_std
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize
 from ..engine.optimize.optimizers import NormalizedGradient
@@ -91,7 +91,7 @@ RECIPE_BY_NAME = {
     "focus": DeepVisualizationRecipe(Regularization(0, 0.5, 4, 0, 90), 0.02),
 }
 """The four settings of the paper's table 1, and lengths of a step, which it does not give."""
-CUSTOM_STEP_RMS = 0.02  # pixel range: the length of a step for a `Regularization` of the caller's
+CUSTOM_REGULARIZATION_STEP_RMS = 0.02  # pixel range: the length of a step for a `Regularization` of the caller's
 
 
 @card(
@@ -162,9 +162,9 @@ def deep_visualization(
     check_settings(deep_visualization, locals())
     inputs = require_images(box, "deep visualization")
     settings, seed = _resolve_recipe(recipe), check_seed(seed)
-    objective, names = _resolve_objective(box, target)
+    objective, names = _objective_and_names(box, target)
     start = torch.zeros(len(names), *inputs.shape, device=box.device, dtype=box.dtype)
-    is_mean_known = has_statistics(inputs)
+    is_mean_known = has_pixel_mean_and_std(inputs)
     mean_image = inputs.decode(start[:1]) if is_mean_known else torch.full_like(start[:1], 0.5)  # else gray
     step_length = (settings.step_rms if step is None else step) * math.sqrt(start[0].numel())
 
@@ -188,14 +188,14 @@ def deep_visualization(
 
 def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:
     if isinstance(recipe, Regularization):
-        return DeepVisualizationRecipe(recipe, CUSTOM_STEP_RMS)
+        return DeepVisualizationRecipe(recipe, CUSTOM_REGULARIZATION_STEP_RMS)
     if not isinstance(recipe, str) or recipe not in RECIPE_BY_NAME:
         names = ", ".join(f'"{name}"' for name in RECIPE_BY_NAME)
         raise InputError(f"recipe must be {names} or a Regularization; got {recipe!r}")
     return RECIPE_BY_NAME[recipe]
 
 
-def _resolve_objective(box: Box, target: ClassLabels | Objective | None) -> tuple[Objective, tuple[str, ...]]:
+def _objective_and_names(box: Box, target: ClassLabels | Objective | None) -> tuple[Objective, tuple[str, ...]]:
     """What is maximized, and the names of its images."""
     if isinstance(target, Objective):
         n = target.n or 1

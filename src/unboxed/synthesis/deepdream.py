@@ -17,21 +17,21 @@ from ..engine.gradients.score import score_gradients
 from ..engine.optimize.constraints import TINY
 from ..engine.read import sizes
 from ..engine.read.features import resolve_address
-from ..engine.read.sizes import ANY_SIZE_EXEMPTION, Size
+from ..engine.read.sizes import ANY_SIZE_CARD_EXEMPTION, Size
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, map_in_batches
 from ..objectives import Objective, energy, logit
-from ..parameters import FrameInterval, InputBatch, Jitter, Seed, Steps, StepSize
+from ..parameters import FrameInterval, InputBatch, MaxJitter, Seed, Steps, StepSize
 from ..rng import step_generator
 from ..settings import Above, AtLeast, Holds, Unit, check_settings
 from ..validation import check_int, check_seed
 from .generated import GeneratedImages, example_names, single_layer
 
-MAX_OCTAVES = 4
-MIN_OCTAVE_SIDE = 16  # pixels of an octave's shorter side
+MAX_DEFAULT_OCTAVES = 4
+MIN_OCTAVE_SIDE_PIXELS = 16  # pixels of an octave's shorter side
 STEP_LENGTH, BINARY_STEP_LENGTH = 0.006, 0.04  # pixel range; the latter for images that are mostly black and white
-MIN_BINARY_FRACTION = 1 / 3  # of an image's values at 0 or 1, from which on it is mostly black and white
+MIN_BLACK_OR_WHITE_FRACTION = 1 / 3  # of an image's values at 0 or 1, from which on it is mostly black and white
 MAX_JITTER, JITTER_DIVISOR = 32, 7  # the notebook's 32 pixels, as a part of 224
 CPU = torch.device("cpu")
 
@@ -43,8 +43,8 @@ CPU = torch.device("cpu")
     does_not_show="What the prediction depends on: a pattern is amplified however little it matters to the output.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layer=logit(y), steps=3),
-    exempt={**ANY_SIZE_EXEMPTION, "row seeds": "its shifts are shared by all rows"},
-    runs=lambda s: (s["octaves"] or MAX_OCTAVES) * s["steps"] + 1,
+    exempt={**ANY_SIZE_CARD_EXEMPTION, "row seeds": "its shifts are shared by all rows"},
+    runs=lambda s: (s["octaves"] or MAX_DEFAULT_OCTAVES) * s["steps"] + 1,
     order=5,
 )
 def deepdream(
@@ -58,7 +58,7 @@ def deepdream(
     octave_scale: Annotated[float, Above(1), "Ratio of the size of an octave to that of the one before."] = 1.4,
     steps: Steps = 10,
     step: StepSize = None,
-    jitter: Jitter = None,
+    jitter: MaxJitter = None,
     tile: Annotated[int | Size | None, Unit("pixels"), "Size of the tiles, (height, width) or one for both."] = None,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
@@ -110,12 +110,12 @@ def deepdream(
     check_settings(deepdream, locals())
     x = sizes.validate_any_size(box, x, "DeepDream")
     objective = box.check_objective(_resolve_objective(box, layer), len(x))
-    evaluator = _TileEvaluator(
-        box, objective, _check_tile(tile), _resolve_jitter(box, jitter), check_seed(seed), batch_size
+    evaluator = _TiledGradientEvaluator(
+        box, objective, _resolve_tile_size(tile), _resolve_jitter(box, jitter), check_seed(seed), batch_size
     )
     octave_sizes = _octave_sizes(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return _DreamOptimizer(evaluator, x, octave_sizes, _step_lengths(x, step), frame_every).run(steps)
+        return _DreamOptimizer(evaluator, x, octave_sizes, _resolve_step_sizes(x, step), frame_every).run(steps)
 
 
 def _resolve_objective(box: Box, layer: str | Objective | None) -> Objective:
@@ -133,7 +133,7 @@ def _default_layer(box: Box) -> str:
     return row.addresses[0]
 
 
-def _check_tile(tile: object) -> Size | None:
+def _resolve_tile_size(tile: object) -> Size | None:
     if tile is None:
         return None
     sides = tile if isinstance(tile, tuple) else (tile, tile)
@@ -142,12 +142,12 @@ def _check_tile(tile: object) -> Size | None:
     return check_int("tile", sides[0], minimum=1), check_int("tile", sides[1], minimum=1)
 
 
-def _step_lengths(x: Tensor, step: float | None) -> Tensor:
+def _resolve_step_sizes(x: Tensor, step: float | None) -> Tensor:
     """The mean change of each image's values in one step, (N,)."""
     if step is not None:
         return x.new_full((len(x),), step)
     fraction_at_bounds = ((x == 0) | (x == 1)).flatten(1).to(x.dtype).mean(1)
-    is_binary = fraction_at_bounds > MIN_BINARY_FRACTION
+    is_binary = fraction_at_bounds > MIN_BLACK_OR_WHITE_FRACTION
     return torch.where(is_binary, x.new_tensor(BINARY_STEP_LENGTH), x.new_tensor(STEP_LENGTH))
 
 
@@ -155,22 +155,22 @@ def _resolve_jitter(box: Box, jitter: int | None) -> int:
     return min(MAX_JITTER, min(sizes.native_size(box)) // JITTER_DIVISOR) if jitter is None else jitter
 
 
-def _octave_sizes(evaluator: _TileEvaluator, size: Size, octaves: int | None, scale: float) -> list[Size]:
+def _octave_sizes(evaluator: _TiledGradientEvaluator, size: Size, octaves: int | None, scale: float) -> list[Size]:
     """The sizes of the octaves, small to large."""
     evaluator.check_size(size)
-    count = MAX_OCTAVES if octaves is None else octaves
+    count = MAX_DEFAULT_OCTAVES if octaves is None else octaves
     octave_sizes = [size]
     for k in range(1, count):
         smaller = (max(1, round(size[0] / scale**k)), max(1, round(size[1] / scale**k)))
         if octaves is not None:
             evaluator.check_size(smaller)
-        elif min(smaller) < MIN_OCTAVE_SIDE or not evaluator.accepts_size(smaller):
+        elif min(smaller) < MIN_OCTAVE_SIDE_PIXELS or not evaluator.accepts_size(smaller):
             break
         octave_sizes.append(smaller)
     return octave_sizes[::-1]
 
 
-class _TileEvaluator:
+class _TiledGradientEvaluator:
     """Computes the gradient of images: at once or in tiles, shifted, some rows at a time."""
 
     def __init__(
@@ -200,7 +200,7 @@ class _TileEvaluator:
         for top in _tile_starts(x.shape[2], height):
             for left in _tile_starts(x.shape[3], width):
                 tile_index = (..., slice(top, top + height), slice(left, left + width))
-                score, grad[tile_index], tile_clamped = self._score_gradient(shifted[tile_index], is_last)
+                score, grad[tile_index], tile_clamped = self._score_gradient_and_clamped(shifted[tile_index], is_last)
                 scores.append(score)
                 clamped.append(tile_clamped)
         return torch.stack(scores).mean(0), grad.roll((-shift[0], -shift[1]), (2, 3)), torch.stack(clamped).any(0)
@@ -214,7 +214,7 @@ class _TileEvaluator:
         ).tolist()
         return down, right
 
-    def _score_gradient(self, x: Tensor, is_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _score_gradient_and_clamped(self, x: Tensor, is_last: bool) -> tuple[Tensor, Tensor, Tensor]:
         box = self.box
 
         def evaluate_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,7 +233,7 @@ class _TileEvaluator:
         if not (box.batch_dependent or self.objective.batch_dependent):  # a limit for the model's own size
             height, width = sizes.native_size(box)
             max_rows = max(1, max_rows * height * width // max(x.shape[2] * x.shape[3], height * width))
-        scores, grads, clamped = zip(*in_batches(evaluate_rows, len(x), size, max_rows), strict=True)
+        scores, grads, clamped = zip(*map_in_batches(evaluate_rows, len(x), size, max_rows), strict=True)
         return torch.cat(scores), torch.cat(grads), torch.cat(clamped)
 
 
@@ -247,7 +247,7 @@ class _DreamOptimizer:
 
     def __init__(
         self,
-        evaluator: _TileEvaluator,
+        evaluator: _TiledGradientEvaluator,
         x: Tensor,
         octave_sizes: list[Size],
         step_lengths: Tensor,
@@ -289,13 +289,13 @@ class _DreamOptimizer:
             base = sizes.resize_images(self.x, size)
             image = (base + sizes.resize_images(detail, size)).clamp(0, 1)
             for _ in range(steps):
-                grad = self._evaluate(base, image)
+                grad = self._evaluate_and_record(base, image)
                 step_scale = self.step_lengths / grad.abs().flatten(1).mean(1).clamp_min(TINY)
                 image = (image + broadcast_rows(step_scale, grad) * grad).clamp(0, 1)
             detail = image - base
-        self._evaluate(self.x, image, is_last=True)
+        self._evaluate_and_record(self.x, image, is_last=True)
 
-    def _evaluate(self, base: Tensor, image: Tensor, is_last: bool = False) -> Tensor:
+    def _evaluate_and_record(self, base: Tensor, image: Tensor, is_last: bool = False) -> Tensor:
         score, grad, clamped = self.evaluator.evaluate(image, len(self.history), is_last)
         self.base_and_image = (base, image)
         self.clamped |= clamped

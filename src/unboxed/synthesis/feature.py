@@ -11,10 +11,10 @@ from ..cards import card
 from ..errors import InputError, warn
 from ..objectives import Objective, logit
 from ..objectives import diversity as diversity_objective
-from ..parameters import BatchSize, CanvasKind, Data, Diversity, FrameInterval, RequiredObjective, Seed, Steps
+from ..parameters import BatchSize, CanvasKind, Data, DiversityWeight, FrameInterval, RequiredObjective, Seed, Steps
 from ..settings import AtLeast, Unit, check_settings
 from .generated import GeneratedImages, objective_names
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate, image_statistics
+from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate_and_find_dead, image_statistics
 
 
 @card(
@@ -34,7 +34,7 @@ def feature(
     n_images: Annotated[int | None, AtLeast(1), Unit("images"), "Number of images."] = None,
     canvas: CanvasKind = "fourier",
     data: Data = None,
-    diversity: Diversity = 0.0,
+    diversity: DiversityWeight = 0.0,
     steps: Steps = DEFAULT_STEPS,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
@@ -84,7 +84,7 @@ def feature(
         variation beyond that of natural images, and the distance from the mean color, are penalized.
     """
     check_settings(feature, locals())
-    n_images = _check_n_images(objective, n_images)
+    n_images = _resolve_n_images(objective, n_images)
     recipe, stats = CANVAS_RECIPES[canvas], image_statistics(box, data)
     if canvas == "maco" and data is None:
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
@@ -93,18 +93,20 @@ def feature(
     term = _diversity_term(objective) * diversity if diversity > 0 else None
     names, run = objective_names(objective, n_images), RunSettings(steps, frame_every, seed, batch_size)
     method = "Feature visualization"
-    generated, dead = generate(box, objective, names, stats, recipe, run, method=method, diversity_term=term)
-    warn_dead(dead)
+    generated, dead = generate_and_find_dead(
+        box, objective, names, stats, recipe, run, method=method, diversity_term=term
+    )
+    warn_dead_units(dead)
     return generated
 
 
-def warn_dead(dead: Tensor) -> None:
+def warn_dead_units(dead: Tensor) -> None:
     """Warn of units whose score is the same for random images and for the optimized one."""
     if k := int(dead.sum()):
         warn(f"{k} of {len(dead)} units seem dead: they have one value on random images and on the optimized images")
 
 
-def _check_n_images(objective: Objective, n: int | None) -> int:
+def _resolve_n_images(objective: Objective, n: int | None) -> int:
     if not isinstance(objective, Objective):
         raise InputError(f'objective must be an objective, such as unboxed.channel("conv2", 3); got {objective!r}')
     if objective.batch_dependent:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.optimize.loop import OptimizationResult
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..objectives import Objective
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class GeneratedImages(OneLineRepr):
+class GeneratedImages(OneLineReprMixin):
     """Images that were optimized, and what their figures need.
 
     `ub.plots.image_sheet`, `frame_strip` and `save_animation` take it; the latter two need frames (`frame_every=k`).
@@ -54,14 +54,14 @@ class GeneratedImages(OneLineRepr):
         return cls(**{**shared, **fields})
 
 
-def example_names(n: int) -> tuple[str, ...]:
+def example_names(n_examples: int) -> tuple[str, ...]:
     """The names of images that are made from n examples."""
-    return tuple(f"example {i}" for i in range(n))
+    return tuple(f"example {i}" for i in range(n_examples))
 
 
-def objective_names(objective: Objective, n: int) -> tuple[str, ...]:
+def objective_names(objective: Objective, n_images: int) -> tuple[str, ...]:
     """The names of n images of one objective, or of one that has a row for each."""
-    return (objective.name,) if n == 1 else tuple(f"{objective.name}, image {i}" for i in range(n))
+    return (objective.name,) if n_images == 1 else tuple(f"{objective.name}, image {i}" for i in range(n_images))
 
 
 def single_layer(objective: Objective) -> str | None:

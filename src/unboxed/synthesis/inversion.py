@@ -17,7 +17,7 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.colors import Palette, natural_palette, pixel_statistics
+from ..engine.optimize.colors import Palette, natural_palette, pixel_mean_and_std
 from ..engine.optimize.constraints import L2, TINY, Constraint
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
@@ -30,12 +30,12 @@ from ..parameters import (
     BatchSize,
     FrameInterval,
     InputBatch,
-    Jitter,
+    MaxJitter,
     NStarts,
     RequiredLayerAddress,
     Seed,
-    Smoothness,
     Steps,
+    TotalVariationWeight,
 )
 from ..rng import normal
 from ..settings import Above, AtLeast, AtMost, check_settings
@@ -44,9 +44,9 @@ from .generated import GeneratedImages
 
 NO_CONSTRAINT = Constraint()
 HALF_PIXEL_RANGE = 0.5  # the paper's B: how far a pixel can be from the middle of its range
-MAX_JITTER_ERROR = 0.05  # relative error of a layer's activation up to which it is invariant to a shift
+MAX_SHIFT_INVARIANCE_ERROR = 0.05  # relative error of a layer's activation up to which it is invariant to a shift
 
-DEFAULT_PRIOR_WEIGHTS = {
+DEFAULT_ALPHA_AND_SMOOTH = {
     (False, True): (0.0, 3.0),
     (False, False): (0.0, 3.0),
     (True, True): (1.0, 3.0),
@@ -86,13 +86,13 @@ def inversion(
     *,
     metric: Annotated[Literal["euclidean", "cosine", "dot"], "Metric in which activations are compared."] = "euclidean",
     canvas: Annotated[Literal["pixels", "fourier"] | None, "Parameterization of the images."] = None,
-    smooth: Smoothness | None = None,
+    smooth: TotalVariationWeight | None = None,
     beta: Annotated[float, Above(0), "Exponent of the total variation."] = 1.0,
     final_prior_scale: Annotated[
         float, Above(0), AtMost(1), "Fraction of their weights that the priors have in the last step."
     ] = 0.01,
     alpha: Annotated[float | None, AtLeast(0), "Weight of the alpha-norm, which keeps pixels in range."] = None,
-    jitter: Jitter = None,
+    jitter: MaxJitter = None,
     steps: Steps = 200,
     n_starts: NStarts = 1,
     frame_every: FrameInterval = None,
@@ -192,7 +192,7 @@ def _invert(box: Box, x: Tensor, layer: str, config: _InversionConfig) -> Invers
         box,
         images=box.restore_structure(images),
         source_rows=source_rows,
-        errors=_relative_error(activation, h),
+        errors=_relative_squared_error(activation, h),
         cosines=cosines,
         jitter=jitter,
         interrupted=interrupted or result.interrupted,
@@ -211,7 +211,7 @@ def _read_activation(box: Box, x: Tensor, layer: str, batch_size: BatchSize) -> 
     return h
 
 
-def _relative_error(activation: Tensor, reference: Tensor) -> Tensor:
+def _relative_squared_error(activation: Tensor, reference: Tensor) -> Tensor:
     """|activation - reference|^2 / |reference|^2, (N,)."""
     return (activation - reference).flatten(1).pow(2).sum(1) / reference.flatten(1).pow(2).sum(1).clamp_min(TINY)
 
@@ -222,7 +222,7 @@ def _relative_error(activation: Tensor, reference: Tensor) -> Tensor:
 def _optimize(
     box: Box, layer: str, h: Tensor, like: Tensor, jitter: int, config: _InversionConfig
 ) -> OptimizationResult:
-    color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
+    color, pixel_std = pixel_mean_and_std(box.inputs)  # type: ignore[arg-type]
     color = color.to(like)
     is_fourier = config.canvas == "fourier" or (config.canvas is None and len(color) == 3 and config.metric != "dot")
     canvas, learning_rate = _make_canvas_and_lr(like, color, is_fourier, config.seed)
@@ -235,7 +235,7 @@ def _optimize(
         relu_bypass="all",
         frame_every=config.frame_every,
         seed=config.seed,
-        prior=_image_prior(like[0].numel(), DEFAULT_PRIOR_WEIGHTS[is_fourier, h.ndim > 2], config),
+        prior=_image_prior(like[0].numel(), DEFAULT_ALPHA_AND_SMOOTH[is_fourier, h.ndim > 2], config),
         final_prior_scale=config.final_prior_scale,
     )
     objective = OBJECTIVE_BY_METRIC[config.metric](layer, h)
@@ -287,7 +287,7 @@ def _tolerated_jitter(box: Box, x: Tensor, layer: str, h: Tensor, config: _Inver
     while max(1, 2 * jitter) <= max_shift:
         shift = max(1, 2 * jitter)
         shifted_activation = _read_activation(box, x.roll((shift, shift), (2, 3)), layer, config.batch_size)
-        if float(_relative_error(shifted_activation, h).mean()) > MAX_JITTER_ERROR:
+        if float(_relative_squared_error(shifted_activation, h).mean()) > MAX_SHIFT_INVARIANCE_ERROR:
             break
         jitter = shift
     return jitter

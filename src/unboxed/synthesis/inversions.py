@@ -13,8 +13,8 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.features import resolve_address
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineRepr
-from ..engine.rows import evenly_spaced
+from ..engine.results import OneLineReprMixin
+from ..engine.rows import evenly_spaced_indices
 from ..errors import LayerError, OutputError
 from ..model.layers import Layer
 from ..parameters import BatchSize, InputBatch, LayerAddresses, NStarts, Seed, Steps
@@ -26,7 +26,7 @@ MAX_DEFAULT_INVERTED_LAYERS = 6  # where none are named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Inversions(OneLineRepr):
+class Inversions(OneLineReprMixin):
     """The same inputs inverted from several layers; the axis L runs over `layers`."""
 
     returns: ClassVar[str] = "images"
@@ -97,7 +97,7 @@ def inversions(
     check_settings(inversions, locals())
     require_images(box, "inversion")
     x = box.validate_inputs(x)
-    requested = layers_by_depth(box, x) if layers is None else address_list(layers)
+    requested = layers_across_depth(box, x) if layers is None else address_list(layers)
     addresses = [resolve_address(box, a) for a in requested]
     if not addresses:
         raise LayerError("no layers to invert: name one, such as 'logits'")
@@ -116,7 +116,7 @@ def inversions(
     )
 
 
-def layers_by_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_INVERTED_LAYERS) -> list[str]:
+def layers_across_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_INVERTED_LAYERS) -> list[str]:
     """Layers at different depths: the last one of each shape, evenly, and the outputs."""
     rows = [
         r
@@ -127,7 +127,7 @@ def layers_by_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_INVERTED_
     while last_of_shape and last_of_shape[-1].shape == (box.n_outputs,):
         last_of_shape.pop()
     n = min(max_layers - 1, len(last_of_shape))
-    indices = evenly_spaced(len(last_of_shape), n) if n > 1 else [len(last_of_shape) // 2][:n]
+    indices = evenly_spaced_indices(len(last_of_shape), n) if n > 1 else [len(last_of_shape) // 2][:n]
     return [*(last_of_shape[i].path for i in indices), _output_address(box, x)]
 
 

@@ -23,24 +23,24 @@ from ..engine.gradients.score import gradients
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, Constraint, NormBall, l2_norm
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
-from ..engine.results import OneLineRepr
+from ..engine.results import OneLineReprMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..objectives import Index, Objective, logit
 from ..parameters import BatchSize, Eps, InputBatch, LinfOrL2, RequiredObjective, Steps
 from ..settings import check_settings
 from .generated import example_names
 
 MAX_RADIUS_ROUNDS = 12  # of the search for the radius
-N_LINE_BISECTIONS = 16  # of the line back to the input
-UNBOUNDED_DISTANCE = 1e6  # in place of a bound where the range has none
+N_TOWARD_INPUT_BISECTIONS = 16  # of the line back to the input
+UNBOUNDED_RANGE_STAND_IN = 1e6  # in place of a bound where the range has none
 THRESHOLD_TOLERANCE = 1e-5  # fraction of the wanted decrease of the score within which the threshold counts as reached
 RADIUS_TOLERANCE = 0.01  # relative width of the interval of the radius at which an example is done
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MinimalDeactivation(OneLineRepr):
+class MinimalDeactivation(OneLineReprMixin):
     """The smallest changes that were found to lower an objective to a threshold."""
 
     returns: ClassVar[str] = "images"
@@ -70,7 +70,7 @@ class MinimalDeactivation(OneLineRepr):
     does_not_show="That no smaller change would do: the search is local, so that its distance is an upper bound.",
     example=lambda method, box, x, y: method(box, x, logit(0), threshold=0.1, steps=2),
     exempt={"partial results": "the radius is searched in rounds: one that was cut short is no point of a path"},
-    runs=lambda s: MAX_RADIUS_ROUNDS * (s["steps"] + 1) + N_LINE_BISECTIONS + 8,
+    runs=lambda s: MAX_RADIUS_ROUNDS * (s["steps"] + 1) + N_TOWARD_INPUT_BISECTIONS + 8,
     order=11,
 )
 def minimal_deactivation(
@@ -132,28 +132,30 @@ def minimal_deactivation(
 
 
 @dataclass(frozen=True)
-class _RowBalls(Constraint):
-    """A ball of its own radius for each row; `make_rows` gives those of some rows."""
+class _PerRowBallConstraint(Constraint):
+    """A ball of its own radius for each row; `balls_of_rows` gives those of some rows."""
 
-    make_rows: Callable[[Index], Constraint] | None = None
+    balls_of_rows: Callable[[Index], Constraint] | None = None
 
     def rows(self, index: Index) -> Constraint:
-        return self if self.make_rows is None else self.make_rows(index)
+        return self if self.balls_of_rows is None else self.balls_of_rows(index)
 
 
-def _row_balls(
+def _per_row_ball_constraint(
     ball: NormBall, x: Tensor, radius: Tensor, step_fraction: float, clip: Callable[[Tensor], Tensor]
-) -> _RowBalls:
+) -> _PerRowBallConstraint:
     """Steepest steps of `step_fraction` radii (N,), in a unit ball scaled to each row's radius, in the valid range."""
     size = broadcast_rows(radius, x)
 
     def project(z: Tensor, center: Tensor | None) -> Tensor:
         return z if center is None else clip(center + size * ball.project((z - center) / size, torch.zeros_like(z)))
 
-    def make_rows(i: Index) -> _RowBalls:
-        return _row_balls(ball, x[i], radius[i], step_fraction, clip)
+    def balls_of_rows(i: Index) -> _PerRowBallConstraint:
+        return _per_row_ball_constraint(ball, x[i], radius[i], step_fraction, clip)
 
-    return _RowBalls(lambda grad: step_fraction * size * ball.steepest_direction(grad), project, x, make_rows=make_rows)
+    return _PerRowBallConstraint(
+        lambda grad: step_fraction * size * ball.steepest_direction(grad), project, x, balls_of_rows=balls_of_rows
+    )
 
 
 class _RadiusSearch:
@@ -202,12 +204,12 @@ class _RadiusSearch:
                 return self.objective.rows(rows)(acts).to(self.box.dtype)
 
         sizes = self.box.batch_plan(len(z), self.batch_size, self.objective.batch_dependent)
-        return torch.cat(in_batches(score_rows, len(z), *sizes))
+        return torch.cat(map_in_batches(score_rows, len(z), *sizes))
 
     def _max_distance(self) -> Tensor:
         """The largest distance (N,) from x within the valid range."""
         clip, x = self.box.inputs.clip, self.x
-        max_change = torch.maximum(clip(x + UNBOUNDED_DISTANCE) - x, x - clip(x - UNBOUNDED_DISTANCE))
+        max_change = torch.maximum(clip(x + UNBOUNDED_RANGE_STAND_IN) - x, x - clip(x - UNBOUNDED_RANGE_STAND_IN))
         return self.ball.distance(max_change, torch.zeros_like(x)).clamp_min(TINY)
 
     def _search_radius(self) -> None:
@@ -245,7 +247,9 @@ class _RadiusSearch:
         config = OptimizationConfig(
             steps=self.steps,
             optimizer=partial(SGD, lr=1.0),
-            constraint=_row_balls(self.ball, x, radius[rows], 2.5 / max(1, self.steps), self.box.inputs.clip),
+            constraint=_per_row_ball_constraint(
+                self.ball, x, radius[rows], 2.5 / max(1, self.steps), self.box.inputs.clip
+            ),
             stop_when=-objective + self.target_score[rows],
         )
         result = optimize(self.box, -objective, RawCanvas(x), config, batch_size=self.batch_size)
@@ -263,7 +267,7 @@ class _RadiusSearch:
         d, lower, upper = self.images - self.x, torch.zeros_like(self.score_before), torch.ones_like(self.score_before)
         if self.interrupted or not bool(torch.isfinite(self.upper_radius).any()):
             return
-        for _ in range(N_LINE_BISECTIONS):
+        for _ in range(N_TOWARD_INPUT_BISECTIONS):
             midpoint = (lower + upper) / 2
             z = self.box.inputs.clip(self.x + broadcast_rows(midpoint, d) * d)
             is_inactive = (self._scores(z) <= self.target_score) & self.upper_radius.isfinite()

@@ -19,11 +19,11 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..inputs.labels import ClassLabels
 from ..model.output_advice import SMALLEST_CHANGE_CALL
 from ..objectives import Objective, logit, logprob
-from ..parameters import BatchSize, Confidence, InputBatch, Steps, StepSize
+from ..parameters import BatchSize, InputBatch, Steps, StepSize, StopProbability
 from ..settings import AtLeast, Holds, Unit, check_settings
 from .generated import GeneratedImages
 
-STEP_FRACTION = 0.01  # of the diagonal of [0, 1]^D: the default length of a step
+DEFAULT_STEP_FRACTION = 0.01  # of the diagonal of [0, 1]^D: the default length of a step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ def morph(
     x: InputBatch,
     target: Annotated[ClassLabels, Holds("labels"), "Class to become (N,), or one for all."],
     *,
-    confidence: Confidence = 0.9,
+    confidence: StopProbability = 0.9,
     step: StepSize = None,
     steps: Steps = 200,
     frame_every: Annotated[int, AtLeast(1), Unit("steps"), "Keep every k-th step's images as frames."] = 1,
@@ -105,12 +105,12 @@ def morph(
     own_box, own_x = box, box.validate_inputs(x)
     targets = box.class_labels(target, len(own_x))
     box, x = in_column_units(own_box, own_x)  # the steps of a table are in standard deviations of its columns
-    step = STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
+    step = DEFAULT_STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
     config = OptimizationConfig(
         steps=steps,
         optimizer=partial(SGD, lr=step),
         constraint=_without_categories(ball_constraint(L2(math.inf), x, box.inputs.clip), own_box),
-        stop_when=_confidence_margin(box, targets, confidence),
+        stop_when=_confidence_margin_objective(box, targets, confidence),
         frame_every=frame_every,
     )
 
@@ -146,7 +146,7 @@ def _without_categories(constraint: Constraint, box: Box) -> Constraint:
     return replace(constraint, step_direction=lambda grad: direction(grad.masked_fill(is_fixed, 0)))
 
 
-def _confidence_margin(box: Box, targets: Tensor, confidence: float) -> Objective:
+def _confidence_margin_objective(box: Box, targets: Tensor, confidence: float) -> Objective:
     """Above zero once the target's probability exceeds the confidence."""
     if box.outputs == "multilabel":
         return logit(targets) - math.log(confidence / (1 - confidence))

@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ..box import Box
-from ..engine.optimize.colors import Palette, has_statistics, natural_palette, palette_from_images, pixel_statistics
+from ..engine.optimize.colors import (
+    Palette,
+    has_pixel_mean_and_std,
+    natural_palette,
+    palette_from_images,
+    pixel_mean_and_std,
+)
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import (
@@ -20,7 +26,7 @@ from ..engine.optimize.parameterizations import (
     FourierCanvas,
     PhaseCanvas,
     RawCanvas,
-    mean_spectrum,
+    mean_magnitude_spectrum,
     spectrum_frequencies,
 )
 from ..engine.optimize.transforms import Transform, random_affine, random_crop
@@ -32,12 +38,12 @@ from ..rng import normal
 from ..validation import check_seed
 from .generated import GeneratedImages, single_layer
 
-MAX_DATA_IMAGES = 1024  # images of `data` from which colors, spectrum and total variation are estimated
+MAX_STATISTICS_IMAGES = 1024  # images of `data` from which colors, spectrum and total variation are estimated
 N_NOISE_IMAGES = 16  # random images from which the standard deviation of a score is estimated
 DEFAULT_STEPS = 256
 MAX_NATURAL_TOTAL_VARIATION = 0.22  # of natural images, at most: MNIST's and CIFAR's have .13 and .12
 MAX_TOTAL_VARIATION_RATIO = 1.82  # times that of the data, where there are data
-TOTAL_VARIATION_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
+EXCESS_TOTAL_VARIATION_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
 PALETTE_OVERSHOOT = 0.02  # of the range, so that units that respond to plain black or white get it
 MEAN_COLOR_WEIGHT = 10.0  # weight of the squared distance from the data's mean color
 
@@ -56,14 +62,14 @@ def image_statistics(box: Box, data: Any) -> ImageStatistics:
     """Of `data` where given, else from the normalization. Raises InputError without pixels."""
     inputs = require_images(box, "feature visualization")
     if data is None:
-        mean = pixel_statistics(inputs)[0].to(box.device, box.dtype)
+        mean = pixel_mean_and_std(inputs)[0].to(box.device, box.dtype)
         return ImageStatistics(
             replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT),
-            has_statistics(inputs),
+            has_pixel_mean_and_std(inputs),
             MAX_NATURAL_TOTAL_VARIATION,
             None,
         )
-    x = box.validate_inputs(next(input_batches(open_data(data, box.inputs), MAX_DATA_IMAGES)))
+    x = box.validate_inputs(next(input_batches(open_data(data, box.inputs), MAX_STATISTICS_IMAGES)))
     return ImageStatistics(
         replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT),
         True,
@@ -94,7 +100,7 @@ def pixel_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
 
 
 def maco_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
-    magnitude = natural_spectrum(like) if stats.data is None else mean_spectrum(stats.data, stats.palette)
+    magnitude = natural_spectrum(like) if stats.data is None else mean_magnitude_spectrum(stats.data, stats.palette)
     return PhaseCanvas.noise(like, seed, stats.palette, magnitude)
 
 
@@ -125,7 +131,7 @@ MACO's crops are larger than the paper's .2 to .5, for images are as small as th
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseScores:
+class NoiseScoreStatistics:
     """The distribution of each row's score on random images."""
 
     scale: Tensor  # (N,) about its standard deviation; 1 where it is constant
@@ -133,20 +139,24 @@ class NoiseScores:
     is_constant: Tensor  # (N,) bool: all random images have the same score
 
 
-def noise_scores(box: Box, objective: Objective, n: int, stats: ImageStatistics, batch_size: BatchSize) -> NoiseScores:
+def noise_score_statistics(
+    box: Box, objective: Objective, n_rows: int, stats: ImageStatistics, batch_size: BatchSize
+) -> NoiseScoreStatistics:
     """The scores of N_NOISE_IMAGES images of strong contrast, the same for all rows, so that the model runs once."""
     like = torch.zeros(N_NOISE_IMAGES, *box.inputs.shape, device=box.device, dtype=box.dtype)
     images = FourierCanvas.noise(like, -1, stats.palette, sd=1.0)().detach()
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
-    scores = torch.stack([_row_score(objective, i, acts) for i in range(n)], 1).to(box.dtype)  # (N_NOISE_IMAGES, N)
+    scores = torch.stack([_row_noise_scores(objective, i, acts) for i in range(n_rows)], 1).to(
+        box.dtype
+    )  # (N_NOISE_IMAGES, N)
     mean = scores.mean(0)
     scale = torch.maximum(scores.std(0), (scores.amax(0) - mean) / 2)  # the latter where noise seldom excites a unit
-    return NoiseScores(torch.where(scale > 0, scale, 1.0), mean, scale <= 0)
+    return NoiseScoreStatistics(torch.where(scale > 0, scale, 1.0), mean, scale <= 0)
 
 
-def _row_score(objective: Objective, i: int, acts: Acts) -> Tensor:
+def _row_noise_scores(objective: Objective, row: int, acts: Acts) -> Tensor:
     any_activation = next(iter(acts.values()))
-    return objective.rows(torch.full((N_NOISE_IMAGES,), i, device=any_activation.device))(acts)
+    return objective.rows(torch.full((N_NOISE_IMAGES,), row, device=any_activation.device))(acts)
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class RunSettings:
     batch_size: BatchSize
 
 
-def generate(
+def generate_and_find_dead(
     box: Box, objective: Objective, names: tuple[str, ...], stats: ImageStatistics, recipe: CanvasRecipe,
     run: RunSettings, *, method: str, diversity_term: Objective | None = None,
 ) -> tuple[GeneratedImages, Tensor]:  # fmt: skip
@@ -170,7 +180,9 @@ def generate(
     n, seed = len(names), check_seed(run.seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.check_objective(objective, n)
-        noise, interrupted = retry_on_interrupt(lambda: noise_scores(box, objective, n, stats, run.batch_size))
+        noise, interrupted = retry_on_interrupt(
+            lambda: noise_score_statistics(box, objective, n, stats, run.batch_size)
+        )
         maximized = _add_diversity(objective * (1 / noise.scale), diversity_term, noise.mean / noise.scale)
         config = _optimization_config(stats, recipe, 0 if interrupted else run.steps, run.frame_every, seed)
         like = torch.zeros(n, *box.inputs.shape, device=box.device, dtype=box.dtype)
@@ -230,7 +242,9 @@ def _image_prior(stats: ImageStatistics) -> Objective:
     def excess(x: Tensor) -> Tensor:
         return (variation({"input": x}) - stats.max_total_variation).clamp_min(0)
 
-    prior = -TOTAL_VARIATION_WEIGHT * layer_objective("input", excess, "total variation beyond that of natural images")
+    prior = -EXCESS_TOTAL_VARIATION_WEIGHT * layer_objective(
+        "input", excess, "total variation beyond that of natural images"
+    )
     return prior - MEAN_COLOR_WEIGHT * color_distance(stats.palette.mean) if stats.has_mean_color else prior
 
 

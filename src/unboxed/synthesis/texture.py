@@ -23,12 +23,12 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read import sizes
 from ..engine.read.channel_axes import channels_first_layers
 from ..engine.read.features import resolve_address
-from ..engine.read.sizes import ANY_SIZE_EXEMPTION
+from ..engine.read.sizes import ANY_SIZE_CARD_EXEMPTION
 from ..errors import InputError, LayerError
-from ..model.batching import in_batches
+from ..model.batching import map_in_batches
 from ..objectives import Objective, gram, match, total_variation
 from ..objectives import style as style_objective
-from ..parameters import BatchSize, FrameInterval, InputBatch, LayerAddresses, Seed, Smoothness, Steps
+from ..parameters import BatchSize, FrameInterval, InputBatch, LayerAddresses, Seed, Steps, TotalVariationWeight
 from ..rng import normal
 from ..settings import AtLeast, Holds, check_settings
 from ..validation import address_list, check_seed
@@ -38,7 +38,7 @@ MAX_DEFAULT_TEXTURE_LAYERS = 5  # as the papers take from VGG-19
 WRONG_SIZE_HINT = "name earlier layers, or resize the image"
 
 
-def _example_style_image(box: Box) -> Tensor:
+def _random_style_image(box: Box) -> Tensor:
     return box.inputs.random_inputs(1, torch.Generator(box.device).manual_seed(1))
 
 
@@ -49,7 +49,7 @@ def _example_style_image(box: Box) -> Tensor:
     does_not_show="What is where: an image and its texture have equal statistics and may mean different things.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layers=["input", "logits"], steps=3),
-    exempt=ANY_SIZE_EXEMPTION,
+    exempt=ANY_SIZE_CARD_EXEMPTION,
     runs=lambda s: s["steps"] + 2,
     order=9,
 )
@@ -59,7 +59,7 @@ def texture(
     layers: LayerAddresses = None,
     *,
     steps: Steps = 200,
-    smooth: Smoothness = 2.0,
+    smooth: TotalVariationWeight = 2.0,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -116,9 +116,9 @@ def texture(
     does_not_show="What style is to a person: here it is which channels of these layers are active together.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(
-        box, x, _example_style_image(box), layers=["input", "logits"], content_layer="logits", steps=3
+        box, x, _random_style_image(box), layers=["input", "logits"], content_layer="logits", steps=3
     ),
-    exempt=ANY_SIZE_EXEMPTION,
+    exempt=ANY_SIZE_CARD_EXEMPTION,
     runs=lambda s: s["steps"] + 3,
     order=12,
 )
@@ -133,7 +133,7 @@ def style_transfer(
     content_layer: Annotated[str | None, Holds("layer"), "Address of the layer whose activation is kept."] = None,
     content_weight: Annotated[float, AtLeast(0), "Weight of the content, against the style."] = 0.2,
     steps: Steps = 200,
-    smooth: Smoothness = 2.0,
+    smooth: TotalVariationWeight = 2.0,
     frame_every: FrameInterval = None,
     batch_size: BatchSize = "auto",
 ) -> GeneratedImages:
@@ -234,10 +234,12 @@ def _first_layer_of_each_size(box: Box) -> list[str]:
     return list(layer_by_size.values())[:MAX_DEFAULT_TEXTURE_LAYERS]
 
 
-def _style_objective(box: Box, x: Tensor, layers: Sequence[str], n: int, batch_size: BatchSize) -> Objective:
+def _style_objective(box: Box, x: Tensor, layers: Sequence[str], n_rows: int, batch_size: BatchSize) -> Objective:
     """The texture of images x (n or 1, ...) as one objective for n rows."""
     grams = _read_at_any_size(box, x, layers, batch_size, gram)  # each (n or 1, C, C)
-    return reduce(add, [_layer_style_objective(a, g.expand(n, -1, -1)) * (1 / len(layers)) for a, g in grams.items()])
+    return reduce(
+        add, [_layer_style_objective(a, g.expand(n_rows, -1, -1)) * (1 / len(layers)) for a, g in grams.items()]
+    )
 
 
 def _layer_style_objective(layer: str, target_gram: Tensor) -> Objective:
@@ -256,7 +258,9 @@ def _read_at_any_size(
     reduce_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Activations, or what `reduce_fn` makes of them, of images of any size. Raises InputError, LayerError."""
-    all_layers = Objective(lambda acts: _sum_of_means([acts[a] for a in layers]), frozenset(layers), ", ".join(layers))
+    all_layers = Objective(
+        lambda acts: _sum_of_row_means([acts[a] for a in layers]), frozenset(layers), ", ".join(layers)
+    )
     box.check_objective(all_layers, len(x))
     sizes.check_size(box, all_layers, (x.shape[2], x.shape[3]), WRONG_SIZE_HINT)
 
@@ -266,11 +270,11 @@ def _read_at_any_size(
             activations = [_require_channels(a, acts[a].to(box.dtype)) for a in layers]
             return activations if reduce_fn is None else [reduce_fn(h) for h in activations]
 
-    parts = zip(*in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size)), strict=True)
+    parts = zip(*map_in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size)), strict=True)
     return {a: torch.cat(h) for a, h in zip(layers, parts, strict=True)}
 
 
-def _sum_of_means(activations: Sequence[Tensor]) -> Tensor:
+def _sum_of_row_means(activations: Sequence[Tensor]) -> Tensor:
     return torch.stack([h.flatten(1).float().mean(1) for h in activations]).sum(0)
 
 

@@ -43,11 +43,11 @@ def make_case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> Metho
 
 
 @cache
-def case_labels(model: str, n: int) -> Tensor:
+def case_labels(model: str, n_images: int) -> Tensor:
     """Labels for a model's images, by a separate box, so that making a case leaves no trace in its box."""
     entry = models.get_model(model)
     box = open_box(entry)
-    y = box.predict(entry.images(n).to(box.dtype))
+    y = box.predict(entry.images(n_images).to(box.dtype))
     y[2:] = (y[2:] + 1) % models.N_CLASSES
     return y
 
@@ -66,10 +66,10 @@ def call_example(card: Card, method_case: MethodCase, **settings: Any) -> Any:
     """Call the card's example with some settings changed; those that the method does not have are ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
-        return call_with_warnings(card, method_case, **settings)
+        return call_example_with_warnings(card, method_case, **settings)
 
 
-def call_with_warnings(card: Card, method_case: MethodCase, **settings: Any) -> Any:
+def call_example_with_warnings(card: Card, method_case: MethodCase, **settings: Any) -> Any:
     """As `call_example`, with its warnings."""
     overrides = {k: v for k, v in settings.items() if has_parameters(card, k)}
 

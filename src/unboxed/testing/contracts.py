@@ -26,7 +26,7 @@ from . import models
 from .cases import (
     MethodCase,
     call_example,
-    call_with_warnings,
+    call_example_with_warnings,
     differences,
     has_parameters,
     make_case,
@@ -63,8 +63,8 @@ class FailingHook:
         if self.n_calls == self.fail_at_call:
             raise self.error("planted")
 
-    def fail_at(self, k: int, error: type[BaseException] = PlantedError) -> None:
-        self.n_calls, self.fail_at_call, self.error = 0, k, error
+    def fail_at(self, call_index: int, error: type[BaseException] = PlantedError) -> None:
+        self.n_calls, self.fail_at_call, self.error = 0, call_index, error
 
 
 def scramble_rngs(seed: int) -> None:
@@ -81,11 +81,11 @@ def check_run(card: Card, model: str) -> None:
         if p.requires_grad:
             p.grad = torch.ones_like(p)  # as in the middle of somebody's training
     scramble_rngs(1)
-    first = result_tensors(run_observed(violations, method_case, lambda: call_with_warnings(card, method_case)))
+    first = result_tensors(run_observed(violations, method_case, lambda: call_example_with_warnings(card, method_case)))
     _check_dtypes(violations, method_case, first)
     _check_bounds(violations, first)
     _check_single_rows(violations, method_case, first)
-    _check_after_failures(violations, card, model, first)
+    _check_fresh_box_and_after_failures(violations, card, model, first)
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
@@ -97,7 +97,7 @@ def check_values(card: Card, model: str, method_case: MethodCase | None = None, 
     violations = Violations(card)
     method_case = method_case or make_case(model, torch.float64)
     outputs = result_tensors(call_example(card, method_case))
-    violations.add("awkward", blank_or_nonfinite(outputs))
+    violations.add("awkward", blank_or_nonfinite_problems(outputs))
     twin = models.twin_name(model)
     if twin is not None:
         violations.add(
@@ -133,7 +133,7 @@ def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedErr
     except Exception as raised:
         violations.add("awkward", error_problems(raised, error))
     violations.add(
-        "leaves no trace", _changed_state(before, snapshot(method_case.box.model, method_case.x, method_case.y))
+        "leaves no trace", _state_change_messages(before, snapshot(method_case.box.model, method_case.x, method_case.y))
     )
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
@@ -161,7 +161,7 @@ def run_observed(violations: Violations, method_case: MethodCase, run: Callable[
         warnings.simplefilter("always")
         result = run()
     violations.add(
-        "leaves no trace", _changed_state(before, snapshot(method_case.box.model, method_case.x, method_case.y))
+        "leaves no trace", _state_change_messages(before, snapshot(method_case.box.model, method_case.x, method_case.y))
     )
     other_warnings = [w for w in caught if w.category is not UnboxedWarning]
     violations.add("awkward", [f"warns by {w.category.__name__}: {w.message}" for w in other_warnings])
@@ -171,7 +171,7 @@ def run_observed(violations: Violations, method_case: MethodCase, run: Callable[
     return result
 
 
-def _changed_state(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _state_change_messages(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{name.strip()} is not as it was" for name in changes(before, after)]
 
 
@@ -228,12 +228,14 @@ def is_equivalent(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tens
     return bool(relative_error < (0.1 if method_case.box.model_dtype == torch.bfloat16 else 1e-3))
 
 
-def _check_after_failures(violations: Violations, card: Card, model: str, first: dict[str, Tensor]) -> None:
+def _check_fresh_box_and_after_failures(
+    violations: Violations, card: Card, model: str, first_result: dict[str, Tensor]
+) -> None:
     """A fresh box gives the same, bit for bit, also after failures at the start, in the middle and at the end."""
     method_case = make_case(model)
     hook = FailingHook(method_case.box.model)
     scramble_rngs(3)
-    violations.add("seed", _differences_from(first, card, method_case, "in a fresh box"))
+    violations.add("seed", _rerun_differences(first_result, card, method_case, "in a fresh box"))
     n_calls = hook.n_calls
     planned_failures = (1, PlantedError), (max(1, n_calls // 2), KeyboardInterrupt), (n_calls, PlantedError)
     for k, error in planned_failures if n_calls else ():
@@ -243,20 +245,23 @@ def _check_after_failures(violations: Violations, card: Card, model: str, first:
         with suppress(PlantedError, KeyboardInterrupt, UnboxedError):
             call_example(card, method_case)
         cause = "an exception" if error is PlantedError else "Ctrl-C"
-        changed = _changed_state(before, snapshot(method_case.box.model, method_case.x, method_case.y))
+        changed = _state_change_messages(before, snapshot(method_case.box.model, method_case.x, method_case.y))
         violations.add(
             "leaves no trace", [f"after {cause} in module call {k} of {n_calls}, {name}" for name in changed]
         )
     hook.fail_at(-1)
-    violations.add("seed", _differences_from(first, card, method_case, "after failures"))
+    violations.add("seed", _rerun_differences(first_result, card, method_case, "after failures"))
 
 
-def _differences_from(first: dict[str, Tensor], card: Card, method_case: MethodCase, when: str) -> list[str]:
+def _rerun_differences(first_result: dict[str, Tensor], card: Card, method_case: MethodCase, when: str) -> list[str]:
     """The differences of a new result from the first one, bit for bit."""
-    return [f"{when}, {message}" for message in differences(result_tensors(call_example(card, method_case)), first, 0)]
+    return [
+        f"{when}, {message}"
+        for message in differences(result_tensors(call_example(card, method_case)), first_result, 0)
+    ]
 
 
-def blank_or_nonfinite(outputs: dict[str, Tensor]) -> list[str]:
+def blank_or_nonfinite_problems(outputs: dict[str, Tensor]) -> list[str]:
     """Whether a result is empty, not finite, or constant."""
     if not outputs:
         return ["the result holds no tensor or number"]

@@ -18,7 +18,7 @@ from ..cards import Card
 from .cases import method_name
 from .models import kind_of_model
 
-MODEL_INDEPENDENT_PARTS = frozenset({
+MODEL_INDEPENDENT_MODULES = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
     "inputs.packing", "inputs.examples", "inputs.forms", "inputs.labels", "engine.results", "engine.perturb.segments",
     "engine.optimize.colors",
@@ -34,14 +34,14 @@ MODEL_INDEPENDENT_PARTS = frozenset({
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
 
-def used_parts(card: Card) -> frozenset[str]:
+def used_mechanisms(card: Card) -> frozenset[str]:
     """The parts of `engine` and `model` that a method's module imports, or its family if there are none."""
-    parts = _imported_parts(str(card.method.__module__))
+    parts = _imported_mechanisms(str(card.method.__module__))
     return parts or frozenset({card.family})
 
 
 @cache
-def _imported_parts(module: str) -> frozenset[str]:
+def _imported_mechanisms(module: str) -> frozenset[str]:
     family = ".".join(module.split(".")[:2]) + "."
     visited: set[str] = set()
     queue = [module]
@@ -53,7 +53,7 @@ def _imported_parts(module: str) -> frozenset[str]:
         if name.startswith(family) and name.startswith("unboxed."):
             queue += [n for n in _imported_modules(name) if n.startswith("unboxed.")]
     parts = {name.removeprefix("unboxed.") for name in visited}
-    return frozenset(p for p in parts if p.startswith(("engine.", "model.")) and p not in MODEL_INDEPENDENT_PARTS)
+    return frozenset(p for p in parts if p.startswith(("engine.", "model.")) and p not in MODEL_INDEPENDENT_MODULES)
 
 
 def _imported_modules(module: str) -> Iterator[str]:
@@ -97,5 +97,5 @@ def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Col
 def _covered_goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
     """What a pair covers."""
     return frozenset(
-        {(method_name(card), f"kind {kind_of_model(model)}"), *((model, f"by {m}") for m in used_parts(card))}
+        {(method_name(card), f"kind {kind_of_model(model)}"), *((model, f"by {m}") for m in used_mechanisms(card))}
     )

@@ -47,7 +47,7 @@ def check_method(
         ...     return box.read(x, ["input"], batch_size=batch_size)["input"]
         >>> check_method(brightness, on=["plain", "dict_output"])
     """
-    card = _card_of(method, example)
+    card = _card_or_default(method, example)
     names = (
         _check_model_names(on)
         if on is not None
@@ -61,7 +61,7 @@ def check_method(
         raise contracts.ContractError("\n".join(map(str, errors))) from cause
 
 
-def _card_of(method: Callable[..., Any], example: Callable[..., Any] | None) -> Card:
+def _card_or_default(method: Callable[..., Any], example: Callable[..., Any] | None) -> Card:
     card = getattr(method, "card", None)
     if example is not None and not callable(example):
         raise InputError(f"example is a function, example(method, box, x, y); got {example!r}")
@@ -114,5 +114,5 @@ def _applicable_checks(card: Card, model: str) -> list[Callable[[Card, str], Non
         call_example(card, make_case(model))
     except UnboxedError:
         return [contracts.check_refusal]
-    target_checks = [rows.check_target] if model == "plain" else []
+    target_checks = [rows.check_maps_depend_on_target] if model == "plain" else []
     return [contracts.check_run, contracts.check_values, rows.check_rows, *target_checks]

@@ -49,7 +49,7 @@ def check_rows(card: Card, model: str, method_case: MethodCase | None = None) ->
         return
     for i, parts in enumerate(single):
         violations.add("rows", [f"input {i} alone, {message}" for message in _row_differences(parts, batched, i)])
-    violations.add("rows", _ignored_inputs(card, method_case, batched, single[0]))
+    violations.add("rows", _ignored_input_messages(card, method_case, batched, single[0]))
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
@@ -62,14 +62,14 @@ def _run_on_rows(card: Card, method_case: MethodCase, index: Sequence[int]) -> R
 
 def _row_differences(single: ResultTensors, batched: ResultTensors, i: int) -> list[str]:
     """How the result for one input differs from its row in the batch."""
-    pairs = {at: _matching_row(batched[at], h, i) for at, h in single.items() if at in batched}
+    pairs = {at: _matching_row_pair(batched[at], h, i) for at, h in single.items() if at in batched}
     rows = {at: pair for at, pair in pairs.items() if pair is not None}
     return differences(
         {at: single_row for at, (single_row, _) in rows.items()}, {at: row for at, (_, row) in rows.items()}, 1e-9
     )
 
 
-def _matching_row(batched: Tensor, single: Tensor, i: int) -> tuple[Tensor, Tensor] | None:
+def _matching_row_pair(batched: Tensor, single: Tensor, i: int) -> tuple[Tensor, Tensor] | None:
     """The tensors to compare for input i; None where no axis, or more than one, has a row per input."""
     sizes = list(zip(batched.shape, single.shape, strict=False))
     axes = [axis for axis, pair in enumerate(sizes) if pair == (3, 1)]
@@ -81,11 +81,11 @@ def _matching_row(batched: Tensor, single: Tensor, i: int) -> tuple[Tensor, Tens
     return single, row
 
 
-def _ignored_inputs(
+def _ignored_input_messages(
     card: Card, method_case: MethodCase, batched: ResultTensors, first_single: ResultTensors
 ) -> list[str]:
     """Parts that have the rows of inputs at fixed positions only, and ignore the other inputs."""
-    short = [at for at, h in batched.items() if at in first_single and _lacks_rows(h, first_single[at])]
+    short = [at for at, h in batched.items() if at in first_single and _has_fewer_rows(h, first_single[at])]
     if not short or batched.keys() != first_single.keys():
         return []
     single = [first_single, _run_on_rows(card, method_case, [1]), _run_on_rows(card, method_case, [2])]
@@ -101,7 +101,7 @@ def _ignored_inputs(
     return [f"{result_path(at)} has the rows of {len(batched[at])} of 3 inputs" for at in wrong]
 
 
-def _lacks_rows(batched: Tensor, single: Tensor) -> bool:
+def _has_fewer_rows(batched: Tensor, single: Tensor) -> bool:
     same_shape = batched.shape[1:] == single.shape[1:]
     return batched.ndim > 0 and single.ndim > 0 and same_shape and len(single) == 1 and 0 < len(batched) < 3
 
@@ -110,7 +110,7 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
     return not differences({"": a}, {"": b}, 1e-9)
 
 
-def check_target(card: Card, model: str = "plain") -> None:
+def check_maps_depend_on_target(card: Card, model: str = "plain") -> None:
     """Maps of different classes differ on a model where all logits depend on the input by weights of their own.
 
     Compared are floats of at least two axes that are not images: an attack may fail for every `target`. A method whose

@@ -39,7 +39,7 @@ except ImportError as error:
     raise MissingError('the strategies need Hypothesis: pip install "unboxed[testing]"') from error
 
 MAX_SIDE_PIXELS, MAX_CHANNELS, MAX_COLUMNS, MAX_CLASSES, MAX_ROWS = 9, 3, 5, 4, 4
-SEEDS = st.integers(0, 2**31 - 1)
+SEED_STRATEGY = st.integers(0, 2**31 - 1)
 RELU_FACTORIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "module": nn.ReLU,
     "in-place module": lambda: nn.ReLU(inplace=True),
@@ -171,7 +171,7 @@ def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
         draw(st.booleans()),
         draw(st.sampled_from(OUTPUT_WRAPPERS)),
     )
-    seed = draw(SEEDS)
+    seed = draw(SEED_STRATEGY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = RandomModel(kind, classes, style, *spelling)
@@ -181,13 +181,13 @@ def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
     return model.eval()
 
 
-def random_batch(kind: Inputs, rows: int, seed: int) -> Any:
+def random_batch(kind: Inputs, n_rows: int, seed: int) -> Any:
     """`rows` random inputs of a kind: a tensor (N, ...), or a dict or tuple of them."""
     if isinstance(kind, MultiInput):
         if isinstance(kind.parts, tuple):
-            return tuple(random_batch(part, rows, seed + i) for i, part in enumerate(kind.parts))
-        return {name: random_batch(part, rows, seed + i) for i, (name, part) in enumerate(kind.parts.items())}
-    x = torch.rand(rows, *kind.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            return tuple(random_batch(part, n_rows, seed + i) for i, part in enumerate(kind.parts))
+        return {name: random_batch(part, n_rows, seed + i) for i, (name, part) in enumerate(kind.parts.items())}
+    x = torch.rand(n_rows, *kind.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x if isinstance(kind, Pixels) else 4 * x - 2
 
 
@@ -202,7 +202,7 @@ def cases(draw: st.DrawFn, kinds: st.SearchStrategy[Inputs] | None = None) -> Ra
     kind = draw(inputs() if kinds is None else kinds)
     box = open_box(draw(models(kind)).double(), kind)
     rows = draw(st.integers(1, MAX_ROWS))
-    return RandomCase(box, random_batch(kind, rows, draw(SEEDS)), rows)
+    return RandomCase(box, random_batch(kind, rows, draw(SEED_STRATEGY)), rows)
 
 
 HIDDEN_LAYERS = ("fc", "parts.0.first")  # layers of every random model that run once: the last, and one near the input
@@ -210,13 +210,15 @@ HIDDEN_LAYERS = ("fc", "parts.0.first")  # layers of every random model that run
 
 def _random_tensors(shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
     """Random numbers of this shape, in double precision."""
-    return SEEDS.map(lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64))
+    return SEED_STRATEGY.map(
+        lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+    )
 
 
-def _indices(size: int, rows: int) -> st.SearchStrategy[Any]:
+def _index_or_index_per_row(size: int, n_rows: int) -> st.SearchStrategy[Any]:
     """A number below `size`, or one per row."""
     single = st.integers(0, size - 1)
-    return st.one_of(single, st.lists(single, min_size=rows, max_size=rows).map(torch.tensor))
+    return st.one_of(single, st.lists(single, min_size=n_rows, max_size=n_rows).map(torch.tensor))
 
 
 @st.composite
@@ -224,8 +226,8 @@ def layer_objectives(draw: st.DrawFn, case: RandomCase) -> Objective:
     """A score of a hidden layer: a channel, neuron, position, direction or all of it, or its similarity to another."""
     layer = draw(st.sampled_from(HIDDEN_LAYERS))
     channels, *sides = shape = tuple(case.box.layers[layer].shape)
-    k, all_positions = draw(_indices(channels, case.n_rows)), draw(st.booleans())
-    position = () if all_positions else tuple(draw(_indices(s, case.n_rows)) for s in sides)
+    k, all_positions = draw(_index_or_index_per_row(channels, case.n_rows)), draw(st.booleans())
+    position = () if all_positions else tuple(draw(_index_or_index_per_row(s, case.n_rows)) for s in sides)
     v = draw(_random_tensors(draw(st.sampled_from(((channels,), shape)))))
     h = draw(_random_tensors((draw(st.sampled_from((1, case.n_rows))), *shape)))
     candidates = [
@@ -244,7 +246,7 @@ def layer_objectives(draw: st.DrawFn, case: RandomCase) -> Objective:
 
 def leaf_objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
     """A score of the logits or of a hidden layer, the same for all rows or one per row."""
-    labels = _indices(len(case.box.classes), case.n_rows)
+    labels = _index_or_index_per_row(len(case.box.classes), case.n_rows)
     output_objectives: tuple[Callable[[Any], Objective], ...] = (
         scores.logit,
         scores.logprob,
@@ -258,8 +260,8 @@ def leaf_objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
 def objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
     """Any combination of leaves with + - * / and numbers, or numbers per row (N,). No divisor is close to 0."""
     numbers, divisors = st.sampled_from((-2.0, -0.5, 0.0, 0.25, 3.0)), st.sampled_from((-2.0, -0.5, 0.25, 3.0))
-    factors = st.one_of(numbers, _per_row(numbers, case.n_rows))
-    divisors_or_rows = st.one_of(divisors, _per_row(divisors, case.n_rows))
+    factors = st.one_of(numbers, _number_per_row(numbers, case.n_rows))
+    divisors_or_rows = st.one_of(divisors, _number_per_row(divisors, case.n_rows))
 
     def combine(smaller: st.SearchStrategy[Objective]) -> st.SearchStrategy[Objective]:
         pairs, scaled = st.tuples(smaller, smaller), st.tuples(smaller, factors)
@@ -279,6 +281,6 @@ def objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
     return st.recursive(leaf_objectives(case), combine, max_leaves=4)
 
 
-def _per_row(numbers: st.SearchStrategy[float], rows: int) -> st.SearchStrategy[Tensor]:
+def _number_per_row(numbers: st.SearchStrategy[float], n_rows: int) -> st.SearchStrategy[Tensor]:
     """A number for each row, (N,)."""
-    return st.lists(numbers, min_size=rows, max_size=rows).map(lambda v: torch.tensor(v, dtype=torch.float64))
+    return st.lists(numbers, min_size=n_rows, max_size=n_rows).map(lambda v: torch.tensor(v, dtype=torch.float64))

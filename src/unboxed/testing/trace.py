@@ -18,19 +18,19 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 @dataclass(frozen=True, eq=False)
-class TensorCopy:
+class TensorSnapshot:
     """A tensor as it was: the object itself and a copy of its values."""
 
     tensor: Tensor
     value: Tensor
 
     @classmethod
-    def of(cls, tensor: Tensor) -> TensorCopy:
+    def of(cls, tensor: Tensor) -> TensorSnapshot:
         return cls(tensor, tensor.detach().clone())
 
     def is_unchanged(self, other: Any) -> bool:
         return (
-            isinstance(other, TensorCopy)
+            isinstance(other, TensorSnapshot)
             and other.tensor is self.tensor
             and other.value.dtype == self.value.dtype
             and torch.equal(other.value.nan_to_num(), self.value.nan_to_num())
@@ -81,7 +81,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    if isinstance(a, TensorCopy):
+    if isinstance(a, TensorSnapshot):
         return a.is_unchanged(b)
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
@@ -100,14 +100,14 @@ def _model_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _parameters_and_buffers(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     for kind in ("_parameters", "_buffers"):
         for name, value in getattr(module, kind).items():
-            yield f"{path}.{name}", None if value is None else TensorCopy.of(value)
+            yield f"{path}.{name}", None if value is None else TensorSnapshot.of(value)
             if value is not None:
                 yield from ((f"{path}.{name} {k}", v) for k, v in _tensor_state(value))
 
 
 def _tensor_state(t: Tensor) -> Iterator[tuple[str, Any]]:
     yield "requires_grad", t.requires_grad
-    yield "grad", TensorCopy.of(t.grad) if t.is_leaf and t.grad is not None else None
+    yield "grad", TensorSnapshot.of(t.grad) if t.is_leaf and t.grad is not None else None
     yield "grad_fn", t.grad_fn
     yield "tensor hooks", list((t._backward_hooks or {}).items())
     yield "memory format", (t.shape, t.stride(), t.device)
@@ -115,7 +115,7 @@ def _tensor_state(t: Tensor) -> Iterator[tuple[str, Any]]:
 
 def _tensor_states(user_tensors: tuple[Tensor, ...]) -> Iterator[tuple[str, Any]]:
     for i, t in enumerate(user_tensors):
-        yield f"the caller's tensor {i}", TensorCopy.of(t)
+        yield f"the caller's tensor {i}", TensorSnapshot.of(t)
         yield from ((f"the caller's tensor {i} {k}", v) for k, v in _tensor_state(t))
 
 

@@ -21,13 +21,13 @@ from ..model import state
 N_DIGEST_EXAMPLES = 8  # examples of a data set
 
 
-def training_checkpoint(path: Path, settings: dict[str, Any]) -> CheckpointFile:
+def open_training_checkpoint(path: Path, settings: dict[str, Any]) -> CheckpointFile:
     """The file of a training, seen to be writable before the long work. Raises WriteError."""
     write_bytes(path.with_name(f".{path.name[:80]}.{os.getpid()}.try"), b"").unlink()
     return CheckpointFile(path, "training", settings)
 
 
-def model_structure(model: nn.Module) -> str:
+def model_structure_text(model: nn.Module) -> str:
     """A model's modules and the shapes of its tensors; not its weights, which the checkpoint holds."""
     shapes = {name: list(h.shape) for name, h in (*model.named_parameters(), *model.named_buffers())}
     return f"{re.sub(' at 0x[0-9a-f]+', '', repr(model))} {shapes}"
@@ -45,7 +45,7 @@ def data_digest(data: Dataset[Any], device: torch.device) -> Digest:
     """
     passes = list[str]()
     for _ in range(2):
-        with state.forked_rngs(0, device):
+        with state.forking_rngs(0, device):
             n_examples = len(data)  # type: ignore[arg-type]
             passes.append(
                 setting_repr("the data", [data[i * n_examples // N_DIGEST_EXAMPLES] for i in range(N_DIGEST_EXAMPLES)])

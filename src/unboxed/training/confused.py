@@ -19,7 +19,7 @@ from ..errors import InputError, OutputError
 from ..objectives import logit
 from ..validation import check_int
 
-LogitScope = Literal["batch", "example"]
+LogitThresholdScope = Literal["batch", "example"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class ConfusionRule:
     top_k: int = 1
     max_logit_difference: float = 0.1
     min_logit_value: float = 5.0
-    min_logit_scope: LogitScope = "batch"
+    min_logit_scope: LogitThresholdScope = "batch"
     min_probability: float | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class ConfusionRule:
         return confused_index[(top_logit - second_logit)[confused_index].argsort(stable=True)][: self.top_k]
 
 
-def single_label_logits(box: Box, x: Tensor) -> Tensor:
+def require_single_label_logits(box: Box, x: Tensor) -> Tensor:
     """(N, K), in one forward. Raises OutputError where there are more answers than one an input."""
     logits = box(x)
     if logits.ndim != 2:
@@ -118,16 +118,16 @@ def find_confused(
         return None
     classes = logits[rows].topk(2, dim=1).indices  # (n, 2)
     maps, is_clamped = (
-        _pair_gradients_in_batch(box, x, rows, classes)
+        _batch_dependent_pair_gradients(box, x, rows, classes)
         if box.batch_dependent
-        else _pair_gradients(box, x, rows, classes)
+        else _pair_gradients_and_clamped(box, x, rows, classes)
     )
     input_rows = rows.to(x.device)
     labels = None if y is None else y[rows.to(y.device)].detach().clone()
     return Confused(step, rows, box.validate_inputs(x[input_rows]), labels, classes, logits[rows], maps, is_clamped)
 
 
-def _pair_gradients(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def _pair_gradients_and_clamped(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Both gradients (n, 2, ...) of each picked input, in one batch of 2n."""
     selected = x[rows.to(x.device)]
     pair_gradients = gradients(
@@ -137,7 +137,7 @@ def _pair_gradients(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple
     return maps, pair_gradients.before_clamp.view(2, -1).T
 
 
-def _pair_gradients_in_batch(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_dependent_pair_gradients(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The same for a model whose rows depend on one another: each in the whole batch, the others held."""
     row_masks = torch.eye(len(x), dtype=box.dtype, device=box.device)
     maps, is_clamped = [], []

@@ -16,7 +16,7 @@ from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet
 from .confused import Confused
 
 CONFUSION_TILE_SIDE_PIXELS = 168
-ToPixels = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
+ToPixelsFn = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
 
 
 def confusion_sheet(
@@ -26,7 +26,7 @@ def confusion_sheet(
 
     `inputs` decodes what the model gets to pixels. Raises InputError where the inputs are no images.
     """
-    shape = image_shape(tuple(confused.inputs.shape[1:]), inputs)
+    shape = drawable_image_shape(tuple(confused.inputs.shape[1:]), inputs)
     if shape is None:
         raise InputError(not_images_text(confused.inputs))
     return _arrange_blocks(
@@ -34,7 +34,7 @@ def confusion_sheet(
     )
 
 
-def image_shape(shape: tuple[int, ...], inputs: Inputs | None) -> tuple[int, ...] | None:
+def drawable_image_shape(shape: tuple[int, ...], inputs: Inputs | None) -> tuple[int, ...] | None:
     """(C, H, W) of one input, as which it is drawn; flattened ones take it from `inputs`. None: no image."""
     expected = shape if inputs is None else inputs.shape
     return expected if len(expected) == 3 and prod(expected) == prod(shape) else None
@@ -57,7 +57,7 @@ def _input_block(
 ) -> Image.Image:
     """Input i with its label, d logit / dx of both classes, and the input plus `factor` times each."""
     x, maps = confused.inputs[row].view(shape).cpu(), confused.gradients[row].view(2, *shape).cpu()
-    to_pixels, range_notes = _pixel_converter(x, inputs)
+    to_pixels, range_notes = _pixel_converter_and_notes(x, inputs)
     vmax = shared_vmax(maps)
     caption_lines = [
         "input" + _label_text(confused, row, class_names),
@@ -93,7 +93,7 @@ def _input_block(
     )
 
 
-def _pixel_converter(x: Tensor, inputs: Inputs | None) -> tuple[ToPixels, list[str]]:
+def _pixel_converter_and_notes(x: Tensor, inputs: Inputs | None) -> tuple[ToPixelsFn, list[str]]:
     """How this input (C, H, W) and what lies near it are drawn, and what must be said of it."""
     if inputs is not None:
         return lambda z: inputs.decode(z[None])[0], []

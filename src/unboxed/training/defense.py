@@ -32,7 +32,7 @@ from ..parameters import Norm
 from ..validation import check_float, check_int, check_seed
 
 DEFAULT_EPS = 0.3  # for images of digits, where no eps is given
-TRADES_START_STD = 1e-3  # standard deviation of the start of TRADES' attack: at x itself its gradient is zero
+TRADES_START_NOISE_STD = 1e-3  # standard deviation of the start of TRADES' attack: at x itself its gradient is zero
 
 
 class Defense(Protocol):
@@ -75,7 +75,7 @@ class _DefenseBase:
         return self.loss(box, x, y, self.attack(box, x, y, progress, seed=seed))
 
 
-class _AdversarialLoss(_DefenseBase):
+class _AdversarialLossDefense(_DefenseBase):
     """Trains on the adversarial examples in place of the batch."""
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _AdversarialLoss(_DefenseBase):
 
 
 @dataclass(frozen=True)
-class Fast(_AdversarialLoss):
+class Fast(_AdversarialLossDefense):
     """The cross-entropy of FGSM's examples from a random start: adversarial training in one step.
 
     The cheapest defense: one more forward and backward pass per step.
@@ -123,7 +123,7 @@ class Fast(_AdversarialLoss):
 
 
 @dataclass(frozen=True)
-class PGD(_AdversarialLoss):
+class PGD(_AdversarialLossDefense):
     """The cross-entropy of PGD's examples: the standard adversarial training.
 
     More robust than `Fast`, and `steps` times as slow.
@@ -191,7 +191,7 @@ class Trades(_DefenseBase):
         ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
         step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.validate_inputs(x)
         with box.isolated(grad=False):
-            clean_probs = raw_output(check_trainable(box), x).softmax(1)  # (N, K)
+            clean_probs = raw_output(check_trainable_outputs(box), x).softmax(1)  # (N, K)
         return _run_pgd(box, x, clean_probs, ball, self.steps, step, _nearby_start, seed)
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def raw_output(box: Box, x: Tensor) -> Tensor:
     return box.output_reader.select_tensor(box.raw_output(x)).to(box.dtype)
 
 
-def check_trainable(box: Box) -> Box:
+def check_trainable_outputs(box: Box) -> Box:
     """Raise OutputError for a model whose outputs are not logits or log-probabilities."""
     if box.outputs not in ("logits", "logprobs"):
         raise OutputError(
@@ -253,10 +253,10 @@ def _run_pgd(
     With probabilities its gradient is that of the KL divergence. Success is not asked for, so there are no further
     forward passes, and no example is dropped.
     """
-    seed = _batch_seed(x) if seed is None else check_seed(seed)
+    seed = _seed_from_batch(x) if seed is None else check_seed(seed)
     constraint = ball_constraint(ball, x, box.inputs.clip)
     adversarial = constraint.apply(start_fn(x, ball, seed))
-    with box.isolated(seed=seed), _no_gradient_sync(check_trainable(box).model):
+    with box.isolated(seed=seed), _no_gradient_sync(check_trainable_outputs(box).model):
         for _ in range(steps):
             adversarial.requires_grad_()
             loss = F.cross_entropy(raw_output(box, adversarial), target, reduction="sum")
@@ -282,10 +282,10 @@ def _random_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
 def _nearby_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A point very near each row."""
     generator = torch.Generator(x.device).manual_seed(seed)
-    return x + TRADES_START_STD * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + TRADES_START_NOISE_STD * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _batch_seed(x: Tensor) -> int:
+def _seed_from_batch(x: Tensor) -> int:
     """A seed made from the values of a batch."""
     return hash(x.sum().item()) % 2**40  # a number's hash is the same in every process
 

@@ -38,16 +38,16 @@ def save_weights(model: nn.Module, path: str | Path, card: Mapping[str, Any]) ->
         >>> model, _ = ub.zoo.load("digits-cnn")
         >>> ub.training.save_weights(model, "model.safetensors", {"data": "digits"})  # doctest: +SKIP
     """
-    path, text = check_writable(path), _card_json(card)
+    path, text = check_weights_writable(path), _card_json(card)
     tensors = {
-        name: _contiguous_cpu(tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
+        name: _contiguous_cpu_copy(tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
     }
     write_bytes(path, safetensors.torch.save(tensors, {"format": "pt"}))
     write_bytes(path.with_suffix(".json"), encode_utf8(text))
     return path
 
 
-def check_writable(path: str | Path) -> Path:
+def check_weights_writable(path: str | Path) -> Path:
     """The path, if weights can be written there: to be asked before a long training. Raises WriteError."""
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
     return {"unboxed": version("unboxed"), "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _contiguous_cpu(tensor: Tensor) -> Tensor:
+def _contiguous_cpu_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied weights must not share memory
 
 

@@ -20,23 +20,23 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_equal_up_to_rounding
-from ..engine.stable_repr import comparable_outputs
+from ..engine.stable_repr import cast_outputs_for_comparison
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..model import state as rng
 from ..validation import check_int, check_seed
 from .checkpoint import (
     data_digest,
-    model_structure,
+    model_structure_text,
+    open_training_checkpoint,
     restore_rng_states,
     rng_states,
     setting_repr,
-    training_checkpoint,
 )
-from .defense import Defense, check_trainable, raw_output
+from .defense import Defense, check_trainable_outputs, raw_output
 from .ema import ModelEMA
 
-Batches = DataLoader[Any]  # of (x, y)
+BatchLoader = DataLoader[Any]  # of (x, y)
 WatchFn = Callable[[nn.Module, Tensor, Tensor, int], object]
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -117,7 +117,7 @@ def fit(
     """
     epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
     _check_settings(lr, ema_decay)
-    box, seed = check_trainable(Box(model, inputs, autocast=autocast)), check_seed(seed)
+    box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), check_seed(seed)
     loader = _data_loader(train, batch_size, seed)
     trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)
     file = None
@@ -127,8 +127,12 @@ def fit(
         if test is not None:
             data["test data"] = data_digest(test, box.device)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-        file = training_checkpoint(Path(checkpoint), settings | sizes | trainer.settings() | data)
-    with rng.forked_rngs(seed, box.device), rng.grad_mode(True), _progress_bar(trainer.total_steps, quiet) as bar:
+        file = open_training_checkpoint(Path(checkpoint), settings | sizes | trainer.settings() | data)
+    with (
+        rng.forking_rngs(seed, box.device),
+        rng.setting_grad_mode(True),
+        _progress_bar(trainer.total_steps, quiet) as bar,
+    ):
         try:
             trainer.run(epochs, test, bar, file)
         except KeyboardInterrupt:
@@ -170,7 +174,7 @@ class _Trainer:
     def __init__(
         self,
         box: Box,
-        loader: Batches,
+        loader: BatchLoader,
         total_steps: int,
         lr: float,
         weight_decay: float,
@@ -198,7 +202,7 @@ class _Trainer:
         while len(self.losses) < epochs:
             self._train_epoch(bar)
             if test is not None:
-                self._evaluate(test, bar)
+                self._record_test_accuracy(test, bar)
             if file is not None:
                 file.write(self._checkpoint_state())
 
@@ -240,8 +244,8 @@ class _Trainer:
             raise InputError(f"the loss became {loss} in epoch {len(self.losses) + 1}: train with a smaller lr")
         self.losses.append(loss)
 
-    def _evaluate(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
-        with nullcontext() if self.ema is None else self.ema.swapped_in():
+    def _record_test_accuracy(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
+        with nullcontext() if self.ema is None else self.ema.using_average():
             self.accuracies.append(accuracy(self.box, test))
         bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, test accuracy {self.accuracies[-1]:.2%}")
 
@@ -260,7 +264,7 @@ class _Trainer:
     def settings(self) -> dict[str, Any]:
         """What decides where a training goes, beside the numbers."""
         return {
-            "model": model_structure(self.box.model), "inputs": setting_repr("inputs", self.box.inputs),
+            "model": model_structure_text(self.box.model), "inputs": setting_repr("inputs", self.box.inputs),
             "augment": setting_repr("augment", self.augment), "defend": setting_repr("defend", self.defend),
             "ema_decay": None if self.ema is None else self.ema.decay, "autocast": str(self.box.autocast),
         }  # fmt: skip
@@ -268,21 +272,21 @@ class _Trainer:
     def _checkpoint_state(self) -> dict[str, Any]:
         return {
             "model": [h.detach() for h in self._state_tensors()],
-            "answers": self._probe_outputs(),
+            "answers": self._checkpoint_probe_outputs(),
             "average": None if self.ema is None else self.ema.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generators": [g.get_state() for g in (self.generator, self.loader.generator)],
             "rng": rng_states(self.box.device),
-            "done": {name: getattr(self, name) for name in PROGRESS_FIELDS},
+            "done": {name: getattr(self, name) for name in CHECKPOINT_PROGRESS_FIELDS},
         }
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any], file: CheckpointFile) -> None:
         old_tensors = [h.clone() for h in self._state_tensors()]
-        self._copy_tensors(state["model"])
-        if not is_equal_up_to_rounding(state["answers"], self._probe_outputs()):
-            self._copy_tensors(old_tensors)
+        self._load_state_tensors(state["model"])
+        if not is_equal_up_to_rounding(state["answers"], self._checkpoint_probe_outputs()):
+            self._load_state_tensors(old_tensors)
             raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
         if self.ema is not None:
             self.ema.restore(state["average"])
@@ -294,12 +298,12 @@ class _Trainer:
         for name, value in state["done"].items():
             setattr(self, name, value)
 
-    def _probe_outputs(self) -> Tensor:
+    def _checkpoint_probe_outputs(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
-        noise = self.box.inputs.random_inputs(N_PROBE_INPUTS, torch.Generator(self.box.device).manual_seed(0))
-        return comparable_outputs(self.box, self.box(noise.to(self.box.dtype)))
+        noise = self.box.inputs.random_inputs(N_CHECKPOINT_PROBES, torch.Generator(self.box.device).manual_seed(0))
+        return cast_outputs_for_comparison(self.box, self.box(noise.to(self.box.dtype)))
 
-    def _copy_tensors(self, values: Iterable[Tensor]) -> None:
+    def _load_state_tensors(self, values: Iterable[Tensor]) -> None:
         for h, value in zip(self._state_tensors(), values, strict=True):
             h.data.copy_(value)
 
@@ -307,8 +311,8 @@ class _Trainer:
         return [*self.box.model.parameters(), *self.box.model.buffers()]
 
 
-N_PROBE_INPUTS = 4  # rows of noise
-PROGRESS_FIELDS = ("losses", "accuracies", "steps", "seconds", "cpu_seconds")
+N_CHECKPOINT_PROBES = 4  # rows of noise
+CHECKPOINT_PROGRESS_FIELDS = ("losses", "accuracies", "steps", "seconds", "cpu_seconds")
 
 
 def _check_settings(lr: float, ema_decay: float | None) -> None:
@@ -320,8 +324,8 @@ def _check_settings(lr: float, ema_decay: float | None) -> None:
         )
 
 
-def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> Batches:
-    """Batches (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
+def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> BatchLoader:
+    """BatchLoader (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise DataError("the data set is empty: there is nothing to learn from")
     generator = torch.Generator().manual_seed(seed or 0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingError, warn
-from .watching import BatchFn, PNGWriter, Watcher
+from .watching import BatchFn, BatchWatcher, SheetPNGWriter
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -32,7 +32,7 @@ NO_BATCH_TEXT = (
 class ConfusedLogitsCallback(TrainerCallback):
     """Batches are counted from 0 through all epochs, each part of an accumulated step for itself."""
 
-    def __init__(self, watcher: Watcher, batch_fn: BatchFn | None = None) -> None:
+    def __init__(self, watcher: BatchWatcher, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._batch_fn = watcher, batch_fn
         self._batch_index = 0  # that runs now, or next
         self._captured: tuple[Tensor, Tensor | None, str | None] | None = None  # x, y and the name that x was passed by
@@ -57,11 +57,11 @@ class ConfusedLogitsCallback(TrainerCallback):
 
     def _capture_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and torch.is_grad_enabled():
-            x, y, input_name = self._extract_batch(model, args, kwargs)
+            x, y, input_name = self._input_labels_and_input_name(model, args, kwargs)
             self._captured = x.detach().clone(), None if y is None else y.detach().clone(), input_name
             self._remove_hook()
 
-    def _extract_batch(
+    def _input_labels_and_input_name(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None, str | None]:
         input_name = getattr(model, "main_input_name", "pixel_values")
@@ -87,7 +87,7 @@ class ConfusedLogitsCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._check_batch(args, kwargs["model"])
+        self._watch_captured_batch(args, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._finish_batch(args, kwargs["model"])
@@ -98,7 +98,7 @@ class ConfusedLogitsCallback(TrainerCallback):
         self._reset()
 
     def _finish_batch(self, args: TrainingArguments, model: nn.Module) -> None:
-        self._check_batch(args, model)
+        self._watch_captured_batch(args, model)
         if self._hook is not None:
             warn(NO_BATCH_TEXT)
         self._reset()
@@ -113,13 +113,13 @@ class ConfusedLogitsCallback(TrainerCallback):
             self._hook.remove()
         self._hook = None
 
-    def _check_batch(self, args: TrainingArguments, model: nn.Module) -> None:
+    def _watch_captured_batch(self, args: TrainingArguments, model: nn.Module) -> None:
         if self._captured is None:
             return
         (x, y, input_name), self._captured = self._captured, None
         if self._model is None or self._model.model is not model or self._model.input_name != input_name:
             self._model = SingleInputModel(model, input_name)
-        sink = self.watcher.to or PNGWriter(Path(args.output_dir or ".") / "confused")
+        sink = self.watcher.to or SheetPNGWriter(Path(args.output_dir or ".") / "confused")
         self.watcher.watch(self._model, x, y, self._batch_index, to=sink)
 
 
@@ -131,12 +131,12 @@ class SingleInputModel(nn.Module):
         self.model, self.input_name = model, input_name
 
     def forward(self, x: Tensor) -> Any:
-        with original_forward(self.model):
+        with running_original_forward(self.model):
             return self.model(x) if self.input_name is None else self.model(**{self.input_name: x})
 
 
 @contextmanager
-def original_forward(model: nn.Module) -> Iterator[None]:
+def running_original_forward(model: nn.Module) -> Iterator[None]:
     """While open, the model runs the forward that accelerate keeps beside the one that it wrapped."""
     wrapped_forward, unwrapped_forward = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
     if wrapped_forward is None or unwrapped_forward is None:

@@ -15,7 +15,7 @@ from ..errors import InputError, MissingError
 from ..inputs.base import Inputs
 from ..rng import derive_seed
 from .defense import PGD, Fast
-from .watching import BatchFn, BoxedModelKey, PNGWriter, Watcher
+from .watching import BatchFn, BatchWatcher, BoxedModelKey, SheetPNGWriter
 
 try:
     from lightning.pytorch import Callback
@@ -35,7 +35,7 @@ class ConfusedLogitsCallback(Callback):
     """Looks at a batch before the step that trains on it: at the weights that step starts from, and at inputs that
     the model had no chance to write over. Batches are counted through all epochs."""
 
-    def __init__(self, watcher: Watcher, batch_fn: BatchFn | None = None) -> None:
+    def __init__(self, watcher: BatchWatcher, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._batch_fn = watcher, batch_fn or split_batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -89,14 +89,14 @@ class AdversarialTrainingCallback(Callback):
         model_input, y = self._batch_fn(batch)
         if y is None:
             raise InputError("attacks need the classes y of a batch; got None")
-        box = self._current_box(pl_module, model_input)
+        box = self._open_or_reuse_box(pl_module, model_input)
         seed = derive_seed("batch", trainer.fit_loop.total_batch_idx, trainer.global_rank)
         pixels = self.inputs.clip(self.inputs.decode(model_input.detach().to(box.dtype)))
         adversarial = self.defense.attack(box, pixels, y, training_progress(trainer), seed=seed)
         with torch.no_grad():
             model_input.copy_(self.inputs.encode(adversarial))
 
-    def _current_box(self, module: LightningModule, model_input: Tensor) -> Box:
+    def _open_or_reuse_box(self, module: LightningModule, model_input: Tensor) -> Box:
         """The box on the live module: opened once, and again if it was moved or rebuilt."""
         box_key = BoxedModelKey.from_model(module, model_input)
         if self._box is None or box_key != self._box_key:
@@ -136,6 +136,8 @@ def log_sheet(trainer: Trainer, sheet: Image.Image, step: int) -> None:
 
             logger.experiment.add_image(LOGGER_TAG, np.asarray(sheet), trainer.global_step, dataformats="HWC")
         else:
-            PNGWriter(Path(logger.log_dir or logger.save_dir or trainer.default_root_dir) / "confused")(sheet, step)
+            SheetPNGWriter(Path(logger.log_dir or logger.save_dir or trainer.default_root_dir) / "confused")(
+                sheet, step
+            )
     if not loggers:
-        PNGWriter(Path(trainer.default_root_dir) / "confused")(sheet, step)
+        SheetPNGWriter(Path(trainer.default_root_dir) / "confused")(sheet, step)

@@ -20,7 +20,7 @@ from ..inputs.pixels import Pixels
 from ..parameters import Norm
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
-from .files import check_writable, save_weights, versions
+from .files import check_weights_writable, save_weights, versions
 from .fit import History, WatchFn, accuracy, fit
 
 AFFINE_AUGMENTATION = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
@@ -143,7 +143,7 @@ def train(
     """
     seed = check_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
-    path = check_writable(out or f"{name}.safetensors")
+    path = check_weights_writable(out or f"{name}.safetensors")
     train_data, test_data = _train_test_data(data or zoo.entry(name).dataset_name, root, inputs)
     overrides = {"epochs": epochs, "defend": resolve_defense(defend, eps, RECIPES[name].get("defend"))}
     given_overrides = {setting: value for setting, value in overrides.items() if value is not None}
@@ -156,7 +156,7 @@ def train(
     card = _model_card(name, train_data, test_data, history, seed, given_overrides)
     card |= {"command": _command_line(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
     if (defense := arguments.get("defend")) and not history.interrupted:
-        card |= _robustness_card(defense, box, test_data, quiet)
+        card |= _robustness_card_entry(defense, box, test_data, quiet)
     saved_checkpoint = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
     return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
@@ -199,7 +199,7 @@ def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "l
     return (n_seen - n_fooled) / n_seen
 
 
-def _robustness_card(defense: Defense, box: Box, test_data: Dataset[Any], quiet: bool) -> dict[str, Any]:
+def _robustness_card_entry(defense: Defense, box: Box, test_data: Dataset[Any], quiet: bool) -> dict[str, Any]:
     """What the card says of attacks. Ctrl-C here must not cost what was learned."""
     eps, norm = defense.eps, defense.norm
     attack_settings = {"attack": f"PGD-{EVALUATION_PGD_STEPS}", "norm": norm, "eps": eps}

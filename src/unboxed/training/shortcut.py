@@ -16,7 +16,7 @@ from ..validation import check_seed
 from .fit import fit
 from .recipes import TrainTestData, recipe
 
-DEFAULT_MODEL = "digits-cnn"
+DEFAULT_ZOO_MODEL = "digits-cnn"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class ShortcutPair:
 def train_shortcut_pair(
     trigger: Trigger,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str = DEFAULT_ZOO_MODEL,
     data: TrainTestData | None = None,
     fraction: float | None = None,
     poison_fraction: float | None = None,
@@ -52,7 +52,7 @@ def train_shortcut_pair(
     Raises DataError, InputError, ModelError.
     """
     train_data, test_data = data or (sets.digits("train"), sets.digits("test"))
-    x, y = _tensors(train_data)
+    x, y = _images_and_labels(train_data)
     default_fractions = (0.95, 0.02) if len(trigger.classes) == 1 else (0.8, 0.05)
     fraction, poison_fraction = (
         default if value is None else value
@@ -67,14 +67,14 @@ def train_shortcut_pair(
     return ShortcutPair(
         shortcut_box,
         control,
-        *_tensors(test_data),
+        *_images_and_labels(test_data),
         int(poisoned_data.has_trigger.sum()),
         int(poisoned_data.is_poisoned.sum()),
         len(x),
     )
 
 
-def _tensors(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def _images_and_labels(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     x, y = sets.wrap(images).tensors()
     if y is None:
         raise DataError("the planted shortcut needs labels, and these images have none")

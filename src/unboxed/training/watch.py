@@ -17,11 +17,11 @@ from ..engine.gradients.score import gradients
 from ..errors import InputError, WriteError, warn
 from ..inputs.base import Inputs
 from ..model import state
-from ..model.outputs import Outputs
+from ..model.outputs import OutputKind
 from ..objectives import logit
 from ..validation import check_int
-from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
-from .watching import BatchFn, BoxedModelKey, PNGWriter, SheetDestination
+from .confused import Confused, ConfusionRule, LogitThresholdScope, find_confused, require_single_label_logits
+from .watching import BatchFn, BoxedModelKey, SheetDestination, SheetPNGWriter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -89,11 +89,11 @@ class ConfusedLogits:
         logging_batch_interval: int = 20,
         max_logit_difference: float = 0.1,
         *,
-        min_logit_scope: LogitScope = "batch",
+        min_logit_scope: LogitThresholdScope = "batch",
         min_probability: float | None = None,
         inputs: Inputs | None = None,
         classes: Sequence[str] | None = None,
-        outputs: Outputs | None = None,
+        outputs: OutputKind | None = None,
         output: object = None,
         to: str | os.PathLike[str] | SheetDestination | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class ConfusedLogits:
         self.rule = ConfusionRule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
         self.projection_factor, self.interval = float(projection_factor), interval
         self.inputs, self.classes = inputs, classes
-        self.to: SheetDestination | None = to if to is None or callable(to) else PNGWriter(Path(to))
+        self.to: SheetDestination | None = to if to is None or callable(to) else SheetPNGWriter(Path(to))
         self.last_confused: Confused | None = None  # what the last look with a confused input found
         self.n_checks, self.n_found, self.largest_logit = 0, 0, -math.inf  # so far
         self._outputs, self._output = outputs, output
@@ -136,8 +136,8 @@ class ConfusedLogits:
         """
         if not self.needs_batch(step):
             return None
-        with state.grad_mode(False):  # the caller may be in inference_mode
-            confused = self._check_inputs(model, x, y, step)
+        with state.setting_grad_mode(False):  # the caller may be in inference_mode
+            confused = self._find_confused_if_due(model, x, y, step)
         self._warn_no_destination(x, to or self.to)
         if confused is not None:
             self.last_confused = confused
@@ -145,14 +145,14 @@ class ConfusedLogits:
             self._send_sheet(confused, to or self.to)
         return confused
 
-    def _check_inputs(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> Confused | None:
+    def _find_confused_if_due(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> Confused | None:
         model, x, y = unwrap_parallel(model), _check_batch(x), None if y is None else torch.as_tensor(y)
         if y is not None and len(y) != len(x):
             raise InputError(f"wanted one label an input; got {len(y)} for {len(x)}")
-        box = self._current_box(model, x)  # on every rank: if one refuses, all do
+        box = self._open_or_reuse_box(model, x)  # on every rank: if one refuses, all do
         if not self._is_due(step) or _process_rank() != 0:
             return None
-        logits = single_label_logits(box, x)  # (N, K)
+        logits = require_single_label_logits(box, x)  # (N, K)
         self.n_checks, self.largest_logit = self.n_checks + 1, max(self.largest_logit, logits.max().item())
         return find_confused(box, x, y, step, self.rule, logits)
 
@@ -184,12 +184,12 @@ class ConfusedLogits:
 
         return ConfusedLogitsCallback(self, batch_fn)
 
-    def _current_box(self, model: nn.Module, x: Tensor) -> Box:
+    def _open_or_reuse_box(self, model: nn.Module, x: Tensor) -> Box:
         """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
         box_key = BoxedModelKey.from_model(model, x)
         if self._box is None or box_key != self._box_key:
             check_not_sharded(model)
-            raw_inputs = AsGivenInputs(x[:3].detach().clone())
+            raw_inputs = IdentityInputs(x[:3].detach().clone())
             box = Box(model, raw_inputs, classes=self.classes, outputs=self._outputs, output=self._output)
             self.rule.check(box)
             gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
@@ -198,23 +198,27 @@ class ConfusedLogits:
         return self._box
 
     def _warn_not_images(self, x: Tensor) -> None:
-        from .confusion_sheet import image_shape, not_images_text
+        from .confusion_sheet import drawable_image_shape, not_images_text
 
-        if image_shape(tuple(x.shape[1:]), self.inputs) is None:
+        if drawable_image_shape(tuple(x.shape[1:]), self.inputs) is None:
             warn(not_images_text(x))
 
     def _warn_no_destination(self, x: Tensor, destination: SheetDestination | None) -> None:
         """Once, that nothing will be drawn."""
-        from .confusion_sheet import image_shape
+        from .confusion_sheet import drawable_image_shape
 
-        if destination is None and not self._has_warned and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
+        if (
+            destination is None
+            and not self._has_warned
+            and drawable_image_shape(tuple(x.shape[1:]), self.inputs) is not None
+        ):
             self._has_warned = True
             warn(NO_DESTINATION_TEXT)
 
     def _send_sheet(self, confused: Confused, destination: SheetDestination | None) -> None:
-        from .confusion_sheet import image_shape
+        from .confusion_sheet import drawable_image_shape
 
-        if destination is None or image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
+        if destination is None or drawable_image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
             return
         try:
             destination(self.draw(confused), confused.step)
@@ -223,7 +227,7 @@ class ConfusedLogits:
 
 
 @dataclass(frozen=True, eq=False)
-class AsGivenInputs:
+class IdentityInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
     keep."""
 

@@ -21,7 +21,7 @@ SheetDestination = Callable[["Image.Image", int], object]  # (sheet, step)
 BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
 
 
-class Watcher(Protocol):
+class BatchWatcher(Protocol):
     """What a trainer's callback calls: `watch` on the batch of each step that it needs (`needs_batch`)."""
 
     to: SheetDestination | None
@@ -33,7 +33,7 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class PNGWriter:
+class SheetPNGWriter:
     """Writes each sheet as a PNG file. Raises WriteError when called."""
 
     folder: Path

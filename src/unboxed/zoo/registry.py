@@ -18,7 +18,7 @@ from ..data.uci import DIGITS_INPUTS
 from ..errors import ModelError
 from ..inputs.pixels import Pixels
 from ..model import state
-from ..validation import check_seed, suggest
+from ..validation import check_seed, suggestion_text
 from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
 
 MNIST_INPUTS = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
@@ -76,7 +76,7 @@ def entry(name: str) -> ZooEntry:
         'digits'
     """
     if name not in ZOO_ENTRIES:
-        raise ModelError(f"the zoo has no {name!r}; {suggest(str(name), ZOO_ENTRIES)}")
+        raise ModelError(f"the zoo has no {name!r}; {suggestion_text(str(name), ZOO_ENTRIES)}")
     return ZOO_ENTRIES[name]
 
 
@@ -105,10 +105,10 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
     zoo_entry = entry(name)
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
-    with state.seeded_rngs(check_seed(seed), torch.get_default_device()):
+    with state.forking_rngs_with_lock(check_seed(seed), torch.get_default_device()):
         model = zoo_entry.factory()
     if weights == "trained":
-        with _weights_file(name, "safetensors") as path:
+        with _extracting_zoo_file(name, "safetensors") as path:
             model.load_state_dict(safetensors.torch.load_file(path))
     return model.eval(), zoo_entry.inputs
 
@@ -131,12 +131,12 @@ def card(name: str) -> dict[str, Any]:
         True
     """
     entry(name)
-    with _weights_file(name, "json") as path:
+    with _extracting_zoo_file(name, "json") as path:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager
-def _weights_file(name: str, suffix: str) -> Iterator[Path]:
+def _extracting_zoo_file(name: str, suffix: str) -> Iterator[Path]:
     with as_file(WEIGHTS_FOLDER / f"{name}.{suffix}") as path:
         if not path.is_file():
             raise ModelError(f"this installation lacks {path.name}; reinstall unboxed, or train: unboxed train {name}")

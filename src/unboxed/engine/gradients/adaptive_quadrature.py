@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ...box import MAX_BATCH_BYTES, Box
+from ...box import MAX_AUTO_BATCH_ACTIVATION_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
 from ..cpu_cache import path_batch_rows
@@ -69,13 +69,13 @@ class IntegrationProblem:
 
 
 @dataclass(frozen=True, eq=False)
-class LineIntegral:
+class LineIntegralResult:
     mean_gradient: Tensor  # (N, ...) its mean along the line
     n_points: Tensor  # (N,) points evaluated
     completeness_error: Tensor  # (N,)
 
 
-def initial_points(tol: float) -> int:
+def n_initial_points_for(tol: float) -> int:
     """Points of the first evaluation, for a relative completeness error: no more than the error needs.
 
     K midpoints leave a map .4 / K off its limit on the MNIST CNN; so 1 / (4 tol) of them leave it about 1.6 tol off.
@@ -85,23 +85,25 @@ def initial_points(tol: float) -> int:
     )
 
 
-def integrate(problem: IntegrationProblem, max_points: int) -> LineIntegral:
+def integrate_adaptively(problem: IntegrationProblem, max_points: int) -> LineIntegralResult:
     """The mean gradient along each line: its error is within the bound, or `max_steps` is reached."""
     n, x = len(problem.x), problem.x
     n_points = torch.zeros(n, dtype=torch.long, device=x.device)
-    out = LineIntegral(torch.zeros_like(x), n_points, torch.zeros_like(problem.start_score))
-    rows_at_once = max(1, MAX_BATCH_BYTES // (2 * MAX_STORED_GRADIENTS * x[0].numel() * x.element_size()))
+    out = LineIntegralResult(torch.zeros_like(x), n_points, torch.zeros_like(problem.start_score))
+    rows_at_once = max(
+        1, MAX_AUTO_BATCH_ACTIVATION_BYTES // (2 * MAX_STORED_GRADIENTS * x[0].numel() * x.element_size())
+    )
     for i in range(0, n, rows_at_once):
-        _refine(problem, torch.arange(i, min(i + rows_at_once, n), device=x.device), max_points, out)
+        _refine_into(problem, torch.arange(i, min(i + rows_at_once, n), device=x.device), max_points, out)
     return out
 
 
-def integrate_fixed(problem: IntegrationProblem, t: Tensor, weights: Tensor) -> LineIntegral:
+def integrate_at_fixed_points(problem: IntegrationProblem, t: Tensor, weights: Tensor) -> LineIntegralResult:
     """The same, with fixed points (K,) of each line."""
     line = LinePath(problem.x, problem.start, t, weights)
     result = path_mean_gradient(problem.box, problem.objective, line, len(problem.x), batch_size=problem.batch_size)
     n_points = torch.full((len(problem.x),), len(t), device=problem.box.device)
-    return LineIntegral(result.map, n_points, problem.completeness_error(result.map))
+    return LineIntegralResult(result.map, n_points, problem.completeness_error(result.map))
 
 
 # -- where gradients and scores disagree -------------------------------------------------------------------------------
@@ -136,10 +138,10 @@ class _Evaluations:
         )
 
 
-def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegral) -> None:
+def _refine_into(problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegralResult) -> None:
     """Add points where gradients and scores disagree, until they agree or `max_steps` points were evaluated."""
     t = midpoints(min(problem.n_initial_points, max_points))[0].to(problem.x).expand(len(rows), -1)
-    pending = [(rows, _evaluate(problem.rows(rows), t))]
+    pending = [(rows, _evaluate_points(problem.rows(rows), t))]
     while pending:
         rows, evaluations = pending.pop()
         subproblem, k = problem.rows(rows), evaluations.t.shape[1]
@@ -152,7 +154,7 @@ def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: Lin
         out.mean_gradient[rows[is_finished]] = gradient[is_finished]
         out.completeness_error[rows[is_finished]] = error[is_finished]
         out.n_points[rows[is_finished]] = k
-        n_splits = torch.where(is_finished, 0, intervals.n_to_split(subproblem.max_error, max_points - k))
+        n_splits = torch.where(is_finished, 0, intervals.n_intervals_to_split(subproblem.max_error, max_points - k))
         for n_new in sorted({*n_splits.tolist()} - {0}):  # examples that add as many points run together
             group = (n_splits == n_new).nonzero().flatten()
             parts = problem.rows(rows[group]), evaluations.rows(group), intervals.rows(group)
@@ -167,12 +169,12 @@ def _add_points(
         evaluations.stored_index.shape[1]
         > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT
     ):
-        evaluations = _fold_gradients(evaluations, intervals)
+        evaluations = _fold_low_error_gradients(evaluations, intervals)
         intervals = _Intervals.from_evaluations(evaluations, problem)
-    return evaluations.concat(_evaluate(problem, _next_points(evaluations, intervals, n_new)))
+    return evaluations.concat(_evaluate_points(problem, _next_points(evaluations, intervals, n_new)))
 
 
-def _evaluate(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
+def _evaluate_points(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
     """At points t (n, K) of each line."""
     n, k = t.shape
     rows = torch.arange(n, device=t.device).repeat_interleave(k)
@@ -213,7 +215,7 @@ class _Intervals:
         can_split = torch.cat([is_stored[:, :1], is_stored[:, 1:] & is_stored[:, :-1], is_stored[:, -1:]], 1)
         return cls(order, torch.where(can_split, disagreement, -1), weights)
 
-    def n_to_split(self, max_error: Tensor, max_points: int) -> Tensor:
+    def n_intervals_to_split(self, max_error: Tensor, max_points: int) -> Tensor:
         """How many intervals of each example to split (n,): those whose disagreement matters, 1, 2, 4 or 8 of them."""
         k = self.order.shape[1]
         n_large = (self.disagreement > max_error[:, None] / (4 * k)).sum(1)
@@ -238,7 +240,7 @@ def _with_endpoints(t: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(t[:, :1]), t, torch.ones_like(t[:, :1])], 1)
 
 
-def _fold_gradients(evaluations: _Evaluations, intervals: _Intervals) -> _Evaluations:
+def _fold_low_error_gradients(evaluations: _Evaluations, intervals: _Intervals) -> _Evaluations:
     """Fold some of the stored gradients into the sum: those next to the smallest disagreement."""
     along_line = torch.maximum(intervals.disagreement[:, 1:], intervals.disagreement[:, :-1])  # (n, K)
     by_point = torch.zeros_like(along_line).scatter(1, intervals.order, along_line)

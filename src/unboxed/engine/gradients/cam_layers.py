@@ -20,16 +20,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...box import Box
 from ...errors import LayerError
-from ...model.hooks import follow_forward
+from ...model.hooks import hooking_functional_ops
 from ...model.layers import Layer
-from ...model.op_tables import OPAQUE_NODES
+from ...model.op_tables import ADVICE_BY_OPAQUE_NODE
 from ...model.relu_rules import graph_nodes
 from ..read.position_grids import PositionGrid, as_image_grid, layers_with_grids
 
-MAX_SAVED_MAPS = 8  # maps whose values are stored while the model runs; an earlier one takes a second run
-MAX_SEARCH_DEPTH = 8  # nodes of a composite op that are searched for its inputs
+MAX_MAPS_WITH_STORED_VALUES = 8  # maps whose values are stored while the model runs; an earlier one takes a second run
+MAX_INPUT_SEARCH_DEPTH = 8  # nodes of a composite op that are searched for its inputs
 
-PASSTHROUGH_NAMES = (
+NON_CANDIDATE_OP_NAMES = (
     "pool",
     "dropout",
     "identity",
@@ -60,7 +60,7 @@ AXIS_LOSING_OPS = (
 )
 """Ops that may change the meaning of axes."""
 CHANNELS_FIRST_OPS, CHANNELS_LAST_OPS = ("conv", "batch_norm", "group_norm", "instance_norm"), ("linear",)
-RESHAPING_NODES = (
+AXIS_CHANGING_NODES = (
     "View",
     "Reshape",
     "UnsafeView",
@@ -79,7 +79,7 @@ RESHAPING_NODES = (
 )
 """Autograd nodes, by the start of their names, that may change the meaning of axes."""
 
-ADDRESS_HINT = "name a functional op by its address, such as ':relu#0'"
+FUNCTIONAL_OP_ADDRESS_HINT = "name a functional op by its address, such as ':relu#0'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class RecordedMap:
     version: int
 
 
-class MapTrace:
+class MapRecorder:
     """Which maps and tokens a forward computes, and their nodes in its graph."""
 
     def __init__(self, box: Box, n_rows: int) -> None:
@@ -106,12 +106,12 @@ class MapTrace:
         self.recorded: dict[Any, RecordedMap | None] = {}
         self.ambiguous_shapes: dict[Any, tuple[int, ...]] = {}  # possible maps whose axes cannot be determined
         self.leaf_nodes: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
-        self.saved: deque[RecordedMap] = deque(maxlen=MAX_SAVED_MAPS)
+        self.saved: deque[RecordedMap] = deque(maxlen=MAX_MAPS_WITH_STORED_VALUES)
         self.call_counts: Counter[str] = Counter()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        with follow_forward(self.box.modules, lambda path, op: True, self._on_op, self._on_module):
+        with hooking_functional_ops(self.box.modules, lambda path, op: True, self._on_op, self._on_module):
             yield
 
     def _on_op(self, path: str, op: str | None, h: Tensor) -> None:
@@ -127,7 +127,7 @@ class MapTrace:
         if row is None or not h.requires_grad or h.grad_fn is None:
             return
         grid = self.layer_grids[path][1] if path in self.layer_grids else None
-        if grid is not None and not _is_passthrough(row.type) and row.shape != self.output_shape:
+        if grid is not None and not _is_non_candidate_op(row.type) and row.shape != self.output_shape:
             self.leaf_nodes.pop(path, None)
             self.leaf_nodes[path] = get_gradient_edge(h).node
         self._record(row.addresses[min(k, row.n_calls - 1)], row.type if row.is_leaf else "", h, grid)
@@ -152,7 +152,7 @@ class MapTrace:
 
     def _save_value(self, recorded_map: RecordedMap) -> RecordedMap:
         """Store its value; the oldest stored one is freed."""
-        if len(self.saved) == MAX_SAVED_MAPS:
+        if len(self.saved) == MAX_MAPS_WITH_STORED_VALUES:
             oldest = self.saved[0]
             self.recorded[oldest.edge.node] = RecordedMap(
                 oldest.address, oldest.edge, oldest.grid, oldest.channels, True, oldest.value[:0], -1
@@ -181,7 +181,7 @@ class MapTrace:
 
     def _is_candidate(self, name: str, node: Any, grid: PositionGrid, known_grid: PositionGrid | None) -> bool:
         """Whether these may be the last maps: of more than one position, and not pooled, moved or resized ones."""
-        if math.prod(grid.size) < 2 or _is_passthrough(name) or name in AXIS_MOVING_OPS:
+        if math.prod(grid.size) < 2 or _is_non_candidate_op(name) or name in AXIS_MOVING_OPS:
             return False
         return (
             known_grid is not None
@@ -201,12 +201,14 @@ class MapTrace:
                 recorded_map = self.recorded[node]
                 if recorded_map is not None:
                     yield recorded_map
-            elif depth < MAX_SEARCH_DEPTH and not node.name().startswith(RESHAPING_NODES):
+            elif depth < MAX_INPUT_SEARCH_DEPTH and not node.name().startswith(AXIS_CHANGING_NODES):
                 pending += [(below, depth + 1) for below, _ in node.next_functions]
 
     # -- results ------------------------------------------------------------------------------------------------
 
-    def token_layers(self, score: Tensor, objective_nodes: set[Any]) -> tuple[Sequence[Layer], PositionGrid] | None:
+    def last_token_layers_and_grid(
+        self, score: Tensor, objective_nodes: set[Any]
+    ) -> tuple[Sequence[Layer], PositionGrid] | None:
         """The layers of the last tokens below a score, the last first, if no map comes after them."""
         nodes_below = set(graph_nodes(score)) - objective_nodes
         rows = [self.layer_grids[path] for path, node in self.leaf_nodes.items() if node in nodes_below]
@@ -218,12 +220,14 @@ class MapTrace:
     def last_map(self, score: Tensor, objective_nodes: set[Any]) -> RecordedMap:
         """The last maps that all of a score passes through, other than its own layers. Raises LayerError."""
         maps = {node for node, recorded in self.recorded.items() if recorded is not None and recorded.is_candidate}
-        ordered_nodes = list(_ordered_nodes(score, maps - objective_nodes))
-        ordered_nodes = ordered_nodes or list(_ordered_nodes(score, maps))  # of a first layer: the layer itself
+        ordered_nodes = list(_ordered_nodes_and_dominance(score, maps - objective_nodes))
+        ordered_nodes = ordered_nodes or list(
+            _ordered_nodes_and_dominance(score, maps)
+        )  # of a first layer: the layer itself
         if not ordered_nodes:
             raise LayerError(
                 "no layer below this score has positions on the image: its maps have rows and columns, or are tokens "
-                f"of a patch grid. Methods on the input need none; {ADDRESS_HINT}"
+                f"of a patch grid. Methods on the input need none; {FUNCTIONAL_OP_ADDRESS_HINT}"
             )
         bottlenecks = [i for i, (node, all_of_it) in enumerate(ordered_nodes) if all_of_it and node in maps]
         bottlenecks = [i for i in bottlenecks if ordered_nodes[i][0] not in objective_nodes] or bottlenecks
@@ -233,10 +237,12 @@ class MapTrace:
         if not bottlenecks:
             raise LayerError(
                 f"the score takes several maps in parallel, and passes through no single one: name one with "
-                f"layer=, such as {' or '.join(repr(a) for a in self._example_addresses(ordered_nodes, maps))}"
+                f"layer=, such as {' or '.join(repr(a) for a in self._map_addresses_for_error(ordered_nodes, maps))}"
             )
         i = (multi_channel or bottlenecks)[0]
-        self._check_visible([node for node, _ in ordered_nodes[:i]], self._recorded_at(ordered_nodes[i][0]))
+        self._check_no_later_opaque_maps(
+            [node for node, _ in ordered_nodes[:i]], self._recorded_at(ordered_nodes[i][0])
+        )
         return self._recorded_at(ordered_nodes[i][0])
 
     def _recorded_at(self, node: Any) -> RecordedMap:
@@ -245,13 +251,15 @@ class MapTrace:
             raise LayerError(f"no maps are known at {node.name()}")
         return recorded_map
 
-    def _example_addresses(self, ordered_nodes: Sequence[tuple[Any, bool]], maps: set[Any]) -> list[str]:
+    def _map_addresses_for_error(self, ordered_nodes: Sequence[tuple[Any, bool]], maps: set[Any]) -> list[str]:
         return [self._recorded_at(node).address for node, _ in ordered_nodes if node in maps][:2]
 
-    def _check_visible(self, above: Sequence[Any], recorded_map: RecordedMap) -> None:
+    def _check_no_later_opaque_maps(self, above: Sequence[Any], recorded_map: RecordedMap) -> None:
         """Raise LayerError where later maps are computed by code that cannot be seen into."""
         for node in above:
-            if self._may_be_map(node) or (node not in self.recorded and _is_opaque(node) and _has_positions(node)):
+            if self._may_be_map(node) or (
+                node not in self.recorded and _is_opaque_node(node) and _may_have_positions(node)
+            ):
                 raise LayerError(
                     f"the last maps are ambiguous: after {recorded_map.address!r} some are computed out of sight, "
                     f"by {node.name()} (scripted or compiled code, a custom function, a write into a part of a map, "
@@ -269,37 +277,37 @@ class MapTrace:
         return any(size in sizes and math.prod(size) > 1 for size in (shape[:2], shape[1:]))
 
 
-def _is_passthrough(name: str) -> bool:
-    return any(part in name.lower() for part in PASSTHROUGH_NAMES)
+def _is_non_candidate_op(name: str) -> bool:
+    return any(part in name.lower() for part in NON_CANDIDATE_OP_NAMES)
 
 
-def _is_opaque(node: Any) -> bool:
+def _is_opaque_node(node: Any) -> bool:
     name: str = node.name()
     if name.startswith("BackwardHookFunction"):  # inserted by a module's full backward hooks
         return False
     is_custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return is_custom or "Convolution" in name or name.startswith(tuple(OPAQUE_NODES))
+    return is_custom or "Convolution" in name or name.startswith(tuple(ADVICE_BY_OPAQUE_NODE))
 
 
-def _has_positions(node: Any) -> bool:
+def _may_have_positions(node: Any) -> bool:
     """Whether a node computes maps; where its shape is unknown, it may."""
     shapes = [tuple(m.shape) for m in getattr(node, "_input_metadata", ())]
     return not shapes or any(len(s) == 4 and sorted(s[1:])[1] > 1 for s in shapes)
 
 
-def _ordered_nodes(score: Tensor, maps: set[Any]) -> Iterator[tuple[Any, bool]]:
+def _ordered_nodes_and_dominance(score: Tensor, maps: set[Any]) -> Iterator[tuple[Any, bool]]:
     """The nodes from a score to these maps in topological order, and whether every path leads through each.
 
     One does where no edge of the nodes before it bypasses it; a path that has ended counts as bypassing.
     """
     reaching = _nodes_reaching(score, maps)
-    n_incoming = Counter(below for node in reaching for below in _input_nodes(node) if below in reaching)
+    n_incoming = Counter(below for node in reaching for below in _next_autograd_nodes(node) if below in reaching)
     n_remaining, ready, open_edges = Counter(n_incoming), [n for n in reaching if not n_incoming[n]], 0
     while ready:
         node = ready.pop()
         open_edges -= n_incoming[node]
         yield node, open_edges == 0 and not ready
-        next_nodes = [below for below in _input_nodes(node) if below in reaching]
+        next_nodes = [below for below in _next_autograd_nodes(node) if below in reaching]
         open_edges += max(1, len(next_nodes))
         for below in next_nodes:
             n_remaining[below] -= 1
@@ -312,7 +320,7 @@ def _nodes_reaching(score: Tensor, maps: set[Any]) -> dict[Any, None]:
     consumers: dict[Any, list[Any]] = {}
     nodes = list(graph_nodes(score))
     for node in nodes:
-        for input_node in _input_nodes(node):
+        for input_node in _next_autograd_nodes(node):
             consumers.setdefault(input_node, []).append(node)
     reaching = dict.fromkeys(node for node in nodes if node in maps)
     pending = list(reaching)
@@ -324,5 +332,5 @@ def _nodes_reaching(score: Tensor, maps: set[Any]) -> dict[Any, None]:
     return reaching
 
 
-def _input_nodes(node: Any) -> list[Any]:
+def _next_autograd_nodes(node: Any) -> list[Any]:
     return [below for below, _ in node.next_functions if below is not None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import LayerError, OutputError
 from ...inputs.labels import ClassLabels
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
@@ -20,10 +20,16 @@ from ...objectives import Objective
 from ..attribution_result import Attribution, target_for_result
 from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, map_of_input
 from ..results import warn_not_finite, warn_rows
-from .cam_layers import MapTrace
-from .score import all_finite_and_no_zero_row, in_dtype, no_row_mask, predicted_classes, score_gradients_with_bypass
+from .cam_layers import MapRecorder
+from .score import (
+    all_false_mask,
+    all_finite_and_no_zero_row,
+    classes_if_predicted_logit,
+    in_dtype,
+    score_gradients_with_bypass,
+)
 
-CombineMaps = Callable[[Tensor, Tensor], Tensor]
+CombineMapsFn = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
 
@@ -39,7 +45,7 @@ class CamResult:
     layer_shape: tuple[int, ...] = ()  # of its activations, without N
 
 
-MAX_TOKEN_LAYERS = 6  # token layers among which the last that patches influence is searched
+MAX_CANDIDATE_TOKEN_LAYERS = 6  # token layers among which the last that patches influence is searched
 
 
 def cam(
@@ -47,7 +53,7 @@ def cam(
     x: Tensor,
     target: ClassLabels | Objective | None,
     layer: str | None,
-    combine: CombineMaps,
+    combine: CombineMapsFn,
     *,
     name: str,
     upsample: bool = True,
@@ -64,7 +70,7 @@ def cam(
     image_size(box)  # raises where there is no image to lay a map on
     n = x.shape[0]
     objective = box.check_objective(box.objective(target, n), n)
-    cam_layers = None if layer is None else CamLayers((_address_with_batch_axis(box, layer),))
+    cam_layers = None if layer is None else CamLayerCandidates((_require_batch_axis(box, layer),))
 
     def run_batch(rows: slice) -> CamResult:
         if rows.stop - rows.start == n:
@@ -74,11 +80,11 @@ def cam(
     if n == 1 and batch_size == "auto":
         parts = [run_batch(slice(0, 1))]
     else:
-        parts = in_batches(run_batch, n, *box.batch_plan(n, batch_size, objective.batch_dependent))
-    result = parts[0] if len(parts) == 1 else _concatenate(parts)
+        parts = map_in_batches(run_batch, n, *box.batch_plan(n, batch_size, objective.batch_dependent))
+    result = parts[0] if len(parts) == 1 else _concatenate_cams(parts)
     check_finite_scores(result.score)
     maps = result.maps.clamp(min=0) if clamp else result.maps
-    _warn_maps(name, objective, maps, result.clamped if warn_clamped else None)
+    _warn_problem_maps(name, objective, maps, result.clamped if warn_clamped else None)
     return Attribution(
         map_of_input(box, maps, result.layer_shape, upsample),
         input=box.restore_structure(x),
@@ -90,11 +96,11 @@ def cam(
     )
 
 
-def _concatenate(parts: Sequence[CamResult]) -> CamResult:
+def _concatenate_cams(parts: Sequence[CamResult]) -> CamResult:
     predicted = [p.predicted for p in parts if p.predicted is not None]
     return CamResult(
         torch.cat([p.maps for p in parts]),
-        torch.cat([no_row_mask(p.score) if p.clamped is None else p.clamped for p in parts]),
+        torch.cat([all_false_mask(p.score) if p.clamped is None else p.clamped for p in parts]),
         torch.cat([p.score for p in parts]),
         torch.cat(predicted) if predicted else None,
         parts[0].layer,
@@ -102,31 +108,31 @@ def _concatenate(parts: Sequence[CamResult]) -> CamResult:
     )
 
 
-def _warn_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
+def _warn_problem_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
     """Warn of maps (N, 1, h, w) that are zero, not finite or before a clamp (N,)."""
     if clamped is None:
         if all_finite_and_no_zero_row(maps):
             return
-        clamped = no_row_mask(maps)
+        clamped = all_false_mask(maps)
     warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     warn_not_finite(name, maps)
     warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score")
 
 
-def _address_with_batch_axis(box: Box, layer: str) -> str:
+def _require_batch_axis(box: Box, layer: str) -> str:
     address = box.layers.resolve(layer)
     if not box.has_batch_axis(address):
         raise LayerError(f"{layer!r} mixes examples: its first axis is not the batch")
     return address
 
 
-class CamLayers(NamedTuple):
+class CamLayerCandidates(NamedTuple):
     """Candidate layers, the best first; for token layers, their gradients decide."""
 
     addresses: tuple[str, ...]
     grid: PositionGrid | None = None  # known beforehand, where no layer was named
 
-    def first_with_gradient(self, grads: Sequence[Tensor]) -> int:
+    def first_index_with_gradient(self, grads: Sequence[Tensor]) -> int:
         """The first that other tokens than the class token influence: after the last mixing, none does."""
         if self.grid is None or len(self.addresses) == 1:
             return 0
@@ -134,23 +140,23 @@ class CamLayers(NamedTuple):
 
 
 def _compute_cam(
-    box: Box, objective: Objective, x: Tensor, cam_layers: CamLayers | None, combine: CombineMaps
+    box: Box, objective: Objective, x: Tensor, cam_layers: CamLayerCandidates | None, combine: CombineMapsFn
 ) -> CamResult:
     """One forward, one backward down to the layer."""
     with box.isolated():
         x = x.detach().requires_grad_()
         if cam_layers is None:
-            cam_layers, acts, score = _run_and_find_layers(box, objective, x)
+            cam_layers, acts, score = _forward_and_find_layers(box, objective, x)
         else:
             acts = box.forward(x, {*objective.layers, *cam_layers.addresses})
             score = objective(acts)
         if all(a in acts for a in cam_layers.addresses):
-            return _combine_at_layers(box, objective, score, acts, cam_layers, combine)
+            return _cam_from_layer_gradients(box, objective, score, acts, cam_layers, combine)
     return _compute_cam(box, objective, x, cam_layers, combine)  # its values were freed, or written over: run again
 
 
-def _combine_at_layers(
-    box: Box, objective: Objective, score: Tensor, acts: Acts, cam_layers: CamLayers, combine: CombineMaps
+def _cam_from_layer_gradients(
+    box: Box, objective: Objective, score: Tensor, acts: Acts, cam_layers: CamLayerCandidates, combine: CombineMapsFn
 ) -> CamResult:
     edges = [acts.edges[a] for a in cam_layers.addresses]
     if (detached_index := edges.index(None) if None in edges else -1) >= 0:
@@ -159,21 +165,21 @@ def _combine_at_layers(
     like = [acts[a] for a in cam_layers.addresses]
     grid = cam_layers.grid or grid_at(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
     grads, clamped = score_gradients_with_bypass(score, acts, objective, leaves, like=like)
-    i = cam_layers.first_with_gradient(grads)
+    i = cam_layers.first_index_with_gradient(grads)
     h, g = (grid.to_maps(in_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
-    predicted, address = predicted_classes(objective, acts), cam_layers.addresses[i]
+    predicted, address = classes_if_predicted_logit(objective, acts), cam_layers.addresses[i]
     return CamResult(combine(h, g)[:, None], clamped, score.detach(), predicted, address, tuple(like[i].shape[1:]))
 
 
 # -- the layer, where none is named ------------------------------------------------------------------------------------
 
 
-def _run_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, Acts, Tensor]:
+def _forward_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayerCandidates, Acts, Tensor]:
     """The last maps that all of the score passes through, or the last tokens of a ViT; found while the model runs.
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """
-    trace = MapTrace(box, max(len(x), box.min_rows))
+    trace = MapRecorder(box, max(len(x), box.min_rows))
     guessed = _guess_token_layers(box) if objective.layers & {"logits", "output"} else ()
     with trace.recording():
         acts = box.forward(x, {*objective.layers, *guessed})
@@ -181,13 +187,13 @@ def _run_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[Cam
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     objective_nodes = {edge.node for a in objective.layers if (edge := acts.edges.get(a)) is not None}
-    if (tokens := trace.token_layers(score, objective_nodes)) is not None:
+    if (tokens := trace.last_token_layers_and_grid(score, objective_nodes)) is not None:
         layers, grid = tokens
-        return CamLayers(_last_token_layers(layers), grid), acts, score
+        return CamLayerCandidates(_last_token_layers(layers), grid), acts, score
     last_map = trace.last_map(score, objective_nodes)
     if last_map.value._version == last_map.version and last_map.value.numel():
         acts[last_map.address], acts.edges[last_map.address] = last_map.value[: len(x)], last_map.edge
-    return CamLayers((last_map.address,), last_map.grid), acts, score
+    return CamLayerCandidates((last_map.address,), last_map.grid), acts, score
 
 
 def _guess_token_layers(box: Box) -> tuple[str, ...]:
@@ -202,4 +208,4 @@ def _guess_token_layers(box: Box) -> tuple[str, ...]:
 def _last_token_layers(layers: Sequence[Layer]) -> tuple[str, ...]:
     """The latest of these layers of tokens, the last first; normalized ones if there are any."""
     normalized = [r for r in layers if "Norm" in r.type] or layers
-    return tuple(r.addresses[-1] for r in normalized[:MAX_TOKEN_LAYERS])
+    return tuple(r.addresses[-1] for r in normalized[:MAX_CANDIDATE_TOKEN_LAYERS])

@@ -21,17 +21,17 @@ from ...box import Box
 from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
-from ...model.batching import BatchSize, in_pair_batches, pair_outputs
+from ...model.batching import BatchSize, map_pairs_in_batches, outputs_of_all_pairs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from ..cpu_cache import path_batch_rows
 from ..rows import broadcast_rows
 from .score import ReluBypass, gradients_of_batch
 
-Moment = Literal["mean", "squared", "variance"]
+GradientMoment = Literal["mean", "squared", "variance"]
 
 
-class Path(Protocol):
+class GradientPath(Protocol):
     """K points for each example."""
 
     @property
@@ -74,7 +74,7 @@ class NoisePath:
     seed: int = 0
 
     def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, None]:
-        noise = normal_noise(self.x, example_ids, point_ids, self.seed)
+        noise = seeded_normal_noise(self.x, example_ids, point_ids, self.seed)
         example_ids = example_ids.to(self.x.device)
         return self.x[example_ids] + self.sigma.expand_as(self.x)[example_ids] * noise, None
 
@@ -100,17 +100,17 @@ class ReferencePath:
 
 # -- draws -----------------------------------------------------------------------------------------------------------
 
-NOISE_SAMPLES_PER_BLOCK = 8  # samples per seed: seeding a generator costs as much as sampling a small image
+NOISE_SAMPLES_PER_SEED = 8  # samples per seed: seeding a generator costs as much as sampling a small image
 
 
-def normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, seed: int) -> Tensor:
+def seeded_normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, seed: int) -> Tensor:
     """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in any batch."""
     blocks, pairs = list[Tensor](), zip(example_ids.tolist(), sample_ids.tolist(), strict=True)
-    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // NOISE_SAMPLES_PER_BLOCK)):
-        samples = [sample % NOISE_SAMPLES_PER_BLOCK for _, sample in group]
+    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // NOISE_SAMPLES_PER_SEED)):
+        samples = [sample % NOISE_SAMPLES_PER_SEED for _, sample in group]
         generator = rng.sample_generator(seed, row, block, like.device)
         values = torch.randn(
-            NOISE_SAMPLES_PER_BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
+            NOISE_SAMPLES_PER_SEED, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
         )
         blocks.append(values[samples[0] : samples[-1] + 1])
     return torch.cat(blocks)
@@ -132,7 +132,7 @@ def noise_scale(inputs: Inputs, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PathMean:
+class PathMeanGradient:
     map: Tensor  # (N, ...) shaped like the input, or like the layer
     before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the score at zero
     has_finite_scores: Tensor  # (N,) bool: the score is a finite number at all of its points
@@ -141,15 +141,15 @@ class PathMean:
 def path_mean_gradient(
     box: Box,
     objective: Objective,
-    path: Path,
+    path: GradientPath,
     n_examples: int,
     *,
-    moment: Moment = "mean",
+    moment: GradientMoment = "mean",
     rule: ReluRule | None = None,
     wrt: str = "input",
     batch_size: BatchSize = "auto",
     relu_bypass: ReluBypass = "no",
-) -> PathMean:
+) -> PathMeanGradient:
     """The weighted mean, over the path's points, of d score / d input (or / d activation at `wrt`) for n examples.
 
     `moment` "squared" is the mean of its square, "variance" that of its squared distance from the mean, both weighted.
@@ -158,9 +158,9 @@ def path_mean_gradient(
     accumulator = _GradientAccumulator(
         box, box.check_objective(objective, n_examples), path, n_examples, moment, rule, wrt, relu_bypass
     )
-    together, plan = box.batch_dependent or objective.batch_dependent, _batch_plan(box, batch_size)
-    in_pair_batches(accumulator.add_batch, n_examples, len(path.weights), plan, together)
-    return PathMean(
+    together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_plan(box, batch_size)
+    map_pairs_in_batches(accumulator.add_batch, n_examples, len(path.weights), plan, together)
+    return PathMeanGradient(
         torch.stack([accumulator.sums[i].value for i in range(n_examples)]).to(box.dtype),
         accumulator.before_clamp,
         accumulator.has_finite_scores,
@@ -172,9 +172,9 @@ class _GradientAccumulator:
         self,
         box: Box,
         objective: Objective,
-        path: Path,
+        path: GradientPath,
         n_examples: int,
-        moment: Moment,
+        moment: GradientMoment,
         rule: ReluRule | None,
         wrt: str,
         relu_bypass: ReluBypass,
@@ -184,47 +184,49 @@ class _GradientAccumulator:
         # so that sums do not depend on the batches
         self.sum_dtype = torch.float32 if box.device.type == "mps" else torch.float64
         self.weights = path.weights.to(box.device, self.sum_dtype)
-        self.sums: dict[int, _RunningSum] = {}
+        self.sums: dict[int, _RunningMoment] = {}
         self.before_clamp = torch.zeros(n_examples, dtype=torch.bool, device=box.device)
         self.has_finite_scores = ~self.before_clamp
 
-    def add_batch(self, n: Tensor, k: Tensor) -> None:
+    def add_batch(self, example_index: Tensor, point_index: Tensor) -> None:
         """Add the gradients at pairs of example (R,) and point (R,) to the examples' sums."""
         with torch.inference_mode(False):
-            points, factors = self.path(n, k)
-        objective = self.objective.rows(n.to(self.box.device))
+            points, factors = self.path(example_index, point_index)
+        objective = self.objective.rows(example_index.to(self.box.device))
         result = gradients_of_batch(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
         grads = result.map if factors is None else result.map * factors
-        example_ids, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
-        weights = torch.split(self.weights[k.to(self.box.device)], counts)
+        example_ids, counts = (h.tolist() for h in torch.unique_consecutive(example_index, return_counts=True))
+        weights = torch.split(self.weights[point_index.to(self.box.device)], counts)
         groups = zip(example_ids, weights, torch.split(grads.to(self.sum_dtype), counts), strict=True)
-        sums = [(self.sums.get(i) or _RunningSum.zeros(self.moment, g)).add(w, g) for i, w, g in groups]
+        sums = [(self.sums.get(i) or _RunningMoment.zeros(self.moment, g)).add(w, g) for i, w, g in groups]
         self.sums.update(zip(example_ids, sums, strict=True))  # last: a batch that ran out of memory runs again
-        n = n.to(self.box.device)
-        self.before_clamp[n[result.before_clamp]] = True
-        self.has_finite_scores[n[~result.score.isfinite()]] = False
+        example_index = example_index.to(self.box.device)
+        self.before_clamp[example_index[result.before_clamp]] = True
+        self.has_finite_scores[example_index[~result.score.isfinite()]] = False
 
 
 @dataclass(frozen=True)
-class _RunningSum:
+class _RunningMoment:
     """One example's sums so far; a variance is taken around the first gradient, which loses no digits."""
 
-    moment: Moment
+    moment: GradientMoment
     offset: Tensor | float
     total: Tensor
     squares: Tensor | None
 
     @classmethod
-    def zeros(cls, moment: Moment, g: Tensor) -> _RunningSum:
-        zero = torch.zeros_like(g[0])
-        return cls(moment, g[0].clone() if moment == "variance" else 0.0, zero, None if moment == "mean" else zero)
+    def zeros(cls, moment: GradientMoment, gradients: Tensor) -> _RunningMoment:
+        zero = torch.zeros_like(gradients[0])
+        return cls(
+            moment, gradients[0].clone() if moment == "variance" else 0.0, zero, None if moment == "mean" else zero
+        )
 
-    def add(self, weights: Tensor, gradients: Tensor) -> _RunningSum:
+    def add(self, weights: Tensor, gradients: Tensor) -> _RunningMoment:
         """With gradients g (R, ...) of weights w (R,)."""
         gradients = gradients - self.offset if self.moment == "variance" else gradients
         weights = broadcast_rows(weights, gradients)
         squares = None if self.squares is None else self.squares + (weights * gradients**2).sum(0)
-        return _RunningSum(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
+        return _RunningMoment(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
 
     @property
     def value(self) -> Tensor:
@@ -234,7 +236,7 @@ class _RunningSum:
 
 
 def path_scores(
-    box: Box, objective: Objective, path: Path, n_examples: int, *, batch_size: BatchSize = "auto"
+    box: Box, objective: Objective, path: GradientPath, n_examples: int, *, batch_size: BatchSize = "auto"
 ) -> Tensor:
     """The score at each of the path's points, (N, K); no gradients."""
 
@@ -245,11 +247,11 @@ def path_scores(
             batch_objective = objective.rows(example.to(box.device))
             return [batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)]
 
-    together, plan = box.batch_dependent or objective.batch_dependent, _batch_plan(box, batch_size)
-    (scores,) = pair_outputs(run_batch, n_examples, len(path.weights), plan, together)
+    together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_plan(box, batch_size)
+    (scores,) = outputs_of_all_pairs(run_batch, n_examples, len(path.weights), plan, together)
     return scores
 
 
-def _batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
+def _path_batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """The plan for batches of pairs of example and point."""
     return box.batch_plan(1, batch_size)[0], path_batch_rows(box)

@@ -16,7 +16,7 @@ from ...errors import OutputError
 from ...inputs.batches import value_range
 from ...inputs.labels import ClassLabels
 from ...model import relu_rules
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
 from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
@@ -44,7 +44,7 @@ class Gradients:
     @property
     def before_clamp(self) -> Tensor:
         """(N,) bool: the score's last ReLU is inactive, so the gradient is zero: it was taken before that ReLU."""
-        return no_row_mask(self.score) if self.clamped is None else self.clamped
+        return all_false_mask(self.score) if self.clamped is None else self.clamped
 
 
 def gradients(
@@ -88,7 +88,7 @@ def gradients_in_batches(
         return gradients_of_batch(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
 
     size, limit = box.batch_plan(n, batch_size, objective.batch_dependent)
-    parts = in_batches(run_batch, n, size, limit if max_rows is None else min(limit, max_rows))
+    parts = map_in_batches(run_batch, n, size, limit if max_rows is None else min(limit, max_rows))
     if len(parts) == 1:
         return parts[0]
     predicted = [p.predicted for p in parts if p.predicted is not None]
@@ -101,7 +101,7 @@ def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
     return h if h.dtype == dtype else h.to(dtype)
 
 
-def no_row_mask(score: Tensor) -> Tensor:
+def all_false_mask(score: Tensor) -> Tensor:
     """A mask (N,) without any rows."""
     return torch.zeros(len(score), dtype=torch.bool, device=score.device)
 
@@ -119,11 +119,11 @@ def gradients_of_batch(
         (grad,), clamped = score_gradients_with_bypass(
             score, acts, objective, [leaf], rule=rule, relu_bypass=relu_bypass, like=[acts[wrt]]
         )
-        predicted = predicted_classes(objective, acts)
+        predicted = classes_if_predicted_logit(objective, acts)
         return Gradients(in_dtype(score.detach(), box.dtype), in_dtype(grad, box.dtype), clamped, predicted)
 
 
-def predicted_classes(objective: Objective, acts: Acts) -> Tensor | None:
+def classes_if_predicted_logit(objective: Objective, acts: Acts) -> Tensor | None:
     """The classes (N,) that `logit()` scores, or `binary_logit()`; None for another objective."""
     call = objective.call
     if call is None or call[0] not in (logit, binary_logit):
@@ -150,7 +150,7 @@ def score_gradients(
     grads, clamped = score_gradients_with_bypass(
         score, acts, objective, leaves, rule=rule, relu_bypass=relu_bypass, like=like
     )
-    return grads, no_row_mask(score) if clamped is None else clamped
+    return grads, all_false_mask(score) if clamped is None else clamped
 
 
 def score_gradients_with_bypass(
@@ -171,34 +171,38 @@ def score_gradients_with_bypass(
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     closed_relus = _relus_to_bypass(acts, objective, score, relu_bypass)
-    with relu_rules.apply_rule(rule, score):
-        grads = _autograd_grad(score, leaves, like or leaves, retain_graph=bool(closed_relus))
+    with relu_rules.applying_rule(rule, score):
+        grads = _autograd_grad_unpadded(score, leaves, like or leaves, retain_graph=bool(closed_relus))
         if not closed_relus:
             return grads, None
-        zero_rows = _is_zero_row(grads) if may_bypass is None else _is_zero_row(grads) & may_bypass
+        zero_rows = (
+            _all_zero_gradient_mask(grads) if may_bypass is None else _all_zero_gradient_mask(grads) & may_bypass
+        )
         if may_bypass is None and not zero_rows.any():
             return grads, None
-        with relu_rules.bypass_relus(closed_relus):
-            bypassed = _autograd_grad(score, leaves, like or leaves, retain_graph=False)
+        with relu_rules.bypassing_relus(closed_relus):
+            bypassed = _autograd_grad_unpadded(score, leaves, like or leaves, retain_graph=False)
     return [
         torch.where(broadcast_rows(zero_rows, g), o, g) for g, o in zip(grads, bypassed, strict=True)
-    ], zero_rows & ~_is_zero_row(bypassed)
+    ], zero_rows & ~_all_zero_gradient_mask(bypassed)
 
 
 def _relus_to_bypass(acts: Acts, objective: Objective, score: Tensor, relu_bypass: ReluBypass) -> list[object]:
     """The ReLUs to bypass where the gradient is zero: the one whose output is the objective's only layer, or all."""
     if relu_bypass == "all":
-        return [node for node in relu_rules.graph_nodes(score) if relu_rules.is_relu(node)]
+        return [node for node in relu_rules.graph_nodes(score) if relu_rules.is_relu_node(node)]
     end_acts = [acts[a] for a in objective.layers if a != "input"] if relu_bypass == "last" else []
-    last_relu = relu_rules.final_relu(end_acts[0]) if len(end_acts) == 1 else None
+    last_relu = relu_rules.relu_node_producing(end_acts[0]) if len(end_acts) == 1 else None
     return [] if last_relu is None else [last_relu]
 
 
-def _is_zero_row(grads: Sequence[Tensor]) -> Tensor:
+def _all_zero_gradient_mask(grads: Sequence[Tensor]) -> Tensor:
     return torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
 
 
-def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool) -> list[Tensor]:
+def _autograd_grad_unpadded(
+    score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool
+) -> list[Tensor]:
     try:
         # of a single score torch needs none, and checks less
         ones = None if score.numel() == 1 else torch.ones_like(score)
@@ -209,10 +213,10 @@ def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], re
         raise
     if all(g is None for g in grads):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
-    return [_without_padding(g, t) for g, t in zip(grads, like, strict=True)]
+    return [_unpadded_or_zeros(g, t) for g, t in zip(grads, like, strict=True)]
 
 
-def _without_padding(g: Tensor | None, like: Tensor) -> Tensor:
+def _unpadded_or_zeros(g: Tensor | None, like: Tensor) -> Tensor:
     """A gradient without rows of padding; zeros where there is no gradient."""
     if g is None:
         return torch.zeros_like(like)
@@ -236,20 +240,20 @@ def attribute_by_gradient(
     objective = box.objective(target, x.shape[0])
     result = gradients_in_batches(box, objective, x, rule, "input", batch_size, "last")
     check_finite_scores(result.score)
-    warn_gradients(objective, result.map, result.clamped)
+    warn_problem_gradients(objective, result.map, result.clamped)
     target = result.predicted if target is None else target
     return make_attribution(box, result.map, x=x, method=method, target=target, score=result.score)
 
 
-def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
+def warn_problem_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,): None where none is."""
     if before_clamp is None and all_finite_and_no_zero_row(gradient):
         return
-    before_clamp = no_row_mask(gradient) if before_clamp is None else before_clamp
+    before_clamp = all_false_mask(gradient) if before_clamp is None else before_clamp
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     warn_rows(clamped, before_clamp, ": maps taken before the clamp")
     warn_not_finite(f"the gradient of {objective.name}", gradient)
-    warn_rows(f"the gradient of {objective.name} is exactly zero for", _is_zero_row([gradient]))
+    warn_rows(f"the gradient of {objective.name} is exactly zero for", _all_zero_gradient_mask([gradient]))
 
 
 def all_finite_and_no_zero_row(h: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...inputs.pixels import Pixels
 
-LOGIT_MARGIN = 1e-3  # of the range at 0 and 1, where the logit is clipped
+LOGIT_CLIP_MARGIN = 1e-3  # of the range at 0 and 1, where the logit is clipped
 
 # The color correlation of natural images: a square root of their covariance over ImageNet, as published with
 # Olah et al. 2017 (lucid's color correlation).
@@ -42,12 +42,12 @@ class Palette:
     def from_colors(self, x: Tensor) -> Tensor:
         """The values z of colors x, up to clipping at the ends of the range."""
         x = (x + self.overshoot) / (1 + 2 * self.overshoot)
-        z = x.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit() - self._logit_of_mean(x)
+        z = x.clamp(LOGIT_CLIP_MARGIN, 1 - LOGIT_CLIP_MARGIN).logit() - self._logit_of_mean(x)
         return z if self.color_mix is None else torch.einsum("cd,ndhw->nchw", torch.linalg.inv(self.color_mix.to(x)), z)
 
     def _logit_of_mean(self, like: Tensor) -> Tensor:
         mean = (self.mean.to(like) + self.overshoot) / (1 + 2 * self.overshoot)
-        return mean.logit(LOGIT_MARGIN).view(-1, 1, 1)
+        return mean.logit(LOGIT_CLIP_MARGIN).view(-1, 1, 1)
 
 
 def palette_from_images(x: Tensor) -> Palette:
@@ -71,18 +71,18 @@ def _normalize_color_mix(color_mix: Tensor) -> Tensor:
     return normalized
 
 
-def pixel_statistics(inputs: Pixels) -> tuple[Tensor, float]:
+def pixel_mean_and_std(inputs: Pixels) -> tuple[Tensor, float]:
     """The data's mean color (C,) and spread in pixel range, from the normalization; gray and a quarter if unknown."""
     black_point, white_point = (
         inputs.decode(torch.full(inputs.shape, v, dtype=torch.float64)).mean((1, 2)) for v in (0.0, 1.0)
     )
     return (
         (black_point, float((white_point - black_point).mean()))
-        if has_statistics(inputs)
+        if has_pixel_mean_and_std(inputs)
         else (torch.full_like(black_point, 0.5), 0.25)
     )
 
 
-def has_statistics(inputs: Pixels) -> bool:
+def has_pixel_mean_and_std(inputs: Pixels) -> bool:
     """Whether the inputs say what the data's mean and spread are."""
     return inputs.std != 1.0 and not (isinstance(inputs.std, Sequence) and set(inputs.std) == {1.0})

@@ -19,9 +19,9 @@ from .transforms import Transform
 
 T = TypeVar("T")
 OptimizerFactory = Callable[[list[Tensor]], OptimizerLike]
-PostStep = Callable[[Tensor, Tensor, int], Tensor]
+PostStepFn = Callable[[Tensor, Tensor, int], Tensor]
 NO_CONSTRAINT = Constraint()
-PER_ROW_FIELDS = (
+PER_ROW_RESULT_FIELDS = (
     "input",
     "score",
     "finished",
@@ -70,7 +70,7 @@ class OptimizationConfig:
     seed: int = 0
     prior: Objective | None = None  # of the image alone: added to the objective, not to the score
     final_prior_scale: float = 1.0  # factor of the prior at the last step, reached geometrically
-    post_step: PostStep | None = None  # (parameter, gradient, step) -> new parameter, after each step
+    post_step: PostStepFn | None = None  # (parameter, gradient, step) -> new parameter, after each step
     sum_abs_grads: bool = False  # compute `abs_grad_sum`
     n_samples: int = 1  # samples of the model's own noise that each evaluation averages over
     frozen_rows: Tensor | None = None  # (N,) bool: not changed, but part of a batch whose rows depend on one another
@@ -102,7 +102,7 @@ def combine_results(results: list[OptimizationResult]) -> OptimizationResult:
         return torch.cat([torch.cat([r, r[-1:].expand(length - len(r), *r.shape[1:])]) for r in histories], 1)
 
     frames = None if results[0].frames is None else cat_frames("frames")
-    row_fields = {name: cat_field(name) for name in PER_ROW_FIELDS}
+    row_fields = {name: cat_field(name) for name in PER_ROW_RESULT_FIELDS}
     abs_grad_sum = None if results[0].abs_grad_sum is None else cat_field("abs_grad_sum")
     interrupted = any(p.interrupted for p in results)
     return OptimizationResult(

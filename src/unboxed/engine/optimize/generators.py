@@ -39,11 +39,11 @@ class LatentCanvas(Canvas):
         modules = tuple(generator.modules())
         first_param = next((p for p in generator.parameters() if p.is_floating_point()), self.z)
         with ExitStack() as stack:
-            stack.enter_context(state.set_mode_flags(modules, "eval"))
-            stack.enter_context(buffer_writes.preserve_buffers(modules))
-            stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
-            stack.enter_context(state.seeded_rngs(0, self.z.device))
-            stack.enter_context(state.enter_all(state.neutral_settings(self.z.device.type)))
+            stack.enter_context(state.setting_train_flags(modules, "eval"))
+            stack.enter_context(buffer_writes.preserving_buffer_registration(modules))
+            stack.enter_context(buffer_writes.preserving_tensor_values(tuple(generator.buffers())))
+            stack.enter_context(state.forking_rngs_with_lock(0, self.z.device))
+            stack.enter_context(state.combined_context(state.hook_safe_contexts(self.z.device.type)))
             output = generator(self.z.to(first_param.dtype, copy=True))  # an in-place op must not change the code
         image: Tensor = decode(output).to(self.z.dtype)
         return image

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ...rng import hashed_uniform
-from ..cpu_cache import rows_per_chunk
+from ..cpu_cache import cpu_rows_per_chunk
 from .constraints import TINY
 
-MAX_CHUNK_VALUES = 2**17  # of a chunk that a CPU's cache holds
-L1_TOPK = 64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
+MAX_CPU_CHUNK_VALUES = 2**17  # of a chunk that a CPU's cache holds
+N_INITIAL_L1_COORDINATES = (
+    64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
+)
 EXTRA_NEWTON_STEPS = 8  # steps beyond one for each kink, which rounding may ask for
 
 
@@ -30,38 +32,42 @@ class Hyperplane:
         return Hyperplane(self.value[index], self.normal[index])
 
 
-def projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
+def min_norm_step_to_hyperplane(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
     """The smallest change (n, D) that takes x (n, D) onto the plane within low <= z <= high, each (1, D).
 
     Where the plane does not intersect the box: to the corner nearest to it. Croce & Hein 2020, arXiv:1907.02044,
     section 2.2; there by sorting, here by a few Newton steps, which end at the same point.
     """
-    chunk_rows = rows_per_chunk(x, MAX_CHUNK_VALUES)
+    chunk_rows = cpu_rows_per_chunk(x, MAX_CPU_CHUNK_VALUES)
     parts = [
-        _chunk_projection_step(norm, x[i : i + chunk_rows], plane.rows(slice(i, i + chunk_rows)), lower, upper)
+        _min_norm_step_to_hyperplane_chunk(
+            norm, x[i : i + chunk_rows], plane.rows(slice(i, i + chunk_rows)), lower, upper
+        )
         for i in range(0, len(x), chunk_rows)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.zeros_like(x)
 
 
-def _chunk_projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
+def _min_norm_step_to_hyperplane_chunk(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
     toward_plane = plane.normal * -plane.value.sign()[:, None]  # (n, D)
     max_change = (torch.where(toward_plane > 0, upper, lower) - x).abs()  # (n, D)
     weight, distance = toward_plane.abs(), plane.value.abs()
-    return toward_plane.sign() * CHANGE_BY_NORM[norm](weight, max_change, distance)
+    return toward_plane.sign() * MIN_CHANGE_FN_BY_NORM[norm](weight, max_change, distance)
 
 
-def _linf_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
-    return torch.minimum(solve_level(weight, max_change, distance)[:, None], max_change)
+def _min_linf_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
+    return torch.minimum(water_filling_level(weight, max_change, distance)[:, None], max_change)
 
 
-def _l2_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
+def _min_l2_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
     max_level = max_change / weight.clamp_min(TINY)
-    return weight * torch.minimum(solve_level(weight * weight, max_level, distance)[:, None], max_level)
+    return weight * torch.minimum(water_filling_level(weight * weight, max_level, distance)[:, None], max_level)
 
 
-def _l1_change(weight: Tensor, max_change: Tensor, distance: Tensor, n_largest: int = L1_TOPK) -> Tensor:
-    """Change at most L1_TOPK coordinates with the largest weights; rows that need more take more."""
+def _min_l1_change(
+    weight: Tensor, max_change: Tensor, distance: Tensor, n_largest: int = N_INITIAL_L1_COORDINATES
+) -> Tensor:
+    """Change at most N_INITIAL_L1_COORDINATES coordinates with the largest weights; rows that need more take more."""
     n_largest = min(n_largest, weight.shape[1])
     largest, index = torch.where(max_change > 0, weight, 0).topk(n_largest)  # (n, few)
     largest_change = torch.minimum(max_change.gather(1, index), distance[:, None] / largest.clamp_min(TINY))  # finite
@@ -71,14 +77,14 @@ def _l1_change(weight: Tensor, max_change: Tensor, distance: Tensor, n_largest: 
     change = torch.zeros_like(weight).scatter_(1, index, torch.minimum(wanted_change, largest_change))
     is_short = total[:, -1] < distance
     if n_largest < weight.shape[1] and bool(is_short.any()):
-        change[is_short] = _l1_change(weight[is_short], max_change[is_short], distance[is_short], 8 * n_largest)
+        change[is_short] = _min_l1_change(weight[is_short], max_change[is_short], distance[is_short], 8 * n_largest)
     return change
 
 
-CHANGE_BY_NORM = {"linf": _linf_change, "l2": _l2_change, "l1": _l1_change}
+MIN_CHANGE_FN_BY_NORM = {"linf": _min_linf_change, "l2": _min_l2_change, "l1": _min_l1_change}
 
 
-def solve_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
+def water_filling_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
     """The level s (n,) with sum_i weight_i min(s, max_level_i) = distance, or one above all without any.
 
     The sum is concave and piecewise linear in s, so Newton steps from below never overshoot, and the one after the last

@@ -58,7 +58,7 @@ class LBFGSState:
         step = trial - self.z
         expected_change = dot(self.grad, step)  # negative
         is_accepted = (value <= self.value + ARMIJO_FRACTION * expected_change) & (expected_change < 0)
-        accepted_state = self._accept(is_accepted, trial, value, grad, step)
+        accepted_state = self._with_accepted_steps(is_accepted, trial, value, grad, step)
         decrease = self.value - value
         converged = is_accepted & (decrease <= tolerance * value.abs().clamp_min(TINY))
         direction = torch.where(is_accepted[:, None], accepted_state._direction(lower, upper), self.direction)
@@ -73,7 +73,7 @@ class LBFGSState:
             finished=self.finished | converged | stalled | is_flat,
         )
 
-    def restart_with(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
+    def restart_from_gradient(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
         """Continue from the same point with another value and gradient."""
         direction = replace(self, value=value, grad=grad)._direction(lower, upper)
         step_scale, finished = torch.ones_like(value), ~(direction != 0).any(1)
@@ -93,7 +93,9 @@ class LBFGSState:
         factor: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(TINY)
         return factor.nan_to_num(0.1).clamp(0.1, 0.5)
 
-    def _accept(self, is_accepted: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor) -> LBFGSState:
+    def _with_accepted_steps(
+        self, is_accepted: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor
+    ) -> LBFGSState:
         accepted_column, change = is_accepted[:, None], grad - self.grad
         has_curvature = is_accepted & (dot(step, change) > 1e-10 * dot(change, change))  # positive curvature
         slot = torch.where(has_curvature, self.n_pairs % self.step_history.shape[1], -1)
@@ -115,11 +117,11 @@ class LBFGSState:
         is_free = ~(((self.z <= lower) & (self.grad > 0)) | ((self.z >= upper) & (self.grad < 0)))
         g = self.grad * is_free
         gradient_step = -g * (self.first_step_length / l2_norm(g).clamp_min(TINY))[:, None]
-        direction = self._two_loops(g, is_free.to(g.dtype))
+        direction = self._two_loop_recursion(g, is_free.to(g.dtype))
         is_descent = dot(direction, g) < -1e-10 * l2_norm(direction) * l2_norm(g)
         return torch.where((is_descent & (self.n_pairs > 0))[:, None], direction, gradient_step)
 
-    def _two_loops(self, g: Tensor, free_mask: Tensor) -> Tensor:
+    def _two_loop_recursion(self, g: Tensor, free_mask: Tensor) -> Tensor:
         """-H g (n, D), newest pairs first; pairs without positive curvature over the free coordinates are left out."""
         history_size = self.step_history.shape[1]
         rows = torch.arange(len(g), device=g.device)
@@ -165,7 +167,7 @@ def initial_state(
         all_false,
         all_false,
     )
-    return start.restart_with(value, grad, lower, upper)
+    return start.restart_from_gradient(value, grad, lower, upper)
 
 
 def concat_states(states: Sequence[LBFGSState]) -> LBFGSState:
@@ -173,7 +175,7 @@ def concat_states(states: Sequence[LBFGSState]) -> LBFGSState:
     return LBFGSState(*(torch.cat([getattr(p, f.name) for p in states]) for f in fields(LBFGSState)))
 
 
-def select_states(mask: Tensor, a: LBFGSState, b: LBFGSState) -> LBFGSState:
+def where_states(mask: Tensor, a: LBFGSState, b: LBFGSState) -> LBFGSState:
     """Rows of a where the mask (n,) is True, else of b."""
     field_pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(LBFGSState))
     return LBFGSState(*(torch.where(broadcast_rows(mask, p), p, q) for p, q in field_pairs))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
 from ...model.state import syncs_on_read
 from ...objectives import Objective
@@ -18,7 +18,7 @@ from ..cpu_cache import gradient_batch_plan
 from ..gradients.score import score_gradients_with_bypass
 from ..rows import broadcast_rows
 from .batch_state import BatchState, select_optimizer_rows
-from .config import PER_ROW_FIELDS, combine_results
+from .config import PER_ROW_RESULT_FIELDS, combine_results
 from .config import OptimizationConfig as OptimizationConfig
 from .config import OptimizationResult as OptimizationResult
 from .config import OptimizerFactory as OptimizerFactory
@@ -28,8 +28,8 @@ from .optimizers import PlainAscent
 from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
-STEPS_PER_ISOLATION = 8  # steps before other threads may use the model
-SYNC_INTERVAL = 8  # steps between reads of values on an accelerator: each read waits for the device
+STEPS_PER_MODEL_ISOLATION = 8  # steps before other threads may use the model
+SYNC_INTERVAL_STEPS = 8  # steps between reads of values on an accelerator: each read waits for the device
 
 
 def optimize(
@@ -43,13 +43,13 @@ def optimize(
         optimizer = _BatchOptimizer(
             box, objective.rows(rows), canvas.rows(rows), config, config.constraint.rows(rows), rows
         )
-        result = optimizer.unchanged_start() if interruptions else optimizer.run()
+        result = optimizer.unchanged_start_result() if interruptions else optimizer.run()
         interruptions.extend([True] * result.interrupted)
         return result
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
         return combine_results(
-            in_batches(optimize_rows, n, *gradient_batch_plan(box, n, batch_size, any(batch_dependent)))
+            map_in_batches(optimize_rows, n, *gradient_batch_plan(box, n, batch_size, any(batch_dependent)))
         )
 
 
@@ -87,27 +87,27 @@ class _BatchOptimizer:
 
     def run(self) -> OptimizationResult:
         frames, history, interrupted = list[Tensor](), list[Tensor](), False
-        n_evaluations, stride = self.config.steps + 1, STEPS_PER_ISOLATION if self.box.stateless else 1
+        n_evaluations, stride = self.config.steps + 1, STEPS_PER_MODEL_ISOLATION if self.box.stateless else 1
         try:
             for start in range(0, n_evaluations, stride):
-                if self._run_steps(range(start, min(start + stride, n_evaluations)), frames, history):
+                if self._run_steps_until_finished(range(start, min(start + stride, n_evaluations)), frames, history):
                     break
         except KeyboardInterrupt:
             interrupted = True
-        return self._result(frames, history, interrupted)
+        return self._make_result(frames, history, interrupted)
 
-    def unchanged_start(self) -> OptimizationResult:
+    def unchanged_start_result(self) -> OptimizationResult:
         """The unchanged start, after Ctrl-C in an earlier batch."""
-        return self._result([], [], interrupted=True)
+        return self._make_result([], [], interrupted=True)
 
-    def _result(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> OptimizationResult:
+    def _make_result(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> OptimizationResult:
         state = self.state
-        self._record_counts()
+        self._write_inputs_and_counts()
         if not frames or not torch.equal(frames[-1], state.input):
             frames = [*frames, state.input]
         stacked_frames = torch.stack(frames) if self.config.frame_every else None
         scores = torch.stack(history or [state.score])
-        row_fields = {name: getattr(state, name) for name in PER_ROW_FIELDS}
+        row_fields = {name: getattr(state, name) for name in PER_ROW_RESULT_FIELDS}
         return OptimizationResult(
             **row_fields,
             frames=stacked_frames,
@@ -118,16 +118,16 @@ class _BatchOptimizer:
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
-    def _run_steps(self, steps: range, frames: list[Tensor], history: list[Tensor]) -> bool:
+    def _run_steps_until_finished(self, steps: range, frames: list[Tensor], history: list[Tensor]) -> bool:
         """Evaluate, then step; returns whether no row has a step left to take.
 
         A model that writes or draws is isolated for each step; for any other, entering costs more than it keeps apart.
         """
         with self.box.isolated(grad=self.config.steps > 0):
             for step in steps:
-                grads = self._evaluate(step, is_last=step == self.config.steps)
+                grads = self._evaluate_param_grads(step, is_last=step == self.config.steps)
                 if self.config.frame_every and step % self.config.frame_every == 0:
-                    self._write_input()
+                    self._write_active_inputs()
                     frames.append(self.state.input.clone())
                 history.append(self.state.score.clone())
                 if not grads:
@@ -136,26 +136,26 @@ class _BatchOptimizer:
                 self._update_params(self._drop_finished(grads), step)
         return False
 
-    def _evaluate(self, step: int, is_last: bool) -> list[Tensor]:
+    def _evaluate_param_grads(self, step: int, is_last: bool) -> list[Tensor]:
         """Score the active rows and, unless this evaluation is the last, find the gradient of each parameter."""
         with torch.set_grad_enabled(not is_last):
             x = self.canvas()
             score, stop_value, score_grad = (
-                self._forward(x, step, is_last)
+                self._forward_with_grad_fn(x, step, is_last)
                 if self.config.n_samples == 1
-                else self._mean_over_samples(x, step, is_last)
+                else self._forward_over_model_noise(x, step, is_last)
             )
-            self._update_state(x, score, None if stop_value is None else stop_value > 0, step)
-            if is_last or self._sync_finished(step):
+            self._record_evaluation(x, score, None if stop_value is None else stop_value > 0, step)
+            if is_last or self._sync_and_check_all_finished(step):
                 return []
-            grad = self._record_grad(score_grad(), step)
+            grad = self._record_grad_statistics(score_grad(), step)
             if self.prior is not None:  # apart from the score's, whose zero rows are detected
                 prior_scale = self.config.final_prior_scale ** (step / max(1, self.config.steps - 1))
                 grad = grad + prior_scale * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
             is_identity = len(self.params) == 1 and self.params[0] is x
             return [grad] if is_identity else list(torch.autograd.grad(x, self.params, grad))
 
-    def _forward(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
+    def _forward_with_grad_fn(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
         """One forward pass: the score, the value of `stop_when`, and a function for the gradient of the score."""
         self.forward_count += 1
         layers = frozenset[str]() if self.stop_when is None else self.stop_when.layers
@@ -165,7 +165,7 @@ class _BatchOptimizer:
             stop_value = None if self.stop_when is None else self.stop_when(acts).detach()
         return score, stop_value, lambda: self._score_grad(score, acts, x, step)
 
-    def _mean_over_samples(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
+    def _forward_over_model_noise(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
         """The means over samples of the model's own noise, one at a time: expectation over transformation.
 
         Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.
@@ -173,23 +173,23 @@ class _BatchOptimizer:
         scores, stop_values, grad = list[Tensor](), list[Tensor](), torch.zeros_like(x)
         for sample in range(self.config.n_samples):
             with self.box.isolated(grad=not is_last, seed=sample):
-                score, stop_value, score_grad = self._forward(x, step, is_last)
+                score, stop_value, score_grad = self._forward_with_grad_fn(x, step, is_last)
                 grad = grad if is_last else grad + score_grad()
             scores.append(score.detach())
             stop_values += [] if stop_value is None else [stop_value]
         mean_stop_value = torch.stack(stop_values).mean(0) if stop_values else None
         return torch.stack(scores).mean(0), mean_stop_value, lambda: grad / self.config.n_samples
 
-    def _syncs_at(self, step: int) -> bool:
+    def _is_sync_step(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
-        return not self.sync_is_slow or step % SYNC_INTERVAL == 0
+        return not self.sync_is_slow or step % SYNC_INTERVAL_STEPS == 0
 
     def _apply_transform(self, x: Tensor, step: int, is_last: bool) -> Tensor:
         if self.config.transform is None or is_last:
             return x
         return self.config.transform(x, step_generator(self.config.seed, step, x.device))
 
-    def _update_state(self, x: Tensor, score: Tensor, finished: Tensor | None, step: int) -> None:
+    def _record_evaluation(self, x: Tensor, score: Tensor, finished: Tensor | None, step: int) -> None:
         """Record input and score of each row, except where it was finished before and is not now."""
         state, active = self.state, self.active
         x, score = x.detach().to(state.input.dtype), score.detach().to(state.score.dtype)
@@ -200,7 +200,7 @@ class _BatchOptimizer:
         was_finished = state.finished if all_active else state.finished[active]
         keep_previous = was_finished if self.freezes_finished else was_finished & ~finished
         if self.sync_is_slow or keep_previous.any():
-            self._write_input()
+            self._write_active_inputs()
             x = torch.where(broadcast_rows(keep_previous, x), state.input[active], x)
             score = torch.where(keep_previous, state.score[active], score)
         if all_active:
@@ -211,15 +211,15 @@ class _BatchOptimizer:
         if step == 0:
             state.initially_finished = state.finished.clone()
 
-    def _write_input(self) -> None:
+    def _write_active_inputs(self) -> None:
         """Write the active rows into the state, which has the dropped rows, too."""
         if self.unwritten_input is not None:
             self.state.input[self.active] = self.unwritten_input
             self.unwritten_input = None
 
-    def _sync_finished(self, step: int) -> bool:
+    def _sync_and_check_all_finished(self, step: int) -> bool:
         """At a sync, write which rows remain active; returns whether no row has a step to take."""
-        if not self.freezes_finished or not self._syncs_at(step):
+        if not self.freezes_finished or not self._is_sync_step(step):
             return False
         unfinished_index = (~self.state.finished[self.active]).nonzero()[:, 0]
         self.unfinished_index = (
@@ -229,7 +229,7 @@ class _BatchOptimizer:
 
     def _score_grad(self, score: Tensor, acts: Acts, x: Tensor, step: int) -> Tensor:
         """The gradient of the score in the image; between syncs, the clamped rows are those of the last sync."""
-        syncs = self._syncs_at(step)
+        syncs = self._is_sync_step(step)
         relu_bypass = self.config.relu_bypass if syncs or self.clamped_rows is not None else "no"
         may_bypass = None if syncs else self.clamped_rows
         (grad,), clamped = score_gradients_with_bypass(
@@ -241,7 +241,7 @@ class _BatchOptimizer:
             self.clamped_rows = clamped
         return grad
 
-    def _record_grad(self, grad: Tensor, step: int) -> Tensor:
+    def _record_grad_statistics(self, grad: Tensor, step: int) -> Tensor:
         if step == 0:
             self.state.initial_grad = grad.to(self.state.initial_grad.dtype, copy=True)
         if self.state.abs_grad_sum is not None:
@@ -255,7 +255,7 @@ class _BatchOptimizer:
         unfinished_index, self.unfinished_index = self.unfinished_index, None
         if unfinished_index is None:
             return grads
-        self._record_counts()
+        self._write_inputs_and_counts()
         self.active = self.active[unfinished_index]
         self.clamped_rows = None if self.clamped_rows is None else self.clamped_rows[unfinished_index]
         self.objective, self.constraint = self.objective.rows(unfinished_index), self.constraint.rows(unfinished_index)
@@ -287,7 +287,7 @@ class _BatchOptimizer:
                 self._projected_ascent_step(grads)
             else:
                 self._optimizer_step(grads, step)
-            self._count_step(params, old_params)
+            self._count_step_and_restore_finished(params, old_params)
 
     def _projected_ascent_step(self, grads: Sequence[Tensor]) -> None:
         for p, grad in zip(self.params, grads, strict=True):
@@ -308,7 +308,7 @@ class _BatchOptimizer:
         """Whether the gradient is finite; False on an accelerator, which would wait."""
         return not self.sync_is_slow and math.isfinite(grad.sum())
 
-    def _count_step(self, params: Sequence[Tensor], old_params: Sequence[Tensor]) -> None:
+    def _count_step_and_restore_finished(self, params: Sequence[Tensor], old_params: Sequence[Tensor]) -> None:
         """Count the step, and undo it for finished rows that are still active."""
         self.step_count += 1
         if self.keeps_finished_rows:
@@ -317,9 +317,9 @@ class _BatchOptimizer:
                 p.data = torch.where(broadcast_rows(finished, p), old, p)
             self.state.steps[self.active] += (~finished).long()
 
-    def _record_counts(self) -> None:
+    def _write_inputs_and_counts(self) -> None:
         """Before rows are dropped: write their inputs and counts."""
-        self._write_input()
+        self._write_active_inputs()
         self.state.n_forwards.index_fill_(0, self.active, self.forward_count)
         if not self.keeps_finished_rows:
             self.state.steps.index_fill_(0, self.active, self.step_count)

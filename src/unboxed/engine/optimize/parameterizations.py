@@ -115,7 +115,7 @@ def spectrum_frequencies(like: Tensor) -> Tensor:
     return f.clamp_min(1 / max(h, w))
 
 
-def mean_spectrum(x: Tensor, palette: Palette) -> Tensor:
+def mean_magnitude_spectrum(x: Tensor, palette: Palette) -> Tensor:
     """The mean magnitudes (C, H, W // 2 + 1) of images x (N, C, H, W), as a `Phase` canvas holds them."""
     magnitudes: Tensor = torch.fft.rfft2(palette.from_colors(x)).abs().mean(0)
     return magnitudes

@@ -23,9 +23,7 @@ def random_affine(
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:  # (N, C, H, W)
         u = 2 * _uniform_draws(4, x, generator) - 1
-        transformed = _affine_transform(
-            x, u[0] * math.radians(degrees), 1 / (1 + scale * u[1]), 2 * jitter * u[2:], fill
-        )
+        transformed = _apply_affine(x, u[0] * math.radians(degrees), 1 / (1 + scale * u[1]), 2 * jitter * u[2:], fill)
         return _add_noise(transformed, noise, generator)
 
     return transform
@@ -37,9 +35,7 @@ def random_crop(min_side: float = 0.2, max_side: float = 0.5, noise: float = 0.0
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:  # (N, C, H, W)
         u = _uniform_draws(3, x, generator)
         zoom = min_side + (max_side - min_side) * u[0]
-        return _add_noise(
-            _affine_transform(x, u.new_zeros(()), zoom, (2 * u[1:] - 1) * (1 - zoom), None), noise, generator
-        )
+        return _add_noise(_apply_affine(x, u.new_zeros(()), zoom, (2 * u[1:] - 1) * (1 - zoom), None), noise, generator)
 
     return transform
 
@@ -59,7 +55,7 @@ def _uniform_draws(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(n, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def _affine_transform(x: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor, fill: float | None) -> Tensor:
+def _apply_affine(x: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor, fill: float | None) -> Tensor:
     """x (N, C, H, W) seen through a window `zoom` as large, turned by `angle`, with its center at `shift` (x, y)."""
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     ratio = x.shape[-2] / x.shape[-1]  # rotate in pixels, not in halves of the sides

@@ -47,7 +47,7 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
     seed = check_seed(seed)
     if not isinstance(box.inputs, MultiInput):
         return _single_baseline(box.inputs, x, kind, seed)
-    parts = _kind_per_input(box.inputs, kind)
+    parts = _baseline_kind_per_input(box.inputs, kind)
     values = box.inputs.split(x)
     part_values = [
         _single_baseline(part, v, k, seed).flatten(1)
@@ -60,7 +60,7 @@ def _input_list(multi: MultiInput) -> list[Inputs]:
     return list(multi.parts.values() if isinstance(multi.parts, Mapping) else multi.parts)
 
 
-def _kind_per_input(multi: MultiInput, kind: Any) -> list[Any]:
+def _baseline_kind_per_input(multi: MultiInput, kind: Any) -> list[Any]:
     """One kind for each of several inputs."""
     if isinstance(kind, Mapping) and isinstance(multi.parts, Mapping) and set(kind) == set(multi.parts):
         return [kind[name] for name in multi.parts]
@@ -111,7 +111,7 @@ def _random_baseline(inputs: Inputs, x: Tensor, seed: int) -> Tensor:
     return rng.uniform(x, seed)
 
 
-def _mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
+def _normalization_mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
     """The input that is zero after normalization."""
     return inputs.decode(torch.zeros_like(x))
 
@@ -131,11 +131,11 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
 IMAGE_BASELINES: Mapping[str, BaselineFn] = {
     "black": lambda inputs, x, seed: torch.zeros_like(x),
     "white": lambda inputs, x, seed: torch.ones_like(x),
-    "mean": _mean_baseline,
+    "mean": _normalization_mean_baseline,
     "blurred": lambda inputs, x, seed: gaussian_blur(x, BLUR_SIGMA_FRACTION * min(x.shape[-2:])),
     "random": _random_baseline,
 }
-FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _mean_baseline, "random": _random_baseline}
+FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _normalization_mean_baseline, "random": _random_baseline}
 
 
 def score_difference(score: Tensor, baseline_score: Tensor) -> Tensor:

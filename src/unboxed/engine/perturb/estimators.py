@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .masks import SampledMasks, all_subsets
+from .masks import SampledMasks, all_subset_masks
 from .standard_errors import WeightedFit, standard_errors
 
 
@@ -21,14 +21,14 @@ def zero_rounding_noise(changes: Tensor, scores: Tensor, eps: float, dim: int = 
 
 
 def exact_shapley(subset_scores: Tensor, eps: float) -> Tensor:
-    """Shapley values (A,) of the scores v (2^A,) of all subsets, in the order of `masks.all_subsets`.
+    """Shapley values (A,) of the scores v (2^A,) of all subsets, in the order of `masks.all_subset_masks`.
 
     Shapley 1953: the mean over all orders of what a segment adds to those before it.
     """
     n_features = len(subset_scores).bit_length() - 1
     if n_features == 0:
         return subset_scores.new_zeros(0)
-    subsets = all_subsets(n_features)
+    subsets = all_subset_masks(n_features)
     subset_index, size = torch.arange(2**n_features), subsets.sum(1)
     weight = torch.tensor(
         [1 / (n_features * math.comb(n_features - 1, s)) for s in range(n_features)], dtype=subset_scores.dtype

@@ -16,12 +16,12 @@ from torch import Tensor
 from .masks import SampledMasks
 from .standard_errors import WeightedFit, standard_errors
 
-Regression = Literal["ridge", "lasso", "ols"]
-DEFAULT_ALPHA = {"ridge": 1.0, "lasso": 0.001, "ols": 0.0}
+RegressionKind = Literal["ridge", "lasso", "ols"]
+DEFAULT_ALPHA_BY_REGRESSION = {"ridge": 1.0, "lasso": 0.001, "ols": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
-class LocalModel:
+class LocalLinearModel:
     """A linear model of the score around one input."""
 
     weights: Tensor  # (A,) of the segments that masking changes
@@ -32,7 +32,7 @@ class LocalModel:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelWeights:
+class KernelWeightMoments:
     """The weights of masks of A segments among F, of which masking leaves D = F - A unchanged.
 
     Unchanged segments cannot change the score, so they need no samples: they are summed over. With t of them kept (t is
@@ -46,7 +46,7 @@ class KernelWeights:
     n_unchanged: int
 
     @classmethod
-    def from_masks(cls, sampled: SampledMasks, n_features: int, kernel_width: float) -> KernelWeights:
+    def from_masks(cls, sampled: SampledMasks, n_features: int, kernel_width: float) -> KernelWeightMoments:
         z = sampled.float_masks
         a, n_unchanged = z.shape[1], n_features - z.shape[1]
         t = torch.arange(n_unchanged + 1, dtype=torch.float64)
@@ -69,10 +69,10 @@ def proximity_kernel(n_kept: Tensor, n_features: int, kernel_width: float) -> Te
     return torch.exp(-(d**2) / kernel_width**2).sqrt()
 
 
-def fit_weighted(
-    z: Tensor, y: Tensor, adjusted: Tensor, control_slope: float, kernel_weights: KernelWeights, cluster: Tensor,
-    regression: Regression, alpha: float,
-) -> LocalModel:  # fmt: skip
+def fit_weighted_regression(
+    z: Tensor, y: Tensor, adjusted: Tensor, control_slope: float, kernel_weights: KernelWeightMoments, cluster: Tensor,
+    regression: RegressionKind, alpha: float,
+) -> LocalLinearModel:  # fmt: skip
     """The regression of `adjusted` (y less its control variate) on z (K, A) and on how many unchanged ones are kept."""
     a, n_unchanged = z.shape[1], kernel_weights.n_unchanged
     m0, m1, m2 = kernel_weights.moment0, kernel_weights.moment1, kernel_weights.moment2
@@ -88,7 +88,7 @@ def fit_weighted(
         right[-1] += control_slope * within.sum()
     penalty = torch.tensor([1.0] * a + [float(n_unchanged)], dtype=torch.float64)[columns]
     if regression == "lasso":
-        theta = _lasso(gram / total, right / total, alpha * penalty)
+        theta = _lasso_coefficients(gram / total, right / total, alpha * penalty)
         solve = _pseudo_inverse(gram, theta != 0)
     else:
         solve = _pseudo_inverse(gram + torch.diag(penalty) * (alpha if regression == "ridge" else 0.0))
@@ -98,7 +98,7 @@ def fit_weighted(
     extra[:, -1] -= (unchanged_weight - control_slope) * within
     fit = WeightedFit(design - center, m0, adjusted - y_mean, adjusted - fitted, solve, cluster, 1 / float(total))
     error, r2 = standard_errors(fit, extra_gradient=extra), _r2(y, fitted, unchanged_weight**2 * within, m0)
-    return LocalModel(theta[:a], error[:a], unchanged_weight, float(y_mean - center @ theta), r2)
+    return LocalLinearModel(theta[:a], error[:a], unchanged_weight, float(y_mean - center @ theta), r2)
 
 
 def _r2(y: Tensor, fitted: Tensor, within: Tensor, weight: Tensor) -> float:
@@ -118,7 +118,7 @@ def _pseudo_inverse(gram: Tensor, chosen: Tensor | None = None) -> Tensor:
     return inverse
 
 
-def _lasso(gram: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
+def _lasso_coefficients(gram: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
     """argmin of theta gram theta / 2 - right theta + penalty |theta|.
 
     Standard errors are those of least squares on what is not zero, given the choice.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, warn
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, map_in_batches
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
@@ -22,9 +22,9 @@ from ..read.edits import resolve_target
 from .baselines import baseline
 from .segments import DefaultSegments, FeatureGroups, feature_groups
 
-SEGMENT_MEAN_KIND = "segment"
+SEGMENT_MEAN_BASELINE_KIND = "segment"
 """A kind of baseline: each segment's mean over its pixels, as in the lime package."""
-MASKED_INPUT_DESCRIPTION = "x with parts masked by the baseline"
+MASKED_INPUT_NAME_IN_ERRORS = "x with parts masked by the baseline"
 """What is scored, in error texts."""
 
 
@@ -39,14 +39,14 @@ class Masking:
     active: Tensor  # (N, F) bool: masking the segment changes the input
 
     @property
-    def n_active(self) -> list[int]:
+    def n_active_per_row(self) -> list[int]:
         """How many active segments each row has."""
         return [int(n) for n in self.active.sum(1)]
 
     @property
-    def active_index(self) -> Tensor:
-        """Shaped like the ids: the index of each value's segment among the active ones; max(n_active) for the rest."""
-        index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_active))
+    def active_segment_index(self) -> Tensor:
+        """Shaped like the ids: each value's segment as an index among the active ones, max(n_active_per_row) elsewhere."""
+        index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_active_per_row))
         return self.features.broadcast(index)
 
     def scatter_active(self, values: Sequence[Tensor]) -> Tensor:
@@ -65,14 +65,14 @@ def make_masking(
 
     `default` and `n_samples` apply where no segments are given: images are cut into n_samples / 4 segments at most.
     """
-    max_features = None if n_samples is None else max(1, n_samples // MIN_SAMPLES_PER_FEATURE)
+    max_features = None if n_samples is None else max(1, n_samples // WARN_BELOW_SAMPLES_PER_FEATURE)
     features = feature_groups(box, x, segments, default=default, max_features=max_features, n_samples=n_samples)
     baseline_values = (
         features.fill_means(x)
-        if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN_KIND
+        if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN_BASELINE_KIND
         else baseline(box, x, baseline_kind, seed=seed)
     )
-    return Masking(box, x, baseline_values, features, features.changed_by(x, baseline_values))
+    return Masking(box, x, baseline_values, features, features.changed_segments_mask(x, baseline_values))
 
 
 def masked_scores(
@@ -83,22 +83,22 @@ def masked_scores(
     T objectives are scored in one forward. In double precision, on the CPU, where the estimators work. Raises NaNError
     where some are NaN or infinite.
     """
-    row_scores = _masked_scores(masking, masks, objectives, batch_size)
+    row_scores = _unchecked_masked_scores(masking, masks, objectives, batch_size)
     check_finite_scores([v[m.all(1).to(v.device)] for v, m in zip(row_scores, masks, strict=True)])
-    check_finite_scores(row_scores, MASKED_INPUT_DESCRIPTION)
+    check_finite_scores(row_scores, MASKED_INPUT_NAME_IN_ERRORS)
     return row_scores
 
 
-def _masked_scores(
+def _unchecked_masked_scores(
     masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
 ) -> list[Tensor]:
-    runs = _MaskedRuns.from_masks(masking, masks, objectives)
+    runs = _MaskedRunner.from_masks(masking, masks, objectives)
     lengths = [len(m) for m in masks]
     batch_dependent = masking.box.batch_dependent or any(o.batch_dependent for o in objectives)
     if batch_dependent:  # then a batch is all rows, each under one of its masks
         all_rows = torch.arange(len(masks), device=masking.x.device)
         last_masks = torch.tensor(lengths, device=masking.x.device) - 1
-        batches = in_batches(lambda k: runs.run(all_rows, last_masks.clamp(max=k.start)), max(lengths), 1, 1)
+        batches = map_in_batches(lambda k: runs.run(all_rows, last_masks.clamp(max=k.start)), max(lengths), 1, 1)
         stacked = torch.stack(batches, 1).cpu().double()  # (N, K, T)
         return [h[:n] for h, n in zip(stacked, lengths, strict=True)]
     ends = list(accumulate(lengths))
@@ -111,41 +111,48 @@ def _masked_scores(
         single_row = first if pairs.stop <= ends[first] else None
         return runs.run(rows, pair_index - ends_tensor[rows] + runs.mask_counts[rows], single_row)
 
-    stacked = torch.cat(in_batches(run_batch, ends[-1], *forward_batch_plan(masking.box, ends[-1], batch_size)))
+    stacked = torch.cat(map_in_batches(run_batch, ends[-1], *forward_batch_plan(masking.box, ends[-1], batch_size)))
     return list(torch.split(stacked.cpu().double(), lengths))
 
 
 @dataclass(frozen=True)
-class _MaskedRuns:
+class _MaskedRunner:
     masking: Masking
     masks: Tensor  # (G, K, A + 1) bool, once for rows that share them; the last column is always kept
     mask_group: Tensor  # (N,)
     mask_counts: Tensor  # (N,)
-    active_index: Tensor
+    active_segment_index: Tensor
     objectives: Sequence[Objective]
 
     @classmethod
-    def from_masks(cls, masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective]) -> _MaskedRuns:
+    def from_masks(cls, masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective]) -> _MaskedRunner:
         unique_masks = {id(m): m for m in masks}
         mask_ids = list(unique_masks)
-        max_masks, width = max(len(m) for m in masks), max(masking.n_active)
+        max_masks, width = max(len(m) for m in masks), max(masking.n_active_per_row)
         table = torch.ones(len(unique_masks), max_masks, width + 1, dtype=torch.bool)
         for row, m in zip(table, unique_masks.values(), strict=True):
             row[: len(m), : m.shape[1]] = m
         device = masking.x.device
         group = torch.tensor([mask_ids.index(id(m)) for m in masks], device=device)
         lengths = torch.tensor([len(m) for m in masks], device=device)
-        return cls(masking, table.to(device), group, lengths, masking.active_index, objectives)
+        return cls(masking, table.to(device), group, lengths, masking.active_segment_index, objectives)
 
     def run(self, rows: Tensor, mask_index: Tensor, single_row: int | None = None) -> Tensor:
         """Scores (R, T) of rows (R,) under their masks `mask_index` (R,); `single_row` where all are the same row."""
         masking, box = self.masking, self.masking.box
-        is_kept, active_index = self.masks[self.mask_group[rows], mask_index], self.active_index  # (R, A + 1)
+        is_kept, active_segment_index = (
+            self.masks[self.mask_group[rows], mask_index],
+            self.active_segment_index,
+        )  # (R, A + 1)
         if single_row is not None:  # its values need no copies
-            keep_mask = is_kept[:, active_index[single_row].flatten()].view(len(rows), *active_index.shape[1:])
+            keep_mask = is_kept[:, active_segment_index[single_row].flatten()].view(
+                len(rows), *active_segment_index.shape[1:]
+            )
             points = torch.where(keep_mask, masking.x[single_row], masking.baseline_values[single_row])
         else:
-            keep_mask = is_kept.gather(1, active_index[rows].flatten(1)).view(len(rows), *active_index.shape[1:])
+            keep_mask = is_kept.gather(1, active_segment_index[rows].flatten(1)).view(
+                len(rows), *active_segment_index.shape[1:]
+            )
             points = torch.where(keep_mask, masking.x[rows], masking.baseline_values[rows])
         return score_points(box, points, self.objectives, rows)
 
@@ -162,7 +169,7 @@ def score_points(box: Box, points: Tensor, objectives: Sequence[Objective], rows
 # -- what is scored ----------------------------------------------------------------------------------------------------
 
 
-def resolve_objective(
+def resolve_objective_and_classes(
     box: Box, target: Any, x: Tensor, batch_size: BatchSize, on: str | None = "score"
 ) -> tuple[Objective, Tensor | None]:
     """The score that `target` means for the unmasked x, and the classes (N,) where it means any.
@@ -181,10 +188,10 @@ def resolve_objective(
         else box.class_labels(target, len(x))
     )
     score = resolve_target(box, classes, x, batch_size)
-    return (score if on == "score" else class_probability(box, classes)), classes
+    return (score if on == "score" else class_probability_objective(box, classes)), classes
 
 
-def class_probability(box: Box, classes: Tensor) -> Objective:
+def class_probability_objective(box: Box, classes: Tensor) -> Objective:
     """The probability of each example's class (N,); a map of outputs counts by its mean."""
 
     def score(z: Tensor, labels: Tensor) -> Tensor:
@@ -198,17 +205,17 @@ def class_probability(box: Box, classes: Tensor) -> Objective:
     return select(classes)
 
 
-MIN_SAMPLES_PER_FEATURE = 4  # with fewer, values are mostly noise
+WARN_BELOW_SAMPLES_PER_FEATURE = 4  # with fewer, values are mostly noise
 
 
 def warn_few_samples(masking: Masking, n_samples: int) -> None:
     """Warn where active segments are sampled too rarely, and not all of their subsets are run."""
-    a = max(masking.n_active)
-    if n_samples < min(MIN_SAMPLES_PER_FEATURE * a, 2**a):
+    a = max(masking.n_active_per_row)
+    if n_samples < min(WARN_BELOW_SAMPLES_PER_FEATURE * a, 2**a):
         message = (
             f"n_samples={n_samples} are few for {a} segments that masking changes: the values are mostly noise, and"
         )
-        advice = f"take n_samples of {MIN_SAMPLES_PER_FEATURE * a} or more, or larger segments"
+        advice = f"take n_samples of {WARN_BELOW_SAMPLES_PER_FEATURE * a} or more, or larger segments"
         warn(f"{message} their standard errors are rough; {advice}")
 
 

@@ -30,12 +30,12 @@ class SampledMasks:
         return self.masks[self.mask_index].double()
 
 
-def full_and_leave_one_out(n_segments: int) -> Tensor:
+def full_and_leave_one_out_masks(n_segments: int) -> Tensor:
     """(A + 1, A): the full mask, then each segment masked alone."""
     return torch.cat([torch.ones(1, n_segments, dtype=torch.bool), ~torch.eye(n_segments, dtype=torch.bool)])
 
 
-def all_subsets(n_features: int) -> Tensor:
+def all_subset_masks(n_features: int) -> Tensor:
     """(2^A, A): mask b keeps the segments whose bit is set in b."""
     return (torch.arange(2**n_features)[:, None] >> torch.arange(n_features)[None]) & 1 > 0
 
@@ -63,11 +63,13 @@ def bernoulli_masks(n_features: int, n_masks: int, seed: int, *, deduplicate: bo
     """
     full_mask = torch.ones(1, n_features, dtype=torch.bool)
     if n_features <= math.log2(n_masks):
-        sampled = all_subsets(n_features)
+        sampled = all_subset_masks(n_features)
         weight = torch.full((len(sampled),), (n_masks - 1) / len(sampled), dtype=torch.float64)
         cluster = torch.full((len(sampled),), -1)
     else:
-        sampled = _orthogonal_masks(n_features, n_masks - 1, rng.step_generator(seed, n_features, torch.device("cpu")))
+        sampled = _hadamard_mask_pairs(
+            n_features, n_masks - 1, rng.step_generator(seed, n_features, torch.device("cpu"))
+        )
         weight, cluster = torch.ones(n_masks - 1, dtype=torch.float64), torch.arange(n_masks - 1) // 2
     weight = torch.cat([torch.ones(1, dtype=torch.float64), weight])
     masks, cluster = torch.cat([full_mask, sampled]), torch.cat([torch.full((1,), -1), cluster])
@@ -78,7 +80,7 @@ def bernoulli_masks(n_features: int, n_masks: int, seed: int, *, deduplicate: bo
     )
 
 
-def _orthogonal_masks(n_features: int, n_masks: int, generator: torch.Generator) -> Tensor:
+def _hadamard_mask_pairs(n_features: int, n_masks: int, generator: torch.Generator) -> Tensor:
     signs = torch.ones(1, 1, dtype=torch.bool)
     while len(signs) <= n_features:  # Sylvester's Hadamard matrices
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, ~signs], 1)])
@@ -114,11 +116,11 @@ def shapley_mask_pairs(n_features: int, n_masks: int, seed: int) -> SampledMasks
             break
         listed_sizes.append(s)
         n_pairs_left -= pairs
-    groups = [_all_subsets_of_size(n_features, s, size_weight[s]) for s in listed_sizes]
+    groups = [_weighted_masks_of_size(n_features, s, size_weight[s]) for s in listed_sizes]
     sampled_sizes = [s for s in sizes if s not in listed_sizes]
     if sampled_sizes and n_pairs_left:
         groups.append(
-            _sampled_pairs(
+            _sampled_mask_pairs(
                 n_features,
                 sampled_sizes,
                 size_weight,
@@ -130,7 +132,7 @@ def shapley_mask_pairs(n_features: int, n_masks: int, seed: int) -> SampledMasks
     return deduplicate_masks(masks, weight, cluster)
 
 
-def _all_subsets_of_size(n_features: int, size: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def _weighted_masks_of_size(n_features: int, size: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """All subsets of s segments and their complements."""
     indices = torch.combinations(torch.arange(n_features), size) if size else torch.zeros(1, 0, dtype=torch.long)
     z = torch.zeros(len(indices), n_features, dtype=torch.bool).scatter_(1, indices, True)
@@ -138,20 +140,22 @@ def _all_subsets_of_size(n_features: int, size: int, weight: float) -> tuple[Ten
     return z, torch.full((len(z),), weight / len(z), dtype=torch.float64), torch.full((len(z),), -1)
 
 
-def _sampled_pairs(
+def _sampled_mask_pairs(
     n_features: int, sizes: list[int], size_weight: dict[int, float], n_pairs: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     mass = torch.tensor([size_weight[s] for s in sizes], dtype=torch.float64)
     positions = (torch.arange(n_pairs) + torch.rand(1, generator=generator, dtype=torch.float64)) / n_pairs
     size_index = torch.bucketize(positions, mass.cumsum(0) / mass.sum(), right=True).clamp(max=len(sizes) - 1)
     counts = [int(c) for c in torch.bincount(size_index, minlength=len(sizes))]
-    z = torch.cat([_balanced_subsets(n_features, s, count, generator) for s, count in zip(sizes, counts, strict=True)])
+    z = torch.cat(
+        [_balanced_subset_masks(n_features, s, count, generator) for s, count in zip(sizes, counts, strict=True)]
+    )
     z = torch.stack([z, ~z], 1).flatten(0, 1)
     weight = torch.full((2 * n_pairs,), float(mass.sum()) / (2 * n_pairs), dtype=torch.float64)
     return z, weight, torch.arange(2 * n_pairs) // 2
 
 
-def _balanced_subsets(n_features: int, size: int, count: int, generator: torch.Generator) -> Tensor:
+def _balanced_subset_masks(n_features: int, size: int, count: int, generator: torch.Generator) -> Tensor:
     """(count, A): s segments each, taken in turn from one permutation after another; each alone is uniform."""
     z, queue = torch.zeros(count, n_features, dtype=torch.bool), list[int]()
     for row in z:

@@ -22,7 +22,7 @@ from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...settings import Holds
-from ...validation import check_int, nearest_names, suggest
+from ...validation import check_int, nearest_names, suggestion_text
 
 Segments = Annotated[
     Any, Holds("str"), "Which values are masked together: a kind of superpixels, a number of them, or a map of ids."
@@ -33,12 +33,12 @@ all images, (N, H, W) per image, or shaped like one input or like the batch. Eac
 unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
 """
 
-SEGMENT_NAMES = ("slic", "quickshift", "squares", "pixels")
-DEFAULT_SUPERPIXELS = 50  # about how many SLIC superpixels
+SEGMENTATION_KINDS = ("slic", "quickshift", "squares", "pixels")
+N_DEFAULT_SUPERPIXELS = 50  # about how many SLIC superpixels
 DEFAULT_SQUARES_PER_SIDE = 7  # squares along the longer side
-MIN_PHOTO_SIDE = 96  # pixels per side: from here on, LIME's own settings of quickshift
-PHOTO_QUICKSHIFT = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2}
-SMALL_QUICKSHIFT = {
+MIN_LIME_QUICKSHIFT_SIDE_PIXELS = 96  # pixels per side: from here on, LIME's own settings of quickshift
+LIME_QUICKSHIFT_SETTINGS = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2}
+SMALL_IMAGE_QUICKSHIFT_SETTINGS = {
     "kernel_size": 1,
     "max_dist": 4,
     "ratio": 0.5,
@@ -69,7 +69,7 @@ class FeatureGroups:
         """Per-segment values (N, F) divided evenly within each segment: the map sums to them."""
         return self.broadcast(values / self.sizes().clamp(min=1).to(values))
 
-    def changed_by(self, x: Tensor, baseline_values: Tensor) -> Tensor:
+    def changed_segments_mask(self, x: Tensor, baseline_values: Tensor) -> Tensor:
         """Which segments (N, F) masking changes: x differs from the baseline somewhere in them."""
         differs = x != baseline_values
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
@@ -139,7 +139,7 @@ def _segments_per_input(multi: MultiInput, segments: Any) -> tuple[list[Inputs],
         isinstance(segments, (list, tuple))
         and segments
         and isinstance(segments[0], str)
-        and segments[0] not in SEGMENT_NAMES
+        and segments[0] not in SEGMENTATION_KINDS
     ):
         _parse_segments(segments)  # raises with the nearest name
     if isinstance(segments, (Mapping, Tensor)) or (
@@ -154,7 +154,7 @@ def _is_name_with_size(segments: Any) -> bool:
     return (
         isinstance(segments, (list, tuple))
         and len(segments) == 2
-        and segments[0] in SEGMENT_NAMES
+        and segments[0] in SEGMENTATION_KINDS
         and not isinstance(segments[1], str)
     )
 
@@ -170,7 +170,7 @@ def _groups_of_input(
         return _groups_for_all_rows(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
     if segments is None:
         setting = default(inputs) if callable(default) else default
-        return _groups_at_most(x, *_parse_segments(setting), max_features, n_samples)
+        return _image_groups_within_limit(x, *_parse_segments(setting), max_features, n_samples)
     return _segment_images(x, *_parse_segments(segments))
 
 
@@ -179,28 +179,30 @@ def _segment_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
     if name == "pixels":
         return _groups_for_all_rows(torch.arange(math.prod(x.shape[2:]), device=x.device).view(1, 1, *x.shape[2:]), x)
     if name == "squares":
-        return _groups_for_all_rows(_squares(x, size), x)
-    return _relabel(torch.stack([_superpixels(image, name, size) for image in x])[:, None])
+        return _groups_for_all_rows(_square_segment_ids(x, size), x)
+    return _groups_from_ids(torch.stack([_superpixel_ids(image, name, size) for image in x])[:, None])
 
 
-def _groups_at_most(
+def _image_groups_within_limit(
     x: Tensor, name: str, size: int | None, max_features: int | None, n_samples: int | None
 ) -> FeatureGroups:
     """The same, with images cut more coarsely where they have more than `max_features`. Raises InputError."""
     groups = _segment_images(x, name, size)
     if max_features is None or groups.max_n_segments <= max_features:
         return groups
-    min_samples = min(groups.max_n_segments, DEFAULT_SUPERPIXELS) + 2
+    min_samples = min(groups.max_n_segments, N_DEFAULT_SUPERPIXELS) + 2
     if n_samples is not None and n_samples < min_samples:
         found = f"these images have {groups.max_n_segments} segments, and segments take"
         raise InputError(f"{found} n_samples of {min_samples} or more; got {n_samples}: take more, or larger segments")
-    return _relabel(torch.cat([_coarsen(x[n : n + 1], name, size, max_features).ids for n in range(len(x))]))
+    return _groups_from_ids(
+        torch.cat([_segment_within_limit(x[n : n + 1], name, size, max_features).ids for n in range(len(x))])
+    )
 
 
-def _coarsen(x: Tensor, name: str, size: int | None, max_features: int) -> FeatureGroups:
+def _segment_within_limit(x: Tensor, name: str, size: int | None, max_features: int) -> FeatureGroups:
     """Segments of an image x (1, C, H, W): as named, else ever fewer SLIC superpixels, else squares."""
     groups = _segment_images(x, name, size)
-    count = min(DEFAULT_SUPERPIXELS, max_features)
+    count = min(N_DEFAULT_SUPERPIXELS, max_features)
     while groups.max_n_segments > max_features and count > 1:
         groups = _segment_images(x, "slic", count)
         count //= 2
@@ -218,27 +220,28 @@ def _parse_segments(segments: Any) -> tuple[str, int | None]:
         if name not in ("slic", "squares"):
             raise InputError(f'{name!r} takes no number; ("slic", 30) and ("squares", 4) do')
         return name, check_int("the number of segments, or their side,", size, minimum=1)
-    if isinstance(segments, str) and segments in SEGMENT_NAMES:
+    if isinstance(segments, str) and segments in SEGMENTATION_KINDS:
         return segments, None
     if isinstance(segments, Integral) and not isinstance(segments, bool):
         return "slic", check_int("segments", segments, minimum=1)
-    names = ", ".join(map(repr, SEGMENT_NAMES))
+    names = ", ".join(map(repr, SEGMENTATION_KINDS))
     raise InputError(
-        f'segments is {names}, ("squares", 4), an int (so many) or a tensor of ints; got {_describe_segments(segments)}'
+        f'segments is {names}, ("squares", 4), an int (so many) or a tensor of ints; got '
+        f"{_invalid_segments_text(segments)}"
     )
 
 
-def _describe_segments(segments: Any) -> str:
+def _invalid_segments_text(segments: Any) -> str:
     """What was passed, and which name may have been meant."""
     is_sequence = isinstance(segments, (list, tuple))
     is_plain = all(isinstance(s, (str, int, float)) for s in (segments if is_sequence else [segments]))
     text = repr(segments) if is_plain and len(repr(segments)) < 60 else type(segments).__name__
     word = segments[0] if is_sequence and len(segments) else segments
-    is_misspelled = isinstance(word, str) and word not in SEGMENT_NAMES and nearest_names(word, SEGMENT_NAMES)
-    return f"{text}; {suggest(word, SEGMENT_NAMES)}" if is_misspelled else text
+    is_misspelled = isinstance(word, str) and word not in SEGMENTATION_KINDS and nearest_names(word, SEGMENTATION_KINDS)
+    return f"{text}; {suggestion_text(word, SEGMENTATION_KINDS)}" if is_misspelled else text
 
 
-def _squares(x: Tensor, side: int | None) -> Tensor:
+def _square_segment_ids(x: Tensor, side: int | None) -> Tensor:
     """(1, 1, H, W): squares of `side` pixels from the upper left, cut off at the lower and right borders."""
     height, width = x.shape[-2:]
     side = -(-max(height, width) // DEFAULT_SQUARES_PER_SIDE) if side is None else side
@@ -250,7 +253,7 @@ def _squares(x: Tensor, side: int | None) -> Tensor:
     return (rows[:, None] * n_columns + columns).view(1, 1, height, width)
 
 
-def _superpixels(image: Tensor, name: str, count: int | None) -> Tensor:
+def _superpixel_ids(image: Tensor, name: str, count: int | None) -> Tensor:
     """(H, W) of an image (C, H, W). An image of one color is cut into squares."""
     from skimage.segmentation import quickshift, slic
 
@@ -259,13 +262,17 @@ def _superpixels(image: Tensor, name: str, count: int | None) -> Tensor:
     colors = np.repeat(colors, 3, 2) if colors.shape[2] == 1 else colors if is_lab else 100 * colors
     colors = np.ascontiguousarray(colors.clip(0, 100))
     if name == "slic":
-        count = min(DEFAULT_SUPERPIXELS, -(-image[0].numel() // 4)) if count is None else count
+        count = min(N_DEFAULT_SUPERPIXELS, -(-image[0].numel() // 4)) if count is None else count
         labels = slic(colors, n_segments=count, compactness=10, start_label=0, convert2lab=is_lab, channel_axis=-1)
     else:
-        settings = PHOTO_QUICKSHIFT if min(image.shape[1:]) >= MIN_PHOTO_SIDE else SMALL_QUICKSHIFT
+        settings = (
+            LIME_QUICKSHIFT_SETTINGS
+            if min(image.shape[1:]) >= MIN_LIME_QUICKSHIFT_SIDE_PIXELS
+            else SMALL_IMAGE_QUICKSHIFT_SETTINGS
+        )
         labels = quickshift(colors, **settings, convert2lab=is_lab, rng=0)  # type: ignore[no-untyped-call]
     if labels.max() == labels.min() and count != 1:
-        return _squares(image[None], None)[0, 0]
+        return _square_segment_ids(image[None], None)[0, 0]
     return torch.from_numpy(labels.astype(np.int64)).to(image.device)
 
 
@@ -273,13 +280,17 @@ def _groups_from_tensor(x: Tensor, segments: Tensor) -> FeatureGroups:
     """Segments of a tensor of ids. Raises InputError where its shape does not fit x."""
     if segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool:
         raise InputError(f"segments are whole numbers that name groups; got {segments.dtype}")
-    ids = _broadcast_segments(x, segments.detach()).to(x.device, torch.long)
+    ids = _broadcast_segment_ids(x, segments.detach()).to(x.device, torch.long)
     if int(ids.min()) < 0:
         raise InputError(f"segments are numbered from 0; got {int(ids.min())}")
-    return _relabel(ids) if len(ids) == len(x) and len(x) > 1 else _groups_for_all_rows(_relabel(ids[:1]).ids, x)
+    return (
+        _groups_from_ids(ids)
+        if len(ids) == len(x) and len(x) > 1
+        else _groups_for_all_rows(_groups_from_ids(ids[:1]).ids, x)
+    )
 
 
-def _broadcast_segments(x: Tensor, segments: Tensor) -> Tensor:
+def _broadcast_segment_ids(x: Tensor, segments: Tensor) -> Tensor:
     """Ids (N or 1, ...) of segments in any of the accepted shapes. Raises InputError."""
     shape, rows, got = tuple(x.shape[1:]), (1, len(x)), tuple(segments.shape)
     if len(shape) == 3 and len(got) == 3 and got[1:] == shape[1:]:
@@ -297,7 +308,7 @@ def _broadcast_segments(x: Tensor, segments: Tensor) -> Tensor:
     raise InputError(f"segments of these inputs have shape {wanted}, or that of one input {shape}; got {got}")
 
 
-def _relabel(ids: Tensor) -> FeatureGroups:
+def _groups_from_ids(ids: Tensor) -> FeatureGroups:
     """Ids numbered from 0 without gaps, row by row."""
     rows = [torch.unique(row, return_inverse=True) for row in ids]
     return FeatureGroups(torch.stack([inverse for _, inverse in rows]), tuple(len(values) for values, _ in rows))

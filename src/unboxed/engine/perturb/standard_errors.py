@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..rows import broadcast_rows
 
-MIN_LEVERAGE_LEFT = 0.02  # 1 - leverage of a cluster; below, it alone determines a direction
+MIN_ONE_MINUS_LEVERAGE = 0.02  # 1 - leverage of a cluster; below, it alone determines a direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra_gradie
     # (C, 2)
     residual_part, response_part = ((axes.mT @ pair_up(h)[:, :, None])[:, :, 0] for h in (fit.residual, fit.response))
     left_out_residual = torch.where(
-        remaining > MIN_LEVERAGE_LEFT, residual_part / remaining.clamp(min=MIN_LEVERAGE_LEFT), response_part
+        remaining > MIN_ONE_MINUS_LEVERAGE, residual_part / remaining.clamp(min=MIN_ONE_MINUS_LEVERAGE), response_part
     )
     gradients = (u * (axes @ left_out_residual[:, :, None])).sum(1)
     if extra_gradient is not None:

@@ -11,20 +11,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-INTERACTION_WEIGHTS = ((1.0, 10.0, 0.0, 0.0), (1.0, 10.0, 10.0, 0.0), (1.0, 10.0, 10.0, 10.0), (1.0, 10.0, 3.0, 1.0))
+INTERACTION_WEIGHT_CHOICES = (
+    (1.0, 10.0, 0.0, 0.0),
+    (1.0, 10.0, 10.0, 0.0),
+    (1.0, 10.0, 10.0, 10.0),
+    (1.0, 10.0, 3.0, 1.0),
+)
 """Prior variance of the interactions of 0 to 3 segments."""
-NOISE_LEVELS = (0.03, 0.3, 1.0, 3.0)  # prior variance of all else
+NOISE_VARIANCE_CHOICES = (0.03, 0.3, 1.0, 3.0)  # prior variance of all else
 MAX_TRAINING_MASKS = 512  # masks to learn from: the cost grows with their cube
-N_SELECTION_MASKS = 192  # masks on which kernel and noise are selected
+N_KERNEL_SELECTION_MASKS = 192  # masks on which kernel and noise are selected
 MIN_TRAINING_MASKS = 32  # with fewer masks nothing is learned
-MASKS_PER_BATCH = 2048  # masks that are scored at a time
-MIN_PROBABILITY = 1e-6  # probabilities are clipped to it before their log-odds
+SURROGATE_MASKS_PER_BATCH = 2048  # masks that are scored at a time
+MIN_LOG_ODDS_PROBABILITY = 1e-6  # probabilities are clipped to it before their log-odds
 InteractionWeights = tuple[float, float, float, float]
-UnexplainedFn = Callable[[Tensor], float]
+SelectionLossFn = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True, eq=False)
-class Surrogate:
+class KernelRidgeSurrogate:
     """Kernel ridge regression on masks z (K, A), with a polynomial kernel in how many segments agree.
 
     What depends on the masks alone is computed once for all scores. Complementary pairs of masks are adjacent.
@@ -35,14 +40,14 @@ class Surrogate:
     _eigenpairs: dict[InteractionWeights, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def fit(
-        self, y: Tensor, unexplained: UnexplainedFn, *, use_log_odds: bool
+        self, y: Tensor, unexplained: SelectionLossFn, *, use_log_odds: bool
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """g of each mask (K,), learned without it and its pair, and g itself: (M, A) -> (M,).
 
         `use_log_odds`: y are probabilities, whose log-odds are learned. `unexplained(g)` is how much of y the values g
-        of the first N_SELECTION_MASKS masks leave: kernel and noise are those that leave the least.
+        of the first N_KERNEL_SELECTION_MASKS masks leave: kernel and noise are those that leave the least.
         """
-        p = y.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        p = y.clamp(MIN_LOG_ODDS_PROBABILITY, 1 - MIN_LOG_ODDS_PROBABILITY)
         t = (p / (1 - p)).log() if use_log_odds else y
         center, scale = t[:MAX_TRAINING_MASKS].mean(), t[:MAX_TRAINING_MASKS].std().clamp(min=1e-12)
         standardized = (t - center) / scale
@@ -50,10 +55,10 @@ class Surrogate:
         def unstandardize(h: Tensor) -> Tensor:
             return (h * scale + center).sigmoid() if use_log_odds else h * scale + center
 
-        interaction_weights, noise = self._select_kernel(
-            standardized[:N_SELECTION_MASKS], lambda h: unexplained(unstandardize(h))
+        interaction_weights, noise = self._select_kernel_and_noise(
+            standardized[:N_KERNEL_SELECTION_MASKS], lambda h: unexplained(unstandardize(h))
         )
-        inverse = self._inverse(interaction_weights, noise)
+        inverse = self._kernel_inverse(interaction_weights, noise)
         alpha = inverse @ standardized[:MAX_TRAINING_MASKS]
         held_out = standardized[:MAX_TRAINING_MASKS] - _leave_pair_out_errors(
             alpha, inverse.diagonal(), inverse.diagonal(1)
@@ -62,7 +67,7 @@ class Surrogate:
         def g(masks: Tensor) -> Tensor:
             parts = [
                 interaction_kernel(part, self.z[:MAX_TRAINING_MASKS], interaction_weights) @ alpha
-                for part in torch.split(masks, MASKS_PER_BATCH)
+                for part in torch.split(masks, SURROGATE_MASKS_PER_BATCH)
             ]
             return unstandardize(torch.cat(parts))
 
@@ -72,12 +77,12 @@ class Surrogate:
             else unstandardize(held_out)
         ), g
 
-    def _select_kernel(self, r: Tensor, unexplained: UnexplainedFn) -> tuple[InteractionWeights, float]:
+    def _select_kernel_and_noise(self, r: Tensor, unexplained: SelectionLossFn) -> tuple[InteractionWeights, float]:
         losses = {}
-        for interaction_weights in INTERACTION_WEIGHTS:
+        for interaction_weights in INTERACTION_WEIGHT_CHOICES:
             values, vectors = self._eigendecomposition(interaction_weights)
             projections = vectors.T @ r
-            for noise in NOISE_LEVELS:
+            for noise in NOISE_VARIANCE_CHOICES:
                 d = 1 / (values.clamp(min=0) + noise)
                 diagonal, off_diagonal = (vectors**2) @ d, (vectors[:-1] * vectors[1:]) @ d
                 losses[interaction_weights, noise] = unexplained(
@@ -88,12 +93,14 @@ class Surrogate:
     def _eigendecomposition(self, interaction_weights: InteractionWeights) -> tuple[Tensor, Tensor]:
         if interaction_weights not in self._eigenpairs:
             values, vectors = torch.linalg.eigh(
-                interaction_kernel(self.z[:N_SELECTION_MASKS], self.z[:N_SELECTION_MASKS], interaction_weights)
+                interaction_kernel(
+                    self.z[:N_KERNEL_SELECTION_MASKS], self.z[:N_KERNEL_SELECTION_MASKS], interaction_weights
+                )
             )
             self._eigenpairs[interaction_weights] = values, vectors
         return self._eigenpairs[interaction_weights]
 
-    def _inverse(self, interaction_weights: InteractionWeights, noise: float) -> Tensor:
+    def _kernel_inverse(self, interaction_weights: InteractionWeights, noise: float) -> Tensor:
         if (interaction_weights, noise) not in self._inverses:
             kernel = interaction_kernel(self.z[:MAX_TRAINING_MASKS], self.z[:MAX_TRAINING_MASKS], interaction_weights)
             kernel.diagonal().add_(noise)

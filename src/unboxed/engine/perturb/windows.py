@@ -15,7 +15,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
-from ...model.batching import BatchSize, in_batches, pair_outputs
+from ...model.batching import BatchSize, map_in_batches, outputs_of_all_pairs
 from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
 from ...objectives import Objective, mean_over_positions
 from ..read.edited_runs import VariantOutputs
@@ -24,15 +24,15 @@ LOG = logging.getLogger("unboxed")
 
 Size = tuple[int, int]  # (h, w)
 
-MIN_IMAGE_PIXELS = 256  # pixels; below, calls cost more than they save
-MAX_WINDOW_FRACTION = 0.5  # of the image: larger windows reach all of it within a few layers
-MIN_WINDOWS = 4  # fewer positions are not worth a pass over the whole image
-BATCH_MEMORY_DIVISOR = 16  # of an automatic batch's memory: windows are fastest within a cache
-MAX_BATCH_ROWS = 290  # of an automatic batch; more are no faster
-RELATIVE_TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
+MIN_INCREMENTAL_IMAGE_PIXELS = 256  # pixels; below, calls cost more than they save
+MAX_INCREMENTAL_WINDOW_FRACTION = 0.5  # of the image: larger windows reach all of it within a few layers
+MIN_INCREMENTAL_WINDOWS = 4  # fewer positions are not worth a pass over the whole image
+WINDOW_BATCH_MEMORY_DIVISOR = 16  # of an automatic batch's memory: windows are fastest within a cache
+MAX_AUTO_WINDOW_BATCH_ROWS = 290  # of an automatic batch; more are no faster
+TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
-def window_scores(
+def run_windows(
     box: Box,
     x: Tensor,
     objective: Objective,
@@ -56,7 +56,7 @@ def window_scores(
     positions, n = _check_corners(x, corners, size), len(x)
     positions = torch.cat([positions, positions[-1:]]) if include_original else positions
     n_positions = len(positions)
-    runs = _WindowRuns(
+    runs = _WindowRunner(
         box,
         x,
         objective,
@@ -67,7 +67,7 @@ def window_scores(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        return _to_outputs(pair_outputs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
+        return _to_outputs(outputs_of_all_pairs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
     if runs.is_worth_incremental(n_positions):
         return _to_outputs(
             [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]
@@ -102,11 +102,11 @@ def _check_corners(x: Tensor, corners: Tensor, size: Size) -> Tensor:
     return corners
 
 
-_BYTES_PER_ROW: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
+_BYTES_PER_ROW_BY_BOX: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
 
 
 @dataclass
-class _WindowRuns:
+class _WindowRunner:
     box: Box
     x: Tensor
     objective: Objective
@@ -144,7 +144,7 @@ class _WindowRuns:
 
     def run_full_batched(self, rows: Tensor, positions: Tensor, batch_size: BatchSize) -> list[Tensor]:
         size, max_rows = self.box.batch_plan(len(rows), batch_size)
-        parts = in_batches(lambda part: self.run_full(rows[part], positions[part]), len(rows), size, max_rows)
+        parts = map_in_batches(lambda part: self.run_full(rows[part], positions[part]), len(rows), size, max_rows)
         return [torch.cat(h) for h in zip(*parts, strict=True)]
 
     # -- windows alone -------------------------------------------------------------------------------------------------
@@ -155,9 +155,9 @@ class _WindowRuns:
             return False
         pixels = self.x.shape[2] * self.x.shape[3]
         return (
-            n_positions >= MIN_WINDOWS
-            and pixels >= MIN_IMAGE_PIXELS
-            and self.size[0] * self.size[1] <= MAX_WINDOW_FRACTION * pixels
+            n_positions >= MIN_INCREMENTAL_WINDOWS
+            and pixels >= MIN_INCREMENTAL_IMAGE_PIXELS
+            and self.size[0] * self.size[1] <= MAX_INCREMENTAL_WINDOW_FRACTION * pixels
         )
 
     def run_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
@@ -166,7 +166,10 @@ class _WindowRuns:
         if row_bytes := self.bytes_per_row(base, row):
             try:
                 return self.run_incremental_batched(
-                    base, row, min(MAX_BATCH_ROWS, self.box.rows_within(BATCH_MEMORY_DIVISOR * row_bytes)), batch_size
+                    base,
+                    row,
+                    min(MAX_AUTO_WINDOW_BATCH_ROWS, self.box.rows_within(WINDOW_BATCH_MEMORY_DIVISOR * row_bytes)),
+                    batch_size,
                 )
             except Exception:  # the model behaves differently from its first run: whole images decide
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
@@ -174,12 +177,12 @@ class _WindowRuns:
         return self.run_full_batched(torch.full((n_positions,), row), torch.arange(n_positions), batch_size)
 
     def run_incremental_batched(self, base: BasePass, row: int, max_rows: int, batch_size: BatchSize) -> list[Tensor]:
-        order, (size, _) = self.batch_order(), self.box.batch_plan(len(self.corners), batch_size)
-        parts = in_batches(lambda part: self.run_incremental(base, row, order[part]), len(order), size, max_rows)
+        order, (size, _) = self.positions_by_border_distance(), self.box.batch_plan(len(self.corners), batch_size)
+        parts = map_in_batches(lambda part: self.run_incremental(base, row, order[part]), len(order), size, max_rows)
         inverse_order = order.argsort()
         return [torch.cat(h)[inverse_order] for h in zip(*parts, strict=True)]
 
-    def batch_order(self) -> Tensor:
+    def positions_by_border_distance(self) -> Tensor:
         """The positions (P,), sorted so that those equally far from the border share a batch: they reach regions that
         are cut off alike.
         """
@@ -190,7 +193,7 @@ class _WindowRuns:
 
     @property
     def bytes_cache(self) -> dict[object, int]:
-        return _BYTES_PER_ROW.setdefault(self.box, {})
+        return _BYTES_PER_ROW_BY_BOX.setdefault(self.box, {})
 
     @property
     def cache_key(self) -> object:
@@ -207,7 +210,7 @@ class _WindowRuns:
         cache, key = self.bytes_cache, self.cache_key
         if key not in cache:
             probes = torch.tensor([len(self.corners) // 2, 0])
-            agree = self._matches_full_run(base, row, probes) and self.on_noise()._matches_full_run(
+            agree = self._matches_full_run(base, row, probes) and self.with_noise_images()._matches_full_run(
                 BasePass(), row, probes
             )
             cache[key] = max(1, base.bytes_per_row) if agree else 0
@@ -219,7 +222,7 @@ class _WindowRuns:
             outputs = self.forward(
                 cast(Tensor, self._windowed_input(base, row, positions)), torch.full((len(positions),), row)
             )
-            if ops.depends_on_ties or base.has_live_proxies:
+            if ops.depends_on_ties or base.has_live_windowed_tensors:
                 raise UnboxedError("the model stores a windowed tensor, or asks where its largest values are")
             return outputs
 
@@ -234,7 +237,7 @@ class _WindowRuns:
             cuts[i] = self.patch_at(row, int(positions[i]))
         return WindowedTensor.from_windows(base, self.x[row : row + 1], cuts, top, left)
 
-    def on_noise(self) -> _WindowRuns:
+    def with_noise_images(self) -> _WindowRunner:
         """The same run on noise images: in x a window may change nothing, and so reveal nothing."""
         image, patch = self.box.noise(2)
         return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))
@@ -247,7 +250,7 @@ class _WindowRuns:
         except Exception:  # out of memory, too: then whole runs find a size that fits
             LOG.info("incremental inference is not taken", exc_info=True)
             return False
-        tolerance = RELATIVE_TOLERANCE_BY_DTYPE.get(
+        tolerance = TOLERANCE_BY_DTYPE.get(
             self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2
         )
         return all(_all_close(a, b, tolerance) for a, b in zip(outputs, self.run_full(rows, positions), strict=True))

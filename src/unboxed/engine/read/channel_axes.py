@@ -53,10 +53,10 @@ def channels_first_layers(box: Box) -> list[Layer]:
     A layer's type determines it; for one that keeps the axes (an activation, dropout) the last layer of its shape
     before it, or else the last with as many axes. Ambiguous layers are left out; of (N, C) channels are on axis 1.
     """
-    return [layer for layer, first in _leaves_with_axis(box) if first]
+    return [layer for layer, first in _leaves_and_channels_first(box) if first]
 
 
-def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
+def _leaves_and_channels_first(box: Box) -> Iterator[tuple[Layer, bool]]:
     """Each leaf module that returns rows, and whether its channels are on axis 1."""
     axis_by_shape: dict[tuple[int, ...], set[bool]] = {}
     axis_by_ndim = {len(getattr(box.inputs, "model_shape", box.inputs.shape)): isinstance(box.inputs, Pixels)}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...model.batching import BatchSize, is_out_of_memory, pair_outputs
+from ...model.batching import BatchSize, is_out_of_memory, outputs_of_all_pairs
 from ...model.hooks import Edit
-from ...model.replay import COARSE_TOLERANCE, ROUNDING_TOLERANCE, is_close
+from ...model.replay import LOW_PRECISION_TOLERANCE, ROUNDING_TOLERANCE_BY_DTYPE, is_close
 from ...objectives import Objective, mean_over_positions
 from .prefix_replay import PrefixReplay
 
@@ -22,7 +22,7 @@ LOG = logging.getLogger("unboxed")
 
 
 @dataclass(frozen=True, eq=False)
-class ReplaceWhere:
+class ReplaceWhereEdit:
     """h with the values `value` where the mask (R, ...) is True; both are broadcast to h."""
 
     mask: Tensor
@@ -60,7 +60,7 @@ def run_variants(
     n, runner = len(x), _VariantRunner(box, x, objective, edit_factory, logits, PrefixReplay(box, x, objective))
     together = box.batch_dependent or objective.batch_dependent
     size, max_rows = box.batch_plan(n, batch_size)
-    has_room = (max_rows if size == "auto" else size) >= len(TRIAL_EXAMPLES)
+    has_room = (max_rows if size == "auto" else size) >= len(TRIAL_BATCH_EXAMPLE_INDICES)
     mode = runner.cheapest_mode(n_variants) if n_variants > 1 and has_room and not together else "whole"
 
     def run_pairs(examples: Tensor, variants: Tensor) -> list[Tensor]:
@@ -74,7 +74,7 @@ def run_variants(
         mode = "whole"  # the model behaves differently from the trial
         return runner.run(examples, variants)
 
-    score, *rest = pair_outputs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
+    score, *rest = outputs_of_all_pairs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
     return VariantOutputs(score, rest[0] if rest else None)
 
 
@@ -82,7 +82,7 @@ RunMode = Literal["thin", "replayed", "whole", "checked"]
 """Rows are repeated at the edit; modules before it are replayed from one run per example; every run is a full one; full
 runs that find the modules which cannot be replayed."""
 
-TRIAL_EXAMPLES = (1, 0, 1)  # two inputs in another order, one of them twice
+TRIAL_BATCH_EXAMPLE_INDICES = (1, 0, 1)  # two inputs in another order, one of them twice
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class _VariantRunner:
             self.prefix.record_prefix(examples, edits)
             replaying = self.prefix.replaying(examples)
         elif mode == "checked":
-            replaying = self.prefix.finding_unreplayable(examples, edits, self.rounding_error)
+            replaying = self.prefix.finding_unreplayable(examples, edits, self.rounding_tolerance)
         if is_thin:
-            edits = {a: _edit_for_rows(edit, inverse) for a, edit in edits.items()}
+            edits = {a: _edit_after_row_gather(edit, inverse) for a, edit in edits.items()}
         addresses = {*self.objective.layers, *(["logits"] if self.reads_logits else [])}
         with box.isolated(grad=False), replaying:
             acts = box.forward(
@@ -116,12 +116,12 @@ class _VariantRunner:
             return [h.to(box.dtype) for h in outputs]
 
     @property
-    def rounding_error(self) -> float:
+    def rounding_tolerance(self) -> float:
         """The relative rounding error that another batch size may cause."""
         return (
-            ROUNDING_TOLERANCE.get(self.box.model_dtype, COARSE_TOLERANCE)
+            ROUNDING_TOLERANCE_BY_DTYPE.get(self.box.model_dtype, LOW_PRECISION_TOLERANCE)
             if self.box.device.type == "cpu"
-            else COARSE_TOLERANCE
+            else LOW_PRECISION_TOLERANCE
         )
 
     def cheapest_mode(self, n_variants: int) -> RunMode:
@@ -131,16 +131,18 @@ class _VariantRunner:
         models raise. Modules cannot be replayed where values do not pass from module to module.
         """
         runner = self.trial_runner()
-        examples = torch.tensor(TRIAL_EXAMPLES, device=self.box.device)
-        variants = torch.arange(len(TRIAL_EXAMPLES), device=self.box.device) % 2 * (n_variants - 1)
+        examples = torch.tensor(TRIAL_BATCH_EXAMPLE_INDICES, device=self.box.device)
+        variants = torch.arange(len(TRIAL_BATCH_EXAMPLE_INDICES), device=self.box.device) % 2 * (n_variants - 1)
         try:
             full_outputs = runner.run(examples, variants)
         except Exception:  # out of memory, too: the runs then find a size that fits
-            LOG.info("a batch of %d rewritten runs failed", len(TRIAL_EXAMPLES), exc_info=True)
+            LOG.info("a batch of %d rewritten runs failed", len(TRIAL_BATCH_EXAMPLE_INDICES), exc_info=True)
             return "whole"
         if runner.matches_full_run(full_outputs, examples, variants, "thin"):
             return "thin"
-        if not self.prefix.is_possible or not runner.matches_full_run(full_outputs, examples, variants, "checked"):
+        if not self.prefix.is_replay_possible or not runner.matches_full_run(
+            full_outputs, examples, variants, "checked"
+        ):
             return "whole"
         self.prefix.unreplayable = runner.prefix.unreplayable
         return "replayed" if runner.matches_full_run(full_outputs, examples, variants, "replayed") else "whole"
@@ -166,8 +168,8 @@ class _VariantRunner:
         except Exception:
             LOG.info("%s runs are not taken", mode, exc_info=True)
             return False
-        return all(is_close(a, b, self.rounding_error) for a, b in zip(outputs, full_outputs, strict=True))
+        return all(is_close(a, b, self.rounding_tolerance) for a, b in zip(outputs, full_outputs, strict=True))
 
 
-def _edit_for_rows(edit: Edit, index: Tensor) -> Edit:
+def _edit_after_row_gather(edit: Edit, index: Tensor) -> Edit:
     return lambda h: edit(h[index])

@@ -47,7 +47,7 @@ class UnitEdit:
             object.__setattr__(self, "position", _check_position(self.position))
 
     def __call__(self, h: Tensor) -> Tensor:
-        index = self._index(h)
+        index = self._edited_index(h)
         edited, value = h.clone(), self.value
         if isinstance(value, Tensor):
             value = _broadcast_value(constant(value, h).to(h.dtype), h[index])
@@ -58,7 +58,7 @@ class UnitEdit:
             raise InputError(f"a value of shape {shape} does not fit into {tuple(h[index].shape)}") from error
         return edited
 
-    def _index(self, h: Tensor) -> tuple[slice | int | list[int], ...]:
+    def _edited_index(self, h: Tensor) -> tuple[slice | int | list[int], ...]:
         """The index of the values that change. Raises InputError where h has no such channel or position."""
         channels = [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
         if h.ndim < 2 or any(not -h.shape[1] <= k < h.shape[1] for k in channels):
@@ -191,7 +191,7 @@ def resolve_target(box: Box, target: ClassLabels | Objective | None, x: Tensor, 
     return box.check_objective(box.objective(target, len(x)), len(x))
 
 
-FINAL_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
+FINAL_ACTIVATION_TYPES = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
 
 
 def unit_addresses(box: Box) -> tuple[str, ...]:
@@ -200,7 +200,7 @@ def unit_addresses(box: Box) -> tuple[str, ...]:
     Not a final softmax, which comes after the logits. Raises LayerError where there is none.
     """
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
-    if rows and rows[-1].type in FINAL_ACTIVATIONS:
+    if rows and rows[-1].type in FINAL_ACTIVATION_TYPES:
         rows = rows[:-1]
     leaf_addresses = tuple(address for row in rows for address in row.addresses)
     if not leaf_addresses:
@@ -208,7 +208,7 @@ def unit_addresses(box: Box) -> tuple[str, ...]:
     return leaf_addresses
 
 
-def require_units(box: Box, address: str) -> str:
+def require_unit_layer(box: Box, address: str) -> str:
     """The full address of a layer that has units. Raises LayerError."""
     resolved = box.layers.resolve(address)
     if not box.has_batch_axis(resolved) or (":" not in resolved and not box.layers[resolved].shape):
@@ -231,7 +231,7 @@ def check_units(units: Sequence[int] | Tensor | int | None, n_channels: int, lay
     return indices
 
 
-def part_masks(parts: Tensor, n_parts: int, shape: Sequence[int], axis: int | None) -> Tensor:
+def unit_or_position_masks(parts: Tensor, n_parts: int, shape: Sequence[int], axis: int | None) -> Tensor:
     """Masks (R, ...) over activations of `shape` that mark part p of each row: one channel, one position, or all."""
     if axis is None:
         return torch.ones(len(parts), *[1] * len(shape), dtype=torch.bool, device=parts.device)
@@ -239,6 +239,6 @@ def part_masks(parts: Tensor, n_parts: int, shape: Sequence[int], axis: int | No
     return masks.view(-1, n_parts, *[1] * (len(shape) - 1)) if axis == 1 else masks.view(-1, 1, *shape[1:])
 
 
-def count_parts(shape: Sequence[int], axis: int | None) -> int:
+def count_units_or_positions(shape: Sequence[int], axis: int | None) -> int:
     """The number of parts of activations of this shape (without N)."""
     return 1 if axis is None else shape[0] if axis == 1 else math.prod(shape[1:])

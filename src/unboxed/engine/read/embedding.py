@@ -15,13 +15,13 @@ from ...model import state
 Array = npt.NDArray[Any]
 
 MIN_TSNE_POINTS = 6  # points; fewer have a perplexity below 2, and get their first two principal components instead
-MAX_COMPONENTS = 50  # of more features
+MAX_PCA_COMPONENTS = 50  # of more features
 SINGLE_THREAD_BELOW_POINTS = 4_000  # points; with fewer, several threads are slower than one
-MAX_EXACT_POINTS = 20_000  # points; the neighbors of more are approximate
+MAX_EXACT_NEIGHBOR_POINTS = 20_000  # points; the neighbors of more are approximate
 
 
 @dataclass(frozen=True)
-class Embedding:
+class FittedTSNE:
     """A fitted embedding of N points. `components`: principal components of the features, (N, at most 50)."""
 
     points: Array  # (N, 2)
@@ -33,53 +33,53 @@ class Embedding:
         """The positions (M, 2) of new features (M, D) in the fitted embedding, which does not change."""
         components = features if self.pca is None else self.pca.transform(features)
         if self.tsne_embedding is None:
-            return _first_two_components(self.components, components)
+            return _project_on_two_components(self.components, components)
         perplexity = min(5.0, (len(self.points) - 1) / 3)
         return np.asarray(self.tsne_embedding.transform(components, perplexity=perplexity), dtype=np.float64)
 
 
-def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Embedding:
+def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> FittedTSNE:
     """t-SNE of features (N, D), initialized by their principal components; the perplexity is at most (N - 1) / 3."""
     if (
         len(features) < MIN_TSNE_POINTS or np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max()
     ):  # few, or all equal
-        return Embedding(_first_two_components(features, features), features, None, None)
-    components, pca = reduce_dimensions(features)
-    tsne_embedding = make_tsne(len(features), perplexity, seed).fit(components)
-    return Embedding(np.array(tsne_embedding, dtype=np.float64), components, pca, tsne_embedding)
+        return FittedTSNE(_project_on_two_components(features, features), features, None, None)
+    components, pca = pca_features_and_model(features)
+    tsne_embedding = make_unfitted_tsne(len(features), perplexity, seed).fit(components)
+    return FittedTSNE(np.array(tsne_embedding, dtype=np.float64), components, pca, tsne_embedding)
 
 
-def make_tsne(n: int, perplexity: float, seed: int) -> Any:
+def make_unfitted_tsne(n_points: int, perplexity: float, seed: int) -> Any:
     """openTSNE's t-SNE for n points. Exact neighbors make the result the same for any number of threads."""
-    with _isolated_rng():
+    with _isolating_global_rng():
         from openTSNE import TSNE  # type: ignore[import-untyped, unused-ignore]
 
     return TSNE(
-        perplexity=min(perplexity, (n - 1) / 3),
+        perplexity=min(perplexity, (n_points - 1) / 3),
         initialization="pca",
-        neighbors="exact" if n <= MAX_EXACT_POINTS else "approx",
-        n_jobs=torch.get_num_threads() if SINGLE_THREAD_BELOW_POINTS < n <= MAX_EXACT_POINTS else 1,
+        neighbors="exact" if n_points <= MAX_EXACT_NEIGHBOR_POINTS else "approx",
+        n_jobs=torch.get_num_threads() if SINGLE_THREAD_BELOW_POINTS < n_points <= MAX_EXACT_NEIGHBOR_POINTS else 1,
         random_state=seed,
     )
 
 
-def reduce_dimensions(features: Array) -> tuple[Array, Any]:
+def pca_features_and_model(features: Array) -> tuple[Array, Any]:
     """At most 50 principal components of features (N, D), and the PCA, if there are more features than that."""
-    if features.shape[1] <= MAX_COMPONENTS:
+    if features.shape[1] <= MAX_PCA_COMPONENTS:
         return features, None
-    with _isolated_rng():
+    with _isolating_global_rng():
         from sklearn.decomposition import PCA
 
-    pca = PCA(min(MAX_COMPONENTS, len(features)), random_state=0)
+    pca = PCA(min(MAX_PCA_COMPONENTS, len(features)), random_state=0)
     return pca.fit_transform(features), pca
 
 
-def _isolated_rng() -> AbstractContextManager[None]:
+def _isolating_global_rng() -> AbstractContextManager[None]:
     """Imports inside may not change the global generators, from which openTSNE's dependencies draw."""
-    return state.seeded_rngs(0, torch.device("cpu"))
+    return state.forking_rngs_with_lock(0, torch.device("cpu"))
 
 
-def _first_two_components(reference: Array, rows: Array) -> Array:
+def _project_on_two_components(reference: Array, rows: Array) -> Array:
     """The first two principal components of a few points; a single point, or equal ones, are at zero."""
     mean = reference.mean(0)
     axes = np.linalg.svd(reference - mean, full_matrices=False)[2][:2]  # (2, D) or fewer

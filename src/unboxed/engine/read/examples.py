@@ -25,7 +25,7 @@ from ...inputs.examples import (
 )
 from ...inputs.items import SkippedExamples, without_label
 from ...inputs.labels import label_value
-from ...model.batching import BatchSize, check_batch_size, in_batches
+from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_batch_rows
 from .class_labels import labels_to_classes
@@ -62,7 +62,7 @@ def for_each_batch(
 
 
 def _call_in_batches(box: Box, x: Tensor, callback: Callable[[Tensor], object], batch_size: BatchSize) -> None:
-    in_batches(lambda rows: callback(x[rows]), len(x), *box.batch_plan(len(x), batch_size))
+    map_in_batches(lambda rows: callback(x[rows]), len(x), *box.batch_plan(len(x), batch_size))
 
 
 def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
-    first = _read_first(box, data, max_examples)
+    first = _read_first_examples(box, data, max_examples)
     if not first.has_labels:
         expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
         raise DataError(f"these examples have no labels; wanted {expected}")
@@ -87,12 +87,12 @@ def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = Non
 
 def first_inputs(box: Box, data: Any, max_examples: int | None = None) -> Tensor:
     """The first inputs (N, ...) of data with or without labels. Raises DataError and InputError."""
-    return _read_first(box, data, max_examples).x
+    return _read_first_examples(box, data, max_examples).x
 
 
 def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor | None]:
     """As `labeled_examples`; the classes are None where the examples have no labels."""
-    first = _read_first(box, data, max_examples)
+    first = _read_first_examples(box, data, max_examples)
     return first.x, first.classes(box, data) if first.has_labels else None
 
 
@@ -110,7 +110,7 @@ def inputs_and_labels(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _FirstExamples:
+class _ExamplesWithOptionalLabels:
     x: Tensor  # (N, ...)
     labels: Tensor | list[Any]  # (N,) numbers or names, None where there is none
     skipped: SkippedExamples
@@ -128,7 +128,7 @@ class _FirstExamples:
         return box.class_labels(classes, len(self.x))
 
 
-def _read_first(box: Box, data: Any, max_examples: int | None) -> _FirstExamples:
+def _read_first_examples(box: Box, data: Any, max_examples: int | None) -> _ExamplesWithOptionalLabels:
     """The first examples. Raises DataError where there are none, InputError for inputs that do not fit the box."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
@@ -136,12 +136,12 @@ def _read_first(box: Box, data: Any, max_examples: int | None) -> _FirstExamples
     if isinstance(opened, tuple) and opened[1] is not None:
         x, y = opened
         labels = y[:max_examples] if isinstance(y, Tensor) else list(y[:max_examples])
-        return _FirstExamples(box.validate_inputs(x[:max_examples]), labels, skipped)
+        return _ExamplesWithOptionalLabels(box.validate_inputs(x[:max_examples]), labels, skipped)
     records = list(islice(iter_examples(opened, skipped), max_examples))
     skipped.require_some_read(len(records))
     skipped.warn()
     labels = [record[1] if isinstance(record, (tuple, list)) else None for record in records]
-    return _FirstExamples(box.validate_inputs(stack_inputs(records)), labels, skipped)
+    return _ExamplesWithOptionalLabels(box.validate_inputs(stack_inputs(records)), labels, skipped)
 
 
 def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:

@@ -14,21 +14,21 @@ from ...inputs.examples import input_batches, open_data
 from ...inputs.items import SkippedExamples
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, map_in_batches
 from ...model.layers import input_address
 from ...objectives import MODEL_END_ADDRESSES
 from ...validation import address_list
 
-MAX_FEATURE_VALUES = 2**26  # of one layer, that are not sketched
+MAX_UNSKETCHED_VALUES = 2**26  # of one layer, that are not sketched
 SKETCH_SIZE = 4096  # values per example after sketching
 
 
-def max_unsketched_features(n: int) -> int:
+def max_unsketched_features(n_examples: int) -> int:
     """The largest number of features per example, of n, that are not sketched."""
-    return max(SKETCH_SIZE, MAX_FEATURE_VALUES // max(1, n))
+    return max(SKETCH_SIZE, MAX_UNSKETCHED_VALUES // max(1, n_examples))
 
 
-def hidden_layer_inputs(box: Box, max_layers: int | None = None) -> list[str]:
+def hidden_layer_input_addresses(box: Box, max_layers: int | None = None) -> list[str]:
     """The inputs of all layers with parameters but the first; evenly spaced in depth where there are too many.
 
     An input address is valid for any spelling of the nonlinearity before the layer.
@@ -65,13 +65,13 @@ def read_features(
     def read_rows(rows: slice) -> dict[str, Tensor]:
         with box.isolated(grad=False):
             acts = box.forward(x[rows], addresses)
-            return {a: _to_vectors(box, a, acts[a], len(x[rows]), max_features) for a in addresses}
+            return {a: _to_checked_vectors(box, a, acts[a], len(x[rows]), max_features) for a in addresses}
 
-    parts = in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size))
+    parts = map_in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size))
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
 
-def feature_reader(
+def make_feature_reader(
     box: Box, data: Any, address: str, *, batch_size: BatchSize = "auto", skipped: SkippedExamples | None = None
 ) -> Any:
     """A function that returns the vectors (n, D) of the next batch of `data`, and None at the end."""
@@ -89,7 +89,7 @@ def feature_reader(
     return next_features
 
 
-def _to_vectors(box: Box, address: str, h: Tensor, n: int, max_features: int | None) -> Tensor:
+def _to_checked_vectors(box: Box, address: str, h: Tensor, n: int, max_features: int | None) -> Tensor:
     if not h.ndim or len(h) != n:
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
     if address == "input" and not isinstance(box.inputs, Pixels):

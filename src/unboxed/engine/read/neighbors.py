@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...validation import check_int
-from ..results import OneLineRepr
+from ..results import OneLineReprMixin
 
 Metric = Literal["euclidean", "cosine"]
 MAX_BLOCK_VALUES = 2**22  # distances, or values of differences, held at a time
-MIN_VALUE_ERROR_RATIO = 1e8  # an approximate value this much larger than its error has eight correct digits
+MIN_DISTANCE_TO_ERROR_RATIO = 1e8  # an approximate value this much larger than its error has eight correct digits
 _METRICS = ("euclidean", "cosine")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Neighbors(OneLineRepr):
+class Neighbors(OneLineReprMixin):
     """The k nearest points of each query, the nearest first; of equally near ones the lower index."""
 
     returns: ClassVar[str] = "table"
@@ -41,14 +41,14 @@ def nearest_points(
 
     Distances come in the dtype of the queries. `chunk_points`: points compared at a time. Raises InputError.
     """
-    search = NeighborSearch(queries, k, metric=metric, exclude=exclude)
+    search = StreamingNeighborSearch(queries, k, metric=metric, exclude=exclude)
     size = len(points) if chunk_points is None else check_int("chunk_points", chunk_points, minimum=1)
     for start in range(0, len(points), max(1, size)):
         search.add(points[start : start + size])
     return search.result()
 
 
-class NeighborSearch:
+class StreamingNeighborSearch:
     """The k nearest points so far, for points that are added in parts because they do not fit in memory."""
 
     def __init__(self, queries: Tensor, k: int, *, metric: Metric = "euclidean", exclude: Tensor | None = None) -> None:
@@ -58,7 +58,7 @@ class NeighborSearch:
         self.dtype = queries.dtype if queries.is_floating_point() else torch.get_default_dtype()
         self.device = queries.device
         float64_device = "cpu" if queries.device.type == "mps" else queries.device  # where float64 is supported
-        self.queries, self.query_is_zero = _normalize_vectors(queries.to(float64_device), metric)
+        self.queries, self.query_is_zero = _prepare_vectors(queries.to(float64_device), metric)
         self.excluded_points = None if exclude is None else exclude.to(float64_device)
         self.values = queries.new_empty(len(queries), 0, dtype=torch.float64, device=float64_device)
         self.indices = queries.new_empty(len(queries), 0, dtype=torch.long, device=float64_device)
@@ -70,7 +70,7 @@ class NeighborSearch:
             raise InputError(f"wanted {expected}; got {tuple(points.shape)}")
         chunk_points = max(256, MAX_BLOCK_VALUES // max(1024, points.shape[1]))
         for start in range(0, len(points), chunk_points):
-            chunk, point_is_zero = _normalize_vectors(
+            chunk, point_is_zero = _prepare_vectors(
                 points[start : start + chunk_points].to(self.queries.device), self.metric
             )
             query_rows = max(1, MAX_BLOCK_VALUES // max(len(chunk), chunk.shape[1]))
@@ -104,7 +104,7 @@ class NeighborSearch:
             excluded_in_chunk = self.excluded_points[rows] - self.n_points
             is_here = ((excluded_in_chunk >= 0) & (excluded_in_chunk < len(points))).nonzero().flatten()
             approximate[is_here, excluded_in_chunk[is_here]] = torch.inf
-        values, index = _k_smallest(pairs, approximate, error_bound, min(self.k, len(points)))
+        values, index = _k_smallest_verified(pairs, approximate, error_bound, min(self.k, len(points)))
         return values, index + self.n_points
 
 
@@ -142,14 +142,16 @@ class _QueryPointPairs:
         return (self.distance_scale * square).masked_fill(self.query_is_zero[rows] | self.point_is_zero[columns], 1.0)
 
 
-def _k_smallest(pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _k_smallest_verified(
+    pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """The k smallest of each row. Where the approximate values do not prove their order, or are small against their
     error, the exact ones of all candidates are compared."""
     p = approximate.shape[1]
     values, index = approximate.topk(min(p, k + 1), 1, largest=False, sorted=True)
     gaps = values.diff(dim=1) if p > 1 else values.new_full((len(values), 1), torch.inf)
     is_proven = (gaps.nan_to_num(nan=torch.inf) > 2 * error_bound).all(1) & (
-        values[:, 0] > MIN_VALUE_ERROR_RATIO * error_bound.flatten()
+        values[:, 0] > MIN_DISTANCE_TO_ERROR_RATIO * error_bound.flatten()
     )
     values, index = values[:, :k].clone(), index[:, :k].clone()
     for i in (~is_proven).nonzero().flatten().tolist():
@@ -162,7 +164,7 @@ def _k_smallest(pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tenso
     return values, index
 
 
-def _normalize_vectors(x: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+def _prepare_vectors(x: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Vectors (N, D) in float64, for the cosine of unit length, and which are zero (N,). Raises InputError."""
     if x.ndim != 2 or x.shape[1] == 0 or x.is_complex():
         raise InputError(f"wanted vectors (N, D) of real numbers; got shape {tuple(x.shape)}, {x.dtype}")

@@ -18,7 +18,7 @@ from ...model.layers import Layer
 from .channel_axes import channels_first_by_type, channels_first_layers
 from .sizes import Size
 
-MAX_EXTRA_TOKENS = 8  # tokens before those of the patches, at most: one for the class, registers
+MAX_PREFIX_TOKENS = 8  # tokens before those of the patches, at most: one for the class, registers
 
 
 class PositionGrid(NamedTuple):
@@ -80,7 +80,7 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
     grid_by_shape: dict[tuple[int, ...], PositionGrid] = {}  # of the last tokens of each shape
     for layer in box.layers.leaves:
         if not (layer.has_batch_axis and layer.shape) or (
-            layer.shape not in map_shapes and _is_attention(layer, grid_by_shape)
+            layer.shape not in map_shapes and _has_attention_weight_shape(layer, grid_by_shape)
         ):
             continue
         is_channels_first = layer.path in channels_first_paths
@@ -96,7 +96,7 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
         yield layer, grid
 
 
-def _is_attention(layer: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
+def _has_attention_weight_shape(layer: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
     """Whether this is the shape (heads, T, T) of attention weights, and not of maps."""
     token_counts = {shape[0] for shape in grid_by_shape}
     return len(layer.shape) == 3 and channels_first_by_type(layer.type) is None and {*layer.shape[1:]} <= token_counts
@@ -156,7 +156,7 @@ def token_grid(box: Box, n_tokens: int, map_size: Size | None = None) -> Positio
         n_extra_tokens = n_tokens - math.prod(map_size)
         return (
             PositionGrid(map_size, is_tokens=True, n_extra_tokens=n_extra_tokens)
-            if 0 <= n_extra_tokens <= MAX_EXTRA_TOKENS and math.prod(map_size) > 1
+            if 0 <= n_extra_tokens <= MAX_PREFIX_TOKENS and math.prod(map_size) > 1
             else None
         )
     height, width = image_size(box)
@@ -191,12 +191,12 @@ def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
         grid = matching[-1] if matching else token_grid(box, shape[0], map_sizes[-1] if map_sizes else None)
     if grid is None or math.prod(grid.size) < 2:
         raise LayerError(
-            f"{address!r} gives {shape}, which has no positions on the image; {_layers_with_positions(box)}"
+            f"{address!r} gives {shape}, which has no positions on the image; {_layers_with_positions_text(box)}"
         )
     return grid
 
 
-def _layers_with_positions(box: Box) -> str:
+def _layers_with_positions_text(box: Box) -> str:
     """The layers with positions, for an error."""
     names = [layer.path for layer, _ in layers_with_grids(box)]
     return f"these layers do: {', '.join(map(repr, names[-4:]))}" if names else "no layer of this model does"

@@ -23,7 +23,7 @@ class PrefixReplay:
         self.unreplayable: set[nn.Module] = set()  # modules that cannot be replayed
 
     @property
-    def is_possible(self) -> bool:
+    def is_replay_possible(self) -> bool:
         return self.box.accepts_proxies and self.box.stateless
 
     def record_prefix(self, examples: Tensor, edits: Collection[str]) -> None:
@@ -37,8 +37,8 @@ class PrefixReplay:
         box, layers = self.box, self.box.layers
         captured = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(MODEL_END_ADDRESSES)}
         replay = Replay(box.modules, layers, captured, len(x), self.unreplayable)
-        with box.isolated(grad=False), replay.record_run(include_inner):
-            box.forward(x, [], dict.fromkeys(edits, _raise_stop))
+        with box.isolated(grad=False), replay.recording_calls(include_inner):
+            box.forward(x, [], dict.fromkeys(edits, _stop_after_prefix))
         return replay
 
     @contextmanager
@@ -48,7 +48,7 @@ class PrefixReplay:
         The rows differ from those of x in order and number. `rounding_error`: of activations, relative.
         """
         replay = self._make_recording(self.x, edits, include_inner=True)
-        with replay.verify_rows(examples, rounding_error) as failed_modules:
+        with replay.collecting_unreplayable_modules(examples, rounding_error) as failed_modules:
             yield
         self.unreplayable |= failed_modules
 
@@ -59,12 +59,12 @@ class PrefixReplay:
             yield
             return
         try:
-            with self.replay.replay_rows(examples - self.first_example):
+            with self.replay.replaying_outputs(examples - self.first_example):
                 yield
         except BaseException:
             self.replay = None  # after running out of memory, smaller batches need that memory
             raise
 
 
-def _raise_stop(h: Tensor) -> Tensor:
+def _stop_after_prefix(h: Tensor) -> Tensor:
     raise StopForward

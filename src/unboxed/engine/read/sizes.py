@@ -19,7 +19,9 @@ from ...objectives import Objective
 
 LOG = logging.getLogger("unboxed")
 Size = tuple[int, int]  # (H, W)
-ANY_SIZE_EXEMPTION = {"another size": "images may have any size that the model takes as far as the layers asked for"}
+ANY_SIZE_CARD_EXEMPTION = {
+    "another size": "images may have any size that the model takes as far as the layers asked for"
+}
 """What the card of such a method says."""
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ...errors import RuleError
 from ..attention import (
     AttentionHeads,
+    apply_output_projection,
     bind_multi_head_arguments,
-    project_out,
     unpack_multi_head,
     unpack_scaled_dot_product,
 )
@@ -27,7 +27,7 @@ def argument_pair(x_call: OpCall, ref_call: OpCall, arg_index: int = 0) -> Activ
     return ActivationPair(x_call.args[arg_index], ref_call.args[arg_index])
 
 
-def call_arguments(call: OpCall, names: str, **defaults: Any) -> SimpleNamespace:
+def arguments_by_name(call: OpCall, names: str, **defaults: Any) -> SimpleNamespace:
     """The arguments by name, however they were passed."""
     return SimpleNamespace(**defaults | dict(zip(names.split(), call.args, strict=False)) | call.kwargs)
 
@@ -52,7 +52,7 @@ def softmax_pair(z: ActivationPair, dim: int, log: bool = False) -> ActivationPa
 
 
 def softmax_rule(func: Func, x_call: OpCall, ref_call: OpCall, log: bool = False) -> Any:
-    settings = call_arguments(x_call, "input dim _stacklevel dtype", dim=-1)
+    settings = arguments_by_name(x_call, "input dim _stacklevel dtype", dim=-1)
     dim = settings.dim if isinstance(settings.dim, int) else 1
     out = softmax_pair(argument_pair(x_call, ref_call), dim, log).x
     value = func(*x_call.args, **x_call.kwargs).detach()
@@ -60,7 +60,7 @@ def softmax_rule(func: Func, x_call: OpCall, ref_call: OpCall, log: bool = False
 
 
 def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    settings = call_arguments(x_call, "input dim keepdim", keepdim=False)
+    settings = arguments_by_name(x_call, "input dim keepdim", keepdim=False)
     z = argument_pair(x_call, ref_call)
     shift = torch.maximum(z.x.detach(), z.ref).amax(settings.dim, keepdim=True)
     total = (
@@ -73,7 +73,7 @@ def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 
 def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    settings = call_arguments(
+    settings = arguments_by_name(
         x_call,
         "input target weight size_average ignore_index reduce reduction label_smoothing",
         weight=None,
@@ -103,7 +103,7 @@ def _normalize_pair(x: ActivationPair, dims: list[int], eps: float, centered: bo
     return x.multiply(inverse_std)
 
 
-def _with_exact_value(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
+def _op_output_with_gradient_of(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
     """The op's own value, with the gradient of h."""
     with torch.no_grad():
         value: Tensor = func(*x_call.args, **x_call.kwargs)
@@ -113,44 +113,48 @@ def _with_exact_value(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
 def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool = True) -> Any:
     x = argument_pair(x_call, ref_call)
     names = "input normalized_shape weight bias eps" if centered else "input normalized_shape weight eps"
-    settings = call_arguments(x_call, names, weight=None, bias=None, eps=1e-5 if centered else None)
+    settings = arguments_by_name(x_call, names, weight=None, bias=None, eps=1e-5 if centered else None)
     shape = list(settings.normalized_shape)
     eps = torch.finfo(x.x.dtype).eps if settings.eps is None else settings.eps
     h = _normalize_pair(x, [-i - 1 for i in range(len(shape))], eps, centered)
-    return _with_exact_value(func, x_call, affine(h.x, settings.weight, settings.bias, shape))
+    return _op_output_with_gradient_of(func, x_call, affine(h.x, settings.weight, settings.bias, shape))
 
 
 def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     x = argument_pair(x_call, ref_call)
-    settings = call_arguments(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
+    settings = arguments_by_name(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     h = _normalize_pair(x.apply_linear(lambda t: t.reshape(len(t), settings.num_groups, -1)), [2], settings.eps)
     channels = [-1, *[1] * (x.x.ndim - 2)]
-    return _with_exact_value(func, x_call, affine(h.x.view_as(x.x), settings.weight, settings.bias, channels))
+    return _op_output_with_gradient_of(func, x_call, affine(h.x.view_as(x.x), settings.weight, settings.bias, channels))
 
 
 def instance_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     names = "input running_mean running_var weight bias use_input_stats momentum eps"
-    settings = call_arguments(x_call, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
+    settings = arguments_by_name(x_call, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
     if not settings.use_input_stats:
         return NotImplemented
     x = argument_pair(x_call, ref_call)
     h = _normalize_pair(x, list(range(2, x.x.ndim)), settings.eps)
-    return _with_exact_value(func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)]))
+    return _op_output_with_gradient_of(
+        func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)])
+    )
 
 
 def batch_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     """Linear with running statistics; with batch statistics, a normalization over the batch."""
     names = "input running_mean running_var weight bias training momentum eps"
-    settings = call_arguments(x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5)
+    settings = arguments_by_name(x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5)
     if not settings.training and settings.running_mean is not None:
         return NotImplemented
     x = argument_pair(x_call, ref_call)
     h = _normalize_pair(x, [0, *range(2, x.x.ndim)], settings.eps)
-    return _with_exact_value(func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)]))
+    return _op_output_with_gradient_of(
+        func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)])
+    )
 
 
 def normalize_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    settings = call_arguments(x_call, "input p dim eps", p=2.0, dim=1, eps=1e-12)
+    settings = arguments_by_name(x_call, "input p dim eps", p=2.0, dim=1, eps=1e-12)
     if settings.p != 2.0:
         raise RuleError("DeepLIFT's rule for normalize is for the Euclidean length")
     x = argument_pair(x_call, ref_call)
@@ -159,7 +163,7 @@ def normalize_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 
 def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    dim = call_arguments(x_call, "input dim", dim=-1).dim
+    dim = arguments_by_name(x_call, "input dim", dim=-1).dim
     x = argument_pair(x_call, ref_call)
     return (
         x.apply_linear(lambda t: t.chunk(2, dim)[0])
@@ -171,7 +175,9 @@ def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
-def _attend_pair(x_heads: AttentionHeads, ref_heads: AttentionHeads) -> tuple[ActivationPair, ActivationPair]:
+def _attention_output_and_weights(
+    x_heads: AttentionHeads, ref_heads: AttentionHeads
+) -> tuple[ActivationPair, ActivationPair]:
     """The output of the heads, and their weights."""
     q, k, v = (ActivationPair(getattr(x_heads, n), getattr(ref_heads, n)) for n in "qkv")
     qk = q.multiply(k.apply_linear(lambda t: t.mT), torch.matmul)
@@ -182,15 +188,15 @@ def _attend_pair(x_heads: AttentionHeads, ref_heads: AttentionHeads) -> tuple[Ac
 def multi_head_attention_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     x_arguments = bind_multi_head_arguments(x_call.args, x_call.kwargs)
     ref_arguments = bind_multi_head_arguments(ref_call.args, ref_call.kwargs)
-    out, weights = _attend_pair(unpack_multi_head(x_arguments), unpack_multi_head(ref_arguments))
+    out, weights = _attention_output_and_weights(unpack_multi_head(x_arguments), unpack_multi_head(ref_arguments))
     with torch.no_grad():
         value, attn_weights = func(*x_call.args, **x_call.kwargs)
     if attn_weights is not None:
         w = weights.x.mean(1) if x_arguments["average_attn_weights"] else weights.x
         attn_weights = with_gradient_of(attn_weights, w.view_as(attn_weights))
-    return with_gradient_of(value, project_out(x_arguments, out.x)), attn_weights
+    return with_gradient_of(value, apply_output_projection(x_arguments, out.x)), attn_weights
 
 
 def scaled_dot_product_attention_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     heads = (unpack_scaled_dot_product(*c.args, **c.kwargs) for c in (x_call, ref_call))
-    return _with_exact_value(func, x_call, _attend_pair(*heads)[0].x)
+    return _op_output_with_gradient_of(func, x_call, _attention_output_and_weights(*heads)[0].x)

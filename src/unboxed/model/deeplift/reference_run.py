@@ -76,7 +76,9 @@ class ActivationPair:
         delta = a - b
         is_close = ~(delta.abs() > _relative_tolerance(delta) * (a.abs() + b.abs()))  # also for NaN of infinities
         multiplier = (value - ref_value) / torch.where(is_close, 1, delta)
-        multiplier = torch.where(is_close, _derivative(f, a), multiplier) if bool(is_close.any()) else multiplier
+        multiplier = (
+            torch.where(is_close, _elementwise_derivative(f, a), multiplier) if bool(is_close.any()) else multiplier
+        )
         scaled: Tensor = _ScaleGradient.apply(lambda: value, self.x, multiplier)  # type: ignore[no-untyped-call]
         return ActivationPair(scaled, ref_value)
 
@@ -97,31 +99,36 @@ def _relative_tolerance(t: Tensor) -> float:
     return float(torch.finfo(t.dtype).eps ** 0.5 / 10)
 
 
-def _derivative(f: TensorFn, a: Tensor) -> Tensor:
+def _elementwise_derivative(f: TensorFn, a: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = a.detach().clone().requires_grad_()
         (grad,) = torch.autograd.grad(f(leaf).sum(), leaf)
     return grad
 
 
-LARGE_VALUE = 1e30  # in place of infinity: padding, which is never the maximum
+INFINITY_SUBSTITUTE = 1e30  # in place of infinity: padding, which is never the maximum
 
 
-def max_multipliers(pair: ActivationPair, dim: int) -> Tensor:
+def max_gradient_source(pair: ActivationPair, dim: int) -> Tensor:
     """A tensor whose gradient is the multipliers of the maximum along an axis (its value is not the maximum).
 
     Each input is weighted by the part of the straight line from baseline to example on which it is the maximum; equal
     ones have equal parts. For a ReLU, the maximum of x and 0, that is the rescale rule. (captum gives all to the two
     maxima at the ends.)
     """
-    x, ref = pair.x.movedim(dim, -1), pair.ref.movedim(dim, -1).nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE)
-    shares = _maximum_shares(ref, x.detach().nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE) - ref)
+    x, ref = (
+        pair.x.movedim(dim, -1),
+        pair.ref.movedim(dim, -1).nan_to_num(neginf=-INFINITY_SUBSTITUTE, posinf=INFINITY_SUBSTITUTE),
+    )
+    shares = _max_shares_along_line(
+        ref, x.detach().nan_to_num(neginf=-INFINITY_SUBSTITUTE, posinf=INFINITY_SUBSTITUTE) - ref
+    )
     return (torch.where(shares > 0, x, 0) * shares).sum(-1)
 
 
-def _maximum_shares(start: Tensor, direction: Tensor) -> Tensor:
+def _max_shares_along_line(start: Tensor, direction: Tensor) -> Tensor:
     """For lines start + t direction (..., K), the part of 0 <= t <= 1 on which each is the largest."""
-    scale = (start.abs() + direction.abs()).masked_fill(start <= -LARGE_VALUE, 0).amax(-1, keepdim=True)
+    scale = (start.abs() + direction.abs()).masked_fill(start <= -INFINITY_SUBSTITUTE, 0).amax(-1, keepdim=True)
     tolerance = 16 * torch.finfo(direction.dtype).eps * scale
     lengths = []
     for k in range(direction.shape[-1]):
@@ -175,11 +182,11 @@ class ReferenceTape:
             self.calls.append(OpCall(name, _clone_tensors(args), _clone_tensors(kwargs)))
         return NotImplemented
 
-    def replay(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def apply_rule(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x_call = OpCall(name, args, kwargs)
         if name not in self.rules or not x_call.has_floating_tensors():
             return NotImplemented
-        ref_call = self._next_reference(x_call)
+        ref_call = self._next_reference_call(x_call)
         if not any(t.requires_grad for t in x_call.tensors()):
             return NotImplemented
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
@@ -191,7 +198,7 @@ class ReferenceTape:
         dtype = next(t.dtype for t in x_call.tensors())
         return out if out is NotImplemented else _cast_tensors(out, {torch.float32}, dtype)
 
-    def _next_reference(self, x_call: OpCall) -> OpCall:
+    def _next_reference_call(self, x_call: OpCall) -> OpCall:
         """The baseline's call of the same op. Raises RuleError where it ran another."""
         ref_call = self.calls[self.position] if self.position < len(self.calls) else None
         shapes = [t.shape for t in x_call.tensors()]
@@ -243,7 +250,7 @@ PASSTHROUGH_NODES = frozenset(
     }
 )
 CONVOLUTION_NODES = ("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution")
-FACTOR_INPUTS = {
+FACTOR_INPUT_INDICES = {
     **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Dot", "Linear", *CONVOLUTION_NODES), (0, 1)),
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm"), (1, 2)),
 }
@@ -253,7 +260,7 @@ FACTOR_INPUTS = {
 def check_all_ruled(score: Tensor, leaf: Tensor) -> None:
     """Raise RuleError where an op between the leaf and the score has no rule, judged by its graph node."""
     path_nodes = _nodes_between(score, leaf)
-    unsupported = {description for node in path_nodes if (description := _unsupported_op(node, path_nodes))}
+    unsupported = {description for node in path_nodes if (description := _unsupported_op_description(node, path_nodes))}
     if unsupported:
         names = ", ".join(sorted(unsupported))
         raise RuleError(f"DeepLIFT has no rule for {names}; integrated gradients need none")
@@ -275,7 +282,7 @@ def _nodes_between(score: Tensor, leaf: Tensor) -> Collection[Any]:
     return reached
 
 
-def _unsupported_op(node: Any, path_nodes: Collection[Any]) -> str:
+def _unsupported_op_description(node: Any, path_nodes: Collection[Any]) -> str:
     name: str = node.name()
     if name in PASSTHROUGH_NODES:
         return ""
@@ -283,7 +290,7 @@ def _unsupported_op(node: Any, path_nodes: Collection[Any]) -> str:
     is_on_path = [b in path_nodes for b, _ in node.next_functions]
     if op_name not in AFFINE_NODES:
         return f"the op {op_name}"
-    if sum(is_on_path[i] for i in FACTOR_INPUTS.get(op_name, ()) if i < len(is_on_path)) > 1:
+    if sum(is_on_path[i] for i in FACTOR_INPUT_INDICES.get(op_name, ()) if i < len(is_on_path)) > 1:
         return f"{op_name} of two activations in this spelling"
     if op_name == "Div" and len(is_on_path) > 1 and is_on_path[1]:
         return "Div by an activation in this spelling"

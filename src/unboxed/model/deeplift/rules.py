@@ -14,8 +14,8 @@ from torch import Tensor
 from ...errors import RuleError
 from .composite_ops import (
     argument_pair,
+    arguments_by_name,
     batch_norm_rule,
-    call_arguments,
     cross_entropy_rule,
     glu_rule,
     group_norm_rule,
@@ -27,10 +27,10 @@ from .composite_ops import (
     scaled_dot_product_attention_rule,
     softmax_rule,
 )
-from .reference_run import LARGE_VALUE, ActivationPair, OpCall, Rule, max_multipliers, with_gradient_of
+from .reference_run import INFINITY_SUBSTITUTE, ActivationPair, OpCall, Rule, max_gradient_source, with_gradient_of
 
 Func = Callable[..., Any]
-Product = Callable[[Tensor, Tensor], Tensor]
+ProductFn = Callable[[Tensor, Tensor], Tensor]
 
 ELEMENTWISE_OPS = """
     relu relu6 leaky_relu prelu elu selu celu gelu silu swish mish softplus softsign tanh sigmoid logsigmoid log_sigmoid
@@ -40,7 +40,7 @@ ELEMENTWISE_OPS = """
 """.split()  # noqa: SIM905
 
 
-def _is_constant(x: Any, ref: Any) -> bool:
+def _is_shared_constant(x: Any, ref: Any) -> bool:
     """Whether an argument is the same for the example and the baseline, and depends on neither."""
     if not isinstance(x, Tensor) or x is ref:
         return True
@@ -57,8 +57,8 @@ def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         return NotImplemented
     others = [*((a, b) for i, (a, b) in enumerate(zip(x_call.args, ref_call.args, strict=True)) if i != arg_index),
               *((x_call.kwargs[k], ref_call.kwargs[k]) for k in x_call.kwargs)]  # fmt: skip
-    if not all(_is_constant(a, b) for a, b in others):
-        return _max_of_two_rule(func, x_call, ref_call)
+    if not all(_is_shared_constant(a, b) for a, b in others):
+        return _max_or_min_of_two_rule(func, x_call, ref_call)
 
     def f(t: Tensor) -> Tensor:  # on a copy: the op may be in place
         out: Tensor = func(*x_call.args[:arg_index], t.clone(), *x_call.args[arg_index + 1 :], **x_call.kwargs)
@@ -67,17 +67,17 @@ def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     return argument_pair(x_call, ref_call, arg_index).apply_elementwise(f).x
 
 
-def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: Product) -> Any:
+def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: ProductFn) -> Any:
     """Two activations multiplied, or one by a constant, which is linear."""
     if len(x_call.tensors()) < 2 or any(
-        _is_constant(a, b) for a, b in zip(x_call.args[:2], ref_call.args[:2], strict=True)
+        _is_shared_constant(a, b) for a, b in zip(x_call.args[:2], ref_call.args[:2], strict=True)
     ):
         return NotImplemented
     return argument_pair(x_call, ref_call).multiply(argument_pair(x_call, ref_call, 1), product).x
 
 
 def _division_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    if _is_constant(x_call.args[1], ref_call.args[1]):
+    if _is_shared_constant(x_call.args[1], ref_call.args[1]):
         return NotImplemented
     if x_call.kwargs.get("rounding_mode") is not None:
         raise RuleError("DeepLIFT has no rule for a rounded division")
@@ -91,7 +91,7 @@ def _einsum_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     ref_operands = list(ref_call.args[1:])
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands, ref_operands = list(operands[0]), list(ref_operands[0])
-    if sum(not _is_constant(a, b) for a, b in zip(operands, ref_operands, strict=True)) < 2:
+    if sum(not _is_shared_constant(a, b) for a, b in zip(operands, ref_operands, strict=True)) < 2:
         return NotImplemented
     if len(operands) != 2:
         raise RuleError("DeepLIFT has no rule for an einsum of more than two activations")
@@ -101,7 +101,7 @@ def _einsum_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 def _baddbmm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     """baddbmm, addbmm: input + a @ b."""
-    if any(_is_constant(a, b) for a, b in zip(x_call.args[1:3], ref_call.args[1:3], strict=True)):
+    if any(_is_shared_constant(a, b) for a, b in zip(x_call.args[1:3], ref_call.args[1:3], strict=True)):
         return NotImplemented
 
     def product(a: Tensor, b: Tensor) -> Tensor:
@@ -116,58 +116,58 @@ def _baddbmm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 # -- maxima ------------------------------------------------------------------------------------------------------------
 
 
-def _max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, axes: int) -> Any:
+def _max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, n_axes: int) -> Any:
     names = "input kernel_size stride padding dilation ceil_mode return_indices"
-    settings = call_arguments(x_call, names, stride=None, padding=0, dilation=1, ceil_mode=False)
+    settings = arguments_by_name(x_call, names, stride=None, padding=0, dilation=1, ceil_mode=False)
     with torch.no_grad():
         result = func(*x_call.args, **x_call.kwargs)
     out: Tensor = result[0] if isinstance(result, tuple) else result
-    kernel = _per_axis(settings.kernel_size, axes)
-    stride = _per_axis(settings.stride, axes) if settings.stride not in (None, [], ()) else kernel
-    padding, dilation = _per_axis(settings.padding, axes), _per_axis(settings.dilation, axes)
-    h = _pooling_windows(argument_pair(x_call, ref_call), out, axes, kernel, stride, padding, dilation)
-    largest = with_gradient_of(out, max_multipliers(h, 2).view_as(out))
+    kernel = _per_axis(settings.kernel_size, n_axes)
+    stride = _per_axis(settings.stride, n_axes) if settings.stride not in (None, [], ()) else kernel
+    padding, dilation = _per_axis(settings.padding, n_axes), _per_axis(settings.dilation, n_axes)
+    h = _pooling_windows(argument_pair(x_call, ref_call), out, n_axes, kernel, stride, padding, dilation)
+    largest = with_gradient_of(out, max_gradient_source(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
 
 
-def _adaptive_max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, axes: int) -> Any:
+def _adaptive_max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, n_axes: int) -> Any:
     with torch.no_grad():
         result = func(*x_call.args, **x_call.kwargs)
     out: Tensor = result[0] if isinstance(result, tuple) else result
-    sizes = list(zip(x_call.args[0].shape[-axes:], out.shape[-axes:], strict=True))
+    sizes = list(zip(x_call.args[0].shape[-n_axes:], out.shape[-n_axes:], strict=True))
     if any(a % b for a, b in sizes):
         raise RuleError("DeepLIFT has no rule for adaptive max pooling into windows of unequal size")
     kernel = [a // b for a, b in sizes]
-    h = _pooling_windows(argument_pair(x_call, ref_call), out, axes, kernel, kernel, [0] * axes, [1] * axes)
-    largest = with_gradient_of(out, max_multipliers(h, 2).view_as(out))
+    h = _pooling_windows(argument_pair(x_call, ref_call), out, n_axes, kernel, kernel, [0] * n_axes, [1] * n_axes)
+    largest = with_gradient_of(out, max_gradient_source(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
 
 
-def _per_axis(value: Any, axes: int) -> list[int]:
+def _per_axis(value: Any, n_axes: int) -> list[int]:
     values = list(value) if isinstance(value, (tuple, list)) else [value]
-    return values * axes if len(values) == 1 else values
+    return values * n_axes if len(values) == 1 else values
 
 
 def _pooling_windows(
     x: ActivationPair,
     out: Tensor,
-    axes: int,
+    n_axes: int,
     kernel: list[int],
     stride: list[int],
     padding: list[int],
     dilation: list[int],
 ) -> ActivationPair:
     """The windows of a pooling op, (n, C, K, positions)."""
-    if x.x.ndim != axes + 2:
+    if x.x.ndim != n_axes + 2:
         raise RuleError("DeepLIFT's rule for max pooling is for batches (N, C, ...)")
     ends = [(o - 1) * s + d * (k - 1) + 1 - (size + p) for o, s, d, k, size, p in
             zip(out.shape[2:], stride, dilation, kernel, x.x.shape[2:], padding, strict=True)]  # fmt: skip
     pad_sizes = [side for p, end in reversed(list(zip(padding, ends, strict=True))) for side in (p, end)]
-    if axes == 1:
+    if n_axes == 1:
         kernel, stride, dilation, pad_sizes = [1, *kernel], [1, *stride], [1, *dilation], [*pad_sizes, 0, 0]
 
     def unfold_windows(t: Tensor) -> Tensor:
-        t = F.pad(t.unsqueeze(2) if axes == 1 else t, pad_sizes, value=-LARGE_VALUE)  # a negative pad crops
+        t = F.pad(t.unsqueeze(2) if n_axes == 1 else t, pad_sizes, value=-INFINITY_SUBSTITUTE)  # a negative pad crops
         windows: Tensor = F.unfold(t, tuple(kernel), tuple(dilation), 0, tuple(stride)).view(
             len(t), t.shape[1], math.prod(kernel), -1
         )
@@ -176,18 +176,18 @@ def _pooling_windows(
     return x.apply_linear(unfold_windows)
 
 
-def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> Any:
+def _max_or_min_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> Any:
     """max and amax (min, amin) along axes; max and min of two tensors, too."""
-    settings = call_arguments(x_call, "input dim keepdim", dim=None, keepdim=False)
+    settings = arguments_by_name(x_call, "input dim keepdim", dim=None, keepdim=False)
     if isinstance(settings.dim, Tensor) or hasattr(settings, "other"):
-        return _max_of_two_rule(func, x_call, ref_call, sign)
+        return _max_or_min_of_two_rule(func, x_call, ref_call, sign)
     x = argument_pair(x_call, ref_call).apply_linear(lambda t: sign * t)
     dims = [settings.dim] if isinstance(settings.dim, int) else list(settings.dim or range(x.x.ndim))
     dims = [d % x.x.ndim for d in dims]
     if 0 in dims:
         raise RuleError("DeepLIFT has no rule for a maximum over the batch")
     rest = [d for d in range(x.x.ndim) if d not in dims]
-    h = sign * max_multipliers(x.apply_linear(lambda t: t.permute(*rest, *dims).flatten(len(rest))), -1)
+    h = sign * max_gradient_source(x.apply_linear(lambda t: t.permute(*rest, *dims).flatten(len(rest))), -1)
     with torch.no_grad():
         result = func(*x_call.args, **x_call.kwargs)
     out = result if isinstance(result, Tensor) else result[0]
@@ -195,7 +195,7 @@ def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> An
     return largest if isinstance(result, Tensor) else type(result)((largest, result[1]))
 
 
-def _max_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int | None = None) -> Any:
+def _max_or_min_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int | None = None) -> Any:
     """maximum, minimum, and clamp with an activation as one bound."""
     name, values, ref_values = x_call.name, x_call.tensors(), ref_call.tensors()
     op_signs = {
@@ -209,7 +209,7 @@ def _max_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int | N
         "min": -1,
     }
     if name in ("clamp", "clip"):
-        op_signs[name] = 1 if call_arguments(x_call, "input min max", min=None, max=None).max is None else -1
+        op_signs[name] = 1 if arguments_by_name(x_call, "input min max", min=None, max=None).max is None else -1
     sign = sign if sign is not None else op_signs.get(name)
     if sign is None or len(values) != 2:
         raise RuleError(f"DeepLIFT has no rule for {name} of two activations")
@@ -218,13 +218,13 @@ def _max_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int | N
     def stack_signed(tensors: list[Tensor]) -> Tensor:
         return known_sign * torch.stack(torch.broadcast_tensors(*tensors), -1)  # type: ignore[no-untyped-call]
 
-    largest = sign * max_multipliers(ActivationPair(stack_signed(values), stack_signed(ref_values)), -1)
+    largest = sign * max_gradient_source(ActivationPair(stack_signed(values), stack_signed(ref_values)), -1)
     with torch.no_grad():
         value: Tensor = func(*x_call.args, **x_call.kwargs)
     return with_gradient_of(value, largest)
 
 
-def _build_rules() -> dict[str, Rule]:
+def _build_rule_by_op_name() -> dict[str, Rule]:
     rules: dict[str, Rule] = dict.fromkeys(ELEMENTWISE_OPS, _elementwise_rule)
     rules |= dict.fromkeys(("mul", "multiply", "__mul__", "__imul__"), partial(_product_rule, product=torch.mul))
     matrices = ("matmul", "mm", "bmm", "mv", "dot", "__matmul__", "__imatmul__")
@@ -240,12 +240,14 @@ def _build_rules() -> dict[str, Rule]:
     rules |= {"instance_norm": instance_norm_rule, "batch_norm": batch_norm_rule, "normalize": normalize_rule}
     for axes in (1, 2):
         rules |= dict.fromkeys(
-            (f"max_pool{axes}d", f"max_pool{axes}d_with_indices"), partial(_max_pool_rule, axes=axes)
+            (f"max_pool{axes}d", f"max_pool{axes}d_with_indices"), partial(_max_pool_rule, n_axes=axes)
         )
         names = (f"adaptive_max_pool{axes}d", f"adaptive_max_pool{axes}d_with_indices")
-        rules |= dict.fromkeys(names, partial(_adaptive_max_pool_rule, axes=axes))
-    rules |= dict.fromkeys(("max", "amax"), _max_rule) | dict.fromkeys(("min", "amin"), partial(_max_rule, sign=-1))
-    rules |= dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), _max_of_two_rule)
+        rules |= dict.fromkeys(names, partial(_adaptive_max_pool_rule, n_axes=axes))
+    rules |= dict.fromkeys(("max", "amax"), _max_or_min_rule) | dict.fromkeys(
+        ("min", "amin"), partial(_max_or_min_rule, sign=-1)
+    )
+    rules |= dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), _max_or_min_of_two_rule)
     rules |= {
         "multi_head_attention_forward": multi_head_attention_rule,
         "scaled_dot_product_attention": scaled_dot_product_attention_rule,
@@ -253,4 +255,4 @@ def _build_rules() -> dict[str, Rule]:
     return rules
 
 
-RULES = _build_rules()
+RULES = _build_rule_by_op_name()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-MAX_CACHE_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
-N_PINNED_MAPS = 3  # maps used last, which are not freed
+MAX_CACHED_MAP_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
+N_PINNED_RECENT_MAPS = 3  # maps used last, which are not freed
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class BasePass:
     def __init__(self) -> None:
         self.maps: list[BaseMap] = []
         self.position = 0
-        self.pinned: deque[BaseMap] = deque(maxlen=N_PINNED_MAPS)
+        self.pinned: deque[BaseMap] = deque(maxlen=N_PINNED_RECENT_MAPS)
         self.kernels: dict[int, tuple[Tensor, Any, Tensor]] = {}
         self.n_local_values, self.n_dense_values, self.bytes_per_row = 0, 0, 0
         self.proxies: list[ref[Any]] = []  # the windowed tensors of this batch
@@ -62,7 +62,7 @@ class BasePass:
         self.proxies.clear()
 
     @property
-    def has_live_proxies(self) -> bool:
+    def has_live_windowed_tensors(self) -> bool:
         """Whether a windowed tensor is still referenced after a batch."""
         if any(proxy() is not None for proxy in self.proxies):
             gc.collect()
@@ -77,7 +77,7 @@ class BasePass:
             self.maps[self.position : self.position + 1] = [
                 BaseMap(call_key, func, args, kwargs, out.shape, out.new_empty(0), out)
             ]
-            self._evict(self.maps[self.position])
+            self._pin_and_evict_largest(self.maps[self.position])
         self.position += 1
         return self.maps[self.position - 1]
 
@@ -90,7 +90,7 @@ class BasePass:
         values = base.values
         if values is None:
             values = base.values = self._compute(base.func, base.args, base.kwargs)
-        self._evict(base)
+        self._pin_and_evict_largest(base)
         return values
 
     def read(self, base: BaseMap) -> Tensor:
@@ -98,17 +98,17 @@ class BasePass:
         base.is_read_by_windows = True
         return self._get_values(base)
 
-    def release(self, base: BaseMap) -> None:
+    def free_unless_read_by_windows(self, base: BaseMap) -> None:
         """Free the values of a map whose every value was used by an op, if windows never read them."""
         if not base.is_read_by_windows:
             base.values = None
 
-    def _evict(self, latest: BaseMap) -> None:
+    def _pin_and_evict_largest(self, latest: BaseMap) -> None:
         """Free the largest maps beyond the limit, but not those used last."""
         self.pinned.append(latest)
         total_bytes = sum(m.nbytes for m in self.maps)
         for base_map in sorted(self.maps, key=lambda m: -m.nbytes):
-            if total_bytes <= MAX_CACHE_BYTES:
+            if total_bytes <= MAX_CACHED_MAP_BYTES:
                 return
             if not any(base_map is m for m in self.pinned):
                 total_bytes -= base_map.nbytes
@@ -125,7 +125,7 @@ class BasePass:
             self.kernels[weight.data_ptr()] = (weight, fingerprint, copy)
         return copy
 
-    def record_bytes(self, n_rows: int, *tensors: Tensor) -> None:
+    def record_bytes_per_row(self, n_rows: int, *tensors: Tensor) -> None:
         """Record the memory of n rows at one time."""
         total_bytes = sum(t.numel() * t.element_size() for t in tensors)
         self.bytes_per_row = max(self.bytes_per_row, total_bytes // max(1, n_rows))

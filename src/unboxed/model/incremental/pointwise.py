@@ -43,29 +43,31 @@ def pointwise_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """An op of any number of maps, of tensors that are the same for all rows, and of numbers."""
     values = [*args, *kwargs.values()]
     maps, others = [v for v in values if isinstance(v, WindowedTensor)], [v for v in values if isinstance(v, Tensor)]
-    if not all(_same_layout(p, maps[0]) for p in maps) or not all(_is_row_independent(v, maps[0]) for v in others):
+    if not all(_same_size_and_rows(p, maps[0]) for p in maps) or not all(
+        _is_shared_by_rows(v, maps[0]) for v in others
+    ):
         return NotImplemented
     if not _is_in_place(func, kwargs):
         return _apply_per_group(func, args, kwargs, maps)
     x = args[0]
     if not isinstance(x, WindowedTensor):
         return NotImplemented
-    out_of_place_func, new_kwargs = _out_of_place(func, kwargs)
+    out_of_place_func, new_kwargs = _out_of_place_op_and_kwargs(func, kwargs)
     if len(maps) == 1 and not others:
-        base = x.base_pass.run(out_of_place_func, *_substitute(args, [x], [x.base_map]), **new_kwargs)
-        return x.replace_with(x.map_windows(base, lambda h: func(*_substitute(args, [x], [h]), **kwargs)))
+        base = x.base_pass.run(out_of_place_func, *_substitute_maps(args, [x], [x.base_map]), **new_kwargs)
+        return x.replace_with(x.map_windows(base, lambda h: func(*_substitute_maps(args, [x], [h]), **kwargs)))
     out = _apply_per_group(out_of_place_func, args, new_kwargs, maps)
     if (out.base_map.shape, out.base_map.dtype) != (x.base_map.shape, x.base_map.dtype):
         return NotImplemented
     return x.replace_with(out)
 
 
-def _same_layout(a: WindowedTensor, b: WindowedTensor) -> bool:
+def _same_size_and_rows(a: WindowedTensor, b: WindowedTensor) -> bool:
     """Whether two maps have the same positions and rows."""
     return a.base_map.shape[-2:] == b.base_map.shape[-2:] and a.n_rows == b.n_rows and a.base_pass is b.base_pass
 
 
-def _is_row_independent(tensor: Tensor, windowed: WindowedTensor) -> bool:
+def _is_shared_by_rows(tensor: Tensor, windowed: WindowedTensor) -> bool:
     """Whether a tensor is the same for all rows, and does not broadcast the maps."""
     size = (1, 1, *tensor.shape)[-2:]
     is_shared = tensor.ndim < 4 or (tensor.ndim == 4 and len(tensor) == 1)
@@ -78,26 +80,26 @@ def _apply_per_group(
     """The op on the base, and on each group of windows."""
     first = maps[0]
     bases = [p.base_map for p in maps]
-    base_kwargs = dict(zip(kwargs, _substitute(tuple(kwargs.values()), maps, bases), strict=True))
-    base = first.base_pass.run(func, *_substitute(args, maps, bases), **base_kwargs)
+    base_kwargs = dict(zip(kwargs, _substitute_maps(tuple(kwargs.values()), maps, bases), strict=True))
+    base = first.base_pass.run(func, *_substitute_maps(args, maps, bases), **base_kwargs)
     groups = []
     for rows, top, left, cuts in common_regions(maps):
 
         def crop_for_group(value: Any, top: IntArray = top, left: IntArray = left, cuts: list[Tensor] = cuts) -> Any:
-            (value,) = _substitute((value,), maps, cuts)
+            (value,) = _substitute_maps((value,), maps, cuts)
             needs_crop = isinstance(value, Tensor) and not any(value is c for c in cuts) and _has_positions(value)
             return _crop_windows(value, base, top, left, cuts[0]) if needs_crop else value
 
         new = func(*map(crop_for_group, args), **{name: crop_for_group(value) for name, value in kwargs.items()})
         groups.append(WindowGroup(rows, top, left, new))
         first.base_pass.n_local_values += new.numel()
-        first.base_pass.record_bytes(len(rows), *cuts, new)
+        first.base_pass.record_bytes_per_row(len(rows), *cuts, new)
     for p in maps:
-        first.base_pass.release(p.base_map)
+        first.base_pass.free_unless_read_by_windows(p.base_map)
     return WindowedTensor(first.base_pass, base, groups, first.n_rows)
 
 
-def _substitute(
+def _substitute_maps(
     args: tuple[Any, ...], maps: list[WindowedTensor], tensors: Sequence[Tensor | BaseMap]
 ) -> tuple[Any, ...]:
     """The arguments with each map replaced by a tensor."""
@@ -121,18 +123,18 @@ def _is_in_place(func: Op, kwargs: dict[str, Any]) -> bool:
     return name.endswith("_") or bool(kwargs.get("inplace"))
 
 
-def _out_of_place(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]:
+def _out_of_place_op_and_kwargs(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]:
     """The out-of-place version of an op."""
     if kwargs.get("inplace"):
         return func, {**kwargs, "inplace": False}
     name = plain_op_name(func)
     if name.startswith("__i"):
         return getattr(operator, name.replace("__i", "__", 1)), kwargs
-    return getattr(torch, name, None) or getattr(F, name, None) or _run_on_clone(func), kwargs
+    return getattr(torch, name, None) or getattr(F, name, None) or _make_out_of_place(func), kwargs
 
 
 @cache
-def _run_on_clone(func: Op) -> Op:
+def _make_out_of_place(func: Op) -> Op:
     """Cached: a call of the base pass is identified by its function."""
 
     def run_on_clone(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -23,7 +23,7 @@ def read_region(
     cut = crop(windowed.base_values, top, left, size, fill)  # (n, h, w, C)
     values = group.values.permute(0, 2, 3, 1)
     for rows, (dy, dx) in _rows_by_shift(corner[0] - top, corner[1] - left):
-        (y, sy), (x, sx) = _overlap(dy, group.size[0], h), _overlap(dx, group.size[1], w)
+        (y, sy), (x, sx) = _overlap_slices(dy, group.size[0], h), _overlap_slices(dx, group.size[1], w)
         cut[rows, y, x] = values[rows, sy, sx]
     return cut.permute(0, 3, 1, 2)
 
@@ -51,7 +51,7 @@ def _rows_by_shift(dy: IntArray, dx: IntArray) -> Iterator[tuple[slice | Tensor,
         yield slice(int(rows[0]), int(rows[-1]) + 1) if is_contiguous else torch.from_numpy(rows), (shift[0], shift[1])
 
 
-def _overlap(shift: int, window_size: int, size: int) -> tuple[slice, slice]:
+def _overlap_slices(shift: int, window_size: int, size: int) -> tuple[slice, slice]:
     """The part of a region that a shifted window covers, and which part of the window that is."""
     low, high = max(0, shift), max(0, shift, min(size, shift + window_size))
     return slice(low, high), slice(low - shift, high - shift)

@@ -23,7 +23,7 @@ def restore_containers(modules: Iterable[nn.Module], base_pass: BasePass) -> Ite
     try:
         yield
     finally:
-        if base_pass.has_live_proxies:
+        if base_pass.has_live_windowed_tensors:
             for container, copy in reversed(snapshots):  # inner ones first
                 _restore_container(container, copy)
 

@@ -17,7 +17,7 @@ from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
 
 MAX_WINDOW_COVERAGE = 0.85  # share of positions in windows above which the full map is computed
 MAX_CROP_BYTES = 2**21  # that are cropped from maps at one time
-MIN_SAVED_MULTIPLICATIONS = 2e7  # by a further group of windows, to be worth its calls
+MIN_SAVED_MULTIPLICATIONS_PER_GROUP = 2e7  # by a further group of windows, to be worth its calls
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class KernelGeometry:
     padding: Size  # before the first pixel
     n_multiplications: float  # per output position
 
-    def span(self, axis: int) -> int:
+    def last_element_offset(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilation[axis]
 
     def output_range(self, axis: int, start: IntArray, size: int, limit: int) -> tuple[IntArray, IntArray]:
         """The outputs [low, high) that depend on the pixels [start, start + size); at least one."""
         s, first = self.stride[axis], start + self.padding[axis]
-        low = -(-(first - self.span(axis)) // s)
+        low = -(-(first - self.last_element_offset(axis)) // s)
         high = (first + size - 1) // s + 1
         low = low.clip(0, limit - 1)
         return low, np.maximum(high.clip(0, limit), low + 1)
 
-    def input_range(self, axis: int, low: IntArray, size: int) -> tuple[IntArray, int]:
+    def input_start_and_size(self, axis: int, low: IntArray, size: int) -> tuple[IntArray, int]:
         """The first pixel that outputs from `low` on depend on, and how many pixels `size` outputs depend on."""
         s = self.stride[axis]
-        return low * s - self.padding[axis], (size - 1) * s + self.span(axis) + 1
+        return low * s - self.padding[axis], (size - 1) * s + self.last_element_offset(axis) + 1
 
 
-def apply_sliding(
+def apply_sliding_kernel(
     x: WindowedTensor,
     geometry: KernelGeometry,
     base: BaseMap,
@@ -57,7 +57,7 @@ def apply_sliding(
 ) -> Any:
     """`run_on_crop` (without padding) on the inputs of changed outputs; `run_on_full` where full maps cost no more."""
     limit = base.shape[-2:]
-    pieces = [piece for g in x.groups for piece in _split_group(g, geometry, limit)]
+    pieces = [piece for g in x.groups for piece in _split_group_by_output_size(g, geometry, limit)]
     if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE * x.n_rows * limit.numel():
         return run_on_full(x.dense(torch.channels_last))
     groups = []
@@ -65,11 +65,14 @@ def apply_sliding(
         if size == tuple(limit) and g.size == tuple(x.base_map.shape[-2:]):
             new = run_on_full(g.values)
         else:
-            (y, h), (x0, w) = geometry.input_range(0, top, size[0]), geometry.input_range(1, left, size[1])
+            (y, h), (x0, w) = (
+                geometry.input_start_and_size(0, top, size[0]),
+                geometry.input_start_and_size(1, left, size[1]),
+            )
             row_batches = _row_batches(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
             cuts = ((read_region(x, g.select(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in row_batches)
             new = _concatenate((run_on_crop(*cut) for cut in cuts), len(g.rows))
-            x.base_pass.record_bytes(len(g.rows), g.values, new)
+            x.base_pass.record_bytes_per_row(len(g.rows), g.values, new)
         groups.append(WindowGroup(g.rows, top, left, new))
         x.base_pass.n_local_values += new.numel()
     return WindowedTensor(x.base_pass, base, groups, x.n_rows)
@@ -97,7 +100,7 @@ def _concatenate(parts: Iterator[Tensor], n: int) -> Tensor:
     return out
 
 
-def _split_group(
+def _split_group_by_output_size(
     g: WindowGroup, geometry: KernelGeometry, limit: Sequence[int]
 ) -> Iterator[tuple[WindowGroup, IntArray, IntArray, Size]]:
     """The group, or parts of it with smaller outputs, with the corners and size of their outputs."""
@@ -108,7 +111,7 @@ def _split_group(
     max_size = sizes.max(0)
     unique_sizes, size_index = np.unique(sizes, axis=0, return_inverse=True)
     n_saved = float(len(sizes) * max_size.prod() - sizes.prod(1).sum()) * geometry.n_multiplications
-    if len(unique_sizes) > 1 and n_saved < MIN_SAVED_MULTIPLICATIONS * (len(unique_sizes) - 1):
+    if len(unique_sizes) > 1 and n_saved < MIN_SAVED_MULTIPLICATIONS_PER_GROUP * (len(unique_sizes) - 1):
         unique_sizes, size_index = max_size[None], np.zeros(len(sizes), dtype=np.int64)
     for k, (h, w) in enumerate(unique_sizes.tolist()):
         rows = np.flatnonzero(size_index.reshape(-1) == k)
@@ -151,7 +154,7 @@ def _conv2d(
         return F.conv2d(h, fast_weight, bias, stride, 0, dilation, groups)
 
     base = x.base_pass.run(F.conv2d, x.base_map, weight, bias, stride, padding, dilation, groups)
-    return apply_sliding(x, geometry, base, run_on_crop, run_on_full)
+    return apply_sliding_kernel(x, geometry, base, run_on_crop, run_on_full)
 
 
 @handles("conv2d")
@@ -189,7 +192,7 @@ def _max_pool2d(
         return torch.max_pool2d(h, kernel_size, strides, 0, dilation)
 
     base = x.base_pass.run(torch.max_pool2d, x.base_map, kernel_size, strides, padding, dilation, ceil_mode)
-    return apply_sliding(x, geometry, base, run_on_crop, run_on_full, fill=-float("inf"))
+    return apply_sliding_kernel(x, geometry, base, run_on_crop, run_on_full, fill=-float("inf"))
 
 
 @handles("avg_pool2d")
@@ -220,4 +223,4 @@ def _avg_pool2d(
         return sums / crop(counts.round(), top, left, (sums.shape[2], sums.shape[3])).permute(0, 3, 1, 2)
 
     base = x.base_pass.run(F.avg_pool2d, x.base_map, kernel_size, *pool_args, divisor_override)
-    return apply_sliding(x, geometry, base, run_on_crop, run_on_full)
+    return apply_sliding_kernel(x, geometry, base, run_on_crop, run_on_full)

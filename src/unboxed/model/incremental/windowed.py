@@ -86,7 +86,7 @@ class WindowedTensor:
             self.groups = []
             self.base_pass.n_dense_values += self._dense_values.numel()
             # later ops have about three such maps at one time
-            self.base_pass.record_bytes(self.n_rows, *[self._dense_values] * 3)
+            self.base_pass.record_bytes_per_row(self.n_rows, *[self._dense_values] * 3)
         return self._dense_values
 
     @property
@@ -116,7 +116,7 @@ class WindowedTensor:
         """Apply a function to each window, which keeps its size, for a new base."""
         groups = [WindowGroup(g.rows, g.top, g.left, fn(g.values)) for g in self.groups]
         if base is not self.base_map:
-            self.base_pass.release(self.base_map)
+            self.base_pass.free_unless_read_by_windows(self.base_map)
         self.base_pass.n_local_values += sum(g.values.numel() for g in groups)
         return WindowedTensor(self.base_pass, base, groups, self.n_rows)
 
@@ -146,7 +146,7 @@ class WindowedTensor:
     def __torch_function__(
         cls, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return apply_op(func, args, kwargs or {})
+        return apply_windowed_or_dense(func, args, kwargs or {})
 
 
 ATTRIBUTES_RETURNING_SELF = frozenset({"data"})
@@ -169,11 +169,11 @@ OPERATOR_METHODS = (
 
 @cache
 def _dispatching_method(name: str) -> Op:
-    """A method of tensors as a function that modes, and then `apply_op`, intercept."""
+    """A method of tensors as a function that modes, and then `apply_windowed_or_dense`, intercept."""
     tensor_method = getattr(torch.Tensor, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        windowed = _windowed_in((args, kwargs))
+        windowed = _windowed_tensors_in((args, kwargs))
         return handle_torch_function(method, windowed, *args, **kwargs) if windowed else tensor_method(*args, **kwargs)
 
     method.__name__ = name
@@ -189,26 +189,26 @@ WindowedTensor.__hash__ = object.__hash__  # type: ignore[method-assign]  # as f
 # -- dispatch ----------------------------------------------------------------------------------------------------------
 
 Handler = Callable[..., Any]
-HANDLERS: dict[str, Handler] = {}
+HANDLER_BY_OP_NAME: dict[str, Handler] = {}
 """Local implementations by the op's plain name: (func, args, kwargs) -> output, or NotImplemented."""
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(names, handler))
+        HANDLER_BY_OP_NAME.update(dict.fromkeys(names, handler))
         return handler
 
     return register
 
 
-def apply_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply_windowed_or_dense(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An op on windowed tensors: local where possible, else dense."""
     args, kwargs = tree_map(_unwrap_dense, (args, kwargs))
     for name in ("input", "self"):
         if not args and name in kwargs:
             args = (kwargs.pop(name),)
-    if _windowed_in((args, kwargs)):
-        handler = HANDLERS.get(plain_op_name(func))
+    if _windowed_tensors_in((args, kwargs)):
+        handler = HANDLER_BY_OP_NAME.get(plain_op_name(func))
         out = NotImplemented if handler is None or "out" in kwargs else handler(func, args, kwargs)
         if out is not NotImplemented:
             return out
@@ -226,7 +226,7 @@ def _unwrap_dense(value: Any) -> Any:
     return value if not isinstance(value, WindowedTensor) or value.is_windowed else value.dense()
 
 
-def _windowed_in(value: Any) -> list[WindowedTensor]:
+def _windowed_tensors_in(value: Any) -> list[WindowedTensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, WindowedTensor)]
 
 
@@ -238,7 +238,7 @@ TIE_SENSITIVE_OPS = (
     "max_unpool2d",
     "max_unpool3d",
 )
-INDEX_OPS = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
+INDEX_RETURNING_OPS = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
 """Ops that return the index of a maximum: under a constant mask many values are equal, and rounding decides."""
 
 
@@ -253,9 +253,9 @@ class WindowedMode(TorchFunctionMode):
         kwargs = kwargs or {}
         name = plain_op_name(func)
         if name in TIE_SENSITIVE_OPS or (
-            name in INDEX_OPS and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))
+            name in INDEX_RETURNING_OPS and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))
         ):
             self.depends_on_ties = True
-        if _windowed_in((args, kwargs)):
-            return apply_op(func, args, kwargs)
+        if _windowed_tensors_in((args, kwargs)):
+            return apply_windowed_or_dense(func, args, kwargs)
         return func(*args, **kwargs)

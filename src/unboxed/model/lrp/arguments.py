@@ -26,7 +26,7 @@ def detached(value: Any) -> Any:
     return tree_map_only(Tensor, Tensor.detach, value)
 
 
-def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
+def call_with_replaced_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
     """func with tensors among its arguments replaced."""
 
     def substitute(t: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tens
     return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
 
 
-def call_with_variables(
-    func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], receivers: list[int], *new: Tensor
+def call_with_replaced_variables(
+    func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], receiver_indices: list[int], *new: Tensor
 ) -> Any:
     """func with the variables of `receivers` replaced by `new`, in order; the other variables are constant."""
     indices = iter(range(len(variables)))
@@ -45,7 +45,7 @@ def call_with_variables(
         if not t.requires_grad:
             return t
         i = next(indices)
-        return new[receivers.index(i)] if i in receivers else t.detach().clone()
+        return new[receiver_indices.index(i)] if i in receiver_indices else t.detach().clone()
 
     return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
 
@@ -67,7 +67,7 @@ def is_active_dropout(op_name: str, args: Args, kwargs: Kwargs) -> bool:
 
 
 @lru_cache(maxsize=64)
-def without_override_checks(func: FunctionType) -> FunctionType:
+def without_torch_function_checks(func: FunctionType) -> FunctionType:
     """The function without its check for overrides, so that a mode sees the ops inside it."""
     replaced_checks = dict.fromkeys(
         ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _return_false

@@ -14,7 +14,7 @@ BackwardRule = Callable[[Tensor], Sequence[Tensor | None]]
 """c of the output -> c of each variable."""
 
 
-class Relevance(torch.autograd.Function):
+class BackwardRuleFunction(torch.autograd.Function):
     """A value whose backward pass is `back`. It saves no tensor through torch: checkpoints recompute nothing."""
 
     @staticmethod
@@ -31,11 +31,13 @@ class Relevance(torch.autograd.Function):
 def with_backward_rule(out: Tensor, backward_rule: BackwardRule, *variables: Tensor) -> Tensor:
     """`out` as a function of the variables, with the backward rule `back`."""
     value = out.detach()
-    result: Tensor = Relevance.apply(lambda: value.clone() if value._is_view() else value, backward_rule, *variables)  # type: ignore[no-untyped-call]
+    result: Tensor = BackwardRuleFunction.apply(
+        lambda: value.clone() if value._is_view() else value, backward_rule, *variables
+    )  # type: ignore[no-untyped-call]
     return result
 
 
-def propagate_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0) -> Tensor:
+def with_scaled_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0) -> Tensor:
     """An op of the variables that propagates its gradient times `share`; copies, for the model may write over
     either."""
     with torch.enable_grad():
@@ -48,15 +50,15 @@ def propagate_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], s
     return with_backward_rule(out.detach().clone(), backward_rule, *variables)
 
 
-NEAR_ZERO = 1e-4  # where (f(x) - f(0)) / x would lose precision: the slope at x / 2
+MIN_SECANT_INPUT_MAGNITUDE = 1e-4  # where (f(x) - f(0)) / x would lose precision: the slope at x / 2
 
 
-def propagate_secant(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """An elementwise op: f(0) is a bias, which absorbs its share, and the rest of the relevance passes through.
 
     c is multiplied by (f(x) - f(0)) / x, which is f(x) / x for ReLU, GELU, SiLU, tanh: R below is R above.
     """
-    out, is_near_zero = f(x.detach()), x.detach().abs() < NEAR_ZERO
+    out, is_near_zero = f(x.detach()), x.detach().abs() < MIN_SECANT_INPUT_MAGNITUDE
     with torch.enable_grad():
         midpoint = torch.where(is_near_zero, x.detach() / 2, torch.ones_like(x)).requires_grad_()
         (slope,) = torch.autograd.grad(f(midpoint).sum(), midpoint)
@@ -73,7 +75,7 @@ GATE_RANK, BOUNDED_RANK, SIGNAL_RANK = 2, 1, 0
 
 
 @dataclass(frozen=True, eq=False)
-class Annotation:
+class ActivationAnnotation:
     """What is known about an activation until it is overwritten."""
 
     tensor_version: int
@@ -83,14 +85,14 @@ class Annotation:
 
 
 def annotate(h: Tensor, **fields: Any) -> Tensor:
-    h._lrp_note = Annotation(h._version, **fields)  # type: ignore[attr-defined]
+    h._lrp_note = ActivationAnnotation(h._version, **fields)  # type: ignore[attr-defined]
     return h
 
 
-def annotation_of(h: Tensor) -> Annotation:
+def annotation_of(h: Tensor) -> ActivationAnnotation:
     annotation = getattr(h, "_lrp_note", None)
     return (
         annotation
-        if isinstance(annotation, Annotation) and annotation.tensor_version == h._version
-        else Annotation(h._version)
+        if isinstance(annotation, ActivationAnnotation) and annotation.tensor_version == h._version
+        else ActivationAnnotation(h._version)
     )

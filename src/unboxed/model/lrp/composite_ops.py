@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def _normalize(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
+def _normalize_by_constant_std(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
     """(x - mean) / std over these axes, the std (or the root of the mean square) held constant."""
     x = x - x.mean(axes, keepdim=True) if center else x
     square: Tensor = x.detach().square()
@@ -31,18 +31,18 @@ def affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequenc
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
-    return affine(_normalize(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
+    return affine(_normalize_by_constant_std(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
 
 
 def rms_norm(x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return affine(_normalize(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
+    return affine(_normalize_by_constant_std(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
 
 
 def group_norm(
     x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
-    h = _normalize(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
+    h = _normalize_by_constant_std(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
     return affine(h, weight, bias, (1, -1, *[1] * (x.ndim - 2)))
 
 
@@ -51,14 +51,14 @@ def instance_norm(
 ) -> Tensor:
     channel_shape = (1, -1, *[1] * (x.ndim - 2))
     h = (
-        _normalize(x, tuple(range(2, x.ndim)), eps)
+        _normalize_by_constant_std(x, tuple(range(2, x.ndim)), eps)
         if use_input_stats
         else (x - mean.view(channel_shape)) / (var.view(channel_shape) + eps).sqrt()
     )
     return affine(h, weight, bias, channel_shape)
 
 
-def batch_norm_affine(
+def batch_norm_scale_and_shift(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
 ) -> tuple[Tensor, Tensor]:
     """(scale, shift), each (C,), of batch norm as an affine map; statistics of the batch are held constant."""
@@ -85,7 +85,7 @@ def std_or_var_mean(op_name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple
     return reduce_fn(x, *args, **kwargs), mean
 
 
-def attention_weights(
+def attention_weights_and_values(
     q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in elementary ops."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ...errors import RuleError
-from ..op_tables import OPAQUE_NODES
+from ..op_tables import ADVICE_BY_OPAQUE_NODE
 from ..relu_rules import graph_nodes
 from . import op_rules
 
@@ -31,7 +31,8 @@ def check_all_ruled(root: Tensor) -> None:
     for node in graph_nodes(root):
         name: str = node.name()
         opaque_reason = next(
-            (a for prefix, a in OPAQUE_NODES.items() if name.startswith(prefix) and prefix != "CopySlices"), None
+            (a for prefix, a in ADVICE_BY_OPAQUE_NODE.items() if name.startswith(prefix) and prefix != "CopySlices"),
+            None,
         )
         if opaque_reason is not None:
             raise RuleError(f"LRP can't see into {opaque_reason}")

@@ -18,7 +18,7 @@ LinearRule = Callable[["LinearOp", Tensor], Tensor]
 """(op, c of its output) -> c of its input."""
 FirstLayerRule = Callable[["LinearOp", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(op, lowest input, highest input, c) -> c of the input and of both bounds."""
-InputGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
+InputGradientFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class LinearOp:
     b: Tensor | None
     is_conv: bool
     unit_axis: int | None = None  # of the units in w, where units can be scaled
-    input_gradient_fn: InputGradient | None = None  # (a, w, u) -> sum_k w_jk u_k, where torch has an op for it
+    input_gradient_fn: InputGradientFn | None = None  # (a, w, u) -> sum_k w_jk u_k, where torch has an op for it
 
     def output(self) -> Tensor:
         z = self.bilinear(self.a, self.w)
@@ -72,7 +72,7 @@ class LinearOp:
         """Whether a scale per channel of the output is one per unit of the op."""
         return self.unit_axis is not None and (self.is_conv or out.ndim == 2)
 
-    def scale_outputs(self, scale: Tensor, shift: Tensor) -> LinearOp:
+    def with_affine_outputs(self, scale: Tensor, shift: Tensor) -> LinearOp:
         """The op with a scale and a shift of each unit of its output, both (K,)."""
         w = self.w * scale.view(*[-1 if i == self.unit_axis else 1 for i in range(self.w.ndim)])
         unit_shape = (-1, *[1] * (self.w.ndim - 2)) if self.is_conv else (-1,)
@@ -80,7 +80,7 @@ class LinearOp:
         return replace(self, w=w, b=b)
 
 
-def conv_input_gradient(n_dims: int, settings: dict[str, Any]) -> InputGradient | None:
+def conv_input_gradient_fn(n_dims: int, settings: dict[str, Any]) -> InputGradientFn | None:
     """The transposed convolution, without a forward pass before it; None for paddings given by name."""
     if isinstance(settings["padding"], str):
         return None
@@ -121,7 +121,7 @@ def epsilon_rule(eps: float) -> LinearRule:
     return rule
 
 
-def gamma_rule(g: float, eps: float) -> LinearRule:
+def gamma_rule(gamma: float, eps: float) -> LinearRule:
     """R_j = sum_k (p_jk + g p+_jk) / (z_k + g sum_j p+_jk) R_k, the bias among the p; where z_k < 0, with p- for p+.
 
     Montavon et al. 2019; a unit below zero, where a ReLU is inactive, as in Andeol et al. 2021.
@@ -131,9 +131,9 @@ def gamma_rule(g: float, eps: float) -> LinearRule:
         z = op.output()
         plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         is_positive = z >= 0
-        s = c * z / stabilize(z + g * torch.where(is_positive, plus, z - plus), eps)
+        s = c * z / stabilize(z + gamma * torch.where(is_positive, plus, z - plus), eps)
         return op.input_gradient_by_sign(
-            torch.where(is_positive, (1 + g) * s, s), torch.where(is_positive, s, (1 + g) * s)
+            torch.where(is_positive, (1 + gamma) * s, s), torch.where(is_positive, s, (1 + gamma) * s)
         )
 
     return rule

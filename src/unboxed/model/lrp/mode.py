@@ -13,21 +13,21 @@ from torch import Tensor
 
 from ...errors import RuleError
 from ..hooks import tensors_in
-from ..op_mode import OpMode, is_in_place
+from ..op_mode import OpReplacementMode, is_in_place
 from ..op_tables import plain_op_name
 from . import composite_ops, op_rules
 from .arguments import (
     Args,
     Func,
     Kwargs,
-    call_with_tensors,
-    call_with_variables,
+    call_with_replaced_tensors,
+    call_with_replaced_variables,
     detached,
     has_negative_exponent,
     is_active_dropout,
     is_one_sided_clamp,
     run_on_clone,
-    without_override_checks,
+    without_torch_function_checks,
 )
 from .autograd_functions import (
     BOUNDED_RANK,
@@ -35,13 +35,13 @@ from .autograd_functions import (
     SIGNAL_RANK,
     annotate,
     annotation_of,
-    propagate_gradient,
-    propagate_secant,
     with_backward_rule,
+    with_scaled_gradient,
+    with_secant_gradient,
 )
 from .linear_rules import FirstLayerRule, LinearOp, LinearRule, dense_input_gradient
-from .recurrent import CELLS, run_recurrent
-from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient, first_tensor
+from .recurrent import CELL_FN_BY_KIND, run_recurrent
+from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient_fn, first_tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LayerRules:
     first_layer: FirstLayerRule | None = None
 
 
-class LRPMode(OpMode):
+class LRPMode(OpReplacementMode):
     """While open, the backward pass of each op of a model with constant parameters propagates relevance, by the rules.
 
     Raises RuleError, within the forward pass, at an op without a rule.
@@ -79,7 +79,7 @@ class LRPMode(OpMode):
     def _run_op(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         op_name = name.strip("_") if name.startswith("__") else name
         variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]  # parameters are constant
-        if not variables or op_name in op_rules.NON_OPS or not torch.is_grad_enabled():
+        if not variables or op_name in op_rules.NON_COMPUTING_OPS or not torch.is_grad_enabled():
             return NotImplemented
         if is_in_place(func, args, {}):  # on a copy, which has no annotations
             func = partial(run_on_clone, func)
@@ -92,22 +92,23 @@ class LRPMode(OpMode):
         if op_name in op_rules.DECOMPOSED_FUNCTIONS and isinstance(func, FunctionType):
             return self._run_decomposed(func, args, kwargs)
         if op_name in op_rules.CONV_OPS or op_name == "linear":
-            return self._layer_rule(op_name, func, args, kwargs)
+            return self._conv_or_linear_rule(op_name, func, args, kwargs)
         if op_name in op_rules.PRODUCT_OPS or (
             op_name in op_rules.AFFINE_OPS and op_name.lstrip("ri") in ("mul", "multiply")
         ):
             return self._product_rule(op_name, func, args, kwargs, variables)
         if op_name in op_rules.ELEMENTWISE_OPS:
             return self._elementwise_rule(op_name, func, args, kwargs, variables)
-        if op_name in op_rules.GRADIENT_SCALES:
-            run = partial(call_with_tensors, func, args, kwargs, variables[:1])
+        if op_name in op_rules.GRADIENT_SCALE_BY_OP:
+            run = partial(call_with_replaced_tensors, func, args, kwargs, variables[:1])
             return annotate(
-                propagate_gradient(run, variables[:1], op_rules.GRADIENT_SCALES[op_name]), gate_rank=_gate_rank(op_name)
+                with_scaled_gradient(run, variables[:1], op_rules.GRADIENT_SCALE_BY_OP[op_name]),
+                gate_rank=_gate_rank(op_name),
             )
-        if op_name in NORM_OPS:
-            return NORM_OPS[op_name](*args, **kwargs)
-        if op_name in OP_RULES:
-            return OP_RULES[op_name](self, func, args, kwargs)
+        if op_name in COMPOSITE_OP_BY_NAME:
+            return COMPOSITE_OP_BY_NAME[op_name](*args, **kwargs)
+        if op_name in RULE_METHOD_BY_OP_NAME:
+            return RULE_METHOD_BY_OP_NAME[op_name](self, func, args, kwargs)
         return self._default_rule(op_name, func, args, kwargs, variables)
 
     def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
@@ -134,7 +135,7 @@ class LRPMode(OpMode):
     def _run_decomposed(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """Run a function of torch.nn.functional so that the ops inside it get their rules."""
         with self:
-            return without_override_checks(func)(*args, **kwargs)
+            return without_torch_function_checks(func)(*args, **kwargs)
 
     # -- ops of one variable -----------------------------------------------------------------------------------------
 
@@ -148,9 +149,9 @@ class LRPMode(OpMode):
         rank = annotations[0].gate_rank if is_single else SIGNAL_RANK
         linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
         bounds: list[tuple[Tensor, Tensor]] | list[None] = [None] * len(list(tensors_in(out)))
-        joins = is_single or op_name in op_rules.JOIN_OPS
+        joins = is_single or op_name in op_rules.CONCATENATION_OPS
         if joins and all(k.bounds for k in annotations) and not is_active_dropout(op_name, args, kwargs):
-            run = partial(call_with_tensors, func, args, kwargs, variables)
+            run = partial(call_with_replaced_tensors, func, args, kwargs, variables)
             ends = [list(tensors_in(run(*(k.bounds[i] for k in annotations if k.bounds)))) for i in (0, 1)]
             bounds = [(torch.minimum(*pair), torch.maximum(*pair)) for pair in zip(*ends, strict=True)]
         for h, h_bounds in zip(tensors_in(out), bounds, strict=True):
@@ -162,15 +163,15 @@ class LRPMode(OpMode):
             raise RuleError(f"LRP has no rule for {op_name} with settings that depend on the input")
         if op_name in ("pow", "ipow") and has_negative_exponent(args, kwargs):
             return func(*detached(args), **detached(kwargs))
-        f = partial(call_with_tensors, func, args, kwargs, variables)
+        f = partial(call_with_replaced_tensors, func, args, kwargs, variables)
         return annotate(
-            propagate_secant(f, variables[0]),
+            with_secant_gradient(f, variables[0]),
             gate_rank=SIGNAL_RANK if is_one_sided_clamp(op_name, args, kwargs) else _gate_rank(op_name),
         )
 
     # -- ops with weights --------------------------------------------------------------------------------------------
 
-    def _layer_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    def _conv_or_linear_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         arguments = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
         x, w, b = (arguments.pop(k, None) for k in ("input", "weight", "bias"))
         rest = args[3:]
@@ -183,12 +184,12 @@ class LRPMode(OpMode):
         f = partial(call_without_bias, func, rest, arguments)
         bias = None if b is None else broadcast_bias(b, w, op_name)
         input_gradient = (
-            dense_input_gradient if op_name == "linear" else conv_op_input_gradient(op_name, x, w, rest, arguments)
+            dense_input_gradient if op_name == "linear" else conv_op_input_gradient_fn(op_name, x, w, rest, arguments)
         )
         op = LinearOp(f, x, w, bias, op_name != "linear", None if is_transposed else 0, input_gradient)
-        return self._linear_rule(func(*args, **kwargs), op, x)
+        return self._attach_rule_to_linear_op(func(*args, **kwargs), op, x)
 
-    def _linear_rule(self, out: Any, op: LinearOp, x: Tensor) -> Tensor:
+    def _attach_rule_to_linear_op(self, out: Any, op: LinearOp, x: Tensor) -> Tensor:
         source = with_backward_rule(x.detach().clone(), lambda c: (c,), x)
         b = None if op.b is None else op.b.detach()
         op = replace(op, a=source.detach().to(op.w.dtype), w=op.w.detach(), b=b)
@@ -215,21 +216,21 @@ class LRPMode(OpMode):
                 return self._default_rule(op_name, func, args, kwargs, variables)
             others = [t for t in tensors_in((args, kwargs)) if t is not variables[0]]
             if len(others) == 1:
-                f = lambda a, w: call_with_tensors(func, args, kwargs, [variables[0], others[0]], a, w)  # noqa: E731
+                f = lambda a, w: call_with_replaced_tensors(func, args, kwargs, [variables[0], others[0]], a, w)  # noqa: E731
                 op = LinearOp(f, variables[0], others[0], None, is_conv=False)
-                return self._linear_rule(func(*args, **kwargs), op, variables[0])
+                return self._attach_rule_to_linear_op(func(*args, **kwargs), op, variables[0])
         ranks = [annotation_of(v).gate_rank for v in variables]
         receivers = [i for i, r in enumerate(ranks) if r < max(ranks)] or list(range(len(ranks)))
-        run = partial(call_with_variables, func, args, kwargs, variables, receivers)
+        run = partial(call_with_replaced_variables, func, args, kwargs, variables, receivers)
         return annotate(
-            propagate_gradient(run, [variables[i] for i in receivers], 1 / len(receivers)), gate_rank=min(ranks)
+            with_scaled_gradient(run, [variables[i] for i in receivers], 1 / len(receivers)), gate_rank=min(ranks)
         )
 
     def _addmm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """addmm and baddbmm: beta * bias + alpha * (a @ b)."""
         bias, a, b = args
         if a.requires_grad and not (bias.requires_grad or b.requires_grad or kwargs):
-            return self._linear_rule(func(*args), LinearOp(torch.matmul, a, b, bias, is_conv=False), a)
+            return self._attach_rule_to_linear_op(func(*args), LinearOp(torch.matmul, a, b, bias, is_conv=False), a)
         with self:
             return kwargs.get("beta", 1) * bias + kwargs.get("alpha", 1) * (a @ b)
 
@@ -239,22 +240,24 @@ class LRPMode(OpMode):
         q, k, v = (arguments.pop(n) for n in ("query", "key", "value"))
         if not v.requires_grad:
             with self:
-                weights, v = composite_ops.attention_weights(q, k, v, *args[3:], **arguments)
+                weights, v = composite_ops.attention_weights_and_values(q, k, v, *args[3:], **arguments)
                 return weights @ v
         with torch.no_grad():
-            weights, _ = composite_ops.attention_weights(q, k, v, *args[3:], **arguments)
+            weights, _ = composite_ops.attention_weights_and_values(q, k, v, *args[3:], **arguments)
         n_repeats = weights.shape[-3] // v.shape[-3] if arguments.get("enable_gqa") else 1
-        return propagate_gradient(lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [v])
+        return with_scaled_gradient(
+            lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [v]
+        )
 
     def _batch_norm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """An affine map by its statistics; one with the convolution or linear layer that it directly follows."""
         x = args[0]
-        scale, shift = composite_ops.batch_norm_affine(*args, **kwargs)
+        scale, shift = composite_ops.batch_norm_scale_and_shift(*args, **kwargs)
         linear_source = annotation_of(x).linear_source
         if linear_source is not None and linear_source[0].can_scale_outputs(x):
             op, *sources = linear_source
             out = func(*detached(args), **detached(kwargs))
-            merged = op.scale_outputs(scale.to(op.w), shift.to(op.w))
+            merged = op.with_affine_outputs(scale.to(op.w), shift.to(op.w))
             return self._attach_rule(first_tensor(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
@@ -268,14 +271,14 @@ class LRPMode(OpMode):
             return run_recurrent(plain_op_name(func), *args)
 
 
-OP_RULES: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {
+RULE_METHOD_BY_OP_NAME: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {
     **dict.fromkeys(("addmm", "baddbmm"), LRPMode._addmm_rule),
     "scaled_dot_product_attention": LRPMode._attention_rule,
     "batch_norm": LRPMode._batch_norm_rule,
     **dict.fromkeys(("std_mean", "var_mean"), LRPMode._std_or_var_mean_rule),
-    **dict.fromkeys(CELLS, LRPMode._recurrent_rule),
+    **dict.fromkeys(CELL_FN_BY_KIND, LRPMode._recurrent_rule),
 }
-NORM_OPS: dict[str, Callable[..., Tensor]] = {
+COMPOSITE_OP_BY_NAME: dict[str, Callable[..., Tensor]] = {
     "layer_norm": composite_ops.layer_norm,
     "rms_norm": composite_ops.rms_norm,
     "group_norm": composite_ops.group_norm,

@@ -7,7 +7,7 @@ def _split_words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-NON_OPS = _split_words("get set delete requires_grad register_hook retain_grad data resize backward")
+NON_COMPUTING_OPS = _split_words("get set delete requires_grad register_hook retain_grad data resize backward")
 """What is no op: properties, and calls that must reach the tensor itself."""
 
 SHAPE_OPS = _split_words("""
@@ -28,7 +28,7 @@ AFFINE_OPS = _split_words("""
     itruediv idiv
 """)
 
-JOIN_OPS = _split_words("cat concat concatenate stack hstack vstack dstack column_stack")
+CONCATENATION_OPS = _split_words("cat concat concatenate stack hstack vstack dstack column_stack")
 
 LINEAR_OPS = _split_words("""
     sum mean nanmean nansum cumsum sum_to_size avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
@@ -39,20 +39,20 @@ LINEAR_OPS = _split_words("""
 """)
 """Weights that no rule is for: plain sums."""
 
-MAX_OPS = _split_words("""
+ORDER_STATISTIC_OPS = _split_words("""
     max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool2d_with_indices
     adaptive_max_pool1d_with_indices adaptive_max_pool3d_with_indices max amax min amin median maximum minimum fmax fmin
     topk sort kthvalue
 """)
 
-PLAIN_GRADIENT_OPS = SHAPE_OPS | AFFINE_OPS | JOIN_OPS | LINEAR_OPS | MAX_OPS
+PLAIN_GRADIENT_OPS = SHAPE_OPS | AFFINE_OPS | CONCATENATION_OPS | LINEAR_OPS | ORDER_STATISTIC_OPS
 """Their gradient shares relevance as it should be."""
 
 ANNOTATION_PRESERVING_OPS = (
     SHAPE_OPS
     | AFFINE_OPS
-    | JOIN_OPS
+    | CONCATENATION_OPS
     | _split_words("""
     interpolate upsample upsample_nearest2d upsample_bilinear2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d
@@ -69,7 +69,7 @@ ELEMENTWISE_OPS = _split_words("""
 GATE_OPS = _split_words("sigmoid hardsigmoid softmax exp erf sqrt norm linalg_norm linalg_vector_norm std var")
 BOUNDED_OPS = _split_words("tanh relu6 hardtanh clamp clip softsign")
 
-GRADIENT_SCALES = {
+GRADIENT_SCALE_BY_OP = {
     "softmax": 1.0, "log_softmax": 1.0, "logsumexp": 1.0, "norm": 1.0, "linalg_norm": 1.0, "linalg_vector_norm": 1.0,
     "std": 1.0, "var": 0.5, "softmin": 1.0,
 }  # fmt: skip
@@ -85,7 +85,8 @@ DECOMPOSED_FUNCTIONS = _split_words("""
 """Functions of torch.nn.functional that are looked into."""
 
 _RULED_NODE_NAMES = _split_words("""
-    Relevance View ViewAs Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Alias Clone Transpose Permute T Slice Select
+    BackwardRuleFunction View ViewAs Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Alias Clone Transpose Permute T
+    Slice Select
     ToCopy Expand Repeat RepeatInterleave Split SplitWithSizes UnsafeSplit Chunk Unbind Stack Cat Index IndexSelect
     Gather Take Unfold Im2Col Col2Im AsStrided Diagonal Diag Tril Triu Flip Roll Rot90 ConstantPadNd ReflectionPad1D
     ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D PixelShuffle PixelUnshuffle

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import RuleError
 
 State = tuple[Tensor, ...]
-Cell = Callable[[Tensor, State, Sequence[Tensor]], State]
+CellFn = Callable[[Tensor, State, Sequence[Tensor]], State]
 """(x_t, state, weights) -> the next state; its first part is the output."""
 
 
@@ -50,7 +50,12 @@ def _relu_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     return ((from_x + from_h).relu(),)
 
 
-CELLS: dict[str, Cell] = {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tanh_cell, "rnn_relu": _relu_cell}
+CELL_FN_BY_KIND: dict[str, CellFn] = {
+    "lstm": _lstm_cell,
+    "gru": _gru_cell,
+    "rnn_tanh": _tanh_cell,
+    "rnn_relu": _relu_cell,
+}
 
 
 def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
@@ -67,8 +72,8 @@ def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
         outs = []
         for direction in range(n_directions):
             i = layer * n_directions + direction
-            out, state = _run_layer(
-                CELLS[kind],
+            out, state = _run_layer_in_one_direction(
+                CELL_FN_BY_KIND[kind],
                 h,
                 tuple(s[i] for s in initial_state),
                 weights[i * n_weights : (i + 1) * n_weights],
@@ -81,7 +86,9 @@ def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
     return h.transpose(0, 1) if batch_first else h, *(torch.stack(s) for s in zip(*last_states, strict=True))
 
 
-def _run_layer(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], reverse: bool) -> tuple[Tensor, State]:
+def _run_layer_in_one_direction(
+    cell: CellFn, x: Tensor, state: State, weights: Sequence[Tensor], reverse: bool
+) -> tuple[Tensor, State]:
     """One layer in one direction over x (T, N, C): its outputs (T, N, H) and the last state."""
     steps = x.unbind(0)[::-1] if reverse else x.unbind(0)
     outs = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hooks import tensors_in
 from .arguments import Args, Func, Kwargs
-from .linear_rules import InputGradient, conv_input_gradient
+from .linear_rules import InputGradientFn, conv_input_gradient_fn
 
 
 def first_tensor(out: Any) -> Tensor:
@@ -19,13 +19,15 @@ def call_without_bias(func: Func, trailing_args: Args, kwargs: Kwargs, a: Tensor
     return func(a, w, None, *trailing_args, **kwargs)
 
 
-def conv_op_input_gradient(
+def conv_op_input_gradient_fn(
     op_name: str, x: Tensor, w: Tensor, trailing_args: Args, kwargs: Kwargs
-) -> InputGradient | None:
+) -> InputGradientFn | None:
     if op_name not in ("conv1d", "conv2d", "conv3d") or x.ndim != w.ndim:
         return None
     settings = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    return conv_input_gradient(w.ndim - 2, {**settings, **dict(zip(settings, trailing_args, strict=False)), **kwargs})
+    return conv_input_gradient_fn(
+        w.ndim - 2, {**settings, **dict(zip(settings, trailing_args, strict=False)), **kwargs}
+    )
 
 
 def broadcast_bias(b: Tensor, w: Tensor, op_name: str) -> Tensor:

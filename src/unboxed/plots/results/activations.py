@@ -26,23 +26,31 @@ from ..compare import cka_plot
 from ..embedding import scatters
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from ..units import Unit, histogram, units_sheet, value_range_text
-from .common import MAX_FIGURE_EXAMPLES, as_images, class_name, examples_at, image_tiles, labels_of, row_names
+from ..units import PlottedUnit, histogram, units_sheet, value_range_text
+from .common import (
+    MAX_EXAMPLES_PER_FIGURE,
+    class_name,
+    fetch_images_at,
+    image_tiles,
+    images_or_none,
+    labels_of,
+    numbered_names,
+)
 
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_FIGURE_UNITS = 12  # units of a layer that a figure shows
+MAX_UNITS_PER_FIGURE = 12  # units of a layer that a figure shows
 MAX_CELLS, MAX_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
 HISTOGRAMS_PER_ROW = 4
-FIELD_OUTLINE_COLOR = (255, 176, 0)
+RECEPTIVE_FIELD_COLOR = (255, 176, 0)
 
 
 def layer_maps_figures(results: Sequence[Any]) -> Figures:
     """Activation maps of several layers, a row per layer and a figure per example; empty for other results."""
     if not results or not all(isinstance(r, LayerMaps) for r in results):
         return {}
-    n = min(len(results[0].outputs), MAX_FIGURE_EXAMPLES)
+    n = min(len(results[0].outputs), MAX_EXAMPLES_PER_FIGURE)
     return {f"example {i}": draw.activations(results, i, title=f"Activations, example {i}") for i in range(n)}
 
 
@@ -70,9 +78,9 @@ def _cka_figures(result: CKA, box: Box | None = None, *, data: Any = None) -> Fi
 @figures.register(Neighbors)
 def _neighbors_figures(result: Neighbors, box: Box | None = None, *, data: Any = None) -> Figures:
     """The nearest examples, the nearest first; without the data, their numbers and distances."""
-    n, k = min(len(result.indices), MAX_FIGURE_EXAMPLES), result.indices.shape[1]
-    queries, places = row_names(n, "query"), [f"nearest {j + 1}" for j in range(k)]
-    images = examples_at(data, result.indices[:n], box)
+    n, k = min(len(result.indices), MAX_EXAMPLES_PER_FIGURE), result.indices.shape[1]
+    queries, places = numbered_names(n, "query"), [f"nearest {j + 1}" for j in range(k)]
+    images = fetch_images_at(data, result.indices[:n], box)
     if images is None:
         table = matrix_plot(result.distances[:n], queries, places, title="Nearest neighbors", unit="distance")
         return {"neighbors": table}
@@ -90,12 +98,14 @@ def _patching_figures(result: Patching, box: Box | None = None, *, data: Any = N
     """The restored fraction of each layer; where only one was patched in parts, of each part."""
     if len(result.layers) == 1 and result.layers[0].restored_fraction.ndim > 1:
         values, what = result.layers[0].restored_fraction.flatten(1)[:, :MAX_CELLS], f"part of {result.layers[0].path}"
-        columns = row_names(values.shape[1], "")
+        columns = numbered_names(values.shape[1], "")
     else:
         values, what, columns = result.matrix, "layer", [layer.path for layer in result.layers]
     values = values[:MAX_CELLS]
-    plot = matrix_plot(values, row_names(len(values)), columns, ("", what), title="Activation patching", kind="signed",
-                       unit="restored fraction of the score")  # fmt: skip
+    plot = matrix_plot(
+        values, numbered_names(len(values)), columns, ("", what),
+        title="Activation patching", kind="signed", unit="restored fraction of the score",
+    )  # fmt: skip
     return {"patching": plot}
 
 
@@ -109,7 +119,7 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
     for top, left, bottom, right in bounds.tolist():
         n_positions[top:bottom, left:right] += 1
     center = result.bounds[tuple(s // 2 for s in result.bounds.shape[:-1])].tolist()
-    image = draw.outline_rectangle(colors.magnitude_to_rgb(n_positions), center, FIELD_OUTLINE_COLOR, side=224)
+    image = draw.outline_rectangle(colors.magnitude_to_rgb(n_positions), center, RECEPTIVE_FIELD_COLOR, side=224)
     (h, w), (dy, dx) = result.size, result.stride
     caption = f"outlined: the central position sees {h} × {w} pixels" + (f"; stride {dy} × {dx}" if dy or dx else "")
     bar = ColorBar("magnitude", float(n_positions.max()) or 1.0, "positions that see a pixel")
@@ -119,9 +129,9 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
 
 
 @figures.register(Projections)
-def _projection_figures(result: Projections, box: Box | None = None, *, data: Any = None) -> Figures:
+def _back_projection_figures(result: Projections, box: Box | None = None, *, data: Any = None) -> Figures:
     """What raises each unit in each example, with the unit's receptive field outlined; below the examples if given."""
-    maps = as_images(result.map[:MAX_FIGURE_EXAMPLES])
+    maps = images_or_none(result.map[:MAX_EXAMPLES_PER_FIGURE])
     if maps is None:
         return {}
     vmax = draw.shared_vmax(maps)
@@ -129,9 +139,9 @@ def _projection_figures(result: Projections, box: Box | None = None, *, data: An
     tiles: list[Tile | None] = []
     for m, unit, value, bounds in rows:
         rgb = draw.signed_map_to_rgb(m, vmax)
-        image = draw.outline_rectangle(rgb, bounds, FIELD_OUTLINE_COLOR, side=112) if bounds else rgb
+        image = draw.outline_rectangle(rgb, bounds, RECEPTIVE_FIELD_COLOR, side=112) if bounds else rgb
         tiles.append(Tile(image, f"unit {unit}\nvalue {value:.3g}"))
-    x = examples_at(data, range(len(tiles)), box)
+    x = fetch_images_at(data, range(len(tiles)), box)
     grid = [tiles] if x is None else [image_tiles(x), tiles]
     names = ["projection"] if x is None else ["input", "projection"]
     bar = ColorBar("signed", vmax, "red raises the unit's activation")
@@ -147,7 +157,7 @@ def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any
     change = result.logits_change[:MAX_CELLS, :MAX_CELLS]
     classes = [class_name(k, result.classes, box) for k in range(change.shape[1])]
     plot = matrix_plot(
-        change, row_names(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
+        change, numbered_names(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
     )
     return {"logits": plot}
 
@@ -155,7 +165,7 @@ def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any
 @figures.register(UnitStatistics)
 def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data: Any = None) -> Figures:
     """The histograms of the first units."""
-    units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_FIGURE_UNITS))]
+    units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_UNITS_PER_FIGURE))]
     tiles: list[Tile | None] = [
         Tile(histogram(u), f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_fraction[u.number]):.0%}")
         for u in units
@@ -166,21 +176,21 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
     return {"histograms": contact_sheet(grid, title=title, side=150)}
 
 
-def _unit_to_plot(statistics: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()) -> Unit:
+def _unit_to_plot(statistics: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()) -> PlottedUnit:
     counts, edges = statistics.counts[k].cpu().numpy(), statistics.edges[k].double().cpu().numpy()
     patches = np.zeros((0, 1, 1, 1)) if patches is None else patches
     value_range = statistics.histogram_range[k].tolist()
-    return Unit(k, patches, None, values, counts, edges, value_range, bool(statistics.dead[k]))
+    return PlottedUnit(k, patches, None, values, counts, edges, value_range, bool(statistics.dead[k]))
 
 
 @figures.register(TopExamples)
 def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: Any = None) -> Figures:
     """The examples with the largest activations of the first units; without data, the histograms of the values."""
-    units = [k for k in range(len(result.value)) if not bool(result.dead[k])][:MAX_FIGURE_UNITS]
+    units = [k for k in range(len(result.value)) if not bool(result.dead[k])][:MAX_UNITS_PER_FIGURE]
     if (data is None and not result.inputs) or not units:
         return figures(result.statistics, box)
     examples = result.fetch_examples(data, units, None if box is None else box.inputs)  # (U, k, ...)
-    images = as_images(examples.flatten(0, 1))
+    images = images_or_none(examples.flatten(0, 1))
     if images is None:
         return figures(result.statistics, box)
     patches = images.reshape(*examples.shape[:2], *images.shape[1:])

@@ -10,7 +10,7 @@ from PIL import Image
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
 from ...adversarial.changes import prediction_changes
 from .. import colors
-from ..attack_sheet import DISTANCE_NAMES, attack_sheet, change_sheet, round_magnification
+from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, change_sheet, round_magnification
 from ..charts import bar_chart, line_chart
 from ..draw import signed_map_to_rgb
 from ..figures import Figures, figures
@@ -18,7 +18,7 @@ from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_ROW_PANELS, change_bars, stack_panels
-from .common import MAX_FIGURE_EXAMPLES, class_name, first_image_part, input_parts, row_changes
+from .common import MAX_EXAMPLES_PER_FIGURE, class_name, first_image_part, input_parts, row_changes
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -32,9 +32,9 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     if result.input is None:
         return {}
     if first_image_part(result.images) is None:
-        return _feature_changes(result, box)
+        return _feature_change_figures(result, box)
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
-        rows = _shown_rows(result)
+        rows = _rows_fooled_first(result)
         changes = prediction_changes(box, result.input, result, rows)
         return (
             {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=_success_title(result))}
@@ -55,8 +55,8 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
 
 def _change_sheet(result: Adversarial) -> Image.Image:
     """Without predictions."""
-    norm = DISTANCE_NAMES.get(result.norm, result.norm)
-    rows = _shown_rows(result)
+    norm = DISTANCE_NAME_BY_NORM.get(result.norm, result.norm)
+    rows = _rows_fooled_first(result)
     captions = {
         "original": [""] * len(rows),
         "adversarial": ["adversarial" if result.success[i] else "not fooled" for i in rows],
@@ -66,10 +66,10 @@ def _change_sheet(result: Adversarial) -> Image.Image:
     return change_sheet(x, z, captions, title=_success_title(result))
 
 
-def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
+def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: which columns were changed, and how far."""
     parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
-    rows = _shown_rows(result)[:MAX_ROW_PANELS]
+    rows = _rows_fooled_first(result)[:MAX_ROW_PANELS]
     titles = [f"example {i}{'' if result.success[i] else ', not fooled'}" for i in rows]
     return {
         f"change {name}".rstrip(): stack_panels(
@@ -79,15 +79,15 @@ def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
     }
 
 
-def _shown_rows(result: Adversarial) -> list[int]:
+def _rows_fooled_first(result: Adversarial) -> list[int]:
     """The examples that are drawn: those that are fooled come first."""
     order: list[int] = (~result.success.cpu()).to(torch.uint8).argsort(stable=True).tolist()
-    return order[:MAX_FIGURE_EXAMPLES]
+    return order[:MAX_EXAMPLES_PER_FIGURE]
 
 
 def _success_title(result: Adversarial) -> str:
     n = len(result.success)
-    shown = f"; {MAX_FIGURE_EXAMPLES} of {n} shown" if n > MAX_FIGURE_EXAMPLES else ""
+    shown = f"; {MAX_EXAMPLES_PER_FIGURE} of {n} shown" if n > MAX_EXAMPLES_PER_FIGURE else ""
     return f"{int(result.success.sum())} of {n} fooled{shown}"
 
 
@@ -95,7 +95,7 @@ def _success_title(result: Adversarial) -> str:
 def _universal_figures(result: Universal, box: Box | None = None, *, data: Any = None) -> Figures:
     """The perturbation, enlarged to the whole range, and its fooling rate by step."""
     images = first_image_part(result.perturbation)
-    rates = {} if not len(result.fooling_rates) else {"fooling rate": _rate_chart(result.fooling_rates)}
+    rates = {} if not len(result.fooling_rates) else {"fooling rate": _fooling_rate_chart(result.fooling_rates)}
     if images is None:
         return rates
     vmax = colors.max_magnitude(images)
@@ -103,7 +103,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
     image = signed_map_to_rgb(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
     aim = "another class" if result.target is None else class_name(result.target, (), box)
     note = "" if is_gray else f"\n× {factor:g}, gray: none"
-    caption = f"{DISTANCE_NAMES.get(result.norm, result.norm)} {result.eps:g}{note}"
+    caption = f"{DISTANCE_NAME_BY_NORM.get(result.norm, result.norm)} {result.eps:g}{note}"
     bars = [ColorBar("signed", vmax, "change, in parts of the pixel range")] * is_gray
     sheet = contact_sheet([[Tile(image, caption)]], title=f"One perturbation to {aim}", bars=bars, side=224)
     return {"perturbation": sheet, **rates}
@@ -114,7 +114,7 @@ def _patch_figures(result: Patch, box: Box | None = None, *, data: Any = None) -
     """The patch as a page, images with it where the data are given, and its fooling rate by step."""
     classes = () if box is None else box.classes
     page = {"patch": printable_patch(result, classes=classes, side=PATCH_SIDE_PIXELS)}
-    return {**page, "fooling rate": _rate_chart(result.fooling_rates)} if len(result.fooling_rates) else page
+    return {**page, "fooling rate": _fooling_rate_chart(result.fooling_rates)} if len(result.fooling_rates) else page
 
 
 @figures.register(Fooling)
@@ -127,5 +127,5 @@ def _fooling_figures(result: Fooling, box: Box | None = None, *, data: Any = Non
     return {"images": image_sheet(result, captions=captions, columns=5), "confidence": chart}
 
 
-def _rate_chart(rates: Any) -> Image.Image:
+def _fooling_rate_chart(rates: Any) -> Image.Image:
     return line_chart({"": (range(1, len(rates) + 1), rates)}, x_label="step", y_label="fooling rate", y_range=(0, 1))

@@ -15,7 +15,7 @@ from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_ROW_PANELS, column_swarm, contribution_bars, stack_panels
-from .common import MAX_FIGURE_EXAMPLES, as_images, column_names, input_parts, target_names
+from .common import MAX_EXAMPLES_PER_FIGURE, column_names, images_or_none, input_parts, target_names
 
 LABEL = "attribution to the score"
 MIN_SWARM_ROWS = 8  # rows from which a summary is drawn
@@ -39,16 +39,16 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
 
 
 def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Box | None) -> Image.Image:
-    n = min(len(m), MAX_FIGURE_EXAMPLES)
+    n = min(len(m), MAX_EXAMPLES_PER_FIGURE)
     names = target_names(attribution.target, n, attribution.classes, box)
     title = f"{attribution.method or 'Attribution'}{f' of layer {attribution.layer}' if attribution.layer else ''}"
-    maps = as_images(m)
+    maps = images_or_none(m)
     if maps is None:
         heads = [f"{title}, example {i}{f': {name}' if name else ''}" for i, name in enumerate(names)]
         return _row_panels(m, x, heads[:MAX_ROW_PANELS], column_names(box, part, m[0].numel() if len(m) else 0))
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
-    images = as_images(x)
+    images = images_or_none(x)
     return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
 
 
@@ -64,7 +64,7 @@ def _row_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) 
 def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str] = (), title: str = "") -> Image.Image:
     """Inputs (N, C, H, W) above their maps (N, C or 1, H, W), on one scale; photos get the map laid over them, too."""
     summed = colors.sum_channels(maps)  # (N, H, W)
-    rgb, bar = _color_maps(summed)
+    rgb, bar = _maps_rgb_and_color_bar(summed)
     ranges = [f"{m.min():.2g} to {m.max():.2g}" for m in summed]
     rows = [[*map(Tile, rgb, ranges)]]
     names = ["map"]
@@ -73,15 +73,15 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
         padded = [*captions, *[""] * (len(images) - len(captions))]
         rows.insert(0, [*map(Tile, images, padded)])
         names.insert(0, "input")
-        is_photo = max(images.shape[1:3]) > colors.MAX_NEAREST_NEIGHBOR_SIDE and images.shape[:3] == summed.shape
+        is_photo = max(images.shape[1:3]) > colors.MAX_PIXELATED_SIDE_PIXELS and images.shape[:3] == summed.shape
         if is_photo and bar.kind == "signed":
             rows.append([Tile(overlay_map(i, m, bar.vmax)) for i, m in zip(images, summed, strict=True)])
             names.append("map over input")
-    side = (168 if len(maps) > 2 else 224) if max(summed.shape[1:]) > colors.MAX_NEAREST_NEIGHBOR_SIDE else 120
+    side = (168 if len(maps) > 2 else 224) if max(summed.shape[1:]) > colors.MAX_PIXELATED_SIDE_PIXELS else 120
     return contact_sheet(rows, title=title, names=names, bars=[bar], side=side)
 
 
-def _color_maps(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
+def _maps_rgb_and_color_bar(maps: colors.Array) -> tuple[colors.Uint8Array, ColorBar]:
     """Signed maps around zero; maps that are positive everywhere from the smallest value of each."""
     low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
     if (low > 0).all():

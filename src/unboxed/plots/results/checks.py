@@ -23,23 +23,23 @@ from ...checks import (
     ShortcutReport,
     Verdict,
 )
-from ...checks.verdict import Evidence, TestOutcome
+from ...checks.verdict import TestOutcome, VerdictEvidence
 from ..charts import bar_chart, interval_chart, line_chart
 from ..draw import color_map_on_own_scale
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
-from .common import MAX_FIGURE_EXAMPLES, as_images, image_tiles, row_names
+from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, numbered_names
 
 if TYPE_CHECKING:
     from ...box import Box
 
-SIMILARITY_NAMES = {
+SIMILARITY_NAME_BY_KIND = {
     "signed": "rank correlation", "absolute": "rank correlation of magnitudes", "ssim": "SSIM of magnitudes",
     "hog": "correlation of HOG features",
 }  # fmt: skip
-SIMILARITY_LABEL = "similarity (1: the same map)"
-MAX_EXAMPLE_LINES = 8  # examples whose curves are drawn beside the mean
+SIMILARITY_AXIS_LABEL = "similarity (1: the same map)"
+MAX_EXAMPLES_WITH_OWN_LINE = 8  # examples whose curves are drawn beside the mean
 
 
 @figures.register(MapSimilarity)
@@ -51,14 +51,15 @@ def _similarity_figures(result: MapSimilarity, box: Box | None = None, *, data: 
 def _randomization_figures(result: Randomization, box: Box | None = None, *, data: Any = None) -> Figures:
     """The similarities layer by layer, averaged over the examples; and the maps, where they were kept."""
     lines = {
-        words: (range(len(result.layers)), getattr(result, name).nanmean(1)) for name, words in SIMILARITY_NAMES.items()
+        words: (range(len(result.layers)), getattr(result, name).nanmean(1))
+        for name, words in SIMILARITY_NAME_BY_KIND.items()
     }
     title = f"Randomization of the layers, {result.mode}"
-    chart = line_chart(lines, title=title, y_label=SIMILARITY_LABEL, y_range=(-0.2, 1), ticks=result.layers)
-    if result.maps is None or as_images(result.original) is None:
+    chart = line_chart(lines, title=title, y_label=SIMILARITY_AXIS_LABEL, y_range=(-0.2, 1), ticks=result.layers)
+    if result.maps is None or images_or_none(result.original) is None:
         return {"randomization": chart}
     rows = [result.original, *result.maps]
-    grid = [_own_scale_tiles(m[:MAX_FIGURE_EXAMPLES]) for m in rows]
+    grid = [_own_scale_tiles(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
     sheet = contact_sheet(
         grid, title=title, names=["the model", *(f"{name} randomized" for name in result.layers)], side=84
     )
@@ -82,7 +83,7 @@ def _random_input_figures(result: RandomInput, box: Box | None = None, *, data: 
 def _constant_model_figures(result: ConstantModel, box: Box | None = None, *, data: Any = None) -> Figures:
     """The spread of the maps where nothing can be explained (0 is right), and those maps."""
     spread = {"constant input": result.constant_input, "constant output": result.constant_output}
-    names = row_names(min(len(result.constant_input), MAX_FIGURE_EXAMPLES))
+    names = numbered_names(min(len(result.constant_input), MAX_EXAMPLES_PER_FIGURE))
     chart = bar_chart({k: v[: len(names)] for k, v in spread.items()}, names, title="Maps of a constant model",
                       label="spread relative to the model's maps (0 is right)")  # fmt: skip
     return {
@@ -98,7 +99,7 @@ def _edge_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any =
     bars = _similarity_bars(both, "Similarity to the edges of the input", ("absolute", "ssim", "hog"))
     return {
         "similarity": bars,
-        "edges": contact_sheet([image_tiles(result.edges[:MAX_FIGURE_EXAMPLES])], title="Edges (Sobel)", side=84),
+        "edges": contact_sheet([image_tiles(result.edges[:MAX_EXAMPLES_PER_FIGURE])], title="Edges (Sobel)", side=84),
     }
 
 
@@ -106,14 +107,14 @@ def _edge_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any =
 def _curve_figures(result: PerturbationCurve, box: Box | None = None, *, data: Any = None) -> Figures:
     title = f"Mean area under the curve {float(result.auc.mean()):.3g}"
     label = "fraction of the pixels changed, most important first"
-    return {"curve": _score_chart(result.fractions, result.curve, title, label)}
+    return {"curve": _mean_score_chart(result.fractions, result.curve, title, label)}
 
 
 @figures.register(Road)
 def _road_figures(result: Road, box: Box | None = None, *, data: Any = None) -> Figures:
     """The score, and the accuracy where there are classes, while pixels are removed and imputed."""
     x_label = "fraction of the pixels removed"
-    scores = _score_chart(result.removed_fractions, result.scores, "Remove and debias (ROAD)", x_label)
+    scores = _mean_score_chart(result.removed_fractions, result.scores, "Remove and debias (ROAD)", x_label)
     if result.correct is None:
         return {"scores": scores}
     lines = {"": (result.removed_fractions, result.accuracy)}
@@ -147,24 +148,26 @@ def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = Non
     if not result.tests:
         return {}
     title = f"{result.method}: {result.badge} ({result.reason})"
-    tests = {_test_text(test): _margins(test) for test in result.tests if test.value == test.value}  # without NaN
+    tests = {
+        _test_outcome_text(test): _margin_interval(test) for test in result.tests if test.value == test.value
+    }  # without NaN
     label = "distance from the bound, in the unit of the figure: right of 0 passes"
     return {"tests": interval_chart(tests, title=title, label=label), **_evidence_figures(result.evidence)}
 
 
-def _test_text(test: TestOutcome) -> str:
+def _test_outcome_text(test: TestOutcome) -> str:
     bounds = "above" if test.passes_above else "below"
     return f"{test.name}: {test.value:.2f} [{test.low:.2f}, {test.high:.2f}], passes {bounds} {test.bound:g}"
 
 
-def _margins(test: TestOutcome) -> tuple[float, float, float]:
+def _margin_interval(test: TestOutcome) -> tuple[float, float, float]:
     """The mean, the lower and the upper end of the distance from the bound, positive where the test passes."""
     if test.passes_above:
         return test.value - test.bound, test.low - test.bound, test.high - test.bound
     return test.bound - test.value, test.bound - test.high, test.bound - test.low
 
 
-def _evidence_figures(evidence: Evidence | None) -> Figures:
+def _evidence_figures(evidence: VerdictEvidence | None) -> Figures:
     if evidence is None:
         return {}
     curves = evidence.removal
@@ -176,12 +179,12 @@ def _evidence_figures(evidence: Evidence | None) -> Figures:
     chart = line_chart(
         lines, title="Removal", x_label="fraction removed", y_label="score, mean over examples and fills"
     )
-    if as_images(evidence.x) is None or as_images(evidence.maps) is None:
+    if images_or_none(evidence.x) is None or images_or_none(evidence.maps) is None:
         return {"removal": chart}
     rows = {"map": evidence.maps, **evidence.control_maps}
     grid = [
-        image_tiles(evidence.x[:MAX_FIGURE_EXAMPLES]),
-        *(_own_scale_tiles(m[:MAX_FIGURE_EXAMPLES]) for m in rows.values()),
+        image_tiles(evidence.x[:MAX_EXAMPLES_PER_FIGURE]),
+        *(_own_scale_tiles(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows.values()),
     ]
     return {"maps": contact_sheet(grid, names=["input", *rows], side=84), "removal": chart}
 
@@ -194,7 +197,7 @@ def _shortcut_figures(result: ShortcutReport, box: Box | None = None, *, data: A
 @figures.register(PlantedDataset)
 def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: Any = None) -> Figures:
     """The first examples with a trigger and their labels."""
-    rows = result.has_trigger.nonzero()[:MAX_FIGURE_EXAMPLES, 0].tolist()
+    rows = result.has_trigger.nonzero()[:MAX_EXAMPLES_PER_FIGURE, 0].tolist()
     captions = [
         f"label {int(result.labels[i])}\n{'poisoned' if result.is_poisoned[i] else 'own trigger'}" for i in rows
     ]
@@ -202,28 +205,28 @@ def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: An
 
 
 def _similarity_bars(
-    results: Mapping[str, MapSimilarity], title: str, kinds: Sequence[str] = tuple(SIMILARITY_NAMES)
+    results: Mapping[str, MapSimilarity], title: str, kinds: Sequence[str] = tuple(SIMILARITY_NAME_BY_KIND)
 ) -> Image.Image:
-    names = [SIMILARITY_NAMES[kind] for kind in kinds]
+    names = [SIMILARITY_NAME_BY_KIND[kind] for kind in kinds]
     values = {name: [float(getattr(r, kind).nanmean()) for kind in kinds] for name, r in results.items()}
-    return bar_chart(values, names, title=title, label=SIMILARITY_LABEL)
+    return bar_chart(values, names, title=title, label=SIMILARITY_AXIS_LABEL)
 
 
-def _score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Image.Image:
+def _mean_score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Image.Image:
     """The mean score (S,) of all examples; with few examples, each one's too."""
     lines = {"mean": (x, scores.mean(0))}
-    if 1 < len(scores) <= MAX_EXAMPLE_LINES:
+    if 1 < len(scores) <= MAX_EXAMPLES_WITH_OWN_LINE:
         lines |= {f"example {i}": (x, row) for i, row in enumerate(scores)}
     return line_chart(lines, title=title, x_label=x_label, y_label="score")
 
 
 def _map_rows_figure(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
-    if as_images(rows[0]) is None:
+    if images_or_none(rows[0]) is None:
         return {}
-    grid = [_own_scale_tiles(m[:MAX_FIGURE_EXAMPLES]) for m in rows]
+    grid = [_own_scale_tiles(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
     return {"maps": contact_sheet(grid, names=names, side=84)}
 
 
 def _own_scale_tiles(maps: Tensor) -> list[Tile | None]:
-    images = as_images(maps)
+    images = images_or_none(maps)
     return [] if images is None else [Tile(*color_map_on_own_scale(m)) for m in images]

@@ -19,10 +19,10 @@ from ..sheet import Tile
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_FIGURE_EXAMPLES = 6  # examples that a figure shows
+MAX_EXAMPLES_PER_FIGURE = 6  # examples that a figure shows
 
 
-def as_images(x: Any) -> Tensor | None:
+def images_or_none(x: Any) -> Tensor | None:
     """Inputs or maps as images (N, C, H, W), else None: signals as one row, volumes as their slices."""
     if not isinstance(x, Tensor) or x.ndim not in (3, 4, 5):
         return None
@@ -37,7 +37,7 @@ def input_parts(x: Any) -> dict[str, Any]:
 
 def first_image_part(x: Any) -> Tensor | None:
     """The images (N, C, H, W) of inputs of which one part may be images; None where none is."""
-    images = [as_images(part) for part in input_parts(x).values()]
+    images = [images_or_none(part) for part in input_parts(x).values()]
     return next((part for part in images if part is not None), None)
 
 
@@ -54,12 +54,12 @@ def target_names(target: Any, n: int, classes: Sequence[str], box: Box | None = 
     return [target.name if isinstance(target, Objective) else ""] * n
 
 
-def examples_at(data: Any, indices: Any, box: Box | None) -> Tensor | None:
+def fetch_images_at(data: Any, indices: Any, box: Box | None) -> Tensor | None:
     """The examples (M, C, H, W) of data at these indices (M,), as images; None where there are none."""
     if data is None:
         return None
     inputs = None if box is None else box.inputs
-    return as_images(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu(), inputs))
+    return images_or_none(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu(), inputs))
 
 
 def labels_of(data: Any, n: int) -> Tensor | None:
@@ -73,7 +73,7 @@ def image_tiles(x: Tensor, captions: Sequence[str] = ()) -> list[Tile | None]:
     return [Tile(colors.image_to_rgb(image), captions[i] if captions else "") for i, image in enumerate(x)]
 
 
-def row_names(n: int, word: str = "example") -> list[str]:
+def numbered_names(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
 
 
@@ -90,7 +90,7 @@ def _named(pair: tuple[str | int, Any]) -> tuple[str, Any]:
 def row_changes(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
     """The columns of a row (F,) that were changed, the farthest first; in their own units where no box is given."""
     inputs = _part_inputs(box, part)
-    inputs = inputs if isinstance(inputs, Features) else Features(tuple(row_names(before.numel(), "feature")))
+    inputs = inputs if isinstance(inputs, Features) else Features(tuple(numbered_names(before.numel(), "feature")))
     return column_changes(inputs, before.flatten(), after.flatten())
 
 
@@ -98,4 +98,4 @@ def column_names(box: Box | None, part: str, n: int) -> list[str]:
     """The names of the n columns of a table, or of one part of several inputs; numbers where the box is not given."""
     inputs = _part_inputs(box, part)
     names = [str(name) for name in getattr(inputs, "names", ())]
-    return names if len(names) == n else row_names(n, "feature")
+    return names if len(names) == n else numbered_names(n, "feature")

@@ -15,12 +15,12 @@ from ..figures import Figures, figures
 from ..generated import frame_strip, image_sheet, score_text
 from ..sheet import contact_sheet
 from ..tables import change_bars, stack_panels
-from .common import MAX_FIGURE_EXAMPLES, as_images, examples_at, first_image_part, image_tiles, row_changes
+from .common import MAX_EXAMPLES_PER_FIGURE, fetch_images_at, first_image_part, image_tiles, images_or_none, row_changes
 
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_FIGURE_IMAGES = 24
+MAX_IMAGES_PER_FIGURE = 24
 
 
 @figures.register(GeneratedImages)
@@ -28,7 +28,7 @@ def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data:
     """The images, below their inputs where the data are given, as for DeepDream; and frames where they were kept."""
     rows = zip(result.names, result.scores.tolist(), strict=True)
     captions = [score_text(score, name) for name, score in rows]
-    return _images_and_frames(result, captions, examples_at(data, range(len(captions)), box))
+    return _images_and_frames(result, captions, fetch_images_at(data, range(len(captions)), box))
 
 
 @figures.register(ClassImages)
@@ -51,18 +51,18 @@ def _channel_figures(result: Channels, box: Box | None = None, *, data: Any = No
 def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any = None) -> Figures:
     rows = zip(result.errors.tolist(), result.cosines.tolist(), strict=True)
     captions = [f"error {error:.2g}\ncosine {cosine:.2f}" for error, cosine in rows]
-    return _images_and_frames(result, captions, examples_at(data, result.source_rows, box))
+    return _images_and_frames(result, captions, fetch_images_at(data, result.source_rows, box))
 
 
 @figures.register(Inversions)
 def _inversions_figures(result: Inversions, box: Box | None = None, *, data: Any = None) -> Figures:
-    rows = {path: images[:MAX_FIGURE_EXAMPLES] for path, images in zip(result.layers, result.images, strict=True)}
-    captions = {path: [f"error {e:.2g}" for e in errors[:MAX_FIGURE_EXAMPLES].tolist()]
+    rows = {path: images[:MAX_EXAMPLES_PER_FIGURE] for path, images in zip(result.layers, result.images, strict=True)}
+    captions = {path: [f"error {e:.2g}" for e in errors[:MAX_EXAMPLES_PER_FIGURE].tolist()]
                 for path, errors in zip(result.layers, result.errors, strict=True)}  # fmt: skip
-    x = examples_at(data, result.source_rows[:MAX_FIGURE_EXAMPLES], box)
+    x = fetch_images_at(data, result.source_rows[:MAX_EXAMPLES_PER_FIGURE], box)
     if x is not None:
         rows = {"input": x, **rows}
-    names = list(result.names[:MAX_FIGURE_EXAMPLES])
+    names = list(result.names[:MAX_EXAMPLES_PER_FIGURE])
     return {"images": class_sheet(rows, names, captions, title="Inverted from each layer")}
 
 
@@ -71,9 +71,9 @@ def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -
     """A strip of frames per example; of rows of a table, the columns that were changed."""
     if isinstance(result.images, Tensor) and result.images.ndim == 2:
         return {"change": stack_panels([_counterfactual(result, i, box) for i in range(min(len(result.targets), 4))])}
-    if not isinstance(result.frames, Tensor) or as_images(result.frames[0]) is None:
+    if not isinstance(result.frames, Tensor) or images_or_none(result.frames[0]) is None:
         return {}
-    n = min(len(result.targets), MAX_FIGURE_EXAMPLES)
+    n = min(len(result.targets), MAX_EXAMPLES_PER_FIGURE)
     return {f"morph {i}": morph_strip(result, i) for i in range(n)}
 
 
@@ -104,11 +104,13 @@ def _images_and_frames(result: GeneratedImages, captions: list[str], x: Tensor |
         return {}
     title = f"{result.method}{f' of layer {result.layer}' if result.layer else ''}"
     if x is None:
-        sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_FIGURE_IMAGES)
+        sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES_PER_FIGURE)
     else:
-        rows = [image_tiles(x[:MAX_FIGURE_EXAMPLES]), image_tiles(images[:MAX_FIGURE_EXAMPLES], captions)]
+        rows = [image_tiles(x[:MAX_EXAMPLES_PER_FIGURE]), image_tiles(images[:MAX_EXAMPLES_PER_FIGURE], captions)]
         sheet = contact_sheet(rows, title=title, names=["input", "image"], side=112)
-    if result.frames is None or as_images(result.frames[0]) is None:
+    if result.frames is None or images_or_none(result.frames[0]) is None:
         return {"images": sheet}
-    strip = frame_strip(result, names=result.names[:MAX_FIGURE_EXAMPLES], title=title, max_rows=MAX_FIGURE_EXAMPLES)
+    strip = frame_strip(
+        result, names=result.names[:MAX_EXAMPLES_PER_FIGURE], title=title, max_rows=MAX_EXAMPLES_PER_FIGURE
+    )
     return {"images": sheet, "frames": strip}

@@ -26,9 +26,9 @@ class AwkwardModel:
     box_settings: dict[str, Any] = field(default_factory=dict)
     twin: str | None = None
 
-    def images(self, n: int = 3, seed: int = 0) -> Tensor:
+    def images(self, n_images: int = 3, seed: int = 0) -> Tensor:
         """Images (n, C, H, W) in [0, 1], float32."""
-        return torch.rand(n, *self.inputs.shape, generator=torch.Generator().manual_seed(seed))
+        return torch.rand(n_images, *self.inputs.shape, generator=torch.Generator().manual_seed(seed))
 
 
 MODELS: dict[str, Callable[[], AwkwardModel]] = {}

@@ -27,7 +27,7 @@ class ReLUVariant(PlainCNN):
         return self.relu(self.conv2(h))
 
 
-def _ignore_result(relu: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _apply_ignoring_result(relu: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def apply(h: Tensor) -> Any:
         relu(h)
         return h
@@ -42,10 +42,10 @@ RELU_SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "tensor_relu": lambda h: h.relu(),
     "aten_relu": torch.ops.aten.relu,
     "aten_relu_default": torch.ops.aten.relu.default,
-    "functional_relu_ignored": _ignore_result(F.relu_),
-    "torch_relu_ignored": _ignore_result(torch.relu_),
-    "tensor_relu_ignored": _ignore_result(lambda h: h.relu_()),
-    "aten_relu_ignored": _ignore_result(torch.ops.aten.relu_),
+    "functional_relu_ignored": _apply_ignoring_result(F.relu_),
+    "torch_relu_ignored": _apply_ignoring_result(torch.relu_),
+    "tensor_relu_ignored": _apply_ignoring_result(lambda h: h.relu_()),
+    "aten_relu_ignored": _apply_ignoring_result(torch.ops.aten.relu_),
 }
 for _name, _relu in RELU_SPELLINGS.items():
 

@@ -122,7 +122,7 @@ if find_spec("transformers"):
         return Net()
 
 
-class WithFinalOp(PlainCNN):
+class CNNWithFinalOp(PlainCNN):
     """`Plain` with one more op at the end."""
 
     def __init__(self, final_op: Callable[[Tensor], Tensor]) -> None:
@@ -135,29 +135,29 @@ class WithFinalOp(PlainCNN):
 
 @register_model(twin="plain")
 def log_softmax() -> nn.Module:
-    return WithFinalOp(lambda z: F.log_softmax(z, dim=1))
+    return CNNWithFinalOp(lambda z: F.log_softmax(z, dim=1))
 
 
 @register_model(twin="plain")
 def log_softmax_method() -> nn.Module:
-    return WithFinalOp(lambda z: z.log_softmax(-1))
+    return CNNWithFinalOp(lambda z: z.log_softmax(-1))
 
 
 @register_model(twin="plain")
 def log_softmax_module() -> nn.Module:
-    return WithFinalOp(nn.LogSoftmax(dim=1)).eval()
+    return CNNWithFinalOp(nn.LogSoftmax(dim=1)).eval()
 
 
 @register_model(twin="plain")
 def softmax() -> nn.Module:
-    return WithFinalOp(lambda z: torch.softmax(z, 1))
+    return CNNWithFinalOp(lambda z: torch.softmax(z, 1))
 
 
 @register_model(twin="plain")
 def softmax_module() -> nn.Module:
-    return WithFinalOp(nn.Softmax(dim=1)).eval()
+    return CNNWithFinalOp(nn.Softmax(dim=1)).eval()
 
 
 @register_model()
-def clamped_logits() -> nn.Module:
+def relu_logits() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, N_CLASSES), nn.ReLU()).eval()

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .base import MODELS, PlainCNN, register_model
 
 
-class Checkpointed(PlainCNN):
+class ActivationCheckpointedCNN(PlainCNN):
     """`Plain` whose second half is recomputed in the backward pass."""
 
     reentrant = False
@@ -27,12 +27,12 @@ class Checkpointed(PlainCNN):
 
 @register_model(twin="plain")
 def checkpointed() -> nn.Module:
-    return Checkpointed()
+    return ActivationCheckpointedCNN()
 
 
 @register_model(twin="plain")
 def checkpointed_reentrant() -> nn.Module:
-    model = Checkpointed()
+    model = ActivationCheckpointedCNN()
     model.reentrant = True
     return model
 
