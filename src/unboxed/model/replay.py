@@ -42,8 +42,9 @@ class Replay:
 
     A module is replayed only for the recorded inputs; once a later run gives it others, or calls modules in another
     order, the rest of that run is computed. `collecting_unreplayable_modules` checks what a module's inputs do not
-    show: that its rows are independent, and that it passes tensors only as arguments and outputs. A replayed module runs its
-    own hooks, but not those of the modules inside it: the modules around one of `addresses` are not replayed, nor are `excluded` ones.
+    show: that its rows are independent, and that it passes tensors only as arguments and outputs. A replayed module
+    runs its own hooks, but not those of the modules inside it: the modules around one of `addresses` are not
+    replayed, nor are `excluded` ones.
     """
 
     def __init__(

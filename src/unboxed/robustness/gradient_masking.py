@@ -152,9 +152,9 @@ def stochastic_findings(comparison: _AttackComparison) -> Iterator[MaskingFindin
     )  # (DRAWS, M)
     changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
     message = (
-        f"the model draws random numbers when it runs, and over {N_STOCHASTIC_PREDICTIONS} draws {changed_fraction:.0%} "
-        f"of its predictions change. An attack sees one draw; give pgd and fgsm eot={N_STOCHASTIC_PREDICTIONS} to average "
-        "over them"
+        f"the model draws random numbers when it runs, and over {N_STOCHASTIC_PREDICTIONS} draws "
+        f"{changed_fraction:.0%} of its predictions change. An attack sees one draw; give pgd and fgsm "
+        f"eot={N_STOCHASTIC_PREDICTIONS} to average over them"
     )
     yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
