@@ -116,7 +116,7 @@ def _describe_first_difference(saved: Mapping[str, Any], current: Mapping[str, A
         elif saved_value != current_value:
             return (
                 f"{name} was {saved_value}, and is now {current_value}"
-                if len(f"{saved_value}{current_value}") < 300
+                if len(f"{saved_value}{current_value}") < 600
                 else f"its {name} differ"
             )
     return None

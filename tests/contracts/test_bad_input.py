@@ -232,7 +232,7 @@ OPENINGS: dict[str, Any] = {
     "no output": lambda p: ub.Box(Nothing(), p.inputs),
     "a list for inputs": lambda p: ub.Box(p.model, (1, 8, 8)),
     "an image of no pixels": lambda p: ub.Pixels((1, 0, 8)),
-    "a shape without channels": lambda p: ub.Pixels((8, 8)),
+    "a shape without channels": lambda p: ub.Pixels((8,)),
     "a shape of floats": lambda p: ub.Pixels((1, 8.5, 8)),
     "no spread": lambda p: ub.Pixels((1, 8, 8), std=0.0),
     "a mean for each of two channels": lambda p: ub.Pixels((1, 8, 8), mean=(0.1, 0.2)),

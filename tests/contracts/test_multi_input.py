@@ -185,7 +185,7 @@ def wrong(): return Two(), "images"
     (tmp_path / "two.py").write_text(script)
     box = ub.load(f"{tmp_path / 'two.py'}:make")
     assert box(values(kind)).shape == (N, 5)
-    with pytest.raises(ModelError, match=r"ub\.MultiInput"):
+    with pytest.raises(ModelError, match="MultiInput"):
         ub.load(f"{tmp_path / 'two.py'}:wrong")
 
 

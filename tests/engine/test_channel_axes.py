@@ -61,8 +61,8 @@ class Recurrent(nn.Module):
         return self.fc(self.act(self.rnn(x[:, 0])[0])[:, -1])
 
 
-def box(model: nn.Module) -> ub.Box:
-    return ub.Box(model.eval(), PIXELS)
+def box(model: nn.Module, classes: str | None = None) -> ub.Box:
+    return ub.Box(model.eval(), PIXELS, classes=classes and list(classes))
 
 
 def images(n: int = 6) -> Tensor:
@@ -96,7 +96,7 @@ def test_the_default_layers_have_their_units_on_the_axis_asked_for() -> None:
     assert [len(s.dead) for s in statistics(found, images(), axis=-1)] == [5, 3]
     tokens = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 4), nn.Dropout(0.1))
     with pytest.raises(LayerError, match="give axis=-1"):
-        statistics(box(tokens), images())
+        statistics(box(tokens, "abcd"), images())
 
 
 @pytest.mark.parametrize(("model", "count"), [(ConvNeXt(6), 6), (Recurrent(), 3)], ids=["convnext", "rnn"])

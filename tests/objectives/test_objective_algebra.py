@@ -15,7 +15,7 @@ from torch import Tensor
 
 import unboxed as ub
 from unboxed.errors import InputError
-from unboxed.objectives import Objective, color_distance, dlr, log_odds, targeted_dlr
+from unboxed.objectives import Objective, binary_logit, color_distance, dlr, log_odds, targeted_dlr
 
 Z = torch.tensor([[1.0, 2.0, 4.0, 8.0, 3.0], [5.0, 7.0, 1.0, 2.0, 9.0], [3.0, 1.0, 6.0, 2.0, 4.0]])
 ACTS = {"logits": Z}
@@ -129,6 +129,7 @@ H = torch.rand(3, 4, 2, 2)
 MADE: dict[str, Callable[[], Objective]] = {
     "logit": lambda: ub.logit(3),
     "logit of the predicted": lambda: ub.logit(),
+    "logit of yes or no": lambda: binary_logit(1),
     "logits": lambda: ub.logit(torch.tensor([3, 1, 0])),
     "logprob": lambda: ub.logprob(3),
     "logprobs": lambda: ub.logprob(torch.tensor([3, 1, 0])),

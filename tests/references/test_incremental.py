@@ -419,7 +419,7 @@ def test_a_halo_that_is_too_small_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     def short(self: KernelGeometry, axis: int) -> int:
         return max(0, (self.kernel[axis] - 1) * self.dilation[axis] - 1)
 
-    monkeypatch.setattr(KernelGeometry, "span", short)
+    monkeypatch.setattr(KernelGeometry, "last_element_offset", short)
     with pytest.raises((AssertionError, RuntimeError)):
         check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=8))
 

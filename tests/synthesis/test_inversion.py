@@ -109,7 +109,7 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
             inversion(box, x, "fc1", **settings)
     with pytest.raises(LayerError, match="conv1"):
         inversion(box, x, "conv")
-    with pytest.raises(LayerError):
+    with pytest.raises(InputError, match="must name a layer"):
         inversions(box, x, [])
 
 

@@ -35,7 +35,8 @@ from ..parameters import (
 )
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .attack_state import AttackState, resolve_attack_ball
+from .attack_ball import resolve_attack_ball
+from .attack_state import AttackState
 from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial

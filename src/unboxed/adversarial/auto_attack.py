@@ -39,7 +39,8 @@ from ..parameters import (
 from ..settings import check_settings
 from ..validation import check_seed
 from .apgd import APGD_RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
-from .attack_state import AttackState, resolve_attack_ball
+from .attack_ball import resolve_attack_ball
+from .attack_state import AttackState
 from .fab import FAB as Fab
 from .fab import FABConfig
 from .quantization import quantize_images, resolve_highest_level

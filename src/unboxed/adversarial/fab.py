@@ -43,7 +43,8 @@ from ..parameters import (
 from ..settings import Above, AtLeast, AtMost, Unit, check_settings
 from ..validation import check_seed
 from . import quantization
-from .attack_state import AttackState, check_eps_range
+from .attack_ball import check_eps_range
+from .attack_state import AttackState
 from .predictions import top_other_classes
 from .result import Adversarial
 

@@ -33,7 +33,8 @@ from ..parameters import (
 )
 from ..settings import Above, AtLeast, Unit, check_settings
 from . import quantization
-from .attack_state import AttackState, check_eps_range
+from .attack_ball import check_eps_range
+from .attack_state import AttackState
 from .goal import AttackGoal
 from .result import Adversarial
 

@@ -26,7 +26,8 @@ from ..parameters import (
     StepSize,
 )
 from ..settings import AtLeast, check_settings
-from .attack_state import AttackState, resolve_attack_ball
+from .attack_ball import resolve_attack_ball
+from .attack_state import AttackState
 from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 

@@ -34,7 +34,8 @@ from ..parameters import (
 from ..rng import hashed_uniform
 from ..settings import Above, AtMost, check_settings
 from ..validation import check_seed
-from .attack_state import AttackState, resolve_attack_ball
+from .attack_ball import resolve_attack_ball
+from .attack_state import AttackState
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -159,7 +160,7 @@ class SquareSampler(Protocol):
     def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class SearchProgress:
     """A random search of some rows after `next_query` queries: all that the queries after it depend on."""
 

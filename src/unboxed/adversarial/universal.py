@@ -23,7 +23,7 @@ from ..objectives import Objective
 from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import check_seed
-from .attack_state import resolve_attack_ball
+from .attack_ball import resolve_attack_ball
 from .universal_objective import UniversalAttack, fooling_rate, make_attack_state_and_target_mask
 
 

@@ -42,6 +42,8 @@ def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
     if math.isnan(agreement):
         return ""
     orders = orders_by_fill(verdicts)
+    if agreement > 1 - 1e-9:
+        return "All fills give the same order by relevance gain."
     if agreement >= MIN_AGREEMENT_KENDALL_TAU:
         return f"The order by relevance gain hardly depends on the fill (Kendall's tau {agreement:.2f} or more)."
     first, other = (verdicts[orders[fill][0]].method for fill in (a, b))

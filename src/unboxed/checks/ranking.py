@@ -171,6 +171,7 @@ def rank_methods(
         >>> print(verdicts)
         Gradient: passes (depends on the model; marks what matters)
         <lambda>: fails (constant map)
+        All fills give the same order by relevance gain.
     """
     methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
     verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}

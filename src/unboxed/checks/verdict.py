@@ -122,7 +122,8 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the evidence."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tests", "evidence")}
-        return plain | {"tests": [asdict(test) for test in self.tests]}
+        gains = {fill: round(gain, 4) for fill, gain in self.gain_by_fill.items()}
+        return plain | {"tests": [asdict(test) for test in self.tests], "gain_by_fill": gains}
 
     @property
     def rank(self) -> tuple[int, float]:

@@ -56,12 +56,8 @@ checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether m
 app.add_typer(checks, name="checks")
 
 
-app.add_typer(
-    typer.Typer(
-        cls=MethodCommandGroup, no_args_is_help=True, help="Run any method, by its name, on any model and data."
-    ),
-    name="run",
-)
+RUN_HELP = "Run any method, by its name, on any model and data."
+app.add_typer(typer.Typer(cls=MethodCommandGroup, no_args_is_help=True, help=RUN_HELP), name="run")
 
 
 @app.callback()
@@ -261,15 +257,8 @@ def train(
         from .. import training
 
         eps_value = None if eps is None else parse_fraction("--eps", eps)
-        settings = {
-            "data": data,
-            "epochs": epochs,
-            "defend": defend,
-            "eps": eps_value,
-            "checkpoint": checkpoint,
-            "out": out,
-        }
-        training_result = training.train(name, **settings, root=root, seed=seed, quiet=quiet)  # type: ignore[arg-type]
+        settings = {"data": data, "epochs": epochs, "defend": defend, "eps": eps_value, "checkpoint": checkpoint}
+        training_result = training.train(name, **settings, out=out, root=root, seed=seed, quiet=quiet)  # type: ignore[arg-type]
         typer.echo(training_result)
         if training_result.card["interrupted"]:
             raise KeyboardInterrupt

@@ -70,6 +70,8 @@ class Attribution(Tensor):
         classes: tuple[str, ...] = (),
         **extras: Any,
     ) -> Self:
+        if isinstance(map, Tensor) and map.shape != data.shape:  # of signals and volumes
+            data = map
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
         fields = (plain if map is None else map, input, target, score, method, layer, classes)

@@ -46,6 +46,8 @@ def split_item(item: Any) -> tuple[Any, Any]:
 def _to_input(value: Any, inputs: Inputs | None, where: str) -> Any:
     if not isinstance(inputs, Pixels):
         return value
+    if inputs.n_axes != 2:  # signals, volumes
+        return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
     if not isinstance(value, Tensor) or value.dtype in WHITE_BY_DTYPE:
         return image_to_tensor(value, where, inputs)
     if value.ndim == 4:
@@ -96,6 +98,8 @@ def is_batch(x: Any, inputs: Inputs | None) -> bool:
         return False
     if not isinstance(inputs, Pixels):
         return x.ndim > 1
+    if inputs.n_axes != 2 and x.ndim == len(inputs.own_shape) + 1:  # signals, volumes
+        return True
     return x.ndim == 4 or (isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1:] == inputs.shape[1:])
 
 

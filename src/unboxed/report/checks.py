@@ -70,8 +70,7 @@ def _answer(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
     counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
     passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == PASS]
     best = f" The most trustworthy: {join_names(passed, 3)}." if passed else ""
-    fills = f" {sentence}" if (sentence := fill_agreement_sentence(verdicts)) else ""
-    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}{fills}"
+    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}"
 
 
 def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
@@ -104,6 +103,8 @@ def show(finding: RankingFinding) -> list[Block]:
     blocks: list[Block] = [Text(_lead_text(finding)), *_nothing_learned_note(finding, nothing_learned)]
     if others:
         blocks.append(RankedMethods([_ranked_method(n, finding.methods[n]) for n in others]))
+    if sentence := fill_agreement_sentence(finding.methods):
+        blocks.append(Text(sentence, "soft"))
     if not_applicable := [_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
         names = join_names([r.name for r in not_applicable])
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))

@@ -8,14 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field, top_examples
-from ..activations.projections import neuron_per_example
-from ..engine.optimize.constraints import TINY, l2_norm
+from ..activations import TopExamples, projections, top_examples
 from ..engine.read.channel_axes import channels_first_layers
-from ..errors import OutputError
 from ..model.layers import Layer
 from ..plots import draw, units
 from ..plots.sheet import ColorBar
@@ -35,6 +31,7 @@ from .blocks import (
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, CheckNote, Finding, NotApplicable
 from .pictures import File, Picture
+from .unit_patches import SurveyDataset, UnitPatches, find_unit_patches
 from .unit_words import distance_text, feature_table, label_counts_text
 from .words import count_noun, format_shape, join_names, layer_name
 
@@ -44,21 +41,8 @@ MAX_PROJECTION_VALUES = 6_000_000  # of a layer: each projection takes a backwar
 MAX_TOP_EXAMPLES = 9  # examples of a unit, but no more than a quarter of all
 MAX_COMPARED_EXAMPLES = 2000  # among which the top examples are searched
 MAX_SEARCHED_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
-MAX_RECEPTIVE_FIELD_PROBES = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
 ACTIVATION_OR_NORM_TYPES = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
 MIN_INCREASED_FRACTION = 0.8  # of the examples, for the projections to pass
-PROJECTION_STEP_RMS = 0.01  # root mean square of that change, in pixel range
-
-
-@dataclass(frozen=True, eq=False)
-class UnitPatches:
-    """The top examples of some units of a layer of images, and what of each activates the unit."""
-
-    receptive_field: ReceptiveField = field(metadata=NOT_IN_JSON)
-    x: Tensor = field(metadata=NOT_IN_JSON)  # (U, k, C, H, W)
-    projections: Projections | None = field(metadata=NOT_IN_JSON)  # of U * k neurons
-    no_projections_reason: str = ""
-    increases: list[bool] = field(default_factory=list)  # after a small step along each projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +77,7 @@ def find(context: ReportContext) -> UnitsFinding:
         raise NotApplicable(_no_layer_reason(context))
     indices = draw.evenly_spaced_indices(len(context.survey.rows), _max_searched_examples(context))
     k = max(1, min(MAX_TOP_EXAMPLES, len(indices) // 4))
-    tops = top_examples(context.box, _SurveyDataset(context, indices), paths, k)
+    tops = top_examples(context.box, SurveyDataset(context, indices), paths, k)
     n_units, n_dead = sum(len(t.dead) for t in tops), sum(int(t.dead.sum()) for t in tops)
     verb = "is" if n_dead < 2 else "are"
     return UnitsFinding(
@@ -108,7 +92,7 @@ def find(context: ReportContext) -> UnitsFinding:
 def _layer_units(context: ReportContext, top: TopExamples, indices: Sequence[int]) -> LayerUnits:
     chosen = _chosen_units(top, _n_units_shown(context))
     labels = [label_counts_text(context, top, c, indices) for c in chosen]
-    patches = _unit_patches(context, top, indices, chosen) if chosen and context.has_images else None
+    patches = find_unit_patches(context, top, indices, chosen) if chosen and context.has_images else None
     features = feature_table(context, top, chosen, labels, indices) if chosen and not context.has_images else None
     n_dead, layer_type = int(top.dead.sum()), context.box.layers[top.path].type
     return LayerUnits(len(top.dead), n_dead, top, layer_type, chosen, labels, patches, features)
@@ -119,19 +103,6 @@ def _no_layer_reason(context: ReportContext) -> str:
     if any(r.n_parameters and r.has_input and r.has_batch_axis and r.shape for r in context.box.layers.leaves):
         return "No layer of this model is known to have its units on axis 1; those of tokens are on the last axis."
     return "No layer of this model has units: no module with weights outputs one row per example."
-
-
-class _SurveyDataset:
-    """Inputs of the survey, by their indices."""
-
-    def __init__(self, context: ReportContext, indices: Sequence[int]) -> None:
-        self._context, self._indices = context, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self._context.inputs([self._indices[i]])[0]
 
 
 def _max_searched_examples(context: ReportContext) -> int:
@@ -182,35 +153,6 @@ def _chosen_units(top: TopExamples, max_units: int) -> list[int]:
     first = [order[i] for i in draw.evenly_spaced_indices(len(order), max_units // 2)]
     rest = [c for c in order if c not in first]
     return [*first, *(rest[i] for i in draw.evenly_spaced_indices(len(rest), max_units - max_units // 2))]
-
-
-def _unit_patches(
-    context: ReportContext, top: TopExamples, indices: Sequence[int], chosen: Sequence[int]
-) -> UnitPatches:
-    side = max(context.box.inputs.shape[1:])
-    field = receptive_field(context.box, top.path, resolution=max(1, side // MAX_RECEPTIVE_FIELD_PROBES))
-    x = top.fetch_examples(_SurveyDataset(context, indices), chosen)  # (U, k, C, H, W)
-    unit = torch.tensor(chosen).repeat_interleave(top.example_index.shape[1])
-    position = top.position[list(chosen)].flatten(0, 1)
-    try:
-        result = projections(context.box, x.flatten(0, 1), top.path, unit, position, field=field)
-    except OutputError as error:
-        return UnitPatches(field, x, None, f"No projections: {error}.")
-    return UnitPatches(field, x, result, "", _increases_after_step(context, result, x.flatten(0, 1)).tolist())
-
-
-def _increases_after_step(context: ReportContext, projected: Projections, x: Tensor) -> Tensor:
-    """Which neurons (N,) are larger after a small step from their example along their projection."""
-    x = x.to(projected.map)
-    step = (
-        PROJECTION_STEP_RMS
-        * math.sqrt(x[0].numel())
-        * projected.map
-        / l2_norm(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)
-    )
-    stepped = context.box.inputs.clip(x + step)
-    neuron = neuron_per_example(projected.path, projected.unit, projected.position)
-    return neuron(context.box.read(stepped, [projected.path])) > projected.value
 
 
 # -- show --------------------------------------------------------------------------------------------------------------

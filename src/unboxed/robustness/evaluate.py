@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adversarial.attack_state import check_eps_range
+from ..adversarial.attack_ball import check_eps_range
 from ..adversarial.deepfool import deepfool
 from ..adversarial.predictions import class_logits
 from ..adversarial.result import Adversarial

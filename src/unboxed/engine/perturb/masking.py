@@ -45,7 +45,7 @@ class Masking:
 
     @property
     def active_segment_index(self) -> Tensor:
-        """Shaped like the ids: each value's segment as an index among the active ones, max(n_active_per_row) elsewhere."""
+        """Shaped like the ids: each value's segment as an index among the active, max(n_active_per_row) elsewhere."""
         index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_active_per_row))
         return self.features.broadcast(index)
 
