@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, TESTS
+from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS
 
 Record = dict[str, Any]
 Bounds = Mapping[str, float]
@@ -23,8 +23,8 @@ GRIDS = {
     "removal": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
     "own example": (0.0, 0.01, 0.02, 0.03, 0.04, 0.05),
 }
-IN_USE: Bounds = {test.name: test.bound for test in TESTS}
-PASSES_ABOVE = {test.name: test.passes_above for test in TESTS}
+IN_USE: Bounds = {test.name: test.bound for test in VERDICT_TESTS}
+PASSES_ABOVE = {test.name: test.passes_above for test in VERDICT_TESTS}
 PLATEAU = 0.01  # scores so near to the best are as good: about three pairs
 
 

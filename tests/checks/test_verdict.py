@@ -317,7 +317,7 @@ def test_the_gain_by_fill_is_part_of_a_verdict() -> None:
     assert list(found.gain_by_fill) == ["blurred", "surroundings", "nearest", "other examples"]
     assert "relevance gain by fill: blurred" in str(found)
     overall = found.figures["removal"]
-    assert sum(found.gain_by_fill.values()) / 4 == pytest.approx(overall, abs=1e-6)
+    assert sum(found.gain_by_fill.values()) / 4 == pytest.approx(overall, abs=1e-4)
 
 
 def test_a_model_trained_on_shuffled_labels_takes_part() -> None:

@@ -21,7 +21,6 @@ IN_TEXT = re.compile(rf"\b(?:{ANY})\b(?:(?:, and |, or |, | and | or )(?:{ANY})\
 
 EXCEPTIONS = {f"{family}/__init__.py": "a family's face: it imports each of its methods" for family in FAMILIES} | {
     "robustness/gradient_masking.py": "the check compares these attacks: which of them should find more is its content",
-    "report/units.py": "the section shows what these three find of one unit",
 }
 
 

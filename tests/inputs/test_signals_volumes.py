@@ -101,6 +101,17 @@ def test_what_is_made_has_the_shape_of_the_inputs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("method", ["gradient", "grad_cam", "occlusion"])
+def test_verdicts_judge_maps_of_signals_and_volumes(kind: str, method: str) -> None:
+    box, _ = opened(kind)
+    x = torch.rand(8, *SHAPES[kind], generator=torch.Generator().manual_seed(0))
+    found = ub.checks.verdict(box, x, getattr(ub.attribution, method))
+    assert found.grade != "not applicable"
+    assert found.figures["randomization"] < 1
+    assert getattr(ub.attribution, method)(box, x).shape[2:] == SHAPES[kind][1:]
+
+
+@pytest.mark.parametrize("kind", SHAPES)
 def test_the_report_and_figures_show_curves_and_slices(kind: str, tmp_path: Path) -> None:
     box, x = opened(kind)
     x = torch.rand(12, *SHAPES[kind])

@@ -65,7 +65,7 @@ def parts(value: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.slug)
 def test_a_finding_is_json_able_and_small(section: Section[Any], findings: dict[str, Finding]) -> None:
     text = json.dumps(findings[section.slug].to_dict())
-    assert len(text) < 60_000
+    assert len(text) < 65_000
     assert " object at 0x" not in text
     assert " at 0x" not in text  # nothing that differs from run to run
 

@@ -11,7 +11,6 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.gradients.cams import cam
 from ..engine.gradients.score import attribute_by_gradient
 from ..engine.read.sizes import require_images
-from ..inputs.pixels import Pixels
 from ..model import relu_rules
 from ..objectives import logit
 from ..parameters import BatchSize, InputBatch, LayerAddress, Target
@@ -64,7 +63,7 @@ def guided_grad_cam(
         Selvaraju et al. 2017, arXiv:1610.02391, section 3.2.
     """
     check_settings(guided_grad_cam, locals())
-    require_images(box, "Guided Grad-CAM")
+    pack = require_images(box, "Guided Grad-CAM").pack
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
     guided = attribute_by_gradient(
@@ -75,7 +74,7 @@ def guided_grad_cam(
     )
     return make_attribution(
         box,
-        guided * (box.inputs.pack(cam_map.map) if isinstance(box.inputs, Pixels) else cam_map.map),
+        pack(guided.map) * pack(cam_map.map),
         x=x,
         method="Guided Grad-CAM",
         target=cam_map.target,

@@ -37,6 +37,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _concatenate_maps(box.inputs, maps)
     aligned = attribution_map(maps).detach().to(x.device, torch.float64)
+    aligned = box.inputs.pack(aligned) if isinstance(box.inputs, Pixels) else aligned  # of signals and volumes
     one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
     if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
         wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))

@@ -122,8 +122,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the evidence."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tests", "evidence")}
-        gains = {fill: round(gain, 4) for fill, gain in self.gain_by_fill.items()}
-        return plain | {"tests": [asdict(test) for test in self.tests], "gain_by_fill": gains}
+        return plain | {"tests": [asdict(test) for test in self.tests]}
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -206,7 +205,7 @@ def verdict(
     except UnboxedError as error:
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
     evidence = VerdictEvidence(x, subject.map_, subject.control_maps, subject.removal)
-    by_fill = subject.removal.gain_by_fill
+    by_fill = {fill: round(gain, 4) for fill, gain in subject.removal.gain_by_fill.items()}
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
 
 

@@ -98,7 +98,7 @@ def is_batch(x: Any, inputs: Inputs | None) -> bool:
         return False
     if not isinstance(inputs, Pixels):
         return x.ndim > 1
-    if inputs.n_axes != 2 and x.ndim == len(inputs.own_shape) + 1:  # signals, volumes
+    if inputs.n_axes != 2 and tuple(x.shape[1:]) in (inputs.own_shape, inputs.model_shape):  # signals, volumes
         return True
     return x.ndim == 4 or (isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1:] == inputs.shape[1:])
 
