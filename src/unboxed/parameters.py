@@ -53,7 +53,7 @@ LinfOrL2 = Annotated[Literal["linf", "l2"], "Norm in which the distance from x i
 OnlyL2 = Annotated[Literal["l2"], "Norm in which the distance from x is measured."]
 Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
 AttackTarget = Annotated[ClassLabels | None, Holds("labels"), "Class to become (N,), or one for all."]
-AttackObjective = Annotated[
+CustomAttackObjective = Annotated[
     Objective | None, Holds("objective"), "What is raised above zero, instead of a wrong class."
 ]
 Steps = Annotated[int, AtLeast(0), Unit("steps"), "Number of iterations."]

@@ -184,7 +184,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Disguised(awkward.ReLUVariant):
+class Disguised(awkward.PlainCNNWithReLU):
     """One plain ReLU, so that there is something to rule, and one written as a product."""
 
     def first_block(self, x: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def test_the_plain_gradient_takes_them_all(disguise: str) -> None:
 @pytest.mark.parametrize("act", [F.gelu, F.silu, torch.tanh, torch.sigmoid, F.softplus, F.hardswish, F.elu])
 def test_smooth_models_have_no_relu_to_rule(name: str, act: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(RuleError, match="gradient"):
-        method(name)(ub.Box(awkward.ReLUVariant(act).double(), awkward.GRAY_INPUTS), images(), 1)
+        method(name)(ub.Box(awkward.PlainCNNWithReLU(act).double(), awkward.GRAY_INPUTS), images(), 1)
 
 
 @pytest.mark.parametrize("name", RULED)

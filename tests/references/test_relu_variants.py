@@ -116,7 +116,7 @@ SENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (slope at x, signal 
 CASES = [(kin, spelling) for kin, k in KIN.items() for spelling in k.spellings]
 
 
-class Loud(awkward.ReLUVariant):
+class Loud(awkward.PlainCNNWithReLU):
     """Its activations reach beyond 6, and both its activation functions are `how`."""
 
     def __init__(self, how: Op) -> None:
@@ -197,7 +197,7 @@ GATES: dict[str, tuple[Op, Op]] = {
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet"])
 @pytest.mark.parametrize("gate", GATES)
 def test_a_hard_sigmoid_written_out_is_what_the_op_is(name: str, gate: str) -> None:
-    class Net(awkward.ReLUVariant):
+    class Net(awkward.PlainCNNWithReLU):
         def first_block(self, x: Tensor) -> Tensor:
             return F.relu6(self.conv1(x))
 
@@ -210,7 +210,7 @@ def test_a_hard_sigmoid_written_out_is_what_the_op_is(name: str, gate: str) -> N
 
 
 def test_a_frozen_bias_before_a_relu6_makes_no_gate() -> None:
-    class Biased(awkward.ReLUVariant):
+    class Biased(awkward.PlainCNNWithReLU):
         def __init__(self, frozen: bool) -> None:
             super().__init__(F.relu6)
             self.frozen, self.learned = frozen, nn.Parameter(torch.tensor(0.5))

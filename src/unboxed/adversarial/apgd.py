@@ -21,10 +21,10 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit, loss, targeted_dlr
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     Eps,
     InputBatch,
     Labels,
@@ -64,7 +64,7 @@ def apgd(
     norm: LinfOrL2 = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     loss: Annotated[Literal["ce", "margin", "dlr"] | None, "Loss that is maximized."] = None,
     n_targets: Annotated[
         int | None, AtLeast(1), Unit("classes"), "Number of most probable wrong classes that are targeted in turn."

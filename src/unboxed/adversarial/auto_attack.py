@@ -23,11 +23,11 @@ from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_compa
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, dlr
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
     CheckpointPath,
+    CustomAttackObjective,
     Eps,
     InputBatch,
     Labels,
@@ -94,7 +94,7 @@ def auto_attack(
     norm: LinfOrL2 = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 100,
     queries: MaxQueries = 5000,
     checkpoint: CheckpointPath = None,

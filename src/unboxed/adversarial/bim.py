@@ -9,10 +9,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -49,7 +49,7 @@ def bim(
     norm: Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 10,
     step: StepSize = None,
     early_stop: EarlyStop = True,

@@ -16,10 +16,10 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, l2_norm, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -64,7 +64,7 @@ def boundary(
     eps: Eps = None,
     norm: OnlyL2 = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     starts: StartImages = None,
     queries: MaxQueries = 5000,
     early_stop: EarlyStop = True,

@@ -18,10 +18,10 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, unbounded_ball, zero_grad_at_bounds
 from ..engine.rows import broadcast_rows
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -63,7 +63,7 @@ def carlini_wagner(
     eps: Eps = None,
     norm: OnlyL2 = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     kappa: Annotated[
         float, AtLeast(0), Unit("logits"), "Margin by which the wrong class must exceed the correct one."
     ] = 0.0,

@@ -16,7 +16,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, unbounded_ball
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, OnlyL2, Steps
+from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, OnlyL2, Steps
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState
 from .quantization import quantize_images
@@ -45,7 +45,7 @@ def ddn(
     eps: Eps = None,
     norm: OnlyL2 = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 100,
     init_eps: Annotated[float, Above(0), Unit("pixel range"), "Distance from x of the first image."] = 1.0,
     gamma: Annotated[float, Above(0), Below(1), "Fraction by which the distance changes in a step."] = 0.05,

@@ -18,7 +18,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, NormBall, unbounded_ball
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, LinfOrL2, Steps
+from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, LinfOrL2, Steps
 from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState
 from .predictions import top_other_classes
@@ -50,7 +50,7 @@ def deepfool(
     eps: Eps = None,
     norm: LinfOrL2 = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 50,
     refinement_rounds: Annotated[
         int, AtLeast(0), Unit("rounds"), "Number of further runs from the boundary, each back towards x."

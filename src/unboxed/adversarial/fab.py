@@ -27,10 +27,10 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -78,7 +78,7 @@ def fab(
     eps: Eps = None,
     norm: Norm = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     n_targets: Annotated[
         int | None, AtLeast(1), Unit("classes"), "Number of most probable wrong classes that are targeted in turn."
     ] = None,

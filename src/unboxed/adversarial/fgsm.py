@@ -9,10 +9,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -55,7 +55,7 @@ def fgsm(
     norm: Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     step: StepSize = None,
     random_start: RandomStart = False,
     early_stop: EarlyStop = True,

@@ -20,7 +20,7 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, project_to_radii, unbounded_ball, zero_grad_at_bounds
 from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, InputBatch, Labels, Norm, Steps
+from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, Norm, Steps
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState, ScoreAndGradient
 from .quantization import quantize_images
@@ -50,7 +50,7 @@ def fmn(
     eps: Eps = None,
     norm: Norm = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 100,
     step: Annotated[float, Above(0), Unit("pixel range"), "Length of the first step, in L2."] = 1.0,
     gamma: Annotated[float, Above(0), Below(1), "Fraction by which the radius changes at first."] = 0.05,

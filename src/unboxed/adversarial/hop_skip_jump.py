@@ -17,10 +17,10 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, l2_norm, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -65,7 +65,7 @@ def hop_skip_jump(
     eps: Eps = None,
     norm: LinfOrL2 = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     starts: StartImages = None,
     queries: MaxQueries = 5000,
     initial_num_evals: Annotated[

@@ -20,10 +20,10 @@ from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, wh
 from ..errors import InputError
 from ..objectives import Acts, Constant, Objective, layer_objective
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -60,7 +60,7 @@ def lbfgs(
     eps: Eps = None,
     norm: OnlyL2 = "l2",
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 50,
     n_searches: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 10,
     tolerance: Annotated[float, Above(0), "Relative gradient at which a minimization ends."] = 1e-4,

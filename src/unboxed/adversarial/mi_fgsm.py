@@ -11,10 +11,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -51,7 +51,7 @@ def mi_fgsm(
     norm: Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 10,
     step: StepSize = None,
     decay: Annotated[float, AtLeast(0), "Fraction of the accumulated gradient that is kept after a step."] = 1.0,

@@ -19,7 +19,7 @@ from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
-from ..parameters import AttackObjective, BatchSize, InputBatch, Labels, Seed, Steps
+from ..parameters import BatchSize, CustomAttackObjective, InputBatch, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
 from ..settings import Above, AtLeast, AtMost, Below, Holds, Unit, check_settings
 from ..validation import check_seed
@@ -103,7 +103,7 @@ def patch(
     y: Labels = None,
     *,
     target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     area: Annotated[float, Above(0), Below(1), "Fraction of the image that the patch covers."] = 0.1,
     shape: Annotated[Literal["square", "circle"], "Shape of the patch."] = "square",
     rotation: Annotated[float, AtLeast(0), AtMost(180), Unit("degrees"), "Largest rotation to either side."] = 22.5,

@@ -11,10 +11,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
@@ -53,7 +53,7 @@ def pgd(
     norm: Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     loss: Annotated[Literal["ce", "margin", "dlr"], "Loss that is maximized."] = "ce",
     steps: Steps = 40,
     step: StepSize = None,

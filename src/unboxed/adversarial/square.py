@@ -20,10 +20,10 @@ from ..engine.optimize.constraints import TINY, Ball, Linf, NormBall, l2_norm
 from ..engine.read.sizes import require_images
 from ..engine.rows import broadcast_rows
 from ..parameters import (
-    AttackObjective,
     AttackTarget,
     BatchSize,
     Bits,
+    CustomAttackObjective,
     Eps,
     InputBatch,
     Labels,
@@ -76,7 +76,7 @@ def square(
     norm: LinfOrL2 = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     queries: MaxQueries = 5000,
     p: Annotated[float, Above(0), AtMost(1), "Fraction of the image that the first squares cover."] = 0.8,
     bits: Bits = None,

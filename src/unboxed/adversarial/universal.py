@@ -20,7 +20,7 @@ from ..engine.read.examples import inputs_and_labels
 from ..inputs.base import constant_tensor
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
-from ..parameters import AttackObjective, BatchSize, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
+from ..parameters import BatchSize, CustomAttackObjective, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import check_seed
 from .attack_ball import resolve_attack_ball
@@ -94,7 +94,7 @@ def universal(
     norm: Norm = "linf",
     ball: Ball = None,
     target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
-    objective: AttackObjective = None,
+    objective: CustomAttackObjective = None,
     steps: Steps = 300,
     step: StepSize = None,
     images_per_step: Annotated[int, AtLeast(1), Unit("images"), "Images that a step sees, drawn at random."] = 64,

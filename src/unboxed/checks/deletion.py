@@ -20,7 +20,7 @@ from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
-from .methods import Maps, RankBySign
+from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
     feature_shape,
@@ -59,7 +59,7 @@ def deletion(
     score: ScoreSetting = None,
     n_steps: PerturbationSteps = None,
     baseline: Baseline = None,
-    signed: RankBySign = True,
+    signed: RankBySignedValue = True,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> PerturbationCurve:
@@ -119,7 +119,7 @@ def insertion(
     score: ScoreSetting = None,
     n_steps: PerturbationSteps = None,
     baseline: Baseline = None,
-    signed: RankBySign = True,
+    signed: RankBySignedValue = True,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> PerturbationCurve:

@@ -25,7 +25,7 @@ Method = Callable[[Box, Any, Any], Any]
 TestedMethod = Annotated[Method, "The method to test: a function (box, x, target) that returns a map."]
 PrecomputedMap = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
 Maps = Annotated[Any, "Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result."]
-RankBySign = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
+RankBySignedValue = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
 
 
 def resolve_target(box: Box, x: Tensor, target: Target) -> Any:

@@ -22,7 +22,7 @@ from ..errors import InputError, OutputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_float, check_seed
-from .methods import Maps, RankBySign
+from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
     importance,
@@ -69,7 +69,7 @@ def road(
         float, AtLeast(0), Unit("pixel range"), "Standard deviation of the noise added to imputed pixels."
     ] = 0.01,
     score: ScoreSetting = None,
-    signed: RankBySign = True,
+    signed: RankBySignedValue = True,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Road:  # fmt: skip

@@ -59,7 +59,7 @@ class MorphOutcome:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ChangeFinding(Finding):
+class MorphFinding(Finding):
     """Morphs of some examples, and what the judge predicts of their results."""
 
     outcomes: list[MorphOutcome]
@@ -87,7 +87,7 @@ class MorphFrame:
 # -- find --------------------------------------------------------------------------------------------------------------
 
 
-def find(context: ReportContext) -> ChangeFinding:
+def find(context: ReportContext) -> MorphFinding:
     plans = _morph_plans(context)
     examples = context.examples([p.index for p in plans])
     x = context.inputs([p.index for p in plans])
@@ -97,7 +97,7 @@ def find(context: ReportContext) -> ChangeFinding:
     )
     outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
     n_reached = sum(outcome.reached for outcome in outcomes)
-    return ChangeFinding(
+    return MorphFinding(
         answer=f"{n_reached} of {count_noun(len(plans), 'example')} morphed to another class, with a change of "
         f"{format_range([o.change for o in outcomes])} (Euclidean norm).",
         interrupted=morphs.interrupted,
@@ -168,17 +168,17 @@ def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(finding: ChangeFinding) -> list[Block]:
+def show(finding: MorphFinding) -> list[Block]:
     return [MethodNote.of(morph, *finding.check), *(_slider(finding, i) for i in range(len(finding.outcomes)))]
 
 
-def _morph_frames(finding: ChangeFinding, morph_index: int) -> list[MorphFrame]:
+def _morph_frames(finding: MorphFinding, morph_index: int) -> list[MorphFrame]:
     images, probs = draw.morph_frames(finding.frames, morph_index)
     last = finding.outcomes[morph_index].steps
     return [MorphFrame(min(t * finding.frame_every, last), images[t], probs[t]) for t in range(len(images))]
 
 
-def _slider(finding: ChangeFinding, morph_index: int) -> Slider:
+def _slider(finding: MorphFinding, morph_index: int) -> Slider:
     """One morph: a slider over its frames, a strip of some, and both as files."""
     outcome, frames = finding.outcomes[morph_index], _morph_frames(finding, morph_index)
     strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced_indices(len(frames), N_STRIP_FRAMES)]
@@ -234,7 +234,7 @@ def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_SI
     return Figure(picture, head, (f"step\u00a0{frame.step}", f"p\u00a0of\u00a0{name} {p}"))
 
 
-def _gradient_figure(finding: ChangeFinding, morph_index: int) -> Figure:
+def _gradient_figure(finding: MorphFinding, morph_index: int) -> Figure:
     gradient, name = finding.frames.initial_gradient[morph_index], finding.outcomes[morph_index].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
@@ -252,7 +252,7 @@ def find_any(context: ReportContext) -> Finding:
 def show_any(finding: Finding) -> list[Block]:
     if isinstance(finding, CounterfactualFinding):
         return show_counterfactuals(finding)
-    return show(finding) if isinstance(finding, ChangeFinding) else []
+    return show(finding) if isinstance(finding, MorphFinding) else []
 
 
 SECTION = Section(

@@ -23,7 +23,7 @@ CHANNELS_FIRST_TYPES = (
     "PixelUnshuffle",
     "Upsampl",
 )
-CHANNELS_LAST_TYPES = (
+CHANNELS_LAST_TYPE_NAME_PARTS = (
     "Linear",
     "LayerNorm",
     "RMSNorm",
@@ -80,4 +80,8 @@ def channels_first_by_type(type_name: str) -> bool | None:
     """Whether a module's channels are on axis 1; None where its type does not determine it."""
     if any(part in type_name for part in CHANNELS_FIRST_TYPES):
         return True
-    return False if type_name in CHANNELS_LAST_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPES) else None
+    return (
+        False
+        if type_name in CHANNELS_LAST_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPE_NAME_PARTS)
+        else None
+    )

@@ -24,7 +24,7 @@ from .base import (
     plain,
     twin_name,
 )
-from .relus import RELU_LOOKALIKES, RELU_SPELLINGS, ReLULookalike, ReLUVariant
+from .relus import RELU_LOOKALIKES, RELU_SPELLINGS, ReLULookalike, PlainCNNWithReLU
 from . import structures, states, architectures
 from .transformed import inductor
 
@@ -37,8 +37,8 @@ __all__ = [
     "RELU_SPELLINGS",
     "AwkwardModel",
     "PlainCNN",
+    "PlainCNNWithReLU",
     "ReLULookalike",
-    "ReLUVariant",
     "architectures",
     "get_model",
     "inductor",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .base import PlainCNN, register_model
 
 
-class ReLUVariant(PlainCNN):
-    """`Plain` without ReLU modules: `how` is the ReLU."""
+class PlainCNNWithReLU(PlainCNN):
+    """`Plain` without ReLU modules: `relu` is the ReLU."""
 
     def __init__(self, relu: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ RELU_SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 for _name, _relu in RELU_SPELLINGS.items():
 
     def _build_variant(relu: Callable[[Tensor], Tensor] = _relu) -> nn.Module:
-        return ReLUVariant(relu)
+        return PlainCNNWithReLU(relu)
 
     _build_variant.__name__ = _name
     register_model(twin="plain")(_build_variant)
@@ -70,7 +70,7 @@ def relu_called_twice() -> nn.Module:
     return model
 
 
-class ReLULookalike(ReLUVariant):
+class ReLULookalike(PlainCNNWithReLU):
     """Computes what `Plain` computes, with an op that rules for ReLU don't know."""
 
 
