@@ -147,7 +147,7 @@ class Server:
                 if server.sends_length:
                     self.send_header("Content-Length", str(len(body)))
                 if server.encoding:
-                    self.send_header("Content-GenomeEncoding", server.encoding)
+                    self.send_header("Content-Encoding", server.encoding)
                 self.end_headers()
                 self.wfile.write(body[: server.cuts.pop(0) if server.cuts else None])
 

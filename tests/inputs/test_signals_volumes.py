@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
+from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
 from unboxed.plots import colors
 
@@ -139,3 +140,23 @@ def test_a_signal_among_several_inputs_keeps_its_shape() -> None:
     box = ub.Box(Two(), ub.MultiInput({"wave": ub.Pixels((2, 40)), "row": ub.Features(("a", "b"))}), outputs="logits")
     x = {"wave": torch.rand(3, 2, 40), "row": torch.randn(3, 2)}
     assert ub.attribution.gradient(box, x, 0).map["wave"].shape == (3, 2, 40)
+
+
+def test_the_blurred_baseline_blurs_along_a_signal_and_within_a_slice() -> None:
+    signal, _ = opened("signal")
+    x = torch.rand(3, *SHAPES["signal"])
+    found = ub.attribution.integrated_gradients(signal, x, 1, baseline="blurred").map
+    assert float(found.abs().max()) > 0
+    volume, _ = opened("volume")
+    channels, depth, height, width = SHAPES["volume"]
+    one_slice = torch.zeros(1, *SHAPES["volume"])
+    one_slice[:, :, 1] = 1
+    packed = volume.validate_inputs(one_slice)
+    blurred = baseline(volume, packed, "blurred").view(1, channels, depth, height, width)
+    assert torch.allclose(blurred, one_slice, atol=1e-6)
+
+
+def test_a_signal_has_a_fine_and_a_coarse_grid_of_parts() -> None:
+    signal, _ = opened("signal")
+    found = ub.checks.verdict(signal, torch.rand(8, *SHAPES["signal"]), ub.attribution.gradient)
+    assert len(set(found.evidence.removal.variants)) == len(found.evidence.removal.variants)

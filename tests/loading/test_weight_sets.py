@@ -441,3 +441,15 @@ def test_folders_of_other_kinds(tmp_path: Path) -> None:
         (tmp_path / str(i) / file).write_text("")
         with pytest.raises(ModelError, match=sentence):
             loading.weights(net(), tmp_path / str(i))
+
+
+@pytest.mark.parametrize("key", ["optimizer.exp_avg", "avg_grad", "ema_grad_sq", "momentum_ema"])
+def test_what_an_optimizer_keeps_of_each_weight_is_no_average(key: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    raw = {name: torch.full_like(p, 0.5) for name, p in model.state_dict().items()}
+    moments: Any = {name: torch.full_like(p, 7.0) for name, p in model.state_dict().items()}
+    for part in reversed(key.split(".")[1:]):
+        moments = {part: moments}
+    torch.save({"model": raw, key.split(".")[0]: moments}, tmp_path / "c.pt")
+    loading.weights(model, tmp_path / "c.pt")
+    assert all(bool((p == 0.5).all()) for p in model.state_dict().values())

@@ -18,7 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..box import Box
-from ..engine.perturb.baselines import BLUR_SIGMA_FRACTION, baseline, gaussian_blur
+from ..engine.perturb.baselines import baseline, blur_sigma, gaussian_blur, shorter_side
 from ..engine.rows import broadcast_rows
 from ..inputs.pixels import Pixels
 from ..objectives import Objective
@@ -60,7 +60,7 @@ def _fill_from_values(values: Tensor, examples: Tensor, removed: Tensor) -> Tens
 def _fill_from_surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The weighted mean of the pixels around that are left; far from any, the mean of the image."""
     images, known = x[examples], (~removed).to(x.dtype)
-    sigma = BLUR_SIGMA_FRACTION * min(x.shape[-2:])
+    sigma = blur_sigma(x)
     weight = gaussian_blur(known, sigma)
     near = gaussian_blur(images * known, sigma) / weight.clamp(min=MIN_SURROUNDINGS_WEIGHT)
     return torch.where(weight > MIN_SURROUNDINGS_WEIGHT, near, images.mean((2, 3), keepdim=True))
@@ -185,7 +185,7 @@ def _part_ranks_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: int) -> l
 
 def _part_of_pixel(height: int, width: int, per_side: int) -> Tensor:
     """The index (H W,) of the part that each pixel belongs to: a grid with `per_side` parts along the shorter side."""
-    side = max(1.0, min(height, width) / per_side)
+    side = max(1.0, shorter_side(height, width) / per_side)
     rows, columns = (max(1, round(n / side)) for n in (height, width))
     row, column = (torch.arange(n) * k // n for n, k in ((height, rows), (width, columns)))
     return (row[:, None] * columns + column).flatten()

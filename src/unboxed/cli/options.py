@@ -17,7 +17,7 @@ def _print_version(is_requested: bool) -> None:
 
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
-SeedOption = Annotated[int, typer.Option(help="SeedOption of all random draws: same seed, same result.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 OpenBrowserOption = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
@@ -35,7 +35,7 @@ WeightsOption = Annotated[
     typer.Option(help="A safetensors file, a checkpoint, or a folder of shards; w.pt:model_ema takes a part of it."),
 ]
 ShapeOption = Annotated[
-    str | None, typer.Option(help="ShapeOption of one image, where the model does not define it: 3,224,224.")
+    str | None, typer.Option(help="Shape of one image, where the model does not define it: 3,224,224.")
 ]
 MeanOption = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
 StdOption = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]

@@ -72,7 +72,7 @@ def _retrieve(url: str, path: Path, md5: str, quiet: bool) -> None:
     with _ProgressBar(desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar, _silent_pooch():
         downloader = pooch.HTTPDownloader(
             bar, CHUNK_BYTES, timeout=STALL_TIMEOUT_SECONDS, hooks={"response": _keep_encoded},
-            headers={"User-Agent": "unboxed", "Accept-GenomeEncoding": "identity"},
+            headers={"User-Agent": "unboxed", "Accept-Encoding": "identity"},
         )  # fmt: skip
         try:
             pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=downloader)
@@ -87,7 +87,7 @@ def _retrieve(url: str, path: Path, md5: str, quiet: bool) -> None:
 
 def _keep_encoded(response: Any, *args: Any, **kwargs: Any) -> None:
     """A packed file is kept as it is, also where the server calls its packing an encoding of the transfer."""
-    response.raw.headers.pop("Content-GenomeEncoding", None)
+    response.raw.headers.pop("Content-Encoding", None)
 
 
 def _reason(error: Exception) -> str:

@@ -28,6 +28,7 @@ AVERAGED_NAMES = {"ema", "emamodel", "modelema", "averaged", "average", "avg", "
 RAW_NAMES = {"current", "raw"}  # "current_model_state" is Lightning's, beside averaged weights
 COUNTER_NAMES = {"total_ops", "total_params", "attn_mask"}  # buffers that thop and Swin leave in modules
 TRAINING_NAMES = re.compile(r"optim|sched|scaler|rng|callback|loops")  # in names of a checkpoint that are no weights
+OPTIMIZER_NAMES = re.compile(r"optim|exp_avg|moment|grad")  # shaped like weights, and none
 TOP_LEVEL = "."  # selects the weights that are under no key of a file
 
 
@@ -164,6 +165,8 @@ def choose(sets: Sequence[WeightSet], source: str, selector: str = "") -> Weight
     """
     if selector:
         sets = [s for s in sets if _is_selected(s.label, selector)] or sets
+    else:
+        sets = [s for s in sets if not OPTIMIZER_NAMES.search(s.label)] or sets
     different = [s for i, s in enumerate(sets) if not any(s.is_same(other) for other in sets[:i])]
     first, *others = sorted(different, key=lambda s: -s.averaging_rank)
     if others and others[0].averaging_rank == first.averaging_rank:

@@ -119,7 +119,7 @@ def errors_headline(errors: Sequence[OutputError]) -> tuple[str, str]:
     """The page's title and a sentence."""
     if len(errors) == 1:
         e = errors[0]
-        return f"Mean absolute error {e.mae:.3g}", f"RootOption mean squared error {e.rmse:.3g}; R² {_text(e.r2)}."
+        return f"Mean absolute error {e.mae:.3g}", f"Root mean squared error {e.rmse:.3g}; R² {_text(e.r2)}."
     r2 = mean_of_known([e.r2 for e in errors])
     worst = min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
     return f"Mean R² {_text(r2)}", f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {_text(worst.r2)})."

@@ -257,7 +257,7 @@ def _active_units_by_distance(top: TopExamples) -> list[int]:
 
 
 def _unit_to_plot(top: TopExamples, patches: UnitPatches, shown_index: int, unit: int) -> PlottedUnit:
-    """PlottedUnit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
+    """Unit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
     x, size = patches.x[shown_index], patches.receptive_field.size
     image_size = (x.shape[-2], x.shape[-1])
     bounds = patches.receptive_field.bounds_at(top.position[unit]).tolist()  # (k, 4)

@@ -325,7 +325,7 @@ def _check_settings(lr: float, ema_decay: float | None) -> None:
 
 
 def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> BatchLoader:
-    """BatchLoader (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
+    """Batches (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise DataError("the data set is empty: there is nothing to learn from")
     generator = torch.Generator().manual_seed(seed or 0)

@@ -128,11 +128,29 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     return h.view_as(x)
 
 
+def blur_sigma(x: Tensor) -> float:
+    """The standard deviation of a blur of images (N, C, H, W): a tenth of the shorter side, or of a signal."""
+    return BLUR_SIGMA_FRACTION * shorter_side(*x.shape[-2:])
+
+
+def shorter_side(height: int, width: int) -> int:
+    """The shorter side of an image; a signal is one row, and has its length."""
+    return min((side for side in (height, width) if side > 1), default=1)
+
+
+def _blurred_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
+    """Images under a blur; the slices of a volume each by itself."""
+    is_volume = isinstance(inputs, Pixels) and inputs.n_axes == 3
+    height = inputs.model_shape[-2] if is_volume else x.shape[-2]  # type: ignore[union-attr]
+    slices = x.reshape(len(x), -1, height, x.shape[-1])  # (N, C D, H, W)
+    return gaussian_blur(slices, blur_sigma(slices)).view_as(x)
+
+
 IMAGE_BASELINES: Mapping[str, BaselineFn] = {
     "black": lambda inputs, x, seed: torch.zeros_like(x),
     "white": lambda inputs, x, seed: torch.ones_like(x),
     "mean": _normalization_mean_baseline,
-    "blurred": lambda inputs, x, seed: gaussian_blur(x, BLUR_SIGMA_FRACTION * min(x.shape[-2:])),
+    "blurred": _blurred_baseline,
     "random": _random_baseline,
 }
 FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _normalization_mean_baseline, "random": _random_baseline}
