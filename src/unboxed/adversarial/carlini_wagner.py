@@ -34,9 +34,8 @@ from .attack_state import AttackState
 from .quantization import quantize_images
 from .result import Adversarial
 
-TANH_RANGE_SLACK_FRACTION = (
-    0.01  # of half the range, beyond each of its ends: values at the ends would need an infinite w
-)
+# Of half the range, beyond each of its ends: values at the ends would need an infinite w
+TANH_RANGE_SLACK_FRACTION = 0.01
 N_ABORT_CHECKS, MIN_CHECK_STEPS = 10, 10  # abort_early: checks per descent; at least so many steps between two
 MIN_RELATIVE_LOSS_DECREASE = 1e-3  # abort_early: relative decrease of the loss between two checks
 C_GROWTH_FACTOR = 10  # factor of c until one is large enough

@@ -50,9 +50,8 @@ from .result import Adversarial
 
 INF = math.inf
 FINAL_SEARCH_STEPS = 3  # forward passes of the final search
-FINAL_SEARCH_RELATIVE_MARGIN = (
-    1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
-)
+# Of the score at x: the final search aims that far above zero, so that rounding does not decide
+FINAL_SEARCH_RELATIVE_MARGIN = 1e-3
 
 
 @card(

@@ -19,21 +19,15 @@ MIN_AGREEMENT_KENDALL_TAU = 0.8  # Kendall's tau, from which on the fills give n
 
 def orders_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, list[str]]:
     """{fill: the methods by their relevance gain with it, the largest first}, of methods that all fills measured."""
-    gains = _gains_measured_by_all_fills(verdicts)
-    fills = [*next(iter(gains.values()))] if gains else []
-    return {fill: sorted(gains, key=lambda name: -gains[name][fill]) for fill in fills}
+    return {fill: sorted(gains, key=lambda name: -gains[name]) for fill, gains in _gains_by_fill(verdicts).items()}
 
 
 def fill_agreement(verdicts: Mapping[str, Verdict]) -> tuple[float, tuple[str, str]]:
     """Kendall's tau between the orders of the two fills that agree the least, and these fills; NaN for fewer than two
     methods or fills."""
-    gains = _gains_measured_by_all_fills(verdicts)
-    fills = [*next(iter(gains.values()))] if gains else []
-    if len(gains) < 2 or len(fills) < 2:
-        return math.nan, ("", "")
-    columns = {fill: [by_fill[fill] for by_fill in gains.values()] for fill in fills}
-    pairs = [(float(kendalltau(columns[a], columns[b]).statistic), (a, b)) for a, b in combinations(fills, 2)]
-    return min(pairs)
+    columns = {fill: [*gains.values()] for fill, gains in _gains_by_fill(verdicts).items() if len(gains) > 1}
+    pairs = [(float(kendalltau(columns[a], columns[b]).statistic), (a, b)) for a, b in combinations(columns, 2)]
+    return min(pairs, default=(math.nan, ("", "")))
 
 
 def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
@@ -51,10 +45,11 @@ def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
     return f"The order depends on what removed parts are filled with (Kendall's tau {agreement:.2f}): {leaders}."
 
 
-def _gains_measured_by_all_fills(verdicts: Mapping[str, Verdict]) -> dict[str, Mapping[str, float]]:
-    """{method: {fill: gain}}, of those with a number for each fill."""
-    return {
-        name: v.gain_by_fill
-        for name, v in verdicts.items()
-        if v.gain_by_fill and all(math.isfinite(gain) for gain in v.gain_by_fill.values())
+def _gains_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, float]]:
+    """{fill: {method: its relevance gain}}, of the methods with a number for each fill."""
+    measured = {
+        name: v.gain_by_fill for name, v in verdicts.items() if all(map(math.isfinite, v.gain_by_fill.values()))
     }
+    measured = {name: gains for name, gains in measured.items() if gains}
+    fills = next(iter(measured.values()), {})
+    return {fill: {name: gains[fill] for name, gains in measured.items()} for fill in fills}

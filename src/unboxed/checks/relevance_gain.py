@@ -27,12 +27,10 @@ from .perturbing import feature_shape, importance, perturbed_scores, rank_descen
 
 PARTS_PER_SHORTER_SIDE = (7, 12)  # parts along an image's shorter side, each of which is removed at once
 MAX_REMOVAL_STEPS = 6
-MIN_RELATIVE_SCORE_RANGE = (
-    1e-6  # of the largest score's magnitude: below it, removing parts changes nothing but rounding
-)
-MIN_EXAMPLE_RANGE_FRACTION = (
-    0.05  # of the mean range of the scores: the gain of an example that hardly changes is small
-)
+# Of the largest score's magnitude: below it, removing parts changes nothing but rounding
+MIN_RELATIVE_SCORE_RANGE = 1e-6
+# Of the mean range of the scores: the gain of an example that hardly changes is small
+MIN_EXAMPLE_RANGE_FRACTION = 0.05
 MIN_SURROUNDINGS_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
 FillFn = Callable[[Tensor, Tensor], Tensor]

@@ -10,9 +10,8 @@ from torch import Tensor
 from .planting import Trigger
 from .shortcut_trial import FAILS_BELOW, MIN_CONTROL_GAP, SHOWS_ABOVE, ShortcutFinding, TriggerAccuracy
 
-POINTING_TOLERANCE_PIXELS = (
-    2  # pixels around the trigger that still count as pointing at it: maps are no finer than a method
-)
+# Pixels around the trigger that still count as pointing at it: maps are no finer than a method
+POINTING_TOLERANCE_PIXELS = 2
 MIN_CONTROL_PEAK_RATIO = 0.5  # of the peak on the model: a lower peak on the control does not count
 
 

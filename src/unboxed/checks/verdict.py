@@ -99,9 +99,8 @@ class Verdict:
     n_examples: int = 0
     n_maps: int = 0  # maps computed for it, one per example: nearly all of its cost
     gain_by_fill: Mapping[str, float] = field(default_factory=dict)  # {fill: relevance gain}: do the fills agree?
-    evidence: VerdictEvidence | None = field(
-        default=None, repr=False, compare=False
-    )  # None where it was read from a file
+    # What it was made from; None where it was read from a file
+    evidence: VerdictEvidence | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         tests = "".join(f"\n  {test}" for test in self.tests)

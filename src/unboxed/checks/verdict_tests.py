@@ -28,9 +28,8 @@ from .relevance_gain import FillFn, RemovalCurves, fills, removal_curves
 from .similarity import is_constant, spearman
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
-SATURATED_CONFIDENCE_FRACTION = (
-    0.5  # of the largest possible confidence, from which on that of randomized models says nothing
-)
+# Of the largest possible confidence, from which on that of randomized models says nothing
+SATURATED_CONFIDENCE_FRACTION = 0.5
 MIN_INFORMATION_GAIN_FRACTION = 0.1  # of the most possible
 
 

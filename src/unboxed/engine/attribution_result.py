@@ -70,7 +70,7 @@ class Attribution(Tensor):
         classes: tuple[str, ...] = (),
         **extras: Any,
     ) -> Self:
-        if isinstance(map, Tensor) and map.shape != data.shape:  # of signals and volumes
+        if isinstance(map, Tensor):  # as the inputs came: of signals and volumes, of another shape than `data`
             data = map
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
@@ -111,8 +111,7 @@ class Attribution(Tensor):
 
     @classmethod
     def _rebuild(cls, fields: Mapping[str, Any], data: Tensor) -> Self:
-        is_plain = isinstance(fields["map"], Tensor) and fields["map"].shape == data.shape
-        return cls(fields["map"] if is_plain else data, **fields)  # the map and the tensor share their memory
+        return cls(data, **fields)  # the map, where it is one tensor, shares its memory with the attribution
 
 
 def _unpickle(cls: type[Attribution], data: Tensor, fields: dict[str, Any]) -> Attribution:

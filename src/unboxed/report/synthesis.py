@@ -25,9 +25,8 @@ MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are co
 STARTS_PER_CLASS = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
 MIN_MARGIN_OVER_CONTROL = 0.1  # of the judge's mean probability, by which the class images must beat the control
-WEAK_EVIDENCE_CONTROL_RATIO = (
-    0.8  # recognized control images over recognized class images, from which the judge is weak evidence
-)
+# Recognized control images over recognized class images, from which the judge is weak evidence
+WEAK_EVIDENCE_CONTROL_RATIO = 0.8
 MIN_CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
 MIN_REPORTED_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty

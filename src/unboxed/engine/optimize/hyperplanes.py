@@ -17,9 +17,8 @@ from ..cpu_cache import cpu_rows_per_chunk
 from .constraints import TINY
 
 MAX_CPU_CHUNK_VALUES = 2**17  # of a chunk that a CPU's cache holds
-N_INITIAL_L1_COORDINATES = (
-    64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
-)
+# Coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
+N_INITIAL_L1_COORDINATES = 64
 EXTRA_NEWTON_STEPS = 8  # steps beyond one for each kink, which rounding may ask for
 
 
