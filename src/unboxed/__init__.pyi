@@ -4,6 +4,7 @@ from . import attribution as attribution
 from . import checks as checks
 from . import data as data
 from . import errors as errors
+from . import influence as influence
 from . import plots as plots
 from . import robustness as robustness
 from . import synthesis as synthesis

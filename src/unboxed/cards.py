@@ -21,7 +21,7 @@ from .validation import normalized_name, suggestion_text
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
-FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "robustness")
+FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "robustness")
 ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
 NEED_DESCRIPTIONS = {
@@ -43,6 +43,7 @@ RETURN_KIND_DESCRIPTIONS = {
     "table": "numbers in rows and columns",
     "embedding": "points in two dimensions",
     "curve": "numbers along an axis",
+    "influence": "a score of each training example for each query",
     "activations": "activations of layers, or parts of inputs that they come from",
 }
 

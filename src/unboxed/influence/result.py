@@ -1,0 +1,107 @@
+"""The result of every influence method: how much each training example helped each query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..engine.results import OneLineReprMixin
+from ..errors import InputError
+from ..validation import check_int
+
+Truth = Literal["one run", "mean over seeds"]
+NATS = "nats per example left out"
+SIMILARITY = "similarity"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Influence(OneLineReprMixin):
+    """Scores of training examples for queries: positive where the example helped the query.
+
+    A score in nats is the change of the query's loss to first order when the example's weight goes from 1 to 0: a
+    positive one says that leaving the example out raises the loss. Methods whose scores are only ranks say so in
+    `unit`. `truth` is what they estimate: the same training without the example ("one run": same seed and order), or
+    the mean of trainings with other seeds.
+
+    Attributes:
+        scores: (Q, N) queries by training examples.
+        truth: "one run" or "mean over seeds".
+        unit: Unit of the scores: "nats per example left out", or "similarity".
+        method: The name of the method, as its card has it.
+        input: The queries (Q, ...), in the box's units.
+        target: (Q,) the classes whose loss is explained; or what the loss was given.
+        train_labels: (N,) the training examples' labels.
+        classes: The names of the model's classes.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.influence import Influence
+        >>> result = Influence(torch.tensor([[.2, -.1, .5]]), "one run", train_labels=torch.tensor([0, 1, 0]))
+        >>> result.top(2).tolist(), result.bottom(1).tolist(), result.groups().tolist()
+        ([[2, 0]], [[1]], [[0.699999988079071, -0.10000000149011612]])
+    """
+
+    returns: ClassVar[str] = "influence"
+
+    scores: Tensor
+    truth: Truth
+    unit: str = NATS
+    method: str = ""
+    input: Tensor | None = None
+    target: Tensor | None = None
+    train_labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def n_queries(self) -> int:
+        return len(self.scores)
+
+    @property
+    def n_train(self) -> int:
+        return self.scores.shape[1]
+
+    def top(self, k: int = 8) -> Tensor:
+        """The k most helpful training examples of each query, (Q, k), the most helpful first."""
+        return self._ranked(k, descending=True)
+
+    def bottom(self, k: int = 8) -> Tensor:
+        """The k most harmful training examples of each query, (Q, k), the most harmful first."""
+        return self._ranked(k, descending=False)
+
+    def groups(self, ids: Tensor | None = None) -> Tensor:
+        """Sums (Q, G) of the scores over groups of training examples, to first order what leaving all of it out does.
+
+        Args:
+            ids: (N,) group of each training example, 0 to G - 1. None: their labels.
+
+        Raises:
+            InputError: for ids that are not one whole number per training example.
+        """
+        ids = self.train_labels if ids is None else ids
+        if ids is None or ids.shape != (self.n_train,) or ids.is_floating_point() or bool((ids < 0).any()):
+            got = "no labels" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+            raise InputError(f"groups need one whole number per training example, ({self.n_train},); got {got}")
+        index = ids.to(self.scores.device)
+        return self.scores.new_zeros(self.n_queries, int(index.max()) + 1).index_add_(1, index, self.scores)
+
+    def _ranked(self, k: int, *, descending: bool) -> Tensor:
+        k = min(check_int("k", k, minimum=1), self.n_train)
+        return self.scores.argsort(dim=1, descending=descending, stable=True)[:, :k]
+
+
+def mean_over_seeds(results: list[Influence]) -> Influence:
+    """The mean of results of trainings with different seeds, on the same queries and training examples.
+
+    Raises InputError where there is none, or they differ in shape or unit.
+    """
+    if not results or len({(tuple(r.scores.shape), r.unit) for r in results}) > 1:
+        raise InputError("wanted results of the same queries, training examples and unit, at least one")
+    first = results[0]
+    scores = torch.stack([r.scores for r in results]).mean(0)
+    return Influence(
+        scores, "mean over seeds", first.unit, first.method, first.input, first.target, first.train_labels,
+        first.classes,
+    )  # fmt: skip
