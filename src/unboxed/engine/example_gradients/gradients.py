@@ -65,7 +65,7 @@ class ExampleGradients:
 
     def unflatten(self, matrix: Tensor) -> dict[str, Tensor]:
         """The inverse of `flatten`."""
-        parts = matrix.split([p.numel() for p in self.parameters.values()], 1)
+        parts = torch.split(matrix, [p.numel() for p in self.parameters.values()], 1)
         return {n: part.reshape(-1, *p.shape) for (n, p), part in zip(self.parameters.items(), parts, strict=True)}
 
     def _row(self, x: Tensor, y: Tensor) -> Tensor:
