@@ -4,4 +4,8 @@ A method that scores training examples for queries is a file here; what two of t
 `engine.example_gradients` (per-example gradients) or `engine.unroll` (trainings that can be run again).
 """
 
+from ..engine.unroll.model_training import ModelTraining as ModelTraining
+from ..engine.unroll.training import Training as Training
 from .result import Influence as Influence
+from .result import mean_over_seeds as mean_over_seeds
+from .unrolled import unrolled as unrolled

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..engine.results import OneLineReprMixin
+from ..engine.unroll.smoothness import Smoothness
 from ..errors import InputError
 from ..validation import check_int
 
@@ -35,6 +37,8 @@ class Influence(OneLineReprMixin):
         target: (Q,) the classes whose loss is explained; or what the loss was given.
         train_labels: (N,) the training examples' labels.
         classes: The names of the model's classes.
+        smoothness: Whether the training is smooth enough for its derivative; None for methods that do not run it.
+        settings: What the method chose or was given that the scores depend on: damping, solver, checkpoints.
 
     Example:
         >>> import torch
@@ -54,6 +58,8 @@ class Influence(OneLineReprMixin):
     target: Tensor | None = None
     train_labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    smoothness: Smoothness | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_queries(self) -> int:
@@ -100,8 +106,4 @@ def mean_over_seeds(results: list[Influence]) -> Influence:
     if not results or len({(tuple(r.scores.shape), r.unit) for r in results}) > 1:
         raise InputError("wanted results of the same queries, training examples and unit, at least one")
     first = results[0]
-    scores = torch.stack([r.scores for r in results]).mean(0)
-    return Influence(
-        scores, "mean over seeds", first.unit, first.method, first.input, first.target, first.train_labels,
-        first.classes,
-    )  # fmt: skip
+    return replace(first, scores=torch.stack([r.scores for r in results]).mean(0), truth="mean over seeds")

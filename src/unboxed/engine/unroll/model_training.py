@@ -1,0 +1,343 @@
+"""A training of a model by `torch.optim`, on data in memory, as a pure step function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader
+
+from ... import rng
+from ...box import Box
+from ...errors import DataError, InputError, ModelError
+from ...inputs.base import Inputs
+from ...model import state as model_state
+from ...model.outputs import OutputKind
+from ...validation import check_float, check_int, check_seed
+from ..example_gradients.losses import ExampleLoss, resolve_loss
+from ..randomized import randomize_all_layers
+from ..read.examples import labeled_examples
+from .optimizers import Hyperparameters, update_of
+from .running_statistics import PureBatchNormMode
+from .training import State, Training, batched_vjp, differentiable_leaves
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+ScheduleName = Literal["constant", "one-cycle"]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
+AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
+
+PARAMETER, BUFFER = "parameter.", "buffer."  # prefixes of what a state holds; an optimizer's slots have theirs
+
+
+class ModelTraining(Training):
+    """A training of a model by SGD, Adam or AdamW that can be run again, exactly, with other weights of its examples.
+
+    The same as `ub.training.fit` with the same settings (up to rounding): the order of the data and what dropout and
+    augmentation draw in a step depend on the seed and the step alone. For a training loop of your own see `Training`.
+
+    Args:
+        model: A module before its training; it is copied.
+        inputs: What its inputs are.
+        train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader. They are kept in memory.
+        epochs: Passes over the training data, 1 or more.
+        batch_size: Examples per step, 1 or more.
+        lr: Largest learning rate of the schedule, above 0.
+        weight_decay: Of the optimizer.
+        momentum: Of SGD.
+        optimizer: "sgd", "adam", "adamw", or a function that makes a `torch.optim` SGD, Adam or AdamW of parameters.
+        schedule: "one-cycle", "constant", or a function that makes a scheduler of `torch.optim.lr_scheduler` of the
+            optimizer; it is asked for after each step.
+        seed: Seed of all random draws: same seed, same result.
+        augment: `augment(x, generator)` changes each batch; see `engine.optimize.transforms`.
+        loss: `loss(outputs, labels)` gives the losses (B,) of a batch. None: the one that fits the outputs, in nats.
+        outputs: What the model's output means, as for `Box`. None infers it.
+
+    Raises:
+        InputError: for settings out of range, a model without parameters to train, an optimizer that cannot be
+            unrolled.
+        DataError: where there are no examples, or no labels.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> model, inputs = ub.zoo.load("digits-cnn", weights=None)
+        >>> data = ub.data.digits("train").first(64)
+        >>> training = ub.influence.ModelTraining(model, inputs, data, epochs=1, batch_size=16)
+        >>> state = training.run()
+        >>> training.n_steps, training.box(state).predict(data[0]).shape
+        (4, torch.Size([64]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        train: Any,
+        *,
+        epochs: int,
+        batch_size: int = 128,
+        lr: float = 2e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        optimizer: OptimizerName | OptimizerFactory = "adamw",
+        schedule: ScheduleName | ScheduleFactory = "one-cycle",
+        seed: int = 0,
+        augment: AugmentFn | None = None,
+        loss: ExampleLoss | None = None,
+        outputs: OutputKind | None = None,
+    ) -> None:
+        epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
+        self._box = Box(copy.deepcopy(model), inputs, outputs=outputs)
+        self._settings = {
+            "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "momentum": momentum,
+            "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
+            "outputs": self._box.outputs,
+        }  # fmt: skip
+        self.x, self.y = labeled_examples(self._box, train)
+        self.seed = check_seed(seed)
+        parameters = {name: p for name, p in self._box.model.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise InputError("the model has no parameter that requires a gradient: there is nothing to train")
+        self._names, batches = list(parameters), shuffled_batches(len(self.x), batch_size, epochs, self.seed)
+        torch_optimizer = make_optimizer(
+            optimizer, list(parameters.values()), check_float("lr", lr, above=0), weight_decay, momentum
+        )
+        self._update = update_of(torch_optimizer)
+        self._hyperparameters = hyperparameters_by_step(
+            torch_optimizer, schedule, len(batches), list(parameters.values())
+        )
+        self._augment, self._loss = augment, resolve_loss(self._box, loss)
+        self._forward = _RawForward(self._box)
+        super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
+        self._forward.draws = self._detect_draws()
+
+    def reseed(self, seed: int) -> ModelTraining:
+        """The same training retrained from scratch: other initial weights, order, dropout and augmentation."""
+        fresh = randomize_all_layers(self._box, check_seed(seed))
+        return ModelTraining(fresh.model, fresh.inputs, (self.x, self.y), **self._settings, seed=seed)  # type: ignore[arg-type]
+
+    def box(self, state: State) -> Box:
+        """The model with the parameters and buffers of a state, opened."""
+        model = copy.deepcopy(self._box.model)
+        tensors = {**_part(state, PARAMETER), **_part(state, BUFFER)}
+        model.load_state_dict({**model.state_dict(), **tensors})
+        return self._box.reopen(model.eval())
+
+    def _detect_draws(self) -> bool:
+        """Whether the model draws random numbers in training."""
+        with model_state.detecting_rng_use(self._box.device) as used:
+            self.next_state(self.start, 0, torch.ones(len(self.batches[0])).to(self.x))
+        return bool(used)
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def _initial_state(self) -> State:
+        parameters = dict(self._box.model.named_parameters())
+        buffers = dict(self._box.model.named_buffers())
+        return {
+            **{PARAMETER + name: parameters[name].detach().clone() for name in self._names},
+            **{BUFFER + name: b.detach().clone() for name, b in buffers.items()},
+            **{f"{slot}.{name}": torch.zeros_like(parameters[name])
+               for slot in self._update.slot_names for name in self._names},
+        }  # fmt: skip
+
+    def _step(self, state: State, t: int, weights: Tensor) -> State:
+        gradients, (buffers, _) = torch.func.grad(self._weighted_loss, has_aux=True)(
+            _part(state, PARAMETER), _part(state, BUFFER), t, weights
+        )
+        return {**self._updated(state, gradients, t), **_with_prefix(BUFFER, buffers)}
+
+    def _updated(self, state: State, gradients: Mapping[str, Tensor], t: int) -> State:
+        """Parameters and slots after step t."""
+        after: State = {}
+        for name, h in zip(self._names, self._hyperparameters[t], strict=True):
+            slots = tuple(state[f"{slot}.{name}"] for slot in self._update.slot_names)
+            parameter, slots = self._update(state[PARAMETER + name], gradients[name], slots, h, t)
+            after[PARAMETER + name] = parameter
+            after |= {f"{slot}.{name}": value for slot, value in zip(self._update.slot_names, slots, strict=True)}
+        return after
+
+    def _weighted_loss(
+        self, parameters: State, buffers: State, t: int, weights: Tensor
+    ) -> tuple[Tensor, tuple[State, Tensor]]:
+        """The mean of the weighted losses of step t's batch; and its buffers after it, and the losses (B,)."""
+        x, y = self._batch(t)
+        output, buffers = self._forward.train_step(x, parameters, buffers, rng.derive_seed("step", self.seed, t))
+        losses = self._loss(output, y)  # (B,)
+        return (weights * losses).sum() / len(y), (buffers, losses)
+
+    def _batch(self, t: int) -> tuple[Tensor, Tensor]:
+        index = self.batches[t]
+        x = self.x[index]
+        if self._augment is not None:
+            generator = rng.keyed_generator(x.device, "augment", self.seed, t)
+            x = self._box.inputs.clip(self._augment(x, generator))
+        return x, self.y[index]
+
+    def vjp(self, state: State, t: int, adjoint: State) -> tuple[State, Tensor]:
+        with torch.enable_grad():
+            leaves = differentiable_leaves({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))})
+            parameters = _part(leaves, PARAMETER)
+            buffers = _part({**state, **leaves}, BUFFER)
+            weights = next(iter(parameters.values())).new_ones(len(self.batches[t])).requires_grad_()
+            loss, (buffers, _) = self._weighted_loss(parameters, buffers, t, weights)
+            gradients = dict(zip(parameters, torch.autograd.grad(
+                loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip
+        before = self._update_adjoint(state, {k: g.detach() for k, g in gradients.items()}, t, adjoint)
+        outputs = [(g, before.pop("gradient." + name)) for name, g in gradients.items()]
+        outputs += [(b, adjoint[BUFFER + name]) for name, b in buffers.items() if BUFFER + name in adjoint]
+        outputs = [(value, adj) for value, adj in outputs if value.requires_grad]
+        *by_leaf, by_weight = batched_vjp(
+            [value for value, _ in outputs], [adj for _, adj in outputs], [*leaves.values(), weights]
+        )
+        for name, h in zip(leaves, by_leaf, strict=True):
+            before[name] = before[name].add_(h) if name in before else h
+        return before, by_weight
+
+    def _update_adjoint(self, state: State, gradients: State, t: int, adjoint: State) -> State:
+        """The adjoint before the optimizer's update, and that of the gradient, as "gradient.NAME"."""
+        before: State = {}
+        after = self._updated(state, gradients, t)
+        for name, h in zip(self._names, self._hyperparameters[t], strict=True):
+            keys = [f"{slot}.{name}" for slot in self._update.slot_names]
+            adj = self._update.adjoint(
+                state[PARAMETER + name], gradients[name], tuple(after[key] for key in keys), h, t,
+                adjoint[PARAMETER + name], tuple(adjoint[key] for key in keys),
+            )  # fmt: skip
+            before |= {PARAMETER + name: adj.parameter, "gradient." + name: adj.gradient}
+            before |= dict(zip(keys, adj.slots, strict=True))
+        return before
+
+    def _query_loss(self, state: State, x: Tensor, y: Any) -> Tensor:
+        output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))
+        return self._loss(output, y)
+
+    def query_adjoint(self, state: State, x: Tensor, y: Any) -> State:
+        used = super().query_adjoint({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))}, x, y)
+        unused = {n: h.new_zeros(len(x), *h.shape) for n, h in state.items() if h.is_floating_point()}
+        return unused | used
+
+
+class _RawForward(nn.Module):
+    """A box's model called with other parameters and buffers, in train or eval mode; its RNGs are keyed."""
+
+    def __init__(self, box: Box) -> None:
+        super().__init__()
+        self.model = box.model
+        self._box = [box]  # in a list: no attribute of a module
+        self.draws = False  # whether training steps draw random numbers
+
+    def forward(self, x: Tensor) -> Tensor:
+        box = self._box[0]
+        return box.output_reader.select_tensor(box.raw_output(x)).to(box.dtype)
+
+    def train_step(self, x: Tensor, parameters: State, buffers: State, seed: int) -> tuple[Tensor, State]:
+        """The output (B, ...) in train mode, and the buffers after it."""
+        copies = {name: b.clone() for name, b in buffers.items()}
+        batch_norms = PureBatchNormMode()
+        keyed = model_state.forking_rngs(seed, x.device) if self.draws else model_state.NO_CONTEXT
+        with _train_mode(self.model), keyed, batch_norms:
+            output = self._call(x, parameters, copies)
+        self._refuse_other_writes(buffers, copies)
+        return output, {**copies, **batch_norms.new_values(copies)}
+
+    def evaluate(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
+        with PureBatchNormMode():
+            return self._call(x, parameters, buffers)
+
+    def _call(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
+        replaced = {f"model.{name}": h for part in (parameters, buffers) for name, h in part.items()}
+        output: Tensor = functional_call(self, replaced, (x,))
+        return output
+
+    @staticmethod
+    def _refuse_other_writes(before: State, after: State) -> None:
+        """Buffers of numbers that change otherwise than by batch norm have no derivative. Raises ModelError."""
+        for name, h in after.items():
+            if h.is_floating_point() and h._version:
+                raise ModelError(
+                    f"the model writes its buffer {name!r} in training, which can't be differentiated; make it an "
+                    "output, or write the training's step as a pure function"
+                )
+
+
+@contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def _part(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): h for name, h in state.items() if name.startswith(prefix)}
+
+
+def _with_prefix(prefix: str, tensors: State) -> State:
+    return {prefix + name: h for name, h in tensors.items()}
+
+
+def shuffled_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[Tensor]:
+    """The order of `training.fit`: indices of each step's batch."""
+    if n == 0:
+        raise DataError("the data set is empty: there is nothing to learn from")
+    order = torch.Generator().manual_seed(seed)
+    loader: DataLoader[Tensor] = DataLoader(range(n), batch_size, shuffle=True, generator=order)  # type: ignore[arg-type]
+    return [batch for _ in range(epochs) for batch in loader]
+
+
+def make_optimizer(
+    optimizer: OptimizerName | OptimizerFactory,
+    parameters: list[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> torch.optim.Optimizer:
+    """An optimizer by its name, or as a factory makes it. Raises InputError."""
+    if callable(optimizer):
+        return optimizer(parameters)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if optimizer not in kinds:
+        raise InputError(f"optimizer must be one of {', '.join(kinds)}, or a function of parameters; got {optimizer!r}")
+    settings = {"momentum": momentum} if optimizer == "sgd" else {}
+    return kinds[optimizer](parameters, lr=lr, weight_decay=weight_decay, **settings)  # type: ignore[no-any-return]
+
+
+def hyperparameters_by_step(
+    optimizer: torch.optim.Optimizer,
+    schedule: ScheduleName | ScheduleFactory,
+    n_steps: int,
+    parameters: list[nn.Parameter],
+) -> list[list[Hyperparameters]]:
+    """The settings of each parameter at each step, read from torch's own schedule."""
+    scheduler = _scheduler(optimizer, schedule, n_steps)
+    by_step = list[list[Hyperparameters]]()
+    for p in parameters:
+        p.grad = None  # a step without gradients changes nothing
+    for t in range(n_steps):
+        groups: dict[int, Hyperparameters] = {id(p): {k: v for k, v in group.items() if k != "params"}
+                  for group in optimizer.param_groups for p in group["params"]}  # fmt: skip
+        by_step.append([groups[id(p)] for p in parameters])
+        optimizer.step()
+        if scheduler is not None and t + 1 < n_steps:
+            scheduler.step()
+    return by_step
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, schedule: ScheduleName | ScheduleFactory, n_steps: int
+) -> LRScheduler | None:
+    if callable(schedule):
+        return schedule(optimizer)
+    if schedule not in get_args(ScheduleName):
+        raise InputError(f"schedule must be constant, one-cycle, or a function of an optimizer; got {schedule!r}")
+    if schedule == "constant":
+        return None
+    return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=n_steps)

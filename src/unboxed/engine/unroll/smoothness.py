@@ -1,0 +1,73 @@
+"""Whether a training is smooth enough for its derivative to be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import rng
+from ..results import OneLineReprMixin
+from .training import State, Training
+
+START_PERTURBATION = 1e-5  # relative to each initial parameter
+N_STARTS, N_SUBSETS = 4, 4  # runs from moved starts, and without a random subset
+DROPPED_FRACTION = 0.01  # of the training examples, in each subset
+MAX_NOISE_TO_SIGNAL = 0.15  # above it, scores are warned of
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Smoothness(OneLineReprMixin):
+    """How smooth a training is where scores of its examples were computed.
+
+    Attributes:
+        noise_to_signal: (Q,) standard deviation of each query's loss over runs whose initial parameters were moved by a
+            relative 1e-5, divided by that over runs without a random 1 % of the examples. Where rounding of the start
+            moves a loss as much as examples do, no score of single examples can be right.
+        prediction_error: Norm of what the scores miss of the changes in those runs, relative to the changes; 0 is
+            exact. NaN where there are no scores.
+    """
+
+    noise_to_signal: Tensor
+    prediction_error: float = float("nan")
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the median noise-to-signal ratio is below the bound, 0.15."""
+        return bool(self.noise_to_signal.median() <= MAX_NOISE_TO_SIGNAL)
+
+
+def measure_smoothness(
+    training: Training, x: Tensor, y: Any, scores: Tensor | None = None, seed: int = 0
+) -> Smoothness:
+    """Run the training 9 times at once, from moved starts and without random subsets, and compare queries' losses.
+
+    `scores` (Q, N) are compared with what leaving the subsets out really does.
+    """
+    n = training.n_examples
+    kept = training.example_weights(1 + N_STARTS + N_SUBSETS)
+    for i in range(N_SUBSETS):
+        dropped = torch.randperm(n, generator=rng.keyed_generator(rng.CPU, "dropped subset", seed, i))
+        kept[1 + N_STARTS + i, dropped[: max(1, round(DROPPED_FRACTION * n))].to(kept.device)] = 0
+    losses = training.query_losses(training.run_many(kept, _moved_starts(training, len(kept), seed)), x, y)  # (M, Q)
+    noise, signal = losses[: 1 + N_STARTS].std(0), losses[1 + N_STARTS :].std(0)
+    error = float("nan")
+    if scores is not None:
+        real = losses[1 + N_STARTS :] - losses[0]  # (S, Q)
+        predicted = (1 - kept[1 + N_STARTS :]) @ scores.T
+        error = float((real - predicted).norm() / real.norm().clamp_min(torch.finfo(real.dtype).tiny))
+    return Smoothness(noise / signal.clamp_min(torch.finfo(signal.dtype).tiny), error)
+
+
+def _moved_starts(training: Training, n: int, seed: int) -> State:
+    """Starts stacked (n, ...), of which those of rows 1 to N_STARTS are moved."""
+    starts: State = {}
+    for name, h in training.start.items():
+        starts[name] = h.expand(n, *h.shape).clone()
+        if h.is_floating_point():
+            generator = rng.keyed_generator(h.device, "moved start", seed, name)
+            moves = torch.randn(N_STARTS, *h.shape, generator=generator, device=h.device, dtype=h.dtype)
+            starts[name][1 : 1 + N_STARTS] *= 1 + START_PERTURBATION * moves
+    return starts

@@ -1,0 +1,187 @@
+"""A training as a pure step function: it can be run again with other weights of its examples, and differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...validation import check_int
+
+State = dict[str, Tensor]  # all that one step hands to the next: parameters, buffers, what the optimizer keeps
+StepFn = Callable[[State, int, Tensor], State]
+"""`step(state, t, weights)`: the state after step t, where the loss of the i-th example of the batch counts
+`weights[i]`, 1 for a training as it was."""
+QueryLossFn = Callable[[State, Tensor, Any], Tensor]
+
+
+class Training:
+    """A training that can be run again, exactly, with other weights of its examples.
+
+    Make one of your own training loop by writing its step as a pure function: no state but its arguments, random draws
+    by generators that are keyed by the step, and all operations differentiable. For a plain training of a model by
+    `torch.optim`, `Training.of` writes it.
+
+    Args:
+        step: `step(state, t, weights)` gives the state after step t (0, 1, ...), a dict of tensors like the one before.
+            `weights` (B,) multiply the losses of the batch's examples; divide by the batch size, not by their sum.
+        start: The state before the first step, {name: tensor}.
+        batches: The examples of each step: indices (B,) per step.
+        query_loss: `query_loss(state, x, y)`, the losses (Q,) of queries x (Q, ...) with labels y (Q,).
+        n_examples: Number of training examples. None: as many as the batches name.
+
+    Raises:
+        InputError: for a training without steps, and indices out of range.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> data = torch.tensor([1., 2., 6.])
+        >>> def step(state, t, weights):  # gradient descent to the mean
+        ...     return {"mean": state["mean"] - .1 * (weights * (state["mean"] - data)).mean()}
+        >>> training = ub.influence.Training(
+        ...     step, {"mean": torch.zeros(())}, [torch.arange(3)] * 50,
+        ...     lambda state, x, y: .5 * (state["mean"] - x) ** 2)
+        >>> round(training.run()["mean"].item(), 2), round(training.run(torch.tensor([1., 1., 0.]))["mean"].item(), 2)
+        (2.98, 1.45)
+    """
+
+    def __init__(
+        self,
+        step: StepFn,
+        start: Mapping[str, Tensor],
+        batches: Sequence[Tensor],
+        query_loss: QueryLossFn,
+        n_examples: int | None = None,
+    ) -> None:
+        self.step, self.start, self.query_loss = step, {k: v.detach() for k, v in start.items()}, query_loss
+        self.batches = [torch.as_tensor(b, dtype=torch.long) for b in batches]
+        if not self.batches:
+            raise InputError("a training needs at least one step; got no batches")
+        largest = max(int(b.max()) for b in self.batches)
+        self.n_examples = largest + 1 if n_examples is None else check_int("n_examples", n_examples, minimum=1)
+        if largest >= self.n_examples or min(int(b.min()) for b in self.batches) < 0:
+            raise InputError(f"batches hold indices of the {self.n_examples} training examples; got {largest}")
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.batches)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of one state."""
+        return sum(h.numel() * h.element_size() for h in self.start.values())
+
+    def example_weights(self, *shape: int) -> Tensor:
+        """Weights (*shape, N) of 1 for the examples, in the dtype and on the device of the state."""
+        like = next((h for h in self.start.values() if h.is_floating_point()), torch.zeros(()))
+        return like.new_ones(*shape, self.n_examples)
+
+    # -- running it --------------------------------------------------------------------------------------------------
+
+    def run(self, weights: Tensor | None = None, start: State | None = None) -> State:
+        """The final state, where the examples' losses count `weights` (N,); None: 1 each."""
+        for state in self.states(weights, start):  # noqa: B007
+            pass
+        return state
+
+    def states(
+        self, weights: Tensor | None = None, start: State | None = None, steps: range | None = None
+    ) -> Iterator[State]:
+        """The states after each of these steps (None: all), from the state `start` before the first of them."""
+        state = self.start if start is None else start
+        weights = self._check_weights(weights)
+        for t in range(self.n_steps) if steps is None else steps:
+            state = self.next_state(state, t, weights[self.batches[t]])
+            yield state
+
+    def next_state(self, state: State, t: int, weights: Tensor) -> State:
+        """The state after step t, without a graph. `weights` (B,) are those of the batch."""
+        with torch.no_grad():
+            return {name: h.detach() for name, h in self.step(state, t, weights).items()}
+
+    def run_many(self, weights: Tensor, start: State | None = None) -> State:
+        """The final states, stacked (M, ...), of trainings with weights (M, N) each, in one vectorized run.
+
+        `start` may hold a start of each, stacked (M, ...).
+        """
+        weights = self._check_weights(weights, n_dims=2)
+        states = {k: h.expand(len(weights), *h.shape) for k, h in self.start.items()} if start is None else start
+        for t, batch in enumerate(self.batches):
+            step = torch.func.vmap(lambda state, w, t=t: self.step(state, t, w), randomness="same")
+            with torch.no_grad():
+                states = {name: h.detach() for name, h in step(states, weights[:, batch]).items()}
+        return states
+
+    def query_losses(self, states: State, x: Tensor, y: Any) -> Tensor:
+        """Losses (M, Q) of queries under states stacked (M, ...)."""
+        with torch.no_grad():
+            losses: Tensor = torch.func.vmap(lambda state: self.query_loss(state, x, y))(states)
+        return losses
+
+    # -- differentiating it ------------------------------------------------------------------------------------------
+
+    def query_adjoint(self, state: State, x: Tensor, y: Any) -> State:
+        """Gradients (Q, ...) of the queries' losses with respect to a final state."""
+        with torch.enable_grad():
+            leaves = differentiable_leaves(state)
+            losses = self.query_loss({**state, **leaves}, x, y)
+        return dict(
+            zip(leaves, batched_vjp([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True)
+        )
+
+    def vjp(self, state: State, t: int, adjoint: State) -> tuple[State, Tensor]:
+        """The adjoint (Q, ...) before step t, and derivatives (Q, B) by the weights of its batch, of the one after it.
+
+        `state` is the one before the step.
+        """
+        with torch.enable_grad():
+            leaves = differentiable_leaves(state)
+            weights = next(iter(leaves.values())).new_ones(len(self.batches[t])).requires_grad_()
+            after = self.step({**state, **leaves}, t, weights)
+        names = [name for name in adjoint if after[name].requires_grad]
+        *before, by_weight = batched_vjp(
+            [after[name] for name in names], [adjoint[name] for name in names], [*leaves.values(), weights]
+        )
+        return dict(zip(leaves, before, strict=True)), by_weight
+
+    def _check_weights(self, weights: Tensor | None, n_dims: int = 1) -> Tensor:
+        ones = self.example_weights()
+        if weights is None:
+            return ones
+        if weights.ndim != n_dims or weights.shape[-1] != self.n_examples:
+            wanted = (
+                f"weights of the training examples, {'(M, N)' if n_dims == 2 else '(N,)'} with N = {self.n_examples}"
+            )
+            raise InputError(f"wanted {wanted}; got shape {tuple(weights.shape)}")
+        return weights.to(ones)
+
+
+def differentiable_leaves(state: State) -> State:
+    """The floating-point tensors of a state as leaves of a new graph."""
+    return {name: h.detach().requires_grad_() for name, h in state.items() if h.is_floating_point()}
+
+
+def batched_vjp(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Any) -> list[Tensor]:
+    """Derivatives (Q, ...) with respect to the inputs of outputs whose adjoints are (Q, ...), all queries at once.
+
+    One query after another where an operation has no batched derivative.
+    """
+    inputs = list(inputs)
+    n_queries = len(adjoints[0]) if adjoints else 0
+    try:
+        grads = torch.autograd.grad(
+            outputs, inputs, adjoints, is_grads_batched=True, allow_unused=True, retain_graph=True
+        )
+    except RuntimeError:
+        rows = [
+            torch.autograd.grad(outputs, inputs, [a[q] for a in adjoints], allow_unused=True, retain_graph=True)
+            for q in range(n_queries)
+        ]
+        grads = tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True))
+    return [
+        h.new_zeros(n_queries, *h.shape) if grad is None else grad.detach()
+        for h, grad in zip(inputs, grads, strict=True)
+    ]
