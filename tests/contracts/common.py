@@ -92,3 +92,9 @@ def methods(contract: str, chosen: Callable[[Card], bool] = lambda card: True) -
 def _exempt(name: str, contract: str) -> list[pytest.MarkDecorator]:
     why = CARDS[name].exempt.get(contract)
     return [] if why is None else [pytest.mark.skip(reason=f"{name} is exempt from {contract}: {why}")]
+
+
+refuse(
+    ("unrolled",), ("frozen", "parameterless", "refuses_train", "exported", "exported_flat"), UnboxedError
+)  # no training
+refuse(("unrolled",), ("spectral_normed", "checkpointed_reentrant"), UnboxedError)  # no second derivative

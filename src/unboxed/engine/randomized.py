@@ -112,7 +112,7 @@ def copy_model(box: Box) -> nn.Module:
             return copy.deepcopy(box.model, _detached_activations_memo(box.model))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"this model can't be copied, so no layer of a copy can be randomized: {reason}") from error
+        raise ModelError(f"this model can't be copied, and what runs on a copy can't be made: {reason}") from error
 
 
 def _detached_activations_memo(model: nn.Module) -> dict[int, Any]:

@@ -34,6 +34,9 @@ RELATIVE_DIFFERENCE = 1e-3  # of weights, above which a box is not the model tha
     shows="Which training examples made this answer likelier or less likely, in this very training.",
     does_not_show="What removing many examples at once does where the training is not smooth: it is a derivative.",
     example=lambda method, box, x, y: _example(method, box, x, y),
+    exempt={
+        "awkward": "The model is trained in train mode, where dropout, batch norm and a train() of its own take effect."
+    },
     order=1,
 )
 def unrolled(
@@ -115,11 +118,10 @@ def unrolled(
             f"times as much as leaving out 1 % of the examples (bound {MAX_NOISE_TO_SIGNAL}), so that scores of single "
             "examples are uncertain; a smooth activation (GELU, SiLU), a smaller lr or fewer epochs help"
         )
-    train_labels = training.y if isinstance(training, ModelTraining) else None
-    settings = {"plan": str(plan)}
     return Influence(
-        scores, "one run", method="Unrolled differentiation", input=x, target=y, train_labels=train_labels,
-        classes=box.classes, smoothness=smoothness, settings=settings,
+        scores.to(box.dtype), "one run", method="Unrolled differentiation", input=x, target=y,
+        train_labels=training.y if isinstance(training, ModelTraining) else None,
+        classes=box.classes, smoothness=smoothness, settings={"plan": str(plan)},
     )  # fmt: skip
 
 
@@ -183,14 +185,6 @@ def _check_losses(training: Training, final: State, x: Tensor, y: Tensor) -> Non
 def _example(method: Any, box: Box, x: Tensor, y: Tensor) -> Influence:
     """Scores of a short training of the box's model."""
     data = random_training_data(box)
-    training = ModelTraining(
-        box.model,
-        box.inputs,
-        data,
-        epochs=1,
-        batch_size=3,
-        lr=1e-3,
-        outputs=box.outputs,  # type: ignore[arg-type]
-    )
+    training = ModelTraining(box.model, box.inputs, data, epochs=1, batch_size=3, lr=1e-3, outputs=box.outputs)
     result: Influence = method(training.box(training.run()), x, y, training, check_smoothness=False)
     return result

@@ -63,7 +63,7 @@ def forking_rngs_with_lock(seed: int, device: torch.device) -> Iterator[None]:
 def forking_rngs(seed: int, device: torch.device) -> Iterator[None]:
     """While open, every RNG that a model may use starts from `seed`; afterwards its state is restored."""
     before = rng_states(device)
-    _seed_rngs(seed, device)
+    seed_rngs(seed, device)
     try:
         yield
     finally:
@@ -113,7 +113,8 @@ def numpy_and_python_rng_states() -> tuple[Any, ...]:
     return kind, np.asarray(keys).tobytes(), *rest, random.getstate()
 
 
-def _seed_rngs(seed: int, device: torch.device) -> None:
+def seed_rngs(seed: int, device: torch.device) -> None:
+    """Start every RNG that a model may use from a seed; inside `forking_rngs` this is undone afterwards."""
     torch.default_generator.manual_seed(seed)
     if (backend := _accelerator_backend(device)) is not None:
         with torch.device(device):

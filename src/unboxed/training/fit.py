@@ -24,6 +24,7 @@ from ..engine.stable_repr import cast_outputs_for_comparison
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..model import state as rng
+from ..rng import derive_seed, keyed_generator
 from ..validation import check_int, check_seed
 from .checkpoint import (
     data_digest,
@@ -190,7 +191,7 @@ class _Trainer:
         self.optimizer = AdamW(_trainable_parameters(box), lr, weight_decay=weight_decay, fused=fused)
         self.schedule = OneCycleLR(self.optimizer, lr, total_steps=total_steps)
         self.ema = None if ema_decay is None else ModelEMA(box.model, ema_decay)
-        self.generator = torch.Generator(box.device).manual_seed(seed)
+        self.seed = seed
         self.losses, self.accuracies = list[float](), list[float]()
         self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
 
@@ -221,8 +222,10 @@ class _Trainer:
     def _train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Learn from one batch (N, ...), (N,); the loss, left on the device."""
         box, trained_on = self.box, x
+        rng.seed_rngs(derive_seed("step", self.seed, self.steps), box.device)  # as `ModelTraining` draws
         if self.augment is not None:
-            trained_on = x = box.inputs.clip(self.augment(x, self.generator))
+            generator = keyed_generator(box.device, "augment", self.seed, self.steps)
+            trained_on = x = box.inputs.clip(self.augment(x, generator))
         if self.defend is None:
             batch_loss = F.cross_entropy(raw_output(box, x), y)
         else:
@@ -276,7 +279,7 @@ class _Trainer:
             "average": None if self.ema is None else self.ema.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generators": [g.get_state() for g in (self.generator, self.loader.generator)],
+            "order": self.loader.generator.get_state(),
             "rng": rng_states(self.box.device),
             "done": {name: getattr(self, name) for name in CHECKPOINT_PROGRESS_FIELDS},
         }
@@ -292,8 +295,7 @@ class _Trainer:
             self.ema.restore(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        for generator, value in zip((self.generator, self.loader.generator), state["generators"], strict=True):
-            generator.set_state(value)
+        self.loader.generator.set_state(state["order"])
         restore_rng_states(state["rng"], self.box.device)
         for name, value in state["done"].items():
             setattr(self, name, value)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ...box import Box
 from ...errors import LayerError
-from .losses import ExampleLoss, resolve_loss
+from .losses import ExampleLoss, loss_address, resolve_loss
 
 Parameters = Mapping[str, Tensor]
 
@@ -81,7 +81,7 @@ class _BoxForward(nn.Module):
         self._box = [box]  # in a list: no attribute of a module
 
     def forward(self, x: Tensor) -> Tensor:
-        address = "output" if self._box[0].outputs == "regression" else "logits"
+        address = loss_address(self._box[0])
         return self._box[0].forward(x, [address])[address]
 
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from ...box import Box
 
-ExampleLoss = Callable[[Tensor, Tensor], Tensor]  # (outputs (N, ...), labels (N, ...)) -> losses (N,)
+ExampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, ...), labels (N, ...)) -> losses (N,); of a yes/no output z, logits are the pair (-z/2, z/2)."""
+
+
+def loss_address(box: Box) -> str:
+    """What a loss is made of: the logits, or the output of a regression."""
+    return "output" if box.outputs == "regression" else "logits"
 
 
 def resolve_loss(box: Box, loss: ExampleLoss | None) -> ExampleLoss:
@@ -21,7 +27,7 @@ def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)
     return F.cross_entropy(z, y.long(), reduction="none")
 
 
-def _binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,) or (N, K)
+def _binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N, K)
     return F.binary_cross_entropy_with_logits(z, y.to(z).reshape(z.shape), reduction="none").flatten(1).sum(1)
 
 
@@ -30,7 +36,6 @@ def _half_squared_error(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,) or (N, 
 
 
 _LOSS_BY_OUTPUTS: dict[str, ExampleLoss] = {
-    "binary": _binary_cross_entropy,
     "multilabel": _binary_cross_entropy,
     "regression": _half_squared_error,
 }

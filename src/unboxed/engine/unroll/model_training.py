@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
@@ -20,8 +20,8 @@ from ...inputs.base import Inputs
 from ...model import state as model_state
 from ...model.outputs import OutputKind
 from ...validation import check_float, check_int, check_seed
-from ..example_gradients.losses import ExampleLoss, resolve_loss
-from ..randomized import randomize_all_layers
+from ..example_gradients.losses import ExampleLoss, loss_address, resolve_loss
+from ..randomized import copy_model, randomize_all_layers
 from ..read.examples import labeled_examples
 from .optimizers import Hyperparameters, update_of
 from .running_statistics import PureBatchNormMode
@@ -93,7 +93,8 @@ class ModelTraining(Training):
         outputs: OutputKind | None = None,
     ) -> None:
         epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
-        self._box = Box(copy.deepcopy(model), inputs, outputs=outputs)
+        given = Box(model, inputs, outputs=outputs)
+        self._box = given.reopen(copy_model(given))
         self._settings = {
             "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "momentum": momentum,
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
@@ -105,17 +106,14 @@ class ModelTraining(Training):
         if not parameters:
             raise InputError("the model has no parameter that requires a gradient: there is nothing to train")
         self._names, batches = list(parameters), shuffled_batches(len(self.x), batch_size, epochs, self.seed)
-        torch_optimizer = make_optimizer(
-            optimizer, list(parameters.values()), check_float("lr", lr, above=0), weight_decay, momentum
-        )
+        copies = [nn.Parameter(p.detach().clone()) for p in parameters.values()]
+        torch_optimizer = make_optimizer(optimizer, copies, check_float("lr", lr, above=0), weight_decay, momentum)
         self._update = update_of(torch_optimizer)
-        self._hyperparameters = hyperparameters_by_step(
-            torch_optimizer, schedule, len(batches), list(parameters.values())
-        )
+        self._hyperparameters = hyperparameters_by_step(torch_optimizer, schedule, len(batches), copies)
         self._augment, self._loss = augment, resolve_loss(self._box, loss)
         self._forward = _RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
-        self._forward.draws = self._detect_draws()
+        self._forward.draws = self._observe_first_step()
 
     def reseed(self, seed: int) -> ModelTraining:
         """The same training retrained from scratch: other initial weights, order, dropout and augmentation."""
@@ -124,15 +122,22 @@ class ModelTraining(Training):
 
     def box(self, state: State) -> Box:
         """The model with the parameters and buffers of a state, opened."""
-        model = copy.deepcopy(self._box.model)
+        model = copy_model(self._box)
         tensors = {**_part(state, PARAMETER), **_part(state, BUFFER)}
         model.load_state_dict({**model.state_dict(), **tensors})
         return self._box.reopen(model.eval())
 
-    def _detect_draws(self) -> bool:
-        """Whether the model draws random numbers in training."""
+    def _observe_first_step(self) -> bool:
+        """Whether the model draws random numbers in training. Raises ModelError where it can't be trained so."""
         with model_state.detecting_rng_use(self._box.device) as used:
-            self.next_state(self.start, 0, torch.ones(len(self.batches[0])).to(self.x))
+            try:
+                self.next_state(self.start, 0, self.example_weights()[self.batches[0]])
+            except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+                message = str(error).strip().partition("\n")[0].rstrip(".")
+                raise ModelError(
+                    f"the model can't be trained with parameters from outside: {message}. Scripted and exported models "
+                    "can't; open the module that they were made from"
+                ) from error
         return bool(used)
 
     # -- the step ----------------------------------------------------------------------------------------------------
@@ -148,7 +153,15 @@ class ModelTraining(Training):
         }  # fmt: skip
 
     def _step(self, state: State, t: int, weights: Tensor) -> State:
-        gradients, (buffers, _) = torch.func.grad(self._weighted_loss, has_aux=True)(
+        leaves = {name: h.detach().requires_grad_() for name, h in _part(state, PARAMETER).items()}
+        with torch.enable_grad():
+            loss, buffers = self._weighted_loss(leaves, _part(state, BUFFER), t, weights)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        after = self._updated(state, dict(zip(leaves, gradients, strict=True)), t)
+        return {**after, **_with_prefix(BUFFER, buffers)}
+
+    def functional_step(self, state: State, t: int, weights: Tensor) -> State:
+        gradients, buffers = torch.func.grad(self._weighted_loss, has_aux=True)(
             _part(state, PARAMETER), _part(state, BUFFER), t, weights
         )
         return {**self._updated(state, gradients, t), **_with_prefix(BUFFER, buffers)}
@@ -163,14 +176,12 @@ class ModelTraining(Training):
             after |= {f"{slot}.{name}": value for slot, value in zip(self._update.slot_names, slots, strict=True)}
         return after
 
-    def _weighted_loss(
-        self, parameters: State, buffers: State, t: int, weights: Tensor
-    ) -> tuple[Tensor, tuple[State, Tensor]]:
-        """The mean of the weighted losses of step t's batch; and its buffers after it, and the losses (B,)."""
+    def _weighted_loss(self, parameters: State, buffers: State, t: int, weights: Tensor) -> tuple[Tensor, State]:
+        """The mean of the weighted losses of step t's batch; and the buffers after it."""
         x, y = self._batch(t)
         output, buffers = self._forward.train_step(x, parameters, buffers, rng.derive_seed("step", self.seed, t))
         losses = self._loss(output, y)  # (B,)
-        return (weights * losses).sum() / len(y), (buffers, losses)
+        return (weights * losses).sum() / len(y), buffers
 
     def _batch(self, t: int) -> tuple[Tensor, Tensor]:
         index = self.batches[t]
@@ -186,7 +197,7 @@ class ModelTraining(Training):
             parameters = _part(leaves, PARAMETER)
             buffers = _part({**state, **leaves}, BUFFER)
             weights = next(iter(parameters.values())).new_ones(len(self.batches[t])).requires_grad_()
-            loss, (buffers, _) = self._weighted_loss(parameters, buffers, t, weights)
+            loss, buffers = self._weighted_loss(parameters, buffers, t, weights)
             gradients = dict(zip(parameters, torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip
         before = self._update_adjoint(state, {k: g.detach() for k, g in gradients.items()}, t, adjoint)
@@ -234,22 +245,26 @@ class _RawForward(nn.Module):
         self.draws = False  # whether training steps draw random numbers
 
     def forward(self, x: Tensor) -> Tensor:
-        box = self._box[0]
-        return box.output_reader.select_tensor(box.raw_output(x)).to(box.dtype)
+        box, reader = self._box[0], self._box[0].output_reader
+        with reader.recording_final_op(loss_address(box) == "logits") as final_op, sdpa_kernel(SDPBackend.MATH):
+            output = reader.select_tensor(box.raw_output(x))  # fused attention has no second derivative
+        return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
 
     def train_step(self, x: Tensor, parameters: State, buffers: State, seed: int) -> tuple[Tensor, State]:
         """The output (B, ...) in train mode, and the buffers after it."""
         copies = {name: b.clone() for name, b in buffers.items()}
         batch_norms = PureBatchNormMode()
-        keyed = model_state.forking_rngs(seed, x.device) if self.draws else model_state.NO_CONTEXT
-        with _train_mode(self.model), keyed, batch_norms:
+        with _train_mode(self.model), self._seeded(seed, x), batch_norms:
             output = self._call(x, parameters, copies)
         self._refuse_other_writes(buffers, copies)
         return output, {**copies, **batch_norms.new_values(copies)}
 
     def evaluate(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
-        with PureBatchNormMode():
+        with self._seeded(0, x), PureBatchNormMode():
             return self._call(x, parameters, buffers)
+
+    def _seeded(self, seed: int, x: Tensor) -> AbstractContextManager[None]:
+        return model_state.forking_rngs(seed, x.device) if self.draws else model_state.NO_CONTEXT
 
     def _call(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
         replaced = {f"model.{name}": h for part in (parameters, buffers) for name, h in part.items()}

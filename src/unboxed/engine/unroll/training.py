@@ -110,16 +110,32 @@ class Training:
         weights = self._check_weights(weights, n_dims=2)
         states = {k: h.expand(len(weights), *h.shape) for k, h in self.start.items()} if start is None else start
         for t, batch in enumerate(self.batches):
-            step = torch.func.vmap(lambda state, w, t=t: self.step(state, t, w), randomness="same")
-            with torch.no_grad():
-                states = {name: h.detach() for name, h in step(states, weights[:, batch]).items()}
+            states = self._next_states(states, t, weights[:, batch])
         return states
+
+    def _next_states(self, states: State, t: int, weights: Tensor) -> State:
+        """The states stacked (M, ...) after step t; one after another where the step can't be vectorized."""
+        with torch.no_grad():
+            try:
+                step = torch.func.vmap(lambda state, w: self.functional_step(state, t, w), randomness="same")
+                return {name: h.detach() for name, h in step(states, weights).items()}
+            except (RuntimeError, NotImplementedError):
+                rows = [self.next_state({k: h[i] for k, h in states.items()}, t, w) for i, w in enumerate(weights)]
+                return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def functional_step(self, state: State, t: int, weights: Tensor) -> State:
+        """The step where `torch.func` transforms it."""
+        return self.step(state, t, weights)
 
     def query_losses(self, states: State, x: Tensor, y: Any) -> Tensor:
         """Losses (M, Q) of queries under states stacked (M, ...)."""
         with torch.no_grad():
-            losses: Tensor = torch.func.vmap(lambda state: self.query_loss(state, x, y))(states)
-        return losses
+            try:
+                losses: Tensor = torch.func.vmap(lambda state: self.query_loss(state, x, y), randomness="same")(states)
+                return losses
+            except (RuntimeError, NotImplementedError):
+                n = len(next(iter(states.values())))
+                return torch.stack([self.query_loss({k: h[i] for k, h in states.items()}, x, y) for i in range(n)])
 
     # -- differentiating it ------------------------------------------------------------------------------------------
 
@@ -140,7 +156,7 @@ class Training:
         with torch.enable_grad():
             leaves = differentiable_leaves(state)
             weights = next(iter(leaves.values())).new_ones(len(self.batches[t])).requires_grad_()
-            after = self.step({**state, **leaves}, t, weights)
+            after = self.functional_step({**state, **leaves}, t, weights)
         names = [name for name in adjoint if after[name].requires_grad]
         *before, by_weight = batched_vjp(
             [after[name] for name in names], [adjoint[name] for name in names], [*leaves.values(), weights]
