@@ -235,7 +235,7 @@ class Box:
         self.profile, self.batch_dependent = first_forward(
             self._model, self.raw_output, noise, contrast_inputs, (self.min_rows, self.max_rows)
         )
-        self.stochastic, self.stateless = self.profile.stochastic, self._model.is_stateless
+        self.stochastic, self.stateless = self._model.uses_rng, self._model.is_stateless
         self.layers: Layers = self.profile.layers
         self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).opened(
             self.profile.output,
@@ -596,7 +596,7 @@ class Box:
 
     @property
     def accepts_proxies(self) -> bool:
-        """Whether the model may be run on tensor-like proxies: its rows are independent, and it draws no noise."""
+        """Whether the model may be run on tensor-like proxies: its rows are independent, and it draws nothing."""
         return not (self.batch_dependent or self.stochastic) and self.min_rows == 1
 
     def batch_plan(self, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:

@@ -218,8 +218,14 @@ class Jagged(nn.Module):
 
 
 class Noise(nn.Module):
+    """Noise by any function."""
+
+    def __init__(self, sample: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.sample = sample
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + 0.3 * torch.randn_like(x)
+        return x + 0.3 * self.sample(x)
 
 
 class Saturated(nn.Module):
@@ -257,8 +263,17 @@ def test_a_model_with_a_rough_loss_surface() -> None:
     assert alarmed(Around(Jagged())) & {"black box stronger than white box", "unbounded eps does not reach 0"}
 
 
-def test_a_stochastic_model() -> None:
-    assert "random layers" in alarmed(Around(Noise()))
+@pytest.mark.parametrize(
+    "sample",
+    [
+        torch.randn_like,
+        lambda x: x.new_empty(len(x), 1, 1, 1).bernoulli_(),
+        lambda x: x.new_tensor(np.random.rand(*x.shape)),
+    ],
+    ids=["like", "gates", "numpy"],
+)
+def test_a_stochastic_model(sample: Callable[[Tensor], Tensor]) -> None:
+    assert "random layers" in alarmed(Around(Noise(sample)))
 
 
 def test_a_saturated_model() -> None:

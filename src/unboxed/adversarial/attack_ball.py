@@ -31,7 +31,8 @@ def check_eps_range(box: Box, ball: NormBall) -> NormBall:
         return ball
     max_distance = float(ball.distance(torch.ones(1, *box.inputs.shape), torch.zeros(1, *box.inputs.shape)))
     if ball.eps > max_distance * (1 + 1e-6):
-        hint = f": for {ball.eps:g} gray levels give eps={ball.eps:g}/255" if isinstance(ball, Linf) else ""
+        is_in_gray_levels = isinstance(ball, Linf) and ball.eps <= 255
+        hint = f": for {ball.eps:g} gray levels give eps={ball.eps:g}/255" if is_in_gray_levels else ""
         raise InputError(
             f"images lie in [0, 1], so none are more than {max_distance:g} apart; got eps={ball.eps:g}{hint}"
         )

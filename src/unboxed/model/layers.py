@@ -146,7 +146,6 @@ class ModelSurvey:
     output: Any  # what the model gave for noise
     bytes_per_example: int  # of the activations of one example, kept for a backward pass
     peak_bytes_per_example: int  # at one time, in a forward pass without gradients
-    stochastic: bool  # it draws dropout or noise although in eval mode
     flops_per_example: float  # of a forward pass
 
 
@@ -184,9 +183,9 @@ def survey_model(
     records: dict[str, _LayerRecord] = {}
     op_counts: Counter[tuple[str, str]] = Counter()
     unbatched: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
-    shared_noise, counter, n_rows = SharedDropoutMaskMode(), FlopCounter(), max(min_rows, len(x))
+    counter, n_rows = FlopCounter(), max(min_rows, len(x))
     with (
-        shared_noise,
+        SharedDropoutMaskMode(),
         counter,
         _recording_layers(modules, records, op_counts, unbatched, lambda: counter.total, n_rows),
     ):
@@ -198,7 +197,6 @@ def survey_model(
         output,
         2 * sum(leaf_bytes),
         4 * max(leaf_bytes, default=0),
-        shared_noise.was_used,
         counter.total / n_rows,
     )
 

@@ -138,8 +138,6 @@ def _call_with_device(call: Callable[..., Any], device: torch.device, *state: An
 class SharedDropoutMaskMode(TorchFunctionMode):
     """Dropout that is always on draws one mask for all rows, so that splitting a batch does not change results."""
 
-    was_used = False  # whether the model drew noise
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -152,7 +150,6 @@ class SharedDropoutMaskMode(TorchFunctionMode):
             or not _is_called_in_training(args, kwargs)
         ):
             return func(*args, **kwargs)
-        self.was_used = True
         if op in NOISE_OPS:
             return func(x[:1], *args[1:], **kwargs).expand_as(x).clone()
         mask = func(torch.ones_like(x[:1]), *args[1:], **kwargs)  # (1, ...), scaled by 1 / (1 - p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -134,7 +135,9 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
     try:
         values = y if isinstance(y, Tensor) else torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} must be an int, or one int per example (N,); got {type(y).__name__}") from error
+        raise InputError(f"{what} must be an int, or one int per example (N,); got {reprlib.repr(y)}") from error
+    if not values.numel():
+        raise InputError(f"{what} must be an int, or one int per example (N,); got none")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         hint = (
             "; if these are whole numbers, pass them as ints" if values.is_floating_point() and values.ndim < 3 else ""

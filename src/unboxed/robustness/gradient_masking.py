@@ -61,8 +61,8 @@ def check_gradient_masking(
 ) -> tuple[MaskingFinding, ...]:
     """Signs that the robust accuracy within `eps` is too high because gradients are masked.
 
-    `evaluate` runs this with the largest eps. Nothing is reported for batch-dependent models, whose examples cannot be
-    attacked apart.
+    `evaluate` runs this with the largest eps. Of batch-dependent models, whose examples cannot be attacked apart, only
+    random numbers are reported.
 
     Args:
         box: The model.
@@ -92,17 +92,16 @@ def check_gradient_masking(
         Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705.
     """
     rows = is_correct.nonzero()[:MAX_CHECKED_EXAMPLES, 0]
-    if not len(rows) or box.batch_dependent:
+    if not len(rows):
         return ()
     comparison = _AttackComparison(
         box, x[rows], y[rows], resolve_ball(eps, norm, None), {"seed": seed, "batch_size": batch_size}
     )
+    checks = [stochastic_findings]
+    if not box.batch_dependent:
+        checks += [zero_gradient_findings, _attack_comparison_findings]
     try:
-        return tuple(
-            finding
-            for check in (stochastic_findings, zero_gradient_findings, _attack_comparison_findings)
-            for finding in check(comparison)
-        )
+        return tuple(finding for check in checks for finding in check(comparison))
     except NaNError as error:
         raise reindex_nan_error(error, rows) from None
     except OutputError as error:
