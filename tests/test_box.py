@@ -161,6 +161,8 @@ def test_normalized_images_are_warned_of_with_how_to_decode(model: Net) -> None:
 def test_what_does_not_fit_is_refused_at_once(model: Net) -> None:
     with pytest.raises(InputError, match="can't take a batch"):
         ub.Box(model, ub.Pixels((3, 12, 10)))
+    with pytest.raises(InputError, match=r"shape \(8, 8, 1\) \(channels come first: did you mean \(1, 8, 8\)\?\)"):
+        ub.Box(model, ub.Pixels((8, 8, 1)))
     with pytest.raises(InputError, match="5 outputs; got 2 class names"):
         boxed(model, classes=["a", "b"])
     with pytest.raises(InputError, match="outputs must be one of"):

@@ -18,7 +18,7 @@ import torch
 import unboxed as ub
 from contracts.common import CARDS, call_example, differences, has_parameters, make_case, result_tensors
 from unboxed.errors import InputError
-from unboxed.validation import SEED_BITS, check_float, check_int, check_seed, suggestion_text
+from unboxed.validation import SEED_BITS, check_float, check_int, check_seed, missing_path_text, suggestion_text
 
 ROOT = Path(ub.__file__).parent
 TEXTS: dict[str, Callable[[], Any]] = {
@@ -216,3 +216,19 @@ def test_slow_entry_points_refuse_what_is_no_seed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="seed must be a whole number"):
             call_()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_path_names_those_spelled_alike(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "val").mkdir(parents=True)
+    (tmp_path / "weights.pth").touch()
+    for wrong, right in {"wights.pt": "weights.pth", "photo/val": "photos/val", "Photos": "photos"}.items():
+        text = missing_path_text(tmp_path / wrong)
+        assert text == f"there is no file {tmp_path / wrong}; did you mean {str(tmp_path / right)!r}?"
+    for wrong in ("photo/test", "weights.pth/x", "quite/another"):  # none there that exists
+        assert missing_path_text(tmp_path / wrong, "folder") == f"there is no folder {tmp_path / wrong}"
+    assert missing_path_text(tmp_path / "photos") == f"there is no file {tmp_path / 'photos'}"  # but a folder
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "x\udce9", "nowhere"])
+def test_a_missing_path_of_any_form_has_a_text(path: str) -> None:
+    assert missing_path_text(path).startswith(f"there is no file {path}")

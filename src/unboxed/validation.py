@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from numbers import Integral, Real
+from pathlib import Path
 
 from .errors import InputError, LayerError
 
@@ -112,3 +114,20 @@ def suggestion_text(name: str, names: Iterable[str], max_listed: int = 5) -> str
     if nearest := nearest_names(name, names):
         return f"did you mean {' or '.join(map(repr, nearest))}?"
     return f"there are {', '.join(map(repr, names[:max_listed]))}{', ...' * (len(names) > max_listed)}"
+
+
+def missing_path_text(path: str | os.PathLike[str], kind: str = "file") -> str:
+    """An error about a path that does not exist: "there is no file a/b.pt", and those that are spelled like it."""
+    nearest = " or ".join(repr(str(p)) for p in _nearest_paths(Path(path)))
+    return f"there is no {kind} {os.fspath(path)}" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def _nearest_paths(path: Path) -> list[Path]:
+    """Existing paths that differ from `path` in the spelling of its first part that does not exist."""
+    missing = next(p for p in (path, *path.parents) if p.parent.is_dir())
+    try:
+        names = nearest_names(missing.name, os.listdir(missing.parent))
+    except OSError:  # a folder that may not be read
+        return []
+    paths = [missing.with_name(name) / path.relative_to(missing) for name in names]
+    return [p for p in paths if p.exists() and p != path]

@@ -249,7 +249,7 @@ def test_a_file_that_fails_while_it_is_imported(tmp_path: Path, source: str, wor
     ("spec", "words"),
     [
         ("mnist", "no model; a model is zoo:NAME"),
-        ("weights.safetensors", "holds weights, not a network"),
+        ("weights.safetensors", "is a file for weights, not one that torch.export wrote"),
         ("a_module_that_is_nowhere:make", "there is no module 'a_module_that_is_nowhere' here"),
         ("os.nowhere:make", "there is no module 'os.nowhere' here"),
         ("nowhere.pt2", "there is no file nowhere.pt2"),

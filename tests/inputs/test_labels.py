@@ -133,7 +133,7 @@ def test_a_file_that_holds_no_classes(text: str, tmp_path: Path) -> None:
 def test_a_missing_file_of_classes_is_no_name() -> None:
     with pytest.raises(InputError, match=r"there is no file nothing\.txt"):
         parse_classes("nothing.txt")
-    with pytest.raises(InputError, match="there is no file 'cats'"):
+    with pytest.raises(InputError, match="there is no file cats"):
         box("cats")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DataError
+from ..validation import missing_path_text
 from .options import (
     ClassesOption,
     DebugOption,
@@ -167,7 +168,7 @@ def explain(
     """Why this prediction? Every attribution method on one image, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
         if not image.exists():  # before anything heavy is imported
-            raise DataError(f"there is no file {image}")
+            raise DataError(missing_path_text(image))
         from .. import loading
         from .explain import run_explain
 

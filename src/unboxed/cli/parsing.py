@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import InputError, UnboxedError, UnboxedWarning
+from ..validation import missing_path_text
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -164,5 +165,5 @@ def parse_classes(text: str | None) -> tuple[str, ...] | None:
     if path.is_file():
         return read_class_names(path)
     if path.suffix.lower() in (".txt", ".json", ".csv", ".names"):
-        raise InputError(f"--classes: there is no file {text}")
+        raise InputError(f"--classes: {missing_path_text(path)}")
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -16,7 +16,7 @@ from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
 from ..inputs.labels import match_names, number_names, sorted_names
-from ..validation import nearest_names, suggestion_text
+from ..validation import missing_path_text
 from .labeled_files import Folder, SkippedFileReasons, classes_and_inputs
 
 SPLIT_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "train", "training")  # the first is suggested
@@ -78,9 +78,7 @@ def _resolve_folder(path: str | os.PathLike[str]) -> Path:
         return root
     if root.exists():
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
-    neighbors = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-    hint = f"; {suggestion_text(root.name, neighbors)}" if nearest_names(root.name, neighbors) else ""
-    raise DataError(f"there is no folder {root}{hint}")
+    raise DataError(missing_path_text(root, "folder"))
 
 
 def _files_by_class(root: Path, skipped: SkippedFileReasons, classes: Sequence[str] | None) -> dict[str, list[Path]]:

@@ -15,7 +15,7 @@ from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
 from ..inputs.labels import label_value, number_names
-from ..validation import normalized_name
+from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, classes_and_inputs
 
 FILE_COLUMNS = ("file", "filename", "path", "filepath", "image", "imagepath", "imagefile", "img", "imgpath", "imageid")
@@ -52,7 +52,7 @@ def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[st
     classes, like = classes_and_inputs(like, classes)
     pixels, source = require_pixels(like), Path(path).expanduser()
     if not source.is_file():
-        raise DataError(f"there is no file {source}")
+        raise DataError(missing_path_text(source))
     skipped: SkippedFileReasons = []
     label_by_file = _labels_by_file(source, _read_rows(source), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}

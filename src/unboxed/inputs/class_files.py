@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..validation import missing_path_text
 
 NUMBERED_LINE_PATTERN = re.compile(r"(\d+)\s*[\s:,;]\s*(.+)")
 FILE_FORMS_TEXT = "wanted one name per line, or JSON: a list of names, {number: name} or {name: number}"
@@ -22,7 +23,7 @@ def resolve_class_names(classes: Any) -> Any:
     path = Path(classes).expanduser()
     if not path.is_file():
         wanted = "wanted the names of the outputs, in their order, or the path of a file of them"
-        raise InputError(f"classes must be names, and there is no file {str(classes)!r}; {wanted}")
+        raise InputError(f"classes must be names, and {missing_path_text(classes)}; {wanted}")
     return read_class_names(path)
 
 

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError, ModelError, warn
+from ..validation import missing_path_text
 
 aten = torch.ops.aten
 UNLIMITED_ROWS = 2**31  # a batch size without upper bound
@@ -43,7 +44,7 @@ def load_exported(path: Path) -> nn.Module:
     from sources that you trust.
     """
     if not path.is_file():
-        raise ModelError(f"there is no file {path}")
+        raise ModelError(missing_path_text(path))
     _check_no_code(path)
     program = _read_exported_program(path)
     input_node = _single_input_node(program, path)

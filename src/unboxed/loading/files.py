@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..validation import missing_path_text
 
 TensorDict = dict[str, Tensor]
 INDEX_SUFFIX = ".index.json"
@@ -61,7 +62,7 @@ def read_weights(path: Path) -> Any:
     if path.is_dir():
         return read_weights(_weights_in_folder(path))
     if not path.is_file():
-        raise ModelError(f"there is no weights file {path}")
+        raise ModelError(missing_path_text(path, "weights file"))
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path)
     if path.suffix.lower() in OTHER_FORMATS or _is_numpy_archive(path):

@@ -83,7 +83,7 @@ def _unknown_model_text(spec: str) -> str:
     path = Path(spec)
     if path.suffix in WEIGHT_SUFFIXES:
         advice = "give it as the weights (--weights), and as the model what builds it"
-        return f"{spec} holds weights, not a network: {advice}; {MODEL_SPEC_TEXT}"
+        return f"{spec} is a file for weights, not one that torch.export wrote: {advice}; {MODEL_SPEC_TEXT}"
     if path.suffix == ".py":
         names = ", ".join(shorten_list([f"{path.name}:{name}" for name in defined_names(path)]))
         return f"{spec} names no factory in the file; add it after a colon" + (

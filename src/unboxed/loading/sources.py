@@ -15,7 +15,7 @@ from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
-from ..validation import nearest_names, suggestion_text
+from ..validation import missing_path_text, nearest_names, suggestion_text
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (
@@ -123,4 +123,4 @@ def _unknown_data_text(spec: str, name: str) -> str:
     if name in DATASET_NAMES:
         return f"{spec!r}: {name} has the parts :train and :test"
     hint = f"{suggestion_text(name, DATASET_NAMES)} " if nearest_names(name, DATASET_NAMES) else ""
-    return f"there is no data set and no folder {spec!r}; {hint}{DATA_SPEC_TEXT}"
+    return f"{missing_path_text(spec, 'data set and no folder')}; {hint}{DATA_SPEC_TEXT}"

@@ -15,6 +15,8 @@ from .batch_dependence import BATCH_DEPENDENCE_SEEDS, RandomOpRecorder, is_batch
 from .isolation import IsolatedModel
 from .layers import ModelSurvey, collecting_unbatched_ops, survey_model
 
+CHANNEL_COUNTS = (1, 3, 4)  # of images
+
 ModelCallFn = Callable[[Tensor], Any]
 
 
@@ -46,7 +48,7 @@ def first_forward(
         with model.run(grad=False, seed=seed), state.SharedDropoutMaskMode(), RandomOpRecorder(model.device) as ops:
             return call(x), (ops.sampled_shapes, state.numpy_and_python_rng_states())
 
-    with reraising_as_input_error(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
+    with reraising_as_input_error(f"take a batch of inputs of shape {_shape_text(tuple(noise.shape[1:]))}"):
         with model.observing_first_run():
             model_survey = survey_model(run, noise, model.modules_by_name, batch_size_limits[0])
         batch_dependent = is_batch_dependent(
@@ -59,6 +61,13 @@ def first_forward(
             model_survey,
             layers=model_survey.layers.with_unbatched_ops_marked(unbatched, max(batch_size_limits[0], len(noise))),
         ), batch_dependent
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    """The shape of one input; where the channels of an image seem to be last, the shape with them first."""
+    if len(shape) == 3 and shape[-1] in CHANNEL_COUNTS and shape[0] not in CHANNEL_COUNTS:
+        return f"{shape} (channels come first: did you mean {(shape[-1], *shape[:-1])}?)"
+    return str(shape)
 
 
 @contextmanager
