@@ -224,3 +224,9 @@ def test_one_output_is_one_class() -> None:
     assert "1 class," in repr(box)
     with pytest.raises(InputError, match="the model has one output, 0; got 1"):
         box.class_labels(1, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 7), (9, 7, 1), (2, 1, 9, 7)])
+def test_images_of_another_size_are_pointed_to_what_resizes_them(model: Net, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"ub\.image\(images, like=box\) resizes"):
+        boxed(model).predict(torch.rand(shape).numpy())

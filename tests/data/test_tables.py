@@ -133,3 +133,10 @@ def test_parquet(root: Path) -> None:
     parquet.write_table(pa.table({"label": ["dog", "cat"], "path": ["0.png", "1.png"]}), root / "labels.parquet")
     data = ub.data.table(root / "labels.parquet", box())
     assert [(p.name, data[i][1]) for i, p in enumerate(data.paths)] == [("0.png", 0), ("1.png", 1)]
+
+
+def test_a_model_of_rows_takes_no_table_of_files(root: Path) -> None:
+    """A CSV of numbers is what its user has in mind: the error says how rows are given."""
+    rows = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")))
+    with pytest.raises(DataError, match=r"this one takes Features: give it tensors, such as \(rows, labels\)"):
+        loading.data_for(str(write(root, "a,b\n1,2\n")), rows)

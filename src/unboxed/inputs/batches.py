@@ -60,11 +60,11 @@ def _shape_hint(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
         return f": gray images. Pass x[:, None].expand(-1, {channels}, -1, -1)"
     if len(got) == 4 and list(got[1:3]) == size and (hint := _channel_hint(got[3], channels)):
         return f": the channels are last. With x = x.permute(0, 3, 1, 2){hint.replace(': ', ', ', 1)}"
+    if len(got) in (3, 4) and got[-3] == channels and list(got[-2:]) != size:
+        return "; ub.image(images, like=box) resizes Pillow images and files"
     if len(got) != 4:
         return ": x.flatten(0, 1) joins several batches" if len(got) == 5 and got[2:] == shape else ""
-    if list(got[2:]) == size:
-        return _channel_hint(got[1], channels)
-    return "; ub.image(images, like=box) resizes Pillow images and files" if got[1] == channels else ""
+    return _channel_hint(got[1], channels) if list(got[2:]) == size else ""
 
 
 def _channel_hint(n: int, wanted: int) -> str:

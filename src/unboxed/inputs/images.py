@@ -28,9 +28,8 @@ MAX_SHRINKING = 16  # an image with a shorter side that many times the model's i
 def require_pixels(like: Inputs) -> Pixels:
     """`like`, if image files can be converted to it. Raises DataError."""
     if not isinstance(like, Pixels):
-        raise DataError(
-            f"like must be Pixels, such as box.inputs: images are converted to it; got {type(like).__name__}"
-        )
+        problem = f"files of images are for a model of images (Pixels); this one takes {type(like).__name__}"
+        raise DataError(f"{problem}: give it tensors, such as (rows, labels), or a Dataset (--data file.py:factory)")
     if like.shape[0] not in (1, 3):
         problem = f"image files have 1 (gray) or 3 (RGB) channels; like has {like.shape[0]}"
         raise DataError(f"{problem}: read them yourself, and pass tensors or a Dataset of them")
