@@ -118,8 +118,13 @@ def suggestion_text(name: str, names: Iterable[str], max_listed: int = 5) -> str
 
 def missing_path_text(path: str | os.PathLike[str], kind: str = "file") -> str:
     """An error about a path that does not exist: "there is no file a/b.pt", and those that are spelled like it."""
+    return f"there is no {kind} {os.fspath(path)}{nearest_paths_text(path)}"
+
+
+def nearest_paths_text(path: str | os.PathLike[str]) -> str:
+    """The end of an error about a path that does not exist: "; did you mean 'a/b.pth'?", or nothing."""
     nearest = " or ".join(repr(str(p)) for p in _nearest_paths(Path(path)))
-    return f"there is no {kind} {os.fspath(path)}" + (f"; did you mean {nearest}?" if nearest else "")
+    return f"; did you mean {nearest}?" if nearest else ""
 
 
 def _nearest_paths(path: Path) -> list[Path]:

@@ -263,6 +263,12 @@ def test_a_spec_that_names_no_model(spec: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_a_misspelled_folder_of_a_model_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "vit").mkdir()
+    with pytest.raises(ModelError, match=r"is no model; did you mean '.*/vit'\?; a model is"):
+        loading.model(str(tmp_path / "vitt"))
+
+
 def test_swapped_arguments_are_recognized(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is a folder, not a model \(folders are data: --data\)"):
         loading.model(str(tmp_path))

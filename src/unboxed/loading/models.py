@@ -10,7 +10,7 @@ from .. import zoo
 from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import as_inputs
-from ..validation import check_seed
+from ..validation import check_seed, nearest_paths_text
 from .exported import load_exported
 from .factories import build_from_spec, defined_names, shorten_list
 from .files import ADAPTER_FILES, ADAPTER_TEXT
@@ -95,4 +95,4 @@ def _unknown_model_text(spec: str) -> str:
         return f"{spec} is a folder, not a model (folders are data: --data), without a config.json; {MODEL_SPEC_TEXT}"
     if spec in zoo.names():
         return f"{spec!r} is not a model spec; did you mean zoo:{spec}?"
-    return f"{spec!r} is no model; {MODEL_SPEC_TEXT}"
+    return f"{spec!r} is no model{nearest_paths_text(spec)}; {MODEL_SPEC_TEXT}"
