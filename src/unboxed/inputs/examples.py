@@ -120,7 +120,7 @@ def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
     if isinstance(inputs, MultiInput) and (packed := _open_structure(data, inputs)) is not None:
         return packed
     if isinstance(data, Tensor):
-        return integers_to_unit_range(data) if isinstance(inputs, Pixels) else data
+        return integers_to_unit_range(data, inputs) if isinstance(inputs, Pixels) else data
     if isinstance(data, np.ndarray):
         return _open_array(data, inputs)
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
@@ -161,7 +161,7 @@ def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) 
 def as_batch(x: Any, inputs: Inputs) -> Any:
     """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
     if isinstance(x, Tensor):
-        return integers_to_unit_range(x) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
+        return integers_to_unit_range(x, inputs) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
     if isinstance(inputs, MultiInput) and is_like_structure(x) and not is_packed_pair(inputs, x):
         return _convert_parts(x, inputs)
     if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
@@ -246,7 +246,7 @@ def _open_array(array: NDArray[Any], inputs: Inputs | None) -> Opened:
         return torch.as_tensor(array)
     if array.ndim == 3 and inputs.shape[0] == 1 and array.shape[1:] == inputs.shape[1:]:
         array = array[:, None]
-    return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape))
+    return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape), inputs)
 
 
 def _with_labels(x: Opened, labels: Any) -> Opened:
