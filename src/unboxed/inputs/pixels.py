@@ -28,7 +28,7 @@ class Pixels:
 
     Normalization happens inside the box: inputs, results, constraints and figures are in pixel units. Signals
     (N, C, T) and volumes (N, C, D, H, W) are images of one row, and of their slices below one another: methods work on
-    these, and results have the shape of x.
+    these, and results have the shape of x. Blurs, windows and neighborhoods are those of each slice by itself.
 
     Args:
         shape: (channels, height, width) of one image; (channels, length) of a signal, (channels, depth, height, width)
@@ -126,6 +126,10 @@ class Pixels:
         if self.own_shape == self.shape or h.ndim < 4 or h.shape[-2:] != self.shape[1:]:
             return h
         return h.reshape(*h.shape[:-2], *self.own_shape[1:])
+
+    def slices(self, h: Tensor) -> Tensor:
+        """A view (N, C, D, H, W) of packed images or maps: the D slices of volumes, one of images and signals."""
+        return h.unflatten(-2, (-1, self.model_shape[-2] if self.n_axes == 3 else h.shape[-2]))
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
