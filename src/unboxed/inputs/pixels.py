@@ -128,8 +128,9 @@ class Pixels:
         return h.reshape(*h.shape[:-2], *self.own_shape[1:])
 
     def slices(self, h: Tensor) -> Tensor:
-        """A view (N, C, D, H, W) of packed images or maps: the D slices of volumes, one of images and signals."""
-        return h.unflatten(-2, (-1, self.model_shape[-2] if self.n_axes == 3 else h.shape[-2]))
+        """The slices (N, C, D, H, W) of packed images or maps; D is 1 for images and signals."""
+        height = self.model_shape[-2] if self.n_axes == 3 else h.shape[-2]
+        return h.reshape(*h.shape[:-2], -1, height, h.shape[-1])
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
