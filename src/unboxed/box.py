@@ -16,7 +16,7 @@ from .inputs.batches import model_arguments
 from .inputs.class_files import resolve_class_names
 from .inputs.examples import as_batch
 from .inputs.held import HeldInputs
-from .inputs.labels import class_numbers
+from .inputs.labels import class_numbers, warn_of_repeated_names
 from .inputs.multi import MultiInput, Packed
 from .inputs.pixels import Pixels
 from .inputs.preprocessing import Preprocessing, as_inputs
@@ -53,9 +53,9 @@ class Box:
             `n02108089 boxer`), or JSON such as imagenet_class_index.json. None takes those of a Hugging Face model
             (`config.id2label`), else "0", "1", ...
         outputs: What the output means: "logits", "logprobs", "probs", "binary" (one logit or probability of yes: the
-            box has two classes, no and yes), "multilabel" or "regression". None infers it from the sums of the outputs
-            of a few inputs and the last op, and raises where they do not determine it. One output of "logits",
-            "probs" or "multilabel" is "binary".
+            box has two classes, 0 for no and 1 for yes), "multilabel" or "regression". None infers it from the sums of
+            the outputs of a few inputs and the last op, and raises where they do not determine it. One output of
+            "logits", "probs" or "multilabel" is "binary".
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
             `.logits` or `["logits"]`, else the only tensor (N, K). Of a map of outputs (N, ...), the axis with as many
             entries as `classes`, or the one that is no position of the image, becomes axis 1.
@@ -194,6 +194,7 @@ class Box:
             if self.outputs == "binary" and count_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
+            warn_of_repeated_names(self.classes)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
             self._is_stale = False

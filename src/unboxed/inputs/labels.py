@@ -7,6 +7,7 @@ import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,6 +77,20 @@ def _number_of(name: str, classes: Sequence[str]) -> int:
     if name.strip().isdecimal():
         return int(name)
     raise InputError(f"the model has no class {name!r}; {suggestion_text(name, classes)}")
+
+
+@lru_cache(maxsize=64)
+def warn_of_repeated_names(classes: tuple[str, ...]) -> None:
+    """Warn of names that several classes have; once, as boxes of the same classes are opened inside of methods."""
+    if repeated := [name for name, n in Counter(classes).items() if n > 1]:
+        numbers = [f"{name!r} is the name of {_format_numbers(classes, name)}" for name in repeated[:MAX_NAMES_SHOWN]]
+        rest = f", and {len(repeated) - MAX_NAMES_SHOWN} more" if len(repeated) > MAX_NAMES_SHOWN else ""
+        warn(f"several classes have one name: {'; '.join(numbers)}{rest}. Labels by these names are refused, and "
+             "figures show them alike: give each its own")  # fmt: skip
+
+
+def _format_numbers(classes: Sequence[str], name: str) -> str:
+    return ", ".join(str(k) for k, other in enumerate(classes) if other == name)
 
 
 def is_numbers_only(classes: Sequence[str]) -> bool:
