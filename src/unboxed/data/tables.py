@@ -53,6 +53,15 @@ def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[st
         >>> import unboxed as ub
         >>> photos = ub.data.table("labels.csv", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
     """
+    dataset = open_table(path, like, classes)
+    if n := len(dataset.skipped):
+        rows, first = "a row is" if n == 1 else f"{n} rows are", _reason_text(dataset.skipped[0])
+        warn(f"{rows} left out of {dataset.name}: {first}{', ...' * (n > 1)}; see .skipped")
+    return dataset
+
+
+def open_table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+    """As `table`, for callers that say themselves what is left out."""
     classes, like = classes_and_inputs(like, classes)
     pixels, source = require_pixels(like), Path(path).expanduser()
     if not source.is_file():
@@ -66,9 +75,6 @@ def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[st
     if not files:
         reasons = "; ".join(map(_reason_text, skipped[:3]))
         raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
-    if n := len(skipped):
-        rows = "a row is" if n == 1 else f"{n} rows are"
-        warn(f"{rows} left out of {source.name}: {_reason_text(skipped[0])}{', ...' * (n > 1)}; see .skipped")
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
     return dataset if classes is None else dataset.labeled_as(classes)
