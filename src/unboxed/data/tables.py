@@ -15,6 +15,7 @@ from ..box import Box
 from ..errors import DataError, MissingError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
+from ..inputs.frames import is_frame
 from ..inputs.images import require_pixels
 from ..inputs.labels import label_value, number_names
 from ..validation import normalized_name
@@ -30,12 +31,13 @@ WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(\.0*)?")  # also as spreadsheets and
 Row = tuple[Any, Any]  # file and label
 
 
-def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
     """The images that a table lists with their labels, decoded on access, as `folder` does.
 
     Args:
         path: A CSV, TSV or Parquet file with a column of file names, relative to the table's folder, and one of labels;
-            a CSV without a header has them in this order. Parquet needs pyarrow.
+            a CSV without a header has them in this order. Parquet needs pyarrow. A DataFrame of pandas is taken, too;
+            its file names are relative to the working directory.
         like: What images become: a box, or its `inputs`.
         classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else those of the
             table in their order. Labels that are whole numbers, also written 1.0, are the class numbers themselves.
@@ -60,14 +62,12 @@ def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[st
     return dataset
 
 
-def open_table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
     """As `table`, for callers that say themselves what is left out."""
     classes, like = classes_and_inputs(like, classes)
-    pixels, source = require_pixels(like), Path(path).expanduser()
-    if not source.is_file():
-        raise DataError(f"there is no file {source}")
-    skipped: SkippedFileReasons = []
-    label_by_file = _labels_by_file(source, _with_whole_numbers(_read_rows(source)), skipped)
+    pixels, skipped = require_pixels(like), SkippedFileReasons()
+    source, rows = (Path("the DataFrame"), _frame_rows(path)) if is_frame(path) else _open_file(path)
+    label_by_file = _labels_by_file(source, _with_whole_numbers(rows), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
     numbered = number_names(list(names.values()))
     number_of = {name: _number(name, numbered) for name in names.values()}
@@ -119,6 +119,20 @@ def _readable(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
     faults = {path: image_files.file_fault(path) for path in paths}
     skipped += [(path, reason) for path, reason in faults.items() if reason]
     return [path for path, reason in faults.items() if not reason]
+
+
+def _open_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(f"there is no file {source}")
+    return source, _read_rows(source)
+
+
+def _frame_rows(frame: Any) -> Iterator[Row]:
+    """The files and labels of a DataFrame."""
+    files, labels = _find_columns(list(map(str, frame.columns)), Path("the DataFrame"))
+    values = frame[files].to_numpy().tolist()
+    return iter(zip(values, [None] * len(values) if labels is None else frame[labels].to_numpy().tolist(), strict=True))
 
 
 def _read_rows(source: Path) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..atomic_write import to_printable
 from ..errors import DataError, InputError, warn
 from ..validation import nearest_names, suggestion_text
+from .frames import series_values
 
 Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
@@ -57,6 +58,7 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
     """
     if isinstance(y, str):
         return _number_of(y, classes)
+    y = series_values(y)
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):

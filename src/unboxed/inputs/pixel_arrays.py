@@ -86,6 +86,8 @@ def image_to_tensor(image: Any, where: str, like: Pixels | None, decode: DecodeF
         return source_to_tensor(image, None if like is None else require_pixels(like))
     if isinstance(image, np.ndarray):
         image = array_to_tensor(image, where, None if like is None else like.shape)
+    elif isinstance(image, Tensor) and like is not None:
+        image = with_channels_first(image, like.shape)
     if not isinstance(image, Tensor):
         raise DataError(f"the image in {where} is a {type(image).__name__}; {ITEM_FORMS_TEXT}")
     x = _to_unit_range(image.detach(), where, like, decode)
@@ -109,6 +111,12 @@ def array_to_tensor(array: NDArray[Any], where: str, shape: tuple[int, ...] | No
     wide = np.float64 if array.dtype.itemsize > 4 else np.float32
     native = np.dtype(wide) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
     return torch.from_numpy(array.astype(native, order="C"))
+
+
+def with_channels_first(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images (..., H, W, C) of a data set as (..., C, H, W), as arrays are; what may have them first is unchanged."""
+    axes, channels_last = tuple(image.shape[-3:]), (*shape[1:], shape[0])
+    return image.movedim(-1, -3) if axes == channels_last and axes != tuple(shape) else image
 
 
 def _has_channels_last(axes: tuple[int, ...], where: str, shape: tuple[int, ...] | None) -> bool:
