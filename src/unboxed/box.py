@@ -18,7 +18,6 @@ from .inputs.examples import as_batch
 from .inputs.held import HeldInputs
 from .inputs.labels import class_numbers, warn_of_repeated_names
 from .inputs.multi import MultiInput, Packed
-from .inputs.pixels import Pixels
 from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrasting_input_levels
@@ -412,7 +411,7 @@ class Box:
         self.refresh(hooks=False)
         x = self.inputs.check(as_batch(x, self.inputs))
         with state.leaving_inference_mode():
-            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, (MultiInput, Pixels)) else x
+            packed = self.inputs.pack(x)
             if packed.dtype == self.dtype and packed.device == self.device:
                 return packed.detach().clone()
             return packed.detach().to(self.device, self.dtype, copy=True)
@@ -424,7 +423,7 @@ class Box:
             h: A tensor with the shape of `validate_inputs(x)`.
 
         Returns:
-            h itself; for `MultiInput`, a dict or tuple of tensors in the parts' own shapes.
+            h in the shape of the inputs, such as (N, C, T) of signals; for `MultiInput`, a dict or tuple of these.
 
         Example:
             >>> import unboxed as ub
@@ -432,7 +431,7 @@ class Box:
             >>> box.restore_structure(box.noise(2)).shape
             torch.Size([2, 1, 28, 28])
         """
-        return self.inputs.unpack(h) if isinstance(self.inputs, (MultiInput, Pixels)) else h
+        return self.inputs.unpack(h)
 
     def class_numbers(self, y: Any) -> Tensor:
         """Labels as class numbers: names are those of the model's classes.

@@ -201,3 +201,30 @@ def test_parts_of_a_volume_are_in_one_slice() -> None:
     for rank, n_parts in _part_ranks_per_grid(box, x, torch.rand(1, x[0].numel()), 0):
         by_slice = [set(rows.flatten().tolist()) for rows in rank[0, 0].split(8)]
         assert sum(map(len, by_slice)) == len(set.union(*by_slice)) == n_parts
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_universal_perturbation_has_the_shape_of_the_inputs(kind: str) -> None:
+    box, x = opened(kind)
+    found = ub.adversarial.universal(box, x, box.predict(x), eps=0.1, steps=2)
+    assert found.perturbation.shape == (1, *SHAPES[kind])
+    assert torch.allclose(found.apply_to(box, x), (x + found.perturbation).clamp(0, 1))
+
+
+def test_maps_of_several_inputs_may_be_of_signals() -> None:
+    class Two(nn.Module):
+        def forward(self, signal: Tensor, row: Tensor) -> Tensor:
+            return torch.cat([signal.flatten(1)[:, :2], row], 1)
+
+    inputs = ub.MultiInput({"signal": ub.Pixels((2, 40)), "row": ub.Features(("a",))})
+    box = ub.Box(Two(), inputs, outputs="logits")
+    x = {"signal": torch.rand(3, 2, 40), "row": torch.randn(3, 1)}
+    maps = ub.attribution.gradient(box, x, 0).map
+    assert maps["signal"].shape == (3, 2, 40)
+    assert ub.checks.infidelity(box, x, maps, 0) is not None
+
+
+def test_a_table_is_packed_as_it_is() -> None:
+    table, x = ub.Features(("a", "b")), torch.rand(2, 2)
+    assert table.pack(x) is x
+    assert table.unpack(x) is x

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,13 @@ class ScaledInputs:
 
     def clip(self, u: Tensor) -> Tensor:
         return self.from_base(self.base.clip(u * constant_tensor(self.scale, u)))
+
+    def pack(self, u: Any) -> Tensor:
+        return self.base.pack(u)
+
+    def unpack(self, u: Tensor) -> Tensor:
+        """u itself: it stays packed until it is in the inputs' own units."""
+        return u
 
     def from_unit(self, levels: Tensor) -> Tensor:
         return self.from_base(inputs_at_levels(self.base, levels))

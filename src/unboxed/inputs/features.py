@@ -103,6 +103,14 @@ class Features:
         """The inverse of `encode`: rows in the units of the table."""
         return z * constant_tensor(self.std, z) + constant_tensor(self.mean, z)
 
+    def pack(self, x: Tensor) -> Tensor:
+        """x itself: rows are one tensor."""
+        return x
+
+    def unpack(self, h: Tensor) -> Tensor:
+        """h itself."""
+        return h
+
     def clip(self, x: Tensor) -> Tensor:
         """x moved into the bounds."""
         return x.clamp(constant_tensor(self.low, x), constant_tensor(self.high, x))
