@@ -16,9 +16,8 @@ from .inputs.batches import model_arguments
 from .inputs.class_files import resolve_class_names
 from .inputs.examples import as_batch
 from .inputs.held import HeldInputs
-from .inputs.labels import class_numbers
+from .inputs.labels import class_numbers, warn_of_repeated_names
 from .inputs.multi import MultiInput, Packed
-from .inputs.pixels import Pixels
 from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrasting_input_levels
@@ -53,9 +52,9 @@ class Box:
             `n02108089 boxer`), or JSON such as imagenet_class_index.json. None takes those of a Hugging Face model
             (`config.id2label`), else "0", "1", ...
         outputs: What the output means: "logits", "logprobs", "probs", "binary" (one logit or probability of yes: the
-            box has two classes, no and yes), "multilabel" or "regression". None infers it from the sums of the outputs
-            of a few inputs and the last op, and raises where they do not determine it. One output of "logits",
-            "probs" or "multilabel" is "binary".
+            box has two classes, 0 for no and 1 for yes), "multilabel" or "regression". None infers it from the sums of
+            the outputs of a few inputs and the last op, and raises where they do not determine it. One output of
+            "logits", "probs" or "multilabel" is "binary".
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
             `.logits` or `["logits"]`, else the only tensor (N, K). Of a map of outputs (N, ...), the axis with as many
             entries as `classes`, or the one that is no position of the image, becomes axis 1.
@@ -194,6 +193,7 @@ class Box:
             if self.outputs == "binary" and count_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
+            warn_of_repeated_names(self.classes)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
             self._is_stale = False
@@ -411,7 +411,7 @@ class Box:
         self.refresh(hooks=False)
         x = self.inputs.check(as_batch(x, self.inputs))
         with state.leaving_inference_mode():
-            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, (MultiInput, Pixels)) else x
+            packed = self.inputs.pack(x)
             if packed.dtype == self.dtype and packed.device == self.device:
                 return packed.detach().clone()
             return packed.detach().to(self.device, self.dtype, copy=True)
@@ -423,7 +423,7 @@ class Box:
             h: A tensor with the shape of `validate_inputs(x)`.
 
         Returns:
-            h itself; for `MultiInput`, a dict or tuple of tensors in the parts' own shapes.
+            h in the shape of the inputs, such as (N, C, T) of signals; for `MultiInput`, a dict or tuple of these.
 
         Example:
             >>> import unboxed as ub
@@ -431,7 +431,7 @@ class Box:
             >>> box.restore_structure(box.noise(2)).shape
             torch.Size([2, 1, 28, 28])
         """
-        return self.inputs.unpack(h) if isinstance(self.inputs, (MultiInput, Pixels)) else h
+        return self.inputs.unpack(h)
 
     def class_numbers(self, y: Any) -> Tensor:
         """Labels as class numbers: names are those of the model's classes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_without_std_they_are_in_the_columns_ranges() -> None:
     made = ub.adversarial.fgsm(box, x, box.predict(x), eps=0.1)
     change = ((made.images - x) / torch.tensor([1.0, 2000.0])).abs()
     assert float(change.max()) == pytest.approx(0.1, abs=1e-5)
+
+
+def test_a_std_of_one_counts_where_it_is_given() -> None:
+    bare = ub.Features(("a", "b"), low=0, high=(1, 1000))
+    given = replace(bare, std=1)
+    assert column_scales(bare) == (1.0, 1000.0)
+    assert column_scales(given) == (1.0, 1.0)
+    assert column_scales(replace(bare, high=(10, 1000))) == (10.0, 1000.0)
+    assert "std=1" in repr(given)
+    assert "std" not in repr(bare)
+    assert given != bare
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -13,6 +13,7 @@ import awkward
 import unboxed as ub
 from unboxed.attribution import integrated_gradients, smoothgrad
 from unboxed.engine.gradients import adaptive_quadrature
+from unboxed.engine.gradients.paths import noise_scale
 from unboxed.errors import InputError, UnboxedWarning
 
 
@@ -292,6 +293,12 @@ def test_noise_in_a_columns_own_units() -> None:
     smoothgrad(box, torch.zeros(1, 2), 1, n_samples=400, noise=0.2)
     z = torch.cat(seen)
     assert torch.allclose(z.std(0), torch.tensor([0.2, 0.2]), rtol=0.15)
+
+
+def test_noise_in_a_columns_range() -> None:
+    """Without std, noise is in parts of each column's range, as attacks are."""
+    box = ub.Box(nn.Linear(2, 3).eval(), ub.Features(("small", "large"), low=0, high=(1, 1000)))
+    assert noise_scale(box.inputs, torch.zeros(1, 2)).tolist() == [[1.0, 1000.0]]
 
 
 def test_vargrad_of_a_linear_model_is_zero() -> None:

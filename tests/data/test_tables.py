@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import nn
 
 import unboxed as ub
 from unboxed import loading
-from unboxed.errors import DataError, MissingError
+from unboxed.data.tables import _with_whole_numbers
+from unboxed.errors import DataError, MissingError, UnboxedWarning
 
 GRAY = ub.Pixels((1, 8, 8))
 NAMES = ("dog", "cat")
@@ -69,6 +71,28 @@ def test_numbers_are_class_numbers(root: Path) -> None:
         ub.data.table(path, box())
 
 
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        (("7.0", "3.0", "0."), [7, 3, 0]),
+        (("1.0", "0", "1"), [1, 0, 1]),
+        (("1", "-1", "0"), [1, 0]),  # -1 is none
+        (("1.0", "1.5", "1.0"), [0, 1, 0]),  # names
+        (("1.0", "cat", "1.0"), [0, 1, 0]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:a row is left out:unboxed.errors.UnboxedWarning")
+def test_whole_numbers_of_spreadsheets(labels: tuple[str, ...], wanted: list[int], root: Path) -> None:
+    rows = "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels))
+    data = ub.data.table(write(root, f"file,label\n{rows}"), GRAY)
+    assert [data[i][1] for i in range(len(data))] == wanted
+
+
+def test_floats_of_pandas_are_whole_numbers() -> None:
+    rows = iter([("a", 1.0), ("b", math.nan), ("c", 0.0)])
+    assert _with_whole_numbers(rows) == [("a", 1), ("b", None), ("c", 0)]
+
+
 def test_without_labels(root: Path) -> None:
     assert ub.data.table(write(root, "file\n0.png\n1.png\n"), box()).tensors().y is None
     assert ub.data.table(write(root, "file,label\n0.png,\n"), GRAY).tensors().y is None
@@ -77,7 +101,8 @@ def test_without_labels(root: Path) -> None:
 def test_what_is_left_out_is_listed(root: Path) -> None:
     (root / "3.png").write_bytes(b"no image")
     path = write(root, "file,label\n0.png,cat\n1.png,dog\n0.png,cat\nnone.png,cat\n3.png,dog\n2.png,\n")
-    data = ub.data.table(path, GRAY)
+    with pytest.warns(UnboxedWarning, match=r"4 rows are left out of labels\.csv: 0\.png: listed twice, \.\.\.; see"):
+        data = ub.data.table(path, GRAY)
     assert [p.name for p in data.paths] == ["0.png", "1.png"]
     assert {p.name: why for p, why in data.skipped} == {
         "0.png": "listed twice",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import torch
 from PIL import Image, features
 
 import unboxed as ub
-from unboxed.errors import DataError, UnboxedWarning
+from unboxed.engine.read.sizes import validate_any_size
+from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs import image_files
 from unboxed.inputs.image_files import file_fault, read_image
 
@@ -54,13 +58,59 @@ def test_heif_is_tried_only_where_pillow_reads_it() -> None:
     assert set(image_files.readable_formats()) <= set(Image.OPEN)
 
 
+DARK = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+
+
 @pytest.mark.parametrize("like", [GRAY, RGB])
-def test_12_bits_in_16_are_12_bits_and_it_is_said(like: ub.Pixels, tmp_path: Path) -> None:
-    ramp = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
-    Image.fromarray(ramp).save(tmp_path / "a.tif")
-    with pytest.warns(UnboxedWarning, match="read as 12 bits, with 4095 as white"):
+def test_12_bits_in_16_are_12_bits_where_the_inputs_say_so(like: ub.Pixels, tmp_path: Path) -> None:
+    Image.fromarray(DARK).save(tmp_path / "a.tif")
+    x = read_image(tmp_path / "a.tif", replace(like, white=4095))
+    torch.testing.assert_close(x, torch.from_numpy(DARK.astype(np.float32) / 4095).expand(like.shape))
+    with pytest.warns(UnboxedWarning, match=r"read with 65535 as white.*say Pixels\(\.\.\., white=4095\)"):
         x = read_image(tmp_path / "a.tif", like)
-    torch.testing.assert_close(x, torch.from_numpy(ramp.astype(np.float32) / 4095).expand(like.shape))
+    torch.testing.assert_close(x, torch.from_numpy(DARK.astype(np.float32) / 65535).expand(like.shape))
+
+
+@pytest.mark.filterwarnings("ignore:16-bit images are read:unboxed.errors.UnboxedWarning")
+@pytest.mark.parametrize("form", ["array", "tensor", "files", "any size"])
+def test_white_does_not_depend_on_the_other_images(form: str, tmp_path: Path) -> None:
+    """One dark image among bright ones has the values that it has alone."""
+    images = np.stack([DARK, DARK * 16, DARK // 2])
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    box = ub.Box(torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), GRAY)
+    read: dict[str, Callable[[slice], torch.Tensor]] = {
+        "array": lambda rows: box.validate_inputs(images[rows]),
+        "tensor": lambda rows: box.validate_inputs(torch.from_numpy(images[rows])[:, None]),
+        "files": lambda rows: box.validate_inputs([tmp_path / f"{i}.png" for i in range(3)[rows]]),
+        "any size": lambda rows: validate_any_size(box, [tmp_path / f"{i}.png" for i in range(3)[rows]], "a test"),
+    }
+    together = read[form](slice(0, 3))
+    assert torch.equal(together, torch.cat([read[form](slice(i, i + 1)) for i in range(3)]))
+    assert torch.equal(together[:2, 0], torch.from_numpy(images[:2].astype(np.float32) / np.float32(65535)))
+
+
+def test_a_tiff_that_states_12_bits_has_12(tmp_path: Path) -> None:
+    packed = np.zeros((8, 12), np.uint8)  # eight values of 12 bits per row
+    packed[:, 0], packed[:, 1] = 0xFF, 0xF0
+    fields = {256: 8, 257: 8, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 8, 279: packed.size}
+    fields[273] = 8 + 2 + 12 * len(fields) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(header + packed.tobytes())
+    x = read_image(tmp_path / "a.tif", GRAY)[0]
+    assert x[:, 0].tolist() == [1.0] * 8
+    assert x[:, 1:].max() == 0
+
+
+def test_values_above_the_stated_white_are_refused() -> None:
+    dim = replace(GRAY, white=4095)
+    with pytest.raises(DataError, match=r"values up to 5000, and Pixels\(white=4095\)"):
+        ub.image(np.full((8, 8), 5000, np.uint16), like=dim)
+    assert "white=4095" in repr(dim)
+    assert dim.images_or_none().white == 4095
+    with pytest.raises(InputError, match="white"):
+        replace(GRAY, white=70000)
 
 
 def test_16_bits_are_16_bits(tmp_path: Path) -> None:
@@ -74,7 +124,7 @@ def test_16_bits_are_16_bits(tmp_path: Path) -> None:
 def test_arrays_of_16_bits_are_as_files() -> None:
     box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), GRAY)
     with pytest.warns(UnboxedWarning, match="12 bits"):
-        assert box.validate_inputs(np.full((2, 8, 8), 4095, np.uint16)).max() == 1
+        assert box.validate_inputs(np.full((2, 8, 8), 4095, np.uint16)).max() == np.float32(4095 / 65535)
     assert box.validate_inputs(np.full((2, 8, 8), 65535, np.uint16)).min() == 1
 
 
@@ -92,8 +142,7 @@ def test_16_bit_color_tiffs_keep_their_depth(compression: Any, tmp_path: Path) -
 
 def test_12_bit_color_is_not_dark(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", COLORS // 16, photometric="rgb")
-    with pytest.warns(UnboxedWarning, match="12 bits"):
-        x = read_image(tmp_path / "a.tif", RGB)
+    x = read_image(tmp_path / "a.tif", replace(RGB, white=4095))
     torch.testing.assert_close(x, torch.from_numpy((COLORS // 16).astype(np.float32) / 4095).permute(2, 0, 1))
 
 

@@ -32,7 +32,7 @@ def photo(width: int = 460, height: int = 300) -> Image.Image:
 
 PROCESSORS = (
     "ViT", "Beit", "Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "Levit", "MobileNetV1", "MobileNetV2",
-    "MobileViT", "Perceiver", "PoolFormer", "Pvt", "Segformer", "Siglip",
+    "MobileViT", "PoolFormer", "Pvt", "Segformer", "Siglip",
 )  # fmt: skip
 
 
@@ -53,8 +53,7 @@ def assert_same_values(made: Any, inputs: Any, image: Image.Image, tolerance: fl
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_images_are_made_as_by_the_image_processor(name: str, size: tuple[int, int]) -> None:
     made = processor(name)
-    tolerance = 0.1 if name == "Perceiver" else 1e-5  # it crops before it resizes
-    assert_same_values(made, as_inputs(made), photo(*size), tolerance)
+    assert_same_values(made, as_inputs(made), photo(*size))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +122,33 @@ def test_configs_of_old_files(config: dict[str, Any], wanted: ub.Pixels) -> None
         ("Siglip2", "patches of any size"),
         ("TextNet", "no fixed size"),
         ("Donut", "do_thumbnail"),
+        ("MaskFormer", "no fixed size"),
+        ("Mask2Former", "no fixed size"),
+        ("OneFormer", "no fixed size"),
+        ("Eomt", "no fixed size"),
+        ("Qwen2VL", "no fixed size"),
+        ("VitPose", "do_affine_transform"),
+        ("Perceiver", "a crop before the resize"),
     ],
 )
 def test_what_pixels_cannot_do_is_refused_with_the_numbers_to_pass(name: str, words: str) -> None:
     with pytest.raises(InputError, match=rf"{words}.*pass ub\.Pixels\(\(3, height, width\), mean="):
-        as_inputs(processor(name))
+        as_inputs(processor(name), Sized())
+
+
+class Sized:
+    """A model whose config has a size: what a processor does to reach it counts all the same."""
+
+    config = type("Config", (), {"image_size": 224, "num_channels": 3})()
+
+
+@pytest.mark.parametrize("name", ["VideoMAE", "Vivit"])
+def test_videos_are_refused_with_the_volumes_to_pass(name: str) -> None:
+    made = processor(name, image_mean=[0.5] * 3, image_std=[0.25] * 3, offset=False, rescale_factor=1 / 255)
+    advice = r"pass ub\.Pixels\(\(3, frames, height, width\), mean=\(0\.5, .*std=\(0\.25, .*x\.transpose\(1, 2\)"
+    for value in (made, made.to_dict()):
+        with pytest.raises(InputError, match=f"the {name}ImageProcessor does what Pixels cannot: videos; {advice}"):
+            as_inputs(value, Sized())
 
 
 # -- torchvision -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
+from unboxed.checks.relevance_gain import _part_ranks_per_grid, fills
+from unboxed.checks.road import _impute_slices, _neighbor_weight_matrix
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
 from unboxed.plots import colors
@@ -160,3 +162,69 @@ def test_a_signal_has_a_fine_and_a_coarse_grid_of_parts() -> None:
     signal, _ = opened("signal")
     found = ub.checks.verdict(signal, torch.rand(8, *SHAPES["signal"]), ub.attribution.gradient)
     assert len(set(found.evidence.removal.variants)) == len(found.evidence.removal.variants)
+
+
+def slices_of_one_value() -> tuple[ub.Box, Tensor, Tensor]:
+    """A volume as the box has it (1, 1, D H, W), slice d of value d / 4, and pixels removed at slices' borders."""
+    box, _ = opened("volume")
+    x = (torch.arange(4) / 4).view(1, 1, 4, 1, 1).expand(1, *SHAPES["volume"])
+    removed = torch.zeros(1, 1, 4, 8, 6, dtype=torch.bool)
+    removed[..., [0, 7], :] = removed[..., 1:3, 2:4] = True
+    return box, box.validate_inputs(x), removed.flatten(2, 3)
+
+
+@pytest.mark.parametrize("name", ["surroundings", "nearest", "blurred"])
+def test_fills_of_a_volume_are_of_its_own_slices(name: str) -> None:
+    box, x, removed = slices_of_one_value()
+    filled = fills(box, x, 0)[name](torch.tensor([0]), removed)
+    assert torch.allclose(torch.where(removed, filled, x), x)
+    removed = removed.clone()
+    removed[:, :, 8:16] = True  # a whole slice: nothing of its own is left
+    filled = fills(box, x, 0)[name](torch.tensor([0]), removed)
+    want = x if name == "blurred" else torch.where(torch.arange(32).view(-1, 1) // 8 == 1, x.mean(), x)
+    assert torch.allclose(torch.where(removed, filled, x), want)
+
+
+def test_road_imputes_each_slice_of_a_volume_by_itself() -> None:
+    box, x, removed = slices_of_one_value()
+    weights = _neighbor_weight_matrix(8, 6)
+    assert torch.allclose(_impute_slices(box.inputs, x[0], removed.flatten(), weights), x[0], atol=1e-6)
+    removed[:, :, 8:16] = True
+    found = _impute_slices(box.inputs, x[0], removed.flatten(), weights)
+    assert torch.allclose(found, torch.where(torch.arange(32).view(-1, 1) // 8 == 1, x.mean(), x[0]), atol=1e-6)
+    maps = torch.rand(3, 1, 4, 8, 6)
+    assert ub.checks.road(box, torch.rand(3, 1, 4, 8, 6), maps, 0, fractions=[0.5]).scores.shape == (3, 1)
+
+
+def test_parts_of_a_volume_are_in_one_slice() -> None:
+    box, x, _ = slices_of_one_value()
+    for rank, n_parts in _part_ranks_per_grid(box, x, torch.rand(1, x[0].numel()), 0):
+        by_slice = [set(rows.flatten().tolist()) for rows in rank[0, 0].split(8)]
+        assert sum(map(len, by_slice)) == len(set.union(*by_slice)) == n_parts
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_universal_perturbation_has_the_shape_of_the_inputs(kind: str) -> None:
+    box, x = opened(kind)
+    found = ub.adversarial.universal(box, x, box.predict(x), eps=0.1, steps=2)
+    assert found.perturbation.shape == (1, *SHAPES[kind])
+    assert torch.allclose(found.apply_to(box, x), (x + found.perturbation).clamp(0, 1))
+
+
+def test_maps_of_several_inputs_may_be_of_signals() -> None:
+    class Two(nn.Module):
+        def forward(self, signal: Tensor, row: Tensor) -> Tensor:
+            return torch.cat([signal.flatten(1)[:, :2], row], 1)
+
+    inputs = ub.MultiInput({"signal": ub.Pixels((2, 40)), "row": ub.Features(("a",))})
+    box = ub.Box(Two(), inputs, outputs="logits")
+    x = {"signal": torch.rand(3, 2, 40), "row": torch.randn(3, 1)}
+    maps = ub.attribution.gradient(box, x, 0).map
+    assert maps["signal"].shape == (3, 2, 40)
+    assert ub.checks.infidelity(box, x, maps, 0) is not None
+
+
+def test_a_table_is_packed_as_it_is() -> None:
+    table, x = ub.Features(("a", "b")), torch.rand(2, 2)
+    assert table.pack(x) is x
+    assert table.unpack(x) is x

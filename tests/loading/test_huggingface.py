@@ -213,6 +213,13 @@ def test_inputs_that_are_not_known_are_asked_for_with_the_models_own_size(tmp_pa
     save(build("ViT"), tmp_path)
     with pytest.raises(ModelError, match=r"ub\.Pixels\(\(3, 16, 16\), mean=.*--shape 3,16,16"):
         ub.load(str(tmp_path))
+    no_processor = r"no preprocessor_config\.json .* mean and std are unknown; its config has images of \(3, 16, 16\)"
+    with pytest.raises(ModelError, match=rf"{no_processor}.*most are 0\.5 and 0\.5, or ImageNet's"):
+        ub.load(str(tmp_path))
+    save(build("ResNet"), tmp_path)
+    with pytest.raises(ModelError, match=r"has no image size, \(3, 224, 224\) is a guess"):
+        ub.load(str(tmp_path))
+    save(build("ViT"), tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"do_pad": true, "image_mean": [0.5], "image_std": [0.5]}')
     with pytest.warns(UnboxedWarning, match="preprocessor_config.json of .* is not taken over: .*do_pad"):
         assert ub.load(str(tmp_path), inputs=ub.Pixels((3, 16, 16))).inputs == ub.Pixels((3, 16, 16))

@@ -250,15 +250,37 @@ def test_half_precision_weights_and_old_checkpoints_without_counters(tmp_path: P
 
 
 def test_the_second_name_of_a_tied_weight_may_be_missing(tmp_path: Path) -> None:
-    def tied() -> nn.ModuleDict:
-        parts = nn.ModuleDict({"head": nn.Linear(4, 6, bias=False), "embedding": nn.Embedding(6, 4)})
-        parts["head"].weight = parts["embedding"].weight
-        return parts
-
-    one, other = tied(), tied()
+    one, other = tied_model(), tied_model()
     torch.save({"embedding.weight": one["embedding"].weight}, tmp_path / "w.pt")
     loading.weights(other, tmp_path / "w.pt")
     assert torch.equal(other["head"].weight, one["embedding"].weight)
+
+
+def tied_model() -> nn.ModuleDict:
+    parts = nn.ModuleDict({"head": nn.Linear(4, 6, bias=False), "embedding": nn.Embedding(6, 4)})
+    parts["head"].weight = parts["embedding"].weight
+    return parts
+
+
+def test_tied_weights_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
+    made = tied_model()
+    before = made["head"].weight.detach().clone()
+    torch.save({"head.weight": torch.ones(6, 4), "embedding.weight": torch.zeros(6, 4)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"head.weight and embedding.weight are one tensor in the model \(tied\)"):
+        loading.weights(made, tmp_path / "w.pt")
+    assert torch.equal(made["head"].weight, before)
+    torch.save({"head.weight": torch.ones(6, 4), "embedding.weight": torch.ones(6, 4)}, tmp_path / "w.pt")
+    loading.weights(made, tmp_path / "w.pt")
+    assert torch.equal(made["embedding"].weight, torch.ones(6, 4))
+
+
+def test_averages_of_tied_weights_are_those_of_both_names(tmp_path: Path) -> None:
+    raw = {name: torch.zeros(6, 4) for name in ("head.weight", "embedding.weight")}
+    torch.save({"model": raw, "ema": {"shadow_params": [torch.ones(6, 4)]}}, tmp_path / "w.pt")
+    made = tied_model()
+    with pytest.warns(UnboxedWarning, match="took the averaged weights"):
+        loading.weights(made, tmp_path / "w.pt")
+    assert torch.equal(made["head"].weight, torch.ones(6, 4))
 
 
 def test_weights_saved_on_a_gpu_load_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class OwnInputs:
     def check(self, x: Any) -> Any:
         return x
 
-    encode = decode = clip = check
+    encode = decode = clip = pack = unpack = check
 
     def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.rand(min(n, 3), 64, generator=generator)

@@ -197,3 +197,28 @@ def _folder(root: Path, x: Tensor, y: Tensor) -> Path:
         (root / str(int(label))).mkdir(parents=True, exist_ok=True)
         Image.fromarray((image[0] * 255).byte().numpy()).save(root / str(int(label)) / f"{i}.png")
     return root
+
+
+SYMMETRIC_ENDS = {
+    "tanh": nn.Tanh(),
+    "softsign": nn.Softsign(),
+    "hardtanh": nn.Sequential(nn.Hardtanh(), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIC_ENDS)
+@pytest.mark.parametrize("outputs", [None, "binary", "logits"])
+def test_one_output_that_ends_in_a_tanh_is_asked_about(name: str, outputs: Any) -> None:
+    """As a logit, its probabilities would be between 27 % and 73 %."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), SYMMETRIC_ENDS[name]).eval()
+    inputs, x = ub.Pixels((1, 4, 4)), torch.rand(3, 1, 4, 4)
+    with pytest.raises(
+        OutputError, match=rf"ends in {name}, in \[-1, 1\].*\"regression\".*\(t / 2 \+ 0\.5\)\.logit\(\)"
+    ):
+        ub.Box(model, inputs, outputs=outputs)
+    with pytest.raises(OutputError, match="regression"):
+        ub.Box(model, inputs, classes=["no", "yes"])
+    assert torch.equal(ub.Box(model, inputs, outputs="regression")(x), model(x))
+    box = ub.Box(nn.Sequential(*model[:2], nn.Tanh()), inputs, outputs="binary", output=lambda t: (t / 2 + 0.5).logit())
+    z = model[:2](x)
+    assert torch.allclose(box(x).softmax(1)[:, 1:], (z.tanh() + 1) / 2, atol=1e-5)  # yes where the tanh is 1

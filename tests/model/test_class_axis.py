@@ -86,6 +86,69 @@ def test_of_a_segmentation_the_image_determines_it(last: bool, stride: int, name
     assert torch.equal(box(x), model.conv(x))
 
 
+class Gives(nn.Module):
+    """An output of one shape (N, ...), whatever the input."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values + x.flatten(1).sum(1).view(-1, *[1] * self.values.ndim)
+
+
+AMBIGUOUS = [
+    ((3, 16, 16), (16, 16, 16)),  # K = H = W: either end fits the image
+    ((3, 16, 40), (16, 16, 5)),  # neither does
+    ((3, 16, 40), (5, 7, 7)),
+    ((3, 16, 15), (11, 12, 11)),  # both do about
+    ((2, 24), (7, 5)),  # of a signal, at no length of its own
+    ((1, 6, 6, 6), (6, 6, 6, 6)),
+]
+
+
+@pytest.mark.parametrize(("image", "output"), AMBIGUOUS, ids=str)
+def test_an_ambiguous_axis_is_asked_for(image: tuple[int, ...], output: tuple[int, ...]) -> None:
+    with pytest.raises(OutputError, match=r"cannot be determined: pass classes=.*output="):
+        ub.Box(Gives(*output), ub.Pixels(image))
+    arranged = ub.Box(Gives(*output), ub.Pixels(image), output=lambda raw: raw.movedim(-1, 1))
+    assert (arranged.n_outputs, arranged.output_map_shape) == (output[-1], output[:-1])
+    if output.count(output[-1]) == 1:
+        assert (
+            ub.Box(Gives(*output), ub.Pixels(image), classes=list(map(str, range(output[-1])))).n_outputs == output[-1]
+        )
+
+
+@pytest.mark.parametrize(
+    ("image", "output", "n_classes"),
+    [
+        ((3, 16, 40), (5, 1, 1), 5),  # one position, of whatever aspect
+        ((3, 16, 40), (1, 1, 5), 5),
+        ((3, 16, 40), (1, 5), 5),
+        ((3, 16, 12), (12, 16, 12), 12),  # exactly the image's aspect, and about it
+        ((3, 16, 12), (16, 12, 16), 16),
+        ((2, 24), (5, 24), 5),
+        ((2, 24), (24, 5), 5),
+        ((1, 4, 8, 6), (3, 4, 8, 6), 3),
+        ((1, 4, 8, 6), (4, 8, 6, 3), 3),
+    ],
+    ids=str,
+)
+def test_what_determines_the_axis(image: tuple[int, ...], output: tuple[int, ...], n_classes: int) -> None:
+    assert ub.Box(Gives(*output), ub.Pixels(image)).n_outputs == n_classes
+
+
+def test_of_several_inputs_any_image_may_be_the_map() -> None:
+    class Two(Gives):
+        def forward(self, row: Tensor, image: Tensor) -> Tensor:
+            return super().forward(image) + row.sum()
+
+    inputs = ub.MultiInput((ub.Features(("a",)), ub.Pixels((3, 16, 12))))
+    assert ub.Box(Two(8, 6, 5), inputs).n_outputs == 5
+    with pytest.raises(OutputError, match="cannot be determined"):
+        ub.Box(Two(7, 7, 3), inputs)
+
+
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid()])
 def test_logits_are_found_before_a_final_op_with_the_classes_last(end: nn.Module) -> None:
     model, x = Segmenter(True, end=end).eval(), images()

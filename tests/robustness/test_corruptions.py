@@ -228,3 +228,16 @@ def test_bad_input() -> None:
         ub.robustness.corruptions(c.box, c.x)
     with pytest.raises(OutputError):
         ub.robustness.corruptions(ub.Box(c.box.model, awkward.GRAY_INPUTS, outputs="multilabel"), (c.x, c.y))
+
+
+@pytest.mark.parametrize("shape", [(2, 12), (1, 4, 6, 5)], ids=["signals", "volumes"])
+def test_signals_and_volumes_have_no_pictures_corruptions(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3))
+    box = ub.Box(model, ub.Pixels(shape), outputs="logits")
+    data = (torch.rand(4, *shape), torch.tensor([0, 1, 2, 0]))
+    assert ub.robustness.corruptions(box, data, severities=(1,)).kinds == ("gaussian_noise", "shot_noise", "contrast")
+    for kinds in (["gaussian_noise", "jpeg"], "jpeg"):
+        with pytest.raises(InputError, match=r"jpeg is of pictures \(C, H, W\) alone.*kinds=\('gaussian_noise'"):
+            ub.robustness.corruptions(box, data, kinds)
+    with pytest.raises(InputError, match="kinds must be of gaussian_noise, shot_noise, contrast; got 'fog'"):
+        ub.robustness.corruptions(box, data, "fog")

@@ -22,7 +22,7 @@ import unboxed as ub
 from unboxed import adversarial, cli
 from unboxed.adversarial.changes import prediction_changes
 from unboxed.cli.attack import run_attack
-from unboxed.errors import DataError, InputError, ModelError
+from unboxed.errors import DataError, InputError, ModelError, UnboxedWarning
 from unboxed.inputs.labels import unique_names
 from unboxed.plots import attack_sheet, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
@@ -105,7 +105,8 @@ def test_figures_are_consistent() -> None:
 
 
 def test_classes_of_one_name_are_kept_apart() -> None:
-    box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
+    with pytest.warns(UnboxedWarning, match=r"several classes have one name: 'a' is the name of 0, 1\. .*its own"):
+        box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
     x, y = labeled(box)
     found = evaluate(box, (x, y), ATTACKS, eps=[0.02], minimal_attack=None, check_masking=False)
     assert {name: clean.n for name, (clean, _) in found.accuracy_by_class().items()} == {

@@ -302,7 +302,7 @@ def test_probabilities_are_refused_with_the_way_out(end: nn.Module, said: str) -
         (with_end(nn.Identity()), {"outputs": "regression"}, OutputError, "exclude each other"),
         (with_end(nn.Linear(6, 1)), {}, OutputError, "one output"),
         (with_end(nn.Identity()), {"classes": ["a", "b"]}, InputError, "6 outputs; got 2 class names"),
-        (nn.Conv2d(1, 6, 3), {"logging_batch_interval": 1}, OutputError, r"one class an input.*\(7, 6, 6, 6\)"),
+        (nn.Conv2d(1, 5, 3), {"logging_batch_interval": 1}, OutputError, r"one class an input.*\(7, 5, 6, 6\)"),
     ],
 )
 def test_models_that_cannot_be_watched(model: nn.Module, settings: Any, error: type[Exception], said: str) -> None:

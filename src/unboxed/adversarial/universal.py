@@ -46,7 +46,7 @@ class Universal:
         return box.restore_structure(self._apply_to_packed(box, box.validate_inputs(x)))
 
     def _apply_to_packed(self, box: Box, x: Tensor) -> Tensor:
-        changed = box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
+        changed = box.inputs.clip(x + box.inputs.pack(self.perturbation).to(x))
         categorical = categorical_mask(box.inputs)
         return changed if categorical is None else torch.where(categorical.to(x.device), x, changed)
 
@@ -168,7 +168,3 @@ def universal(
     return Universal(
         box.restore_structure(delta), target_label, ball.eps, norm_name, history, objective, state.interrupted
     )
-
-
-def _pack_perturbation(box: Box, perturbation: Any) -> Tensor:
-    return perturbation if isinstance(perturbation, Tensor) else box.inputs.pack(perturbation)  # type: ignore[attr-defined]

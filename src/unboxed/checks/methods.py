@@ -16,7 +16,6 @@ from ..engine.attribution_result import Attribution
 from ..engine.results import attribution_map
 from ..errors import InputError, UnboxedWarning
 from ..inputs.multi import MultiInput
-from ..inputs.pixels import Pixels
 from ..objectives import Objective, mean_over_positions
 from ..parameters import Target
 
@@ -50,8 +49,7 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
     result = attribution_map(output) if isinstance(output, Attribution) else getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
-    map_ = attribution_map(result)
-    map_ = box.inputs.pack(map_) if isinstance(box.inputs, Pixels) and map_.ndim > 2 else map_  # signals and volumes
+    map_ = box.inputs.pack(attribution_map(result))
     if map_.ndim < 2 or len(map_) != len(x):
         raise InputError(f"the method gives a map {tuple(map_.shape)} for {len(x)} inputs; wanted one for each")
     return map_.detach()

@@ -36,8 +36,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     """
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _concatenate_maps(box.inputs, maps)
-    aligned = attribution_map(maps).detach().to(x.device, torch.float64)
-    aligned = box.inputs.pack(aligned) if isinstance(box.inputs, Pixels) else aligned  # of signals and volumes
+    aligned = box.inputs.pack(attribution_map(maps).detach()).to(x.device, torch.float64)
     one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
     if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
         wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))
@@ -50,7 +49,7 @@ def _concatenate_maps(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not structured like the inputs."""
     values, parts = inputs.part_values(maps), [part for _, part in inputs.named_parts()]
     for value, part in zip(values, parts, strict=True):
-        if not isinstance(value, Tensor) or tuple(value.shape[1:]) != tuple(part.shape):
+        if not isinstance(value, Tensor) or tuple(part.pack(value).shape[1:]) != tuple(part.shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"wanted a map (N, {', '.join(map(str, part.shape))}) for each input; got {got}")
     return inputs.pack(maps)

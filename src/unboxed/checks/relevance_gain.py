@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -38,15 +39,15 @@ FillFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def fills(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
-    """The fills that apply to these inputs, by name."""
+    """The fills that apply to these inputs, by name. Those from around a pixel take its own slice of a volume."""
     others = {"other examples": partial(_fill_from_values, x.roll(1, 0))} if len(x) > 1 else {}
     if not isinstance(box.inputs, Pixels):
         return {"mean": partial(_fill_from_values, baseline(box, x, "mean", seed=seed)), **others}
     blurred = partial(_fill_from_values, baseline(box, x, "blurred", seed=seed))
     return {
         "blurred": blurred,
-        "surroundings": partial(_fill_from_surroundings, x),
-        "nearest": partial(_fill_from_nearest, x),
+        "surroundings": partial(_fill_from_surroundings, box.inputs, x),
+        "nearest": partial(_fill_from_nearest, box.inputs, x),
         **others,
     }
 
@@ -55,28 +56,34 @@ def _fill_from_values(values: Tensor, examples: Tensor, removed: Tensor) -> Tens
     return values[examples]
 
 
-def _fill_from_surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_surroundings(inputs: Pixels, x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The weighted mean of the pixels around that are left; far from any, the mean of the image."""
-    images, known = x[examples], (~removed).to(x.dtype)
-    sigma = blur_sigma(x)
+    images, known = inputs.slices(x[examples]), inputs.slices((~removed).to(x.dtype))  # (R, C or 1, D, H, W)
+    sigma = blur_sigma(images)
     weight = gaussian_blur(known, sigma)
     near = gaussian_blur(images * known, sigma) / weight.clamp(min=MIN_SURROUNDINGS_WEIGHT)
-    return torch.where(weight > MIN_SURROUNDINGS_WEIGHT, near, images.mean((2, 3), keepdim=True))
+    filled = torch.where(weight > MIN_SURROUNDINGS_WEIGHT, near, images.mean((2, 3, 4), keepdim=True))
+    return filled.flatten(2, 3)
 
 
-def _fill_from_nearest(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_nearest(inputs: Pixels, x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The nearest pixel that is left; the mean of the image where none is."""
-    images, masks = x[examples], removed[:, 0].cpu().numpy()
-    height, width = masks.shape[1:]
-    index = np.zeros((len(masks), height * width), dtype=np.int64)  # of the pixel taken, row by row
-    for row, mask in enumerate(masks):
-        if not mask.all():
-            y, x_ = distance_transform_edt(mask, return_distances=False, return_indices=True)
-            index[row] = (y * width + x_).ravel()
-    taken = torch.from_numpy(index).to(x.device)[:, None].expand(-1, x.shape[1], -1)
-    near = images.flatten(2).gather(2, taken).view_as(images)
-    none_left = torch.from_numpy(masks.all((1, 2))).to(x.device).view(-1, 1, 1, 1)
-    return torch.where(none_left, images.mean((2, 3), keepdim=True), near)
+    images, masks = x[examples], inputs.slices(removed)[:, 0].cpu().numpy()  # (R, D, H, W)
+    index = np.stack([_nearest_left(mask) for mask in masks.reshape(-1, *masks.shape[2:])])  # (R D, H W)
+    taken = torch.from_numpy(index).to(x.device).view(len(images), 1, masks.shape[1], -1)
+    slices = inputs.slices(images).flatten(3)  # (R, C, D, H W)
+    near = slices.gather(3, taken.expand(slices.shape)).view_as(images)
+    none_left = torch.from_numpy(masks.all((2, 3))).to(x.device)[:, None, :, None, None]  # (R, 1, D, 1, 1)
+    mean = images.mean((2, 3), keepdim=True)
+    return torch.where(none_left.expand_as(inputs.slices(removed)).flatten(2, 3), mean, near)
+
+
+def _nearest_left(removed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The index (H W,) of the nearest pixel that is left to each of a slice (H, W); 0 where none is."""
+    if removed.all():
+        return np.zeros(removed.size, dtype=np.int64)
+    y, x = distance_transform_edt(removed, return_distances=False, return_indices=True)
+    return np.asarray(y * removed.shape[1] + x, dtype=np.int64).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,18 +173,19 @@ def _removal_scores(
 def _part_ranks_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
     """The rank of the part that each pixel belongs to, 0 is the most relevant, and the number of parts, for each grid.
 
-    What is no image has one ranking, of its columns.
+    What is no image has one ranking, of its columns. A part of a volume is in one of its slices.
     """
     if not isinstance(box.inputs, Pixels) or x.ndim != 4:
         return [(rank_descending(relevance, seed).view(len(x), *feature_shape(box)), relevance.shape[1])]
-    height, width = x.shape[-2:]
+    n_slices, height, width = box.inputs.slices(x).shape[2:]
     rankings = []
     for per_side in PARTS_PER_SHORTER_SIDE:
-        part = _part_of_pixel(height, width, per_side).to(x.device)  # (H W,)
-        n_parts = int(part.max()) + 1
-        sums = relevance.new_zeros(len(x), n_parts).index_add_(1, part, relevance)
+        in_slice = _part_of_pixel(height, width, per_side).to(x.device)  # (H W,)
+        per_slice = int(in_slice.max()) + 1
+        part = (torch.arange(n_slices, device=x.device)[:, None] * per_slice + in_slice).flatten()  # (D H W,)
+        sums = relevance.new_zeros(len(x), n_slices * per_slice).index_add_(1, part, relevance)
         rank = rank_descending(sums, seed)[:, part]
-        rankings.append((rank.view(-1, 1, height, width), n_parts))
+        rankings.append((rank.view(-1, 1, *x.shape[2:]), n_slices * per_slice))
     return rankings
 
 

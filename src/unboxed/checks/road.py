@@ -13,12 +13,14 @@ from typing import Annotated, Literal
 import numpy as np
 import scipy.sparse as sparse
 import torch
+from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from ..box import Box
 from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
+from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_float, check_seed
@@ -113,21 +115,23 @@ def road(
     Source:
         Rong et al. 2022, arXiv:2202.00449, section 4: imputed pixels are the weighted mean of their neighbors (1/6
         horizontally and vertically, 1/12 diagonally; at the border of those there are), all solved at once; where all
-        are removed, each channel's mean. Weights and noise as in the authors' code, `imputations.py`.
+        are removed, each channel's mean. Slices of a volume are imputed one by one. Weights and noise as in the
+        authors' code, `imputations.py`.
     """
     check_settings(road, locals())
-    require_images(box, "ROAD")
+    inputs = require_images(box, "ROAD")
     x = box.validate_inputs(x)
     removed_fractions, seed = _check_fractions(fractions), check_seed(seed)
     relevance = importance(box, x, maps, signed=signed)  # (N, P)
     rank = rank_descending(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in removed_fractions]
     objective, classes = resolve_score_and_classes(box, x, target, score, "probability", batch_size)
-    weights = _neighbor_weight_matrix(x.shape[-2], x.shape[-1])
+    weights = _neighbor_weight_matrix(*inputs.slices(x).shape[-2:])
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
         imputed = [
-            _impute(x[n], rank[n] < counts[k], weights) for n, k in zip(examples.tolist(), steps.tolist(), strict=True)
+            _impute_slices(inputs, x[n], rank[n] < counts[k], weights)
+            for n, k in zip(examples.tolist(), steps.tolist(), strict=True)
         ]
         removed = rank[examples] < torch.tensor(counts, device=x.device)[steps, None]
         noise_rows = noise * keyed_noise(torch.randn, x.shape[1:], x, seed, examples, steps)
@@ -165,11 +169,20 @@ def _neighbor_weight_matrix(height: int, width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags(1 / np.where(total > 0, total, 1)) @ matrix)
 
 
-def _impute(image: Tensor, removed_mask: Tensor, weights: sparse.csr_matrix) -> Tensor:
+def _impute_slices(inputs: Pixels, image: Tensor, removed: Tensor, weights: sparse.csr_matrix) -> Tensor:
+    """The image (C, H, W) with each removed pixel (P,) imputed from the slice of a volume that it is in."""
+    slices = inputs.slices(image[None])[0].unbind(1)
+    masks, means = removed.view(len(slices), -1), image.mean((1, 2)).double().cpu().numpy()
+    return torch.cat([_impute(h, mask, weights, means) for h, mask in zip(slices, masks, strict=True)], 1)
+
+
+def _impute(
+    image: Tensor, removed_mask: Tensor, weights: sparse.csr_matrix, means: NDArray[np.float64] | None = None
+) -> Tensor:
     """The image (C, H, W) with each removed pixel (P,) the weighted mean of its neighbors, all solved at once."""
     flat, is_removed = image.flatten(1).double().cpu().numpy().T.copy(), removed_mask.cpu().numpy()  # (P, C), (P,)
     if is_removed.all():
-        flat[:] = flat.mean(0)
+        flat[:] = flat.mean(0) if means is None else means
     elif is_removed.any():
         rows = weights[is_removed]
         system = sparse.identity(int(is_removed.sum()), format="csc") - rows[:, is_removed].tocsc()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..atomic_write import to_printable
 from ..box import Box
-from ..errors import DataError, MissingError
+from ..errors import DataError, MissingError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
+from ..inputs.frames import is_frame
 from ..inputs.images import require_pixels
 from ..inputs.labels import label_value, number_names
 from ..validation import missing_path_text, normalized_name
@@ -23,22 +26,25 @@ LABEL_COLUMNS = ("label", "labels", "class", "classname", "classid", "target", "
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
 
+WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(\.0*)?")  # also as spreadsheets and pandas write them
+
 Row = tuple[Any, Any]  # file and label
 
 
-def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
     """The images that a table lists with their labels, decoded on access, as `folder` does.
 
     Args:
         path: A CSV, TSV or Parquet file with a column of file names, relative to the table's folder, and one of labels;
-            a CSV without a header has them in this order. Parquet needs pyarrow.
+            a CSV without a header has them in this order. Parquet needs pyarrow. A DataFrame of pandas is taken, too;
+            its file names are relative to the working directory.
         like: What images become: a box, or its `inputs`.
         classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else those of the
-            table in their order. Labels that are numbers are the class numbers themselves.
+            table in their order. Labels that are whole numbers, also written 1.0, are the class numbers themselves.
 
     Returns:
         Images (C, H, W) in [0, 1] with class numbers, -1 without labels. Rows without a label or a sound image are
-        left out, and listed in `.skipped`.
+        left out with a warning, and listed in `.skipped`.
 
     Raises:
         DataError: for a wrong path, a table without such columns, a file with two labels, labels that are not the
@@ -49,29 +55,51 @@ def table(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[st
         >>> import unboxed as ub
         >>> photos = ub.data.table("labels.csv", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
     """
+    dataset = open_table(path, like, classes)
+    if n := len(dataset.skipped):
+        rows, first = "a row is" if n == 1 else f"{n} rows are", _reason_text(dataset.skipped[0])
+        warn(f"{rows} left out of {dataset.name}: {first}{', ...' * (n > 1)}; see .skipped")
+    return dataset
+
+
+def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+    """As `table`, for callers that say themselves what is left out."""
     classes, like = classes_and_inputs(like, classes)
-    pixels, source = require_pixels(like), Path(path).expanduser()
-    if not source.is_file():
-        raise DataError(missing_path_text(source))
-    skipped: SkippedFileReasons = []
-    label_by_file = _labels_by_file(source, _read_rows(source), skipped)
+    pixels, skipped = require_pixels(like), SkippedFileReasons()
+    source, rows = (Path("the DataFrame"), _frame_rows(path)) if is_frame(path) else _open_file(path)
+    label_by_file = _labels_by_file(source, _with_whole_numbers(rows), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
     numbered = number_names(list(names.values()))
     number_of = {name: _number(name, numbered) for name in names.values()}
     files = [(file, number_of[names[file]] if file in names else -1) for file in _readable(label_by_file, skipped)]
     if not files:
-        reasons = "; ".join(f"{to_printable(path.name)}: {reason}" for path, reason in skipped[:3])
+        reasons = "; ".join(map(_reason_text, skipped[:3]))
         raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
     return dataset if classes is None else dataset.labeled_as(classes)
 
 
+def _reason_text(skipped: tuple[Path, str]) -> str:
+    path, reason = skipped
+    return f"{to_printable(path.name)}: {reason}"
+
+
+def _with_whole_numbers(rows: Iterator[Row]) -> list[Row]:
+    """The rows, with ints for labels that are all whole numbers, some of them written 1.0 or -1; None for NaN."""
+    files, labels = zip(*found, strict=True) if (found := list(rows)) else ((), ())
+    labels = tuple(None if isinstance(label, float) and math.isnan(label) else label for label in labels)
+    matches = [WHOLE_NUMBER_PATTERN.fullmatch(str(label)) for label in labels if label not in (None, "")]
+    if all(matches) and any(not match[0].isdecimal() for match in matches if match):
+        labels = tuple(label if label in (None, "") else int(float(label)) for label in labels)
+    return list(zip(files, labels, strict=True))
+
+
 def _number(name: str, numbered: Sequence[str]) -> int:
     return numbered.index(name) if name in numbered else int(name)
 
 
-def _labels_by_file(source: Path, rows: Iterator[Row], skipped: SkippedFileReasons) -> dict[Path, int | str | None]:
+def _labels_by_file(source: Path, rows: Sequence[Row], skipped: SkippedFileReasons) -> dict[Path, int | str | None]:
     """The label of each file, in the table's order. Raises DataError for a file with two labels."""
     labels: dict[Path, int | str | None] = {}
     for number, (file, label) in enumerate(rows):
@@ -91,6 +119,20 @@ def _readable(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
     faults = {path: image_files.file_fault(path) for path in paths}
     skipped += [(path, reason) for path, reason in faults.items() if reason]
     return [path for path, reason in faults.items() if not reason]
+
+
+def _open_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(missing_path_text(source))
+    return source, _read_rows(source)
+
+
+def _frame_rows(frame: Any) -> Iterator[Row]:
+    """The files and labels of a DataFrame."""
+    files, labels = _find_columns(list(map(str, frame.columns)), Path("the DataFrame"))
+    values = frame[files].to_numpy().tolist()
+    return iter(zip(values, [None] * len(values) if labels is None else frame[labels].to_numpy().tolist(), strict=True))
 
 
 def _read_rows(source: Path) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,13 @@ class ScaledInputs:
     def clip(self, u: Tensor) -> Tensor:
         return self.from_base(self.base.clip(u * constant_tensor(self.scale, u)))
 
+    def pack(self, u: Any) -> Tensor:
+        return self.base.pack(u)
+
+    def unpack(self, u: Tensor) -> Tensor:
+        """u itself: it stays packed until it is in the inputs' own units."""
+        return u
+
     def from_unit(self, levels: Tensor) -> Tensor:
         return self.from_base(inputs_at_levels(self.base, levels))
 
@@ -61,7 +69,7 @@ class ScaledInputs:
 def column_unit(inputs: Inputs) -> str:
     """The unit of a change of a column, to follow an amount."""
     if isinstance(inputs, Features):
-        return STD_UNIT if _has_std(inputs) else RANGE_UNIT if _has_ranges(inputs) else OWN_UNIT
+        return STD_UNIT if inputs.has_std else RANGE_UNIT if _has_ranges(inputs) else OWN_UNIT
     return OWN_UNIT
 
 
@@ -71,7 +79,7 @@ def column_scales(inputs: Inputs) -> tuple[float, ...]:
         return tuple(scale for _, part in inputs.named_parts() for scale in column_scales(part))
     if not isinstance(inputs, Features):
         return (1.0,) * math.prod(inputs.shape)
-    if _has_std(inputs):
+    if inputs.has_std:
         return inputs.std
     if not _has_ranges(inputs):
         return (1.0,) * len(inputs.names)
@@ -138,10 +146,6 @@ def column_changes(inputs: Inputs, before: Tensor, after: Tensor) -> list[Column
     rows = zip(map(str, inputs.names), before.tolist(), after.tolist(), scales, strict=True)
     changes = [ColumnChange(name, a, b, (b - a) / scale, unit) for name, a, b, scale in rows if a != b]
     return sorted(changes, key=lambda c: -abs(c.change))
-
-
-def _has_std(inputs: Features) -> bool:
-    return any(std != 1.0 for std in inputs.std)
 
 
 def _has_ranges(inputs: Features) -> bool:

@@ -20,7 +20,8 @@ RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far 
 class Inputs(Protocol):
     """What a box needs of its inputs: `Pixels`, `Features` and `MultiInput` have it; a kind of your own may, too.
 
-    It describes one input, and converts batches (N, ...) between the units of the box and those of the model.
+    It describes one input, converts batches (N, ...) between the units of the box and those of the model, and packs
+    what a user passes into one tensor.
 
     Example:
         >>> from unboxed import Pixels
@@ -52,6 +53,14 @@ class Inputs(Protocol):
 
     def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n random valid inputs (n, ...)."""
+        ...
+
+    def pack(self, x: Any) -> Tensor:
+        """The one tensor (N, ...) that methods work on, of inputs as a user passes them; x itself where it is that."""
+        ...
+
+    def unpack(self, h: Tensor) -> Any:
+        """The inverse of `pack`, for inputs, and for maps and frames of them."""
         ...
 
 

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from ..errors import BrokenImageError, DataError, InputError, warn
 from .base import Inputs
-from .forms import image_and_label, is_batch, is_like_structure, is_nested_list, split_labels, to_example
+from .forms import (
+    image_and_label,
+    is_batch,
+    is_like_structure,
+    is_nested_list,
+    loader_batch,
+    split_labels,
+    to_example,
+)
+from .frames import is_frame, without_frames
 from .items import (
     ACCEPTED_DATA,
     SkippedExamples,
@@ -102,6 +111,7 @@ class OpenedStream:
     def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:
         if isinstance(self.inputs, MultiInput):
             return iter_packed_batch(self.inputs, batch)
+        batch = loader_batch(batch, self.inputs)
         is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and is_batch(batch[0], self.inputs)
         return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
 
@@ -117,10 +127,11 @@ def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
     """
     if isinstance(data, (OpenedDataset, OpenedStream)):
         return data
+    data = without_frames(data, inputs)
     if isinstance(inputs, MultiInput) and (packed := _open_structure(data, inputs)) is not None:
         return packed
     if isinstance(data, Tensor):
-        return integers_to_unit_range(data) if isinstance(inputs, Pixels) else data
+        return integers_to_unit_range(data, inputs) if isinstance(inputs, Pixels) else data
     if isinstance(data, np.ndarray):
         return _open_array(data, inputs)
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
@@ -161,12 +172,12 @@ def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) 
 def as_batch(x: Any, inputs: Inputs) -> Any:
     """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
     if isinstance(x, Tensor):
-        return integers_to_unit_range(x) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
+        return integers_to_unit_range(x, inputs) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
     if isinstance(inputs, MultiInput) and is_like_structure(x) and not is_packed_pair(inputs, x):
         return _convert_parts(x, inputs)
     if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
         return x
-    if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x):
+    if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x) and not is_frame(x):
         return x
     if isinstance(x, nn.Module):
         return x
@@ -246,7 +257,7 @@ def _open_array(array: NDArray[Any], inputs: Inputs | None) -> Opened:
         return torch.as_tensor(array)
     if array.ndim == 3 and inputs.shape[0] == 1 and array.shape[1:] == inputs.shape[1:]:
         array = array[:, None]
-    return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape))
+    return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape), inputs)
 
 
 def _with_labels(x: Opened, labels: Any) -> Opened:

@@ -17,6 +17,10 @@ from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tens
 from .batches import checked_value_range, value_range
 
 
+class DefaultValues(tuple[float, ...]):
+    """The values of a setting that was not given; `dataclasses.replace` passes them on as such."""
+
+
 @dataclass(frozen=True, repr=False)
 class Features:
     """Tabular inputs: rows (N, F) in the units of the table. The box normalizes them.
@@ -28,8 +32,8 @@ class Features:
         low: Smallest valid values; -inf when not given. Attacks and synthesis stay inside.
         high: Largest valid values; inf when not given.
         mean: What the training of the model subtracted; 0 when not given.
-        std: What it then divided by; 1 when not given. Attacks and smoothing measure changes in it; without it, where
-            all columns have bounds, in fractions of the range from low to high.
+        std: What it then divided by; 1 when not given. Attacks and smoothing measure changes in it, also where it is
+            given as 1; without it, where all columns have bounds, in fractions of the range from low to high.
         categories: {column: its allowed values} of columns that take only some. Attacks leave these columns alone.
 
     Raises:
@@ -48,11 +52,13 @@ class Features:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     categories: Mapping[str, Sequence[float]] = field(default_factory=dict, hash=False)
+    has_std: bool = field(init=False)  # whether it was given
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", _check_names(self.names))
         for name, default in (("low", -math.inf), ("high", math.inf), ("mean", 0.0), ("std", 1.0)):
             object.__setattr__(self, name, self._checked_column_values(name, default))
+        object.__setattr__(self, "has_std", not isinstance(self.std, DefaultValues))
         for column, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low <= high or low == math.inf or high == -math.inf:
                 raise InputError(f"{column!r} has no values between its bounds, low={low:g} and high={high:g}")
@@ -63,22 +69,26 @@ class Features:
     def __repr__(self) -> str:
         n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_VALUES
         names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
-        settings = format_non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        std = math.nan if self.has_std else 1.0  # one that was given is printed, even as 1
+        settings = format_non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=std)
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 
     def _checked_column_values(self, name: str, default: float) -> tuple[float, ...]:
         """One number per column. Raises InputError."""
-        value = as_numbers(getattr(self, name))
+        value = getattr(self, name)
+        value = value if isinstance(value, DefaultValues) else as_numbers(value)
+        if isinstance(value, DefaultValues) or (isinstance(value, (tuple, list)) and not value):
+            return DefaultValues((default,) * len(self.names))
         if not isinstance(value, (tuple, list)):
             value = (value,) * len(self.names)
-        if len(value) not in (0, len(self.names)):
+        if len(value) != len(self.names):
             columns = f"{len(value)} values for {len(self.names)} columns"
             raise InputError(f"{name} has {columns}; give one number for all, or one per column")
         if name in ("low", "high"):
-            return tuple(v if _is_infinite(v) else check_float(name, v) for v in value) or (default,) * len(self.names)
+            return tuple(v if _is_infinite(v) else check_float(name, v) for v in value)
         above = 0.0 if name == "std" else -math.inf
-        return tuple(check_float(name, v, above) for v in value) or (default,) * len(self.names)
+        return tuple(check_float(name, v, above) for v in value)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,6 +102,14 @@ class Features:
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`: rows in the units of the table."""
         return z * constant_tensor(self.std, z) + constant_tensor(self.mean, z)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """x itself: rows are one tensor."""
+        return x
+
+    def unpack(self, h: Tensor) -> Tensor:
+        """h itself."""
+        return h
 
     def clip(self, x: Tensor) -> Tensor:
         """x moved into the bounds."""

@@ -16,7 +16,13 @@ from .base import Inputs
 from .items import ACCEPTED_DATA, is_indexable
 from .multi import MultiInput
 from .packing import pack_example
-from .pixel_arrays import WHITE_BY_DTYPE, image_to_tensor, is_encoded_image, is_image_source
+from .pixel_arrays import (
+    WHITE_BY_DTYPE,
+    image_to_tensor,
+    is_encoded_image,
+    is_image_source,
+    with_channels_first,
+)
 from .pixels import Pixels
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "images"), ("label", "labels", "fine_label")  # of Hugging Face data
@@ -50,9 +56,25 @@ def _to_input(value: Any, inputs: Inputs | None, where: str) -> Any:
         return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
     if not isinstance(value, Tensor) or value.dtype in WHITE_BY_DTYPE:
         return image_to_tensor(value, where, inputs)
+    value = with_channels_first(value, inputs.shape)
     if value.ndim == 4:
         raise DataError(f"{where} is a batch {tuple(value.shape)}, not one image: torch.cat(x) joins a list of batches")
     return value[None] if value.ndim == 2 and inputs.shape[0] == 1 else value
+
+
+def loader_batch(batch: Any, inputs: Inputs | None) -> Any:
+    """A batch of a DataLoader with images (N, C, H, W), where it stacked arrays (H, W, C) or (H, W) to a tensor."""
+    if not isinstance(inputs, Pixels) or inputs.n_axes != 2:
+        return batch
+    if isinstance(batch, Tensor):
+        is_gray = inputs.shape[0] == 1 and batch.ndim == 3 and batch.shape[1:] == inputs.shape[1:]
+        return batch[:, None] if is_gray else with_channels_first(batch, inputs.shape) if batch.ndim == 4 else batch
+    if isinstance(batch, Mapping):
+        return {name: loader_batch(v, inputs) if name in IMAGE_COLUMNS else v for name, v in batch.items()}
+    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
+        return batch
+    are_images = any(isinstance(v, Tensor) and v.ndim == batch[0].ndim for v in batch[1:])  # a list of single ones
+    return batch if are_images else [loader_batch(batch[0], inputs), *batch[1:]]
 
 
 def image_and_label(row: Mapping[Any, Any]) -> tuple[Any, Any]:

@@ -14,7 +14,14 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import warn
-from .images import levels_to_tensor, note_other_kind, silencing_decoder_warnings, to_tensor, upright_levels
+from .images import (
+    BITS_PER_SAMPLE_TAG,
+    levels_to_tensor,
+    note_other_kind,
+    silencing_decoder_warnings,
+    to_tensor,
+    upright_levels,
+)
 from .pixels import Pixels
 
 # Pillow also opens formats that start other programs (EPS) or that any bytes may match (TGA): unsafe for unknown files.
@@ -31,7 +38,6 @@ REASON_BY_SUFFIX = {
     ".svg": f"a vector graphic: {CONVERT_ADVICE}",
     ".pdf": f"a document: {CONVERT_ADVICE}",
 }
-BITS_PER_SAMPLE_TAG = 258  # of a TIFF
 
 
 def file_fault(path: Path) -> str | None:
@@ -51,14 +57,14 @@ def _absence(path: Path) -> str:
     return "not a regular file" if os.path.exists(path) else "there is no such file"
 
 
-def read_image(path: Path, like: Pixels | None, channels: int | None = None) -> Tensor:
+def read_image(path: Path, like: Pixels | None) -> Tensor:
     """The image in a file, (C, H, W) in [0, 1], as `to_tensor`; raises whatever its decoder raises."""
     with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()) as image:
         note_other_kind(image, like)
         levels = _deep_color_levels(path, image)
         if levels is None:
-            return to_tensor(image, like, channels)
-        return levels_to_tensor(upright_levels(levels, image), like, channels)
+            return to_tensor(image, like)
+        return levels_to_tensor(upright_levels(levels, image), like)
 
 
 def error_reason(error: Exception) -> str:

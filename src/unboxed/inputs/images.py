@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..errors import DataError, warn
 from .base import Inputs
-from .pixels import Pixels
+from .pixels import MAX_16_BIT_VALUE, Pixels, PixelsOfAnySize
 
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's own conversion would clip them at 255
-MAX_12_BIT_VALUE, MAX_16_BIT_VALUE = 4095, 65535
+MAX_12_BIT_VALUE = 4095
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's gray
-ORIENTATION_TAG = 274  # of EXIF
+ORIENTATION_TAG, BITS_PER_SAMPLE_TAG = 274, 258  # of EXIF, of a TIFF
 MIN_COLOR_SPREAD = 10.0  # of 255: the mean difference between the largest and the smallest channel of a color image
 MAX_SHRINKING = 16  # an image with a shorter side that many times the model's is of another kind
 
@@ -45,19 +45,17 @@ def silencing_decoder_warnings() -> Iterator[None]:
         yield
 
 
-def to_tensor(image: Image.Image, like: Pixels | None = None, channels: int | None = None) -> Tensor:
+def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
     """An image as (C, H, W), float32 in [0, 1], in the size and channels of `like`.
 
-    Without `like` it keeps its size, and its channels where `channels` is None, too.
+    Without `like` it keeps both; `PixelsOfAnySize` says the channels alone.
     """
-    channels = channels if like is None else like.shape[0]
+    bits = stated_bits(image)
     image = ImageOps.exif_transpose(image)
     if image.mode in (*SIXTEEN_BIT_MODES, "F"):
-        return levels_to_tensor(_gray_levels(image)[..., None], like, channels)
+        return levels_to_tensor(_gray_levels(image)[..., None], like, bits)
     image = _composite_on_white(image)
-    image = image.convert(_color_mode(image, channels))
-    if like is not None:
-        image = _resize_and_crop(image, like)
+    image = _resize_and_crop(image.convert(_color_mode(image, like)), like)
     return torch.from_numpy(_channels_first(np.array(image, dtype=np.float32) / 255))
 
 
@@ -72,13 +70,25 @@ def _gray_levels(image: Image.Image) -> NDArray[Any]:
     return gray.astype(np.float32 if image.mode == "F" else np.uint16)
 
 
-def white_of_16_bits(largest: float) -> int:
-    """The white of an image of 16 bits with this largest value: 4095 where only 12 bits are used, which is said."""
-    if not 0 < largest <= MAX_12_BIT_VALUE:
-        return MAX_16_BIT_VALUE
-    assumption = f"16-bit images without values above {MAX_12_BIT_VALUE} are read as 12 bits, with {MAX_12_BIT_VALUE}"
-    warn(f"{assumption} as white; if they are dark images of 16 bits, pass their values / {MAX_16_BIT_VALUE} as floats")
-    return MAX_12_BIT_VALUE
+def stated_bits(image: Image.Image) -> int:
+    """The bits per channel that a file itself states, where Pillow gives 16: 12 of a TIFF of 12 bits."""
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE_TAG, ())
+    return bits[0] if bits and 8 < bits[0] < 16 else 16
+
+
+def white_of_16_bits(largest: float, like: Pixels | None) -> int:
+    """The white of 16-bit images: what `like` says, whatever values an image has, so that all are read alike.
+
+    `largest` is the largest value; one that fits into 12 bits is warned of. Raises DataError for one above white.
+    """
+    white = MAX_16_BIT_VALUE if like is None else like.white
+    if largest > white:
+        advice = "say the largest value that there can be"
+        raise DataError(f"a 16-bit image has values up to {largest:g}, and Pixels(white={white}): {advice}")
+    if white == MAX_16_BIT_VALUE and 0 < largest <= MAX_12_BIT_VALUE:
+        warn(f"16-bit images are read with {MAX_16_BIT_VALUE} as white, and some have no value above "
+             f"{MAX_12_BIT_VALUE}: where only 12 bits are used, say Pixels(..., white={MAX_12_BIT_VALUE})")  # fmt: skip
+    return white
 
 
 def upright_levels(levels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
@@ -90,13 +100,13 @@ def upright_levels(levels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return levels[:: -1 if flip_vertical else 1, :: -1 if flip_horizontal else 1]
 
 
-def levels_to_tensor(levels: NDArray[Any], like: Pixels | None, channels: int | None) -> Tensor:
-    """Levels (H, W, C), uint16 or float32 in [0, 1], as `to_tensor`, with their full depth."""
-    channels = channels if like is None else like.shape[0]
-    depth = white_of_16_bits(levels.max()) if levels.dtype == np.uint16 else 1
+def levels_to_tensor(levels: NDArray[Any], like: Pixels | None, bits: int = 16) -> Tensor:
+    """Levels (H, W, C), uint16 or float32 in [0, 1], as `to_tensor`, with their full depth; `bits` is what they use."""
+    channels = None if like is None else like.shape[0]
+    depth = 1 if levels.dtype != np.uint16 else 2**bits - 1 if bits < 16 else white_of_16_bits(levels.max(), like)
     values = levels.astype(np.float32) / np.float32(depth)
     if values.shape[2] in (2, 4):  # over white, where transparent
-        alpha = levels[..., -1:].astype(np.float32) / np.float32(MAX_16_BIT_VALUE if depth != 1 else 1)
+        alpha = values[..., -1:]
         values = values[..., :-1] * alpha + (1 - alpha)
     if channels == 1 and values.shape[2] == 3:
         values = values @ np.array(LUMA, np.float32)[:, None]
@@ -106,14 +116,12 @@ def levels_to_tensor(levels: NDArray[Any], like: Pixels | None, channels: int | 
 
 
 def _resize_plane(plane: NDArray[Any], like: Pixels | None) -> NDArray[Any]:
-    if like is None:
-        return plane
     return np.array(_resize_and_crop(Image.fromarray(np.ascontiguousarray(plane)), like))
 
 
 def note_other_kind(image: Image.Image, like: Pixels | None) -> None:
     """Warn of an image of quite another kind than the model's: in color for a gray model, or many times its size."""
-    if like is None:
+    if like is None or isinstance(like, PixelsOfAnySize):
         return
     channels, height, width = like.shape
     size = f"{height}x{width}"
@@ -138,14 +146,15 @@ def _composite_on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _color_mode(image: Image.Image, channels: int | None) -> str:
-    if channels is None:
-        return "L" if image.mode in ("1", "L") else "RGB"
-    return "L" if channels == 1 else "RGB"
+def _color_mode(image: Image.Image, like: Pixels | None) -> str:
+    is_gray = image.mode in ("1", "L") if like is None else like.shape[0] == 1
+    return "L" if is_gray else "RGB"
 
 
-def _resize_and_crop(image: Image.Image, like: Pixels) -> Image.Image:
+def _resize_and_crop(image: Image.Image, like: Pixels | None) -> Image.Image:
     """Resized, antialiased, to cover the wanted size or as `like.resize` says; then cropped around the center."""
+    if like is None or isinstance(like, PixelsOfAnySize):
+        return image
     _, height, width = like.shape
     method = Image.Resampling[like.interpolation.upper()]
     if like.resize is None:

@@ -7,6 +7,7 @@ import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..atomic_write import to_printable
 from ..errors import DataError, InputError, warn
 from ..validation import nearest_names, suggestion_text
+from .frames import series_values
 
 Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
@@ -56,6 +58,7 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
     """
     if isinstance(y, str):
         return _number_of(y, classes)
+    y = series_values(y)
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
@@ -76,6 +79,20 @@ def _number_of(name: str, classes: Sequence[str]) -> int:
     if name.strip().isdecimal():
         return int(name)
     raise InputError(f"the model has no class {name!r}; {suggestion_text(name, classes)}")
+
+
+@lru_cache(maxsize=64)
+def warn_of_repeated_names(classes: tuple[str, ...]) -> None:
+    """Warn of names that several classes have; once, as boxes of the same classes are opened inside of methods."""
+    if repeated := [name for name, n in Counter(classes).items() if n > 1]:
+        numbers = [f"{name!r} is the name of {_format_numbers(classes, name)}" for name in repeated[:MAX_NAMES_SHOWN]]
+        rest = f", and {len(repeated) - MAX_NAMES_SHOWN} more" if len(repeated) > MAX_NAMES_SHOWN else ""
+        warn(f"several classes have one name: {'; '.join(numbers)}{rest}. Labels by these names are refused, and "
+             "figures show them alike: give each its own")  # fmt: skip
+
+
+def _format_numbers(classes: Sequence[str], name: str) -> str:
+    return ", ".join(str(k) for k, other in enumerate(classes) if other == name)
 
 
 def is_numbers_only(classes: Sequence[str]) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Inputs, inputs_at_levels
-from .pixels import Pixels
 
 Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Several inputs as a user passes them, or packed into one tensor."""
@@ -120,11 +119,9 @@ class MultiInput:
 
     def unpack(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """The structure of a packed tensor (N, D)."""
-        parts = [part for _, part in self.named_parts()]
-        values = [
-            part.unpack(v) if isinstance(part, Pixels) else v for part, v in zip(parts, self.split(x), strict=True)
-        ]
-        return self._restore_structure(values)
+        return self._restore_structure(
+            [p.unpack(v) for v, (_, p) in zip(self.split(x), self.named_parts(), strict=True)]
+        )
 
     def _restore_structure(self, values: Sequence[Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...]:
         return dict(zip(self.parts, values, strict=True)) if isinstance(self.parts, Mapping) else tuple(values)

@@ -39,7 +39,7 @@ def is_encoded_image(value: object) -> bool:
     return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
 
 
-def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = None) -> Tensor:
+def source_to_tensor(source: Any, like: Pixels | None) -> Tensor:
     """A Pillow image, a path or encoded bytes as (C, H, W), in the size and channels of `like`.
 
     Raises BrokenImageError for a file that cannot be read: passes over data leave it out.
@@ -47,16 +47,16 @@ def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = No
     if isinstance(source, Image.Image):
         with silencing_decoder_warnings():
             note_other_kind(source, like)
-            return to_tensor(source, like, channels)
+            return to_tensor(source, like)
     if is_encoded_image(source) and source["bytes"] is not None:
-        return _decode_bytes(source["bytes"], like, channels)
+        return _decode_bytes(source["bytes"], like)
     path = Path(source["path"] if isinstance(source, Mapping) else source).expanduser()
     if os.path.isdir(path):
         raise DataError(f"{to_printable(str(path))} is a folder: name one image, or pass ub.data.folder(path, box)")
     fault = file_fault(path)
     if fault is None:
         try:
-            return read_image(path, like, channels)
+            return read_image(path, like)
         except UnboxedWarning:  # that the caller made an error
             raise
         except Exception as error:  # a hostile file can make a decoder raise anything
@@ -64,11 +64,11 @@ def source_to_tensor(source: Any, like: Pixels | None, channels: int | None = No
     raise BrokenImageError(f"{to_printable(str(path))}: {fault}")
 
 
-def _decode_bytes(encoded: bytes, like: Pixels | None, channels: int | None) -> Tensor:
+def _decode_bytes(encoded: bytes, like: Pixels | None) -> Tensor:
     try:
         with silencing_decoder_warnings(), Image.open(io.BytesIO(encoded), formats=readable_formats()) as image:
             note_other_kind(image, like)
-            return to_tensor(image, like, channels)
+            return to_tensor(image, like)
     except UnboxedWarning:  # that the caller made an error
         raise
     except Exception as error:  # a hostile file can make a decoder raise anything
@@ -83,13 +83,14 @@ def image_to_tensor(image: Any, where: str, like: Pixels | None, decode: DecodeF
     """
     keeps_size = isinstance(like, PixelsOfAnySize)
     if is_image_source(image):
-        pixels = None if like is None else require_pixels(like)
-        return source_to_tensor(image, None if keeps_size else pixels, pixels.shape[0] if pixels else None)
+        return source_to_tensor(image, None if like is None else require_pixels(like))
     if isinstance(image, np.ndarray):
         image = array_to_tensor(image, where, None if like is None else like.shape)
+    elif isinstance(image, Tensor) and like is not None:
+        image = with_channels_first(image, like.shape)
     if not isinstance(image, Tensor):
         raise DataError(f"the image in {where} is a {type(image).__name__}; {ITEM_FORMS_TEXT}")
-    x = _to_unit_range(image.detach(), where, decode)
+    x = _to_unit_range(image.detach(), where, like, decode)
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3:
         raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; {ITEM_FORMS_TEXT}")
@@ -112,6 +113,12 @@ def array_to_tensor(array: NDArray[Any], where: str, shape: tuple[int, ...] | No
     return torch.from_numpy(array.astype(native, order="C"))
 
 
+def with_channels_first(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images (..., H, W, C) of a data set as (..., C, H, W), as arrays are; what may have them first is unchanged."""
+    axes, channels_last = tuple(image.shape[-3:]), (*shape[1:], shape[0])
+    return image.movedim(-1, -3) if axes == channels_last and axes != tuple(shape) else image
+
+
 def _has_channels_last(axes: tuple[int, ...], where: str, shape: tuple[int, ...] | None) -> bool:
     """Whether these three axes of an array are (H, W, C), not (C, H, W). Raises DataError where they may be either."""
     channel_counts = CHANNEL_COUNTS if shape is None else (shape[0],)
@@ -124,19 +131,24 @@ def _has_channels_last(axes: tuple[int, ...], where: str, shape: tuple[int, ...]
     return may_be_last and not may_be_first
 
 
-def integers_to_unit_range(image: Tensor) -> Tensor:
-    """Images of a dtype whose white is known, uint8, uint16 or bool, as floats in [0, 1]; others as they are."""
+def integers_to_unit_range(image: Tensor, like: Pixels | None) -> Tensor:
+    """Images of a dtype whose white is known, uint8, uint16 or bool, as floats in [0, 1]; others as they are.
+
+    White depends on the dtype and on `like` alone, so that splitting a batch changes nothing.
+    """
     white = WHITE_BY_DTYPE.get(image.dtype)
     if white is None or image.is_meta:
         return image
     values = image.float()
-    return values / (white_of_16_bits(values.max().item()) if image.dtype == torch.uint16 and values.numel() else white)
+    if image.dtype == torch.uint16 and values.numel():
+        white = white_of_16_bits(values.max().item(), like)
+    return values / white
 
 
-def _to_unit_range(image: Tensor, where: str, decode: DecodeFn | None) -> Tensor:
+def _to_unit_range(image: Tensor, where: str, like: Pixels | None, decode: DecodeFn | None) -> Tensor:
     """As float32 in [0, 1]; ambiguous values are refused."""
     if image.dtype in WHITE_BY_DTYPE:
-        return integers_to_unit_range(image)
+        return integers_to_unit_range(image, like)
     if not image.is_floating_point():
         raise DataError(f"the image in {where} is {image.dtype}, which leaves its white unknown; pass uint8 or float")
     x = image.float() if decode is None else decode(image.float())

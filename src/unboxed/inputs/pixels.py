@@ -18,6 +18,7 @@ from .batches import checked_value_range
 NORMALIZED_BELOW_ZERO_THRESHOLD = 0.05  # images with values further below zero are taken to be normalized
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+MAX_16_BIT_VALUE = 65535
 MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
 
 
@@ -27,7 +28,7 @@ class Pixels:
 
     Normalization happens inside the box: inputs, results, constraints and figures are in pixel units. Signals
     (N, C, T) and volumes (N, C, D, H, W) are images of one row, and of their slices below one another: methods work on
-    these, and results have the shape of x.
+    these, and results have the shape of x. Blurs, windows and neighborhoods are those of each slice by itself.
 
     Args:
         shape: (channels, height, width) of one image; (channels, length) of a signal, (channels, depth, height, width)
@@ -38,6 +39,7 @@ class Pixels:
             (height, width) whatever their proportions. None resizes them just to cover the shape.
         interpolation: Interpolation of that resizing: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming".
         bgr: Whether the model takes the channels in reverse, blue first; images, results and figures stay RGB.
+        white: Value of white in images of 16 bits, files and arrays: 65535, or 4095 where only 12 of the bits are used.
 
     Raises:
         InputError: for a shape that is not two to four positive ints, std not above 0, or values for 8-bit pixels.
@@ -57,6 +59,7 @@ class Pixels:
     resize: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"
     bgr: bool = False
+    white: int = MAX_16_BIT_VALUE
     own_shape: tuple[int, ...] = field(init=False, repr=False)  # of x, without N
     model_shape: tuple[int, ...] = field(init=False, repr=False)  # that the model takes, without N
 
@@ -82,12 +85,15 @@ class Pixels:
             raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}")
         if not isinstance(self.bgr, bool):
             raise InputError(f"bgr is True or False; got {self.bgr!r}")
+        if not 1 <= check_int("white", self.white) <= MAX_16_BIT_VALUE:
+            raise InputError(f"white is the largest value that 16-bit images can have, 1 to 65535; got {self.white}")
 
     def __repr__(self) -> str:
         settings = format_non_default_settings(self, mean=0.0, std=1.0)
         settings += [f"resize={self.resize}"] * (self.resize is not None)
         settings += [f"interpolation={self.interpolation!r}"] * (self.interpolation != "bilinear")
-        return f"Pixels({', '.join([str(self.own_shape), *settings, *['bgr=True'] * self.bgr])})"
+        settings += ["bgr=True"] * self.bgr + [f"white={self.white}"] * (self.white != MAX_16_BIT_VALUE)
+        return f"Pixels({', '.join([str(self.own_shape), *settings])})"
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one per channel, in units of [0, 1]."""
@@ -106,7 +112,7 @@ class Pixels:
 
     def images_or_none(self) -> Pixels:
         """The same inputs for the same model, with signals and volumes as the images that methods work on."""
-        images = Pixels(self.shape, self.mean, self.std, bgr=self.bgr)
+        images = Pixels(self.shape, self.mean, self.std, bgr=self.bgr, white=self.white)
         object.__setattr__(images, "model_shape", self.model_shape)
         return images
 
@@ -120,6 +126,11 @@ class Pixels:
         if self.own_shape == self.shape or h.ndim < 4 or h.shape[-2:] != self.shape[1:]:
             return h
         return h.reshape(*h.shape[:-2], *self.own_shape[1:])
+
+    def slices(self, h: Tensor) -> Tensor:
+        """The slices (N, C, D, H, W) of packed images or maps; D is 1 for images and signals."""
+        height = self.model_shape[-2] if self.n_axes == 3 else h.shape[-2]
+        return h.reshape(*h.shape[:-2], -1, height, h.shape[-1])
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""

@@ -20,7 +20,11 @@ Sizes = tuple[int, int]
 PIL_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 SHORT_SIDE_PROCESSORS = ("CLIP", "ConvNext", "Levit", "PoolFormer", "MobileNet", "Bit", "MobileViT", "VideoMAE")
 """Hugging Face processors that take a size of one number as that of the short side."""
-UNSUPPORTED_FLAGS = ("do_color_quantize", "do_thumbnail", "do_pad", "do_align_long_axis", "do_image_splitting")
+VIDEO_PROCESSORS = ("Vivit", "VideoMAE", "Tvp", "Tvlt")  # and whatever has "Video" in its name
+UNSUPPORTED_FLAGS = (
+    "do_color_quantize", "do_thumbnail", "do_pad", "do_align_long_axis", "do_image_splitting", "do_split_image",
+    "crop_to_patches", "do_affine_transform",
+)  # fmt: skip
 NO_ACTION = {"ToTensor", "ToImage", "ToPILImage", "PILToTensor", "ToImagePIL", "Identity", "ToPureTensor", "RGB"}
 TO_UNIT_RANGE = {"ConvertImageDtype", "ToDtype", "ConvertDtype", "MaybeToTensor"}
 PRESET_ATTRIBUTES = ("crop_size", "resize_size", "mean", "std")  # of torchvision's `weights.transforms()`
@@ -38,6 +42,8 @@ class _Steps:
     n_channels: int | None = None
     bgr: bool = False
     unknown: tuple[str, ...] = field(default=())  # steps that can't be taken over
+    is_video: bool = False
+    name: str = ""  # of a processor, as its config says
 
     def normalized(self, mean: Any, std: Any) -> _Steps:
         """With a step (z - mean) / std after all others."""
@@ -62,7 +68,7 @@ def as_inputs(value: object, model: object = None) -> Inputs:
     if steps is None:
         wanted = "Pixels(...), Features(...) or MultiInput(...), an image processor, a transform or a timm config"
         raise InputError(f"inputs must be {wanted}; got {type(value).__name__}")
-    return _pixels(steps, type(value).__name__, model)
+    return _pixels(steps, steps.name or type(value).__name__, model)
 
 
 def inputs_in_config(model: object) -> Inputs | None:
@@ -97,6 +103,11 @@ def _rounded(value: float) -> float:
 
 def _advice(steps: _Steps) -> str:
     mean, std = _mean_and_std(steps)
+    if steps.is_video:
+        volumes = f"ub.Pixels(({steps.n_channels or 3}, frames, height, width), mean={mean}, std={std})"
+        return (
+            f"pass {volumes} and a module that calls the model with x.transpose(1, 2), the frames before the channels"
+        )
     return f"pass ub.Pixels(({steps.n_channels or 3}, height, width), mean={mean}, std={std}) and images made so"
 
 
@@ -139,10 +150,12 @@ def _steps_of_processor(config: Mapping[str, Any], class_name: str) -> _Steps:
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or class_name)
     unknown = [name for name in UNSUPPORTED_FLAGS if config.get(name)]
     unknown += ["patches of any size"] if config.get("max_num_patches") else []
-    steps = _resized_by_processor(_Steps(unknown=tuple(unknown)), config, kind)
+    is_video = "Video" in kind or kind.startswith(VIDEO_PROCESSORS)
+    unknown += ["videos"] * is_video
+    steps = _resized_by_processor(_Steps(unknown=tuple(unknown), is_video=is_video, name=kind), config, kind)
     scale = 255 * float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 255.0
     steps = replace(steps, scale=(scale,), bgr=bool(config.get("do_flip_channel_order", False)))
-    if config.get("rescale_offset"):
+    if config.get("rescale_offset") or config.get("offset"):
         steps = replace(steps, offset=(-1.0,))
     if not config.get("do_normalize", "MobileViT" not in kind):
         return steps
@@ -158,8 +171,10 @@ def _resized_by_processor(steps: _Steps, config: Mapping[str, Any], kind: str) -
     if not config.get("do_resize", True):
         return replace(steps, crop=crop, unknown=(*steps.unknown, *["a crop without a resize"] * (crop is not None)))
     resize = _processor_size(config.get("size"), kind)
-    if "Perceiver" in kind:  # crops before it resizes, by the ratio of the two
-        resize, crop = (crop[0] if crop else resize), _size_pair(config.get("size"))
+    if resize is None and config.get("size"):
+        steps = replace(steps, unknown=(*steps.unknown, "a resize to no fixed size"))
+    if "Perceiver" in kind and crop:
+        steps = replace(steps, unknown=(*steps.unknown, "a crop before the resize"))
     if isinstance(resize, int) and ("ConvNext" in kind or (config.get("crop_pct") and crop is None)):
         crop = (resize, resize)
         is_warped = "ConvNext" in kind and resize >= 384
@@ -182,8 +197,10 @@ def _processor_size(size: Any, kind: str) -> int | Sizes | None:
 
 
 def _size_pair(size: Any) -> Sizes | None:
-    """(height, width) of a number, a pair or a dict; None for what is neither."""
+    """(height, width) of a number, a pair or a dict; None for what is neither, as bounds of the two sides."""
     sizes = _as_mapping(size)
+    if sizes is not None and sizes.get("longest_edge"):
+        return None
     if sizes is not None:
         size = (sizes.get("height") or sizes.get("shortest_edge"), sizes.get("width") or sizes.get("shortest_edge"))
     pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)

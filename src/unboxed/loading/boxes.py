@@ -13,7 +13,13 @@ from ..inputs.base import Inputs
 from ..inputs.preprocessing import Preprocessing, inputs_in_config, shape_in_config
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
+from .huggingface import CONFIG_FILE, PROCESSOR_FILES
 from .models import model
+
+COMMON_NORMALIZATIONS = (
+    "They are in that file of the model's origin; most are 0.5 and 0.5, or ImageNet's (0.485, 0.456, 0.406) and "
+    "(0.229, 0.224, 0.225)"
+)
 
 
 def load(
@@ -66,7 +72,16 @@ def _missing_inputs_text(spec: str, model: nn.Module) -> str:
     shape = ",".join(map(str, shape_in_config(model) or (3, 224, 224)))
     python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     command_hint = f"on the command line --shape {shape} --mean ... --std ..."
+    if (Path(spec) / CONFIG_FILE).is_file():
+        return f"{spec} {_missing_processor_text(model)}: pass {python_hint}, {command_hint}. {COMMON_NORMALIZATIONS}"
     return (
         f"{spec} doesn't say what its inputs are: pass {python_hint}, "
         f"{command_hint}, or let the factory return (model, inputs)"
     )
+
+
+def _missing_processor_text(model: nn.Module) -> str:
+    """What the folder of a model does not say, and where the suggested size is from."""
+    known = shape_in_config(model)
+    size = f"its config has images of {known}" if known else "its config has no image size, (3, 224, 224) is a guess"
+    return f"has no {PROCESSOR_FILES[0]} that can be taken over, so mean and std are unknown; {size}"

@@ -15,6 +15,7 @@ from .weight_sets import (
     WeightSet,
     choose,
     closest_match,
+    differing_ties,
     left_over,
     matching_sets,
     missing_names,
@@ -65,6 +66,7 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
             raise ModelError(_mismatch_text(path, model, part, state, missing))
     taken = choose(sets, str(path), selector)
     _report_left_over(path, model, taken, part, sets)
+    _refuse_differing_ties(path, model, differing_ties(taken.tensors, state))
     nn.Module.load_state_dict(model, model.state_dict() | taken.tensors)  # its own may take old names alone
 
 
@@ -96,6 +98,15 @@ def _report_left_over(
         raise ModelError(_not_a_batch_text(path, model, [problem]))
     if beside:
         warn(f"{path}: left out, for {type(model).__name__} has no such weights: {format_names(beside)}")
+
+
+def _refuse_differing_ties(path: Path, model: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise ModelError where the model has one tensor and the file two: either would be another model's."""
+    if pairs:
+        names = format_names(f"{first} and {second}" for first, second in pairs)
+        problem = f"{names} are one tensor in the model (tied), and have different values in the file"
+        advice = "untie them in the model, or save the file from the tied model"
+        raise ModelError(f"{path} doesn't fit {type(model).__name__}: {problem}; the model is as it was: {advice}")
 
 
 def _mismatch_text(

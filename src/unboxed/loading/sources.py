@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from .. import data as sets
 from ..box import Box
-from ..data.tables import TABLE_SUFFIXES
+from ..data.tables import TABLE_SUFFIXES, open_table
 from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
@@ -56,7 +56,7 @@ def data(
     if Path(spec).is_dir():
         return _files_dataset(sets.folder, spec, like, classes)
     if _is_table(spec):
-        return _files_dataset(sets.table, spec, like, classes)
+        return _files_dataset(open_table, spec, like, classes)
     if ":" in spec and name not in DATASET_NAMES:
         return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_unknown_data_text(spec, name))

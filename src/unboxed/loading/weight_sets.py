@@ -95,12 +95,35 @@ def unnamed_averages(
 
     Buffers, which such averages lack, are those of `base`, the raw weights.
     """
+    tied = _second_names(parameters, state)
+    base = {name: tensor for name, tensor in base.items() if name not in tied}
     numbered = {str(i): name for i, name in enumerate(parameters)}
     dotless = {name.replace(".", ""): name for name in parameters}
     file_names = without_wrapper_names(flat)
     matches = [match for names in (numbered, dotless) for match in _matches_by_prefix(file_names, names)]
     sets = [_weight_set(prefix, matched, flat, base) for prefix, matched in matches if len(matched) == len(parameters)]
     return _fitting(sets, state)
+
+
+def _second_names(parameters: Sequence[str], state: TensorDict) -> set[str]:
+    """The further names of tied parameters."""
+    storages = {_storage_key(state[name]) for name in parameters if name in state and _has_storage(state[name])}
+    return {n for n, h in state.items() if n not in parameters and _has_storage(h) and _storage_key(h) in storages}
+
+
+def _has_storage(h: Tensor) -> bool:
+    return not is_lazy(h) and not h.is_meta and h.numel() > 0
+
+
+def differing_ties(tensors: TensorDict, state: TensorDict) -> list[tuple[str, str]]:
+    """The pairs of names that are one tensor in a model, and have different values in a set."""
+    first: dict[tuple[object, ...], str] = {}
+    pairs = []
+    for name in (name for name, h in state.items() if name in tensors and _has_storage(h)):
+        other = first.setdefault(_storage_key(state[name]), name)
+        if not torch.equal(tensors[name], tensors[other]):
+            pairs.append((other, name))
+    return pairs
 
 
 def closest_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list[str]]:

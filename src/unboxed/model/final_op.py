@@ -1,4 +1,4 @@
-"""The last op of a model: what its input was, and whether it is linear."""
+"""The last op of a model: what its input was, and whether it has bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .incremental import to_dense
-from .op_tables import LINEAR_OPS, VIEW_OPS, plain_op_name
+from .op_tables import UNBOUNDED_OPS, VIEW_OPS, plain_op_name
 
 
 class FinalOpRecorder(TorchFunctionMode):
@@ -62,7 +62,10 @@ class LastOpRecorder(TorchFunctionMode):
             self.calls.append((name, out))
         return out
 
-    def made_linearly(self, output: Tensor) -> bool:
-        """Whether the last op is linear: its results have no bounds, and are no probabilities."""
-        makers = [name for name, out in self.calls if out.data_ptr() == output.data_ptr()]
-        return bool(makers) and makers[-1] in LINEAR_OPS
+    def maker_of(self, output: Tensor) -> str:
+        """The name of the op that made the output, or a view of it; "" where none was seen."""
+        return next((name for name, out in reversed(self.calls) if out.data_ptr() == output.data_ptr()), "")
+
+    def is_unbounded(self, output: Tensor) -> bool:
+        """Whether the last op is linear or a logit: its results have no bounds, and are no probabilities."""
+        return self.maker_of(output) in UNBOUNDED_OPS

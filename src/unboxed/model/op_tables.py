@@ -24,9 +24,11 @@ DROPOUT_OPS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropou
 NOISE_OPS = frozenset({"rand_like", "randn_like"})
 FINAL_OP_BY_OUTPUT_KIND = {"logprobs": "log_softmax", "probs": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
 """The last op of a model with such outputs; its input is the logit."""
-LINEAR_OPS = frozenset({"linear", "addmm", "mm", "matmul", "bilinear", "conv1d", "conv2d", "conv3d", "convolution",
-                        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
-"""Ops that end a model of logits."""
+UNBOUNDED_OPS = frozenset({"linear", "addmm", "mm", "matmul", "bilinear", "conv1d", "conv2d", "conv3d", "convolution",
+                        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "logit"})  # fmt: skip
+"""Ops that end a model of logits: what they give is no probability, whatever it is on a few inputs."""
+SYMMETRIC_OPS = frozenset({"tanh", "hardtanh", "softsign"})
+"""Ops whose values are in [-1, 1]: at the end of a model neither logits nor probabilities."""
 VIEW_OPS = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose",
                       "permute", "movedim", "t", "contiguous", "expand", "select", "detach", "alias"})  # fmt: skip
 """Ops that only move values, by their plain names."""

@@ -15,7 +15,7 @@ from .class_axis import find_class_axis
 from .final_op import FinalOpRecorder, LastOpRecorder
 from .hooks import tensors_in
 from .incremental import to_dense
-from .op_tables import FINAL_OP_BY_OUTPUT_KIND
+from .op_tables import FINAL_OP_BY_OUTPUT_KIND, SYMMETRIC_OPS
 from .state import NO_CONTEXT, syncs_on_read
 
 OutputKind = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
@@ -32,6 +32,10 @@ ASK_ONE_OUTPUT = (
 ASK_PROBABILITIES = (
     "the outputs all lie between 0 and 1 and do not sum to 1, but their last op is not seen to be a sigmoid: pass "
     'outputs="multilabel" if each is a probability, outputs="logits" if not'
+)
+SYMMETRIC_ADVICE = (
+    'in [-1, 1], which is neither a logit nor a probability: pass outputs="regression" if its value is what is wanted, '
+    'outputs="binary" and output=lambda t: (t / 2 + 0.5).logit() if it is a yes or no'
 )
 LOGITS_ADVICE = (
     "Let the model return logits, or compute them: Box(..., output=lambda p: p.logit()) of a sigmoid's probabilities, "
@@ -69,6 +73,8 @@ class OutputReader:
         n_outputs = reader.select_tensor(raw).shape[1]
         if self.outputs == "binary" and n_outputs > 1:
             raise OutputError(_not_binary_text(n_outputs))
+        if self.outputs != "regression" and n_outputs == 1:
+            reader._refuse_symmetric_end(raw, run)
         outputs = reader.outputs or reader.infer_output_kind(raw, inputs, run, n_names)
         if n_outputs == 1 and outputs in ONE_OUTPUT_IS_BINARY:
             outputs = "binary"
@@ -129,6 +135,15 @@ class OutputReader:
             raise OutputError(ASK_PROBABILITIES)
         return "logits"
 
+    def _refuse_symmetric_end(self, raw: Any, run: RunModel) -> None:
+        """Raise OutputError where the last op is a tanh or another that ends at -1 and 1, and no function undoes it."""
+        if callable(self.pick) or not bool((self.select_tensor(raw).abs() <= 1).all()):
+            return
+        with LastOpRecorder() as last:
+            h = self.select_tensor(run(None))
+        if (op := last.maker_of(h)) in SYMMETRIC_OPS:
+            raise OutputError(f"the one output ends in {op}, {SYMMETRIC_ADVICE}")
+
     def _looks_like_probabilities(self, inputs: Inputs, run: RunModel) -> bool:
         """Whether the outputs come after a sigmoid, or stay between 0 and 1 for inputs that are far apart, and vary.
 
@@ -136,7 +151,7 @@ class OutputReader:
         """
         with FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND["multilabel"]) as sigmoid, LastOpRecorder() as last:
             h = self.select_tensor(run(None))
-        if last.made_linearly(h):
+        if last.is_unbounded(h):
             return False
         if any(z.numel() == h.numel() for z, _ in sigmoid.calls):
             return True

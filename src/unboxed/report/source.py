@@ -38,7 +38,7 @@ class ReportData:
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
         self.labeled = box.outputs not in ("regression", "multilabel") and not box.output_map_shape
-        self._pixels_for_images = box.inputs
+        self._inputs = box.inputs
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _data_name(data))
         skipped = SkippedExamples()
@@ -76,7 +76,7 @@ class ReportData:
         if not readable:
             return ExampleBatch([], torch.empty(0), [], [])
         indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
-        x = self._pixels_for_images.pack(x) if isinstance(self._pixels_for_images, Pixels) else x
+        x = self._inputs.pack(x)
         labels = [self._class_of(y) for _, (_, y) in readable]
         return ExampleBatch(indices, x, labels, [self._targets.pop(i, None) for i in indices])
 

@@ -123,6 +123,8 @@ CORRUPTION_FN_AND_AMOUNTS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
     "rotation": (_rotation, (5, 10, 15, 20, 30)),
 }
 """Each kind, and its amount at severities 1 to 5."""
+KINDS_OF_ANY_INPUT = ("gaussian_noise", "shot_noise", "contrast")
+"""Those that mean the same for signals and volumes: the others are of the two axes and the colors of an image."""
 
 
 def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tensor | None = None) -> Tensor:

@@ -20,11 +20,12 @@ from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
 from ..engine.read.examples import labeled_examples
 from ..engine.read.sizes import require_images
 from ..errors import InputError
+from ..inputs.pixels import Pixels
 from ..model.batching import map_in_batches
 from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import check_settings
 from ..validation import check_seed
-from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, corrupted
+from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, KINDS_OF_ANY_INPUT, corrupted
 
 CORRUPTIONS = tuple(CORRUPTION_FN_AND_AMOUNTS)
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -72,13 +73,13 @@ class Corruptions:
     does_not_show="The worst case: these images are random, and none was searched for to fool the model.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, (x, y), ("gaussian_noise", "contrast"), severities=(1, 5)),
-    runs=lambda s: 1 + len(s["kinds"]) * len(s["severities"]),
+    runs=lambda s: 1 + len(s["kinds"] or CORRUPTIONS) * len(s["severities"]),
     order=11,
 )
 def corruptions(
     box: Box,
     data: Data,
-    kinds: Annotated[Sequence[str], "Kinds of corruption, of `CORRUPTIONS`."] = CORRUPTIONS,
+    kinds: Annotated[Sequence[str] | None, "Kinds of corruption, of `CORRUPTIONS`; None is all that apply."] = None,
     *,
     severities: Annotated[Sequence[int], "Severities, from 1 (mild) to 5 (severe)."] = SEVERITIES,
     max_examples: MaxExamples = None,
@@ -94,7 +95,8 @@ def corruptions(
         box: The model.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. With labels: (x, y) tensors, or items (input,
             class).
-        kinds: Kinds of corruption, of `CORRUPTIONS`. All by default.
+        kinds: Kinds of corruption, of `CORRUPTIONS`; None is all that apply. To signals and volumes noise and
+            contrast do: blur, brightness, JPEG, pixelation and rotation are of pictures alone.
         severities: Severities, from 1 (mild) to 5 (severe). All by default.
         max_examples: Use only the first of the examples; None uses all.
         seed: Seed of all random draws: same seed, same result.
@@ -104,7 +106,8 @@ def corruptions(
         A `Corruptions`: `accuracy` and `confidence` (kinds, severities), and `clean_accuracy`.
 
     Raises:
-        InputError: for settings out of their range, or a box of other inputs than images.
+        InputError: for settings out of their range, a box of other inputs than images, or kinds that are of pictures
+            alone and a box of signals or volumes.
         DataError: for data without labels or without examples.
         OutputError: for a model without classes, or with several labels per example.
 
@@ -122,16 +125,28 @@ def corruptions(
         sizes are left out.
     """
     check_settings(corruptions, locals())
-    require_images(box, "a test by corruptions")
+    allowed = _applicable_kinds(require_images(box, "a test by corruptions"), kinds)
     box.require_class_scores("a test by corruptions", exclusive=True)
     kinds, severities = (
-        _check_choices("kinds", kinds, CORRUPTIONS),
+        _check_choices("kinds", allowed if kinds is None else kinds, allowed),
         _check_choices("severities", severities, SEVERITIES),
     )
     x, y = labeled_examples(box, data, max_examples)
     tally = _CorruptionTally(box, x, y, kinds, severities, check_seed(seed))
     interrupted = tally.run(batch_size)
     return tally.to_result(interrupted)
+
+
+def _applicable_kinds(inputs: Pixels, kinds: Sequence[str] | None) -> tuple[str, ...]:
+    """The kinds that such inputs can have. Raises InputError where others are asked for."""
+    if inputs.n_axes == 2:
+        return CORRUPTIONS
+    named = (kinds,) if isinstance(kinds, str) else kinds or ()
+    if of_pictures := [kind for kind in named if kind in CORRUPTIONS and kind not in KINDS_OF_ANY_INPUT]:
+        what = "signals" if inputs.n_axes == 1 else "volumes"
+        problem = f"{', '.join(of_pictures)} {'is' if len(of_pictures) == 1 else 'are'} of pictures (C, H, W) alone"
+        raise InputError(f"{problem}, and this model takes {what}; kinds={KINDS_OF_ANY_INPUT} apply to these")
+    return KINDS_OF_ANY_INPUT
 
 
 def _check_choices(name: str, value: Any, allowed: tuple[Any, ...]) -> tuple[Any, ...]:

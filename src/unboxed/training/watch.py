@@ -249,6 +249,12 @@ class IdentityInputs:
     def clip(self, x: Tensor) -> Tensor:
         return x
 
+    def pack(self, x: Tensor) -> Tensor:
+        return x
+
+    def unpack(self, h: Tensor) -> Tensor:
+        return h
+
     def from_unit(self, unit_values: Tensor) -> Tensor:
         """From the least number of the examples to the largest."""
         lower, upper = torch.aminmax(self.examples.to(unit_values.device))

@@ -24,6 +24,7 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, map_pairs_in_batches, outputs_of_all_pairs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
+from ..column_units import column_scales
 from ..cpu_cache import path_batch_rows
 from ..rows import broadcast_rows
 from .score import ReluBypass, gradients_of_batch
@@ -117,13 +118,13 @@ def seeded_normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, s
 
 
 def noise_scale(inputs: Inputs, x: Tensor) -> Tensor:
-    """The unit of noise, broadcast to x (N, ...): max - min of each image; a column's std, as the features give it."""
+    """The unit of noise, broadcast to x (N, ...): max - min of each image, a column's std or range as in attacks."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
         units = [noise_scale(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
         return torch.cat(units, 1)
     if isinstance(inputs, Features):
-        return x.new_tensor(inputs.std)[None]
+        return x.new_tensor(column_scales(inputs))[None]
     flat = x.flatten(1)
     return broadcast_rows(flat.amax(1) - flat.amin(1), x)
 

@@ -117,19 +117,19 @@ def _normalization_mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) under a Gaussian blur; the border is replicated."""
+    """Images (..., H, W), each under a Gaussian blur; the border is replicated."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
-    h = x.flatten(0, 1)[:, None]  # (N C, 1, H, W)
+    h = x.reshape(-1, 1, *x.shape[-2:])
     h = F.conv2d(F.pad(h, (0, 0, radius, radius), mode="replicate"), kernel)
     h = F.conv2d(F.pad(h, (radius, radius, 0, 0), mode="replicate"), kernel.mT)
     return h.view_as(x)
 
 
 def blur_sigma(x: Tensor) -> float:
-    """The standard deviation of a blur of images (N, C, H, W): a tenth of the shorter side, or of a signal."""
+    """The standard deviation of a blur of images (..., H, W): a tenth of the shorter side, or of a signal."""
     return BLUR_SIGMA_FRACTION * shorter_side(*x.shape[-2:])
 
 
@@ -140,9 +140,7 @@ def shorter_side(height: int, width: int) -> int:
 
 def _blurred_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
     """Images under a blur; the slices of a volume each by itself."""
-    is_volume = isinstance(inputs, Pixels) and inputs.n_axes == 3
-    height = inputs.model_shape[-2] if is_volume else x.shape[-2]  # type: ignore[union-attr]
-    slices = x.reshape(len(x), -1, height, x.shape[-1])  # (N, C D, H, W)
+    slices = inputs.slices(x) if isinstance(inputs, Pixels) else x
     return gaussian_blur(slices, blur_sigma(slices)).view_as(x)
 
 

@@ -12,7 +12,6 @@ from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.examples import input_batches, open_data
 from ...inputs.items import SkippedExamples
-from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, map_in_batches
 from ...model.layers import input_address
@@ -93,8 +92,7 @@ def _to_checked_vectors(box: Box, address: str, h: Tensor, n: int, max_features:
     if not h.ndim or len(h) != n:
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
     if address == "input" and not isinstance(box.inputs, Pixels):
-        z = box.inputs.encode(h)  # columns of a table have different units
-        h = box.inputs.pack(z) if isinstance(box.inputs, MultiInput) else z
+        h = box.inputs.pack(box.inputs.encode(h))  # columns of a table have different units
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1) if h.ndim > 1 else h[:, None]
     flat = flat.to(box.dtype)
     if not torch.isfinite(flat).all():

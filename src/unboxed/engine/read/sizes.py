@@ -39,7 +39,7 @@ def validate_any_size(box: Box, x: Any, caller: str) -> Tensor:
     inputs = require_images(box, caller)
     if inputs.n_axes != 2:  # signals and volumes have one size
         return box.validate_inputs(x)
-    x = as_batch(x, PixelsOfAnySize(inputs.shape))
+    x = as_batch(x, PixelsOfAnySize(inputs.shape, white=inputs.white))
     if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
         inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
     inputs.check(x)

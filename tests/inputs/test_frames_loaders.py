@@ -1,0 +1,150 @@
+"""Examples in a DataLoader of arrays with channels last, and in DataFrames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import unboxed as ub
+from unboxed.errors import DataError, InputError
+
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def box(*shape: int) -> ub.Box:
+    torch.manual_seed(0)
+    return ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 4)), ub.Pixels(shape), outputs="logits")
+
+
+class Arrays(Dataset[Any]):
+    """(array, label), as a Dataset that reads files by itself gives them."""
+
+    def __init__(self, arrays: Any, labeled: bool = True) -> None:
+        self.arrays, self.labeled = arrays, labeled
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, i: int) -> Any:
+        return (self.arrays[i], int(LABELS[i])) if self.labeled else self.arrays[i]
+
+
+class Rows(Arrays):
+    def __getitem__(self, i: int) -> Any:
+        return {"image": self.arrays[i], "label": int(LABELS[i])}
+
+
+FORMS: dict[str, Any] = {
+    "dataset": Arrays,
+    "dataset of tensors": lambda a: TensorDataset(torch.from_numpy(a), LABELS),
+    "loader": lambda a: DataLoader(Arrays(a), batch_size=4),
+    "loader of tensors": lambda a: DataLoader(TensorDataset(torch.from_numpy(a), LABELS), batch_size=4),
+    "loader without labels": lambda a: DataLoader(Arrays(a, labeled=False), batch_size=4),
+    "loader of one input": lambda a: DataLoader(TensorDataset(torch.from_numpy(a)), batch_size=1),
+    "loader of columns": lambda a: DataLoader(Rows(a), batch_size=4),
+    "loader of lists": lambda a: DataLoader(Arrays(torch.from_numpy(a), False), batch_size=4, collate_fn=list),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("axes", ["HWC", "CHW", "HW"])
+@pytest.mark.parametrize("form", FORMS)
+def test_data_sets_of_arrays_are_as_arrays(form: str, axes: str, dtype: Any) -> None:
+    bytes_ = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 1 if axes == "HW" else 3), dtype=np.uint8)
+    x = torch.from_numpy(bytes_).permute(0, 3, 1, 2).float() / 255
+    stored = {"HWC": bytes_, "CHW": bytes_.transpose(0, 3, 1, 2), "HW": bytes_[..., 0]}[axes]
+    data = FORMS[form](np.ascontiguousarray(stored) if dtype == np.uint8 else (stored / 255).astype(dtype))
+    model = box(*x.shape[1:])
+    torch.testing.assert_close(model.validate_inputs(data), x)
+    if "without" not in form and "one input" not in form and "lists" not in form:
+        assert ub.robustness.calibration(model, data).accuracy == (model.predict(x) == LABELS).double().mean()
+
+
+def test_what_may_have_its_channels_first_has() -> None:
+    cubes = torch.rand(6, 3, 3, 3)
+    assert torch.equal(box(3, 3, 3).validate_inputs(DataLoader(TensorDataset(cubes, LABELS), batch_size=4)), cubes)
+
+
+def test_a_tensor_is_a_batch_with_channels_first() -> None:
+    with pytest.raises(InputError, match="channels are last"):
+        box(3, 8, 10).validate_inputs(torch.rand(2, 8, 10, 3))
+
+
+class Frame:
+    """What is used of a DataFrame: columns by name, as values."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.data = {name: np.asarray(values) for name, values in columns.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.data)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.data.values())))
+
+    def __getitem__(self, names: Any) -> Any:
+        return (
+            Series(self.data[names]) if isinstance(names, str) else Frame(**{name: self.data[name] for name in names})
+        )
+
+    def to_numpy(self) -> Any:
+        return np.stack(list(self.data.values()), 1)
+
+
+class Series:
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def to_numpy(self) -> Any:
+        return self.values
+
+
+def rows() -> tuple[ub.Box, Frame, Tensor]:
+    torch.manual_seed(0)
+    model = ub.Box(nn.Linear(2, 3), ub.Features(("age", "height"), mean=(40, 1.7)), outputs="logits")
+    frame = Frame(height=[1.6, 1.8, 1.7], note=["a", "b", "c"], age=[30, 40, 50], ill=["1", "0", "2"])
+    return model, frame, torch.tensor([[30, 1.6], [40, 1.8], [50, 1.7]])
+
+
+def test_columns_of_a_frame_are_matched_by_name() -> None:
+    model, frame, x = rows()
+    torch.testing.assert_close(model(frame), model(x))
+    y = torch.tensor([1, 0, 2])
+    for labels in (y, Series(y.numpy()), frame["ill"]):
+        expected = (model.predict(x) == y).double().mean()
+        assert ub.robustness.calibration(model, (frame, labels)).accuracy == expected
+        assert torch.equal(ub.attribution.gradient(model, frame, labels), ub.attribution.gradient(model, x, y))
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (Frame(age=[1.0]), r"no column, or two, of the name 'height'; it has \['age'\]"),
+        (Frame(age=["old"], height=[1.0]), "columns that are no numbers"),
+        (Frame(age=[np.nan], height=[1.0]), "NaN"),
+    ],
+)
+def test_frames_that_do_not_fit(frame: Frame, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        rows()[0](frame)
+
+
+def test_a_frame_of_files_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
+    frame = Frame(label=["dog", "cat"], file=["0.png", tmp_path / "1.png"])
+    data = ub.data.table(frame, ub.Pixels((1, 8, 8)))
+    assert (data.classes, [data[i][1] for i in range(2)]) == (("cat", "dog"), [1, 0])
+    with pytest.raises(DataError, match="'a'; wanted a column of files"):
+        ub.data.table(Frame(a=[1]), ub.Pixels((1, 8, 8)))
+    with pytest.raises(InputError, match=r"a DataFrame holds rows for Features.*ub\.data\.table\(frame, box\)"):
+        box(1, 8, 8).validate_inputs(frame)
