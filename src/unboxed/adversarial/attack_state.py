@@ -16,7 +16,7 @@ from ..cards import cards
 from ..engine.column_units import categorical_mask, in_column_units, to_own_units
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
-from ..engine.optimize.constraints import NormBall
+from ..engine.optimize.constraints import NormBall, largest_distance
 from ..engine.read.examples import inputs_and_labels
 from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError
@@ -125,7 +125,7 @@ class AttackState:
 
     def to_result(self, eps: float = math.inf) -> Adversarial:
         """The result. An image beyond `eps` is no success, and the original is returned for it."""
-        is_too_far = self.distance > eps * (1 + 1e-6)
+        is_too_far = self.distance > largest_distance(eps)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
         images = self.with_fixed_values(images, torch.arange(len(images), device=images.device))
         success = self.success & ~is_too_far
