@@ -145,6 +145,7 @@ class AttackState:
             self.interrupted,
             self.own_box.restore_structure(self.own_x),
             self.box.classes,
+            self.goal.kind,
         )
 
     def _is_success(self, images: Tensor) -> Tensor:
