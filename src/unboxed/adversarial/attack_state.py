@@ -25,7 +25,7 @@ from ..model.batching import BatchSize, map_in_batches
 from ..model.hooks import Acts
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
-from .goal import make_goal
+from .goal import make_goal, require_attackable_classes
 from .result import Adversarial
 
 CANDIDATE_NAME_IN_ERRORS = "an image that was tried instead"
@@ -64,6 +64,8 @@ class AttackState:
         batch_size: BatchSize = "auto",
     ) -> None:
         is_untargeted = target is None and objective is None
+        if is_untargeted:  # before labels are read: those of other models have other forms
+            require_attackable_classes(box)
         own_x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
         self.own_box, self.own_x, self.norm = box, own_x, norm  # in the inputs' own units
         self.box, self.x = in_column_units(box, self.own_x)  # in which distances are measured

@@ -30,7 +30,7 @@ from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import common_norm, compatible_attacks
-from ..robustness.evaluate import Attack, default_attacks, evaluate, supported_kwargs
+from ..robustness.evaluate import Attack, default_attacks, evaluate, require_evaluable, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
 from .parsing import skipped_files
@@ -76,6 +76,7 @@ def run_attack(
     """
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
+    require_evaluable(box)
     out, (selected, norm_name) = Path(out), select_attacks(box, attacks, norm, bits)
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):

@@ -179,7 +179,7 @@ def _models_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
 
 def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> dict[str, Any]:
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
-    from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
+    from ..engine.read.examples import first_inputs
 
     wanted = {s.name: s for s in card.settings.values() if not _has_own_option(s)}
     if images is None:
@@ -188,12 +188,21 @@ def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> d
         return {}
     values: dict[str, Any] = {"data": images}
     if "y" in wanted:
-        read_examples = labeled_examples if wanted["y"].is_required else examples_with_optional_labels
-        x, values["y"] = read_examples(box, images, n_examples)
+        x, values["y"] = _inputs_and_classes(box, images, n_examples, is_required=wanted["y"].is_required)
         values["x"] = box.restore_structure(x)
     elif "x" in wanted:
         values["x"] = box.restore_structure(first_inputs(box, images, n_examples))
     return {name: values[name] for name in wanted}
+
+
+def _inputs_and_classes(box: Box, images: Any, n_examples: int, *, is_required: bool) -> tuple[Any, Any]:
+    """The first inputs (N, ...) and their classes (N,); None where labels may be absent, or are no classes."""
+    from ..engine.read.class_labels import labels_are_classes
+    from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
+
+    if not labels_are_classes(box):
+        return first_inputs(box, images, n_examples), None
+    return (labeled_examples if is_required else examples_with_optional_labels)(box, images, n_examples)
 
 
 def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.tables import TABLE_SUFFIXES
-from ..engine.read.class_labels import matchable_classes
+from ..engine.read.class_labels import labels_are_classes, matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
@@ -57,7 +57,7 @@ def data(
         return _files_dataset(sets.folder, spec, like, classes)
     if _is_table(spec):
         return _files_dataset(sets.table, spec, like, classes)
-    if ":" in spec and name not in DATASET_NAMES:
+    if _is_factory(spec):
         return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_unknown_data_text(spec, name))
 
@@ -72,7 +72,8 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         classes: Class names, where the model has none.
 
     Returns:
-        A Dataset of (image, label).
+        A Dataset of (image, label). That of a factory is as it is made where labels are no classes: for regression,
+        yes/no labels and maps.
 
     Raises:
         DataError: also for subfolders that are not the model's classes.
@@ -83,6 +84,8 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         >>> len(loading.data_for("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
+    if _is_factory(spec) and not labels_are_classes(box):
+        return _factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table(spec)
     return data(spec, like=box.inputs, root=root, classes=matchable_classes(box) if names_files else classes)
 
@@ -92,6 +95,12 @@ def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[An
         return sets.digits(SPLIT_BY_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
     return load_split(root, train=split == "train")
+
+
+def _is_factory(spec: str) -> bool:
+    """Whether it names none of the above but has a colon."""
+    is_path = Path(spec).is_dir() or _is_table(spec)
+    return ":" in spec and spec.partition(":")[0] not in DATASET_NAMES and not is_path
 
 
 def _is_table(spec: str) -> bool:
@@ -106,12 +115,14 @@ def _files_dataset(
     return open_files(spec, like=like, classes=classes)
 
 
-def _factory_dataset(built: Any, spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
+def _factory_dataset(
+    built: Any, spec: str, like: Inputs | None = None, classes: Sequence[str] | None = None, *, is_wrapped: bool = True
+) -> Dataset[Any]:
     if not hasattr(built, "__getitem__") or not hasattr(built, "__len__"):
         raise DataError(f"{spec} made a {type(built).__name__}; wanted a torch Dataset of (image, label) with a length")
     if len(built) == 0:
         raise DataError(f"{spec} made an empty data set")
-    if like is not None and not isinstance(like, Pixels):
+    if not is_wrapped or (like is not None and not isinstance(like, Pixels)):
         return built  # type: ignore[no-any-return]
     return sets.wrap(built, like=like, classes=classes, name=spec.rpartition(":")[2])
 

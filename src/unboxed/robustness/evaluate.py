@@ -137,7 +137,7 @@ def evaluate(
     """
     check_settings(evaluate, locals())
     seed = check_seed(seed)
-    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
+    require_evaluable(box)
     x, y = labeled_examples(box, data, max_examples)
     if attacks is not None and not isinstance(attacks, Mapping):
         raise InputError(f'attacks must be a dict, such as {{"pgd": ub.adversarial.pgd}}; got {type(attacks).__name__}')
@@ -165,6 +165,11 @@ def evaluate(
     if check_masking and not evaluation.interrupted:
         evaluation.record_gradient_masking(seed, batch_size)
     return evaluation.to_result()
+
+
+def require_evaluable(box: Box) -> None:
+    """Raise OutputError, with the attack that does it, unless the model gives one class per example."""
+    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
 
 
 def _eps_list(eps: Sequence[float] | float) -> list[float]:

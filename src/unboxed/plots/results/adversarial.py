@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
 from ...adversarial.changes import prediction_changes
+from ...engine.read.class_labels import labels_are_classes
 from .. import colors
 from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, change_sheet, round_magnification
 from ..charts import bar_chart, line_chart
@@ -33,7 +34,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
         return {}
     if first_image_part(result.images) is None:
         return _feature_change_figures(result, box)
-    if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
+    if box is not None and not isinstance(result.images, (dict, tuple)) and _predicts_one_class(box):
         rows = _rows_fooled_first(result)
         changes = prediction_changes(box, result.input, result, rows)
         return (
@@ -52,6 +53,10 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
     label = "robust accuracy" if result.goal == "untargeted" else "share without success"
     chart = bar_chart(robust, title="After each attack", label=label, value_range=(0, 1))
     return {**_adversarial_figures(result, box), "robust accuracy": chart}
+
+
+def _predicts_one_class(box: Box) -> bool:
+    return labels_are_classes(box) and len(box.classes) > 1
 
 
 def _change_sheet(result: Adversarial) -> Image.Image:
