@@ -12,7 +12,9 @@ import typer
 
 from ..errors import DataError
 from .options import (
+    DATA_HELP,
     ClassesOption,
+    DataOption,
     DebugOption,
     MeanOption,
     MethodsFromOption,
@@ -102,9 +104,7 @@ def demo(
 @app.command()
 def report(
     model: ModelOption,
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
-    ],
+    data: DataOption,
     weights: WeightsOption = None,
     out: OutOption = Path("out"),
     judge: Annotated[
@@ -130,7 +130,7 @@ def report(
         class_names = parse_classes(classes)
         inputs = parse_pixels(shape, mean, std)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        images = loading.data_for(data, box, root=root, classes=class_names)
+        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         box = with_data_classes(images, box) if class_names is None else box
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not has_own_weights(model)
@@ -181,9 +181,7 @@ def explain(
 @app.command()
 def attack(
     model: ModelOption,
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
-    ],
+    data: DataOption,
     eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; repeat for a curve.")],
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Attack, by name (see unboxed methods); repeat for several.")
@@ -218,7 +216,7 @@ def attack(
         eps_values = [parse_fraction("--eps", e) for e in eps]
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        images = loading.data_for(data, box, root=root, classes=class_names)
+        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         note_skipped_files(images)
         box = with_data_classes(images, box) if class_names is None else box
         result = run_attack(
@@ -240,7 +238,12 @@ def attack(
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A model of the zoo, such as mnist-cnn.")],
-    data: Annotated[str | None, typer.Option(help="Data to train on (default: those of its recipe).")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, or a folder of train/ and test/ (default: the data of its recipe)."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (default: that of its recipe).")] = None,
     defend: Annotated[
         str | None, typer.Option(help="Adversarial training: a key of unboxed.training.DEFENSES, such as pgd.")
@@ -292,7 +295,7 @@ def shortcut(
 @app.command()
 def doctor(
     model: ModelOption,
-    data: Annotated[str | None, typer.Option(help="Data to try methods on, as for report (default: noise).")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Data to try methods on: {DATA_HELP} (default: noise).")] = None,
     weights: WeightsOption = None, shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None,
     classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -305,7 +308,7 @@ def doctor(
 
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs)  # type: ignore[arg-type]
-        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names)
+        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         run_doctor(box, images, as_json=json, quiet=quiet or json)
 
 

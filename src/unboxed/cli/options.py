@@ -16,6 +16,11 @@ def _print_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
+DATA_HELP = (
+    "digits, mnist, fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of (file, label), "
+    "or module:factory"
+)
+DataOption = Annotated[str, typer.Option(help=f"{DATA_HELP}.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

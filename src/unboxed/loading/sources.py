@@ -19,7 +19,7 @@ from ..validation import nearest_names, suggestion_text
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (
-    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV or Parquet file of "
+    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of "
     "(file, label), or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
@@ -27,16 +27,22 @@ SPLIT_BY_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train
 
 
 def data(
-    spec: str, like: Inputs | None = None, root: str | Path | None = None, classes: Sequence[str] | None = None
+    spec: str,
+    like: Inputs | None = None,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    quiet: bool = False,
 ) -> Dataset[Any]:
     """The data set that a text names.
 
     Args:
         spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder
-            per class, or flat), a CSV or Parquet file of (file, label), or "module:factory" of a torch Dataset.
+            per class, or flat), a CSV, TSV or Parquet file of (file, label), or "module:factory" of a torch Dataset.
         like: What images of a folder are resized and cropped to.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names; a folder's subfolders are matched to them.
+        quiet: No progress bar while downloading.
 
     Returns:
         A Dataset of (image, label).
@@ -52,7 +58,7 @@ def data(
     spec = str(spec)
     name, _, split = spec.partition(":")
     if name in DATASET_NAMES and split in SPLIT_BY_SUFFIX:
-        return _named_dataset(name, split, root)
+        return _named_dataset(name, split, root, quiet)
     if Path(spec).is_dir():
         return _files_dataset(sets.folder, spec, like, classes)
     if _is_table(spec):
@@ -62,7 +68,14 @@ def data(
     raise DataError(_unknown_data_text(spec, name))
 
 
-def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
+def data_for(
+    spec: str,
+    box: Box,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    quiet: bool = False,
+) -> Dataset[Any]:
     """The data set that a text names, with labels that mean the model's classes.
 
     Args:
@@ -70,6 +83,7 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         box: The opened model: images are resized for it, and subfolders are matched to its class names.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names, where the model has none.
+        quiet: No progress bar while downloading.
 
     Returns:
         A Dataset of (image, label). That of a factory is as it is made where labels are no classes: for regression,
@@ -87,14 +101,15 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
     if _is_factory(spec) and not labels_are_classes(box):
         return _factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table(spec)
-    return data(spec, like=box.inputs, root=root, classes=matchable_classes(box) if names_files else classes)
+    known_classes = matchable_classes(box) if names_files else classes
+    return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
 
-def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
+def _named_dataset(name: str, split: str, root: str | Path | None, quiet: bool) -> Dataset[Any]:
     if name == "digits":
         return sets.digits(SPLIT_BY_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
-    return load_split(root, train=split == "train")
+    return load_split(root, train=split == "train", quiet=quiet)
 
 
 def _is_factory(spec: str) -> bool:
