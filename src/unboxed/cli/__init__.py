@@ -144,7 +144,14 @@ def report(
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(help="An image file: PNG, JPEG, WebP, ...")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="An image file; of a model of tables a CSV, TSV or Parquet file with its columns; a .npy or .npz "
+            "array; or a folder of these.",
+        ),
+    ],
     model: ModelOption,
     method: Annotated[
         list[str] | None,
@@ -153,8 +160,9 @@ def explain(
     target: Annotated[
         str | None, typer.Option(help="Class to explain, by name or number (default: the predicted one).")
     ] = None,
+    n: Annotated[int, typer.Option("--n", help="Explain the first N inputs of a folder, an array or a table.")] = 4,
     weights: WeightsOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the image and the numbers.")] = Path("explained"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -164,17 +172,19 @@ def explain(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Why this prediction? Every attribution method on one image, ranked by whether its map can be trusted."""
+    """Why this prediction? Every attribution method on an input, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
-        if not image.exists():  # before anything heavy is imported
-            raise DataError(f"there is no file {image}")
+        if not source.exists():  # before anything heavy is imported
+            raise DataError(f"there is no file {source}")
         from .. import loading
         from .explain import run_explain
 
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        explanation = run_explain(box, image, out, methods=method, target=target, seed=seed, quiet=quiet)
-        if explanation.interrupted:
+        explanations = run_explain(
+            box, source, out, methods=method, target=target, max_examples=n, seed=seed, quiet=quiet
+        )
+        if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt
 
 
