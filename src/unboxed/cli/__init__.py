@@ -6,7 +6,7 @@ A command moves into a file of its own where it is longer than a call of the lib
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from .options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    InputArgument,
     MeanOption,
     MethodsFromOption,
     ModelOption,
@@ -27,6 +28,7 @@ from .options import (
     SeedOption,
     ShapeOption,
     StdOption,
+    TrainingDataOption,
     VersionOption,
     WeightsOption,
 )
@@ -144,14 +146,7 @@ def report(
 
 @app.command()
 def explain(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT",
-            help="An image file; of a model of tables a CSV, TSV or Parquet file with its columns; a .npy or .npz "
-            "array; or a folder of these.",
-        ),
-    ],
+    source: InputArgument,
     model: ModelOption,
     method: Annotated[
         list[str] | None,
@@ -181,9 +176,8 @@ def explain(
 
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        explanations = run_explain(
-            box, source, out, methods=method, target=target, max_examples=n, seed=seed, quiet=quiet
-        )
+        settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
+        explanations = run_explain(box, source, out, methods=method, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt
 
@@ -229,18 +223,8 @@ def attack(
         images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         note_skipped_files(images)
         box = with_data_classes(images, box) if class_names is None else box
-        result = run_attack(
-            box,
-            images,
-            out,
-            attacks=attacks or (),
-            eps=eps_values,
-            norm=norm,
-            max_examples=n,
-            bits=bits,
-            seed=seed,
-            quiet=quiet,
-        )
+        settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed, "quiet": quiet}
+        result = run_attack(box, images, out, attacks=attacks or (), eps=eps_values, **settings)
         if result.interrupted:
             raise KeyboardInterrupt
 
@@ -248,12 +232,7 @@ def attack(
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A model of the zoo, such as mnist-cnn.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, mnist, fashion-mnist, or a folder of train/ and test/ (default: the data of its recipe)."
-        ),
-    ] = None,
+    data: TrainingDataOption = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (default: that of its recipe).")] = None,
     defend: Annotated[
         str | None, typer.Option(help="Adversarial training: a key of unboxed.training.DEFENSES, such as pgd.")

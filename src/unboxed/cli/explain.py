@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
+from ..checks.control_boxes import sharing_control_boxes
 from ..checks.fill_agreement import fill_agreement_sentence
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards_per_input
@@ -87,13 +88,15 @@ def explain(
     interrupted = False
     selected = candidates(box) if methods is None else methods
     try:
-        for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
-            with suppress(UnboxedError):  # its verdict says why
-                maps[name] = compute_map(box, selected[name], x, score)
-            max_draws = MAX_DRAWS_PER_TEST if n_forwards_per_input(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_DRAWS
-            verdicts[name] = verdict_cache.verdict(
-                box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
-            )
+        with sharing_control_boxes(box):
+            for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
+                with suppress(UnboxedError):  # its verdict says why
+                    maps[name] = compute_map(box, selected[name], x, score)
+                is_cheap = n_forwards_per_input(selected[name]) < EXPENSIVE_RUNS
+                max_draws = MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_DRAWS
+                verdicts[name] = verdict_cache.verdict(
+                    box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
+                )
     except KeyboardInterrupt:
         interrupted = True
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
