@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,48 @@ def test_each_refusal_has_a_reason_and_a_remedy_that_works() -> None:
     assert "or use gradient" in diagnosis.refused["grad_cam"]
     json.dumps(diagnosis.to_dict())
     assert "methods work, not " in repr(diagnosis)
+
+
+class PerPosition(nn.Module):
+    """A map of four classes, as segmentation gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def without_exclusive_classes(kind: str, **options: Any) -> ub.Box:
+    """A box of outputs that are not one class per example."""
+    model = PerPosition() if kind == "map" else net(4)
+    kinds = {"outputs": "logits" if kind == "map" else kind}
+    return ub.Box(model, ub.Pixels((1, 8, 8)), **(kinds | options))
+
+
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+@pytest.mark.parametrize("kind", ["map", "regression", "multilabel"])
+def test_where_outputs_are_no_classes_the_remedies_work(kind: str) -> None:
+    """They are executed as they are written: the objective with the method, or with those that are named instead."""
+    box = without_exclusive_classes(kind)
+    x, y = box.noise(3), torch.zeros(3, dtype=torch.long)
+    attacks = [c for c in doctor(box, max_flops=1e7).methods if c.family == "adversarial" and not c.works]
+    assert {"pgd", "deepfool", "square", "universal", "hop_skip_jump"} <= {c.method for c in attacks if c.objective}
+    for check in attacks:
+        names, _, objective_code = check.remedy.removesuffix(", it works").partition(" with objective=")
+        objective = {"objective": eval(objective_code, {"ub": ub})} if objective_code else {}
+        for name in [check.method] if names == "tried" else names.removeprefix("or use ").split(", "):
+            CARDS[name].example(partial(CARDS[name].method, **objective), box, x, y)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("map", "), the mean over positions"), ("multilabel", "), or give")])
+def test_the_output_that_a_refusal_names_opens_a_box_that_works(kind: str, end: str) -> None:
+    reason = doctor(without_exclusive_classes(kind), max_flops=1e7).refused["pgd"]
+    code = reason.partition("Box(..., ")[2].partition(end)[0].replace("[:, k]", "[:, 2]")
+    reopened = without_exclusive_classes(kind, **eval(f"dict({code})"))
+    assert "pgd" in doctor(reopened, max_flops=1e7).working
 
 
 def net(n_out: int = 4) -> nn.Module:
@@ -166,7 +209,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "inputs: Pixels((1, 8, 8))" in text
-    assert "guided_backprop no" in text
+    assert "guided_backprop," in text.partition("why, and what to do")[2]
     facts = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert {check["method"] for check in facts["methods"]} >= CARDS.keys()
     assert not next(check for check in facts["methods"] if check["method"] == "rollout")["works"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from .box import Box
 from .cards import Card, cards
 from .errors import UnboxedError, UnboxedWarning
 from .inputs.labels import is_numbers_only
-from .objectives import mean_over_positions
+from .objectives import Objective, logit, mean_over_positions
 from .parameters import InputBatch
 from .settings import Above, Unit, check_settings
 
@@ -39,6 +40,7 @@ class MethodCheck:
     remedy: str = ""
     notes: tuple[str, ...] = ()
     is_complete: bool = True  # False: stopped after a bounded number of model runs, without an error so far
+    objective: str = ""  # with this `objective=` it works, where it refuses to work on classes
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def doctor(
     row_budget = max(MIN_ROWS, max_flops / max(1.0, box.flops_per_example))
     limited = _limited(box)
     tried = tqdm(cards(), disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
-    checks = [_try(card, limited, inputs, labels, row_budget) for card in tried]
+    checks = [_try_also_with_objective(card, limited, inputs, labels, row_budget) for card in tried]
     return Diagnosis(_model_facts(box), tuple(_with_remedy(check, checks) for check in checks))
 
 
@@ -138,6 +140,25 @@ def _limited(box: Box) -> _LimitedBox:
     return reopen(_LimitedBox, *arguments)  # type: ignore[no-any-return]
 
 
+def _try_also_with_objective(card: Card, box: _LimitedBox, x: Tensor, y: Tensor, row_budget: float) -> MethodCheck:
+    """Run the card's example; where the outputs are no classes, once more with an objective in place of one."""
+    check = _try(card, box, x, y, row_budget)
+    text, objective = _objective_in_place_of_class(box)
+    if check.works or check.remedy or objective is None or "objective" not in card.settings:
+        return check
+    with_objective = replace(card, method=partial(card.method, objective=objective))
+    return replace(check, objective=text) if _try(with_objective, box, x, y, row_budget).works else check
+
+
+def _objective_in_place_of_class(box: Box) -> tuple[str, Objective | None]:
+    """An objective for outputs that are not one class per example, and its code; None where they are."""
+    if box.outputs == "regression":
+        return "ub.logit(0) - 3.5", logit(0) - 3.5
+    if box.output_map_shape:
+        return ("ub.logit(1) - ub.logit(0)", logit(1) - logit(0)) if box.n_outputs > 1 else ("ub.logit(0)", logit(0))
+    return ("-ub.logit(0)", -logit(0)) if box.outputs == "multilabel" else ("", None)
+
+
 def _try(card: Card, box: _LimitedBox, x: Tensor, y: Tensor, row_budget: float) -> MethodCheck:
     """Run the card's example, and report how it ends."""
     reason, remedy, is_complete = "", "", True
@@ -158,13 +179,26 @@ def _try(card: Card, box: _LimitedBox, x: Tensor, y: Tensor, row_budget: float) 
     return MethodCheck(card.key, card.name, card.family, not reason, reason, remedy, notes, is_complete)
 
 
-def _with_remedy(check: MethodCheck, checks: Iterable[MethodCheck]) -> MethodCheck:
-    """The check with the methods to use instead, the first of those of its family that work."""
+def _with_remedy(check: MethodCheck, checks: Sequence[MethodCheck]) -> MethodCheck:
+    """The check with what works instead: an objective, or the first methods of its family that work."""
     if check.works or check.remedy:
         return check
-    alternatives = [c.method for c in checks if c.works and c.family == check.family][:MAX_ALTERNATIVES]
-    text = f"or use {', '.join(alternatives)}" if alternatives else f"no method of {check.family} works on this model"
-    return MethodCheck(**{**vars(check), "remedy": text})
+    family = [c for c in checks if c.family == check.family]
+    return replace(check, remedy=_objective_text(check.objective) or _alternatives_text(check.family, family))
+
+
+def _objective_text(objective: str) -> str:
+    return f"tried with objective={objective}, it works" if objective else ""
+
+
+def _alternatives_text(family: str, checks: Sequence[MethodCheck]) -> str:
+    """The first methods of a family that work, or else those that do with an objective."""
+    working = [c for c in checks if c.works] or [c for c in checks if c.objective]
+    if not working:
+        return f"no method of {family} works on this model as it is opened"
+    names = ", ".join(c.method for c in working[:MAX_ALTERNATIVES])
+    objective = working[0].objective
+    return f"or use {names}" + (f" with objective={objective}" if objective else "")
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

@@ -403,3 +403,20 @@ def test_a_model_without_gradient_names_gradient_free_attacks(x: Tensor) -> None
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor, call: Callable[..., object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         call(box, x)
+
+
+@pytest.mark.parametrize("card", [c for c in ub.cards() if c.returns == "adversarial"], ids=lambda c: c.key)
+def test_results_say_what_a_success_is(card) -> None:
+    """An objective that holds from the start is no misclassification."""
+    box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(2)[0]
+    eps = {} if card.minimal else {"eps": 0.1}
+    predicted = box.predict(x)
+    met = card.method(box, x, objective=ub.logit(predicted) - ub.logit((predicted + 1) % 10), **eps)
+    assert met.initially_misclassified.all()
+    assert "2 of 2 meet the objective, objective already met for 2 of them" in repr(met)
+    assert "misclassified" not in repr(met)
+    starts = {"starts": x} if "starts" in card.settings else {}
+    target = card.method(box, x, target=predicted, **eps, **starts)
+    assert "2 of 2 classified as the target, 2 of them initially" in repr(target)
+    wrong = card.method(box, x, (predicted + 1) % 10, **eps)
+    assert "2 of 2 fooled, 2 of them initially misclassified" in repr(wrong)

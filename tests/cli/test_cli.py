@@ -10,12 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import unboxed
 from unboxed import cards, cli
+from unboxed.cards import card
+from unboxed.data.tables import TABLE_SUFFIXES
 from unboxed.inputs.pixels import Pixels
+from unboxed.loading import sources
+from unboxed.loading.sources import DATA_SPEC_TEXT, DATASET_NAMES
+from unboxed.parameters import Data
 
 NET = """
     import torch
@@ -84,6 +90,45 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = python(textwrap.dedent(source), *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert "unboxed" in done.stdout
+
+
+def commands(group: object = None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
+    """Every command by its words."""
+    group = typer.main.get_command(cli.app) if group is None else group
+    if not hasattr(group, "list_commands"):
+        return {path: group}
+    names = group.list_commands(None)
+    found = {name: commands(group.get_command(None, name), (*path, name)) for name in names}
+    return {words: command for part in found.values() for words, command in part.items()}
+
+
+def test_every_command_that_works_takes_quiet_and_says_what_data_are() -> None:
+    """Calibration, too: the commands of methods share their options."""
+    for words, command in commands().items():
+        options = {option for p in command.params for option in p.opts}
+        assert words == ("methods",) or {"--quiet", "-q"} <= options, words
+        data = next((p for p in command.params if p.name == "data"), None)
+        if data is not None and words != ("train",):
+            named = (*DATASET_NAMES, "CSV", "TSV", "Parquet", "folder", "factory")
+            assert [name for name in named if name not in data.help] == []
+    assert all(suffix[1:].upper() in DATA_SPEC_TEXT.upper() for suffix in TABLE_SUFFIXES)
+
+
+def test_quiet_reaches_a_method_and_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path) -> None:
+    asked = dict[str, bool]()
+
+    @card(name="Loud", source="-", shows="Nothing.", does_not_show="All.", family="own", example=lambda *_: None)
+    def loud(box: unboxed.Box, data: Data, *, quiet: bool = True) -> int:
+        asked["method"] = quiet
+        return 3
+
+    monkeypatch.setattr(sources, "data", lambda spec, *_, quiet, **__: asked.update(data=quiet) or digits)
+    digits = unboxed.data.digits("test").first(2)
+    for words, quiet in ((["-q"], True), ([], False)):
+        done = run("run", "loud", "--model", "zoo:digits-cnn", "--data", "digits", "-o", tmp_path, *words)
+        assert done.exit_code == 0, done.output
+        assert asked == {"method": quiet, "data": quiet}
+    assert loud.card.key == "loud"
 
 
 def test_python_dash_m() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import awkward
 import unboxed as ub
@@ -17,6 +18,7 @@ from unboxed.plots import units
 from unboxed.plots.units import PlottedUnit
 from unboxed.report import report
 from unboxed.report.units import SECTION
+from unboxed.report.words import format_number
 
 
 def unit(**more: Any) -> PlottedUnit:
@@ -110,6 +112,20 @@ def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
     )
     assert "where it differs most" in page
     assert "height" in page
+
+
+def test_units_of_a_regression_have_the_mean_of_their_true_values(tmp_path: Path) -> None:
+    """Numbers are no classes to be counted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 1)).eval()
+    box = ub.Box(model, ub.Features(("age", "height")), classes=["price"], outputs="regression")
+    x = torch.randn(30, 2)
+    ub.report(box, TensorDataset(x, box(x)), tmp_path, sections=["units"], quiet=True)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    mean = format_number(float(box(x).mean())).replace("-", "\u2212")
+    assert f"(all {mean})" in page
+    assert "mean price" in page
+    assert not re.search(r"examples of [^ ]+ \(\d", page)
 
 
 def test_a_model_without_units_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,17 @@ def test_the_table_holds_the_models_predictions() -> None:
     assert made.mean_accuracy == pytest.approx(float(made.accuracy.mean()))
     assert made.accuracy_by_kind[made.worst_kind] == min(made.accuracy_by_kind.values())
     assert made.n_examples == 7
-    assert made.worst_kind.replace("_", " ") in str(made)
+    worst = replace(made, clean_accuracy=made.accuracy_by_kind[made.worst_kind] + 0.1)
+    assert f"worst: {made.worst_kind.replace('_', ' ')}" in str(worst)
+
+
+def test_where_nothing_falls_no_kind_is_the_worst() -> None:
+    c = make_case("color", n=4)
+    y = c.box.predict(corrupted(c.x, "contrast", 1, seed=0))
+    made = ub.robustness.corruptions(c.box, (c.x, y), ["contrast"], severities=[1])
+    assert made.mean_accuracy == 1
+    assert "no kind of corruption lowers it" in str(made)
+    assert "worst" not in str(made)
 
 
 def test_leaving_kinds_out_changes_nothing() -> None:

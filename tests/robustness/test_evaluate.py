@@ -104,6 +104,54 @@ def test_figures_are_consistent() -> None:
     assert plain["all"][1]["count"] == curve[1]
 
 
+class Band(nn.Module):
+    """Class 1 in a narrow band of brightness, from .55 to .65: one large step jumps over it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 0.05 - (x.flatten(1)[:, :1] - 0.6).abs()
+        return 10 * torch.cat([-z, z], 1)
+
+
+def band() -> tuple[ub.Box, Tensor, Tensor]:
+    x = torch.tensor([0.5, 0.52, 0.2]).view(3, 1, 1, 1)
+    return ub.Box(Band(), ub.Pixels((1, 1, 1)), outputs="logits"), x, torch.zeros(3, dtype=torch.long)
+
+
+def test_the_smallest_change_counts_within_eps() -> None:
+    box, x, y = band()
+    found = evaluate(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[0.02, 0.3], check_masking=False)
+    assert found.robust_accuracy(0.3, "fgsm").count == 3
+    assert [found.robust_accuracy(e).count for e in (0.02, 0.3)] == [3, 1]
+    assert found.robust_examples(0.3).tolist() == (found.min_distance > 0.3).tolist() == [False, False, True]
+    assert found.accuracy_by_class(0.3)["0"][1] == Proportion(1, 3)
+    assert found.minimal_attack == "deepfool"
+    assert "deepfool" in repr(found)
+    alone = evaluate(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[0.3], minimal_attack=None, check_masking=False)
+    assert alone.robust_accuracy().count == 3
+    assert "deepfool" not in repr(alone)
+
+
+def test_a_change_found_at_a_larger_eps_counts_at_the_smaller() -> None:
+    def half_a_step(box: ub.Box, x: Tensor, y: Tensor, eps: float, **more: object) -> adversarial.Adversarial:
+        return adversarial.fgsm(box, x, y, eps=eps / 5)
+
+    box, x, y = band()
+    found = evaluate(box, (x[:2], y[:2]), {"a": half_a_step}, eps=[0.07, 0.3], minimal_attack=None, check_masking=False)
+    assert found.robust_accuracy(0.07, "a").count == 2
+    assert found.robust_accuracy(0.07).count == 0
+
+
+def test_the_command_agrees_with_the_smallest_change(tmp_path, capsys) -> None:
+    box, x, y = band()
+    run_attack(box, (x[:1], y[:1]), tmp_path, attacks=["fgsm"], eps=[0.3], quiet=True)
+    said = capsys.readouterr().out
+    assert re.search(r"fgsm +100.0%", said)
+    assert re.search(r"all, with deepfool +0.0%", said)
+    assert "distance 0.05" in said
+    assert (tmp_path / "attacked.png").is_file()
+    assert "no figure" not in said
+
+
 def test_classes_of_one_name_are_kept_apart() -> None:
     with pytest.warns(UnboxedWarning, match=r"several classes have one name: 'a' is the name of 0, 1\. .*its own"):
         box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
@@ -765,7 +813,7 @@ def test_the_command_in_l1(tmp_path) -> None:
     assert "square takes --norm linf or --norm l2" in " ".join(refused.output.split())
     made = run(*words, "--attack", "pgd")
     assert made.exit_code == 0, made.output
-    assert "these attacks and FAB" in " ".join(made.output.split())
+    assert "(pgd, fab)" in " ".join(made.output.split())
 
 
 @pytest.mark.parametrize("bad", [{"check_masking": "yes"}, {"quiet": 1}, {"max_examples": 1.5}, {"batch_size": "all"}])

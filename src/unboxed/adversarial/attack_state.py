@@ -16,7 +16,7 @@ from ..cards import cards
 from ..engine.column_units import categorical_mask, in_column_units, to_own_units
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
-from ..engine.optimize.constraints import NormBall
+from ..engine.optimize.constraints import NormBall, largest_distance
 from ..engine.read.examples import inputs_and_labels
 from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError
@@ -25,7 +25,7 @@ from ..model.batching import BatchSize, map_in_batches
 from ..model.hooks import Acts
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
-from .goal import make_goal
+from .goal import make_goal, require_attackable_classes
 from .result import Adversarial
 
 CANDIDATE_NAME_IN_ERRORS = "an image that was tried instead"
@@ -64,6 +64,8 @@ class AttackState:
         batch_size: BatchSize = "auto",
     ) -> None:
         is_untargeted = target is None and objective is None
+        if is_untargeted:  # before labels are read: those of other models have other forms
+            require_attackable_classes(box)
         own_x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
         self.own_box, self.own_x, self.norm = box, own_x, norm  # in the inputs' own units
         self.box, self.x = in_column_units(box, self.own_x)  # in which distances are measured
@@ -125,7 +127,7 @@ class AttackState:
 
     def to_result(self, eps: float = math.inf) -> Adversarial:
         """The result. An image beyond `eps` is no success, and the original is returned for it."""
-        is_too_far = self.distance > eps * (1 + 1e-6)
+        is_too_far = self.distance > largest_distance(eps)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
         images = self.with_fixed_values(images, torch.arange(len(images), device=images.device))
         success = self.success & ~is_too_far
@@ -145,6 +147,7 @@ class AttackState:
             self.interrupted,
             self.own_box.restore_structure(self.own_x),
             self.box.classes,
+            self.goal.kind,
         )
 
     def _is_success(self, images: Tensor) -> Tensor:

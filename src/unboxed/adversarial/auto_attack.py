@@ -18,7 +18,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import Ball, NormBall
+from ..engine.optimize.constraints import Ball, NormBall, largest_distance
 from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_comparison, checkpoint_repr
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, dlr
@@ -287,7 +287,7 @@ class _AutoAttack:
             for batch_rows in state.row_batches(rows):
                 Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGET_CLASSES, 1)
         finally:  # Ctrl-C too
-            is_too_far = state.distance[rows] > eps * (1 + 1e-6)
+            is_too_far = state.distance[rows] > largest_distance(eps)
             failed_rows = rows[is_too_far]
             state.images[failed_rows], state.distance[failed_rows], state.success[failed_rows] = (
                 previous_images[is_too_far],

@@ -11,6 +11,7 @@ from ..box import Box
 from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Index, Objective, dlr, loss, margin
+from .result import GoalKind
 
 OBJECTIVE_FACTORY_BY_LOSS_NAME: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin, "dlr": dlr}
 """Objectives that lead away from a class, by name; the negative leads to it."""
@@ -24,7 +25,12 @@ class AttackGoal:
     criterion: Objective  # above zero: success
     labels: Tensor | None = None  # (N,) classes to leave
     target_labels: Tensor | None = None  # (N,) the target classes
-    is_class_goal: bool = True  # False for an objective of the caller
+    kind: GoalKind = "untargeted"
+
+    @property
+    def is_class_goal(self) -> bool:
+        """False for an objective of the caller."""
+        return self.kind != "objective"
 
     def rows(self, index: Index) -> AttackGoal:
         """The same goal for some of the examples."""
@@ -62,13 +68,17 @@ def make_goal(
         if target is not None:
             raise InputError("give target= (a class to become) or objective= (anything else), not both")
         box.check_objective(objective, n_examples)
-        return AttackGoal(objective, objective, is_class_goal=False)
+        return AttackGoal(objective, objective, kind="objective")
     require_attackable_classes(box)
     labels = None if y is None else box.class_labels(y, n_examples)
     if target is not None:
         target_labels = box.class_labels(target, n_examples)
         return AttackGoal(
-            -OBJECTIVE_FACTORY_BY_LOSS_NAME[loss_name](target_labels), -margin(target_labels), labels, target_labels
+            -OBJECTIVE_FACTORY_BY_LOSS_NAME[loss_name](target_labels),
+            -margin(target_labels),
+            labels,
+            target_labels,
+            "targeted",
         )
     if labels is None:
         raise InputError("an untargeted attack needs the correct classes y, (N,) ints; others need a target")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import Linf, NormBall
+from ..engine.optimize.constraints import Linf, NormBall, largest_distance
 from ..engine.rows import broadcast_rows
 
 N_BISECTION_STEPS = 24
@@ -44,7 +44,8 @@ class LevelGrid:
     def inside_ball_mask(self, levels: Tensor) -> Tensor:  # (N,)
         if self.ball is None:
             return torch.ones(len(levels), dtype=torch.bool, device=levels.device)
-        return self.ball.distance(self.to_images(levels), self.x) <= self.ball.eps * (1 + 1e-6) + BALL_FLOAT32_SLACK
+        max_distance = largest_distance(self.ball.eps) + BALL_FLOAT32_SLACK
+        return self.ball.distance(self.to_images(levels), self.x) <= max_distance
 
     def nearest_levels_in_ball(self, unrounded: Tensor, max_stretch: float = 1.0) -> Tensor:
         """The levels nearest to v (N, ...), given in levels; where they are outside the ball, nearer to the original.
@@ -89,7 +90,7 @@ def make_level_grid(x: Tensor, highest_level: int, ball: NormBall | None) -> Lev
     )
     if not isinstance(ball, Linf):
         return LevelGrid(x, x_levels, x.new_zeros(()), x.new_full((), highest_level), level_values, ball)
-    max_offset, max_offset_levels = ball.eps * (1 + 1e-6) + BALL_FLOAT32_SLACK, ball.eps * highest_level + 1e-4
+    max_offset, max_offset_levels = largest_distance(ball.eps) + BALL_FLOAT32_SLACK, ball.eps * highest_level + 1e-4
     lower, upper = (
         (x_levels - max_offset_levels).ceil().clamp(0, highest_level),
         (x_levels + max_offset_levels).floor().clamp(0, highest_level),

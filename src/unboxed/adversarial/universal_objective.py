@@ -118,6 +118,8 @@ def make_attack_state_and_target_mask(
     """The state of the attack, and which images (N,) are of the target's class. Raises InputError, OutputError."""
     if target is not None:
         target = require_single_target(box, target)
+    if objective is None:  # before labels are read: those of other models have other forms
+        require_attackable_classes(box)
     x, y = (x, y) if objective is not None else inputs_and_labels(box, x, y)
     if y is None and target is None and objective is None:
         y = predicted_labels(box, x, batch_size)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from .. import rng
 from ..box import Box
+from ..checkpointing import tensor_digest
 from ..engine.perturb.baselines import baseline
 from ..errors import InputError
 from ..inputs.base import Inputs
@@ -26,6 +27,7 @@ from ..model.outputs import OutputReader
 from ..objectives import MODEL_END_ADDRESSES, Objective
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
+from .control_boxes import control_box
 from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
@@ -188,10 +190,13 @@ def constant_model(
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score) if map_ is None else map_
-    maps_constant_input = compute_map(_constant_input_box(box), method, x, score)
+    constant_input_box = control_box(box, "constant input", lambda: _constant_input_box(box))
+    maps_constant_input = compute_map(constant_input_box, method, x, score)
     maps_constant_output = torch.full_like(original, torch.nan)
     if not isinstance(score, Objective) or score.layers <= MODEL_END_ADDRESSES - {"input"}:
-        maps_constant_output = compute_map(_constant_output_box(box, x), method, x, score)
+        key = ("constant output", tensor_digest(x))
+        constant_output_box = control_box(box, key, lambda: _constant_output_box(box, x))
+        maps_constant_output = compute_map(constant_output_box, method, x, score)
     return ConstantModel(
         _relative_spread(maps_constant_input, original),
         _relative_spread(maps_constant_output, original),

@@ -13,6 +13,7 @@ from ..inputs.multi import MultiInput
 from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
+from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_agreement_sentence, orders_by_fill
 from .methods import Method
 from .verdict import Verdict, verdict
@@ -174,5 +175,6 @@ def rank_methods(
         All fills give the same order by relevance gain.
     """
     methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
-    verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}
+    with sharing_control_boxes(box):
+        verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}
     return MethodRanking(sorted(verdicts.items(), key=lambda item: item[1].rank))

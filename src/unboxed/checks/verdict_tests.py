@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.randomized import layers_with_weights, randomize_layers
+from ..engine.randomized import layers_with_weights
 from ..errors import UnboxedError
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, log_odds, logit, mean_over_positions
 from ..parameters import BatchSize
+from .control_boxes import randomized_box
 from .controls import constant_model
 from .edges import sobel
 from .methods import Method, compute_map
@@ -142,7 +143,7 @@ def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
     upper = s.layers[len(s.layers) // 2 :]
     if not upper:
         return _nan_per_example(s)
-    maps = s.map_of(randomize_layers(s.box, upper, s.seed + draw), s.target)
+    maps = s.map_of(randomized_box(s.box, upper, s.seed + draw), s.target)
     s.control_maps.setdefault("upper half randomized", maps)
     return _rank_correlation(s.map_, maps)
 
@@ -233,7 +234,7 @@ def _confidence_above_randomized(s: VerdictSubject, draw: int) -> Tensor:
     """
     if s.box.outputs == "regression" or not s.layers:
         return _nan_per_example(s)
-    randomized = randomize_layers(s.box, s.layers, s.seed + draw)
+    randomized = randomized_box(s.box, s.layers, s.seed + draw)
     own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(randomized(s.x, batch_size=s.batch_size)))
     largest = math.log(own.shape[1])
     if _confidence_nats(copy).mean() < SATURATED_CONFIDENCE_FRACTION * largest:

@@ -6,15 +6,18 @@ A command moves into a file of its own where it is longer than a call of the lib
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import DataError
 from ..validation import missing_path_text
 from .options import (
+    DATA_HELP,
     ClassesOption,
+    DataOption,
     DebugOption,
+    InputArgument,
     MeanOption,
     MethodsFromOption,
     ModelOption,
@@ -26,6 +29,7 @@ from .options import (
     SeedOption,
     ShapeOption,
     StdOption,
+    TrainingDataOption,
     VersionOption,
     WeightsOption,
 )
@@ -103,9 +107,7 @@ def demo(
 @app.command()
 def report(
     model: ModelOption,
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
-    ],
+    data: DataOption,
     weights: WeightsOption = None,
     out: OutOption = Path("out"),
     judge: Annotated[
@@ -131,7 +133,7 @@ def report(
         class_names = parse_classes(classes)
         inputs = parse_pixels(shape, mean, std)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        images = loading.data_for(data, box, root=root, classes=class_names)
+        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         box = with_data_classes(images, box) if class_names is None else box
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not has_own_weights(model)
@@ -145,7 +147,7 @@ def report(
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(help="An image file: PNG, JPEG, WebP, ...")],
+    source: InputArgument,
     model: ModelOption,
     method: Annotated[
         list[str] | None,
@@ -154,8 +156,9 @@ def explain(
     target: Annotated[
         str | None, typer.Option(help="Class to explain, by name or number (default: the predicted one).")
     ] = None,
+    n: Annotated[int, typer.Option("--n", help="Explain the first N inputs of a folder, an array or a table.")] = 4,
     weights: WeightsOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the image and the numbers.")] = Path("explained"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -165,26 +168,25 @@ def explain(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Why this prediction? Every attribution method on one image, ranked by whether its map can be trusted."""
+    """Why this prediction? Every attribution method on an input, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
-        if not image.exists():  # before anything heavy is imported
-            raise DataError(missing_path_text(image))
+        if not source.exists():  # before anything heavy is imported
+            raise DataError(missing_path_text(source))
         from .. import loading
         from .explain import run_explain
 
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        explanation = run_explain(box, image, out, methods=method, target=target, seed=seed, quiet=quiet)
-        if explanation.interrupted:
+        settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
+        explanations = run_explain(box, source, out, methods=method, **settings)
+        if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt
 
 
 @app.command()
 def attack(
     model: ModelOption,
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
-    ],
+    data: DataOption,
     eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; repeat for a curve.")],
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Attack, by name (see unboxed methods); repeat for several.")
@@ -219,21 +221,11 @@ def attack(
         eps_values = [parse_fraction("--eps", e) for e in eps]
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        images = loading.data_for(data, box, root=root, classes=class_names)
+        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         note_skipped_files(images)
         box = with_data_classes(images, box) if class_names is None else box
-        result = run_attack(
-            box,
-            images,
-            out,
-            attacks=attacks or (),
-            eps=eps_values,
-            norm=norm,
-            max_examples=n,
-            bits=bits,
-            seed=seed,
-            quiet=quiet,
-        )
+        settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed, "quiet": quiet}
+        result = run_attack(box, images, out, attacks=attacks or (), eps=eps_values, **settings)
         if result.interrupted:
             raise KeyboardInterrupt
 
@@ -241,7 +233,7 @@ def attack(
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A model of the zoo, such as mnist-cnn.")],
-    data: Annotated[str | None, typer.Option(help="Data to train on (default: those of its recipe).")] = None,
+    data: TrainingDataOption = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (default: that of its recipe).")] = None,
     defend: Annotated[
         str | None, typer.Option(help="Adversarial training: a key of unboxed.training.DEFENSES, such as pgd.")
@@ -293,7 +285,7 @@ def shortcut(
 @app.command()
 def doctor(
     model: ModelOption,
-    data: Annotated[str | None, typer.Option(help="Data to try methods on, as for report (default: noise).")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Data to try methods on: {DATA_HELP} (default: noise).")] = None,
     weights: WeightsOption = None, shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None,
     classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -306,7 +298,7 @@ def doctor(
 
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs)  # type: ignore[arg-type]
-        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names)
+        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         run_doctor(box, images, as_json=json, quiet=quiet or json)
 
 

@@ -30,7 +30,7 @@ from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import common_norm, compatible_attacks
-from ..robustness.evaluate import Attack, default_attacks, evaluate, supported_kwargs
+from ..robustness.evaluate import Attack, default_attacks, evaluate, require_evaluable, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
 from .parsing import skipped_files
@@ -76,6 +76,7 @@ def run_attack(
     """
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
+    require_evaluable(box)
     out, (selected, norm_name) = Path(out), select_attacks(box, attacks, norm, bits)
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):
@@ -92,7 +93,7 @@ def run_attack(
         seed=seed,
         checkpoint=checkpoint_path,
         quiet=quiet,
-        minimal_attack=_first_minimal_attack_card(norm_name).method,
+        minimal_attack=_minimal_attack(norm_name, bits),
     )
     results_json = result.to_dict() | {"skipped": skipped_files(data)}
     write_bytes(
@@ -109,6 +110,12 @@ def run_attack(
 def _first_minimal_attack_card(norm: str) -> Card:
     """The first minimal attack that takes the norm."""
     return next(card for card in attack_cards() if card.minimal and norm in card.norms)
+
+
+def _minimal_attack(norm: str, bits: int | None) -> Attack:
+    """The attack that searches for the smallest change, among images of so many bits."""
+    attack = _first_minimal_attack_card(norm).method
+    return attack if bits is None else partial(attack, bits=bits)
 
 
 def _checkpoint_file_name(*settings: object) -> str:
@@ -130,12 +137,11 @@ def _save_fooled_examples(
     """The first examples that the strongest attack fools, at the largest eps; with bits, all of them as files too."""
     if not isinstance(box.inputs, (Pixels, Features)):
         return None
-    name = min(attacks, key=lambda a: result.robust_accuracy(attack=a).count)
-    fooled = result.is_correct & ~result.is_robust[list(attacks).index(name), -1]
+    name, attack, fooled = _strongest_attack(result, attacks, bits)
     rows = fooled.nonzero()[: None if bits is not None else MAX_FOOLED_EXAMPLES_IN_FIGURE, 0]
     if not len(rows):
         return None
-    attack, settings = attacks[name], {"norm": result.norm, "seed": seed}
+    settings = {"norm": result.norm, "seed": seed}
     adversarial_result = attack(box, x[rows], y[rows], eps=result.eps[-1], **supported_kwargs(attack, settings))
     if isinstance(box.inputs, Features):
         return save(figures(adversarial_result, box)["change"], out / FIGURE_FILE)
@@ -156,6 +162,18 @@ def _save_fooled_examples(
         if fooled_changes
         else None
     )
+
+
+def _strongest_attack(result: Robustness, attacks: dict[str, Attack], bits: int | None) -> tuple[str, Attack, Tensor]:
+    """The attack that fools most at the largest eps, its name, and the examples (N,) that it fools.
+
+    Where attacks within eps fool none, it is the search for the smallest change.
+    """
+    name = min(attacks, key=lambda a: result.robust_accuracy(attack=a).count)
+    fooled = result.is_correct & ~result.robust_examples(attack=name)
+    if fooled.any():
+        return name, attacks[name], fooled
+    return result.minimal_attack, _minimal_attack(result.norm, bits), result.is_correct & ~result.robust_examples()
 
 
 def _save_adversarial_images(fooled_changes: Sequence[PredictionChange], folder: Path, classes: Sequence[str]) -> None:
@@ -201,8 +219,8 @@ def _accuracy_table(result: Robustness) -> Any:
     table = Table(title, *columns, Column("queries", justify="right"), box=None, pad_edge=False)
     for name, queries in zip(result.attacks, result.mean_queries.tolist(), strict=True):
         table.add_row(name, *(str(result.robust_accuracy(e, name)) for e in result.eps), f"{queries:,.0f}")
-    if len(result.attacks) > 1:
-        table.add_row("all attacks", *(str(result.robust_accuracy(e)) for e in result.eps), "")
+    if len(result.all_attacks) > 1:
+        table.add_row("all, with " + result.minimal_attack, *(str(result.robust_accuracy(e)) for e in result.eps), "")
     return table
 
 
@@ -211,8 +229,7 @@ def _median_distance_text(result: Robustness) -> str:
         return "clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
     if result.median_distance == float("inf"):
         return "for half of the correctly classified examples, no adversarial image was found"
-    attacks_text = f"these attacks and {_first_minimal_attack_card(result.norm).name}"
-    return f"median adversarial {result.norm} distance {result.median_distance:.3g} ({attacks_text})"
+    return f"median adversarial {result.norm} distance {result.median_distance:.3g} ({', '.join(result.all_attacks)})"
 
 
 def _least_robust_text(result: Robustness) -> str:

@@ -1,4 +1,4 @@
-"""Why this prediction: the map of one input by every attribution method, and which of the maps to trust."""
+"""Why this prediction: the map of an input by every attribution method, and which of the maps to trust."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from tqdm import tqdm
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
+from ..checks.control_boxes import sharing_control_boxes
 from ..checks.fill_agreement import fill_agreement_sentence
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards_per_input
 from ..checks.verdict import GRADES, MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache, nan_to_none
-from ..data.single import image as single_image
 from ..errors import InputError, UnboxedError
-from ..inputs.pixels import Pixels
+from ..loading.input_files import read_inputs
 from ..objectives import mean_over_positions
-from ..plots.explanation_sheet import explanation_sheet
+from ..plots.explanation_sheet import explanation_sheet, row_explanation_sheet
 from ..plots.files import save
+from ..plots.results.common import column_names, images_or_none
 from ..report.words import format_named_prob
-from ..validation import check_seed
+from ..validation import check_int, check_seed
 from .parsing import parse_class
 
 N_TOP_OUTPUTS_PRINTED = 3  # that are printed
+DEFAULT_MAX_EXAMPLES = 4  # of a file or folder of several
 EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
 FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
 
@@ -86,13 +88,15 @@ def explain(
     interrupted = False
     selected = candidates(box) if methods is None else methods
     try:
-        for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
-            with suppress(UnboxedError):  # its verdict says why
-                maps[name] = compute_map(box, selected[name], x, score)
-            max_draws = MAX_DRAWS_PER_TEST if n_forwards_per_input(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_DRAWS
-            verdicts[name] = verdict_cache.verdict(
-                box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
-            )
+        with sharing_control_boxes(box):
+            for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
+                with suppress(UnboxedError):  # its verdict says why
+                    maps[name] = compute_map(box, selected[name], x, score)
+                is_cheap = n_forwards_per_input(selected[name]) < EXPENSIVE_RUNS
+                max_draws = MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_DRAWS
+                verdicts[name] = verdict_cache.verdict(
+                    box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
+                )
     except KeyboardInterrupt:
         interrupted = True
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
@@ -127,43 +131,52 @@ def _top_outputs_text(box: Box, x: Tensor) -> str:
 
 def run_explain(
     box: Box,
-    image: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     methods: Sequence[str] | None = None,
     target: str | None = None,
+    max_examples: int = DEFAULT_MAX_EXAMPLES,
     seed: int = 0,
     quiet: bool = False,
-) -> RankedExplanations:
-    """Explain the image in a file: print the ranking, write the maps as one image and the numbers as JSON to `out`.
+) -> list[RankedExplanations]:
+    """Explain the inputs in a file or folder: print each ranking, write its maps as a figure and its numbers as JSON.
 
-    Verdicts are cached there. Raises DataError, InputError and WriteError.
+    They are written to `out`; of several inputs, to a folder of each there. Verdicts are cached in `out`. Ctrl-C keeps
+    the explanations so far. Raises DataError, InputError and WriteError.
     """
-    x, out = read_image(box, image), Path(out)
+    (x, names), out = read_inputs(source, box, check_int("--n", max_examples, minimum=1)), Path(out)
     selected = find_methods(box, list(methods)) if methods else candidates(box)
     k = None if target is None else parse_class(target, box)
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
-    explanation = explain(box, x, selected, k, seed=seed, verdict_cache=verdict_cache, quiet=quiet)
-    write_bytes(verdicts_path, verdict_cache.to_json())
-    write_bytes(
-        out / RESULTS_FILE, encode_utf8(json.dumps(nan_to_none(explanation.to_dict()), indent=1, ensure_ascii=False))
-    )
-    names = {name: v.method for name, v in explanation.verdicts.items()}
-    badges = {names[name]: v.badge for name, v in explanation.verdicts.items()}
+    explanations = list[RankedExplanations]()
+    for i, name in enumerate(names):
+        explanation = explain(box, x[i : i + 1], selected, k, seed=seed, verdict_cache=verdict_cache, quiet=quiet)
+        write_bytes(verdicts_path, verdict_cache.to_json())
+        figure_path = _write_explanation(box, x[i], explanation, out / name if len(names) > 1 else out)
+        _print_explanation(explanation, figure_path, name if len(names) > 1 else "", has_legend=i == len(names) - 1)
+        explanations.append(explanation)
+        if explanation.interrupted:
+            break
+    return explanations
+
+
+def _write_explanation(box: Box, x: Tensor, explanation: RankedExplanations, folder: Path) -> Path:
+    """The numbers and the figure of one input (...); returns the figure's path."""
+    text = json.dumps(nan_to_none(explanation.to_dict()), indent=1, ensure_ascii=False)
+    write_bytes(folder / RESULTS_FILE, encode_utf8(text))
+    methods = {name: v.method for name, v in explanation.verdicts.items()}
+    badges = {methods[name]: v.badge for name, v in explanation.verdicts.items()}
+    maps = {methods[name]: m for name, m in explanation.maps.items()}
     title = f"Why {explanation.target_name}? The model predicts {explanation.prediction}"
-    figure = explanation_sheet(x[0], {names[n]: m[0] for n, m in explanation.maps.items()}, badges, title=title)
-    _print_explanation(explanation, save(figure, out / FIGURE_FILE))
-    return explanation
-
-
-def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
-    """The image in a file, as the model takes it, (1, C, H, W). Raises DataError, InputError."""
-    if not isinstance(box.inputs, Pixels):
-        raise InputError(
-            "explain reads an image; this model doesn't take images. In Python: unboxed.cli.explain.explain(box, x)"
-        )
-    return single_image(image, box)
+    image = images_or_none(x[None])
+    if image is None:
+        columns = column_names(box, "", x.numel())
+        rows = {name: m.flatten() for name, m in maps.items()}
+        return save(row_explanation_sheet(x.flatten(), rows, badges, columns, title=title), folder / FIGURE_FILE)
+    image_maps = {name: images[0] for name, m in maps.items() if (images := images_or_none(m)) is not None}
+    return save(explanation_sheet(image[0], image_maps, badges, title=title), folder / FIGURE_FILE)
 
 
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))
@@ -175,16 +188,15 @@ VERDICT_TABLE_LEGEND = (
 )
 
 
-def _print_explanation(explanation: RankedExplanations, figure_path: Path) -> None:
+def _print_explanation(explanation: RankedExplanations, figure_path: Path, name: str, *, has_legend: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
     console = Console()
-    console.print(
-        f"The model predicts {explanation.prediction}. Why {explanation.target_name}? The most trustworthy map first:",
-        highlight=False,
-    )
+    prediction, target = f"The model predicts {explanation.prediction}", explanation.target_name
+    lead = f"{f'{name}: ' * bool(name)}{prediction}. Why {target}? The most trustworthy map first:"
+    console.print(escape(lead), highlight=False)
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
     columns = ("why", "random-\nization", "relevance\ngain")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -196,5 +208,6 @@ def _print_explanation(explanation: RankedExplanations, figure_path: Path) -> No
     console.print(table)
     if sentence := fill_agreement_sentence(explanation.verdicts):
         console.print(sentence, highlight=False)
-    console.print(VERDICT_TABLE_LEGEND, style="dim", highlight=False)
+    if has_legend:
+        console.print(VERDICT_TABLE_LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)

@@ -16,6 +16,23 @@ def _print_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
+DATA_HELP = (
+    "digits, mnist, fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of (file, label), "
+    "or module:factory"
+)
+DataOption = Annotated[str, typer.Option(help=f"{DATA_HELP}.")]
+TrainingDataOption = Annotated[
+    str | None,
+    typer.Option(help="digits, mnist, fashion-mnist, or a folder of train/ and test/ (default: those of its recipe)."),
+]
+InputArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        help="An image file; of a model of tables a CSV, TSV or Parquet file with its columns; a .npy or .npz array; "
+        "or a folder of these.",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,23 @@ if TYPE_CHECKING:
     from ..inputs.pixels import Pixels
     from ..report import Report
 
-PYTHON_OPTION_PATTERN = re.compile(r'\b(outputs|classes|root|norm)="(\w+)"')  # as errors name them to callers in Python
-PYTHON_EPS_ADVICE = "give eps (and norm), or ball= instead of both"
-PYTHON_INPUTS_ADVICE_PATTERN = re.compile(r"pass inputs=ub\.Pixels\(.*?, on the command line ")
+OBJECTIVE_CODE = r"(-?ub\.logit\(\w+\)(?: - (?:ub\.logit\(\w+\)|[\d.]+))?)"
+PYTHON_ADVICE_PATTERNS: Mapping[str, str] = {
+    r"\b(outputs|classes|root|norm)=\"(\w+)\"": r"--\1 \2",
+    r"pass inputs=ub\.Pixels\(.*?, on the command line ": "give ",
+    r"give eps \(and norm\), or ball= instead of both": "give --eps (and --norm), such as --eps 8/255",
+    r"\b(?:attack it by )?ub\.adversarial\.(\w+)\(box, x, (?:eps=([\d.]+), )?objective=" + OBJECTIVE_CODE + r"\)":
+        r'use unboxed run \1 --eps \2 --objective "\3"',
+    r"ub\.synthesis\.(\w+)\(box, " + OBJECTIVE_CODE + r"\)": r'use unboxed run \1 --objective "\2"',
+    r"\bobjective=" + OBJECTIVE_CODE: r'--objective "\1"',
+    r"open it with Box\(\.\.\., output=lambda out: (.+?)\), the mean over positions":
+        r"let the model return \1 of its output out, the mean over positions",
+    r"open one label k by itself: Box\(\.\.\., output=lambda out: (.+?), (--outputs binary)\)":
+        r"let the model return one label k by itself, \1 of its output out, with \2",
+    r" --eps  ": " ",
+    r"\bub\.logit\(": "logit(",
+}  # fmt: skip
+"""What errors advise callers in Python, and the same on the command line, in this order."""
 EXIT_BAD_INPUT, EXIT_SECTION_FAILED, EXIT_INTERRUPTED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
 
@@ -49,13 +63,18 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
         except UnboxedError as error:
             if debug:
                 traceback.print_exc()
-            message = PYTHON_INPUTS_ADVICE_PATTERN.sub("give ", PYTHON_OPTION_PATTERN.sub(r"--\1 \2", str(error)))
-            message = message.replace(PYTHON_EPS_ADVICE, "give --eps (and --norm), such as --eps 8/255")
-            typer.secho(f"error: {message}", fg="red", err=True)
+            typer.secho(f"error: {for_command_line(str(error))}", fg="red", err=True)
             raise typer.Exit(EXIT_BAD_INPUT) from None
         except KeyboardInterrupt:
             typer.secho("stopped", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def for_command_line(message: str) -> str:
+    """An error with the advice as it is followed on the command line."""
+    for pattern, replacement in PYTHON_ADVICE_PATTERNS.items():
+        message = re.sub(pattern, replacement, message)
+    return message
 
 
 def print_warning_as_note(message: Warning | str, category: type[Warning], *location: Any) -> None:

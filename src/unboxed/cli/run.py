@@ -15,11 +15,13 @@ from typer.core import TyperGroup
 from ..errors import DataError
 from ..settings import Setting
 from .options import (
+    DATA_HELP,
     ClassesOption,
     DebugOption,
     MeanOption,
     ModelOption,
     OutputsOption,
+    QuietOption,
     RootOption,
     ShapeOption,
     StdOption,
@@ -40,6 +42,7 @@ SETTING_KINDS_PARSED_AFTER_CLASSES = (
     "data",
 )  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
+MAX_SUMMARY_LENGTH = 400  # characters of a result that are printed
 CLASHING_OPTION_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
@@ -89,9 +92,7 @@ def _make_command_function(card: Card) -> Callable[..., None]:
 def shared_options(
     *,
     model: ModelOption,
-    data: Annotated[
-        str | None, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder, or module:factory.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help=f"{DATA_HELP}.")] = None,
     n: Annotated[int, typer.Option("--n", help="Use the first N examples.")] = DEFAULT_N_EXAMPLES,
     compare_with: Annotated[
         str | None,
@@ -105,6 +106,7 @@ def shared_options(
     outputs: OutputsOption = None,
     root: RootOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """The options of every method: their names, types, defaults and help."""
@@ -114,7 +116,12 @@ SHARED_OPTION_NAMES = {*inspect.signature(shared_options).parameters}
 
 
 def _has_own_option(setting: Setting) -> bool:
-    """Whether a setting is an option: x, y and data come from --data, other inputs and data have options."""
+    """Whether a setting is an option: x, y and data come from --data, other inputs and data have options.
+
+    `quiet` is the option of all commands.
+    """
+    if setting.name == "quiet":
+        return False
     return setting.kind not in SETTING_KINDS_FROM_DATA or setting.name not in ("x", "y", "data")
 
 
@@ -139,7 +146,7 @@ def _option_parameter(name: str, setting: Setting) -> inspect.Parameter:
 def run(
     card: Card, texts: Mapping[str, str], *, model: str, data: str | None, n: int, compare_with: str | None,
     weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
-    outputs: str | None, root: Path | None, out: Path,
+    outputs: str | None, root: Path | None, out: Path, quiet: bool,
 ) -> Any:  # fmt: skip
     """Run a method with settings given as text; write its figures and numbers to `out`, and print a summary.
 
@@ -152,10 +159,11 @@ def run(
     box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
-    images = None if data is None else loading.data_for(data, box, root=root, classes=names)
+    images = None if data is None else loading.data_for(data, box, root=root, classes=names, quiet=quiet)
     note_skipped_files(images)
     box = box if images is None or names is not None else with_data_classes(images, box)
     settings |= _parse_settings(card, texts, box, other, lambda kind: kind in SETTING_KINDS_PARSED_AFTER_CLASSES)
+    settings |= {"quiet": quiet} if "quiet" in card.settings else {}
     examples = arguments_from_data(card, box, images, n)
     result = card.method(*_models_for_method(card, box, other), **examples, **settings)
     write_result(card, box, result, out, data=images if "data" in examples else examples.get("x"))
@@ -179,21 +187,30 @@ def _models_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
 
 def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> dict[str, Any]:
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
-    from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
+    from ..engine.read.examples import first_inputs
 
-    wanted = {s.name: s for s in card.settings.values() if not _has_own_option(s)}
+    wanted = {s.name: s for s in card.settings.values() if not _has_own_option(s) and s.name != "quiet"}
     if images is None:
         if missing := [name for name, s in wanted.items() if s.is_required]:
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
         return {}
     values: dict[str, Any] = {"data": images}
     if "y" in wanted:
-        read_examples = labeled_examples if wanted["y"].is_required else examples_with_optional_labels
-        x, values["y"] = read_examples(box, images, n_examples)
+        x, values["y"] = _inputs_and_classes(box, images, n_examples, is_required=wanted["y"].is_required)
         values["x"] = box.restore_structure(x)
     elif "x" in wanted:
         values["x"] = box.restore_structure(first_inputs(box, images, n_examples))
     return {name: values[name] for name in wanted}
+
+
+def _inputs_and_classes(box: Box, images: Any, n_examples: int, *, is_required: bool) -> tuple[Any, Any]:
+    """The first inputs (N, ...) and their classes (N,); None where labels may be absent, or are no classes."""
+    from ..engine.read.class_labels import labels_are_classes
+    from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
+
+    if not labels_are_classes(box):
+        return first_inputs(box, images, n_examples), None
+    return (labeled_examples if is_required else examples_with_optional_labels)(box, images, n_examples)
 
 
 def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None) -> None:
@@ -221,7 +238,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     write_bytes(out / "result.json", encode_utf8(text))
     images = {_figure_file_stem(name): image for name, image in figures(result, box, data=data).items()}
     paths = [save(image, out / f"{name}.png") for name, image in images.items()]
-    typer.echo(f"{card.name}: {result!r}" if len(repr(result)) < 400 else card.name)
+    typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_SUMMARY_LENGTH else card.name)
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
 

@@ -60,9 +60,9 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
     if setting.kind in ("target", "labels", "objective"):
         return parse_objective(text) if "(" in text else _parse_classes(text, box)
     if setting.kind == "inputs":
-        from .explain import read_image
+        from ..loading.input_files import read_inputs
 
-        return read_image(box, text)
+        return read_inputs(text, box, 1).x
     if setting.kind == "data":
         from ..loading import data_for
 

@@ -142,29 +142,48 @@ def _read_rows(source: Path) -> Iterator[Row]:
     return _read_parquet(source) if suffix == ".parquet" else _read_csv(source)
 
 
-def _read_parquet(source: Path) -> Iterator[Row]:
+def read_columns(source: Path, max_rows: int) -> dict[str, list[Any]]:
+    """{column: the values of its first rows} of a CSV, TSV or Parquet file with a header. Raises DataError."""
+    if source.suffix.lower() == ".parquet":
+        contents = _open_parquet(source).slice(0, max_rows)
+        return {str(name): contents.column(name).to_pylist() for name in contents.column_names}
+    header, *rows = _csv_rows(source)
+    if short := [row for row in rows[:max_rows] if len(row) < len(header)]:
+        raise DataError(f"{source} has rows of fewer than its {len(header)} columns, such as {short[0]}")
+    return {name: [row[i] for row in rows[:max_rows]] for i, name in enumerate(header)}
+
+
+def _open_parquet(source: Path) -> Any:
     try:
         from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV") from None
     try:
-        contents = parquet.read_table(source)
+        return parquet.read_table(source)
     except Exception as error:  # a damaged file can make a reader raise anything
         raise DataError(f"{source} is no sound Parquet file: {error}") from error
+
+
+def _read_parquet(source: Path) -> Iterator[Row]:
+    contents = _open_parquet(source)
     file_column, label_column = _find_columns(contents.column_names, source)
     files = contents.column(file_column).to_pylist()
     labels = [None] * len(files) if label_column is None else contents.column(label_column).to_pylist()
     return iter(zip(files, labels, strict=True))
 
 
-def _read_csv(source: Path) -> Iterator[Row]:
-    """File names may be of any encoding: they are decoded as the file system's."""
+def _csv_rows(source: Path) -> list[list[str]]:
+    """The cells of a file. File names may be of any encoding: they are decoded as the file system's."""
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = [line for line in file if line.strip()]
     if not lines:
-        raise DataError(f"{source} is empty; {COLUMNS_TEXT}")
+        raise DataError(f"{source} is empty")
     delimiter = max("\t;,", key=lambda mark: (lines[0].count(mark), mark == ","))
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+
+
+def _read_csv(source: Path) -> Iterator[Row]:
+    rows = _csv_rows(source)
     file_index, label_index, has_header = 0, (1 if len(rows[0]) > 1 else None), False
     if _is_header(rows[0], source):
         header, has_header = rows[0], True

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.tables import TABLE_SUFFIXES, open_table
-from ..engine.read.class_labels import matchable_classes
+from ..engine.read.class_labels import labels_are_classes, matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
@@ -19,7 +19,7 @@ from ..validation import missing_path_text, nearest_names, suggestion_text
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (
-    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV or Parquet file of "
+    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of "
     "(file, label), or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
@@ -27,16 +27,22 @@ SPLIT_BY_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train
 
 
 def data(
-    spec: str, like: Inputs | None = None, root: str | Path | None = None, classes: Sequence[str] | None = None
+    spec: str,
+    like: Inputs | None = None,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    quiet: bool = False,
 ) -> Dataset[Any]:
     """The data set that a text names.
 
     Args:
         spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder
-            per class, or flat), a CSV or Parquet file of (file, label), or "module:factory" of a torch Dataset.
+            per class, or flat), a CSV, TSV or Parquet file of (file, label), or "module:factory" of a torch Dataset.
         like: What images of a folder are resized and cropped to.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names; a folder's subfolders are matched to them.
+        quiet: No progress bar while downloading.
 
     Returns:
         A Dataset of (image, label).
@@ -52,17 +58,24 @@ def data(
     spec = str(spec)
     name, _, split = spec.partition(":")
     if name in DATASET_NAMES and split in SPLIT_BY_SUFFIX:
-        return _named_dataset(name, split, root)
+        return _named_dataset(name, split, root, quiet)
     if Path(spec).is_dir():
         return _files_dataset(sets.folder, spec, like, classes)
     if _is_table(spec):
         return _files_dataset(open_table, spec, like, classes)
-    if ":" in spec and name not in DATASET_NAMES:
+    if _is_factory(spec):
         return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_unknown_data_text(spec, name))
 
 
-def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
+def data_for(
+    spec: str,
+    box: Box,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    quiet: bool = False,
+) -> Dataset[Any]:
     """The data set that a text names, with labels that mean the model's classes.
 
     Args:
@@ -70,9 +83,11 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         box: The opened model: images are resized for it, and subfolders are matched to its class names.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names, where the model has none.
+        quiet: No progress bar while downloading.
 
     Returns:
-        A Dataset of (image, label).
+        A Dataset of (image, label). That of a factory is as it is made where labels are no classes: for regression,
+        yes/no labels and maps.
 
     Raises:
         DataError: also for subfolders that are not the model's classes.
@@ -83,15 +98,24 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         >>> len(loading.data_for("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
+    if _is_factory(spec) and not labels_are_classes(box):
+        return _factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table(spec)
-    return data(spec, like=box.inputs, root=root, classes=matchable_classes(box) if names_files else classes)
+    known_classes = matchable_classes(box) if names_files else classes
+    return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
 
-def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
+def _named_dataset(name: str, split: str, root: str | Path | None, quiet: bool) -> Dataset[Any]:
     if name == "digits":
         return sets.digits(SPLIT_BY_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
-    return load_split(root, train=split == "train")
+    return load_split(root, train=split == "train", quiet=quiet)
+
+
+def _is_factory(spec: str) -> bool:
+    """Whether it names none of the above but has a colon."""
+    is_path = Path(spec).is_dir() or _is_table(spec)
+    return ":" in spec and spec.partition(":")[0] not in DATASET_NAMES and not is_path
 
 
 def _is_table(spec: str) -> bool:
@@ -106,12 +130,14 @@ def _files_dataset(
     return open_files(spec, like=like, classes=classes)
 
 
-def _factory_dataset(built: Any, spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
+def _factory_dataset(
+    built: Any, spec: str, like: Inputs | None = None, classes: Sequence[str] | None = None, *, is_wrapped: bool = True
+) -> Dataset[Any]:
     if not hasattr(built, "__getitem__") or not hasattr(built, "__len__"):
         raise DataError(f"{spec} made a {type(built).__name__}; wanted a torch Dataset of (image, label) with a length")
     if len(built) == 0:
         raise DataError(f"{spec} made an empty data set")
-    if like is not None and not isinstance(like, Pixels):
+    if not is_wrapped or (like is not None and not isinstance(like, Pixels)):
         return built  # type: ignore[no-any-return]
     return sets.wrap(built, like=like, classes=classes, name=spec.rpartition(":")[2])
 

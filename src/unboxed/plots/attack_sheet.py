@@ -90,7 +90,7 @@ def _before_after_tiles(change: PredictionChange, classes: Sequence[str]) -> lis
 
 def _change_caption(change: PredictionChange, norm: str, factor: float) -> str:
     text = f"{DISTANCE_NAME_BY_NORM.get(norm, norm)} {change.distance:.3g}"
-    return text if change.is_adversarial else f"{text}\nnot fooled"
+    return text if change.is_adversarial else f"{text}\nattack failed"
 
 
 def _is_grayscale(change: PredictionChange) -> bool:

@@ -266,7 +266,9 @@ def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
         none_found = "none found" if r.clean_accuracy.count else "no correct example"
         distance = f"{r.median_distance:.2g}" if r.median_distance < math.inf else none_found
         rows.append([m.name, "none", *[format_percent(r.clean_accuracy.value)] * len(r.eps), distance])
-        rows += [["", a, *(format_percent(r.robust_accuracy(e, a).value) for e in r.eps), ""] for a in r.attacks]
+        names: dict[str | None, str] = {**{a: a for a in r.attacks}, None: "all, and the smallest changes found"}
+        robust = {text: [r.robust_accuracy(e, a).value for e in r.eps] for a, text in names.items()}
+        rows += [["", text, *map(format_percent, values), ""] for text, values in robust.items()]
     return Table(columns, rows, frozenset(range(2, len(columns))))
 
 

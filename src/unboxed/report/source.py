@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
-from ..engine.read.class_labels import data_source, dataset_class_names
+from ..engine.read.class_labels import data_source, dataset_class_names, labels_are_classes
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import Opened, OpenedDataset, iter_examples, open_data
 from ..inputs.items import SkippedExamples, item_or_data_error
@@ -37,7 +37,7 @@ class ReportData:
 
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
-        self.labeled = box.outputs not in ("regression", "multilabel") and not box.output_map_shape
+        self.labeled = labels_are_classes(box)
         self._inputs = box.inputs
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _data_name(data))

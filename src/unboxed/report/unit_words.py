@@ -10,7 +10,7 @@ import torch
 
 from ..activations import TopExamples
 from .blocks import Table
-from .context import ReportContext
+from .context import MAX_SHOWN_VALUES, ReportContext
 from .input_nouns import column_names_and_values
 from .words import format_number, join_names
 
@@ -24,11 +24,24 @@ def distance_text(top: TopExamples, unit: int) -> str:
 
 
 def label_counts_text(context: ReportContext, top: TopExamples, unit: int, indices: Sequence[int]) -> str:
-    """The labels of its top examples, the most common first."""
+    """The labels of its top examples, the most common first; of numbers, their mean."""
+    if context.is_regression:
+        return _mean_label_text(context, [indices[i] for i in top.example_index[unit].tolist()])
     names = [context.label_name(indices[i]) for i in top.example_index[unit].tolist()]
     if any(name is None for name in names):
         return ""
     return "examples of " + join_names([f"{name} ({n})" for name, n in Counter(names).most_common()], max_names=3)
+
+
+def _mean_label_text(context: ReportContext, top_indices: Sequence[int]) -> str:
+    """The true values of some examples, on average, beside those of all: "mean price 3.2 (all 2.1)"."""
+    targets = context.survey.targets
+    if targets is None:
+        return ""
+    top_mean, mean = targets[list(top_indices)].mean(0).tolist(), targets.mean(0).tolist()
+    names = context.survey.classes[:MAX_SHOWN_VALUES]
+    pairs = zip(names, top_mean, mean, strict=False)
+    return "mean " + "; ".join(f"{name} {format_number(a)} (all {format_number(b)})" for name, a, b in pairs)
 
 
 def feature_table(

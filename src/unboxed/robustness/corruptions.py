@@ -59,11 +59,15 @@ class Corruptions:
 
     @property
     def worst_kind(self) -> str:
+        """The kind of the lowest mean accuracy, also where no kind lowers it."""
         return next(iter(self.accuracy_by_kind))
 
     def __str__(self) -> str:
         message = f"accuracy {self.clean_accuracy:.1%}, {self.mean_accuracy:.1%} when corrupted"
-        return f"{message}; worst: {self.worst_kind.replace('_', ' ')}, {self.accuracy_by_kind[self.worst_kind]:.1%}"
+        worst = self.accuracy_by_kind[self.worst_kind]
+        if worst >= self.clean_accuracy:
+            return f"{message}; no kind of corruption lowers it"
+        return f"{message}; worst: {self.worst_kind.replace('_', ' ')}, {worst:.1%}"
 
 
 @card(

@@ -20,7 +20,7 @@ from ..adversarial.deepfool import deepfool
 from ..adversarial.predictions import class_logits
 from ..adversarial.result import Adversarial
 from ..box import Box
-from ..cards import Card, cards
+from ..cards import Card, card_of, cards
 from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import format_eps, resolve_ball
 from ..engine.read.examples import labeled_examples
@@ -103,7 +103,8 @@ def evaluate(
             `Features`).
         norm: Norm in which the distance from x is measured.
         max_examples: Use only the first of the examples; None uses all.
-        minimal_attack: Attack that searches for the smallest change, for `min_distance`. None: only `attacks` count.
+        minimal_attack: Attack that searches for the smallest change, for `min_distance`; what it finds within an eps
+            lowers robust accuracy there. None: only `attacks` count.
         check_masking: Look for signs of masked gradients, which make robust accuracy too high. That takes about 310
             gradients and 500 forward passes of each of the first 200 correct examples; False saves them.
         seed: Seed of all random draws: same seed, same result.
@@ -136,7 +137,7 @@ def evaluate(
     """
     check_settings(evaluate, locals())
     seed = check_seed(seed)
-    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
+    require_evaluable(box)
     x, y = labeled_examples(box, data, max_examples)
     if attacks is not None and not isinstance(attacks, Mapping):
         raise InputError(f'attacks must be a dict, such as {{"pgd": ub.adversarial.pgd}}; got {type(attacks).__name__}')
@@ -164,6 +165,11 @@ def evaluate(
     if check_masking and not evaluation.interrupted:
         evaluation.record_gradient_masking(seed, batch_size)
     return evaluation.to_result()
+
+
+def require_evaluable(box: Box) -> None:
+    """Raise OutputError, with the attack that does it, unless the model gives one class per example."""
+    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
 
 
 def _eps_list(eps: Sequence[float] | float) -> list[float]:
@@ -318,7 +324,14 @@ class _EvaluationRun:
             self.mean_queries,
             self.masking_findings,
             self.interrupted,
+            _attack_name(self.minimal_attack),
         )
+
+
+def _attack_name(attack: Attack | None) -> str:
+    """The name by which an attack is called; "" for none."""
+    card = card_of(attack)
+    return card.key if card is not None else "" if attack is None else MINIMAL_ATTACK_TASK_NAME
 
 
 def supported_kwargs(attack: Attack, kwargs: Mapping[str, Any]) -> dict[str, Any]:

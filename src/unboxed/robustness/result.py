@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..engine.optimize.constraints import format_eps
+from ..engine.optimize.constraints import format_eps, largest_distance
 from ..errors import InputError
 from ..inputs.labels import unique_names
 from .gradient_masking import MaskingFinding
@@ -31,6 +31,12 @@ class Robustness:
     mean_queries: Tensor  # (A,) mean forward passes per example, over all eps
     masking_findings: tuple[MaskingFinding, ...]
     interrupted: bool = False  # by Ctrl-C
+    minimal_attack: str = ""  # name of the attack that searched for `min_distance`; "": none did
+
+    @property
+    def all_attacks(self) -> tuple[str, ...]:
+        """The names of all attacks that ran, with the one that searches for the smallest change."""
+        return tuple(dict.fromkeys(name for name in (*self.attacks, self.minimal_attack) if name))
 
     @property
     def clean_accuracy(self) -> Proportion:
@@ -38,22 +44,26 @@ class Robustness:
 
     def robust_accuracy(self, eps: float | None = None, attack: str | None = None) -> Proportion:
         """Accuracy under all attacks together (or one), at one eps (default: the largest). Raises InputError."""
+        return Proportion(int(self.robust_examples(eps, attack).sum()), len(self.is_correct))
+
+    def robust_examples(self, eps: float | None = None, attack: str | None = None) -> Tensor:
+        """(N,) bool: still correct under all attacks together (or one), at one eps (default: the largest).
+
+        An adversarial image within eps counts whichever attack found it: at a larger eps, or as the smallest change.
+        Raises InputError.
+        """
         if eps is not None and eps not in self.eps:
             raise InputError(f"eps must be one of {', '.join(map(format_eps, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
             raise InputError(f"attack must be one of {', '.join(self.attacks)}; got {attack!r}")
         eps_index = -1 if eps is None else self.eps.index(eps)
-        is_robust = (
-            self.is_robust[:, eps_index]
-            if attack is None
-            else self.is_robust[self.attacks.index(attack), eps_index][None]
-        )
-        return Proportion(int(is_robust.all(0).sum()), len(self.is_correct))
+        if attack is not None:
+            return self.is_robust[self.attacks.index(attack), eps_index]
+        return self.is_robust[:, eps_index].all(0) & (self.min_distance > largest_distance(self.eps[eps_index]))
 
     def accuracy_by_class(self, eps: float | None = None) -> dict[str, tuple[Proportion, Proportion]]:
         """{class: (clean, robust accuracy)} of the classes that occur; of equal names with their numbers: "cat (3)"."""
-        eps_index = -1 if eps is None else self.eps.index(eps)
-        is_robust = self.is_robust[:, eps_index].all(0)
+        is_robust = self.robust_examples(eps)
         masks = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
         return {
             name: (
@@ -75,7 +85,7 @@ class Robustness:
             f"{self.robust_accuracy(eps_value).value:.1%} within {format_eps(eps_value)}" for eps_value in self.eps
         )
         summary = f"clean accuracy {self.clean_accuracy.value:.1%} of {len(self.is_correct)}, robust {curve}"
-        summary += f" ({self.norm}; {', '.join(self.attacks)})"
+        summary += f" ({self.norm}; {', '.join(self.all_attacks)})"
         names = ", ".join(finding.name for finding in self.masking_findings)
         findings_text = f", signs of gradient masking: {names}" if names else ""
         return f"Robustness({summary}{findings_text}{', interrupted' if self.interrupted else ''})"
@@ -97,6 +107,7 @@ class Robustness:
                 for class_name, proportions in self.accuracy_by_class().items()
             },
             "median_distance": self.median_distance if self.median_distance < float("inf") else None,
+            "minimal_attack": self.minimal_attack,
             "queries": dict(zip(self.attacks, self.mean_queries.tolist(), strict=True)),
             "gradient_masking": [finding.to_dict() for finding in self.masking_findings],
             "interrupted": self.interrupted,

@@ -144,7 +144,7 @@ def train(
     seed = check_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
     path = check_weights_writable(out or f"{name}.safetensors")
-    train_data, test_data = _train_test_data(data or zoo.entry(name).dataset_name, root, inputs)
+    train_data, test_data = _train_test_data(data or zoo.entry(name).dataset_name, root, inputs, quiet)
     overrides = {"epochs": epochs, "defend": resolve_defense(defend, eps, RECIPES[name].get("defend"))}
     given_overrides = {setting: value for setting, value in overrides.items() if value is not None}
     arguments = (
@@ -209,12 +209,13 @@ def _robustness_card_entry(defense: Defense, box: Box, test_data: Dataset[Any], 
         return {"interrupted": True}
 
 
-def _train_test_data(data: str | TrainTestData, root: str | Path | None, like: Pixels) -> TrainTestData:
+def _train_test_data(data: str | TrainTestData, root: str | Path | None, like: Pixels, quiet: bool) -> TrainTestData:
     """What to learn from and what is held out."""
     if not isinstance(data, (str, Path)):
         return data
     if data in loading.sources.DATASET_NAMES:
-        return loading.data(f"{data}:train", root=root), loading.data(f"{data}:test", root=root)
+        train, test = (loading.data(f"{data}:{part}", root=root, quiet=quiet) for part in ("train", "test"))
+        return train, test
     folder = Path(data)
     if not (folder / "train").is_dir() or not (folder / "test").is_dir():
         wanted = f"{', '.join(loading.sources.DATASET_NAMES)}, or a folder that holds train/ and test/"

@@ -19,6 +19,7 @@ from ..rows import broadcast_rows
 TINY = 1e-12
 L1_TOP_GRADIENT_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
 BOUND_TEST_STEP = 1e-3
+DISTANCE_TOLERANCE = 1e-6  # relative, of distances that are rounded
 GRAY_LEVEL_TOLERANCE = 1e-4  # from a whole gray level: many eps are given in float32
 
 
@@ -29,6 +30,11 @@ class NormBall(Protocol):
     def steepest_direction(self, grad: Tensor) -> Tensor: ...
     def project(self, x: Tensor, center: Tensor) -> Tensor: ...
     def distance(self, x: Tensor, center: Tensor) -> Tensor: ...
+
+
+def largest_distance(eps: float) -> float:
+    """The largest distance that counts as within eps, as distances are rounded."""
+    return eps * (1 + DISTANCE_TOLERANCE)
 
 
 Ball = Annotated[NormBall | None, "Norm ball to stay in, in place of eps and norm."]

@@ -48,6 +48,11 @@ def requested_classes(box: Box, target: ClassLabels | None) -> Tensor:
     return classes
 
 
+def labels_are_classes(box: Box) -> bool:
+    """Whether a label is one class per example: those of numbers, yes/no labels and maps have other forms."""
+    return box.outputs not in ("regression", "multilabel") and not box.output_map_shape
+
+
 def matchable_classes(box: Box) -> tuple[str, ...] | None:
     """The names that labels can be matched to: of mutually exclusive classes; None for other outputs."""
     return box.classes if box.outputs != "regression" and len(box.classes) > 1 else None

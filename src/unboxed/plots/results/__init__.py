@@ -9,5 +9,6 @@ from . import attribution as attribution
 from . import checks as checks
 from . import common as common
 from . import containers as containers
+from . import influence as influence
 from . import robustness as robustness
 from . import synthesis as synthesis

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
 from ...adversarial.changes import prediction_changes
+from ...engine.read.class_labels import labels_are_classes
 from .. import colors
 from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, change_sheet, round_magnification
 from ..charts import bar_chart, line_chart
@@ -33,7 +34,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
         return {}
     if first_image_part(result.images) is None:
         return _feature_change_figures(result, box)
-    if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
+    if box is not None and not isinstance(result.images, (dict, tuple)) and _predicts_one_class(box):
         rows = _rows_fooled_first(result)
         changes = prediction_changes(box, result.input, result, rows)
         return (
@@ -49,8 +50,13 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
     """The attack sheet, and the robust accuracy after each attack of the ensemble."""
     clean = 1 - float(result.initially_misclassified.double().mean())
     robust = {"clean": clean, **{name: float(rows.double().mean()) for name, rows in result.robust_after.items()}}
-    chart = bar_chart(robust, title="After each attack", label="robust accuracy", value_range=(0, 1))
+    label = "robust accuracy" if result.goal == "untargeted" else "share without success"
+    chart = bar_chart(robust, title="After each attack", label=label, value_range=(0, 1))
     return {**_adversarial_figures(result, box), "robust accuracy": chart}
+
+
+def _predicts_one_class(box: Box) -> bool:
+    return labels_are_classes(box) and len(box.classes) > 1
 
 
 def _change_sheet(result: Adversarial) -> Image.Image:
@@ -59,7 +65,7 @@ def _change_sheet(result: Adversarial) -> Image.Image:
     rows = _rows_fooled_first(result)
     captions = {
         "original": [""] * len(rows),
-        "adversarial": ["adversarial" if result.success[i] else "not fooled" for i in rows],
+        "adversarial": ["adversarial" if result.success[i] else "attack failed" for i in rows],
         "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
     x, z = (colors.as_array(first_image_part(images))[rows] for images in (result.input, result.images))
@@ -70,7 +76,7 @@ def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: which columns were changed, and how far."""
     parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
     rows = _rows_fooled_first(result)[:MAX_ROW_PANELS]
-    titles = [f"example {i}{'' if result.success[i] else ', not fooled'}" for i in rows]
+    titles = [f"example {i}{'' if result.success[i] else ', attack failed'}" for i in rows]
     return {
         f"change {name}".rstrip(): stack_panels(
             [change_bars(row_changes(box, name, x[i], z[i]), title=t) for i, t in zip(rows, titles, strict=True)]
@@ -88,7 +94,7 @@ def _rows_fooled_first(result: Adversarial) -> list[int]:
 def _success_title(result: Adversarial) -> str:
     n = len(result.success)
     shown = f"; {MAX_EXAMPLES_PER_FIGURE} of {n} shown" if n > MAX_EXAMPLES_PER_FIGURE else ""
-    return f"{int(result.success.sum())} of {n} fooled{shown}"
+    return result.success_text + shown
 
 
 @figures.register(Universal)

@@ -57,7 +57,7 @@ def _smoothed_figures(result: Smoothed, box: Box | None = None, *, data: Any = N
 def _robustness_figures(result: Robustness, box: Box | None = None, *, data: Any = None) -> Figures:
     """Robust accuracy over eps, per attack and for the worst of all; and per class at the largest eps."""
     eps = [0.0, *result.eps]
-    attacks = {"all attacks": None, **({name: name for name in result.attacks} if len(result.attacks) > 1 else {})}
+    attacks = {"all attacks": None, **({name: name for name in result.attacks} if len(result.all_attacks) > 1 else {})}
     lines = {
         name: (eps, [result.clean_accuracy.value, *(result.robust_accuracy(e, attack).value for e in result.eps)])
         for name, attack in attacks.items()

@@ -1,0 +1,86 @@
+"""The figures of who taught it that: the training examples that helped and harmed an answer most."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...influence import Influence
+from ...influence.result import NATS
+from ..charts import matrix_plot
+from ..figures import Figures, figures
+from ..sheet import Tile, contact_sheet
+from .common import (
+    MAX_EXAMPLES_PER_FIGURE,
+    class_name,
+    fetch_images_at,
+    first_image_part,
+    image_tiles,
+    numbered_names,
+)
+
+if TYPE_CHECKING:
+    from ...box import Box
+
+N_SHOWN_PER_SIDE = 4  # helpful and harmful training examples of a query
+TILE_SIDE_PIXELS = 84
+
+
+@figures.register(Influence)
+def _influence_figures(result: Influence, box: Box | None = None, *, data: Any = None) -> Figures:
+    """Each query with its most helpful and most harmful training examples; without the data, scores by example."""
+    n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_SHOWN_PER_SIDE, result.n_train)
+    best, worst = result.top(k)[:n].cpu(), result.bottom(k)[:n].cpu()
+    helpful, harmful = fetch_images_at(data, best, box), fetch_images_at(data, worst, box)
+    queries = first_image_part(result.input)
+    if helpful is None or harmful is None or queries is None:
+        return {"influence": _score_table(result, best)}
+    rows = []
+    for i, query in enumerate(image_tiles(queries[:n].cpu(), query_captions(result, n, box))):
+        sides = [
+            image_tiles(shown[i * k : (i + 1) * k], [train_caption(result, i, int(j), box) for j in index[i]])
+            for shown, index in ((helpful, best), (harmful, worst))
+        ]
+        rows.append([query, *sides[0], *reversed(sides[1])])
+    columns = ["query", *(["most helpful"] + [""] * (k - 1)), *([""] * (k - 1) + ["most harmful"])]
+    return {"influence": influence_sheet(rows, result, columns, numbered_names(n, "query"))}
+
+
+def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: list[str], names: list[str]) -> Any:
+    return contact_sheet(rows, title=influence_title(result), columns=columns, names=names, side=TILE_SIDE_PIXELS)
+
+
+def influence_title(result: Influence) -> str:
+    unit = f"{result.unit}; positive: it helped" if result.unit == NATS else result.unit
+    return f"{result.method or 'Influence'} of training examples ({unit})"
+
+
+def query_captions(result: Influence, n: int, box: Box | None) -> list[str]:
+    """The class whose loss is explained."""
+    if not isinstance(result.target, Tensor) or result.target.ndim != 1:
+        return [""] * n
+    return [f"as {class_name(c, result.classes, box)}" for c in result.target[:n].tolist()]
+
+
+def train_caption(result: Influence, query: int, index: int, box: Box | None) -> str:
+    """The label and the score of a training example."""
+    labels = result.train_labels
+    has_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+    label = f"label {class_name(labels[index], result.classes, box)}\n" if has_class and labels is not None else ""
+    return f"{label}{format_score(float(result.scores[query, index]))}"
+
+
+def format_score(score: float) -> str:
+    """A score with its sign, to two digits."""
+    return f"{score:+.2g}".replace("-", "−")
+
+
+def _score_table(result: Influence, best: Tensor) -> Any:
+    """The scores of the most helpful examples of each query."""
+    values = result.scores[: len(best)].cpu().gather(1, best)
+    places = [f"{j + 1}." for j in range(best.shape[1])]
+    return matrix_plot(
+        values, numbered_names(len(best), "query"), places, ("", "most helpful training examples"),
+        title=influence_title(result), kind="signed", unit=result.unit,
+    )  # fmt: skip
