@@ -166,7 +166,8 @@ def run(
     settings |= {"quiet": quiet} if "quiet" in card.settings else {}
     examples = arguments_from_data(card, box, images, n)
     result = card.method(*_models_for_method(card, box, other), **examples, **settings)
-    write_result(card, box, result, out, data=images if "data" in examples else examples.get("x"))
+    data_of_result = settings.get("train", images if "data" in examples else examples.get("x"))
+    write_result(card, box, result, out, data=data_of_result)
     return result
 
 

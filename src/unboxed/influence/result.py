@@ -54,7 +54,7 @@ class Influence(OneLineReprMixin):
     truth: Truth
     unit: str = NATS
     method: str = ""
-    input: Tensor | None = None
+    input: Any = None
     target: Tensor | None = None
     train_labels: Tensor | None = None
     classes: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ def unrolled(
             "examples are uncertain; a smooth activation (GELU, SiLU), a smaller lr or fewer epochs help"
         )
     return Influence(
-        scores.to(box.dtype), "one run", method="Unrolled differentiation", input=x, target=y,
+        scores.to(box.dtype), "one run", method="Unrolled differentiation", input=box.restore_structure(x), target=y,
         train_labels=training.y if isinstance(training, ModelTraining) else None,
         classes=box.classes, smoothness=smoothness, settings={"plan": str(plan)},
     )  # fmt: skip

@@ -33,6 +33,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PARAMETER, BUFFER = "parameter.", "buffer."  # prefixes of what a state holds; an optimizer's slots have theirs
 
 
@@ -114,6 +115,8 @@ class ModelTraining(Training):
         self._forward = _RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
         self._forward.draws = self._observe_first_step()
+        # convolutions with many weights at once are grouped ones: half as fast as one after another
+        self.is_vectorized = not any(isinstance(m, CONVOLUTIONS) for m in self._box.model.modules())
 
     def reseed(self, seed: int) -> ModelTraining:
         """The same training retrained from scratch: other initial weights, order, dropout and augmentation."""

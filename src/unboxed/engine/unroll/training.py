@@ -65,6 +65,9 @@ class Training:
         if largest >= self.n_examples or min(int(b.min()) for b in self.batches) < 0:
             raise InputError(f"batches hold indices of the {self.n_examples} training examples; got {largest}")
 
+    is_vectorized = True
+    """Whether many runs are one vectorized run, or made one after another."""
+
     @property
     def n_steps(self) -> int:
         return len(self.batches)
@@ -116,12 +119,14 @@ class Training:
     def _next_states(self, states: State, t: int, weights: Tensor) -> State:
         """The states stacked (M, ...) after step t; one after another where the step can't be vectorized."""
         with torch.no_grad():
-            try:
-                step = torch.func.vmap(lambda state, w: self.functional_step(state, t, w), randomness="same")
-                return {name: h.detach() for name, h in step(states, weights).items()}
-            except (RuntimeError, NotImplementedError):
-                rows = [self.next_state({k: h[i] for k, h in states.items()}, t, w) for i, w in enumerate(weights)]
-                return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            if self.is_vectorized:
+                try:
+                    step = torch.func.vmap(lambda state, w: self.functional_step(state, t, w), randomness="same")
+                    return {name: h.detach() for name, h in step(states, weights).items()}
+                except (RuntimeError, NotImplementedError):
+                    self.is_vectorized = False
+            rows = [self.next_state({k: h[i] for k, h in states.items()}, t, w) for i, w in enumerate(weights)]
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def functional_step(self, state: State, t: int, weights: Tensor) -> State:
         """The step where `torch.func` transforms it."""

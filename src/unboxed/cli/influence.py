@@ -1,0 +1,132 @@
+"""`unboxed influence`: the training examples that helped and harmed each answer, as a table, a figure and numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ..atomic_write import encode_utf8, write_bytes
+from ..box import Box
+from ..cards import Card, cards, find_card
+from ..checks.verdict_cache import nan_to_none
+from ..engine.read.examples import examples_with_optional_labels, labeled_examples
+from ..errors import InputError
+from ..influence import Influence
+from ..plots.figures import figures
+from ..plots.files import save
+from ..plots.results.influence import format_score
+from ..validation import check_int
+
+DEFAULT_METHOD = "influence_functions"
+FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
+TRAINING_DATA_SETTING = "train"  # of the methods that need nothing but training examples
+
+
+def influence_cards() -> tuple[Card, ...]:
+    """The methods that need a trained model and its training examples alone."""
+    return tuple(
+        card for card in cards()
+        if card.family == "influence" and card.returns == "influence" and TRAINING_DATA_SETTING in card.settings
+        and not [s.name for s in card.settings.values() if s.is_required and s.name not in ("x", "labels", "train")]
+    )  # fmt: skip
+
+
+def run_influence(
+    box: Box,
+    train: Any,
+    query: Any,
+    out: str | os.PathLike[str],
+    *,
+    method: str = DEFAULT_METHOD,
+    n_queries: int = 4,
+    n_train: int | None = None,
+    k: int = 8,
+    seed: int = 0,
+) -> Influence:
+    """Score training examples for the first queries: print a table, write a figure and numbers to `out`.
+
+    What is explained is the loss of the predicted class: an example is helpful where it made this answer likelier.
+    Raises DataError, InputError and WriteError.
+    """
+    card = find_card(method, influence_cards())
+    x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
+    train_x, train_y = labeled_examples(box, train, n_train)
+    k = min(check_int("--k", k, minimum=1), len(train_x))
+    settings = {"seed": seed} if "seed" in card.settings else {}
+    train_data = (box.restore_structure(train_x), train_y)
+    result = card.method(box, box.restore_structure(x), None, train_data, **settings)
+    if not isinstance(result, Influence):
+        raise InputError(f"{method} gives no scores of training examples for queries")
+    out = Path(out)
+    images = figures(result, box, data=train_data)
+    paths = [save(image, out / (FIGURE_FILE if len(images) == 1 else f"{name}.png")) for name, image in images.items()]
+    facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, k)}
+    text = json.dumps(nan_to_none(facts), indent=1, ensure_ascii=False, default=str)
+    paths.append(write_bytes(out / RESULTS_FILE, encode_utf8(text)))
+    for i, name in enumerate(_query_names(box, result, y)):
+        Console().print(_table(result, box, i, name, k))
+    for path in paths:
+        typer.echo(f"wrote {path}")
+    return result
+
+
+def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> dict[str, Any]:
+    """For JSON: of each query the most helpful and harmful examples, with their scores and labels."""
+    return {
+        "unit": result.unit,
+        "truth": result.truth,
+        "train_examples": result.n_train,
+        "settings": dict(result.settings),
+        "queries": [
+            {"query": name, "helpful": _ranked(result, box, i, k, 1), "harmful": _ranked(result, box, i, k, -1)}
+            for i, name in enumerate(_query_names(box, result, y))
+        ],
+    }
+
+
+def _ranked(result: Influence, box: Box, query: int, k: int, sign: int) -> list[dict[str, Any]]:
+    """The k most helpful (sign 1) or most harmful (-1) examples of a query; those of the other sign are left out."""
+    index = (result.top(k) if sign > 0 else result.bottom(k))[query].tolist()
+    scores = {j: float(result.scores[query, j]) for j in index}
+    return [
+        {"example": j, "score": score, "label": _label(result, box, j)}
+        for j, score in scores.items()
+        if sign * score > 0
+    ]
+
+
+def _label(result: Influence, box: Box, index: int) -> str | None:
+    labels = result.train_labels
+    if labels is None:
+        return None
+    return box.classes[int(labels[index])] if not labels.is_floating_point() else f"{float(labels[index]):.3g}"
+
+
+def _query_names(box: Box, result: Influence, y: Tensor | None) -> list[str]:
+    """What is explained of each query, and its label where there is one."""
+    if not isinstance(result.target, Tensor) or result.target.is_floating_point():
+        return [f"query {i}" for i in range(result.n_queries)]
+    names = [f"query {i}: predicted {box.classes[int(c)]}" for i, c in enumerate(result.target)]
+    return names if y is None else [f"{name}, label {box.classes[int(c)]}" for name, c in zip(names, y, strict=True)]
+
+
+def _table(result: Influence, box: Box, query: int, name: str, k: int) -> Table:
+    """The most helpful and the most harmful examples side by side."""
+    columns = "helpful", "label", result.unit, "harmful", "label", result.unit
+    table = Table(*columns, title=name, title_justify="left")
+    helpful, harmful = (_ranked(result, box, query, k, sign) for sign in (1, -1))
+    for i in range(max(len(helpful), len(harmful))):
+        cells = [_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]
+        table.add_row(*cells[0], *cells[1])
+    return table
+
+
+def _cells(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return f"example {entry['example']}", entry["label"] or "", format_score(entry["score"])
