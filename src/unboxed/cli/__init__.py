@@ -100,7 +100,9 @@ def demo(
             raise KeyboardInterrupt
         box = Box(model, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
-        report_result = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=command_line())
+        report_result = write(
+            box, test, out, judge=judge, training=train, seed=seed, quiet=quiet, command=command_line()
+        )
         print_report_path_and_exit_on_failure(report_result, show, f"wrote {report_result.path}: open it in a browser")
 
 
@@ -110,6 +112,9 @@ def report(
     data: DataOption,
     weights: WeightsOption = None,
     out: OutOption = Path("out"),
+    training: Annotated[
+        str | None, typer.Option("--train", help=f"Labeled training examples, for who taught it that: {DATA_HELP}.")
+    ] = None,
     judge: Annotated[
         str | None, typer.Option(help="A second, robust model that classifies the generated images.")
     ] = None,
@@ -135,13 +140,14 @@ def report(
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
         images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         box = with_data_classes(images, box) if class_names is None else box
+        train_data = None if training is None else loading.data_for(training, box, root=root, classes=class_names)
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not has_own_weights(model)
         if is_untrained and not quiet:
             typer.secho(f"note: {NO_WEIGHTS_NOTE}", fg="yellow", err=True)
         command = command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
         print_report_path_and_exit_on_failure(
-            write(box, images, out, judge=judge_box, seed=seed, quiet=quiet, command=command), show
+            write(box, images, out, judge=judge_box, training=train_data, seed=seed, quiet=quiet, command=command), show
         )
 
 

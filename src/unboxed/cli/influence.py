@@ -24,7 +24,7 @@ from ..plots.files import save
 from ..plots.results.influence import format_score
 from ..validation import check_int
 
-DEFAULT_METHOD = "influence_functions"
+DEFAULT_METHOD, DEFAULT_SETTINGS = "influence_functions", {"solver": "ekfac"}  # one pass over the training data
 FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
 TRAINING_DATA_SETTING = "train"  # of the methods that need nothing but training examples
 
@@ -59,7 +59,8 @@ def run_influence(
     x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
     train_x, train_y = labeled_examples(box, train, n_train)
     k = min(check_int("--k", k, minimum=1), len(train_x))
-    settings = {"seed": seed} if "seed" in card.settings else {}
+    settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
+    settings |= DEFAULT_SETTINGS if card.key == DEFAULT_METHOD else {}
     train_data = (box.restore_structure(train_x), train_y)
     result = card.method(box, box.restore_structure(x), None, train_data, **settings)
     if not isinstance(result, Influence):

@@ -38,6 +38,7 @@ from . import (
     checks,
     compare,
     dream,
+    influence,
     inversion,
     map,
     overview,
@@ -46,7 +47,7 @@ from . import (
     units,
 )
 from .blocks import Block, Figure, Note
-from .context import ReportContext, Section
+from .context import TRAINING_DATA, ReportContext, Section
 from .finding import Finding, NotApplicable
 from .folder import FACTS_FILE, PAGE_FILE, ReportFolder
 from .pictures import PictureStore
@@ -72,6 +73,7 @@ SECTIONS: list[Section[Any]] = [
     attribution.SECTION,
     checks.SECTION,
     adversarial.SECTION,
+    influence.SECTION,
     change.SECTION,
     compare.SECTION,
     reproduce.SECTION,
@@ -119,6 +121,7 @@ def report(
     out: str | os.PathLike[str],
     *,
     judge: Box | None = None,
+    training: Any = None,
     sections: Sequence[str | Section[Any]] | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -136,6 +139,8 @@ def report(
         data: A Dataset of (input, label) with a length, or tensors (x, y) or x. Without labels there is no accuracy.
         out: Folder, made if need be. A report that is already there is replaced, and its verdicts are used again.
         judge: A second, robust model of the same classes that classifies the generated images.
+        training: The training data, labeled, for which examples taught the model its answers: (x, y) or a Dataset; or
+            the `ub.influence.ModelTraining` that made the model. None leaves that section out.
         sections: Slugs of `SECTIONS`, or sections of your own; None writes all.
         seed: Seed of all random draws: same seed, same result.
         quiet: No progress bar and no messages.
@@ -159,7 +164,7 @@ def report(
         >>> written.path.name, written.failures
         ('index.html', {})
     """
-    selected, seed = _select_sections(sections), check_seed(seed)
+    selected, seed = _select_sections(sections, has_training=training is not None), check_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
         box = box.reopen(box.model, box.inputs.images_or_none())
     with ReportFolder(out) as folder, _single_threading_if_small(box):
@@ -169,7 +174,7 @@ def report(
         ) as bar:
             survey = run_survey(box, source, max_examples)
             bar.update()
-            context = ReportContext(box, source, survey, judge, seed, command, _load_verdicts(folder))
+            context = ReportContext(box, source, survey, judge, seed, command, training, _load_verdicts(folder))
             work = _ReportInProgress(context, PictureStore(folder))
             for section in selected:
                 bar.set_description(section.title)
@@ -197,10 +202,13 @@ def _single_threading_if_small(box: Box) -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def _select_sections(sections: Sequence[str | Section[Any]] | None) -> list[Section[Any]]:
+def _select_sections(
+    sections: Sequence[str | Section[Any]] | None, *, has_training: bool = False
+) -> list[Section[Any]]:
     by_slug = {s.slug: s for s in SECTIONS}
     selected = []
-    for section in SECTIONS if sections is None else sections:
+    default = [s for s in SECTIONS if has_training or TRAINING_DATA not in s.needs]
+    for section in default if sections is None else sections:
         if isinstance(section, str) and section not in by_slug:
             raise InputError(
                 f"the report has no section {section!r}; {suggestion_text(section, by_slug, len(by_slug))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from .source import ReportData
 from .survey import Survey, evenly_spaced_indices
 from .words import format_named_prob, format_prob
 
+TRAINING_DATA = "training data"  # what a section may need
 N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
 OVERHEAD_FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_SHOWN_VALUES = 3  # outputs or labels of an example that are named in its caption
@@ -43,6 +44,7 @@ class ReportContext:
     judge: Box | None = None
     seed: int = 0
     command: str | None = None
+    training: Any = None  # labeled training data, or the `ModelTraining` that made the model
     verdict_cache: VerdictCache = field(default_factory=VerdictCache)  # verdicts, of an earlier report too
 
     @property
@@ -185,7 +187,8 @@ class Section(Generic[FindingT]):
             the reason; any other error is printed in the section's place and costs no other section.
         show: `show(finding) -> blocks`, from the finding alone: neither the model nor the data are at hand.
         needs: "pixels" (inputs that are images), "pixels or table", "classes" (one row of class scores per example),
-            "exclusive classes" (classes that exclude one another).
+            "exclusive classes" (classes that exclude one another), "training data" (without them it is left out, where
+            it is not asked for).
         objective_call: What does the same for other outputs, in Python, with {score} or {objective} in it.
 
     Example:
@@ -214,6 +217,8 @@ class Section(Generic[FindingT]):
 
     def reason_not_applicable(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""
+        if TRAINING_DATA in self.needs and context.training is None:
+            return "This section needs the training data: ub.report(..., training=(x, y))."
         if "pixels" in self.needs and not context.has_images:
             return f"This section needs a model that takes images; this one takes {context.input_nouns.inputs}."
         is_row_section = "pixels or table" in self.needs
