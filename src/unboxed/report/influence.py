@@ -106,9 +106,9 @@ def _answer(
     scores, k = result.scores[query], min(N_SHOWN, result.n_train)
     (example,) = context.examples([row])
     helpful, harmful = (
-        tuple(_scored(context, result, query, j, train_x, index) for j in ranked[query].tolist() if sign * scores[j] > 0)
-        for ranked, sign in ((result.top(k), 1), (result.bottom(k), -1))
-    )  # fmt: skip
+        tuple(_scored(context, result, query, j, train_x, index) for j in order.tolist() if sign * scores[j] > 0)
+        for order, sign in ((result.top(k)[query], 1), (result.bottom(k)[query], -1))
+    )
     return InfluencedAnswer(example, helpful, harmful, _own_class_share(result, query))
 
 
@@ -136,11 +136,11 @@ def _answer_sentence(answers: Sequence[InfluencedAnswer], result: Influence) -> 
     first = answers[0]
     if not first.helpful:
         return "No training example made these answers likelier."
-    best = first.helpful[0]
+    best, query = first.helpful[0], first.query
     return (
-        f"Of {count_noun(result.n_train, 'training example')}, number {best.index} (label {best.label}) did most for the "
-        f"prediction {first.query.prediction} of example {first.query.row}."
-    )  # fmt: skip
+        f"Of {count_noun(result.n_train, 'training example')}, number {best.index} (label {best.label}) did most for "
+        f"the prediction {query.prediction} of example {query.row}."
+    )
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -148,13 +148,11 @@ def _answer_sentence(answers: Sequence[InfluencedAnswer], result: Influence) -> 
 
 def show(finding: InfluenceFinding) -> list[Block]:
     method = influence.unrolled if finding.noise_to_signal is not None else influence.influence_functions
-    blocks: list[Block] = [
-        Text(
-            "Below each training example: its label, and by how much leaving it out of the training would raise the loss "
-            f"of this prediction ({finding.unit}). Positive: it made the prediction likelier. Negative: less likely."
-        ),  # fmt: skip
-        MethodNote.of(method, *_trust_note(finding)),
-    ]
+    text = (
+        "Below each training example: by how much leaving it out of the training would raise the loss of this "
+        f"prediction ({finding.unit}), and its label. Positive: it made the prediction likelier. Negative: less likely."
+    )
+    blocks: list[Block] = [Text(text), MethodNote.of(method, *_trust_note(finding))]
     return [*blocks, *(_answer_block(answer) for answer in finding.answers)]
 
 
