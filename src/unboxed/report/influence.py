@@ -23,7 +23,7 @@ from .words import count_noun
 
 MAX_QUERIES = 3
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
-N_SHOWN = 4  # helpful and harmful training examples of each query
+N_SHOWN = 3  # helpful and harmful training examples of each query
 TILE_SIDE_PIXELS = 84
 
 
@@ -57,6 +57,11 @@ class InfluenceFinding(Finding):
     n_train: int
     noise_to_signal: float | None  # of the training, where it was run again
     answers: tuple[InfluencedAnswer, ...]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether scores are figures of this very training; else their order alone is shown."""
+        return self.noise_to_signal is not None
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -147,13 +152,13 @@ def _answer_sentence(answers: Sequence[InfluencedAnswer], result: Influence) -> 
 
 
 def show(finding: InfluenceFinding) -> list[Block]:
-    method = influence.unrolled if finding.noise_to_signal is not None else influence.influence_functions
+    method = influence.unrolled if finding.is_measured else influence.influence_functions
     text = (
-        "Below each training example: by how much leaving it out of the training would raise the loss of this "
-        f"prediction ({finding.unit}), and its label. Positive: it made the prediction likelier. Negative: less likely."
+        "Beside each answer: the training examples that made it likelier (+), and those that made it less likely (−)"
+        + (f", by how much leaving one out raises the loss ({finding.unit})." if finding.is_measured else ".")
     )
     blocks: list[Block] = [Text(text), MethodNote.of(method, *_trust_note(finding))]
-    return [*blocks, *(_answer_block(answer) for answer in finding.answers)]
+    return [*blocks, *(_answer_block(answer, finding.is_measured) for answer in finding.answers)]
 
 
 def _trust_note(finding: InfluenceFinding) -> tuple[str, ...]:
@@ -162,7 +167,7 @@ def _trust_note(finding: InfluenceFinding) -> tuple[str, ...]:
     return (f"Noise of the training: {finding.noise_to_signal:.2g} of what leaving out 1 % of the examples changes.",)
 
 
-def _answer_block(answer: InfluencedAnswer) -> Block:
+def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:
     share = answer.share_of_own_class
     note = (
         (f"{share:.0%} of the helpful score is of examples labeled {answer.query.prediction}",)
@@ -170,16 +175,18 @@ def _answer_block(answer: InfluencedAnswer) -> Block:
         else ()
     )
     figures = [answer.query.input_figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    figures += [_figure(e, "good") for e in answer.helpful] + [_figure(e, "bad") for e in answer.harmful]
+    for examples, sign, tone in ((answer.helpful, "+", "good"), (answer.harmful, "−", "bad")):
+        heads = [format_score(e.score) if is_measured else f"{sign} {i}." for i, e in enumerate(examples, start=1)]
+        figures += [_figure(e, head, tone) for e, head in zip(examples, heads, strict=True)]
     lines = (*answer.query.lines(show_runner_up=True), *note)
     return ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)
 
 
-def _figure(example: ScoredExample, tone: str) -> Figure:
+def _figure(example: ScoredExample, head: str, tone: str) -> Figure:
     lines = tuple(filter(None, (f"label {example.label}" if example.label else "", f"example {example.index}")))
     alt = f"training example {example.index}, label {example.label}, score {example.score:+.2g}"
     x = example.x if example.x is not None else torch.zeros(1, 1, 1)
-    return Figure(Picture(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), format_score(example.score), lines, tone)
+    return Figure(Picture(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), head, lines, tone)
 
 
 SECTION = Section(

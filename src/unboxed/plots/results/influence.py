@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -72,8 +73,9 @@ def train_caption(result: Influence, query: int, index: int, box: Box | None) ->
 
 
 def format_score(score: float) -> str:
-    """A score with its sign, to two digits."""
-    return f"{score:+.2g}".replace("-", "−")
+    """A score with its sign, to two digits: +0.12, −3.5e−5."""
+    text = f"{score:+,.0f}" if abs(score) >= 100 else f"{score:+.2g}"
+    return re.sub(r"e([+-])0+", r"e\1", text).replace("-", "−").replace("e+", "e")
 
 
 def _score_table(result: Influence, best: Tensor) -> Any:
