@@ -153,9 +153,8 @@ def _answer_sentence(answers: Sequence[InfluencedAnswer], result: Influence) -> 
 
 def show(finding: InfluenceFinding) -> list[Block]:
     method = influence.unrolled if finding.is_measured else influence.influence_functions
-    text = (
-        "Beside each answer: the training examples that made it likelier (+), and those that made it less likely (−)"
-        + (f", by how much leaving one out raises the loss ({finding.unit})." if finding.is_measured else ".")
+    text = "Beside each answer: the training examples that made it likelier (helpful) and less likely (harmful)" + (
+        f", by how much leaving one out raises the loss ({finding.unit})." if finding.is_measured else "."
     )
     blocks: list[Block] = [Text(text), MethodNote.of(method, *_trust_note(finding))]
     return [*blocks, *(_answer_block(answer, finding.is_measured) for answer in finding.answers)]
@@ -175,8 +174,8 @@ def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:
         else ()
     )
     figures = [answer.query.input_figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    for examples, sign, tone in ((answer.helpful, "+", "good"), (answer.harmful, "−", "bad")):
-        heads = [format_score(e.score) if is_measured else f"{sign} {i}." for i, e in enumerate(examples, start=1)]
+    for examples, word, tone in ((answer.helpful, "helpful", "good"), (answer.harmful, "harmful", "bad")):
+        heads = [format_score(e.score) if is_measured else f"{word} {i}" for i, e in enumerate(examples, start=1)]
         figures += [_figure(e, head, tone) for e, head in zip(examples, heads, strict=True)]
     lines = (*answer.query.lines(show_runner_up=True), *note)
     return ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)

@@ -1,0 +1,100 @@
+"""The report's section on training examples, and `unboxed influence`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import unboxed as ub
+from models import digits_box
+from unboxed import cli
+from unboxed.influence import Influence
+from unboxed.plots.results.influence import format_score
+from unboxed.report.influence import SECTION
+
+
+@pytest.fixture(scope="module")
+def train() -> tuple[Tensor, Tensor]:
+    x, y = ub.data.digits("train").first(80)
+    return x, y
+
+
+def test_the_report_shows_the_training_examples_of_its_answers(tmp_path: Path, train: tuple[Tensor, Tensor]) -> None:
+    box, test = digits_box(), ub.data.digits("test").first(20)
+    written = ub.report(box, test, tmp_path / "r", training=train, sections=["influence"], quiet=True)
+    assert written.failures == {}
+    facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"]["influence"]
+    assert facts["n_train"] == len(train[0])
+    x, _ = test
+    expected = ub.influence.influence_functions(box, x, None, train, solver="ekfac")
+    for answer in facts["answers"]:
+        row = answer["query"]["row"]
+        helpful = [e["index"] for e in answer["helpful"]]
+        assert helpful == expected.top(len(helpful))[row].tolist()
+        assert [e["label"] for e in answer["helpful"]] == [box.classes[int(train[1][i])] for i in helpful]
+        assert all(e["score"] > 0 for e in answer["helpful"])
+        assert all(e["score"] < 0 for e in answer["harmful"])
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "Who taught it that?" in page
+    assert "helpful 1" in page
+
+
+def test_a_training_that_can_be_run_again_is_unrolled(tmp_path: Path, train: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    training = ub.influence.ModelTraining(model, ub.Pixels((1, 28, 28)), train, epochs=2, batch_size=16)
+    box = training.box(training.run())
+    ub.report(box, train, tmp_path / "r", training=training, sections=["influence"], quiet=True)
+    facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"]["influence"]
+    assert facts["method"] == "Unrolled differentiation"
+    assert facts["noise_to_signal"] < 0.15
+
+
+def test_without_training_data_the_section_is_left_out(tmp_path: Path) -> None:
+    box, test = digits_box(), ub.data.digits("test").first(8)
+    asked = ub.report(box, test, tmp_path / "a", sections=["influence"], quiet=True)
+    assert "This section needs the training data" in asked.path.read_text()
+    from unboxed.report import _select_sections
+
+    assert SECTION not in _select_sections(None)
+    assert SECTION in _select_sections(None, has_training=True)
+
+
+def test_the_command_lists_helpful_and_harmful_examples(tmp_path: Path) -> None:
+    arguments = ["influence", "--model", "zoo:digits-cnn", "--train", "digits:train", "--query", "digits:test"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--n", "2", "--train-n", "60", "--k", "3", "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "query 0: predicted" in result.output
+    facts = json.loads((tmp_path / "influence.json").read_text())
+    assert facts["train_examples"] == 60
+    assert len(facts["queries"]) == 2
+    scores = [e["score"] for e in facts["queries"][0]["helpful"]]
+    assert scores == sorted(scores, reverse=True)
+    assert (tmp_path / "influence.png").stat().st_size > 1000
+
+
+def test_a_method_that_needs_more_is_not_offered(tmp_path: Path) -> None:
+    arguments = ["influence", "--model", "zoo:digits-cnn", "--train", "digits:train", "--query", "digits:test"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--method", "unrolled", "-o", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "unrolled" in result.output
+
+
+def test_figures_show_the_examples_that_they_name(train: tuple[Tensor, Tensor]) -> None:
+    scores = torch.zeros(1, 80)
+    scores[0, 7], scores[0, 3] = 2.0, -1.0
+    result = Influence(scores, "one run", input=train[0][:1], target=torch.tensor([4]), train_labels=train[1])
+    assert set(ub.plots.figures(result, digits_box(), data=train)) == {"influence"}
+    assert set(ub.plots.figures(result)) == {"influence"}  # without the data: a table of scores
+
+
+@pytest.mark.parametrize(
+    ("score", "text"), [(0.123, "+0.12"), (-3.5e-5, "−3.5e−5"), (140.2, "+140"), (-1234.0, "−1,234"), (99.0, "+99")]
+)
+def test_scores_are_short(score: float, text: str) -> None:
+    assert format_score(score) == text
