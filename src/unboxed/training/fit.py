@@ -270,6 +270,7 @@ class _Trainer:
             "model": model_structure_text(self.box.model), "inputs": setting_repr("inputs", self.box.inputs),
             "augment": setting_repr("augment", self.augment), "defend": setting_repr("defend", self.defend),
             "ema_decay": None if self.ema is None else self.ema.decay, "autocast": str(self.box.autocast),
+            "draws": "keyed by seed and step",
         }  # fmt: skip
 
     def _checkpoint_state(self) -> dict[str, Any]:
