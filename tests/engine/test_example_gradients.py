@@ -190,7 +190,7 @@ def open_case(name: str) -> tuple[ub.Box, Tensor, Tensor]:
 
 def by_loop(box: ub.Box, x: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
     gradients = ExampleGradients(box, **kwargs)
-    gradients._routes = [OneByOne(box, gradients._losses, gradients._chosen)]
+    gradients._routes = [OneByOne(gradients._losses, gradients.parameters)]
     return gradients.matrix(x, y)
 
 
@@ -229,7 +229,7 @@ def test_the_loop_is_autograd() -> None:
 def test_vectorized_equals_the_loop(name: str) -> None:
     box, x, y = open_case(name)
     gradients = ExampleGradients(box)
-    gradients._routes = [Vectorized(box, gradients._losses, gradients._chosen)]
+    gradients._routes = [Vectorized(gradients._losses, gradients.parameters)]
     assert close(gradients.matrix(x, y), by_loop(box, x, y))
 
 
@@ -353,3 +353,18 @@ def test_half_precision_is_computed_in_full() -> None:
     rows, expected = ExampleGradients(box).matrix(x, y), by_loop(box, x, y)
     assert rows.dtype == torch.float32
     assert (rows - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["batch norm", "called twice", "tied", "transformer block"])
+def test_a_state_stands_in_for_the_models_own(name: str) -> None:
+    """Gradients at a checkpoint are those of a model with its weights and buffers; the model is as it was."""
+    box, x, y = open_case(name)
+    before = {n: h.clone() for n, h in box.model.state_dict().items()}
+    generator = torch.Generator().manual_seed(5)
+    state = {n: h + 0.1 * torch.rand(h.shape, generator=generator) for n, h in before.items()}
+    state |= {"out.weight": state["words.weight"]} if name == "tied" else {}
+    state |= {f"2.{n}": state[f"0.{n}"] for n in ("weight", "bias")} if name == "called twice" else {}
+    rows = ExampleGradients(box, state=state).matrix(x, y)
+    assert all(torch.equal(before[n], h) for n, h in box.model.state_dict().items())
+    box.model.load_state_dict(state)
+    assert close(rows, by_loop(box, x, y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from typing import TypeVar
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ...box import Box
+from ...errors import NaNError
 from ...model.batching import map_in_batches
-from ...model.nan_checks import raise_for_nonfinite
+from ...model.nan_checks import NAN_HINT, format_rows
 from ..cpu_cache import gradient_batch_plan
 from .losses import ExampleLoss, resolve_loss
 from .parameters import LossOfParameters, Parameters, chosen_parameters
-from .routes import ClosedForms, OneByOne, Route, Terms, Vectorized, gradients_of
+from .routes import ClosedForms, OneByOne, Route, Terms, Vectorized, as_leaves, gradients_of
 from .terms import ExampleTerm
 
 T = TypeVar("T")
@@ -35,23 +37,36 @@ class ExampleGradients:
         box: The opened model.
         layers: Modules whose parameters are meant. None: all parameters that require a gradient; where none does, all.
         loss: (outputs, labels) -> losses (N,). None: the one that fits `box.outputs`.
+        state: Values of all parameters and buffers, as in `state_dict()`: a checkpoint. None: the model's own.
 
     Raises:
         LayerError: where there are no parameters.
         OutputError: for a model whose examples depend on one another.
     """
 
-    def __init__(self, box: Box, layers: Sequence[str] | str | None = None, loss: ExampleLoss | None = None) -> None:
+    def __init__(
+        self, box: Box, layers: Sequence[str] | str | None = None, loss: ExampleLoss | None = None,
+        state: Parameters | None = None,
+    ) -> None:  # fmt: skip
         self.box, self.loss = box, resolve_loss(box, loss)
-        self._losses = LossOfParameters(box, self.loss)
-        self._chosen = chosen_parameters(box, layers)
-        self.parameters = {name: p.detach() for name, p in self._chosen.items()}
+        self._losses = LossOfParameters(box, self.loss, state)
+        self.parameters = self._losses.values(chosen_parameters(box, layers))  # without a graph
         self._routes: list[Route] = []
         self._bytes_per_row = 1
 
     @property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
+
+    def with_loss(self, loss: ExampleLoss) -> ExampleGradients:
+        """The same parameters, with another loss."""
+        other = copy(self)
+        other.loss, other._losses, other._routes = loss, LossOfParameters(self.box, loss, self._losses.state), []
+        return other
+
+    def outputs(self, x: Tensor, parameters: Parameters | None = None) -> Tensor:
+        """What the loss is of, (N, ...): logits, or the output of a regression model; inside `box.isolated()`."""
+        return self._losses.outputs(parameters or self.parameters, x)
 
     def losses(self, x: Tensor, y: Tensor, parameters: Parameters | None = None) -> Tensor:
         """Losses (N,) of a batch, with a graph into `parameters`, inside `box.isolated()`."""
@@ -82,7 +97,7 @@ class ExampleGradients:
 
     def mean(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The gradient {name: tensor} of the mean loss of a batch, in the parameters' dtype."""
-        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        leaves = as_leaves(self.parameters)
         total = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
 
         def add(rows: slice) -> None:
@@ -114,9 +129,7 @@ class ExampleGradients:
 
         def call(rows: slice) -> T:
             losses, terms = self._terms(self._routes, x[rows], y[rows])
-            is_bad = torch.zeros(len(x), dtype=torch.bool)
-            is_bad[rows] = ~losses.isfinite().cpu()
-            raise_for_nonfinite(is_bad, "the loss")
+            _check_finite(losses, rows.start)
             return func(terms)
 
         return map_in_batches(call, len(x), "auto", max_rows)
@@ -134,10 +147,10 @@ class ExampleGradients:
         """For each parameter the fastest route that is right for it."""
         trial_x, trial_y = self._trial_batch(x, y)
         weights = torch.linspace(0.5, 1.5, len(trial_x), dtype=self.box.dtype, device=self.box.device)
-        left = dict(self._chosen)
+        left = dict(self.parameters)
         expected: dict[str, Tensor] | None = None
         for make in (ClosedForms, Vectorized):
-            route: Route = make(self.box, self._losses, left)
+            route: Route = make(self._losses, left)
             if not route.names:
                 continue
             expected = expected or self._weighted_gradient(trial_x, trial_y, weights)
@@ -148,7 +161,7 @@ class ExampleGradients:
                 left = {n: p for n, p in left.items() if n not in route.names}
                 yield route
         if left:
-            yield OneByOne(self.box, self._losses, left)
+            yield OneByOne(self._losses, left)
 
     def _trial_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Some of the examples, and noise with their labels: with several rows, and where a loss is zero by chance."""
@@ -166,7 +179,7 @@ class ExampleGradients:
 
     def _weighted_gradient(self, x: Tensor, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Autograd's gradient (P,) of the weighted sum of losses."""
-        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        leaves = as_leaves(self.parameters)
         with self.box.isolated():
             grads = gradients_of(weights * self._losses(leaves, x, y), list(leaves.values()))
         return {
@@ -179,6 +192,12 @@ class ExampleGradients:
         scale = torch.maximum((weights * term.squared_norms().clamp_min(0).sqrt()).sum(), expected.norm())
         error = (weights @ term.rows() - expected).norm()
         return bool(error <= torch.finfo(self.box.model_dtype).eps ** 0.5 * scale)
+
+
+def _check_finite(losses: Tensor, start: int) -> None:
+    if bad := [start + i for i in (~losses.isfinite()).nonzero()[:, 0].tolist()]:
+        problem = f"the loss is NaN or infinite for {format_rows(bad)}, so that there is no gradient of it"
+        raise NaNError(f"{problem}. {NAN_HINT}", bad, "the loss")
 
 
 def _dot(left: Terms, right: Terms) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -14,19 +14,23 @@ from ...validation import address_list
 from .losses import ExampleLoss, loss_address
 
 Parameters = Mapping[str, Tensor]
+BATCH_DEPENDENT_MESSAGE = (
+    "the examples of a batch depend on one another in this model, so that none has a loss of its own that could be "
+    "left out; use statistics of the training data in its normalization, as BatchNorm does in eval mode"
+)
 
 
-def chosen_parameters(box: Box, layers: Sequence[str] | str | None) -> dict[str, nn.Parameter]:
-    """Those of the named modules, or all; of these the ones that require a gradient, or all where none does.
+def chosen_parameters(box: Box, layers: Sequence[str] | str | None) -> list[str]:
+    """The names of the parameters of these modules, or of all.
 
-    Raises LayerError where there are none.
+    Of them, those that require a gradient count, or all where none does. Raises LayerError where there are none.
     """
     parameters = {n: p for n, p in box.model.named_parameters() if p.is_floating_point()}
     if layers is not None:
         wanted = {id(p) for name in address_list(layers) for p in _module_at(box, name).parameters()}
         parameters = {n: p for n, p in parameters.items() if id(p) in wanted}
     if chosen := {n: p for n, p in parameters.items() if p.requires_grad} or parameters:
-        return chosen
+        return list(chosen)
     where = "the model has" if layers is None else f"{', '.join(address_list(layers))} have"
     raise LayerError(f"{where} no parameters, so that there are no gradients of them")
 
@@ -40,36 +44,66 @@ class LossOfParameters:
     """The losses of examples as a function of parameters, which stand in for the model's own.
 
     Call it inside `box.isolated()`.
+
+    Args:
+        box: The opened model.
+        loss: (outputs, labels) -> losses (N,).
+        state: Values of all parameters and buffers, as in `state_dict()`. None: the model's own.
+
+    Raises:
+        OutputError: for a model whose examples depend on one another.
     """
 
-    def __init__(self, box: Box, loss: ExampleLoss) -> None:
+    def __init__(self, box: Box, loss: ExampleLoss, state: Parameters | None = None) -> None:
         if box.batch_dependent:
-            raise OutputError(
-                "in this model the examples of a batch depend on one another, so that none has a loss of its own. Open "
-                'it with mode="eval", and give a BatchNorm its running statistics'
-            )
-        self.loss, self._forward = loss, _BoxForward(box)
+            raise OutputError(BATCH_DEPENDENT_MESSAGE)
+        self.box, self.loss, self.state = box, loss, state
+        self._forward = _BoxForward(box)
         self._names = _all_names(self._forward)
 
+    def values(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """{name: value} of parameters, without a graph."""
+        own = dict(self.box.model.named_parameters())
+        return {n: (own[n] if self.state is None else self.state[n].to(own[n])).detach() for n in names}
+
+    def outputs(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """What the loss is of, (N, ...), in the box's dtype: logits, or the output of a regression model."""
+        replaced = self._fixed()
+        replaced |= {name: p for first, p in parameters.items() for name in self._names[f"model.{first}"]}
+        outputs: Tensor = functional_call(self._forward, replaced, (x,), tie_weights=False)
+        return outputs
+
     def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        """Losses (N,) in the box's dtype."""
-        replaced = {name: p for first, p in parameters.items() for name in self._names[f"model.{first}"]}
-        losses = self.loss(functional_call(self._forward, replaced, (x,), tie_weights=False), y)
+        """Losses (N,)."""
+        losses = self.loss(self.outputs(parameters, x), y)
         if losses.shape != (len(x),):
             raise InputError(f"the loss must give a number per example, ({len(x)},); got {tuple(losses.shape)}")
         return losses
 
+    def _fixed(self) -> dict[str, Tensor]:
+        """Copies of the state, which a forward pass may write to."""
+        if self.state is None:
+            return {}
+        tensors = dict([*self._forward.named_parameters(), *self._forward.named_buffers()])
+        given = {
+            n: self.state[key].to(h, copy=True)
+            for n, h in tensors.items()
+            if (key := n.removeprefix("model.")) in self.state
+        }
+        return {name: h for first, h in given.items() for name in self._names[first]}
+
 
 def _all_names(model: nn.Module) -> dict[str, list[str]]:
-    """{first name of a parameter: one name for each module that has it}.
+    """{first name of a parameter or buffer: one name for each module that has it}.
 
     `functional_call(tie_weights=True)` does not restore the parameters of a module that has two names.
     """
     names_by_id: dict[int, list[str]] = {}
     for path, module in model.named_modules():  # each once
-        for local, p in module.named_parameters(recurse=False, remove_duplicate=False):
-            names_by_id.setdefault(id(p), []).append(f"{path}.{local}")
-    return {name: names_by_id[id(p)] for name, p in model.named_parameters()}
+        own = *module.named_parameters(recurse=False, remove_duplicate=False), *module.named_buffers(recurse=False)
+        for local, h in own:
+            names_by_id.setdefault(id(h), []).append(f"{path}.{local}")
+    return {name: names_by_id[id(h)] for name, h in (*model.named_parameters(), *model.named_buffers())}
 
 
 class _BoxForward(nn.Module):

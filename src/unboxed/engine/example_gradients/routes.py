@@ -17,7 +17,7 @@ from ...box import Box
 from ...errors import OutputError
 from ...model.hooks import hookable_modules
 from ...model.identity import TransientHook
-from .parameters import LossOfParameters
+from .parameters import LossOfParameters, Parameters
 from .rules import Rule, rule_of
 from .terms import DenseTerm, ExampleTerm, add_terms
 
@@ -35,6 +35,8 @@ class Route(Protocol):
 
 def gradients_of(losses: Tensor, leaves: Sequence[Any]) -> list[Tensor | None]:
     """Gradients of the sum of losses; None where there is no path. Raises OutputError where torch gives none."""
+    if not losses.requires_grad:
+        raise OutputError("the loss does not depend on the model's parameters by any path with a gradient")
     try:
         grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     except RuntimeError as error:
@@ -55,51 +57,46 @@ class _Layer(NamedTuple):
 
 class _Call(NamedTuple):
     layer: _Layer
-    input: Tensor
+    multiplied: Tensor  # what the layer multiplies by its weights
     output: GradientEdge
 
 
 class ClosedForms:
     """From the inputs and output gradients of layers, by one forward and one backward pass of a batch."""
 
-    def __init__(self, box: Box, losses: LossOfParameters, parameters: dict[str, nn.Parameter]) -> None:
-        self.box, self.losses = box, losses
-        self.leaves = {n: p.detach().requires_grad_() for n, p in parameters.items()}
-        self.layers = _layers_with_rules(box, parameters)
+    def __init__(self, losses: LossOfParameters, parameters: Parameters) -> None:
+        self.box, self.losses = losses.box, losses
+        self.leaves = as_leaves(parameters)
+        self.layers = _layers_with_rules(self.box, parameters)
         self.names = tuple(dict.fromkeys(name for layer in self.layers for name in layer.names.values()))
 
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
         losses, calls = self._record(x, y)
         grads = gradients_of(losses, [call.output for call in calls]) if calls else []
         n, found = len(x), dict[str, list[ExampleTerm]]()
-        for call, d in zip(calls, grads, strict=True):
+        for (layer, a, _), d in zip(calls, grads, strict=True):
             if d is not None:
-                for local, term in self._terms_of_call(call, d, n).items():
-                    found.setdefault(call.layer.names.get(local, ""), []).append(term)
-        return losses.detach(), {
-            name: add_terms(found[name]) if name in found else self._zero(name, n) for name in self.names
-        }
+                for local, term in layer.rule.terms(layer.module, n, a, self._own_rows(d, n)).items():
+                    found.setdefault(layer.names.get(local, ""), []).append(term)
+        terms = {name: add_terms(found[name]) if name in found else self._zero(name, n) for name in self.names}
+        return losses.detach(), terms
 
-    def _terms_of_call(self, call: _Call, d: Tensor, n: int) -> Terms:
-        a, d = (self._real_rows(h, n) for h in (call.input, d))
-        return call.layer.rule(call.layer.module, n, a, d)
-
-    def _real_rows(self, h: Tensor, n: int) -> Tensor:
+    def _own_rows(self, h: Tensor, n: int) -> Tensor:
         """Without rows of padding, in the box's dtype."""
         h = h[: len(h) * n // max(n, self.box.min_rows)]
         return h.to(self.box.dtype) if h.is_floating_point() else h
 
     def _zero(self, name: str, n: int) -> ExampleTerm:
-        return DenseTerm(
-            torch.zeros((), dtype=self.box.dtype, device=self.box.device).expand(n, self.leaves[name].numel())
-        )
+        zero = torch.zeros((), dtype=self.box.dtype, device=self.box.device)
+        return DenseTerm(zero.expand(n, self.leaves[name].numel()))
 
     def _record(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[_Call]]:
         calls, handles, thread = list[_Call](), list[RemovableHandle](), get_ident()
 
         def record(layer: _Layer, module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
             if get_ident() == thread and out.requires_grad:
-                calls.append(_Call(layer, (*args, *kwargs.values())[0].detach(), get_gradient_edge(out)))
+                a = self._own_rows((*args, *kwargs.values())[0].detach(), len(x))
+                calls.append(_Call(layer, layer.rule.prepare(module, a), get_gradient_edge(out)))
 
         try:
             for layer in self.layers:  # before hooks of the user, which may change the output
@@ -111,9 +108,13 @@ class ClosedForms:
                 handle.remove()
 
 
-def _layers_with_rules(box: Box, parameters: dict[str, nn.Parameter]) -> list[_Layer]:
+def as_leaves(parameters: Parameters) -> dict[str, Tensor]:
+    return {name: p.detach().requires_grad_() for name, p in parameters.items()}
+
+
+def _layers_with_rules(box: Box, parameters: Parameters) -> list[_Layer]:
     """The modules that own a chosen parameter and have a closed form; a shared parameter has several."""
-    names = {id(p): n for n, p in parameters.items()}
+    names = {id(p): n for n, p in box.model.named_parameters() if n in parameters}
     layers = list[_Layer]()
     for module in hookable_modules(box.modules).values():
         own = {local: names[id(p)] for local, p in module._parameters.items() if id(p) in names}
@@ -125,9 +126,9 @@ def _layers_with_rules(box: Box, parameters: dict[str, nn.Parameter]) -> list[_L
 class Vectorized:
     """torch.func: vmap of grad, for any op that it knows."""
 
-    def __init__(self, box: Box, losses: LossOfParameters, parameters: dict[str, nn.Parameter]) -> None:
-        self.box, self.losses, self.names = box, losses, tuple(parameters)
-        self.parameters = {n: p.detach() for n, p in parameters.items()}
+    def __init__(self, losses: LossOfParameters, parameters: Parameters) -> None:
+        self.box, self.losses, self.names = losses.box, losses, tuple(parameters)
+        self.parameters = dict(parameters)
 
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
         def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -142,9 +143,9 @@ class Vectorized:
 class OneByOne:
     """Autograd, one example at a time: slow, and the definition of the others."""
 
-    def __init__(self, box: Box, losses: LossOfParameters, parameters: dict[str, nn.Parameter]) -> None:
-        self.box, self.losses, self.names = box, losses, tuple(parameters)
-        self.leaves = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+    def __init__(self, losses: LossOfParameters, parameters: Parameters) -> None:
+        self.box, self.losses, self.names = losses.box, losses, tuple(parameters)
+        self.leaves = as_leaves(parameters)
 
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
         rows = [self._row(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .terms import DenseTerm, ExampleTerm, LookupTerm, OuterTerm, compact
 
-Rule = Callable[[Any, int, Tensor, Tensor], dict[str, ExampleTerm]]
-"""(module, number of examples N, input, gradient of the output) -> {"weight": ..., "bias": ...}.
 
-The first axis of both is the batch, or N times as long, example by example.
-"""
+class Rule(NamedTuple):
+    """The closed form of a type of module.
+
+    `terms(module, N, a, d)` gives {"weight": ..., "bias": ...} from what the weights multiply, a, and the gradient of
+    the output, d. The first axis of both is the batch, or N times as long, example by example. `prepare(module, input)`
+    makes a, while the module runs.
+    """
+
+    terms: Callable[[Any, int, Tensor, Tensor], dict[str, ExampleTerm]]
+    prepare: Callable[[Any, Tensor], Tensor] = lambda module, a: a
 
 
 def rule_of(module: nn.Module) -> Rule | None:
@@ -77,35 +83,33 @@ def _embedding(module: nn.Embedding, n: int, a: Tensor, d: Tensor) -> dict[str, 
 
 
 def _layer_norm(module: nn.LayerNorm, n: int, a: Tensor, d: Tensor) -> dict[str, ExampleTerm]:  # (N, ..., *shape)
-    normalized = F.layer_norm(a, module.normalized_shape, eps=module.eps)
     size = prod(module.normalized_shape)
-    terms = {"weight": d * normalized, "bias": d}
-    return {name: DenseTerm(g.reshape(n, -1, size).sum(1)) for name, g in terms.items()}
+    return {name: DenseTerm(g.reshape(n, -1, size).sum(1)) for name, g in {"weight": d * a, "bias": d}.items()}
 
 
-def _channel_norm(normalize: Callable[[Any, Tensor], Tensor]) -> Rule:
-    def rule(module: Any, n: int, a: Tensor, d: Tensor) -> dict[str, ExampleTerm]:  # (N, C, ...)
-        terms = {"weight": d * normalize(module, a), "bias": d}
-        sums = {name: g.reshape(len(g), g.shape[1], -1).sum(2) for name, g in terms.items()}  # (N, C)
-        return {name: DenseTerm(g.reshape(n, -1, g.shape[1]).sum(1)) for name, g in sums.items()}
-
-    return rule
+def _channel_norm(module: Any, n: int, a: Tensor, d: Tensor) -> dict[str, ExampleTerm]:  # (N, C, ...)
+    sums = {name: g.reshape(*g.shape[:2], -1).sum(2) for name, g in {"weight": d * a, "bias": d}.items()}  # (N, C)
+    return {name: DenseTerm(g.reshape(n, -1, g.shape[1]).sum(1)) for name, g in sums.items()}
 
 
-def _on_running_statistics(module: Any, a: Tensor) -> Tensor:
+def _normalized_over_shape(module: nn.LayerNorm, a: Tensor) -> Tensor:
+    return F.layer_norm(a, module.normalized_shape, eps=module.eps)
+
+
+def _normalized_in_groups(module: nn.GroupNorm, a: Tensor) -> Tensor:
+    return F.group_norm(a, module.num_groups, eps=module.eps)
+
+
+def _normalized_by_statistics(module: Any, a: Tensor) -> Tensor:
     mean, variance = (h.to(a) for h in (module.running_mean, module.running_var))
     return F.batch_norm(a, mean, variance, eps=module.eps)
 
 
-def _in_groups(module: nn.GroupNorm, a: Tensor) -> Tensor:
-    return F.group_norm(a, module.num_groups, eps=module.eps)
-
-
 _RULES: tuple[tuple[Any, Rule], ...] = (
-    (nn.Linear, _linear),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
-    (nn.Embedding, _embedding),
-    (nn.LayerNorm, _layer_norm),
-    (nn.modules.batchnorm._BatchNorm, _channel_norm(_on_running_statistics)),
-    (nn.GroupNorm, _channel_norm(_in_groups)),
+    (nn.Linear, Rule(_linear)),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), Rule(_conv)),
+    (nn.Embedding, Rule(_embedding)),
+    (nn.LayerNorm, Rule(_layer_norm, _normalized_over_shape)),
+    (nn.GroupNorm, Rule(_channel_norm, _normalized_in_groups)),
+    (nn.modules.batchnorm._BatchNorm, Rule(_channel_norm, _normalized_by_statistics)),
 )
