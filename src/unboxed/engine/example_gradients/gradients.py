@@ -196,8 +196,13 @@ class ExampleGradients:
 
 def _check_finite(losses: Tensor, start: int) -> None:
     if bad := [start + i for i in (~losses.isfinite()).nonzero()[:, 0].tolist()]:
-        problem = f"the loss is NaN or infinite for {format_rows(bad)}, so that there is no gradient of it"
-        raise NaNError(f"{problem}. {NAN_HINT}", bad, "the loss")
+        raise loss_error(bad)
+
+
+def loss_error(rows: list[int]) -> NaNError:
+    """The error that names the examples whose loss is NaN or infinite."""
+    problem = f"the loss is NaN or infinite for {format_rows(rows)}, so that there is no gradient of it"
+    return NaNError(f"{problem}. {NAN_HINT}", rows, "the loss")
 
 
 def _dot(left: Terms, right: Terms) -> Tensor:
