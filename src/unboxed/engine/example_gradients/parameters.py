@@ -81,16 +81,14 @@ class LossOfParameters:
         return losses
 
     def _fixed(self) -> dict[str, Tensor]:
-        """Copies of the state, which a forward pass may write to."""
-        if self.state is None:
-            return {}
+        """All parameters, without a graph; of a given state copies, which a forward pass may write to."""
         tensors = dict([*self._forward.named_parameters(), *self._forward.named_buffers()])
-        given = {
-            n: self.state[key].to(h, copy=True)
-            for n, h in tensors.items()
-            if (key := n.removeprefix("model.")) in self.state
-        }
-        return {name: h for first, h in given.items() for name in self._names[first]}
+        if self.state is None:
+            fixed = {n: p.detach() for n, p in tensors.items() if isinstance(p, nn.Parameter)}
+        else:
+            given = {f"model.{n}": h for n, h in self.state.items()}
+            fixed = {n: given[n].to(h, copy=True).detach() for n, h in tensors.items() if n in given}
+        return {name: h for first, h in fixed.items() for name in self._names[first]}
 
 
 def _all_names(model: nn.Module) -> dict[str, list[str]]:

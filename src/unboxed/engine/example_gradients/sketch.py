@@ -61,7 +61,8 @@ class Sketch:
     def _sketch_outer(self, hashes: tuple[Hash, Hash], term: OuterTerm) -> Tensor:
         """Circular convolutions, summed over positions, by the Fourier transform."""
         d, a = (torch.fft.rfft(self._count(h, v), dim=2) for h, v in zip(hashes, (term.d, term.a), strict=True))
-        return torch.fft.irfft((d * a).sum(1), n=self.dim, dim=1)
+        sketch: Tensor = torch.fft.irfft((d * a).sum(1), n=self.dim, dim=1)
+        return sketch
 
     def _sketch_lookup(self, hashes: tuple[Hash, Hash], term: LookupTerm) -> Tensor:
         (place, sign), (place_of_rest, sign_of_rest) = hashes
