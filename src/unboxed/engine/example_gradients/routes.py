@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad_and_value, vmap
-from torch.utils.hooks import RemovableHandle
 
 from ...box import Box
 from ...errors import OutputError
 from ...model.hooks import hookable_modules
-from ...model.identity import TransientHook
+from ...model.layer_calls import observing_layer_calls
 from .parameters import LossOfParameters, Parameters
 from .rules import Rule, rule_of
 from .terms import DenseTerm, ExampleTerm, add_terms
@@ -68,7 +66,7 @@ class ClosedForms:
         self.box, self.losses = losses.box, losses
         self.leaves = as_leaves(parameters)
         self.layers = _layers_with_rules(self.box, parameters)
-        self.names = tuple(dict.fromkeys(name for layer in self.layers for name in layer.names.values()))
+        self.names = tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.names.values()))
 
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
         losses, calls = self._record(x, y)
@@ -91,35 +89,29 @@ class ClosedForms:
         return DenseTerm(zero.expand(n, self.leaves[name].numel()))
 
     def _record(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[_Call]]:
-        calls, handles, thread = list[_Call](), list[RemovableHandle](), get_ident()
+        calls = list[_Call]()
 
-        def record(layer: _Layer, module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
-            if get_ident() == thread and out.requires_grad:
-                a = self._own_rows((*args, *kwargs.values())[0].detach(), len(x))
-                calls.append(_Call(layer, layer.rule.prepare(module, a), get_gradient_edge(out)))
+        def record(module: nn.Module, a: Tensor, out: Tensor) -> None:
+            layer = self.layers[module]
+            calls.append(_Call(layer, layer.rule.prepare(module, self._own_rows(a, len(x))), get_gradient_edge(out)))
 
-        try:
-            for layer in self.layers:  # before hooks of the user, which may change the output
-                hook = TransientHook(record, layer)
-                handles.append(layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-            return self.losses(self.leaves, x, y), calls
-        finally:
-            for handle in handles:
-                handle.remove()
+        with observing_layer_calls(self.layers, record):
+            losses = self.losses(self.leaves, x, y)
+        return losses, calls
 
 
 def as_leaves(parameters: Parameters) -> dict[str, Tensor]:
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
 
-def _layers_with_rules(box: Box, parameters: Parameters) -> list[_Layer]:
+def _layers_with_rules(box: Box, parameters: Parameters) -> dict[nn.Module, _Layer]:
     """The modules that own a chosen parameter and have a closed form; a shared parameter has several."""
     names = {id(p): n for n, p in box.model.named_parameters() if n in parameters}
-    layers = list[_Layer]()
+    layers: dict[nn.Module, _Layer] = {}
     for module in hookable_modules(box.modules).values():
         own = {local: names[id(p)] for local, p in module._parameters.items() if id(p) in names}
         if own and (rule := rule_of(module)):
-            layers.append(_Layer(module, rule, own))
+            layers[module] = _Layer(module, rule, own)
     return layers
 
 
