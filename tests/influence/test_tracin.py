@@ -115,7 +115,7 @@ def test_scores_are_what_a_small_step_does(data: Any) -> None:
     changes = torch.stack([loss_after_step([i for i in every if i != k]) - loss_after_step(every) for k in every], 1)
     for result in (
         gradient_dot(box, *data, lr=lr),
-        tracin(box, *data, lr=lr, steps=1, checkpoints=[model.state_dict()]),
+        tracin(box, *data, lr=lr, steps_per_checkpoint=1, checkpoints=[model.state_dict()]),
     ):
         assert relative_error(result.scores, changes) < 1e-3
         assert result.unit == NATS
@@ -123,7 +123,7 @@ def test_scores_are_what_a_small_step_does(data: Any) -> None:
 
 def test_tracin_in_nats_counts_the_steps(box: ub.Box, data: Any, checkpoints: Any) -> None:
     plain = [tracin(box, *data, checkpoints=[c]).scores for c in checkpoints]
-    result = tracin(box, *data, checkpoints=checkpoints, lr=LRS, steps=[5, 6, 7])
+    result = tracin(box, *data, checkpoints=checkpoints, lr=LRS, steps_per_checkpoint=[5, 6, 7])
     expected = sum(lr * k / N * s for lr, k, s in zip(LRS, (5, 6, 7), plain, strict=True))
     assert relative_error(result.scores, expected) < 1e-5  # type: ignore[arg-type]
 

@@ -22,6 +22,7 @@ LearningRate = Annotated[float | None, Above(0), "Learning rate of the step."]
     shows="Which training examples pull the final weights the way in which the query's loss falls.",
     does_not_show="What they did earlier in the training, when their gradients were large and most of it was learned.",
     example=lambda method, box, x, y: method(box, x, y, random_training_data(box)),
+    exempt={"one forward": "it runs the training examples, too"},
     order=20,
 )
 def gradient_dot(

@@ -24,6 +24,7 @@ from .result import SIMILARITY, Influence
     shows="Which training examples the model sees as similar to the query.",
     does_not_show="Whether they taught it the answer: nothing of the training enters.",
     example=lambda method, box, x, y: method(box, x, y, random_training_data(box)),
+    exempt={"one forward": "it runs the training examples, too"},
     order=90,
 )
 def nearest_training_examples(

@@ -33,7 +33,9 @@ MAX_REMAINDER = 1e-6  # of a logit, that the parts may not add up to
     source="Yeh et al. 2018, arXiv:1811.09720, theorem 3.1",
     shows="How the label's logit is made up of the training examples: those that raise it, and those that lower it.",
     does_not_show="How the layers below came to their features: only the last layer is taken to be learned.",
+    needs=("linear end",),
     example=lambda method, box, x, y: method(box, x, y, random_training_data(box)),
+    exempt={"one forward": "it runs the training examples, too"},
     order=60,
 )
 def representer_points(
@@ -121,7 +123,7 @@ def _last_linear_input(box: Box) -> str:
 def _gives_the_logits(box: Box, address: str) -> bool:
     """Whether the logits are a layer's output (of a binary model, half of it with either sign), linear in its input."""
     with box.isolated(grad=False):
-        acts = box.forward(box.noise(3), [address, input_address(address), "logits"])
+        acts = box.forward(box.noise(1), [address, input_address(address), "logits"])
     z, h, logits = acts[address], acts[input_address(address)], acts["logits"]
     module: torch.nn.Linear = box.modules[box.layers[address].path]  # type: ignore[assignment]
     expected = torch.cat([-z / 2, z / 2], 1) if box.outputs == "binary" else z

@@ -33,11 +33,12 @@ StepsPerCheckpoint = Annotated[
     example=lambda method, box, x, y: method(
         box, x, y, random_training_data(box), checkpoints=[box.model.state_dict()]
     ),
+    exempt={"one forward": "it runs the training examples, too, at each checkpoint"},
     order=10,
 )
 def tracin(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, *,
-    checkpoints: Checkpoints, lr: LearningRates = 1.0, steps: StepsPerCheckpoint = None,
+    checkpoints: Checkpoints, lr: LearningRates = 1.0, steps_per_checkpoint: StepsPerCheckpoint = None,
     layers: LayerAddresses = None, loss: LossFunction = None,
 ) -> Influence:  # fmt: skip
     """Inner products of loss gradients at checkpoints, weighted by learning rate: TracInCP.
@@ -53,8 +54,9 @@ def tracin(
         checkpoints: Checkpoints of the training: state dicts, or paths of files that hold them. A file is read when its
             turn comes; nothing in it is executed.
         lr: Learning rate at the checkpoints: one for all, or one for each.
-        steps: Optimizer steps that a checkpoint stands for: one for all, or for each. In an epoch they are the number
-            of examples divided by the batch size. With them, scores are nats; None is the paper's sum, a similarity.
+        steps_per_checkpoint: Optimizer steps that a checkpoint stands for: one for all, or for each. In an epoch they
+            are the number of examples divided by the batch size. With them, scores are nats; None is the paper's sum,
+            a similarity.
         layers: Addresses of the layers, as `box.layers` lists them. Only their parameters count; None is all that
             require a gradient.
         loss: Function of (outputs, labels) that returns each example's loss (N,). None is the one that fits the
@@ -62,8 +64,8 @@ def tracin(
 
     Returns:
         Scores (Q, N), positive where the example helped: the sum over checkpoints of lr * steps / n <g_q, g_i> in nats
-        of the query's loss per example left out; of lr <g_q, g_i> without `steps`. They estimate one run: the training
-        that the checkpoints are of.
+        of the query's loss per example left out; of lr <g_q, g_i> without `steps_per_checkpoint`. They estimate one
+        run: the training that the checkpoints are of.
 
     Raises:
         ModelError: for a checkpoint of another architecture, which it names, or a file that can't be read.
@@ -76,14 +78,14 @@ def tracin(
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> train, (x, y) = ub.data.digits("train").first(50), ub.data.digits("test").first(2)
-        >>> last = [box.model.state_dict()]
-        >>> result = ub.influence.tracin(box, x, y, train, checkpoints=last, lr=.1, steps=10, layers="fc2")
+        >>> settings = {"lr": .1, "steps_per_checkpoint": 10, "layers": "fc2"}
+        >>> result = ub.influence.tracin(box, x, y, train, checkpoints=[box.model.state_dict()], **settings)
         >>> tuple(result.scores.shape), result.unit
         ((2, 50), 'nats per example left out')
 
     Source:
         Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", the definition of TracInCP
-        in section 3.2, where a checkpoint stands for one visit of each example; `steps` and 1/n are ours, so that a
+        in section 3.2, where a checkpoint stands for one visit of each example; the steps and 1/n are ours, so that a
         batch's mean loss is what a step descends.
     """
     check_settings(tracin, locals())
@@ -92,13 +94,13 @@ def tracin(
     train_x, train_y = read_labeled(box, train)
     states = CheckpointStates(box, checkpoints)
     weights = _per_checkpoint("lr", lr, len(states), check_float)
-    if steps is not None:
-        counts = _per_checkpoint("steps", steps, len(states), check_int)
+    if steps_per_checkpoint is not None:
+        counts = _per_checkpoint("steps_per_checkpoint", steps_per_checkpoint, len(states), check_int)
         weights = [w * k / len(train_x) for w, k in zip(weights, counts, strict=True)]
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for k, weight in enumerate(weights):
         scores.add_(ExampleGradients(box, layers, loss, states[k]).dot(x, y, train_x, train_y), alpha=weight)
-    return one_run(box, "TracIn", scores, x, y, train_y, SIMILARITY if steps is None else NATS)
+    return one_run(box, "TracIn", scores, x, y, train_y, SIMILARITY if steps_per_checkpoint is None else NATS)
 
 
 def _per_checkpoint(name: str, value: Any, n: int, check: Any) -> list[float]:

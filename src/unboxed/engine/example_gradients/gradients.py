@@ -14,6 +14,7 @@ from ...box import Box
 from ...errors import NaNError
 from ...model.batching import map_in_batches
 from ...model.nan_checks import NAN_HINT, format_rows
+from ...model.state import leaving_inference_mode
 from ..cpu_cache import gradient_batch_plan
 from .losses import ExampleLoss, resolve_loss
 from .parameters import LossOfParameters, Parameters, chosen_parameters
@@ -50,7 +51,8 @@ class ExampleGradients:
     ) -> None:  # fmt: skip
         self.box, self.loss = box, resolve_loss(box, loss)
         self._losses = LossOfParameters(box, self.loss, state)
-        self.parameters = self._losses.values(chosen_parameters(box, layers))  # without a graph
+        with box.isolated():  # raises where the model was made in inference_mode
+            self.parameters = self._losses.values(chosen_parameters(box, layers))  # without a graph
         self._routes: list[Route] = []
         self._bytes_per_row = 1
 
@@ -97,7 +99,8 @@ class ExampleGradients:
 
     def mean(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The gradient {name: tensor} of the mean loss of a batch, in the parameters' dtype."""
-        leaves = as_leaves(self.parameters)
+        with leaving_inference_mode():
+            leaves = as_leaves(self.parameters)
         total = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
 
         def add(rows: slice) -> None:
@@ -123,7 +126,9 @@ class ExampleGradients:
 
         Raises NaNError that names the examples whose loss is NaN or infinite.
         """
-        self._routes = self._routes or list(self._verified_routes(x, y))
+        with leaving_inference_mode():
+            x, y = x.clone() if x.is_inference() else x, y.clone() if y.is_inference() else y
+            self._routes = self._routes or list(self._verified_routes(x, y))
         _, max_rows = gradient_batch_plan(self.box, len(x), "auto")
         max_rows = max(1, min(max_rows, MAX_CHUNK_BYTES // max(1, self._bytes_per_row)))
 
