@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captum.influence import NaiveInfluenceFunction, TracInCP, TracInCPFast
+from captum.influence import TracInCP, TracInCPFast
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -32,7 +32,6 @@ STEPS = 20
 GROWTH = (10_000, 20_000, 40_000)
 MIN_SPEARMAN = 0.999
 SAMPLE_WISE = {"sample_wise_grads_per_batch": True}  # captum's faster way
-DAMPING = 0.01
 
 
 def main() -> None:
@@ -55,7 +54,6 @@ def main() -> None:
         "TracInCP, all layers": bench.tracin_on_all_layers(chosen.all),
         "TracInCP, last layer": bench.tracin_on_one_layer(TracInCP, chosen.all, layers=[LAST], **SAMPLE_WISE),
         "TracInCPFast, last layer": bench.tracin_on_one_layer(TracInCPFast, chosen.last, final_fc_layer=LAST),
-        **bench.naive(min(chosen.all, chosen.last)),
         "growth": bench.growth(),
     }, packages=("captum",))  # fmt: skip
 
@@ -109,23 +107,6 @@ class Bench:
         return ub.influence.tracin(
             self.box, *self.queries, self.first(n), checkpoints=checkpoints, layers=layers
         ).scores
-
-    def naive(self, n: int) -> dict[str, Any]:
-        """Influence with the exact Hessian of the last layer; nothing where there are no influence functions yet."""
-        method = getattr(ub.influence, "influence_functions", None)
-        if method is None:
-            return {}
-        size = getattr(self.box.model, LAST).weight.numel()
-
-        def ours() -> Tensor:
-            kwargs = {"solver": "exact", "curvature": "hessian", "damping": DAMPING, "layers": LAST}
-            return method(self.box, *self.queries, self.first(n), **kwargs).scores  # type: ignore[no-any-return]
-
-        peer = partial(
-            self.peer, NaiveInfluenceFunction, n, checkpoint=self.checkpoint, layers=[LAST], projection_dim=size,
-            hessian_reg=DAMPING * n, hessian_inverse_tol=0.0, **SAMPLE_WISE,
-        )  # fmt: skip
-        return {"naive influence, last layer": self.against(ours, peer, n)}
 
     def growth(self) -> dict[str, Any]:
         """Seconds for more and more training examples, and the power of their number that the time grows by."""
