@@ -29,6 +29,7 @@ NEED_DESCRIPTIONS = {
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",
+    "linear end": "a linear layer that gives the logits",
 }
 AXIOM_DESCRIPTIONS = {
     "contribution": "on a linear model, exactly w * (x - baseline)",

@@ -59,7 +59,9 @@ PATHS = ("gradient_x_input", "smoothgrad", "integrated_gradients", "expected_gra
 refuse(PATHS, ("checkpointed_reentrant",), UnboxedError)  # likewise
 refuse(("feature", "channels", "caricature"), ("checkpointed_reentrant",), UnboxedError)
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
-refuse(("nearest_neighbors",), ("parameterless", "exported_flat"), LayerError)  # no layer to compare in
+refuse(
+    ("nearest_neighbors", "nearest_training_examples"), ("parameterless", "exported_flat"), LayerError
+)  # no layer to compare in
 refuse(("rewrite", "ablation", "patching", "cka"), ("parameterless", "exported_flat"), LayerError)  # likewise
 refuse(("deep_visualization", "deepdream", "texture", "style_transfer"), ("checkpointed_reentrant",), OutputError)
 refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels
@@ -81,6 +83,16 @@ refuse(("patch", "universal", "fooling"), ("checkpointed_reentrant",), OutputErr
 refuse(("fgsm", "bim", "mi_fgsm"), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("deepfool", "carlini_wagner"), ("checkpointed_reentrant",), OutputError)  # likewise
 refuse(("apgd", "auto_attack"), ("checkpointed_reentrant",), UnboxedError)  # likewise
+
+EXAMPLE_GRADIENTS = ("gradient_dot", "tracin")
+BATCH_DEPENDENT = (
+    "batchnorm_without_statistics", "batchnorm_on_batch_statistics", "batch_maximum", "batch_gate",
+    "random_noise_per_row",
+)  # fmt: skip
+refuse(EXAMPLE_GRADIENTS, BATCH_DEPENDENT, OutputError)  # no example has a loss of its own
+refuse(EXAMPLE_GRADIENTS, ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
+refuse(EXAMPLE_GRADIENTS, ("parameterless",), LayerError)
+refuse(("representer_points",), ("parameterless", "exported_flat", "relu_logits"), LayerError)  # no linear last layer
 
 
 def methods(contract: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:

@@ -15,6 +15,7 @@ from torch import nn
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, call_example, make_case
 from unboxed import checks
+from unboxed.influence._data import random_training_data
 from unboxed.plots import figures
 from unboxed.plots.charts import bar_chart, line_chart, matrix_plot
 
@@ -42,7 +43,8 @@ def test_every_method_has_a_figure(name: str) -> None:
     assert_sane(figures(result))  # what it carries is enough
     assert_sane(figures(result, case.box))
     if name != "nearest_neighbors":  # its example has data of its own
-        assert_sane(figures(result, case.box, data=(case.x, case.y)))
+        data = random_training_data(case.box) if CARDS[name].family == "influence" else (case.x, case.y)
+        assert_sane(figures(result, case.box, data=data))
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------

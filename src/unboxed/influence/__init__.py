@@ -6,6 +6,12 @@ A method that scores training examples for queries is a file here; what two of t
 
 from ..engine.unroll.model_training import ModelTraining as ModelTraining
 from ..engine.unroll.training import Training as Training
+from .gradient_dot import gradient_dot as gradient_dot
+from .nearest_training_examples import nearest_training_examples as nearest_training_examples
+from .representer_points import representer_points as representer_points
 from .result import Influence as Influence
 from .result import mean_over_seeds as mean_over_seeds
+from .store import GradientStore as GradientStore
+from .store import gradient_store as gradient_store
+from .tracin import tracin as tracin
 from .unrolled import unrolled as unrolled

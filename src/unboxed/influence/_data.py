@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -9,19 +10,67 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.examples import labeled_examples
+from ..errors import DataError, InputError
 from ..settings import Holds
 
 TrainingData = Annotated[
     Any, Holds("data"), "Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader."
 ]
 
+TrainIndex = Annotated[
+    int | Sequence[int] | Tensor, Holds("ints"), "Index of the training example, or one per query (N,)."
+]
+
 
 def read_labeled(box: Box, train: Any) -> tuple[Tensor, Tensor]:
-    """Training inputs (N, ...) and classes (N,). Raises DataError where there are none, or no labels."""
-    return labeled_examples(box, train)
+    """Training inputs (N, ...) and their labels: classes (N,), or of a regression model numbers (N, ...).
+
+    Raises DataError where there are none, or no labels.
+    """
+    return _inputs_and_numbers(box, train) if box.outputs == "regression" else labeled_examples(box, train)
+
+
+def query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
+    """The labels whose loss is explained: as given, or the predicted classes. Raises InputError."""
+    if box.outputs == "regression":
+        if labels is None:
+            raise InputError("labels are missing: a regression model predicts no class whose loss could be explained")
+        return _numbers(box, labels, len(x))
+    return box.predict(x) if labels is None else box.class_labels(labels, len(x))
+
+
+def _inputs_and_numbers(box: Box, train: Any) -> tuple[Tensor, Tensor]:
+    if not (isinstance(train, (tuple, list)) and len(train) == 2):
+        raise DataError("wanted the training examples of a regression model as tensors (x, y), with numbers y (N, ...)")
+    x = box.validate_inputs(train[0])
+    return x, _numbers(box, train[1], len(x))
+
+
+def _numbers(box: Box, labels: Any, n: int) -> Tensor:
+    y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
+    if y.ndim and len(y) == n:
+        return y
+    raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")
 
 
 def random_training_data(box: Box, n: int = 6) -> tuple[Tensor, Tensor]:
     """Random labeled examples, the same for each box, for the examples of cards."""
     x = box.inputs.random_inputs(n, torch.Generator(box.device).manual_seed(1)).to(box.dtype)
     return x, torch.arange(n, device=box.device) % max(2, box.n_outputs)
+
+
+def checked_train_index(index: Any, n_queries: int | None, n_train: int, device: torch.device) -> Tensor:
+    """Indices (Q,) of training examples: given, or one for all queries."""
+    try:
+        rows = torch.as_tensor(index, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        rows = torch.empty(0)
+    is_count_right = rows.ndim == 0 or (rows.ndim == 1 and len(rows) and n_queries in (None, len(rows)))
+    if rows.is_floating_point() or rows.dtype == torch.bool or not is_count_right:
+        wanted = "a list of them" if n_queries is None else f"one per query ({n_queries},)"
+        raise InputError(
+            f"index must be a whole number, the index of a training example, or {wanted}; got {index!r}"[:300]
+        )
+    if not bool(((rows >= 0) & (rows < n_train)).all()):
+        raise InputError(f"index must lie between 0 and {n_train - 1}, the last training example; got {index!r}"[:300])
+    return rows.long().expand(n_queries or max(1, rows.numel()))

@@ -31,7 +31,7 @@ class Influence(OneLineReprMixin):
     Attributes:
         scores: (Q, N) queries by training examples.
         truth: "one run" or "mean over seeds".
-        unit: Unit of the scores: "nats per example left out", or "similarity".
+        unit: Unit of the scores: "nats per example left out", "similarity", or what the method says.
         method: The name of the method, as its card has it.
         input: The queries (Q, ...), in the box's units.
         target: (Q,) the classes whose loss is explained; or what the loss was given.

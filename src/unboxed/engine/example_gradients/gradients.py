@@ -2,62 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from ...box import Box
-from ...errors import LayerError
-from .losses import ExampleLoss, loss_address, resolve_loss
+from ...errors import NaNError
+from ...model.batching import map_in_batches
+from ...model.nan_checks import NAN_HINT, format_rows
+from ...model.state import leaving_inference_mode
+from ..cpu_cache import gradient_batch_plan
+from .losses import ExampleLoss, resolve_loss
+from .parameters import LossOfParameters, Parameters, chosen_parameters
+from .routes import ClosedForms, OneByOne, Route, Terms, Vectorized, as_leaves, gradients_of
+from .terms import ExampleTerm
 
-Parameters = Mapping[str, Tensor]
+T = TypeVar("T")
+MAX_CHUNK_BYTES = 2**27  # of gradients, or their factors, that are held at a time
+TRIAL_ROWS, TRIAL_NOISE_ROWS = 4, 3  # of the batch on which routes are verified
 
 
 class ExampleGradients:
     """Gradients of each example's loss with respect to a model's parameters.
 
+    Closed forms from the inputs and output gradients of layers, where a layer has one; else `vmap` of `grad`; else one
+    example at a time. Which of them is right for a parameter is verified on the first batch: a sum of the examples'
+    gradients, with another weight for each, must be autograd's gradient of the weighted loss. That catches weights that
+    are used in a function, shared with another layer, or computed from others. No parameter is left out.
+
     Args:
         box: The opened model.
         layers: Modules whose parameters are meant. None: all parameters that require a gradient; where none does, all.
         loss: (outputs, labels) -> losses (N,). None: the one that fits `box.outputs`.
+        state: Values of all parameters and buffers, as in `state_dict()`: a checkpoint. None: the model's own.
+
+    Raises:
+        LayerError: where there are no parameters.
+        OutputError: for a model whose examples depend on one another.
     """
 
-    def __init__(self, box: Box, layers: Sequence[str] | str | None = None, loss: ExampleLoss | None = None) -> None:
+    def __init__(
+        self, box: Box, layers: Sequence[str] | str | None = None, loss: ExampleLoss | None = None,
+        state: Parameters | None = None,
+    ) -> None:  # fmt: skip
         self.box, self.loss = box, resolve_loss(box, loss)
-        self.parameters = _chosen_parameters(box, layers)  # {name: tensor}, without a graph
-        self._forward = _BoxForward(box)
+        self._losses = LossOfParameters(box, self.loss, state)
+        with box.isolated():  # raises where the model was made in inference_mode
+            self.parameters = self._losses.values(chosen_parameters(box, layers))  # without a graph
+        self._routes: list[Route] = []
+        self._bytes_per_row = 1
 
     @property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
 
+    def with_loss(self, loss: ExampleLoss) -> ExampleGradients:
+        """The same parameters, with another loss."""
+        other = copy(self)
+        other.loss, other._losses, other._routes = loss, LossOfParameters(self.box, loss, self._losses.state), []
+        return other
+
+    def outputs(self, x: Tensor, parameters: Parameters | None = None) -> Tensor:
+        """What the loss is of, (N, ...): logits, or the output of a regression model; inside `box.isolated()`."""
+        return self._losses.outputs(parameters or self.parameters, x)
+
     def losses(self, x: Tensor, y: Tensor, parameters: Parameters | None = None) -> Tensor:
         """Losses (N,) of a batch, with a graph into `parameters`, inside `box.isolated()`."""
-        replaced = {f"model.{name}": p for name, p in (parameters or self.parameters).items()}
-        return self.loss(functional_call(self._forward, replaced, (x,)), y)
+        return self._losses(parameters or self.parameters, x, y)
 
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         """Gradients (N, P) of each example's loss, all parameters side by side."""
-        return torch.stack([self._row(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+        return torch.cat(self.map_terms(lambda terms: torch.cat([t.rows() for t in terms.values()], 1), x, y))
 
     def dot(self, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-        """Inner products (N1, N2) of the gradients of two batches."""
-        return self.matrix(x1, y1) @ self.matrix(x2, y2).T
+        """Inner products (N1, N2) of the gradients of two batches; those of the second are computed in parts.
+
+        Where the first does not fit in memory, the gradients of the second are computed for each part of it.
+        """
+        return torch.cat(
+            self.map_terms(lambda terms: torch.cat(self.map_terms(partial(_dot, terms), x2, y2), 1), x1, y1)
+        )
 
     def project(self, vectors: Parameters, x: Tensor, y: Tensor) -> Tensor:
         """Inner products (K, N) of vectors {name: (K, ...)} with each example's gradient."""
-        return self.flatten(vectors) @ self.matrix(x, y).T
+        v = {name: vectors[name].to(self.box.dtype) for name in self.parameters}
+        return torch.cat(self.map_terms(lambda terms: _total(t.project(v[name]) for name, t in terms.items()), x, y), 1)
+
+    def norms(self, x: Tensor, y: Tensor) -> Tensor:
+        """Lengths (N,) of the gradients; squared, they are the diagonal of `dot(x, y, x, y)`."""
+        squares = self.map_terms(lambda terms: _total(t.squared_norms() for t in terms.values()), x, y)
+        return torch.cat(squares).sqrt()
 
     def mean(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The gradient {name: tensor} of the mean loss of a batch."""
-        parameters = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
-        with self.box.isolated():
-            grads = torch.autograd.grad(
-                self.losses(x, y, parameters).mean(), list(parameters.values()), materialize_grads=True
-            )
-        return dict(zip(parameters, grads, strict=True))
+        """The gradient {name: tensor} of the mean loss of a batch, in the parameters' dtype."""
+        with leaving_inference_mode():
+            leaves = as_leaves(self.parameters)
+        total = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+
+        def add(rows: slice) -> None:
+            with self.box.isolated():
+                grads = gradients_of(self._losses(leaves, x[rows], y[rows]), list(leaves.values()))
+            for sum_, g in zip(total.values(), grads, strict=True):
+                sum_ += 0 if g is None else g
+
+        map_in_batches(add, len(x), *gradient_batch_plan(self.box, len(x), "auto"))
+        return {name: g / len(x) for name, g in total.items()}
 
     def flatten(self, vectors: Parameters) -> Tensor:
         """Vectors {name: (K, ...)} side by side, (K, P)."""
@@ -68,31 +121,101 @@ class ExampleGradients:
         parts = torch.split(matrix, [p.numel() for p in self.parameters.values()], 1)
         return {n: part.reshape(-1, *p.shape) for (n, p), part in zip(self.parameters.items(), parts, strict=True)}
 
-    def _row(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat([g.flatten() for g in self.mean(x, y).values()])
+    def map_terms(self, func: Callable[[Terms], T], x: Tensor, y: Tensor) -> list[T]:
+        """Call `func` on {parameter: gradients of some examples}, for parts of a batch that fit in memory, in order.
+
+        Raises NaNError that names the examples whose loss is NaN or infinite.
+        """
+        with leaving_inference_mode():
+            x, y = x.clone() if x.is_inference() else x, y.clone() if y.is_inference() else y
+            self._routes = self._routes or list(self._verified_routes(x, y))
+        _, max_rows = gradient_batch_plan(self.box, len(x), "auto")
+        max_rows = max(1, min(max_rows, MAX_CHUNK_BYTES // max(1, self._bytes_per_row)))
+
+        def call(rows: slice) -> T:
+            losses, terms = self._terms(self._routes, x[rows], y[rows])
+            _check_finite(losses, rows.start)
+            return func(terms)
+
+        return map_in_batches(call, len(x), "auto", max_rows)
+
+    def _terms(self, routes: Sequence[Route], x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
+        """Losses (N,) and gradients of a batch, in the order of the parameters."""
+        found: Terms = {}
+        for route in routes:
+            with self.box.isolated():
+                losses, terms = route.terms(x, y)
+            found |= {name: terms[name] for name in route.names}
+        return losses, {name: found[name] for name in self.parameters}
+
+    def _verified_routes(self, x: Tensor, y: Tensor) -> Iterator[Route]:
+        """For each parameter the fastest route that is right for it."""
+        trial_x, trial_y = self._trial_batch(x, y)
+        weights = torch.linspace(0.5, 1.5, len(trial_x), dtype=self.box.dtype, device=self.box.device)
+        left = dict(self.parameters)
+        expected: dict[str, Tensor] | None = None
+        for make in (ClosedForms, Vectorized):
+            route: Route = make(self._losses, left)
+            if not route.names:
+                continue
+            expected = expected or self._weighted_gradient(trial_x, trial_y, weights)
+            terms = self._try(route, trial_x, trial_y)
+            route.names = tuple(n for n, t in terms.items() if self._is_right(t, weights, expected[n]))
+            if route.names:
+                self._bytes_per_row += sum(terms[name].row_bytes for name in route.names)
+                left = {n: p for n, p in left.items() if n not in route.names}
+                yield route
+        if left:
+            yield OneByOne(self._losses, left)
+
+    def _trial_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Some of the examples, and noise with their labels: with several rows, and where a loss is zero by chance."""
+        n_rows = min(TRIAL_ROWS, len(x))
+        trial_x = torch.cat([x[:n_rows], self.box.noise(TRIAL_NOISE_ROWS).to(x)])[: self.box.max_rows]
+        return trial_x, y[torch.arange(len(trial_x), device=y.device) % n_rows]
+
+    def _try(self, route: Route, x: Tensor, y: Tensor) -> Terms:
+        """The terms of a route; none where it fails: a slower one then does the work, or raises what is wrong."""
+        try:
+            with self.box.isolated():
+                return route.terms(x, y)[1]
+        except Exception:
+            return {}
+
+    def _weighted_gradient(self, x: Tensor, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Autograd's gradient (P,) of the weighted sum of losses."""
+        leaves = as_leaves(self.parameters)
+        with self.box.isolated():
+            grads = gradients_of(weights * self._losses(leaves, x, y), list(leaves.values()))
+        return {
+            name: (torch.zeros_like(p) if g is None else g).flatten().to(self.box.dtype)
+            for (name, p), g in zip(self.parameters.items(), grads, strict=True)
+        }
+
+    def _is_right(self, term: ExampleTerm, weights: Tensor, expected: Tensor) -> bool:
+        """Whether the weighted sum of an example's gradients is autograd's, up to rounding."""
+        scale = torch.maximum((weights * term.squared_norms().clamp_min(0).sqrt()).sum(), expected.norm())
+        error = (weights @ term.rows() - expected).norm()
+        return bool(error <= torch.finfo(self.box.model_dtype).eps ** 0.5 * scale)
 
 
-class _BoxForward(nn.Module):
-    """The logits of a box, as a module whose parameters `functional_call` can replace."""
-
-    def __init__(self, box: Box) -> None:
-        super().__init__()
-        self.model = box.model
-        self._box = [box]  # in a list: no attribute of a module
-
-    def forward(self, x: Tensor) -> Tensor:
-        address = loss_address(self._box[0])
-        return self._box[0].forward(x, [address])[address]
+def _check_finite(losses: Tensor, start: int) -> None:
+    if bad := [start + i for i in (~losses.isfinite()).nonzero()[:, 0].tolist()]:
+        raise loss_error(bad)
 
 
-def _chosen_parameters(box: Box, layers: Sequence[str] | str | None) -> dict[str, Tensor]:
-    parameters = {n: p for n, p in box.model.named_parameters() if p.is_floating_point()}
-    if layers is not None:
-        names = [layers] if isinstance(layers, str) else list(layers)
-        prefixes = tuple(f"{box.layers.resolve(name)}." for name in names)
-        parameters = {n: p for n, p in parameters.items() if n.startswith(prefixes)}
-    chosen = {n: p.detach() for n, p in parameters.items() if p.requires_grad}
-    if chosen := chosen or {n: p.detach() for n, p in parameters.items()}:
-        return chosen
-    where = "the model has" if layers is None else f"{', '.join(names)} have"
-    raise LayerError(f"{where} no parameters, so that there are no gradients of them")
+def loss_error(rows: list[int]) -> NaNError:
+    """The error that names the examples whose loss is NaN or infinite."""
+    problem = f"the loss is NaN or infinite for {format_rows(rows)}, so that there is no gradient of it"
+    return NaNError(f"{problem}. {NAN_HINT}", rows, "the loss")
+
+
+def _dot(left: Terms, right: Terms) -> Tensor:
+    return _total(term.dot(right[name]) for name, term in left.items())
+
+
+def _total(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total

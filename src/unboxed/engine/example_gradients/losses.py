@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...box import Box
+from ...errors import InputError
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, ...), labels (N, ...)) -> losses (N,); of a yes/no output z, logits are the pair (-z/2, z/2)."""
@@ -27,15 +28,20 @@ def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)
     return F.cross_entropy(z, y.long(), reduction="none")
 
 
-def _binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N, K)
-    return F.binary_cross_entropy_with_logits(z, y.to(z).reshape(z.shape), reduction="none").flatten(1).sum(1)
+def _binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), labels (N, K) of 0 and 1
+    return F.binary_cross_entropy_with_logits(z, _values_like(z, y), reduction="none").flatten(1).sum(1)
 
 
 def _half_squared_error(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,) or (N, K)
-    return 0.5 * (z - y.to(z).reshape(z.shape)).square().flatten(1).sum(1)
+    return 0.5 * (z - _values_like(z, y)).square().flatten(1).sum(1)
 
 
-_LOSS_BY_OUTPUTS: dict[str, ExampleLoss] = {
-    "multilabel": _binary_cross_entropy,
-    "regression": _half_squared_error,
-}
+def _values_like(z: Tensor, y: Tensor) -> Tensor:
+    """Labels that are one value per output, in the shape of the outputs."""
+    if y.numel() != z.numel():
+        raise InputError(f"wanted labels with a value for each of the outputs {tuple(z.shape)}; got {tuple(y.shape)}")
+    return y.to(z).reshape(z.shape)
+
+
+_LOSS_BY_OUTPUTS: dict[str, ExampleLoss] = {"multilabel": _binary_cross_entropy, "regression": _half_squared_error}
+"""Others are the cross-entropy of logits: also of one yes/no output, whose box has the logits of no and yes."""

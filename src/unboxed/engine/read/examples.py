@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.base import Inputs
 from ...inputs.examples import (
+    Opened,
     OpenedDataset,
     OpenedStream,
     input_batches,
@@ -77,10 +78,7 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
-    first = _read_first_examples(box, data, max_examples)
-    if not first.has_labels:
-        expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
-        raise DataError(f"these examples have no labels; wanted {expected}")
+    first = _read_first_examples(box, data, max_examples).require_labels()
     n = len(first.x)
     return LabeledExamples(first.x, first.classes(box, data), first.skipped.dataset_rows(torch.arange(n)))
 
@@ -119,6 +117,13 @@ class _ExamplesWithOptionalLabels:
     def has_labels(self) -> bool:
         return isinstance(self.labels, Tensor) or any(label_value(label) is not None for label in self.labels)
 
+    def require_labels(self) -> _ExamplesWithOptionalLabels:
+        """The examples themselves. Raises DataError where they have no labels."""
+        if self.has_labels:
+            return self
+        expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
+        raise DataError(f"these examples have no labels; wanted {expected}")
+
     def classes(self, box: Box, data: Any) -> Tensor:
         """Classes (N,) of the box. Raises DataError where some have no label, InputError for classes out of range."""
         classes = labels_to_classes(box, data, self.labels)
@@ -126,6 +131,35 @@ class _ExamplesWithOptionalLabels:
             problem = f"{n_missing} of {len(classes)} examples have no label"
             raise DataError(f"{problem}; give all of them one, or none")
         return box.class_labels(classes, len(self.x))
+
+
+def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs (n, ...) and classes (n,) of all labeled examples, `size` at a time, in bounded memory.
+
+    Raises as `labeled_examples`.
+    """
+    skipped, opened, n_read = SkippedExamples(), open_data(data, box.inputs), 0
+    for part in _record_batches(opened, size, skipped):
+        batch = _read_first_examples(box, part, None) if isinstance(part, tuple) else _from_records(box, part, skipped)
+        n_read += len(batch.x)
+        yield batch.x, batch.require_labels().classes(box, data)
+    skipped.require_some_read(n_read)
+    skipped.warn()
+
+
+def _record_batches(opened: Opened, size: int, skipped: SkippedExamples) -> Iterator[tuple[Any, Any] | list[Any]]:
+    """(x, y) of slices of tensors, or lists of examples."""
+    if isinstance(opened, tuple) and opened[1] is not None:
+        yield from ((opened[0][i : i + size], opened[1][i : i + size]) for i in range(0, len(opened[0]), size))
+        return
+    records = iter_examples(opened, skipped)
+    while part := list(islice(records, size)):
+        yield part
+
+
+def _from_records(box: Box, records: list[Any], skipped: SkippedExamples) -> _ExamplesWithOptionalLabels:
+    labels = [record[1] if isinstance(record, (tuple, list)) else None for record in records]
+    return _ExamplesWithOptionalLabels(box.validate_inputs(stack_inputs(records)), labels, skipped)
 
 
 def _read_first_examples(box: Box, data: Any, max_examples: int | None) -> _ExamplesWithOptionalLabels:
@@ -140,8 +174,7 @@ def _read_first_examples(box: Box, data: Any, max_examples: int | None) -> _Exam
     records = list(islice(iter_examples(opened, skipped), max_examples))
     skipped.require_some_read(len(records))
     skipped.warn()
-    labels = [record[1] if isinstance(record, (tuple, list)) else None for record in records]
-    return _ExamplesWithOptionalLabels(box.validate_inputs(stack_inputs(records)), labels, skipped)
+    return _from_records(box, records, skipped)
 
 
 def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:

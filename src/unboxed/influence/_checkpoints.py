@@ -1,0 +1,81 @@
+"""Checkpoints of a training: state dicts, or files of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..box import Box
+from ..errors import InputError, ModelError
+from ..settings import Holds
+from ..validation import suggestion_text
+
+Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
+Checkpoints = Annotated[
+    Sequence[Checkpoint],
+    Holds("object"),
+    "Checkpoints of the training: state dicts, or paths of files that hold them.",
+]
+NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # the weights, in files of a whole training
+MAX_NAMES = 3  # that an error lists
+
+
+class CheckpointStates:
+    """State dicts of the checkpoints of a model; a file is read when its turn comes.
+
+    Raises InputError where there is no checkpoint.
+    """
+
+    def __init__(self, box: Box, checkpoints: Sequence[Checkpoint]) -> None:
+        if isinstance(checkpoints, (str, os.PathLike, Mapping)) or not len(checkpoints):
+            raise InputError("checkpoints must be a list of state dicts or of paths, at least one")
+        self._wanted, self._checkpoints = box.model.state_dict(), checkpoints
+
+    def __len__(self) -> int:
+        return len(self._checkpoints)
+
+    def __getitem__(self, k: int) -> Mapping[str, Tensor]:
+        """The state dict of checkpoint k. Raises ModelError for one of another architecture."""
+        checkpoint = self._checkpoints[k]
+        name = f"checkpoint {k}" if isinstance(checkpoint, Mapping) else f"checkpoint {k} ({checkpoint})"
+        state = checkpoint if isinstance(checkpoint, Mapping) else _read(Path(checkpoint))
+        if problem := _misfit(self._wanted, state):
+            raise ModelError(f"{name} is one of another architecture: {problem}. Give checkpoints of this model")
+        return state
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The weights in a file; nothing in it is executed. Raises ModelError."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"can't read the checkpoint {path}: {reason}") from error
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in NESTED_UNDER if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not all(isinstance(h, Tensor) for h in content.values()):
+        raise ModelError(f"{path} holds no state dict; save model.state_dict(), or give the state dict itself")
+    return content
+
+
+def _misfit(wanted: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """The first difference between two architectures in words; "" where there is none."""
+    for name, value in wanted.items():
+        if name in weights and isinstance(value, Tensor) and weights[name].shape != value.shape:
+            return f"its {name} is {tuple(weights[name].shape)}, the model's is {tuple(value.shape)}"
+    if missing := [name for name in wanted if name not in weights]:
+        return f"it has no {', '.join(missing[:MAX_NAMES])}{_hint(missing[0], weights)}"
+    extra = [name for name in weights if name not in wanted]
+    return f"the model has no {', '.join(extra[:MAX_NAMES])}" if extra else ""
+
+
+def _hint(name: str, weights: Mapping[str, Tensor]) -> str:
+    return f"; {suggestion_text(name, weights, MAX_NAMES)}" if weights else ""

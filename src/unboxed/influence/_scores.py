@@ -1,0 +1,28 @@
+"""What methods that compare examples by their gradients or features share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from ..box import Box
+from ..engine.example_gradients.losses import ExampleLoss
+from .result import NATS, Influence
+
+LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
+
+
+def one_run(
+    box: Box, method: str, scores: Tensor, x: Tensor, y: Tensor, train_labels: Tensor, unit: str = NATS
+) -> Influence:
+    """The result of queries x (Q, ...) and labels y (Q,) that the model itself was asked about, not others like it."""
+    return Influence(
+        scores.to(box.dtype), "one run", unit, method, box.restore_structure(x), y, train_labels, box.classes
+    )  # fmt: skip
+
+
+def cosines(products: Tensor, lengths: Tensor, train_lengths: Tensor) -> Tensor:
+    """Products (Q, N) divided by the lengths (Q,) and (N,); 0 where a length is 0."""
+    scale = lengths[:, None] * train_lengths
+    return products / scale.where(scale > 0, 1)
