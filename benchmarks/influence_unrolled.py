@@ -95,7 +95,6 @@ def use_memory(what: str) -> None:
     """Print by how much memory peaks above what is in use before."""
     training = make_training()
     x, y = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
-    weight_gradients(training, Trajectory(training, 1), x[:1], y[:1])  # what is allocated once
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     weight_gradients(training, Trajectory(training, training.n_steps if what == "stored" else 15), x, y)

@@ -118,17 +118,11 @@ def report(
     judge: Annotated[
         str | None, typer.Option(help="A second, robust model that classifies the generated images.")
     ] = None,
-    shape: ShapeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    classes: ClassesOption = None,
-    outputs: OutputsOption = None,
-    root: RootOption = None,
-    seed: SeedOption = 0,
-    quiet: QuietOption = False,
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     show: OpenBrowserOption = False,
     debug: DebugOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Open a model on some data: one self-contained page, with its images and numbers beside it."""
     with errors_as_exit_codes(debug):
         from .. import loading
@@ -165,15 +159,10 @@ def explain(
     n: Annotated[int, typer.Option("--n", help="Explain the first N inputs of a folder, an array or a table.")] = 4,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
-    shape: ShapeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    classes: ClassesOption = None,
-    outputs: OutputsOption = None,
-    seed: SeedOption = 0,
-    quiet: QuietOption = False,
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Why this prediction? Every attribution method on an input, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
         if not source.exists():  # before anything heavy is imported
@@ -206,16 +195,10 @@ def attack(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images, numbers and checkpoint.")] = Path(
         "attacked"
     ),
-    shape: ShapeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    classes: ClassesOption = None,
-    outputs: OutputsOption = None,
-    root: RootOption = None,
-    seed: SeedOption = 0,
-    quiet: QuietOption = False,
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """What fools the model? Clean and robust accuracy, adversarial images, and checks of gradient masking.
 
     After an interruption the same command continues.
