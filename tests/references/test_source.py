@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.engine.example_gradients.gradients import ExampleGradients
 from unboxed.engine.example_gradients.kronecker import fit_fisher
-from unboxed.errors import DataError, InputError, ModelError, NaNError
+from unboxed.errors import DataError, InputError, ModelError, NaNError, OutputError
 from unboxed.influence import source
 
 N, D, K = 12, 4, 3
@@ -172,6 +172,13 @@ def test_all_forms_of_checkpoints_are_one(tmp_path: Path) -> None:
     assert results[0].truth == "mean over seeds"
 
 
+def segmentation() -> ub.influence.Influence:
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    box, x = ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits"), torch.rand(3, 1, 8, 8)
+    y, states = torch.arange(3), [model.state_dict()]
+    return source(box, x, y, (x, y), checkpoints=states, lr=0.1, n_steps=3, segments=1)
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another architecture": (
         lambda: call(checkpoints=[nn.Sequential(nn.Linear(D, K + 1)).state_dict()]), ModelError, "checkpoint 0 is one"),
@@ -181,6 +188,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rates": (lambda: call(lr=[0.1, 0.2]), InputError, "lr must be a number, or one for each of the 1 segments; got 2"),
     "rate": (lambda: call(lr=-1.0), InputError, "lr must be"),
     "steps": (lambda: call(n_steps=0), InputError, "n_steps must be"),
+    "a class per position": (segmentation, OutputError, "one row of class scores per example"),
     "no labels": (lambda: call(train=X), DataError, "no labels"),
     "a loss that is not a number": (
         lambda: call(loss=lambda z, y: F.cross_entropy(z, y, reduction="none") / (z[:, 0] < 9), fisher="empirical",
