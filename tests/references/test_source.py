@@ -170,6 +170,10 @@ def test_all_forms_of_checkpoints_are_one(tmp_path: Path) -> None:
     assert all(torch.equal(r.scores, results[0].scores) for r in results)
     assert not torch.equal(results[0].scores, call().scores)
     assert results[0].truth == "mean over seeds"
+    assert results[0].settings == {
+        "checkpoints": 1, "segments": 1, "lr": 0.1, "n_steps": 10, "weight_decay": 0.0, "curvature": "ekfac",
+        "fisher": "sampled", "decay": "exponential",
+    }  # fmt: skip
 
 
 def segmentation() -> ub.influence.Influence:

@@ -73,6 +73,7 @@ def test_it_is_the_papers_formula(n_models: int) -> None:
     result = trak(boxes[0], QUERIES, LABELS, (X, Y), models=[b.model.state_dict() for b in boxes], dim=10, seed=5)
     torch.testing.assert_close(result.scores, literal_trak(boxes, 10, 5), rtol=1e-9, atol=1e-12)
     assert (result.truth, result.unit) == ("mean over seeds", "nats per example left out, up to a factor")
+    assert result.settings == {"models": n_models, "dim": 10, "reweighted": False}
 
 
 def test_without_models_it_is_the_box() -> None:

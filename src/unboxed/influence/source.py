@@ -135,7 +135,10 @@ def source(
         remaining = curvature.apply(remaining, segment.decay_to_its_end)
     return Influence(
         scores / len(train_x), "mean over seeds", method="SOURCE", input=box.restore_structure(x), target=y,
-        train_labels=train_y, classes=box.classes,
+        train_labels=train_y, classes=box.classes, settings={
+            "checkpoints": len(states), "segments": segments, "lr": lr, "n_steps": n_steps,
+            "weight_decay": weight_decay, "curvature": approximation, "fisher": fisher, "decay": decay,
+        },
     )  # fmt: skip
 
 

@@ -107,6 +107,7 @@ def trak(
     return Influence(
         scores.to(box.dtype), "mean over seeds", NATS if reweighted else UNSCALED_NATS, "TRAK",
         box.restore_structure(x), y, train_y, box.classes,
+        settings={"models": len(states), "dim": dim, "reweighted": reweighted},
     )  # fmt: skip
 
 
