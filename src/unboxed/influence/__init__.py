@@ -11,7 +11,9 @@ from .nearest_training_examples import nearest_training_examples as nearest_trai
 from .representer_points import representer_points as representer_points
 from .result import Influence as Influence
 from .result import mean_over_seeds as mean_over_seeds
+from .source import source as source
 from .store import GradientStore as GradientStore
 from .store import gradient_store as gradient_store
 from .tracin import tracin as tracin
+from .trak import trak as trak
 from .unrolled import unrolled as unrolled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..box import Box
+from ..engine.example_gradients.gradients import ExampleGradients
+from ..engine.example_gradients.losses import ExampleLoss
 from ..errors import InputError, ModelError
 from ..settings import Holds
 from ..validation import suggestion_text
@@ -48,6 +50,24 @@ class CheckpointStates:
         if problem := _misfit(self._wanted, state):
             raise ModelError(f"{name} is one of another architecture: {problem}. Give checkpoints of this model")
         return state
+
+
+class CheckpointGradients:
+    """Per-example gradients at the checkpoints of a model; each is opened when its turn comes, anew in every pass."""
+
+    def __init__(
+        self, box: Box, states: CheckpointStates, layers: Sequence[str] | str | None, loss: ExampleLoss | None,
+        chosen: range | None = None,
+    ) -> None:  # fmt: skip
+        self._box, self._states, self._layers, self._loss = box, states, layers, loss
+        self._chosen = range(len(states)) if chosen is None else chosen
+
+    def __iter__(self) -> Iterator[ExampleGradients]:
+        return (ExampleGradients(self._box, self._layers, self._loss, self._states[k]) for k in self._chosen)
+
+    def part(self, start: int, end: int) -> CheckpointGradients:
+        """Those of checkpoints `start` to `end` - 1."""
+        return CheckpointGradients(self._box, self._states, self._layers, self._loss, self._chosen[start:end])
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

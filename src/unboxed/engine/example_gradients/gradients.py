@@ -121,6 +121,14 @@ class ExampleGradients:
         parts = torch.split(matrix, [p.numel() for p in self.parameters.values()], 1)
         return {n: part.reshape(-1, *p.shape) for (n, p), part in zip(self.parameters.items(), parts, strict=True)}
 
+    def closed_forms(self, x: Tensor, y: Tensor) -> ClosedForms:
+        """The closed forms of layers; their `names` are the parameters for which they are right on these examples."""
+        self._routes = self._routes or list(self._verified_routes(x, y))
+        verified = [route for route in self._routes if isinstance(route, ClosedForms)]
+        forms = verified[0] if verified else ClosedForms(self._losses, self.parameters)
+        forms.names = forms.names if verified else ()
+        return forms
+
     def map_terms(self, func: Callable[[Terms], T], x: Tensor, y: Tensor) -> list[T]:
         """Call `func` on {parameter: gradients of some examples}, for parts of a batch that fit in memory, in order.
 
@@ -134,7 +142,7 @@ class ExampleGradients:
 
         def call(rows: slice) -> T:
             losses, terms = self._terms(self._routes, x[rows], y[rows])
-            _check_finite(losses, rows.start)
+            check_finite(losses, rows.start)
             return func(terms)
 
         return map_in_batches(call, len(x), "auto", max_rows)
@@ -199,7 +207,8 @@ class ExampleGradients:
         return bool(error <= torch.finfo(self.box.model_dtype).eps ** 0.5 * scale)
 
 
-def _check_finite(losses: Tensor, start: int) -> None:
+def check_finite(losses: Tensor, start: int) -> None:
+    """Raise NaNError that names the examples, counted from `start`, whose loss is NaN or infinite."""
     if bad := [start + i for i in (~losses.isfinite()).nonzero()[:, 0].tolist()]:
         raise loss_error(bad)
 

@@ -20,8 +20,15 @@ def loss_address(box: Box) -> str:
 
 
 def resolve_loss(box: Box, loss: ExampleLoss | None) -> ExampleLoss:
-    """The given loss, or the one that fits the box's outputs: in nats, of logits; half the squared error of numbers."""
-    return _LOSS_BY_OUTPUTS.get(box.outputs, _cross_entropy) if loss is None else loss
+    """The given loss, or the one that fits the box's outputs: in nats, of logits; half the squared error of numbers.
+
+    Raises OutputError where none is given and the model classifies each position: one class is no label of a map.
+    """
+    if loss is not None:
+        return loss
+    if box.output_map_shape and box.outputs != "regression":
+        box.require_class_scores("the loss of an example")
+    return _LOSS_BY_OUTPUTS.get(box.outputs, _cross_entropy)
 
 
 def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -47,14 +47,14 @@ def gradients_of(losses: Tensor, leaves: Sequence[Any]) -> list[Tensor | None]:
     return [None if g is None else g.to_dense() for g in grads]
 
 
-class _Layer(NamedTuple):
+class RuledLayer(NamedTuple):
     module: nn.Module
     rule: Rule
     names: dict[str, str]  # {"weight": the name of the parameter}
 
 
-class _Call(NamedTuple):
-    layer: _Layer
+class LayerCall(NamedTuple):
+    layer: RuledLayer
     multiplied: Tensor  # what the layer multiplies by its weights
     output: GradientEdge
 
@@ -69,17 +69,17 @@ class ClosedForms:
         self.names = tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.names.values()))
 
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
-        losses, calls = self._record(x, y)
+        losses, calls = self.record(len(x), lambda leaves: self.losses(leaves, x, y))
         grads = gradients_of(losses, [call.output for call in calls]) if calls else []
         n, found = len(x), dict[str, list[ExampleTerm]]()
         for (layer, a, _), d in zip(calls, grads, strict=True):
             if d is not None:
-                for local, term in layer.rule.terms(layer.module, n, a, self._own_rows(d, n)).items():
+                for local, term in layer.rule.terms(layer.module, n, a, self.own_rows(d, n)).items():
                     found.setdefault(layer.names.get(local, ""), []).append(term)
         terms = {name: add_terms(found[name]) if name in found else self._zero(name, n) for name in self.names}
         return losses.detach(), terms
 
-    def _own_rows(self, h: Tensor, n: int) -> Tensor:
+    def own_rows(self, h: Tensor, n: int) -> Tensor:
         """Without rows of padding, in the box's dtype."""
         h = h[: len(h) * n // max(n, self.box.min_rows)]
         return h.to(self.box.dtype) if h.is_floating_point() else h
@@ -88,30 +88,31 @@ class ClosedForms:
         zero = torch.zeros((), dtype=self.box.dtype, device=self.box.device)
         return DenseTerm(zero.expand(n, self.leaves[name].numel()))
 
-    def _record(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[_Call]]:
-        calls = list[_Call]()
+    def record(self, n: int, run: Callable[[Parameters], Tensor]) -> tuple[Tensor, list[LayerCall]]:
+        """What `run` gives for the parameters, and the calls of layers in it, for n examples."""
+        calls = list[LayerCall]()
 
         def record(module: nn.Module, a: Tensor, out: Tensor) -> None:
             layer = self.layers[module]
-            calls.append(_Call(layer, layer.rule.prepare(module, self._own_rows(a, len(x))), get_gradient_edge(out)))
+            calls.append(LayerCall(layer, layer.rule.prepare(module, self.own_rows(a, n)), get_gradient_edge(out)))
 
         with observing_layer_calls(self.layers, record):
-            losses = self.losses(self.leaves, x, y)
-        return losses, calls
+            out = run(self.leaves)
+        return out, calls
 
 
 def as_leaves(parameters: Parameters) -> dict[str, Tensor]:
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
 
-def _layers_with_rules(box: Box, parameters: Parameters) -> dict[nn.Module, _Layer]:
+def _layers_with_rules(box: Box, parameters: Parameters) -> dict[nn.Module, RuledLayer]:
     """The modules that own a chosen parameter and have a closed form; a shared parameter has several."""
     names = {id(p): n for n, p in box.model.named_parameters() if n in parameters}
-    layers: dict[nn.Module, _Layer] = {}
+    layers: dict[nn.Module, RuledLayer] = {}
     for module in hookable_modules(box.modules).values():
         own = {local: names[id(p)] for local, p in module._parameters.items() if id(p) in names}
         if own and (rule := rule_of(module)):
-            layers[module] = _Layer(module, rule, own)
+            layers[module] = RuledLayer(module, rule, own)
     return layers
 
 

@@ -44,13 +44,13 @@ def _linear(module: nn.Linear, n: int, a: Tensor, d: Tensor) -> dict[str, Exampl
 
 
 def _conv(module: Any, n: int, a: Tensor, d: Tensor) -> dict[str, ExampleTerm]:  # (N, C, ...), (N, O, ...)
-    windows = _windows(module, a)  # (N, C K, T)
+    patches = windows(module, a)  # (N, C K, T)
     d = d.flatten(2)  # (N, O, T)
     terms: dict[str, ExampleTerm] = {"bias": DenseTerm(d.sum(2).reshape(n, -1, d.shape[1]).sum(1))}
     if module.groups == 1:
-        return terms | {"weight": compact(OuterTerm(_positions_second(n, d), _positions_second(n, windows)))}
-    d, windows = (h.reshape(len(h), module.groups, -1, h.shape[2]) for h in (d, windows))  # (N, G, ..., T)
-    rows = (d @ windows.mT).flatten(1)  # (N, O I)
+        return terms | {"weight": compact(OuterTerm(_positions_second(n, d), _positions_second(n, patches)))}
+    d, patches = (h.reshape(len(h), module.groups, -1, h.shape[2]) for h in (d, patches))  # (N, G, ..., T)
+    rows = (d @ patches.mT).flatten(1)  # (N, O I)
     return terms | {"weight": DenseTerm(rows.reshape(n, -1, rows.shape[1]).sum(1))}
 
 
@@ -59,7 +59,7 @@ def _positions_second(n: int, h: Tensor) -> Tensor:  # (N, C, T) or (N M, C, T)
     return h if len(h) == n else h.reshape(n, -1, h.shape[2])
 
 
-def _windows(module: Any, a: Tensor) -> Tensor:
+def windows(module: Any, a: Tensor) -> Tensor:
     """What a convolution multiplies by its weights at each position, (N, C K, T)."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)

@@ -30,17 +30,18 @@ class Sketch:
 
     def __init__(self, parameters: Mapping[str, Tensor], dim: int, seed: int = 0) -> None:
         self.dim, self.seed = dim, seed
-        self._hashes = {name: self._hashes_of(name, p) for name, p in parameters.items()}
+        # by place, not by name: a compiled model has other names
+        self._hashes = {name: self._hashes_of(str(k), p) for k, (name, p) in enumerate(parameters.items())}
 
     def __call__(self, terms: Mapping[str, ExampleTerm]) -> Tensor:
         """Sketches (N, dim) of the gradients of N examples."""
         parts = [self._sketch(self._hashes[name], term) for name, term in terms.items()]
         return torch.stack(parts).sum(0)
 
-    def _hashes_of(self, name: str, p: Tensor) -> tuple[Hash, Hash]:
+    def _hashes_of(self, key: str, p: Tensor) -> tuple[Hash, Hash]:
         """Of the first axis, and of all others together."""
         n = p.shape[0] if p.ndim else 1
-        return self._hash(f"{name}/0", n, p), self._hash(f"{name}/1", p.numel() // n, p)
+        return self._hash(f"{key}/0", n, p), self._hash(f"{key}/1", p.numel() // n, p)
 
     def _hash(self, key: str, n: int, like: Tensor) -> Hash:
         generator = keyed_generator(torch.device("cpu"), "sketch", self.seed, self.dim, key)
