@@ -100,18 +100,14 @@ def demo(
             raise KeyboardInterrupt
         box = Box(model, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
-        report_result = write(
-            box, test, out, judge=judge, training=train, seed=seed, quiet=quiet, command=command_line()
-        )
+        settings: dict[str, Any] = {"seed": seed, "quiet": quiet, "command": command_line()}
+        report_result = write(box, test, out, judge=judge, training=train, **settings)
         print_report_path_and_exit_on_failure(report_result, show, f"wrote {report_result.path}: open it in a browser")
 
 
 @app.command()
 def report(
-    model: ModelOption,
-    data: DataOption,
-    weights: WeightsOption = None,
-    out: OutOption = Path("out"),
+    model: ModelOption, data: DataOption, weights: WeightsOption = None, out: OutOption = Path("out"),
     training: Annotated[
         str | None, typer.Option("--train", help=f"Labeled training examples, for who taught it that: {DATA_HELP}.")
     ] = None,
@@ -120,8 +116,7 @@ def report(
     ] = None,
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
     outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
-    show: OpenBrowserOption = False,
-    debug: DebugOption = False,
+    show: OpenBrowserOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Open a model on some data: one self-contained page, with its images and numbers beside it."""
     with errors_as_exit_codes(debug):
@@ -147,8 +142,7 @@ def report(
 
 @app.command()
 def explain(
-    source: InputArgument,
-    model: ModelOption,
+    source: InputArgument, model: ModelOption,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", help="Attribution method, by name; repeat for several (default: all)."),
@@ -180,8 +174,7 @@ def explain(
 
 @app.command()
 def attack(
-    model: ModelOption,
-    data: DataOption,
+    model: ModelOption, data: DataOption,
     eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; repeat for a curve.")],
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Attack, by name (see unboxed methods); repeat for several.")
@@ -221,8 +214,7 @@ def attack(
 
 @app.command()
 def influence(
-    model: ModelOption,
-    train: Annotated[str, typer.Option(help=f"Labeled training examples: {DATA_HELP}.")],
+    model: ModelOption, train: Annotated[str, typer.Option(help=f"Labeled training examples: {DATA_HELP}.")],
     query: Annotated[str, typer.Option(help=f"What to explain: {DATA_HELP}.")],
     method: Annotated[
         str, typer.Option(help="A method of the family influence that needs training examples alone, by name.")
@@ -243,9 +235,8 @@ def influence(
 
         inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
         box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        train_data, queries = (
-            loading.data_for(d, box, root=root, classes=class_names, quiet=quiet) for d in (train, query)
-        )
+        settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
+        train_data, queries = (loading.data_for(spec, box, **settings) for spec in (train, query))
         box = with_data_classes(train_data, box) if class_names is None else box
         run_influence(box, train_data, queries, out, method=method, n_queries=n, n_train=train_n, k=k, seed=seed)
 
