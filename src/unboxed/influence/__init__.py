@@ -17,3 +17,4 @@ from .store import gradient_store as gradient_store
 from .tracin import tracin as tracin
 from .trak import trak as trak
 from .unrolled import unrolled as unrolled
+from .upweight import upweight as upweight

@@ -1,0 +1,201 @@
+"""Products of the curvature of the mean training loss with vectors: of its Hessian, or of its Gauss-Newton matrix.
+
+Martens 2010, "Deep learning via Hessian-free optimization"; Schraudolph 2002 for the Gauss-Newton matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...errors import OutputError
+from ...model.batching import BatchSize, map_in_batches
+from .gradients import ExampleGradients, Parameters
+
+CurvatureKind = Literal["gauss_newton", "hessian"]
+BATCH_DEPENDENT_MESSAGE = (
+    "the examples of a batch depend on one another in this model, so that none has a loss of its own that could be "
+    "left out; use statistics of the training data in its normalization, as BatchNorm does in eval mode"
+)
+MAX_VECTORS_PER_PASS = 64  # vectors that go through one graph at once
+GRAPH_COPIES = 4  # activations of a second derivative, in those of a forward pass
+
+
+class Curvature:
+    """The Hessian or Gauss-Newton matrix H of the mean training loss, plus l2 times the identity, as an operator.
+
+    It is never formed: a product with K vectors costs about four passes over the training examples, in batches of
+    bounded memory. The Gauss-Newton matrix, the mean of J^T (d2 loss / d outputs^2) J, has no negative eigenvalues, and
+    equals the Hessian where the outputs are linear in the parameters.
+
+    Args:
+        gradients: The parameters and the loss.
+        x: Training inputs (N, ...), checked.
+        y: Their labels (N,).
+        kind: "hessian" or "gauss_newton".
+        l2: The training's weight decay: its loss has the term l2 / 2 times the sum of the squared parameters.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+        seed: Seed of the random draws of what works with it.
+
+    Raises:
+        OutputError: for a model in which the examples of a batch depend on one another.
+    """
+
+    def __init__(
+        self, gradients: ExampleGradients, x: Tensor, y: Tensor, *, kind: CurvatureKind = "hessian", l2: float = 0.0,
+        batch_size: BatchSize = "auto", seed: int = 0,
+    ) -> None:  # fmt: skip
+        if gradients.box.batch_dependent:
+            raise OutputError(BATCH_DEPENDENT_MESSAGE)
+        self.gradients, self.x, self.y = gradients, x, y
+        self.kind, self.l2, self.batch_size, self.seed = kind, l2, batch_size, seed
+        self._vmaps = True  # until an op of the model is seen to have no rule for it
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.x)
+
+    @property
+    def n_parameters(self) -> int:
+        return self.gradients.n_parameters
+
+    def generator(self) -> torch.Generator:
+        """A generator that starts from the seed, on the model's device."""
+        return torch.Generator(self.gradients.box.device).manual_seed(self.seed)
+
+    def subset(self, rows: Tensor, l2: float | None = None) -> Curvature:
+        """The curvature of the mean loss of some of the examples, (M,) indices; with its own `l2` if given."""
+        return Curvature(
+            self.gradients, self.x[rows], self.y[rows], kind=self.kind, l2=self.l2 if l2 is None else l2,
+            batch_size=self.batch_size, seed=self.seed,
+        )  # fmt: skip
+
+    def hvp(self, vectors: Parameters) -> dict[str, Tensor]:
+        """Products {name: (K, ...)} with K vectors {name: (K, ...)}, in the vectors' dtype."""
+        total = {name: self.l2 * v for name, v in vectors.items()}
+
+        def add_products_of(rows: slice) -> None:
+            products = self._batch_products(rows, list(vectors.values()))
+            for t, p in zip(total.values(), products, strict=True):
+                t.add_(p.to(t.dtype), alpha=1 / self.n_examples)
+
+        map_in_batches(add_products_of, self.n_examples, *self._batch_plan(len(next(iter(vectors.values())))))
+        return total
+
+    def matvec(self, matrix: Tensor) -> Tensor:
+        """Products (K, P) with K vectors (K, P), all parameters side by side."""
+        return self.gradients.flatten(self.hvp(self.gradients.unflatten(matrix)))
+
+    def matrix(self) -> Tensor:
+        """The matrix (P, P) itself, for few parameters."""
+        total = self.l2 * torch.eye(self.n_parameters, dtype=self.gradients.box.dtype, device=self.x.device)
+        if self.kind == "hessian":
+            return self.matvec(torch.eye(len(total)).to(total))
+
+        def add_matrix_of(rows: slice) -> None:
+            s = self._output_curvatures(rows).to(total.dtype)  # (N, M, M)
+            j = self._output_jacobian(self.x[rows], s.shape[1]).to(total.dtype)  # (N, M, P)
+            total.addmm_(j.flatten(0, 1).T, (s @ j).flatten(0, 1), alpha=1 / self.n_examples)
+
+        box = self.gradients.box
+        size, _ = box.batch_plan(self.n_examples, self.batch_size)
+        bytes_per_example = 3 * box.n_outputs * self.n_parameters * total.element_size()
+        map_in_batches(add_matrix_of, self.n_examples, size, box.rows_within(bytes_per_example))
+        return total
+
+    def _output_curvatures(self, rows: slice) -> Tensor:
+        """Second derivatives (N, M, M) of each example's loss in its outputs, flattened."""
+        with self.gradients.box.isolated():
+            z = self.gradients.outputs(self.x[rows]).detach().requires_grad_()
+            slopes = torch.autograd.grad(self.gradients.loss(z, self.y[rows]).sum(), z, create_graph=True)
+            n_outputs = z[0].numel()
+            units = torch.eye(n_outputs).to(z).reshape(n_outputs, 1, *z.shape[1:]).expand(n_outputs, *z.shape)
+            return self._vjps(slopes, [z], [units])[0].flatten(2).movedim(0, 1)
+
+    def _output_jacobian(self, x: Tensor, n_outputs: int) -> Tensor:
+        """Derivatives (N, M, P) of an example's outputs: gradients of a "loss" that is the output of the label."""
+        outputs = torch.arange(n_outputs, device=x.device).repeat(len(x))
+        rows = self.gradients.with_loss(_output_of_label).matrix(x.repeat_interleave(n_outputs, 0), outputs)
+        return rows.reshape(len(x), n_outputs, -1)
+
+    def _batch_plan(self, n_vectors: int) -> tuple[BatchSize, int]:
+        box = self.gradients.box
+        size, _ = box.batch_plan(self.n_examples, self.batch_size)
+        n_copies = GRAPH_COPIES + min(n_vectors, MAX_VECTORS_PER_PASS)
+        return size, box.rows_within(box.profile.bytes_per_example * n_copies)
+
+    def _batch_products(self, rows: slice, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Products (K, ...) with the sum over a batch of the curvatures of its examples' losses."""
+        parameters = {name: p.detach().requires_grad_() for name, p in self.gradients.parameters.items()}
+        leaves = list(parameters.values())
+        vectors = [v.to(p.dtype) for v, p in zip(vectors, leaves, strict=True)]
+        x, y = self.x[rows], self.y[rows]
+        with self.gradients.box.isolated(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            try:
+                if self.kind == "hessian":
+                    return self._hessian_products(self.gradients.losses(x, y, parameters).sum(), leaves, vectors)
+                return self._gauss_newton_products(self.gradients.outputs(x, parameters), y, leaves, vectors)
+            except RuntimeError as error:
+                if "use_reentrant" in str(error) or "derivative" in str(error):
+                    raise OutputError(f"the model has no second derivatives: {str(error).splitlines()[0]}") from error
+                raise
+
+    def _hessian_products(self, loss: Tensor, leaves: list[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        grads = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        return self._vjps(grads, leaves, vectors)
+
+    def _gauss_newton_products(
+        self, outputs: Tensor, y: Tensor, leaves: list[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """J^T S J v: J v is the gradient of J^T u, which is linear in u, along v."""
+        u = torch.zeros_like(outputs, requires_grad=True)
+        jtu = torch.autograd.grad(outputs, leaves, u, create_graph=True, materialize_grads=True)
+        jv = self._vjps(jtu, [u], vectors)  # (K, N, ...)
+        z = outputs.detach().requires_grad_()
+        slopes = torch.autograd.grad(self.gradients.loss(z, y).sum(), z, create_graph=True)
+        return self._vjps([outputs], leaves, self._vjps(slopes, [z], jv))
+
+    def _vjps(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients (K, ...) of the inputs for K vectors (K, ...) per output; zeros where none reaches an input."""
+        pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
+        n = len(vectors[0])
+        if not pairs:
+            return [i.new_zeros(n, *i.shape) for i in inputs]
+        parts = [
+            self._vjps_at_once([o for o, _ in pairs], inputs, [v[k : k + MAX_VECTORS_PER_PASS] for _, v in pairs])
+            for k in range(0, n, MAX_VECTORS_PER_PASS)
+        ]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def _vjps_at_once(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        if self._vmaps:
+            try:
+                return _batched_vjps(outputs, inputs, vectors)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an op without a batching rule; what else fails, fails again below
+                self._vmaps = False
+        singles = [
+            _batched_vjps(outputs, inputs, [v[k] for v in vectors], batched=False) for k in range(len(vectors[0]))
+        ]
+        return [torch.stack(parts) for parts in zip(*singles, strict=True)]
+
+
+def _output_of_label(outputs: Tensor, label: Tensor) -> Tensor:
+    return outputs.flatten(1).gather(1, label[:, None])[:, 0]
+
+
+def _batched_vjps(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], batched: bool = True
+) -> list[Tensor]:
+    grads = torch.autograd.grad(
+        outputs, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched
+    )
+    shape = (len(vectors[0]),) if batched else ()
+    return [i.new_zeros(*shape, *i.shape) if g is None else g for g, i in zip(grads, inputs, strict=True)]

@@ -1,0 +1,111 @@
+"""What the methods of influence functions share: the inverse curvature of the training loss, and its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..engine.example_gradients.curvature import Curvature, CurvatureKind
+from ..engine.example_gradients.gradients import ExampleGradients, Parameters
+from ..engine.example_gradients.losses import ExampleLoss
+from ..engine.example_gradients.spectrum import lanczos, mean_eigenvalue
+from ..errors import NaNError
+from ..model.batching import BatchSize, map_in_batches
+from ..model.nan_checks import NAN_HINT, format_rows
+from ..parameters import LayerAddresses
+from ..settings import AtLeast, Holds
+from ..validation import check_seed
+from ._data import read_labeled
+from .solvers import Solver, find_solver
+
+SolverChoice = Annotated[
+    str | Solver,
+    Holds("str"),
+    'How the inverse is applied: "cg", "exact", "lissa", "arnoldi", or a solver with settings.',
+]
+CurvatureChoice = Annotated[CurvatureKind, "Which curvature H of the training loss is inverted."]
+Damping = Annotated[float | None, AtLeast(0), "What is added to every eigenvalue of H before it is inverted."]
+L2 = Annotated[float, AtLeast(0), "Weight decay of the training: its loss has l2 / 2 times the squared parameters."]
+LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
+TENTH_OF_MEAN = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
+MARGIN = 0.1  # beyond the smallest damping that makes H positive definite
+
+
+@dataclass(frozen=True, eq=False)
+class InverseCurvature:
+    """(H + damping)^-1 of the mean loss of the training examples."""
+
+    curvature: Curvature
+    damping: float
+    solver: Solver
+
+    @property
+    def gradients(self) -> ExampleGradients:
+        return self.curvature.gradients
+
+    def solve(self, vectors: Parameters) -> dict[str, Tensor]:
+        """Solutions {name: (K, ...)} for K vectors {name: (K, ...)}."""
+        return self.solver(self.curvature, vectors, self.damping)
+
+    def solve_for(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Solutions {name: (Q, ...)} for the gradients of each of Q examples' losses."""
+        check_finite_losses(self.gradients, x, y, "query")
+        return self.solve(self.gradients.unflatten(self.gradients.matrix(x, y)))
+
+    def project(self, vectors: Parameters) -> Tensor:
+        """Inner products (K, N) of vectors {name: (K, ...)} with the gradients of all training examples' losses."""
+        c, box = self.curvature, self.gradients.box
+        size, _ = box.batch_plan(c.n_examples, c.batch_size)
+        limit = box.rows_within(c.n_parameters * box.dtype.itemsize)
+
+        def project_batch(rows: slice) -> Tensor:
+            return self.gradients.project(vectors, c.x[rows], c.y[rows])
+
+        return torch.cat(map_in_batches(project_batch, c.n_examples, size, limit), dim=1)
+
+
+def inverse_curvature(
+    box: Box, train: Any, *, solver: str | Solver, curvature: CurvatureKind,
+    damping: float | None, l2: float, layers: LayerAddresses, loss: ExampleLoss | None, batch_size: BatchSize,
+    seed: int,
+) -> InverseCurvature:  # fmt: skip
+    """The inverse curvature by these settings. Raises what reading the data and the model raises, and NaNError."""
+    found = find_solver(solver)
+    gradients = ExampleGradients(box, layers, loss)
+    x, y = read_labeled(box, train)
+    h = Curvature(gradients, x, y, kind=curvature, l2=l2, batch_size=batch_size, seed=check_seed(seed))
+    check_finite_losses(gradients, x, y, "training example")
+    return InverseCurvature(h, default_damping(h) if damping is None else float(damping), found)
+
+
+def default_damping(curvature: Curvature) -> float:
+    """None where l2 makes the curvature positive definite; else a tenth of its mean eigenvalue (Grosse et al. 2023).
+
+    An indefinite Hessian gets what makes it positive definite besides.
+    """
+    if curvature.kind == "gauss_newton":
+        return 0.0 if curvature.l2 > 0 else TENTH_OF_MEAN * mean_eigenvalue(curvature)
+    smallest = lanczos(curvature).lower_bound
+    if smallest >= curvature.l2 / 2 > 0:
+        return 0.0
+    return TENTH_OF_MEAN * max(0.0, mean_eigenvalue(curvature)) + (1 + MARGIN) * max(0.0, -smallest)
+
+
+def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what: str) -> None:
+    """Raise NaNError that names the examples whose loss is NaN or infinite."""
+    box = gradients.box
+
+    def losses(rows: slice) -> Tensor:
+        with box.isolated(grad=False):
+            return gradients.losses(x[rows], y[rows])
+
+    finite = torch.cat(map_in_batches(losses, len(x), *box.batch_plan(len(x), "auto"))).isfinite()
+    if bad := (~finite).nonzero()[:, 0].tolist():
+        raise NaNError(
+            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what}s ({format_rows(bad)}), and so would be "
+            f"every influence. {NAN_HINT}", bad, what,
+        )  # fmt: skip
