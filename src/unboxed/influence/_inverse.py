@@ -53,11 +53,12 @@ class InverseCurvature:
 
     def solve_for(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Solutions {name: (Q, ...)} for the gradients of each of Q examples' losses."""
-        check_finite_losses(self.gradients, x, y, "query")
+        check_finite_losses(self.gradients, x, y, "queries")
         return self.solve(self.gradients.unflatten(self.gradients.matrix(x, y)))
 
     def project(self, vectors: Parameters) -> Tensor:
         """Inner products (K, N) of vectors {name: (K, ...)} with the gradients of all training examples' losses."""
+        vectors = {name: v.to(self.gradients.parameters[name].dtype) for name, v in vectors.items()}
         c, box = self.curvature, self.gradients.box
         size, _ = box.batch_plan(c.n_examples, c.batch_size)
         limit = box.rows_within(c.n_parameters * box.dtype.itemsize)
@@ -78,7 +79,7 @@ def inverse_curvature(
     gradients = ExampleGradients(box, layers, loss)
     x, y = read_labeled(box, train)
     h = Curvature(gradients, x, y, kind=curvature, l2=l2, batch_size=batch_size, seed=check_seed(seed))
-    check_finite_losses(gradients, x, y, "training example")
+    check_finite_losses(gradients, x, y, "training examples")
     return InverseCurvature(h, default_damping(h) if damping is None else float(damping), found)
 
 
@@ -106,6 +107,6 @@ def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what:
     finite = torch.cat(map_in_batches(losses, len(x), *box.batch_plan(len(x), "auto"))).isfinite()
     if bad := (~finite).nonzero()[:, 0].tolist():
         raise NaNError(
-            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what}s ({format_rows(bad)}), and so would be "
+            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what} ({format_rows(bad)}), and so would be "
             f"every influence. {NAN_HINT}", bad, what,
         )  # fmt: skip

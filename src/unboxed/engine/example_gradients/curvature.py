@@ -145,6 +145,7 @@ class Curvature:
                 raise
 
     def _hessian_products(self, loss: Tensor, leaves: list[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        check_depends_on_parameters(loss)
         grads = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         return self._vjps(grads, leaves, vectors)
 
@@ -152,6 +153,7 @@ class Curvature:
         self, outputs: Tensor, y: Tensor, leaves: list[Tensor], vectors: Sequence[Tensor]
     ) -> list[Tensor]:
         """J^T S J v: J v is the gradient of J^T u, which is linear in u, along v."""
+        check_depends_on_parameters(outputs)
         u = torch.zeros_like(outputs, requires_grad=True)
         jtu = torch.autograd.grad(outputs, leaves, u, create_graph=True, materialize_grads=True)
         jv = self._vjps(jtu, [u], vectors)  # (K, N, ...)
@@ -185,6 +187,14 @@ class Curvature:
             _batched_vjps(outputs, inputs, [v[k] for v in vectors], batched=False) for k in range(len(vectors[0]))
         ]
         return [torch.stack(parts) for parts in zip(*singles, strict=True)]
+
+
+def check_depends_on_parameters(loss: Tensor) -> None:
+    """Raise OutputError where no path with a gradient leads from the parameters to the loss."""
+    if not loss.requires_grad:
+        raise OutputError(
+            "the loss does not depend on the chosen parameters by any path with a gradient (detached, or no_grad?)"
+        )
 
 
 def _output_of_label(outputs: Tensor, label: Tensor) -> Tensor:
