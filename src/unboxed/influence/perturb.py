@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
+from ..engine.example_gradients.curvature import check_depends_on_parameters
 from ..engine.example_gradients.gradients import ExampleGradients, Parameters
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
@@ -99,6 +100,7 @@ def _slope_of_projection(gradients: ExampleGradients, s: Parameters, x: Tensor, 
     x = x.clone().requires_grad_()
     with gradients.box.isolated(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         loss = gradients.losses(x, y, parameters).sum()
+        check_depends_on_parameters(loss)
         grads = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, materialize_grads=True)
         projection = torch.stack([(g * v.to(g.dtype)).sum() for g, v in zip(grads, s.values(), strict=True)]).sum()
         slope = torch.autograd.grad(projection, x, allow_unused=True)[0] if projection.requires_grad else None
