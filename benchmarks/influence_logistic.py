@@ -113,6 +113,10 @@ def figures(predicted: Tensor, real: Tensor) -> dict[str, float]:
     }
 
 
+def rounded(points: Tensor) -> list[list[float]]:
+    return [[float(f"{v:.4g}") for v in row] for row in points.tolist()]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--train", type=int, default=N_TRAIN)
@@ -157,7 +161,7 @@ def main() -> None:
         "left_out": len(rows),
         "all": figures(predicted.flatten(), real.flatten()),
         "per_test_image": per_query,
-        "points": [{"predicted": p.tolist(), "real": r.tolist()} for p, r in zip(predicted, real, strict=True)],
+        "points": {"predicted": rounded(predicted), "real": rounded(real)},
         "cpu_seconds": seconds,
     }
     write("influence_logistic", everything)

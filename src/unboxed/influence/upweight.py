@@ -48,7 +48,7 @@ def upweight(
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> moves = ub.influence.upweight(box, ub.data.digits("train").first(50), [3, 8], layers="fc2")
         >>> {name: tuple(m.shape) for name, m in moves.items()}
-        {'fc2.weight': (2, 10, 128), 'fc2.bias': (2, 10)}
+        {'fc2.weight': (2, 10, 64), 'fc2.bias': (2, 10)}
 
     Source:
         Koh & Liang 2017, equation 1, divided by n: there the weight that grows is one of 1, here one of 1/n.
