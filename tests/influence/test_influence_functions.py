@@ -86,18 +86,18 @@ def test_solvers_agree(solver: Any) -> None:
 
 
 def test_lissa_comes_near() -> None:
-    """Its mean over batches is the solution; so is its limit with all examples in each batch."""
+    """Its steps converge for the mean batch, and batches of a few examples scatter around that."""
     problem = logistic()
-    theta = problem.optimum()
     x, y = queries(problem)
-    args = (problem.box(theta), x, y, (problem.x, problem.y))
+    args = (problem.box(problem.optimum()), x, y, (problem.x, problem.y))
     exact = influence_functions(*args, l2=0.2, solver="exact").scores
-    sampled = influence_functions(*args, l2=0.2, solver=LiSSA(scale=8, depth=200, repeats=10, batch_size=4)).scores
+    few = LiSSA(scale=6, depth=120, repeats=3, batch_size=8)
+    sampled = influence_functions(*args, l2=0.2, solver=few).scores
     assert (sampled - exact).norm() < 0.2 * exact.norm()
-    again = influence_functions(*args, l2=0.2, solver=LiSSA(scale=8, depth=200, repeats=10, batch_size=4)).scores
-    assert torch.equal(sampled, again)
-    other = influence_functions(*args, l2=0.2, solver=LiSSA(8, 200, 10, 4), seed=1).scores
-    assert not torch.equal(sampled, other)
+    shorter = LiSSA(scale=6, depth=8, repeats=1)
+    one, again, other = (influence_functions(*args, l2=0.2, solver=shorter, seed=k).scores for k in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
     with pytest.raises(InputError, match=r"LiSSA diverges with scale=0.1.*Give LiSSA\(scale="):
         influence_functions(*args, l2=0.2, solver=LiSSA(scale=0.1, depth=200))
 
