@@ -154,7 +154,7 @@ def main() -> None:
         "wanted": WANTED,
         "n_train": len(x),
         "l2": L2,
-        "damping": found.damping,
+        "damping": found.settings["damping"],
         "test_accuracy": float((box.predict(test_x) == test_y).double().mean()),
         "gradient_norm": norm,
         "gradient_norm_left_out": max(norms),

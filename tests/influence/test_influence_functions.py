@@ -45,7 +45,7 @@ def test_a_score_is_minus_the_derivative_in_the_weight(problem: Convex, curvatur
     found = influence_functions(
         problem.box(theta), x, y, (problem.x, problem.y), l2=problem.l2, curvature=curvature, solver=SMALL
     )
-    assert found.damping == 0
+    assert found.settings["damping"] == 0
     assert found.truth == "one run"
     expected = -changes_by_weight(problem, theta, x, y, range(6), 1e-4)
     torch.testing.assert_close(found.scores[:, :6], expected, rtol=1e-6, atol=1e-9)
@@ -223,7 +223,7 @@ def test_an_indefinite_hessian_is_refused_with_a_damping_that_works(solver: str)
     with pytest.raises(InputError, match="is not positive definite"):  # and not much more than what is needed
         influence_functions(box, x[:2], y[:2], (x, y), damping=damping / 1.5, **args)
     chosen = influence_functions(box, x[:2], y[:2], (x, y), **args)
-    assert chosen.damping > damping / 1.5
+    assert chosen.settings["damping"] > damping / 1.5
     assert influence_functions(box, x[:2], y[:2], (x, y), damping=0.01, solver=solver).scores.isfinite().all()
 
 
@@ -231,14 +231,14 @@ def test_the_default_damping() -> None:
     """0 where l2 makes it positive definite; else a tenth of the mean eigenvalue."""
     box, x, y = deep()
     mean = float(Curvature(gradients_of(box), x, y, kind="gauss_newton").matrix().diagonal().mean())
-    chosen = influence_functions(box, x[:1], y[:1], (x, y)).damping
+    chosen = influence_functions(box, x[:1], y[:1], (x, y)).settings["damping"]
     assert chosen == pytest.approx(0.1 * mean, rel=0.4)  # the trace is estimated
-    assert influence_functions(box, x[:1], y[:1], (x, y), l2=0.1).damping == 0
+    assert influence_functions(box, x[:1], y[:1], (x, y), l2=0.1).settings["damping"] == 0
     problem = logistic()
     found = influence_functions(
         problem.box(problem.optimum()), *queries(problem), (problem.x, problem.y), l2=problem.l2, curvature="hessian"
     )
-    assert found.damping == 0
+    assert found.settings["damping"] == 0
 
 
 def gradients_of(box: ub.Box) -> Any:
@@ -324,3 +324,16 @@ def test_examples_that_depend_on_one_another_are_refused() -> None:
     c = make_case("batchnorm_without_statistics")
     with pytest.raises(OutputError, match="depend on one another"):
         influence_functions(c.box, c.x, c.y, (c.x, c.y))
+
+
+def test_groups_are_drawn_as_a_table_and_settings_are_stated() -> None:
+    """Columns are groups: no training example of that number is shown for them."""
+    problem = logistic()
+    box, train = problem.box(problem.optimum()), (problem.x, problem.y)
+    found = group(box, *queries(problem), train, [range(3), [5, 7]], l2=0.1)
+    assert [rows.tolist() for rows in found.members] == [[0, 1, 2], [5, 7]]
+    assert found.settings["order"] == 2
+    assert list(ub.plots.figures(found, box, data=train)) == ["groups"]
+    single = influence_functions(box, *queries(problem), train, l2=0.1, solver=Arnoldi(n_iterations=30))
+    solver = "Arnoldi(n_iterations=30, n_eigenvectors=None)"
+    assert single.settings == {"damping": 0.0, "l2": 0.1, "curvature": "gauss_newton", "solver": solver}

@@ -47,6 +47,13 @@ class InverseCurvature:
     def gradients(self) -> ExampleGradients:
         return self.curvature.gradients
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the scores depend on, for results."""
+        c = self.curvature
+        name = getattr(self.solver, "__name__", repr(self.solver))
+        return {"damping": self.damping, "l2": c.l2, "curvature": c.kind, "solver": name}
+
     def solve(self, vectors: Parameters) -> dict[str, Tensor]:
         """Solutions {name: (K, ...)} for K vectors {name: (K, ...)}."""
         return self.solver(self.curvature, vectors, self.damping)

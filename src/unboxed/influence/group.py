@@ -5,25 +5,56 @@ Basu, You & Feizi 2020, "On second-order group influence functions for black-box
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, query_labels, random_training_data
 from ._inverse import L2, CurvatureChoice, Damping, InverseCurvature, LossFunction, SolverChoice, inverse_curvature
-from .influence_functions import DampedInfluence
+from .result import Truth
 
 NATS_PER_GROUP = "nats per group left out"
 Groups = Annotated[Sequence[Any], "Groups of training examples: each the indices of its members."]
 Order = Annotated[Literal[1, 2], "1: the sum of the members' influences; 2: with the second-order correction."]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupInfluence(OneLineReprMixin):
+    """Scores of groups of training examples for queries: positive where the group helped the query.
+
+    Attributes:
+        scores: (Q, G) queries by groups.
+        members: The indices of each group's training examples.
+        truth: "one run" or "mean over seeds".
+        unit: Unit of the scores.
+        method: The name of the method, as its card has it.
+        input: The queries (Q, ...), in the box's units.
+        target: (Q,) the classes whose loss is explained; or what the loss was given.
+        classes: The names of the model's classes.
+        settings: What was chosen or given that the scores depend on: damping, solver, order.
+    """
+
+    returns: ClassVar[str] = "table"
+
+    scores: Tensor
+    members: tuple[Tensor, ...]
+    truth: Truth
+    unit: str = NATS_PER_GROUP
+    method: str = ""
+    input: Any = None
+    target: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @card(
@@ -39,7 +70,7 @@ def group(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, groups: Groups, *, order: Order = 2,
     solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
     layers: LayerAddresses = None, loss: LossFunction = None, batch_size: BatchSize = "auto", seed: Seed = 0,
-) -> DampedInfluence:  # fmt: skip
+) -> GroupInfluence:  # fmt: skip
     """What leaving each group of training examples out does to the loss of each query.
 
     For groups of some percent of the training data, where the sum of the members' influences is too small: without the
@@ -92,9 +123,9 @@ def group(
     if order == 2:
         effects = effects + _second_order_effects(inverse, members, effects)
     scores = inverse.gradients.flatten(inverse.solve_for(x, y)) @ effects.T
-    return DampedInfluence(
-        scores.to(box.dtype), "one run", NATS_PER_GROUP, "Group influence", box.restore_structure(x), y,
-        classes=box.classes, damping=inverse.damping,
+    return GroupInfluence(
+        scores.to(box.dtype), tuple(members), "one run", method="Group influence", input=box.restore_structure(x),
+        target=y, classes=box.classes, settings={**inverse.settings, "order": order},
     )  # fmt: skip
 
 

@@ -5,8 +5,6 @@ Koh & Liang 2017, "Understanding black-box predictions via influence functions",
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..box import Box
 from ..cards import card
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
@@ -14,17 +12,6 @@ from ..settings import check_settings
 from ._data import TrainingData, query_labels, random_training_data
 from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
 from .result import Influence
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DampedInfluence(Influence):
-    """Scores by an inverse curvature; they depend on its damping.
-
-    Attributes:
-        damping: What was added to every eigenvalue of the curvature, besides l2.
-    """
-
-    damping: float = 0.0
 
 
 @card(
@@ -40,7 +27,7 @@ def influence_functions(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, *,
     solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
     layers: LayerAddresses = None, loss: LossFunction = None, batch_size: BatchSize = "auto", seed: Seed = 0,
-) -> DampedInfluence:  # fmt: skip
+) -> Influence:  # fmt: skip
     """What leaving each training example out does to the loss of each query: g_query^T (H + damping)^-1 g_train / n.
 
     Exact to first order for a convex model at its optimum, such as logistic regression with weight decay; leaving out
@@ -60,7 +47,7 @@ def influence_functions(
             is the Hessian of a model that is linear in its parameters; "hessian" is the paper's.
         damping: What is added to every eigenvalue of H before it is inverted. None is 0 where l2 makes H positive
             definite; else a tenth of the mean eigenvalue (Grosse et al. 2023), and for a Hessian with negative
-            eigenvalues what makes it positive definite besides. The result states it.
+            eigenvalues what makes it positive definite besides. The result's `settings` state it.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.
         layers: Addresses of the layers, as `box.layers` lists them. Only their parameters are taken to change; None is
             all parameters that require a gradient.
@@ -85,7 +72,7 @@ def influence_functions(
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> train, (x, y) = ub.data.digits("train").first(50), ub.data.digits("test").first(2)
         >>> result = ub.influence.influence_functions(box, x, y, train, layers="fc2")
-        >>> tuple(result.scores.shape), result.truth, result.damping > 0
+        >>> tuple(result.scores.shape), result.truth, result.settings["damping"] > 0
         ((2, 50), 'one run', True)
 
     Source:
@@ -101,7 +88,7 @@ def influence_functions(
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     scores = inverse.project(inverse.solve_for(x, y)) / inverse.curvature.n_examples
-    return DampedInfluence(
+    return Influence(
         scores.to(box.dtype), "one run", method="Influence functions", input=box.restore_structure(x), target=y,
-        train_labels=inverse.curvature.y, classes=box.classes, damping=inverse.damping,
+        train_labels=inverse.curvature.y, classes=box.classes, settings=inverse.settings,
     )  # fmt: skip

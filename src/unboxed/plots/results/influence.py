@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...influence import Influence
+from ...influence import GroupInfluence, Influence
 from ...influence.result import NATS
 from ..charts import matrix_plot
 from ..figures import Figures, figures
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 N_SHOWN_PER_SIDE = 4  # helpful and harmful training examples of a query
 TILE_SIDE_PIXELS = 84
+MAX_GROUPS_SHOWN = 12  # columns of a table
 
 
 @figures.register(Influence)
@@ -46,6 +47,19 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
         rows.append([query, *sides[0], *reversed(sides[1])])
     columns = ["query", *(["most helpful"] + [""] * (k - 1)), *([""] * (k - 1) + ["most harmful"])]
     return {"influence": influence_sheet(rows, result, columns, numbered_names(n, "query"))}
+
+
+@figures.register(GroupInfluence)
+def _group_figures(result: GroupInfluence, box: Box | None = None, *, data: Any = None) -> Figures:
+    """Each query's loss without each group, as a table."""
+    scores = result.scores[:MAX_EXAMPLES_PER_FIGURE, :MAX_GROUPS_SHOWN].cpu()
+    columns = [f"{j}: {len(rows)} examples" for j, rows in enumerate(result.members[:MAX_GROUPS_SHOWN])]
+    return {
+        "groups": matrix_plot(
+            scores, numbered_names(len(scores), "query"), columns, ("", "groups"),
+            title=f"{result.method} ({result.unit}; positive: it helped)", kind="signed", unit=result.unit,
+        )
+    }  # fmt: skip
 
 
 def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: list[str], names: list[str]) -> Any:
