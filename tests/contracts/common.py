@@ -84,7 +84,7 @@ refuse(("fgsm", "bim", "mi_fgsm"), ("checkpointed_reentrant",), UnboxedError)  #
 refuse(("deepfool", "carlini_wagner"), ("checkpointed_reentrant",), OutputError)  # likewise
 refuse(("apgd", "auto_attack"), ("checkpointed_reentrant",), UnboxedError)  # likewise
 
-EXAMPLE_GRADIENTS = ("gradient_dot", "tracin", "source", "trak")
+EXAMPLE_GRADIENTS = ("gradient_dot", "tracin", "source", "trak", "influence_functions", "group", "perturb")
 BATCH_DEPENDENT = (
     "batchnorm_without_statistics", "batchnorm_on_batch_statistics", "batch_maximum", "batch_gate",
     "random_noise_per_row",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.example_gradients.curvature import Curvature, CurvatureKind
-from ..engine.example_gradients.gradients import ExampleGradients, Parameters
+from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.example_gradients.losses import ExampleLoss
+from ..engine.example_gradients.parameters import Parameters
 from ..engine.example_gradients.spectrum import lanczos, mean_eigenvalue
 from ..errors import NaNError
 from ..model.batching import BatchSize, map_in_batches

@@ -13,7 +13,8 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.example_gradients.curvature import check_depends_on_parameters
-from ..engine.example_gradients.gradients import ExampleGradients, Parameters
+from ..engine.example_gradients.gradients import ExampleGradients
+from ..engine.example_gradients.parameters import Parameters
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainIndex, TrainingData, checked_train_index, query_labels, random_training_data

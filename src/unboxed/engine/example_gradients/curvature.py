@@ -14,13 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import OutputError
 from ...model.batching import BatchSize, map_in_batches
-from .gradients import ExampleGradients, Parameters
+from .gradients import ExampleGradients
+from .parameters import Parameters
 
 CurvatureKind = Literal["gauss_newton", "hessian"]
-BATCH_DEPENDENT_MESSAGE = (
-    "the examples of a batch depend on one another in this model, so that none has a loss of its own that could be "
-    "left out; use statistics of the training data in its normalization, as BatchNorm does in eval mode"
-)
 MAX_VECTORS_PER_PASS = 64  # vectors that go through one graph at once
 GRAPH_COPIES = 4  # activations of a second derivative, in those of a forward pass
 
@@ -40,17 +37,12 @@ class Curvature:
         l2: The training's weight decay: its loss has the term l2 / 2 times the sum of the squared parameters.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
         seed: Seed of the random draws of what works with it.
-
-    Raises:
-        OutputError: for a model in which the examples of a batch depend on one another.
     """
 
     def __init__(
         self, gradients: ExampleGradients, x: Tensor, y: Tensor, *, kind: CurvatureKind = "hessian", l2: float = 0.0,
         batch_size: BatchSize = "auto", seed: int = 0,
     ) -> None:  # fmt: skip
-        if gradients.box.batch_dependent:
-            raise OutputError(BATCH_DEPENDENT_MESSAGE)
         self.gradients, self.x, self.y = gradients, x, y
         self.kind, self.l2, self.batch_size, self.seed = kind, l2, batch_size, seed
         self._vmaps = True  # until an op of the model is seen to have no rule for it

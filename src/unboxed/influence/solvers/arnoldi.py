@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...engine.example_gradients.curvature import Curvature
-from ...engine.example_gradients.gradients import Parameters
+from ...engine.example_gradients.parameters import Parameters
 from ...engine.example_gradients.spectrum import lanczos
 from ...errors import InputError
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engine.example_gradients.curvature import Curvature
-from ...engine.example_gradients.gradients import Parameters
+from ...engine.example_gradients.parameters import Parameters
 from ...errors import warn
 from .indefinite import not_positive_definite
 

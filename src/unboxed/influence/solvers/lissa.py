@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...engine.example_gradients.curvature import Curvature
-from ...engine.example_gradients.gradients import Parameters
+from ...engine.example_gradients.parameters import Parameters
 from ...engine.example_gradients.spectrum import lanczos
 from ...errors import InputError
 

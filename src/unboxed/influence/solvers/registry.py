@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...engine.example_gradients.curvature import Curvature
-from ...engine.example_gradients.gradients import Parameters
+from ...engine.example_gradients.parameters import Parameters
 from ...errors import InputError
 from ...validation import suggestion_text
 from .arnoldi import Arnoldi
