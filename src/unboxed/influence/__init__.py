@@ -18,6 +18,7 @@ from .result import mean_over_seeds as mean_over_seeds
 from .solvers import Arnoldi as Arnoldi
 from .solvers import ConjugateGradient as ConjugateGradient
 from .solvers import Exact as Exact
+from .solvers import Kronecker as Kronecker
 from .solvers import LiSSA as LiSSA
 from .source import source as source
 from .store import GradientStore as GradientStore

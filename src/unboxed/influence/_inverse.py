@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from .solvers import Solver, find_solver
 SolverChoice = Annotated[
     str | Solver,
     Holds("str"),
-    'How the inverse is applied: "cg", "exact", "lissa", "arnoldi", or a solver with settings.',
+    'How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.',
 ]
 CurvatureChoice = Annotated[CurvatureKind, "Which curvature H of the training loss is inverted."]
 Damping = Annotated[float | None, AtLeast(0), "What is added to every eigenvalue of H before it is inverted."]
@@ -41,7 +42,7 @@ class InverseCurvature:
     """(H + damping)^-1 of the mean loss of the training examples."""
 
     curvature: Curvature
-    damping: float
+    damping: float | Mapping[str, float]  # or by parameter
     solver: Solver
 
     @property
@@ -88,7 +89,8 @@ def inverse_curvature(
     x, y = read_labeled(box, train)
     h = Curvature(gradients, x, y, kind=curvature, l2=l2, batch_size=batch_size, seed=check_seed(seed))
     check_finite_losses(gradients, x, y, "training examples")
-    return InverseCurvature(h, default_damping(h) if damping is None else float(damping), found)
+    rule = getattr(found, "default_damping", default_damping)
+    return InverseCurvature(h, rule(h) if damping is None else float(damping), found)
 
 
 def default_damping(curvature: Curvature) -> float:

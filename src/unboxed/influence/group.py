@@ -83,7 +83,7 @@ def group(
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         groups: Groups of training examples: each the indices of its members. They may overlap.
         order: 1: the sum of the members' influences; 2: with the second-order correction.
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", or a solver with settings.
+        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
         curvature: Which curvature H of the training loss is inverted. As in `influence_functions`.
         damping: What is added to every eigenvalue of H before it is inverted. None as in `influence_functions`.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.

@@ -41,13 +41,15 @@ def influence_functions(
         labels: Correct classes (N,), or one for all. Their loss is explained; None is the predicted class.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader. All that the model was
             trained on, without augmentation; (x, y) with numbers y for a regression model.
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", or a solver with settings.
-            `ub.influence.ConjugateGradient(tolerance=1e-3)` is one.
+        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
+            `ub.influence.ConjugateGradient(tolerance=1e-3)` is one. "ekfac", "kfac" and "diagonal" approximate H layer
+            by layer, for large models and many queries: `ub.influence.Kronecker`.
         curvature: Which curvature H of the training loss is inverted. "gauss_newton" has no negative eigenvalues, and
             is the Hessian of a model that is linear in its parameters; "hessian" is the paper's.
         damping: What is added to every eigenvalue of H before it is inverted. None is 0 where l2 makes H positive
             definite; else a tenth of the mean eigenvalue (Grosse et al. 2023), and for a Hessian with negative
-            eigenvalues what makes it positive definite besides. The result's `settings` state it.
+            eigenvalues what makes it positive definite besides; "ekfac", "kfac" and "diagonal" take a tenth of the mean
+            eigenvalue of each layer. The result's `settings` state it.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.
         layers: Addresses of the layers, as `box.layers` lists them. Only their parameters are taken to change; None is
             all parameters that require a gradient.

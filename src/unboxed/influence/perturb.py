@@ -46,7 +46,7 @@ def perturb(
         labels: Correct classes (N,), or one for all. Their loss is explained; None is the predicted class.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         index: Index of the training example, or one per query (N,).
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", or a solver with settings.
+        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
         curvature: Which curvature H of the training loss is inverted. As in `influence_functions`.
         damping: What is added to every eigenvalue of H before it is inverted. None as in `influence_functions`.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.

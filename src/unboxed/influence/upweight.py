@@ -28,7 +28,7 @@ def upweight(
         box: The opened model, trained.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         index: Index of the training example, or one per query (N,). Here several indices (M,) are several examples.
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", or a solver with settings.
+        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
         curvature: Which curvature H of the training loss is inverted. As in `influence_functions`.
         damping: What is added to every eigenvalue of H before it is inverted. None as in `influence_functions`.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.

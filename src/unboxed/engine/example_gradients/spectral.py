@@ -105,15 +105,20 @@ class SpectralCurvature:
         """f(matrix) v for vectors {name: (K, ...)}; f is a function of eigenvalues."""
         return self._map(vectors, lambda block: function(block.eigenvalues))
 
-    def solve(self, vectors: Vectors, damping: float | None = None) -> dict[str, Tensor]:
+    def solve(self, vectors: Vectors, damping: float | Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """(matrix + damping)^-1 v for vectors {name: (K, ...)}.
 
         Args:
             vectors: Vectors {name: (K, ...)} over all parameters.
-            damping: Added to each eigenvalue. None is a tenth of the mean eigenvalue of each block (`damping`). A
-                direction in which both are zero is left out, as in a pseudo-inverse.
+            damping: Added to each eigenvalue: one number, or {parameter: number}, the same in a block. None is a tenth
+                of the mean eigenvalue of each block (`damping`). A direction in which both are zero is left out, as in
+                a pseudo-inverse.
         """
-        return self._map(vectors, lambda block: _damped_inverse(block.eigenvalues, damping))
+        def factors(block: Block) -> Tensor:
+            added = damping[block.parameters[0]] if isinstance(damping, Mapping) else damping
+            return _damped_inverse(block.eigenvalues, added)
+
+        return self._map(vectors, factors)
 
     def damping(self) -> dict[str, float]:
         """{parameter name: what `solve` adds where no damping is given}."""

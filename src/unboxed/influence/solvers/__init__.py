@@ -7,6 +7,7 @@ as `Solver` says, and a line in `SOLVERS`.
 from .arnoldi import Arnoldi as Arnoldi
 from .conjugate_gradient import ConjugateGradient as ConjugateGradient
 from .exact import Exact as Exact
+from .kronecker import Kronecker as Kronecker
 from .lissa import LiSSA as LiSSA
 from .registry import SOLVERS as SOLVERS
 from .registry import Solver as Solver

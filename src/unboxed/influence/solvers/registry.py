@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,13 +15,17 @@ from ...validation import suggestion_text
 from .arnoldi import Arnoldi
 from .conjugate_gradient import ConjugateGradient
 from .exact import Exact
+from .kronecker import Kronecker
 from .lissa import LiSSA
 
 
 class Solver(Protocol):
-    """Solutions {name: (K, ...)} of (H + damping) s = g for K vectors g {name: (K, ...)}."""
+    """Solutions {name: (K, ...)} of (H + damping) s = g for K vectors g {name: (K, ...)}.
 
-    def __call__(self, curvature: Curvature, vectors: Parameters, damping: float) -> dict[str, Tensor]: ...
+    One that has a method `default_damping(curvature)` is called with what it gives where the user gives no damping.
+    """
+
+    def __call__(self, curvature: Curvature, vectors: Parameters, damping: Any) -> dict[str, Tensor]: ...
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
@@ -28,6 +33,9 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "exact": Exact,
     "lissa": LiSSA,
     "arnoldi": Arnoldi,
+    "ekfac": Kronecker,
+    "kfac": partial(Kronecker, "kfac"),
+    "diagonal": partial(Kronecker, "diagonal"),
 }
 """{name: what makes the solver with its default settings}."""
 
