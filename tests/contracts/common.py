@@ -107,6 +107,6 @@ def _exempt(name: str, contract: str) -> list[pytest.MarkDecorator]:
 
 
 refuse(
-    ("unrolled",), ("frozen", "parameterless", "refuses_train", "exported", "exported_flat"), UnboxedError
+    ("unrolled", "removal"), ("frozen", "parameterless", "refuses_train", "exported", "exported_flat"), UnboxedError
 )  # no training
-refuse(("unrolled",), ("spectral_normed", "checkpointed_reentrant"), UnboxedError)  # no second derivative
+refuse(("unrolled", "removal"), ("spectral_normed", "checkpointed_reentrant"), UnboxedError)  # no second derivative

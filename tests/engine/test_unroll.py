@@ -284,3 +284,21 @@ def test_a_buffer_that_the_model_writes_is_refused() -> None:
 
     with pytest.raises(ModelError, match="writes its buffer 'average'"):
         ModelTraining(Counting(), INPUTS, (data()[0].float(), data()[1]), epochs=1)
+
+
+def test_many_runs_warn_of_nothing() -> None:
+    """torch remarks that an LSTM has no batching rule; what it does instead is right."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.lstm, self.fc = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.lstm(x[:, 0])[0][:, -1])
+
+    training = ModelTraining(Recurrent(), INPUTS, (torch.rand(8, 1, 4, 4), torch.arange(8) % 3), epochs=1, batch_size=4)
+    states = training.run_many(training.example_weights(2))
+    for name, h in training.run().items():
+        torch.testing.assert_close(states[name][1], h)

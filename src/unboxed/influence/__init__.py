@@ -12,6 +12,8 @@ from .group import group as group
 from .influence_functions import influence_functions as influence_functions
 from .nearest_training_examples import nearest_training_examples as nearest_training_examples
 from .perturb import perturb as perturb
+from .removal import Removal as Removal
+from .removal import removal as removal
 from .representer_points import representer_points as representer_points
 from .result import Influence as Influence
 from .result import mean_over_seeds as mean_over_seeds

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.randomized import copy_model
 from ..engine.read.examples import labeled_examples
+from ..engine.unroll.model_training import ModelTraining
 from ..errors import DataError, InputError
 from ..settings import Holds
 
@@ -74,3 +76,11 @@ def checked_train_index(index: Any, n_queries: int | None, n_train: int, device:
     if not bool(((rows >= 0) & (rows < n_train)).all()):
         raise InputError(f"index must lie between 0 and {n_train - 1}, the last training example; got {index!r}"[:300])
     return rows.long().expand(n_queries or max(1, rows.numel()))
+
+
+def short_training(box: Box, x: Tensor, y: Tensor) -> tuple[Box, Tensor, Tensor, ModelTraining]:
+    """A box whose model was trained for two steps, x, y, and the training, for the examples of cards."""
+    training = ModelTraining(
+        copy_model(box), box.inputs, random_training_data(box), epochs=1, batch_size=3, lr=1e-3, outputs=box.outputs
+    )
+    return training.box(training.run()), x, y, training

@@ -18,9 +18,10 @@ from ..engine.unroll.reverse import Trajectory, UnrollPlan, plan_unroll, weight_
 from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
 from ..engine.unroll.training import State, Training
 from ..errors import InputError, ModelError, warn
+from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Holds, Unit, check_settings
-from ._data import random_training_data
+from ._data import short_training
 from .result import Influence
 
 LOG = logging.getLogger("unboxed")
@@ -33,12 +34,13 @@ RELATIVE_DIFFERENCE = 1e-3  # of weights, above which a box is not the model tha
     source="Ilyas & Engstrom 2025, arXiv:2503.13751; Maclaurin et al. 2015, arXiv:1502.03492",
     shows="Which training examples made this answer likelier or less likely, in this very training.",
     does_not_show="What removing many examples at once does where the training is not smooth: it is a derivative.",
-    example=lambda method, box, x, y: _example(method, box, x, y),
+    example=lambda method, box, x, y: method(*short_training(box, x, y), check_smoothness=False),
     exempt={
         "awkward": "The model is trained in train mode, where dropout, batch norm and a train() of its own take effect."
     },
     order=1,
 )
+@outside_inference_mode
 def unrolled(
     box: Box,
     x: InputBatch,
@@ -180,11 +182,3 @@ def _check_losses(training: Training, final: State, x: Tensor, y: Tensor) -> Non
         bad = (~training.query_loss(final, x, y).isfinite()).nonzero().flatten().tolist()
     if bad:
         raise InputError(f"the loss of query {bad[0]} is not a finite number after the training; use a smaller lr")
-
-
-def _example(method: Any, box: Box, x: Tensor, y: Tensor) -> Influence:
-    """Scores of a short training of the box's model."""
-    data = random_training_data(box)
-    training = ModelTraining(box.model, box.inputs, data, epochs=1, batch_size=3, lr=1e-3, outputs=box.outputs)
-    result: Influence = method(training.box(training.run()), x, y, training, check_smoothness=False)
-    return result

@@ -6,18 +6,23 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
 from operator import attrgetter
 from threading import Lock
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from .locks import RNG_LOCK, holding_locks
 from .op_tables import DROPOUT_OPS, NOISE_OPS, plain_op_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Modules = tuple[nn.Module, ...]
 GET_TRAINING = attrgetter("training")
@@ -207,6 +212,8 @@ class _ForceEager:
 
 
 UNFUSED_ATTENTION, FORCE_EAGER = RefCountedContext(_disabling_fastpath), RefCountedContext(_ForceEager)
+PLAIN_ATTENTION = RefCountedContext(lambda: sdpa_kernel(SDPBackend.MATH))
+"""Attention by its plain form: the fused ones have no second derivative."""
 FUSED_ATTENTION_MODULE_TYPES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
@@ -243,6 +250,17 @@ NO_CONTEXT = nullcontext()
 def leaving_inference_mode() -> AbstractContextManager[None]:
     """torch.inference_mode(False) where the caller is in inference_mode; else nothing, at no cost."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NO_CONTEXT
+
+
+def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, run outside the caller's inference_mode: what is made there can have no gradient."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with leaving_inference_mode():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def setting_grad_mode(grad: bool) -> AbstractContextManager[None]:

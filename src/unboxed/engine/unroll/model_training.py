@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
@@ -75,6 +74,7 @@ class ModelTraining(Training):
         (4, torch.Size([64]))
     """
 
+    @model_state.outside_inference_mode
     def __init__(
         self,
         model: nn.Module,
@@ -123,6 +123,7 @@ class ModelTraining(Training):
         fresh = randomize_all_layers(self._box, check_seed(seed))
         return ModelTraining(fresh.model, fresh.inputs, (self.x, self.y), **self._settings, seed=seed)  # type: ignore[arg-type]
 
+    @model_state.outside_inference_mode
     def box(self, state: State) -> Box:
         """The model with the parameters and buffers of a state, opened."""
         model = copy_model(self._box)
@@ -232,6 +233,11 @@ class ModelTraining(Training):
         output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))
         return self._loss(output, y)
 
+    def class_losses(self, state: State, x: Tensor, n_classes: int) -> Tensor:
+        output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))  # once for all classes
+        labels = torch.arange(n_classes, device=x.device).repeat(len(x))
+        return self._loss(output.repeat_interleave(n_classes, 0), labels).reshape(len(x), n_classes)
+
     def query_adjoint(self, state: State, x: Tensor, y: Any) -> State:
         used = super().query_adjoint({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))}, x, y)
         unused = {n: h.new_zeros(len(x), *h.shape) for n, h in state.items() if h.is_floating_point()}
@@ -249,8 +255,8 @@ class _RawForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         box, reader = self._box[0], self._box[0].output_reader
-        with reader.recording_final_op(loss_address(box) == "logits") as final_op, sdpa_kernel(SDPBackend.MATH):
-            output = reader.select_tensor(box.raw_output(x))  # fused attention has no second derivative
+        with reader.recording_final_op(loss_address(box) == "logits") as final_op, model_state.PLAIN_ATTENTION:
+            output = reader.select_tensor(box.raw_output(x))
         return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
 
     def train_step(self, x: Tensor, parameters: State, buffers: State, seed: int) -> tuple[Tensor, State]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...model.state import outside_inference_mode
 from ...validation import check_int
 
 State = dict[str, Tensor]  # all that one step hands to the next: parameters, buffers, what the optimizer keeps
@@ -68,6 +71,12 @@ class Training:
     is_vectorized = True
     """Whether many runs are one vectorized run, or made one after another."""
 
+    def with_query_loss(self, query_loss: QueryLossFn) -> Self:
+        """The same training, of whose result `query_loss(state, x, y)` asks something else, such as a margin."""
+        other = copy.copy(self)
+        other.query_loss = query_loss
+        return other
+
     @property
     def n_steps(self) -> int:
         return len(self.batches)
@@ -84,6 +93,7 @@ class Training:
 
     # -- running it --------------------------------------------------------------------------------------------------
 
+    @outside_inference_mode
     def run(self, weights: Tensor | None = None, start: State | None = None) -> State:
         """The final state, where the examples' losses count `weights` (N,); None: 1 each."""
         for state in self.states(weights, start):  # noqa: B007
@@ -105,6 +115,7 @@ class Training:
         with torch.no_grad():
             return {name: h.detach() for name, h in self.step(state, t, weights).items()}
 
+    @outside_inference_mode
     def run_many(self, weights: Tensor, start: State | None = None) -> State:
         """The final states, stacked (M, ...), of trainings with weights (M, N) each, in one vectorized run.
 
@@ -121,8 +132,8 @@ class Training:
         with torch.no_grad():
             if self.is_vectorized:
                 try:
-                    step = torch.func.vmap(lambda state, w: self.functional_step(state, t, w), randomness="same")
-                    return {name: h.detach() for name, h in step(states, weights).items()}
+                    after = _vmap(lambda state, w: self.functional_step(state, t, w), states, weights)
+                    return {name: h.detach() for name, h in after.items()}
                 except (RuntimeError, NotImplementedError):
                     self.is_vectorized = False
             rows = [self.next_state({k: h[i] for k, h in states.items()}, t, w) for i, w in enumerate(weights)]
@@ -132,15 +143,16 @@ class Training:
         """The step where `torch.func` transforms it."""
         return self.step(state, t, weights)
 
+    @outside_inference_mode
     def query_losses(self, states: State, x: Tensor, y: Any) -> Tensor:
         """Losses (M, Q) of queries under states stacked (M, ...)."""
         with torch.no_grad():
-            try:
-                losses: Tensor = torch.func.vmap(lambda state: self.query_loss(state, x, y), randomness="same")(states)
-                return losses
-            except (RuntimeError, NotImplementedError):
-                n = len(next(iter(states.values())))
-                return torch.stack([self.query_loss({k: h[i] for k, h in states.items()}, x, y) for i in range(n)])
+            return map_states(lambda state: self.query_loss(state, x, y), states)
+
+    def class_losses(self, state: State, x: Tensor, n_classes: int) -> Tensor:
+        """The losses (Q, K) that queries would have with each of the classes as their label."""
+        labels = torch.arange(n_classes, device=x.device).repeat(len(x))
+        return self.query_loss(state, x.repeat_interleave(n_classes, 0), labels).reshape(len(x), n_classes)
 
     # -- differentiating it ------------------------------------------------------------------------------------------
 
@@ -178,6 +190,23 @@ class Training:
             )
             raise InputError(f"wanted {wanted}; got shape {tuple(weights.shape)}")
         return weights.to(ones)
+
+
+def map_states(func: Callable[..., Tensor], states: State, *rows: Tensor) -> Tensor:
+    """`func(state, *row)` of each of M stacked states and rows (M, ...); one after another where vmap can't."""
+    try:
+        values: Tensor = _vmap(func, states, *rows)
+        return values
+    except (RuntimeError, NotImplementedError):
+        n = len(next(iter(states.values())))
+        return torch.stack([func({k: h[i] for k, h in states.items()}, *(r[i] for r in rows)) for i in range(n)])
+
+
+def _vmap(func: Callable[..., Any], *stacked: Any) -> Any:
+    """`func` of each of what is stacked; torch does operations that have no batching rule one by one, rightly."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        return torch.func.vmap(func, randomness="same")(*stacked)
 
 
 def differentiable_leaves(state: State) -> State:
