@@ -110,3 +110,17 @@ refuse(
     ("unrolled", "removal"), ("frozen", "parameterless", "refuses_train", "exported", "exported_flat"), UnboxedError
 )  # no training
 refuse(("unrolled", "removal"), ("spectral_normed", "checkpointed_reentrant"), UnboxedError)  # no second derivative
+
+refuse(("self_influence",), ("parameterless",), LayerError)  # no parameters
+refuse(
+    ("self_influence",),
+    (
+        "batchnorm_without_statistics",
+        "batchnorm_on_batch_statistics",
+        "batch_maximum",
+        "batch_gate",
+        "random_noise_per_row",
+    ),
+    OutputError,
+)  # no gradient of one example
+refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there

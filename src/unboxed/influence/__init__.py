@@ -10,6 +10,8 @@ from .gradient_dot import gradient_dot as gradient_dot
 from .group import GroupInfluence as GroupInfluence
 from .group import group as group
 from .influence_functions import influence_functions as influence_functions
+from .mislabels import SuspectedMislabels as SuspectedMislabels
+from .mislabels import suspected_mislabels as suspected_mislabels
 from .nearest_training_examples import nearest_training_examples as nearest_training_examples
 from .perturb import perturb as perturb
 from .removal import Removal as Removal
@@ -17,6 +19,8 @@ from .removal import removal as removal
 from .representer_points import representer_points as representer_points
 from .result import Influence as Influence
 from .result import mean_over_seeds as mean_over_seeds
+from .self_influence import SelfInfluence as SelfInfluence
+from .self_influence import self_influence as self_influence
 from .solvers import Arnoldi as Arnoldi
 from .solvers import ConjugateGradient as ConjugateGradient
 from .solvers import Exact as Exact

@@ -266,11 +266,9 @@ def blank_or_nonfinite_problems(outputs: dict[str, Tensor]) -> list[str]:
     if not outputs:
         return ["the result holds no tensor or number"]
     wrong = [f"{result_path(at)} is not finite" for at, h in outputs.items() if not torch.isfinite(h).all()]
-    float_outputs = [h for h in outputs.values() if h.is_floating_point()]
-    integer_outputs = [h for h in outputs.values() if h.ndim and not float_outputs]  # a result of indices alone
-    varies = any(h.ndim > 1 and h.std() > 0 for h in float_outputs) or any(
-        h.double().std() > 0 for h in integer_outputs
-    )
+    maps = [h for h in outputs.values() if h.is_floating_point() and h.ndim > 1]
+    per_example = [h for h in outputs.values() if h.ndim and not maps]  # a result of indices or scores alone
+    varies = any(h.double().std() > 0 for h in maps + per_example)
     return wrong if varies else [*wrong, "the result is blank: every value is the same"]
 
 
