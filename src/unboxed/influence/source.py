@@ -128,7 +128,9 @@ def source(
     remaining: Vectors = gradients.unflatten(gradients.matrix(x, y))  # (Q, ...), the queries' gradients
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for segment in reversed(plan):
-        curvature = fit_fisher(segment.states, train_x, train_y, approximation=approximation, fisher=fisher, seed=seed)
+        curvature = fit_fisher(
+            segment.states, train_x, train_y, approximation=approximation, fisher=fisher, seed=seed
+        )
         scores += segment.mean_projection(curvature.apply(remaining, segment.sum_of_decays), train_x, train_y)
         remaining = curvature.apply(remaining, segment.decay_to_its_end)
     return Influence(
