@@ -38,8 +38,16 @@ FisherLabels = Annotated[FisherKind, "Labels at which the curvature is taken: th
     source="Bae et al. 2024, arXiv:2405.12186, section 3",
     shows="How much each training example lowered the loss of a query, also in a training that has not converged.",
     does_not_show="What one run with its own order of batches would do: it is the mean over orders.",
-    example=lambda method, box, x, y: method(
-        box, x, y, random_training_data(box), checkpoints=[box.model.state_dict()], lr=0.1, n_steps=10, segments=1
+    example=lambda method, box, x, y: method(  # the diagonal also sees layers of scripted models as they are
+        box,
+        x,
+        y,
+        random_training_data(box),
+        checkpoints=[box.model.state_dict()],
+        lr=0.1,
+        n_steps=10,
+        segments=1,
+        approximation="diagonal",
     ),
     exempt={
         "one forward": "it runs the training examples at every checkpoint",
@@ -128,9 +136,7 @@ def source(
     remaining: Vectors = gradients.unflatten(gradients.matrix(x, y))  # (Q, ...), the queries' gradients
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for segment in reversed(plan):
-        curvature = fit_fisher(
-            segment.states, train_x, train_y, approximation=approximation, fisher=fisher, seed=seed
-        )
+        curvature = fit_fisher(segment.states, train_x, train_y, approximation=approximation, fisher=fisher, seed=seed)
         scores += segment.mean_projection(curvature.apply(remaining, segment.sum_of_decays), train_x, train_y)
         remaining = curvature.apply(remaining, segment.decay_to_its_end)
     return Influence(

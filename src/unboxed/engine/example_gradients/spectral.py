@@ -114,6 +114,7 @@ class SpectralCurvature:
                 of the mean eigenvalue of each block (`damping`). A direction in which both are zero is left out, as in
                 a pseudo-inverse.
         """
+
         def factors(block: Block) -> Tensor:
             added = damping[block.parameters[0]] if isinstance(damping, Mapping) else damping
             return _damped_inverse(block.eigenvalues, added)

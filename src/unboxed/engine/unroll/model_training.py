@@ -129,7 +129,7 @@ class ModelTraining(Training):
         model = copy_model(self._box)
         tensors = {**_part(state, PARAMETER), **_part(state, BUFFER)}
         model.load_state_dict({**model.state_dict(), **tensors})
-        return self._box.reopen(model.eval())
+        return self._box.reopen(model)
 
     def _observe_first_step(self) -> bool:
         """Whether the model draws random numbers in training. Raises ModelError where it can't be trained so."""
@@ -297,7 +297,8 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        model.eval()
+        for module in model.modules():
+            module.training = False  # not .eval(): users override it
 
 
 def _part(state: State, prefix: str) -> State:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...influence import GroupInfluence, Influence
+from ...influence import GroupInfluence, Influence, Removal, SuspectedMislabels
 from ...influence.result import NATS
-from ..charts import matrix_plot
+from ..charts import bar_chart, matrix_plot
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from .common import (
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ...box import Box
 
 N_SHOWN_PER_SIDE = 4  # helpful and harmful training examples of a query
+N_SHOWN_REMOVED = 7  # examples of a set whose removal changes an answer
+N_SHOWN_MISLABELS, MISLABELS_PER_ROW = 16, 8
 TILE_SIDE_PIXELS = 84
 MAX_GROUPS_SHOWN = 12  # columns of a table
 
@@ -100,3 +102,59 @@ def _score_table(result: Influence, best: Tensor) -> Any:
         values, numbered_names(len(best), "query"), places, ("", "most helpful training examples"),
         title=influence_title(result), kind="signed", unit=result.unit,
     )  # fmt: skip
+
+
+@figures.register(Removal)
+def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = None) -> Figures:
+    """Margins before, after retraining without the set, and without as many random examples; and the sets' first."""
+    n = min(len(result.sets), MAX_EXAMPLES_PER_FIGURE)
+    names = [_removal_name(result, i, box) for i in range(n)]
+    margins = {
+        "as it is": result.margin[:n],
+        "retrained without the set": result.real_margin[:n],
+        "without as many random ones": result.control_margin[:n].mean(1),
+    }
+    title = "Margins of the answers: below 0 they have changed"
+    chart = bar_chart(margins, names, title=title, label="logit of the answer minus the largest other")
+    sheet = _removed_examples(result, n, box, data)
+    return {"margins": chart} if sheet is None else {"margins": chart, "removed": sheet}
+
+
+def _removal_name(result: Removal, i: int, box: Box | None) -> str:
+    answer, after = (class_name(k[i], result.classes, box) for k in (result.answer, result.new_answer))
+    return f"query {i}: {len(result.sets[i])} removed, {answer} {'to ' + after if result.flipped[i] else 'remains'}"
+
+
+def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> Any:
+    """The first examples of each set beside the query; None without images."""
+    queries, rows = first_image_part(result.input), list[list[Tile | None]]()
+    for i in range(n):
+        index = result.sets[i][:N_SHOWN_REMOVED].cpu()
+        images = fetch_images_at(data, index, box) if len(index) else None
+        if queries is None or (len(index) and images is None):
+            return None
+        shown = [] if images is None else image_tiles(images, [f"example {j}" for j in index.tolist()])
+        rows.append([*image_tiles(queries[i : i + 1].cpu()), *shown])
+    title = "The first of the training examples whose removal changes the answer"
+    columns = ["query", "removed", *[""] * (N_SHOWN_REMOVED - 1)]
+    names = [_removal_name(result, i, box) for i in range(n)]
+    return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
+
+
+@figures.register(SuspectedMislabels)
+def _mislabel_figures(result: SuspectedMislabels, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The most suspect training examples, with label and suggested class; without the data, their scores."""
+    index = result.top(min(N_SHOWN_MISLABELS, len(result.scores))).cpu()
+    images = fetch_images_at(data, index, box)
+    title = "Training examples whose labels may be wrong, the most suspect first"
+    if images is None:
+        bars = {f"example {i}": float(result.scores[i]) for i in index.tolist()}
+        return {"mislabels": bar_chart(bars, title=title, label="minus the log-probability of the label, in nats")}
+    captions = [
+        f"label {class_name(result.train_labels[i], result.classes, box)}\n"
+        f"rather {class_name(result.suggested[i], result.classes, box)}?\nexample {i}"
+        for i in index.tolist()
+    ]  # fmt: skip
+    tiles = image_tiles(images, captions)
+    rows = [tiles[i : i + MISLABELS_PER_ROW] for i in range(0, len(tiles), MISLABELS_PER_ROW)]
+    return {"mislabels": contact_sheet(rows, title=title, side=TILE_SIDE_PIXELS)}
