@@ -13,6 +13,7 @@ from .influence_functions import influence_functions as influence_functions
 from .nearest_training_examples import nearest_training_examples as nearest_training_examples
 from .perturb import perturb as perturb
 from .representer_points import representer_points as representer_points
+from . import validate as validate
 from .result import Influence as Influence
 from .result import mean_over_seeds as mean_over_seeds
 from .solvers import Arnoldi as Arnoldi

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..cards import card
-from ..checkpointing import CheckpointFile, tensor_digest
+from ..checkpointing import CheckpointFile
+from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
 from ..engine.unroll.reverse import Trajectory, UnrollPlan, plan_unroll, weight_gradients
 from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
@@ -109,7 +110,8 @@ def unrolled(
     trajectory = Trajectory(training, plan.segment_steps)
     _check_box(box, training, trajectory.final)
     _check_losses(training, trajectory.final, x, y)
-    scores = _scores(training, trajectory, x, y, plan, _checkpoint_file(checkpoint, training, x, y), quiet)
+    file = _checkpoint_file(checkpoint, training, trajectory.final, x, y)
+    scores = _scores(training, trajectory, x, y, plan, file, quiet)
     smoothness = measure_smoothness(training, x, y, scores, seed) if check_smoothness else None
     if smoothness is not None and not smoothness.is_smooth:
         ratio = float(smoothness.noise_to_signal.median())
@@ -143,18 +145,12 @@ def _scores(
     return torch.cat(done)
 
 
-def _checkpoint_file(path: str | Path | Any | None, training: Training, x: Tensor, y: Tensor) -> CheckpointFile | None:
+def _checkpoint_file(
+    path: str | Path | Any | None, training: Training, final: State, x: Tensor, y: Tensor
+) -> CheckpointFile | None:
     if path is None:
         return None
-    settings = {
-        "training's start": tensor_digest(*training.start.values()),
-        "training's order": tensor_digest(*training.batches),
-        "queries": tensor_digest(x),
-        "labels": tensor_digest(y),
-    }
-    if isinstance(training, ModelTraining):
-        settings |= {"training examples": tensor_digest(training.x, training.y)}
-    return CheckpointFile(Path(path), "unrolled differentiation", settings)
+    return CheckpointFile(Path(path), "unrolled differentiation", training_fingerprint(training, final, x, y))
 
 
 def _check_box(box: Box, training: Training, final: State) -> None:

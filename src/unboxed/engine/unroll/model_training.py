@@ -51,7 +51,7 @@ class ModelTraining(Training):
         batch_size: Examples per step, 1 or more.
         lr: Largest learning rate of the schedule, above 0.
         weight_decay: Of the optimizer.
-        momentum: Of SGD.
+        momentum: Of SGD; it is constant. (Adam's first beta goes with a one-cycle rate, as `torch` has it.)
         optimizer: "sgd", "adam", "adamw", or a function that makes a `torch.optim` SGD, Adam or AdamW of parameters.
         schedule: "one-cycle", "constant", or a function that makes a scheduler of `torch.optim.lr_scheduler` of the
             optimizer; it is asked for after each step.
@@ -358,4 +358,6 @@ def _scheduler(
         raise InputError(f"schedule must be constant, one-cycle, or a function of an optimizer; got {schedule!r}")
     if schedule == "constant":
         return None
-    return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=n_steps)
+    cycles = not isinstance(optimizer, torch.optim.SGD)  # it would replace the momentum that was asked for
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, rates, total_steps=n_steps, cycle_momentum=cycles)

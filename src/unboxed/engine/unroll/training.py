@@ -105,15 +105,15 @@ class Training:
         with torch.no_grad():
             return {name: h.detach() for name, h in self.step(state, t, weights).items()}
 
-    def run_many(self, weights: Tensor, start: State | None = None) -> State:
+    def run_many(self, weights: Tensor, start: State | None = None, steps: range | None = None) -> State:
         """The final states, stacked (M, ...), of trainings with weights (M, N) each, in one vectorized run.
 
-        `start` may hold a start of each, stacked (M, ...).
+        `start` may hold a start of each, stacked (M, ...); `steps` are those that are taken (None: all).
         """
         weights = self._check_weights(weights, n_dims=2)
         states = {k: h.expand(len(weights), *h.shape) for k, h in self.start.items()} if start is None else start
-        for t, batch in enumerate(self.batches):
-            states = self._next_states(states, t, weights[:, batch])
+        for t in range(self.n_steps) if steps is None else steps:
+            states = self._next_states(states, t, weights[:, self.batches[t]])
         return states
 
     def _next_states(self, states: State, t: int, weights: Tensor) -> State:
