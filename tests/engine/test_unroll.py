@@ -119,7 +119,12 @@ def test_the_step_is_that_of_torch(model: str, settings: str) -> None:
     optimizer = made(plain.parameters()) if callable(made) else kinds[made](plain.parameters(), **named)
     lr = optimizer.param_groups[0]["lr"]
     one_cycle = SETTINGS[settings].get("schedule", "one-cycle") == "one-cycle"
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=run.n_steps) if one_cycle else None
+    cycles = not isinstance(optimizer, torch.optim.SGD)  # whose momentum stays what was asked for
+    schedule = (
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=run.n_steps, cycle_momentum=cycles)
+        if one_cycle
+        else None
+    )
     for batch in run.batches:
         optimizer.zero_grad()
         F.cross_entropy(plain(x[batch]), y[batch]).backward()

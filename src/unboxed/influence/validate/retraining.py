@@ -80,31 +80,12 @@ def retrained_losses(
             n_at_once = max(1, max_bytes // (STATE_COPIES * training.state_bytes))
             for i in range(max(0, n_done - k * m), m, n_at_once):
                 rows = weights[i : i + n_at_once]
-                done.append(_final_losses(training, rows, start, steps, x, y).cpu())
+                starts = None if start is None else {n: h.expand(len(rows), *h.shape) for n, h in start.items()}
+                done.append(training.query_losses(training.run_many(rows, starts, steps), x, y).cpu())
                 bar.update(len(rows))
                 if file is not None:
                     file.write({"losses": torch.cat(done)})
     return torch.cat(done).reshape(n_trainings, m, -1).to(x.device)
-
-
-def _final_losses(
-    training: Training, weights: Tensor, start: State | None, steps: range | None, x: Tensor, y: Any
-) -> Tensor:
-    """Losses (M, Q) after trainings with these weights (M, N): all at once, or in turn where vmap can't."""
-    starts = None if start is None else {k: h.expand(len(weights), *h.shape) for k, h in start.items()}
-    try:
-        return training.query_losses(training.run_many(weights, starts, steps), x, y)
-    except RuntimeError:  # an operation without a batching rule, or too little memory for all
-        return torch.stack([_losses_of_one(training, w, start, steps, x, y) for w in weights])
-
-
-def _losses_of_one(
-    training: Training, weights: Tensor, start: State | None, steps: range | None, x: Tensor, y: Any
-) -> Tensor:
-    for state in training.states(weights, start, steps):  # noqa: B007
-        pass
-    with torch.no_grad():
-        return training.query_loss(state, x, y).detach()
 
 
 def check_losses(losses: Tensor) -> None:
