@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from unboxed.errors import InputError, ModelError, UnboxedWarning
 from unboxed.influence import Influence, ModelTraining, Training
 from unboxed.influence.validate import LinearDatamodelingScore, leave_one_out, linear_datamodeling_score, pool_scores
 from unboxed.influence.validate.subsets import left_out_subsets
+from unboxed.settings import settings_of
 
 N, Q, LR = 40, 6, 0.1
 SMALL: dict[str, Any] = {"fractions": (0.1, 0.5), "n_subsets": 12}
@@ -371,3 +374,13 @@ def test_a_score_is_one_line_or_a_table(training: LinearTraining) -> None:
     assert head == "exact against one run: 12 subsets, 6 queries"
     assert first.startswith("  10.0% left out: 1.000 [1.000, 1.000], slope 1.00 (median 1.00), noise to signal ")
     assert second.startswith("  50.0% left out: 1.000")
+
+
+def test_docstrings_teach() -> None:
+    for function in (linear_datamodeling_score, leave_one_out, pool_scores):
+        doc = function.__doc__ or ""
+        assert all(f"\n    {section}:\n" in doc for section in ("Args", "Returns", "Raises", "Example"))
+        documented = re.findall(r"^        (\w+): ", doc.split("Returns:")[0], re.MULTILINE)
+        assert documented == [*inspect.signature(function).parameters]
+        for name, setting in settings_of(function).items():
+            assert f"{name}: {setting.help}" in " ".join(doc.split())

@@ -194,12 +194,12 @@ class ModelTraining(Training):
             x = self._box.inputs.clip(self._augment(x, generator))
         return x, self.y[index]
 
-    def vjp(self, state: State, t: int, adjoint: State) -> tuple[State, Tensor]:
+    def vjp(self, state: State, t: int, adjoint: State, weights: Tensor | None = None) -> tuple[State, Tensor]:
         with torch.enable_grad():
             leaves = differentiable_leaves({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))})
             parameters = _part(leaves, PARAMETER)
             buffers = _part({**state, **leaves}, BUFFER)
-            weights = next(iter(parameters.values())).new_ones(len(self.batches[t])).requires_grad_()
+            weights = self.differentiable_weights(t, weights)
             loss, buffers = self._weighted_loss(parameters, buffers, t, weights)
             gradients = dict(zip(parameters, torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip

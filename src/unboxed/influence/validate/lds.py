@@ -117,8 +117,8 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
         >>> result = ub.influence.unrolled(training.box(training.run()), x[:4], y[:4], training)
         >>> score = ub.influence.validate.linear_datamodeling_score(
         ...     result, training, x[:4], y[:4], fractions=(.1,), n_subsets=8)
-        >>> bool(score.means[0] > .9), score.truth
-        (True, 'one run')
+        >>> tuple(score.correlations.shape), bool(score.means[0] > .3), score.truth
+        ((1, 4, 1), True, 'one run')
 
     Source:
         Park et al. 2023, arXiv:2303.14186, definition 2.3, of the loss in place of the margin, over what is left out in
