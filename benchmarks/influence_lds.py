@@ -38,7 +38,6 @@ N_TRAIN, N_QUERIES, N_SUBSETS = 5000, 20, 50
 FRACTIONS = (0.01, 0.1, 0.5)
 SETTINGS: dict[str, Any] = {"epochs": 5, "batch_size": 128, "lr": 2e-3}  # AdamW, one-cycle
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "schedule": "constant"}
-MAX_BYTES = 128 * 2**20  # of trainings that run at once: what is done by then is kept
 N_REAL_SEEDS, N_SCORE_SEEDS = 10, 5  # retrainings of each subset, and trainings whose scores are summed
 
 
@@ -161,7 +160,7 @@ def one_run(name: str, seed: int, methods: Mapping[str, Method], cache: Path) ->
         warnings.simplefilter("ignore")  # of trainings that are not smooth: the ratio is in the rows
         lds = linear_datamodeling_score(
             list(scores.values()), training, x, y, truth="one run", fractions=TRAININGS[name][2], n_subsets=N_SUBSETS,
-            allow_other_truth=True, max_bytes=MAX_BYTES, checkpoint=cache / f"{name}, seed {seed}.pt",
+            allow_other_truth=True, checkpoint=cache / f"{name}, seed {seed}.pt",
         )  # fmt: skip
     for method, score in zip(methods, lds, strict=True):
         yield {"truth": "one run", "training": name, "seed": seed, "method": method, **_row(score),
@@ -178,12 +177,12 @@ def mean_over_seeds(name: str, methods: Mapping[str, Method], cache: Path) -> It
         for method, function in methods.items()
     }
     summed = {
-        (method, n): replace(ub.influence.result.mean_over_seeds(scores[:n]), method=method)
+        (method, n): replace(ub.influence.mean_over_seeds(scores[:n]), method=method)
         for method, scores in of_seeds.items() for n in range(1, 1 + N_SCORE_SEEDS)
     }  # fmt: skip
     lds = linear_datamodeling_score(
         list(summed.values()), first, x, y, truth="mean over seeds", fractions=(0.5,), n_subsets=N_SUBSETS,
-        n_seeds=N_REAL_SEEDS, max_bytes=MAX_BYTES, checkpoint=cache / f"{name}, mean over seeds.pt",
+        n_seeds=N_REAL_SEEDS, checkpoint=cache / f"{name}, mean over seeds.pt",
     )  # fmt: skip
     for (method, n), score in zip(summed, lds, strict=True):
         yield {"truth": "mean over seeds", "training": name, "seed": 0, "method": method, "n_models": n, **_row(score)}

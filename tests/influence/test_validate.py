@@ -293,6 +293,23 @@ def test_leaving_one_out_is_a_plain_training_without_it() -> None:
     assert torch.equal(by_default.losses, leave_one_out(training, x[:3], predicted, [0]).losses)
 
 
+def test_scores_are_taken_where_examples_are_left_out() -> None:
+    x, y = drawn(12, 4), torch.arange(12) % 3
+    training = small_training(x, y, optimizer="sgd", lr=0.1)
+    weights = torch.ones(12, dtype=torch.float64)
+    weights[:6] = 0
+    box = training.box(training.run(weights))
+    result = ub.influence.unrolled(box, x[:2], y[:2], training, weights=weights)
+    added, step = weights.clone(), 1e-4
+    added[0] += step
+    change = [training.query_loss(training.run(w), x[:2], y[:2]) for w in (added, weights)]
+    assert torch.allclose(result.scores[:, 0], (change[1] - change[0]) / step, rtol=1e-2)
+    with pytest.raises(ModelError, match="not what this training gives"):
+        ub.influence.unrolled(box, x[:2], y[:2], training)
+    with pytest.raises(InputError, match=r"wanted weights of the training examples, \(N,\) with N = 12"):
+        ub.influence.unrolled(box, x[:2], y[:2], training, weights=weights[:5])
+
+
 def test_momentum_is_what_was_asked_for_under_a_one_cycle_rate() -> None:
     x, y = drawn(12, 4), torch.arange(12) % 3
     a, b = (small_training(x, y, optimizer="sgd", lr=0.1, momentum=m).run()["parameter.0.weight"] for m in (0.0, 0.9))

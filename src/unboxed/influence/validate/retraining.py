@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...parameters import CheckpointPath
 from ...settings import AtLeast, Holds, Unit
 
-MAX_BYTES = 2 * 2**30
+MAX_BYTES = 128 * 2**20  # more at once are slower: their states no longer fit near the processor
 STATE_COPIES = 6  # per training that runs: before and after a step, the gradient, and what the update is made of
 
 TrainingToRepeat = Annotated[
