@@ -6,6 +6,7 @@ A method that scores training examples for queries is a file here; what two of t
 
 from ..engine.unroll.model_training import ModelTraining as ModelTraining
 from ..engine.unroll.training import Training as Training
+from . import validate as validate
 from .gradient_dot import gradient_dot as gradient_dot
 from .group import GroupInfluence as GroupInfluence
 from .group import group as group
@@ -13,7 +14,6 @@ from .influence_functions import influence_functions as influence_functions
 from .nearest_training_examples import nearest_training_examples as nearest_training_examples
 from .perturb import perturb as perturb
 from .representer_points import representer_points as representer_points
-from . import validate as validate
 from .result import Influence as Influence
 from .result import mean_over_seeds as mean_over_seeds
 from .solvers import Arnoldi as Arnoldi
