@@ -137,10 +137,17 @@ METHODS: dict[str, Method] = {
     "TracIn": tracin,
     "TRAK": card_method("trak"),
     "SOURCE": source,
+    "EK-FAC influence": card_method("influence_functions", solver="ekfac"),
     "Gauss-Newton influence": card_method("influence_functions"),
 }
 """{name: function (training, box, x, labels)}; of the mean over seeds the scores of several trainings are averaged."""
-OF_OTHERS = {"TracIn": "tracin", "TRAK": "trak", "SOURCE": "source", "Gauss-Newton influence": "influence_functions"}
+OF_OTHERS = {
+    "TracIn": "tracin",
+    "TRAK": "trak",
+    "SOURCE": "source",
+    "Gauss-Newton influence": "influence_functions",
+    "EK-FAC influence": "influence_functions",
+}
 AVAILABLE = [name for name in METHODS if hasattr(ub.influence, OF_OTHERS.get(name, "unrolled"))]
 
 
