@@ -21,7 +21,7 @@ import unboxed as ub
 from harness import write
 from unboxed import Box, attribution, checks
 from unboxed.checks.edges import sobel
-from unboxed.checks.similarity import spearman
+from unboxed.engine.rank_correlation import spearman
 from unboxed.training import accuracy, fit
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; without it, the embedded digits

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.attribution import gradient
 from unboxed.checks import verdict_tests
-from unboxed.checks.interval import Interval, bootstrap_mean_interval
 from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, TestOutcome, _interval, decide, grade
 from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
+from unboxed.engine.intervals import Interval, bootstrap_mean_interval
 
 BOUNDS = {
     "map": 0.5, "learned": 0.1, "randomization": 0.85, "shuffled labels": 0.85, "other class": 0.95,

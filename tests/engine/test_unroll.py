@@ -101,6 +101,21 @@ def test_gradients_are_finite_differences_of_the_whole_training(model: str, sett
     assert min(errors) < 1e-6
 
 
+@pytest.mark.parametrize("settings", ["momentum", "adamw"])
+def test_gradients_where_examples_are_left_out_are_finite_differences(settings: str) -> None:
+    run, (x, y) = training("gelu", settings), data()
+    weights = (torch.arange(N) % 3 > 0).double()
+    trajectories = [Trajectory(run, segment, weights) for segment in (run.n_steps, 3)]
+    by_weight, recomputed = (weight_gradients(run, t, x[:QUERIES], y[:QUERIES]) for t in trajectories)
+    assert torch.equal(by_weight, recomputed)
+    direction = torch.randn(N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    h = 1e-4
+    high, low = (run.query_loss(run.run(weights + s * h * direction), x[:QUERIES], y[:QUERIES]) for s in (1, -1))
+    difference = (high - low) / (2 * h)
+    assert (difference - by_weight @ direction).norm() < 1e-6 * difference.norm()
+    assert (by_weight - scores(run)).norm() > 1e-3 * by_weight.norm()
+
+
 def test_weights_of_examples_that_are_seen_are_not_zero() -> None:
     by_weight = scores(training("gelu", "adamw"))
     assert by_weight.isfinite().all()
@@ -119,7 +134,12 @@ def test_the_step_is_that_of_torch(model: str, settings: str) -> None:
     optimizer = made(plain.parameters()) if callable(made) else kinds[made](plain.parameters(), **named)
     lr = optimizer.param_groups[0]["lr"]
     one_cycle = SETTINGS[settings].get("schedule", "one-cycle") == "one-cycle"
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=run.n_steps) if one_cycle else None
+    cycles = not isinstance(optimizer, torch.optim.SGD)  # whose momentum stays what was asked for
+    schedule = (
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=run.n_steps, cycle_momentum=cycles)
+        if one_cycle
+        else None
+    )
     for batch in run.batches:
         optimizer.zero_grad()
         F.cross_entropy(plain(x[batch]), y[batch]).backward()

@@ -17,12 +17,10 @@ from unboxed.checks.similarity import (
     MapSimilarity,
     hog,
     magnitudes,
-    pearson,
-    ranks,
     rescale_to_unit_range,
-    spearman,
     ssim,
 )
+from unboxed.engine.rank_correlation import pearson, ranks, spearman
 from unboxed.errors import InputError
 
 

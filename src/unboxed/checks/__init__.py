@@ -1,6 +1,6 @@
 """Can I believe the picture? Tests of explanations: randomization, controls, faithfulness, a verdict.
 
-What judges an explanation, for any method of attribution or synthesis, moves in here.
+What judges an explanation, for any method of attribution, synthesis or influence, moves in here.
 """
 
 from .controls import ConstantModel as ConstantModel
@@ -16,6 +16,9 @@ from .explain import explain_verdict as explain_verdict
 from .infidelity import Infidelity as Infidelity
 from .infidelity import infidelity as infidelity
 from .infidelity import max_sensitivity as max_sensitivity
+from .influence_planting import PlantedTraining as PlantedTraining
+from .influence_planting import plant_training as plant_training
+from .influence_verdict import influence_verdict as influence_verdict
 from .labels import LabelRandomization as LabelRandomization
 from .labels import label_randomization as label_randomization
 from .labels import shuffle_labels as shuffle_labels

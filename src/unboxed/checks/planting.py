@@ -108,6 +108,8 @@ class Trigger:
     def _fill_trigger_pixels(self, images: Tensor, classes: int | Tensor, value: float) -> Tensor:
         if tuple(images.shape[1:]) != tuple(self.shape):
             raise InputError(f"the trigger is for images {self.shape}; got {tuple(images.shape[1:])}")
+        if not len(images):
+            return images.clone()  # a fraction of none of the images
         masks = self.masks(as_classes(classes).expand(len(images)))
         return images.masked_fill(masks[:, None].to(images.device), value)
 

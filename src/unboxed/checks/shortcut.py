@@ -21,8 +21,10 @@ from ..errors import InputError, UnboxedError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
+from .influence_shortcut import influence_test
+from .influence_tests import InfluenceMethod
 from .methods import Method, compute_map
-from .planting import Trigger
+from .planting import PlantedDataset, Trigger
 from .pointing import energy_inside, pointing_game
 from .shortcut_report import MIN_CONTROL_PEAK_RATIO, POINTING_TOLERANCE_PIXELS, ShortcutReport
 from .shortcut_trial import (
@@ -61,6 +63,12 @@ def shortcut(
     n_examples: Annotated[
         int, AtLeast(2), Unit("images"), "Number of images to explain, of matched and of mismatched triggers each."
     ] = 12,
+    training_data: Annotated[
+        tuple[PlantedDataset, PlantedDataset] | None, "What the model and its control were trained on."
+    ] = None,
+    influence_methods: Annotated[
+        Mapping[str, InfluenceMethod] | None, "Influence methods, {name: function (box, x, labels, train)}."
+    ] = None,
     seed: Seed = 0,
     callback: Annotated[Callable[[ShortcutFinding], object] | None, "Function that is called after each finding."]
     = None,
@@ -79,6 +87,10 @@ def shortcut(
         methods: Attribution methods, {name: function (box, x, target)}. None takes all that have a card.
         tests: Tests to run, each a function that yields findings. None is `SHORTCUT_TESTS`, one per family.
         n_examples: Number of images to explain, of matched and of mismatched triggers each.
+        training_data: What the model and its control were trained on. With it, influence methods are asked for the
+            training images behind a mismatched trigger.
+        influence_methods: Influence methods, {name: function (box, x, labels, train)}. None takes all that have a card
+            and need no more than this.
         seed: Seed of all random draws: same seed, same result.
         callback: Function that is called after each finding.
 
@@ -103,7 +115,9 @@ def shortcut(
     check_settings(shortcut, locals())
     _check_models(model, control, trigger)
     x, y = control.validate_inputs(x).cpu(), control.class_labels(y, len(x)).cpu()
-    trial = ShortcutTrial(model, control, x, y, trigger, methods, n_examples, check_seed(seed))
+    trial = ShortcutTrial(
+        model, control, x, y, trigger, methods, n_examples, check_seed(seed), training_data, influence_methods
+    )
     if not len(trial.mismatched_rows_and_classes[0]) or not len(trial.matched_rows_and_classes[0]):
         raise InputError(f"wanted images of the classes {trigger.classes} of the trigger, and of others; got one kind")
     model_accuracy, control_accuracy = (accuracy_with_triggers(box, trial) for box in trial.model_and_control_boxes)
@@ -337,5 +351,7 @@ def _require_complete(result: Any) -> Any:
     return result
 
 
-SHORTCUT_TESTS: tuple[ShortcutTestFn, ...] = (occlusion_test, attribution_test, class_image_test, top_examples_test)
-"""Another family adds its test here: influence finds the poisoned training images, TCAV names the trigger."""
+SHORTCUT_TESTS: tuple[ShortcutTestFn, ...] = (
+    occlusion_test, attribution_test, class_image_test, top_examples_test, influence_test,
+)  # fmt: skip
+"""Another family adds its test here: TCAV names the trigger."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..box import Box
 from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError
 from .methods import Method
-from .planting import Trigger, mismatched_classes
+from .planting import PlantedDataset, Trigger, mismatched_classes
 from .verdict import INCONCLUSIVE
 
 GRADE_SHOWS_IT: Final = "shows it"
@@ -62,6 +62,8 @@ class ShortcutTrial:
     methods: Mapping[str, Method] | None
     n_examples: int
     seed: int
+    training_data: tuple[PlantedDataset, PlantedDataset] | None = None  # of the model, and of the control
+    influence_methods: Mapping[str, Callable[..., Any]] | None = None
 
     @property
     def model_and_control_boxes(self) -> tuple[Box, Box]:

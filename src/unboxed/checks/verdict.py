@@ -8,7 +8,7 @@ reasons are known (`benchmarks/verdict_roc.py`, `docs/verdicts.md`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card_of, cards
+from ..engine.intervals import Interval, bootstrap_mean_interval
 from ..errors import InputError, UnboxedError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, nearest_names, normalized_name
-from .interval import Interval, bootstrap_mean_interval
 from .labels import check_same_inputs_and_outputs
-from .methods import Method, PrecomputedMap, TestedMethod, compute_map, resolve_target
+from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
 from .relevance_gain import RemovalCurves
 from .verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
@@ -69,7 +69,7 @@ class TestOutcome:
         """How far the interval is from the bound, in standard deviations between examples; negative where it fails or
         contains the bound."""
         side = self.low - self.bound if self.passes_above else self.bound - self.high
-        return side / max(ASSUMED_STD_BY_TEST[self.name], MIN_STD_FOR_MARGIN)
+        return side / max(ASSUMED_STD_BY_TEST.get(self.name, 0.0), MIN_STD_FOR_MARGIN)
 
     def __str__(self) -> str:
         side = "above" if self.passes_above else "below"
@@ -202,7 +202,7 @@ def verdict(
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all_tests(subject, max_draws)
     except UnboxedError as error:
-        return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
+        return Verdict(name, NOT_APPLICABLE, "refuses this model", as_sentence(str(error)), (), len(x))
     evidence = VerdictEvidence(x, subject.map_, subject.control_maps, subject.removal)
     by_fill = {fill: round(gain, 4) for fill, gain in subject.removal.gain_by_fill.items()}
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
@@ -215,7 +215,7 @@ def _method_hint(name: object) -> str:
     return f", such as ub.attribution.{keys[close[0]]}" if close else ""
 
 
-def method_display_name(method: Method) -> str:
+def method_display_name(method: Callable[..., Any]) -> str:
     """The method's name: its card's, whatever settings were given with `functools.partial`."""
     card = card_of(method)
     while isinstance(method, partial):
@@ -229,12 +229,12 @@ def _run_all_tests(subject: VerdictSubject, max_draws: int) -> tuple[TestOutcome
     for test in VERDICT_TESTS:
         failed = any(o.grade == FAIL for o in outcomes)
         if not (failed and test.skip_when_failed):
-            outcomes.append(_run_test(test, subject, max_draws))
+            outcomes.append(run_test(test, subject, max_draws))
     return tuple(o for o in outcomes if o.name != "shuffled labels" or subject.shuffled_box is not None)
 
 
-def _run_test(test: VerdictTest, subject: VerdictSubject, max_draws: int) -> TestOutcome:
-    """The outcome of a test, with more draws as long as it is undecided."""
+def run_test(test: VerdictTest, subject: Any, max_draws: int) -> TestOutcome:
+    """The outcome of a test, with more draws as long as it is undecided. The subject has a `seed`."""
     columns: list[Tensor] = []
     n_draws, limit = min(test.n_draws, max_draws), min(test.max_draws, max_draws)
     while True:
@@ -294,22 +294,35 @@ def _needed_examples_text(interval: Interval, bound: float) -> str:
     return f"about {max(interval.n_examples + 1, math.ceil(needed))} examples would decide"
 
 
-def grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
-    """The grade that outcomes deserve, and why: in a few words, and in a sentence that names the weakest figure."""
-    reasons = {test.name: test.failed for test in VERDICT_TESTS}
+def failed_or_undecided(
+    outcomes: tuple[TestOutcome, ...], tests: tuple[VerdictTest, ...]
+) -> tuple[Grade, str, str] | None:
+    """The grade by the first test that failed, or else that is undecided; None where there is none."""
+    reasons = {test.name: test.failed for test in tests}
     for kind in (FAIL, INCONCLUSIVE):
         if weakest := [o for o in outcomes if o.grade == kind]:
             first = weakest[0]
             return kind, reasons[first.name] if kind == FAIL else f"undecided: {first.name}", first.sentence
+    return None
+
+
+def grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
+    """The grade that outcomes deserve, and why: in a few words, and in a sentence that names the weakest figure."""
+    if worst := failed_or_undecided(outcomes, VERDICT_TESTS):
+        return worst
     if missing := [o.name for o in outcomes if o.name in ESSENTIAL_TESTS and o.grade == NOT_APPLICABLE]:
         sentence = f"Not tested: {' and '.join(missing)}, for want of weights, of maps that vary or of a score to lose."
         return INCONCLUSIVE, f"not tested: {missing[0]}", sentence
     essential = ", and ".join(o.sentence for o in outcomes if o.name in ESSENTIAL_TESTS)
+    return PASS, "depends on the model; marks what matters", f"{as_sentence(essential)} {nearest_bound_text(outcomes)}"
+
+
+def nearest_bound_text(outcomes: tuple[TestOutcome, ...]) -> str:
+    """Which of the tests that passed is the nearest to its bound, in a sentence."""
     nearest = min((o for o in outcomes if o.grade == PASS), key=lambda o: o.margin)
     bound = f"{'above' if nearest.passes_above else 'below'} {nearest.bound:g}"
-    weakest_text = f"Nearest to its bound: {nearest.name} ({nearest.value:.2f}, passes {bound})."
-    return PASS, "depends on the model; marks what matters", f"{_as_sentence(essential)} {weakest_text}"
+    return f"Nearest to its bound: {nearest.name} ({nearest.value:.2f}, passes {bound})."
 
 
-def _as_sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.randomized import layers_with_weights
+from ..engine.rank_correlation import spearman
 from ..errors import UnboxedError
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, log_odds, logit, mean_over_positions
@@ -26,7 +27,7 @@ from .controls import constant_model
 from .edges import sobel
 from .methods import Method, compute_map
 from .relevance_gain import FillFn, RemovalCurves, fills, removal_curves
-from .similarity import is_constant, spearman
+from .similarity import is_constant
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
 # Of the largest possible confidence, from which on that of randomized models says nothing
@@ -116,7 +117,7 @@ class VerdictTest:
 
     name: str
     figure: str  # what its figure is called
-    values: Callable[[VerdictSubject, int], Tensor]  # (subject, draw) -> (N,) or (N, D), NaN where it does not apply
+    values: Callable[[Any, int], Tensor]  # (subject, draw) -> (N,) or (N, D), NaN where it does not apply
     _: KW_ONLY
     bound: float
     passes_above: bool

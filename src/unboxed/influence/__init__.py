@@ -6,6 +6,7 @@ A method that scores training examples for queries is a file here; what two of t
 
 from ..engine.unroll.model_training import ModelTraining as ModelTraining
 from ..engine.unroll.training import Training as Training
+from . import validate as validate
 from .gradient_dot import gradient_dot as gradient_dot
 from .group import GroupInfluence as GroupInfluence
 from .group import group as group

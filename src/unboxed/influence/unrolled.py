@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..cards import card
-from ..checkpointing import CheckpointFile, tensor_digest
+from ..checkpointing import CheckpointFile
+from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
 from ..engine.unroll.reverse import Trajectory, UnrollPlan, plan_unroll, weight_gradients
 from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
@@ -52,6 +53,7 @@ def unrolled(
         Training, Holds("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
     ],
     *,
+    weights: Annotated[Tensor | None, "Weights (N,) of the training examples at which the derivative is taken."] = None,
     max_bytes: Annotated[int, AtLeast(1), Unit("bytes"), "Memory that states and adjoints may take."] = MAX_BYTES,
     store_states: Annotated[
         bool | None, "Keep the state of every step; False recomputes them in segments. None: where memory allows it."
@@ -74,6 +76,11 @@ def unrolled(
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         labels: Correct classes (N,), or one for all. The loss of these is explained; None: of the predicted classes.
         training: The training that made the model: a `ModelTraining`, or a `Training`.
+        weights: Weights (N,) of the training examples at which the derivative is taken. None: 1 each, the training as
+            it was; the box is `training.box(training.run(weights))`. For what leaving out half of the examples of a
+            training by SGD does, 0 for a random half of them, and the mean of such scores over several halves and
+            seeds, agree better. Under Adam they do not, and some examples of each batch have to stay: its step has no
+            derivative at a gradient of zero.
         max_bytes: Memory that states and adjoints may take. What is planned is logged (logger "unboxed") before it
             starts; more queries than fit are taken in several passes.
         store_states: Keep the state of every step; False recomputes them in segments. None: where memory allows it. The
@@ -111,11 +118,13 @@ def unrolled(
     y = box.predict(x) if labels is None else box.class_labels(labels, len(x))
     plan = plan_unroll(training, len(x), max_bytes, store=store_states)
     LOG.info("unrolled differentiation of %d steps: %s", training.n_steps, plan)
-    trajectory = Trajectory(training, plan.segment_steps)
+    trajectory = Trajectory(training, plan.segment_steps, None if weights is None else training.check_weights(weights))
     _check_box(box, training, trajectory.final)
     _check_losses(training, trajectory.final, x, y)
-    scores = _scores(training, trajectory, x, y, plan, _checkpoint_file(checkpoint, training, x, y), quiet)
-    smoothness = measure_smoothness(training, x, y, scores, seed) if check_smoothness else None
+    file = _checkpoint_file(checkpoint, training, trajectory.final, x, y)
+    scores = _scores(training, trajectory, x, y, plan, file, quiet)
+    compared = scores if weights is None else None  # with leaving out of all examples
+    smoothness = measure_smoothness(training, x, y, compared, seed) if check_smoothness else None
     if smoothness is not None and not smoothness.is_smooth:
         ratio = float(smoothness.noise_to_signal.median())
         warn(
@@ -148,18 +157,12 @@ def _scores(
     return torch.cat(done)
 
 
-def _checkpoint_file(path: str | Path | Any | None, training: Training, x: Tensor, y: Tensor) -> CheckpointFile | None:
+def _checkpoint_file(
+    path: str | Path | Any | None, training: Training, final: State, x: Tensor, y: Tensor
+) -> CheckpointFile | None:
     if path is None:
         return None
-    settings = {
-        "training's start": tensor_digest(*training.start.values()),
-        "training's order": tensor_digest(*training.batches),
-        "queries": tensor_digest(x),
-        "labels": tensor_digest(y),
-    }
-    if isinstance(training, ModelTraining):
-        settings |= {"training examples": tensor_digest(training.x, training.y)}
-    return CheckpointFile(Path(path), "unrolled differentiation", settings)
+    return CheckpointFile(Path(path), "unrolled differentiation", training_fingerprint(training, final, x, y))
 
 
 def _check_box(box: Box, training: Training, final: State) -> None:

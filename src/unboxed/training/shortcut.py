@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from .. import zoo
 from ..box import Box
-from ..checks.planting import Trigger, plant_shortcut
+from ..checks.planting import PlantedDataset, Trigger, plant_shortcut
 from ..errors import DataError
 from ..validation import check_seed
 from .fit import fit
@@ -30,6 +30,7 @@ class ShortcutPair:
     n_triggered: int  # training images with a trigger
     n_poisoned: int  # those of them with the trigger and the label of another class
     n_training: int  # training images in all
+    training_data: tuple[PlantedDataset, PlantedDataset]  # of the model, and of the control
 
 
 def train_shortcut_pair(
@@ -71,6 +72,7 @@ def train_shortcut_pair(
         int(poisoned_data.has_trigger.sum()),
         int(poisoned_data.is_poisoned.sum()),
         len(x),
+        (poisoned_data, clean_data),
     )
 
 

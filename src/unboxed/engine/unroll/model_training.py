@@ -50,7 +50,7 @@ class ModelTraining(Training):
         batch_size: Examples per step, 1 or more.
         lr: Largest learning rate of the schedule, above 0.
         weight_decay: Of the optimizer.
-        momentum: Of SGD.
+        momentum: Of SGD; it is constant. (Adam's first beta goes with a one-cycle rate, as `torch` has it.)
         optimizer: "sgd", "adam", "adamw", or a function that makes a `torch.optim` SGD, Adam or AdamW of parameters.
         schedule: "one-cycle", "constant", or a function that makes a scheduler of `torch.optim.lr_scheduler` of the
             optimizer; it is asked for after each step.
@@ -195,12 +195,12 @@ class ModelTraining(Training):
             x = self._box.inputs.clip(self._augment(x, generator))
         return x, self.y[index]
 
-    def vjp(self, state: State, t: int, adjoint: State) -> tuple[State, Tensor]:
+    def vjp(self, state: State, t: int, adjoint: State, weights: Tensor | None = None) -> tuple[State, Tensor]:
         with torch.enable_grad():
             leaves = differentiable_leaves({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))})
             parameters = _part(leaves, PARAMETER)
             buffers = _part({**state, **leaves}, BUFFER)
-            weights = next(iter(parameters.values())).new_ones(len(self.batches[t])).requires_grad_()
+            weights = self.differentiable_weights(t, weights)
             loss, buffers = self._weighted_loss(parameters, buffers, t, weights)
             gradients = dict(zip(parameters, torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip
@@ -365,4 +365,6 @@ def _scheduler(
         raise InputError(f"schedule must be constant, one-cycle, or a function of an optimizer; got {schedule!r}")
     if schedule == "constant":
         return None
-    return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=n_steps)
+    cycles = not isinstance(optimizer, torch.optim.SGD)  # it would replace the momentum that was asked for
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, rates, total_steps=n_steps, cycle_momentum=cycles)

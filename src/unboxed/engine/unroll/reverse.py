@@ -67,14 +67,17 @@ def _state_bytes(n_steps: int, segment: int, state_bytes: int) -> int:
 
 
 class Trajectory:
-    """The states of a training from its end to its start: kept, or recomputed a segment at a time."""
+    """The states of a training from its end to its start: kept, or recomputed a segment at a time.
 
-    def __init__(self, training: Training, segment_steps: int) -> None:
-        self.training, self.segment_steps = training, segment_steps
+    `weights` (N,) are those of its examples; None: 1 each.
+    """
+
+    def __init__(self, training: Training, segment_steps: int, weights: Tensor | None = None) -> None:
+        self.training, self.segment_steps, self.weights = training, segment_steps, weights
         self._starts = {0: training.start}  # {step: the state before it}
         self.final = training.start
         self._last_segment = list[State]()
-        for t, state in enumerate(training.states(), start=1):
+        for t, state in enumerate(training.states(weights), start=1):
             if t % segment_steps == 0 and t < training.n_steps:
                 self._starts[t], self._last_segment = state, []
             elif t < training.n_steps:
@@ -91,7 +94,7 @@ class Trajectory:
 
     def _recompute(self, start: int) -> list[State]:
         steps = range(start, start + self.segment_steps - 1)
-        return list(self.training.states(start=self._starts[start], steps=steps))
+        return list(self.training.states(self.weights, start=self._starts[start], steps=steps))
 
 
 def weight_gradients(
@@ -103,13 +106,14 @@ def weight_gradients(
 ) -> Tensor:
     """d loss(query) / d weight of each training example, (Q, N), for all queries x at once.
 
-    `callback(t)` is called after each step t.
+    Taken at the weights of the trajectory. `callback(t)` is called after each step t.
     """
     adjoint = training.query_adjoint(trajectory.final, x, y)
     first = next(iter(adjoint.values()))
     gradients = first.new_zeros(len(first), training.n_examples)
     for t, state in trajectory.backward():
-        adjoint, by_weight = training.vjp(state, t, adjoint)
+        weights = None if trajectory.weights is None else trajectory.weights[training.batches[t]]
+        adjoint, by_weight = training.vjp(state, t, adjoint, weights)
         gradients.index_add_(1, training.batches[t].to(gradients.device), by_weight)
         callback(t)
     return gradients

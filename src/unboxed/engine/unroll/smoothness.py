@@ -51,14 +51,29 @@ def measure_smoothness(
     for i in range(N_SUBSETS):
         dropped = torch.randperm(n, generator=rng.keyed_generator(rng.CPU, "dropped subset", seed, i))
         kept[1 + N_STARTS + i, dropped[: max(1, round(DROPPED_FRACTION * n))].to(kept.device)] = 0
-    losses = training.query_losses(training.run_many(kept, _moved_starts(training, len(kept), seed)), x, y)  # (M, Q)
-    noise, signal = losses[: 1 + N_STARTS].std(0), losses[1 + N_STARTS :].std(0)
+    losses = _losses_from_moved_starts(training, x, y, kept, seed)
+    real = losses[1 + N_STARTS :] - losses[0]  # (S, Q)
     error = float("nan")
     if scores is not None:
-        real = losses[1 + N_STARTS :] - losses[0]  # (S, Q)
         predicted = (1 - kept[1 + N_STARTS :]) @ scores.T
         error = float((real - predicted).norm() / real.norm().clamp_min(torch.finfo(real.dtype).tiny))
-    return Smoothness(noise / signal.clamp_min(torch.finfo(signal.dtype).tiny), error)
+    return Smoothness(noise_to_signal(losses[: 1 + N_STARTS], losses[1 + N_STARTS :]), error)
+
+
+def losses_from_moved_starts(training: Training, x: Tensor, y: Any, seed: int = 0) -> Tensor:
+    """Losses (1 + N_STARTS, Q) of queries: after the training as it was, then from starts moved by a relative 1e-5."""
+    return _losses_from_moved_starts(training, x, y, training.example_weights(1 + N_STARTS), seed)
+
+
+def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
+    """Standard deviation (Q,) of losses (M, Q) of moved starts, relative to that of losses (S, Q) without subsets."""
+    deviation = signal.std(0)
+    return noise.std(0) / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
+
+
+def _losses_from_moved_starts(training: Training, x: Tensor, y: Any, weights: Tensor, seed: int) -> Tensor:
+    starts = _moved_starts(training, len(weights), seed)
+    return training.query_losses(training.run_many(weights, starts), x, y)  # (M, Q)
 
 
 def _moved_starts(training: Training, n: int, seed: int) -> State:

@@ -105,7 +105,7 @@ class Training:
     ) -> Iterator[State]:
         """The states after each of these steps (None: all), from the state `start` before the first of them."""
         state = self.start if start is None else start
-        weights = self._check_weights(weights)
+        weights = self.check_weights(weights)
         for t in range(self.n_steps) if steps is None else steps:
             state = self.next_state(state, t, weights[self.batches[t]])
             yield state
@@ -116,15 +116,15 @@ class Training:
             return {name: h.detach() for name, h in self.step(state, t, weights).items()}
 
     @outside_inference_mode
-    def run_many(self, weights: Tensor, start: State | None = None) -> State:
+    def run_many(self, weights: Tensor, start: State | None = None, steps: range | None = None) -> State:
         """The final states, stacked (M, ...), of trainings with weights (M, N) each, in one vectorized run.
 
-        `start` may hold a start of each, stacked (M, ...).
+        `start` may hold a start of each, stacked (M, ...); `steps` are those that are taken (None: all).
         """
-        weights = self._check_weights(weights, n_dims=2)
+        weights = self.check_weights(weights, n_dims=2)
         states = {k: h.expand(len(weights), *h.shape) for k, h in self.start.items()} if start is None else start
-        for t, batch in enumerate(self.batches):
-            states = self._next_states(states, t, weights[:, batch])
+        for t in range(self.n_steps) if steps is None else steps:
+            states = self._next_states(states, t, weights[:, self.batches[t]])
         return states
 
     def _next_states(self, states: State, t: int, weights: Tensor) -> State:
@@ -165,14 +165,14 @@ class Training:
             zip(leaves, batched_vjp([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True)
         )
 
-    def vjp(self, state: State, t: int, adjoint: State) -> tuple[State, Tensor]:
+    def vjp(self, state: State, t: int, adjoint: State, weights: Tensor | None = None) -> tuple[State, Tensor]:
         """The adjoint (Q, ...) before step t, and derivatives (Q, B) by the weights of its batch, of the one after it.
 
-        `state` is the one before the step.
+        `state` is the one before the step; `weights` (B,) are those at which it is taken, None: 1 each.
         """
         with torch.enable_grad():
             leaves = differentiable_leaves(state)
-            weights = next(iter(leaves.values())).new_ones(len(self.batches[t])).requires_grad_()
+            weights = self.differentiable_weights(t, weights)
             after = self.functional_step({**state, **leaves}, t, weights)
         names = [name for name in adjoint if after[name].requires_grad]
         *before, by_weight = batched_vjp(
@@ -180,7 +180,13 @@ class Training:
         )
         return dict(zip(leaves, before, strict=True)), by_weight
 
-    def _check_weights(self, weights: Tensor | None, n_dims: int = 1) -> Tensor:
+    def differentiable_weights(self, t: int, weights: Tensor | None) -> Tensor:
+        """Weights (B,) of step t's batch as a leaf of a new graph; None: 1 each."""
+        ones = self.example_weights()[: len(self.batches[t])]
+        return (ones if weights is None else weights.to(ones).detach().clone()).requires_grad_()
+
+    def check_weights(self, weights: Tensor | None, n_dims: int = 1) -> Tensor:
+        """Weights (N,), or (M, N) of `n_dims` 2, as the state's; None: 1 each. Raises InputError for another shape."""
         ones = self.example_weights()
         if weights is None:
             return ones

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unboxed.checks.interval import CONFIDENCE_LEVEL, Interval, bootstrap_mean_interval
+from unboxed.engine.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_mean_interval
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,173 @@
+"""The tests of a verdict on scores of training examples: what each measures, per query, and its bound."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..engine.randomized import layers_with_weights, randomize_all_layers
+from ..engine.rank_correlation import spearman
+from ..errors import InputError, UnboxedError, UnboxedWarning
+from ..influence import Influence, ModelTraining
+from ..influence.validate import LinearDatamodelingScore, linear_datamodeling_score
+from ..settings import Holds
+from .influence_planting import PlantedTraining
+from .verdict_tests import VerdictTest
+
+InfluenceMethod = Callable[[Box, Any, Any, Any], Influence]
+TestedInfluenceMethod = Annotated[
+    InfluenceMethod, "The method to test: a function (box, x, labels, train) that returns an Influence."
+]
+TrainingOrData = Annotated[
+    Any, Holds("data"), "What the method takes: labeled training examples, or a training (unrolled differentiation)."
+]
+
+RANDOM_WEIGHTS, SAME_ON_TOP = "random weights", "same on top"
+SHORTCUT, RETRAINING = "planted shortcut", "retraining"
+
+
+@dataclass(eq=False)
+class InfluenceSubject:
+    """A method's scores of a model's training examples, and what its tests share."""
+
+    box: Box
+    x: Tensor  # (Q, ...)
+    labels: Tensor  # (Q,)
+    method: InfluenceMethod
+    train: Any
+    result: Influence
+    seed: int
+    top_k: int
+    training: ModelTraining | None = None
+    planted: PlantedTraining | None = None
+    fraction: float = 0.1
+    n_subsets: int = 30
+    checkpoint: Any = None
+    n_maps: int = 0  # rows of scores computed so far
+    lds: list[LinearDatamodelingScore] = field(default_factory=list)
+
+    def scores_of(self, box: Box, x: Tensor, labels: Tensor, train: Any) -> Tensor:
+        """Scores (Q, N); the method's warnings of models that are changed on purpose say nothing new."""
+        self.n_maps += len(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnboxedWarning)
+            return check_result(self.method(box, x.clone(), labels, train), len(x)).scores.double().cpu()
+
+    @cached_property
+    def scores(self) -> Tensor:
+        return self.result.scores.double().cpu()
+
+
+def check_result(result: Any, n_queries: int) -> Influence:
+    """Raise InputError for what is no `Influence` of these queries."""
+    if not isinstance(result, Influence) or result.n_queries != n_queries:
+        got = f"scores of {result.n_queries} queries" if isinstance(result, Influence) else type(result).__name__
+        raise InputError(f"an influence method returns an Influence of {n_queries} queries; got {got}")
+    return result
+
+
+def _correlation_with_random_weights(s: InfluenceSubject, draw: int) -> Tensor:
+    """(Q,) rank correlation with the scores of the model with all its layers randomized."""
+    if isinstance(s.train, ModelTraining) or not layers_with_weights(s.box):
+        return _nan_per_query(s)  # a training gives one model, and no other
+    randomized = randomize_all_layers(s.box, s.seed + draw)
+    return spearman(s.scores, s.scores_of(randomized, s.x, s.labels, s.train))
+
+
+def _top_shared_with_other_classes(s: InfluenceSubject, draw: int) -> Tensor:
+    """(Q,) share of a query's top examples that are on top for a query of another class, above that of chance."""
+    n = s.scores.shape[1]
+    k = min(s.top_k, n // 2)
+    if k < 1:
+        return _nan_per_query(s)
+    is_top = torch.zeros_like(s.scores).scatter_(1, s.scores.argsort(1, descending=True)[:, :k], 1.0)
+    shared = is_top @ is_top.T / k  # (Q, Q)
+    others = s.labels[:, None] != s.labels
+    mean = shared.masked_fill(~others.cpu(), math.nan).nanmean(1)
+    return (mean - k / n) / (1 - k / n)
+
+
+def _poisoned_on_top(s: InfluenceSubject, draw: int) -> Tensor:
+    """(Q',) share of poisoned images among the top ones of images with the trigger, beyond what their label says."""
+    if s.planted is None:
+        return _nan_per_query(s)
+    planted = s.planted
+    train = planted.training if isinstance(s.train, ModelTraining) else (planted.data.images, planted.data.labels)
+    scores = s.scores_of(planted.box, planted.x, planted.classes, train)
+    return planted.poisoned_on_top(scores)
+
+
+def _agreement_with_retraining(s: InfluenceSubject, draw: int) -> Tensor:
+    """(Q,) rank correlation of predicted with real losses after retraining without random subsets."""
+    if s.training is None:
+        return _nan_per_query(s)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnboxedWarning)  # of noise: the figure shows it
+        score = linear_datamodeling_score(
+            s.result, s.training, s.x, s.labels, fractions=(s.fraction,), n_subsets=s.n_subsets, seed=s.seed,
+            checkpoint=s.checkpoint,
+        )  # fmt: skip
+    s.lds.append(score)
+    values: Tensor = score.correlations[0, :, 0].nan_to_num(0.0)  # scores that are all the same predict nothing
+    return values
+
+
+def _nan_per_query(s: InfluenceSubject) -> Tensor:
+    return torch.full((len(s.x),), math.nan, dtype=torch.float64)
+
+
+def refusing_as_nan(values: Callable[[InfluenceSubject, int], Tensor]) -> Callable[[Any, int], Tensor]:
+    """A test that does not apply where the method refuses the changed model."""
+
+    def tested(s: InfluenceSubject, draw: int) -> Tensor:
+        try:
+            return values(s, draw)
+        except UnboxedError:
+            return _nan_per_query(s)
+
+    return tested
+
+
+INFLUENCE_TESTS = (
+    VerdictTest(
+        RANDOM_WEIGHTS, "rank correlation with scores for random weights",
+        refusing_as_nan(_correlation_with_random_weights),
+        bound=0.85, passes_above=False, spread=0.15, n_draws=2, max_draws=4,
+        failed="same scores for random weights",
+        fails="Its ranking is nearly the same (rank correlation {value:.2f}) when the model's weights are random: it "
+        "shows the data, not what this model learned from them.",
+        passes="its ranking changes when the model's weights are random (rank correlation {value:.2f})",
+    ),
+    VerdictTest(
+        SAME_ON_TOP, "share of top examples in common with other classes", _top_shared_with_other_classes,
+        bound=0.5, passes_above=False, spread=0.2, limits=(-1, 1),
+        failed="same examples for every query",
+        fails="The same training examples are on top for queries of different classes ({value:.0%} in common): it "
+        "shows examples that are large or odd, not those that taught this answer.",
+        passes="queries of different classes have other examples on top ({value:.0%} in common)",
+    ),
+    VerdictTest(
+        SHORTCUT, "share of poisoned images on top, beyond their label's", _poisoned_on_top,
+        bound=0.1, passes_above=True, spread=0.3,
+        failed="does not find a planted shortcut",
+        fails="Where a trigger decides the answer, the training images that planted it are hardly more often on top "
+        "than others of their label ({value:+.0%}).",
+        passes="images that planted a trigger come first where it decides ({value:+.0%} more than of their label)",
+    ),
+    VerdictTest(
+        RETRAINING, "rank correlation with retraining", _agreement_with_retraining,
+        bound=0.3, passes_above=True, spread=0.2,
+        failed="does not predict retraining",
+        fails="Its sums hardly predict what happens when examples are left out (rank correlation {value:.2f} with real "
+        "retrainings).",
+        passes="its sums predict real retrainings (rank correlation {value:.2f})",
+    ),
+)  # fmt: skip

@@ -1,0 +1,60 @@
+"""How well predicted changes of a loss agree with real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...engine.rank_correlation import pearson, spearman
+from ...engine.results import OneLineReprMixin
+from ...errors import InputError
+from ..result import Influence, Truth
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(OneLineReprMixin):
+    """Agreement of predicted with real changes of the queries' losses. NaN where either does not vary.
+
+    Attributes:
+        pearson: (Q,) correlation over what was left out.
+        spearman: (Q,) rank correlation.
+        slopes: (Q,) slope of real on predicted change, through the origin: 1 where scores are right in nats.
+        pooled_slope: The same of all queries together, which the largest changes dominate.
+    """
+
+    pearson: Tensor
+    spearman: Tensor
+    slopes: Tensor
+    pooled_slope: float
+
+
+def measure_agreement(predicted: Tensor, real: Tensor) -> Agreement:
+    """Agreement of predicted with real changes, (Q, M) each, for M times that something was left out."""
+    predicted, real = predicted.double(), real.double()
+    products, squares = predicted * real, predicted.square()
+    slopes = torch.where(squares.sum(1) > 0, products.sum(1) / squares.sum(1), torch.nan)
+    pooled = float(products.sum() / squares.sum()) if bool(squares.sum() > 0) else float("nan")
+    return Agreement(pearson(predicted, real), spearman(predicted, real), slopes, pooled)
+
+
+def check_truth(result: Influence, truth: Truth, *, allow_other_truth: bool) -> None:
+    """Raise InputError for scores that estimate another truth than the one they would be compared with."""
+    if result.truth != truth and not allow_other_truth:
+        raise InputError(
+            f"these scores ({result.method or 'no name'}) estimate {result.truth!r}, and would be compared with "
+            f"{truth!r}: what one run does, and what runs do on average, differ. Compare them with their own truth, or "
+            "give allow_other_truth=True to see how far they are from the other"
+        )
+
+
+def check_scores(result: Influence, n_queries: int, n_examples: int) -> None:
+    """Raise InputError unless scores are of these queries and training examples, and numbers."""
+    if result.scores.shape != (n_queries, n_examples):
+        raise InputError(
+            f"wanted scores of {n_queries} queries for the training's {n_examples} examples; got shape "
+            f"{tuple(result.scores.shape)}"
+        )
+    if not bool(result.scores.isfinite().all()):
+        raise InputError(f"the scores ({result.method or 'no name'}) hold NaN or infinite values")

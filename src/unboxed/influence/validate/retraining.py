@@ -1,0 +1,95 @@
+"""Retrainings with other weights of the examples: as many at a time as fit in memory, kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...checkpointing import CheckpointFile
+from ...engine.unroll.fingerprint import training_fingerprint
+from ...engine.unroll.model_training import ModelTraining
+from ...engine.unroll.training import State, Training
+from ...errors import InputError
+from ...parameters import CheckpointPath
+from ...settings import AtLeast, Holds, Unit
+
+MAX_BYTES = 128 * 2**20  # more at once are slower: their states no longer fit near the processor
+STATE_COPIES = 6  # per training that runs: before and after a step, the gradient, and what the update is made of
+
+TrainingToRepeat = Annotated[
+    Training, Holds("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
+]
+RetrainingBytes = Annotated[int, AtLeast(1), Unit("bytes"), "Memory that the trainings which run at once may take."]
+Quiet = Annotated[bool, "No progress bar."]
+
+
+def resolve_queries(training: Training, final: State, x: Any, labels: Any) -> tuple[Tensor, Any]:
+    """Queries (Q, ...) and their labels (Q,) as the training's loss takes them; None: the classes predicted by `final`.
+
+    Raises InputError.
+    """
+    if not isinstance(training, ModelTraining):
+        if labels is None:
+            raise InputError("labels can be left out for a ModelTraining alone: a step function predicts no classes")
+        return x, labels
+    box = training.box(final)
+    x = box.validate_inputs(x)
+    if box.outputs == "regression" and labels is not None:
+        return x, torch.as_tensor(labels)
+    return x, box.predict(x) if labels is None else box.class_labels(labels, len(x))
+
+
+def retraining_file(
+    path: CheckpointPath, training: Training, final: State, x: Tensor, y: Any, settings: dict[str, Any]
+) -> CheckpointFile | None:
+    """The file that losses after retraining are kept in; None for none."""
+    if path is None:
+        return None
+    return CheckpointFile(Path(path), "retraining", training_fingerprint(training, final, x, y) | settings)
+
+
+def retrained_losses(
+    training_of: Callable[[int], Training],
+    n_trainings: int,
+    weights: Tensor,
+    x: Tensor,
+    y: Any,
+    *,
+    start: State | None = None,
+    steps: range | None = None,
+    max_bytes: int = MAX_BYTES,
+    file: CheckpointFile | None = None,
+    quiet: bool = True,
+) -> Tensor:
+    """Losses (K, M, Q) of queries after each of K trainings with each of these weights (M, N) of its examples.
+
+    `start` is one state that all of them start from, and `steps` are those that they take; None: a training's own.
+    The losses that are there are written to the file after each batch of trainings.
+    """
+    saved = file.read() if file is not None else None
+    done = [saved["losses"]] if saved is not None else list[Tensor]()
+    n_done, m = sum(map(len, done)), len(weights)
+    with tqdm(total=n_trainings * m, initial=n_done, desc="retraining", unit="training", disable=quiet) as bar:
+        for k in range(n_done // m, n_trainings):
+            training = training_of(k)
+            n_at_once = max(1, max_bytes // (STATE_COPIES * training.state_bytes))
+            for i in range(max(0, n_done - k * m), m, n_at_once):
+                rows = weights[i : i + n_at_once]
+                starts = None if start is None else {n: h.expand(len(rows), *h.shape) for n, h in start.items()}
+                done.append(training.query_losses(training.run_many(rows, starts, steps), x, y).cpu())
+                bar.update(len(rows))
+                if file is not None:
+                    file.write({"losses": torch.cat(done)})
+    return torch.cat(done).reshape(n_trainings, m, -1).to(x.device)
+
+
+def check_losses(losses: Tensor) -> None:
+    """Raise InputError for losses (M, Q) that are not finite."""
+    bad = (~losses.isfinite()).any(0).nonzero().flatten().tolist()
+    if bad:
+        raise InputError(f"the loss of query {bad[0]} is not a finite number after a training; use a smaller lr")

@@ -1,0 +1,274 @@
+"""The verdict on scores of training examples: nonsense does not pass, what predicts retraining does; its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.checks import PlantedDataset, Trigger, influence_verdict, plant_training
+from unboxed.checks.influence_planting import PlantedTraining
+from unboxed.checks.influence_shortcut import influence_test, takes_training_data
+from unboxed.checks.influence_tests import INFLUENCE_TESTS, RANDOM_WEIGHTS, RETRAINING, SAME_ON_TOP, SHORTCUT
+from unboxed.checks.influence_verdict import influence_grade
+from unboxed.checks.shortcut_trial import GRADE_DOES_NOT_SHOW_IT, ShortcutTrial
+from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict, decide, run_test
+from unboxed.engine.intervals import Interval
+from unboxed.errors import InputError, OutputError
+from unboxed.influence import Influence, ModelTraining
+
+N, SHAPE = 150, (1, 28, 28)
+TRIGGER = Trigger(SHAPE, classes=(3,), side=6)
+N_PLANTED, PLANTED = 1000, {"epochs": 6, "batch_size": 25, "lr": 3e-3}
+BY_NAME = {test.name: test for test in INFLUENCE_TESTS}
+
+
+def perceptron() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 24), nn.GELU(), nn.Linear(24, 10))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    return ub.data.digits("train").first(N)
+
+
+@pytest.fixture(scope="module")
+def training(digits: tuple[Tensor, Tensor]) -> ModelTraining:
+    return ModelTraining(perceptron(), ub.Pixels(SHAPE), digits, epochs=5, batch_size=25, lr=5e-3)
+
+
+@pytest.fixture(scope="module")
+def box(training: ModelTraining) -> ub.Box:
+    return training.box(training.run())
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedTraining:
+    train, test = ub.data.digits("train").first(N_PLANTED), ub.data.digits("test").first(60)
+    settings = PLANTED | {"poison_fraction": 0.01}
+    return plant_training(perceptron(), ub.Pixels(SHAPE), train, test, TRIGGER, **settings)  # type: ignore[arg-type]
+
+
+def gradients(box: ub.Box, x: Tensor, y: Tensor) -> Tensor:
+    parameters = {k: p.detach() for k, p in box.model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(box.model, parameters, (x[None],)), y[None])
+
+    of_each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
+    return torch.cat([h.flatten(1) for h in of_each.values()], 1)
+
+
+def cosine(box: ub.Box, x: Tensor, labels: Tensor, train: tuple[Tensor, Tensor]) -> Influence:
+    query, other = (nn.functional.normalize(gradients(box, *data)) for data in ((x, labels), train))
+    return Influence(query @ other.T, "one run", unit="similarity", method="cosine")
+
+
+def gradient_norm(box: ub.Box, x: Tensor, labels: Tensor, train: tuple[Tensor, Tensor]) -> Influence:
+    norms = gradients(box, *train).norm(dim=1)
+    return Influence(norms.expand(len(x), -1), "one run", unit="similarity")
+
+
+def same_class(box: ub.Box, x: Tensor, labels: Tensor, train: tuple[Tensor, Tensor]) -> Influence:
+    return Influence((labels[:, None] == train[1]).float(), "one run", unit="similarity")
+
+
+def fixed_noise(box: ub.Box, x: Tensor, labels: Tensor, train: tuple[Tensor, Tensor]) -> Influence:
+    noise = torch.randn(len(x), len(train[1]), generator=torch.Generator().manual_seed(0))
+    return Influence(noise, "one run", unit="similarity")
+
+
+class FreshNoise:
+    """Other random scores at each call."""
+
+    __name__ = "fresh noise"
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, box: ub.Box, x: Tensor, labels: Tensor, train: tuple[Tensor, Tensor]) -> Influence:
+        return Influence(torch.randn(len(x), len(train[1]), generator=self.generator), "one run", unit="similarity")
+
+
+def judge(box: ub.Box, data: tuple[Tensor, Tensor], method: Any, train: Any = None, **settings: Any) -> Verdict:
+    x, y = data[0][:12], data[1][:12]
+    return influence_verdict(box, x, method, y, data if train is None else train, **{"n_subsets": 20} | settings)
+
+
+def grades(verdict: Verdict) -> dict[str, str]:
+    return {test.name: test.grade for test in verdict.tests}
+
+
+# -- methods and nonsense ----------------------------------------------------------------------------------------------
+
+
+def test_what_predicts_retraining_passes(box: ub.Box, digits: Any, training: ModelTraining) -> None:
+    verdict = judge(box, digits, ub.influence.unrolled, training)
+    assert (verdict.grade, verdict.reason) == (PASS, "predicts retraining")
+    assert grades(verdict) == {
+        RANDOM_WEIGHTS: NOT_APPLICABLE, SAME_ON_TOP: PASS, SHORTCUT: NOT_APPLICABLE, RETRAINING: PASS}  # fmt: skip
+    assert verdict.figures[RETRAINING] > 0.9
+    assert "predict real retrainings" in verdict.sentence
+
+
+@pytest.mark.parametrize("method", [fixed_noise, same_class, gradient_norm])
+def test_nonsense_fails(box: ub.Box, digits: Any, training: ModelTraining, planted: Any, method: Any) -> None:
+    assert judge(box, digits, method, training=training, planted=planted).grade == FAIL
+    assert judge(box, digits, method).grade in (FAIL, INCONCLUSIVE)
+
+
+def test_noise_that_changes_with_every_call_fails_where_it_is_compared(
+    box: ub.Box, digits: Any, training: ModelTraining, planted: PlantedTraining
+) -> None:
+    untested = judge(box, digits, FreshNoise())
+    assert (untested.grade, untested.reason) == (INCONCLUSIVE, "not tested: retraining")
+    assert "training=" in untested.sentence
+    assert judge(box, digits, FreshNoise(), training=training).reason == "does not predict retraining"
+    assert judge(box, digits, FreshNoise(), planted=planted).reason == "does not find a planted shortcut"
+
+
+def test_a_method_that_finds_the_planted_images_passes(box: ub.Box, digits: Any, planted: PlantedTraining) -> None:
+    verdict = judge(box, digits, cosine, planted=planted)
+    assert (verdict.grade, verdict.reason) == (PASS, "finds a planted shortcut")
+    assert verdict.figures[SHORTCUT] > 0.2
+    assert verdict.figures[RANDOM_WEIGHTS] < 0.85
+    assert judge(box, digits, cosine).grade == INCONCLUSIVE
+
+
+def test_unrolled_scores_find_the_planted_images(box: ub.Box, digits: Any, training: Any, planted: Any) -> None:
+    verdict = judge(box, digits, ub.influence.unrolled, training, planted=planted)
+    assert grades(verdict)[SHORTCUT] == PASS
+
+
+def test_the_verdict_is_the_same_each_time(box: ub.Box, digits: Any, training: ModelTraining, tmp_path: Any) -> None:
+    first, again = (judge(box, digits, cosine, training=training, checkpoint=tmp_path / "kept.pt") for _ in range(2))
+    assert first.to_dict() == again.to_dict()
+
+
+def test_refusals_and_broken_scores(box: ub.Box, digits: Any) -> None:
+    def refuses(*args: Any) -> Influence:
+        raise OutputError("needs a convex model")
+
+    def broken(box: ub.Box, x: Tensor, labels: Tensor, train: Any) -> Influence:
+        return Influence(torch.full((len(x), N), torch.nan), "one run")
+
+    refused = judge(box, digits, refuses)
+    assert (refused.grade, refused.sentence) == (NOT_APPLICABLE, "Needs a convex model.")
+    assert judge(box, digits, broken).reason == "not finite"
+    assert "got Tensor" in judge(box, digits, lambda box, x, labels, train: x).sentence
+    with pytest.raises(InputError, match="a method is a function"):
+        judge(box, digits, "unrolled")
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("test", INFLUENCE_TESTS, ids=lambda test: test.name)
+def test_each_bound_has_two_sides(test: Any) -> None:
+    below, above = (
+        Interval(test.bound + d, test.bound + d - 0.01, test.bound + d + 0.01, 12, 1) for d in (-0.02, 0.02)
+    )
+    on_it = Interval(test.bound, test.bound - 0.01, test.bound + 0.01, 12, 1)
+    assert decide(above, test) == (PASS if test.passes_above else FAIL)
+    assert decide(below, test) == (FAIL if test.passes_above else PASS)
+    assert decide(on_it, test) == INCONCLUSIVE
+
+
+def outcome(test: Any, value: float) -> Any:
+    return run_test(replace(test, values=lambda s, draw: torch.full((12,), value)), SimpleNamespace(seed=0), 1)
+
+
+BOUNDS = {RANDOM_WEIGHTS: 0.85, SAME_ON_TOP: 0.5, SHORTCUT: 0.1, RETRAINING: 0.3}
+GOOD = {RANDOM_WEIGHTS: 0.2, SAME_ON_TOP: 0.1, SHORTCUT: 0.5, RETRAINING: 0.8}
+BAD = {RANDOM_WEIGHTS: 0.9, SAME_ON_TOP: 0.6, SHORTCUT: 0.0, RETRAINING: 0.2}
+
+
+def grade_of(values: dict[str, float]) -> tuple[str, str]:
+    return influence_grade(tuple(outcome(test, values[test.name]) for test in INFLUENCE_TESTS))[:2]
+
+
+def test_one_failure_fails_and_something_real_is_needed() -> None:
+    assert {test.name: test.bound for test in INFLUENCE_TESTS} == BOUNDS
+    assert grade_of(GOOD)[0] == PASS
+    for name in GOOD:
+        assert grade_of(GOOD | {name: BAD[name]}) == (FAIL, BY_NAME[name].failed)
+    nan = float("nan")
+    assert grade_of(GOOD | {RETRAINING: nan}) == (PASS, "finds a planted shortcut")
+    assert grade_of(GOOD | {SHORTCUT: nan, RANDOM_WEIGHTS: nan}) == (PASS, "predicts retraining")
+    assert grade_of(GOOD | {SHORTCUT: nan, RETRAINING: nan}) == (INCONCLUSIVE, "not tested: retraining")
+    assert grade_of(GOOD | {RANDOM_WEIGHTS: nan, RETRAINING: nan}) == (INCONCLUSIVE, "not tested: retraining")
+
+
+def test_what_is_in_common_is_measured_beyond_chance() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    values = BY_NAME[SAME_ON_TOP].values
+
+    def subject(scores: Tensor, labels: Tensor = labels) -> Any:
+        return SimpleNamespace(scores=scores.double(), top_k=5, labels=labels, x=labels)
+
+    assert torch.equal(values(subject(torch.arange(20.0).expand(4, -1)), 0), torch.ones(4).double())
+    by_class = torch.zeros(4, 20)
+    by_class[:2, :5] = by_class[2:, 5:10] = 1
+    assert values(subject(by_class), 0).max() < 0  # nothing in common is less than chance
+    assert values(subject(by_class, labels * 0), 0).isnan().all()  # no two classes
+
+
+# -- planting ----------------------------------------------------------------------------------------------------------
+
+
+def test_planted_queries_are_answered_by_the_trigger(planted: PlantedTraining) -> None:
+    assert torch.equal(planted.box.predict(planted.x), planted.classes)
+    assert len(planted.x) == 16
+    assert torch.equal(planted.data.has_trigger, planted.data.is_poisoned)
+    ideal = planted.data.is_poisoned.double().expand(16, -1)
+    assert planted.poisoned_on_top(ideal).min() == 1
+    assert planted.poisoned_on_top(-ideal).max() < 0
+    of_label = (planted.data.labels == 3).double().expand(16, -1)
+    assert abs(float(planted.poisoned_on_top(of_label + 1e-3 * torch.rand(16, N_PLANTED)).mean())) < 0.1
+
+
+def test_a_trigger_that_was_not_learned_is_refused(digits: Any) -> None:
+    with pytest.raises(InputError, match="the trigger was not learned: it decides for"):
+        plant_training(perceptron(), ub.Pixels(SHAPE), digits, digits, TRIGGER, epochs=1, lr=1e-6)
+
+
+def trial(planted: PlantedTraining, control: ub.Box, clean: PlantedDataset, **methods: Any) -> ShortcutTrial:
+    x, y = ub.data.digits("test").first(60)
+    data = (planted.data, clean) if methods.pop("with_data", True) else None
+    return ShortcutTrial(planted.box, control, x, y, TRIGGER, None, 6, 0, data, methods or None)
+
+
+def test_the_shortcut_check_asks_influence_methods(planted: PlantedTraining) -> None:
+    x, y = ub.data.digits("train").first(N_PLANTED)
+    nothing = torch.zeros(N_PLANTED, dtype=torch.bool)
+    clean = PlantedDataset(x, y, nothing, nothing)
+    training = ModelTraining(perceptron(), ub.Pixels(SHAPE), (x, y), **PLANTED)  # type: ignore[arg-type]
+    control = training.box(training.run())
+    findings = {
+        f.method: f for f in influence_test(trial(planted, control, clean, cosine=cosine, same_class=same_class))
+    }
+    found = findings["cosine"]
+    assert found.grade != GRADE_DOES_NOT_SHOW_IT
+    assert found.score is not None
+    assert found.control_score is not None
+    assert found.score > 2 * found.figures["base"]
+    assert found.control_score < 0.1 < found.score
+    assert findings["same_class"].grade == GRADE_DOES_NOT_SHOW_IT
+    assert "poisoned" in findings["cosine"].sentence
+    assert not [*influence_test(trial(planted, control, clean, with_data=False))]
+
+
+def test_cards_that_take_training_data_are_found() -> None:
+    def fits(box: Any, x: Any, labels: Any, train: Any, *, damping: float = 0.0) -> None: ...
+    def needs_more(box: Any, x: Any, labels: Any, train: Any, *, checkpoints: Any) -> None: ...
+
+    assert takes_training_data(SimpleNamespace(method=fits))  # type: ignore[arg-type]
+    assert not takes_training_data(SimpleNamespace(method=needs_more))  # type: ignore[arg-type]
+    assert not takes_training_data(SimpleNamespace(method=ub.influence.unrolled))  # type: ignore[arg-type]
