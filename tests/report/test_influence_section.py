@@ -98,3 +98,24 @@ def test_figures_show_the_examples_that_they_name(train: tuple[Tensor, Tensor]) 
 )
 def test_scores_are_short(score: float, text: str) -> None:
     assert format_score(score) == text
+
+
+def test_a_removal_is_proved_and_planted_mislabels_come_first(tmp_path: Path) -> None:
+    x, y = ub.data.digits("train").first(200)
+    wrong = [3, 50, 120]
+    y = y.clone()
+    y[wrong] = (y[wrong] + 3) % 10
+    torch.manual_seed(0)
+    layers = torch.nn.Flatten(), torch.nn.Linear(784, 32), torch.nn.GELU(), torch.nn.Linear(32, 10)
+    training = ub.influence.ModelTraining(
+        torch.nn.Sequential(*layers), ub.Pixels((1, 28, 28)), (x, y), epochs=6, batch_size=20
+    )
+    box = training.box(training.run())
+    written = ub.report(
+        box, ub.data.digits("test").first(60), tmp_path / "r", training=training, sections=["influence"], quiet=True
+    )
+    facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"]["influence"]
+    assert {s["index"] for s in facts["suspected_mislabels"][:4]} >= set(wrong)
+    removal = facts["removal"]
+    assert removal["is_flipped"] == (removal["margin_after"] < 0)
+    assert "Remove these, and it flips" in written.path.read_text()

@@ -15,7 +15,7 @@ from ..influence import Influence
 from ..plots import colors
 from ..plots.results.common import images_or_none
 from ..plots.results.influence import format_score
-from .blocks import Block, ExampleWithFigures, Figure, MethodNote, Text
+from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodNote, Text
 from .context import TRAINING_DATA, ReportContext, Section
 from .finding import NOT_IN_JSON, Example, Finding
 from .pictures import Picture
@@ -24,6 +24,11 @@ from .words import count_noun
 MAX_QUERIES = 3
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
 N_SHOWN = 3  # helpful and harmful training examples of each query
+N_SUSPECTS, N_SHOWN_REMOVED = 8, 6  # training examples with suspect labels, and of a removed set
+MISLABELS_MEASURED = (
+    "Of MNIST labels of which a tenth were flipped, 94 to 96 % of the wrong ones are in the first tenth by this order."
+)
+MAX_TRAINING_FLOPS = 5e10  # of one run of a training that is run some 20 times more for a removal
 TILE_SIDE_PIXELS = 84
 
 
@@ -47,6 +52,31 @@ class InfluencedAnswer:
     share_of_own_class: float  # of the helpful score, that of training examples labeled with the predicted class
 
 
+@dataclass(frozen=True)
+class SuspectedLabel:
+    """A training example whose label may be wrong."""
+
+    index: int
+    label: str
+    suggested: str
+    x: Tensor | None = field(metadata=NOT_IN_JSON)
+
+
+@dataclass(frozen=True)
+class ProvedRemoval:
+    """An answer that changes when a set of training examples is left out, proved by retraining."""
+
+    query: Example
+    n_removed: int
+    n_train: int
+    margin: float
+    margin_after: float
+    margin_without_random: float
+    new_answer: str
+    is_flipped: bool
+    removed: tuple[ScoredExample, ...]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InfluenceFinding(Finding):
     """The most helpful and harmful training examples of some answers."""
@@ -57,6 +87,8 @@ class InfluenceFinding(Finding):
     n_train: int
     noise_to_signal: float | None  # of the training, where it was run again
     answers: tuple[InfluencedAnswer, ...]
+    suspected_mislabels: tuple[SuspectedLabel, ...]
+    removal: ProvedRemoval | None  # where the training can be run again at a low cost
 
     @property
     def is_measured(self) -> bool:
@@ -81,7 +113,53 @@ def find(context: ReportContext) -> InfluenceFinding:
         n_train=result.n_train,
         noise_to_signal=None if smoothness is None else float(smoothness.noise_to_signal.median()),
         answers=answers,
+        suspected_mislabels=_suspected(context, train_x, index),
+        removal=_removal(context, rows),
     )
+
+
+def _suspected(context: ReportContext, train_x: Tensor, index: Tensor) -> tuple[SuspectedLabel, ...]:
+    """The training examples that are most suspect, of those of which another class is likelier."""
+    y = _training_labels(context, index)
+    found = influence.suspected_mislabels(context.box, (context.box.restore_structure(train_x), y))
+    suspects = [j for j in found.top(N_SUSPECTS).tolist() if int(found.suggested[j]) != int(y[j])]
+    return tuple(
+        SuspectedLabel(
+            int(index[j]), *(context.class_name(int(k[j])) for k in (y, found.suggested)), _image(train_x[j : j + 1]),
+        )
+        for j in suspects
+    )  # fmt: skip
+
+
+def _training_labels(context: ReportContext, index: Tensor) -> Tensor:
+    """The labels of the training examples that are scored."""
+    if isinstance(context.training, ModelTraining):
+        return context.training.y
+    examples = indexed_labeled_examples(context.box, context.training)
+    return examples.y[torch.isin(examples.dataset_rows, index)]
+
+
+def _removal(context: ReportContext, rows: Sequence[int]) -> ProvedRemoval | None:
+    """The right answer with the lowest margin, and the set without which a retraining answers differently."""
+    training = context.training
+    if not isinstance(training, ModelTraining) or _training_flops(context, training) > MAX_TRAINING_FLOPS:
+        return None
+    s = context.survey
+    row = next((r for r in s.indices_by_margin if s.is_correct is None or s.is_correct[r]), rows[0])
+    found = influence.removal(context.box, context.inputs([row]), None, training, seed=context.seed)
+    (example,), removed = context.examples([row]), found.sets[0]
+    index = torch.arange(training.n_examples)
+    shown = (_scored(context, found.influence, 0, j, training.x, index) for j in removed[:N_SHOWN_REMOVED].tolist())
+    margins = float(found.margin), float(found.real_margin), float(found.control_margin.mean())
+    new_answer = context.class_name(int(found.new_answer))
+    return ProvedRemoval(
+        example, len(removed), training.n_examples, *margins, new_answer, bool(found.flipped), tuple(shown)
+    )
+
+
+def _training_flops(context: ReportContext, training: ModelTraining) -> float:
+    """FLOPs of one run of the training: forward and backward."""
+    return 3 * sum(context.forward_flops(len(batch)) for batch in training.batches)
 
 
 def _training_examples(context: ReportContext) -> tuple[Tensor, Tensor]:
@@ -122,10 +200,13 @@ def _scored(
 ) -> ScoredExample:
     labels = result.train_labels
     label = "" if labels is None else context.class_name(int(labels[j]))
-    images = images_or_none(train_x[j : j + 1])
-    return ScoredExample(
-        int(index[j]), label, float(result.scores[query, j]), None if images is None else images[0].cpu()
-    )
+    return ScoredExample(int(index[j]), label, float(result.scores[query, j]), _image(train_x[j : j + 1]))
+
+
+def _image(x: Tensor) -> Tensor | None:
+    """The one input x (1, ...) as an image (C, H, W)."""
+    images = images_or_none(x)
+    return None if images is None else images[0].cpu()
 
 
 def _own_class_share(result: Influence, query: int) -> float:
@@ -157,7 +238,45 @@ def show(finding: InfluenceFinding) -> list[Block]:
         f", by how much leaving one out raises the loss ({finding.unit})." if finding.is_measured else "."
     )
     blocks: list[Block] = [Text(text), MethodNote.of(method, *_trust_note(finding))]
-    return [*blocks, *(_answer_block(answer, finding.is_measured) for answer in finding.answers)]
+    blocks += [_answer_block(answer, finding.is_measured) for answer in finding.answers]
+    return [*blocks, *_removal_blocks(finding.removal), *_mislabel_blocks(finding.suspected_mislabels)]
+
+
+def _removal_blocks(removal: ProvedRemoval | None) -> list[Block]:
+    if removal is None:
+        return []
+    share, before = f"{removal.n_removed / removal.n_train:.1%}", removal.query.prediction
+    after = f"answers {removal.new_answer}" if removal.is_flipped else f"still answers {before}"
+    examples = count_noun(removal.n_removed, "example")
+    text = (
+        f"Retrained without {examples} ({share}), the model {after} in place of {before}: its margin goes from "
+        f"{removal.margin:.2f} to {removal.margin_after:.2f}. Retrained without as many random examples: "
+        f"{removal.margin_without_random:.2f}."
+    )
+    if not removal.is_flipped:
+        text = (
+            f"No set of up to {share} of the training examples was found without which a retraining answers otherwise."
+        )
+    figures = [removal.query.input_figure(TILE_SIDE_PIXELS)] if removal.query.x.ndim == 3 else []
+    figures += [_figure(e, "removed", "") for e in removal.removed]
+    example = ExampleWithFigures(removal.query.title, removal.query.lines(), figures, removal.query.tone)
+    note = MethodNote.of(influence.removal, *(("Proved by a retraining.", "good") if removal.is_flipped else ()))
+    return [Heading("Remove these, and it flips"), Text(text), note, example]
+
+
+def _mislabel_blocks(suspects: Sequence[SuspectedLabel]) -> list[Block]:
+    if not suspects:
+        return []
+    figures = [_suspect_figure(s) for s in suspects]
+    note = MethodNote.of(influence.suspected_mislabels, MISLABELS_MEASURED)
+    return [Heading("Labels of the training data that may be wrong"), note, FigureGrid(figures)]
+
+
+def _suspect_figure(s: SuspectedLabel) -> Figure:
+    x = s.x if s.x is not None else torch.zeros(1, 1, 1)
+    alt = f"training example {s.index}, label {s.label}, rather {s.suggested}"
+    lines = (f"rather {s.suggested}?", f"example {s.index}")
+    return Figure(Picture(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), f"label {s.label}", lines)
 
 
 def _trust_note(finding: InfluenceFinding) -> tuple[str, ...]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ...influence import GroupInfluence, Influence, Removal, SuspectedMislabels
 from ...influence.result import NATS
-from ..charts import bar_chart, matrix_plot
+from ...influence.validate import LinearDatamodelingScore
+from ..charts import bar_chart, matrix_plot, scatter_chart
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from .common import (
@@ -122,7 +124,9 @@ def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = Non
 
 def _removal_name(result: Removal, i: int, box: Box | None) -> str:
     answer, after = (class_name(k[i], result.classes, box) for k in (result.answer, result.new_answer))
-    return f"query {i}: {len(result.sets[i])} removed, {answer} {'to ' + after if result.flipped[i] else 'remains'}"
+    return (
+        f"query {i}: {len(result.sets[i])} removed, {answer} {'becomes ' + after if result.flipped[i] else 'remains'}"
+    )
 
 
 def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> Any:
@@ -133,12 +137,41 @@ def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> An
         images = fetch_images_at(data, index, box) if len(index) else None
         if queries is None or (len(index) and images is None):
             return None
-        shown = [] if images is None else image_tiles(images, [f"example {j}" for j in index.tolist()])
+        captions = [_removed_caption(result, j, box) for j in index.tolist()]
+        shown = [] if images is None else image_tiles(images, captions)
         rows.append([*image_tiles(queries[i : i + 1].cpu()), *shown])
     title = "The first of the training examples whose removal changes the answer"
     columns = ["query", "removed", *[""] * (N_SHOWN_REMOVED - 1)]
     names = [_removal_name(result, i, box) for i in range(n)]
     return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
+
+
+def _removed_caption(result: Removal, index: int, box: Box | None) -> str:
+    labels = result.influence.train_labels
+    label = "" if labels is None else f"label {class_name(labels[index], result.classes, box)}\n"
+    return f"{label}example {index}"
+
+
+@figures.register(LinearDatamodelingScore)
+def _datamodeling_figures(result: LinearDatamodelingScore, box: Box | None = None, *, data: Any = None) -> Figures:
+    """Real against predicted changes of the queries' losses, a figure per fraction that was left out."""
+    if result.predicted is None or result.real is None:
+        return {}
+    return {
+        f"{fraction:g} left out": _change_scatter(result, f) for f, fraction in enumerate(result.fractions)
+    }  # fmt: skip
+
+
+def _change_scatter(result: LinearDatamodelingScore, f: int) -> Any:
+    """A point per subset and query, in standard deviations of the query's real changes."""
+    predicted, real = (h[f].double().cpu() for h in (result.predicted, result.real) if h is not None)  # (S, Q)
+    scale = real.std(0).clamp_min(torch.finfo(real.dtype).tiny)
+    ceiling = "" if result.ceilings is None else f"; one real retraining {float(result.ceilings[f].nanmean()):.2f}"
+    return scatter_chart(
+        (predicted / scale).flatten(), (real / scale).flatten(),
+        title=f"{result.fractions[f]:.0%} left out: rank correlation {float(result.means[f]):.2f}{ceiling}",
+        x_label="predicted change of the loss, in std", y_label="real change after retraining, in std",
+    )  # fmt: skip
 
 
 @figures.register(SuspectedMislabels)
