@@ -123,12 +123,14 @@ def _suspected(context: ReportContext, train_x: Tensor, index: Tensor) -> tuple[
     y = _training_labels(context, index)
     found = influence.suspected_mislabels(context.box, (context.box.restore_structure(train_x), y))
     suspects = [j for j in found.top(N_SUSPECTS).tolist() if int(found.suggested[j]) != int(y[j])]
-    return tuple(
-        SuspectedLabel(
-            int(index[j]), *(context.class_name(int(k[j])) for k in (y, found.suggested)), _image(train_x[j : j + 1]),
-        )
-        for j in suspects
-    )  # fmt: skip
+    return tuple(_suspect(context, found, j, int(index[j]), train_x) for j in suspects)
+
+
+def _suspect(
+    context: ReportContext, found: influence.SuspectedMislabels, j: int, index: int, train_x: Tensor
+) -> SuspectedLabel:
+    label, suggested = (context.class_name(int(k[j])) for k in (found.train_labels, found.suggested))
+    return SuspectedLabel(index, label, suggested, _image(train_x[j : j + 1]))
 
 
 def _training_labels(context: ReportContext, index: Tensor) -> Tensor:
