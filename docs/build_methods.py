@@ -93,6 +93,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "cka": {"layers_a": ["conv1", "conv2", "fc1", "fc2"], "layers_b": ["conv1", "conv2", "fc1", "fc2"]},
     "ablation": {"layer": "fc1", "units": None},
     "patching": {"layers": ["conv1", "conv2", "fc1", "fc2"]},
+    "source": {"segments": 1},
+    "influence_functions": {"solver": "ekfac", "damping": None, "labels": None},
+    "suspected_mislabels": {"n_neighbors": 20},
+    "removal": {"max_fraction": 0.05},
+    "group": {"damping": None},
 }
 """Arguments in place of an example's, which are there to be run on every model."""
 
@@ -117,7 +122,8 @@ def draw_figures(names: Sequence[str] = ()) -> None:
             warnings.simplefilter("ignore")
             try:
                 call, given = _Call(card, data), (x, y) if "x" in card.settings else None
-                images = figures(card.example(call, box, x, y), box, data=data if call.has_data else given)
+                result = card.example(call, box, x, y)
+                images = figures(result, box, data=call.train or (data if call.has_data else given))
             except UnboxedError as error:
                 print(f"{card.key}: {error}")
                 continue
@@ -139,6 +145,7 @@ class _Call:
 
     def __init__(self, card: Card, data: Any) -> None:
         self.card, self.data, self.has_data = card, data, False
+        self.train: Any = None  # the training examples of an influence method
         self.__name__ = card.key
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -147,8 +154,26 @@ class _Call:
         if "data" in call.arguments:
             self.has_data = True
             call.arguments["data"] = self.data if isinstance(call.arguments["data"], tuple) else self.data[0]
+        if {"train", "training"} & call.arguments.keys():
+            self._set_training_data(call.arguments)
         call.arguments |= ARGUMENTS.get(self.card.key, {})
         return self.card.method(*call.args, **call.kwargs)
+
+    def _set_training_data(self, arguments: dict[str, Any]) -> None:
+        """Digits in place of random training examples, and a training of a small model where one is run again."""
+        import torch
+
+        import unboxed as ub
+
+        self.train = ub.data.digits("train").first(N_DATA)
+        if "train" in arguments:
+            arguments["train"] = self.train
+            return
+        torch.manual_seed(0)
+        layers = torch.nn.Flatten(), torch.nn.Linear(784, 64), torch.nn.GELU(), torch.nn.Linear(64, 10)
+        inputs = arguments["box"].inputs
+        training = ub.influence.ModelTraining(torch.nn.Sequential(*layers), inputs, self.train, epochs=6, batch_size=64)
+        arguments |= {"training": training, "box": training.box(training.run()), "labels": None}
 
 
 def small_png(image: Image.Image) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from unboxed.engine.example_gradients.curvature import Curvature
 from unboxed.errors import DataError, InputError, LayerError, NaNError, OutputError, UnboxedWarning
 from unboxed.influence import Arnoldi, ConjugateGradient, Exact, LiSSA, group, influence_functions, perturb, upweight
 from unboxed.testing.cases import make_case
+
+pytestmark = pytest.mark.filterwarnings("ignore:scores of up to")
 
 SMALL = ConjugateGradient(tolerance=1e-13)
 
@@ -337,3 +340,12 @@ def test_groups_are_drawn_as_a_table_and_settings_are_stated() -> None:
     single = influence_functions(box, *queries(problem), train, l2=0.1, solver=Arnoldi(n_iterations=30))
     solver = "Arnoldi(n_iterations=30, n_eigenvectors=None)"
     assert single.settings == {"damping": 0.0, "l2": 0.1, "curvature": "gauss_newton", "solver": solver}
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(0.99, False), (1.01, True)])
+def test_scores_that_no_derivative_can_mean_are_warned_of(scale: float, warns: bool) -> None:
+    from unboxed.influence.influence_functions import MAX_PLAUSIBLE_SCORE, _warn_of_large
+
+    scores = torch.tensor([[0.1, -scale * MAX_PLAUSIBLE_SCORE]])
+    with pytest.warns(UnboxedWarning, match="as a ranking") if warns else nullcontext():
+        _warn_of_large(scores)

@@ -14,6 +14,8 @@ from unboxed.engine.example_gradients.kronecker import fit_fisher
 from unboxed.errors import InputError
 from unboxed.influence import Kronecker, group, influence_functions
 
+pytestmark = pytest.mark.filterwarnings("ignore:scores of up to")
+
 
 @pytest.fixture
 def box() -> ub.Box:

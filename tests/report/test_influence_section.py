@@ -17,6 +17,8 @@ from unboxed.influence import Influence
 from unboxed.plots.results.influence import format_score
 from unboxed.report.influence import SECTION
 
+pytestmark = pytest.mark.filterwarnings("ignore:scores of up to")
+
 
 @pytest.fixture(scope="module")
 def train() -> tuple[Tensor, Tensor]:

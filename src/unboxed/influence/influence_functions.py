@@ -5,13 +5,18 @@ Koh & Liang 2017, "Understanding black-box predictions via influence functions",
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..box import Box
 from ..cards import card
+from ..errors import warn
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, query_labels, random_training_data
 from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
 from .result import Influence
+
+MAX_PLAUSIBLE_SCORE = 1.0  # nats that leaving out one example of many may change a loss by
 
 
 @card(
@@ -90,7 +95,17 @@ def influence_functions(
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     scores = inverse.project(inverse.solve_for(x, y)) / inverse.curvature.n_examples
+    _warn_of_large(scores)
     return Influence(
         scores.to(box.dtype), "one run", method="Influence functions", input=box.restore_structure(x), target=y,
         train_labels=inverse.curvature.y, classes=box.classes, settings=inverse.settings,
     )  # fmt: skip
+
+
+def _warn_of_large(scores: Tensor) -> None:
+    """Warn of changes that no first-order estimate can mean."""
+    if (largest := float(scores.abs().max())) > MAX_PLAUSIBLE_SCORE:
+        warn(
+            f"scores of up to {largest:.2g} nats for leaving out one example are no figures: the curvature is nearly "
+            "singular at these weights. Read them as a ranking, or give a larger damping"
+        )

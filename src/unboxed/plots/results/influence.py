@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...influence import GroupInfluence, Influence, Removal, SuspectedMislabels
-from ...influence.result import NATS
+from ...influence import GroupInfluence, Influence, Removal, SelfInfluence, SuspectedMislabels
+from ...influence.result import NATS, SIMILARITY
 from ...influence.validate import LinearDatamodelingScore
 from ..charts import bar_chart, matrix_plot, scatter_chart
 from ..figures import Figures, figures
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 N_SHOWN_PER_SIDE = 4  # helpful and harmful training examples of a query
 N_SHOWN_REMOVED = 7  # examples of a set whose removal changes an answer
-N_SHOWN_MISLABELS, MISLABELS_PER_ROW = 16, 8
+N_SHOWN_MISLABELS, TRAIN_TILES_PER_ROW = 16, 8
 TILE_SIDE_PIXELS = 84
 MAX_GROUPS_SHOWN = 12  # columns of a table
 
@@ -49,7 +49,8 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
             for shown, index in ((helpful, best), (harmful, worst))
         ]
         rows.append([query, *sides[0], *reversed(sides[1])])
-    columns = ["query", *(["most helpful"] + [""] * (k - 1)), *([""] * (k - 1) + ["most harmful"])]
+    first, last = ("most similar", "least similar") if result.unit == SIMILARITY else ("most helpful", "most harmful")
+    columns = ["query", first, *[""] * (2 * k - 2), last]
     return {"influence": influence_sheet(rows, result, columns, numbered_names(n, "query"))}
 
 
@@ -72,7 +73,7 @@ def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: l
 
 def influence_title(result: Influence) -> str:
     unit = f"{result.unit}; positive: it helped" if result.unit == NATS else result.unit
-    return f"{result.method or 'Influence'} of training examples ({unit})"
+    return f"{result.method or 'Influence of training examples'} ({unit})"
 
 
 def query_captions(result: Influence, n: int, box: Box | None) -> list[str]:
@@ -188,6 +189,27 @@ def _mislabel_figures(result: SuspectedMislabels, box: Box | None = None, *, dat
         f"rather {class_name(result.suggested[i], result.classes, box)}?\nexample {i}"
         for i in index.tolist()
     ]  # fmt: skip
+    return {"mislabels": _training_sheet(images, captions, title)}
+
+
+def _training_sheet(images: Tensor, captions: list[str], title: str) -> Any:
+    """Training examples, the first first."""
     tiles = image_tiles(images, captions)
-    rows = [tiles[i : i + MISLABELS_PER_ROW] for i in range(0, len(tiles), MISLABELS_PER_ROW)]
-    return {"mislabels": contact_sheet(rows, title=title, side=TILE_SIDE_PIXELS)}
+    rows = [tiles[i : i + TRAIN_TILES_PER_ROW] for i in range(0, len(tiles), TRAIN_TILES_PER_ROW)]
+    return contact_sheet(rows, title=title, side=TILE_SIDE_PIXELS)
+
+
+@figures.register(SelfInfluence)
+def _self_influence_figures(result: SelfInfluence, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The training examples that influence themselves most; without the data, their scores."""
+    index = result.top(min(N_SHOWN_MISLABELS, len(result.scores))).cpu()
+    images, title = fetch_images_at(data, index, box), f"Largest self-influence ({result.unit})"
+    if images is None:
+        bars = {f"example {i}": float(result.scores[i]) for i in index.tolist()}
+        return {"self-influence": bar_chart(bars, title=title, label=result.unit)}
+    captions = [
+        f"label {class_name(result.train_labels[i], result.classes, box)}\n{format_score(float(result.scores[i]))}\n"
+        f"example {i}"
+        for i in index.tolist()
+    ]  # fmt: skip
+    return {"self-influence": _training_sheet(images, captions, title)}
