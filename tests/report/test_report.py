@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Page, dict[s
     """One whole report, with a judge."""
     out = tmp_path_factory.mktemp("report") / "out"
     examples = (quadrants(ANSWERS, BRIGHT), torch.tensor(LABELS))
-    found = report(box_of(), examples, out, judge=box_of(), quiet=True, command="unboxed report <x>")
+    found = report(box_of(), examples, out, judge=box_of(), training=examples, quiet=True, command="unboxed report <x>")
     return found, Page(found.path), json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 

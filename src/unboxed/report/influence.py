@@ -25,6 +25,7 @@ MAX_QUERIES = 3
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
 N_SHOWN = 3  # helpful and harmful training examples of each query
 N_SUSPECTS, N_SHOWN_REMOVED = 8, 6  # training examples with suspect labels, and of a removed set
+MIN_TRAIN_FOR_SUSPECTS, N_NEIGHBORS = 10, 20  # training examples, and those that vote on a label
 MISLABELS_MEASURED = (
     "Of MNIST labels of which a tenth were flipped, 94 to 96 % of the wrong ones are in the first tenth by this order."
 )
@@ -121,7 +122,10 @@ def find(context: ReportContext) -> InfluenceFinding:
 def _suspected(context: ReportContext, train_x: Tensor, index: Tensor) -> tuple[SuspectedLabel, ...]:
     """The training examples that are most suspect, of those of which another class is likelier."""
     y = _training_labels(context, index)
-    found = influence.suspected_mislabels(context.box, (context.box.restore_structure(train_x), y))
+    if len(y) < MIN_TRAIN_FOR_SUSPECTS:
+        return ()
+    train = context.box.restore_structure(train_x), y
+    found = influence.suspected_mislabels(context.box, train, n_neighbors=min(N_NEIGHBORS, len(y) - 1))
     suspects = [j for j in found.top(N_SUSPECTS).tolist() if int(found.suggested[j]) != int(y[j])]
     return tuple(_suspect(context, found, j, int(index[j]), train_x) for j in suspects)
 
