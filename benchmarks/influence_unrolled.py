@@ -39,10 +39,10 @@ def make_training(n: int = N_TRAIN) -> ModelTraining:
     return ModelTraining(mlp(), ub.Pixels((1, 28, 28)), data, epochs=EPOCHS, batch_size=BATCH, lr=LR)
 
 
-def train_by_torch(training: ModelTraining) -> nn.Module:
-    """The same batches by torch's own fused AdamW and schedule."""
+def train_by_torch(training: ModelTraining, *, fused: bool = False) -> nn.Module:
+    """The same batches by torch's own AdamW and schedule."""
     model = mlp()
-    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0, fused=fused)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=training.n_steps)
     for batch in training.batches:
         optimizer.zero_grad()
@@ -65,6 +65,7 @@ def measure_times(repeats: int) -> dict[str, Any]:
 
     works = {
         "training_by_torch": lambda: train_by_torch(training),
+        "training_by_fused_torch": lambda: train_by_torch(training, fused=True),
         "training": lambda: training.run(),
         "20_queries_stored": lambda: unroll(N_QUERIES, training.n_steps),
         "20_queries_recomputed": lambda: unroll(N_QUERIES, 15),
