@@ -1,4 +1,4 @@
-"""Which pixels of a training image matter for a query's loss.
+"""Which values of a training example, such as pixels, matter for a query's loss.
 
 Koh & Liang 2017, arXiv:1703.04730, equation 5.
 """
