@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def photo(name: str, like: ub.Pixels) -> Tensor:
 
 def imagenet_classes() -> tuple[str, ...]:
     names = json.loads((ROOT / "imagenet_squeezenet" / "imagenet_class_index.json").read_text(encoding="utf-8"))
-    return tuple(names[str(k)][1] for k in range(1000))
+    synsets, words = zip(*(names[str(k)] for k in range(1000)), strict=True)
+    times = Counter(words)  # two classes are named "crane", two "maillot"
+    return tuple(w if times[w] == 1 else f"{w} ({synset})" for synset, w in zip(synsets, words, strict=True))
 
 
 def _seeded(build: type[nn.Module], seed: int) -> nn.Module:

@@ -226,6 +226,7 @@ def test_projections_are_deconvnet_inside_the_field() -> None:
 def test_a_model_without_relu_falls_back_to_the_gradient() -> None:
     box, x = box_of("lstm")
     result = projections(box, x[:2], "fc", 0)
+    assert torch.equal(projections(box, x[:2], "fc", 0, result.position).map, result.map)
     assert (result.rule, result.position.shape) == ("gradient", (2, 0))
     assert "relu" in result.fallback_reason.lower()
 

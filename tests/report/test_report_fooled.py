@@ -97,7 +97,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
 
 
 def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:
-    box, x = table((1.0, 1.0))
+    box, x = table(())
     page, _ = written(box, (x, box.predict(x)), tmp_path)
     assert "within 0.3 (in its column&#39;s unit)" in page
 

@@ -169,7 +169,9 @@ def _units_per_example(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
 
 
 def _validated_positions(position: Tensor, h: Tensor) -> Tensor:
-    positions = as_classes(position).to(h.device, torch.long)
+    if not isinstance(position, Tensor) or position.numel():  # (N, 0) is of a layer without positions
+        position = as_classes(position, "a position")
+    positions = position.to(h.device, torch.long)
     sides = torch.tensor(h.shape[2:], device=h.device)
     if positions.shape != (len(h), len(sides)) or bool(((positions < 0) | (positions >= sides)).any()):
         raise InputError(f"position must be ({len(h)}, {len(sides)}) within {tuple(h.shape[2:])}, one per example")

@@ -27,6 +27,8 @@ MAX_SHRINKING = 16  # an image with a shorter side that many times the model's i
 
 def require_pixels(like: Inputs) -> Pixels:
     """`like`, if image files can be converted to it. Raises DataError."""
+    if not isinstance(like, Inputs):
+        raise DataError(f"like must be Pixels, such as box.inputs; got {type(like).__name__}")
     if not isinstance(like, Pixels):
         problem = f"files of images are for a model of images (Pixels); this one takes {type(like).__name__}"
         raise DataError(f"{problem}: give it tensors, such as (rows, labels), or a Dataset (--data file.py:factory)")

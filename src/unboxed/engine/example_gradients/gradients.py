@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
@@ -21,6 +22,7 @@ from .parameters import LossOfParameters, Parameters, chosen_parameters
 from .routes import ClosedForms, OneByOne, Route, Terms, Vectorized, as_leaves, gradients_of
 from .terms import ExampleTerm
 
+LOG = logging.getLogger("unboxed")
 T = TypeVar("T")
 MAX_CHUNK_BYTES = 2**27  # of gradients, or their factors, that are held at a time
 TRIAL_ROWS, TRIAL_NOISE_ROWS = 4, 3  # of the batch on which routes are verified
@@ -188,6 +190,7 @@ class ExampleGradients:
             with self.box.isolated():
                 return route.terms(x, y)[1]
         except Exception:
+            LOG.info("%s failed; slower routes follow", type(route).__name__, exc_info=True)
             return {}
 
     def _weighted_gradient(self, x: Tensor, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
