@@ -19,6 +19,7 @@ from ..model.batching import map_in_batches
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..rng import derive_seed
 from ..settings import AtLeast, Unit, check_settings
+from ..validation import check_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, query_labels, random_training_data, read_labeled
 from .result import NATS, Influence
@@ -93,6 +94,7 @@ def trak(
         all data, in place of random halves.
     """
     check_settings(trak, locals())
+    seed = check_seed(seed)
     box.require_class_scores("trak", exclusive=True)
     x = box.validate_inputs(x)
     y = query_labels(box, x, labels)
