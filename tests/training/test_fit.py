@@ -538,7 +538,7 @@ def test_train_on_a_folder(tmp_path):
     made = train("digits-cnn", data=str(scans), epochs=1, out=tmp_path / "model.safetensors", quiet=True)
     assert made.card["train_examples"] == 200
     assert made.card["test_examples"] < 50
-    learn, test = recipes._train_test_data(str(scans), None, made.inputs)
+    learn, test = recipes._train_test_data(str(scans), None, made.inputs, quiet=True)
     assert learn.classes == test.classes == tuple("0123456789")
     assert min(label for _, label in test) == 1
 

@@ -25,8 +25,8 @@ from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, 
 @card(
     name="Influence of training pixels",
     source="Koh & Liang 2017, arXiv:1703.04730, equation 5",
-    shows="Which pixels of a training image would change the loss of a query, had they been other when it was trained.",
-    does_not_show="What a large change of the training image does: it is the slope at the image as it is.",
+    shows="Which values of a training example would change the loss of a query, had they been other in the training.",
+    does_not_show="What a large change of the training example does: it is the slope at the example as it is.",
     example=lambda method, box, x, y: method(box, x, y, random_training_data(box), 0, damping=10.0),
     exempt={
         "one forward": "it runs the training examples many times",
