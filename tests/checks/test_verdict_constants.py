@@ -16,6 +16,7 @@ from unboxed.checks import verdict_tests
 from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, TestOutcome, _interval, decide, grade
 from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
 from unboxed.engine.intervals import Interval, bootstrap_mean_interval
+from unboxed.engine.randomized import randomize_layers
 
 BOUNDS = {
     "map": 0.5, "learned": 0.1, "randomization": 0.85, "shuffled labels": 0.85, "other class": 0.95,
@@ -174,7 +175,7 @@ def test_another_class_is_the_next_likely_one() -> None:
 def test_learned_is_confidence_in_nats_above_a_randomized_copy() -> None:
     s = subject()
     p = s.box.probs(s.x)
-    copies = [verdict_tests.randomize_layers(s.box, s.layers, k) for k in (0, 1)]
+    copies = [randomize_layers(s.box, s.layers, k) for k in (0, 1)]
     for draw, copy in enumerate(copies):
         expected = (p.amax(1).log() - copy.probs(s.x).amax(1).log()) / math.log(3)
         assert torch.allclose(values("learned", s, draw), expected, rtol=0, atol=1e-9)
@@ -185,7 +186,7 @@ def test_copies_that_are_sure_of_everything_are_compared_by_information() -> Non
     s = subject()
     with torch.no_grad():
         s.box.model[4].bias.copy_(torch.tensor([20.0, 0, 0]))
-    copy = verdict_tests.randomize_layers(s.box, [], 0)
+    copy = randomize_layers(s.box, [], 0)
     assert verdict_tests._confidence_nats(verdict_tests._log_probs(s, copy(s.x))).mean() > 0.5 * math.log(3)
     assert float(verdict_tests._kl_from_mean(verdict_tests._log_probs(s, copy(s.x))).mean()) < 1e-6
     told_apart = torch.eye(3).double().repeat(2, 1).mul(30).log_softmax(1)
@@ -222,7 +223,7 @@ def test_shuffled_labels_take_part_where_there_is_such_a_model() -> None:
     assert bool(values("shuffled labels", s).isnan().all())
     s.shuffled_box = s.box
     assert torch.allclose(values("shuffled labels", s), torch.ones(6).double())  # the same model, the same map
-    s.shuffled_box = verdict_tests.randomize_layers(s.box, s.layers, 0)
+    s.shuffled_box = randomize_layers(s.box, s.layers, 0)
     assert bool((values("shuffled labels", s) < 0.8).any())
 
 

@@ -78,7 +78,8 @@ def test_white_does_not_depend_on_the_other_images(form: str, tmp_path: Path) ->
     images = np.stack([DARK, DARK * 16, DARK // 2])
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    box = ub.Box(torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), GRAY)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    box = ub.Box(model, GRAY, outputs="logits")
     read: dict[str, Callable[[slice], torch.Tensor]] = {
         "array": lambda rows: box.validate_inputs(images[rows]),
         "tensor": lambda rows: box.validate_inputs(torch.from_numpy(images[rows])[:, None]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
@@ -21,6 +22,7 @@ from .parameters import LossOfParameters, Parameters, chosen_parameters
 from .routes import ClosedForms, OneByOne, Route, Terms, Vectorized, as_leaves, gradients_of
 from .terms import ExampleTerm
 
+LOG = logging.getLogger("unboxed")
 T = TypeVar("T")
 MAX_CHUNK_BYTES = 2**27  # of gradients, or their factors, that are held at a time
 TRIAL_ROWS, TRIAL_NOISE_ROWS = 4, 3  # of the batch on which routes are verified
@@ -206,6 +208,7 @@ class ExampleGradients:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            LOG.debug("%s fails on the trial batch", type(route).__name__, exc_info=True)
             return {}
 
     def _weighted_gradient(self, x: Tensor, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
