@@ -28,7 +28,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
     box = Box(model, Pixels((1, 8, 8)), classes=LONG)
     examples = (torch.rand(60, 1, 8, 8), torch.arange(60) % len(LONG))
-    return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, quiet=True).path
+    return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, training=examples, quiet=True).path
 
 
 class Seen:

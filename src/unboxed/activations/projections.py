@@ -169,6 +169,8 @@ def _units_per_example(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
 
 
 def _validated_positions(position: Tensor, h: Tensor) -> Tensor:
+    if h.ndim == 2 and isinstance(position, Tensor) and position.shape == (len(h), 0):  # a layer without positions
+        return position.to(h.device, torch.long)
     positions = as_classes(position).to(h.device, torch.long)
     sides = torch.tensor(h.shape[2:], device=h.device)
     if positions.shape != (len(h), len(sides)) or bool(((positions < 0) | (positions >= sides)).any()):
