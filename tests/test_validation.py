@@ -168,6 +168,8 @@ DOORS: dict[str, Callable[[Any], Any]] = {
 LONG = {
     "report",
     "checks.shortcut",
+    "checks.influence_verdict",
+    "checks.plant_training",
     "training.train",
     "training.shortcut.train_shortcut_pair",
     "cli.explain.run_explain",
@@ -210,6 +212,12 @@ def test_slow_entry_points_refuse_what_is_no_seed(tmp_path: Path) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "report": lambda: ub.report(BOX, (X, Y), tmp_path / "report", seed="a", quiet=True),  # type: ignore[arg-type]
         "checks.shortcut": lambda: ub.checks.shortcut(BOX, BOX, X, Y, MARK, seed="a"),  # type: ignore[arg-type]
+        "checks.influence_verdict": lambda: ub.checks.influence_verdict(
+            BOX, X, ub.influence.gradient_dot, Y, (X, Y), seed="a"  # type: ignore[arg-type]
+        ),
+        "checks.plant_training": lambda: ub.checks.plant_training(
+            NET, ub.Pixels((1, 8, 8)), (X.repeat(5, 1, 1, 1), Y.repeat(5)), (X, Y), MARK, seed="a"  # type: ignore[arg-type]
+        ),
         "training.train": lambda: ub.training.train("digits-cnn", seed="a", out=tmp_path / "a.safetensors"),
     }  # fmt: skip
     for call_ in calls.values():

@@ -26,6 +26,7 @@ from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
+from .model.locks import holding_locks
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, fitting_names, with_batch_axis
@@ -221,10 +222,18 @@ class Box:
             >>> box.dtype
             torch.float64
         """
-        if not self._is_opening and (self._is_stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
+        if not self._is_opening and self._seems_changed(hooks) and self._is_changed(hooks):
             self._is_stale = True  # until it has been opened
             self._survey_model()
         self._is_refreshed = True
+
+    def _seems_changed(self, hooks: bool) -> bool:
+        return self._is_stale or self._model.has_changed() or (hooks and bool(self._model.late_hooks))
+
+    def _is_changed(self, hooks: bool) -> bool:
+        """Asked while no other thread runs the model: it may have put other parameters in their place for a pass."""
+        with holding_locks(self._model.locks):
+            return self._seems_changed(hooks)
 
     def _run_first_forward(self) -> None:
         """One forward pass on noise: which layers run, what the output means, whether rows are independent."""

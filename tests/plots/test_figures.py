@@ -21,7 +21,10 @@ from unboxed.plots.charts import bar_chart, line_chart, matrix_plot
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 60, 1300, 6000
-NO_FIGURE = {"Trigger": "a setting of the planted shortcut, no result"}
+NO_FIGURE = {
+    "Trigger": "a setting of the planted shortcut, no result",
+    "PlantedTraining": "a training and its queries, no result",
+}
 
 
 def assert_sane(images: Any) -> None:

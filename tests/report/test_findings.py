@@ -45,7 +45,7 @@ def findings() -> dict[str, Finding]:
     box, x = ub.Box(model, entry.inputs), entry.images(24)
     y = (box.predict(x) + (torch.arange(24) % 5 == 0).long()) % len(box.classes)
     source = ReportData((x, y), box)
-    context = ReportContext(box, source, run_survey(box, source, None), judge=box)
+    context = ReportContext(box, source, run_survey(box, source, None), judge=box, training=(x, y))
     found = {section.slug: section.find(context) for section in SECTIONS}
     model.is_on = False
     return found

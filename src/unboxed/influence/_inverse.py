@@ -85,7 +85,7 @@ def inverse_curvature(
 ) -> InverseCurvature:  # fmt: skip
     """The inverse curvature by these settings. Raises what reading the data and the model raises, and NaNError."""
     found = find_solver(solver)
-    gradients = ExampleGradients(box, layers, loss)
+    gradients = ExampleGradients(box, layers, loss, batch_size=batch_size)
     x, y = read_labeled(box, train)
     h = Curvature(gradients, x, y, kind=curvature, l2=l2, batch_size=batch_size, seed=check_seed(seed))
     check_finite_losses(gradients, x, y, "training examples")
@@ -114,7 +114,7 @@ def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what:
         with box.isolated(grad=False):
             return gradients.losses(x[rows], y[rows])
 
-    finite = torch.cat(map_in_batches(losses, len(x), *box.batch_plan(len(x), "auto"))).isfinite()
+    finite = torch.cat(map_in_batches(losses, len(x), *box.batch_plan(len(x), gradients.batch_size))).isfinite()
     if bad := (~finite).nonzero()[:, 0].tolist():
         raise NaNError(
             f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what} ({format_rows(bad)}), and so would be "

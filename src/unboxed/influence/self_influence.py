@@ -115,7 +115,7 @@ def self_influence(
     x, y = read_labeled(box, train)
     is_identity = curvature == "identity"
     layers = [_last_layer(box)] if layers is None and not is_identity else layers
-    gradients = ExampleGradients(box, layers)
+    gradients = ExampleGradients(box, layers, batch_size=batch_size)
     names = tuple(gradients.parameters) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if is_identity:
         scores = _scores(gradients, batch_size, x, y, lambda g: g.double().square().sum(1))
@@ -135,7 +135,7 @@ def _gauss_newton(gradients: ExampleGradients, x: Tensor, batch_size: BatchSize)
             f"the curvature is held as a matrix of up to {MAX_CURVATURE_PARAMETERS} parameters; got {n}. Name smaller "
             'layers, or give curvature="identity"'
         )
-    probabilities = box.probs(x).double()  # (N, K)
+    probabilities = box.probs(x, batch_size=batch_size).double()  # (N, K)
     total = probabilities.new_zeros(n, n)
     for label in range(box.n_outputs):
         y = torch.full((len(x),), label, device=x.device)

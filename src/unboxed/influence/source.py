@@ -23,7 +23,7 @@ from ..engine.example_gradients.spectral import Vectors
 from ..errors import InputError
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..settings import AtLeast, Holds, Unit, check_settings
-from ..validation import check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, query_labels, random_training_data, read_labeled
 from ._scores import LossFunction
@@ -125,6 +125,7 @@ def source(
         layers without Kronecker factors have diagonals.
     """
     check_settings(source, locals())
+    seed = check_seed(seed)
     x = box.validate_inputs(x)
     y = query_labels(box, x, labels)
     train_x, train_y = read_labeled(box, train)

@@ -19,6 +19,7 @@ from ..model.batching import map_in_batches
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..rng import derive_seed
 from ..settings import AtLeast, Unit, check_settings
+from ..validation import check_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, query_labels, random_training_data, read_labeled
 from .result import NATS, Influence
@@ -93,6 +94,7 @@ def trak(
         all data, in place of random halves.
     """
     check_settings(trak, locals())
+    seed = check_seed(seed)
     box.require_class_scores("trak", exclusive=True)
     x = box.validate_inputs(x)
     y = query_labels(box, x, labels)
@@ -121,12 +123,22 @@ def _scores_of_model(
     gradients: ExampleGradients, queries: tuple[Tensor, Tensor], train: tuple[Tensor, Tensor], dim: int, seed: int,
     reweighted: bool,
 ) -> _ModelScores:  # fmt: skip
-    sketch = Sketch(gradients.parameters, dim, seed) if dim < gradients.n_parameters else None
+    ordered = _in_order_of_use(gradients)
+    sketch = Sketch(ordered, dim, seed) if dim < gradients.n_parameters else None
     phi, slopes = _features(gradients, sketch, *train)
     query_phi, query_slopes = _features(gradients, sketch, *queries)
     weights = slopes * (1 - slopes) if reweighted else torch.ones_like(slopes)
     inverse = torch.linalg.pinv((phi.T * weights) @ phi, hermitian=True)  # (dim, dim)
     return _ModelScores(query_phi @ inverse @ phi.T, slopes, query_slopes)
+
+
+def _in_order_of_use(gradients: ExampleGradients) -> dict[str, Tensor]:
+    """The parameters in the order in which their layers run: compiling a part of a model may register it elsewhere."""
+    box, own = gradients.box, dict(gradients.box.model.named_parameters())
+    in_order = [p for row in box.layers.leaves for p in box.modules[row.path].parameters()]
+    order = {id(p): k for k, p in enumerate(in_order)}
+    names = sorted(gradients.parameters, key=lambda name: order.get(id(own[name]), len(order)))
+    return {name: gradients.parameters[name] for name in names}
 
 
 def _features(gradients: ExampleGradients, sketch: Sketch | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

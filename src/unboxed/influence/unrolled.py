@@ -22,6 +22,7 @@ from ..errors import InputError, ModelError, warn
 from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Holds, Unit, check_settings
+from ..validation import check_seed
 from ._data import short_training
 from .result import Influence
 
@@ -114,6 +115,7 @@ def unrolled(
         or recomputed in segments, in place of their tree of checkpoints.
     """
     check_settings(unrolled, locals())
+    seed = check_seed(seed)
     x = box.validate_inputs(x)
     y = box.predict(x) if labels is None else box.class_labels(labels, len(x))
     plan = plan_unroll(training, len(x), max_bytes, store=store_states)

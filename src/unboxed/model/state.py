@@ -217,11 +217,16 @@ PLAIN_ATTENTION = RefCountedContext(lambda: sdpa_kernel(SDPBackend.MATH))
 FUSED_ATTENTION_MODULE_TYPES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
+def without_compiled_graphs() -> AbstractContextManager[object]:
+    """A context in which compiled modules run as they were written."""
+    return FORCE_EAGER if "torch._dynamo" in sys.modules else NO_CONTEXT  # else nothing is compiled
+
+
 def hook_safe_contexts(device_type: str, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
     """Contexts that disable the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
     settings = list[AbstractContextManager[object]]()
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled
-        settings.append(FORCE_EAGER)
+    if (eager := without_compiled_graphs()) is not NO_CONTEXT:
+        settings.append(eager)
     if torch.is_autocast_enabled(device_type):
         settings.append(torch.autocast(device_type, enabled=False))
     if has_fused_attention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from .. import influence
 from ..engine.read.examples import indexed_labeled_examples
 from ..engine.unroll.model_training import ModelTraining
+from ..errors import UnboxedWarning
 from ..influence import Influence
 from ..plots import colors
 from ..plots.results.common import images_or_none
@@ -33,7 +35,7 @@ MAX_TRAINING_FLOPS = 5e10  # of one run of a training that is run some 20 times 
 TILE_SIDE_PIXELS = 84
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoredExample:
     """A training example with its score for a query."""
 
@@ -53,7 +55,7 @@ class InfluencedAnswer:
     share_of_own_class: float  # of the helpful score, that of training examples labeled with the predicted class
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SuspectedLabel:
     """A training example whose label may be wrong."""
 
@@ -186,7 +188,9 @@ def _scores(context: ReportContext, x: Tensor, index: Tensor) -> Influence:
     examples = indexed_labeled_examples(box, training)
     chosen = torch.isin(examples.dataset_rows, index)
     train = examples.x[chosen], examples.y[chosen]
-    return influence.influence_functions(box, x, None, train, solver="ekfac", seed=context.seed)
+    with warnings.catch_warnings():  # the page shows their order alone
+        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+        return influence.influence_functions(box, x, None, train, solver="ekfac", seed=context.seed)
 
 
 def _answer(

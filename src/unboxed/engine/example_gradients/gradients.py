@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import NaNError
-from ...model.batching import map_in_batches
+from ...model.batching import BatchSize, check_batch_size, is_out_of_memory, map_in_batches
 from ...model.nan_checks import NAN_HINT, format_rows
 from ...model.state import leaving_inference_mode
 from ..cpu_cache import gradient_batch_plan
@@ -41,6 +41,7 @@ class ExampleGradients:
         layers: Modules whose parameters are meant. None: all parameters that require a gradient; where none does, all.
         loss: (outputs, labels) -> losses (N,). None: the one that fits `box.outputs`.
         state: Values of all parameters and buffers, as in `state_dict()`: a checkpoint. None: the model's own.
+        batch_size: Examples per forward pass at most; "auto" takes as many as fit in memory.
 
     Raises:
         LayerError: where there are no parameters.
@@ -49,8 +50,9 @@ class ExampleGradients:
 
     def __init__(
         self, box: Box, layers: Sequence[str] | str | None = None, loss: ExampleLoss | None = None,
-        state: Parameters | None = None,
+        state: Parameters | None = None, batch_size: BatchSize = "auto",
     ) -> None:  # fmt: skip
+        self.batch_size = check_batch_size(batch_size)
         self.box, self.loss = box, resolve_loss(box, loss)
         self._losses = LossOfParameters(box, self.loss, state)
         with box.isolated():  # raises where the model was made in inference_mode
@@ -111,7 +113,7 @@ class ExampleGradients:
             for sum_, g in zip(total.values(), grads, strict=True):
                 sum_ += 0 if g is None else g
 
-        map_in_batches(add, len(x), *gradient_batch_plan(self.box, len(x), "auto"))
+        map_in_batches(add, len(x), *gradient_batch_plan(self.box, len(x), self.batch_size))
         return {name: g / len(x) for name, g in total.items()}
 
     def flatten(self, vectors: Parameters) -> Tensor:
@@ -125,7 +127,7 @@ class ExampleGradients:
 
     def closed_forms(self, x: Tensor, y: Tensor) -> ClosedForms:
         """The closed forms of layers; their `names` are the parameters for which they are right on these examples."""
-        self._routes = self._routes or list(self._verified_routes(x, y))
+        self._routes = self._routes or self._verify_routes(x, y)
         verified = [route for route in self._routes if isinstance(route, ClosedForms)]
         forms = verified[0] if verified else ClosedForms(self._losses, self.parameters)
         forms.names = forms.names if verified else ()
@@ -138,9 +140,8 @@ class ExampleGradients:
         """
         with leaving_inference_mode():
             x, y = x.clone() if x.is_inference() else x, y.clone() if y.is_inference() else y
-            self._routes = self._routes or list(self._verified_routes(x, y))
-        _, max_rows = gradient_batch_plan(self.box, len(x), "auto")
-        max_rows = max(1, min(max_rows, MAX_CHUNK_BYTES // max(1, self._bytes_per_row)))
+            self._routes = self._routes or self._verify_routes(x, y)
+        max_rows = max(1, min(self._max_rows(len(x)), MAX_CHUNK_BYTES // max(1, self._bytes_per_row)))
 
         def call(rows: slice) -> T:
             losses, terms = self._terms(self._routes, x[rows], y[rows])
@@ -158,9 +159,24 @@ class ExampleGradients:
             found |= {name: terms[name] for name in route.names}
         return losses, {name: found[name] for name in self.parameters}
 
-    def _verified_routes(self, x: Tensor, y: Tensor) -> Iterator[Route]:
+    def _max_rows(self, n: int) -> int:
+        """The most rows of a batch: those that fit in memory, and no more than the caller allows."""
+        size, max_rows = gradient_batch_plan(self.box, n, self.batch_size)
+        return max_rows if size == "auto" else min(size, max_rows)
+
+    def _verify_routes(self, x: Tensor, y: Tensor) -> list[Route]:
+        """Routes that are verified on a trial batch, which is halved while memory runs out."""
+        n_rows = min(TRIAL_ROWS + TRIAL_NOISE_ROWS, self.box.max_rows, self._max_rows(len(x)))
+        while True:
+            try:
+                return list(self._verified_routes(*self._trial_batch(x, y, n_rows)))
+            except RuntimeError as error:
+                if n_rows == 1 or not is_out_of_memory(error):
+                    raise
+                n_rows //= 2
+
+    def _verified_routes(self, trial_x: Tensor, trial_y: Tensor) -> Iterator[Route]:
         """For each parameter the fastest route that is right for it."""
-        trial_x, trial_y = self._trial_batch(x, y)
         weights = torch.linspace(0.5, 1.5, len(trial_x), dtype=self.box.dtype, device=self.box.device)
         left = dict(self.parameters)
         expected: dict[str, Tensor] | None = None
@@ -178,10 +194,10 @@ class ExampleGradients:
         if left:
             yield OneByOne(self._losses, left)
 
-    def _trial_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _trial_batch(self, x: Tensor, y: Tensor, max_rows: int) -> tuple[Tensor, Tensor]:
         """Some of the examples, and noise with their labels: with several rows, and where a loss is zero by chance."""
-        n_rows = min(TRIAL_ROWS, len(x))
-        trial_x = torch.cat([x[:n_rows], self.box.noise(TRIAL_NOISE_ROWS).to(x)])[: self.box.max_rows]
+        n_rows = min(TRIAL_ROWS, len(x), (max_rows + 1) // 2)
+        trial_x = torch.cat([x[:n_rows], self.box.noise(TRIAL_NOISE_ROWS).to(x)])[:max_rows]
         return trial_x, y[torch.arange(len(trial_x), device=y.device) % n_rows]
 
     def _try(self, route: Route, x: Tensor, y: Tensor) -> Terms:

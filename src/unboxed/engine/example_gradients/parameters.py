@@ -37,7 +37,7 @@ def chosen_parameters(box: Box, layers: Sequence[str] | str | None) -> list[str]
 
 def _module_at(box: Box, name: str) -> nn.Module:
     path = Address.parse(name).path
-    return box.modules[path if path in box.modules else Address.parse(box.layers.resolve(name)).path]
+    return box.modules[path if path and path in box.modules else Address.parse(box.layers.resolve(name)).path]
 
 
 class LossOfParameters:

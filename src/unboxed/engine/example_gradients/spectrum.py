@@ -17,7 +17,7 @@ N_LANCZOS_STEPS = 40
 BREAKDOWN = 1e-8  # of the largest coefficient so far: the Krylov space holds nothing more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RitzPairs:
     """Approximate eigenpairs: values (M,) in ascending order, vectors (M, P), and the norms of their residuals (M,)."""
 

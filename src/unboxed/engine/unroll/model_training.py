@@ -258,7 +258,11 @@ class _RawForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         box, reader = self._box[0], self._box[0].output_reader
-        with reader.recording_final_op(loss_address(box) == "logits") as final_op, model_state.PLAIN_ATTENTION:
+        with (
+            reader.recording_final_op(loss_address(box) == "logits") as final_op,
+            model_state.PLAIN_ATTENTION,
+            model_state.without_compiled_graphs(),  # a graph may allow one backward pass alone
+        ):
             output = reader.select_tensor(box.raw_output(x))
         return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
 

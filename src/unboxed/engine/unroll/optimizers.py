@@ -19,7 +19,7 @@ Slots = tuple[Tensor, ...]  # what an optimizer keeps of one parameter: momentum
 Hyperparameters = Mapping[str, Any]  # of one parameter at one step, as torch's param groups hold them
 
 
-@dataclass
+@dataclass(eq=False)
 class Adjoint:
     """Derivatives of the queries' losses with respect to one parameter, its gradient and its slots: (Q, *shape)."""
 
