@@ -24,7 +24,7 @@ from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.report import SECTIONS, Finding, NotApplicable, Report, Section, report
 from unboxed.report.blocks import Text
-from unboxed.report.context import TRAINING_DATA, ReportContext
+from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
 from unboxed.report.pictures import Picture, PictureStore, display_size, to_file_name
 from unboxed.report.survey import evenly_spaced_indices, max_examples_for
@@ -151,9 +151,8 @@ def test_every_section_is_there_and_in_the_bar(made: Any) -> None:
     _, page, _ = made
     ids = {attrs["id"] for attrs in page.all("section") if "id" in attrs}
     targets = {attrs["href"] for attrs in page.all("a") if (attrs.get("href") or "").startswith("#")}
-    wanted = [s.slug for s in SECTIONS if TRAINING_DATA not in s.needs]  # none was given
-    assert {*wanted} <= ids
-    assert {f"#{slug}" for slug in wanted} <= targets
+    assert {s.slug for s in SECTIONS} <= ids
+    assert {f"#{s.slug}" for s in SECTIONS} <= targets
 
 
 def test_the_page_is_one_file_and_small(made: Any) -> None:

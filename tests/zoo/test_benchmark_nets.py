@@ -40,7 +40,6 @@ SEEN = {"parrot.jpg": "macaw", "bird.png": "chickadee", "cat.png": "Egyptian_cat
 
 
 @needs_photos
-@pytest.mark.filterwarnings("ignore:several classes have one name:unboxed.errors.UnboxedWarning")  # as ImageNet has
 def test_squeezenet(models: ModuleType) -> None:
     """How sure it is depends on how the photos were resized; what it says does not."""
     box = ub.Box(*models.squeezenet1_0(), classes=models.imagenet_classes())
