@@ -238,9 +238,8 @@ class Box:
     def _run_first_forward(self) -> None:
         """One forward pass on noise: which layers run, what the output means, whether rows are independent."""
         noise = self.noise(3 if self.max_rows >= 3 else 1)
-        contrast_inputs = inputs_at_levels(self.inputs, contrasting_input_levels(self.inputs.shape, self.device)).to(
-            self.dtype
-        )
+        levels = contrasting_input_levels(self.inputs.shape, self.device)
+        contrast_inputs = inputs_at_levels(self.inputs, levels).to(self.dtype)
         self.profile, self.batch_dependent = first_forward(
             self._model, self.raw_output, noise, contrast_inputs, (self.min_rows, self.max_rows)
         )

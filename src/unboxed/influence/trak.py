@@ -137,7 +137,9 @@ def _in_order_of_use(gradients: ExampleGradients) -> dict[str, Tensor]:
     box, own = gradients.box, dict(gradients.box.model.named_parameters())
     in_order = [p for row in box.layers.leaves for p in box.modules[row.path].parameters()]
     order = {id(p): k for k, p in enumerate(in_order)}
-    names = sorted(gradients.parameters, key=lambda name: order.get(id(own[name]), len(order)))
+    if any(id(own[name]) not in order for name in gradients.parameters):  # layers of scripts are out of sight
+        return dict(gradients.parameters)
+    names = sorted(gradients.parameters, key=lambda name: order[id(own[name])])
     return {name: gradients.parameters[name] for name in names}
 
 
