@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import influence
-from ..engine.read.examples import indexed_labeled_examples
+from ..engine.read.examples import LabeledExamples, indexed_labeled_examples
 from ..engine.unroll.model_training import ModelTraining
 from ..errors import UnboxedWarning
 from ..influence import Influence
@@ -104,9 +104,9 @@ class InfluenceFinding(Finding):
 
 def find(context: ReportContext) -> InfluenceFinding:
     rows = context.example_indices[:MAX_QUERIES]
-    x, train_x, index = context.inputs(rows), *_training_examples(context)
-    result = _scores(context, x, index)
-    answers = tuple(_answer(context, result, i, row, train_x, index) for i, row in enumerate(rows))
+    train = _training_examples(context)
+    result = _scores(context, context.inputs(rows), train)
+    answers = tuple(_answer(context, result, i, row, train.x, train.dataset_rows) for i, row in enumerate(rows))
     smoothness = result.smoothness
     return InfluenceFinding(
         answer=_answer_sentence(answers, result),
@@ -116,20 +116,20 @@ def find(context: ReportContext) -> InfluenceFinding:
         n_train=result.n_train,
         noise_to_signal=None if smoothness is None else float(smoothness.noise_to_signal.median()),
         answers=answers,
-        suspected_mislabels=_suspected(context, train_x, index),
+        suspected_mislabels=_suspected(context, train),
         removal=_removal(context, rows),
     )
 
 
-def _suspected(context: ReportContext, train_x: Tensor, index: Tensor) -> tuple[SuspectedLabel, ...]:
+def _suspected(context: ReportContext, train: LabeledExamples) -> tuple[SuspectedLabel, ...]:
     """The training examples that are most suspect, of those of which another class is likelier."""
-    y = _training_labels(context, index)
-    if len(y) < MIN_TRAIN_FOR_SUSPECTS:
+    n = len(train.y)
+    if n < MIN_TRAIN_FOR_SUSPECTS:
         return ()
-    train = context.box.restore_structure(train_x), y
-    found = influence.suspected_mislabels(context.box, train, n_neighbors=min(N_NEIGHBORS, len(y) - 1))
-    suspects = [j for j in found.top(N_SUSPECTS).tolist() if int(found.suggested[j]) != int(y[j])]
-    return tuple(_suspect(context, found, j, int(index[j]), train_x) for j in suspects)
+    data = context.box.restore_structure(train.x), train.y
+    found = influence.suspected_mislabels(context.box, data, n_neighbors=min(N_NEIGHBORS, n - 1))
+    suspects = [j for j in found.top(N_SUSPECTS).tolist() if int(found.suggested[j]) != int(train.y[j])]
+    return tuple(_suspect(context, found, j, int(train.dataset_rows[j]), train.x) for j in suspects)
 
 
 def _suspect(
@@ -137,14 +137,6 @@ def _suspect(
 ) -> SuspectedLabel:
     label, suggested = (context.class_name(int(k[j])) for k in (found.train_labels, found.suggested))
     return SuspectedLabel(index, label, suggested, _image(train_x[j : j + 1]))
-
-
-def _training_labels(context: ReportContext, index: Tensor) -> Tensor:
-    """The labels of the training examples that are scored."""
-    if isinstance(context.training, ModelTraining):
-        return context.training.y
-    examples = indexed_labeled_examples(context.box, context.training)
-    return examples.y[torch.isin(examples.dataset_rows, index)]
 
 
 def _removal(context: ReportContext, rows: Sequence[int]) -> ProvedRemoval | None:
@@ -170,27 +162,24 @@ def _training_flops(context: ReportContext, training: ModelTraining) -> float:
     return 3 * sum(context.forward_flops(len(batch)) for batch in training.batches)
 
 
-def _training_examples(context: ReportContext) -> tuple[Tensor, Tensor]:
-    """The inputs of the training examples that are scored, and their indices in the training data."""
+def _training_examples(context: ReportContext) -> LabeledExamples:
+    """Those of the training; of data, some evenly spread ones, read once."""
     training = context.training
     if isinstance(training, ModelTraining):
-        return training.x, torch.arange(training.n_examples)
+        return LabeledExamples(training.x, training.y, torch.arange(training.n_examples))
     examples = indexed_labeled_examples(context.box, training)
     step = max(1, -(-len(examples.x) // MAX_TRAIN_EXAMPLES))
-    return examples.x[::step], examples.dataset_rows[::step]
+    return LabeledExamples(*(values[::step] for values in examples))
 
 
-def _scores(context: ReportContext, x: Tensor, index: Tensor) -> Influence:
+def _scores(context: ReportContext, x: Tensor, train: LabeledExamples) -> Influence:
     """By unrolled differentiation where the training can be run again, else by influence functions."""
     training, box = context.training, context.box
     if isinstance(training, ModelTraining):
         return influence.unrolled(box, x, None, training, seed=context.seed)
-    examples = indexed_labeled_examples(box, training)
-    chosen = torch.isin(examples.dataset_rows, index)
-    train = examples.x[chosen], examples.y[chosen]
     with warnings.catch_warnings():  # the page shows their order alone
         warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
-        return influence.influence_functions(box, x, None, train, solver="ekfac", seed=context.seed)
+        return influence.influence_functions(box, x, None, (train.x, train.y), solver="ekfac", seed=context.seed)
 
 
 def _answer(
