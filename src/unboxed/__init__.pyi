@@ -2,6 +2,7 @@ from . import activations as activations
 from . import adversarial as adversarial
 from . import attribution as attribution
 from . import checks as checks
+from . import concepts as concepts
 from . import data as data
 from . import errors as errors
 from . import influence as influence

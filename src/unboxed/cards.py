@@ -21,7 +21,7 @@ from .validation import normalized_name, suggestion_text
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
-FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "robustness")
+FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "robustness")
 ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
 NEED_DESCRIPTIONS = {

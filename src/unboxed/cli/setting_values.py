@@ -67,7 +67,19 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
         from ..loading import data_for
 
         return data_for(text, box)
+    if setting.kind == "concepts":
+        return _parse_concepts(setting.name, text, box)
     return _parse_literal(text)
+
+
+def _parse_concepts(setting_name: str, text: str, box: Box) -> dict[str, Any]:
+    """Concepts by name: "stripes=photos/stripes,dots=photos/dots"."""
+    from ..loading import data_for
+
+    named = dict(part.partition("=")[::2] for part in text.split(","))
+    if not all(name.strip() and spec.strip() for name, spec in named.items()):
+        raise InputError(f"{option_name(setting_name)} wants NAME=DATA, separated by commas; got {text!r}")
+    return {name.strip(): data_for(spec.strip(), box) for name, spec in named.items()}
 
 
 def _check_layer(address: str, box: Box) -> str:

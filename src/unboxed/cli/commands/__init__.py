@@ -1,0 +1,15 @@
+"""One command per file, in the order in which `--help` lists them. Heavy imports happen inside, so that it is fast.
+
+What two commands share moves into the folder above.
+"""
+
+# ruff: noqa: I001 - the order of the list
+from . import demo as demo
+from . import report as report
+from . import explain as explain
+from . import attack as attack
+from . import influence as influence
+from . import train as train
+from . import shortcut as shortcut
+from . import doctor as doctor
+from . import methods as methods

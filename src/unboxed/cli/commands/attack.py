@@ -1,0 +1,72 @@
+"""The command `unboxed attack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..app import app
+from ..options import (
+    ClassesOption,
+    DataOption,
+    DebugOption,
+    MeanOption,
+    ModelOption,
+    OutputsOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    ShapeOption,
+    StdOption,
+    WeightsOption,
+)
+from ..parsing import (
+    errors_as_exit_codes,
+    note_skipped_files,
+    parse_classes,
+    parse_fraction,
+    parse_pixels,
+    with_data_classes,
+)
+
+
+@app.command()
+def attack(
+    model: ModelOption, data: DataOption,
+    eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; repeat for a curve.")],
+    attacks: Annotated[
+        list[str] | None, typer.Option("--attack", help="Attack, by name (see unboxed methods); repeat for several.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: the first that the attacks take).")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Use only the first N examples.")] = 500,
+    bits: Annotated[
+        int | None, typer.Option(help="8: adversarial images of 8 bits per value, saved as PNG files.")
+    ] = None,
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images, numbers and checkpoint.")] = Path(
+        "attacked"
+    ),
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """What fools the model? Clean and robust accuracy, adversarial images, and checks of gradient masking.
+
+    After an interruption the same command continues.
+    """
+    with errors_as_exit_codes(debug):
+        from ... import loading
+        from ..attack import run_attack
+
+        eps_values = [parse_fraction("--eps", e) for e in eps]
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
+        note_skipped_files(images)
+        box = with_data_classes(images, box) if class_names is None else box
+        settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed, "quiet": quiet}
+        result = run_attack(box, images, out, attacks=attacks or (), eps=eps_values, **settings)
+        if result.interrupted:
+            raise KeyboardInterrupt

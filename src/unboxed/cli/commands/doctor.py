@@ -1,0 +1,47 @@
+"""The command `unboxed doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..app import app
+from ..options import (
+    DATA_HELP,
+    ClassesOption,
+    DebugOption,
+    MeanOption,
+    ModelOption,
+    OutputsOption,
+    QuietOption,
+    RootOption,
+    ShapeOption,
+    StdOption,
+    WeightsOption,
+)
+from ..parsing import (
+    errors_as_exit_codes,
+    parse_classes,
+    parse_pixels,
+)
+
+
+@app.command()
+def doctor(
+    model: ModelOption,
+    data: Annotated[str | None, typer.Option(help=f"Data to try methods on: {DATA_HELP} (default: noise).")] = None,
+    weights: WeightsOption = None, shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None,
+    classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    quiet: QuietOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """What works on a model and what does not, and why: every method is tried by its smallest useful call."""
+    with errors_as_exit_codes(debug):
+        from ... import loading
+        from ..doctor import run_doctor
+
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs)  # type: ignore[arg-type]
+        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
+        run_doctor(box, images, as_json=json, quiet=quiet or json)

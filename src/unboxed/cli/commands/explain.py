@@ -1,0 +1,62 @@
+"""The command `unboxed explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...errors import DataError
+from ...validation import missing_path_text
+from ..app import app
+from ..options import (
+    ClassesOption,
+    DebugOption,
+    InputArgument,
+    MeanOption,
+    ModelOption,
+    OutputsOption,
+    QuietOption,
+    SeedOption,
+    ShapeOption,
+    StdOption,
+    WeightsOption,
+)
+from ..parsing import (
+    errors_as_exit_codes,
+    parse_classes,
+    parse_pixels,
+)
+
+
+@app.command()
+def explain(
+    source: InputArgument, model: ModelOption,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="Attribution method, by name; repeat for several (default: all)."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain, by name or number (default: the predicted one).")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Explain the first N inputs of a folder, an array or a table.")] = 4,
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Why this prediction? Every attribution method on an input, ranked by whether its map can be trusted."""
+    with errors_as_exit_codes(debug):
+        if not source.exists():  # before anything heavy is imported
+            raise DataError(missing_path_text(source))
+        from ... import loading
+        from ..explain import run_explain
+
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
+        explanations = run_explain(box, source, out, methods=method, **settings)
+        if any(explanation.interrupted for explanation in explanations):
+            raise KeyboardInterrupt

@@ -1,0 +1,59 @@
+"""The command `unboxed influence`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..app import app
+from ..options import (
+    DATA_HELP,
+    ClassesOption,
+    DebugOption,
+    MeanOption,
+    ModelOption,
+    OutputsOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    ShapeOption,
+    StdOption,
+    WeightsOption,
+)
+from ..parsing import (
+    errors_as_exit_codes,
+    parse_classes,
+    parse_pixels,
+    with_data_classes,
+)
+
+
+@app.command()
+def influence(
+    model: ModelOption, train: Annotated[str, typer.Option(help=f"Labeled training examples: {DATA_HELP}.")],
+    query: Annotated[str, typer.Option(help=f"What to explain: {DATA_HELP}.")],
+    method: Annotated[
+        str, typer.Option(help="A method of the family influence that needs training examples alone, by name.")
+    ] = "influence_functions",
+    n: Annotated[int, typer.Option("--n", help="Explain the first N queries.")] = 4,
+    train_n: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Helpful and harmful examples to list of each query.")] = 8,
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figure and numbers.")] = Path("influence"),
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Who taught it that? The training examples that made an answer likelier, and those that made it less likely."""
+    with errors_as_exit_codes(debug):
+        from ... import loading
+        from ..influence import run_influence
+
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
+        train_data, queries = (loading.data_for(spec, box, **settings) for spec in (train, query))
+        box = with_data_classes(train_data, box) if class_names is None else box
+        run_influence(box, train_data, queries, out, method=method, n_queries=n, n_train=train_n, k=k, seed=seed)

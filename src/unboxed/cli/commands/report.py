@@ -1,0 +1,73 @@
+"""The command `unboxed report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..app import app
+from ..options import (
+    DATA_HELP,
+    ClassesOption,
+    DataOption,
+    DebugOption,
+    MeanOption,
+    ModelOption,
+    OpenBrowserOption,
+    OutOption,
+    OutputsOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    ShapeOption,
+    StdOption,
+    WeightsOption,
+)
+from ..parsing import (
+    command_line,
+    errors_as_exit_codes,
+    load_judge,
+    parse_classes,
+    parse_pixels,
+    print_report_path_and_exit_on_failure,
+    with_data_classes,
+)
+
+NO_WEIGHTS_NOTE = "no --weights: the model is as its factory returns it"
+
+
+@app.command()
+def report(
+    model: ModelOption, data: DataOption, weights: WeightsOption = None, out: OutOption = Path("out"),
+    training: Annotated[
+        str | None, typer.Option("--train", help=f"Labeled training examples, for who taught it that: {DATA_HELP}.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A second, robust model that classifies the generated images.")
+    ] = None,
+    shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
+    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    show: OpenBrowserOption = False, debug: DebugOption = False,
+) -> None:  # fmt: skip
+    """Open a model on some data: one self-contained page, with its images and numbers beside it."""
+    with errors_as_exit_codes(debug):
+        from ... import loading
+        from ...loading.models import has_own_weights
+        from ...report import report as write
+
+        class_names = parse_classes(classes)
+        inputs = parse_pixels(shape, mean, std)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
+        box = with_data_classes(images, box) if class_names is None else box
+        train_data = None if training is None else loading.data_for(training, box, root=root, classes=class_names)
+        judge_box = load_judge(judge, box, seed) if judge else None
+        is_untrained = weights is None and not has_own_weights(model)
+        if is_untrained and not quiet:
+            typer.secho(f"note: {NO_WEIGHTS_NOTE}", fg="yellow", err=True)
+        command = command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
+        print_report_path_and_exit_on_failure(
+            write(box, images, out, judge=judge_box, training=train_data, seed=seed, quiet=quiet, command=command), show
+        )

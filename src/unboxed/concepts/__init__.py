@@ -1,0 +1,5 @@
+"""What does it know? Concepts, probes, dictionaries of features, dissection, shortcuts and error slices.
+
+A method is a file here; what two of them share moves into `engine`. Each stands beside its twin that must fail (a
+random model, a control task, a frozen dictionary), and its result says when there is nothing to see.
+"""
