@@ -43,7 +43,9 @@ def test_the_report_shows_the_training_examples_of_its_answers(tmp_path: Path, t
         assert all(e["score"] < 0 for e in answer["harmful"])
     page = (tmp_path / "r" / "index.html").read_text()
     assert "Who taught it that?" in page
-    assert "helpful 1" in page
+    assert "its pixels" in page
+    assert facts["verdict"]["grade"] == "inconclusive"  # nothing was retrained
+    assert {test["name"] for test in facts["verdict"]["tests"]} >= {"random weights", "same on top"}
 
 
 def test_a_training_that_can_be_run_again_is_unrolled(tmp_path: Path, train: tuple[Tensor, Tensor]) -> None:
@@ -55,6 +57,9 @@ def test_a_training_that_can_be_run_again_is_unrolled(tmp_path: Path, train: tup
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"]["influence"]
     assert facts["method"] == "Unrolled differentiation"
     assert facts["noise_to_signal"] < 0.15
+    assert facts["verdict"]["grade"] == "pass"
+    assert facts["verdict"]["tests"][-1]["value"] > 0.9
+    assert "Do the scores come true?" in (tmp_path / "r" / "index.html").read_text()
 
 
 def test_without_training_data_the_section_is_left_out(tmp_path: Path) -> None:
@@ -78,6 +83,28 @@ def test_the_command_lists_helpful_and_harmful_examples(tmp_path: Path) -> None:
     scores = [e["score"] for e in facts["queries"][0]["helpful"]]
     assert scores == sorted(scores, reverse=True)
     assert (tmp_path / "influence.png").stat().st_size > 1000
+    assert facts["verdict"]["grade"] == "inconclusive"
+    assert "Not compared with anything real" in result.output
+
+
+def test_the_command_goes_on_from_a_store(tmp_path: Path) -> None:
+    arguments = ["influence", "--model", "zoo:digits-cnn", "--train", "digits:train", "--query", "digits:test"]
+    arguments += ["--train-n", "60", "--no-verdict", "--store", str(tmp_path / "store"), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(cli.app, arguments)
+    assert refused.exit_code == 2
+    assert "--method gradient_dot" in refused.output
+    first = CliRunner().invoke(cli.app, [*arguments, "--method", "gradient_dot"])
+    assert first.exit_code == 0, first.output
+    made = (tmp_path / "out" / "influence.json").read_text()
+    files = {f: f.stat().st_mtime_ns for f in (tmp_path / "store").iterdir()}
+    again = CliRunner().invoke(cli.app, [*arguments, "--method", "gradient_dot"])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "out" / "influence.json").read_text() == made
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "store").iterdir()} == files  # nothing was computed again
+    x, y = ub.data.digits("train").first(60)
+    queries, _ = ub.data.digits("test").first(4)
+    expected = ub.influence.gradient_dot(digits_box(), queries, None, (x, y)).top(8)[0].tolist()
+    assert [e["example"] for e in json.loads(made)["queries"][0]["helpful"]] == expected
 
 
 def test_a_method_that_needs_more_is_not_offered(tmp_path: Path) -> None:
@@ -120,4 +147,5 @@ def test_a_removal_is_proved_and_planted_mislabels_come_first(tmp_path: Path) ->
     assert {s["index"] for s in facts["suspected_mislabels"][:4]} >= set(wrong)
     removal = facts["removal"]
     assert removal["is_flipped"] == (removal["margin_after"] < 0)
-    assert "Remove these, and it flips" in written.path.read_text()
+    assert ("Remove these, and it flips" in written.path.read_text()) == removal["is_flipped"]
+    assert removal["margin"] >= 0.5  # no single example flips it

@@ -19,6 +19,7 @@ from ..errors import InputError, UnboxedError, UnboxedWarning
 from ..influence import Influence, ModelTraining
 from ..influence.validate import LinearDatamodelingScore, linear_datamodeling_score
 from ..settings import Holds
+from .influence_evidence import InfluenceEvidence
 from .influence_planting import PlantedTraining
 from .verdict_tests import VerdictTest
 
@@ -60,6 +61,10 @@ class InfluenceSubject:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)
             return check_result(self.method(box, x.clone(), labels, train), len(x)).scores.double().cpu()
+
+    @property
+    def evidence(self) -> InfluenceEvidence:
+        return InfluenceEvidence(self.result, self.lds[0] if self.lds else None)
 
     @cached_property
     def scores(self) -> Tensor:

@@ -117,7 +117,7 @@ def influence_verdict(
         box, x, y, method, train, result, seed, top_k, training, planted, fraction, n_subsets, checkpoint, len(x)
     )
     outcomes = tuple(run_test(test, subject, MAX_DRAWS) for test in INFLUENCE_TESTS)
-    return Verdict(name, *influence_grade(outcomes), outcomes, len(x), subject.n_maps)
+    return Verdict(name, *influence_grade(outcomes), outcomes, len(x), subject.n_maps, evidence=subject.evidence)
 
 
 def influence_grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
@@ -126,11 +126,9 @@ def influence_grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]
         return worst
     passed = {o.name: o for o in outcomes if o.grade == PASS}
     if RETRAINING not in passed and not {SHORTCUT, RANDOM_WEIGHTS} <= passed.keys():
-        sentence = (
-            "Not compared with anything real: give the training that made the model (`training=`), or a planted one "
-            "(`planted=`)."
-        )
-        return INCONCLUSIVE, f"not tested: {RETRAINING}", sentence
+        seen = f"{as_sentence(', and '.join(o.sentence for o in passed.values()))} " if passed else ""
+        sentence = "Not compared with anything real: that takes the training that made the model, or a planted one."
+        return INCONCLUSIVE, f"not tested: {RETRAINING}", seen + sentence
     essential = [passed[name].sentence for name in (RETRAINING, SHORTCUT) if name in passed]
     reason = "predicts retraining" if RETRAINING in passed else "finds a planted shortcut"
     return PASS, reason, f"{as_sentence(', and '.join(essential))} {nearest_bound_text(outcomes)}"

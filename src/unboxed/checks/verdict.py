@@ -23,6 +23,7 @@ from ..errors import InputError, UnboxedError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, nearest_names, normalized_name
+from .influence_evidence import InfluenceEvidence
 from .labels import check_same_inputs_and_outputs
 from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
@@ -100,7 +101,7 @@ class Verdict:
     n_maps: int = 0  # maps computed for it, one per example: nearly all of its cost
     gain_by_fill: Mapping[str, float] = field(default_factory=dict)  # {fill: relevance gain}: do the fills agree?
     # What it was made from; None where it was read from a file
-    evidence: VerdictEvidence | None = field(default=None, repr=False, compare=False)
+    evidence: VerdictEvidence | InfluenceEvidence | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         tests = "".join(f"\n  {test}" for test in self.tests)

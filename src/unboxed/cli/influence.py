@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from torch import Tensor
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..cards import Card, cards, find_card
+from ..checks.influence_verdict import influence_verdict
+from ..checks.verdict import Verdict
 from ..checks.verdict_cache import nan_to_none
 from ..engine.read.examples import examples_with_optional_labels, labeled_examples
-from ..errors import InputError
-from ..influence import Influence
+from ..errors import InputError, UnboxedWarning
+from ..influence import Influence, gradient_store
 from ..plots.figures import figures
 from ..plots.files import save
 from ..plots.results.influence import format_score
@@ -26,6 +31,8 @@ from ..validation import check_int
 
 DEFAULT_METHOD, DEFAULT_SETTINGS = "influence_functions", {"solver": "ekfac"}  # one pass over the training data
 FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
+STORE_METHOD = "gradient_dot"
+N_VERDICT_QUERIES, MAX_VERDICT_TRAIN = 12, 1000  # queries and training examples that a method is judged on
 TRAINING_DATA_SETTING = "train"  # of the methods that need nothing but training examples
 
 
@@ -48,6 +55,8 @@ def run_influence(
     n_queries: int = 4,
     n_train: int | None = None,
     k: int = 8,
+    store: Path | None = None,
+    with_verdict: bool = True,
     seed: int = 0,
 ) -> Influence:
     """Score training examples for the first queries: print a table, write a figure and numbers to `out`.
@@ -59,23 +68,46 @@ def run_influence(
     x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
     train_x, train_y = labeled_examples(box, train, n_train)
     k = min(check_int("--k", k, minimum=1), len(train_x))
-    settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
-    settings |= DEFAULT_SETTINGS if card.key == DEFAULT_METHOD else {}
     train_data = (box.restore_structure(train_x), train_y)
-    result = card.method(box, box.restore_structure(x), None, train_data, **settings)
+    scoring = _scoring(card, store, seed)
+    result = scoring(box, box.restore_structure(x), None, train_data)
     if not isinstance(result, Influence):
         raise InputError(f"{method} gives no scores of training examples for queries")
+    judged = _verdict(box, query, card, train_data, seed) if with_verdict else None
     out = Path(out)
     images = figures(result, box, data=train_data)
     paths = [save(image, out / (FIGURE_FILE if len(images) == 1 else f"{name}.png")) for name, image in images.items()]
     facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, k)}
+    facts |= {"verdict": judged.to_dict()} if judged is not None else {}
     text = json.dumps(nan_to_none(facts), indent=1, ensure_ascii=False, default=str)
     paths.append(write_bytes(out / RESULTS_FILE, encode_utf8(text)))
     for i, name in enumerate(_query_names(box, result, y)):
         Console().print(_table(result, box, i, name, k))
+    if judged is not None:
+        typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
     for path in paths:
         typer.echo(f"wrote {path}")
     return result
+
+
+def _scoring(card: Card, store: Path | None, seed: int) -> Callable[..., Influence]:
+    """The method with its settings; gradient dot from a store, where there is one."""
+    if store is not None:
+        if card.key != STORE_METHOD:
+            raise InputError(f"--store keeps gradients for --method {STORE_METHOD}; got --method {card.key}")
+        return lambda box, x, labels, train: gradient_store(box, train, store).scores(x, labels)
+    settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
+    return partial(card.method, **settings, **(DEFAULT_SETTINGS if card.key == DEFAULT_METHOD else {}))
+
+
+def _verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tensor], seed: int) -> Verdict:
+    """The verdict on the method's scores of some evenly spread training examples."""
+    x, _ = examples_with_optional_labels(box, query, N_VERDICT_QUERIES)
+    step = max(1, -(-len(train[1]) // MAX_VERDICT_TRAIN))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+        some = box.restore_structure(box.validate_inputs(train[0])[::step]), train[1][::step]
+        return influence_verdict(box, box.restore_structure(x), _scoring(card, None, seed), None, some, seed=seed)
 
 
 def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> dict[str, Any]:

@@ -10,29 +10,37 @@ import torch
 from torch import Tensor
 
 from .. import influence
+from ..checks.verdict import Verdict
 from ..engine.read.examples import LabeledExamples, indexed_labeled_examples
 from ..engine.unroll.model_training import ModelTraining
 from ..errors import UnboxedWarning
 from ..influence import Influence
 from ..plots import colors
-from ..plots.results.common import images_or_none
 from ..plots.results.influence import format_score
-from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodNote, Text
+from .attribution import TONE_BY_GRADE
+from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodNote, Text
 from .context import TRAINING_DATA, ReportContext, Section
 from .finding import NOT_IN_JSON, Example, Finding
+from .influence_checks import (
+    TILE_SIDE_PIXELS,
+    can_retrain,
+    judge_scores,
+    pixel_figure,
+    pixel_slopes,
+    retraining_blocks,
+    scoring,
+)
+from .mislabels import SuspectedLabel, find_suspects, image_of, mislabel_blocks
 from .pictures import Picture
 from .words import count_noun
 
 MAX_QUERIES = 3
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
 N_SHOWN = 3  # helpful and harmful training examples of each query
-N_SUSPECTS, N_SHOWN_REMOVED = 8, 6  # training examples with suspect labels, and of a removed set
-MIN_TRAIN_FOR_SUSPECTS, N_NEIGHBORS = 10, 20  # training examples, and those that vote on a label
-MISLABELS_MEASURED = (
-    "Of MNIST labels of which a tenth were flipped, 94 to 96 % of the wrong ones are in the first tenth by this order."
-)
-MAX_TRAINING_FLOPS = 5e10  # of one run of a training that is run some 20 times more for a removal
-TILE_SIDE_PIXELS = 84
+MIN_REMOVAL_MARGIN = 0.5  # in logits: what lies below hangs on one example
+FLIPPED = ("Proved by a retraining.", "good")
+NOT_FLIPPED = ("Retrained without the best set that was found: the answer stays.", "fair")
+N_SHOWN_REMOVED = 6  # training examples of a removed set
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +61,7 @@ class InfluencedAnswer:
     helpful: tuple[ScoredExample, ...]
     harmful: tuple[ScoredExample, ...]
     share_of_own_class: float  # of the helpful score, that of training examples labeled with the predicted class
-
-
-@dataclass(frozen=True, eq=False)
-class SuspectedLabel:
-    """A training example whose label may be wrong."""
-
-    index: int
-    label: str
-    suggested: str
-    x: Tensor | None = field(metadata=NOT_IN_JSON)
+    pixels: Tensor | None = field(metadata=NOT_IN_JSON)  # (C, H, W) the loss's slope in the best example's pixels
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ class InfluenceFinding(Finding):
     truth: str
     n_train: int
     noise_to_signal: float | None  # of the training, where it was run again
+    verdict: Verdict | None  # on the scores; None: retraining would cost too much
     answers: tuple[InfluencedAnswer, ...]
     suspected_mislabels: tuple[SuspectedLabel, ...]
     removal: ProvedRemoval | None  # where the training can be run again at a low cost
@@ -105,8 +105,12 @@ class InfluenceFinding(Finding):
 def find(context: ReportContext) -> InfluenceFinding:
     rows = context.example_indices[:MAX_QUERIES]
     train = _training_examples(context)
-    result = _scores(context, context.inputs(rows), train)
-    answers = tuple(_answer(context, result, i, row, train.x, train.dataset_rows) for i, row in enumerate(rows))
+    method, taken = scoring(context, train)
+    with warnings.catch_warnings():  # the page shows their order alone
+        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+        result = method(context.box, context.inputs(rows), None, taken)
+    slopes = pixel_slopes(context, rows, train, result.top(1)[:, 0].tolist())
+    answers = tuple(_answer(context, result, i, row, train, slopes) for i, row in enumerate(rows))
     smoothness = result.smoothness
     return InfluenceFinding(
         answer=_answer_sentence(answers, result),
@@ -115,37 +119,21 @@ def find(context: ReportContext) -> InfluenceFinding:
         truth=result.truth,
         n_train=result.n_train,
         noise_to_signal=None if smoothness is None else float(smoothness.noise_to_signal.median()),
+        verdict=judge_scores(context, method, taken),
         answers=answers,
-        suspected_mislabels=_suspected(context, train),
+        suspected_mislabels=find_suspects(context, train),
         removal=_removal(context, rows),
     )
 
 
-def _suspected(context: ReportContext, train: LabeledExamples) -> tuple[SuspectedLabel, ...]:
-    """The training examples that are most suspect, of those of which another class is likelier."""
-    n = len(train.y)
-    if n < MIN_TRAIN_FOR_SUSPECTS:
-        return ()
-    data = context.box.restore_structure(train.x), train.y
-    found = influence.suspected_mislabels(context.box, data, n_neighbors=min(N_NEIGHBORS, n - 1))
-    suspects = [j for j in found.top(N_SUSPECTS).tolist() if int(found.suggested[j]) != int(train.y[j])]
-    return tuple(_suspect(context, found, j, int(train.dataset_rows[j]), train.x) for j in suspects)
-
-
-def _suspect(
-    context: ReportContext, found: influence.SuspectedMislabels, j: int, index: int, train_x: Tensor
-) -> SuspectedLabel:
-    label, suggested = (context.class_name(int(k[j])) for k in (found.train_labels, found.suggested))
-    return SuspectedLabel(index, label, suggested, _image(train_x[j : j + 1]))
-
-
 def _removal(context: ReportContext, rows: Sequence[int]) -> ProvedRemoval | None:
-    """The right answer with the lowest margin, and the set without which a retraining answers differently."""
+    """A right answer that no single example flips, and the set without which a retraining answers differently."""
     training = context.training
-    if not isinstance(training, ModelTraining) or _training_flops(context, training) > MAX_TRAINING_FLOPS:
+    if not isinstance(training, ModelTraining) or not can_retrain(context):
         return None
     s = context.survey
-    row = next((r for r in s.indices_by_margin if s.is_correct is None or s.is_correct[r]), rows[0])
+    right = [r for r in s.indices_by_margin if s.is_correct is None or s.is_correct[r]] or list(rows)
+    row = next((r for r in right if s.margin[r] >= MIN_REMOVAL_MARGIN), right[-1])
     found = influence.removal(context.box, context.inputs([row]), None, training, seed=context.seed)
     (example,), removed = context.examples([row]), found.sets[0]
     index = torch.arange(training.n_examples)
@@ -155,11 +143,6 @@ def _removal(context: ReportContext, rows: Sequence[int]) -> ProvedRemoval | Non
     return ProvedRemoval(
         example, len(removed), training.n_examples, *margins, new_answer, bool(found.flipped), tuple(shown)
     )
-
-
-def _training_flops(context: ReportContext, training: ModelTraining) -> float:
-    """FLOPs of one run of the training: forward and backward."""
-    return 3 * sum(context.forward_flops(len(batch)) for batch in training.batches)
 
 
 def _training_examples(context: ReportContext) -> LabeledExamples:
@@ -172,26 +155,21 @@ def _training_examples(context: ReportContext) -> LabeledExamples:
     return LabeledExamples(*(values[::step] for values in examples))
 
 
-def _scores(context: ReportContext, x: Tensor, train: LabeledExamples) -> Influence:
-    """By unrolled differentiation where the training can be run again, else by influence functions."""
-    training, box = context.training, context.box
-    if isinstance(training, ModelTraining):
-        return influence.unrolled(box, x, None, training, seed=context.seed)
-    with warnings.catch_warnings():  # the page shows their order alone
-        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
-        return influence.influence_functions(box, x, None, (train.x, train.y), solver="ekfac", seed=context.seed)
-
-
 def _answer(
-    context: ReportContext, result: Influence, query: int, row: int, train_x: Tensor, index: Tensor
+    context: ReportContext, result: Influence, query: int, row: int, train: LabeledExamples, slopes: Tensor | None
 ) -> InfluencedAnswer:
     scores, k = result.scores[query], min(N_SHOWN, result.n_train)
     (example,) = context.examples([row])
     helpful, harmful = (
-        tuple(_scored(context, result, query, j, train_x, index) for j in order.tolist() if sign * scores[j] > 0)
+        tuple(
+            _scored(context, result, query, j, train.x, train.dataset_rows)
+            for j in order.tolist()
+            if sign * scores[j] > 0
+        )
         for order, sign in ((result.top(k)[query], 1), (result.bottom(k)[query], -1))
     )
-    return InfluencedAnswer(example, helpful, harmful, _own_class_share(result, query))
+    pixels = slopes[query] if slopes is not None and helpful else None
+    return InfluencedAnswer(example, helpful, harmful, _own_class_share(result, query), pixels)
 
 
 def _scored(
@@ -199,13 +177,7 @@ def _scored(
 ) -> ScoredExample:
     labels = result.train_labels
     label = "" if labels is None else context.class_name(int(labels[j]))
-    return ScoredExample(int(index[j]), label, float(result.scores[query, j]), _image(train_x[j : j + 1]))
-
-
-def _image(x: Tensor) -> Tensor | None:
-    """The one input x (1, ...) as an image (C, H, W)."""
-    images = images_or_none(x)
-    return None if images is None else images[0].cpu()
+    return ScoredExample(int(index[j]), label, float(result.scores[query, j]), image_of(train_x[j : j + 1]))
 
 
 def _own_class_share(result: Influence, query: int) -> float:
@@ -236,9 +208,12 @@ def show(finding: InfluenceFinding) -> list[Block]:
     text = "Beside each answer: the training examples that made it likelier (helpful) and less likely (harmful)" + (
         f", by how much leaving one out raises the loss ({finding.unit})." if finding.is_measured else "."
     )
+    if any(answer.pixels is not None for answer in finding.answers):
+        text += " The map is of the most helpful one: had it been brighter where it is red, the loss would be higher."
     blocks: list[Block] = [Text(text), MethodNote.of(method, *_trust_note(finding))]
     blocks += [_answer_block(answer, finding.is_measured) for answer in finding.answers]
-    return [*blocks, *_removal_blocks(finding.removal), *_mislabel_blocks(finding.suspected_mislabels)]
+    blocks += [*retraining_blocks(finding.verdict), *_removal_blocks(finding.removal)]
+    return [*blocks, *mislabel_blocks(finding.suspected_mislabels)]
 
 
 def _removal_blocks(removal: ProvedRemoval | None) -> list[Block]:
@@ -259,29 +234,20 @@ def _removal_blocks(removal: ProvedRemoval | None) -> list[Block]:
     figures = [removal.query.input_figure(TILE_SIDE_PIXELS)] if removal.query.x.ndim == 3 else []
     figures += [_figure(e, "removed", "") for e in removal.removed]
     example = ExampleWithFigures(removal.query.title, removal.query.lines(), figures, removal.query.tone)
-    note = MethodNote.of(influence.removal, *(("Proved by a retraining.", "good") if removal.is_flipped else ()))
-    return [Heading("Remove these, and it flips"), Text(text), note, example]
+    note = MethodNote.of(influence.removal, *(FLIPPED if removal.is_flipped else NOT_FLIPPED))
+    heading = "Remove these, and it flips" if removal.is_flipped else "Does an answer hang on few examples?"
+    return [Heading(heading), Text(text), note, example]
 
 
-def _mislabel_blocks(suspects: Sequence[SuspectedLabel]) -> list[Block]:
-    if not suspects:
-        return []
-    figures = [_suspect_figure(s) for s in suspects]
-    note = MethodNote.of(influence.suspected_mislabels, MISLABELS_MEASURED)
-    return [Heading("Labels of the training data that may be wrong"), note, FigureGrid(figures)]
-
-
-def _suspect_figure(s: SuspectedLabel) -> Figure:
-    x = s.x if s.x is not None else torch.zeros(1, 1, 1)
-    alt = f"training example {s.index}, label {s.label}, rather {s.suggested}"
-    lines = (f"rather {s.suggested}?", f"example {s.index}")
-    return Figure(Picture(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), f"label {s.label}", lines)
-
-
-def _trust_note(finding: InfluenceFinding) -> tuple[str, ...]:
-    if finding.noise_to_signal is None:
-        return ("An estimate near the final weights, not a retraining: a ranking more than a figure.",)
-    return (f"Noise of the training: {finding.noise_to_signal:.2g} of what leaving out 1 % of the examples changes.",)
+def _trust_note(finding: InfluenceFinding) -> tuple[str, str]:
+    """The verdict in words, and its tone."""
+    verdict, noise = finding.verdict, finding.noise_to_signal
+    text = "Not compared with retrainings, which would cost too much."
+    if verdict is not None:
+        text = f"{verdict.badge.capitalize()}. {verdict.sentence}"
+    if noise is not None:
+        text += f" Noise of the training: {noise:.2g} of what leaving out 1 % of the examples changes."
+    return text, "" if verdict is None else TONE_BY_GRADE[verdict.grade]
 
 
 def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:
@@ -292,11 +258,16 @@ def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:
         else ()
     )
     figures = [answer.query.input_figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    for examples, word, tone in ((answer.helpful, "helpful", "good"), (answer.harmful, "harmful", "bad")):
-        heads = [format_score(e.score) if is_measured else f"{word} {i}" for i, e in enumerate(examples, start=1)]
-        figures += [_figure(e, head, tone) for e, head in zip(examples, heads, strict=True)]
+    figures += _scored_figures(answer.helpful, "helpful", "good", is_measured)
+    if answer.pixels is not None:
+        figures.append(pixel_figure(answer.pixels, answer.helpful[0].index))
+    figures += _scored_figures(answer.harmful, "harmful", "bad", is_measured)
     lines = (*answer.query.lines(show_runner_up=True), *note)
     return ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)
+
+
+def _scored_figures(examples: Sequence[ScoredExample], word: str, tone: str, is_measured: bool) -> list[Figure]:
+    return [_figure(e, format_score(e.score) if is_measured else word, tone) for e in examples]
 
 
 def _figure(example: ScoredExample, head: str, tone: str) -> Figure:

@@ -39,6 +39,13 @@ def influence(
     ] = "influence_functions",
     n: Annotated[int, typer.Option("--n", help="Explain the first N queries.")] = 4,
     train_n: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder for the training examples' gradients: an interrupted run goes on, and "
+        "later queries take seconds. For --method gradient_dot.")
+    ] = None,
+    verdict: Annotated[
+        bool, typer.Option(help="Test whether the scores can be trusted, on some of the examples.")
+    ] = True,
     k: Annotated[int, typer.Option("--k", help="Helpful and harmful examples to list of each query.")] = 8,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figure and numbers.")] = Path("influence"),
@@ -56,4 +63,16 @@ def influence(
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
         train_data, queries = (loading.data_for(spec, box, **settings) for spec in (train, query))
         box = with_data_classes(train_data, box) if class_names is None else box
-        run_influence(box, train_data, queries, out, method=method, n_queries=n, n_train=train_n, k=k, seed=seed)
+        run_influence(
+            box,
+            train_data,
+            queries,
+            out,
+            method=method,
+            n_queries=n,
+            n_train=train_n,
+            k=k,
+            store=store,
+            with_verdict=verdict,
+            seed=seed,
+        )

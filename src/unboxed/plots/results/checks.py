@@ -23,6 +23,7 @@ from ...checks import (
     ShortcutReport,
     Verdict,
 )
+from ...checks.influence_evidence import InfluenceEvidence
 from ...checks.verdict import TestOutcome, VerdictEvidence
 from ..charts import bar_chart, interval_chart, line_chart
 from ..draw import color_map_on_own_scale
@@ -167,9 +168,11 @@ def _margin_interval(test: TestOutcome) -> tuple[float, float, float]:
     return test.bound - test.value, test.bound - test.high, test.bound - test.low
 
 
-def _evidence_figures(evidence: VerdictEvidence | None) -> Figures:
+def _evidence_figures(evidence: VerdictEvidence | InfluenceEvidence | None) -> Figures:
     if evidence is None:
         return {}
+    if isinstance(evidence, InfluenceEvidence):
+        return {} if evidence.retraining is None else figures(evidence.retraining)
     curves = evidence.removal
     used = ~curves.gain.isnan().all(0)  # the fills that change the score
     if not used.any():

@@ -159,11 +159,11 @@ def _datamodeling_figures(result: LinearDatamodelingScore, box: Box | None = Non
     if result.predicted is None or result.real is None:
         return {}
     return {
-        f"{fraction:g} left out": _change_scatter(result, f) for f, fraction in enumerate(result.fractions)
+        f"{fraction:g} left out": change_scatter(result, f) for f, fraction in enumerate(result.fractions)
     }  # fmt: skip
 
 
-def _change_scatter(result: LinearDatamodelingScore, f: int) -> Any:
+def change_scatter(result: LinearDatamodelingScore, f: int) -> Any:
     """A point per subset and query, in standard deviations of the query's real changes."""
     predicted, real = (h[f].double().cpu() for h in (result.predicted, result.real) if h is not None)  # (S, Q)
     scale = real.std(0).clamp_min(torch.finfo(real.dtype).tiny)

@@ -1,0 +1,109 @@
+"""Can scores of training examples be believed? The verdict, real against predicted changes, and the pixels that act."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import influence
+from ..box import Box
+from ..checks.influence_evidence import InfluenceEvidence
+from ..checks.influence_verdict import influence_verdict
+from ..checks.verdict import Verdict
+from ..engine.read.examples import LabeledExamples
+from ..engine.unroll.model_training import ModelTraining
+from ..errors import UnboxedError, UnboxedWarning
+from ..influence import Influence
+from ..influence.validate import LinearDatamodelingScore
+from ..plots import colors, draw
+from ..plots.results.influence import change_scatter
+from .blocks import Block, Figure, FigureGrid, Heading, Text
+from .context import ReportContext
+from .pictures import Picture
+from .words import count_noun
+
+N_SUBSETS = 20  # retrainings that scores are compared with
+MAX_TRAINING_FLOPS = 5e10  # of one run of a training that is run some 20 times more
+TILE_SIDE_PIXELS = 84
+
+ScoringMethod = Callable[[Box, Tensor, Any, Any], Influence]
+
+
+def scoring(context: ReportContext, train: LabeledExamples) -> tuple[ScoringMethod, Any]:
+    """The method that scores training examples, and what it takes: a training that can be run again, else data."""
+    if isinstance(context.training, ModelTraining):
+        return partial(influence.unrolled, seed=context.seed), context.training
+    return partial(influence.influence_functions, solver="ekfac", seed=context.seed), (train.x, train.y)
+
+
+def can_retrain(context: ReportContext) -> bool:
+    """Whether the training can be run again some 20 times at a low cost."""
+    training = context.training
+    return isinstance(training, ModelTraining) and _training_flops(context, training) <= MAX_TRAINING_FLOPS
+
+
+def _training_flops(context: ReportContext, training: ModelTraining) -> float:
+    """FLOPs of one run of the training: forward and backward."""
+    return 3 * sum(context.forward_flops(len(batch)) for batch in training.batches)
+
+
+def judge_scores(context: ReportContext, method: ScoringMethod, train: Any) -> Verdict | None:
+    """The verdict on the scores; None where it would take retrainings that cost too much."""
+    if isinstance(train, ModelTraining) and not can_retrain(context):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+        return influence_verdict(
+            context.box, context.verdict_inputs, method, None, train, n_subsets=N_SUBSETS, seed=context.seed
+        )
+
+
+def pixel_slopes(
+    context: ReportContext, rows: Sequence[int], train: LabeledExamples, index: Sequence[int]
+) -> Tensor | None:
+    """(Q, C, H, W) slope of each answer's loss in the pixels of one training image; None where that is refused."""
+    try:
+        data = context.box.restore_structure(train.x), train.y
+        found = influence.perturb(
+            context.box, context.inputs(rows), None, data, list(index), solver="ekfac", seed=context.seed
+        )
+    except UnboxedError:
+        return None
+    return torch.as_tensor(found.detach()).cpu() if found.ndim == 4 else None
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def pixel_figure(slopes: Tensor, index: int) -> Figure:
+    """The map (C, H, W) of one training image."""
+    scale = colors.max_magnitude(slopes.sum(0))
+    alt = f"pixels of training example {index} that act on the answer, scale ±{scale:.2g} nats per pixel range"
+    rgb = draw.signed_map_to_rgb(slopes, scale)
+    return Figure(Picture(rgb, alt, TILE_SIDE_PIXELS), "its pixels", (f"example {index}", f"scale ±{scale:.2g}"))
+
+
+def retraining_of(verdict: Verdict | None) -> LinearDatamodelingScore | None:
+    """What the verdict compared the scores with; None where nothing was retrained."""
+    evidence = None if verdict is None else verdict.evidence
+    return evidence.retraining if isinstance(evidence, InfluenceEvidence) else None
+
+
+def retraining_blocks(verdict: Verdict | None) -> list[Block]:
+    """Real against predicted changes of the losses."""
+    score = retraining_of(verdict)
+    if score is None or score.real is None:
+        return []
+    n_subsets, n_queries = score.real.shape[1:]
+    text = (
+        f"{count_noun(n_subsets, 'retraining')}, each without another random {score.fractions[0]:.0%} of the training "
+        f"examples, against what the scores foretold: a dot per retraining and answer ({n_queries} answers)."
+    )
+    chart = change_scatter(score, 0)
+    alt = f"real against predicted change of the loss: rank correlation {float(score.means[0]):.2f}"
+    return [Heading("Do the scores come true?"), Text(text), FigureGrid([Figure(Picture(chart, alt, side=None))])]
