@@ -160,8 +160,56 @@ def test_parquet(root: Path) -> None:
     assert [(p.name, data[i][1]) for i, p in enumerate(data.paths)] == [("0.png", 0), ("1.png", 1)]
 
 
-def test_a_model_of_rows_takes_no_table_of_files(root: Path) -> None:
-    """A CSV of numbers is what its user has in mind: the error says how rows are given."""
-    rows = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")))
-    with pytest.raises(DataError, match=r"this one takes Features: give it tensors, such as \(rows, labels\)"):
-        loading.data_for(str(write(root, "a,b\n1,2\n")), rows)
+# -- tables of numbers -------------------------------------------------------------------------------------------------
+
+IRIS = ub.Features(("width", "length"), low=0, high=10)
+
+
+def table_of(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "rows.csv").write_text(text)
+    return tmp_path / "rows.csv"
+
+
+def test_a_table_of_numbers_is_read_by_its_columns(tmp_path: Path) -> None:
+    path = table_of(tmp_path, "length,species,width\n1,lily,2\n3,rose,4\n5,lily,6\n")
+    rows = ub.data.table(path, IRIS)
+    x, y = rows.first(3)
+    assert x.tolist() == [[2, 1], [4, 3], [6, 5]]
+    assert (y.tolist(), rows.classes) == ([0, 1, 0], ("lily", "rose"))
+    box = ub.Box(nn.Linear(2, 2), IRIS, classes=("rose", "lily"), outputs="logits")
+    assert loading.data_for(str(path), box).first(3).y.tolist() == [1, 0, 1]  # as the model numbers them
+
+
+def test_numbers_of_classes_and_of_regression(tmp_path: Path) -> None:
+    path = table_of(tmp_path, "id,width,length,target\n7,1,2,1.0\n8,3,4,0.0\n")
+    assert ub.data.table(path, IRIS).first(2).y.tolist() == [1, 0]
+    box = ub.Box(nn.Linear(2, 1), IRIS, outputs="regression")
+    rows = loading.data_for(str(path), box)
+    assert rows.first(2).y.tolist() == [1.0, 0.0]
+    assert rows[0][1] == 1.0
+    unlabeled = ub.data.table(table_of(tmp_path, "width,length\n1,2\n"), IRIS)
+    assert (unlabeled.first(1).y, unlabeled[0][1]) == (None, -1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width,length,a,b\n1,2,3,4\n", "which of the columns 'a', 'b' has the labels"),
+        ("width,label\n1,2\n", "no column 'length'"),
+        ("width,length,label\n1,x,0\n", "holds 'x'"),
+        ("width,length,label\n1,2,\n", "have no 'label'"),
+        ("width,length,label\n", "has no rows"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ub.data.table(table_of(tmp_path, text), IRIS)
+
+
+def test_a_report_of_a_table_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lines = [f"{i % 10},{i * 3 % 7},{'lily' if i % 2 else 'rose'}" for i in range(40)]
+    path = table_of(tmp_path, "\n".join(["width,length,species", *lines]))
+    box = ub.Box(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)), IRIS, classes=("rose", "lily"))
+    written = ub.report(box, loading.data_for(str(path), box), tmp_path / "r", sections=["overview"], quiet=True)
+    assert written.failures == {}

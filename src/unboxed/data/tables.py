@@ -1,4 +1,4 @@
-"""Tables of image files and their labels: CSV and Parquet."""
+"""Tables, CSV and Parquet: of image files and their labels, or of numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from ..box import Box
 from ..errors import DataError, MissingError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
+from ..inputs.features import Features
 from ..inputs.frames import is_frame
 from ..inputs.images import require_pixels
 from ..inputs.labels import label_value, number_names
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, classes_and_inputs
+from .rows import Rows, read_rows
 
 FILE_COLUMNS = ("file", "filename", "path", "filepath", "image", "imagepath", "imagefile", "img", "imgpath", "imageid")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
@@ -31,19 +33,23 @@ WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(\.0*)?")  # also as spreadsheets and
 Row = tuple[Any, Any]  # file and label
 
 
-def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
-    """The images that a table lists with their labels, decoded on access, as `folder` does.
+def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | Rows:
+    """The examples of a table with their labels: the images that it lists, or for a model of tables its rows.
+
+    Images are decoded on access, as `folder` does.
 
     Args:
-        path: A CSV, TSV or Parquet file with a column of file names, relative to the table's folder, and one of labels;
-            a CSV without a header has them in this order. Parquet needs pyarrow. A DataFrame of pandas is taken, too;
-            its file names are relative to the working directory.
-        like: What images become: a box, or its `inputs`.
+        path: A CSV, TSV or Parquet file. For a model of tables (`Features`) it has its columns, in any order, and one
+            of labels (label, class, target, or the only other one); for a model of images a column of file names,
+            relative to the table's folder, and one of labels; a CSV without a header has them in this order. Parquet
+            needs pyarrow. A DataFrame of pandas is taken, too; its file names are relative to the working directory.
+        like: What the examples are: a box, or its `inputs`.
         classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else those of the
             table in their order. Labels that are whole numbers, also written 1.0, are the class numbers themselves.
 
     Returns:
-        Images (C, H, W) in [0, 1] with class numbers, -1 without labels. Rows without a label or a sound image are
+        Images (C, H, W) in [0, 1], or rows (F,), with class numbers, -1 without labels; with numbers where `like` is a
+        box of regression. Of images, rows without a label or a sound image are
         left out with a warning, and listed in `.skipped`.
 
     Raises:
@@ -56,15 +62,21 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
         >>> photos = ub.data.table("labels.csv", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
     """
     dataset = open_table(path, like, classes)
+    if isinstance(dataset, Rows):
+        return dataset
     if n := len(dataset.skipped):
         rows, first = "a row is" if n == 1 else f"{n} rows are", _reason_text(dataset.skipped[0])
         warn(f"{rows} left out of {dataset.name}: {first}{', ...' * (n > 1)}; see .skipped")
     return dataset
 
 
-def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles:
+def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | Rows:
     """As `table`, for callers that say themselves what is left out."""
+    is_regression = isinstance(like, Box) and like.outputs == "regression"
     classes, like = classes_and_inputs(like, classes)
+    if isinstance(like, Features):
+        source, columns = _named_columns(path)
+        return read_rows(source, columns, like, LABEL_COLUMNS, classes, is_regression=is_regression)
     pixels, skipped = require_pixels(like), SkippedFileReasons()
     source, rows = (Path("the DataFrame"), _frame_rows(path)) if is_frame(path) else _open_file(path)
     label_by_file = _labels_by_file(source, _with_whole_numbers(rows), skipped)
@@ -128,6 +140,18 @@ def _open_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
     return source, _read_rows(source)
 
 
+def _named_columns(path: Any) -> tuple[Path, dict[str, list[Any]]]:
+    """{column: its values} of a file or a DataFrame."""
+    if is_frame(path):
+        return Path("the DataFrame"), {str(name): path[name].to_numpy().tolist() for name in path.columns}
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(missing_path_text(source))
+    if source.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(f"{source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
+    return source, read_columns(source)
+
+
 def _frame_rows(frame: Any) -> Iterator[Row]:
     """The files and labels of a DataFrame."""
     files, labels = _find_columns(list(map(str, frame.columns)), Path("the DataFrame"))
@@ -142,11 +166,11 @@ def _read_rows(source: Path) -> Iterator[Row]:
     return _read_parquet(source) if suffix == ".parquet" else _read_csv(source)
 
 
-def read_columns(source: Path, max_rows: int) -> dict[str, list[Any]]:
+def read_columns(source: Path, max_rows: int | None = None) -> dict[str, list[Any]]:
     """{column: the values of its first rows} of a CSV, TSV or Parquet file with a header. Raises DataError."""
     if source.suffix.lower() == ".parquet":
-        contents = _open_parquet(source).slice(0, max_rows)
-        return {str(name): contents.column(name).to_pylist() for name in contents.column_names}
+        contents = _open_parquet(source)
+        return {str(name): contents.column(name).to_pylist()[:max_rows] for name in contents.column_names}
     header, *rows = _csv_rows(source)
     if short := [row for row in rows[:max_rows] if len(row) < len(header)]:
         raise DataError(f"{source} has rows of fewer than its {len(header)} columns, such as {short[0]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from itertools import islice
@@ -18,6 +17,7 @@ from ..atomic_write import to_printable
 from ..box import Box
 from ..data.folders import folder
 from ..data.labeled_files import LabeledFiles
+from ..data.rows import feature_rows
 from ..data.single import image
 from ..data.tables import TABLE_SUFFIXES, read_columns
 from ..errors import DataError, InputError
@@ -81,7 +81,9 @@ def _read_file(path: Path, box: Box, max_examples: int) -> Tensor:
     if suffix in ARRAY_SUFFIXES:
         return _validated(_array_batch(_load_array(path), box), path, box, max_examples)
     if isinstance(box.inputs, Features) and suffix in TABLE_SUFFIXES:
-        return _validated(_table_rows(path, box.inputs.names, max_examples), path, box, max_examples)
+        return _validated(
+            feature_rows(read_columns(path, max_examples), box.inputs.names, path), path, box, max_examples
+        )
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return image(path, box)
     raise DataError(f"{to_printable(str(path))}: {_wanted_text(box)}")
@@ -169,25 +171,3 @@ def _array_batch(array: NDArray[Any], box: Box) -> Tensor:
 def _own_shape(box: Box) -> tuple[int, ...]:
     """The shape of one input as it is given: of a signal (C, T)."""
     return box.inputs.own_shape if isinstance(box.inputs, Pixels) else box.inputs.shape
-
-
-def _table_rows(path: Path, names: Sequence[str], max_rows: int) -> Tensor:
-    """The first rows (N, F) of the named columns, whatever their order in the file. Raises DataError."""
-    columns = read_columns(path, max_rows)
-    if missing := [name for name in names if str(name) not in columns]:
-        listed = ", ".join(map(repr, list(columns)[:8]))
-        raise DataError(f"{path} has no column {', '.join(map(repr, missing[:4]))}; its columns are {listed}")
-    values = [[_as_number(v, name, path) for v in columns[str(name)]] for name in names]
-    if not values[0]:
-        raise DataError(f"{path} has no rows")
-    return torch.tensor(values).T.contiguous()
-
-
-def _as_number(value: Any, name: str, path: Path) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{path}: the column {name!r} holds {value!r}; this model takes numbers")
-    return number

@@ -102,6 +102,8 @@ def data_for(
         return _factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table(spec)
     known_classes = matchable_classes(box) if names_files else classes
+    if _is_table(spec):
+        return open_table(spec, box, known_classes)
     return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
 

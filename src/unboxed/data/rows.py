@@ -1,0 +1,110 @@
+"""Rows of numbers from a table, with a label each: the examples of a model of tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..inputs.features import Features
+from ..inputs.labels import match_names, number_names
+from ..validation import normalized_name
+from .sets import Batch, Images, check_n_examples
+
+MAX_COLUMNS_SHOWN = 8  # in a message
+
+
+class Rows(Images):
+    """Rows (F,) with a class number, or of regression a number; -1 without labels.
+
+    `classes` are the names of the labels, where they are classes.
+    """
+
+    labels_are_names = True
+    inputs: Features  # type: ignore[assignment]
+
+    def __init__(self, name: str, x: Tensor, y: Tensor | None, classes: tuple[str, ...], inputs: Features) -> None:
+        self.name, self.classes, self.inputs = name, classes, inputs
+        self._x, self._y = x, y  # (N, F), (N,)
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._x[index], -1 if self._y is None else self._y[index].item()  # type: ignore[return-value]
+
+    def first(self, n: int) -> Batch:
+        n = check_n_examples(n)
+        return Batch(self._x[:n], None if self._y is None else self._y[:n].clone()).copy_label_names_from(self)
+
+    def __repr__(self) -> str:
+        n_rows, n_columns = self._x.shape
+        return f"Rows({self.name!r}, {n_rows} rows of {n_columns} columns, {len(self.classes)} classes)"
+
+
+def read_rows(
+    source: Path, columns: dict[str, list[Any]], inputs: Features, label_columns: Sequence[str],
+    classes: Sequence[str] | None, *, is_regression: bool = False,
+) -> Rows:  # fmt: skip
+    """The rows of a table {column: values} that has the inputs' columns, in any order, and perhaps one of labels.
+
+    Raises DataError for a missing column, values that are no numbers, and other columns of which none says that it is
+    the labels'.
+    """
+    x = feature_rows(columns, inputs.names, source)
+    column = _label_column(source, [name for name in columns if name not in inputs.names], label_columns)
+    if column is None:
+        return Rows(source.name, x, None, (), inputs)
+    if is_regression:
+        numbers = torch.tensor([_as_number(label, column, source) for label in columns[column]])
+        return Rows(source.name, x, numbers, (), inputs)
+    names = [_class_text(label) for label in columns[column]]
+    if missing := [i for i, name in enumerate(names) if not name]:
+        raise DataError(f"{source}: {len(missing)} rows have no {column!r}, such as row {missing[0]}")
+    numbered = tuple(number_names(names)) if classes is None else tuple(classes)
+    number_of = {n: i for i, n in enumerate(numbered)} if classes is None else match_names(names, numbered)
+    return Rows(source.name, x, torch.tensor([number_of[name] for name in names]), numbered, inputs)
+
+
+def feature_rows(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:
+    """The named columns as rows (N, F), whatever their order in the file. Raises DataError."""
+    if missing := [name for name in names if str(name) not in columns]:
+        listed = ", ".join(map(repr, list(columns)[:MAX_COLUMNS_SHOWN]))
+        raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; its columns are {listed}")
+    values = [[_as_number(v, name, source) for v in columns[str(name)]] for name in names]
+    if not values[0]:
+        raise DataError(f"{source} has no rows")
+    return torch.tensor(values).T.contiguous()
+
+
+def _as_number(value: Any, name: str, source: Path) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{source}: the column {name!r} holds {value!r}; this model takes numbers")
+    return number
+
+
+def _label_column(source: Path, others: Sequence[str], known: Sequence[str]) -> str | None:
+    """Of the columns that are no inputs, the labels': one that is called so, or the only one."""
+    called = [name for name in others if normalized_name(name) in known]
+    if len(called) == 1 or len(others) == 1:
+        return (called or others)[0]
+    if not others:
+        return None
+    listed = ", ".join(map(repr, others[:MAX_COLUMNS_SHOWN]))
+    raise DataError(f"{source}: which of the columns {listed} has the labels? Call it label, class or target")
+
+
+def _class_text(label: Any) -> str:
+    """A label as text; 1.0 is 1, and nothing or NaN is empty."""
+    text = "" if label is None else str(label).strip()
+    whole, _, rest = text.partition(".")
+    return whole if whole.isdecimal() and not rest.strip("0") else "" if text.lower() == "nan" else text
