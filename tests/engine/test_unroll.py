@@ -322,3 +322,26 @@ def test_many_runs_warn_of_nothing() -> None:
     states = training.run_many(training.example_weights(2))
     for name, h in training.run().items():
         torch.testing.assert_close(states[name][1], h)
+
+
+class ScaledOnce(nn.Module):
+    """A model with a buffer that is not saved, as position ids of transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.scale  # type: ignore[no-any-return]
+
+
+def test_buffers_that_are_not_saved_stay_with_the_model() -> None:
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    inputs = ub.Features(("a", "b", "c", "d"))
+    training = ub.influence.ModelTraining(ScaledOnce(), inputs, (x, y), epochs=1, batch_size=4)
+    state = training.run()
+    box = training.box(state)
+    weight = next(value for name, value in state.items() if str(name).endswith("linear.weight"))
+    assert torch.equal(box.model.linear.weight, weight)
+    assert box.model.scale == 2

@@ -131,7 +131,10 @@ class ModelTraining(Training):
         """The model with the parameters and buffers of a state, opened."""
         model = copy_model(self._box)
         tensors = {**_part(state, PARAMETER), **_part(state, BUFFER)}
-        model.load_state_dict({**model.state_dict(), **tensors})
+        with torch.no_grad():
+            for name, h in [*model.named_parameters(), *model.named_buffers()]:  # also buffers that are not saved
+                if name in tensors:
+                    h.copy_(tensors[name])
         return self._box.reopen(model)
 
     def _observe_first_step(self) -> bool:
