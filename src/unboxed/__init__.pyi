@@ -21,6 +21,7 @@ from .diagnosis import doctor as doctor
 from .inputs.features import Features as Features
 from .inputs.multi import MultiInput as MultiInput
 from .inputs.pixels import Pixels as Pixels
+from .inputs.tokens import Tokens as Tokens
 from .loading import load as load
 from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel

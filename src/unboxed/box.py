@@ -15,13 +15,14 @@ from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.class_files import resolve_class_names
 from .inputs.examples import as_batch
-from .inputs.held import HeldInputs
+from .inputs.held import hold_inputs, varied_part
 from .inputs.labels import class_numbers, warn_of_repeated_names
-from .inputs.multi import MultiInput, Packed
+from .inputs.multi import Packed
 from .inputs.preprocessing import Preprocessing, as_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrasting_input_levels
 from .model.batching import BatchPadding, BatchSize, check_batch_size, map_in_batches
+from .model.embedding_feed import feeding_texts
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
@@ -163,14 +164,10 @@ class Box:
             >>> first.predict(torch.rand(4, 2)).shape
             torch.Size([4])
         """
-        parts = dict(self.inputs.named_parts()) if isinstance(self.inputs, MultiInput) else {}
-        if varied not in parts:
-            raise InputError(f"hold_others wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
-        packed = self.validate_inputs(x)
-        if len(packed) != 1:
-            raise InputError(f"the other inputs are held at those of one example (1, ...); got {len(packed)} examples")
-        args, named = model_arguments(self.inputs.encode(packed), self.model_dtype, False)
-        return self.reopen(HeldInputs(self.model, varied, named or args), parts[varied])
+        part = varied_part(self.inputs, varied)
+        return self.reopen(
+            hold_inputs(self.model, self.inputs, varied, self.validate_inputs(x), self.model_dtype), part
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and unpickled boxes open their model again."""
@@ -384,7 +381,7 @@ class Box:
             torch.Size([2, 10])
         """
         try:
-            with state.autocast_to(self.device, self.autocast):
+            with state.autocast_to(self.device, self.autocast), feeding_texts(self.inputs, x):
                 args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
                 return self.model(*args, **named)
         except StopForward:

@@ -66,6 +66,7 @@ class Card:
     needs: tuple[str, ...] = ()  # keys of NEED_DESCRIPTIONS
     exempt: Mapping[str, str] = field(default_factory=dict)  # {contract: the reason why it does not apply}
     axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOM_DESCRIPTIONS
+    texts: bool = False  # takes a model of texts (Tokens), too
     minimal: bool = False  # of attacks: searches for the smallest change, instead of any within eps
     gradient_free: bool = False  # of attacks: needs the model's outputs alone
     default_attack: Mapping[str, Any] | None = (
@@ -116,6 +117,7 @@ def card(
     needs: tuple[str, ...] = (),
     exempt: Mapping[str, str] | None = None,
     axioms: tuple[str, ...] = (),
+    texts: bool = False,
     minimal: bool = False,
     gradient_free: bool = False,
     default_attack: Mapping[str, Any] | None = None,
@@ -135,6 +137,7 @@ def card(
         needs: What the model or its inputs must have, of `NEED_DESCRIPTIONS`.
         exempt: {contract: reason} of contracts that cannot hold for it.
         axioms: Those of `AXIOM_DESCRIPTIONS` that it keeps exactly.
+        texts: It takes a model of texts (Tokens), too. Without it a text is refused.
         minimal: Of an attack: it searches for the smallest change; False: for any within eps.
         gradient_free: Of an attack: it needs the model's outputs alone.
         default_attack: Of an attack: the settings with which `robustness.evaluate` runs it where no attack is named.
@@ -171,6 +174,7 @@ def card(
             needs,
             dict(exempt or {}),
             axioms,
+            texts,
             minimal,
             gradient_free,
             default_attack,

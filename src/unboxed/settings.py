@@ -151,9 +151,19 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
 
     Raises InputError that names the first setting that is of another kind or out of its range.
     """
+    if getattr(getattr(next(iter(values.values()), None), "inputs", None), "is_text", False):  # of the box
+        _check_takes_texts(method)
     for name, setting in _checked_settings(method):
         if (value := values.get(name, setting.default)) is not setting.default:
             setting.check(value)
+
+
+def _check_takes_texts(method: Callable[..., Any]) -> None:
+    """Raise InputError for a method that would change a text's ids, or read what is not there."""
+    card = getattr(method, "card", None)
+    if not getattr(card, "texts", False):
+        name = getattr(card, "name", method.__name__)
+        raise InputError(f"{name} takes no texts (Tokens); `unboxed methods` says which methods do")
 
 
 CHECKED_KINDS = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values

@@ -34,6 +34,7 @@ from ..settings import check_settings
     axioms=("contribution", "completeness", "dummy", "symmetry"),
     exempt={"one forward": "it runs the model on x and on the baseline"},
     runs=2,
+    texts=True,
     order=7,
 )
 def deep_lift(

@@ -40,6 +40,7 @@ TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input ha
     does_not_show="What parts do together: where either of two is enough, masking one loses nothing.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 4))),
     exempt={"one forward": "it runs the model once for each segment"},
+    texts=True,
     axioms=("contribution", "dummy", "symmetry"),
     runs=TYPICAL_RUNS_PER_INPUT,
 )
@@ -101,6 +102,7 @@ def feature_ablation(
         masking.features.broadcast(masking.scatter_active(score_drops)),
         x=x,
         method="Feature ablation",
+        over_embedding="same",
         target=target if classes is None else classes,
         score=torch.stack([v[0, 0] for v in row_scores]).to(box.dtype).to(box.device),
     )

@@ -20,6 +20,7 @@ from ..settings import check_settings
     does_not_show="How much each value adds to the score: it is the slope at this input, and says nothing of larger "
     "changes.",
     example=lambda method, box, x, y: method(box, x, y),
+    texts=True,
     order=1,
 )
 def gradient(box: Box, x: InputBatch, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:

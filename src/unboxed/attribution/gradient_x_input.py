@@ -25,6 +25,7 @@ from ..settings import check_settings
     "score is saturated they are zero.",
     example=lambda method, box, x, y: method(box, x, y),
     axioms=("contribution", "dummy", "symmetry"),
+    texts=True,
     order=11,
 )
 def gradient_x_input(

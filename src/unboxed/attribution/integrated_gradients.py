@@ -42,6 +42,7 @@ TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input t
     exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
     runs=lambda s: s["n_steps"] or TYPICAL_RUNS_PER_INPUT,
+    texts=True,
     order=3,
 )
 def integrated_gradients(

@@ -46,6 +46,7 @@ from ..validation import check_seed
     },
     axioms=("contribution", "completeness"),
     runs=lambda s: s["n_samples"],
+    texts=True,
     order=10,
 )
 def kernel_shap(

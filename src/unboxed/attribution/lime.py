@@ -61,6 +61,7 @@ class LimeTop:
         "row seeds": "masks are drawn once for all rows with as many segments, so that rows can be compared",
     },
     runs=lambda s: s["n_samples"],
+    texts=True,
     order=9,
 )
 def lime(
@@ -327,6 +328,7 @@ def _lime_result(masking: Masking, fits: list[LocalLinearModel], scores: list[fl
         features.broadcast(weights),
         x=masking.x,
         method="LIME",
+        over_embedding="same",
         target=target,
         score=score,
         weights=weights,

@@ -53,6 +53,7 @@ LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] 
     does_not_show="What would happen if a value changed; and other rules distribute the same score differently.",
     example=lambda method, box, x, y: method(box, x, y),
     axioms=("dummy", "symmetry"),
+    texts=True,
     order=5,
 )
 def lrp(

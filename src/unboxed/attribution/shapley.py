@@ -35,6 +35,7 @@ TYPICAL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", segment_square_side(box, 2))),
     exempt={"one forward": "it runs the model once for each subset of segments"},
+    texts=True,
     axioms=("contribution", "completeness", "dummy", "symmetry"),
     runs=TYPICAL_RUNS_PER_INPUT,
 )

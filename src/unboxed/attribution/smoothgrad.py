@@ -31,6 +31,7 @@ from ..validation import check_seed
     exempt={"one forward": "it takes gradients at many noisy copies"},
     axioms=("dummy",),
     runs=lambda s: s["n_samples"],
+    texts=True,
     order=4,
 )
 def smoothgrad(
@@ -93,6 +94,5 @@ def smoothgrad(
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
         warn_problem_gradients(objective, result.map, result.before_clamp)
-    return make_attribution(
-        box, result.map, x=x, method="SmoothGrad", target=target_or_predicted_classes(objective, target)
-    )
+    target = target_or_predicted_classes(objective, target)
+    return make_attribution(box, result.map, x=x, method="SmoothGrad", over_embedding="length", target=target)

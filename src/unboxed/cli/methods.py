@@ -52,6 +52,7 @@ def card_notes(card: Card) -> dict[str, str]:
     notes = {
         "Source": card.source,
         "Needs": "; ".join(NEED_DESCRIPTIONS[need] for need in card.needs),
+        "Takes texts": "yes" if card.texts else "",
         "Refuses": "; ".join(_errors_raised(card)),
         "Gives": RETURN_KIND_DESCRIPTIONS[card.returns],
         "Keeps exactly": "; ".join(f"{axiom} ({AXIOM_DESCRIPTIONS[axiom]})" for axiom in card.axioms),
@@ -83,7 +84,7 @@ def method_facts(card: Card) -> dict[str, Any]:
     """A card as plain values."""
     return {
         "name": card.key, "title": card.name, "family": card.family, "source": card.source, "shows": card.shows,
-        "does_not_show": card.does_not_show, "needs": list(card.needs), "returns": card.returns,
+        "does_not_show": card.does_not_show, "needs": list(card.needs), "texts": card.texts, "returns": card.returns,
         "axioms": list(card.axioms), "norms": list(card.norms), "exempt": dict(card.exempt), "runs": card.n_runs(),
         "settings": [setting_facts(s) for s in card.settings.values()],
     }  # fmt: skip

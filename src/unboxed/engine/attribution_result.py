@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..box import Box
+from ..inputs.tokens import OverEmbedding, Tokens
 from ..objectives import Constant, Objective
 
 COMMON_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
@@ -33,7 +34,8 @@ class Attribution(Tensor):
         method: The name of the method, as its card has it.
         layer: The address of the layer that was read; None for methods without one.
         classes: The names of the model's classes.
-        extras: {name: value} of what the method gives besides.
+        extras: {name: value} of what the method gives besides. Of texts `tokens`, the words of each row of the map, and
+            `special` (N, T), which of them the tokenizer added.
 
     Example:
         >>> import unboxed as ub
@@ -135,15 +137,19 @@ def make_attribution(
     method: str,
     target: Any,
     score: Tensor | None = None,
+    over_embedding: OverEmbedding = "sum",
     **extras: Any,
 ) -> Attribution:
     """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
 
-    `x` are the checked inputs; `target` is what the caller gave, or where that was None, the predicted classes.
+    `x` are the checked inputs; `over_embedding` says what a token's number is, of texts. `target` is what the caller
+    gave, or where that was None, the predicted classes.
     """
+    if isinstance(box.inputs, Tokens):
+        extras |= {"tokens": box.inputs.texts(x), "special": box.inputs.is_special(x)}
     return Attribution(
         data,
-        map=box.restore_structure(data),
+        map=restore_map(box, data, over_embedding),
         input=box.restore_structure(x),
         target=target_for_result(box, target, data.shape[0]),
         score=score,
@@ -151,6 +157,13 @@ def make_attribution(
         classes=box.classes,
         **extras,
     )
+
+
+def restore_map(box: Box, h: Tensor, over_embedding: OverEmbedding) -> Any:
+    """A packed map (N, ...) in the structure of the inputs; of texts one number per token (N, T)."""
+    if isinstance(box.inputs, Tokens):
+        return box.inputs.unpack_map(h, over_embedding)
+    return box.restore_structure(h)
 
 
 def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:

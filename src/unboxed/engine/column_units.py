@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..errors import InputError
 from ..inputs.base import Inputs, constant_tensor, inputs_at_levels
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
+from ..inputs.tokens import Tokens
 
 STD_UNIT, RANGE_UNIT, OWN_UNIT = "standard deviations of its column", "of its column's range", "(in its column's unit)"
 
@@ -77,6 +79,8 @@ def column_scales(inputs: Inputs) -> tuple[float, ...]:
     """How much one unit is of each value (D,), in the inputs' own units: 1 for pixels."""
     if isinstance(inputs, MultiInput):
         return tuple(scale for _, part in inputs.named_parts() for scale in column_scales(part))
+    if isinstance(inputs, Tokens):
+        raise InputError("texts have no unit of change: attacks and the like need images or tables")
     if not isinstance(inputs, Features):
         return (1.0,) * math.prod(inputs.shape)
     if inputs.has_std:

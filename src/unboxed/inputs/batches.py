@@ -97,8 +97,13 @@ def value_range(x: Tensor) -> tuple[float, float]:
 def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Encoded inputs as positional and keyword arguments: new tensors, as a model may overwrite its input."""
     if isinstance(z, dict):
-        return (), {name: value.to(dtype) for name, value in z.items()}
+        return (), {name: _cast(value, dtype) for name, value in z.items()}
     if isinstance(z, tuple):
-        return tuple(value.to(dtype) for value in z), {}
+        return tuple(_cast(value, dtype) for value in z), {}
     z = z if z.dtype == dtype else z.to(dtype)
     return (z.contiguous(memory_format=torch.channels_last) if channels_last else z,), {}
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A value in the model's dtype; ids of tokens stay whole numbers."""
+    return value.to(dtype) if value.is_floating_point() else value

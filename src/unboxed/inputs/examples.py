@@ -50,6 +50,7 @@ from .pixel_arrays import (
     is_image_source,
 )
 from .pixels import Pixels
+from .tokens import Tokens, texts_without_labels
 
 ROWS_PER_READ = 1024  # examples that are stacked at a time
 
@@ -171,6 +172,8 @@ def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) 
 
 def as_batch(x: Any, inputs: Inputs) -> Any:
     """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
+    if isinstance(inputs, Tokens):
+        return texts_without_labels(x)
     if isinstance(x, Tensor):
         return integers_to_unit_range(x, inputs) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
     if isinstance(inputs, MultiInput) and is_like_structure(x) and not is_packed_pair(inputs, x):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from ..errors import InputError
+from .base import Inputs
+from .batches import model_arguments
+from .multi import MultiInput
 
 
 class HeldInputs(nn.Module):
@@ -31,3 +37,19 @@ class HeldInputs(nn.Module):
     def _held(self, name: str | int, n: int) -> Tensor:
         value: Tensor = getattr(self, f"held_{name}")
         return value.expand(n, *value.shape[1:])
+
+
+def varied_part(inputs: Inputs, varied: str | int) -> Inputs:
+    """What the input that remains is. Raises InputError where there is none of this name."""
+    parts = dict(inputs.named_parts()) if isinstance(inputs, MultiInput) else {}
+    if varied not in parts:
+        raise InputError(f"hold_others wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
+    return parts[varied]
+
+
+def hold_inputs(model: nn.Module, inputs: Inputs, varied: str | int, packed: Tensor, dtype: torch.dtype) -> HeldInputs:
+    """The model with its other inputs held at those of one packed example (1, D). Raises InputError for several."""
+    if len(packed) != 1:
+        raise InputError(f"the other inputs are held at those of one example (1, ...); got {len(packed)} examples")
+    args, named = model_arguments(inputs.encode(packed), dtype, False)
+    return HeldInputs(model, varied, named or args)

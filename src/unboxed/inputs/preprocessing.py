@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..errors import InputError
 from .base import Inputs, as_numbers
 from .pixels import INTERPOLATIONS, Pixels
+from .tokens import Tokens
 
 Preprocessing = Mapping[str, Any] | Callable[..., Any]
 """An image processor, a transform or a config, by its attributes."""
@@ -62,6 +63,8 @@ def as_inputs(value: object, model: object = None) -> Inputs:
 
     A size that it does not have is taken from the model's own config. Raises InputError.
     """
+    if isinstance(value, Tokens):
+        return value.bound_to(cast(Any, model))
     if isinstance(value, Inputs):
         return value
     steps = _steps_of(value)

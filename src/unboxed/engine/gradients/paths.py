@@ -21,6 +21,7 @@ from ...box import Box
 from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
+from ...inputs.tokens import Tokens
 from ...model.batching import BatchSize, map_pairs_in_batches, outputs_of_all_pairs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
@@ -125,6 +126,8 @@ def noise_scale(inputs: Inputs, x: Tensor) -> Tensor:
         return torch.cat(units, 1)
     if isinstance(inputs, Features):
         return x.new_tensor(column_scales(inputs))[None]
+    if isinstance(inputs, Tokens):
+        return inputs.noise_scale(x)
     flat = x.flatten(1)
     return broadcast_rows(flat.amax(1) - flat.amin(1), x)
 

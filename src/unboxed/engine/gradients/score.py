@@ -242,7 +242,9 @@ def attribute_by_gradient(
     check_finite_scores(result.score)
     warn_problem_gradients(objective, result.map, result.clamped)
     target = result.predicted if target is None else target
-    return make_attribution(box, result.map, x=x, method=method, target=target, score=result.score)
+    return make_attribution(
+        box, result.map, x=x, method=method, target=target, score=result.score, over_embedding="length"
+    )
 
 
 def warn_problem_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:

@@ -21,6 +21,7 @@ from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
+from ...inputs.tokens import Tokens
 from ...model.nan_checks import check_finite_scores
 from ...settings import Holds
 from ...validation import check_float, check_seed
@@ -72,6 +73,8 @@ def _baseline_kind_per_input(multi: MultiInput, kind: Any) -> list[Any]:
 
 
 def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
+    if isinstance(inputs, Tokens):
+        return _text_baseline(inputs, x, kind)
     kinds = IMAGE_BASELINES if isinstance(inputs, Pixels) else FEATURE_BASELINES
     kind = next(iter(kinds)) if kind is None else kind
     if isinstance(kind, str):
@@ -81,6 +84,14 @@ def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
     if isinstance(kind, Tensor):
         return _broadcast_baseline(inputs, x, kind)
     return torch.full_like(x, check_float("baseline", kind))
+
+
+def _text_baseline(inputs: Tokens, x: Tensor, kind: Any) -> Tensor:
+    """Texts in which every token that is not special is masked, padding, or zero. Raises InputError."""
+    kind = inputs.default_fill if kind is None else kind
+    if kind not in TEXT_BASELINES:
+        raise InputError(f"baseline is {', '.join(map(repr, TEXT_BASELINES))} for texts; got {kind!r}")
+    return inputs.filled(x, kind)
 
 
 def _broadcast_baseline(inputs: Inputs, x: Tensor, baseline_values: Tensor) -> Tensor:
@@ -144,6 +155,7 @@ def _blurred_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor
     return gaussian_blur(slices, blur_sigma(slices)).view_as(x)
 
 
+TEXT_BASELINES = ("mask", "pad", "zero")
 IMAGE_BASELINES: Mapping[str, BaselineFn] = {
     "black": lambda inputs, x, seed: torch.zeros_like(x),
     "white": lambda inputs, x, seed: torch.ones_like(x),

@@ -17,6 +17,7 @@ from ...model.batching import BatchSize, map_in_batches
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
+from ..attribution_result import restore_map
 from ..cpu_cache import forward_batch_plan
 from ..read.edits import resolve_target
 from .baselines import baseline
@@ -222,5 +223,7 @@ def warn_few_samples(masking: Masking, n_samples: int) -> None:
 def segment_ids_like_input(box: Box, feature_ids: Tensor) -> Any:
     """Segment ids as results hold them: (N, H, W) for images whose channels go together, else structured like x."""
     return (
-        feature_ids[:, 0] if feature_ids.ndim == 4 and feature_ids.shape[1] == 1 else box.restore_structure(feature_ids)
+        feature_ids[:, 0]
+        if feature_ids.ndim == 4 and feature_ids.shape[1] == 1
+        else restore_map(box, feature_ids, "same")
     )

@@ -21,6 +21,7 @@ from ...errors import InputError
 from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
+from ...inputs.tokens import Tokens
 from ...settings import Holds
 from ...validation import check_int, nearest_names, suggestion_text
 
@@ -164,6 +165,9 @@ def _groups_of_input(
 ) -> FeatureGroups:
     if isinstance(segments, Tensor):
         return _groups_from_tensor(x, segments)
+    if isinstance(inputs, Tokens):
+        ids = torch.arange(x.shape[1], device=x.device)[None, :, None].expand(1, *x.shape[1:])  # a token each
+        return _groups_for_all_rows(ids, x)
     if not isinstance(inputs, Pixels):
         if segments is not None:
             _parse_segments(segments)  # superpixels of images; each column of a table is a segment of its own

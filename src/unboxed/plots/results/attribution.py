@@ -15,6 +15,7 @@ from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_ROW_PANELS, column_swarm, contribution_bars, stack_panels
+from ..text_map import ColoredText, text_sheet
 from .common import MAX_EXAMPLES_PER_FIGURE, column_names, images_or_none, input_parts, target_names
 
 LABEL = "attribution to the score"
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 @figures.register(Attribution)
 def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
     """Of several inputs, one figure each; of tables with many rows, a summary of all of them, too."""
+    if "tokens" in attribution.extras:
+        return {"attribution": _text_figure(attribution, box)}
     inputs = input_parts(attribution.input)
     drawn: dict[str, Image.Image] = {}
     for name, m in input_parts(attribution.map).items():
@@ -36,6 +39,18 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
             title, label = f"{attribution.method or 'Attribution'} of {len(m)} rows", f"{LABEL}; red: high values"
             drawn[f"summary {name}".rstrip()] = column_swarm(m, inputs[name], names, title=title, label=label)
     return drawn
+
+
+def _text_figure(attribution: Attribution, box: Box | None) -> Image.Image:
+    """The words of each text, colored by what they add to the score."""
+    n = min(len(attribution.map), MAX_EXAMPLES_PER_FIGURE)
+    names = target_names(attribution.target, n, attribution.classes, box)
+    texts = []
+    for i, (words, name) in enumerate(zip(attribution.tokens[:n], names, strict=True)):
+        score = "" if attribution.score is None else f"score {float(attribution.score[i]):.3g}"
+        values, special = (h[i, : len(words)].tolist() for h in (attribution.map, attribution.special))
+        texts.append(ColoredText(words, values, special, ", ".join(filter(None, (name, score)))))
+    return text_sheet(texts, title=attribution.method, unit=LABEL)
 
 
 def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Box | None) -> Image.Image:

@@ -1,0 +1,362 @@
+"""Tokens: texts for a model of tokens, packed as embeddings, so that every method that takes numbers takes texts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+ID_NAMES = ("input_ids", "ids", "tokens")  # of the model's arguments, and of a tokenizer's dict
+MASK_NAMES = ("attention_mask", "mask", "padding_mask")
+TYPE_NAMES = ("token_type_ids",)
+N_ROLES = 3  # columns behind the embedding: the token's id, whether it is one (1) or padding (0), its type
+N_NOISE_TOKENS = 8  # of a random text
+OverEmbedding = Literal["sum", "length", "same"]
+"""What a token's number is: the sum of contributions, the length of slopes, or what is the same for all its values."""
+
+UNLIMITED_LENGTH = 10**6  # what tokenizers without a limit say is larger
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Texts: a tokenizer, and how many tokens the model takes.
+
+    x is then a list of texts, of pairs of texts, or a tokenizer's dict of tensors. Inside, a batch is one tensor
+    (N, T, D + 3): each token's embedding, as the model's own embedding layer gives it, then its id, whether it is a
+    token or padding, and its type. The model gets ids and mask as it always does; what its embedding layer returns is
+    replaced by the embeddings, so that gradients and masks act on them, whatever the model does with ids besides.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer, or a function of a text that returns its ids (a list of ints).
+        max_length: Largest number of tokens; longer texts are refused. None takes what tokenizer and model say.
+        truncate: Cut longer texts instead.
+        embedding: Address of the embedding layer. None finds it.
+        pad_id: Id that fills shorter texts. None takes the tokenizer's, else 0.
+
+    Raises:
+        InputError: when the tokenizer gives ids that the model has no embedding of, or no embedding layer is found.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> from torch import nn
+        >>> class Model(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embed, self.head = nn.Embedding(128, 8), nn.Linear(8, 2)
+        ...     def forward(self, ids, mask):
+        ...         h = self.embed(ids) * mask[..., None]
+        ...         return self.head(h.sum(1) / mask.sum(1, keepdim=True))
+        >>> box = ub.Box(Model(), ub.Tokens(lambda text: [ord(c) for c in text]), outputs="logits")
+        >>> box.predict(["good", "not so good"]).shape
+        torch.Size([2])
+    """
+
+    tokenizer: Callable[..., Any]
+    max_length: int | None = None
+    truncate: bool = False
+    embedding: str | None = None
+    pad_id: int | None = None
+    _layer: nn.Module | None = None  # the embedding layer of the model that these inputs were bound to
+    _arguments: tuple[str | None, ...] = ()  # names of the model's arguments: ids, mask, types
+
+    is_text: ClassVar[bool] = True
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    def bound_to(self, model: nn.Module) -> Tokens:
+        """These inputs for one model: its embedding layer and the names of its arguments. Raises InputError."""
+        path, layer = _find_embedding(model, self.embedding)
+        n_known, n_ids = _n_embeddings(layer), _vocabulary_size(self.tokenizer)
+        if n_ids is not None and n_known is not None and n_ids > n_known:
+            raise InputError(
+                f"the tokenizer does not fit the model: it has {n_ids:,} tokens, and {path!r} has embeddings of "
+                f"{n_known:,}"
+            )
+        limit = _n_positions(model, self.tokenizer) if self.max_length is None else self.max_length
+        return replace(
+            self, max_length=limit, embedding=path, pad_id=_pad_id(self.tokenizer, self.pad_id), _layer=layer,
+            _arguments=_argument_names(model),
+        )  # fmt: skip
+
+    @property
+    def layer(self) -> nn.Module:
+        """The embedding layer."""
+        if self._layer is None:
+            raise InputError("these Tokens belong to no model yet: open one with them, Box(model, Tokens(tokenizer))")
+        return self._layer
+
+    @property
+    def width(self) -> int:
+        """D, the values of an embedding."""
+        return int(self._embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, D + 3) of a short text: T is that of the longest text of a batch."""
+        return min(N_NOISE_TOKENS, self.max_length or N_NOISE_TOKENS), self.width + N_ROLES
+
+    # -- texts to tensors ----------------------------------------------------------------------------------------------
+
+    def pack(self, x: Any) -> Tensor:
+        """(N, T, D + 3) of texts, pairs of texts or a tokenizer's dict; a packed tensor is returned as it is."""
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return x
+        ids, mask, types = self._tokenized(x)
+        with torch.no_grad():
+            h = self._embed(ids).float()  # (N, T, D)
+        roles = torch.stack([ids, mask, types], -1).to(h)
+        return torch.cat([h, roles], -1)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (N, T, D) by the layer itself, without its hooks."""
+        device = next((p.device for p in self.layer.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            return self.layer.forward(ids.to(device))  # type: ignore[no-any-return]
+
+    def _tokenized(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and types (N, T) each. Raises InputError."""
+        if isinstance(x, Mapping):
+            return self._from_mapping(x)
+        if isinstance(x, Tensor):
+            return self._from_mapping({ID_NAMES[0]: x})
+        texts = [x] if isinstance(x, str) else list(x)
+        if not texts:
+            raise InputError("wanted texts, a list of str; got an empty list")
+        rows = [self._row(text, i) for i, text in enumerate(texts)]
+        n = max(len(ids) for ids, _ in rows)
+        ids, mask, types = (torch.zeros(len(rows), n, dtype=torch.long) for _ in range(3))
+        ids.fill_(self.pad_id or 0)
+        for i, (row, row_types) in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+            types[i, : len(row)] = torch.tensor(row_types)
+        return self._checked(ids, mask, types)
+
+    def _row(self, text: Any, index: int) -> tuple[list[int], list[int]]:
+        """Ids and types of one text or pair of texts. Raises InputError."""
+        is_pair = isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(t, str) for t in text)
+        if not (isinstance(text, str) or is_pair):
+            raise InputError(f"wanted a text (str) or a pair of texts; example {index} is {type(text).__name__}")
+        if not any(t.strip() for t in (text if is_pair else [text])):
+            raise InputError(f"text {index} is empty")
+        found = self.tokenizer(*text) if is_pair else self.tokenizer(text)
+        ids, types = (found[ID_NAMES[0]], found.get(TYPE_NAMES[0])) if isinstance(found, Mapping) else (found, None)
+        ids = [int(k) for k in ids]
+        types = [0] * len(ids) if types is None else [int(k) for k in types]
+        if not ids:
+            raise InputError(f"text {index} has no tokens")
+        if self.max_length is not None and len(ids) > self.max_length:
+            if not self.truncate:
+                shown = text if isinstance(text, str) else text[0]
+                raise InputError(
+                    f"text {index} has {len(ids)} tokens, and the model takes {self.max_length}: {shown[:40]!r}...; "
+                    "shorten it, or cut texts by Tokens(..., truncate=True)"
+                )
+            ids, types = ids[: self.max_length], types[: self.max_length]
+        return ids, types
+
+    def _from_mapping(self, x: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and types of a tokenizer's dict. Raises InputError."""
+        ids = next((x[name] for name in ID_NAMES if name in x), None)
+        ids = None if ids is None else torch.as_tensor(ids)
+        if ids is None or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+            got = sorted(map(str, x)) if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+            raise InputError(f"wanted a tokenizer's dict with 'input_ids' (N, T) of whole numbers; got {got}")
+        mask = next((torch.as_tensor(x[name]) for name in MASK_NAMES if name in x), torch.ones_like(ids))
+        types = next((torch.as_tensor(x[name]) for name in TYPE_NAMES if name in x), torch.zeros_like(ids))
+        if mask.shape != ids.shape or types.shape != ids.shape:
+            raise InputError(f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} differ in shape")
+        return self._checked(ids.long(), mask.long(), types.long())
+
+    def _checked(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n = _n_embeddings(self.layer)
+        if int(ids.min()) < 0 or (n is not None and int(ids.max()) >= n):
+            raise InputError(
+                f"the model has embeddings of {n:,} tokens; got the ids {int(ids.min())} to {int(ids.max()):,}"
+            )
+        if self.max_length is not None and ids.shape[1] > self.max_length:
+            raise InputError(f"the model takes {self.max_length} tokens; got {ids.shape[1]}")
+        if not bool(mask.any(1).all()):
+            raise InputError("a text without tokens: its attention_mask is zero everywhere")
+        return ids, mask, types
+
+    # -- what a box needs of its inputs --------------------------------------------------------------------------------
+
+    def check(self, x: Any) -> Any:
+        """x itself, if it holds texts, or is packed; else InputError."""
+        if isinstance(x, Tensor) and x.is_floating_point():
+            if x.ndim != 3 or x.shape[2] != self.width + N_ROLES or not bool(x.isfinite().all()):
+                raise InputError(f"wanted packed texts (N, T, {self.width + N_ROLES}); got {tuple(x.shape)}")
+            return x
+        if isinstance(x, (str, Mapping, Tensor, Sequence)):
+            return x
+        raise InputError(f"wanted texts: a list of str, of pairs, or a tokenizer's dict; got {type(x).__name__}")
+
+    def encode(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        """What the model takes: ids, and mask and types where it takes them."""
+        types = x.detach()[..., -1].round().long()
+        roles = [self.ids(x), self.mask(x).long(), types if bool(types.any()) else None]  # models fill in zeros
+        if self._arguments[0] is None:
+            return (self.ids(x),)
+        named = zip(self._arguments, roles, strict=True)
+        return {name: value for name, value in named if name is not None and value is not None}
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z itself: embeddings are as the model takes them, and zeros stand for nothing."""
+        return z
+
+    def clip(self, x: Tensor) -> Tensor:
+        """x itself: embeddings have no bounds."""
+        return x
+
+    def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
+        """n random texts, packed: no words, but ids of any token."""
+        n_ids = _n_embeddings(self.layer) or 2
+        ids = torch.randint(n_ids, (n, self.shape[0]), generator=generator, device=generator.device)
+        return self._random(ids)
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Texts for levels u (N, T, D + 3) in [0, 1] of their ids."""
+        n_ids = _n_embeddings(self.layer) or 2
+        return self._random((u[..., 0] * (n_ids - 1)).round().long())
+
+    def _random(self, ids: Tensor) -> Tensor:
+        """Ids (N, T) packed; what means padding is another token."""
+        n_ids, pad = _n_embeddings(self.layer) or 2, self.pad_id or 0
+        ids = torch.where(ids == pad, (ids + 1) % n_ids, ids)
+        return self.pack({ID_NAMES[0]: ids.cpu()}).to(ids.device)
+
+    def unpack(self, h: Tensor) -> dict[str, Tensor]:
+        """The ids and masks (N, T) of packed texts, as a tokenizer's dict."""
+        return {ID_NAMES[0]: self.ids(h), MASK_NAMES[0]: self.mask(h).long()}
+
+    def unpack_map(self, h: Tensor, over_embedding: OverEmbedding = "sum") -> Tensor:
+        """Maps (..., T) of packed maps (..., T, D + 3), each token's numbers made one."""
+        if over_embedding == "same":
+            return h[..., 0]
+        return h.norm(dim=-1) if over_embedding == "length" else h.sum(-1)
+
+    # -- what texts are made of ----------------------------------------------------------------------------------------
+
+    def ids(self, x: Tensor) -> Tensor:
+        """The ids (N, T) of packed texts."""
+        return x.detach()[..., -N_ROLES].round().long()
+
+    def mask(self, x: Tensor) -> Tensor:
+        """(N, T) bool: tokens, not padding."""
+        return x.detach()[..., -N_ROLES + 1] > 0.5
+
+    def is_special(self, x: Tensor) -> Tensor:
+        """(N, T) bool: tokens that the tokenizer adds, such as [CLS], and padding."""
+        special = getattr(self.tokenizer, "all_special_ids", ())
+        ids = self.ids(x)
+        return torch.isin(ids, ids.new_tensor(list(special))) | ~self.mask(x) if special else ~self.mask(x)
+
+    def texts(self, x: Tensor) -> list[list[str]]:
+        """The tokens of each packed text as words, without padding."""
+        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        rows = [ids[keep].tolist() for ids, keep in zip(self.ids(x), self.mask(x), strict=True)]
+        return [list(map(str, to_words(row) if to_words else row)) for row in rows]
+
+    @property
+    def default_fill(self) -> str:
+        """What stands for no token: [MASK] where the tokenizer has it, else zeros."""
+        return "zero" if getattr(self.tokenizer, "mask_token_id", None) is None else "mask"
+
+    def noise_scale(self, x: Tensor) -> Tensor:
+        """max - min of each text's embeddings, (N, 1, D + 3); special tokens and the columns behind get no noise."""
+        h = x[..., :-N_ROLES].flatten(1)
+        scale = (h.amax(1) - h.amin(1))[:, None, None].expand_as(x).clone()
+        scale[..., -N_ROLES:] = 0
+        return scale.masked_fill(self.is_special(x)[..., None], 0)
+
+    def filled(self, x: Tensor, kind: str) -> Tensor:
+        """x with the embedding of each token that is not special replaced by that of [MASK], of padding, or zeros."""
+        if kind == "zero":
+            fill = x.new_zeros(x.shape[-1] - N_ROLES)
+        else:
+            token = getattr(self.tokenizer, "mask_token_id", None) if kind == "mask" else self.pad_id
+            if token is None:
+                raise InputError(f"the tokenizer has no {kind} token; take baseline='pad' or 'zero'")
+            fill = self._embed(torch.tensor([[int(token)]]))[0, 0].to(x)
+        changed = torch.cat([fill.expand(*x.shape[:-1], -1), x[..., -N_ROLES:]], -1)
+        return torch.where(self.is_special(x)[..., None], x, changed)
+
+
+def _find_embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
+    """The address and the layer that embeds the ids. Raises InputError."""
+    modules = dict(model.named_modules())
+    if path is not None:
+        if path not in modules:
+            raise InputError(f"there is no module {path!r} in this model")
+        return path, modules[path]
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except Exception:
+        found = None
+    embeddings = {name: m for name, m in modules.items() if isinstance(m, nn.Embedding)}
+    if found is None and len(embeddings) == 1:
+        found = next(iter(embeddings.values()))
+    if found is None:
+        listed = f"it has {', '.join(map(repr, embeddings))}" if embeddings else "it has no nn.Embedding"
+        raise InputError(f"the embedding layer can't be told: {listed}; name it by Tokens(..., embedding='path')")
+    return next(name for name, m in modules.items() if m is found), found
+
+
+def _n_embeddings(layer: nn.Module) -> int | None:
+    weight = getattr(layer, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def _vocabulary_size(tokenizer: Any) -> int | None:
+    try:
+        return len(tokenizer)
+    except TypeError:
+        return None
+
+
+def _n_positions(model: nn.Module, tokenizer: Any) -> int | None:
+    """How many tokens the model takes, as its config or the tokenizer says; None where neither does."""
+    config = getattr(model, "config", None)
+    n = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    padding = getattr(config, "pad_token_id", None)
+    has_offset = "roberta" in str(getattr(config, "model_type", "")) and isinstance(padding, int)
+    n_before = int(padding) + 1 if has_offset and padding is not None else 0  # positions that padding takes
+    limits = [int(n) - n_before] if isinstance(n, int) else []
+    stated = getattr(tokenizer, "model_max_length", None)
+    limits += [int(stated)] if isinstance(stated, int) and stated < UNLIMITED_LENGTH else []
+    return min(limits, default=None)
+
+
+def _pad_id(tokenizer: Any, given: int | None) -> int:
+    found = getattr(tokenizer, "pad_token_id", None) if given is None else given
+    return 0 if found is None else int(found)
+
+
+def _argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None]:
+    """The names of the model's arguments for ids, mask and types; of a model with other names, ids come first."""
+    try:
+        names = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        names = []
+    ids, mask, types = (next((n for n in known if n in names), None) for known in (ID_NAMES, MASK_NAMES, TYPE_NAMES))
+    return (ids or names[0] if mask or ids else None), mask, types
+
+
+def texts_without_labels(x: Any) -> Any:
+    """Texts, of (texts, labels) or of a list of (text, label)."""
+    if isinstance(x, tuple) and len(x) == 2 and not isinstance(x[0], str):
+        return x[0]
+    if isinstance(x, Sequence) and not isinstance(x, str):
+        return [item[0] if _is_labeled(item) else item for item in x]
+    return x
+
+
+def _is_labeled(item: Any) -> bool:
+    """Whether it is (text, label), no pair of texts."""
+    return isinstance(item, tuple) and len(item) == 2 and not isinstance(item[1], str)

@@ -1,0 +1,47 @@
+"""Embeddings put in the place of what a model's embedding layer returns for a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..inputs.base import Inputs
+from ..inputs.tokens import Tokens
+from .state import NO_CONTEXT
+
+
+def feeding_texts(inputs: Inputs, x: Tensor) -> AbstractContextManager[None]:
+    """While open, a model of texts embeds them as packed x (N, T, D + 3) has it; nothing for other inputs."""
+    if not isinstance(inputs, Tokens):
+        return NO_CONTEXT
+    return feeding_embeddings(inputs.layer, inputs.ids(x), x, str(inputs.embedding))
+
+
+@contextmanager
+def feeding_embeddings(layer: nn.Module, ids: Tensor, embeddings: Tensor, name: str) -> Iterator[None]:
+    """While open, the layer returns the embeddings (N, T, D or more) where it is called with the ids (N, T).
+
+    Raises InputError where it was not called with them once, as of an encoder and decoder that share it.
+    """
+    n_calls, is_stopped = 0, True
+
+    def give(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        nonlocal n_calls
+        if not torch.equal(args[0], ids):  # types of tokens, of GPT-2, or what a decoder starts with
+            return None
+        n_calls += 1
+        return embeddings[..., : output.shape[-1]].to(output.dtype)
+
+    handle = layer.register_forward_hook(give, prepend=True)
+    try:
+        yield
+        is_stopped = False
+    finally:
+        handle.remove()
+    if not is_stopped and n_calls != 1:
+        raise InputError(f"{name!r} embeds the text {n_calls} times; wanted a layer that does once")
