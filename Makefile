@@ -23,7 +23,8 @@ test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 contracts: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/loading/test_huggingface.py \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/contracts/test_contract_values.py \
+	  tests/loading/test_huggingface.py \
 	  tests/test_diagnosis.py --all-pairs $(ARGS)
 
 lint: .venv/dev.stamp

@@ -6,17 +6,13 @@ covering set of pairs (`unboxed.testing.covering`), and on all of them with `--a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable
 
 import pytest
-import torch
 
-from contracts.common import CARDS, MODELS, REFUSED, make_case
+from contracts.common import CARDS, REFUSED
+from contracts.pairs import ALL, Pair, chosen, each
 from unboxed.testing import contracts, covering, models
-
-Pair = tuple[str, str]
-ALL = [(name, model) for name in CARDS for model in MODELS if (name, model) not in REFUSED]
 
 
 def groups(pairs: Iterable[Pair]) -> list[tuple[str, str, list[str]]]:
@@ -38,34 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("name", "kind", "some"), found, ids=[f"{name}-{kind}" for name, kind, _ in found])
 
 
-@cache
-def chosen() -> tuple[Pair, ...]:
-    return tuple(covering.covering_pairs(CARDS.values(), MODELS, REFUSED))
-
-
-def each(some: list[str], check: object) -> Iterator[str]:
-    """The messages of all that fail, not of the first alone."""
-    for one in some:
-        try:
-            check(one)  # type: ignore[operator]
-        except AssertionError as error:
-            yield str(error)
-
-
 def test_run(name: str, kind: str, some: list[str]) -> None:
     assert list(each(some, lambda model: contracts.check_run(CARDS[name], model))) == []
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_values(model: str, request: pytest.FixtureRequest) -> None:
-    """All methods on one box, as a user has it."""
-    split = set(ALL) if request.config.getoption("--all-pairs") else set(chosen())
-    c = make_case(model, torch.float64)
-
-    def check(name: str) -> None:
-        contracts.check_values(CARDS[name], model, c, batches=(name, model) in split)
-
-    assert list(each([name for name, other in ALL if other == model], check)) == []
 
 
 def test_refusals(name: str, kind: str, some: list[str]) -> None:

@@ -63,7 +63,7 @@ class GroupInfluence(OneLineReprMixin):
     source="Basu, You & Feizi 2020, arXiv:1911.00418, section 4",
     shows="What leaving out a group of training examples together does to the loss of a query.",
     does_not_show="What a training does that is not at its optimum; and groups so large that another optimum results.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box), [[0, 1], [2, 3, 4]], damping=10.0),
+    example=lambda method, box, x, y: method(box, x, y, random_training_data(box), [[0, 1], [2, 3, 4]], damping=1000.0),
     exempt={
         "one forward": "it runs the training examples many times",
         "another seed": "its default solver draws nothing",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from heapq import heapify, heapreplace
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..cards import Card
 from .cases import method_name
 from .models import kind_of_model
 
+COST_EXPONENT = 0.25  # of a method's model runs: what covers little more for many more runs is not chosen
 MODEL_INDEPENDENT_MODULES = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
     "inputs.packing", "inputs.examples", "inputs.forms", "inputs.labels", "engine.results", "engine.perturb.segments",
@@ -68,7 +69,7 @@ def _imported_modules(module: str) -> Iterator[str]:
             yield from (f"{stem}.{alias.name}" for alias in node.names)
 
 
-def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Collection[tuple[str, str]] = ()) -> list[
+def covering_pairs(cards: Collection[Card], models: Collection[str], excluded: Collection[tuple[str, str]] = ()) -> list[
     tuple[str, str]
 ]:  # fmt: skip
     """(method, model) pairs: every method on each kind of model, every model under each mechanism.
@@ -80,12 +81,13 @@ def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Col
         for card in cards for model in models if (method_name(card), model) not in excluded
     }  # fmt: skip
     uncovered = set().union(*goals.values()) if goals else set()
-    heap = [(-len(goal), i, pair) for i, (pair, goal) in enumerate(goals.items())]  # the pair that covers most is first
+    cost = {method_name(card): max(1.0, card.n_runs()) ** COST_EXPONENT for card in cards}
+    heap = [(-len(goal) / cost[pair[0]], i, pair) for i, (pair, goal) in enumerate(goals.items())]  # the best first
     heapify(heap)
     selected: list[tuple[str, str]] = []
     while uncovered:
         old_count, i, pair = heap[0]
-        new_count = -len(goals[pair] & uncovered)
+        new_count = -len(goals[pair] & uncovered) / cost[pair[0]]
         if new_count > old_count:  # others were chosen since, so that it may not be the best
             heapreplace(heap, (new_count, i, pair))
             continue

@@ -1,0 +1,25 @@
+"""Values of every method on every awkward model are those on the plain one, and split batches give the same.
+
+A file of its own, so that it runs beside `test_contracts.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from contracts.common import CARDS, MODELS, make_case
+from contracts.pairs import ALL, chosen, each
+from unboxed.testing import contracts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_values(model: str, request: pytest.FixtureRequest) -> None:
+    """All methods on one box, as a user has it."""
+    split = set(ALL) if request.config.getoption("--all-pairs") else set(chosen())
+    c = make_case(model, torch.float64)
+
+    def check(name: str) -> None:
+        contracts.check_values(CARDS[name], model, c, batches=(name, model) in split)
+
+    assert list(each([name for name, other in ALL if other == model], check)) == []
