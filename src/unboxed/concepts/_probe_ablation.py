@@ -23,6 +23,7 @@ from ..model.hooks import Edit
 from ..objectives import logit
 
 SIGNIFICANCE = 0.05
+MIN_SHARE = 0.01  # of the change with the model's own outputs erased: what costs less is not what the model answers by
 N_HALVES = 2  # an example is edited by erasers that were fitted to the other half
 MAX_STILL_READABLE = 0.5  # of the information: an attribute of which more is left was not erased
 
@@ -71,9 +72,20 @@ class ErasureTest(OneLineReprMixin):
         return _p_value(self.own_change, self.random_change)
 
     @property
-    def is_used(self) -> bool:
+    def share(self) -> float:
+        """The change as a share of that with the model's own outputs erased, in as many directions."""
+        own = float(self.own_change.double().mean())
+        return float(self.change.double().mean()) / own if own else float("inf")
+
+    @property
+    def is_significant(self) -> bool:
         """Whether the attribute costs more than random directions."""
         return self.p_value <= SIGNIFICANCE and self.excess.low > 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether that is a cost that matters, too."""
+        return self.is_significant and self.share >= MIN_SHARE
 
     @property
     def has_enough_draws(self) -> bool:

@@ -83,7 +83,8 @@ class LayerProbe(OneLineReprMixin):
         costs = f"Erasing its {count_directions(e.rank)} changes the outputs by {change:.2g}, random ones by "
         costs += f"{random_change:.2g} on average (p = {e.p_value:.2g})"
         if self.verdict != "not tested":
-            return f"{costs}."
+            small = f"; that is {e.share:.1g} of what erasing its own outputs costs" * (e.is_significant != e.is_used)
+            return f"{costs}{small}."
         if not e.has_enough_draws:
             return f"{costs}; {e.random_change.shape[1]} random draws are too few for a level of 5 %."
         if not e.has_power:

@@ -11,7 +11,7 @@ from ... import rng
 from .softmax import minimize_lbfgs
 
 N_HIDDEN = 64
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 100
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,10 @@ from .splits import Split, control_labels, cross_validation, flagged
 ProbeKind = Literal["linear", "mlp"]
 Classifier = Callable[[Tensor], Tensor]
 L2_PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
-PATIENCE = 2  # penalties in a row that are worse than the best, after which smaller ones are not tried
+MLP_PENALTIES = (0.1, 1e-2, 1e-3, 1e-4)  # a larger one leaves all weights at zero
+PATIENCE = (
+    2  # penalties in a row that are worse than the best, after which smaller ones of a linear probe are not tried
+)
 N_FOLDS, N_CONTROLS = 5, 5
 MIN_EXAMPLES = 4
 
@@ -85,8 +88,8 @@ def probe_features(
     """Read an attribute from features by cross-validated probes, with a control task and a description length.
 
     The penalty is the one of 10, 1, .1, ..., .0001 with the smallest cross-entropy on a held-out quarter of the
-    training examples, on standardized features; smaller ones than two in a row that are worse are not tried. Controls
-    have the penalty of the probe that they are compared with.
+    training examples, on standardized features; smaller ones than two in a row that are worse are not tried (of an MLP
+    it is one of .1 to .0001). Controls have the penalty of the probe that they are compared with.
 
     Args:
         h: Features (N, D) of any encoder.
@@ -124,13 +127,15 @@ def probe_features(
     types = None if types is None else torch.as_tensor(types).cpu().flatten()
     if types is not None and len(types) != len(y):
         raise InputError(f"types must be one per example ({len(y)}); got {len(types)}")
-    splits = cross_validation(y, n_folds, seed) if flags is None else flagged(_checked_flags(flags, len(y)))
-    controls = [control_labels(y, types, seed, draw) for draw in range(n_controls)]
-    parts = [_Fold.run(h, y, k, split, kind, controls, seed) for split in splits]
+    given = None if flags is None else flagged(_checked_flags(flags, len(y)))
+    labels = [control_labels(y, types, seed, draw) for draw in range(n_controls)]
+    splits, *control_splits = (given or cross_validation(c, n_folds, seed) for c in (y, *labels))
+    parts = [_Fold.run(h, y, k, split, kind, seed) for split in splits]
+    controls = _Controls.run(h, labels, control_splits, [p.l2 for p in parts], kind, seed)
     coded = torch.arange(len(y)) if flags is None else splits[0].train
     fit = partial(_fit_and_choose, kind=kind, seed=seed)
     description = online_code(h[coded], y[coded], k, fit, seed) if description_length else None
-    return _summary(parts, y, h.shape[1], description, seed)
+    return _summary(parts, controls, y, h.shape[1], description, seed)
 
 
 def checked_features(h: Any, y: Any, n_classes: int | None = None) -> tuple[Tensor, Tensor, int]:
@@ -159,30 +164,45 @@ def _checked_flags(flags: Sequence[Any] | Tensor, n: int) -> Sequence[Any] | Ten
 
 @dataclass(frozen=True, eq=False)
 class _Fold:
-    """What a probe and its controls read in one split."""
+    """What a probe reads in one split."""
 
     split: Split
     log_probs: Tensor  # (M, K) of the tested examples, by the probe
     prior: Tensor  # (K,) log-probabilities of the classes, by their frequencies in the training examples
     majority: int
-    control_correct: Tensor  # (M, C)
-    memorized: Tensor  # (n, C) whether the training examples' control labels are read
     l2: float
 
     @classmethod
-    def run(
-        cls, h: Tensor, y: Tensor, k: int, split: Split, kind: ProbeKind, controls: Sequence[Tensor], seed: int
-    ) -> _Fold:
-        basis = PrincipalBasis.fit(h[split.train])
-        z, n = basis(h), len(split.train)
+    def run(cls, h: Tensor, y: Tensor, k: int, split: Split, kind: ProbeKind, seed: int) -> _Fold:
+        z, n = PrincipalBasis.fit(h[split.train])(h), len(split.train)
         probe, l2 = choose_penalty(z, y, k, split, kind, seed)
         counts = y[split.train].bincount(minlength=k)
-        others = [fit_classifier(z[split.train], c[split.train], k, l2, kind, seed) for c in controls]
-        read = [(f(z).argmax(1) == c) for f, c in zip(others, controls, strict=True)]
-        correct = torch.stack(read, 1) if read else torch.zeros(len(y), 0, dtype=torch.bool)
         log_probs = smoothed_log_probs(probe(z[split.test]).softmax(1), n)
-        prior, majority = smoothed_log_probs(counts / n, n), int(counts.argmax())
-        return cls(split, log_probs, prior, majority, correct[split.test], correct[split.train], l2)
+        return cls(split, log_probs, smoothed_log_probs(counts / n, n), int(counts.argmax()), l2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Controls:
+    """What probes with the same penalties read of control tasks."""
+
+    correct: Tensor  # (N, C) of held-out examples; those that are not tested are wrong
+    memorized: float  # share of the training examples whose control label is read
+
+    @classmethod
+    def run(
+        cls, h: Tensor, labels: Sequence[Tensor], splits: Sequence[Sequence[Split]], l2: Sequence[float],
+        kind: ProbeKind, seed: int,
+    ) -> _Controls:  # fmt: skip
+        """Each task has splits of its own: folds that are stratified by other labels put its accuracy below chance."""
+        correct, trained = torch.zeros(len(h), len(labels), dtype=torch.bool), list[Tensor]()
+        for draw, (c, parts) in enumerate(zip(labels, splits, strict=True)):
+            for split, penalty in zip(parts, l2, strict=True):
+                z = PrincipalBasis.fit(h[split.train])(h)
+                fitted = fit_classifier(z[split.train], c[split.train], int(c.max()) + 1, penalty, kind, seed)
+                read = fitted(z).argmax(1) == c
+                correct[split.test, draw] = read[split.test]
+                trained.append(read[split.train])
+        return cls(correct, float(torch.cat(trained).double().mean()) if trained else float("nan"))
 
 
 def smoothed_log_probs(p: Tensor, n: int) -> Tensor:
@@ -213,7 +233,7 @@ def _fit_and_choose(
             best, best_loss, n_worse = (fitted, l2), loss, 0
         else:
             n_worse += 1
-        if n_worse == PATIENCE:
+        if n_worse == PATIENCE and kind == "linear":
             break
     return best
 
@@ -221,7 +241,7 @@ def _fit_and_choose(
 def _path(z: Tensor, y: Tensor, k: int, kind: ProbeKind, seed: int) -> Iterator[tuple[Any, float]]:
     """Classifiers with smaller and smaller penalties, each started at the one before."""
     fitted = None
-    for l2 in L2_PENALTIES:
+    for l2 in L2_PENALTIES if kind == "linear" else MLP_PENALTIES:
         fitted = fit_classifier(z, y, k, l2, kind, seed, start=fitted)
         yield fitted, l2
 
@@ -234,23 +254,22 @@ def fit_classifier(
 
 
 def _summary(
-    parts: Sequence[_Fold], y: Tensor, n_features: int, description: Compression | None, seed: int
+    parts: Sequence[_Fold], controls: _Controls, y: Tensor, n_features: int, description: Compression | None, seed: int
 ) -> FeatureProbe:
     tested = torch.cat([p.split.test for p in parts])
     order = tested.argsort()
     predicted = torch.cat([p.log_probs.argmax(1) for p in parts])[order]
     y_tested = y[tested[order]]
     correct = predicted == y_tested
-    control = torch.cat([p.control_correct for p in parts])[order].double()
+    control = controls.correct[tested[order]].double()
     gain = torch.cat([_at_label(p.log_probs - p.prior, y[p.split.test]) for p in parts])[order]
     majority = torch.cat([y[p.split.test] == p.majority for p in parts]).double().mean()
-    memorized = torch.cat([p.memorized for p in parts]).double()
     return FeatureProbe(
         accuracy=proportion_interval(correct),
         majority=float(majority),
         control=bootstrap_mean_interval(control, seed),
         selectivity=bootstrap_mean_interval(correct.double()[:, None] - control, seed),
-        memorized=float(memorized.mean()),
+        memorized=controls.memorized,
         information=bootstrap_mean_interval(gain[:, None] / torch.log(torch.tensor(2.0)), seed),
         description=description,
         predicted=predicted,

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 MAX_ITERATIONS = 200
-GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-5, 1e-7  # of the preconditioned mean loss, in nats; its relative improvement
+GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-6, 1e-10  # of the preconditioned mean loss, in nats; its relative improvement
 N_CORRECTIONS = 20  # steps that L-BFGS remembers
 
 Array = NDArray[np.float64]
