@@ -98,6 +98,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "suspected_mislabels": {"n_neighbors": 20},
     "removal": {"max_fraction": 0.05},
     "group": {"damping": None},
+    "probe": {"attribute": None, "layers": None, "n_controls": 2, "n_random": 39, "description_length": False},
 }
 """Arguments in place of an example's, which are there to be run on every model."""
 
@@ -153,7 +154,8 @@ class _Call:
         call = inspect.signature(self.card.method).bind(*args, **settings)
         if "data" in call.arguments:
             self.has_data = True
-            call.arguments["data"] = self.data if isinstance(call.arguments["data"], tuple) else self.data[0]
+            needs_labels = isinstance(call.arguments["data"], tuple) or "attribute" in call.arguments
+            call.arguments["data"] = self.data if needs_labels else self.data[0]
         if {"train", "training"} & call.arguments.keys():
             self._set_training_data(call.arguments)
         call.arguments |= ARGUMENTS.get(self.card.key, {})

@@ -124,3 +124,4 @@ refuse(
     OutputError,
 )  # no gradient of one example
 refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
+refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module runs

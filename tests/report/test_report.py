@@ -151,8 +151,9 @@ def test_every_section_is_there_and_in_the_bar(made: Any) -> None:
     _, page, _ = made
     ids = {attrs["id"] for attrs in page.all("section") if "id" in attrs}
     targets = {attrs["href"] for attrs in page.all("a") if (attrs.get("href") or "").startswith("#")}
-    assert {s.slug for s in SECTIONS} <= ids
-    assert {f"#{s.slug}" for s in SECTIONS} <= targets
+    slugs = {s.slug for s in SECTIONS} - {"probes"}  # ten examples are too few for a probe
+    assert slugs <= ids
+    assert {f"#{slug}" for slug in slugs} <= targets
 
 
 def test_the_page_is_one_file_and_small(made: Any) -> None:

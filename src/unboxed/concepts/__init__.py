@@ -3,3 +3,7 @@
 A method is a file here; what two of them share moves into `engine`. Each stands beside its twin that must fail (a
 random model, a control task, a frozen dictionary), and its result says when there is nothing to see.
 """
+
+from .probe import LayerProbe as LayerProbe
+from .probe import Probing as Probing
+from .probe import probe as probe

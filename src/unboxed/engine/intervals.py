@@ -69,6 +69,15 @@ def bootstrap_mean_interval(values: Tensor, seed: int = 0) -> Interval:
     return Interval(mean, min(low, mean), max(high, mean), n, n_draws)
 
 
+def proportion_interval(is_true: Tensor) -> Interval:
+    """The share of True in (N,) bool, with Wilson's interval (1927), which has a width for shares of 0 and 1, too."""
+    n, count = len(is_true), int(is_true.sum())
+    if n == 0:
+        return Interval(math.nan, -math.inf, math.inf, 0, 1)
+    bounds = stats.binomtest(count, n).proportion_ci(CONFIDENCE_LEVEL, "wilson")
+    return Interval(count / n, float(bounds.low), float(bounds.high), n, 1)
+
+
 def _resample_counts(size: int, seed: int, name: str) -> Tensor:
     """How often each of `size` items is drawn in each resample, (N_BOOTSTRAP_RESAMPLES, size)."""
     generator = rng.keyed_generator(rng.CPU, "bootstrap", name, seed)

@@ -46,6 +46,7 @@ MatrixKind = Literal["magnitude", "signed"]
 def line_chart(
     lines: Mapping[str, tuple[Any, Any]], *, title: str = "", x_label: str = "", y_label: str = "",
     y_range: tuple[float, float] | None = None, diagonal: bool = False, ticks: Sequence[str] = (),
+    bands: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Image.Image:  # fmt: skip
     """Lines {name: (x, y)} on one pair of axes.
 
@@ -57,6 +58,7 @@ def line_chart(
         y_range: Ends of the vertical axis; None fits the values.
         diagonal: Draw y = x as a dashed line: what is ideal for calibration.
         ticks: Names of the points 0, 1, ... of the horizontal axis, in place of numbers.
+        bands: {name: (low (P,), high (P,))} of lines with an interval, which is shaded.
 
     Returns:
         The chart.
@@ -71,6 +73,9 @@ def line_chart(
         for (name, (x, y)), color in zip(lines.items(), class_colors(len(lines)), strict=True):
             x, y = as_array(x), as_array(y)
             axes.plot(x, y, marker="o" if len(x) <= 24 else "", markersize=3.5, color=color, label=to_printable(name))
+            if bands and name in bands:
+                low, high = map(as_array, bands[name])
+                axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         if diagonal:
             axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=FAINT)
         if y_range is not None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from ...box import Box
 from ...inputs.pixels import Pixels
+from ...model.hooks import Address
 from ...model.layers import Layer
 
 CHANNELS_FIRST_TYPES = (
@@ -85,3 +86,21 @@ def channels_first_by_type(type_name: str) -> bool | None:
         if type_name in CHANNELS_LAST_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPE_NAME_PARTS)
         else None
     )
+
+
+def unit_axis(box: Box, address: str, n_axes: int) -> int:
+    """The axis of the units of a layer with `n_axes` axes (the batch is axis 0): 1 or the last.
+
+    What a module receives has them where its type says; where neither that nor the layers around determine it, images
+    have them on axis 1, anything else on the last.
+    """
+    parsed, is_first = Address.parse(address), None
+    if n_axes < 3:
+        return 1
+    if parsed.op == "input":
+        is_first = channels_first_by_type(box.layers[parsed.path].type)
+    elif parsed.op is None:
+        is_first = {layer.path: first for layer, first in _leaves_and_channels_first(box)}.get(parsed.path)
+    if is_first is None:
+        is_first = isinstance(box.inputs, Pixels) and n_axes == len(box.inputs.shape) + 1
+    return 1 if is_first else n_axes - 1

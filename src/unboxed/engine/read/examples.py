@@ -88,6 +88,12 @@ def first_inputs(box: Box, data: Any, max_examples: int | None = None) -> Tensor
     return _read_first_examples(box, data, max_examples).x
 
 
+def indexed_inputs(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor]:
+    """As `first_inputs`, with the indices (N,) of the examples in the data: files that cannot be read are left out."""
+    first = _read_first_examples(box, data, max_examples)
+    return first.x, first.skipped.dataset_rows(torch.arange(len(first.x)))
+
+
 def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor | None]:
     """As `labeled_examples`; the classes are None where the examples have no labels."""
     first = _read_first_examples(box, data, max_examples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,12 @@ def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
 
 
 def read_features(
-    box: Box, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto", max_features: int | None = None
-) -> dict[str, Tensor]:
+    box: Box, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto", max_features: int | None = None,
+    unit_axes: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Vectors {address: (N, D)} of validated inputs x. More features than the limit are sketched to 4,096.
+
+    Of the layers in `unit_axes` they are the units' means over positions.
 
     Raises LayerError where the first axis of a layer is not the batch, InputError for NaN.
     """
@@ -64,10 +67,17 @@ def read_features(
     def read_rows(rows: slice) -> dict[str, Tensor]:
         with box.isolated(grad=False):
             acts = box.forward(x[rows], addresses)
+            acts.update({a: mean_over_other_axes(acts[a], axis) for a, axis in (unit_axes or {}).items()})
             return {a: _to_checked_vectors(box, a, acts[a], len(x[rows]), max_features) for a in addresses}
 
     parts = map_in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size))
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
+
+
+def mean_over_other_axes(h: Tensor, axis: int) -> Tensor:
+    """The means (N, C) over positions of activations with their units on this axis."""
+    h = h.movedim(axis, 1)
+    return h.flatten(2).mean(2) if h.ndim > 2 else h
 
 
 def make_feature_reader(

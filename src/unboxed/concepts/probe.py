@@ -1,0 +1,298 @@
+"""Probes: what can be read from each layer, and whether the model uses it.
+
+Alain & Bengio 2017, "Understanding intermediate layers using linear classifier probes", arXiv:1610.01644.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.linear.clusters import cluster_rows
+from ..engine.linear.probing import FeatureProbe, ProbeKind, probe_features
+from ..engine.output_change import change_unit
+from ..engine.read.channel_axes import unit_axis
+from ..engine.read.edits import unit_addresses
+from ..engine.read.features import SKETCH_SIZE, hidden_layer_input_addresses, read_features, resolve_layers
+from ..engine.results import OneLineReprMixin
+from ..errors import InputError
+from ..model.nan_checks import check_no_nan
+from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
+from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
+from ..settings import AtLeast, Holds, Unit, check_settings
+from ._attribute import AttributedExamples, read_attribute
+from ._probe_ablation import MAX_STILL_READABLE, ErasureTest, LayerView, erasure_test
+
+Attribute = Annotated[
+    Sequence[Any] | Tensor | None, Holds("object"), "The attribute's class of each example (N,): numbers or names."
+]
+Types = Annotated[
+    Sequence[Any] | Tensor | None, Holds("object"), "Type of each example (N,), which has one class in a control task."
+]
+N_DEFAULT_LAYERS = 6  # hidden layers, evenly spaced in depth
+MAX_FLAT_FEATURES = 8192  # of a layer; of more the means over positions are read
+MAX_TYPES, MIN_EXAMPLES_PER_TYPE = 100, 5  # clusters of inputs
+MAX_ERASED_EXAMPLES = 200  # that the model is run on with each set of directions erased
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerProbe(OneLineReprMixin):
+    """What is read from one layer, and whether the model uses it.
+
+    Attributes:
+        layer: Its address.
+        probe: Accuracy with its controls, in intervals at 90 % over the tested examples.
+        erasure: What erasing the attribute does to the outputs; None where that was not tested.
+        are_means: Whether the features are the units' means over positions.
+    """
+
+    layer: str
+    probe: FeatureProbe
+    erasure: ErasureTest | None
+    are_means: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """One of "used", "not used", "not decodable" and "not tested"."""
+        if not self.probe.is_decodable:
+            return "not decodable"
+        if self.erasure is None:
+            return "not tested"
+        if self.erasure.is_used:
+            return "used"
+        return "not used" if self.erasure.has_power and not self._is_still_readable else "not tested"
+
+    @property
+    def reason(self) -> str:
+        """The verdict's reason in one sentence, from its controls."""
+        p, e = self.probe, self.erasure
+        if not p.is_decodable:
+            read = f"{p.accuracy.mean:.0%} right, {p.majority:.0%} by the most frequent class"
+            return f"The probe predicts no better than the classes' frequencies: {read}."
+        return "No directions were erased here: only that it can be read is known." if e is None else self._cost(e)
+
+    def _cost(self, e: ErasureTest) -> str:
+        change, random_change = (float(c.double().mean()) for c in (e.change, e.random_change))
+        costs = f"Erasing its {count_directions(e.rank)} changes the outputs by {change:.2g}, random ones by "
+        costs += f"{random_change:.2g} on average (p = {e.p_value:.2g})"
+        if self.verdict != "not tested":
+            small = f"; that is {e.share:.1g} of what erasing its own outputs costs" * (e.is_significant != e.is_used)
+            return f"{costs}{small}."
+        if not e.has_enough_draws:
+            return f"{costs}; {e.random_change.shape[1]} random draws are too few for a level of 5 %."
+        if not e.has_power:
+            return f"{costs}; erasing what the outputs are read from costs no more, so that this layer cannot tell."
+        left, read = e.remaining.mean, self.probe.information.mean
+        return f"{costs}; a new probe still reads {left:.2g} of {read:.2g} bits, so that it was not erased."
+
+    @property
+    def _is_still_readable(self) -> bool:
+        left = 0.0 if self.erasure is None else self.erasure.remaining.low
+        return left > MAX_STILL_READABLE * self.probe.information.mean
+
+
+def count_directions(n: int) -> str:
+    """Like "1 direction" or "9 directions"."""
+    return f"{n} direction{'s' if n > 1 else ''}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Probing(OneLineReprMixin):
+    """What can be read of an attribute from each layer, and whether the model uses it.
+
+    Attributes:
+        layers: A `LayerProbe` per layer, in the order asked for.
+        names: The names of the attribute's classes.
+        counts: (K,) examples of each class.
+        n_examples: Number of examples N.
+        kind: "linear" or "mlp".
+        unit: Of the outputs' change: "nats", or "share of the outputs' variance".
+        types: What has one class in the control task: "clusters of similar inputs", or "given types".
+    """
+
+    returns: ClassVar[str] = "curve"
+
+    layers: tuple[LayerProbe, ...]
+    names: tuple[str, ...]
+    counts: Tensor
+    n_examples: int
+    kind: ProbeKind
+    unit: str
+    types: str
+
+    @property
+    def best(self) -> LayerProbe:
+        """The layer from which the attribute is read best; of equal ones the first whose use was tested."""
+        return max(self.layers, key=lambda p: (p.probe.information.mean, p.erasure is not None))
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the tested layer from which the attribute is read best.
+
+        One layer decides, so that many layers are not many chances. The others' are in `layers`.
+        """
+        return self._decisive.verdict
+
+    @property
+    def reason(self) -> str:
+        """The verdict's reason in one sentence, with the layer."""
+        return f"{self._decisive.layer}: {self._decisive.reason}"
+
+    @property
+    def _decisive(self) -> LayerProbe:
+        tested = [p for p in self.layers if p.erasure is not None and p.probe.is_decodable]
+        return max(tested, key=lambda p: p.probe.information.mean) if tested else self.best
+
+
+def _card_example(method: Any, box: Box) -> Any:
+    """The last layer, on copies of two random inputs, which can be told apart there."""
+    x = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(3)).to(box.dtype)
+    layers = unit_addresses(box)[-1:]
+    return method(box, torch.cat([x] * 4), torch.arange(8) % 2, layers, n_folds=2, n_controls=1, n_random=2)
+
+
+@card(
+    name="Probes",
+    source="Alain & Bengio 2017, arXiv:1610.01644; Hewitt & Liang 2019, arXiv:1909.03368; Voita & Titov 2020, "
+    "arXiv:2003.12298; erased by Belrose et al. 2023, arXiv:2306.03819",
+    shows="From which layers an attribute can be read, and whether the outputs change when it is erased there.",
+    does_not_show="Which of two attributes that go together in the data is used: they share their directions.",
+    example=lambda method, box, x, y: _card_example(method, box),
+    exempt={
+        "one forward": "it runs the model with and without the attribute, and with random directions erased",
+        "rows": "its probes are fitted to all examples together",
+        "another seed": "its example has too few examples for other folds to matter",
+    },
+    runs=lambda s: 3 + s["n_random"],
+    order=2,
+)
+def probe(
+    box: Box,
+    data: Data,
+    attribute: Attribute = None,
+    layers: LayerAddresses = None,
+    *,
+    kind: Annotated[ProbeKind, "Classifier that reads the attribute."] = "linear",
+    types: Types = None,
+    n_folds: Annotated[int, AtLeast(2), Unit("folds"), "Stratified folds of the cross-validation."] = 5,
+    n_controls: Annotated[int, AtLeast(1), Unit("draws"), "Control tasks drawn."] = 5,
+    n_random: Annotated[
+        int, AtLeast(0), Unit("draws"), "Sets of random directions that are erased in place of the attribute's."
+    ] = 39,
+    description_length: Annotated[bool, "Compute the description length, too."] = True,
+    max_examples: MaxExamples = None,
+    batch_size: BatchSize = "auto",
+    seed: Seed = 0,
+) -> Probing:
+    """Read an attribute from each layer by probes, and erase it to see whether the model uses it.
+
+    To see where in a model something is known (the class, a position, a property that it was not trained on), and
+    whether that matters to its answers: what can be read need not be used. For a concept given by examples of it use
+    `tcav`; for plain features of any encoder `engine.linear.probing.probe_features`.
+
+    Args:
+        box: The opened model.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. 200 or more, that the model was not trained
+            on.
+        attribute: The attribute's class of each example (N,): numbers or names. None: the labels of the data.
+        layers: Addresses of the layers, as `box.layers` lists them. None: "input", which is what a probe reads without
+            a model, and what up to 6 layers with weights receive. Of a layer with more than 8,192 values the units'
+            means over positions are read.
+        kind: Classifier that reads the attribute. "linear" is multinomial logistic regression, "mlp" has a hidden layer
+            of 64 units.
+        types: Type of each example (N,), which has one class in a control task. None: clusters of similar inputs
+            (k-means), of 5 examples on average, at most 100.
+        n_folds: Stratified folds of the cross-validation.
+        n_controls: Control tasks drawn.
+        n_random: Sets of random directions that are erased in place of the attribute's. 39 allow a level of 5 %; 0
+            leaves out whether the model uses it.
+        description_length: Compute the description length, too. It takes about as long as the cross-validation.
+        max_examples: Use only the first of the examples; None uses all.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+        seed: Seed of all random draws: same seed, same result.
+
+    Returns:
+        A `Probing`: of each layer the `accuracy` beside the majority class, the `selectivity` against the control task,
+        the `information` in bits and the description length; and the `verdict`. "not decodable": no more than the
+        classes' frequencies. "used": with the attribute erased the outputs of 200 held-out examples change more than by
+        as many random directions, at 5 %. "not used": they do not, though they do where the model's own outputs are
+        erased, and the attribute is gone. "not tested": anything else.
+
+    Raises:
+        DataError: for an attribute of one value, of too many, or missing values; for data without labels or examples.
+        InputError: for an attribute or types that do not fit the data, or numbers that are no classes.
+        LayerError: for an unknown layer, or one whose first axis is not the batch.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(100)
+        >>> result = ub.concepts.probe(box, x, y >= 5, "fc2:input", description_length=False)
+        >>> result.names, result.verdict
+        (('False', 'True'), 'used')
+
+    Source:
+        The penalty is chosen on a quarter of each fold's training examples. Hewitt & Liang give each word type a random
+        class; images and rows have no types, so that clusters of similar inputs take their place: the control says how
+        well any other function of what the input looks like is read. Voita & Titov's online code, mixed with Laplace's
+        rule. The erasure is LEACE (Belrose et al., theorem 4.3) with a shrunk covariance; random directions are drawn
+        with the features' covariance, so that they take the same share of the whitened variance.
+    """
+    check_settings(probe, locals())
+    examples = read_attribute(box, data, attribute, max_examples)
+    addresses = _default_layers(box) if layers is None else resolve_layers(box, layers)
+    type_index = _cluster_types(box, examples.x, seed, batch_size) if types is None else _given_types(types, examples)
+    outputs = check_no_nan(mean_over_positions(box(examples.x, batch_size=batch_size))).detach().double().cpu()
+    found = []
+    for address in addresses:
+        h, view = _features(box, examples.x, address, batch_size)
+        read = probe_features(
+            h, examples.y, kind=kind, n_folds=n_folds, types=type_index, n_controls=n_controls,
+            description_length=description_length, seed=seed,
+        )  # fmt: skip
+        erasure = None
+        if n_random and read.is_decodable and address not in MODEL_END_ADDRESSES:
+            erasure = erasure_test(
+                box, examples.x, examples.y, h, view, examples.labels, outputs=outputs, n_random=n_random,
+                max_examples=MAX_ERASED_EXAMPLES, n_folds=n_folds, seed=seed, batch_size=batch_size,
+            )  # fmt: skip
+        found.append(LayerProbe(address, read, erasure, view.unit_axis is not None))
+    return Probing(
+        tuple(found), examples.names, examples.y.bincount(), len(examples.y), kind, change_unit(box),
+        "clusters of similar inputs" if types is None else "given types",
+    )  # fmt: skip
+
+
+def _default_layers(box: Box) -> list[str]:
+    return ["input", *hidden_layer_input_addresses(box, N_DEFAULT_LAYERS)]
+
+
+def _features(box: Box, x: Tensor, address: str, batch_size: BatchSize) -> tuple[Tensor, LayerView]:
+    """The features (N, D) of a layer in float64 on the CPU, and how they lie in its activations."""
+    some = x if box.batch_dependent else x[:1]
+    h = box.read(some, [address], batch_size=batch_size)[address]
+    axis = unit_axis(box, address, h.ndim) if h.ndim > 2 and h[0].numel() > MAX_FLAT_FEATURES else None
+    unit_axes = {} if axis is None else {address: axis}
+    features = read_features(box, x, [address], batch_size=batch_size, unit_axes=unit_axes)[address]
+    return features.detach().double().cpu(), LayerView(address, axis)
+
+
+def _cluster_types(box: Box, x: Tensor, seed: int, batch_size: BatchSize) -> Tensor:
+    """The cluster (N,) of each input among similar ones."""
+    h = read_features(box, x, ["input"], batch_size=batch_size, max_features=SKETCH_SIZE)["input"].double().cpu()
+    return cluster_rows(h, min(MAX_TYPES, max(2, len(h) // MIN_EXAMPLES_PER_TYPE)), seed)
+
+
+def _given_types(types: Any, examples: AttributedExamples) -> Tensor:
+    """Types as numbers (N,). Raises InputError."""
+    values = np.asarray(types.cpu() if isinstance(types, Tensor) else types)
+    if values.shape != (len(examples.y),):
+        raise InputError(f"types must be one per example ({len(examples.y)},); got shape {values.shape}")
+    return torch.from_numpy(np.unique(values, return_inverse=True)[1]).long()

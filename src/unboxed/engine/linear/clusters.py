@@ -1,0 +1,43 @@
+"""Clusters of similar rows: k-means, the same for the same seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import rng
+
+MAX_ITERATIONS = 30
+
+
+def cluster_rows(h: Tensor, n_clusters: int, seed: int = 0) -> Tensor:
+    """The cluster (N,) of each row of h (N, D): Lloyd's k-means from centers chosen far apart (k-means++)."""
+    h = h - h.mean(0)  # distances are differences of squares
+    centers, cluster = _far_rows(h, n_clusters, seed), None
+    for _ in range(MAX_ITERATIONS):
+        nearest = _squared_distances(h, centers).argmin(1)
+        if cluster is not None and torch.equal(nearest, cluster):
+            break
+        cluster = nearest
+        counts = cluster.bincount(minlength=len(centers))
+        sums = torch.zeros_like(centers).index_add_(0, cluster, h)
+        centers = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centers)
+    return nearest
+
+
+def _far_rows(h: Tensor, n: int, seed: int) -> Tensor:
+    """n rows or fewer, each drawn in proportion to its squared distance from those before (Arthur & Vassilvitskii)."""
+    draws = torch.rand(n, generator=rng.keyed_generator(rng.CPU, "k-means", seed), dtype=torch.float64)
+    chosen = [int(draws[0] * len(h))]
+    distance = _squared_distances(h, h[chosen])[:, 0]
+    for draw in draws[1:].tolist():
+        if not float(distance.max()) > 0:  # no other row differs
+            break
+        chosen.append(min(int((distance.cumsum(0) < draw * distance.sum()).sum()), len(h) - 1))
+        distance = torch.minimum(distance, _squared_distances(h, h[chosen[-1:]])[:, 0])
+    return h[chosen]
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) of rows (N, D) and (M, D)."""
+    return (a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)).clamp_min(0)

@@ -1,0 +1,94 @@
+"""What does each layer know? Probes of the labels by layer, and whether the model uses what they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import concepts
+from ..concepts import Probing
+from ..engine.read.features import hidden_layer_input_addresses
+from ..errors import DataError
+from ..plots.results.concepts_probe import accuracy_chart, erasure_chart
+from .blocks import Block, Figure, FigureGrid, MethodNote, Text
+from .context import ReportContext, Section
+from .finding import NOT_IN_JSON, Finding, NotApplicable
+from .pictures import Picture
+from .survey import evenly_spaced_indices
+
+MAX_EXAMPLES, MAX_LAYERS = 150, 3
+MIN_EXAMPLES = 20
+TONES = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
+
+
+@dataclass(frozen=True)
+class ProbedLayer:
+    """What a probe reads from a layer."""
+
+    layer: str
+    accuracy: float
+    control: float
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProbesFinding(Finding):
+    """The labels read by probes, layer by layer."""
+
+    verdict: str
+    reason: str
+    n_examples: int
+    majority: float
+    layers: tuple[ProbedLayer, ...]
+    probing: Probing = field(metadata=NOT_IN_JSON)
+
+
+def find(context: ReportContext) -> ProbesFinding:
+    labels = context.survey.labels
+    if labels is None:
+        raise NotApplicable("Probes of the labels need data with labels.")
+    rows = evenly_spaced_indices(len(labels), MAX_EXAMPLES)
+    if len(rows) < MIN_EXAMPLES:
+        raise NotApplicable(f"Probes need at least {MIN_EXAMPLES} examples.")
+    x, y = context.inputs(rows), torch.as_tensor(labels)[torch.tensor(rows)]
+    try:
+        result = concepts.probe(
+            context.box, context.box.restore_structure(x), y, _layers(context), n_folds=3, n_controls=2,
+            description_length=False, seed=context.seed,
+        )  # fmt: skip
+    except DataError as error:  # one class, or too few of each
+        raise NotApplicable(f"Probes of the labels: {error}.") from error
+    best = result.best
+    layers = tuple(
+        ProbedLayer(p.layer, p.probe.accuracy.mean, p.probe.control.mean, p.verdict, p.reason) for p in result.layers
+    )
+    return ProbesFinding(
+        answer=f"A linear probe reads the class best from {best.layer}: {best.probe.accuracy.mean:.0%} right.",
+        verdict=result.verdict, reason=result.reason, n_examples=result.n_examples, majority=best.probe.majority,
+        layers=layers, probing=result,
+    )  # fmt: skip
+
+
+def _layers(context: ReportContext) -> list[str]:
+    return ["input", *hidden_layer_input_addresses(context.box, MAX_LAYERS)]
+
+
+def show(finding: ProbesFinding) -> list[Block]:
+    result = finding.probing
+    text = (
+        "What a linear classifier reads of the label from each layer, on examples that it was not fitted to; as a "
+        "control, how well it reads random classes of similar inputs. Then the label is erased from the layer: if the "
+        "model uses it, its answers change more than by as many random directions."
+    )
+    layers = ", ".join(f"{p.layer} {p.accuracy:.0%} (control {p.control:.0%}): {p.verdict}" for p in finding.layers)
+    charts = [accuracy_chart(result)]
+    charts += [erasure_chart(result)] if any(p.erasure is not None for p in result.layers) else []
+    alts = f"accuracy of probes by layer: {layers}", "change of the outputs with the label erased, by layer"
+    figures = [Figure(Picture(c, alt, None), "") for c, alt in zip(charts, alts, strict=False)]
+    note = MethodNote.of(concepts.probe, f"{finding.verdict}: {finding.reason}", TONES[finding.verdict])
+    return [Text(text), note, FigureGrid(figures)]
+
+
+SECTION = Section("What does each layer know?", "probes", find, show, needs=("classes", "exclusive classes"))
