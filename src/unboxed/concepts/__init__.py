@@ -3,3 +3,10 @@
 A method is a file here; what two of them share moves into `engine`. Each stands beside its twin that must fail (a
 random model, a control task, a frozen dictionary), and its result says when there is nothing to see.
 """
+
+from .prototypes import Prototypes as Prototypes
+from .prototypes import prototypes as prototypes
+from .shortcuts import Shortcuts as Shortcuts
+from .shortcuts import shortcuts as shortcuts
+from .slices import ErrorSlices as ErrorSlices
+from .slices import error_slices as error_slices
