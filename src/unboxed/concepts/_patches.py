@@ -9,7 +9,7 @@ from ..engine.rectangle import Rectangle
 
 MAX_SIDE_FRACTION = 0.25  # of the image's side: what is larger is an object's part more than a mark
 MAX_AREA_FRACTION = 0.0625
-N_SIDES = 8  # heights, and widths, that are tried
+N_SIDES = 8  # heights, and widths, that are tried: all, or in equal ratios
 
 
 def densest_rectangle(relevance: Tensor) -> Rectangle:
@@ -35,8 +35,9 @@ def densest_rectangle(relevance: Tensor) -> Rectangle:
 
 def _sides(size: int) -> list[int]:
     largest = max(1, round(MAX_SIDE_FRACTION * size))
-    smallest = max(1, largest // 4)
-    ratios = torch.linspace(0, 1, N_SIDES, dtype=torch.float64)
+    if largest <= N_SIDES:
+        return list(range(1, largest + 1))
+    smallest, ratios = largest // N_SIDES, torch.linspace(0, 1, N_SIDES, dtype=torch.float64)
     return sorted({round(float(smallest * (largest / smallest) ** r)) for r in ratios})
 
 

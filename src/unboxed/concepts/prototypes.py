@@ -5,7 +5,7 @@ Kim, Khanna & Koyejo 2016, "Examples are not Enough, Learn to Criticize! Critici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from ..engine.read.examples import examples_with_optional_labels
 from ..engine.read.features import default_feature_layer, read_features, resolve_address
 from ..engine.results import OneLineReprMixin
 from ..errors import DataError
+from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_seed
@@ -41,6 +42,7 @@ class ClassPrototypes(OneLineReprMixin):
         mmd2: Squared maximum mean discrepancy between all examples and the prototypes; 0 is a perfect summary.
         random_mmd2: (R,) the same of random sets of as many examples.
         bandwidth: The kernel is exp(-bandwidth * squared distance).
+        examples: (P + C, C, H, W) the prototypes, then the criticisms, where they are images.
     """
 
     target: int
@@ -51,6 +53,7 @@ class ClassPrototypes(OneLineReprMixin):
     mmd2: float
     random_mmd2: Tensor
     bandwidth: float
+    examples: Tensor | None = None
 
     @property
     def random_fraction(self) -> float:
@@ -175,6 +178,8 @@ def prototypes(
         _class_prototypes(k, rows, h[rows], n_prototypes, n_criticisms, bandwidth, seed, box.dtype)
         for k, rows in rows_by_class.items()
     )
+    if isinstance(box.inputs, Pixels):
+        groups = tuple(replace(g, examples=x[torch.cat([g.prototypes, g.criticisms])].cpu()) for g in groups)
     return Prototypes(groups, address, box.classes)
 
 

@@ -192,8 +192,9 @@ def shortcuts(
 
     To find a mark that a model goes by where nobody has labeled it. The maps of the examples that the model classifies
     as a class are clustered; where a cluster's mean map is most concentrated lies the suspected patch. It is cut out of
-    the cluster's examples and pasted, at its place, onto images that are classified as other classes. A shortcut is
-    claimed only where most of them become the class, and far fewer with random patches of the class's images.
+    the half of the cluster's examples with the most relevance there, and pasted, at its place, onto images that are
+    classified as other classes. A shortcut is claimed only where most of them become the class, and far fewer with
+    random patches of the class's images.
 
     Args:
         box: The opened model.
@@ -238,22 +239,31 @@ def shortcuts(
         raise InputError(f"shortcuts needs inputs that are images; the box takes {box.inputs}")
     seed, explain = check_seed(seed), _map_function(method, batch_size)
     x = first_inputs(box, data, max_examples)
-    predicted = box.predict(x, batch_size=batch_size).cpu()
+    answered = _AnsweredExamples(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)
+    rows_by_class = examples_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED, batch_size)
     found = list[ExplanationCluster]()
-    for k, rows in examples_by_class(box, x, predicted, classes, MIN_EXPLAINED, batch_size).items():
+    for k, rows in rows_by_class.items():
         rows = rows[evenly_spaced_indices(len(rows), n_explained)]
-        generator = rng.keyed_generator(rng.CPU, "shortcuts", seed, k)
-        others = (predicted != k).nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=generator)[:n_pastes]]
         maps = _positive_maps(box, explain, x[rows], k)
         labels = spectral_clusters(_clustered_points(maps), max_clusters, seed)
-        for j in range(int(labels.max()) + 1):
-            in_cluster = labels == j
-            cluster = _describe(x, rows[in_cluster], maps[in_cluster], k, len(rows))
-            found.append(_test(box, x, predicted, cluster, rows, others, generator, batch_size))
+        found += _tested_clusters(answered, k, rows, maps, labels, n_pastes, seed)
     border_area, corner_area = (float(mask(*x.shape[-2:]).double().mean()) for mask in (border_mask, corner_mask))
     name = method if isinstance(method, str) else getattr(method, "__name__", "map")
     return Shortcuts(_corrected(found, alpha), name, border_area, corner_area, box.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _AnsweredExamples:
+    """The examples with the model's answers."""
+
+    box: Box
+    x: Tensor  # (N, C, H, W)
+    predicted: Tensor  # (N,) classes
+    batch_size: BatchSize
+
+    def answers(self, x: Tensor) -> Tensor:
+        """The classes (n,) of other images."""
+        return self.box.predict(x, batch_size=self.batch_size).cpu()
 
 
 def _map_function(method: str | MapMethod, batch_size: BatchSize) -> MapMethod:
@@ -283,6 +293,28 @@ def _clustered_points(maps: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], size).flatten(1)
 
 
+def _tested_clusters(
+    answered: _AnsweredExamples, target: int, rows: Tensor, maps: Tensor, labels: Tensor, n_pastes: int, seed: int
+) -> list[ExplanationCluster]:
+    """The clusters of a class's examples, whose maps (n, H, W) have these labels (n,), with their tests."""
+    generator = rng.keyed_generator(rng.CPU, "shortcuts", seed, target)
+    others = (answered.predicted != target).nonzero().flatten()
+    others = others[torch.randperm(len(others), generator=generator)[:n_pastes]]
+    clusters = list[ExplanationCluster]()
+    for j in range(int(labels.max()) + 1):
+        members, member_maps = rows[labels == j], maps[labels == j]
+        cluster = _describe(answered.x, members, member_maps, target, len(rows))
+        donors = members[_most_relevant_half(member_maps, cluster.patch)]
+        clusters.append(_test(answered, cluster, donors, rows, others, generator) if len(others) else cluster)
+    return clusters
+
+
+def _most_relevant_half(maps: Tensor, patch: Rectangle) -> Tensor:
+    """Indices of the half of the maps (n, H, W) with the most relevance in a patch."""
+    inside = maps[:, patch.rows, patch.columns].sum((1, 2))
+    return inside.argsort(descending=True, stable=True)[: (len(maps) + 1) // 2]
+
+
 def _describe(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) -> ExplanationCluster:
     """A cluster with its suspected patch, before it is tested."""
     mean = maps.mean(0)
@@ -308,27 +340,24 @@ def _describe(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) 
 
 
 def _test(
-    box: Box, x: Tensor, predicted: Tensor, cluster: ExplanationCluster, class_rows: Tensor, others: Tensor,
-    generator: torch.Generator, batch_size: BatchSize,
+    answered: _AnsweredExamples, cluster: ExplanationCluster, donors: Tensor, class_rows: Tensor, others: Tensor,
+    generator: torch.Generator,
 ) -> ExplanationCluster:  # fmt: skip
-    """The cluster with what images of other classes become with its patch, and with random ones."""
-    if not len(others):
-        return cluster
-    n, images = len(others), x[others]
-    donors, random_donors = (
-        x[rows[torch.randint(len(rows), (n,), generator=generator)]] for rows in (cluster.members, class_rows)
+    """The cluster with what the other images become with its patch, cut out of the donors, and with random ones."""
+    n, x = len(others), answered.x
+    images = x[others]
+    patched_from, random_from = (
+        x[rows[torch.randint(len(rows), (n,), generator=generator)]] for rows in (donors, class_rows)
     )
     elsewhere = random_patches(n, cluster.patch, (x.shape[-2], x.shape[-1]), generator)
-    pasted = paste(images, donors, [cluster.patch] * n)
-    after, after_random = (
-        box.predict(h, batch_size=batch_size).cpu() for h in (pasted, paste(images, random_donors, elsewhere))
-    )
+    pasted = paste(images, patched_from, [cluster.patch] * n)
+    after, after_random = map(answered.answers, (pasted, paste(images, random_from, elsewhere)))
     follows, follows_random = after == cluster.target, after_random == cluster.target
     only_patch, only_random = int((follows & ~follows_random).sum()), int((follows_random & ~follows).sum())
     p_value = float(binom.sf(only_patch - 1, only_patch + only_random, 0.5)) if only_patch else 1.0
     test = PasteTest(Proportion(int(follows.sum()), n), Proportion(int(follows_random.sum()), n), p_value)
     shown = follows.long().argsort(descending=True, stable=True)[:N_SHOWN]
-    answers = torch.stack([predicted[others[shown]], after[shown]], 1)
+    answers = torch.stack([answered.predicted[others[shown]], after[shown]], 1)
     return replace(cluster, test=test, before=images[shown].cpu(), after=pasted[shown].cpu(), answers=answers)
 
 
