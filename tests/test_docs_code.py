@@ -34,6 +34,7 @@ from unboxed.errors import MissingError
 ROOT = Path(__file__).parents[1]
 README, GUIDE, METHODS = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "methods.md"
 VERDICTS, INFLUENCE = ROOT / "docs" / "verdicts.md", ROOT / "docs" / "influence.md"
+CONCEPTS = ROOT / "docs" / "concepts.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 CHEAP: dict[str, dict[str, dict[str, Any]]] = {
     "synthesis": {
@@ -140,10 +141,16 @@ def test_the_code_of_the_page_on_influence_runs() -> None:
     assert names["result"].scores.shape == (4, 300)
 
 
+def test_the_code_of_the_page_on_concepts_runs() -> None:
+    names = run(CONCEPTS, {})
+    assert names["shortcuts"].verdict == "fail"
+    assert names["prototypes"].verdict == "pass"
+
+
 def test_no_page_holds_code_that_is_not_run() -> None:
     """Python and shell blocks are where they are run; the examples in methods.md are run as docstrings."""
     run = {README: {"python", "sh"}, GUIDE: {"python", "sh"}, METHODS: {"pycon"}, VERDICTS: {"python"}}
-    run[INFLUENCE] = {"python"}
+    run[INFLUENCE] = run[CONCEPTS] = {"python"}
     run[ROOT / "docs" / "tasks.md"] = {"python", "py"}  # test_docs_tasks.py
     for page in PAGES:
         opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
