@@ -431,8 +431,8 @@ def groups(shortcuts: dict[str, Any], slices: dict[str, Any]) -> list[str]:
         f"{shortcuts['false claims']} claims; their strongest patch turns "
         f"{shortcuts['largest share that follows on a control']:.0%}.",
         f"- Slices, on {slices['n']:,} digits with labels wrong for {slices['error inside']:.0%} of a planted slice "
-        f"(half of a class, or a tenth of all, with an attribute) and {slices['error outside']:.0%} of the rest: precision "
-        f"{everywhere['precision']:.2f}, recall {everywhere['recall']:.2f}, both at least .8 in "
+        f"(half of a class, or a tenth of all, with an attribute) and {slices['error outside']:.0%} of the rest: "
+        f"precision {everywhere['precision']:.2f}, recall {everywhere['recall']:.2f}, both at least .8 in "
         f"{everywhere['both at least .8']} of {everywhere['draws']} draws. Not always: {', '.join(hard)}. Without a "
         f"slice, a false one in {null['count']} of {null['n']} draws (up to {null['high']:.1%}).",
     ]
