@@ -422,9 +422,9 @@ def groups(shortcuts: dict[str, Any], slices: dict[str, Any]) -> list[str]:
     null, everywhere = slices["without a slice"], slices["all"]
     hard = [a for a, f in slices["attributes"].items() if f["both at least .8"] < f["draws"]]
     return [
-        f"- Shortcuts, on {shortcuts['seeds']} digits models with a planted 3x3 mark (another class and seed each): the "
-        f"mark is found in {shortcuts['found']}. Claimed patches turn at least {shortcuts['lowest pasted']:.0%} of the "
-        f"other images into the class, random ones at most {shortcuts['highest random']:.1%}; at least "
+        f"- Shortcuts, on {shortcuts['seeds']} digits models with a planted 3x3 mark (another class and seed each): "
+        f"the mark is found in {shortcuts['found']}. Claimed patches turn at least {shortcuts['lowest pasted']:.0%} of "
+        f"the other images into the class, random ones at most {shortcuts['highest random']:.1%}; at least "
         f"{shortcuts['lowest share of members with the mark']:.0%} of the claimed clusters' members bear the mark, and "
         f"they hold at least {shortcuts['lowest share of marked that are members']:.0%} of those that do. Of "
         f"{shortcuts['control models']} runs on control models (images with and without the mark) "
