@@ -26,7 +26,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import write
 from unboxed.adversarial import Adversarial
-from unboxed.robustness.proportion import Proportion
+from unboxed.engine.proportion import Proportion
 
 CHUNK = 1000
 ALL = 10_000

@@ -414,6 +414,30 @@ def _share_with_interval(share: dict[str, Any]) -> str:
     return f"{share['share']:.2f} [{low:.2f}, {high:.2f}] ({share['count']} of {share['of']})"
 
 
+GROUPS = HERE.parent / "docs" / "concepts.md", "<!-- groups:begin -->", "<!-- groups:end -->"
+
+
+def groups(shortcuts: dict[str, Any], slices: dict[str, Any]) -> list[str]:
+    """What was measured of shortcuts without labels and error slices, a sentence each."""
+    null, everywhere = slices["without a slice"], slices["all"]
+    hard = [a for a, f in slices["attributes"].items() if f["both at least .8"] < f["draws"]]
+    return [
+        f"- Shortcuts, on {shortcuts['seeds']} digits models with a planted 3x3 mark (another class and seed each): "
+        f"the mark is found in {shortcuts['found']}. Claimed patches turn at least {shortcuts['lowest pasted']:.0%} of "
+        f"the other images into the class, random ones at most {shortcuts['highest random']:.1%}; at least "
+        f"{shortcuts['lowest share of members with the mark']:.0%} of the claimed clusters' members bear the mark, and "
+        f"they hold at least {shortcuts['lowest share of marked that are members']:.0%} of those that do. Of "
+        f"{shortcuts['control models']} runs on control models (images with and without the mark) "
+        f"{shortcuts['false claims']} claims; their strongest patch turns "
+        f"{shortcuts['largest share that follows on a control']:.0%}.",
+        f"- Slices, on {slices['n']:,} digits with labels wrong for {slices['error inside']:.0%} of a planted slice "
+        f"(half of a class, or a tenth of all, with an attribute) and {slices['error outside']:.0%} of the rest: "
+        f"precision {everywhere['precision']:.2f}, recall {everywhere['recall']:.2f}, both at least .8 in "
+        f"{everywhere['both at least .8']} of {everywhere['draws']} draws. Not always: {', '.join(hard)}. Without a "
+        f"slice, a false one in {null['count']} of {null['n']} draws (up to {null['high']:.1%}).",
+    ]
+
+
 def main() -> None:
     _between(HERE.parent / "README.md", BEGIN, END, headline_table(_read))
     BENCHMARKS.write_text(leaderboard())
@@ -424,6 +448,8 @@ def main() -> None:
     _between(HERE.parent / "README.md", *IN_README, verdict_sentence(_read("verdict_roc")))
     if (HERE / "results" / "influence_lds.json").exists():
         _between(INFLUENCE, *LDS, influence(_read("influence_lds")))
+    if (HERE / "results" / "concepts_shortcuts.json").exists():
+        _between(*GROUPS, groups(_read("concepts_shortcuts"), _read("concepts_slices")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
         _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))

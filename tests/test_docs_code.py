@@ -145,6 +145,8 @@ def test_the_code_of_the_page_on_concepts_runs(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     names = run(CONCEPTS, {})
     assert names["result"].verdict == "used"
+    assert names["shortcuts"].verdict == "fail"
+    assert names["prototypes"].verdict == "pass"
 
 
 def test_no_page_holds_code_that_is_not_run() -> None:

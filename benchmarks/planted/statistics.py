@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unboxed.robustness.proportion import Proportion
+from unboxed.engine.proportion import Proportion
 
 Record = dict[str, Any]
 PASS, FAIL = "pass", "fail"  # the grades that decide; any other is not decided

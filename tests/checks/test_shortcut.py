@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 import unboxed as ub
 from unboxed import checks, cli
 from unboxed.checks import Trigger, plant_shortcut
-from unboxed.checks.planting import Rectangle, mismatched_classes
+from unboxed.checks.planting import mismatched_classes
 from unboxed.checks.shortcut_trial import ShortcutFinding, grade_shortcut
+from unboxed.engine.rectangle import Rectangle
 from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
 from unboxed.plots.draw import outline_rectangle

@@ -60,7 +60,9 @@ refuse(PATHS, ("checkpointed_reentrant",), UnboxedError)  # likewise
 refuse(("feature", "channels", "caricature"), ("checkpointed_reentrant",), UnboxedError)
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(
-    ("nearest_neighbors", "nearest_training_examples"), ("parameterless", "exported_flat"), LayerError
+    ("nearest_neighbors", "nearest_training_examples", "prototypes"),
+    ("parameterless", "exported_flat"),
+    LayerError,
 )  # no layer to compare in
 refuse(("rewrite", "ablation", "patching", "cka"), ("parameterless", "exported_flat"), LayerError)  # likewise
 refuse(("deep_visualization", "deepdream", "texture", "style_transfer"), ("checkpointed_reentrant",), OutputError)
@@ -125,3 +127,4 @@ refuse(
 )  # no gradient of one example
 refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module runs
+refuse(("shortcuts",), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there

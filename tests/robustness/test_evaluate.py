@@ -22,13 +22,13 @@ import unboxed as ub
 from unboxed import adversarial, cli
 from unboxed.adversarial.changes import prediction_changes
 from unboxed.cli.attack import run_attack
+from unboxed.engine.proportion import Proportion
 from unboxed.errors import DataError, InputError, ModelError, UnboxedWarning
 from unboxed.inputs.labels import unique_names
 from unboxed.plots import attack_sheet, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
 from unboxed.robustness.evaluate import Robustness, evaluate
 from unboxed.robustness.gradient_masking import check_gradient_masking
-from unboxed.robustness.proportion import Proportion
 
 SHAPE = (1, 6, 6)
 ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}

@@ -12,7 +12,6 @@ from ..box import Box
 from ..cards import card
 from ..engine.read import features
 from ..engine.read.neighbors import Metric, Neighbors, StreamingNeighborSearch
-from ..errors import LayerError
 from ..inputs.items import SkippedExamples
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, NExamples
 from ..settings import check_settings
@@ -68,7 +67,7 @@ def nearest_neighbors(
         Krizhevsky et al. 2012, section 6.1 and figure 4 (right).
     """
     check_settings(nearest_neighbors, locals())
-    address = _default_layer(box) if layer is None else features.resolve_address(box, layer)
+    address = features.default_feature_layer(box) if layer is None else features.resolve_address(box, layer)
     queries = features.read_features(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]  # (N, D)
     if data is None:
         search = StreamingNeighborSearch(queries, k, metric=metric, exclude=torch.arange(len(queries)))
@@ -81,14 +80,6 @@ def nearest_neighbors(
         search.add(points)
     neighbors = search.result()
     return replace(neighbors, indices=skipped.dataset_rows(neighbors.indices))
-
-
-def _default_layer(box: Box) -> str:
-    """The input of the last layer with parameters; of a model without a hidden layer, the output."""
-    if not any(row.n_parameters for row in box.layers.leaves):
-        raise LayerError("no module of this model has parameters; name the layer, such as layer='output'")
-    hidden = features.hidden_layer_input_addresses(box)
-    return hidden[-1] if hidden else "output"
 
 
 def _random_examples(box: Box) -> Tensor:

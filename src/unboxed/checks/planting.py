@@ -9,26 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..engine.rectangle import Rectangle
 from ..errors import InputError
 from ..objectives import as_classes
 from ..parameters import Seed
 from ..settings import AtLeast, AtMost, check_settings
 from ..validation import check_float, check_int, check_seed
-
-
-class Rectangle(NamedTuple):
-    """A rectangle of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,7 @@ class Trigger:
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"a trigger needs one class or several different ones; got {self.classes}")
         rectangles = [self.rectangle(k) for k in self.classes]
-        if min(self._max_offset) < 0 or any(
-            _rectangles_overlap(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i]
-        ):
+        if min(self._max_offset) < 0 or any(a.overlaps(b) for i, a in enumerate(rectangles) for b in rectangles[:i]):
             size = f"{self.side}x{self.side}, {self.margin} from the border"
             image_size = f"{self.shape[1]}x{self.shape[2]}"
             raise InputError(f"{len(rectangles)} triggers of {size} do not fit into {image_size} pixels")
@@ -112,10 +102,6 @@ class Trigger:
             return images.clone()  # a fraction of none of the images
         masks = self.masks(as_classes(classes).expand(len(images)))
         return images.masked_fill(masks[:, None].to(images.device), value)
-
-
-def _rectangles_overlap(a: Rectangle, b: Rectangle) -> bool:
-    return abs(a.top - b.top) < a.height and abs(a.left - b.left) < a.width
 
 
 @dataclass(frozen=True, eq=False)

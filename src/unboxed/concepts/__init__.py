@@ -7,3 +7,9 @@ random model, a control task, a frozen dictionary), and its result says when the
 from .probe import LayerProbe as LayerProbe
 from .probe import Probing as Probing
 from .probe import probe as probe
+from .prototypes import Prototypes as Prototypes
+from .prototypes import prototypes as prototypes
+from .shortcuts import Shortcuts as Shortcuts
+from .shortcuts import shortcuts as shortcuts
+from .slices import ErrorSlices as ErrorSlices
+from .slices import error_slices as error_slices

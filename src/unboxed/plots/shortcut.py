@@ -12,9 +12,9 @@ from .draw import outline_rectangle, shared_vmax, signed_map_to_rgb
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
-    from ..checks.planting import Rectangle
     from ..checks.shortcut_report import ShortcutReport
     from ..checks.shortcut_trial import ShortcutFinding
+    from ..engine.rectangle import Rectangle
 
 TILE_SIDE_PIXELS = 84
 OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white

@@ -15,10 +15,10 @@ from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
 from ..box import Box
 from ..engine.optimize.constraints import format_eps
+from ..engine.proportion import Proportion
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
 from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL, Attack, default_attack_cards, evaluate
-from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
 from .attack_words import attack_sentence
 from .blocks import Block, Collapsible, ColorScales, Figure, FileLinks, Heading, MethodNote, Note, Table, Text

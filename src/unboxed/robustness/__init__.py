@@ -3,6 +3,7 @@
 An evaluation of a model on labeled data moves in here; the attacks that it uses are in `adversarial`.
 """
 
+from ..engine.proportion import Proportion as Proportion
 from .calibration import Calibration as Calibration
 from .calibration import Reliability as Reliability
 from .calibration import calibration as calibration
@@ -13,7 +14,6 @@ from .corruptions import corruptions as corruptions
 from .evaluate import default_attacks as default_attacks
 from .evaluate import evaluate as evaluate
 from .gradient_masking import MaskingFinding as MaskingFinding
-from .proportion import Proportion as Proportion
 from .result import Robustness as Robustness
 from .smoothing import Smoothed as Smoothed
 from .smoothing import smoothed as smoothed

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..engine.optimize.constraints import format_eps, largest_distance
+from ..engine.proportion import Proportion
 from ..errors import InputError
 from ..inputs.labels import unique_names
 from .gradient_masking import MaskingFinding
-from .proportion import Proportion
 
 
 @dataclass(frozen=True, repr=False, eq=False)

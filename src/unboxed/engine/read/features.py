@@ -43,6 +43,17 @@ def hidden_layer_input_addresses(box: Box, max_layers: int | None = None) -> lis
     )
 
 
+def default_feature_layer(box: Box) -> str:
+    """The input of the last layer with parameters; of a model without a hidden layer, the output.
+
+    Raises LayerError where no layer has parameters.
+    """
+    if not any(row.n_parameters for row in box.layers.leaves):
+        raise LayerError("no module of this model has parameters; name the layer, such as layer='output'")
+    hidden = hidden_layer_input_addresses(box)
+    return hidden[-1] if hidden else "output"
+
+
 def resolve_address(box: Box, name: str) -> str:
     """The full address of a layer, or "input", "output" or "logits". Raises LayerError."""
     return name if isinstance(name, str) and name in MODEL_END_ADDRESSES else box.layers.resolve(name)

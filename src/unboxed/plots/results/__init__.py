@@ -8,6 +8,7 @@ from . import adversarial as adversarial
 from . import attribution as attribution
 from . import checks as checks
 from . import common as common
+from . import concepts_groups as concepts_groups
 from . import concepts_probe as concepts_probe
 from . import containers as containers
 from . import influence as influence

@@ -25,6 +25,14 @@ class Proportion:
         bounds = binomtest(self.count, self.n).proportion_ci(0.95, "wilson")
         return float(bounds.low), float(bounds.high)
 
+    @property
+    def exact_interval(self) -> tuple[float, float]:
+        """The interval of Clopper and Pearson (1934) at 95 %, which covers the truth at least that often."""
+        if not self.n:
+            return 0.0, 1.0
+        bounds = binomtest(self.count, self.n).proportion_ci(0.95, "exact")
+        return float(bounds.low), float(bounds.high)
+
     def to_dict(self) -> dict[str, float | int]:
         """For JSON."""
         lower, upper = self.wilson_interval

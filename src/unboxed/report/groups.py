@@ -1,0 +1,147 @@
+"""Where does it fail, and by which marks does it go? Groups with more errors, and patches that decide answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import concepts
+from ..concepts import ErrorSlices, Shortcuts
+from ..concepts.shortcuts import MIN_EXPLAINED, ExplanationCluster
+from ..concepts.slices import ErrorSlice
+from ..engine.rows import evenly_spaced_indices
+from ..plots.results.concepts_groups import cluster_tiles, slice_tiles
+from ..plots.sheet import Tile
+from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodNote, Text
+from .context import ReportContext, Section
+from .finding import Finding, NotApplicable
+from .pictures import Picture
+from .words import count_noun
+
+MAX_EXAMPLES, MIN_SLICE_EXAMPLES = 1000, 100  # evenly spread; fewer make no groups that could be tested
+N_EXPLAINED, N_PASTES, MAX_CLUSTERS = 60, 50, 4  # examples and pastes per class and cluster
+MAX_FORWARD_FLOPS = 1e12  # of all forward passes of a part, above which it is left out
+N_SHOWN_CLUSTERS, N_SHOWN_SLICES = 3, 3
+TILE_SIDE_PIXELS = 84
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GroupsFinding(Finding):
+    """Error slices and shortcuts, each with its test; None where it was not searched for."""
+
+    slices: ErrorSlices | None
+    shortcuts: Shortcuts | None
+
+
+# -- find --------------------------------------------------------------------------------------------------------------
+
+
+def find(context: ReportContext) -> GroupsFinding:
+    rows = evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES)
+    slices, shortcuts = _slices(context, rows), _shortcuts(context, rows)
+    if slices is None and shortcuts is None:
+        raise NotApplicable(
+            f"Groups of errors need {MIN_SLICE_EXAMPLES} labeled examples, shortcuts {MIN_EXPLAINED} images that are "
+            "predicted as one class, and a model that is not too large for so many passes."
+        )
+    return GroupsFinding(answer=_answer(slices, shortcuts), slices=slices, shortcuts=shortcuts)
+
+
+def _slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
+    labels = context.survey.labels
+    if labels is None or len(rows) < MIN_SLICE_EXAMPLES or context.forward_flops(2 * len(rows)) > MAX_FORWARD_FLOPS:
+        return None
+    x = context.box.restore_structure(context.inputs(rows))
+    return concepts.error_slices(context.box, (x, labels[rows]), seed=context.seed)
+
+
+def _shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None:
+    counts = context.survey.predicted[rows].bincount()
+    classes = (counts >= MIN_EXPLAINED).nonzero().flatten()
+    n_passes = len(rows) + len(classes) * (3 * N_EXPLAINED + 2 * MAX_CLUSTERS * N_PASTES)
+    if not context.has_images or not len(classes) or context.forward_flops(n_passes) > MAX_FORWARD_FLOPS:
+        return None
+    x = context.box.restore_structure(context.inputs(rows))
+    return concepts.shortcuts(
+        context.box, x, classes, n_explained=N_EXPLAINED, n_pastes=N_PASTES, max_clusters=MAX_CLUSTERS,
+        seed=context.seed,
+    )  # fmt: skip
+
+
+def _answer(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> str:
+    sentences = list[str]()
+    if slices is not None:
+        n = len(slices.slices)
+        sentences.append(
+            f"{count_noun(n, 'group')} of examples with more errors" if n else "No group of examples has more errors"
+        )
+    if shortcuts is not None:
+        names = dict.fromkeys(shortcuts.class_name(c.target) for c in shortcuts.shortcuts)
+        sentences.append(f"a patch decides for {', '.join(names)}" if names else "no small patch decides answers")
+    return "; ".join(sentences) + "."
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(finding: GroupsFinding) -> list[Block]:
+    return [*_slice_blocks(finding.slices), *_shortcut_blocks(finding.shortcuts)]
+
+
+def _slice_blocks(result: ErrorSlices | None) -> list[Block]:
+    if result is None:
+        return []
+    note = MethodNote.of(concepts.error_slices, _sentence(result.reason), "bad" if result.slices else "good")
+    cases = [_slice_case(result, s) for s in result.slices[:N_SHOWN_SLICES]]
+    text = "Groups of examples that are alike in a layer, found on one half of the data and tested on the other."
+    return [Heading("Where it fails"), Text(text), note, *cases]
+
+
+def _slice_case(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
+    rest = f"{s.rest.value:.1%} of the others"
+    lines = (
+        f"{s.errors.value:.0%} wrong, {rest}",
+        f"{s.label_fraction:.0%} have the label {result.class_name(s.label)}",
+    )
+    return ExampleWithFigures(
+        f"{len(s.members)} examples", lines, _figures(slice_tiles(result, s), "in the group"), "bad"
+    )
+
+
+def _shortcut_blocks(result: Shortcuts | None) -> list[Block]:
+    if result is None or not result.clusters:
+        return []
+    note = MethodNote.of(concepts.shortcuts, _sentence(result.reason), "bad" if result.shortcuts else "good")
+    ranked = sorted(result.clusters, key=lambda c: (not c.is_shortcut, -(c.test.with_patch.value if c.test else 0)))
+    shown = ranked[: N_SHOWN_CLUSTERS if result.shortcuts else 1]
+    vmax = max(float(c.mean_map.max()) for c in shown)
+    text = (
+        "Explanations of each class, clustered; where a cluster's mean map is most concentrated lies a patch. Pasted "
+        "onto images of other classes it shows whether it decides the answer."
+    )
+    return [Heading("Shortcuts"), Text(text), note, *(_cluster_case(result, c, vmax) for c in shown)]
+
+
+def _cluster_case(result: Shortcuts, c: ExplanationCluster, vmax: float) -> ExampleWithFigures:
+    followed = "" if c.test is None else f"{c.test.with_patch.value:.0%} follow the patch"
+    random = "" if c.test is None else f"{c.test.with_random.value:.0%} a random one"
+    lines = tuple(filter(None, (f"{len(c.members)} of {c.n_class} examples", followed, random)))
+    figures = _figures(cluster_tiles(result, c, vmax), "of the cluster")
+    return ExampleWithFigures(f"class {result.class_name(c.target)}", lines, figures, "bad" if c.is_shortcut else "")
+
+
+def _figures(tiles: list[Tile | None], what: str) -> list[Figure]:
+    """Tiles with their captions; tiles without one are examples."""
+    return [
+        Figure(Picture(t.image, f"image {what}: {' '.join(t.caption.split())}", TILE_SIDE_PIXELS), "",
+               tuple(t.caption.split("\n")) if t.caption else ("example",))
+        for t in tiles if t is not None
+    ]  # fmt: skip
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+SECTION = Section(
+    "Where does it fail, and by which marks does it go?", "groups", find, show, needs=("exclusive classes",)
+)
