@@ -10,5 +10,6 @@ from . import checks as checks
 from . import common as common
 from . import containers as containers
 from . import influence as influence
+from . import language as language
 from . import robustness as robustness
 from . import synthesis as synthesis
