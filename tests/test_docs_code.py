@@ -141,8 +141,9 @@ def test_the_code_of_the_page_on_influence_runs() -> None:
     assert names["result"].scores.shape == (4, 300)
 
 
-def test_the_code_of_the_page_on_language_runs(tmp_path: Path) -> None:
-    """On vectors of the tests: all published words that it asks for, the others random."""
+def test_the_code_of_the_page_on_language_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random vectors of the published words."""
+    monkeypatch.chdir(tmp_path)
     write_published_words(Path("vectors.txt"))
     names = run(LANGUAGE, {})
     assert names["debiased"].bias.after.direct < 1e-6
