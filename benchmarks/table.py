@@ -392,6 +392,54 @@ def _slopes(cell: dict[str, Any]) -> str:
     return f", {cell['slope_pooled']:.2f} ({cell['slope_median']:.2f})" if "slope_pooled" in cell else ""
 
 
+LANGUAGE, IN_LANGUAGE = HERE.parent / "docs" / "language.md", ("<!-- words:begin -->", "<!-- words:end -->")
+
+
+def words(f: dict[str, Any]) -> list[str]:
+    """Effect sizes of the published tests, and the bias before and after debiasing."""
+    tests = {name: t for name, t in f["weat"].items() if name != "not made"}
+    bias, speed = f["bias"], f["speed"]
+    return [
+        "347 word2vec vectors (GoogleNews, 300 dimensions); the tests "
+        f"{', '.join(f['weat']['not made'])} lack their names there.",
+        "",
+        "| test | targets, by attributes | effect size (ddof=1) | 95 % of partitions | p |",
+        "|---|---|---|---|---|",
+        *(_weat_row(name, t) for name, t in tests.items()),
+        "",
+        "The 2,446 most frequent words of GloVe 6B, 50 dimensions: king - man + woman is "
+        f"{bias['king - man + woman'][0]}, his - he + she is {bias['his - he + she'][0]}; the first component of the "
+        f"{bias['pairs']} defining pairs that are there has {bias['first component']:.1%} of the variance. "
+        f"{bias['neutral words']:,} neutral words:",
+        "",
+        "| debiasing | measure | before | after | at chance |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {method} | {name} | {v['before']:.3f} | {_small(v['after'])} | {v['by chance']:.3f} |"
+            for method, measures in bias["debiasing"].items()
+            for name, v in measures.items()
+        ),
+        "",
+        f"A t-SNE map of the first 1,000 words keeps {bias['neighbors preserved by the map of 1,000 words']:.0%} of "
+        f"each word's 10 nearest. On {speed['words']:,} random words of {speed['dimensions']} dimensions all ten "
+        f"tests take {speed['seconds of all association tests']:.1f} s, hard debiasing with what remains "
+        f"{speed['seconds of hard debiasing with what remains']:.1f} s (CPU).",
+    ]
+
+
+def _weat_row(name: str, t: dict[str, Any]) -> str:
+    low, high = t["null band"]
+    missing = f" (missing: {', '.join(w for ws in t['missing'].values() for w in ws)})" if t["missing"] else ""
+    sets = f"{' / '.join(t['targets'])}, by {' / '.join(t['attributes'])}{missing}"
+    return (
+        f"| {name} | {sets} | {t['effect size']:.3f} | {low:.2f} to {high:.2f} | {t['p']:.2g}{' exact' * t['exact']} |"
+    )
+
+
+def _small(value: float) -> str:
+    return f"{value:.0e}" if abs(value) < 1e-4 else f"{value:.3f}"
+
+
 def verdict_sentence(f: dict[str, Any]) -> list[str]:
     """The same in README, of the models held out."""
     held_out = f["summary"]["held out"]
@@ -450,6 +498,7 @@ def main() -> None:
         _between(INFLUENCE, *LDS, influence(_read("influence_lds")))
     if (HERE / "results" / "concepts_shortcuts.json").exists():
         _between(*GROUPS, groups(_read("concepts_shortcuts"), _read("concepts_slices")))
+    _between(LANGUAGE, *IN_LANGUAGE, words(_read("words")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
         _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 README, GUIDE, METHODS = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "methods.md"
 VERDICTS, INFLUENCE = ROOT / "docs" / "verdicts.md", ROOT / "docs" / "influence.md"
 CONCEPTS = ROOT / "docs" / "concepts.md"
+LANGUAGE = ROOT / "docs" / "language.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 CHEAP: dict[str, dict[str, dict[str, Any]]] = {
     "synthesis": {
@@ -149,10 +150,31 @@ def test_the_code_of_the_page_on_concepts_runs(monkeypatch: pytest.MonkeyPatch, 
     assert names["prototypes"].verdict == "pass"
 
 
+def test_the_code_of_the_page_on_language_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random vectors of the published words."""
+    monkeypatch.chdir(tmp_path)
+    write_published_words(Path("vectors.txt"))
+    names = run(LANGUAGE, {})
+    assert names["debiased"].bias.after.direct < 1e-6
+    assert len(names["tests"]) == 10
+    assert Path("map.png").is_file()
+
+
+def write_published_words(path: Path) -> None:
+    """Random vectors of every word of the published tests and sets, 8 dimensions."""
+    tests, gender = ub.language.published_tests().values(), ub.language.gender_words()
+    sets = [words for t in tests for s in (t.targets, t.attributes) for words in s.values()]
+    words = dict.fromkeys(w for s in (*sets, *gender.defining, *gender.equalize) for w in s)
+    rows = torch.randn(len(words), 8, generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text("\n".join(f"{w} {' '.join(map(str, r))}" for w, r in zip(words, rows, strict=True)) + "\n")
+
+
 def test_no_page_holds_code_that_is_not_run() -> None:
     """Python and shell blocks are where they are run; the examples in methods.md are run as docstrings."""
     run = {README: {"python", "sh"}, GUIDE: {"python", "sh"}, METHODS: {"pycon"}, VERDICTS: {"python"}}
     run[INFLUENCE] = run[CONCEPTS] = {"python"}
+    run[INFLUENCE] = {"python"}
+    run[LANGUAGE] = {"python", "sh"}
     run[ROOT / "docs" / "tasks.md"] = {"python", "py"}  # test_docs_tasks.py
     for page in PAGES:
         opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]

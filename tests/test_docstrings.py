@@ -13,12 +13,15 @@ from unboxed.cards import FAMILIES
 from unboxed.settings import settings_of
 
 COVERED = (
-    "activations", "adversarial", "attribution", "box", "checks", "comparing", "data", "inputs", "loading",
+    "activations", "adversarial", "attribution", "box", "checks", "comparing", "data", "inputs", "language", "loading",
     "objectives", "plots", "report", "robustness", "synthesis", "testing", "training", "zoo",
 )  # fmt: skip
 """The packages whose docstrings are complete; `MISSES_OF` can be asked about all in NAMESPACES."""
 
-CONSTRUCTED = (ub.Box, ub.Pixels, ub.Features, ub.MultiInput, objectives.Objective)
+CONSTRUCTED = (
+    ub.Box, ub.Pixels, ub.Features, ub.MultiInput, objectives.Objective, ub.language.WordVectors,
+    ub.language.BiasWords, ub.language.WordTest,
+)  # fmt: skip
 """Classes that a user makes: their docstring has Args. Results need one that says what they are."""
 
 
@@ -47,7 +50,10 @@ NAMESPACES: dict[str, Callable[[], dict[str, Any]]] = {
     "loading": lambda: on_the_face("loading"),
     "report": lambda: on_the_face("report"),
     **{n: (lambda n=n: members(getattr(ub, n))) for n in FAMILIES},  # type: ignore[misc]
-    **{n: (lambda n=n: members(getattr(ub, n))) for n in ("checks", "data", "plots", "testing", "training", "zoo")},  # type: ignore[misc]
+    **{
+        n: (lambda n=n: members(getattr(ub, n)))
+        for n in ("checks", "data", "language", "plots", "testing", "training", "zoo")
+    },  # type: ignore[misc]
 }
 
 

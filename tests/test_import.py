@@ -22,6 +22,7 @@ EXTRAS = (
     "playwright",
     "torchvision",
     "wandb",
+    "gensim",
 )
 STUB = Path(unboxed.__file__).with_suffix(".pyi")
 NAMES = [a.asname or a.name for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.ImportFrom) for a in n.names]

@@ -6,6 +6,7 @@ from . import concepts as concepts
 from . import data as data
 from . import errors as errors
 from . import influence as influence
+from . import language as language
 from . import plots as plots
 from . import robustness as robustness
 from . import synthesis as synthesis

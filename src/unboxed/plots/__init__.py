@@ -3,7 +3,7 @@
 A function that draws a type of result is a file here; what is drawn from tensors alone, without a model, moves in.
 """
 
-from . import charts, colors, compare, draw, embedding, projector, sheet, units
+from . import charts, colors, compare, draw, embedding, labels, projector, sheet, units
 from .attribution_plot import attribution_plot
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
 from .figures import figures
@@ -27,6 +27,7 @@ __all__ = [
     "frame_strip",
     "gradients",
     "image_sheet",
+    "labels",
     "morph_strip",
     "png_bytes",
     "printable_patch",

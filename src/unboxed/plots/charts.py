@@ -29,6 +29,7 @@ N_SWARM_BINS, N_SWARM_LANES = 60, 10  # points in one bin are set beside one ano
 RAISES, LOWERS = "#b3382c", "#2f6db3"  # what raises a score and what lowers it
 BAR_HEIGHT_PIXELS = 20  # per bar
 CHARACTER_WIDTH_PIXELS = 8  # of a name, about
+NULL_BAND_ROW_PIXELS = 34  # of each value
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
 MAX_MATRIX_PIXELS = 560  # of all cells, per side
 DARK_TEXT_MIN_BRIGHTNESS = 0.65  # of the color range: values on lighter cells are printed dark
@@ -287,6 +288,41 @@ def interval_chart(
         axes.axvline(0, color=INK, linewidth=1)
         axes.set(xlim=value_range, ylim=(len(intervals) - 0.5, -0.5), xlabel=to_printable(label))
         axes.set_yticks(range(len(intervals)), [to_printable(name) for name in intervals])
+    return chart.image
+
+
+def null_band_chart(
+    rows: Mapping[str, tuple[float, float, float]], *, title: str = "", label: str = "", band_label: str = ""
+) -> Image.Image:  # fmt: skip
+    """Values as points, each on the gray band in which it would be by chance.
+
+    Args:
+        rows: {name: (value, low, high)}, from the top down; low and high are the ends of the band.
+        title: Printed above.
+        label: What is measured, with its unit.
+        band_label: What the band is.
+
+    Returns:
+        The chart; a value outside of its band is filled, one inside is hollow.
+
+    Example:
+        >>> from unboxed.plots.charts import null_band_chart
+        >>> null_band_chart({"flowers / insects": (1.5, -0.55, 0.55)}, label="effect size").mode
+        'RGB'
+    """
+    color = class_colors(1)[0]
+    with _drawing_chart(AXES_SIZE_PIXELS[0], NULL_BAND_ROW_PIXELS * max(1, len(rows)), title) as chart:
+        axes = chart.axes
+        for y, (value, low, high) in enumerate(rows.values()):
+            axes.barh(y, high - low, 0.6, left=low, color=EDGE)
+            fill = "white" if low <= value <= high else color
+            axes.plot([value], [y], "o", markersize=7, markerfacecolor=fill, markeredgecolor=color)
+            text = hyphens_to_minus_signs(f"{value:.2f}")
+            axes.annotate(text, (value, y), (8, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [to_printable(name) for name in rows])
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=to_printable(label + f"\ngray: {band_label}" * bool(band_label)))
+        axes.set_xlim(*_pad_range(*axes.get_xlim()))
     return chart.image
 
 

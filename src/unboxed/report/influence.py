@@ -53,7 +53,7 @@ class ScoredExample:
     x: Tensor | None = field(metadata=NOT_IN_JSON)  # (C, H, W)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InfluencedAnswer:
     """An answer of the model with the training examples behind it."""
 

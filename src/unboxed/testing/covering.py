@@ -69,9 +69,9 @@ def _imported_modules(module: str) -> Iterator[str]:
             yield from (f"{stem}.{alias.name}" for alias in node.names)
 
 
-def covering_pairs(cards: Collection[Card], models: Collection[str], excluded: Collection[tuple[str, str]] = ()) -> list[
-    tuple[str, str]
-]:  # fmt: skip
+def covering_pairs(
+    cards: Collection[Card], models: Collection[str], excluded: Collection[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
     """(method, model) pairs: every method on each kind of model, every model under each mechanism.
 
     `excluded` pairs are left out: refusals are another test.

@@ -12,5 +12,6 @@ from . import concepts_groups as concepts_groups
 from . import concepts_probe as concepts_probe
 from . import containers as containers
 from . import influence as influence
+from . import language as language
 from . import robustness as robustness
 from . import synthesis as synthesis

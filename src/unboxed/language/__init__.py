@@ -1,0 +1,32 @@
+"""What does it know of words? Word vectors, their neighbors and analogies, maps, and the bias that is in them.
+
+A question about words is a file here; what a second one needs of it moves into a file that starts with _. Word vectors
+have no model to open, so these are plain functions of `WordVectors`, or of any function from texts to vectors.
+"""
+
+from .analogies import BiasedAnalogy as BiasedAnalogy
+from .analogies import biased_analogies as biased_analogies
+from .bias import BiasDirection as BiasDirection
+from .bias import BiasWords as BiasWords
+from .bias import bias_direction as bias_direction
+from .bias import direct_bias as direct_bias
+from .bias import gender_words as gender_words
+from .bias import indirect_bias as indirect_bias
+from .debias import Debiased as Debiased
+from .debias import hard_debias as hard_debias
+from .debias import soft_debias as soft_debias
+from .files import load_vectors as load_vectors
+from .remaining_bias import BiasMeasures as BiasMeasures
+from .remaining_bias import RemainingBias as RemainingBias
+from .remaining_bias import remaining_bias as remaining_bias
+from .seat import seat as seat
+from .seat import sentences as sentences
+from .vectors import WordVectors as WordVectors
+from .weat import WEAT as WEAT
+from .weat import WEATs as WEATs
+from .weat import WordTest as WordTest
+from .weat import published_tests as published_tests
+from .weat import run_tests as run_tests
+from .weat import weat as weat
+from .word_map import WordMap as WordMap
+from .word_map import word_map as word_map

@@ -1,0 +1,102 @@
+"""Sets of words as vectors, from word vectors or from any function of texts; what is missing is always reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .vectors import WordVectors
+
+TextEncoder = Callable[[list[str]], Any]
+WordSource = WordVectors | TextEncoder
+"""Word vectors, or a function from N texts to vectors (N, D), such as contextual embeddings."""
+
+MAX_LISTED_WORDS = 8  # of an error
+MIN_SET_WORDS = 2  # that a set must have: one word has no spread, and stands for nothing but itself
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedSet:
+    """The words of a set that have a vector, at length 1, and what became of the others."""
+
+    name: str
+    words: tuple[str, ...]  # as they were asked for
+    unit: Tensor  # (n, D) float64
+    missing: tuple[str, ...]
+    replaced: Mapping[str, str]  # {word: the spelling that was found instead}
+
+
+def embed_set(source: WordSource, name: str, words: Sequence[str], alternatives: Mapping[str, str]) -> EmbeddedSet:
+    """The vectors of a set of words. Raises InputError for fewer than two words that have one."""
+    wanted = check_words(name, words)
+    spellings = {w: _find_spelling(source, w, alternatives) for w in wanted}
+    present = {w: spelling for w, spelling in spellings.items() if spelling is not None}
+    missing = tuple(w for w in wanted if w not in present)
+    if len(present) < MIN_SET_WORDS:
+        detail = f"; without a vector: {_listed(missing)}" if missing else ""
+        raise InputError(f"the set {name!r} needs {MIN_SET_WORDS} words or more; got {len(present)}{detail}")
+    unit = _unit_rows(_vectors(source, list(present.values())), list(present), name)
+    replaced = {w: spelling for w, spelling in present.items() if spelling != w}
+    return EmbeddedSet(name, tuple(present), unit, missing, replaced)
+
+
+def _listed(words: Sequence[str]) -> str:
+    rest = len(words) - MAX_LISTED_WORDS
+    return ", ".join(words[:MAX_LISTED_WORDS]) + f" and {rest} more" * (rest > 0)
+
+
+def check_words(name: str, words: Any) -> list[str]:
+    """A set of different words, as a list. Raises InputError."""
+    if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(w, str) for w in words):
+        raise InputError(f"the set {name!r} must be a list of words; got {words!r}")
+    twice = {w for w in words if list(words).count(w) > 1} if len(set(words)) < len(words) else set()
+    if twice:
+        raise InputError(f"the set {name!r} has {', '.join(map(repr, sorted(twice)))} more than once")
+    return list(words)
+
+
+def _find_spelling(source: WordSource, word: str, alternatives: Mapping[str, str]) -> str | None:
+    """The word as the source spells it; a function of texts takes every word as it is."""
+    if not isinstance(source, WordVectors):
+        return word
+    for spelling in [word, *([alternatives[word]] if word in alternatives else [])]:
+        if (index := source.find(spelling)) is not None:
+            return source.words[index]
+    return None
+
+
+def _vectors(source: WordSource, texts: list[str]) -> Tensor:
+    """The vectors (N, D) of texts. Raises InputError where a function gives something else."""
+    if isinstance(source, WordVectors):
+        rows: Tensor = source.vectors[[source.index(t) for t in texts]]
+        return rows
+    vectors = torch.as_tensor(source(texts)).detach()
+    if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.is_complex():
+        raise InputError(
+            f"wanted the vectors ({len(texts)}, D) of {len(texts)} texts from {getattr(source, '__name__', source)!r}; "
+            f"got shape {tuple(vectors.shape)}"
+        )
+    return vectors
+
+
+def _unit_rows(vectors: Tensor, words: list[str], name: str) -> Tensor:
+    vectors = vectors.double().cpu()
+    length = vectors.norm(dim=1)
+    wrong = ~(length.isfinite() & (length > 0))
+    if bool(wrong.any()):
+        word = words[int(wrong.nonzero()[0])]
+        raise InputError(f"the vector of {word!r} in the set {name!r} is zero or not finite: it has no direction")
+    unit: Tensor = vectors / length[:, None]
+    return unit
+
+
+def read_word_list(name: str) -> Any:
+    """A published list of words, with its source."""
+    return json.loads((files(__package__) / "word_lists" / f"{name}.json").read_text(encoding="utf-8"))
