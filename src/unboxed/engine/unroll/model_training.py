@@ -15,9 +15,9 @@ from ...inputs.base import Inputs
 from ...model import state as model_state
 from ...model.outputs import OutputKind
 from ...validation import check_float, check_int, check_seed
+from ..example_gradients.labels import read_labeled
 from ..example_gradients.losses import ExampleLoss, check_one_per_example, resolve_loss
 from ..randomized import copy_model, randomize_all_layers
-from ..read.examples import labeled_examples
 from .optimizers import update_of
 from .raw_forward import RawForward
 from .schedules import (
@@ -47,6 +47,7 @@ class ModelTraining(Training):
         model: A module before its training; it is copied.
         inputs: What its inputs are.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader. They are kept in memory.
+            Of a regression (x, y) with numbers y (N, ...), of several labels with values y (N, K).
         epochs: Passes over the training data, 1 or more.
         batch_size: Examples per step, 1 or more.
         lr: Largest learning rate of the schedule, above 0.
@@ -64,7 +65,7 @@ class ModelTraining(Training):
     Raises:
         InputError: for settings out of range, a model without parameters to train, an optimizer that cannot be
             unrolled.
-        DataError: where there are no examples, or no labels.
+        DataError: where there are no examples, or no labels, or a DataLoader that shuffles.
 
     Example:
         >>> import torch, unboxed as ub
@@ -103,7 +104,7 @@ class ModelTraining(Training):
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
             "outputs": self._box.outputs,
         }  # fmt: skip
-        self.x, self.y = labeled_examples(self._box, train)
+        self.x, self.y = read_labeled(self._box, train)
         self.seed = check_seed(seed)
         batches = shuffled_batches(len(self.x), batch_size, epochs, self.seed)
         copies = {n: nn.Parameter(p.detach().clone()) for n, p in self._box.model.named_parameters() if p.requires_grad}
@@ -153,6 +154,13 @@ class ModelTraining(Training):
                 ) from error
         return bool(used)
 
+    def warm_start(self, final: State) -> State:
+        """With a fresh optimizer: its averages are corrected by the number of steps since they were zero."""
+        return {**self.start, **{name: h for name, h in final.items() if name.startswith((PARAMETER, BUFFER))}}
+
+    def random_part(self, t: int) -> str:
+        return "the model" if torch.equal(self._batch(t)[0], self._batch(t)[0]) else "augment"
+
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def _initial_state(self) -> State:
@@ -188,6 +196,14 @@ class ModelTraining(Training):
             after[PARAMETER + name] = parameter
             after |= {f"{slot}.{name}": value for slot, value in zip(self._update.slot_names, slots, strict=True)}
         return after
+
+    def batch_losses(self, state: State, t: int) -> Tensor:
+        """The losses (B,) of the examples of step t's batch, in training, at the state before it."""
+        x, y = self._batch(t)
+        seed = rng.derive_seed("step", self.seed, t)
+        with torch.no_grad():
+            output, _ = self._forward.train_step(x, _part(state, PARAMETER), _part(state, BUFFER), seed)
+            return self._loss(output, y)
 
     def _weighted_loss(self, parameters: State, buffers: State, t: int, weights: Tensor) -> tuple[Tensor, State]:
         """The mean of the weighted losses of step t's batch; and the buffers after it."""

@@ -92,6 +92,14 @@ class Training:
         like = next((h for h in self.start.values() if h.is_floating_point()), torch.zeros(()))
         return like.new_ones(*shape, self.n_examples)
 
+    def warm_start(self, final: State) -> State:
+        """The state from which training goes on after a final one, with its first steps."""
+        return final
+
+    def random_part(self, t: int) -> str:
+        """What of step t draws random numbers where the step is not the same each time, in words."""
+        return "dropout or augmentation"
+
     # -- running it --------------------------------------------------------------------------------------------------
 
     @outside_inference_mode
