@@ -19,7 +19,7 @@ from unboxed.checks.influence_verdict import influence_grade
 from unboxed.checks.shortcut_trial import GRADE_DOES_NOT_SHOW_IT, ShortcutTrial
 from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict, decide, run_test
 from unboxed.engine.intervals import Interval
-from unboxed.errors import InputError, OutputError
+from unboxed.errors import InputError, ModelError, OutputError
 from unboxed.influence import Influence, ModelTraining
 
 N, SHAPE = 150, (1, 28, 28)
@@ -165,6 +165,12 @@ def test_refusals_and_broken_scores(box: ub.Box, digits: Any) -> None:
     assert "got Tensor" in judge(box, digits, lambda box, x, labels, train: x).sentence
     with pytest.raises(InputError, match="a method is a function"):
         judge(box, digits, "unrolled")
+
+
+def test_a_training_of_another_model_is_refused(box: ub.Box, digits: Any, training: ModelTraining) -> None:
+    """Retraining another model says nothing about the scores of this one."""
+    with pytest.raises(ModelError, match="not what this training gives"):
+        judge(box, digits, cosine, training=training.reseed(3))
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------

@@ -279,6 +279,10 @@ def test_what_can_not_be_unrolled_is_refused() -> None:
         training("gelu", "adam", schedule="cosine")
     with pytest.raises(InputError, match="optimizer must be one of"):
         training("gelu", "adam", optimizer="lion")
+    with pytest.raises(InputError, match="ReduceLROnPlateau sets rates by losses"):
+        training("gelu", "adam", schedule=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(InputError, match="the optimizer has none of the parameters"):
+        training("gelu", "adam", optimizer=lambda p: torch.optim.SGD(flat().parameters(), 0.1))
     with pytest.raises(DataError, match="no labels"):
         ModelTraining(flat(), INPUTS, data()[0], epochs=1)
     with pytest.raises(InputError, match="nothing to train"):
@@ -345,3 +349,21 @@ def test_buffers_that_are_not_saved_stay_with_the_model() -> None:
     weight = next(value for name, value in state.items() if str(name).endswith("linear.weight"))
     assert torch.equal(box.model.linear.weight, weight)
     assert box.model.scale == 2
+
+
+@pytest.mark.parametrize("loss", [
+        nn.CrossEntropyLoss(), lambda z, y: F.cross_entropy(z, y, reduction="none")[:, None], lambda z, y: z.square(),
+])  # fmt: skip
+def test_a_loss_gives_a_number_per_example(loss: Any) -> None:
+    """A mean, or a column, would weight all examples alike."""
+    with pytest.raises(InputError, match=r"a number per example, \(\d+,\)"):
+        training("gelu", "sgd", loss=loss)
+
+
+def test_what_the_optimizer_leaves_out_is_not_trained() -> None:
+    some = training("gelu", "sgd", optimizer=lambda p: torch.optim.SGD(p[2:], 0.1))
+    model = flat()
+    model[1].requires_grad_(False)
+    frozen = ModelTraining(model, INPUTS, data(), epochs=3, batch_size=8, optimizer="sgd", lr=0.1, schedule="constant")
+    torch.testing.assert_close(scores(some), scores(frozen))
+    assert torch.equal(some.box(some.run()).model[1].weight, flat()[1].weight)

@@ -196,3 +196,16 @@ def test_bad_input_is_refused() -> None:
         removal(regression.box(regression.run()), x, None, regression)
     with pytest.raises(InputError, match="max_fraction"):
         removal(box, x, None, t, max_fraction=1.5)
+
+
+def test_margins_are_of_the_logits_whatever_the_loss() -> None:
+    """A loss that weights classes ranks them by other numbers than their logits; the answer does not."""
+    class_weights = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
+    t = training(loss=lambda z, y: F.cross_entropy(z, y, class_weights, reduction="none", label_smoothing=0.1))
+    box, x = t.box(t.run()), data(QUERIES, seed=1)[0]
+    result = removal(box, x, None, t, max_fraction=0.3)
+    torch.testing.assert_close(result.margin, margin(box, x, box.predict(x)))
+    for q, removed in enumerate(result.sets):
+        again = retrained(t, removed)
+        torch.testing.assert_close(result.real_margin[q : q + 1], margin(again, x[q : q + 1], result.answer[q : q + 1]))
+        assert int(again.predict(x[q : q + 1])) == int(result.new_answer[q])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
@@ -166,11 +166,13 @@ def test_more_data_are_refused(box: ub.Box, train: Any, tmp_path: Path) -> None:
         gradient_store(box, train, tmp_path)
 
 
-def test_a_shuffling_loader_is_refused_the_second_time(box: ub.Box, train: Any, tmp_path: Path) -> None:
+def test_a_loader_that_shuffles_is_refused(box: ub.Box, train: Any, tmp_path: Path) -> None:
+    """Nobody could say which example a score is of, and a second pass would find others."""
     loader = DataLoader(TensorDataset(*train), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0))
-    gradient_store(box, loader, tmp_path)
-    with pytest.raises(DataError, match="another order"):
+    with pytest.raises(DataError, match="another order at each pass"):
         gradient_store(box, loader, tmp_path)
+    with pytest.raises(DataError, match="another order at each pass"):
+        gradient_dot(box, *train, loader)
 
 
 def test_a_store_of_another_model_or_other_settings_is_refused(box: ub.Box, train: Any, tmp_path: Path) -> None:
@@ -251,3 +253,37 @@ def test_the_size_is_stated_first(
     gradient_store(box, train, tmp_path / "one", dim=None)  # nothing to write
     assert "GradientStore(" in repr(store)
     assert f"{N} examples" in repr(store)
+
+
+def smoothed(amount: float) -> Any:
+    return lambda z, y: nn.functional.cross_entropy(z, y, reduction="none", label_smoothing=amount)
+
+
+def perceptron(activation: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    hidden = nn.Linear(64, 4), activation or nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(4, N_CLASSES))
+
+
+def test_what_weights_do_not_say_is_part_of_a_store(train: Any, tmp_path: Path) -> None:
+    """The same weights under another normalization, activation or loss of the same name have other gradients."""
+    box = ub.Box(perceptron(), GRAY_INPUTS)
+    gradient_store(box, train, tmp_path / "own")
+    gradient_store(box, train, tmp_path / "loss", loss=smoothed(0.0))
+    others: tuple[tuple[ub.Box, str, dict[str, Any]], ...] = (
+        (ub.Box(perceptron(), ub.Pixels((1, 8, 8), mean=0.2)), "own", {}),
+        (ub.Box(perceptron(nn.GELU()), GRAY_INPUTS), "own", {}),
+        (box, "loss", {"loss": smoothed(0.3)}),
+    )
+    for changed, folder, settings in others:
+        for data in (train, None):
+            with pytest.raises(ModelError, match="with the same weights its losses are others"):
+                gradient_store(changed, data, tmp_path / folder, **settings)
+    assert gradient_store(box, None, tmp_path / "loss", loss=smoothed(0.0)).n_train == N
+
+
+def test_layers_of_one_size_are_told_apart(train: Any, tmp_path: Path) -> None:
+    box = ub.Box(perceptron(), GRAY_INPUTS)
+    gradient_store(box, train, tmp_path, layers=["1", "3", "6"])
+    with pytest.raises(ModelError, match="it is of other layers"):
+        gradient_store(box, train, tmp_path, layers=["1", "5", "6"])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.errors import InputError, ModelError, UnboxedWarning
-from unboxed.influence import ModelTraining, unrolled
+from unboxed.errors import InputError, ModelError, NaNError, UnboxedWarning
+from unboxed.influence import ModelTraining, Training, unrolled
+from unboxed.influence.validate import leave_one_out
 
 N, SHAPE = 40, (1, 4, 4)
 
@@ -146,3 +147,91 @@ def test_it_leaves_the_box_and_the_training_as_they_were() -> None:
     assert all(torch.equal(h, before[k]) for k, h in box.model.state_dict().items())
     assert all(torch.equal(h, start[k]) for k, h in run.start.items())
     assert torch.equal(torch.get_rng_state(), rng_state)
+
+
+def own_training(step_kind: str) -> Training:
+    """Logistic regression by a step of one's own, which misses something."""
+    x, y = data()
+    batches = [torch.arange(20), torch.arange(20, 40)] * 3
+
+    def loss(p: Tensor, t: int, weights: Tensor) -> Tensor:
+        h = x[batches[t]].flatten(1)
+        h = nn.functional.dropout(h, 0.3) if step_kind == "dropout" else h
+        return (weights * nn.functional.cross_entropy(h @ p, y[batches[t]], reduction="none")).sum() / len(weights)
+
+    def step(state: dict[str, Tensor], t: int, weights: Tensor) -> dict[str, Tensor]:
+        if step_kind != "no graph":
+            return {"p": state["p"] - 0.3 * torch.func.grad(loss)(state["p"], t, weights)}
+        p = state["p"].detach().requires_grad_()
+        with torch.enable_grad():
+            (g,) = torch.autograd.grad(loss(p, t, weights), p)
+        return {"p": state["p"] - 0.3 * g}
+
+    def query_loss(state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(x.flatten(1) @ state["p"], y, reduction="none")
+
+    return Training(step, {"p": torch.zeros(16, 3, dtype=torch.float64)}, batches, query_loss, N)
+
+
+def test_a_step_without_a_graph_is_refused() -> None:
+    """All its scores would be zero."""
+    (x, y), box = data(), ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), ub.Pixels(SHAPE))
+    assert unrolled(box, x[:2], y[:2], own_training("plain")).scores.abs().max() > 0
+    with pytest.raises(InputError, match="create_graph=True"):
+        unrolled(box, x[:2], y[:2], own_training("no graph"))
+
+
+def test_draws_without_keys_are_refused_by_name() -> None:
+    (x, y), box = data(), ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), ub.Pixels(SHAPE))
+    unkeyed = training(augment=lambda x, generator: x + 0.1 * torch.rand_like(x))
+    for run, part in ((own_training("dropout"), "dropout or augmentation"), (unkeyed, "augment")):
+        with pytest.raises(InputError, match=f"when it is repeated: {part} draws random numbers without keys"):
+            unrolled(box, x[:2], y[:2], run)
+        with pytest.raises(InputError, match=f"when it is repeated: {part} draws random numbers without keys"):
+            leave_one_out(run, x[:2], y[:2], [0])
+
+
+class NaNOfOne(nn.Module):
+    """Its output is NaN for one of the training images, and gives its weights a gradient of NaN, or none."""
+
+    def __init__(self, spreads: bool) -> None:
+        super().__init__()
+        self.model, self.value, self.spreads = model(), data()[0][7, 0, 0, 0].item(), spreads
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_other = x[:, :1, 0, 0] != self.value
+        return self.model(x) / is_other if self.spreads else self.model(x).where(is_other, torch.nan)
+
+
+def test_a_training_example_without_a_loss_is_named() -> None:
+    x, y = data()
+    spreading, masked = (
+        ModelTraining(NaNOfOne(spreads), ub.Pixels(SHAPE), (x, y), epochs=1, batch_size=8, outputs="logits")
+        for spreads in (True, False)
+    )
+    with pytest.raises(NaNError, match=r"the loss is NaN or infinite for 1 of 40 training examples \(row 7\)"):
+        unrolled(opened(spreading), x[:2], y[:2], spreading)
+    with pytest.raises(NaNError, match=r"the loss is NaN or infinite for 1 of 40 training examples \(row 7\)"):
+        leave_one_out(spreading, x[:2], y[:2], [0])
+    with pytest.raises(NaNError, match=r"1 of 40 training examples \(row 7\)"):
+        unrolled(opened(masked), x[:2], y[:2], masked)
+
+
+@pytest.mark.parametrize("outputs", ["regression", "multilabel"])
+def test_labels_may_be_values(outputs: Any, tmp_path: Path) -> None:
+    x, _ = data()
+    y = torch.rand(N, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    y = y if outputs == "regression" else (y > 0.5).double()
+    run = ModelTraining(model(), ub.Pixels(SHAPE), (x, y), epochs=3, batch_size=10, lr=2e-2, outputs=outputs)
+    box, weights, h = opened(run), run.example_weights(), 1e-5
+    result = unrolled(box, x[:2], y[:2], run)
+    weights[5] -= h
+    change = (run.query_loss(run.run(weights), x[:2], y[:2]) - run.query_loss(run.run(), x[:2], y[:2])) / h
+    torch.testing.assert_close(change, result.scores[:, 5], rtol=1e-3, atol=1e-7)
+    kind = {"regression": nn.functional.mse_loss, "multilabel": nn.functional.binary_cross_entropy_with_logits}[outputs]
+    losses = kind(box.model(x[:2]), y[:2], reduction="none").sum(1) / (2 if outputs == "regression" else 1)
+    torch.testing.assert_close(leave_one_out(run, x[:2], y[:2], [5]).losses, losses.detach())
+    dots = ub.influence.gradient_dot(box, x[:2], y[:2], (x, y)).scores
+    store = ub.influence.gradient_store(box, (x, y), tmp_path, dim=None, dtype="float32")
+    torch.testing.assert_close(store.scores(x[:2], y[:2]).scores, dots, rtol=1e-4, atol=1e-6)
+    assert ub.influence.influence_functions(box, x[:2], y[:2], (x, y), l2=0.1).target is not None

@@ -18,6 +18,7 @@ from unboxed.engine.unroll.model_training import shuffled_batches
 from unboxed.engine.unroll.training import State
 from unboxed.errors import InputError, ModelError, UnboxedWarning
 from unboxed.influence import Influence, ModelTraining, Training
+from unboxed.influence.result import mean_over_seeds
 from unboxed.influence.validate import LinearDatamodelingScore, leave_one_out, linear_datamodeling_score, pool_scores
 from unboxed.influence.validate.subsets import left_out_subsets
 from unboxed.settings import settings_of
@@ -334,6 +335,30 @@ def test_a_warm_start_goes_on_from_the_final_state(training: LinearTraining) -> 
         leave_one_out(training, QUERIES, torch.zeros(Q), [0], n_steps=2)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_warm_start_is_a_plain_training_from_the_final_weights(optimizer: Any) -> None:
+    """Adam's averages, continued under corrections that begin anew, would be too large by far."""
+    x, y = drawn(12, 4), torch.arange(12) % 3
+    settings = {"optimizer": optimizer, "lr": 0.05, "momentum": 0.9, "schedule": "constant"}
+    training = small_training(x, y, **settings)
+    real = leave_one_out(training, x[:2], y[:2], [3, 4], start="warm", n_steps=5)
+    model = training.box(training.run()).model
+    again = ModelTraining(
+        model, training.box(training.run()).inputs, (x, y), epochs=3, batch_size=4, seed=1, **settings
+    )
+    losses = [plain_losses_of_steps(again, 5, i, x[:2], y[:2]) for i in (None, 3, 4)]
+    expected = torch.stack([without - losses[0] for without in losses[1:]], 1)
+    torch.testing.assert_close(real.changes, expected)
+
+
+def plain_losses_of_steps(training: ModelTraining, n: int, left_out: int | None, x: Tensor, y: Tensor) -> Tensor:
+    weights = training.example_weights()
+    if left_out is not None:
+        weights[left_out] = 0
+    *_, state = training.states(weights, steps=range(n))
+    return training.query_loss(state, x, y)
+
+
 @pytest.mark.parametrize("indices", [[], [N], [-1], [0.5], [[1, 2]], [True]])
 def test_indices_are_those_of_examples(training: LinearTraining, indices: Any) -> None:
     with pytest.raises(InputError, match=r"indices are those of training examples"):
@@ -359,6 +384,27 @@ def test_scores_of_something_else_are_refused(training: LinearTraining) -> None:
         linear_datamodeling_score(scores(exact), training, QUERIES, None)
     with pytest.raises(InputError, match=r"wanted scores of one truth, one or several; got none"):
         lds([], training)
+
+
+def test_scores_of_other_labels_or_another_order_are_refused() -> None:
+    x, y = drawn(12, 4), torch.arange(12) % 3
+    training = small_training(x, y)
+    box = training.box(training.run())
+    settings: dict[str, Any] = {"fractions": (0.2,), "n_subsets": 3}
+    shuffled = ub.influence.gradient_dot(box, x[:4], y[:4], (x.roll(1, 0), y.roll(1, 0)), lr=0.1)
+    own = ub.influence.gradient_dot(box, x[:4], y[:4], (x, y), lr=0.1)
+    real = leave_one_out(training, x[:4], y[:4], [0, 1])
+    real.agreement(own)
+    for refused in (lambda: linear_datamodeling_score(shuffled, training, x[:4], y[:4], **settings),
+                    lambda: real.agreement(shuffled)):  # fmt: skip
+        with pytest.raises(InputError, match="other labels of the training examples"):
+            refused()
+    with pytest.raises(InputError, match="other labels of the queries"):
+        linear_datamodeling_score(own, training, x[:4], y[1:5], **settings)
+    with pytest.raises(InputError, match="other labels of the queries"):
+        mean_over_seeds([own, replace(own, target=y[1:5])])
+    with pytest.raises(InputError, match="other labels of the training examples"):
+        mean_over_seeds([own, shuffled])
 
 
 def test_a_loss_that_is_not_finite_is_refused(training: LinearTraining) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from ..box import Box
+from ..engine.example_gradients.labels import query_labels
 from ..errors import InputError, UnboxedError
 from ..influence import ModelTraining
+from ..influence.unrolled import check_box
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import Above, AtLeast, Below, Holds, Unit, check_settings
 from ..validation import check_seed
@@ -86,6 +88,7 @@ def influence_verdict(
 
     Raises:
         InputError: for a method that is not callable, or inputs and settings that do not fit.
+        ModelError: for a training that does not give this model.
 
     Example:
         >>> import unboxed as ub
@@ -105,8 +108,10 @@ def influence_verdict(
     if not callable(method):
         raise InputError(f"a method is a function (box, x, labels, train) -> Influence; got {method!r}")
     x, seed, name = box.validate_inputs(x), check_seed(seed), method_display_name(method)
-    y = box.predict(x) if labels is None else box.class_labels(labels, len(x))
+    y = query_labels(box, x, labels)
     training = train if training is None and isinstance(train, ModelTraining) else training
+    if training is not None and training is not train:
+        check_box(box, training, training.run())
     try:
         result = check_result(method(box, x.clone(), y, train), len(x))
     except UnboxedError as error:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.example_gradients.labels import query_labels as query_labels
+from ..engine.example_gradients.labels import read_labeled as read_labeled
 from ..engine.randomized import copy_model
-from ..engine.read.examples import labeled_examples
 from ..engine.unroll.model_training import ModelTraining
-from ..errors import DataError, InputError
+from ..errors import InputError
 from ..settings import Holds
 
 TrainingData = Annotated[
@@ -22,37 +23,6 @@ TrainingData = Annotated[
 TrainIndex = Annotated[
     int | Sequence[int] | Tensor, Holds("ints"), "Index of the training example, or one per query (N,)."
 ]
-
-
-def read_labeled(box: Box, train: Any) -> tuple[Tensor, Tensor]:
-    """Training inputs (N, ...) and their labels: classes (N,), or of a regression model numbers (N, ...).
-
-    Raises DataError where there are none, or no labels.
-    """
-    return _inputs_and_numbers(box, train) if box.outputs == "regression" else labeled_examples(box, train)
-
-
-def query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
-    """The labels whose loss is explained: as given, or the predicted classes. Raises InputError."""
-    if box.outputs == "regression":
-        if labels is None:
-            raise InputError("labels are missing: a regression model predicts no class whose loss could be explained")
-        return _numbers(box, labels, len(x))
-    return box.predict(x) if labels is None else box.class_labels(labels, len(x))
-
-
-def _inputs_and_numbers(box: Box, train: Any) -> tuple[Tensor, Tensor]:
-    if not (isinstance(train, (tuple, list)) and len(train) == 2):
-        raise DataError("wanted the training examples of a regression model as tensors (x, y), with numbers y (N, ...)")
-    x = box.validate_inputs(train[0])
-    return x, _numbers(box, train[1], len(x))
-
-
-def _numbers(box: Box, labels: Any, n: int) -> Tensor:
-    y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
-    if y.ndim and len(y) == n:
-        return y
-    raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")
 
 
 def random_training_data(box: Box, n: int = 6) -> tuple[Tensor, Tensor]:

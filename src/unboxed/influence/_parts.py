@@ -11,15 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ..atomic_write import write_bytes
+from ..checkpointing import is_equal_up_to_rounding
 from ..errors import DataError, ModelError, WriteError
 
 LOG = logging.getLogger("unboxed")
 MANIFEST = "manifest.json"
 FRESH_HINT = "Give another folder, or remove this one to start again"
+UNREADABLE = {
+    "weights": "its weights are others",
+    "parameter names": "it is of other layers",
+    "losses of noise": "with the same weights its losses are others: by another normalization of the inputs, other "
+    "modules without weights, or another loss",
+}  # what an error says of settings that say nothing to a reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +84,8 @@ class PartFiles:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ModelError where settings in the folder are others."""
         for name, wanted in self.settings.items():
-            if (found := settings.get(name)) != wanted:
-                change = f"it was made with {name} {found}, this is {wanted}"
-                what = "its weights are others" if name == "weights" else change
+            if not _is_same(found := settings.get(name), wanted):
+                what = UNREADABLE.get(name, f"it was made with {name} {found}, this is {wanted}")
                 raise ModelError(
                     f"{self.folder} is a store of another model or of other settings: {what}. {FRESH_HINT}"
                 )
@@ -93,6 +100,13 @@ class PartFiles:
             return safe_open(self.path(k), framework="pt")
         except Exception as error:  # a broken file can raise anything
             raise ModelError(f"can't read {self.path(k)}, a part of a store: {error}. {FRESH_HINT}") from error
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    """Whether two settings are equal; numbers that a model gave, up to rounding."""
+    if isinstance(wanted, list) and isinstance(found, list):
+        return is_equal_up_to_rounding(torch.tensor(found), torch.tensor(wanted))
+    return bool(found == wanted)
 
 
 def require_same(folder: Path, found: str, digest: str, rows: range) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.features import hidden_layer_input_addresses, read_features, resolve_address
-from ..errors import LayerError
+from ..errors import InputError, LayerError
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddress
 from ..settings import check_settings
 from ._data import TrainingData, query_labels, random_training_data, read_labeled
@@ -54,6 +54,7 @@ def nearest_training_examples(
 
     Raises:
         LayerError: for an unknown layer.
+        InputError: for `signed` of a model without classes.
         DataError: where the training examples have no labels.
 
     Example:
@@ -75,6 +76,8 @@ def nearest_training_examples(
     q, f = (read_features(box, h, [address], batch_size=batch_size)[address].double() for h in (x, train_x))
     scores = _similarities(q, f, metric)
     if signed:
+        if y.ndim > 1 or y.is_floating_point():
+            raise InputError("signed compares classes; this model's labels are values. Give signed=False")
         scores = torch.where(y[:, None] == train_y, scores, -scores)
     return one_run(box, "Nearest training examples", scores, x, y, train_y, SIMILARITY)
 

@@ -117,8 +117,8 @@ def removal(
         box: The opened model, as `training.box(training.run())` gives it.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         labels: Correct classes (N,), or one for all. Only an answer that is given can be removed; None: the answers.
-        training: The training that made the model: a `ModelTraining`, or a `Training`. Its query loss must be a
-            cross-entropy: margins are differences of it between classes.
+        training: The training that made the model: a `ModelTraining`, or a `Training`, whose query loss
+            must be a cross-entropy: margins are differences of it between classes.
         max_fraction: Largest part of the training examples to remove. At least one example is tried.
         n_controls: Random sets of the same size to retrain without. What flips without random examples, too, hangs on
             no example.

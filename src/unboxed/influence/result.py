@@ -98,12 +98,27 @@ class Influence(OneLineReprMixin):
         return self.scores.argsort(dim=1, descending=descending, stable=True)[:, :k]
 
 
+def have_same_labels(a: Any, b: Any) -> bool:
+    """Whether labels are the same, where both are known."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return True
+    return a.numel() == b.numel() and bool((a.flatten().cpu() == b.flatten().cpu()).all())
+
+
 def mean_over_seeds(results: list[Influence]) -> Influence:
     """The mean of results of trainings with different seeds, on the same queries and training examples.
 
-    Raises InputError where there is none, or they differ in shape or unit.
+    Models of other seeds predict other classes: give the queries' labels, so that one loss is explained.
+
+    Raises InputError where there is none, or they differ in shape, unit or labels.
     """
     if not results or len({(tuple(r.scores.shape), r.unit) for r in results}) > 1:
         raise InputError("wanted results of the same queries, training examples and unit, at least one")
     first = results[0]
+    for what, labels in (
+        ("queries", [r.target for r in results]),
+        ("training examples", [r.train_labels for r in results]),
+    ):
+        if not all(have_same_labels(labels[0], other) for other in labels):
+            raise InputError(f"these results are for other labels of the {what}; give the same ones, in the same order")
     return replace(first, scores=torch.stack([r.scores for r in results]).mean(0), truth="mean over seeds")

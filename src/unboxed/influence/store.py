@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..checkpointing import tensor_digest, weights_digest
+from ..checkpointing import tensor_digest
 from ..engine.example_gradients.gradients import ExampleGradients, loss_error
+from ..engine.example_gradients.labels import check_order
 from ..engine.example_gradients.losses import ExampleLoss
 from ..engine.example_gradients.routes import Terms
 from ..engine.example_gradients.sketch import Sketch
@@ -21,9 +22,10 @@ from ..errors import DataError, NaNError
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_int
-from ._data import TrainingData, query_labels
+from ._data import TrainingData, query_labels, read_labeled
 from ._parts import FRESH_HINT, PartFiles, count_examples, log_size, require_same
 from ._scores import LossFunction, one_run
+from ._store_settings import store_settings
 from .result import NATS, SIMILARITY, Influence
 
 MAX_PART_BYTES, MAX_PART_ROWS = 2**25, 4096
@@ -113,10 +115,9 @@ class GradientStore:
         self._sketch = Sketch(parameters, dim, seed) if dim is not None and dim < n else None
         self.width = n if dim is None else min(dim, n)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._parts = PartFiles(self.folder, {
-            "weights": str(weights_digest(box.model)), "parameters": _summary(parameters), "loss": _name(loss),
-            "dim": self.width, "dtype": dtype, "seed": seed if self._sketch else 0,
-        })  # fmt: skip
+        self._parts = PartFiles(self.folder, store_settings(
+            self._gradients, loss, dim=self.width, dtype=dtype, seed=seed if self._sketch else 0
+        ))  # fmt: skip
 
     @property
     def n_train(self) -> int:
@@ -253,7 +254,7 @@ class GradientStore:
         digests, n_rows, complete = list[str](), 0, self._parts.manifest()
         if complete is None:
             log_size(self.folder, count_examples(train), self._bytes_per_row)
-        for k, (x, y) in enumerate(labeled_batches(self.box, train, self._rows_per_part)):
+        for k, (x, y) in enumerate(_batches(self.box, train, self._rows_per_part)):
             digests.append(str(tensor_digest(x, y)))
             if (found := self._parts.digest(k)) is not None:
                 require_same(self.folder, found, digests[k], range(n_rows, n_rows + len(x)))
@@ -289,12 +290,10 @@ class GradientStore:
         return torch.cat(features), torch.cat(norms)
 
 
-def _summary(parameters: dict[str, Tensor]) -> str:
-    names = list(parameters)
-    return f"{names[0]} to {names[-1]}, {len(names)} tensors of {sum(p.numel() for p in parameters.values())} values"
-
-
-def _name(loss: ExampleLoss | None) -> str:
-    return (
-        "of the outputs" if loss is None else f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__name__)}"
-    )
+def _batches(box: Box, train: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels, in the memory of one batch where they are classes."""
+    check_order(train)
+    if box.outputs not in ("regression", "multilabel"):
+        return labeled_batches(box, train, size)
+    x, y = read_labeled(box, train)
+    return iter(zip(torch.split(x, size), torch.split(y, size), strict=True))

@@ -13,17 +13,18 @@ from tqdm import tqdm
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile
+from ..engine.unroll.checks import check_differentiable, check_finite_scores, check_repeatable, not_finite_error
 from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
 from ..engine.unroll.reverse import Trajectory, UnrollPlan, plan_unroll, weight_gradients
 from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
 from ..engine.unroll.training import State, Training
-from ..errors import InputError, ModelError, warn
+from ..errors import ModelError, warn
 from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Holds, Unit, check_settings
 from ..validation import check_seed
-from ._data import short_training
+from ._data import query_labels, short_training
 from .result import Influence
 
 LOG = logging.getLogger("unboxed")
@@ -97,7 +98,9 @@ def unrolled(
         has weight 0: the loss is still divided by the same batch size, and it still counts in batch norm's statistics.
 
     Raises:
-        InputError: where the memory does not suffice, or a loss is not a finite number.
+        InputError: where the memory does not suffice, a loss is not a finite number, or a step is not the same when it
+            is repeated, or has no derivative.
+        NaNError: where the loss of a training example is NaN; the error names it.
         ModelError: for a box that is not the model that the training gives.
 
     Example:
@@ -117,14 +120,18 @@ def unrolled(
     check_settings(unrolled, locals())
     seed = check_seed(seed)
     x = box.validate_inputs(x)
-    y = box.predict(x) if labels is None else box.class_labels(labels, len(x))
+    y = query_labels(box, x, labels)
+    check_repeatable(training)
+    if not isinstance(training, ModelTraining):
+        check_differentiable(training)
     plan = plan_unroll(training, len(x), max_bytes, store=store_states)
     LOG.info("unrolled differentiation of %d steps: %s", training.n_steps, plan)
     trajectory = Trajectory(training, plan.segment_steps, None if weights is None else training.check_weights(weights))
-    _check_box(box, training, trajectory.final)
+    check_box(box, training, trajectory.final)
     _check_losses(training, trajectory.final, x, y)
     file = _checkpoint_file(checkpoint, training, trajectory.final, x, y)
     scores = _scores(training, trajectory, x, y, plan, file, quiet)
+    check_finite_scores(scores)
     compared = scores if weights is None else None  # with leaving out of all examples
     smoothness = measure_smoothness(training, x, y, compared, seed) if check_smoothness else None
     if smoothness is not None and not smoothness.is_smooth:
@@ -167,7 +174,7 @@ def _checkpoint_file(
     return CheckpointFile(Path(path), "unrolled differentiation", training_fingerprint(training, final, x, y))
 
 
-def _check_box(box: Box, training: Training, final: State) -> None:
+def check_box(box: Box, training: Training, final: State) -> None:
     """Raise ModelError unless the box holds the weights that the training gives."""
     if not isinstance(training, ModelTraining):
         return
@@ -189,4 +196,4 @@ def _check_losses(training: Training, final: State, x: Tensor, y: Tensor) -> Non
     with torch.no_grad():
         bad = (~training.query_loss(final, x, y).isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise InputError(f"the loss of query {bad[0]} is not a finite number after the training; use a smaller lr")
+        raise not_finite_error(training, bad[0])

@@ -31,6 +31,14 @@ def resolve_loss(box: Box, loss: ExampleLoss | None) -> ExampleLoss:
     return _LOSS_BY_OUTPUTS.get(box.outputs, _cross_entropy)
 
 
+def check_one_per_example(losses: Tensor, n: int) -> Tensor:
+    """The losses of n examples themselves. Raises InputError unless they are (n,): means and columns are others."""
+    if losses.shape == (n,):
+        return losses
+    hint = "; give reduction='none'" if losses.ndim == 0 else ""
+    raise InputError(f"the loss must give a number per example, ({n},); got {tuple(losses.shape)}{hint}")
+
+
 def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)
     return F.cross_entropy(z, y.long(), reduction="none")
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...box import Box
-from ...errors import InputError, LayerError, OutputError
+from ...errors import LayerError, OutputError
 from ...model.hooks import Address
 from ...validation import address_list
-from .losses import ExampleLoss, loss_address
+from .losses import ExampleLoss, check_one_per_example, loss_address
 
 Parameters = Mapping[str, Tensor]
 BATCH_DEPENDENT_MESSAGE = (
@@ -75,10 +75,7 @@ class LossOfParameters:
 
     def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
         """Losses (N,)."""
-        losses = self.loss(self.outputs(parameters, x), y)
-        if losses.shape != (len(x),):
-            raise InputError(f"the loss must give a number per example, ({len(x)},); got {tuple(losses.shape)}")
-        return losses
+        return check_one_per_example(self.loss(self.outputs(parameters, x), y), len(x))
 
     def _fixed(self) -> dict[str, Tensor]:
         """All parameters, without a graph; of a given state copies, which a forward pass may write to."""

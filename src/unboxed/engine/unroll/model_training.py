@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ... import rng
 from ...box import Box
@@ -17,11 +15,11 @@ from ...inputs.base import Inputs
 from ...model import state as model_state
 from ...model.outputs import OutputKind
 from ...validation import check_float, check_int, check_seed
-from ..example_gradients.losses import ExampleLoss, loss_address, resolve_loss
+from ..example_gradients.labels import read_labeled
+from ..example_gradients.losses import ExampleLoss, check_one_per_example, resolve_loss
 from ..randomized import copy_model, randomize_all_layers
-from ..read.examples import labeled_examples
 from .optimizers import update_of
-from .running_statistics import PureBatchNormMode
+from .raw_forward import RawForward
 from .schedules import (
     OptimizerFactory,
     OptimizerName,
@@ -49,12 +47,14 @@ class ModelTraining(Training):
         model: A module before its training; it is copied.
         inputs: What its inputs are.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader. They are kept in memory.
+            Of a regression (x, y) with numbers y (N, ...), of several labels with values y (N, K).
         epochs: Passes over the training data, 1 or more.
         batch_size: Examples per step, 1 or more.
         lr: Largest learning rate of the schedule, above 0.
         weight_decay: Of the optimizer.
         momentum: Of SGD; it is constant. (Adam's first beta goes with a one-cycle rate, as `torch` has it.)
-        optimizer: "sgd", "adam", "adamw", or a function that makes a `torch.optim` SGD, Adam or AdamW of parameters.
+        optimizer: "sgd", "adam", "adamw", or a function that makes a `torch.optim` SGD, Adam or AdamW of parameters, in
+            groups or of some of them: what it leaves out is not trained.
         schedule: "one-cycle", "constant", or a function that makes a scheduler of `torch.optim.lr_scheduler` of the
             optimizer; it is asked for after each step.
         seed: Seed of all random draws: same seed, same result.
@@ -65,7 +65,7 @@ class ModelTraining(Training):
     Raises:
         InputError: for settings out of range, a model without parameters to train, an optimizer that cannot be
             unrolled.
-        DataError: where there are no examples, or no labels.
+        DataError: where there are no examples, or no labels, or a DataLoader that shuffles.
 
     Example:
         >>> import torch, unboxed as ub
@@ -104,18 +104,22 @@ class ModelTraining(Training):
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
             "outputs": self._box.outputs,
         }  # fmt: skip
-        self.x, self.y = labeled_examples(self._box, train)
+        self.x, self.y = read_labeled(self._box, train)
         self.seed = check_seed(seed)
-        parameters = {name: p for name, p in self._box.model.named_parameters() if p.requires_grad}
-        if not parameters:
+        batches = shuffled_batches(len(self.x), batch_size, epochs, self.seed)
+        copies = {n: nn.Parameter(p.detach().clone()) for n, p in self._box.model.named_parameters() if p.requires_grad}
+        if not copies:
             raise InputError("the model has no parameter that requires a gradient: there is nothing to train")
-        self._names, batches = list(parameters), shuffled_batches(len(self.x), batch_size, epochs, self.seed)
-        copies = [nn.Parameter(p.detach().clone()) for p in parameters.values()]
-        torch_optimizer = make_optimizer(optimizer, copies, check_float("lr", lr, above=0), weight_decay, momentum)
+        torch_optimizer = make_optimizer(
+            optimizer, list(copies.values()), check_float("lr", lr, above=0), weight_decay, momentum
+        )
         self._update = update_of(torch_optimizer)
         self._hyperparameters = hyperparameters_by_step(torch_optimizer, schedule, len(batches), copies)
+        self._names = list(self._hyperparameters[0])
+        if not self._names:
+            raise InputError("the optimizer has none of the parameters; make it of those that the function is given")
         self._augment, self._loss = augment, resolve_loss(self._box, loss)
-        self._forward = _RawForward(self._box)
+        self._forward = RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
         self._forward.draws = self._observe_first_step()
         # convolutions with many weights at once are grouped ones: half as fast as one after another
@@ -150,6 +154,13 @@ class ModelTraining(Training):
                 ) from error
         return bool(used)
 
+    def warm_start(self, final: State) -> State:
+        """With a fresh optimizer: its averages are corrected by the number of steps since they were zero."""
+        return {**self.start, **{name: h for name, h in final.items() if name.startswith((PARAMETER, BUFFER))}}
+
+    def random_part(self, t: int) -> str:
+        return "the model" if torch.equal(self._batch(t)[0], self._batch(t)[0]) else "augment"
+
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def _initial_state(self) -> State:
@@ -179,18 +190,26 @@ class ModelTraining(Training):
     def _updated(self, state: State, gradients: Mapping[str, Tensor], t: int) -> State:
         """Parameters and slots after step t."""
         after: State = {}
-        for name, h in zip(self._names, self._hyperparameters[t], strict=True):
+        for name, h in self._hyperparameters[t].items():
             slots = tuple(state[f"{slot}.{name}"] for slot in self._update.slot_names)
             parameter, slots = self._update(state[PARAMETER + name], gradients[name], slots, h, t)
             after[PARAMETER + name] = parameter
             after |= {f"{slot}.{name}": value for slot, value in zip(self._update.slot_names, slots, strict=True)}
         return after
 
+    def batch_losses(self, state: State, t: int) -> Tensor:
+        """The losses (B,) of the examples of step t's batch, in training, at the state before it."""
+        x, y = self._batch(t)
+        seed = rng.derive_seed("step", self.seed, t)
+        with torch.no_grad():
+            output, _ = self._forward.train_step(x, _part(state, PARAMETER), _part(state, BUFFER), seed)
+            return self._loss(output, y)
+
     def _weighted_loss(self, parameters: State, buffers: State, t: int, weights: Tensor) -> tuple[Tensor, State]:
         """The mean of the weighted losses of step t's batch; and the buffers after it."""
         x, y = self._batch(t)
         output, buffers = self._forward.train_step(x, parameters, buffers, rng.derive_seed("step", self.seed, t))
-        losses = self._loss(output, y)  # (B,)
+        losses = check_one_per_example(self._loss(output, y), len(y))
         return (weights * losses).sum() / len(y), buffers
 
     def _batch(self, t: int) -> tuple[Tensor, Tensor]:
@@ -225,7 +244,7 @@ class ModelTraining(Training):
         """The adjoint before the optimizer's update, and that of the gradient, as "gradient.NAME"."""
         before: State = {}
         after = self._updated(state, gradients, t)
-        for name, h in zip(self._names, self._hyperparameters[t], strict=True):
+        for name, h in self._hyperparameters[t].items():
             keys = [f"{slot}.{name}" for slot in self._update.slot_names]
             adj = self._update.adjoint(
                 state[PARAMETER + name], gradients[name], tuple(after[key] for key in keys), h, t,
@@ -237,78 +256,18 @@ class ModelTraining(Training):
 
     def _query_loss(self, state: State, x: Tensor, y: Any) -> Tensor:
         output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))
-        return self._loss(output, y)
+        return check_one_per_example(self._loss(output, y), len(x))
 
     def class_losses(self, state: State, x: Tensor, n_classes: int) -> Tensor:
         output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))  # once for all classes
         labels = torch.arange(n_classes, device=x.device).repeat(len(x))
-        return self._loss(output.repeat_interleave(n_classes, 0), labels).reshape(len(x), n_classes)
+        cross_entropy = resolve_loss(self._box, None)  # of classes with other weights no difference is a margin
+        return cross_entropy(output.repeat_interleave(n_classes, 0), labels).reshape(len(x), n_classes)
 
     def query_adjoint(self, state: State, x: Tensor, y: Any) -> State:
         used = super().query_adjoint({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))}, x, y)
         unused = {n: h.new_zeros(len(x), *h.shape) for n, h in state.items() if h.is_floating_point()}
         return unused | used
-
-
-class _RawForward(nn.Module):
-    """A box's model called with other parameters and buffers, in train or eval mode; its RNGs are keyed."""
-
-    def __init__(self, box: Box) -> None:
-        super().__init__()
-        self.model = box.model
-        self._box = [box]  # in a list: no attribute of a module
-        self.draws = False  # whether training steps draw random numbers
-
-    def forward(self, x: Tensor) -> Tensor:
-        box, reader = self._box[0], self._box[0].output_reader
-        with (
-            reader.recording_final_op(loss_address(box) == "logits") as final_op,
-            model_state.PLAIN_ATTENTION,
-            model_state.without_compiled_graphs(),  # a graph may allow one backward pass alone
-        ):
-            output = reader.select_tensor(box.raw_output(x))
-        return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
-
-    def train_step(self, x: Tensor, parameters: State, buffers: State, seed: int) -> tuple[Tensor, State]:
-        """The output (B, ...) in train mode, and the buffers after it."""
-        copies = {name: b.clone() for name, b in buffers.items()}
-        batch_norms = PureBatchNormMode()
-        with _train_mode(self.model), self._seeded(seed, x), batch_norms:
-            output = self._call(x, parameters, copies)
-        self._refuse_other_writes(buffers, copies)
-        return output, {**copies, **batch_norms.new_values(copies)}
-
-    def evaluate(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
-        with self._seeded(0, x), PureBatchNormMode():
-            return self._call(x, parameters, buffers)
-
-    def _seeded(self, seed: int, x: Tensor) -> AbstractContextManager[None]:
-        return model_state.forking_rngs(seed, x.device) if self.draws else model_state.NO_CONTEXT
-
-    def _call(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
-        replaced = {f"model.{name}": h for part in (parameters, buffers) for name, h in part.items()}
-        output: Tensor = functional_call(self, replaced, (x,))
-        return output
-
-    @staticmethod
-    def _refuse_other_writes(before: State, after: State) -> None:
-        """Buffers of numbers that change otherwise than by batch norm have no derivative. Raises ModelError."""
-        for name, h in after.items():
-            if h.is_floating_point() and h._version:
-                raise ModelError(
-                    f"the model writes its buffer {name!r} in training, which can't be differentiated; make it an "
-                    "output, or write the training's step as a pure function"
-                )
-
-
-@contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
-    model.train()
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            module.training = False  # not .eval(): users override it
 
 
 def _part(state: State, prefix: str) -> State:

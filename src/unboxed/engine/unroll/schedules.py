@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from ...errors import DataError, InputError
@@ -49,17 +49,17 @@ def hyperparameters_by_step(
     optimizer: torch.optim.Optimizer,
     schedule: ScheduleName | ScheduleFactory,
     n_steps: int,
-    parameters: list[nn.Parameter],
-) -> list[list[Hyperparameters]]:
-    """The settings of each parameter at each step, read from torch's own schedule."""
+    parameters: Mapping[str, nn.Parameter],
+) -> list[dict[str, Hyperparameters]]:
+    """The settings of each parameter that the optimizer has, at each step, read from torch's own schedule."""
     scheduler = _scheduler(optimizer, schedule, n_steps)
-    by_step = list[list[Hyperparameters]]()
-    for p in parameters:
+    by_step = list[dict[str, Hyperparameters]]()
+    for p in parameters.values():
         p.grad = None  # a step without gradients changes nothing
     for t in range(n_steps):
         groups: dict[int, Hyperparameters] = {id(p): {k: v for k, v in group.items() if k != "params"}
                   for group in optimizer.param_groups for p in group["params"]}  # fmt: skip
-        by_step.append([groups[id(p)] for p in parameters])
+        by_step.append({name: groups[id(p)] for name, p in parameters.items() if id(p) in groups})
         optimizer.step()
         if scheduler is not None and t + 1 < n_steps:
             scheduler.step()
@@ -70,7 +70,7 @@ def _scheduler(
     optimizer: torch.optim.Optimizer, schedule: ScheduleName | ScheduleFactory, n_steps: int
 ) -> LRScheduler | None:
     if callable(schedule):
-        return schedule(optimizer)
+        return _check_scheduler(schedule(optimizer))
     if schedule not in get_args(ScheduleName):
         raise InputError(f"schedule must be constant, one-cycle, or a function of an optimizer; got {schedule!r}")
     if schedule == "constant":
@@ -78,3 +78,10 @@ def _scheduler(
     cycles = not isinstance(optimizer, torch.optim.SGD)  # it would replace the momentum that was asked for
     rates = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(optimizer, rates, total_steps=n_steps, cycle_momentum=cycles)
+
+
+def _check_scheduler(scheduler: LRScheduler) -> LRScheduler:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise InputError("ReduceLROnPlateau sets rates by losses, so that they are not known before the training; give "
+                         "a schedule of steps alone, or the step as a pure function")  # fmt: skip
+    return scheduler

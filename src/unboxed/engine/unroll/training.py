@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...model.state import outside_inference_mode
 from ...validation import check_int
+from ..example_gradients.losses import check_one_per_example
 
 State = dict[str, Tensor]  # all that one step hands to the next: parameters, buffers, what the optimizer keeps
 StepFn = Callable[[State, int, Tensor], State]
@@ -26,7 +27,7 @@ class Training:
 
     Make one of your own training loop by writing its step as a pure function: no state but its arguments, random draws
     by generators that are keyed by the step, and all operations differentiable. For a plain training of a model by
-    `torch.optim`, `Training.of` writes it.
+    `torch.optim`, `ModelTraining` writes it.
 
     Args:
         step: `step(state, t, weights)` gives the state after step t (0, 1, ...), a dict of tensors like the one before.
@@ -91,6 +92,14 @@ class Training:
         like = next((h for h in self.start.values() if h.is_floating_point()), torch.zeros(()))
         return like.new_ones(*shape, self.n_examples)
 
+    def warm_start(self, final: State) -> State:
+        """The state from which training goes on after a final one, with its first steps."""
+        return final
+
+    def random_part(self, t: int) -> str:
+        """What of step t draws random numbers where the step is not the same each time, in words."""
+        return "dropout or augmentation"
+
     # -- running it --------------------------------------------------------------------------------------------------
 
     @outside_inference_mode
@@ -147,10 +156,13 @@ class Training:
     def query_losses(self, states: State, x: Tensor, y: Any) -> Tensor:
         """Losses (M, Q) of queries under states stacked (M, ...)."""
         with torch.no_grad():
-            return map_states(lambda state: self.query_loss(state, x, y), states)
+            return map_states(lambda state: check_one_per_example(self.query_loss(state, x, y), len(x)), states)
 
     def class_losses(self, state: State, x: Tensor, n_classes: int) -> Tensor:
-        """The losses (Q, K) that queries would have with each of the classes as their label."""
+        """The losses (Q, K) that queries would have with each of the classes as their label.
+
+        Of a `ModelTraining` they are cross-entropies, whatever its loss: their differences are those of logits.
+        """
         labels = torch.arange(n_classes, device=x.device).repeat(len(x))
         return self.query_loss(state, x.repeat_interleave(n_classes, 0), labels).reshape(len(x), n_classes)
 
@@ -160,7 +172,7 @@ class Training:
         """Gradients (Q, ...) of the queries' losses with respect to a final state."""
         with torch.enable_grad():
             leaves = differentiable_leaves(state)
-            losses = self.query_loss({**state, **leaves}, x, y)
+            losses = check_one_per_example(self.query_loss({**state, **leaves}, x, y), len(x))
         return dict(
             zip(leaves, batched_vjp([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...engine.rank_correlation import pearson, spearman
 from ...engine.results import OneLineReprMixin
 from ...errors import InputError
-from ..result import Influence, Truth
+from ..result import Influence, Truth, have_same_labels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,12 +50,23 @@ def check_truth(result: Influence, truth: Truth, *, allow_other_truth: bool) -> 
         )
 
 
-def check_scores(result: Influence, n_queries: int, n_examples: int) -> None:
-    """Raise InputError unless scores are of these queries and training examples, and numbers."""
+def check_scores(result: Influence, n_queries: int, n_examples: int, labels: Any, train_labels: Any) -> None:
+    """Raise InputError unless scores are of queries and training examples with these labels, and numbers.
+
+    Labels are compared where both sides have them: other ones say that the examples are, or come in another order.
+    """
     if result.scores.shape != (n_queries, n_examples):
         raise InputError(
             f"wanted scores of {n_queries} queries for the training's {n_examples} examples; got shape "
             f"{tuple(result.scores.shape)}"
         )
+    for what, own, wanted in (
+        ("the queries", result.target, labels), ("the training examples", result.train_labels, train_labels)
+    ):  # fmt: skip
+        if not have_same_labels(own, wanted):
+            raise InputError(
+                f"the scores ({result.method or 'no name'}) are for other labels of {what} than these: other examples, "
+                "another order, or predictions of another model. Give both the same, in the same order"
+            )
     if not bool(result.scores.isfinite().all()):
         raise InputError(f"the scores ({result.method or 'no name'}) hold NaN or infinite values")

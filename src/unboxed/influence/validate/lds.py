@@ -134,7 +134,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     final = training.run()
     x, y = resolve_queries(training, final, x, labels)
     for result in listed:
-        check_scores(result, len(x), training.n_examples)
+        check_scores(result, len(x), training.n_examples, y, getattr(training, "y", None))
     left_out = left_out_subsets(training.n_examples, tuple(fractions), n_subsets, seed)  # (F, S, N)
     seeds = n_seeds if truth == "mean over seeds" else 1
     settings = {"truth": truth, "fractions": list(map(float, fractions)), "n_subsets": n_subsets, "n_seeds": seeds,
@@ -145,7 +145,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
         lambda k: training if truth == "one run" else _reseeded(training, seed, k), seeds, weights, x, y,
         max_bytes=max_bytes, file=file, quiet=quiet,
     )  # fmt: skip
-    check_losses(losses.flatten(0, 1))
+    check_losses(training, losses.flatten(0, 1))
     retrained = _Retrained(left_out, losses, training.n_examples)
     noise = _noise_to_signal(training, x, y, retrained, seed) if truth == "one run" else None
     scores = [_score(r, retrained, noise, tuple(map(float, fractions)), truth, seeds, seed) for r in listed]

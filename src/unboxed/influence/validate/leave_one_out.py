@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class LeaveOneOut(OneLineReprMixin):
         losses: (Q,) losses with all examples.
         start: "scratch" or "warm".
         n_steps: Steps of each retraining.
+        target: (Q,) the classes whose loss changes; or what the loss was given.
+        train_labels: (N,) the training examples' labels; None for a `Training` of one's own.
     """
 
     changes: Tensor
@@ -50,6 +52,8 @@ class LeaveOneOut(OneLineReprMixin):
     losses: Tensor
     start: StartKind
     n_steps: int
+    target: Any
+    train_labels: Tensor | None = None
 
     def agreement(self, result: Influence, *, allow_other_truth: bool = False) -> Agreement:
         """How well scores of these queries predict the changes.
@@ -57,7 +61,7 @@ class LeaveOneOut(OneLineReprMixin):
         Raises InputError for scores that do not estimate one run, unless `allow_other_truth`, and of other queries.
         """
         check_truth(result, "one run", allow_other_truth=allow_other_truth)
-        check_scores(result, len(self.changes), result.n_train)
+        check_scores(result, len(self.changes), result.n_train, self.target, self.train_labels)
         if int(self.indices.max()) >= result.n_train:
             raise InputError(f"these are scores of {result.n_train} examples; example {int(self.indices.max())} was "
                              "left out")  # fmt: skip
@@ -90,8 +94,8 @@ def leave_one_out(
         labels: Correct classes (N,), or one for all. The loss of these changes; None: of the predicted classes.
         indices: Training examples (K,) to leave out, one at a time, by their index.
         start: Retrain from "scratch", or go on from the final state ("warm"). From scratch it is the same training with
-            weight 0 for the example. A warm start takes steps without the example, and is compared with the same steps
-            with it: for trainings that have converged, and too long to repeat.
+            weight 0 for the example. A warm start takes steps without the example, with a fresh optimizer, and is
+            compared with the same steps with it: for trainings that have converged, and too long to repeat.
         n_steps: Steps of a warm start: the first ones of the training. None: as many as it has.
         max_bytes: Memory that the trainings which run at once may take. Their activations come on top.
         checkpoint: File from which a call that was stopped goes on.
@@ -126,12 +130,15 @@ def leave_one_out(
     final = training.run()
     x, y = resolve_queries(training, final, x, labels)
     settings = {"start": start, "n_steps": n_taken, "examples left out": chosen.tolist()}
+    warm = training.warm_start(final) if start == "warm" else None
     losses = _retrained_without(
-        training, chosen, x, y, final if start == "warm" else None, range(n_taken), max_bytes=max_bytes,
+        training, chosen, x, y, warm, range(n_taken), max_bytes=max_bytes,
         file=retraining_file(checkpoint, training, final, x, y, settings), quiet=quiet,
     )  # fmt: skip
-    check_losses(losses)
-    return LeaveOneOut((losses[1:] - losses[0]).T.contiguous(), chosen, losses[0], start, n_taken)
+    check_losses(training, losses)
+    return LeaveOneOut(
+        (losses[1:] - losses[0]).T.contiguous(), chosen, losses[0], start, n_taken, y, getattr(training, "y", None)
+    )  # fmt: skip
 
 
 def _retrained_without(

@@ -11,6 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...checkpointing import CheckpointFile
+from ...engine.example_gradients.labels import query_labels
+from ...engine.unroll.checks import check_repeatable, not_finite_error
 from ...engine.unroll.fingerprint import training_fingerprint
 from ...engine.unroll.model_training import ModelTraining
 from ...engine.unroll.training import State, Training
@@ -33,15 +35,14 @@ def resolve_queries(training: Training, final: State, x: Any, labels: Any) -> tu
 
     Raises InputError.
     """
+    check_repeatable(training)
     if not isinstance(training, ModelTraining):
         if labels is None:
             raise InputError("labels can be left out for a ModelTraining alone: a step function predicts no classes")
         return x, labels
     box = training.box(final)
     x = box.validate_inputs(x)
-    if box.outputs == "regression" and labels is not None:
-        return x, torch.as_tensor(labels)
-    return x, box.predict(x) if labels is None else box.class_labels(labels, len(x))
+    return x, query_labels(box, x, labels)
 
 
 def retraining_file(
@@ -88,8 +89,8 @@ def retrained_losses(
     return torch.cat(done).reshape(n_trainings, m, -1).to(x.device)
 
 
-def check_losses(losses: Tensor) -> None:
-    """Raise InputError for losses (M, Q) that are not finite."""
+def check_losses(training: Training, losses: Tensor) -> None:
+    """Raise InputError for losses (M, Q) that are not finite; NaNError that names the training examples at fault."""
     bad = (~losses.isfinite()).any(0).nonzero().flatten().tolist()
     if bad:
-        raise InputError(f"the loss of query {bad[0]} is not a finite number after a training; use a smaller lr")
+        raise not_finite_error(training, bad[0])

@@ -1,0 +1,65 @@
+"""Labeled examples as the loss takes them: classes, or where the outputs are numbers or several labels, values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...box import Box
+from ...errors import DataError, InputError
+from ...inputs.items import is_shuffling_loader
+from ..read.examples import labeled_examples
+
+
+def read_labeled(box: Box, train: Any) -> tuple[Tensor, Tensor]:
+    """Training inputs (N, ...) and labels: classes (N,); numbers (N, ...) of a regression; (N, K) of several labels.
+
+    Raises DataError where there are none, or no labels, or their order is another in each pass.
+    """
+    check_order(train)
+    if _has_values(box, train):
+        x = box.validate_inputs(train[0])
+        return x, _values(box, train[1], len(x))
+    if box.outputs == "regression":
+        raise DataError("wanted the training examples of a regression model as tensors (x, y), with numbers y (N, ...)")
+    return labeled_examples(box, train)
+
+
+def query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
+    """The labels whose loss is explained: as given, or the predicted ones. Raises InputError."""
+    if box.outputs == "regression" and labels is None:
+        raise InputError("labels are missing: a regression model predicts no class whose loss could be explained")
+    if labels is None:
+        return box.predict(x) if box.outputs != "multilabel" else (box.probs(x) > 0.5).to(box.dtype)
+    return _values(box, labels, len(x)) if _are_values(box, labels) else box.class_labels(labels, len(x))
+
+
+def check_order(train: Any) -> None:
+    """Raise DataError for a loader that shuffles: nobody could say which example a score is of."""
+    if is_shuffling_loader(train):
+        raise DataError(
+            "this DataLoader gives its examples in another order at each pass, so that their scores could not be "
+            "assigned to them. Give its dataset (loader.dataset), or a loader with shuffle=False"
+        )
+
+
+def _has_values(box: Box, train: Any) -> bool:
+    return isinstance(train, (tuple, list)) and len(train) == 2 and _are_values(box, train[1])
+
+
+def _are_values(box: Box, labels: Any) -> bool:
+    """Whether labels are numbers, or 0 and 1 for each of several labels, and no classes."""
+    if box.outputs == "regression":
+        return True
+    return box.outputs == "multilabel" and getattr(labels, "shape", ())[1:] == (box.n_outputs,)
+
+
+def _values(box: Box, labels: Any, n: int) -> Tensor:
+    y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
+    if y.ndim == 0 or len(y) != n:
+        raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")
+    if bad := (~y.isfinite().flatten(1 if y.ndim > 1 else 0)).nonzero()[:, 0].tolist():
+        raise InputError(f"the label of example {bad[0]} is NaN or infinite")
+    return y

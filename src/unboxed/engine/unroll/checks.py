@@ -1,0 +1,79 @@
+"""Whether a training is a function that can be run again and differentiated; and whose loss is not a finite number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError, NaNError, UnboxedError
+from ...model.nan_checks import NAN_HINT, format_rows
+from .model_training import ModelTraining
+from .training import State, Training, differentiable_leaves
+
+MAX_DIFFERENCE = 1e-2  # of two runs of a step, relative to what it changes: rounding may differ, draws may not
+
+
+def check_repeatable(training: Training) -> None:
+    """Raise InputError where a step that is repeated gives another state: it draws without keys."""
+    t = training.n_steps // 2
+    weights = training.example_weights()[training.batches[t]]
+    first, again = (training.next_state(training.start, t, weights) for _ in range(2))
+    if _distance(first, again) > MAX_DIFFERENCE * _distance(first, training.start):
+        raise InputError(
+            f"step {t} of this training gives another state when it is repeated: {training.random_part(t)} draws "
+            "random numbers without keys, so that no run is the training again. Draw them by generators that are "
+            "seeded by the step (augment gets one)"
+        )
+
+
+def check_differentiable(training: Training) -> None:
+    """Raise InputError where the state after a step does not depend on the examples' weights by a graph."""
+    t = training.n_steps // 2
+    with torch.enable_grad():
+        weights, leaves = training.differentiable_weights(t, None), differentiable_leaves(training.start)
+        after = training.functional_step({**training.start, **leaves}, t, weights)
+        outputs = [h.sum() for h in after.values() if h.requires_grad]
+        grad = torch.autograd.grad(outputs, weights, allow_unused=True)[0] if outputs else None
+    if grad is None:
+        raise InputError(
+            "the state after a step does not depend on the examples' weights by any path with a gradient, so that all "
+            "scores would be zero: give torch.autograd.grad create_graph=True (or use torch.func.grad), and do without "
+            "detach(), item() and no_grad()"
+        )
+
+
+def check_finite_scores(scores: Tensor) -> None:
+    """Raise NaNError for derivatives (Q, N) by weights that are not finite: it names the training examples."""
+    if rows := (~scores.isfinite()).any(0).nonzero().flatten().tolist():
+        raise NaNError(
+            f"the derivative is NaN or infinite for {len(rows)} of {scores.shape[1]} training examples "
+            f"({format_rows(rows)}): its loss may be, or its gradient. {NAN_HINT}", rows, "training examples",
+        )  # fmt: skip
+
+
+def not_finite_error(training: Training, query: int) -> UnboxedError:
+    """The error of a query's loss that is not finite: it names the training examples that made it so, or the lr."""
+    if rows := _examples_without_loss(training):
+        return NaNError(
+            f"the loss is NaN or infinite for {len(rows)} of {training.n_examples} training examples "
+            f"({format_rows(rows)}), and so is the model after them. {NAN_HINT}", rows, "training examples",
+        )  # fmt: skip
+    return InputError(f"the loss of query {query} is not a finite number after the training; use a smaller lr")
+
+
+def _examples_without_loss(training: Training) -> list[int]:
+    """Those of the first step from which numbers are not finite; none where it is no single examples."""
+    if not isinstance(training, ModelTraining):
+        return []
+    before = training.start
+    for t, state in enumerate(training.states()):
+        if not all(h.isfinite().all() for h in state.values()):
+            bad = ~training.batch_losses(before, t).isfinite()
+            return [] if bool(bad.all()) else training.batches[t][bad.cpu()].tolist()
+        before = state
+    return []
+
+
+def _distance(a: State, b: State) -> float:
+    parts = [(a[name] - b[name]).double().norm() for name, h in b.items() if h.is_floating_point()]
+    return float(torch.stack([p.cpu() for p in parts]).norm()) if parts else 0.0

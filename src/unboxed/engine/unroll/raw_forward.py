@@ -1,0 +1,77 @@
+"""A model's forward pass with other parameters and buffers, in train or eval mode, as a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ...box import Box
+from ...errors import ModelError
+from ...model import state as model_state
+from ..example_gradients.losses import loss_address
+from .running_statistics import PureBatchNormMode
+from .training import State
+
+
+class RawForward(nn.Module):
+    """A box's model called with other parameters and buffers, in train or eval mode; its RNGs are keyed."""
+
+    def __init__(self, box: Box) -> None:
+        super().__init__()
+        self.model = box.model
+        self._box = [box]  # in a list: no attribute of a module
+        self.draws = False  # whether training steps draw random numbers
+
+    def forward(self, x: Tensor) -> Tensor:
+        box, reader = self._box[0], self._box[0].output_reader
+        with (
+            reader.recording_final_op(loss_address(box) == "logits") as final_op,
+            model_state.PLAIN_ATTENTION,
+            model_state.without_compiled_graphs(),  # a graph may allow one backward pass alone
+        ):
+            output = reader.select_tensor(box.raw_output(x))
+        return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
+
+    def train_step(self, x: Tensor, parameters: State, buffers: State, seed: int) -> tuple[Tensor, State]:
+        """The output (B, ...) in train mode, and the buffers after it."""
+        copies = {name: b.clone() for name, b in buffers.items()}
+        batch_norms = PureBatchNormMode()
+        with _train_mode(self.model), self._seeded(seed, x), batch_norms:
+            output = self._call(x, parameters, copies)
+        self._refuse_other_writes(buffers, copies)
+        return output, {**copies, **batch_norms.new_values(copies)}
+
+    def evaluate(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
+        with self._seeded(0, x), PureBatchNormMode():
+            return self._call(x, parameters, buffers)
+
+    def _seeded(self, seed: int, x: Tensor) -> AbstractContextManager[None]:
+        return model_state.forking_rngs(seed, x.device) if self.draws else model_state.NO_CONTEXT
+
+    def _call(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
+        replaced = {f"model.{name}": h for part in (parameters, buffers) for name, h in part.items()}
+        output: Tensor = functional_call(self, replaced, (x,))
+        return output
+
+    @staticmethod
+    def _refuse_other_writes(before: State, after: State) -> None:
+        """Buffers of numbers that change otherwise than by batch norm have no derivative. Raises ModelError."""
+        for name, h in after.items():
+            if h.is_floating_point() and h._version:
+                raise ModelError(
+                    f"the model writes its buffer {name!r} in training, which can't be differentiated; make it an "
+                    "output, or write the training's step as a pure function"
+                )
+
+
+@contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            module.training = False  # not .eval(): users override it
