@@ -27,6 +27,7 @@ from ..model.nan_checks import check_no_nan
 from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import AtLeast, Holds, Unit, check_settings
+from ..validation import check_seed
 from ._attribute import AttributedExamples, read_attribute
 from ._probe_ablation import MAX_STILL_READABLE, ErasureTest, LayerView, erasure_test
 
@@ -246,6 +247,7 @@ def probe(
         with the features' covariance, so that they take the same share of the whitened variance.
     """
     check_settings(probe, locals())
+    seed = check_seed(seed)
     examples = read_attribute(box, data, attribute, max_examples)
     addresses = _default_layers(box) if layers is None else resolve_layers(box, layers)
     type_index = _cluster_types(box, examples.x, seed, batch_size) if types is None else _given_types(types, examples)

@@ -236,7 +236,9 @@ def shortcuts(
     check_settings(shortcuts, locals())
     box.require_class_scores("shortcuts")
     if not isinstance(box.inputs, Pixels):
-        raise InputError(f"shortcuts needs inputs that are images; the box takes {box.inputs}")
+        raise InputError(
+            f"shortcuts needs a model that takes images alone (Pixels); this one takes {type(box.inputs).__name__}"
+        )
     seed, explain = check_seed(seed), _map_function(method, batch_size)
     x = first_inputs(box, data, max_examples)
     answered = _AnsweredExamples(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)

@@ -18,7 +18,7 @@ from ..cards import Card
 from .cases import method_name
 from .models import kind_of_model
 
-COST_EXPONENT = 0.25  # of a method's model runs: what covers little more for many more runs is not chosen
+COST_EXPONENT = 0.1  # of a method's model runs: what covers little more for many more runs is not chosen
 MODEL_INDEPENDENT_MODULES = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
     "inputs.packing", "inputs.examples", "inputs.forms", "inputs.labels", "engine.results", "engine.perturb.segments",
