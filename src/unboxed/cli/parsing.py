@@ -101,6 +101,18 @@ def print_report_path_and_exit_on_failure(
         )
 
 
+def open_box(
+    model: str, weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
+    outputs: str | None, seed: int = 0,
+) -> tuple[Box, tuple[str, ...] | None]:  # fmt: skip
+    """The model that the options name, opened, and the class names that were given, if any."""
+    from .. import loading
+
+    inputs, names = parse_pixels(shape, mean, std), parse_classes(classes)
+    box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+    return box, names
+
+
 def load_judge(spec: str, box: Box, seed: int) -> Box:
     """A second model for the same images: its inputs are the box's, unless the model defines its own."""
     from .. import loading

@@ -153,10 +153,9 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import note_skipped_files, parse_classes, parse_pixels, with_data_classes
+    from .parsing import note_skipped_files, open_box, with_data_classes
 
-    names = parse_classes(classes)
-    box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
+    box, names = open_box(model, weights, shape, mean, std, classes, outputs)
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
     images = None if data is None else loading.data_for(data, box, root=root, classes=names, quiet=quiet)

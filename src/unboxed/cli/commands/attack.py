@@ -25,9 +25,8 @@ from ..options import (
 from ..parsing import (
     errors_as_exit_codes,
     note_skipped_files,
-    parse_classes,
+    open_box,
     parse_fraction,
-    parse_pixels,
     with_data_classes,
 )
 
@@ -61,8 +60,7 @@ def attack(
         from ..attack import run_attack
 
         eps_values = [parse_fraction("--eps", e) for e in eps]
-        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         note_skipped_files(images)
         box = with_data_classes(images, box) if class_names is None else box

@@ -22,8 +22,7 @@ from ..options import (
 )
 from ..parsing import (
     errors_as_exit_codes,
-    parse_classes,
-    parse_pixels,
+    open_box,
 )
 
 
@@ -41,7 +40,6 @@ def doctor(
         from ... import loading
         from ..doctor import run_doctor
 
-        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs)  # type: ignore[arg-type]
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs)
         images = None if data is None else loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         run_doctor(box, images, as_json=json, quiet=quiet or json)

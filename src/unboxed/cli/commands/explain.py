@@ -25,8 +25,7 @@ from ..options import (
 )
 from ..parsing import (
     errors_as_exit_codes,
-    parse_classes,
-    parse_pixels,
+    open_box,
 )
 
 
@@ -51,11 +50,9 @@ def explain(
     with errors_as_exit_codes(debug):
         if not source.exists():  # before anything heavy is imported
             raise DataError(missing_path_text(source))
-        from ... import loading
         from ..explain import run_explain
 
-        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
         explanations = run_explain(box, source, out, methods=method, **settings)
         if any(explanation.interrupted for explanation in explanations):

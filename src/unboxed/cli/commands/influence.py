@@ -24,8 +24,7 @@ from ..options import (
 )
 from ..parsing import (
     errors_as_exit_codes,
-    parse_classes,
-    parse_pixels,
+    open_box,
     with_data_classes,
 )
 
@@ -58,8 +57,7 @@ def influence(
         from ... import loading
         from ..influence import run_influence
 
-        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
         train_data, queries = (loading.data_for(spec, box, **settings) for spec in (train, query))
         box = with_data_classes(train_data, box) if class_names is None else box

@@ -22,7 +22,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import errors_as_exit_codes, parse_classes, parse_pixels, with_data_classes
+from ..parsing import errors_as_exit_codes, open_box, with_data_classes
 
 
 @app.command()
@@ -48,8 +48,7 @@ def probe(
         from ... import loading
         from ..probe import read_attribute_file, run_probe
 
-        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         examples: Any = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         box = with_data_classes(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)

@@ -29,8 +29,7 @@ from ..parsing import (
     command_line,
     errors_as_exit_codes,
     load_judge,
-    parse_classes,
-    parse_pixels,
+    open_box,
     print_report_path_and_exit_on_failure,
     with_data_classes,
 )
@@ -57,9 +56,7 @@ def report(
         from ...loading.models import has_own_weights
         from ...report import report as write
 
-        class_names = parse_classes(classes)
-        inputs = parse_pixels(shape, mean, std)
-        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
         box = with_data_classes(images, box) if class_names is None else box
         train_data = None if training is None else loading.data_for(training, box, root=root, classes=class_names)
