@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,19 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checks.influence_verdict import influence_verdict
 from ..checks.verdict import Verdict
-from ..checks.verdict_cache import nan_to_none
 from ..engine.read.examples import examples_with_optional_labels, labeled_examples
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError
 from ..influence import Influence, gradient_store
+from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
-from ..plots.files import save
 from ..plots.results.influence import format_score
 from ..validation import check_int
+from .results import echo_written, write_results
 
 DEFAULT_METHOD, DEFAULT_SETTINGS = "influence_functions", {"solver": "ekfac"}  # one pass over the training data
 FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
@@ -74,19 +71,16 @@ def run_influence(
     if not isinstance(result, Influence):
         raise InputError(f"{method} gives no scores of training examples for queries")
     judged = _verdict(box, query, card, train_data, seed) if with_verdict else None
-    out = Path(out)
-    images = figures(result, box, data=train_data)
-    paths = [save(image, out / (FIGURE_FILE if len(images) == 1 else f"{name}.png")) for name, image in images.items()]
+    drawn = figures(result, box, data=train_data)
+    images = {FIGURE_FILE if len(drawn) == 1 else f"{name}.png": image for name, image in drawn.items()}
     facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, k)}
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
-    text = json.dumps(nan_to_none(facts), indent=1, ensure_ascii=False, default=str)
-    paths.append(write_bytes(out / RESULTS_FILE, encode_utf8(text)))
+    paths = write_results(images, facts, Path(out), RESULTS_FILE, default=str)
     for i, name in enumerate(_query_names(box, result, y)):
         Console().print(_table(result, box, i, name, k))
     if judged is not None:
         typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
-    for path in paths:
-        typer.echo(f"wrote {path}")
+    echo_written(paths)
     return result
 
 
@@ -104,8 +98,7 @@ def _verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tensor], seed: 
     """The verdict on the method's scores of some evenly spread training examples."""
     x, _ = examples_with_optional_labels(box, query, N_VERDICT_QUERIES)
     step = max(1, -(-len(train[1]) // MAX_VERDICT_TRAIN))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+    with without_large_score_warning():
         some = box.restore_structure(box.validate_inputs(train[0])[::step]), train[1][::step]
         return influence_verdict(box, box.restore_structure(x), _scoring(card, None, seed), None, some, seed=seed)
 

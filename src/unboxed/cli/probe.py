@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
-from ..checks.verdict_cache import nan_to_none
 from ..concepts import LayerProbe, Probing, probe
-from ..data.tables import TABLE_SUFFIXES, read_columns
+from ..data.tables import read_columns, table_path
 from ..engine.intervals import Interval
 from ..errors import DataError
 from ..plots.figures import figures
-from ..plots.files import save
-from ..validation import missing_path_text, suggestion_text
+from ..validation import suggestion_text
+from .results import echo_written, write_results
 
 RESULTS_FILE = "probe.json"
 
@@ -29,12 +25,11 @@ RESULTS_FILE = "probe.json"
 def read_attribute_file(spec: str) -> list[Any]:
     """The values of a column: FILE with one column, or FILE:COLUMN. Raises DataError."""
     path, _, column = (spec, "", "") if Path(spec).exists() else spec.rpartition(":")
-    source = Path(path or spec)
-    if not source.is_file():
-        raise DataError(f"--attribute: {missing_path_text(source)}")
-    if source.suffix.lower() not in TABLE_SUFFIXES:
-        raise DataError(f"--attribute: {source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
-    columns = read_columns(source, sys.maxsize)
+    try:
+        source = table_path(path or spec)
+    except DataError as error:
+        raise DataError(f"--attribute: {error}") from None
+    columns = read_columns(source)
     if not column and len(columns) == 1:
         return next(iter(columns.values()))
     if column not in columns:
@@ -48,14 +43,11 @@ def run_probe(
 ) -> Probing:  # fmt: skip
     """Probe the layers: print a table and the verdict, write figures and numbers to `out`."""
     result = probe(box, data, attribute, layers, **settings)
-    out = Path(out)
-    paths = [save(image, out / f"{name}.png") for name, image in figures(result, box).items()]
-    text = json.dumps(nan_to_none(probing_facts(result)), indent=1, ensure_ascii=False)
-    paths.append(write_bytes(out / RESULTS_FILE, encode_utf8(text)))
+    images = {f"{name}.png": image for name, image in figures(result, box).items()}
+    paths = write_results(images, probing_facts(result), Path(out), RESULTS_FILE)
     Console().print(_table(result))
     typer.echo(f"{result.verdict}: {result.reason}")
-    for path in paths:
-        typer.echo(f"wrote {path}")
+    echo_written(paths)
     return result
 
 

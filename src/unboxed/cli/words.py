@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic_write import encode_utf8, write_bytes
-from ..checks.verdict_cache import nan_to_none
 from ..engine.results import json_summary
 from ..errors import DataError, InputError
 from ..language import (
@@ -32,8 +30,8 @@ from ..language import (
 )
 from ..language.vectors import Ranked
 from ..plots.figures import figures
-from ..plots.files import save
 from ..validation import check_int, missing_path_text
+from .results import echo_written, write_results
 
 RESULTS_FILE = "words.json"
 N_BIASED_ANALOGIES = 20
@@ -78,16 +76,9 @@ def run_words(
         facts["map"]["points"] = dict(zip(result.words, result.points.tolist(), strict=True))
         drawn.append(result)
         typer.echo(str(result))
-    _write(facts, drawn, Path(out))
+    images = {f"{name}.png": image for result in drawn for name, image in figures(result).items()}
+    echo_written(write_results(images, facts, Path(out), RESULTS_FILE))
     return facts
-
-
-def _write(facts: Mapping[str, Any], drawn: Sequence[Any], out: Path) -> None:
-    paths = [save(image, out / f"{name}.png") for result in drawn for name, image in figures(result).items()]
-    text = json.dumps(nan_to_none(facts), indent=1, ensure_ascii=False)
-    paths.append(write_bytes(out / RESULTS_FILE, encode_utf8(text)))
-    for path in paths:
-        typer.echo(f"wrote {path}")
 
 
 def _three_words(text: str) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from ..engine.linear.probing import FeatureProbe, ProbeKind, probe_features
 from ..engine.output_change import change_unit
 from ..engine.read.channel_axes import unit_axis
 from ..engine.read.edits import unit_addresses
-from ..engine.read.features import SKETCH_SIZE, hidden_layer_input_addresses, read_features, resolve_layers
+from ..engine.read.features import SKETCH_SIZE, input_and_hidden_addresses, read_features, resolve_layers
 from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
@@ -249,7 +249,7 @@ def probe(
     check_settings(probe, locals())
     seed = check_seed(seed)
     examples = read_attribute(box, data, attribute, max_examples)
-    addresses = _default_layers(box) if layers is None else resolve_layers(box, layers)
+    addresses = input_and_hidden_addresses(box, N_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
     type_index = _cluster_types(box, examples.x, seed, batch_size) if types is None else _given_types(types, examples)
     outputs = check_no_nan(mean_over_positions(box(examples.x, batch_size=batch_size))).detach().double().cpu()
     found = []
@@ -270,10 +270,6 @@ def probe(
         tuple(found), examples.names, examples.y.bincount(), len(examples.y), kind, change_unit(box),
         "clusters of similar inputs" if types is None else "given types",
     )  # fmt: skip
-
-
-def _default_layers(box: Box) -> list[str]:
-    return ["input", *hidden_layer_input_addresses(box, N_DEFAULT_LAYERS)]
 
 
 def _features(box: Box, x: Tensor, address: str, batch_size: BatchSize) -> tuple[Tensor, LayerView]:

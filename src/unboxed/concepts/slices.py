@@ -19,7 +19,7 @@ from ..engine.read.examples import indexed_labeled_examples
 from ..engine.read.features import (
     SKETCH_SIZE,
     count_sketch,
-    hidden_layer_input_addresses,
+    input_and_hidden_addresses,
     read_features,
     resolve_layers,
 )
@@ -199,7 +199,7 @@ def error_slices(
     x, y, dataset_rows = indexed_labeled_examples(box, data, max_examples)
     if len(x) < MIN_EXAMPLES:
         raise DataError(f"error_slices needs at least {MIN_EXAMPLES} examples, to search and to test; got {len(x)}")
-    addresses = _default_layers(box) if layers is None else resolve_layers(box, layers)
+    addresses = input_and_hidden_addresses(box, MAX_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
     given = _read_concepts(box, concepts)
     answers = torch.stack([y, box.predict(x, batch_size=batch_size)], 1).cpu()  # (N, 2)
     is_error = answers[:, 0] != answers[:, 1]
@@ -225,10 +225,6 @@ def error_slices(
         )  # fmt: skip
     found = _corrected(candidates, alpha)
     return ErrorSlices(found, tuple(addresses), is_error, float(alpha), box.classes)
-
-
-def _default_layers(box: Box) -> list[str]:
-    return ["input", *hidden_layer_input_addresses(box, MAX_DEFAULT_LAYERS)]
 
 
 def _features(box: Box, x: Tensor, addresses: Sequence[str], batch_size: BatchSize) -> dict[str, Tensor]:

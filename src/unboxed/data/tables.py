@@ -134,21 +134,25 @@ def _readable(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
 
 
 def _open_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
+    source = table_path(path)
+    return source, _read_parquet(source) if source.suffix.lower() == ".parquet" else _read_csv(source)
+
+
+def table_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a table. Raises DataError where there is no such file, or none of a table."""
     source = Path(path).expanduser()
     if not source.is_file():
         raise DataError(missing_path_text(source))
-    return source, _read_rows(source)
+    if source.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(f"{source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
+    return source
 
 
 def _named_columns(path: Any) -> tuple[Path, dict[str, list[Any]]]:
     """{column: its values} of a file or a DataFrame."""
     if is_frame(path):
         return Path("the DataFrame"), {str(name): path[name].to_numpy().tolist() for name in path.columns}
-    source = Path(path).expanduser()
-    if not source.is_file():
-        raise DataError(missing_path_text(source))
-    if source.suffix.lower() not in TABLE_SUFFIXES:
-        raise DataError(f"{source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
+    source = table_path(path)
     return source, read_columns(source)
 
 
@@ -157,13 +161,6 @@ def _frame_rows(frame: Any) -> Iterator[Row]:
     files, labels = _find_columns(list(map(str, frame.columns)), Path("the DataFrame"))
     values = frame[files].to_numpy().tolist()
     return iter(zip(values, [None] * len(values) if labels is None else frame[labels].to_numpy().tolist(), strict=True))
-
-
-def _read_rows(source: Path) -> Iterator[Row]:
-    suffix = source.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        raise DataError(f"{source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
-    return _read_parquet(source) if suffix == ".parquet" else _read_csv(source)
 
 
 def read_columns(source: Path, max_rows: int | None = None) -> dict[str, list[Any]]:

@@ -5,11 +5,15 @@ Koh & Liang 2017, "Understanding black-box predictions via influence functions",
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..errors import warn
+from ..errors import UnboxedWarning, warn
 from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
@@ -17,6 +21,7 @@ from ._data import TrainingData, query_labels, random_training_data
 from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
 from .result import Influence
 
+LARGE_SCORES_TEXT = "scores of up to"  # with which the warning of them begins
 MAX_PLAUSIBLE_SCORE = 1.0  # nats that leaving out one example of many may change a loss by
 
 
@@ -108,10 +113,18 @@ def influence_functions(
     )  # fmt: skip
 
 
+@contextmanager
+def without_large_score_warning() -> Iterator[None]:
+    """While open, scores that are no figures are not warned of: where their order alone is shown."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", LARGE_SCORES_TEXT, UnboxedWarning)
+        yield
+
+
 def _warn_of_large(scores: Tensor) -> None:
     """Warn of changes that no first-order estimate can mean."""
     if (largest := float(scores.abs().max())) > MAX_PLAUSIBLE_SCORE:
         warn(
-            f"scores of up to {largest:.2g} nats for leaving out one example are no figures: the curvature is nearly "
-            "singular at these weights. Read them as a ranking, or give a larger damping"
+            f"{LARGE_SCORES_TEXT} {largest:.2g} nats for leaving out one example are no figures: the curvature is "
+            "nearly singular at these weights. Read them as a ranking, or give a larger damping"
         )

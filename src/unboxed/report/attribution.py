@@ -194,7 +194,7 @@ def _push_along_gradients(context: ReportContext) -> GradientPush | None:
 def show(finding: AttributionFinding) -> list[Block]:
     blocks: list[Block] = [Text("The next section shows and ranks all attribution methods.", "soft")]
     cards = attribution_cards()
-    blocks += [MethodNote(cards[name], *_check_from_verdict(v)) for name, v in finding.verdicts.items()]
+    blocks += [MethodNote(cards[name], *check_from_verdict(v)) for name, v in finding.verdicts.items()]
     blocks += [Note(note) for note in finding.notes]
     blocks.append(
         ColorScales([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in finding.scales.items()])
@@ -206,7 +206,7 @@ def show(finding: AttributionFinding) -> list[Block]:
     return [*blocks, *_group_blocks(finding), _sheet_file(finding), *_push_blocks(finding.push)]
 
 
-def _check_from_verdict(verdict: Verdict) -> CheckNote:
+def check_from_verdict(verdict: Verdict) -> CheckNote:
     return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 

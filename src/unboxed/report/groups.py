@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import concepts
+from ..checks.verdict import as_sentence
 from ..concepts import ErrorSlices, Shortcuts
 from ..concepts.shortcuts import MIN_EXPLAINED, ExplanationCluster
 from ..concepts.slices import ErrorSlice
@@ -90,7 +91,7 @@ def show(finding: GroupsFinding) -> list[Block]:
 def _slice_blocks(result: ErrorSlices | None) -> list[Block]:
     if result is None:
         return []
-    note = MethodNote.of(concepts.error_slices, _sentence(result.reason), "bad" if result.slices else "good")
+    note = MethodNote.of(concepts.error_slices, as_sentence(result.reason), "bad" if result.slices else "good")
     cases = [_slice_case(result, s) for s in result.slices[:N_SHOWN_SLICES]]
     text = "Groups of examples that are alike in a layer, found on one half of the data and tested on the other."
     return [Heading("Where it fails"), Text(text), note, *cases]
@@ -110,7 +111,7 @@ def _slice_case(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
 def _shortcut_blocks(result: Shortcuts | None) -> list[Block]:
     if result is None or not result.clusters:
         return []
-    note = MethodNote.of(concepts.shortcuts, _sentence(result.reason), "bad" if result.shortcuts else "good")
+    note = MethodNote.of(concepts.shortcuts, as_sentence(result.reason), "bad" if result.shortcuts else "good")
     ranked = sorted(result.clusters, key=lambda c: (not c.is_shortcut, -(c.test.with_patch.value if c.test else 0)))
     shown = ranked[: N_SHOWN_CLUSTERS if result.shortcuts else 1]
     vmax = max(float(c.mean_map.max()) for c in shown)
@@ -136,10 +137,6 @@ def _figures(tiles: list[Tile | None], what: str) -> list[Figure]:
                tuple(t.caption.split("\n")) if t.caption else ("example",))
         for t in tiles if t is not None
     ]  # fmt: skip
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 SECTION = Section(

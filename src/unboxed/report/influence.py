@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +12,11 @@ from .. import influence
 from ..checks.verdict import Verdict
 from ..engine.read.examples import LabeledExamples, indexed_labeled_examples
 from ..engine.unroll.model_training import ModelTraining
-from ..errors import UnboxedWarning
 from ..influence import Influence
+from ..influence.influence_functions import without_large_score_warning
 from ..plots import colors
 from ..plots.results.influence import format_score
-from .attribution import TONE_BY_GRADE
+from .attribution import check_from_verdict
 from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodNote, Text
 from .context import TRAINING_DATA, ReportContext, Section
 from .finding import NOT_IN_JSON, Example, Finding
@@ -106,8 +105,7 @@ def find(context: ReportContext) -> InfluenceFinding:
     rows = context.example_indices[:MAX_QUERIES]
     train = _training_examples(context)
     method, taken = scoring(context, train)
-    with warnings.catch_warnings():  # the page shows their order alone
-        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+    with without_large_score_warning():
         result = method(context.box, context.inputs(rows), None, taken)
     slopes = pixel_slopes(context, rows, train, result.top(1)[:, 0].tolist())
     answers = tuple(_answer(context, result, i, row, train, slopes) for i, row in enumerate(rows))
@@ -242,12 +240,12 @@ def _removal_blocks(removal: ProvedRemoval | None) -> list[Block]:
 def _trust_note(finding: InfluenceFinding) -> tuple[str, str]:
     """The verdict in words, and its tone."""
     verdict, noise = finding.verdict, finding.noise_to_signal
-    text = "Not compared with retrainings, which would cost too much."
+    text, tone = "Not compared with retrainings, which would cost too much.", ""
     if verdict is not None:
-        text = f"{verdict.badge.capitalize()}. {verdict.sentence}"
+        text, tone = check_from_verdict(verdict)
     if noise is not None:
         text += f" Noise of the training: {noise:.2g} of what leaving out 1 % of the examples changes."
-    return text, "" if verdict is None else TONE_BY_GRADE[verdict.grade]
+    return text, tone
 
 
 def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:

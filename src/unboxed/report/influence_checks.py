@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,8 +16,9 @@ from ..checks.influence_verdict import influence_verdict
 from ..checks.verdict import Verdict
 from ..engine.read.examples import LabeledExamples
 from ..engine.unroll.model_training import ModelTraining
-from ..errors import UnboxedError, UnboxedWarning
+from ..errors import UnboxedError
 from ..influence import Influence
+from ..influence.influence_functions import without_large_score_warning
 from ..influence.validate import LinearDatamodelingScore
 from ..plots import colors, draw
 from ..plots.results.influence import change_scatter
@@ -56,8 +56,7 @@ def judge_scores(context: ReportContext, method: ScoringMethod, train: Any) -> V
     """The verdict on the scores; None where it would take retrainings that cost too much."""
     if isinstance(train, ModelTraining) and not can_retrain(context):
         return None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "scores of up to", UnboxedWarning)
+    with without_large_score_warning():
         return influence_verdict(
             context.box, context.verdict_inputs, method, None, train, n_subsets=N_SUBSETS, seed=context.seed
         )

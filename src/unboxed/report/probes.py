@@ -8,14 +8,14 @@ import torch
 
 from .. import concepts
 from ..concepts import Probing
-from ..engine.read.features import hidden_layer_input_addresses
+from ..engine.read.features import input_and_hidden_addresses
+from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError
 from ..plots.results.concepts_probe import accuracy_chart, erasure_chart
 from .blocks import Block, Figure, FigureGrid, MethodNote, Text
 from .context import ReportContext, Section
 from .finding import NOT_IN_JSON, Finding, NotApplicable
 from .pictures import Picture
-from .survey import evenly_spaced_indices
 
 MAX_EXAMPLES, MAX_LAYERS = 150, 3
 MIN_EXAMPLES = 20
@@ -55,8 +55,8 @@ def find(context: ReportContext) -> ProbesFinding:
     x, y = context.inputs(rows), torch.as_tensor(labels)[torch.tensor(rows)]
     try:
         result = concepts.probe(
-            context.box, context.box.restore_structure(x), y, _layers(context), n_folds=3, n_controls=2,
-            description_length=False, seed=context.seed,
+            context.box, context.box.restore_structure(x), y, input_and_hidden_addresses(context.box, MAX_LAYERS),
+            n_folds=3, n_controls=2, description_length=False, seed=context.seed,
         )  # fmt: skip
     except DataError as error:  # one class, or too few of each
         raise NotApplicable(f"Probes of the labels: {error}.") from error
@@ -69,10 +69,6 @@ def find(context: ReportContext) -> ProbesFinding:
         verdict=result.verdict, reason=result.reason, n_examples=result.n_examples, majority=best.probe.majority,
         layers=layers, probing=result,
     )  # fmt: skip
-
-
-def _layers(context: ReportContext) -> list[str]:
-    return ["input", *hidden_layer_input_addresses(context.box, MAX_LAYERS)]
 
 
 def show(finding: ProbesFinding) -> list[Block]:

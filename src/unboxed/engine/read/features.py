@@ -54,6 +54,11 @@ def default_feature_layer(box: Box) -> str:
     return hidden[-1] if hidden else "output"
 
 
+def input_and_hidden_addresses(box: Box, max_hidden_layers: int) -> list[str]:
+    """The input, and the inputs of hidden layers, evenly spaced in depth: what methods read by default."""
+    return ["input", *hidden_layer_input_addresses(box, max_hidden_layers)]
+
+
 def resolve_address(box: Box, name: str) -> str:
     """The full address of a layer, or "input", "output" or "logits". Raises LayerError."""
     return name if isinstance(name, str) and name in MODEL_END_ADDRESSES else box.layers.resolve(name)
