@@ -88,7 +88,7 @@ def open_model(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim > 1:
-                p.mul_(4)  # random weights of .02 make every answer the same
+                p.mul_(4.1)  # random weights of .02 make every answer the same; no float32 numbers in a double model
     inputs = ub.Tokens(make_tokenizer(types=make is make_bert))
     return ub.Box(model, inputs, classes=("bad", "fair", "good"), outputs="logits")
 

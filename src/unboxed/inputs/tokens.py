@@ -109,7 +109,8 @@ class Tokens:
             return x
         ids, mask, types = self._tokenized(x)
         with torch.no_grad():
-            h = self._embed(ids).float()  # (N, T, D)
+            h = self._embed(ids)  # (N, T, D)
+            h = h if h.dtype == torch.float64 else h.float()
         roles = torch.stack([ids, mask, types], -1).to(h)
         return torch.cat([h, roles], -1)
 
