@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..checkpointing import tensor_digest, weights_digest
 from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.example_gradients.losses import ExampleLoss
 
+LOG = logging.getLogger("unboxed")
 N_NOISE = 4  # inputs whose losses stand for what weights do not say
 
 
@@ -40,6 +42,7 @@ def _losses_of_noise(gradients: ExampleGradients) -> list[float]:
         try:
             values = gradients.loss(z, _labels_of_noise(box, z))
         except Exception:  # a loss of the user's own may raise anything
+            LOG.debug("the loss takes no labels of noise: outputs stand for it", exc_info=True)
             values = z.flatten(1).sum(1)
     return [float(v) for v in values.detach().double().flatten()]
 

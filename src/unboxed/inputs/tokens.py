@@ -298,7 +298,7 @@ def _find_embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Module]
         return path, modules[path]
     try:
         found = model.get_input_embeddings()  # type: ignore[operator]
-    except Exception:
+    except (AttributeError, NotImplementedError):  # a model without it, or whose base class alone has it
         found = None
     embeddings = {name: m for name, m in modules.items() if isinstance(m, nn.Embedding)}
     if found is None and len(embeddings) == 1:
