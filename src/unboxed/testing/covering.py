@@ -30,15 +30,20 @@ MODEL_INDEPENDENT_MODULES = frozenset({
     "engine.optimize.constraints", "engine.gradients.adaptive_quadrature", "engine.gradients.quadrature",
     "engine.optimize.lbfgs", "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features",
     "engine.stable_repr", "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode",
-    "model.lrp.linear_rules",
+    "model.lrp.linear_rules", "model.output_advice", "engine.rows", "engine.attribution_result",
+    "engine.cpu_cache", "engine.proportion", "engine.multiple_tests", "engine.intervals", "engine.rectangle",
+    "engine.output_change", "engine.linear.clusters", "engine.linear.splits", "engine.linear.probing",
+    "engine.linear.erasure", "engine.example_gradients.labels", "engine.example_gradients.losses",
+    "engine.example_gradients.spectral", "engine.example_gradients.spectrum", "engine.example_gradients.sketch",
+    "engine.example_gradients.fisher_labels", "engine.unroll.fingerprint", "engine.unroll.checks",
+    "engine.unroll.smoothness", "engine.unroll.training",
 })  # fmt: skip
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
 
 def used_mechanisms(card: Card) -> frozenset[str]:
-    """The parts of `engine` and `model` that a method's module imports, or its family if there are none."""
-    parts = _imported_mechanisms(str(card.method.__module__))
-    return parts or frozenset({card.family})
+    """The parts of `engine` and `model` that a method's module imports, and the box, which every method runs."""
+    return _imported_mechanisms(str(card.method.__module__)) | {"box"}
 
 
 @cache
