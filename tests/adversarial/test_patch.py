@@ -172,7 +172,7 @@ def test_exact_on_a_linear_model() -> None:
     box = linear((1, 4, 4))
     made = patch(box, images(5, (1, 4, 4)), target=0, area=0.98, rotation=0, scale=0, steps=30, step=0.15)
     difference = box.model[1].weight[0] - box.model[1].weight[1]
-    assert torch.equal(made.image.flatten(), (difference > 0).double())
+    assert torch.equal(made.pixels.flatten(), (difference > 0).double())
     best = (difference.clamp_min(0).sum() + box.model[1].bias[0] - box.model[1].bias[1]).item()
     assert made.fooling_rate(box, images(9, (1, 4, 4), seed=3), torch.ones(9, dtype=torch.long)) == float(best > 0)
 
@@ -185,7 +185,7 @@ def test_untargeted_on_a_linear_model() -> None:
     want = patch(box, x, target=0, **how)
     for made in (patch(box, x, torch.ones(5, dtype=torch.long), **how), patch(box, x, **how)):
         assert made.target is None
-        assert torch.allclose(made.image, want.image, atol=1e-12)
+        assert torch.allclose(made.pixels, want.pixels, atol=1e-12)
 
 
 def test_objective_of_the_caller() -> None:
@@ -193,7 +193,7 @@ def test_objective_of_the_caller() -> None:
     wanted = ub.logit(0) - ub.logit(1)
     made = patch(box, x, objective=wanted, area=0.98, rotation=0, scale=0, steps=12)
     want = patch(box, x, target=0, area=0.98, rotation=0, scale=0, steps=12)
-    assert torch.allclose(made.image, want.image, atol=1e-12)
+    assert torch.allclose(made.pixels, want.pixels, atol=1e-12)
     assert made.fooling_rate(box, x) == want.fooling_rate(box, x)
 
 
@@ -204,15 +204,15 @@ def test_images_of_the_target_are_left_out() -> None:
     a = patch(box, x, y, target=1, area=0.2, steps=3)
     z = x.clone()
     z[~some] = 1 - z[~some]
-    assert torch.equal(patch(box, z, y, target=1, area=0.2, steps=3).image, a.image)
+    assert torch.equal(patch(box, z, y, target=1, area=0.2, steps=3).pixels, a.pixels)
     z[0] = 1 - z[0]
-    assert not torch.equal(patch(box, z, y, target=1, area=0.2, steps=3).image, a.image)
+    assert not torch.equal(patch(box, z, y, target=1, area=0.2, steps=3).pixels, a.pixels)
 
 
 def test_without_images_the_patch_is_random() -> None:
     made = patch(boxed(), images(3), torch.tensor([1, 1, 1]), target=1, area=0.2, steps=3)
     assert made.fooling_rates.shape == (0,)
-    assert torch.equal(made.image, patch(boxed(), images(3), target=1, area=0.2, steps=0).image)
+    assert torch.equal(made.pixels, patch(boxed(), images(3), target=1, area=0.2, steps=0).pixels)
 
 
 def test_each_step_samples_images() -> None:
@@ -240,7 +240,7 @@ def test_an_interrupted_patch_keeps_its_steps() -> None:
         got = patch(box, x, target=1, area=0.2, steps=5)
     assert got.interrupted
     assert torch.equal(got.fooling_rates, whole.fooling_rates[:2])
-    assert not torch.allclose(got.image, patch(box, x, target=1, area=0.2, steps=0).image, atol=0.02)
+    assert not torch.allclose(got.pixels, patch(box, x, target=1, area=0.2, steps=0).pixels, atol=0.02)
 
 
 def test_root_of_the_loss() -> None:

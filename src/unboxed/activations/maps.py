@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.result_views import ResultTuple
 from ..engine.results import OneLineReprMixin
 from ..errors import LayerError
 from ..model.layers import input_address
@@ -75,7 +76,7 @@ def maps(
         raise LayerError("no module of this model runs by itself; read functional ops with box.read(x, [':relu#0'])")
     input_by_path = {p: input_address(p) for p in paths}
     acts = box.read(x, [*paths, *input_by_path.values()], batch_size=batch_size)
-    return tuple(LayerMaps(p, box.layers[p].type, acts[input_by_path[p]], acts[p]) for p in paths)
+    return ResultTuple(LayerMaps(p, box.layers[p].type, acts[input_by_path[p]], acts[p]) for p in paths)
 
 
 def _all_call_addresses(box: Box) -> list[str]:

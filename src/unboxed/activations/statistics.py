@@ -13,6 +13,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import for_each_batch
+from ..engine.result_views import ResultTuple
 from ..engine.results import OneLineReprMixin
 from ..errors import LayerError
 from ..inputs.items import SkippedExamples
@@ -127,7 +128,7 @@ def statistics(
         return state_by_path
 
     states, interrupted = fold_over_data(box, data, paths, observe, next_state, batch_size=batch_size)
-    return tuple(
+    return ResultTuple(
         accumulator.to_statistics(states[path], box.dtype, interrupted) for path, accumulator in accumulators.items()
     )
 

@@ -14,6 +14,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.edits import check_units
 from ..engine.read.examples import fetch_inputs
+from ..engine.result_views import ResultTuple
 from ..engine.results import OneLineReprMixin
 from ..inputs.base import Inputs
 from ..inputs.examples import is_single_pass, open_data
@@ -144,7 +145,7 @@ def top_examples(
     results = ranking.results(state, box.dtype, interrupted)
     if not skipped.rows:
         return results
-    return tuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
+    return ResultTuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
 
 
 def _last_layer_input(box: Box) -> str:
@@ -292,7 +293,7 @@ class _TopExamplesAccumulator:
         n = torch.tensor(state.n_examples, device=state.feature_sum.device)
         distance = _mean_pairwise_cosine_distance(state.feature_sum, state.squared_norm_sum, n)
         baseline_distance = float(distance) if self.features else math.nan
-        return tuple(
+        return ResultTuple(
             self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.accumulators
         )
 

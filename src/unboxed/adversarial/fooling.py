@@ -21,6 +21,7 @@ from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interr
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
+from ..engine.results import OneLineReprMixin
 from ..model.output_advice import FEATURE_CALL
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, OptionalSteps, Seed, StopProbability, TargetClasses
@@ -33,8 +34,8 @@ DEFAULT_STEPS_BY_ALGORITHM = {"gradient": 256, "evolution": 200, "cppn": 200}
 ADAM_LR = 0.02  # learning rate of Adam, in pixel range
 
 
-@dataclass(frozen=True, eq=False)
-class Fooling:
+@dataclass(frozen=True, repr=False, eq=False)
+class Fooling(OneLineReprMixin):
     """Images without meaning that a model is sure of."""
 
     returns: ClassVar[str] = "images"

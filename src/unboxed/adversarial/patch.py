@@ -16,6 +16,7 @@ from ..cards import card
 from ..engine.optimize.constraints import unbounded_ball
 from ..engine.read.examples import inputs_and_labels
 from ..engine.read.sizes import require_images
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
@@ -35,13 +36,13 @@ ADAM_BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm
 ADAM_EPS = 1e-8
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
+@dataclass(frozen=True, repr=False, eq=False)
+class Patch(OneLineReprMixin):
     """A patch, and where it may be placed. `plots.printable_patch` makes a page to print of it."""
 
     returns: ClassVar[str] = "images"
 
-    image: Tensor  # (C, h, w) in [0, 1]
+    pixels: Tensor  # (C, h, w) in [0, 1]
     mask: Tensor  # (h, w) bool: the pixels that belong to it
     target: int | None  # the class that images with it become; None: any but their own
     placement: PatchPlacement
@@ -52,10 +53,10 @@ class Patch:
     def apply_to(self, x: Tensor, seed: int = 0) -> Tensor:
         """Images x (N, C, H, W) with the patch, each at a random position. Raises InputError for another size."""
         rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
-        patch_side = self.image.shape[-1]
-        if x.ndim != 4 or x.shape[1] != len(self.image) or self.placement.patch_side(*x.shape[-2:]) != patch_side:
+        patch_side = self.pixels.shape[-1]
+        if x.ndim != 4 or x.shape[1] != len(self.pixels) or self.placement.patch_side(*x.shape[-2:]) != patch_side:
             raise InputError(f"this patch is {patch_side} pixels wide, for other images than {tuple(x.shape)}")
-        return self.placement.paste(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
+        return self.placement.paste(self.pixels[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
 
     def fooling_rate(
         self, box: Box, x: Tensor, y: ClassLabels | None = None, *, n_samples: int = 1, seed: int = 0,
@@ -147,7 +148,7 @@ def patch(
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(64)
         >>> result = ub.adversarial.patch(box, x, y, target=8, area=0.2, steps=5)
-        >>> result.image.shape
+        >>> result.pixels.shape
         torch.Size([1, 13, 13])
 
     Source:

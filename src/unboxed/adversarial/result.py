@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from ..engine.result_views import ResultViewsMixin
+
 GoalKind = Literal["untargeted", "targeted", "objective"]
 WORDS_BY_GOAL: dict[GoalKind, tuple[str, str]] = {
     "untargeted": ("fooled", "{} of them initially misclassified"),
@@ -17,7 +19,7 @@ WORDS_BY_GOAL: dict[GoalKind, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Adversarial:
+class Adversarial(ResultViewsMixin):
     """The images that an attack made, and which of them fool the model.
 
     Where an attack failed, `images` has its best try (attacks within eps) or the original (minimal attacks).

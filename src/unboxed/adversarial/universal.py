@@ -17,6 +17,7 @@ from ..cards import card
 from ..engine.column_units import categorical_mask, column_scales
 from ..engine.optimize.constraints import Ball
 from ..engine.read.examples import inputs_and_labels
+from ..engine.results import OneLineReprMixin
 from ..inputs.base import constant_tensor
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
@@ -27,8 +28,8 @@ from .attack_ball import resolve_attack_ball
 from .universal_objective import UniversalAttack, fooling_rate, make_attack_state_and_target_mask
 
 
-@dataclass(frozen=True, eq=False)
-class Universal:
+@dataclass(frozen=True, repr=False, eq=False)
+class Universal(OneLineReprMixin):
     """One perturbation for many images."""
 
     returns: ClassVar[str] = "images"

@@ -20,6 +20,7 @@ from .. import rng
 from ..box import Box
 from ..checkpointing import tensor_digest
 from ..engine.perturb.baselines import baseline
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
@@ -32,8 +33,8 @@ from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
 
-@dataclass(frozen=True, eq=False)
-class RandomInput:
+@dataclass(frozen=True, repr=False, eq=False)
+class RandomInput(OneLineReprMixin):
     """How similar maps (N, ...) of inputs without evidence are to those of the inputs. Figures are (N,).
 
     `shuffled`: the pixels of each image in random order, and the map put back into the original order. A method that
@@ -138,8 +139,8 @@ def _target_scores(box: Box, target: Any, x: Tensor) -> Tensor:
     return objective(acts).detach().to(box.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class ConstantModel:
+@dataclass(frozen=True, repr=False, eq=False)
+class ConstantModel(OneLineReprMixin):
     """The spread of the maps of two constant models, relative to that of the model's own map, (N,).
 
     0 (up to rounding) is right. The spread is the standard deviation over a map: a map that is the same everywhere has

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
@@ -37,8 +38,8 @@ PerturbationSteps = Annotated[
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class PerturbationCurve:
+@dataclass(frozen=True, repr=False, eq=False)
+class PerturbationCurve(OneLineReprMixin):
     """The score as pixels are deleted or inserted, the most important first."""
 
     fractions: Tensor  # (S + 1,) of the pixels changed, from 0 to 1

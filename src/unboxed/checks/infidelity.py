@@ -15,6 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
@@ -37,8 +38,8 @@ AttributionKind = Literal["local", "global"]
 MAX_SQUARE_SIDE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
-@dataclass(frozen=True, eq=False)
-class Infidelity:
+@dataclass(frozen=True, repr=False, eq=False)
+class Infidelity(OneLineReprMixin):
     """The infidelity of maps to the scores of perturbed inputs; 0 is best."""
 
     infidelity: Tensor  # (N,) in the score's unit, squared

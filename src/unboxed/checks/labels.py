@@ -24,7 +24,7 @@ from .similarity import MapSimilarity, map_similarity
 ClassLabels = Annotated[Any, "Class labels (N,) of the training data."]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LabelRandomization(MapSimilarity):
     """How similar (N,) the maps of a model trained on true labels are to those of one trained on shuffled labels."""
 

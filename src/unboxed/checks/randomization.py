@@ -25,7 +25,7 @@ from .similarity import MapSimilarity, is_constant, map_similarity
 RandomizationMode = Literal["cascading", "independent"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Randomization(MapSimilarity):
     """How similar each map (N) is to the original map after each randomization step (L): four figures, (L, N).
 

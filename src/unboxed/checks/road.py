@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.sizes import require_images
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError, OutputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
@@ -41,8 +42,8 @@ NEIGHBOR_WEIGHT_BY_OFFSET = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Road:
+@dataclass(frozen=True, repr=False, eq=False)
+class Road(OneLineReprMixin):
     """Scores and predictions as fractions of the pixels are removed."""
 
     removed_fractions: Tensor  # (S,) of the pixels removed

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
@@ -36,8 +37,8 @@ N_DEFAULT_SET_SIZES = 10
 MAX_DEFAULT_SET_SIZE_FRACTION = 0.8  # of the pixels, by default
 
 
-@dataclass(frozen=True, eq=False)
-class SensitivityN:
+@dataclass(frozen=True, repr=False, eq=False)
+class SensitivityN(OneLineReprMixin):
     """The correlation of summed attributions with score drops, for sets of n pixels; 1 is best."""
 
     sizes: Tensor  # (S,) how many pixels are removed at once

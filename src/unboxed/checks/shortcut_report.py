@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..engine.results import OneLineReprMixin
 from .planting import Trigger
 from .shortcut_trial import FAILS_BELOW, MIN_CONTROL_GAP, SHOWS_ABOVE, ShortcutFinding, TriggerAccuracy
 
@@ -15,8 +16,8 @@ POINTING_TOLERANCE_PIXELS = 2
 MIN_CONTROL_PEAK_RATIO = 0.5  # of the peak on the model: a lower peak on the control does not count
 
 
-@dataclass(frozen=True, eq=False)
-class ShortcutReport:
+@dataclass(frozen=True, repr=False, eq=False)
+class ShortcutReport(OneLineReprMixin):
     """All findings; the maps in them are of `images` (S, C, H, W) with the triggers of `classes` (S,)."""
 
     trigger: Trigger

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.rank_correlation import pearson, spearman
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # of SSIM's Gaussian window, 11 x 11 (Wang et al. 2004, section III-B)
@@ -23,8 +24,8 @@ MAX_CELL_PIXELS, MIN_CELL_PIXELS = 16, 2
 HOG_BLOCK_CELLS, HOG_ORIENTATIONS = 3, 9
 
 
-@dataclass(frozen=True, eq=False)
-class MapSimilarity:
+@dataclass(frozen=True, repr=False, eq=False)
+class MapSimilarity(OneLineReprMixin):
     """The similarity of maps (N, ...) to other maps (N, ...): four figures (N,), or (L, N) of L comparisons."""
 
     signed: Tensor  # Spearman's rank correlation

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card_of, cards
 from ..engine.intervals import Interval, bootstrap_mean_interval
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError, UnboxedError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
@@ -88,8 +89,8 @@ class VerdictEvidence:
     removal: RemovalCurves
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(OneLineReprMixin):
     """The verdict on one method's maps of one model: a grade, its reason, and the tests it follows from."""
 
     method: str

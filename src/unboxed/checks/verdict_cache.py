@@ -17,6 +17,7 @@ from torch import Tensor
 from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checkpointing import tensor_digest
+from ..engine.results import nan_to_none
 from ..engine.stable_repr import stable_repr
 from ..errors import InputError
 from ..objectives import Objective
@@ -145,10 +146,3 @@ def _read_outcome(value: dict[str, Any]) -> TestOutcome:
     missing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
     known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in value.items()}
     return TestOutcome(**known)
-
-
-def nan_to_none(value: Any) -> Any:
-    """The same with NaN and infinite numbers, which JSON does not have, as None."""
-    if isinstance(value, dict):
-        return {k: nan_to_none(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,8 @@ from ..checks.fill_agreement import fill_agreement_sentence
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards_per_input
 from ..checks.verdict import GRADES, MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
-from ..checks.verdict_cache import VerdictCache, nan_to_none
+from ..checks.verdict_cache import VerdictCache
+from ..engine.results import nan_to_none
 from ..errors import InputError, UnboxedError
 from ..loading.input_files import read_inputs
 from ..objectives import mean_over_positions

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..atomic_write import encode_utf8, write_bytes
-from ..checks.verdict_cache import nan_to_none
+from ..engine.results import nan_to_none
 from ..plots.files import save
 
 

@@ -222,8 +222,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     import torch
 
     from ..atomic_write import encode_utf8, write_bytes
-    from ..checks.verdict_cache import nan_to_none
-    from ..engine.results import json_summary, result_tensors
+    from ..engine.results import json_summary, nan_to_none, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
     from .parsing import skipped_files

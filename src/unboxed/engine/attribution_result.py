@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_map
 from ..box import Box
 from ..inputs.tokens import OverEmbedding, Tokens
 from ..objectives import Constant, Objective
+from .result_views import ResultViewsMixin
 
 COMMON_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
 MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
-class Attribution(Tensor):
+class Attribution(ResultViewsMixin, Tensor):
     """An attribution map, with what it explains; it is a tensor, and can be used wherever one is wanted.
 
     Operations on it (`a + 1`, `a[0]`, `a.abs()`) give plain tensors. What a method gives besides the map (LIME's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..errors import InputError, warn
 from ..objectives import Objective
 from .attribution_result import Attribution
+from .result_views import ResultViewsMixin
 
 
 def attribution_map(result: Any) -> Tensor:
@@ -30,8 +32,8 @@ def attribution_map(result: Any) -> Tensor:
 MAX_REPR_ITEMS = 3  # of a tuple or mapping that a repr lists
 
 
-class OneLineReprMixin:
-    """The repr of a result: its fields on one line, tensors by their shapes. For dataclasses with `repr=False`."""
+class OneLineReprMixin(ResultViewsMixin):
+    """A result: its fields on one line, tensors by their shapes, and its views. For dataclasses with `repr=False`."""
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}  # type: ignore[arg-type]
@@ -127,3 +129,12 @@ def _tensor_summary(tensor: Tensor) -> Any:
         figures |= {name: float(f(finite)) for name, f in (("min", torch.min), ("mean", torch.mean), ("max", torch.max))
                     if len(finite)}  # fmt: skip
     return figures
+
+
+def nan_to_none(value: Any) -> Any:
+    """The same with NaN and infinite numbers, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {k: nan_to_none(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nan_to_none(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

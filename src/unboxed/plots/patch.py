@@ -62,7 +62,7 @@ def printable_patch(
 def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -> None:
     """The patch, with the interpolation by which it is placed, cut to its shape."""
     size, box = (side, side), (0, 0, side - 1, side - 1)
-    image = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
+    image = Image.fromarray(colors.image_to_rgb(patch.pixels)).resize(size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size, 255)
     if patch.placement.shape == "circle":
         mask.paste(0, (0, 0, *size))

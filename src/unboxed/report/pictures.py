@@ -55,9 +55,9 @@ class ImageRef:
 
 
 class PictureStore:
-    """Encodes images for the page, and writes the larger ones as files."""
+    """Encodes images for the page, and writes the larger ones as files; without a folder all are in the page."""
 
-    def __init__(self, folder: ReportFolder, budget: int = MAX_TOTAL_INLINE_BYTES) -> None:
+    def __init__(self, folder: ReportFolder | None = None, budget: int = MAX_TOTAL_INLINE_BYTES) -> None:
         self._folder, self._bytes_left = folder, budget
         self._n_files = 0
 
@@ -72,6 +72,8 @@ class PictureStore:
     def save(self, file: File) -> str:
         """Write a file beside the page. Returns its path relative to it."""
         content = file.content if isinstance(file.content, bytes) else png_bytes(file.content)
+        if self._folder is None:
+            raise ValueError(f"there is no folder for {file.name}")
         return self._folder.stage(f"{PICTURES_DIR}/{file.name}", content)
 
     def encode_color_scale(self, bar: ColorBar) -> ImageRef:
@@ -84,7 +86,7 @@ class PictureStore:
         """The address of an encoded image ("png", "jpeg")."""
         text = base64.b64encode(content).decode()
         self._bytes_left -= len(text)
-        if self._bytes_left >= 0:
+        if self._folder is None or self._bytes_left >= 0:
             return f"data:image/{kind};base64,{text}"
         self._n_files += 1
         return self._folder.stage(f"{PICTURES_DIR}/more-{self._n_files}.{kind}", content)

@@ -16,6 +16,7 @@ from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
+from ..engine.results import OneLineReprMixin
 from ..parameters import BatchSize, Data, MaxExamples
 from ..settings import AtLeast, Unit, check_settings
 
@@ -37,8 +38,8 @@ class Reliability:
     nll: float  # mean negative log-likelihood of the labels
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
+@dataclass(frozen=True, repr=False, eq=False)
+class Calibration(OneLineReprMixin):
     """Reliability of the model as it is, and with its logits divided by the `temperature` of highest likelihood."""
 
     returns: ClassVar[str] = "curve"

@@ -19,6 +19,7 @@ from ..cards import card
 from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
 from ..engine.read.examples import labeled_examples
 from ..engine.read.sizes import require_images
+from ..engine.results import OneLineReprMixin
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..model.batching import map_in_batches
@@ -31,8 +32,8 @@ CORRUPTIONS = tuple(CORRUPTION_FN_AND_AMOUNTS)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-@dataclass(frozen=True, eq=False)
-class Corruptions:
+@dataclass(frozen=True, repr=False, eq=False)
+class Corruptions(OneLineReprMixin):
     """Accuracy under K kinds of corruption in S severities."""
 
     returns: ClassVar[str] = "table"

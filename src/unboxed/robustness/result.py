@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..engine.optimize.constraints import format_eps, largest_distance
 from ..engine.proportion import Proportion
+from ..engine.result_views import ResultViewsMixin
 from ..errors import InputError
 from ..inputs.labels import unique_names
 from .gradient_masking import MaskingFinding
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Robustness:
+class Robustness(ResultViewsMixin):
     """Clean and robust accuracy of N examples, over E eps, A attacks and K classes."""
 
     returns: ClassVar[str] = "curve"

@@ -19,6 +19,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.column_units import in_column_units
 from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
+from ..engine.results import OneLineReprMixin
 from ..errors import OutputError
 from ..model.batching import map_in_batches
 from ..model.nan_checks import check_no_nan
@@ -31,8 +32,8 @@ from ..validation import check_float, check_seed
 ABSTAIN = -1
 
 
-@dataclass(frozen=True, eq=False)
-class Smoothed:
+@dataclass(frozen=True, repr=False, eq=False)
+class Smoothed(OneLineReprMixin):
     """The smoothed model's classes of N examples: no change within `radius`, in L2, alters them."""
 
     returns: ClassVar[str] = "table"

@@ -1,0 +1,50 @@
+"""One result as a page that one sends to a colleague: its pictures, its verdict, what its method shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..atomic_write import encode_utf8, write_bytes
+from ..cards import Card, cards
+from ..errors import InputError
+from ..plots.figures import figures
+from ..plots.views import verdict_text
+from .blocks import Block, Code, Figure, FigureGrid, MethodNote, Note
+from .pictures import Picture, PictureStore
+from .render import RenderedSection, render_blocks, render_page
+
+if TYPE_CHECKING:
+    from ..box import Box
+
+
+def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: Any = None) -> Path:
+    """Write the page of a result. Raises InputError where it has no picture, and WriteError."""
+    images = figures(result, box, data=data)
+    if not images:
+        raise InputError(f"there is no picture of this {type(result).__name__} to make a page of")
+    card = _card_of(result)
+    title = card.name if card else type(result).__name__
+    grid = FigureGrid(
+        [Figure(Picture(image, name, None), name if len(images) > 1 else "") for name, image in images.items()]
+    )
+    blocks = [grid, *_words(result, card)]
+    html = render_blocks(blocks, PictureStore())
+    section = RenderedSection(title, "result", html, verdict_text(result))
+    return write_bytes(path, encode_utf8(render_page(title, title, [], "", [section])))
+
+
+def _card_of(result: Any) -> Card | None:
+    """The card of the method that made a result, where the result names it."""
+    name = getattr(result, "method", None)
+    return next((card for card in cards() if card.name == name), None)
+
+
+def _words(result: Any, card: Card | None) -> Iterator[Block]:
+    verdict = verdict_text(result)
+    if card is not None:
+        yield MethodNote(card, verdict)
+    elif verdict:
+        yield Note(verdict)
+    yield Code(repr(result))

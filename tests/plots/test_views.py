@@ -1,0 +1,126 @@
+"""Every result shows itself: a repr of one line, a picture with words in a notebook, axes, and files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import unboxed as ub
+from contracts.common import CARDS, REFUSED, call_example, make_case
+from unboxed.engine.result_views import ResultViewsMixin
+from unboxed.errors import InputError, WriteError
+
+METHODS = [name for name in CARDS if (name, "plain") not in REFUSED and name != "filters"]  # a plain tensor
+MAX_REPR_LENGTH, MAX_MEDIAN_REPR_LENGTH = 400, 200
+lengths: dict[str, int] = {}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_result_shows_itself(name: str, tmp_path: Path) -> None:
+    result = call_example(CARDS[name], make_case("plain"))
+    assert isinstance(result, ResultViewsMixin)
+    text = repr(result)
+    assert "\n" not in text
+    assert len(text) <= MAX_REPR_LENGTH, text
+    assert "tensor(" not in text
+    lengths[name] = len(text)
+    html = result._repr_html_()
+    assert html is not None
+    assert html.count("<img ") == 1
+    assert "alt=" in html
+    with Image.open(result.save(tmp_path / "a.png")) as written:
+        assert written.size == result.image().size
+    json.loads(result.save(tmp_path / "a.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+    page = result.save(tmp_path / "a.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert 'src="pictures/' not in page
+
+
+def test_the_median_repr_is_short() -> None:
+    if len(lengths) < len(METHODS) / 4:
+        pytest.skip("the results were made in another process")
+    assert statistics.median(lengths.values()) <= MAX_MEDIAN_REPR_LENGTH
+
+
+def attribution() -> Any:
+    case = make_case("plain")
+    return ub.attribution.gradient(case.box, case.x)
+
+
+def test_axes_take_the_picture() -> None:
+    from matplotlib.figure import Figure
+
+    result = attribution()
+    own = result.plot()
+    assert own.images[0].get_array().shape[:2] == result.image().size[::-1]
+    axes = Figure().subplots(1, 2)
+    assert result.plot(axes[1]) is axes[1]
+    assert [len(ax.images) for ax in axes] == [0, 1]
+
+
+def test_a_picture_by_name() -> None:
+    case = make_case("plain")
+    result = call_example(CARDS["auto_attack"], case)
+    assert result.image("robust accuracy").size == ub.plots.figures(result)["robust accuracy"].size
+    with pytest.raises(InputError, match="no picture 'curve'; it has 'attack', 'robust accuracy'"):
+        result.image("curve")
+
+
+def test_show_in_a_notebook_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image))
+    attribution().show()
+    shell = types.SimpleNamespace(kernel=object())
+    display = types.SimpleNamespace(display=lambda image: shown.append(("cell", image)))
+    notebook = types.SimpleNamespace(get_ipython=lambda: shell, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    attribution().show()
+    assert isinstance(shown[0], Image.Image)
+    assert shown[1][0] == "cell"
+
+
+def test_an_animation_of_what_has_frames(tmp_path: Path) -> None:
+    case = make_case("plain")
+    morph = ub.synthesis.morph(case.box, case.x[:1], 1, steps=3)
+    with Image.open(morph.save(tmp_path / "a.gif")) as written:
+        assert written.n_frames > 1
+    with pytest.raises(InputError, match="no frames for a GIF"):
+        attribution().save(tmp_path / "b.gif")
+    with pytest.raises(WriteError):
+        attribution().save(tmp_path / "b.unknown")
+    assert not list(tmp_path.glob("b*"))
+
+
+def test_the_page_has_the_words_of_the_card_and_no_markup_of_names(tmp_path: Path) -> None:
+    case = make_case("plain")
+    result = ub.attribution.gradient(case.box, case.x)
+    result.layer = "<script>"
+    page = result.save(tmp_path / "a.html").read_text()
+    assert ub.attribution.gradient.card.shows in page
+    assert "layer=<script>" not in page
+    assert "layer=<script>" not in result._repr_html_()
+
+
+def test_results_without_a_picture_fall_back_to_their_repr() -> None:
+    class Plain(ResultViewsMixin):
+        pass
+
+    assert Plain()._repr_html_() is None
+    with pytest.raises(InputError, match="no picture of this Plain"):
+        Plain().image()
+
+
+def test_a_tuple_of_results() -> None:
+    case = make_case("plain")
+    maps = ub.activations.maps(case.box, case.x)
+    assert isinstance(maps, tuple)
+    assert repr(maps).startswith(f"ResultTuple({len(maps)}: LayerMaps(")
+    assert torch.equal(maps[0].outputs, next(iter(maps)).outputs)
