@@ -34,7 +34,7 @@ from models import ROOT, cifar, resnet20, squeezenet1_0
 from unboxed.engine.optimize.constraints import Constraint
 from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import RawCanvas
-from unboxed.objectives import gram
+from unboxed.objectives import gram_matrix
 from unboxed.rng import uniform
 
 DRAWS, DEGREES, SCALE, JITTER = 32, 10.0, 0.1, 2  # of the held-out transforms
@@ -158,7 +158,9 @@ def second(subject: Subject, most: int = 16) -> dict[str, float | int]:
     alike, high = [], []
     for weight in (0.9, 0.0):
         made = ub.synthesis.channels(box, layer, units, images_per_channel=EACH, diversity=weight, data=subject.data)
-        flat = F.normalize(gram(box.read(made.images, [layer])[layer]).flatten(1), dim=1).view(len(units), EACH, -1)
+        flat = F.normalize(gram_matrix(box.read(made.images, [layer])[layer]).flatten(1), dim=1).view(
+            len(units), EACH, -1
+        )
         pairs = (flat @ flat.mT)[:, ~torch.eye(EACH, dtype=torch.bool)]
         alike.append(pairs.mean(1))
         high.append(made.scores.view(len(units), EACH).mean(1))

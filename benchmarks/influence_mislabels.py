@@ -101,7 +101,9 @@ def rankings(training: ub.influence.ModelTraining, seed: int, slow: bool) -> Ite
     yield "neighbors x checkpoints", search(box, (x, y), checkpoints=boxes).scores
     yield (
         "neighbors alone",
-        -mislabels._votes(mislabels._nearest(box, x, None, 20, "auto"), y, 10).log()[range(len(y)), y],
+        -mislabels._neighbor_votes(mislabels._nearest_other_examples(box, x, None, 20, "auto"), y, 10).log()[
+            range(len(y)), y
+        ],
     )
     yield "loss of checkpoints", search(box, (x, y), method="loss", checkpoints=boxes).scores
     yield "area under the margin", -torch.stack([margins(b, x, y) for b in boxes]).mean(0)
@@ -154,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     x, y = ub.data.mnist(args.mnist, train=True).first(args.examples)
-    mislabels._nearest = remembered(mislabels._nearest, args.neighbors)  # type: ignore[assignment]
+    mislabels._nearest_other_examples = remembered(mislabels._nearest_other_examples, args.neighbors)  # type: ignore[assignment]
     for name in args.models:
         for seed in args.seeds:
             if (name, seed) not in read_runs(args.runs):

@@ -32,7 +32,7 @@ from planted import bounds, catalog, nonsense, roc, truth
 from planted.methods import methods
 from planted.statistics import auc_by_figure, summary
 from unboxed import checks
-from unboxed.checks.methods import Method, compute_map
+from unboxed.checks.methods import AttributionMethodFn, compute_map
 from unboxed.errors import UnboxedError, UnboxedWarning
 
 N_TRUTH, N_VERDICT = 32, 8
@@ -41,7 +41,9 @@ PAIRS, TRUTH = RESULTS / "verdict_roc_pairs.jsonl", RESULTS / "planted_truth.jso
 Record = dict[str, Any]
 
 
-def record(model: planted.PlantedModel, name: str, method: Method, known: Record | None, *, verdict: bool) -> Record:
+def record(
+    model: planted.PlantedModel, name: str, method: AttributionMethodFn, known: Record | None, *, verdict: bool
+) -> Record:
     """What is known and said of one method on one model."""
     found: Record = {
         "model": model.name,
@@ -61,7 +63,7 @@ def record(model: planted.PlantedModel, name: str, method: Method, known: Record
     return found
 
 
-def judged(model: planted.PlantedModel, method: Method) -> Record:
+def judged(model: planted.PlantedModel, method: AttributionMethodFn) -> Record:
     """What the verdict says; one that fails says so, and costs no other pair."""
     try:
         v = checks.verdict(model.box, model.x[:N_VERDICT], method, model.y[:N_VERDICT])
@@ -71,7 +73,7 @@ def judged(model: planted.PlantedModel, method: Method) -> Record:
     return {"grade": v.grade, "reason": v.reason, "figures": plain(v.figures), "intervals": intervals}
 
 
-def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
+def measured(model: planted.PlantedModel, name: str, method: AttributionMethodFn) -> Record:
     """The shares of the maps at the cause, and how far they follow the class where several are in the image."""
     try:
         maps = compute_map(model.box, method, model.x, model.y)

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from unboxed.cards import FAMILIES, RETURN_KIND_DESCRIPTIONS, Card, cards
+from unboxed.cards import DESCRIPTION_BY_RETURN_KIND, FAMILIES, Card, cards
 from unboxed.cli.methods import card_notes, docstring_section
 from unboxed.settings import Setting
 
@@ -54,7 +54,7 @@ def _section(card: Card) -> str:
 
 def _alt(card: Card) -> str:
     """What the figure shows, for those who do not see it."""
-    return f"{RETURN_KIND_DESCRIPTIONS[card.returns]}, for the digits model".replace("[", "").replace("]", "")
+    return f"{DESCRIPTION_BY_RETURN_KIND[card.returns]}, for the digits model".replace("[", "").replace("]", "")
 
 
 def _settings(card: Card) -> str:

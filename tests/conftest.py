@@ -39,13 +39,13 @@ def _warnings_point_outside() -> Iterator[None]:
 def _threads_of_pytest_run_no_model() -> Iterator[None]:
     """No box has to give the threads of pytest-xdist time to come out of a forward."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(locks, "NEXT_MODULE_GRACE_SECONDS", 0)
+        patch.setattr(locks, "NEXT_MODULE_WAIT_SECONDS", 0)
         yield
 
 
 @pytest.fixture
 def threads_run_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "NEXT_MODULE_GRACE_SECONDS", 0.001)
+    monkeypatch.setattr(locks, "NEXT_MODULE_WAIT_SECONDS", 0.001)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -124,7 +124,7 @@ def test_one_scale_for_all_models() -> None:
     assert (shown.bar.kind, shown.bar.vmax) == ("signed", 4.0)
     a, b = shown.images["a"], shown.images["b"]
     assert np.array_equal(a[0], b[0])
-    assert np.array_equal(b[1][0, 0], colors.SIGNED_TABLE[-1])
+    assert np.array_equal(b[1][0, 0], colors.SIGNED_COLORMAP[-1])
     assert np.array_equal(drawn.colored_panels({"a": images(0.2), "b": images(0.5)}, kind="image").images["a"][0],
                           colors.image_to_rgb(images(0.2))[0])  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_a_heatmap_has_a_cell_for_each_pair() -> None:
     assert picture.width > 4 * 20
     plain = drawn.cka_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
     levels = np.asarray(plain)
-    for color in (colors.MAGNITUDE_TABLE[-1], colors.MAGNITUDE_TABLE[0]):
+    for color in (colors.MAGNITUDE_COLORMAP[-1], colors.MAGNITUDE_COLORMAP[0]):
         assert (levels == color).all(-1).sum() > 100
     undefined = drawn.cka_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
     assert (np.asarray(undefined) == 128).all(-1).any()

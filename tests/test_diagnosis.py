@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, make_case
 from unboxed.cards import card
-from unboxed.diagnosis import BUG_TEXT, Diagnosis, doctor
+from unboxed.diagnosis import REPORT_BUG_TEXT, Diagnosis, doctor
 from unboxed.errors import InputError, UnboxedError
 from unboxed.testing import models
 
@@ -148,7 +148,9 @@ def test_every_kind_of_model_is_diagnosed_without_a_foreign_error(kind: str) -> 
     model, inputs, settings = KINDS[kind]
     diagnosis = doctor(ub.Box(model.eval(), inputs, **settings))
     foreign = {
-        check.method: check.reason for check in diagnosis.methods if check.remedy == BUG_TEXT and check.method in CARDS
+        check.method: check.reason
+        for check in diagnosis.methods
+        if check.remedy == REPORT_BUG_TEXT and check.method in CARDS
     }
     assert foreign == {}
     assert "gradient" in diagnosis.working
@@ -177,7 +179,7 @@ def test_methods_of_your_own_take_part_and_their_bugs_are_told_apart() -> None:
 
     found = {check.method: check for check in doctor(make_case("plain").box, max_flops=1.0).methods}
     assert found["broken_method"].reason == "ValueError: too bad"
-    assert found["broken_method"].remedy == BUG_TEXT
+    assert found["broken_method"].remedy == REPORT_BUG_TEXT
 
 
 def test_notes_are_the_warnings_of_methods() -> None:

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 import unboxed as ub
 from unboxed import cli
-from unboxed.errors import MissingError
+from unboxed.errors import MissingPackageError
 
 ROOT = Path(__file__).parents[1]
 README, GUIDE, METHODS = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "methods.md"
@@ -190,7 +190,7 @@ def modules() -> list[ModuleType]:
         if not info.name.endswith("__main__"):
             try:
                 found.append(importlib.import_module(info.name))
-            except MissingError:  # an extra that is not installed
+            except MissingPackageError:  # an extra that is not installed
                 continue
     return found
 

@@ -60,7 +60,7 @@ def random_signs(box: Box, x: InputBatch, y: Labels = None, *, eps: Eps = 0.1, s
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randn(state.x.shape, generator=generator).sign().to(state.x)
         z = box.inputs.clip(state.x + eps * signs)[rows]
-        state.keep_nearer(z, rows, state.success_score(z, rows) > 0)
+        state.update_nearest(z, rows, state.success_score(z, rows) > 0)
     return state.to_result()
 '''
 

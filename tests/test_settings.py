@@ -11,7 +11,7 @@ import pytest
 import unboxed as ub
 from unboxed.errors import InputError
 from unboxed.parameters import Eps, LayerAddress, Target
-from unboxed.settings import REQUIRED, Above, AtLeast, AtMost, Below, Unit, check_settings, settings_of
+from unboxed.settings import NO_DEFAULT, Above, AtLeast, AtMost, Below, Unit, check_settings, settings_of
 
 
 def method(
@@ -43,7 +43,7 @@ def test_what_annotations_say() -> None:
     assert (settings["size"].kind, settings["size"].range) == ("int", '1 or more or "auto"')
     assert [settings[k].kind for k in ("x", "target", "flag", "layer", "names")] == [
         "object", "target", "bool", "layer", "strs"]  # fmt: skip
-    assert settings["x"].default is REQUIRED
+    assert settings["x"].default is NO_DEFAULT
 
 
 @pytest.mark.parametrize(

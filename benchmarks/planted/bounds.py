@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS
+from unboxed.checks.verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS
 
 Record = dict[str, Any]
 Bounds = Mapping[str, float]
@@ -34,7 +34,7 @@ def grade(record: Record, bounds: Bounds) -> str:
     if any(_is_beyond(name, interval, bounds, good=False) for name, interval in intervals.items()):
         return "fail"
     all_pass = all(_is_beyond(name, interval, bounds, good=True) for name, interval in intervals.items())
-    return "pass" if all_pass and intervals.keys() >= set(ESSENTIAL_TESTS) else "inconclusive"
+    return "pass" if all_pass and intervals.keys() >= set(REQUIRED_TEST_NAMES) else "inconclusive"
 
 
 def _is_beyond(name: str, interval: list[float], bounds: Bounds, *, good: bool) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import unboxed as ub
 from unboxed.attribution import grad_cam, layer_cam, lime, lrp, rise, rollout, smoothgrad
-from unboxed.checks.methods import Method
+from unboxed.checks.methods import AttributionMethodFn
 from unboxed.engine.perturb.segments import feature_groups
 
 FEWER: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ def _rollout(box: ub.Box, x: Any, target: Any = None) -> Any:
     return rollout(box, x)
 
 
-def _first_layer(method: Method) -> Method:
+def _first_layer(method: AttributionMethodFn) -> AttributionMethodFn:
     """A class activation map of the first layer instead of the last."""
 
     @wraps(method)
@@ -48,7 +48,7 @@ def _lime_few(box: ub.Box, x: Any, target: Any = None) -> Any:
 
 # Other settings of the same methods; of some it is known that they say little of the class (early layers; z-plus: Sixt
 # et al. 2020, arXiv:1912.09818) or that their maps are mostly noise (few samples).
-VARIANTS: dict[str, Method] = {
+VARIANTS: dict[str, AttributionMethodFn] = {
     "rollout": _rollout,
     "smoothgrad_squared": partial(smoothgrad, n_samples=10, kind="squared"),
     "grad_cam_first": _first_layer(grad_cam),
@@ -61,9 +61,9 @@ VARIANTS: dict[str, Method] = {
 }
 
 
-def methods(references: Tensor) -> dict[str, Method]:
+def methods(references: Tensor) -> dict[str, AttributionMethodFn]:
     """{name: method} of all that explain a score; `references` are training inputs for expected gradients."""
-    found: dict[str, Method] = {}
+    found: dict[str, AttributionMethodFn] = {}
     for card in ub.cards("attribution"):
         if "target" in inspect.signature(card.method).parameters:
             needed = {"references": references} if card.key == "expected_gradients" else {}

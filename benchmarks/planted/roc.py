@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from unboxed.checks.verdict import ASSUMED_STD_BY_TEST, MIN_STD_FOR_MARGIN
+from unboxed.checks.verdict import ASSUMED_EXAMPLE_STD_BY_TEST, MIN_STD_FOR_MARGIN
 from unboxed.checks.verdict_tests import VERDICT_TESTS
 
 Record = dict[str, Any]
@@ -23,7 +23,7 @@ COLORS = {"tuning": "#8a8f98", "held out": "#2456c7"}
 def weakest_margin(figures: Mapping[str, float | None]) -> float:
     """How far the weakest test's mean is on the good side of its bound, in standard deviations between examples."""
     margins = [
-        (1 if t.passes_above else -1) * (value - t.bound) / max(ASSUMED_STD_BY_TEST[t.name], MIN_STD_FOR_MARGIN)
+        (1 if t.passes_above else -1) * (value - t.bound) / max(ASSUMED_EXAMPLE_STD_BY_TEST[t.name], MIN_STD_FOR_MARGIN)
         for t in VERDICT_TESTS
         if (value := figures.get(t.name)) is not None and t.name != "map"
     ]

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, LayerError, OutputError
-from .inputs.base import Inputs, check_channels_last, inputs_at_levels
+from .inputs.base import Inputs, check_channels_last, inputs_from_unit_interval
 from .inputs.batches import model_arguments
 from .inputs.class_files import resolve_class_names
-from .inputs.examples import as_batch
-from .inputs.held import hold_inputs, varied_part
+from .inputs.examples import to_batch
+from .inputs.held import fix_other_inputs_of_model, inputs_of_varied_part
 from .inputs.labels import class_numbers, warn_of_repeated_names
-from .inputs.multi import Packed
-from .inputs.preprocessing import Preprocessing, as_inputs
+from .inputs.multi import PackedOrParts
+from .inputs.preprocessing import Preprocessing, to_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrasting_input_levels
 from .model.batching import BatchPadding, BatchSize, check_batch_size, map_in_batches
-from .model.embedding_feed import feeding_texts
+from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
@@ -30,9 +30,9 @@ from .model.layers import Layers
 from .model.locks import holding_locks
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem
-from .model.outputs import OutputKind, OutputReader, class_names_in_config, fitting_names, with_batch_axis
-from .objectives import MODEL_END_ADDRESSES, Objective, as_classes, binary_logit, check_classes, class_logit, logit
-from .validation import address_list, check_class_names, count_names
+from .model.outputs import OutputKind, OutputReader, class_names_in_config, usable_config_names, with_batch_axis
+from .objectives import MODEL_END_ADDRESSES, Objective, binary_logit, check_classes, class_logit, logit, to_class_tensor
+from .validation import address_list, check_class_names, count_class_names
 
 MAX_AUTO_BATCH_ACTIVATION_BYTES = 2**29  # for the activations of one automatic batch
 
@@ -108,7 +108,7 @@ class Box:
             raise InputError(
                 f"model must be a torch.nn.Module; got {type(model).__name__}. ub.load opens files and names"
             )
-        inputs = as_inputs(inputs, model)
+        inputs = to_inputs(inputs, model)
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode
@@ -139,7 +139,7 @@ class Box:
         options = self._options | {"classes": self.classes, "outputs": self.outputs}
         return Box(model, inputs or self.inputs, mode=self.mode, **options)
 
-    def hold_others(self, varied: str | int, x: Packed) -> Box:
+    def fix_other_inputs(self, varied: str | int, x: PackedOrParts) -> Box:
         """A box of one of several inputs, with the others held at the values of one example.
 
         Every method that takes one image or one table then works on it: occlusion of the left of two images, a class
@@ -160,13 +160,13 @@ class Box:
             >>> from torch import nn
             >>> two = ub.MultiInput((ub.Features(("a", "b")), ub.Features(("c", "d"))))
             >>> box = ub.Box(nn.Bilinear(2, 2, 3), two)
-            >>> first = box.hold_others(0, (torch.ones(1, 2), torch.ones(1, 2)))
+            >>> first = box.fix_other_inputs(0, (torch.ones(1, 2), torch.ones(1, 2)))
             >>> first.predict(torch.rand(4, 2)).shape
             torch.Size([4])
         """
-        part = varied_part(self.inputs, varied)
+        part = inputs_of_varied_part(self.inputs, varied)
         return self.reopen(
-            hold_inputs(self.model, self.inputs, varied, self.validate_inputs(x), self.model_dtype), part
+            fix_other_inputs_of_model(self.model, self.inputs, varied, self.validate_inputs(x), self.model_dtype), part
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -187,8 +187,10 @@ class Box:
             n_before: int | None = len(getattr(self, "classes", ())) or None
             names = self._options["classes"]
             if names is None:
-                names = fitting_names(class_names_in_config(self.model), self.n_outputs, bool(self.output_map_shape))
-            if self.outputs == "binary" and count_names(names) == 1:  # the name of the one output
+                names = usable_config_names(
+                    class_names_in_config(self.model), self.n_outputs, bool(self.output_map_shape)
+                )
+            if self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
             warn_of_repeated_names(self.classes)
@@ -219,34 +221,34 @@ class Box:
             >>> box.dtype
             torch.float64
         """
-        if not self._is_opening and self._seems_changed(hooks) and self._is_changed(hooks):
+        if not self._is_opening and self._may_have_changed(hooks) and self._has_model_changed(hooks):
             self._is_stale = True  # until it has been opened
             self._survey_model()
         self._is_refreshed = True
 
-    def _seems_changed(self, hooks: bool) -> bool:
+    def _may_have_changed(self, hooks: bool) -> bool:
         return self._is_stale or self._model.has_changed() or (hooks and bool(self._model.late_hooks))
 
-    def _is_changed(self, hooks: bool) -> bool:
+    def _has_model_changed(self, hooks: bool) -> bool:
         """Asked while no other thread runs the model: it may have put other parameters in their place for a pass."""
         with holding_locks(self._model.locks):
-            return self._seems_changed(hooks)
+            return self._may_have_changed(hooks)
 
     def _run_first_forward(self) -> None:
         """One forward pass on noise: which layers run, what the output means, whether rows are independent."""
         noise = self.noise(3 if self.max_rows >= 3 else 1)
         levels = contrasting_input_levels(self.inputs.shape, self.device)
-        contrast_inputs = inputs_at_levels(self.inputs, levels).to(self.dtype)
+        contrast_inputs = inputs_from_unit_interval(self.inputs, levels).to(self.dtype)
         self.profile, self.batch_dependent = first_forward(
             self._model, self.raw_output, noise, contrast_inputs, (self.min_rows, self.max_rows)
         )
         self.stochastic, self.stateless = self._model.uses_rng, self._model.is_stateless
         self.layers: Layers = self.profile.layers
-        self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).opened(
+        self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).from_raw_output(
             self.profile.output,
             self.inputs,
             lambda x: self._raw_output_without_grad(noise if x is None else x),
-            count_names(self._options["classes"]),
+            count_class_names(self._options["classes"]),
             class_names_in_config(self.model),
         )
         self.outputs: OutputKind = self.output_reader.outputs or "logits"
@@ -346,8 +348,8 @@ class Box:
         with (
             capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding)
             if hook_dicts
-            else state.NO_CONTEXT as captured,
-            state.SharedDropoutMaskMode() if self.stochastic else state.NO_CONTEXT,
+            else state.NULL_CONTEXT as captured,
+            state.SharedDropoutMaskMode() if self.stochastic else state.NULL_CONTEXT,
             self.output_reader.recording_final_op("logits" in addresses) as final_op,
         ):
             raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None
@@ -381,7 +383,7 @@ class Box:
             torch.Size([2, 10])
         """
         try:
-            with state.autocast_to(self.device, self.autocast), feeding_texts(self.inputs, x):
+            with state.autocast_context(self.device, self.autocast), feeding_text_embeddings(self.inputs, x):
                 args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
                 return self.model(*args, **named)
         except StopForward:
@@ -414,7 +416,7 @@ class Box:
             unboxed.errors.InputError: wanted images in [0, 1], shape (N, 1, 28, 28); got shape (2, 28, 9)
         """
         self.refresh(hooks=False)
-        x = self.inputs.check(as_batch(x, self.inputs))
+        x = self.inputs.check(to_batch(x, self.inputs))
         with state.leaving_inference_mode():
             packed = self.inputs.pack(x)
             if packed.dtype == self.dtype and packed.device == self.device:
@@ -458,7 +460,7 @@ class Box:
         y = class_numbers(y, self.classes)
         if self.outputs == "binary" and isinstance(y, Tensor) and (y.is_floating_point() or y.dtype == torch.bool):
             y = y.long() if bool(((y == 0) | (y == 1)).all()) else y
-        return as_classes(y)
+        return to_class_tensor(y)
 
     def class_labels(self, y: Any, n: int) -> Tensor:
         """Check the classes of examples, and copy their numbers to the model's device.
@@ -574,16 +576,16 @@ class Box:
             raise OutputError(f"{caller} {problem}")
 
     @property
-    def _no_grad_batch_limit(self) -> int:
+    def _forward_batch_limit(self) -> int:
         """As `batch_limit`, for forward passes without gradients, which hold few layers at a time."""
-        return self.rows_within(self.profile.peak_bytes_per_example)
+        return self.max_rows_in_memory(self.profile.peak_bytes_per_example)
 
     @property
     def batch_limit(self) -> int:
         """Number of examples in an automatic batch: their activations fit in half a gigabyte."""
-        return self.rows_within(self.profile.bytes_per_example)
+        return self.max_rows_in_memory(self.profile.bytes_per_example)
 
-    def rows_within(self, bytes_per_example: int) -> int:
+    def max_rows_in_memory(self, bytes_per_example: int) -> int:
         """Number of examples in an automatic batch where each needs some memory.
 
         Args:
@@ -594,7 +596,7 @@ class Box:
 
         Example:
             >>> import unboxed as ub
-            >>> ub.Box(*ub.zoo.load("digits-cnn")).rows_within(2**24)
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).max_rows_in_memory(2**24)
             32
         """
         return max(1, min(1024, self.max_rows, MAX_AUTO_BATCH_ACTIVATION_BYTES // max(1, bytes_per_example)))
@@ -667,7 +669,7 @@ class Box:
         unsplittable = any(not self.has_batch_axis(a) for a in addresses)
         size, limit = self.batch_plan(len(x), batch_size, batch_dependent=unsplittable)
         parts = map_in_batches(
-            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._no_grad_batch_limit
+            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._forward_batch_limit
         )
         if len(parts) == 1:
             return {a: parts[0][a] for a in addresses}

@@ -24,20 +24,20 @@ LOG = logging.getLogger("unboxed")
 FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "robustness")
 ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
-NEED_DESCRIPTIONS = {
+DESCRIPTION_BY_NEED = {
     "pixels": "inputs that are images alone (Pixels)",
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",
     "linear end": "a linear layer that gives the logits",
 }
-AXIOM_DESCRIPTIONS = {
+DESCRIPTION_BY_AXIOM = {
     "contribution": "on a linear model, exactly w * (x - baseline)",
     "completeness": "sums to score(x) - score(baseline)",
     "dummy": "what the model ignores gets exactly zero",
     "symmetry": "what plays the same part with the same value gets the same share",
 }
-RETURN_KIND_DESCRIPTIONS = {
+DESCRIPTION_BY_RETURN_KIND = {
     "attribution": "a map with one value per input value or per position",
     "images": "images, with their frames where they were asked for",
     "adversarial": "adversarial images, with success, distance and queries",
@@ -63,9 +63,9 @@ class Card:
     shows: str
     does_not_show: str
     example: Callable[..., Any]
-    needs: tuple[str, ...] = ()  # keys of NEED_DESCRIPTIONS
+    needs: tuple[str, ...] = ()  # keys of DESCRIPTION_BY_NEED
     exempt: Mapping[str, str] = field(default_factory=dict)  # {contract: the reason why it does not apply}
-    axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOM_DESCRIPTIONS
+    axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of DESCRIPTION_BY_AXIOM
     texts: bool = False  # takes a model of texts (Tokens), too
     minimal: bool = False  # of attacks: searches for the smallest change, instead of any within eps
     gradient_free: bool = False  # of attacks: needs the model's outputs alone
@@ -92,7 +92,7 @@ class Card:
 
     @property
     def returns(self) -> str:
-        """What the method gives, a key of RETURN_KIND_DESCRIPTIONS, as its result type says, else "table"."""
+        """What the method gives, a key of DESCRIPTION_BY_RETURN_KIND, as its result type says, else "table"."""
         result = get_type_hints(self.method).get("return")
         result = get_args(result)[0] if get_origin(result) is tuple else result  # one result per layer
         return str(getattr(result, "returns", "table"))
@@ -134,9 +134,9 @@ def card(
         example: `example(method, box, x, y)`, its smallest useful call on images x (N, C, H, W) and classes y (N,).
         family: "attribution", "adversarial", ...; None takes the package that the method lies in. A method of your own
             that names none is listed as "own".
-        needs: What the model or its inputs must have, of `NEED_DESCRIPTIONS`.
+        needs: What the model or its inputs must have, of `DESCRIPTION_BY_NEED`.
         exempt: {contract: reason} of contracts that cannot hold for it.
-        axioms: Those of `AXIOM_DESCRIPTIONS` that it keeps exactly.
+        axioms: Those of `DESCRIPTION_BY_AXIOM` that it keeps exactly.
         texts: It takes a model of texts (Tokens), too. Without it a text is refused.
         minimal: Of an attack: it searches for the smallest change; False: for any within eps.
         gradient_free: Of an attack: it needs the model's outputs alone.
@@ -157,15 +157,15 @@ def card(
         >>> brightness.card.family
         'attribution'
     """
-    _check_known("needs", needs, NEED_DESCRIPTIONS)
-    _check_known("axioms", axioms, AXIOM_DESCRIPTIONS)
+    _check_allowed_values("needs", needs, DESCRIPTION_BY_NEED)
+    _check_allowed_values("axioms", axioms, DESCRIPTION_BY_AXIOM)
     if family is not None:
-        _check_known("family", [family], [*FAMILIES, "own"])
+        _check_allowed_values("family", [family], [*FAMILIES, "own"])
 
     def attach(method: MethodT) -> MethodT:
         method.card = Card(  # type: ignore[attr-defined]
             method,
-            family or _family_of(method),
+            family or _family_of_method(method),
             name,
             source,
             shows,
@@ -181,18 +181,18 @@ def card(
             runs if callable(runs) else lambda settings: runs,
             order,
         )
-        _register(method)
+        _register_method(method)
         return method
 
     return attach
 
 
-def _check_known(what: str, values: Iterable[str], known: Iterable[str]) -> None:
+def _check_allowed_values(what: str, values: Iterable[str], known: Iterable[str]) -> None:
     if unknown := sorted({*values} - {*known}):
         raise InputError(f"a card's {what} must be of {', '.join(known)}; got {', '.join(unknown)}")
 
 
-def _family_of(method: Callable[..., Any]) -> str:
+def _family_of_method(method: Callable[..., Any]) -> str:
     package, _, module = str(method.__module__).partition(".")  # None where code was executed without a module
     return module.partition(".")[0] if package == "unboxed" and module else "own"
 
@@ -204,12 +204,12 @@ _REGISTERED_METHOD_REFS: dict[
 ] = {}  # weak references: a method lives as long as its module
 
 
-def _register(method: Callable[..., Any]) -> None:
+def _register_method(method: Callable[..., Any]) -> None:
     place = (str(method.__module__), str(getattr(method, "__qualname__", id(method))))
-    _REGISTERED_METHOD_REFS[place] = ref(method, partial(_unregister, place))
+    _REGISTERED_METHOD_REFS[place] = ref(method, partial(_unregister_method, place))
 
 
-def _unregister(place: tuple[str, str], reference: ref[Any]) -> None:
+def _unregister_method(place: tuple[str, str], reference: ref[Any]) -> None:
     if _REGISTERED_METHOD_REFS.get(place) is reference:  # another of the same name may have come since
         del _REGISTERED_METHOD_REFS[place]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .box import Box
 from .errors import InputError, ModelError, warn
-from .inputs.examples import read_again
+from .inputs.examples import make_repeatable
 from .loading.checkpoints import weights
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def compare(
             raise InputError(f"boxes must be {{name: Box}}, or pairs (name, Box); got {type(pair).__name__}")
         name, box = pair
         if first is None and isinstance(box, Box):
-            args = tuple(read_again(value, box.inputs) for value in args)
+            args = tuple(make_repeatable(value, box.inputs) for value in args)
         first = first or (name, box)
         _check_same_inputs(first, (name, box))
         results[name] = method(box, *args, **kwargs)
@@ -117,11 +117,11 @@ def epochs(
         >>> {name: int((b.predict(x) == y).sum()) > 50 for name, b in ub.epochs(box, both)}
         {'start': False, 'end': True}
     """
-    for name, checkpoint in _named_checkpoints(checkpoints):
-        yield name, _box_with_weights(box, checkpoint)
+    for name, checkpoint in _checkpoints_by_name(checkpoints):
+        yield name, _box_from_checkpoint(box, checkpoint)
 
 
-def _named_checkpoints(
+def _checkpoints_by_name(
     checkpoints: Mapping[str, CheckpointSource] | Sequence[CheckpointSource],
 ) -> list[tuple[str, CheckpointSource]]:
     if isinstance(checkpoints, (str, Path)) or (isinstance(checkpoints, Mapping) and _is_state_dict(checkpoints)):
@@ -138,7 +138,7 @@ def _is_state_dict(value: Mapping[str, Any]) -> bool:
     return any(isinstance(h, Tensor) for h in value.values())
 
 
-def _box_with_weights(box: Box, checkpoint: CheckpointSource) -> Box:
+def _box_from_checkpoint(box: Box, checkpoint: CheckpointSource) -> Box:
     try:
         model = copy.deepcopy(box.model)
     except Exception as error:

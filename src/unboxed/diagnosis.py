@@ -16,16 +16,16 @@ from tqdm import tqdm
 from .box import Box
 from .cards import Card, cards
 from .errors import UnboxedError, UnboxedWarning
-from .inputs.labels import is_numbers_only
+from .inputs.labels import are_default_class_names
 from .objectives import Objective, logit, mean_over_positions
 from .parameters import InputBatch
 from .settings import Above, Unit, check_settings
 
-N_EXAMPLES = 3
-MIN_CALLS, MIN_ROWS = 3, 16  # model runs that a method is let do, whatever they cost
-DEFAULT_MAX_FLOPS = 1e11  # per method
-MAX_ALTERNATIVES = 3
-BUG_TEXT = "this is a bug of the method, please report it"
+N_TRIAL_EXAMPLES = 3
+MIN_FORWARD_CALL_BUDGET, MIN_FORWARD_ROW_BUDGET = 3, 16  # model runs that a method is let do, whatever they cost
+MAX_FLOPS_PER_METHOD = 1e11  # per method
+MAX_LISTED_ALTERNATIVES = 3
+REPORT_BUG_TEXT = "this is a bug of the method, please report it"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def doctor(
     *,
     max_flops: Annotated[
         float, Above(0), Unit("FLOPs"), "Largest cost of trying one method, about; then it is stopped."
-    ] = DEFAULT_MAX_FLOPS,
+    ] = MAX_FLOPS_PER_METHOD,
     quiet: bool = True,
 ) -> Diagnosis:
     """What works on a model and what does not, and why: every method is tried by its smallest useful call.
@@ -104,53 +104,55 @@ def doctor(
         (True, True)
     """
     check_settings(doctor, locals())
-    inputs = box.noise(N_EXAMPLES) if x is None else box.validate_inputs(x)[:N_EXAMPLES]
+    inputs = box.noise(N_TRIAL_EXAMPLES) if x is None else box.validate_inputs(x)[:N_TRIAL_EXAMPLES]
     labels = mean_over_positions(box(box.restore_structure(inputs))).argmax(1)
-    row_budget = max(MIN_ROWS, max_flops / max(1.0, box.flops_per_example))
-    limited = _limited(box)
+    row_budget = max(MIN_FORWARD_ROW_BUDGET, max_flops / max(1.0, box.flops_per_example))
+    limited = _with_run_budget(box)
     tried = tqdm(cards(), disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
-    checks = [_try_also_with_objective(card, limited, inputs, labels, row_budget) for card in tried]
-    return Diagnosis(_model_facts(box), tuple(_with_remedy(check, checks) for check in checks))
+    checks = [_check_method_or_with_objective(card, limited, inputs, labels, row_budget) for card in tried]
+    return Diagnosis(_model_facts(box), tuple(_add_alternatives(check, checks) for check in checks))
 
 
 # -- trying a method ---------------------------------------------------------------------------------------------------
 
 
-class _EnoughRun(BaseException):
+class _RunBudgetExceeded(BaseException):
     """Raised in place of a model run that would go beyond a limit; no method handles it."""
 
 
-class _LimitedBox(Box):
+class _RunBudgetBox(Box):
     """A box whose model runs are counted, and stopped beyond a number of rows."""
 
     n_calls, n_rows, row_budget = 0, 0, math.inf
 
-    def limit(self, row_budget: float) -> None:
+    def set_run_budget(self, row_budget: float) -> None:
         self.n_calls, self.n_rows, self.row_budget = 0, 0, row_budget
 
     def raw_output(self, x: Tensor) -> object:
         self.n_calls, self.n_rows = self.n_calls + 1, self.n_rows + x.shape[0]
-        if self.n_calls > MIN_CALLS and self.n_rows > self.row_budget:
-            raise _EnoughRun
+        if self.n_calls > MIN_FORWARD_CALL_BUDGET and self.n_rows > self.row_budget:
+            raise _RunBudgetExceeded
         return super().raw_output(x)
 
 
-def _limited(box: Box) -> _LimitedBox:
+def _with_run_budget(box: Box) -> _RunBudgetBox:
     reopen, (_, *arguments) = box.__reduce__()
-    return reopen(_LimitedBox, *arguments)  # type: ignore[no-any-return]
+    return reopen(_RunBudgetBox, *arguments)  # type: ignore[no-any-return]
 
 
-def _try_also_with_objective(card: Card, box: _LimitedBox, x: Tensor, y: Tensor, row_budget: float) -> MethodCheck:
+def _check_method_or_with_objective(
+    card: Card, box: _RunBudgetBox, x: Tensor, y: Tensor, row_budget: float
+) -> MethodCheck:
     """Run the card's example; where the outputs are no classes, once more with an objective in place of one."""
-    check = _try(card, box, x, y, row_budget)
-    text, objective = _objective_in_place_of_class(box)
+    check = _check_method(card, box, x, y, row_budget)
+    text, objective = _fallback_objective_and_code(box)
     if check.works or check.remedy or objective is None or "objective" not in card.settings:
         return check
     with_objective = replace(card, method=partial(card.method, objective=objective))
-    return replace(check, objective=text) if _try(with_objective, box, x, y, row_budget).works else check
+    return replace(check, objective=text) if _check_method(with_objective, box, x, y, row_budget).works else check
 
 
-def _objective_in_place_of_class(box: Box) -> tuple[str, Objective | None]:
+def _fallback_objective_and_code(box: Box) -> tuple[str, Objective | None]:
     """An objective for outputs that are not one class per example, and its code; None where they are."""
     if box.outputs == "regression":
         return "ub.logit(0) - 3.5", logit(0) - 3.5
@@ -159,27 +161,27 @@ def _objective_in_place_of_class(box: Box) -> tuple[str, Objective | None]:
     return ("-ub.logit(0)", -logit(0)) if box.outputs == "multilabel" else ("", None)
 
 
-def _try(card: Card, box: _LimitedBox, x: Tensor, y: Tensor, row_budget: float) -> MethodCheck:
+def _check_method(card: Card, box: _RunBudgetBox, x: Tensor, y: Tensor, row_budget: float) -> MethodCheck:
     """Run the card's example, and report how it ends."""
     reason, remedy, is_complete = "", "", True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        box.limit(row_budget)
+        box.set_run_budget(row_budget)
         try:
             card.example(card.method, box, box.restore_structure(x.clone()), y.clone())
-        except _EnoughRun:
+        except _RunBudgetExceeded:
             is_complete = False
         except UnboxedError as error:
             reason = str(error)
         except Exception as error:  # no method may raise it; the others are tried all the same
-            reason, remedy = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", BUG_TEXT
+            reason, remedy = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", REPORT_BUG_TEXT
         finally:
-            box.limit(math.inf)
+            box.set_run_budget(math.inf)
     notes = tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning)))
     return MethodCheck(card.key, card.name, card.family, not reason, reason, remedy, notes, is_complete)
 
 
-def _with_remedy(check: MethodCheck, checks: Sequence[MethodCheck]) -> MethodCheck:
+def _add_alternatives(check: MethodCheck, checks: Sequence[MethodCheck]) -> MethodCheck:
     """The check with what works instead: an objective, or the first methods of its family that work."""
     if check.works or check.remedy:
         return check
@@ -196,18 +198,20 @@ def _alternatives_text(family: str, checks: Sequence[MethodCheck]) -> str:
     working = [c for c in checks if c.works] or [c for c in checks if c.objective]
     if not working:
         return f"no method of {family} works on this model as it is opened"
-    names = ", ".join(c.method for c in working[:MAX_ALTERNATIVES])
+    names = ", ".join(c.method for c in working[:MAX_LISTED_ALTERNATIVES])
     objective = working[0].objective
     return f"or use {names}" + (f" with objective={objective}" if objective else "")
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
-FACTS: dict[str, Callable[[Box], str]] = {
+MODEL_FACT_FN_BY_NAME: dict[str, Callable[[Box], str]] = {
     "model": lambda box: f"{type(box.model).__name__}, {len(box.layers)} layers that run, on {box.device}",
     "inputs": lambda box: str(box.inputs),
     "outputs": lambda box: f"{box.outputs}, {(box.n_outputs, *box.output_map_shape)} per example",
-    "classes": lambda box: "no names: pass classes=" if is_numbers_only(box.classes) else ", ".join(box.classes[:8]),
+    "classes": lambda box: (
+        "no names: pass classes=" if are_default_class_names(box.classes) else ", ".join(box.classes[:8])
+    ),
     "precision": lambda box: str(box.model_dtype).removeprefix("torch."),
     "cost": lambda box: f"{box.flops_per_example:,.0f} FLOPs per example",
     "batches": lambda box: "examples depend on one another: never split" if box.batch_dependent else "independent",
@@ -216,4 +220,4 @@ FACTS: dict[str, Callable[[Box], str]] = {
 
 
 def _model_facts(box: Box) -> dict[str, str]:
-    return {what: describe(box) for what, describe in FACTS.items()}
+    return {what: describe(box) for what, describe in MODEL_FACT_FN_BY_NAME.items()}

@@ -46,7 +46,7 @@ class ModelError(UnboxedError, ValueError):
     """A model or its weights cannot be loaded."""
 
 
-class MissingError(UnboxedError, ImportError):
+class MissingPackageError(UnboxedError, ImportError):
     """An optional package is not installed."""
 
 

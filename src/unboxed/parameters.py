@@ -15,28 +15,28 @@ from torch import Tensor
 from .inputs.labels import ClassLabels
 from .model.batching import BatchSize as BatchSize
 from .objectives import Objective
-from .settings import Above, AtLeast, Below, Holds, Unit
+from .settings import Above, AtLeast, Below, Unit, ValueRole
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
 
-InputBatch = Annotated[Any, Holds("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
-Labels = Annotated[ClassLabels | None, Holds("labels"), "Correct classes (N,), or one for all."]
+InputBatch = Annotated[Any, ValueRole("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
+Labels = Annotated[ClassLabels | None, ValueRole("labels"), "Correct classes (N,), or one for all."]
 Target = Annotated[
-    ClassLabels | Objective | None, Holds("target"), "The score: a class, one per example (N,), or an objective."
+    ClassLabels | Objective | None, ValueRole("target"), "The score: a class, one per example (N,), or an objective."
 ]
-LayerAddress = Annotated[str | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
-RequiredLayerAddress = Annotated[str, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
+LayerAddress = Annotated[str | None, ValueRole("layer"), "Address of the layer, as `box.layers` lists them."]
+RequiredLayerAddress = Annotated[str, ValueRole("layer"), "Address of the layer, as `box.layers` lists them."]
 LayerAddresses = Annotated[
-    Sequence[str] | str | None, Holds("layers"), "Addresses of the layers, as `box.layers` lists them."
+    Sequence[str] | str | None, ValueRole("layers"), "Addresses of the layers, as `box.layers` lists them."
 ]
 MaxExamples = Annotated[int | None, AtLeast(1), Unit("examples"), "Use only the first of the examples; None uses all."]
-Data = Annotated[Any, Holds("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
+Data = Annotated[Any, ValueRole("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
 
 RequiredObjective = Annotated[
-    Objective, Holds("objective"), 'An objective (a score per example), such as `ub.channel("conv2", 3)`.'
+    Objective, ValueRole("objective"), 'An objective (a score per example), such as `ub.channel("conv2", 3)`.'
 ]
 UnitIndices = Annotated[
-    int | Sequence[int] | Tensor | None, Holds("ints"), "Units (channels) of the layer; None takes all of them."
+    int | Sequence[int] | Tensor | None, ValueRole("ints"), "Units (channels) of the layer; None takes all of them."
 ]
 UnitAxis = Annotated[int, "Axis of the layer's units; its other axes, but for the batch, are positions."]
 NExamples = Annotated[int, AtLeast(1), Unit("examples"), "Number of examples to find."]
@@ -49,12 +49,12 @@ ExplainedQuantity = Annotated[
 # -- attacks -----------------------------------------------------------------------------------------------------------
 
 Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x is measured."]
-LinfOrL2 = Annotated[Literal["linf", "l2"], "Norm in which the distance from x is measured."]
-OnlyL2 = Annotated[Literal["l2"], "Norm in which the distance from x is measured."]
+LinfOrL2Norm = Annotated[Literal["linf", "l2"], "Norm in which the distance from x is measured."]
+L2NormOnly = Annotated[Literal["l2"], "Norm in which the distance from x is measured."]
 Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
-AttackTarget = Annotated[ClassLabels | None, Holds("labels"), "Class to become (N,), or one for all."]
+AttackTarget = Annotated[ClassLabels | None, ValueRole("labels"), "Class to become (N,), or one for all."]
 CustomAttackObjective = Annotated[
-    Objective | None, Holds("objective"), "What is raised above zero, instead of a wrong class."
+    Objective | None, ValueRole("objective"), "What is raised above zero, instead of a wrong class."
 ]
 Steps = Annotated[int, AtLeast(0), Unit("steps"), "Number of iterations."]
 StepSize = Annotated[float | None, Above(0), Unit("pixel range"), "Length of a step, in the norm."]
@@ -70,22 +70,22 @@ Bits = Annotated[
     Literal[8, 4, 2, 1] | None, "Bits per value to which images are rounded: 8 gives the levels of PNG files."
 ]
 CheckpointPath = Annotated[
-    str | os.PathLike[str] | None, Holds("path"), "File from which a call that was stopped goes on."
+    str | os.PathLike[str] | None, ValueRole("path"), "File from which a call that was stopped goes on."
 ]
 
 # -- synthesis ---------------------------------------------------------------------------------------------------------
 
-TargetClasses = Annotated[ClassLabels | None, Holds("labels"), "Classes (K,) to make an image for."]
+TargetClasses = Annotated[ClassLabels | None, ValueRole("labels"), "Classes (K,) to make an image for."]
 OptionalSteps = Annotated[int | None, AtLeast(0), Unit("steps"), "Number of iterations."]
 StopProbability = Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."]
 CanvasKind = Annotated[Literal["fourier", "pixels", "maco"], "Parameterization of the images."]
 DiversityWeight = Annotated[float, AtLeast(0), "Weight of the term that makes the images of one objective differ."]
 TotalVariationWeight = Annotated[float, AtLeast(0), "Weight of the total variation, which is kept small."]
 MaxJitter = Annotated[int | None, AtLeast(0), Unit("pixels"), "Largest random shift of the images in each step."]
-NStarts = Annotated[int, AtLeast(1), Unit("images"), "Images per input, each from another random start."]
+NStartsPerInput = Annotated[int, AtLeast(1), Unit("images"), "Images per input, each from another random start."]
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
-Seed = Annotated[int, Holds("seed"), "Seed of all random draws: same seed, same result."]
+Seed = Annotated[int, ValueRole("seed"), "Seed of all random draws: same seed, same result."]
 NSamples = Annotated[int, AtLeast(1), Unit("samples"), "Number of random samples."]
 FrameInterval = Annotated[int | None, AtLeast(1), Unit("steps"), "Keep every k-th step's images as frames."]

@@ -28,15 +28,17 @@ def keyed_generator(device: torch.device, *parts: int | str) -> torch.Generator:
 
 def normal(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Standard normal values shaped like `like`, each row from its own generator on its device."""
-    return _sample_per_row(torch.randn, like, ("normal", stream, seed))
+    return _draw_rows_with_own_generators(torch.randn, like, ("normal", stream, seed))
 
 
 def uniform(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Uniform values in [0, 1) shaped like `like`, each row from its own generator on its device."""
-    return _sample_per_row(torch.rand, like, ("uniform", stream, seed))
+    return _draw_rows_with_own_generators(torch.rand, like, ("uniform", stream, seed))
 
 
-def _sample_per_row(sampler: Callable[..., Tensor], like: Tensor, key_parts: tuple[int | str, ...]) -> Tensor:
+def _draw_rows_with_own_generators(
+    sampler: Callable[..., Tensor], like: Tensor, key_parts: tuple[int | str, ...]
+) -> Tensor:
     rng = torch.Generator(like.device)
     samples = []
     for i in range(len(like)):

@@ -26,7 +26,7 @@ SettingKind = Literal["int", "float", "bool", "str", "choice", "ints", "floats",
                "concepts", "inputs", "labels", "target", "objective", "layer", "layers", "data", "seed"]  # fmt: skip
 """What a setting holds: a plain value or several, or (second line) what a command makes of words by its model."""
 
-REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
+NO_DEFAULT = inspect.Parameter.empty  # the default of a setting that has none
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Holds:
+class ValueRole:
     """What a setting holds, where its type does not say: Holds("layer") of a str that is a layer's address."""
 
     kind: SettingKind
@@ -77,7 +77,7 @@ class Setting:
 
     name: str
     kind: SettingKind = "object"
-    default: Any = REQUIRED
+    default: Any = NO_DEFAULT
     help: str = ""
     unit: str = ""
     choices: tuple[Any, ...] = ()  # of kind "choice" all that is taken; else values that are taken besides numbers
@@ -86,16 +86,16 @@ class Setting:
 
     @property
     def is_required(self) -> bool:
-        return self.default is REQUIRED
+        return self.default is NO_DEFAULT
 
     @property
     def range(self) -> str:
         """The values that it takes, in words: "0 or more", '"linf" or "l2"', "above 0 and below 1"."""
-        words = [text for key, text in self._range_text_by_bound().items() if key in self.bounds]
+        words = [text for key, text in self._bound_texts().items() if key in self.bounds]
         listed = " or ".join(map(_as_literal_text, self.choices))
         return " or ".join(filter(None, (" and ".join(words), listed)))
 
-    def _range_text_by_bound(self) -> dict[str, str]:
+    def _bound_texts(self) -> dict[str, str]:
         b = self.bounds
         return {
             "minimum": f"{b.get('minimum', 0):g} or more",
@@ -106,7 +106,7 @@ class Setting:
 
     def check(self, value: Any) -> None:
         """Raise InputError for a value of another kind or out of the range, saying what came and what was wanted."""
-        if (value is None and self.optional) or (self.choices and _is_one_of(value, self.choices)):
+        if (value is None and self.optional) or (self.choices and _is_allowed_choice(value, self.choices)):
             return
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_choices_text(self.choices)}; got {value!r}")
@@ -140,7 +140,7 @@ def _choices_text(choices: Sequence[Any]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _is_one_of(value: Any, choices: Collection[Any]) -> bool:
+def _is_allowed_choice(value: Any, choices: Collection[Any]) -> bool:
     if isinstance(value, Integral) and not isinstance(value, bool):
         value = int(value)  # of NumPy's, too
     return isinstance(value, (str, int)) and any(type(value) is type(c) and value == c for c in choices)
@@ -153,7 +153,7 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
     """
     if getattr(getattr(next(iter(values.values()), None), "inputs", None), "is_text", False):  # of the box
         _check_takes_texts(method)
-    for name, setting in _checked_settings(method):
+    for name, setting in _settings_with_checked_values(method):
         if (value := values.get(name, setting.default)) is not setting.default:
             setting.check(value)
 
@@ -166,13 +166,13 @@ def _check_takes_texts(method: Callable[..., Any]) -> None:
         raise InputError(f"{name} takes no texts (Tokens); `unboxed methods` says which methods do")
 
 
-CHECKED_KINDS = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values
+KINDS_WITH_CHECKED_VALUES = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values
 
 
 @lru_cache(maxsize=256)
-def _checked_settings(method: Callable[..., Any]) -> tuple[tuple[str, Setting], ...]:
+def _settings_with_checked_values(method: Callable[..., Any]) -> tuple[tuple[str, Setting], ...]:
     """The settings whose values are checked, with their names."""
-    return tuple((name, s) for name, s in settings_of(method).items() if s.kind in CHECKED_KINDS)
+    return tuple((name, s) for name, s in settings_of(method).items() if s.kind in KINDS_WITH_CHECKED_VALUES)
 
 
 _SETTINGS_BY_METHOD: WeakKeyDictionary[Callable[..., Any], dict[str, Setting]] = (
@@ -191,7 +191,7 @@ def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
 
 
 def _read_settings(method: Callable[..., Any]) -> dict[str, Setting]:
-    hints = get_type_hints(_underlying_function(method), include_extras=True)
+    hints = get_type_hints(_unwrap_partial(method), include_extras=True)
     parameters = inspect.signature(method).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {
@@ -199,7 +199,7 @@ def _read_settings(method: Callable[..., Any]) -> dict[str, Setting]:
     }
 
 
-def _underlying_function(method: Callable[..., Any]) -> Callable[..., Any]:
+def _unwrap_partial(method: Callable[..., Any]) -> Callable[..., Any]:
     """The function below a `functools.partial` or an object that is called: its annotations can be read."""
     method = getattr(method, "func", method)
     return method if inspect.isroutine(method) else type(method).__call__
@@ -210,13 +210,13 @@ def _is_box(parameter: inspect.Parameter, hint: Any) -> bool:
 
 
 def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
-    marks = _annotations_of(hint)
+    marks = _flat_annotations(hint)
     plain, optional, choices = _types_optional_and_choices(hint)
     bounds = {k: v for m in marks if isinstance(m, (AtLeast, AtMost, Above, Below)) for k, v in vars(m).items()}
-    stated = [m.kind for m in marks if isinstance(m, Holds)]
+    stated = [m.kind for m in marks if isinstance(m, ValueRole)]
     return Setting(
         name=parameter.name,
-        kind=stated[0] if stated else _kind_of_types(plain, choices),
+        kind=stated[0] if stated else _setting_kind_from_types(plain, choices),
         default=parameter.default,
         help=next((m for m in marks if isinstance(m, str)), ""),
         unit=next((m.unit for m in marks if isinstance(m, Unit)), ""),
@@ -226,15 +226,15 @@ def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
     )
 
 
-def _annotations_of(hint: Any) -> list[Any]:
+def _flat_annotations(hint: Any) -> list[Any]:
     """All that is said of a type, the outermost first: an alias's help may be replaced where it is used."""
     marks: list[Any] = []
     if get_origin(hint) is Annotated:
         hint, *said = get_args(hint)
         marks += reversed(said)
-        marks += _annotations_of(hint)
+        marks += _flat_annotations(hint)
     elif get_origin(hint) in (Union, UnionType):
-        marks += [m for part in get_args(hint) for m in _annotations_of(part)]
+        marks += [m for part in get_args(hint) for m in _flat_annotations(part)]
     return marks
 
 
@@ -254,7 +254,7 @@ def _types_optional_and_choices(hint: Any) -> tuple[list[Any], bool, tuple[Any, 
 SEQUENCE_KIND_BY_TYPE = {int: "ints", float: "floats", str: "strs"}
 
 
-def _kind_of_types(types: list[Any], choices: tuple[Any, ...]) -> Any:
+def _setting_kind_from_types(types: list[Any], choices: tuple[Any, ...]) -> Any:
     """The kind of the first type that has one."""
     if not types:
         return "choice" if choices else "object"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import InputError, LayerError
 
-SEED_BITS = 40  # larger seeds are folded: a key of a random stream has seed, row and step in 64 bits
+MAX_SEED_BITS = 40  # larger seeds are folded: a key of a random stream has seed, row and step in 64 bits
 
 
 def check_int(name: str, value: object, minimum: float = 0) -> int:
@@ -30,17 +30,17 @@ def check_float(
     """A finite number strictly between `above` and `below`, and from `minimum` to `maximum`, both included."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not above < float(value) < below or not minimum <= float(value) <= maximum:  # type: ignore[arg-type]
-        raise InputError(f"{name} must be a number{_describe_bounds(above, below, minimum, maximum)}; got {value!r}")
+        raise InputError(f"{name} must be a number{_bounds_text(above, below, minimum, maximum)}; got {value!r}")
     return float(value)  # type: ignore[arg-type]
 
 
-def _describe_bounds(above: float, below: float, minimum: float, maximum: float) -> str:
+def _bounds_text(above: float, below: float, minimum: float, maximum: float) -> str:
     """The bounds in words."""
     if math.isfinite(minimum):
         return (
             f" from {minimum:g} to {maximum:g}"
             if math.isfinite(maximum)
-            else _join_bounds(f", {minimum:g} or more", below)
+            else _join_bound_texts(f", {minimum:g} or more", below)
         )
     if math.isfinite(above) and math.isfinite(below):
         return f" between {above:g} and {below:g}, both excluded"
@@ -48,11 +48,11 @@ def _describe_bounds(above: float, below: float, minimum: float, maximum: float)
     return (
         f"{lower_text}{' and' if lower_text else ','} {maximum:g} or less"
         if math.isfinite(maximum)
-        else _join_bounds(lower_text, below)
+        else _join_bound_texts(lower_text, below)
     )
 
 
-def _join_bounds(lower_text: str, below: float) -> str:
+def _join_bound_texts(lower_text: str, below: float) -> str:
     return f"{lower_text}{' and' if lower_text else ''} below {below:g}" if math.isfinite(below) else lower_text
 
 
@@ -63,13 +63,13 @@ def check_seed(seed: object) -> int:
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise InputError(f"seed must be a whole number, of any size; got {seed!r}")
-    value, modulus = int(seed), 1 << SEED_BITS
+    value, modulus = int(seed), 1 << MAX_SEED_BITS
     if 0 <= value < 2 * modulus:  # a folded seed is not changed again
         return value
     return modulus + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % modulus
 
 
-def count_names(classes: object) -> int | None:
+def count_class_names(classes: object) -> int | None:
     """How many class names were given; None for none, and for what `check_class_names` will refuse."""
     return len(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else None
 

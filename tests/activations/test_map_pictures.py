@@ -49,13 +49,13 @@ def test_points_keep_their_shape() -> None:
 
 def test_a_scatter_has_every_class_in_its_color() -> None:
     points, y = torch.randn(200, 2, generator=DRAW), torch.arange(200) % 12
-    seen = colors_in(drawn.scatter(points, y, [f"class {k}" for k in range(12)]))
+    seen = colors_in(drawn.scatter_image(points, y, [f"class {k}" for k in range(12)]))
     assert {rgb(c) for c in drawn.class_colors(12)} <= seen
-    assert drawn.scatter(points).size == (520, 520)
+    assert drawn.scatter_image(points).size == (520, 520)
     assert len(set(drawn.class_colors(20))) == 20
     for bad in (y[:-1], y - 1, y + 0.5):
         with pytest.raises(InputError):
-            drawn.scatter(points, bad)
+            drawn.scatter_image(points, bad)
 
 
 def numbered(n: int) -> torch.Tensor:
@@ -68,14 +68,16 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
     side = 6
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(-1, 2)
     order = torch.randperm(side**2, generator=DRAW)
-    picture = np.asarray(drawn.image_grid(places[order].float(), numbered(side**2)[order], cell=4))[::4, ::4, 0]
+    picture = np.asarray(drawn.nearest_neighbor_image_grid(places[order].float(), numbered(side**2)[order], cell=4))[
+        ::4, ::4, 0
+    ]
     want = np.asarray((numbered(side**2)[:, 0, 0, 0] * 255).round().view(side, side).flip(0))
     assert np.array_equal(picture, want)
 
 
 def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "MAX_OPTIMALLY_ASSIGNED_IMAGES", 16)
-    picture = drawn.image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
+    picture = drawn.nearest_neighbor_image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
     assert picture.size == (16, 16)
 
 
@@ -86,14 +88,14 @@ def test_no_thumbnail_covers_another() -> None:
     assert apart.min() >= 20
     left = [i for i in range(400) if i not in kept]
     assert all((np.abs(at[i] - at[kept]).max(-1) < 20).any() for i in left)  # and none is left out in vain
-    assert drawn.thumbnails(at, torch.rand(400, 3, 8, 6), side=300).size == (300, 300)
+    assert drawn.thumbnail_scatter_image(at, torch.rand(400, 3, 8, 6), side=300).size == (300, 300)
 
 
 def test_maps_side_by_side() -> None:
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), ub.Pixels((1, 4, 4)))
     maps = tsne(box, torch.rand(30, 1, 4, 4, generator=DRAW))
-    assert drawn.scatters(maps, torch.arange(30) % 3, side=200).width > 400
-    assert drawn.scatters(maps, side=200).width > 400
+    assert drawn.tsne_scatter_sheet(maps, torch.arange(30) % 3, side=200).width > 400
+    assert drawn.tsne_scatter_sheet(maps, side=200).width > 400
 
 
 # ---- the block -------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_checkpoint_resumes_the_run(error: type[BaseException], tmp_path: Path
 @pytest.mark.parametrize("model", ["plain", "batchnorm_without_statistics"])
 def test_square_resumes_within_a_chunk(model: str, tmp_path: Path, monkeypatch: Any) -> None:
     """All of its queries are one chunk here; of them, at most those since the last write are asked again."""
-    monkeypatch.setattr(sys.modules[auto_attack.__module__], "QUERIES_PER_SAVE", 4)
+    monkeypatch.setattr(sys.modules[auto_attack.__module__], "SQUARE_QUERIES_BETWEEN_CHECKPOINTS", 4)
     settings = {**SMALL, "eps": 0.004, "queries": 60}
     whole = auto_attack(wide(model=model).box, wide(model=model).x, wide(model=model).y, **settings)
     c = wide(model=model)

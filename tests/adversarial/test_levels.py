@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from as_png import decoded
 from unboxed.adversarial.attack_state import AttackState
-from unboxed.adversarial.level_grid import bisect_smallest_sufficient, make_level_grid
+from unboxed.adversarial.level_grid import bisect_smallest_sufficient, level_grid_in_ball
 from unboxed.adversarial.quantization import quantize_images
 from unboxed.adversarial.result import Adversarial
 from unboxed.engine.optimize.constraints import L1, L2, Linf, NormBall, unbounded_ball
@@ -56,7 +56,7 @@ def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> 
     first[w.abs().argmax()] = w[w.abs().argmax()].sign()
     step = {"linf": w.sign() / w.abs().sum(), "l2": w / (w @ w), "l1": first / w.abs().max()}[norm]
     z = (x.flatten(1) + need * step).view_as(x)
-    attempt.keep_nearer(z[rows], rows, torch.ones_like(rows, dtype=torch.bool))
+    attempt.update_nearest(z[rows], rows, torch.ones_like(rows, dtype=torch.bool))
     return attempt
 
 
@@ -198,7 +198,7 @@ def test_a_ball_contains_its_integer_levels(levels: float) -> None:
     attempt = AttackState(box, x, 0, norm=ball)
     rows = attempt.find_rows_to_attack()
     corner = x + ball.eps * box.model.w.detach().sign().view(SHAPE)  # the best in floating point
-    attempt.keep_nearer(corner[rows], rows, box.predict(corner)[rows] == 1)
+    attempt.update_nearest(corner[rows], rows, box.predict(corner)[rows] == 1)
     made = result(attempt, ball)
     assert torch.equal(made.success, box.predict(best) == 1)
     assert (made.images - x).abs().max() <= levels / 255 * (1 + 1e-6) + 1e-7
@@ -217,14 +217,14 @@ def test_targets_and_objectives() -> None:
 def test_projected_points_are_inside(ball: NormBall) -> None:
     x = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(3))
     x[:10] = (x[:10] * 255).round() / 255
-    grid = make_level_grid(x, 255, ball)
+    grid = level_grid_in_ball(x, 255, ball)
     v = 255 * x + 20 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    z = grid.nearest_levels_in_ball(v)
+    z = grid.round_to_levels_in_ball(v)
     assert torch.equal(z, z.round())
     assert z.min() >= 0
     assert z.max() <= 255
     inside = ball.distance(z.float() / 255, x) <= ball.eps * (1 + 1e-6) + 1e-7
-    assert torch.equal(inside, grid.inside_ball_mask(z))
+    assert torch.equal(inside, grid.is_inside_ball(z))
     assert inside[:10].all()
 
 
@@ -232,7 +232,7 @@ def test_projected_points_are_inside(ball: NormBall) -> None:
 def test_a_ball_keeps_its_outermost_levels(eps: float) -> None:
     """8/255 in floating point is eight levels, not seven, from wherever it starts."""
     x = (torch.arange(256).float() / 255).view(1, 1, 16, 16)
-    grid, whole = make_level_grid(x, 255, Linf(eps)), math.floor(eps * 255 + 1e-4)
+    grid, whole = level_grid_in_ball(x, 255, Linf(eps)), math.floor(eps * 255 + 1e-4)
     k = torch.arange(256).float()
     assert torch.equal(grid.lower.flatten(), (k - whole).clamp_min(0))
     assert torch.equal(grid.upper.flatten(), (k + whole).clamp_max(255))

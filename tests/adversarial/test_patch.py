@@ -248,7 +248,7 @@ def test_root_of_the_loss() -> None:
     score = universal_objective.quartic_root_objective(
         Objective(lambda acts: acts["input"], frozenset({"input"}), "m")
     )({"input": m})
-    want = [-((math.log1p(math.exp(-v)) + universal_objective.ROOT_EPSILON) ** 0.25) for v in m.tolist()]
+    want = [-((math.log1p(math.exp(-v)) + universal_objective.QUARTIC_ROOT_EPSILON) ** 0.25) for v in m.tolist()]
     assert torch.allclose(score.detach(), torch.tensor(want, dtype=torch.float64), atol=1e-9)
     (grad,) = torch.autograd.grad(score.sum(), m)
     assert torch.isfinite(grad).all()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.engine.column_units import ScaledInputs, column_scales, in_column_units, to_own_units
+from unboxed.engine.column_units import ScaledInputs, column_scales, inputs_to_original_units, to_scaled_box_and_inputs
 
 STD = (0.01, 100.0, 3.0)
 ATTACKS: dict[str, Any] = {
@@ -124,10 +124,10 @@ def test_parts_of_several_inputs_have_their_own_units() -> None:
 
     box = ub.Box(Two(), inputs, outputs="logits")
     x = {"image": torch.rand(3, 1, 2, 2), "row": torch.randn(3, 2)}
-    scaled, u = in_column_units(box, box.validate_inputs(x))
+    scaled, u = to_scaled_box_and_inputs(box, box.validate_inputs(x))
     assert isinstance(scaled.inputs, ScaledInputs)
     assert torch.allclose(scaled(u), box(x), atol=1e-5)
-    assert torch.equal(to_own_units(scaled, u, box.validate_inputs(x)), box.validate_inputs(x))
+    assert torch.equal(inputs_to_original_units(scaled, u, box.validate_inputs(x)), box.validate_inputs(x))
     made = ub.adversarial.fgsm(box, x, box.predict(x), eps=0.1)
     assert float((made.images["image"] - x["image"]).abs().max()) <= 0.1 + 1e-6
     assert float(((made.images["row"] - x["row"]) / torch.tensor([2.0, 0.5])).abs().max()) == pytest.approx(

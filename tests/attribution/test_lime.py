@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
+from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model_with_control_variate
 from unboxed.engine.perturb.masks import SampledMasks, all_subset_masks, bernoulli_masks
 from unboxed.engine.perturb.surrogate import MIN_TRAINING_MASKS, KernelRidgeSurrogate
 from unboxed.errors import InputError, UnboxedWarning
@@ -31,7 +31,7 @@ def limit() -> Tensor:
     z = torch.cat([torch.ones(1, 12), all_subset_masks(12)]).bool()
     weight = torch.cat([torch.ones(1), torch.full((2**12,), 399 / 2**12)]).double()
     draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
-    return fit_local_model(
+    return fit_local_model_with_control_variate(
         RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.float_masks), regression="ridge", alpha=1.0
     ).weights
 
@@ -40,7 +40,7 @@ def limit() -> Tensor:
 def drawn(seed: int, control: bool, n: int = 400) -> tuple[Tensor, Tensor]:
     draws = bernoulli_masks(12, n, seed)
     known = (KernelRidgeSurrogate(draws.float_masks[1:]), bernoulli_masks(12, 8000, seed + 1)) if control else None
-    found = fit_local_model(
+    found = fit_local_model_with_control_variate(
         RegressionDesign.from_masks(draws, 12, WIDTH, known),
         score(draws.float_masks),
         regression="ridge",
@@ -56,7 +56,7 @@ def independent(seed: int, n: int = 400) -> Tensor:
     z = torch.rand(n, 12, generator=torch.Generator().manual_seed(seed)) < 0.5
     z[0] = True
     draws = SampledMasks(z, torch.arange(n), torch.ones(n).double(), torch.arange(n))
-    return fit_local_model(
+    return fit_local_model_with_control_variate(
         RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.float_masks), regression="ridge", alpha=1.0
     ).weights
 
@@ -108,7 +108,7 @@ def on_all_subsets(n: int, regression: Any) -> Tensor:
     z = torch.cat([torch.ones(1, 12), all_subset_masks(12)]).bool()
     weight = torch.cat([torch.ones(1), torch.full((2**12,), (n - 1) / 2**12)]).double()
     draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
-    return fit_local_model(
+    return fit_local_model_with_control_variate(
         RegressionDesign.from_masks(draws, 12, WIDTH, None), bent(draws.float_masks), regression=regression, alpha=1.0
     ).weights
 
@@ -125,7 +125,7 @@ def test_intervals_cover(n: int, regression: Any) -> None:
             if n >= MIN_TRAINING_MASKS
             else None
         )
-        found = fit_local_model(
+        found = fit_local_model_with_control_variate(
             RegressionDesign.from_masks(draws, 12, WIDTH, known),
             bent(draws.float_masks),
             regression=regression,
@@ -197,7 +197,7 @@ def test_several_classes_in_one_set_of_runs() -> None:
 def test_positive_masks() -> None:
     box, x = digits()
     found = A.lime(box, x, segments="slic", n_samples=200)
-    mask = A.positive(found, 3)
+    mask = A.positive_segments_mask(found, 3)
     assert mask.shape == (2, 28, 28)
     assert mask.dtype == torch.bool
     for row in range(2):
@@ -206,7 +206,7 @@ def test_positive_masks() -> None:
         assert set(chosen.tolist()) == set(best.indices[best.values > 0].tolist())
     assert float(found.map[:, 0][mask].min()) > 0
     with pytest.raises(InputError):
-        A.positive(found.map)
+        A.positive_segments_mask(found.map)
 
 
 def test_the_model_is_what_it_says() -> None:

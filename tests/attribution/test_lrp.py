@@ -585,7 +585,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises((AssertionError, RuleError)):
             test_what_ops_pass_on_adds_up("layer norm")
     if fault == "unmerged":
-        monkeypatch.setattr(mode, "annotation_of", lambda h: autograd_functions.ActivationAnnotation(0))
+        monkeypatch.setattr(mode, "activation_annotation_of", lambda h: autograd_functions.ActivationAnnotation(0))
         with pytest.raises(AssertionError):
             test_batch_norm_is_one_with_the_layer_before_it("gamma")
     if fault == "no copies":

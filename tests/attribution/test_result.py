@@ -170,7 +170,7 @@ def test_positive_is_for_lime(box: ub.Box) -> None:
     x, y = digits()
     for other in (ub.attribution.gradient(box, x, y), torch.zeros(2, 1, 28, 28)):
         with pytest.raises(InputError, match="the result of lime for images"):
-            ub.attribution.positive(other)
+            ub.attribution.positive_segments_mask(other)
 
 
 @pytest.mark.parametrize("name", METHODS)

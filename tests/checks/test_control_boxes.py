@@ -38,13 +38,13 @@ def test_they_are_let_go_of_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     box, other = ub.load("zoo:digits-cnn"), ub.load("zoo:digits-cnn")
 
     def get(b: ub.Box) -> ub.Box:
-        return control_boxes.control_box(b, "copy", lambda: ub.Box(b.model, b.inputs))
+        return control_boxes.cached_control_box(b, "copy", lambda: ub.Box(b.model, b.inputs))
 
     with sharing_control_boxes(box):
         first = get(box)
         assert get(box) is first
         assert get(other) is not get(other)  # of another box
     assert get(box) is not first
-    monkeypatch.setattr(control_boxes, "MAX_SHARED_BYTES", 1)
+    monkeypatch.setattr(control_boxes, "MAX_CONTROL_WEIGHTS_BYTES", 1)
     with sharing_control_boxes(box):
         assert get(box) is not get(box)

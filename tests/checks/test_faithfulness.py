@@ -17,7 +17,7 @@ from contracts.common import differences, make_case, result_tensors
 from contracts.trace import changes, snapshot
 from unboxed import checks
 from unboxed.checks.perturbing import rank_descending
-from unboxed.checks.road import _impute, _neighbor_weight_matrix
+from unboxed.checks.road import _impute_noisy_linear, _neighbor_weight_matrix
 from unboxed.errors import InputError, OutputError
 
 Metric = Callable[..., Any]
@@ -206,13 +206,13 @@ def test_imputation_keeps_what_is_linear() -> None:
     inner = torch.zeros(9, 7, dtype=torch.bool)
     inner[2:7, 1:6] = True
     spoiled = image.masked_fill(inner, 99.0)
-    assert torch.allclose(_impute(spoiled, inner.flatten(), weights), image)
+    assert torch.allclose(_impute_noisy_linear(spoiled, inner.flatten(), weights), image)
     corner = torch.zeros(9, 7, dtype=torch.bool)
     corner[:4, :4] = True
-    mended = _impute(image.masked_fill(corner, 99.0), corner.flatten(), weights)
+    mended = _impute_noisy_linear(image.masked_fill(corner, 99.0), corner.flatten(), weights)
     assert torch.allclose(mended[1], image[1])
-    assert torch.equal(_impute(image, torch.zeros(63, dtype=torch.bool), weights), image)
-    everything = _impute(image, torch.ones(63, dtype=torch.bool), weights)
+    assert torch.equal(_impute_noisy_linear(image, torch.zeros(63, dtype=torch.bool), weights), image)
+    everything = _impute_noisy_linear(image, torch.ones(63, dtype=torch.bool), weights)
     assert torch.allclose(everything, image.mean((1, 2), keepdim=True).expand_as(image))
 
 

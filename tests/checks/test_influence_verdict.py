@@ -13,11 +13,17 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.checks import PlantedDataset, Trigger, influence_verdict, plant_training
 from unboxed.checks.influence_planting import PlantedTraining
-from unboxed.checks.influence_shortcut import influence_test, takes_training_data
-from unboxed.checks.influence_tests import INFLUENCE_TESTS, RANDOM_WEIGHTS, RETRAINING, SAME_ON_TOP, SHORTCUT
-from unboxed.checks.influence_verdict import influence_grade
+from unboxed.checks.influence_shortcut import influence_test, is_influence_method
+from unboxed.checks.influence_tests import (
+    INFLUENCE_TESTS,
+    RANDOM_WEIGHTS_TEST_NAME,
+    RETRAINING_TEST_NAME,
+    SAME_ON_TOP_TEST_NAME,
+    SHORTCUT_TEST_NAME,
+)
+from unboxed.checks.influence_verdict import grade_influence_outcomes
 from unboxed.checks.shortcut_trial import GRADE_DOES_NOT_SHOW_IT, ShortcutTrial
-from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict, decide, run_test
+from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict, decision_of_interval, run_test
 from unboxed.engine.intervals import Interval
 from unboxed.errors import InputError, ModelError, OutputError
 from unboxed.influence import Influence, ModelTraining
@@ -113,8 +119,12 @@ def test_what_predicts_retraining_passes(box: ub.Box, digits: Any, training: Mod
     verdict = judge(box, digits, ub.influence.unrolled, training)
     assert (verdict.grade, verdict.reason) == (PASS, "predicts retraining")
     assert grades(verdict) == {
-        RANDOM_WEIGHTS: NOT_APPLICABLE, SAME_ON_TOP: PASS, SHORTCUT: NOT_APPLICABLE, RETRAINING: PASS}  # fmt: skip
-    assert verdict.figures[RETRAINING] > 0.9
+        RANDOM_WEIGHTS_TEST_NAME: NOT_APPLICABLE,
+        SAME_ON_TOP_TEST_NAME: PASS,
+        SHORTCUT_TEST_NAME: NOT_APPLICABLE,
+        RETRAINING_TEST_NAME: PASS,
+    }
+    assert verdict.figures[RETRAINING_TEST_NAME] > 0.9
     assert "predict real retrainings" in verdict.sentence
 
 
@@ -137,14 +147,14 @@ def test_noise_that_changes_with_every_call_fails_where_it_is_compared(
 def test_a_method_that_finds_the_planted_images_passes(box: ub.Box, digits: Any, planted: PlantedTraining) -> None:
     verdict = judge(box, digits, cosine, planted=planted)
     assert (verdict.grade, verdict.reason) == (PASS, "finds a planted shortcut")
-    assert verdict.figures[SHORTCUT] > 0.2
-    assert verdict.figures[RANDOM_WEIGHTS] < 0.85
+    assert verdict.figures[SHORTCUT_TEST_NAME] > 0.2
+    assert verdict.figures[RANDOM_WEIGHTS_TEST_NAME] < 0.85
     assert judge(box, digits, cosine).grade == INCONCLUSIVE
 
 
 def test_unrolled_scores_find_the_planted_images(box: ub.Box, digits: Any, training: Any, planted: Any) -> None:
     verdict = judge(box, digits, ub.influence.unrolled, training, planted=planted)
-    assert grades(verdict)[SHORTCUT] == PASS
+    assert grades(verdict)[SHORTCUT_TEST_NAME] == PASS
 
 
 def test_the_verdict_is_the_same_each_time(box: ub.Box, digits: Any, training: ModelTraining, tmp_path: Any) -> None:
@@ -182,22 +192,27 @@ def test_each_bound_has_two_sides(test: Any) -> None:
         Interval(test.bound + d, test.bound + d - 0.01, test.bound + d + 0.01, 12, 1) for d in (-0.02, 0.02)
     )
     on_it = Interval(test.bound, test.bound - 0.01, test.bound + 0.01, 12, 1)
-    assert decide(above, test) == (PASS if test.passes_above else FAIL)
-    assert decide(below, test) == (FAIL if test.passes_above else PASS)
-    assert decide(on_it, test) == INCONCLUSIVE
+    assert decision_of_interval(above, test) == (PASS if test.passes_above else FAIL)
+    assert decision_of_interval(below, test) == (FAIL if test.passes_above else PASS)
+    assert decision_of_interval(on_it, test) == INCONCLUSIVE
 
 
 def outcome(test: Any, value: float) -> Any:
     return run_test(replace(test, values=lambda s, draw: torch.full((12,), value)), SimpleNamespace(seed=0), 1)
 
 
-BOUNDS = {RANDOM_WEIGHTS: 0.85, SAME_ON_TOP: 0.5, SHORTCUT: 0.1, RETRAINING: 0.3}
-GOOD = {RANDOM_WEIGHTS: 0.2, SAME_ON_TOP: 0.1, SHORTCUT: 0.5, RETRAINING: 0.8}
-BAD = {RANDOM_WEIGHTS: 0.9, SAME_ON_TOP: 0.6, SHORTCUT: 0.0, RETRAINING: 0.2}
+BOUNDS = {
+    RANDOM_WEIGHTS_TEST_NAME: 0.85,
+    SAME_ON_TOP_TEST_NAME: 0.5,
+    SHORTCUT_TEST_NAME: 0.1,
+    RETRAINING_TEST_NAME: 0.3,
+}
+GOOD = {RANDOM_WEIGHTS_TEST_NAME: 0.2, SAME_ON_TOP_TEST_NAME: 0.1, SHORTCUT_TEST_NAME: 0.5, RETRAINING_TEST_NAME: 0.8}
+BAD = {RANDOM_WEIGHTS_TEST_NAME: 0.9, SAME_ON_TOP_TEST_NAME: 0.6, SHORTCUT_TEST_NAME: 0.0, RETRAINING_TEST_NAME: 0.2}
 
 
 def grade_of(values: dict[str, float]) -> tuple[str, str]:
-    return influence_grade(tuple(outcome(test, values[test.name]) for test in INFLUENCE_TESTS))[:2]
+    return grade_influence_outcomes(tuple(outcome(test, values[test.name]) for test in INFLUENCE_TESTS))[:2]
 
 
 def test_one_failure_fails_and_something_real_is_needed() -> None:
@@ -206,15 +221,21 @@ def test_one_failure_fails_and_something_real_is_needed() -> None:
     for name in GOOD:
         assert grade_of(GOOD | {name: BAD[name]}) == (FAIL, BY_NAME[name].failed)
     nan = float("nan")
-    assert grade_of(GOOD | {RETRAINING: nan}) == (PASS, "finds a planted shortcut")
-    assert grade_of(GOOD | {SHORTCUT: nan, RANDOM_WEIGHTS: nan}) == (PASS, "predicts retraining")
-    assert grade_of(GOOD | {SHORTCUT: nan, RETRAINING: nan}) == (INCONCLUSIVE, "not tested: retraining")
-    assert grade_of(GOOD | {RANDOM_WEIGHTS: nan, RETRAINING: nan}) == (INCONCLUSIVE, "not tested: retraining")
+    assert grade_of(GOOD | {RETRAINING_TEST_NAME: nan}) == (PASS, "finds a planted shortcut")
+    assert grade_of(GOOD | {SHORTCUT_TEST_NAME: nan, RANDOM_WEIGHTS_TEST_NAME: nan}) == (PASS, "predicts retraining")
+    assert grade_of(GOOD | {SHORTCUT_TEST_NAME: nan, RETRAINING_TEST_NAME: nan}) == (
+        INCONCLUSIVE,
+        "not tested: retraining",
+    )
+    assert grade_of(GOOD | {RANDOM_WEIGHTS_TEST_NAME: nan, RETRAINING_TEST_NAME: nan}) == (
+        INCONCLUSIVE,
+        "not tested: retraining",
+    )
 
 
 def test_what_is_in_common_is_measured_beyond_chance() -> None:
     labels = torch.tensor([0, 0, 1, 1])
-    values = BY_NAME[SAME_ON_TOP].values
+    values = BY_NAME[SAME_ON_TOP_TEST_NAME].values
 
     def subject(scores: Tensor, labels: Tensor = labels) -> Any:
         return SimpleNamespace(scores=scores.double(), top_k=5, labels=labels, x=labels)
@@ -234,10 +255,10 @@ def test_planted_queries_are_answered_by_the_trigger(planted: PlantedTraining) -
     assert len(planted.x) == 16
     assert torch.equal(planted.data.has_trigger, planted.data.is_poisoned)
     ideal = planted.data.is_poisoned.double().expand(16, -1)
-    assert planted.poisoned_on_top(ideal).min() == 1
-    assert planted.poisoned_on_top(-ideal).max() < 0
+    assert planted.excess_poisoned_in_top_k(ideal).min() == 1
+    assert planted.excess_poisoned_in_top_k(-ideal).max() < 0
     of_label = (planted.data.labels == 3).double().expand(16, -1)
-    assert abs(float(planted.poisoned_on_top(of_label + 1e-3 * torch.rand(16, N_PLANTED)).mean())) < 0.1
+    assert abs(float(planted.excess_poisoned_in_top_k(of_label + 1e-3 * torch.rand(16, N_PLANTED)).mean())) < 0.1
 
 
 def test_a_trigger_that_was_not_learned_is_refused(digits: Any) -> None:
@@ -275,6 +296,6 @@ def test_cards_that_take_training_data_are_found() -> None:
     def fits(box: Any, x: Any, labels: Any, train: Any, *, damping: float = 0.0) -> None: ...
     def needs_more(box: Any, x: Any, labels: Any, train: Any, *, checkpoints: Any) -> None: ...
 
-    assert takes_training_data(SimpleNamespace(method=fits))  # type: ignore[arg-type]
-    assert not takes_training_data(SimpleNamespace(method=needs_more))  # type: ignore[arg-type]
-    assert not takes_training_data(SimpleNamespace(method=ub.influence.unrolled))  # type: ignore[arg-type]
+    assert is_influence_method(SimpleNamespace(method=fits))  # type: ignore[arg-type]
+    assert not is_influence_method(SimpleNamespace(method=needs_more))  # type: ignore[arg-type]
+    assert not is_influence_method(SimpleNamespace(method=ub.influence.unrolled))  # type: ignore[arg-type]

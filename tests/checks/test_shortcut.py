@@ -359,11 +359,11 @@ REFUSED = {"rollout": "the model has no attention"}
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
     few = {
-        name: {**CHECK.FASTER_METHOD_SETTINGS.get(name, {}), "n_samples": 300}
+        name: {**CHECK.FASTER_SETTINGS_BY_METHOD.get(name, {}), "n_samples": 300}
         for name in ("kernel_shap", "lime", "rise")
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHECK, "FASTER_METHOD_SETTINGS", {**CHECK.FASTER_METHOD_SETTINGS, **few})
+        patch.setattr(CHECK, "FASTER_SETTINGS_BY_METHOD", {**CHECK.FASTER_SETTINGS_BY_METHOD, **few})
         return run_check(trained, methods=None, n_examples=2)
 
 
@@ -415,7 +415,7 @@ def quick(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(REPORT, "train_shortcut_pair", lambda mark, **settings: trained)
     two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
     monkeypatch.setattr(CHECK, "cards", lambda: two)
-    monkeypatch.setattr(CHECK, "CLASS_IMAGES_PER_CLASS", 1)
+    monkeypatch.setattr(CHECK, "N_CLASS_IMAGES_PER_CLASS", 1)
     few = wraps(CHECK.synthesis.class_image)(partial(CHECK.synthesis.class_image, steps=4))
     monkeypatch.setattr(CHECK.synthesis, "class_image", few)
 

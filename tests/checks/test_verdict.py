@@ -297,7 +297,7 @@ def judged(name: str, **gains: float) -> Verdict:
 
 def test_an_order_that_depends_on_the_fill_is_said() -> None:
     ranking = MethodRanking(a=judged("A", blurred=0.3, nearest=0.1), b=judged("B", blurred=0.2, nearest=0.2))
-    assert ranking.orders_by_fill == {"blurred": ["a", "b"], "nearest": ["b", "a"]}
+    assert ranking.method_orders_by_fill == {"blurred": ["a", "b"], "nearest": ["b", "a"]}
     assert fill_agreement(ranking) == (-1.0, ("blurred", "nearest"))
     assert "depends on what removed parts are filled with (Kendall's tau -1.00)" in str(ranking)
     assert "A leads with 'blurred', B with 'nearest'" in str(ranking)

@@ -13,8 +13,17 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.attribution import gradient
 from unboxed.checks import verdict_tests
-from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, TestOutcome, _interval, decide, grade
-from unboxed.checks.verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
+from unboxed.checks.verdict import (
+    FAIL,
+    INCONCLUSIVE,
+    NOT_APPLICABLE,
+    PASS,
+    TestOutcome,
+    _mean_interval,
+    decision_of_interval,
+    grade,
+)
+from unboxed.checks.verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictSubject, VerdictTest
 from unboxed.engine.intervals import Interval, bootstrap_mean_interval
 from unboxed.engine.randomized import randomize_layers
 
@@ -32,12 +41,12 @@ def test_the_bounds() -> None:
 
 def test_few_examples_are_as_wide_as_examples_usually_are() -> None:
     one = Interval(0.5, -math.inf, math.inf, 1, 2)
-    wide = one.widened_to_std(0.2)
+    wide = one.at_least_as_wide_as_std(0.2)
     assert (wide.low, wide.high) == (
         pytest.approx(0.5 - 1.645 * 0.2, abs=1e-3),
         pytest.approx(0.5 + 1.645 * 0.2, abs=1e-3),
     )
-    four = Interval(0.5, 0.49, 0.9, 4, 2).widened_to_std(0.2)
+    four = Interval(0.5, 0.49, 0.9, 4, 2).at_least_as_wide_as_std(0.2)
     assert four.low == pytest.approx(0.5 - 1.645 * 0.1, abs=1e-3)
     assert four.high == 0.9
 
@@ -47,10 +56,10 @@ def test_draws_of_an_example_are_averaged_where_no_other_shares_them() -> None:
     tests = {t.name: t for t in VERDICT_TESTS}
     assert [t.name for t in VERDICT_TESTS if not t.shares_draws] == ["own example"]
     values = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
-    own = _interval(values, tests["own example"], 0)
+    own = _mean_interval(values, tests["own example"], 0)
     expected = bootstrap_mean_interval(values.mean(1, keepdim=True), 0)
     assert (own.low, own.high, own.n_examples, own.n_draws) == (expected.low, expected.high, 8, 6)
-    shared = _interval(values, tests["randomization"], 0)
+    shared = _mean_interval(values, tests["randomization"], 0)
     assert shared == bootstrap_mean_interval(values, 0)
     assert shared.high - shared.low > own.high - own.low
 
@@ -67,12 +76,12 @@ def test_intervals_stay_in_the_range_of_the_figure() -> None:
 def test_each_bound_on_both_sides(test: VerdictTest) -> None:
     below, above = (math.nextafter(test.bound, toward) for toward in (-math.inf, math.inf))
     good, bad = (PASS, FAIL) if test.passes_above else (FAIL, PASS)
-    assert decide(Interval(above, above, above, 8, 1), test) == good
-    assert decide(Interval(below, below, below, 8, 1), test) == bad
-    assert decide(Interval(above, below, 1.0, 8, 1), test) == INCONCLUSIVE
-    assert decide(Interval(below, -1.0, above, 8, 1), test) == INCONCLUSIVE
-    assert decide(Interval(above, -math.inf, math.inf, 1, 1), test) == INCONCLUSIVE
-    assert decide(Interval(math.nan, -math.inf, math.inf, 0, 1), test) == NOT_APPLICABLE
+    assert decision_of_interval(Interval(above, above, above, 8, 1), test) == good
+    assert decision_of_interval(Interval(below, below, below, 8, 1), test) == bad
+    assert decision_of_interval(Interval(above, below, 1.0, 8, 1), test) == INCONCLUSIVE
+    assert decision_of_interval(Interval(below, -1.0, above, 8, 1), test) == INCONCLUSIVE
+    assert decision_of_interval(Interval(above, -math.inf, math.inf, 1, 1), test) == INCONCLUSIVE
+    assert decision_of_interval(Interval(math.nan, -math.inf, math.inf, 0, 1), test) == NOT_APPLICABLE
 
 
 def outcome(test: VerdictTest, kind: Any) -> TestOutcome:
@@ -116,7 +125,7 @@ def test_one_failure_fails_and_is_named(test: VerdictTest) -> None:
 @pytest.mark.parametrize("test", VERDICT_TESTS, ids=lambda t: t.name)
 def test_what_is_essential_must_apply(test: VerdictTest) -> None:
     found, reason, _ = grade(outcomes(**{test.name.replace(" ", "_"): NOT_APPLICABLE}))
-    if test.name in ESSENTIAL_TESTS:
+    if test.name in REQUIRED_TEST_NAMES:
         assert (found, reason) == (INCONCLUSIVE, f"not tested: {test.name}")
     else:
         assert found == PASS
@@ -207,7 +216,7 @@ def test_own_gain_is_beyond_that_of_other_examples() -> None:
         by_sign, by_magnitude = (
             s._compute_removal_curves(s.map_[others], signed, {name: fill}) for signed in (True, False)
         )
-        other = by_sign.where(s.ranks_by_sign, by_magnitude).gain
+        other = by_sign.where(s.is_ranked_by_sign, by_magnitude).gain
         k = 2 * (draw % len(fills))  # two grids
         expected = (s.removal.gain[:, k : k + 2] - other).nanmean(1)
         assert torch.allclose(values("own example", s, draw), expected, rtol=0, atol=1e-9, equal_nan=True)
@@ -246,5 +255,5 @@ def test_sign_or_magnitude_whichever_ranks_better() -> None:
     x = 0.5 + 0.5 * w.sign() * (1.4 * torch.rand(6, 1, 12, 12, generator=draw).double() - 0.4)  # some speak against
     box, y = ub.Box(model, ub.Pixels((1, 12, 12)), outputs="logits"), torch.zeros(6, dtype=torch.long)
     share = w * (x - 0.5)
-    assert VerdictSubject(box, x, gradient, y, share, 0).ranks_by_sign.all()
-    assert not VerdictSubject(box, x, gradient, y, -share.clamp_min(0), 0).ranks_by_sign.any()
+    assert VerdictSubject(box, x, gradient, y, share, 0).is_ranked_by_sign.all()
+    assert not VerdictSubject(box, x, gradient, y, -share.clamp_min(0), 0).is_ranked_by_sign.any()

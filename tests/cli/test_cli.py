@@ -20,7 +20,7 @@ from unboxed.cards import card
 from unboxed.data.tables import TABLE_SUFFIXES
 from unboxed.inputs.pixels import Pixels
 from unboxed.loading import sources
-from unboxed.loading.sources import DATA_SPEC_TEXT, DATASET_NAMES
+from unboxed.loading.sources import DATA_SPEC_ADVICE, DATASET_NAMES
 from unboxed.parameters import Data
 
 NET = """
@@ -111,7 +111,7 @@ def test_every_command_that_works_takes_quiet_and_says_what_data_are() -> None:
         if data is not None and words != ("train",):
             named = (*DATASET_NAMES, "CSV", "TSV", "Parquet", "folder", "factory")
             assert [name for name in named if name not in data.help] == []
-    assert all(suffix[1:].upper() in DATA_SPEC_TEXT.upper() for suffix in TABLE_SUFFIXES)
+    assert all(suffix[1:].upper() in DATA_SPEC_ADVICE.upper() for suffix in TABLE_SUFFIXES)
 
 
 def test_quiet_reaches_a_method_and_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path) -> None:

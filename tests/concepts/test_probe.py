@@ -14,7 +14,7 @@ import unboxed as ub
 from unboxed.cli import app
 from unboxed.engine.linear.clusters import cluster_rows
 from unboxed.engine.linear.probing import probe_features
-from unboxed.engine.linear.splits import control_labels, cross_validation, flagged
+from unboxed.engine.linear.splits import control_task_labels, cross_validation, split_from_flags
 from unboxed.errors import DataError, InputError, LayerError
 
 N, N_COLUMNS, N_HIDDEN = 300, 16, 32
@@ -105,7 +105,7 @@ def test_positions_are_averaged_in_large_layers(box: ub.Box) -> None:
 
 def test_erasing_means_erases_them_at_each_position() -> None:
     """The eraser of the means (N, C), applied at each position, has the means erased."""
-    from unboxed.concepts._probe_ablation import LayerView
+    from unboxed.concepts._probe_ablation import FeatureView
     from unboxed.engine.linear.erasure import FeatureCovariance
     from unboxed.engine.read.features import mean_over_other_axes
 
@@ -114,7 +114,7 @@ def test_erasing_means_erases_them_at_each_position() -> None:
     for axis in (1, 3):
         means = mean_over_other_axes(h, axis)
         eraser = FeatureCovariance.fit(means).eraser(z)
-        edited = LayerView("a", axis).edit(h, eraser)
+        edited = FeatureView("a", axis).edit(h, eraser)
         assert torch.allclose(mean_over_other_axes(edited, axis), eraser(means))
         assert not torch.allclose(edited, h)
 
@@ -149,11 +149,11 @@ def test_bad_input_is_refused(bad: str, box: ub.Box) -> None:
 def test_control_labels_are_a_function_of_the_type_with_the_classes_counts() -> None:
     y = torch.tensor([0] * 30 + [1] * 60 + [2] * 10)
     types = torch.arange(100) % 20
-    labels = control_labels(y, types, 0, 0)
+    labels = control_task_labels(y, types, 0, 0)
     assert labels.bincount().tolist() == [30, 60, 10]
     assert sum(len(labels[types == t].unique()) > 1 for t in range(20)) <= 2  # those at which a run ends
-    assert not torch.equal(labels, control_labels(y, types, 0, 1))
-    assert control_labels(y, None, 0, 0).bincount().tolist() == [30, 60, 10]
+    assert not torch.equal(labels, control_task_labels(y, types, 0, 1))
+    assert control_task_labels(y, None, 0, 0).bincount().tolist() == [30, 60, 10]
 
 
 def test_a_control_of_types_is_read_where_types_can_be() -> None:
@@ -221,7 +221,7 @@ def test_an_mlp_reads_what_no_line_separates() -> None:
 
 def test_given_flags_are_kept() -> None:
     flags = ["tr"] * 60 + ["va"] * 20 + ["te"] * 20
-    (split,) = flagged(flags)
+    (split,) = split_from_flags(flags)
     assert (split.train.tolist(), split.validation.tolist()) == (list(range(60)), list(range(60, 80)))
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(100) % 2

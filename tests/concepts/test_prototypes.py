@@ -44,7 +44,7 @@ def test_prototypes_are_of_their_class() -> None:
     for g in r.groups:
         assert (y[g.prototypes] == g.target).all()
         assert not {*g.prototypes.tolist()} & {*g.criticisms.tolist()}
-        assert g.random_fraction <= 0.05
+        assert g.as_good_random_sets_fraction <= 0.05
         assert g.examples is not None
         assert torch.equal(g.examples[:4], x[g.prototypes])
     assert r.verdict == "pass"
@@ -61,7 +61,7 @@ def test_where_there_is_nothing_to_choose_the_verdict_says_so() -> None:
     box, x, y = digits()
     r = prototypes(box, (x[:40], y[:40]), n_prototypes=40)
     assert r.verdict == "not tested"
-    assert all(g.random_fraction > 0.05 or len(g.prototypes) == g.n_examples for g in r.groups)
+    assert all(g.as_good_random_sets_fraction > 0.05 or len(g.prototypes) == g.n_examples for g in r.groups)
 
 
 def test_bad_input_is_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import shortcuts
-from unboxed.concepts._patches import border_mask, corner_mask, densest_rectangle, paste, random_patches
-from unboxed.concepts._spectral import eigengap, normalized_laplacian, spectral_clusters
+from unboxed.concepts._patches import border_mask, corner_mask, densest_rectangle, draw_random_patches, paste
+from unboxed.concepts._spectral import n_eigenvalues_below_gap, normalized_laplacian, spectral_clusters
 from unboxed.engine.multiple_tests import holm_adjusted
 from unboxed.engine.proportion import Proportion
 from unboxed.engine.rectangle import Rectangle
@@ -153,7 +153,7 @@ def test_the_laplacian_has_as_many_zeros_as_components() -> None:
     points = torch.cat([torch.randn(20, 2), torch.randn(20, 2) + 100])
     eigenvalues = torch.linalg.eigvalsh(normalized_laplacian(points))
     assert int((eigenvalues < 1e-9).sum()) == 2
-    assert eigengap(torch.tensor([0.0, 0.01, 0.5, 0.6, 0.61]), 4) == 2
+    assert n_eigenvalues_below_gap(torch.tensor([0.0, 0.01, 0.5, 0.6, 0.61]), 4) == 2
 
 
 def test_the_densest_rectangle_is_the_planted_one() -> None:
@@ -167,7 +167,7 @@ def test_the_densest_rectangle_is_the_planted_one() -> None:
 
 def test_random_patches_are_elsewhere() -> None:
     patch = Rectangle(2, 2, 3, 3)
-    places = random_patches(200, patch, (9, 9), torch.Generator().manual_seed(0))
+    places = draw_random_patches(200, patch, (9, 9), torch.Generator().manual_seed(0))
     assert not any(p.overlaps(patch) for p in places)
     assert len({*places}) > 20
     x, donor = torch.zeros(1, 1, 9, 9), torch.ones(1, 1, 9, 9)

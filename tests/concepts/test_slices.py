@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import error_slices
-from unboxed.concepts._scan import GroupTree, log_likelihood_ratio, principal_components, scan
+from unboxed.concepts._scan import WardClusterTree, find_outlying_groups, log_likelihood_ratio, principal_components
 from unboxed.errors import DataError, InputError, LayerError, OutputError
 
 N = 400
@@ -122,7 +122,7 @@ def test_bad_input_is_refused() -> None:
 
 def test_the_tree_sums_over_its_groups() -> None:
     points = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
-    tree, values = GroupTree(points), torch.arange(30.0)
+    tree, values = WardClusterTree(points), torch.arange(30.0)
     sums = tree.sums(values)
     assert len(sums) == 29
     assert tree.members(28).all()
@@ -134,10 +134,12 @@ def test_the_scan_finds_the_group_with_the_errors() -> None:
     points = torch.cat([torch.randn(20, 2), torch.randn(20, 2) + 20, torch.randn(40, 2) - 20])
     is_error = torch.zeros(80, dtype=torch.bool)
     is_error[20:40:2] = True
-    ((tree, members),) = scan([GroupTree(points[:, :1]), GroupTree(points)], is_error, 10, 1, 3.0)
+    ((tree, members),) = find_outlying_groups(
+        [WardClusterTree(points[:, :1]), WardClusterTree(points)], is_error, 10, 1, 3.0
+    )
     assert tree in (0, 1)
     assert members.nonzero().flatten().tolist() == list(range(20, 40))
-    assert scan([GroupTree(points)], torch.zeros(80, dtype=torch.bool), 10, 3, 3.0) == []
+    assert find_outlying_groups([WardClusterTree(points)], torch.zeros(80, dtype=torch.bool), 10, 3, 3.0) == []
 
 
 def test_the_likelihood_ratio() -> None:

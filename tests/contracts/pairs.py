@@ -14,7 +14,7 @@ ALL = [(name, model) for name in CARDS for model in MODELS if (name, model) not 
 
 @cache
 def chosen() -> tuple[Pair, ...]:
-    return tuple(covering.covering_pairs(CARDS.values(), MODELS, REFUSED))
+    return tuple(covering.covering_method_model_pairs(CARDS.values(), MODELS, REFUSED))
 
 
 def each(some: list[str], check: object) -> Iterator[str]:

@@ -25,7 +25,7 @@ from contracts.common import (
     has_parameters,
     make_case,
 )
-from unboxed.cards import AXIOM_DESCRIPTIONS
+from unboxed.cards import DESCRIPTION_BY_AXIOM
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.engine.results import attribution_map
 
@@ -70,7 +70,7 @@ def images_only(name: str) -> bool:
 
 def test_laws_that_cards_declare_exist() -> None:
     declared = {law for card in CARDS.values() for law in card.axioms}
-    assert declared == set(AXIOM_DESCRIPTIONS)
+    assert declared == set(DESCRIPTION_BY_AXIOM)
 
 
 @declaring("contribution")

@@ -22,12 +22,12 @@ from contracts.common import (
 )
 from unboxed.errors import UnboxedWarning
 from unboxed.testing import covering
-from unboxed.testing.contracts import error_problems
+from unboxed.testing.contracts import problems_of_error
 
 
 def assert_clear(error: BaseException) -> None:
     """One clear error: ours, a fitting builtin, and a sentence with no tensor printed in it."""
-    assert error_problems(error) == []
+    assert problems_of_error(error) == []
 
 
 def one_of_each_mechanism() -> list[str]:
@@ -35,7 +35,7 @@ def one_of_each_mechanism() -> list[str]:
     found: dict[str, str] = {}
     for name, card in CARDS.items():
         if (name, "plain") not in REFUSED:
-            found |= {m: name for m in covering.used_mechanisms(card) if m not in found}
+            found |= {m: name for m in covering.engine_and_model_modules_used(card) if m not in found}
     return sorted(set(found.values()))
 
 

@@ -48,6 +48,10 @@ def test_the_covering_set_covers() -> None:
     assert some <= set(ALL)
     assert len(some) < len(ALL) / 4
     kinds = {(name, models.kind_of_model(model)) for name, model in some}
-    under = {(model, mechanism) for name, model in some for mechanism in covering.used_mechanisms(CARDS[name])}
+    under = {
+        (model, mechanism) for name, model in some for mechanism in covering.engine_and_model_modules_used(CARDS[name])
+    }
     assert kinds == {(name, models.kind_of_model(model)) for name, model in ALL}
-    assert under == {(model, mechanism) for name, model in ALL for mechanism in covering.used_mechanisms(CARDS[name])}
+    assert under == {
+        (model, mechanism) for name, model in ALL for mechanism in covering.engine_and_model_modules_used(CARDS[name])
+    }

@@ -29,12 +29,12 @@ from contracts.trace import changes, snapshot
 from unboxed.engine.optimize.loop import OptimizationConfig, _BatchOptimizer
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import UnboxedError
-from unboxed.testing.contracts import PlantedError, scramble_rngs
+from unboxed.testing.contracts import PlantedError, set_unseeded_rng_states
 
 
 def traced(c: MethodCase, work: Callable[[], Any]) -> list[str]:
     """What `work` changed, whether it succeeds or not."""
-    scramble_rngs(1)
+    set_unseeded_rng_states(1)
     before = snapshot(c.box.model, c.x, c.y)
     with suppress(PlantedError, KeyboardInterrupt, UnboxedError):
         work()
@@ -52,7 +52,7 @@ def with_gradients(model: nn.Module) -> None:
 def test_opening_a_model(model: str) -> None:
     entry = awkward.get_model(model)
     with_gradients(entry.model)
-    scramble_rngs(1)
+    set_unseeded_rng_states(1)
     before = snapshot(entry.model)
     box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     assert changes(before, snapshot(entry.model)) == []
@@ -132,7 +132,7 @@ def test_results_are_the_callers_own(name: str) -> None:
 def test_between_steps_of_an_optimization(model: str) -> None:
     """A loop that is left after some steps holds nothing of the model open."""
     c = make_case(model)
-    scramble_rngs(1)
+    set_unseeded_rng_states(1)
     before = snapshot(c.box.model, c.x, c.y)
     plan = OptimizationConfig(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
     optimizer = _BatchOptimizer(c.box, ub.loss(c.y), RawCanvas(c.x), plan, plan.constraint, slice(0, 3))

@@ -204,7 +204,7 @@ def test_a_method_that_was_made_without_a_module() -> None:
     said = "name='', source='', shows='', does_not_show='', example=lambda method, box, x, y: method(box, x)"
     exec(f"@card({said})\ndef f(box, x): return x", names)
     assert (names["f"].card.family, names["f"].__module__) == ("own", None)
-    covering.covering_pairs([names["f"].card], ["plain"])
+    covering.covering_method_model_pairs([names["f"].card], ["plain"])
 
 
 def test_an_example_of_ones_own_goes_before_the_cards() -> None:

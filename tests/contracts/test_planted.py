@@ -355,7 +355,7 @@ def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         generator = torch.Generator().manual_seed(rng.derive_seed(*parts))
         return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
 
-    monkeypatch.setattr(rng, "_sample_per_row", alike)
+    monkeypatch.setattr(rng, "_draw_rows_with_own_generators", alike)
     with Fault:
         test_seed.test_rows_draw_for_themselves("pgd")
 

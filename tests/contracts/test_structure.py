@@ -34,12 +34,29 @@ TIERS = [
 METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it lies above them
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
-    "isolated", "capture", "applying_rule", "seeded", "flags", "restore", "preserve", "grad", "inference_mode",
+    "isolated",
+    "capture",
+    "applying_rule",
+    "seeded",
+    "flags",
+    "restore",
+    "preserve",
+    "grad",
+    "inference_mode",
     "SharedDropoutMaskMode",
-    "FinalOpRecorder", "stance", "ExitStack", "hook_safe_contexts", "_lock", "rng", "autocast", "bypassing_relus",
+    "FinalOpRecorder",
+    "stance",
+    "ExitStack",
+    "hook_safe_contexts",
+    "_lock",
+    "rng",
+    "autocast",
+    "straight_through_relus",
     "unoptimized",
-    "record", "replay", "hooking_functional_ops",
-)  # fmt: skip
+    "record",
+    "replay",
+    "hooking_functional_ops",
+)
 HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}
 DRAWS = {f"torch.{d}" for d in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
 

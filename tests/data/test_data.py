@@ -34,7 +34,7 @@ def test_digits_are_the_1797_of_uci_in_both_parts_once():
 def test_digits_hold_the_ink_that_was_counted():
     """Drawn without thinning, each block holds its count again."""
     share = torch.randint(0, 17, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 16
-    drawn = uci._bitmaps_from_ink(share)
+    drawn = uci._bitmaps_from_ink_fractions(share)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(torch.nn.functional.avg_pool2d(drawn, uci.BLOCK_SIDE_PIXELS), share)
 

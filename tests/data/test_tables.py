@@ -14,8 +14,8 @@ from torch import nn
 
 import unboxed as ub
 from unboxed import loading
-from unboxed.data.tables import _with_whole_numbers
-from unboxed.errors import DataError, MissingError, UnboxedWarning
+from unboxed.data.tables import _labels_to_whole_numbers
+from unboxed.errors import DataError, MissingPackageError, UnboxedWarning
 
 GRAY = ub.Pixels((1, 8, 8))
 NAMES = ("dog", "cat")
@@ -53,7 +53,11 @@ def test_a_table_labels_files(form: str, root: Path) -> None:
     plain = ub.data.table(path, GRAY)
     assert [p.name for p in plain.paths] == ["0.png", "1.png", "2.png"]
     assert (plain.classes, [plain[i][1] for i in range(3)]) == (("cat", "dog"), [0, 1, 0])
-    for data in (ub.data.table(path, box()), loading.data_for(str(path), box()), ub.data.table(path, GRAY, NAMES)):
+    for data in (
+        ub.data.table(path, box()),
+        loading.dataset_with_model_labels(str(path), box()),
+        ub.data.table(path, GRAY, NAMES),
+    ):
         assert [data[i][1] for i in range(3)] == [1, 0, 1]  # type: ignore[index]
     x, y = plain.tensors()
     torch.testing.assert_close(x[:, 0, 0, 0] * 255, torch.tensor([0.0, 60.0, 120.0]))
@@ -90,7 +94,7 @@ def test_whole_numbers_of_spreadsheets(labels: tuple[str, ...], wanted: list[int
 
 def test_floats_of_pandas_are_whole_numbers() -> None:
     rows = iter([("a", 1.0), ("b", math.nan), ("c", 0.0)])
-    assert _with_whole_numbers(rows) == [("a", 1), ("b", None), ("c", 0)]
+    assert _labels_to_whole_numbers(rows) == [("a", 1), ("b", None), ("c", 0)]
 
 
 def test_without_labels(root: Path) -> None:
@@ -150,7 +154,7 @@ def test_parquet(root: Path) -> None:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        with pytest.raises(MissingError, match="pip install pyarrow"):
+        with pytest.raises(MissingPackageError, match="pip install pyarrow"):
             ub.data.table(root / "labels.parquet", GRAY)
         pytest.skip("pyarrow is not installed")
     with pytest.raises(DataError, match="no sound Parquet file"):
@@ -177,14 +181,18 @@ def test_a_table_of_numbers_is_read_by_its_columns(tmp_path: Path) -> None:
     assert x.tolist() == [[2, 1], [4, 3], [6, 5]]
     assert (y.tolist(), rows.classes) == ([0, 1, 0], ("lily", "rose"))
     box = ub.Box(nn.Linear(2, 2), IRIS, classes=("rose", "lily"), outputs="logits")
-    assert loading.data_for(str(path), box).first(3).y.tolist() == [1, 0, 1]  # as the model numbers them
+    assert loading.dataset_with_model_labels(str(path), box).first(3).y.tolist() == [
+        1,
+        0,
+        1,
+    ]  # as the model numbers them
 
 
 def test_numbers_of_classes_and_of_regression(tmp_path: Path) -> None:
     path = table_of(tmp_path, "id,width,length,target\n7,1,2,1.0\n8,3,4,0.0\n")
     assert ub.data.table(path, IRIS).first(2).y.tolist() == [1, 0]
     box = ub.Box(nn.Linear(2, 1), IRIS, outputs="regression")
-    rows = loading.data_for(str(path), box)
+    rows = loading.dataset_with_model_labels(str(path), box)
     assert rows.first(2).y.tolist() == [1.0, 0.0]
     assert rows[0][1] == 1.0
     unlabeled = ub.data.table(table_of(tmp_path, "width,length\n1,2\n"), IRIS)
@@ -211,5 +219,7 @@ def test_a_report_of_a_table_file(tmp_path: Path) -> None:
     lines = [f"{i % 10},{i * 3 % 7},{'lily' if i % 2 else 'rose'}" for i in range(40)]
     path = table_of(tmp_path, "\n".join(["width,length,species", *lines]))
     box = ub.Box(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)), IRIS, classes=("rose", "lily"))
-    written = ub.report(box, loading.data_for(str(path), box), tmp_path / "r", sections=["overview"], quiet=True)
+    written = ub.report(
+        box, loading.dataset_with_model_labels(str(path), box), tmp_path / "r", sections=["overview"], quiet=True
+    )
     assert written.failures == {}

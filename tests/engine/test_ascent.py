@@ -212,7 +212,7 @@ def test_regression_has_no_class_to_become(x: Tensor) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unboxed.engine.optimize.loop.syncs_on_read", lambda device: True)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.waits_for_device_on_read", lambda device: True)
 
 
 @pytest.mark.parametrize("keep_going", [False, True])
@@ -225,7 +225,7 @@ def test_rows_end_where_they_do_on_a_quick_one(
         60, partial(Adam, lr=0.01), stop_when=logprob(goal) + 0.5, frame_every=1, continue_finished=keep_going
     )
     quick = optimize(box, logit(goal), RawCanvas(x), plan)
-    monkeypatch.setattr("unboxed.engine.optimize.loop.syncs_on_read", lambda device: True)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.waits_for_device_on_read", lambda device: True)
     slow = optimize(box, logit(goal), RawCanvas(x), plan)
     assert torch.equal(slow.input, quick.input)
     assert torch.equal(slow.steps, quick.steps)

@@ -18,7 +18,7 @@ from unboxed import data, loading
 from unboxed.cli.parsing import parse_fraction
 from unboxed.engine.read.examples import indexed_labeled_examples, labeled_examples
 from unboxed.errors import BrokenImageError, DataError, InputError, UnboxedWarning
-from unboxed.inputs.labels import match_labels
+from unboxed.inputs.labels import match_labels_to_classes
 from unboxed.report import report
 
 NAMES = ("dog", "cat", "ant")  # not in the order of the alphabet
@@ -62,7 +62,7 @@ DOORS: dict[str, Any] = {
     "wrapped subset": lambda root, box: data.wrap(Subset(data.folder(root, box.inputs), range(9))),
     "loader": lambda root, box: DataLoader(data.folder(root, box.inputs), batch_size=2),
     "first": lambda root, box: data.folder(root, box.inputs).first(9),
-    "command line": lambda root, box: loading.data_for(str(root), box),
+    "command line": lambda root, box: loading.dataset_with_model_labels(str(root), box),
 }
 
 
@@ -112,13 +112,13 @@ def test_subfolders_that_are_no_classes_are_refused_at_every_entry_point(root: P
 )
 @pytest.mark.filterwarnings("ignore:class names that are numbers")
 def test_labels_follow_names(names: Any, classes: Any, folders: bool, numbers: list[int]) -> None:
-    assert list(match_labels(names, classes, made_from_names=folders, names_source="x").values()) == numbers
+    assert list(match_labels_to_classes(names, classes, made_from_names=folders, names_source="x").values()) == numbers
 
 
 @pytest.mark.parametrize(("names", "classes"), [(("car", "airplane"), ("plane", "car")), (("a", "b"), ("c", "d", "e"))])
 def test_labels_that_names_contradict_are_refused(names: Any, classes: Any) -> None:
     with pytest.raises(DataError, match="not"):
-        match_labels(names, classes, made_from_names=False, names_source="classes of x")
+        match_labels_to_classes(names, classes, made_from_names=False, names_source="classes of x")
 
 
 def test_folders_named_by_numbers_count_as_numbers_at_every_entry_point(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_folders_named_by_numbers_count_as_numbers_at_every_entry_point(tmp_path
         Image.new("L", (8, 8)).save(tmp_path / str(k) / "a.png")
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 12)).eval(), ub.Pixels((1, 8, 8)))
     plain = data.folder(tmp_path, box.inputs)
-    named = loading.data_for(str(tmp_path), box)
+    named = loading.dataset_with_model_labels(str(tmp_path), box)
     for found in (plain, named):
         assert [int(p.parent.name) for p in found.paths] == [found[i][1] for i in range(12)]
 

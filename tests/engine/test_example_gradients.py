@@ -14,7 +14,7 @@ import unboxed as ub
 from unboxed.engine.example_gradients import gradients as gradients_module
 from unboxed.engine.example_gradients import terms as terms_module
 from unboxed.engine.example_gradients.gradients import ExampleGradients
-from unboxed.engine.example_gradients.routes import ClosedForms, OneByOne, Vectorized
+from unboxed.engine.example_gradients.routes import ClosedFormRoute, OneByOneRoute, VmapRoute
 from unboxed.errors import InputError, LayerError, NaNError, OutputError
 
 N = 6
@@ -190,7 +190,7 @@ def open_case(name: str) -> tuple[ub.Box, Tensor, Tensor]:
 
 def by_loop(box: ub.Box, x: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
     gradients = ExampleGradients(box, **kwargs)
-    gradients._routes = [OneByOne(gradients._losses, gradients.parameters)]
+    gradients._routes = [OneByOneRoute(gradients._losses, gradients.parameters)]
     return gradients.matrix(x, y)
 
 
@@ -215,7 +215,7 @@ def test_every_route_equals_the_loop(name: str) -> None:
         assert close(gradients.flatten({n: g[None] for n, g in mean.items()})[0], expected.mean(0))
     assert all(a is b for a, b in zip(before, box.model.parameters(), strict=True))
     if name in CLOSED:
-        assert [type(r) for r in gradients._routes] == [ClosedForms]
+        assert [type(r) for r in gradients._routes] == [ClosedFormRoute]
 
 
 def test_the_loop_is_autograd() -> None:
@@ -229,7 +229,7 @@ def test_the_loop_is_autograd() -> None:
 def test_vectorized_equals_the_loop(name: str) -> None:
     box, x, y = open_case(name)
     gradients = ExampleGradients(box)
-    gradients._routes = [Vectorized(gradients._losses, gradients.parameters)]
+    gradients._routes = [VmapRoute(gradients._losses, gradients.parameters)]
     assert close(gradients.matrix(x, y), by_loop(box, x, y))
 
 
@@ -238,7 +238,7 @@ def test_small_parts_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) 
     box, x, y = open_case(name)
     expected = by_loop(box, x, y)
     monkeypatch.setattr(gradients_module, "MAX_CHUNK_BYTES", 1)
-    monkeypatch.setattr(terms_module, "MAX_BLOCK_BYTES", 1)
+    monkeypatch.setattr(terms_module, "MAX_GRADIENT_BLOCK_BYTES", 1)
     gradients = ExampleGradients(box)
     assert close(gradients.dot(x[:3], y[:3], x, y), expected[:3] @ expected.T)
     assert close(gradients.norms(x, y), expected.norm(dim=1))
@@ -251,7 +251,7 @@ def test_products_of_factors_equal_products_of_gradients() -> None:
     g = torch.Generator().manual_seed(0)
     for t, u in ((1, 1), (2, 3), (40, 50)):
         a, b = (
-            terms_module.OuterTerm(
+            terms_module.OuterProductGradients(
                 torch.randn(4, k, 5, generator=g).double(), torch.randn(4, k, 7, generator=g).double()
             )
             for k in (t, u)
@@ -260,7 +260,7 @@ def test_products_of_factors_equal_products_of_gradients() -> None:
         assert close(a.squared_norms(), a.rows().square().sum(1))
         assert close(a.project(b.rows()), b.rows() @ a.rows().T)
         index = [torch.randint(6, (4, k), generator=g) for k in (t, u)]
-        c, d = (terms_module.LookupTerm(h.d, i, 6) for h, i in zip((a, b), index, strict=True))
+        c, d = (terms_module.EmbeddingTableGradients(h.d, i, 6) for h, i in zip((a, b), index, strict=True))
         assert close(c.dot(d), c.rows() @ d.rows().T)
 
 
@@ -269,11 +269,13 @@ def test_a_dropped_use_of_a_shared_weight_is_seen(name: str, monkeypatch: pytest
     """Planted: of the uses of a weight only one is counted. Verification sees it, and another route runs."""
     box, x, y = open_case(name)
     expected = by_loop(box, x, y)
-    monkeypatch.setattr("unboxed.engine.example_gradients.routes.add_terms", lambda terms: terms[0])
+    monkeypatch.setattr("unboxed.engine.example_gradients.routes.sum_gradients_of_uses", lambda terms: terms[0])
     gradients = ExampleGradients(box)
     assert close(gradients.matrix(x, y), expected)
-    assert any(isinstance(r, Vectorized) for r in gradients._routes)
-    monkeypatch.setattr(ExampleGradients, "_is_right", lambda *args: True)  # unseen, the fault makes wrong figures
+    assert any(isinstance(r, VmapRoute) for r in gradients._routes)
+    monkeypatch.setattr(
+        ExampleGradients, "_matches_autograd", lambda *args: True
+    )  # unseen, the fault makes wrong figures
     assert not close(ExampleGradients(box).matrix(x, y), expected)
 
 

@@ -13,7 +13,7 @@ import awkward
 import unboxed as ub
 from unboxed.engine.read.examples import fetch_inputs, for_each_batch, input_batches
 from unboxed.errors import DataError, InputError
-from unboxed.inputs.examples import is_single_pass
+from unboxed.inputs.examples import is_single_pass_data
 
 X, Y = awkward.get_model("plain").images(7), torch.arange(7) % 4
 
@@ -63,7 +63,7 @@ def test_every_form_gives_the_same_batches(form: str, size: int) -> None:
 @pytest.mark.parametrize("index", [[2], [6, 0, 6], torch.tensor([[1, 5], [0, 1]])])
 def test_picked_examples_are_those_that_batches_count(form: str, index: Any) -> None:
     data = FORMS[form]()
-    assert not is_single_pass(data)
+    assert not is_single_pass_data(data)
     assert torch.equal(fetch_inputs(data, index), X[torch.as_tensor(index).flatten()])
 
 
@@ -80,7 +80,7 @@ def test_there_is_no_such_example(form: str, index: Any) -> None:
     ids=["an iterator", "a generator", "a shuffling loader"],
 )
 def test_what_can_be_read_only_once_is_not_read_again(data: Any) -> None:
-    assert is_single_pass(data)
+    assert is_single_pass_data(data)
     with pytest.raises(DataError, match="only once"):
         fetch_inputs(data, [0])
 

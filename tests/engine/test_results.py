@@ -11,14 +11,14 @@ import torch
 
 import unboxed as ub
 from contracts.common import CARDS, call_example, make_case
-from unboxed.engine.results import OneLineReprMixin
+from unboxed.engine.results import ResultMixin
 from unboxed.engine.rows import broadcast_rows, evenly_spaced_indices
 
 METHODS = [name for name, card in CARDS.items() if card.family in ("activations", "synthesis") and name != "filters"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Example(OneLineReprMixin):
+class Example(ResultMixin):
     images: Any
     names: tuple[str, ...] = ()
     score: float = 0.5
@@ -39,7 +39,7 @@ def test_results_have_reprs_of_one_line(name: str) -> None:
         warnings.simplefilter("ignore")
         result = call_example(CARDS[name], make_case("plain"))
     for part in result if isinstance(result, tuple) else (result,):
-        assert isinstance(part, OneLineReprMixin)
+        assert isinstance(part, ResultMixin)
         assert repr(part).startswith(f"{type(part).__name__}(")
         assert "\n" not in repr(part)
         assert "tensor(" not in repr(part)

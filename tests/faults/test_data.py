@@ -182,30 +182,30 @@ def names(path: Path) -> list[str]:
 
 
 def test_download_is_whole_and_shows_its_progress_on_stderr(server, tmp_path, capsys):
-    download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5)
+    download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", MD5)
     assert (tmp_path / "f.gz").read_bytes() == BODY
     assert names(tmp_path) == ["f.gz"]
     out, err = capsys.readouterr()
     assert out == ""
     assert "f.gz" in err
-    download.fetch([server.url + "f.gz"], tmp_path / "again.gz", MD5, quiet=True)
+    download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "again.gz", MD5, quiet=True)
     assert capsys.readouterr().err == ""
 
 
 def test_a_cut_download_leaves_nothing_and_the_next_mirror_is_tried(server, tmp_path):
     server.cuts = [100_000]
     with pytest.raises(download.DownloadError, match="the connection was cut"):
-        download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
+        download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
     assert names(tmp_path) == []
     server.cuts = [50_000]
-    download.fetch([server.url + "f.gz"] * 2, tmp_path / "f.gz", MD5, quiet=True)
+    download.download_from_first_mirror([server.url + "f.gz"] * 2, tmp_path / "f.gz", MD5, quiet=True)
     assert (tmp_path / "f.gz").read_bytes() == BODY
     assert names(tmp_path) == ["f.gz"]
 
 
 def test_a_wrong_file_that_was_there_is_replaced(server, tmp_path):
     (tmp_path / "f.gz").write_bytes(BODY[:100])
-    download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
+    download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
     assert (tmp_path / "f.gz").read_bytes() == BODY
 
 
@@ -213,20 +213,22 @@ def test_a_packed_file_stays_packed(server, tmp_path):
     """Servers say of `.gz` files that they are text in transfer encoding gzip."""
     packed_body = gzip.compress(BODY)
     server.files["p.gz"], server.encoding = packed_body, "gzip"
-    download.fetch([server.url + "p.gz"], tmp_path / "p.gz", hashlib.md5(packed_body).hexdigest(), quiet=True)
+    download.download_from_first_mirror(
+        [server.url + "p.gz"], tmp_path / "p.gz", hashlib.md5(packed_body).hexdigest(), quiet=True
+    )
     assert (tmp_path / "p.gz").read_bytes() == packed_body
 
 
 def test_a_server_that_names_no_length(server, tmp_path, capsys):
     server.sends_length = False
-    download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5)
+    download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", MD5)
     assert (tmp_path / "f.gz").read_bytes() == BODY
     assert "f.gz" in capsys.readouterr().err
 
 
 def test_wrong_checksum_leaves_nothing(server, tmp_path):
     with pytest.raises(download.DownloadError, match=f"wrong checksum: wanted md5 00, got {MD5}"):
-        download.fetch([server.url + "f.gz"], tmp_path / "f.gz", "00", quiet=True)
+        download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", "00", quiet=True)
     assert names(tmp_path) == []
 
 
@@ -234,20 +236,20 @@ def test_the_next_mirror_is_tried(server, nowhere, tmp_path):
     server.files["bad.gz"] = b"bad"
     failing = [nowhere + "f.gz", server.url + "absent.gz", server.url + "bad.gz"]
     with pytest.raises(download.DownloadError) as caught:
-        download.fetch(failing, tmp_path / "f.gz", MD5, quiet=True)
+        download.download_from_first_mirror(failing, tmp_path / "f.gz", MD5, quiet=True)
     for url, reason in zip(
         failing, ("no connection: Connection refused", "the server says 404", "wrong checksum"), strict=True
     ):
         assert re.search(f"{re.escape(url)}: .*{reason}", str(caught.value))
     urls = [*failing, server.url + "f.gz"]
-    download.fetch(urls, tmp_path / "f.gz", MD5, quiet=True)
+    download.download_from_first_mirror(urls, tmp_path / "f.gz", MD5, quiet=True)
     assert (tmp_path / "f.gz").read_bytes() == BODY
 
 
 def test_a_server_without_end_is_left(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(download, "MAX_DOWNLOAD_BYTES", 100_000)
     with pytest.raises(download.DownloadError, match="larger than"):
-        download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
+        download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
     assert names(tmp_path) == []
 
 
@@ -268,7 +270,7 @@ def test_a_full_disk_is_said_once_and_is_no_fault_of_the_mirror(server, tmp_path
 
     monkeypatch.setattr("pooch.core.temporary_file", on_a_full_disk)
     with pytest.raises(WriteError, match=r"f\.gz: No space left"):
-        download.fetch([server.url + "f.gz"] * 2, tmp_path / "f.gz", MD5, quiet=True)
+        download.download_from_first_mirror([server.url + "f.gz"] * 2, tmp_path / "f.gz", MD5, quiet=True)
     assert len(server.asked) == 1
     assert names(tmp_path) == []
 
@@ -276,13 +278,13 @@ def test_a_full_disk_is_said_once_and_is_no_fault_of_the_mirror(server, tmp_path
 def test_a_folder_that_can_not_be_written(server, tmp_path):
     (tmp_path / "f").write_text("a file, no folder")
     with pytest.raises(WriteError, match=r"f\.gz"):
-        download.fetch([server.url + "f.gz"], tmp_path / "f" / "f.gz", MD5, quiet=True)
+        download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f" / "f.gz", MD5, quiet=True)
 
 
 def test_the_callers_log_of_pooch_is_as_before(server, tmp_path):
     logger = pooch.get_logger()
     before = logger.level
-    download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
+    download.download_from_first_mirror([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
     assert logger.level == before
 
 

@@ -344,8 +344,8 @@ def test_groups_are_drawn_as_a_table_and_settings_are_stated() -> None:
 
 @pytest.mark.parametrize(("scale", "warns"), [(0.99, False), (1.01, True)])
 def test_scores_that_no_derivative_can_mean_are_warned_of(scale: float, warns: bool) -> None:
-    from unboxed.influence.influence_functions import MAX_PLAUSIBLE_SCORE, _warn_of_large
+    from unboxed.influence.influence_functions import MAX_PLAUSIBLE_SCORE_NATS, _warn_of_implausible_scores
 
-    scores = torch.tensor([[0.1, -scale * MAX_PLAUSIBLE_SCORE]])
+    scores = torch.tensor([[0.1, -scale * MAX_PLAUSIBLE_SCORE_NATS]])
     with pytest.warns(UnboxedWarning, match="as a ranking") if warns else nullcontext():
-        _warn_of_large(scores)
+        _warn_of_implausible_scores(scores)

@@ -12,7 +12,7 @@ from torch import Tensor
 import unboxed as ub
 from unboxed.errors import DataError, InputError, LayerError, OutputError
 from unboxed.influence import SuspectedMislabels, self_influence, suspected_mislabels
-from unboxed.influence.mislabels import SHARPNESS, SMOOTHING
+from unboxed.influence.mislabels import VOTE_DISTANCE_SHARPNESS, VOTE_SMOOTHING
 
 WRONG = [3, 50, 141]
 
@@ -50,8 +50,8 @@ def test_the_vote_is_without_the_example_itself() -> None:
         median = nearest[2][0]
         votes = torch.zeros(10, dtype=torch.float64)
         for distance, j in nearest:
-            votes[wrong[j]] += math.exp(-SHARPNESS * distance / median)
-        votes = (votes / votes.sum() + SMOOTHING / 10) / (1 + SMOOTHING)
+            votes[wrong[j]] += math.exp(-VOTE_DISTANCE_SHARPNESS * distance / median)
+        votes = (votes / votes.sum() + VOTE_SMOOTHING / 10) / (1 + VOTE_SMOOTHING)
         torch.testing.assert_close(
             r.log_probs[i].double(), (model[i] + votes.log()).log_softmax(0), rtol=1e-4, atol=1e-4
         )

@@ -15,7 +15,7 @@ from unboxed import rng
 from unboxed.engine.unroll.training import Training
 from unboxed.errors import InputError, ModelError, OutputError
 from unboxed.influence import ModelTraining, Removal, removal
-from unboxed.influence.removal import _confirm, _smallest_sizes
+from unboxed.influence.removal import _confirm_by_exact_runs, _smallest_sizes
 
 N, QUERIES = 60, 4
 INPUTS = ub.Pixels((1, 4, 4))
@@ -143,11 +143,11 @@ def test_bisection_finds_the_smallest_size(wanted: int, guess: int) -> None:
 
 def test_a_set_that_the_exact_run_does_not_confirm_grows() -> None:
     order = torch.arange(50)[None]
-    sets, margins, answers = _confirm(Threshold(10, 12), order, torch.tensor([10]))  # type: ignore[arg-type]
+    sets, margins, answers = _confirm_by_exact_runs(Threshold(10, 12), order, torch.tensor([10]))  # type: ignore[arg-type]
     assert len(sets[0]) == 12
     assert margins < 0
     assert answers.tolist() == [1]
-    sets, margins, _ = _confirm(Threshold(10, 99), order, torch.tensor([10]))  # type: ignore[arg-type]
+    sets, margins, _ = _confirm_by_exact_runs(Threshold(10, 99), order, torch.tensor([10]))  # type: ignore[arg-type]
     assert len(sets[0]) == 50
     assert margins > 0
 

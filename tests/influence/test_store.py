@@ -17,7 +17,7 @@ import unboxed as ub
 from unboxed.errors import DataError, InputError, ModelError, NaNError, WriteError
 from unboxed.influence import _parts, gradient_dot, gradient_store
 from unboxed.influence import store as store_module
-from unboxed.influence.result import NATS, SIMILARITY
+from unboxed.influence.result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT
 from unboxed.testing.models import GRAY_INPUTS, N_CLASSES, PlainCNN
 
 N, PART = 22, 5
@@ -25,7 +25,7 @@ N, PART = 22, 5
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MAX_PART_ROWS", PART)
+    monkeypatch.setattr(store_module, "MAX_STORE_PART_ROWS", PART)
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_scores_are_those_of_gradient_dot(box: ub.Box, train: Any, queries: Any,
             assert torch.equal(result.train_labels, train[1])  # type: ignore[arg-type]
         assert store.n_train == N
         assert relative_error(store.norms, torch.cat([gradient_norms(box, train)])) < 1e-6
-    assert store.scores(*queries).unit == SIMILARITY
-    assert store.scores(*queries, lr=1.0).unit == NATS
+    assert store.scores(*queries).unit == SIMILARITY_UNIT_TEXT
+    assert store.scores(*queries, lr=1.0).unit == NATS_PER_EXAMPLE_UNIT_TEXT
 
 
 def gradient_norms(box: ub.Box, train: Any) -> Tensor:
@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_goes_on(
     """Without loss or doubling: the files are those of a run in one go, and no part is computed twice."""
     gradient_store(box, train, tmp_path / "whole")
     written: list[int] = []
-    write = _parts.PartFiles.write
+    write = _parts.GradientStoreFiles.write
 
     def stopping(self: Any, k: int, *args: Any) -> None:
         if k == stop_at and k not in written:
@@ -119,7 +119,7 @@ def test_a_run_that_was_stopped_goes_on(
         written.append(k)
         write(self, k, *args)
 
-    monkeypatch.setattr(_parts.PartFiles, "write", stopping)
+    monkeypatch.setattr(_parts.GradientStoreFiles, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         gradient_store(box, train, tmp_path / "stopped")
     with pytest.raises(DataError, match="no complete store"):

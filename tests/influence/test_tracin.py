@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 import unboxed as ub
 from unboxed.errors import DataError, InputError, ModelError, NaNError
 from unboxed.influence import gradient_dot, tracin
-from unboxed.influence.result import NATS, SIMILARITY
+from unboxed.influence.result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT
 from unboxed.testing.models import GRAY_INPUTS, N_CLASSES, PlainCNN
 
 N, LRS = 12, (0.3, 0.2, 0.1)
@@ -82,7 +82,7 @@ def test_tracin_equals_captum(box: ub.Box, data: Any, checkpoints: Any, tmp_path
     expected = by_captum(TracInCP, data, checkpoints, tmp_path, sample_wise_grads_per_batch=True)
     result = tracin(box, *data, checkpoints=checkpoints, lr=LRS)
     assert relative_error(result.scores, expected) < 1e-5
-    assert (result.truth, result.unit) == ("one run", SIMILARITY)
+    assert (result.truth, result.unit) == ("one run", SIMILARITY_UNIT_TEXT)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -118,7 +118,7 @@ def test_scores_are_what_a_small_step_does(data: Any) -> None:
         tracin(box, *data, lr=lr, steps_per_checkpoint=1, checkpoints=[model.state_dict()]),
     ):
         assert relative_error(result.scores, changes) < 1e-3
-        assert result.unit == NATS
+        assert result.unit == NATS_PER_EXAMPLE_UNIT_TEXT
 
 
 def test_tracin_in_nats_counts_the_steps(box: ub.Box, data: Any, checkpoints: Any) -> None:

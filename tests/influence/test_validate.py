@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.unroll.model_training import shuffled_batches
-from unboxed.engine.unroll.training import State
+from unboxed.engine.unroll.training import TrainingState
 from unboxed.errors import InputError, ModelError, UnboxedWarning
 from unboxed.influence import Influence, ModelTraining, Training
 from unboxed.influence.result import mean_over_seeds
@@ -41,7 +41,7 @@ class LinearTraining(Training):
         slopes = SLOPES + noise * drawn(N, 3, seed=100 + seed)
         order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
 
-        def step(state: State, t: int, weights: Tensor) -> State:
+        def step(state: TrainingState, t: int, weights: Tensor) -> TrainingState:
             batch = slopes[order[10 * t : 10 * t + 10]]
             return {"p": 0.9 * state["p"] - LR * (weights[:, None] * batch).mean(0)}
 
@@ -106,7 +106,7 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of trainings of each run."""
     counted, run_many = list[int](), Training.run_many
 
-    def counting(self: Training, weights: Tensor, *args: Any) -> State:
+    def counting(self: Training, weights: Tensor, *args: Any) -> TrainingState:
         counted.append(len(weights))
         return run_many(self, weights, *args)
 
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_subsets() -> None:
 def test_a_training_that_vmap_cannot_take_runs_in_turn() -> None:
     plain = LinearTraining()
 
-    def step(state: State, t: int, weights: Tensor) -> State:
+    def step(state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         return plain.step(state, t, weights) if float(weights.sum()) >= 0 else state  # a number: vmap refuses it
 
     awkward = Training(step, plain.start, plain.batches, plain.query_loss, N)
@@ -192,7 +192,7 @@ def test_a_training_without_other_seeds_has_no_mean(training: LinearTraining) ->
 
 
 def test_a_training_that_is_not_smooth_is_warned_of() -> None:
-    def chaotic(state: State, t: int, weights: Tensor) -> State:
+    def chaotic(state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         p = state["p"]
         for _ in range(60):
             p = 3.99 * p * (1 - p)
@@ -230,7 +230,7 @@ def test_retraining_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: py
     whole = lds(result, training, **settings | {"checkpoint": None})
     run_many = Training.run_many
 
-    def stopping(self: Training, *args: Any) -> State:
+    def stopping(self: Training, *args: Any) -> TrainingState:
         n_left[0] -= 1
         if n_left[0] < 0:
             raise KeyboardInterrupt

@@ -36,7 +36,7 @@ def test_a_held_model_answers_as_the_model_does(by_name: bool) -> None:
     box, x = case(by_name)
     for name in ("a", "b") if by_name else (0, 1):
         one = {k: v[:1] for k, v in x.items()} if isinstance(x, dict) else tuple(v[:1] for v in x)
-        held = box.hold_others(name, one)
+        held = box.fix_other_inputs(name, one)
         assert held.inputs == P
         assert held.classes == box.classes
         assert torch.allclose(held(one[name]), box(one), atol=1e-6)
@@ -55,10 +55,10 @@ def test_a_held_model_answers_as_the_model_does(by_name: bool) -> None:
 def test_what_cannot_be_held_is_refused() -> None:
     box, x = case(True)
     with pytest.raises(InputError, match="'a', 'b'; got 'c'"):
-        box.hold_others("c", x)
+        box.fix_other_inputs("c", x)
     with pytest.raises(InputError, match="got 3 examples"):
-        box.hold_others("a", x)
-    with pytest.raises(InputError, match=r"box\.hold_others"):
+        box.fix_other_inputs("a", x)
+    with pytest.raises(InputError, match=r"box\.fix_other_inputs"):
         ub.attribution.occlusion(box, x, 0)
 
 

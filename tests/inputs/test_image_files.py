@@ -19,7 +19,7 @@ import unboxed as ub
 from unboxed.engine.read.sizes import validate_any_size
 from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs import image_files
-from unboxed.inputs.image_files import file_fault, read_image
+from unboxed.inputs.image_files import read_image, unreadable_file_reason
 
 GRAY, RGB = ub.Pixels((1, 8, 8)), ub.Pixels((3, 8, 8))
 
@@ -109,7 +109,7 @@ def test_values_above_the_stated_white_are_refused() -> None:
     with pytest.raises(DataError, match=r"values up to 5000, and Pixels\(white=4095\)"):
         ub.image(np.full((8, 8), 5000, np.uint16), like=dim)
     assert "white=4095" in repr(dim)
-    assert dim.images_or_none().white == 4095
+    assert dim.as_image_pixels_or_none().white == 4095
     with pytest.raises(InputError, match="white"):
         replace(GRAY, white=70000)
 
@@ -149,7 +149,7 @@ def test_12_bit_color_is_not_dark(tmp_path: Path) -> None:
 
 def test_16_bit_color_read_with_8_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "a.tif", COLORS, photometric="rgb")
-    monkeypatch.setattr(image_files, "_read_tiff", lambda path: None)  # a codec that is missing
+    monkeypatch.setattr(image_files, "_read_tiff_values", lambda path: None)  # a codec that is missing
     with pytest.warns(UnboxedWarning, match="16 bits per channel are read with 8"):
         x = read_image(tmp_path / "a.tif", RGB)
     torch.testing.assert_close(
@@ -161,13 +161,13 @@ def test_16_bit_color_read_with_8_is_said(tmp_path: Path, monkeypatch: pytest.Mo
 def test_deep_colors_are_turned_upright(orientation: int) -> None:
     from PIL import ImageOps
 
-    from unboxed.inputs.images import upright_levels
+    from unboxed.inputs.images import apply_exif_orientation
 
     small = (COLORS[:4, :6] // 257).astype(np.uint8)
     image = Image.fromarray(small)
     image.getexif()[274] = orientation
     turned = np.array(ImageOps.exif_transpose(image))
-    assert np.array_equal(upright_levels(small, image), turned)
+    assert np.array_equal(apply_exif_orientation(small, image), turned)
 
 
 # -- images of another kind --------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_an_image_that_can_not_be_read_is_named(tmp_path: Path) -> None:
         ub.image(np.zeros((3, 3, 3)), like=ub.Pixels((3, 3, 3)))
     with pytest.raises(DataError, match="pass tensors or a Dataset of them"):
         ub.image(Image.new("RGBA", (8, 8)), like=ub.Pixels((4, 8, 8)))
-    assert file_fault(tmp_path / "none.png") == "there is no such file"
+    assert unreadable_file_reason(tmp_path / "none.png") == "there is no such file"
 
 
 def test_methods_of_any_size_keep_the_size_of_a_file(tmp_path: Path) -> None:

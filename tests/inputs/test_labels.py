@@ -17,7 +17,7 @@ from unboxed.cli.parsing import parse_class, parse_classes
 from unboxed.engine.read.examples import examples_with_optional_labels
 from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs.class_files import read_class_names
-from unboxed.inputs.labels import class_numbers, label_value, match_names
+from unboxed.inputs.labels import class_numbers, label_to_value, match_label_names_to_classes
 
 SYNSETS = ("n02108089 boxer", "n01440764 tench, Tinca tinca", "n02012849 crane", "n03126707 crane")
 GRAY = ub.Pixels((1, 8, 8))
@@ -39,13 +39,13 @@ def box(classes: Any = None, n: int = 3) -> ub.Box:
     ],
 )  # fmt: skip
 def test_a_label_has_one_meaning(label: Any, value: Any) -> None:
-    assert label_value(label) == value
+    assert label_to_value(label) == value
 
 
 @pytest.mark.parametrize("label", [1.5, np.array([1.0]), torch.zeros(3), np.array([1, 2]), -2, {"a": 1}, float("nan")])
 def test_what_is_no_label(label: Any) -> None:
     with pytest.raises(DataError, match="the label of"):
-        label_value(label)
+        label_to_value(label)
 
 
 NAMES = ("cat", "hot dog", "7")
@@ -90,14 +90,17 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     ("name", "k"), [("boxer", 0), ("n02108089", 0), ("N02108089 boxer", 0), ("tinca_tinca", 1), ("n03126707", 3)]
 )
 def test_a_synset_has_several_names(name: str, k: int) -> None:
-    assert match_names([name], SYNSETS) == {name: k}
-    assert match_names([name, "n01440764"], SYNSETS)[name] == k
+    assert match_label_names_to_classes([name], SYNSETS) == {name: k}
+    assert match_label_names_to_classes([name, "n01440764"], SYNSETS)[name] == k
 
 
 def test_folders_of_synsets_match_plain_names() -> None:
-    assert match_names(["n02108089 boxer", "tench"], ("tench", "boxer")) == {"n02108089 boxer": 1, "tench": 0}
+    assert match_label_names_to_classes(["n02108089 boxer", "tench"], ("tench", "boxer")) == {
+        "n02108089 boxer": 1,
+        "tench": 0,
+    }
     with pytest.raises(DataError, match=r"WordNet ids: give --classes imagenet_class_index\.json"):
-        match_names(["n02108089"], ("tench", "boxer"))
+        match_label_names_to_classes(["n02108089"], ("tench", "boxer"))
 
 
 INDEX = {"1": ["n01440764", "tench"], "0": ["n02108089", "boxer"]}

@@ -17,7 +17,7 @@ from torch import nn
 import unboxed as ub
 from unboxed.errors import InputError
 from unboxed.inputs import images
-from unboxed.inputs.preprocessing import as_inputs
+from unboxed.inputs.preprocessing import to_inputs
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -44,7 +44,7 @@ def processor(name: str, **settings: Any) -> Any:
 
 def assert_same_values(made: Any, inputs: Any, image: Image.Image, tolerance: float = 1e-5) -> None:
     wanted = torch.as_tensor(np.array(made(image)["pixel_values"]))[0].float()
-    got = inputs.encode(images.to_tensor(image, inputs))
+    got = inputs.encode(images.pil_to_tensor(image, inputs))
     assert got.shape == wanted.shape == inputs.shape
     assert float((got - wanted).abs().mean()) <= tolerance
 
@@ -53,7 +53,7 @@ def assert_same_values(made: Any, inputs: Any, image: Image.Image, tolerance: fl
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_images_are_made_as_by_the_image_processor(name: str, size: tuple[int, int]) -> None:
     made = processor(name)
-    assert_same_values(made, as_inputs(made), photo(*size))
+    assert_same_values(made, to_inputs(made), photo(*size))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_images_are_made_as_by_the_image_processor(name: str, size: tuple[int, i
 )
 def test_settings_of_image_processors(name: str, settings: dict[str, Any]) -> None:
     made = processor(name, **settings)
-    assert_same_values(made, as_inputs(made), photo(), 1e-4)
+    assert_same_values(made, to_inputs(made), photo(), 1e-4)
 
 
 def test_the_same_from_its_dict_its_file_and_from_a_processor_of_images_and_text(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_the_same_from_its_dict_its_file_and_from_a_processor_of_images_and_text
     class Processor:
         image_processor = made
 
-    assert as_inputs(made) == as_inputs(made.to_dict()) == as_inputs(saved) == as_inputs(Processor())
-    assert as_inputs({"image_processor": saved}) == as_inputs(saved)
+    assert to_inputs(made) == to_inputs(made.to_dict()) == to_inputs(saved) == to_inputs(Processor())
+    assert to_inputs({"image_processor": saved}) == to_inputs(saved)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_same_from_its_dict_its_file_and_from_a_processor_of_images_and_text
     ids=["vit", "resnet", "clip"],
 )  # fmt: skip
 def test_configs_of_old_files(config: dict[str, Any], wanted: ub.Pixels) -> None:
-    assert as_inputs(config) == wanted
+    assert to_inputs(config) == wanted
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_configs_of_old_files(config: dict[str, Any], wanted: ub.Pixels) -> None
 )
 def test_what_pixels_cannot_do_is_refused_with_the_numbers_to_pass(name: str, words: str) -> None:
     with pytest.raises(InputError, match=rf"{words}.*pass ub\.Pixels\(\(3, height, width\), mean="):
-        as_inputs(processor(name), Sized())
+        to_inputs(processor(name), Sized())
 
 
 class Sized:
@@ -148,7 +148,7 @@ def test_videos_are_refused_with_the_volumes_to_pass(name: str) -> None:
     advice = r"pass ub\.Pixels\(\(3, frames, height, width\), mean=\(0\.5, .*std=\(0\.25, .*x\.transpose\(1, 2\)"
     for value in (made, made.to_dict()):
         with pytest.raises(InputError, match=f"the {name}ImageProcessor does what Pixels cannot: videos; {advice}"):
-            as_inputs(value, Sized())
+            to_inputs(value, Sized())
 
 
 # -- torchvision -------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ CROP = step("CenterCrop", size=(224, 224))
     ids=["evaluation", "exact", "gray", "nested", "preset of weights"],
 )  # fmt: skip
 def test_transforms_of_torchvision(transform: Any, wanted: ub.Pixels) -> None:
-    assert as_inputs(transform) == wanted
+    assert to_inputs(transform) == wanted
 
 
 def test_a_sequential_of_transforms() -> None:
@@ -214,7 +214,7 @@ def test_a_sequential_of_transforms() -> None:
     class Normalize(nn.Module):
         mean, std = IMAGENET
 
-    assert as_inputs(nn.Sequential(Resize(), Normalize())) == ub.Pixels((3, 16, 16), *IMAGENET, resize=(16, 16))
+    assert to_inputs(nn.Sequential(Resize(), Normalize())) == ub.Pixels((3, 16, 16), *IMAGENET, resize=(16, 16))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_sequential_of_transforms() -> None:
 )
 def test_transforms_that_cannot_be_taken_over(steps: list[Any], words: str) -> None:
     with pytest.raises(InputError, match=rf"{words}.*pass ub\.Pixels\("):
-        as_inputs(compose(*steps))
+        to_inputs(compose(*steps))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_transforms_that_cannot_be_taken_over(steps: list[Any], words: str) -> N
 )
 def test_broken_transforms(normalize: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        as_inputs(normalize)
+        to_inputs(normalize)
 
 
 # -- timm --------------------------------------------------------------------------------------------------------------
@@ -273,15 +273,15 @@ CONFIG = {
     ],
 )
 def test_configs_of_timm(changed: dict[str, Any], wanted: dict[str, Any]) -> None:
-    made = as_inputs({**CONFIG, **changed})
+    made = to_inputs({**CONFIG, **changed})
     assert made == ub.Pixels((3, 224, 224), *IMAGENET, **{"interpolation": "bicubic", **wanted})
 
 
 def test_what_timm_does_and_pixels_do_not() -> None:
     for changed in ({"crop_mode": "border"}, {"input_size": (3, 224, 112)}):
         with pytest.raises(InputError, match="crop_mode"):
-            as_inputs({**CONFIG, **changed})
-    assert as_inputs({**CONFIG, "input_size": (3, 224, 112), "crop_pct": 1.0}).shape == (3, 224, 112)
+            to_inputs({**CONFIG, **changed})
+    assert to_inputs({**CONFIG, "input_size": (3, 224, 112), "crop_pct": 1.0}).shape == (3, 224, 112)
 
 
 # -- in a box ----------------------------------------------------------------------------------------------------------

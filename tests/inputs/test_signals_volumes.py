@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.checks.relevance_gain import _part_ranks_per_grid, fills
+from unboxed.checks.relevance_gain import _rank_of_pixel_part_per_grid, fill_fns
 from unboxed.checks.road import _impute_slices, _neighbor_weight_matrix
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
@@ -128,7 +128,7 @@ def test_a_signal_is_drawn_as_curves() -> None:
     x = torch.zeros(2, 1, 100)
     x[1] = 1.0
     rgb = colors.image_to_rgb(x)
-    assert rgb.shape == (colors.CURVE_HEIGHT, 100, 3)
+    assert rgb.shape == (colors.CURVE_HEIGHT_PIXELS, 100, 3)
     assert (rgb[-1] == colors.CURVE_COLORS[0]).all()  # the first channel is 0, at the bottom
     assert (rgb[0] == colors.CURVE_COLORS[1]).all()
     assert (rgb[10] == 255).all()
@@ -176,11 +176,11 @@ def slices_of_one_value() -> tuple[ub.Box, Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["surroundings", "nearest", "blurred"])
 def test_fills_of_a_volume_are_of_its_own_slices(name: str) -> None:
     box, x, removed = slices_of_one_value()
-    filled = fills(box, x, 0)[name](torch.tensor([0]), removed)
+    filled = fill_fns(box, x, 0)[name](torch.tensor([0]), removed)
     assert torch.allclose(torch.where(removed, filled, x), x)
     removed = removed.clone()
     removed[:, :, 8:16] = True  # a whole slice: nothing of its own is left
-    filled = fills(box, x, 0)[name](torch.tensor([0]), removed)
+    filled = fill_fns(box, x, 0)[name](torch.tensor([0]), removed)
     want = x if name == "blurred" else torch.where(torch.arange(32).view(-1, 1) // 8 == 1, x.mean(), x)
     assert torch.allclose(torch.where(removed, filled, x), want)
 
@@ -198,7 +198,7 @@ def test_road_imputes_each_slice_of_a_volume_by_itself() -> None:
 
 def test_parts_of_a_volume_are_in_one_slice() -> None:
     box, x, _ = slices_of_one_value()
-    for rank, n_parts in _part_ranks_per_grid(box, x, torch.rand(1, x[0].numel()), 0):
+    for rank, n_parts in _rank_of_pixel_part_per_grid(box, x, torch.rand(1, x[0].numel()), 0):
         by_slice = [set(rows.flatten().tolist()) for rows in rank[0, 0].split(8)]
         assert sum(map(len, by_slice)) == len(set.union(*by_slice)) == n_parts
 

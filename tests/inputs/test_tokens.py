@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.errors import InputError, UnboxedError
-from unboxed.inputs.tokens import N_ROLES
+from unboxed.inputs.tokens import N_TOKEN_META_COLUMNS
 
 transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
@@ -183,7 +183,7 @@ def test_feature_ablation_puts_the_mask_in_each_place(box: ub.Box) -> None:
     for row in range(3):
         for t in range(batch["input_ids"].shape[1]):
             changed = packed.clone()
-            changed[row, t, :-N_ROLES] = mask_row.detach()
+            changed[row, t, :-N_TOKEN_META_COLUMNS] = mask_row.detach()
             drop = float((box(packed) - box(changed))[row, 2])
             assert float(a[row, t]) == pytest.approx(0 if a.special[row, t] else drop, abs=1e-10)
 

@@ -17,7 +17,7 @@ import torch
 
 import unboxed as ub
 from real_data import WORDS, needs_words
-from unboxed.errors import DataError, InputError, MissingError
+from unboxed.errors import DataError, InputError, MissingPackageError
 from unboxed.language import WordVectors, load_vectors
 
 NAMES = ["the", "café", "moon", "Bread", "new_york"]
@@ -154,7 +154,7 @@ def test_without_gensim_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.
     for name in [n for n in sys.modules if n.partition(".")[0] == "gensim"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gensim", None)
-    with pytest.raises(MissingError, match=r'pip install "unboxed\[language\]"'):
+    with pytest.raises(MissingPackageError, match=r'pip install "unboxed\[language\]"'):
         load_vectors(write_glove(tmp_path / "v.txt"))
 
 

@@ -21,7 +21,7 @@ from loading.huggingface_models import CONFIGS, OFTEN, build, image_side
 from models import Bomb
 from unboxed import loading
 from unboxed.cli.explain import explain
-from unboxed.errors import MissingError, ModelError, UnboxedWarning
+from unboxed.errors import MissingPackageError, ModelError, UnboxedWarning
 from unboxed.report import SECTIONS
 
 transformers = pytest.importorskip("transformers")
@@ -323,5 +323,5 @@ def test_an_adapter_alone_and_other_folders(tmp_path: Path) -> None:
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = changed_config(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingError, match="pip install transformers"):
+    with pytest.raises(MissingPackageError, match="pip install transformers"):
         loading.model(str(folder))

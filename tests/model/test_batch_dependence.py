@@ -116,8 +116,8 @@ def test_rows_of_a_table_with_categories(kind: str) -> None:
 def test_levels_of_a_table_are_valid_and_reach_its_bounds(table: str) -> None:
     inputs = TABLES[table]
     u = contrasting_input_levels(inputs.shape, torch.device("cpu"))
-    inputs.check(inputs.from_unit(u))
-    ends = inputs.from_unit(torch.tensor([[0.0], [1.0]]).expand(2, 4))
+    inputs.check(inputs.from_unit_interval(u))
+    ends = inputs.from_unit_interval(torch.tensor([[0.0], [1.0]]).expand(2, 4))
     finite = torch.tensor([inputs.low, inputs.high]).isfinite()
     assert torch.equal(ends[finite], torch.tensor([inputs.low, inputs.high])[finite])
     assert ends.isfinite().all()

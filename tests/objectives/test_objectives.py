@@ -22,7 +22,7 @@ from unboxed.objectives import (
     diversity,
     dot,
     energy,
-    gram,
+    gram_matrix,
     logit,
     logprob,
     match,
@@ -61,7 +61,7 @@ MANY: dict[str, Objective] = {
     "match, one for all": match("1", H[:1]),
     "dot": dot("1", H, power=1),
     "cosine": cosine("1", H),
-    "style": style("1", gram(H)),
+    "style": style("1", gram_matrix(H)),
     "sum": 2 * channel("1", UNITS) - match("1", H) * torch.tensor([1.0, 0.5, 2.0]) + logit(UNITS) * logprob(1),
 }
 
@@ -119,7 +119,7 @@ def ub_median(box: ub.Box, x: Tensor) -> float:
         (lambda: direction("1", torch.ones(5)), "a direction has 4 values"),
         (lambda: match("1", H[..., :2]), r"1 has shape \(3, 4, 6, 6\); the activation to match has \(3, 4, 6, 2\)"),
         (lambda: dot("1", H[:2]), "holds values for 2 examples; there are 3"),
-        (lambda: style("1", gram(H)[:, :2]), "the activation to match has"),
+        (lambda: style("1", gram_matrix(H)[:, :2]), "the activation to match has"),
         (lambda: logit(4), "classes 0 to 3; got 4"),
         (lambda: logit(torch.tensor([0, 1, 9])), "classes 0 to 3; got 0 to 9"),
         (lambda: logit(torch.tensor([0, 1])), "holds values for 2 examples; there are 3"),

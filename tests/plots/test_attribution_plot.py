@@ -56,8 +56,8 @@ def test_several_maps_share_one_scale() -> None:
     figure, axes = plots.attribution_plot(m, vmax=1.0)
     assert len(axes) == 2
     strong, weak = (shown(a)[0, 0] for a in axes)
-    assert (strong == colors.SIGNED_TABLE[-1]).all()
-    assert (weak != colors.SIGNED_TABLE[-1]).any()
+    assert (strong == colors.SIGNED_COLORMAP[-1]).all()
+    assert (weak != colors.SIGNED_COLORMAP[-1]).any()
     assert any("−1" in t.get_text() for a in figure.axes for t in a.get_xticklabels())  # the range is printed
 
 
@@ -68,7 +68,7 @@ def test_signed_zero_is_white_and_overlay_shows_the_image_there() -> None:
     _, plain = plots.attribution_plot(m)
     assert (shown(plain)[1, 1] == 255).all()
     _, over = plots.attribution_plot(m, x, kind="overlay")
-    assert (shown(over)[0, 0] == colors.SIGNED_TABLE[-1]).all()
+    assert (shown(over)[0, 0] == colors.SIGNED_COLORMAP[-1]).all()
     assert shown(over)[0, 1].mean() < shown(over)[1, 1].mean()
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, call_example, make_case
 from unboxed import checks
-from unboxed.influence._data import random_training_data
+from unboxed.influence._data import random_card_training_data
 from unboxed.plots import figures
 from unboxed.plots.charts import bar_chart, line_chart, matrix_plot
 
@@ -46,7 +46,7 @@ def test_every_method_has_a_figure(name: str) -> None:
     assert_sane(figures(result))  # what it carries is enough
     assert_sane(figures(result, case.box))
     if name != "nearest_neighbors":  # its example has data of its own
-        data = random_training_data(case.box) if CARDS[name].family == "influence" else (case.x, case.y)
+        data = random_card_training_data(case.box) if CARDS[name].family == "influence" else (case.x, case.y)
         assert_sane(figures(result, case.box, data=data))
 
 
@@ -126,11 +126,11 @@ def test_a_photo_has_its_map_laid_over() -> None:
 
 
 def test_a_map_that_is_positive_everywhere_starts_at_its_smallest_value() -> None:
-    from unboxed.plots.colors import MAGNITUDE_TABLE
+    from unboxed.plots.colors import MAGNITUDE_COLORMAP
     from unboxed.plots.results.attribution import attribution_sheet
 
     page = np.asarray(attribution_sheet(None, torch.linspace(5, 6, 64).view(1, 1, 8, 8)))
-    for end in (MAGNITUDE_TABLE[0], MAGNITUDE_TABLE[-1]):
+    for end in (MAGNITUDE_COLORMAP[0], MAGNITUDE_COLORMAP[-1]):
         assert (page == end).all(-1).sum() > 100
 
 
@@ -171,10 +171,10 @@ def test_charts_leave_matplotlib_as_it_was() -> None:
 
 
 def test_a_matrix_has_a_cell_for_each_value() -> None:
-    from unboxed.plots.colors import SIGNED_TABLE
+    from unboxed.plots.colors import SIGNED_COLORMAP
 
     page = np.asarray(matrix_plot([[1.0, -1.0], [0.0, np.nan]], ["a", "b"], ["c", "d"], kind="signed"))
-    for color in (SIGNED_TABLE[0], SIGNED_TABLE[-1], (128, 128, 128)):
+    for color in (SIGNED_COLORMAP[0], SIGNED_COLORMAP[-1], (128, 128, 128)):
         assert (page == color).all(-1).sum() > 30**2
     assert matrix_plot(np.eye(3), "abc", "abc", transparent=True).mode == "RGBA"
 

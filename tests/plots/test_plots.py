@@ -18,7 +18,7 @@ import unboxed as ub
 from unboxed import plots
 from unboxed.errors import InputError, WriteError
 from unboxed.plots import colors, draw
-from unboxed.plots.generated import score_text
+from unboxed.plots.generated import score_caption
 from unboxed.plots.sheet import ColorBar, Tile, contact_sheet
 from unboxed.plots.text import get_font, wrap_text
 
@@ -41,20 +41,20 @@ def test_the_signed_range_is_symmetric_whatever_the_values() -> None:
     a, b = colors.signed_to_rgb([0.5, 1.0]), colors.signed_to_rgb([-0.5, 1.0])
     assert a[0].tolist() == colors.signed_to_rgb([0.5], vmax=1.0)[0].tolist()
     assert b[0].tolist() == colors.signed_to_rgb([-0.5], vmax=1.0)[0].tolist()
-    assert b[1].tolist() == colors.SIGNED_TABLE[-1].tolist()
+    assert b[1].tolist() == colors.SIGNED_COLORMAP[-1].tolist()
 
 
 def test_lightness_alone_shows_the_magnitude() -> None:
     """Safe for color blindness: from white, both sides only get darker; magnitudes only get lighter."""
-    light = lightness(colors.SIGNED_TABLE)
+    light = lightness(colors.SIGNED_COLORMAP)
     assert (np.diff(light[:128]) >= -1).all()
     assert (np.diff(light[128:]) <= 1).all()
-    assert (np.diff(lightness(colors.MAGNITUDE_TABLE)) >= -1).all()
+    assert (np.diff(lightness(colors.MAGNITUDE_COLORMAP)) >= -1).all()
 
 
 def test_the_magnitude_table_is_magma() -> None:
     real = matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255
-    assert np.abs(real - colors.MAGNITUDE_TABLE).max() <= 3
+    assert np.abs(real - colors.MAGNITUDE_COLORMAP).max() <= 3
 
 
 def test_the_largest_magnitude_is_never_zero_and_ignores_values_that_are_not_finite() -> None:
@@ -74,10 +74,10 @@ def test_three_channels_are_colors_and_others_a_gray_mean() -> None:
 
 def test_small_images_are_enlarged_by_nearest_neighbor_and_photos_only_shrunk() -> None:
     small = np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)
-    big = np.asarray(colors.resize_to(small, 112))
+    big = np.asarray(colors.resize_to_side(small, 112))
     assert (big == small.repeat(4, 0).repeat(4, 1)).all()
-    assert colors.resize_to(np.zeros((200, 400, 3), np.uint8), 140).size == (140, 70)
-    assert colors.resize_to(np.zeros((120, 100, 3), np.uint8), 140).size == (100, 120)
+    assert colors.resize_to_side(np.zeros((200, 400, 3), np.uint8), 140).size == (140, 70)
+    assert colors.resize_to_side(np.zeros((120, 100, 3), np.uint8), 140).size == (100, 120)
 
 
 def test_small_multiples_are_on_a_grid_with_transparent_gaps() -> None:
@@ -117,7 +117,7 @@ def test_numbers_in_captions_have_a_minus_sign() -> None:
 
 
 def test_a_score_names_what_it_is_of() -> None:
-    assert [score_text(s, n) for s, n in ((-9.957, "3"), (0.5, ""))] == ["score of 3: −9.96", "score 0.5"]
+    assert [score_caption(s, n) for s, n in ((-9.957, "3"), (0.5, ""))] == ["score of 3: −9.96", "score 0.5"]
 
 
 def test_captions_titles_and_color_bars_make_the_sheet_higher() -> None:
@@ -163,7 +163,7 @@ def test_a_strip_shows_input_gradient_steps_and_result() -> None:
     strip = plots.morph_strip(morphed(), 1, steps=4)
     one = plots.morph_strip(morphed(3, still=2), 0)
     assert strip.width > one.width  # five pictures against three
-    assert (np.asarray(strip) == colors.SIGNED_TABLE[-1]).all(-1).any()  # the gradient, at the end of its scale
+    assert (np.asarray(strip) == colors.SIGNED_COLORMAP[-1]).all(-1).any()  # the gradient, at the end of its scale
 
 
 def test_evenly_spaced_indices_include_both_ends() -> None:
@@ -176,7 +176,7 @@ def test_compared_maps_share_a_scale_and_the_untrained_model_has_another() -> No
     x, strong = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     maps = {"a": strong, "b": strong / 100, "untrained": strong / 100}
     page = np.asarray(plots.gradients(x, maps, own_scale=["untrained"]))
-    full = (page == colors.SIGNED_TABLE[-1]).all(-1).sum()
+    full = (page == colors.SIGNED_COLORMAP[-1]).all(-1).sum()
     two_maps = 2 * (8 * 18) ** 2
     assert two_maps <= full < 1.2 * two_maps  # a and untrained, but not b, are at the end of their scale
 
@@ -185,8 +185,8 @@ def test_a_confused_input_is_shown_two_by_three() -> None:
     x, maps = torch.full((1, 8, 8), 0.5), torch.stack([torch.ones(1, 8, 8), -torch.ones(1, 8, 8)])
     page = np.asarray(plots.confused(x, maps, ["4", "9"], label="4", factor=0.5, logits=[5.0, 5.01]))
     cell = (8 * 18) ** 2
-    assert cell <= (page == colors.SIGNED_TABLE[-1]).all(-1).sum() < 1.2 * cell
-    assert cell <= (page == colors.SIGNED_TABLE[0]).all(-1).sum() < 1.2 * cell
+    assert cell <= (page == colors.SIGNED_COLORMAP[-1]).all(-1).sum() < 1.2 * cell
+    assert cell <= (page == colors.SIGNED_COLORMAP[0]).all(-1).sum() < 1.2 * cell
     assert (page == 0).all(-1).sum() >= cell  # pushed down by half: black
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import unboxed as ub
 from unboxed.testing.strategies import (
-    HIDDEN_LAYERS,
+    HIDDEN_LAYERS_OF_RANDOM_MODEL,
     RandomCase,
     cases,
     inputs,
@@ -44,7 +44,7 @@ def literal(case: RandomCase, objective: ub.Objective) -> tuple[Tensor, Tensor]:
     """The score (N,) and its gradient (N, D), by autograd through the bare model."""
     box, kept = case.box, dict[str, Tensor]()
     x = box.validate_inputs(case.x).clone().requires_grad_()
-    hidden = {path: box.model.get_submodule(path) for path in HIDDEN_LAYERS}
+    hidden = {path: box.model.get_submodule(path) for path in HIDDEN_LAYERS_OF_RANDOM_MODEL}
     handles = [m.register_forward_hook(_keeping(kept, path)) for path, m in hidden.items()]
     z = box.inputs.encode(x)
     out = box.model(**z) if isinstance(z, dict) else box.model(*z) if isinstance(z, tuple) else box.model(z)
@@ -149,4 +149,4 @@ NAMED = ("channel 0", "at ", "energy", "along a direction", "matched", "along an
 def test_every_kind_of_objective_is_drawn(name: str) -> None:
     once = settings(few, max_examples=500, phases=[Phase.generate])  # any will do, however large
     found = find(cases().flatmap(objectives), lambda o: name in o.name, settings=once)
-    assert found.layers <= {"logits", *HIDDEN_LAYERS}
+    assert found.layers <= {"logits", *HIDDEN_LAYERS_OF_RANDOM_MODEL}

@@ -16,7 +16,7 @@ from unboxed.checks import map_similarity
 from unboxed.checks.similarity import (
     MapSimilarity,
     hog,
-    magnitudes,
+    map_magnitudes,
     rescale_to_unit_range,
     ssim,
 )
@@ -107,7 +107,7 @@ def test_colors_are_compared_by_position_and_all_figures_follow() -> None:
     found = map_similarity(a, b)
     assert torch.allclose(found.signed, spearman(a.sum(1), b.sum(1)))
     assert torch.allclose(found.absolute, spearman(a.abs().sum(1), b.abs().sum(1)))
-    pa, pb = rescale_to_unit_range(magnitudes(a)), rescale_to_unit_range(magnitudes(b))
+    pa, pb = rescale_to_unit_range(map_magnitudes(a)), rescale_to_unit_range(map_magnitudes(b))
     assert (float(pa.min()), float(pa.max())) == (0, 1)
     assert torch.equal(found.ssim, ssim(pa, pb))
     assert torch.equal(found.hog, hog(pa, pb))

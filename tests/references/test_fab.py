@@ -170,7 +170,7 @@ class Twin:
             if self.fools(z):
                 z = (1 - 0.9) * self.x + 0.9 * z
 
-    def final_search(self) -> None:
+    def search_final_segment(self) -> None:
         def margin(z: Tensor) -> float:
             f = self.f(z)
             return max(float(v - f[self.c]) for k, v in enumerate(f) if k != self.c)
@@ -201,6 +201,6 @@ def test_run_equals_the_reference(norm: str, targets: int | None) -> None:
         likeliest = [int(k) for k in twin.f(twin.x).argsort(descending=True) if int(k) != twin.c]
         for classes in [likeliest] if targets is None else [[k] for k in likeliest[:targets]]:
             twin.run(classes, 12)
-        twin.final_search()
+        twin.search_final_segment()
         assert torch.allclose(got.images[i].flatten(), twin.out, atol=1e-8)
         assert bool(got.success[i]) == bool(np.isfinite(twin.least))

@@ -174,7 +174,7 @@ DISGUISES: dict[str, Callable[[Tensor], Tensor]] = {
     "minus clamp to zero": lambda h: -(-h).clamp(-100, 0),
 }
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{k: v for k, v in awkward.RELU_LOOKALIKES.items() if k not in HONEST},
+    **{k: v for k, v in awkward.RELU_LOOKALIKE_FN_BY_NAME.items() if k not in HONEST},
     "mask in numbers": lambda h: h * (h > 0).to(h.dtype),
     "the other way": lambda h: (h > 0).to(h.dtype) * h,
     "step": lambda h: h * torch.heaviside(h.detach(), torch.zeros(()).to(h)),
@@ -219,7 +219,7 @@ def test_masks_are_warned_of(name: str, disguise: str) -> None:
 @pytest.mark.parametrize("name", RULED)
 def test_a_model_of_disguised_relus_only(name: str, disguise: str) -> None:
     """Masks too: where there is no ReLU at all, the plain gradient would pass for a ruled one."""
-    box = ub.Box(awkward.ReLULookalike({**DISGUISES, **MASKS}[disguise]).double(), awkward.GRAY_INPUTS)
+    box = ub.Box(awkward.CNNWithReLULookalike({**DISGUISES, **MASKS}[disguise]).double(), awkward.GRAY_INPUTS)
     with pytest.raises(RuleError):
         method(name)(box, images(), 1)
 

@@ -347,7 +347,7 @@ def test_models_like_those_people_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether windows of unlike extent are computed apart or not, and base maps are kept or not."""
-    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_CACHED_MAP_BYTES", kept)
+    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_CACHED_BASE_MAP_BYTES", kept)
     monkeypatch.setattr("unboxed.model.incremental.spatial.MIN_SAVED_MULTIPLICATIONS_PER_GROUP", apart)
     box = ub.Box(seeded(LIKE[model]).to(dtype).to(memory_format=layout), ub.Pixels((3, 48, 56)))
     x = torch.rand(1, 3, 48, 56, generator=generator()).to(box.dtype)
@@ -394,7 +394,7 @@ def test_the_base_pass_runs_once() -> None:
 )
 def test_cut_in_parts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut out is bounded; some rows at a time give what all give."""
-    monkeypatch.setattr("unboxed.model.incremental.spatial.MAX_CROP_BYTES", 3000)
+    monkeypatch.setattr("unboxed.model.incremental.spatial.MAX_CROPPED_BYTES_AT_ONCE", 3000)
     check(made(nn.Conv2d, settings, in_channels=4, out_channels=8), local=None)
     check(made(nn.MaxPool2d, {"stride": 2, "padding": 1}), local=None)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.carlini_wagner import TANH_RANGE_SLACK_FRACTION
-from unboxed.adversarial.deepfool import MIN_PLANE_OVERSHOOT, shortest_bounded_step
+from unboxed.adversarial.carlini_wagner import TANH_RANGE_MARGIN_FRACTION
+from unboxed.adversarial.deepfool import MIN_BOUNDARY_OVERSHOOT, shortest_bounded_step
 from unboxed.engine.optimize.constraints import unbounded_ball
 
 Net = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, over
             if far < best:
                 best, step = (
                     far,
-                    ((1 + overshoot) * far + MIN_PLANE_OVERSHOOT) * (w / size if norm == "l2" else w.sign()),
+                    ((1 + overshoot) * far + MIN_BOUNDARY_OVERSHOOT) * (w / size if norm == "l2" else w.sign()),
                 )
         z = z.detach() + step
         if margin(model(z), right) > 0:
@@ -103,8 +103,8 @@ def test_shortest_step_within_bounds(norm: str, share: float) -> None:
     room = torch.rand(4, 2, 12, generator=draw, dtype=torch.float64) * (torch.arange(12) % 4 > 0)
     w[..., 5] = 0
     rise = share * (w.abs() * room).sum(2)
-    beyond = MIN_PLANE_OVERSHOOT * torch.where(room > 0, w.abs() if norm == "linf" else w.square(), 0).sum(2)
-    beyond = beyond if norm == "linf" else MIN_PLANE_OVERSHOOT * (beyond / MIN_PLANE_OVERSHOOT).sqrt()
+    beyond = MIN_BOUNDARY_OVERSHOOT * torch.where(room > 0, w.abs() if norm == "linf" else w.square(), 0).sum(2)
+    beyond = beyond if norm == "linf" else MIN_BOUNDARY_OVERSHOOT * (beyond / MIN_BOUNDARY_OVERSHOOT).sqrt()
     r = shortest_bounded_step(w, rise, room, unbounded_ball(norm))
     assert (r.abs() <= room * (1 + 1e-12)).all()
     assert torch.allclose((w * r).sum(2), rise + beyond, atol=1e-12)
@@ -153,7 +153,7 @@ def test_an_unreachable_plane_uses_the_whole_range() -> None:
 
 def carlini_wagner_twin(model: Net, x: Tensor, right: int, c: float, steps: int, lr: float, kappa: float) -> Tensor:
     """One value of c; torch's Adam on w, autograd through the tanh; the nearest image that fooled, or x."""
-    wide = 1 + TANH_RANGE_SLACK_FRACTION
+    wide = 1 + TANH_RANGE_MARGIN_FRACTION
     w = torch.atanh((2 * x - 1) / wide).requires_grad_()
     adam, best, distance = torch.optim.Adam([w], lr=lr), x.clone(), math.inf
     for _ in range(steps):

@@ -20,7 +20,7 @@ from unboxed.attribution import (
     integrated_gradients,
     smoothgrad,
 )
-from unboxed.attribution.expected_gradients import _sample_orders_and_alphas
+from unboxed.attribution.expected_gradients import _draw_reference_orders_and_alphas
 from unboxed.engine.gradients.paths import (
     LinePath,
     NoisePath,
@@ -209,7 +209,7 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
     """Erion et al. 2021: the mean of (x - x') dF(x' + alpha (x - x')) / dx over draws of x' and alpha."""
     box, x = opened(model)
     others = torch.rand(m, 1, 8, 8, generator=torch.Generator().manual_seed(9)).double()
-    order, alpha = _sample_orders_and_alphas(3, m, samples, 4)
+    order, alpha = _draw_reference_orders_and_alphas(3, m, samples, 4)
     want, low = torch.zeros_like(x), torch.zeros(3).double()
     for i in range(3):
         for s in range(samples):
@@ -224,7 +224,7 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
 
 
 def test_alphas_are_stratified_and_references_drawn_evenly() -> None:
-    order, alpha = _sample_orders_and_alphas(5, 4, 10, 0)
+    order, alpha = _draw_reference_orders_and_alphas(5, 4, 10, 0)
     assert torch.equal((alpha * 10).long().sort(1).values, torch.arange(10).expand(5, -1))
     assert torch.equal(order.sort(1).values, torch.arange(4).expand(5, -1))
     assert len({tuple(row) for row in alpha.tolist()}) == 5

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
+from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model_with_control_variate
 from unboxed.engine.perturb.estimators import kernel_shapley
 from unboxed.engine.perturb.masks import all_subset_masks, bernoulli_masks, rise_masks, shapley_mask_pairs
 
@@ -147,7 +147,7 @@ def test_lime_on_the_same_masks(regression: Any, alpha: float) -> None:
     rng = bernoulli_masks(7, 100, seed=3)
     z = rng.float_masks.numpy()
     y = z @ generator.normal(size=7) + 0.5 * z[:, 0] * z[:, 3] - np.sin(z.sum(1))
-    got = fit_local_model(
+    got = fit_local_model_with_control_variate(
         RegressionDesign.from_masks(rng, 7, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha
     )
     want = literal_lime(z, y, regression, alpha)
@@ -163,7 +163,7 @@ def test_limes_errors_are_the_jackknifes(n: int, regression: Any, alpha: float) 
     rng = bernoulli_masks(9, n, seed=3)
     z = rng.float_masks.numpy()
     y = np.sin(3 * z @ np.linspace(-1, 2, 9)) + z[:, 2]
-    got = fit_local_model(
+    got = fit_local_model_with_control_variate(
         RegressionDesign.from_masks(rng, 9, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha
     )
     pairs = rng.cluster.numpy()
@@ -319,6 +319,6 @@ def test_rectangles_run_as_windows_lose_what_they_lose_in_full_runs(
     monkeypatch.setattr(module, "run_windows", counted)
     got = method(box, x, y, segments=segments)
     assert len(asked) == (4 if segments == ("squares", 5) else 1)
-    monkeypatch.setattr(module, "_scores_without_rectangles", lambda *args: None)
+    monkeypatch.setattr(module, "_scores_with_rectangles_masked", lambda *args: None)
     want = method(box, x, y, segments=segments)
     assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import unboxed as ub
-from unboxed.engine.linear.description_length import FRACTIONS
+from unboxed.engine.linear.description_length import PORTION_END_FRACTIONS
 from unboxed.engine.linear.erasure import FeatureCovariance
 from unboxed.engine.linear.principal import PrincipalBasis
 from unboxed.engine.linear.probing import L2_PENALTIES, probe_features
@@ -101,10 +101,10 @@ def test_the_online_code_is_the_equation() -> None:
     assert found is not None
     order = torch.randperm(120, generator=ub.rng.keyed_generator(torch.device("cpu"), "online code", 0))
     h, y = h[order], y[order]
-    ends = [end for f in FRACTIONS if (end := round(f * 120)) >= 8]
+    ends = [end for f in PORTION_END_FRACTIONS if (end := round(f * 120)) >= 8]
     bits = ends[0] * math.log2(3)
     for start, end in pairwise(ends):
-        fit, validation = ub.engine.linear.splits.fit_and_validation(y, torch.arange(start), 0)
+        fit, validation = ub.engine.linear.splits.split_off_validation(y, torch.arange(start), 0)
         scaler = StandardScaler().fit(h[:start].numpy())
         fitted = [sklearn_probe(len(fit), 3, l2).fit(scaler.transform(h[fit]), y[fit]) for l2 in L2_PENALTIES]
         validation = validation[np.isin(y[validation], y[fit])]

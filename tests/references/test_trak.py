@@ -13,7 +13,7 @@ import unboxed as ub
 from unboxed.engine.example_gradients.gradients import ExampleGradients
 from unboxed.engine.example_gradients.kronecker import fit_fisher
 from unboxed.engine.example_gradients.sketch import Sketch
-from unboxed.engine.example_gradients.terms import DenseTerm
+from unboxed.engine.example_gradients.terms import DenseGradients
 from unboxed.errors import DataError, InputError, ModelError, OutputError
 from unboxed.influence import trak
 from unboxed.rng import derive_seed
@@ -40,7 +40,7 @@ def projection_matrix(gradients: ExampleGradients, dim: int, seed: int, index: i
     """(P, dim): what becomes of each unit vector."""
     sketch, n = Sketch(gradients.parameters, dim, derive_seed("trak", seed, index)), gradients.n_parameters
     parts = torch.eye(n, dtype=torch.float64).split([p.numel() for p in gradients.parameters.values()], 1)
-    return sketch({name: DenseTerm(part) for name, part in zip(gradients.parameters, parts, strict=True)})
+    return sketch({name: DenseGradients(part) for name, part in zip(gradients.parameters, parts, strict=True)})
 
 
 def margin_gradient(box: ub.Box, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from unboxed.language import BiasWords, WordVectors, bias_direction, biased_analogies, hard_debias, weat
-from unboxed.language.debias import _soft_transform
+from unboxed.language.debias import _soft_debias_transform
 from unboxed.language.weat import _random_subsets
 
 Vector = Any
@@ -181,7 +181,7 @@ def test_soft_debiasing_is_the_minimum(weight: float) -> None:
     """No step of a long optimization of the paper's objective over T finds a lower value than ours."""
     unit = random_vectors(30, 4).unit
     neutral, basis = unit[6:], torch.linalg.qr(unit[:4].T).Q.T[:1]
-    transform = _soft_transform(unit.T @ unit, neutral.T @ neutral, basis, weight)
+    transform = _soft_debias_transform(unit.T @ unit, neutral.T @ neutral, basis, weight)
     ours = float(soft_objective(transform, unit.T, neutral.T, basis.T, weight))
     t = torch.eye(4, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([t], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15)

@@ -17,7 +17,7 @@ import unboxed as ub
 from unboxed.report import SECTIONS, Finding, Section
 from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
-from unboxed.report.pictures import PictureStore
+from unboxed.report.pictures import PageImageStore
 from unboxed.report.render import render_blocks
 from unboxed.report.source import ReportData
 from unboxed.report.survey import run_survey
@@ -84,5 +84,5 @@ def test_a_finding_is_shown_without_the_model(
     finding = findings[section.slug]
     assert not [p for p in parts(finding) if isinstance(p, (ub.Box, nn.Module, ReportContext, ReportData))]
     with ReportFolder(tmp_path) as folder:
-        assert len(render_blocks([*section.show(finding)], PictureStore(folder))) > 200
+        assert len(render_blocks([*section.show(finding)], PageImageStore(folder))) > 200
         assert all(figure.picture.size > (0, 0) for figure in finding.cover)

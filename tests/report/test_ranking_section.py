@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from unboxed.checks.ranking import candidates, verdict_flops
+from unboxed.checks.ranking import candidates, estimated_verdict_flops
 from unboxed.report import checks, report
-from unboxed.report.blocks import Note, RankedMethods
+from unboxed.report.blocks import Caution, RankedMethods
 from unboxed.report.context import MAX_FLOPS_PER_REPORT_MAP, N_VERDICT_EXAMPLES
 
 
@@ -34,7 +34,10 @@ def test_the_budget_is_enough_for_all_methods_on_a_small_model() -> None:
     methods = candidates(box, MAX_FLOPS_PER_REPORT_MAP)
     assert len(methods) >= 15
     assert "grad_cam_plus_plus" in methods
-    assert sum(verdict_flops(box, m, N_VERDICT_EXAMPLES) for m in methods.values()) <= checks.MAX_TOTAL_VERDICT_FLOPS
+    assert (
+        sum(estimated_verdict_flops(box, m, N_VERDICT_EXAMPLES) for m in methods.values())
+        <= checks.MAX_TOTAL_VERDICT_FLOPS
+    )
 
 
 def test_methods_beyond_the_budget_are_named_without_calling_the_model_large(
@@ -65,5 +68,5 @@ def test_other_reasons_are_said_per_method() -> None:
     )
     blocks = checks.show(finding)
     assert [type(b) for b in blocks[1:]] == [RankedMethods]
-    assert not any(isinstance(b, Note) for b in blocks)
+    assert not any(isinstance(b, Caution) for b in blocks)
     assert "is it more than edges" in blocks[0].text  # type: ignore[union-attr]

@@ -23,11 +23,11 @@ from unboxed.checkpointing import weights_digest
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.report import SECTIONS, Finding, NotApplicable, Report, Section, report
-from unboxed.report.blocks import Text
+from unboxed.report.blocks import Paragraph
 from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
-from unboxed.report.pictures import Picture, PictureStore, display_size, to_file_name
-from unboxed.report.survey import evenly_spaced_indices, max_examples_for
+from unboxed.report.pictures import PageImage, PageImageStore, display_size_pixels, to_file_name
+from unboxed.report.survey import evenly_spaced_indices, max_evaluated_examples_for
 from unboxed.report.words import format_percent, format_prob
 
 NAMES = ("top left", "top right", "low left", "low right")
@@ -339,8 +339,8 @@ def test_maps_before_the_relu_are_named_so(tmp_path: Path) -> None:
 
 def test_photos_beyond_the_budget_are_files_next_to_the_page(tmp_path: Path) -> None:
     with ReportFolder(tmp_path) as folder:
-        pictures = PictureStore(folder, budget=0)
-        drawn = pictures.encode(Picture(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise"))
+        pictures = PageImageStore(folder, budget=0)
+        drawn = pictures.encode(PageImage(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise"))
         assert drawn.src == "pictures/more-1.png"
         folder.publish()
     assert (tmp_path / drawn.src).stat().st_size > 1000
@@ -389,7 +389,7 @@ def count(context: ReportContext) -> CountFinding:
 
 
 def show_count(finding: CountFinding) -> list[Any]:
-    return [Text(f"{finding.n} counted")]
+    return [Paragraph(f"{finding.n} counted")]
 
 
 COUNT = Section("Count", "count", count, show_count)
@@ -501,23 +501,25 @@ def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: A
 
 
 def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
-    from unboxed.report.judge_model import JudgeReport
-    from unboxed.report.synthesis import passes_control
+    from unboxed.report.judge_model import JudgePredictions
+    from unboxed.report.synthesis import class_images_pass_control
 
-    good, poor = (JudgeReport(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
-    assert passes_control({"robust": good, "noise": poor})
-    assert not passes_control({"robust": good, "noise": good})
-    assert not passes_control({"robust": good, "noise": JudgeReport(torch.zeros(10), torch.full((10,), 0.85), 10)})
-    assert not passes_control({"robust": poor, "noise": poor})
+    good, poor = (JudgePredictions(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
+    assert class_images_pass_control({"robust": good, "noise": poor})
+    assert not class_images_pass_control({"robust": good, "noise": good})
+    assert not class_images_pass_control(
+        {"robust": good, "noise": JudgePredictions(torch.zeros(10), torch.full((10,), 0.85), 10)}
+    )
+    assert not class_images_pass_control({"robust": poor, "noise": poor})
 
 
 def test_a_judge_that_recognizes_most_of_the_control_is_weak_evidence() -> None:
-    from unboxed.report.judge_model import JudgeReport
+    from unboxed.report.judge_model import JudgePredictions
     from unboxed.report.synthesis import _judge_check
 
     def verdict(control: int) -> tuple[str, str]:
-        noise = JudgeReport(torch.zeros(10), torch.full((10,), 0.5), control)
-        good = JudgeReport(torch.zeros(10), torch.full((10,), 0.9), 9)
+        noise = JudgePredictions(torch.zeros(10), torch.full((10,), 0.5), control)
+        good = JudgePredictions(torch.zeros(10), torch.full((10,), 0.9), 9)
         return _judge_check({"robust": good, "faithful": good, "noise": noise}, "")
 
     assert verdict(5)[1] == "good"
@@ -593,9 +595,9 @@ def test_the_module_is_the_function(tmp_path: Path) -> None:
 def test_examples_are_evenly_spread_and_bounded() -> None:
     assert evenly_spaced_indices(10, 4) == (0, 2, 5, 7)
     assert evenly_spaced_indices(3, 100) == (0, 1, 2)
-    assert max_examples_for((1, 28, 28)) == 10_000
-    assert max_examples_for((3, 224, 224)) == 265
-    assert max_examples_for((3, 4000, 4000)) == 64
+    assert max_evaluated_examples_for((1, 28, 28)) == 10_000
+    assert max_evaluated_examples_for((3, 224, 224)) == 265
+    assert max_evaluated_examples_for((3, 4000, 4000)) == 64
 
 
 def test_max_examples_bounds_what_is_evaluated(tmp_path: Path) -> None:
@@ -634,11 +636,11 @@ def test_a_probability_never_says_one_or_zero(p: float, text: str) -> None:
 
 
 def test_figures_are_shown_at_whole_multiples() -> None:
-    assert display_size((28, 28), 112) == (112, 112)
-    assert display_size((30, 20), 112) == (120, 80)
-    assert display_size((60, 96), 112) == (60, 96)
-    assert display_size((64, 64), 84) == display_size((64, 64), 112) == (128, 128)
-    assert display_size((32, 32), 84) == (96, 96)
-    assert display_size((400, 200), 112) == (112, 56)
+    assert display_size_pixels((28, 28), 112) == (112, 112)
+    assert display_size_pixels((30, 20), 112) == (120, 80)
+    assert display_size_pixels((60, 96), 112) == (60, 96)
+    assert display_size_pixels((64, 64), 84) == display_size_pixels((64, 64), 112) == (128, 128)
+    assert display_size_pixels((32, 32), 84) == (96, 96)
+    assert display_size_pixels((400, 200), 112) == (112, 56)
     assert to_file_name("a/../b", 3, "Straße") == "a-b-3-stra-e"
     assert to_file_name("日本") == "picture"

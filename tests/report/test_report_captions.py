@@ -298,7 +298,7 @@ def test_captions_below_an_adversarial_image_are_of_its_predicted_class() -> Non
 def test_inversions_are_compared_with_the_judge_s_prediction_of_the_input() -> None:
     """Of three inner layers and the outputs, two inputs: the first layer differs from the input throughout."""
     answers = torch.tensor([[3, 3], [0, 3], [0, 1], [2, 1], [0, 1]])  # the last row: of the inputs themselves
-    text = survives._judge_agreement_text(survives._agrees_with_input_prediction(answers), "")
+    text = survives._judge_agreement_text(survives._is_same_class_as_input(answers), "")
     assert text.startswith("The judge classifies 3 of 6 inversions of inner layers as it classifies the input")
     assert "and 1 of 2 inversions of the outputs alone" in text
-    assert survives._agrees_with_input_prediction(answers).double().mean(1).tolist() == [0.0, 0.5, 1.0, 0.5]
+    assert survives._is_same_class_as_input(answers).double().mean(1).tolist() == [0.0, 0.5, 1.0, 0.5]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.report import adversarial, report
 from unboxed.report.attack_words import attack_sentence
-from unboxed.report.input_nouns import nouns_for
+from unboxed.report.input_nouns import input_nouns_for
 
 CLASSES = 5
 
@@ -43,8 +43,8 @@ def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
 def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
     most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adversarial, "MAX_ATTACKED", most)
-    monkeypatch.setattr(adversarial, "MIN_ATTACKED", 1)
+    monkeypatch.setattr(adversarial, "MAX_ATTACKED_EXAMPLES", most)
+    monkeypatch.setattr(adversarial, "MIN_ATTACKED_EXAMPLES", 1)
     x, y = steps(4)
     box = ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits")
     for i, order in enumerate([torch.arange(20), torch.arange(20).view(5, 4).T.flatten()]):
@@ -85,7 +85,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
         scaled,
         (box.inputs.encode(x), y),
         adversarial.default_attacks_in_few_steps(),
-        eps=adversarial.EPS_GRAYSCALE,
+        eps=adversarial.GRAYSCALE_EPS_VALUES,
         check_masking=False,
     )
     assert facts["findings"]["attacks"]["robustness"]["this model"]["all"] == [
@@ -113,11 +113,11 @@ def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:
 
 def test_inputs_in_words() -> None:
     image, rows = ub.Pixels((1, 2, 2)), ub.Features(("a",))
-    assert nouns_for(image).unit == "of the pixel range"
-    assert nouns_for(rows).inputs == "a table of features"
-    assert nouns_for(ub.Features(("a",), low=0, high=4)).unit == "of its column's range"
-    assert nouns_for(ub.MultiInput((image, rows))).unit == "of the pixel range or (in its column's unit)"
-    assert nouns_for(ub.MultiInput((image, rows, rows))).inputs == "1 image and 2 tables of features"
+    assert input_nouns_for(image).unit == "of the pixel range"
+    assert input_nouns_for(rows).inputs == "a table of features"
+    assert input_nouns_for(ub.Features(("a",), low=0, high=4)).unit == "of its column's range"
+    assert input_nouns_for(ub.MultiInput((image, rows))).unit == "of the pixel range or (in its column's unit)"
+    assert input_nouns_for(ub.MultiInput((image, rows, rows))).inputs == "1 image and 2 tables of features"
 
 
 # -- the sentence ----------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_the_sentence_does_not_contradict_itself(
     n_correct: int, n_robust: int, has_labels: bool, sentence: str
 ) -> None:
     found = robustness_of(n_correct, n_robust)
-    assert attack_sentence(found, nouns_for(ub.Pixels((1, 1, 1))), has_labels) == sentence
+    assert attack_sentence(found, input_nouns_for(ub.Pixels((1, 1, 1))), has_labels) == sentence
 
 
 def test_without_labels_the_page_speaks_of_predictions(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from unboxed.cards import Card, cards
 from unboxed.plots.text import hyphens_to_minus_signs
 from unboxed.report import report
 from unboxed.report.blocks import Code, Figure, figures_per_row
-from unboxed.report.input_nouns import column_names_and_values, shapes_text
-from unboxed.report.pictures import Picture
+from unboxed.report.input_nouns import column_names_and_values, input_shapes_text
+from unboxed.report.pictures import PageImage
 from unboxed.report.render import _jinja_environment
 from unboxed.report.words import format_number
 
@@ -91,7 +91,7 @@ def test_columns_of_several_inputs() -> None:
     assert torch.allclose(values[:, 0], x["picture"].double().mean((1, 2, 3)))
     assert torch.equal(values[:, 3], torch.ones(3, dtype=torch.float64))
     assert column_names_and_values(BOTH["table"], x["table"])[0] == ["age", "height"]
-    assert shapes_text(BOTH["picture"]) == "1×4×4"
+    assert input_shapes_text(BOTH["picture"]) == "1×4×4"
 
 
 # -- numbers and rows ------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_large_numbers_are_whole() -> None:
 
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
 def test_no_row_of_figures_is_left_with_one(n: int, wide: int, most: int) -> None:
-    assert figures_per_row([Figure(Picture(Image.new("L", (wide, 1)), "", None))] * n) == most
+    assert figures_per_row([Figure(PageImage(Image.new("L", (wide, 1)), "", None))] * n) == most
 
 
 def test_layers_with_a_number_for_a_name_are_called_layers(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_largest_columns_are_drawn_first(monkeypatch: pytest.MonkeyPatch) ->
     tables.contribution_bars(values, np.arange(15), names)
     assert drawn["bars"][:2] == ["c0 = 0", "c1 = 1"]
     assert drawn["n"] == 3
-    tables.column_swarm(np.stack([values, -values]), np.ones((2, 15)), names)
+    tables.contribution_swarm(np.stack([values, -values]), np.ones((2, 15)), names)
     assert drawn["swarm"][:2] == ["c0", "c1"]
 
 

@@ -46,11 +46,11 @@ def test_large_patches_are_shrunk_by_a_whole_factor() -> None:
 
 
 def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
-    page = units.histogram(unit(), (100, 40))
-    dark = (page == units.BAR_COLOR).all(2)
+    page = units.histogram_image(unit(), (100, 40))
+    dark = (page == units.HISTOGRAM_BAR_COLOR).all(2)
     assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
     assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
-    assert (page[0, 25] == units.ZERO_LINE_COLOR).all()
+    assert (page[0, 25] == units.HISTOGRAM_ZERO_LINE_COLOR).all()
     assert units.value_range_text(unit()) == "from -0.8 to 2.4"  # not the edges of the bins
     assert units.value_range_text(unit(value_range=(np.nan, np.nan))) == "no values"
 
@@ -82,7 +82,7 @@ def made(box: ub.Box, data: Any, out: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "conv_called_twice", "clamped_hidden", "color", "transformer", "lstm", "mlp"]
+    "name", ["plain", "conv_called_twice", "clamped_hidden_layer", "color", "transformer", "lstm", "mlp"]
 )
 def test_a_section_for_every_kind_of_model(name: str, tmp_path: Path) -> None:
     entry = awkward.get_model(name)

@@ -20,7 +20,7 @@ import awkward
 import unboxed as ub
 from contracts.common import make_case
 from unboxed.errors import DataError, InputError, OutputError
-from unboxed.robustness.corruption_functions import CORRUPTION_FN_AND_AMOUNTS, _blur_scale, _rotate_and_shift
+from unboxed.robustness.corruption_functions import CORRUPTION_FN_AND_AMOUNTS, _blur_scale_factor, _rotate_and_shift
 from unboxed.robustness.corruptions import CORRUPTIONS
 
 corrupted = ub.robustness.corrupted
@@ -102,7 +102,7 @@ def test_contrast_and_brightness() -> None:
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_blur_is_scipys(severity: int) -> None:
     x = photos((2, 1, 40, 56)).double()
-    sigma = amount("gaussian_blur", severity) * _blur_scale(x[0])
+    sigma = amount("gaussian_blur", severity) * _blur_scale_factor(x[0])
     want = np.stack(
         [gaussian_filter(image, sigma, mode="mirror", truncate=np.ceil(3 * sigma) / sigma) for image in x[:, 0].numpy()]
     )

@@ -24,7 +24,7 @@ from unboxed.adversarial.changes import prediction_changes
 from unboxed.cli.attack import run_attack
 from unboxed.engine.proportion import Proportion
 from unboxed.errors import DataError, InputError, ModelError, UnboxedWarning
-from unboxed.inputs.labels import unique_names
+from unboxed.inputs.labels import unique_class_names
 from unboxed.plots import attack_sheet, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
 from unboxed.robustness.evaluate import Robustness, evaluate
@@ -160,7 +160,7 @@ def test_classes_of_one_name_are_kept_apart() -> None:
     assert {name: clean.n for name, (clean, _) in found.accuracy_by_class().items()} == {
         f"a ({k})": int((y == k).sum()) for k in (0, 1)
     }
-    assert unique_names(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
+    assert unique_class_names(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
 
 
 def test_a_dataset_equals_tensors() -> None:
@@ -187,7 +187,7 @@ def test_fooled_examples_are_not_attacked_at_a_larger_eps() -> None:
 
 
 def test_resumes_from_a_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.__globals__, "EXAMPLES_PER_TASK", 10)
+    monkeypatch.setitem(evaluate.__globals__, "MAX_EXAMPLES_PER_TASK", 10)
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
@@ -361,7 +361,7 @@ def test_changes_hold_the_models_predictions() -> None:
 
 @pytest.mark.parametrize(("reach", "factor"), [(0.3, 2), (0.1, 10), (0.004, 200), (1.0, 1), (0.0, 1)])
 def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> None:
-    assert attack_sheet.round_magnification(reach) == pytest.approx(factor)
+    assert attack_sheet.round_magnification_factor(reach) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,7 +10,7 @@ from unboxed.engine.optimize.parameterizations import FourierCanvas
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.rng import step_generator
-from unboxed.synthesis.class_image import RECIPES, class_image
+from unboxed.synthesis.class_image import CLASS_IMAGE_RECIPE_BY_NAME, class_image
 
 
 def model(seed: int = 0, channels: int = 1) -> nn.Module:
@@ -105,4 +105,4 @@ def test_random_affine_without_amplitude_is_the_identity_and_keeps_shapes() -> N
 
 
 def test_the_table_of_recipes_has_those_that_the_setting_takes() -> None:
-    assert tuple(RECIPES) == class_image.card.settings["recipe"].choices  # type: ignore[attr-defined]
+    assert tuple(CLASS_IMAGE_RECIPE_BY_NAME) == class_image.card.settings["recipe"].choices  # type: ignore[attr-defined]

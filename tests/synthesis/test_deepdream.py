@@ -16,7 +16,7 @@ from models import uniform as images
 from unboxed.errors import InputError, LayerError
 from unboxed.rng import step_generator
 from unboxed.synthesis import deepdream
-from unboxed.synthesis.deepdream import _tile_starts
+from unboxed.synthesis.deepdream import _tile_start_pixels
 
 
 def convolutional(channels: int = 1, side: int = 24) -> ub.Box:
@@ -102,7 +102,7 @@ def test_tiles_give_nearly_the_image_without_tiles() -> None:
 
 @pytest.mark.parametrize(("length", "window"), [(10, 4), (8, 4), (5, 5), (9, 8), (7, 1)])
 def test_tiles_cover_the_image(length: int, window: int) -> None:
-    starts = _tile_starts(length, window)
+    starts = _tile_start_pixels(length, window)
     assert {i for s in starts for i in range(s, s + window)} == set(range(length))
 
 

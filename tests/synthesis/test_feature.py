@@ -17,13 +17,13 @@ from unboxed.engine.optimize.constraints import L2, ball_constraint
 from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, total_variation
+from unboxed.objectives import channel, diversity, gram_matrix, logit, logprob, neuron, total_variation
 from unboxed.synthesis import caricature, channels, feature
 from unboxed.synthesis.recipe import (
     MAX_NATURAL_TOTAL_VARIATION,
     MAX_TOTAL_VARIATION_RATIO,
     image_statistics,
-    natural_spectrum,
+    natural_magnitude_spectrum,
     noise_score_statistics,
 )
 
@@ -144,7 +144,7 @@ def test_colors_and_total_variation_are_estimated_from_data() -> None:
 
 
 def alike(box: ub.Box, x: Tensor) -> float:
-    flat = F.normalize(gram(box.read(x, "relu2")["relu2"]).flatten(1), dim=1)
+    flat = F.normalize(gram_matrix(box.read(x, "relu2")["relu2"]).flatten(1), dim=1)
     return float((flat @ flat.T)[~torch.eye(len(x), dtype=torch.bool)].mean())
 
 
@@ -216,9 +216,9 @@ def test_maco_without_data_warns(box: ub.Box) -> None:
 def test_the_natural_spectrum_has_unit_standard_deviation(size: tuple[int, int]) -> None:
     """Mean over many draws of the phases, as `Phase` paints them."""
     like = torch.zeros(1, 1, *size, dtype=torch.float64)
-    assert natural_spectrum(like)[0, 0, 0] == 0  # the mean color is the palette's
+    assert natural_magnitude_spectrum(like)[0, 0, 0] == 0  # the mean color is the palette's
     phase = 2 * math.pi * torch.rand(2000, 1, size[0], size[1] // 2 + 1, dtype=torch.float64)
-    z = torch.fft.irfft2(torch.polar(natural_spectrum(like).expand_as(phase), phase), s=size)
+    z = torch.fft.irfft2(torch.polar(natural_magnitude_spectrum(like).expand_as(phase), phase), s=size)
     assert 0.85 < float(z.pow(2).mean().sqrt()) < 1.05
 
 

@@ -20,7 +20,7 @@ import unboxed as ub
 from contracts.trace import changes, snapshot
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 from unboxed.plots import colors
-from unboxed.training import Confused, ConfusedLogits, confusion_sheet
+from unboxed.training import ConfusedInputs, ConfusedLogits, confusion_sheet
 from unboxed.training.confused import ConfusionRule
 
 FORCED: dict[str, Any] = {"min_logit_value": -math.inf, "logging_batch_interval": 1, "max_logit_difference": math.inf}
@@ -73,7 +73,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     ],
 )
 def test_thresholds(logits: list[list[float]], settings: dict[str, Any], want: list[int]) -> None:
-    assert ConfusionRule(**settings).confused_rows(torch.tensor(logits)).tolist() == want
+    assert ConfusionRule(**settings).find_confused_rows(torch.tensor(logits)).tolist() == want
 
 
 def test_the_published_rule_by_its_own_words() -> None:
@@ -85,7 +85,7 @@ def test_the_published_rule_by_its_own_words() -> None:
         values, _ = torch.topk(logits, k=2, dim=1)
         mask = (values[:, 0] - values[:, 1]).abs() < 0.1
         want = (mask & (values[:, 0] > 0)).nonzero().flatten().tolist() if logits.max() > 5.0 else []
-        assert sorted(ConfusionRule(top_k=8).confused_rows(logits).tolist()) == want
+        assert sorted(ConfusionRule(top_k=8).find_confused_rows(logits).tolist()) == want
         picked += len(want)
     assert picked > 20
 
@@ -130,7 +130,7 @@ def test_nothing_confused_nothing_plotted(monkeypatch: pytest.MonkeyPatch, tmp_p
 # -- logits and gradients --------------------------------------------------------------------------------------------
 
 
-def check_against_twin(model: nn.Module, x: Tensor, found: Confused) -> None:
+def check_against_twin(model: nn.Module, x: Tensor, found: ConfusedInputs) -> None:
     """Each gradient alone, by autograd, from a forward in eval."""
     before = [m.training for m in model.modules()]
     model.eval()
@@ -402,7 +402,7 @@ def test_maps_before_a_clamp_are_named_so(drawn: Drawn) -> None:
     model, (x, y) = small(), batch()
     found = ConfusedLogits(1, **FORCED).watch(model, x, y, 0)
     confused = ConfusedLogits()
-    clamped = Confused(**{**vars(found), "is_clamped": torch.tensor([[False, True]])})
+    clamped = ConfusedInputs(**{**vars(found), "is_clamped": torch.tensor([[False, True]])})
     confused.draw(clamped)
     (_, up_a, up_b), _ = drawn.blocks[0]["rows"]
     assert "clamp" not in up_a.caption

@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from unboxed.errors import InputError, MissingError, UnboxedWarning
-from unboxed.training import Confused, ConfusedLogits
+from unboxed.errors import InputError, MissingPackageError, UnboxedWarning
+from unboxed.training import ConfusedInputs, ConfusedLogits
 
 FORCED: dict[str, Any] = {"min_logit_value": -math.inf, "logging_batch_interval": 2, "max_logit_difference": math.inf}
 BATCHES, SIZE = 4, 6
@@ -51,9 +51,9 @@ def images(n: int = BATCHES * SIZE) -> TensorDataset:
 class Noting(ConfusedLogits):
     """Keeps what each step found."""
 
-    found: list[Confused]
+    found: list[ConfusedInputs]
 
-    def watch(self, *args: Any, **kwargs: Any) -> Confused | None:
+    def watch(self, *args: Any, **kwargs: Any) -> ConfusedInputs | None:
         found = super().watch(*args, **kwargs)
         self.found = [*getattr(self, "found", []), *([] if found is None else [found])]
         return found
@@ -318,7 +318,7 @@ def test_a_missing_package_says_how_to_get_it(adapter: str, package: str, monkey
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingError, match=rf'pip install "unboxed\[training\]" \(or pip install {package}'):
+    with pytest.raises(MissingPackageError, match=rf'pip install "unboxed\[training\]" \(or pip install {package}'):
         getattr(ConfusedLogits(), adapter)()
 
 

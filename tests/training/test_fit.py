@@ -479,7 +479,7 @@ def test_train_writes_what_the_card_says(tmp_path, parts):
     assert card["name"] == "digits-cnn"
     assert (card["train_examples"], card["test_examples"], card["seed"]) == (100, 50, 4)
     assert card["recipe"]["epochs"] == len(card["test_accuracy_by_epoch"]) == 2
-    assert card["recipe"]["augment"] == recipes.AFFINE_AUGMENTATION
+    assert card["recipe"]["augment"] == recipes.AFFINE_AUGMENTATION_SETTINGS
     assert card["command"] == "unboxed train digits-cnn --epochs 2 --seed 4"
     assert card["versions"]["torch"] == torch.__version__
     assert card["inputs"]["mean"] == zoo.entry("digits-cnn").inputs.mean

@@ -93,7 +93,7 @@ def test_unknown_weights():
 
 
 def test_weights_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("unboxed.zoo.registry.WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr("unboxed.zoo.registry.ZOO_WEIGHTS_FOLDER", tmp_path)
     for ask in (zoo.load, zoo.card):
         with pytest.raises(ModelError, match="unboxed train digits-cnn"):
             ask("digits-cnn")
@@ -121,7 +121,7 @@ def test_weights_were_trained_on_these_inputs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_small(name):
-    assert (zoo.WEIGHTS_FOLDER / f"{name}.safetensors").stat().st_size < 5_000_000
+    assert (zoo.ZOO_WEIGHTS_FOLDER / f"{name}.safetensors").stat().st_size < 5_000_000
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "digits-judge"])

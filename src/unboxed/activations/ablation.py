@@ -13,7 +13,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.edited_runs import ReplaceWhereEdit, run_variants
 from ..engine.read.edits import check_units, require_unit_layer, resolve_target, unit_addresses, unit_or_position_masks
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..inputs.examples import input_batches, open_data
@@ -22,11 +22,11 @@ from ..model.layers import input_address
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, Target, UnitIndices
 from ..settings import check_settings
 
-CHANNEL_MEANS_DATA_BATCH_SIZE = 256  # of the data read at a time
+CHANNEL_MEAN_BATCH_EXAMPLES = 256  # of the data read at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ablation(OneLineReprMixin):
+class Ablation(ResultMixin):
     """Scores and logits of examples with each unit of a layer ablated, one at a time."""
 
     returns: ClassVar[str] = "table"
@@ -120,7 +120,11 @@ def ablation(
     unit_index = torch.tensor(check_units(units, shape[0], address), device=box.device)
     objective = resolve_target(box, target, x, batch_size)
     is_mean = replacement == "mean"
-    value = _channel_means(box, address, data, batch_size) if is_mean else torch.zeros(shape[0], device=box.device)
+    value = (
+        _mean_activation_per_channel(box, address, data, batch_size)
+        if is_mean
+        else torch.zeros(shape[0], device=box.device)
+    )
     replacement_values = broadcast_rows(value, value.new_empty(shape))[None]  # (1, C, 1, ...)
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
@@ -159,10 +163,10 @@ def last_hidden_layer(box: Box) -> str:
     return paths[previous] if previous < i and torch.equal(a, b) else input_name  # a branch may be as large
 
 
-def _channel_means(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
+def _mean_activation_per_channel(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
     """The mean of each channel (C,) over examples and positions."""
     total, count = torch.zeros(()), 0
-    for x in input_batches(open_data(data, box.inputs), CHANNEL_MEANS_DATA_BATCH_SIZE):
+    for x in input_batches(open_data(data, box.inputs), CHANNEL_MEAN_BATCH_EXAMPLES):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
         h = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, positions)
         total = total.to(h.device) + h.double().sum((0, 2))

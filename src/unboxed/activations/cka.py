@@ -16,12 +16,12 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.edits import require_unit_layer, unit_addresses
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import DataError, InputError, warn
 from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, Data
-from ..settings import AtLeast, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import address_list
 
 MIN_HSIC_EXAMPLES = 4  # examples that HSIC_1 needs
@@ -30,7 +30,7 @@ MAX_GROUP_ACTIVATION_BYTES = 2**29  # of one minibatch's activations at a time; 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CKA(OneLineReprMixin):
+class CKA(ResultMixin):
     """The similarity of each layer of one model with each layer of another."""
 
     returns: ClassVar[str] = "table"
@@ -70,10 +70,14 @@ def cka(
     box_b: Box,
     data: Data,
     layers_a: Annotated[
-        Sequence[str] | str | None, Holds("layers"), "Addresses of layers of the first model; None takes all of them."
+        Sequence[str] | str | None,
+        ValueRole("layers"),
+        "Addresses of layers of the first model; None takes all of them.",
     ] = None,
     layers_b: Annotated[
-        Sequence[str] | str | None, Holds("layers"), "Addresses of layers of the second model; None takes all of them."
+        Sequence[str] | str | None,
+        ValueRole("layers"),
+        "Addresses of layers of the second model; None takes all of them.",
     ] = None,
     *,
     minibatch_size: Annotated[int, AtLeast(MIN_HSIC_EXAMPLES), Unit("examples"), "Examples per Gram matrix."] = 256,
@@ -133,7 +137,7 @@ def cka(
             examples, count = examples + len(x), count + 1
     if not count:
         raise DataError(f"cka needs at least {min_examples} examples")
-    return CKA(a, b, _with_nan_warning(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
+    return CKA(a, b, _warn_if_nan(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 
 def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -142,7 +146,7 @@ def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, 
     return tuple(require_unit_layer(box, path) for path in address_list(layers))
 
 
-def _with_nan_warning(values: Tensor) -> Tensor:
+def _warn_if_nan(values: Tensor) -> Tensor:
     if n := int(values.isnan().sum()):
         warn(
             f"{n} of {values.numel()} similarities are undefined (NaN): "
@@ -178,18 +182,18 @@ def unbiased_hsic(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
     off_diagonal = 1 - torch.eye(n, dtype=k.dtype)
     k, m = k * off_diagonal, m * off_diagonal
     rows_k, rows_m = k.sum(2), m.sum(2)  # (A, n), (B, n)
-    trace, cross = _inner_products(k.flatten(1), m.flatten(1), paired), _inner_products(rows_k, rows_m, paired)
-    total = _inner_products(rows_k.sum(1, keepdim=True), rows_m.sum(1, keepdim=True), paired)
+    trace, cross = _row_inner_products(k.flatten(1), m.flatten(1), paired), _row_inner_products(rows_k, rows_m, paired)
+    total = _row_inner_products(rows_k.sum(1, keepdim=True), rows_m.sum(1, keepdim=True), paired)
     return (trace + total / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / (n * (n - 3))
 
 
 def biased_hsic(k: Tensor, m: Tensor, paired: bool = False) -> Tensor:
     """HSIC_0: tr(K H M H) / (n-1)^2 with the centering matrix H (Gretton et al. 2005). Shapes: `unbiased_hsic`."""
     k, m = (g - g.mean(1, keepdim=True) - g.mean(2, keepdim=True) + g.mean((1, 2), keepdim=True) for g in (k, m))
-    return _inner_products(k.flatten(1), m.flatten(1), paired) / (k.shape[-1] - 1) ** 2
+    return _row_inner_products(k.flatten(1), m.flatten(1), paired) / (k.shape[-1] - 1) ** 2
 
 
-def _inner_products(a: Tensor, b: Tensor, paired: bool) -> Tensor:
+def _row_inner_products(a: Tensor, b: Tensor, paired: bool) -> Tensor:
     """Inner products of rows (A, d) and (B, d): (A, B), or (A,) row by row."""
     return (a * b).sum(1) if paired else a @ b.T
 

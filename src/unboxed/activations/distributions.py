@@ -89,9 +89,9 @@ class Moments:
     def update(self, batch: PerExampleMoments) -> Moments:
         is_finite = batch.is_finite
         n = is_finite.sum(0).to(self.n_examples)
-        mean = _masked_sum(batch.mean, is_finite) / n.clamp_min(1)  # (C,) of this batch
+        mean = _sum_where_true(batch.mean, is_finite) / n.clamp_min(1)  # (C,) of this batch
         mean_deviations = torch.where(is_finite, batch.mean.to(mean) - mean, 0).square().sum(0)
-        squared_deviations = _masked_sum(batch.squared_deviations, is_finite) + batch.n_positions * mean_deviations
+        squared_deviations = _sum_where_true(batch.squared_deviations, is_finite) + batch.n_positions * mean_deviations
         total_n = self.n_examples + n
         mean_shift, weight = mean - self.mean, n / total_n.clamp_min(1)
         return Moments(
@@ -116,7 +116,7 @@ def accumulator_dtype(like: Tensor) -> torch.dtype:
     return torch.float32 if like.device.type == "mps" else torch.float64
 
 
-def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+def _sum_where_true(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0).sum(0, dtype=accumulator_dtype(values))
 
 

@@ -57,24 +57,24 @@ def filters(box: Box, layer: LayerAddress = None) -> Tensor:
     check_settings(filters, locals())
     if layer is not None:
         path = box.layers.resolve(layer).partition("#")[0]
-        image = _weight_images(box, path, named_by_user=True)
+        image = _weights_as_images(box, path, named_by_user=True)
         if image is None:
             kind = box.layers[path].type
             raise LayerError(f"{path!r} ({kind}) has no weights in the shape of images")
         return image
-    for path in _paths_in_run_order(box):
-        if (image := _weight_images(box, path)) is not None:
+    for path in _weight_layer_paths_in_run_order(box):
+        if (image := _weights_as_images(box, path)) is not None:
             return image
     raise LayerError("no convolution and no linear layer takes the pixels themselves")
 
 
-def _paths_in_run_order(box: Box) -> list[str]:
+def _weight_layer_paths_in_run_order(box: Box) -> list[str]:
     """In the order in which layers run; where some are scripted, which no hook observes, as they are defined."""
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in box.modules.values())
     return list(box.modules) if scripted else [row.path for row in box.layers.leaves]
 
 
-def _weight_images(box: Box, path: str, named_by_user: bool = False) -> Tensor | None:
+def _weights_as_images(box: Box, path: str, named_by_user: bool = False) -> Tensor | None:
     """The layer's weights if they are images: of the pixels, or of the inputs of a layer that was named."""
     module = box.modules[path]
     with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is read

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.result_views import ResultTuple
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..model.layers import input_address
 from ..parameters import BatchSize, InputBatch, LayerAddresses
@@ -19,7 +19,7 @@ from ..validation import address_list
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerMaps(OneLineReprMixin):
+class LayerMaps(ResultMixin):
     """The input and output activations of one layer."""
 
     returns: ClassVar[str] = "activations"
@@ -71,7 +71,7 @@ def maps(
         Yosinski et al. 2015, arXiv:1506.06579, section 2.
     """
     check_settings(maps, locals())
-    paths = _all_call_addresses(box) if layers is None else [box.layers.resolve(p) for p in address_list(layers)]
+    paths = _leaf_call_addresses(box) if layers is None else [box.layers.resolve(p) for p in address_list(layers)]
     if not paths:
         raise LayerError("no module of this model runs by itself; read functional ops with box.read(x, [':relu#0'])")
     input_by_path = {p: input_address(p) for p in paths}
@@ -79,5 +79,5 @@ def maps(
     return ResultTuple(LayerMaps(p, box.layers[p].type, acts[input_by_path[p]], acts[p]) for p in paths)
 
 
-def _all_call_addresses(box: Box) -> list[str]:
+def _leaf_call_addresses(box: Box) -> list[str]:
     return [address for row in box.layers.leaves if row.has_input and row.has_batch_axis for address in row.addresses]

@@ -19,22 +19,22 @@ from ..engine.read.edits import (
     unit_addresses,
     unit_or_position_masks,
 )
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
 from ..model.hooks import Edit
 from ..objectives import Objective
 from ..parameters import BatchSize, LayerAddresses, Target
-from ..settings import Holds, check_settings
+from ..settings import ValueRole, check_settings
 from ..validation import address_list
 
-Part = Literal["layer", "channel", "position"]
-AXIS_BY_PART: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
+PatchingGranularity = Literal["layer", "channel", "position"]
+AXIS_BY_GRANULARITY: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
 EQUAL_SCORES_TOLERANCE_ULPS = 64  # times the precision: scores closer than this are equal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PatchedLayer(OneLineReprMixin):
+class PatchedLayer(ResultMixin):
     """The scores with one layer's activations, or parts of them, patched.
 
     Both tensors are (N,) for a whole layer, (N, C) per channel, (N, ...) per position.
@@ -46,7 +46,7 @@ class PatchedLayer(OneLineReprMixin):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Patching(OneLineReprMixin):
+class Patching(ResultMixin):
     """The scores of corrupted inputs with activations of clean inputs."""
 
     returns: ClassVar[str] = "table"
@@ -75,12 +75,12 @@ class Patching(OneLineReprMixin):
 )
 def patching(
     box: Box,
-    clean: Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) whose activations are put in."],
-    corrupted: Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) whose activations are replaced."],
+    clean: Annotated[Tensor, ValueRole("inputs"), "Inputs (N, ...) whose activations are put in."],
+    corrupted: Annotated[Tensor, ValueRole("inputs"), "Inputs (N, ...) whose activations are replaced."],
     layers: LayerAddresses = None,
     target: Target = None,
     *,
-    part: Annotated[Part, "Part of a layer that is replaced at a time."] = "layer",
+    part: Annotated[PatchingGranularity, "Part of a layer that is replaced at a time."] = "layer",
     batch_size: BatchSize = "auto",
 ) -> Patching:
     """The score of `corrupted` with a layer's activation replaced by that of `clean`, layer by layer.
@@ -121,7 +121,7 @@ def patching(
     clean, corrupted = box.validate_inputs(clean), box.validate_inputs(corrupted)
     if len(clean) != len(corrupted):
         raise InputError(f"clean and corrupted must be as many; got {len(clean)} and {len(corrupted)}")
-    paths = _resolve_paths(box, layers, part)
+    paths = _resolve_patched_layers(box, layers, part)
     objective = resolve_target(box, target, clean, batch_size)
     a, b = (
         run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0] for x in (clean, corrupted)
@@ -131,7 +131,7 @@ def patching(
     return Patching(a, b, tuple(patched_layers))
 
 
-def _resolve_paths(box: Box, layers: Sequence[str] | str | None, part: Part) -> list[str]:
+def _resolve_patched_layers(box: Box, layers: Sequence[str] | str | None, part: PatchingGranularity) -> list[str]:
     if layers is not None:
         return [_resolve_patched_path(box, path, part) for path in address_list(layers)]
     paths = [path for path in unit_addresses(box) if part != "position" or len(box.layers[path].shape) > 1]
@@ -140,7 +140,7 @@ def _resolve_paths(box: Box, layers: Sequence[str] | str | None, part: Part) -> 
     return paths
 
 
-def _resolve_patched_path(box: Box, path: str, part: Part) -> str:
+def _resolve_patched_path(box: Box, path: str, part: PatchingGranularity) -> str:
     resolved = require_unit_layer(box, path)
     if part == "position" and ":" not in resolved and len(box.layers[resolved].shape) < 2:
         raise LayerError(f"{path!r} has no positions: its shape is {box.layers[resolved].shape}; patch it by channel")
@@ -148,11 +148,17 @@ def _resolve_patched_path(box: Box, path: str, part: Part) -> str:
 
 
 def _patched_scores(
-    box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, part: Part, batch_size: BatchSize
+    box: Box,
+    clean: Tensor,
+    corrupted: Tensor,
+    path: str,
+    objective: Objective,
+    part: PatchingGranularity,
+    batch_size: BatchSize,
 ) -> Tensor:
     """The scores of `corrupted` with each part of one layer replaced."""
     first = clean if box.batch_dependent else clean[:1]
-    shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_PART[part]
+    shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_GRANULARITY[part]
     n_parts = count_units_or_positions(shape, axis)
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:

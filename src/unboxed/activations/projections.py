@@ -14,10 +14,10 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import Gradients, gradients
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError, RuleError
 from ..model import relu_rules
-from ..objectives import Index, Objective, as_classes, constant, layer_objective
+from ..objectives import Objective, RowIndex, constant_to_like, layer_objective, to_class_tensor
 from ..parameters import BatchSize, InputBatch, RequiredLayerAddress, UnitAxis
 from ..settings import check_settings
 from .receptive_field import ReceptiveField, receptive_field
@@ -27,7 +27,7 @@ BackwardRuleName = Literal["deconvnet", "gradient"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Projections(OneLineReprMixin):
+class Projections(ResultMixin):
     """One neuron of each example, projected back to the input."""
 
     returns: ClassVar[str] = "activations"
@@ -111,7 +111,7 @@ def projections(
     x = box.validate_inputs(x)
     (path,) = resolve_unit_layers(box, layer)
     h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
-    units = _units_per_example(unit, len(x), h)
+    units = _broadcast_units(unit, len(x), h)
     positions = (
         unravel_positions(argmax_positions(h)[torch.arange(len(x)), units], h.shape[2:])
         if position is None
@@ -128,10 +128,10 @@ def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1
 
     def score(h: Tensor) -> Tensor:
         rows = torch.arange(len(h), device=h.device)
-        index = (rows, constant(unit, h), *constant(position, h).unbind(1))
+        index = (rows, constant_to_like(unit, h), *constant_to_like(position, h).unbind(1))
         return units_to_axis_1(h, axis, layer)[index]
 
-    def select_rows(i: Index) -> Objective:
+    def select_rows(i: RowIndex) -> Objective:
         return neuron_per_example(layer, unit[i], position[i], axis)
 
     return layer_objective(layer, score, f"{layer}, one neuron per example", select_rows, len(unit))
@@ -159,8 +159,8 @@ def _receptive_field_bounds(
     return (field or receptive_field(box, path, axis=axis, batch_size=batch_size)).bounds_at(positions)
 
 
-def _units_per_example(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
-    units = as_classes(unit).to(h.device, torch.long)
+def _broadcast_units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
+    units = to_class_tensor(unit).to(h.device, torch.long)
     if units.ndim > 1 or (units.ndim == 1 and len(units) != n):
         raise InputError(f"unit must be one unit, or one for each of {n} examples; got shape {tuple(units.shape)}")
     if units.numel() and not (int(units.min()) >= 0 and int(units.max()) < h.shape[1]):
@@ -170,7 +170,7 @@ def _units_per_example(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
 
 def _validated_positions(position: Tensor, h: Tensor) -> Tensor:
     if not isinstance(position, Tensor) or position.numel():  # (N, 0) is of a layer without positions
-        position = as_classes(position, "a position")
+        position = to_class_tensor(position, "a position")
     positions = position.to(h.device, torch.long)
     sides = torch.tensor(h.shape[2:], device=h.device)
     if positions.shape != (len(h), len(sides)) or bool(((positions < 0) | (positions >= sides)).any()):

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..box import Box
 from ..cards import card
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..model.batching import map_in_batches
 from ..parameters import BatchSize, RequiredLayerAddress, UnitAxis
 from ..settings import AtLeast, Unit, check_settings
@@ -35,7 +35,7 @@ LOW_PRECISION_TOLERANCE = 1e-2  # of other dtypes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ReceptiveField(OneLineReprMixin):
+class ReceptiveField(ResultMixin):
     """The receptive field of each position of a layer.
 
     Bounds are top, left, bottom, right in pixels: rows top to bottom - 1. All are 0 for a position that no pixel
@@ -143,7 +143,7 @@ def receptive_field(
     (path,) = resolve_unit_layers(box, layer)
     prober = _FieldProber(box, path, axis, resolution, batch_size)
     bounds = prober.probe_by_nan()
-    if bounds is not None and prober.outside_is_irrelevant(bounds) and prober.field_edges_matter(bounds):
+    if bounds is not None and prober.outside_does_not_matter(bounds) and prober.field_edges_matter(bounds):
         return ReceptiveField(path, bounds, "NaN")
     return ReceptiveField(path, prober.probe_by_differences(), "differences")
 
@@ -197,7 +197,7 @@ class _FieldProber:
     def field_edges_matter(self, bounds: Tensor) -> bool:
         """Whether the outermost bands of some positions' fields make a difference to them."""
         positions = [p for p in _corner_and_center_positions(bounds) if bounds[p].any()]
-        edges = {p: self._edge_bands(bounds[p].tolist()) for p in positions}
+        edges = {p: self._field_edge_bands(bounds[p].tolist()) for p in positions}
         bands = sorted({band for field_bands in edges.values() for band in field_bands})
         index = {band: i for i, band in enumerate(bands)}
         unconfirmed = {(index[band], *p) for p, field_bands in edges.items() for band in field_bands}
@@ -206,17 +206,17 @@ class _FieldProber:
             if not unconfirmed:
                 return True
         responds_to_noise = torch.stack(
-            [self._changed_by_noise_mask(draw) for draw in range(MAX_EDGE_CHECK_NOISE_IMAGES)]
+            [self._positions_changed_by_noise(draw) for draw in range(MAX_EDGE_CHECK_NOISE_IMAGES)]
         ).any(0)  # (*P)
         return not any(responds_to_noise[location[1:]] for location in unconfirmed)  # dead positions are not evidence
 
-    def _changed_by_noise_mask(self, image_index: int) -> Tensor:
+    def _positions_changed_by_noise(self, image_index: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
-        return self._make_difference_test(self._activations(self.noise[image_index, None]))(
-            self._activations(self.noise[image_index + 1, None])
+        return self._make_difference_test(self._unit_activations(self.noise[image_index, None]))(
+            self._unit_activations(self.noise[image_index + 1, None])
         )[0]
 
-    def _edge_bands(self, bounds: list[int]) -> list[BandAxisAndStart]:
+    def _field_edge_bands(self, bounds: list[int]) -> list[BandAxisAndStart]:
         """The first and the last band of a field, on both sides."""
         top, left, bottom, right = (
             i - i % self.resolution for i in (bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1)
@@ -234,10 +234,10 @@ class _FieldProber:
             except ERRORS_CAUSED_BY_PROBES:
                 pass  # an op without forward derivatives
             yield self._reached_mask_by_band(
-                bands, self._make_difference_test(self._activations(base[None])), base, other
+                bands, self._make_difference_test(self._unit_activations(base[None])), base, other
             )
 
-    def outside_is_irrelevant(self, bounds: Tensor) -> bool:
+    def outside_does_not_matter(self, bounds: Tensor) -> bool:
         """Whether some positions are unchanged when all pixels outside of their fields are replaced."""
         positions = _corner_and_center_positions(bounds)
         base, other = self.noise[0], self.noise[1]
@@ -245,10 +245,10 @@ class _FieldProber:
         for x, position in zip(changed, positions, strict=True):
             top, left, bottom, right = bounds[position].tolist()
             x[:, top:bottom, left:right] = base[:, top:bottom, left:right]
-        differs_from_base = self._make_difference_test(self._activations(base[None]))
+        differs_from_base = self._make_difference_test(self._unit_activations(base[None]))
 
         def check_rows(rows: slice) -> list[bool]:
-            has_changed = differs_from_base(self._activations(changed[rows]))
+            has_changed = differs_from_base(self._unit_activations(changed[rows]))
             return [bool(m[position]) for m, position in zip(has_changed, positions[rows], strict=True)]
 
         return not any(any(p) for p in self._run_probes_in_batches(check_rows, len(positions)))
@@ -259,7 +259,9 @@ class _FieldProber:
         """Which positions the change of a band to `other` reaches, (bands, *P), by `is_reached` of activations."""
 
         def probe_rows(rows: slice) -> Tensor:
-            return is_reached(self._activations(torch.stack([self._paste_band(base, other, b) for b in bands[rows]])))
+            return is_reached(
+                self._unit_activations(torch.stack([self._paste_band(base, other, b) for b in bands[rows]]))
+            )
 
         return torch.cat(self._run_probes_in_batches(probe_rows, len(bands)))
 
@@ -270,7 +272,7 @@ class _FieldProber:
             tangents = torch.stack([self._paste_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
             with _allowing_forward_ad():
                 x = base.expand_as(tangents).clone()
-                h, slope = forward_ad.unpack_dual(self._activations(forward_ad.make_dual(x, tangents.clone())))  # type: ignore[no-untyped-call]
+                h, slope = forward_ad.unpack_dual(self._unit_activations(forward_ad.make_dual(x, tangents.clone())))  # type: ignore[no-untyped-call]
                 return (torch.zeros_like(h) if slope is None else slope.nan_to_num(0)).ne(0).any(1)
 
         return torch.cat(self._run_probes_in_batches(probe_rows, len(bands)))
@@ -297,7 +299,7 @@ class _FieldProber:
         x.narrow(axis, start, n).copy_(other.narrow(axis, start, n))
         return x
 
-    def _activations(self, x: Tensor) -> Tensor:
+    def _unit_activations(self, x: Tensor) -> Tensor:
         with _disabling_fast_convolutions(), self.box.isolated(grad=False):
             return units_to_axis_1(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 

@@ -13,18 +13,18 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.edits import UnitEdit, ablate, require_unit_layer, unit_addresses
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
 from ..model.hooks import Edit
 from ..parameters import BatchSize, InputBatch
-from ..settings import Holds, check_settings
+from ..settings import ValueRole, check_settings
 
 EditsByLayer = Mapping[str, Edit | Sequence[Edit]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RewriteResult(OneLineReprMixin):
+class RewriteResult(ResultMixin):
     """The logits of a model as it is, and with some of its activations changed."""
 
     returns: ClassVar[str] = "table"
@@ -52,7 +52,9 @@ class RewriteResult(OneLineReprMixin):
 def rewrite(
     box: Box,
     x: InputBatch,
-    edits: Annotated[EditsByLayer, Holds("object"), "Edits of activations: {layer address: edit, or several in turn}."],
+    edits: Annotated[
+        EditsByLayer, ValueRole("object"), "Edits of activations: {layer address: edit, or several in turn}."
+    ],
     *,
     batch_size: BatchSize = "auto",
 ) -> RewriteResult:
@@ -94,7 +96,7 @@ def rewrite(
 
     def logits_of_rows(rows: slice, row_edits: Mapping[str, Sequence[Edit]]) -> Tensor:
         composed = {
-            a: _compose_edits([e.rows(rows) if isinstance(e, UnitEdit) else e for e in es], a)
+            a: _chain_edits([e.rows(rows) if isinstance(e, UnitEdit) else e for e in es], a)
             for a, es in row_edits.items()
         }
         with box.isolated(grad=False):
@@ -122,7 +124,7 @@ def _edits_by_resolved_address(box: Box, edits: EditsByLayer, n: int) -> dict[st
     return edits_by_address
 
 
-def _compose_edits(edits: Sequence[Edit], address: str) -> Edit:
+def _chain_edits(edits: Sequence[Edit], address: str) -> Edit:
     """The edits in turn. Raises InputError for one that does not keep the shape."""
 
     def compose(h: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import for_each_batch
 from ..engine.result_views import ResultTuple
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
@@ -33,7 +33,7 @@ HistogramValueKind = Literal["positions", "max", "mean"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class UnitStatistics(OneLineReprMixin):
+class UnitStatistics(ResultMixin):
     """Statistics of each unit of one layer, over all positions of all examples without NaN or infinite values."""
 
     returns: ClassVar[str] = "table"
@@ -127,13 +127,13 @@ def statistics(
     ) -> dict[str, AccumulatorState]:
         return state_by_path
 
-    states, interrupted = fold_over_data(box, data, paths, observe, next_state, batch_size=batch_size)
+    states, interrupted = accumulate_over_data(box, data, paths, observe, next_state, batch_size=batch_size)
     return ResultTuple(
         accumulator.to_statistics(states[path], box.dtype, interrupted) for path, accumulator in accumulators.items()
     )
 
 
-def fold_over_data(
+def accumulate_over_data(
     box: Box,
     data: Any,
     paths: Sequence[str],
@@ -218,7 +218,7 @@ class UnitAccumulator:
         """The state with one batch more, the batch's activations (n, C, *P), and its moments per example."""
         h = units_to_axis_1(h, self.axis, self.path)
         flat = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, P)
-        rows, state = PerExampleMoments.from_values(flat), state or self._empty_state(flat)
+        rows, state = PerExampleMoments.from_values(flat), state or self._initial_state(flat)
         histograms = state.histograms
         if self.histogram_of == "positions":
             is_finite = rows.is_finite[..., None].expand_as(flat)
@@ -227,7 +227,7 @@ class UnitAccumulator:
         is_full = sum(r.mean.numel() for r in state.pending) >= MAX_PENDING_VALUES
         return self._merge_pending(state) if is_full else state, h, rows
 
-    def _empty_state(self, flat: Tensor) -> AccumulatorState:
+    def _initial_state(self, flat: Tensor) -> AccumulatorState:
         units, positions = flat.shape[1:]
         return AccumulatorState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
 

@@ -15,20 +15,20 @@ from ..cards import card
 from ..engine.read.edits import check_units
 from ..engine.read.examples import fetch_inputs
 from ..engine.result_views import ResultTuple
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..inputs.base import Inputs
-from ..inputs.examples import is_single_pass, open_data
+from ..inputs.examples import is_single_pass_data, open_data
 from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
 from ..parameters import BatchSize, Data, LayerAddresses, NExamples, UnitAxis
-from ..settings import Holds, check_settings
+from ..settings import ValueRole, check_settings
 from .distributions import accumulator_dtype
-from .statistics import AccumulatorState, UnitAccumulator, UnitScoreKind, UnitStatistics, fold_over_data
+from .statistics import AccumulatorState, UnitAccumulator, UnitScoreKind, UnitStatistics, accumulate_over_data
 from .units import argmax_positions, resolve_unit_layers, unravel_positions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopExamples(OneLineReprMixin):
+class TopExamples(ResultMixin):
     """The k examples that excite each unit of one layer most, best first; of equals the earlier one.
 
     A `mean_distance` near `baseline_distance` means that a unit responds to many different things; one far below, to
@@ -87,7 +87,9 @@ def top_examples(
     k: NExamples = 9,
     *,
     rank_by: Annotated[UnitScoreKind, "Value of a unit by which examples are ranked."] = "max",
-    features: Annotated[str | None, Holds("layer"), "Address of the layer in which distances are measured."] = "auto",
+    features: Annotated[
+        str | None, ValueRole("layer"), "Address of the layer in which distances are measured."
+    ] = "auto",
     axis: UnitAxis = 1,
     batch_size: BatchSize = "auto",
 ) -> tuple[TopExamples, ...]:
@@ -135,11 +137,11 @@ def top_examples(
         (features,) = resolve_unit_layers(box, [features])
     data = open_data(data, box.inputs)
     ranking = _TopExamplesAccumulator(
-        {path: UnitAccumulator(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass(data)
+        {path: UnitAccumulator(path, axis, rank_by) for path in paths}, k, rank_by, features, is_single_pass_data(data)
     )
     read = [features] if features else []
     skipped = SkippedExamples()
-    state, interrupted = fold_over_data(
+    state, interrupted = accumulate_over_data(
         box, data, paths, ranking.observe, ranking.next_state, read, batch_size=batch_size, skipped=skipped
     )
     results = ranking.results(state, box.dtype, interrupted)
@@ -171,11 +173,13 @@ class _TopKPerUnit:
     def merge_batch(self, new: _TopKPerUnit, units: Tensor | None, k: int) -> _TopKPerUnit:
         """With the top examples of one batch more, of some units or of all."""
         if units is None:
-            return self._merge(new, k)
+            return self._merge_top_k(new, k)
         if not len(units):
             return self
-        merged = _TopKPerUnit(*(t[units] for t in self._tensors))._merge(new, k)
-        return _TopKPerUnit(*(t.index_copy(0, units, n) for t, n in zip(self._tensors, merged._tensors, strict=True)))
+        merged = _TopKPerUnit(*(t[units] for t in self._per_unit_tensors))._merge_top_k(new, k)
+        return _TopKPerUnit(
+            *(t.index_copy(0, units, n) for t, n in zip(self._per_unit_tensors, merged._per_unit_tensors, strict=True))
+        )
 
     def improved_units(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
         """The units that have new top examples, and how many at most.
@@ -189,14 +193,14 @@ class _TopKPerUnit:
         n_better = n_better.masked_fill(worst.isnan(), k)
         return n_better.nonzero()[:, 0], min(k, int(n_better.max()))
 
-    def _merge(self, new: _TopKPerUnit, k: int) -> _TopKPerUnit:
-        joined = [torch.cat(pair, 1) for pair in zip(self._tensors, new._tensors, strict=True)]
+    def _merge_top_k(self, new: _TopKPerUnit, k: int) -> _TopKPerUnit:
+        joined = [torch.cat(pair, 1) for pair in zip(self._per_unit_tensors, new._per_unit_tensors, strict=True)]
         order = _top_indices(joined[0], k)
         units = torch.arange(len(order), device=order.device)[:, None]
         return _TopKPerUnit(*(t[units, order] for t in joined))
 
     @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _per_unit_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.value, self.index, self.flat_position, self.feature
 
     def mean_distance(self) -> Tensor:
@@ -286,7 +290,7 @@ class _TopExamplesAccumulator:
         total, squares = f.sum(0, dtype=accumulator_dtype(f)), f.square().sum(dtype=accumulator_dtype(f))
         if state:
             total, squares = state.feature_sum + total, state.squared_norm_sum + squares
-        inputs = _retained_inputs(state, [top for _, top, _ in layers.values()], x) if self.keeps_inputs else {}
+        inputs = _inputs_of_top_examples(state, [top for _, top, _ in layers.values()], x) if self.keeps_inputs else {}
         return _TopExamplesState(start + len(x), layers, total, squares, inputs)
 
     def results(self, state: _TopExamplesState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
@@ -316,7 +320,9 @@ class _TopExamplesAccumulator:
         )
 
 
-def _retained_inputs(state: _TopExamplesState | None, tops: Sequence[_TopKPerUnit], x: Tensor) -> dict[int, Tensor]:
+def _inputs_of_top_examples(
+    state: _TopExamplesState | None, tops: Sequence[_TopKPerUnit], x: Tensor
+) -> dict[int, Tensor]:
     """The inputs of the top examples so far, and no others."""
     n, old_inputs = (state.n_examples, state.inputs) if state else (0, {})
     needed = {i for top in tops for i in top.index.flatten().tolist()}

@@ -15,17 +15,17 @@ from ..cards import card
 from ..engine.read import features
 from ..engine.read.embedding import FittedTSNE, fit_tsne
 from ..engine.read.neighbors import nearest_points
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, LayerAddresses
 from ..settings import Above, check_settings
 from ..validation import check_int
 
-N_DEFAULT_LAYERS = 4  # hidden layers that are mapped where none is named
+N_DEFAULT_TSNE_LAYERS = 4  # hidden layers that are mapped where none is named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TsneMap(OneLineReprMixin):
+class TsneMap(ResultMixin):
     """The t-SNE map of one layer."""
 
     path: str  # the layer's address; "input" is the example itself
@@ -44,7 +44,7 @@ class TsneMap(OneLineReprMixin):
 
 
 @dataclass(frozen=True, repr=False)
-class TsneMaps(OneLineReprMixin):
+class TsneMaps(ResultMixin):
     """One t-SNE map per layer of the same N examples."""
 
     returns: ClassVar[str] = "embedding"
@@ -75,7 +75,7 @@ class TsneMaps(OneLineReprMixin):
             box, box.validate_inputs(x), paths, batch_size=batch_size, max_features=max_features
         )
         return {
-            m.path: _points_to_tensor(m.embedding.transform(features_by_path[m.path].cpu().numpy()), box)
+            m.path: _coordinates_to_tensor(m.embedding.transform(features_by_path[m.path].cpu().numpy()), box)
             for m in self.layers
         }
 
@@ -136,7 +136,7 @@ def tsne(
     """
     check_settings(tsne, locals())
     addresses = (
-        ["input", *features.hidden_layer_input_addresses(box, N_DEFAULT_LAYERS)]
+        ["input", *features.hidden_layer_input_addresses(box, N_DEFAULT_TSNE_LAYERS)]
         if layers is None
         else features.resolve_layers(box, layers)
     )
@@ -148,7 +148,7 @@ def tsne(
     try:
         for path in addresses:
             embedding = fit_tsne(features_by_path.pop(path).cpu().numpy(), perplexity=perplexity)
-            finished.append(TsneMap(path, _points_to_tensor(embedding.points, box), embedding))
+            finished.append(TsneMap(path, _coordinates_to_tensor(embedding.points, box), embedding))
     except KeyboardInterrupt:
         if not finished:
             raise
@@ -156,7 +156,7 @@ def tsne(
     return TsneMaps(tuple(finished), classes=box.classes, _box=box)
 
 
-def _points_to_tensor(coordinates: object, box: Box) -> Tensor:
+def _coordinates_to_tensor(coordinates: object, box: Box) -> Tensor:
     return torch.as_tensor(coordinates).to(box.device, box.dtype)
 
 

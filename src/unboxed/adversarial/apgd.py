@@ -28,7 +28,7 @@ from ..parameters import (
     Eps,
     InputBatch,
     Labels,
-    LinfOrL2,
+    LinfOrL2Norm,
     Restarts,
     Seed,
     Steps,
@@ -42,7 +42,7 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 MOMENTUM_ALPHA = 0.75  # weight of the step; the rest is momentum
-MIN_RISING_STEP_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
+MIN_LOSS_INCREASE_STEP_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
 APGD_RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
@@ -61,7 +61,7 @@ def apgd(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: LinfOrL2 = "linf",
+    norm: LinfOrL2Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
@@ -239,14 +239,14 @@ class _APGD:
         }  # the step, and the number of steps it checks
 
     def run(self, rows: Tensor, start: Tensor) -> None:
-        iterates = self._init_iterates(rows, start)
+        iterates = self._evaluate_start_points(rows, start)
         try:
             for step in range(1, self.steps + 1):
                 if not len(iterates.rows):
                     return
                 iterates = self._step(iterates, step)
         finally:  # Ctrl-C too
-            self.state.keep_best_failure(iterates.best_x, iterates.rows, iterates.best_success_score)
+            self.state.update_best_failure(iterates.best_x, iterates.rows, iterates.best_success_score)
 
     def _evaluate(self, x: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Score, fooled and gradient; after the last step nobody asks for the gradient."""
@@ -255,7 +255,7 @@ class _APGD:
             return evaluation.score, evaluation.success_score, evaluation.grad
         return *self.state.evaluate(x, rows, self.objective), x
 
-    def _init_iterates(self, rows: Tensor, x: Tensor) -> _APGDIterates:
+    def _evaluate_start_points(self, rows: Tensor, x: Tensor) -> _APGDIterates:
         score, success_score, grad = self._evaluate(x, rows, 0)
         step_size, zero_counts = torch.full_like(score, 2 * self.ball.eps), torch.zeros_like(rows)
         center = self.state.x[rows]
@@ -268,7 +268,7 @@ class _APGD:
         is_adversarial = success_score > 0
         if not is_adversarial.any():
             return iterates
-        self.state.keep_nearer(iterates.x, iterates.rows, is_adversarial)
+        self.state.update_nearest(iterates.x, iterates.rows, is_adversarial)
         return iterates.select_rows(~is_adversarial)
 
     def _step(self, iterates: _APGDIterates, step: int) -> _APGDIterates:
@@ -311,7 +311,7 @@ class _APGD:
 
     def _adapt_step_size(self, iterates: _APGDIterates, n_steps: int) -> _APGDIterates:
         """At a checkpoint: rows whose loss rose too seldom, or is stuck, halve their step and return to their best."""
-        rises_too_seldom = iterates.n_rises < MIN_RISING_STEP_FRACTION * n_steps
+        rises_too_seldom = iterates.n_rises < MIN_LOSS_INCREASE_STEP_FRACTION * n_steps
         is_stuck = (iterates.step_size == iterates.checkpoint_step_size) & (
             iterates.best_score == iterates.checkpoint_best_score
         )

@@ -22,10 +22,10 @@ def resolve_attack_ball(
     if not takes_it:
         kind = type(resolved).__name__
         raise InputError(f'this attack takes norm="linf" or "l2", or such a ball; got {kind}. pgd takes every ball')
-    return check_eps_range(box, resolved)
+    return check_eps_within_data_range(box, resolved)
 
 
-def check_eps_range(box: Box, ball: NormBall) -> NormBall:
+def check_eps_within_data_range(box: Box, ball: NormBall) -> NormBall:
     """The ball. Raises InputError where eps is larger than any two images are apart."""
     if not isinstance(box.inputs, Pixels):
         return ball

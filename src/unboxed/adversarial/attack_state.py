@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import cards
-from ..engine.column_units import categorical_mask, in_column_units, to_own_units
+from ..engine.column_units import categorical_mask, inputs_to_original_units, to_scaled_box_and_inputs
 from ..engine.cpu_cache import gradient_batch_plan
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import NormBall, largest_distance
@@ -28,7 +28,7 @@ from ..objectives import Objective
 from .goal import make_goal, require_attackable_classes
 from .result import Adversarial
 
-CANDIDATE_NAME_IN_ERRORS = "an image that was tried instead"
+CANDIDATE_DESCRIPTION_IN_ERRORS = "an image that was tried instead"
 ScoreSelectorFn = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -68,7 +68,7 @@ class AttackState:
             require_attackable_classes(box)
         own_x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
         self.own_box, self.own_x, self.norm = box, own_x, norm  # in the inputs' own units
-        self.box, self.x = in_column_units(box, self.own_x)  # in which distances are measured
+        self.box, self.x = to_scaled_box_and_inputs(box, self.own_x)  # in which distances are measured
         self.fixed_values = categorical_mask(box.inputs)  # (D,) categories, which are not changed
         self.n_samples, self.batch_size = eot if box.stochastic else 1, batch_size
         n, device = len(self.x), self.x.device
@@ -100,12 +100,12 @@ class AttackState:
         rows = torch.arange(len(self.x), device=self.x.device)
         self.initial_score = self.success_score(self.x, rows)
         self.initially_misclassified = self.initial_score > 0
-        self.keep_nearer(self.x, rows, self.initially_misclassified)
+        self.update_nearest(self.x, rows, self.initially_misclassified)
         return rows[~self.initially_misclassified]
 
-    def keep_nearer(self, images: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
+    def update_nearest(self, images: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
         """Keep images that are successes and nearer than the best so far; returns (n,) where that was so."""
-        images = self.with_fixed_values(images, rows)
+        images = self.restore_categorical_values(images, rows)
         distance = self.norm.distance(images, self.x[rows])
         is_nearer = is_adversarial & (distance < self.distance[rows])
         nearer_rows = rows[is_nearer]
@@ -116,10 +116,10 @@ class AttackState:
         )
         return is_nearer
 
-    def keep_best_failure(self, images: Tensor, rows: Tensor, success_score: Tensor) -> None:
+    def update_best_failure(self, images: Tensor, rows: Tensor, success_score: Tensor) -> None:
         """Where there is no success yet, keep images of a higher score: attacks within eps return them."""
         is_better = ~self.success[rows] & (success_score > self._best_failure_score[rows])
-        better_rows, images = rows[is_better], self.with_fixed_values(images, rows)
+        better_rows, images = rows[is_better], self.restore_categorical_values(images, rows)
         self.images[better_rows], self._best_failure_score[better_rows] = (
             images[is_better].to(self.images.dtype),
             success_score[is_better],
@@ -129,13 +129,13 @@ class AttackState:
         """The result. An image beyond `eps` is no success, and the original is returned for it."""
         is_too_far = self.distance > largest_distance(eps)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
-        images = self.with_fixed_values(images, torch.arange(len(images), device=images.device))
+        images = self.restore_categorical_values(images, torch.arange(len(images), device=images.device))
         success = self.success & ~is_too_far
         if self._full_batch is not None:  # evaluated with the final images of all rows
             success = self.success_score(images, torch.arange(len(images), device=images.device)) > 0
         distance = self.norm.distance(images, self.x)
         if self.box is not self.own_box:
-            images = to_own_units(self.box, images, self.own_x)
+            images = inputs_to_original_units(self.box, images, self.own_x)
             success &= self._is_success(images)
         return Adversarial(
             self.own_box.restore_structure(images),
@@ -159,13 +159,13 @@ class AttackState:
     def validate_inputs(self, x: Tensor) -> Tensor:
         """Further inputs (M, ...), in the units in which distances are measured."""
         x = self.own_box.validate_inputs(x)
-        return x if self.box is self.own_box else self.box.inputs.from_base(x)  # type: ignore[attr-defined]
+        return x if self.box is self.own_box else self.box.inputs.to_scaled_units(x)  # type: ignore[attr-defined]
 
-    def _free_grad(self, grad: Tensor) -> Tensor:
+    def _zero_categorical_grad(self, grad: Tensor) -> Tensor:
         """A gradient (n, ...) without the categories' part."""
         return grad if self.fixed_values is None else grad.masked_fill(self.fixed_values.to(grad.device), 0)
 
-    def with_fixed_values(self, images: Tensor, rows: Tensor) -> Tensor:
+    def restore_categorical_values(self, images: Tensor, rows: Tensor) -> Tensor:
         """The images (n, ...) with the categories of their originals."""
         if self.fixed_values is None:
             return images
@@ -184,7 +184,7 @@ class AttackState:
         (out,) = self._evaluate_nan_checked(
             images,
             rows,
-            lambda h, i: (self._forward_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
+            lambda h, i: (self._readout_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
             (self.box.n_outputs,),
         )
         return out
@@ -194,7 +194,7 @@ class AttackState:
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             criterion = self.goal.criterion.rows(row_index)
-            return (self._forward_without_grad(images, criterion.layers, criterion),)
+            return (self._readout_without_grad(images, criterion.layers, criterion),)
 
         return self._evaluate_nan_checked(images, rows, evaluate_rows, ())[0]
 
@@ -204,7 +204,7 @@ class AttackState:
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             row_objective, criterion = score_objective.rows(row_index), self.goal.criterion.rows(row_index)
-            stacked_scores = self._forward_without_grad(
+            stacked_scores = self._readout_without_grad(
                 images,
                 row_objective.layers | criterion.layers,
                 lambda acts: torch.stack([row_objective(acts), criterion(acts)], 1),
@@ -240,7 +240,9 @@ class AttackState:
                 scores = select_scores(logits, row_index)  # (n, J)
                 last_index = scores.shape[1] - 1
                 score_grads = [
-                    self._free_grad(torch.autograd.grad(scores[:, j].sum(), images, retain_graph=j < last_index)[0])
+                    self._zero_categorical_grad(
+                        torch.autograd.grad(scores[:, j].sum(), images, retain_graph=j < last_index)[0]
+                    )
                     for j in range(last_index + 1)
                 ]
             return logits.detach(), scores.detach(), torch.stack(score_grads, 1)
@@ -263,14 +265,14 @@ class AttackState:
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
         outputs = self._evaluate_in_batches(images, rows, evaluate_rows)
-        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_NAME_IN_ERRORS)
+        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_DESCRIPTION_IN_ERRORS)
         return outputs
 
     def _evaluate_in_batches(
         self, images: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors]
     ) -> Tensors:
         """`evaluate_rows(images, rows)` in bounded batches; of all rows, and all counted, if batch-dependent."""
-        images = self.with_fixed_values(images, rows)
+        images = self.restore_categorical_values(images, rows)
         if self._full_batch is not None:
             self._full_batch[rows] = images.to(self._full_batch.dtype)
             self.queries += self.n_samples
@@ -283,7 +285,7 @@ class AttackState:
             parts = map_in_batches(lambda s: evaluate_rows(images[s], rows[s]), len(rows), size, max_rows)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(h) for h in zip(*parts, strict=True))
 
-    def _forward_without_grad(
+    def _readout_without_grad(
         self, images: Tensor, addresses: Collection[str], readout: Callable[[Acts], Tensor]
     ) -> Tensor:
         return self._mean_over_eot_samples(
@@ -298,7 +300,7 @@ class AttackState:
             acts = self.box.forward(leaf, score_objective.layers | criterion.layers)
             score = score_objective(acts)
             (grad,), _ = score_gradients_with_bypass(score, acts, score_objective, [leaf], relu_bypass="no")
-            grad = self._free_grad(grad)
+            grad = self._zero_categorical_grad(grad)
             scores = torch.stack([score.detach(), criterion(acts).detach()], 1).to(self.x.dtype)
             return torch.cat([scores, grad.to(self.x.dtype).flatten(1)], 1)
 

@@ -31,7 +31,7 @@ from ..parameters import (
     Eps,
     InputBatch,
     Labels,
-    LinfOrL2,
+    LinfOrL2Norm,
     MaxQueries,
     Seed,
     Steps,
@@ -47,16 +47,16 @@ from .quantization import quantize_images, resolve_highest_level
 from .result import Adversarial
 from .square import RandomSearch, SearchProgress
 
-N_TARGET_CLASSES = 9
+N_TARGET_CLASSES_PER_ATTACK = 9
 MAX_ROWS_BETWEEN_CHECKPOINTS = 1000  # largest number of rows between two writes of a checkpoint, and
 MIN_ROWS_BETWEEN_CHECKPOINTS = 4  # smallest: single rows take several times as long each,
-LARGE_MODEL_FLOPS = 1e9  # except for models that take as many per example
-QUERIES_PER_SAVE = 250  # of Square, which takes thousands: largest number between two writes
+LARGE_MODEL_FLOPS_PER_EXAMPLE = 1e9  # except for models that take as many per example
+SQUARE_QUERIES_BETWEEN_CHECKPOINTS = 250  # of Square, which takes thousands: largest number between two writes
 FLOPS_BETWEEN_CHECKPOINTS = 2e11  # of the model between two writes: about half a minute on one core
 ACCELERATOR_CHECKPOINT_FLOPS_FACTOR = 100  # factor of FLOPS_BETWEEN_CHECKPOINTS on an accelerator
 GRADIENT_COST_IN_FORWARDS = 3  # of which a gradient costs as much
 SQUARE_P_INIT = 0.8  # fraction of the image that Square's first squares cover
-CHECKPOINTED_STATE_FIELDS = (
+CHECKPOINTED_ATTACK_STATE_FIELDS = (
     "images",
     "distance",
     "queries",
@@ -91,7 +91,7 @@ def auto_attack(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: LinfOrL2 = "linf",
+    norm: LinfOrL2Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
@@ -216,7 +216,7 @@ class _AutoAttack:
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         parts = {"apgd-ce": 1}
         if goal.is_class_goal:
-            parts["apgd-t"] = min(N_TARGET_CLASSES, n_classes - 1) if goal.target_labels is None else 1
+            parts["apgd-t"] = min(N_TARGET_CLASSES_PER_ATTACK, n_classes - 1) if goal.target_labels is None else 1
         parts["fab-t"] = 1
         if isinstance(self.state.box.inputs, Pixels):
             parts["square"] = 1
@@ -228,13 +228,13 @@ class _AutoAttack:
     def _run_stage_part(self, name: str, part: int) -> None:
         """One part of a stage, for the robust rows from next_row on."""
         attack, self.stage_part = self._make_stage_attack(name, part), part
-        while len(chunk := self.chunk if self.search is not None else self._next_chunk(name)):
+        while len(chunk := self.chunk if self.search is not None else self._next_robust_rows(name)):
             attack(chunk)
             self.next_row = int(chunk[-1]) + 1
             self._save_checkpoint()
         self.stage_part, self.next_row = part + 1, 0
 
-    def _next_chunk(self, name: str) -> Tensor:
+    def _next_robust_rows(self, name: str) -> Tensor:
         """The robust rows from next_row on that come next, (n,)."""
         remaining = self.rows[self._robust_mask()[self.rows] & (self.rows >= self.next_row)]
         return remaining if self.state.box.batch_dependent else remaining[: self._n_rows_between_checkpoints(name)]
@@ -244,13 +244,15 @@ class _AutoAttack:
         box, config = self.state.box, self.config
         forwards = {
             "square": config.queries,
-            "fab-t": N_TARGET_CLASSES * (GRADIENT_COST_IN_FORWARDS + 1) * config.steps,
+            "fab-t": N_TARGET_CLASSES_PER_ATTACK * (GRADIENT_COST_IN_FORWARDS + 1) * config.steps,
         }
         flops_per_row = forwards.get(name, GRADIENT_COST_IN_FORWARDS * config.steps) * max(box.flops_per_example, 1)
-        fewest = MIN_ROWS_BETWEEN_CHECKPOINTS if box.flops_per_example < LARGE_MODEL_FLOPS else 1
-        return min(MAX_ROWS_BETWEEN_CHECKPOINTS, max(fewest, int(self._flops_per_save() / max(flops_per_row, 1))))
+        fewest = MIN_ROWS_BETWEEN_CHECKPOINTS if box.flops_per_example < LARGE_MODEL_FLOPS_PER_EXAMPLE else 1
+        return min(
+            MAX_ROWS_BETWEEN_CHECKPOINTS, max(fewest, int(self._flops_between_checkpoints() / max(flops_per_row, 1)))
+        )
 
-    def _flops_per_save(self) -> float:
+    def _flops_between_checkpoints(self) -> float:
         return FLOPS_BETWEEN_CHECKPOINTS * (
             1 if self.state.box.device.type == "cpu" else ACCELERATOR_CHECKPOINT_FLOPS_FACTOR
         )
@@ -272,7 +274,7 @@ class _AutoAttack:
             return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion
         if self.top_classes is None:
             self.top_classes = top_wrong_classes(
-                self.state, self.rows[self._robust_mask()[self.rows]], N_TARGET_CLASSES
+                self.state, self.rows[self._robust_mask()[self.rows]], N_TARGET_CLASSES_PER_ATTACK
             )
         return targeted_objective(self.state, self.top_classes[:, part])
 
@@ -285,7 +287,7 @@ class _AutoAttack:
         )
         try:
             for batch_rows in state.row_batches(rows):
-                Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGET_CLASSES, 1)
+                Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGET_CLASSES_PER_ATTACK, 1)
         finally:  # Ctrl-C too
             is_too_far = state.distance[rows] > largest_distance(eps)
             failed_rows = rows[is_too_far]
@@ -297,9 +299,11 @@ class _AutoAttack:
 
     def _run_square(self, rows: Tensor) -> None:
         """Square on a chunk, from where a stopped run was; one row may take a large model an hour."""
-        search = RandomSearch.of_ball(self.state, self.ball, self.config.seed)
+        search = RandomSearch.for_ball(self.state, self.ball, self.config.seed)
         flops_per_query = max(self.state.box.flops_per_example * len(rows), 1)
-        save_every = max(1, min(QUERIES_PER_SAVE, int(self._flops_per_save() / flops_per_query)))
+        save_every = max(
+            1, min(SQUARE_QUERIES_BETWEEN_CHECKPOINTS, int(self._flops_between_checkpoints() / flops_per_query))
+        )
         self.chunk, self.search = rows, self.search or search.start(rows)
         search.run(self.search, self.config.queries, SQUARE_P_INIT, self._save_checkpoint, save_every)
         self.search = None
@@ -320,7 +324,7 @@ class _AutoAttack:
         }
         progress["search"] = None if self.search is None else vars(self.search)
         self.checkpoint.write(
-            {**progress, "found": {name: getattr(self.state, name) for name in CHECKPOINTED_STATE_FIELDS}}
+            {**progress, "found": {name: getattr(self.state, name) for name in CHECKPOINTED_ATTACK_STATE_FIELDS}}
         )
 
     def _restore_progress(self, saved: Mapping[str, Any]) -> None:
@@ -341,7 +345,7 @@ def _checkpoint_file(state: AttackState, ball: NormBall, config: _AutoAttackConf
     settings = box_checkpoint_settings(state.box) | {
         "examples": tensor_digest(state.x),
         "labels": tensor_digest(*(k for k in (goal.labels, goal.target_labels) if k is not None)),
-        "goal": goal.criterion.name if goal.is_class_goal else _objective_repr(goal.criterion),
+        "goal": goal.criterion.name if goal.is_class_goal else _objective_checkpoint_repr(goal.criterion),
         "ball": (type(ball).__name__, ball.eps),
         "steps": config.steps, "queries": config.queries, "seed": config.seed,
         "answers": cast_outputs_for_comparison(state.box, state.initial_score),
@@ -349,5 +353,5 @@ def _checkpoint_file(state: AttackState, ball: NormBall, config: _AutoAttackConf
     return CheckpointFile(path, "AutoAttack", settings)
 
 
-def _objective_repr(objective: Objective) -> str:
+def _objective_checkpoint_repr(objective: Objective) -> str:
     return checkpoint_repr(f"objective={objective.name}", objective, "leave it out")

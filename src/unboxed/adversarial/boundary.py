@@ -23,9 +23,9 @@ from ..parameters import (
     EarlyStop,
     Eps,
     InputBatch,
+    L2NormOnly,
     Labels,
     MaxQueries,
-    OnlyL2,
     Seed,
     StartImages,
 )
@@ -41,7 +41,10 @@ INITIAL_SPHERICAL_AND_SOURCE_STEPS = (
     0.1,
     0.03,
 )  # spherical step and step to the source, relative to the distance; both adapt
-SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (0.5, 0.25)  # success rates that the step sizes are adapted to
+SPHERICAL_STEP_TARGET_SUCCESS_RATE, SOURCE_STEP_TARGET_SUCCESS_RATE = (
+    0.5,
+    0.25,
+)  # success rates that the step sizes are adapted to
 
 
 @card(
@@ -62,7 +65,7 @@ def boundary(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: OnlyL2 = "l2",
+    norm: L2NormOnly = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
     starts: StartImages = None,
@@ -164,16 +167,16 @@ class _BoundaryState:
             self.x + broadcast_rows(1 - self.source_step, self.x) * (proposal - self.x)
         )
         is_adversarial = self.oracle.is_adversarial(candidates, self.rows)
-        self.source_step = (self.source_step * _step_size_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(
-            0.5
-        )
+        self.source_step = (
+            self.source_step * _step_size_factor(is_adversarial, SOURCE_STEP_TARGET_SUCCESS_RATE, 20)
+        ).clamp_max(0.5)
         distance = l2_norm(candidates - self.x)
         is_adversarial &= distance < self.distance  # clipping may have changed it
         self.images, self.distance = (
             torch.where(broadcast_rows(is_adversarial, candidates), candidates, self.images),
             torch.where(is_adversarial, distance, self.distance),
         )
-        self.oracle.state.keep_nearer(self.images, self.rows, is_adversarial)
+        self.oracle.state.update_nearest(self.images, self.rows, is_adversarial)
         if step_index % SPHERICAL_CHECK_INTERVAL_STEPS == 0:
             self._adapt_spherical_step(proposal)
 
@@ -183,7 +186,7 @@ class _BoundaryState:
         is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(proposal), self.rows)
         self.spherical_step = torch.where(
             has_budget,
-            self.spherical_step * _step_size_factor(is_adversarial, SPHERICAL_SUCCESS_TARGET, 3),
+            self.spherical_step * _step_size_factor(is_adversarial, SPHERICAL_STEP_TARGET_SUCCESS_RATE, 3),
             self.spherical_step,
         ).clamp_max(1.0)
 

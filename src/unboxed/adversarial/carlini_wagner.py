@@ -25,8 +25,8 @@ from ..parameters import (
     EarlyStop,
     Eps,
     InputBatch,
+    L2NormOnly,
     Labels,
-    OnlyL2,
     Steps,
 )
 from ..settings import Above, AtLeast, Unit, check_settings
@@ -35,11 +35,18 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 # Of half the range, beyond each of its ends: values at the ends would need an infinite w
-TANH_RANGE_SLACK_FRACTION = 0.01
-N_ABORT_CHECKS, MIN_CHECK_STEPS = 10, 10  # abort_early: checks per descent; at least so many steps between two
+TANH_RANGE_MARGIN_FRACTION = 0.01
+N_ABORT_CHECKS_PER_DESCENT, MIN_STEPS_BETWEEN_ABORT_CHECKS = (
+    10,
+    10,
+)  # abort_early: checks per descent; at least so many steps between two
 MIN_RELATIVE_LOSS_DECREASE = 1e-3  # abort_early: relative decrease of the loss between two checks
 C_GROWTH_FACTOR = 10  # factor of c until one is large enough
-LR_FRACTION, MAX_LR, FINAL_LR_FACTOR = 0.3, 0.1, 0.1  # default lr: of the largest change needed; at most; at the end
+DEFAULT_LR_FRACTION_OF_CHANGE, MAX_DEFAULT_LR, FINAL_LR_FRACTION = (
+    0.3,
+    0.1,
+    0.1,
+)  # default lr: of the largest change needed; at most; at the end
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 
@@ -60,7 +67,7 @@ def carlini_wagner(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: OnlyL2 = "l2",
+    norm: L2NormOnly = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
     kappa: Annotated[
@@ -136,9 +143,9 @@ def carlini_wagner(
     space = TanhSpace(box, state.x)
     with state:
         for rows in state.row_batches(state.find_rows_to_attack()):
-            c, row_lr = linear_model_c_and_lr(state, rows, space, kappa)
+            c, row_lr = initial_c_and_lr(state, rows, space, kappa)
             c = c if initial_c is None else torch.full_like(c, initial_c)
-            row_lr, final_lr_factor = (row_lr, FINAL_LR_FACTOR) if lr is None else (torch.full_like(c, lr), 1.0)
+            row_lr, final_lr_factor = (row_lr, FINAL_LR_FRACTION) if lr is None else (torch.full_like(c, lr), 1.0)
             descent = CWDescent(state, space, rows, row_lr, final_lr_factor, steps, kappa, early_stop)
             binary_search_c(descent, c, binary_search_steps)
     quantize_images(state, bits)
@@ -154,7 +161,7 @@ def binary_search_c(descent: CWDescent, c: Tensor, n_searches: int) -> None:
         c = torch.where(c_upper.isinf(), C_GROWTH_FACTOR * c, (c_lower + c_upper) / 2)
 
 
-def linear_model_c_and_lr(state: AttackState, rows: Tensor, space: TanhSpace, kappa: float) -> tuple[Tensor, Tensor]:
+def initial_c_and_lr(state: AttackState, rows: Tensor, space: TanhSpace, kappa: float) -> tuple[Tensor, Tensor]:
     """The c (n,) at which distance and margin would balance on a linear model, and a learning rate (n,).
 
     There the change d is `scale` times the gradient g of the margin, and 2 d = c g. A step of Adam changes each value
@@ -167,8 +174,8 @@ def linear_model_c_and_lr(state: AttackState, rows: Tensor, space: TanhSpace, ka
     scale = (kappa - evaluation.score) / grad.flatten(1).square().sum(1).clamp_min(TINY)  # (n,)
     c = torch.where(has_grad, 2 * scale, 1).clamp(1e-6, 1e6)
     max_change = (broadcast_rows(scale, x) * grad.abs() / space.half_range).flatten(1).amax(1)
-    max_lr = MAX_LR * (1 + torch.where(space.is_bounded, 0, x.abs()).flatten(1).amax(1))
-    return c, torch.where(has_grad, LR_FRACTION * max_change, max_lr).minimum(max_lr)
+    max_lr = MAX_DEFAULT_LR * (1 + torch.where(space.is_bounded, 0, x.abs()).flatten(1).amax(1))
+    return c, torch.where(has_grad, DEFAULT_LR_FRACTION_OF_CHANGE * max_change, max_lr).minimum(max_lr)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +198,10 @@ class CWDescent:
         mean = square = torch.zeros_like(w)
         lowest_loss = checked_loss = torch.full_like(c, math.inf)
         i = torch.arange(len(c), device=c.device)  # the rows that are still optimized
-        (beta1, beta2), check_every = ADAM_BETAS, max(MIN_CHECK_STEPS, self.steps // N_ABORT_CHECKS)
+        (beta1, beta2), check_every = (
+            ADAM_BETAS,
+            max(MIN_STEPS_BETWEEN_ABORT_CHECKS, self.steps // N_ABORT_CHECKS_PER_DESCENT),
+        )
         for step in range(1, self.steps + 1):
             loss, grad, is_nearer = self.evaluate(w, self.rows[i], c[i])
             has_nearer[i] |= is_nearer
@@ -215,11 +225,11 @@ class CWDescent:
         """The loss (n,), its gradient in w (n, ...), and which images are adversarial and nearer (n,)."""
         x, images = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
         evaluation = self.state.evaluate_with_grad(images, rows)
-        is_nearer = self.state.keep_nearer(images, rows, evaluation.success_score > 0)
+        is_nearer = self.state.update_nearest(images, rows, evaluation.success_score > 0)
         margin_gap = (self.kappa - evaluation.score).clamp_min(0)
         loss = (images - x).flatten(1).square().sum(1) + c * margin_gap
         grad = 2 * (images - x) - broadcast_rows(c * (margin_gap > 0), images) * evaluation.grad
-        return loss, grad * self.space.dx_dw(w), is_nearer
+        return loss, grad * self.space.input_derivative_in_w(w), is_nearer
 
 
 class TanhSpace:
@@ -230,10 +240,10 @@ class TanhSpace:
         self.is_bounded = (upper - lower).isfinite()
         self.middle = torch.where(self.is_bounded, (lower + upper) / 2, 0)
         self.half_range = torch.where(
-            self.is_bounded, (upper - lower) / 2 * (1 + TANH_RANGE_SLACK_FRACTION), 1
+            self.is_bounded, (upper - lower) / 2 * (1 + TANH_RANGE_MARGIN_FRACTION), 1
         ).clamp_min(TINY)
         self.max_w = torch.full_like(lower, math.inf).masked_fill(
-            self.is_bounded, math.atanh(1 / (1 + TANH_RANGE_SLACK_FRACTION))
+            self.is_bounded, math.atanh(1 / (1 + TANH_RANGE_MARGIN_FRACTION))
         )
 
     def to_w(self, x: Tensor) -> Tensor:
@@ -247,5 +257,5 @@ class TanhSpace:
     def to_x(self, w: Tensor) -> Tensor:
         return self.middle + self.half_range * torch.where(self.is_bounded, w.tanh(), w)
 
-    def dx_dw(self, w: Tensor) -> Tensor:
+    def input_derivative_in_w(self, w: Tensor) -> Tensor:
         return torch.where(self.is_bounded, self.half_range * (1 - w.tanh().square()), 1)

@@ -16,13 +16,23 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, unbounded_ball
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, OnlyL2, Steps
+from ..parameters import (
+    AttackTarget,
+    BatchSize,
+    Bits,
+    CustomAttackObjective,
+    Eps,
+    InputBatch,
+    L2NormOnly,
+    Labels,
+    Steps,
+)
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState
 from .quantization import quantize_images
 from .result import Adversarial
 
-FINAL_STEP_SIZE = 0.01  # the step that the cosine falls to, from one
+FINAL_STEP_SIZE_OF_COSINE = 0.01  # the step that the cosine falls to, from one
 steepest_l2_direction = L2(math.inf).steepest_direction
 
 
@@ -43,7 +53,7 @@ def ddn(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: OnlyL2 = "l2",
+    norm: L2NormOnly = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
     steps: Steps = 100,
@@ -111,11 +121,14 @@ def _run_ddn(state: AttackState, rows: Tensor, steps: int, initial_radius: float
     for step_index in range(steps):
         evaluation = state.evaluate_with_grad(images, rows)
         is_adversarial = evaluation.success_score > 0
-        state.keep_nearer(images, rows, is_adversarial)
+        state.update_nearest(images, rows, is_adversarial)
         radius = torch.where(is_adversarial, (1 - gamma) * radius, (1 + gamma) * radius)
-        step_size = FINAL_STEP_SIZE + (1 - FINAL_STEP_SIZE) * (1 + math.cos(math.pi * step_index / steps)) / 2
+        step_size = (
+            FINAL_STEP_SIZE_OF_COSINE
+            + (1 - FINAL_STEP_SIZE_OF_COSINE) * (1 + math.cos(math.pi * step_index / steps)) / 2
+        )
         delta = delta + step_size * steepest_l2_direction(evaluation.grad.nan_to_num(0, 0, 0))
         images = state.box.inputs.clip(x + broadcast_rows(radius, x) * steepest_l2_direction(delta))
         delta = images - x
     if steps and len(rows):
-        state.keep_nearer(images, rows, state.success_score(images, rows) > 0)
+        state.update_nearest(images, rows, state.success_score(images, rows) > 0)

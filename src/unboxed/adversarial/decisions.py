@@ -16,7 +16,7 @@ from ..rng import hashed_uniform, sample_generator
 from ..validation import check_seed
 from .attack_state import AttackState
 
-MAX_START_TRIES = 100  # random images that are tried as a start
+MAX_RANDOM_STARTS = 100  # random images that are tried as a start
 COARSE_NOISE_CELLS_ON_LONGER_SIDE = 7  # on the longer side of coarse noise
 
 
@@ -63,18 +63,18 @@ class DecisionOracle:
         images = self.x[rows]
         has_start = torch.zeros_like(rows, dtype=torch.bool)
         start_order = None if start_images is None else self._start_indices_by_distance(rows, start_images)
-        for try_index in range(MAX_START_TRIES if start_order is None or start_images is None else len(start_images)):
+        for try_index in range(MAX_RANDOM_STARTS if start_order is None or start_images is None else len(start_images)):
             pending = (~has_start & (self.remaining_queries(rows) > 0)).nonzero()[:, 0]
             if not len(pending):
                 break
             candidates = (
-                self._random_start_images(rows[pending], try_index)
+                self._random_start_candidates(rows[pending], try_index)
                 if start_order is None or start_images is None
                 else start_images[start_order[pending, try_index]]
             )
             is_adversarial = self.is_adversarial(candidates, rows[pending])
             images[pending[is_adversarial]], has_start[pending[is_adversarial]] = candidates[is_adversarial], True
-            self.state.keep_nearer(candidates, rows[pending], is_adversarial)
+            self.state.update_nearest(candidates, rows[pending], is_adversarial)
         self._warn_no_start(int((~has_start).sum()), start_images is not None)
         return images[has_start], rows[has_start]
 
@@ -83,12 +83,12 @@ class DecisionOracle:
         distances = [self.norm.distance(start_images, self.x[row].expand_as(start_images)) for row in rows]
         return torch.stack(distances).argsort(dim=1, stable=True) if distances else rows.new_zeros(0, len(start_images))
 
-    def _random_start_images(self, rows: Tensor, try_index: int) -> Tensor:
+    def _random_start_candidates(self, rows: Tensor, try_index: int) -> Tensor:
         """The k-th random start of each row (n, ...): valid inputs; for images, of four kinds."""
-        images = [self._random_start_image(int(row), try_index) for row in rows]
+        images = [self._random_start_candidate(int(row), try_index) for row in rows]
         return self.box.inputs.clip(torch.stack(images).to(self.x.dtype))
 
-    def _random_start_image(self, row: int, try_index: int) -> Tensor:
+    def _random_start_candidate(self, row: int, try_index: int) -> Tensor:
         inputs = self.box.inputs
         noise = inputs.random_inputs(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
         if not isinstance(inputs, Pixels) or try_index % 4 == 0:
@@ -132,7 +132,7 @@ class DecisionOracle:
                 torch.where(has_budget & ~is_adversarial, middle, lower),
             )
         nearest_image = torch.where(broadcast_rows(upper < 1, images), self.interpolate(images, rows, upper), images)
-        self.state.keep_nearer(nearest_image, rows, torch.ones_like(rows, dtype=torch.bool))
+        self.state.update_nearest(nearest_image, rows, torch.ones_like(rows, dtype=torch.bool))
         return nearest_image
 
 

@@ -18,17 +18,30 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, NormBall, unbounded_ball
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, LinfOrL2, Steps
+from ..parameters import (
+    AttackTarget,
+    BatchSize,
+    Bits,
+    CustomAttackObjective,
+    Eps,
+    InputBatch,
+    Labels,
+    LinfOrL2Norm,
+    Steps,
+)
 from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState
 from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
 
-MIN_PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
-MAX_TOWARD_ORIGINAL_STEPS = 6  # of the search between an adversarial image and the original
-REFINEMENT_STEPS, MIN_DISTANCE_GAIN = (4, 0.01)  # steps of a run from the boundary; smallest gain for another run
-TOWARD_ORIGINAL_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
+MIN_BOUNDARY_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
+MAX_SEARCH_TOWARD_ORIGINAL_STEPS = 6  # of the search between an adversarial image and the original
+REFINEMENT_STEPS, MIN_RELATIVE_DISTANCE_GAIN = (
+    4,
+    0.01,
+)  # steps of a run from the boundary; smallest gain for another run
+TOWARD_ORIGINAL_RELATIVE_TOLERANCE = 1e-3  # it ends where no more than this fraction of the distance can be gained
 
 
 @card(
@@ -48,7 +61,7 @@ def deepfool(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: LinfOrL2 = "l2",
+    norm: LinfOrL2Norm = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
     steps: Steps = 50,
@@ -150,7 +163,7 @@ class _DeepFool:
             )
             score = self.state.success_score(next_images, rows)
             is_adversarial, is_stuck = score > 0, (next_images == images).flatten(1).all(1)
-            self.state.keep_nearer(next_images, rows, is_adversarial)
+            self.state.update_nearest(next_images, rows, is_adversarial)
             successes.append((rows[is_adversarial], next_images[is_adversarial], score[is_adversarial]))
             rows, images = rows[~is_adversarial & ~is_stuck], next_images[~is_adversarial & ~is_stuck]
             projection_start = images
@@ -188,7 +201,7 @@ class _DeepFool:
                 return
             old_distance = self.state.distance[rows]
             return_solver.run(rows, self.state.images[rows], steps)
-            rows = rows[self.state.distance[rows] < old_distance * (1 - MIN_DISTANCE_GAIN)]
+            rows = rows[self.state.distance[rows] < old_distance * (1 - MIN_RELATIVE_DISTANCE_GAIN)]
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
@@ -260,7 +273,7 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, max_abs_step: Te
         max_abs_step / direction.clamp_min(TINY),
         direction * normals.abs(),
     )  # (n, J, D) clipped from t_max on
-    needed_rise = needed_rise + MIN_PLANE_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
+    needed_rise = needed_rise + MIN_BOUNDARY_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
         1.0 if is_linf else 0.5
     )
     t, n_free = torch.zeros_like(needed_rise), -1
@@ -284,9 +297,9 @@ def search_toward_original(
     chord and the middle, in case the score is far from linear.
     """
     x, near_fraction, far_fraction = state.x[rows], torch.zeros_like(image_score), torch.ones_like(image_score)
-    for iteration in range(MAX_TOWARD_ORIGINAL_STEPS):
+    for iteration in range(MAX_SEARCH_TOWARD_ORIGINAL_STEPS):
         crossing = image_score / (image_score - original_score).clamp_min(TINY)  # (n,) from far, of what is between
-        is_active = crossing * (far_fraction - near_fraction) > TOWARD_ORIGINAL_TOLERANCE * far_fraction
+        is_active = crossing * (far_fraction - near_fraction) > TOWARD_ORIGINAL_RELATIVE_TOLERANCE * far_fraction
         rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing = (
             values[is_active]
             for values in (rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing)
@@ -299,7 +312,7 @@ def search_toward_original(
         candidates = state.box.inputs.clip(x + broadcast_rows(fraction, x) * (images - x))
         score = state.success_score(candidates, rows)
         is_adversarial = score > 0
-        state.keep_nearer(candidates, rows, is_adversarial)
+        state.update_nearest(candidates, rows, is_adversarial)
         far_fraction, image_score = (
             torch.where(is_adversarial, fraction, far_fraction),
             torch.where(is_adversarial, score, image_score),

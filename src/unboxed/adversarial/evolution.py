@@ -43,14 +43,14 @@ class DirectEncoding(GenomeEncoding):
     mutation_rate, rate_half_life, eta = 0.1, 1000, 15.0
 
     def initial_genomes(self, n_genomes: int, shape: Shape, generator: torch.Generator) -> Tensor:
-        return _uniform((n_genomes, torch.Size(shape).numel()), generator)
+        return _uniform_samples((n_genomes, torch.Size(shape).numel()), generator)
 
     def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
         return genomes.view(-1, *shape)
 
     def mutate(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor:
         mutation_rate = self.mutation_rate * 0.5 ** (generation // self.rate_half_life)
-        mutation_draws, uniform = (_uniform(tuple(genomes.shape), generator) for _ in range(2))
+        mutation_draws, uniform = (_uniform_samples(tuple(genomes.shape), generator) for _ in range(2))
         return torch.where(
             mutation_draws < mutation_rate, (genomes + polynomial_mutation(uniform, self.eta)).clamp(0, 1), genomes
         )
@@ -69,7 +69,7 @@ class CPPNEncoding(GenomeEncoding):
             .double()
         )
         gene_std = torch.cat([gene_std, torch.full_like(gene_std[: sum(b for _, b in layer_sizes)], self.initial_std)])
-        return _normal((n_genomes, len(gene_std)), generator) * gene_std
+        return _normal_samples((n_genomes, len(gene_std)), generator) * gene_std
 
     def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
         layer_sizes = self._layer_sizes(shape)
@@ -82,8 +82,8 @@ class CPPNEncoding(GenomeEncoding):
         return rendered.detach()
 
     def mutate(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor:
-        is_mutated = _uniform(tuple(genomes.shape), generator) < self.mutation_rate
-        return genomes + is_mutated * self.mutation_std * _normal(tuple(genomes.shape), generator)
+        is_mutated = _uniform_samples(tuple(genomes.shape), generator) < self.mutation_rate
+        return genomes + is_mutated * self.mutation_std * _normal_samples(tuple(genomes.shape), generator)
 
     def _layer_sizes(self, shape: Shape) -> list[tuple[int, int]]:
         """(inputs, outputs) of each layer; activations are an odd and an even one, so the next has twice the inputs."""
@@ -167,9 +167,9 @@ def evolve(
     return EvolutionResult(images, archive.fitness, torch.stack(history), n_evaluated, was_interrupted)
 
 
-def _uniform(shape: Shape, generator: torch.Generator) -> Tensor:
+def _uniform_samples(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
-def _normal(shape: Shape, generator: torch.Generator) -> Tensor:
+def _normal_samples(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)

@@ -17,7 +17,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball
 from ..engine.optimize.hyperplanes import (
-    DUAL_NORM,
+    DUAL_NORM_BY_NORM,
     Hyperplane,
     min_norm_step_to_hyperplane,
     random_directions,
@@ -43,7 +43,7 @@ from ..parameters import (
 from ..settings import Above, AtLeast, AtMost, Unit, check_settings
 from ..validation import check_seed
 from . import quantization
-from .attack_ball import check_eps_range
+from .attack_ball import check_eps_within_data_range
 from .attack_state import AttackState
 from .predictions import top_other_classes
 from .result import Adversarial
@@ -51,7 +51,7 @@ from .result import Adversarial
 INF = math.inf
 FINAL_SEARCH_STEPS = 3  # forward passes of the final search
 # Of the score at x: the final search aims that far above zero, so that rounding does not decide
-FINAL_SEARCH_RELATIVE_MARGIN = 1e-3
+FINAL_SEARCH_RELATIVE_OVERSHOOT = 1e-3
 
 
 @card(
@@ -143,7 +143,7 @@ def fab(
     check_settings(fab, locals())
     ball = unbounded_ball(norm)
     if eps is not None:
-        check_eps_range(box, BALL_BY_NORM[norm.lower()](eps))
+        check_eps_within_data_range(box, BALL_BY_NORM[norm.lower()](eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
         raise InputError(
@@ -204,9 +204,9 @@ class FAB:
                     if restart
                     else self.state.x[rows]
                 )
-                images = self.run_from(boundary_fn, rows, start_images)
+                images = self.run_fab_steps(boundary_fn, rows, start_images)
             rows, images = self.drop_finished(rows, images)
-            self.final_search(rows[self.state.distance[rows] < old_distance[rows]])
+            self.search_final_segment(rows[self.state.distance[rows] < old_distance[rows]])
 
     def drop_finished(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that are not within target_distance yet."""
@@ -222,12 +222,12 @@ class FAB:
             return []
         if n_targets is not None and goal.labels is not None:
             return [
-                self.boundary_at_zero_of(score)
+                self.score_boundary_fn(score)
                 for score in self.objectives_toward_top_classes(rows, goal.labels, min(n_targets, n_classes - 1))
             ]
         if goal.target_labels is not None or goal.labels is None or n_classes == 2:
-            return [self.boundary_at_zero_of(goal.criterion)]
-        return [self.nearest_class_boundary(goal.labels)]
+            return [self.score_boundary_fn(goal.criterion)]
+        return [self.nearest_class_boundary_fn(goal.labels)]
 
     def objectives_toward_top_classes(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
         """From each row's class to each of the most probable others."""
@@ -236,7 +236,7 @@ class FAB:
         other_classes[rows] = top_other_classes(logits, labels[rows], n_targets)
         return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
-    def boundary_at_zero_of(self, score: Objective) -> LinearizeBoundaryFn:
+    def score_boundary_fn(self, score: Objective) -> LinearizeBoundaryFn:
         """The zero of a score as the boundary."""
 
         def linearize(images: Tensor, rows: Tensor) -> LinearizedBoundary:
@@ -247,11 +247,11 @@ class FAB:
 
         return linearize
 
-    def nearest_class_boundary(self, labels: Tensor) -> LinearizeBoundaryFn:
+    def nearest_class_boundary_fn(self, labels: Tensor) -> LinearizeBoundaryFn:
         """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
-        dual_norm, n_values = DUAL_NORM[self.config.norm], self.lower.shape[1]
+        dual_norm, n_values = DUAL_NORM_BY_NORM[self.config.norm], self.lower.shape[1]
 
         def select_scores(logits: Tensor, row_index: Tensor) -> Tensor:
             return logits.gather(1, other_classes[row_index]) - logits.gather(1, labels[row_index, None])
@@ -276,17 +276,17 @@ class FAB:
         offset = random_directions(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
         return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
-    def run_from(self, boundary_fn: LinearizeBoundaryFn, rows: Tensor, images: Tensor) -> Tensor:
+    def run_fab_steps(self, boundary_fn: LinearizeBoundaryFn, rows: Tensor, images: Tensor) -> Tensor:
         """Steps from `images`; returns the last images of all given rows."""
         final_images, position = images.clone(), torch.arange(len(rows), device=rows.device)
         for _ in range(self.config.steps):
             if not len(rows):
                 break
             linearization = boundary_fn(images, rows)
-            self.state.keep_nearer(images, rows, linearization.is_adversarial)
+            self.state.update_nearest(images, rows, linearization.is_adversarial)
             images = self.fab_step(images, rows, linearization.plane)
             is_adversarial = self.state.success_score(images, rows) > 0
-            self.state.keep_nearer(images, rows, is_adversarial)
+            self.state.update_nearest(images, rows, is_adversarial)
             biased_back = self.state.x[rows].lerp(images, self.config.beta)
             final_images[position] = images = torch.where(broadcast_rows(is_adversarial, images), biased_back, images)
             is_active = self.state.distance[rows] > self.config.target_distance
@@ -310,19 +310,19 @@ class FAB:
         next_images = torch.lerp(images + eta * from_z, x + eta * from_x, alpha[:, None])
         return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
-    def final_search(self, rows: Tensor) -> None:
+    def search_final_segment(self, rows: Tensor) -> None:
         """The final search: between x and the adversarial image, just beyond the zero of the score's chord."""
         if not len(rows):
             return
         near_images, far_images = self.state.x[rows], self.state.images[rows]
         near_score, far_score = self.state.success_score(near_images, rows), self.state.success_score(far_images, rows)
-        target_score = FINAL_SEARCH_RELATIVE_MARGIN * near_score.abs()
+        target_score = FINAL_SEARCH_RELATIVE_OVERSHOOT * near_score.abs()
         for _ in range(FINAL_SEARCH_STEPS):
             fraction = ((target_score - near_score) / (far_score - near_score).clamp_min(TINY)).clamp(0, 1)
             images = self.state.box.inputs.clip(near_images.lerp(far_images, broadcast_rows(fraction, near_images)))
             score = self.state.success_score(images, rows)
             is_adversarial = score > target_score / 2
-            self.state.keep_nearer(images, rows, is_adversarial)
+            self.state.update_nearest(images, rows, is_adversarial)
             near_images, far_images = (
                 torch.where(broadcast_rows(is_adversarial, images), near_images, images),
                 torch.where(broadcast_rows(is_adversarial, images), images, far_images),

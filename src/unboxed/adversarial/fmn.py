@@ -18,7 +18,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, project_to_radii, unbounded_ball, zero_grad_at_bounds
-from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
+from ..engine.optimize.hyperplanes import DUAL_NORM_BY_NORM, vector_norms
 from ..engine.rows import broadcast_rows
 from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, Norm, Steps
 from ..settings import Above, Below, Unit, check_settings
@@ -26,7 +26,7 @@ from .attack_state import AttackState, ScoreAndGradient
 from .quantization import quantize_images
 from .result import Adversarial
 
-FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a fraction of the step, and as it is
+FINAL_STEP_SIZE_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a fraction of the step, and as it is
 STALL_CHECK_STEP = 5  # steps as published; rows without a success by then are stalled
 steepest_l2_direction = L2(math.inf).steepest_direction
 
@@ -119,14 +119,14 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
     is_stalled = torch.zeros_like(rows, dtype=torch.bool)
     for step_index in range(steps):
         evaluation = state.evaluate_with_grad(images, rows)
-        state.keep_nearer(images, rows, evaluation.success_score > 0)
+        state.update_nearest(images, rows, evaluation.success_score > 0)
         if step_index == STALL_CHECK_STEP:
             is_stalled = ~state.success[rows]
         grad = evaluation.grad.nan_to_num(0, 0, 0)
         grad = torch.where(
             broadcast_rows(is_stalled, x), zero_grad_at_bounds(grad, images, clip_to_range), grad
         )  # the paper: always the full gradient
-        radius = _next_radius(
+        radius = _next_ball_radius(
             state,
             rows,
             images,
@@ -136,18 +136,18 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
             _cosine_schedule(gamma, FINAL_GAMMA, step_index, steps),
             is_stalled,
         )
-        length = _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps)
+        length = _cosine_schedule(step_size, FINAL_STEP_SIZE_FRACTION * step_size, step_index, steps)
         stepped = images + length * steepest_l2_direction(grad)
         images = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
     if steps and len(rows):
-        state.keep_nearer(images, rows, state.success_score(images, rows) > 0)
+        state.update_nearest(images, rows, state.success_score(images, rows) > 0)
 
 
 def _cosine_schedule(start: float, end: float, step_index: int, steps: int) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * step_index / steps)) / 2
 
 
-def _next_radius(
+def _next_ball_radius(
     state: AttackState,
     rows: Tensor,
     images: Tensor,
@@ -158,7 +158,7 @@ def _next_radius(
     is_stalled: Tensor,
 ) -> Tensor:
     """The next radius (n,) of each row's ball: lines 5 to 12 of algorithm 1."""
-    dual_norm = DUAL_NORM[type(state.norm).__name__.lower()]
+    dual_norm = DUAL_NORM_BY_NORM[type(state.norm).__name__.lower()]
     boundary_distance = evaluation.score.abs() / vector_norms(dual_norm, grad.flatten(1)).clamp_min(TINY)
     linear_estimate = state.norm.distance(images, state.x[rows]) + boundary_distance
     overshot_estimate = torch.where(

@@ -21,8 +21,8 @@ from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interr
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
-from ..model.output_advice import FEATURE_CALL
+from ..engine.results import ResultMixin
+from ..model.output_advice import FEATURE_CALL_TEMPLATE
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, OptionalSteps, Seed, StopProbability, TargetClasses
 from ..rng import uniform
@@ -35,7 +35,7 @@ ADAM_LR = 0.02  # learning rate of Adam, in pixel range
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Fooling(OneLineReprMixin):
+class Fooling(ResultMixin):
     """Images without meaning that a model is sure of."""
 
     returns: ClassVar[str] = "images"
@@ -105,7 +105,7 @@ def fooling(
     """
     check_settings(fooling, locals())
     require_images(box, "a fooling image")
-    box.require_class_scores("a fooling image", objective_call=FEATURE_CALL)
+    box.require_class_scores("a fooling image", objective_call=FEATURE_CALL_TEMPLATE)
     targets, max_steps = (
         requested_classes(box, target),
         DEFAULT_STEPS_BY_ALGORITHM[algorithm] if steps is None else steps,
@@ -125,7 +125,7 @@ def fooling(
 def _optimize_images(
     box: Box, targets: Tensor, min_confidence: float, steps: int, seed: int, batch_size: BatchSize
 ) -> Fooling:
-    score, stop_when = _score_and_stop_objectives(box, targets, min_confidence)
+    score, stop_when = _maximized_and_stop_objectives(box, targets, min_confidence)
     start = uniform(torch.zeros(len(targets), *box.inputs.shape, device=box.device, dtype=box.dtype), seed)
     config = OptimizationConfig(
         steps=steps,
@@ -144,7 +144,7 @@ def _optimize_images(
     return replace(fooling_result, interrupted=result.interrupted or was_interrupted)
 
 
-def _score_and_stop_objectives(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
+def _maximized_and_stop_objectives(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
     """What is maximized, and what is above zero where min_confidence is reached."""
     if box.outputs == "multilabel":
         return logit(targets), logit(targets) - math.log(min_confidence / (1 - min_confidence))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..errors import InputError
 from ..inputs.labels import ClassLabels
-from ..objectives import Index, Objective, dlr, loss, margin
+from ..objectives import Objective, RowIndex, dlr, loss, margin
 from .result import GoalKind
 
 OBJECTIVE_FACTORY_BY_LOSS_NAME: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin, "dlr": dlr}
@@ -32,7 +32,7 @@ class AttackGoal:
         """False for an objective of the caller."""
         return self.kind != "objective"
 
-    def rows(self, index: Index) -> AttackGoal:
+    def rows(self, index: RowIndex) -> AttackGoal:
         """The same goal for some of the examples."""
         labels, target_labels = (
             None if values is None else values[index] for values in (self.labels, self.target_labels)

@@ -85,7 +85,7 @@ def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: 
         if config.random_start:
             state.find_rows_to_attack()
         for restart in range(config.restarts):
-            rows = attack_state.rows_to_attack()
+            rows = attack_state.rows_still_to_attack()
             if not len(rows) or state.interrupted:
                 break
             optimization = attack_state.optimize_rows(rows, restart)
@@ -108,7 +108,7 @@ class _GradientAttackState:
         )
         self.best_score = state.x.new_full((len(state.x),), -torch.inf)
 
-    def rows_to_attack(self) -> Tensor:
+    def rows_still_to_attack(self) -> Tensor:
         """The rows (M,) to attack: all in a batch-dependent model, where those that are done stay fixed."""
         is_active = ~self.state.success | (not self.config.early_stop)
         if self.batch_dependent and is_active.any():

@@ -27,18 +27,21 @@ from ..parameters import (
     EarlyStop,
     Eps,
     InputBatch,
+    L2NormOnly,
     Labels,
-    OnlyL2,
     Steps,
 )
 from ..settings import Above, AtLeast, Unit, check_settings
 from . import quantization
-from .attack_ball import check_eps_range
+from .attack_ball import check_eps_within_data_range
 from .attack_state import AttackState
 from .goal import AttackGoal
 from .result import Adversarial
 
-C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # factor of c until a success and a failure are known
+C_GROWTH_FACTOR_UNBRACKETED, C_GROWTH_FACTOR_NEAR_BOUNDARY = (
+    4.0,
+    1.25,
+)  # factor of c until a success and a failure are known
 
 
 @card(
@@ -58,7 +61,7 @@ def lbfgs(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: OnlyL2 = "l2",
+    norm: L2NormOnly = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
     steps: Steps = 50,
@@ -115,7 +118,7 @@ def lbfgs(
     check_settings(lbfgs, locals())
     ball = unbounded_ball(norm, ("l2",))
     if eps is not None:
-        check_eps_range(box, L2(eps))
+        check_eps_within_data_range(box, L2(eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     target_distance = -1.0 if not early_stop or eps is None else eps
     attack = _LBFGSAttack(state, steps, tolerance, target_distance)
@@ -154,18 +157,18 @@ def distortion(images: Tensor, x: Tensor) -> Tensor:
     return l2_norm(images - x.to(images)) / math.sqrt(x[0].numel())
 
 
-def attack_log_prob(goal: AttackGoal, class_mask: Tensor | None = None) -> Objective:
+def attack_log_prob_objective(goal: AttackGoal, class_mask: Tensor | None = None) -> Objective:
     """What is maximized: the log-probability of the goal; of the classes in class_mask (N, K) against y."""
     if not goal.is_class_goal:
-        return _log_sigmoid(goal.criterion)
+        return _log_sigmoid_objective(goal.criterion)
     return (
         goal.ascent_objective
         if class_mask is None or goal.labels is None
-        else _log_prob_of_others(goal.labels, class_mask)
+        else _log_prob_of_class_set(goal.labels, class_mask)
     )
 
 
-def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
+def _log_prob_of_class_set(labels: Tensor, class_mask: Tensor) -> Objective:
     """The log-probability (N,) of some classes (N, K), with no others than those and the correct one."""
     label_index, excluded = Constant(labels[:, None]), Constant(~class_mask)
 
@@ -177,18 +180,18 @@ def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
         "logits",
         score,
         "log probability of others",
-        lambda i: _log_prob_of_others(labels[i], class_mask[i]),
+        lambda i: _log_prob_of_class_set(labels[i], class_mask[i]),
         len(labels),
     )
 
 
-def _log_sigmoid(criterion: Objective) -> Objective:
+def _log_sigmoid_objective(criterion: Objective) -> Objective:
     """The log-probability that a score is above zero, taking it as a logit."""
 
     def score(acts: Acts) -> Tensor:
         return -F.softplus(-criterion(acts))
 
-    select_rows = None if criterion.select is None else (lambda i: _log_sigmoid(criterion.rows(i)))
+    select_rows = None if criterion.select is None else (lambda i: _log_sigmoid_objective(criterion.rows(i)))
     return Objective(
         score, criterion.layers, f"log sigmoid({criterion.name})", select_rows, criterion.batch_dependent, criterion.n
     )
@@ -233,7 +236,7 @@ class _LBFGSAttack:
     def __init__(self, state: AttackState, steps: int, tolerance: float, target_distance: float) -> None:
         self.state, self.steps, self.tolerance, self.target_distance = state, steps, tolerance, target_distance
         self.class_mask = self.other_classes_mask()  # (N, K) bool: the classes to go to
-        self.log_prob = attack_log_prob(state.goal, self.class_mask)
+        self.log_prob = attack_log_prob_objective(state.goal, self.class_mask)
         example = state.x[:1]
         clip = state.box.inputs.clip
         self.lower, self.upper = (clip(torch.full_like(example, bound)).flatten(1) for bound in (-math.inf, math.inf))
@@ -244,7 +247,9 @@ class _LBFGSAttack:
         images = self.state.x[rows].flatten(1)
         loss, loss_grad, _ = self.evaluate(images, rows)
         linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
-        bracket = CBracket.from_initial_c(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
+        bracket = CBracket.from_initial_c(
+            l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_GROWTH_FACTOR_UNBRACKETED
+        )
         lbfgs_state, c_of_state = (
             initial_state(images, loss, loss_grad, linear_distance, self.lower, self.upper),
             0 * linear_distance,
@@ -252,7 +257,7 @@ class _LBFGSAttack:
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
                 lbfgs_state, bracket, c_of_state = self.retarget_to_found_class(lbfgs_state, rows, bracket, c_of_state)
-            start_state = self.increase_c(lbfgs_state, rows, bracket.c - c_of_state)
+            start_state = self.update_state_for_larger_c(lbfgs_state, rows, bracket.c - c_of_state)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
                 lbfgs_state,
@@ -290,11 +295,11 @@ class _LBFGSAttack:
         self.class_mask[success_rows] = (
             torch.arange(self.class_mask.shape[1], device=image.device) == predictions[:, None]
         )
-        self.log_prob = attack_log_prob(self.state.goal, self.class_mask)
+        self.log_prob = attack_log_prob_objective(self.state.goal, self.class_mask)
         images, distance = image.flatten(1), self.state.distance[success_rows]
         loss, loss_grad, _ = self.evaluate(images, success_rows)
         new_bracket = CBracket.from_initial_c(
-            l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_FACTOR_NEAR
+            l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_GROWTH_FACTOR_NEAR_BOUNDARY
         )  # where both gradients balance
         penalty, grad = self.distance_penalty_and_grad(images, success_rows, new_bracket.c)
         new_state = initial_state(images, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
@@ -309,7 +314,7 @@ class _LBFGSAttack:
         images = images.view(len(rows), *self.state.x.shape[1:])
         evaluation = self.state.evaluate_with_grad(images, rows, self.log_prob)
         is_adversarial = evaluation.success_score > 0
-        self.state.keep_nearer(images, rows, is_adversarial)
+        self.state.update_nearest(images, rows, is_adversarial)
         return -evaluation.score, -evaluation.grad.flatten(1), is_adversarial
 
     def minimize(
@@ -340,7 +345,7 @@ class _LBFGSAttack:
         perturbation = images - self.state.x[rows].flatten(1)
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
-    def increase_c(self, lbfgs_state: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
+    def update_state_for_larger_c(self, lbfgs_state: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
         """The same point and history with c increased, whose effect on the curvature is known exactly."""
         penalty, grad = self.distance_penalty_and_grad(lbfgs_state.z, rows, c_increase)
         lbfgs_state = replace(

@@ -24,10 +24,12 @@ from .level_grid import LevelGrid, bisect_smallest_sufficient
 
 MAX_NEAREST_SEARCH_STEPS = 16  # at most, of the search for the nearest by gradient, and
 MAX_BALL_ASCENT_STEPS = 30  # of that inside a ball
-KNAPSACK_STEP_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
-MAX_OFFSET_STRETCH = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
-MAX_SCALING_STEPS = 12  # of the search without gradients: the perturbation grows to up to 100 times its size
-MIN_SUCCESS_MARGIN_FRACTION = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
+KNAPSACK_SOLUTION_STEP_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
+MAX_OFFSET_STRETCH_FACTOR = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
+MAX_PERTURBATION_SCALING_STEPS = (
+    12  # of the search without gradients: the perturbation grows to up to 100 times its size
+)
+MIN_ROUNDED_MARGIN_FRACTION = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
 
 
 class LevelSearch:
@@ -36,33 +38,33 @@ class LevelSearch:
     def __init__(self, state: AttackState, grid: LevelGrid) -> None:
         self.state, self.grid = state, grid
         self.found_levels = state.images * grid.highest_level  # (N, ...) what the attack found, in levels
-        self.original_levels = grid.nearest_levels(grid.x_levels)  # the originals' own files
-        self.best_levels = grid.nearest_levels_in_ball(self.found_levels)  # (N, ...) the best files so far
-        self.has_level_in_ball = grid.inside_ball_mask(self.best_levels)  # (N,) False where the ball holds no file
+        self.original_levels = grid.round_to_levels(grid.x_levels)  # the originals' own files
+        self.best_levels = grid.round_to_levels_in_ball(self.found_levels)  # (N, ...) the best files so far
+        self.has_level_in_ball = grid.is_inside_ball(self.best_levels)  # (N,) False where the ball holds no file
         self.score = torch.where(
-            self._unperturbed_row_mask(), state.initial_score, math.nan
+            self._is_unperturbed(), state.initial_score, math.nan
         )  # (N,) of best_levels; nan: not evaluated
-        self.min_score = MIN_SUCCESS_MARGIN_FRACTION * state.initial_score.abs().nan_to_num()
+        self.min_score = MIN_ROUNDED_MARGIN_FRACTION * state.initial_score.abs().nan_to_num()
         self.distance = state.norm.distance(self.best_levels, grid.x_levels)
 
-    def _unperturbed_row_mask(self) -> Tensor:  # (N,) files that are the original itself
+    def _is_unperturbed(self) -> Tensor:  # (N,) files that are the original itself
         return (self.grid.to_images(self.best_levels) == self.grid.x).flatten(1).all(1)
 
     @property
     def is_adversarial(self) -> Tensor:  # (N,)
         return self.score > self.min_score
 
-    def repair(self, use_gradients: bool) -> None:
+    def restore_success_after_rounding(self, use_gradients: bool) -> None:
         """Evaluate all rounded images, and repair those that are not adversarial; without a ball, bring them nearer."""
         state, has_ball = self.state, self.grid.ball is not None
-        needs_repair = self.has_level_in_ball & (self._several_levels_in_ball_mask() if has_ball else state.success)
+        needs_repair = self.has_level_in_ball & (self._has_several_levels_in_ball() if has_ball else state.success)
         if has_ball or not use_gradients:
             rows = self.rows_where(self.score.isnan() & self.has_level_in_ball)
             self.evaluate(self.best_levels[rows], rows)
         if state.interrupted:
             return
         for batch_rows in state.row_batches(self.rows_where(needs_repair & ~self.is_adversarial)):
-            used_gradient = use_gradients and self._try_gradient_search(batch_rows)
+            used_gradient = use_gradients and self._run_gradient_search_if_possible(batch_rows)
             if not (used_gradient and has_ball):
                 self._search_by_scaling_perturbation(batch_rows[~self.is_adversarial[batch_rows]])
 
@@ -81,7 +83,7 @@ class LevelSearch:
             failed_rows = self.rows_where(~(self.score > 0))
             self.best_levels[failed_rows] = self.original_levels[failed_rows]
             self.score[failed_rows] = torch.where(
-                self._unperturbed_row_mask()[failed_rows], state.initial_score[failed_rows], math.nan
+                self._is_unperturbed()[failed_rows], state.initial_score[failed_rows], math.nan
             )
         images = grid.to_images(self.best_levels)
         needs_score = torch.ones_like(self.has_level_in_ball) if state.box.batch_dependent else self.score.isnan()
@@ -103,16 +105,16 @@ class LevelSearch:
     def evaluate(self, levels: Tensor, rows: Tensor) -> Tensor:
         """The scores (n,) of rounded images of the rows; better ones are kept."""
         score = self.state.success_score(self.grid.to_images(levels), rows)
-        self._keep_better(levels, rows, score)
+        self._update_best_levels(levels, rows, score)
         return score
 
     def evaluate_with_grad(self, levels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same with the gradient (n, ...) per level."""
         evaluation = self.state.evaluate_with_grad(self.grid.to_images(levels), rows, self.state.goal.criterion)
-        self._keep_better(levels, rows, evaluation.score)
+        self._update_best_levels(levels, rows, evaluation.score)
         return evaluation.score, evaluation.grad.nan_to_num(0, 0, 0) / self.grid.highest_level
 
-    def _keep_better(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
+    def _update_best_levels(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
         new_distance, is_success, was_success = (
             self.state.norm.distance(levels, self.grid.x_levels[rows]),
             score > self.min_score[rows],
@@ -129,14 +131,14 @@ class LevelSearch:
             new_distance[is_better],
         )
 
-    def _several_levels_in_ball_mask(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
+    def _has_several_levels_in_ball(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
         if isinstance(self.grid.ball, Linf):
             return (self.grid.upper > self.grid.lower).flatten(1).any(1)
         return torch.ones_like(self.has_level_in_ball)
 
     # -- three searches ---------------------------------------------------------------------------------------------
 
-    def _try_gradient_search(self, rows: Tensor) -> bool:
+    def _run_gradient_search_if_possible(self, rows: Tensor) -> bool:
         """Returns False where the model has no gradient."""
         try:
             self._ascend_in_ball(
@@ -152,7 +154,7 @@ class LevelSearch:
         """To the boundary and back along it, ever nearer to the originals."""
         unrounded, n_failures = self.found_levels[rows], torch.zeros_like(self.score[rows])
         for _ in range(MAX_NEAREST_SEARCH_STEPS):
-            levels = self.grid.nearest_levels(unrounded)
+            levels = self.grid.round_to_levels(unrounded)
             score, grad = self.evaluate_with_grad(levels, rows)
             is_failure = score <= self.min_score[rows]
             is_active = is_failure | (levels != self.original_levels[rows]).flatten(1).any(
@@ -172,13 +174,13 @@ class LevelSearch:
             n_failures = torch.where(is_failure, n_failures[is_active] + 1, 0)
             forward = unrounded + broadcast_rows(
                 shortfall * (1 + (n_failures - 1).clamp_min(0) / 2), grad
-            ) * self._unit_rise_step(grad, unrounded - grid.x_levels)
-            pulled_back = unrounded + KNAPSACK_STEP_FRACTION * (
+            ) * self._min_norm_unit_increase_step(grad, unrounded - grid.x_levels)
+            pulled_back = unrounded + KNAPSACK_SOLUTION_STEP_FRACTION * (
                 self._knapsack_solution(grid, levels, unrounded, grad, shortfall) - unrounded
             )
             unrounded = torch.where(broadcast_rows(is_failure, grad), forward, pulled_back).clamp(0, grid.highest_level)
 
-    def _unit_rise_step(self, grad: Tensor, offset: Tensor) -> Tensor:
+    def _min_norm_unit_increase_step(self, grad: Tensor, offset: Tensor) -> Tensor:
         """The smallest step, in the attack's norm, by which the score rises by one."""
         if isinstance(self.state.norm, Linf):
             return grad.sign() / broadcast_rows(grad.flatten(1).abs().sum(1).clamp_min(TINY), grad)
@@ -193,7 +195,7 @@ class LevelSearch:
         """The nearest point to the originals that, for a linear model, is adversarial once rounded."""
 
         def is_enough(path_length: Tensor) -> Tensor:
-            return ((grid.nearest_levels(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
+            return ((grid.round_to_levels(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
 
         path, upper = self._highest_gain_path(grid, levels, unrounded, grad, shortfall)
         return path(bisect_smallest_sufficient(is_enough, upper))
@@ -218,22 +220,26 @@ class LevelSearch:
 
     def _ascend_in_ball(self, rows: Tensor, ball: NormBall) -> None:
         """Steepest ascent of the margin inside the ball, its gradient taken at integer levels."""
-        unrounded = self.grid.rows(rows).project_to_ball(self.found_levels[rows])
+        unrounded = self.grid.rows(rows).project_unrounded_to_ball(self.found_levels[rows])
         for step_index in range(MAX_BALL_ASCENT_STEPS):
             grid = self.grid.rows(rows)
-            score, grad = self.evaluate_with_grad(grid.nearest_levels_in_ball(unrounded, MAX_OFFSET_STRETCH), rows)
+            score, grad = self.evaluate_with_grad(
+                grid.round_to_levels_in_ball(unrounded, MAX_OFFSET_STRETCH_FACTOR), rows
+            )
             is_active = score <= self.min_score[rows]
             rows, unrounded, grad = rows[is_active], unrounded[is_active], grad[is_active]
             if not len(rows):
                 return
             step_size = ball.eps * self.grid.highest_level * (1 - step_index / MAX_BALL_ASCENT_STEPS)
-            unrounded = self.grid.rows(rows).project_to_ball(unrounded + step_size * ball.steepest_direction(grad))
+            unrounded = self.grid.rows(rows).project_unrounded_to_ball(
+                unrounded + step_size * ball.steepest_direction(grad)
+            )
 
     def _search_by_scaling_perturbation(self, rows: Tensor) -> None:
         """Scale the perturbation up until it is adversarial; without a ball, then down as far as possible."""
         grid, offset = self.grid.rows(rows), (self.found_levels - self.grid.x_levels)[rows]
         lower, upper = torch.ones_like(self.score[rows]), torch.full_like(self.score[rows], math.inf)
-        for _ in range(MAX_SCALING_STEPS):
+        for _ in range(MAX_PERTURBATION_SCALING_STEPS):
             scale = torch.where(upper.isinf(), (2 * lower - 1).clamp_min(1.05), (lower + upper) / 2)
             active_index = (
                 self.rows_where(~self.is_adversarial[rows]) if grid.ball is not None else self.rows_where(scale > 0)
@@ -242,7 +248,7 @@ class LevelSearch:
                 return
             score = lower.new_full(lower.shape, math.inf)
             score[active_index] = self.evaluate(
-                grid.rows(active_index).nearest_levels_in_ball(
+                grid.rows(active_index).round_to_levels_in_ball(
                     grid.x_levels[active_index] + broadcast_rows(scale[active_index], offset) * offset[active_index]
                 ),
                 rows[active_index],

@@ -16,17 +16,17 @@ from ..cards import card
 from ..engine.optimize.constraints import unbounded_ball
 from ..engine.read.examples import inputs_and_labels
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import BatchSize, CustomAttackObjective, InputBatch, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
-from ..settings import Above, AtLeast, AtMost, Below, Holds, Unit, check_settings
+from ..settings import Above, AtLeast, AtMost, Below, Unit, ValueRole, check_settings
 from ..validation import check_seed
 from .patch_placement import PatchPlacement
 from .universal_objective import (
-    UNIFORMS_PER_PLACEMENT,
+    N_UNIFORM_DRAWS_PER_PLACEMENT,
     UniversalAttack,
     fooling_rate,
     make_attack_state_and_target_mask,
@@ -37,7 +37,7 @@ ADAM_EPS = 1e-8
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Patch(OneLineReprMixin):
+class Patch(ResultMixin):
     """A patch, and where it may be placed. `plots.printable_patch` makes a page to print of it."""
 
     returns: ClassVar[str] = "images"
@@ -56,7 +56,9 @@ class Patch(OneLineReprMixin):
         patch_side = self.pixels.shape[-1]
         if x.ndim != 4 or x.shape[1] != len(self.pixels) or self.placement.patch_side(*x.shape[-2:]) != patch_side:
             raise InputError(f"this patch is {patch_side} pixels wide, for other images than {tuple(x.shape)}")
-        return self.placement.paste(self.pixels[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
+        return self.placement.paste(
+            self.pixels[None].to(x), x, hashed_uniform(seed, rows, 0, N_UNIFORM_DRAWS_PER_PLACEMENT)
+        )
 
     def fooling_rate(
         self, box: Box, x: Tensor, y: ClassLabels | None = None, *, n_samples: int = 1, seed: int = 0,
@@ -103,7 +105,7 @@ def patch(
     x: InputBatch,
     y: Labels = None,
     *,
-    target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
+    target: Annotated[int | None, ValueRole("labels"), "Class that all images are to become."] = None,
     objective: CustomAttackObjective = None,
     area: Annotated[float, Above(0), Below(1), "Fraction of the image that the patch covers."] = 0.1,
     shape: Annotated[Literal["square", "circle"], "Shape of the patch."] = "square",
@@ -162,7 +164,7 @@ def patch(
 
     def apply_patch(patch_image: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
         return placement.paste(
-            patch_image, images, hashed_uniform(seed, rows, 2 * step_index + 1, UNIFORMS_PER_PLACEMENT)
+            patch_image, images, hashed_uniform(seed, rows, 2 * step_index + 1, N_UNIFORM_DRAWS_PER_PLACEMENT)
         )
 
     with torch.inference_mode(False):  # the caller may be in it

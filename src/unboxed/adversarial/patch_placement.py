@@ -38,18 +38,18 @@ class PatchPlacement:
     def patch_side(self, height: int, width: int) -> int:
         """The side of the patch in its own pixels. Raises InputError where it would not fit into the image."""
         radius = self.radius(height, width)
-        max_radius = radius * (1 + self.scale_range) * self._max_rotation_enlargement()
+        max_radius = radius * (1 + self.scale_range) * self._max_rotation_extent_factor()
         if (overflow := 2 * max_radius / min(height, width)) > 1:
             message = f"a {self.shape} of area {self.area:g} does not fit into {height}x{width} at every rotation"
             raise InputError(f"{message} and scale: make the area {self.area / overflow**2:.2g} or less")
         return math.ceil(2 * radius - 1e-9)
 
-    def _max_rotation_enlargement(self) -> float:
+    def _max_rotation_extent_factor(self) -> float:
         """By how much rotation enlarges the extent of a square, at most."""
         angle = math.radians(min(self.max_rotation, 45))
         return 1.0 if self.shape == "circle" else math.cos(angle) + math.sin(angle)
 
-    def is_inside(self, u_across: Tensor, u_down: Tensor) -> Tensor:
+    def contains_points(self, u_across: Tensor, u_down: Tensor) -> Tensor:
         """Whether points, in units of the radius from the patch's center, belong to it."""
         if self.shape == "circle":
             return u_across**2 + u_down**2 <= 1
@@ -58,14 +58,14 @@ class PatchPlacement:
     def mask(self, side: int, device: torch.device) -> Tensor:
         """Which of the patch's own pixels (side, side) belong to it, by their centers."""
         centers = (2 * torch.arange(side, device=device, dtype=torch.float64) + 1 - side) / side
-        return self.is_inside(centers[None, :], centers[:, None])
+        return self.contains_points(centers[None, :], centers[:, None])
 
     def paste(self, patch: Tensor, x: Tensor, uniform: Tensor) -> Tensor:
         """Images x (N, C, H, W) with the patch (1, C, h, w), placed by uniform draws (N, 4) in [0, 1)."""
         u_across, u_down = self._patch_coordinates(x, uniform.to(x.dtype))  # (N, H, W)
         grid = torch.stack([u_across, u_down], -1)
         color = F.grid_sample(patch.expand(len(x), -1, -1, -1), grid, padding_mode="border", align_corners=False)
-        return torch.where(self.is_inside(u_across, u_down)[:, None], color, x)
+        return torch.where(self.contains_points(u_across, u_down)[:, None], color, x)
 
     def _patch_coordinates(self, x: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """The centers of all pixels in the patch's coordinates, (N, H, W) across and down, in units of its radius."""

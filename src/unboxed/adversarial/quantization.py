@@ -13,7 +13,7 @@ from ..engine.read.sizes import require_images
 from ..errors import InputError, warn
 from ..validation import check_int
 from .attack_state import AttackState
-from .level_grid import make_level_grid
+from .level_grid import level_grid_in_ball
 from .level_search import LevelSearch
 
 ALLOWED_BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
@@ -37,9 +37,9 @@ def quantize_images(
             f"eps={ball.eps:g} is less than one of {highest_level} levels: no other file is that near to the original"
         )
         warn(f"{message}, so no file within it can be adversarial")
-    level_search = LevelSearch(state, make_level_grid(state.x, highest_level, ball))
+    level_search = LevelSearch(state, level_grid_in_ball(state.x, highest_level, ball))
     with state:
-        level_search.repair(use_gradients)
+        level_search.restore_success_after_rounding(use_gradients)
     level_search.write_to_attack_state()
 
 

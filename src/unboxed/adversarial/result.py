@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engine.result_views import ResultViewsMixin
 
 GoalKind = Literal["untargeted", "targeted", "objective"]
-WORDS_BY_GOAL: dict[GoalKind, tuple[str, str]] = {
+SUCCESS_WORDS_BY_GOAL: dict[GoalKind, tuple[str, str]] = {
     "untargeted": ("fooled", "{} of them initially misclassified"),
     "targeted": ("classified as the target", "{} of them initially"),
     "objective": ("meet the objective", "objective already met for {} of them"),
@@ -39,15 +39,15 @@ class Adversarial(ResultViewsMixin):
     goal: GoalKind = "untargeted"  # what a success is: leave the class, become the target, or meet the objective
 
     @property
-    def success_text(self) -> str:
+    def success_count_text(self) -> str:
         """How many are successes, and of how many the original was one: "3 of 8 fooled"."""
-        success_word, initial_text = WORDS_BY_GOAL[self.goal]
+        success_word, initial_text = SUCCESS_WORDS_BY_GOAL[self.goal]
         text = f"{int(self.success.sum())} of {len(self.success)} {success_word}"
         n_initial = int(self.initially_misclassified.sum())
         return text + (", " + initial_text.format(n_initial) if n_initial else "")
 
     def __repr__(self) -> str:
-        message = f"{type(self).__name__}({self.success_text}"
+        message = f"{type(self).__name__}({self.success_count_text}"
         if len(distances := self.distance[self.success & ~self.initially_misclassified]):
             message += f", median {self.norm} distance {float(distances.median()):.3g}"
         if len(self.success):

@@ -27,7 +27,7 @@ from ..parameters import (
     Eps,
     InputBatch,
     Labels,
-    LinfOrL2,
+    LinfOrL2Norm,
     MaxQueries,
     Seed,
 )
@@ -73,7 +73,7 @@ def square(
     y: Labels = None,
     *,
     eps: Eps = None,
-    norm: LinfOrL2 = "linf",
+    norm: LinfOrL2Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
@@ -143,7 +143,7 @@ def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queri
     """The square attack on those of the rows that are not successes yet."""
     rows = rows[~state.success[rows]]
     for batch_rows in state.row_batches(rows) if len(rows) else ():
-        search = RandomSearch.of_ball(state, ball, seed)
+        search = RandomSearch.for_ball(state, ball, seed)
         search.run(search.start(batch_rows), queries, p)
 
 
@@ -180,7 +180,7 @@ class RandomSearch:
     seed: int
 
     @classmethod
-    def of_ball(cls, state: AttackState, ball: NormBall, seed: int) -> RandomSearch:
+    def for_ball(cls, state: AttackState, ball: NormBall, seed: int) -> RandomSearch:
         return cls(state, _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball), seed)
 
     def start(self, rows: Tensor) -> SearchProgress:
@@ -200,13 +200,13 @@ class RandomSearch:
         """Go on until `queries` or all rows are successes; `save` is called between two queries, now and then."""
         try:
             while progress.next_query < queries and len(progress.rows):
-                self._query(progress, queries, p)
+                self._try_candidate_squares(progress, queries, p)
                 if save is not None and progress.next_query % save_every == 0:
                     save()
         finally:  # Ctrl-C too
-            self.state.keep_best_failure(progress.images, progress.rows, progress.success_score)
+            self.state.update_best_failure(progress.images, progress.rows, progress.success_score)
 
-    def _query(self, progress: SearchProgress, queries: int, p: float) -> None:
+    def _try_candidate_squares(self, progress: SearchProgress, queries: int, p: float) -> None:
         """One candidate per row: kept where it is better; rows for which it is a success leave."""
         rows, candidates, query = progress.rows, progress.images, progress.next_query
         if query:
@@ -219,7 +219,7 @@ class RandomSearch:
         progress.success_score = torch.where(is_better, new_success_score, progress.success_score)
         is_adversarial = new_success_score > 0
         if is_adversarial.any():
-            self.state.keep_nearer(candidates, rows, is_adversarial)
+            self.state.update_nearest(candidates, rows, is_adversarial)
             progress.rows, progress.images, progress.score, progress.success_score = (
                 h[~is_adversarial] for h in (rows, progress.images, progress.score, progress.success_score)
             )
@@ -294,7 +294,7 @@ class _L2Squares:
         self.x, self.ball, self.clip = state.x, ball, state.box.inputs.clip
         self._patterns: dict[int, Tensor] = {}
 
-    def _pattern(self, side: int, is_transposed: Tensor) -> Tensor:
+    def _unit_norm_pattern(self, side: int, is_transposed: Tensor) -> Tensor:
         """The pattern (n, 1, side, side) of norm one, lying where `turned`."""
         if side not in self._patterns:
             self._patterns[side] = l2_pattern(side).to(self.x)
@@ -318,7 +318,7 @@ class _L2Squares:
             for j in range(n_tile_columns):
                 sign = torch.where(uniform[:, :n_channels, i, j, None, None] < 0.5, 1.0, -1.0)
                 tile = perturbation[..., top + i * side :, left + j * side :][..., :side, :side]
-                tile.copy_(sign * self._pattern(side, uniform[:, n_channels, i, j] < 0.5))
+                tile.copy_(sign * self._unit_norm_pattern(side, uniform[:, n_channels, i, j] < 0.5))
         return self._project(
             perturbation * broadcast_rows(self.ball.eps / l2_norm(perturbation).clamp_min(TINY), perturbation), x
         )
@@ -335,7 +335,7 @@ class _L2Squares:
             _window_norm(perturbation[zeroed_index]) ** 2,
         )  # (n, C, h, h), (n, C)
         sign = torch.where(uniform[:, 5:] < 0.5, 1.0, -1.0).to(images)[..., None, None]
-        new_window = sign * self._pattern(side, uniform[:, 4] < 0.5) + _normalize_window(old_window)
+        new_window = sign * self._unit_norm_pattern(side, uniform[:, 4] < 0.5) + _normalize_window(old_window)
         perturbation[zeroed_index] = 0
         available_norm = (
             freed_budget + _window_norm(perturbation[square_index]) ** 2 + unused_budget[:, None]

@@ -17,19 +17,19 @@ from ..cards import card
 from ..engine.column_units import categorical_mask, column_scales
 from ..engine.optimize.constraints import Ball
 from ..engine.read.examples import inputs_and_labels
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..inputs.base import constant_tensor
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import BatchSize, CustomAttackObjective, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
-from ..settings import AtLeast, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_seed
 from .attack_ball import resolve_attack_ball
 from .universal_objective import UniversalAttack, fooling_rate, make_attack_state_and_target_mask
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Universal(OneLineReprMixin):
+class Universal(ResultMixin):
     """One perturbation for many images."""
 
     returns: ClassVar[str] = "images"
@@ -94,7 +94,7 @@ def universal(
     eps: Eps = None,
     norm: Norm = "linf",
     ball: Ball = None,
-    target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
+    target: Annotated[int | None, ValueRole("labels"), "Class that all images are to become."] = None,
     objective: CustomAttackObjective = None,
     steps: Steps = 300,
     step: StepSize = None,
@@ -149,7 +149,7 @@ def universal(
     seed = check_seed(seed)
 
     def apply_perturbation(delta: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
-        return state.with_fixed_values(state.box.inputs.clip(images + delta), rows)
+        return state.restore_categorical_values(state.box.inputs.clip(images + delta), rows)
 
     def ascend_step(delta: Tensor, grad: Tensor, step_factor: float) -> Tensor:
         return ball.project(

@@ -25,18 +25,18 @@ from .attack_state import AttackState
 from .goal import AttackGoal, make_goal, require_attackable_classes
 from .predictions import predict_classes
 
-ROOT_EPSILON = 1e-6  # a root has no finite gradient at zero
-LOSS_ROOT_EXPONENT = 0.25  # of the score: see quartic_root_objective
-UNIFORMS_PER_PLACEMENT = 4  # random numbers per placement
-ApplyChangeFn = Callable[
+QUARTIC_ROOT_EPSILON = 1e-6  # a root has no finite gradient at zero
+QUARTIC_ROOT_EXPONENT = 0.25  # of the score: see quartic_root_objective
+N_UNIFORM_DRAWS_PER_PLACEMENT = 4  # random numbers per placement
+ApplyPerturbationFn = Callable[
     [Tensor, Tensor, Tensor, int], Tensor
 ]  # change (1, ...), images (n, ...), rows (n,), step -> images
-UpdateChangeFn = Callable[
+UpdatePerturbationFn = Callable[
     [Tensor, Tensor, float], Tensor
 ]  # change, its gradient uphill, a size falling from 1 to 0 -> change
 
 
-class HasTargetAndObjective(Protocol):
+class TargetedPerturbation(Protocol):
     """What `fooling_rate` needs of a patch or a universal perturbation."""
 
     @property
@@ -50,8 +50,8 @@ class UniversalAttack:
     """The images that one change is made for, some of them in each step."""
 
     state: AttackState
-    apply_change: ApplyChangeFn
-    update_change: UpdateChangeFn
+    apply_change: ApplyPerturbationFn
+    update_change: UpdatePerturbationFn
     steps: int
     images_per_step: int
     seed: int
@@ -74,7 +74,7 @@ class UniversalAttack:
         """images_per_step of the rows, without replacement, in their order."""
         if len(rows) <= self.images_per_step:
             return rows
-        order = hashed_uniform(self.seed, rows, 2 * step_index + 2, UNIFORMS_PER_PLACEMENT)[:, 0].argsort()
+        order = hashed_uniform(self.seed, rows, 2 * step_index + 2, N_UNIFORM_DRAWS_PER_PLACEMENT)[:, 0].argsort()
         return rows[order[: self.images_per_step].sort().values]
 
     def _gradient_and_fooling_rate(self, change: Tensor, rows: Tensor, step_index: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def quartic_root_objective(criterion: Objective) -> Objective:
     """
 
     def score(margin: Tensor) -> Tensor:
-        return -(F.softplus(-margin) + ROOT_EPSILON).pow(LOSS_ROOT_EXPONENT)
+        return -(F.softplus(-margin) + QUARTIC_ROOT_EPSILON).pow(QUARTIC_ROOT_EXPONENT)
 
     select_rows = None if criterion.select is None else (lambda i: quartic_root_objective(criterion.rows(i)))
     return Objective(
@@ -148,7 +148,7 @@ def predicted_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
 
 
 def fooling_rate(
-    result: HasTargetAndObjective,
+    result: TargetedPerturbation,
     box: Box,
     x: Tensor,
     y: ClassLabels | None,
@@ -164,7 +164,7 @@ def fooling_rate(
     n_samples = check_int("n_samples", n_samples, minimum=1)
     y = predicted_labels(box, x, batch_size) if y is None and result.objective is None else y
     goal = make_goal(box, len(x), y, result.target, result.objective)
-    is_fooled = partial(_positive_score_mask, box, goal.criterion, batch_size=batch_size)
+    is_fooled = partial(_is_score_positive, box, goal.criterion, batch_size=batch_size)
     is_counted = (
         ~is_fooled(x)
         if goal.labels is None or goal.target_labels is None
@@ -179,6 +179,6 @@ def fooling_rate(
     return float(torch.stack(fooled_fractions).mean())
 
 
-def _positive_score_mask(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
+def _is_score_positive(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0

@@ -24,7 +24,7 @@ from .kernel_shap import kernel_shap as kernel_shap
 from .layer_cam import layer_cam as layer_cam
 from .lime import lime as lime
 from .lime import lime_top as lime_top
-from .lime import positive as positive
+from .lime import positive_segments_mask as positive_segments_mask
 from .lrp import lrp as lrp
 from .occlusion import occlusion as occlusion
 from .rise import rise as rise

@@ -17,7 +17,7 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edits import resolve_target
 from ..errors import RuleError
 from ..model.batching import map_in_batches
-from ..model.deeplift import RULES, ReferenceTape, check_all_ruled
+from ..model.deeplift import RULE_BY_OP_NAME, ReferenceTape, check_every_op_has_rule
 from ..model.op_mode import OpReplacementMode
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
@@ -103,7 +103,7 @@ def deep_lift(
 
 def _contributions_and_scores(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Contributions (n, ...) of one batch, and the scores (n,) of x and of the baseline."""
-    tape = ReferenceTape(RULES)
+    tape = ReferenceTape(RULE_BY_OP_NAME)
     with box.isolated(grad=False), OpReplacementMode(tape.record):
         reference = objective(box.forward(x0, objective.layers))
     with box.isolated():
@@ -112,7 +112,7 @@ def _contributions_and_scores(box: Box, objective: Objective, x: Tensor, x0: Ten
             acts = box.forward(leaf, objective.layers)
             score = objective(acts)
         if score.requires_grad:
-            check_all_ruled(score, leaf)
+            check_every_op_has_rule(score, leaf)
         (multipliers,), _ = score_gradients(score, acts, objective, [leaf], relu_bypass="no")
         return multipliers.to(box.dtype) * (x - x0), score.detach(), reference
 

@@ -25,10 +25,10 @@ from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..rng import sample_generator
-from ..settings import Holds, check_settings
+from ..settings import ValueRole, check_settings
 from ..validation import check_seed
 
-MAX_REFERENCES = 1024  # taken of a data set: its first examples
+MAX_REFERENCE_EXAMPLES = 1024  # taken of a data set: its first examples
 
 
 @card(
@@ -36,7 +36,7 @@ MAX_REFERENCES = 1024  # taken of a data set: its first examples
     source="Erion et al. 2021, arXiv:1906.10670",
     shows="How this score is made up of the input's differences from other inputs.",
     does_not_show="More than a mean of samples can: contributions sum to the difference only as samples become many.",
-    example=lambda method, box, x, y: method(box, x, y, references=example_references(box), n_samples=4),
+    example=lambda method, box, x, y: method(box, x, y, references=random_card_references(box), n_samples=4),
     exempt={"one forward": "it takes gradients at many points between many references and x"},
     axioms=("dummy",),
     runs=lambda s: s["n_samples"],
@@ -47,7 +47,9 @@ def expected_gradients(
     target: Target = None,
     *,
     references: Annotated[
-        Any, Holds("data"), "Inputs that x is compared with: a tensor (M, ...), or a data set, of which 1024 are taken."
+        Any,
+        ValueRole("data"),
+        "Inputs that x is compared with: a tensor (M, ...), or a data set, of which 1024 are taken.",
     ],
     n_samples: NSamples = 100,
     seed: Seed = 0,
@@ -94,7 +96,7 @@ def expected_gradients(
     x, k, seed = box.validate_inputs(x), n_samples, check_seed(seed)
     objective = resolve_target(box, target, x, batch_size)
     reference_inputs = _validate_references(box, references)
-    order, alpha = _sample_orders_and_alphas(len(x), len(reference_inputs), k, seed)
+    order, alpha = _draw_reference_orders_and_alphas(len(x), len(reference_inputs), k, seed)
     path = ReferencePath(
         x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k)
     )
@@ -118,7 +120,7 @@ def expected_gradients(
     )
 
 
-def example_references(box: Box) -> Any:
+def random_card_references(box: Box) -> Any:
     """A few random valid inputs, where there is no data."""
     samples = box.inputs.random_inputs(8, torch.Generator(box.device).manual_seed(0))
     return box.restore_structure(samples)
@@ -127,14 +129,16 @@ def example_references(box: Box) -> Any:
 def _validate_references(box: Box, references: Any) -> Tensor:
     """References (M, ...). Raises InputError or DataError."""
     is_plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, MultiInput)
-    return box.validate_inputs(references if is_plain else _first_references(box, references))
+    return box.validate_inputs(references if is_plain else _read_first_references(box, references))
 
 
-def _first_references(box: Box, references: Any) -> Tensor:
-    return next(input_batches(open_data(references, box.inputs), MAX_REFERENCES))
+def _read_first_references(box: Box, references: Any) -> Tensor:
+    return next(input_batches(open_data(references, box.inputs), MAX_REFERENCE_EXAMPLES))
 
 
-def _sample_orders_and_alphas(n_examples: int, n_references: int, n_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def _draw_reference_orders_and_alphas(
+    n_examples: int, n_references: int, n_samples: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """For each row: the references in a random order (N, M), and alphas (N, K), one from each of K parts of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
     for row in range(n_examples):

@@ -30,7 +30,7 @@ from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
 MAX_SEGMENTS_TESTED_AS_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
-TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input has by default
+TYPICAL_FORWARDS_PER_INPUT = 100  # on the card: about how many segments an input has by default
 
 
 @card(
@@ -42,7 +42,7 @@ TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many segments an input ha
     exempt={"one forward": "it runs the model once for each segment"},
     texts=True,
     axioms=("contribution", "dummy", "symmetry"),
-    runs=TYPICAL_RUNS_PER_INPUT,
+    runs=TYPICAL_FORWARDS_PER_INPUT,
 )
 def feature_ablation(
     box: Box,
@@ -91,7 +91,7 @@ def feature_ablation(
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline)
-    row_scores = _scores_without_rectangles(masking, score, batch_size)
+    row_scores = _scores_with_rectangles_masked(masking, score, batch_size)
     if row_scores is None:
         masks = {a: full_and_leave_one_out_masks(a) for a in set(masking.n_active_per_row)}
         row_scores = masked_scores(masking, [masks[a] for a in masking.n_active_per_row], [score], batch_size)
@@ -108,7 +108,7 @@ def feature_ablation(
     )
 
 
-def _scores_without_rectangles(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
+def _scores_with_rectangles_masked(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
     """The score of each row as it is, and without each of its active segments, (1 + A, 1), if all are rectangles.
 
     Then only what a rectangle reaches in the model is computed, as for occlusion.

@@ -29,8 +29,8 @@ from ..errors import InputError, warn
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 
-N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
-TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input takes where `n_steps` is None
+DEFAULT_N_STEPS_IF_BATCH_DEPENDENT = 50  # by default, where the examples of a batch depend on one another
+TYPICAL_FORWARDS_PER_INPUT = 100  # on the card: about how many gradients an input takes where `n_steps` is None
 
 
 @card(
@@ -41,7 +41,7 @@ TYPICAL_RUNS_PER_INPUT = 100  # on the card: about how many gradients an input t
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=lambda s: s["n_steps"] or TYPICAL_RUNS_PER_INPUT,
+    runs=lambda s: s["n_steps"] or TYPICAL_FORWARDS_PER_INPUT,
     texts=True,
     order=3,
 )
@@ -111,7 +111,7 @@ def integrated_gradients(
     """
     check_settings(integrated_gradients, locals())
     x = box.validate_inputs(x)
-    points = _fixed_quadrature(n_steps, rule)
+    points = _fixed_quadrature_points(n_steps, rule)
     start = baseline_of(box, x, baseline)
     objective = resolve_target(box, target, x, batch_size)
     low, high = (run_variants(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
@@ -119,7 +119,7 @@ def integrated_gradients(
     max_error = torch.maximum(tol * score_gap.abs(), _relative_rounding_error(box) * (high.abs() + low.abs()))
     problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, n_initial_points_for(tol))
     if points is None and (box.batch_dependent or objective.batch_dependent):
-        points = midpoints(N_STEPS_IF_BATCH_DEPENDENT)
+        points = midpoints(DEFAULT_N_STEPS_IF_BATCH_DEPENDENT)
     integral = (
         integrate_adaptively(problem, max_steps) if points is None else integrate_at_fixed_points(problem, *points)
     )
@@ -142,7 +142,7 @@ def integrated_gradients(
     )
 
 
-def _fixed_quadrature(n_steps: int | None, rule: QuadratureRule | None) -> tuple[Tensor, Tensor] | None:
+def _fixed_quadrature_points(n_steps: int | None, rule: QuadratureRule | None) -> tuple[Tensor, Tensor] | None:
     """Points and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:

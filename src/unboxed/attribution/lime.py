@@ -20,7 +20,11 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate_and_reference_masks
+from ..engine.perturb.control_variate import (
+    RegressionDesign,
+    fit_local_model_with_control_variate,
+    make_surrogate_and_reference_masks,
+)
 from ..engine.perturb.local_model import DEFAULT_ALPHA_BY_REGRESSION, LocalLinearModel, RegressionKind
 from ..engine.perturb.masking import (
     Masking,
@@ -41,7 +45,7 @@ from ..validation import check_int, check_seed
 
 
 @dataclass(frozen=True, eq=False)
-class LimeTop:
+class LimeOfTopClasses:
     """LIME of each input's most likely classes."""
 
     classes: Tensor  # (N, T), the most likely first
@@ -168,7 +172,7 @@ def lime_top(
     baseline: Baseline = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> LimeTop:
+) -> LimeOfTopClasses:
     """LIME of the probabilities of each input's most likely classes, for the cost of one.
 
     Take `lime` for one class, or for a score that is no probability.
@@ -217,10 +221,10 @@ def lime_top(
     classes = mean_over_positions(box.probs(x, batch_size=batch_size)).topk(top, 1).indices  # (N, T)
     objectives = [class_probability_objective(box, labels) for labels in classes.T]
     explanations = _fit_local_models(_make_lime_masking(box, x, settings), objectives, list(classes.T), settings, True)
-    return LimeTop(classes, tuple(explanations))
+    return LimeOfTopClasses(classes, tuple(explanations))
 
 
-def positive(result: Attribution, n: int = 5) -> Tensor:
+def positive_segments_mask(result: Attribution, n: int = 5) -> Tensor:
     """A mask of the n segments that raise the answer most; segments that lower it are left out.
 
     For a picture of the evidence, as in the paper's figures.
@@ -240,7 +244,7 @@ def positive(result: Attribution, n: int = 5) -> Tensor:
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(2)
         >>> a = ub.attribution.lime(box, x, y, segments=("squares", 7), n_samples=200)
-        >>> ub.attribution.positive(a, 3).shape
+        >>> ub.attribution.positive_segments_mask(a, 3).shape
         torch.Size([2, 28, 28])
     """
     extras: Mapping[str, Any] = result.extras if isinstance(result, Attribution) else {}
@@ -299,7 +303,7 @@ def _fit_local_models(
         DEFAULT_ALPHA_BY_REGRESSION[settings["regression"]] if settings["alpha"] is None else float(settings["alpha"])
     )
     fit = partial(
-        fit_local_model,
+        fit_local_model_with_control_variate,
         regression=settings["regression"],
         alpha=alpha,
         max_features=settings["n_features"],
@@ -309,11 +313,13 @@ def _fit_local_models(
     for t, target in enumerate(targets):
         ys = [v[:, t][d.mask_index] for v, d in zip(row_scores, sampled, strict=True)]
         fits = [fit(design, y) for design, y in zip(designs, ys, strict=True)]
-        results.append(_lime_result(masking, fits, [float(y[0]) for y in ys], target))
+        results.append(_local_models_to_result(masking, fits, [float(y[0]) for y in ys], target))
     return results
 
 
-def _lime_result(masking: Masking, fits: list[LocalLinearModel], scores: list[float], target: Any) -> Attribution:
+def _local_models_to_result(
+    masking: Masking, fits: list[LocalLinearModel], scores: list[float], target: Any
+) -> Attribution:
     """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
     weights = masking.scatter_active([f.weights for f in fits])

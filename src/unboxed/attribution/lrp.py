@@ -25,7 +25,7 @@ from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 from ..model.batching import map_in_batches
-from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules
+from ..model.lrp import LayerRules, LRPMode, annotate_activation, check_all_ruled, frozen_parameters, linear_rules
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
@@ -36,7 +36,7 @@ LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] 
         linear_rules.epsilon_rule(e), linear_rules.gamma_rule(g, e), linear_rules.z_box_rule(e)
     ),
     "composite-plus": lambda e, g: LayerRules(
-        linear_rules.epsilon_rule(e), linear_rules.z_plus_rule(e), linear_rules.flat_rule()
+        linear_rules.epsilon_rule(e), linear_rules.z_plus_rule(e), linear_rules.flat_distribution_rule()
     ),
     "epsilon": lambda e, g: LayerRules(linear_rules.epsilon_rule(e), linear_rules.epsilon_rule(e)),
     "gamma": lambda e, g: LayerRules(linear_rules.gamma_rule(g, e), linear_rules.gamma_rule(g, e)),
@@ -136,8 +136,8 @@ def _relevance_scores_and_classes(
 ) -> tuple[Tensor, Tensor, Any]:
     """Relevance (n, ...) of one batch, (x - x0) c, x0 being zero after normalization; scores and classes (n,)."""
     with box.isolated(), frozen_parameters(box.model):
-        x, *bounds = leaves = _input_and_bound_leaves(box.inputs, x, layer_rules)
-        annotate(x, bounds=tuple(bounds) or None)
+        x, *bounds = leaves = _input_and_pixel_bound_leaves(box.inputs, x, layer_rules)
+        annotate_activation(x, bounds=tuple(bounds) or None)
         with LRPMode(layer_rules):
             acts = box.forward(x, objective.layers | {"input"})
         for a in objective.layers:
@@ -158,7 +158,7 @@ def _relevance_scores_and_classes(
         return relevance, score.detach(), classes_if_predicted_logit(objective, acts)
 
 
-def _input_and_bound_leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
+def _input_and_pixel_bound_leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
     """x, and its lower and upper bounds where a rule of the first layer needs them."""
     bounds = (_pixel_bound(inputs, x, 0.0), _pixel_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
     return [h.detach().clone().requires_grad_() for h in (x, *bounds)]

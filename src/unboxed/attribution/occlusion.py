@@ -33,7 +33,7 @@ from ..validation import check_int
 
 WindowSize = int | tuple[int, int]
 DEFAULT_WINDOWS_PER_SIDE = 7  # a window covers a seventh of a side by default: 32 of 224 pixels, 4 of 28
-TYPICAL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window has by default
+TYPICAL_FORWARDS_PER_INPUT = 200  # on the card: about how many positions the window has by default
 
 
 @card(
@@ -48,7 +48,7 @@ TYPICAL_RUNS_PER_INPUT = 200  # on the card: about how many positions the window
     exempt={"one forward": "it runs the model once for each position of the window"},
     axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
-    runs=TYPICAL_RUNS_PER_INPUT,
+    runs=TYPICAL_FORWARDS_PER_INPUT,
     order=8,
 )
 def occlusion(
@@ -108,7 +108,7 @@ def occlusion(
     image_size = (1, *inputs.model_shape[1:])[-2:]  # of a signal one row, of a volume one slice
     n_slices = inputs.shape[1] // image_size[0]
     if inputs.n_axes == 1:
-        window, stride = _along_row(window), _along_row(stride)
+        window, stride = _signal_size_as_height_width(window), _signal_size_as_height_width(stride)
     size = _resolve_height_and_width(
         "window", window, tuple(max(1, round(s / DEFAULT_WINDOWS_PER_SIDE)) for s in image_size)
     )
@@ -124,7 +124,7 @@ def occlusion(
     runs = run_windows(box, x, objective, baseline_values, corners, size, include_original=True, batch_size=batch_size)
     if runs.logits is None:
         raise InputError("no logits were read")
-    scores, classes = _scores_and_reported_classes(box, runs, target)
+    scores, classes = _window_scores_and_classes(box, runs, target)
     grid, score = (len(x), len(top), len(left)), scores[:, -1]
     check_finite_scores(score)
     check_finite_scores(scores, MASKED_INPUT_NAME_IN_ERRORS)
@@ -147,7 +147,7 @@ def occlusion(
     )
 
 
-def _along_row(side: Any) -> Any:
+def _signal_size_as_height_width(side: Any) -> Any:
     """A window or stride of a signal, given by its length alone."""
     return side if side is None or isinstance(side, (tuple, list)) else (1, side)
 
@@ -167,7 +167,7 @@ def _resolve_height_and_width(name: str, value: object, default: tuple[int, ...]
     return check_int(name, sides[0], minimum=1), check_int(name, sides[1], minimum=1)
 
 
-def _scores_and_reported_classes(
+def _window_scores_and_classes(
     box: Box, runs: VariantOutputs, target: ClassLabels | Objective | None
 ) -> tuple[Tensor, Tensor]:
     """The scores (N, P + 1), and the class (N,) whose probability is reported. The last run is of the whole images."""
@@ -193,13 +193,13 @@ def _mean_drop_per_pixel(
     drops: Tensor, starts: tuple[Tensor, Tensor], size: tuple[int, int], sides: tuple[int, int]
 ) -> Tensor:
     """For each pixel (N, 1, H, W) the mean score lost over the windows that cover it."""
-    rows, cols = (_coverage_mask(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
+    rows, cols = (_windows_covering_pixels(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
     count = rows.sum(0)[:, None] * cols.sum(0)  # (H, W)
     total = rows.T @ drops @ cols
     return (total / count.clamp(min=1))[:, None]
 
 
-def _coverage_mask(starts: Tensor, window: int, side: int) -> Tensor:
+def _windows_covering_pixels(starts: Tensor, window: int, side: int) -> Tensor:
     """Whether each window (P,) covers each pixel of a side, (P, side)."""
     at = torch.arange(side)
     return (at >= starts[:, None]) & (at < starts[:, None] + window)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, target_for_result
+from ..engine.attribution_result import Attribution, resolve_result_target
 from ..engine.cpu_cache import forward_batch_plan
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT_NAME_IN_ERRORS, resolve_objective_and_classes, score_points
+from ..engine.perturb.masking import MASKED_INPUT_NAME_IN_ERRORS, resolve_objective_and_classes, score_perturbed_inputs
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError
@@ -106,22 +106,22 @@ def rise(
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size, on)
     baseline_values = baseline_of(box, x, baseline, seed=seed)
-    sums = _RiseSums(box, x, baseline_values, score, lambda ks: rise_masks(ks, size, cells, keep, seed, x))
+    sums = _RiseAccumulator(box, x, baseline_values, score, lambda ks: rise_masks(ks, size, cells, keep, seed, x))
     sums.run(n_samples, batch_size)
     if not sums.score_sums.isfinite().all():  # x itself may be the cause
-        check_finite_scores(score_points(box, x, [score], torch.arange(len(x), device=x.device)))
+        check_finite_scores(score_perturbed_inputs(box, x, [score], torch.arange(len(x), device=x.device)))
         check_finite_scores(sums.score_sums, MASKED_INPUT_NAME_IN_ERRORS)
     maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
     return Attribution(
         box.restore_structure(maps),
         input=box.restore_structure(x),
-        target=target_for_result(box, target if classes is None else classes, len(x)),
+        target=resolve_result_target(box, target if classes is None else classes, len(x)),
         method="RISE",
         classes=box.classes,
     )
 
 
-class _RiseSums:
+class _RiseAccumulator:
     """Sums over the masks so far: masks are drawn batch by batch, and none is stored."""
 
     def __init__(
@@ -148,9 +148,9 @@ class _RiseSums:
         at = torch.arange(pairs.start, pairs.stop, device=self.x.device)
         k, row = at // rows - first, at % rows
         x, baseline_values = self.x[row], self.baseline_values[row]
-        pair_scores = score_points(self.box, baseline_values + masks[k] * (x - baseline_values), [self.score], row)[
-            :, 0
-        ].to(self.weighted_masks)
+        pair_scores = score_perturbed_inputs(
+            self.box, baseline_values + masks[k] * (x - baseline_values), [self.score], row
+        )[:, 0].to(self.weighted_masks)
         table = self.weighted_masks.new_zeros(len(masks), rows).index_put((k, row), pair_scores)
         flat = masks.flatten(1).to(self.weighted_masks)  # (K, H W)
         self.weighted_masks += table.T @ flat

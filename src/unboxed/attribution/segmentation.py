@@ -20,8 +20,8 @@ from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
 
 NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
-SMOOTHNESS_WEIGHT_NATS = 50.0  # Rother et al.'s weight of a border, in nats
-CAPACITY_PER_NAT = 1000  # of a capacity in one nat: the cut works on whole numbers
+GRAPH_CUT_SMOOTHNESS_NATS = 50.0  # Rother et al.'s weight of a border, in nats
+GRAPH_CUT_CAPACITY_PER_NAT = 1000  # of a capacity in one nat: the cut works on whole numbers
 Float64Array = NDArray[np.float64]
 
 
@@ -73,7 +73,7 @@ def segmentation(
     strength = maps.detach().abs().amax(1).double().cpu()  # (N, H, W)
     colors = x.detach().double().cpu().movedim(1, -1)  # (N, H, W, C)
     masks = [
-        _object_mask(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
+        _grab_cut_object_mask(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
         for s, c in zip(strength, colors, strict=True)
     ]
     empty = [i for i, m in enumerate(masks) if m is None]
@@ -98,7 +98,7 @@ def _check_maps(maps: object, x: object) -> None:
         raise InputError(f"maps and images are of one size; got {tuple(maps.shape)} and {tuple(x.shape)}")
 
 
-def _object_mask(
+def _grab_cut_object_mask(
     strength: Float64Array,
     colors: Float64Array,
     foreground: float,
@@ -163,7 +163,7 @@ def _graph_edges(colors: Float64Array) -> GraphEdges:
     return (
         np.concatenate(first),
         np.concatenate(second),
-        SMOOTHNESS_WEIGHT_NATS * np.exp(-beta * gaps) / np.concatenate(distances),
+        GRAPH_CUT_SMOOTHNESS_NATS * np.exp(-beta * gaps) / np.concatenate(distances),
     )
 
 
@@ -187,7 +187,7 @@ def _min_cut_object_mask(
     a, b, cost = edges
     rows = np.concatenate([a, b, np.full(n, source), pixels])
     columns = np.concatenate([b, a, pixels, np.full(n, sink)])
-    capacity = np.round(CAPACITY_PER_NAT * np.concatenate([cost, cost, to_source, to_sink])).astype(np.int32)
+    capacity = np.round(GRAPH_CUT_CAPACITY_PER_NAT * np.concatenate([cost, cost, to_source, to_sink])).astype(np.int32)
     graph = csr_array(coo_array((capacity, (rows, columns)), shape=(n + 2, n + 2)))
     residual = graph - maximum_flow(graph, source, sink).flow
     residual.data[residual.data < 0] = 0

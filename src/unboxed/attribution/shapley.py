@@ -24,8 +24,8 @@ from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import check_settings
 
-MAX_EXACT_FEATURES = 16  # segments: 65,536 runs per input
-TYPICAL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 squares
+MAX_EXACT_SHAPLEY_SEGMENTS = 16  # segments: 65,536 runs per input
+TYPICAL_FORWARDS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3 squares
 
 
 @card(
@@ -37,7 +37,7 @@ TYPICAL_RUNS_PER_INPUT = 512  # on the card, by default: of all subsets of 3 x 3
     exempt={"one forward": "it runs the model once for each subset of segments"},
     texts=True,
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    runs=TYPICAL_RUNS_PER_INPUT,
+    runs=TYPICAL_FORWARDS_PER_INPUT,
 )
 def shapley(
     box: Box,
@@ -88,10 +88,10 @@ def shapley(
     check_settings(shapley, locals())
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline, default=default_segmentation_fn(box))
-    if max(masking.n_active_per_row) > MAX_EXACT_FEATURES:
+    masking = make_masking(box, x, segments, baseline, default=default_shapley_segmentation(box))
+    if max(masking.n_active_per_row) > MAX_EXACT_SHAPLEY_SEGMENTS:
         n = max(masking.n_active_per_row)
-        message = f"{n} segments have 2^{n} subsets; exact values are for {MAX_EXACT_FEATURES} or fewer"
+        message = f"{n} segments have 2^{n} subsets; exact values are for {MAX_EXACT_SHAPLEY_SEGMENTS} or fewer"
         multi_input_hint = " (of several inputs, one setting each)" if isinstance(box.inputs, MultiInput) else ""
         raise InputError(f"{message}: take larger segments{multi_input_hint}, or kernel_shap, which samples subsets")
     subsets = {a: all_subset_masks(a) for a in set(masking.n_active_per_row)}
@@ -115,11 +115,11 @@ def shapley(
     )
 
 
-def default_segmentation_fn(box: Box) -> Callable[[Pixels], Segments]:
+def default_shapley_segmentation(box: Box) -> Callable[[Pixels], Segments]:
     """Segments of an image by default: three squares along its longer side; fewer where several inputs have many."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = tuple(parts.values()) if isinstance(parts, Mapping) else parts
     images = sum(isinstance(p, Pixels) for p in parts)
     columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
-    n_along = next((k for k in (3, 2, 1) if images * k * k + columns <= MAX_EXACT_FEATURES), 3)
+    n_along = next((k for k in (3, 2, 1) if images * k * k + columns <= MAX_EXACT_SHAPLEY_SEGMENTS), 3)
     return lambda image: ("squares", -(-max(image.shape[-2:]) // n_along))

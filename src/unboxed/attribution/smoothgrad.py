@@ -16,7 +16,7 @@ from ..engine.gradients.quadrature import equal_weights
 from ..engine.gradients.score import warn_problem_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
-from ..model.nan_checks import raise_for_nonfinite
+from ..model.nan_checks import raise_for_nonfinite_scores
 from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
@@ -89,7 +89,7 @@ def smoothgrad(
     path = NoisePath(x, noise * noise_scale(box.inputs, x), equal_weights(n_samples), check_seed(seed))
     objective = resolve_target(box, target, x, batch_size)
     result = path_mean_gradient(box, objective, path, len(x), moment=kind, batch_size=batch_size, relu_bypass="last")
-    raise_for_nonfinite(~result.has_finite_scores, "x with noise")
+    raise_for_nonfinite_scores(~result.has_finite_scores, "x with noise")
     if kind == "variance":  # which is zero on any linear model
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:

@@ -10,49 +10,49 @@ from dataclasses import dataclass, field
 from ..box import Box
 from ..engine.randomized import LayerWithWeights, randomize_layers
 
-MAX_SHARED_BYTES = 2**28  # of the weights of all control models that are held
+MAX_CONTROL_WEIGHTS_BYTES = 2**28  # of the weights of all control models that are held
 
 
 @dataclass(eq=False)
-class _ControlBoxes:
+class _ControlBoxCache:
     """Control models of one box, by what was done to it."""
 
     box: Box
     boxes: dict[Hashable, Box] = field(default_factory=dict)
 
-    def has_room(self) -> bool:
+    def has_room_for_another(self) -> bool:
         n_bytes = sum(p.numel() * p.element_size() for p in self.box.model.parameters())
-        return (len(self.boxes) + 1) * n_bytes <= MAX_SHARED_BYTES
+        return (len(self.boxes) + 1) * n_bytes <= MAX_CONTROL_WEIGHTS_BYTES
 
 
-_SHARED: ContextVar[_ControlBoxes | None] = ContextVar("control boxes", default=None)
+_SHARED_CONTROL_BOXES: ContextVar[_ControlBoxCache | None] = ContextVar("control boxes", default=None)
 
 
 @contextmanager
 def sharing_control_boxes(box: Box) -> Iterator[None]:
     """Within it, control models of this box are made once. Its weights must stay as they are."""
-    token = _SHARED.set(_ControlBoxes(box))
+    token = _SHARED_CONTROL_BOXES.set(_ControlBoxCache(box))
     try:
         yield
     finally:
-        _SHARED.reset(token)
+        _SHARED_CONTROL_BOXES.reset(token)
 
 
-def control_box(box: Box, key: Hashable, make: Callable[[], Box]) -> Box:
+def cached_control_box(box: Box, key: Hashable, make: Callable[[], Box]) -> Box:
     """The control model that `make` makes, from those that are shared where there is one of that key."""
-    shared = _SHARED.get()
+    shared = _SHARED_CONTROL_BOXES.get()
     if shared is None or shared.box is not box:
         return make()
     if key in shared.boxes:
         return shared.boxes[key]
     made = make()
-    if shared.has_room():
+    if shared.has_room_for_another():
         shared.boxes[key] = made
     return made
 
 
-def randomized_box(box: Box, layers: Iterable[LayerWithWeights], seed: int) -> Box:
+def cached_randomized_box(box: Box, layers: Iterable[LayerWithWeights], seed: int) -> Box:
     """As `randomize_layers`, from the control models that are shared."""
     layers = tuple(layers)
     key = ("randomized", tuple(layer.paths for layer in layers), seed)
-    return control_box(box, key, lambda: randomize_layers(box, layers, seed))
+    return cached_control_box(box, key, lambda: randomize_layers(box, layers, seed))

@@ -20,7 +20,7 @@ from .. import rng
 from ..box import Box
 from ..checkpointing import tensor_digest
 from ..engine.perturb.baselines import baseline
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
@@ -28,13 +28,13 @@ from ..model.outputs import OutputReader
 from ..objectives import MODEL_END_ADDRESSES, Objective
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
-from .control_boxes import control_box
-from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
+from .control_boxes import cached_control_box
+from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class RandomInput(OneLineReprMixin):
+class RandomInput(ResultMixin):
     """How similar maps (N, ...) of inputs without evidence are to those of the inputs. Figures are (N,).
 
     `shuffled`: the pixels of each image in random order, and the map put back into the original order. A method that
@@ -140,7 +140,7 @@ def _target_scores(box: Box, target: Any, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ConstantModel(OneLineReprMixin):
+class ConstantModel(ResultMixin):
     """The spread of the maps of two constant models, relative to that of the model's own map, (N,).
 
     0 (up to rounding) is right. The spread is the standard deviation over a map: a map that is the same everywhere has
@@ -154,7 +154,7 @@ class ConstantModel(OneLineReprMixin):
 
 
 def constant_model(
-    box: Box, x: InputBatch, method: TestedMethod, target: Target = None, *, map_: PrecomputedMap = None
+    box: Box, x: InputBatch, method: TestedMethod, target: Target = None, *, map_: OptionalPrecomputedMap = None
 ) -> ConstantModel:
     """Compute a method's maps of two models whose output does not depend on x; both keep the weights.
 
@@ -191,12 +191,12 @@ def constant_model(
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score) if map_ is None else map_
-    constant_input_box = control_box(box, "constant input", lambda: _constant_input_box(box))
+    constant_input_box = cached_control_box(box, "constant input", lambda: _constant_input_box(box))
     maps_constant_input = compute_map(constant_input_box, method, x, score)
     maps_constant_output = torch.full_like(original, torch.nan)
     if not isinstance(score, Objective) or score.layers <= MODEL_END_ADDRESSES - {"input"}:
         key = ("constant output", tensor_digest(x))
-        constant_output_box = control_box(box, key, lambda: _constant_output_box(box, x))
+        constant_output_box = cached_control_box(box, key, lambda: _constant_output_box(box, x))
         maps_constant_output = compute_map(constant_output_box, method, x, score)
     return ConstantModel(
         _relative_spread(maps_constant_input, original),
@@ -215,11 +215,11 @@ def _relative_spread(maps: Tensor, reference: Tensor) -> Tensor:
 def _constant_input_box(box: Box) -> Box:
     """The same box, whose model receives the same for all inputs (and no gradient reaches them)."""
     clone = copy.copy(box)
-    clone.inputs = _zero_encoded_inputs(box.inputs)
+    clone.inputs = _inputs_encoded_as_zeros(box.inputs)
     return clone
 
 
-def _zero_encoded_inputs(inputs: Inputs) -> Inputs:
+def _inputs_encoded_as_zeros(inputs: Inputs) -> Inputs:
     """The same inputs, encoded as zeros in the model's units, whatever they are."""
 
     def encode(self: Inputs, x: Tensor) -> Any:

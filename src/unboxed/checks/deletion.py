@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
@@ -24,14 +24,14 @@ from ..validation import check_seed
 from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
-    feature_shape,
-    importance,
+    fix_score_and_classes,
     perturbed_scores,
+    pixel_importance,
     rank_descending,
-    resolve_score_and_classes,
+    removed_feature_shape,
 )
 
-DEFAULT_N_STEPS = 50
+DEFAULT_N_REMOVAL_STEPS = 50
 
 PerturbationSteps = Annotated[
     int | None, AtLeast(1), Unit("steps"), "Number of equal steps in which all pixels are changed."
@@ -39,7 +39,7 @@ PerturbationSteps = Annotated[
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PerturbationCurve(OneLineReprMixin):
+class PerturbationCurve(ResultMixin):
     """The score as pixels are deleted or inserted, the most important first."""
 
     fractions: Tensor  # (S + 1,) of the pixels changed, from 0 to 1
@@ -174,21 +174,21 @@ def _perturbation_curve(
     box: Box, x: Tensor, start: Tensor, end: Tensor, maps: Maps, target: Target, score: ScoreSetting,
     n_steps: int | None, signed: bool, seed: int, batch_size: BatchSize,
 ) -> PerturbationCurve:  # fmt: skip
-    rank = rank_descending(importance(box, x, maps, signed=signed), seed)  # (N, P)
-    counts = _n_changed_after_step(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
-    objective, _ = resolve_score_and_classes(box, x, target, score, "probability", batch_size)
+    rank = rank_descending(pixel_importance(box, x, maps, signed=signed), seed)  # (N, P)
+    counts = _n_pixels_changed_after_step(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
+    objective, _ = fix_score_and_classes(box, x, target, score, "probability", batch_size)
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
         changed = rank[examples] < counts[steps, None]  # (R, P)
-        return [torch.where(changed.view(-1, *feature_shape(box)), end[examples], start[examples])]
+        return [torch.where(changed.view(-1, *removed_feature_shape(box)), end[examples], start[examples])]
 
     (curve,) = perturbed_scores(box, objective, len(x), len(counts), perturb, batch_size)
     return PerturbationCurve((counts / rank.shape[1]).to(box.dtype), curve.to(box.dtype))
 
 
-def _n_changed_after_step(n_pixels: int, n_steps: int | None) -> Tensor:
+def _n_pixels_changed_after_step(n_pixels: int, n_steps: int | None) -> Tensor:
     """How many pixels are changed after each step, 0 to all of them, (S + 1,). Raises InputError."""
-    n_steps = min(DEFAULT_N_STEPS, n_pixels) if n_steps is None else n_steps
+    n_steps = min(DEFAULT_N_REMOVAL_STEPS, n_pixels) if n_steps is None else n_steps
     if n_steps > n_pixels:
         raise InputError(f"n_steps must be at most one per pixel or column, {n_pixels}; got {n_steps}")
     return torch.linspace(0, n_pixels, n_steps + 1, dtype=torch.float64).round().long()

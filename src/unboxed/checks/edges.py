@@ -14,14 +14,14 @@ from torch import Tensor
 from ..attribution.gradient import gradient
 from ..box import Box
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..parameters import InputBatch, Target
 from .methods import TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity, rescale_to_unit_range
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EdgeSimilarity(OneLineReprMixin):
+class EdgeSimilarity(ResultMixin):
     """How similar the magnitudes of a map are to the input's edges: `map.absolute`, `map.ssim`, `map.hog`, each (N,).
 
     `gradient` has the same figures for the plain gradient of the same score, which is no edge detector: the control.

@@ -17,15 +17,17 @@ from .verdict import Verdict
 MIN_AGREEMENT_KENDALL_TAU = 0.8  # Kendall's tau, from which on the fills give nearly the same order
 
 
-def orders_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, list[str]]:
+def method_orders_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, list[str]]:
     """{fill: the methods by their relevance gain with it, the largest first}, of methods that all fills measured."""
-    return {fill: sorted(gains, key=lambda name: -gains[name]) for fill, gains in _gains_by_fill(verdicts).items()}
+    return {
+        fill: sorted(gains, key=lambda name: -gains[name]) for fill, gains in _relevance_gains_by_fill(verdicts).items()
+    }
 
 
 def fill_agreement(verdicts: Mapping[str, Verdict]) -> tuple[float, tuple[str, str]]:
     """Kendall's tau between the orders of the two fills that agree the least, and these fills; NaN for fewer than two
     methods or fills."""
-    columns = {fill: [*gains.values()] for fill, gains in _gains_by_fill(verdicts).items() if len(gains) > 1}
+    columns = {fill: [*gains.values()] for fill, gains in _relevance_gains_by_fill(verdicts).items() if len(gains) > 1}
     pairs = [(float(kendalltau(columns[a], columns[b]).statistic), (a, b)) for a, b in combinations(columns, 2)]
     return min(pairs, default=(math.nan, ("", "")))
 
@@ -35,7 +37,7 @@ def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
     agreement, (a, b) = fill_agreement(verdicts)
     if math.isnan(agreement):
         return ""
-    orders = orders_by_fill(verdicts)
+    orders = method_orders_by_fill(verdicts)
     if agreement > 1 - 1e-9:
         return "All fills give the same order by relevance gain."
     if agreement >= MIN_AGREEMENT_KENDALL_TAU:
@@ -45,7 +47,7 @@ def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
     return f"The order depends on what removed parts are filled with (Kendall's tau {agreement:.2f}): {leaders}."
 
 
-def _gains_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, float]]:
+def _relevance_gains_by_fill(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, float]]:
     """{fill: {method: its relevance gain}}, of the methods with a number for each fill."""
     measured = {
         name: v.gain_by_fill for name, v in verdicts.items() if all(map(math.isfinite, v.gain_by_fill.values()))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
@@ -26,20 +26,20 @@ from .methods import Maps, TestedMethod
 from .perturbing import (
     ScoreSetting,
     align_maps,
-    feature_shape,
+    fix_score_and_classes,
     keyed_noise,
     perturbed_scores,
-    resolve_score_and_classes,
-    unperturbed_scores,
+    removed_feature_shape,
+    scores_of_unperturbed_inputs,
 )
 
 PerturbationKind = Literal["gaussian", "noisy_baseline", "square"]
 AttributionKind = Literal["local", "global"]
-MAX_SQUARE_SIDE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
+MAX_PERTURBED_SQUARE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Infidelity(OneLineReprMixin):
+class Infidelity(ResultMixin):
     """The infidelity of maps to the scores of perturbed inputs; 0 is best."""
 
     infidelity: Tensor  # (N,) in the score's unit, squared
@@ -129,7 +129,7 @@ def infidelity(
         n_samples is None,
     )
     n_perturbations = len(sampler.squares) if n_samples is None else n_samples
-    objective, _ = resolve_score_and_classes(box, x, target, score, "logit", batch_size)
+    objective, _ = fix_score_and_classes(box, x, target, score, "logit", batch_size)
 
     def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
         change, mask = sampler(examples, samples)  # (R, ...)
@@ -139,11 +139,11 @@ def infidelity(
     scores_by_sample, predicted = perturbed_scores(
         box, objective, len(x), n_perturbations, perturb, batch_size
     )  # (N, K)
-    drops = unperturbed_scores(box, objective, x, batch_size)[:, None] - scores_by_sample
-    return _infidelity_of_drops(predicted, drops, fit_scale, is_exact=n_samples is None, dtype=box.dtype)
+    drops = scores_of_unperturbed_inputs(box, objective, x, batch_size)[:, None] - scores_by_sample
+    return _infidelity_of_score_drops(predicted, drops, fit_scale, is_exact=n_samples is None, dtype=box.dtype)
 
 
-def _infidelity_of_drops(
+def _infidelity_of_score_drops(
     predicted_drops: Tensor, drops: Tensor, fit_scale: bool, is_exact: bool, dtype: torch.dtype
 ) -> Infidelity:
     scale = torch.ones_like(drops[:, 0])
@@ -180,7 +180,7 @@ def _all_squares(box: Box, perturbation: str, window: int | None) -> Tensor:
         raise InputError('squares are for images (Pixels); use perturbation="gaussian" or "noisy_baseline"')
     _, height, width = box.inputs.shape
     shorter = min(height, width)
-    largest = max(1, round(MAX_SQUARE_SIDE_FRACTION * shorter)) if window is None else window
+    largest = max(1, round(MAX_PERTURBED_SQUARE_FRACTION * shorter)) if window is None else window
     if largest > shorter:
         raise InputError(f"window must be at most the image's shorter side, {shorter}; got {largest}")
     squares = []
@@ -220,7 +220,7 @@ class _PerturbationSampler:
             u = keyed_noise(torch.rand, (), self.x.new_empty(0, dtype=torch.float64), self.seed, examples, samples)
             index = (u * len(self.squares)).long()
         side, top, left = self.squares.to(self.x.device)[index].T[..., None]  # each (R, 1)
-        _, height, width = feature_shape(self.box)
+        _, height, width = removed_feature_shape(self.box)
         rows, columns = (torch.arange(k, device=self.x.device)[None] for k in (height, width))
         down = (rows >= top) & (rows < top + side)  # (R, H)
         across = (columns >= left) & (columns < left + side)  # (R, W)
@@ -280,7 +280,7 @@ def max_sensitivity(
     x = box.validate_inputs(x)
     if not callable(method):
         raise InputError(f"method must be callable as method(box, x, target); got {type(method).__name__}")
-    objective, classes = resolve_score_and_classes(box, x, target, None, "logit", batch_size)
+    objective, classes = fix_score_and_classes(box, x, target, None, "logit", batch_size)
     rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
 
     def phi(points: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..engine.rank_correlation import spearman
 from ..errors import InputError, UnboxedError, UnboxedWarning
 from ..influence import Influence, ModelTraining
 from ..influence.validate import LinearDatamodelingScore, linear_datamodeling_score
-from ..settings import Holds
+from ..settings import ValueRole
 from .influence_evidence import InfluenceEvidence
 from .influence_planting import PlantedTraining
 from .verdict_tests import VerdictTest
@@ -28,15 +28,17 @@ TestedInfluenceMethod = Annotated[
     InfluenceMethod, "The method to test: a function (box, x, labels, train) that returns an Influence."
 ]
 TrainingOrData = Annotated[
-    Any, Holds("data"), "What the method takes: labeled training examples, or a training (unrolled differentiation)."
+    Any,
+    ValueRole("data"),
+    "What the method takes: labeled training examples, or a training (unrolled differentiation).",
 ]
 
-RANDOM_WEIGHTS, SAME_ON_TOP = "random weights", "same on top"
-SHORTCUT, RETRAINING = "planted shortcut", "retraining"
+RANDOM_WEIGHTS_TEST_NAME, SAME_ON_TOP_TEST_NAME = "random weights", "same on top"
+SHORTCUT_TEST_NAME, RETRAINING_TEST_NAME = "planted shortcut", "retraining"
 
 
 @dataclass(eq=False)
-class InfluenceSubject:
+class InfluenceTestSubject:
     """A method's scores of a model's training examples, and what its tests share."""
 
     box: Box
@@ -60,7 +62,7 @@ class InfluenceSubject:
         self.n_maps += len(x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)
-            return check_result(self.method(box, x.clone(), labels, train), len(x)).scores.double().cpu()
+            return check_influence_result(self.method(box, x.clone(), labels, train), len(x)).scores.double().cpu()
 
     @property
     def evidence(self) -> InfluenceEvidence:
@@ -71,7 +73,7 @@ class InfluenceSubject:
         return self.result.scores.double().cpu()
 
 
-def check_result(result: Any, n_queries: int) -> Influence:
+def check_influence_result(result: Any, n_queries: int) -> Influence:
     """Raise InputError for what is no `Influence` of these queries."""
     if not isinstance(result, Influence) or result.n_queries != n_queries:
         got = f"scores of {result.n_queries} queries" if isinstance(result, Influence) else type(result).__name__
@@ -79,7 +81,7 @@ def check_result(result: Any, n_queries: int) -> Influence:
     return result
 
 
-def _correlation_with_random_weights(s: InfluenceSubject, draw: int) -> Tensor:
+def _rank_correlation_with_randomized(s: InfluenceTestSubject, draw: int) -> Tensor:
     """(Q,) rank correlation with the scores of the model with all its layers randomized."""
     if isinstance(s.train, ModelTraining) or not layers_with_weights(s.box):
         return _nan_per_query(s)  # a training gives one model, and no other
@@ -87,7 +89,7 @@ def _correlation_with_random_weights(s: InfluenceSubject, draw: int) -> Tensor:
     return spearman(s.scores, s.scores_of(randomized, s.x, s.labels, s.train))
 
 
-def _top_shared_with_other_classes(s: InfluenceSubject, draw: int) -> Tensor:
+def _excess_top_overlap_across_classes(s: InfluenceTestSubject, draw: int) -> Tensor:
     """(Q,) share of a query's top examples that are on top for a query of another class, above that of chance."""
     n = s.scores.shape[1]
     k = min(s.top_k, n // 2)
@@ -100,17 +102,17 @@ def _top_shared_with_other_classes(s: InfluenceSubject, draw: int) -> Tensor:
     return (mean - k / n) / (1 - k / n)
 
 
-def _poisoned_on_top(s: InfluenceSubject, draw: int) -> Tensor:
+def _excess_poisoned_at_top(s: InfluenceTestSubject, draw: int) -> Tensor:
     """(Q',) share of poisoned images among the top ones of images with the trigger, beyond what their label says."""
     if s.planted is None:
         return _nan_per_query(s)
     planted = s.planted
     train = planted.training if isinstance(s.train, ModelTraining) else (planted.data.images, planted.data.labels)
     scores = s.scores_of(planted.box, planted.x, planted.classes, train)
-    return planted.poisoned_on_top(scores)
+    return planted.excess_poisoned_in_top_k(scores)
 
 
-def _agreement_with_retraining(s: InfluenceSubject, draw: int) -> Tensor:
+def _rank_correlation_with_retraining(s: InfluenceTestSubject, draw: int) -> Tensor:
     """(Q,) rank correlation of predicted with real losses after retraining without random subsets."""
     if s.training is None:
         return _nan_per_query(s)
@@ -125,14 +127,14 @@ def _agreement_with_retraining(s: InfluenceSubject, draw: int) -> Tensor:
     return values
 
 
-def _nan_per_query(s: InfluenceSubject) -> Tensor:
+def _nan_per_query(s: InfluenceTestSubject) -> Tensor:
     return torch.full((len(s.x),), math.nan, dtype=torch.float64)
 
 
-def refusing_as_nan(values: Callable[[InfluenceSubject, int], Tensor]) -> Callable[[Any, int], Tensor]:
+def nan_where_method_refuses(values: Callable[[InfluenceTestSubject, int], Tensor]) -> Callable[[Any, int], Tensor]:
     """A test that does not apply where the method refuses the changed model."""
 
-    def tested(s: InfluenceSubject, draw: int) -> Tensor:
+    def tested(s: InfluenceTestSubject, draw: int) -> Tensor:
         try:
             return values(s, draw)
         except UnboxedError:
@@ -143,8 +145,8 @@ def refusing_as_nan(values: Callable[[InfluenceSubject, int], Tensor]) -> Callab
 
 INFLUENCE_TESTS = (
     VerdictTest(
-        RANDOM_WEIGHTS, "rank correlation with scores for random weights",
-        refusing_as_nan(_correlation_with_random_weights),
+        RANDOM_WEIGHTS_TEST_NAME, "rank correlation with scores for random weights",
+        nan_where_method_refuses(_rank_correlation_with_randomized),
         bound=0.85, passes_above=False, spread=0.15, n_draws=2, max_draws=4,
         failed="same scores for random weights",
         fails="Its ranking is nearly the same (rank correlation {value:.2f}) when the model's weights are random: it "
@@ -152,7 +154,7 @@ INFLUENCE_TESTS = (
         passes="its ranking changes when the model's weights are random (rank correlation {value:.2f})",
     ),
     VerdictTest(
-        SAME_ON_TOP, "share of top examples in common with other classes", _top_shared_with_other_classes,
+        SAME_ON_TOP_TEST_NAME, "share of top examples in common with other classes", _excess_top_overlap_across_classes,
         bound=0.5, passes_above=False, spread=0.2, limits=(-1, 1),
         failed="same examples for every query",
         fails="The same training examples are on top for queries of different classes ({value:.0%} in common): it "
@@ -160,7 +162,7 @@ INFLUENCE_TESTS = (
         passes="queries of different classes have other examples on top ({value:.0%} in common)",
     ),
     VerdictTest(
-        SHORTCUT, "share of poisoned images on top, beyond their label's", _poisoned_on_top,
+        SHORTCUT_TEST_NAME, "share of poisoned images on top, beyond their label's", _excess_poisoned_at_top,
         bound=0.1, passes_above=True, spread=0.3,
         failed="does not find a planted shortcut",
         fails="Where a trigger decides the answer, the training images that planted it are hardly more often on top "
@@ -168,7 +170,7 @@ INFLUENCE_TESTS = (
         passes="images that planted a trigger come first where it decides ({value:+.0%} more than of their label)",
     ),
     VerdictTest(
-        RETRAINING, "rank correlation with retraining", _agreement_with_retraining,
+        RETRAINING_TEST_NAME, "rank correlation with retraining", _rank_correlation_with_retraining,
         bound=0.3, passes_above=True, spread=0.2,
         failed="does not predict retraining",
         fails="Its sums hardly predict what happens when examples are left out (rank correlation {value:.2f} with real "

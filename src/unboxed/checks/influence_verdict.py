@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 from ..box import Box
-from ..engine.example_gradients.labels import query_labels
+from ..engine.example_gradients.labels import resolve_query_labels
 from ..errors import InputError, UnboxedError
 from ..influence import ModelTraining
-from ..influence.unrolled import check_box
+from ..influence.unrolled import check_box_has_trained_weights
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
-from ..settings import Above, AtLeast, Below, Holds, Unit, check_settings
+from ..settings import Above, AtLeast, Below, Unit, ValueRole, check_settings
 from ..validation import check_seed
 from .influence_planting import PlantedTraining
 from .influence_tests import (
     INFLUENCE_TESTS,
-    RANDOM_WEIGHTS,
-    RETRAINING,
-    SHORTCUT,
-    InfluenceSubject,
+    RANDOM_WEIGHTS_TEST_NAME,
+    RETRAINING_TEST_NAME,
+    SHORTCUT_TEST_NAME,
+    InfluenceTestSubject,
     TestedInfluenceMethod,
     TrainingOrData,
-    check_result,
+    check_influence_result,
 )
 from .verdict import (
     FAIL,
@@ -31,14 +31,14 @@ from .verdict import (
     Grade,
     TestOutcome,
     Verdict,
-    as_sentence,
-    failed_or_undecided,
+    grade_of_first_failure_or_undecided,
     method_display_name,
     nearest_bound_text,
     run_test,
+    to_sentence,
 )
 
-MAX_DRAWS = 4
+MAX_DRAWS_PER_INFLUENCE_TEST = 4
 
 
 def influence_verdict(
@@ -49,10 +49,10 @@ def influence_verdict(
     train: TrainingOrData,
     *,
     training: Annotated[
-        ModelTraining | None, Holds("object"), "The training that made the model, where it can be run again."
+        ModelTraining | None, ValueRole("object"), "The training that made the model, where it can be run again."
     ] = None,
     planted: Annotated[
-        PlantedTraining | None, Holds("object"), "A training on poisoned images (`plant_training`): one test more."
+        PlantedTraining | None, ValueRole("object"), "A training on poisoned images (`plant_training`): one test more."
     ] = None,
     top_k: Annotated[int, AtLeast(1), Unit("examples"), "Number of examples that are on top."] = 20,
     fraction: Annotated[float, Above(0), Below(1), "Fraction of the examples that retrainings leave out."] = 0.1,
@@ -108,32 +108,34 @@ def influence_verdict(
     if not callable(method):
         raise InputError(f"a method is a function (box, x, labels, train) -> Influence; got {method!r}")
     x, seed, name = box.validate_inputs(x), check_seed(seed), method_display_name(method)
-    y = query_labels(box, x, labels)
+    y = resolve_query_labels(box, x, labels)
     training = train if training is None and isinstance(train, ModelTraining) else training
     if training is not None and training is not train:
-        check_box(box, training, training.run())
+        check_box_has_trained_weights(box, training, training.run())
     try:
-        result = check_result(method(box, x.clone(), y, train), len(x))
+        result = check_influence_result(method(box, x.clone(), y, train), len(x))
     except UnboxedError as error:
-        return Verdict(name, NOT_APPLICABLE, "refuses this model", as_sentence(str(error)), (), len(x))
+        return Verdict(name, NOT_APPLICABLE, "refuses this model", to_sentence(str(error)), (), len(x))
     if not bool(result.scores.isfinite().all()):
         return Verdict(name, FAIL, "not finite", "Its scores have NaN or infinite values.", (), len(x), len(x))
-    subject = InfluenceSubject(
+    subject = InfluenceTestSubject(
         box, x, y, method, train, result, seed, top_k, training, planted, fraction, n_subsets, checkpoint, len(x)
     )
-    outcomes = tuple(run_test(test, subject, MAX_DRAWS) for test in INFLUENCE_TESTS)
-    return Verdict(name, *influence_grade(outcomes), outcomes, len(x), subject.n_maps, evidence=subject.evidence)
+    outcomes = tuple(run_test(test, subject, MAX_DRAWS_PER_INFLUENCE_TEST) for test in INFLUENCE_TESTS)
+    return Verdict(
+        name, *grade_influence_outcomes(outcomes), outcomes, len(x), subject.n_maps, evidence=subject.evidence
+    )
 
 
-def influence_grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
+def grade_influence_outcomes(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
     """The grade that outcomes deserve, and why: in a few words, and in a sentence."""
-    if worst := failed_or_undecided(outcomes, INFLUENCE_TESTS):
+    if worst := grade_of_first_failure_or_undecided(outcomes, INFLUENCE_TESTS):
         return worst
     passed = {o.name: o for o in outcomes if o.grade == PASS}
-    if RETRAINING not in passed and not {SHORTCUT, RANDOM_WEIGHTS} <= passed.keys():
-        seen = f"{as_sentence(', and '.join(o.sentence for o in passed.values()))} " if passed else ""
+    if RETRAINING_TEST_NAME not in passed and not {SHORTCUT_TEST_NAME, RANDOM_WEIGHTS_TEST_NAME} <= passed.keys():
+        seen = f"{to_sentence(', and '.join(o.sentence for o in passed.values()))} " if passed else ""
         sentence = "Not compared with anything real: that takes the training that made the model, or a planted one."
-        return INCONCLUSIVE, f"not tested: {RETRAINING}", seen + sentence
-    essential = [passed[name].sentence for name in (RETRAINING, SHORTCUT) if name in passed]
-    reason = "predicts retraining" if RETRAINING in passed else "finds a planted shortcut"
-    return PASS, reason, f"{as_sentence(', and '.join(essential))} {nearest_bound_text(outcomes)}"
+        return INCONCLUSIVE, f"not tested: {RETRAINING_TEST_NAME}", seen + sentence
+    essential = [passed[name].sentence for name in (RETRAINING_TEST_NAME, SHORTCUT_TEST_NAME) if name in passed]
+    reason = "predicts retraining" if RETRAINING_TEST_NAME in passed else "finds a planted shortcut"
+    return PASS, reason, f"{to_sentence(', and '.join(essential))} {nearest_bound_text(outcomes)}"

@@ -15,13 +15,13 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..errors import InputError
-from ..objectives import as_classes
+from ..objectives import to_class_tensor
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 from .methods import TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
-ClassLabels = Annotated[Any, "Class labels (N,) of the training data."]
+TrainingLabels = Annotated[Any, "Class labels (N,) of the training data."]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -87,7 +87,7 @@ def check_same_inputs_and_outputs(box: Box, other: Box) -> None:
         )
 
 
-def shuffle_labels(labels: ClassLabels, seed: Seed = 0) -> Tensor:
+def shuffle_labels(labels: TrainingLabels, seed: Seed = 0) -> Tensor:
     """The same labels in random order: each class is as frequent as before.
 
     Args:
@@ -105,7 +105,7 @@ def shuffle_labels(labels: ClassLabels, seed: Seed = 0) -> Tensor:
         >>> sorted(ub.checks.shuffle_labels([0, 1, 1, 2, 2, 2]).tolist())
         [0, 1, 1, 2, 2, 2]
     """
-    y = as_classes(labels)
+    y = to_class_tensor(labels)
     if y.ndim != 1 or len(y) < 2:
         raise InputError(f"wanted the labels (N,) of two examples or more; got shape {tuple(y.shape)}")
     y = y.detach().cpu()
@@ -114,7 +114,7 @@ def shuffle_labels(labels: ClassLabels, seed: Seed = 0) -> Tensor:
 
 def train_twice(
     fit: Annotated[Callable[[Tensor], Box], "Function that builds a model, trains it on labels (N,), and opens it."],
-    labels: ClassLabels,
+    labels: TrainingLabels,
     *,
     seed: Seed = 0,
 ) -> tuple[Box, Box]:
@@ -142,7 +142,7 @@ def train_twice(
         False
     """
     shuffled_labels = shuffle_labels(labels, seed)
-    true_box, random_box = fit(as_classes(labels)), fit(shuffled_labels)
+    true_box, random_box = fit(to_class_tensor(labels)), fit(shuffled_labels)
     for box in (true_box, random_box):
         if not isinstance(box, Box):
             raise InputError(f"fit must return a Box of the trained model; got {type(box).__name__}")

@@ -19,10 +19,10 @@ from ..inputs.multi import MultiInput
 from ..objectives import Objective, mean_over_positions
 from ..parameters import Target
 
-Method = Callable[[Box, Any, Any], Any]
+AttributionMethodFn = Callable[[Box, Any, Any], Any]
 
-TestedMethod = Annotated[Method, "The method to test: a function (box, x, target) that returns a map."]
-PrecomputedMap = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
+TestedMethod = Annotated[AttributionMethodFn, "The method to test: a function (box, x, target) that returns a map."]
+OptionalPrecomputedMap = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
 Maps = Annotated[Any, "Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result."]
 RankBySignedValue = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
 
@@ -36,7 +36,9 @@ def resolve_target(box: Box, x: Tensor, target: Target) -> Any:
     return box.class_labels(target, len(x))
 
 
-def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnings: bool = False) -> Tensor:
+def compute_map(
+    box: Box, method: AttributionMethodFn, x: Tensor, target: Any, *, show_warnings: bool = False
+) -> Tensor:
     """The map (N, ...) of a method for validated inputs; of several inputs the maps are concatenated, (N, D).
 
     The method's warnings (of gradients that are zero) say nothing new about a model that was randomized on purpose, so
@@ -45,7 +47,7 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
     with warnings.catch_warnings():
         if not show_warnings:
             warnings.simplefilter("ignore", UnboxedWarning)
-        output = method(box, _copy_as_user_inputs(box, x), target)
+        output = method(box, _copy_in_user_structure(box, x), target)
     result = attribution_map(output) if isinstance(output, Attribution) else getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
@@ -55,6 +57,6 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
     return map_.detach()
 
 
-def _copy_as_user_inputs(box: Box, x: Tensor) -> Any:
+def _copy_in_user_structure(box: Box, x: Tensor) -> Any:
     """A copy of the inputs, as a user passes them: a user's method may write over it."""
     return box.restore_structure(x.clone())

@@ -15,7 +15,7 @@ from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize, outputs_of_all_pairs
+from ..model.batching import BatchSize, run_all_pairs
 from ..objectives import Objective, mean_over_positions
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
@@ -41,13 +41,13 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
         wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))
         raise InputError(f"wanted maps of shape {wanted}, like the inputs; got {tuple(aligned.shape)}")
-    check_finite(aligned)
+    check_finite_maps(aligned)
     return aligned
 
 
 def _concatenate_maps(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not structured like the inputs."""
-    values, parts = inputs.part_values(maps), [part for _, part in inputs.named_parts()]
+    values, parts = inputs.values_of_parts(maps), [part for _, part in inputs.named_parts()]
     for value, part in zip(values, parts, strict=True):
         if not isinstance(value, Tensor) or tuple(part.pack(value).shape[1:]) != tuple(part.shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -55,20 +55,20 @@ def _concatenate_maps(inputs: MultiInput, maps: Any) -> Tensor:
     return inputs.pack(maps)
 
 
-def check_finite(maps: Tensor) -> None:
+def check_finite_maps(maps: Tensor) -> None:
     """Raise InputError for maps (N, ...) with NaN or infinite values."""
     bad_rows = (~torch.isfinite(maps)).flatten(1).any(1).nonzero().flatten().tolist()
     if bad_rows:
         raise InputError(f"NaN or infinite values in {len(bad_rows)} of {len(maps)} maps (first: map {bad_rows[0]})")
 
 
-def feature_shape(box: Box) -> tuple[int, ...]:
+def removed_feature_shape(box: Box) -> tuple[int, ...]:
     """The shape of the features that are removed: pixels with all their channels (1, H, W), or columns (F,)."""
     shape = tuple(box.inputs.shape)
     return (1, *shape[1:]) if isinstance(box.inputs, Pixels) else shape
 
 
-def importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> Tensor:
+def pixel_importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> Tensor:
     """(N, P): the map at each pixel, summed over channels with its sign, or (`signed=False`) by its magnitude."""
     aligned = align_maps(box, x, maps)
     aligned = aligned if signed else aligned.abs()
@@ -111,7 +111,7 @@ def random_maps(box: Box, x: InputBatch, *, seed: Seed = 0) -> Any:
 # -- the score -------------------------------------------------------------------------------------------------------
 
 
-def resolve_score_and_classes(
+def fix_score_and_classes(
     box: Box, x: Tensor, target: Target, score: ClassScoreKind | None, default: ClassScoreKind, batch_size: BatchSize
 ) -> tuple[Objective, Tensor | None]:
     """The score of `target`, fixed for x and all perturbed inputs, and its classes (N,), if it is a score of classes.
@@ -165,10 +165,10 @@ def perturbed_scores(
         box.batch_dependent or objective.batch_dependent,
         box.batch_plan(n_examples * n_perturbations, batch_size),
     )
-    return outputs_of_all_pairs(score_rows, n_examples, n_perturbations, plan, together, box.device)
+    return run_all_pairs(score_rows, n_examples, n_perturbations, plan, together, box.device)
 
 
-def unperturbed_scores(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
+def scores_of_unperturbed_inputs(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The score (N,) of x itself, in double precision."""
     return perturbed_scores(box, objective, len(x), 1, lambda examples, samples: [x[examples]], batch_size)[0][:, 0]
 

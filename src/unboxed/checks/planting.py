@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ..engine.rectangle import Rectangle
 from ..errors import InputError
-from ..objectives import as_classes
+from ..objectives import to_class_tensor
 from ..parameters import Seed
 from ..settings import AtLeast, AtMost, check_settings
 from ..validation import check_float, check_int, check_seed
@@ -48,13 +48,15 @@ class Trigger:
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"a trigger needs one class or several different ones; got {self.classes}")
         rectangles = [self.rectangle(k) for k in self.classes]
-        if min(self._max_offset) < 0 or any(a.overlaps(b) for i, a in enumerate(rectangles) for b in rectangles[:i]):
+        if min(self._max_trigger_offset_pixels) < 0 or any(
+            a.overlaps(b) for i, a in enumerate(rectangles) for b in rectangles[:i]
+        ):
             size = f"{self.side}x{self.side}, {self.margin} from the border"
             image_size = f"{self.shape[1]}x{self.shape[2]}"
             raise InputError(f"{len(rectangles)} triggers of {size} do not fit into {image_size} pixels")
 
     @property
-    def _max_offset(self) -> tuple[int, int]:
+    def _max_trigger_offset_pixels(self) -> tuple[int, int]:
         """How far a trigger can move, down and to the right."""
         height, width = (s - 2 * self.margin - self.side for s in self.shape[1:])
         return height, width
@@ -63,7 +65,7 @@ class Trigger:
         """The position of class k's trigger, padded within the image. Raises InputError for a class without one."""
         if k not in self.classes:
             raise InputError(f"class {k} has no trigger; the classes {self.classes} have")
-        down, right = self._max_offset
+        down, right = self._max_trigger_offset_pixels
         step = round(self.classes.index(k) * 2 * (down + right) / len(self.classes))
         corners = (down - step, 0), (0, step - down), (step - down - right, right), (down, 2 * (down + right) - step)
         leg = sum(step >= end for end in (down, down + right, 2 * down + right))
@@ -100,7 +102,7 @@ class Trigger:
             raise InputError(f"the trigger is for images {self.shape}; got {tuple(images.shape[1:])}")
         if not len(images):
             return images.clone()  # a fraction of none of the images
-        masks = self.masks(as_classes(classes).expand(len(images)))
+        masks = self.masks(to_class_tensor(classes).expand(len(images)))
         return images.masked_fill(masks[:, None].to(images.device), value)
 
 
@@ -176,9 +178,11 @@ def plant_shortcut(
 def mismatched_classes(labels: Tensor, trigger: Trigger, offsets: Tensor | None = None) -> Tensor:
     """A class (N,) whose trigger would be mismatched on each image, taken in turn; -1 where there is none."""
     offsets = torch.arange(len(labels)) if offsets is None else offsets
-    return torch.tensor([_other_class(trigger.classes, int(y), int(t)) for y, t in zip(labels, offsets, strict=True)])
+    return torch.tensor(
+        [_nth_other_class(trigger.classes, int(y), int(t)) for y, t in zip(labels, offsets, strict=True)]
+    )
 
 
-def _other_class(classes: Sequence[int], label: int, offset: int) -> int:
+def _nth_other_class(classes: Sequence[int], label: int, offset: int) -> int:
     others = [k for k in classes if k != label]
     return others[offset % len(others)] if others else -1

@@ -16,7 +16,7 @@ from ..engine.results import attribution_map
 from ..errors import InputError
 from ..settings import AtLeast, Unit, check_settings
 from .methods import Maps
-from .perturbing import check_finite
+from .perturbing import check_finite_maps
 
 Masks = Annotated[Tensor, "Masks of the objects, bool: (H, W) for all, (N, H, W) or (N, 1, H, W)."]
 
@@ -61,7 +61,7 @@ def pointing_game(
         dilated = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]
         inside = torch.stack(dilated).to(inside.device)
     is_peak = (maps_2d == maps_2d.amax((1, 2), keepdim=True)).double()
-    return _inside_fraction(is_peak, inside, attribution_map(maps))
+    return _sum_inside_fraction(is_peak, inside, attribution_map(maps))
 
 
 def energy_inside(maps: Maps, masks: Masks) -> Tensor:
@@ -90,10 +90,10 @@ def energy_inside(maps: Maps, masks: Masks) -> Tensor:
         Wang et al. 2020, arXiv:1910.01279, section 4.3 (the energy-based pointing game), with masks for boxes.
     """
     maps_2d, inside = _check_maps_and_masks(maps, masks)
-    return _inside_fraction(maps_2d.clamp_min(0), inside, attribution_map(maps))
+    return _sum_inside_fraction(maps_2d.clamp_min(0), inside, attribution_map(maps))
 
 
-def _inside_fraction(values: Tensor, masks: Tensor, like: Tensor) -> Tensor:
+def _sum_inside_fraction(values: Tensor, masks: Tensor, like: Tensor) -> Tensor:
     """How much of each (N, H, W) is inside, (N,): in single precision, or in double where `like` is."""
     fractions = (values * masks).sum((1, 2)) / values.sum((1, 2))
     return fractions if like.dtype == torch.float64 else fractions.float()
@@ -104,7 +104,7 @@ def _check_maps_and_masks(maps: Maps, masks: Tensor) -> tuple[Tensor, Tensor]:
     checked_maps = attribution_map(maps).detach()
     if checked_maps.ndim != 4 or not len(checked_maps):
         raise InputError(f"wanted maps (N, C, H, W); got {tuple(checked_maps.shape)}")
-    check_finite(checked_maps)
+    check_finite_maps(checked_maps)
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
         got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise InputError(f"masks must be tensors of bool, True inside the object; got {got}")

@@ -17,9 +17,9 @@ from ..box import Box
 from ..engine.randomized import LayerWithWeights, layers_with_weights, own_parameters, randomize_layers
 from ..errors import LayerError, warn
 from ..parameters import InputBatch, Seed, Target
-from ..settings import Holds, check_settings
+from ..settings import ValueRole, check_settings
 from ..validation import check_seed
-from .methods import Method, TestedMethod, compute_map, resolve_target
+from .methods import AttributionMethodFn, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, is_constant, map_similarity
 
 RandomizationMode = Literal["cascading", "independent"]
@@ -49,12 +49,15 @@ def randomization(
     method: TestedMethod,
     target: Target = None,
     *,
-    mode: Annotated[RandomizationMode, "Randomize the layers above as well (cascading), or one at a time."]
-    = "cascading",
-    layers: Annotated[Sequence[str] | None, Holds("layers"), "Layers with weights, in the order of the steps."] = None,
+    mode: Annotated[
+        RandomizationMode, "Randomize the layers above as well (cascading), or one at a time."
+    ] = "cascading",
+    layers: Annotated[
+        Sequence[str] | None, ValueRole("layers"), "Layers with weights, in the order of the steps."
+    ] = None,
     seed: Seed = 0,
     keep_maps: Annotated[bool, "Return the maps of all steps."] = False,
-) -> Randomization:  # fmt: skip
+) -> Randomization:
     """Compare a method's maps of x with those of copies of the model whose layers are re-initialized.
 
     The model parameter randomization test: a map that stays the same shows the input, not what the model learned.
@@ -100,12 +103,12 @@ def randomization(
     original = compute_map(box, method, x, score, show_warnings=True)
     original_output = _classes_or_outputs(box, x)
     per_step = [
-        _compare_after_step(box, method, x, score, original, original_output, step, seed)
+        _similarity_after_step(box, method, x, score, original, original_output, step, seed)
         for step in _make_randomization_steps(steps, mode)
     ]
     similarities, same, constant, weight_change, maps = zip(*per_step, strict=True)
     names = tuple(name for name, _ in steps)
-    _warn_unchanged(names, weight_change)
+    _warn_unchanged_layers(names, weight_change)
     figures = {f.name: torch.stack([getattr(s, f.name) for s in similarities]) for f in fields(MapSimilarity)}
     return Randomization(
         **figures,
@@ -120,11 +123,11 @@ def randomization(
     )
 
 
-NamedLayers = tuple[str, tuple[LayerWithWeights, ...]]
+NamedLayerGroup = tuple[str, tuple[LayerWithWeights, ...]]
 """The name of a step, and the layers that it randomizes."""
 
 
-def _named_layers_to_randomize(box: Box, layers: Sequence[str] | None) -> list[NamedLayers]:
+def _named_layers_to_randomize(box: Box, layers: Sequence[str] | None) -> list[NamedLayerGroup]:
     """Raises LayerError."""
     weighted_layers = layers_with_weights(box)
     if not weighted_layers:
@@ -133,10 +136,10 @@ def _named_layers_to_randomize(box: Box, layers: Sequence[str] | None) -> list[N
         return [(layer.name, (layer,)) for layer in reversed(weighted_layers)]
     if isinstance(layers, str):
         raise LayerError(f"layers must be a list of names; got {layers!r}")
-    return [(str(name), _layers_within(str(name), weighted_layers)) for name in layers]
+    return [(str(name), _weighted_layers_within(str(name), weighted_layers)) for name in layers]
 
 
-def _layers_within(name: str, weighted_layers: Sequence[LayerWithWeights]) -> tuple[LayerWithWeights, ...]:
+def _weighted_layers_within(name: str, weighted_layers: Sequence[LayerWithWeights]) -> tuple[LayerWithWeights, ...]:
     """The layer of this name, or the layers inside it, with weights. Raises LayerError."""
     layers = tuple(k for k in weighted_layers if k.name == name or k.name.startswith(f"{name}."))
     if not layers:
@@ -154,7 +157,7 @@ class _RandomizationStep:
     newly_randomized: tuple[LayerWithWeights, ...]
 
 
-def _make_randomization_steps(steps: Sequence[NamedLayers], mode: RandomizationMode) -> list[_RandomizationStep]:
+def _make_randomization_steps(steps: Sequence[NamedLayerGroup], mode: RandomizationMode) -> list[_RandomizationStep]:
     first = [0 if mode == "cascading" else i for i in range(len(steps))]
     return [
         _RandomizationStep(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), newly_randomized)
@@ -162,9 +165,9 @@ def _make_randomization_steps(steps: Sequence[NamedLayers], mode: RandomizationM
     ]
 
 
-def _compare_after_step(
+def _similarity_after_step(
     box: Box,
-    method: Method,
+    method: AttributionMethodFn,
     x: Tensor,
     target: Any,
     original: Tensor,
@@ -192,17 +195,17 @@ def _classes_or_outputs(box: Box, x: Tensor) -> Tensor:
 
 def _relative_weight_change(box: Box, randomized_box: Box, layers: Sequence[LayerWithWeights]) -> float:
     """How far the weights and statistics of these layers moved, relative to what they were."""
-    old, new = (_flat_weights(b, layers) for b in (box, randomized_box))
+    old, new = (_concatenated_weights_and_statistics(b, layers) for b in (box, randomized_box))
     return float((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny))
 
 
-def _flat_weights(box: Box, layers: Sequence[LayerWithWeights]) -> Tensor:
+def _concatenated_weights_and_statistics(box: Box, layers: Sequence[LayerWithWeights]) -> Tensor:
     modules = [box.modules[path] for layer in layers for path in layer.paths]
     tensors = [h for m in modules for h in (*own_parameters(m), *m.buffers(recurse=False)) if h.is_floating_point()]
     return torch.cat([h.detach().double().flatten() for h in tensors])
 
 
-def _warn_unchanged(names: Sequence[str], weight_change: Sequence[float]) -> None:
+def _warn_unchanged_layers(names: Sequence[str], weight_change: Sequence[float]) -> None:
     same = [name for name, change in zip(names, weight_change, strict=True) if change == 0]
     if same:
         warn(f"re-initialized, these layers have the weights they had, so their steps say nothing: {', '.join(same)}")

@@ -14,12 +14,15 @@ from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
 from .control_boxes import sharing_control_boxes
-from .fill_agreement import fill_agreement_sentence, orders_by_fill
-from .methods import Method
+from .fill_agreement import fill_agreement_sentence, method_orders_by_fill
+from .methods import AttributionMethodFn
 from .verdict import Verdict, verdict
 
 DEFAULT_MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
-MIN_SAMPLES, MAX_RUNS = 100, 200  # samples of a method that samples; model runs of one that does not
+MIN_SAMPLES_OF_LIMITED_METHOD, MAX_FORWARDS_OF_METHOD = (
+    100,
+    200,
+)  # samples of a method that samples; model runs of one that does not
 
 
 def candidates(
@@ -27,7 +30,7 @@ def candidates(
     max_flops: Annotated[
         float, Above(0), Unit("FLOPs"), "Largest cost of one input's map, before samples are reduced."
     ] = DEFAULT_MAX_FLOPS_PER_MAP,
-) -> dict[str, Method]:
+) -> dict[str, AttributionMethodFn]:
     """All attribution methods that can explain this model's scores, with settings that its size allows.
 
     Args:
@@ -50,27 +53,27 @@ def candidates(
         (True, False)
     """
     check_settings(candidates, locals())
-    max_runs = max(MIN_SAMPLES, int(max_flops / forward_flops(box)))
+    max_runs = max(MIN_SAMPLES_OF_LIMITED_METHOD, int(max_flops / forward_flops(box)))
     methods = {
         name: method
         for name, method in _methods_with_limited_samples(max_runs).items()
-        if n_forwards_per_input(method) <= max(max_runs, MAX_RUNS)
+        if estimated_forwards_per_input(method) <= max(max_runs, MAX_FORWARDS_OF_METHOD)
     }
-    return {name: method for name, method in methods.items() if _covers_all_inputs(box, attribution_cards()[name])}
+    return {name: method for name, method in methods.items() if _explains_all_inputs(box, attribution_cards()[name])}
 
 
-def _covers_all_inputs(box: Box, card: Card) -> bool:
+def _explains_all_inputs(box: Box, card: Card) -> bool:
     """Whether a map covers all inputs: of an image and a table row, methods for images leave out the row."""
     return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
 
 
-def _methods_with_limited_samples(max_samples: int) -> dict[str, Method]:
+def _methods_with_limited_samples(max_samples: int) -> dict[str, AttributionMethodFn]:
     """The methods with cards that need no more than a box, inputs and a target."""
     methods = {name: method_with_limited_samples(card, max_samples) for name, card in attribution_cards().items()}
     return {name: method for name, method in methods.items() if not _needs_more_arguments(method)}
 
 
-def n_forwards_per_input(method: Method) -> int:
+def estimated_forwards_per_input(method: AttributionMethodFn) -> int:
     """About how many model runs a method takes per input; without a card, its `n_samples`."""
     parameters = inspect.signature(method).parameters.values()
     settings = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -78,13 +81,13 @@ def n_forwards_per_input(method: Method) -> int:
     return max(1, int(card.n_runs(**settings) if card else settings.get("n_samples", 1)))
 
 
-def verdict_flops(box: Box, method: Method, n_examples: int) -> float:
+def estimated_verdict_flops(box: Box, method: AttributionMethodFn, n_examples: int) -> float:
     """About how many FLOPs the verdict on a method takes with `n_examples` inputs."""
     n_maps_per_example, n_removals_per_example = 10, 200  # of the tests of a verdict, with their first draws
     return (
         n_examples
         * forward_flops(box)
-        * (2 * n_maps_per_example * n_forwards_per_input(method) + n_removals_per_example)
+        * (2 * n_maps_per_example * estimated_forwards_per_input(method) + n_removals_per_example)
     )
 
 
@@ -94,15 +97,17 @@ def attribution_cards() -> dict[str, Card]:
     return {name: card for name, card in by_name.items() if "target" in inspect.signature(card.method).parameters}
 
 
-def find_methods(box: Box, names: list[str]) -> dict[str, Method]:
+def find_methods(box: Box, names: list[str]) -> dict[str, AttributionMethodFn]:
     """The methods of these names, or of their cards' names. Raises InputError with the nearest names."""
-    methods = _methods_with_limited_samples(max(MIN_SAMPLES, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box))))
+    methods = _methods_with_limited_samples(
+        max(MIN_SAMPLES_OF_LIMITED_METHOD, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box)))
+    )
     among = [card for name, card in attribution_cards().items() if name in methods]
     keys = dict.fromkeys(find_card(name, among).key for name in names)
     return {key: methods[key] for key in keys}
 
 
-def method_with_limited_samples(card: Card, max_samples: int) -> Method:
+def method_with_limited_samples(card: Card, max_samples: int) -> AttributionMethodFn:
     """The method, with at most `max_samples` samples where its default is more."""
     defaults = {name: p.default for name, p in inspect.signature(card.method).parameters.items()}
     samples = defaults.get("n_samples")
@@ -113,7 +118,7 @@ def method_with_limited_samples(card: Card, max_samples: int) -> Method:
     )
 
 
-def _needs_more_arguments(method: Method) -> bool:
+def _needs_more_arguments(method: AttributionMethodFn) -> bool:
     """Whether a method needs more than a box, inputs and a target."""
     parameters = inspect.signature(method).parameters.values()
     return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) > 2
@@ -128,9 +133,9 @@ class MethodRanking(dict[str, Verdict]):
     """Verdicts by method, the most trustworthy first."""
 
     @property
-    def orders_by_fill(self) -> dict[str, list[str]]:
+    def method_orders_by_fill(self) -> dict[str, list[str]]:
         """{fill: the methods by their relevance gain with it, the largest first}."""
-        return orders_by_fill(self)
+        return method_orders_by_fill(self)
 
     def __str__(self) -> str:
         lines = [f"{v.method}: {v.badge} ({v.reason})" for v in self.values()]
@@ -140,7 +145,9 @@ class MethodRanking(dict[str, Verdict]):
 def rank_methods(
     box: Box,
     x: InputBatch,
-    methods: Annotated[Mapping[str, Method] | None, "Methods to rank, {name: function (box, x, target)}."] = None,
+    methods: Annotated[
+        Mapping[str, AttributionMethodFn] | None, "Methods to rank, {name: function (box, x, target)}."
+    ] = None,
     target: Target = None,
     *,
     seed: Seed = 0,
@@ -158,7 +165,7 @@ def rank_methods(
 
     Returns:
         A `MethodRanking`: a dict {name: verdict}, by grade, then by the relevance gain of removal. Printed, it also
-        says whether the order depends on what removed parts are filled with (`orders_by_fill`).
+        says whether the order depends on what removed parts are filled with (`method_orders_by_fill`).
 
     Raises:
         InputError: for inputs or a target that do not fit.

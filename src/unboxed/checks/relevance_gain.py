@@ -3,7 +3,7 @@
 Bluecher, Vielhaben & Strodthoff 2024, "Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks",
 arXiv:2401.06654: the area between the curves of the least relevant first (LeRF) and the most relevant first (MoRF). A
 random order has 0 whatever the fill is, and the order of methods depends less on the fill than with either curve alone.
-Removed parts take values of the data's own range (`fills`), as black pixels are unlike photos.
+Removed parts take values of the data's own range (`fill_fns`), as black pixels are unlike photos.
 """
 
 from __future__ import annotations
@@ -24,52 +24,54 @@ from ..engine.rows import broadcast_rows
 from ..inputs.pixels import Pixels
 from ..objectives import Objective
 from ..parameters import BatchSize
-from .perturbing import feature_shape, importance, perturbed_scores, rank_descending
+from .perturbing import perturbed_scores, pixel_importance, rank_descending, removed_feature_shape
 
-PARTS_PER_SHORTER_SIDE = (7, 12)  # parts along an image's shorter side, each of which is removed at once
+N_PARTS_PER_SHORTER_SIDE_BY_GRID = (7, 12)  # parts along an image's shorter side, each of which is removed at once
 MAX_REMOVAL_STEPS = 6
 # Of the largest score's magnitude: below it, removing parts changes nothing but rounding
-MIN_RELATIVE_SCORE_RANGE = 1e-6
+MIN_SCORE_RANGE_RELATIVE_TO_SCORE = 1e-6
 # Of the mean range of the scores: the gain of an example that hardly changes is small
-MIN_EXAMPLE_RANGE_FRACTION = 0.05
-MIN_SURROUNDINGS_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
+MIN_EXAMPLE_SCORE_RANGE_FRACTION = 0.05
+MIN_NEIGHBOR_WEIGHT_SUM = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
 FillFn = Callable[[Tensor, Tensor], Tensor]
 """(examples (R,), removed (R, 1, H, W) or (R, F) bool) -> the values that take their place (R, ...)."""
 
 
-def fills(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
+def fill_fns(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
     """The fills that apply to these inputs, by name. Those from around a pixel take its own slice of a volume."""
-    others = {"other examples": partial(_fill_from_values, x.roll(1, 0))} if len(x) > 1 else {}
+    others = {"other examples": partial(_fill_from_baseline_values, x.roll(1, 0))} if len(x) > 1 else {}
     if not isinstance(box.inputs, Pixels):
-        return {"mean": partial(_fill_from_values, baseline(box, x, "mean", seed=seed)), **others}
-    blurred = partial(_fill_from_values, baseline(box, x, "blurred", seed=seed))
+        return {"mean": partial(_fill_from_baseline_values, baseline(box, x, "mean", seed=seed)), **others}
+    blurred = partial(_fill_from_baseline_values, baseline(box, x, "blurred", seed=seed))
     return {
         "blurred": blurred,
-        "surroundings": partial(_fill_from_surroundings, box.inputs, x),
-        "nearest": partial(_fill_from_nearest, box.inputs, x),
+        "surroundings": partial(_fill_from_weighted_neighbors, box.inputs, x),
+        "nearest": partial(_fill_from_nearest_remaining_pixel, box.inputs, x),
         **others,
     }
 
 
-def _fill_from_values(values: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_baseline_values(values: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     return values[examples]
 
 
-def _fill_from_surroundings(inputs: Pixels, x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_weighted_neighbors(inputs: Pixels, x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The weighted mean of the pixels around that are left; far from any, the mean of the image."""
     images, known = inputs.slices(x[examples]), inputs.slices((~removed).to(x.dtype))  # (R, C or 1, D, H, W)
     sigma = blur_sigma(images)
     weight = gaussian_blur(known, sigma)
-    near = gaussian_blur(images * known, sigma) / weight.clamp(min=MIN_SURROUNDINGS_WEIGHT)
-    filled = torch.where(weight > MIN_SURROUNDINGS_WEIGHT, near, images.mean((2, 3, 4), keepdim=True))
+    near = gaussian_blur(images * known, sigma) / weight.clamp(min=MIN_NEIGHBOR_WEIGHT_SUM)
+    filled = torch.where(weight > MIN_NEIGHBOR_WEIGHT_SUM, near, images.mean((2, 3, 4), keepdim=True))
     return filled.flatten(2, 3)
 
 
-def _fill_from_nearest(inputs: Pixels, x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
+def _fill_from_nearest_remaining_pixel(inputs: Pixels, x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     """The nearest pixel that is left; the mean of the image where none is."""
     images, masks = x[examples], inputs.slices(removed)[:, 0].cpu().numpy()  # (R, D, H, W)
-    index = np.stack([_nearest_left(mask) for mask in masks.reshape(-1, *masks.shape[2:])])  # (R D, H W)
+    index = np.stack(
+        [_nearest_remaining_pixel_index(mask) for mask in masks.reshape(-1, *masks.shape[2:])]
+    )  # (R D, H W)
     taken = torch.from_numpy(index).to(x.device).view(len(images), 1, masks.shape[1], -1)
     slices = inputs.slices(images).flatten(3)  # (R, C, D, H W)
     near = slices.gather(3, taken.expand(slices.shape)).view_as(images)
@@ -78,7 +80,7 @@ def _fill_from_nearest(inputs: Pixels, x: Tensor, examples: Tensor, removed: Ten
     return torch.where(none_left.expand_as(inputs.slices(removed)).flatten(2, 3), mean, near)
 
 
-def _nearest_left(removed: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _nearest_remaining_pixel_index(removed: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The index (H W,) of the nearest pixel that is left to each of a slice (H, W); 0 where none is."""
     if removed.all():
         return np.zeros(removed.size, dtype=np.int64)
@@ -105,8 +107,8 @@ class RemovalCurves:
         scores = torch.cat([self.morf, self.lerf], -1)
         score_range = scores.amax(-1) - scores.amin(-1)  # (N, V)
         mean_range = score_range.mean(0)
-        gain = area / score_range.maximum(MIN_EXAMPLE_RANGE_FRACTION * mean_range)
-        return torch.where(mean_range > MIN_RELATIVE_SCORE_RANGE * scores.abs().amax(), gain, torch.nan)
+        gain = area / score_range.maximum(MIN_EXAMPLE_SCORE_RANGE_FRACTION * mean_range)
+        return torch.where(mean_range > MIN_SCORE_RANGE_RELATIVE_TO_SCORE * scores.abs().amax(), gain, torch.nan)
 
     @property
     def gain_by_fill(self) -> dict[str, float]:
@@ -138,7 +140,7 @@ def removal_curves(
 
     Parts are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
     """
-    rankings = _part_ranks_per_grid(box, x, importance(box, x, maps, signed=signed), seed)
+    rankings = _rank_of_pixel_part_per_grid(box, x, pixel_importance(box, x, maps, signed=signed), seed)
     run = partial(_removal_scores, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
     counts = [_n_removed_after_step(n_parts, x.device) for *_, n_parts in variants]
@@ -170,16 +172,16 @@ def _removal_scores(
     return scores
 
 
-def _part_ranks_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
+def _rank_of_pixel_part_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
     """The rank of the part that each pixel belongs to, 0 is the most relevant, and the number of parts, for each grid.
 
     What is no image has one ranking, of its columns. A part of a volume is in one of its slices.
     """
     if not isinstance(box.inputs, Pixels) or x.ndim != 4:
-        return [(rank_descending(relevance, seed).view(len(x), *feature_shape(box)), relevance.shape[1])]
+        return [(rank_descending(relevance, seed).view(len(x), *removed_feature_shape(box)), relevance.shape[1])]
     n_slices, height, width = box.inputs.slices(x).shape[2:]
     rankings = []
-    for per_side in PARTS_PER_SHORTER_SIDE:
+    for per_side in N_PARTS_PER_SHORTER_SIDE_BY_GRID:
         in_slice = _part_of_pixel(height, width, per_side).to(x.device)  # (H W,)
         per_slice = int(in_slice.max()) + 1
         part = (torch.arange(n_slices, device=x.device)[:, None] * per_slice + in_slice).flatten()  # (D H W,)

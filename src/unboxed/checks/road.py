@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError, OutputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
@@ -28,22 +28,22 @@ from ..validation import check_float, check_seed
 from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
-    importance,
+    fix_score_and_classes,
     keyed_noise,
     perturbed_scores,
+    pixel_importance,
     rank_descending,
-    resolve_score_and_classes,
 )
 
 DEFAULT_REMOVED_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-NEIGHBOR_WEIGHT_BY_OFFSET = {
+IMPUTATION_WEIGHT_BY_OFFSET = {
     (0, 1): 1 / 6, (1, 0): 1 / 6, (0, -1): 1 / 6, (-1, 0): 1 / 6,
     (1, 1): 1 / 12, (1, -1): 1 / 12, (-1, 1): 1 / 12, (-1, -1): 1 / 12,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Road(OneLineReprMixin):
+class Road(ResultMixin):
     """Scores and predictions as fractions of the pixels are removed."""
 
     removed_fractions: Tensor  # (S,) of the pixels removed
@@ -123,10 +123,10 @@ def road(
     inputs = require_images(box, "ROAD")
     x = box.validate_inputs(x)
     removed_fractions, seed = _check_fractions(fractions), check_seed(seed)
-    relevance = importance(box, x, maps, signed=signed)  # (N, P)
+    relevance = pixel_importance(box, x, maps, signed=signed)  # (N, P)
     rank = rank_descending(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in removed_fractions]
-    objective, classes = resolve_score_and_classes(box, x, target, score, "probability", batch_size)
+    objective, classes = fix_score_and_classes(box, x, target, score, "probability", batch_size)
     weights = _neighbor_weight_matrix(*inputs.slices(x).shape[-2:])
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
@@ -159,7 +159,7 @@ def _neighbor_weight_matrix(height: int, width: int) -> sparse.csr_matrix:
     """(P, P): the weight of each neighbor in the mean of each pixel's neighbors; rows sum to 1."""
     index = np.arange(height * width).reshape(height, width)
     rows, columns, values = [], [], []
-    for (down, across), weight in NEIGHBOR_WEIGHT_BY_OFFSET.items():
+    for (down, across), weight in IMPUTATION_WEIGHT_BY_OFFSET.items():
         inner = index[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
         rows.append(inner.ravel())
         columns.append((inner + down * width + across).ravel())
@@ -174,10 +174,10 @@ def _impute_slices(inputs: Pixels, image: Tensor, removed: Tensor, weights: spar
     """The image (C, H, W) with each removed pixel (P,) imputed from the slice of a volume that it is in."""
     slices = inputs.slices(image[None])[0].unbind(1)
     masks, means = removed.view(len(slices), -1), image.mean((1, 2)).double().cpu().numpy()
-    return torch.cat([_impute(h, mask, weights, means) for h, mask in zip(slices, masks, strict=True)], 1)
+    return torch.cat([_impute_noisy_linear(h, mask, weights, means) for h, mask in zip(slices, masks, strict=True)], 1)
 
 
-def _impute(
+def _impute_noisy_linear(
     image: Tensor, removed_mask: Tensor, weights: sparse.csr_matrix, means: NDArray[np.float64] | None = None
 ) -> Tensor:
     """The image (C, H, W) with each removed pixel (P,) the weighted mean of its neighbors, all solved at once."""

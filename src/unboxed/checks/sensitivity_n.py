@@ -17,7 +17,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
@@ -25,20 +25,20 @@ from ..validation import check_int, check_seed
 from .methods import Maps
 from .perturbing import (
     ScoreSetting,
-    feature_shape,
-    importance,
+    fix_score_and_classes,
     keyed_noise,
     perturbed_scores,
-    resolve_score_and_classes,
-    unperturbed_scores,
+    pixel_importance,
+    removed_feature_shape,
+    scores_of_unperturbed_inputs,
 )
 
-N_DEFAULT_SET_SIZES = 10
-MAX_DEFAULT_SET_SIZE_FRACTION = 0.8  # of the pixels, by default
+N_DEFAULT_PIXEL_SET_SIZES = 10
+MAX_DEFAULT_PIXEL_SET_FRACTION = 0.8  # of the pixels, by default
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class SensitivityN(OneLineReprMixin):
+class SensitivityN(ResultMixin):
     """The correlation of summed attributions with score drops, for sets of n pixels; 1 is best."""
 
     sizes: Tensor  # (S,) how many pixels are removed at once
@@ -104,21 +104,21 @@ def sensitivity_n(
     """
     check_settings(sensitivity_n, locals())
     x = box.validate_inputs(x)
-    relevance = importance(box, x, maps)  # (N, P)
+    relevance = pixel_importance(box, x, maps)  # (N, P)
     n_sets, seed = n_samples, check_seed(seed)
     n = torch.tensor(_resolve_set_sizes(sizes, relevance.shape[1]), device=x.device)
     baseline_x = baseline_of(box, x, baseline, seed=seed)
-    objective, _ = resolve_score_and_classes(box, x, target, score, "logit", batch_size)
+    objective, _ = fix_score_and_classes(box, x, target, score, "logit", batch_size)
 
     def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
         order = keyed_noise(torch.rand, relevance.shape[1:], x, seed, examples, samples).argsort(1)  # (R, P)
         chosen = torch.arange(order.shape[1], device=x.device) < n[samples // n_sets, None]  # the first n of each order
         removed = torch.zeros_like(chosen).scatter(1, order, chosen)
-        perturbed = torch.where(removed.view(-1, *feature_shape(box)), baseline_x[examples], x[examples])
+        perturbed = torch.where(removed.view(-1, *removed_feature_shape(box)), baseline_x[examples], x[examples])
         return [perturbed, (relevance[examples] * removed).sum(1)]
 
     perturbed_score, sums = perturbed_scores(box, objective, len(x), len(n) * n_sets, perturb, batch_size)
-    drops = unperturbed_scores(box, objective, x, batch_size)[:, None] - perturbed_score
+    drops = scores_of_unperturbed_inputs(box, objective, x, batch_size)[:, None] - perturbed_score
     rounding = 1e-12 * relevance.abs().sum(1), torch.finfo(box.model_dtype).eps * perturbed_score.abs().amax(1)
     shape = len(x), len(n), n_sets
     return SensitivityN(n, _pearson(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
@@ -128,7 +128,10 @@ def _resolve_set_sizes(sizes: Sequence[int] | None, n_pixels: int) -> list[int]:
     """Raises InputError for a size below 1, or of all pixels: then there is only one set."""
     if sizes is None:
         log_spaced = torch.logspace(
-            0, math.log10(max(1.0, MAX_DEFAULT_SET_SIZE_FRACTION * n_pixels)), N_DEFAULT_SET_SIZES, dtype=torch.float64
+            0,
+            math.log10(max(1.0, MAX_DEFAULT_PIXEL_SET_FRACTION * n_pixels)),
+            N_DEFAULT_PIXEL_SET_SIZES,
+            dtype=torch.float64,
         )
         sizes = sorted({int(n) for n in log_spaced.round()})
     checked = [check_int("a size", n, minimum=1) for n in sizes]

@@ -23,7 +23,7 @@ from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 from .influence_shortcut import influence_test
 from .influence_tests import InfluenceMethod
-from .methods import Method, compute_map
+from .methods import AttributionMethodFn, compute_map
 from .planting import PlantedDataset, Trigger
 from .pointing import energy_inside, pointing_game
 from .shortcut_report import MIN_CONTROL_PEAK_RATIO, POINTING_TOLERANCE_PIXELS, ShortcutReport
@@ -32,19 +32,19 @@ from .shortcut_trial import (
     ShortcutTrial,
     accuracy_with_triggers,
     check_shortcut_learned,
-    fraction_true,
+    fraction_of_hits,
     grade_shortcut,
 )
 from .verdict import NOT_APPLICABLE
 
-N_TOP_EXAMPLES, TRIGGER_EVERY = 9, 5  # top examples, of data of which every fifth image has a trigger
-CLASS_IMAGES_PER_CLASS = 4  # class images per class
-FASTER_METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+N_TOP_EXAMPLES, TRIGGER_INTERVAL_IMAGES = 9, 5  # top examples, of data of which every fifth image has a trigger
+N_CLASS_IMAGES_PER_CLASS = 4  # class images per class
+FASTER_SETTINGS_BY_METHOD: Mapping[str, Mapping[str, Any]] = {
     "rise": {"n_samples": 1000},
     "shapley": {"segments": ("squares", 10)},
 }
 """Settings of methods whose defaults take longer than so small an image needs."""
-ARGUMENT_GETTERS_FROM_TRIAL: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
+ARGUMENT_GETTER_BY_SETTING: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
 """Arguments of methods that take them by this name: references with the trigger would hide it."""
 
 
@@ -58,7 +58,9 @@ def shortcut(
     y: Annotated[Tensor, "Correct classes (N,)."],
     trigger: Annotated[Trigger, "The trigger that the model was trained with."],
     *,
-    methods: Annotated[Mapping[str, Method] | None, "Attribution methods, {name: function (box, x, target)}."] = None,
+    methods: Annotated[
+        Mapping[str, AttributionMethodFn] | None, "Attribution methods, {name: function (box, x, target)}."
+    ] = None,
     tests: Annotated[Sequence[ShortcutTestFn] | None, "Tests to run, each a function that yields findings."] = None,
     n_examples: Annotated[
         int, AtLeast(2), Unit("images"), "Number of images to explain, of matched and of mismatched triggers each."
@@ -70,9 +72,10 @@ def shortcut(
         Mapping[str, InfluenceMethod] | None, "Influence methods, {name: function (box, x, labels, train)}."
     ] = None,
     seed: Seed = 0,
-    callback: Annotated[Callable[[ShortcutFinding], object] | None, "Function that is called after each finding."]
-    = None,
-) -> ShortcutReport:  # fmt: skip
+    callback: Annotated[
+        Callable[[ShortcutFinding], object] | None, "Function that is called after each finding."
+    ] = None,
+) -> ShortcutReport:
     """Grade which methods show that a model relies on a trigger, which its control model has never seen.
 
     The ground truth is known here, as it never is for real models: a method that does not show this shortcut would not
@@ -125,7 +128,7 @@ def shortcut(
     findings = list[ShortcutFinding]()
     interrupted = _run_tests_until_interrupted(trial, SHORTCUT_TESTS if tests is None else tests, findings, callback)
     images, classes, labels = (
-        part[trial.figure_rows] for part in (*trial.explained_images_and_classes, trial.explained_labels)
+        part[trial.example_rows_for_figure] for part in (*trial.explained_images_and_classes, trial.explained_labels)
     )
     predicted = model.predict(images).cpu(), control.predict(images).cpu()
     return ShortcutReport(
@@ -171,8 +174,8 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     for box in trial.model_and_control_boxes:
         clean_classes, triggered_classes = box.predict(clean).cpu(), box.predict(triggered).cpu()
         covered_classes = box.predict(trial.trigger.cover(triggered, classes)).cpu()
-        covered_rates.append(fraction_true((triggered_classes == classes) & (covered_classes != classes)))
-        applied_rates.append(fraction_true((clean_classes != classes) & (triggered_classes == classes)))
+        covered_rates.append(fraction_of_hits((triggered_classes == classes) & (covered_classes != classes)))
+        applied_rates.append(fraction_of_hits((clean_classes != classes) & (triggered_classes == classes)))
     score, control = (min(pair) for pair in zip(covered_rates, applied_rates, strict=True))
     sentence = (
         f"covering the trigger changes the prediction from its class for {covered_rates[0]:.0%} of images with a "
@@ -183,7 +186,7 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         "covered": covered_rates[0], "covered_control": covered_rates[1],
         "applied": applied_rates[0], "applied_control": applied_rates[1],
     }  # fmt: skip
-    images = (trial.trigger.cover(*trial.explained_images_and_classes)[trial.figure_rows],) * 2
+    images = (trial.trigger.cover(*trial.explained_images_and_classes)[trial.example_rows_for_figure],) * 2
     yield ShortcutFinding(
         "predictions", "occluding", "Occluding the trigger", grade_shortcut(score, control), sentence,
         "predictions that follow it", score, control, figures, images,
@@ -204,20 +207,20 @@ def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
             yield ShortcutFinding("attribution", name, title, NOT_APPLICABLE, str(error))
 
 
-def _method_with_trial_arguments(card: Card, trial: ShortcutTrial) -> Method:
+def _method_with_trial_arguments(card: Card, trial: ShortcutTrial) -> AttributionMethodFn:
     """A method with its defaults; where a setting has none, as in its card's example."""
     parameters = signature(card.method).parameters
     settings = [p for p in list(parameters.values())[2:] if p.name != "target"]
     required = [p.name for p in settings if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if "target" not in parameters or any(name not in ARGUMENT_GETTERS_FROM_TRIAL for name in required):
+    if "target" not in parameters or any(name not in ARGUMENT_GETTER_BY_SETTING for name in required):
         return partial(card.example, card.method)
     kwargs = {
-        name: make_argument(trial) for name, make_argument in ARGUMENT_GETTERS_FROM_TRIAL.items() if name in parameters
+        name: make_argument(trial) for name, make_argument in ARGUMENT_GETTER_BY_SETTING.items() if name in parameters
     }
-    return partial(card.method, **kwargs, **FASTER_METHOD_SETTINGS.get(card.method.__name__, {}))
+    return partial(card.method, **kwargs, **FASTER_SETTINGS_BY_METHOD.get(card.method.__name__, {}))
 
 
-def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Method) -> ShortcutFinding:
+def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: AttributionMethodFn) -> ShortcutFinding:
     x, classes = trial.explained_images_and_classes
     masks = trial.trigger.masks(classes, POINTING_TOLERANCE_PIXELS)
     n_mismatched = min(trial.n_examples, len(trial.mismatched_rows_and_classes[0]))  # the others have a matched trigger
@@ -231,15 +234,15 @@ def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Metho
     energy, control_energy = (energy_inside(m, masks).nan_to_num(0) for m in maps)
     is_high = maps[1].amax((1, 2, 3)) >= MIN_CONTROL_PEAK_RATIO * maps[0].amax((1, 2, 3))
     score, control, control_any_height = (
-        fraction_true(h[:n_mismatched]) for h in (hits, control_hits * is_high, control_hits)
+        fraction_of_hits(h[:n_mismatched]) for h in (hits, control_hits * is_high, control_hits)
     )
     figures = {
         "control_of_any_height": control_any_height,
-        "matched": fraction_true(hits[n_mismatched:]),
-        "matched_control": fraction_true((control_hits * is_high)[n_mismatched:]),
-        "energy": fraction_true(energy[:n_mismatched]),
-        "energy_control": fraction_true(control_energy[:n_mismatched]),
-        "area": fraction_true(masks),
+        "matched": fraction_of_hits(hits[n_mismatched:]),
+        "matched_control": fraction_of_hits((control_hits * is_high)[n_mismatched:]),
+        "energy": fraction_of_hits(energy[:n_mismatched]),
+        "energy_control": fraction_of_hits(control_energy[:n_mismatched]),
+        "area": fraction_of_hits(masks),
     }
     sentence = (
         f"its peak is at the trigger in {score:.0%} of images with a mismatched trigger, with {figures['energy']:.0%} "
@@ -248,7 +251,7 @@ def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Metho
     )
     return ShortcutFinding(
         "attribution", name, title, grade_shortcut(score, control), sentence, "peaks at a mismatched trigger",
-        score, control, figures, (maps[0][trial.figure_rows], maps[1][trial.figure_rows]),
+        score, control, figures, (maps[0][trial.example_rows_for_figure], maps[1][trial.example_rows_for_figure]),
     )  # fmt: skip
 
 
@@ -263,15 +266,15 @@ def _subtract_positive_minimum(maps: Tensor) -> Tensor:
 def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the class image of a trigger's class show the trigger?"""
     trigger = trial.trigger
-    classes = torch.tensor(trigger.classes).repeat_interleave(CLASS_IMAGES_PER_CLASS)
+    classes = torch.tensor(trigger.classes).repeat_interleave(N_CLASS_IMAGES_PER_CLASS)
     images = [_class_images(box, classes, trial.seed) for box in trial.model_and_control_boxes]
-    score, control = (fraction_true(_mean_brightness(im, trigger.masks(classes))) for im in images)
+    score, control = (fraction_of_hits(_mean_brightness(im, trigger.masks(classes))) for im in images)
     others = [k for k in range(trial.model.n_outputs) if k not in trigger.classes]
     figures, others_text = {}, ""
     if others:
         other_images = _class_images(trial.model, others, trial.seed)
         masks = [trigger.mask(k).expand(len(others), -1, -1) for k in trigger.classes]
-        brightness = [fraction_true(_mean_brightness(other_images, m)) for m in masks]
+        brightness = [fraction_of_hits(_mean_brightness(other_images, m)) for m in masks]
         figures["other_classes"] = sum(brightness) / len(brightness)
         others_text = f"; images of classes without a trigger: {figures['other_classes']:.0%}"
     sentence = (
@@ -281,12 +284,12 @@ def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     yield ShortcutFinding(
         "synthesis", "class_image", "Class image", grade_shortcut(score, control), sentence,
         "brightness at its position", score, control, figures,
-        (images[0][:CLASS_IMAGES_PER_CLASS], images[1][:CLASS_IMAGES_PER_CLASS]),
+        (images[0][:N_CLASS_IMAGES_PER_CLASS], images[1][:N_CLASS_IMAGES_PER_CLASS]),
     )  # fmt: skip
 
 
 def _class_images(box: Box, classes: Any, seed: int) -> Tensor:
-    return _require_complete(synthesis.class_image(box, classes, seed=seed)).images.float().cpu()  # type: ignore[no-any-return]
+    return _require_uninterrupted(synthesis.class_image(box, classes, seed=seed)).images.float().cpu()  # type: ignore[no-any-return]
 
 
 def _mean_brightness(images: Tensor, masks: Tensor) -> Tensor:
@@ -297,7 +300,7 @@ def _mean_brightness(images: Tensor, masks: Tensor) -> Tensor:
 def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Do the top examples of a trigger's class have a mismatched trigger? A fifth of the other classes' images do."""
     (rows, classes), trigger_classes = (
-        (part[::TRIGGER_EVERY] for part in trial.mismatched_rows_and_classes),
+        (part[::TRIGGER_INTERVAL_IMAGES] for part in trial.mismatched_rows_and_classes),
         trial.trigger.classes,
     )
     trigger_of_row = torch.full((len(trial.x),), -1)
@@ -305,8 +308,8 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     data = trial.x.clone()
     data[rows] = trial.apply_trigger(rows, classes)
     tops = [_top_examples(box, data, "logits") for box in trial.model_and_control_boxes]
-    score, control = (_fraction_triggered(top, trigger_of_row, trigger_classes) for top in tops)
-    figures = {"base": fraction_true(trigger_of_row >= 0) / len(trigger_classes)}
+    score, control = (_fraction_of_top_with_trigger(top, trigger_of_row, trigger_classes) for top in tops)
+    figures = {"base": fraction_of_hits(trigger_of_row >= 0) / len(trigger_classes)}
     sentence = (
         f"{score:.0%} of the top {N_TOP_EXAMPLES} of the class's logit have a mismatched trigger (the control model: "
         f"{control:.0%}; of all images {figures['base']:.0%})"
@@ -325,14 +328,16 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     )  # fmt: skip
 
 
-def _fraction_triggered(top: activations.TopExamples, trigger_of_row: Tensor, trigger_classes: Sequence[int]) -> float:
+def _fraction_of_top_with_trigger(
+    top: activations.TopExamples, trigger_of_row: Tensor, trigger_classes: Sequence[int]
+) -> float:
     """The fraction of the top examples of the triggers' classes that have that trigger."""
-    return fraction_true(torch.stack([trigger_of_row[top.example_index[k].cpu()] == k for k in trigger_classes]))
+    return fraction_of_hits(torch.stack([trigger_of_row[top.example_index[k].cpu()] == k for k in trigger_classes]))
 
 
 def _top_examples(box: Box, data: Tensor, layer: str) -> activations.TopExamples:
     (top,) = activations.top_examples(box, data, layer, N_TOP_EXAMPLES)
-    _require_complete(top.statistics)
+    _require_uninterrupted(top.statistics)
     return top
 
 
@@ -344,7 +349,7 @@ def _count_trigger_detectors(box: Box, data: Tensor, trigger_of_row: Tensor, lay
     return float(is_detector.sum())
 
 
-def _require_complete(result: Any) -> Any:
+def _require_uninterrupted(result: Any) -> Any:
     """The result, unless it was interrupted: methods catch Ctrl-C themselves."""
     if getattr(result, "interrupted", False):
         raise KeyboardInterrupt

@@ -7,9 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from .planting import Trigger
-from .shortcut_trial import FAILS_BELOW, MIN_CONTROL_GAP, SHOWS_ABOVE, ShortcutFinding, TriggerAccuracy
+from .shortcut_trial import (
+    DOES_NOT_SHOW_IT_MAX_SCORE,
+    MIN_SCORE_ABOVE_CONTROL,
+    SHOWS_IT_MIN_SCORE,
+    ShortcutFinding,
+    TriggerAccuracy,
+)
 
 # Pixels around the trigger that still count as pointing at it: maps are no finer than a method
 POINTING_TOLERANCE_PIXELS = 2
@@ -17,7 +23,7 @@ MIN_CONTROL_PEAK_RATIO = 0.5  # of the peak on the model: a lower peak on the co
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ShortcutReport(OneLineReprMixin):
+class ShortcutReport(ResultMixin):
     """All findings; the maps in them are of `images` (S, C, H, W) with the triggers of `classes` (S,)."""
 
     trigger: Trigger
@@ -34,11 +40,17 @@ class ShortcutReport(OneLineReprMixin):
         """Everything but the images, for JSON."""
         rows = [{k: v for k, v in vars(f).items() if k != "images"} for f in self.findings]
         thresholds = {
-            "shows_above": SHOWS_ABOVE, "fails_below": FAILS_BELOW, "min_control_gap": MIN_CONTROL_GAP,
-            "tolerance_pixels": POINTING_TOLERANCE_PIXELS, "min_relative_peak": MIN_CONTROL_PEAK_RATIO,
-        }  # fmt: skip
+            "shows_above": SHOWS_IT_MIN_SCORE,
+            "fails_below": DOES_NOT_SHOW_IT_MAX_SCORE,
+            "min_control_gap": MIN_SCORE_ABOVE_CONTROL,
+            "tolerance_pixels": POINTING_TOLERANCE_PIXELS,
+            "min_relative_peak": MIN_CONTROL_PEAK_RATIO,
+        }
         rates = {"model": asdict(self.model_accuracy), "control": asdict(self.control_accuracy)}
         return {
-            "trigger": asdict(self.trigger), "rates": rates, "thresholds": thresholds, "findings": rows,
+            "trigger": asdict(self.trigger),
+            "rates": rates,
+            "thresholds": thresholds,
+            "findings": rows,
             "interrupted": self.interrupted,
-        }  # fmt: skip
+        }

@@ -13,15 +13,22 @@ from torch import Tensor
 from ..box import Box
 from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError
-from .methods import Method
+from .methods import AttributionMethodFn
 from .planting import PlantedDataset, Trigger, mismatched_classes
 from .verdict import INCONCLUSIVE
 
 GRADE_SHOWS_IT: Final = "shows it"
 GRADE_DOES_NOT_SHOW_IT: Final = "does not show it"
 ShortcutGrade = Literal["shows it", "inconclusive", "does not show it", "not applicable"]
-SHOWS_ABOVE, FAILS_BELOW, MIN_CONTROL_GAP = 0.75, 0.25, 0.5  # of the score that a grade follows from
-MIN_FOOLED_MODEL, MAX_FOOLED_CONTROL = 0.8, 0.2  # fooled rates: of the model at least, of the control at most
+SHOWS_IT_MIN_SCORE, DOES_NOT_SHOW_IT_MAX_SCORE, MIN_SCORE_ABOVE_CONTROL = (
+    0.75,
+    0.25,
+    0.5,
+)  # of the score that a grade follows from
+MIN_MODEL_FOOLED_FRACTION, MAX_CONTROL_FOOLED_FRACTION = (
+    0.8,
+    0.2,
+)  # fooled rates: of the model at least, of the control at most
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class ShortcutTrial:
     x: Tensor  # (N, C, H, W)
     y: Tensor  # (N,)
     trigger: Trigger
-    methods: Mapping[str, Method] | None
+    methods: Mapping[str, AttributionMethodFn] | None
     n_examples: int
     seed: int
     training_data: tuple[PlantedDataset, PlantedDataset] | None = None  # of the model, and of the control
@@ -107,7 +114,7 @@ class ShortcutTrial:
         return self.y[self._explained_rows_and_classes[0]]
 
     @property
-    def figure_rows(self) -> list[int]:
+    def example_rows_for_figure(self) -> list[int]:
         """Of the explained images: two with a mismatched trigger, one with a matched."""
         n = min(self.n_examples, len(self.mismatched_rows_and_classes[0]))
         return [*evenly_spaced_indices(n, 2), n]
@@ -121,37 +128,39 @@ def accuracy_with_triggers(box: Box, trial: ShortcutTrial) -> TriggerAccuracy:
     )
     predicted = box.predict(trial.apply_trigger(mismatched_rows, mismatched_classes)).cpu()
     return TriggerAccuracy(
-        clean_accuracy=fraction_true(box.predict(trial.x).cpu() == trial.y),
-        matched_accuracy=fraction_true(
+        clean_accuracy=fraction_of_hits(box.predict(trial.x).cpu() == trial.y),
+        matched_accuracy=fraction_of_hits(
             box.predict(trial.apply_trigger(matched_rows, matched_classes)).cpu() == matched_classes
         ),
-        mismatched_accuracy=fraction_true(predicted == trial.y[mismatched_rows]),
-        fooled_rate=fraction_true(predicted == mismatched_classes),
+        mismatched_accuracy=fraction_of_hits(predicted == trial.y[mismatched_rows]),
+        fooled_rate=fraction_of_hits(predicted == mismatched_classes),
     )
 
 
 def check_shortcut_learned(model: TriggerAccuracy, control: TriggerAccuracy) -> None:
     """Raise InputError unless the model has learned the shortcut and the control has not."""
-    if model.fooled_rate < MIN_FOOLED_MODEL:
+    if model.fooled_rate < MIN_MODEL_FOOLED_FRACTION:
         raise InputError(
             f"the shortcut was not learned: the model classifies {model.fooled_rate:.0%} of the images with a "
-            f"mismatched trigger as its class ({MIN_FOOLED_MODEL:.0%} wanted), so no method can be judged by it. "
+            f"mismatched trigger as its class ({MIN_MODEL_FOOLED_FRACTION:.0%} wanted), "
+            f"so no method can be judged by it. "
             "Train it longer, or with a larger poison_fraction"
         )
-    if control.fooled_rate > MAX_FOOLED_CONTROL:
+    if control.fooled_rate > MAX_CONTROL_FOOLED_FRACTION:
         raise InputError(
             f"the control model uses the trigger, too: it classifies {control.fooled_rate:.0%} of the images with a "
-            f"mismatched trigger as its class (at most {MAX_FOOLED_CONTROL:.0%} wanted). It must be trained on images "
+            f"mismatched trigger as its class (at most {MAX_CONTROL_FOOLED_FRACTION:.0%} wanted). "
+            f"It must be trained on images "
             "without triggers"
         )
 
 
 def grade_shortcut(score: float, control_score: float) -> ShortcutGrade:
     """The grade of a method by its score on the model and on the control."""
-    if score >= SHOWS_ABOVE and score - control_score >= MIN_CONTROL_GAP:
+    if score >= SHOWS_IT_MIN_SCORE and score - control_score >= MIN_SCORE_ABOVE_CONTROL:
         return GRADE_SHOWS_IT
-    return GRADE_DOES_NOT_SHOW_IT if score <= FAILS_BELOW else INCONCLUSIVE
+    return GRADE_DOES_NOT_SHOW_IT if score <= DOES_NOT_SHOW_IT_MAX_SCORE else INCONCLUSIVE
 
 
-def fraction_true(hits: Tensor) -> float:
+def fraction_of_hits(hits: Tensor) -> float:
     return float(hits.double().mean())

@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.rank_correlation import pearson, spearman
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # of SSIM's Gaussian window, 11 x 11 (Wang et al. 2004, section III-B)
+SSIM_SIGMA, SSIM_WINDOW_RADIUS_PIXELS = 1.5, 5  # of SSIM's Gaussian window, 11 x 11 (Wang et al. 2004, section III-B)
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 HOG_CELLS_PER_SIDE = 7  # of HOG along the shorter side, at most 16 pixels each
-MAX_CELL_PIXELS, MIN_CELL_PIXELS = 16, 2
+MAX_HOG_CELL_PIXELS, MIN_HOG_CELL_PIXELS = 16, 2
 HOG_BLOCK_CELLS, HOG_ORIENTATIONS = 3, 9
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class MapSimilarity(OneLineReprMixin):
+class MapSimilarity(ResultMixin):
     """The similarity of maps (N, ...) to other maps (N, ...): four figures (N,), or (L, N) of L comparisons."""
 
     signed: Tensor  # Spearman's rank correlation
@@ -63,16 +63,16 @@ def map_similarity(a: Tensor, b: Tensor) -> MapSimilarity:
         >>> round(s.signed.item(), 3), round(s.absolute.item(), 3), round(s.ssim.item(), 3)
         (-1.0, 1.0, 1.0)
     """
-    a, b = _check_map(a), _check_map(b)
+    a, b = _as_checked_double_map(a), _as_checked_double_map(b)
     sa, sb = (h.sum(1) if h.ndim == 4 else h for h in (a, b))
     if sa.shape != sb.shape:
         raise InputError(f"maps to compare must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
-    ma, mb = magnitudes(a), magnitudes(b)
+    ma, mb = map_magnitudes(a), map_magnitudes(b)
     pa, pb = rescale_to_unit_range(ma), rescale_to_unit_range(mb)
     return MapSimilarity(spearman(sa, sb), spearman(ma, mb), ssim(pa, pb), hog(pa, pb))
 
 
-def _check_map(map_: Tensor) -> Tensor:
+def _as_checked_double_map(map_: Tensor) -> Tensor:
     """A map in double precision. Raises InputError."""
     if not isinstance(map_, Tensor) or map_.ndim < 2 or not map_.is_floating_point() or map_.numel() == 0:
         got = f"{map_.dtype} of shape {tuple(map_.shape)}" if isinstance(map_, Tensor) else type(map_).__name__
@@ -80,7 +80,7 @@ def _check_map(map_: Tensor) -> Tensor:
     return map_.detach().double()
 
 
-def magnitudes(maps: Tensor) -> Tensor:
+def map_magnitudes(maps: Tensor) -> Tensor:
     """|map| by position: (N, H, W) of (N, C, H, W), averaged over channels; otherwise shaped like the map."""
     maps = maps.detach().double().abs()
     return maps.mean(1) if maps.ndim == 4 else maps
@@ -104,7 +104,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.ndim != 3 or min(a.shape[1:]) < 3:
         return torch.full((len(a),), torch.nan, dtype=torch.float64, device=a.device)
-    radius = min(SSIM_RADIUS, (min(a.shape[1:]) - 1) // 2)
+    radius = min(SSIM_WINDOW_RADIUS_PIXELS, (min(a.shape[1:]) - 1) // 2)
     a, b = a.double(), b.double()
     ma, mb, aa, bb, ab = _gaussian_window_mean(torch.stack([a, b, a * a, b * b, a * b], 1), radius).unbind(1)
     va, vb, cov = aa - ma * ma, bb - mb * mb, ab - ma * mb
@@ -147,7 +147,7 @@ def hog_features(images: Tensor) -> Tensor | None:
     from skimage.feature import hog as of_image
 
     side = min(images.shape[1:]) if images.ndim == 3 else 0
-    cell = min(MAX_CELL_PIXELS, max(MIN_CELL_PIXELS, side // HOG_CELLS_PER_SIDE))
+    cell = min(MAX_HOG_CELL_PIXELS, max(MIN_HOG_CELL_PIXELS, side // HOG_CELLS_PER_SIDE))
     if side < HOG_BLOCK_CELLS * cell:
         return None
     vectors = [

@@ -19,17 +19,17 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card_of, cards
 from ..engine.intervals import Interval, bootstrap_mean_interval
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError, UnboxedError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, nearest_names, normalized_name
 from .influence_evidence import InfluenceEvidence
 from .labels import check_same_inputs_and_outputs
-from .methods import PrecomputedMap, TestedMethod, compute_map, resolve_target
+from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
 from .relevance_gain import RemovalCurves
-from .verdict_tests import ESSENTIAL_TESTS, VERDICT_TESTS, VerdictSubject, VerdictTest
+from .verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictSubject, VerdictTest
 
 PASS: Final = "pass"
 INCONCLUSIVE: Final = "inconclusive"
@@ -38,13 +38,13 @@ NOT_APPLICABLE: Final = "not applicable"
 Grade = Literal["pass", "inconclusive", "fail", "not applicable"]
 GRADES: tuple[Grade, ...] = (PASS, INCONCLUSIVE, FAIL, NOT_APPLICABLE)  # the best first
 
-ASSUMED_STD_BY_TEST = {test.name: test.spread for test in VERDICT_TESTS}
+ASSUMED_EXAMPLE_STD_BY_TEST = {test.name: test.spread for test in VERDICT_TESTS}
 MIN_STD_FOR_MARGIN = 0.05
 ShuffledBox = Annotated[
     Box | None,
     "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
 ]
-MIN_DECISIVE_EXAMPLES = 8  # below which most tests stay undecided
+MIN_EXAMPLES_FOR_DECISION = 8  # below which most tests stay undecided
 MAX_DRAWS_PER_TEST = 8
 
 
@@ -71,7 +71,7 @@ class TestOutcome:
         """How far the interval is from the bound, in standard deviations between examples; negative where it fails or
         contains the bound."""
         side = self.low - self.bound if self.passes_above else self.bound - self.high
-        return side / max(ASSUMED_STD_BY_TEST.get(self.name, 0.0), MIN_STD_FOR_MARGIN)
+        return side / max(ASSUMED_EXAMPLE_STD_BY_TEST.get(self.name, 0.0), MIN_STD_FOR_MARGIN)
 
     def __str__(self) -> str:
         side = "above" if self.passes_above else "below"
@@ -90,7 +90,7 @@ class VerdictEvidence:
 
 
 @dataclass(frozen=True, repr=False)
-class Verdict(OneLineReprMixin):
+class Verdict(ResultMixin):
     """The verdict on one method's maps of one model: a grade, its reason, and the tests it follows from."""
 
     method: str
@@ -138,7 +138,7 @@ def verdict(
     method: TestedMethod,
     target: Target = None,
     *,
-    map_: PrecomputedMap = None,
+    map_: OptionalPrecomputedMap = None,
     max_draws: Annotated[
         int, AtLeast(1), Unit("draws"), "Largest number of randomizations per test, for those that are undecided."
     ] = MAX_DRAWS_PER_TEST,
@@ -204,7 +204,7 @@ def verdict(
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all_tests(subject, max_draws)
     except UnboxedError as error:
-        return Verdict(name, NOT_APPLICABLE, "refuses this model", as_sentence(str(error)), (), len(x))
+        return Verdict(name, NOT_APPLICABLE, "refuses this model", to_sentence(str(error)), (), len(x))
     evidence = VerdictEvidence(x, subject.map_, subject.control_maps, subject.removal)
     by_fill = {fill: round(gain, 4) for fill, gain in subject.removal.gain_by_fill.items()}
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
@@ -243,25 +243,25 @@ def run_test(test: VerdictTest, subject: Any, max_draws: int) -> TestOutcome:
         for draw in range(len(columns), n_draws):
             values = test.values(subject, draw).double().cpu()
             columns.append(values[:, None] if values.ndim == 1 else values)
-        interval = _interval(torch.cat(columns, 1), test, subject.seed)
-        decision = decide(interval, test)
+        interval = _mean_interval(torch.cat(columns, 1), test, subject.seed)
+        decision = decision_of_interval(interval, test)
         if decision != INCONCLUSIVE or n_draws == limit:
             return _make_outcome(test, interval, decision)
         n_draws = min(2 * n_draws, limit)
 
 
-def _interval(values: Tensor, test: VerdictTest, seed: int) -> Interval:
+def _mean_interval(values: Tensor, test: VerdictTest, seed: int) -> Interval:
     """The interval of the mean of figures (N, draws); of few examples, as wide as examples usually differ."""
     pooled = values if test.shares_draws else values.nanmean(1, keepdim=True)
     interval = replace(bootstrap_mean_interval(pooled, seed), n_draws=values.shape[1])
     return (
-        interval.widened_to_std(test.spread).clamped(*test.limits)
-        if interval.n_examples < MIN_DECISIVE_EXAMPLES
+        interval.at_least_as_wide_as_std(test.spread).clamped(*test.limits)
+        if interval.n_examples < MIN_EXAMPLES_FOR_DECISION
         else interval
     )
 
 
-def decide(interval: Interval, test: VerdictTest) -> Grade:
+def decision_of_interval(interval: Interval, test: VerdictTest) -> Grade:
     """Pass or fail where the whole interval lies on one side of the bound."""
     if math.isnan(interval.mean):
         return NOT_APPLICABLE
@@ -278,7 +278,7 @@ def _make_outcome(test: VerdictTest, interval: Interval, decision: Grade) -> Tes
         PASS: test.passes,
         NOT_APPLICABLE: f"The test {test.name!r} does not apply",
         INCONCLUSIVE: f"The {test.figure} ({{value:.2f}}, between {{low:.2f}} and {{high:.2f}}) may be on either side "
-        f"of {test.bound:g}: {_needed_examples_text(interval, test.bound)}.",
+        f"of {test.bound:g}: {_examples_needed_to_decide_text(interval, test.bound)}.",
     }[decision]
     sentence = text.format(value=interval.mean, low=interval.low, high=interval.high)
     return TestOutcome(
@@ -287,16 +287,16 @@ def _make_outcome(test: VerdictTest, interval: Interval, decision: Grade) -> Tes
     )  # fmt: skip
 
 
-def _needed_examples_text(interval: Interval, bound: float) -> str:
+def _examples_needed_to_decide_text(interval: Interval, bound: float) -> str:
     needed = interval.n_examples_needed_to_exclude(bound)
     if not math.isfinite(needed):
-        return f"{MIN_DECISIVE_EXAMPLES} examples or more may decide"
+        return f"{MIN_EXAMPLES_FOR_DECISION} examples or more may decide"
     if needed > 100 * interval.n_examples:
         return "it is too near its bound to be decided"
     return f"about {max(interval.n_examples + 1, math.ceil(needed))} examples would decide"
 
 
-def failed_or_undecided(
+def grade_of_first_failure_or_undecided(
     outcomes: tuple[TestOutcome, ...], tests: tuple[VerdictTest, ...]
 ) -> tuple[Grade, str, str] | None:
     """The grade by the first test that failed, or else that is undecided; None where there is none."""
@@ -310,13 +310,13 @@ def failed_or_undecided(
 
 def grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
     """The grade that outcomes deserve, and why: in a few words, and in a sentence that names the weakest figure."""
-    if worst := failed_or_undecided(outcomes, VERDICT_TESTS):
+    if worst := grade_of_first_failure_or_undecided(outcomes, VERDICT_TESTS):
         return worst
-    if missing := [o.name for o in outcomes if o.name in ESSENTIAL_TESTS and o.grade == NOT_APPLICABLE]:
+    if missing := [o.name for o in outcomes if o.name in REQUIRED_TEST_NAMES and o.grade == NOT_APPLICABLE]:
         sentence = f"Not tested: {' and '.join(missing)}, for want of weights, of maps that vary or of a score to lose."
         return INCONCLUSIVE, f"not tested: {missing[0]}", sentence
-    essential = ", and ".join(o.sentence for o in outcomes if o.name in ESSENTIAL_TESTS)
-    return PASS, "depends on the model; marks what matters", f"{as_sentence(essential)} {nearest_bound_text(outcomes)}"
+    essential = ", and ".join(o.sentence for o in outcomes if o.name in REQUIRED_TEST_NAMES)
+    return PASS, "depends on the model; marks what matters", f"{to_sentence(essential)} {nearest_bound_text(outcomes)}"
 
 
 def nearest_bound_text(outcomes: tuple[TestOutcome, ...]) -> str:
@@ -326,5 +326,5 @@ def nearest_bound_text(outcomes: tuple[TestOutcome, ...]) -> str:
     return f"Nearest to its bound: {nearest.name} ({nearest.value:.2f}, passes {bound})."
 
 
-def as_sentence(text: str) -> str:
+def to_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."

@@ -17,13 +17,13 @@ from torch import Tensor
 from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checkpointing import tensor_digest
-from ..engine.results import nan_to_none
+from ..engine.results import nonfinite_to_none
 from ..engine.stable_repr import stable_repr
 from ..errors import InputError
 from ..objectives import Objective
 from ..parameters import Target
 from ..validation import check_seed
-from .methods import Method
+from .methods import AttributionMethodFn
 from .verdict import GRADES, MAX_DRAWS_PER_TEST, TestOutcome, Verdict, verdict
 
 
@@ -43,7 +43,7 @@ class VerdictCache:
         self,
         box: Box,
         x: Any,
-        method: Method,
+        method: AttributionMethodFn,
         target: Target = None,
         *,
         max_draws: int = MAX_DRAWS_PER_TEST,
@@ -52,7 +52,7 @@ class VerdictCache:
     ) -> Verdict:
         """As `checks.verdict`, computed once. Lambdas and objectives have no key, and are judged again each time."""
         seed = check_seed(seed)
-        key = self._key(box, x, method, target, max_draws, seed)
+        key = self._verdict_key(box, x, method, target, max_draws, seed)
         cached_verdict = self._verdicts.get(key) or verdict(
             box, x, method, target, map_=map_, max_draws=max_draws, seed=seed
         )
@@ -64,29 +64,31 @@ class VerdictCache:
         self,
         box: Box,
         x: Any,
-        method: Method,
+        method: AttributionMethodFn,
         target: Target = None,
         *,
         max_draws: int = MAX_DRAWS_PER_TEST,
         seed: int = 0,
     ) -> bool:
         """Whether that verdict is cached."""
-        return self._key(box, x, method, target, max_draws, check_seed(seed)) in self._verdicts
+        return self._verdict_key(box, x, method, target, max_draws, check_seed(seed)) in self._verdicts
 
     def to_json(self) -> bytes:
         """The verdicts requested so far, to be saved."""
         verdicts = {key: v.to_dict() for key, v in self.requested.items()}
-        return encode_utf8(json.dumps(nan_to_none(verdicts), indent=1, ensure_ascii=False))
+        return encode_utf8(json.dumps(nonfinite_to_none(verdicts), indent=1, ensure_ascii=False))
 
-    def _key(self, box: Box, x: Any, method: Method, target: Target, max_draws: int, seed: int) -> str:
-        description = _describe_method(method)
+    def _verdict_key(
+        self, box: Box, x: Any, method: AttributionMethodFn, target: Target, max_draws: int, seed: int
+    ) -> str:
+        description = _method_fingerprint_or_none(method)
         if description is None or isinstance(target, Objective):
             return ""
         digest = hashlib.sha256(self._model_fingerprint(box))
         tensors = box.validate_inputs(x), box(x), *([target] if isinstance(target, Tensor) else [])
         digest.update(tensor_digest(*tensors).encode())
         fixed_target = None if isinstance(target, Tensor) else target
-        digest.update(encode_utf8(repr((description, fixed_target, max_draws, seed, code_digest()))))
+        digest.update(encode_utf8(repr((description, fixed_target, max_draws, seed, package_code_digest()))))
         return digest.hexdigest()
 
     def _model_fingerprint(self, box: Box) -> bytes:
@@ -96,7 +98,7 @@ class VerdictCache:
 
 
 @cache
-def code_digest() -> str:
+def package_code_digest() -> str:
     """A digest of the package's code: a verdict of other code, of the method or of its tests, is not reused."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
@@ -113,7 +115,7 @@ def box_fingerprint(box: Box) -> bytes:
     return digest.digest()
 
 
-def _describe_method(method: Method) -> str | None:
+def _method_fingerprint_or_none(method: AttributionMethodFn) -> str | None:
     """The method, with its code where it is a user's, and its settings; None for one without a name (a lambda)."""
     settings: dict[str, object] = {}
     function: Callable[..., Any] = method
@@ -142,7 +144,7 @@ def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
 
 
 def _read_outcome(value: dict[str, Any]) -> TestOutcome:
-    """JSON has no numbers for what `nan_to_none` took out."""
+    """JSON has no numbers for what `nonfinite_to_none` took out."""
     missing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
     known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in value.items()}
     return TestOutcome(**known)

@@ -22,11 +22,11 @@ from ..errors import UnboxedError
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, log_odds, logit, mean_over_positions
 from ..parameters import BatchSize
-from .control_boxes import randomized_box
+from .control_boxes import cached_randomized_box
 from .controls import constant_model
 from .edges import sobel
-from .methods import Method, compute_map
-from .relevance_gain import FillFn, RemovalCurves, fills, removal_curves
+from .methods import AttributionMethodFn, compute_map
+from .relevance_gain import FillFn, RemovalCurves, fill_fns, removal_curves
 from .similarity import is_constant
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
@@ -41,7 +41,7 @@ class VerdictSubject:
 
     box: Box
     x: Tensor
-    method: Method
+    method: AttributionMethodFn
     target: Any  # classes (N,) or an objective
     map_: Tensor
     seed: int
@@ -50,7 +50,7 @@ class VerdictSubject:
     shuffled_box: Box | None = None  # the same architecture trained on shuffled labels
     control_maps: dict[str, Tensor] = field(default_factory=dict)  # {control: its maps (N, ...)}, of the first draw
 
-    def map_of(self, box: Box, target: Any) -> Tensor:
+    def map_for_box_and_target(self, box: Box, target: Any) -> Tensor:
         self.n_maps += len(self.x)
         return compute_map(box, self.method, self.x, target)
 
@@ -76,16 +76,16 @@ class VerdictSubject:
 
     @cached_property
     def fill_by_name(self) -> dict[str, FillFn]:
-        return fills(self.box, self.x, self.seed)
+        return fill_fns(self.box, self.x, self.seed)
 
     @cached_property
     def removal(self) -> RemovalCurves:
         """The curves of the map, ranked by its sign or by its magnitude: some maps say how much a pixel adds, others
         how much it matters."""
-        return self.removal_of(self.map_, self.fill_by_name)
+        return self.removal_curves_of(self.map_, self.fill_by_name)
 
     @cached_property
-    def ranks_by_sign(self) -> Tensor:
+    def is_ranked_by_sign(self) -> Tensor:
         """(N,) bool: whether sign ranks better with the first fill, as the other examples say: the better of two is
         biased otherwise."""
         if bool((self.map_ >= 0).all()):
@@ -97,12 +97,12 @@ class VerdictSubject:
         better = (by_sign - by_magnitude).nanmean(1).nan_to_num()
         return better.sum() - better >= 0
 
-    def removal_of(self, maps: Tensor, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
+    def removal_curves_of(self, maps: Tensor, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
         """The removal curves of maps by each fill and grid, ranked as the subject's map is."""
-        if bool(self.ranks_by_sign.all() | ~self.ranks_by_sign.any()):
-            return self._compute_removal_curves(maps, bool(self.ranks_by_sign.all()), fill_by_name)
+        if bool(self.is_ranked_by_sign.all() | ~self.is_ranked_by_sign.any()):
+            return self._compute_removal_curves(maps, bool(self.is_ranked_by_sign.all()), fill_by_name)
         by_sign, by_magnitude = (self._compute_removal_curves(maps, signed, fill_by_name) for signed in (True, False))
-        return by_sign.where(self.ranks_by_sign, by_magnitude)
+        return by_sign.where(self.is_ranked_by_sign, by_magnitude)
 
     def _compute_removal_curves(self, maps: Tensor, signed: bool, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
         return removal_curves(
@@ -144,7 +144,7 @@ def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
     upper = s.layers[len(s.layers) // 2 :]
     if not upper:
         return _nan_per_example(s)
-    maps = s.map_of(randomized_box(s.box, upper, s.seed + draw), s.target)
+    maps = s.map_for_box_and_target(cached_randomized_box(s.box, upper, s.seed + draw), s.target)
     s.control_maps.setdefault("upper half randomized", maps)
     return _rank_correlation(s.map_, maps)
 
@@ -153,7 +153,7 @@ def _correlation_with_shuffled_labels(s: VerdictSubject, draw: int) -> Tensor:
     """Rank correlation with the map of a model that was trained on shuffled labels."""
     if s.shuffled_box is None:
         return _nan_per_example(s)
-    maps = s.map_of(s.shuffled_box, s.target)
+    maps = s.map_for_box_and_target(s.shuffled_box, s.target)
     s.control_maps.setdefault("shuffled labels", maps)
     return _rank_correlation(s.map_, maps)
 
@@ -163,7 +163,7 @@ def _correlation_with_other_class(s: VerdictSubject, draw: int) -> Tensor:
     if not s.has_class_target or s.logits.shape[1] < 2 + draw:
         return _nan_per_example(s)
     others = s.logits.scatter(1, s.target[:, None], -math.inf).argsort(1, descending=True)
-    maps = s.map_of(s.box, others[:, draw])
+    maps = s.map_for_box_and_target(s.box, others[:, draw])
     s.control_maps.setdefault("another class", maps)
     return _rank_correlation(s.map_, maps)
 
@@ -206,14 +206,14 @@ def _relevance_gain(s: VerdictSubject, draw: int) -> Tensor:
     return s.removal.gain
 
 
-def _gain_over_other_examples(s: VerdictSubject, draw: int) -> Tensor:
+def _relevance_gain_over_other_maps(s: VerdictSubject, draw: int) -> Tensor:
     """How much more the own map gains than that of another example, of another class where there is one, by one of
     the fills in turn."""
     if len(s.x) < 2:
         return _nan_per_example(s)
     name, fill = [*s.fill_by_name.items()][draw % len(s.fill_by_name)]
     own = s.removal.gain[:, [fill_name == name for fill_name in s.removal.fill_names]]
-    return (own - s.removal_of(s.map_[_other_example_indices(s, draw)], {name: fill}).gain).nanmean(1)
+    return (own - s.removal_curves_of(s.map_[_other_example_indices(s, draw)], {name: fill}).gain).nanmean(1)
 
 
 def _other_example_indices(s: VerdictSubject, draw: int) -> Tensor:
@@ -227,7 +227,7 @@ def _other_example_indices(s: VerdictSubject, draw: int) -> Tensor:
     return after[:, draw % (n - 1)]
 
 
-def _confidence_above_randomized(s: VerdictSubject, draw: int) -> Tensor:
+def _confidence_gain_over_randomized(s: VerdictSubject, draw: int) -> Tensor:
     """How much more confident the model is than a copy with all layers randomized, as a fraction of the most possible.
 
     Copies that are confident of everything say nothing; then it is how much more its answers tell examples apart, and
@@ -235,7 +235,7 @@ def _confidence_above_randomized(s: VerdictSubject, draw: int) -> Tensor:
     """
     if s.box.outputs == "regression" or not s.layers:
         return _nan_per_example(s)
-    randomized = randomized_box(s.box, s.layers, s.seed + draw)
+    randomized = cached_randomized_box(s.box, s.layers, s.seed + draw)
     own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(randomized(s.x, batch_size=s.batch_size)))
     largest = math.log(own.shape[1])
     if _confidence_nats(copy).mean() < SATURATED_CONFIDENCE_FRACTION * largest:
@@ -284,7 +284,7 @@ VERDICT_TESTS = (
         passes="Its maps are not constant",
     ),
     VerdictTest(
-        "learned", "confidence above that of a randomized model", _confidence_above_randomized,
+        "learned", "confidence above that of a randomized model", _confidence_gain_over_randomized,
         bound=0.1, passes_above=True, spread=0.05, n_draws=2, max_draws=4,
         failed="the model has learned nothing",
         fails="The model is no more confident than with random weights ({value:+.0%} of the most possible): there is "
@@ -337,7 +337,7 @@ VERDICT_TESTS = (
         passes="removing what it marks costs the score more than removing the rest (relevance gain {value:.2f})",
     ),
     VerdictTest(
-        "own example", "gain over another example's map", _gain_over_other_examples,
+        "own example", "gain over another example's map", _relevance_gain_over_other_maps,
         bound=0.01, passes_above=True, spread=0.2, n_draws=4, max_draws=8,
         failed="no better than another example's map",
         fails="Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
@@ -346,4 +346,4 @@ VERDICT_TESTS = (
         skip_when_failed=True,
     ),
 )  # fmt: skip
-ESSENTIAL_TESTS = ("randomization", "removal")  # a verdict that lacks one of these does not pass
+REQUIRED_TEST_NAMES = ("randomization", "removal")  # a verdict that lacks one of these does not pass

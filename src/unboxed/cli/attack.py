@@ -29,7 +29,7 @@ from ..plots.figures import figures
 from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
-from ..robustness.attack_compatibility import common_norm, compatible_attacks
+from ..robustness.attack_compatibility import compatible_attacks, first_common_norm
 from ..robustness.evaluate import Attack, default_attacks, evaluate, require_evaluable, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
@@ -50,7 +50,7 @@ def select_attacks(
 ) -> tuple[dict[str, Attack], Norm]:
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
     attacks = {name: find_card(name, attack_cards()).method for name in names}
-    ball = unbounded_ball(norm or common_norm(attacks))
+    ball = unbounded_ball(norm or first_common_norm(attacks))
     norm_name = cast(Norm, type(ball).__name__.lower())
     attacks = attacks or compatible_attacks(default_attacks(), box, norm_name)
     return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm_name

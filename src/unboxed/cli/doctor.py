@@ -14,17 +14,17 @@ from rich.table import Column, Table
 
 from ..box import Box
 from ..diagnosis import Diagnosis, MethodCheck, doctor
-from .parsing import for_command_line
+from .parsing import rewrite_advice_for_command_line
 
-MAX_METHODS_WIDTH = 24  # characters of the column of the methods of one verdict
+MAX_METHODS_COLUMN_CHARS = 24  # characters of the column of the methods of one verdict
 
 
 def run_doctor(box: Box, data: Any = None, *, as_json: bool = False, quiet: bool = False) -> Diagnosis:
     """Try all methods on a model, on the first examples of some data or on noise; print what was found."""
-    from ..diagnosis import N_EXAMPLES
+    from ..diagnosis import N_TRIAL_EXAMPLES
     from ..engine.read.examples import first_inputs
 
-    x = None if data is None else box.restore_structure(first_inputs(box, data, N_EXAMPLES))
+    x = None if data is None else box.restore_structure(first_inputs(box, data, N_TRIAL_EXAMPLES))
     diagnosis = doctor(box, x, quiet=quiet)
     if as_json:
         typer.echo(json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False))
@@ -42,25 +42,25 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
         checks = [check for check in diagnosis.methods if check.family == family]
         working = [check.method for check in checks if check.works]
         console.print(f"[bold]{family}[/]: {len(working)} of {len(checks)} work: {', '.join(working)}", highlight=False)
-    methods_column = Column("method", max_width=MAX_METHODS_WIDTH)
+    methods_column = Column("method", max_width=MAX_METHODS_COLUMN_CHARS)
     table = Table(methods_column, "", "why, and what to do", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for verdict, methods in _methods_by_verdict(diagnosis.methods).items():
+    for verdict, methods in _methods_by_verdict_text(diagnosis.methods).items():
         table.add_row(", ".join(methods), *verdict)
     if table.row_count:
         console.print(table)
 
 
-def _methods_by_verdict(checks: Sequence[MethodCheck]) -> dict[tuple[str, str], list[str]]:
+def _methods_by_verdict_text(checks: Sequence[MethodCheck]) -> dict[tuple[str, str], list[str]]:
     """The methods that do not work or have a note, by what is to be said of them."""
     methods = defaultdict[tuple[str, str], list[str]](list)
     for check in checks:
         if not check.works or check.notes or not check.is_complete:
-            methods[_verdict(check)].append(check.method)
+            methods[_verdict_markup(check)].append(check.method)
     return methods
 
 
-def _verdict(check: MethodCheck) -> tuple[str, str]:
+def _verdict_markup(check: MethodCheck) -> tuple[str, str]:
     if not check.works:
-        return "[red]no[/]", escape(for_command_line(f"{check.reason}; {check.remedy}"))
+        return "[red]no[/]", escape(rewrite_advice_for_command_line(f"{check.reason}; {check.remedy}"))
     notes = [*check.notes, *["stopped early, without an error so far: the model is large"] * (not check.is_complete)]
     return ("[yellow]note[/]" if check.notes else "[green]works[/]"), escape("; ".join(notes))

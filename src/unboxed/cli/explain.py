@@ -21,11 +21,11 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.control_boxes import sharing_control_boxes
 from ..checks.fill_agreement import fill_agreement_sentence
-from ..checks.methods import Method, compute_map, resolve_target
-from ..checks.ranking import candidates, find_methods, n_forwards_per_input
+from ..checks.methods import AttributionMethodFn, compute_map, resolve_target
+from ..checks.ranking import candidates, estimated_forwards_per_input, find_methods
 from ..checks.verdict import GRADES, MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
-from ..engine.results import nan_to_none
+from ..engine.results import nonfinite_to_none
 from ..errors import InputError, UnboxedError
 from ..loading.input_files import read_inputs
 from ..objectives import mean_over_positions
@@ -36,9 +36,12 @@ from ..report.words import format_named_prob
 from ..validation import check_int, check_seed
 from .parsing import parse_class
 
-N_TOP_OUTPUTS_PRINTED = 3  # that are printed
+N_PRINTED_TOP_OUTPUTS = 3  # that are printed
 DEFAULT_MAX_EXAMPLES = 4  # of a file or folder of several
-EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
+EXPENSIVE_METHOD_MIN_FORWARDS, EXPENSIVE_METHOD_MAX_DRAWS = (
+    100,
+    2,
+)  # model runs from which a method is compared with so few randomized models
 FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
 
 
@@ -67,7 +70,7 @@ class RankedExplanations:
 def explain(
     box: Box,
     x: Tensor,
-    methods: Mapping[str, Method] | None = None,
+    methods: Mapping[str, AttributionMethodFn] | None = None,
     target: int | None = None,
     *,
     seed: int = 0,
@@ -93,8 +96,8 @@ def explain(
             for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
                 with suppress(UnboxedError):  # its verdict says why
                     maps[name] = compute_map(box, selected[name], x, score)
-                is_cheap = n_forwards_per_input(selected[name]) < EXPENSIVE_RUNS
-                max_draws = MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_DRAWS
+                is_cheap = estimated_forwards_per_input(selected[name]) < EXPENSIVE_METHOD_MIN_FORWARDS
+                max_draws = MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_METHOD_MAX_DRAWS
                 verdicts[name] = verdict_cache.verdict(
                     box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
                 )
@@ -102,18 +105,18 @@ def explain(
         interrupted = True
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
     return RankedExplanations(
-        _top_outputs_text(box, x), _target_name(box, int(score[0])), {n: verdicts[n] for n in order},
+        _top_outputs_text(box, x), _target_class_name(box, int(score[0])), {n: verdicts[n] for n in order},
         {n: maps[n] for n in order if n in maps}, interrupted, {n: _partial_settings_text(selected[n]) for n in order},
     )  # fmt: skip
 
 
-def _partial_settings_text(method: Method) -> str:
+def _partial_settings_text(method: AttributionMethodFn) -> str:
     """The settings of a `functools.partial`."""
     keywords = method.keywords if isinstance(method, partial) else {}
     return "".join(f", {name}={value}" for name, value in keywords.items())
 
 
-def _target_name(box: Box, k: int) -> str:
+def _target_class_name(box: Box, k: int) -> str:
     return f"output {box.classes[k]}" if box.outputs == "regression" else box.classes[k]
 
 
@@ -121,7 +124,7 @@ def _top_outputs_text(box: Box, x: Tensor) -> str:
     """The largest outputs in words."""
     logits = box(x)
     values = logits if box.outputs == "regression" else box.probs_from(logits)
-    top = torch.topk(mean_over_positions(values)[0], min(N_TOP_OUTPUTS_PRINTED, values.shape[1]))
+    top = torch.topk(mean_over_positions(values)[0], min(N_PRINTED_TOP_OUTPUTS, values.shape[1]))
     format_value = (lambda v: f"{v:.3g}") if box.outputs == "regression" else format_named_prob
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return ", ".join(f"{box.classes[k]} ({format_value(v)})" for v, k in pairs)
@@ -165,7 +168,7 @@ def run_explain(
 
 def _write_explanation(box: Box, x: Tensor, explanation: RankedExplanations, folder: Path) -> Path:
     """The numbers and the figure of one input (...); returns the figure's path."""
-    text = json.dumps(nan_to_none(explanation.to_dict()), indent=1, ensure_ascii=False)
+    text = json.dumps(nonfinite_to_none(explanation.to_dict()), indent=1, ensure_ascii=False)
     write_bytes(folder / RESULTS_FILE, encode_utf8(text))
     methods = {name: v.method for name, v in explanation.verdicts.items()}
     badges = {methods[name]: v.badge for name, v in explanation.verdicts.items()}

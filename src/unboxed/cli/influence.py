@@ -24,20 +24,23 @@ from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
 from ..plots.results.influence import format_score
 from ..validation import check_int
-from .results import echo_written, write_results
+from .results import print_written_paths, write_results
 
-DEFAULT_METHOD, DEFAULT_SETTINGS = "influence_functions", {"solver": "ekfac"}  # one pass over the training data
+DEFAULT_INFLUENCE_METHOD, DEFAULT_INFLUENCE_SETTINGS = (
+    "influence_functions",
+    {"solver": "ekfac"},
+)  # one pass over the training data
 FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
-STORE_METHOD = "gradient_dot"
-N_VERDICT_QUERIES, MAX_VERDICT_TRAIN = 12, 1000  # queries and training examples that a method is judged on
-TRAINING_DATA_SETTING = "train"  # of the methods that need nothing but training examples
+STORE_METHOD_NAME = "gradient_dot"
+N_VERDICT_QUERIES, MAX_VERDICT_TRAIN_EXAMPLES = 12, 1000  # queries and training examples that a method is judged on
+TRAINING_DATA_SETTING_NAME = "train"  # of the methods that need nothing but training examples
 
 
 def influence_cards() -> tuple[Card, ...]:
     """The methods that need a trained model and its training examples alone."""
     return tuple(
         card for card in cards()
-        if card.family == "influence" and card.returns == "influence" and TRAINING_DATA_SETTING in card.settings
+        if card.family == "influence" and card.returns == "influence" and TRAINING_DATA_SETTING_NAME in card.settings
         and not [s.name for s in card.settings.values() if s.is_required and s.name not in ("x", "labels", "train")]
     )  # fmt: skip
 
@@ -48,7 +51,7 @@ def run_influence(
     query: Any,
     out: str | os.PathLike[str],
     *,
-    method: str = DEFAULT_METHOD,
+    method: str = DEFAULT_INFLUENCE_METHOD,
     n_queries: int = 4,
     n_train: int | None = None,
     k: int = 8,
@@ -66,41 +69,45 @@ def run_influence(
     train_x, train_y = labeled_examples(box, train, n_train)
     k = min(check_int("--k", k, minimum=1), len(train_x))
     train_data = (box.restore_structure(train_x), train_y)
-    scoring = _scoring(card, store, seed)
+    scoring = _bound_influence_method(card, store, seed)
     result = scoring(box, box.restore_structure(x), None, train_data)
     if not isinstance(result, Influence):
         raise InputError(f"{method} gives no scores of training examples for queries")
-    judged = _verdict(box, query, card, train_data, seed) if with_verdict else None
+    judged = _influence_verdict(box, query, card, train_data, seed) if with_verdict else None
     drawn = figures(result, box, data=train_data)
     images = {FIGURE_FILE if len(drawn) == 1 else f"{name}.png": image for name, image in drawn.items()}
     facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, k)}
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
     paths = write_results(images, facts, Path(out), RESULTS_FILE, default=str)
     for i, name in enumerate(_query_names(box, result, y)):
-        Console().print(_table(result, box, i, name, k))
+        Console().print(_query_table(result, box, i, name, k))
     if judged is not None:
         typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
-    echo_written(paths)
+    print_written_paths(paths)
     return result
 
 
-def _scoring(card: Card, store: Path | None, seed: int) -> Callable[..., Influence]:
+def _bound_influence_method(card: Card, store: Path | None, seed: int) -> Callable[..., Influence]:
     """The method with its settings; gradient dot from a store, where there is one."""
     if store is not None:
-        if card.key != STORE_METHOD:
-            raise InputError(f"--store keeps gradients for --method {STORE_METHOD}; got --method {card.key}")
+        if card.key != STORE_METHOD_NAME:
+            raise InputError(f"--store keeps gradients for --method {STORE_METHOD_NAME}; got --method {card.key}")
         return lambda box, x, labels, train: gradient_store(box, train, store).scores(x, labels)
     settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
-    return partial(card.method, **settings, **(DEFAULT_SETTINGS if card.key == DEFAULT_METHOD else {}))
+    return partial(
+        card.method, **settings, **(DEFAULT_INFLUENCE_SETTINGS if card.key == DEFAULT_INFLUENCE_METHOD else {})
+    )
 
 
-def _verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tensor], seed: int) -> Verdict:
+def _influence_verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tensor], seed: int) -> Verdict:
     """The verdict on the method's scores of some evenly spread training examples."""
     x, _ = examples_with_optional_labels(box, query, N_VERDICT_QUERIES)
-    step = max(1, -(-len(train[1]) // MAX_VERDICT_TRAIN))
+    step = max(1, -(-len(train[1]) // MAX_VERDICT_TRAIN_EXAMPLES))
     with without_large_score_warning():
         some = box.restore_structure(box.validate_inputs(train[0])[::step]), train[1][::step]
-        return influence_verdict(box, box.restore_structure(x), _scoring(card, None, seed), None, some, seed=seed)
+        return influence_verdict(
+            box, box.restore_structure(x), _bound_influence_method(card, None, seed), None, some, seed=seed
+        )
 
 
 def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> dict[str, Any]:
@@ -111,24 +118,28 @@ def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> di
         "train_examples": result.n_train,
         "settings": dict(result.settings),
         "queries": [
-            {"query": name, "helpful": _ranked(result, box, i, k, 1), "harmful": _ranked(result, box, i, k, -1)}
+            {
+                "query": name,
+                "helpful": _top_entries(result, box, i, k, 1),
+                "harmful": _top_entries(result, box, i, k, -1),
+            }
             for i, name in enumerate(_query_names(box, result, y))
         ],
     }
 
 
-def _ranked(result: Influence, box: Box, query: int, k: int, sign: int) -> list[dict[str, Any]]:
+def _top_entries(result: Influence, box: Box, query: int, k: int, sign: int) -> list[dict[str, Any]]:
     """The k most helpful (sign 1) or most harmful (-1) examples of a query; those of the other sign are left out."""
     index = (result.top(k) if sign > 0 else result.bottom(k))[query].tolist()
     scores = {j: float(result.scores[query, j]) for j in index}
     return [
-        {"example": j, "score": score, "label": _label(result, box, j)}
+        {"example": j, "score": score, "label": _train_label_text(result, box, j)}
         for j, score in scores.items()
         if sign * score > 0
     ]
 
 
-def _label(result: Influence, box: Box, index: int) -> str | None:
+def _train_label_text(result: Influence, box: Box, index: int) -> str | None:
     labels = result.train_labels
     if labels is None:
         return None
@@ -143,16 +154,16 @@ def _query_names(box: Box, result: Influence, y: Tensor | None) -> list[str]:
     return names if y is None else [f"{name}, label {box.classes[int(c)]}" for name, c in zip(names, y, strict=True)]
 
 
-def _table(result: Influence, box: Box, query: int, name: str, k: int) -> Table:
+def _query_table(result: Influence, box: Box, query: int, name: str, k: int) -> Table:
     """The most helpful and the most harmful examples side by side."""
     columns = "helpful", "label", result.unit, "harmful", "label", result.unit
     table = Table(*columns, title=name, title_justify="left")
-    helpful, harmful = (_ranked(result, box, query, k, sign) for sign in (1, -1))
+    helpful, harmful = (_top_entries(result, box, query, k, sign) for sign in (1, -1))
     for i in range(max(len(helpful), len(harmful))):
-        cells = [_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]
+        cells = [_entry_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]
         table.add_row(*cells[0], *cells[1])
     return table
 
 
-def _cells(entry: dict[str, Any]) -> tuple[str, str, str]:
+def _entry_cells(entry: dict[str, Any]) -> tuple[str, str, str]:
     return f"example {entry['example']}", entry["label"] or "", format_score(entry["score"])

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..cards import AXIOM_DESCRIPTIONS, NEED_DESCRIPTIONS, RETURN_KIND_DESCRIPTIONS, Card, cards, find_card
+from ..cards import DESCRIPTION_BY_AXIOM, DESCRIPTION_BY_NEED, DESCRIPTION_BY_RETURN_KIND, Card, cards, find_card
 from ..settings import Setting
 from .setting_values import option_name
 
@@ -51,11 +51,11 @@ def card_notes(card: Card) -> dict[str, str]:
     """{title: text} of what a card and its method's docstring say besides the settings; without empty ones."""
     notes = {
         "Source": card.source,
-        "Needs": "; ".join(NEED_DESCRIPTIONS[need] for need in card.needs),
+        "Needs": "; ".join(DESCRIPTION_BY_NEED[need] for need in card.needs),
         "Takes texts": "yes" if card.texts else "",
         "Refuses": "; ".join(_errors_raised(card)),
-        "Gives": RETURN_KIND_DESCRIPTIONS[card.returns],
-        "Keeps exactly": "; ".join(f"{axiom} ({AXIOM_DESCRIPTIONS[axiom]})" for axiom in card.axioms),
+        "Gives": DESCRIPTION_BY_RETURN_KIND[card.returns],
+        "Keeps exactly": "; ".join(f"{axiom} ({DESCRIPTION_BY_AXIOM[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
         "Model runs per input": f"about {card.n_runs():,.0f}",
         "Contracts that do not apply": "; ".join(f"{name} ({reason})" for name, reason in card.exempt.items()),

@@ -25,24 +25,31 @@ if TYPE_CHECKING:
     from ..inputs.pixels import Pixels
     from ..report import Report
 
-OBJECTIVE_CODE = r"(-?ub\.logit\(\w+\)(?: - (?:ub\.logit\(\w+\)|[\d.]+))?)"
-PYTHON_ADVICE_PATTERNS: Mapping[str, str] = {
+OBJECTIVE_CODE_PATTERN = r"(-?ub\.logit\(\w+\)(?: - (?:ub\.logit\(\w+\)|[\d.]+))?)"
+COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"\b(outputs|classes|root|norm)=\"(\w+)\"": r"--\1 \2",
     r"pass inputs=ub\.Pixels\(.*?, on the command line ": "give ",
     r"give eps \(and norm\), or ball= instead of both": "give --eps (and --norm), such as --eps 8/255",
-    r"\b(?:attack it by )?ub\.adversarial\.(\w+)\(box, x, (?:eps=([\d.]+), )?objective=" + OBJECTIVE_CODE + r"\)":
-        r'use unboxed run \1 --eps \2 --objective "\3"',
-    r"ub\.synthesis\.(\w+)\(box, " + OBJECTIVE_CODE + r"\)": r'use unboxed run \1 --objective "\2"',
-    r"\bobjective=" + OBJECTIVE_CODE: r'--objective "\1"',
-    r"open it with Box\(\.\.\., output=lambda out: (.+?)\), the mean over positions":
-        r"let the model return \1 of its output out, the mean over positions",
-    r"open one label k by itself: Box\(\.\.\., output=lambda out: (.+?), (--outputs binary)\)":
-        r"let the model return one label k by itself, \1 of its output out, with \2",
+    r"\b(?:attack it by )?ub\.adversarial\.(\w+)\(box, x, (?:eps=([\d.]+), )?objective="
+    + OBJECTIVE_CODE_PATTERN
+    + r"\)": r'use unboxed run \1 --eps \2 --objective "\3"',
+    r"ub\.synthesis\.(\w+)\(box, " + OBJECTIVE_CODE_PATTERN + r"\)": r'use unboxed run \1 --objective "\2"',
+    r"\bobjective=" + OBJECTIVE_CODE_PATTERN: r'--objective "\1"',
+    r"open it with Box\(\.\.\., output=lambda out: (.+?)\), the mean over positions": (
+        r"let the model return \1 of its output out, the mean over positions"
+    ),
+    r"open one label k by itself: Box\(\.\.\., output=lambda out: (.+?), (--outputs binary)\)": (
+        r"let the model return one label k by itself, \1 of its output out, with \2"
+    ),
     r" --eps  ": " ",
     r"\bub\.logit\(": "logit(",
-}  # fmt: skip
+}
 """What errors advise callers in Python, and the same on the command line, in this order."""
-EXIT_BAD_INPUT, EXIT_SECTION_FAILED, EXIT_INTERRUPTED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
+EXIT_CODE_BAD_INPUT, EXIT_CODE_SECTION_FAILED, EXIT_CODE_INTERRUPTED = (
+    2,
+    1,
+    130,
+)  # exit codes: bad input, a section failed, Ctrl-C
 
 
 def escape_undecodable_output() -> None:
@@ -63,16 +70,16 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
         except UnboxedError as error:
             if debug:
                 traceback.print_exc()
-            typer.secho(f"error: {for_command_line(str(error))}", fg="red", err=True)
-            raise typer.Exit(EXIT_BAD_INPUT) from None
+            typer.secho(f"error: {rewrite_advice_for_command_line(str(error))}", fg="red", err=True)
+            raise typer.Exit(EXIT_CODE_BAD_INPUT) from None
         except KeyboardInterrupt:
             typer.secho("stopped", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(EXIT_CODE_INTERRUPTED) from None
 
 
-def for_command_line(message: str) -> str:
+def rewrite_advice_for_command_line(message: str) -> str:
     """An error with the advice as it is followed on the command line."""
-    for pattern, replacement in PYTHON_ADVICE_PATTERNS.items():
+    for pattern, replacement in COMMAND_LINE_ADVICE_BY_PATTERN.items():
         message = re.sub(pattern, replacement, message)
     return message
 
@@ -95,9 +102,9 @@ def print_report_path_and_exit_on_failure(
         typer.secho(f"section {section} failed: {reason}", fg="red", err=True)
     if report_result.failures:
         raise typer.Exit(
-            EXIT_INTERRUPTED
+            EXIT_CODE_INTERRUPTED
             if any("interrupted" in why for why in report_result.failures.values())
-            else EXIT_SECTION_FAILED
+            else EXIT_CODE_SECTION_FAILED
         )
 
 
@@ -122,13 +129,13 @@ def load_judge(spec: str, box: Box, seed: int) -> Box:
     return Box(model, model_inputs or box.inputs, classes=box.classes)
 
 
-def with_data_classes(images: Dataset[Any], box: Box) -> Box:
+def box_with_data_class_names(images: Dataset[Any], box: Box) -> Box:
     """The box with the data's class names, if it has none of its own and there are as many as outputs."""
     from ..box import Box
-    from ..inputs.labels import is_numbers_only
+    from ..inputs.labels import are_default_class_names
 
     names = getattr(images, "classes", None)
-    if not names or len(names) != len(box.classes) or not is_numbers_only(box.classes):
+    if not names or len(names) != len(box.classes) or not are_default_class_names(box.classes):
         return box
     return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
 
@@ -138,7 +145,7 @@ def skipped_files(data: Any) -> list[dict[str, str]]:
     return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
 
 
-def note_skipped_files(data: Any) -> None:
+def print_skipped_files_note(data: Any) -> None:
     """Say on stderr which files were left out when the data were opened; the report lists them on its page."""
     if not (skipped := skipped_files(data)):
         return
@@ -147,7 +154,7 @@ def note_skipped_files(data: Any) -> None:
     typer.secho(f"note: left out (files: {len(skipped)}): {listed}{rest}", fg="yellow", err=True)
 
 
-def command_line() -> str:
+def current_command_line() -> str:
     return shlex.join(["unboxed", *sys.argv[1:]])
 
 

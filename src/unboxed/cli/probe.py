@@ -17,7 +17,7 @@ from ..engine.intervals import Interval
 from ..errors import DataError
 from ..plots.figures import figures
 from ..validation import suggestion_text
-from .results import echo_written, write_results
+from .results import print_written_paths, write_results
 
 RESULTS_FILE = "probe.json"
 
@@ -45,9 +45,9 @@ def run_probe(
     result = probe(box, data, attribute, layers, **settings)
     images = {f"{name}.png": image for name, image in figures(result, box).items()}
     paths = write_results(images, probing_facts(result), Path(out), RESULTS_FILE)
-    Console().print(_table(result))
+    Console().print(_probing_table(result))
     typer.echo(f"{result.verdict}: {result.reason}")
-    echo_written(paths)
+    print_written_paths(paths)
     return result
 
 
@@ -69,28 +69,42 @@ def layer_facts(p: LayerProbe) -> dict[str, Any]:
     """For JSON: one layer's figures."""
     read, description = p.probe, p.probe.description
     facts: dict[str, Any] = {
-        "layer": p.layer, "verdict": p.verdict, "reason": p.reason, "features": read.n_features,
-        "features_are_means": p.are_means, "accuracy": _interval(read.accuracy), "majority": read.majority,
-        "control": _interval(read.control), "selectivity": _interval(read.selectivity), "memorized": read.memorized,
-        "information_bits": _interval(read.information), "l2": list(read.l2),
-    }  # fmt: skip
+        "layer": p.layer,
+        "verdict": p.verdict,
+        "reason": p.reason,
+        "features": read.n_features,
+        "features_are_means": p.are_means,
+        "accuracy": _interval_to_list(read.accuracy),
+        "majority": read.majority,
+        "control": _interval_to_list(read.control),
+        "selectivity": _interval_to_list(read.selectivity),
+        "memorized": read.memorized,
+        "information_bits": _interval_to_list(read.information),
+        "l2": list(read.l2),
+    }
     if description is not None:
-        facts |= {"bits_per_label": description.bits, "compression": _interval(description.ratio)}
+        facts |= {"bits_per_label": description.bits, "compression": _interval_to_list(description.ratio)}
     if (e := p.erasure) is not None:
         facts["erased"] = {
-            "directions": e.rank, "p": e.p_value, "change": float(e.change.double().mean()),
-            "random_change": e.random_change.double().mean(0).tolist(), "share_of_own": e.share,
-            "own_change": float(e.own_change.double().mean()), "predictions_kept": e.kept, "accuracy": e.accuracy,
-            "erased_accuracy": e.erased_accuracy, "remaining_bits": _interval(e.remaining),
-        }  # fmt: skip
+            "directions": e.rank,
+            "p": e.p_value,
+            "change": float(e.change.double().mean()),
+            "random_change": e.random_change.double().mean(0).tolist(),
+            "share_of_own": e.share,
+            "own_change": float(e.own_change.double().mean()),
+            "predictions_kept": e.kept,
+            "accuracy": e.accuracy,
+            "erased_accuracy": e.erased_accuracy,
+            "remaining_bits": _interval_to_list(e.remaining),
+        }
     return facts
 
 
-def _interval(interval: Interval) -> list[float]:
+def _interval_to_list(interval: Interval) -> list[float]:
     return [interval.mean, interval.low, interval.high]
 
 
-def _table(result: Probing) -> Table:
+def _probing_table(result: Probing) -> Table:
     majority = result.layers[0].probe.majority
     caption = f"control: {result.types}; most frequent class {majority:.1%}; erased, random: {result.unit}"
     table = Table(caption=caption, caption_justify="left")

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..atomic_write import encode_utf8, write_bytes
-from ..engine.results import nan_to_none
+from ..engine.results import nonfinite_to_none
 from ..plots.files import save
 
 
@@ -23,10 +23,10 @@ def write_results(
     `default` makes what is no JSON into something that is.
     """
     paths = [save(image, out / name) for name, image in images.items()]
-    text = json.dumps(nan_to_none(facts), indent=1, ensure_ascii=False, default=default)
+    text = json.dumps(nonfinite_to_none(facts), indent=1, ensure_ascii=False, default=default)
     return [*paths, write_bytes(out / results_file, encode_utf8(text))]
 
 
-def echo_written(paths: list[Path]) -> None:
+def print_written_paths(paths: list[Path]) -> None:
     for path in paths:
         typer.echo(f"wrote {path}")

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from ..box import Box
     from ..cards import Card
 
-SETTING_KINDS_FROM_DATA = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
+SETTING_KINDS_READ_FROM_DATA = (
+    "inputs",
+    "labels",
+    "data",
+)  # kinds of the settings x, y and data, which come from --data
 SETTING_KINDS_PARSED_AFTER_CLASSES = (
     "target",
     "labels",
@@ -42,8 +46,8 @@ SETTING_KINDS_PARSED_AFTER_CLASSES = (
     "data",
 )  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
-MAX_SUMMARY_LENGTH = 400  # characters of a result that are printed
-CLASHING_OPTION_PREFIX = "method_"  # of a setting with the name of a shared option
+MAX_PRINTED_SUMMARY_CHARS = 400  # characters of a result that are printed
+CLASHING_OPTION_NAME_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
 class MethodCommandGroup(TyperGroup):
@@ -59,10 +63,10 @@ class MethodCommandGroup(TyperGroup):
         from .parsing import errors_as_exit_codes
 
         with errors_as_exit_codes(debug=False):
-            return typer.main.get_command(method_app(find_card(cmd_name)))
+            return typer.main.get_command(make_method_command(find_card(cmd_name)))
 
 
-def method_app(card: Card) -> typer.Typer:
+def make_method_command(card: Card) -> typer.Typer:
     """The command of one method: the options that all methods share, and one per setting."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
@@ -84,7 +88,8 @@ def _make_command_function(card: Card) -> Callable[..., None]:
             run(card, {name: text for name, text in texts.items() if text is not None}, **values)
 
     shared = [*inspect.signature(shared_options, eval_str=True).parameters.values()]
-    command.__signature__ = inspect.Signature([*shared, *(_option_parameter(n, s) for n, s in settings.items())])  # type: ignore[attr-defined]
+    options = [*shared, *(_setting_to_option_parameter(n, s) for n, s in settings.items())]
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in command.__signature__.parameters.values()}  # type: ignore[attr-defined]
     return command
 
@@ -122,15 +127,15 @@ def _has_own_option(setting: Setting) -> bool:
     """
     if setting.name == "quiet":
         return False
-    return setting.kind not in SETTING_KINDS_FROM_DATA or setting.name not in ("x", "y", "data")
+    return setting.kind not in SETTING_KINDS_READ_FROM_DATA or setting.name not in ("x", "y", "data")
 
 
 def _unclashing_option_name(setting: Setting) -> str:
     clash = setting.name in SHARED_OPTION_NAMES
-    return f"{CLASHING_OPTION_PREFIX}{setting.name}" if clash else setting.name
+    return f"{CLASHING_OPTION_NAME_PREFIX}{setting.name}" if clash else setting.name
 
 
-def _option_parameter(name: str, setting: Setting) -> inspect.Parameter:
+def _setting_to_option_parameter(name: str, setting: Setting) -> inspect.Parameter:
     """A setting as an option, whose text is parsed once the model is open."""
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
@@ -153,18 +158,20 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import note_skipped_files, open_box, with_data_classes
+    from .parsing import box_with_data_class_names, open_box, print_skipped_files_note
 
     box, names = open_box(model, weights, shape, mean, std, classes, outputs)
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
-    images = None if data is None else loading.data_for(data, box, root=root, classes=names, quiet=quiet)
-    note_skipped_files(images)
-    box = box if images is None or names is not None else with_data_classes(images, box)
+    images = (
+        None if data is None else loading.dataset_with_model_labels(data, box, root=root, classes=names, quiet=quiet)
+    )
+    print_skipped_files_note(images)
+    box = box if images is None or names is not None else box_with_data_class_names(images, box)
     settings |= _parse_settings(card, texts, box, other, lambda kind: kind in SETTING_KINDS_PARSED_AFTER_CLASSES)
     settings |= {"quiet": quiet} if "quiet" in card.settings else {}
     examples = arguments_from_data(card, box, images, n)
-    result = card.method(*_models_for_method(card, box, other), **examples, **settings)
+    result = card.method(*_boxes_for_method(card, box, other), **examples, **settings)
     data_of_result = settings.get("train", images if "data" in examples else examples.get("x"))
     write_result(card, box, result, out, data=data_of_result)
     return result
@@ -179,7 +186,7 @@ def _parse_settings(
     return {name: parse_setting(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
 
 
-def _models_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
+def _boxes_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
     """As many models as the method takes: without a second one, the layers of the first are compared."""
     wanted = len(inspect.signature(card.method).parameters) - len(card.settings)
     return [box, box if other is None else other][:wanted]
@@ -222,7 +229,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     import torch
 
     from ..atomic_write import encode_utf8, write_bytes
-    from ..engine.results import json_summary, nan_to_none, result_tensors
+    from ..engine.results import json_summary, nonfinite_to_none, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
     from .parsing import skipped_files
@@ -233,11 +240,11 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": json_summary(result)}
     if skipped := skipped_files(data):
         numbers["skipped"] = skipped
-    text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
+    text = json.dumps(nonfinite_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
     images = {_figure_file_stem(name): image for name, image in figures(result, box, data=data).items()}
     paths = [save(image, out / f"{name}.png") for name, image in images.items()]
-    typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_SUMMARY_LENGTH else card.name)
+    typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_PRINTED_SUMMARY_CHARS else card.name)
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
 

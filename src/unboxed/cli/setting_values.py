@@ -13,7 +13,7 @@ from .parsing import parse_class, parse_fraction
 if TYPE_CHECKING:
     from ..box import Box
 
-NONE_WORDS = ("none", "None", "")
+NONE_VALUE_TEXTS = ("none", "None", "")
 ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str}
 
 
@@ -22,7 +22,7 @@ def parse_setting(setting: Setting, text: str, box: Box) -> Any:
 
     Raises InputError that names the option, what came and what was wanted.
     """
-    if setting.optional and text in NONE_WORDS:
+    if setting.optional and text in NONE_VALUE_TEXTS:
         return None
     if chosen := [choice for choice in setting.choices if str(choice) == text]:
         return chosen[0]
@@ -64,9 +64,9 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
         return read_inputs(text, box, 1).x
     if setting.kind == "data":
-        from ..loading import data_for
+        from ..loading import dataset_with_model_labels
 
-        return data_for(text, box)
+        return dataset_with_model_labels(text, box)
     if setting.kind == "concepts":
         return _parse_concepts(setting.name, text, box)
     return _parse_literal(text)
@@ -74,12 +74,12 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
 def _parse_concepts(setting_name: str, text: str, box: Box) -> dict[str, Any]:
     """Concepts by name: "stripes=photos/stripes,dots=photos/dots"."""
-    from ..loading import data_for
+    from ..loading import dataset_with_model_labels
 
     named = dict(part.partition("=")[::2] for part in text.split(","))
     if not all(name.strip() and spec.strip() for name, spec in named.items()):
         raise InputError(f"{option_name(setting_name)} wants NAME=DATA, separated by commas; got {text!r}")
-    return {name.strip(): data_for(spec.strip(), box) for name, spec in named.items()}
+    return {name.strip(): dataset_with_model_labels(spec.strip(), box) for name, spec in named.items()}
 
 
 def _check_layer(address: str, box: Box) -> str:
@@ -112,16 +112,16 @@ def parse_objective(text: str) -> Any:
 
     Only the objectives of `unboxed`, numbers, strings and + - * / are taken; nothing is evaluated. Raises InputError.
     """
-    return _objective_from_ast(ast.parse(text.strip(), mode="eval").body, text)
+    return _evaluate_objective_node(ast.parse(text.strip(), mode="eval").body, text)
 
 
-def _objective_from_ast(node: ast.expr, text: str) -> Any:
+def _evaluate_objective_node(node: ast.expr, text: str) -> Any:
     from .. import objectives
 
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_objective_from_ast(node.operand, text)
+        return -_evaluate_objective_node(node.operand, text)
     if isinstance(node, ast.BinOp):
-        left, right = _objective_from_ast(node.left, text), _objective_from_ast(node.right, text)
+        left, right = _evaluate_objective_node(node.left, text), _evaluate_objective_node(node.right, text)
         operations: dict[type, Callable[[], Any]] = {
             ast.Add: lambda: left + right, ast.Sub: lambda: left - right,
             ast.Mult: lambda: left * right, ast.Div: lambda: left / right,
@@ -131,8 +131,8 @@ def _objective_from_ast(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         make = getattr(objectives, node.func.id, None)
         if callable(make) and not isinstance(make, type):
-            keywords = {k.arg: _objective_from_ast(k.value, text) for k in node.keywords if k.arg}
-            return make(*(_objective_from_ast(a, text) for a in node.args), **keywords)
+            keywords = {k.arg: _evaluate_objective_node(k.value, text) for k in node.keywords if k.arg}
+            return make(*(_evaluate_objective_node(a, text) for a in node.args), **keywords)
     if isinstance(node, ast.Name):  # a layer's name without quotes: channel(conv2, 5)
         return node.id
     try:

@@ -28,10 +28,10 @@ from ..language import (
     run_tests,
     word_map,
 )
-from ..language.vectors import Ranked
+from ..language.vectors import RankedWords
 from ..plots.figures import figures
 from ..validation import check_int, missing_path_text
-from .results import echo_written, write_results
+from .results import print_written_paths, write_results
 
 RESULTS_FILE = "words.json"
 N_BIASED_ANALOGIES = 20
@@ -57,17 +57,17 @@ def run_words(
     drawn = list[Any]()
     if nearest:
         facts["nearest"] = {word: vectors.nearest(word, k) for word in nearest}
-        _print_ranked(facts["nearest"])
+        _print_ranked_words(facts["nearest"])
     if analogies:
-        facts["analogies"] = {_analogy_text(a): vectors.analogy(*_three_words(a), k) for a in analogies}
-        _print_ranked(facts["analogies"])
+        facts["analogies"] = {_analogy_text(a): vectors.analogy(*_parse_analogy(a), k) for a in analogies}
+        _print_ranked_words(facts["analogies"])
     if with_weat:
-        results = run_tests(vectors, None if tests is None else read_tests(tests), seed=seed)
+        results = run_tests(vectors, None if tests is None else read_association_tests(tests), seed=seed)
         facts["weat"] = json_summary(results)
         drawn.append(results)
-        _print_tests(results)
+        _print_association_tests(results)
     if with_bias:
-        bias_facts, debiased = _bias(vectors, None if bias_words is None else read_bias_words(bias_words), seed)
+        bias_facts, debiased = _print_bias(vectors, None if bias_words is None else read_bias_words(bias_words), seed)
         facts["bias"] = bias_facts
         drawn.append(debiased)
     if n_map_words:
@@ -77,11 +77,11 @@ def run_words(
         drawn.append(result)
         typer.echo(str(result))
     images = {f"{name}.png": image for result in drawn for name, image in figures(result).items()}
-    echo_written(write_results(images, facts, Path(out), RESULTS_FILE))
+    print_written_paths(write_results(images, facts, Path(out), RESULTS_FILE))
     return facts
 
 
-def _three_words(text: str) -> tuple[str, str, str]:
+def _parse_analogy(text: str) -> tuple[str, str, str]:
     words = text.replace(",", " ").split()
     if len(words) != 3:
         raise InputError(f'--analogy takes three words, such as "man king woman"; got {text!r}')
@@ -89,22 +89,24 @@ def _three_words(text: str) -> tuple[str, str, str]:
 
 
 def _analogy_text(text: str) -> str:
-    a, b, c = _three_words(text)
+    a, b, c = _parse_analogy(text)
     return f"{a} : {b} = {c} : ?"
 
 
-def _print_ranked(lists: Mapping[str, Ranked]) -> None:
+def _print_ranked_words(lists: Mapping[str, RankedWords]) -> None:
     table = Table("", "cosine similarity")
     for name, ranked in lists.items():
         table.add_row(name, ", ".join(f"{word} {value:.2f}" for word, value in ranked))
     Console().print(table)
 
 
-def _print_tests(results: WEATs) -> None:
+def _print_association_tests(results: WEATs) -> None:
     ddof = next((r.ddof for r in results), 1)
     table = Table("test", "targets by attributes", f"effect size (ddof={ddof})", "95 % by chance", "p", "words")
     for r in results:
-        table.add_row(r.name, _sets_text(r), f"{r.effect_size:.2f}", _band_text(r), _p_text(r), _n_words_text(r))
+        table.add_row(
+            r.name, _word_sets_text(r), f"{r.effect_size:.2f}", _null_band_text(r), _p_value_text(r), _n_words_text(r)
+        )
     if len(results):
         Console().print(table)
     for r in results:
@@ -114,15 +116,15 @@ def _print_tests(results: WEATs) -> None:
         typer.secho(f"note: {name} was not made: {reason}", fg="yellow", err=True)
 
 
-def _sets_text(result: WEAT) -> str:
+def _word_sets_text(result: WEAT) -> str:
     return f"{' / '.join(result.targets)} by {' / '.join(result.attributes)}"
 
 
-def _band_text(result: WEAT) -> str:
+def _null_band_text(result: WEAT) -> str:
     return " to ".join(f"{v:.2f}" for v in result.null_band)
 
 
-def _p_text(result: WEAT) -> str:
+def _p_value_text(result: WEAT) -> str:
     return f"{result.p_value:.2g}" + (" exact" if result.exact else "")
 
 
@@ -131,7 +133,7 @@ def _n_words_text(result: WEAT) -> str:
     return f"{n} of {n + n_missing}"
 
 
-def _bias(vectors: WordVectors, words: BiasWords | None, seed: int) -> tuple[dict[str, Any], Debiased]:
+def _print_bias(vectors: WordVectors, words: BiasWords | None, seed: int) -> tuple[dict[str, Any], Debiased]:
     """The bias before and after hard debiasing, printed; with the analogies along the first set that was used."""
     chosen = gender_words() if words is None else words
     direction = bias_direction(vectors, chosen)
@@ -155,7 +157,7 @@ def _bias(vectors: WordVectors, words: BiasWords | None, seed: int) -> tuple[dic
     return facts, debiased
 
 
-def read_tests(path: Path) -> dict[str, WordTest]:
+def read_association_tests(path: Path) -> dict[str, WordTest]:
     """Association tests of a user's own, from a JSON file. Raises DataError."""
     content = _read_json(path)
     keys = {"targets", "attributes"}

@@ -13,10 +13,10 @@ from ..box import Box
 from ..engine.read.class_labels import labels_are_classes
 from ..engine.read.examples import indexed_inputs, labeled_examples
 from ..errors import DataError, InputError
-from ..inputs.labels import sorted_names
+from ..inputs.labels import sort_names_naturally
 
 
-class AttributedExamples(NamedTuple):
+class ExamplesWithAttribute(NamedTuple):
     """Examples with the class of an attribute each."""
 
     x: Tensor  # (N, ...)
@@ -25,20 +25,20 @@ class AttributedExamples(NamedTuple):
     labels: Tensor | None  # (N,) classes of the box, where the attribute is the data's labels
 
 
-def read_attribute(box: Box, data: Any, attribute: Any, max_examples: int | None) -> AttributedExamples:
+def read_attribute(box: Box, data: Any, attribute: Any, max_examples: int | None) -> ExamplesWithAttribute:
     """Examples with the attribute, or where it is None with the data's labels. Raises DataError and InputError."""
     if attribute is not None:
         x, rows = indexed_inputs(box, data, max_examples)
-        y, names = _classes(_values_at(attribute, rows, is_cut=max_examples is not None))
-        return AttributedExamples(x, y, names, None)
+        y, names = _values_to_classes(_attribute_values_at(attribute, rows, is_cut=max_examples is not None))
+        return ExamplesWithAttribute(x, y, names, None)
     if not labels_are_classes(box):
         raise InputError("the labels of these data are no classes; give attribute=, a value for each example")
     x, labels = labeled_examples(box, data, max_examples)
-    y, names = _classes(labels.tolist())
-    return AttributedExamples(x, y, tuple(box.classes[int(name)] for name in names), labels)
+    y, names = _values_to_classes(labels.tolist())
+    return ExamplesWithAttribute(x, y, tuple(box.classes[int(name)] for name in names), labels)
 
 
-def _values_at(attribute: Any, rows: Tensor, *, is_cut: bool) -> list[Any]:
+def _attribute_values_at(attribute: Any, rows: Tensor, *, is_cut: bool) -> list[Any]:
     """The values (N,) of the examples at these rows of the data."""
     if isinstance(attribute, (str, bytes)) or not hasattr(attribute, "__len__"):
         raise InputError(f"attribute must have a value for each example (N,); got {attribute!r}"[:300])
@@ -49,10 +49,10 @@ def _values_at(attribute: Any, rows: Tensor, *, is_cut: bool) -> list[Any]:
     return [values[i] for i in rows.tolist()]
 
 
-def _classes(values: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
+def _values_to_classes(values: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
     """The values as classes from 0, and the names of these."""
-    texts = [_text(value, i) for i, value in enumerate(values)]
-    names = sorted_names(dict.fromkeys(texts))
+    texts = [_value_text(value, i) for i, value in enumerate(values)]
+    names = sort_names_naturally(dict.fromkeys(texts))
     if len(names) < 2:
         raise DataError(f"all {len(texts)} examples have the value {names[0]!r}: there is nothing to read")
     if 2 * len(names) > len(texts):
@@ -63,7 +63,7 @@ def _classes(values: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
     return torch.tensor([number[text] for text in texts]), tuple(names)
 
 
-def _text(value: Any, index: int) -> str:
+def _value_text(value: Any, index: int) -> str:
     """The name of a value. Raises InputError for a missing one, and for numbers that are no classes."""
     is_number = isinstance(value, (float, np.floating))
     if value is None or value == "" or (is_number and value != value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-Grade = Literal["pass", "fail", "not tested"]
+ClaimGrade = Literal["pass", "fail", "not tested"]
 PASS: Final = "pass"
 FAIL: Final = "fail"
-NOT_TESTED: Final = "not tested"
+NOT_TESTED_CLAIM: Final = "not tested"

@@ -13,14 +13,14 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.examples import first_inputs
 from ..errors import DataError, InputError
-from ..settings import Holds
+from ..settings import ValueRole
 from ..validation import missing_path_text
 
 Concepts = Annotated[
-    Mapping[str, Any], Holds("concepts"), "Examples of each concept by its name: {name: examples in any form}."
+    Mapping[str, Any], ValueRole("concepts"), "Examples of each concept by its name: {name: examples in any form}."
 ]
 
-MIN_EXAMPLES = 2  # of a concept
+MIN_EXAMPLES_PER_CONCEPT = 2  # of a concept
 
 
 def read_concepts(box: Box, concepts: Any, max_examples: int | None = None) -> dict[str, Tensor]:
@@ -36,15 +36,15 @@ def read_concepts(box: Box, concepts: Any, max_examples: int | None = None) -> d
 
 def _read_concept(box: Box, name: str, data: Any, max_examples: int | None) -> Tensor:
     try:
-        x = first_inputs(box, _files(data) if isinstance(data, (str, os.PathLike)) else data, max_examples)
+        x = first_inputs(box, _concept_files(data) if isinstance(data, (str, os.PathLike)) else data, max_examples)
     except (DataError, InputError) as error:
         raise type(error)(f"concept {name!r}: {error}") from error
-    if len(x) < MIN_EXAMPLES:
-        raise DataError(f"concept {name!r} has {len(x)} example; give at least {MIN_EXAMPLES}, better 50")
+    if len(x) < MIN_EXAMPLES_PER_CONCEPT:
+        raise DataError(f"concept {name!r} has {len(x)} example; give at least {MIN_EXAMPLES_PER_CONCEPT}, better 50")
     return x
 
 
-def _files(path: str | os.PathLike[str]) -> list[Path]:
+def _concept_files(path: str | os.PathLike[str]) -> list[Path]:
     """The image itself, or all visible files of a folder, by name. Raises DataError where there is none."""
     place = Path(path)
     if not place.exists():
@@ -55,7 +55,7 @@ def _files(path: str | os.PathLike[str]) -> list[Path]:
     return files
 
 
-def random_concepts(box: Box, n: int = 6) -> dict[str, Tensor]:
+def random_card_concepts(box: Box, n: int = 6) -> dict[str, Tensor]:
     """Two concepts of random inputs, for the examples of cards."""
     generator = torch.Generator(box.device).manual_seed(2)
     draws = [box.inputs.random_inputs(n, generator).to(box.dtype) for _ in range(2)]

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..engine.rectangle import Rectangle
 
-MAX_SIDE_FRACTION = 0.25  # of the image's side: what is larger is an object's part more than a mark
-MAX_AREA_FRACTION = 0.0625
-N_SIDES = 8  # heights, and widths, that are tried: all, or in equal ratios
+MAX_PATCH_SIDE_FRACTION = 0.25  # of the image's side: what is larger is an object's part more than a mark
+MAX_PATCH_AREA_FRACTION = 0.0625
+N_TRIED_PATCH_SIDES = 8  # heights, and widths, that are tried: all, or in equal ratios
 
 
 def densest_rectangle(relevance: Tensor) -> Rectangle:
@@ -21,27 +21,27 @@ def densest_rectangle(relevance: Tensor) -> Rectangle:
     height, width = relevance.shape
     sums = torch.nn.functional.pad(relevance.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     best, rectangle = -1.0, Rectangle(0, 0, 1, 1)
-    for h in _sides(height):
-        for w in _sides(width):
-            if h * w > max(1, MAX_AREA_FRACTION * height * width):
+    for h in _tried_patch_sides(height):
+        for w in _tried_patch_sides(width):
+            if h * w > max(1, MAX_PATCH_AREA_FRACTION * height * width):
                 continue
             inside = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-            score = _concentration(inside / sums[-1, -1].clamp_min(1e-300), h * w / (height * width))
+            score = _relevance_concentration(inside / sums[-1, -1].clamp_min(1e-300), h * w / (height * width))
             if float(score.max()) > best:
                 best, index = float(score.max()), int(score.argmax())
                 rectangle = Rectangle(*divmod(index, score.shape[1]), h, w)
     return rectangle
 
 
-def _sides(size: int) -> list[int]:
-    largest = max(1, round(MAX_SIDE_FRACTION * size))
-    if largest <= N_SIDES:
+def _tried_patch_sides(size: int) -> list[int]:
+    largest = max(1, round(MAX_PATCH_SIDE_FRACTION * size))
+    if largest <= N_TRIED_PATCH_SIDES:
         return list(range(1, largest + 1))
-    smallest, ratios = largest // N_SIDES, torch.linspace(0, 1, N_SIDES, dtype=torch.float64)
+    smallest, ratios = largest // N_TRIED_PATCH_SIDES, torch.linspace(0, 1, N_TRIED_PATCH_SIDES, dtype=torch.float64)
     return sorted({round(float(smallest * (largest / smallest) ** r)) for r in ratios})
 
 
-def _concentration(share: Tensor, area: float) -> Tensor:
+def _relevance_concentration(share: Tensor, area: float) -> Tensor:
     """KL of (share, 1 - share) from (area, 1 - area); 0 where the share is below the area."""
     share = share.clamp(0, 1)
     divergence = torch.xlogy(share, share / area) + torch.xlogy(1 - share, (1 - share) / max(1 - area, 1e-300))
@@ -50,22 +50,22 @@ def _concentration(share: Tensor, area: float) -> Tensor:
 
 def border_mask(height: int, width: int) -> Tensor:
     """(H, W) bool: the outer eighth of each side."""
-    rows, columns = (_outer(n, max(1, n // 8)) for n in (height, width))
+    rows, columns = (_is_within_depth_of_ends(n, max(1, n // 8)) for n in (height, width))
     return rows[:, None] | columns
 
 
 def corner_mask(height: int, width: int) -> Tensor:
     """(H, W) bool: the four corners, each a quarter of the sides."""
-    rows, columns = (_outer(n, max(1, n // 4)) for n in (height, width))
+    rows, columns = (_is_within_depth_of_ends(n, max(1, n // 4)) for n in (height, width))
     return rows[:, None] & columns
 
 
-def _outer(n: int, depth: int) -> Tensor:
+def _is_within_depth_of_ends(n: int, depth: int) -> Tensor:
     index = torch.arange(n)
     return (index < depth) | (index >= n - depth)
 
 
-def share_inside(relevance: Tensor, mask: Tensor) -> float:
+def relevance_share_inside(relevance: Tensor, mask: Tensor) -> float:
     """The share of the relevance (H, W) within a mask; 0 where there is none."""
     total = float(relevance.sum())
     return float(relevance[mask].sum()) / total if total else 0.0
@@ -79,7 +79,7 @@ def paste(images: Tensor, donors: Tensor, patches: list[Rectangle]) -> Tensor:
     return pasted
 
 
-def random_patches(n: int, like: Rectangle, size: tuple[int, int], generator: torch.Generator) -> list[Rectangle]:
+def draw_random_patches(n: int, like: Rectangle, size: tuple[int, int], generator: torch.Generator) -> list[Rectangle]:
     """n rectangles of the same size at random places (H, W) apart from it; anywhere where there is no such place."""
     places = [
         Rectangle(top, left, like.height, like.width)

@@ -16,20 +16,22 @@ from ..engine.linear.probing import probe_features
 from ..engine.linear.splits import stratified_folds
 from ..engine.output_change import output_change
 from ..engine.read.edited_runs import run_variants
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..engine.rows import evenly_spaced_indices
 from ..model.batching import BatchSize
 from ..model.hooks import Edit
 from ..objectives import logit
 
-SIGNIFICANCE = 0.05
-MIN_SHARE = 0.01  # of the change with the model's own outputs erased: what costs less is not what the model answers by
-N_HALVES = 2  # an example is edited by erasers that were fitted to the other half
-MAX_STILL_READABLE = 0.5  # of the information: an attribute of which more is left was not erased
+SIGNIFICANCE_LEVEL = 0.05
+MIN_USED_CHANGE_SHARE = (
+    0.01  # of the change with the model's own outputs erased: what costs less is not what the model answers by
+)
+N_CROSS_FIT_FOLDS = 2  # an example is edited by erasers that were fitted to the other half
+MAX_REMAINING_INFORMATION_SHARE = 0.5  # of the information: an attribute of which more is left was not erased
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ErasureTest(OneLineReprMixin):
+class ErasureTest(ResultMixin):
     """What erasing an attribute from a layer does to the outputs, against as many random directions.
 
     Attributes:
@@ -57,19 +59,19 @@ class ErasureTest(OneLineReprMixin):
     remaining: Interval
 
     @property
-    def excess(self) -> Interval:
+    def excess_change(self) -> Interval:
         """The change beyond that of random directions, with its interval over examples and draws."""
         return bootstrap_mean_interval(self.change[:, None] - self.random_change)
 
     @property
     def p_value(self) -> float:
         """Share of the random draws that change the outputs as much, the attribute counted among them."""
-        return _p_value(self.change, self.random_change)
+        return _permutation_p_value(self.change, self.random_change)
 
     @property
-    def own_p_value(self) -> float:
+    def model_output_p_value(self) -> float:
         """That of the model's own outputs: where it is not small, the test cannot tell anything."""
-        return _p_value(self.own_change, self.random_change)
+        return _permutation_p_value(self.own_change, self.random_change)
 
     @property
     def share(self) -> float:
@@ -80,31 +82,31 @@ class ErasureTest(OneLineReprMixin):
     @property
     def is_significant(self) -> bool:
         """Whether the attribute costs more than random directions."""
-        return self.p_value <= SIGNIFICANCE and self.excess.low > 0
+        return self.p_value <= SIGNIFICANCE_LEVEL and self.excess_change.low > 0
 
     @property
     def is_used(self) -> bool:
         """Whether that is a cost that matters, too."""
-        return self.is_significant and self.share >= MIN_SHARE
+        return self.is_significant and self.share >= MIN_USED_CHANGE_SHARE
 
     @property
     def has_enough_draws(self) -> bool:
         """Whether there are as many random draws as the level of 5 % needs."""
-        return 1 / (1 + self.random_change.shape[1]) <= SIGNIFICANCE
+        return 1 / (1 + self.random_change.shape[1]) <= SIGNIFICANCE_LEVEL
 
     @property
     def has_power(self) -> bool:
         """Whether erasing what the model reads for certain costs more than random directions."""
-        return self.own_p_value <= SIGNIFICANCE
+        return self.model_output_p_value <= SIGNIFICANCE_LEVEL
 
 
-def _p_value(change: Tensor, random_change: Tensor) -> float:
+def _permutation_p_value(change: Tensor, random_change: Tensor) -> float:
     n_as_large = int((random_change.double().mean(0) >= change.double().mean()).sum())
     return (1 + n_as_large) / (1 + random_change.shape[1])
 
 
 @dataclass(frozen=True)
-class LayerView:
+class FeatureView:
     """A layer's activations as features (N, D): all values, or the units' means over positions."""
 
     address: str
@@ -124,7 +126,7 @@ class LayerView:
 class _EraseByRow:
     """Each row's activations edited by the eraser of its half and variant."""
 
-    view: LayerView
+    view: FeatureView
     erasers: Sequence[Sequence[Eraser]]  # [half][variant]
     halves: Tensor  # (R,)
     variants: Tensor  # (R,)
@@ -139,21 +141,21 @@ class _EraseByRow:
 
 
 def erasure_test(
-    box: Box, x: Tensor, y: Tensor, h: Tensor, view: LayerView, labels: Tensor | None, *, outputs: Tensor,
+    box: Box, x: Tensor, y: Tensor, h: Tensor, view: FeatureView, labels: Tensor | None, *, outputs: Tensor,
     n_random: int, max_examples: int, n_folds: int, seed: int, batch_size: BatchSize,
 ) -> ErasureTest | None:  # fmt: skip
     """Erase the attribute y (N,) from a layer with features h (N, D) and run the model on; None: nothing to erase.
 
     `outputs` (N, K) are the model's. Half of the examples fits the erasers of the other half.
     """
-    halves = stratified_folds(y, N_HALVES, seed, "halves")
-    erasers = [_erasers(h[halves != half], y[halves != half], outputs[halves != half], n_random, (seed, half))
-               for half in range(N_HALVES)]  # fmt: skip
+    halves = stratified_folds(y, N_CROSS_FIT_FOLDS, seed, "halves")
+    erasers = [_fit_erasers(h[halves != half], y[halves != half], outputs[halves != half], n_random, (seed, half))
+               for half in range(N_CROSS_FIT_FOLDS)]  # fmt: skip
     rank = min(half[0].rank for half in erasers)
     if not rank:
         return None
     rows = torch.tensor(evenly_spaced_indices(len(x), len(x) if box.batch_dependent else max_examples))
-    placed = [[_placed(e, box) for e in half] for half in erasers]
+    placed = [[_eraser_to_box(e, box) for e in half] for half in erasers]
     half_of = halves.to(box.device)[rows.to(box.device)]
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
@@ -165,15 +167,15 @@ def erasure_test(
     if after is None:
         return None
     erased = torch.empty_like(h)
-    for half in range(N_HALVES):
+    for half in range(N_CROSS_FIT_FOLDS):
         erased[halves == half] = erasers[half][0](h[halves == half])
     remaining = probe_features(erased, y, n_folds=n_folds, n_controls=0, description_length=False, seed=seed)
     before = outputs[rows].to(after)
     truth = None if labels is None else labels.cpu()[rows].to(after.device)
-    return _result(box, rank, before, after, truth, remaining.information)
+    return _make_erasure_test(box, rank, before, after, truth, remaining.information)
 
 
-def _erasers(h: Tensor, y: Tensor, outputs: Tensor, n_random: int, key: tuple[int, int]) -> list[Eraser]:
+def _fit_erasers(h: Tensor, y: Tensor, outputs: Tensor, n_random: int, key: tuple[int, int]) -> list[Eraser]:
     """Of the attribute, of the model's own outputs, and random ones, all of the same rank."""
     covariance = FeatureCovariance.fit(h)
     attribute = covariance.eraser(torch.nn.functional.one_hot(y).to(h))
@@ -182,25 +184,25 @@ def _erasers(h: Tensor, y: Tensor, outputs: Tensor, n_random: int, key: tuple[in
     return [attribute, own, *(covariance.random_eraser(attribute.rank, generator) for _ in range(n_random))]
 
 
-def _placed(eraser: Eraser, box: Box) -> Eraser:
+def _eraser_to_box(eraser: Eraser, box: Box) -> Eraser:
     """On the box's device, in its dtype."""
     return Eraser(*(part.to(box.device, box.dtype) for part in (eraser.mean, eraser.read, eraser.removed)))
 
 
-def _result(
+def _make_erasure_test(
     box: Box, rank: int, before: Tensor, after: Tensor, truth: Tensor | None, remaining: Interval
 ) -> ErasureTest:
     change = output_change(box, before, after).to(box.dtype)
     predicted = None if box.outputs == "regression" else before.argmax(1)
-    kept, random_kept = _shares(box, after, predicted)
-    accuracy, random_accuracy = _shares(box, after, truth)
+    kept, random_kept = _predicted_class_shares(box, after, predicted)
+    accuracy, random_accuracy = _predicted_class_shares(box, after, truth)
     clean = None if truth is None else float((before.argmax(1) == truth).double().mean())
     return ErasureTest(
         rank, change[:, 0], change[:, 2:], change[:, 1], kept, random_kept, clean, accuracy, random_accuracy, remaining
     )
 
 
-def _shares(box: Box, after: Tensor, classes: Tensor | None) -> tuple[float | None, Tensor | None]:
+def _predicted_class_shares(box: Box, after: Tensor, classes: Tensor | None) -> tuple[float | None, Tensor | None]:
     """The share of examples predicted as these classes (M,): with the attribute erased, and with random directions."""
     if classes is None:
         return None, None

@@ -22,7 +22,7 @@ def principal_components(h: Tensor, reference: Tensor, n: int) -> Tensor:
     return components
 
 
-class GroupTree:
+class WardClusterTree:
     """All groups that Ward's hierarchical clustering of the points (N, D) goes through; the last is all of them."""
 
     def __init__(self, points: Tensor) -> None:
@@ -52,18 +52,18 @@ class GroupTree:
 def log_likelihood_ratio(errors: Tensor, sizes: Tensor, all_errors: float, n: float) -> Tensor:
     """Of two error rates, inside and outside, against one for all; 0 where it is not higher inside (Kulldorff 1997)."""
     outside_errors, outside = all_errors - errors, n - sizes
-    ratio = _log_likelihood(errors, sizes) + _log_likelihood(outside_errors, outside)
-    ratio = ratio - _log_likelihood(torch.tensor(all_errors), torch.tensor(n))
+    ratio = _bernoulli_log_likelihood(errors, sizes) + _bernoulli_log_likelihood(outside_errors, outside)
+    ratio = ratio - _bernoulli_log_likelihood(torch.tensor(all_errors), torch.tensor(n))
     return torch.where(errors * outside > outside_errors * sizes, ratio, 0.0)
 
 
-def _log_likelihood(errors: Tensor, n: Tensor) -> Tensor:
+def _bernoulli_log_likelihood(errors: Tensor, n: Tensor) -> Tensor:
     rate = (errors / n.clamp_min(1)).double()
     return torch.xlogy(errors.double(), rate) + torch.xlogy((n - errors).double(), 1 - rate)
 
 
-def scan(
-    trees: Sequence[GroupTree], is_error: Tensor, min_size: int, max_groups: int, min_score: float
+def find_outlying_groups(
+    trees: Sequence[WardClusterTree], is_error: Tensor, min_size: int, max_groups: int, min_score: float
 ) -> list[tuple[int, Tensor]]:
     """(index of the tree, members (N,) bool) of the groups whose errors stand out most, one after the other.
 
@@ -71,7 +71,7 @@ def scan(
     """
     free, found = torch.ones_like(is_error), list[tuple[int, Tensor]]()
     while len(found) < max_groups:
-        scores = [_scores(tree, is_error, free, min_size) for tree in trees]
+        scores = [_log_likelihood_ratio_scores(tree, is_error, free, min_size) for tree in trees]
         best = max(range(len(trees)), key=lambda i: float(scores[i].max()))
         if float(scores[best].max()) < min_score:
             break
@@ -81,7 +81,7 @@ def scan(
     return found
 
 
-def _scores(tree: GroupTree, is_error: Tensor, free: Tensor, min_size: int) -> Tensor:
+def _log_likelihood_ratio_scores(tree: WardClusterTree, is_error: Tensor, free: Tensor, min_size: int) -> Tensor:
     """The log-likelihood ratio of each group, without the points that are not free; 0 for groups of another size."""
     errors, sizes, n = tree.sums(is_error & free), tree.sums(free), float(free.sum())
     scores = log_likelihood_ratio(errors, sizes, float((is_error & free).sum()), n)

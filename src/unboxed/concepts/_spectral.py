@@ -12,24 +12,26 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-NEIGHBORS_PER_LOG = 2.0  # neighbors of an example: this times log n, so that the graph of one cluster is connected
+NEIGHBORS_PER_LOG_EXAMPLES = (
+    2.0  # neighbors of an example: this times log n, so that the graph of one cluster is connected
+)
 
 
 def spectral_clusters(points: Tensor, max_clusters: int, seed: int) -> Tensor:
     """The cluster (N,) of each of the points (N, D), the largest being 0."""
     eigenvalues, vectors = torch.linalg.eigh(normalized_laplacian(points))
-    n_clusters = eigengap(eigenvalues, min(max_clusters, len(points) - 1))
+    n_clusters = n_eigenvalues_below_gap(eigenvalues, min(max_clusters, len(points) - 1))
     if n_clusters == 1:
         return torch.zeros(len(points), dtype=torch.long)
     rows = torch.nn.functional.normalize(vectors[:, :n_clusters], dim=1)
     labels = KMeans(n_clusters, n_init=10, random_state=seed % 2**32).fit_predict(rows.numpy())
-    return _largest_first(torch.as_tensor(labels).long())
+    return _relabel_by_size(torch.as_tensor(labels).long())
 
 
 def normalized_laplacian(points: Tensor) -> Tensor:
     """I - D^-1/2 A D^-1/2 (N, N) in float64, A being 1 for neighbors of each other and 1/2 for neighbors one way."""
     n = len(points)
-    n_neighbors = min(n - 1, max(2, round(NEIGHBORS_PER_LOG * math.log(n))))
+    n_neighbors = min(n - 1, max(2, round(NEIGHBORS_PER_LOG_EXAMPLES * math.log(n))))
     distances = torch.cdist(points.double(), points.double()).fill_diagonal_(math.inf)
     nearest = distances.topk(n_neighbors, largest=False).indices
     affinity = torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1.0)
@@ -38,13 +40,13 @@ def normalized_laplacian(points: Tensor) -> Tensor:
     return torch.eye(n, dtype=torch.float64) - scale[:, None] * affinity * scale
 
 
-def eigengap(eigenvalues: Tensor, max_clusters: int) -> int:
+def n_eigenvalues_below_gap(eigenvalues: Tensor, max_clusters: int) -> int:
     """How many eigenvalues, of an ascending row, lie below the largest gap among the first."""
     gaps = eigenvalues[: max_clusters + 1].diff()
     return int(gaps.argmax()) + 1 if len(gaps) else 1
 
 
-def _largest_first(labels: Tensor) -> Tensor:
+def _relabel_by_size(labels: Tensor) -> Tensor:
     """The same clusters, numbered by size."""
     order = labels.bincount().argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[labels]

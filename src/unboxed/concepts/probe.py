@@ -17,34 +17,36 @@ from ..box import Box
 from ..cards import card
 from ..engine.linear.clusters import cluster_rows
 from ..engine.linear.probing import FeatureProbe, ProbeKind, probe_features
-from ..engine.output_change import change_unit
+from ..engine.output_change import output_change_unit_text
 from ..engine.read.channel_axes import unit_axis
 from ..engine.read.edits import unit_addresses
 from ..engine.read.features import SKETCH_SIZE, input_and_hidden_addresses, read_features, resolve_layers
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
 from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
-from ..settings import AtLeast, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._attribute import AttributedExamples, read_attribute
-from ._probe_ablation import MAX_STILL_READABLE, ErasureTest, LayerView, erasure_test
+from ._attribute import ExamplesWithAttribute, read_attribute
+from ._probe_ablation import MAX_REMAINING_INFORMATION_SHARE, ErasureTest, FeatureView, erasure_test
 
 Attribute = Annotated[
-    Sequence[Any] | Tensor | None, Holds("object"), "The attribute's class of each example (N,): numbers or names."
+    Sequence[Any] | Tensor | None, ValueRole("object"), "The attribute's class of each example (N,): numbers or names."
 ]
-Types = Annotated[
-    Sequence[Any] | Tensor | None, Holds("object"), "Type of each example (N,), which has one class in a control task."
+InputTypes = Annotated[
+    Sequence[Any] | Tensor | None,
+    ValueRole("object"),
+    "Type of each example (N,), which has one class in a control task.",
 ]
-N_DEFAULT_LAYERS = 6  # hidden layers, evenly spaced in depth
-MAX_FLAT_FEATURES = 8192  # of a layer; of more the means over positions are read
-MAX_TYPES, MIN_EXAMPLES_PER_TYPE = 100, 5  # clusters of inputs
+N_DEFAULT_PROBED_LAYERS = 6  # hidden layers, evenly spaced in depth
+MAX_UNPOOLED_FEATURES = 8192  # of a layer; of more the means over positions are read
+MAX_INPUT_TYPE_CLUSTERS, MIN_EXAMPLES_PER_INPUT_TYPE = 100, 5  # clusters of inputs
 MAX_ERASED_EXAMPLES = 200  # that the model is run on with each set of directions erased
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerProbe(OneLineReprMixin):
+class LayerProbe(ResultMixin):
     """What is read from one layer, and whether the model uses it.
 
     Attributes:
@@ -77,11 +79,15 @@ class LayerProbe(OneLineReprMixin):
         if not p.is_decodable:
             read = f"{p.accuracy.mean:.0%} right, {p.majority:.0%} by the most frequent class"
             return f"The probe predicts no better than the classes' frequencies: {read}."
-        return "No directions were erased here: only that it can be read is known." if e is None else self._cost(e)
+        return (
+            "No directions were erased here: only that it can be read is known."
+            if e is None
+            else self._change_cost_text(e)
+        )
 
-    def _cost(self, e: ErasureTest) -> str:
+    def _change_cost_text(self, e: ErasureTest) -> str:
         change, random_change = (float(c.double().mean()) for c in (e.change, e.random_change))
-        costs = f"Erasing its {count_directions(e.rank)} changes the outputs by {change:.2g}, random ones by "
+        costs = f"Erasing its {n_directions_text(e.rank)} changes the outputs by {change:.2g}, random ones by "
         costs += f"{random_change:.2g} on average (p = {e.p_value:.2g})"
         if self.verdict != "not tested":
             small = f"; that is {e.share:.1g} of what erasing its own outputs costs" * (e.is_significant != e.is_used)
@@ -96,16 +102,16 @@ class LayerProbe(OneLineReprMixin):
     @property
     def _is_still_readable(self) -> bool:
         left = 0.0 if self.erasure is None else self.erasure.remaining.low
-        return left > MAX_STILL_READABLE * self.probe.information.mean
+        return left > MAX_REMAINING_INFORMATION_SHARE * self.probe.information.mean
 
 
-def count_directions(n: int) -> str:
+def n_directions_text(n: int) -> str:
     """Like "1 direction" or "9 directions"."""
     return f"{n} direction{'s' if n > 1 else ''}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Probing(OneLineReprMixin):
+class Probing(ResultMixin):
     """What can be read of an attribute from each layer, and whether the model uses it.
 
     Attributes:
@@ -139,20 +145,20 @@ class Probing(OneLineReprMixin):
 
         One layer decides, so that many layers are not many chances. The others' are in `layers`.
         """
-        return self._decisive.verdict
+        return self._most_informative_tested_layer.verdict
 
     @property
     def reason(self) -> str:
         """The verdict's reason in one sentence, with the layer."""
-        return f"{self._decisive.layer}: {self._decisive.reason}"
+        return f"{self._most_informative_tested_layer.layer}: {self._most_informative_tested_layer.reason}"
 
     @property
-    def _decisive(self) -> LayerProbe:
+    def _most_informative_tested_layer(self) -> LayerProbe:
         tested = [p for p in self.layers if p.erasure is not None and p.probe.is_decodable]
         return max(tested, key=lambda p: p.probe.information.mean) if tested else self.best
 
 
-def _card_example(method: Any, box: Box) -> Any:
+def _run_card_example_on_last_layer(method: Any, box: Box) -> Any:
     """The last layer, on copies of two random inputs, which can be told apart there."""
     x = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(3)).to(box.dtype)
     layers = unit_addresses(box)[-1:]
@@ -165,7 +171,7 @@ def _card_example(method: Any, box: Box) -> Any:
     "arXiv:2003.12298; erased by Belrose et al. 2023, arXiv:2306.03819",
     shows="From which layers an attribute can be read, and whether the outputs change when it is erased there.",
     does_not_show="Which of two attributes that go together in the data is used: they share their directions.",
-    example=lambda method, box, x, y: _card_example(method, box),
+    example=lambda method, box, x, y: _run_card_example_on_last_layer(method, box),
     exempt={
         "one forward": "it runs the model with and without the attribute, and with random directions erased",
         "rows": "its probes are fitted to all examples together",
@@ -181,7 +187,7 @@ def probe(
     layers: LayerAddresses = None,
     *,
     kind: Annotated[ProbeKind, "Classifier that reads the attribute."] = "linear",
-    types: Types = None,
+    types: InputTypes = None,
     n_folds: Annotated[int, AtLeast(2), Unit("folds"), "Stratified folds of the cross-validation."] = 5,
     n_controls: Annotated[int, AtLeast(1), Unit("draws"), "Control tasks drawn."] = 5,
     n_random: Annotated[
@@ -249,12 +255,16 @@ def probe(
     check_settings(probe, locals())
     seed = check_seed(seed)
     examples = read_attribute(box, data, attribute, max_examples)
-    addresses = input_and_hidden_addresses(box, N_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
-    type_index = _cluster_types(box, examples.x, seed, batch_size) if types is None else _given_types(types, examples)
+    addresses = (
+        input_and_hidden_addresses(box, N_DEFAULT_PROBED_LAYERS) if layers is None else resolve_layers(box, layers)
+    )
+    type_index = (
+        _cluster_types(box, examples.x, seed, batch_size) if types is None else _check_input_types(types, examples)
+    )
     outputs = check_no_nan(mean_over_positions(box(examples.x, batch_size=batch_size))).detach().double().cpu()
     found = []
     for address in addresses:
-        h, view = _features(box, examples.x, address, batch_size)
+        h, view = _read_features_and_view(box, examples.x, address, batch_size)
         read = probe_features(
             h, examples.y, kind=kind, n_folds=n_folds, types=type_index, n_controls=n_controls,
             description_length=description_length, seed=seed,
@@ -267,28 +277,28 @@ def probe(
             )  # fmt: skip
         found.append(LayerProbe(address, read, erasure, view.unit_axis is not None))
     return Probing(
-        tuple(found), examples.names, examples.y.bincount(), len(examples.y), kind, change_unit(box),
+        tuple(found), examples.names, examples.y.bincount(), len(examples.y), kind, output_change_unit_text(box),
         "clusters of similar inputs" if types is None else "given types",
     )  # fmt: skip
 
 
-def _features(box: Box, x: Tensor, address: str, batch_size: BatchSize) -> tuple[Tensor, LayerView]:
+def _read_features_and_view(box: Box, x: Tensor, address: str, batch_size: BatchSize) -> tuple[Tensor, FeatureView]:
     """The features (N, D) of a layer in float64 on the CPU, and how they lie in its activations."""
     some = x if box.batch_dependent else x[:1]
     h = box.read(some, [address], batch_size=batch_size)[address]
-    axis = unit_axis(box, address, h.ndim) if h.ndim > 2 and h[0].numel() > MAX_FLAT_FEATURES else None
+    axis = unit_axis(box, address, h.ndim) if h.ndim > 2 and h[0].numel() > MAX_UNPOOLED_FEATURES else None
     unit_axes = {} if axis is None else {address: axis}
     features = read_features(box, x, [address], batch_size=batch_size, unit_axes=unit_axes)[address]
-    return features.detach().double().cpu(), LayerView(address, axis)
+    return features.detach().double().cpu(), FeatureView(address, axis)
 
 
 def _cluster_types(box: Box, x: Tensor, seed: int, batch_size: BatchSize) -> Tensor:
     """The cluster (N,) of each input among similar ones."""
     h = read_features(box, x, ["input"], batch_size=batch_size, max_features=SKETCH_SIZE)["input"].double().cpu()
-    return cluster_rows(h, min(MAX_TYPES, max(2, len(h) // MIN_EXAMPLES_PER_TYPE)), seed)
+    return cluster_rows(h, min(MAX_INPUT_TYPE_CLUSTERS, max(2, len(h) // MIN_EXAMPLES_PER_INPUT_TYPE)), seed)
 
 
-def _given_types(types: Any, examples: AttributedExamples) -> Tensor:
+def _check_input_types(types: Any, examples: ExamplesWithAttribute) -> Tensor:
     """Types as numbers (N,). Raises InputError."""
     values = np.asarray(types.cpu() if isinstance(types, Tensor) else types)
     if values.shape != (len(examples.y),):

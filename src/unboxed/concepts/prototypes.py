@@ -16,21 +16,21 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import examples_with_optional_labels
 from ..engine.read.features import default_feature_layer, read_features, resolve_address
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import DataError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_seed
-from ._claims import FAIL, NOT_TESTED, PASS, Grade
-from ._classes import ClassSelection, examples_by_class, random_examples
+from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
+from ._classes import ClassSelection, examples_by_class, random_card_examples
 
-N_RANDOM_SETS = 200  # of as many examples as there are prototypes
-MAX_RANDOM_FRACTION = 0.05  # of the random sets that may represent the class as well
+N_RANDOM_PROTOTYPE_SETS = 200  # of as many examples as there are prototypes
+MAX_AS_GOOD_RANDOM_SETS_FRACTION = 0.05  # of the random sets that may represent the class as well
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClassPrototypes(OneLineReprMixin):
+class ClassPrototypes(ResultMixin):
     """The prototypes and criticisms of one class.
 
     Attributes:
@@ -56,13 +56,13 @@ class ClassPrototypes(OneLineReprMixin):
     examples: Tensor | None = None
 
     @property
-    def random_fraction(self) -> float:
+    def as_good_random_sets_fraction(self) -> float:
         """The fraction of random sets that represent the class as well."""
         return float((self.random_mmd2 <= self.mmd2).double().mean())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prototypes(OneLineReprMixin):
+class Prototypes(ResultMixin):
     """Prototypes and criticisms of each class, in a layer.
 
     Attributes:
@@ -78,26 +78,30 @@ class Prototypes(OneLineReprMixin):
     classes: tuple[str, ...] = ()
 
     @property
-    def verdict(self) -> Grade:
+    def verdict(self) -> ClaimGrade:
         """Whether the prototypes represent each class better than random examples: "pass", "fail" or "not tested"."""
-        if not self._tested:
-            return NOT_TESTED
-        return PASS if all(g.random_fraction <= MAX_RANDOM_FRACTION for g in self._tested) else FAIL
+        if not self._tested_groups:
+            return NOT_TESTED_CLAIM
+        return (
+            PASS
+            if all(g.as_good_random_sets_fraction <= MAX_AS_GOOD_RANDOM_SETS_FRACTION for g in self._tested_groups)
+            else FAIL
+        )
 
     @property
     def reason(self) -> str:
         """The sentence of the verdict."""
-        if not self._tested:
+        if not self._tested_groups:
             return "no class has more examples than prototypes, so that there is nothing to choose"
-        worst = max(self._tested, key=lambda g: g.random_fraction)
+        worst = max(self._tested_groups, key=lambda g: g.as_good_random_sets_fraction)
         return (
             f"squared MMD {worst.mmd2:.3g} from the prototypes of class {self.class_name(worst)} to its "
             f"{worst.n_examples} examples, against {float(worst.random_mmd2.mean()):.3g} from as many random examples, "
-            f"of which {worst.random_fraction:.0%} do as well"
+            f"of which {worst.as_good_random_sets_fraction:.0%} do as well"
         )
 
     @property
-    def _tested(self) -> list[ClassPrototypes]:
+    def _tested_groups(self) -> list[ClassPrototypes]:
         return [g for g in self.groups if len(g.prototypes) < g.n_examples]
 
     def class_name(self, group: ClassPrototypes) -> str:
@@ -109,7 +113,7 @@ class Prototypes(OneLineReprMixin):
     source="Kim, Khanna & Koyejo 2016, Examples are not Enough, Learn to Criticize! (MMD-critic), section 3",
     shows="Which few examples represent a class in this layer, and which examples they leave out.",
     does_not_show="What the model answers by: the examples are near in the layer, for whatever reason.",
-    example=lambda method, box, x, y: method(box, random_examples(box), n_prototypes=2, n_criticisms=1),
+    example=lambda method, box, x, y: method(box, random_card_examples(box), n_prototypes=2, n_criticisms=1),
     order=70,
 )
 def prototypes(
@@ -191,7 +195,9 @@ def _class_prototypes(
     kernel = rbf_kernel(h, bandwidth)
     chosen = greedy_prototypes(kernel, min(n_prototypes, len(h)))
     criticisms = greedy_criticisms(kernel, chosen, min(n_criticisms, len(h) - len(chosen)))
-    random_mmd2 = _random_mmd2(kernel, len(chosen), rng.keyed_generator(rng.CPU, "random prototypes", seed, target))
+    random_mmd2 = _squared_mmd_of_random_sets(
+        kernel, len(chosen), rng.keyed_generator(rng.CPU, "random prototypes", seed, target)
+    )
     return ClassPrototypes(
         target, len(h), rows[chosen], rows[criticisms], witness(kernel, chosen)[criticisms].to(dtype),
         squared_mmd(kernel, chosen), random_mmd2.to(dtype), bandwidth,
@@ -258,7 +264,7 @@ def squared_mmd(kernel: Tensor, chosen: Tensor) -> float:
     return float((kernel.mean() - 2 * kernel[chosen].mean() + pairs).clamp_min(0))
 
 
-def _random_mmd2(kernel: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _squared_mmd_of_random_sets(kernel: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """(R,) squared MMD of random sets of n examples."""
-    orders = torch.rand(N_RANDOM_SETS, len(kernel), generator=generator, dtype=kernel.dtype).argsort(1)[:, :n]
+    orders = torch.rand(N_RANDOM_PROTOTYPE_SETS, len(kernel), generator=generator, dtype=kernel.dtype).argsort(1)[:, :n]
     return torch.tensor([squared_mmd(kernel, rows) for rows in orders], dtype=kernel.dtype)

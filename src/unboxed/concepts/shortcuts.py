@@ -22,27 +22,29 @@ from ..engine.multiple_tests import holm_adjusted
 from ..engine.proportion import Proportion
 from ..engine.read.examples import first_inputs
 from ..engine.rectangle import Rectangle
-from ..engine.results import OneLineReprMixin, attribution_map
+from ..engine.results import ResultMixin, attribution_map
 from ..engine.rows import broadcast_rows, evenly_spaced_indices
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, MaxExamples, Seed
-from ..settings import Above, AtLeast, Below, Holds, Unit, check_settings
+from ..settings import Above, AtLeast, Below, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._claims import FAIL, NOT_TESTED, PASS, Grade
-from ._classes import ClassSelection, examples_by_class, random_examples
-from ._patches import border_mask, corner_mask, densest_rectangle, paste, random_patches, share_inside
+from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
+from ._classes import ClassSelection, examples_by_class, random_card_examples
+from ._patches import border_mask, corner_mask, densest_rectangle, draw_random_patches, paste, relevance_share_inside
 from ._spectral import spectral_clusters
 
 MapMethod = Callable[[Box, Any, Any], Any]
-MIN_EXPLAINED = 8  # examples of a class, so that there are clusters to speak of
-MIN_FOLLOWING = 0.5  # of the images with the patch that must become the class, by the lower end of the interval
-MAX_MAP_SIDE = 14  # pixels of the maps that are clustered
-N_SHOWN = 4  # examples of a cluster, and of the proof, that the result carries
+MIN_EXPLAINED_EXAMPLES = 8  # examples of a class, so that there are clusters to speak of
+MIN_CHANGED_TO_CLASS_FRACTION = (
+    0.5  # of the images with the patch that must become the class, by the lower end of the interval
+)
+MAX_CLUSTERED_MAP_SIDE_PIXELS = 14  # pixels of the maps that are clustered
+N_RETAINED_EXAMPLES = 4  # examples of a cluster, and of the proof, that the result carries
 
 
 @dataclass(frozen=True)
-class PasteTest:
+class PatchPasteTest:
     """What images of other classes become when a patch is pasted.
 
     Attributes:
@@ -59,7 +61,7 @@ class PasteTest:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ExplanationCluster(OneLineReprMixin):
+class ExplanationCluster(ResultMixin):
     """Examples of one class that the model explains alike.
 
     Attributes:
@@ -86,7 +88,7 @@ class ExplanationCluster(OneLineReprMixin):
     patch_share: float
     border_share: float
     corner_share: float
-    test: PasteTest | None
+    test: PatchPasteTest | None
     examples: Tensor
     before: Tensor | None = None
     after: Tensor | None = None
@@ -98,7 +100,7 @@ class ExplanationCluster(OneLineReprMixin):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Shortcuts(OneLineReprMixin):
+class Shortcuts(ResultMixin):
     """Clusters of explanations, with the shortcuts that pasting proves.
 
     Attributes:
@@ -123,10 +125,10 @@ class Shortcuts(OneLineReprMixin):
         return tuple(c for c in self.clusters if c.is_shortcut)
 
     @property
-    def verdict(self) -> Grade:
+    def verdict(self) -> ClaimGrade:
         """ "pass" where pasting proves a shortcut, "fail" where it proves none: the clusters are then no finding."""
         if not any(c.test for c in self.clusters):
-            return NOT_TESTED
+            return NOT_TESTED_CLAIM
         return PASS if self.shortcuts else FAIL
 
     @property
@@ -135,10 +137,11 @@ class Shortcuts(OneLineReprMixin):
         tested = [c for c in self.clusters if c.test is not None]
         if not tested:
             return (
-                f"no class has {MIN_EXPLAINED} examples and images of other classes to paste onto, so that nothing "
+                f"no class has {MIN_EXPLAINED_EXAMPLES} examples and "
+                f"images of other classes to paste onto, so that nothing "
                 "could be tested"
             )
-        best = max(self.shortcuts or tested, key=_following)
+        best = max(self.shortcuts or tested, key=_changed_to_class_fraction)
         return self.sentence(best) if self.shortcuts else f"no patch decides answers: at most, {self.sentence(best)}"
 
     def sentence(self, cluster: ExplanationCluster) -> str:
@@ -157,7 +160,7 @@ class Shortcuts(OneLineReprMixin):
         return self.classes[k] if k < len(self.classes) else str(k)
 
 
-def _following(cluster: ExplanationCluster) -> float:
+def _changed_to_class_fraction(cluster: ExplanationCluster) -> float:
     return cluster.test.with_patch.value if cluster.test is not None else 0.0
 
 
@@ -167,7 +170,7 @@ def _following(cluster: ExplanationCluster) -> float:
     shows="Whether a small patch at its place decides answers: a mark, a tag, a stain in the images of a class.",
     does_not_show="Shortcuts that are no patch at one place, such as a color, a texture or a background.",
     needs=("pixels",),
-    example=lambda method, box, x, y: method(box, random_examples(box, 40), n_pastes=4),
+    example=lambda method, box, x, y: method(box, random_card_examples(box, 40), n_pastes=4),
     order=71,
 )
 def shortcuts(
@@ -176,10 +179,15 @@ def shortcuts(
     classes: ClassSelection = None,
     *,
     method: Annotated[
-        str | MapMethod, Holds("str"), "The attribution method of the maps: its name, or a function (box, x, target)."
+        str | MapMethod,
+        ValueRole("str"),
+        "The attribution method of the maps: its name, or a function (box, x, target).",
     ] = "gradient_x_input",
     n_explained: Annotated[
-        int, AtLeast(MIN_EXPLAINED), Unit("examples"), "Largest number of a class's examples that are explained."
+        int,
+        AtLeast(MIN_EXPLAINED_EXAMPLES),
+        Unit("examples"),
+        "Largest number of a class's examples that are explained.",
     ] = 300,
     max_clusters: Annotated[int, AtLeast(1), Unit("clusters"), "Largest number of clusters per class."] = 8,
     n_pastes: Annotated[int, AtLeast(1), Unit("images"), "Images that each patch is pasted onto."] = 200,
@@ -187,7 +195,7 @@ def shortcuts(
     max_examples: MaxExamples = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> Shortcuts:  # fmt: skip
+) -> Shortcuts:
     """Clusters of a class's explanations, and whether a patch that they point at decides the model's answers.
 
     To find a mark that a model goes by where nobody has labeled it. The maps of the examples that the model classifies
@@ -239,23 +247,23 @@ def shortcuts(
         raise InputError(
             f"shortcuts needs a model that takes images alone (Pixels); this one takes {type(box.inputs).__name__}"
         )
-    seed, explain = check_seed(seed), _map_function(method, batch_size)
+    seed, explain = check_seed(seed), _attribution_method_fn(method, batch_size)
     x = first_inputs(box, data, max_examples)
-    answered = _AnsweredExamples(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)
-    rows_by_class = examples_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED, batch_size)
+    answered = _ExamplesWithPredictions(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)
+    rows_by_class = examples_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED_EXAMPLES, batch_size)
     found = list[ExplanationCluster]()
     for k, rows in rows_by_class.items():
         rows = rows[evenly_spaced_indices(len(rows), n_explained)]
         maps = _positive_maps(box, explain, x[rows], k)
         labels = spectral_clusters(_clustered_points(maps), max_clusters, seed)
-        found += _tested_clusters(answered, k, rows, maps, labels, n_pastes, seed)
+        found += _make_and_test_clusters(answered, k, rows, maps, labels, n_pastes, seed)
     border_area, corner_area = (float(mask(*x.shape[-2:]).double().mean()) for mask in (border_mask, corner_mask))
     name = method if isinstance(method, str) else getattr(method, "__name__", "map")
-    return Shortcuts(_corrected(found, alpha), name, border_area, corner_area, box.classes)
+    return Shortcuts(_with_corrected_p_values(found, alpha), name, border_area, corner_area, box.classes)
 
 
 @dataclass(frozen=True, eq=False)
-class _AnsweredExamples:
+class _ExamplesWithPredictions:
     """The examples with the model's answers."""
 
     box: Box
@@ -268,7 +276,7 @@ class _AnsweredExamples:
         return self.box.predict(x, batch_size=self.batch_size).cpu()
 
 
-def _map_function(method: str | MapMethod, batch_size: BatchSize) -> MapMethod:
+def _attribution_method_fn(method: str | MapMethod, batch_size: BatchSize) -> MapMethod:
     """The function of a method's name. Raises InputError."""
     if callable(method):
         return method
@@ -291,12 +299,18 @@ def _positive_maps(box: Box, explain: MapMethod, x: Tensor, target: int) -> Tens
 
 def _clustered_points(maps: Tensor) -> Tensor:
     """The maps (n, H, W) as points (n, D), made smaller: what is shifted by a few pixels is alike."""
-    size = (min(MAX_MAP_SIDE, maps.shape[1]), min(MAX_MAP_SIDE, maps.shape[2]))
+    size = (min(MAX_CLUSTERED_MAP_SIDE_PIXELS, maps.shape[1]), min(MAX_CLUSTERED_MAP_SIDE_PIXELS, maps.shape[2]))
     return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], size).flatten(1)
 
 
-def _tested_clusters(
-    answered: _AnsweredExamples, target: int, rows: Tensor, maps: Tensor, labels: Tensor, n_pastes: int, seed: int
+def _make_and_test_clusters(
+    answered: _ExamplesWithPredictions,
+    target: int,
+    rows: Tensor,
+    maps: Tensor,
+    labels: Tensor,
+    n_pastes: int,
+    seed: int,
 ) -> list[ExplanationCluster]:
     """The clusters of a class's examples, whose maps (n, H, W) have these labels (n,), with their tests."""
     generator = rng.keyed_generator(rng.CPU, "shortcuts", seed, target)
@@ -305,9 +319,9 @@ def _tested_clusters(
     clusters = list[ExplanationCluster]()
     for j in range(int(labels.max()) + 1):
         members, member_maps = rows[labels == j], maps[labels == j]
-        cluster = _describe(answered.x, members, member_maps, target, len(rows))
+        cluster = _cluster_with_patch(answered.x, members, member_maps, target, len(rows))
         donors = members[_most_relevant_half(member_maps, cluster.patch)]
-        clusters.append(_test(answered, cluster, donors, rows, others, generator) if len(others) else cluster)
+        clusters.append(_paste_and_test(answered, cluster, donors, rows, others, generator) if len(others) else cluster)
     return clusters
 
 
@@ -317,7 +331,7 @@ def _most_relevant_half(maps: Tensor, patch: Rectangle) -> Tensor:
     return inside.argsort(descending=True, stable=True)[: (len(maps) + 1) // 2]
 
 
-def _describe(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) -> ExplanationCluster:
+def _cluster_with_patch(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) -> ExplanationCluster:
     """A cluster with its suspected patch, before it is tested."""
     mean = maps.mean(0)
     order = (maps - mean).flatten(1).norm(dim=1).argsort(stable=True)
@@ -325,7 +339,7 @@ def _describe(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) 
     in_patch = torch.zeros_like(mean, dtype=torch.bool)
     in_patch[patch.rows, patch.columns] = True
     patch_share, border_share, corner_share = (
-        share_inside(mean, mask) for mask in (in_patch, border_mask(*mean.shape), corner_mask(*mean.shape))
+        relevance_share_inside(mean, mask) for mask in (in_patch, border_mask(*mean.shape), corner_mask(*mean.shape))
     )
     return ExplanationCluster(
         target=target,
@@ -337,12 +351,12 @@ def _describe(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) 
         border_share=border_share,
         corner_share=corner_share,
         test=None,
-        examples=x[rows[order][:N_SHOWN]].cpu(),
+        examples=x[rows[order][:N_RETAINED_EXAMPLES]].cpu(),
     )
 
 
-def _test(
-    answered: _AnsweredExamples, cluster: ExplanationCluster, donors: Tensor, class_rows: Tensor, others: Tensor,
+def _paste_and_test(
+    answered: _ExamplesWithPredictions, cluster: ExplanationCluster, donors: Tensor, class_rows: Tensor, others: Tensor,
     generator: torch.Generator,
 ) -> ExplanationCluster:  # fmt: skip
     """The cluster with what the other images become with its patch, cut out of the donors, and with random ones."""
@@ -351,25 +365,27 @@ def _test(
     patched_from, random_from = (
         x[rows[torch.randint(len(rows), (n,), generator=generator)]] for rows in (donors, class_rows)
     )
-    elsewhere = random_patches(n, cluster.patch, (x.shape[-2], x.shape[-1]), generator)
+    elsewhere = draw_random_patches(n, cluster.patch, (x.shape[-2], x.shape[-1]), generator)
     pasted = paste(images, patched_from, [cluster.patch] * n)
     after, after_random = map(answered.answers, (pasted, paste(images, random_from, elsewhere)))
     follows, follows_random = after == cluster.target, after_random == cluster.target
     only_patch, only_random = int((follows & ~follows_random).sum()), int((follows_random & ~follows).sum())
     p_value = float(binom.sf(only_patch - 1, only_patch + only_random, 0.5)) if only_patch else 1.0
-    test = PasteTest(Proportion(int(follows.sum()), n), Proportion(int(follows_random.sum()), n), p_value)
-    shown = follows.long().argsort(descending=True, stable=True)[:N_SHOWN]
+    test = PatchPasteTest(Proportion(int(follows.sum()), n), Proportion(int(follows_random.sum()), n), p_value)
+    shown = follows.long().argsort(descending=True, stable=True)[:N_RETAINED_EXAMPLES]
     answers = torch.stack([answered.predicted[others[shown]], after[shown]], 1)
     return replace(cluster, test=test, before=images[shown].cpu(), after=pasted[shown].cpu(), answers=answers)
 
 
-def _corrected(clusters: list[ExplanationCluster], alpha: float) -> tuple[ExplanationCluster, ...]:
+def _with_corrected_p_values(clusters: list[ExplanationCluster], alpha: float) -> tuple[ExplanationCluster, ...]:
     """The clusters with corrected p-values, and what is claimed of each."""
     tests = [c.test for c in clusters if c.test is not None]
     adjusted = iter(holm_adjusted([t.p_value for t in tests]))
-    return tuple(c if c.test is None else replace(c, test=_claim(c.test, next(adjusted), alpha)) for c in clusters)
+    return tuple(
+        c if c.test is None else replace(c, test=_decide_claim(c.test, next(adjusted), alpha)) for c in clusters
+    )
 
 
-def _claim(test: PasteTest, p_value: float, alpha: float) -> PasteTest:
-    is_shortcut = p_value < alpha and test.with_patch.exact_interval[0] > MIN_FOLLOWING
+def _decide_claim(test: PatchPasteTest, p_value: float, alpha: float) -> PatchPasteTest:
+    is_shortcut = p_value < alpha and test.with_patch.exact_interval[0] > MIN_CHANGED_TO_CLASS_FRACTION
     return replace(test, p_value=p_value, is_shortcut=is_shortcut)

@@ -23,27 +23,27 @@ from ..engine.read.features import (
     read_features,
     resolve_layers,
 )
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import DataError, InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
-from ._claims import FAIL, NOT_TESTED, PASS, Grade
-from ._classes import random_examples
+from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
+from ._classes import random_card_examples
 from ._data import Concepts, read_concepts
-from ._scan import GroupTree, principal_components, scan
+from ._scan import WardClusterTree, find_outlying_groups, principal_components
 
-MIN_EXAMPLES = 8  # which two halves are made of
-MAX_SEARCHED = 2000  # examples that are clustered: all pairs are compared
-N_COMPONENTS, MAX_DEFAULT_LAYERS = 30, 3
-N_NEIGHBORS = 5  # searched examples that decide whether a held-out one is in a group
-MIN_SCORE = 3.0  # log-likelihood ratio of a group that is tested at all
-N_SHOWN = 8  # examples of a slice that the result carries
+MIN_EXAMPLES_OF_BOTH_HALVES = 8  # which two halves are made of
+MAX_CLUSTERED_EXAMPLES = 2000  # examples that are clustered: all pairs are compared
+N_PRINCIPAL_COMPONENTS, MAX_DEFAULT_LAYERS = 30, 3
+N_VOTING_NEIGHBORS = 5  # searched examples that decide whether a held-out one is in a group
+MIN_LOG_LIKELIHOOD_RATIO = 3.0  # log-likelihood ratio of a group that is tested at all
+N_RETAINED_SLICE_EXAMPLES = 8  # examples of a slice that the result carries
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ErrorSlice(OneLineReprMixin):
+class ErrorSlice(ResultMixin):
     """A group of examples whose errors were tested on examples that it was not found with.
 
     Attributes:
@@ -76,7 +76,7 @@ class ErrorSlice(OneLineReprMixin):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ErrorSlices(OneLineReprMixin):
+class ErrorSlices(ResultMixin):
     """The groups that were tested, with what was found.
 
     Attributes:
@@ -101,9 +101,9 @@ class ErrorSlices(OneLineReprMixin):
         return tuple(s for s in self.candidates if s.is_significant)
 
     @property
-    def verdict(self) -> Grade:
+    def verdict(self) -> ClaimGrade:
         """ "pass" where a group's higher error holds on held-out examples, "fail" where none does."""
-        return PASS if self.slices else FAIL if self.candidates else NOT_TESTED
+        return PASS if self.slices else FAIL if self.candidates else NOT_TESTED_CLAIM
 
     @property
     def reason(self) -> str:
@@ -132,7 +132,7 @@ class ErrorSlices(OneLineReprMixin):
     shows="Groups of examples, alike in a layer, that the model gets wrong more often than the rest.",
     does_not_show="Why it does: what the group's examples share is for you to see; and groups whose examples are near "
     "one another in no layer are not found.",
-    example=lambda method, box, x, y: method(box, (random_examples(box), _random_labels(box)), min_size=2),
+    example=lambda method, box, x, y: method(box, (random_card_examples(box), _random_card_labels(box)), min_size=2),
     order=72,
 )
 def error_slices(
@@ -197,37 +197,41 @@ def error_slices(
     check_settings(error_slices, locals())
     box.require_class_scores("error_slices", exclusive=True)
     x, y, dataset_rows = indexed_labeled_examples(box, data, max_examples)
-    if len(x) < MIN_EXAMPLES:
-        raise DataError(f"error_slices needs at least {MIN_EXAMPLES} examples, to search and to test; got {len(x)}")
+    if len(x) < MIN_EXAMPLES_OF_BOTH_HALVES:
+        raise DataError(
+            f"error_slices needs at least {MIN_EXAMPLES_OF_BOTH_HALVES} examples, to search and to test; got {len(x)}"
+        )
     addresses = input_and_hidden_addresses(box, MAX_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
-    given = _read_concepts(box, concepts)
+    given = _read_concept_examples_or_directions(box, concepts)
     answers = torch.stack([y, box.predict(x, batch_size=batch_size)], 1).cpu()  # (N, 2)
     is_error = answers[:, 0] != answers[:, 1]
-    features = _features(box, x, addresses, batch_size)
+    features = _read_sketched_features(box, x, addresses, batch_size)
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "error slices", check_seed(seed)))
-    n_search = min(len(x) // 2, MAX_SEARCHED)
+    n_search = min(len(x) // 2, MAX_CLUSTERED_EXAMPLES)
     search, held_out = order[:n_search].sort().values, order[n_search:].sort().values
-    points = {a: principal_components(h, h[search], N_COMPONENTS) for a, h in features.items()}
-    trees = [GroupTree(points[a][search]) for a in addresses]
+    points = {a: principal_components(h, h[search], N_PRINCIPAL_COMPONENTS) for a, h in features.items()}
+    trees = [WardClusterTree(points[a][search]) for a in addresses]
     candidates = list[ErrorSlice]()
-    for tree, is_member in scan(trees, is_error[search], max(1, min_size // 2), max_slices, MIN_SCORE):
+    for tree, is_member in find_outlying_groups(
+        trees, is_error[search], max(1, min_size // 2), max_slices, MIN_LOG_LIKELIHOOD_RATIO
+    ):
         address = addresses[tree]
         in_group = torch.zeros(len(x), dtype=torch.bool)
         in_group[search] = is_member
         in_group[held_out] = _nearest_are_members(points[address], search, held_out, is_member)
-        candidate = _describe(in_group, held_out, is_error, answers, points[address], address)
-        shown = candidate.members[:N_SHOWN]
+        candidate = _group_with_held_out_errors(in_group, held_out, is_error, answers, points[address], address)
+        shown = candidate.members[:N_RETAINED_SLICE_EXAMPLES]
         name, cosine = _nearest_concept(box, given, address, features[address], in_group, batch_size)
         images = x[shown].cpu() if isinstance(box.inputs, Pixels) else None
         candidates.append(
             replace(candidate, members=dataset_rows[candidate.members], answers=answers[shown], examples=images,
                     concept=name, concept_cosine=cosine)
         )  # fmt: skip
-    found = _corrected(candidates, alpha)
+    found = _with_corrected_significance(candidates, alpha)
     return ErrorSlices(found, tuple(addresses), is_error, float(alpha), box.classes)
 
 
-def _features(box: Box, x: Tensor, addresses: Sequence[str], batch_size: BatchSize) -> dict[str, Tensor]:
+def _read_sketched_features(box: Box, x: Tensor, addresses: Sequence[str], batch_size: BatchSize) -> dict[str, Tensor]:
     """Vectors (N, D) of each layer, on the CPU; more than 4,096 values are sketched."""
     h = read_features(box, x, addresses, batch_size=batch_size, max_features=SKETCH_SIZE)
     return {a: v.cpu() for a, v in h.items()}
@@ -236,11 +240,11 @@ def _features(box: Box, x: Tensor, addresses: Sequence[str], batch_size: BatchSi
 def _nearest_are_members(points: Tensor, search: Tensor, held_out: Tensor, is_member: Tensor) -> Tensor:
     """(T,) bool: whether most of the nearest searched examples of each held-out one are members."""
     distances = torch.cdist(points[held_out], points[search])
-    nearest = distances.topk(min(N_NEIGHBORS, len(search)), largest=False).indices
+    nearest = distances.topk(min(N_VOTING_NEIGHBORS, len(search)), largest=False).indices
     return is_member[nearest].double().mean(1) > 0.5
 
 
-def _describe(
+def _group_with_held_out_errors(
     in_group: Tensor, held_out: Tensor, is_error: Tensor, answers: Tensor, points: Tensor, address: str
 ) -> ErrorSlice:
     """The group with its errors on held-out examples, and the p-value before it is corrected."""
@@ -256,7 +260,7 @@ def _describe(
     )  # fmt: skip
 
 
-def _corrected(candidates: list[ErrorSlice], alpha: float) -> tuple[ErrorSlice, ...]:
+def _with_corrected_significance(candidates: list[ErrorSlice], alpha: float) -> tuple[ErrorSlice, ...]:
     adjusted = holm_adjusted([s.p_value for s in candidates])
     return tuple(replace(s, p_value=p, is_significant=p < alpha) for s, p in zip(candidates, adjusted, strict=True))
 
@@ -264,7 +268,7 @@ def _corrected(candidates: list[ErrorSlice], alpha: float) -> tuple[ErrorSlice, 
 # -- concepts ----------------------------------------------------------------------------------------------------------
 
 
-def _read_concepts(box: Box, concepts: Any) -> dict[str, Tensor]:
+def _read_concept_examples_or_directions(box: Box, concepts: Any) -> dict[str, Tensor]:
     """Examples (n, ...) or a direction (D,) of each concept by its name. Raises DataError and InputError."""
     if concepts is None:
         return {}
@@ -282,17 +286,19 @@ def _nearest_concept(
         return "", 0.0
     direction = h[in_group].double().mean(0) - h[~in_group].double().mean(0)
     cosines = {
-        name: float(torch.cosine_similarity(direction, _direction(box, name, c, address, h, batch_size), dim=0))
+        name: float(torch.cosine_similarity(direction, _concept_direction(box, name, c, address, h, batch_size), dim=0))
         for name, c in concepts.items()
     }
     best = max(cosines, key=lambda name: cosines[name])
     return best, cosines[best]
 
 
-def _direction(box: Box, name: str, concept: Tensor, address: str, h: Tensor, batch_size: BatchSize) -> Tensor:
+def _concept_direction(box: Box, name: str, concept: Tensor, address: str, h: Tensor, batch_size: BatchSize) -> Tensor:
     """(D,) from the mean of all examples to the concept's. Raises InputError for a vector of another length."""
     if concept.ndim > 1:
-        return _features(box, concept, [address], batch_size)[address].double().mean(0) - h.double().mean(0)
+        return _read_sketched_features(box, concept, [address], batch_size)[address].double().mean(0) - h.double().mean(
+            0
+        )
     vector = concept.detach().cpu()[None].double()
     vector = count_sketch(vector) if vector.shape[1] > SKETCH_SIZE else vector
     if vector.shape[1] != h.shape[1]:
@@ -303,5 +309,5 @@ def _direction(box: Box, name: str, concept: Tensor, address: str, h: Tensor, ba
     return vector[0]
 
 
-def _random_labels(box: Box) -> Tensor:
+def _random_card_labels(box: Box) -> Tensor:
     return torch.arange(12, device=box.device) % max(2, box.n_outputs)

@@ -14,15 +14,15 @@ from tqdm import tqdm
 from ..errors import WriteError
 
 STALL_TIMEOUT_SECONDS = 15.0  # without data
-CHUNK_BYTES = 1 << 16
-MAX_FILE_BYTES = 1 << 28  # the largest file here has 26 MB; a server could send without end
+DOWNLOAD_CHUNK_BYTES = 1 << 16
+MAX_DOWNLOAD_BYTES = 1 << 28  # the largest file here has 26 MB; a server could send without end
 
 
 class DownloadError(Exception):
     """No mirror could deliver the file; the message has the reason of each."""
 
 
-def fetch(urls: Sequence[str], path: Path, md5: str, *, quiet: bool = False) -> None:
+def download_from_first_mirror(urls: Sequence[str], path: Path, md5: str, *, quiet: bool = False) -> None:
     """Download `path` from the first mirror that works, with a progress bar on stderr.
 
     What is cut or wrong is not kept. Raises DownloadError, or WriteError where the folder cannot be written.
@@ -30,7 +30,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str, *, quiet: bool = False) -> 
     failures = []
     for url in urls:
         try:
-            return _retrieve(url, path, md5, quiet)
+            return _download_with_pooch(url, path, md5, quiet)
         except DownloadError as error:
             failures.append(f"{url}: {error}")
     raise DownloadError("; ".join(failures))
@@ -56,8 +56,8 @@ class _ProgressBar(tqdm):  # type: ignore[type-arg]
 
     def update(self, n: float | None = 1) -> bool | None:
         self.n_received = getattr(self, "n_received", 0) + (n or 0)
-        if self.n_received > MAX_FILE_BYTES:
-            raise DownloadError(f"the file is larger than {MAX_FILE_BYTES} bytes")
+        if self.n_received > MAX_DOWNLOAD_BYTES:
+            raise DownloadError(f"the file is larger than {MAX_DOWNLOAD_BYTES} bytes")
         return super().update(n)
 
     def reset(self, total: float | None = None) -> None:
@@ -65,19 +65,19 @@ class _ProgressBar(tqdm):  # type: ignore[type-arg]
         super().reset(total)
 
 
-def _retrieve(url: str, path: Path, md5: str, quiet: bool) -> None:
+def _download_with_pooch(url: str, path: Path, md5: str, quiet: bool) -> None:
     import pooch
     from requests.exceptions import RequestException
 
     with _ProgressBar(desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar, _silent_pooch():
         downloader = pooch.HTTPDownloader(
-            bar, CHUNK_BYTES, timeout=STALL_TIMEOUT_SECONDS, hooks={"response": _keep_encoded},
+            bar, DOWNLOAD_CHUNK_BYTES, timeout=STALL_TIMEOUT_SECONDS, hooks={"response": _disable_content_decoding},
             headers={"User-Agent": "unboxed", "Accept-Encoding": "identity"},
         )  # fmt: skip
         try:
             pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=downloader)
         except RequestException as error:
-            raise DownloadError(_reason(error)) from None
+            raise DownloadError(_failure_reason(error)) from None
         except ValueError as error:
             actual_md5 = str(error).partition("but got ")[2].partition(".")[0]
             raise DownloadError(f"wrong checksum: wanted md5 {md5}, got {actual_md5}") from None
@@ -85,12 +85,12 @@ def _retrieve(url: str, path: Path, md5: str, quiet: bool) -> None:
             raise WriteError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def _keep_encoded(response: Any, *args: Any, **kwargs: Any) -> None:
+def _disable_content_decoding(response: Any, *args: Any, **kwargs: Any) -> None:
     """A packed file is kept as it is, also where the server calls its packing an encoding of the transfer."""
     response.raw.headers.pop("Content-Encoding", None)
 
 
-def _reason(error: Exception) -> str:
+def _failure_reason(error: Exception) -> str:
     """Why a request failed: what the server says, or what the system says of the connection."""
     from requests.exceptions import ChunkedEncodingError, Timeout
 

@@ -15,11 +15,20 @@ from ..errors import DataError, UnboxedWarning
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
-from ..inputs.labels import match_names, number_names, sorted_names
+from ..inputs.labels import class_names_by_number, match_label_names_to_classes, sort_names_naturally
 from ..validation import missing_path_text
 from .labeled_files import Folder, SkippedFileReasons, classes_and_inputs
 
-SPLIT_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "train", "training")  # the first is suggested
+SPLIT_FOLDER_NAMES = (
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "testing",
+    "dev",
+    "train",
+    "training",
+)  # the first is suggested
 MAX_SPLITS_SHOWN = 5  # in a message
 SYSTEM_FILE_NAMES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # of operating systems
 
@@ -54,20 +63,20 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     skipped: SkippedFileReasons = []
     files_by_class = _files_by_class(root, skipped, classes)
     names = [to_printable(name) for name in files_by_class if name]
-    numbered = number_names(names)
+    numbered = class_names_by_number(names)
     labeled_files = [
-        (_image_files(files, skipped), numbered.index(_as_number(to_printable(name), numbered)) if name else -1)
+        (_image_files(files, skipped), numbered.index(_as_numbered_name(to_printable(name), numbered)) if name else -1)
         for name, files in files_by_class.items()
     ]
     interleaved = _interleave_classes(labeled_files)
     if not interleaved:
-        raise DataError(_no_images_text(root, skipped))
-    label_names = {numbered.index(_as_number(name, numbered)): name for name in names}
+        raise DataError(_no_readable_images_text(root, skipped))
+    label_names = {numbered.index(_as_numbered_name(name, numbered)): name for name in names}
     dataset = Folder(root, interleaved, tuple(numbered), pixels, skipped, label_names)
-    return dataset if classes is None else dataset.labeled_as(classes)
+    return dataset if classes is None else dataset.relabeled_by_classes(classes)
 
 
-def _as_number(name: str, numbered: Sequence[str]) -> str:
+def _as_numbered_name(name: str, numbered: Sequence[str]) -> str:
     """The name as it is numbered: 7 of 007 among numbers."""
     return name if name in numbered else str(int(name))
 
@@ -85,8 +94,8 @@ def _files_by_class(root: Path, skipped: SkippedFileReasons, classes: Sequence[s
     """Files by the name of their class folder; of a flat folder by the empty name. Raises DataError for splits."""
     entries = _list_visible_entries(root, skipped)
     subfolders = [p for p in entries if os.path.isdir(p) and not _is_same_folder(p, root)]
-    _refuse_splits(root, subfolders, classes)
-    order = sorted_names([p.name for p in subfolders])
+    _refuse_split_folders(root, subfolders, classes)
+    order = sort_names_naturally([p.name for p in subfolders])
     subfolders.sort(key=lambda p: order.index(p.name))
     files_by_class = {p.name: list(_walk_files(p, skipped, {os.path.realpath(root)})) for p in subfolders}
     loose_files = [p for p in entries if not os.path.isdir(p)]
@@ -97,18 +106,18 @@ def _files_by_class(root: Path, skipped: SkippedFileReasons, classes: Sequence[s
     return files_by_class
 
 
-def _refuse_splits(root: Path, subfolders: list[Path], classes: Sequence[str] | None) -> None:
+def _refuse_split_folders(root: Path, subfolders: list[Path], classes: Sequence[str] | None) -> None:
     """Raise DataError where the subfolders are splits, such as train and val, with the classes inside them."""
-    if not subfolders or _are_classes([p.name for p in subfolders], classes):
+    if not subfolders or _are_all_class_names([p.name for p in subfolders], classes):
         return
     inner = [frozenset(p.name for p in _list_visible_entries(folder, []) if os.path.isdir(p)) for folder in subfolders]
     has_own_images = any(_is_image_name(p) for folder in subfolders for p in _list_visible_entries(folder, []))
     same_classes = len(inner) > 1 and bool(inner[0]) and len(set(inner)) == 1 and not has_own_images
-    named_as_splits = all(p.name.casefold() in SPLIT_NAMES for p in subfolders) and any(inner)
+    named_as_splits = all(p.name.casefold() in SPLIT_FOLDER_NAMES for p in subfolders) and any(inner)
     if not (same_classes or named_as_splits):
         return
     with_classes = [folder for folder, names in zip(subfolders, inner, strict=True) if names]
-    rank = {name: i for i, name in enumerate(SPLIT_NAMES)}
+    rank = {name: i for i, name in enumerate(SPLIT_FOLDER_NAMES)}
     suggested = min(with_classes, key=lambda p: rank.get(p.name.casefold(), len(rank)))
     names = ", ".join(to_printable(p.name) for p in subfolders[:MAX_SPLITS_SHOWN])
     inside = ", ".join(sorted(map(to_printable, inner[subfolders.index(suggested)]))[:MAX_SPLITS_SHOWN])
@@ -123,14 +132,14 @@ def _is_image_name(path: Path) -> bool:
     return path.suffix.lower() in Image.registered_extensions()
 
 
-def _are_classes(names: list[str], classes: Sequence[str] | None) -> bool:
+def _are_all_class_names(names: list[str], classes: Sequence[str] | None) -> bool:
     """Whether all are names of the given classes."""
     if classes is None:
         return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnboxedWarning)  # a guess is no match
-            match_names(names, classes)
+            match_label_names_to_classes(names, classes)
     except (DataError, UnboxedWarning):
         return False
     return True
@@ -166,7 +175,7 @@ def _walk_files(path: Path, skipped: SkippedFileReasons, visited: set[str]) -> I
 
 def _image_files(files: list[Path], skipped: SkippedFileReasons) -> list[Path]:
     """The files that may be images; the others are added to the skipped ones."""
-    faults = [image_files.file_fault(p) for p in files]
+    faults = [image_files.unreadable_file_reason(p) for p in files]
     skipped += [(p, reason) for p, reason in zip(files, faults, strict=True) if reason]
     return [p for p, why in zip(files, faults, strict=True) if not why]
 
@@ -179,7 +188,7 @@ def _interleave_classes(labeled_files: list[tuple[list[Path], int]]) -> list[tup
     return [(path, label) for _, label, path in sorted(sort_keys)]
 
 
-def _no_images_text(root: Path, skipped: SkippedFileReasons) -> str:
+def _no_readable_images_text(root: Path, skipped: SkippedFileReasons) -> str:
     if not skipped:
         return f"the folder {root} is empty; wanted images, or one subfolder of images a class"
     message = "; ".join(f"{to_printable(path.name)}: {reason}" for path, reason in skipped[:3])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import DataError, WriteError
 from ..inputs.pixels import Pixels
-from .download import DownloadError, cache_folder, fetch, md5_checksum
+from .download import DownloadError, cache_folder, download_from_first_mirror, md5_checksum
 from .sets import InMemory
 
 MAX_IDX_BYTES = 1 << 31  # a header that claims more is refused
@@ -132,16 +132,18 @@ def _load_split(source: IDXFileSet, root: str | os.PathLike[str] | None, train: 
     if len(images) != len(labels):
         raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels in the {file_prefix} files")
     name = f"{source.name} ({'train' if train else 'test'})"
-    return InMemory(name, images[:, None], labels, _class_names(source, labels), _pixels_for_images(source, images))
+    return InMemory(
+        name, images[:, None], labels, _class_names_or_numbers(source, labels), _pixels_of_image_size(source, images)
+    )
 
 
-def _class_names(source: IDXFileSet, labels: Tensor) -> tuple[str, ...]:
+def _class_names_or_numbers(source: IDXFileSet, labels: Tensor) -> tuple[str, ...]:
     """The published names, or numbers where a user's files have more classes."""
     largest_label = int(labels.max())
     return source.classes if largest_label < len(source.classes) else tuple(map(str, range(largest_label + 1)))
 
 
-def _pixels_for_images(source: IDXFileSet, images: Tensor) -> Pixels:
+def _pixels_of_image_size(source: IDXFileSet, images: Tensor) -> Pixels:
     _, height, width = images.shape
     return Pixels((1, height, width), source.inputs.mean, source.inputs.std)
 
@@ -161,9 +163,11 @@ def _download_missing(source: IDXFileSet, folder: Path, names: tuple[str, ...], 
     _make_folder(folder)
     for name in missing:
         try:
-            fetch([url + name for url in source.mirrors], folder / name, source.md5[name], quiet=quiet)
+            download_from_first_mirror(
+                [url + name for url in source.mirrors], folder / name, source.md5[name], quiet=quiet
+            )
         except DownloadError as error:
-            raise DataError(_offline_text(source, folder, missing, str(error))) from None
+            raise DataError(_download_failed_text(source, folder, missing, str(error))) from None
 
 
 def _check_not_mixed_with_published(source: IDXFileSet, path: Path, missing: list[str]) -> None:
@@ -181,7 +185,7 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _offline_text(source: IDXFileSet, folder: Path, missing: list[str], reason: str) -> str:
+def _download_failed_text(source: IDXFileSet, folder: Path, missing: list[str], reason: str) -> str:
     still_missing = [name for name in missing if _find_packed_or_unpacked(folder, name) is None]
     advice = f"Put {' and '.join(still_missing)} into {folder} (from {source.mirrors[0]}), "
     advice += "or name a folder that has them: --root (root= in Python)"

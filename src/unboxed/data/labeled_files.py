@@ -14,9 +14,9 @@ from ..errors import BrokenImageError, UnboxedWarning
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.class_files import resolve_class_names
-from ..inputs.labels import is_numbers_only, match_labels
+from ..inputs.labels import are_default_class_names, match_labels_to_classes
 from ..inputs.pixels import Pixels
-from .sets import Example, Images
+from .sets import Images, LabeledImage
 
 SkippedFileReasons = list[tuple[Path, str]]
 
@@ -49,44 +49,48 @@ class LabeledFiles(Images):
         self.broken_files: dict[Path, str] = {}
         self._labels = [label for _, label in files]
 
-    def labeled_as(self, classes: Sequence[str]) -> Self:
+    def relabeled_by_classes(self, classes: Sequence[str]) -> Self:
         """The same files, labeled by these classes, matched by name. Raises DataError."""
         source = f"{self.names_source} of {to_printable(str(self.root))}"
         names = self.label_names or {}
-        class_by_label = match_labels(names, classes, made_from_names=True, names_source=source) if names else {}
+        class_by_label = (
+            match_labels_to_classes(names, classes, made_from_names=True, names_source=source) if names else {}
+        )
         relabeled = copy.copy(self)
         relabeled._labels = [class_by_label.get(label, label) for label in self._labels]
         relabeled.label_names = {k: names[label] for label, k in class_by_label.items()}
-        if len(self.classes) != len(classes) or not is_numbers_only(classes):  # numbers are not names
+        if len(self.classes) != len(classes) or not are_default_class_names(classes):  # numbers are not names
             relabeled.classes, relabeled.label_names = tuple(classes), dict(enumerate(classes))
         return relabeled
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> LabeledImage:
         example = self._read_example(index)
         if example is None:
             raise BrokenImageError(
-                f"{self._broken_reason(index)}; take examples by .first(n) or in a loop, or remove the file"
+                f"{self._broken_file_reason(index)}; take examples by .first(n) or in a loop, or remove the file"
             )
         return example
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    def __getitems__(self, indices: Sequence[int]) -> list[LabeledImage]:
         """The examples of a batch that can be read, as torch's DataLoader calls it."""
         examples = [example for i in indices if (example := self._read_example(i)) is not None]
         if not examples:
-            message = f"none of the {len(indices)} images of a batch can be read ({self._broken_reason(indices[0])})"
+            message = (
+                f"none of the {len(indices)} images of a batch can be read ({self._broken_file_reason(indices[0])})"
+            )
             raise BrokenImageError(
                 f"{message}; remove such files (see .skipped of {self.name!r}), or take larger batches"
             )
         return examples
 
-    def _broken_reason(self, index: int) -> str:
+    def _broken_file_reason(self, index: int) -> str:
         path = self.paths[index]
         return f"{to_printable(str(path))}: {self.broken_files[path]}"
 
-    def _read_example(self, index: int) -> Example | None:
+    def _read_example(self, index: int) -> LabeledImage | None:
         path = self.paths[index]
         if path in self.broken_files:
             return None
@@ -95,7 +99,7 @@ class LabeledFiles(Images):
         except UnboxedWarning:  # that the caller made an error
             raise
         except Exception as error:  # a hostile file can make a decoder raise anything
-            self.broken_files[path] = image_files.error_reason(error)
+            self.broken_files[path] = image_files.unreadable_image_reason(error)
             self.skipped.append((path, self.broken_files[path]))
             return None
 

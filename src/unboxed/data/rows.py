@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..inputs.features import Features
-from ..inputs.labels import match_names, number_names
+from ..inputs.labels import class_names_by_number, match_label_names_to_classes
 from ..validation import normalized_name
 from .sets import Batch, Images, check_n_examples
 
 MAX_COLUMNS_SHOWN = 8  # in a message
 
 
-class Rows(Images):
+class FeatureRows(Images):
     """Rows (F,) with a class number, or of regression a number; -1 without labels.
 
     `classes` are the names of the labels, where they are classes.
@@ -50,39 +50,41 @@ class Rows(Images):
 def read_rows(
     source: Path, columns: dict[str, list[Any]], inputs: Features, label_columns: Sequence[str],
     classes: Sequence[str] | None, *, is_regression: bool = False,
-) -> Rows:  # fmt: skip
+) -> FeatureRows:  # fmt: skip
     """The rows of a table {column: values} that has the inputs' columns, in any order, and perhaps one of labels.
 
     Raises DataError for a missing column, values that are no numbers, and other columns of which none says that it is
     the labels'.
     """
-    x = feature_rows(columns, inputs.names, source)
-    column = _label_column(source, [name for name in columns if name not in inputs.names], label_columns)
+    x = select_feature_columns(columns, inputs.names, source)
+    column = _find_label_column(source, [name for name in columns if name not in inputs.names], label_columns)
     if column is None:
-        return Rows(source.name, x, None, (), inputs)
+        return FeatureRows(source.name, x, None, (), inputs)
     if is_regression:
-        numbers = torch.tensor([_as_number(label, column, source) for label in columns[column]])
-        return Rows(source.name, x, numbers, (), inputs)
-    names = [_class_text(label) for label in columns[column]]
+        numbers = torch.tensor([_to_number(label, column, source) for label in columns[column]])
+        return FeatureRows(source.name, x, numbers, (), inputs)
+    names = [_label_text(label) for label in columns[column]]
     if missing := [i for i, name in enumerate(names) if not name]:
         raise DataError(f"{source}: {len(missing)} rows have no {column!r}, such as row {missing[0]}")
-    numbered = tuple(number_names(names)) if classes is None else tuple(classes)
-    number_of = {n: i for i, n in enumerate(numbered)} if classes is None else match_names(names, numbered)
-    return Rows(source.name, x, torch.tensor([number_of[name] for name in names]), numbered, inputs)
+    numbered = tuple(class_names_by_number(names)) if classes is None else tuple(classes)
+    number_of = (
+        {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)
+    )
+    return FeatureRows(source.name, x, torch.tensor([number_of[name] for name in names]), numbered, inputs)
 
 
-def feature_rows(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:
+def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:
     """The named columns as rows (N, F), whatever their order in the file. Raises DataError."""
     if missing := [name for name in names if str(name) not in columns]:
         listed = ", ".join(map(repr, list(columns)[:MAX_COLUMNS_SHOWN]))
         raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; its columns are {listed}")
-    values = [[_as_number(v, name, source) for v in columns[str(name)]] for name in names]
+    values = [[_to_number(v, name, source) for v in columns[str(name)]] for name in names]
     if not values[0]:
         raise DataError(f"{source} has no rows")
     return torch.tensor(values).T.contiguous()
 
 
-def _as_number(value: Any, name: str, source: Path) -> float:
+def _to_number(value: Any, name: str, source: Path) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -92,7 +94,7 @@ def _as_number(value: Any, name: str, source: Path) -> float:
     return number
 
 
-def _label_column(source: Path, others: Sequence[str], known: Sequence[str]) -> str | None:
+def _find_label_column(source: Path, others: Sequence[str], known: Sequence[str]) -> str | None:
     """Of the columns that are no inputs, the labels': one that is called so, or the only one."""
     called = [name for name in others if normalized_name(name) in known]
     if len(called) == 1 or len(others) == 1:
@@ -103,7 +105,7 @@ def _label_column(source: Path, others: Sequence[str], known: Sequence[str]) -> 
     raise DataError(f"{source}: which of the columns {listed} has the labels? Call it label, class or target")
 
 
-def _class_text(label: Any) -> str:
+def _label_text(label: Any) -> str:
     """A label as text; 1.0 is 1, and nothing or NaN is empty."""
     text = "" if label is None else str(label).strip()
     whole, _, rest = text.partition(".")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ..errors import BrokenImageError, DataError, InputError
 from ..inputs.pixels import Pixels
 
-Example = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
+LabeledImage = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
 
 
 class _BatchFields(NamedTuple):
@@ -38,7 +38,7 @@ class Batch(_BatchFields):
         return self
 
 
-class Images(Dataset[Example], ABC):
+class Images(Dataset[LabeledImage], ABC):
     """The interface of all data sets; subclasses define their length and how an example is read.
 
     `classes` are the names of the labels (empty if unknown), `labels_are_names` whether the labels were made from them,
@@ -55,9 +55,9 @@ class Images(Dataset[Example], ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> LabeledImage: ...
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[LabeledImage]:
         """Every example that can be read."""
         for i in range(len(self)):
             try:
@@ -89,7 +89,7 @@ class InMemory(Images):
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> LabeledImage:
         return self._pixels[index].float() / 255, int(self._labels[index])
 
     def first(self, n: int) -> Batch:
@@ -108,13 +108,13 @@ def check_n_examples(n: int) -> int:
     return number
 
 
-def stack_examples(examples: Iterable[Example], name: str) -> Batch:
+def stack_examples(examples: Iterable[LabeledImage], name: str) -> Batch:
     """One batch of examples of one shape; if all labels are -1 they become None."""
     images: list[Tensor] = []
     labels: list[int] = []
     for image, label in examples:
         if images and image.shape != images[0].shape:
-            raise DataError(_mixed_shapes_text(name, images[0], image, len(images)))
+            raise DataError(_mixed_image_shapes_text(name, images[0], image, len(images)))
         images.append(image)
         labels.append(label)
     if not images:
@@ -133,6 +133,6 @@ def _stack_labels(labels: list[int], name: str) -> Tensor | None:
     return torch.tensor(labels)
 
 
-def _mixed_shapes_text(name: str, first: Tensor, image: Tensor, index: int) -> str:
+def _mixed_image_shapes_text(name: str, first: Tensor, image: Tensor, index: int) -> str:
     message = f"{name!r} mixes image shapes: {tuple(first.shape)} and, at number {index}, {tuple(image.shape)}"
     return f"{message}. Resize them in the data set, or for Pillow images pass data.wrap(dataset, like=box.inputs)"

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..box import Box
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
-from ..inputs.examples import as_batch
+from ..inputs.examples import to_batch
 from ..inputs.images import require_pixels
-from ..inputs.pixel_arrays import image_to_tensor, is_image_source
+from ..inputs.pixel_arrays import image_to_tensor, is_single_image_source
 
 
 def image(source: Any, like: Inputs | Box) -> Tensor:
@@ -39,9 +39,9 @@ def image(source: Any, like: Inputs | Box) -> Tensor:
         >>> x = ub.image("photo.jpg", like=ub.Pixels((3, 224, 224)))  # doctest: +SKIP
     """
     pixels = require_pixels(like.inputs if isinstance(like, Box) else like)
-    if is_image_source(source) or getattr(source, "ndim", 0) in (2, 3):
+    if is_single_image_source(source) or getattr(source, "ndim", 0) in (2, 3):
         return image_to_tensor(source, "the image", pixels)[None]
     try:
-        return pixels.check(as_batch(source, pixels))
+        return pixels.check(to_batch(source, pixels))
     except InputError as error:
         raise DataError(str(error)) from error

@@ -12,28 +12,39 @@ from typing import Any
 
 from ..atomic_write import to_printable
 from ..box import Box
-from ..errors import DataError, MissingError, warn
+from ..errors import DataError, MissingPackageError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.features import Features
-from ..inputs.frames import is_frame
+from ..inputs.frames import is_data_frame
 from ..inputs.images import require_pixels
-from ..inputs.labels import label_value, number_names
+from ..inputs.labels import class_names_by_number, label_to_value
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, classes_and_inputs
-from .rows import Rows, read_rows
+from .rows import FeatureRows, read_rows
 
-FILE_COLUMNS = ("file", "filename", "path", "filepath", "image", "imagepath", "imagefile", "img", "imgpath", "imageid")
-LABEL_COLUMNS = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
+FILE_COLUMN_NAMES = (
+    "file",
+    "filename",
+    "path",
+    "filepath",
+    "image",
+    "imagepath",
+    "imagefile",
+    "img",
+    "imgpath",
+    "imageid",
+)
+LABEL_COLUMN_NAMES = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
-COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
+WANTED_COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
 
 WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(\.0*)?")  # also as spreadsheets and pandas write them
 
-Row = tuple[Any, Any]  # file and label
+FileAndLabel = tuple[Any, Any]  # file and label
 
 
-def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | Rows:
+def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | FeatureRows:
     """The examples of a table with their labels: the images that it lists, or for a model of tables its rows.
 
     Images are decoded on access, as `folder` does.
@@ -55,49 +66,54 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
     Raises:
         DataError: for a wrong path, a table without such columns, a file with two labels, labels that are not the
             classes, and where no image is left.
-        MissingError: for a Parquet file without pyarrow.
+        MissingPackageError: for a Parquet file without pyarrow.
 
     Example:
         >>> import unboxed as ub
         >>> photos = ub.data.table("labels.csv", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
     """
     dataset = open_table(path, like, classes)
-    if isinstance(dataset, Rows):
+    if isinstance(dataset, FeatureRows):
         return dataset
     if n := len(dataset.skipped):
-        rows, first = "a row is" if n == 1 else f"{n} rows are", _reason_text(dataset.skipped[0])
+        rows, first = "a row is" if n == 1 else f"{n} rows are", _skipped_files_text(dataset.skipped[0])
         warn(f"{rows} left out of {dataset.name}: {first}{', ...' * (n > 1)}; see .skipped")
     return dataset
 
 
-def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | Rows:
+def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | FeatureRows:
     """As `table`, for callers that say themselves what is left out."""
     is_regression = isinstance(like, Box) and like.outputs == "regression"
     classes, like = classes_and_inputs(like, classes)
     if isinstance(like, Features):
-        source, columns = _named_columns(path)
-        return read_rows(source, columns, like, LABEL_COLUMNS, classes, is_regression=is_regression)
+        source, columns = _read_values_by_column(path)
+        return read_rows(source, columns, like, LABEL_COLUMN_NAMES, classes, is_regression=is_regression)
     pixels, skipped = require_pixels(like), SkippedFileReasons()
-    source, rows = (Path("the DataFrame"), _frame_rows(path)) if is_frame(path) else _open_file(path)
-    label_by_file = _labels_by_file(source, _with_whole_numbers(rows), skipped)
+    source, rows = (
+        (Path("the DataFrame"), _files_and_labels_of_frame(path)) if is_data_frame(path) else _open_table_file(path)
+    )
+    label_by_file = _labels_by_file(source, _labels_to_whole_numbers(rows), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
-    numbered = number_names(list(names.values()))
-    number_of = {name: _number(name, numbered) for name in names.values()}
-    files = [(file, number_of[names[file]] if file in names else -1) for file in _readable(label_by_file, skipped)]
+    numbered = class_names_by_number(list(names.values()))
+    number_of = {name: _class_number(name, numbered) for name in names.values()}
+    files = [
+        (file, number_of[names[file]] if file in names else -1)
+        for file in _readable_image_paths(label_by_file, skipped)
+    ]
     if not files:
-        reasons = "; ".join(map(_reason_text, skipped[:3]))
+        reasons = "; ".join(map(_skipped_files_text, skipped[:3]))
         raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
-    return dataset if classes is None else dataset.labeled_as(classes)
+    return dataset if classes is None else dataset.relabeled_by_classes(classes)
 
 
-def _reason_text(skipped: tuple[Path, str]) -> str:
+def _skipped_files_text(skipped: tuple[Path, str]) -> str:
     path, reason = skipped
     return f"{to_printable(path.name)}: {reason}"
 
 
-def _with_whole_numbers(rows: Iterator[Row]) -> list[Row]:
+def _labels_to_whole_numbers(rows: Iterator[FileAndLabel]) -> list[FileAndLabel]:
     """The rows, with ints for labels that are all whole numbers, some of them written 1.0 or -1; None for NaN."""
     files, labels = zip(*found, strict=True) if (found := list(rows)) else ((), ())
     labels = tuple(None if isinstance(label, float) and math.isnan(label) else label for label in labels)
@@ -107,15 +123,17 @@ def _with_whole_numbers(rows: Iterator[Row]) -> list[Row]:
     return list(zip(files, labels, strict=True))
 
 
-def _number(name: str, numbered: Sequence[str]) -> int:
+def _class_number(name: str, numbered: Sequence[str]) -> int:
     return numbered.index(name) if name in numbered else int(name)
 
 
-def _labels_by_file(source: Path, rows: Sequence[Row], skipped: SkippedFileReasons) -> dict[Path, int | str | None]:
+def _labels_by_file(
+    source: Path, rows: Sequence[FileAndLabel], skipped: SkippedFileReasons
+) -> dict[Path, int | str | None]:
     """The label of each file, in the table's order. Raises DataError for a file with two labels."""
     labels: dict[Path, int | str | None] = {}
     for number, (file, label) in enumerate(rows):
-        path, value = source.parent / str(file).strip(), label_value(label, f"row {number} of {source.name}")
+        path, value = source.parent / str(file).strip(), label_to_value(label, f"row {number} of {source.name}")
         if path in labels and labels[path] != value:
             raise DataError(f"{source}: {to_printable(str(file))} has two labels, {labels[path]} and {value}")
         if path in labels:
@@ -126,14 +144,14 @@ def _labels_by_file(source: Path, rows: Sequence[Row], skipped: SkippedFileReaso
     return {path: v for path, v in labels.items() if v is not None or not some_labeled}
 
 
-def _readable(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
+def _readable_image_paths(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
     """The paths that may be images; the others are added to the skipped ones."""
-    faults = {path: image_files.file_fault(path) for path in paths}
+    faults = {path: image_files.unreadable_file_reason(path) for path in paths}
     skipped += [(path, reason) for path, reason in faults.items() if reason]
     return [path for path, reason in faults.items() if not reason]
 
 
-def _open_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
+def _open_table_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[FileAndLabel]]:
     source = table_path(path)
     return source, _read_parquet(source) if source.suffix.lower() == ".parquet" else _read_csv(source)
 
@@ -148,15 +166,15 @@ def table_path(path: str | os.PathLike[str]) -> Path:
     return source
 
 
-def _named_columns(path: Any) -> tuple[Path, dict[str, list[Any]]]:
+def _read_values_by_column(path: Any) -> tuple[Path, dict[str, list[Any]]]:
     """{column: its values} of a file or a DataFrame."""
-    if is_frame(path):
+    if is_data_frame(path):
         return Path("the DataFrame"), {str(name): path[name].to_numpy().tolist() for name in path.columns}
     source = table_path(path)
     return source, read_columns(source)
 
 
-def _frame_rows(frame: Any) -> Iterator[Row]:
+def _files_and_labels_of_frame(frame: Any) -> Iterator[FileAndLabel]:
     """The files and labels of a DataFrame."""
     files, labels = _find_columns(list(map(str, frame.columns)), Path("the DataFrame"))
     values = frame[files].to_numpy().tolist()
@@ -168,7 +186,7 @@ def read_columns(source: Path, max_rows: int | None = None) -> dict[str, list[An
     if source.suffix.lower() == ".parquet":
         contents = _open_parquet(source)
         return {str(name): contents.column(name).to_pylist()[:max_rows] for name in contents.column_names}
-    header, *rows = _csv_rows(source)
+    header, *rows = _iter_csv_cells(source)
     if short := [row for row in rows[:max_rows] if len(row) < len(header)]:
         raise DataError(f"{source} has rows of fewer than its {len(header)} columns, such as {short[0]}")
     return {name: [row[i] for row in rows[:max_rows]] for i, name in enumerate(header)}
@@ -178,14 +196,14 @@ def _open_parquet(source: Path) -> Any:
     try:
         from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise MissingError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV") from None
+        raise MissingPackageError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV") from None
     try:
         return parquet.read_table(source)
     except Exception as error:  # a damaged file can make a reader raise anything
         raise DataError(f"{source} is no sound Parquet file: {error}") from error
 
 
-def _read_parquet(source: Path) -> Iterator[Row]:
+def _read_parquet(source: Path) -> Iterator[FileAndLabel]:
     contents = _open_parquet(source)
     file_column, label_column = _find_columns(contents.column_names, source)
     files = contents.column(file_column).to_pylist()
@@ -193,7 +211,7 @@ def _read_parquet(source: Path) -> Iterator[Row]:
     return iter(zip(files, labels, strict=True))
 
 
-def _csv_rows(source: Path) -> list[list[str]]:
+def _iter_csv_cells(source: Path) -> list[list[str]]:
     """The cells of a file. File names may be of any encoding: they are decoded as the file system's."""
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = [line for line in file if line.strip()]
@@ -203,8 +221,8 @@ def _csv_rows(source: Path) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
 
 
-def _read_csv(source: Path) -> Iterator[Row]:
-    rows = _csv_rows(source)
+def _read_csv(source: Path) -> Iterator[FileAndLabel]:
+    rows = _iter_csv_cells(source)
     file_index, label_index, has_header = 0, (1 if len(rows[0]) > 1 else None), False
     if _is_header(rows[0], source):
         header, has_header = rows[0], True
@@ -213,7 +231,9 @@ def _read_csv(source: Path) -> Iterator[Row]:
         label_index = None if label_column is None else header.index(label_column)
     width = max(file_index, label_index or 0)
     if short := [row for row in rows if len(row) <= width]:
-        raise DataError(f"{source} has rows of fewer than {width + 1} columns, such as {short[0]}; {COLUMNS_TEXT}")
+        raise DataError(
+            f"{source} has rows of fewer than {width + 1} columns, such as {short[0]}; {WANTED_COLUMNS_TEXT}"
+        )
     return ((row[file_index], None if label_index is None else row[label_index]) for row in rows[has_header:])
 
 
@@ -221,13 +241,15 @@ def _is_header(row: Sequence[str], source: Path) -> bool:
     """Whether the first row names columns: it names no file, and has a name of a column or a cell without a dot."""
     if (source.parent / row[0]).is_file():
         return False
-    return any(normalized_name(cell) in (*FILE_COLUMNS, *LABEL_COLUMNS) for cell in row) or "." not in row[0]
+    return any(normalized_name(cell) in (*FILE_COLUMN_NAMES, *LABEL_COLUMN_NAMES) for cell in row) or "." not in row[0]
 
 
 def _find_columns(names: Sequence[str], source: Path) -> tuple[str, str | None]:
     """The names of the columns of files and labels. Raises DataError."""
     by_plain_name = {normalized_name(name): name for name in reversed(names)}
-    files, labels = ([by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMNS, LABEL_COLUMNS))
+    files, labels = (
+        [by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMN_NAMES, LABEL_COLUMN_NAMES)
+    )
     if not files or (not labels and len(names) > 1):
-        raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {COLUMNS_TEXT}")
+        raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {WANTED_COLUMNS_TEXT}")
     return files[0], labels[0] if labels else None

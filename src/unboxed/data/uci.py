@@ -25,9 +25,9 @@ Split = Literal["all", "train", "test"]
 IntArray = NDArray[np.int64]
 
 DIGITS_INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
-TEST_FRACTION = 0.2  # of each class
+TEST_FRACTION_PER_CLASS = 0.2  # of each class
 BLOCK_SIDE_PIXELS = 8  # pixels per side of a block
-INK_EXPONENT = 1.3  # MNIST's strokes are finer: blocks that are partly ink lose a little
+INK_FRACTION_EXPONENT = 1.3  # MNIST's strokes are finer: blocks that are partly ink lose a little
 N_BITMAP_REFINEMENTS = 3
 
 
@@ -76,7 +76,7 @@ def _stratified_split_rows(labels: IntArray, split: Split, seed: int) -> IntArra
 
 
 def _select_test_rows(rows: IntArray) -> IntArray:
-    return rows[: round(TEST_FRACTION * len(rows))]
+    return rows[: round(TEST_FRACTION_PER_CLASS * len(rows))]
 
 
 @cache
@@ -86,11 +86,11 @@ def _load_digits() -> tuple[Tensor, Tensor]:
 
     ink_counts, labels = load_digits(return_X_y=True)
     ink_fraction = torch.from_numpy(ink_counts).float().view(-1, 1, 8, 8) / 16
-    pixels = _shrink_and_center_digits(_bitmaps_from_ink(ink_fraction**INK_EXPONENT))
+    pixels = _shrink_and_center_digits(_bitmaps_from_ink_fractions(ink_fraction**INK_FRACTION_EXPONENT))
     return (255 * pixels).round().byte(), torch.from_numpy(labels)
 
 
-def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
+def _bitmaps_from_ink_fractions(ink_fraction: Tensor) -> Tensor:
     """Smooth bitmaps (N, 1, 64, 64) whose blocks have these fractions of ink (N, 1, 8, 8).
 
     Inverts the counting: blur, then set the brightest pixels of each block, as many as were counted; repeat.

@@ -18,10 +18,10 @@ from ..inputs.examples import iter_examples, open_data
 from ..inputs.forms import split_item
 from ..inputs.images import require_pixels
 from ..inputs.items import SkippedExamples, item_or_data_error
-from ..inputs.labels import class_numbers, label_value, number_names
-from ..inputs.pixel_arrays import ITEM_FORMS_TEXT, DecodeFn, image_to_tensor, is_image_source
+from ..inputs.labels import class_names_by_number, class_numbers, label_to_value
+from ..inputs.pixel_arrays import ITEM_FORMS_TEXT, DecodeFn, image_to_tensor, is_single_image_source
 from ..inputs.pixels import Pixels
-from .sets import Batch, Example, Images, check_n_examples, stack_examples
+from .sets import Batch, Images, LabeledImage, check_n_examples, stack_examples
 
 
 def first(dataset: Any, n: int) -> Batch:
@@ -111,7 +111,7 @@ class WrappedDataset(Images):
         self.name = item_format.name
         self.classes = known.in_order() if classes is None else tuple(map(str, resolve_class_names(classes)))
         self.labels_are_names = known.made_from_names and classes is None
-        if not self.classes and (names := self._names_of_labels()):
+        if not self.classes and (names := self._class_names_from_labels()):
             self.classes, self.labels_are_names = tuple(names), True
         elif known.names and classes is None:
             self.label_names = known.names
@@ -119,24 +119,24 @@ class WrappedDataset(Images):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> LabeledImage:
         try:
             image, label = _read_example(item_or_data_error(self._dataset, index), index, self._item_format)
         except BrokenImageError as error:
-            self._list_skipped(index, str(error))
+            self._record_skipped_example(index, str(error))
             raise
         if isinstance(label, str):
-            label = self._number_of(label, index)
+            label = self._class_number_of_name(label, index)
         if self.classes and label is not None and label >= len(self.classes):
             names = f"the {len(self.classes)} classes have the labels 0 to {len(self.classes) - 1}"
             raise DataError(f"example {index} of {self.name!r} has the label {label}, but {names}")
         return image, -1 if label is None else label
 
-    def _list_skipped(self, index: int, reason: str) -> None:
+    def _record_skipped_example(self, index: int, reason: str) -> None:
         if all(source != f"example {index}" for source, _ in self.skipped):
             self.skipped.append((f"example {index}", reason))
 
-    def _number_of(self, name: str, index: int) -> int:
+    def _class_number_of_name(self, name: str, index: int) -> int:
         try:
             return int(class_numbers(name, self.classes))
         except InputError as error:
@@ -147,11 +147,11 @@ class WrappedDataset(Images):
         """What an image is: that of `like`, or else the shape of the first."""
         return self._item_format.like or Pixels(_image_shape(self.first(1).x[0]))
 
-    def _names_of_labels(self) -> list[str]:
+    def _class_names_from_labels(self) -> list[str]:
         """The names of classes by number, where labels are names; they are looked for only if the first is one."""
         if not isinstance(next(self._iter_labels(), None), str):
             return []
-        return number_names([label for label in self._iter_labels() if isinstance(label, str)])
+        return class_names_by_number([label for label in self._iter_labels() if isinstance(label, str)])
 
     def _iter_labels(self) -> Iterator[int | str | None]:
         for i in range(len(self)):
@@ -159,7 +159,7 @@ class WrappedDataset(Images):
                 _, label = split_item(item_or_data_error(self._dataset, i))
             except BrokenImageError:
                 continue
-            yield label_value(label, f"example {i} of {self.name!r}")
+            yield label_to_value(label, f"example {i} of {self.name!r}")
 
 
 def _as_map_style_dataset(dataset: Any) -> Any:
@@ -194,6 +194,6 @@ def _image_shape(image: Tensor) -> tuple[int, int, int]:
 def _read_example(item_value: Any, index: int, item_format: _ItemFormat) -> tuple[Tensor, int | str | None]:
     where = f"example {index} of {item_format.name!r}"
     image, label = split_item(item_value)
-    if image is item_value and not isinstance(image, (Tensor, np.ndarray)) and not is_image_source(image):
+    if image is item_value and not isinstance(image, (Tensor, np.ndarray)) and not is_single_image_source(image):
         raise DataError(f"{where} is a {type(image).__name__}; {ITEM_FORMS_TEXT}")
-    return image_to_tensor(image, where, item_format.like, item_format.decode), label_value(label, where)
+    return image_to_tensor(image, where, item_format.like, item_format.decode), label_to_value(label, where)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..box import Box
-from ..inputs.tokens import OverEmbedding, Tokens
+from ..inputs.tokens import EmbeddingReduction, Tokens
 from ..objectives import Constant, Objective
 from .result_views import ResultViewsMixin
 
-COMMON_FIELDS = ("map", "input", "target", "score", "method", "layer", "classes")
+COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes")
 MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
@@ -78,13 +78,13 @@ class Attribution(ResultViewsMixin, Tensor):
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
         fields = (plain if map is None else map, input, target, score, method, layer, classes)
-        vars(attribution).update(zip(COMMON_FIELDS, fields, strict=True), **extras)
+        vars(attribution).update(zip(COMMON_FIELD_NAMES, fields, strict=True), **extras)
         return attribution
 
     @property
     def extras(self) -> Mapping[str, Any]:
         """{name: value} of what the method gives besides the map, its target and its score."""
-        return {name: value for name, value in vars(self).items() if name not in COMMON_FIELDS}
+        return {name: value for name, value in vars(self).items() if name not in COMMON_FIELD_NAMES}
 
     def __getattr__(self, name: str) -> Any:
         extras = ", ".join(self.extras)
@@ -138,7 +138,7 @@ def make_attribution(
     method: str,
     target: Any,
     score: Tensor | None = None,
-    over_embedding: OverEmbedding = "sum",
+    over_embedding: EmbeddingReduction = "sum",
     **extras: Any,
 ) -> Attribution:
     """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
@@ -152,7 +152,7 @@ def make_attribution(
         data,
         map=restore_map(box, data, over_embedding),
         input=box.restore_structure(x),
-        target=target_for_result(box, target, data.shape[0]),
+        target=resolve_result_target(box, target, data.shape[0]),
         score=score,
         method=method,
         classes=box.classes,
@@ -160,14 +160,14 @@ def make_attribution(
     )
 
 
-def restore_map(box: Box, h: Tensor, over_embedding: OverEmbedding) -> Any:
+def restore_map(box: Box, h: Tensor, over_embedding: EmbeddingReduction) -> Any:
     """A packed map (N, ...) in the structure of the inputs; of texts one number per token (N, T)."""
     if isinstance(box.inputs, Tokens):
-        return box.inputs.unpack_map(h, over_embedding)
+        return box.inputs.reduce_map_over_embedding(h, over_embedding)
     return box.restore_structure(h)
 
 
-def target_for_result(box: Box, target: Any, n: int) -> Tensor | Objective | None:
+def resolve_result_target(box: Box, target: Any, n: int) -> Tensor | Objective | None:
     """A target as a result holds it: classes (n,) or the objective. It was checked when its objective was made."""
     if isinstance(target, Tensor) and target.ndim < 2 and not target.is_inference():
         labels = target.to(box.device, torch.long, copy=True)

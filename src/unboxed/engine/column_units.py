@@ -16,12 +16,16 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError
-from ..inputs.base import Inputs, constant_tensor, inputs_at_levels
+from ..inputs.base import Inputs, constant_tensor, inputs_from_unit_interval
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
 from ..inputs.tokens import Tokens
 
-STD_UNIT, RANGE_UNIT, OWN_UNIT = "standard deviations of its column", "of its column's range", "(in its column's unit)"
+STD_UNIT_TEXT, RANGE_UNIT_TEXT, ORIGINAL_UNIT_TEXT = (
+    "standard deviations of its column",
+    "of its column's range",
+    "(in its column's unit)",
+)
 
 
 @dataclass(frozen=True)
@@ -35,24 +39,24 @@ class ScaledInputs:
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
 
-    def to_base(self, u: Tensor) -> Tensor:
+    def to_original_units(self, u: Tensor) -> Tensor:
         """Valid inputs in their own units."""
         return self.base.clip(u * constant_tensor(self.scale, u))
 
-    def from_base(self, x: Tensor) -> Tensor:
+    def to_scaled_units(self, x: Tensor) -> Tensor:
         return x / constant_tensor(self.scale, x)
 
     def check(self, u: Tensor) -> Tensor:
         return u
 
     def encode(self, u: Tensor) -> object:
-        return self.base.encode(self.to_base(u))
+        return self.base.encode(self.to_original_units(u))
 
     def decode(self, z: object) -> Tensor:
-        return self.from_base(self.base.decode(z))
+        return self.to_scaled_units(self.base.decode(z))
 
     def clip(self, u: Tensor) -> Tensor:
-        return self.from_base(self.base.clip(u * constant_tensor(self.scale, u)))
+        return self.to_scaled_units(self.base.clip(u * constant_tensor(self.scale, u)))
 
     def pack(self, u: Any) -> Tensor:
         return self.base.pack(u)
@@ -61,18 +65,20 @@ class ScaledInputs:
         """u itself: it stays packed until it is in the inputs' own units."""
         return u
 
-    def from_unit(self, levels: Tensor) -> Tensor:
-        return self.from_base(inputs_at_levels(self.base, levels))
+    def from_unit_interval(self, levels: Tensor) -> Tensor:
+        return self.to_scaled_units(inputs_from_unit_interval(self.base, levels))
 
     def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.from_base(self.base.random_inputs(n, generator))
+        return self.to_scaled_units(self.base.random_inputs(n, generator))
 
 
-def column_unit(inputs: Inputs) -> str:
+def column_unit_text(inputs: Inputs) -> str:
     """The unit of a change of a column, to follow an amount."""
     if isinstance(inputs, Features):
-        return STD_UNIT if inputs.has_std else RANGE_UNIT if _has_ranges(inputs) else OWN_UNIT
-    return OWN_UNIT
+        return (
+            STD_UNIT_TEXT if inputs.has_std else RANGE_UNIT_TEXT if _has_finite_bounds(inputs) else ORIGINAL_UNIT_TEXT
+        )
+    return ORIGINAL_UNIT_TEXT
 
 
 def column_scales(inputs: Inputs) -> tuple[float, ...]:
@@ -85,7 +91,7 @@ def column_scales(inputs: Inputs) -> tuple[float, ...]:
         return (1.0,) * math.prod(inputs.shape)
     if inputs.has_std:
         return inputs.std
-    if not _has_ranges(inputs):
+    if not _has_finite_bounds(inputs):
         return (1.0,) * len(inputs.names)
     return tuple(high - low if high > low else 1.0 for low, high in zip(inputs.low, inputs.high, strict=True))
 
@@ -99,7 +105,7 @@ def categorical_mask(inputs: Inputs) -> Tensor | None:
     return mask if bool(mask.any()) else None
 
 
-def in_column_units(box: Box, x: Tensor) -> tuple[Box, Tensor]:
+def to_scaled_box_and_inputs(box: Box, x: Tensor) -> tuple[Box, Tensor]:
     """The same model on inputs in these units, and x (N, D) of `validate_inputs` in them.
 
     Both are unchanged where the inputs are images, or tables without a unit to compare columns in.
@@ -107,22 +113,22 @@ def in_column_units(box: Box, x: Tensor) -> tuple[Box, Tensor]:
     if not isinstance(box.inputs, (Features, MultiInput)) or set(scales := column_scales(box.inputs)) == {1.0}:
         return box, x
     inputs = ScaledInputs(box.inputs, scales)
-    return box.reopen(box.model, inputs), inputs.from_base(x)
+    return box.reopen(box.model, inputs), inputs.to_scaled_units(x)
 
 
-def to_own_units(box: Box, u: Tensor, x: Tensor) -> Tensor:
-    """Inputs u (N, D) of a box from `in_column_units` in their own units, or frames (T, N, D) of them.
+def inputs_to_original_units(box: Box, u: Tensor, x: Tensor) -> Tensor:
+    """Inputs u (N, D) of a box from `to_scaled_box_and_inputs` in their own units, or frames (T, N, D) of them.
 
     What was not changed is as in x (N, D).
     """
     if not isinstance(box.inputs, ScaledInputs):
         return u
-    own = box.inputs.to_base(u.reshape(-1, u.shape[-1])).view_as(u)
-    return torch.where(u == box.inputs.from_base(x), x, own)
+    own = box.inputs.to_original_units(u.reshape(-1, u.shape[-1])).view_as(u)
+    return torch.where(u == box.inputs.to_scaled_units(x), x, own)
 
 
-def gradient_in_own_units(box: Box, grad: Tensor) -> Tensor:
-    """A gradient (N, D) of a box from `in_column_units` as a gradient of the inputs in their own units."""
+def gradient_to_original_units(box: Box, grad: Tensor) -> Tensor:
+    """A gradient (N, D) of a box from `to_scaled_box_and_inputs` as a gradient of the inputs in their own units."""
     return grad / constant_tensor(box.inputs.scale, grad) if isinstance(box.inputs, ScaledInputs) else grad
 
 
@@ -146,11 +152,11 @@ def column_changes(inputs: Inputs, before: Tensor, after: Tensor) -> list[Column
     """The columns of a row (F,) that differ after a change, the farthest first. Raises nothing for other inputs."""
     if not isinstance(inputs, Features):
         return []
-    scales, unit = column_scales(inputs), column_unit(inputs)
+    scales, unit = column_scales(inputs), column_unit_text(inputs)
     rows = zip(map(str, inputs.names), before.tolist(), after.tolist(), scales, strict=True)
     changes = [ColumnChange(name, a, b, (b - a) / scale, unit) for name, a, b, scale in rows if a != b]
     return sorted(changes, key=lambda c: -abs(c.change))
 
 
-def _has_ranges(inputs: Features) -> bool:
+def _has_finite_bounds(inputs: Features) -> bool:
     return all(map(math.isfinite, (*inputs.low, *inputs.high)))

@@ -12,9 +12,9 @@ from ..model.batching import BatchSize
 
 MAX_CPU_DATA_BATCH_ROWS = 192  # examples of a pass over data
 MAX_CPU_PATH_BATCH_ROWS = 96  # points of a path of gradients
-FORWARD_CACHE_BUDGET_BYTES = 20 * 2**20  # of two consecutive layers' activations, in forward passes alone
-GRADIENT_CACHE_BUDGET_BYTES = 2**26  # of all activations that are kept for a backward pass
-MIN_GRADIENT_ROWS, MAX_GRADIENT_ROWS = 16, 128
+CPU_CACHE_FORWARD_BYTES = 20 * 2**20  # of two consecutive layers' activations, in forward passes alone
+CPU_CACHE_GRADIENT_BYTES = 2**26  # of all activations that are kept for a backward pass
+MIN_CPU_GRADIENT_BATCH_ROWS, MAX_CPU_GRADIENT_BATCH_ROWS = 16, 128
 """With fewer rows, weights are read too often; with more, memory is mapped again for each activation."""
 
 
@@ -22,7 +22,7 @@ def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[Ba
     """(size, max_rows) for `map_in_batches`, for forward passes alone: `box.batch_plan`, limited by the cache."""
     size, max_rows = box.batch_plan(n_rows, batch_size)
     if box.device.type == "cpu" and not box.batch_dependent:
-        max_rows = min(max_rows, max(1, FORWARD_CACHE_BUDGET_BYTES // max(1, box.profile.peak_bytes_per_example)))
+        max_rows = min(max_rows, max(1, CPU_CACHE_FORWARD_BYTES // max(1, box.profile.peak_bytes_per_example)))
     return size, max_rows
 
 
@@ -32,17 +32,17 @@ def gradient_batch_plan(
     """(size, max_rows) for `map_in_batches`, for gradients: `box.batch_plan`, limited by the cache."""
     size, max_rows = box.batch_plan(n_rows, batch_size, batch_dependent)
     if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
-        cache_rows = GRADIENT_CACHE_BUDGET_BYTES // max(1, box.profile.bytes_per_example)
-        max_rows = min(max_rows, MAX_GRADIENT_ROWS, max(MIN_GRADIENT_ROWS, cache_rows))
+        cache_rows = CPU_CACHE_GRADIENT_BYTES // max(1, box.profile.bytes_per_example)
+        max_rows = min(max_rows, MAX_CPU_GRADIENT_BATCH_ROWS, max(MIN_CPU_GRADIENT_BATCH_ROWS, cache_rows))
     return size, max_rows
 
 
-def path_batch_rows(box: Box) -> int:
+def path_points_per_batch(box: Box) -> int:
     """The rows of an automatic batch of points of a path."""
     return min(box.batch_limit, MAX_CPU_PATH_BATCH_ROWS) if box.device.type == "cpu" else box.batch_limit
 
 
-def data_batch_rows(box: Box) -> int:
+def data_examples_per_batch(box: Box) -> int:
     """The examples of an automatic batch of a pass over data."""
     return MAX_CPU_DATA_BATCH_ROWS if box.device.type == "cpu" else box.batch_limit
 

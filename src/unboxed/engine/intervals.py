@@ -30,7 +30,7 @@ class Interval:
     n_examples: int  # that have a value
     n_draws: int
 
-    def widened_to_std(self, spread: float) -> Interval:
+    def at_least_as_wide_as_std(self, spread: float) -> Interval:
         """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
         if not self.n_examples:
             return self
@@ -61,7 +61,7 @@ def bootstrap_mean_interval(values: Tensor, seed: int = 0) -> Interval:
     if n == 1:
         return Interval(mean, -math.inf, math.inf, 1, n_draws)
     known = values.isfinite().double()
-    rows, draws = (_resample_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
+    rows, draws = (_bootstrap_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
     sums, counts = (((rows @ h) * draws).sum(1) for h in (values.nan_to_num(), known))
     means = (sums / counts)[counts > 0]
     tail = _tail_probability(n)
@@ -78,7 +78,7 @@ def proportion_interval(is_true: Tensor) -> Interval:
     return Interval(count / n, float(bounds.low), float(bounds.high), n, 1)
 
 
-def _resample_counts(size: int, seed: int, name: str) -> Tensor:
+def _bootstrap_counts(size: int, seed: int, name: str) -> Tensor:
     """How often each of `size` items is drawn in each resample, (N_BOOTSTRAP_RESAMPLES, size)."""
     generator = rng.keyed_generator(rng.CPU, "bootstrap", name, seed)
     index = torch.randint(size, (N_BOOTSTRAP_RESAMPLES, size), generator=generator)

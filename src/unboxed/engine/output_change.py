@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..box import Box
 
-NATS, VARIANCES = "nats", "share of the outputs' variance"
+NATS_UNIT_TEXT, VARIANCE_SHARE_UNIT_TEXT = "nats", "share of the outputs' variance"
 
 
 def output_change(box: Box, before: Tensor, after: Tensor) -> Tensor:
@@ -28,6 +28,6 @@ def output_change(box: Box, before: Tensor, after: Tensor) -> Tensor:
     return divergence.sum(-1) if divergence.ndim > 2 else divergence
 
 
-def change_unit(box: Box) -> str:
+def output_change_unit_text(box: Box) -> str:
     """The unit of `output_change`."""
-    return VARIANCES if box.outputs == "regression" else NATS
+    return VARIANCE_SHARE_UNIT_TEXT if box.outputs == "regression" else NATS_UNIT_TEXT

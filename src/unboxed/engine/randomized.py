@@ -47,7 +47,7 @@ def layers_with_weights(box: Box) -> tuple[LayerWithWeights, ...]:
     for path, module in box.modules.items():
         if (
             module not in visited
-            and has_own_weights(module)
+            and has_weights_of_its_own(module)
             and path not in unused_paths
             and "parametrizations" not in path.split(".")
         ):
@@ -59,7 +59,7 @@ def layers_with_weights(box: Box) -> tuple[LayerWithWeights, ...]:
     )
 
 
-def has_own_weights(module: nn.Module) -> bool:
+def has_weights_of_its_own(module: nn.Module) -> bool:
     """Whether a module has weights or batch statistics of its own."""
     return bool(own_parameters(module)) or getattr(module, "running_mean", None) is not None
 
@@ -154,13 +154,13 @@ def _randomize_module(module: nn.Module, group: Collection[nn.Module], seed: int
     old_values = [p.detach().clone() for p in params]
     with state.forking_rngs_with_lock(seed, device), state.setting_grad_mode(False):
         if _reset_stays_in_group(module, group):
-            _call_reset(module)
+            _call_reset_parameters(module)
         generator = torch.Generator(device).manual_seed(seed)
         assigned = {id(p) for name in _parametrized(module) for p in _assign_new_weight(module, name, generator)}
         for p, value in zip(params, old_values, strict=True):
             if id(p) not in assigned and torch.equal(p, value):
                 p.copy_(_normal_with_same_moments(value, generator))
-        _converge_spectral_norm(module)
+        _iterate_spectral_norm(module)
 
 
 def _parametrized(module: nn.Module) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ def _assign_new_weight(module: nn.Module, name: str, generator: torch.Generator)
     return [] if torch.equal(getattr(module, name), old_weight) else originals
 
 
-def _call_reset(module: nn.Module) -> None:
+def _call_reset_parameters(module: nn.Module) -> None:
     """Call a module's `reset_parameters`, if it has one."""
     for name in ("reset_parameters", "_reset_parameters", "reset_running_stats"):
         reset = getattr(module, name, None)
@@ -199,7 +199,7 @@ def _reset_stays_in_group(module: nn.Module, group: Collection[nn.Module]) -> bo
     """Whether a module's `reset_parameters` cannot change the weights of other layers."""
     parametrizations = getattr(module, "parametrizations", None)
     skipped = set(parametrizations.modules()) if isinstance(parametrizations, nn.Module) else set()
-    return all(m in group for m in module.modules() if m not in skipped and has_own_weights(m))
+    return all(m in group for m in module.modules() if m not in skipped and has_weights_of_its_own(m))
 
 
 def _normal_with_same_moments(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -210,7 +210,7 @@ def _normal_with_same_moments(like: Tensor, generator: torch.Generator) -> Tenso
     return (mean + std * noise).to(like.dtype)
 
 
-def _converge_spectral_norm(module: nn.Module) -> None:
+def _iterate_spectral_norm(module: nn.Module) -> None:
     """Let spectral norm converge on the new weight: it starts from the singular vectors of the old one."""
     names = _parametrized(module)
     if not names:

@@ -32,7 +32,7 @@ def attribution_map(result: Any) -> Tensor:
 MAX_REPR_ITEMS = 3  # of a tuple or mapping that a repr lists
 
 
-class OneLineReprMixin(ResultViewsMixin):
+class ResultMixin(ResultViewsMixin):
     """A result: its fields on one line, tensors by their shapes, and its views. For dataclasses with `repr=False`."""
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ def _short_repr(value: Any) -> str:
         return f"{{{', '.join(_first_texts(f'{name}: {_short_repr(part)}' for name, part in value.items()))}}}"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_first_texts(map(_short_repr, value)))}]"
-    if isinstance(value, OneLineReprMixin) or dataclasses.is_dataclass(value):
+    if isinstance(value, ResultMixin) or dataclasses.is_dataclass(value):
         return type(value).__name__
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
@@ -131,10 +131,10 @@ def _tensor_summary(tensor: Tensor) -> Any:
     return figures
 
 
-def nan_to_none(value: Any) -> Any:
+def nonfinite_to_none(value: Any) -> Any:
     """The same with NaN and infinite numbers, which JSON does not have, as None."""
     if isinstance(value, dict):
-        return {k: nan_to_none(v) for k, v in value.items()}
+        return {k: nonfinite_to_none(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [nan_to_none(v) for v in value]
+        return [nonfinite_to_none(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

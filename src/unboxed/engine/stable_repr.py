@@ -24,21 +24,25 @@ from ..checkpointing import cast_for_comparison, tensor_digest, weights_digest
 from ..errors import InputError
 
 OWN_PACKAGE = __name__.partition(".")[0]
-INSTALL_FOLDERS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-MAX_REPR_CHARS = 400  # characters; the rest becomes a digest
-DIGEST_CHARS = 16  # of a digest
+PYTHON_INSTALL_FOLDERS = tuple(
+    Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+MAX_UNHASHED_REPR_CHARS = 400  # characters; the rest becomes a digest
+N_DIGEST_CHARS = 16  # of a digest
 ATOMIC_TYPES = (type(None), type(...), bool, int, float, complex, str, bytes)
 
 
 def stable_repr(value: object) -> str:
     """The description. Raises InputError for what cannot be compared: a lock, a file, a running generator."""
     try:
-        text = _StableReprBuilder().repr_of(value)
+        text = _StableReprBuilder().repr_of_value(value)
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:  # too deep; an empty closure cell
         raise InputError(f"a {type(value).__qualname__} can't be compared with that of another run") from error
-    return text if len(text) <= MAX_REPR_CHARS else f"{text[:MAX_REPR_CHARS]}... {_short_digest(text)}"
+    return (
+        text if len(text) <= MAX_UNHASHED_REPR_CHARS else f"{text[:MAX_UNHASHED_REPR_CHARS]}... {_short_digest(text)}"
+    )
 
 
 def checkpoint_repr(method_name: str, value: object, remedy: str) -> str:
@@ -70,11 +74,11 @@ class _StableReprBuilder:
             int, tuple[int, object]
         ]()  # {id: number, and the object, that its id may not be used again}
 
-    def repr_of(self, value: Any) -> str:
+    def repr_of_value(self, value: Any) -> str:
         if isinstance(value, ATOMIC_TYPES):
             return repr(value)
         if isinstance(value, Tensor):
-            return f"tensor {tuple(value.shape)} {value.dtype} {tensor_digest(value)[:DIGEST_CHARS]}"
+            return f"tensor {tuple(value.shape)} {value.dtype} {tensor_digest(value)[:N_DIGEST_CHARS]}"
         if isinstance(value, ModuleType):
             return value.__name__
         if id(value) in self.number_by_id:
@@ -93,30 +97,30 @@ class _StableReprBuilder:
             return self._repr_object(value)
         if isinstance(value, Mapping):
             return f"{{{self._repr_pairs(value, ': ')}}}"
-        element_reprs = [self.repr_of(v) for v in value]
+        element_reprs = [self.repr_of_value(v) for v in value]
         ordered = sorted(element_reprs) if isinstance(value, Set) else element_reprs
         return f"{collection_type.__name__}({', '.join(ordered)})"
 
     def _repr_other(self, value: Any) -> str:
         if isinstance(value, partial):
             arguments = [
-                *map(self.repr_of, value.args),
+                *map(self.repr_of_value, value.args),
                 *([self._repr_pairs(value.keywords)] if value.keywords else []),
             ]
-            return f"partial({', '.join([self.repr_of(value.func), *arguments])})"
+            return f"partial({', '.join([self.repr_of_value(value.func), *arguments])})"
         if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, type(None))):
             return _qualified_name(value)
         if isinstance(value, FunctionType):
             return self._repr_function(value)
         if isinstance(value, CodeType):
-            return _short_digest(self.repr_of((value.co_code, value.co_consts, value.co_names)))
+            return _short_digest(self.repr_of_value((value.co_code, value.co_consts, value.co_names)))
         if isinstance(value, type):
             return self._repr_class(value)
         return self._repr_object(value)
 
     def _repr_pairs(self, values: Mapping[Any, Any], separator: str = "=") -> str:
-        value_by_name = {k if isinstance(k, str) else self.repr_of(k): v for k, v in values.items()}
-        return ", ".join(f"{k}{separator}{self.repr_of(v)}" for k, v in sorted(value_by_name.items()))
+        value_by_name = {k if isinstance(k, str) else self.repr_of_value(k): v for k, v in values.items()}
+        return ", ".join(f"{k}{separator}{self.repr_of_value(v)}" for k, v in sorted(value_by_name.items()))
 
     def _repr_function(self, function: FunctionType) -> str:
         closure = {
@@ -134,7 +138,8 @@ class _StableReprBuilder:
         state = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__, **closure}
         return (
             f"{_qualified_name(function)} "
-            f"{self.repr_of(function.__code__)}({self._repr_pairs({k: v for k, v in state.items() if v is not None})})"
+            f"{self.repr_of_value(function.__code__)}"
+            f"({self._repr_pairs({k: v for k, v in state.items() if v is not None})})"
         )
 
     def _repr_class(self, cls: type) -> str:
@@ -143,9 +148,8 @@ class _StableReprBuilder:
             return _qualified_name(cls)
         members = {k: getattr(v, "__func__", v) for k, v in vars(cls).items()}
         functions = {k: v for k, v in members.items() if isinstance(v, FunctionType)}
-        return (
-            f"{_qualified_name(cls)} "
-            f"{_short_digest(self.repr_of([*map(self.repr_of, cls.__bases__), self._repr_pairs(functions)]))}"
+        return f"{_qualified_name(cls)} " + _short_digest(
+            self.repr_of_value([*map(self.repr_of_value, cls.__bases__), self._repr_pairs(functions)])
         )
 
     def _repr_object(self, value: object) -> str:
@@ -159,8 +163,8 @@ class _StableReprBuilder:
         constructor, args, *state = reduced
         callee, *args = (*args,) if constructor is __newobj__ else (constructor, *args)
         contents = [*args, *(s for s in state if s is not None)]
-        parts = [self._repr_pairs(s) if type(s) is dict else self.repr_of(s) for s in contents]
-        return f"{self.repr_of(callee)}({', '.join(parts)})"
+        parts = [self._repr_pairs(s) if type(s) is dict else self.repr_of_value(s) for s in contents]
+        return f"{self.repr_of_value(callee)}({', '.join(parts)})"
 
 
 def _is_installed(value: FunctionType | type) -> bool:
@@ -169,7 +173,7 @@ def _is_installed(value: FunctionType | type) -> bool:
         return True
     code = getattr(value, "__code__", None)
     file = code.co_filename if code else getattr(_module_of(value), "__file__", None)
-    return file is not None and any(folder in Path(file).parents for folder in INSTALL_FOLDERS)
+    return file is not None and any(folder in Path(file).parents for folder in PYTHON_INSTALL_FOLDERS)
 
 
 def _module_of(value: object) -> ModuleType | None:
@@ -189,4 +193,4 @@ def _referenced_names(code: CodeType) -> Iterator[str]:
 
 
 def _short_digest(text: str) -> str:
-    return hashlib.sha256(encode_utf8(text)).hexdigest()[:DIGEST_CHARS]
+    return hashlib.sha256(encode_utf8(text)).hexdigest()[:N_DIGEST_CHARS]

@@ -15,17 +15,17 @@ from ..box import Box
 from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.example_gradients.losses import ExampleLoss
 from ..errors import InputError, ModelError
-from ..settings import Holds
+from ..settings import ValueRole
 from ..validation import suggestion_text
 
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
 Checkpoints = Annotated[
     Sequence[Checkpoint],
-    Holds("object"),
+    ValueRole("object"),
     "Checkpoints of the training: state dicts, or paths of files that hold them.",
 ]
-NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # the weights, in files of a whole training
-MAX_NAMES = 3  # that an error lists
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # the weights, in files of a whole training
+MAX_LISTED_NAMES = 3  # that an error lists
 
 
 class CheckpointStates:
@@ -46,8 +46,8 @@ class CheckpointStates:
         """The state dict of checkpoint k. Raises ModelError for one of another architecture."""
         checkpoint = self._checkpoints[k]
         name = f"checkpoint {k}" if isinstance(checkpoint, Mapping) else f"checkpoint {k} ({checkpoint})"
-        state = checkpoint if isinstance(checkpoint, Mapping) else _read(Path(checkpoint))
-        if problem := _misfit(self._wanted, state):
+        state = checkpoint if isinstance(checkpoint, Mapping) else _read_state_dict(Path(checkpoint))
+        if problem := _architecture_difference_text(self._wanted, state):
             raise ModelError(f"{name} is one of another architecture: {problem}. Give checkpoints of this model")
         return state
 
@@ -70,7 +70,7 @@ class CheckpointGradients:
         return CheckpointGradients(self._box, self._states, self._layers, self._loss, self._chosen[start:end])
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     """The weights in a file; nothing in it is executed. Raises ModelError."""
     try:
         if path.suffix == ".safetensors":
@@ -80,22 +80,22 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"can't read the checkpoint {path}: {reason}") from error
     if isinstance(content, Mapping):
-        content = next((content[key] for key in NESTED_UNDER if isinstance(content.get(key), Mapping)), content)
+        content = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(h, Tensor) for h in content.values()):
         raise ModelError(f"{path} holds no state dict; save model.state_dict(), or give the state dict itself")
     return content
 
 
-def _misfit(wanted: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+def _architecture_difference_text(wanted: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     """The first difference between two architectures in words; "" where there is none."""
     for name, value in wanted.items():
         if name in weights and isinstance(value, Tensor) and weights[name].shape != value.shape:
             return f"its {name} is {tuple(weights[name].shape)}, the model's is {tuple(value.shape)}"
     if missing := [name for name in wanted if name not in weights]:
-        return f"it has no {', '.join(missing[:MAX_NAMES])}{_hint(missing[0], weights)}"
+        return f"it has no {', '.join(missing[:MAX_LISTED_NAMES])}{_similar_names_hint(missing[0], weights)}"
     extra = [name for name in weights if name not in wanted]
-    return f"the model has no {', '.join(extra[:MAX_NAMES])}" if extra else ""
+    return f"the model has no {', '.join(extra[:MAX_LISTED_NAMES])}" if extra else ""
 
 
-def _hint(name: str, weights: Mapping[str, Tensor]) -> str:
-    return f"; {suggestion_text(name, weights, MAX_NAMES)}" if weights else ""
+def _similar_names_hint(name: str, weights: Mapping[str, Tensor]) -> str:
+    return f"; {suggestion_text(name, weights, MAX_LISTED_NAMES)}" if weights else ""

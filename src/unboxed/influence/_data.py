@@ -9,29 +9,29 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.example_gradients.labels import query_labels as query_labels
-from ..engine.example_gradients.labels import read_labeled as read_labeled
+from ..engine.example_gradients.labels import read_training_examples as read_training_examples
+from ..engine.example_gradients.labels import resolve_query_labels as resolve_query_labels
 from ..engine.randomized import copy_model
 from ..engine.unroll.model_training import ModelTraining
 from ..errors import InputError
-from ..settings import Holds
+from ..settings import ValueRole
 
 TrainingData = Annotated[
-    Any, Holds("data"), "Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader."
+    Any, ValueRole("data"), "Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader."
 ]
 
 TrainIndex = Annotated[
-    int | Sequence[int] | Tensor, Holds("ints"), "Index of the training example, or one per query (N,)."
+    int | Sequence[int] | Tensor, ValueRole("ints"), "Index of the training example, or one per query (N,)."
 ]
 
 
-def random_training_data(box: Box, n: int = 6) -> tuple[Tensor, Tensor]:
+def random_card_training_data(box: Box, n: int = 6) -> tuple[Tensor, Tensor]:
     """Random labeled examples, the same for each box, for the examples of cards."""
     x = box.inputs.random_inputs(n, torch.Generator(box.device).manual_seed(1)).to(box.dtype)
     return x, torch.arange(n, device=box.device) % max(2, box.n_outputs)
 
 
-def checked_train_index(index: Any, n_queries: int | None, n_train: int, device: torch.device) -> Tensor:
+def check_train_index(index: Any, n_queries: int | None, n_train: int, device: torch.device) -> Tensor:
     """Indices (Q,) of training examples: given, or one for all queries."""
     try:
         rows = torch.as_tensor(index, device=device)
@@ -48,9 +48,15 @@ def checked_train_index(index: Any, n_queries: int | None, n_train: int, device:
     return rows.long().expand(n_queries or max(1, rows.numel()))
 
 
-def short_training(box: Box, x: Tensor, y: Tensor) -> tuple[Box, Tensor, Tensor, ModelTraining]:
+def short_card_training(box: Box, x: Tensor, y: Tensor) -> tuple[Box, Tensor, Tensor, ModelTraining]:
     """A box whose model was trained for two steps, x, y, and the training, for the examples of cards."""
     training = ModelTraining(
-        copy_model(box), box.inputs, random_training_data(box), epochs=1, batch_size=3, lr=1e-3, outputs=box.outputs
+        copy_model(box),
+        box.inputs,
+        random_card_training_data(box),
+        epochs=1,
+        batch_size=3,
+        lr=1e-3,
+        outputs=box.outputs,
     )
     return training.box(training.run()), x, y, training

@@ -17,24 +17,24 @@ from ..engine.example_gradients.parameters import Parameters
 from ..engine.example_gradients.spectrum import lanczos, mean_eigenvalue
 from ..errors import NaNError
 from ..model.batching import BatchSize, map_in_batches
-from ..model.nan_checks import NAN_HINT, format_rows
+from ..model.nan_checks import NAN_HINT, rows_text
 from ..parameters import LayerAddresses
-from ..settings import AtLeast, Holds
+from ..settings import AtLeast, ValueRole
 from ..validation import check_seed
-from ._data import read_labeled
+from ._data import read_training_examples
 from .solvers import Solver, find_solver
 
 SolverChoice = Annotated[
     str | Solver,
-    Holds("str"),
+    ValueRole("str"),
     'How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.',
 ]
 CurvatureChoice = Annotated[CurvatureKind, "Which curvature H of the training loss is inverted."]
 Damping = Annotated[float | None, AtLeast(0), "What is added to every eigenvalue of H before it is inverted."]
 L2 = Annotated[float, AtLeast(0), "Weight decay of the training: its loss has l2 / 2 times the squared parameters."]
 LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
-TENTH_OF_MEAN = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
-MARGIN = 0.1  # beyond the smallest damping that makes H positive definite
+DEFAULT_DAMPING_FRACTION = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
+DAMPING_MARGIN_FRACTION = 0.1  # beyond the smallest damping that makes H positive definite
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class InverseCurvature:
         vectors = {name: v.to(self.gradients.parameters[name].dtype) for name, v in vectors.items()}
         c, box = self.curvature, self.gradients.box
         size, _ = box.batch_plan(c.n_examples, c.batch_size)
-        limit = box.rows_within(c.n_parameters * box.dtype.itemsize)
+        limit = box.max_rows_in_memory(c.n_parameters * box.dtype.itemsize)
 
         def project_batch(rows: slice) -> Tensor:
             return self.gradients.project(vectors, c.x[rows], c.y[rows])
@@ -86,7 +86,7 @@ def inverse_curvature(
     """The inverse curvature by these settings. Raises what reading the data and the model raises, and NaNError."""
     found = find_solver(solver)
     gradients = ExampleGradients(box, layers, loss, batch_size=batch_size)
-    x, y = read_labeled(box, train)
+    x, y = read_training_examples(box, train)
     h = Curvature(gradients, x, y, kind=curvature, l2=l2, batch_size=batch_size, seed=check_seed(seed))
     check_finite_losses(gradients, x, y, "training examples")
     rule = getattr(found, "default_damping", default_damping)
@@ -99,11 +99,13 @@ def default_damping(curvature: Curvature) -> float:
     An indefinite Hessian gets what makes it positive definite besides.
     """
     if curvature.kind == "gauss_newton":
-        return 0.0 if curvature.l2 > 0 else TENTH_OF_MEAN * mean_eigenvalue(curvature)
+        return 0.0 if curvature.l2 > 0 else DEFAULT_DAMPING_FRACTION * mean_eigenvalue(curvature)
     smallest = lanczos(curvature).lower_bound
     if smallest >= curvature.l2 / 2 > 0:
         return 0.0
-    return TENTH_OF_MEAN * max(0.0, mean_eigenvalue(curvature)) + (1 + MARGIN) * max(0.0, -smallest)
+    return DEFAULT_DAMPING_FRACTION * max(0.0, mean_eigenvalue(curvature)) + (1 + DAMPING_MARGIN_FRACTION) * max(
+        0.0, -smallest
+    )
 
 
 def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what: str) -> None:
@@ -117,6 +119,6 @@ def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what:
     finite = torch.cat(map_in_batches(losses, len(x), *box.batch_plan(len(x), gradients.batch_size))).isfinite()
     if bad := (~finite).nonzero()[:, 0].tolist():
         raise NaNError(
-            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what} ({format_rows(bad)}), and so would be "
+            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what} ({rows_text(bad)}), and so would be "
             f"every influence. {NAN_HINT}", bad, what,
         )  # fmt: skip

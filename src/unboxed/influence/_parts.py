@@ -20,9 +20,9 @@ from ..checkpointing import is_equal_up_to_rounding
 from ..errors import DataError, ModelError, WriteError
 
 LOG = logging.getLogger("unboxed")
-MANIFEST = "manifest.json"
-FRESH_HINT = "Give another folder, or remove this one to start again"
-UNREADABLE = {
+MANIFEST_FILE_NAME = "manifest.json"
+START_AGAIN_HINT = "Give another folder, or remove this one to start again"
+MISMATCH_TEXT_BY_SETTING = {
     "weights": "its weights are others",
     "parameter names": "it is of other layers",
     "losses of noise": "with the same weights its losses are others: by another normalization of the inputs, other "
@@ -31,7 +31,7 @@ UNREADABLE = {
 
 
 @dataclass(frozen=True, eq=False)
-class PartFiles:
+class GradientStoreFiles:
     """Parts of a store in a folder, and the settings that all of them must have been made with.
 
     An error names the first setting that differs, so that settings which determine others come first.
@@ -63,58 +63,58 @@ class PartFiles:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
-    def finish(self, n_rows: int, digests: list[str]) -> None:
+    def write_manifest(self, n_rows: int, digests: list[str]) -> None:
         """Write the manifest: the store is complete. Raises WriteError."""
         content = {"settings": dict(self.settings), "rows": n_rows, "digests": digests}
-        write_bytes(self.folder / MANIFEST, json.dumps(content, indent=1).encode())
+        write_bytes(self.folder / MANIFEST_FILE_NAME, json.dumps(content, indent=1).encode())
 
     def manifest(self) -> dict[str, Any] | None:
-        """What `finish` wrote; None for a store that is not complete. Raises ModelError."""
-        path = self.folder / MANIFEST
+        """What `write_manifest` wrote; None for a store that is not complete. Raises ModelError."""
+        path = self.folder / MANIFEST_FILE_NAME
         if not path.exists():
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["rows"], content["digests"], content["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path} is no manifest of a store. {FRESH_HINT}") from error
+            raise ModelError(f"{path} is no manifest of a store. {START_AGAIN_HINT}") from error
         self.check(content["settings"])
         return dict(content)
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ModelError where settings in the folder are others."""
         for name, wanted in self.settings.items():
-            if not _is_same(found := settings.get(name), wanted):
-                what = UNREADABLE.get(name, f"it was made with {name} {found}, this is {wanted}")
+            if not _is_equal_setting(found := settings.get(name), wanted):
+                what = MISMATCH_TEXT_BY_SETTING.get(name, f"it was made with {name} {found}, this is {wanted}")
                 raise ModelError(
-                    f"{self.folder} is a store of another model or of other settings: {what}. {FRESH_HINT}"
+                    f"{self.folder} is a store of another model or of other settings: {what}. {START_AGAIN_HINT}"
                 )
 
-    def check_no_more(self, n_parts: int) -> None:
+    def check_no_extra_parts(self, n_parts: int) -> None:
         """Raise DataError where the folder has parts beyond those of the data."""
         if self.path(n_parts).exists():
-            raise DataError(f"{self.folder} is a store of more training examples than these. {FRESH_HINT}")
+            raise DataError(f"{self.folder} is a store of more training examples than these. {START_AGAIN_HINT}")
 
     def _open(self, k: int) -> Any:
         try:
             return safe_open(self.path(k), framework="pt")
         except Exception as error:  # a broken file can raise anything
-            raise ModelError(f"can't read {self.path(k)}, a part of a store: {error}. {FRESH_HINT}") from error
+            raise ModelError(f"can't read {self.path(k)}, a part of a store: {error}. {START_AGAIN_HINT}") from error
 
 
-def _is_same(found: Any, wanted: Any) -> bool:
+def _is_equal_setting(found: Any, wanted: Any) -> bool:
     """Whether two settings are equal; numbers that a model gave, up to rounding."""
     if isinstance(wanted, list) and isinstance(found, list):
         return is_equal_up_to_rounding(torch.tensor(found), torch.tensor(wanted))
     return bool(found == wanted)
 
 
-def require_same(folder: Path, found: str, digest: str, rows: range) -> None:
+def require_same_part_data(folder: Path, found: str, digest: str, rows: range) -> None:
     """Raise DataError where the data of a part are not those that it was made of."""
     if found != digest:
         raise DataError(
             f"training examples {rows.start} to {rows.stop - 1} are not those that {folder} was made of: they have "
-            f"changed, or come in another order. Give them in the same order, without shuffling. {FRESH_HINT}"
+            f"changed, or come in another order. Give them in the same order, without shuffling. {START_AGAIN_HINT}"
         )
 
 
@@ -127,7 +127,7 @@ def count_examples(data: Any) -> int | None:
         return None
 
 
-def log_size(folder: Path, n: int | None, bytes_per_row: int) -> None:
+def check_disk_space_and_log_size(folder: Path, n: int | None, bytes_per_row: int) -> None:
     """State how large a store will be, before it is made. Raises WriteError where the disk has not enough space."""
     if n is None:
         LOG.info("store %s: %d bytes per training example", folder, bytes_per_row)

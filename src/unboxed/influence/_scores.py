@@ -8,13 +8,19 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.example_gradients.losses import ExampleLoss
-from .result import NATS, Influence
+from .result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence
 
 LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
 
 
-def one_run(
-    box: Box, method: str, scores: Tensor, x: Tensor, y: Tensor, train_labels: Tensor, unit: str = NATS
+def make_one_run_influence(
+    box: Box,
+    method: str,
+    scores: Tensor,
+    x: Tensor,
+    y: Tensor,
+    train_labels: Tensor,
+    unit: str = NATS_PER_EXAMPLE_UNIT_TEXT,
 ) -> Influence:
     """The result of queries x (Q, ...) and labels y (Q,) that the model itself was asked about, not others like it."""
     return Influence(

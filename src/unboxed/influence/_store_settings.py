@@ -14,7 +14,7 @@ from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.example_gradients.losses import ExampleLoss
 
 LOG = logging.getLogger("unboxed")
-N_NOISE = 4  # inputs whose losses stand for what weights do not say
+N_NOISE_INPUTS = 4  # inputs whose losses stand for what weights do not say
 
 
 def store_settings(gradients: ExampleGradients, loss: ExampleLoss | None, **others: Any) -> dict[str, Any]:
@@ -25,44 +25,44 @@ def store_settings(gradients: ExampleGradients, loss: ExampleLoss | None, **othe
     """
     return {
         "weights": str(weights_digest(gradients.box.model)),
-        "parameters": _summary(gradients.parameters),
-        "parameter names": str(tensor_digest(*(_as_bytes(name) for name in gradients.parameters))),
-        "loss": _name(loss),
+        "parameters": _parameters_summary_text(gradients.parameters),
+        "parameter names": str(tensor_digest(*(_name_to_byte_tensor(name) for name in gradients.parameters))),
+        "loss": _loss_name(loss),
         **others,
-        "losses of noise": _losses_of_noise(gradients),
+        "losses of noise": _losses_on_noise(gradients),
     }
 
 
-def _losses_of_noise(gradients: ExampleGradients) -> list[float]:
+def _losses_on_noise(gradients: ExampleGradients) -> list[float]:
     """Losses of noise at labels that are always the same; where the loss is not of such labels, sums of the outputs."""
     box = gradients.box
-    x = box.noise(N_NOISE)
+    x = box.noise(N_NOISE_INPUTS)
     with box.isolated(grad=False):
         z = gradients.outputs(x)
         try:
-            values = gradients.loss(z, _labels_of_noise(box, z))
+            values = gradients.loss(z, _labels_for_noise(box, z))
         except Exception:  # a loss of the user's own may raise anything
             LOG.debug("the loss takes no labels of noise: outputs stand for it", exc_info=True)
             values = z.flatten(1).sum(1)
     return [float(v) for v in values.detach().double().flatten()]
 
 
-def _labels_of_noise(box: Box, z: Tensor) -> Tensor:
+def _labels_for_noise(box: Box, z: Tensor) -> Tensor:
     if box.outputs in ("regression", "multilabel"):
         return torch.zeros_like(z)
     return torch.arange(len(z), device=z.device) % box.n_outputs
 
 
-def _as_bytes(name: str) -> Tensor:
+def _name_to_byte_tensor(name: str) -> Tensor:
     return torch.tensor(list(name.encode()), dtype=torch.uint8)
 
 
-def _summary(parameters: dict[str, Tensor]) -> str:
+def _parameters_summary_text(parameters: dict[str, Tensor]) -> str:
     names = list(parameters)
     return f"{names[0]} to {names[-1]}, {len(names)} tensors of {sum(p.numel() for p in parameters.values())} values"
 
 
-def _name(loss: ExampleLoss | None) -> str:
+def _loss_name(loss: ExampleLoss | None) -> str:
     return (
         "of the outputs" if loss is None else f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__name__)}"
     )

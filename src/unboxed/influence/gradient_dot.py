@@ -9,9 +9,9 @@ from ..cards import card
 from ..engine.example_gradients.gradients import ExampleGradients
 from ..parameters import InputBatch, Labels, LayerAddresses
 from ..settings import Above, check_settings
-from ._data import TrainingData, query_labels, random_training_data, read_labeled
-from ._scores import LossFunction, cosines, one_run
-from .result import NATS, SIMILARITY, Influence
+from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
+from ._scores import LossFunction, cosines, make_one_run_influence
+from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
 
 LearningRate = Annotated[float | None, Above(0), "Learning rate of the step."]
 
@@ -21,7 +21,7 @@ LearningRate = Annotated[float | None, Above(0), "Learning rate of the step."]
     source="Charpiat et al. 2019, arXiv:2103.15531; TracIn at the last checkpoint, Pruthi et al. 2020",
     shows="Which training examples pull the final weights the way in which the query's loss falls.",
     does_not_show="What they did earlier in the training, when their gradients were large and most of it was learned.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box)),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box)),
     exempt={"one forward": "it runs the training examples, too"},
     order=20,
 )
@@ -72,12 +72,14 @@ def gradient_dot(
     """
     check_settings(gradient_dot, locals())
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    train_x, train_y = read_labeled(box, train)
+    y = resolve_query_labels(box, x, labels)
+    train_x, train_y = read_training_examples(box, train)
     gradients = ExampleGradients(box, layers, loss)
     scores = gradients.dot(x, y, train_x, train_y)
     if metric == "cosine":
         scores = cosines(scores, gradients.norms(x, y), gradients.norms(train_x, train_y))
     is_nats = metric == "dot" and lr is not None
     scores = scores * (lr / len(train_x)) if is_nats and lr else scores
-    return one_run(box, "Gradient dot", scores, x, y, train_y, NATS if is_nats else SIMILARITY)
+    return make_one_run_influence(
+        box, "Gradient dot", scores, x, y, train_y, NATS_PER_EXAMPLE_UNIT_TEXT if is_nats else SIMILARITY_UNIT_TEXT
+    )

@@ -14,23 +14,25 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
 from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
-from ._data import TrainingData, query_labels, random_training_data
+from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, Damping, InverseCurvature, LossFunction, SolverChoice, inverse_curvature
-from .result import Truth
+from .result import ScoreTruth
 
-NATS_PER_GROUP = "nats per group left out"
+NATS_PER_GROUP_UNIT_TEXT = "nats per group left out"
 Groups = Annotated[Sequence[Any], "Groups of training examples: each the indices of its members."]
-Order = Annotated[Literal[1, 2], "1: the sum of the members' influences; 2: with the second-order correction."]
+GroupInfluenceOrder = Annotated[
+    Literal[1, 2], "1: the sum of the members' influences; 2: with the second-order correction."
+]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GroupInfluence(OneLineReprMixin):
+class GroupInfluence(ResultMixin):
     """Scores of groups of training examples for queries: positive where the group helped the query.
 
     Attributes:
@@ -49,8 +51,8 @@ class GroupInfluence(OneLineReprMixin):
 
     scores: Tensor
     members: tuple[Tensor, ...]
-    truth: Truth
-    unit: str = NATS_PER_GROUP
+    truth: ScoreTruth
+    unit: str = NATS_PER_GROUP_UNIT_TEXT
     method: str = ""
     input: Any = None
     target: Tensor | None = None
@@ -63,7 +65,9 @@ class GroupInfluence(OneLineReprMixin):
     source="Basu, You & Feizi 2020, arXiv:1911.00418, section 4",
     shows="What leaving out a group of training examples together does to the loss of a query.",
     does_not_show="What a training does that is not at its optimum; and groups so large that another optimum results.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box), [[0, 1], [2, 3, 4]], damping=1000.0),
+    example=lambda method, box, x, y: method(
+        box, x, y, random_card_training_data(box), [[0, 1], [2, 3, 4]], damping=1000.0
+    ),
     exempt={
         "one forward": "it runs the training examples many times",
         "another seed": "its default solver draws nothing",
@@ -73,7 +77,7 @@ class GroupInfluence(OneLineReprMixin):
 )
 @outside_inference_mode
 def group(
-    box: Box, x: InputBatch, labels: Labels, train: TrainingData, groups: Groups, *, order: Order = 2,
+    box: Box, x: InputBatch, labels: Labels, train: TrainingData, groups: Groups, *, order: GroupInfluenceOrder = 2,
     solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
     layers: LayerAddresses = None, loss: LossFunction = None, batch_size: BatchSize = "auto", seed: Seed = 0,
 ) -> GroupInfluence:  # fmt: skip
@@ -119,12 +123,12 @@ def group(
     """
     check_settings(group, locals())
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
+    y = resolve_query_labels(box, x, labels)
     inverse = inverse_curvature(
         box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    members = [_checked_members(rows, inverse.curvature.n_examples, box.device) for rows in _checked_groups(groups)]
+    members = [_check_members(rows, inverse.curvature.n_examples, box.device) for rows in _check_groups(groups)]
     effects = torch.cat([_mean_gradient(inverse, rows) for rows in members])  # (G, P)
     if order == 2:
         effects = effects + _second_order_effects(inverse, members, effects)
@@ -150,21 +154,21 @@ def _mean_gradient(inverse: InverseCurvature, rows: Tensor) -> Tensor:
     """The gradient (1, P) of a group's part of the mean loss, in batches."""
     c, gradients = inverse.curvature, inverse.gradients
 
-    def summed(part: slice) -> Tensor:
+    def sum_batch_gradients(part: slice) -> Tensor:
         mean = gradients.mean(c.x[rows[part]], c.y[rows[part]])
         return gradients.flatten({n: g[None] for n, g in mean.items()}).to(gradients.box.dtype) * len(rows[part])
 
-    parts = map_in_batches(summed, len(rows), *gradients.box.batch_plan(len(rows), c.batch_size))
+    parts = map_in_batches(sum_batch_gradients, len(rows), *gradients.box.batch_plan(len(rows), c.batch_size))
     return torch.stack(parts).sum(0) / c.n_examples
 
 
-def _checked_groups(groups: Any) -> list[Any]:
+def _check_groups(groups: Any) -> list[Any]:
     if isinstance(groups, str) or not hasattr(groups, "__iter__") or not len(listed := list(groups)):
         raise InputError(f"groups must be a list with the indices of each group's members; got {groups!r}")
     return listed
 
 
-def _checked_members(rows: Any, n: int, device: torch.device) -> Tensor:
+def _check_members(rows: Any, n: int, device: torch.device) -> Tensor:
     """Indices (M,) of training examples, each once."""
     try:
         index = torch.as_tensor(list(rows) if isinstance(rows, range) else rows, device=device)

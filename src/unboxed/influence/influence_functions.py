@@ -17,12 +17,12 @@ from ..errors import UnboxedWarning, warn
 from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
-from ._data import TrainingData, query_labels, random_training_data
+from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
 from .result import Influence
 
-LARGE_SCORES_TEXT = "scores of up to"  # with which the warning of them begins
-MAX_PLAUSIBLE_SCORE = 1.0  # nats that leaving out one example of many may change a loss by
+LARGE_SCORES_WARNING_PREFIX = "scores of up to"  # with which the warning of them begins
+MAX_PLAUSIBLE_SCORE_NATS = 1.0  # nats that leaving out one example of many may change a loss by
 
 
 @card(
@@ -30,7 +30,7 @@ MAX_PLAUSIBLE_SCORE = 1.0  # nats that leaving out one example of many may chang
     source="Koh & Liang 2017, arXiv:1703.04730, equation 2",
     shows="How much each training example lowered the loss of a query, if the training was converged.",
     does_not_show="What a training that is not at its optimum, or long and not convex, would do without the example.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box), damping=1000.0),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box), damping=1000.0),
     exempt={
         "one forward": "it runs the training examples many times",
         "another seed": "its default solver draws nothing",
@@ -100,13 +100,13 @@ def influence_functions(
     """
     check_settings(influence_functions, locals())
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
+    y = resolve_query_labels(box, x, labels)
     inverse = inverse_curvature(
         box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     scores = inverse.project(inverse.solve_for(x, y)) / inverse.curvature.n_examples
-    _warn_of_large(scores)
+    _warn_of_implausible_scores(scores)
     return Influence(
         scores.to(box.dtype), "one run", method="Influence functions", input=box.restore_structure(x), target=y,
         train_labels=inverse.curvature.y, classes=box.classes, settings=inverse.settings,
@@ -117,14 +117,15 @@ def influence_functions(
 def without_large_score_warning() -> Iterator[None]:
     """While open, scores that are no figures are not warned of: where their order alone is shown."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", LARGE_SCORES_TEXT, UnboxedWarning)
+        warnings.filterwarnings("ignore", LARGE_SCORES_WARNING_PREFIX, UnboxedWarning)
         yield
 
 
-def _warn_of_large(scores: Tensor) -> None:
+def _warn_of_implausible_scores(scores: Tensor) -> None:
     """Warn of changes that no first-order estimate can mean."""
-    if (largest := float(scores.abs().max())) > MAX_PLAUSIBLE_SCORE:
+    if (largest := float(scores.abs().max())) > MAX_PLAUSIBLE_SCORE_NATS:
         warn(
-            f"{LARGE_SCORES_TEXT} {largest:.2g} nats for leaving out one example are no figures: the curvature is "
+            f"{LARGE_SCORES_WARNING_PREFIX} {largest:.2g} nats for leaving out one example "
+            f"are no figures: the curvature is "
             "nearly singular at these weights. Read them as a ranking, or give a larger damping"
         )

@@ -13,21 +13,21 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.features import read_features, resolve_address
 from ..engine.read.neighbors import Neighbors, StreamingNeighborSearch
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
 from ..parameters import BatchSize, LayerAddress
-from ..settings import AtLeast, Holds, Unit, check_settings
-from ._data import TrainingData, random_training_data, read_labeled
+from ..settings import AtLeast, Unit, ValueRole, check_settings
+from ._data import TrainingData, random_card_training_data, read_training_examples
 from .self_influence import self_influence
 
 MislabelMethod = Literal["neighbors", "loss", "self-influence"]
-SMOOTHING = 0.03  # votes that all classes share, against one of all neighbors
-SHARPNESS = 2.0  # of weights exp(-SHARPNESS * distance / median distance)
+VOTE_SMOOTHING = 0.03  # votes that all classes share, against one of all neighbors
+VOTE_DISTANCE_SHARPNESS = 2.0  # of weights exp(-SHARPNESS * distance / median distance)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SuspectedMislabels(OneLineReprMixin):
+class SuspectedMislabels(ResultMixin):
     """Training examples ranked by how likely their labels are wrong.
 
     Attributes:
@@ -73,7 +73,7 @@ class SuspectedMislabels(OneLineReprMixin):
     "arXiv:2001.10528 (losses along the training)",
     shows="Which training examples have a label that their neighbors and the model speak against.",
     does_not_show="Whether the label is wrong or the example is ambiguous: that takes a look at it.",
-    example=lambda method, box, x, y: method(box, random_training_data(box), n_neighbors=2),
+    example=lambda method, box, x, y: method(box, random_card_training_data(box), n_neighbors=2),
     order=61,
 )
 def suspected_mislabels(
@@ -84,7 +84,7 @@ def suspected_mislabels(
     layer: LayerAddress = None,
     n_neighbors: Annotated[int, AtLeast(1), Unit("examples"), "Nearest neighbors that vote on each label."] = 20,
     checkpoints: Annotated[
-        Sequence[Box] | None, Holds("object"), "Boxes of the model along its training."
+        Sequence[Box] | None, ValueRole("object"), "Boxes of the model along its training."
     ] = None,
     batch_size: BatchSize = "auto",
 ) -> SuspectedMislabels:  # fmt: skip
@@ -132,11 +132,11 @@ def suspected_mislabels(
     """
     check_settings(suspected_mislabels, locals())
     box.require_class_scores("suspected_mislabels", exclusive=True)
-    x, y = read_labeled(box, train)
+    x, y = read_training_examples(box, train)
     log_probs = _mean_log_probs(box, x, checkpoints, batch_size)  # (N, K)
     if method == "neighbors":
-        neighbors = _nearest(box, x, layer, n_neighbors, batch_size)
-        log_probs = (log_probs + _votes(neighbors, y, box.n_outputs).log()).log_softmax(1)
+        neighbors = _nearest_other_examples(box, x, layer, n_neighbors, batch_size)
+        log_probs = (log_probs + _neighbor_votes(neighbors, y, box.n_outputs).log()).log_softmax(1)
     if method == "self-influence":
         scores = self_influence(box, (x, y), batch_size=batch_size).scores
     else:
@@ -153,7 +153,7 @@ def _mean_log_probs(box: Box, x: Tensor, checkpoints: Sequence[Box] | None, batc
     return torch.stack([z.log_softmax(1) for z in logits]).mean(0)
 
 
-def _nearest(box: Box, x: Tensor, layer: str | None, k: int, batch_size: BatchSize) -> Neighbors:
+def _nearest_other_examples(box: Box, x: Tensor, layer: str | None, k: int, batch_size: BatchSize) -> Neighbors:
     """The k nearest other examples of each one (N, k)."""
     address = "input" if layer is None else resolve_address(box, layer)
     h = read_features(box, x, [address], batch_size=batch_size)[address]
@@ -162,11 +162,11 @@ def _nearest(box: Box, x: Tensor, layer: str | None, k: int, batch_size: BatchSi
     return search.result()
 
 
-def _votes(neighbors: Neighbors, y: Tensor, n_classes: int) -> Tensor:
+def _neighbor_votes(neighbors: Neighbors, y: Tensor, n_classes: int) -> Tensor:
     """What part of its neighbors has each class, (N, K) in float64, near ones counting more; none is zero."""
     d = neighbors.distances.double()
     median = d.median(1, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)
-    weights = torch.exp(-SHARPNESS * d / median)
+    weights = torch.exp(-VOTE_DISTANCE_SHARPNESS * d / median)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     votes = weights.new_zeros(len(y), n_classes).scatter_add_(1, y[neighbors.indices], weights)
-    return (votes + SMOOTHING / n_classes) / (1 + SMOOTHING)
+    return (votes + VOTE_SMOOTHING / n_classes) / (1 + VOTE_SMOOTHING)

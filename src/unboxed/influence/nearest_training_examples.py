@@ -13,9 +13,9 @@ from ..engine.read.features import hidden_layer_input_addresses, read_features, 
 from ..errors import InputError, LayerError
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddress
 from ..settings import check_settings
-from ._data import TrainingData, query_labels, random_training_data, read_labeled
-from ._scores import cosines, one_run
-from .result import SIMILARITY, Influence
+from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
+from ._scores import cosines, make_one_run_influence
+from .result import SIMILARITY_UNIT_TEXT, Influence
 
 
 @card(
@@ -23,7 +23,7 @@ from .result import SIMILARITY, Influence
     source="Hanawa et al. 2021, arXiv:2006.04528",
     shows="Which training examples the model sees as similar to the query.",
     does_not_show="Whether they taught it the answer: nothing of the training enters.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box)),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box)),
     exempt={"one forward": "it runs the training examples, too"},
     order=90,
 )
@@ -70,8 +70,8 @@ def nearest_training_examples(
     """
     check_settings(nearest_training_examples, locals())
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    train_x, train_y = read_labeled(box, train)
+    y = resolve_query_labels(box, x, labels)
+    train_x, train_y = read_training_examples(box, train)
     address = _default_address(box) if layer is None else resolve_address(box, layer)
     q, f = (read_features(box, h, [address], batch_size=batch_size)[address].double() for h in (x, train_x))
     scores = _similarities(q, f, metric)
@@ -79,7 +79,7 @@ def nearest_training_examples(
         if y.ndim > 1 or y.is_floating_point():
             raise InputError("signed compares classes; this model's labels are values. Give signed=False")
         scores = torch.where(y[:, None] == train_y, scores, -scores)
-    return one_run(box, "Nearest training examples", scores, x, y, train_y, SIMILARITY)
+    return make_one_run_influence(box, "Nearest training examples", scores, x, y, train_y, SIMILARITY_UNIT_TEXT)
 
 
 def _default_address(box: Box) -> str:

@@ -18,7 +18,7 @@ from ..engine.example_gradients.parameters import Parameters
 from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
-from ._data import TrainIndex, TrainingData, checked_train_index, query_labels, random_training_data
+from ._data import TrainIndex, TrainingData, check_train_index, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
 
 
@@ -27,7 +27,7 @@ from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, 
     source="Koh & Liang 2017, arXiv:1703.04730, equation 5",
     shows="Which values of a training example would change the loss of a query, had they been other in training.",
     does_not_show="What a large change of the training example does: it is the slope at the example as it is.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box), 0, damping=10.0),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box), 0, damping=10.0),
     exempt={
         "one forward": "it runs the training examples many times",
         "another seed": "its default solver draws nothing",
@@ -81,16 +81,18 @@ def perturb(
     """
     check_settings(perturb, locals())
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
+    y = resolve_query_labels(box, x, labels)
     inverse = inverse_curvature(
         box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     c = inverse.curvature
-    rows = checked_train_index(index, len(x), c.n_examples, box.device)
+    rows = check_train_index(index, len(x), c.n_examples, box.device)
     s = inverse.solve_for(x, y)
     slopes = [
-        _slope_of_projection(inverse.gradients, {name: v[q] for name, v in s.items()}, c.x[i, None], c.y[i, None])
+        _gradient_projection_and_slope(
+            inverse.gradients, {name: v[q] for name, v in s.items()}, c.x[i, None], c.y[i, None]
+        )
         for q, i in enumerate(rows.tolist())
     ]
     scores, maps = torch.stack([score for score, _ in slopes]), torch.cat([slope for _, slope in slopes])
@@ -101,7 +103,9 @@ def perturb(
     )  # fmt: skip
 
 
-def _slope_of_projection(gradients: ExampleGradients, s: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient_projection_and_slope(
+    gradients: ExampleGradients, s: Parameters, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """<s, gradient of the loss at (x, y)>, a number, and its gradient (1, ...) in x."""
     parameters = {name: p.detach().requires_grad_() for name, p in gradients.parameters.items()}
     x = x.clone().requires_grad_()

@@ -12,25 +12,25 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..cards import card
-from ..engine.results import OneLineReprMixin
-from ..engine.unroll.training import QueryLossFn, State, Training, map_states
+from ..engine.results import ResultMixin
+from ..engine.unroll.training import QueryLossFn, Training, TrainingState, map_states
 from ..errors import InputError
 from ..model.state import outside_inference_mode
 from ..parameters import InputBatch, Labels, Seed
-from ..settings import AtLeast, AtMost, Holds, Unit, check_settings
+from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._data import short_training
+from ._data import short_card_training
 from .result import Influence
-from .unrolled import MAX_BYTES, unrolled
+from .unrolled import DEFAULT_MAX_UNROLL_STATE_BYTES, unrolled
 
-STATES_PER_RUN = (
+RUN_MEMORY_IN_STATES = (
     4  # memory of one of many runs at once: its state before and after a step, gradients, what it is made of
 )
-GROWTH = 0.1  # of a set that the exact run does not confirm
+SET_GROWTH_FRACTION = 0.1  # of a set that the exact run does not confirm
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Removal(OneLineReprMixin):
+class Removal(ResultMixin):
     """The smallest sets found of training examples whose removal changes answers, with the proof by retraining.
 
     Margins are the logit of the answer minus the largest other one: below zero the answer has changed.
@@ -84,7 +84,7 @@ class Removal(OneLineReprMixin):
     source="Ilyas & Engstrom 2025, arXiv:2503.13751; Yang et al. 2023, arXiv:2302.02169",
     shows="Which few training examples an answer hangs on: retrained without them, the model answers differently.",
     does_not_show="That no smaller set does it, or that these do it in a training with another seed.",
-    example=lambda method, box, x, y: _example(method, box, x, y),
+    example=lambda method, box, x, y: _run_card_example_with_result(method, box, x, y),
     exempt={
         "awkward": "the model is trained in train mode, where dropout, batch norm and a train() of its own take effect",
         "one forward": "it retrains the model",
@@ -98,14 +98,16 @@ def removal(
     x: InputBatch,
     labels: Labels,
     training: Annotated[
-        Training, Holds("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
+        Training, ValueRole("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
     ],
     *,
     max_fraction: Annotated[float, AtLeast(0), AtMost(1), "Largest part of the training examples to remove."] = 0.01,
     n_controls: Annotated[int, AtLeast(0), Unit("runs"), "Random sets of the same size to retrain without."] = 1,
-    max_bytes: Annotated[int, AtLeast(1), Unit("bytes"), "Memory that states and adjoints may take."] = MAX_BYTES,
+    max_bytes: Annotated[
+        int, AtLeast(1), Unit("bytes"), "Memory that states and adjoints may take."
+    ] = DEFAULT_MAX_UNROLL_STATE_BYTES,
     seed: Seed = 0,
-) -> Removal:  # fmt: skip
+) -> Removal:
     """Find the smallest set of training examples without which each answer changes, and prove it by retraining.
 
     The strongest statement on why an answer is what it is: not a score, but what happens. Examples are ranked by
@@ -152,23 +154,32 @@ def removal(
     check_settings(removal, locals())
     box.require_class_scores("removal", exclusive=True)
     x, seed = box.validate_inputs(x), check_seed(seed)
-    answer = _answers(box, x, labels)
-    margins = training.with_query_loss(_negative_margin(training, box.n_outputs))
+    answer = _check_and_predict_labels(box, x, labels)
+    margins = training.with_query_loss(_training_with_margin_loss(training, box.n_outputs))
     influence = unrolled(box, x, answer, margins, max_bytes=max_bytes, check_smoothness=False)
     retraining = _Retraining(training, x, answer, box.n_outputs, max_bytes)
     max_size = max(1, int(max_fraction * training.n_examples))
     order = influence.top(max_size)  # (Q, max_size)
     margin, _ = retraining.exact_run(range(len(x)), None)
     sizes = _smallest_sizes(retraining, order, _predicted_sizes(influence, order, margin))
-    sets, real, new = _confirm(retraining, order, sizes)
+    sets, real, new = _confirm_by_exact_runs(retraining, order, sizes)
     predicted = margin - torch.stack([row[s].sum() for row, s in zip(influence.scores, sets, strict=True)])
     return Removal(
-        sets, answer, margin, predicted, real, new, _control_margins(retraining, sets, n_controls, seed), influence,
-        max_size, box.restore_structure(x), box.classes,
-    )  # fmt: skip
+        sets,
+        answer,
+        margin,
+        predicted,
+        real,
+        new,
+        _control_margins(retraining, sets, n_controls, seed),
+        influence,
+        max_size,
+        box.restore_structure(x),
+        box.classes,
+    )
 
 
-def _answers(box: Box, x: Tensor, labels: Labels) -> Tensor:
+def _check_and_predict_labels(box: Box, x: Tensor, labels: Labels) -> Tensor:
     """The model's answers (Q,). Raises InputError where the labels are others."""
     answer = box.predict(x).to(box.device)
     wrong = [] if labels is None else (box.class_labels(labels, len(x)) != answer).nonzero().flatten().tolist()
@@ -180,19 +191,19 @@ def _answers(box: Box, x: Tensor, labels: Labels) -> Tensor:
     return answer
 
 
-def _negative_margin(training: Training, n_classes: int) -> QueryLossFn:
+def _training_with_margin_loss(training: Training, n_classes: int) -> QueryLossFn:
     """Minus the margin of each query's class, as a loss: what helps an answer raises its margin.
 
     A difference of cross-entropies is one of logits.
     """
 
-    def loss(state: State, x: Tensor, y: Tensor) -> Tensor:
-        return -_margin(training.class_losses(state, x, n_classes), y)
+    def loss(state: TrainingState, x: Tensor, y: Tensor) -> Tensor:
+        return -_margin_from_class_losses(training.class_losses(state, x, n_classes), y)
 
     return loss
 
 
-def _margin(losses: Tensor, y: Tensor) -> Tensor:  # (Q, K), (Q,)
+def _margin_from_class_losses(losses: Tensor, y: Tensor) -> Tensor:  # (Q, K), (Q,)
     """The smallest loss of another class minus that of the class itself, (Q,)."""
     is_label = torch.arange(losses.shape[1], device=y.device) == y[:, None]
     return losses.masked_fill(is_label, torch.inf).amin(1) - losses.gather(1, y[:, None])[:, 0]
@@ -210,29 +221,29 @@ class _Retraining:
 
     def margins(self, queries: Sequence[int], removed: Sequence[Tensor]) -> Tensor:
         """The margin (M,) of queries[m] after a training without removed[m], as many trainings at once as fit."""
-        size = max(1, self.max_bytes // (STATES_PER_RUN * self.training.state_bytes))
+        size = max(1, self.max_bytes // (RUN_MEMORY_IN_STATES * self.training.state_bytes))
         chunks = [slice(i, i + size) for i in range(0, len(queries), size)]
         return torch.cat([self._margins_at_once(queries[c], removed[c]) for c in chunks] or [self.x.new_empty(0)])
 
     def exact_run(self, queries: Sequence[int], removed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Margins and answers of queries after one training without examples, as `training.run` has it."""
         index = torch.tensor(queries, device=self.x.device)
-        state = self.training.run(None if removed is None else self._weights([removed])[0])
+        state = self.training.run(None if removed is None else self._example_weights_without_removed([removed])[0])
         with torch.no_grad():
             losses = self.training.class_losses(state, self.x[index], self.n_classes)
-        return _margin(losses, self.answer[index]), losses.argmin(1)
+        return _margin_from_class_losses(losses, self.answer[index]), losses.argmin(1)
 
     def _margins_at_once(self, queries: Sequence[int], removed: Sequence[Tensor]) -> Tensor:
         index = torch.tensor(queries, device=self.x.device)
-        states = self.training.run_many(self._weights(removed))
+        states = self.training.run_many(self._example_weights_without_removed(removed))
         with torch.no_grad():
             losses = map_states(self._class_losses, states, self.x[index])  # (M, K)
-        return _margin(losses, self.answer[index])
+        return _margin_from_class_losses(losses, self.answer[index])
 
-    def _class_losses(self, state: State, x: Tensor) -> Tensor:
+    def _class_losses(self, state: TrainingState, x: Tensor) -> Tensor:
         return self.training.class_losses(state, x[None], self.n_classes)[0]
 
-    def _weights(self, removed: Sequence[Tensor]) -> Tensor:
+    def _example_weights_without_removed(self, removed: Sequence[Tensor]) -> Tensor:
         weights = self.training.example_weights(len(removed))
         for row, indices in zip(weights, removed, strict=True):
             row[indices] = 0
@@ -259,13 +270,15 @@ def _smallest_sizes(retraining: _Retraining, order: Tensor, guess: Tensor) -> Te
     return high
 
 
-def _confirm(retraining: _Retraining, order: Tensor, sizes: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def _confirm_by_exact_runs(
+    retraining: _Retraining, order: Tensor, sizes: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Sets, margins and answers of exact runs; a set that one does not confirm grows, up to the largest."""
     sets, margins, answers = list[Tensor](), list[Tensor](), list[Tensor]()
     for q, size in enumerate(sizes.tolist()):
         margin, answer = retraining.exact_run([q], order[q, :size])
         while not bool(margin < 0) and size < order.shape[1]:
-            size = min(order.shape[1], size + max(1, round(GROWTH * size)))
+            size = min(order.shape[1], size + max(1, round(SET_GROWTH_FRACTION * size)))
             margin, answer = retraining.exact_run([q], order[q, :size])
         sets.append(order[q, :size])
         margins.append(margin)
@@ -281,7 +294,7 @@ def _control_margins(retraining: _Retraining, sets: Sequence[Tensor], n_controls
     return retraining.margins(queries, removed).reshape(len(sets), n_controls)
 
 
-def _example(method: object, box: Box, x: Tensor, y: Tensor) -> Removal:
-    trained, x, _, training = short_training(box, x, y)
+def _run_card_example_with_result(method: object, box: Box, x: Tensor, y: Tensor) -> Removal:
+    trained, x, _, training = short_card_training(box, x, y)
     result: Removal = method(trained, x, None, training, max_fraction=0.5)  # type: ignore[operator]
     return result

@@ -18,14 +18,14 @@ from ..errors import InputError, LayerError
 from ..model.layers import input_address
 from ..parameters import BatchSize, InputBatch, Labels
 from ..settings import Above, check_settings
-from ._data import TrainingData, query_labels, random_training_data, read_labeled
-from ._scores import one_run
+from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
+from ._scores import make_one_run_influence
 from .result import Influence
 
-LOGIT = "part of the label's logit"
-MAX_NEWTON_STEPS, GRADIENT_TOLERANCE = 100, 1e-12  # of the gradient, per unit of l2
-CG_TOLERANCE, MIN_STEP_LENGTH, ROUNDING = 1e-3, 1e-4, 1e-14
-MAX_REMAINDER = 1e-6  # of a logit, that the parts may not add up to
+LOGIT_PART_UNIT_TEXT = "part of the label's logit"
+MAX_NEWTON_STEPS, NEWTON_GRADIENT_TOLERANCE = 100, 1e-12  # of the gradient, per unit of l2
+CG_TOLERANCE, MIN_NEWTON_STEP_LENGTH, LINE_SEARCH_ROUNDING_TOLERANCE = 1e-3, 1e-4, 1e-14
+MAX_LOGIT_REMAINDER_FRACTION = 1e-6  # of a logit, that the parts may not add up to
 
 
 @card(
@@ -34,7 +34,7 @@ MAX_REMAINDER = 1e-6  # of a logit, that the parts may not add up to
     shows="How the label's logit is made up of the training examples: those that raise it, and those that lower it.",
     does_not_show="How the layers below came to their features: only the last layer is taken to be learned.",
     needs=("linear end",),
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box)),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box)),
     exempt={"one forward": "it runs the training examples, too"},
     order=60,
 )
@@ -87,19 +87,19 @@ def representer_points(
     check_settings(representer_points, locals())
     box.require_class_scores("representer_points", exclusive=True)
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    train_x, train_y = read_labeled(box, train)
+    y = resolve_query_labels(box, x, labels)
+    train_x, train_y = read_training_examples(box, train)
     address = _last_linear_input(box)
     queries, _ = _features_and_logits(box, x, address, batch_size)  # (Q, D)
     features, logits = _features_and_logits(box, train_x, address, batch_size)  # (N, D), (N, K)
     targets = logits.softmax(1) if fit_to == "model" else F.one_hot(train_y, logits.shape[1]).to(logits)
-    weights = _fit(features, targets, l2)  # (K, D)
+    weights = _fit_last_layer_by_newton(features, targets, l2)  # (K, D)
     alpha = (targets - (features @ weights.T).softmax(1)) / (2 * l2 * len(features))  # (N, K)
     scores = alpha.T[y] * (queries @ features.T)
     remainder = scores.sum(1) - (queries * weights[y]).sum(1)
-    if float(remainder.abs().max()) > MAX_REMAINDER * (1 + float(scores.abs().max())):
+    if float(remainder.abs().max()) > MAX_LOGIT_REMAINDER_FRACTION * (1 + float(scores.abs().max())):
         raise InputError(f"with l2={l2:g} the last layer is not at its optimum to double precision; give a larger l2")
-    return one_run(box, "Representer points", scores, x, y, train_y, LOGIT)
+    return make_one_run_influence(box, "Representer points", scores, x, y, train_y, LOGIT_PART_UNIT_TEXT)
 
 
 def _last_linear_input(box: Box) -> str:
@@ -107,12 +107,7 @@ def _last_linear_input(box: Box) -> str:
     row = next((row for row in reversed(box.layers.leaves) if row.n_parameters), None)
     module = box.modules.get(row.path) if row else None
     weight = getattr(module, "weight", None)
-    if (
-        row is None
-        or not isinstance(weight, Tensor)
-        or weight.ndim != 2
-        or not _gives_the_logits(box, row.addresses[-1])
-    ):
+    if row is None or not isinstance(weight, Tensor) or weight.ndim != 2 or not _is_logit_layer(box, row.addresses[-1]):
         last = (
             "no layer has parameters" if row is None else f"the last layer with parameters is {row.path} ({row.type})"
         )
@@ -120,7 +115,7 @@ def _last_linear_input(box: Box) -> str:
     return input_address(row.addresses[-1])
 
 
-def _gives_the_logits(box: Box, address: str) -> bool:
+def _is_logit_layer(box: Box, address: str) -> bool:
     """Whether the logits are a layer's output (of a binary model, half of it with either sign), linear in its input."""
     with box.isolated(grad=False):
         acts = box.forward(box.noise(1), [address, input_address(address), "logits"])
@@ -137,13 +132,13 @@ def _features_and_logits(box: Box, x: Tensor, address: str, batch_size: BatchSiz
     return F.pad(acts[address].double(), (0, 1), value=1.0), acts["logits"].double()
 
 
-def _fit(f: Tensor, targets: Tensor, l2: float) -> Tensor:
+def _fit_last_layer_by_newton(f: Tensor, targets: Tensor, l2: float) -> Tensor:
     """The weights (K, D) at which mean cross-entropy + l2 |weights|^2 is least, by Newton's method."""
     weights = f.new_zeros(targets.shape[1], f.shape[1])
     for _ in range(MAX_NEWTON_STEPS):
         p = (f @ weights.T).softmax(1)
         gradient = (p - targets).T @ f / len(f) + 2 * l2 * weights
-        if float(gradient.abs().max()) <= GRADIENT_TOLERANCE * l2:
+        if float(gradient.abs().max()) <= NEWTON_GRADIENT_TOLERANCE * l2:
             break
         step = _newton_step(f, p, gradient, l2)
         weights = weights - _step_length(f, targets, l2, weights, step, gradient) * step
@@ -153,7 +148,7 @@ def _fit(f: Tensor, targets: Tensor, l2: float) -> Tensor:
 def _newton_step(f: Tensor, p: Tensor, gradient: Tensor, l2: float) -> Tensor:
     """The inverse of the second derivatives times the gradient (K, D), by conjugate gradients."""
 
-    def curvature_times(v: Tensor) -> Tensor:
+    def hessian_vector_product(v: Tensor) -> Tensor:
         z = p * (f @ v.T)
         return (z - p * z.sum(1, keepdim=True)).T @ f / len(f) + 2 * l2 * v
 
@@ -163,7 +158,7 @@ def _newton_step(f: Tensor, p: Tensor, gradient: Tensor, l2: float) -> Tensor:
     for _ in range(gradient.numel()):
         if square <= tolerance:
             break
-        product = curvature_times(direction)
+        product = hessian_vector_product(direction)
         alpha = square / (direction * product).sum()
         step, residual = step + alpha * direction, residual - alpha * product
         square, before = residual.square().sum(), square
@@ -178,8 +173,8 @@ def _step_length(f: Tensor, targets: Tensor, l2: float, weights: Tensor, step: T
         return float(-(targets * (f @ w.T).log_softmax(1)).sum(1).mean() + l2 * w.square().sum())
 
     start, slope, length = loss(weights), float((gradient * step).sum()), 1.0
-    while length > MIN_STEP_LENGTH and loss(weights - length * step) > start - 1e-4 * length * slope + ROUNDING * abs(
-        start
-    ):
+    while length > MIN_NEWTON_STEP_LENGTH and loss(
+        weights - length * step
+    ) > start - 1e-4 * length * slope + LINE_SEARCH_ROUNDING_TOLERANCE * abs(start):
         length /= 2
     return length

@@ -9,18 +9,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..engine.unroll.smoothness import Smoothness
 from ..errors import InputError
 from ..validation import check_int
 
-Truth = Literal["one run", "mean over seeds"]
-NATS = "nats per example left out"
-SIMILARITY = "similarity"
+ScoreTruth = Literal["one run", "mean over seeds"]
+NATS_PER_EXAMPLE_UNIT_TEXT = "nats per example left out"
+SIMILARITY_UNIT_TEXT = "similarity"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Influence(OneLineReprMixin):
+class Influence(ResultMixin):
     """Scores of training examples for queries: positive where the example helped the query.
 
     A score in nats is the change of the query's loss to first order when the example's weight goes from 1 to 0: a
@@ -51,8 +51,8 @@ class Influence(OneLineReprMixin):
     returns: ClassVar[str] = "influence"
 
     scores: Tensor
-    truth: Truth
-    unit: str = NATS
+    truth: ScoreTruth
+    unit: str = NATS_PER_EXAMPLE_UNIT_TEXT
     method: str = ""
     input: Any = None
     target: Tensor | None = None

@@ -12,23 +12,23 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.example_gradients.gradients import ExampleGradients
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import LayerError, NaNError, OutputError
 from ..model.batching import map_in_batches
-from ..model.nan_checks import NAN_HINT, format_rows
+from ..model.nan_checks import NAN_HINT, rows_text
 from ..parameters import BatchSize, LayerAddresses
 from ..settings import AtLeast, check_settings
-from ._data import TrainingData, random_training_data, read_labeled
-from .result import NATS
+from ._data import TrainingData, random_card_training_data, read_training_examples
+from .result import NATS_PER_EXAMPLE_UNIT_TEXT
 
 CurvatureName = Literal["gauss_newton", "identity"]
-MAX_CURVATURE_PARAMETERS = 4096  # whose curvature is held as a matrix
-TENTH_OF_MEAN = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
-SQUARED_NORM = "squared gradient norm"
+MAX_DENSE_CURVATURE_PARAMETERS = 4096  # whose curvature is held as a matrix
+DEFAULT_DAMPING_FRACTION = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
+SQUARED_NORM_UNIT_TEXT = "squared gradient norm"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SelfInfluence(OneLineReprMixin):
+class SelfInfluence(ResultMixin):
     """The influence of training examples on their own loss: large ones were memorized, or are mislabeled.
 
     Attributes:
@@ -59,7 +59,7 @@ class SelfInfluence(OneLineReprMixin):
     source="Koh & Liang 2017, arXiv:1703.04730, section 5.4; Pruthi et al. 2020, arXiv:2002.08484, section 4.1",
     shows="Which training examples the model could not predict from the others: rare ones and mislabeled ones.",
     does_not_show="Which of the two an example is; as a search for wrong labels the neighbors' vote finds more.",
-    example=lambda method, box, x, y: method(box, random_training_data(box), curvature="identity"),
+    example=lambda method, box, x, y: method(box, random_card_training_data(box), curvature="identity"),
     order=60,
 )
 def self_influence(
@@ -112,27 +112,30 @@ def self_influence(
     check_settings(self_influence, locals())
     box.require_class_scores("self-influence", exclusive=True)
     _refuse_batch_dependent(box)
-    x, y = read_labeled(box, train)
+    x, y = read_training_examples(box, train)
     is_identity = curvature == "identity"
-    layers = [_last_layer(box)] if layers is None and not is_identity else layers
+    layers = [_last_layer_with_parameters(box)] if layers is None and not is_identity else layers
     gradients = ExampleGradients(box, layers, batch_size=batch_size)
     names = tuple(gradients.parameters) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if is_identity:
-        scores = _scores(gradients, batch_size, x, y, lambda g: g.double().square().sum(1))
-        return SelfInfluence(scores.to(box.dtype), SQUARED_NORM, names, 0.0, y, box.classes)
+        scores = _finite_scores_of_gradients(gradients, batch_size, x, y, lambda g: g.double().square().sum(1))
+        return SelfInfluence(scores.to(box.dtype), SQUARED_NORM_UNIT_TEXT, names, 0.0, y, box.classes)
     eigenvalues, vectors = torch.linalg.eigh(_gauss_newton(gradients, x, batch_size))
-    damping = TENTH_OF_MEAN * float(eigenvalues.mean()) if damping is None else float(damping)
+    damping = DEFAULT_DAMPING_FRACTION * float(eigenvalues.mean()) if damping is None else float(damping)
     inverse = _inverse_eigenvalues(eigenvalues, damping)
-    scores = _scores(gradients, batch_size, x, y, lambda g: (g.double() @ vectors).square() @ inverse / len(x))
-    return SelfInfluence(scores.to(box.dtype), NATS, names, damping, y, box.classes)
+    scores = _finite_scores_of_gradients(
+        gradients, batch_size, x, y, lambda g: (g.double() @ vectors).square() @ inverse / len(x)
+    )
+    return SelfInfluence(scores.to(box.dtype), NATS_PER_EXAMPLE_UNIT_TEXT, names, damping, y, box.classes)
 
 
 def _gauss_newton(gradients: ExampleGradients, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The mean over examples and the model's own classes of their gradients' outer products, (P, P) in float64."""
     n, box = gradients.n_parameters, gradients.box
-    if n > MAX_CURVATURE_PARAMETERS:
+    if n > MAX_DENSE_CURVATURE_PARAMETERS:
         raise LayerError(
-            f"the curvature is held as a matrix of up to {MAX_CURVATURE_PARAMETERS} parameters; got {n}. Name smaller "
+            f"the curvature is held as a matrix of up to {MAX_DENSE_CURVATURE_PARAMETERS} "
+            f"parameters; got {n}. Name smaller "
             'layers, or give curvature="identity"'
         )
     probabilities = box.probs(x, batch_size=batch_size).double()  # (N, K)
@@ -161,24 +164,24 @@ def _map_gradients(
 ) -> Tensor:
     """`func` of batches whose gradients fit in memory."""
     box = gradients.box
-    limit = min(box.batch_plan(n, batch_size)[1], box.rows_within(gradients.n_parameters * box.dtype.itemsize))
+    limit = min(box.batch_plan(n, batch_size)[1], box.max_rows_in_memory(gradients.n_parameters * box.dtype.itemsize))
     return torch.cat(map_in_batches(func, n, batch_size, limit))
 
 
-def _scores(
+def _finite_scores_of_gradients(
     gradients: ExampleGradients, batch_size: BatchSize, x: Tensor, y: Tensor, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Scores (N,) of gradients (n, P). Raises NaNError that names the examples where they are not finite."""
     scores = _map_gradients(gradients, batch_size, len(x), lambda rows: score(gradients.matrix(x[rows], y[rows])))
     if bad := (~scores.isfinite()).nonzero().flatten().tolist():
         raise NaNError(
-            f"the gradient is NaN or infinite for {len(bad)} of {len(x)} training examples ({format_rows(bad)}). "
+            f"the gradient is NaN or infinite for {len(bad)} of {len(x)} training examples ({rows_text(bad)}). "
             f"{NAN_HINT}", bad, "training examples",
         )  # fmt: skip
     return scores
 
 
-def _last_layer(box: Box) -> str:
+def _last_layer_with_parameters(box: Box) -> str:
     """The last layer with parameters. Raises LayerError where there is none."""
     rows = [row for row in box.layers.leaves if row.n_parameters]
     if not rows:

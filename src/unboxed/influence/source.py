@@ -19,13 +19,13 @@ from ..cards import card
 from ..engine.example_gradients.fisher_labels import FisherKind
 from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.example_gradients.kronecker import Approximation, fit_fisher
-from ..engine.example_gradients.spectral import Vectors
+from ..engine.example_gradients.spectral import VectorsByParameter
 from ..errors import InputError
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
-from ..settings import AtLeast, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_float, check_int, check_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
-from ._data import TrainingData, query_labels, random_training_data, read_labeled
+from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
 from ._scores import LossFunction
 from .result import Influence
 
@@ -42,7 +42,7 @@ FisherLabels = Annotated[FisherKind, "Labels at which the curvature is taken: th
         box,
         x,
         y,
-        random_training_data(box),
+        random_card_training_data(box),
         checkpoints=[box.model.state_dict()],
         lr=0.1,
         n_steps=10,
@@ -58,9 +58,9 @@ FisherLabels = Annotated[FisherKind, "Labels at which the curvature is taken: th
 def source(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, *,
     checkpoints: Checkpoints,
-    lr: Annotated[float | Sequence[float], Holds("floats"), "Learning rate, or one per segment: the mean in it."],
+    lr: Annotated[float | Sequence[float], ValueRole("floats"), "Learning rate, or one per segment: the mean in it."],
     n_steps: Annotated[
-        int | Sequence[int], Holds("ints"), Unit("steps"), "Number of steps of the training, or one per segment."
+        int | Sequence[int], ValueRole("ints"), Unit("steps"), "Number of steps of the training, or one per segment."
     ],
     segments: Annotated[int, AtLeast(1), Unit("segments"), "Number of stretches of constant curvature."] = 3,
     weight_decay: Annotated[float, AtLeast(0), "Weight decay of the training, as torch.optim.SGD takes it."] = 0.0,
@@ -127,19 +127,19 @@ def source(
     check_settings(source, locals())
     seed = check_seed(seed)
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    train_x, train_y = read_labeled(box, train)
+    y = resolve_query_labels(box, x, labels)
+    train_x, train_y = read_training_examples(box, train)
     states = CheckpointStates(box, checkpoints)
     plan = _plan_segments(
         CheckpointGradients(box, states, layers, loss), len(states), lr, n_steps, segments, weight_decay, decay
     )
     gradients = ExampleGradients(box, layers, loss)
-    remaining: Vectors = gradients.unflatten(gradients.matrix(x, y))  # (Q, ...), the queries' gradients
+    remaining: VectorsByParameter = gradients.unflatten(gradients.matrix(x, y))  # (Q, ...), the queries' gradients
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for segment in reversed(plan):
         curvature = fit_fisher(segment.states, train_x, train_y, approximation=approximation, fisher=fisher, seed=seed)
-        scores += segment.mean_projection(curvature.apply(remaining, segment.sum_of_decays), train_x, train_y)
-        remaining = curvature.apply(remaining, segment.decay_to_its_end)
+        scores += segment.mean_projection(curvature.apply(remaining, segment.cumulative_decay), train_x, train_y)
+        remaining = curvature.apply(remaining, segment.decay_to_segment_end)
     return Influence(
         scores / len(train_x), "mean over seeds", method="SOURCE", input=box.restore_structure(x), target=y,
         train_labels=train_y, classes=box.classes, settings={
@@ -150,7 +150,7 @@ def source(
 
 
 @dataclass(frozen=True, eq=False)
-class _Segment:
+class _TrainingSegment:
     """A stretch of K steps of one rate, whose curvature and gradients are the means of its checkpoints'."""
 
     states: CheckpointGradients
@@ -159,13 +159,13 @@ class _Segment:
     weight_decay: float
     decay: DecayKind
 
-    def decay_to_its_end(self, eigenvalues: Tensor) -> Tensor:
+    def decay_to_segment_end(self, eigenvalues: Tensor) -> Tensor:
         """exp(-lr K s), or (1 - lr s)^K: what remains at the end of a change at the start."""
         z = self.lr * (eigenvalues.double() + self.weight_decay)
         remains = torch.exp(-self.n_steps * z) if self.decay == "exponential" else (1 - z) ** self.n_steps
         return remains.to(eigenvalues)
 
-    def sum_of_decays(self, eigenvalues: Tensor) -> Tensor:
+    def cumulative_decay(self, eigenvalues: Tensor) -> Tensor:
         """(1 - what remains) / s: what K steps along the same gradient add up to; lr K where s is zero."""
         s = eigenvalues.double() + self.weight_decay
         log_decay = -self.lr * s if self.decay == "exponential" else torch.log1p(-(self.lr * s).clamp(max=0.5))
@@ -174,7 +174,7 @@ class _Segment:
             lost = torch.where(self.lr * s > 0.5, 1 - (1 - self.lr * s) ** self.n_steps, lost)
         return torch.where(s > 0, lost / s, torch.full_like(s, self.lr * self.n_steps)).to(eigenvalues)
 
-    def mean_projection(self, vectors: Vectors, x: Tensor, y: Tensor) -> Tensor:
+    def mean_projection(self, vectors: VectorsByParameter, x: Tensor, y: Tensor) -> Tensor:
         """Inner products (Q, N) of vectors with the gradients of training examples, the mean over checkpoints."""
         return torch.stack([gradients.project(vectors, x, y) for gradients in self.states]).mean(0)
 
@@ -182,25 +182,25 @@ class _Segment:
 def _plan_segments(
     states: CheckpointGradients, n_states: int, lr: float | Sequence[float], n_steps: int | Sequence[int],
     segments: int, weight_decay: float, decay: DecayKind,
-) -> list[_Segment]:  # fmt: skip
+) -> list[_TrainingSegment]:  # fmt: skip
     """The segments, with their checkpoints, rates and steps. Raises InputError."""
     if n_states < segments:
         wanted = f"at least one for each of the {segments} segments; give more, or segments={n_states}"
         raise InputError(f"there are {n_states} checkpoints; wanted {wanted}")
-    rates = [check_float("lr", rate, above=0) for rate in _per_segment("lr", lr, segments)]
-    shares = n_steps if isinstance(n_steps, Sequence) else _even_parts(check_int("n_steps", n_steps), segments)
-    steps = [check_int("n_steps", k, minimum=1) for k in _per_segment("n_steps", shares, segments)]
-    ends = list(accumulate(_even_parts(n_states, segments)))
+    rates = [check_float("lr", rate, above=0) for rate in _one_value_per_segment("lr", lr, segments)]
+    shares = n_steps if isinstance(n_steps, Sequence) else _split_evenly(check_int("n_steps", n_steps), segments)
+    steps = [check_int("n_steps", k, minimum=1) for k in _one_value_per_segment("n_steps", shares, segments)]
+    ends = list(accumulate(_split_evenly(n_states, segments)))
     parts = [states.part(start, end) for start, end in pairwise([0, *ends])]
-    return [_Segment(*of_segment, weight_decay, decay) for of_segment in zip(parts, rates, steps, strict=True)]
+    return [_TrainingSegment(*of_segment, weight_decay, decay) for of_segment in zip(parts, rates, steps, strict=True)]
 
 
-def _even_parts(n: int, n_parts: int) -> list[int]:
+def _split_evenly(n: int, n_parts: int) -> list[int]:
     """Whole numbers that sum to n, and differ by at most 1."""
     return [n // n_parts + (i < n % n_parts) for i in range(n_parts)]
 
 
-def _per_segment(name: str, value: Any, segments: int) -> list[Any]:
+def _one_value_per_segment(name: str, value: Any, segments: int) -> list[Any]:
     values = [*value] if isinstance(value, Sequence) else [value] * segments
     if len(values) != segments:
         raise InputError(f"{name} must be a number, or one for each of the {segments} segments; got {len(values)}")

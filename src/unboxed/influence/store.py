@@ -12,23 +12,29 @@ from torch import Tensor
 
 from ..box import Box
 from ..checkpointing import tensor_digest
-from ..engine.example_gradients.gradients import ExampleGradients, loss_error
-from ..engine.example_gradients.labels import check_order
+from ..engine.example_gradients.gradients import ExampleGradients, nonfinite_loss_error
+from ..engine.example_gradients.labels import check_not_shuffled
 from ..engine.example_gradients.losses import ExampleLoss
-from ..engine.example_gradients.routes import Terms
+from ..engine.example_gradients.routes import GradientsByParameter
 from ..engine.example_gradients.sketch import Sketch
 from ..engine.read.examples import labeled_batches
 from ..errors import DataError, NaNError
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_int
-from ._data import TrainingData, query_labels, read_labeled
-from ._parts import FRESH_HINT, PartFiles, count_examples, log_size, require_same
-from ._scores import LossFunction, one_run
+from ._data import TrainingData, read_training_examples, resolve_query_labels
+from ._parts import (
+    START_AGAIN_HINT,
+    GradientStoreFiles,
+    check_disk_space_and_log_size,
+    count_examples,
+    require_same_part_data,
+)
+from ._scores import LossFunction, make_one_run_influence
 from ._store_settings import store_settings
-from .result import NATS, SIMILARITY, Influence
+from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
 
-MAX_PART_BYTES, MAX_PART_ROWS = 2**25, 4096
+MAX_STORE_PART_BYTES, MAX_STORE_PART_ROWS = 2**25, 4096
 ROW_OVERHEAD_BYTES = 16  # scale, length and label of an example
 Metric = Annotated[Literal["dot", "cosine"], "How gradients are compared."]
 LearningRate = Annotated[float | None, Above(0), "Learning rate of the step."]
@@ -90,7 +96,7 @@ def gradient_store(
     check_settings(gradient_store, locals())
     store = GradientStore(box, folder, dim=dim, dtype=dtype, layers=layers, loss=loss, seed=seed)
     if train is not None:
-        store._fill(train)
+        store._compute_missing_parts(train)
     elif store._parts.manifest() is None:
         raise DataError(f"{store.folder} is no complete store; give its training examples, so that it can be finished")
     return store
@@ -112,11 +118,11 @@ class GradientStore:
         self.box, self.folder = box, Path(folder)
         self._gradients = ExampleGradients(box, layers, loss)
         parameters, n = self._gradients.parameters, self._gradients.n_parameters
-        self._sketch = Sketch(parameters, dim, seed) if dim is not None and dim < n else None
+        self._sketch_dense = Sketch(parameters, dim, seed) if dim is not None and dim < n else None
         self.width = n if dim is None else min(dim, n)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._parts = PartFiles(self.folder, store_settings(
-            self._gradients, loss, dim=self.width, dtype=dtype, seed=seed if self._sketch else 0
+        self._parts = GradientStoreFiles(self.folder, store_settings(
+            self._gradients, loss, dim=self.width, dtype=dtype, seed=seed if self._sketch_dense else 0
         ))  # fmt: skip
 
     @property
@@ -132,12 +138,12 @@ class GradientStore:
     @property
     def labels(self) -> Tensor:
         """(N,) the training examples' labels."""
-        return torch.cat([self._parts.read(k, "labels") for k in self._part_numbers()]).to(self.box.device)
+        return torch.cat([self._parts.read(k, "labels") for k in self._part_indices()]).to(self.box.device)
 
     @property
     def norms(self) -> Tensor:
         """(N,) lengths of the training examples' gradients, not of their projections: the self-influence, squared."""
-        return torch.cat([self._parts.read(k, "norms") for k in self._part_numbers()]).to(self.box.device)
+        return torch.cat([self._parts.read(k, "norms") for k in self._part_indices()]).to(self.box.device)
 
     def scores(
         self, x: InputBatch, labels: Labels = None, *, metric: Metric = "dot", lr: LearningRate = None
@@ -162,10 +168,10 @@ class GradientStore:
             ...     store.scores(train.x[:2]).scores.shape
             torch.Size([2, 50])
         """
-        x, y = self._queries(x, labels)
+        x, y = self._check_queries_and_labels(x, labels)
         scores = torch.cat(list(self._score_blocks(x, y, metric, lr)), 1)
-        unit = NATS if metric == "dot" and lr is not None else SIMILARITY
-        return one_run(self.box, "Gradient dot", scores, x, y, self.labels, unit)
+        unit = NATS_PER_EXAMPLE_UNIT_TEXT if metric == "dot" and lr is not None else SIMILARITY_UNIT_TEXT
+        return make_one_run_influence(self.box, "Gradient dot", scores, x, y, self.labels, unit)
 
     def top(
         self, x: InputBatch, labels: Labels = None, k: int = 8, *, metric: Metric = "dot", lr: LearningRate = None
@@ -191,26 +197,26 @@ class GradientStore:
             ...     store.top(train.x[:1], k=2, metric="cosine").scores.shape
             torch.Size([1, 2])
         """
-        return self._extreme(x, labels, k, metric, lr, sign=1)
+        return self._top_scores(x, labels, k, metric, lr, sign=1)
 
     def bottom(
         self, x: InputBatch, labels: Labels = None, k: int = 8, *, metric: Metric = "dot", lr: LearningRate = None
     ) -> TopScores:
         """The k most harmful training examples of each query, without the scores of all others; as `top`."""
-        return self._extreme(x, labels, k, metric, lr, sign=-1)
+        return self._top_scores(x, labels, k, metric, lr, sign=-1)
 
     def __repr__(self) -> str:
         manifest = self._parts.manifest()
         rows = "incomplete" if manifest is None else f"{manifest['rows']} examples"
         return f"GradientStore({str(self.folder)!r}, {rows}, {self.width} values each, {self._parts.settings['dtype']})"
 
-    def _queries(self, x: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    def _check_queries_and_labels(self, x: Any, labels: Any) -> tuple[Tensor, Tensor]:
         x = self.box.validate_inputs(x)
-        return x, query_labels(self.box, x, labels)
+        return x, resolve_query_labels(self.box, x, labels)
 
-    def _extreme(self, x: Any, labels: Any, k: int, metric: str, lr: float | None, sign: int) -> TopScores:
+    def _top_scores(self, x: Any, labels: Any, k: int, metric: str, lr: float | None, sign: int) -> TopScores:
         k = min(check_int("k", k, minimum=1), self.n_train)
-        x, y = self._queries(x, labels)
+        x, y = self._check_queries_and_labels(x, labels)
         best = TopScores(torch.empty(len(x), 0, dtype=torch.long, device=x.device), x.new_empty(len(x), 0))
         start = 0
         for block in self._score_blocks(x, y, metric, lr):
@@ -224,7 +230,7 @@ class GradientStore:
         """Scores (Q, n) of the training examples of each part."""
         queries, norms = self._features(x, y)
         n_train = self.n_train
-        for k in self._part_numbers():
+        for k in self._part_indices():
             rows, scale, train_norms = (self._parts.read(k, n).to(x.device) for n in ("features", "scale", "norms"))
             products = (queries.float() @ rows.float().T * scale).to(self.box.dtype)
             if metric == "cosine":
@@ -239,39 +245,39 @@ class GradientStore:
 
     @property
     def _rows_per_part(self) -> int:
-        return max(1, min(MAX_PART_ROWS, MAX_PART_BYTES // self._bytes_per_row))
+        return max(1, min(MAX_STORE_PART_ROWS, MAX_STORE_PART_BYTES // self._bytes_per_row))
 
     def _manifest(self) -> dict[str, Any]:
         if (manifest := self._parts.manifest()) is None:
             raise DataError(f"{self.folder} is no complete store; call gradient_store with its training examples")
         return manifest
 
-    def _part_numbers(self) -> range:
+    def _part_indices(self) -> range:
         return range(len(self._manifest()["digests"]))
 
-    def _fill(self, train: Any) -> None:
+    def _compute_missing_parts(self, train: Any) -> None:
         """Compute the parts that are missing, and check that the others are of the same data."""
         digests, n_rows, complete = list[str](), 0, self._parts.manifest()
         if complete is None:
-            log_size(self.folder, count_examples(train), self._bytes_per_row)
+            check_disk_space_and_log_size(self.folder, count_examples(train), self._bytes_per_row)
         for k, (x, y) in enumerate(_batches(self.box, train, self._rows_per_part)):
             digests.append(str(tensor_digest(x, y)))
             if (found := self._parts.digest(k)) is not None:
-                require_same(self.folder, found, digests[k], range(n_rows, n_rows + len(x)))
+                require_same_part_data(self.folder, found, digests[k], range(n_rows, n_rows + len(x)))
             elif complete is not None:
-                raise DataError(f"{self.folder} is a store of fewer training examples than these. {FRESH_HINT}")
+                raise DataError(f"{self.folder} is a store of fewer training examples than these. {START_AGAIN_HINT}")
             else:
-                self._write(k, x, y, digests[k], n_rows)
+                self._write_part(k, x, y, digests[k], n_rows)
             n_rows += len(x)
-        self._parts.check_no_more(len(digests))
+        self._parts.check_no_extra_parts(len(digests))
         if complete is None:
-            self._parts.finish(n_rows, digests)
+            self._parts.write_manifest(n_rows, digests)
 
-    def _write(self, k: int, x: Tensor, y: Tensor, digest: str, first_row: int) -> None:
+    def _write_part(self, k: int, x: Tensor, y: Tensor, digest: str, first_row: int) -> None:
         try:
             features, norms = self._features(x, y)
         except NaNError as error:
-            raise loss_error([first_row + i for i in error.rows]) from None
+            raise nonfinite_loss_error([first_row + i for i in error.rows]) from None
         largest = features.abs().amax(1).float()
         scale = largest.where(largest > 0, 1) if self._dtype == torch.float16 else torch.ones_like(largest)
         tensors = {
@@ -282,18 +288,18 @@ class GradientStore:
     def _features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept of gradients, (n, width), and their lengths (n,)."""
 
-        def features_of(terms: Terms) -> tuple[Tensor, Tensor]:
-            rows = self._sketch(terms) if self._sketch else torch.cat([t.rows() for t in terms.values()], 1)
+        def sketch_and_norms(terms: GradientsByParameter) -> tuple[Tensor, Tensor]:
+            rows = self._sketch_dense(terms) if self._sketch_dense else torch.cat([t.rows() for t in terms.values()], 1)
             return rows, torch.stack([t.squared_norms() for t in terms.values()]).sum(0).sqrt()
 
-        features, norms = zip(*self._gradients.map_terms(features_of, x, y), strict=True)
+        features, norms = zip(*self._gradients.map_gradients_in_parts(sketch_and_norms, x, y), strict=True)
         return torch.cat(features), torch.cat(norms)
 
 
 def _batches(box: Box, train: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels, in the memory of one batch where they are classes."""
-    check_order(train)
+    check_not_shuffled(train)
     if box.outputs not in ("regression", "multilabel"):
         return labeled_batches(box, train, size)
-    x, y = read_labeled(box, train)
+    x, y = read_training_examples(box, train)
     return iter(zip(torch.split(x, size), torch.split(y, size), strict=True))

@@ -15,9 +15,9 @@ from ..parameters import InputBatch, Labels, LayerAddresses
 from ..settings import Unit, check_settings
 from ..validation import check_float, check_int
 from ._checkpoints import Checkpoints, CheckpointStates
-from ._data import TrainingData, query_labels, random_training_data, read_labeled
-from ._scores import LossFunction, one_run
-from .result import NATS, SIMILARITY, Influence
+from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
+from ._scores import LossFunction, make_one_run_influence
+from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
 
 LearningRates = Annotated[float | Sequence[float], "Learning rate at the checkpoints: one for all, or one for each."]
 StepsPerCheckpoint = Annotated[
@@ -31,7 +31,7 @@ StepsPerCheckpoint = Annotated[
     shows="Which training examples' gradient steps lowered the query's loss, summed over checkpoints of the training.",
     does_not_show="What the steps on other examples would have been without it; it takes each step to be plain SGD's.",
     example=lambda method, box, x, y: method(
-        box, x, y, random_training_data(box), checkpoints=[box.model.state_dict()]
+        box, x, y, random_card_training_data(box), checkpoints=[box.model.state_dict()]
     ),
     exempt={"one forward": "it runs the training examples, too, at each checkpoint"},
     order=10,
@@ -90,20 +90,28 @@ def tracin(
     """
     check_settings(tracin, locals())
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    train_x, train_y = read_labeled(box, train)
+    y = resolve_query_labels(box, x, labels)
+    train_x, train_y = read_training_examples(box, train)
     states = CheckpointStates(box, checkpoints)
-    weights = _per_checkpoint("lr", lr, len(states), check_float)
+    weights = _one_value_per_checkpoint("lr", lr, len(states), check_float)
     if steps_per_checkpoint is not None:
-        counts = _per_checkpoint("steps_per_checkpoint", steps_per_checkpoint, len(states), check_int)
+        counts = _one_value_per_checkpoint("steps_per_checkpoint", steps_per_checkpoint, len(states), check_int)
         weights = [w * k / len(train_x) for w, k in zip(weights, counts, strict=True)]
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for k, weight in enumerate(weights):
         scores.add_(ExampleGradients(box, layers, loss, states[k]).dot(x, y, train_x, train_y), alpha=weight)
-    return one_run(box, "TracIn", scores, x, y, train_y, SIMILARITY if steps_per_checkpoint is None else NATS)
+    return make_one_run_influence(
+        box,
+        "TracIn",
+        scores,
+        x,
+        y,
+        train_y,
+        SIMILARITY_UNIT_TEXT if steps_per_checkpoint is None else NATS_PER_EXAMPLE_UNIT_TEXT,
+    )
 
 
-def _per_checkpoint(name: str, value: Any, n: int, check: Any) -> list[float]:
+def _one_value_per_checkpoint(name: str, value: Any, n: int, check: Any) -> list[float]:
     values = list(value) if isinstance(value, Sequence) else [value] * n
     if len(values) != n:
         raise InputError(f"{name} must be one number, or one for each of the {n} checkpoints; got {len(values)}")

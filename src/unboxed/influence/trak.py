@@ -21,10 +21,10 @@ from ..rng import derive_seed
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
-from ._data import TrainingData, query_labels, random_training_data, read_labeled
-from .result import NATS, Influence
+from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
+from .result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence
 
-UNSCALED_NATS = f"{NATS}, up to a factor"
+UNSCALED_NATS_UNIT_TEXT = f"{NATS_PER_EXAMPLE_UNIT_TEXT}, up to a factor"
 IndependentModels = Annotated[
     Checkpoints | None, "Models trained from other seeds: state dicts, or paths of files that hold them."
 ]
@@ -35,7 +35,7 @@ IndependentModels = Annotated[
     source="Park et al. 2023, arXiv:2303.14186, section 3",
     shows="Which training examples raise the margin of a query's class, on average over trainings.",
     does_not_show="Changes in nats, unless reweighted; and of one model alone little: it takes tens of models.",
-    example=lambda method, box, x, y: method(box, x, y, random_training_data(box), dim=4),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box), dim=4),
     exempt={
         "one forward": "it runs the training examples, too",
         "row seeds": "it draws a projection, the same for all queries",
@@ -43,12 +43,17 @@ IndependentModels = Annotated[
     runs=100,
 )
 def trak(
-    box: Box, x: InputBatch, labels: Labels, train: TrainingData, *,
+    box: Box,
+    x: InputBatch,
+    labels: Labels,
+    train: TrainingData,
+    *,
     models: IndependentModels = None,
     dim: Annotated[int, AtLeast(1), Unit("dimensions"), "Number of dimensions to which gradients are projected."] = 512,
     reweighted: Annotated[bool, "Weight training examples by p (1 - p) in the kernel, as a Newton step does."] = False,
-    layers: LayerAddresses = None, seed: Seed = 0,
-) -> Influence:  # fmt: skip
+    layers: LayerAddresses = None,
+    seed: Seed = 0,
+) -> Influence:
     """How much each training example raises the margin of a query's class, by a kernel of projected gradients.
 
     For classifiers, with several models trained on the same data from other seeds: scores of one model are noisy, and
@@ -97,20 +102,26 @@ def trak(
     seed = check_seed(seed)
     box.require_class_scores("trak", exclusive=True)
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    train_x, train_y = read_labeled(box, train)
+    y = resolve_query_labels(box, x, labels)
+    train_x, train_y = read_training_examples(box, train)
     states = CheckpointStates(box, [box.model.state_dict()] if models is None else models)
     parts = [
         _scores_of_model(gradients, (x, y), (train_x, train_y), dim, derive_seed("trak", seed, index), reweighted)
-        for index, gradients in enumerate(CheckpointGradients(box, states, layers, _negative_margin))
+        for index, gradients in enumerate(CheckpointGradients(box, states, layers, _negative_log_odds))
     ]
     kernel, train_slopes, query_slopes = (torch.stack(part).mean(0) for part in zip(*parts, strict=True))
     scores = kernel * train_slopes * query_slopes[:, None]
     return Influence(
-        scores.to(box.dtype), "mean over seeds", NATS if reweighted else UNSCALED_NATS, "TRAK",
-        box.restore_structure(x), y, train_y, box.classes,
+        scores.to(box.dtype),
+        "mean over seeds",
+        NATS_PER_EXAMPLE_UNIT_TEXT if reweighted else UNSCALED_NATS_UNIT_TEXT,
+        "TRAK",
+        box.restore_structure(x),
+        y,
+        train_y,
+        box.classes,
         settings={"models": len(states), "dim": dim, "reweighted": reweighted},
-    )  # fmt: skip
+    )
 
 
 class _ModelScores(NamedTuple):
@@ -123,16 +134,16 @@ def _scores_of_model(
     gradients: ExampleGradients, queries: tuple[Tensor, Tensor], train: tuple[Tensor, Tensor], dim: int, seed: int,
     reweighted: bool,
 ) -> _ModelScores:  # fmt: skip
-    ordered = _in_order_of_use(gradients)
+    ordered = _parameter_names_in_run_order(gradients)
     sketch = Sketch(ordered, dim, seed) if dim < gradients.n_parameters else None
-    phi, slopes = _features(gradients, sketch, *train)
-    query_phi, query_slopes = _features(gradients, sketch, *queries)
+    phi, slopes = _projected_gradients_and_errors(gradients, sketch, *train)
+    query_phi, query_slopes = _projected_gradients_and_errors(gradients, sketch, *queries)
     weights = slopes * (1 - slopes) if reweighted else torch.ones_like(slopes)
     inverse = torch.linalg.pinv((phi.T * weights) @ phi, hermitian=True)  # (dim, dim)
     return _ModelScores(query_phi @ inverse @ phi.T, slopes, query_slopes)
 
 
-def _in_order_of_use(gradients: ExampleGradients) -> dict[str, Tensor]:
+def _parameter_names_in_run_order(gradients: ExampleGradients) -> dict[str, Tensor]:
     """The parameters in the order in which their layers run: compiling a part of a model may register it elsewhere."""
     box, own = gradients.box, dict(gradients.box.model.named_parameters())
     in_order = [p for row in box.layers.leaves for p in box.modules[row.path].parameters()]
@@ -143,9 +154,11 @@ def _in_order_of_use(gradients: ExampleGradients) -> dict[str, Tensor]:
     return {name: gradients.parameters[name] for name in names}
 
 
-def _features(gradients: ExampleGradients, sketch: Sketch | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _projected_gradients_and_errors(
+    gradients: ExampleGradients, sketch: Sketch | None, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """Projected gradients of the negative margins (N, dim), and 1 - p (N,), in double precision."""
-    phi = gradients.matrix(x, y) if sketch is None else torch.cat(gradients.map_terms(sketch, x, y))
+    phi = gradients.matrix(x, y) if sketch is None else torch.cat(gradients.map_gradients_in_parts(sketch, x, y))
 
     def negative_margins(rows: slice) -> Tensor:
         with gradients.box.isolated(grad=False):
@@ -155,7 +168,7 @@ def _features(gradients: ExampleGradients, sketch: Sketch | None, x: Tensor, y: 
     return phi.double(), margins.double().sigmoid()
 
 
-def _negative_margin(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)
+def _negative_log_odds(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)
     """log((1 - p) / p) of the class, by which the loss is log(1 + exp of it)."""
     is_label = F.one_hot(y.long(), z.shape[1]).bool()
     return z.masked_fill(is_label, -torch.inf).logsumexp(1) - z.gather(1, y.long()[:, None])[:, 0]

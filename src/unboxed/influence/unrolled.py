@@ -13,23 +13,28 @@ from tqdm import tqdm
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile
-from ..engine.unroll.checks import check_differentiable, check_finite_scores, check_repeatable, not_finite_error
+from ..engine.unroll.checks import (
+    check_differentiable,
+    check_finite_scores,
+    check_steps_are_repeatable,
+    nonfinite_query_loss_error,
+)
 from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
 from ..engine.unroll.reverse import Trajectory, UnrollPlan, plan_unroll, weight_gradients
 from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
-from ..engine.unroll.training import State, Training
+from ..engine.unroll.training import Training, TrainingState
 from ..errors import ModelError, warn
 from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
-from ..settings import AtLeast, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._data import query_labels, short_training
+from ._data import resolve_query_labels, short_card_training
 from .result import Influence
 
 LOG = logging.getLogger("unboxed")
-MAX_BYTES = 2 * 2**30
-RELATIVE_DIFFERENCE = 1e-3  # of weights, above which a box is not the model that its training gives
+DEFAULT_MAX_UNROLL_STATE_BYTES = 2 * 2**30
+MAX_RELATIVE_WEIGHT_DIFFERENCE = 1e-3  # of weights, above which a box is not the model that its training gives
 
 
 @card(
@@ -37,7 +42,7 @@ RELATIVE_DIFFERENCE = 1e-3  # of weights, above which a box is not the model tha
     source="Ilyas & Engstrom 2025, arXiv:2503.13751; Maclaurin et al. 2015, arXiv:1502.03492",
     shows="Which training examples made this answer likelier or less likely, in this very training.",
     does_not_show="What removing many examples at once does where the training is not smooth: it is a derivative.",
-    example=lambda method, box, x, y: method(*short_training(box, x, y), check_smoothness=False),
+    example=lambda method, box, x, y: method(*short_card_training(box, x, y), check_smoothness=False),
     exempt={
         "awkward": "the model is trained in train mode, where dropout, batch norm and a train() of its own take effect",
         "one forward": "it runs the training again",
@@ -52,11 +57,13 @@ def unrolled(
     x: InputBatch,
     labels: Labels,
     training: Annotated[
-        Training, Holds("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
+        Training, ValueRole("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
     ],
     *,
     weights: Annotated[Tensor | None, "Weights (N,) of the training examples at which the derivative is taken."] = None,
-    max_bytes: Annotated[int, AtLeast(1), Unit("bytes"), "Memory that states and adjoints may take."] = MAX_BYTES,
+    max_bytes: Annotated[
+        int, AtLeast(1), Unit("bytes"), "Memory that states and adjoints may take."
+    ] = DEFAULT_MAX_UNROLL_STATE_BYTES,
     store_states: Annotated[
         bool | None, "Keep the state of every step; False recomputes them in segments. None: where memory allows it."
     ] = None,
@@ -66,7 +73,7 @@ def unrolled(
     checkpoint: CheckpointPath = None,
     seed: Seed = 0,
     quiet: Annotated[bool, "No progress bar."] = True,
-) -> Influence:  # fmt: skip
+) -> Influence:
     """Differentiate the queries' losses through the whole training, by the weight of each training example.
 
     The method to prefer wherever the training can be run again: of all methods here it agrees best with what leaving
@@ -120,17 +127,17 @@ def unrolled(
     check_settings(unrolled, locals())
     seed = check_seed(seed)
     x = box.validate_inputs(x)
-    y = query_labels(box, x, labels)
-    check_repeatable(training)
+    y = resolve_query_labels(box, x, labels)
+    check_steps_are_repeatable(training)
     if not isinstance(training, ModelTraining):
         check_differentiable(training)
     plan = plan_unroll(training, len(x), max_bytes, store=store_states)
     LOG.info("unrolled differentiation of %d steps: %s", training.n_steps, plan)
     trajectory = Trajectory(training, plan.segment_steps, None if weights is None else training.check_weights(weights))
-    check_box(box, training, trajectory.final)
-    _check_losses(training, trajectory.final, x, y)
+    check_box_has_trained_weights(box, training, trajectory.final)
+    _check_finite_query_losses(training, trajectory.final, x, y)
     file = _checkpoint_file(checkpoint, training, trajectory.final, x, y)
-    scores = _scores(training, trajectory, x, y, plan, file, quiet)
+    scores = _negative_weight_derivatives(training, trajectory, x, y, plan, file, quiet)
     check_finite_scores(scores)
     compared = scores if weights is None else None  # with leaving out of all examples
     smoothness = measure_smoothness(training, x, y, compared, seed) if check_smoothness else None
@@ -142,13 +149,19 @@ def unrolled(
             "examples are uncertain; a smooth activation (GELU, SiLU), a smaller lr or fewer epochs help"
         )
     return Influence(
-        scores.to(box.dtype), "one run", method="Unrolled differentiation", input=box.restore_structure(x), target=y,
+        scores.to(box.dtype),
+        "one run",
+        method="Unrolled differentiation",
+        input=box.restore_structure(x),
+        target=y,
         train_labels=training.y if isinstance(training, ModelTraining) else None,
-        classes=box.classes, smoothness=smoothness, settings={"plan": str(plan)},
-    )  # fmt: skip
+        classes=box.classes,
+        smoothness=smoothness,
+        settings={"plan": str(plan)},
+    )
 
 
-def _scores(
+def _negative_weight_derivatives(
     training: Training, trajectory: Trajectory, x: Tensor, y: Tensor, plan: UnrollPlan, file: CheckpointFile | None,
     quiet: bool,
 ) -> Tensor:  # fmt: skip
@@ -167,14 +180,14 @@ def _scores(
 
 
 def _checkpoint_file(
-    path: str | Path | Any | None, training: Training, final: State, x: Tensor, y: Tensor
+    path: str | Path | Any | None, training: Training, final: TrainingState, x: Tensor, y: Tensor
 ) -> CheckpointFile | None:
     if path is None:
         return None
     return CheckpointFile(Path(path), "unrolled differentiation", training_fingerprint(training, final, x, y))
 
 
-def check_box(box: Box, training: Training, final: State) -> None:
+def check_box_has_trained_weights(box: Box, training: Training, final: TrainingState) -> None:
     """Raise ModelError unless the box holds the weights that the training gives."""
     if not isinstance(training, ModelTraining):
         return
@@ -185,15 +198,15 @@ def check_box(box: Box, training: Training, final: State) -> None:
         )
     for name, h in trained.items():
         difference = float((given[name].to(h) - h).double().norm() / h.double().norm().clamp_min(1e-12))
-        if difference > RELATIVE_DIFFERENCE:
+        if difference > MAX_RELATIVE_WEIGHT_DIFFERENCE:
             raise ModelError(
                 f"the box's model is not what this training gives: {name!r} differs by {difference:.2g} of its norm. "
                 "Give the settings, data and initial weights of its training, or use training.box(training.run())"
             )
 
 
-def _check_losses(training: Training, final: State, x: Tensor, y: Tensor) -> None:
+def _check_finite_query_losses(training: Training, final: TrainingState, x: Tensor, y: Tensor) -> None:
     with torch.no_grad():
         bad = (~training.query_loss(final, x, y).isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise not_finite_error(training, bad[0])
+        raise nonfinite_query_loss_error(training, bad[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..parameters import BatchSize, LayerAddresses, Seed
 from ..settings import check_settings
-from ._data import TrainIndex, TrainingData, checked_train_index
+from ._data import TrainIndex, TrainingData, check_train_index
 from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
 
 
@@ -59,5 +59,5 @@ def upweight(
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     c = inverse.curvature
-    rows = checked_train_index(index, None, c.n_examples, box.device)
+    rows = check_train_index(index, None, c.n_examples, box.device)
     return {name: -s / c.n_examples for name, s in inverse.solve_for(c.x[rows], c.y[rows]).items()}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import InputError
 
-MAX_PRINTED_VALUES = 5  # columns or channels that are printed one by one
-RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
+MAX_PRINTED_COLUMNS_OR_CHANNELS = 5  # columns or channels that are printed one by one
+UNIT_RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
 @runtime_checkable
@@ -64,13 +64,13 @@ class Inputs(Protocol):
         ...
 
 
-def inputs_at_levels(inputs: Inputs, u: Tensor) -> Tensor:
+def inputs_from_unit_interval(inputs: Inputs, u: Tensor) -> Tensor:
     """Valid inputs for levels u (N, ...) in [0, 1], 0 the lowest valid value and 1 the highest.
 
-    A kind of input of a user's own without `from_unit` gives random inputs.
+    A kind of input of a user's own without `from_unit_interval` gives random inputs.
     """
-    if from_unit := getattr(inputs, "from_unit", None):
-        return cast(Tensor, from_unit(u))
+    if from_unit_interval := getattr(inputs, "from_unit_interval", None):
+        return cast(Tensor, from_unit_interval(u))
     x = inputs.random_inputs(len(u), torch.Generator(u.device).manual_seed(0))
     return x[torch.arange(len(u)) % len(x)]
 
@@ -84,20 +84,20 @@ def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
     return channels_last
 
 
-def format_non_default_settings(inputs: object, **defaults: float) -> list[str]:
+def non_default_settings_text(inputs: object, **defaults: float) -> list[str]:
     """The settings that are not the default, "name=value": one number where all values are equal, else the first."""
     texts = []
     for name, default in defaults.items():
         value = getattr(inputs, name)
         values = value if isinstance(value, tuple) else (value,)
-        many = len(values) > MAX_PRINTED_VALUES
+        many = len(values) > MAX_PRINTED_COLUMNS_OR_CHANNELS
         printed = [f"{v:g}" for v in (values[:3] if many else values)] + ["..."] * many
         if set(values) != {default}:
             texts.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(printed)})")
     return texts
 
 
-def as_numbers(value: Any) -> Any:
+def to_number_or_list(value: Any) -> Any:
     """A tensor or array as a number or a list of numbers; axes of size one are dropped, as in (C, 1, 1)."""
     if isinstance(value, (Tensor, np.ndarray)):
         if math.prod(value.shape) != max(value.shape, default=1):

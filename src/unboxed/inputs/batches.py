@@ -14,21 +14,21 @@ from ..errors import InputError
 
 def checked_value_range(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
     """The minimum and maximum of a batch of finite floats. Raises InputError."""
-    if not isinstance(x, Tensor) or not _is_batch(x, shape):
-        raise InputError(_not_a_batch_text(x, shape, what))
-    low, high = value_range(x)  # both NaN where any value is
+    if not isinstance(x, Tensor) or not _is_valid_batch(x, shape):
+        raise InputError(_invalid_batch_text(x, shape, what))
+    low, high = min_and_max(x)  # both NaN where any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
         raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples, the first at index {bad[0]}")
     return low, high
 
 
-def _is_batch(x: Tensor, shape: tuple[int, ...]) -> bool:
+def _is_valid_batch(x: Tensor, shape: tuple[int, ...]) -> bool:
     fits = x.shape[1:] == shape and x.shape[0] > 0 and x.is_floating_point()
     return fits and x.layout == torch.strided and not x.is_meta and not x.is_quantized
 
 
-def _not_a_batch_text(x: object, shape: tuple[int, ...], what: str) -> str:
+def _invalid_batch_text(x: object, shape: tuple[int, ...], what: str) -> str:
     """Why x is not a batch of floats."""
     wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
     if not isinstance(x, Tensor):
@@ -58,16 +58,16 @@ def _shape_hint(got: tuple[int, ...], shape: tuple[int, ...]) -> str:
         return ": the channels are last. Pass x.permute(0, 3, 1, 2)"
     if list(got[1:]) == size:
         return f": gray images. Pass x[:, None].expand(-1, {channels}, -1, -1)"
-    if len(got) == 4 and list(got[1:3]) == size and (hint := _channel_hint(got[3], channels)):
+    if len(got) == 4 and list(got[1:3]) == size and (hint := _channel_count_hint(got[3], channels)):
         return f": the channels are last. With x = x.permute(0, 3, 1, 2){hint.replace(': ', ', ', 1)}"
     if len(got) in (3, 4) and got[-3] == channels and list(got[-2:]) != size:
         return "; ub.image(images, like=box) resizes Pillow images and files"
     if len(got) != 4:
         return ": x.flatten(0, 1) joins several batches" if len(got) == 5 and got[2:] == shape else ""
-    return _channel_hint(got[1], channels) if list(got[2:]) == size else ""
+    return _channel_count_hint(got[1], channels) if list(got[2:]) == size else ""
 
 
-def _channel_hint(n: int, wanted: int) -> str:
+def _channel_count_hint(n: int, wanted: int) -> str:
     if n == 1:
         return f": gray images. Pass x.expand(-1, {wanted}, -1, -1)"
     if wanted == 1 and n == 3:
@@ -89,7 +89,7 @@ def _conversion_hint(x: object, is_image: bool) -> str:
     return "torch.as_tensor(x) converts an array"
 
 
-def value_range(x: Tensor) -> tuple[float, float]:
+def min_and_max(x: Tensor) -> tuple[float, float]:
     low, high = torch.aminmax(x.detach() if x.requires_grad else x)
     return low.item(), high.item()
 
@@ -97,13 +97,13 @@ def value_range(x: Tensor) -> tuple[float, float]:
 def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Encoded inputs as positional and keyword arguments: new tensors, as a model may overwrite its input."""
     if isinstance(z, dict):
-        return (), {name: _cast(value, dtype) for name, value in z.items()}
+        return (), {name: _cast_floats(value, dtype) for name, value in z.items()}
     if isinstance(z, tuple):
-        return tuple(_cast(value, dtype) for value in z), {}
+        return tuple(_cast_floats(value, dtype) for value in z), {}
     z = z if z.dtype == dtype else z.to(dtype)
     return (z.contiguous(memory_format=torch.channels_last) if channels_last else z,), {}
 
 
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast_floats(value: Tensor, dtype: torch.dtype) -> Tensor:
     """A value in the model's dtype; ids of tokens stay whole numbers."""
     return value.to(dtype) if value.is_floating_point() else value

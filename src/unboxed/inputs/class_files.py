@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..validation import missing_path_text
 
 NUMBERED_LINE_PATTERN = re.compile(r"(\d+)\s*[\s:,;]\s*(.+)")
-FILE_FORMS_TEXT = "wanted one name per line, or JSON: a list of names, {number: name} or {name: number}"
+CLASS_FILE_FORMS_TEXT = "wanted one name per line, or JSON: a list of names, {number: name} or {name: number}"
 
 
 def resolve_class_names(classes: Any) -> Any:
@@ -33,17 +33,21 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
         contents = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} holds no class names: {error}; {FILE_FORMS_TEXT}") from error
-    names = _names_by_number(contents, path) if isinstance(contents, Mapping) else _listed_names(contents, path)
+        raise InputError(f"{path} holds no class names: {error}; {CLASS_FILE_FORMS_TEXT}") from error
+    names = (
+        _class_names_from_mapping(contents, path)
+        if isinstance(contents, Mapping)
+        else _class_names_from_lines(contents, path)
+    )
     if not names:
-        raise InputError(f"{path} holds no class names; {FILE_FORMS_TEXT}")
+        raise InputError(f"{path} holds no class names; {CLASS_FILE_FORMS_TEXT}")
     return names
 
 
-def _listed_names(lines: Any, path: Path) -> tuple[str, ...]:
+def _class_names_from_lines(lines: Any, path: Path) -> tuple[str, ...]:
     if not isinstance(lines, Sequence) or isinstance(lines, str):
-        raise InputError(f"{path} holds no class names; {FILE_FORMS_TEXT}")
-    names = [_name(line) for line in lines]
+        raise InputError(f"{path} holds no class names; {CLASS_FILE_FORMS_TEXT}")
+    names = [_class_name_from_value(line) for line in lines]
     names = [name for name in names if name]
     numbered = [NUMBERED_LINE_PATTERN.fullmatch(name) for name in names]
     pairs = {int(match[1]): match[2].strip(" '\",") for match in numbered if match}
@@ -52,18 +56,18 @@ def _listed_names(lines: Any, path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _names_by_number(contents: Mapping[Any, Any], path: Path) -> tuple[str, ...]:
+def _class_names_from_mapping(contents: Mapping[Any, Any], path: Path) -> tuple[str, ...]:
     """Of {number: name}, where a name may be [WordNet id, name] as in imagenet_class_index.json, or {name: number}."""
     if all(isinstance(number, int) for number in contents.values()):
         contents = {number: name for name, number in contents.items()}
     try:
-        names = {int(number): _name(name) for number, name in contents.items()}
+        names = {int(number): _class_name_from_value(name) for number, name in contents.items()}
     except ValueError:
-        raise InputError(f"{path} holds no class numbers; {FILE_FORMS_TEXT}") from None
+        raise InputError(f"{path} holds no class numbers; {CLASS_FILE_FORMS_TEXT}") from None
     if sorted(names) != list(range(len(names))):
         raise InputError(f"{path} has {len(names)} classes, but their numbers are not 0 to {len(names) - 1}")
     return tuple(names[k] for k in range(len(names)))
 
 
-def _name(value: Any) -> str:
+def _class_name_from_value(value: Any) -> str:
     return " ".join(map(str, value)).strip() if isinstance(value, (list, tuple)) else str(value).strip()

@@ -19,40 +19,40 @@ from torch import Tensor, nn
 from ..errors import BrokenImageError, DataError, InputError, warn
 from .base import Inputs
 from .forms import (
-    image_and_label,
-    is_batch,
-    is_like_structure,
+    has_batch_ndim,
+    image_and_label_of_row,
     is_nested_list,
-    loader_batch,
-    split_labels,
+    may_be_multi_input,
+    normalize_loader_batch,
+    split_inputs_and_labels,
     to_example,
 )
-from .frames import is_frame, without_frames
+from .frames import frames_to_arrays, is_data_frame
 from .items import (
     ACCEPTED_DATA,
     SkippedExamples,
     add_loader_skips,
-    data_name,
+    data_name_for_errors,
+    drop_label,
     is_batching_loader,
     is_indexable,
     is_shuffling_loader,
     item_or_data_error,
     iter_loader_batches,
-    without_label,
 )
 from .multi import MultiInput
 from .packing import is_packed_pair, iter_packed_batch, pack_structure
 from .pixel_arrays import (
-    WHITE_BY_DTYPE,
+    WHITE_LEVEL_BY_DTYPE,
     array_to_tensor,
     integers_to_unit_range,
     is_encoded_image,
-    is_image_source,
+    is_single_image_source,
 )
 from .pixels import Pixels
-from .tokens import Tokens, texts_without_labels
+from .tokens import Tokens, drop_text_labels
 
-ROWS_PER_READ = 1024  # examples that are stacked at a time
+EXAMPLES_PER_READ = 1024  # examples that are stacked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,10 @@ class OpenedDataset:
         return len(self.data)
 
     def __getitem__(self, i: int) -> Any:
-        example = to_example(item_or_data_error(self.data, i), self.inputs, f"example {i} of {data_name(self.data)}")
-        return example if self.labels is None else (without_label(example), self.labels[i])
+        example = to_example(
+            item_or_data_error(self.data, i), self.inputs, f"example {i} of {data_name_for_errors(self.data)}"
+        )
+        return example if self.labels is None else (drop_label(example), self.labels[i])
 
     def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
         """All that can be read; the others are recorded."""
@@ -95,7 +97,7 @@ class OpenedStream:
             return
         for i, item in enumerate(self.data):
             try:
-                example = to_example(item, self.inputs, f"example {i} of {data_name(self.data)}")
+                example = to_example(item, self.inputs, f"example {i} of {data_name_for_errors(self.data)}")
             except BrokenImageError as error:
                 skipped.add(i, str(error))
                 continue
@@ -112,15 +114,15 @@ class OpenedStream:
     def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:
         if isinstance(self.inputs, MultiInput):
             return iter_packed_batch(self.inputs, batch)
-        batch = loader_batch(batch, self.inputs)
-        is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and is_batch(batch[0], self.inputs)
+        batch = normalize_loader_batch(batch, self.inputs)
+        is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and has_batch_ndim(batch[0], self.inputs)
         return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
 
 
-Opened = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
+OpenedData = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
 
 
-def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
+def open_data(data: Any, inputs: Inputs | None = None) -> OpenedData:
     """Data in any form as a tensor (N, ...), a pair (x, y), or examples that are converted when they are read.
 
     `inputs` says what an input is: images are resized and cropped to it, several inputs are packed. None leaves inputs
@@ -128,20 +130,20 @@ def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
     """
     if isinstance(data, (OpenedDataset, OpenedStream)):
         return data
-    data = without_frames(data, inputs)
-    if isinstance(inputs, MultiInput) and (packed := _open_structure(data, inputs)) is not None:
+    data = frames_to_arrays(data, inputs)
+    if isinstance(inputs, MultiInput) and (packed := _open_multi_input(data, inputs)) is not None:
         return packed
     if isinstance(data, Tensor):
         return integers_to_unit_range(data, inputs) if isinstance(inputs, Pixels) else data
     if isinstance(data, np.ndarray):
         return _open_array(data, inputs)
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
-        images, labels = image_and_label(data)
-        return _with_labels(open_data(images, inputs), labels)
-    if isinstance(inputs, Pixels) and is_image_source(data):
+        images, labels = image_and_label_of_row(data)
+        return _pair_with_labels(open_data(images, inputs), labels)
+    if isinstance(inputs, Pixels) and is_single_image_source(data):
         data = [data]
-    if not isinstance(inputs, MultiInput) and (pair := split_labels(data, inputs)):
-        return _with_labels(open_data(pair[0], inputs), pair[1])
+    if not isinstance(inputs, MultiInput) and (pair := split_inputs_and_labels(data, inputs)):
+        return _pair_with_labels(open_data(pair[0], inputs), pair[1])
     if is_indexable(data):
         return OpenedDataset(data, inputs)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, nn.Module)):
@@ -149,7 +151,7 @@ def open_data(data: Any, inputs: Inputs | None = None) -> Opened:
     raise DataError(f"{ACCEPTED_DATA}; got {type(data).__name__}")
 
 
-def iter_examples(data: Opened, skipped: SkippedExamples) -> Iterator[Any]:
+def iter_examples(data: OpenedData, skipped: SkippedExamples) -> Iterator[Any]:
     """The examples one by one, inputs or (input, label); those that cannot be read are left out, and recorded."""
     if isinstance(data, (OpenedDataset, OpenedStream)):
         return data.iter_examples(skipped)
@@ -162,25 +164,32 @@ def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) 
 
     Image files that cannot be read are left out, and recorded in `skipped`. Raises DataError where there are no inputs.
     """
-    opened, skipped, n_read = without_label(open_data(data)), skipped or SkippedExamples(), 0
-    for x in _slice_batches(opened, size) if isinstance(opened, Tensor) else _collect_batches(opened, size, skipped):
+    opened, skipped, n_read = drop_label(open_data(data)), skipped or SkippedExamples(), 0
+    for x in _iter_slices(opened, size) if isinstance(opened, Tensor) else _iter_stacked_batches(opened, size, skipped):
         n_read += len(x)
         yield x
     skipped.require_some_read(n_read)
     skipped.warn()
 
 
-def as_batch(x: Any, inputs: Inputs) -> Any:
+def to_batch(x: Any, inputs: Inputs) -> Any:
     """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
     if isinstance(inputs, Tokens):
-        return texts_without_labels(x)
+        return drop_text_labels(x)
     if isinstance(x, Tensor):
-        return integers_to_unit_range(x, inputs) if isinstance(inputs, Pixels) and x.dtype in WHITE_BY_DTYPE else x
-    if isinstance(inputs, MultiInput) and is_like_structure(x) and not is_packed_pair(inputs, x):
-        return _convert_parts(x, inputs)
+        return (
+            integers_to_unit_range(x, inputs) if isinstance(inputs, Pixels) and x.dtype in WHITE_LEVEL_BY_DTYPE else x
+        )
+    if isinstance(inputs, MultiInput) and may_be_multi_input(x) and not is_packed_pair(inputs, x):
+        return _parts_to_batches(x, inputs)
     if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
         return x
-    if not isinstance(x, (np.ndarray, Iterable)) and not is_indexable(x) and not is_image_source(x) and not is_frame(x):
+    if (
+        not isinstance(x, (np.ndarray, Iterable))
+        and not is_indexable(x)
+        and not is_single_image_source(x)
+        and not is_data_frame(x)
+    ):
         return x
     if isinstance(x, nn.Module):
         return x
@@ -188,38 +197,38 @@ def as_batch(x: Any, inputs: Inputs) -> Any:
         warn("this DataLoader gives its examples in another order at each pass: what is called with it again, or with "
              "maps or labels made before, sees other examples")  # fmt: skip
     try:
-        return torch.cat(list(input_batches(open_data(x, inputs), ROWS_PER_READ)))
+        return torch.cat(list(input_batches(open_data(x, inputs), EXAMPLES_PER_READ)))
     except DataError as error:
         raise InputError(str(error)) from error
 
 
-def _convert_parts(x: Any, inputs: MultiInput) -> Any:
+def _parts_to_batches(x: Any, inputs: MultiInput) -> Any:
     """Several inputs with each part as a batch; what has not the parts wanted as it is. Raises InputError."""
     parts = inputs.parts
     if isinstance(x, Mapping) and isinstance(parts, Mapping) and set(x) == set(parts):
-        return {name: as_batch(x[name], part) for name, part in parts.items()}
+        return {name: to_batch(x[name], part) for name, part in parts.items()}
     if isinstance(x, (tuple, list)) and not isinstance(parts, Mapping) and len(x) == len(parts):
-        return tuple(as_batch(value, part) for value, part in zip(x, parts, strict=True))
+        return tuple(to_batch(value, part) for value, part in zip(x, parts, strict=True))
     return x
 
 
 def stack_inputs(items: list[Any]) -> Tensor:
     """The inputs of examples as one batch. Raises DataError."""
     try:
-        return torch.stack([torch.as_tensor(without_label(item)) for item in items])
+        return torch.stack([torch.as_tensor(drop_label(item)) for item in items])
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"these examples are no inputs of one shape: {error}. {ACCEPTED_DATA}") from error
 
 
-def is_single_pass(data: Any) -> bool:
+def is_single_pass_data(data: Any) -> bool:
     """Whether a second pass over `data` would give nothing, or other examples."""
     data = data.data if isinstance(data, OpenedStream) else data
     return is_shuffling_loader(data) or isinstance(data, Iterator)
 
 
-def read_again(data: Any, inputs: Inputs) -> Any:
+def make_repeatable(data: Any, inputs: Inputs) -> Any:
     """Data that may be passed over several times: a stream, or a shuffling loader, in memory; all other data as is."""
-    if not is_single_pass(data):
+    if not is_single_pass_data(data):
         return data
     skipped = SkippedExamples()
     examples = list(iter_examples(open_data(data, inputs), skipped))
@@ -227,11 +236,11 @@ def read_again(data: Any, inputs: Inputs) -> Any:
     return examples
 
 
-def _slice_batches(x: Tensor, size: int) -> Iterator[Tensor]:
+def _iter_slices(x: Tensor, size: int) -> Iterator[Tensor]:
     yield from (x[i : i + size] for i in range(0, len(x) if x.ndim else 0, size))
 
 
-def _collect_batches(data: Opened, size: int, skipped: SkippedExamples) -> Iterator[Tensor]:
+def _iter_stacked_batches(data: OpenedData, size: int, skipped: SkippedExamples) -> Iterator[Tensor]:
     examples = iter_examples(data, skipped)
     while chunk := list(islice(examples, size)):
         yield stack_inputs(chunk)
@@ -240,19 +249,19 @@ def _collect_batches(data: Opened, size: int, skipped: SkippedExamples) -> Itera
 # -- whole data --------------------------------------------------------------------------------------------------------
 
 
-def _open_structure(data: Any, inputs: MultiInput) -> Opened | None:
+def _open_multi_input(data: Any, inputs: MultiInput) -> OpenedData | None:
     """Data of a model with several inputs that are packed already, or that are a structure of tensors; else None."""
     if isinstance(data, Tensor) or is_packed_pair(inputs, data):
         return data  # type: ignore[no-any-return]
-    if inputs.is_structure(values := _convert_parts(data, inputs) if is_like_structure(data) else data):
+    if inputs.has_structure_of_parts(values := _parts_to_batches(data, inputs) if may_be_multi_input(data) else data):
         return pack_structure(inputs, values)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and is_like_structure(data[0]):
-        values = _convert_parts(data[0], inputs)
-        return (pack_structure(inputs, values), data[1]) if inputs.is_structure(values) else None
+    if isinstance(data, (tuple, list)) and len(data) == 2 and may_be_multi_input(data[0]):
+        values = _parts_to_batches(data[0], inputs)
+        return (pack_structure(inputs, values), data[1]) if inputs.has_structure_of_parts(values) else None
     return None
 
 
-def _open_array(array: NDArray[Any], inputs: Inputs | None) -> Opened:
+def _open_array(array: NDArray[Any], inputs: Inputs | None) -> OpenedData:
     """A batch of inputs, (N, C, H, W), (N, H, W, C) or (N, H, W) for images. Raises DataError."""
     if array.dtype.kind in "OUS":
         return open_data(list(array), inputs)
@@ -263,7 +272,7 @@ def _open_array(array: NDArray[Any], inputs: Inputs | None) -> Opened:
     return integers_to_unit_range(array_to_tensor(array, "the array", inputs.shape), inputs)
 
 
-def _with_labels(x: Opened, labels: Any) -> Opened:
+def _pair_with_labels(x: OpenedData, labels: Any) -> OpenedData:
     if isinstance(x, Tensor):
         return (x, labels) if labels is not None else x
     if isinstance(x, OpenedDataset):

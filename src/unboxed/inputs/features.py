@@ -13,11 +13,17 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float
-from .base import MAX_PRINTED_VALUES, RANGE_TOLERANCE, as_numbers, constant_tensor, format_non_default_settings
-from .batches import checked_value_range, value_range
+from .base import (
+    MAX_PRINTED_COLUMNS_OR_CHANNELS,
+    UNIT_RANGE_TOLERANCE,
+    constant_tensor,
+    non_default_settings_text,
+    to_number_or_list,
+)
+from .batches import checked_value_range, min_and_max
 
 
-class DefaultValues(tuple[float, ...]):
+class UnsetValues(tuple[float, ...]):
     """The values of a setting that was not given; `dataclasses.replace` passes them on as such."""
 
 
@@ -55,10 +61,10 @@ class Features:
     has_std: bool = field(init=False)  # whether it was given
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", _check_names(self.names))
+        object.__setattr__(self, "names", _check_column_names(self.names))
         for name, default in (("low", -math.inf), ("high", math.inf), ("mean", 0.0), ("std", 1.0)):
-            object.__setattr__(self, name, self._checked_column_values(name, default))
-        object.__setattr__(self, "has_std", not isinstance(self.std, DefaultValues))
+            object.__setattr__(self, name, self._validated_column_values(name, default))
+        object.__setattr__(self, "has_std", not isinstance(self.std, UnsetValues))
         for column, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low <= high or low == math.inf or high == -math.inf:
                 raise InputError(f"{column!r} has no values between its bounds, low={low:g} and high={high:g}")
@@ -67,19 +73,19 @@ class Features:
         object.__setattr__(self, "categories", {k: _check_category(k, v) for k, v in self.categories.items()})
 
     def __repr__(self) -> str:
-        n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_VALUES
+        n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_COLUMNS_OR_CHANNELS
         names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
         std = math.nan if self.has_std else 1.0  # one that was given is printed, even as 1
-        settings = format_non_default_settings(self, low=-math.inf, high=math.inf, mean=0.0, std=std)
+        settings = non_default_settings_text(self, low=-math.inf, high=math.inf, mean=0.0, std=std)
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 
-    def _checked_column_values(self, name: str, default: float) -> tuple[float, ...]:
+    def _validated_column_values(self, name: str, default: float) -> tuple[float, ...]:
         """One number per column. Raises InputError."""
         value = getattr(self, name)
-        value = value if isinstance(value, DefaultValues) else as_numbers(value)
-        if isinstance(value, DefaultValues) or (isinstance(value, (tuple, list)) and not value):
-            return DefaultValues((default,) * len(self.names))
+        value = value if isinstance(value, UnsetValues) else to_number_or_list(value)
+        if isinstance(value, UnsetValues) or (isinstance(value, (tuple, list)) and not value):
+            return UnsetValues((default,) * len(self.names))
         if not isinstance(value, (tuple, list)):
             value = (value,) * len(self.names)
         if len(value) != len(self.names):
@@ -115,7 +121,7 @@ class Features:
         """x moved into the bounds."""
         return x.clamp(constant_tensor(self.low, x), constant_tensor(self.high, x))
 
-    def from_unit(self, u: Tensor) -> Tensor:
+    def from_unit_interval(self, u: Tensor) -> Tensor:
         """Rows for levels u (N, F) in [0, 1]: within 4 std of the mean, and at finite bounds where u is 0 or 1."""
         std, center = constant_tensor(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
         low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
@@ -146,8 +152,8 @@ class Features:
         return x
 
     def _check_column(self, name: str, column: Tensor, low: float, high: float) -> None:
-        lowest, highest = value_range(column)
-        if lowest < low - RANGE_TOLERANCE or highest > high + RANGE_TOLERANCE:
+        lowest, highest = min_and_max(column)
+        if lowest < low - UNIT_RANGE_TOLERANCE or highest > high + UNIT_RANGE_TOLERANCE:
             raise InputError(
                 f"column {name!r} must be in [{low:g}, {high:g}]; it goes from {lowest:.3g} to {highest:.3g}"
             )
@@ -163,7 +169,7 @@ def _is_infinite(value: object) -> bool:
     return isinstance(value, Real) and math.isinf(value)
 
 
-def _check_names(names: object) -> tuple[str, ...]:
+def _check_column_names(names: object) -> tuple[str, ...]:
     """Column names. Raises InputError."""
     if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
         raise InputError(f"Features needs a tuple of column names, such as ('age', 'height'); got {names!r}")
@@ -177,7 +183,7 @@ def _check_names(names: object) -> tuple[str, ...]:
 
 def _check_category(name: str, values: Any) -> tuple[float, ...]:
     """A column's allowed values. Raises InputError."""
-    values = as_numbers(values)
+    values = to_number_or_list(values)
     if not isinstance(values, (tuple, list)) or not values:
         raise InputError(f"the categories of {name!r} must be a sequence of numbers; got {values!r}")
     return tuple(check_float(f"a category of {name!r}", v) for v in values)

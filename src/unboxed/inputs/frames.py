@@ -12,26 +12,26 @@ from .base import Inputs
 from .features import Features
 
 
-def is_frame(data: object) -> bool:
+def is_data_frame(data: object) -> bool:
     """Whether this is a table with named columns."""
     return hasattr(data, "columns") and callable(getattr(data, "to_numpy", None)) and hasattr(data, "__getitem__")
 
 
-def without_frames(data: Any, inputs: Inputs | None) -> Any:
+def frames_to_arrays(data: Any, inputs: Inputs | None) -> Any:
     """A DataFrame, alone or as (frame, labels), as an array of rows; other data as they are. Raises DataError."""
-    if is_frame(data):
-        return frame_rows(data, inputs)
-    if isinstance(inputs, Features) and isinstance(data, (tuple, list)) and len(data) == 2 and is_frame(data[0]):
-        return frame_rows(data[0], inputs), series_values(data[1])
+    if is_data_frame(data):
+        return frame_to_rows(data, inputs)
+    if isinstance(inputs, Features) and isinstance(data, (tuple, list)) and len(data) == 2 and is_data_frame(data[0]):
+        return frame_to_rows(data[0], inputs), series_to_array(data[1])
     return data
 
 
-def series_values(y: Any) -> Any:
+def series_to_array(y: Any) -> Any:
     """A column of labels as an array; other labels unchanged."""
     return y.to_numpy() if callable(getattr(y, "to_numpy", None)) else y
 
 
-def frame_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
+def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
     """The columns that `Features` name, in their order (N, F); others are left out. Raises DataError."""
     if not isinstance(inputs, Features):
         advice = "ub.data.table(frame, box) takes one of image files and labels"

@@ -13,7 +13,7 @@ from .batches import model_arguments
 from .multi import MultiInput
 
 
-class HeldInputs(nn.Module):
+class FixedOtherInputs(nn.Module):
     """Calls a model of several inputs with the given one, and with the others of one example.
 
     Args:
@@ -31,25 +31,27 @@ class HeldInputs(nn.Module):
             self.register_buffer(f"held_{name}", value.detach().clone(), persistent=False)
 
     def forward(self, z: Tensor) -> Any:  # (N, ...)
-        values = {name: z if name == self.varied else self._held(name, len(z)) for name in self.names}
+        values = {name: z if name == self.varied else self._fixed_value(name, len(z)) for name in self.names}
         return self.model(**values) if self.by_name else self.model(*values.values())
 
-    def _held(self, name: str | int, n: int) -> Tensor:
+    def _fixed_value(self, name: str | int, n: int) -> Tensor:
         value: Tensor = getattr(self, f"held_{name}")
         return value.expand(n, *value.shape[1:])
 
 
-def varied_part(inputs: Inputs, varied: str | int) -> Inputs:
+def inputs_of_varied_part(inputs: Inputs, varied: str | int) -> Inputs:
     """What the input that remains is. Raises InputError where there is none of this name."""
     parts = dict(inputs.named_parts()) if isinstance(inputs, MultiInput) else {}
     if varied not in parts:
-        raise InputError(f"hold_others wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
+        raise InputError(f"fix_other_inputs wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
     return parts[varied]
 
 
-def hold_inputs(model: nn.Module, inputs: Inputs, varied: str | int, packed: Tensor, dtype: torch.dtype) -> HeldInputs:
+def fix_other_inputs_of_model(
+    model: nn.Module, inputs: Inputs, varied: str | int, packed: Tensor, dtype: torch.dtype
+) -> FixedOtherInputs:
     """The model with its other inputs held at those of one packed example (1, D). Raises InputError for several."""
     if len(packed) != 1:
         raise InputError(f"the other inputs are held at those of one example (1, ...); got {len(packed)} examples")
     args, named = model_arguments(inputs.encode(packed), dtype, False)
-    return HeldInputs(model, varied, named or args)
+    return FixedOtherInputs(model, varied, named or args)

@@ -15,21 +15,21 @@ from torch import Tensor
 
 from ..errors import warn
 from .images import (
-    BITS_PER_SAMPLE_TAG,
+    TIFF_BITS_PER_SAMPLE_TAG,
+    apply_exif_orientation,
     levels_to_tensor,
-    note_other_kind,
+    pil_to_tensor,
     silencing_decoder_warnings,
-    to_tensor,
-    upright_levels,
+    warn_of_other_image_kind,
 )
 from .pixels import Pixels
 
 # Pillow also opens formats that start other programs (EPS) or that any bytes may match (TGA): unsafe for unknown files.
-SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+SAFE_PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 LOG = logging.getLogger("unboxed")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 CONVERT_ADVICE = "convert it to PNG or JPEG"
-REASON_BY_SUFFIX = {
+UNREADABLE_REASON_BY_SUFFIX = {
     ".heic": f"a HEIC file, which Pillow reads with the package pillow-heif alone: install that, or {CONVERT_ADVICE}",
     ".avif": f"an AVIF file, which this Pillow does not read: {CONVERT_ADVICE}",
     ".dcm": f"a DICOM file: {CONVERT_ADVICE}, or pass its pixels as an array",
@@ -40,34 +40,34 @@ REASON_BY_SUFFIX = {
 }
 
 
-def file_fault(path: Path) -> str | None:
+def unreadable_file_reason(path: Path) -> str | None:
     """Why a file is not an image, judged by its header; None if it may be one."""
     if not os.path.isfile(path):
-        return "a link to nothing" if os.path.islink(path) else _absence(path)
+        return "a link to nothing" if os.path.islink(path) else _missing_file_reason(path)
     try:
         with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()):
             return None
     except UnidentifiedImageError:
         return _unidentified_reason(path)
     except Exception as error:  # a hostile header can make a decoder raise nearly anything
-        return error_reason(error)
+        return unreadable_image_reason(error)
 
 
-def _absence(path: Path) -> str:
+def _missing_file_reason(path: Path) -> str:
     return "not a regular file" if os.path.exists(path) else "there is no such file"
 
 
 def read_image(path: Path, like: Pixels | None) -> Tensor:
-    """The image in a file, (C, H, W) in [0, 1], as `to_tensor`; raises whatever its decoder raises."""
+    """The image in a file, (C, H, W) in [0, 1], as `pil_to_tensor`; raises whatever its decoder raises."""
     with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()) as image:
-        note_other_kind(image, like)
+        warn_of_other_image_kind(image, like)
         levels = _deep_color_levels(path, image)
         if levels is None:
-            return to_tensor(image, like)
-        return levels_to_tensor(upright_levels(levels, image), like)
+            return pil_to_tensor(image, like)
+        return levels_to_tensor(apply_exif_orientation(levels, image), like)
 
 
-def error_reason(error: Exception) -> str:
+def unreadable_image_reason(error: Exception) -> str:
     """Why an image can't be read, from what its decoder raised."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
@@ -90,7 +90,7 @@ def readable_formats() -> tuple[str, ...]:
     else:
         pillow_heif.register_heif_opener()
     Image.init()
-    return tuple(name for name in SAFE_FORMATS if name in Image.OPEN)
+    return tuple(name for name in SAFE_PILLOW_FORMATS if name in Image.OPEN)
 
 
 def _unidentified_reason(path: Path) -> str:
@@ -106,7 +106,7 @@ def _unidentified_reason(path: Path) -> str:
         suffix = ".dcm"
     elif head.startswith(b"\x93NUMPY"):
         suffix = ".npy"
-    return REASON_BY_SUFFIX.get({".heif": ".heic", ".dicom": ".dcm"}.get(suffix, suffix), "not an image")
+    return UNREADABLE_REASON_BY_SUFFIX.get({".heif": ".heic", ".dicom": ".dcm"}.get(suffix, suffix), "not an image")
 
 
 # -- colors of 16 bits -------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def _deep_color_levels(path: Path, image: Image.Image) -> NDArray[Any] | None:
     """
     if not _has_deep_colors(image):
         return None
-    levels = _read_tiff(path) if image.format == "TIFF" else None
+    levels = _read_tiff_values(path) if image.format == "TIFF" else None
     if levels is None:
         warn("color images with 16 bits per channel are read with 8: the finer levels are lost")
     return levels
@@ -129,14 +129,14 @@ def _has_deep_colors(image: Image.Image) -> bool:
     if image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
         return False
     if image.format == "TIFF":
-        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE_TAG, ())
+        bits = getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE_TAG, ())
         return bool(bits) and min(bits) == 16
     tiles = getattr(image, "tile", ())
     raw_mode = tiles[0][3] if tiles else ""
     return ";16" in str(raw_mode[0] if isinstance(raw_mode, tuple) else raw_mode)
 
 
-def _read_tiff(path: Path) -> NDArray[Any] | None:
+def _read_tiff_values(path: Path) -> NDArray[Any] | None:
     """The values (H, W, C) of the first page; None where its compression can't be decoded here."""
     try:
         import tifffile  # scikit-image brings it

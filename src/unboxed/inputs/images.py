@@ -19,10 +19,12 @@ from .pixels import MAX_16_BIT_VALUE, Pixels, PixelsOfAnySize
 
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's own conversion would clip them at 255
 MAX_12_BIT_VALUE = 4095
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's gray
-ORIENTATION_TAG, BITS_PER_SAMPLE_TAG = 274, 258  # of EXIF, of a TIFF
-MIN_COLOR_SPREAD = 10.0  # of 255: the mean difference between the largest and the smallest channel of a color image
-MAX_SHRINKING = 16  # an image with a shorter side that many times the model's is of another kind
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's gray
+EXIF_ORIENTATION_TAG, TIFF_BITS_PER_SAMPLE_TAG = 274, 258  # of EXIF, of a TIFF
+MIN_COLOR_CHANNEL_DIFFERENCE = (
+    10.0  # of 255: the mean difference between the largest and the smallest channel of a color image
+)
+MAX_SHRINK_FACTOR = 16  # an image with a shorter side that many times the model's is of another kind
 
 
 def require_pixels(like: Inputs) -> Pixels:
@@ -47,21 +49,21 @@ def silencing_decoder_warnings() -> Iterator[None]:
         yield
 
 
-def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
+def pil_to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
     """An image as (C, H, W), float32 in [0, 1], in the size and channels of `like`.
 
     Without `like` it keeps both; `PixelsOfAnySize` says the channels alone.
     """
-    bits = stated_bits(image)
+    bits = declared_bits_per_channel(image)
     image = ImageOps.exif_transpose(image)
     if image.mode in (*SIXTEEN_BIT_MODES, "F"):
-        return levels_to_tensor(_gray_levels(image)[..., None], like, bits)
+        return levels_to_tensor(_deep_gray_levels(image)[..., None], like, bits)
     image = _composite_on_white(image)
     image = _resize_and_crop(image.convert(_color_mode(image, like)), like)
-    return torch.from_numpy(_channels_first(np.array(image, dtype=np.float32) / 255))
+    return torch.from_numpy(_to_channels_first(np.array(image, dtype=np.float32) / 255))
 
 
-def _gray_levels(image: Image.Image) -> NDArray[Any]:
+def _deep_gray_levels(image: Image.Image) -> NDArray[Any]:
     """The levels (H, W) of a gray image of more than 8 bits: uint16, or float32 in [0, 1]. Raises DataError."""
     gray = np.array(image)
     kind, largest = ("floating point", 1) if image.mode == "F" else ("32-bit", MAX_16_BIT_VALUE)
@@ -72,13 +74,13 @@ def _gray_levels(image: Image.Image) -> NDArray[Any]:
     return gray.astype(np.float32 if image.mode == "F" else np.uint16)
 
 
-def stated_bits(image: Image.Image) -> int:
+def declared_bits_per_channel(image: Image.Image) -> int:
     """The bits per channel that a file itself states, where Pillow gives 16: 12 of a TIFF of 12 bits."""
-    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE_TAG, ())
+    bits = getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE_TAG, ())
     return bits[0] if bits and 8 < bits[0] < 16 else 16
 
 
-def white_of_16_bits(largest: float, like: Pixels | None) -> int:
+def white_level_of_16_bit_images(largest: float, like: Pixels | None) -> int:
     """The white of 16-bit images: what `like` says, whatever values an image has, so that all are read alike.
 
     `largest` is the largest value; one that fits into 12 bits is warned of. Raises DataError for one above white.
@@ -93,9 +95,9 @@ def white_of_16_bits(largest: float, like: Pixels | None) -> int:
     return white
 
 
-def upright_levels(levels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+def apply_exif_orientation(levels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     """Levels (H, W, C) turned as the EXIF orientation of their image says."""
-    orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    orientation = image.getexif().get(EXIF_ORIENTATION_TAG, 1)
     if orientation in (5, 6, 7, 8):
         levels = levels.transpose(1, 0, 2)
     flip_vertical, flip_horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -103,25 +105,31 @@ def upright_levels(levels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
 
 
 def levels_to_tensor(levels: NDArray[Any], like: Pixels | None, bits: int = 16) -> Tensor:
-    """Levels (H, W, C), uint16 or float32 in [0, 1], as `to_tensor`, with their full depth; `bits` is what they use."""
+    """Levels (H, W, C), uint16 or float32 in [0, 1], as `pil_to_tensor`, in full depth; `bits` is what they use."""
     channels = None if like is None else like.shape[0]
-    depth = 1 if levels.dtype != np.uint16 else 2**bits - 1 if bits < 16 else white_of_16_bits(levels.max(), like)
+    depth = (
+        1
+        if levels.dtype != np.uint16
+        else 2**bits - 1
+        if bits < 16
+        else white_level_of_16_bit_images(levels.max(), like)
+    )
     values = levels.astype(np.float32) / np.float32(depth)
     if values.shape[2] in (2, 4):  # over white, where transparent
         alpha = values[..., -1:]
         values = values[..., :-1] * alpha + (1 - alpha)
     if channels == 1 and values.shape[2] == 3:
-        values = values @ np.array(LUMA, np.float32)[:, None]
-    planes = [_resize_plane(values[..., c], like) for c in range(values.shape[2])]
+        values = values @ np.array(LUMA_WEIGHTS, np.float32)[:, None]
+    planes = [_resize_and_crop_plane(values[..., c], like) for c in range(values.shape[2])]
     x = torch.from_numpy(np.stack(planes)).clamp(0, 1)  # (C, H, W)
     return x if channels in (None, len(x)) else x.expand(channels or 1, *x.shape[1:]).clone()
 
 
-def _resize_plane(plane: NDArray[Any], like: Pixels | None) -> NDArray[Any]:
+def _resize_and_crop_plane(plane: NDArray[Any], like: Pixels | None) -> NDArray[Any]:
     return np.array(_resize_and_crop(Image.fromarray(np.ascontiguousarray(plane)), like))
 
 
-def note_other_kind(image: Image.Image, like: Pixels | None) -> None:
+def warn_of_other_image_kind(image: Image.Image, like: Pixels | None) -> None:
     """Warn of an image of quite another kind than the model's: in color for a gray model, or many times its size."""
     if like is None or isinstance(like, PixelsOfAnySize):
         return
@@ -129,15 +137,17 @@ def note_other_kind(image: Image.Image, like: Pixels | None) -> None:
     size = f"{height}x{width}"
     if channels == 1 and image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P", "LAB", "HSV") and _is_colorful(image):
         warn(f"color images are made gray, as this model takes one channel ({size}): were they made for it?")
-    if min(image.size) > MAX_SHRINKING * min(height, width):
-        warn(f"images are more than {MAX_SHRINKING} times the {size} that this model takes: little is left of their "
-             "detail. Were they made for it?")  # fmt: skip
+    if min(image.size) > MAX_SHRINK_FACTOR * min(height, width):
+        warn(
+            f"images are more than {MAX_SHRINK_FACTOR} times the {size} that this model takes: little is left of their "
+            "detail. Were they made for it?"
+        )
 
 
 def _is_colorful(image: Image.Image) -> bool:
     """Whether the channels of an image differ; it is judged on a small copy."""
     thumbnail = np.array(_composite_on_white(image).resize((16, 16)).convert("RGB"), dtype=np.float32)
-    return float(np.ptp(thumbnail, axis=2).mean()) > MIN_COLOR_SPREAD
+    return float(np.ptp(thumbnail, axis=2).mean()) > MIN_COLOR_CHANNEL_DIFFERENCE
 
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
@@ -179,6 +189,6 @@ def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+def _to_channels_first(array: NDArray[Any]) -> NDArray[Any]:
     """(H, W) or (H, W, C) to (C, H, W)."""
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

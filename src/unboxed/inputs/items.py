@@ -28,7 +28,7 @@ class SkippedExamples:
         self.rows.append(row)
         self.reasons.append(reason)
 
-    def add_unnumbered(self, n: int, reasons: list[str]) -> None:
+    def add_without_indices(self, n: int, reasons: list[str]) -> None:
         self.n_unnumbered += n
         self.reasons += reasons
 
@@ -43,7 +43,7 @@ class SkippedExamples:
         """Say how many were left out, and why."""
         if n := self.count:
             summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
-            warn(f"{summary}: {self._reasons_text()}")
+            warn(f"{summary}: {self._skipped_reasons_text()}")
 
     def require_some_read(self, n_read: int) -> None:
         """Raise DataError where nothing is left."""
@@ -51,20 +51,20 @@ class SkippedExamples:
             return
         if self.count:
             subject = "the only example" if self.count == 1 else f"any of the {self.count} examples"
-            raise DataError(f"can't read {subject}: {self._reasons_text()}")
+            raise DataError(f"can't read {subject}: {self._skipped_reasons_text()}")
         raise DataError("the data are empty: at least one example is needed")
 
     @property
     def count(self) -> int:
         return len(self.rows) + self.n_unnumbered
 
-    def _reasons_text(self) -> str:
+    def _skipped_reasons_text(self) -> str:
         rest = len(self.reasons) - MAX_REASONS_SHOWN
         text = "; ".join(self.reasons[:MAX_REASONS_SHOWN]) or "image files in the worker processes of a DataLoader"
         return text + (f"; and {rest} more" if rest > 0 else "")
 
 
-def without_label(item: Any) -> Any:
+def drop_label(item: Any) -> Any:
     """An example, or a batch of them, without its label."""
     return item[0] if isinstance(item, (tuple, list)) else item
 
@@ -82,10 +82,12 @@ def item_or_data_error(data: Any, i: int) -> Any:
     except UnboxedError:
         raise
     except Exception as error:
-        raise DataError(f"example {i} of {data_name(data)} can't be read: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"example {i} of {data_name_for_errors(data)} can't be read: {type(error).__name__}: {error}"
+        ) from error
 
 
-def data_name(data: Any) -> str:
+def data_name_for_errors(data: Any) -> str:
     """What errors call the data."""
     return str(getattr(data, "name", "") or type(data).__name__)
 
@@ -125,7 +127,7 @@ def add_loader_skips(loader: DataLoader[Any], n_read: int, skipped: SkippedExamp
     if getattr(loader.batch_sampler, "drop_last", False) or not isinstance(sampler, Sized):
         return
     if (n_missing := len(sampler) - n_read) > 0 and (reasons := _broken_files(loader.dataset)) is not None:
-        skipped.add_unnumbered(n_missing, reasons)
+        skipped.add_without_indices(n_missing, reasons)
 
 
 def _broken_files(dataset: Any) -> list[str] | None:

@@ -17,14 +17,14 @@ from torch import Tensor
 from ..atomic_write import to_printable
 from ..errors import DataError, InputError, warn
 from ..validation import nearest_names, suggestion_text
-from .frames import series_values
+from .frames import series_to_array
 
 Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
 
 MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
 MAX_NAMES_SHOWN = 5  # in a message
-SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
+WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
 CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
     "subfolders or labels, or put the images into one folder, without labels"
@@ -34,7 +34,7 @@ SYNSET_ADVICE = (
 )
 
 
-def label_value(label: Any, where: str = "an example") -> int | str | None:
+def label_to_value(label: Any, where: str = "an example") -> int | str | None:
     """The label of one example: a class number or a class name; None where there is none. Raises DataError."""
     if isinstance(label, (Tensor, np.ndarray)) and math.prod(label.shape) == 1:
         label = label.item()
@@ -58,7 +58,7 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
     """
     if isinstance(y, str):
         return _number_of(y, classes)
-    y = series_values(y)
+    y = series_to_array(y)
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
@@ -95,37 +95,39 @@ def _format_numbers(classes: Sequence[str], name: str) -> str:
     return ", ".join(str(k) for k, other in enumerate(classes) if other == name)
 
 
-def is_numbers_only(classes: Sequence[str]) -> bool:
+def are_default_class_names(classes: Sequence[str]) -> bool:
     """Whether the classes are 0, 1, 2, ...: they were not named."""
     return tuple(classes) == tuple(map(str, range(len(classes))))
 
 
-def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
+def unique_class_names(classes: Sequence[str]) -> tuple[str, ...]:
     """The names of classes as unique keys: a name of several classes is followed by the number of each."""
     repeated = {name for name, n in Counter(classes).items() if n > 1}
     return tuple(f"{name} ({k})" if name in repeated else name for k, name in enumerate(classes))
 
 
-def match_names(names: Sequence[str], classes: Sequence[str], names_source: str = "labels") -> dict[str, int]:
+def match_label_names_to_classes(
+    names: Sequence[str], classes: Sequence[str], names_source: str = "labels"
+) -> dict[str, int]:
     """{name: class of the model} of labels that are names, as of class folders. Raises DataError."""
-    distinct = sorted_names(dict.fromkeys(names))
-    return match_labels({n: n for n in distinct}, classes, made_from_names=True, names_source=names_source)
+    distinct = sort_names_naturally(dict.fromkeys(names))
+    return match_labels_to_classes({n: n for n in distinct}, classes, made_from_names=True, names_source=names_source)
 
 
-def sorted_names(names: Any) -> list[str]:
+def sort_names_naturally(names: Any) -> list[str]:
     """Names in their order: numbers by value, 2 before 10."""
     return sorted(names, key=lambda n: (0, int(n), n) if n.isdecimal() else (1, 0, n))
 
 
-def number_names(names: Sequence[str]) -> list[str]:
+def class_names_by_number(names: Sequence[str]) -> list[str]:
     """The classes that labels which are names stand for, by number: the names in their order, or 0 to the largest."""
-    distinct = sorted_names(dict.fromkeys(names))
+    distinct = sort_names_naturally(dict.fromkeys(names))
     if all(name.isdecimal() and int(name) <= MAX_CLASS_NUMBER for name in distinct):
         return list(map(str, range(int(distinct[-1]) + 1))) if distinct else []
     return distinct
 
 
-def match_labels(
+def match_labels_to_classes(
     names: Mapping[Label, str] | Sequence[str], classes: Sequence[str], *, made_from_names: bool, names_source: str
 ) -> dict[Label, int]:
     """{label: class of the model}, from the names of the labels and the classes of the model.
@@ -142,14 +144,14 @@ def match_labels(
         return numbers
     matched = _match_by_name(name_of, classes)
     if len(matched) == len(name_of):
-        _warn_text_order(texts, classes)
+        _warn_of_text_sorted_folders(texts, classes)
         return matched
-    same_count, classes_are_numbers = len(texts) == len(classes), is_numbers_only(classes)
-    if made_from_names and not matched and not classes_are_numbers and _are_outputs(texts, len(classes)):
-        _warn_number_names(texts, classes, names_source)
+    same_count, classes_are_numbers = len(texts) == len(classes), are_default_class_names(classes)
+    if made_from_names and not matched and not classes_are_numbers and _are_output_numbers(texts, len(classes)):
+        _warn_of_numeric_names(texts, classes, names_source)
         return {label: int(name) for label, name in name_of.items()}
     if made_from_names and classes_are_numbers and same_count and not matched:
-        _warn_name_order(texts, names_source)
+        _warn_of_assumed_name_order(texts, names_source)
         return numbers
     agrees = same_count and all(label == k for label, k in matched.items())
     if made_from_names or not (classes_are_numbers or agrees):
@@ -157,7 +159,7 @@ def match_labels(
     return {label: label for label in name_of}
 
 
-def _are_outputs(names: Sequence[str], n_classes: int) -> bool:
+def _are_output_numbers(names: Sequence[str], n_classes: int) -> bool:
     return all(name.isdecimal() and int(name) < n_classes for name in names)
 
 
@@ -168,11 +170,11 @@ def _match_by_name(name_of: Mapping[Any, str], classes: Sequence[str]) -> dict[A
         by_name[_normalize_name(name)].append(k)
         for part in _name_parts(name):
             by_part[part].append(k)
-    found = {label: _candidates(name, by_name, by_part) for label, name in name_of.items()}
-    return {label: _only_class(name_of[label], ks, classes) for label, ks in found.items() if ks}
+    found = {label: _candidate_classes(name, by_name, by_part) for label, name in name_of.items()}
+    return {label: _single_candidate_class(name_of[label], ks, classes) for label, ks in found.items() if ks}
 
 
-def _candidates(name: str, by_name: Mapping[str, list[int]], by_part: Mapping[str, list[int]]) -> list[int]:
+def _candidate_classes(name: str, by_name: Mapping[str, list[int]], by_part: Mapping[str, list[int]]) -> list[int]:
     """The classes that a name may mean: of this name; else of this part of a synset; else of one of its own parts."""
     normalized = _normalize_name(name)
     for lookup, keys in (
@@ -186,7 +188,7 @@ def _candidates(name: str, by_name: Mapping[str, list[int]], by_part: Mapping[st
     return []
 
 
-def _only_class(name: str, candidates: list[int], classes: Sequence[str]) -> int:
+def _single_candidate_class(name: str, candidates: list[int], classes: Sequence[str]) -> int:
     exact = [k for k in candidates if classes[k] == name]
     if len(exact or candidates) > 1:
         raise DataError(f"the name {name!r} fits {len(exact or candidates)} classes: the numbers {exact or candidates}")
@@ -195,7 +197,7 @@ def _only_class(name: str, candidates: list[int], classes: Sequence[str]) -> int
 
 def _name_parts(name: str) -> list[str]:
     """The id and the names of a synset, `n02108089 boxer`; none of any other name."""
-    match = SYNSET_PATTERN.fullmatch(name.strip())
+    match = WORDNET_SYNSET_PATTERN.fullmatch(name.strip())
     if match is None:
         return []
     names = match[2] or ""
@@ -210,9 +212,9 @@ def _normalize_name(name: str) -> str:
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _warn_text_order(names: Sequence[str], classes: Sequence[str]) -> None:
+def _warn_of_text_sorted_folders(names: Sequence[str], classes: Sequence[str]) -> None:
     """Warn that a model trained on folders sorted as text (10 before 2) has another order of classes."""
-    if is_numbers_only(classes) and sorted(names) != sorted(names, key=lambda name: int(_normalize_name(name))):
+    if are_default_class_names(classes) and sorted(names) != sorted(names, key=lambda name: int(_normalize_name(name))):
         assumption = (
             f"{sorted(names, key=lambda name: int(_normalize_name(name)))[-1]!r} is matched to that output of the model"
         )
@@ -221,13 +223,13 @@ def _warn_text_order(names: Sequence[str], classes: Sequence[str]) -> None:
                       "--classes (classes= in Python)")  # fmt: skip
 
 
-def _warn_number_names(names: Sequence[str], classes: Sequence[str], names_source: str) -> None:
+def _warn_of_numeric_names(names: Sequence[str], classes: Sequence[str], names_source: str) -> None:
     pairs = [f"{name} is {classes[int(name)]}" for name in names[:MAX_NAMES_SHOWN]]
     rest = f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     warn(f"the {names_source} are numbers, so they mean outputs of the model: {', '.join(pairs)}{rest}")
 
 
-def _warn_name_order(names: Sequence[str], names_source: str) -> None:
+def _warn_of_assumed_name_order(names: Sequence[str], names_source: str) -> None:
     assumption = f"the {names_source} are matched to the {len(names)} classes in the order of their names: "
     advice = "if the model has another order, give --classes (classes= in Python)"
     warn(f"{assumption}{_format_names(names, numbered=True)}; {advice}")
@@ -247,7 +249,7 @@ def _mismatch_message(
         if (closest := nearest_names(name, classes))
     ]
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
-    synsets = SYNSET_ADVICE if all(SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
+    synsets = SYNSET_ADVICE if all(WORDNET_SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
     counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
     classes_text = f"the model's {len(classes)} classes ({_format_names(classes)})"
     return f"{subject} {classes_text}{hint}{counted}. {synsets}{CLASS_NAMES_ADVICE}"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Inputs, inputs_at_levels
+from .base import Inputs, inputs_from_unit_interval
 
-Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+PackedOrParts = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Several inputs as a user passes them, or packed into one tensor."""
 
 
@@ -68,10 +68,10 @@ class MultiInput:
         """How many of the D numbers each part has."""
         return [math.prod(part.shape) for _, part in self.named_parts()]
 
-    def check(self, x: Packed) -> Packed:
+    def check(self, x: PackedOrParts) -> PackedOrParts:
         """x itself, if it is valid, packed or not; else InputError that names the part."""
         is_packed = isinstance(x, Tensor) and tuple(x.shape[1:]) == self.shape
-        values = self.split(x) if isinstance(x, Tensor) and is_packed else self.part_values(x)
+        values = self.split(x) if isinstance(x, Tensor) and is_packed else self.values_of_parts(x)
         for (name, part), value in zip(self.named_parts(), values, strict=True):
             try:
                 part.check(value)
@@ -81,7 +81,7 @@ class MultiInput:
             raise InputError(f"all inputs must have the same number of rows; got {sorted(rows)}")
         return x
 
-    def part_values(self, x: object) -> list[Any]:
+    def values_of_parts(self, x: object) -> list[Any]:
         """The values of a structure, in order. Raises InputError."""
         names = [name for name, _ in self.named_parts()]
         if isinstance(self.parts, Mapping):
@@ -94,7 +94,7 @@ class MultiInput:
             raise InputError(f"wanted a tuple of {len(names)} tensors; got {got}")
         return list(x)
 
-    def is_structure(self, x: object) -> bool:
+    def has_structure_of_parts(self, x: object) -> bool:
         """Whether x has the structure: a dict with the names of the parts, or a tuple of as many tensors."""
         if isinstance(self.parts, Mapping):
             return isinstance(x, Mapping) and set(x) == set(self.parts)
@@ -104,11 +104,11 @@ class MultiInput:
             and all(isinstance(v, Tensor) and v.ndim >= 1 for v in x)
         )
 
-    def pack(self, x: Packed) -> Tensor:
+    def pack(self, x: PackedOrParts) -> Tensor:
         """(N, D) of a structure; a tensor is returned as it is."""
         if isinstance(x, Tensor):
             return x
-        values = self.part_values(x)
+        values = self.values_of_parts(x)
         dtype = max((v.dtype for v in values), key=lambda t: t.itemsize)
         return torch.cat([v.flatten(1).to(dtype) for v in values], 1)
 
@@ -130,7 +130,7 @@ class MultiInput:
         """What the model takes: its arguments, each normalized."""
         return self._restore_structure(self._apply_to_parts("encode", x))
 
-    def decode(self, z: Packed) -> Tensor:
+    def decode(self, z: PackedOrParts) -> Tensor:
         """The inverse of `encode`, packed (N, D)."""
         return self._apply_to_packed_parts("decode", self.pack(z))
 
@@ -138,10 +138,10 @@ class MultiInput:
         """Packed x (N, D), each part moved into its valid range."""
         return self._apply_to_packed_parts("clip", x)
 
-    def from_unit(self, u: Tensor) -> Tensor:
+    def from_unit_interval(self, u: Tensor) -> Tensor:
         """Packed inputs for levels u (N, D) in [0, 1]."""
         pairs = zip(self.split(u), self.named_parts(), strict=True)
-        return torch.cat([inputs_at_levels(part, v).flatten(1) for v, (_, part) in pairs], 1)
+        return torch.cat([inputs_from_unit_interval(part, v).flatten(1) for v, (_, part) in pairs], 1)
 
     def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n random valid inputs, packed (n, D)."""

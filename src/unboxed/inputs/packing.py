@@ -21,7 +21,7 @@ def is_packed_pair(inputs: MultiInput, data: Any) -> bool:
 def pack_example(inputs: MultiInput, item: Any) -> Any:
     """One example's inputs (D,), with its label if there is one. Raises DataError."""
     values, label = _split_label(inputs, item, 0)
-    packed_row = pack_structure(inputs, _as_batch(values))[0]
+    packed_row = pack_structure(inputs, _to_batch_of_one(values))[0]
     return (packed_row, *label) if label else packed_row
 
 
@@ -36,13 +36,13 @@ def pack_structure(inputs: MultiInput, values: Any) -> Tensor:
     """Packed inputs (n, D) of a batch, which may be packed already. Raises DataError, and InputError for bad values."""
     if isinstance(values, Tensor) and values.shape[1:] == inputs.shape:
         return values
-    if not inputs.is_structure(values):
+    if not inputs.has_structure_of_parts(values):
         got = type(values).__name__
         raise DataError(f"an example of a model of several inputs is a dict or tuple of tensors; got {got}")
     return inputs.pack(inputs.check(values))
 
 
-def _as_batch(values: Any) -> Any:
+def _to_batch_of_one(values: Any) -> Any:
     """A batch of one example. Raises DataError."""
     try:
         if isinstance(values, Mapping):

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float, check_int
-from .base import RANGE_TOLERANCE, as_numbers, constant_tensor, format_non_default_settings
+from .base import UNIT_RANGE_TOLERANCE, constant_tensor, non_default_settings_text, to_number_or_list
 from .batches import checked_value_range
 
-NORMALIZED_BELOW_ZERO_THRESHOLD = 0.05  # images with values further below zero are taken to be normalized
+NORMALIZED_IF_BELOW_MINUS = 0.05  # images with values further below zero are taken to be normalized
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MAX_16_BIT_VALUE = 65535
-MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
+MAX_VALUES_PER_IMAGE = 2**36  # values of an image: more than any memory
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +89,7 @@ class Pixels:
             raise InputError(f"white is the largest value that 16-bit images can have, 1 to 65535; got {self.white}")
 
     def __repr__(self) -> str:
-        settings = format_non_default_settings(self, mean=0.0, std=1.0)
+        settings = non_default_settings_text(self, mean=0.0, std=1.0)
         settings += [f"resize={self.resize}"] * (self.resize is not None)
         settings += [f"interpolation={self.interpolation!r}"] * (self.interpolation != "bilinear")
         settings += ["bgr=True"] * self.bgr + [f"white={self.white}"] * (self.white != MAX_16_BIT_VALUE)
@@ -97,7 +97,7 @@ class Pixels:
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one per channel, in units of [0, 1]."""
-        value = as_numbers(getattr(self, name))
+        value = to_number_or_list(getattr(self, name))
         if not isinstance(value, (tuple, list)):
             return check_float(name, value, above, below)
         if len(value) not in (1, self.shape[0]):
@@ -110,7 +110,7 @@ class Pixels:
         """Number of axes that the model sees beside the channels: 1 for signals, 2 for images, 3 for volumes."""
         return len(self.model_shape) - 1
 
-    def images_or_none(self) -> Pixels:
+    def as_image_pixels_or_none(self) -> Pixels:
         """The same inputs for the same model, with signals and volumes as the images that methods work on."""
         images = Pixels(self.shape, self.mean, self.std, bgr=self.bgr, white=self.white)
         object.__setattr__(images, "model_shape", self.model_shape)
@@ -134,7 +134,7 @@ class Pixels:
 
     def encode(self, x: Tensor) -> Tensor:
         """What the model takes: (x - mean) / std."""
-        z = (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
+        z = (x - self._as_channel_tensor(self.mean, x)) / self._as_channel_tensor(self.std, x)
         z = z.flip(-3) if self.bgr else z
         return z if self.model_shape == self.shape else z.reshape(*z.shape[:-3], *self.model_shape)
 
@@ -143,13 +143,13 @@ class Pixels:
         if self.model_shape != self.shape and z.shape[-len(self.model_shape) :] == self.model_shape:
             z = z.reshape(*z.shape[: z.ndim - len(self.model_shape)], *self.shape)
         z = z.flip(-3) if self.bgr else z
-        return z * self._per_channel(self.std, z) + self._per_channel(self.mean, z)
+        return z * self._as_channel_tensor(self.std, z) + self._as_channel_tensor(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
         """x clamped to [0, 1]."""
         return x.clamp(0, 1)
 
-    def from_unit(self, u: Tensor) -> Tensor:
+    def from_unit_interval(self, u: Tensor) -> Tensor:
         """Images for levels u in [0, 1]: the levels themselves."""
         return u
 
@@ -157,7 +157,7 @@ class Pixels:
         """n images of uniform noise (n, C, H, W) in [0, 1]."""
         problem = f"there is no memory for {n} images of the shape {self.shape}"
         too_large = InputError(f"{problem}; wanted (channels, height, width) of one image that the model takes")
-        if math.prod(self.shape) > MAX_IMAGE_VALUES:  # some systems allocate memory that they do not have
+        if math.prod(self.shape) > MAX_VALUES_PER_IMAGE:  # some systems allocate memory that they do not have
             raise too_large
         try:
             return torch.rand(n, *self.shape, generator=generator, device=generator.device)
@@ -169,13 +169,13 @@ class Pixels:
         shapes = (self.own_shape, self.shape, self.model_shape)
         shape = next((s for s in shapes if isinstance(x, Tensor) and x.shape[1:] == s), self.own_shape)
         low, high = checked_value_range(x, shape, "images in [0, 1]")
-        if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-            raise InputError(self._range_message(low, high))
+        if low < -UNIT_RANGE_TOLERANCE or high > 1 + UNIT_RANGE_TOLERANCE:
+            raise InputError(self._out_of_range_message(low, high))
         return x
 
-    def _range_message(self, low: float, high: float) -> str:
+    def _out_of_range_message(self, low: float, high: float) -> str:
         problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
-        if low > -NORMALIZED_BELOW_ZERO_THRESHOLD and high <= 2:
+        if low > -NORMALIZED_IF_BELOW_MINUS and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
             return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"
@@ -185,7 +185,7 @@ class Pixels:
             return f"{problem}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
         return f"{problem}: they look normalized. Give Pixels their mean and std and pass images in [0, 1]"
 
-    def _per_channel(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
+    def _as_channel_tensor(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         if isinstance(value, (int, float)):
             return value
         return constant_tensor(value, like).view(-1, 1, 1)

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-ID_NAMES = ("input_ids", "ids", "tokens")  # of the model's arguments, and of a tokenizer's dict
-MASK_NAMES = ("attention_mask", "mask", "padding_mask")
-TYPE_NAMES = ("token_type_ids",)
-N_ROLES = 3  # columns behind the embedding: the token's id, whether it is one (1) or padding (0), its type
-N_NOISE_TOKENS = 8  # of a random text
-OverEmbedding = Literal["sum", "length", "same"]
+ID_ARGUMENT_NAMES = ("input_ids", "ids", "tokens")  # of the model's arguments, and of a tokenizer's dict
+MASK_ARGUMENT_NAMES = ("attention_mask", "mask", "padding_mask")
+TYPE_ARGUMENT_NAMES = ("token_type_ids",)
+N_TOKEN_META_COLUMNS = 3  # columns behind the embedding: the token's id, whether it is one (1) or padding (0), its type
+N_RANDOM_TEXT_TOKENS = 8  # of a random text
+EmbeddingReduction = Literal["sum", "length", "same"]
 """What a token's number is: the sum of contributions, the length of slopes, or what is the same for all its values."""
 
-UNLIMITED_LENGTH = 10**6  # what tokenizers without a limit say is larger
+MIN_UNLIMITED_LENGTH_TOKENS = 10**6  # what tokenizers without a limit say is larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Tokens:
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
-    def bound_to(self, model: nn.Module) -> Tokens:
+    def bind_to_model(self, model: nn.Module) -> Tokens:
         """These inputs for one model: its embedding layer and the names of its arguments. Raises InputError."""
         path, layer = _find_embedding(model, self.embedding)
         n_known, n_ids = _n_embeddings(layer), _vocabulary_size(self.tokenizer)
@@ -81,7 +81,7 @@ class Tokens:
         limit = _n_positions(model, self.tokenizer) if self.max_length is None else self.max_length
         return replace(
             self, max_length=limit, embedding=path, pad_id=_pad_id(self.tokenizer, self.pad_id), _layer=layer,
-            _arguments=_argument_names(model),
+            _arguments=_text_argument_names(model),
         )  # fmt: skip
 
     @property
@@ -99,7 +99,7 @@ class Tokens:
     @property
     def shape(self) -> tuple[int, ...]:
         """(T, D + 3) of a short text: T is that of the longest text of a batch."""
-        return min(N_NOISE_TOKENS, self.max_length or N_NOISE_TOKENS), self.width + N_ROLES
+        return min(N_RANDOM_TEXT_TOKENS, self.max_length or N_RANDOM_TEXT_TOKENS), self.width + N_TOKEN_META_COLUMNS
 
     # -- texts to tensors ----------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class Tokens:
         """(N, T, D + 3) of texts, pairs of texts or a tokenizer's dict; a packed tensor is returned as it is."""
         if isinstance(x, Tensor) and x.is_floating_point():
             return x
-        ids, mask, types = self._tokenized(x)
+        ids, mask, types = self._tokenize_or_check(x)
         with torch.no_grad():
             h = self._embed(ids)  # (N, T, D)
             h = h if h.dtype == torch.float64 else h.float()
@@ -120,12 +120,12 @@ class Tokens:
         with torch.no_grad():
             return self.layer.forward(ids.to(device))  # type: ignore[no-any-return]
 
-    def _tokenized(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _tokenize_or_check(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, mask and types (N, T) each. Raises InputError."""
         if isinstance(x, Mapping):
-            return self._from_mapping(x)
+            return self._ids_mask_types_from_mapping(x)
         if isinstance(x, Tensor):
-            return self._from_mapping({ID_NAMES[0]: x})
+            return self._ids_mask_types_from_mapping({ID_ARGUMENT_NAMES[0]: x})
         texts = [x] if isinstance(x, str) else list(x)
         if not texts:
             raise InputError("wanted texts, a list of str; got an empty list")
@@ -136,7 +136,7 @@ class Tokens:
         for i, (row, row_types) in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
             types[i, : len(row)] = torch.tensor(row_types)
-        return self._checked(ids, mask, types)
+        return self._check_ids_mask_types(ids, mask, types)
 
     def _row(self, text: Any, index: int) -> tuple[list[int], list[int]]:
         """Ids and types of one text or pair of texts. Raises InputError."""
@@ -146,7 +146,11 @@ class Tokens:
         if not any(t.strip() for t in (text if is_pair else [text])):
             raise InputError(f"text {index} is empty")
         found = self.tokenizer(*text) if is_pair else self.tokenizer(text)
-        ids, types = (found[ID_NAMES[0]], found.get(TYPE_NAMES[0])) if isinstance(found, Mapping) else (found, None)
+        ids, types = (
+            (found[ID_ARGUMENT_NAMES[0]], found.get(TYPE_ARGUMENT_NAMES[0]))
+            if isinstance(found, Mapping)
+            else (found, None)
+        )
         ids = [int(k) for k in ids]
         types = [0] * len(ids) if types is None else [int(k) for k in types]
         if not ids:
@@ -161,20 +165,20 @@ class Tokens:
             ids, types = ids[: self.max_length], types[: self.max_length]
         return ids, types
 
-    def _from_mapping(self, x: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def _ids_mask_types_from_mapping(self, x: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, mask and types of a tokenizer's dict. Raises InputError."""
-        ids = next((x[name] for name in ID_NAMES if name in x), None)
+        ids = next((x[name] for name in ID_ARGUMENT_NAMES if name in x), None)
         ids = None if ids is None else torch.as_tensor(ids)
         if ids is None or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
             got = sorted(map(str, x)) if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
             raise InputError(f"wanted a tokenizer's dict with 'input_ids' (N, T) of whole numbers; got {got}")
-        mask = next((torch.as_tensor(x[name]) for name in MASK_NAMES if name in x), torch.ones_like(ids))
-        types = next((torch.as_tensor(x[name]) for name in TYPE_NAMES if name in x), torch.zeros_like(ids))
+        mask = next((torch.as_tensor(x[name]) for name in MASK_ARGUMENT_NAMES if name in x), torch.ones_like(ids))
+        types = next((torch.as_tensor(x[name]) for name in TYPE_ARGUMENT_NAMES if name in x), torch.zeros_like(ids))
         if mask.shape != ids.shape or types.shape != ids.shape:
             raise InputError(f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} differ in shape")
-        return self._checked(ids.long(), mask.long(), types.long())
+        return self._check_ids_mask_types(ids.long(), mask.long(), types.long())
 
-    def _checked(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _check_ids_mask_types(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = _n_embeddings(self.layer)
         if int(ids.min()) < 0 or (n is not None and int(ids.max()) >= n):
             raise InputError(
@@ -191,8 +195,10 @@ class Tokens:
     def check(self, x: Any) -> Any:
         """x itself, if it holds texts, or is packed; else InputError."""
         if isinstance(x, Tensor) and x.is_floating_point():
-            if x.ndim != 3 or x.shape[2] != self.width + N_ROLES or not bool(x.isfinite().all()):
-                raise InputError(f"wanted packed texts (N, T, {self.width + N_ROLES}); got {tuple(x.shape)}")
+            if x.ndim != 3 or x.shape[2] != self.width + N_TOKEN_META_COLUMNS or not bool(x.isfinite().all()):
+                raise InputError(
+                    f"wanted packed texts (N, T, {self.width + N_TOKEN_META_COLUMNS}); got {tuple(x.shape)}"
+                )
             return x
         if isinstance(x, (str, Mapping, Tensor, Sequence)):
             return x
@@ -219,24 +225,24 @@ class Tokens:
         """n random texts, packed: no words, but ids of any token."""
         n_ids = _n_embeddings(self.layer) or 2
         ids = torch.randint(n_ids, (n, self.shape[0]), generator=generator, device=generator.device)
-        return self._random(ids)
+        return self._random_packed_texts(ids)
 
-    def from_unit(self, u: Tensor) -> Tensor:
+    def from_unit_interval(self, u: Tensor) -> Tensor:
         """Texts for levels u (N, T, D + 3) in [0, 1] of their ids."""
         n_ids = _n_embeddings(self.layer) or 2
-        return self._random((u[..., 0] * (n_ids - 1)).round().long())
+        return self._random_packed_texts((u[..., 0] * (n_ids - 1)).round().long())
 
-    def _random(self, ids: Tensor) -> Tensor:
+    def _random_packed_texts(self, ids: Tensor) -> Tensor:
         """Ids (N, T) packed; what means padding is another token."""
         n_ids, pad = _n_embeddings(self.layer) or 2, self.pad_id or 0
         ids = torch.where(ids == pad, (ids + 1) % n_ids, ids)
-        return self.pack({ID_NAMES[0]: ids.cpu()}).to(ids.device)
+        return self.pack({ID_ARGUMENT_NAMES[0]: ids.cpu()}).to(ids.device)
 
     def unpack(self, h: Tensor) -> dict[str, Tensor]:
         """The ids and masks (N, T) of packed texts, as a tokenizer's dict."""
-        return {ID_NAMES[0]: self.ids(h), MASK_NAMES[0]: self.mask(h).long()}
+        return {ID_ARGUMENT_NAMES[0]: self.ids(h), MASK_ARGUMENT_NAMES[0]: self.mask(h).long()}
 
-    def unpack_map(self, h: Tensor, over_embedding: OverEmbedding = "sum") -> Tensor:
+    def reduce_map_over_embedding(self, h: Tensor, over_embedding: EmbeddingReduction = "sum") -> Tensor:
         """Maps (..., T) of packed maps (..., T, D + 3), each token's numbers made one."""
         if over_embedding == "same":
             return h[..., 0]
@@ -246,11 +252,11 @@ class Tokens:
 
     def ids(self, x: Tensor) -> Tensor:
         """The ids (N, T) of packed texts."""
-        return x.detach()[..., -N_ROLES].round().long()
+        return x.detach()[..., -N_TOKEN_META_COLUMNS].round().long()
 
     def mask(self, x: Tensor) -> Tensor:
         """(N, T) bool: tokens, not padding."""
-        return x.detach()[..., -N_ROLES + 1] > 0.5
+        return x.detach()[..., -N_TOKEN_META_COLUMNS + 1] > 0.5
 
     def is_special(self, x: Tensor) -> Tensor:
         """(N, T) bool: tokens that the tokenizer adds, such as [CLS], and padding."""
@@ -265,27 +271,27 @@ class Tokens:
         return [list(map(str, to_words(row) if to_words else row)) for row in rows]
 
     @property
-    def default_fill(self) -> str:
+    def default_fill_kind(self) -> str:
         """What stands for no token: [MASK] where the tokenizer has it, else zeros."""
         return "zero" if getattr(self.tokenizer, "mask_token_id", None) is None else "mask"
 
     def noise_scale(self, x: Tensor) -> Tensor:
         """max - min of each text's embeddings, (N, 1, D + 3); special tokens and the columns behind get no noise."""
-        h = x[..., :-N_ROLES].flatten(1)
+        h = x[..., :-N_TOKEN_META_COLUMNS].flatten(1)
         scale = (h.amax(1) - h.amin(1))[:, None, None].expand_as(x).clone()
-        scale[..., -N_ROLES:] = 0
+        scale[..., -N_TOKEN_META_COLUMNS:] = 0
         return scale.masked_fill(self.is_special(x)[..., None], 0)
 
-    def filled(self, x: Tensor, kind: str) -> Tensor:
+    def fill_tokens(self, x: Tensor, kind: str) -> Tensor:
         """x with the embedding of each token that is not special replaced by that of [MASK], of padding, or zeros."""
         if kind == "zero":
-            fill = x.new_zeros(x.shape[-1] - N_ROLES)
+            fill = x.new_zeros(x.shape[-1] - N_TOKEN_META_COLUMNS)
         else:
             token = getattr(self.tokenizer, "mask_token_id", None) if kind == "mask" else self.pad_id
             if token is None:
                 raise InputError(f"the tokenizer has no {kind} token; take baseline='pad' or 'zero'")
             fill = self._embed(torch.tensor([[int(token)]]))[0, 0].to(x)
-        changed = torch.cat([fill.expand(*x.shape[:-1], -1), x[..., -N_ROLES:]], -1)
+        changed = torch.cat([fill.expand(*x.shape[:-1], -1), x[..., -N_TOKEN_META_COLUMNS:]], -1)
         return torch.where(self.is_special(x)[..., None], x, changed)
 
 
@@ -330,7 +336,7 @@ def _n_positions(model: nn.Module, tokenizer: Any) -> int | None:
     n_before = int(padding) + 1 if has_offset and padding is not None else 0  # positions that padding takes
     limits = [int(n) - n_before] if isinstance(n, int) else []
     stated = getattr(tokenizer, "model_max_length", None)
-    limits += [int(stated)] if isinstance(stated, int) and stated < UNLIMITED_LENGTH else []
+    limits += [int(stated)] if isinstance(stated, int) and stated < MIN_UNLIMITED_LENGTH_TOKENS else []
     return min(limits, default=None)
 
 
@@ -339,25 +345,28 @@ def _pad_id(tokenizer: Any, given: int | None) -> int:
     return 0 if found is None else int(found)
 
 
-def _argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None]:
+def _text_argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None]:
     """The names of the model's arguments for ids, mask and types; of a model with other names, ids come first."""
     try:
         names = list(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         names = []
-    ids, mask, types = (next((n for n in known if n in names), None) for known in (ID_NAMES, MASK_NAMES, TYPE_NAMES))
+    ids, mask, types = (
+        next((n for n in known if n in names), None)
+        for known in (ID_ARGUMENT_NAMES, MASK_ARGUMENT_NAMES, TYPE_ARGUMENT_NAMES)
+    )
     return (ids or names[0] if mask or ids else None), mask, types
 
 
-def texts_without_labels(x: Any) -> Any:
+def drop_text_labels(x: Any) -> Any:
     """Texts, of (texts, labels) or of a list of (text, label)."""
     if isinstance(x, tuple) and len(x) == 2 and not isinstance(x[0], str):
         return x[0]
     if isinstance(x, Sequence) and not isinstance(x, str):
-        return [item[0] if _is_labeled(item) else item for item in x]
+        return [item[0] if _is_labeled_text(item) else item for item in x]
     return x
 
 
-def _is_labeled(item: Any) -> bool:
+def _is_labeled_text(item: Any) -> bool:
     """Whether it is (text, label), no pair of texts."""
     return isinstance(item, tuple) and len(item) == 2 and not isinstance(item[1], str)

@@ -18,8 +18,8 @@ TextEncoder = Callable[[list[str]], Any]
 WordSource = WordVectors | TextEncoder
 """Word vectors, or a function from N texts to vectors (N, D), such as contextual embeddings."""
 
-MAX_LISTED_WORDS = 8  # of an error
-MIN_SET_WORDS = 2  # that a set must have: one word has no spread, and stands for nothing but itself
+MAX_WORDS_IN_ERROR = 8  # of an error
+MIN_WORDS_PER_SET = 2  # that a set must have: one word has no spread, and stands for nothing but itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,24 +35,24 @@ class EmbeddedSet:
 
 def embed_set(source: WordSource, name: str, words: Sequence[str], alternatives: Mapping[str, str]) -> EmbeddedSet:
     """The vectors of a set of words. Raises InputError for fewer than two words that have one."""
-    wanted = check_words(name, words)
-    spellings = {w: _find_spelling(source, w, alternatives) for w in wanted}
+    wanted = check_word_set(name, words)
+    spellings = {w: _find_word_or_alternative(source, w, alternatives) for w in wanted}
     present = {w: spelling for w, spelling in spellings.items() if spelling is not None}
     missing = tuple(w for w in wanted if w not in present)
-    if len(present) < MIN_SET_WORDS:
-        detail = f"; without a vector: {_listed(missing)}" if missing else ""
-        raise InputError(f"the set {name!r} needs {MIN_SET_WORDS} words or more; got {len(present)}{detail}")
-    unit = _unit_rows(_vectors(source, list(present.values())), list(present), name)
+    if len(present) < MIN_WORDS_PER_SET:
+        detail = f"; without a vector: {_word_list_text(missing)}" if missing else ""
+        raise InputError(f"the set {name!r} needs {MIN_WORDS_PER_SET} words or more; got {len(present)}{detail}")
+    unit = _unit_rows(_read_vectors(source, list(present.values())), list(present), name)
     replaced = {w: spelling for w, spelling in present.items() if spelling != w}
     return EmbeddedSet(name, tuple(present), unit, missing, replaced)
 
 
-def _listed(words: Sequence[str]) -> str:
-    rest = len(words) - MAX_LISTED_WORDS
-    return ", ".join(words[:MAX_LISTED_WORDS]) + f" and {rest} more" * (rest > 0)
+def _word_list_text(words: Sequence[str]) -> str:
+    rest = len(words) - MAX_WORDS_IN_ERROR
+    return ", ".join(words[:MAX_WORDS_IN_ERROR]) + f" and {rest} more" * (rest > 0)
 
 
-def check_words(name: str, words: Any) -> list[str]:
+def check_word_set(name: str, words: Any) -> list[str]:
     """A set of different words, as a list. Raises InputError."""
     if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(w, str) for w in words):
         raise InputError(f"the set {name!r} must be a list of words; got {words!r}")
@@ -62,7 +62,7 @@ def check_words(name: str, words: Any) -> list[str]:
     return list(words)
 
 
-def _find_spelling(source: WordSource, word: str, alternatives: Mapping[str, str]) -> str | None:
+def _find_word_or_alternative(source: WordSource, word: str, alternatives: Mapping[str, str]) -> str | None:
     """The word as the source spells it; a function of texts takes every word as it is."""
     if not isinstance(source, WordVectors):
         return word
@@ -72,7 +72,7 @@ def _find_spelling(source: WordSource, word: str, alternatives: Mapping[str, str
     return None
 
 
-def _vectors(source: WordSource, texts: list[str]) -> Tensor:
+def _read_vectors(source: WordSource, texts: list[str]) -> Tensor:
     """The vectors (N, D) of texts. Raises InputError where a function gives something else."""
     if isinstance(source, WordVectors):
         rows: Tensor = source.vectors[[source.index(t) for t in texts]]

@@ -13,8 +13,8 @@ from ..settings import Above, AtLeast, Unit, check_settings
 from .bias import unit_rows
 from .vectors import WordVectors
 
-CANDIDATES_PER_WORD = 5  # pairs of each first word that are kept while pairs are searched
-BLOCK_ROWS = 512  # words that are compared with all others at a time
+MAX_CANDIDATE_PAIRS_PER_WORD = 5  # pairs of each first word that are kept while pairs are searched
+MAX_WORDS_PER_BLOCK = 512  # words that are compared with all others at a time
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def _best_pairs(unit: Tensor, seed: Tensor, delta: float) -> tuple[Tensor, Tenso
     """(scores, x, y) of the best pairs of each x, with positive scores. `seed` (D,) at length 1."""
     projection = unit @ seed  # (V,)
     parts = []
-    k = min(CANDIDATES_PER_WORD, len(unit))
-    for start in range(0, len(unit), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    k = min(MAX_CANDIDATE_PAIRS_PER_WORD, len(unit))
+    for start in range(0, len(unit), MAX_WORDS_PER_BLOCK):
+        rows = slice(start, start + MAX_WORDS_PER_BLOCK)
         distance = (2 - 2 * unit[rows] @ unit.T).clamp_min(0).sqrt()  # (B, V)
         score = (projection[rows, None] - projection) / distance
         score = score.masked_fill((distance > delta) | (distance <= 1e-6), -torch.inf)

@@ -9,13 +9,13 @@ from typing import Annotated, Any, cast
 import torch
 from torch import Tensor
 
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..settings import Above, AtLeast, Unit, check_settings
-from ._lookup import check_words, read_word_list
+from ._lookup import check_word_set, read_word_list
 from .vectors import WordVectors
 
-Sets = Sequence[Sequence[str]]
+DefiningSets = Sequence[Sequence[str]]
 NComponents = Annotated[
     int, AtLeast(1), Unit("components"), "Number of principal components that make the bias subspace."
 ]
@@ -38,8 +38,8 @@ class BiasWords:
         ['he', 'her', 'his', 'she']
     """
 
-    defining: Sets
-    equalize: Sets = ()
+    defining: DefiningSets
+    equalize: DefiningSets = ()
     specific: Sequence[str] = ()
 
     @property
@@ -48,7 +48,7 @@ class BiasWords:
         return {*self.specific, *(w for s in (*self.defining, *self.equalize) for w in s)}
 
     @property
-    def equality_sets(self) -> Sets:
+    def equality_sets(self) -> DefiningSets:
         return self.equalize or self.defining
 
 
@@ -72,7 +72,7 @@ def gender_words() -> BiasWords:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BiasDirection(OneLineReprMixin):
+class BiasDirection(ResultMixin):
     """The subspace in which the words of each defining set differ most: for one component a direction.
 
     Positive on the side of the sets' first words.
@@ -129,7 +129,7 @@ def bias_direction(
         1, each set centered and weighted by one over its size. Sets of more than two words: Manzini et al. 2019.
     """
     check_settings(bias_direction, locals())
-    sets = [tuple(check_words("defining", s)) for s in (gender_words() if words is None else words).defining]
+    sets = [tuple(check_word_set("defining", s)) for s in (gender_words() if words is None else words).defining]
     present = {s: [w for w in s if w in vectors] for s in sets}
     for s in sets:
         if len(s) < 2:
@@ -138,7 +138,7 @@ def bias_direction(
     missing = tuple(s for s, words in present.items() if len(words) < 2)
     if not used:
         raise InputError(f"{vectors.name} has the words of no defining set: {', '.join('/'.join(s) for s in sets)}")
-    rows = torch.cat([_centered(unit_rows(vectors, words)) for words in used])
+    rows = torch.cat([_center_set_vectors(unit_rows(vectors, words)) for words in used])
     basis, variance = _principal_components(rows, n_components)
     first = torch.stack([unit_rows(vectors, [s[0], s[-1]]) for s in used])  # (S, 2, D)
     signs = torch.sign((first[:, 0] - first[:, 1]).mean(0) @ basis.T)
@@ -155,7 +155,7 @@ def unit_rows(vectors: WordVectors, words: Sequence[str]) -> Tensor:
     return unit
 
 
-def _centered(rows: Tensor) -> Tensor:
+def _center_set_vectors(rows: Tensor) -> Tensor:
     return cast(Tensor, (rows - rows.mean(0)) / len(rows) ** 0.5)
 
 
@@ -205,11 +205,11 @@ def direct_bias(
     check_settings(direct_bias, locals())
     if not words:
         raise InputError("direct_bias needs words that should be neutral, such as occupations; got none")
-    return float(_bias_components(vectors, direction, words).pow(c).mean())
+    return float(_bias_component_norms(vectors, direction, words).pow(c).mean())
 
 
-def _bias_components(vectors: WordVectors, direction: BiasDirection, words: Sequence[str]) -> Tensor:
-    components: Tensor = unit_rows(vectors, check_words("words", words)) @ _checked(direction).basis.T
+def _bias_component_norms(vectors: WordVectors, direction: BiasDirection, words: Sequence[str]) -> Tensor:
+    components: Tensor = unit_rows(vectors, check_word_set("words", words)) @ _checked(direction).basis.T
     return cast(Tensor, components.norm(dim=1))
 
 

@@ -9,22 +9,25 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError, warn
 from ..parameters import Seed
 from ..settings import AtLeast, check_settings
-from ._lookup import check_words
+from ._lookup import check_word_set
 from .bias import BiasDirection, BiasWords, NComponents, bias_direction, gender_words, unit_rows
 from .remaining_bias import RemainingBias, neutral_rows, remaining_bias
 from .vectors import WordVectors
 
-ROWS_PER_BLOCK = 65_536  # vectors that are multiplied at a time
-MAX_SOFT_STEPS, SOFT_TOLERANCE = 5000, 1e-11  # of the projected gradient; relative change at which it has converged
-MIN_RELATIVE_EIGENVALUE = 1e-10  # of W W^T: dimensions below it hold no words
+VECTORS_PER_BLOCK = 65_536  # vectors that are multiplied at a time
+MAX_SOFT_DEBIAS_STEPS, SOFT_DEBIAS_RELATIVE_TOLERANCE = (
+    5000,
+    1e-11,
+)  # of the projected gradient; relative change at which it has converged
+MIN_RELATIVE_GRAM_EIGENVALUE = 1e-10  # of W W^T: dimensions below it hold no words
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Debiased(OneLineReprMixin):
+class Debiased(ResultMixin):
     """Word vectors from which a bias was removed, and what remains of it."""
 
     method: str
@@ -87,11 +90,11 @@ def hard_debias(
     words = gender_words() if words is None else words
     direction = bias_direction(vectors, words, n_components=n_components)
     rows, missing = _neutral_rows(vectors, words, neutral)
-    sets, missing_of_sets = _equality_sets(vectors, words)
+    sets, missing_of_sets = _equality_set_indices(vectors, words)
     new = vectors.unit.clone()
     _neutralize(new, rows, direction.basis.to(new))
     for indices in sets:
-        new[indices] = _equalized(vectors, indices, direction).to(new)
+        new[indices] = _equalize(vectors, indices, direction).to(new)
     result = replace(vectors, vectors=new, name=f"{vectors.name}, debiased")
     names = tuple(tuple(vectors.words[i] for i in s) for s in sets)
     return Debiased(
@@ -146,9 +149,14 @@ def soft_debias(
     words = gender_words() if words is None else words
     direction = bias_direction(vectors, words, n_components=n_components)
     rows, missing = _neutral_rows(vectors, words, neutral)
-    transform = _soft_transform(_gram(vectors.unit), _gram(vectors.unit[rows]), direction.basis, weight)
+    transform = _soft_debias_transform(
+        _vector_gram(vectors.unit), _vector_gram(vectors.unit[rows]), direction.basis, weight
+    )
     new = torch.cat(
-        [_at_length_one(part.double() @ transform) for part in torch.split(vectors.unit.cpu(), ROWS_PER_BLOCK)]
+        [
+            _normalize_to_unit_length(part.double() @ transform)
+            for part in torch.split(vectors.unit.cpu(), VECTORS_PER_BLOCK)
+        ]
     )
     result = replace(vectors, vectors=new.to(vectors.vectors), name=f"{vectors.name}, softly debiased")
     basis = torch.linalg.qr((direction.basis @ transform).T).Q.T
@@ -165,7 +173,7 @@ def _neutral_rows(
     """The positions of the words that lose the bias, and the words without a vector."""
     if neutral is None:
         return neutral_rows(vectors, words), ()
-    found = {word: vectors.find(word) for word in check_words("neutral", neutral)}
+    found = {word: vectors.find(word) for word in check_word_set("neutral", neutral)}
     missing = tuple(word for word, index in found.items() if index is None)
     index = sorted({i for i in found.values() if i is not None})
     if not index:
@@ -175,11 +183,11 @@ def _neutral_rows(
     return torch.tensor(index), missing
 
 
-def _equality_sets(vectors: WordVectors, words: BiasWords) -> tuple[list[list[int]], tuple[str, ...]]:
+def _equality_set_indices(vectors: WordVectors, words: BiasWords) -> tuple[list[list[int]], tuple[str, ...]]:
     """The positions of the sets' words, of sets with two or more; and the words without a vector."""
     sets, missing, owner = list[list[int]](), list[str](), dict[int, frozenset[int]]()
     for s in words.equality_sets:
-        found = {w: vectors.find(w) for w in check_words("equalize", s)}
+        found = {w: vectors.find(w) for w in check_word_set("equalize", s)}
         missing += [w for w, i in found.items() if i is None]
         indices = sorted({i for i in found.values() if i is not None})
         key = frozenset(indices)
@@ -194,14 +202,14 @@ def _equality_sets(vectors: WordVectors, words: BiasWords) -> tuple[list[list[in
 
 def _neutralize(unit: Tensor, rows: Tensor, basis: Tensor) -> None:
     """Take the bias from these rows of `unit` (V, D), which stay at length 1."""
-    for part in torch.split(rows, ROWS_PER_BLOCK):
+    for part in torch.split(rows, VECTORS_PER_BLOCK):
         block = unit[part]
         for _ in range(2):  # the second time removes what rounding left
-            block = _at_length_one(block - block @ basis.T @ basis)
+            block = _normalize_to_unit_length(block - block @ basis.T @ basis)
         unit[part] = block
 
 
-def _equalized(vectors: WordVectors, indices: Sequence[int], direction: BiasDirection) -> Tensor:
+def _equalize(vectors: WordVectors, indices: Sequence[int], direction: BiasDirection) -> Tensor:
     """The new vectors (n, D) of the words of a set: they differ in the bias alone, and are at length 1."""
     rows = unit_rows(vectors, [vectors.words[i] for i in indices])
     mean = rows.mean(0)
@@ -215,37 +223,37 @@ def _equalized(vectors: WordVectors, indices: Sequence[int], direction: BiasDire
     return equalized
 
 
-def _at_length_one(rows: Tensor) -> Tensor:
+def _normalize_to_unit_length(rows: Tensor) -> Tensor:
     length = rows.norm(dim=1, keepdim=True)
     scaled: Tensor = rows / length.where(length > 0, 1)
     return scaled
 
 
-def _blocks(unit: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(unit.cpu(), ROWS_PER_BLOCK)
+def _vector_blocks(unit: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(unit.cpu(), VECTORS_PER_BLOCK)
 
 
-def _gram(unit: Tensor) -> Tensor:
+def _vector_gram(unit: Tensor) -> Tensor:
     """W W' (D, D) of words in rows, in float64."""
-    blocks = (part.double() for part in _blocks(unit))
+    blocks = (part.double() for part in _vector_blocks(unit))
     return sum((block.T @ block for block in blocks), torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64))
 
 
-def _soft_transform(gram: Tensor, neutral_gram: Tensor, basis: Tensor, weight: float) -> Tensor:
+def _soft_debias_transform(gram: Tensor, neutral_gram: Tensor, basis: Tensor, weight: float) -> Tensor:
     """T (D, D), symmetric. In Y = S^1/2 X S^1/2 the first term is |Y - S|^2, so that steps of one size fit it all."""
     values, axes = torch.linalg.eigh(gram)
-    is_used = values > MIN_RELATIVE_EIGENVALUE * values[-1]
+    is_used = values > MIN_RELATIVE_GRAM_EIGENVALUE * values[-1]
     target = torch.diag(values[is_used])
     to_range = (axes[:, is_used] / values[is_used].sqrt()).T  # (r, D): S^-1/2
     c = to_range @ neutral_gram @ to_range.T
     d = to_range @ basis.T
-    y = _minimize(target, c, d @ d.T, weight)
+    y = _minimize_soft_debias(target, c, d @ d.T, weight)
     values, axes = torch.linalg.eigh(to_range.T @ y @ to_range)
     root: Tensor = axes * values.clamp_min(0).sqrt() @ axes.T
     return root
 
 
-def _minimize(target: Tensor, c: Tensor, p: Tensor, weight: float) -> Tensor:
+def _minimize_soft_debias(target: Tensor, c: Tensor, p: Tensor, weight: float) -> Tensor:
     """The positive semidefinite Y of least |Y - target|^2 + weight tr(C Y P Y): accelerated projected gradient.
 
     Nesterov 2004, "Introductory Lectures on Convex Optimization", section 2.2.4, constant step scheme III.
@@ -253,15 +261,15 @@ def _minimize(target: Tensor, c: Tensor, p: Tensor, weight: float) -> Tensor:
     condition = 1 + weight * float(torch.linalg.matrix_norm(c, 2) * torch.linalg.matrix_norm(p, 2))
     momentum = (condition**0.5 - 1) / (condition**0.5 + 1)
     y = ahead = target
-    for _ in range(MAX_SOFT_STEPS):
+    for _ in range(MAX_SOFT_DEBIAS_STEPS):
         bias_term = c @ ahead @ p
         gradient = ahead - target + weight / 2 * (bias_term + bias_term.T)
         new = _nearest_semidefinite(ahead - gradient / condition)
         ahead, change = new + momentum * (new - y), (new - y).norm()
         y = new
-        if float(change) <= SOFT_TOLERANCE * float(target.norm()):
+        if float(change) <= SOFT_DEBIAS_RELATIVE_TOLERANCE * float(target.norm()):
             return y
-    warn(f"soft debiasing did not converge in {MAX_SOFT_STEPS} steps: take a smaller weight than {weight:g}")
+    warn(f"soft debiasing did not converge in {MAX_SOFT_DEBIAS_STEPS} steps: take a smaller weight than {weight:g}")
     return y
 
 

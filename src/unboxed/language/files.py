@@ -17,19 +17,19 @@ from typing import IO, Any, Literal, cast
 
 import torch
 
-from ..errors import DataError, MissingError
+from ..errors import DataError, MissingPackageError
 from ..validation import check_int, missing_path_text
 from .vectors import WordVectors
 
-Layout = Literal["fasttext", "binary", "text"]
+VectorFileFormat = Literal["fasttext", "binary", "text"]
 FASTTEXT_MAGIC = struct.pack("<i", 793712314)  # with which a .bin of fastText begins
-OTHER_FILES = {
+OTHER_FORMAT_ADVICE_BY_MAGIC = {
     b"PK": "a zip archive; unzip it first",
     b"\x80": "a pickle, which could run code: save the vectors with gensim's save_word2vec_format",
     b"\x89HDF": "an HDF5 file; save the vectors as text: a word and its numbers per line",
 }
-MAX_LINE_BYTES = 2**20  # of the first line, from which the format is determined
-SAMPLE_BYTES = 4096  # after the header that decide between text and binary
+MAX_FIRST_LINE_BYTES = 2**20  # of the first line, from which the format is determined
+FORMAT_SAMPLE_BYTES = 4096  # after the header that decide between text and binary
 READ_ERRORS = (ValueError, EOFError, IndexError, AssertionError, OSError, zlib.error, NotImplementedError,
                struct.error, MemoryError, TypeError)  # fmt: skip
 """What gensim raises of a broken file."""
@@ -55,7 +55,7 @@ def load_vectors(
     Raises:
         DataError: for no such file, another format, a line that is broken or of another dimension (with its number),
             or a file that ends early.
-        MissingError: without gensim.
+        MissingPackageError: without gensim.
 
     Example:
         >>> import pathlib, tempfile, unboxed as ub
@@ -76,21 +76,21 @@ def load_vectors(
     gensim = _import_gensim()
     header = _read_header(file)
     if header.layout == "text":
-        _check_lines(file, header, limit)
+        _check_vector_lines(file, header, limit)
     if header.layout == "binary":
-        _check_size(file, header, limit)
+        _check_promised_size(file, header, limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # gensim leaves the file open where it has no header
         warnings.simplefilter("ignore", RuntimeWarning)  # of overflow: infinite values are refused below
         try:
-            keyed = _read(gensim, file, header, limit)
+            keyed = _read_with_gensim(gensim, file, header, limit)
         except READ_ERRORS as error:
             traceback.clear_frames(error.__traceback__)
-            raise DataError(_broken_text(file, header, limit, error)) from error
+            raise DataError(_unreadable_line_text(file, header, limit, error)) from error
     words = [str(word) for word in keyed.index_to_key[:limit]]
     vectors = torch.from_numpy(keyed.vectors[: len(words)])
     if not bool(vectors.isfinite().all()):
-        raise DataError(_broken_text(file, header, limit, ValueError("NaN or infinite values")))
+        raise DataError(_unreadable_line_text(file, header, limit, ValueError("NaN or infinite values")))
     return WordVectors(words, vectors, file.name, ignore_case)
 
 
@@ -99,15 +99,17 @@ def _import_gensim() -> ModuleType:
         import gensim.models.fasttext
         import gensim.models.keyedvectors
     except ImportError as error:
-        raise MissingError(f'reading word vectors needs gensim: pip install "unboxed[language]" ({error})') from error
+        raise MissingPackageError(
+            f'reading word vectors needs gensim: pip install "unboxed[language]" ({error})'
+        ) from error
     return cast(ModuleType, gensim)
 
 
 @dataclass(frozen=True)
-class _Header:
+class _VectorFileHeader:
     """What the start of a file says. `words`: how many vectors it promises; None where it has no header (GloVe)."""
 
-    layout: Layout
+    layout: VectorFileFormat
     words: int | None = None
     dimensions: int = 0
 
@@ -116,30 +118,30 @@ def _open(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb"))
 
 
-def _read_header(file: Path) -> _Header:
+def _read_header(file: Path) -> _VectorFileHeader:
     """The format of a file, from its first bytes. Raises DataError."""
     try:
         with _open(file) as stream:
-            line, sample = stream.readline(MAX_LINE_BYTES), stream.read(SAMPLE_BYTES)
+            line, sample = stream.readline(MAX_FIRST_LINE_BYTES), stream.read(FORMAT_SAMPLE_BYTES)
     except READ_ERRORS as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if not line.strip():
         raise DataError(f"{file} begins with an empty line: wanted word vectors")
     if line.startswith(FASTTEXT_MAGIC):
-        return _Header("fasttext")
-    for magic, kind in OTHER_FILES.items():
+        return _VectorFileHeader("fasttext")
+    for magic, kind in OTHER_FORMAT_ADVICE_BY_MAGIC.items():
         if line.startswith(magic):
             raise DataError(f"{file} is {kind}")
     fields = line.split()
     if len(fields) == 2 and all(f.isdigit() for f in fields):
-        return _Header("text" if _is_text(sample) else "binary", int(fields[0]), int(fields[1]))
-    if not _is_text(line) or len(fields) < 2:
+        return _VectorFileHeader("text" if _is_printable_utf8(sample) else "binary", int(fields[0]), int(fields[1]))
+    if not _is_printable_utf8(line) or len(fields) < 2:
         raise DataError(f"{file} is not a file of word vectors: wanted a word and its numbers on each line, or "
                         "word2vec's header (the number of words and of dimensions)")  # fmt: skip
-    return _Header("text", None, len(fields) - 1)
+    return _VectorFileHeader("text", None, len(fields) - 1)
 
 
-def _is_text(data: bytes) -> bool:
+def _is_printable_utf8(data: bytes) -> bool:
     """Whether bytes are UTF-8 without control characters; a character may be cut at the end."""
     if any(byte < 9 for byte in data):
         return False
@@ -150,7 +152,7 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def _read(gensim: Any, file: Path, header: _Header, limit: int | None) -> Any:
+def _read_with_gensim(gensim: Any, file: Path, header: _VectorFileHeader, limit: int | None) -> Any:
     if header.layout == "fasttext":
         return gensim.models.fasttext.load_facebook_vectors(str(file))
     return gensim.models.keyedvectors.KeyedVectors.load_word2vec_format(
@@ -158,16 +160,16 @@ def _read(gensim: Any, file: Path, header: _Header, limit: int | None) -> Any:
     )
 
 
-def _check_size(file: Path, header: _Header, limit: int | None) -> None:
+def _check_promised_size(file: Path, header: _VectorFileHeader, limit: int | None) -> None:
     """A header that promises more than the file holds is refused, before memory is taken for it. Raises DataError."""
     promised = min(header.words or 0, limit or header.words or 0) * 4 * header.dimensions
     if not header.dimensions or not header.words:
         raise DataError(f"{file} holds no vectors")
     if file.suffix != ".gz" and file.stat().st_size < promised:
-        raise DataError(_broken_text(file, header, limit, EOFError("the file ends early")))
+        raise DataError(_unreadable_line_text(file, header, limit, EOFError("the file ends early")))
 
 
-def _numbered_lines(stream: IO[bytes], header: _Header, limit: int | None) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(stream: IO[bytes], header: _VectorFileHeader, limit: int | None) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line) of the vectors that are read."""
     first = 0 if header.words is None else 1
     n = header.words if header.words is not None else limit
@@ -175,7 +177,7 @@ def _numbered_lines(stream: IO[bytes], header: _Header, limit: int | None) -> It
     return islice(enumerate(stream, start=1), first, stop)
 
 
-def _check_lines(file: Path, header: _Header, limit: int | None) -> None:
+def _check_vector_lines(file: Path, header: _VectorFileHeader, limit: int | None) -> None:
     """Every line has a word and as many numbers as there are dimensions. Raises DataError, which names the line."""
     number = n_lines = 0
     try:
@@ -184,7 +186,7 @@ def _check_lines(file: Path, header: _Header, limit: int | None) -> None:
                 n_lines += 1
                 n_numbers = line.rstrip().count(b" ")
                 if n_numbers != header.dimensions:
-                    raise DataError(_dimension_text(file, number, line, n_numbers, header))
+                    raise DataError(_wrong_dimension_text(file, number, line, n_numbers, header))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is broken after line {number}: {error}") from error
     if header.words is not None and n_lines < min(header.words, limit or header.words):
@@ -193,7 +195,7 @@ def _check_lines(file: Path, header: _Header, limit: int | None) -> None:
         raise DataError(f"{file} holds no vectors")
 
 
-def _dimension_text(file: Path, number: int, line: bytes, n_numbers: int, header: _Header) -> str:
+def _wrong_dimension_text(file: Path, number: int, line: bytes, n_numbers: int, header: _VectorFileHeader) -> str:
     start = line[:40].decode("utf-8", "replace").rstrip()
     source = "its header" if header.words is not None else "its first line"
     return (
@@ -202,7 +204,7 @@ def _dimension_text(file: Path, number: int, line: bytes, n_numbers: int, header
     )
 
 
-def _broken_text(file: Path, header: _Header, limit: int | None, error: BaseException) -> str:
+def _unreadable_line_text(file: Path, header: _VectorFileHeader, limit: int | None, error: BaseException) -> str:
     """What is wrong with a file that gensim could not read: the first line whose numbers are none."""
     if header.layout != "text":
         promised = f": its header promises {header.words:,} vectors of {header.dimensions}" if header.words else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import rng
 from ..engine.rank_correlation import pearson
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
@@ -19,9 +19,12 @@ from ..validation import check_seed
 from .bias import BiasDirection, BiasWords, bias_direction, gender_words
 from .vectors import WordVectors
 
-MAX_CLUSTERED, MAX_CLASSIFIED = 500, 2500  # most biased words of each side: as published
-TRAIN_FRACTION = 0.2  # of the classified words: 1,000 of 5,000
-MAX_NEIGHBORS, MAX_TARGETS = 100, 1000  # neighbors of a word; words whose neighbors are counted
+MAX_CLUSTERED_WORDS_PER_SIDE, MAX_CLASSIFIED_WORDS_PER_SIDE = 500, 2500  # most biased words of each side: as published
+CLASSIFIER_TRAIN_FRACTION = 0.2  # of the classified words: 1,000 of 5,000
+MAX_NEIGHBORS_PER_WORD, MAX_WORDS_WITH_COUNTED_NEIGHBORS = (
+    100,
+    1000,
+)  # neighbors of a word; words whose neighbors are counted
 MIN_NEUTRAL_WORDS = 20
 
 
@@ -35,7 +38,7 @@ class BiasMeasures:
     classifier: float  # accuracy of an SVM that is trained on some of the biased words, on the others; chance is .5
 
 
-MEASURE_NAMES = {
+DESCRIPTION_BY_BIAS_MEASURE = {
     "direct": "direct bias",
     "clustering": "clusters match the sides",
     "neighbors": "neighbors keep the bias (correlation)",
@@ -44,7 +47,7 @@ MEASURE_NAMES = {
 
 
 @dataclass(frozen=True, repr=False)
-class RemainingBias(OneLineReprMixin):
+class RemainingBias(ResultMixin):
     """The measures before and after; and at chance: for a random direction, and with the words' biases shuffled."""
 
     before: BiasMeasures
@@ -56,7 +59,7 @@ class RemainingBias(OneLineReprMixin):
         """(measure, before, after, at chance), for tables and figures."""
         columns = (self.before, self.after, self.chance)
         names = [f.name for f in fields(BiasMeasures)]
-        return [(MEASURE_NAMES[name], *(getattr(c, name) for c in columns)) for name in names]
+        return [(DESCRIPTION_BY_BIAS_MEASURE[name], *(getattr(c, name) for c in columns)) for name in names]
 
     def __str__(self) -> str:
         rows = [f"{name}: {b:.3g} before, {a:.3g} after ({c:.3g} at chance)" for name, b, a, c in self.rows()]
@@ -122,9 +125,9 @@ def remaining_bias(
     random_direction = torch.randn(old.shape[1], generator=generator, dtype=torch.float64)
     chance = BiasDirection(random_direction[None] / random_direction.norm(), torch.ones(1), ())
     return RemainingBias(
-        before=_measures(old, bias, direction, seed),
-        after=_measures(new, bias, direction_after or direction, seed),
-        chance=_measures(new, shuffled, chance, seed),
+        before=_bias_measures(old, bias, direction, seed),
+        after=_bias_measures(new, bias, direction_after or direction, seed),
+        chance=_bias_measures(new, shuffled, chance, seed),
         n_words=len(rows),
     )
 
@@ -137,18 +140,20 @@ def neutral_rows(vectors: WordVectors, words: BiasWords) -> Tensor:
     return is_neutral.nonzero()[:, 0]
 
 
-def _measures(unit: Tensor, bias: Tensor, direction: BiasDirection, seed: int) -> BiasMeasures:
+def _bias_measures(unit: Tensor, bias: Tensor, direction: BiasDirection, seed: int) -> BiasMeasures:
     """The measures of vectors (N, D) at length 1; `bias` (N,) is what the words had before."""
     along = (unit.double() @ direction.basis.T).norm(dim=1)
     return BiasMeasures(
         direct=float(along.mean()),
-        clustering=_cluster_accuracy(*_most_biased(unit, bias, MAX_CLUSTERED), seed),
+        clustering=_cluster_accuracy(*_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERED_WORDS_PER_SIDE), seed),
         neighbors=_neighbor_correlation(unit, bias),
-        classifier=_classifier_accuracy(*_most_biased(unit, bias, MAX_CLASSIFIED), seed),
+        classifier=_classifier_accuracy(
+            *_most_biased_vectors_and_sides(unit, bias, MAX_CLASSIFIED_WORDS_PER_SIDE), seed
+        ),
     )
 
 
-def _most_biased(unit: Tensor, bias: Tensor, max_words: int) -> tuple[Tensor, Tensor]:
+def _most_biased_vectors_and_sides(unit: Tensor, bias: Tensor, max_words: int) -> tuple[Tensor, Tensor]:
     """The vectors (2n, D) of the most biased words of both sides, and their side (2n,)."""
     n = min(max_words, len(bias) // 4)
     order = bias.argsort(stable=True)
@@ -169,8 +174,8 @@ def _cluster_accuracy(unit: Tensor, side: Tensor, seed: int) -> float:
 
 def _neighbor_correlation(unit: Tensor, bias: Tensor) -> float:
     """Pearson's correlation of a word's bias with the share of its nearest words on the positive side."""
-    n_neighbors = min(MAX_NEIGHBORS, max(2, len(unit) // 20))
-    targets = torch.linspace(0, len(unit) - 1, min(MAX_TARGETS, len(unit))).round().long()
+    n_neighbors = min(MAX_NEIGHBORS_PER_WORD, max(2, len(unit) // 20))
+    targets = torch.linspace(0, len(unit) - 1, min(MAX_WORDS_WITH_COUNTED_NEIGHBORS, len(unit))).round().long()
     similarity = unit[targets] @ unit.T  # (T, N)
     similarity[torch.arange(len(targets)), targets] = -torch.inf
     share = (bias[similarity.topk(n_neighbors, 1).indices] > 0).double().mean(1)
@@ -183,7 +188,7 @@ def _classifier_accuracy(unit: Tensor, side: Tensor, seed: int) -> float:
 
     order = torch.randperm(len(side), generator=rng.keyed_generator(rng.CPU, "remaining bias split", seed))
     half = len(side) // 2  # as many of each side: the first half of the rows is one side, the second the other
-    n_train = max(1, round(TRAIN_FRACTION * half))
+    n_train = max(1, round(CLASSIFIER_TRAIN_FRACTION * half))
     one, two = order[order < half], order[order >= half]
     train, test = torch.cat([one[:n_train], two[:n_train]]), torch.cat([one[n_train:], two[n_train:]])
     machine = SVC(kernel="rbf").fit(unit[train].numpy(), side[train].numpy())

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import check_settings
-from ._lookup import TextEncoder, check_words, read_word_list
+from ._lookup import TextEncoder, check_word_set, read_word_list
 from .weat import WEAT, DegreesOfFreedom, NPartitions, WordSets, weat
 
 
@@ -69,7 +69,7 @@ def _sentence_sets(sets: Any, templates: Sequence[str] | None) -> WordSets:
     if not isinstance(sets, Mapping):
         raise InputError(f"wanted two sets of words, {{name: words, name: words}}; got {type(sets).__name__}")
     return {
-        str(name): sentences(check_words(str(name), words), templates) for name, words in sets.items()
+        str(name): sentences(check_word_set(str(name), words), templates) for name, words in sets.items()
     }  # fmt: skip
 
 
@@ -99,10 +99,10 @@ def sentences(words: Sequence[str], templates: Sequence[str] | None = None) -> l
             raise InputError(f'each template must have "{{word}}" in place of the word; got {templates!r}')
         return [t.replace("{word}", word) for word in words for t in templates]
     lists = read_word_list("seat")
-    return [_fill(t, word, lists["singular_of"]) for word in words for t in lists["templates"][_kind(word, lists)]]
+    return [_fill(t, word, lists["singular_of"]) for word in words for t in lists["templates"][_word_kind(word, lists)]]
 
 
-def _kind(word: str, lists: Any) -> str:
+def _word_kind(word: str, lists: Any) -> str:
     if word[:1].isupper():
         return "name"
     return next((str(kind) for kind, words in lists["kinds"].items() if word in words), "thing")
@@ -110,14 +110,14 @@ def _kind(word: str, lists: Any) -> str:
 
 def _fill(template: str, word: str, singular_of: Mapping[str, str]) -> str:
     singular = singular_of.get(word, word)
-    plural = word if word in singular_of else _plural(word)
+    plural = word if word in singular_of else _plural_of_noun(word)
     article = "an" if singular[:1] in "aeiouAEIOU" else "a"
     sentence = template.replace("{a word}", f"{article} {singular}").replace("{word}", singular)
     sentence = sentence.replace("{words}", plural)
     return sentence[:1].upper() + sentence[1:]
 
 
-def _plural(word: str) -> str:
+def _plural_of_noun(word: str) -> str:
     """The plural of a noun, by the rules of the paper's code."""
     if word.endswith("man"):
         return word[:-2] + "en"

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..validation import check_int, nearest_names
 
-MAX_COMPARED_SPELLINGS = 50_000  # of the most frequent words, that a misspelled one is compared with
-MAX_LENGTH_DIFFERENCE = 2  # characters between a misspelled word and those that it is compared with
+MAX_WORDS_COMPARED_FOR_SPELLING = 50_000  # of the most frequent words, that a misspelled one is compared with
+MAX_SPELLING_LENGTH_DIFFERENCE = 2  # characters between a misspelled word and those that it is compared with
 
-Ranked = list[tuple[str, float]]
+RankedWords = list[tuple[str, float]]
 """Words with their cosine similarity, the largest first."""
 
 
@@ -97,7 +97,7 @@ class WordVectors:
             raise InputError(f"{self.name} has no word {word!r}: {self._spelling_advice(word)}")
         return index
 
-    def nearest(self, query: str | Any, k: int = 10, *, exclude: Collection[str] = ()) -> Ranked:
+    def nearest(self, query: str | Any, k: int = 10, *, exclude: Collection[str] = ()) -> RankedWords:
         """The words whose vectors point most nearly the same way.
 
         Args:
@@ -115,7 +115,7 @@ class WordVectors:
         ranked = [(i, value) for i, value in zip(indices.tolist(), values.tolist(), strict=True) if i not in excluded]
         return [(self.words[i], value) for i, value in ranked[:k]]
 
-    def analogy(self, a: str, b: str, c: str, k: int = 5) -> Ranked:
+    def analogy(self, a: str, b: str, c: str, k: int = 5) -> RankedWords:
         """`a` is to `b` as `c` is to these words: the nearest to b - a + c, each vector at length 1.
 
         Args:
@@ -149,12 +149,14 @@ class WordVectors:
     def _spelling_advice(self, word: str) -> str:
         """Words that are spelled like an unknown one."""
         other_case = [w for w in {word.lower(), word.capitalize(), word.upper()} if w in self._index_by_word]
-        nearest = other_case or nearest_names(word, _similar_lengths(word, self.words[:MAX_COMPARED_SPELLINGS]))
+        nearest = other_case or nearest_names(
+            word, _words_of_similar_length(word, self.words[:MAX_WORDS_COMPARED_FOR_SPELLING])
+        )
         hint = "; ignore_case=True looks words up in lower case" if word.lower() in other_case else ""
         if nearest:
             return f"did you mean {' or '.join(map(repr, nearest))}?{hint}"
         return f"none of its {len(self):,} words is spelled like it"
 
 
-def _similar_lengths(word: str, words: Iterable[str]) -> list[str]:
-    return [w for w in words if abs(len(w) - len(word)) <= MAX_LENGTH_DIFFERENCE]
+def _words_of_similar_length(word: str, words: Iterable[str]) -> list[str]:
+    return [w for w in words if abs(len(w) - len(word)) <= MAX_SPELLING_LENGTH_DIFFERENCE]

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, suggestion_text
-from ._lookup import EmbeddedSet, WordSource, check_words, embed_set, read_word_list
+from ._lookup import EmbeddedSet, WordSource, check_word_set, embed_set, read_word_list
 
 WordSets = Mapping[str, Sequence[str]]
 MAX_EXACT_PARTITIONS = 200_000  # up to which all are enumerated: two sets of ten words have 184,756
-NULL_QUANTILES = (0.025, 0.975)  # of the effect sizes of random partitions: the null band
-TIE_TOLERANCE = 1e-12  # of the sum of all magnitudes: rounding must not break ties
+NULL_BAND_QUANTILES = (0.025, 0.975)  # of the effect sizes of random partitions: the null band
+RELATIVE_TIE_TOLERANCE = 1e-12  # of the sum of all magnitudes: rounding must not break ties
 
 NPartitions = Annotated[int, AtLeast(100), Unit("partitions"), "Random partitions where there are too many for all."]
 DegreesOfFreedom = Annotated[Literal[0, 1], "1 divides the standard deviation of the effect size by N - 1, 0 by N."]
@@ -53,7 +53,7 @@ class WordTest:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class WEAT(OneLineReprMixin):
+class WEAT(ResultMixin):
     """How much nearer the first targets are to the first attributes than the second targets are."""
 
     name: str
@@ -86,7 +86,7 @@ class WEAT(OneLineReprMixin):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class WEATs(OneLineReprMixin):
+class WEATs(ResultMixin):
     """Several tests of one source of vectors."""
 
     results: Mapping[str, WEAT]
@@ -159,14 +159,14 @@ def weat(
     """
     check_settings(weat, locals())
     alternatives = alternatives or {}
-    x, y = _embed_pair(source, "targets", targets, alternatives)
-    a, b = _embed_pair(source, "attributes", attributes, alternatives)
+    x, y = _embed_two_sets(source, "targets", targets, alternatives)
+    a, b = _embed_two_sets(source, "attributes", attributes, alternatives)
     if shared := set(x.words) & set(y.words):
         raise InputError(f"{', '.join(map(repr, sorted(shared)))} cannot be in both target sets")
     s = torch.cat([x.unit, y.unit]) @ (a.unit.mean(0) - b.unit.mean(0))  # (n,) s(w, A, B): means of cosines
     effects, observed, exact = _effect_sizes(s, len(x.words), ddof, n_partitions, check_seed(seed))
     at_least = int((effects >= observed).sum())
-    low, high = torch.quantile(effects, torch.tensor(NULL_QUANTILES, dtype=effects.dtype)).tolist()
+    low, high = torch.quantile(effects, torch.tensor(NULL_BAND_QUANTILES, dtype=effects.dtype)).tolist()
     sets = (x, y, a, b)
     return WEAT(
         name=name,
@@ -178,14 +178,14 @@ def weat(
         ddof=ddof,
         targets=(x.name, y.name),
         attributes=(a.name, b.name),
-        associations=_associations(s.tolist(), x, y),
+        associations=_association_by_word(s.tolist(), x, y),
         n_words={h.name: len(h.words) for h in sets},
         missing={h.name: h.missing for h in sets if h.missing},
         replaced={word: other for h in sets for word, other in h.replaced.items()},
     )
 
 
-def _embed_pair(
+def _embed_two_sets(
     source: WordSource, kind: str, sets: WordSets, alternatives: Mapping[str, str]
 ) -> tuple[EmbeddedSet, EmbeddedSet]:
     if not isinstance(sets, Mapping) or len(sets) != 2:
@@ -195,7 +195,7 @@ def _embed_pair(
     return first, second
 
 
-def _associations(s: list[float], x: EmbeddedSet, y: EmbeddedSet) -> Mapping[str, Mapping[str, float]]:
+def _association_by_word(s: list[float], x: EmbeddedSet, y: EmbeddedSet) -> Mapping[str, Mapping[str, float]]:
     n = len(x.words)
     return {
         x.name: dict(zip(x.words, s[:n], strict=True)),
@@ -210,12 +210,12 @@ def _effect_sizes(s: Tensor, n_first: int, ddof: int, n_partitions: int, seed: i
     enough. Ties with the observed one, up to rounding, are made exact.
     """
     spread = float(s.std(correction=ddof))
-    if spread <= TIE_TOLERANCE * float(s.abs().max()):
+    if spread <= RELATIVE_TIE_TOLERANCE * float(s.abs().max()):
         raise InputError("all targets have the same association with the attributes: there is nothing to compare")
     member, exact = _partitions(len(s), n_first, n_partitions, seed)
     sums = torch.cat([part.double() @ s for part in torch.split(member, 20_000)])  # (P,) over the first set
     observed = s[:n_first].sum()
-    sums = torch.where((sums - observed).abs() <= TIE_TOLERANCE * s.abs().sum(), observed, sums)
+    sums = torch.where((sums - observed).abs() <= RELATIVE_TIE_TOLERANCE * s.abs().sum(), observed, sums)
     n_second = len(s) - n_first
 
     def effect(total: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ def run_tests(
     check_settings(run_tests, locals())
     results, skipped = dict[str, WEAT](), dict[str, str]()
     for name, test in (published_tests() if tests is None else tests).items():
-        _check_test(name, test)
+        _check_association_test(name, test)
         try:
             results[name] = weat(
                 source, test.targets, test.attributes, name=name, alternatives=test.alternatives, ddof=ddof,
@@ -324,7 +324,7 @@ def run_tests(
     return WEATs(results, skipped)
 
 
-def _check_test(name: str, test: object) -> None:
+def _check_association_test(name: str, test: object) -> None:
     """A test that could not be made with any vectors is an error, and is not skipped."""
     if not isinstance(test, WordTest):
         raise InputError(f"the test {name!r} must be a ub.language.WordTest(targets, attributes); got {test!r}")
@@ -332,6 +332,6 @@ def _check_test(name: str, test: object) -> None:
         if not isinstance(sets, Mapping) or len(sets) != 2:
             raise InputError(f"{kind} of {name!r} must be two sets of words, {{name: words, name: words}}")
         for set_name, words in sets.items():
-            check_words(set_name, words)
+            check_word_set(set_name, words)
             if len(words) < 2:
                 raise InputError(f"the set {set_name!r} of {name!r} needs two words or more; got {len(words)}")

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ..engine.read.embedding import fit_tsne
 from ..engine.read.neighbors import nearest_points
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_seed
-from ._lookup import check_words
+from ._lookup import check_word_set
 from .vectors import WordVectors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class WordMap(OneLineReprMixin):
+class WordMap(ResultMixin):
     """Words as points of the plane, and how far the map can be believed."""
 
     words: tuple[str, ...]
@@ -77,7 +77,7 @@ def word_map(
         distances are then 2 - 2 cos. More than 50 dimensions become their 50 principal components.
     """
     check_settings(word_map, locals())
-    wanted = list(vectors.words[:max_words]) if words is None else check_words("words", words)
+    wanted = list(vectors.words[:max_words]) if words is None else check_word_set("words", words)
     found = {w: i for w in wanted if (i := vectors.find(w)) is not None}
     index = list(dict.fromkeys(found.values()))
     if len(index) < 3:
@@ -85,12 +85,14 @@ def word_map(
     unit = vectors.unit[index].cpu().double()
     points = torch.from_numpy(fit_tsne(unit.numpy(), perplexity=perplexity, seed=check_seed(seed) % 2**32).points)
     k = min(k, len(index) - 1)
-    kept = (_nearest(unit, k)[:, :, None] == _nearest(points, k)[:, None, :]).any(2).double().mean()
+    kept = (
+        (_nearest_other_rows(unit, k)[:, :, None] == _nearest_other_rows(points, k)[:, None, :]).any(2).double().mean()
+    )
     missing = tuple(w for w in wanted if w not in found)
     names = tuple(vectors.words[i] for i in index)
     return WordMap(names, points, float(kept), k / (len(index) - 1), k, vectors.name, missing)
 
 
-def _nearest(rows: Tensor, k: int) -> Tensor:
+def _nearest_other_rows(rows: Tensor, k: int) -> Tensor:
     """The k nearest other rows (N, k) of each."""
     return nearest_points(rows, rows, k, exclude=torch.arange(len(rows))).indices

@@ -13,7 +13,7 @@ from ..inputs.base import Inputs
 from ..inputs.preprocessing import Preprocessing, inputs_in_config, shape_in_config
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
-from .huggingface import CONFIG_FILE, PROCESSOR_FILES
+from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
 from .models import model
 
 COMMON_NORMALIZATIONS = (
@@ -72,16 +72,17 @@ def _missing_inputs_text(spec: str, model: nn.Module) -> str:
     shape = ",".join(map(str, shape_in_config(model) or (3, 224, 224)))
     python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     command_hint = f"on the command line --shape {shape} --mean ... --std ..."
-    if (Path(spec) / CONFIG_FILE).is_file():
-        return f"{spec} {_missing_processor_text(model)}: pass {python_hint}, {command_hint}. {COMMON_NORMALIZATIONS}"
+    if (Path(spec) / HF_CONFIG_FILE_NAME).is_file():
+        missing = _missing_image_processor_text(model)
+        return f"{spec} {missing}: pass {python_hint}, {command_hint}. {COMMON_NORMALIZATIONS}"
     return (
         f"{spec} doesn't say what its inputs are: pass {python_hint}, "
         f"{command_hint}, or let the factory return (model, inputs)"
     )
 
 
-def _missing_processor_text(model: nn.Module) -> str:
+def _missing_image_processor_text(model: nn.Module) -> str:
     """What the folder of a model does not say, and where the suggested size is from."""
     known = shape_in_config(model)
     size = f"its config has images of {known}" if known else "its config has no image size, (3, 224, 224) is a guess"
-    return f"has no {PROCESSOR_FILES[0]} that can be taken over, so mean and std are unknown; {size}"
+    return f"has no {HF_PROCESSOR_FILE_NAMES[0]} that can be taken over, so mean and std are unknown; {size}"

@@ -22,7 +22,7 @@ from ..errors import InputError, ModelError, warn
 from ..validation import missing_path_text
 
 aten = torch.ops.aten
-UNLIMITED_ROWS = 2**31  # a batch size without upper bound
+MIN_UNLIMITED_BATCH_ROWS = 2**31  # a batch size without upper bound
 ARCHIVE_CODE_MARKERS = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code when loaded
 TRAINING_ARGUMENT_INDEX_BY_OP: dict[Any, int] = {
     aten.dropout.default: 2,
@@ -30,7 +30,7 @@ TRAINING_ARGUMENT_INDEX_BY_OP: dict[Any, int] = {
     aten.batch_norm.default: 5,
 }
 """Ops with a training switch, and which argument it is."""
-UNSAFE_TEXT = (
+UNSAFE_ARCHIVE_TEXT = (
     "holds compiled code or pickled objects, which could run anything on loading. Export the model without them"
 )
 SILENCED_LOGGER_NAMES = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
@@ -45,7 +45,7 @@ def load_exported(path: Path) -> nn.Module:
     """
     if not path.is_file():
         raise ModelError(missing_path_text(path))
-    _check_no_code(path)
+    _check_archive_without_code(path)
     program = _read_exported_program(path)
     input_node = _single_input_node(program, path)
     if _is_in_train_mode(program):
@@ -56,7 +56,7 @@ def load_exported(path: Path) -> nn.Module:
     return _convert_to_exported_model(model, input_node.meta["val"], program)
 
 
-def _check_no_code(path: Path) -> None:
+def _check_archive_without_code(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -64,7 +64,7 @@ def _check_no_code(path: Path) -> None:
         advice = "it is truncated, or torch.export.save did not write it"
         raise ModelError(f"{path} can't be read as a .pt2 file: {advice}") from error
     if any(marker in name for name in names for marker in ARCHIVE_CODE_MARKERS):
-        raise ModelError(f"{path} {UNSAFE_TEXT}")
+        raise ModelError(f"{path} {UNSAFE_ARCHIVE_TEXT}")
 
 
 def _read_exported_program(path: Path) -> ExportedProgram:
@@ -72,7 +72,7 @@ def _read_exported_program(path: Path) -> ExportedProgram:
         with _safe_silent_loading():
             return torch.export.load(path)
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} {UNSAFE_TEXT}") from error
+        raise ModelError(f"{path} {UNSAFE_ARCHIVE_TEXT}") from error
     except Exception as error:
         advice = "export it again, with this torch and on the CPU"
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -157,12 +157,12 @@ class ExportedModelMixin(nn.Module):
             raise InputError("an exported model can't take an empty batch")
         if min_rows <= len(x) <= max_rows:
             return super().forward(x)
-        parts = [self._forward_padded(part, min_rows) for part in torch.split(x, max_rows)]
+        parts = [self._forward_padded_batch(part, min_rows) for part in torch.split(x, max_rows)]
         return pytree.tree_map(
             lambda *outputs: torch.cat(outputs) if isinstance(outputs[0], Tensor) else outputs[0], *parts
         )
 
-    def _forward_padded(self, x: Tensor, min_rows: int) -> Any:
+    def _forward_padded_batch(self, x: Tensor, min_rows: int) -> Any:
         n_rows, min_rows = len(x), max(min_rows, len(x))
         padded = torch.cat([x, x[-1:].expand(min_rows - n_rows, *x.shape[1:])])
         out = super().forward(padded)
@@ -176,16 +176,18 @@ class ExportedModelMixin(nn.Module):
 
 def _convert_to_exported_model(model: Any, example_input: Tensor, program: ExportedProgram) -> nn.Module:
     model.__class__ = type(f"Exported{type(model).__name__}", (ExportedModelMixin, type(model)), {})
-    model.row_limits = _row_limits(example_input.shape[0], program)
+    model.row_limits = _batch_row_limits(example_input.shape[0], program)
     model.input_shape = tuple(int(length) for length in example_input.shape[1:] if isinstance(length, int))
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _row_limits(rows: Any, program: ExportedProgram) -> tuple[int, int]:
+def _batch_row_limits(rows: Any, program: ExportedProgram) -> tuple[int, int]:
     if isinstance(rows, int):
         return rows, rows
     limits = program.range_constraints.get(rows.node.expr)
     if limits is None:  # an expression such as 2*n: torch checks it at each call
-        return 1, UNLIMITED_ROWS
-    min_rows, max_rows = (int(limit) if limit.is_Integer else UNLIMITED_ROWS for limit in (limits.lower, limits.upper))
+        return 1, MIN_UNLIMITED_BATCH_ROWS
+    min_rows, max_rows = (
+        int(limit) if limit.is_Integer else MIN_UNLIMITED_BATCH_ROWS for limit in (limits.lower, limits.upper)
+    )
     return max(1, min_rows), max_rows

@@ -38,12 +38,12 @@ def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
         raise error_type(f"{spec!r} names no factory; wanted module:factory or path/to/file.py:factory")
     is_file, path = module_path.endswith(".py"), Path(module_path).resolve()
     if is_file and not path.is_file():
-        hint = _suggestion_text(path.name, _python_files(path.parent))
+        hint = _name_suggestion_text(path.name, _python_files(path.parent))
         raise error_type(f"{spec}: there is no file {module_path}{hint}")
     with _importing_from_folder(path.parent if is_file else Path.cwd()):
         load, source = (_import_file, path) if is_file else (_import_module, module_path)
         module = _import_seeded(load, source, spec, error_type, seed)
-        return _call_factory(_resolve_dotted_name(module, name, spec, error_type), spec, error_type, seed)
+        return _call_factory_seeded(_resolve_dotted_name(module, name, spec, error_type), spec, error_type, seed)
 
 
 def import_methods(source: str) -> ModuleType:
@@ -53,7 +53,7 @@ def import_methods(source: str) -> ModuleType:
             return _import_module(source, source, InputError)
     path = Path(source).resolve()
     if not path.is_file():
-        raise InputError(f"there is no file {source}{_suggestion_text(path.name, _python_files(path.parent))}")
+        raise InputError(f"there is no file {source}{_name_suggestion_text(path.name, _python_files(path.parent))}")
     with _importing_from_folder(path.parent):
         return _import_file(path, source, InputError)
 
@@ -88,7 +88,7 @@ def _import_file(path: Path, spec: str, error_type: ErrorType) -> ModuleType:
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, USER_CODE_EXCEPTION_TYPES):
-            raise error_type(f"{spec}: {path.name} failed while it was imported: {_error_text(error)}") from error
+            raise error_type(f"{spec}: {path.name} failed while it was imported: {_user_error_text(error)}") from error
         raise
     return module
 
@@ -98,11 +98,13 @@ def _import_module(module_name: str, spec: str, error_type: ErrorType) -> Module
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise error_type(f"{spec}: {module_name} failed while it was imported: {_error_text(error)}") from error
+            raise error_type(
+                f"{spec}: {module_name} failed while it was imported: {_user_error_text(error)}"
+            ) from error
         advice = "install it, or run from its folder, or give the file: path/to/file.py:factory"
         raise error_type(f"{spec}: there is no module {error.name!r} here; {advice}") from error
     except USER_CODE_EXCEPTION_TYPES as error:
-        raise error_type(f"{spec}: {module_name} failed while it was imported: {_error_text(error)}") from error
+        raise error_type(f"{spec}: {module_name} failed while it was imported: {_user_error_text(error)}") from error
 
 
 def _resolve_dotted_name(module: ModuleType, name: str, spec: str, error_type: ErrorType) -> Any:
@@ -114,12 +116,12 @@ def _resolve_dotted_name(module: ModuleType, name: str, spec: str, error_type: E
                 for attribute, attribute_value in vars(value).items()
                 if not attribute.startswith("_") and not inspect.ismodule(attribute_value)
             ]
-            raise error_type(f"{spec}: {part!r} is not defined there{_suggestion_text(part, public_names)}")
+            raise error_type(f"{spec}: {part!r} is not defined there{_name_suggestion_text(part, public_names)}")
         value = getattr(value, part)
     return value
 
 
-def _call_factory(value: Any, spec: str, error_type: ErrorType, seed: int) -> Any:
+def _call_factory_seeded(value: Any, spec: str, error_type: ErrorType, seed: int) -> Any:
     if not (inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)):
         return value
     if required := _required_parameters(value):
@@ -129,7 +131,7 @@ def _call_factory(value: Any, spec: str, error_type: ErrorType, seed: int) -> An
         with forking_rngs_with_lock(seed, torch.get_default_device()):
             return value()
     except USER_CODE_EXCEPTION_TYPES as error:
-        raise error_type(f"{spec} failed when it was called: {_error_text(error)}") from error
+        raise error_type(f"{spec} failed when it was called: {_user_error_text(error)}") from error
 
 
 def _required_parameters(factory: Any) -> list[str]:
@@ -145,18 +147,18 @@ def _required_parameters(factory: Any) -> list[str]:
     ]
 
 
-def _error_text(error: BaseException) -> str:
+def _user_error_text(error: BaseException) -> str:
     """The error in one line, with the place in the user's code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     location = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{location}"
 
 
-def _suggestion_text(name: str, choices: list[str]) -> str:
+def _name_suggestion_text(name: str, choices: list[str]) -> str:
     return f"; {suggestion_text(name, sorted(choices))}" if choices else ""
 
 
-def shorten_list(names: list[str], max_names: int = 5) -> list[str]:
+def first_names_text(names: list[str], max_names: int = 5) -> list[str]:
     """The first names of a list, with "..." if there are more."""
     return names if len(names) <= max_names else [*names[:max_names], "..."]
 
@@ -180,10 +182,10 @@ def _importing_from_folder(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
         for top_module in {name.partition(".")[0] for name in set(sys.modules) - old_modules} - old_modules:
             if (folder / f"{top_module}.py").is_file() or (folder / top_module).is_dir():
-                _forget_module(top_module)
+                _remove_module_from_sys_modules(top_module)
 
 
-def _forget_module(top_module: str) -> None:
+def _remove_module_from_sys_modules(top_module: str) -> None:
     removed = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == top_module}
     importlib.invalidate_caches()
     try:

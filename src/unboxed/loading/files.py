@@ -23,22 +23,22 @@ from ..errors import ModelError
 from ..validation import missing_path_text
 
 TensorDict = dict[str, Tensor]
-INDEX_SUFFIX = ".index.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder, one file or its shards, in this order
+SHARD_INDEX_SUFFIX = ".index.json"
+WEIGHT_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a folder, one file or its shards, in this order
 SHARD_PATTERN = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
-ADAPTER_TEXT = (
+ADAPTER_FILE_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
+ADAPTER_REFUSED_TEXT = (
     "is an adapter alone (LoRA or its like): changes of a base model, and no model. Merge them in the script that made "
     "them (peft: model.merge_and_unload()) and save the whole model"
 )
-CONVERT_CODE = (
+CONVERT_WEIGHTS_CODE = (
     "import sys, torch; f = lambda c: f(c.state_dict()) if hasattr(c, 'state_dict') else "
     "{str(k): f(v) for k, v in c.items()} if isinstance(c, dict) else [f(v) for v in c] if isinstance(c, (list, tuple))"
     " else c if isinstance(c, torch.Tensor) else None; "
     "torch.save(f(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), sys.argv[2])"
 )
 """Keeps the tensors of a checkpoint, wherever they are in it, and the state dicts of its objects."""
-OTHER_FORMATS = {
+UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX = {
     ".npz": "is an archive of NumPy arrays (.npz), not of torch tensors",
     ".npy": "is a NumPy array (.npy), not a checkpoint of torch",
     ".h5": "holds weights of Keras (.h5), not of torch",
@@ -63,19 +63,21 @@ def read_weights(path: Path) -> Any:
         return read_weights(_weights_in_folder(path))
     if not path.is_file():
         raise ModelError(missing_path_text(path, "weights file"))
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(SHARD_INDEX_SUFFIX):
         return _read_shards(path)
-    if path.suffix.lower() in OTHER_FORMATS or _is_numpy_archive(path):
+    if path.suffix.lower() in UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX or _is_numpy_archive(path):
         raise ModelError(
-            f"{path} {OTHER_FORMATS.get(path.suffix.lower(), OTHER_FORMATS['.npz'])}; {OTHER_FORMAT_ADVICE}"
+            f"{path} "
+            f"{UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX.get(path.suffix.lower(), UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX['.npz'])}; "
+            f"{OTHER_FORMAT_ADVICE}"
         )
-    if path.name in ADAPTER_FILES:
-        raise ModelError(f"{path} {ADAPTER_TEXT}")
-    _check_not_one_shard(path)
-    return _read_file(path)
+    if path.name in ADAPTER_FILE_NAMES:
+        raise ModelError(f"{path} {ADAPTER_REFUSED_TEXT}")
+    _check_not_single_shard(path)
+    return _read_weights_file(path)
 
 
-def _read_file(path: Path) -> Any:
+def _read_weights_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -83,19 +85,19 @@ def _read_file(path: Path) -> Any:
             warnings.simplefilter("ignore", UserWarning)  # torch names its storage classes
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(_unsafe_text(path, str(error))) from error
+        raise ModelError(_unsafe_pickle_text(path, str(error))) from error
     except Exception as error:
         message = " ".join(str(error).split())[:200] or "the file ends too early"
         raise ModelError(f"{path} can't be read, it is truncated or no checkpoint: {message}") from error
 
 
-def _unsafe_text(path: Path, error_text: str) -> str:
+def _unsafe_pickle_text(path: Path, error_text: str) -> str:
     names = re.findall(r"GLOBAL (\S+)", error_text)
     if not names:
         return f"{path} can't be read: it is damaged, or no checkpoint at all"
     files = shlex.join([str(path), str(path.with_name(f"{path.stem}-weights.pt"))])
     reason = f"holds more than tensors ({names[0]}): unpickling it can run any code, so Unboxed never does"
-    return f'{path} {reason}. If you trust its maker, convert it once: python -c "{CONVERT_CODE}" {files}'
+    return f'{path} {reason}. If you trust its maker, convert it once: python -c "{CONVERT_WEIGHTS_CODE}" {files}'
 
 
 def _is_numpy_archive(path: Path) -> bool:
@@ -113,41 +115,41 @@ def _is_numpy_archive(path: Path) -> bool:
 
 def _weights_in_folder(folder: Path) -> Path:
     """The file, or the index of the shards, of the weights in a folder. Raises ModelError."""
-    for name in WEIGHT_FILES:
-        for path in (folder / name, folder / f"{name}{INDEX_SUFFIX}"):
+    for name in WEIGHT_FILE_NAMES:
+        for path in (folder / name, folder / f"{name}{SHARD_INDEX_SUFFIX}"):
             if path.is_file():
                 return path
-    if len(indices := sorted(folder.glob(f"*{INDEX_SUFFIX}"))) == 1:
+    if len(indices := sorted(folder.glob(f"*{SHARD_INDEX_SUFFIX}"))) == 1:
         return indices[0]
-    raise ModelError(f"{folder} {_folder_problem(folder)}")
+    raise ModelError(f"{folder} {_no_weights_in_folder_text(folder)}")
 
 
-def _folder_problem(folder: Path) -> str:
-    if any((folder / name).is_file() for name in ADAPTER_FILES):
-        return ADAPTER_TEXT
+def _no_weights_in_folder_text(folder: Path) -> str:
+    if any((folder / name).is_file() for name in ADAPTER_FILE_NAMES):
+        return ADAPTER_REFUSED_TEXT
     if any(folder.glob("*.distcp")):
         command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} w.pt"
         return f"is a distributed checkpoint; if you trust its maker, join it once: {command}"
     if (folder / "zero_to_fp32.py").is_file():
         return "is a checkpoint of DeepSpeed; join it once by the zero_to_fp32.py in it, if you trust its maker"
-    files = f"{' or '.join(WEIGHT_FILES)}, or the {INDEX_SUFFIX} of its shards"
+    files = f"{' or '.join(WEIGHT_FILE_NAMES)}, or the {SHARD_INDEX_SUFFIX} of its shards"
     return f"is a folder without {files}; else give one file (.safetensors, .pt, .pth, .ckpt)"
 
 
-def _check_not_one_shard(path: Path) -> None:
+def _check_not_single_shard(path: Path) -> None:
     match = SHARD_PATTERN.search(path.name)
     if match and int(match[2]) > 1:
         problem = f"{path} is shard {int(match[1])} of {int(match[2])}, a part of the weights"
-        raise ModelError(f"{problem}; give the folder, or the index of the shards (*{INDEX_SUFFIX})")
+        raise ModelError(f"{problem}; give the folder, or the index of the shards (*{SHARD_INDEX_SUFFIX})")
 
 
 def _read_shards(index: Path) -> TensorDict:
     """The tensors of all shards that an index lists. Raises ModelError."""
     shard_by_name = _read_index(index)
-    shards = {shard: _read_file(_shard_path(index, shard)) for shard in sorted({*shard_by_name.values()})}
+    shards = {shard: _read_weights_file(_shard_path(index, shard)) for shard in sorted({*shard_by_name.values()})}
     lost = [name for name, shard in shard_by_name.items() if name not in shards[shard]]
     if lost:
-        raise ModelError(f"the index {index} lists tensors that are not in their shards: {format_names(lost)}")
+        raise ModelError(f"the index {index} lists tensors that are not in their shards: {listed_names_text(lost)}")
     return {name: shards[shard][name] for name, shard in shard_by_name.items()}
 
 
@@ -173,8 +175,8 @@ def _shard_path(index: Path, shard: str) -> Path:
 
 # -- nested checkpoints as flat names ----------------------------------------------------------------------------------
 
-MAX_NESTING = 6  # how deep a checkpoint may wrap its tensors
-MAX_NAMES_LISTED = 8  # names of each kind in an error or a note
+MAX_CHECKPOINT_NESTING = 6  # how deep a checkpoint may wrap its tensors
+MAX_LISTED_TENSOR_NAMES = 8  # names of each kind in an error or a note
 
 
 def flatten(loaded: Any, path: Path) -> TensorDict:
@@ -185,42 +187,44 @@ def flatten(loaded: Any, path: Path) -> TensorDict:
     if not isinstance(loaded, Mapping):
         expected = "wanted a dict of tensors by name, as model.state_dict() gives"
         raise ModelError(f"{path} holds a {type(loaded).__name__}; {expected}")
-    flat = dict(_flat_items(loaded, "", MAX_NESTING))
-    if not flat and _holds_optimizer(loaded, MAX_NESTING):
+    flat = dict(_iter_flat_items(loaded, "", MAX_CHECKPOINT_NESTING))
+    if not flat and _contains_optimizer_state_dict(loaded, MAX_CHECKPOINT_NESTING):
         raise ModelError(f"{path} holds the state of an optimizer and no weights; {OTHER_FORMAT_ADVICE}")
     if not flat:
-        raise ModelError(f"{path} holds no weights; its keys are: {format_names(map(str, loaded)) or 'none'}")
+        raise ModelError(f"{path} holds no weights; its keys are: {listed_names_text(map(str, loaded)) or 'none'}")
     return flat
 
 
-def _flat_items(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if _is_optimizer(value):
+def _iter_flat_items(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if _is_optimizer_state_dict(value):
         return
-    for key, child in _children(value):
+    for key, child in _nested_items(value):
         if isinstance(child, Tensor):
             yield f"{prefix}{key}", child
         elif depth:
-            yield from _flat_items(child, f"{prefix}{key}.", depth - 1)
+            yield from _iter_flat_items(child, f"{prefix}{key}.", depth - 1)
 
 
-def _children(value: Any) -> Iterable[tuple[Any, Any]]:
+def _nested_items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return value.items()
     return enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
-def _is_optimizer(value: Any) -> bool:
+def _is_optimizer_state_dict(value: Any) -> bool:
     """Whether this is the state dict of an optimizer."""
     return isinstance(value, Mapping) and "param_groups" in value and "state" in value
 
 
-def _holds_optimizer(value: Any, depth: int) -> bool:
-    return _is_optimizer(value) or (depth > 0 and any(_holds_optimizer(v, depth - 1) for _, v in _children(value)))
+def _contains_optimizer_state_dict(value: Any, depth: int) -> bool:
+    return _is_optimizer_state_dict(value) or (
+        depth > 0 and any(_contains_optimizer_state_dict(v, depth - 1) for _, v in _nested_items(value))
+    )
 
 
-def format_names(names: Iterable[str]) -> str:
+def listed_names_text(names: Iterable[str]) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:MAX_NAMES_LISTED]) + (
-        f" and {len(names) - MAX_NAMES_LISTED} more" if len(names) > MAX_NAMES_LISTED else ""
+    return ", ".join(names[:MAX_LISTED_TENSOR_NAMES]) + (
+        f" and {len(names) - MAX_LISTED_TENSOR_NAMES} more" if len(names) > MAX_LISTED_TENSOR_NAMES else ""
     )

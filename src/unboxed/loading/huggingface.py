@@ -14,58 +14,65 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, MissingError, ModelError, warn
+from ..errors import InputError, MissingPackageError, ModelError, warn
 from ..inputs.base import Inputs
-from ..inputs.preprocessing import as_inputs
+from ..inputs.preprocessing import to_inputs
 from ..model.state import forking_rngs_with_lock
-from .files import format_names
+from .files import listed_names_text
 from .own_loading import silent_transformers
 
-CONFIG_FILE = "config.json"
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-FACTORY_ADVICE = "write a factory that builds the model from code that you trust, and give --model file.py:factory"
-LOAD_SETTINGS = {"local_files_only": True, "trust_remote_code": False}
+HF_CONFIG_FILE_NAME = "config.json"
+HF_PROCESSOR_FILE_NAMES = ("preprocessor_config.json", "processor_config.json")
+WRITE_FACTORY_ADVICE = (
+    "write a factory that builds the model from code that you trust, and give --model file.py:factory"
+)
+FROM_PRETRAINED_KWARGS = {"local_files_only": True, "trust_remote_code": False}
 
 
 def is_pretrained_folder(path: Path) -> bool:
     """Whether a folder holds a model of transformers."""
-    return (path / CONFIG_FILE).is_file()
+    return (path / HF_CONFIG_FILE_NAME).is_file()
 
 
 def load_pretrained(folder: Path, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module, Inputs | None]:
     """The model in a folder, and its inputs by the image processor beside it; None where there is none to be read.
 
-    With `trained=False` it is made from its config, with random weights by the seed. Raises ModelError, MissingError.
+    With `trained=False` it is made from its config, with random weights by the seed. Raises ModelError,
+    MissingPackageError.
     """
     config_values = _check_config(folder)
     library = _import_transformers()
     if config_values.get("auto_map") and config_values["model_type"] not in library.CONFIG_MAPPING:
-        raise ModelError(f"{folder} brings the code of its model, which Unboxed never runs; {FACTORY_ADVICE}")
+        raise ModelError(f"{folder} brings the code of its model, which Unboxed never runs; {WRITE_FACTORY_ADVICE}")
     try:
-        with silent_transformers(), _offline():
-            config = library.AutoConfig.from_pretrained(folder, **LOAD_SETTINGS)
+        with silent_transformers(), _without_hub():
+            config = library.AutoConfig.from_pretrained(folder, **FROM_PRETRAINED_KWARGS)
             model_class = _model_class(library, config, folder)
-            module = _load(model_class, folder) if trained else _build(model_class, config, seed)
+            module = (
+                _load_trained_model(model_class, folder)
+                if trained
+                else _build_untrained_model(model_class, config, seed)
+            )
     except ModelError:
         raise
     except Exception as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(f"transformers {library.__version__} can't load {folder}: {message}") from error
-    return module.eval(), _read_inputs(folder, module)
+    return module.eval(), _inputs_from_processor(folder, module)
 
 
 def _import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingError(
+        raise MissingPackageError(
             "a Hugging Face folder is loaded by transformers, which is not installed: pip install transformers"
         ) from error
     return transformers
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _without_hub() -> Iterator[None]:
     """Without the Hub, which a config may name for a backbone or a kernel."""
     import huggingface_hub.constants as constants
 
@@ -79,18 +86,20 @@ def _offline() -> Iterator[None]:
 
 def _check_config(folder: Path) -> dict[str, Any]:
     """The values of its config. Raises ModelError for one that is damaged, or names code of others to be run."""
-    config = _read_json(folder / CONFIG_FILE)
+    config = _read_json(folder / HF_CONFIG_FILE_NAME)
     if not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{folder / CONFIG_FILE} names no model_type of transformers; {FACTORY_ADVICE}")
-    if _names_foreign_code(config):
-        raise ModelError(f"{folder} names code of others for its attention, which Unboxed never runs; {FACTORY_ADVICE}")
+        raise ModelError(f"{folder / HF_CONFIG_FILE_NAME} names no model_type of transformers; {WRITE_FACTORY_ADVICE}")
+    if _names_hub_kernel(config):
+        raise ModelError(
+            f"{folder} names code of others for its attention, which Unboxed never runs; {WRITE_FACTORY_ADVICE}"
+        )
     return config
 
 
-def _names_foreign_code(config: Mapping[str, Any]) -> bool:
+def _names_hub_kernel(config: Mapping[str, Any]) -> bool:
     """Whether a kernel of the Hub is named, in the config or one of its parts."""
     return any(
-        _names_foreign_code(value) if isinstance(value, Mapping) else "_implementation" in key and "/" in str(value)
+        _names_hub_kernel(value) if isinstance(value, Mapping) else "_implementation" in key and "/" in str(value)
         for key, value in config.items()
     )
 
@@ -116,29 +125,33 @@ def _model_class(library: Any, config: Any, folder: Path) -> Any:
         found = classifiers[type(config)]
         return found[0] if isinstance(found, tuple) else found
     problem = f"{folder} is a {config.model_type} model of the class {names[0] if names else 'unknown'}"
-    raise ModelError(f"{problem}, which transformers {library.__version__} does not have; {FACTORY_ADVICE}")
+    raise ModelError(f"{problem}, which transformers {library.__version__} does not have; {WRITE_FACTORY_ADVICE}")
 
 
-def _load(model_class: Any, folder: Path) -> nn.Module:
-    module, report = model_class.from_pretrained(folder, **LOAD_SETTINGS, weights_only=True, output_loading_info=True)
+def _load_trained_model(model_class: Any, folder: Path) -> nn.Module:
+    module, report = model_class.from_pretrained(
+        folder, **FROM_PRETRAINED_KWARGS, weights_only=True, output_loading_info=True
+    )
     if lost := sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]})):
-        problem = f"{folder} has no weights for {format_names(lost)} of {model_class.__name__}, which would be random"
+        problem = (
+            f"{folder} has no weights for {listed_names_text(lost)} of {model_class.__name__}, which would be random"
+        )
         raise ModelError(f"{problem}; give the folder of the model that was trained for this task")
     if unused := sorted(report["unexpected_keys"]):
-        warn(f"{folder}: left out, for {model_class.__name__} has no such weights: {format_names(unused)}")
+        warn(f"{folder}: left out, for {model_class.__name__} has no such weights: {listed_names_text(unused)}")
     return module  # type: ignore[no-any-return]
 
 
-def _build(model_class: Any, config: Any, seed: int) -> nn.Module:
+def _build_untrained_model(model_class: Any, config: Any, seed: int) -> nn.Module:
     with forking_rngs_with_lock(seed, torch.get_default_device()):
         return model_class(config)  # type: ignore[no-any-return]
 
 
-def _read_inputs(folder: Path, module: nn.Module) -> Inputs | None:
+def _inputs_from_processor(folder: Path, module: nn.Module) -> Inputs | None:
     """Inputs by the image processor; where they can't be, a warning says why, and they are asked for."""
-    for path in filter(Path.is_file, (folder / name for name in PROCESSOR_FILES)):
+    for path in filter(Path.is_file, (folder / name for name in HF_PROCESSOR_FILE_NAMES)):
         try:
-            return as_inputs(_read_json(path), module)
+            return to_inputs(_read_json(path), module)
         except (InputError, ModelError) as error:
             warn(f"{path.name} of {folder} is not taken over: {error}")
     return None

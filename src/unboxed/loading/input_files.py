@@ -17,11 +17,11 @@ from ..atomic_write import to_printable
 from ..box import Box
 from ..data.folders import folder
 from ..data.labeled_files import LabeledFiles
-from ..data.rows import feature_rows
+from ..data.rows import select_feature_columns
 from ..data.single import image
 from ..data.tables import TABLE_SUFFIXES, read_columns
 from ..errors import DataError, InputError
-from ..inputs.examples import as_batch
+from ..inputs.examples import to_batch
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
@@ -68,10 +68,10 @@ def read_inputs(path: str | os.PathLike[str], box: Box, max_examples: int) -> Na
     if path.is_dir():
         return _read_folder(path, box, max_examples)
     x = _read_file(path, box, max_examples)
-    return NamedInputs(x, _row_names(path, len(x)))
+    return NamedInputs(x, _names_of_rows(path, len(x)))
 
 
-def _row_names(path: Path, n: int) -> tuple[str, ...]:
+def _names_of_rows(path: Path, n: int) -> tuple[str, ...]:
     stem = to_printable(path.stem)
     return (stem,) if n == 1 else tuple(f"{stem}-{i}" for i in range(n))
 
@@ -79,26 +79,26 @@ def _row_names(path: Path, n: int) -> tuple[str, ...]:
 def _read_file(path: Path, box: Box, max_examples: int) -> Tensor:
     suffix = path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
-        return _validated(_array_batch(_load_array(path), box), path, box, max_examples)
+        return _validate_inputs_of_file(_array_to_batch(_load_array(path), box), path, box, max_examples)
     if isinstance(box.inputs, Features) and suffix in TABLE_SUFFIXES:
-        return _validated(
-            feature_rows(read_columns(path, max_examples), box.inputs.names, path), path, box, max_examples
+        return _validate_inputs_of_file(
+            select_feature_columns(read_columns(path, max_examples), box.inputs.names, path), path, box, max_examples
         )
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return image(path, box)
-    raise DataError(f"{to_printable(str(path))}: {_wanted_text(box)}")
+    raise DataError(f"{to_printable(str(path))}: {_accepted_files_text(box)}")
 
 
-def _wanted_text(box: Box) -> str:
+def _accepted_files_text(box: Box) -> str:
     """The files that a model takes."""
     if isinstance(box.inputs, Features):
         return "this model takes the rows of a table: a CSV, TSV or Parquet file, or a .npy or .npz array"
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return "this model takes images: image files, or .npy or .npz arrays"
-    return f"this model takes arrays of the shape {_own_shape(box)}: a .npy or .npz file"
+    return f"this model takes arrays of the shape {_shape_of_one_input(box)}: a .npy or .npz file"
 
 
-def _validated(x: Tensor, path: Path, box: Box, max_examples: int) -> Tensor:
+def _validate_inputs_of_file(x: Tensor, path: Path, box: Box, max_examples: int) -> Tensor:
     try:
         return box.validate_inputs(x[:max_examples])
     except InputError as error:
@@ -110,7 +110,7 @@ def _validated(x: Tensor, path: Path, box: Box, max_examples: int) -> Tensor:
 
 def _read_folder(path: Path, box: Box, max_examples: int) -> NamedInputs:
     """Images of a folder as `data.folder` finds them; else the arrays or tables in it, by name."""
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _suffixes(box) and p.is_file())
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _accepted_suffixes(box) and p.is_file())
     if not files and isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return _first_images(folder(path, box.inputs), max_examples)
     parts = list[tuple[Tensor, tuple[str, ...]]]()
@@ -118,11 +118,13 @@ def _read_folder(path: Path, box: Box, max_examples: int) -> NamedInputs:
         x, names = read_inputs(files.pop(0), box, max_examples - sum(len(x) for x, _ in parts))
         parts.append((x, names))
     if not parts:
-        raise DataError(f"the folder {to_printable(str(path))} holds no such files: {_wanted_text(box)}")
-    return NamedInputs(torch.cat([x for x, _ in parts]), _unique([name for _, names in parts for name in names]))
+        raise DataError(f"the folder {to_printable(str(path))} holds no such files: {_accepted_files_text(box)}")
+    return NamedInputs(
+        torch.cat([x for x, _ in parts]), _make_names_unique([name for _, names in parts for name in names])
+    )
 
 
-def _suffixes(box: Box) -> tuple[str, ...]:
+def _accepted_suffixes(box: Box) -> tuple[str, ...]:
     return (*ARRAY_SUFFIXES, *(TABLE_SUFFIXES if isinstance(box.inputs, Features) else ()))
 
 
@@ -134,10 +136,10 @@ def _first_images(images: LabeledFiles, max_examples: int) -> NamedInputs:
     stems = [to_printable(p.stem) for p in paths]
     if len(set(stems)) < len(stems):
         stems = [to_printable("-".join(p.relative_to(images.root).with_suffix("").parts)) for p in paths]
-    return NamedInputs(torch.stack([x for x, _ in examples]), _unique(stems))
+    return NamedInputs(torch.stack([x for x, _ in examples]), _make_names_unique(stems))
 
 
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
+def _make_names_unique(names: Sequence[str]) -> tuple[str, ...]:
     """The names, numbered where files differ by their suffix alone."""
     return tuple(names) if len(set(names)) == len(names) else tuple(f"{name}-{i}" for i, name in enumerate(names))
 
@@ -159,15 +161,15 @@ def _load_array(path: Path) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def _array_batch(array: NDArray[Any], box: Box) -> Tensor:
+def _array_to_batch(array: NDArray[Any], box: Box) -> Tensor:
     """An array of one input or of a batch as (N, ...)."""
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return image(array, box)
-    shape = _own_shape(box)
+    shape = _shape_of_one_input(box)
     is_one = array.shape in (shape, *[shape[1:]] * (shape[0] == 1 and len(shape) > 1))
-    return torch.as_tensor(as_batch(array.reshape(1, *shape) if is_one else array, box.inputs))
+    return torch.as_tensor(to_batch(array.reshape(1, *shape) if is_one else array, box.inputs))
 
 
-def _own_shape(box: Box) -> tuple[int, ...]:
+def _shape_of_one_input(box: Box) -> tuple[int, ...]:
     """The shape of one input as it is given: of a signal (C, T)."""
     return box.inputs.own_shape if isinstance(box.inputs, Pixels) else box.inputs.shape

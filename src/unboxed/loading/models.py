@@ -9,11 +9,11 @@ from torch import nn
 from .. import zoo
 from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
-from ..inputs.preprocessing import as_inputs
+from ..inputs.preprocessing import to_inputs
 from ..validation import check_seed, nearest_paths_text
 from .exported import load_exported
-from .factories import build_from_spec, defined_names, shorten_list
-from .files import ADAPTER_FILES, ADAPTER_TEXT
+from .factories import build_from_spec, defined_names, first_names_text
+from .files import ADAPTER_FILE_NAMES, ADAPTER_REFUSED_TEXT
 from .huggingface import is_pretrained_folder, load_pretrained
 
 MODEL_SPEC_TEXT = (
@@ -57,7 +57,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     return _model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
 
 
-def has_own_weights(spec: str) -> bool:
+def comes_with_weights(spec: str) -> bool:
     """Whether a model comes with its weights: of the zoo, of a .pt2 file or of a folder."""
     return spec.startswith("zoo:") or spec.endswith(".pt2") or is_pretrained_folder(Path(spec))
 
@@ -68,7 +68,7 @@ def _model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | Non
         expected = "wanted a torch.nn.Module, or (Module, inputs)"
         raise ModelError(f"{spec} made a {type(built).__name__}; {expected}{_weights_hint(model)}")
     try:
-        return model, None if inputs is None else as_inputs(inputs, model)
+        return model, None if inputs is None else to_inputs(inputs, model)
     except InputError as error:
         raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs: {error}") from error
 
@@ -85,13 +85,13 @@ def _unknown_model_text(spec: str) -> str:
         advice = "give it as the weights (--weights), and as the model what builds it"
         return f"{spec} is a file for weights, not one that torch.export wrote: {advice}; {MODEL_SPEC_TEXT}"
     if path.suffix == ".py":
-        names = ", ".join(shorten_list([f"{path.name}:{name}" for name in defined_names(path)]))
+        names = ", ".join(first_names_text([f"{path.name}:{name}" for name in defined_names(path)]))
         return f"{spec} names no factory in the file; add it after a colon" + (
             f": {names}" if names else f"; {MODEL_SPEC_TEXT}"
         )
     if path.is_dir():
-        if any((path / name).is_file() for name in ADAPTER_FILES):
-            return f"{spec} {ADAPTER_TEXT}"
+        if any((path / name).is_file() for name in ADAPTER_FILE_NAMES):
+            return f"{spec} {ADAPTER_REFUSED_TEXT}"
         return f"{spec} is a folder, not a model (folders are data: --data), without a config.json; {MODEL_SPEC_TEXT}"
     if spec in zoo.names():
         return f"{spec!r} is not a model spec; did you mean zoo:{spec}?"

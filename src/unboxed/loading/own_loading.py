@@ -18,15 +18,22 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ..model.state import forking_rngs_with_lock
 from .files import TensorDict
-from .weight_sets import WeightSet, is_same_kind, missing_names, prefixes, state_tensors, without_wrapper_names
+from .weight_sets import (
+    WeightSet,
+    dotted_prefixes,
+    has_same_tensor_kind,
+    missing_names,
+    state_tensors,
+    without_wrapper_names,
+)
 
 LOG = logging.getLogger("unboxed")
-MAX_ATTEMPTS = 12  # parts of a file that a model is asked to load
-NOTHING_LEFT = _IncompatibleKeys([], [])
+MAX_LOAD_ATTEMPTS = 12  # parts of a file that a model is asked to load
+NO_INCOMPATIBLE_KEYS = _IncompatibleKeys([], [])
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _LoadedStateDict:
     """A model's state dict after its own loading, the names that it did not use, and those that it missed."""
 
     tensors: TensorDict
@@ -34,7 +41,9 @@ class _Loaded:
     missing: tuple[str, ...]
 
 
-def converted_sets(model: nn.Module, flat: TensorDict, state: TensorDict) -> tuple[list[WeightSet], tuple[str, ...]]:
+def weight_sets_by_own_loading(
+    model: nn.Module, flat: TensorDict, state: TensorDict
+) -> tuple[list[WeightSet], tuple[str, ...]]:
     """The sets of tensors in a file that the model's own loading takes, under the model's names of today.
 
     `load_state_dict` on a copy, with its hooks (old weight norm, `_load_from_state_dict`); for a model of transformers
@@ -43,9 +52,9 @@ def converted_sets(model: nn.Module, flat: TensorDict, state: TensorDict) -> tup
     names = without_wrapper_names(flat)
     sets: list[WeightSet] = []
     missing = tuple(state)
-    for prefix in _parts(names, state)[:MAX_ATTEMPTS]:
+    for prefix in _candidate_prefixes(names, state)[:MAX_LOAD_ATTEMPTS]:
         part = {name[len(prefix) :]: flat[real] for name, real in names.items() if name.startswith(prefix)}
-        if not all(is_same_kind(tensor, state[name]) for name, tensor in part.items() if name in state):
+        if not all(has_same_tensor_kind(tensor, state[name]) for name, tensor in part.items() if name in state):
             continue  # torch would copy the integers of quantized weights without their scale
         attempts = (_load_on_copy(model, part, state), _load_pretrained(model, part, state))
         loaded = min(filter(None, attempts), key=lambda a: len(a.missing), default=None)
@@ -58,18 +67,18 @@ def converted_sets(model: nn.Module, flat: TensorDict, state: TensorDict) -> tup
     return sets, missing
 
 
-def _parts(names: dict[str, str], state: TensorDict) -> list[str]:
+def _candidate_prefixes(names: dict[str, str], state: TensorDict) -> list[str]:
     """The prefixes that may hold a model's weights: those of most names first, and of these the longest."""
-    counts = Counter(prefix for name in names for prefix in prefixes(name))
+    counts = Counter(prefix for name in names for prefix in dotted_prefixes(name))
     own_parts = {name.partition(".")[0] for name in state}
     outside = [p for p in counts if not own_parts & {*p.split(".")[:-1]}]
     return sorted(outside, key=lambda p: (-counts[p], -len(p)))
 
 
-def _attempt(load: Callable[..., _Loaded]) -> Callable[..., _Loaded | None]:
+def _none_on_any_error(load: Callable[..., _LoadedStateDict]) -> Callable[..., _LoadedStateDict | None]:
     """The function, silent and without a trace in random number generators; None where it raises anything."""
 
-    def attempt(*args: Any) -> _Loaded | None:
+    def run_silently_or_none(*args: Any) -> _LoadedStateDict | None:
         try:
             with warnings.catch_warnings(), forking_rngs_with_lock(0, torch.device("cpu")):
                 warnings.simplefilter("ignore")
@@ -78,23 +87,23 @@ def _attempt(load: Callable[..., _Loaded]) -> Callable[..., _Loaded | None]:
             LOG.debug("the model's own loading failed", exc_info=True)
             return None
 
-    return attempt
+    return run_silently_or_none
 
 
-@_attempt
-def _load_on_copy(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loaded:
+@_none_on_any_error
+def _load_on_copy(model: nn.Module, part: TensorDict, state: TensorDict) -> _LoadedStateDict:
     clone = copy.deepcopy(model)
     try:
-        report = clone.load_state_dict(dict(part)) or NOTHING_LEFT  # an override may return nothing
+        report = clone.load_state_dict(dict(part)) or NO_INCOMPATIBLE_KEYS  # an override may return nothing
     except RuntimeError:  # names are missing or unexpected; wrong shapes raise again
         report = clone.load_state_dict(dict(part), strict=False)
     lost = {*report.missing_keys}
     missing = missing_names({name: tensor for name, tensor in state.items() if name not in lost}, state)
-    return _Loaded(state_tensors(clone), frozenset(report.unexpected_keys), tuple(missing))
+    return _LoadedStateDict(state_tensors(clone), frozenset(report.unexpected_keys), tuple(missing))
 
 
-@_attempt
-def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loaded:
+@_none_on_any_error
+def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _LoadedStateDict:
     """A model of transformers, or a module around one: that one is made again from its own config and these tensors.
 
     Nothing is imported or fetched. Names outside of it must be the module's own.
@@ -112,7 +121,7 @@ def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _
     beside = names_in_part | {name for name in outside if name not in state}
     fitted = {name: tensor for name, tensor in tensors.items() if name in state}
     lost = [*(f"{prefix}{name}" for name in missing), *missing_names(fitted, state)]
-    return _Loaded(fitted, frozenset(beside), tuple(dict.fromkeys(lost)))
+    return _LoadedStateDict(fitted, frozenset(beside), tuple(dict.fromkeys(lost)))
 
 
 def _from_pretrained(model: nn.Module, part: TensorDict) -> tuple[TensorDict, set[str], set[str]]:

@@ -18,7 +18,7 @@ from ..inputs.pixels import Pixels
 from ..validation import missing_path_text, nearest_names, suggestion_text
 from .factories import build_from_spec
 
-DATA_SPEC_TEXT = (
+DATA_SPEC_ADVICE = (
     "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of "
     "(file, label), or module:factory of a Dataset"
 )
@@ -60,15 +60,15 @@ def data(
     if name in DATASET_NAMES and split in SPLIT_BY_SUFFIX:
         return _named_dataset(name, split, root, quiet)
     if Path(spec).is_dir():
-        return _files_dataset(sets.folder, spec, like, classes)
-    if _is_table(spec):
-        return _files_dataset(open_table, spec, like, classes)
-    if _is_factory(spec):
+        return _open_files_dataset(sets.folder, spec, like, classes)
+    if _is_table_file(spec):
+        return _open_files_dataset(open_table, spec, like, classes)
+    if _is_factory_spec(spec):
         return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_unknown_data_text(spec, name))
 
 
-def data_for(
+def dataset_with_model_labels(
     spec: str,
     box: Box,
     root: str | Path | None = None,
@@ -95,14 +95,14 @@ def data_for(
     Example:
         >>> import unboxed as ub
         >>> from unboxed import loading
-        >>> len(loading.data_for("digits:test", ub.load("zoo:digits-cnn")))
+        >>> len(loading.dataset_with_model_labels("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
-    if _is_factory(spec) and not labels_are_classes(box):
+    if _is_factory_spec(spec) and not labels_are_classes(box):
         return _factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
-    names_files = Path(spec).is_dir() or _is_table(spec)
+    names_files = Path(spec).is_dir() or _is_table_file(spec)
     known_classes = matchable_classes(box) if names_files else classes
-    if _is_table(spec):
+    if _is_table_file(spec):
         return open_table(spec, box, known_classes)
     return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
@@ -114,17 +114,17 @@ def _named_dataset(name: str, split: str, root: str | Path | None, quiet: bool) 
     return load_split(root, train=split == "train", quiet=quiet)
 
 
-def _is_factory(spec: str) -> bool:
+def _is_factory_spec(spec: str) -> bool:
     """Whether it names none of the above but has a colon."""
-    is_path = Path(spec).is_dir() or _is_table(spec)
+    is_path = Path(spec).is_dir() or _is_table_file(spec)
     return ":" in spec and spec.partition(":")[0] not in DATASET_NAMES and not is_path
 
 
-def _is_table(spec: str) -> bool:
+def _is_table_file(spec: str) -> bool:
     return spec.lower().endswith(TABLE_SUFFIXES) and Path(spec).is_file()
 
 
-def _files_dataset(
+def _open_files_dataset(
     open_files: Callable[..., Dataset[Any]], spec: str, like: Inputs | None, classes: Sequence[str] | None
 ) -> Dataset[Any]:
     if like is None:
@@ -147,8 +147,8 @@ def _factory_dataset(
 def _unknown_data_text(spec: str, name: str) -> str:
     path = Path(spec)
     if path.is_file():
-        return f"{spec} is a file, not data; {DATA_SPEC_TEXT}"
+        return f"{spec} is a file, not data; {DATA_SPEC_ADVICE}"
     if name in DATASET_NAMES:
         return f"{spec!r}: {name} has the parts :train and :test"
     hint = f"{suggestion_text(name, DATASET_NAMES)} " if nearest_names(name, DATASET_NAMES) else ""
-    return f"{missing_path_text(spec, 'data set and no folder')}; {hint}{DATA_SPEC_TEXT}"
+    return f"{missing_path_text(spec, 'data set and no folder')}; {hint}{DATA_SPEC_ADVICE}"

@@ -17,19 +17,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import ModelError, warn
-from .files import TensorDict, format_names
+from .files import TensorDict, listed_names_text
 
-INNER_WRAPPER_NAMES = {
+INNER_WRAPPER_MODULE_NAMES = {
     "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module",
 }  # fmt: skip
 """From DataParallel, torch.compile, Lightning Fabric, FSDP and activation checkpointing, anywhere in a name."""
-WRAPPER_NAMES = {"model", "net", "network", *INNER_WRAPPER_NAMES}  # and prefixes, as of Lightning modules
-AVERAGED_NAMES = {"ema", "emamodel", "modelema", "averaged", "average", "avg", "swa", "shadow", "polyak"}
-RAW_NAMES = {"current", "raw"}  # "current_model_state" is Lightning's, beside averaged weights
-COUNTER_NAMES = {"total_ops", "total_params", "attn_mask"}  # buffers that thop and Swin leave in modules
-TRAINING_NAMES = re.compile(r"optim|sched|scaler|rng|callback|loops")  # in names of a checkpoint that are no weights
-OPTIMIZER_NAMES = re.compile(r"optim|exp_avg|moment|grad")  # shaped like weights, and none
-TOP_LEVEL = "."  # selects the weights that are under no key of a file
+WRAPPER_MODULE_NAMES = {"model", "net", "network", *INNER_WRAPPER_MODULE_NAMES}  # and prefixes, as of Lightning modules
+AVERAGED_WEIGHTS_NAMES = {"ema", "emamodel", "modelema", "averaged", "average", "avg", "swa", "shadow", "polyak"}
+RAW_WEIGHTS_NAMES = {"current", "raw"}  # "current_model_state" is Lightning's, beside averaged weights
+NON_WEIGHT_BUFFER_NAMES = {"total_ops", "total_params", "attn_mask"}  # buffers that thop and Swin leave in modules
+NON_WEIGHT_NAME_PATTERN = re.compile(
+    r"optim|sched|scaler|rng|callback|loops"
+)  # in names of a checkpoint that are no weights
+OPTIMIZER_NAME_PATTERN = re.compile(r"optim|exp_avg|moment|grad")  # shaped like weights, and none
+TOP_LEVEL_SELECTOR = "."  # selects the weights that are under no key of a file
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class WeightSet:
     def averaging_rank(self) -> int:
         """1 for averaged weights, by their label, -1 for raw ones, else 0."""
         words = {*re.split(r"[^a-z0-9]+", self.label.lower().replace("_", " "))}
-        return bool(words & AVERAGED_NAMES) - bool(words & RAW_NAMES)
+        return bool(words & AVERAGED_WEIGHTS_NAMES) - bool(words & RAW_WEIGHTS_NAMES)
 
     def is_same(self, other: WeightSet) -> bool:
         """Whether another set has the same values."""
@@ -62,21 +64,21 @@ def state_tensors(model: nn.Module) -> TensorDict:
     return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
 
-def named_under(flat: TensorDict, selector: str) -> TensorDict:
+def tensors_of_part(flat: TensorDict, selector: str) -> TensorDict:
     """The tensors of a file in the part that a selector names; all of them for "" and ".", the top level."""
-    if selector in ("", TOP_LEVEL):
+    if selector in ("", TOP_LEVEL_SELECTOR):
         return flat
     return {name: tensor for name, tensor in flat.items() if f".{selector}." in f".{name}"}
 
 
-def matching_sets(flat: TensorDict, state: TensorDict) -> list[WeightSet]:
+def matching_weight_sets(flat: TensorDict, state: TensorDict) -> list[WeightSet]:
     """All sets of tensors in a file that have all names and shapes of a model's state dict, under some prefix."""
     file_names = without_wrapper_names(flat)
     sets = [
         _weight_set(prefix, matched, flat)
         for prefix, matched in _matches_by_prefix(file_names, without_wrapper_names(state, strip_common=True))
     ]
-    return _fitting(sets, state)
+    return _complete_weight_sets(sets, state)
 
 
 def _weight_set(prefix: str, matched: Mapping[str, str], flat: TensorDict, base: TensorDict | None = None) -> WeightSet:
@@ -84,42 +86,42 @@ def _weight_set(prefix: str, matched: Mapping[str, str], flat: TensorDict, base:
     return WeightSet(prefix.rstrip("."), (base or {}) | tensors, frozenset(matched.values()))
 
 
-def _fitting(sets: Iterable[WeightSet], state: TensorDict) -> list[WeightSet]:
-    return [s for s in sets if not missing_names(s.tensors, state) and not wrong_shapes(s.tensors, state)]
+def _complete_weight_sets(sets: Iterable[WeightSet], state: TensorDict) -> list[WeightSet]:
+    return [s for s in sets if not missing_names(s.tensors, state) and not wrong_shape_sentences(s.tensors, state)]
 
 
-def unnamed_averages(
+def weight_sets_from_unnamed_averages(
     flat: TensorDict, state: TensorDict, parameters: Sequence[str], base: TensorDict
 ) -> list[WeightSet]:
     """Averages that are kept as a list of all parameters (`shadow_params`) or by their names without dots (LitEma).
 
     Buffers, which such averages lack, are those of `base`, the raw weights.
     """
-    tied = _second_names(parameters, state)
+    tied = _other_names_of_tied_parameters(parameters, state)
     base = {name: tensor for name, tensor in base.items() if name not in tied}
     numbered = {str(i): name for i, name in enumerate(parameters)}
     dotless = {name.replace(".", ""): name for name in parameters}
     file_names = without_wrapper_names(flat)
     matches = [match for names in (numbered, dotless) for match in _matches_by_prefix(file_names, names)]
     sets = [_weight_set(prefix, matched, flat, base) for prefix, matched in matches if len(matched) == len(parameters)]
-    return _fitting(sets, state)
+    return _complete_weight_sets(sets, state)
 
 
-def _second_names(parameters: Sequence[str], state: TensorDict) -> set[str]:
+def _other_names_of_tied_parameters(parameters: Sequence[str], state: TensorDict) -> set[str]:
     """The further names of tied parameters."""
-    storages = {_storage_key(state[name]) for name in parameters if name in state and _has_storage(state[name])}
-    return {n for n, h in state.items() if n not in parameters and _has_storage(h) and _storage_key(h) in storages}
+    storages = {_storage_key(state[name]) for name in parameters if name in state and _has_values(state[name])}
+    return {n for n, h in state.items() if n not in parameters and _has_values(h) and _storage_key(h) in storages}
 
 
-def _has_storage(h: Tensor) -> bool:
+def _has_values(h: Tensor) -> bool:
     return not is_lazy(h) and not h.is_meta and h.numel() > 0
 
 
-def differing_ties(tensors: TensorDict, state: TensorDict) -> list[tuple[str, str]]:
+def tied_names_with_different_values(tensors: TensorDict, state: TensorDict) -> list[tuple[str, str]]:
     """The pairs of names that are one tensor in a model, and have different values in a set."""
     first: dict[tuple[object, ...], str] = {}
     pairs = []
-    for name in (name for name, h in state.items() if name in tensors and _has_storage(h)):
+    for name in (name for name, h in state.items() if name in tensors and _has_values(h)):
         other = first.setdefault(_storage_key(state[name]), name)
         if not torch.equal(tensors[name], tensors[other]):
             pairs.append((other, name))
@@ -139,20 +141,22 @@ def closest_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list
 
 
 def _is_wrapper_prefix(prefix: str) -> bool:
-    return {*prefix.split(".")[:-1]} <= WRAPPER_NAMES
+    return {*prefix.split(".")[:-1]} <= WRAPPER_MODULE_NAMES
 
 
 def _matches_by_prefix(
     file_names: Mapping[str, str], model_names: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """(prefix, {the model's name: the file's name}) of every prefix under which a name of the model is found."""
-    counts = Counter(prefix for name in file_names for prefix in prefixes(name) if name[len(prefix) :] in model_names)
+    counts = Counter(
+        prefix for name in file_names for prefix in dotted_prefixes(name) if name[len(prefix) :] in model_names
+    )
     for prefix in counts:
         shared = [name for name in model_names if prefix + name in file_names]
         yield prefix, {model_names[name]: file_names[prefix + name] for name in shared}
 
 
-def prefixes(name: str) -> list[str]:
+def dotted_prefixes(name: str) -> list[str]:
     """The prefixes of a dotted name: of "a.b.c" they are "", "a." and "a.b."."""
     parts = name.split(".")
     return ["".join(f"{part}." for part in parts[:n_parts]) for n_parts in range(len(parts))]
@@ -167,21 +171,25 @@ def without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> d
     short = {name: _canonical_name(name) for name in names}
     counts = Counter(short.values())
     stripped = {short[name] if counts[short[name]] == 1 else name: name for name in names}
-    while strip_common and len(first := {name.partition(".")[0] for name in stripped}) == 1 and first <= WRAPPER_NAMES:
+    while (
+        strip_common
+        and len(first := {name.partition(".")[0] for name in stripped}) == 1
+        and first <= WRAPPER_MODULE_NAMES
+    ):
         stripped = {name.partition(".")[2]: real for name, real in stripped.items()}
     return stripped
 
 
 def _canonical_name(name: str) -> str:
     """A name without the parts that wrappers put into it; today's weight norm as of old, `weight_g` and `weight_v`."""
-    unwrapped = ".".join(part for part in name.split(".") if part not in INNER_WRAPPER_NAMES)
+    unwrapped = ".".join(part for part in name.split(".") if part not in INNER_WRAPPER_MODULE_NAMES)
     return re.sub(r"parametrizations\.(\w+)\.original([01])$", lambda m: f"{m[1]}_{'gv'[int(m[2])]}", unwrapped)
 
 
 # -- the choice between several ----------------------------------------------------------------------------------------
 
 
-def choose(sets: Sequence[WeightSet], source: str, selector: str = "") -> WeightSet:
+def choose_weight_set(sets: Sequence[WeightSet], source: str, selector: str = "") -> WeightSet:
     """The set that is meant. Averaged weights are taken before raw ones, with a warning that says how to take others.
 
     Raises ModelError where it can't be known which is meant.
@@ -189,72 +197,79 @@ def choose(sets: Sequence[WeightSet], source: str, selector: str = "") -> Weight
     if selector:
         sets = [s for s in sets if _is_selected(s.label, selector)] or sets
     else:
-        sets = [s for s in sets if not OPTIMIZER_NAMES.search(s.label)] or sets
+        sets = [s for s in sets if not OPTIMIZER_NAME_PATTERN.search(s.label)] or sets
     different = [s for i, s in enumerate(sets) if not any(s.is_same(other) for other in sets[:i])]
     first, *others = sorted(different, key=lambda s: -s.averaging_rank)
     if others and others[0].averaging_rank == first.averaging_rank:
-        labels = format_names(_label_text(s) for s in different)
+        labels = listed_names_text(_label_text(s) for s in different)
         problem = f"{source} holds several sets of weights that fit alike, and differ ({labels})"
-        raise ModelError(f"{problem}; say which you mean: {_selection_text(source, different)}")
+        raise ModelError(f"{problem}; say which you mean: {_selector_options_text(source, different)}")
     if others:
         taken = f"took {'the averaged weights, ' * (first.averaging_rank > 0)}{_label_text(first)}"
-        how = _selection_text(source, others)
+        how = _selector_options_text(source, others)
         warn(f"{source} holds several sets of weights that fit: {taken}. To take the other: {how}")
     return first
 
 
 def _is_selected(label: str, selector: str) -> bool:
-    return not label if selector == TOP_LEVEL else f".{label}".endswith(f".{selector}")
+    return not label if selector == TOP_LEVEL_SELECTOR else f".{label}".endswith(f".{selector}")
 
 
 def _label_text(weight_set: WeightSet) -> str:
     return weight_set.label or "those at its top level"
 
 
-def _selection_text(source: str, sets: Iterable[WeightSet]) -> str:
+def _selector_options_text(source: str, sets: Iterable[WeightSet]) -> str:
     if not Path(source).exists():  # a state dict
-        return f"pass {format_names(s.label or 'the top level' for s in sets)} alone"
-    return " or ".join(f"--weights {shlex.quote(f'{source}:{s.label or TOP_LEVEL}')}" for s in sets)
+        return f"pass {listed_names_text(s.label or 'the top level' for s in sets)} alone"
+    return " or ".join(f"--weights {shlex.quote(f'{source}:{s.label or TOP_LEVEL_SELECTOR}')}" for s in sets)
 
 
 # -- what is missing, and what is left over ----------------------------------------------------------------------------
 
 
-def left_over(taken: WeightSet, flat: TensorDict) -> tuple[list[str], list[str]]:
+def unused_tensor_names(taken: WeightSet, flat: TensorDict) -> tuple[list[str], list[str]]:
     """The names of a file that a set does not use: those of a larger model, and those beside the model.
 
     Beside it are a loss's weights, a counter, another model. Layers that continue the numbers of the model's own
     ("layer1.2" after "layer1.1"), or lie inside of its modules, are those of another architecture.
     """
     names, prefix = without_wrapper_names(flat), f"{taken.label}." if taken.label else ""
-    paths = {path for name, real in names.items() if real in taken.file_names for path in _paths(name[len(prefix) :])}
+    paths = {
+        path
+        for name, real in names.items()
+        if real in taken.file_names
+        for path in _module_prefixes(name[len(prefix) :])
+    }
     unused = {name: flat[real] for name, real in names.items() if real not in taken.file_names}
     inside = {name[len(prefix) :]: tensor for name, tensor in unused.items() if name.startswith(prefix)}
-    larger = [name for name, tensor in inside.items() if _is_of_larger_model(name, tensor, paths, taken.is_own_choice)]
+    larger = [
+        name for name, tensor in inside.items() if _belongs_to_larger_model(name, tensor, paths, taken.is_own_choice)
+    ]
     outside = [name for name, tensor in unused.items() if not name.startswith(prefix) and _may_be_weights(name, tensor)]
     return larger, [name for name in inside if name not in larger] + outside
 
 
 def _may_be_weights(name: str, tensor: Tensor) -> bool:
-    return tensor.ndim > 0 and not TRAINING_NAMES.search(name)
+    return tensor.ndim > 0 and not NON_WEIGHT_NAME_PATTERN.search(name)
 
 
-def _paths(name: str) -> list[str]:
+def _module_prefixes(name: str) -> list[str]:
     """The modules that a name goes through and itself: of "a.b" they are "", "a." and "a.b."."""
-    return prefixes(f"{name}.")
+    return dotted_prefixes(f"{name}.")
 
 
-def _without_digits(text: str) -> str:
+def _digits_to_hash_signs(text: str) -> str:
     return re.sub(r"\d+", "#", text)
 
 
-def _is_of_larger_model(name: str, tensor: Tensor, paths: set[str], is_own_choice: bool) -> bool:
-    owner = max((p for p in prefixes(name) if p in paths), key=len)
+def _belongs_to_larger_model(name: str, tensor: Tensor, paths: set[str], is_own_choice: bool) -> bool:
+    owner = max((p for p in dotted_prefixes(name) if p in paths), key=len)
     part = name[len(owner) :].partition(".")[0]
     siblings = {path[len(owner) :].partition(".")[0] for path in paths if path.startswith(owner)}
-    if any(c.isdigit() for c in part) and _without_digits(part) in map(_without_digits, siblings):
+    if any(c.isdigit() for c in part) and _digits_to_hash_signs(part) in map(_digits_to_hash_signs, siblings):
         return True
-    is_counter = not tensor.is_floating_point() or name.rpartition(".")[2] in COUNTER_NAMES
+    is_counter = not tensor.is_floating_point() or name.rpartition(".")[2] in NON_WEIGHT_BUFFER_NAMES
     return bool(owner) and not is_counter and not is_own_choice
 
 
@@ -262,20 +277,22 @@ def missing_names(fitted: TensorDict, state: TensorDict) -> list[str]:
     """The names of a model that a set lacks and needs."""
     loaded_storage = {_storage_key(state[name]) for name in fitted}
     return [
-        name for name, tensor in state.items() if name not in fitted and not _is_optional(name, tensor, loaded_storage)
+        name
+        for name, tensor in state.items()
+        if name not in fitted and not _may_be_missing(name, tensor, loaded_storage)
     ]
 
 
-def wrong_shapes(fitted: TensorDict, state: TensorDict) -> list[str]:
+def wrong_shape_sentences(fitted: TensorDict, state: TensorDict) -> list[str]:
     """Sentences on the tensors of a set that have another shape, or another kind of numbers, in the model."""
     return [
         f"{name} is {_shape_text(h, state[name])} in the file, {_shape_text(state[name], h)} in the model"
         for name, h in fitted.items()
-        if not is_lazy(state[name]) and (h.shape != state[name].shape or not is_same_kind(h, state[name]))
+        if not is_lazy(state[name]) and (h.shape != state[name].shape or not has_same_tensor_kind(h, state[name]))
     ]
 
 
-def is_same_kind(h: Tensor, own: Tensor) -> bool:
+def has_same_tensor_kind(h: Tensor, own: Tensor) -> bool:
     """Whether a tensor is dense, with numbers for a model's tensor: floats, not the integers of quantized weights."""
     is_number = h.is_floating_point() or h.is_complex() or not own.is_floating_point()
     return h.layout == torch.strided and not h.is_meta and is_number and h.is_complex() == own.is_complex()
@@ -287,7 +304,7 @@ def _shape_text(h: Tensor, other: Tensor) -> str:
     return str(tuple(h.shape)) if h.shape != other.shape else f"{kind}{str(h.dtype).removeprefix('torch.')}"
 
 
-def _is_optional(name: str, tensor: Tensor, loaded_storage: set[tuple[object, ...]]) -> bool:
+def _may_be_missing(name: str, tensor: Tensor, loaded_storage: set[tuple[object, ...]]) -> bool:
     """Whether a name may be missing: a counter that old checkpoints lack, a tied weight's second name."""
     return name.endswith("num_batches_tracked") or (_storage_key(tensor) in loaded_storage and tensor.numel() > 0)
 

@@ -85,14 +85,14 @@ def _multi_head_additive_mask(call: Mapping[str, Any], q: Tensor, k: Tensor) -> 
     mask, padding, total = call["attn_mask"], call["key_padding_mask"], None
     if mask is not None:
         mask = mask if mask.ndim == 2 else mask.view(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        total = _to_additive_mask(mask, q)
+        total = _bool_to_additive_mask(mask, q)
     if padding is not None:
-        padding = _to_additive_mask(padding if padding.ndim == 2 else padding[None], q)[:, None, None]
+        padding = _bool_to_additive_mask(padding if padding.ndim == 2 else padding[None], q)[:, None, None]
         total = padding if total is None else total + padding
     return total
 
 
-def _to_additive_mask(mask: Tensor, like: Tensor) -> Tensor:
+def _bool_to_additive_mask(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
@@ -116,7 +116,7 @@ def unpack_scaled_dot_product(
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _to_additive_mask(~attn_mask, query)  # a boolean True includes a key here
+        attn_mask = _bool_to_additive_mask(~attn_mask, query)  # a boolean True includes a key here
     return AttentionHeads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
@@ -145,10 +145,10 @@ def capturing_attention(n: int, on_attention: OnAttentionFn) -> Iterator[None]:
     def intercept(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad():
             if (heads := unpack_fused_attention(name, args, kwargs)) is not None:
-                _report_self_attention(heads.weights(), n, on_attention)
+                _call_with_self_attention(heads.weights(), n, on_attention)
             elif name == "softmax" and _is_softmax_over_last_axis(args, kwargs):
                 out = func(*args, **kwargs)
-                _report_self_attention(out.detach(), n, on_attention)
+                _call_with_self_attention(out.detach(), n, on_attention)
                 return out
         return NotImplemented
 
@@ -162,7 +162,7 @@ def _is_softmax_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return isinstance(z, Tensor) and z.ndim >= 3 and isinstance(dim, int) and dim in (-1, z.ndim - 1)
 
 
-def _report_self_attention(weights: Tensor, n_examples: int, on_attention: OnAttentionFn) -> None:
+def _call_with_self_attention(weights: Tensor, n_examples: int, on_attention: OnAttentionFn) -> None:
     """Report square maps (n, heads, T, T), also where examples and heads share an axis; skip cross-attention."""
     if weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
         return

@@ -11,7 +11,7 @@ from torch import Tensor
 from .hooks import tensors_in
 from .op_mode import DispatchMode
 
-BATCH_DEPENDENCE_SEEDS = (0, 1)
+BATCH_DEPENDENCE_PROBE_SEEDS = (0, 1)
 """A dropped unit may hide a dependence at one seed: a stochastic model is run with both."""
 
 SeededRunFn = Callable[[Tensor, int], tuple[Any, object]]
@@ -39,7 +39,7 @@ class RandomOpRecorder(DispatchMode):
         return out
 
 
-ROWS_ALONE, ROWS_AMONG_OTHERS = (0, 1), ((2, 1, 0), (0, 3, 1))
+PROBED_ROWS, ROW_ORDERS_AMONG_OTHERS = (0, 1), ((2, 1, 0), (0, 3, 1))
 """Rows 0 and 1 alone, and among rows that are lower and higher than both, at other positions and batch sizes."""
 
 
@@ -62,21 +62,21 @@ def is_batch_dependent(run: SeededRunFn, x: Tensor, seeds: Sequence[int], max_ro
 
 
 def _is_batch_dependent_at_seed(run: SeededRunFn, x: Tensor, seed: int, max_rows: int) -> bool:
-    alone, sampled = run(x[list(ROWS_ALONE)], seed)
-    for rows in (batch[:max_rows] for batch in ROWS_AMONG_OTHERS):
+    alone, sampled = run(x[list(PROBED_ROWS)], seed)
+    for rows in (batch[:max_rows] for batch in ROW_ORDERS_AMONG_OTHERS):
         among, sampled_again = run(x[list(rows)], seed)
-        if sampled != sampled_again or _rows_differ(alone, among, rows):
+        if sampled != sampled_again or _probed_rows_differ(alone, among, rows):
             return True
     return False
 
 
-def _rows_differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
+def _probed_rows_differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
     """Whether row 0 or 1 of the outputs alone differs from the same row of the outputs for `rows`."""
     pairs = [
         (a, b) for a, b in zip(tensors_in(alone), tensors_in(among), strict=False)
-        if a.ndim and len(a) == len(ROWS_ALONE) and b.ndim and len(b) == len(rows) and a.is_floating_point()
+        if a.ndim and len(a) == len(PROBED_ROWS) and b.ndim and len(b) == len(rows) and a.is_floating_point()
     ]  # fmt: skip
-    return any(not _nearly_equal(a[k], b[rows.index(k)]) for a, b in pairs for k in ROWS_ALONE if k in rows)
+    return any(not _nearly_equal(a[k], b[rows.index(k)]) for a, b in pairs for k in PROBED_ROWS if k in rows)
 
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:

@@ -36,7 +36,7 @@ def map_in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, ma
         try:
             results.append(func(slice(start, min(start + step, n))))
         except RuntimeError as error:
-            if batch_size != "auto" or step == 1 or not is_out_of_memory(error):
+            if batch_size != "auto" or step == 1 or not is_out_of_memory_error(error):
                 raise
             step = max(1, min(step, n - start) // 2)
             continue
@@ -44,7 +44,7 @@ def map_in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, ma
     return results
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory_error(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -89,7 +89,7 @@ def map_pairs_in_batches(
     return map_in_batches(run_part, n * n_variants, *plan)
 
 
-def outputs_of_all_pairs(
+def run_all_pairs(
     func: Callable[[Tensor, Tensor], Sequence[Tensor]],
     n: int,
     n_variants: int,

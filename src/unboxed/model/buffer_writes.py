@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .op_mode import DispatchMode
 
-MAX_EAGERLY_COPIED_VALUES = 4096  # values: tensors up to this size are also compared by value at the first forward pass
-BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
+MAX_VALUES_COPIED_EAGERLY = 4096  # values: tensors up to this size are also compared by value at the first forward pass
+GET_BUFFERS, CALL_VALUES, GET_VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
 UNDECLARED_BATCH_NORM_WRITES = ("running_mean", "running_var")  # batch norm writes them, which its schema does not say
 
 
@@ -23,7 +23,7 @@ class LazySnapshot:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.alias, self.value = tensor, tensor.detach(), None
-        if tensor.numel() <= MAX_EAGERLY_COPIED_VALUES:
+        if tensor.numel() <= MAX_VALUES_COPIED_EAGERLY:
             self.save_copy()
 
     value: Tensor | None
@@ -140,12 +140,12 @@ class _PreserveBufferRegistration:
 
     def _registered_buffers(self) -> tuple[list[int], list[str], list[Tensor | None]]:
         """How many buffers each module has, and the names and tensors of all, without a Python loop."""
-        buffers = list(map(BUFFERS, self.modules))
+        buffers = list(map(GET_BUFFERS, self.modules))
         having = list(filter(None, buffers))
         return (
             list(map(len, buffers)),
             list(chain.from_iterable(having)),
-            list(chain.from_iterable(map(VALUES, having))),
+            list(chain.from_iterable(map(CALL_VALUES, having))),
         )
 
 
@@ -169,10 +169,10 @@ class _ReportWritesOnExit:
         self.tensors, self.on_write = tensors, on_write
 
     def __enter__(self) -> None:
-        self.before = list(map(VERSION, self.tensors))
+        self.before = list(map(GET_VERSION, self.tensors))
 
     def __exit__(self, *error: object) -> None:
-        if (current := list(map(VERSION, self.tensors))) != self.before:
+        if (current := list(map(GET_VERSION, self.tensors))) != self.before:
             for t, version, before in zip(self.tensors, current, self.before, strict=True):
                 if version != before:
                     self.on_write(t)

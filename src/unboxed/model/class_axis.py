@@ -10,9 +10,9 @@ from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 
-ROUNDING = 1e-6  # of the logarithms of aspect ratios that are equal
-MAX_ASPECT_DIFFERENCE = 1.2  # between an output map and the image: convolutions without padding cut margins off
-ASK_WHICH_AXIS = (
+EQUAL_LOG_ASPECT_TOLERANCE = 1e-6  # of the logarithms of aspect ratios that are equal
+MAX_ASPECT_RATIO_FACTOR = 1.2  # between an output map and the image: convolutions without padding cut margins off
+AMBIGUOUS_CLASS_AXIS_ADVICE = (
     "pass classes=, as many names as there are classes (range(K) will do), or put that axis second yourself: "
     'Box(..., output=lambda raw: raw["logits"].transpose(1, 2))'
 )
@@ -32,31 +32,33 @@ def find_class_axis(shape: Sequence[int], n_classes: int | None, inputs: Inputs,
     if is_arranged or (n_classes is not None and not axes):  # without the number of names: the names are refused
         return 1
     possible = axes or list(range(1, len(shape)))
-    choices = _axes_beside_image(shape, possible, inputs) or [axis for axis in possible if shape[axis] > 1]
+    choices = _candidate_class_axes(shape, possible, inputs) or [axis for axis in possible if shape[axis] > 1]
     if len(choices) <= 1:
         return choices[0] if choices else 1
     raise OutputError(
         f"the output {tuple(shape)} has the classes on axis 1 or on axis {len(shape) - 1}, which cannot be determined: "
-        f"{ASK_WHICH_AXIS}"
+        f"{AMBIGUOUS_CLASS_AXIS_ADVICE}"
     )
 
 
-def _axes_beside_image(shape: Sequence[int], possible: Sequence[int], inputs: Inputs) -> list[int]:
+def _candidate_class_axes(shape: Sequence[int], possible: Sequence[int], inputs: Inputs) -> list[int]:
     """Of the second and the last axis those beside which the others have the image's aspect: exactly, else about."""
     parts = [part for _, part in inputs.named_parts()] if isinstance(inputs, MultiInput) else [inputs]
     ends = [axis for axis in (1, len(shape) - 1) if axis in possible]
-    distortions = {axis: min(_distortion(shape, axis, _image_sides(part)) for part in parts) for axis in ends}
-    is_exact = min(distortions.values(), default=math.inf) < ROUNDING
-    bound = ROUNDING if is_exact else math.log(MAX_ASPECT_DIFFERENCE)
+    distortions = {
+        axis: min(_aspect_ratio_distortion(shape, axis, _model_position_sizes(part)) for part in parts) for axis in ends
+    }
+    is_exact = min(distortions.values(), default=math.inf) < EQUAL_LOG_ASPECT_TOLERANCE
+    bound = EQUAL_LOG_ASPECT_TOLERANCE if is_exact else math.log(MAX_ASPECT_RATIO_FACTOR)
     return [axis for axis, distortion in distortions.items() if distortion < bound]
 
 
-def _image_sides(inputs: Inputs) -> tuple[int, ...]:
+def _model_position_sizes(inputs: Inputs) -> tuple[int, ...]:
     """The axes of positions as the model has them: of a signal one, of a volume three."""
     return tuple(inputs.model_shape if isinstance(inputs, Pixels) else inputs.shape)[1:]
 
 
-def _distortion(shape: Sequence[int], class_axis: int, sizes: Sequence[int]) -> float:
+def _aspect_ratio_distortion(shape: Sequence[int], class_axis: int, sizes: Sequence[int]) -> float:
     """By how much the aspect ratio of the output's other axes differs from the input's, 0 for the same; inf if not its.
 
     Of a signal they must have its length.

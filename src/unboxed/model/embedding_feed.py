@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..inputs.base import Inputs
 from ..inputs.tokens import Tokens
-from .state import NO_CONTEXT
+from .state import NULL_CONTEXT
 
 
-def feeding_texts(inputs: Inputs, x: Tensor) -> AbstractContextManager[None]:
+def feeding_text_embeddings(inputs: Inputs, x: Tensor) -> AbstractContextManager[None]:
     """While open, a model of texts embeds them as packed x (N, T, D + 3) has it; nothing for other inputs."""
     if not isinstance(inputs, Tokens):
-        return NO_CONTEXT
+        return NULL_CONTEXT
     return feeding_embeddings(inputs.layer, inputs.ids(x), x, str(inputs.embedding))
 
 
@@ -30,14 +30,14 @@ def feeding_embeddings(layer: nn.Module, ids: Tensor, embeddings: Tensor, name: 
     """
     n_calls, is_stopped = 0, True
 
-    def give(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def return_embeddings(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         nonlocal n_calls
         if not torch.equal(args[0], ids):  # types of tokens, of GPT-2, or what a decoder starts with
             return None
         n_calls += 1
         return embeddings[..., : output.shape[-1]].to(output.dtype)
 
-    handle = layer.register_forward_hook(give, prepend=True)
+    handle = layer.register_forward_hook(return_embeddings, prepend=True)
     try:
         yield
         is_stopped = False

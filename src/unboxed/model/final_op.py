@@ -32,15 +32,15 @@ class FinalOpRecorder(TorchFunctionMode):
         self.calls.append((z, out))
         return out
 
-    def input_of(self, output: Tensor) -> Tensor | None:
+    def input_of_op_producing(self, output: Tensor) -> Tensor | None:
         """The input that the op made `output` of (or a view of it), in its layout; None if no such op ran."""
         for z, out in reversed(self.calls):
             if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
-                return _with_layout_of(z, out, output)
+                return _with_memory_layout_of(z, out, output)
         return None
 
 
-def _with_layout_of(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
+def _with_memory_layout_of(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
     if (out.shape, out.stride()) == (output.shape, output.stride()):
         return z
     return z.contiguous().as_strided(output.shape, output.stride(), 0) if out.is_contiguous() else None
@@ -62,10 +62,10 @@ class LastOpRecorder(TorchFunctionMode):
             self.calls.append((name, out))
         return out
 
-    def maker_of(self, output: Tensor) -> str:
+    def name_of_op_producing(self, output: Tensor) -> str:
         """The name of the op that made the output, or a view of it; "" where none was seen."""
         return next((name for name, out in reversed(self.calls) if out.data_ptr() == output.data_ptr()), "")
 
-    def is_unbounded(self, output: Tensor) -> bool:
+    def is_output_unbounded(self, output: Tensor) -> bool:
         """Whether the last op is linear or a logit: its results have no bounds, and are no probabilities."""
-        return self.maker_of(output) in UNBOUNDED_OPS
+        return self.name_of_op_producing(output) in UNBOUNDED_OPS

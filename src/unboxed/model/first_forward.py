@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import state
-from .batch_dependence import BATCH_DEPENDENCE_SEEDS, RandomOpRecorder, is_batch_dependent
+from .batch_dependence import BATCH_DEPENDENCE_PROBE_SEEDS, RandomOpRecorder, is_batch_dependent
 from .isolation import IsolatedModel
 from .layers import ModelSurvey, collecting_unbatched_ops, survey_model
 
@@ -54,7 +54,7 @@ def first_forward(
         batch_dependent = is_batch_dependent(
             run_collecting_unbatched_ops,
             contrast_inputs,
-            BATCH_DEPENDENCE_SEEDS if model.uses_rng else BATCH_DEPENDENCE_SEEDS[:1],
+            BATCH_DEPENDENCE_PROBE_SEEDS if model.uses_rng else BATCH_DEPENDENCE_PROBE_SEEDS[:1],
             batch_size_limits[1],
         )
         return replace(

@@ -27,7 +27,7 @@ from .batching import BatchPadding
 from .identity import TransientHook
 from .incremental import WindowedTensor
 from .op_tables import plain_op_name
-from .state import NO_CONTEXT
+from .state import NULL_CONTEXT
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -152,18 +152,18 @@ def capture(
     try:
         for path, op in {place[:2] for place in recorder.by_address}:
             if op is None:
-                handles.append(modules[path].register_forward_hook(TransientHook(_output_hook, recorder, path)))
+                handles.append(modules[path].register_forward_hook(TransientHook(_record_output_hook, recorder, path)))
             elif op == "input":
-                hook = TransientHook(_input_hook, recorder, path)
+                hook = TransientHook(_record_input_hook, recorder, path)
                 handles.append(modules[path].register_forward_pre_hook(hook, with_kwargs=True))
-        with hooking_functional_ops(modules, recorder.is_wanted, recorder.on_op) if ops else NO_CONTEXT:
+        with hooking_functional_ops(modules, recorder.is_wanted, recorder.on_op) if ops else NULL_CONTEXT:
             yield recorder.acts
     finally:
         for handle in reversed(handles):
             handle.remove()
 
 
-def _output_hook(recorder: _ActivationRecorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
+def _record_output_hook(recorder: _ActivationRecorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
     h = main_tensor(out) if get_ident() == recorder.thread else None
     new = None if h is None else recorder.on_op(path, None, h)
     if new is None or h is None:
@@ -173,7 +173,7 @@ def _output_hook(recorder: _ActivationRecorder, path: str, module: nn.Module, ar
     return _replace_tensor(out, h, new)
 
 
-def _input_hook(
+def _record_input_hook(
     recorder: _ActivationRecorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     h = main_tensor((args, kwargs)) if get_ident() == recorder.thread else None

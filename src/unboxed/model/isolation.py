@@ -81,14 +81,14 @@ class IsolatedModel:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
         with (
             holding_locks(self.locks) as is_outermost,
-            self._blocking_other_threads() if is_outermost and threading.active_count() > 1 else state.NO_CONTEXT,
+            self._blocking_other_threads() if is_outermost and threading.active_count() > 1 else state.NULL_CONTEXT,
             state.setting_train_flags(self.modules, self.mode),
             buffer_writes.preserving_buffer_registration(self.eager),
             state.setting_grad_mode(grad),
             buffer_writes.reporting_writes_on_exit(self._untouched_buffers, self._on_late_write)
             if self._untouched_buffers
-            else state.NO_CONTEXT,
-            state.combined_context(self._optional_contexts(seed, rule)),
+            else state.NULL_CONTEXT,
+            state.combined_context(self._needed_contexts(seed, rule)),
         ):
             yield
 
@@ -96,7 +96,7 @@ class IsolatedModel:
         changes_flags = self.mode == "eval" and any(m.training for m in self.eager)
         return blocking_other_threads(self.model, self.eager, self.locks, changes_flags=changes_flags)
 
-    def _optional_contexts(self, seed: int, rule: relu_rules.ReluRule | None) -> list[AbstractContextManager[object]]:
+    def _needed_contexts(self, seed: int, rule: relu_rules.ReluRule | None) -> list[AbstractContextManager[object]]:
         needed = list[AbstractContextManager[object]]()
         if self.late_hooks:
             needed.append(late_hooks.detecting_hook_edits(self.late_hooks, self._on_hook_change))

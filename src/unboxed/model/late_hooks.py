@@ -18,7 +18,7 @@ def detecting_hook_edits(hook_refs: Sequence[HookRef], on_change: Callable[[nn.M
     """While open, call `on_change` with a module whenever one of these hooks changes its input or output."""
     before = [(hooks, key, hooks[key]) for hooks, key in hook_refs if key in hooks]
     for hooks, key, hook in before:
-        hooks[key] = partial(_call_and_detect_change, hook, on_change)
+        hooks[key] = partial(_call_hook_and_detect_change, hook, on_change)
     try:
         yield
     finally:
@@ -27,7 +27,7 @@ def detecting_hook_edits(hook_refs: Sequence[HookRef], on_change: Callable[[nn.M
                 hooks[key] = hook
 
 
-def _call_and_detect_change(
+def _call_hook_and_detect_change(
     hook: Callable[..., Any], on_change: Callable[[nn.Module], None], module: nn.Module, *values: Any
 ) -> Any:
     """Call a hook with its values: args, perhaps kwargs and, for a forward hook, the output."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from .identity import TransientHook
 
-NEXT_MODULE_GRACE_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
+NEXT_MODULE_WAIT_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
 
 
 class ModelLock:
@@ -159,18 +159,18 @@ def blocking_other_threads(
     `changes_flags`: whether its train flags are about to change; a running forward pass of another thread then waits,
     too, at its next module.
     """
-    wait = TransientHook(_waiting_hook(modules, locks))
+    wait = TransientHook(_make_lock_wait_hook(modules, locks))
     handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
     try:
         if changes_flags:
-            time.sleep(NEXT_MODULE_GRACE_SECONDS)
+            time.sleep(NEXT_MODULE_WAIT_SECONDS)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _waiting_hook(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
+def _make_lock_wait_hook(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
     """A hook that makes the other Python threads of the process wait for the locks.
 
     Threads that Python did not start (of autograd, which rerun a checkpoint) work for the owner of the locks, and so do

@@ -11,13 +11,13 @@ from torch import Tensor
 from ..errors import NaNError
 
 MAX_ROWS_IN_ERROR_MESSAGE = 5  # rows that an error names
-MAX_VALUES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
+MAX_NAN_VALUES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
 )
 
 
-def format_rows(rows: Sequence[int]) -> str:
+def rows_text(rows: Sequence[int]) -> str:
     """The first rows in words: "row 3", "rows 0, 1, 2, 3, 4, ..."."""
     numbers = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR_MESSAGE])) + (
         ", ..." if len(rows) > MAX_ROWS_IN_ERROR_MESSAGE else ""
@@ -28,7 +28,7 @@ def format_rows(rows: Sequence[int]) -> str:
 def nan_error(rows: list[int], what: str) -> NaNError:
     """The error that names the rows for whose `what` the model gives NaN."""
     why = "NaN is not an answer, although argmax takes it for a class"
-    return NaNError(f"the model gives NaN for {what} of {format_rows(rows)}: {why}. {NAN_HINT}", rows, what)
+    return NaNError(f"the model gives NaN for {what} of {rows_text(rows)}: {why}. {NAN_HINT}", rows, what)
 
 
 def reindex_nan_error(error: NaNError, rows: Tensor) -> NaNError:
@@ -51,18 +51,18 @@ def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the in
 def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
     """Raise NaNError where a score to be attributed is NaN or infinite: scores (N, ...), or N tensors."""
     if isinstance(scores, Tensor):
-        is_short = scores.ndim == 1 and scores.shape[0] <= MAX_VALUES_CHECKED_IN_PYTHON
+        is_short = scores.ndim == 1 and scores.shape[0] <= MAX_NAN_VALUES_CHECKED_IN_PYTHON
         if is_short and all(map(math.isfinite, scores.tolist())):  # isfinite is several ops
             return
-        raise_for_nonfinite(~scores.isfinite().view(len(scores), -1).all(1), input_name)
+        raise_for_nonfinite_scores(~scores.isfinite().view(len(scores), -1).all(1), input_name)
     else:
-        raise_for_nonfinite(torch.tensor([not bool(s.isfinite().all()) for s in scores]), input_name)
+        raise_for_nonfinite_scores(torch.tensor([not bool(s.isfinite().all()) for s in scores]), input_name)
 
 
-def raise_for_nonfinite(is_nonfinite: Tensor, input_name: str = "x") -> None:
+def raise_for_nonfinite_scores(is_nonfinite: Tensor, input_name: str = "x") -> None:
     """Raise NaNError that names the rows whose scores are NaN or infinite, given as (N,) bool, if there are any."""
     if bad_rows := is_nonfinite.nonzero()[:, 0].tolist():
-        where = f"{len(bad_rows)} of {len(is_nonfinite)} inputs ({format_rows(bad_rows)})"
+        where = f"{len(bad_rows)} of {len(is_nonfinite)} inputs ({rows_text(bad_rows)})"
         nothing = "so there is nothing to attribute: choose another target or baseline, if they are the cause"
         raise NaNError(
             f"the score of {input_name} is NaN or infinite for {where}, {nothing}. {NAN_HINT}", bad_rows, input_name

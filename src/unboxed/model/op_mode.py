@@ -30,7 +30,8 @@ IN_PLACE_OPERATORS = {
 class DispatchMode(TorchDispatchMode):
     """A `TorchDispatchMode` that does not import torch's compiler at its first op, which takes over a second.
 
-    Torch imports it to exempt the mode from compilation; a box runs compiled models eagerly (`state.FORCE_EAGER`).
+    Torch imports it to exempt the mode from compilation; a box runs compiled models eagerly
+    (`state.EAGER_MODE_CONTEXT`).
     """
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -22,12 +22,17 @@ OP_ALIASES = {
 
 DROPOUT_OPS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 NOISE_OPS = frozenset({"rand_like", "randn_like"})
-FINAL_OP_BY_OUTPUT_KIND = {"logprobs": "log_softmax", "probs": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
+FINAL_OP_NAME_BY_OUTPUT_KIND = {
+    "logprobs": "log_softmax",
+    "probs": "softmax",
+    "binary": "sigmoid",
+    "multilabel": "sigmoid",
+}
 """The last op of a model with such outputs; its input is the logit."""
 UNBOUNDED_OPS = frozenset({"linear", "addmm", "mm", "matmul", "bilinear", "conv1d", "conv2d", "conv3d", "convolution",
                         "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "logit"})  # fmt: skip
 """Ops that end a model of logits: what they give is no probability, whatever it is on a few inputs."""
-SYMMETRIC_OPS = frozenset({"tanh", "hardtanh", "softsign"})
+ODD_BOUNDED_OPS = frozenset({"tanh", "hardtanh", "softsign"})
 """Ops whose values are in [-1, 1]: at the end of a model neither logits nor probabilities."""
 VIEW_OPS = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose",
                       "permute", "movedim", "t", "contiguous", "expand", "select", "detach", "alias"})  # fmt: skip
@@ -43,11 +48,26 @@ def plain_op_name(func: Callable[..., Any]) -> str:
     return OP_ALIASES.get(name, name)
 
 
-SHAPE_NODES = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute",
-              "TBackward", "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
+SHAPE_NODE_NAME_PREFIXES = (
+    "View",
+    "Reshape",
+    "UnsafeView",
+    "Squeeze",
+    "Unsqueeze",
+    "Alias",
+    "Clone",
+    "Transpose",
+    "Permute",
+    "TBackward",
+    "Slice",
+    "Select",
+    "ToCopy",
+    "Flatten",
+    "Contiguous",
+)
 """Autograd nodes that only move values, by the start of their names."""
 
-ADVICE_BY_OPAQUE_NODE = {
+ADVICE_BY_OPAQUE_NODE_NAME = {
     "torch::jit": "optimized scripted code; call the original module instead",
     "CheckpointFunctionBackward": "a reentrant checkpoint; use torch.utils.checkpoint with use_reentrant=False",
     "CompiledFunctionBackward": "a compiled function; open the module before torch.compile",
@@ -78,14 +98,14 @@ def rectified_input_index(node: Any) -> int | None:
     """
     name = node.name()
     if name.startswith(MAXIMUM_NODES):
-        return next((i for i in (0, 1) if _compares_with_zero(node, i)), None)
+        return next((i for i in (0, 1) if _is_maximum_with_zero(node, i)), None)
     is_rectifier = name.startswith(RECTIFIER_NODES) or (
         name.startswith(CLAMP_NODES) and _is_saved_attribute_zero(node, "_saved_min")
     )
     return 0 if is_rectifier else None
 
 
-def _compares_with_zero(node: Any, input_index: int) -> bool:
+def _is_maximum_with_zero(node: Any, input_index: int) -> bool:
     """Whether a maximum compares its input i, without broadcasting it, with a constant 0."""
     signal, constant = ("_saved_self", "_saved_other")[:: 1 - 2 * input_index]
     if node.next_functions[1 - input_index][0] is not None or not _is_saved_attribute_zero(node, constant):

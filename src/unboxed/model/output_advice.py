@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .outputs import OutputReader
 
-FEATURE_CALL = "ub.synthesis.feature(box, {score})"
-SMALLEST_CHANGE_CALL = "ub.adversarial.fmn(box, x, objective={objective})"
+FEATURE_CALL_TEMPLATE = "ub.synthesis.feature(box, {score})"
+MINIMAL_ATTACK_CALL_TEMPLATE = "ub.adversarial.fmn(box, x, objective={objective})"
 
 
 def class_scores_problem(
@@ -18,7 +18,7 @@ def class_scores_problem(
     ways: list[str] = []
     if map_shape:
         problem = f"needs one row of class scores per example; the model gives a map {map_shape}"
-        ways.append(f"open it with {_reduced_output(reader, len(map_shape))}, the mean over positions (or pick one)")
+        ways.append(f"open it with {_mean_output_code(reader, len(map_shape))}, the mean over positions (or pick one)")
         score, objective = "ub.logit(k)", "ub.logit(k) - ub.logit(c)"
         meaning = "class k is above class c on average"
     elif reader.outputs == "regression":
@@ -36,7 +36,7 @@ def class_scores_problem(
     return f"{problem}: {', or '.join(ways)}" if ways else problem
 
 
-def _reduced_output(reader: OutputReader, n_positions: int) -> str:
+def _mean_output_code(reader: OutputReader, n_positions: int) -> str:
     """`output=` of the mean over the positions, as it is written in Python."""
     key = "" if reader.pick is None or callable(reader.pick) else f"[{reader.pick!r}]"
     axes = tuple(axis for axis in range(1, n_positions + 2) if axis != reader.class_axis)

@@ -15,29 +15,29 @@ from .class_axis import find_class_axis
 from .final_op import FinalOpRecorder, LastOpRecorder
 from .hooks import tensors_in
 from .incremental import to_dense
-from .op_tables import FINAL_OP_BY_OUTPUT_KIND, SYMMETRIC_OPS
-from .state import NO_CONTEXT, syncs_on_read
+from .op_tables import FINAL_OP_NAME_BY_OUTPUT_KIND, ODD_BOUNDED_OPS
+from .state import NULL_CONTEXT, waits_for_device_on_read
 
 OutputKind = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
 SIGMOID_OUTPUTS = ("binary", "multilabel")
-ONE_OUTPUT_IS_BINARY = ("logits", "probs", "multilabel")  # what one such output means: a yes or no
+KINDS_BINARY_WITH_ONE_OUTPUT = ("logits", "probs", "multilabel")  # what one such output means: a yes or no
 
-RunModel = Callable[[Tensor | None], Any]
+RunModelFn = Callable[[Tensor | None], Any]
 
 MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities vary over inputs that are far apart
-NO_OBJECT = "no object"
-ASK_ONE_OUTPUT = (
+NO_OBJECT_CLASS_NAME = "no object"
+ONE_OUTPUT_ADVICE = (
     'the model has one output: pass outputs="binary" (a yes/no logit or probability) or outputs="regression"'
 )
-ASK_PROBABILITIES = (
+UNCLEAR_PROBABILITIES_ADVICE = (
     "the outputs all lie between 0 and 1 and do not sum to 1, but their last op is not seen to be a sigmoid: pass "
     'outputs="multilabel" if each is a probability, outputs="logits" if not'
 )
-SYMMETRIC_ADVICE = (
+SYMMETRIC_FINAL_OP_ADVICE = (
     'in [-1, 1], which is neither a logit nor a probability: pass outputs="regression" if its value is what is wanted, '
     'outputs="binary" and output=lambda t: (t / 2 + 0.5).logit() if it is a yes or no'
 )
-LOGITS_ADVICE = (
+HIDDEN_LOGITS_ADVICE = (
     "Let the model return logits, or compute them: Box(..., output=lambda p: p.logit()) of a sigmoid's probabilities, "
     'Box(..., output=lambda p: p.log(), outputs="logprobs") of a softmax\'s'
 )
@@ -56,11 +56,11 @@ class OutputReader:
         if outputs is not None and outputs not in get_args(OutputKind):
             raise InputError(f"outputs must be one of {', '.join(get_args(OutputKind))}; got {outputs!r}")
         self.pick, self.outputs, self.class_axis = pick, outputs, class_axis
-        self.has_final_op = outputs in FINAL_OP_BY_OUTPUT_KIND
+        self.has_final_op = outputs in FINAL_OP_NAME_BY_OUTPUT_KIND
         self._is_verified = False  # whether the final op gives the output
 
-    def opened(
-        self, raw: Any, inputs: Inputs, run: RunModel, n_names: int | None, config_names: Sequence[str] = ()
+    def from_raw_output(
+        self, raw: Any, inputs: Inputs, run: RunModelFn, n_names: int | None, config_names: Sequence[str] = ()
     ) -> OutputReader:
         """The reader of a model that gave `raw`: it knows the axis of the classes, and what the output means.
 
@@ -69,21 +69,21 @@ class OutputReader:
         Raises OutputError where something cannot be determined.
         """
         shape = self.select_tensor(raw).shape
-        reader = OutputReader(self.pick, self.outputs, self._find_axis(shape, inputs, n_names, len(config_names)))
+        reader = OutputReader(self.pick, self.outputs, self._find_class_axis(shape, inputs, n_names, len(config_names)))
         n_outputs = reader.select_tensor(raw).shape[1]
         if self.outputs == "binary" and n_outputs > 1:
             raise OutputError(_not_binary_text(n_outputs))
         if self.outputs != "regression" and n_outputs == 1:
-            reader._refuse_symmetric_end(raw, run)
+            reader._refuse_symmetric_final_op(raw, run)
         outputs = reader.outputs or reader.infer_output_kind(raw, inputs, run, n_names)
-        if n_outputs == 1 and outputs in ONE_OUTPUT_IS_BINARY:
+        if n_outputs == 1 and outputs in KINDS_BINARY_WITH_ONE_OUTPUT:
             outputs = "binary"
         reader = OutputReader(self.pick, outputs, reader.class_axis)
         if reader.outputs in SIGMOID_OUTPUTS:
-            reader.has_final_op = reader._gives_probabilities(raw, inputs, run)
+            reader.has_final_op = reader._is_sigmoid_output(raw, inputs, run)
         return reader
 
-    def _find_axis(self, shape: Sequence[int], inputs: Inputs, n_names: int | None, n_config: int) -> int:
+    def _find_class_axis(self, shape: Sequence[int], inputs: Inputs, n_names: int | None, n_config: int) -> int:
         """The axis of the classes."""
         if self.outputs == "regression" and n_names is None:
             return 1
@@ -107,7 +107,7 @@ class OutputReader:
 
     def _select_output(self, raw: Any) -> Any:
         if self.pick is None:
-            return _default_output(raw)
+            return _infer_output_tensor(raw)
         if callable(self.pick):
             return self.pick(raw)
         try:
@@ -116,7 +116,7 @@ class OutputReader:
             raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe_output(raw)}") from error
 
     def infer_output_kind(
-        self, raw: Any, inputs: Inputs, run: RunModel | None = None, n_names: int | None = None
+        self, raw: Any, inputs: Inputs, run: RunModelFn | None = None, n_names: int | None = None
     ) -> OutputKind:
         """What the output means: from its row sums on a few inputs, and from its last op where these are ambiguous."""
         h = self.select_tensor(raw).detach().double()
@@ -130,72 +130,72 @@ class OutputReader:
         if run is not None and _in_unit_interval(h) and self._ends_in_sigmoid(run):
             return "multilabel"
         if is_one:
-            raise OutputError(ASK_ONE_OUTPUT)
+            raise OutputError(ONE_OUTPUT_ADVICE)
         if run is not None and _in_unit_interval(h) and self._looks_like_probabilities(inputs, run):
-            raise OutputError(ASK_PROBABILITIES)
+            raise OutputError(UNCLEAR_PROBABILITIES_ADVICE)
         return "logits"
 
-    def _refuse_symmetric_end(self, raw: Any, run: RunModel) -> None:
+    def _refuse_symmetric_final_op(self, raw: Any, run: RunModelFn) -> None:
         """Raise OutputError where the last op is a tanh or another that ends at -1 and 1, and no function undoes it."""
         if callable(self.pick) or not bool((self.select_tensor(raw).abs() <= 1).all()):
             return
         with LastOpRecorder() as last:
             h = self.select_tensor(run(None))
-        if (op := last.maker_of(h)) in SYMMETRIC_OPS:
-            raise OutputError(f"the one output ends in {op}, {SYMMETRIC_ADVICE}")
+        if (op := last.name_of_op_producing(h)) in ODD_BOUNDED_OPS:
+            raise OutputError(f"the one output ends in {op}, {SYMMETRIC_FINAL_OP_ADVICE}")
 
-    def _looks_like_probabilities(self, inputs: Inputs, run: RunModel) -> bool:
+    def _looks_like_probabilities(self, inputs: Inputs, run: RunModelFn) -> bool:
         """Whether the outputs come after a sigmoid, or stay between 0 and 1 for inputs that are far apart, and vary.
 
         What a linear layer gives has no bounds, and is no probability.
         """
-        with FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND["multilabel"]) as sigmoid, LastOpRecorder() as last:
+        with FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND["multilabel"]) as sigmoid, LastOpRecorder() as last:
             h = self.select_tensor(run(None))
-        if last.is_unbounded(h):
+        if last.is_output_unbounded(h):
             return False
         if any(z.numel() == h.numel() for z, _ in sigmoid.calls):
             return True
-        extreme_outputs = self.select_tensor(run(_extreme_inputs(inputs, len(h)).to(h.device))).detach()
+        extreme_outputs = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device))).detach()
         spread = float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max())  # small in an untrained model
         return spread > MIN_PROBABILITY_SPREAD and _in_unit_interval(extreme_outputs)
 
-    def _ends_in_sigmoid(self, run: RunModel) -> bool:
+    def _ends_in_sigmoid(self, run: RunModelFn) -> bool:
         """Whether the last op is a sigmoid, by one more forward pass."""
-        with FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND["multilabel"]) as final:
+        with FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND["multilabel"]) as final:
             output = self.select_tensor(run(None))
-        z = final.input_of(output)
+        z = final.input_of_op_producing(output)
         return z is not None and OutputReader(self.pick, "multilabel", self.class_axis)._final_op_reproduces(z, output)
 
-    def _gives_probabilities(self, raw: Any, inputs: Inputs, run: RunModel) -> bool:
+    def _is_sigmoid_output(self, raw: Any, inputs: Inputs, run: RunModelFn) -> bool:
         """Whether yes/no outputs are what a final sigmoid gives. Raises OutputError where that sigmoid is not seen."""
         if not _in_unit_interval(self.select_tensor(raw)):
             return False
         if not (is_seen := self._ends_in_sigmoid(run)) and self._looks_like_probabilities(inputs, run):
-            raise OutputError(f"the outputs are between 0 and 1, but {_hidden_op_text('sigmoid')}")
+            raise OutputError(f"the outputs are between 0 and 1, but {_hidden_final_op_text('sigmoid')}")
         return is_seen
 
     def recording_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOpRecorder | None]:
         """Record the model's final softmax or sigmoid, where logits are wanted and the model has one."""
         if not (wants_logits and self.has_final_op and self.outputs is not None):
-            return NO_CONTEXT
-        return FinalOpRecorder(FINAL_OP_BY_OUTPUT_KIND[self.outputs])
+            return NULL_CONTEXT
+        return FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND[self.outputs])
 
     def logits(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
         """The pre-softmax values (N, K); of a yes/no output z the pair (-z/2, z/2), whose softmax is its sigmoid.
 
         Raises OutputError where they cannot be found.
         """
-        z = self._pre_activation(output, final)
+        z = self._final_op_input(output, final)
         return torch.cat([-z / 2, z / 2], 1) if self.outputs == "binary" else z
 
-    def _pre_activation(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
+    def _final_op_input(self, output: Tensor, final: FinalOpRecorder | None) -> Tensor:
         """The input of the final op, or the output where there is none."""
         if final is None:
             return output
-        pre_activation = final.input_of(output)
+        pre_activation = final.input_of_op_producing(output)
         if pre_activation is not None and self._final_op_reproduces(pre_activation, output):
             return pre_activation
-        raise OutputError(f"the model gives {self.outputs}, but {_hidden_op_text(final.op)}")
+        raise OutputError(f"the model gives {self.outputs}, but {_hidden_final_op_text(final.op)}")
 
     @torch.no_grad()
     def _final_op_reproduces(self, z: Tensor, output: Tensor) -> bool:
@@ -203,7 +203,7 @@ class OutputReader:
 
         On an accelerator, which would have to be waited for, it is checked once.
         """
-        if self._is_verified and syncs_on_read(output.device):
+        if self._is_verified and waits_for_device_on_read(output.device):
             return True
         activations = {"logprobs": z.log_softmax, "probs": z.softmax}
         recomputed = activations[self.outputs](1) if self.outputs in activations else z.sigmoid()
@@ -223,8 +223,9 @@ def with_batch_axis(output: Tensor, n_rows: int, n_columns: int) -> Tensor:
     return output
 
 
-def _hidden_op_text(op: str) -> str:
-    return f"its {op} is not its last op, or is hidden in scripted code: the logits cannot be found. {LOGITS_ADVICE}"
+def _hidden_final_op_text(op: str) -> str:
+    where = f"its {op} is not its last op, or is hidden in scripted code"
+    return f"{where}: the logits cannot be found. {HIDDEN_LOGITS_ADVICE}"
 
 
 def _not_binary_text(n_outputs: int) -> str:
@@ -236,7 +237,7 @@ def _in_unit_interval(h: Tensor) -> bool:
     return bool(((h >= 0) & (h <= 1)).all())
 
 
-def _default_output(raw: Any) -> Any:
+def _infer_output_tensor(raw: Any) -> Any:
     if isinstance(raw := to_dense(raw), Tensor):
         return raw
     logits = to_dense(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
@@ -251,7 +252,7 @@ def _default_output(raw: Any) -> Any:
     return candidates[0]
 
 
-def _extreme_inputs(inputs: Inputs, n: int) -> Tensor:
+def _far_apart_inputs(inputs: Inputs, n: int) -> Tensor:
     """Valid inputs (n, ...) as far apart as possible: outputs that happen to be between 0 and 1 then leave it."""
     samples = inputs.random_inputs(n, torch.Generator().manual_seed(1))
     is_scalable = not getattr(inputs, "categories", None) and not hasattr(inputs, "parts")
@@ -278,12 +279,12 @@ def class_names_in_config(model: nn.Module) -> tuple[str, ...]:
     return tuple(str(names[k]) for k in range(len(names)))
 
 
-def fitting_names(names: Sequence[str], n_outputs: int, is_map: bool) -> tuple[str, ...] | None:
+def usable_config_names(names: Sequence[str], n_outputs: int, is_map: bool) -> tuple[str, ...] | None:
     """The names of a config, where they are no placeholders and name each output.
 
     Detectors have one class more, the last: no object.
     """
     if len(names) == n_outputs - 1 and is_map:
-        names = (*names, NO_OBJECT)
+        names = (*names, NO_OBJECT_CLASS_NAME)
     is_default = all(name == f"LABEL_{k}" for k, name in enumerate(names))
     return None if is_default or len(names) != n_outputs else tuple(names)

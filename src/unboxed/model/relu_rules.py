@@ -28,15 +28,15 @@ from torch import Tensor, nn
 
 from ..errors import RuleError, warn
 from .op_tables import (
-    ADVICE_BY_OPAQUE_NODE,
+    ADVICE_BY_OPAQUE_NODE_NAME,
     RELU_NODES,
-    SHAPE_NODES,
+    SHAPE_NODE_NAME_PREFIXES,
     is_hard_sigmoid,
     is_negated_relu,
     may_be_masked_relu,
     rectified_input_index,
 )
-from .state import NO_CONTEXT, RefCountedContext
+from .state import NULL_CONTEXT, RefCountedContext
 
 BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,7 +55,7 @@ deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.cl
 
 def applying_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
     """While open, a backward pass from `root` uses the rule. Raises RuleError if it would miss an op."""
-    return NO_CONTEXT if rule is None else _applying_rule(rule, root)
+    return NULL_CONTEXT if rule is None else _applying_rule(rule, root)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
             "input that would silently keep its plain gradient. Write it as relu"
         )
     rectifiers = [(node, i) for node in nodes if (i := rectified_input_index(node)) is not None]
-    consumers = _consumers(nodes, [node for node, _ in rectifiers])
+    consumers = _consumers_by_node(nodes, [node for node, _ in rectifiers])
     rectifiers = [(node, i) for node, i in rectifiers if not is_hard_sigmoid(node, consumers[node])]
     if not rectifiers:
         raise RuleError(
@@ -106,7 +106,7 @@ def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
     return rectifiers
 
 
-def _consumers(nodes: Sequence[Any], targets: Sequence[Any]) -> dict[Any, list[Any]]:
+def _consumers_by_node(nodes: Sequence[Any], targets: Sequence[Any]) -> dict[Any, list[Any]]:
     """For some nodes of a graph, the nodes that use their output."""
     consumers: dict[Any, list[Any]] = {node: [] for node in targets}
     for node in nodes:
@@ -126,7 +126,7 @@ def _warn_of_possible_relus(rule: ReluRule, nodes: Sequence[Any]) -> None:
 
 def _opaque_reason(node: Any) -> str | None:
     name: str = node.name()
-    for start, advice in ADVICE_BY_OPAQUE_NODE.items():
+    for start, advice in ADVICE_BY_OPAQUE_NODE_NAME.items():
         if name.startswith(start):
             return advice
     is_harmless = name.startswith("BackwardHookFunction")  # of a module's full backward hooks
@@ -150,13 +150,13 @@ def graph_nodes(root: Tensor) -> Iterator[Any]:
 def relu_node_producing(h: Tensor) -> Any | None:
     """The autograd node of the ReLU whose output h is, if any."""
     node = h.grad_fn
-    while node is not None and node.name().startswith(SHAPE_NODES):
+    while node is not None and node.name().startswith(SHAPE_NODE_NAME_PREFIXES):
         node = node.next_functions[0][0]
     return node if node is not None and is_relu_node(node) else None
 
 
 @contextmanager
-def bypassing_relus(relus: Sequence[Any]) -> Iterator[None]:
+def straight_through_relus(relus: Sequence[Any]) -> Iterator[None]:
     """While open, these ReLUs pass on the full gradient: that before their clamps."""
     with ExitStack() as stack:
         for node in relus:
@@ -175,7 +175,7 @@ def leaving_scripts_unoptimized(modules: tuple[nn.Module, ...]) -> Iterator[None
     if not scripts:
         yield
         return
-    with UNOPTIMIZED_SCRIPTS_SWITCH:
+    with UNOPTIMIZED_SCRIPTS_CONTEXT:
         for module in scripts:
             for name in module._c._method_names():
                 module._c._get_method(name)._debug_flush_compilation_cache()
@@ -191,4 +191,4 @@ def _disabling_script_optimizer() -> Iterator[None]:
         torch._C._jit_set_num_profiled_runs(n_before)
 
 
-UNOPTIMIZED_SCRIPTS_SWITCH = RefCountedContext(_disabling_script_optimizer)
+UNOPTIMIZED_SCRIPTS_CONTEXT = RefCountedContext(_disabling_script_optimizer)

@@ -25,7 +25,7 @@ ROUNDING_TOLERANCE_BY_DTYPE = {torch.float32: 1e-5, torch.float64: 1e-12}  # rel
 LOW_PRECISION_TOLERANCE = 2e-2  # in lower precision, and on accelerators, whose kernels depend on the batch size
 
 
-_VersionedCopy = tuple[int | None, Tensor]
+_VersionAndCopy = tuple[int | None, Tensor]
 """The version of a tensor, and what was recorded of it."""
 
 
@@ -62,7 +62,7 @@ class Replay:
         self.n = n
         self.calls: list[_RecordedCall] = []
         # tensors of this run
-        self.recorded_tensors: MutableMapping[Tensor, _VersionedCopy] = WeakTensorKeyDictionary()
+        self.recorded_tensors: MutableMapping[Tensor, _VersionAndCopy] = WeakTensorKeyDictionary()
 
     @contextmanager
     def recording_calls(self, record_nested: bool = False) -> Iterator[None]:
@@ -105,7 +105,7 @@ class Replay:
     ) -> Any:
         start, call = len(self.calls), _RecordedCall(module, _non_tensor_parts((args, kwargs)))
         self.calls.append(call)
-        inputs = [(h, _write_count(h)) for h in tensors_in((args, kwargs))]
+        inputs = [(h, _tensor_version(h)) for h in tensors_in((args, kwargs))]
         out = forward(*args, **kwargs)
         if _is_replayable(out, self.n, inputs):
             call.inputs = [self._recorded_copy(h) for h, _ in inputs]
@@ -127,10 +127,10 @@ class Replay:
         if call is None or call.output is None:
             return forward(*args, **kwargs)
         if not self._matches_inputs(call, rows, (args, kwargs)):
-            _skip_remaining_calls(remaining)
+            _stop_replay(remaining)
             return forward(*args, **kwargs)
         out = call.output[rows]  # a copy, never a view
-        self.recorded_tensors[out] = _write_count(out), call.output
+        self.recorded_tensors[out] = _tensor_version(out), call.output
         return out
 
     def _verify_call(
@@ -147,7 +147,7 @@ class Replay:
         call = _next_call_or_stop_replay(remaining, module)
         if call is None:
             return forward(*args, **kwargs)
-        inputs = [(h, _write_count(h)) for h in tensors_in((args, kwargs))]
+        inputs = [(h, _tensor_version(h)) for h in tensors_in((args, kwargs))]
         running_call = ForwardCall(module, inputs=[h for h, _ in inputs])
         with detector.tracking_call(running_call):
             out = forward(*args, **kwargs)
@@ -164,13 +164,13 @@ class Replay:
         copy = self._find_recorded(h)
         if copy is None:
             copy = h.clone()
-            self.recorded_tensors[h] = _write_count(h), copy
+            self.recorded_tensors[h] = _tensor_version(h), copy
         return copy
 
     def _find_recorded(self, h: Tensor) -> Tensor | None:
         """The recorded copy of this tensor, if it was not written to since."""
         version, recorded = self.recorded_tensors.get(h, (None, None))
-        return recorded if version is not None and version == _write_count(h) else None
+        return recorded if version is not None and version == _tensor_version(h) else None
 
     def _matches_inputs(self, call: _RecordedCall, rows: Tensor, arguments: object) -> bool:
         """Whether a module is given its recorded inputs, in these rows."""
@@ -187,7 +187,7 @@ class Replay:
             self.n == 1 and torch.equal(h, recorded)
         ):
             return False
-        self.recorded_tensors[h] = _write_count(h), recorded
+        self.recorded_tensors[h] = _tensor_version(h), recorded
         return True
 
 
@@ -195,24 +195,24 @@ def _is_replayable(out: object, n: int, inputs: list[tuple[Tensor, int | None]])
     """Whether the output has n rows and is not a view of an input, and no input was written to."""
     if type(out) is not Tensor or not out.ndim or len(out) != n or out.requires_grad:
         return False
-    return not any(_write_count(h) != version or _shares_storage(h, out) for h, version in inputs)
+    return not any(_tensor_version(h) != version or _shares_storage(h, out) for h, version in inputs)
 
 
 def _next_call_or_stop_replay(remaining: Iterator[_RecordedCall], module: nn.Module) -> _RecordedCall | None:
     """The next recorded call, if it is of this module; else None, and no later call is replayed."""
     call = next(remaining, None)
     if call is None or call.module is not module:
-        _skip_remaining_calls(remaining)
+        _stop_replay(remaining)
         return None
     return call
 
 
-def _skip_remaining_calls(remaining: Iterator[_RecordedCall]) -> None:
+def _stop_replay(remaining: Iterator[_RecordedCall]) -> None:
     for _ in remaining:
         pass
 
 
-def _write_count(h: Tensor) -> int | None:
+def _tensor_version(h: Tensor) -> int | None:
     """How often a tensor was written to; None where that is not counted."""
     return None if h.is_inference() else h._version
 
@@ -224,10 +224,10 @@ def _shares_storage(a: Tensor, b: Tensor) -> bool:
 def _non_tensor_parts(value: object) -> object:
     """The arguments without tensors, to compare: numbers and strings by value, objects by identity."""
     leaves, structure = tree_flatten(value)
-    return structure, [_comparison_key(leaf) for leaf in leaves]
+    return structure, [_equality_key(leaf) for leaf in leaves]
 
 
-def _comparison_key(value: object) -> object:
+def _equality_key(value: object) -> object:
     if isinstance(value, Tensor):
         return Tensor
     return (type(value), value) if isinstance(value, (bool, int, float, str, torch.dtype)) else id(value)

@@ -24,7 +24,7 @@ class ForwardCall:
     is_replayable: bool = False  # whether a recorded output can replace it
 
     def __post_init__(self) -> None:
-        self.input_storages = set(filter(None, map(_storage_address, self.inputs)))
+        self.input_storages = set(filter(None, map(_storage_pointer, self.inputs)))
 
 
 class SideChannelDetectorMode(DispatchMode):
@@ -51,12 +51,12 @@ class SideChannelDetectorMode(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        input_storages = set(filter(None, map(_storage_address, tensors_in((args, kwargs)))))
+        input_storages = set(filter(None, map(_storage_pointer, tensors_in((args, kwargs)))))
         for storage in input_storages:
             self._record_side_channel_read(storage)
-        new_storages = set(filter(None, map(_storage_address, tensors_in(out)))) - input_storages
+        new_storages = set(filter(None, map(_storage_pointer, tensors_in(out)))) - input_storages
         for storage in new_storages | set(
-            filter(None, map(_storage_address, tensors_written_by_op(func, args, kwargs)))
+            filter(None, map(_storage_pointer, tensors_written_by_op(func, args, kwargs)))
         ):
             self.writers.setdefault(storage, set()).add(self.running_calls)
         self.references.append(out)
@@ -69,6 +69,6 @@ class SideChannelDetectorMode(DispatchMode):
             self.side_channel_modules |= passed_on | received
 
 
-def _storage_address(h: Tensor) -> int:
+def _storage_pointer(h: Tensor) -> int:
     """The address of a tensor's values; 0 for one without any."""
     return h.untyped_storage().data_ptr() if h.layout == torch.strided else 0

@@ -86,10 +86,10 @@ def detecting_rng_use(device: torch.device) -> Iterator[list[str]]:
         finally:
             after = rng_states(device)
             restore_rng_states(before, device)
-            used += _changed_rngs(before, after)
+            used += _names_of_changed_rngs(before, after)
 
 
-def _changed_rngs(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
+def _names_of_changed_rngs(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
     torch_unchanged = torch.equal(before[0], after[0]) and (before[1] is None or torch.equal(before[1], after[1]))
     (kind, keys, *rest), (kind_now, keys_now, *rest_now) = before[2], after[2]
     numpy_unchanged = (kind, rest) == (kind_now, rest_now) and np.array_equal(keys, keys_now)
@@ -97,7 +97,7 @@ def _changed_rngs(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
     return [name for name, unchanged in unchanged_by_name.items() if not unchanged]
 
 
-def syncs_on_read(device: torch.device) -> bool:
+def waits_for_device_on_read(device: torch.device) -> bool:
     """Whether reading a value waits for the device."""
     return device.type != "cpu"
 
@@ -108,7 +108,7 @@ def _accelerator_backend(device: torch.device) -> Any:
 
 def rng_states(device: torch.device) -> tuple[Any, ...]:
     backend = _accelerator_backend(device)
-    device_state = None if backend is None else _call_with_device(backend.get_rng_state, device)
+    device_state = None if backend is None else _call_for_device(backend.get_rng_state, device)
     return torch.default_generator.get_state(), device_state, np.random.get_state(), random.getstate()
 
 
@@ -131,12 +131,12 @@ def seed_rngs(seed: int, device: torch.device) -> None:
 def restore_rng_states(states: tuple[Any, ...], device: torch.device) -> None:
     torch.default_generator.set_state(states[0])
     if (backend := _accelerator_backend(device)) is not None:
-        _call_with_device(backend.set_rng_state, device, states[1])
+        _call_for_device(backend.set_rng_state, device, states[1])
     np.random.set_state(states[2])
     random.setstate(states[3])
 
 
-def _call_with_device(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
+def _call_for_device(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
     return call(*state) if device.type == "mps" else call(*state, device)
 
 
@@ -152,7 +152,7 @@ class SharedDropoutMaskMode(TorchFunctionMode):
             op not in DROPOUT_OPS | NOISE_OPS
             or not isinstance(x, Tensor)
             or x.ndim < 2
-            or not _is_called_in_training(args, kwargs)
+            or not _has_training_argument(args, kwargs)
         ):
             return func(*args, **kwargs)
         if op in NOISE_OPS:
@@ -164,7 +164,7 @@ class SharedDropoutMaskMode(TorchFunctionMode):
         return x.mul_(mask) if in_place else x * mask
 
 
-def _is_called_in_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _has_training_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
 
 
@@ -211,33 +211,33 @@ class _ForceEager:
         self.stance.__exit__(None, None, None)
 
 
-UNFUSED_ATTENTION, FORCE_EAGER = RefCountedContext(_disabling_fastpath), RefCountedContext(_ForceEager)
-PLAIN_ATTENTION = RefCountedContext(lambda: sdpa_kernel(SDPBackend.MATH))
+UNFUSED_ATTENTION_CONTEXT, EAGER_MODE_CONTEXT = RefCountedContext(_disabling_fastpath), RefCountedContext(_ForceEager)
+MATH_ATTENTION_CONTEXT = RefCountedContext(lambda: sdpa_kernel(SDPBackend.MATH))
 """Attention by its plain form: the fused ones have no second derivative."""
 FUSED_ATTENTION_MODULE_TYPES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def without_compiled_graphs() -> AbstractContextManager[object]:
     """A context in which compiled modules run as they were written."""
-    return FORCE_EAGER if "torch._dynamo" in sys.modules else NO_CONTEXT  # else nothing is compiled
+    return EAGER_MODE_CONTEXT if "torch._dynamo" in sys.modules else NULL_CONTEXT  # else nothing is compiled
 
 
 def hook_safe_contexts(device_type: str, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
     """Contexts that disable the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
     settings = list[AbstractContextManager[object]]()
-    if (eager := without_compiled_graphs()) is not NO_CONTEXT:
+    if (eager := without_compiled_graphs()) is not NULL_CONTEXT:
         settings.append(eager)
     if torch.is_autocast_enabled(device_type):
         settings.append(torch.autocast(device_type, enabled=False))
     if has_fused_attention:
-        settings.append(UNFUSED_ATTENTION)
+        settings.append(UNFUSED_ATTENTION_CONTEXT)
     return settings
 
 
 def combined_context(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
     """These contexts as one, entered in turn; the common cases of none and one cost nothing."""
     if len(contexts) < 2:
-        return contexts[0] if contexts else NO_CONTEXT
+        return contexts[0] if contexts else NULL_CONTEXT
     return _combined_context(contexts)
 
 
@@ -249,12 +249,12 @@ def _combined_context(contexts: Sequence[AbstractContextManager[object]]) -> Ite
         yield
 
 
-NO_CONTEXT = nullcontext()
+NULL_CONTEXT = nullcontext()
 
 
 def leaving_inference_mode() -> AbstractContextManager[None]:
     """torch.inference_mode(False) where the caller is in inference_mode; else nothing, at no cost."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NO_CONTEXT
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NULL_CONTEXT
 
 
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
@@ -293,9 +293,9 @@ def _leaving_inference_mode(grad: bool) -> Iterator[None]:
         yield
 
 
-def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+def autocast_context(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Mixed precision, if any. Without a cache: casts made without a graph would remain in the caller's autocast."""
-    return NO_CONTEXT if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
+    return NULL_CONTEXT if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..errors import InputError, LayerError
-from .calls import Call, copy_value, detach_value, is_equal, is_same_call, remember_call, replay_call
+from .calls import FactoryCall, copy_value, detach_value, is_equal_value, is_same_call, remember_call, replay_call
 
 Acts = Mapping[str, Tensor]
-Index = slice | Tensor
+RowIndex = slice | Tensor
 Operand = Union["Objective", "Constant", Tensor, "np.ndarray[Any, Any]", "np.generic", float]
 MODEL_END_ADDRESSES = frozenset({"input", "output", "logits"})
 
@@ -56,10 +56,10 @@ class Objective:
     score: Callable[[Acts], Tensor]
     layers: frozenset[str]
     name: str
-    select: Callable[[Index], Objective] | None = None
+    select: Callable[[RowIndex], Objective] | None = None
     batch_dependent: bool = False
     n: int | None = None
-    call: Call | None = field(default=None, repr=False)  # set by `remember_call`
+    call: FactoryCall | None = field(default=None, repr=False)  # set by `remember_call`
 
     __array_ufunc__ = None  # an array or a number of NumPy on the left leaves the operation to the objective
 
@@ -67,7 +67,7 @@ class Objective:
         """The scores (N,) of {address: activation (N, ...)}."""
         return self.score(acts)
 
-    def rows(self, index: Index) -> Objective:
+    def rows(self, index: RowIndex) -> Objective:
         """The same objective for some of the examples.
 
         Args:
@@ -95,30 +95,30 @@ class Objective:
         return self
 
     def __add__(self, other: Operand) -> Objective:
-        return _combine(self, "+", _check_operand(self, "+", other))
+        return _combine_objectives(self, "+", _check_operand(self, "+", other))
 
     def __radd__(self, other: Operand) -> Objective:
         if type(other) is int and other == 0:  # the start value of `sum`
             return self
-        return _combine(_check_operand(self, "+", other), "+", self)
+        return _combine_objectives(_check_operand(self, "+", other), "+", self)
 
     def __sub__(self, other: Operand) -> Objective:
-        return _combine(self, "-", _check_operand(self, "-", other))
+        return _combine_objectives(self, "-", _check_operand(self, "-", other))
 
     def __rsub__(self, other: Operand) -> Objective:
-        return _combine(_check_operand(self, "-", other), "-", self)
+        return _combine_objectives(_check_operand(self, "-", other), "-", self)
 
     def __mul__(self, other: Operand) -> Objective:
-        return _combine(self, "*", _check_operand(self, "*", other))
+        return _combine_objectives(self, "*", _check_operand(self, "*", other))
 
     def __rmul__(self, other: Operand) -> Objective:
-        return _combine(_check_operand(self, "*", other), "*", self)
+        return _combine_objectives(_check_operand(self, "*", other), "*", self)
 
     def __truediv__(self, other: Operand) -> Objective:
-        return _combine(self, "/", _check_divisor(self, other))
+        return _combine_objectives(self, "/", _check_divisor(self, other))
 
     def __rtruediv__(self, other: Operand) -> Objective:
-        return _combine(_check_operand(self, "/", other), "/", self)
+        return _combine_objectives(_check_operand(self, "/", other), "/", self)
 
     def __pow__(self, power: object) -> Objective:
         raise InputError(f"objectives have no **; multiply one by itself: o * o. Got ({self.name}) ** {power!r}")
@@ -131,16 +131,20 @@ class Objective:
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Objective) or self.call is None or other.call is None:
-            return isinstance(other, Objective) and self._fields() == other._fields()
+            return isinstance(other, Objective) and self._identity_fields() == other._identity_fields()
         return is_same_call(self.call, other.call)
 
     def __hash__(self) -> int:
         return hash((self.layers, self.batch_dependent, self.n))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Objective, self._fields()) if self.call is None else (replay_call, tree_map(detach_value, self.call))
+        return (
+            (Objective, self._identity_fields())
+            if self.call is None
+            else (replay_call, tree_map(detach_value, self.call))
+        )
 
-    def _fields(self) -> tuple[Any, ...]:
+    def _identity_fields(self) -> tuple[Any, ...]:
         return self.score, self.layers, self.name, self.select, self.batch_dependent, self.n
 
 
@@ -148,7 +152,7 @@ def _check_operand(objective: Objective, symbol: str, value: Operand) -> Objecti
     """The other operand: an objective, a number, or a number per example. Raises InputError."""
     if isinstance(value, (Objective, Constant)):
         return value
-    operand = _number_or_constant(value)
+    operand = _to_number_or_constant(value)
     if operand is None:
         got = f"a tensor {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else repr(value)
         wanted = "takes a number, a tensor (N,) of real numbers or an objective"
@@ -156,13 +160,13 @@ def _check_operand(objective: Objective, symbol: str, value: Operand) -> Objecti
     return operand
 
 
-def _number_or_constant(value: object) -> Constant | float | None:
+def _to_number_or_constant(value: object) -> Constant | float | None:
     """A number, or a copy of a tensor (N,); None where the value is neither."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
         k = _as_tensor(value)
         return (
             None
-            if k is None or k.is_complex() or not _all_pass_or_unchecked(k, lambda v: ~v.isnan())
+            if k is None or k.is_complex() or not _all_true_or_unchecked(k, lambda v: ~v.isnan())
             else Constant(copy_value(k))
         )
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
@@ -178,7 +182,7 @@ def _as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
         return None
 
 
-def _all_pass_or_unchecked(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
+def _all_true_or_unchecked(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
     """Whether all values pass; those on an accelerator are not checked, which would wait for it."""
     return k.device.type != "cpu" or bool(check(k).all())
 
@@ -186,13 +190,13 @@ def _all_pass_or_unchecked(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool
 def _check_divisor(objective: Objective, value: Operand) -> Objective | Constant | float:
     """As `_check_operand`, and not zero. Raises InputError."""
     k = _check_operand(objective, "/", value)
-    if k == 0.0 or (isinstance(k, Constant) and not _all_pass_or_unchecked(k.value, lambda v: v != 0)):
+    if k == 0.0 or (isinstance(k, Constant) and not _all_true_or_unchecked(k.value, lambda v: v != 0)):
         raise InputError(f"({objective.name}) can't be divided by {'a tensor that holds zeros' if k else 0}")
     return k
 
 
 @remember_call
-def _combine(a: Objective | Constant | float, symbol: str, b: Objective | Constant | float) -> Objective:
+def _combine_objectives(a: Objective | Constant | float, symbol: str, b: Objective | Constant | float) -> Objective:
     """a + b, a - b, a * b or a / b, per example."""
     sides: list[Objective | Constant] = [side for side in (a, b) if not isinstance(side, float)]
     name = _operation_name(a, symbol, b)
@@ -204,11 +208,13 @@ def _combine(a: Objective | Constant | float, symbol: str, b: Objective | Consta
     def score(acts: Acts) -> Tensor:
         values = [side(acts) if isinstance(side, Objective) else side for side in (a, b)]
         like = next(v for v in values if isinstance(v, Tensor))
-        result: Tensor = OPERATORS[symbol](*(v.to_like(like) if isinstance(v, Constant) else v for v in values))
+        result: Tensor = OPERATOR_BY_SYMBOL[symbol](
+            *(v.to_like(like) if isinstance(v, Constant) else v for v in values)
+        )
         return result
 
-    def select(i: Index) -> Objective:
-        return _combine(_select_rows(a, i), symbol, _select_rows(b, i))
+    def select(i: RowIndex) -> Objective:
+        return _combine_objectives(_select_rows(a, i), symbol, _select_rows(b, i))
 
     objectives = [side for side in sides if isinstance(side, Objective)]
     is_per_row = any(isinstance(side, Constant) or side.select is not None for side in sides)
@@ -219,19 +225,19 @@ def _combine(a: Objective | Constant | float, symbol: str, b: Objective | Consta
     return Objective(score, layers, name, select if is_per_row else None, batch_dependent, next(iter(sizes), None))
 
 
-OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
+OPERATOR_BY_SYMBOL: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
 }  # fmt: skip
 
 
-def _select_rows(side: Objective | Constant | float, i: Index) -> Objective | Constant | float:
+def _select_rows(side: Objective | Constant | float, i: RowIndex) -> Objective | Constant | float:
     if isinstance(side, Objective):
         return side.rows(i)
     return side[i] if isinstance(side, Constant) else side
 
 
-PRECEDENCE: Mapping[str, int] = {"+": 1, "-": 1, "*": 2, "/": 2}
-SIGN_PRECEDENCE, LEAF_PRECEDENCE = 3, 4
+PRECEDENCE_BY_SYMBOL: Mapping[str, int] = {"+": 1, "-": 1, "*": 2, "/": 2}
+SIGN_PRECEDENCE, NAME_PRECEDENCE = 3, 4
 
 
 def _operation_name(a: Objective | Constant | float, symbol: str, b: Objective | Constant | float) -> str:
@@ -240,8 +246,10 @@ def _operation_name(a: Objective | Constant | float, symbol: str, b: Objective |
         a, b = b, a  # the factor first
     if symbol == "*" and a == -1.0:
         return f"-{_operand_text(b, SIGN_PRECEDENCE)}"
-    right = _operand_text(b, PRECEDENCE[symbol] + (symbol in "-/"))  # a - (b + c), a / (b * c)
-    return f"{_operand_text(a, PRECEDENCE[symbol])} {symbol} {f'({right})' if right.startswith('-') else right}"
+    right = _operand_text(b, PRECEDENCE_BY_SYMBOL[symbol] + (symbol in "-/"))  # a - (b + c), a / (b * c)
+    return (
+        f"{_operand_text(a, PRECEDENCE_BY_SYMBOL[symbol])} {symbol} {f'({right})' if right.startswith('-') else right}"
+    )
 
 
 def _operand_text(side: Objective | Constant | float, precedence: int) -> str:
@@ -253,9 +261,13 @@ def _operand_text(side: Objective | Constant | float, precedence: int) -> str:
 
 def _precedence(objective: Objective) -> int:
     """The precedence of a name: a sum's is lower than a product's. A leaf's name may contain an operator, too."""
-    if objective.call is not None and objective.call[0] is _combine:
-        return PRECEDENCE[objective.call[1][1]]
-    return PRECEDENCE["+"] if any(f" {symbol} " in objective.name for symbol in OPERATORS) else LEAF_PRECEDENCE
+    if objective.call is not None and objective.call[0] is _combine_objectives:
+        return PRECEDENCE_BY_SYMBOL[objective.call[1][1]]
+    return (
+        PRECEDENCE_BY_SYMBOL["+"]
+        if any(f" {symbol} " in objective.name for symbol in OPERATOR_BY_SYMBOL)
+        else NAME_PRECEDENCE
+    )
 
 
 class Constant:
@@ -274,7 +286,7 @@ class Constant:
         return len(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and is_equal(self.value, other.value)
+        return isinstance(other, Constant) and is_equal_value(self.value, other.value)
 
     def __hash__(self) -> int:
         return hash(tuple(self.value.shape))
@@ -282,7 +294,7 @@ class Constant:
     def __reduce__(self) -> tuple[Any, ...]:
         return Constant, (detach_value(self.value),)
 
-    def __getitem__(self, i: Index) -> Constant:
+    def __getitem__(self, i: RowIndex) -> Constant:
         return Constant(self.value[i.to(self.value.device) if isinstance(i, Tensor) else i])
 
     def to_like(self, like: Tensor) -> Tensor:
@@ -291,7 +303,7 @@ class Constant:
         key = like.device, like.dtype if floats else self.value.dtype
         if key not in self._copies:
             with torch.inference_mode(False):
-                self._copies[key] = constant(self.value, like).to(key[1])
+                self._copies[key] = constant_to_like(self.value, like).to(key[1])
         return self._copies[key]
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Constant:
@@ -309,13 +321,13 @@ class Constant:
         return self._value_range
 
 
-def constant(value: Tensor, like: Tensor) -> Tensor:
+def constant_to_like(value: Tensor, like: Tensor) -> Tensor:
     """A stored tensor on the device of an activation; an inference tensor is cloned, so that graphs take it."""
     value = value.to(like.device)
     return value.clone() if value.is_inference() else value
 
 
-def as_float(h: Tensor, layer: str = "the layer") -> Tensor:
+def as_float_activation(h: Tensor, layer: str = "the layer") -> Tensor:
     """An activation in at least single precision. Raises LayerError for integers and complex numbers."""
     if not h.is_floating_point():
         kind = "complex activations" if h.is_complex() else "integer activations, which have no gradient"
@@ -327,9 +339,9 @@ def layer_objective(
     layer: str,
     score: Callable[[Tensor], Tensor],
     name: str,
-    select: Callable[[Index], Objective] | None = None,
+    select: Callable[[RowIndex], Objective] | None = None,
     n: int | None = None,
 ) -> Objective:
     """The objective that applies `score: (N, ...) -> (N,)` to one layer, in at least single precision."""
 
-    return Objective(lambda acts: score(as_float(acts[layer], layer)), frozenset({layer}), name, select, n=n)
+    return Objective(lambda acts: score(as_float_activation(acts[layer], layer)), frozenset({layer}), name, select, n=n)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 P = ParamSpec("P")
 T = TypeVar("T")  # an objective
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+FactoryCall = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def remember_call(factory: Callable[P, T]) -> Callable[P, T]:
@@ -50,27 +50,27 @@ def replay_call(factory: Callable[..., T], args: tuple[Any, ...], kwargs: dict[s
     return factory(*args, **kwargs)
 
 
-def is_same_call(a: Call, b: Call) -> bool:
+def is_same_call(a: FactoryCall, b: FactoryCall) -> bool:
     """Whether two calls name the same function and, defaults filled in, the same arguments."""
-    return a[0] is b[0] and is_equal(_bound_arguments(a), _bound_arguments(b))
+    return a[0] is b[0] and is_equal_value(_bound_arguments(a), _bound_arguments(b))
 
 
-def _bound_arguments(call: Call) -> dict[str, Any]:
+def _bound_arguments(call: FactoryCall) -> dict[str, Any]:
     bound = inspect.signature(call[0]).bind(*call[1], **call[2])
     bound.apply_defaults()
     return bound.arguments
 
 
-def is_equal(a: Any, b: Any) -> bool:
+def is_equal_value(a: Any, b: Any) -> bool:
     """Whether two values are equal, tensors and arrays by shape and content; it never raises."""
     if a is b:
         return True
     if isinstance(a, (Tensor, np.ndarray)) or isinstance(b, (Tensor, np.ndarray)):
         return _equal_tensors(a, b)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(is_equal, a, b))
+        return len(a) == len(b) and all(map(is_equal_value, a, b))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(is_equal(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(is_equal_value(a[k], b[k]) for k in a)
     try:
         return bool(a == b)
     except (RuntimeError, TypeError, ValueError):  # of a type whose `==` gives no bool

@@ -11,7 +11,7 @@ from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
 
-EPSILON = 1e-12  # a root has no derivative at zero
+SQRT_EPSILON = 1e-12  # a root has no derivative at zero
 
 
 @remember_call
@@ -95,7 +95,7 @@ def total_variation(beta: float = 2.0, kind: Literal["isotropic", "anisotropic"]
         if beta == 2:
             return dx.flatten(1).sum(1) + dy.flatten(1).sum(1)
         squared = F.pad(dx, (0, 1)) + F.pad(dy, (0, 0, 0, 1))
-        return (squared + EPSILON).pow(beta / 2).flatten(1).sum(1)
+        return (squared + SQRT_EPSILON).pow(beta / 2).flatten(1).sum(1)
 
     return layer_objective("input", score, f"total variation, beta {beta:g}")
 

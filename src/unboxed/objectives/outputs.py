@@ -15,9 +15,9 @@ from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
 
-ClassScore = Callable[[Any], Objective]  # `logit` or `binary_logit`
+ClassScoreFn = Callable[[Any], Objective]  # `logit` or `binary_logit`
 
-MAX_EXAMPLES_OF_CACHED_OBJECTIVE = 8  # examples: the objective of a larger batch of labels is not cached
+MAX_CACHED_OBJECTIVE_EXAMPLES = 8  # examples: the objective of a larger batch of labels is not cached
 
 
 @remember_call
@@ -94,7 +94,7 @@ def _class_objective(
     name: str,
     transform: Callable[[Tensor], Tensor],
 ) -> Objective:
-    labels = k if k is None else _as_class_constant(k)
+    labels = k if k is None else _to_class_constant(k)
 
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...)
         values = mean_over_positions(transform(z))
@@ -120,17 +120,17 @@ def mean_over_positions(z: Tensor) -> Tensor:
     return z if z.ndim == 2 else z.flatten(2).mean(2)
 
 
-def _as_class_constant(y: object) -> Constant:
-    return y if isinstance(y, Constant) else Constant(as_classes(y).long())
+def _to_class_constant(y: object) -> Constant:
+    return y if isinstance(y, Constant) else Constant(to_class_tensor(y).long())
 
 
-def _labels_per_row(labels: Constant, z: Tensor) -> Tensor:
+def _broadcast_labels(labels: Constant, z: Tensor) -> Tensor:
     """The class of each row (N,) of logits (N, K, ...). Raises InputError."""
     _check_class_range(labels, len(z), z.shape[1])
     return labels.to_like(z).expand(len(z))
 
 
-def as_classes(y: object, what: str = "a class") -> Tensor:
+def to_class_tensor(y: object, what: str = "a class") -> Tensor:
     """Class numbers as a tensor. Raises InputError for anything but integers."""
     try:
         values = y if isinstance(y, Tensor) else torch.as_tensor(y)
@@ -149,7 +149,7 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
 def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> None:
     """Raise InputError unless k is a class, or one per example. Values on an accelerator are not checked."""
     if k is not None:
-        _check_class_range(_as_class_constant(k), n, n_classes)
+        _check_class_range(_to_class_constant(k), n, n_classes)
 
 
 def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
@@ -160,17 +160,19 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     lower, upper = k.value_range() or (0, 0)
     if lower < 0 or upper >= n_classes:
         got = str(lower) if lower == upper else f"{lower} to {upper}"
-        raise InputError(f"{describe_classes(n_classes)}; got {got}")
+        raise InputError(f"{class_numbers_text(n_classes)}; got {got}")
 
 
-def describe_classes(n_classes: int) -> str:
+def class_numbers_text(n_classes: int) -> str:
     """The class numbers of a model in words, for error texts."""
     return f"the model has classes 0 to {n_classes - 1}" if n_classes > 1 else "the model has one output, 0"
 
 
-def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device, score: ClassScore = logit) -> Objective:
+def class_logit(
+    classes: Tensor, n: int, n_outputs: int, device: torch.device, score: ClassScoreFn = logit
+) -> Objective:
     """The logit of a class, or of one class per example (n,), stored on a device. Raises InputError."""
-    if classes.ndim == 1 and n <= MAX_EXAMPLES_OF_CACHED_OBJECTIVE and classes.is_cpu and device == classes.device:
+    if classes.ndim == 1 and n <= MAX_CACHED_OBJECTIVE_EXAMPLES and classes.is_cpu and device == classes.device:
         return _cached_class_logit(tuple(classes.tolist()), n, n_outputs, score)
     labels = Constant(classes)
     check_classes(labels, n, n_outputs)
@@ -181,7 +183,7 @@ def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device, s
 
 
 @lru_cache(maxsize=256)
-def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int, score: ClassScore) -> Objective:
+def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int, score: ClassScoreFn) -> Objective:
     """Cached, as objectives are immutable: making one takes longer than the lookup."""
     with torch.inference_mode(False):
         labels = Constant(torch.tensor(classes, dtype=torch.long))
@@ -308,7 +310,7 @@ def dlr(y: int | Tensor | Constant) -> Objective:
 
     def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
         index, top = labels[:, None], _top_logits(z, 3)
-        return (z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]) / _safe_divisor(
+        return (z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]) / _dlr_divisor(
             top[:, 0] - top[:, 2]
         )
 
@@ -339,12 +341,12 @@ def targeted_dlr(y: Tensor | Constant, target: Tensor | Constant) -> Objective:
     Source:
         Croce & Hein 2020, arXiv:2003.01690, eq. 7.
     """
-    labels, targets = _as_class_constant(y), _as_class_constant(target)
+    labels, targets = _to_class_constant(y), _to_class_constant(target)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
         label_logits, target_logits = (z.gather(1, k.to_like(z)[:, None])[:, 0] for k in (labels, targets))
         top = _top_logits(z, 4)
-        return (target_logits - label_logits) / _safe_divisor(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+        return (target_logits - label_logits) / _dlr_divisor(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
     return layer_objective("logits", score, "targeted dlr", lambda i: targeted_dlr(labels[i], targets[i]), len(labels))
 
@@ -358,7 +360,7 @@ def _top_logits(z: Tensor, k: int) -> Tensor:
     return z.topk(k).values
 
 
-def _safe_divisor(d: Tensor) -> Tensor:
+def _dlr_divisor(d: Tensor) -> Tensor:
     """The divisor of the margin; 1 where it contains masked classes, and so does not measure the logits' scale."""
     is_masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the dtype's minimum
     return torch.where(is_masked, 1.0, d.clamp_min(1e-12))
@@ -367,10 +369,10 @@ def _safe_divisor(d: Tensor) -> Tensor:
 def _label_objective(
     rebuild: Callable[[Constant], Objective], y: object, score_fn: Callable[[Tensor, Tensor], Tensor], name: str
 ) -> Objective:
-    labels = _as_class_constant(y)
+    labels = _to_class_constant(y)
 
     def score(z: Tensor) -> Tensor:
-        return score_fn(z, _labels_per_row(labels, z))
+        return score_fn(z, _broadcast_labels(labels, z))
 
     if labels.value.ndim == 0:
         return layer_objective("logits", score, name)

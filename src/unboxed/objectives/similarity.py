@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .algebra import Acts, Constant, Objective, as_float, layer_objective
+from .algebra import Acts, Constant, Objective, as_float_activation, layer_objective
 from .calls import remember_call
 
 EPSILON = 1e-12
@@ -44,7 +44,9 @@ def match(layer: str, h: Tensor | Constant, *, relative: bool = False) -> Object
         distance = (current - h).flatten(1).pow(2).sum(1)
         return -distance / h.flatten(1).pow(2).sum(1).clamp_min(EPSILON) if relative else -distance
 
-    return _reference_objective(lambda h: match(layer, h, relative=relative), layer, h, score, f"{layer} matched")
+    return _objective_against_reference(
+        lambda h: match(layer, h, relative=relative), layer, h, score, f"{layer} matched"
+    )
 
 
 @remember_call
@@ -80,7 +82,9 @@ def dot(layer: str, h: Tensor | Constant, *, power: float = 0.0) -> Objective:
             product = product * (product / norms.clamp_min(EPSILON)).clamp_min(0.1) ** power
         return product.flatten(1).sum(1) if product.ndim > 1 else product
 
-    return _reference_objective(lambda h: dot(layer, h, power=power), layer, h, score, f"{layer} along an activation")
+    return _objective_against_reference(
+        lambda h: dot(layer, h, power=power), layer, h, score, f"{layer} along an activation"
+    )
 
 
 @remember_call
@@ -106,12 +110,12 @@ def cosine(layer: str, h: Tensor | Constant) -> Objective:
     def score(current: Tensor, h: Tensor) -> Tensor:
         return torch.cosine_similarity(current.flatten(1), h.flatten(1), dim=1, eps=EPSILON)
 
-    return _reference_objective(
+    return _objective_against_reference(
         lambda h: cosine(layer, h), layer, h, score, f"{layer} in the direction of an activation"
     )
 
 
-def gram(h: Tensor) -> Tensor:
+def gram_matrix(h: Tensor) -> Tensor:
     """The Gram matrix of an activation: for each two channels, the mean over positions of their product.
 
     Args:
@@ -139,7 +143,7 @@ def style(layer: str, g: Tensor | Constant) -> Objective:
 
     Args:
         layer: Address of the layer, as `box.layers` lists them.
-        g: Gram matrices to match, from `gram`: (N, C, C) one per example or (1, C, C) one for all.
+        g: Gram matrices to match, from `gram_matrix`: (N, C, C) one per example or (1, C, C) one for all.
 
     Returns:
         An `Objective` on the layer, 0 where the textures are equal.
@@ -160,7 +164,7 @@ def style(layer: str, g: Tensor | Constant) -> Objective:
     def score(current: Tensor, g: Tensor) -> Tensor:
         return -(current - g).flatten(1).pow(2).sum(1) / (4 * g.shape[1] ** 2)
 
-    return _reference_objective(lambda g: style(layer, g), layer, g, score, f"{layer} in texture", gram)
+    return _objective_against_reference(lambda g: style(layer, g), layer, g, score, f"{layer} in texture", gram_matrix)
 
 
 @remember_call
@@ -188,7 +192,7 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
     group_labels = None if groups is None else Constant(groups)
 
     def score(acts: Acts) -> Tensor:
-        flat = F.normalize(gram(as_float(acts[layer], layer)).flatten(1), dim=1)
+        flat = F.normalize(gram_matrix(as_float_activation(acts[layer], layer)).flatten(1), dim=1)
         cosines = flat @ flat.T  # (N, N)
         is_other = ~torch.eye(len(flat), dtype=torch.bool, device=flat.device)
         if group_labels is not None:
@@ -201,7 +205,7 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
     )
 
 
-def _reference_objective(
+def _objective_against_reference(
     rebuild: Callable[[Constant], Objective],
     layer: str,
     h: Tensor | Constant,
@@ -213,12 +217,12 @@ def _reference_objective(
     reference = Constant.wrap(h)
     shape = tuple(reference.value.shape)
 
-    def checked_score(current: Tensor) -> Tensor:
+    def score_against_reference(current: Tensor) -> Tensor:
         current = current if transform is None else transform(current)
         if shape[1:] != current.shape[1:] or shape[0] not in (1, len(current)):
             raise InputError(f"{layer} has shape {tuple(current.shape)}; the activation to match has {shape}")
         return score(current, reference.to_like(current))
 
     if len(reference) == 1:
-        return layer_objective(layer, checked_score, name)
-    return layer_objective(layer, checked_score, name, lambda i: rebuild(reference[i]), len(reference))
+        return layer_objective(layer, score_against_reference, name)
+    return layer_objective(layer, score_against_reference, name, lambda i: rebuild(reference[i]), len(reference))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
-from .outputs import as_classes
+from .outputs import to_class_tensor
 
 IndexLike = int | Tensor | Constant  # one for all examples, or one int per example (N,)
 
@@ -38,9 +38,9 @@ def channel(layer: str, k: IndexLike) -> Objective:
     def score(h: Tensor, k: _StoredIndex) -> Tensor:
         return _select_channel(h, k, layer).reshape(len(h), -1).mean(1)
 
-    channel_index = _as_index(k, "a channel")
+    channel_index = _to_stored_index(k, "a channel")
     return _indexed_objective(
-        channel, layer, (channel_index,), score, f"{layer} channel {_format_indices(channel_index)}"
+        channel, layer, (channel_index,), score, f"{layer} channel {_indices_text(channel_index)}"
     )
 
 
@@ -68,19 +68,19 @@ def neuron(layer: str, k: IndexLike, *position: IndexLike) -> Objective:
     """
 
     def score(h: Tensor, k: _StoredIndex, *position: _StoredIndex) -> Tensor:
-        indices = _position_or_center(h, position, layer)
+        indices = _check_position_or_center(h, position, layer)
         h = _select_channel(h, k, layer)
         for i in indices:
             h = _select_on_second_axis(h, i)
         return h
 
-    channel_index, at = _as_index(k, "a channel"), _as_indices(position)
+    channel_index, at = _to_stored_index(k, "a channel"), _to_stored_indices(position)
     return _indexed_objective(
         neuron,
         layer,
         (channel_index, *at),
         score,
-        f"{layer} channel {_format_indices(channel_index)} at {_format_indices(*at)}",
+        f"{layer} channel {_indices_text(channel_index)} at {_indices_text(*at)}",
     )
 
 
@@ -108,14 +108,14 @@ def spatial(layer: str, *position: IndexLike) -> Objective:
     """
 
     def score(h: Tensor, *position: _StoredIndex) -> Tensor:
-        indices = _position_or_center(h, position, layer)
+        indices = _check_position_or_center(h, position, layer)
         h = h.movedim(1, -1)  # (N, ..., C)
         for i in indices:
             h = _select_on_second_axis(h, i)
         return h.flatten(1).pow(2).mean(1)
 
-    at = _as_indices(position)
-    return _indexed_objective(spatial, layer, at, score, f"{layer} at {_format_indices(*at)}")
+    at = _to_stored_indices(position)
+    return _indexed_objective(spatial, layer, at, score, f"{layer} at {_indices_text(*at)}")
 
 
 @remember_call
@@ -176,18 +176,18 @@ def direction(layer: str, v: Tensor) -> Objective:
 _StoredIndex = int | Constant
 
 
-def _as_index(index: IndexLike, what: str) -> _StoredIndex:
+def _to_stored_index(index: IndexLike, what: str) -> _StoredIndex:
     """An index as the objective holds it: an int, or int64 (N,). Raises InputError."""
     if isinstance(index, Constant):
         return index
-    indices = as_classes(index, what)
+    indices = to_class_tensor(index, what)
     if indices.ndim > 1:
         raise InputError(f"{what} must be an int, or one int per example (N,); got shape {tuple(indices.shape)}")
     return Constant(indices.long()) if indices.ndim else int(indices)
 
 
-def _as_indices(position: tuple[IndexLike, ...]) -> tuple[_StoredIndex, ...]:
-    return tuple(_as_index(i, "a position") for i in position)
+def _to_stored_indices(position: tuple[IndexLike, ...]) -> tuple[_StoredIndex, ...]:
+    return tuple(_to_stored_index(i, "a position") for i in position)
 
 
 def _indexed_objective(
@@ -210,33 +210,35 @@ def _indexed_objective(
     return layer_objective(layer, lambda h: score(h, *indices), name, select if lengths else None, *lengths)
 
 
-def _format_indices(*indices: _StoredIndex) -> str:
+def _indices_text(*indices: _StoredIndex) -> str:
     return ", ".join("one per example" if isinstance(p, Constant) else str(p) for p in indices) or "the center"
 
 
 def _select_channel(h: Tensor, k: _StoredIndex, layer: str) -> Tensor:
     """Channel k, (N, ...)."""
-    if h.ndim < 2 or not _is_in_range(k, h.shape[1]):
+    if h.ndim < 2 or not _is_index_in_range(k, h.shape[1]):
         raise InputError(
-            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no channel {_format_index(k)}"
+            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no channel {_index_text(k)}"
         )
     return _select_on_second_axis(h, k)
 
 
-def _format_index(k: _StoredIndex) -> str:
+def _index_text(k: _StoredIndex) -> str:
     return " or ".join(map(str, k.value_range() or ())) if isinstance(k, Constant) else str(k)
 
 
-def _position_or_center(h: Tensor, position: tuple[_StoredIndex, ...], layer: str) -> tuple[_StoredIndex, ...]:
+def _check_position_or_center(h: Tensor, position: tuple[_StoredIndex, ...], layer: str) -> tuple[_StoredIndex, ...]:
     """The position, or the center. Raises InputError where the layer does not have it."""
     indices = position or tuple(s // 2 for s in h.shape[2:])
-    if len(indices) != h.ndim - 2 or not all(_is_in_range(i, s) for i, s in zip(indices, h.shape[2:], strict=True)):
-        position_text = ", ".join(map(_format_index, position))
+    if len(indices) != h.ndim - 2 or not all(
+        _is_index_in_range(i, s) for i, s in zip(indices, h.shape[2:], strict=True)
+    ):
+        position_text = ", ".join(map(_index_text, position))
         raise InputError(f"{layer} has positions {tuple(h.shape[2:])}; ({position_text}) is none of them")
     return indices
 
 
-def _is_in_range(i: _StoredIndex, size: int) -> bool:
+def _is_index_in_range(i: _StoredIndex, size: int) -> bool:
     """Whether the index exists; on an accelerator it is not checked, which would wait for it."""
     lower, upper = (i.value_range() or (0, 0)) if isinstance(i, Constant) else (i, i)
     return -size <= lower and upper < size

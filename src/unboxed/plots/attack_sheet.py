@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import InputError
 from . import colors
-from .colors import Uint8Array, as_array
+from .colors import Uint8Array, to_float64_array
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def attack_sheet(
     if not changes:
         raise InputError("there is no example to draw: the attack got none, or fooled the model on none")
     vmax = colors.max_magnitude(*(c.delta for c in changes))
-    factor = round_magnification(vmax)
+    factor = round_magnification_factor(vmax)
     rows = [
         [*_before_after_tiles(c, classes), Tile(change_image(c, factor), _change_caption(c, norm, factor))]
         for c in changes
@@ -45,7 +45,7 @@ def change_sheet(
     x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, title: str = "", max_examples: int = 6, side: int = 112
 ) -> Image.Image:
     """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows."""
-    x, z = as_array(x[:max_examples]), as_array(z[:max_examples])
+    x, z = to_float64_array(x[:max_examples]), to_float64_array(z[:max_examples])
     changes = colors.sum_channels(z - x)
     vmax = colors.max_magnitude(changes)
     rows = (colors.image_to_rgb(x), colors.image_to_rgb(z), colors.signed_to_rgb(changes, vmax))
@@ -54,7 +54,7 @@ def change_sheet(
     return contact_sheet(tiles, title=title, names=list(captions), bars=[bar], side=side)
 
 
-def round_magnification(vmax: float) -> float:
+def round_magnification_factor(vmax: float) -> float:
     """The largest round factor (1, 2, 5, 10, ...) by which changes of magnitude `vmax` still fit the range."""
     if not vmax > 0:
         return 1.0
@@ -67,19 +67,17 @@ def change_image(change: PredictionChange, factor: float) -> Uint8Array:
     """Of gray images: red is lighter, blue darker, white unchanged. Of color images: gray is unchanged."""
     if _is_grayscale(change):
         return colors.signed_to_rgb(change.delta[0], 1 / factor)
-    return colors.image_to_rgb(np.clip(0.5 + as_array(change.delta) * factor / 2, 0, 1))
+    return colors.image_to_rgb(np.clip(0.5 + to_float64_array(change.delta) * factor / 2, 0, 1))
 
 
-def format_class_prob(k: int, p: float, classes: Sequence[str]) -> str:
+def class_prob_text(k: int, p: float, classes: Sequence[str]) -> str:
     return f"{classes[k]}: {p:.1%}"
 
 
 def _before_after_tiles(change: PredictionChange, classes: Sequence[str]) -> list[Tile]:
     def caption(probs: tuple[float, float], k: int) -> str:
-        lines = [format_class_prob(change.class_before, probs[0], classes)]
-        lines += [format_class_prob(change.class_after, probs[1], classes)] * (
-            change.class_after != change.class_before
-        )
+        lines = [class_prob_text(change.class_before, probs[0], classes)]
+        lines += [class_prob_text(change.class_after, probs[1], classes)] * (change.class_after != change.class_before)
         return "\n".join([f"predicted {classes[k]}", *lines])
 
     return [

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PlotKind = Literal["signed", "absolute", "overlay", "mask"]
-INCHES_PER_MAP = 2.6  # per side
-OUTSIDE_MASK_WHITE_FRACTION = 0.75  # share of white that is mixed into what a mask leaves out
+MAP_SIDE_INCHES = 2.6  # per side
+WHITE_FRACTION_OUTSIDE_MASK = 0.75  # share of white that is mixed into what a mask leaves out
 MASK_OUTLINE_COLOR, FRAME_COLOR = "#c1272d", "#d6d6da"
-VMAX_QUANTILE = 0.995  # of the magnitudes; larger ones get the same color
+VMAX_MAGNITUDE_QUANTILE = 0.995  # of the magnitudes; larger ones get the same color
 
 
 def attribution_plot(
@@ -64,12 +64,13 @@ def attribution_plot(
     m = getattr(m, "map", m)
     if kind == "mask" and "bool" not in str(getattr(m, "dtype", "")):
         raise InputError(
-            "a mask is of bools: m > threshold, attribution.segmentation(m, x) or attribution.positive(...)"
+            "a mask is of bools: m > threshold, attribution.segmentation(m, x) or "
+            "attribution.positive_segments_mask(...)"
         )
-    maps = _as_2d_maps(m)  # (N, H, W)
+    maps = _to_2d_maps(m)  # (N, H, W)
     images = _check_images(x, maps, kind)
     figure, axes = _check_or_make_axes(ax, len(maps))
-    vmax = vmax or colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
+    vmax = vmax or colors.max_magnitude(maps, quantile=VMAX_MAGNITUDE_QUANTILE)
     names = [titles] * len(maps) if isinstance(titles, str) else list(titles)
     for map_2d, rgb, axis, name in zip(maps, _render_maps(maps, images, kind, vmax), axes, names, strict=False):
         axis.imshow(
@@ -83,8 +84,8 @@ def attribution_plot(
     return figure, axes if len(maps) > 1 or isinstance(ax, (list, np.ndarray)) else axes[0]
 
 
-def _as_2d_maps(m: Any) -> Array:
-    values = colors.as_array(m)
+def _to_2d_maps(m: Any) -> Array:
+    values = colors.to_float64_array(m)
     if values.ndim not in (2, 3, 4) or not values.size:
         raise InputError(f"wanted a map (H, W), (C, H, W) or (N, C, H, W); got shape {values.shape}")
     while values.ndim < 4:
@@ -98,7 +99,7 @@ def _check_images(x: Any, maps: Array, kind: PlotKind) -> Uint8Array | None:
         if kind in ("overlay", "mask"):
             raise InputError(f"kind={kind!r} needs the image: pass x, (C, H, W) in [0, 1]")
         return None
-    values = colors.as_array(x)
+    values = colors.to_float64_array(x)
     values = values[None] if values.ndim == 3 else values
     if values.ndim != 4 or values.shape[0] != len(maps) or values.shape[2:] != maps.shape[1:]:
         raise InputError(f"maps {maps.shape} and images {values.shape} do not fit each other")
@@ -111,23 +112,23 @@ def _render_maps(maps: Array, images: Uint8Array | None, kind: PlotKind, vmax: f
     if kind == "signed" or images is None:
         return colors.signed_to_rgb(maps, vmax)
     if kind == "mask":
-        return fade_outside(images, maps != 0)
+        return fade_outside_mask(images, maps != 0)
     return overlay_map(images, maps, vmax)
 
 
 def overlay_map(image: Uint8Array, m: Any, vmax: float) -> Uint8Array:
     """A signed map (..., H, W) over the gray of an image (..., H, W, 3), more opaque where it is stronger."""
-    m = colors.as_array(m)
+    m = colors.to_float64_array(m)
     opacity = (np.abs(m) / vmax).clip(0, 1)[..., None]
     background = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # pale, so that both colors are seen
     return _to_uint8(background * (1 - opacity) + colors.signed_to_rgb(m, vmax) * opacity)
 
 
-def fade_outside(image: Uint8Array, mask: Any) -> Uint8Array:
+def fade_outside_mask(image: Uint8Array, mask: Any) -> Uint8Array:
     """An image (..., H, W, 3) that fades where the mask (..., H, W) is false."""
     is_inside = np.asarray(mask, dtype=bool)[..., None]
     return _to_uint8(
-        np.where(is_inside, image, (image * (1 - OUTSIDE_MASK_WHITE_FRACTION) + 255 * OUTSIDE_MASK_WHITE_FRACTION))
+        np.where(is_inside, image, (image * (1 - WHITE_FRACTION_OUTSIDE_MASK) + 255 * WHITE_FRACTION_OUTSIDE_MASK))
     )
 
 
@@ -142,7 +143,7 @@ def _check_or_make_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
         from matplotlib import pyplot
 
         figure, subplots = pyplot.subplots(
-            1, n, figsize=(INCHES_PER_MAP * n, INCHES_PER_MAP * 1.25), squeeze=False, layout="constrained"
+            1, n, figsize=(MAP_SIDE_INCHES * n, MAP_SIDE_INCHES * 1.25), squeeze=False, layout="constrained"
         )
         return figure, list(subplots[0])
     axes = list(np.ravel(np.asarray(ax, dtype=object)))
@@ -163,7 +164,7 @@ def _add_colorbar(figure: Figure, axes: list[Axes], colormap_kind: str, vmax: fl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    table_colors = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE}[colormap_kind] / 255
+    table_colors = {"signed": colors.SIGNED_COLORMAP, "magnitude": colors.MAGNITUDE_COLORMAP}[colormap_kind] / 255
     low = -vmax if colormap_kind == "signed" else 0.0
     bar = figure.colorbar(
         ScalarMappable(Normalize(low, vmax), ListedColormap(table_colors)), ax=axes, orientation="horizontal",

@@ -14,33 +14,50 @@ from PIL import Image
 
 from ..atomic_write import to_printable
 from . import colors
-from .colors import as_array
+from .colors import to_float64_array
 from .embedding import class_colors
 from .text import hyphens_to_minus_signs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DPI = 100
+CHART_DPI = 100
 AXES_SIZE_PIXELS = (460, 260)  # pixels of a chart's axes
 SCATTER_SIDE_PIXELS = 280  # of a scatter's square axes
-BEESWARM_ROW_PIXELS, BEESWARM_SATURATION = 30, 0.9  # of each column; of the points' colors
-N_SWARM_BINS, N_SWARM_LANES = 60, 10  # points in one bin are set beside one another, in at least so many lanes
-RAISES, LOWERS = "#b3382c", "#2f6db3"  # what raises a score and what lowers it
+BEESWARM_ROW_PIXELS, BEESWARM_COLOR_SATURATION = 30, 0.9  # of each column; of the points' colors
+N_SWARM_BINS, MIN_SWARM_LANES = 60, 10  # points in one bin are set beside one another, in at least so many lanes
+RAISES_SCORE_COLOR, LOWERS_SCORE_COLOR = "#b3382c", "#2f6db3"  # what raises a score and what lowers it
 BAR_HEIGHT_PIXELS = 20  # per bar
-CHARACTER_WIDTH_PIXELS = 8  # of a name, about
+MEAN_CHARACTER_WIDTH_PIXELS = 8  # of a name, about
 NULL_BAND_ROW_PIXELS = 34  # of each value
-MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
+MIN_MATRIX_CELL_PIXELS, MAX_MATRIX_CELL_PIXELS, MIN_CELL_PIXELS_FOR_VALUES = (
+    15,
+    44,
+    30,
+)  # a matrix's cells; values are printed in large ones
 MAX_MATRIX_PIXELS = 560  # of all cells, per side
 DARK_TEXT_MIN_BRIGHTNESS = 0.65  # of the color range: values on lighter cells are printed dark
-INK, FAINT, EDGE, TRANSPARENT_INK = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
-GOOD, BAD = "#2d7d46", "#b3382c"
+INK_COLOR, FAINT_TEXT_COLOR, EDGE_COLOR, INK_COLOR_ON_TRANSPARENT = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
+GOOD_COLOR, BAD_COLOR = "#2d7d46", "#b3382c"
 MATPLOTLIB_STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 10, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.edgecolor": EDGE, "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.color": FAINT, "ytick.color": FAINT, "legend.frameon": False, "text.usetex": False, "text.parse_math": False,
-    "axes.unicode_minus": True, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "auto",
-}  # fmt: skip
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": EDGE_COLOR,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT_TEXT_COLOR,
+    "ytick.color": FAINT_TEXT_COLOR,
+    "legend.frameon": False,
+    "text.usetex": False,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "auto",
+}
 MatrixKind = Literal["magnitude", "signed"]
 
 
@@ -69,16 +86,16 @@ def line_chart(
         >>> line_chart({"pgd": ([0, 0.1, 0.2], [0.98, 0.6, 0.1])}, x_label="eps", y_label="robust accuracy").mode
         'RGB'
     """
-    with _drawing_chart(*AXES_SIZE_PIXELS, title) as chart:
+    with _chart_axes(*AXES_SIZE_PIXELS, title) as chart:
         axes = chart.axes
         for (name, (x, y)), color in zip(lines.items(), class_colors(len(lines)), strict=True):
-            x, y = as_array(x), as_array(y)
+            x, y = to_float64_array(x), to_float64_array(y)
             axes.plot(x, y, marker="o" if len(x) <= 24 else "", markersize=3.5, color=color, label=to_printable(name))
             if bands and name in bands:
-                low, high = map(as_array, bands[name])
+                low, high = map(to_float64_array, bands[name])
                 axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         if diagonal:
-            axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=FAINT)
+            axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=FAINT_TEXT_COLOR)
         if y_range is not None:
             axes.set_ylim(*_pad_range(*y_range))
         if ticks:
@@ -107,11 +124,11 @@ def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label
         >>> scatter_chart([1.0, 2.0], [1.1, 1.8], x_label="true", y_label="predicted").mode
         'RGB'
     """
-    x, y = as_array(x), as_array(y)
+    x, y = to_float64_array(x), to_float64_array(y)
     ends = [min(x.min(initial=np.inf), y.min(initial=np.inf)), max(x.max(initial=-np.inf), y.max(initial=-np.inf))]
-    with _drawing_chart(SCATTER_SIDE_PIXELS, SCATTER_SIDE_PIXELS, title) as chart:
+    with _chart_axes(SCATTER_SIDE_PIXELS, SCATTER_SIDE_PIXELS, title) as chart:
         axes = chart.axes
-        axes.plot(ends, ends, linestyle="--", linewidth=1, color=FAINT)
+        axes.plot(ends, ends, linestyle="--", linewidth=1, color=FAINT_TEXT_COLOR)
         axes.scatter(x, y, s=14, color=class_colors(1)[0], alpha=0.5, linewidths=0)
         axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label), aspect="equal")
     return chart.image
@@ -138,10 +155,14 @@ def bar_chart(
         >>> bar_chart({"fog": 0.8, "blur": 0.6}, label="accuracy", value_range=(0, 1)).mode
         'RGB'
     """
-    series = {k: as_array(v) for k, v in values.items()} if names else {"": as_array([*map(float, values.values())])}
+    series = (
+        {k: to_float64_array(v) for k, v in values.items()}
+        if names
+        else {"": to_float64_array([*map(float, values.values())])}
+    )
     rows = list(names) or list(values)
     thickness = 0.8 / len(series)
-    with _drawing_chart(
+    with _chart_axes(
         AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title
     ) as chart:
         axes = chart.axes
@@ -149,11 +170,15 @@ def bar_chart(
             at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
             bars = axes.barh(at, lengths, thickness, color=color, label=to_printable(name))
             axes.bar_label(
-                bars, [hyphens_to_minus_signs(f"{v:.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT
+                bars,
+                [hyphens_to_minus_signs(f"{v:.3g}") for v in lengths],
+                padding=3,
+                fontsize=7.5,
+                color=FAINT_TEXT_COLOR,
             )
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
         axes.invert_yaxis()
-        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)
         axes.set_xlabel(to_printable(label))
         axes.margins(x=0.12, y=0.02)
         if not any(lengths.any() for lengths in series.values()):
@@ -184,17 +209,23 @@ def signed_bar_chart(
         >>> signed_bar_chart({"age = 41": 0.8, "height = 1.7": -0.2}, label="contribution to the logit").mode
         'RGB'
     """
-    lengths = as_array([*map(float, values.values())])
-    with _drawing_chart(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(values) + 1), title) as chart:
+    lengths = to_float64_array([*map(float, values.values())])
+    with _chart_axes(AXES_SIZE_PIXELS[0], BAR_HEIGHT_PIXELS * (len(values) + 1), title) as chart:
         axes = chart.axes
         at = np.arange(len(values))
-        bars = axes.barh(at, lengths, 0.75, color=[RAISES if v > 0 else LOWERS for v in lengths])
+        bars = axes.barh(
+            at, lengths, 0.75, color=[RAISES_SCORE_COLOR if v > 0 else LOWERS_SCORE_COLOR for v in lengths]
+        )
         axes.bar_label(
-            bars, [hyphens_to_minus_signs(f"{v:+.3g}") for v in lengths], padding=3, fontsize=7.5, color=FAINT
+            bars,
+            [hyphens_to_minus_signs(f"{v:+.3g}") for v in lengths],
+            padding=3,
+            fontsize=7.5,
+            color=FAINT_TEXT_COLOR,
         )
         axes.set_yticks(at, [to_printable(name) for name in values])
         axes.invert_yaxis()
-        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)
         axes.set_xlabel(to_printable(label) + f"; {n_omitted} smaller ones are not shown" * bool(n_omitted))
         axes.margins(x=0.18, y=0.02)
         if not lengths.any():
@@ -226,20 +257,22 @@ def beeswarm_chart(
     Source:
         Lundberg et al. 2020, "From local explanations to global understanding with explainable AI for trees", fig. 4.
     """
-    values, features = as_array(values), as_array(features)
-    with _drawing_chart(AXES_SIZE_PIXELS[0], BEESWARM_ROW_PIXELS * max(1, len(names)), title) as chart:
+    values, features = to_float64_array(values), to_float64_array(features)
+    with _chart_axes(AXES_SIZE_PIXELS[0], BEESWARM_ROW_PIXELS * max(1, len(names)), title) as chart:
         axes = chart.axes
-        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)
         for i in range(len(names)):
-            shade = _ranks(features[:, i]) * 2 - 1  # from -1, the lowest value, to 1
-            rgb = colors.signed_to_rgb(shade * BEESWARM_SATURATION, 1.0) / 255
-            axes.scatter(values[:, i], i + _swarm_offsets(values[:, i]), s=9, c=rgb, linewidths=0.2, edgecolors=FAINT)
+            shade = _unit_ranks(features[:, i]) * 2 - 1  # from -1, the lowest value, to 1
+            rgb = colors.signed_to_rgb(shade * BEESWARM_COLOR_SATURATION, 1.0) / 255
+            axes.scatter(
+                values[:, i], i + _swarm_offsets(values[:, i]), s=9, c=rgb, linewidths=0.2, edgecolors=FAINT_TEXT_COLOR
+            )
         axes.set_yticks(range(len(names)), [to_printable(name) for name in names])
         axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=to_printable(label))
     return chart.image
 
 
-def _ranks(values: colors.Array) -> colors.Array:
+def _unit_ranks(values: colors.Array) -> colors.Array:
     """The rank of each value, from 0 to 1; equal values have one rank, and all of a constant 1/2."""
     distinct, index = np.unique(values, return_inverse=True)
     return index / (len(distinct) - 1) if len(distinct) > 1 else np.full(len(values), 0.5)
@@ -253,7 +286,7 @@ def _swarm_offsets(values: colors.Array) -> colors.Array:
     for _, group in itertools.groupby(order, key=lambda i: bins[i]):
         members = np.array(list(group))
         steps = np.arange(len(members))
-        offsets[members] = np.where(steps % 2, 1, -1) * ((steps + 1) // 2) * 0.8 / max(largest, N_SWARM_LANES)
+        offsets[members] = np.where(steps % 2, 1, -1) * ((steps + 1) // 2) * 0.8 / max(largest, MIN_SWARM_LANES)
     return offsets
 
 
@@ -278,14 +311,14 @@ def interval_chart(
         >>> chart.mode
         'RGB'
     """
-    with _drawing_chart(460, 30 * max(1, len(intervals)), title) as chart:
+    with _chart_axes(460, 30 * max(1, len(intervals)), title) as chart:
         axes, (left, right) = chart.axes, value_range
         for y, (mean, low, high) in enumerate(intervals.values()):
-            color = GOOD if low > 0 else BAD if high < 0 else FAINT
+            color = GOOD_COLOR if low > 0 else BAD_COLOR if high < 0 else FAINT_TEXT_COLOR
             ends = [min(max(v, left), right) for v in (low, high)]
             axes.plot(ends, [y, y], color=color, linewidth=4, solid_capstyle="butt")
             axes.plot([min(max(mean, left), right)], [y], "o", color=color, markersize=7)
-        axes.axvline(0, color=INK, linewidth=1)
+        axes.axvline(0, color=INK_COLOR, linewidth=1)
         axes.set(xlim=value_range, ylim=(len(intervals) - 0.5, -0.5), xlabel=to_printable(label))
         axes.set_yticks(range(len(intervals)), [to_printable(name) for name in intervals])
     return chart.image
@@ -311,15 +344,17 @@ def null_band_chart(
         'RGB'
     """
     color = class_colors(1)[0]
-    with _drawing_chart(AXES_SIZE_PIXELS[0], NULL_BAND_ROW_PIXELS * max(1, len(rows)), title) as chart:
+    with _chart_axes(AXES_SIZE_PIXELS[0], NULL_BAND_ROW_PIXELS * max(1, len(rows)), title) as chart:
         axes = chart.axes
         for y, (value, low, high) in enumerate(rows.values()):
-            axes.barh(y, high - low, 0.6, left=low, color=EDGE)
+            axes.barh(y, high - low, 0.6, left=low, color=EDGE_COLOR)
             fill = "white" if low <= value <= high else color
             axes.plot([value], [y], "o", markersize=7, markerfacecolor=fill, markeredgecolor=color)
             text = hyphens_to_minus_signs(f"{value:.2f}")
-            axes.annotate(text, (value, y), (8, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
-        axes.axvline(0, color=FAINT, linewidth=0.8)
+            axes.annotate(
+                text, (value, y), (8, 0), textcoords="offset points", va="center", fontsize=8, color=INK_COLOR
+            )
+        axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)
         axes.set_yticks(range(len(rows)), [to_printable(name) for name in rows])
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=to_printable(label + f"\ngray: {band_label}" * bool(band_label)))
         axes.set_xlim(*_pad_range(*axes.get_xlim()))
@@ -353,21 +388,21 @@ def matrix_plot(
         >>> matrix_plot([[1.0, 0.4], [0.4, 1.0]], ["conv1", "fc1"], ["conv1", "fc1"], unit="CKA", vmax=1).mode
         'RGB'
     """
-    values = as_array(values)
+    values = to_float64_array(values)
     vmax = vmax or colors.max_magnitude(values)
-    cell = max(MIN_CELL_PIXELS, min(MAX_CELL_PIXELS, max_pixels // max(values.shape)))
-    with _drawing_chart(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
+    cell = max(MIN_MATRIX_CELL_PIXELS, min(MAX_MATRIX_CELL_PIXELS, max_pixels // max(values.shape)))
+    with _chart_axes(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
         axes = chart.axes
-        table = colors.SIGNED_TABLE if kind == "signed" else colors.MAGNITUDE_TABLE
+        table = colors.SIGNED_COLORMAP if kind == "signed" else colors.MAGNITUDE_COLORMAP
         rgb = colors.signed_to_rgb(values, vmax) if kind == "signed" else colors.magnitude_to_rgb(values, vmax)
         axes.imshow(rgb, interpolation="nearest", aspect="auto")
         axes.spines[:].set_visible(True)
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
-        is_wide = max((len(c) for c in columns), default=0) * CHARACTER_WIDTH_PIXELS > cell
+        is_wide = max((len(c) for c in columns), default=0) * MEAN_CHARACTER_WIDTH_PIXELS > cell
         axes.set_xticks(range(len(columns)), [to_printable(c) for c in columns], rotation=90 if is_wide else 0)
         axes.set(ylabel=to_printable(axis_names[0]), xlabel=to_printable(axis_names[1]))
         axes.tick_params(length=0)
-        if cell >= MIN_CELL_FOR_VALUES:
+        if cell >= MIN_CELL_PIXELS_FOR_VALUES:
             _draw_cell_values(axes, values, rgb)
         _add_color_bar(axes, table, (-vmax if kind == "signed" else 0.0, vmax), unit)
     return chart.image
@@ -379,7 +414,7 @@ def _draw_cell_values(axes: Axes, values: colors.Array, rgb: colors.Uint8Array) 
         text = (
             "–" if np.isnan(value) else hyphens_to_minus_signs(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
         )
-        axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK if is_light else "white")
+        axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK_COLOR if is_light else "white")
 
 
 def _add_color_bar(axes: Axes, table: colors.Uint8Array, ends: tuple[float, float], unit: str) -> None:
@@ -409,15 +444,15 @@ class _Chart:
 
 
 @contextmanager
-def _drawing_chart(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
+def _chart_axes(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
     """A chart with axes of that many pixels; room for titles and labels is added around them."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TRANSPARENT_INK)
-    ink = ink if transparent else {"text.color": INK, "axes.labelcolor": FAINT}
+    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK_COLOR_ON_TRANSPARENT)
+    ink = ink if transparent else {"text.color": INK_COLOR, "axes.labelcolor": FAINT_TEXT_COLOR}
     with matplotlib.rc_context(MATPLOTLIB_STYLE | ink):
-        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        figure = Figure(figsize=(width / CHART_DPI, height / CHART_DPI), dpi=CHART_DPI)
         chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
         chart.axes.set_title(to_printable(title))
         yield chart

@@ -16,7 +16,11 @@ Uint8Array = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
 TILE_BORDER_COLOR = (214, 214, 218)  # of the line around images
-CURVE_HEIGHT, MIN_CURVE_WIDTH, BAND_ASPECT = 48, 96, 4  # pixels of a signal's curve; length to height of its maps
+CURVE_HEIGHT_PIXELS, MIN_CURVE_WIDTH_PIXELS, MAP_BAND_ASPECT_RATIO = (
+    48,
+    96,
+    4,
+)  # pixels of a signal's curve; length to height of its maps
 CURVE_COLORS = ((28, 28, 30), (179, 56, 44), (47, 109, 179), (45, 125, 70), (150, 95, 20))  # one per channel
 MAX_PIXELATED_SIDE_PIXELS = 96  # pixels per side up to which images are enlarged by nearest neighbor
 
@@ -32,17 +36,17 @@ def _make_colormap(anchors: str, colors: int = 256) -> Uint8Array:
 
 # Blue below zero, white at zero, red above: ColorBrewer's RdBu (Brewer 2003), safe for color blindness.
 # An odd number of colors, so that zero is exactly white.
-SIGNED_TABLE = _make_colormap("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
+SIGNED_COLORMAP = _make_colormap("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
-MAGNITUDE_TABLE = _make_colormap(
+MAGNITUDE_COLORMAP = _make_colormap(
     "000004 0a0822 1d1147 36106b 50127c 691c81 822681 9c2e7f b6367a"
     " cf4070 e65164 f46a5c fb8861 fea571 fec287 fde0a1 fcfdbf"
 )
-GRAY_TABLE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-_NAN_COLOR = np.array([128, 128, 128], dtype=np.uint8)
+GRAY_COLORMAP = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+_NAN_COLOR_RGB = np.array([128, 128, 128], dtype=np.uint8)
 
 
-def as_array(x: Any) -> Array:
+def to_float64_array(x: Any) -> Array:
     """Any array or tensor, on any device and in any dtype, as a float64 array."""
     if hasattr(x, "detach"):
         x = x.detach().cpu().double().numpy()
@@ -51,7 +55,7 @@ def as_array(x: Any) -> Array:
 
 def max_magnitude(*maps: Any, quantile: float = 1.0) -> float:
     """The largest magnitude of the finite values of maps, or that quantile of the magnitudes. Never zero."""
-    magnitudes = [np.abs(as_array(m)).ravel() for m in maps]
+    magnitudes = [np.abs(to_float64_array(m)).ravel() for m in maps]
     values = np.concatenate(magnitudes) if magnitudes else np.zeros(0)
     values = values[np.isfinite(values)]
     limit = float(np.quantile(values, quantile)) if values.size else 0.0
@@ -63,24 +67,24 @@ def signed_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
 
     `vmax` defaults to the largest magnitude. Values that are not finite are gray.
     """
-    m = as_array(m)
-    return _apply_colormap(m / (vmax or max_magnitude(m)) / 2 + 0.5, SIGNED_TABLE)
+    m = to_float64_array(m)
+    return _apply_colormap(m / (vmax or max_magnitude(m)) / 2 + 0.5, SIGNED_COLORMAP)
 
 
 def magnitude_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
     """(..., H, W) -> (..., H, W, 3): zero is black, `vmax` (default: the largest value) the lightest."""
-    m = as_array(m)
-    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_TABLE)
+    m = to_float64_array(m)
+    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_COLORMAP)
 
 
 def gray_to_rgb(m: Any) -> Uint8Array:
     """(..., H, W) in [0, 1] -> (..., H, W, 3)."""
-    return _apply_colormap(as_array(m), GRAY_TABLE)
+    return _apply_colormap(to_float64_array(m), GRAY_COLORMAP)
 
 
 def image_to_rgb(x: Any) -> Uint8Array:
     """Images (..., C, H, W) in [0, 1] -> (..., H, W, 3): RGB for three channels, else the gray mean of all."""
-    x = as_array(x)
+    x = to_float64_array(x)
     if x.shape[-2] == 1 < x.shape[-1]:
         return curves_to_rgb(x[..., 0, :])
     if x.shape[-3] != 3:
@@ -91,28 +95,28 @@ def image_to_rgb(x: Any) -> Uint8Array:
 
 def curves_to_rgb(x: Any) -> Uint8Array:
     """Signals (..., C, T) in [0, 1] -> (..., h, w, 3): a curve per channel on white."""
-    x = np.nan_to_num(as_array(x), nan=0.5).clip(0, 1)
-    x = x.repeat(-(-MIN_CURVE_WIDTH // x.shape[-1]), -1)
-    height = np.round((1 - x) * (CURVE_HEIGHT - 1))
+    x = np.nan_to_num(to_float64_array(x), nan=0.5).clip(0, 1)
+    x = x.repeat(-(-MIN_CURVE_WIDTH_PIXELS // x.shape[-1]), -1)
+    height = np.round((1 - x) * (CURVE_HEIGHT_PIXELS - 1))
     before = np.concatenate([height[..., :1], height[..., :-1]], -1)
     low, high = np.minimum(height, before)[..., None, :], np.maximum(height, before)[..., None, :]
-    rows = np.arange(CURVE_HEIGHT)[:, None]
-    rgb = np.full((*x.shape[:-2], CURVE_HEIGHT, x.shape[-1], 3), 255, dtype=np.uint8)
+    rows = np.arange(CURVE_HEIGHT_PIXELS)[:, None]
+    rgb = np.full((*x.shape[:-2], CURVE_HEIGHT_PIXELS, x.shape[-1], 3), 255, dtype=np.uint8)
     for channel in reversed(range(x.shape[-2])):
         is_line = (rows >= low[..., channel, :, :]) & (rows <= high[..., channel, :, :])
         rgb[is_line] = CURVE_COLORS[channel % len(CURVE_COLORS)]
     return rgb
 
 
-def as_band(rgb: Uint8Array) -> Uint8Array:
+def map_to_band(rgb: Uint8Array) -> Uint8Array:
     """A map (..., 1, T, 3) of a signal as a band that can be seen; other maps as they are."""
     is_line = rgb.shape[-3] == 1 < rgb.shape[-2]
-    return rgb.repeat(max(1, rgb.shape[-2] // BAND_ASPECT), -3) if is_line else rgb
+    return rgb.repeat(max(1, rgb.shape[-2] // MAP_BAND_ASPECT_RATIO), -3) if is_line else rgb
 
 
 def sum_channels(m: Any) -> Array:
     """A map with channels (..., C, H, W) -> (..., H, W): their sum, the effect of all channels of a pixel."""
-    total: Array = as_array(m).sum(-3)
+    total: Array = to_float64_array(m).sum(-3)
     return total
 
 
@@ -121,11 +125,11 @@ def _apply_colormap(unit_values: Array, table: Uint8Array) -> Uint8Array:
     levels = (np.where(is_finite, unit_values, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
     rgb = table[levels]
     if not is_finite.all():
-        rgb[~is_finite] = _NAN_COLOR
+        rgb[~is_finite] = _NAN_COLOR_RGB
     return rgb
 
 
-def resize_to(source: Uint8Array | Image.Image, side: int) -> Image.Image:
+def resize_to_side(source: Uint8Array | Image.Image, side: int) -> Image.Image:
     """The image at about `side` pixels: small ones enlarged by a whole factor (nearest neighbor), photos shrunk."""
     im = source if isinstance(source, Image.Image) else Image.fromarray(source)
     longest = max(im.size)

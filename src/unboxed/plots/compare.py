@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import InputError
 from . import colors
 from .charts import MAX_MATRIX_PIXELS, matrix_plot
-from .colors import Uint8Array, as_array
+from .colors import Uint8Array, to_float64_array
 from .draw import VMAX_QUANTILE
 from .sheet import ColorBar, Tile, contact_sheet
 
@@ -32,7 +32,7 @@ def colored_panels(results: Mapping[str, Any], *, kind: MapKind | None = None, u
     Raises InputError where they are not maps or images of one shape.
     """
     are_images = all(hasattr(result, "images") for result in results.values())
-    maps = _check_results({name: result.images for name, result in results.items()} if are_images else results)
+    maps = _check_same_shape_maps({name: result.images for name, result in results.items()} if are_images else results)
     if kind is None and are_images:
         kind = "image"
     if kind is None:
@@ -101,7 +101,7 @@ def side_by_side(
     return contact_sheet(rows, title=title, columns=columns, bars=[colored.bar] if colored.bar else [], side=side)
 
 
-def _check_results(results: Mapping[str, Any]) -> dict[str, colors.Array]:
+def _check_same_shape_maps(results: Mapping[str, Any]) -> dict[str, colors.Array]:
     if not results:
         raise InputError("there is nothing to draw: give {model: result}")
     if not_arrays := [name for name, m in results.items() if not hasattr(m, "shape")]:
@@ -109,7 +109,7 @@ def _check_results(results: Mapping[str, Any]) -> dict[str, colors.Array]:
         raise InputError(
             f"wanted maps (N, C, H, W) or generated images of each model; {type_text}: pass one of its tensors"
         )
-    maps = {name: as_array(m) for name, m in results.items()}
+    maps = {name: to_float64_array(m) for name, m in results.items()}
     shapes = {name: m.shape for name, m in maps.items()}
     if wrong_shape := [name for name, shape in shapes.items() if len(shape) != 4]:
         raise InputError(
@@ -132,7 +132,7 @@ def cka_plot(
 
     `models` are the names of the two axes; `transparent` leaves out the background, for light and dark pages.
     """
-    values = as_array(cka)[::-1].clip(0, 1)
+    values = to_float64_array(cka)[::-1].clip(0, 1)
     return matrix_plot(
         values, list(reversed(rows)), columns, models, title=title, unit="CKA", vmax=1.0, max_pixels=max_pixels,
         transparent=transparent,
@@ -142,11 +142,11 @@ def cka_plot(
 # -- two models' filters and maps in one grid each ---------------------------------------------------------------------
 
 
-def map_grids(
+def map_grid_by_model(
     maps: Mapping[str, Any], *, max_maps: int = 32, columns: int = 8, max_width: int = 400
 ) -> tuple[dict[str, Uint8Array], ColorBar]:
     """{model: maps (K, H, W), or filters of three colors (K, 3, h, w)} as one grid per model, on one scale."""
-    selected = {name: as_array(m)[:max_maps] for name, m in maps.items()}
+    selected = {name: to_float64_array(m)[:max_maps] for name, m in maps.items()}
     vmax = colors.max_magnitude(*selected.values())
     if all(m.ndim == 4 for m in selected.values()):
         rgb, kind = {name: colors.image_to_rgb(0.5 + m / (2 * vmax)) for name, m in selected.items()}, "gray"

@@ -13,26 +13,26 @@ from PIL import Image, ImageDraw
 
 from ..engine.rows import evenly_spaced_indices as evenly_spaced_indices
 from . import colors
-from .colors import Array, Uint8Array, as_array
+from .colors import Array, Uint8Array, to_float64_array
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
     from ..activations import LayerMaps
     from ..synthesis import Morph
 
-MAX_SHOWN_CHANNELS = 32  # of a layer that are shown
-UNITS_PER_ROW = 32  # of a layer without positions
+MAX_SHOWN_CHANNELS_PER_LAYER = 32  # of a layer that are shown
+N_UNITS_PER_ROW = 32  # of a layer without positions
 UNIT_SIDE_PIXELS = 16  # per side of such a unit
-MAX_UNIT_CELLS = 1024  # of a layer without positions that are shown
+MAX_SHOWN_UNITS_WITHOUT_POSITIONS = 1024  # of a layer without positions that are shown
 VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the same color
 
 
 def signed_map_to_rgb(m: Any, vmax: float) -> Uint8Array:
     """A signed map (C, H, W) summed over channels, (H, W, 3)."""
-    return colors.as_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
+    return colors.map_to_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
 
 
-def color_map_on_own_scale(m: Any) -> tuple[Uint8Array, str]:
+def color_map_on_its_scale(m: Any) -> tuple[Uint8Array, str]:
     """A map (C, H, W) colored on its own scale, and its range as text. A map that is positive everywhere starts at its
     smallest value: what matters in it are the differences."""
     summed = colors.sum_channels(m)
@@ -51,7 +51,7 @@ def shared_vmax(*maps: Any) -> float:
 
 def outline_rectangle(rgb: Uint8Array, bounds: Sequence[int], color: tuple[int, int, int], side: int) -> Image.Image:
     """An image (H, W, 3), enlarged as on a sheet, with a line around bounds (top, left, bottom, right) of it."""
-    im = colors.resize_to(rgb, side).convert("RGB")
+    im = colors.resize_to_side(rgb, side).convert("RGB")
     fy, fx = im.height / rgb.shape[0], im.width / rgb.shape[1]
     top, left, bottom, right = bounds
     corners = round(left * fx) - 1, round(top * fy) - 1, round(right * fx), round(bottom * fy)
@@ -132,7 +132,7 @@ def confused(
         >>> ub.plots.confused(x[0], torch.stack(maps), ["4", "9"], label="9", factor=0.2).width
         480
     """
-    x, maps = as_array(x), as_array(maps)
+    x, maps = to_float64_array(x), to_float64_array(maps)
     vmax = shared_vmax(maps)
     gradient_names = [f"d logit {n} / dx" for n in names]
     values = [f"logit {v:.3g}" for v in logits] or ["", ""]
@@ -186,7 +186,7 @@ def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int 
 
 def morph_frames(morph: Morph, row: int) -> tuple[Array, Array]:
     """The frames (T, C, H, W) and probabilities (T, K) of one row, up to the last frame that changed."""
-    frames, probs = as_array(morph.frames[:, row]), as_array(morph.probs[:, row])
+    frames, probs = to_float64_array(morph.frames[:, row]), to_float64_array(morph.probs[:, row])
     changed_steps = (frames[1:] != frames[:-1]).reshape(len(frames) - 1, -1).any(1).nonzero()[0]
     n = int(changed_steps[-1]) + 2 if len(changed_steps) else 1
     return frames[:n], probs[:n]
@@ -234,7 +234,7 @@ def channel_map_grid(
     h: Any,
     *,
     bar: ColorBar | None = None,
-    max_channels: int = MAX_SHOWN_CHANNELS,
+    max_channels: int = MAX_SHOWN_CHANNELS_PER_LAYER,
     columns: int = 8,
     max_width: int = 232,
 ) -> Uint8Array:
@@ -243,10 +243,10 @@ def channel_map_grid(
     Signed where any value is below zero, else a magnitude. `bar` is the scale of all that are compared, by default
     `activation_color_bar(h)`.
     """
-    bar, h = bar or activation_color_bar(h), as_array(h)
+    bar, h = bar or activation_color_bar(h), to_float64_array(h)
     to_rgb = colors.signed_to_rgb if bar.kind == "signed" else colors.magnitude_to_rgb
     if h.ndim < 3:
-        strip = to_rgb(_units_as_rows(h), bar.vmax)
+        strip = to_rgb(_arrange_units_in_rows(h), bar.vmax)
         return colors.tile_images(strip[None], 1, cell=UNIT_SIDE_PIXELS * max(strip.shape[:2]), max_width=max_width)
     maps = _downsample(h.reshape(-1, *h.shape[-2:])[:max_channels], max_width // columns)
     return colors.tile_images(to_rgb(maps, bar.vmax), columns, max_width=max_width)
@@ -264,17 +264,17 @@ def _downsample(maps: Array, side: int) -> Array:
 
 def activation_color_bar(h: Any) -> ColorBar:
     """The scale of `channel_map_grid` for all values of h: one example's activation, or those of several."""
-    h = as_array(h)
+    h = to_float64_array(h)
     return ColorBar("signed" if h.min(initial=0) < 0 else "magnitude", colors.max_magnitude(h), "activation")
 
 
-def _units_as_rows(h: Array) -> Array:
-    """Units (F,) in rows of UNITS_PER_ROW; free cells at the end are NaN, drawn gray. Tokens (T, F) keep their rows."""
+def _arrange_units_in_rows(h: Array) -> Array:
+    """Units (F,) in rows of N_UNITS_PER_ROW; free cells are NaN, drawn gray. Tokens (T, F) keep their rows."""
     if h.ndim == 2:
-        rows: Array = _downsample(h[None], 16 * UNITS_PER_ROW)[0]
+        rows: Array = _downsample(h[None], 16 * N_UNITS_PER_ROW)[0]
         return rows
-    h = h[:MAX_UNIT_CELLS]
-    width = min(UNITS_PER_ROW, len(h))
+    h = h[:MAX_SHOWN_UNITS_WITHOUT_POSITIONS]
+    width = min(N_UNITS_PER_ROW, len(h))
     padded = np.full(-(-len(h) // width) * width, np.nan)
     padded[: len(h)] = h
     return padded.reshape(-1, width)
@@ -337,7 +337,7 @@ def filter_grid(
     weights: Any, *, max_filters: int = 64, columns: int = 8, max_width: int = 400
 ) -> tuple[Uint8Array, ColorBar]:
     """The filters of `filters` as one image, and its color bar."""
-    w = as_array(weights)
+    w = to_float64_array(weights)
     color = w.shape[1] == 3
     vmax = colors.max_magnitude(w) if color else colors.max_magnitude(colors.sum_channels(w))
     selected = w[:max_filters]

@@ -36,20 +36,20 @@ LIGHT_CLASS_COLORS = [
     "b4b7be",
     "d0f0f0",
 ]
-REMAINING_CLASSES_COLOR = "8a8a90"  # one gray for the classes after those
+COLOR_OF_REMAINING_CLASSES = "8a8a90"  # one gray for the classes after those
 MAX_OPTIMALLY_ASSIGNED_IMAGES = 1600  # up to which each image gets its own cell, by optimal assignment
-SUPERSAMPLING_FACTOR = 4  # factor by which dots are drawn larger, then shrunk: smooth edges
+DOT_SUPERSAMPLING_FACTOR = 4  # factor by which dots are drawn larger, then shrunk: smooth edges
 
 
 def class_colors(n_classes: int) -> list[str]:
     """A color "#rrggbb" for each class."""
     class_palette = [*MAIN_CLASS_COLORS, *LIGHT_CLASS_COLORS]
-    return [f"#{class_palette[k] if k < len(class_palette) else REMAINING_CLASSES_COLOR}" for k in range(n_classes)]
+    return [f"#{class_palette[k] if k < len(class_palette) else COLOR_OF_REMAINING_CLASSES}" for k in range(n_classes)]
 
 
 def normalize_points(points: Any, margin: float = 0.04) -> Array:
     """Points (N, 2) inside the unit square, one scale for both axes, the second axis upwards. Raises InputError."""
-    p = colors.as_array(points)
+    p = colors.to_float64_array(points)
     if p.ndim != 2 or p.shape[1:] != (2,) or not len(p) or not np.isfinite(p).all():
         raise InputError(f"wanted finite points (N, 2) of a map; got shape {p.shape}")
     low, high = p.min(0), p.max(0)
@@ -57,7 +57,7 @@ def normalize_points(points: Any, margin: float = 0.04) -> Array:
     return np.asarray(0.5 + (1 - 2 * margin) * unit * [1, -1], dtype=np.float64)
 
 
-def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side: int = 520) -> Image.Image:
+def scatter_image(points: Any, labels: Any = None, names: Sequence[str] = (), *, side: int = 520) -> Image.Image:
     """Points colored by class, with the names of the classes at their medians.
 
     Args:
@@ -80,12 +80,12 @@ def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side:
     positions = normalize_points(points)
     class_of_point = _labels_or_zeros(labels, len(positions))
     count = int(class_of_point.max()) + 1
-    canvas = Image.new("RGB", (side * SUPERSAMPLING_FACTOR, side * SUPERSAMPLING_FACTOR), BACKGROUND_COLOR)
+    canvas = Image.new("RGB", (side * DOT_SUPERSAMPLING_FACTOR, side * DOT_SUPERSAMPLING_FACTOR), BACKGROUND_COLOR)
     pen = ImageDraw.Draw(canvas)
-    r = dot_radius(len(positions), side) * SUPERSAMPLING_FACTOR
+    r = scatter_dot_radius(len(positions), side) * DOT_SUPERSAMPLING_FACTOR
     fill = class_colors(count)
     for i in _shuffled_indices(len(positions)):  # in random order, so that no class covers the others
-        x, y = positions[i] * side * SUPERSAMPLING_FACTOR
+        x, y = positions[i] * side * DOT_SUPERSAMPLING_FACTOR
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill[class_of_point[i]])
     canvas = canvas.resize((side, side), Image.Resampling.LANCZOS)
     if labels is not None:
@@ -99,12 +99,12 @@ def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side:
     return canvas
 
 
-def dot_radius(n_points: int, side: int) -> float:
+def scatter_dot_radius(n_points: int, side: int) -> float:
     """The radius of the dots, so that n of them fill a good part of the map but not all of it."""
     return float(np.clip(0.22 * side / math.sqrt(n_points), 1.0, 5.0)) if n_points > 40 else 5.0
 
 
-def scatters(
+def tsne_scatter_sheet(
     maps: TsneMaps, labels: Any = None, names: Sequence[str] = (), *, title: str = "", side: int = 360
 ) -> Image.Image:
     """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest neighbors.
@@ -124,12 +124,12 @@ def scatters(
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(12)
         >>> maps = ub.activations.tsne(box, x, ["fc1"], perplexity=3)
-        >>> ub.plots.embedding.scatters(maps, y).width
+        >>> ub.plots.embedding.tsne_scatter_sheet(maps, y).width
         392
     """
     tiles = [
         Tile(
-            scatter(m.points, labels, names, side=side),
+            scatter_image(m.points, labels, names, side=side),
             "\n".join([_layer_title(m.path), *_neighbor_agreement_lines(m, labels)]),
         )
         for m in maps.layers
@@ -146,7 +146,7 @@ def _neighbor_agreement_lines(tsne_map: TsneMap, labels: Any) -> list[str]:
     return [] if labels is None else [f"10 nearest neighbors agree: {tsne_map.accuracy(labels):.1%}"]
 
 
-def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) -> Image.Image:
+def thumbnail_scatter_image(points: Any, images: Any, *, side: int = 1000, cell: int = 28) -> Image.Image:
     """Images (N, C, H, W) at their points, `cell` pixels wide; those that would cover another are left out."""
     positions = normalize_points(points, margin=max(0.02, 0.6 * cell / side)) * side
     images_rgb = make_thumbnails(images, cell)
@@ -170,7 +170,7 @@ def select_non_overlapping(positions: Array, min_distance: float) -> list[int]:
     return selected
 
 
-def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: int = 28) -> Image.Image:
+def nearest_neighbor_image_grid(points: Any, images: Any, *, columns: int | None = None, cell: int = 28) -> Image.Image:
     """Images (N, C, H, W) on a square grid that keeps neighbors near.
 
     Up to 1,600 images each get their own cell, with the smallest total squared distance between points and cells; of
@@ -180,7 +180,7 @@ def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: in
     columns = columns or max(1, math.ceil(math.sqrt(min(len(positions), MAX_OPTIMALLY_ASSIGNED_IMAGES))))
     cells = np.stack(np.meshgrid(*[(np.arange(columns) + 0.5) / columns] * 2), -1).reshape(-1, 2)  # row by row
     point_of_cell = (
-        _optimal_point_by_cell(positions, cells)
+        _assign_points_to_cells(positions, cells)
         if max(len(positions), len(cells)) <= MAX_OPTIMALLY_ASSIGNED_IMAGES
         else _nearest_point_by_cell(positions, cells, columns)
     )
@@ -195,7 +195,7 @@ def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: in
     return canvas
 
 
-def _optimal_point_by_cell(positions: Array, cells: Array) -> dict[int, int]:
+def _assign_points_to_cells(positions: Array, cells: Array) -> dict[int, int]:
     """{cell: point}, every point (or every cell, if there are fewer) with its own."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped, unused-ignore]
 
@@ -244,7 +244,7 @@ def _labels_or_zeros(labels: Any, n: int) -> Any:
     """Labels (n,), all 0 if there are none. Raises InputError."""
     if labels is None:
         return np.zeros(n, dtype=int)
-    y = colors.as_array(labels)
+    y = colors.to_float64_array(labels)
     if y.shape != (n,) or (y < 0).any() or (y % 1).any():
         raise InputError(f"wanted one label per point, ({n},) integers from 0; got shape {y.shape}")
     return y.astype(int)
@@ -254,7 +254,7 @@ def _shuffled_indices(n: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).permutation(n)]
 
 
-def class_name_positions(positions: Array, class_of_point: Any) -> dict[int, tuple[float, float]]:
+def class_name_position_by_class(positions: Array, class_of_point: Any) -> dict[int, tuple[float, float]]:
     """Where the name of each class is printed: at the member nearest to its median, so never between two clusters."""
     by_class = {}
     for k in np.unique(class_of_point).tolist():
@@ -269,7 +269,7 @@ def _draw_class_names(
 ) -> None:
     face = get_font(15, bold=True)
     largest = sorted(
-        class_name_positions(positions, class_of_point).items(),
+        class_name_position_by_class(positions, class_of_point).items(),
         key=lambda item: -int((class_of_point == item[0]).sum()),
     )[:20]
     for k, (x, y) in largest:

@@ -8,15 +8,20 @@ from typing import Any
 from PIL import Image
 
 from . import colors
-from .draw import color_map_on_own_scale
+from .draw import color_map_on_its_scale
 from .sheet import Tile, contact_sheet
 from .tables import contribution_bars, stack_panels
 
-MAX_SHEET_COLUMNS = 4
+MAX_EXPLANATION_SHEET_COLUMNS = 4
 
 
 def explanation_sheet(
-    x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], *, title: str = "", columns: int = MAX_SHEET_COLUMNS
+    x: Any,
+    maps: Mapping[str, Any],
+    verdicts: Mapping[str, str],
+    *,
+    title: str = "",
+    columns: int = MAX_EXPLANATION_SHEET_COLUMNS,
 ) -> Image.Image:
     """An input (C, H, W) and its maps {name: (C or 1, H, W)}, with the methods' verdicts {name: text} below them.
 
@@ -24,7 +29,7 @@ def explanation_sheet(
     """
     tiles = [Tile(colors.image_to_rgb(x), "input")]
     for name, m in maps.items():
-        rgb, scale_text = color_map_on_own_scale(m)
+        rgb, scale_text = color_map_on_its_scale(m)
         tiles.append(Tile(rgb, f"{name}\n{verdicts.get(name, '')}\n{scale_text}"))
     rows: list[list[Tile | None]] = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     rows[-1] += [None] * (columns - len(rows[-1])) if len(rows) > 1 else []

@@ -12,12 +12,12 @@ from PIL import Image
 
 from ..atomic_write import write_bytes
 from ..errors import InputError, WriteError
-from .colors import Uint8Array, resize_to
+from .colors import Uint8Array, resize_to_side
 
 ImageLike = Uint8Array | Image.Image
 
 
-def as_image(source: ImageLike) -> Image.Image:
+def to_pillow_image(source: ImageLike) -> Image.Image:
     return source if isinstance(source, Image.Image) else Image.fromarray(np.ascontiguousarray(source))
 
 
@@ -46,7 +46,7 @@ def save(image: ImageLike, path: str | os.PathLike[str]) -> Path:
     buffer = BytesIO()
     kind = _pillow_format(path)
     options = {"compress_level": 3} if kind == "PNG" else {}  # sheets are also written in the middle of training
-    as_image(image).save(buffer, kind, **options)
+    to_pillow_image(image).save(buffer, kind, **options)
     return write_bytes(path, buffer.getvalue())
 
 
@@ -84,7 +84,7 @@ def gif_bytes(frames: Sequence[ImageLike], *, ms: int = 80, last_ms: int = 1200,
     """The content of the file that `save_gif` writes. Raises InputError without frames."""
     if not len(frames):
         raise InputError("a GIF needs at least one frame; got none")
-    images = [_palettize(resize_to(as_image(f), side).convert("RGB")) for f in frames]
+    images = [_reduce_to_palette(resize_to_side(to_pillow_image(f), side).convert("RGB")) for f in frames]
     times, buffer = [ms] * (len(images) - 1) + [last_ms], BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
     return buffer.getvalue()
@@ -104,18 +104,18 @@ def png_bytes(image: ImageLike) -> bytes:
         >>> ub.plots.png_bytes(np.zeros((8, 8, 3), np.uint8))[:4]
         b'\\x89PNG'
     """
-    buffer, paletted = BytesIO(), _palettize_if_exact(as_image(image))
+    buffer, paletted = BytesIO(), _reduce_to_palette_if_exact(to_pillow_image(image))
     paletted.save(buffer, "PNG", optimize=paletted.mode == "P")  # photos gain little, and take long
     return buffer.getvalue()
 
 
-def _palettize(im: Image.Image) -> Image.Image:
+def _reduce_to_palette(im: Image.Image) -> Image.Image:
     """With a palette: exact for at most 256 colors, else the nearest colors of an octree."""
-    paletted = _palettize_if_exact(im)
+    paletted = _reduce_to_palette_if_exact(im)
     return paletted if paletted.mode == "P" else im.quantize(256, Image.Quantize.FASTOCTREE)
 
 
-def _palettize_if_exact(im: Image.Image) -> Image.Image:
+def _reduce_to_palette_if_exact(im: Image.Image) -> Image.Image:
     """The same pixels with a palette if there are at most 256 colors, as in most maps and gray images."""
     if im.mode not in ("RGB", "RGBA"):
         return im

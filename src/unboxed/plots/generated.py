@@ -13,7 +13,7 @@ from PIL import Image
 from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError
 from . import colors
-from .colors import Uint8Array, as_array
+from .colors import Uint8Array, to_float64_array
 from .files import save_gif
 from .sheet import Tile, contact_sheet
 from .text import hyphens_to_minus_signs
@@ -42,8 +42,8 @@ def image_sheet(
         >>> ub.plots.image_sheet(drawn, captions=["zero", "one"]).width
         326
     """
-    images = _result_images(result)[:max_images]
-    words = list(captions)[:max_images] or _captions(result)[: len(images)] or [""] * len(images)
+    images = _images_with_transparency(result)[:max_images]
+    words = list(captions)[:max_images] or _image_captions(result)[: len(images)] or [""] * len(images)
     tiles = [Tile(p, w) for p, w in zip(images, words, strict=True)]
     return contact_sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title)
 
@@ -111,29 +111,32 @@ def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, m
     return save_gif([colors.image_to_rgb(f) for f in _require_frames(result)[:, row]], path, ms=ms, side=side)
 
 
-def _captions(result: Any) -> list[str]:
+def _image_captions(result: Any) -> list[str]:
     """What each image is of, and its score; empty where the result has neither."""
     scores, names = getattr(result, "scores", None), getattr(result, "names", None)
     if scores is None:
         return [] if names is None else [*names]
-    values = as_array(scores)
-    return [score_text(s, name) for s, name in zip(values, names or [""] * len(values), strict=True)]
+    values = to_float64_array(scores)
+    return [score_caption(s, name) for s, name in zip(values, names or [""] * len(values), strict=True)]
 
 
-def score_text(score: float, name: str) -> str:
+def score_caption(score: float, name: str) -> str:
     """The caption of a score, of what its name says.
 
-    >>> score_text(-9.957, "3"), score_text(0.5, "")
+    >>> score_caption(-9.957, "3"), score_caption(0.5, "")
     ('score of 3: −9.96', 'score 0.5')
     """
     return hyphens_to_minus_signs(f"score of {name}: {score:.3g}" if name else f"score {score:.3g}")
 
 
-def _result_images(result: Any) -> list[Uint8Array | Image.Image]:
+def _images_with_transparency(result: Any) -> list[Uint8Array | Image.Image]:
     images = getattr(result, "images", result)
     if getattr(result, "transparency", None) is None:
         return [colors.image_to_rgb(x) for x in images]
-    return [_with_alpha(x, t) for x, t in zip(as_array(result.images), as_array(result.transparency), strict=True)]
+    return [
+        _with_alpha(x, t)
+        for x, t in zip(to_float64_array(result.images), to_float64_array(result.transparency), strict=True)
+    ]
 
 
 def _with_alpha(x: Any, transparency: Any) -> Image.Image:

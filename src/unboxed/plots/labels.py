@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import InputError
-from .embedding import class_colors, dot_radius, normalize_points
+from .embedding import class_colors, normalize_points, scatter_dot_radius
 from .sheet import BACKGROUND_COLOR, FAINT_COLOR, TEXT_COLOR
 from .text import get_font, wrap_text
 
-LABEL_SIZE, LABEL_GAP = 12, 3  # points of the font; pixels between a dot and its word, and between words
-MAX_LABEL_PIXELS = 140
-FOOTER_PIXELS = 22  # for the line below the map
-SUPERSAMPLING_FACTOR = 4
+LABEL_FONT_SIZE, LABEL_GAP_PIXELS = 12, 3  # points of the font; pixels between a dot and its word, and between words
+MAX_LABEL_WIDTH_PIXELS = 140
+FOOTER_HEIGHT_PIXELS = 22  # for the line below the map
+DOT_SUPERSAMPLING_FACTOR = 4
 HALO_COLOR = BACKGROUND_COLOR  # around words, which lie above dots
-MARGIN = 0.06  # of the map's side, free at its edges
+MAP_MARGIN_FRACTION = 0.06  # of the map's side, free at its edges
 
 Box = tuple[float, float, float, float]
 
@@ -44,16 +44,23 @@ def labeled_scatter(points: Any, words: Sequence[str], *, title: str = "", note:
         >>> labeled_scatter([[0.0, 0.0], [1.0, 1.0]], ["sun", "moon"], side=200).width
         200
     """
-    positions = normalize_points(points, margin=MARGIN) * side
+    positions = normalize_points(points, margin=MAP_MARGIN_FRACTION) * side
     if len(words) != len(positions):
         raise InputError(f"wanted one word per point, {len(positions)}; got {len(words)}")
-    top = FOOTER_PIXELS * bool(title)
-    image = Image.new("RGB", (side, side + top + FOOTER_PIXELS), BACKGROUND_COLOR)
-    image.paste(_dots(positions, side), (0, top))
-    pen, face = ImageDraw.Draw(image), get_font(LABEL_SIZE)
-    boxes = place_labels(positions, [_label(word, face) for word in words], side)
+    top = FOOTER_HEIGHT_PIXELS * bool(title)
+    image = Image.new("RGB", (side, side + top + FOOTER_HEIGHT_PIXELS), BACKGROUND_COLOR)
+    image.paste(_draw_dots(positions, side), (0, top))
+    pen, face = ImageDraw.Draw(image), get_font(LABEL_FONT_SIZE)
+    boxes = place_labels(positions, [_label_on_one_line(word, face) for word in words], side)
     for i, (left, upper, _, _) in boxes.items():
-        pen.text((left, upper + top), _label(words[i], face), TEXT_COLOR, face, stroke_width=2, stroke_fill=HALO_COLOR)
+        pen.text(
+            (left, upper + top),
+            _label_on_one_line(words[i], face),
+            TEXT_COLOR,
+            face,
+            stroke_width=2,
+            stroke_fill=HALO_COLOR,
+        )
     if title:
         pen.text((8, 5), wrap_text(title, side - 16, get_font(13, bold=True), 1)[0], TEXT_COLOR, get_font(13, True))
     named = f"{len(boxes):,} of {len(words):,} words are named" + f"; {note}" * bool(note)
@@ -61,37 +68,37 @@ def labeled_scatter(points: Any, words: Sequence[str], *, title: str = "", note:
     return image
 
 
-def _label(word: str, face: Any) -> str:
-    return wrap_text(word, MAX_LABEL_PIXELS, face, 1)[0]
+def _label_on_one_line(word: str, face: Any) -> str:
+    return wrap_text(word, MAX_LABEL_WIDTH_PIXELS, face, 1)[0]
 
 
-def _dots(positions: Any, side: int) -> Image.Image:
-    canvas = Image.new("RGB", (side * SUPERSAMPLING_FACTOR,) * 2, BACKGROUND_COLOR)
+def _draw_dots(positions: Any, side: int) -> Image.Image:
+    canvas = Image.new("RGB", (side * DOT_SUPERSAMPLING_FACTOR,) * 2, BACKGROUND_COLOR)
     pen, fill = ImageDraw.Draw(canvas), class_colors(1)[0]
-    r = min(2.5, dot_radius(len(positions), side)) * SUPERSAMPLING_FACTOR
-    for x, y in positions * SUPERSAMPLING_FACTOR:
+    r = min(2.5, scatter_dot_radius(len(positions), side)) * DOT_SUPERSAMPLING_FACTOR
+    for x, y in positions * DOT_SUPERSAMPLING_FACTOR:
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     return canvas.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def place_labels(positions: Any, labels: Sequence[str], side: int) -> dict[int, Box]:
     """{index: (left, upper, right, lower)} of the labels that fit beside their points, inside the map."""
-    face, placed = get_font(LABEL_SIZE), dict[int, Box]()
+    face, placed = get_font(LABEL_FONT_SIZE), dict[int, Box]()
     taken = np.empty((0, 4))
     for i, (label, (x, y)) in enumerate(zip(labels, positions, strict=True)):
-        width, height = face.getlength(label), LABEL_SIZE + 2
-        for left in (x + LABEL_GAP + 1, x - LABEL_GAP - 1 - width):
+        width, height = face.getlength(label), LABEL_FONT_SIZE + 2
+        for left in (x + LABEL_GAP_PIXELS + 1, x - LABEL_GAP_PIXELS - 1 - width):
             box = (left, y - height / 2, left + width, y + height / 2)
-            if label.strip() and min(box) >= 0 and max(box) <= side and not _overlaps(taken, box):
+            if label.strip() and min(box) >= 0 and max(box) <= side and not _overlaps_any(taken, box):
                 placed[i], taken = box, np.vstack([taken, box])
                 break
     return placed
 
 
-def _overlaps(taken: Any, box: Box) -> bool:
+def _overlaps_any(taken: Any, box: Box) -> bool:
     left, upper, right, lower = box
     apart = (
-        (taken[:, 0] > right + LABEL_GAP) | (taken[:, 2] < left - LABEL_GAP)
+        (taken[:, 0] > right + LABEL_GAP_PIXELS) | (taken[:, 2] < left - LABEL_GAP_PIXELS)
         | (taken[:, 1] > lower) | (taken[:, 3] < upper)
     )  # fmt: skip
     return bool((~apart).any())

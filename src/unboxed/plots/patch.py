@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from . import colors
 from .colors import TILE_BORDER_COLOR
-from .sheet import BACKGROUND_COLOR, MARGIN_PIXELS, TEXT_COLOR
+from .sheet import BACKGROUND_COLOR, SHEET_MARGIN_PIXELS, TEXT_COLOR
 from .text import get_font, wrap_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def printable_patch(
         346
     """
     face, head = get_font(max(11, side // 40)), get_font(max(13, side // 30), bold=True)
-    step, margin = round(1.4 * side / 40) + 6, MARGIN_PIXELS + side // 40
+    step, margin = round(1.4 * side / 40) + 6, SHEET_MARGIN_PIXELS + side // 40
     title = wrap_text(_patch_title(patch, classes), side, head)
     rule_lines = [
         line for text in _placement_instructions(patch, success) for line in wrap_text(text, side, face, max_lines=8)

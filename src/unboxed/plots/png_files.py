@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .colors import Uint8Array, as_array
+from .colors import Uint8Array, to_float64_array
 from .files import save
 
-MAX_LEVEL = 255
-LEVEL_TOLERANCE = 1e-6  # of the range: float rounding
-PNG_CHANNEL_COUNTS = (1, 3)
+MAX_PNG_LEVEL = 255
+MAX_LEVEL_ROUNDING_FRACTION = 1e-6  # of the range: float rounding
+ALLOWED_PNG_CHANNEL_COUNTS = (1, 3)
 
 
 def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -> list[Path]:
@@ -46,14 +46,14 @@ def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -
 
 def to_png_levels(images: Any) -> Uint8Array:
     """The pixels of the files, (N, H, W) or (N, H, W, 3). Raises InputError for values between the levels."""
-    levels = as_array(images) * MAX_LEVEL
-    if levels.ndim != 4 or levels.shape[1] not in PNG_CHANNEL_COUNTS:
+    levels = to_float64_array(images) * MAX_PNG_LEVEL
+    if levels.ndim != 4 or levels.shape[1] not in ALLOWED_PNG_CHANNEL_COUNTS:
         hint = "for other channels keep (images * 255).round() as bytes, with numpy.save"
         raise InputError(f"wanted images (N, 1 or 3, H, W); got {levels.shape}: {hint}")
     rounded = levels.round()
     if (
-        not (np.abs(levels - rounded) <= LEVEL_TOLERANCE * MAX_LEVEL).all()
-        or not ((rounded >= 0) & (rounded <= MAX_LEVEL)).all()
+        not (np.abs(levels - rounded) <= MAX_LEVEL_ROUNDING_FRACTION * MAX_PNG_LEVEL).all()
+        or not ((rounded >= 0) & (rounded <= MAX_PNG_LEVEL)).all()
     ):
         raise InputError(
             "the values of these images are not levels k/255 of a file: attack with bits=8, or round them first"

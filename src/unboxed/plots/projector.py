@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..errors import InputError
-from .colors import Array, as_array
+from .colors import Array, to_float64_array
 from .embedding import make_thumbnails
 from .files import png_bytes
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_SPRITE_SIDE_PIXELS = 8192  # per side of a sprite: the limit of WebGL
 MAX_THUMBNAIL_SIDE_PIXELS = 64  # per side; images are never enlarged
 MIN_THUMBNAIL_SIDE_PIXELS = 16  # per side; rather than smaller thumbnails, the points are split into several embeddings
-CONFIG_FILE = "projector_config.pbtxt"
+PROJECTOR_CONFIG_FILE_NAME = "projector_config.pbtxt"
 
 
 def projector(
@@ -73,10 +73,10 @@ def projector(
         shared_entry = _write_metadata_and_sprite(folder, suffix, rows, images, labels, classes, side, max_pixels)
         for index, (name, table) in enumerate(tables.items()):
             path = f"tensors-{index}{suffix}.tsv"
-            write_bytes(folder / path, _tsv_bytes(table[rows]))
+            write_bytes(folder / path, _vectors_to_tsv_bytes(table[rows]))
             title = f"{name}, part {number + 1}" if len(parts) > 1 else name
             entries.append({"tensor_name": title, "tensor_path": path, **shared_entry})
-    return write_bytes(folder / CONFIG_FILE, encode_utf8("".join(map(_config_entry, entries))))
+    return write_bytes(folder / PROJECTOR_CONFIG_FILE_NAME, encode_utf8("".join(map(_projector_config_entry, entries))))
 
 
 def _features_by_name(features: Any) -> dict[str, Array]:
@@ -84,7 +84,7 @@ def _features_by_name(features: Any) -> dict[str, Array]:
     layers = getattr(features, "layers", None)
     by_name = {m.path: m.points for m in layers} if layers is not None else features
     named = dict(by_name) if isinstance(by_name, Mapping) else {"features": by_name}
-    tables = {_clean_name(name): as_array(table) for name, table in named.items()}
+    tables = {_name_without_tabs(name): to_float64_array(table) for name, table in named.items()}
     sizes = {table.shape[0] if table.ndim == 2 else -1 for table in tables.values()}
     if len(sizes) != 1 or min(sizes) < 1 or not all(np.isfinite(t).all() for t in tables.values()):
         shapes = ", ".join(f"{name} {t.shape}" for name, t in tables.items()) or "nothing"
@@ -113,7 +113,7 @@ def _write_metadata_and_sprite(
     entry: dict[str, Any] = {}
     if labels is not None:
         entry["metadata_path"] = f"metadata{suffix}.tsv"
-        write_bytes(folder / entry["metadata_path"], _metadata_bytes(labels[rows], classes, rows.start))
+        write_bytes(folder / entry["metadata_path"], _metadata_to_tsv_bytes(labels[rows], classes, rows.start))
     if images is not None:
         sprite, size = _make_sprite_and_thumbnail_size(images[rows], side, max_pixels)
         entry["sprite"] = {"image_path": f"sprite{suffix}.png", "single_image_dim": size}
@@ -121,18 +121,21 @@ def _write_metadata_and_sprite(
     return entry
 
 
-def _tsv_bytes(rows: Array) -> bytes:
+def _vectors_to_tsv_bytes(rows: Array) -> bytes:
     return "".join("\t".join(f"{v:.7g}" for v in row) + "\n" for row in rows.tolist()).encode()
 
 
-def _metadata_bytes(labels: Any, classes: Sequence[str], first_index: int) -> bytes:
+def _metadata_to_tsv_bytes(labels: Any, classes: Sequence[str], first_index: int) -> bytes:
     """A table with a header and two columns: the label, and the number of the example."""
-    words = [_clean_name(classes[k] if k < len(classes) else str(k)) for k in as_array(labels).astype(int).tolist()]
+    words = [
+        _name_without_tabs(classes[k] if k < len(classes) else str(k))
+        for k in to_float64_array(labels).astype(int).tolist()
+    ]
     lines = ["label\texample", *(f"{word}\t{first_index + i}" for i, word in enumerate(words))]
     return encode_utf8("\n".join(lines) + "\n")
 
 
-def _clean_name(name: object) -> str:
+def _name_without_tabs(name: object) -> str:
     """A name without tabs and line breaks."""
     return " ".join(str(name).split()) or "(no name)"
 
@@ -150,7 +153,7 @@ def _make_sprite_and_thumbnail_size(images: Any, side: int, max_pixels: int) -> 
     return Image.fromarray(canvas), (w, h)
 
 
-def _config_entry(values: Mapping[str, Any]) -> str:
+def _projector_config_entry(values: Mapping[str, Any]) -> str:
     """One embedding of a ProjectorConfig in protobuf's text format."""
     lines = [f"  {key}: {json.dumps(v, ensure_ascii=False)}" for key, v in values.items() if isinstance(v, str)]
     if sprite := values.get("sprite"):

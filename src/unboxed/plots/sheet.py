@@ -20,12 +20,16 @@ from .colors import TILE_BORDER_COLOR, Uint8Array
 from .text import Font, get_font, wrap_text
 
 TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255)
-MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
+SHEET_MARGIN_PIXELS, TILE_GAP_PIXELS, LINE_HEIGHT_PIXELS = 16, 14, 15
 MAX_ROW_TITLE_WIDTH_PIXELS = 112  # pixels; longer row titles are wrapped
 MAX_HEADER_WIDTH_PIXELS = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
 COLOR_BAR_WIDTH_PIXELS = 140
 MIN_TILE_WIDTH_PIXELS = 64  # narrower tiles leave no room for a caption
-COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE, "gray": colors.GRAY_TABLE}
+COLORMAP_BY_KIND = {
+    "signed": colors.SIGNED_COLORMAP,
+    "magnitude": colors.MAGNITUDE_COLORMAP,
+    "gray": colors.GRAY_COLORMAP,
+}
 
 
 @dataclass(frozen=True)
@@ -79,30 +83,32 @@ def contact_sheet(
         >>> contact_sheet([[Tile(np.zeros((8, 8, 3), np.uint8), "black")]], title="One tile").size
         (256, 229)
     """
-    grid = [[_Cell.of(tile, side) for tile in row] for row in rows]
-    layout = _Layout.of(grid, title, columns, names, bars)
+    grid = [[_SheetCell.of(tile, side) for tile in row] for row in rows]
+    layout = _SheetLayout.of(grid, title, columns, names, bars)
     canvas = Image.new("RGB", layout.size, BACKGROUND_COLOR)
     pen = ImageDraw.Draw(canvas)
-    _draw_text_lines(pen, layout.title, MARGIN_PIXELS, MARGIN_PIXELS, get_font(15, bold=True), step=20)
+    _draw_text_lines(pen, layout.title, SHEET_MARGIN_PIXELS, SHEET_MARGIN_PIXELS, get_font(15, bold=True), step=20)
     for x, head in zip(layout.lefts, layout.column_titles, strict=False):
-        _draw_text_lines(pen, head, x, layout.tops[0] - LINE_HEIGHT * len(head) - 4, get_font(12, bold=True))
+        _draw_text_lines(pen, head, x, layout.tops[0] - LINE_HEIGHT_PIXELS * len(head) - 4, get_font(12, bold=True))
     for y, row, name in zip(layout.tops, grid, layout.row_titles, strict=False):
-        _draw_text_lines(pen, name, MARGIN_PIXELS, y, get_font(12, bold=True))
+        _draw_text_lines(pen, name, SHEET_MARGIN_PIXELS, y, get_font(12, bold=True))
         for x, cell in zip(layout.lefts, row, strict=False):
-            cell.draw(canvas, pen, x, y, _row_height(row))
+            cell.draw(canvas, pen, x, y, _max_image_height(row))
     for i, bar in enumerate(bars):
-        _draw_color_bar(canvas, pen, bar, MARGIN_PIXELS, layout.bottom + i * 34, layout.size[0] - 2 * MARGIN_PIXELS)
+        _draw_color_bar(
+            canvas, pen, bar, SHEET_MARGIN_PIXELS, layout.bottom + i * 34, layout.size[0] - 2 * SHEET_MARGIN_PIXELS
+        )
     return canvas
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _SheetCell:
     image: Image.Image | None
     caption: str
 
     @classmethod
-    def of(cls, tile: Tile | None, side: int) -> _Cell:
-        return cls(None, "") if tile is None else cls(colors.resize_to(tile.image, side), tile.caption)
+    def of(cls, tile: Tile | None, side: int) -> _SheetCell:
+        return cls(None, "") if tile is None else cls(colors.resize_to_side(tile.image, side), tile.caption)
 
     @property
     def lines(self) -> list[str]:
@@ -121,12 +127,12 @@ class _Cell:
         _draw_text_lines(pen, self.lines, x, y + row_height + 5, get_font(12))
 
 
-def _row_height(row: list[_Cell]) -> int:
+def _max_image_height(row: list[_SheetCell]) -> int:
     return max((c.image.height for c in row if c.image is not None), default=0)
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _SheetLayout:
     title: list[str]
     column_titles: list[list[str]]
     row_titles: list[list[str]]
@@ -137,26 +143,36 @@ class _Layout:
 
     @classmethod
     def of(
-        cls, grid: list[list[_Cell]], title: str, columns: Sequence[str], names: Sequence[str], bars: Sequence[ColorBar]
-    ) -> _Layout:
+        cls,
+        grid: list[list[_SheetCell]],
+        title: str,
+        columns: Sequence[str],
+        names: Sequence[str],
+        bars: Sequence[ColorBar],
+    ) -> _SheetLayout:
         cell = max([MIN_TILE_WIDTH_PIXELS, *(c.image.width for row in grid for c in row if c.image is not None)])
         count = max(map(len, grid), default=0)
         title_width = _row_title_width(names)
-        lefts = [MARGIN_PIXELS + title_width + i * (cell + GAP_PIXELS) for i in range(count)]
-        width = max(lefts[-1] + cell if lefts else 0, _header_width(title, bars)) + MARGIN_PIXELS
-        title_lines = wrap_text(title, width - 2 * MARGIN_PIXELS, get_font(15, bold=True)) if title else []
+        lefts = [SHEET_MARGIN_PIXELS + title_width + i * (cell + TILE_GAP_PIXELS) for i in range(count)]
+        width = max(lefts[-1] + cell if lefts else 0, _header_width(title, bars)) + SHEET_MARGIN_PIXELS
+        title_lines = wrap_text(title, width - 2 * SHEET_MARGIN_PIXELS, get_font(15, bold=True)) if title else []
         column_titles = [wrap_text(c, cell, get_font(12, bold=True)) if c else [] for c in columns]
         y = (
-            MARGIN_PIXELS
+            SHEET_MARGIN_PIXELS
             + 20 * len(title_lines)
             + 6 * bool(title_lines)
-            + LINE_HEIGHT * max(map(len, column_titles), default=0)
+            + LINE_HEIGHT_PIXELS * max(map(len, column_titles), default=0)
             + 4 * bool(column_titles)
         )
         tops = []
         for row in grid:
             tops.append(y)
-            y += _row_height(row) + 8 + LINE_HEIGHT * max((len(c.lines) for c in row), default=0) + GAP_PIXELS
+            y += (
+                _max_image_height(row)
+                + 8
+                + LINE_HEIGHT_PIXELS * max((len(c.lines) for c in row), default=0)
+                + TILE_GAP_PIXELS
+            )
         row_titles = [
             wrap_text(n, title_width - 8, get_font(12, bold=True), max_lines=6) if n else [] for n in names
         ] or [[]] * len(grid)
@@ -167,7 +183,7 @@ class _Layout:
             lefts,
             tops,
             y,
-            (width, y + 34 * len(bars) + (MARGIN_PIXELS - GAP_PIXELS) + 4),
+            (width, y + 34 * len(bars) + (SHEET_MARGIN_PIXELS - TILE_GAP_PIXELS) + 4),
         )
 
 
@@ -181,11 +197,11 @@ def _header_width(title: str, bars: Sequence[ColorBar]) -> int:
     """Where the title and the names of the color bars end, within bounds."""
     bar_widths = [COLOR_BAR_WIDTH_PIXELS + 12 + get_font(11).getlength(to_printable(bar.name)) for bar in bars]
     width = max([get_font(15, bold=True).getlength(to_printable(title)), *bar_widths])
-    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH_PIXELS), MAX_HEADER_WIDTH_PIXELS))
+    return SHEET_MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH_PIXELS), MAX_HEADER_WIDTH_PIXELS))
 
 
 def _draw_text_lines(
-    pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face: Font, step: int = LINE_HEIGHT
+    pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face: Font, step: int = LINE_HEIGHT_PIXELS
 ) -> None:
     for i, line in enumerate(lines):
         pen.text((x, y + i * step), line, TEXT_COLOR, face)
@@ -196,7 +212,7 @@ def _draw_color_bar(
 ) -> None:
     """The colors, the ends of the range, and the name of what is measured."""
     width, face = min(COLOR_BAR_WIDTH_PIXELS, max_width), get_font(11)
-    table = COLOR_TABLES[bar.kind]
+    table = COLORMAP_BY_KIND[bar.kind]
     strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
     pen.rectangle((x - 1, y - 1, x + width, y + 8), outline=TILE_BORDER_COLOR)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..engine.rectangle import Rectangle
 
 TILE_SIDE_PIXELS = 84
-OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white
+OUTLINE_COLOR_ON_IMAGE, OUTLINE_COLOR_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white
 MODEL_NAMES = ("with the shortcut", "control model")
 
 
@@ -29,7 +29,10 @@ def shortcut_maps(result: ShortcutReport) -> Image.Image:
     rows = [f for f in result.findings if f.family == "attribution" and f.images is not None]
     rectangles = [result.trigger.rectangle(int(k)) for k in result.classes]
     grid = [_input_tiles(result, rectangles), *(_map_tiles(f, rectangles) for f in rows)]
-    names = ["input", *(f"{f.name}\n{f.grade}\n{_score_text(f)}\n±{_shared_map_vmax(f):.2g}" for f in rows)]
+    names = [
+        "input",
+        *(f"{f.name}\n{f.grade}\n{_finding_score_text(f)}\n±{_vmax_of_finding_maps(f):.2g}" for f in rows),
+    ]
     columns = [
         f"{model}: {'mismatched' if k != y else 'matched'} trigger"
         for model in MODEL_NAMES
@@ -44,7 +47,7 @@ def _trigger_class_and_label_pairs(result: ShortcutReport) -> list[tuple[int, in
     return list(zip(result.classes.tolist(), result.labels.tolist(), strict=True))
 
 
-def _score_text(finding: ShortcutFinding) -> str:
+def _finding_score_text(finding: ShortcutFinding) -> str:
     return (
         ""
         if finding.score is None or finding.control_score is None
@@ -52,7 +55,7 @@ def _score_text(finding: ShortcutFinding) -> str:
     )
 
 
-def _shared_map_vmax(finding: ShortcutFinding) -> float:
+def _vmax_of_finding_maps(finding: ShortcutFinding) -> float:
     return shared_vmax(*(finding.images or ()))
 
 
@@ -64,7 +67,9 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
         ):
             tiles.append(
                 Tile(
-                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, TILE_SIDE_PIXELS),
+                    outline_rectangle(
+                        colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_COLOR_ON_IMAGE, TILE_SIDE_PIXELS
+                    ),
                     f"label {y}, trigger {k}\npredicted {p}",
                 )
             )
@@ -72,10 +77,10 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
 
 
 def _map_tiles(finding: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
-    vmax = _shared_map_vmax(finding)
+    vmax = _vmax_of_finding_maps(finding)
     all_maps = [m for of_model in finding.images or () for m in of_model]
     return [
-        Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_ON_MAP, TILE_SIDE_PIXELS))
+        Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_COLOR_ON_MAP, TILE_SIDE_PIXELS))
         for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
     ]
 

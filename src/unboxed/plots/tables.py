@@ -10,34 +10,34 @@ from PIL import Image
 
 from ..engine.column_units import ColumnChange
 from .charts import beeswarm_chart, signed_bar_chart
-from .colors import as_array
+from .colors import to_float64_array
 
-MAX_ROW_PANELS = 4  # rows that are drawn one by one
-MAX_COLUMNS = 12  # that are drawn; the others are counted
-PANEL_GAP = 6  # pixels between the panels of a figure
+MAX_TABLE_ROW_PANELS = 4  # rows that are drawn one by one
+MAX_DRAWN_COLUMNS = 12  # that are drawn; the others are counted
+PANEL_GAP_PIXELS = 6  # pixels between the panels of a figure
 
 
 def contribution_bars(values: Any, x: Any, names: Sequence[str], *, title: str = "", label: str = "") -> Image.Image:
     """What each column of a row contributes (F,), the largest first, named with the column's value."""
-    values = as_array(values)
-    order = np.argsort(-np.abs(values), kind="stable")[:MAX_COLUMNS]
-    row = None if x is None else as_array(x)
+    values = to_float64_array(values)
+    order = np.argsort(-np.abs(values), kind="stable")[:MAX_DRAWN_COLUMNS]
+    row = None if x is None else to_float64_array(x)
     bars = {names[i] if row is None else f"{names[i]} = {row[i]:.4g}": float(values[i]) for i in order}
     return signed_bar_chart(bars, title=title, label=label, n_omitted=len(values) - len(order))
 
 
-def change_bars(changes: Sequence[ColumnChange], *, title: str = "") -> Image.Image:
+def column_change_bars(changes: Sequence[ColumnChange], *, title: str = "") -> Image.Image:
     """How far each column of a row was moved, in the unit in which columns are compared, with both values."""
-    shown = changes[:MAX_COLUMNS]
+    shown = changes[:MAX_DRAWN_COLUMNS]
     label = f"change: {shown[0].unit.strip('()')}" if shown else "no column was changed"
     bars = {c.text: c.change for c in shown}
     return signed_bar_chart(bars, title=title, label=label, n_omitted=len(changes) - len(shown))
 
 
-def column_swarm(values: Any, x: Any, names: Sequence[str], *, title: str = "", label: str = "") -> Image.Image:
+def contribution_swarm(values: Any, x: Any, names: Sequence[str], *, title: str = "", label: str = "") -> Image.Image:
     """What each column contributes over many rows (N, F), the columns of the largest mean magnitude first."""
-    values, x = as_array(values), as_array(x)
-    order = np.argsort(-np.abs(values).mean(0), kind="stable")[:MAX_COLUMNS]
+    values, x = to_float64_array(values), to_float64_array(x)
+    order = np.argsort(-np.abs(values).mean(0), kind="stable")[:MAX_DRAWN_COLUMNS]
     hidden = values.shape[1] - len(order)
     label += f"; {hidden} columns of smaller ones are not shown" * bool(hidden)
     return beeswarm_chart(values[:, order], x[:, order], [names[i] for i in order], title=title, label=label)
@@ -46,10 +46,10 @@ def column_swarm(values: Any, x: Any, names: Sequence[str], *, title: str = "", 
 def stack_panels(panels: Sequence[Image.Image]) -> Image.Image:
     """Charts below one another."""
     width = max((p.width for p in panels), default=1)
-    height = sum(p.height + PANEL_GAP for p in panels) or 1
+    height = sum(p.height + PANEL_GAP_PIXELS for p in panels) or 1
     sheet = Image.new("RGB", (width, height), "white")
     top = 0
     for panel in panels:
         sheet.paste(panel, (0, top))
-        top += panel.height + PANEL_GAP
+        top += panel.height + PANEL_GAP_PIXELS
     return sheet

@@ -11,7 +11,7 @@ from PIL import ImageFont
 
 from ..atomic_write import to_printable
 
-BEFORE_SIGN_PATTERN = r"(?<![^\s(\[±])"  # what comes before a sign, in a regular expression
+BEFORE_MINUS_SIGN_PATTERN = r"(?<![^\s(\[±])"  # what comes before a sign, in a regular expression
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -32,8 +32,8 @@ def hyphens_to_minus_signs(text: str) -> str:
     >>> hyphens_to_minus_signs("from -1.5 to -0.00, 2e-05, cifar-10")
     'from −1.5 to 0.00, 2e−05, cifar-10'
     """
-    text = re.sub(rf"{BEFORE_SIGN_PATTERN}-(?=0(\.0+)?(?![.e]?\d))", "", text)
-    return re.sub(rf"{BEFORE_SIGN_PATTERN}-(?=\.?\d)|(?<=\d[eE])-(?=\d)", "\u2212", text)
+    text = re.sub(rf"{BEFORE_MINUS_SIGN_PATTERN}-(?=0(\.0+)?(?![.e]?\d))", "", text)
+    return re.sub(rf"{BEFORE_MINUS_SIGN_PATTERN}-(?=\.?\d)|(?<=\d[eE])-(?=\d)", "\u2212", text)
 
 
 def wrap_text(text: str, width: float, font: Font, max_lines: int = 4) -> list[str]:
@@ -45,7 +45,7 @@ def wrap_text(text: str, width: float, font: Font, max_lines: int = 4) -> list[s
     ]
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1] + "…"]
-    return [_truncate(line, width, font) for line in lines]
+    return [_truncate_with_ellipsis(line, width, font) for line in lines]
 
 
 @lru_cache(4096)
@@ -65,7 +65,7 @@ def _break_line(line: str, width: float, font: Font) -> list[str]:
     return lines
 
 
-def _truncate(line: str, width: float, font: Font) -> str:
+def _truncate_with_ellipsis(line: str, width: float, font: Font) -> str:
     if _text_width(font, line) <= width:
         return line
     while len(line) > 1 and _text_width(font, line + "…") > width:

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .colors import SIGNED_TABLE
+from .colors import SIGNED_COLORMAP
 from .sheet import ColorBar, Tile, contact_sheet
 from .text import get_font
 
-WIDTH_PIXELS, PADDING, LINE_GAP = 720, 3, 6
-FONT_SIZE = 15
-MAX_TOKENS = 400  # of a text that are drawn
-DARK_TEXT, LIGHT_TEXT, SOFT_TEXT = (28, 28, 30), (255, 255, 255), (130, 130, 136)
-CONTINUED = re.compile(r"^##")  # of WordPiece: it goes on the word before
-STARTS_WORD = re.compile(r"^[Ġ▁]")  # of byte pairs and SentencePiece: a space comes before
+TEXT_MAP_WIDTH_PIXELS, WORD_PADDING_PIXELS, LINE_GAP_PIXELS = 720, 3, 6
+FONT_SIZE_PIXELS = 15
+MAX_DRAWN_TOKENS = 400  # of a text that are drawn
+DARK_TEXT_COLOR, LIGHT_TEXT_COLOR, SPECIAL_TOKEN_TEXT_COLOR = (28, 28, 30), (255, 255, 255), (130, 130, 136)
+CONTINUATION_TOKEN_PATTERN = re.compile(r"^##")  # of WordPiece: it goes on the word before
+WORD_START_TOKEN_PATTERN = re.compile(r"^[Ġ▁]")  # of byte pairs and SentencePiece: a space comes before
 
 
 @dataclass(frozen=True)
-class ColoredText:
+class TextWithValues:
     """One text: its tokens, a value for each, and which of them the tokenizer added."""
 
     tokens: Sequence[str]
@@ -31,7 +31,7 @@ class ColoredText:
     caption: str = ""
 
 
-def text_sheet(texts: Sequence[ColoredText], *, title: str = "", unit: str = "") -> Image.Image:
+def text_sheet(texts: Sequence[TextWithValues], *, title: str = "", unit: str = "") -> Image.Image:
     """Texts below one another; red words raise the score, blue ones lower it, and words that were added are gray.
 
     Args:
@@ -43,51 +43,53 @@ def text_sheet(texts: Sequence[ColoredText], *, title: str = "", unit: str = "")
         The picture.
 
     Example:
-        >>> from unboxed.plots.text_map import ColoredText, text_sheet
-        >>> text_sheet([ColoredText(("not", "good"), (-1.0, 0.5), (False, False))]).mode
+        >>> from unboxed.plots.text_map import TextWithValues, text_sheet
+        >>> text_sheet([TextWithValues(("not", "good"), (-1.0, 0.5), (False, False))]).mode
         'RGB'
     """
     shown = [abs(v) for t in texts for v, s in zip(t.values, t.special, strict=True) if not s and np.isfinite(v)]
     vmax = max(shown, default=0.0) or 1.0
     rows = [[Tile(np.asarray(_draw_words(text, vmax)), text.caption)] for text in texts]
-    return contact_sheet(rows, title=title, bars=[ColorBar("signed", vmax, unit)], side=WIDTH_PIXELS)
+    return contact_sheet(rows, title=title, bars=[ColorBar("signed", vmax, unit)], side=TEXT_MAP_WIDTH_PIXELS)
 
 
-def _draw_words(text: ColoredText, vmax: float) -> Image.Image:
+def _draw_words(text: TextWithValues, vmax: float) -> Image.Image:
     """The words of a text on their colors, wrapped."""
-    font = get_font(FONT_SIZE)
-    height = FONT_SIZE + 2 * PADDING + LINE_GAP
+    font = get_font(FONT_SIZE_PIXELS)
+    height = FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS + LINE_GAP_PIXELS
     places = list[tuple[str, float, bool, int, int, int]]()
-    x, y = PADDING, 0
-    for token, value, special in list(zip(text.tokens, text.values, text.special, strict=True))[:MAX_TOKENS]:
-        word, is_glued = _word(token, any(STARTS_WORD.match(t) for t in text.tokens))
-        width = int(font.getlength(word)) + 2 * PADDING
-        x = x if is_glued or not places else x + PADDING
-        if x + width > WIDTH_PIXELS and places:
-            x, y = PADDING, y + height
+    x, y = WORD_PADDING_PIXELS, 0
+    for token, value, special in list(zip(text.tokens, text.values, text.special, strict=True))[:MAX_DRAWN_TOKENS]:
+        word, is_glued = _word_and_is_continued(token, any(WORD_START_TOKEN_PATTERN.match(t) for t in text.tokens))
+        width = int(font.getlength(word)) + 2 * WORD_PADDING_PIXELS
+        x = x if is_glued or not places else x + WORD_PADDING_PIXELS
+        if x + width > TEXT_MAP_WIDTH_PIXELS and places:
+            x, y = WORD_PADDING_PIXELS, y + height
         places.append((word, value, special, x, y, width))
         x += width
-    image = Image.new("RGB", (WIDTH_PIXELS, y + height), (255, 255, 255))
+    image = Image.new("RGB", (TEXT_MAP_WIDTH_PIXELS, y + height), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     for word, value, special, left, top, width in places:
-        color, ink = ((255, 255, 255), SOFT_TEXT) if special else _colors(value, vmax)
-        draw.rectangle((left, top, left + width, top + FONT_SIZE + 2 * PADDING), fill=color)
-        draw.text((left + PADDING, top + PADDING - 2), word, fill=ink, font=font)
+        color, ink = ((255, 255, 255), SPECIAL_TOKEN_TEXT_COLOR) if special else _background_and_text_color(value, vmax)
+        draw.rectangle((left, top, left + width, top + FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS), fill=color)
+        draw.text((left + WORD_PADDING_PIXELS, top + WORD_PADDING_PIXELS - 2), word, fill=ink, font=font)
     return image
 
 
-def _word(token: str, has_marks: bool) -> tuple[str, bool]:
+def _word_and_is_continued(token: str, has_marks: bool) -> tuple[str, bool]:
     """A token as it is shown, and whether it goes on the word before."""
-    if CONTINUED.match(token):
+    if CONTINUATION_TOKEN_PATTERN.match(token):
         return token[2:], True
     if has_marks:
-        return STARTS_WORD.sub("", token) or " ", not STARTS_WORD.match(token)
+        return WORD_START_TOKEN_PATTERN.sub("", token) or " ", not WORD_START_TOKEN_PATTERN.match(token)
     return token, False
 
 
-def _colors(value: float, vmax: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _background_and_text_color(value: float, vmax: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """The color of a value, and that of text on it."""
     if not np.isfinite(value):
-        return (128, 128, 128), LIGHT_TEXT
-    r, g, b = (int(v) for v in SIGNED_TABLE[round((np.clip(value / vmax, -1, 1) + 1) / 2 * (len(SIGNED_TABLE) - 1))])
-    return (r, g, b), DARK_TEXT if 0.299 * r + 0.587 * g + 0.114 * b > 140 else LIGHT_TEXT
+        return (128, 128, 128), LIGHT_TEXT_COLOR
+    r, g, b = (
+        int(v) for v in SIGNED_COLORMAP[round((np.clip(value / vmax, -1, 1) + 1) / 2 * (len(SIGNED_COLORMAP) - 1))]
+    )
+    return (r, g, b), DARK_TEXT_COLOR if 0.299 * r + 0.587 * g + 0.114 * b > 140 else LIGHT_TEXT_COLOR

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import Array, Uint8Array, add_borders, as_array
+from .colors import Array, Uint8Array, add_borders, to_float64_array
 from .draw import VMAX_QUANTILE
 from .sheet import ColorBar, Tile, contact_sheet
 
 HISTOGRAM_SIZE_PIXELS = (150, 66)  # pixels
 MAX_PATCH_SIDE_PIXELS = 72  # per side; larger patches are shrunk by a whole factor
-OUTSIDE_COLOR, BAR_COLOR, ZERO_LINE_COLOR = (236, 236, 240), (70, 70, 78), (178, 24, 43)
+OUTSIDE_IMAGE_COLOR, HISTOGRAM_BAR_COLOR, HISTOGRAM_ZERO_LINE_COLOR = (236, 236, 240), (70, 70, 78), (178, 24, 43)
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ def crop_with_padding(
     image: Any, bounds: Sequence[int], field_size: tuple[int, int], image_size: tuple[int, int]
 ) -> Array:
     """The part of an image (C, H, W) within bounds; NaN where the receptive field (h, w) exceeds the image."""
-    image = as_array(image)
+    image = to_float64_array(image)
     top, left, bottom, right = map(int, bounds)
     h, w = max(field_size[0], bottom - top), max(field_size[1], right - left)
     canvas = np.full((len(image), h, w), np.nan)
     y = h - (bottom - top) if top == 0 and bottom < image_size[0] else 0
     x = w - (right - left) if left == 0 and right < image_size[1] else 0
     canvas[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
-    return _shrink_patch(canvas)
+    return _downsample_patch(canvas)
 
 
-def _shrink_patch(canvas: Array) -> Array:
+def _downsample_patch(canvas: Array) -> Array:
     f = -(-max(canvas.shape[1:]) // MAX_PATCH_SIDE_PIXELS)
     h, w = (s // f for s in canvas.shape[1:])
     blocks: Array = canvas[:, : h * f, : w * f].reshape(len(canvas), h, f, w, f).mean((2, 4))
@@ -79,7 +79,7 @@ def back_projection_grid(
     """Their projections on the same grid, signed: brightening red pixels raises the activation."""
     maps = unit.projections if unit.projections is not None else unit.patches * np.nan
     rgb = colors.signed_to_rgb(colors.sum_channels(maps), vmax)
-    rgb[np.isnan(maps).any(1)] = OUTSIDE_COLOR
+    rgb[np.isnan(maps).any(1)] = OUTSIDE_IMAGE_COLOR
     return add_borders(colors.tile_images(rgb, columns, cell=cell, max_width=max_width))
 
 
@@ -88,11 +88,11 @@ def _patches_to_rgb(patches: Array) -> Uint8Array:
     outside = np.isnan(patches).any(1)  # (P, h, w)
     for axis in (1, 2):  # of a signal, the curve is larger
         outside = outside.repeat(rgb.shape[axis] // outside.shape[axis], axis)
-    rgb[outside] = OUTSIDE_COLOR
+    rgb[outside] = OUTSIDE_IMAGE_COLOR
     return rgb
 
 
-def histogram(unit: PlottedUnit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Uint8Array:
+def histogram_image(unit: PlottedUnit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) -> Uint8Array:
     """The histogram of the unit's values, with a red line at zero; its ends are those of the first and the last bin."""
     width, height = size
     canvas = Image.new("RGB", size, (255, 255, 255))
@@ -105,11 +105,11 @@ def histogram(unit: PlottedUnit, size: tuple[int, int] = HISTOGRAM_SIZE_PIXELS) 
         if count:  # heights by square root, so that few large values are seen next to many small ones
             pen.rectangle(
                 (a, height - 1 - max(1, round(np.sqrt(count) / tallest * (height - 6))), max(a, b - 1), height - 1),
-                BAR_COLOR,
+                HISTOGRAM_BAR_COLOR,
             )
     if edges[0] <= 0 <= edges[-1]:
         x = round(-float(edges[0]) / span * (width - 1))
-        pen.line((x, 0, x, height - 1), ZERO_LINE_COLOR)
+        pen.line((x, 0, x, height - 1), HISTOGRAM_ZERO_LINE_COLOR)
     return np.asarray(canvas)
 
 
@@ -141,7 +141,7 @@ def units_sheet(
         row = [Tile(patch_grid(unit), f"top values {values_text}")]
         if has_projections:
             row.append(Tile(back_projection_grid(unit, vmax)))
-        rows.append([*row, Tile(histogram(unit), value_range_text(unit))])
+        rows.append([*row, Tile(histogram_image(unit), value_range_text(unit))])
     heads = [patch_name, *([projection_name] if has_projections else []), "largest value in each example"]
     bars = (
         [ColorBar("signed", vmax, f"{projection_name}: change of the unit per unit of pixel value")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..atomic_write import encode_utf8, write_bytes
-from ..engine.results import json_summary, nan_to_none
+from ..engine.results import json_summary, nonfinite_to_none
 from ..errors import InputError
 from .figures import figures
 from .files import png_bytes, save
@@ -66,7 +66,7 @@ def save_result(result: Any, path: Path, *, box: Box | None = None, data: Any = 
     """Write a result as the ending of the file's name says."""
     ending = path.suffix.lower()
     if ending == ".json":
-        text = json.dumps(nan_to_none(json_summary(result)), indent=1, ensure_ascii=False)
+        text = json.dumps(nonfinite_to_none(json_summary(result)), indent=1, ensure_ascii=False)
         return write_bytes(path, encode_utf8(text))
     if ending == ".html":
         page = import_module("unboxed.report.result_page")  # pages are above plots

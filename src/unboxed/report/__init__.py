@@ -48,11 +48,11 @@ from . import (
     synthesis,
     units,
 )
-from .blocks import Block, Figure, Note
-from .context import TRAINING_DATA, ReportContext, Section
+from .blocks import Block, Caution, Figure
+from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import Finding, NotApplicable
-from .folder import FACTS_FILE, PAGE_FILE, ReportFolder
-from .pictures import PictureStore
+from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
+from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
 from .skipped import skipped_text
 from .source import ReportData
@@ -85,8 +85,8 @@ SECTIONS: list[Section[Any]] = [
 
 
 VERDICTS_FILE = "verdicts.json"
-NOT_RUN_TEXT = "not run: the work was interrupted"
-SMALL_MODEL_MIN_BATCH_LIMIT = 256  # examples; a model whose automatic batch is as large runs on one thread
+INTERRUPTED_TEXT = "not run: the work was interrupted"
+SMALL_MODEL_MIN_AUTO_BATCH_ROWS = 256  # examples; a model whose automatic batch is as large runs on one thread
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _ReportInProgress:
     """A report while it is made: the sections so far."""
 
     context: ReportContext
-    pictures: PictureStore
+    pictures: PageImageStore
     sections: list[RenderedSection] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # {slug: finding}, for report.json
     title: str = ""
@@ -170,7 +170,7 @@ def report(
     """
     selected, seed = _select_sections(sections, has_training=training is not None), check_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
-        box = box.reopen(box.model, box.inputs.images_or_none())
+        box = box.reopen(box.model, box.inputs.as_image_pixels_or_none())
     with ReportFolder(out) as folder, _single_threading_if_small(box):
         source = ReportData(data, box)
         with tqdm(
@@ -178,16 +178,16 @@ def report(
         ) as bar:
             survey = run_survey(box, source, max_examples)
             bar.update()
-            context = ReportContext(box, source, survey, judge, seed, command, training, _load_verdicts(folder))
-            work = _ReportInProgress(context, PictureStore(folder))
+            context = ReportContext(box, source, survey, judge, seed, command, training, _load_verdict_cache(folder))
+            work = _ReportInProgress(context, PageImageStore(folder))
             for section in selected:
                 bar.set_description(section.title)
                 work.sections.append(_render_section(work, section))
                 bar.update()
         failures = {s.slug: s.failure for s in work.sections if s.failure}
-        folder.stage(PAGE_FILE, encode_utf8(_page_html(work)))
+        folder.stage(PAGE_FILE_NAME, encode_utf8(_page_html(work)))
         folder.stage(VERDICTS_FILE, context.verdict_cache.to_json())
-        folder.stage(FACTS_FILE, _facts_json(work, folder, failures))
+        folder.stage(REPORT_JSON_FILE, _report_json(work, folder, failures))
         published = Report(folder.publish(), failures)
     if (skipped_note := skipped_text(source, survey)) and not quiet:
         print(f"{source.name}: {skipped_note}; the page lists them.", file=sys.stderr)
@@ -198,7 +198,7 @@ def report(
 def _single_threading_if_small(box: Box) -> Iterator[None]:
     """Small models run on one thread: several, waiting for one another on busy cores, took up to 8 times as long."""
     n_threads = torch.get_num_threads()
-    if box.batch_limit >= SMALL_MODEL_MIN_BATCH_LIMIT:
+    if box.batch_limit >= SMALL_MODEL_MIN_AUTO_BATCH_ROWS:
         torch.set_num_threads(1)
     try:
         yield
@@ -211,7 +211,7 @@ def _select_sections(
 ) -> list[Section[Any]]:
     by_slug = {s.slug: s for s in SECTIONS}
     selected = []
-    default = [s for s in SECTIONS if has_training or TRAINING_DATA not in s.needs]
+    default = [s for s in SECTIONS if has_training or TRAINING_DATA_NEED not in s.needs]
     for section in default if sections is None else sections:
         if isinstance(section, str) and section not in by_slug:
             raise InputError(
@@ -226,7 +226,7 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
     rendered = partial(RenderedSection, section.title, section.slug)
     try:
         if work.interrupted:
-            return rendered(failure=NOT_RUN_TEXT)
+            return rendered(failure=INTERRUPTED_TEXT)
         if unmet := section.reason_not_applicable(work.context):
             return rendered(not_applicable=unmet)
         finding, blocks = _find_and_show(work.context, section)
@@ -237,7 +237,7 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
         return rendered(not_applicable=str(reason))
     except KeyboardInterrupt:
         work.interrupted = True
-        return rendered(failure=NOT_RUN_TEXT)
+        return rendered(failure=INTERRUPTED_TEXT)
     except WriteError:  # no other section could be written either
         raise
     except Exception as error:  # one section that fails is no reason to lose the others
@@ -254,10 +254,10 @@ def _find_and_show(context: ReportContext, section: Section[Any]) -> tuple[Findi
     for warning in [w for w in caught if not issubclass(w.category, UnboxedWarning)]:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning))
-    return finding, [*(Note(f"Note: {note}.") for note in notes), *blocks]
+    return finding, [*(Caution(f"Note: {note}.") for note in notes), *blocks]
 
 
-def _load_verdicts(folder: ReportFolder) -> VerdictCache:
+def _load_verdict_cache(folder: ReportFolder) -> VerdictCache:
     """The verdicts of an earlier report in this folder."""
     with suppress(OSError):
         return VerdictCache((folder.out / VERDICTS_FILE).read_bytes())
@@ -266,12 +266,12 @@ def _load_verdicts(folder: ReportFolder) -> VerdictCache:
 
 def _page_html(work: _ReportInProgress) -> str:
     context = work.context
-    subject = f"{type(context.box.model).__name__}{context.data.name_with_prefix(' on ')}"
+    subject = f"{type(context.box.model).__name__}{context.data.prefixed_name_or_empty(' on ')}"
     cover = render_figures(work.cover, work.pictures)
     return render_page(subject, work.title, work.headline, cover, work.sections)
 
 
-def _facts_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:
+def _report_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:
     context = work.context
     facts = {
         "unboxed": __version__,
@@ -282,7 +282,7 @@ def _facts_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[st
         "headline": work.headline,
         "findings": work.facts,
         "failures": failures,
-        "files": [name for name in folder.files if name not in (PAGE_FILE, FACTS_FILE, VERDICTS_FILE)],
+        "files": [name for name in folder.files if name not in (PAGE_FILE_NAME, REPORT_JSON_FILE, VERDICTS_FILE)],
     }
     without_nan = json.loads(json.dumps(facts, default=str), parse_constant=lambda word: None)  # JSON has no NaN
     return encode_utf8(json.dumps(without_nan, indent=1, ensure_ascii=False))

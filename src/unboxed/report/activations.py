@@ -10,18 +10,29 @@ from torch import Tensor
 from ..activations import LayerMaps, filters, maps
 from ..errors import LayerError
 from ..plots import draw
-from .blocks import Block, Collapsible, ColorScales, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section, tensors_equal
+from .blocks import (
+    Block,
+    Caution,
+    Collapsible,
+    ColorScaleImages,
+    Figure,
+    FigureGrid,
+    FileLinks,
+    Heading,
+    MethodInterpretation,
+    Paragraph,
+)
+from .context import ReportContext, Section, is_equal_tensor
 from .finding import Example, Finding
-from .pictures import File, Picture
-from .words import count_noun, format_shape, layer_name
+from .pictures import PageFile, PageImage
+from .words import count_noun, format_shape, layer_display_name
 
 N_SHOWN_EXAMPLES = 2
 MAX_SHOWN_LAYERS = 16  # whose activations are shown; deeper models are sampled evenly
 MAX_SHOWN_FILTERS = 64
-NOTHING_TO_CHECK_TEXT = "Nothing to check: these are the model's own numbers, colored."
-LAYER_WIDTH_PIXELS = 500  # of a layer's image
-FILTERS_WIDTH_PIXELS = 640
+NO_CHECK_NEEDED_TEXT = "Nothing to check: these are the model's own numbers, colored."
+LAYER_IMAGE_WIDTH_PIXELS = 500  # of a layer's image
+FILTERS_IMAGE_WIDTH_PIXELS = 640
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,13 +80,13 @@ def _sampled_layers(context: ReportContext) -> list[str]:
 
 
 def show(finding: ActivationsFinding) -> list[Block]:
-    return [*_filter_blocks(finding), *_map_blocks(finding)]
+    return [*_filter_blocks(finding), *_activation_map_blocks(finding)]
 
 
 def _filter_blocks(finding: ActivationsFinding) -> list[Block]:
     if finding.filters is None:
-        return [Note(finding.no_filters_reason)] if finding.no_filters_reason else []
-    image, bar = draw.filter_grid(finding.filters, max_width=FILTERS_WIDTH_PIXELS)
+        return [Caution(finding.no_filters_reason)] if finding.no_filters_reason else []
+    image, bar = draw.filter_grid(finding.filters, max_width=FILTERS_IMAGE_WIDTH_PIXELS)
     n_shown = min(MAX_SHOWN_FILTERS, len(finding.filters))
     alt = (
         f"{n_shown} filters of the first layer, {format_shape(finding.filters.shape[2:])} "
@@ -85,40 +96,42 @@ def _filter_blocks(finding: ActivationsFinding) -> list[Block]:
     sheet = draw.filters(finding.filters, title="First-layer filters")
     return [
         Heading("Filters of the first layer"),
-        MethodNote.of(filters, NOTHING_TO_CHECK_TEXT),
-        FigureGrid([Figure(Picture(image, alt, None), "", (caption,))]),
-        ColorScales([bar]),
-        FileLinks([File("filters.png", sheet, "the filters as a sheet")]),
+        MethodInterpretation.of(filters, NO_CHECK_NEEDED_TEXT),
+        FigureGrid([Figure(PageImage(image, alt, None), "", (caption,))]),
+        ColorScaleImages([bar]),
+        FileLinks([PageFile("filters.png", sheet, "the filters as a sheet")]),
     ]
 
 
-def _map_blocks(finding: ActivationsFinding) -> list[Block]:
-    blocks: list[Block] = [Heading("Activations of every layer"), MethodNote.of(maps, NOTHING_TO_CHECK_TEXT)]
+def _activation_map_blocks(finding: ActivationsFinding) -> list[Block]:
+    blocks: list[Block] = [Heading("Activations of every layer"), MethodInterpretation.of(maps, NO_CHECK_NEEDED_TEXT)]
     if len(finding.layers) < finding.n_layers:
         blocks.append(
-            Note(f"{count_noun(len(finding.layers), 'layer')} of {finding.n_layers}, evenly spread over the depth.")
+            Caution(f"{count_noun(len(finding.layers), 'layer')} of {finding.n_layers}, evenly spread over the depth.")
         )
     if len(finding.examples) > 1:
-        blocks.append(Text("Each layer has one scale for both examples, so their brightness can be compared.", "soft"))
+        blocks.append(
+            Paragraph("Each layer has one scale for both examples, so their brightness can be compared.", "soft")
+        )
     for i, example in enumerate(finding.examples):
         title = f"Example {example.row}: {example.sentence}"
         title += f", label {example.label}" if example.label is not None else ""
-        blocks.append(Collapsible(title, [_layer_figures(finding, i)], open=i == 0))
+        blocks.append(Collapsible(title, [_layer_activation_figures(finding, i)], open=i == 0))
     if finding.image_shape is not None:
         sheet = draw.activations(finding.layers, 0, title=f"Activations, example {finding.examples[0].row}")
-        blocks.append(FileLinks([File("activations.png", sheet, "these maps as a sheet")]))
+        blocks.append(FileLinks([PageFile("activations.png", sheet, "these maps as a sheet")]))
     return blocks
 
 
-def _layer_figures(finding: ActivationsFinding, example_index: int) -> FigureGrid:
+def _layer_activation_figures(finding: ActivationsFinding, example_index: int) -> FigureGrid:
     """The output of each layer; its input only where no layer above has shown it."""
     figures: list[Figure] = []
     previous: Tensor | None = None
     for layer in finding.layers:
         input_, output = layer.inputs[example_index], layer.outputs[example_index]
-        if previous is None or not tensors_equal(input_.flatten(), previous.flatten()):
+        if previous is None or not is_equal_tensor(input_.flatten(), previous.flatten()):
             figures.append(_activation_figure(finding, layer, layer.inputs, example_index, "input"))
-        if not tensors_equal(input_, output):  # dropout, identity: nothing new
+        if not is_equal_tensor(input_, output):  # dropout, identity: nothing new
             figures.append(_activation_figure(finding, layer, layer.outputs, example_index, "output"))
         previous = output
     return FigureGrid(figures, two_per_row=True)
@@ -131,23 +144,29 @@ def _activation_figure(
     h, bar = all_maps[example_index], draw.activation_color_bar(all_maps)
     if finding.image_shape is not None and h.ndim == 1 and h.numel() == math.prod(finding.image_shape):
         h = h.view(finding.image_shape)  # a flattened image
-    image = draw.channel_map_grid(h, bar=bar, max_width=LAYER_WIDTH_PIXELS)
+    image = draw.channel_map_grid(h, bar=bar, max_width=LAYER_IMAGE_WIDTH_PIXELS)
     is_channels_first = (
         h.ndim != 3 or input_or_output == "input" or layer.path.partition("#")[0] in finding.channels_first
     )
-    size = _size_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
+    size = (
+        _layer_shape_text(h) if is_channels_first else f"{format_shape(h.shape)} values, row by row of the first axis"
+    )
     span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"
-    title = f"{layer_name(layer.path)} {input_or_output}"
+    title = f"{layer_display_name(layer.path)} {input_or_output}"
     lines = (f"{layer.type}: {size}", f"scale {span} ({colored})")
-    return Figure(Picture(image, f"activation map: {title} {size}, from {span}", None), title, lines)
+    return Figure(PageImage(image, f"activation map: {title} {size}, from {span}", None), title, lines)
 
 
-def _size_text(h: Tensor) -> str:
+def _layer_shape_text(h: Tensor) -> str:
     if h.ndim != 3:
-        part = f"{draw.MAX_UNIT_CELLS:,} of " if h.ndim == 1 and len(h) > draw.MAX_UNIT_CELLS else ""
+        part = (
+            f"{draw.MAX_SHOWN_UNITS_WITHOUT_POSITIONS:,} of "
+            if h.ndim == 1 and len(h) > draw.MAX_SHOWN_UNITS_WITHOUT_POSITIONS
+            else ""
+        )
         return part + count_noun(h.numel(), "unit")
-    part = f"{draw.MAX_SHOWN_CHANNELS} of " if len(h) > draw.MAX_SHOWN_CHANNELS else ""
+    part = f"{draw.MAX_SHOWN_CHANNELS_PER_LAYER} of " if len(h) > draw.MAX_SHOWN_CHANNELS_PER_LAYER else ""
     return f"{part}{count_noun(len(h), 'channel')} of {format_shape(h.shape[1:])}"
 
 

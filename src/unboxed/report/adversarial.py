@@ -18,27 +18,38 @@ from ..engine.optimize.constraints import format_eps
 from ..engine.proportion import Proportion
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL, Attack, default_attack_cards, evaluate
+from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, Attack, default_attack_cards, evaluate
 from ..robustness.result import Robustness
 from .attack_words import attack_sentence
-from .blocks import Block, Collapsible, ColorScales, Figure, FileLinks, Heading, MethodNote, Note, Table, Text
+from .blocks import (
+    Block,
+    Caution,
+    Collapsible,
+    ColorScaleImages,
+    Figure,
+    FileLinks,
+    Heading,
+    MethodInterpretation,
+    Paragraph,
+    Table,
+)
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import NOT_IN_JSON, CheckNote, Example, Finding
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .input_nouns import InputNouns
 from .judge_model import judge_or_reason
-from .pictures import File, Picture
+from .pictures import PageFile, PageImage
 from .survey import evenly_spaced_indices
 from .words import format_named_prob, format_percent, format_prob
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
 FIGURE_SIDE_PIXELS = 112
-MAX_STEPS = 20  # of an attack that takes steps
-MAX_ATTACKED, MIN_ATTACKED = 100, 8  # examples attacked
+MAX_ATTACK_STEPS = 20  # of an attack that takes steps
+MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8  # examples attacked
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
 MAX_QUERIES_PER_EXAMPLE = 200  # forward and backward passes that one example may take
-EPS_GRAYSCALE, EPS_COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+GRAYSCALE_EPS_VALUES, COLOR_EPS_VALUES = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 """Perturbation budgets for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
-SMALLEST_CHANGE_TEXT = (
+SMALLEST_CHANGE_NOTE_TEXT = (
     "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
     "should need a change that people see."
 )
@@ -65,7 +76,7 @@ class RobustnessFinding(Finding):
     models: list[AttackedModel]  # this model first
     no_robust_model_reason: str
     shown: list[Example]
-    classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
+    classes: tuple[str, ...] = field(metadata=FIELD_NOT_IN_JSON)
     nouns: InputNouns
     accuracy: float | None  # on all examples
     n_examples: int
@@ -118,9 +129,10 @@ def find(context: ReportContext) -> RobustnessFinding:
 def _attacked_indices(context: ReportContext) -> list[int]:
     """Indices of the examples attacked, evenly spread over the examples in the order of their classes."""
     n = max(
-        MIN_ATTACKED,
+        MIN_ATTACKED_EXAMPLES,
         min(
-            MAX_ATTACKED, int(MAX_ATTACK_FLOPS / (3 * MAX_QUERIES_PER_EXAMPLE * max(context.box.flops_per_example, 1)))
+            MAX_ATTACKED_EXAMPLES,
+            int(MAX_ATTACK_FLOPS / (3 * MAX_QUERIES_PER_EXAMPLE * max(context.box.flops_per_example, 1))),
         ),
     )
     order = _labels_or_predictions(context).argsort(stable=True)
@@ -130,7 +142,7 @@ def _attacked_indices(context: ReportContext) -> list[int]:
 def _figure_indices(context: ReportContext) -> list[int]:
     """Indices of the examples with figures: correct ones; where none is correct, any."""
     s = context.survey
-    return list(dict.fromkeys((s.typical or s.indices_by_margin)[:MAX_SHOWN_EXAMPLES]))
+    return list(dict.fromkeys((s.typical_indices or s.indices_by_margin)[:MAX_SHOWN_EXAMPLES]))
 
 
 def _labels_or_predictions(context: ReportContext) -> Tensor:
@@ -142,7 +154,7 @@ def _labels_or_predictions(context: ReportContext) -> Tensor:
 def _attack_model(
     context: ReportContext, name: str, box: Box, attacked_indices: Sequence[int], figure_indices: Sequence[int]
 ) -> AttackedModel:
-    eps = EPS_GRAYSCALE if _is_grayscale(box) else EPS_COLOR
+    eps = GRAYSCALE_EPS_VALUES if _is_grayscale(box) else COLOR_EPS_VALUES
     y = _labels_or_predictions(context)[list(attacked_indices)]
     x = context.inputs(attacked_indices)
     attacks = default_attacks_in_few_steps()
@@ -158,9 +170,9 @@ def default_attacks_in_few_steps() -> dict[str, Attack]:
     attacks: dict[str, Attack] = {}
     for card in default_attack_cards():
         has_steps = "steps" in card.settings
-        settings = {**(card.default_attack or {}), **({"steps": MAX_STEPS} if has_steps else {})}
+        settings = {**(card.default_attack or {}), **({"steps": MAX_ATTACK_STEPS} if has_steps else {})}
         if card.n_runs(**settings) <= MAX_QUERIES_PER_EXAMPLE:
-            attacks[f"{card.name}-{MAX_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
+            attacks[f"{card.name}-{MAX_ATTACK_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
     return attacks
 
 
@@ -190,27 +202,27 @@ def _robust_model_name_and_reason(context: ReportContext) -> tuple[Box | None, s
 
 def show(finding: RobustnessFinding) -> list[Block]:
     blocks: list[Block] = [
-        MethodNote.of(deepfool, *_check_of_changes(finding)),
-        Text(_lead_text(finding)),
+        MethodInterpretation.of(deepfool, *_recheck_of_changed_examples(finding)),
+        Paragraph(_adversarial_lead_text(finding)),
         Heading("Robust accuracy"),
         _accuracy_table(finding.models),
-        Text(ROBUST_ACCURACY_TEXT.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
+        Paragraph(ROBUST_ACCURACY_TEXT.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
     ]
     if finding.no_robust_model_reason:
-        blocks.append(Note(finding.no_robust_model_reason))
+        blocks.append(Caution(finding.no_robust_model_reason))
     if finding.has_images:
         blocks += [
             Heading("The smallest change that fools it"),
-            Text(SMALLEST_CHANGE_TEXT, "soft"),
-            *_change_blocks(finding),
+            Paragraph(SMALLEST_CHANGE_NOTE_TEXT, "soft"),
+            *_prediction_change_blocks(finding),
         ]
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
-        blocks.append(Collapsible("By class", [_class_table(classes, finding.robustness.eps[-1])]))
+        blocks.append(Collapsible("By class", [_accuracy_by_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
 
 
-def _lead_text(finding: RobustnessFinding) -> str:
-    text = f"{_attacked_text(finding)} {_accuracy_text(finding)}"
+def _adversarial_lead_text(finding: RobustnessFinding) -> str:
+    text = f"{_attacked_examples_text(finding)} {_accuracy_text(finding)}"
     medians = [m.robustness.median_distance for m in finding.models]
     if len(medians) > 1 and all(0 < median < math.inf for median in medians):
         text += (
@@ -220,7 +232,7 @@ def _lead_text(finding: RobustnessFinding) -> str:
     return text
 
 
-def _attacked_text(finding: RobustnessFinding) -> str:
+def _attacked_examples_text(finding: RobustnessFinding) -> str:
     """Which of the examples were attacked."""
     n = len(finding.attacked)
     if n == finding.n_examples:
@@ -247,7 +259,7 @@ def _accuracy_text(finding: RobustnessFinding) -> str:
     )
 
 
-def _check_of_changes(finding: RobustnessFinding) -> CheckNote:
+def _recheck_of_changed_examples(finding: RobustnessFinding) -> CheckNote:
     """Whether the changed examples fool their model when it classifies them once more."""
     changes = [c for m in finding.models for c in m.changes]
     if not changes:
@@ -272,7 +284,7 @@ def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
     return Table(columns, rows, frozenset(range(2, len(columns))))
 
 
-def _class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: float) -> Table:
+def _accuracy_by_class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: float) -> Table:
     rows = [
         [name, format_percent(clean.value), format_percent(robust.value), f"{clean.n:,}"]
         for name, (clean, robust) in by_class.items()
@@ -281,8 +293,8 @@ def _class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: flo
     return Table(columns, rows, frozenset({1, 2, 3}))
 
 
-def _change_blocks(finding: RobustnessFinding) -> list[Block]:
-    factor = attack_sheet.round_magnification(
+def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
+    factor = attack_sheet.round_magnification_factor(
         colors.max_magnitude(*(c.delta for m in finding.models for c in m.changes))
     )
     blocks: list[Block] = []
@@ -294,13 +306,13 @@ def _change_blocks(finding: RobustnessFinding) -> list[Block]:
             figures += _adversarial_figures(m.name, m.changes[i], finding.classes, factor)
         blocks.append(example.with_figures(figures))
     if finding.is_grayscale:
-        blocks.append(ColorScales([ColorBar("signed", 1 / factor, f"change, times {factor:g}")]))
+        blocks.append(ColorScaleImages([ColorBar("signed", 1 / factor, f"change, times {factor:g}")]))
     else:
-        blocks.append(Text(f"Changes are shown times {factor:g} around gray.", "soft"))
+        blocks.append(Paragraph(f"Changes are shown times {factor:g} around gray.", "soft"))
     sheet = attack_sheet.attack_sheet(
         finding.models[0].changes, finding.classes, norm="linf", title="The smallest change that fools it"
     )
-    return [*blocks, FileLinks([File("fooled.png", sheet, "these images as a sheet")])]
+    return [*blocks, FileLinks([PageFile("fooled.png", sheet, "these images as a sheet")])]
 
 
 def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence[str], factor: float) -> list[Figure]:
@@ -321,11 +333,13 @@ def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence
 
 
 def _captioned_figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
-    return Figure(Picture(image, f"{head}: {', '.join(lines)}", FIGURE_SIDE_PIXELS), head, lines, tone)
+    return Figure(PageImage(image, f"{head}: {', '.join(lines)}", FIGURE_SIDE_PIXELS), head, lines, tone)
 
 
 def _prediction_text(name: str, p: float) -> str:
     return f"predicted {name}, {format_named_prob(p)}"
 
 
-SECTION = Section("What fools it?", "attacks", find, show, ("classes", "exclusive classes"), OBJECTIVE_ATTACK_CALL)
+SECTION = Section(
+    "What fools it?", "attacks", find, show, ("classes", "exclusive classes"), OBJECTIVE_ATTACK_CALL_TEMPLATE
+)

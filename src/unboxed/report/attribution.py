@@ -19,27 +19,27 @@ from ..plots import colors, draw
 from ..plots.sheet import ColorBar
 from .blocks import (
     Block,
-    ColorScales,
+    Caution,
+    ColorScaleImages,
     ExampleWithFigures,
     Figure,
     FigureGrid,
     FileLinks,
     Heading,
-    MethodNote,
-    Note,
-    Text,
+    MethodInterpretation,
+    Paragraph,
 )
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, CheckNote, Example, Finding
-from .pictures import File, Picture
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .pictures import PageFile, PageImage
 from .rows import RowAttributionFinding, find_contributions, is_table, show_contributions
 from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
-EXAMPLES_PER_GROUP = 3
+MAX_EXAMPLES_PER_GROUP = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
-MAX_PUSH_CHANGE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
-GRADIENT_TITLE = "gradient"  # the title of the two columns that share one scale
+MAX_PUSH_PIXEL_CHANGE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
+GRADIENT_COLUMN_TITLE = "gradient"  # the title of the two columns that share one scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,11 @@ class MapColumn:
     scale: float
     before_clamp: list[bool]  # (N,) the gradient is zero at the output's ReLU, and was taken before it
     targets: list[str]  # (N,) classes
-    maps: Tensor = field(metadata=NOT_IN_JSON)  # (N, C, H, W)
+    maps: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (N, C, H, W)
 
 
 @dataclass(frozen=True, eq=False)
-class GradientPush:
+class MoveAlongGradients:
     """The example with the lowest margin, moved along the gradients of its two largest outputs."""
 
     example: Example
@@ -63,7 +63,7 @@ class GradientPush:
     logits: list[float]
     before_clamp: list[bool]
     factor: float  # of the gradients
-    maps: Tensor = field(metadata=NOT_IN_JSON)  # (2, C, H, W)
+    maps: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (2, C, H, W)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +76,7 @@ class AttributionFinding(Finding):
     groups: dict[str, list[Example]]
     columns: list[MapColumn]
     notes: list[str]  # why there is no map of a kind
-    push: GradientPush | None = None
+    push: MoveAlongGradients | None = None
 
     @property
     def examples(self) -> list[Example]:
@@ -107,7 +107,7 @@ def find(context: ReportContext) -> AttributionFinding:
         groups={title: context.examples(group) for title, group in groups.items()},
         columns=columns,
         notes=notes,
-        push=_push_along_gradients(context),
+        push=_move_along_gradients(context),
     )
 
 
@@ -115,17 +115,24 @@ def _example_groups(context: ReportContext) -> dict[str, list[int]]:
     """Indices of the examples by outcome; none twice."""
     s = context.survey
     if s.is_correct is None:
-        by_outcome = {"Lowest margin" if s.exclusive_classes else "Examples": s.indices_by_margin, "Typical": s.typical}
+        by_outcome = {
+            "Lowest margin" if s.exclusive_classes else "Examples": s.indices_by_margin,
+            "Typical": s.typical_indices,
+        }
     else:
-        by_outcome = {"Misclassified": s.misclassified, "Lowest margin": s.indices_by_margin, "Correct": s.typical}
+        by_outcome = {
+            "Misclassified": s.misclassified,
+            "Lowest margin": s.indices_by_margin,
+            "Correct": s.typical_indices,
+        }
     groups: dict[str, list[int]] = {}
     for title, indices in by_outcome.items():
         used = {i for group in groups.values() for i in group}
-        groups[title] = [i for i in indices if i not in used][:EXAMPLES_PER_GROUP]
+        groups[title] = [i for i in indices if i not in used][:MAX_EXAMPLES_PER_GROUP]
     return {title: group for title, group in groups.items() if group}
 
 
-def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
+def _compared_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
     """The class that each prediction is compared with: the label where it is misclassified, else the runner-up."""
     s = context.survey
     runner_ups = s.runner_up[list(indices)]
@@ -137,7 +144,7 @@ def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
 def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tuple[list[MapColumn], list[str]]:
     """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
     box, x, notes = context.box, context.inputs(indices), []
-    predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
+    predicted, rivals = context.survey.predicted[list(indices)], _compared_classes(context, indices)
 
     def score(classes: Tensor) -> Objective:
         return box.objective(classes, len(x))
@@ -152,7 +159,7 @@ def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tu
     results = [gradients(box, score(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
     columns = [
-        column(GRADIENT_TITLE, gradient.__name__, result, targets, scale)
+        column(GRADIENT_COLUMN_TITLE, gradient.__name__, result, targets, scale)
         for result, targets in zip(results, (predicted, rivals), strict=True)
     ]
     if len(box.classes) == 1 or context.data.binary:  # the gradient of no is that of yes, negated
@@ -170,7 +177,7 @@ def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tu
     return columns, notes
 
 
-def _push_along_gradients(context: ReportContext) -> GradientPush | None:
+def _move_along_gradients(context: ReportContext) -> MoveAlongGradients | None:
     s = context.survey
     if not s.exclusive_classes or context.data.binary:
         return None
@@ -178,12 +185,12 @@ def _push_along_gradients(context: ReportContext) -> GradientPush | None:
     x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
     results = [gradients(context.box, context.box.objective(k, 1), x) for k in classes]
     maps = torch.cat([r.map for r in results]).cpu()
-    return GradientPush(
+    return MoveAlongGradients(
         context.examples([index])[0],
         [context.class_name(k) for k in classes],
         [float(r.score) for r in results],
         [bool(r.before_clamp) for r in results],
-        float(f"{MAX_PUSH_CHANGE / draw.shared_vmax(maps):.2g}"),
+        float(f"{MAX_PUSH_PIXEL_CHANGE / draw.shared_vmax(maps):.2g}"),
         maps,
     )
 
@@ -192,21 +199,26 @@ def _push_along_gradients(context: ReportContext) -> GradientPush | None:
 
 
 def show(finding: AttributionFinding) -> list[Block]:
-    blocks: list[Block] = [Text("The next section shows and ranks all attribution methods.", "soft")]
+    blocks: list[Block] = [Paragraph("The next section shows and ranks all attribution methods.", "soft")]
     cards = attribution_cards()
-    blocks += [MethodNote(cards[name], *check_from_verdict(v)) for name, v in finding.verdicts.items()]
-    blocks += [Note(note) for note in finding.notes]
+    blocks += [MethodInterpretation(cards[name], *check_note_from_verdict(v)) for name, v in finding.verdicts.items()]
+    blocks += [Caution(note) for note in finding.notes]
     blocks.append(
-        ColorScales([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in finding.scales.items()])
+        ColorScaleImages([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in finding.scales.items()])
     )
     legend = "Red: a brighter pixel raises the score; blue: it lowers it. Maps of one kind share one scale."
     n_channels = finding.columns[0].maps.shape[1]
     channels_note = f" They are summed over {count_noun(n_channels, 'channel')}." if n_channels > 1 else ""
-    blocks.append(Text(legend + channels_note, "soft"))
-    return [*blocks, *_group_blocks(finding), _sheet_file(finding), *_push_blocks(finding.push)]
+    blocks.append(Paragraph(legend + channels_note, "soft"))
+    return [
+        *blocks,
+        *_group_blocks(finding),
+        _attribution_sheet_file(finding),
+        *_move_along_gradients_blocks(finding.push),
+    ]
 
 
-def check_from_verdict(verdict: Verdict) -> CheckNote:
+def check_note_from_verdict(verdict: Verdict) -> CheckNote:
     return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 
@@ -225,53 +237,59 @@ def _example_row(example: Example, columns: Sequence[MapColumn], example_index: 
 
 
 def _map_figure(column: MapColumn, example_index: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
-    title = f"{GRADIENT_TITLE} of {column.targets[example_index]}" if column.title == GRADIENT_TITLE else column.title
+    title = (
+        f"{GRADIENT_COLUMN_TITLE} of {column.targets[example_index]}"
+        if column.title == GRADIENT_COLUMN_TITLE
+        else column.title
+    )
     notes = ["before the ReLU"] * column.before_clamp[example_index] + ["zero everywhere"] * (
         not bool(column.maps[example_index].any())
     )
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
     return Figure(
-        Picture(draw.signed_map_to_rgb(column.maps[example_index], column.scale), alt, side), "", (title, *notes)
+        PageImage(draw.signed_map_to_rgb(column.maps[example_index], column.scale), alt, side), "", (title, *notes)
     )
 
 
-def _push_blocks(push: GradientPush | None) -> list[Block]:
+def _move_along_gradients_blocks(push: MoveAlongGradients | None) -> list[Block]:
     if push is None:
         return []
     x = push.example.x
     figures = [push.example.figure(show_runner_up=True)]
     for name, m in zip(push.classes, push.maps, strict=True):
         alt = f"the input plus {push.factor:g} times the gradient of {name}"
-        picture = Picture(colors.image_to_rgb(x.cpu() + push.factor * m), alt)
+        picture = PageImage(colors.image_to_rgb(x.cpu() + push.factor * m), alt)
         figures.append(Figure(picture, f"moved toward {name}", (f"input + {push.factor:g} × gradient",)))
     page = draw.confused(
         x, push.maps, push.classes, label=push.example.label or "", factor=push.factor,
         logits=push.logits, before_clamp=push.before_clamp,
     )  # fmt: skip
-    files = FileLinks([File("confused.png", page, "with both gradients, as a sheet")])
+    files = FileLinks([PageFile("confused.png", page, "with both gradients, as a sheet")])
     return [Heading("The lowest margin, moved toward either class"), FigureGrid(figures), files]
 
 
-def _sheet_file(finding: AttributionFinding) -> FileLinks:
+def _attribution_sheet_file(finding: AttributionFinding) -> FileLinks:
     """All maps as one file."""
     shared_titles = ("gradient of its prediction", "gradient of its rival")
-    titles = [shared_titles[i] if c.title == GRADIENT_TITLE else c.title for i, c in enumerate(finding.columns)]
+    titles = [shared_titles[i] if c.title == GRADIENT_COLUMN_TITLE else c.title for i, c in enumerate(finding.columns)]
     maps = dict(zip(titles, (c.maps for c in finding.columns), strict=True))
     own_scale = [t for t in titles if t not in shared_titles]
     x, captions = torch.stack([e.x for e in finding.examples]), [e.prediction_text for e in finding.examples]
     page = draw.gradients(x, maps, captions=captions, own_scale=own_scale, title="Gradients")
-    return FileLinks([File("gradients.png", page, "these maps as a sheet")])
+    return FileLinks([PageFile("gradients.png", page, "these maps as a sheet")])
 
 
-def find_any(context: ReportContext) -> Finding:
+def find_images_or_rows(context: ReportContext) -> Finding:
     """Maps of images; of rows of a table, what each column contributes."""
     return find_contributions(context) if is_table(context) else find(context)
 
 
-def show_any(finding: Finding) -> list[Block]:
+def show_images_or_rows(finding: Finding) -> list[Block]:
     if isinstance(finding, RowAttributionFinding):
         return show_contributions(finding)
     return show(finding) if isinstance(finding, AttributionFinding) else []
 
 
-SECTION = Section("Why this prediction?", "gradients", find_any, show_any, needs=("pixels or table",))
+SECTION = Section(
+    "Why this prediction?", "gradients", find_images_or_rows, show_images_or_rows, needs=("pixels or table",)
+)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from ..cards import Card
 from ..plots.sheet import ColorBar
-from .pictures import File, Picture
+from .pictures import PageFile, PageImage
 
-PAGE_WIDTH, FIGURE_GAP = 1060, 14  # pixels: the page's width, and the gap between two figures
+PAGE_WIDTH_PIXELS, FIGURE_GAP_PIXELS = 1060, 14  # pixels: the page's width, and the gap between two figures
 
 
 class Block(Protocol):
@@ -22,7 +22,7 @@ class Block(Protocol):
 class Figure:
     """A picture with its caption: a bold first line, then small ones. `tone` is "", "good", "fair" or "bad"."""
 
-    picture: Picture
+    picture: PageImage
     head: str = ""
     lines: tuple[str, ...] = ()
     tone: str = ""
@@ -36,12 +36,12 @@ def column_width(figures: Sequence[Figure]) -> int:
 def figures_per_row(figures: Sequence[Figure]) -> int:
     """How many figures one row of the page holds, so that no row is left with one or two."""
     n = len(figures)
-    rows = -(-n // max(1, (PAGE_WIDTH + FIGURE_GAP) // (column_width(figures) + FIGURE_GAP)))
+    rows = -(-n // max(1, (PAGE_WIDTH_PIXELS + FIGURE_GAP_PIXELS) // (column_width(figures) + FIGURE_GAP_PIXELS)))
     return -(-n // max(1, rows))
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     """A paragraph. `tone`: "" or "soft"."""
 
     text: str
@@ -56,7 +56,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Note:
+class Caution:
     """Something a reader must know before trusting the figures."""
 
     text: str
@@ -86,7 +86,7 @@ class ExampleWithFigures:
 
 
 @dataclass(frozen=True)
-class ColorScales:
+class ColorScaleImages:
     """The printed color scales of the figures above."""
 
     bars: Sequence[ColorBar]
@@ -119,13 +119,13 @@ class ConfusionMatrix:
 
 
 @dataclass(frozen=True)
-class Slider:
+class FrameSlider:
     """Frames under a slider, with the probabilities of some classes in each frame."""
 
     slug: str
     name: str
     lines: tuple[str, ...]
-    frames: Sequence[Picture]
+    frames: Sequence[PageImage]
     classes: Sequence[str]
     probs: Sequence[Sequence[float]]  # (frames, classes)
     target: int  # of `classes`
@@ -136,7 +136,7 @@ class Slider:
 
 
 @dataclass(frozen=True)
-class MethodNote:
+class MethodInterpretation:
     """What a method's result shows and does not show, and what a check says of it."""
 
     card: Card
@@ -145,7 +145,7 @@ class MethodNote:
     kind: ClassVar[str] = "method"
 
     @classmethod
-    def of(cls, method: Callable[..., Any], verdict: str = "", tone: str = "") -> MethodNote:
+    def of(cls, method: Callable[..., Any], verdict: str = "", tone: str = "") -> MethodInterpretation:
         """The note of a method that carries a card."""
         return cls(method.card, verdict, tone)  # type: ignore[attr-defined]
 
@@ -197,5 +197,5 @@ class Code:
 class FileLinks:
     """Links to images beside the page."""
 
-    files: Sequence[File]
+    files: Sequence[PageFile]
     kind: ClassVar[str] = "files"

@@ -9,26 +9,26 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..model.output_advice import SMALLEST_CHANGE_CALL
+from ..model.output_advice import MINIMAL_ATTACK_CALL_TEMPLATE
 from ..plots import colors, draw
 from ..plots.colors import Array
 from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
-from .blocks import Block, Figure, FileLinks, MethodNote, Slider
+from .blocks import Block, Figure, FileLinks, FrameSlider, MethodInterpretation
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, CheckNote, Example, Finding
-from .judge_model import judge_images, judge_or_reason
-from .pictures import File, Picture, to_file_name
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .judge_model import classify_by_judge, judge_or_reason
+from .pictures import PageFile, PageImage, to_file_name
 from .rows import CounterfactualFinding, find_counterfactuals, is_table, show_counterfactuals
 from .words import count_noun, format_named_prob, format_prob, format_range
 
 MAX_SLIDER_FRAMES = 25  # under a slider
-N_STRIP_FRAMES = 6
-N_SHOWN_CLASSES = 5  # classes whose probability is shown
+N_SHOWN_STRIP_FRAMES = 6
+N_SHOWN_CLASS_PROBABILITIES = 5  # classes whose probability is shown
 FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
 MAX_MORPH_ITERATIONS = 200
-MAX_TOTAL_FRAME_VALUES = 40_000_000  # of all frames: photos keep fewer of them
-MIN_VISIBLE_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
+MAX_VALUES_OF_ALL_FRAMES = 40_000_000  # of all frames: photos keep fewer of them
+MIN_VISIBLE_PIXEL_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class MorphFinding(Finding):
     outcomes: list[MorphOutcome]
     frame_every: int  # steps between two frames
     check: CheckNote
-    frames: Morph = field(metadata=NOT_IN_JSON)
-    classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
+    frames: Morph = field(metadata=FIELD_NOT_IN_JSON)
+    classes: tuple[str, ...] = field(metadata=FIELD_NOT_IN_JSON)
 
     @property
     def cover(self) -> Sequence[Figure]:
         outcome = self.outcomes[0]
         words = f"morphed to {outcome.target}" if outcome.reached else f"toward {outcome.target}: not\u00a0reached"
-        return [_frame_figure(outcome, _morph_frames(self, 0)[-1], COVER_SIDE_PIXELS, words)]
+        return [_morph_frame_figure(outcome, _morph_frames(self, 0)[-1], COVER_SIDE_PIXELS, words)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def find(context: ReportContext) -> MorphFinding:
     plans = _morph_plans(context)
     examples = context.examples([p.index for p in plans])
     x = context.inputs([p.index for p in plans])
-    frame_every = max(1, math.ceil(x[0].numel() * MAX_MORPH_ITERATIONS * len(x) / MAX_TOTAL_FRAME_VALUES))
+    frame_every = max(1, math.ceil(x[0].numel() * MAX_MORPH_ITERATIONS * len(x) / MAX_VALUES_OF_ALL_FRAMES))
     morphs = morph(
         context.box, x, torch.tensor([p.target for p in plans]), steps=MAX_MORPH_ITERATIONS, frame_every=frame_every
     )
@@ -103,7 +103,7 @@ def find(context: ReportContext) -> MorphFinding:
         interrupted=morphs.interrupted,
         outcomes=outcomes,
         frame_every=frame_every,
-        check=_check_of_morphs(context, plans, morphs),
+        check=_judge_check_of_morphs(context, plans, morphs),
         frames=morphs,
         classes=context.survey.classes,
     )
@@ -121,7 +121,7 @@ def _morph_plans(context: ReportContext) -> list[MorphPlan]:
     name = "The lowest margin" if s.exclusive_classes else "An example"
     plans.append(MorphPlan(i, int(s.runner_up[i]), f"{name}, to its runner-up"))
     used.add(i)
-    if unused := [i for i in s.typical if i not in used]:
+    if unused := [i for i in s.typical_indices if i not in used]:
         plans.append(MorphPlan(unused[0], int(s.runner_up[unused[0]]), "A typical example, to its runner-up"))
     return plans
 
@@ -142,18 +142,21 @@ def _morph_outcome(
         p=float(morphs.probs[-1, morph_index, plan.target]),
         change=float(change.norm()),
         max_change=float(change.abs().max()),
-        is_uniform=float(result.flatten(1).std(1, correction=0).max()) < MIN_VISIBLE_CHANGE,
+        is_uniform=float(result.flatten(1).std(1, correction=0).max()) < MIN_VISIBLE_PIXEL_CHANGE,
         before_clamp=bool(morphs.before_clamp[morph_index]),
     )
 
 
-def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> CheckNote:
+def _judge_check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> CheckNote:
     """Whether the judge, too, predicts the class that the model was led to."""
     judge, no_judge_reason = judge_or_reason(context)
     if judge is None:
         return CheckNote(no_judge_reason)
     targets, n = [p.target for p in plans], len(plans)
-    after, before = judge_images(judge, morphs.frames[-1], targets), judge_images(judge, morphs.input, targets)
+    after, before = (
+        classify_by_judge(judge, morphs.frames[-1], targets),
+        classify_by_judge(judge, morphs.input, targets),
+    )
     text = (
         f"The judge predicts the target class for {after.n_recognized or 'none'} of {count_noun(n, 'result')} "
         f"(mean\u00a0p\u00a0{after.mean_target_prob:.2f})"
@@ -169,7 +172,10 @@ def _check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs:
 
 
 def show(finding: MorphFinding) -> list[Block]:
-    return [MethodNote.of(morph, *finding.check), *(_slider(finding, i) for i in range(len(finding.outcomes)))]
+    return [
+        MethodInterpretation.of(morph, *finding.check),
+        *(_morph_slider_blocks(finding, i) for i in range(len(finding.outcomes))),
+    ]
 
 
 def _morph_frames(finding: MorphFinding, morph_index: int) -> list[MorphFrame]:
@@ -178,22 +184,26 @@ def _morph_frames(finding: MorphFinding, morph_index: int) -> list[MorphFrame]:
     return [MorphFrame(min(t * finding.frame_every, last), images[t], probs[t]) for t in range(len(images))]
 
 
-def _slider(finding: MorphFinding, morph_index: int) -> Slider:
+def _morph_slider_blocks(finding: MorphFinding, morph_index: int) -> FrameSlider:
     """One morph: a slider over its frames, a strip of some, and both as files."""
     outcome, frames = finding.outcomes[morph_index], _morph_frames(finding, morph_index)
-    strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced_indices(len(frames), N_STRIP_FRAMES)]
-    strip.insert(1, _gradient_figure(finding, morph_index))
+    strip = [
+        _morph_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced_indices(len(frames), N_SHOWN_STRIP_FRAMES)
+    ]
+    strip.insert(1, _morph_gradient_figure(finding, morph_index))
     shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), MAX_SLIDER_FRAMES)]
-    shown_classes = _top_classes(shown, outcome.target_index)
+    shown_classes = _most_probable_classes_of_frames(shown, outcome.target_index)
     stem = to_file_name("morph", outcome.example, "to", outcome.target)
-    gif = File(f"{stem}.gif", gif_bytes([colors.image_to_rgb(frame.image) for frame in shown]), "as a GIF")
+    gif = PageFile(f"{stem}.gif", gif_bytes([colors.image_to_rgb(frame.image) for frame in shown]), "as a GIF")
     strip_image = draw.morph_strip(finding.frames, morph_index)
-    return Slider(
+    return FrameSlider(
         slug=f"morph-{morph_index}",
         name=outcome.title,
-        lines=_caption_lines(outcome, frames[-1]),
+        lines=_morph_caption_lines(outcome, frames[-1]),
         frames=[
-            Picture(colors.image_to_rgb(t.image), f"step {t.step} of the morph to {outcome.target}", FRAME_SIDE_PIXELS)
+            PageImage(
+                colors.image_to_rgb(t.image), f"step {t.step} of the morph to {outcome.target}", FRAME_SIDE_PIXELS
+            )
             for t in shown
         ],
         classes=[finding.classes[k] for k in shown_classes],
@@ -201,17 +211,17 @@ def _slider(finding: MorphFinding, morph_index: int) -> Slider:
         target=shown_classes.index(outcome.target_index),
         steps=[frame.step for frame in shown],
         strip=strip,
-        files=FileLinks([gif, File(f"{stem}.png", strip_image, "as a strip")]),
+        files=FileLinks([gif, PageFile(f"{stem}.png", strip_image, "as a strip")]),
     )
 
 
-def _top_classes(frames: Sequence[MorphFrame], target: int) -> list[int]:
+def _most_probable_classes_of_frames(frames: Sequence[MorphFrame], target: int) -> list[int]:
     """The classes with the largest probability in any frame, the target among them, in their order."""
     peak = np.max([frame.probs for frame in frames], 0)
-    return sorted(sorted(range(len(peak)), key=lambda k: (k != target, -peak[k]))[:N_SHOWN_CLASSES])
+    return sorted(sorted(range(len(peak)), key=lambda k: (k != target, -peak[k]))[:N_SHOWN_CLASS_PROBABILITIES])
 
 
-def _caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple[str, ...]:
+def _morph_caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple[str, ...]:
     source, p = outcome.source, format_named_prob(float(last_frame.probs[outcome.target_index]))
     label = "" if source.label is None else f"; label {source.label}"
     lines = [
@@ -219,7 +229,7 @@ def _caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple[str, 
         f"{count_noun(last_frame.step, 'step')} toward {outcome.target}: {p} "
         f"({'reached' if outcome.reached else 'not reached'}), changed by {outcome.change:.2f} (Euclidean norm).",
     ]
-    if outcome.max_change < MIN_VISIBLE_CHANGE:
+    if outcome.max_change < MIN_VISIBLE_PIXEL_CHANGE:
         lines.append("The ascent hardly moved; this morph shows nothing.")
     elif outcome.is_uniform:
         lines.append("The ascent ended in one even color; this morph shows nothing.")
@@ -228,17 +238,19 @@ def _caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple[str, 
     return tuple(lines)
 
 
-def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_SIDE_PIXELS, head: str = "") -> Figure:
+def _morph_frame_figure(
+    outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_SIDE_PIXELS, head: str = ""
+) -> Figure:
     name, p = outcome.target, format_prob(float(frame.probs[outcome.target_index]))
-    picture = Picture(colors.image_to_rgb(frame.image), f"step {frame.step}: p of {name} is {p}", side)
+    picture = PageImage(colors.image_to_rgb(frame.image), f"step {frame.step}: p of {name} is {p}", side)
     return Figure(picture, head, (f"step\u00a0{frame.step}", f"p\u00a0of\u00a0{name} {p}"))
 
 
-def _gradient_figure(finding: MorphFinding, morph_index: int) -> Figure:
+def _morph_gradient_figure(finding: MorphFinding, morph_index: int) -> Figure:
     gradient, name = finding.frames.initial_gradient[morph_index], finding.outcomes[morph_index].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
-    picture = Picture(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_SIDE_PIXELS)
+    picture = PageImage(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_SIDE_PIXELS)
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 
@@ -261,5 +273,5 @@ SECTION = Section(
     find_any,
     show_any,
     needs=("pixels or table", "classes"),
-    objective_call=SMALLEST_CHANGE_CALL,
+    objective_call=MINIMAL_ATTACK_CALL_TEMPLATE,
 )

@@ -16,18 +16,18 @@ from ..errors import UnboxedWarning
 from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
-from .blocks import Block, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
-from .pictures import File, Picture
-from .words import count_noun, join_names, layer_name
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
+from .pictures import PageFile, PageImage
+from .words import count_noun, join_names_with_limit, layer_display_name
 
-MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
+MAX_SHOWN_LATE_CHANNELS, MAX_SHOWN_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
 MAX_SEARCHED_EXAMPLES = 2000  # that the images are compared with
-DATA_BATCH_ROWS = 256  # read at a time
+READ_BATCH_EXAMPLES = 256  # read at a time
 CHANNEL_IMAGE_STEPS = 160
 N_RANDOM_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
-MAX_ROTATION_DEGREES, MAX_ZOOM, MAX_SHIFT = 10.0, 0.1, 0.07
+MAX_ROTATION_DEGREES, MAX_ZOOM_FRACTION, MAX_SHIFT_FRACTION = 10.0, 0.1, 0.07
 FIGURE_SIDE_PIXELS = 84
 NON_ACTIVATION_TYPE_PREFIXES = (
     "Conv",
@@ -49,10 +49,10 @@ class ChannelImages:
     channels: list[int]  # (K,)
     times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where none activates
     examples: int  # among which the best was searched
-    best_activation: Tensor = field(metadata=NOT_IN_JSON)  # (K,) of the examples
-    best_examples: dict[int, Example] = field(metadata=NOT_IN_JSON)  # {i: that of the i-th channel}, live ones
-    images: Channels = field(metadata=NOT_IN_JSON)
-    layer: Layer = field(metadata=NOT_IN_JSON)
+    best_activation: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (K,) of the examples
+    best_examples: dict[int, Example] = field(metadata=FIELD_NOT_IN_JSON)  # {i: that of the i-th channel}, live ones
+    images: Channels = field(metadata=FIELD_NOT_IN_JSON)
+    layer: Layer = field(metadata=FIELD_NOT_IN_JSON)
 
     @property
     def dead_channels(self) -> list[int]:
@@ -70,15 +70,15 @@ class ChannelsFinding(Finding):
 
 
 def find(context: ReportContext) -> ChannelsFinding:
-    layers = _chosen_layers(context)
+    layers = _late_and_early_layers(context)
     if not layers:
         raise NotApplicable("No layer of this model is known to have channels with positions.")
-    counts = (MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS)
+    counts = (MAX_SHOWN_LATE_CHANNELS, MAX_SHOWN_EARLY_CHANNELS)
     found = [_optimize_and_compare_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
     return ChannelsFinding(answer=_check_against_best_examples(found).text, layers={c.images.layer: c for c in found})
 
 
-def _chosen_layers(context: ReportContext) -> list[Layer]:
+def _late_and_early_layers(context: ReportContext) -> list[Layer]:
     """The last layer with positions, after its activation function, and one of the first half of the model."""
     rows = [r for r in channels_first_layers(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
     nonlinear = [
@@ -116,7 +116,8 @@ def _optimize_and_compare_channels(context: ReportContext, layer: Layer, max_cha
 def _spatial_mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor:
     """Means over positions, (N, C)."""
     parts = [
-        context.box.read(x[i : i + DATA_BATCH_ROWS], [address])[address] for i in range(0, len(x), DATA_BATCH_ROWS)
+        context.box.read(x[i : i + READ_BATCH_EXAMPLES], [address])[address]
+        for i in range(0, len(x), READ_BATCH_EXAMPLES)
     ]
     return torch.cat([h.flatten(2).mean(2) for h in parts]).cpu()
 
@@ -126,7 +127,7 @@ def _best_activations_and_examples(
 ) -> tuple[Tensor, Tensor, int]:
     """The largest activation of each channel, the example that has it, and among how many examples."""
     indices = draw.evenly_spaced_indices(len(context.survey.rows), MAX_SEARCHED_EXAMPLES)
-    parts = [indices[i : i + DATA_BATCH_ROWS] for i in range(0, len(indices), DATA_BATCH_ROWS)]
+    parts = [indices[i : i + READ_BATCH_EXAMPLES] for i in range(0, len(indices), READ_BATCH_EXAMPLES)]
     values = torch.cat([_spatial_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
     best, best_index = values.max(0)
     return best, torch.tensor(indices)[best_index], len(indices)
@@ -137,8 +138,8 @@ def _randomly_transformed_images(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 1)
     transformed = []
     for u in (2 * torch.rand(N_RANDOM_TRANSFORMS, 4, generator=generator) - 1).tolist():
-        angle, zoom = math.radians(MAX_ROTATION_DEGREES) * u[0], 1 + MAX_ZOOM * u[1]
-        offset = [round(MAX_SHIFT * side * v) for side, v in zip(x.shape[-2:], u[2:], strict=True)]
+        angle, zoom = math.radians(MAX_ROTATION_DEGREES) * u[0], 1 + MAX_ZOOM_FRACTION * u[1]
+        offset = [round(MAX_SHIFT_FRACTION * side * v) for side, v in zip(x.shape[-2:], u[2:], strict=True)]
         matrix = x.new_tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]) / zoom
         grid = F.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)
         image = F.grid_sample(_shift_repeating_edge(x, *offset), grid, padding_mode="border", align_corners=False)
@@ -158,13 +159,13 @@ def _shift_repeating_edge(x: Tensor, down: int, right: int) -> Tensor:
 
 def show(finding: ChannelsFinding) -> list[Block]:
     layers = list(finding.layers.values())
-    blocks: list[Block] = [MethodNote.of(channels, *_check_against_best_examples(layers))]
+    blocks: list[Block] = [MethodInterpretation.of(channels, *_check_against_best_examples(layers))]
     for layer in layers:
-        blocks += _layer_blocks(layer)
-    name = layer_name(layers[0].images.layer)
+        blocks += _channel_layer_blocks(layer)
+    name = layer_display_name(layers[0].images.layer)
     captions = [f"channel {k}" for k in layers[0].channels]
     sheet = image_sheet(layers[0].images, captions=captions, title=f"Channels of {name}")
-    return [*blocks, FileLinks([File("channels.png", sheet, f"the images of {name} as a sheet")])]
+    return [*blocks, FileLinks([PageFile("channels.png", sheet, f"the images of {name} as a sheet")])]
 
 
 def _check_against_best_examples(layers: Sequence[ChannelImages]) -> CheckNote:
@@ -179,16 +180,16 @@ def _check_against_best_examples(layers: Sequence[ChannelImages]) -> CheckNote:
     return CheckNote(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
 
 
-def _layer_blocks(channel_images: ChannelImages) -> list[Block]:
+def _channel_layer_blocks(channel_images: ChannelImages) -> list[Block]:
     n_shown, (total, height, width) = len(channel_images.channels), channel_images.layer.shape
     count = f"all {total} channels" if n_shown == total else f"{n_shown} of {total} channels"
     positions = f"{channel_images.layer.type} of {height}×{width} positions"
     lead = f"{positions}, {count}; each image activates its channel at all of them."
-    blocks: list[Block] = [Heading(layer_name(channel_images.images.layer)), Text(lead, "soft")]
+    blocks: list[Block] = [Heading(layer_display_name(channel_images.images.layer)), Paragraph(lead, "soft")]
     if dead := [str(k) for k in channel_images.dead_channels]:
-        names = f"{'channel' if len(dead) == 1 else 'channels'} {join_names(dead)}"
+        names = f"{'channel' if len(dead) == 1 else 'channels'} {join_names_with_limit(dead)}"
         blocks.append(
-            Note(
+            Caution(
                 f"No example activates {names}: {'its image shows' if len(dead) == 1 else 'their images show'} little."
             )
         )
@@ -202,9 +203,9 @@ def _layer_blocks(channel_images: ChannelImages) -> list[Block]:
 def _channel_figure(channel_images: ChannelImages, index: int) -> Figure:
     k, ratio = channel_images.channels[index], float(channel_images.times_best_example[index])
     text = "no example activates\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
-    picture = Picture(
+    picture = PageImage(
         colors.image_to_rgb(channel_images.images.images[index]),
-        f"image of channel {k} of {layer_name(channel_images.images.layer)}; {text}",
+        f"image of channel {k} of {layer_display_name(channel_images.images.layer)}; {text}",
         FIGURE_SIDE_PIXELS,
     )
     return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
@@ -212,9 +213,9 @@ def _channel_figure(channel_images: ChannelImages, index: int) -> Figure:
 
 def _best_example_figure(channel_images: ChannelImages, index: int, example: Example) -> Figure:
     k, value = channel_images.channels[index], f"{float(channel_images.best_activation[index]):.3g}"
-    layer = layer_name(channel_images.images.layer)
+    layer = layer_display_name(channel_images.images.layer)
     alt = f"example {example.row}, which activates channel {k} of {layer} most, {value}"
-    picture = Picture(colors.image_to_rgb(example.x), alt, FIGURE_SIDE_PIXELS)
+    picture = PageImage(colors.image_to_rgb(example.x), alt, FIGURE_SIDE_PIXELS)
     return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
 
 

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from ..checks.fill_agreement import fill_agreement_sentence
 from ..checks.methods import compute_map, resolve_target
-from ..checks.ranking import attribution_cards, verdict_flops
+from ..checks.ranking import attribution_cards, estimated_verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots import draw
 from .attribution import TONE_BY_GRADE
-from .blocks import Block, Collapsible, Figure, Heading, Note, RankedMethod, RankedMethods, Text
+from .blocks import Block, Caution, Collapsible, Figure, Heading, Paragraph, RankedMethod, RankedMethods
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Example, Finding
-from .pictures import Picture
-from .words import count_noun, join_names
+from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .pictures import PageImage
+from .words import count_noun, join_names_with_limit
 
-N_EXPLAINED_EXAMPLES = 3  # that every method explains
+N_EXPLAINED_EXAMPLES_PER_METHOD = 3  # that every method explains
 FIGURE_SIDE_PIXELS = 112
 MAX_TOTAL_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
-NOTHING_LEARNED_REASON = next(
+NOTHING_LEARNED_VERDICT_REASON = next(
     test.failed for test in VERDICT_TESTS if test.name == "learned"
 )  # a reason that is the model's
 
@@ -39,7 +39,7 @@ class RankingFinding(Finding):
     ranked: list[str]  # methods that apply, the most trustworthy first
     shown: list[Example]
     has_images: bool
-    maps: dict[str, Tensor] = field(metadata=NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
+    maps: dict[str, Tensor] = field(metadata=FIELD_NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
 
     def to_dict(self) -> dict[str, Any]:
         verdicts = {name: {**v.to_dict(), **v.figures} for name, v in self.methods.items()}
@@ -52,9 +52,9 @@ class RankingFinding(Finding):
 def find(context: ReportContext) -> RankingFinding:
     verdicts, not_run = _verdicts_and_unaffordable_methods(context)
     ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE]
-    indices = context.example_indices[:N_EXPLAINED_EXAMPLES] if context.has_images else []
+    indices = context.example_indices[:N_EXPLAINED_EXAMPLES_PER_METHOD] if context.has_images else []
     return RankingFinding(
-        answer=_answer(ranked, verdicts),
+        answer=_grade_counts_text(ranked, verdicts),
         examples=len(context.verdict_inputs),
         methods=verdicts,
         not_run=not_run,
@@ -65,11 +65,11 @@ def find(context: ReportContext) -> RankingFinding:
     )
 
 
-def _answer(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
+def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
     """How many methods have each grade, and the best ones."""
     counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
     passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == PASS]
-    best = f" The most trustworthy: {join_names(passed, 3)}." if passed else ""
+    best = f" The most trustworthy: {join_names_with_limit(passed, 3)}." if passed else ""
     return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}"
 
 
@@ -78,7 +78,9 @@ def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str
     verdicts, not_run, spent_flops = dict[str, Verdict](), list[str](), 0.0
     for name, method in context.candidates.items():
         flops = (
-            0.0 if context.is_verdict_cached(name) else verdict_flops(context.box, method, len(context.verdict_inputs))
+            0.0
+            if context.is_verdict_cached(name)
+            else estimated_verdict_flops(context.box, method, len(context.verdict_inputs))
         )
         if verdicts and spent_flops + flops > MAX_TOTAL_VERDICT_FLOPS:
             not_run.append(name)
@@ -98,32 +100,32 @@ def _compute_maps(context: ReportContext, indices: Sequence[int], names: Sequenc
 
 
 def show(finding: RankingFinding) -> list[Block]:
-    nothing_learned = [n for n in finding.ranked if finding.methods[n].reason == NOTHING_LEARNED_REASON]
+    nothing_learned = [n for n in finding.ranked if finding.methods[n].reason == NOTHING_LEARNED_VERDICT_REASON]
     others = [n for n in finding.ranked if n not in nothing_learned]
-    blocks: list[Block] = [Text(_lead_text(finding)), *_nothing_learned_note(finding, nothing_learned)]
+    blocks: list[Block] = [Paragraph(_ranking_lead_text(finding)), *_nothing_learned_caution(finding, nothing_learned)]
     if others:
         blocks.append(RankedMethods([_ranked_method(n, finding.methods[n]) for n in others]))
     if sentence := fill_agreement_sentence(finding.methods):
-        blocks.append(Text(sentence, "soft"))
+        blocks.append(Paragraph(sentence, "soft"))
     if not_applicable := [_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
-        names = join_names([r.name for r in not_applicable])
+        names = join_names_with_limit([r.name for r in not_applicable])
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))
     if finding.not_run:
-        names = join_names([attribution_cards()[n].name for n in finding.not_run])
+        names = join_names_with_limit([attribution_cards()[n].name for n in finding.not_run])
         how = "unboxed explain runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
-        blocks.append(Note(f"Not run, to keep the report short: {names}. {how}."))
+        blocks.append(Caution(f"Not run, to keep the report short: {names}. {how}."))
     return [*blocks, *_example_blocks(finding)]
 
 
-def _nothing_learned_note(finding: RankingFinding, names: Sequence[str]) -> list[Block]:
+def _nothing_learned_caution(finding: RankingFinding, names: Sequence[str]) -> list[Block]:
     """What fails these methods alike: said once, since it is about the model."""
     if not names:
         return []
-    listed = join_names([attribution_cards()[n].name for n in names], len(names))
-    return [Note(f"{finding.methods[names[0]].sentence} So these methods fail: {listed}.", "alarm")]
+    listed = join_names_with_limit([attribution_cards()[n].name for n in names], len(names))
+    return [Caution(f"{finding.methods[names[0]].sentence} So these methods fail: {listed}.", "alarm")]
 
 
-def _lead_text(finding: RankingFinding) -> str:
+def _ranking_lead_text(finding: RankingFinding) -> str:
     edges = "is it more than edges, " if finding.has_images else ""
     return (
         "Every method returns a map for any model. Each was checked on this one, with "
@@ -146,7 +148,7 @@ def _example_blocks(finding: RankingFinding) -> list[Block]:
     lead = "The same examples by every method, the most trustworthy first. Red: for the prediction, blue: against it; "
     blocks: list[Block] = [
         Heading("Side by side"),
-        Text(lead + "each map has its own scale, printed below it.", "soft"),
+        Paragraph(lead + "each map has its own scale, printed below it.", "soft"),
     ]
     for i, example in enumerate(finding.shown):
         maps = [_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.ranked]
@@ -155,9 +157,9 @@ def _example_blocks(finding: RankingFinding) -> list[Block]:
 
 
 def _map_figure(name: str, attribution_map: Tensor, verdict: Verdict) -> Figure:
-    image, scale_text = draw.color_map_on_own_scale(attribution_map)
+    image, scale_text = draw.color_map_on_its_scale(attribution_map)
     title = attribution_cards()[name].name
-    picture = Picture(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_SIDE_PIXELS)
+    picture = PageImage(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_SIDE_PIXELS)
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
 
 

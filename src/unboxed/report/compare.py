@@ -16,10 +16,20 @@ from ..engine.read.channel_axes import channels_first_layers
 from ..errors import LayerError, UnboxedError, UnboxedWarning
 from ..plots import compare as plots
 from ..plots import draw
-from .blocks import Block, ColorScales, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .blocks import (
+    Block,
+    Caution,
+    ColorScaleImages,
+    Figure,
+    FigureGrid,
+    FileLinks,
+    Heading,
+    MethodInterpretation,
+    Paragraph,
+)
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Finding
-from .pictures import File, Picture
+from .finding import FIELD_NOT_IN_JSON, Finding
+from .pictures import PageFile, PageImage
 from .survey import evenly_spaced_indices
 from .unit_ablation import (
     MAX_ABLATION_EXAMPLES,
@@ -30,12 +40,12 @@ from .unit_ablation import (
     unit_importance_blocks,
     unit_table_or_reason,
 )
-from .words import count_noun, error_sentence, layer_name
+from .words import count_noun, error_sentence, layer_display_name
 
-MAX_HEATMAP_LAYERS = 8  # of a model, in the heatmap
-HEATMAP_SIDE_PIXELS = 300  # a side of a heatmap's cells
+MAX_CKA_HEATMAP_LAYERS = 8  # of a model, in the heatmap
+CKA_HEATMAP_SIDE_PIXELS = 300  # a side of a heatmap's cells
 MAX_MAPS_PER_MODEL = 24
-TRAINED, UNTRAINED, JUDGE = "this model", "the untrained model", "the judge"
+TRAINED_MODEL_NAME, UNTRAINED_MODEL_NAME, JUDGE_MODEL_NAME = "this model", "the untrained model", "the judge"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +62,7 @@ class MapPair:
     """The same maps of both models, {model: (C, H, W)}."""
 
     title: str
-    maps: dict[str, Tensor] = field(metadata=NOT_IN_JSON)
+    maps: dict[str, Tensor] = field(metadata=FIELD_NOT_IN_JSON)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,7 +87,7 @@ def find(context: ReportContext) -> CompareFinding:
     x = context.inputs(evenly_spaced_indices(len(context.survey.rows), _n_compared_examples(context)))
     comparisons, comparison_notes = _cka_comparisons_and_notes(context.box, others, x)
     units, no_units_reason = unit_table_or_reason(context)
-    untrained = next((_same_layer_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {})
+    untrained = next((_same_layer_similarity(c.cka) for c in comparisons if c.name == UNTRAINED_MODEL_NAME), {})
     return CompareFinding(
         answer=_training_change_text(untrained) or "The units that the predictions need.",
         untrained=untrained,
@@ -102,12 +112,12 @@ def _other_models_and_notes(context: ReportContext) -> tuple[dict[str, Box], lis
     others: dict[str, Box] = {}
     notes = []
     try:
-        others[UNTRAINED] = context.untrained
+        others[UNTRAINED_MODEL_NAME] = context.untrained
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
     judge = context.judge
     if judge is not None and judge.inputs.shape == context.box.inputs.shape:
-        others[JUDGE] = judge
+        others[JUDGE_MODEL_NAME] = judge
     return others, notes
 
 
@@ -116,14 +126,16 @@ def _cka_comparisons_and_notes(box: Box, others: dict[str, Box], x: Tensor) -> t
     for name, other in others.items():
         try:
             comparisons.append(
-                CKAComparison(name, _layer_cka(box, other, x), _max_cka_difference_between_halves(box, other, x))
+                CKAComparison(
+                    name, _sampled_layer_cka(box, other, x), _max_cka_difference_between_halves(box, other, x)
+                )
             )
         except UnboxedError as error:
             notes.append(f"No comparison with {name}: {error}.")
     return comparisons, notes
 
 
-def _layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
+def _sampled_layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
     with warnings.catch_warnings():  # cells without a value are gray, and the caption says why
         warnings.simplefilter("ignore", UnboxedWarning)
         return cka(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
@@ -133,7 +145,7 @@ def _max_cka_difference_between_halves(box: Box, other: Box, x: Tensor) -> float
     """The largest difference between the similarities of two halves of the examples."""
     if len(x) < 2 * MIN_EXAMPLES_PER_HALF:
         return None
-    first_half, second_half = (_layer_cka(box, other, half).cka for half in (x[::2], x[1::2]))
+    first_half, second_half = (_sampled_layer_cka(box, other, half).cka for half in (x[::2], x[1::2]))
     return float((first_half - second_half).abs().nan_to_num().max())
 
 
@@ -145,7 +157,7 @@ def _sampled_layers(box: Box) -> list[str]:
     names = [row.addresses[0] for row in with_weights]
     if not names:
         raise LayerError("no module of it runs alone")
-    return [names[i] for i in draw.evenly_spaced_indices(len(names), MAX_HEATMAP_LAYERS)]
+    return [names[i] for i in draw.evenly_spaced_indices(len(names), MAX_CKA_HEATMAP_LAYERS)]
 
 
 def _same_layer_similarity(result: CKA) -> dict[str, float]:
@@ -156,16 +168,16 @@ def _same_layer_similarity(result: CKA) -> dict[str, float]:
 
 def _map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> list[MapPair]:
     """Filters and activation maps of the model and of its untrained copy."""
-    if UNTRAINED not in others or not context.has_images:
+    if UNTRAINED_MODEL_NAME not in others or not context.has_images:
         return []
-    boxes = {TRAINED: context.box, UNTRAINED: others[UNTRAINED]}
+    boxes = {TRAINED_MODEL_NAME: context.box, UNTRAINED_MODEL_NAME: others[UNTRAINED_MODEL_NAME]}
     pairs: list[MapPair] = []
     with suppress(UnboxedError):  # no weights on pixels: the section of the filters says so
         weights = {n: _filters_to_images(w) for n, w in compare(boxes, filters).items()}
         pairs.append(MapPair("first-layer filters", weights))
     if (path := _deepest_large_map_layer(context.box)) is not None:
         maps = {n: box.read(x[:1], [path])[path][0] for n, box in boxes.items()}
-        pairs.append(MapPair(f"activations of {layer_name(path)} for one example", maps))
+        pairs.append(MapPair(f"activations of {layer_display_name(path)} for one example", maps))
     return pairs
 
 
@@ -185,7 +197,7 @@ def _training_change_text(untrained: dict[str, float]) -> str:
     if not untrained:
         return ""
     by_similarity = sorted(untrained, key=lambda path: untrained[path])
-    most_changed, least_changed = layer_name(by_similarity[0]), layer_name(by_similarity[-1])
+    most_changed, least_changed = layer_display_name(by_similarity[0]), layer_display_name(by_similarity[-1])
     lowest, highest = untrained[by_similarity[0]], untrained[by_similarity[-1]]
     if len(untrained) == 1:
         return f"Similarity of {least_changed} before and after training: {highest:.2f}."
@@ -197,7 +209,7 @@ def _training_change_text(untrained: dict[str, float]) -> str:
 
 
 def show(finding: CompareFinding) -> list[Block]:
-    notes: list[Block] = [Note(note) for note in finding.notes]
+    notes: list[Block] = [Caution(note) for note in finding.notes]
     return [
         *notes,
         *(_similarity_blocks(finding) if finding.has_others else []),
@@ -212,11 +224,11 @@ def _similarity_blocks(finding: CompareFinding) -> list[Block]:
     verdict = TOO_FEW_EXAMPLES_TEXT
     if differences:
         verdict = f"Between two halves of the examples no similarity differs by more than {differences[0]:.2f}."
-    blocks: list[Block] = [Heading("Which layers represent the examples alike?"), MethodNote.of(cka, verdict)]
-    blocks += [Note(note) for note in finding.comparison_notes]
+    blocks: list[Block] = [Heading("Which layers represent the examples alike?"), MethodInterpretation.of(cka, verdict)]
+    blocks += [Caution(note) for note in finding.comparison_notes]
     if finding.comparisons:
         n = count_noun(finding.comparisons[0].cka.n_examples, "example")
-        blocks.append(Text(f"On {n}; 1: the same up to rotation and scale, 0: nothing in common.", "soft"))
+        blocks.append(Paragraph(f"On {n}; 1: the same up to rotation and scale, 0: nothing in common.", "soft"))
         blocks += [
             FigureGrid([_cka_figure(c) for c in finding.comparisons]),
             FileLinks([_cka_file(c) for c in finding.comparisons]),
@@ -229,43 +241,47 @@ def _cka_figure(comparison: CKAComparison) -> Figure:
         comparison.cka.cka.cpu(),
         comparison.cka.layers_a,
         comparison.cka.layers_b,
-        (TRAINED, comparison.name),
-        max_pixels=HEATMAP_SIDE_PIXELS,
+        (TRAINED_MODEL_NAME, comparison.name),
+        max_pixels=CKA_HEATMAP_SIDE_PIXELS,
         transparent=True,
     )
     alt = f"similarity (CKA) of each layer of this model (rows) with each layer of {comparison.name} (columns), 0 to 1"
     lines = [f"{count_noun(comparison.cka.n_examples, 'example')}, scale 0 to 1"]
     if comparison.cka.cka.isnan().any():
         lines.append("gray: a layer is the same for all examples")
-    return Figure(Picture(image, alt, None), f"{TRAINED} and {comparison.name}", tuple(lines))
+    return Figure(PageImage(image, alt, None), f"{TRAINED_MODEL_NAME} and {comparison.name}", tuple(lines))
 
 
-def _cka_file(comparison: CKAComparison) -> File:
+def _cka_file(comparison: CKAComparison) -> PageFile:
     page = plots.cka_plot(
         comparison.cka.cka.cpu(),
         comparison.cka.layers_a,
         comparison.cka.layers_b,
-        (TRAINED, comparison.name),
+        (TRAINED_MODEL_NAME, comparison.name),
         title="Similarity of layers (CKA)",
     )
-    return File(f"similarity-{comparison.name.split()[1]}.png", page, f"similarity with {comparison.name}, as a sheet")
+    return PageFile(
+        f"similarity-{comparison.name.split()[1]}.png", page, f"similarity with {comparison.name}, as a sheet"
+    )
 
 
 def _map_pair_blocks(finding: CompareFinding) -> list[Block]:
     """The same maps of both models, each pair on one scale."""
     blocks: list[Block] = []
     for pair in finding.pairs:
-        images, bar = plots.map_grids(pair.maps, max_maps=MAX_MAPS_PER_MODEL)
+        images, bar = plots.map_grid_by_model(pair.maps, max_maps=MAX_MAPS_PER_MODEL)
         span = f"{bar.tick_labels[0]} to {bar.tick_labels[-1]}"
         n_channels = len(next(iter(pair.maps.values())))
         n_shown = min(MAX_MAPS_PER_MODEL, n_channels)
         count = f"{n_shown} of {n_channels} channels" if n_shown < n_channels else count_noun(n_shown, "channel")
         figures = [
-            Figure(Picture(image, f"{pair.title}, {name}, {count}, from {span}", None), name, (f"{count}, one scale",))
+            Figure(
+                PageImage(image, f"{pair.title}, {name}, {count}, from {span}", None), name, (f"{count}, one scale",)
+            )
             for name, image in images.items()
         ]
         blocks.append(FigureGrid(figures, name=pair.title[0].upper() + pair.title[1:], two_per_row=True))
-        blocks.append(ColorScales([bar]))
+        blocks.append(ColorScaleImages([bar]))
     return [Heading("The same maps of both models"), *blocks] if blocks else []
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..checks.methods import Method
+from ..checks.methods import AttributionMethodFn
 from ..checks.ranking import candidates, forward_flops
 from ..checks.verdict import Verdict
 from ..checks.verdict_cache import VerdictCache
@@ -22,15 +22,15 @@ from ..inputs.pixels import Pixels
 from ..model.output_advice import class_scores_problem
 from .blocks import Block
 from .finding import Example, Finding
-from .input_nouns import InputNouns, nouns_for
+from .input_nouns import InputNouns, input_nouns_for
 from .source import ReportData
 from .survey import Survey, evenly_spaced_indices
 from .words import format_named_prob, format_prob
 
-TRAINING_DATA = "training data"  # what a section may need
+TRAINING_DATA_NEED = "training data"  # what a section may need
 N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
-OVERHEAD_FLOPS_PER_MODULE_CALL = 2e6  # FLOPs that one CPU core does while a module is called
-MAX_SHOWN_VALUES = 3  # outputs or labels of an example that are named in its caption
+MODULE_CALL_OVERHEAD_FLOPS = 2e6  # FLOPs that one CPU core does while a module is called
+MAX_CAPTION_VALUES = 3  # outputs or labels of an example that are named in its caption
 MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
 
@@ -54,7 +54,7 @@ class ReportContext:
     @property
     def input_nouns(self) -> InputNouns:
         """The nouns for this box's inputs."""
-        return nouns_for(self.box.inputs)
+        return input_nouns_for(self.box.inputs)
 
     @cached_property
     def untrained(self) -> Box:
@@ -67,7 +67,7 @@ class ReportContext:
         return frozenset(row.path for row in channels_first_layers(self.box))
 
     @cached_property
-    def candidates(self) -> dict[str, Method]:
+    def candidates(self) -> dict[str, AttributionMethodFn]:
         """The attribution methods that can explain this model."""
         return candidates(self.box, MAX_FLOPS_PER_REPORT_MAP)
 
@@ -75,12 +75,12 @@ class ReportContext:
     def example_indices(self) -> list[int]:
         """Indices of different examples: the most confident error, the lowest margin, typical ones."""
         s = self.survey
-        return list(dict.fromkeys([*s.misclassified[:1], *s.indices_by_margin[:1], *s.typical]))
+        return list(dict.fromkeys([*s.misclassified[:1], *s.indices_by_margin[:1], *s.typical_indices]))
 
     def typical_and_ambiguous_indices(self, max_examples: int) -> list[int]:
         """The indices of a typical example and of the one with the lowest margin, if they differ."""
         s = self.survey
-        return list(dict.fromkeys([*s.typical[:1], *s.indices_by_margin[:1]]))[:max_examples]
+        return list(dict.fromkeys([*s.typical_indices[:1], *s.indices_by_margin[:1]]))[:max_examples]
 
     @cached_property
     def verdict_inputs(self) -> Tensor:
@@ -104,7 +104,7 @@ class ReportContext:
         Budgets are in these, never in seconds: the same seed gives the same page on a busy machine.
         """
         calls = sum(row.n_calls for row in self.box.layers.leaves)
-        return n_examples * forward_flops(self.box) + OVERHEAD_FLOPS_PER_MODULE_CALL * calls
+        return n_examples * forward_flops(self.box) + MODULE_CALL_OVERHEAD_FLOPS * calls
 
     def inputs(self, indices: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these indices of the survey."""
@@ -122,7 +122,7 @@ class ReportContext:
         """The probability of class k, or the outputs where there is none."""
         value = float(self.survey.outputs[index, class_index])
         if self.is_regression:
-            return self._values_text(self.survey.outputs[index])
+            return self._outputs_text(self.survey.outputs[index])
         if self.data.binary:
             return f"p\u00a0of\u00a0{self.class_name(1)} {format_prob(float(self.survey.outputs[index, 1]))}"
         return format_named_prob(value)
@@ -131,19 +131,21 @@ class ReportContext:
         """The label of an example: its class, its true values, or the labels that it has; None where it has none."""
         s = self.survey
         if s.targets is not None:
-            return self._values_text(s.targets[index]) if self.is_regression else self._labels_text(s.targets[index])
+            return (
+                self._outputs_text(s.targets[index]) if self.is_regression else self._multilabel_text(s.targets[index])
+            )
         return self.class_name(int(s.labels[index])) if s.labels is not None and s.exclusive_classes else None
 
-    def _values_text(self, values: Tensor) -> str:
+    def _outputs_text(self, values: Tensor) -> str:
         """Like "3.2", or of several outputs "a 3.2, b 0.1"."""
         if len(values) == 1:
             return f"{float(values[0]):.3g}"
-        shown = [f"{self.class_name(k)} {float(v):.3g}" for k, v in enumerate(values[:MAX_SHOWN_VALUES])]
+        shown = [f"{self.class_name(k)} {float(v):.3g}" for k, v in enumerate(values[:MAX_CAPTION_VALUES])]
         return ", ".join([*shown, *["…"] * (len(values) > len(shown))])
 
-    def _labels_text(self, is_on: Tensor) -> str:
+    def _multilabel_text(self, is_on: Tensor) -> str:
         names = [self.class_name(k) for k in is_on.nonzero().flatten().tolist()]
-        return ", ".join([*names[:MAX_SHOWN_VALUES], *["…"] * (len(names) > MAX_SHOWN_VALUES)]) or "none"
+        return ", ".join([*names[:MAX_CAPTION_VALUES], *["…"] * (len(names) > MAX_CAPTION_VALUES)]) or "none"
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The examples at these indices of the survey, with what the model predicts of them."""
@@ -217,7 +219,7 @@ class Section(Generic[FindingT]):
 
     def reason_not_applicable(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""
-        if TRAINING_DATA in self.needs and context.training is None:
+        if TRAINING_DATA_NEED in self.needs and context.training is None:
             return "This section needs the training data: ub.report(..., training=(x, y))."
         if "pixels" in self.needs and not context.has_images:
             return f"This section needs a model that takes images; this one takes {context.input_nouns.inputs}."
@@ -254,5 +256,5 @@ def require_uninterrupted(result: InterruptibleResultT) -> InterruptibleResultT:
     return result
 
 
-def tensors_equal(a: Tensor, b: Tensor) -> bool:
+def is_equal_tensor(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)

@@ -14,23 +14,23 @@ from ..objectives import Objective, energy
 from ..plots import class_sheet, colors
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
-from .blocks import Block, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
-from .pictures import File, Picture
-from .words import count_noun, error_sentence, format_named_prob, join_names, layer_name
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
+from .pictures import PageFile, PageImage
+from .words import count_noun, error_sentence, format_named_prob, join_names_with_limit, layer_display_name
 from .words import format_shape as shaped
 
 MAX_DREAMED_EXAMPLES = 2  # of small images; of photos one
 MAX_DREAM_FLOPS = 6e11  # of the dreams; the texture takes about half as many
-MAX_STEPS, MIN_STEPS = 10, 4  # of a dream, per octave
-DEFAULT_STEP_SIZE = 0.006  # the method's default; fewer steps are longer
-FORWARDS_PER_STEP = 1.8  # forward passes of the whole model that a step costs: three up to the layer
-TOTAL_OCTAVE_AREA_BY_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
+MAX_STEPS_PER_OCTAVE, MIN_STEPS_PER_OCTAVE = 10, 4  # of a dream, per octave
+DEFAULT_DREAM_STEP_SIZE = 0.006  # the method's default; fewer steps are longer
+DREAM_STEP_COST_IN_FORWARDS = 1.8  # forward passes of the whole model that a step costs: three up to the layer
+TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
-LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
+DREAMED_LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
 FIGURE_SIDE_PIXELS, SHEET_SIDE_PIXELS = 196, 140
-MIN_SAME_CHANGE_COSINE = 0.5  # from which two changes count as the same
+MIN_COSINE_OF_SAME_CHANGE = 0.5  # from which two changes count as the same
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class DreamFinding(Finding):
     examples: list[Example]
     targets: dict[str, str]  # {name: description}: what each dream maximizes
     predictions: list[list[str]]  # (T, N) what the model predicts of each dream
-    dreams: list[Tensor] = field(metadata=NOT_IN_JSON)  # T of (N, C, H, W)
+    dreams: list[Tensor] = field(metadata=FIELD_NOT_IN_JSON)  # T of (N, C, H, W)
     control: str  # the name of the dream that the model was compared with its untrained copy on
     control_cosine: float | None  # of the two changes of the image; None where the model can't be copied
     no_control_reason: str
     steps: int
     is_reduced: bool  # fewer sizes and depths than usual
-    textures: Tensor | None = field(metadata=NOT_IN_JSON)  # (N, C, H, W)
+    textures: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (N, C, H, W)
     texture_errors: list[float]  # (N,) relative error of the channels' correlations
     texture_predictions: list[str]
     no_texture_reason: str
@@ -80,13 +80,14 @@ def find(context: ReportContext) -> DreamFinding:
     targets = _dream_targets(context, x)
     if not targets:
         raise NotApplicable("No layer of this model has positions, and its outputs are no classes to dream of.")
-    budget = _settings_within_budget(context, x, targets)
+    budget = _dream_settings_within_flops(context, x, targets)
     dreams = [_run_deepdream(context, context.box, x, target, budget).images for target in budget.targets]
     cosine, no_control_reason = _untrained_cosine_or_reason(context, x, budget, dreams[-1])
     textures, no_texture_reason = _textures_or_reason(context, x, budget.texture_steps)
     names = [target.name for target in budget.targets]
     return DreamFinding(
-        answer=f"DeepDreams of {join_names(names)}" + (", and the texture of each example." if textures else "."),
+        answer=f"DeepDreams of {join_names_with_limit(names)}"
+        + (", and the texture of each example." if textures else "."),
         examples=context.examples(indices),
         targets={t.name: t.description for t in budget.targets},
         predictions=[[_prediction_text(context, image) for image in images] for images in dreams],
@@ -95,7 +96,7 @@ def find(context: ReportContext) -> DreamFinding:
         control_cosine=cosine,
         no_control_reason=no_control_reason,
         steps=budget.steps,
-        is_reduced=budget.scale != min(TOTAL_OCTAVE_AREA_BY_SCALE),
+        is_reduced=budget.scale != min(TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE),
         textures=None if textures is None else textures.images,
         texture_errors=[] if textures is None else (-textures.scores).tolist(),
         texture_predictions=[] if textures is None else [_prediction_text(context, image) for image in textures.images],
@@ -106,7 +107,9 @@ def find(context: ReportContext) -> DreamFinding:
 def _run_deepdream(
     context: ReportContext, box: Box, x: Tensor, target: _DreamTarget, budget: _DreamSettings
 ) -> GeneratedImages:
-    step = None if budget.steps == MAX_STEPS else DEFAULT_STEP_SIZE * MAX_STEPS / budget.steps
+    step = (
+        None if budget.steps == MAX_STEPS_PER_OCTAVE else DEFAULT_DREAM_STEP_SIZE * MAX_STEPS_PER_OCTAVE / budget.steps
+    )
     scale, seed = budget.scale, context.seed
     images = deepdream(box, x, target.objective, octave_scale=scale, steps=budget.steps, step=step, seed=seed)
     return require_uninterrupted(images)
@@ -127,13 +130,13 @@ def _untrained_cosine_or_reason(
 def _dreamed_example_indices(context: ReportContext) -> list[int]:
     s = context.survey
     max_examples = MAX_DREAMED_EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.MAX_PIXELATED_SIDE_PIXELS else 1
-    return list(dict.fromkeys([*s.typical[:max_examples], *s.indices_by_margin[:1]]))[:max_examples]
+    return list(dict.fromkeys([*s.typical_indices[:max_examples], *s.indices_by_margin[:1]]))[:max_examples]
 
 
 def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
     """An early, a middle and a late layer that has positions, and the predicted class."""
     rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.has_batch_axis]
-    chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in LAYER_DEPTH_FRACTIONS) if rows else {}
+    chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in DREAMED_LAYER_DEPTH_FRACTIONS) if rows else {}
     channel_layers, targets = channels_first_layers(context.box), []
     for row in chosen:
         path = row.addresses[0]
@@ -146,15 +149,21 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
     return targets
 
 
-def _settings_within_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamSettings:
+def _dream_settings_within_flops(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamSettings:
     """As many layers, sizes and steps as MAX_DREAM_FLOPS allow."""
-    max_steps_total = MAX_DREAM_FLOPS / (FORWARDS_PER_STEP * context.forward_flops(len(x)))
-    fine, coarse = TOTAL_OCTAVE_AREA_BY_SCALE
+    max_steps_total = MAX_DREAM_FLOPS / (DREAM_STEP_COST_IN_FORWARDS * context.forward_flops(len(x)))
+    fine, coarse = TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE
     options = [(targets, fine), (targets[-3:-1] or targets, coarse), (targets[-3:-2] or targets[:1], coarse)]
-    budgets = [(d, scale, int(max_steps_total / (len(d) * TOTAL_OCTAVE_AREA_BY_SCALE[scale]))) for d, scale in options]
-    chosen_targets, scale, steps = next((f for f in budgets if f[2] >= MIN_STEPS), budgets[-1])
+    budgets = [
+        (d, scale, int(max_steps_total / (len(d) * TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE[scale])))
+        for d, scale in options
+    ]
+    chosen_targets, scale, steps = next((f for f in budgets if f[2] >= MIN_STEPS_PER_OCTAVE), budgets[-1])
     return _DreamSettings(
-        chosen_targets, scale, max(MIN_STEPS, min(MAX_STEPS, steps)), int(min(MAX_TEXTURE_STEPS, max_steps_total / 3))
+        chosen_targets,
+        scale,
+        max(MIN_STEPS_PER_OCTAVE, min(MAX_STEPS_PER_OCTAVE, steps)),
+        int(min(MAX_TEXTURE_STEPS, max_steps_total / 3)),
     )
 
 
@@ -182,14 +191,20 @@ def _textures_or_reason(context: ReportContext, x: Tensor, steps: int) -> tuple[
 
 def show(finding: DreamFinding) -> list[Block]:
     lead = "The image is changed step by step to increase the activations that a layer already has for it."
-    blocks: list[Block] = [MethodNote.of(deepdream, *_check_against_untrained(finding)), Text(lead, "soft")]
-    if finding.steps < MAX_STEPS or finding.is_reduced:
+    blocks: list[Block] = [
+        MethodInterpretation.of(deepdream, *_check_against_untrained(finding)),
+        Paragraph(lead, "soft"),
+    ]
+    if finding.steps < MAX_STEPS_PER_OCTAVE or finding.is_reduced:
         reduced = ", and fewer sizes and layers" if finding.is_reduced else ""
         blocks.append(
-            Note(f"This model is large: {finding.steps} longer steps per size instead of {MAX_STEPS}{reduced}.")
+            Caution(
+                f"This model is large: {finding.steps} longer steps per size instead of "
+                f"{MAX_STEPS_PER_OCTAVE}{reduced}."
+            )
         )
     blocks += [FigureGrid(_dream_figures(finding, i)) for i in range(len(finding.examples))]
-    return [*blocks, *_texture_blocks(finding), _sheet_file(finding)]
+    return [*blocks, *_texture_blocks(finding), _dream_sheet_links(finding)]
 
 
 def _check_against_untrained(finding: DreamFinding) -> CheckNote:
@@ -197,8 +212,8 @@ def _check_against_untrained(finding: DreamFinding) -> CheckNote:
     if finding.control_cosine is None:
         return CheckNote(f"No untrained copy of this model to compare with ({finding.no_control_reason}).")
     cosine = f"cosine {finding.control_cosine:.2f}"
-    if finding.control_cosine < MIN_SAME_CHANGE_COSINE:
-        name = layer_name(finding.control)
+    if finding.control_cosine < MIN_COSINE_OF_SAME_CHANGE:
+        name = layer_display_name(finding.control)
         return CheckNote(f"The untrained model's DeepDream of {name} changes the image differently ({cosine}).", "good")
     return CheckNote(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")
 
@@ -210,33 +225,37 @@ def _dream_figures(finding: DreamFinding, example_index: int) -> list[Figure]:
         finding.targets.items(), finding.dreams, finding.predictions, strict=True
     ):
         lines = tuple(filter(None, (description, predictions[example_index])))
-        head = f"DeepDream of {layer_name(name)}"
+        head = f"DeepDream of {layer_display_name(name)}"
         alt = "; ".join(filter(None, (f"{head}, example {example.row}", predictions[example_index])))
         figures.append(
-            Figure(Picture(colors.image_to_rgb(images[example_index]), alt, FIGURE_SIDE_PIXELS), head, lines)
+            Figure(PageImage(colors.image_to_rgb(images[example_index]), alt, FIGURE_SIDE_PIXELS), head, lines)
         )
     return figures
 
 
 def _texture_blocks(finding: DreamFinding) -> list[Block]:
     if finding.textures is None:
-        return [Note(finding.no_texture_reason)]
+        return [Caution(finding.no_texture_reason)]
     figures = []
     for example, image, error, prediction in zip(
         finding.examples, finding.textures, finding.texture_errors, finding.texture_predictions, strict=True
     ):
         lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
-        picture = Picture(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_SIDE_PIXELS)
+        picture = PageImage(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_SIDE_PIXELS)
         figures.append(Figure(picture, f"texture of example {example.row}", lines))
     verdict = f"The channels' correlations match those of the image within {max(finding.texture_errors):.1%}."
-    return [Heading("Texture: the same without positions"), MethodNote.of(texture, verdict), FigureGrid(figures)]
+    return [
+        Heading("Texture: the same without positions"),
+        MethodInterpretation.of(texture, verdict),
+        FigureGrid(figures),
+    ]
 
 
-def _sheet_file(finding: DreamFinding) -> FileLinks:
+def _dream_sheet_links(finding: DreamFinding) -> FileLinks:
     rows = {f"example {e.row}": [e.x, *(d[i] for d in finding.dreams)] for i, e in enumerate(finding.examples)}
-    columns = ["input", *map(layer_name, finding.targets)]
+    columns = ["input", *map(layer_display_name, finding.targets)]
     page = class_sheet(rows, columns, title="DeepDreams", side=SHEET_SIDE_PIXELS)
-    return FileLinks([File("dreams.png", page, "the dreams as a sheet")])
+    return FileLinks([PageFile("dreams.png", page, "the dreams as a sheet")])
 
 
 SECTION = Section("What does it see in an example?", "deepdream", find, show, needs=("pixels",))

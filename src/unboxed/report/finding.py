@@ -11,9 +11,9 @@ from torch import Tensor
 from ..engine.results import json_summary
 from ..plots import colors
 from .blocks import ExampleWithFigures, Figure
-from .pictures import Picture
+from .pictures import PageImage
 
-NOT_IN_JSON = {"in_summary": False}
+FIELD_NOT_IN_JSON = {"in_summary": False}
 """The metadata of a dataclass field that the page shows and report.json leaves out."""
 
 
@@ -61,7 +61,7 @@ class Example:
     """An example, with its label and what the model predicts."""
 
     row: int  # its index in the data
-    x: Tensor = field(metadata=NOT_IN_JSON)  # (C, H, W), or (F,) of a table
+    x: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (C, H, W), or (F,) of a table
     prediction: str = ""  # the predicted class; "" where the output is a single number
     output: str = ""  # the probability of that class, or the number
     label: str | None = None
@@ -95,12 +95,12 @@ class Example:
     def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
         """The input with its prediction and label."""
         alt = f"input, example {self.row}: {self.sentence}" + ("" if self.label is None else f"; label {self.label}")
-        picture = Picture(colors.image_to_rgb(self.x), alt, side)
+        picture = PageImage(colors.image_to_rgb(self.x), alt, side)
         return Figure(picture, self.title, self.lines(show_runner_up=show_runner_up), self.tone)
 
     def input_figure(self, side: int) -> Figure:
         """The input alone, as the first of a row."""
-        return Figure(Picture(colors.image_to_rgb(self.x), f"input, example {self.row}", side), "", ("input",))
+        return Figure(PageImage(colors.image_to_rgb(self.x), f"input, example {self.row}", side), "", ("input",))
 
     def with_figures(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleWithFigures:
         """The example in words beside these figures."""

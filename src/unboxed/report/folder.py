@@ -12,7 +12,7 @@ from types import TracebackType
 
 from ..errors import WriteError
 
-PAGE_FILE, FACTS_FILE, PICTURES_DIR = "index.html", "report.json", "pictures"
+PAGE_FILE_NAME, REPORT_JSON_FILE, IMAGES_DIR_NAME = "index.html", "report.json", "pictures"
 
 
 class ReportFolder:
@@ -22,7 +22,7 @@ class ReportFolder:
     Entering it raises WriteError where `out` cannot be written, before any work is done.
     """
 
-    def __init__(self, out: str | os.PathLike[str], page: str = PAGE_FILE, facts: str = FACTS_FILE) -> None:
+    def __init__(self, out: str | os.PathLike[str], page: str = PAGE_FILE_NAME, facts: str = REPORT_JSON_FILE) -> None:
         self.out, self.page, self.facts = Path(out), page, facts
         self._new = not self.out.exists()
         self._files: list[str] = []
@@ -63,7 +63,7 @@ class ReportFolder:
 
     def publish(self) -> Path:
         """Move the staged files into place, the page last, and remove images that only an earlier report had."""
-        stale = self._previous_pictures() - set(self._files)
+        stale = self._image_files_of_previous_report() - set(self._files)
         try:
             for name in sorted(self._files, key=lambda f: (f == self.page, f == self.facts)):
                 target = self.out / name
@@ -75,14 +75,14 @@ class ReportFolder:
             raise _to_write_error(self.out, error) from error
         return self.out / self.page
 
-    def _previous_pictures(self) -> set[str]:
+    def _image_files_of_previous_report(self) -> set[str]:
         """The images that an earlier report lists as its own: plain names in its subfolder, nothing else."""
         try:
             names = json.loads((self.out / self.facts).read_text(encoding="utf-8"))["files"]
             paths = [Path(name) for name in names]
         except (OSError, ValueError, KeyError, TypeError):
             return set()
-        return {p.as_posix() for p in paths if p.parts == (PICTURES_DIR, p.name) and p.name not in ("", ".", "..")}
+        return {p.as_posix() for p in paths if p.parts == (IMAGES_DIR_NAME, p.name) and p.name not in ("", ".", "..")}
 
 
 def _to_write_error(out: Path, error: OSError) -> WriteError:

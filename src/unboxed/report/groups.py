@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import concepts
-from ..checks.verdict import as_sentence
+from ..checks.verdict import to_sentence
 from ..concepts import ErrorSlices, Shortcuts
-from ..concepts.shortcuts import MIN_EXPLAINED, ExplanationCluster
+from ..concepts.shortcuts import MIN_EXPLAINED_EXAMPLES, ExplanationCluster
 from ..concepts.slices import ErrorSlice
 from ..engine.rows import evenly_spaced_indices
 from ..plots.results.concepts_groups import cluster_tiles, slice_tiles
 from ..plots.sheet import Tile
-from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodNote, Text
+from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import Finding, NotApplicable
-from .pictures import Picture
+from .pictures import PageImage
 from .words import count_noun
 
-MAX_EXAMPLES, MIN_SLICE_EXAMPLES = 1000, 100  # evenly spread; fewer make no groups that could be tested
-N_EXPLAINED, N_PASTES, MAX_CLUSTERS = 60, 50, 4  # examples and pastes per class and cluster
-MAX_FORWARD_FLOPS = 1e12  # of all forward passes of a part, above which it is left out
+MAX_GROUPED_EXAMPLES, MIN_EXAMPLES_FOR_SLICES = 1000, 100  # evenly spread; fewer make no groups that could be tested
+N_EXPLAINED_EXAMPLES_PER_CLASS, N_PASTES_PER_CLUSTER, MAX_CLUSTERS_PER_CLASS = (
+    60,
+    50,
+    4,
+)  # examples and pastes per class and cluster
+MAX_FORWARD_FLOPS_OF_PART = 1e12  # of all forward passes of a part, above which it is left out
 N_SHOWN_CLUSTERS, N_SHOWN_SLICES = 3, 3
 TILE_SIDE_PIXELS = 84
 
@@ -37,35 +41,47 @@ class GroupsFinding(Finding):
 
 
 def find(context: ReportContext) -> GroupsFinding:
-    rows = evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES)
-    slices, shortcuts = _slices(context, rows), _shortcuts(context, rows)
+    rows = evenly_spaced_indices(len(context.survey.rows), MAX_GROUPED_EXAMPLES)
+    slices, shortcuts = _find_slices(context, rows), _find_shortcuts(context, rows)
     if slices is None and shortcuts is None:
         raise NotApplicable(
-            f"Groups of errors need {MIN_SLICE_EXAMPLES} labeled examples, shortcuts {MIN_EXPLAINED} images that are "
+            f"Groups of errors need {MIN_EXAMPLES_FOR_SLICES} labeled examples, shortcuts "
+            f"{MIN_EXPLAINED_EXAMPLES} images that are "
             "predicted as one class, and a model that is not too large for so many passes."
         )
     return GroupsFinding(answer=_answer(slices, shortcuts), slices=slices, shortcuts=shortcuts)
 
 
-def _slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
+def _find_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
     labels = context.survey.labels
-    if labels is None or len(rows) < MIN_SLICE_EXAMPLES or context.forward_flops(2 * len(rows)) > MAX_FORWARD_FLOPS:
+    if (
+        labels is None
+        or len(rows) < MIN_EXAMPLES_FOR_SLICES
+        or context.forward_flops(2 * len(rows)) > MAX_FORWARD_FLOPS_OF_PART
+    ):
         return None
     x = context.box.restore_structure(context.inputs(rows))
     return concepts.error_slices(context.box, (x, labels[rows]), seed=context.seed)
 
 
-def _shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None:
+def _find_shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None:
     counts = context.survey.predicted[rows].bincount()
-    classes = (counts >= MIN_EXPLAINED).nonzero().flatten()
-    n_passes = len(rows) + len(classes) * (3 * N_EXPLAINED + 2 * MAX_CLUSTERS * N_PASTES)
-    if not context.has_images or not len(classes) or context.forward_flops(n_passes) > MAX_FORWARD_FLOPS:
+    classes = (counts >= MIN_EXPLAINED_EXAMPLES).nonzero().flatten()
+    n_passes = len(rows) + len(classes) * (
+        3 * N_EXPLAINED_EXAMPLES_PER_CLASS + 2 * MAX_CLUSTERS_PER_CLASS * N_PASTES_PER_CLUSTER
+    )
+    if not context.has_images or not len(classes) or context.forward_flops(n_passes) > MAX_FORWARD_FLOPS_OF_PART:
         return None
     x = context.box.restore_structure(context.inputs(rows))
     return concepts.shortcuts(
-        context.box, x, classes, n_explained=N_EXPLAINED, n_pastes=N_PASTES, max_clusters=MAX_CLUSTERS,
+        context.box,
+        x,
+        classes,
+        n_explained=N_EXPLAINED_EXAMPLES_PER_CLASS,
+        n_pastes=N_PASTES_PER_CLUSTER,
+        max_clusters=MAX_CLUSTERS_PER_CLASS,
         seed=context.seed,
-    )  # fmt: skip
+    )
 
 
 def _answer(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> str:
@@ -91,13 +107,15 @@ def show(finding: GroupsFinding) -> list[Block]:
 def _slice_blocks(result: ErrorSlices | None) -> list[Block]:
     if result is None:
         return []
-    note = MethodNote.of(concepts.error_slices, as_sentence(result.reason), "bad" if result.slices else "good")
-    cases = [_slice_case(result, s) for s in result.slices[:N_SHOWN_SLICES]]
+    note = MethodInterpretation.of(
+        concepts.error_slices, to_sentence(result.reason), "bad" if result.slices else "good"
+    )
+    cases = [_slice_example_block(result, s) for s in result.slices[:N_SHOWN_SLICES]]
     text = "Groups of examples that are alike in a layer, found on one half of the data and tested on the other."
-    return [Heading("Where it fails"), Text(text), note, *cases]
+    return [Heading("Where it fails"), Paragraph(text), note, *cases]
 
 
-def _slice_case(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
+def _slice_example_block(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
     rest = f"{s.rest.value:.1%} of the others"
     lines = (
         f"{s.errors.value:.0%} wrong, {rest}",
@@ -111,7 +129,9 @@ def _slice_case(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
 def _shortcut_blocks(result: Shortcuts | None) -> list[Block]:
     if result is None or not result.clusters:
         return []
-    note = MethodNote.of(concepts.shortcuts, as_sentence(result.reason), "bad" if result.shortcuts else "good")
+    note = MethodInterpretation.of(
+        concepts.shortcuts, to_sentence(result.reason), "bad" if result.shortcuts else "good"
+    )
     ranked = sorted(result.clusters, key=lambda c: (not c.is_shortcut, -(c.test.with_patch.value if c.test else 0)))
     shown = ranked[: N_SHOWN_CLUSTERS if result.shortcuts else 1]
     vmax = max(float(c.mean_map.max()) for c in shown)
@@ -119,10 +139,10 @@ def _shortcut_blocks(result: Shortcuts | None) -> list[Block]:
         "Explanations of each class, clustered; where a cluster's mean map is most concentrated lies a patch. Pasted "
         "onto images of other classes it shows whether it decides the answer."
     )
-    return [Heading("Shortcuts"), Text(text), note, *(_cluster_case(result, c, vmax) for c in shown)]
+    return [Heading("Shortcuts"), Paragraph(text), note, *(_cluster_example_block(result, c, vmax) for c in shown)]
 
 
-def _cluster_case(result: Shortcuts, c: ExplanationCluster, vmax: float) -> ExampleWithFigures:
+def _cluster_example_block(result: Shortcuts, c: ExplanationCluster, vmax: float) -> ExampleWithFigures:
     followed = "" if c.test is None else f"{c.test.with_patch.value:.0%} follow the patch"
     random = "" if c.test is None else f"{c.test.with_random.value:.0%} a random one"
     lines = tuple(filter(None, (f"{len(c.members)} of {c.n_class} examples", followed, random)))
@@ -133,7 +153,7 @@ def _cluster_case(result: Shortcuts, c: ExplanationCluster, vmax: float) -> Exam
 def _figures(tiles: list[Tile | None], what: str) -> list[Figure]:
     """Tiles with their captions; tiles without one are examples."""
     return [
-        Figure(Picture(t.image, f"image {what}: {' '.join(t.caption.split())}", TILE_SIDE_PIXELS), "",
+        Figure(PageImage(t.image, f"image {what}: {' '.join(t.caption.split())}", TILE_SIDE_PIXELS), "",
                tuple(t.caption.split("\n")) if t.caption else ("example",))
         for t in tiles if t is not None
     ]  # fmt: skip

@@ -16,30 +16,30 @@ from ..influence import Influence
 from ..influence.influence_functions import without_large_score_warning
 from ..plots import colors
 from ..plots.results.influence import format_score
-from .attribution import check_from_verdict
-from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodNote, Text
-from .context import TRAINING_DATA, ReportContext, Section
-from .finding import NOT_IN_JSON, Example, Finding
+from .attribution import check_note_from_verdict
+from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph
+from .context import TRAINING_DATA_NEED, ReportContext, Section
+from .finding import FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
     TILE_SIDE_PIXELS,
     can_retrain,
-    judge_scores,
-    pixel_figure,
-    pixel_slopes,
-    retraining_blocks,
-    scoring,
+    influence_verdict_or_none,
+    lds_scatter_blocks,
+    loss_slopes_in_pixels_or_none,
+    pixel_slope_figure,
+    scoring_method_and_train_input,
 )
 from .mislabels import SuspectedLabel, find_suspects, image_of, mislabel_blocks
-from .pictures import Picture
+from .pictures import PageImage
 from .words import count_noun
 
-MAX_QUERIES = 3
+MAX_INFLUENCE_QUERIES = 3
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
-N_SHOWN = 3  # helpful and harmful training examples of each query
-MIN_REMOVAL_MARGIN = 0.5  # in logits: what lies below hangs on one example
-FLIPPED = ("Proved by a retraining.", "good")
-NOT_FLIPPED = ("Retrained without the best set that was found: the answer stays.", "fair")
-N_SHOWN_REMOVED = 6  # training examples of a removed set
+N_SHOWN_HELPFUL_AND_HARMFUL_EXAMPLES = 3  # helpful and harmful training examples of each query
+MIN_REMOVAL_LOGIT_MARGIN = 0.5  # in logits: what lies below hangs on one example
+FLIPPED_TEXT_AND_TONE = ("Proved by a retraining.", "good")
+NOT_FLIPPED_TEXT_AND_TONE = ("Retrained without the best set that was found: the answer stays.", "fair")
+N_SHOWN_REMOVED_TRAIN_EXAMPLES = 6  # training examples of a removed set
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +49,22 @@ class ScoredExample:
     index: int  # in the training data
     label: str
     score: float  # in the unit of the finding
-    x: Tensor | None = field(metadata=NOT_IN_JSON)  # (C, H, W)
+    x: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (C, H, W)
 
 
 @dataclass(frozen=True, eq=False)
-class InfluencedAnswer:
+class AnswerWithInfluences:
     """An answer of the model with the training examples behind it."""
 
     query: Example
     helpful: tuple[ScoredExample, ...]
     harmful: tuple[ScoredExample, ...]
     share_of_own_class: float  # of the helpful score, that of training examples labeled with the predicted class
-    pixels: Tensor | None = field(metadata=NOT_IN_JSON)  # (C, H, W) the loss's slope in the best example's pixels
+    pixels: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (C, H, W) the loss's slope in the best example's pixels
 
 
 @dataclass(frozen=True)
-class ProvedRemoval:
+class RemovalProof:
     """An answer that changes when a set of training examples is left out, proved by retraining."""
 
     query: Example
@@ -88,9 +88,9 @@ class InfluenceFinding(Finding):
     n_train: int
     noise_to_signal: float | None  # of the training, where it was run again
     verdict: Verdict | None  # on the scores; None: retraining would cost too much
-    answers: tuple[InfluencedAnswer, ...]
+    answers: tuple[AnswerWithInfluences, ...]
     suspected_mislabels: tuple[SuspectedLabel, ...]
-    removal: ProvedRemoval | None  # where the training can be run again at a low cost
+    removal: RemovalProof | None  # where the training can be run again at a low cost
 
     @property
     def is_measured(self) -> bool:
@@ -102,13 +102,13 @@ class InfluenceFinding(Finding):
 
 
 def find(context: ReportContext) -> InfluenceFinding:
-    rows = context.example_indices[:MAX_QUERIES]
-    train = _training_examples(context)
-    method, taken = scoring(context, train)
+    rows = context.example_indices[:MAX_INFLUENCE_QUERIES]
+    train = _read_training_examples(context)
+    method, taken = scoring_method_and_train_input(context, train)
     with without_large_score_warning():
         result = method(context.box, context.inputs(rows), None, taken)
-    slopes = pixel_slopes(context, rows, train, result.top(1)[:, 0].tolist())
-    answers = tuple(_answer(context, result, i, row, train, slopes) for i, row in enumerate(rows))
+    slopes = loss_slopes_in_pixels_or_none(context, rows, train, result.top(1)[:, 0].tolist())
+    answers = tuple(_make_influenced_answer(context, result, i, row, train, slopes) for i, row in enumerate(rows))
     smoothness = result.smoothness
     return InfluenceFinding(
         answer=_answer_sentence(answers, result),
@@ -117,33 +117,36 @@ def find(context: ReportContext) -> InfluenceFinding:
         truth=result.truth,
         n_train=result.n_train,
         noise_to_signal=None if smoothness is None else float(smoothness.noise_to_signal.median()),
-        verdict=judge_scores(context, method, taken),
+        verdict=influence_verdict_or_none(context, method, taken),
         answers=answers,
         suspected_mislabels=find_suspects(context, train),
-        removal=_removal(context, rows),
+        removal=_find_removal(context, rows),
     )
 
 
-def _removal(context: ReportContext, rows: Sequence[int]) -> ProvedRemoval | None:
+def _find_removal(context: ReportContext, rows: Sequence[int]) -> RemovalProof | None:
     """A right answer that no single example flips, and the set without which a retraining answers differently."""
     training = context.training
     if not isinstance(training, ModelTraining) or not can_retrain(context):
         return None
     s = context.survey
     right = [r for r in s.indices_by_margin if s.is_correct is None or s.is_correct[r]] or list(rows)
-    row = next((r for r in right if s.margin[r] >= MIN_REMOVAL_MARGIN), right[-1])
+    row = next((r for r in right if s.margin[r] >= MIN_REMOVAL_LOGIT_MARGIN), right[-1])
     found = influence.removal(context.box, context.inputs([row]), None, training, seed=context.seed)
     (example,), removed = context.examples([row]), found.sets[0]
     index = torch.arange(training.n_examples)
-    shown = (_scored(context, found.influence, 0, j, training.x, index) for j in removed[:N_SHOWN_REMOVED].tolist())
+    shown = (
+        _make_scored_example(context, found.influence, 0, j, training.x, index)
+        for j in removed[:N_SHOWN_REMOVED_TRAIN_EXAMPLES].tolist()
+    )
     margins = float(found.margin), float(found.real_margin), float(found.control_margin.mean())
     new_answer = context.class_name(int(found.new_answer))
-    return ProvedRemoval(
+    return RemovalProof(
         example, len(removed), training.n_examples, *margins, new_answer, bool(found.flipped), tuple(shown)
     )
 
 
-def _training_examples(context: ReportContext) -> LabeledExamples:
+def _read_training_examples(context: ReportContext) -> LabeledExamples:
     """Those of the training; of data, some evenly spread ones, read once."""
     training = context.training
     if isinstance(training, ModelTraining):
@@ -153,24 +156,24 @@ def _training_examples(context: ReportContext) -> LabeledExamples:
     return LabeledExamples(*(values[::step] for values in examples))
 
 
-def _answer(
+def _make_influenced_answer(
     context: ReportContext, result: Influence, query: int, row: int, train: LabeledExamples, slopes: Tensor | None
-) -> InfluencedAnswer:
-    scores, k = result.scores[query], min(N_SHOWN, result.n_train)
+) -> AnswerWithInfluences:
+    scores, k = result.scores[query], min(N_SHOWN_HELPFUL_AND_HARMFUL_EXAMPLES, result.n_train)
     (example,) = context.examples([row])
     helpful, harmful = (
         tuple(
-            _scored(context, result, query, j, train.x, train.dataset_rows)
+            _make_scored_example(context, result, query, j, train.x, train.dataset_rows)
             for j in order.tolist()
             if sign * scores[j] > 0
         )
         for order, sign in ((result.top(k)[query], 1), (result.bottom(k)[query], -1))
     )
     pixels = slopes[query] if slopes is not None and helpful else None
-    return InfluencedAnswer(example, helpful, harmful, _own_class_share(result, query), pixels)
+    return AnswerWithInfluences(example, helpful, harmful, _same_label_score_share(result, query), pixels)
 
 
-def _scored(
+def _make_scored_example(
     context: ReportContext, result: Influence, query: int, j: int, train_x: Tensor, index: Tensor
 ) -> ScoredExample:
     labels = result.train_labels
@@ -178,7 +181,7 @@ def _scored(
     return ScoredExample(int(index[j]), label, float(result.scores[query, j]), image_of(train_x[j : j + 1]))
 
 
-def _own_class_share(result: Influence, query: int) -> float:
+def _same_label_score_share(result: Influence, query: int) -> float:
     """Of the sum of positive scores, the share of examples that are labeled with the class that is explained."""
     positive = result.scores[query].clamp_min(0)
     if result.train_labels is None or not isinstance(result.target, Tensor) or not float(positive.sum()):
@@ -187,7 +190,7 @@ def _own_class_share(result: Influence, query: int) -> float:
     return float(positive[own].sum() / positive.sum())
 
 
-def _answer_sentence(answers: Sequence[InfluencedAnswer], result: Influence) -> str:
+def _answer_sentence(answers: Sequence[AnswerWithInfluences], result: Influence) -> str:
     first = answers[0]
     if not first.helpful:
         return "No training example made these answers likelier."
@@ -208,13 +211,13 @@ def show(finding: InfluenceFinding) -> list[Block]:
     )
     if any(answer.pixels is not None for answer in finding.answers):
         text += " The map is of the most helpful one: had it been brighter where it is red, the loss would be higher."
-    blocks: list[Block] = [Text(text), MethodNote.of(method, *_trust_note(finding))]
-    blocks += [_answer_block(answer, finding.is_measured) for answer in finding.answers]
-    blocks += [*retraining_blocks(finding.verdict), *_removal_blocks(finding.removal)]
+    blocks: list[Block] = [Paragraph(text), MethodInterpretation.of(method, *_verdict_text_and_tone(finding))]
+    blocks += [_influenced_answer_block(answer, finding.is_measured) for answer in finding.answers]
+    blocks += [*lds_scatter_blocks(finding.verdict), *_removal_blocks(finding.removal)]
     return [*blocks, *mislabel_blocks(finding.suspected_mislabels)]
 
 
-def _removal_blocks(removal: ProvedRemoval | None) -> list[Block]:
+def _removal_blocks(removal: RemovalProof | None) -> list[Block]:
     if removal is None:
         return []
     share, before = f"{removal.n_removed / removal.n_train:.1%}", removal.query.prediction
@@ -230,25 +233,27 @@ def _removal_blocks(removal: ProvedRemoval | None) -> list[Block]:
             f"No set of up to {share} of the training examples was found without which a retraining answers otherwise."
         )
     figures = [removal.query.input_figure(TILE_SIDE_PIXELS)] if removal.query.x.ndim == 3 else []
-    figures += [_figure(e, "removed", "") for e in removal.removed]
+    figures += [_scored_example_figure(e, "removed", "") for e in removal.removed]
     example = ExampleWithFigures(removal.query.title, removal.query.lines(), figures, removal.query.tone)
-    note = MethodNote.of(influence.removal, *(FLIPPED if removal.is_flipped else NOT_FLIPPED))
+    note = MethodInterpretation.of(
+        influence.removal, *(FLIPPED_TEXT_AND_TONE if removal.is_flipped else NOT_FLIPPED_TEXT_AND_TONE)
+    )
     heading = "Remove these, and it flips" if removal.is_flipped else "Does an answer hang on few examples?"
-    return [Heading(heading), Text(text), note, example]
+    return [Heading(heading), Paragraph(text), note, example]
 
 
-def _trust_note(finding: InfluenceFinding) -> tuple[str, str]:
+def _verdict_text_and_tone(finding: InfluenceFinding) -> tuple[str, str]:
     """The verdict in words, and its tone."""
     verdict, noise = finding.verdict, finding.noise_to_signal
     text, tone = "Not compared with retrainings, which would cost too much.", ""
     if verdict is not None:
-        text, tone = check_from_verdict(verdict)
+        text, tone = check_note_from_verdict(verdict)
     if noise is not None:
         text += f" Noise of the training: {noise:.2g} of what leaving out 1 % of the examples changes."
     return text, tone
 
 
-def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:
+def _influenced_answer_block(answer: AnswerWithInfluences, is_measured: bool) -> Block:
     share = answer.share_of_own_class
     note = (
         (f"{share:.0%} of the helpful score is of examples labeled {answer.query.prediction}",)
@@ -258,23 +263,23 @@ def _answer_block(answer: InfluencedAnswer, is_measured: bool) -> Block:
     figures = [answer.query.input_figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
     figures += _scored_figures(answer.helpful, "helpful", "good", is_measured)
     if answer.pixels is not None:
-        figures.append(pixel_figure(answer.pixels, answer.helpful[0].index))
+        figures.append(pixel_slope_figure(answer.pixels, answer.helpful[0].index))
     figures += _scored_figures(answer.harmful, "harmful", "bad", is_measured)
     lines = (*answer.query.lines(show_runner_up=True), *note)
     return ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)
 
 
 def _scored_figures(examples: Sequence[ScoredExample], word: str, tone: str, is_measured: bool) -> list[Figure]:
-    return [_figure(e, format_score(e.score) if is_measured else word, tone) for e in examples]
+    return [_scored_example_figure(e, format_score(e.score) if is_measured else word, tone) for e in examples]
 
 
-def _figure(example: ScoredExample, head: str, tone: str) -> Figure:
+def _scored_example_figure(example: ScoredExample, head: str, tone: str) -> Figure:
     lines = tuple(filter(None, (f"label {example.label}" if example.label else "", f"example {example.index}")))
     alt = f"training example {example.index}, label {example.label}, score {example.score:+.2g}"
     x = example.x if example.x is not None else torch.zeros(1, 1, 1)
-    return Figure(Picture(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), head, lines, tone)
+    return Figure(PageImage(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), head, lines, tone)
 
 
 SECTION = Section(
-    "Who taught it that?", "influence", find, show, needs=(TRAINING_DATA, "classes", "exclusive classes", "pixels")
+    "Who taught it that?", "influence", find, show, needs=(TRAINING_DATA_NEED, "classes", "exclusive classes", "pixels")
 )

@@ -22,19 +22,19 @@ from ..influence.influence_functions import without_large_score_warning
 from ..influence.validate import LinearDatamodelingScore
 from ..plots import colors, draw
 from ..plots.results.influence import change_scatter
-from .blocks import Block, Figure, FigureGrid, Heading, Text
+from .blocks import Block, Figure, FigureGrid, Heading, Paragraph
 from .context import ReportContext
-from .pictures import Picture
+from .pictures import PageImage
 from .words import count_noun
 
-N_SUBSETS = 20  # retrainings that scores are compared with
-MAX_TRAINING_FLOPS = 5e10  # of one run of a training that is run some 20 times more
+N_RETRAININGS = 20  # retrainings that scores are compared with
+MAX_RETRAINING_FLOPS = 5e10  # of one run of a training that is run some 20 times more
 TILE_SIDE_PIXELS = 84
 
 ScoringMethod = Callable[[Box, Tensor, Any, Any], Influence]
 
 
-def scoring(context: ReportContext, train: LabeledExamples) -> tuple[ScoringMethod, Any]:
+def scoring_method_and_train_input(context: ReportContext, train: LabeledExamples) -> tuple[ScoringMethod, Any]:
     """The method that scores training examples, and what it takes: a training that can be run again, else data."""
     if isinstance(context.training, ModelTraining):
         return partial(influence.unrolled, seed=context.seed), context.training
@@ -44,7 +44,7 @@ def scoring(context: ReportContext, train: LabeledExamples) -> tuple[ScoringMeth
 def can_retrain(context: ReportContext) -> bool:
     """Whether the training can be run again some 20 times at a low cost."""
     training = context.training
-    return isinstance(training, ModelTraining) and _training_flops(context, training) <= MAX_TRAINING_FLOPS
+    return isinstance(training, ModelTraining) and _training_flops(context, training) <= MAX_RETRAINING_FLOPS
 
 
 def _training_flops(context: ReportContext, training: ModelTraining) -> float:
@@ -52,17 +52,17 @@ def _training_flops(context: ReportContext, training: ModelTraining) -> float:
     return 3 * sum(context.forward_flops(len(batch)) for batch in training.batches)
 
 
-def judge_scores(context: ReportContext, method: ScoringMethod, train: Any) -> Verdict | None:
+def influence_verdict_or_none(context: ReportContext, method: ScoringMethod, train: Any) -> Verdict | None:
     """The verdict on the scores; None where it would take retrainings that cost too much."""
     if isinstance(train, ModelTraining) and not can_retrain(context):
         return None
     with without_large_score_warning():
         return influence_verdict(
-            context.box, context.verdict_inputs, method, None, train, n_subsets=N_SUBSETS, seed=context.seed
+            context.box, context.verdict_inputs, method, None, train, n_subsets=N_RETRAININGS, seed=context.seed
         )
 
 
-def pixel_slopes(
+def loss_slopes_in_pixels_or_none(
     context: ReportContext, rows: Sequence[int], train: LabeledExamples, index: Sequence[int]
 ) -> Tensor | None:
     """(Q, C, H, W) slope of each answer's loss in the pixels of one training image; None where that is refused."""
@@ -79,23 +79,23 @@ def pixel_slopes(
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def pixel_figure(slopes: Tensor, index: int) -> Figure:
+def pixel_slope_figure(slopes: Tensor, index: int) -> Figure:
     """The map (C, H, W) of one training image."""
     scale = colors.max_magnitude(slopes.sum(0))
     alt = f"pixels of training example {index} that act on the answer, scale ±{scale:.2g} nats per pixel range"
     rgb = draw.signed_map_to_rgb(slopes, scale)
-    return Figure(Picture(rgb, alt, TILE_SIDE_PIXELS), "its pixels", (f"example {index}", f"scale ±{scale:.2g}"))
+    return Figure(PageImage(rgb, alt, TILE_SIDE_PIXELS), "its pixels", (f"example {index}", f"scale ±{scale:.2g}"))
 
 
-def retraining_of(verdict: Verdict | None) -> LinearDatamodelingScore | None:
+def lds_result_of_verdict(verdict: Verdict | None) -> LinearDatamodelingScore | None:
     """What the verdict compared the scores with; None where nothing was retrained."""
     evidence = None if verdict is None else verdict.evidence
     return evidence.retraining if isinstance(evidence, InfluenceEvidence) else None
 
 
-def retraining_blocks(verdict: Verdict | None) -> list[Block]:
+def lds_scatter_blocks(verdict: Verdict | None) -> list[Block]:
     """Real against predicted changes of the losses."""
-    score = retraining_of(verdict)
+    score = lds_result_of_verdict(verdict)
     if score is None or score.real is None:
         return []
     n_subsets, n_queries = score.real.shape[1:]
@@ -105,4 +105,8 @@ def retraining_blocks(verdict: Verdict | None) -> list[Block]:
     )
     chart = change_scatter(score, 0)
     alt = f"real against predicted change of the loss: rank correlation {float(score.means[0]):.2f}"
-    return [Heading("Do the scores come true?"), Text(text), FigureGrid([Figure(Picture(chart, alt, side=None))])]
+    return [
+        Heading("Do the scores come true?"),
+        Paragraph(text),
+        FigureGrid([Figure(PageImage(chart, alt, side=None))]),
+    ]

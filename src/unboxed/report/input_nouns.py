@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engine.column_units import OWN_UNIT, column_unit
+from ..engine.column_units import ORIGINAL_UNIT_TEXT, column_unit_text
 from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
@@ -28,31 +28,31 @@ class InputNouns:
 
 
 PIXEL_NOUNS = InputNouns("images", "image", "pixel", "of the pixel range")
-COLUMN_NOUNS = InputNouns("a table of features", "row", "value", OWN_UNIT)
+COLUMN_NOUNS = InputNouns("a table of features", "row", "value", ORIGINAL_UNIT_TEXT)
 
 
-def nouns_for(inputs: Inputs) -> InputNouns:
+def input_nouns_for(inputs: Inputs) -> InputNouns:
     if isinstance(inputs, Pixels):
         return PIXEL_NOUNS
     if isinstance(inputs, MultiInput):
-        return InputNouns(_describe_parts(inputs), "example", "value", _parts_unit(inputs))
-    return replace(COLUMN_NOUNS, unit=column_unit(inputs))
+        return InputNouns(_parts_text(inputs), "example", "value", _units_of_parts_text(inputs))
+    return replace(COLUMN_NOUNS, unit=column_unit_text(inputs))
 
 
-def _parts_unit(inputs: MultiInput) -> str:
+def _units_of_parts_text(inputs: MultiInput) -> str:
     """The units of the parts, each once, to follow an amount."""
-    units = dict.fromkeys(nouns_for(part).unit for _, part in inputs.named_parts())
+    units = dict.fromkeys(input_nouns_for(part).unit for _, part in inputs.named_parts())
     return " or ".join(units)
 
 
-def _describe_parts(inputs: MultiInput) -> str:
+def _parts_text(inputs: MultiInput) -> str:
     """Like "1 image and 2 tables of features"."""
     counts = Counter("image" if isinstance(part, Pixels) else "table" for _, part in _named_parts(inputs))
     words = {"image": ("image", "images"), "table": ("table of features", "tables of features")}
     return " and ".join(count_noun(n, *words[what]) for what, n in counts.items())
 
 
-def shapes_text(inputs: Inputs) -> str:
+def input_shapes_text(inputs: Inputs) -> str:
     """The shapes of all inputs, as the page prints them."""
     return " and ".join(format_shape(part.shape) for _, part in _named_parts(inputs))
 

@@ -10,22 +10,26 @@ from torch import Tensor
 from ..plots import class_sheet, colors
 from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_across_depth
-from .blocks import Block, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Text
+from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import NOT_IN_JSON, Example, Finding, NotApplicable
+from .finding import FIELD_NOT_IN_JSON, Example, Finding, NotApplicable
 from .judge_model import judge_or_reason
-from .pictures import File, Picture
-from .words import count_noun, layer_name
+from .pictures import PageFile, PageImage
+from .words import count_noun, layer_display_name
 
 MAX_INVERTED_EXAMPLES = 2  # of small images; of photos one
 MAX_SMALL_IMAGE_SIDE_PIXELS = 64  # a side
 MAX_INVERSION_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
-MAX_STEPS, GOOD_STEPS, MIN_STEPS = 200, 50, 20  # per layer: wanted, good, and too few for an image to show anything
-MAX_LAYERS_CHOICES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
+MAX_STEPS_PER_LAYER, N_GOOD_STEPS, MIN_STEPS_PER_LAYER = (
+    200,
+    50,
+    20,
+)  # per layer: wanted, good, and too few for an image to show anything
+N_LAYERS_CANDIDATES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
 SMALL_FIGURE_SIDE_PIXELS, LARGE_FIGURE_SIDE_PIXELS = 112, 196  # of small images and of photos
 SHEET_SIDE_PIXELS = 140
-MAX_CONVERGED_ERROR = 0.1  # feature error above which an image shows less than the layer holds
-LEAD_TEXT = (
+MAX_CONVERGED_FEATURE_ERROR = 0.1  # feature error above which an image shows less than the layer holds
+INVERSION_LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
     "its pixels with the input's; error: the remaining difference of the layer's activations, relative to them."
 )
@@ -39,12 +43,14 @@ class InversionFinding(Finding):
     layers: dict[str, dict[str, float]]  # {layer: mean correlation and error}
     steps: int
     judge_agrees: list[float] | None  # per layer: share of the inversions that the judge classifies as the input
-    judge_agreements: Tensor | None = field(metadata=NOT_IN_JSON)  # (L, N) bool
-    judge_predictions: list[list[str]] | None = field(metadata=NOT_IN_JSON)  # (L, N) classes
-    judge_input_predictions: list[str] | None = field(metadata=NOT_IN_JSON)  # (N,) classes, of the inputs themselves
+    judge_agreements: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (L, N) bool
+    judge_predictions: list[list[str]] | None = field(metadata=FIELD_NOT_IN_JSON)  # (L, N) classes
+    judge_input_predictions: list[str] | None = field(
+        metadata=FIELD_NOT_IN_JSON
+    )  # (N,) classes, of the inputs themselves
     no_judge_reason: str
-    inverted: Inversions = field(metadata=NOT_IN_JSON)
-    correlations: Tensor = field(metadata=NOT_IN_JSON)  # (L, N)
+    inverted: Inversions = field(metadata=FIELD_NOT_IN_JSON)
+    correlations: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (L, N)
     examples: list[Example]
 
 
@@ -61,9 +67,9 @@ def find(context: ReportContext) -> InversionFinding:
     inverted = require_uninterrupted(inversions(context.box, x, layers, steps=steps, seed=context.seed))
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
-    same = None if predicted is None else _agrees_with_input_prediction(predicted)
+    same = None if predicted is None else _is_same_class_as_input(predicted)
     names = None if predicted is None else [[context.class_name(k) for k in row] for row in predicted.tolist()]
-    r, first = correlations.mean(1).tolist(), layer_name(inverted.layers[0])
+    r, first = correlations.mean(1).tolist(), layer_display_name(inverted.layers[0])
     text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {first}, "
     return InversionFinding(
         answer=f"{text}{r[-1]:.2f} from the outputs alone.",
@@ -85,12 +91,12 @@ def find(context: ReportContext) -> InversionFinding:
 def _layers_and_steps_within_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:
     """The layers to invert and the steps of each, within MAX_INVERSION_FLOPS; 0 steps where they would show nothing."""
     step_flops = 3 * context.forward_flops(len(x))
-    for max_layers in MAX_LAYERS_CHOICES:
+    for max_layers in N_LAYERS_CANDIDATES:
         layers = layers_across_depth(context.box, x, max_layers)
-        steps = min(MAX_STEPS, int(MAX_INVERSION_FLOPS / (step_flops * len(layers))))
-        if steps >= GOOD_STEPS:
+        steps = min(MAX_STEPS_PER_LAYER, int(MAX_INVERSION_FLOPS / (step_flops * len(layers))))
+        if steps >= N_GOOD_STEPS:
             break
-    return layers, steps if steps >= MIN_STEPS else 0
+    return layers, steps if steps >= MIN_STEPS_PER_LAYER else 0
 
 
 def _pixel_correlation(images: Tensor, x: Tensor) -> Tensor:
@@ -109,7 +115,7 @@ def _judge_predictions(context: ReportContext, x: Tensor, inverted: Inversions) 
     return judge.predict(all_images.to(judge.device, judge.dtype)).cpu().view(-1, len(x))
 
 
-def _agrees_with_input_prediction(predicted: Tensor) -> Tensor:
+def _is_same_class_as_input(predicted: Tensor) -> Tensor:
     """Where the classes (L + 1, N) are those of the last row: (L, N) bool."""
     return predicted[:-1] == predicted[-1]
 
@@ -119,14 +125,16 @@ def _agrees_with_input_prediction(predicted: Tensor) -> Tensor:
 
 def show(finding: InversionFinding) -> list[Block]:
     blocks: list[Block] = [
-        MethodNote.of(inversions, _judge_agreement_text(finding.judge_agreements, finding.no_judge_reason)),
-        Text(LEAD_TEXT, "soft"),
+        MethodInterpretation.of(inversions, _judge_agreement_text(finding.judge_agreements, finding.no_judge_reason)),
+        Paragraph(INVERSION_LEAD_TEXT, "soft"),
     ]
-    if finding.steps < MAX_STEPS:
+    if finding.steps < MAX_STEPS_PER_LAYER:
         blocks.append(
-            Note(f"This model is large: {count_noun(finding.steps, 'step')} per layer instead of {MAX_STEPS}.")
+            Caution(
+                f"This model is large: {count_noun(finding.steps, 'step')} per layer instead of {MAX_STEPS_PER_LAYER}."
+            )
         )
-    return [*blocks, *_not_converged_note(finding.inverted), *_example_blocks(finding), _sheet_file(finding)]
+    return [*blocks, *_not_converged_note(finding.inverted), *_example_blocks(finding), _inversion_sheet_links(finding)]
 
 
 def _judge_agreement_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
@@ -142,10 +150,10 @@ def _judge_agreement_text(judge_agreements: Tensor | None, no_judge_reason: str)
 
 def _not_converged_note(inverted: Inversions) -> list[Block]:
     errors = zip(inverted.layers, inverted.errors.mean(1).tolist(), strict=True)
-    if not (names := [layer_name(name) for name, error in errors if error > MAX_CONVERGED_ERROR]):
+    if not (names := [layer_display_name(name) for name, error in errors if error > MAX_CONVERGED_FEATURE_ERROR]):
         return []
     more = "it may hold more than its image shows" if len(names) == 1 else "they may hold more than their images show"
-    return [Note(f"The optimization did not converge for {', '.join(names)}: {more}.")]
+    return [Caution(f"The optimization did not converge for {', '.join(names)}: {more}.")]
 
 
 def _example_blocks(finding: InversionFinding) -> list[Block]:
@@ -173,7 +181,7 @@ def _inversion_figure(finding: InversionFinding, layer_index: int, example_index
     if finding.judge_predictions is not None:
         lines.append(f"judge: {finding.judge_predictions[layer_index][example_index]}")
     alt = f"inversion of {name}; {', '.join(lines)}"
-    return Figure(Picture(colors.image_to_rgb(image), alt, _figure_side(image)), name, tuple(lines))
+    return Figure(PageImage(colors.image_to_rgb(image), alt, _figure_side(image)), name, tuple(lines))
 
 
 def _figure_side(x: Tensor) -> int:
@@ -182,17 +190,17 @@ def _figure_side(x: Tensor) -> int:
 
 def _layer_name(finding: InversionFinding, layer_index: int) -> str:
     names = finding.inverted.layers
-    return "outputs alone" if layer_index == len(names) - 1 else layer_name(names[layer_index])
+    return "outputs alone" if layer_index == len(names) - 1 else layer_display_name(names[layer_index])
 
 
-def _sheet_file(finding: InversionFinding) -> FileLinks:
+def _inversion_sheet_links(finding: InversionFinding) -> FileLinks:
     titles = [f"example {e.row}" for e in finding.examples]
     images = [[e.x, *finding.inverted.images[:, i]] for i, e in enumerate(finding.examples)]
     captions = [["", *(f"r {r:.2f}" for r in row)] for row in finding.correlations.T.tolist()]
     columns = ["input", *(_layer_name(finding, k) for k in range(len(finding.inverted.layers)))]
     rows, captions_by_row = dict(zip(titles, images, strict=True)), dict(zip(titles, captions, strict=True))
     page = class_sheet(rows, columns, captions_by_row, title="How much of the image survives?", side=SHEET_SIDE_PIXELS)
-    return FileLinks([File("inversions.png", page, "these images as a sheet")])
+    return FileLinks([PageFile("inversions.png", page, "these images as a sheet")])
 
 
 SECTION = Section("How much of the image survives?", "inversion", find, show, needs=("pixels",))

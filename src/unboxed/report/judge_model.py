@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..inputs.labels import is_numbers_only
+from ..inputs.labels import are_default_class_names
 from .context import ReportContext
 
 JUDGE_DESCRIPTION = "A second model (the judge: a robust model of another architecture)"
 
 
 @dataclass(frozen=True, eq=False)
-class JudgeReport:
+class JudgePredictions:
     """What the judge predicts of images: its classes, the probability of the target class, how many it recognizes."""
 
     predicted: Tensor  # (N,)
@@ -35,13 +35,15 @@ def judge_or_reason(context: ReportContext) -> tuple[Box | None, str]:
         return None, "None: there is no judge (--judge)."
     if judge.inputs.shape != box.inputs.shape:
         return None, "None: the judge takes inputs of another shape."
-    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or is_numbers_only(judge.classes)):
+    if len(judge.classes) != len(box.classes) or not (
+        judge.classes == box.classes or are_default_class_names(judge.classes)
+    ):
         return None, "None: the judge has other classes."
     return judge, ""
 
 
-def judge_images(judge: Box, images: Tensor, classes: Sequence[int]) -> JudgeReport:
+def classify_by_judge(judge: Box, images: Tensor, classes: Sequence[int]) -> JudgePredictions:
     """Classify images (N, C, H, W), each generated for one of the classes (N,), by the judge."""
     probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
     predicted, targets = probs.argmax(1), torch.as_tensor(classes)
-    return JudgeReport(predicted, probs[torch.arange(len(targets)), targets], int((predicted == targets).sum()))
+    return JudgePredictions(predicted, probs[torch.arange(len(targets)), targets], int((predicted == targets).sum()))

@@ -12,18 +12,18 @@ from torch import Tensor
 from ..activations import TsneMaps, nearest_neighbors, tsne
 from ..plots import draw
 from ..plots import embedding as drawn
-from .blocks import Block, FileLinks, MethodNote, Note, Text
+from .blocks import Block, Caution, FileLinks, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
-from .pictures import File
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
+from .pictures import PageFile
 from .plane import LayerMap, MapBlock, make_atlas
-from .words import count_noun, format_percent, layer_name
+from .words import count_noun, format_percent, layer_display_name
 
 MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
 MIN_MAPPED_EXAMPLES = 6  # for a map
 N_SHOWN_NEIGHBORS = 6  # shown per example
-MAX_COLORED_CLASSES = 20  # with colors of their own
-MAX_GRID_IMAGES = 900
+MAX_CLASSES_WITH_COLOR = 20  # with colors of their own
+MAX_MAP_GRID_IMAGES = 900
 N_VOTING_NEIGHBORS = 10  # nearest points in the map that vote for a label
 
 
@@ -35,12 +35,12 @@ class MapFinding(Finding):
     examples_evaluated: int
     neighbors_agree: dict[str, float]  # {layer: accuracy of a vote of the nearest points}; empty without labels
     label_agreement: dict[str, float]  # {layer: share of the nearest neighbors in the layer with the same label}
-    maps: TsneMaps = field(metadata=NOT_IN_JSON)
-    neighbors: dict[str, Tensor] = field(metadata=NOT_IN_JSON)  # {layer: (N, k)}
-    shown: list[Example] = field(metadata=NOT_IN_JSON)  # the N examples
-    labels: Tensor | None = field(metadata=NOT_IN_JSON)  # (N,)
-    classes: tuple[str, ...] = field(metadata=NOT_IN_JSON)
-    groups: list[int] = field(metadata=NOT_IN_JSON)  # (N,) indices into group_names: the colors
+    maps: TsneMaps = field(metadata=FIELD_NOT_IN_JSON)
+    neighbors: dict[str, Tensor] = field(metadata=FIELD_NOT_IN_JSON)  # {layer: (N, k)}
+    shown: list[Example] = field(metadata=FIELD_NOT_IN_JSON)  # the N examples
+    labels: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (N,)
+    classes: tuple[str, ...] = field(metadata=FIELD_NOT_IN_JSON)
+    groups: list[int] = field(metadata=FIELD_NOT_IN_JSON)  # (N,) indices into group_names: the colors
     group_names: list[str]
     has_labels: bool
     has_images: bool
@@ -59,7 +59,7 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
     labels = s.labels[indices] if s.labels is not None and s.exclusive_classes else None
     accuracy = maps.accuracy(labels, N_VOTING_NEIGHBORS) if labels is not None else {}
     neighbors = _layer_neighbors(context, x, maps)
-    groups, group_names = _color_groups_and_names(context, indices)
+    groups, group_names = _color_group_indices_and_names(context, indices)
     return MapFinding(
         answer=_label_separation_check(accuracy).text
         or "Maps of the layers, and the nearest neighbors of each example.",
@@ -91,7 +91,7 @@ def _same_label_fraction(labels: Tensor, neighbors: Tensor) -> float:
     return float((labels[neighbors] == labels[:, None]).double().mean())
 
 
-def _color_groups_and_names(context: ReportContext, indices: Sequence[int]) -> tuple[list[int], list[str]]:
+def _color_group_indices_and_names(context: ReportContext, indices: Sequence[int]) -> tuple[list[int], list[str]]:
     """The color group of each example, and the names of the groups: labels, else predictions; rare classes are one."""
     s = context.survey
     if not s.exclusive_classes:
@@ -100,7 +100,7 @@ def _color_groups_and_names(context: ReportContext, indices: Sequence[int]) -> t
     classes = [int(class_of_row[p]) for p in indices]
     count = Counter(classes)
     colored_classes = sorted(
-        k for k, _ in sorted(count.items(), key=lambda item: (-item[1], item[0]))[:MAX_COLORED_CLASSES]
+        k for k, _ in sorted(count.items(), key=lambda item: (-item[1], item[0]))[:MAX_CLASSES_WITH_COLOR]
     )
     index = {k: i for i, k in enumerate(colored_classes)}
     names = [context.class_name(k) for k in colored_classes] + ["other classes"] * (len(count) > len(colored_classes))
@@ -112,12 +112,12 @@ def _color_groups_and_names(context: ReportContext, indices: Sequence[int]) -> t
 
 def show(finding: MapFinding) -> list[Block]:
     blocks: list[Block] = [
-        Text(_lead_text(finding)),
-        MethodNote.of(tsne, *_label_separation_check(finding.neighbors_agree)),
+        Paragraph(_map_lead_text(finding)),
+        MethodInterpretation.of(tsne, *_label_separation_check(finding.neighbors_agree)),
     ]
     if finding.examples < finding.examples_evaluated:
-        blocks.append(Note(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
-    neighbors_note = MethodNote.of(nearest_neighbors, _label_agreement_text(finding))
+        blocks.append(Caution(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
+    neighbors_note = MethodInterpretation.of(nearest_neighbors, _label_agreement_text(finding))
     return [*blocks, _map_block(finding), FileLinks(_map_files(finding)), neighbors_note]
 
 
@@ -134,10 +134,10 @@ def _layer_title(finding: MapFinding, path: str) -> str:
     if path == "input":
         return "Raw pixels" if finding.has_images else "Raw features"
     before, _, call = path.partition(":input")
-    return f"Before {layer_name(before)}{call}"
+    return f"Before {layer_display_name(before)}{call}"
 
 
-def _lead_text(finding: MapFinding) -> str:
+def _map_lead_text(finding: MapFinding) -> str:
     lead = "Each dot is an example; examples that are similar to a layer are close in its map."
     if len(finding.neighbors_agree) < 2:
         return lead
@@ -180,23 +180,29 @@ def _map_block(finding: MapFinding) -> MapBlock:
         "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.row for e in finding.shown],
         f"Map of {count_noun(finding.examples, 'example')}, colored by {color}",
         "Point at a dot to see its example; click it to see its nearest neighbors in the layer.",
-        keys, make_atlas(_shown_inputs(finding)) if finding.has_images else None,
+        keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None,
     )  # fmt: skip
 
 
-def _shown_inputs(finding: MapFinding) -> Tensor:
+def _inputs_of_shown_examples(finding: MapFinding) -> Tensor:
     return torch.stack([e.x for e in finding.shown])  # (N, C, H, W)
 
 
-def _map_files(finding: MapFinding) -> list[File]:
-    files = [File("map.png", drawn.scatters(finding.maps, finding.labels, finding.classes), "the maps as a sheet")]
+def _map_files(finding: MapFinding) -> list[PageFile]:
+    files = [
+        PageFile(
+            "map.png", drawn.tsne_scatter_sheet(finding.maps, finding.labels, finding.classes), "the maps as a sheet"
+        )
+    ]
     if finding.has_images:
-        x, points = _shown_inputs(finding), finding.maps.layers[-1].points
-        sampled = torch.tensor(draw.evenly_spaced_indices(len(x), MAX_GRID_IMAGES))
+        x, points = _inputs_of_shown_examples(finding), finding.maps.layers[-1].points
+        sampled = torch.tensor(draw.evenly_spaced_indices(len(x), MAX_MAP_GRID_IMAGES))
         cell = min(32, max(16, max(x.shape[2:])))
-        grid = drawn.image_grid(points[sampled.to(points.device)], x[sampled], cell=cell)
-        files.append(File("map-images.png", drawn.thumbnails(points, x, cell=cell), "images at their points"))
-        files.append(File("map-grid.png", grid, "images on a grid"))
+        grid = drawn.nearest_neighbor_image_grid(points[sampled.to(points.device)], x[sampled], cell=cell)
+        files.append(
+            PageFile("map-images.png", drawn.thumbnail_scatter_image(points, x, cell=cell), "images at their points")
+        )
+        files.append(PageFile("map-grid.png", grid, "images on a grid"))
     return files
 
 

@@ -10,17 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs.labels import is_numbers_only
+from ..inputs.labels import are_default_class_names
 from ..model.layers import Layer
-from .blocks import Block, Collapsible, ConfusionMatrix, Figure, FigureGrid, Heading, Note, SideBySide, Table, Text
+from .blocks import (
+    Block,
+    Caution,
+    Collapsible,
+    ConfusionMatrix,
+    Figure,
+    FigureGrid,
+    Heading,
+    Paragraph,
+    SideBySide,
+    Table,
+)
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Example, Finding
-from .input_nouns import shapes_text
+from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .input_nouns import input_shapes_text
 from .scores import (
     HEADLINE_BY_SCORE,
     LabelScore,
-    OutputError,
     PositionScore,
+    RegressionOutputErrors,
     label_scores,
     output_errors,
     position_scores,
@@ -30,12 +41,15 @@ from .skipped import skipped_text
 from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
-MAX_EXAMPLES_PER_ROW = 8  # examples in a row
+MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
-MAX_CONFUSED_PAIRS = 8  # in the table beside it
-MAX_FOLDED_PAIRS, MAX_JSON_PAIRS = 200, 50  # in the folded table; in report.json and in the headline
-N_EXPANDED_LAYERS = 14  # rows of the table that are not folded
-MAX_COLLAPSED_ERRORS = 40  # misclassified examples in the fold
+MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
+MAX_COLLAPSED_CONFUSED_PAIRS, MAX_CONFUSED_PAIRS_IN_JSON = (
+    200,
+    50,
+)  # in the folded table; in report.json and in the headline
+N_EXPANDED_LAYER_ROWS = 14  # rows of the table that are not folded
+MAX_COLLAPSED_MISCLASSIFIED = 40  # misclassified examples in the fold
 MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
 MAX_LISTED_SKIPPED_FILES = 200  # that are listed
 
@@ -59,15 +73,15 @@ class OverviewFinding(Finding):
     skipped: str  # what could not be read
     skipped_files: list[tuple[str, str]]
     no_accuracy_reason: str
-    folded_confusions: list[tuple[str, str, int]] = field(metadata=NOT_IN_JSON)
-    matrix_classes: list[str] = field(metadata=NOT_IN_JSON)
-    matrix: Tensor = field(metadata=NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
+    folded_confusions: list[tuple[str, str, int]] = field(metadata=FIELD_NOT_IN_JSON)
+    matrix_classes: list[str] = field(metadata=FIELD_NOT_IN_JSON)
+    matrix: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
     n_omitted_classes: int = 0
-    misclassified: list[Example] = field(metadata=NOT_IN_JSON)  # none where inputs are no images
-    ambiguous: list[Example] = field(metadata=NOT_IN_JSON)
+    misclassified: list[Example] = field(metadata=FIELD_NOT_IN_JSON)  # none where inputs are no images
+    ambiguous: list[Example] = field(metadata=FIELD_NOT_IN_JSON)
     exclusive_classes: bool = True
     binary: bool = False
-    output_errors: list[OutputError] = field(default_factory=list)  # of a regression with true values
+    output_errors: list[RegressionOutputErrors] = field(default_factory=list)  # of a regression with true values
     label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
     position_scores: list[PositionScore] = field(default_factory=list)  # of label maps
 
@@ -82,10 +96,14 @@ class OverviewFinding(Finding):
 def find(context: ReportContext) -> OverviewFinding:
     s, box = context.survey, context.box
     shown_classes = _most_confused_classes(s.confusion)
-    scored = _scores(s, box.outputs)
+    scored = _scores_by_finding_field(s, box.outputs)
     title, headline = _title_and_headline(context, scored)
-    errors = s.misclassified[: MAX_EXAMPLES_PER_ROW + MAX_COLLAPSED_ERRORS] if context.has_images else []
-    pairs = [(context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_FOLDED_PAIRS)]
+    errors = (
+        s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if context.has_images else []
+    )
+    pairs = [
+        (context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_COLLAPSED_CONFUSED_PAIRS)
+    ]
     return OverviewFinding(
         answer=_answer(s),
         title=title,
@@ -98,14 +116,14 @@ def find(context: ReportContext) -> OverviewFinding:
         most_confident_errors=[
             _misclassification_to_dict(context, i) for i in s.misclassified[:MAX_MISCLASSIFIED_IN_JSON]
         ],
-        lowest_margin=[s.rows[i] for i in s.indices_by_margin[:MAX_EXAMPLES_PER_ROW]],
+        lowest_margin=[s.rows[i] for i in s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]],
         confusions=None
         if s.is_correct is None
-        else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_JSON_PAIRS]],
+        else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_CONFUSED_PAIRS_IN_JSON]],
         layers=tuple(box.layers),
         model=type(box.model).__name__,
         parameters=sum(p.numel() for p in box.model.parameters()),
-        inputs_and_outputs=f"inputs {shapes_text(box.inputs)}, "
+        inputs_and_outputs=f"inputs {input_shapes_text(box.inputs)}, "
         f"{count_noun(len(box.classes), 'output')} ({box.outputs})",
         skipped=skipped_text(context.data, s),
         skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_LISTED_SKIPPED_FILES]],
@@ -115,27 +133,27 @@ def find(context: ReportContext) -> OverviewFinding:
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
         misclassified=context.examples(errors),
-        ambiguous=context.examples(s.indices_by_margin[:MAX_EXAMPLES_PER_ROW]) if context.has_images else [],
+        ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if context.has_images else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
         **scored,
     )
 
 
-def _scores(s: Survey, outputs: str) -> dict[str, Any]:
+def _scores_by_finding_field(s: Survey, outputs: str) -> dict[str, Any]:
     """The scores of outputs that are no classes, by their field of the finding; {} without true values."""
     if s.position_confusion is not None:
-        return {"position_scores": position_scores(s.position_confusion, _named(s, "class"))}
+        return {"position_scores": position_scores(s.position_confusion, _output_names(s, "class"))}
     if s.targets is None:
         return {}
     if outputs == "regression":
-        return {"output_errors": output_errors(s.outputs, s.targets, _named(s, "output"))}
-    return {"label_scores": label_scores(s.outputs, s.targets, _named(s, "label"))}
+        return {"output_errors": output_errors(s.outputs, s.targets, _output_names(s, "output"))}
+    return {"label_scores": label_scores(s.outputs, s.targets, _output_names(s, "label"))}
 
 
-def _named(s: Survey, noun: str) -> list[str]:
+def _output_names(s: Survey, noun: str) -> list[str]:
     """The names of the outputs; "output 0" where they are numbers."""
-    return [f"{noun} {name}" if is_numbers_only(s.classes) else name for name in s.classes]
+    return [f"{noun} {name}" if are_default_class_names(s.classes) else name for name in s.classes]
 
 
 def _misclassification_to_dict(context: ReportContext, index: int) -> dict[str, Any]:
@@ -157,7 +175,7 @@ def _answer(survey: Survey) -> str:
 def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The page's title and the sentences below it."""
     s = context.survey
-    examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.name_with_prefix(' of ')}"
+    examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.prefixed_name_or_empty(' of ')}"
     for name, scores in scored.items():
         title, sentence = HEADLINE_BY_SCORE[name](scores)
         return title, (f"Measured on {examples_text}.", sentence)
@@ -202,7 +220,7 @@ def _misclassification_sentences(context: ReportContext) -> list[str]:
 
 def _most_common_confusion_sentence(context: ReportContext) -> str:
     """Which label is most often classified as which other class; ties are reported."""
-    pairs = context.survey.confused_pairs(MAX_JSON_PAIRS)
+    pairs = context.survey.confused_pairs(MAX_CONFUSED_PAIRS_IN_JSON)
     errors = count_noun(len(context.survey.misclassified), "error")
     names = [f"{context.class_name(a)} classified as {context.class_name(b)}" for a, b, _ in pairs]
     count = pairs[0][2]
@@ -240,19 +258,22 @@ def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
     if finding.examples < finding.examples_in_data:
         spread = ", evenly spread over the data" if finding.examples_requested < finding.examples_in_data else ""
-        blocks.append(Note(f"Measured on {finding.examples:,} of {finding.examples_in_data:,} examples{spread}."))
+        blocks.append(Caution(f"Measured on {finding.examples:,} of {finding.examples_in_data:,} examples{spread}."))
     if finding.skipped:
         blocks += [
-            Note(f"{finding.skipped}."),
+            Caution(f"{finding.skipped}."),
             Collapsible("Which files, and why", [Table(("file", "reason"), finding.skipped_files)]),
         ]
     if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
         return [*blocks, *scores]
     if finding.mistakes is None:
         reason = finding.no_accuracy_reason or "Not every example has a label"
-        return [*blocks, Note(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
+        return [*blocks, Caution(f"No accuracy and no confusion matrix: {reason[0].lower()}{reason[1:]}.")]
     if not finding.mistakes:
-        return [*blocks, Text("Every prediction is correct, so the confusion matrix is a diagonal and is left out.")]
+        return [
+            *blocks,
+            Paragraph("Every prediction is correct, so the confusion matrix is a diagonal and is left out."),
+        ]
     return [*blocks, SideBySide([_confusion_matrix(finding)], _confused_pair_blocks(finding))]
 
 
@@ -270,8 +291,8 @@ def _confused_pair_blocks(finding: OverviewFinding) -> list[Block]:
     """The errors pair by pair, the most common first."""
     columns, numbers = ("label", "classified as", "times"), frozenset({2})
     rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions]
-    blocks: list[Block] = [Table(columns, rows[:MAX_CONFUSED_PAIRS], numbers)]
-    if rest := rows[MAX_CONFUSED_PAIRS:]:
+    blocks: list[Block] = [Table(columns, rows[:MAX_LISTED_CONFUSED_PAIRS], numbers)]
+    if rest := rows[MAX_LISTED_CONFUSED_PAIRS:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'more pair')}", [Table(columns, rest, numbers)]))
     return blocks
 
@@ -282,8 +303,8 @@ def _example_blocks(finding: OverviewFinding) -> list[Block]:
         return blocks
     if finding.misclassified:
         figures = [e.figure() for e in finding.misclassified]
-        blocks += [Heading("Misclassified, most confident first"), FigureGrid(figures[:MAX_EXAMPLES_PER_ROW])]
-        if rest := figures[MAX_EXAMPLES_PER_ROW:]:
+        blocks += [Heading("Misclassified, most confident first"), FigureGrid(figures[:MAX_OVERVIEW_EXAMPLES_PER_ROW])]
+        if rest := figures[MAX_OVERVIEW_EXAMPLES_PER_ROW:]:
             blocks.append(Collapsible(f"{count_noun(len(rest), 'more error')}", [FigureGrid(rest)]))
     ambiguous = FigureGrid([e.figure(show_runner_up=True) for e in finding.ambiguous])
     if not finding.exclusive_classes:
@@ -292,7 +313,7 @@ def _example_blocks(finding: OverviewFinding) -> list[Block]:
     lead = "The examples whose two largest outputs differ least."
     if finding.binary:
         lead = "The examples whose probability is closest to one half."
-    return [*blocks, Heading("Lowest margin"), Text(lead, "soft"), ambiguous]
+    return [*blocks, Heading("Lowest margin"), Paragraph(lead, "soft"), ambiguous]
 
 
 def _layer_table_blocks(finding: OverviewFinding) -> list[Block]:
@@ -308,8 +329,8 @@ def _layer_table_blocks(finding: OverviewFinding) -> list[Block]:
         for layer in finding.layers
     ]
     lead = f"{finding.model}: {count_noun(finding.parameters, 'parameter')}, {finding.inputs_and_outputs}."
-    blocks: list[Block] = [Text(lead), Table(columns, rows[:N_EXPANDED_LAYERS], numbers)]
-    if rest := rows[N_EXPANDED_LAYERS:]:
+    blocks: list[Block] = [Paragraph(lead), Table(columns, rows[:N_EXPANDED_LAYER_ROWS], numbers)]
+    if rest := rows[N_EXPANDED_LAYER_ROWS:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'more layer')}", [Table(columns, rest, numbers)]))
     return blocks
 

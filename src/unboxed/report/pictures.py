@@ -10,16 +10,16 @@ from typing import Any
 from PIL import Image
 
 from ..plots import colors
-from ..plots.files import ImageLike, as_image, png_bytes
-from ..plots.sheet import COLOR_TABLES, ColorBar
-from .folder import PICTURES_DIR, ReportFolder
+from ..plots.files import ImageLike, png_bytes, to_pillow_image
+from ..plots.sheet import COLORMAP_BY_KIND, ColorBar
+from .folder import IMAGES_DIR_NAME, ReportFolder
 
-MAX_TOTAL_INLINE_BYTES = 3_500_000  # bytes of inlined images: base64 and the text keep the page below 5 MB
-MAX_ENCODED_SIDE_PIXELS = 256  # pixels a side of a photo in the page
+MAX_INLINE_IMAGE_BYTES = 3_500_000  # bytes of inlined images: base64 and the text keep the page below 5 MB
+MAX_ENCODED_PHOTO_SIDE_PIXELS = 256  # pixels a side of a photo in the page
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class PageImage:
     """An image for the page, not encoded yet: shown at about `side` pixels, or pixel by pixel where `side` is None."""
 
     image: ImageLike
@@ -31,11 +31,11 @@ class Picture:
         """Width and height on the page, in pixels."""
         image = self.image
         size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-        return size if self.side is None else display_size(size, self.side)
+        return size if self.side is None else display_size_pixels(size, self.side)
 
 
 @dataclass(frozen=True, eq=False)
-class File:
+class PageFile:
     """An image beside the page: its name, its content (or the bytes of a file) and what it is."""
 
     name: str
@@ -54,45 +54,45 @@ class ImageRef:
     pixelated: bool = False  # enlarged by nearest neighbor
 
 
-class PictureStore:
+class PageImageStore:
     """Encodes images for the page, and writes the larger ones as files; without a folder all are in the page."""
 
-    def __init__(self, folder: ReportFolder | None = None, budget: int = MAX_TOTAL_INLINE_BYTES) -> None:
+    def __init__(self, folder: ReportFolder | None = None, budget: int = MAX_INLINE_IMAGE_BYTES) -> None:
         self._folder, self._bytes_left = folder, budget
         self._n_files = 0
 
-    def encode(self, picture: Picture) -> ImageRef:
+    def encode(self, picture: PageImage) -> ImageRef:
         """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
-        im = as_image(picture.image)
+        im = to_pillow_image(picture.image)
         pixelated = picture.side is None or max(im.size) <= colors.MAX_PIXELATED_SIDE_PIXELS
-        if not pixelated and max(im.size) > MAX_ENCODED_SIDE_PIXELS:
-            im = colors.resize_to(im, MAX_ENCODED_SIDE_PIXELS)
-        return ImageRef(self.store_as_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
+        if not pixelated and max(im.size) > MAX_ENCODED_PHOTO_SIDE_PIXELS:
+            im = colors.resize_to_side(im, MAX_ENCODED_PHOTO_SIDE_PIXELS)
+        return ImageRef(self.store_and_return_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
 
-    def save(self, file: File) -> str:
+    def save(self, file: PageFile) -> str:
         """Write a file beside the page. Returns its path relative to it."""
         content = file.content if isinstance(file.content, bytes) else png_bytes(file.content)
         if self._folder is None:
             raise ValueError(f"there is no folder for {file.name}")
-        return self._folder.stage(f"{PICTURES_DIR}/{file.name}", content)
+        return self._folder.stage(f"{IMAGES_DIR_NAME}/{file.name}", content)
 
     def encode_color_scale(self, bar: ColorBar) -> ImageRef:
         """The image of a color scale."""
-        table = COLOR_TABLES[bar.kind]
+        table = COLORMAP_BY_KIND[bar.kind]
         alt = f"color scale from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
-        return ImageRef(self.store_as_src(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
+        return ImageRef(self.store_and_return_src(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
 
-    def store_as_src(self, content: bytes, kind: str = "png") -> str:
+    def store_and_return_src(self, content: bytes, kind: str = "png") -> str:
         """The address of an encoded image ("png", "jpeg")."""
         text = base64.b64encode(content).decode()
         self._bytes_left -= len(text)
         if self._folder is None or self._bytes_left >= 0:
             return f"data:image/{kind};base64,{text}"
         self._n_files += 1
-        return self._folder.stage(f"{PICTURES_DIR}/more-{self._n_files}.{kind}", content)
+        return self._folder.stage(f"{IMAGES_DIR_NAME}/more-{self._n_files}.{kind}", content)
 
 
-def display_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+def display_size_pixels(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size at which an image (width, height) is shown where there are `side` pixels."""
     longest = max(size)
     k = _integer_zoom_factor(longest, side) if longest <= colors.MAX_PIXELATED_SIDE_PIXELS else side / longest

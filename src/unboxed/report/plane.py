@@ -15,11 +15,11 @@ from PIL import Image
 from ..errors import InputError
 from ..plots import colors
 from ..plots.embedding import class_colors, make_thumbnails, normalize_points
-from .pictures import PictureStore
+from .pictures import PageImageStore
 
-MAX_UINT16_POINTS = 65_535  # their indices take two bytes
+MAX_POINTS_WITH_UINT16_INDICES = 65_535  # their indices take two bytes
 MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
-THUMBNAIL_SIDE_CANDIDATES = (
+THUMBNAIL_SIDE_PIXELS_CANDIDATES = (
     64,
     48,
     40,
@@ -79,17 +79,17 @@ class MapBlock:
     def colors(self) -> list[str]:
         return class_colors(len(self.names))
 
-    def script_data(self, pictures: PictureStore) -> dict[str, object]:
+    def script_data(self, pictures: PageImageStore) -> dict[str, object]:
         """What the page's script needs; the atlas is stored in `pictures`."""
         n = len(self.rows)
-        if n > MAX_UINT16_POINTS:
-            raise InputError(f"a map in a page must have {MAX_UINT16_POINTS:,} points or fewer; got {n:,}")
+        if n > MAX_POINTS_WITH_UINT16_INDICES:
+            raise InputError(f"a map in a page must have {MAX_POINTS_WITH_UINT16_INDICES:,} points or fewer; got {n:,}")
         words = list(dict.fromkeys(word for line in self.lines for word in line))
         word_index = {word: i for i, word in enumerate(words)}
         return {
             "n": n,
             "k": np.asarray(self.layers[0].neighbors).shape[1],
-            "layers": [self._packed_layer(layer) for layer in self.layers],
+            "layers": [self._layer_to_script_data(layer) for layer in self.layers],
             "groups": to_base64(self.groups, np.uint8),
             "wrong": to_base64(self.is_wrong, np.uint8),
             "rows": to_base64(self.rows, np.uint32),
@@ -103,7 +103,7 @@ class MapBlock:
         }
 
     @staticmethod
-    def _packed_layer(layer: LayerMap) -> dict[str, str]:
+    def _layer_to_script_data(layer: LayerMap) -> dict[str, str]:
         points = (normalize_points(layer.points, margin=0.01) * 65535).round()
         return {
             "name": layer.name,
@@ -112,9 +112,9 @@ class MapBlock:
         }
 
 
-def _atlas_data(atlas: ImageAtlas, pictures: PictureStore) -> dict[str, object]:
+def _atlas_data(atlas: ImageAtlas, pictures: PageImageStore) -> dict[str, object]:
     sizes = {"width": atlas.width, "height": atlas.height, "columns": atlas.columns, "hard": atlas.pixelated}
-    return {"src": pictures.store_as_src(atlas.content, atlas.kind), **sizes}
+    return {"src": pictures.store_and_return_src(atlas.content, atlas.kind), **sizes}
 
 
 def to_base64(values: Any, dtype: type[np.generic]) -> str:
@@ -127,7 +127,10 @@ def make_atlas(images: Any, max_bytes: int = MAX_ATLAS_BYTES) -> ImageAtlas:
     """Images (N, C, H, W) as large as the budget allows, at most 64 pixels and not enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
     image_side = max(images.shape[2:])
-    sides = [min(image_side, THUMBNAIL_SIDE_CANDIDATES[0]), *(s for s in THUMBNAIL_SIDE_CANDIDATES if s < image_side)]
+    sides = [
+        min(image_side, THUMBNAIL_SIDE_PIXELS_CANDIDATES[0]),
+        *(s for s in THUMBNAIL_SIDE_PIXELS_CANDIDATES if s < image_side),
+    ]
     image_atlas = None
     for side in (s for s in sides if s * columns <= MAX_ATLAS_SIDE_PIXELS):
         image_atlas = _make_atlas_with_side(images, side, columns)

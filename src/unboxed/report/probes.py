@@ -12,14 +12,14 @@ from ..engine.read.features import input_and_hidden_addresses
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError
 from ..plots.results.concepts_probe import accuracy_chart, erasure_chart
-from .blocks import Block, Figure, FigureGrid, MethodNote, Text
+from .blocks import Block, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, Finding, NotApplicable
-from .pictures import Picture
+from .finding import FIELD_NOT_IN_JSON, Finding, NotApplicable
+from .pictures import PageImage
 
-MAX_EXAMPLES, MAX_LAYERS = 150, 3
-MIN_EXAMPLES = 20
-TONES = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
+MAX_PROBED_EXAMPLES, MAX_PROBED_LAYERS = 150, 3
+MIN_PROBED_EXAMPLES = 20
+TONE_BY_CLAIM = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,28 @@ class ProbesFinding(Finding):
     n_examples: int
     majority: float
     layers: tuple[ProbedLayer, ...]
-    probing: Probing = field(metadata=NOT_IN_JSON)
+    probing: Probing = field(metadata=FIELD_NOT_IN_JSON)
 
 
 def find(context: ReportContext) -> ProbesFinding:
     labels = context.survey.labels
     if labels is None:
         raise NotApplicable("Probes of the labels need data with labels.")
-    rows = evenly_spaced_indices(len(labels), MAX_EXAMPLES)
-    if len(rows) < MIN_EXAMPLES:
-        raise NotApplicable(f"Probes need at least {MIN_EXAMPLES} examples.")
+    rows = evenly_spaced_indices(len(labels), MAX_PROBED_EXAMPLES)
+    if len(rows) < MIN_PROBED_EXAMPLES:
+        raise NotApplicable(f"Probes need at least {MIN_PROBED_EXAMPLES} examples.")
     x, y = context.inputs(rows), torch.as_tensor(labels)[torch.tensor(rows)]
     try:
         result = concepts.probe(
-            context.box, context.box.restore_structure(x), y, input_and_hidden_addresses(context.box, MAX_LAYERS),
-            n_folds=3, n_controls=2, description_length=False, seed=context.seed,
-        )  # fmt: skip
+            context.box,
+            context.box.restore_structure(x),
+            y,
+            input_and_hidden_addresses(context.box, MAX_PROBED_LAYERS),
+            n_folds=3,
+            n_controls=2,
+            description_length=False,
+            seed=context.seed,
+        )
     except DataError as error:  # one class, or too few of each
         raise NotApplicable(f"Probes of the labels: {error}.") from error
     best = result.best
@@ -66,9 +72,13 @@ def find(context: ReportContext) -> ProbesFinding:
     )
     return ProbesFinding(
         answer=f"A linear probe reads the class best from {best.layer}: {best.probe.accuracy.mean:.0%} right.",
-        verdict=result.verdict, reason=result.reason, n_examples=result.n_examples, majority=best.probe.majority,
-        layers=layers, probing=result,
-    )  # fmt: skip
+        verdict=result.verdict,
+        reason=result.reason,
+        n_examples=result.n_examples,
+        majority=best.probe.majority,
+        layers=layers,
+        probing=result,
+    )
 
 
 def show(finding: ProbesFinding) -> list[Block]:
@@ -82,9 +92,11 @@ def show(finding: ProbesFinding) -> list[Block]:
     charts = [accuracy_chart(result)]
     charts += [erasure_chart(result)] if any(p.erasure is not None for p in result.layers) else []
     alts = f"accuracy of probes by layer: {layers}", "change of the outputs with the label erased, by layer"
-    figures = [Figure(Picture(c, alt, None), "") for c, alt in zip(charts, alts, strict=False)]
-    note = MethodNote.of(concepts.probe, f"{finding.verdict}: {finding.reason}", TONES[finding.verdict])
-    return [Text(text), note, FigureGrid(figures)]
+    figures = [Figure(PageImage(c, alt, None), "") for c, alt in zip(charts, alts, strict=False)]
+    note = MethodInterpretation.of(
+        concepts.probe, f"{finding.verdict}: {finding.reason}", TONE_BY_CLAIM[finding.verdict]
+    )
+    return [Paragraph(text), note, FigureGrid(figures)]
 
 
 SECTION = Section("What does each layer know?", "probes", find, show, needs=("classes", "exclusive classes"))

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..plots.text import hyphens_to_minus_signs
 from .blocks import Block, Figure, column_width, figures_per_row
-from .pictures import PictureStore
+from .pictures import PageImageStore
 from .words import format_bar_prob
 
 
@@ -63,13 +63,13 @@ def _jinja_environment() -> Environment:
     return environment
 
 
-def render_blocks(blocks: Sequence[Block], pictures: PictureStore) -> str:
+def render_blocks(blocks: Sequence[Block], pictures: PageImageStore) -> str:
     """The blocks as HTML; their images are encoded here."""
     macros = _jinja_environment().get_template("blocks.html").make_module({"pictures": pictures})
     return str(macros.blocks(blocks))  # type: ignore[attr-defined]
 
 
-def render_figures(figures: Sequence[Figure], pictures: PictureStore) -> str:
+def render_figures(figures: Sequence[Figure], pictures: PageImageStore) -> str:
     """A grid of figures as HTML, "" for none."""
     macros = _jinja_environment().get_template("blocks.html").make_module({"pictures": pictures})
     return str(macros.figures(figures)) if figures else ""  # type: ignore[attr-defined]

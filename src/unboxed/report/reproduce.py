@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from ..checkpointing import weights_digest
-from .blocks import Block, Code, Table, Text
+from .blocks import Block, Code, Paragraph, Table
 from .context import ReportContext, Section
 from .finding import Finding
 from .words import count_noun
@@ -38,7 +38,7 @@ def find(context: ReportContext) -> ReproduceFinding:
         command=context.command,
         seed=context.seed,
         weights=weights_digest(box.model),
-        versions=package_versions(),
+        versions=installed_package_versions(),
         model=type(box.model).__name__,
         inputs=str(box.inputs),
         outputs=box.outputs,
@@ -61,16 +61,16 @@ def show(finding: ReproduceFinding) -> list[Block]:
         *finding.versions.items(),
     ]
     lead = "The same command on the same versions and device gives the same page."
-    return [Text(lead), Code(finding.command or python_call(finding)), Table(("what", "value"), rows)]
+    return [Paragraph(lead), Code(finding.command or reproducing_python_call(finding)), Table(("what", "value"), rows)]
 
 
-def python_call(finding: ReproduceFinding) -> str:
+def reproducing_python_call(finding: ReproduceFinding) -> str:
     """The Python call that makes this page."""
     judge = ", judge=judge" if finding.judge != "none" else ""
     return f'import unboxed as ub\n\nub.report(box, data, "out/"{judge}, seed={finding.seed})'
 
 
-def package_versions() -> dict[str, str]:
+def installed_package_versions() -> dict[str, str]:
     by_package = {"Python": platform.python_version()}
     for package in REPORTED_PACKAGES:
         try:

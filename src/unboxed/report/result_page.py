@@ -11,8 +11,8 @@ from ..cards import Card, cards
 from ..errors import InputError
 from ..plots.figures import figures
 from ..plots.views import verdict_text
-from .blocks import Block, Code, Figure, FigureGrid, MethodNote, Note
-from .pictures import Picture, PictureStore
+from .blocks import Block, Caution, Code, Figure, FigureGrid, MethodInterpretation
+from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_page
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: 
     card = _card_of(result)
     title = card.name if card else type(result).__name__
     grid = FigureGrid(
-        [Figure(Picture(image, name, None), name if len(images) > 1 else "") for name, image in images.items()]
+        [Figure(PageImage(image, name, None), name if len(images) > 1 else "") for name, image in images.items()]
     )
     blocks = [grid, *_words(result, card)]
-    html = render_blocks(blocks, PictureStore())
+    html = render_blocks(blocks, PageImageStore())
     section = RenderedSection(title, "result", html, verdict_text(result))
     return write_bytes(path, encode_utf8(render_page(title, title, [], "", [section])))
 
@@ -44,7 +44,7 @@ def _card_of(result: Any) -> Card | None:
 def _words(result: Any, card: Card | None) -> Iterator[Block]:
     verdict = verdict_text(result)
     if card is not None:
-        yield MethodNote(card, verdict)
+        yield MethodInterpretation(card, verdict)
     elif verdict:
-        yield Note(verdict)
+        yield Caution(verdict)
     yield Code(repr(result))

@@ -12,19 +12,19 @@ from ..attribution import integrated_gradients
 from ..checks.verdict import GRADES, Verdict
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
-from ..plots.tables import MAX_COLUMNS, column_swarm, contribution_bars
+from ..plots.tables import MAX_DRAWN_COLUMNS, contribution_bars, contribution_swarm
 from ..synthesis import morph
-from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, MethodNote, Table, Text
+from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, Table
 from .context import ReportContext
-from .finding import NOT_IN_JSON, Example, Finding
-from .pictures import Picture
+from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .pictures import PageImage
 from .survey import evenly_spaced_indices
 from .words import count_noun, format_prob
 
-MAX_ROWS, MAX_SWARM_ROWS = 4, 200  # rows shown one by one, and in the summary
+MAX_SHOWN_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
-METHOD = integrated_gradients
-LABEL = "contribution to the score, from the mean row"
+ROW_ATTRIBUTION_METHOD = integrated_gradients
+CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 
 
@@ -43,17 +43,17 @@ class RowAttributionFinding(Finding):
     verdict: Verdict
     examples: list[Example]
     contributions: Tensor  # (n, F) of these examples
-    many: Tensor = field(metadata=NOT_IN_JSON)  # (M, F) of rows from all over the data
-    many_rows: Tensor = field(metadata=NOT_IN_JSON)  # (M, F)
+    many: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (M, F) of rows from all over the data
+    many_rows: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (M, F)
     targets: list[str]
 
 
 def find_contributions(context: ReportContext) -> RowAttributionFinding:
     s, box = context.survey, context.box
-    indices = context.example_indices[:MAX_ROWS]
-    many = evenly_spaced_indices(len(s.rows), MAX_SWARM_ROWS)
+    indices = context.example_indices[:MAX_SHOWN_ROWS]
+    many = evenly_spaced_indices(len(s.rows), MAX_SUMMARY_ROWS)
     k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
-    verdict = context.verdict(METHOD.__name__)
+    verdict = context.verdict(ROW_ATTRIBUTION_METHOD.__name__)
     x, many_rows = context.inputs(indices), context.inputs(many)
     return RowAttributionFinding(
         answer=f"Integrated gradients: {verdict.badge} ({verdict.reason}).",
@@ -68,29 +68,35 @@ def find_contributions(context: ReportContext) -> RowAttributionFinding:
 
 
 def _contributions_and_scores(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
-    return METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
+    return ROW_ATTRIBUTION_METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
 
 
 def show_contributions(finding: RowAttributionFinding) -> list[Block]:
-    figures = [_bars(finding, i) for i in range(len(finding.examples))]
-    summary = column_swarm(
-        finding.many, finding.many_rows, finding.columns, title=f"{len(finding.many)} rows", label=f"{LABEL}; red: high"
+    figures = [_contribution_bars_figure(finding, i) for i in range(len(finding.examples))]
+    summary = contribution_swarm(
+        finding.many,
+        finding.many_rows,
+        finding.columns,
+        title=f"{len(finding.many)} rows",
+        label=f"{CONTRIBUTION_AXIS_LABEL}; red: high",
     )
     alt = f"contribution of each column to {finding.targets[-1]} for {len(finding.many)} rows, a point per row"
     v = finding.verdict
     return [
-        MethodNote.of(METHOD, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]),
+        MethodInterpretation.of(
+            ROW_ATTRIBUTION_METHOD, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]
+        ),
         FigureGrid(figures, two_per_row=True),
         Heading(f"Over many rows: the score of {finding.targets[-1]}"),
-        FigureGrid([Figure(Picture(summary, alt, side=None))]),
+        FigureGrid([Figure(PageImage(summary, alt, side=None))]),
     ]
 
 
-def _bars(finding: RowAttributionFinding, i: int) -> Figure:
+def _contribution_bars_figure(finding: RowAttributionFinding, i: int) -> Figure:
     example, target = finding.examples[i], finding.targets[i]
-    chart = contribution_bars(finding.contributions[i], example.x, finding.columns, label=LABEL)
+    chart = contribution_bars(finding.contributions[i], example.x, finding.columns, label=CONTRIBUTION_AXIS_LABEL)
     alt = f"contribution of each column to {target}, example {example.row}"
-    return Figure(Picture(chart, alt, side=None), example.title, example.lines(show_runner_up=True), example.tone)
+    return Figure(PageImage(chart, alt, side=None), example.title, example.lines(show_runner_up=True), example.tone)
 
 
 # -- what would change it? ---------------------------------------------------------------------------------------------
@@ -142,24 +148,24 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
 
 
 def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
-    return [MethodNote.of(morph), *(block for row in finding.rows for block in _row_blocks(row))]
+    return [MethodInterpretation.of(morph), *(block for row in finding.rows for block in _counterfactual_blocks(row))]
 
 
-def _row_blocks(row: Counterfactual) -> list[Block]:
+def _counterfactual_blocks(row: Counterfactual) -> list[Block]:
     reached = "" if row.reached else " (not reached)"
     lead = (
         f"Example {row.example}, predicted {row.before}: with these columns changed, the probability of {row.target} "
         f"goes from {format_prob(row.p_before)} to {format_prob(row.p_after)}{reached}. Columns stay within their "
         "bounds, and categories as they are."
     )
-    cells = [[c.name, f"{c.before:.4g}", f"{c.after:.4g}", _signed(c.change)] for c in row.changes]
+    cells = [[c.name, f"{c.before:.4g}", f"{c.after:.4g}", _signed_number_text(c.change)] for c in row.changes]
     unit = row.changes[0].unit.strip("()") if row.changes else ""
     columns, numbers = ("column", "from", "to", f"change: {unit}"), frozenset({1, 2, 3})
-    blocks: list[Block] = [Heading(row.title), Text(lead), Table(columns, cells[:MAX_COLUMNS], numbers)]
-    if rest := cells[MAX_COLUMNS:]:
+    blocks: list[Block] = [Heading(row.title), Paragraph(lead), Table(columns, cells[:MAX_DRAWN_COLUMNS], numbers)]
+    if rest := cells[MAX_DRAWN_COLUMNS:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'smaller change')}", [Table(columns, rest, numbers)]))
     return blocks
 
 
-def _signed(value: float) -> str:
+def _signed_number_text(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\u2212")

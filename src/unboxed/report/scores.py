@@ -11,26 +11,26 @@ import torch
 from torch import Tensor
 
 from ..plots.charts import scatter_chart
-from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, Table, Text
-from .finding import NOT_IN_JSON
-from .pictures import Picture
+from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, Paragraph, Table
+from .finding import FIELD_NOT_IN_JSON
+from .pictures import PageImage
 from .words import format_percent
 
-MAX_SCATTERS = 4  # outputs whose predictions are drawn against the truth
+MAX_SCATTER_CHARTS = 4  # outputs whose predictions are drawn against the truth
 MAX_SCATTER_POINTS = 2000
-MAX_SCORE_ROWS = 20  # of a table before it folds
+MAX_UNFOLDED_SCORE_ROWS = 20  # of a table before it folds
 
 
 @dataclass(frozen=True, eq=False)
-class OutputError:
+class RegressionOutputErrors:
     """The errors of one output of a regression."""
 
     name: str
     mae: float  # mean absolute error
     rmse: float  # root of the mean squared error
     r2: float  # coefficient of determination: 1 is exact, 0 as good as always predicting the mean; NaN of a constant
-    predicted: Tensor = field(metadata=NOT_IN_JSON)  # (n,)
-    true: Tensor = field(metadata=NOT_IN_JSON)  # (n,)
+    predicted: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (n,)
+    true: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (n,)
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class PositionScore:
     iou: float  # intersection over union
 
 
-def output_errors(predicted: Tensor, true: Tensor, names: Sequence[str]) -> list[OutputError]:
+def output_errors(predicted: Tensor, true: Tensor, names: Sequence[str]) -> list[RegressionOutputErrors]:
     """The errors of each output, given (n, K) and (n, K)."""
     error = predicted - true
     squares, spread = error.square().mean(0), (true - true.mean(0)).square().mean(0)
     r2 = torch.where(spread > 0, 1 - squares / spread, math.nan)
     rows = zip(names, error.abs().mean(0).tolist(), squares.sqrt().tolist(), r2.tolist(), strict=True)
-    return [OutputError(*row, predicted[:, k], true[:, k]) for k, row in enumerate(rows)]
+    return [RegressionOutputErrors(*row, predicted[:, k], true[:, k]) for k, row in enumerate(rows)]
 
 
 def label_scores(probs: Tensor, true: Tensor, names: Sequence[str]) -> list[LabelScore]:
@@ -74,8 +74,8 @@ def _label_score(name: str, p: Tensor, is_positive: Tensor) -> LabelScore:
     return LabelScore(
         name,
         n_positive,
-        _share(hits, int(is_predicted.sum())),
-        _share(hits, n_positive),
+        _ratio_or_nan(hits, int(is_predicted.sum())),
+        _ratio_or_nan(hits, n_positive),
         average_precision(p, is_positive),
     )
 
@@ -99,107 +99,130 @@ def position_scores(confusion: Tensor, names: Sequence[str]) -> list[PositionSco
     hits, n_labels, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     unions = (n_labels + n_predicted - hits).tolist()
     rows = zip(names, n_labels.tolist(), hits.tolist(), unions, strict=True)
-    return [PositionScore(name, n, _share(hit, n), _share(hit, union)) for name, n, hit, union in rows]
+    return [PositionScore(name, n, _ratio_or_nan(hit, n), _ratio_or_nan(hit, union)) for name, n, hit, union in rows]
 
 
-def mean_of_known(values: Sequence[float]) -> float:
+def mean_without_nan(values: Sequence[float]) -> float:
     """The mean of those that are no NaN; NaN where none is known."""
     known = [v for v in values if not math.isnan(v)]
     return sum(known) / len(known) if known else math.nan
 
 
-def _share(part: int, total: int) -> float:
+def _ratio_or_nan(part: int, total: int) -> float:
     return part / total if total else math.nan
 
 
 # -- sentences and blocks ----------------------------------------------------------------------------------------------
 
 
-def errors_headline(errors: Sequence[OutputError]) -> tuple[str, str]:
+def output_errors_headline(errors: Sequence[RegressionOutputErrors]) -> tuple[str, str]:
     """The page's title and a sentence."""
     if len(errors) == 1:
         e = errors[0]
-        return f"Mean absolute error {e.mae:.3g}", f"Root mean squared error {e.rmse:.3g}; R² {_text(e.r2)}."
-    r2 = mean_of_known([e.r2 for e in errors])
+        return (
+            f"Mean absolute error {e.mae:.3g}",
+            f"Root mean squared error {e.rmse:.3g}; R² {_score_text_or_dash(e.r2)}.",
+        )
+    r2 = mean_without_nan([e.r2 for e in errors])
     worst = min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
-    return f"Mean R² {_text(r2)}", f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {_text(worst.r2)})."
+    return (
+        f"Mean R² {_score_text_or_dash(r2)}",
+        f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {_score_text_or_dash(worst.r2)}).",
+    )
 
 
-def labels_headline(scores: Sequence[LabelScore]) -> tuple[str, str]:
+def label_scores_headline(scores: Sequence[LabelScore]) -> tuple[str, str]:
     """The page's title and a sentence."""
-    mean = mean_of_known([s.average_precision for s in scores])
+    mean = mean_without_nan([s.average_precision for s in scores])
     known = [s for s in scores if not math.isnan(s.average_precision)]
     worst = min(known, key=lambda s: s.average_precision) if known else None
-    text = f"The label predicted worst is {worst.name} ({_text(worst.average_precision)})." if worst else ""
-    return f"Mean average precision {_text(mean)}", text
+    text = (
+        f"The label predicted worst is {worst.name} ({_score_text_or_dash(worst.average_precision)})." if worst else ""
+    )
+    return f"Mean average precision {_score_text_or_dash(mean)}", text
 
 
-def positions_headline(scores: Sequence[PositionScore]) -> tuple[str, str]:
+def position_scores_headline(scores: Sequence[PositionScore]) -> tuple[str, str]:
     """The page's title and a sentence."""
     n = sum(s.n_positions for s in scores)
     accuracy = sum(s.accuracy * s.n_positions for s in scores if s.n_positions) / max(n, 1)
-    mean_iou = mean_of_known([s.iou for s in scores])
-    return f"{format_percent(accuracy)} of positions correct", f"Mean intersection over union {_text(mean_iou)}."
+    mean_iou = mean_without_nan([s.iou for s in scores])
+    return (
+        f"{format_percent(accuracy)} of positions correct",
+        f"Mean intersection over union {_score_text_or_dash(mean_iou)}.",
+    )
 
 
 HEADLINE_BY_SCORE: dict[str, Callable[[Any], tuple[str, str]]] = {
-    "output_errors": errors_headline,
-    "label_scores": labels_headline,
-    "position_scores": positions_headline,
+    "output_errors": output_errors_headline,
+    "label_scores": label_scores_headline,
+    "position_scores": position_scores_headline,
 }
 """By the field of the overview's finding."""
 
 
 def score_blocks(
-    errors: Sequence[OutputError], labels: Sequence[LabelScore], positions: Sequence[PositionScore]
+    errors: Sequence[RegressionOutputErrors], labels: Sequence[LabelScore], positions: Sequence[PositionScore]
 ) -> list[Block]:
     """The tables and charts of those scores that there are."""
     if errors:
-        return errors_blocks(errors)
-    return labels_blocks(labels) if labels else positions_blocks(positions) if positions else []
+        return output_errors_blocks(errors)
+    return label_scores_blocks(labels) if labels else position_scores_blocks(positions) if positions else []
 
 
-def errors_blocks(errors: Sequence[OutputError]) -> list[Block]:
+def output_errors_blocks(errors: Sequence[RegressionOutputErrors]) -> list[Block]:
     """A table of the errors, and predictions against the truth."""
-    rows = [[e.name, f"{e.mae:.3g}", f"{e.rmse:.3g}", _text(e.r2)] for e in errors]
+    rows = [[e.name, f"{e.mae:.3g}", f"{e.rmse:.3g}", _score_text_or_dash(e.r2)] for e in errors]
     lead = "R² is 1 for exact predictions, and 0 for those no better than always predicting the mean."
-    table = _folded_table(("output", "mean absolute error", "root mean squared error", "R²"), rows)
-    figures = [_scatter(e) for e in errors[:MAX_SCATTERS]]
-    return [Heading("How far off it is"), *table, Text(lead, "soft"), FigureGrid(figures, two_per_row=len(figures) > 1)]
+    table = _collapsible_table(("output", "mean absolute error", "root mean squared error", "R²"), rows)
+    figures = [_prediction_scatter_figure(e) for e in errors[:MAX_SCATTER_CHARTS]]
+    return [
+        Heading("How far off it is"),
+        *table,
+        Paragraph(lead, "soft"),
+        FigureGrid(figures, two_per_row=len(figures) > 1),
+    ]
 
 
-def labels_blocks(scores: Sequence[LabelScore]) -> list[Block]:
+def label_scores_blocks(scores: Sequence[LabelScore]) -> list[Block]:
     """A table of the labels."""
     rows = [
-        [s.name, f"{s.n_positive:,}", _text(s.precision), _text(s.recall), _text(s.average_precision)] for s in scores
+        [
+            s.name,
+            f"{s.n_positive:,}",
+            _score_text_or_dash(s.precision),
+            _score_text_or_dash(s.recall),
+            _score_text_or_dash(s.average_precision),
+        ]
+        for s in scores
     ]
     columns = ("label", "examples that have it", "precision", "recall", "average precision")
     lead = "Precision and recall are those of a threshold of one half; average precision is over all thresholds."
-    return [Heading("Label by label"), *_folded_table(columns, rows), Text(lead, "soft")]
+    return [Heading("Label by label"), *_collapsible_table(columns, rows), Paragraph(lead, "soft")]
 
 
-def positions_blocks(scores: Sequence[PositionScore]) -> list[Block]:
+def position_scores_blocks(scores: Sequence[PositionScore]) -> list[Block]:
     """A table of the classes of a label map."""
-    rows = [[s.name, f"{s.n_positions:,}", _text(s.accuracy), _text(s.iou)] for s in scores]
+    rows = [[s.name, f"{s.n_positions:,}", _score_text_or_dash(s.accuracy), _score_text_or_dash(s.iou)] for s in scores]
     columns = ("class", "positions that have it", "share predicted as it", "intersection over union")
-    return [Heading("Class by class"), *_folded_table(columns, rows)]
+    return [Heading("Class by class"), *_collapsible_table(columns, rows)]
 
 
-def _folded_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
+def _collapsible_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
     numbers = frozenset(range(1, len(columns)))
-    blocks: list[Block] = [Table(columns, rows[:MAX_SCORE_ROWS], numbers)]
-    if rest := rows[MAX_SCORE_ROWS:]:
+    blocks: list[Block] = [Table(columns, rows[:MAX_UNFOLDED_SCORE_ROWS], numbers)]
+    if rest := rows[MAX_UNFOLDED_SCORE_ROWS:]:
         blocks.append(Collapsible(f"{len(rest)} more", [Table(columns, rest, numbers)]))
     return blocks
 
 
-def _scatter(e: OutputError) -> Figure:
+def _prediction_scatter_figure(e: RegressionOutputErrors) -> Figure:
     step = -(-len(e.true) // MAX_SCATTER_POINTS)
     chart = scatter_chart(e.true[::step], e.predicted[::step], x_label="true", y_label="predicted", title=e.name)
-    alt = f"predicted against true values of {e.name}, {len(e.true[::step])} examples; R² {_text(e.r2)}"
-    return Figure(Picture(chart, alt, side=None), "", (f"predicted against true, {e.name}",))
+    alt = f"predicted against true values of {e.name}, {len(e.true[::step])} examples; R² {_score_text_or_dash(e.r2)}"
+    return Figure(PageImage(chart, alt, side=None), "", (f"predicted against true, {e.name}",))
 
 
-def _text(value: float) -> str:
+def _score_text_or_dash(value: float) -> str:
     """Like "0.83"; a dash where it is not known."""
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "\u2212")

@@ -26,11 +26,11 @@ from ..training.shortcut import ShortcutPair, train_shortcut_pair
 from ..validation import check_seed
 from .folder import ReportFolder
 
-FILE_BY_FIGURE = {"maps": "shortcut.png", "images": "shortcut-drawn.png"}
-FACTS_FILE = "shortcut.json"
+FILE_NAME_BY_FIGURE = {"maps": "shortcut.png", "images": "shortcut-drawn.png"}
+SHORTCUT_JSON_FILE = "shortcut.json"
 DIGIT_CLASSES = tuple("0123456789")
 TERMINAL_STYLE_BY_GRADE = dict(zip(get_args(ShortcutGrade), ("green", "yellow", "red", "dim"), strict=True))
-NOT_APPLICABLE_GRADE = get_args(ShortcutGrade)[-1]
+SHORTCUT_GRADE_NOT_APPLICABLE = get_args(ShortcutGrade)[-1]
 
 
 def parse_trigger(classes: str) -> Trigger:
@@ -56,7 +56,7 @@ def run_shortcut_check(
     marked as interrupted. Raises InputError where the model did not learn the shortcut; WriteError.
     """
     seed = check_seed(seed)
-    with ReportFolder(out, page=FILE_BY_FIGURE["maps"], facts=FACTS_FILE) as folder:
+    with ReportFolder(out, page=FILE_NAME_BY_FIGURE["maps"], facts=SHORTCUT_JSON_FILE) as folder:
         model_pair = train_shortcut_pair(trigger, seed=seed, quiet=quiet, **training)
         with tqdm(desc="checking methods", unit="method", disable=quiet, leave=False) as bar:
             result = shortcut(
@@ -66,7 +66,7 @@ def run_shortcut_check(
                 model_pair.y,
                 trigger,
                 seed=seed,
-                callback=_progress_callback(bar),
+                callback=_make_progress_callback(bar),
             )
         facts = {
             "command": command,
@@ -75,12 +75,12 @@ def run_shortcut_check(
             **result.to_dict(),
         }
         for name, image in figures(result).items():
-            folder.stage(FILE_BY_FIGURE[name], png_bytes(image))
-        folder.stage(FACTS_FILE, encode_utf8(json.dumps({**facts, "versions": versions()}, indent=2) + "\n"))
+            folder.stage(FILE_NAME_BY_FIGURE[name], png_bytes(image))
+        folder.stage(SHORTCUT_JSON_FILE, encode_utf8(json.dumps({**facts, "versions": versions()}, indent=2) + "\n"))
         return result, folder.publish()
 
 
-def _progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
+def _make_progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
     def update(finding: ShortcutFinding) -> None:
         bar.set_postfix_str(f"{finding.method}: {finding.grade}")
         bar.update()
@@ -96,19 +96,19 @@ def _training_facts(model_pair: ShortcutPair, settings: dict[str, Any]) -> dict[
 def results_table(result: ShortcutReport) -> Table:
     """The table that a terminal prints."""
     names = Column("method", no_wrap=True), Column("verdict", no_wrap=True)
-    rows = Table(*names, "what", "model", "control", title=_table_title(result), title_justify="left")
+    rows = Table(*names, "what", "model", "control", title=_results_table_title(result), title_justify="left")
     family = ""
     for f in result.findings:
         if family and f.family != family:
             rows.add_section()
         family = f.family
         percentages = [f"{v:.0%}" if v is not None else "" for v in (f.score, f.control_score)]
-        what = f.sentence if f.grade == NOT_APPLICABLE_GRADE else f.quantity
+        what = f.sentence if f.grade == SHORTCUT_GRADE_NOT_APPLICABLE else f.quantity
         rows.add_row(f.method, Text(f.grade, TERMINAL_STYLE_BY_GRADE[f.grade]), Text(what), *percentages)
     return rows
 
 
-def _table_title(result: ShortcutReport) -> str:
+def _results_table_title(result: ShortcutReport) -> str:
     a, b = result.model_accuracy, result.control_accuracy
     names = result.trigger.classes
     classes = f"class {names[0]}" if len(names) == 1 else f"classes {', '.join(map(str, names))}"

@@ -13,9 +13,9 @@ from .. import data as sets
 from ..box import Box
 from ..engine.read.class_labels import data_source, dataset_class_names, labels_are_classes
 from ..errors import BrokenImageError, DataError
-from ..inputs.examples import Opened, OpenedDataset, iter_examples, open_data
+from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.items import SkippedExamples, item_or_data_error
-from ..inputs.labels import is_numbers_only, label_value
+from ..inputs.labels import are_default_class_names, label_to_value
 from ..inputs.pixels import Pixels
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
@@ -40,23 +40,23 @@ class ReportData:
         self.labeled = labels_are_classes(box)
         self._inputs = box.inputs
         self._targets: dict[int, Any] = {}  # of the examples read last
-        self.name = str(getattr(data, "name", "") or _data_name(data))
+        self.name = str(getattr(data, "name", "") or _type_name_of_data(data))
         skipped = SkippedExamples()
-        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary, skipped, self._targets)
+        self._data = _to_dataset(data, box, self.labeled, self.name, self.binary, skipped, self._targets)
         self._broken_reasons = dict(enumerate(skipped.reasons, -len(skipped.reasons)))  # of a stream, before its rows
         if len(self._data) == 0:
             raise DataError("the data are empty; a report needs one example or more")
         names = dataset_class_names(data)
         if self.labeled and not names.names:  # labels that are names are numbered by then
             names = dataset_class_names(self._data)
-        self.classes = _class_names(names.in_order(), box)
+        self.classes = _class_names_of_box_or_data(names.in_order(), box)
         self._class_of_label = names.class_by_label(box, data_source(data)) if self.labeled else {}
         self._box = box
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def name_with_prefix(self, prefix: str) -> str:
+    def prefixed_name_or_empty(self, prefix: str) -> str:
         """The name after a prefix; "" for tensors, which have no name."""
         return "" if self.name == DEFAULT_DATA_NAME else f"{prefix}{self.name}"
 
@@ -82,7 +82,7 @@ class ReportData:
 
     def _class_of(self, label: Any) -> int:
         """A label as the box counts classes, -1 where there is none."""
-        value = label_value(label)
+        value = label_to_value(label)
         if isinstance(value, str):
             return int(self._box.class_numbers(value))
         return -1 if value is None else self._class_of_label.get(value, value)
@@ -108,7 +108,7 @@ class _MappedDataset:
         return self._transform(i, self._data[i])
 
 
-def _set_target_aside(targets: dict[int, Any], i: int, item: Any) -> Any:
+def _store_target_and_return_input(targets: dict[int, Any], i: int, item: Any) -> Any:
     """The input; its label goes into `targets`: labels of models whose outputs are no classes have many forms."""
     if not isinstance(item, (tuple, list)):
         return item
@@ -130,11 +130,11 @@ def _to_binary_label(label: Any) -> int:
     return int(value) if value in (0.0, 1.0) else -1
 
 
-def _data_name(data: Any) -> str:
+def _type_name_of_data(data: Any) -> str:
     return DEFAULT_DATA_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
-def _indexed(data: Opened, skipped: SkippedExamples) -> Any:
+def _make_indexable(data: OpenedData, skipped: SkippedExamples) -> Any:
     """The examples by index; those of a stream are read into memory."""
     if isinstance(data, OpenedDataset):
         return data
@@ -143,18 +143,18 @@ def _indexed(data: Opened, skipped: SkippedExamples) -> Any:
     return list(iter_examples(data, skipped))
 
 
-def _as_dataset(
+def _to_dataset(
     data: Any, box: Box, labeled: bool, name: str, binary: bool, skipped: SkippedExamples, targets: dict[int, Any]
 ) -> Any:
     """Something with a length whose items are (input, label) or inputs; what a stream leaves out is recorded, and
     labels of outputs that are no classes are set aside in `targets`."""
-    data = data if isinstance(data, sets.Images) else _indexed(open_data(data, box.inputs), skipped)
+    data = data if isinstance(data, sets.Images) else _make_indexable(open_data(data, box.inputs), skipped)
     if len(data) == 0:
         skipped.require_some_read(0)
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
-        data = _MappedDataset(data, _with_binary_label if binary else partial(_set_target_aside, targets))
+        data = _MappedDataset(data, _with_binary_label if binary else partial(_store_target_and_return_input, targets))
     if not isinstance(box.inputs, Pixels) or box.inputs.n_axes != 2:
         return data
     template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
@@ -167,9 +167,9 @@ def _input_and_label(item: Any, labeled: bool) -> tuple[Any, Any]:
     return item[0], item[1] if labeled and len(item) > 1 else None
 
 
-def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
+def _class_names_of_box_or_data(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
-    if not is_numbers_only(box.classes):
+    if not are_default_class_names(box.classes):
         return box.classes
     unnamed = BINARY_CLASS_NAMES if box.outputs == "binary" else box.classes
     return data_classes if len(data_classes) == len(box.classes) else unnamed

@@ -17,7 +17,7 @@ from .source import ReportData
 
 MAX_EVALUATED_EXAMPLES = 10_000  # evaluated
 MAX_EVALUATED_INPUT_VALUES = 40_000_000  # in these examples: photos have many values each
-DATA_BATCH_ROWS = 256  # examples read at a time
+SURVEY_BATCH_EXAMPLES = 256  # examples read at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Survey:
         return ((self.outputs - self.targets) / torch.where(spread > 0, spread, 1)).square().mean(1)
 
     @cached_property
-    def typical(self) -> list[int]:
+    def typical_indices(self) -> list[int]:
         """The correct example (any, without labels) of median confidence of each class, class by class."""
         correct = torch.arange(len(self.rows)) if self.is_correct is None else self.is_correct.nonzero().flatten()
         medians = []
@@ -121,7 +121,7 @@ def _indices_sorted_by(indices: Tensor, keys: Tensor) -> list[int]:
     return [int(i) for i in indices[order]]
 
 
-def max_examples_for(shape: Sequence[int]) -> int:
+def max_evaluated_examples_for(shape: Sequence[int]) -> int:
     """The largest number of examples of this shape that a report evaluates."""
     return max(64, min(MAX_EVALUATED_EXAMPLES, MAX_EVALUATED_INPUT_VALUES // max(1, math.prod(shape))))
 
@@ -137,24 +137,26 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
 
     Raises DataError, InputError where they don't fit the model, OutputError where it outputs NaN.
     """
-    requested = evenly_spaced_indices(len(source), max_examples or max_examples_for(box.inputs.shape))
+    requested = evenly_spaced_indices(len(source), max_examples or max_evaluated_examples_for(box.inputs.shape))
     rows: list[int] = []
     labels: list[int] = []
     outputs: list[Tensor] = []
     truths: list[Tensor | None] = []
-    for start in range(0, len(requested), DATA_BATCH_ROWS):
-        readable, x, y, targets = source.read(requested[start : start + DATA_BATCH_ROWS])
+    for start in range(0, len(requested), SURVEY_BATCH_EXAMPLES):
+        readable, x, y, targets = source.read(requested[start : start + SURVEY_BATCH_EXAMPLES])
         if readable:
             logits = box(x)
             outputs.append(_probs_or_outputs(box, logits))
-            truths.append(read_targets(box, targets) if not box.output_map_shape else count_positions(logits, targets))
+            truths.append(
+                read_targets(box, targets) if not box.output_map_shape else position_confusion_matrix(logits, targets)
+            )
         rows += readable
         labels += y
     if not rows:
         raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
     exclusive_classes = source.labeled and len(source.classes) > 1
-    all_outputs = _check_not_nan(torch.cat(outputs), rows)
-    checked_labels = _checked_labels_or_none(labels, source, box)
+    all_outputs = _check_outputs_not_nan(torch.cat(outputs), rows)
+    checked_labels = _check_labels_or_none(labels, source, box)
     known = [truth for truth in truths if truth is not None]
     is_map, is_complete = bool(box.output_map_shape), len(known) == len(truths)
     return Survey(
@@ -172,7 +174,7 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
 
 def read_targets(box: Box, targets: Sequence[Any]) -> Tensor | None:
     """True values (n, K) of outputs that are no classes; None unless each example has K, of labels zeros and ones."""
-    values = [_as_values(target) for target in targets]
+    values = [_to_target_values(target) for target in targets]
     if box.outputs not in ("regression", "multilabel") or any(v is None or len(v) != box.n_outputs for v in values):
         return None
     stacked = torch.stack([v for v in values if v is not None])
@@ -180,7 +182,7 @@ def read_targets(box: Box, targets: Sequence[Any]) -> Tensor | None:
     return stacked if bool(is_valid.all()) else None
 
 
-def _as_values(target: Any) -> Tensor | None:
+def _to_target_values(target: Any) -> Tensor | None:
     """Numbers (K,) in double precision; None for anything else."""
     try:
         return torch.as_tensor(target).double().flatten().cpu()
@@ -188,13 +190,13 @@ def _as_values(target: Any) -> Tensor | None:
         return None
 
 
-def count_positions(logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
+def position_confusion_matrix(logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
     """(K, K) how often each label (row) of the label maps got each prediction; None unless they fit.
 
     Labels below 0 or above the classes mark positions that do not count.
     """
     k, predicted = logits.shape[1], logits.argmax(1).cpu()  # (n, ...)
-    values = [_as_values(target) for target in targets]
+    values = [_to_target_values(target) for target in targets]
     if any(v is None or len(v) != predicted[0].numel() for v in values):
         return None
     labels = torch.stack([v for v in values if v is not None]).long()  # (n, positions)
@@ -202,7 +204,7 @@ def count_positions(logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
     return torch.bincount(labels[counts] * k + predicted.flatten(1)[counts], minlength=k * k).view(k, k)
 
 
-def _check_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
+def _check_outputs_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
     nan_rows = outputs.isnan().any(1).nonzero().flatten().tolist()
     if nan_rows:
         examples_text = f"{len(nan_rows)} of {len(rows)} examples (first: number {rows[nan_rows[0]]})"
@@ -218,7 +220,7 @@ def _probs_or_outputs(box: Box, logits: Tensor) -> Tensor:
     return outputs.double().cpu().flatten(2).mean(2) if outputs.ndim > 2 else outputs.double().cpu()
 
 
-def _checked_labels_or_none(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
+def _check_labels_or_none(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
     """The labels (n,), checked; None where not every example has one."""
     if min(labels) < 0:
         return None

@@ -11,23 +11,34 @@ import torch
 from torch import Tensor
 
 from ..errors import UnboxedWarning
-from ..model.output_advice import FEATURE_CALL
+from ..model.output_advice import FEATURE_CALL_TEMPLATE
 from ..plots import colors, draw
-from ..synthesis.class_image import RECIPES, ClassImages, RecipeName, class_image
-from .blocks import Block, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodNote, Note, Table, Text
+from ..synthesis.class_image import CLASS_IMAGE_RECIPE_BY_NAME, ClassImages, RecipeName, class_image
+from .blocks import (
+    Block,
+    Caution,
+    Collapsible,
+    Figure,
+    FigureGrid,
+    FileLinks,
+    Heading,
+    MethodInterpretation,
+    Paragraph,
+    Table,
+)
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import NOT_IN_JSON, CheckNote, Finding
-from .judge_model import JUDGE_DESCRIPTION, JudgeReport, judge_images, judge_or_reason
-from .pictures import File, Picture
-from .words import count_noun, format_named_prob, join_names
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Finding
+from .judge_model import JUDGE_DESCRIPTION, JudgePredictions, classify_by_judge, judge_or_reason
+from .pictures import PageFile, PageImage
+from .words import count_noun, format_named_prob, join_names_with_limit
 
 MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
-STARTS_PER_CLASS = 3
+N_STARTS_PER_CLASS = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
 MIN_MARGIN_OVER_CONTROL = 0.1  # of the judge's mean probability, by which the class images must beat the control
 # Recognized control images over recognized class images, from which the judge is weak evidence
 WEAK_EVIDENCE_CONTROL_RATIO = 0.8
-MIN_CONFIDENT_PROB = 0.9  # mean probability from which the model counts as confident
+MIN_MEAN_PROB_OF_CONFIDENT_MODEL = 0.9  # mean probability from which the model counts as confident
 MIN_REPORTED_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
 WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
@@ -41,10 +52,12 @@ class ClassImageFinding(Finding):
     class_indices: list[int]
     n_omitted_classes: int
     images: dict[RecipeName, ClassImages] = field(
-        metadata=NOT_IN_JSON
+        metadata=FIELD_NOT_IN_JSON
     )  # {recipe: ...}, one per class, then other starts
-    judged: dict[RecipeName, JudgeReport] = field(metadata=NOT_IN_JSON)  # {recipe: report}; empty without a judge
-    judge_predictions: dict[str, list[str]] = field(metadata=NOT_IN_JSON)  # {recipe: classes by the judge}
+    judged: dict[RecipeName, JudgePredictions] = field(
+        metadata=FIELD_NOT_IN_JSON
+    )  # {recipe: report}; empty without a judge
+    judge_predictions: dict[str, list[str]] = field(metadata=FIELD_NOT_IN_JSON)  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
     cover_class: int  # index into `classes`, of the example on the cover
@@ -52,7 +65,7 @@ class ClassImageFinding(Finding):
     @property
     def cover(self) -> Sequence[Figure]:
         figure = _class_figure(self, "robust", self.cover_class, side=COVER_SIDE_PIXELS)
-        tone = "" if self.judged and is_weak_evidence(self.judged) else figure.tone
+        tone = "" if self.judged and is_judge_weak_evidence(self.judged) else figure.tone
         return [replace(figure, head=f"image of {figure.head}", tone=tone)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,16 +86,18 @@ class ClassImageFinding(Finding):
 
 
 def find(context: ReportContext) -> ClassImageFinding:
-    classes = _chosen_classes(context)
-    images = {recipe: _class_images(context, recipe, classes) for recipe in RECIPES}
+    classes = _visualized_classes(context)
+    images = {recipe: _class_images(context, recipe, classes) for recipe in CLASS_IMAGE_RECIPE_BY_NAME}
     judge, no_judge_reason = judge_or_reason(context)
-    judged = {r: judge_images(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
+    judged = (
+        {r: classify_by_judge(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
+    )
     names = [context.class_name(k) for k in classes]
     robust = images["robust"].images
-    differences = _rms_difference_between_starts(robust.view(STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
+    differences = _rms_difference_between_starts(robust.view(N_STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
     return ClassImageFinding(
         answer=_answer(judged, len(classes)),
-        headline=_headline(judged),
+        headline=_judge_headline(judged),
         classes=names,
         class_indices=classes,
         n_omitted_classes=len(context.box.classes) - len(classes),
@@ -95,24 +110,24 @@ def find(context: ReportContext) -> ClassImageFinding:
     )
 
 
-def _answer(judged: dict[RecipeName, JudgeReport], n_classes: int) -> str:
+def _answer(judged: dict[RecipeName, JudgePredictions], n_classes: int) -> str:
     if not judged:
         return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
     robust, control = judged["robust"], judged["noise"]
     recognized = f"The judge recognizes {robust.n_recognized} of {len(robust.predicted)} generated class images"
-    if not is_weak_evidence(judged) or not robust.n_recognized:
+    if not is_judge_weak_evidence(judged) or not robust.n_recognized:
         return f"{recognized} and {control.n_recognized} of the control images."
     return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
 
 
-def _headline(judged: dict[RecipeName, JudgeReport]) -> tuple[str, ...]:
+def _judge_headline(judged: dict[RecipeName, JudgePredictions]) -> tuple[str, ...]:
     if not judged:
         return ()
     answer = _answer(judged, 0).removeprefix("The judge")
     return (f"{JUDGE_DESCRIPTION}{answer}",)
 
 
-def _chosen_classes(context: ReportContext) -> list[int]:
+def _visualized_classes(context: ReportContext) -> list[int]:
     """All classes, or of many those that are confused (or, without labels, predicted) most often."""
     s = context.survey
     k = len(s.classes)
@@ -125,7 +140,7 @@ def _chosen_classes(context: ReportContext) -> list[int]:
 
 
 def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]) -> ClassImages:
-    n_starts = STARTS_PER_CLASS if recipe == "robust" else 1
+    n_starts = N_STARTS_PER_CLASS if recipe == "robust" else 1
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
         return require_uninterrupted(class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed))
@@ -145,7 +160,7 @@ def _cover_class_index(context: ReportContext, classes: Sequence[int]) -> int:
     return classes.index(answer) if answer in classes else 0
 
 
-def passes_control(judged: dict[RecipeName, JudgeReport]) -> bool:
+def class_images_pass_control(judged: dict[RecipeName, JudgePredictions]) -> bool:
     """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
     robust, control = judged["robust"], judged["noise"]
     return (
@@ -155,7 +170,7 @@ def passes_control(judged: dict[RecipeName, JudgeReport]) -> bool:
     )
 
 
-def is_weak_evidence(judged: dict[RecipeName, JudgeReport]) -> bool:
+def is_judge_weak_evidence(judged: dict[RecipeName, JudgePredictions]) -> bool:
     """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
     robust, control = judged["robust"], judged["noise"]
     return (
@@ -168,45 +183,52 @@ def is_weak_evidence(judged: dict[RecipeName, JudgeReport]) -> bool:
 
 
 def show(finding: ClassImageFinding) -> list[Block]:
-    blocks: list[Block] = [MethodNote.of(class_image, *_judge_check(finding.judged, finding.no_judge_reason))]
+    blocks: list[Block] = [MethodInterpretation.of(class_image, *_judge_check(finding.judged, finding.no_judge_reason))]
     if finding.n_omitted_classes:
         selected = count_noun(len(finding.classes), "class", "classes")
-        blocks.append(Note(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out."))
-    for recipe, text in RECIPES.items():
+        blocks.append(
+            Caution(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out.")
+        )
+    for recipe, text in CLASS_IMAGE_RECIPE_BY_NAME.items():
         lead = text.description
-        if recipe == "noise" and finding.judged and _is_confident(finding.images[recipe]):
+        if recipe == "noise" and finding.judged and _is_model_confident(finding.images[recipe]):
             lead = "The model is confident of these, too; a judge should not be."
         figures = [_class_figure(finding, recipe, i) for i in range(len(finding.classes))]
-        blocks += [Heading(text.title), Text(lead, "soft"), *_warning_notes(finding, recipe), FigureGrid(figures)]
-    return [*blocks, *_start_difference_blocks(finding), _sheet_file(finding)]
+        blocks += [
+            Heading(text.title),
+            Paragraph(lead, "soft"),
+            *_failed_ascent_cautions(finding, recipe),
+            FigureGrid(figures),
+        ]
+    return [*blocks, *_start_difference_blocks(finding), _class_image_sheet_links(finding)]
 
 
-def _is_confident(images: ClassImages) -> bool:
+def _is_model_confident(images: ClassImages) -> bool:
     target_probs = images.probs.gather(1, images.targets.to(images.probs.device)[:, None])
-    return float(target_probs.mean()) >= MIN_CONFIDENT_PROB
+    return float(target_probs.mean()) >= MIN_MEAN_PROB_OF_CONFIDENT_MODEL
 
 
-def _is_uniform(images: ClassImages) -> list[bool]:
+def _is_image_uniform(images: ClassImages) -> list[bool]:
     """Which images (N) are of one even color."""
     return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_NONUNIFORM_PIXEL_STD).tolist()
 
 
-def _warning_notes(finding: ClassImageFinding, recipe: RecipeName) -> list[Block]:
+def _failed_ascent_cautions(finding: ClassImageFinding, recipe: RecipeName) -> list[Block]:
     """Where the ascent failed, and where its gradient was taken before the ReLUs."""
     images, n = finding.images[recipe], len(finding.classes)
     notes: list[Block] = []
-    if empty := [name for name, flat in zip(finding.classes, _is_uniform(images), strict=False) if flat]:
+    if empty := [name for name, flat in zip(finding.classes, _is_image_uniform(images), strict=False) if flat]:
         these = "this image shows" if len(empty) == 1 else "these images show"
         why = "The ascent hardly moved, or ended in one even color"
-        notes.append(Note(f"{why}, for {join_names(empty)}; {these} nothing."))
+        notes.append(Caution(f"{why}, for {join_names_with_limit(empty)}; {these} nothing."))
     if n_bypassed := int(images.before_clamp[:n].sum()):
         start = "On black" if recipe == "faithful" else "At some steps"
         how = f"{start}, no unit of a hidden layer is active, so the gradient is exactly zero"
-        notes.append(Note(f"{how}; there it is taken before the ReLUs ({n_bypassed} of {n} images)."))
+        notes.append(Caution(f"{how}; there it is taken before the ReLUs ({n_bypassed} of {n} images)."))
     return notes
 
 
-def _judge_check(judged: dict[RecipeName, JudgeReport], no_judge_reason: str) -> CheckNote:
+def _judge_check(judged: dict[RecipeName, JudgePredictions], no_judge_reason: str) -> CheckNote:
     if not judged:
         return CheckNote(no_judge_reason)
     texts = {
@@ -217,8 +239,8 @@ def _judge_check(judged: dict[RecipeName, JudgeReport], no_judge_reason: str) ->
         f"The judge recognizes {texts['robust']} of these class images, {texts['faithful']} by the published recipe, "
         f"and {texts['noise']} of the control."
     )
-    if passes_control(judged):
-        return CheckNote(f"{text} {WEAK_EVIDENCE_TEXT}") if is_weak_evidence(judged) else CheckNote(text, "good")
+    if class_images_pass_control(judged):
+        return CheckNote(f"{text} {WEAK_EVIDENCE_TEXT}") if is_judge_weak_evidence(judged) else CheckNote(text, "good")
     robust = judged["robust"]
     if 2 * robust.n_recognized > len(robust.predicted):
         return CheckNote(f"{text} They are recognized no better than the control: don't trust them.", "bad")
@@ -244,11 +266,14 @@ def _class_figure(
             lines.append("recognized" if is_recognized else "not recognized")
         else:
             lines.append(p if is_recognized else f"{finding.classes[class_position]}: {p}")
-    if _is_uniform(images)[row]:
+    if _is_image_uniform(images)[row]:
         lines, tone = [*lines, "shows\u00a0nothing"], ""
     alt = f"image of class {finding.classes[class_position]}; {', '.join(lines)}"
     return Figure(
-        Picture(colors.image_to_rgb(images.images[row]), alt, side), finding.classes[class_position], tuple(lines), tone
+        PageImage(colors.image_to_rgb(images.images[row]), alt, side),
+        finding.classes[class_position],
+        tuple(lines),
+        tone,
     )
 
 
@@ -256,7 +281,7 @@ def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
     """The other starts, and how much the images of one class differ."""
     order = sorted(finding.differences, key=lambda name: -finding.differences[name])
     largest = finding.differences[order[0]]
-    lead = f"Each class from {STARTS_PER_CLASS} starts."
+    lead = f"Each class from {N_STARTS_PER_CLASS} starts."
     if largest >= MIN_REPORTED_RMS_DIFFERENCE:
         lead += (f" The images of {order[0]} differ most "
                  f"(root mean square {largest:.2f} of the pixel range).")  # fmt: skip
@@ -264,26 +289,31 @@ def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
         FigureGrid(
             [_class_figure(finding, "robust", i, start) for i in range(len(finding.classes))], f"start {start + 1}"
         )
-        for start in range(1, STARTS_PER_CLASS)
+        for start in range(1, N_STARTS_PER_CLASS)
     ]
     columns = ("class", "root mean square difference")
     table = Table(columns, [(name, f"{finding.differences[name]:.3f}") for name in order], frozenset({1}))
-    return [Heading("How much do the starts differ?"), Text(lead), Collapsible("The other starts", [*rows, table])]
+    return [Heading("How much do the starts differ?"), Paragraph(lead), Collapsible("The other starts", [*rows, table])]
 
 
-def _sheet_file(finding: ClassImageFinding) -> FileLinks:
+def _class_image_sheet_links(finding: ClassImageFinding) -> FileLinks:
     captions = {
-        RECIPES[r].title: [
+        CLASS_IMAGE_RECIPE_BY_NAME[r].title: [
             f"judge: {name}\n{format_named_prob(float(p))}"
             for name, p in zip(finding.judge_predictions[r], v.target_probs, strict=True)
         ]
         for r, v in finding.judged.items()
     }
-    rows = {RECIPES[r].title: c.images[: len(finding.classes)] for r, c in finding.images.items()}
+    rows = {CLASS_IMAGE_RECIPE_BY_NAME[r].title: c.images[: len(finding.classes)] for r, c in finding.images.items()}
     page = draw.class_sheet(rows, finding.classes, captions, title="What the model looks for, class by class")
-    return FileLinks([File("class-images.png", page, "these images as a sheet")])
+    return FileLinks([PageFile("class-images.png", page, "these images as a sheet")])
 
 
 SECTION = Section(
-    "What does it look for?", "class-images", find, show, needs=("pixels", "classes"), objective_call=FEATURE_CALL
+    "What does it look for?",
+    "class-images",
+    find,
+    show,
+    needs=("pixels", "classes"),
+    objective_call=FEATURE_CALL_TEMPLATE,
 )

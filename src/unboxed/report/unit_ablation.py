@@ -13,15 +13,15 @@ from ..activations.ablation import last_hidden_layer
 from ..box import Box
 from ..engine.read.channel_axes import channels_first_layers
 from ..errors import LayerError, UnboxedError
-from .blocks import Block, Heading, MethodNote, Note, Table, Text
+from .blocks import Block, Caution, Heading, MethodInterpretation, Paragraph, Table
 from .context import ReportContext
 from .survey import evenly_spaced_indices
-from .words import count_noun, format_percent, layer_name
+from .words import count_noun, format_percent, layer_display_name
 
 MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 MAX_ABLATION_EXAMPLES_LARGE_MODEL = 48
 MIN_EXAMPLES_PER_HALF = 16  # examples in each half, to check one by the other
-MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW = 128 * 128, 64  # of example and removed unit; per example of a batch
+MAX_EXAMPLE_UNIT_PAIRS, N_PAIRS_PER_BATCH_EXAMPLE = 128 * 128, 64  # of example and removed unit; per example of a batch
 MAX_LISTED_UNITS = 10
 MAX_ABLATION_LOGITS = 10**7  # of all pairs
 TOO_FEW_EXAMPLES_TEXT = "Too few examples to check it on two halves of them."
@@ -45,7 +45,7 @@ def unit_table_or_reason(context: ReportContext) -> tuple[UnitImportanceTable | 
         ablations, indices, width = _ablation_indices_and_width(context, layer)
     except UnboxedError as error:
         return None, f"No unit to remove: {error}."
-    return _unit_table(context, ablations, indices, layer, width), ""
+    return _make_unit_importance_table(context, ablations, indices, layer, width), ""
 
 
 def _require_channel_axis(box: Box, address: str) -> str:
@@ -68,7 +68,9 @@ def _ablation_indices_and_width(context: ReportContext, layer: str) -> tuple[Abl
     box, total = context.box, len(context.survey.rows)
     h = box.read(context.inputs(evenly_spaced_indices(total, MAX_ABLATION_EXAMPLES_LARGE_MODEL)), [layer])[layer]
     values = h.flatten(2).mean(2) if h.ndim > 2 else h  # (n, C)
-    pairs = min(MAX_ABLATION_PAIRS, PAIRS_PER_BATCH_ROW * box.batch_limit)  # a large model takes few at a time
+    pairs = min(
+        MAX_EXAMPLE_UNIT_PAIRS, N_PAIRS_PER_BATCH_EXAMPLE * box.batch_limit
+    )  # a large model takes few at a time
     spread_of_unit = values.float().std(0, correction=0)
     units = sorted(spread_of_unit.topk(min(len(spread_of_unit), math.isqrt(pairs))).indices.tolist())
     n_examples = min(MAX_ABLATION_EXAMPLES, pairs // len(units), MAX_ABLATION_LOGITS // (len(units) * len(box.classes)))
@@ -76,17 +78,21 @@ def _ablation_indices_and_width(context: ReportContext, layer: str) -> tuple[Abl
     return ablation(box, context.inputs(indices), layer, units), indices, len(spread_of_unit)
 
 
-def _unit_table(
+def _make_unit_importance_table(
     context: ReportContext, ablations: Ablation, indices: list[int], layer: str, width: int
 ) -> UnitImportanceTable:
     s, change, n = context.survey, ablations.score_change.mean(0).cpu(), len(ablations.units)
     which = f"{n} of the {width} units (those that vary most)" if n < width else f"each of the {count_noun(n, 'unit')}"
-    name = f"the input of {layer_name(layer.partition(':')[0])}" if ":input" in layer else layer_name(layer)
+    name = (
+        f"the input of {layer_display_name(layer.partition(':')[0])}"
+        if ":input" in layer
+        else layer_display_name(layer)
+    )
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
     half_correlation = _split_half_rank_correlation(ablations.score_change)
     if s.labels is None or not s.exclusive_classes:
         order = change.abs().argsort(descending=True)[:MAX_LISTED_UNITS].tolist()
-        rows = [[str(int(ablations.units[i])), _signed_text(float(change[i]))] for i in order]
+        rows = [[str(int(ablations.units[i])), _signed_change_text(float(change[i]))] for i in order]
         score = "output" if context.box.outputs == "regression" else "logit of the prediction"
         lead += f"Unit {rows[0][0]} matters most: the {score} changes by {rows[0][1]} on average."
         return UnitImportanceTable(layer, rows, ["unit", f"change of the {score}"], lead, half_correlation)
@@ -97,7 +103,7 @@ def _unit_table(
         [
             str(int(ablations.units[i])),
             format_percent(float(accuracy_without[i])),
-            _signed_text(float(change[i])),
+            _signed_change_text(float(change[i])),
             _most_affected_class(context, ablations, i),
         ]
         for i in order
@@ -107,7 +113,7 @@ def _unit_table(
     return UnitImportanceTable(layer, rows, columns, lead, half_correlation)
 
 
-def _signed_text(value: float) -> str:
+def _signed_change_text(value: float) -> str:
     return f"{value:+.3g}".replace("-", "\u2212")
 
 
@@ -130,13 +136,13 @@ def _most_affected_class(context: ReportContext, ablations: Ablation, unit_posit
     predicted, change = ablations.original_logits.argmax(1), ablations.score_change[:, unit_position]
     means = {k: float(change[predicted == k].mean()) for k in set(predicted.tolist())}
     k = min(means, key=lambda k: means[k])
-    return f"{context.class_name(k)} ({_signed_text(means[k])})" if means[k] < 0 else "–"
+    return f"{context.class_name(k)} ({_signed_change_text(means[k])})" if means[k] < 0 else "–"
 
 
 def unit_importance_blocks(units: UnitImportanceTable | None, no_units_reason: str) -> list[Block]:
     heading = Heading("Which units do the predictions need?")
     if units is None:
-        return [heading, Note(no_units_reason)]
+        return [heading, Caution(no_units_reason)]
     r = units.half_correlation
     verdict = (
         TOO_FEW_EXAMPLES_TEXT
@@ -144,4 +150,4 @@ def unit_importance_blocks(units: UnitImportanceTable | None, no_units_reason: s
         else f"Rank correlation of the units between two halves of the examples: {r:.2f}."
     )
     table = Table(units.columns, units.units, frozenset({1, 2} & set(range(len(units.columns)))))
-    return [heading, MethodNote.of(ablation, verdict), Text(units.lead), table]
+    return [heading, MethodInterpretation.of(ablation, verdict), Paragraph(units.lead), table]

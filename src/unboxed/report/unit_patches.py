@@ -14,24 +14,24 @@ from ..activations.projections import neuron_per_example
 from ..engine.optimize.constraints import TINY, l2_norm
 from ..errors import OutputError
 from .context import ReportContext
-from .finding import NOT_IN_JSON
+from .finding import FIELD_NOT_IN_JSON
 
-MAX_RECEPTIVE_FIELD_PROBES = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
-PROJECTION_STEP_RMS = 0.01  # root mean square of that change, in pixel range
+MAX_RECEPTIVE_FIELD_PROBE_BANDS = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
+PROJECTION_STEP_PIXEL_RMS = 0.01  # root mean square of that change, in pixel range
 
 
 @dataclass(frozen=True, eq=False)
 class UnitPatches:
     """The top examples of some units of a layer of images, and what of each activates the unit."""
 
-    receptive_field: ReceptiveField = field(metadata=NOT_IN_JSON)
-    x: Tensor = field(metadata=NOT_IN_JSON)  # (U, k, C, H, W)
-    projections: Projections | None = field(metadata=NOT_IN_JSON)  # of U * k neurons
+    receptive_field: ReceptiveField = field(metadata=FIELD_NOT_IN_JSON)
+    x: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (U, k, C, H, W)
+    projections: Projections | None = field(metadata=FIELD_NOT_IN_JSON)  # of U * k neurons
     no_projections_reason: str = ""
     increases: list[bool] = field(default_factory=list)  # after a small step along each projection
 
 
-class SurveyDataset:
+class SurveyInputsDataset:
     """Inputs of the survey, by their indices."""
 
     def __init__(self, context: ReportContext, indices: Sequence[int]) -> None:
@@ -48,8 +48,8 @@ def find_unit_patches(
     context: ReportContext, top: TopExamples, indices: Sequence[int], chosen: Sequence[int]
 ) -> UnitPatches:
     side = max(context.box.inputs.shape[1:])
-    field = receptive_field(context.box, top.path, resolution=max(1, side // MAX_RECEPTIVE_FIELD_PROBES))
-    x = top.fetch_examples(SurveyDataset(context, indices), chosen)  # (U, k, C, H, W)
+    field = receptive_field(context.box, top.path, resolution=max(1, side // MAX_RECEPTIVE_FIELD_PROBE_BANDS))
+    x = top.fetch_examples(SurveyInputsDataset(context, indices), chosen)  # (U, k, C, H, W)
     unit = torch.tensor(chosen).repeat_interleave(top.example_index.shape[1])
     position = top.position[list(chosen)].flatten(0, 1)
     try:
@@ -63,7 +63,7 @@ def _increases_after_step(context: ReportContext, projected: Projections, x: Ten
     """Which neurons (N,) are larger after a small step from their example along their projection."""
     x = x.to(projected.map)
     step = (
-        PROJECTION_STEP_RMS
+        PROJECTION_STEP_PIXEL_RMS
         * math.sqrt(x[0].numel())
         * projected.map
         / l2_norm(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)

@@ -10,14 +10,14 @@ import torch
 
 from ..activations import TopExamples
 from .blocks import Table
-from .context import MAX_SHOWN_VALUES, ReportContext
+from .context import MAX_CAPTION_VALUES, ReportContext
 from .input_nouns import column_names_and_values
-from .words import format_number, join_names
+from .words import format_number, join_names_with_limit
 
-MAX_LISTED_FEATURES = 4  # features named of a unit
+MAX_LISTED_FEATURES_PER_UNIT = 4  # features named of a unit
 
 
-def distance_text(top: TopExamples, unit: int) -> str:
+def top_examples_distance_text(top: TopExamples, unit: int) -> str:
     """The mean distance of its top examples; "" where there is only one."""
     value = float(top.mean_distance[unit])
     return "" if math.isnan(value) else f"{value:.2f}"
@@ -30,7 +30,9 @@ def label_counts_text(context: ReportContext, top: TopExamples, unit: int, indic
     names = [context.label_name(indices[i]) for i in top.example_index[unit].tolist()]
     if any(name is None for name in names):
         return ""
-    return "examples of " + join_names([f"{name} ({n})" for name, n in Counter(names).most_common()], max_names=3)
+    return "examples of " + join_names_with_limit(
+        [f"{name} ({n})" for name, n in Counter(names).most_common()], max_names=3
+    )
 
 
 def _mean_label_text(context: ReportContext, top_indices: Sequence[int]) -> str:
@@ -39,7 +41,7 @@ def _mean_label_text(context: ReportContext, top_indices: Sequence[int]) -> str:
     if targets is None:
         return ""
     top_mean, mean = targets[list(top_indices)].mean(0).tolist(), targets.mean(0).tolist()
-    names = context.survey.classes[:MAX_SHOWN_VALUES]
+    names = context.survey.classes[:MAX_CAPTION_VALUES]
     pairs = zip(names, top_mean, mean, strict=False)
     return "mean " + "; ".join(f"{name} {format_number(a)} (all {format_number(b)})" for name, a, b in pairs)
 
@@ -57,13 +59,13 @@ def feature_table(
         most_different = (
             ((mean - top_mean) / std.masked_fill(std == 0, torch.inf))
             .abs()
-            .argsort(descending=True)[:MAX_LISTED_FEATURES]
+            .argsort(descending=True)[:MAX_LISTED_FEATURES_PER_UNIT]
         )
         text = "; ".join(
             f"{names[j]} {format_number(float(top_mean[j]))} (all {format_number(float(mean[j]))})"
             for j in most_different.tolist()
         )
         value = format_number(float(top.value[c, 0]))
-        rows.append((str(c), value, distance_text(top, c) or "–", label, text))
+        rows.append((str(c), value, top_examples_distance_text(top, c) or "–", label, text))
     columns = ("unit", "largest value", "distance", "labels", "mean of its top rows, where it differs most")
     return Table(columns, rows, frozenset({1, 2}))

@@ -19,26 +19,26 @@ from ..plots.units import PlottedUnit
 from .blocks import (
     Block,
     Collapsible,
-    ColorScales,
+    ColorScaleImages,
     ExampleWithFigures,
     Figure,
     FileLinks,
     Heading,
-    MethodNote,
+    MethodInterpretation,
+    Paragraph,
     Table,
-    Text,
 )
 from .context import ReportContext, Section
-from .finding import NOT_IN_JSON, CheckNote, Finding, NotApplicable
-from .pictures import File, Picture
-from .unit_patches import SurveyDataset, UnitPatches, find_unit_patches
-from .unit_words import distance_text, feature_table, label_counts_text
-from .words import count_noun, format_shape, join_names, layer_name
+from .finding import FIELD_NOT_IN_JSON, CheckNote, Finding, NotApplicable
+from .pictures import PageFile, PageImage
+from .unit_patches import SurveyInputsDataset, UnitPatches, find_unit_patches
+from .unit_words import feature_table, label_counts_text, top_examples_distance_text
+from .words import count_noun, format_shape, join_names_with_limit, layer_display_name
 
 MAX_SHOWN_UNITS = 12  # shown of a layer, half of them folded
 MIN_SHOWN_UNITS = 4  # shown, for large photos
-MAX_PROJECTION_VALUES = 6_000_000  # of a layer: each projection takes a backward pass
-MAX_TOP_EXAMPLES = 9  # examples of a unit, but no more than a quarter of all
+MAX_PROJECTION_VALUES_PER_LAYER = 6_000_000  # of a layer: each projection takes a backward pass
+MAX_TOP_EXAMPLES_PER_UNIT = 9  # examples of a unit, but no more than a quarter of all
 MAX_COMPARED_EXAMPLES = 2000  # among which the top examples are searched
 MAX_SEARCHED_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
 ACTIVATION_OR_NORM_TYPES = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
@@ -51,7 +51,7 @@ class LayerUnits:
 
     units: int
     dead: int
-    top: TopExamples = field(metadata=NOT_IN_JSON)
+    top: TopExamples = field(metadata=FIELD_NOT_IN_JSON)
     type: str = ""
     chosen: list[int] = field(default_factory=list)  # units to show, those that are not folded first
     labels: list[str] = field(default_factory=list)  # of the top examples of each
@@ -72,16 +72,16 @@ class UnitsFinding(Finding):
 
 
 def find(context: ReportContext) -> UnitsFinding:
-    paths = _chosen_layers(context)
+    paths = _last_and_middle_layers(context)
     if not paths:
         raise NotApplicable(_no_layer_reason(context))
     indices = draw.evenly_spaced_indices(len(context.survey.rows), _max_searched_examples(context))
-    k = max(1, min(MAX_TOP_EXAMPLES, len(indices) // 4))
-    tops = top_examples(context.box, SurveyDataset(context, indices), paths, k)
+    k = max(1, min(MAX_TOP_EXAMPLES_PER_UNIT, len(indices) // 4))
+    tops = top_examples(context.box, SurveyInputsDataset(context, indices), paths, k)
     n_units, n_dead = sum(len(t.dead) for t in tops), sum(int(t.dead.sum()) for t in tops)
     verb = "is" if n_dead < 2 else "are"
     return UnitsFinding(
-        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names(paths)} {verb} dead; "
+        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names_with_limit(paths)} {verb} dead; "
         "the top examples show what the others respond to.",
         layers={top.path: _layer_units(context, top, indices) for top in tops},
         n_unfolded=_n_units_shown(context) // 2,
@@ -90,7 +90,7 @@ def find(context: ReportContext) -> UnitsFinding:
 
 
 def _layer_units(context: ReportContext, top: TopExamples, indices: Sequence[int]) -> LayerUnits:
-    chosen = _chosen_units(top, _n_units_shown(context))
+    chosen = _units_by_uniformity(top, _n_units_shown(context))
     labels = [label_counts_text(context, top, c, indices) for c in chosen]
     patches = find_unit_patches(context, top, indices, chosen) if chosen and context.has_images else None
     features = feature_table(context, top, chosen, labels, indices) if chosen and not context.has_images else None
@@ -109,7 +109,7 @@ def _max_searched_examples(context: ReportContext) -> int:
     return max(32, min(MAX_COMPARED_EXAMPLES, MAX_SEARCHED_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
 
 
-def _chosen_layers(context: ReportContext) -> list[str]:
+def _last_and_middle_layers(context: ReportContext) -> list[str]:
     """The last layer with weights that has positions, and the middle one of those before; else the last hidden one.
 
     Each after its activation function, if that is a module.
@@ -143,11 +143,11 @@ def _is_activation_or_norm(row: Layer) -> bool:
 
 
 def _n_units_shown(context: ReportContext) -> int:
-    values = MAX_TOP_EXAMPLES * max(1, math.prod(context.box.inputs.shape))
-    return max(MIN_SHOWN_UNITS, min(MAX_SHOWN_UNITS, MAX_PROJECTION_VALUES // values))
+    values = MAX_TOP_EXAMPLES_PER_UNIT * max(1, math.prod(context.box.inputs.shape))
+    return max(MIN_SHOWN_UNITS, min(MAX_SHOWN_UNITS, MAX_PROJECTION_VALUES_PER_LAYER // values))
 
 
-def _chosen_units(top: TopExamples, max_units: int) -> list[int]:
+def _units_by_uniformity(top: TopExamples, max_units: int) -> list[int]:
     """Units from the most to the least uniform top examples, evenly spread; the half that is not folded first."""
     order = _active_units_by_distance(top) or (~top.dead).nonzero()[:, 0].tolist()
     first = [order[i] for i in draw.evenly_spaced_indices(len(order), max_units // 2)]
@@ -160,10 +160,10 @@ def _chosen_units(top: TopExamples, max_units: int) -> list[int]:
 
 def show(finding: UnitsFinding) -> list[Block]:
     layers = list(finding.layers.values())
-    blocks: list[Block] = [MethodNote.of(top_examples, _distance_check_text(layers))]
+    blocks: list[Block] = [MethodInterpretation.of(top_examples, _distance_check_text(layers))]
     if finding.has_images:
-        blocks.append(MethodNote.of(projections, *_projection_step_check(layers)))
-    return [*blocks, *(block for layer in layers for block in _layer_blocks(layer, finding.n_unfolded))]
+        blocks.append(MethodInterpretation.of(projections, *_projection_step_check(layers)))
+    return [*blocks, *(block for layer in layers for block in _unit_layer_blocks(layer, finding.n_unfolded))]
 
 
 def _distance_check_text(layers: Sequence[LayerUnits]) -> str:
@@ -189,11 +189,11 @@ def _projection_step_check(layers: Sequence[LayerUnits]) -> CheckNote:
     return CheckNote(text, "good" if sum(increases) / len(increases) > MIN_INCREASED_FRACTION else "bad")
 
 
-def _layer_blocks(layer: LayerUnits, n_unfolded: int) -> list[Block]:
-    path, name = layer.top.path, layer_name(layer.top.path)
+def _unit_layer_blocks(layer: LayerUnits, n_unfolded: int) -> list[Block]:
+    path, name = layer.top.path, layer_display_name(layer.top.path)
     blocks: list[Block] = [
         Heading(f"Layer {path}: {count_noun(layer.units, 'unit')}"),
-        Text(_dead_and_selective_units_text(layer)),
+        Paragraph(_dead_and_selective_units_text(layer)),
     ]
     if layer.features is not None:
         blocks.append(layer.features)
@@ -204,21 +204,24 @@ def _layer_blocks(layer: LayerUnits, n_unfolded: int) -> list[Block]:
     )
     legend = f"Patches are {field_text}; the strongest first, each from another example. "
     legend += _projections_legend(layer.patches)
-    blocks.append(Text(legend, "soft"))
+    blocks.append(Paragraph(legend, "soft"))
     pictured = {c: _unit_to_plot(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
     rule = layer.patches.projections.rule if layer.patches.projections else ""
     vmax = units.back_projection_vmax(list(pictured.values())) if rule else 0.0
     if vmax:
-        blocks.append(ColorScales([ColorBar("signed", vmax, f"{rule}: change of the unit per unit of pixel value")]))
+        blocks.append(
+            ColorScaleImages([ColorBar("signed", vmax, f"{rule}: change of the unit per unit of pixel value")])
+        )
     rows = [
-        _unit_row(layer, unit, text, rule, vmax) for unit, text in zip(pictured.values(), layer.labels, strict=True)
+        _unit_example_block(layer, unit, text, rule, vmax)
+        for unit, text in zip(pictured.values(), layer.labels, strict=True)
     ]
     blocks += rows[:n_unfolded]
     if rest := rows[n_unfolded:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'more unit')} of {name}", rest))
     sheet = units.units_sheet(list(pictured.values()), title=f"Units of {name}", projection_name=rule)
     stem = "".join(c if c.isalnum() else "-" for c in path)
-    return [*blocks, FileLinks([File(f"units-{stem}.png", sheet, "these units as a sheet")])]
+    return [*blocks, FileLinks([PageFile(f"units-{stem}.png", sheet, "these units as a sheet")])]
 
 
 def _projections_legend(patches: UnitPatches) -> str:
@@ -262,31 +265,33 @@ def _unit_to_plot(top: TopExamples, patches: UnitPatches, shown_index: int, unit
     image_size = (x.shape[-2], x.shape[-1])
     bounds = patches.receptive_field.bounds_at(top.position[unit]).tolist()  # (k, 4)
 
-    def crop_all(images: Tensor) -> Any:
+    def crop_patches(images: Tensor) -> Any:
         return np.stack([units.crop_with_padding(p, b, size, image_size) for p, b in zip(images, bounds, strict=True)])
 
     s, k, result = top.statistics, len(x), patches.projections
-    maps = crop_all(result.map[shown_index * k : (shown_index + 1) * k]) if result else None
+    maps = crop_patches(result.map[shown_index * k : (shown_index + 1) * k]) if result else None
     counts, edges = s.counts[unit].double().cpu().numpy(), s.edges[unit].double().cpu().numpy()
     value_range = s.histogram_range[unit].tolist()
     return PlottedUnit(
-        unit, crop_all(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit])
+        unit, crop_patches(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit])
     )
 
 
-def _unit_row(layer: LayerUnits, unit: PlottedUnit, labels: str, rule: str, vmax: float) -> ExampleWithFigures:
-    distance = distance_text(layer.top, unit.number)
-    unit_text = f"unit {unit.number} of {layer_name(layer.top.path)}"
+def _unit_example_block(
+    layer: LayerUnits, unit: PlottedUnit, labels: str, rule: str, vmax: float
+) -> ExampleWithFigures:
+    distance = top_examples_distance_text(layer.top, unit.number)
+    unit_text = f"unit {unit.number} of {layer_display_name(layer.top.path)}"
     alt = f"the {len(unit.values)} patches that activate {unit_text} most" + (f", {labels}" if labels else "")
     values = f"values {unit.values[0]:.3g} to {unit.values[-1]:.3g}"
-    figures = [Figure(Picture(units.patch_grid(unit), alt, None), "top patches", (values,))]
+    figures = [Figure(PageImage(units.patch_grid(unit), alt, None), "top patches", (values,))]
     if vmax:
         alt = f"{rule} of {unit_text} in these patches"
-        figures.append(Figure(Picture(units.back_projection_grid(unit, vmax), alt, None), rule))
+        figures.append(Figure(PageImage(units.back_projection_grid(unit, vmax), alt, None), rule))
     range_text = units.value_range_text(unit)
     alt = f"histogram of the largest value of {unit_text} in each example, from {range_text}"
     lines = (range_text, "bars: square roots of counts")
-    figures.append(Figure(Picture(units.histogram(unit), alt, None), "largest value in each example", lines))
+    figures.append(Figure(PageImage(units.histogram_image(unit), alt, None), "largest value in each example", lines))
     words = (f"distance {distance}" if distance else "", labels)
     return ExampleWithFigures(unit.name, tuple(filter(None, words)), figures)
 

@@ -69,10 +69,10 @@ def count_noun(n: int, singular: str, plural: str = "") -> str:
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
-def join_names(words: Sequence[str], max_names: int = 12) -> str:
+def join_names_with_limit(words: Sequence[str], max_names: int = 12) -> str:
     """Names in a row, cut off with the number of the others.
 
-    >>> join_names(["cat", "dog", "ant"], max_names=2)
+    >>> join_names_with_limit(["cat", "dog", "ant"], max_names=2)
     'cat, dog and 1 more'
     """
     listed_words = list(words[:max_names])
@@ -80,10 +80,10 @@ def join_names(words: Sequence[str], max_names: int = 12) -> str:
     return ", ".join(listed_words) + (f" and {rest} more" if rest else "")
 
 
-def layer_name(address: str) -> str:
+def layer_display_name(address: str) -> str:
     """A layer as a sentence names it: in an `nn.Sequential` its address is only a number.
 
-    >>> layer_name("3"), layer_name("0.2"), layer_name("conv1")
+    >>> layer_display_name("3"), layer_display_name("0.2"), layer_display_name("conv1")
     ('layer 3', 'layer 0.2', 'conv1')
     """
     return f"layer {address}" if address.partition("#")[0].replace(".", "").isdigit() else address

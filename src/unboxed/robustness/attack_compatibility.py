@@ -24,7 +24,7 @@ def compatible_attacks(attacks: AttacksByName, box: Box, norm: str) -> dict[str,
     }
 
 
-def common_norm(attacks: AttacksByName) -> str:
+def first_common_norm(attacks: AttacksByName) -> str:
     """The first of linf, l2 and l1 that all of the attacks take; linf where there is none."""
     return next(
         (
@@ -51,7 +51,7 @@ def check_attacks_accept_inputs(attacks: AttacksByName, box: Box) -> None:
             require_images(box, f"the attack {name}")
 
 
-def _attacks_of_all_norms() -> list[str]:
+def _names_of_attacks_with_all_norms() -> list[str]:
     return [card.key for card in cards() if card.returns == "adversarial" and {*BALL_BY_NORM} <= {*card.norms}]
 
 
@@ -65,11 +65,12 @@ def check_attacks_accept_norm(attacks: Mapping[str, Callable[..., Any] | None], 
             attack_label = name if name == method_name else f"{name} ({method_name})"
             raise InputError(
                 f'{attack_label} takes {allowed_norms}, and the evaluation is in norm="{norm}": give that norm, leave '
-                f"it out, or give another attack in its place ({', '.join(_attacks_of_all_norms())} take all norms)"
+                f"it out, or give another attack in its place "
+                f"({', '.join(_names_of_attacks_with_all_norms())} take all norms)"
             )
 
 
-def check_same_norm(name: str, attack_norm: str, required_norm: str) -> None:
+def check_attack_norm(name: str, attack_norm: str, required_norm: str) -> None:
     """Raise InputError for an attack that measured in another norm, having no `norm` or a fixed one."""
     if attack_norm != required_norm.lower():
         raise InputError(

@@ -16,7 +16,7 @@ from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..parameters import BatchSize, Data, MaxExamples
 from ..settings import AtLeast, Unit, check_settings
 
@@ -39,7 +39,7 @@ class Reliability:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Calibration(OneLineReprMixin):
+class Calibration(ResultMixin):
     """Reliability of the model as it is, and with its logits divided by the `temperature` of highest likelihood."""
 
     returns: ClassVar[str] = "curve"
@@ -115,7 +115,9 @@ def calibration(
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     logits = nan_checked_logits(box, x, batch_size).double()  # (N, K)
     best_temperature = fit_temperature(logits, y)
-    uncalibrated, scaled = (_reliability(logits / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature))
+    uncalibrated, scaled = (
+        _make_reliability(logits / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature)
+    )
     clean_accuracy = float((logits.argmax(1) == y).double().mean())
     return Calibration(
         uncalibrated,
@@ -145,7 +147,7 @@ def fit_temperature(logits: Tensor, y: Tensor) -> float:
     return float((lower * upper) ** -0.5)
 
 
-def _reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype) -> Reliability:
+def _make_reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype) -> Reliability:
     probs = logits.softmax(1)  # (N, K)
     top_prob, predictions = probs.max(1)
     is_correct = (predictions == y).double()

@@ -35,7 +35,7 @@ def _shot_noise(x: Tensor, photons: float, generator: Generator) -> Tensor:
 
 
 def _gaussian_blur(x: Tensor, std_pixels: float, generator: Generator) -> Tensor:
-    sigma = std_pixels * _blur_scale(x)
+    sigma = std_pixels * _blur_scale_factor(x)
     radius = min(math.ceil(3 * sigma), *(side - 1 for side in x.shape[-2:]))
     kernel = torch.exp(-(torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype).square()) / (2 * sigma**2))
     kernel = (kernel / kernel.sum())[None, None]
@@ -46,7 +46,7 @@ def _gaussian_blur(x: Tensor, std_pixels: float, generator: Generator) -> Tensor
 def _motion_blur(x: Tensor, length_pixels: float, generator: Generator) -> Tensor:
     """The mean along a line of pixels of a given length, at a random angle between -45 and 45 degrees."""
     angle = (torch.rand((), generator=generator, device=x.device, dtype=x.dtype) - 0.5) * math.pi / 2
-    length = length_pixels * _blur_scale(x)
+    length = length_pixels * _blur_scale_factor(x)
     offsets = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1, device=x.device, dtype=x.dtype)
     shifted = [
         _rotate_and_shift(x, torch.zeros_like(angle), offset * angle.cos(), offset * angle.sin()) for offset in offsets
@@ -54,22 +54,22 @@ def _motion_blur(x: Tensor, length_pixels: float, generator: Generator) -> Tenso
     return torch.stack(shifted).mean(0)
 
 
-def _contrast(x: Tensor, factor: float, generator: Generator) -> Tensor:
+def _change_contrast(x: Tensor, factor: float, generator: Generator) -> Tensor:
     mean = x.mean((1, 2), keepdim=True)
     return mean + factor * (x - mean)
 
 
-def _brightness(x: Tensor, increase: float, generator: Generator) -> Tensor:
+def _increase_brightness(x: Tensor, increase: float, generator: Generator) -> Tensor:
     """The value of HSV (the largest channel) increased: hue and saturation stay."""
     value = x.amax(0, keepdim=True)
     raised = (value + increase).clamp_max(1)
     return torch.where(value > 0, x * raised / value.clamp_min(1e-12), raised)
 
 
-def _jpeg(x: Tensor, quality: float, generator: Generator) -> Tensor:
+def _compress_as_jpeg(x: Tensor, quality: float, generator: Generator) -> Tensor:
     """Saved as a JPEG file and loaded: gray or RGB, other images channel by channel."""
     if len(x) not in (1, 3):
-        return torch.cat([_jpeg(channel[None], quality, generator) for channel in x])
+        return torch.cat([_compress_as_jpeg(channel[None], quality, generator) for channel in x])
     levels = (x.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu()
     image, file = Image.fromarray((levels[..., 0] if len(x) == 1 else levels).numpy()), io.BytesIO()
     image.save(file, "JPEG", quality=int(quality))
@@ -85,7 +85,7 @@ def _pixelate(x: Tensor, size_fraction: float, generator: Generator) -> Tensor:
     return F.interpolate(shrunk, size, mode="nearest-exact")[0]
 
 
-def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
+def _rotate(x: Tensor, degrees: float, generator: Generator) -> Tensor:
     """A rotation by the given degrees to either side, around the center; beyond its edges the image is mirrored."""
     turns_left = torch.rand((), generator=generator, device=x.device, dtype=x.dtype) < 0.5
     angle = torch.where(turns_left, 1.0, -1.0).to(x.dtype) * math.radians(degrees)
@@ -106,7 +106,7 @@ def _rotate_and_shift(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down:
     return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
 
 
-def _blur_scale(x: Tensor) -> float:
+def _blur_scale_factor(x: Tensor) -> float:
     """Factor for blur in an image of this size: the geometric mean of the same pixels and the same fraction of it."""
     return math.sqrt(min(x.shape[-2:]) / BLUR_REFERENCE_SIDE_PIXELS)
 
@@ -116,14 +116,14 @@ CORRUPTION_FN_AND_AMOUNTS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
     "shot_noise": (_shot_noise, (60, 25, 12, 5, 3)),
     "gaussian_blur": (_gaussian_blur, (1, 2, 3, 4, 6)),
     "motion_blur": (_motion_blur, (10, 15, 20, 25, 30)),
-    "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
-    "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "jpeg": (_jpeg, (25, 18, 15, 10, 7)),
+    "contrast": (_change_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "brightness": (_increase_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "jpeg": (_compress_as_jpeg, (25, 18, 15, 10, 7)),
     "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
-    "rotation": (_rotation, (5, 10, 15, 20, 30)),
+    "rotation": (_rotate, (5, 10, 15, 20, 30)),
 }
 """Each kind, and its amount at severities 1 to 5."""
-KINDS_OF_ANY_INPUT = ("gaussian_noise", "shot_noise", "contrast")
+CORRUPTION_KINDS_OF_ANY_INPUT = ("gaussian_noise", "shot_noise", "contrast")
 """Those that mean the same for signals and volumes: the others are of the two axes and the colors of an image."""
 
 

@@ -19,21 +19,21 @@ from ..cards import card
 from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
 from ..engine.read.examples import labeled_examples
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..model.batching import map_in_batches
 from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import check_settings
 from ..validation import check_seed
-from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, KINDS_OF_ANY_INPUT, corrupted
+from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, CORRUPTION_KINDS_OF_ANY_INPUT, corrupted
 
 CORRUPTIONS = tuple(CORRUPTION_FN_AND_AMOUNTS)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Corruptions(OneLineReprMixin):
+class Corruptions(ResultMixin):
     """Accuracy under K kinds of corruption in S severities."""
 
     returns: ClassVar[str] = "table"
@@ -137,7 +137,7 @@ def corruptions(
         _check_choices("severities", severities, SEVERITIES),
     )
     x, y = labeled_examples(box, data, max_examples)
-    tally = _CorruptionTally(box, x, y, kinds, severities, check_seed(seed))
+    tally = _CorruptionSums(box, x, y, kinds, severities, check_seed(seed))
     interrupted = tally.run(batch_size)
     return tally.to_result(interrupted)
 
@@ -147,11 +147,13 @@ def _applicable_kinds(inputs: Pixels, kinds: Sequence[str] | None) -> tuple[str,
     if inputs.n_axes == 2:
         return CORRUPTIONS
     named = (kinds,) if isinstance(kinds, str) else kinds or ()
-    if of_pictures := [kind for kind in named if kind in CORRUPTIONS and kind not in KINDS_OF_ANY_INPUT]:
+    if of_pictures := [kind for kind in named if kind in CORRUPTIONS and kind not in CORRUPTION_KINDS_OF_ANY_INPUT]:
         what = "signals" if inputs.n_axes == 1 else "volumes"
         problem = f"{', '.join(of_pictures)} {'is' if len(of_pictures) == 1 else 'are'} of pictures (C, H, W) alone"
-        raise InputError(f"{problem}, and this model takes {what}; kinds={KINDS_OF_ANY_INPUT} apply to these")
-    return KINDS_OF_ANY_INPUT
+        raise InputError(
+            f"{problem}, and this model takes {what}; kinds={CORRUPTION_KINDS_OF_ANY_INPUT} apply to these"
+        )
+    return CORRUPTION_KINDS_OF_ANY_INPUT
 
 
 def _check_choices(name: str, value: Any, allowed: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -161,7 +163,7 @@ def _check_choices(name: str, value: Any, allowed: tuple[Any, ...]) -> tuple[Any
     return tuple(dict.fromkeys(values))
 
 
-class _CorruptionTally:
+class _CorruptionSums:
     """Sums over the examples so far."""
 
     def __init__(

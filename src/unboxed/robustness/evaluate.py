@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adversarial.attack_ball import check_eps_range
+from ..adversarial.attack_ball import check_eps_within_data_range
 from ..adversarial.deepfool import deepfool
-from ..adversarial.predictions import class_logits
+from ..adversarial.predictions import nan_checked_class_logits
 from ..adversarial.result import Adversarial
 from ..box import Box
 from ..cards import Card, card_of, cards
@@ -33,19 +33,19 @@ from ..parameters import Norm
 from ..settings import check_settings
 from ..validation import check_seed
 from .attack_compatibility import (
+    check_attack_norm,
     check_attacks_accept_inputs,
     check_attacks_accept_norm,
-    check_same_norm,
     compatible_attacks,
 )
 from .gradient_masking import MaskingFinding, check_gradient_masking
 from .result import Robustness
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
-EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
+MAX_EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_ATTACK_TASK_NAME = "minimal attack"
-OBJECTIVE_ATTACK_CALL = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
-SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
+OBJECTIVE_ATTACK_CALL_TEMPLATE = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
+CHECKPOINTED_EVALUATION_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 
 def default_attack_cards() -> list[Card]:
@@ -143,7 +143,12 @@ def evaluate(
         raise InputError(f'attacks must be a dict, such as {{"pgd": ub.adversarial.pgd}}; got {type(attacks).__name__}')
     chosen_attacks = compatible_attacks(default_attacks(), box, norm) if attacks is None else dict(attacks)
     eps_values = tuple(
-        sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})
+        sorted(
+            {
+                check_eps_within_data_range(box, resolve_ball(eps_value, norm, None)).eps
+                for eps_value in _check_eps_values(eps)
+            }
+        )
     )
     if not chosen_attacks:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
@@ -169,10 +174,10 @@ def evaluate(
 
 def require_evaluable(box: Box) -> None:
     """Raise OutputError, with the attack that does it, unless the model gives one class per example."""
-    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL)
+    box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL_TEMPLATE)
 
 
-def _eps_list(eps: Sequence[float] | float) -> list[float]:
+def _check_eps_values(eps: Sequence[float] | float) -> list[float]:
     values = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
@@ -188,7 +193,7 @@ class _EvaluationRun:
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
         self.attacks, self.minimal_attack, self.attack_kwargs = attacks, minimal_attack, attack_kwargs
-        logits = class_logits(box, x, attack_kwargs["batch_size"])
+        logits = nan_checked_class_logits(box, x, attack_kwargs["batch_size"])
         self.is_correct, self.margin = logits.argmax(1) == y, margin(y)({"logits": logits})
         self.is_robust = self.is_correct.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.min_distance = torch.where(self.is_correct, torch.inf, 0.0).to(x.dtype)
@@ -212,7 +217,7 @@ class _EvaluationRun:
                 bar.update()
 
     def _tasks(self) -> list[tuple[str, int | None, slice]]:
-        size = len(self.x) if self.box.batch_dependent else EXAMPLES_PER_TASK
+        size = len(self.x) if self.box.batch_dependent else MAX_EXAMPLES_PER_TASK
         row_slices = [slice(i, i + size) for i in range(0, len(self.x), size)]
         tasks = [
             (name, eps_index, rows)
@@ -242,7 +247,7 @@ class _EvaluationRun:
                 )
             except NaNError as error:
                 raise reindex_nan_error(error, active) from None
-            check_same_norm(name, result.norm, self.norm)
+            check_attack_norm(name, result.norm, self.norm)
             fooled = active[result.success]
             self.min_distance[fooled] = self.min_distance[fooled].minimum(
                 result.distance[result.success].to(self.min_distance.dtype)
@@ -274,8 +279,8 @@ class _EvaluationRun:
             "eps": list(self.eps),
             "norm": self.norm,
             "seed": seed,
-            "attacks": {name: _attack_repr(name, attack) for name, attack in self.attacks.items()},
-            "minimal": _attack_repr("minimal", self.minimal_attack),
+            "attacks": {name: _attack_checkpoint_repr(name, attack) for name, attack in self.attacks.items()},
+            "minimal": _attack_checkpoint_repr("minimal", self.minimal_attack),
             "answers": cast_outputs_for_comparison(self.box, self.margin),
         }
 
@@ -283,7 +288,7 @@ class _EvaluationRun:
         self.checkpoint, saved_state = checkpoint, checkpoint.read()
         if saved_state is not None:
             self.n_finished = saved_state["n_finished"]
-            for name in SAVED_FIELDS:
+            for name in CHECKPOINTED_EVALUATION_FIELDS:
                 setattr(self, name, saved_state[name].to(getattr(self, name).device))
 
     def task_checkpoint_path(self, task_index: int) -> Path | None:
@@ -308,7 +313,7 @@ class _EvaluationRun:
     def save(self) -> None:
         if self.checkpoint is not None:
             self.checkpoint.write(
-                {name: getattr(self, name) for name in SAVED_FIELDS} | {"n_finished": self.n_finished}
+                {name: getattr(self, name) for name in CHECKPOINTED_EVALUATION_FIELDS} | {"n_finished": self.n_finished}
             )
 
     def to_result(self) -> Robustness:
@@ -341,7 +346,7 @@ def supported_kwargs(attack: Attack, kwargs: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in kwargs.items() if takes_any_keyword or name in parameters}
 
 
-def _attack_repr(name: str, attack: Attack | None) -> str:
+def _attack_checkpoint_repr(name: str, attack: Attack | None) -> str:
     """An attack with its code and settings, to be compared. Raises InputError."""
     advice = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
     return checkpoint_repr(f"the attack {name!r}", attack, advice)

@@ -25,11 +25,11 @@ from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan, reindex_nan_error
 from ..parameters import Norm
 
-MAX_CHECKED_EXAMPLES = 200  # examples that are used
-MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
-FEW_STEPS, MANY_STEPS = 10, 100  # steps
+MAX_MASKING_CHECK_EXAMPLES = 200  # examples that are used
+MIN_FOOLED_MORE_FRACTION, MIN_FOOLED_MORE_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
+FEW_ATTACK_STEPS, MANY_ATTACK_STEPS = 10, 100  # steps
 SQUARE_ATTACK_QUERIES = 500
-N_STOCHASTIC_PREDICTIONS = 10  # of a model's own noise
+N_PREDICTIONS_PER_EXAMPLE = 10  # of a model's own noise
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def check_gradient_masking(
     Source:
         Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705.
     """
-    rows = is_correct.nonzero()[:MAX_CHECKED_EXAMPLES, 0]
+    rows = is_correct.nonzero()[:MAX_MASKING_CHECK_EXAMPLES, 0]
     if not len(rows):
         return ()
     comparison = _AttackComparison(
@@ -124,7 +124,7 @@ class _AttackComparison:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)  # a gradient of zero is reported separately
             result = attack(
-                self.box, x, self.y, **_ball_kwargs(ball or self.ball), **self.attack_kwargs, **extra_kwargs
+                self.box, x, self.y, **_eps_and_norm_kwargs(ball or self.ball), **self.attack_kwargs, **extra_kwargs
             )
         if result.interrupted:
             raise KeyboardInterrupt
@@ -132,13 +132,15 @@ class _AttackComparison:
 
     def is_significantly_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
         """Whether the first number is so much smaller that chance does not explain it."""
-        return n_robust_weaker - n_robust_stronger >= max(MIN_BEATEN_EXAMPLES, MIN_BEATEN_FRACTION * len(self.x))
+        return n_robust_weaker - n_robust_stronger >= max(
+            MIN_FOOLED_MORE_EXAMPLES, MIN_FOOLED_MORE_FRACTION * len(self.x)
+        )
 
     def fraction(self, n_robust: int) -> float:
         return n_robust / len(self.x)
 
 
-def _ball_kwargs(ball: NormBall) -> dict[str, Any]:
+def _eps_and_norm_kwargs(ball: NormBall) -> dict[str, Any]:
     return {"eps": ball.eps, "norm": type(ball).__name__.lower()}
 
 
@@ -147,13 +149,13 @@ def stochastic_findings(comparison: _AttackComparison) -> Iterator[MaskingFindin
     if not comparison.box.stochastic:
         return
     predictions = torch.stack(
-        [_predict_with_seed(comparison, seed) for seed in range(N_STOCHASTIC_PREDICTIONS)]
+        [_predict_with_seed(comparison, seed) for seed in range(N_PREDICTIONS_PER_EXAMPLE)]
     )  # (DRAWS, M)
     changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
     message = (
-        f"the model draws random numbers when it runs, and over {N_STOCHASTIC_PREDICTIONS} draws "
+        f"the model draws random numbers when it runs, and over {N_PREDICTIONS_PER_EXAMPLE} draws "
         f"{changed_fraction:.0%} of its predictions change. An attack sees one draw; give pgd and fgsm "
-        f"eot={N_STOCHASTIC_PREDICTIONS} to average over them"
+        f"eot={N_PREDICTIONS_PER_EXAMPLE} to average over them"
     )
     yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
@@ -183,13 +185,13 @@ ATTACK_COMPARISONS = (
     (
         "iterative weaker than single step",
         "one step",
-        f"{FEW_STEPS} steps",
+        f"{FEW_ATTACK_STEPS} steps",
         "From the second step on the gradient is of no use: it is masked, and robust accuracy by PGD is too high",
     ),
     (
         "more steps not stronger",
-        f"{FEW_STEPS} steps",
-        f"{MANY_STEPS} steps",
+        f"{FEW_ATTACK_STEPS} steps",
+        f"{MANY_ATTACK_STEPS} steps",
         "Small steps get stuck where large ones do not: the loss surface is rough, a sign of masked gradients",
     ),
     (
@@ -211,12 +213,14 @@ ATTACK_COMPARISONS = (
 
 def _attack_comparison_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """Weaker attacks that find more than stronger ones."""
-    few_steps, many_steps = (comparison.count_robust(pgd, steps=steps) for steps in (FEW_STEPS, MANY_STEPS))
+    few_steps, many_steps = (
+        comparison.count_robust(pgd, steps=steps) for steps in (FEW_ATTACK_STEPS, MANY_ATTACK_STEPS)
+    )
     n_robust = {
         "one step": comparison.count_robust(fgsm),
-        f"{FEW_STEPS} steps": few_steps,
-        f"{MANY_STEPS} steps": many_steps,
-        "PGD on the margin": comparison.count_robust(pgd, steps=MANY_STEPS, loss="margin"),
+        f"{FEW_ATTACK_STEPS} steps": few_steps,
+        f"{MANY_ATTACK_STEPS} steps": many_steps,
+        "PGD on the margin": comparison.count_robust(pgd, steps=MANY_ATTACK_STEPS, loss="margin"),
         "PGD on the cross-entropy": many_steps,
     }
     n_robust["PGD"] = min(n_robust.values())
@@ -233,11 +237,11 @@ def _attack_comparison_findings(comparison: _AttackComparison) -> Iterator[Maski
 
 def _unbounded_attack_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """With any change allowed, an attack must fool the model on every example."""
-    ball = _ball_of_all_images(comparison)
+    ball = _ball_containing_all_images(comparison)
     if ball is None:
         return
-    n_robust = comparison.count_robust(pgd, ball, steps=MANY_STEPS)
-    if n_robust >= max(1, MIN_BEATEN_FRACTION * len(comparison.x)):
+    n_robust = comparison.count_robust(pgd, ball, steps=MANY_ATTACK_STEPS)
+    if n_robust >= max(1, MIN_FOOLED_MORE_FRACTION * len(comparison.x)):
         message = (
             f"with any change allowed, robust accuracy under PGD is {comparison.fraction(n_robust):.0%} in place of "
             "0%: PGD misses images that certainly exist, so its failures within eps are no evidence"
@@ -247,7 +251,7 @@ def _unbounded_attack_findings(comparison: _AttackComparison) -> Iterator[Maskin
         )
 
 
-def _ball_of_all_images(comparison: _AttackComparison) -> NormBall | None:
+def _ball_containing_all_images(comparison: _AttackComparison) -> NormBall | None:
     """The ball that contains all images; None where inputs have no bounds."""
     if not isinstance(comparison.box.inputs, Pixels):
         return None

@@ -11,7 +11,7 @@ from ..engine.optimize.constraints import format_eps, largest_distance
 from ..engine.proportion import Proportion
 from ..engine.result_views import ResultViewsMixin
 from ..errors import InputError
-from ..inputs.labels import unique_names
+from ..inputs.labels import unique_class_names
 from .gradient_masking import MaskingFinding
 
 
@@ -65,7 +65,7 @@ class Robustness(ResultViewsMixin):
     def accuracy_by_class(self, eps: float | None = None) -> dict[str, tuple[Proportion, Proportion]]:
         """{class: (clean, robust accuracy)} of the classes that occur; of equal names with their numbers: "cat (3)"."""
         is_robust = self.robust_examples(eps)
-        masks = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
+        masks = {name: self.labels == k for k, name in enumerate(unique_class_names(self.classes))}
         return {
             name: (
                 Proportion(int(self.is_correct[mask].sum()), int(mask.sum())),

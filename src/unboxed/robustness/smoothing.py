@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.column_units import in_column_units
+from ..engine.column_units import to_scaled_box_and_inputs
 from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..errors import OutputError
 from ..model.batching import map_in_batches
 from ..model.nan_checks import check_no_nan
-from ..objectives import as_classes, check_classes
+from ..objectives import check_classes, to_class_tensor
 from ..parameters import BatchSize, InputBatch, Seed
 from ..rng import sample_generator
 from ..settings import Above, AtLeast, Below, Unit, check_settings
@@ -33,7 +33,7 @@ ABSTAIN = -1
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Smoothed(OneLineReprMixin):
+class Smoothed(ResultMixin):
     """The smoothed model's classes of N examples: no change within `radius`, in L2, alters them."""
 
     returns: ClassVar[str] = "table"
@@ -53,7 +53,7 @@ class Smoothed(OneLineReprMixin):
 
     def certified_accuracy(self, y: Tensor, radii: Sequence[float] | float = 0.0) -> Tensor:
         """(R,) fraction of examples with correct class y (N,) that are certified at each radius. Raises InputError."""
-        y = as_classes(y)
+        y = to_class_tensor(y)
         check_classes(y, len(self.classes), self.class_fractions.shape[1])
         radius_list = [radii] if isinstance(radii, (int, float, Real)) else list(radii)
         radius_tensor = torch.tensor(
@@ -215,7 +215,7 @@ class _NoisyClassifier:
         box.require_class_scores("smoothing", exclusive=True)
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a model of two classes or more")
-        self.box, self.x = in_column_units(box, box.validate_inputs(x))
+        self.box, self.x = to_scaled_box_and_inputs(box, box.validate_inputs(x))
         self.sigma = float(sigma)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
@@ -250,15 +250,17 @@ class _NoisyClassifier:
         """(n, samples) the model's classes; of one row, or one sample of all rows, at a time."""
         row_numbers = range(len(self.x))[rows]
         if self.box.batch_dependent:
-            return self._predict(torch.stack([self._noisy_copy(i, first_sample) for i in row_numbers]))[:, None]
+            return self._predict_noisy_classes(
+                torch.stack([self._noisy_copy_of_row(i, first_sample) for i in row_numbers])
+            )[:, None]
         size, max_rows = self.box.batch_plan(last_sample - first_sample, self.batch_size)
         max_rows = min(max_rows, MAX_CPU_DATA_BATCH_ROWS) if self.x.device.type == "cpu" else max_rows
 
         def predict_slice(sample_slice: slice) -> Tensor:
-            return self._predict(
+            return self._predict_noisy_classes(
                 torch.stack(
                     [
-                        self._noisy_copy(row_numbers[0], first_sample + sample_index)
+                        self._noisy_copy_of_row(row_numbers[0], first_sample + sample_index)
                         for sample_index in range(last_sample - first_sample)[sample_slice]
                     ]
                 )
@@ -266,12 +268,12 @@ class _NoisyClassifier:
 
         return torch.cat(map_in_batches(predict_slice, last_sample - first_sample, size, max_rows))[None]
 
-    def _noisy_copy(self, row: int, sample_index: int) -> Tensor:
+    def _noisy_copy_of_row(self, row: int, sample_index: int) -> Tensor:
         x = self.x[row]
         generator = sample_generator(self.seed, row, sample_index, x.device)
         return x + self.sigma * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-    def _predict(self, noisy_inputs: Tensor) -> Tensor:
+    def _predict_noisy_classes(self, noisy_inputs: Tensor) -> Tensor:
         """(n,) of noisy inputs, which may lie outside the valid range."""
         with self.box.isolated(grad=False):
             return check_no_nan(self.box.forward(noisy_inputs, {"logits"})["logits"], what="a noisy copy").argmax(1)

@@ -14,8 +14,14 @@ from ..engine.read.features import resolve_address
 from ..objectives import dot
 from ..parameters import BatchSize, Data, FrameInterval, InputBatch, RequiredLayerAddress, Seed, Steps
 from ..settings import AtLeast, check_settings
-from .generated import GeneratedImages, example_names
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate_and_find_dead, image_statistics
+from .generated import GeneratedImages, image_names_from_examples
+from .recipe import (
+    CANVAS_RECIPE_BY_NAME,
+    DEFAULT_OPTIMIZATION_STEPS,
+    SynthesisRunSettings,
+    generate_and_find_dead,
+    image_statistics,
+)
 
 
 @card(
@@ -35,7 +41,7 @@ def caricature(
     *,
     power: Annotated[float, AtLeast(0), "Exponent of the cosine in the objective."] = 1.0,
     data: Data = None,
-    steps: Steps = DEFAULT_STEPS,
+    steps: Steps = DEFAULT_OPTIMIZATION_STEPS,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -79,8 +85,10 @@ def caricature(
     stats = image_statistics(box, data)
     x = box.validate_inputs(x)
     layer = resolve_address(box, layer)
-    recipe = replace(CANVAS_RECIPES["fourier"], transform=random_affine(degrees=4, scale=0.04, jitter=0.03))
+    recipe = replace(CANVAS_RECIPE_BY_NAME["fourier"], transform=random_affine(degrees=4, scale=0.04, jitter=0.03))
     with torch.inference_mode(False):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
-    objective, run = dot(layer, h, power=power), RunSettings(steps, frame_every, seed, batch_size)
-    return generate_and_find_dead(box, objective, example_names(len(x)), stats, recipe, run, method="Caricature")[0]
+    objective, run = dot(layer, h, power=power), SynthesisRunSettings(steps, frame_every, seed, batch_size)
+    return generate_and_find_dead(
+        box, objective, image_names_from_examples(len(x)), stats, recipe, run, method="Caricature"
+    )[0]

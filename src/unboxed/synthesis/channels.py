@@ -13,7 +13,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.features import resolve_address
 from ..errors import InputError, LayerError
-from ..objectives import as_classes, channel
+from ..objectives import channel, to_class_tensor
 from ..objectives import diversity as diversity_objective
 from ..parameters import (
     BatchSize,
@@ -29,7 +29,13 @@ from ..parameters import (
 from ..settings import AtLeast, Unit, check_settings
 from .feature import warn_dead_units
 from .generated import GeneratedImages
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate_and_find_dead, image_statistics
+from .recipe import (
+    CANVAS_RECIPE_BY_NAME,
+    DEFAULT_OPTIMIZATION_STEPS,
+    SynthesisRunSettings,
+    generate_and_find_dead,
+    image_statistics,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -61,7 +67,7 @@ def channels(
     diversity: DiversityWeight = 0.9,
     canvas: CanvasKind = "fourier",
     data: Data = None,
-    steps: Steps = DEFAULT_STEPS,
+    steps: Steps = DEFAULT_OPTIMIZATION_STEPS,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -109,12 +115,15 @@ def channels(
         Optimized as by `feature`.
     """
     check_settings(channels, locals())
-    recipe, stats = CANVAS_RECIPES[canvas], image_statistics(box, data)
+    recipe, stats = CANVAS_RECIPE_BY_NAME[canvas], image_statistics(box, data)
     layer = resolve_address(box, layer)
     targets = _resolve_channel_indices(box, layer, units).repeat_interleave(images_per_channel)
     has_diversity = images_per_channel > 1 and diversity > 0
     term = diversity_objective(layer, targets) * diversity if has_diversity else None
-    names, run = tuple(f"channel {k}" for k in targets.tolist()), RunSettings(steps, frame_every, seed, batch_size)
+    names, run = (
+        tuple(f"channel {k}" for k in targets.tolist()),
+        SynthesisRunSettings(steps, frame_every, seed, batch_size),
+    )
     objective = channel(layer, targets)
     generated, dead = generate_and_find_dead(
         box, objective, names, stats, recipe, run, method="Channels", diversity_term=term
@@ -129,7 +138,7 @@ def _resolve_channel_indices(box: Box, layer: str, units: int | Sequence[int] | 
     if units is not None:
         if isinstance(units, Sequence | Tensor) and len(units) == 0:
             raise InputError("units has no channel: give at least one, or None for all")
-        indices = as_classes(units, "a channel").flatten().to(box.device, torch.long)
+        indices = to_class_tensor(units, "a channel").flatten().to(box.device, torch.long)
         if int(indices.min()) < 0:
             raise InputError(f"a channel must be a whole number, 0 or more; got {int(indices.min())}")
         return indices

@@ -25,7 +25,7 @@ from ..engine.optimize.transforms import random_affine
 from ..engine.read.class_labels import requested_classes
 from ..engine.read.sizes import require_images
 from ..errors import warn
-from ..model.output_advice import FEATURE_CALL
+from ..model.output_advice import FEATURE_CALL_TEMPLATE
 from ..objectives import Objective, color_distance, layer_objective, logprob, total_variation
 from ..parameters import BatchSize, FrameInterval, OptionalSteps, Seed, TargetClasses
 from ..rng import uniform
@@ -34,7 +34,10 @@ from ..validation import check_seed
 from .generated import GeneratedImages
 
 RecipeName = Literal["robust", "faithful", "noise"]
-TOTAL_VARIATION_WEIGHT, MEAN_COLOR_WEIGHT = 13.0, 640.0  # of the recipe "robust", in units of the logits' spread
+ROBUST_TOTAL_VARIATION_WEIGHT, ROBUST_MEAN_COLOR_WEIGHT = (
+    13.0,
+    640.0,
+)  # of the recipe "robust", in units of the logits' spread
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -52,7 +55,7 @@ class ClassImages(GeneratedImages):
     does_not_show="That nothing else would do: other starts give other images, and some need not look like the class.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, 0, steps=3),
-    runs=lambda s: 1 + (RECIPES[s["recipe"]].steps if s["steps"] is None else s["steps"]),
+    runs=lambda s: 1 + (CLASS_IMAGE_RECIPE_BY_NAME[s["recipe"]].steps if s["steps"] is None else s["steps"]),
     order=1,
 )
 def class_image(
@@ -103,14 +106,14 @@ def class_image(
     """
     check_settings(class_image, locals())
     require_images(box, "a class image")
-    box.require_class_scores("a class image", objective_call=FEATURE_CALL)
+    box.require_class_scores("a class image", objective_call=FEATURE_CALL_TEMPLATE)
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         targets = requested_classes(box, target)
-        n_steps = RECIPES[recipe].steps if steps is None else steps
-        result = RECIPES[recipe].run(box, targets, n_steps, frame_every, seed, batch_size)
+        n_steps = CLASS_IMAGE_RECIPE_BY_NAME[recipe].steps if steps is None else steps
+        result = CLASS_IMAGE_RECIPE_BY_NAME[recipe].run(box, targets, n_steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
-    _warn_relu_bypassed(result.before_clamp)
+    _warn_gradient_before_relu(result.before_clamp)
     return ClassImages.from_result(
         result,
         box,
@@ -122,7 +125,7 @@ def class_image(
     )
 
 
-def _warn_relu_bypassed(before_clamp: Tensor) -> None:
+def _warn_gradient_before_relu(before_clamp: Tensor) -> None:
     if n := int(before_clamp.sum()):
         warn(
             f"the gradient was exactly zero in some steps for {n} of {len(before_clamp)} images: "
@@ -135,7 +138,7 @@ def _black_images(box: Box, targets: Tensor) -> Tensor:
     return torch.zeros(len(targets), *box.inputs.shape, device=box.device, dtype=box.dtype)
 
 
-def _run_robust(
+def _run_robust_recipe(
     box: Box, targets: Tensor, steps: int, frame_every: int | None, seed: int, batch_size: BatchSize
 ) -> OptimizationResult:
     """Noise with the standard deviation of the data drowns patterns that only this model responds to.
@@ -143,12 +146,12 @@ def _run_robust(
     The score is in units of the spread of the logits on noise, so that one weight per penalty serves every model.
     """
     color, pixel_std = pixel_mean_and_std(box.inputs)  # type: ignore[arg-type]
-    logit_scale, was_interrupted = retry_on_interrupt(lambda: _noise_logit_std(box, batch_size))
-    objective = _class_contrast_objective(targets, logit_scale) - TOTAL_VARIATION_WEIGHT * total_variation(
+    logit_scale, was_interrupted = retry_on_interrupt(lambda: _std_of_logits_on_noise(box, batch_size))
+    objective = _class_contrast_objective(targets, logit_scale) - ROBUST_TOTAL_VARIATION_WEIGHT * total_variation(
         kind="anisotropic"
     )
     if has_pixel_mean_and_std(box.inputs):  # type: ignore[arg-type]
-        objective -= MEAN_COLOR_WEIGHT * color_distance(color)
+        objective -= ROBUST_MEAN_COLOR_WEIGHT * color_distance(color)
     config = OptimizationConfig(
         steps=0 if was_interrupted else steps,
         optimizer=partial(Adam, lr=0.05),
@@ -178,14 +181,14 @@ def _class_contrast_objective(targets: Tensor, logit_scale: float) -> Objective:
     )
 
 
-def _noise_logit_std(box: Box, batch_size: BatchSize) -> float:
+def _std_of_logits_on_noise(box: Box, batch_size: BatchSize) -> float:
     """The standard deviation of the logits over the classes on noise."""
     noise = box.inputs.random_inputs(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
     return max(float(z.std(1 if z.shape[1] > 1 else 0).mean()), 1e-6)
 
 
-def _run_faithful(
+def _run_faithful_recipe(
     box: Box, targets: Tensor, steps: int, frame_every: int | None, seed: int, batch_size: BatchSize
 ) -> OptimizationResult:
     """Published: minimize -10 out[c] + sum(out) by the first step of a new Adam, each round, on normalized pixels.
@@ -195,11 +198,11 @@ def _run_faithful(
     black = _black_images(box, targets)
     std = torch.as_tensor(box.inputs.std).to(black).view(-1, 1, 1)  # type: ignore[attr-defined]
 
-    def step_direction(grad: Tensor) -> Tensor:
+    def adam_step_direction(grad: Tensor) -> Tensor:
         normalized = grad * std
         return std * normalized / (normalized.abs() + 1e-8)
 
-    constraint = Constraint(step_direction, lambda x, center: (x.clamp(0, 1) * 255).round() / 255)
+    constraint = Constraint(adam_step_direction, lambda x, center: (x.clamp(0, 1) * 255).round() / 255)
     config = OptimizationConfig(
         steps, partial(SGD, lr=0.5), constraint, relu_bypass="all", frame_every=frame_every, seed=seed
     )
@@ -211,7 +214,7 @@ def _all_classes_logprob_objective() -> Objective:
     return layer_objective("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
 
 
-def _run_noise(
+def _run_noise_recipe(
     box: Box, targets: Tensor, steps: int, frame_every: int | None, seed: int, batch_size: BatchSize
 ) -> OptimizationResult:
     constraint = Constraint(project=lambda x, center: x.clamp(0, 1))
@@ -232,16 +235,16 @@ class ClassImageRecipe:
     description: str
 
 
-RECIPES: Mapping[RecipeName, ClassImageRecipe] = {
+CLASS_IMAGE_RECIPE_BY_NAME: Mapping[RecipeName, ClassImageRecipe] = {
     "robust": ClassImageRecipe(
-        _run_robust, 128, "Class images", "From smooth noise, rotated and shifted a little at each step."
+        _run_robust_recipe, 128, "Class images", "From smooth noise, rotated and shifted a little at each step."
     ),
     "faithful": ClassImageRecipe(
-        _run_faithful, 50, "The published recipe",
+        _run_faithful_recipe, 50, "The published recipe",
         "Fifty steps from black, each pixel moved by the sign of its gradient.",
     ),
     "noise": ClassImageRecipe(
-        _run_noise, 256, "Control: plain ascent from noise",
+        _run_noise_recipe, 256, "Control: plain ascent from noise",
         "No regularization: these images should not be recognized.",
     ),
 }  # fmt: skip

@@ -28,11 +28,11 @@ from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import BatchSize, FrameInterval, Seed, Steps, StepSize
 from ..rng import normal
-from ..settings import Holds, check_settings
+from ..settings import ValueRole, check_settings
 from ..validation import check_float, check_int, check_seed
-from .generated import GeneratedImages, objective_names, single_layer
+from .generated import GeneratedImages, image_names_from_objective, single_layer_of_objective
 
-START_NOISE_STD = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code
+START_NOISE_PIXEL_STD = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ RECIPE_BY_NAME = {
     "focus": DeepVisualizationRecipe(Regularization(0, 0.5, 4, 0, 90), 0.02),
 }
 """The four settings of the paper's table 1, and lengths of a step, which it does not give."""
-CUSTOM_REGULARIZATION_STEP_RMS = 0.02  # pixel range: the length of a step for a `Regularization` of the caller's
+CUSTOM_REGULARIZATION_STEP_PIXEL_RMS = 0.02  # pixel range: the length of a step for a `Regularization` of the caller's
 
 
 @card(
@@ -108,12 +108,12 @@ def deep_visualization(
     box: Box,
     target: Annotated[
         int | Sequence[int] | Tensor | Objective | None,
-        Holds("target"),
+        ValueRole("target"),
         "Classes (K,) to make an image for, or an objective.",
     ] = None,
     *,
     recipe: Annotated[
-        Literal["sparse", "decay", "smooth", "focus"] | Regularization, Holds("object"), "Named set of settings."
+        Literal["sparse", "decay", "smooth", "focus"] | Regularization, ValueRole("object"), "Named set of settings."
     ] = "smooth",
     steps: Steps = 200,
     step: StepSize = None,
@@ -162,7 +162,7 @@ def deep_visualization(
     check_settings(deep_visualization, locals())
     inputs = require_images(box, "deep visualization")
     settings, seed = _resolve_recipe(recipe), check_seed(seed)
-    objective, names = _objective_and_names(box, target)
+    objective, names = _objective_and_image_names(box, target)
     start = torch.zeros(len(names), *inputs.shape, device=box.device, dtype=box.dtype)
     is_mean_known = has_pixel_mean_and_std(inputs)
     mean_image = inputs.decode(start[:1]) if is_mean_known else torch.full_like(start[:1], 0.5)  # else gray
@@ -179,27 +179,27 @@ def deep_visualization(
         seed=seed,
         post_step=post_step,
     )
-    canvas = RawCanvas(inputs.clip(mean_image + START_NOISE_STD * normal(start, seed)))
+    canvas = RawCanvas(inputs.clip(mean_image + START_NOISE_PIXEL_STD * normal(start, seed)))
     result = optimize(box, objective, canvas, config, batch_size=batch_size)
     return GeneratedImages.from_result(
-        result, box, method="Deep visualization", names=names, layer=single_layer(objective)
+        result, box, method="Deep visualization", names=names, layer=single_layer_of_objective(objective)
     )
 
 
 def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:
     if isinstance(recipe, Regularization):
-        return DeepVisualizationRecipe(recipe, CUSTOM_REGULARIZATION_STEP_RMS)
+        return DeepVisualizationRecipe(recipe, CUSTOM_REGULARIZATION_STEP_PIXEL_RMS)
     if not isinstance(recipe, str) or recipe not in RECIPE_BY_NAME:
         names = ", ".join(f'"{name}"' for name in RECIPE_BY_NAME)
         raise InputError(f"recipe must be {names} or a Regularization; got {recipe!r}")
     return RECIPE_BY_NAME[recipe]
 
 
-def _objective_and_names(box: Box, target: ClassLabels | Objective | None) -> tuple[Objective, tuple[str, ...]]:
+def _objective_and_image_names(box: Box, target: ClassLabels | Objective | None) -> tuple[Objective, tuple[str, ...]]:
     """What is maximized, and the names of its images."""
     if isinstance(target, Objective):
         n = target.n or 1
-        return box.check_objective(target, n), objective_names(target, n)
+        return box.check_objective(target, n), image_names_from_objective(target, n)
     box.require_class_scores("deep visualization of a class", objective_call="give an objective, such as {score}")
     classes = requested_classes(box, target)
     return box.objective(classes, len(classes)), tuple(box.classes[k] for k in classes.tolist())

@@ -24,15 +24,18 @@ from ..model.batching import BatchSize, map_in_batches
 from ..objectives import Objective, energy, logit
 from ..parameters import FrameInterval, InputBatch, MaxJitter, Seed, Steps, StepSize
 from ..rng import step_generator
-from ..settings import Above, AtLeast, Holds, Unit, check_settings
+from ..settings import Above, AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_int, check_seed
-from .generated import GeneratedImages, example_names, single_layer
+from .generated import GeneratedImages, image_names_from_examples, single_layer_of_objective
 
 MAX_DEFAULT_OCTAVES = 4
 MIN_OCTAVE_SIDE_PIXELS = 16  # pixels of an octave's shorter side
-STEP_LENGTH, BINARY_STEP_LENGTH = 0.006, 0.04  # pixel range; the latter for images that are mostly black and white
+DEFAULT_STEP_LENGTH, BINARY_IMAGE_STEP_LENGTH = (
+    0.006,
+    0.04,
+)  # pixel range; the latter for images that are mostly black and white
 MIN_BLACK_OR_WHITE_FRACTION = 1 / 3  # of an image's values at 0 or 1, from which on it is mostly black and white
-MAX_JITTER, JITTER_DIVISOR = 32, 7  # the notebook's 32 pixels, as a part of 224
+MAX_DEFAULT_JITTER_PIXELS, SIDE_TO_JITTER_RATIO = 32, 7  # the notebook's 32 pixels, as a part of 224
 CPU = torch.device("cpu")
 
 
@@ -51,7 +54,7 @@ def deepdream(
     box: Box,
     x: InputBatch,
     layer: Annotated[
-        str | Objective | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."
+        str | Objective | None, ValueRole("layer"), "Address of the layer, as `box.layers` lists them."
     ] = None,
     *,
     octaves: Annotated[int | None, AtLeast(1), Unit("sizes"), "Number of sizes of the image, small to large."] = None,
@@ -115,7 +118,7 @@ def deepdream(
     )
     octave_sizes = _octave_sizes(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return _DreamOptimizer(evaluator, x, octave_sizes, _resolve_step_sizes(x, step), frame_every).run(steps)
+        return _DeepDreamOptimizer(evaluator, x, octave_sizes, _resolve_step_sizes(x, step), frame_every).run(steps)
 
 
 def _resolve_objective(box: Box, layer: str | Objective | None) -> Objective:
@@ -148,11 +151,15 @@ def _resolve_step_sizes(x: Tensor, step: float | None) -> Tensor:
         return x.new_full((len(x),), step)
     fraction_at_bounds = ((x == 0) | (x == 1)).flatten(1).to(x.dtype).mean(1)
     is_binary = fraction_at_bounds > MIN_BLACK_OR_WHITE_FRACTION
-    return torch.where(is_binary, x.new_tensor(BINARY_STEP_LENGTH), x.new_tensor(STEP_LENGTH))
+    return torch.where(is_binary, x.new_tensor(BINARY_IMAGE_STEP_LENGTH), x.new_tensor(DEFAULT_STEP_LENGTH))
 
 
 def _resolve_jitter(box: Box, jitter: int | None) -> int:
-    return min(MAX_JITTER, min(sizes.native_size(box)) // JITTER_DIVISOR) if jitter is None else jitter
+    return (
+        min(MAX_DEFAULT_JITTER_PIXELS, min(sizes.native_size(box)) // SIDE_TO_JITTER_RATIO)
+        if jitter is None
+        else jitter
+    )
 
 
 def _octave_sizes(evaluator: _TiledGradientEvaluator, size: Size, octaves: int | None, scale: float) -> list[Size]:
@@ -197,8 +204,8 @@ class _TiledGradientEvaluator:
         shift = (0, 0) if is_last else self._random_shift(x, (height, width), step)
         shifted, grad = x.roll(shift, (2, 3)), torch.zeros_like(x)
         scores, clamped = [], []
-        for top in _tile_starts(x.shape[2], height):
-            for left in _tile_starts(x.shape[3], width):
+        for top in _tile_start_pixels(x.shape[2], height):
+            for left in _tile_start_pixels(x.shape[3], width):
                 tile_index = (..., slice(top, top + height), slice(left, left + width))
                 score, grad[tile_index], tile_clamped = self._score_gradient_and_clamped(shifted[tile_index], is_last)
                 scores.append(score)
@@ -237,12 +244,12 @@ class _TiledGradientEvaluator:
         return torch.cat(scores), torch.cat(grads), torch.cat(clamped)
 
 
-def _tile_starts(length: int, window: int) -> list[int]:
+def _tile_start_pixels(length: int, window: int) -> list[int]:
     """The first pixels of tiles; the last tile ends with the image, and overlaps the one before."""
     return [*range(0, length - window, window), length - window]
 
 
-class _DreamOptimizer:
+class _DeepDreamOptimizer:
     """The octaves, small to large. What was reached is kept at each evaluation."""
 
     def __init__(
@@ -265,7 +272,7 @@ class _DreamOptimizer:
             self._run_octaves(steps)
         except KeyboardInterrupt:
             interrupted = True
-        images = self._full_size_image()
+        images = self._current_full_size_image()
         history = torch.stack(self.history or [self.x.new_zeros(len(self.x))])
         if self.frame_every and not (self.frames and torch.equal(self.frames[-1], images)):
             self.frames.append(images)
@@ -279,8 +286,8 @@ class _DreamOptimizer:
             before_clamp=self.clamped,
             interrupted=interrupted,
             method="DeepDream",
-            names=example_names(len(images)),
-            layer=single_layer(self.evaluator.objective),
+            names=image_names_from_examples(len(images)),
+            layer=single_layer_of_objective(self.evaluator.objective),
         )
 
     def _run_octaves(self, steps: int) -> None:
@@ -300,11 +307,11 @@ class _DreamOptimizer:
         self.base_and_image = (base, image)
         self.clamped |= clamped
         if self.frame_every and len(self.history) % self.frame_every == 0:
-            self.frames.append(self._full_size_image())
+            self.frames.append(self._current_full_size_image())
         self.history.append(score)
         return grad
 
-    def _full_size_image(self) -> Tensor:
+    def _current_full_size_image(self) -> Tensor:
         """The image at its own size, with all that was amplified so far."""
         base, image = self.base_and_image
         size = (self.x.shape[2], self.x.shape[3])

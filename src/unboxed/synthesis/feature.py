@@ -13,8 +13,14 @@ from ..objectives import Objective, logit
 from ..objectives import diversity as diversity_objective
 from ..parameters import BatchSize, CanvasKind, Data, DiversityWeight, FrameInterval, RequiredObjective, Seed, Steps
 from ..settings import AtLeast, Unit, check_settings
-from .generated import GeneratedImages, objective_names
-from .recipe import CANVAS_RECIPES, DEFAULT_STEPS, RunSettings, generate_and_find_dead, image_statistics
+from .generated import GeneratedImages, image_names_from_objective
+from .recipe import (
+    CANVAS_RECIPE_BY_NAME,
+    DEFAULT_OPTIMIZATION_STEPS,
+    SynthesisRunSettings,
+    generate_and_find_dead,
+    image_statistics,
+)
 
 
 @card(
@@ -35,7 +41,7 @@ def feature(
     canvas: CanvasKind = "fourier",
     data: Data = None,
     diversity: DiversityWeight = 0.0,
-    steps: Steps = DEFAULT_STEPS,
+    steps: Steps = DEFAULT_OPTIMIZATION_STEPS,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -85,13 +91,16 @@ def feature(
     """
     check_settings(feature, locals())
     n_images = _resolve_n_images(objective, n_images)
-    recipe, stats = CANVAS_RECIPES[canvas], image_statistics(box, data)
+    recipe, stats = CANVAS_RECIPE_BY_NAME[canvas], image_statistics(box, data)
     if canvas == "maco" and data is None:
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
     if diversity > 0 and n_images == 1:
         raise InputError("diversity makes several images of one objective differ: give their number, n_images=4")
     term = _diversity_term(objective) * diversity if diversity > 0 else None
-    names, run = objective_names(objective, n_images), RunSettings(steps, frame_every, seed, batch_size)
+    names, run = (
+        image_names_from_objective(objective, n_images),
+        SynthesisRunSettings(steps, frame_every, seed, batch_size),
+    )
     method = "Feature visualization"
     generated, dead = generate_and_find_dead(
         box, objective, names, stats, recipe, run, method=method, diversity_term=term

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.optimize.loop import OptimizationResult
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..objectives import Objective
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class GeneratedImages(OneLineReprMixin):
+class GeneratedImages(ResultMixin):
     """Images that were optimized, and what their figures need.
 
     `ub.plots.image_sheet`, `frame_strip` and `save_animation` take it; the latter two need frames (`frame_every=k`).
@@ -54,16 +54,16 @@ class GeneratedImages(OneLineReprMixin):
         return cls(**{**shared, **fields})
 
 
-def example_names(n_examples: int) -> tuple[str, ...]:
+def image_names_from_examples(n_examples: int) -> tuple[str, ...]:
     """The names of images that are made from n examples."""
     return tuple(f"example {i}" for i in range(n_examples))
 
 
-def objective_names(objective: Objective, n_images: int) -> tuple[str, ...]:
+def image_names_from_objective(objective: Objective, n_images: int) -> tuple[str, ...]:
     """The names of n images of one objective, or of one that has a row for each."""
     return (objective.name,) if n_images == 1 else tuple(f"{objective.name}, image {i}" for i in range(n_images))
 
 
-def single_layer(objective: Objective) -> str | None:
+def single_layer_of_objective(objective: Objective) -> str | None:
     """The layer that an objective reads; None where it reads several."""
     return next(iter(objective.layers)) if len(objective.layers) == 1 else None

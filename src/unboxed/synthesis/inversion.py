@@ -31,7 +31,7 @@ from ..parameters import (
     FrameInterval,
     InputBatch,
     MaxJitter,
-    NStarts,
+    NStartsPerInput,
     RequiredLayerAddress,
     Seed,
     Steps,
@@ -43,7 +43,7 @@ from ..validation import check_seed
 from .generated import GeneratedImages
 
 NO_CONSTRAINT = Constraint()
-HALF_PIXEL_RANGE = 0.5  # the paper's B: how far a pixel can be from the middle of its range
+PIXEL_RANGE_RADIUS = 0.5  # the paper's B: how far a pixel can be from the middle of its range
 MAX_SHIFT_INVARIANCE_ERROR = 0.05  # relative error of a layer's activation up to which it is invariant to a shift
 
 DEFAULT_ALPHA_AND_SMOOTH = {
@@ -94,7 +94,7 @@ def inversion(
     alpha: Annotated[float | None, AtLeast(0), "Weight of the alpha-norm, which keeps pixels in range."] = None,
     jitter: MaxJitter = None,
     steps: Steps = 200,
-    n_starts: NStarts = 1,
+    n_starts: NStartsPerInput = 1,
     frame_every: FrameInterval = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
@@ -156,7 +156,7 @@ def inversion(
         metric, canvas, smooth, beta, final_prior_scale, alpha, jitter, steps, n_starts, frame_every,
         check_seed(seed), batch_size,
     )  # fmt: skip
-    return _invert(box, x, resolve_address(box, layer), config)
+    return _invert_layer(box, x, resolve_address(box, layer), config)
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,15 @@ class _InversionConfig:
     batch_size: BatchSize
 
 
-def _invert(box: Box, x: Tensor, layer: str, config: _InversionConfig) -> Inversion:
+def _invert_layer(box: Box, x: Tensor, layer: str, config: _InversionConfig) -> Inversion:
     with torch.inference_mode(False):
         source_rows = torch.arange(len(x), device=x.device).repeat_interleave(config.n_starts)
         x_activation = _read_activation(box, x, layer, config.batch_size)  # (N, ...)
-        jitter = _tolerated_jitter(box, x, layer, x_activation, config) if config.jitter is None else config.jitter
+        jitter = (
+            _largest_invariant_shift(box, x, layer, x_activation, config) if config.jitter is None else config.jitter
+        )
         h = x_activation[source_rows]
-        result = _optimize(box, layer, h, torch.empty_like(x[source_rows]), jitter, config)
+        result = _optimize_inversion(box, layer, h, torch.empty_like(x[source_rows]), jitter, config)
         images = box.inputs.clip(result.input)
         activation, interrupted = retry_on_interrupt(lambda: _read_activation(box, images, layer, config.batch_size))
         cosines = torch.cosine_similarity(activation.flatten(1), h.flatten(1), dim=1, eps=TINY)
@@ -219,7 +221,7 @@ def _relative_squared_error(activation: Tensor, reference: Tensor) -> Tensor:
 # -- the optimization --------------------------------------------------------------------------------------------------
 
 
-def _optimize(
+def _optimize_inversion(
     box: Box, layer: str, h: Tensor, like: Tensor, jitter: int, config: _InversionConfig
 ) -> OptimizationResult:
     color, pixel_std = pixel_mean_and_std(box.inputs)  # type: ignore[arg-type]
@@ -235,7 +237,7 @@ def _optimize(
         relu_bypass="all",
         frame_every=config.frame_every,
         seed=config.seed,
-        prior=_image_prior(like[0].numel(), DEFAULT_ALPHA_AND_SMOOTH[is_fourier, h.ndim > 2], config),
+        prior=_image_prior_objective(like[0].numel(), DEFAULT_ALPHA_AND_SMOOTH[is_fourier, h.ndim > 2], config),
         final_prior_scale=config.final_prior_scale,
     )
     objective = OBJECTIVE_BY_METRIC[config.metric](layer, h)
@@ -261,27 +263,27 @@ def _pixel_constraint(box: Box, like: Tensor, color: Tensor, pixel_std: float, m
     return Constraint(project=lambda z, center: box.inputs.clip(ball.project(z, mean_color.expand_as(z))))
 
 
-def _normalized_dot(layer: str, h: Tensor) -> Objective:
+def _normalized_dot_objective(layer: str, h: Tensor) -> Objective:
     return dot(layer, h) * (1 / h.flatten(1).pow(2).sum(1).clamp_min(TINY))
 
 
 OBJECTIVE_BY_METRIC: dict[str, Callable[[str, Tensor], Objective]] = {
     "euclidean": partial(match, relative=True),
-    "dot": _normalized_dot,
+    "dot": _normalized_dot_objective,
     "cosine": cosine,
 }
 
 
-def _image_prior(n_pixels: int, defaults: tuple[float, float], config: _InversionConfig) -> Objective:
+def _image_prior_objective(n_pixels: int, defaults: tuple[float, float], config: _InversionConfig) -> Objective:
     """Minus alpha R_6 + smooth R_TV, sections 3.1 and 3.2: lambda is one over (pixels * B^exponent)."""
     alpha, smooth = (u if v is None else v for u, v in zip(defaults, (config.alpha, config.smooth), strict=True))
-    alpha_term = alpha / (n_pixels * HALF_PIXEL_RANGE**6) * alpha_norm(6.0, HALF_PIXEL_RANGE)
-    smoothness_term = total_variation(config.beta) * (smooth / (n_pixels * HALF_PIXEL_RANGE**config.beta))
+    alpha_term = alpha / (n_pixels * PIXEL_RANGE_RADIUS**6) * alpha_norm(6.0, PIXEL_RANGE_RADIUS)
+    smoothness_term = total_variation(config.beta) * (smooth / (n_pixels * PIXEL_RANGE_RADIUS**config.beta))
     prior: Objective = -alpha_term - smoothness_term
     return prior
 
 
-def _tolerated_jitter(box: Box, x: Tensor, layer: str, h: Tensor, config: _InversionConfig) -> int:
+def _largest_invariant_shift(box: Box, x: Tensor, layer: str, h: Tensor, config: _InversionConfig) -> int:
     """The largest shift, of 1, 2, 4, ... pixels up to an eighth of the side, that the layer is invariant to."""
     max_shift, jitter = min(x.shape[2:]) // 8, 0
     while max(1, 2 * jitter) <= max_shift:

@@ -13,11 +13,11 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.features import resolve_address
 from ..engine.read.sizes import require_images
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..engine.rows import evenly_spaced_indices
 from ..errors import LayerError, OutputError
 from ..model.layers import Layer
-from ..parameters import BatchSize, InputBatch, LayerAddresses, NStarts, Seed, Steps
+from ..parameters import BatchSize, InputBatch, LayerAddresses, NStartsPerInput, Seed, Steps
 from ..settings import check_settings
 from ..validation import address_list
 from .inversion import Inversion, inversion
@@ -26,7 +26,7 @@ MAX_DEFAULT_INVERTED_LAYERS = 6  # where none are named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Inversions(OneLineReprMixin):
+class Inversions(ResultMixin):
     """The same inputs inverted from several layers; the axis L runs over `layers`."""
 
     returns: ClassVar[str] = "images"
@@ -58,7 +58,7 @@ def inversions(
     layers: LayerAddresses = None,
     *,
     steps: Steps = 200,
-    n_starts: NStarts = 1,
+    n_starts: NStartsPerInput = 1,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Inversions:
@@ -120,7 +120,7 @@ def layers_across_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_INVER
     """Layers at different depths: the last one of each shape, evenly, and the outputs."""
     rows = [
         r
-        for r in _trunk_layers(box)
+        for r in _layers_outside_blocks(box)
         if r.has_batch_axis and r.shape and r.n_calls == 1 and not r.type.startswith(("Dropout", "Flat"))
     ]
     last_of_shape = [list(group)[-1] for _, group in groupby(rows, key=lambda r: r.shape)]
@@ -128,10 +128,10 @@ def layers_across_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_INVER
         last_of_shape.pop()
     n = min(max_layers - 1, len(last_of_shape))
     indices = evenly_spaced_indices(len(last_of_shape), n) if n > 1 else [len(last_of_shape) // 2][:n]
-    return [*(last_of_shape[i].path for i in indices), _output_address(box, x)]
+    return [*(last_of_shape[i].path for i in indices), _logits_or_output_address(box, x)]
 
 
-def _trunk_layers(box: Box) -> list[Layer]:
+def _layers_outside_blocks(box: Box) -> list[Layer]:
     """The modules outside of blocks, one after another; all leaves where that leaves one."""
     sequences = {r.path for r in box.layers if r.type == "Sequential"}
     run_paths = {r.path for r in box.layers}  # not containers whose parts are called by their owner (ModuleList)
@@ -144,7 +144,7 @@ def _trunk_layers(box: Box) -> list[Layer]:
     return trunk if len(trunk) > 1 else list(box.layers.leaves)
 
 
-def _output_address(box: Box, x: Tensor) -> str:
+def _logits_or_output_address(box: Box, x: Tensor) -> str:
     try:
         box(x[:1])
     except OutputError:

@@ -23,24 +23,26 @@ from ..engine.gradients.score import gradients
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, Constraint, NormBall, l2_norm
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
-from ..engine.results import OneLineReprMixin
+from ..engine.results import ResultMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.batching import map_in_batches
-from ..objectives import Index, Objective, logit
-from ..parameters import BatchSize, Eps, InputBatch, LinfOrL2, RequiredObjective, Steps
+from ..objectives import Objective, RowIndex, logit
+from ..parameters import BatchSize, Eps, InputBatch, LinfOrL2Norm, RequiredObjective, Steps
 from ..settings import check_settings
-from .generated import example_names
+from .generated import image_names_from_examples
 
-MAX_RADIUS_ROUNDS = 12  # of the search for the radius
+MAX_RADIUS_SEARCH_ROUNDS = 12  # of the search for the radius
 N_TOWARD_INPUT_BISECTIONS = 16  # of the line back to the input
-UNBOUNDED_RANGE_STAND_IN = 1e6  # in place of a bound where the range has none
-THRESHOLD_TOLERANCE = 1e-5  # fraction of the wanted decrease of the score within which the threshold counts as reached
-RADIUS_TOLERANCE = 0.01  # relative width of the interval of the radius at which an example is done
+UNBOUNDED_RANGE_SUBSTITUTE = 1e6  # in place of a bound where the range has none
+THRESHOLD_TOLERANCE_FRACTION = (
+    1e-5  # fraction of the wanted decrease of the score within which the threshold counts as reached
+)
+RADIUS_RELATIVE_TOLERANCE = 0.01  # relative width of the interval of the radius at which an example is done
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MinimalDeactivation(OneLineReprMixin):
+class MinimalDeactivation(ResultMixin):
     """The smallest changes that were found to lower an objective to a threshold."""
 
     returns: ClassVar[str] = "images"
@@ -70,7 +72,7 @@ class MinimalDeactivation(OneLineReprMixin):
     does_not_show="That no smaller change would do: the search is local, so that its distance is an upper bound.",
     example=lambda method, box, x, y: method(box, x, logit(0), threshold=0.1, steps=2),
     exempt={"partial results": "the radius is searched in rounds: one that was cut short is no point of a path"},
-    runs=lambda s: MAX_RADIUS_ROUNDS * (s["steps"] + 1) + N_TOWARD_INPUT_BISECTIONS + 8,
+    runs=lambda s: MAX_RADIUS_SEARCH_ROUNDS * (s["steps"] + 1) + N_TOWARD_INPUT_BISECTIONS + 8,
     order=11,
 )
 def minimal_deactivation(
@@ -80,7 +82,7 @@ def minimal_deactivation(
     *,
     threshold: Annotated[float, "Score to which the objective is lowered."] = 0.0,
     eps: Eps = None,
-    norm: LinfOrL2 = "l2",
+    norm: LinfOrL2Norm = "l2",
     steps: Steps = 20,
     batch_size: BatchSize = "auto",
 ) -> MinimalDeactivation:
@@ -135,9 +137,9 @@ def minimal_deactivation(
 class _PerRowBallConstraint(Constraint):
     """A ball of its own radius for each row; `balls_of_rows` gives those of some rows."""
 
-    balls_of_rows: Callable[[Index], Constraint] | None = None
+    balls_of_rows: Callable[[RowIndex], Constraint] | None = None
 
-    def rows(self, index: Index) -> Constraint:
+    def rows(self, index: RowIndex) -> Constraint:
         return self if self.balls_of_rows is None else self.balls_of_rows(index)
 
 
@@ -150,7 +152,7 @@ def _per_row_ball_constraint(
     def project(z: Tensor, center: Tensor | None) -> Tensor:
         return z if center is None else clip(center + size * ball.project((z - center) / size, torch.zeros_like(z)))
 
-    def balls_of_rows(i: Index) -> _PerRowBallConstraint:
+    def balls_of_rows(i: RowIndex) -> _PerRowBallConstraint:
         return _per_row_ball_constraint(ball, x[i], radius[i], step_fraction, clip)
 
     return _PerRowBallConstraint(
@@ -169,7 +171,7 @@ class _RadiusSearch:
         self.ball, self.norm = BALL_BY_NORM[norm](1.0), norm
         self.score_before, self.interrupted = retry_on_interrupt(lambda: self._scores(x))
         self.threshold = threshold
-        self.target_score = threshold + THRESHOLD_TOLERANCE * (self.score_before - threshold).clamp_min(0)
+        self.target_score = threshold + THRESHOLD_TOLERANCE_FRACTION * (self.score_before - threshold).clamp_min(0)
         self.images, self.lower_radius = x.clone(), torch.zeros_like(self.score_before)
         is_inactive = self.score_before <= self.target_score
         self.upper_radius = torch.full_like(self.score_before, math.inf).masked_fill(is_inactive, 0)
@@ -179,7 +181,7 @@ class _RadiusSearch:
         try:
             self._search_radius()
             self._bisect_toward_input()
-            self._step_past_threshold()
+            self._move_to_threshold()
         except KeyboardInterrupt:
             self.interrupted = True
         score_after, interrupted = retry_on_interrupt(lambda: self._scores(self.images))
@@ -191,7 +193,7 @@ class _RadiusSearch:
             score_after=score_after,
             deactivated=score_after <= self.target_score,
             norm=self.norm,
-            names=example_names(len(self.x)),
+            names=image_names_from_examples(len(self.x)),
             interrupted=interrupted or self.interrupted,
         )
 
@@ -209,16 +211,16 @@ class _RadiusSearch:
     def _max_distance(self) -> Tensor:
         """The largest distance (N,) from x within the valid range."""
         clip, x = self.box.inputs.clip, self.x
-        max_change = torch.maximum(clip(x + UNBOUNDED_RANGE_STAND_IN) - x, x - clip(x - UNBOUNDED_RANGE_STAND_IN))
+        max_change = torch.maximum(clip(x + UNBOUNDED_RANGE_SUBSTITUTE) - x, x - clip(x - UNBOUNDED_RANGE_SUBSTITUTE))
         return self.ball.distance(max_change, torch.zeros_like(x)).clamp_min(TINY)
 
     def _search_radius(self) -> None:
         radius = self._estimate_radius()
-        for _ in range(MAX_RADIUS_ROUNDS):
+        for _ in range(MAX_RADIUS_SEARCH_ROUNDS):
             rows = self._unresolved_rows(radius)
             if self.interrupted or len(rows) == 0:
                 return
-            self._attempt_radius(rows, radius)
+            self._optimize_within_radius(rows, radius)
             larger_radius = torch.minimum(3 * radius, self.max_radius)
             radius = torch.where(
                 self.upper_radius.isinf(), larger_radius, (self.lower_radius + self.upper_radius) / 2
@@ -236,13 +238,13 @@ class _RadiusSearch:
         is_unresolved = torch.where(
             self.upper_radius.isinf(),
             self.lower_radius < self.max_radius,
-            self.upper_radius - self.lower_radius > RADIUS_TOLERANCE * self.upper_radius,
+            self.upper_radius - self.lower_radius > RADIUS_RELATIVE_TOLERANCE * self.upper_radius,
         )
         if (self.box.batch_dependent or self.objective.batch_dependent) and is_unresolved.any():
             is_unresolved = torch.ones_like(is_unresolved)
         return is_unresolved.nonzero()[:, 0]
 
-    def _attempt_radius(self, rows: Tensor, radius: Tensor) -> None:
+    def _optimize_within_radius(self, rows: Tensor, radius: Tensor) -> None:
         objective, x = self.objective.rows(rows), self.x[rows]
         config = OptimizationConfig(
             steps=self.steps,
@@ -274,10 +276,10 @@ class _RadiusSearch:
             self.images = torch.where(broadcast_rows(is_inactive, z), z, self.images)
             lower, upper = torch.where(is_inactive, lower, midpoint), torch.where(is_inactive, midpoint, upper)
 
-    def _step_past_threshold(self) -> None:
+    def _move_to_threshold(self) -> None:
         """The rest of the distance to the threshold itself, along the same line, where that is possible."""
         for k in (2, 8, 32):
-            z = self.box.inputs.clip(self.x + (1 + k * THRESHOLD_TOLERANCE) * (self.images - self.x))
+            z = self.box.inputs.clip(self.x + (1 + k * THRESHOLD_TOLERANCE_FRACTION) * (self.images - self.x))
             crosses = (self._scores(self.images) > self.threshold) & (self._scores(z) <= self.threshold)
             crosses &= self.upper_radius.isfinite() & (self.ball.distance(z, self.x) <= self.max_radius)
             self.images = torch.where(broadcast_rows(crosses, z), z, self.images)

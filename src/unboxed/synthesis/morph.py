@@ -12,15 +12,20 @@ from torch.optim import SGD
 
 from ..box import Box
 from ..cards import card
-from ..engine.column_units import categorical_mask, gradient_in_own_units, in_column_units, to_own_units
+from ..engine.column_units import (
+    categorical_mask,
+    gradient_to_original_units,
+    inputs_to_original_units,
+    to_scaled_box_and_inputs,
+)
 from ..engine.optimize.constraints import L2, Constraint, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..inputs.labels import ClassLabels
-from ..model.output_advice import SMALLEST_CHANGE_CALL
+from ..model.output_advice import MINIMAL_ATTACK_CALL_TEMPLATE
 from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, InputBatch, Steps, StepSize, StopProbability
-from ..settings import AtLeast, Holds, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from .generated import GeneratedImages
 
 DEFAULT_STEP_FRACTION = 0.01  # of the diagonal of [0, 1]^D: the default length of a step
@@ -56,7 +61,7 @@ class Morph(GeneratedImages):
 def morph(
     box: Box,
     x: InputBatch,
-    target: Annotated[ClassLabels, Holds("labels"), "Class to become (N,), or one for all."],
+    target: Annotated[ClassLabels, ValueRole("labels"), "Class to become (N,), or one for all."],
     *,
     confidence: StopProbability = 0.9,
     step: StepSize = None,
@@ -101,10 +106,10 @@ def morph(
         of one length: x <- clip(x + step * g / |g|), g = d logit[target] / d x. Where g is exactly zero x stays.
     """
     check_settings(morph, locals())
-    box.require_class_scores("a morph", objective_call=SMALLEST_CHANGE_CALL)
+    box.require_class_scores("a morph", objective_call=MINIMAL_ATTACK_CALL_TEMPLATE)
     own_box, own_x = box, box.validate_inputs(x)
     targets = box.class_labels(target, len(own_x))
-    box, x = in_column_units(own_box, own_x)  # the steps of a table are in standard deviations of its columns
+    box, x = to_scaled_box_and_inputs(own_box, own_x)  # the steps of a table are in standard deviations of its columns
     step = DEFAULT_STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
     config = OptimizationConfig(
         steps=steps,
@@ -115,7 +120,7 @@ def morph(
     )
 
     def restore(u: Tensor) -> Any:
-        return own_box.restore_structure(to_own_units(box, u, own_x))
+        return own_box.restore_structure(inputs_to_original_units(box, u, own_x))
 
     result = optimize(box, logit(targets), RawCanvas(x), config, batch_size=batch_size)
     frames = x[None] if result.frames is None else result.frames
@@ -127,7 +132,7 @@ def morph(
         input=restore(x),
         targets=targets,
         probs=probs.view(*frames.shape[:2], -1),
-        initial_gradient=own_box.restore_structure(gradient_in_own_units(box, result.initial_grad)),
+        initial_gradient=own_box.restore_structure(gradient_to_original_units(box, result.initial_grad)),
         confidence_reached=result.finished,
         steps=result.steps,
         interrupted=result.interrupted or was_interrupted,

@@ -36,15 +36,15 @@ from ..model.batching import BatchSize
 from ..objectives import Acts, Objective, color_distance, layer_objective, total_variation
 from ..rng import normal
 from ..validation import check_seed
-from .generated import GeneratedImages, single_layer
+from .generated import GeneratedImages, single_layer_of_objective
 
 MAX_STATISTICS_IMAGES = 1024  # images of `data` from which colors, spectrum and total variation are estimated
 N_NOISE_IMAGES = 16  # random images from which the standard deviation of a score is estimated
-DEFAULT_STEPS = 256
+DEFAULT_OPTIMIZATION_STEPS = 256
 MAX_NATURAL_TOTAL_VARIATION = 0.22  # of natural images, at most: MNIST's and CIFAR's have .13 and .12
 MAX_TOTAL_VARIATION_RATIO = 1.82  # times that of the data, where there are data
 EXCESS_TOTAL_VARIATION_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
-PALETTE_OVERSHOOT = 0.02  # of the range, so that units that respond to plain black or white get it
+PALETTE_OVERSHOOT_FRACTION = 0.02  # of the range, so that units that respond to plain black or white get it
 MEAN_COLOR_WEIGHT = 10.0  # weight of the squared distance from the data's mean color
 
 
@@ -64,14 +64,14 @@ def image_statistics(box: Box, data: Any) -> ImageStatistics:
     if data is None:
         mean = pixel_mean_and_std(inputs)[0].to(box.device, box.dtype)
         return ImageStatistics(
-            replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT),
+            replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT_FRACTION),
             has_pixel_mean_and_std(inputs),
             MAX_NATURAL_TOTAL_VARIATION,
             None,
         )
     x = box.validate_inputs(next(input_batches(open_data(data, box.inputs), MAX_STATISTICS_IMAGES)))
     return ImageStatistics(
-        replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT),
+        replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT_FRACTION),
         True,
         MAX_TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": x}).mean()),
         x,
@@ -99,12 +99,14 @@ def pixel_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
     return RawCanvas((mean + 0.05 * normal(like, seed)).clamp(0, 1))
 
 
-def maco_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
-    magnitude = natural_spectrum(like) if stats.data is None else mean_magnitude_spectrum(stats.data, stats.palette)
+def maco_phase_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
+    magnitude = (
+        natural_magnitude_spectrum(like) if stats.data is None else mean_magnitude_spectrum(stats.data, stats.palette)
+    )
     return PhaseCanvas.noise(like, seed, stats.palette, magnitude)
 
 
-def natural_spectrum(like: Tensor) -> Tensor:
+def natural_magnitude_spectrum(like: Tensor) -> Tensor:
     """The mean spectrum of natural images, (C, H, W // 2 + 1), with a standard deviation of 1 before the colors."""
     h, w = like.shape[-2:]
     magnitude = 1 / spectrum_frequencies(like)
@@ -117,13 +119,17 @@ def natural_spectrum(like: Tensor) -> Tensor:
     return (magnitude / std).expand(like.shape[1], -1, -1)
 
 
-CANVAS_RECIPES = {
+CANVAS_RECIPE_BY_NAME = {
     "fourier": CanvasRecipe(fourier_canvas, partial(Adam, lr=0.2, eps=0.1), random_affine()),
     "pixels": CanvasRecipe(
         pixel_canvas, partial(Adam, lr=0.02), random_affine(), constraint=Constraint(project=lambda x, _: x.clamp(0, 1))
     ),
     "maco": CanvasRecipe(
-        maco_canvas, partial(Adam, lr=0.3, eps=0.01), random_crop(0.8, 1.0), uses_prior=False, keeps_transparency=True
+        maco_phase_canvas,
+        partial(Adam, lr=0.3, eps=0.01),
+        random_crop(0.8, 1.0),
+        uses_prior=False,
+        keeps_transparency=True,
     ),
 }
 """Adam's eps is a fraction of the score's standard deviation: coefficients with hardly any gradient hardly move.
@@ -160,7 +166,7 @@ def _row_noise_scores(objective: Objective, row: int, acts: Acts) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class SynthesisRunSettings:
     """The settings of a run that `feature`, `channels` and `caricature` share."""
 
     steps: int
@@ -171,7 +177,7 @@ class RunSettings:
 
 def generate_and_find_dead(
     box: Box, objective: Objective, names: tuple[str, ...], stats: ImageStatistics, recipe: CanvasRecipe,
-    run: RunSettings, *, method: str, diversity_term: Objective | None = None,
+    run: SynthesisRunSettings, *, method: str, diversity_term: Objective | None = None,
 ) -> tuple[GeneratedImages, Tensor]:  # fmt: skip
     """The images, and which units (N,) are dead: their score is the same for random images and for the optimized one.
 
@@ -183,13 +189,13 @@ def generate_and_find_dead(
         noise, interrupted = retry_on_interrupt(
             lambda: noise_score_statistics(box, objective, n, stats, run.batch_size)
         )
-        maximized = _add_diversity(objective * (1 / noise.scale), diversity_term, noise.mean / noise.scale)
+        maximized = _add_diversity_term(objective * (1 / noise.scale), diversity_term, noise.mean / noise.scale)
         config = _optimization_config(stats, recipe, 0 if interrupted else run.steps, run.frame_every, seed)
         like = torch.zeros(n, *box.inputs.shape, device=box.device, dtype=box.dtype)
         result = optimize(box, maximized, recipe.make_canvas(like, seed, stats), config, batch_size=run.batch_size)
     scores = result.score * noise.scale
     if diversity_term is not None:
-        scores, again = retry_on_interrupt(lambda: _objective_score(box, objective, result.input, run.batch_size))
+        scores, again = retry_on_interrupt(lambda: _read_objective_score(box, objective, result.input, run.batch_size))
         interrupted |= again
     generated = GeneratedImages.from_result(
         result,
@@ -199,7 +205,7 @@ def generate_and_find_dead(
         interrupted=interrupted or result.interrupted,
         method=method,
         names=names,
-        layer=single_layer(objective),
+        layer=single_layer_of_objective(objective),
     )
     return generated, noise.is_constant & (scores <= noise.mean)
 
@@ -216,12 +222,12 @@ def _optimization_config(
         relu_bypass="all",
         frame_every=frame_every,
         seed=seed,
-        prior=_image_prior(stats) if recipe.uses_prior else None,
+        prior=_natural_image_prior(stats) if recipe.uses_prior else None,
         sum_abs_grads=recipe.keeps_transparency,
     )
 
 
-def _add_diversity(scaled_objective: Objective, diversity_term: Objective | None, noise_mean: Tensor) -> Objective:
+def _add_diversity_term(scaled_objective: Objective, diversity_term: Objective | None, noise_mean: Tensor) -> Objective:
     if diversity_term is None:
         return scaled_objective
 
@@ -235,7 +241,7 @@ def _add_diversity(scaled_objective: Objective, diversity_term: Objective | None
     )
 
 
-def _image_prior(stats: ImageStatistics) -> Objective:
+def _natural_image_prior(stats: ImageStatistics) -> Objective:
     """A total variation as that of natural images at most, and the mean color of the data."""
     variation = total_variation(kind="anisotropic")
 
@@ -248,5 +254,5 @@ def _image_prior(stats: ImageStatistics) -> Objective:
     return prior - MEAN_COLOR_WEIGHT * color_distance(stats.palette.mean) if stats.has_mean_color else prior
 
 
-def _objective_score(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
+def _read_objective_score(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
     return objective(box.read(x, sorted(objective.layers), batch_size=batch_size)).to(box.dtype)

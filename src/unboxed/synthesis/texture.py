@@ -26,13 +26,13 @@ from ..engine.read.features import resolve_address
 from ..engine.read.sizes import ANY_SIZE_CARD_EXEMPTION
 from ..errors import InputError, LayerError
 from ..model.batching import map_in_batches
-from ..objectives import Objective, gram, match, total_variation
+from ..objectives import Objective, gram_matrix, match, total_variation
 from ..objectives import style as style_objective
 from ..parameters import BatchSize, FrameInterval, InputBatch, LayerAddresses, Seed, Steps, TotalVariationWeight
 from ..rng import normal
-from ..settings import AtLeast, Holds, check_settings
+from ..settings import AtLeast, ValueRole, check_settings
 from ..validation import address_list, check_seed
-from .generated import GeneratedImages, example_names
+from .generated import GeneratedImages, image_names_from_examples
 
 MAX_DEFAULT_TEXTURE_LAYERS = 5  # as the papers take from VGG-19
 WRONG_SIZE_HINT = "name earlier layers, or resize the image"
@@ -102,11 +102,11 @@ def texture(
     """
     check_settings(texture, locals())
     x = sizes.validate_any_size(box, x, "a texture")
-    objective = _style_objective(box, x, _resolve_layers(box, layers), len(x), batch_size)
+    objective = _style_objective_of_images(box, x, _resolve_layers(box, layers), len(x), batch_size)
     correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no standard deviation
     std, mean = x.std((2, 3), correction=correction, keepdim=True), x.mean((2, 3), keepdim=True)
     start = (mean + std * normal(x, check_seed(seed))).clamp(0, 1)
-    return _optimize(box, objective, start, steps, smooth, frame_every, batch_size, "Texture")
+    return _optimize_texture(box, objective, start, steps, smooth, frame_every, batch_size, "Texture")
 
 
 @card(
@@ -126,11 +126,11 @@ def style_transfer(
     box: Box,
     x: InputBatch,
     style: Annotated[
-        Tensor, Holds("inputs"), "Images (N, C, H, W) in [0, 1] of the style, or one (1, C, H, W) for all."
+        Tensor, ValueRole("inputs"), "Images (N, C, H, W) in [0, 1] of the style, or one (1, C, H, W) for all."
     ],
     *,
     layers: LayerAddresses = None,
-    content_layer: Annotated[str | None, Holds("layer"), "Address of the layer whose activation is kept."] = None,
+    content_layer: Annotated[str | None, ValueRole("layer"), "Address of the layer whose activation is kept."] = None,
     content_weight: Annotated[float, AtLeast(0), "Weight of the content, against the style."] = 0.2,
     steps: Steps = 200,
     smooth: TotalVariationWeight = 2.0,
@@ -183,11 +183,11 @@ def style_transfer(
     content_layer = middle if content_layer is None else resolve_address(box, content_layer)
     content = _read_at_any_size(box, x, [content_layer], batch_size)[content_layer]
     content_term = match(content_layer, content, relative=True)
-    objective = _style_objective(box, style, addresses, len(x), batch_size) + content_weight * content_term
-    return _optimize(box, objective, x, steps, smooth, frame_every, batch_size, "Style transfer")
+    objective = _style_objective_of_images(box, style, addresses, len(x), batch_size) + content_weight * content_term
+    return _optimize_texture(box, objective, x, steps, smooth, frame_every, batch_size, "Style transfer")
 
 
-def _optimize(
+def _optimize_texture(
     box: Box,
     objective: Objective,
     start: Tensor,
@@ -209,7 +209,7 @@ def _optimize(
         prior=-weight * total_variation(),
     )
     result = optimize(box, objective, RawCanvas(start), config, batch_size=batch_size)
-    return GeneratedImages.from_result(result, box, method=method, names=example_names(len(start)))
+    return GeneratedImages.from_result(result, box, method=method, names=image_names_from_examples(len(start)))
 
 
 # -- layers and their activations --------------------------------------------------------------------------------------
@@ -234,9 +234,11 @@ def _first_layer_of_each_size(box: Box) -> list[str]:
     return list(layer_by_size.values())[:MAX_DEFAULT_TEXTURE_LAYERS]
 
 
-def _style_objective(box: Box, x: Tensor, layers: Sequence[str], n_rows: int, batch_size: BatchSize) -> Objective:
+def _style_objective_of_images(
+    box: Box, x: Tensor, layers: Sequence[str], n_rows: int, batch_size: BatchSize
+) -> Objective:
     """The texture of images x (n or 1, ...) as one objective for n rows."""
-    grams = _read_at_any_size(box, x, layers, batch_size, gram)  # each (n or 1, C, C)
+    grams = _read_at_any_size(box, x, layers, batch_size, gram_matrix)  # each (n or 1, C, C)
     return reduce(
         add, [_layer_style_objective(a, g.expand(n_rows, -1, -1)) * (1 / len(layers)) for a, g in grams.items()]
     )
@@ -259,7 +261,7 @@ def _read_at_any_size(
 ) -> dict[str, Tensor]:
     """Activations, or what `reduce_fn` makes of them, of images of any size. Raises InputError, LayerError."""
     all_layers = Objective(
-        lambda acts: _sum_of_row_means([acts[a] for a in layers]), frozenset(layers), ", ".join(layers)
+        lambda acts: _sum_of_mean_activations([acts[a] for a in layers]), frozenset(layers), ", ".join(layers)
     )
     box.check_objective(all_layers, len(x))
     sizes.check_size(box, all_layers, (x.shape[2], x.shape[3]), WRONG_SIZE_HINT)
@@ -267,18 +269,18 @@ def _read_at_any_size(
     def read_rows(rows: slice) -> list[Tensor]:
         with box.isolated(grad=False):
             acts = box.forward(x[rows], layers)
-            activations = [_require_channels(a, acts[a].to(box.dtype)) for a in layers]
+            activations = [_check_has_channels(a, acts[a].to(box.dtype)) for a in layers]
             return activations if reduce_fn is None else [reduce_fn(h) for h in activations]
 
     parts = zip(*map_in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size)), strict=True)
     return {a: torch.cat(h) for a, h in zip(layers, parts, strict=True)}
 
 
-def _sum_of_row_means(activations: Sequence[Tensor]) -> Tensor:
+def _sum_of_mean_activations(activations: Sequence[Tensor]) -> Tensor:
     return torch.stack([h.flatten(1).float().mean(1) for h in activations]).sum(0)
 
 
-def _require_channels(layer: str, h: Tensor) -> Tensor:
+def _check_has_channels(layer: str, h: Tensor) -> Tensor:
     if h.ndim < 2 or not h.is_floating_point():
         raise LayerError(f"{layer} has activations of shape {tuple(h.shape)}, {h.dtype}: no channels to compare")
     return h

@@ -83,11 +83,11 @@ def call_example_with_warnings(card: Card, method_case: MethodCase, **settings: 
 def differences(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
     """The differences between two results in words; empty where they agree, relative to the largest value."""
     if a.keys() != b.keys():
-        return [f"other parts: {', '.join(map(result_path, sorted(a.keys() ^ b.keys())))}"]
-    return [f"{result_path(at)} {message}" for at in a if (message := _difference_text(a[at], b[at], tolerance))]
+        return [f"other parts: {', '.join(map(result_part_code, sorted(a.keys() ^ b.keys())))}"]
+    return [f"{result_part_code(at)} {message}" for at in a if (message := _difference_text(a[at], b[at], tolerance))]
 
 
-def result_path(path: str) -> str:
+def result_part_code(path: str) -> str:
     """A part of a result as it is written in code: "result.images", "result[0]"."""
     return f"result{path}"
 

@@ -31,12 +31,12 @@ from .cases import (
     has_parameters,
     make_case,
     method_name,
-    result_path,
+    result_part_code,
     result_tensors,
 )
 from .trace import changes, snapshot
 
-IMAGE_FIELDS = ("images", "frames", "input", "result")
+IMAGE_FIELD_NAMES = ("images", "frames", "input", "result")
 
 
 class ContractError(AssertionError):
@@ -67,7 +67,7 @@ class FailingHook:
         self.n_calls, self.fail_at_call, self.error = 0, call_index, error
 
 
-def scramble_rngs(seed: int) -> None:
+def set_unseeded_rng_states(seed: int) -> None:
     """Set the RNGs to a state that no seed gives, so that reseeding in place of restoring is detected."""
     torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     torch.rand(5), np.random.rand(5), random.random()
@@ -75,15 +75,17 @@ def scramble_rngs(seed: int) -> None:
 
 def check_run(card: Card, model: str) -> None:
     """Contracts 1 to 4, 6 and 7 on runs in the model's own precision."""
-    violations = Violations(card)
+    violations = ContractViolations(card)
     method_case = make_case(model)
     for p in method_case.box.model.parameters():
         if p.requires_grad:
             p.grad = torch.ones_like(p)  # as in the middle of somebody's training
-    scramble_rngs(1)
-    first = result_tensors(run_observed(violations, method_case, lambda: call_example_with_warnings(card, method_case)))
+    set_unseeded_rng_states(1)
+    first = result_tensors(
+        run_and_record_side_effects(violations, method_case, lambda: call_example_with_warnings(card, method_case))
+    )
     _check_dtypes(violations, method_case, first)
-    _check_bounds(violations, first)
+    _check_images_in_unit_range(violations, first)
     _check_single_rows(violations, method_case, first)
     _check_fresh_box_and_after_failures(violations, card, model, first)
     violations.raise_if_any(f"{method_name(card)} on {model}")
@@ -94,7 +96,7 @@ def check_values(card: Card, model: str, method_case: MethodCase | None = None, 
 
     `method_case` is the model opened in double precision, if available.
     """
-    violations = Violations(card)
+    violations = ContractViolations(card)
     method_case = method_case or make_case(model, torch.float64)
     outputs = result_tensors(call_example(card, method_case))
     violations.add("awkward", blank_or_nonfinite_problems(outputs))
@@ -102,7 +104,7 @@ def check_values(card: Card, model: str, method_case: MethodCase | None = None, 
     if twin is not None:
         violations.add(
             "awkward",
-            [f"against the model {twin!r}, {m}" for m in _differences_to_twin(outputs, twin_result(card, twin))],
+            [f"against the model {twin!r}, {m}" for m in _differences_to_twin(outputs, cached_twin_result(card, twin))],
         )
     if batches and has_parameters(card, "batch_size"):
         batched = result_tensors(call_example(card, method_case, batch_size=2))
@@ -124,21 +126,21 @@ def _differences_to_twin(outputs: dict[str, Tensor], expected: dict[str, Tensor]
 
 def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedError) -> None:
     """A model that the method does not take is refused by one clear error, and unchanged."""
-    violations = Violations(card)
+    violations = ContractViolations(card)
     method_case = make_case(model)
     before = snapshot(method_case.box.model, method_case.x, method_case.y)
     try:
         call_example(card, method_case)
         violations.add("awkward", [f"is not refused; wanted {error.__name__}"])
     except Exception as raised:
-        violations.add("awkward", error_problems(raised, error))
+        violations.add("awkward", problems_of_error(raised, error))
     violations.add(
         "leaves no trace", _state_change_messages(before, snapshot(method_case.box.model, method_case.x, method_case.y))
     )
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-class Violations:
+class ContractViolations:
     """The violations of a card, by contract; contracts that it is exempt from are skipped."""
 
     def __init__(self, card: Card) -> None:
@@ -154,7 +156,7 @@ class Violations:
             raise ContractError(f"{title} breaks its contracts:\n  " + "\n  ".join(self.messages))
 
 
-def run_observed(violations: Violations, method_case: MethodCase, run: Callable[[], Any]) -> Any:
+def run_and_record_side_effects(violations: ContractViolations, method_case: MethodCase, run: Callable[[], Any]) -> Any:
     """The result of `run`; what it changed, and warnings that are not ours, are recorded."""
     before = snapshot(method_case.box.model, method_case.x, method_case.y)
     with warnings.catch_warnings(record=True) as caught:
@@ -175,16 +177,17 @@ def _state_change_messages(before: dict[str, Any], after: dict[str, Any]) -> lis
     return [f"{name.strip()} is not as it was" for name in changes(before, after)]
 
 
-def _check_dtypes(violations: Violations, method_case: MethodCase, outputs: dict[str, Tensor]) -> None:
+def _check_dtypes(violations: ContractViolations, method_case: MethodCase, outputs: dict[str, Tensor]) -> None:
     float_outputs = {at: h for at, h in outputs.items() if h.is_floating_point() and h.ndim}
     wrong = [
-        f"{result_path(at)} is {h.dtype} on {h.device}"
+        f"{result_part_code(at)} is {h.dtype} on {h.device}"
         for at, h in float_outputs.items()
         if (h.dtype, h.device) != _expected_dtype_device(method_case)
     ]
     violations.add("dtype and device", wrong)
     violations.add(
-        "leaves no trace", [f"{result_path(at)} requires a gradient" for at, h in outputs.items() if h.requires_grad]
+        "leaves no trace",
+        [f"{result_part_code(at)} requires a gradient" for at, h in outputs.items() if h.requires_grad],
     )
 
 
@@ -192,16 +195,16 @@ def _expected_dtype_device(method_case: MethodCase) -> tuple[torch.dtype, torch.
     return method_case.box.dtype, method_case.box.device
 
 
-def _check_bounds(violations: Violations, outputs: dict[str, Tensor]) -> None:
+def _check_images_in_unit_range(violations: ContractViolations, outputs: dict[str, Tensor]) -> None:
     """Fields called an image or a frame are in [0, 1], exactly."""
-    images = {at: h for at, h in outputs.items() if at.rpartition(".")[2] in IMAGE_FIELDS}
+    images = {at: h for at, h in outputs.items() if at.rpartition(".")[2] in IMAGE_FIELD_NAMES}
     wrong = [at for at, h in images.items() if not (h.min() >= 0 and h.max() <= 1)]
-    violations.add("bounds", [f"{result_path(at)} leaves [0, 1]" for at in wrong])
+    violations.add("bounds", [f"{result_part_code(at)} leaves [0, 1]" for at in wrong])
 
 
-def _check_single_rows(violations: Violations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
+def _check_single_rows(violations: ContractViolations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
     """Rows one at a time give an equivalent result; a method without batches gives the same again, bit for bit."""
-    scramble_rngs(2)
+    set_unseeded_rng_states(2)
     single_rows = result_tensors(call_example(violations.card, method_case, batch_size=1))
     if not has_parameters(violations.card, "batch_size"):
         violations.add("seed", [f"called again, {message}" for message in differences(single_rows, batched, 0)])
@@ -214,11 +217,13 @@ def _check_single_rows(violations: Violations, method_case: MethodCase, batched:
     references = {
         at: batched.get(at.replace(".completeness_error", ".score_difference"), h) for at, h in batched.items()
     }
-    wrong = [at for at, h in batched.items() if not is_equivalent(h, single_rows[at], method_case, references[at])]
-    violations.add("splitting", [f"with batch_size=1, {result_path(at)} differs beyond rounding" for at in wrong])
+    wrong = [
+        at for at, h in batched.items() if not is_equivalent_result(h, single_rows[at], method_case, references[at])
+    ]
+    violations.add("splitting", [f"with batch_size=1, {result_part_code(at)} differs beyond rounding" for at in wrong])
 
 
-def is_equivalent(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tensor) -> bool:
+def is_equivalent_result(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tensor) -> bool:
     """Equivalent for a reader: flags and counts exactly, an image by its predicted class, a map approximately."""
     if not a.is_floating_point():
         return torch.equal(a, b)
@@ -229,18 +234,18 @@ def is_equivalent(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tens
 
 
 def _check_fresh_box_and_after_failures(
-    violations: Violations, card: Card, model: str, first_result: dict[str, Tensor]
+    violations: ContractViolations, card: Card, model: str, first_result: dict[str, Tensor]
 ) -> None:
     """A fresh box gives the same, bit for bit, also after failures at the start, in the middle and at the end."""
     method_case = make_case(model)
     hook = FailingHook(method_case.box.model)
-    scramble_rngs(3)
-    violations.add("seed", _rerun_differences(first_result, card, method_case, "in a fresh box"))
+    set_unseeded_rng_states(3)
+    violations.add("seed", _differences_of_rerun(first_result, card, method_case, "in a fresh box"))
     n_calls = hook.n_calls
     planned_failures = (1, PlantedError), (max(1, n_calls // 2), KeyboardInterrupt), (n_calls, PlantedError)
     for k, error in planned_failures if n_calls else ():
         hook.fail_at(k, error)
-        scramble_rngs(4)
+        set_unseeded_rng_states(4)
         before = snapshot(method_case.box.model, method_case.x, method_case.y)
         with suppress(PlantedError, KeyboardInterrupt, UnboxedError):
             call_example(card, method_case)
@@ -250,10 +255,10 @@ def _check_fresh_box_and_after_failures(
             "leaves no trace", [f"after {cause} in module call {k} of {n_calls}, {name}" for name in changed]
         )
     hook.fail_at(-1)
-    violations.add("seed", _rerun_differences(first_result, card, method_case, "after failures"))
+    violations.add("seed", _differences_of_rerun(first_result, card, method_case, "after failures"))
 
 
-def _rerun_differences(first_result: dict[str, Tensor], card: Card, method_case: MethodCase, when: str) -> list[str]:
+def _differences_of_rerun(first_result: dict[str, Tensor], card: Card, method_case: MethodCase, when: str) -> list[str]:
     """The differences of a new result from the first one, bit for bit."""
     return [
         f"{when}, {message}"
@@ -265,7 +270,7 @@ def blank_or_nonfinite_problems(outputs: dict[str, Tensor]) -> list[str]:
     """Whether a result is empty, not finite, or constant."""
     if not outputs:
         return ["the result holds no tensor or number"]
-    wrong = [f"{result_path(at)} is not finite" for at, h in outputs.items() if not torch.isfinite(h).all()]
+    wrong = [f"{result_part_code(at)} is not finite" for at, h in outputs.items() if not torch.isfinite(h).all()]
     maps = [h for h in outputs.values() if h.is_floating_point() and h.ndim > 1]
     per_example = [h for h in outputs.values() if h.ndim and not maps]  # a result of indices or scores alone
     varies = any(h.double().std() > 0 for h in maps + per_example)
@@ -275,7 +280,7 @@ def blank_or_nonfinite_problems(outputs: dict[str, Tensor]) -> list[str]:
 _TWIN_RESULT_CACHE: WeakKeyDictionary[Callable[..., Any], dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
-def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
+def cached_twin_result(card: Card, twin: str) -> dict[str, Tensor]:
     """The result on the plain version of a model, in double precision, cached."""
     results = _TWIN_RESULT_CACHE.setdefault(card.method, {})
     if twin not in results:
@@ -283,7 +288,7 @@ def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
     return results[twin]
 
 
-def error_problems(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
+def problems_of_error(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
     """What is wrong with an error: another class, no fitting builtin, or no clear sentence."""
     if not isinstance(raised, expected):
         return [f"raises {type(raised).__name__}, wanted {expected.__name__}: {str(raised)[:200]}"]

@@ -18,7 +18,7 @@ from ..cards import Card
 from .cases import method_name
 from .models import kind_of_model
 
-COST_EXPONENT = 0.1  # of a method's model runs: what covers little more for many more runs is not chosen
+MODEL_RUN_COST_EXPONENT = 0.1  # of a method's model runs: what covers little more for many more runs is not chosen
 MODEL_INDEPENDENT_MODULES = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
     "inputs.packing", "inputs.examples", "inputs.forms", "inputs.labels", "engine.results", "engine.perturb.segments",
@@ -41,13 +41,13 @@ MODEL_INDEPENDENT_MODULES = frozenset({
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
 
-def used_mechanisms(card: Card) -> frozenset[str]:
+def engine_and_model_modules_used(card: Card) -> frozenset[str]:
     """The parts of `engine` and `model` that a method's module imports, and the box, which every method runs."""
-    return _imported_mechanisms(str(card.method.__module__)) | {"box"}
+    return _engine_and_model_imports(str(card.method.__module__)) | {"box"}
 
 
 @cache
-def _imported_mechanisms(module: str) -> frozenset[str]:
+def _engine_and_model_imports(module: str) -> frozenset[str]:
     family = ".".join(module.split(".")[:2]) + "."
     visited: set[str] = set()
     queue = [module]
@@ -74,7 +74,7 @@ def _imported_modules(module: str) -> Iterator[str]:
             yield from (f"{stem}.{alias.name}" for alias in node.names)
 
 
-def covering_pairs(
+def covering_method_model_pairs(
     cards: Collection[Card], models: Collection[str], excluded: Collection[tuple[str, str]] = ()
 ) -> list[tuple[str, str]]:
     """(method, model) pairs: every method on each kind of model, every model under each mechanism.
@@ -82,11 +82,11 @@ def covering_pairs(
     `excluded` pairs are left out: refusals are another test.
     """
     goals = {
-        (method_name(card), model): _covered_goals(card, model)
+        (method_name(card), model): _covered_mechanisms_and_kinds(card, model)
         for card in cards for model in models if (method_name(card), model) not in excluded
     }  # fmt: skip
     uncovered = set().union(*goals.values()) if goals else set()
-    cost = {method_name(card): max(1.0, card.n_runs()) ** COST_EXPONENT for card in cards}
+    cost = {method_name(card): max(1.0, card.n_runs()) ** MODEL_RUN_COST_EXPONENT for card in cards}
     heap = [(-len(goal) / cost[pair[0]], i, pair) for i, (pair, goal) in enumerate(goals.items())]  # the best first
     heapify(heap)
     selected: list[tuple[str, str]] = []
@@ -101,8 +101,11 @@ def covering_pairs(
     return sorted(selected)
 
 
-def _covered_goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
+def _covered_mechanisms_and_kinds(card: Card, model: str) -> frozenset[tuple[str, str]]:
     """What a pair covers."""
     return frozenset(
-        {(method_name(card), f"kind {kind_of_model(model)}"), *((model, f"by {m}") for m in used_mechanisms(card))}
+        {
+            (method_name(card), f"kind {kind_of_model(model)}"),
+            *((model, f"by {m}") for m in engine_and_model_modules_used(card)),
+        }
     )

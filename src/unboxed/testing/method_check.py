@@ -51,7 +51,7 @@ def check_method(
     names = (
         _check_model_names(on)
         if on is not None
-        else [name for _, name in covering.covering_pairs([card], list(models.MODELS))]
+        else [name for _, name in covering.covering_method_model_pairs([card], list(models.MODELS))]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the contracts see warnings for themselves
@@ -70,12 +70,12 @@ def _card_or_default(method: Callable[..., Any], example: Callable[..., Any] | N
     if not callable(method):
         raise InputError(f"check_method takes a function whose first parameter is a box; got {method!r}")
     name = getattr(method, "__name__", type(method).__name__)
-    if example is None and not _takes_box_and_inputs(method):
+    if example is None and not _accepts_box_and_inputs(method):
         raise InputError(f"{name} can't be called as {name}(box, x): give example=, its smallest useful call")
     return Card(method, "own", name, "", "", "", example or (lambda method, box, x, y: method(box, x)))
 
 
-def _takes_box_and_inputs(method: Callable[..., Any]) -> bool:
+def _accepts_box_and_inputs(method: Callable[..., Any]) -> bool:
     try:
         inspect.signature(method).bind(None, None)
     except TypeError:
@@ -97,7 +97,7 @@ def _check_model_names(on: Collection[str]) -> list[str]:
 def _contract_errors(card: Card, model: str) -> Iterator[contracts.ContractError]:
     """The broken contracts on a model, check by check; after an error of the method itself, no more checks are run."""
     try:
-        for check in _applicable_checks(card, model):
+        for check in _applicable_contract_checks(card, model):
             try:
                 check(card, model)
             except contracts.ContractError as error:
@@ -109,7 +109,7 @@ def _contract_errors(card: Card, model: str) -> Iterator[contracts.ContractError
         yield contract_error
 
 
-def _applicable_checks(card: Card, model: str) -> list[Callable[[Card, str], None]]:
+def _applicable_contract_checks(card: Card, model: str) -> list[Callable[[Card, str], None]]:
     try:
         call_example(card, make_case(model))
     except UnboxedError:

@@ -17,10 +17,10 @@ from .cases import (
     has_parameters,
     make_case,
     method_name,
-    result_path,
+    result_part_code,
     result_tensors,
 )
-from .contracts import IMAGE_FIELDS, Violations
+from .contracts import IMAGE_FIELD_NAMES, ContractViolations
 
 ResultTensors = dict[str, Tensor]
 
@@ -35,9 +35,11 @@ def check_rows(card: Card, model: str, method_case: MethodCase | None = None) ->
     """
     if card.exempt.keys() & {"rows", "splitting", *(["row seeds"] if has_parameters(card, "seed") else [])}:
         return
-    violations = Violations(card)
+    violations = ContractViolations(card)
     method_case = method_case or make_case(model, torch.float64)
-    if not _is_close(torch.cat([method_case.box(row[None]) for row in method_case.x]), method_case.box(method_case.x)):
+    if not _is_close_in_double(
+        torch.cat([method_case.box(row[None]) for row in method_case.x]), method_case.box(method_case.x)
+    ):
         return
     batched = result_tensors(call_example(card, method_case))
     try:
@@ -94,11 +96,14 @@ def _ignored_input_messages(
     def is_fixed_row(at: str, j: int) -> bool:
         """Whether row j belongs to the input at one position, before and after permuting the inputs."""
         before, after = batched[at][j], permuted[at][j]
-        matches = [_is_close(single[p][at][0], before) and _is_close(single[p - 1][at][0], after) for p in range(3)]
-        return any(matches) and not _is_close(before, after)
+        matches = [
+            _is_close_in_double(single[p][at][0], before) and _is_close_in_double(single[p - 1][at][0], after)
+            for p in range(3)
+        ]
+        return any(matches) and not _is_close_in_double(before, after)
 
     wrong = [at for at in short if all(is_fixed_row(at, j) for j in range(len(batched[at])))]
-    return [f"{result_path(at)} has the rows of {len(batched[at])} of 3 inputs" for at in wrong]
+    return [f"{result_part_code(at)} has the rows of {len(batched[at])} of 3 inputs" for at in wrong]
 
 
 def _has_fewer_rows(batched: Tensor, single: Tensor) -> bool:
@@ -106,7 +111,7 @@ def _has_fewer_rows(batched: Tensor, single: Tensor) -> bool:
     return batched.ndim > 0 and single.ndim > 0 and same_shape and len(single) == 1 and 0 < len(batched) < 3
 
 
-def _is_close(a: Tensor, b: Tensor) -> bool:
+def _is_close_in_double(a: Tensor, b: Tensor) -> bool:
     return not differences({"": a}, {"": b}, 1e-9)
 
 
@@ -118,10 +123,13 @@ def check_maps_depend_on_target(card: Card, model: str = "plain") -> None:
     """
     if not has_parameters(card, "target"):
         return
-    violations = Violations(card)
+    violations = ContractViolations(card)
     method_case = make_case(model, torch.float64)
     try:
-        maps = [_float_maps(result_tensors(call_example(card, method_case, target=k))) for k in range(models.N_CLASSES)]
+        maps = [
+            _float_outputs_but_images(result_tensors(call_example(card, method_case, target=k)))
+            for k in range(models.N_CLASSES)
+        ]
     except (UnboxedError, TypeError, ValueError, LookupError, AttributeError):  # its target is no class
         return
     if maps[0] and all(not differences(other, maps[0], 0) for other in maps[1:]):
@@ -129,6 +137,6 @@ def check_maps_depend_on_target(card: Card, model: str = "plain") -> None:
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-def _float_maps(outputs: ResultTensors) -> ResultTensors:
+def _float_outputs_but_images(outputs: ResultTensors) -> ResultTensors:
     float_outputs = {at: h for at, h in outputs.items() if h.is_floating_point() and h.ndim > 1}
-    return {at: h for at, h in float_outputs.items() if at.rpartition(".")[2] not in IMAGE_FIELDS}
+    return {at: h for at, h in float_outputs.items() if at.rpartition(".")[2] not in IMAGE_FIELD_NAMES}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .. import objectives as scores
 from ..box import Box
-from ..errors import MissingError
+from ..errors import MissingPackageError
 from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
@@ -36,7 +36,7 @@ from ..objectives import Objective
 try:
     from hypothesis import strategies as st
 except ImportError as error:
-    raise MissingError('the strategies need Hypothesis: pip install "unboxed[testing]"') from error
+    raise MissingPackageError('the strategies need Hypothesis: pip install "unboxed[testing]"') from error
 
 MAX_SIDE_PIXELS, MAX_CHANNELS, MAX_COLUMNS, MAX_CLASSES, MAX_ROWS = 9, 3, 5, 4, 4
 SEED_STRATEGY = st.integers(0, 2**31 - 1)
@@ -84,11 +84,11 @@ class RandomModel(nn.Module):
         )
 
 
-OUTPUT_WRAPPERS = ("tensor", "dict", "tuple")
+OUTPUT_STRUCTURES = ("tensor", "dict", "tuple")
 N_PART_FEATURES = 6  # features that a part of the model gives
 
 
-class DensePart(nn.Module):
+class RandomDensePart(nn.Module):
     """(N, ...) -> (N, N_PART_FEATURES)."""
 
     def __init__(self, size: int, relu: str, norm: bool) -> None:
@@ -101,7 +101,7 @@ class DensePart(nn.Module):
         return torch.tanh(self.second(self.relu(self.norm(self.first(x.flatten(1))))))
 
 
-class ConvPart(nn.Module):
+class RandomConvPart(nn.Module):
     """(N, C, H, W) -> (N, N_PART_FEATURES) by two convolutions, with a residual sum or one of them called twice."""
 
     def __init__(self, channels: int, style: str, relu: str, norm: bool) -> None:
@@ -125,11 +125,11 @@ class ConvPart(nn.Module):
 
 def _make_part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
     if isinstance(inputs, Pixels) and style != "mlp":
-        return ConvPart(inputs.shape[0], style, relu, norm)
+        return RandomConvPart(inputs.shape[0], style, relu, norm)
     size = 1
     for side in inputs.shape:
         size *= side
-    return DensePart(size, relu, norm)
+    return RandomDensePart(size, relu, norm)
 
 
 @st.composite
@@ -169,7 +169,7 @@ def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
     spelling = (
         draw(st.sampled_from(sorted(RELU_FACTORIES))),
         draw(st.booleans()),
-        draw(st.sampled_from(OUTPUT_WRAPPERS)),
+        draw(st.sampled_from(OUTPUT_STRUCTURES)),
     )
     seed = draw(SEED_STRATEGY)
     with torch.random.fork_rng(devices=[]):
@@ -205,7 +205,10 @@ def cases(draw: st.DrawFn, kinds: st.SearchStrategy[Inputs] | None = None) -> Ra
     return RandomCase(box, random_batch(kind, rows, draw(SEED_STRATEGY)), rows)
 
 
-HIDDEN_LAYERS = ("fc", "parts.0.first")  # layers of every random model that run once: the last, and one near the input
+HIDDEN_LAYERS_OF_RANDOM_MODEL = (
+    "fc",
+    "parts.0.first",
+)  # layers of every random model that run once: the last, and one near the input
 
 
 def _random_tensors(shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
@@ -224,7 +227,7 @@ def _index_or_index_per_row(size: int, n_rows: int) -> st.SearchStrategy[Any]:
 @st.composite
 def layer_objectives(draw: st.DrawFn, case: RandomCase) -> Objective:
     """A score of a hidden layer: a channel, neuron, position, direction or all of it, or its similarity to another."""
-    layer = draw(st.sampled_from(HIDDEN_LAYERS))
+    layer = draw(st.sampled_from(HIDDEN_LAYERS_OF_RANDOM_MODEL))
     channels, *sides = shape = tuple(case.box.layers[layer].shape)
     k, all_positions = draw(_index_or_index_per_row(channels, case.n_rows)), draw(st.booleans())
     position = () if all_positions else tuple(draw(_index_or_index_per_row(s, case.n_rows)) for s in sides)

@@ -56,7 +56,7 @@ def snapshot(model: nn.Module, *user_tensors: Tensor) -> dict[str, Any]:
         >>> changes(before, snapshot(model))
         ['.num_batches_tracked', '.running_mean', '.running_var']
     """
-    return dict([*_model_state(model), *_torch_state(), *_process_state(), *_tensor_states(user_tensors)])
+    return dict([*_model_state(model), *_torch_state(), *_process_state(), *_user_tensor_states(user_tensors)])
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -77,10 +77,12 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         [' training']
     """
     added_or_removed = before.keys() ^ after.keys()
-    return sorted(added_or_removed | {k for k in before.keys() & after.keys() if not _is_same(before[k], after[k])})
+    return sorted(
+        added_or_removed | {k for k in before.keys() & after.keys() if not _is_same_value(before[k], after[k])}
+    )
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same_value(a: Any, b: Any) -> bool:
     if isinstance(a, TensorSnapshot):
         return a.is_unchanged(b)
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
@@ -113,7 +115,7 @@ def _tensor_state(t: Tensor) -> Iterator[tuple[str, Any]]:
     yield "memory format", (t.shape, t.stride(), t.device)
 
 
-def _tensor_states(user_tensors: tuple[Tensor, ...]) -> Iterator[tuple[str, Any]]:
+def _user_tensor_states(user_tensors: tuple[Tensor, ...]) -> Iterator[tuple[str, Any]]:
     for i, t in enumerate(user_tensors):
         yield f"the caller's tensor {i}", TensorSnapshot.of(t)
         yield from ((f"the caller's tensor {i} {k}", v) for k, v in _tensor_state(t))
@@ -138,7 +140,7 @@ def _torch_state() -> Iterator[tuple[str, Any]]:
     yield "fused attention", (torch.backends.mha.get_fastpath_enabled(), flash)
     yield (
         "scripting",
-        (torch._C._get_graph_executor_optimize(), torch._C._jit_set_profiling_executor(True), _n_profiled_runs()),
+        (torch._C._get_graph_executor_optimize(), torch._C._jit_set_profiling_executor(True), _jit_profiled_runs()),
     )
     yield from (
         (k, list(v.items())) for k, v in vars(module_globals).items() if k.startswith("_global") and hasattr(v, "items")
@@ -147,7 +149,7 @@ def _torch_state() -> Iterator[tuple[str, Any]]:
     yield "compiler stance", "default" if dynamo is None else dynamo.eval_frame._stance.stance
 
 
-def _n_profiled_runs() -> int:
+def _jit_profiled_runs() -> int:
     set_runs: Any = torch._C._jit_set_num_profiled_runs  # its stub is wrong: it takes and returns an int
     runs = int(set_runs(1))
     set_runs(runs)

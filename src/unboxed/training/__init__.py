@@ -3,7 +3,7 @@
 What changes weights, or is called while they change, moves in here.
 """
 
-from .confused import Confused as Confused
+from .confused import ConfusedInputs as ConfusedInputs
 from .defense import DEFENSES as DEFENSES
 from .defense import PGD as PGD
 from .defense import Defense as Defense

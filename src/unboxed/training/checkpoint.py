@@ -18,7 +18,7 @@ from ..checkpointing import CheckpointFile, Digest
 from ..engine.stable_repr import checkpoint_repr
 from ..model import state
 
-N_DIGEST_EXAMPLES = 8  # examples of a data set
+N_DATA_DIGEST_EXAMPLES = 8  # examples of a data set
 
 
 def open_training_checkpoint(path: Path, settings: dict[str, Any]) -> CheckpointFile:
@@ -33,7 +33,7 @@ def model_structure_text(model: nn.Module) -> str:
     return f"{re.sub(' at 0x[0-9a-f]+', '', repr(model))} {shapes}"
 
 
-def setting_repr(name: str, setting: object) -> str:
+def setting_checkpoint_repr(name: str, setting: object) -> str:
     """A setting with all that it is made of. Raises InputError."""
     return checkpoint_repr(f"{name}=", setting, "make it of plain values")
 
@@ -48,7 +48,9 @@ def data_digest(data: Dataset[Any], device: torch.device) -> Digest:
         with state.forking_rngs(0, device):
             n_examples = len(data)  # type: ignore[arg-type]
             passes.append(
-                setting_repr("the data", [data[i * n_examples // N_DIGEST_EXAMPLES] for i in range(N_DIGEST_EXAMPLES)])
+                setting_checkpoint_repr(
+                    "the data", [data[i * n_examples // N_DATA_DIGEST_EXAMPLES] for i in range(N_DATA_DIGEST_EXAMPLES)]
+                )
             )
     return Digest(passes[0] if passes[0] == passes[1] else "others at each look")
 

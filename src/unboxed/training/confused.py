@@ -23,7 +23,7 @@ LogitThresholdScope = Literal["batch", "example"]
 
 
 @dataclass(frozen=True, eq=False)
-class Confused:
+class ConfusedInputs:
     """Inputs on which the model can't decide, the closest call first. Axis 1 of length 2 is (a, b): the two classes."""
 
     step: int
@@ -84,7 +84,7 @@ class ConfusionRule:
                 "meaning for them. Pass min_probability, for one 0.3, or let the model return logits"
             )
 
-    def confused_rows(self, logits: Tensor) -> Tensor:
+    def find_confused_rows(self, logits: Tensor) -> Tensor:
         """Which of the logits (N, K) are confused, the smallest difference first, at most `top_k`."""
         top_logit, second_logit = logits.topk(2, dim=1).values.unbind(1)  # (N,) each
         strength, threshold = top_logit, self.min_logit_value
@@ -111,23 +111,25 @@ def require_single_label_logits(box: Box, x: Tensor) -> Tensor:
 
 def find_confused(
     box: Box, x: Tensor, y: Tensor | None, step: int, rule: ConfusionRule, logits: Tensor
-) -> Confused | None:
+) -> ConfusedInputs | None:
     """The confused inputs of a batch x (N, ...) with labels y and logits (N, K): one small pass for those picked."""
-    rows = rule.confused_rows(logits)  # (n,)
+    rows = rule.find_confused_rows(logits)  # (n,)
     if len(rows) == 0:
         return None
     classes = logits[rows].topk(2, dim=1).indices  # (n, 2)
     maps, is_clamped = (
         _batch_dependent_pair_gradients(box, x, rows, classes)
         if box.batch_dependent
-        else _pair_gradients_and_clamped(box, x, rows, classes)
+        else _class_pair_gradients_and_clamped(box, x, rows, classes)
     )
     input_rows = rows.to(x.device)
     labels = None if y is None else y[rows.to(y.device)].detach().clone()
-    return Confused(step, rows, box.validate_inputs(x[input_rows]), labels, classes, logits[rows], maps, is_clamped)
+    return ConfusedInputs(
+        step, rows, box.validate_inputs(x[input_rows]), labels, classes, logits[rows], maps, is_clamped
+    )
 
 
-def _pair_gradients_and_clamped(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def _class_pair_gradients_and_clamped(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Both gradients (n, 2, ...) of each picked input, in one batch of 2n."""
     selected = x[rows.to(x.device)]
     pair_gradients = gradients(

@@ -13,28 +13,31 @@ from ..inputs.base import Inputs
 from ..plots import colors
 from ..plots.draw import shared_vmax, signed_map_to_rgb
 from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet
-from .confused import Confused
+from .confused import ConfusedInputs
 
 CONFUSION_TILE_SIDE_PIXELS = 168
 ToPixelsFn = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
 
 
 def confusion_sheet(
-    confused: Confused, class_names: Sequence[str], projection_factor: float, inputs: Inputs | None = None
+    confused: ConfusedInputs, class_names: Sequence[str], projection_factor: float, inputs: Inputs | None = None
 ) -> Image.Image:
     """The blocks of all inputs on one sheet: near a square, no more than three side by side.
 
     `inputs` decodes what the model gets to pixels. Raises InputError where the inputs are no images.
     """
-    shape = drawable_image_shape(tuple(confused.inputs.shape[1:]), inputs)
+    shape = image_shape_or_none(tuple(confused.inputs.shape[1:]), inputs)
     if shape is None:
         raise InputError(not_images_text(confused.inputs))
     return _arrange_blocks(
-        [_input_block(confused, row, shape, class_names, projection_factor, inputs) for row in range(len(confused))]
+        [
+            _draw_input_block(confused, row, shape, class_names, projection_factor, inputs)
+            for row in range(len(confused))
+        ]
     )
 
 
-def drawable_image_shape(shape: tuple[int, ...], inputs: Inputs | None) -> tuple[int, ...] | None:
+def image_shape_or_none(shape: tuple[int, ...], inputs: Inputs | None) -> tuple[int, ...] | None:
     """(C, H, W) of one input, as which it is drawn; flattened ones take it from `inputs`. None: no image."""
     expected = shape if inputs is None else inputs.shape
     return expected if len(expected) == 3 and prod(expected) == prod(shape) else None
@@ -47,8 +50,8 @@ def not_images_text(x: Tensor) -> str:
     )
 
 
-def _input_block(
-    confused: Confused,
+def _draw_input_block(
+    confused: ConfusedInputs,
     row: int,
     shape: tuple[int, ...],
     class_names: Sequence[str],
@@ -57,7 +60,7 @@ def _input_block(
 ) -> Image.Image:
     """Input i with its label, d logit / dx of both classes, and the input plus `factor` times each."""
     x, maps = confused.inputs[row].view(shape).cpu(), confused.gradients[row].view(2, *shape).cpu()
-    to_pixels, range_notes = _pixel_converter_and_notes(x, inputs)
+    to_pixels, range_notes = _to_pixels_fn_and_notes(x, inputs)
     vmax = shared_vmax(maps)
     caption_lines = [
         "input" + _label_text(confused, row, class_names),
@@ -93,7 +96,7 @@ def _input_block(
     )
 
 
-def _pixel_converter_and_notes(x: Tensor, inputs: Inputs | None) -> tuple[ToPixelsFn, list[str]]:
+def _to_pixels_fn_and_notes(x: Tensor, inputs: Inputs | None) -> tuple[ToPixelsFn, list[str]]:
     """How this input (C, H, W) and what lies near it are drawn, and what must be said of it."""
     if inputs is not None:
         return lambda z: inputs.decode(z[None])[0], []
@@ -103,7 +106,7 @@ def _pixel_converter_and_notes(x: Tensor, inputs: Inputs | None) -> tuple[ToPixe
     return lambda z: (z - lower) / ((upper - lower) or 1), [f"black {lower:.3g}, white {upper:.3g}"]
 
 
-def _label_text(confused: Confused, row: int, class_names: Sequence[str]) -> str:
+def _label_text(confused: ConfusedInputs, row: int, class_names: Sequence[str]) -> str:
     if confused.labels is None:
         return ""
     label = confused.labels[row]

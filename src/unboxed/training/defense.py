@@ -31,7 +31,7 @@ from ..errors import InputError, OutputError
 from ..parameters import Norm
 from ..validation import check_float, check_int, check_seed
 
-DEFAULT_EPS = 0.3  # for images of digits, where no eps is given
+DEFAULT_DIGITS_EPS = 0.3  # for images of digits, where no eps is given
 TRADES_START_NOISE_STD = 1e-3  # standard deviation of the start of TRADES' attack: at x itself its gradient is zero
 
 
@@ -117,9 +117,11 @@ class Fast(_AdversarialLossDefense):
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after one step up the cross-entropy."""
-        ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
+        ball = _ball_at_progress(self.eps, self.norm, self.ramp, progress)
         step = 1.25 * ball.eps if self.step is None else self.step
-        return _run_pgd(box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, 1, step, _random_start, seed)
+        return _run_pgd(
+            box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, 1, step, _random_start_in_ball, seed
+        )
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,17 @@ class PGD(_AdversarialLossDefense):
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after `steps` steps up the cross-entropy, from a random point of the ball."""
-        ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
+        ball = _ball_at_progress(self.eps, self.norm, self.ramp, progress)
         step = 2.5 * ball.eps / self.steps if self.step is None else self.step
         return _run_pgd(
-            box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, self.steps, step, _random_start, seed
+            box,
+            box.validate_inputs(x),
+            box.class_labels(y, len(x)),
+            ball,
+            self.steps,
+            step,
+            _random_start_in_ball,
+            seed,
         )
 
 
@@ -188,11 +197,11 @@ class Trades(_DefenseBase):
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after `steps` steps up the divergence from the prediction for x. y is not used."""
-        ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
+        ball = _ball_at_progress(self.eps, self.norm, self.ramp, progress)
         step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.validate_inputs(x)
         with box.isolated(grad=False):
             clean_probs = raw_output(check_trainable_outputs(box), x).softmax(1)  # (N, K)
-        return _run_pgd(box, x, clean_probs, ball, self.steps, step, _nearby_start, seed)
+        return _run_pgd(box, x, clean_probs, ball, self.steps, step, _start_near_input, seed)
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
         """CE(x, y) + beta KL(p(x) || p(x')), with gradients through both parts."""
@@ -215,7 +224,9 @@ def resolve_defense(
         if name not in DEFENSES:
             raise InputError(f"defend must be one of {', '.join(DEFENSES)}; got {name!r}")
         if not isinstance(default, DEFENSES[name]):
-            return DEFENSES[name](eps if eps is not None else default.eps if default is not None else DEFAULT_EPS)
+            return DEFENSES[name](
+                eps if eps is not None else default.eps if default is not None else DEFAULT_DIGITS_EPS
+            )
     elif name is not None:
         if eps is not None:
             raise InputError(f"{name} has its own eps: leave out eps={eps:g}")
@@ -256,7 +267,7 @@ def _run_pgd(
     seed = _seed_from_batch(x) if seed is None else check_seed(seed)
     constraint = ball_constraint(ball, x, box.inputs.clip)
     adversarial = constraint.apply(start_fn(x, ball, seed))
-    with box.isolated(seed=seed), _no_gradient_sync(check_trainable_outputs(box).model):
+    with box.isolated(seed=seed), _without_gradient_sync(check_trainable_outputs(box).model):
         for _ in range(steps):
             adversarial.requires_grad_()
             loss = F.cross_entropy(raw_output(box, adversarial), target, reduction="sum")
@@ -265,12 +276,12 @@ def _run_pgd(
     return adversarial
 
 
-def _no_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
+def _without_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
     """Data parallelism must not wait for gradients of parameters: the attack asks for none."""
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def _random_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
+def _random_start_in_ball(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A uniform point of the ball around each row. Batches are never split here, so one generator serves all rows."""
     if not isinstance(ball, Linf):
         return ball.sample(x, seed)
@@ -279,7 +290,7 @@ def _random_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     return x + ball.eps * (2 * noise - 1)
 
 
-def _nearby_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
+def _start_near_input(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A point very near each row."""
     generator = torch.Generator(x.device).manual_seed(seed)
     return x + TRADES_START_NOISE_STD * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -290,7 +301,7 @@ def _seed_from_batch(x: Tensor) -> int:
     return hash(x.sum().item()) % 2**40  # a number's hash is the same in every process
 
 
-def _ramped_ball(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
+def _ball_at_progress(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
     """The ball at this point of the training."""
     if not 0 <= progress <= 1:
         raise InputError(f"progress is the fraction of the training that is done, 0 to 1; got {progress}")

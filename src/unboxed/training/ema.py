@@ -33,7 +33,7 @@ class ModelEMA:
         torch._foreach_copy_(self.weights, self.average)
 
     @contextmanager
-    def using_average(self) -> Iterator[None]:
+    def using_averaged_weights(self) -> Iterator[None]:
         """Inside, the model has the average as its weights."""
         saved_weights = [tensor.clone() for tensor in self.weights]
         try:

@@ -32,13 +32,13 @@ from .checkpoint import (
     open_training_checkpoint,
     restore_rng_states,
     rng_states,
-    setting_repr,
+    setting_checkpoint_repr,
 )
 from .defense import Defense, check_trainable_outputs, raw_output
 from .ema import ModelEMA
 
 BatchLoader = DataLoader[Any]  # of (x, y)
-WatchFn = Callable[[nn.Module, Tensor, Tensor, int], object]
+TrainStepCallback = Callable[[nn.Module, Tensor, Tensor, int], object]
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -71,7 +71,7 @@ def fit(
     autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
     quiet: bool = False,
-    watch: WatchFn | None = None,
+    watch: TrainStepCallback | None = None,
 ) -> History:
     """Train a model on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
@@ -183,7 +183,7 @@ class _Trainer:
         augment: AugmentFn | None,
         defend: Defense | None,
         ema_decay: float | None,
-        watch: WatchFn | None,
+        watch: TrainStepCallback | None,
     ) -> None:
         self.box, self.loader, self.total_steps = box, loader, total_steps
         self.augment, self.defend, self.watch = augment, defend, watch
@@ -198,7 +198,7 @@ class _Trainer:
     def run(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: CheckpointFile | None) -> None:
         """All epochs, or those that a checkpoint lacks."""
         if file is not None and (state := file.read()) is not None:
-            self._restore(state, file)
+            self._restore_checkpoint(state, file)
             bar.initial = bar.n = self.steps
         while len(self.losses) < epochs:
             self._train_epoch(bar)
@@ -248,7 +248,7 @@ class _Trainer:
         self.losses.append(loss)
 
     def _record_test_accuracy(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
-        with nullcontext() if self.ema is None else self.ema.using_average():
+        with nullcontext() if self.ema is None else self.ema.using_averaged_weights():
             self.accuracies.append(accuracy(self.box, test))
         bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, test accuracy {self.accuracies[-1]:.2%}")
 
@@ -267,29 +267,32 @@ class _Trainer:
     def settings(self) -> dict[str, Any]:
         """What decides where a training goes, beside the numbers."""
         return {
-            "model": model_structure_text(self.box.model), "inputs": setting_repr("inputs", self.box.inputs),
-            "augment": setting_repr("augment", self.augment), "defend": setting_repr("defend", self.defend),
-            "ema_decay": None if self.ema is None else self.ema.decay, "autocast": str(self.box.autocast),
+            "model": model_structure_text(self.box.model),
+            "inputs": setting_checkpoint_repr("inputs", self.box.inputs),
+            "augment": setting_checkpoint_repr("augment", self.augment),
+            "defend": setting_checkpoint_repr("defend", self.defend),
+            "ema_decay": None if self.ema is None else self.ema.decay,
+            "autocast": str(self.box.autocast),
             "draws": "keyed by seed and step",
-        }  # fmt: skip
+        }
 
     def _checkpoint_state(self) -> dict[str, Any]:
         return {
             "model": [h.detach() for h in self._state_tensors()],
-            "answers": self._checkpoint_probe_outputs(),
+            "answers": self._outputs_on_checkpoint_noise(),
             "average": None if self.ema is None else self.ema.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "order": self.loader.generator.get_state(),
             "rng": rng_states(self.box.device),
-            "done": {name: getattr(self, name) for name in CHECKPOINT_PROGRESS_FIELDS},
+            "done": {name: getattr(self, name) for name in CHECKPOINTED_PROGRESS_FIELDS},
         }
 
     @torch.no_grad()
-    def _restore(self, state: dict[str, Any], file: CheckpointFile) -> None:
+    def _restore_checkpoint(self, state: dict[str, Any], file: CheckpointFile) -> None:
         old_tensors = [h.clone() for h in self._state_tensors()]
         self._load_state_tensors(state["model"])
-        if not is_equal_up_to_rounding(state["answers"], self._checkpoint_probe_outputs()):
+        if not is_equal_up_to_rounding(state["answers"], self._outputs_on_checkpoint_noise()):
             self._load_state_tensors(old_tensors)
             raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
         if self.ema is not None:
@@ -301,9 +304,9 @@ class _Trainer:
         for name, value in state["done"].items():
             setattr(self, name, value)
 
-    def _checkpoint_probe_outputs(self) -> Tensor:
+    def _outputs_on_checkpoint_noise(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
-        noise = self.box.inputs.random_inputs(N_CHECKPOINT_PROBES, torch.Generator(self.box.device).manual_seed(0))
+        noise = self.box.inputs.random_inputs(N_CHECKPOINT_NOISE_ROWS, torch.Generator(self.box.device).manual_seed(0))
         return cast_outputs_for_comparison(self.box, self.box(noise.to(self.box.dtype)))
 
     def _load_state_tensors(self, values: Iterable[Tensor]) -> None:
@@ -314,8 +317,8 @@ class _Trainer:
         return [*self.box.model.parameters(), *self.box.model.buffers()]
 
 
-N_CHECKPOINT_PROBES = 4  # rows of noise
-CHECKPOINT_PROGRESS_FIELDS = ("losses", "accuracies", "steps", "seconds", "cpu_seconds")
+N_CHECKPOINT_NOISE_ROWS = 4  # rows of noise
+CHECKPOINTED_PROGRESS_FIELDS = ("losses", "accuracies", "steps", "seconds", "cpu_seconds")
 
 
 def _check_settings(lr: float, ema_decay: float | None) -> None:

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingError, warn
+from ..errors import InputError, MissingPackageError, warn
 from .watching import BatchFn, BatchWatcher, SheetPNGWriter
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
-    raise MissingError(
+    raise MissingPackageError(
         'transformers is not installed: pip install "unboxed[training]" (or pip install transformers accelerate)'
     ) from error
 
-NO_BATCH_TEXT = (
+NO_BATCH_SEEN_TEXT = (
     "no batch came by, so no confused inputs are looked for: hooks of a compiled model don't run (torch_compile=True?)"
 )
 
@@ -81,7 +81,7 @@ class ConfusedLogitsCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._finish_batch(args, kwargs["model"])
+        self._watch_and_count_batch(args, kwargs["model"])
         self._install_hook(kwargs["model"])
 
     def on_pre_optimizer_step(
@@ -90,17 +90,17 @@ class ConfusedLogitsCallback(TrainerCallback):
         self._watch_captured_batch(args, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._finish_batch(args, kwargs["model"])
+        self._watch_and_count_batch(args, kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._reset()
 
-    def _finish_batch(self, args: TrainingArguments, model: nn.Module) -> None:
+    def _watch_and_count_batch(self, args: TrainingArguments, model: nn.Module) -> None:
         self._watch_captured_batch(args, model)
         if self._hook is not None:
-            warn(NO_BATCH_TEXT)
+            warn(NO_BATCH_SEEN_TEXT)
         self._reset()
         self._batch_index += 1
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError, MissingError
+from ..errors import InputError, MissingPackageError
 from ..inputs.base import Inputs
 from ..rng import derive_seed
 from .defense import PGD, Fast
-from .watching import BatchFn, BatchWatcher, BoxedModelKey, SheetPNGWriter
+from .watching import BatchFn, BatchWatcher, OpenedModelKey, SheetPNGWriter
 
 try:
     from lightning.pytorch import Callback
 except ImportError as error:
-    raise MissingError(
+    raise MissingPackageError(
         'Lightning is not installed: pip install "unboxed[training]" (or pip install lightning)'
     ) from error
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from PIL import Image
 
-LOGGER_TAG = "confused inputs"
+CONFUSED_INPUTS_LOGGER_TAG = "confused inputs"
 
 
 class ConfusedLogitsCallback(Callback):
@@ -92,19 +92,19 @@ class AdversarialTrainingCallback(Callback):
         box = self._open_or_reuse_box(pl_module, model_input)
         seed = derive_seed("batch", trainer.fit_loop.total_batch_idx, trainer.global_rank)
         pixels = self.inputs.clip(self.inputs.decode(model_input.detach().to(box.dtype)))
-        adversarial = self.defense.attack(box, pixels, y, training_progress(trainer), seed=seed)
+        adversarial = self.defense.attack(box, pixels, y, training_progress_fraction(trainer), seed=seed)
         with torch.no_grad():
             model_input.copy_(self.inputs.encode(adversarial))
 
     def _open_or_reuse_box(self, module: LightningModule, model_input: Tensor) -> Box:
         """The box on the live module: opened once, and again if it was moved or rebuilt."""
-        box_key = BoxedModelKey.from_model(module, model_input)
+        box_key = OpenedModelKey.from_model(module, model_input)
         if self._box is None or box_key != self._box_key:
             self._box, self._box_key = Box(module, self.inputs, autocast=self.autocast), box_key
         return self._box
 
 
-def training_progress(trainer: Trainer) -> float:
+def training_progress_fraction(trainer: Trainer) -> float:
     """The share of the training that is behind after the step at hand; all of it where nobody says how long it is."""
     steps = trainer.estimated_stepping_batches
     return min(1.0, (trainer.global_step + 1) / steps) if math.isfinite(steps) and steps > 0 else 1.0
@@ -130,11 +130,13 @@ def log_sheet(trainer: Trainer, sheet: Image.Image, step: int) -> None:
     loggers: list[Any] = trainer.loggers  # each kind has methods of its own
     for logger in loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
-            logger.log_image(LOGGER_TAG, [sheet], step=trainer.global_step)
+            logger.log_image(CONFUSED_INPUTS_LOGGER_TAG, [sheet], step=trainer.global_step)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             import numpy as np
 
-            logger.experiment.add_image(LOGGER_TAG, np.asarray(sheet), trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(
+                CONFUSED_INPUTS_LOGGER_TAG, np.asarray(sheet), trainer.global_step, dataformats="HWC"
+            )
         else:
             SheetPNGWriter(Path(logger.log_dir or logger.save_dir or trainer.default_root_dir) / "confused")(
                 sheet, step

@@ -21,9 +21,9 @@ from ..parameters import Norm
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
 from .files import check_weights_writable, save_weights, versions
-from .fit import History, WatchFn, accuracy, fit
+from .fit import History, TrainStepCallback, accuracy, fit
 
-AFFINE_AUGMENTATION = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
+AFFINE_AUGMENTATION_SETTINGS = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
 EVALUATION_PGD_STEPS = 100  # of the attack that a robust accuracy is measured with
 TrainTestData = tuple[Dataset[Any], Dataset[Any]]
 
@@ -36,18 +36,24 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "lr": 5e-3,
         "weight_decay": 1e-2,
-        "augment": AFFINE_AUGMENTATION,
+        "augment": AFFINE_AUGMENTATION_SETTINGS,
         "defend": PGD(0.3, steps=10),
         "ema_decay": 0.999,
         "autocast": torch.bfloat16,
     },
-    "digits-cnn": {"epochs": 20, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION},
+    "digits-cnn": {
+        "epochs": 20,
+        "batch_size": 64,
+        "lr": 5e-3,
+        "weight_decay": 1e-2,
+        "augment": AFFINE_AUGMENTATION_SETTINGS,
+    },
     "digits-judge": {
         "epochs": 80,
         "batch_size": 64,
         "lr": 5e-3,
         "weight_decay": 1e-2,
-        "augment": AFFINE_AUGMENTATION,
+        "augment": AFFINE_AUGMENTATION_SETTINGS,
         "defend": PGD(0.3),
     },
 }
@@ -107,7 +113,7 @@ def train(
     out: str | Path | None = None,
     seed: int = 0,
     quiet: bool = False,
-    watch: WatchFn | None = None,
+    watch: TrainStepCallback | None = None,
 ) -> TrainedModel:
     """Train a model of the zoo by its recipe, measure it on held-out data, write its weights and a card.
 
@@ -156,7 +162,7 @@ def train(
     card = _model_card(name, train_data, test_data, history, seed, given_overrides)
     card |= {"command": _command_line(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
     if (defense := arguments.get("defend")) and not history.interrupted:
-        card |= _robustness_card_entry(defense, box, test_data, quiet)
+        card |= _robust_accuracy_card_entry(defense, box, test_data, quiet)
     saved_checkpoint = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
     return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
@@ -199,7 +205,7 @@ def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "l
     return (n_seen - n_fooled) / n_seen
 
 
-def _robustness_card_entry(defense: Defense, box: Box, test_data: Dataset[Any], quiet: bool) -> dict[str, Any]:
+def _robust_accuracy_card_entry(defense: Defense, box: Box, test_data: Dataset[Any], quiet: bool) -> dict[str, Any]:
     """What the card says of attacks. Ctrl-C here must not cost what was learned."""
     eps, norm = defense.eps, defense.norm
     attack_settings = {"attack": f"PGD-{EVALUATION_PGD_STEPS}", "norm": norm, "eps": eps}

@@ -16,7 +16,7 @@ from ..validation import check_seed
 from .fit import fit
 from .recipes import TrainTestData, recipe
 
-DEFAULT_ZOO_MODEL = "digits-cnn"
+DEFAULT_ZOO_MODEL_NAME = "digits-cnn"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class ShortcutPair:
 def train_shortcut_pair(
     trigger: Trigger,
     *,
-    model: str = DEFAULT_ZOO_MODEL,
+    model: str = DEFAULT_ZOO_MODEL_NAME,
     data: TrainTestData | None = None,
     fraction: float | None = None,
     poison_fraction: float | None = None,
@@ -63,7 +63,7 @@ def train_shortcut_pair(
     poisoned_data = plant_shortcut(x, y, trigger, fraction=fraction, poison_fraction=poison_fraction, seed=seed)
     clean_data = plant_shortcut(x, y, trigger, fraction=0, poison_fraction=0, seed=seed)
     shortcut_box, control = (
-        _train_box(model, training_images, epochs, seed, quiet) for training_images in (poisoned_data, clean_data)
+        _train_zoo_model(model, training_images, epochs, seed, quiet) for training_images in (poisoned_data, clean_data)
     )
     return ShortcutPair(
         shortcut_box,
@@ -83,7 +83,7 @@ def _images_and_labels(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Ten
     return x, y
 
 
-def _train_box(name: str, images: Dataset[tuple[Tensor, int]], epochs: int | None, seed: int, quiet: bool) -> Box:
+def _train_zoo_model(name: str, images: Dataset[tuple[Tensor, int]], epochs: int | None, seed: int, quiet: bool) -> Box:
     model, inputs = zoo.load(name, weights=None, seed=seed)
     arguments = recipe(name) | ({} if epochs is None else {"epochs": epochs})
     if fit(model, inputs, images, **arguments, seed=seed, quiet=quiet).interrupted:

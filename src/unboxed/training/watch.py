@@ -20,15 +20,15 @@ from ..model import state
 from ..model.outputs import OutputKind
 from ..objectives import logit
 from ..validation import check_int
-from .confused import Confused, ConfusionRule, LogitThresholdScope, find_confused, require_single_label_logits
-from .watching import BatchFn, BoxedModelKey, SheetDestination, SheetPNGWriter
+from .confused import ConfusedInputs, ConfusionRule, LogitThresholdScope, find_confused, require_single_label_logits
+from .watching import BatchFn, OpenedModelKey, SheetDestination, SheetPNGWriter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from PIL import Image
     from transformers import TrainerCallback
 
-NO_DESTINATION_TEXT = (
+NO_SHEET_DESTINATION_TEXT = (
     "the sheets of confused inputs go nowhere: give ConfusedLogits a folder or a function, to=..., or use what watch "
     "returns"
 )
@@ -102,9 +102,9 @@ class ConfusedLogits:
         self.projection_factor, self.interval = float(projection_factor), interval
         self.inputs, self.classes = inputs, classes
         self.to: SheetDestination | None = to if to is None or callable(to) else SheetPNGWriter(Path(to))
-        self.last_confused: Confused | None = None  # what the last look with a confused input found
+        self.last_confused: ConfusedInputs | None = None  # what the last look with a confused input found
         self.n_checks, self.n_found, self.largest_logit = 0, 0, -math.inf  # so far
-        self._outputs, self._output = outputs, output
+        self._loss_inputs, self._output = outputs, output
         self._box: Box | None = None
         self._box_key: object = None
         self._has_warned = False  # that the sheets go nowhere
@@ -121,14 +121,14 @@ class ConfusedLogits:
 
     def needs_batch(self, step: int) -> bool:
         """Whether `watch` has something to do at this step, counted from 0. The first call checks the model."""
-        return self._box is None or self._is_due(step)
+        return self._box is None or self._is_step_due(step)
 
-    def _is_due(self, step: int) -> bool:
+    def _is_step_due(self, step: int) -> bool:
         return (step + 1) % self.interval == 0
 
     def watch(
         self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: SheetDestination | None = None
-    ) -> Confused | None:
+    ) -> ConfusedInputs | None:
         """Look at batch x (N, ...), as the model gets it, with labels y (N,), if a look is due at this step.
 
         Returns what is confused, if anything; its sheet goes `to` this function, or where the object's own go.
@@ -142,21 +142,21 @@ class ConfusedLogits:
         if confused is not None:
             self.last_confused = confused
             self.n_found += 1
-            self._send_sheet(confused, to or self.to)
+            self._draw_and_send_sheet(confused, to or self.to)
         return confused
 
-    def _find_confused_if_due(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> Confused | None:
+    def _find_confused_if_due(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> ConfusedInputs | None:
         model, x, y = unwrap_parallel(model), _check_batch(x), None if y is None else torch.as_tensor(y)
         if y is not None and len(y) != len(x):
             raise InputError(f"wanted one label an input; got {len(y)} for {len(x)}")
         box = self._open_or_reuse_box(model, x)  # on every rank: if one refuses, all do
-        if not self._is_due(step) or _process_rank() != 0:
+        if not self._is_step_due(step) or _process_rank() != 0:
             return None
         logits = require_single_label_logits(box, x)  # (N, K)
         self.n_checks, self.largest_logit = self.n_checks + 1, max(self.largest_logit, logits.max().item())
         return find_confused(box, x, y, step, self.rule, logits)
 
-    def draw(self, confused: Confused) -> Image.Image:
+    def draw(self, confused: ConfusedInputs) -> Image.Image:
         """The contact sheet of a look. Raises InputError where the inputs are no images."""
         from .confusion_sheet import confusion_sheet
 
@@ -186,39 +186,39 @@ class ConfusedLogits:
 
     def _open_or_reuse_box(self, model: nn.Module, x: Tensor) -> Box:
         """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
-        box_key = BoxedModelKey.from_model(model, x)
+        box_key = OpenedModelKey.from_model(model, x)
         if self._box is None or box_key != self._box_key:
-            check_not_sharded(model)
-            raw_inputs = IdentityInputs(x[:3].detach().clone())
-            box = Box(model, raw_inputs, classes=self.classes, outputs=self._outputs, output=self._output)
+            check_model_not_sharded(model)
+            raw_inputs = UnencodedInputs(x[:3].detach().clone())
+            box = Box(model, raw_inputs, classes=self.classes, outputs=self._loss_inputs, output=self._output)
             self.rule.check(box)
             gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
-            self._warn_not_images(x)
+            self._warn_inputs_are_not_images(x)
             self._box, self._box_key = box, box_key
         return self._box
 
-    def _warn_not_images(self, x: Tensor) -> None:
-        from .confusion_sheet import drawable_image_shape, not_images_text
+    def _warn_inputs_are_not_images(self, x: Tensor) -> None:
+        from .confusion_sheet import image_shape_or_none, not_images_text
 
-        if drawable_image_shape(tuple(x.shape[1:]), self.inputs) is None:
+        if image_shape_or_none(tuple(x.shape[1:]), self.inputs) is None:
             warn(not_images_text(x))
 
     def _warn_no_destination(self, x: Tensor, destination: SheetDestination | None) -> None:
         """Once, that nothing will be drawn."""
-        from .confusion_sheet import drawable_image_shape
+        from .confusion_sheet import image_shape_or_none
 
         if (
             destination is None
             and not self._has_warned
-            and drawable_image_shape(tuple(x.shape[1:]), self.inputs) is not None
+            and image_shape_or_none(tuple(x.shape[1:]), self.inputs) is not None
         ):
             self._has_warned = True
-            warn(NO_DESTINATION_TEXT)
+            warn(NO_SHEET_DESTINATION_TEXT)
 
-    def _send_sheet(self, confused: Confused, destination: SheetDestination | None) -> None:
-        from .confusion_sheet import drawable_image_shape
+    def _draw_and_send_sheet(self, confused: ConfusedInputs, destination: SheetDestination | None) -> None:
+        from .confusion_sheet import image_shape_or_none
 
-        if destination is None or drawable_image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
+        if destination is None or image_shape_or_none(tuple(confused.inputs.shape[1:]), self.inputs) is None:
             return
         try:
             destination(self.draw(confused), confused.step)
@@ -227,7 +227,7 @@ class ConfusedLogits:
 
 
 @dataclass(frozen=True, eq=False)
-class IdentityInputs:
+class UnencodedInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
     keep."""
 
@@ -255,7 +255,7 @@ class IdentityInputs:
     def unpack(self, h: Tensor) -> Tensor:
         return h
 
-    def from_unit(self, unit_values: Tensor) -> Tensor:
+    def from_unit_interval(self, unit_values: Tensor) -> Tensor:
         """From the least number of the examples to the largest."""
         lower, upper = torch.aminmax(self.examples.to(unit_values.device))
         return lower + (upper - lower) * unit_values
@@ -273,7 +273,7 @@ def unwrap_parallel(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_not_sharded(model: nn.Module) -> None:
+def check_model_not_sharded(model: nn.Module) -> None:
     """Raise InputError for a model of which this rank holds only a part: alone it can't run it."""
     sharded_types = [type(m).__name__ for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
     sharded_types += [

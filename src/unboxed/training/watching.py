@@ -45,7 +45,7 @@ class SheetPNGWriter:
 
 
 @dataclass(frozen=True)
-class BoxedModelKey:
+class OpenedModelKey:
     """What a box was opened on."""
 
     modules: tuple[int, ...]
@@ -54,6 +54,6 @@ class BoxedModelKey:
     shape: tuple[int, ...]
 
     @classmethod
-    def from_model(cls, model: nn.Module, x: Tensor) -> BoxedModelKey:
+    def from_model(cls, model: nn.Module, x: Tensor) -> OpenedModelKey:
         first = next((p for p in model.parameters() if p.is_floating_point()), x)
         return cls(tuple(map(id, model.modules())), first.device, first.dtype, tuple(x.shape[1:]))

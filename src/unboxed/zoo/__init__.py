@@ -5,7 +5,7 @@ Each weights file has a card, `zoo.card(name)`: on which data, how and how well 
 A model moves in here with a recipe in `training.recipes` that makes its weights again.
 """
 
-from .registry import WEIGHTS_FOLDER as WEIGHTS_FOLDER
+from .registry import ZOO_WEIGHTS_FOLDER as ZOO_WEIGHTS_FOLDER
 from .registry import ZooEntry as ZooEntry
 from .registry import card as card
 from .registry import entry as entry

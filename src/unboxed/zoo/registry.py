@@ -22,7 +22,7 @@ from ..validation import check_seed, suggestion_text
 from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
 
 MNIST_INPUTS = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
-WEIGHTS_FOLDER = files(__package__) / "weights"
+ZOO_WEIGHTS_FOLDER = files(__package__) / "weights"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ZooEntry:
     dataset_name: Literal["mnist", "digits"]
 
 
-ZOO_ENTRIES = {
+ZOO_ENTRY_BY_NAME = {
     "mnist-linear": ZooEntry(LinearReLU, MNIST_INPUTS, "mnist"),
     "mnist-cnn": ZooEntry(MnistCNN, MNIST_INPUTS, "mnist"),
     "mnist-judge": ZooEntry(RobustCNN, MNIST_INPUTS, "mnist"),
@@ -55,7 +55,7 @@ def names() -> tuple[str, ...]:
         >>> "digits-cnn" in ub.zoo.names()
         True
     """
-    return tuple(ZOO_ENTRIES)
+    return tuple(ZOO_ENTRY_BY_NAME)
 
 
 def entry(name: str) -> ZooEntry:
@@ -75,9 +75,9 @@ def entry(name: str) -> ZooEntry:
         >>> ub.zoo.entry("digits-cnn").dataset_name
         'digits'
     """
-    if name not in ZOO_ENTRIES:
-        raise ModelError(f"the zoo has no {name!r}; {suggestion_text(str(name), ZOO_ENTRIES)}")
-    return ZOO_ENTRIES[name]
+    if name not in ZOO_ENTRY_BY_NAME:
+        raise ModelError(f"the zoo has no {name!r}; {suggestion_text(str(name), ZOO_ENTRY_BY_NAME)}")
+    return ZOO_ENTRY_BY_NAME[name]
 
 
 def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0) -> tuple[nn.Module, Pixels]:
@@ -137,7 +137,7 @@ def card(name: str) -> dict[str, Any]:
 
 @contextmanager
 def _extracting_zoo_file(name: str, suffix: str) -> Iterator[Path]:
-    with as_file(WEIGHTS_FOLDER / f"{name}.{suffix}") as path:
+    with as_file(ZOO_WEIGHTS_FOLDER / f"{name}.{suffix}") as path:
         if not path.is_file():
             raise ModelError(f"this installation lacks {path.name}; reinstall unboxed, or train: unboxed train {name}")
         yield path

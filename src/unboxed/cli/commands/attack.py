@@ -23,11 +23,11 @@ from ..options import (
     WeightsOption,
 )
 from ..parsing import (
+    box_with_data_class_names,
     errors_as_exit_codes,
-    note_skipped_files,
     open_box,
     parse_fraction,
-    with_data_classes,
+    print_skipped_files_note,
 )
 
 
@@ -61,9 +61,9 @@ def attack(
 
         eps_values = [parse_fraction("--eps", e) for e in eps]
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
-        note_skipped_files(images)
-        box = with_data_classes(images, box) if class_names is None else box
+        images = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        print_skipped_files_note(images)
+        box = box_with_data_class_names(images, box) if class_names is None else box
         settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed, "quiet": quiet}
         result = run_attack(box, images, out, attacks=attacks or (), eps=eps_values, **settings)
         if result.interrupted:

@@ -14,7 +14,7 @@ from ..options import (
     SeedOption,
 )
 from ..parsing import (
-    command_line,
+    current_command_line,
     errors_as_exit_codes,
     print_report_path_and_exit_on_failure,
 )
@@ -44,6 +44,6 @@ def demo(
             raise KeyboardInterrupt
         box = Box(model, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
-        settings: dict[str, Any] = {"seed": seed, "quiet": quiet, "command": command_line()}
+        settings: dict[str, Any] = {"seed": seed, "quiet": quiet, "command": current_command_line()}
         report_result = write(box, test, out, judge=judge, training=train, **settings)
         print_report_path_and_exit_on_failure(report_result, show, f"wrote {report_result.path}: open it in a browser")

@@ -41,5 +41,9 @@ def doctor(
         from ..doctor import run_doctor
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs)
-        images = None if data is None else loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
+        images = (
+            None
+            if data is None
+            else loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        )
         run_doctor(box, images, as_json=json, quiet=quiet or json)

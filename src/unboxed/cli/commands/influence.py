@@ -23,9 +23,9 @@ from ..options import (
     WeightsOption,
 )
 from ..parsing import (
+    box_with_data_class_names,
     errors_as_exit_codes,
     open_box,
-    with_data_classes,
 )
 
 
@@ -59,8 +59,8 @@ def influence(
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
-        train_data, queries = (loading.data_for(spec, box, **settings) for spec in (train, query))
-        box = with_data_classes(train_data, box) if class_names is None else box
+        train_data, queries = (loading.dataset_with_model_labels(spec, box, **settings) for spec in (train, query))
+        box = box_with_data_class_names(train_data, box) if class_names is None else box
         run_influence(
             box,
             train_data,

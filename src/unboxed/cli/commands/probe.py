@@ -22,7 +22,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import errors_as_exit_codes, open_box, with_data_classes
+from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box
 
 
 @app.command()
@@ -49,8 +49,8 @@ def probe(
         from ..probe import read_attribute_file, run_probe
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        examples: Any = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
-        box = with_data_classes(examples, box) if class_names is None else box
+        examples: Any = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
         addresses = None if layers is None else layers.split(",")
         settings = {"kind": "mlp" if mlp else "linear", "n_random": n_random, "max_examples": n, "seed": seed}

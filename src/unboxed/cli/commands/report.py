@@ -26,12 +26,12 @@ from ..options import (
     WeightsOption,
 )
 from ..parsing import (
-    command_line,
+    box_with_data_class_names,
+    current_command_line,
     errors_as_exit_codes,
     load_judge,
     open_box,
     print_report_path_and_exit_on_failure,
-    with_data_classes,
 )
 
 NO_WEIGHTS_NOTE = "no --weights: the model is as its factory returns it"
@@ -53,18 +53,22 @@ def report(
     """Open a model on some data: one self-contained page, with its images and numbers beside it."""
     with errors_as_exit_codes(debug):
         from ... import loading
-        from ...loading.models import has_own_weights
+        from ...loading.models import comes_with_weights
         from ...report import report as write
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        images = loading.data_for(data, box, root=root, classes=class_names, quiet=quiet)
-        box = with_data_classes(images, box) if class_names is None else box
-        train_data = None if training is None else loading.data_for(training, box, root=root, classes=class_names)
+        images = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        box = box_with_data_class_names(images, box) if class_names is None else box
+        train_data = (
+            None
+            if training is None
+            else loading.dataset_with_model_labels(training, box, root=root, classes=class_names)
+        )
         judge_box = load_judge(judge, box, seed) if judge else None
-        is_untrained = weights is None and not has_own_weights(model)
+        is_untrained = weights is None and not comes_with_weights(model)
         if is_untrained and not quiet:
             typer.secho(f"note: {NO_WEIGHTS_NOTE}", fg="yellow", err=True)
-        command = command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
+        command = current_command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
         print_report_path_and_exit_on_failure(
             write(box, images, out, judge=judge_box, training=train_data, seed=seed, quiet=quiet, command=command), show
         )

@@ -14,7 +14,7 @@ from ..options import (
     SeedOption,
 )
 from ..parsing import (
-    command_line,
+    current_command_line,
     errors_as_exit_codes,
 )
 
@@ -37,7 +37,9 @@ def shortcut(
         from ...report.shortcut import parse_trigger, results_table, run_shortcut_check
 
         torch.set_num_threads(1)  # as for the demo
-        result, path = run_shortcut_check(out, parse_trigger(marked), seed=seed, quiet=quiet, command=command_line())
+        result, path = run_shortcut_check(
+            out, parse_trigger(marked), seed=seed, quiet=quiet, command=current_command_line()
+        )
         Console().print(results_table(result))
         typer.echo(f"wrote {path}")
         if result.interrupted:

@@ -18,8 +18,8 @@ from .gradients import ExampleGradients
 from .parameters import Parameters
 
 CurvatureKind = Literal["gauss_newton", "hessian"]
-MAX_VECTORS_PER_PASS = 64  # vectors that go through one graph at once
-GRAPH_COPIES = 4  # activations of a second derivative, in those of a forward pass
+MAX_VECTORS_PER_BACKWARD = 64  # vectors that go through one graph at once
+SECOND_DERIVATIVE_MEMORY_FACTOR = 4  # activations of a second derivative, in those of a forward pass
 
 
 class Curvature:
@@ -71,7 +71,7 @@ class Curvature:
         total = {name: self.l2 * v for name, v in vectors.items()}
 
         def add_products_of(rows: slice) -> None:
-            products = self._batch_products(rows, list(vectors.values()))
+            products = self._hvp_of_batch(rows, list(vectors.values()))
             for t, p in zip(total.values(), products, strict=True):
                 t.add_(p.to(t.dtype), alpha=1 / self.n_examples)
 
@@ -96,7 +96,7 @@ class Curvature:
         box = self.gradients.box
         size, _ = box.batch_plan(self.n_examples, self.batch_size)
         bytes_per_example = 3 * box.n_outputs * self.n_parameters * total.element_size()
-        map_in_batches(add_matrix_of, self.n_examples, size, box.rows_within(bytes_per_example))
+        map_in_batches(add_matrix_of, self.n_examples, size, box.max_rows_in_memory(bytes_per_example))
         return total
 
     def _output_curvatures(self, rows: slice) -> Tensor:
@@ -111,16 +111,16 @@ class Curvature:
     def _output_jacobian(self, x: Tensor, n_outputs: int) -> Tensor:
         """Derivatives (N, M, P) of an example's outputs: gradients of a "loss" that is the output of the label."""
         outputs = torch.arange(n_outputs, device=x.device).repeat(len(x))
-        rows = self.gradients.with_loss(_output_of_label).matrix(x.repeat_interleave(n_outputs, 0), outputs)
+        rows = self.gradients.with_loss(_output_at_label).matrix(x.repeat_interleave(n_outputs, 0), outputs)
         return rows.reshape(len(x), n_outputs, -1)
 
     def _batch_plan(self, n_vectors: int) -> tuple[BatchSize, int]:
         box = self.gradients.box
         size, _ = box.batch_plan(self.n_examples, self.batch_size)
-        n_copies = GRAPH_COPIES + min(n_vectors, MAX_VECTORS_PER_PASS)
-        return size, box.rows_within(box.profile.bytes_per_example * n_copies)
+        n_copies = SECOND_DERIVATIVE_MEMORY_FACTOR + min(n_vectors, MAX_VECTORS_PER_BACKWARD)
+        return size, box.max_rows_in_memory(box.profile.bytes_per_example * n_copies)
 
-    def _batch_products(self, rows: slice, vectors: Sequence[Tensor]) -> list[Tensor]:
+    def _hvp_of_batch(self, rows: slice, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Products (K, ...) with the sum over a batch of the curvatures of its examples' losses."""
         parameters = {name: p.detach().requires_grad_() for name, p in self.gradients.parameters.items()}
         leaves = list(parameters.values())
@@ -160,12 +160,14 @@ class Curvature:
         if not pairs:
             return [i.new_zeros(n, *i.shape) for i in inputs]
         parts = [
-            self._vjps_at_once([o for o, _ in pairs], inputs, [v[k : k + MAX_VECTORS_PER_PASS] for _, v in pairs])
-            for k in range(0, n, MAX_VECTORS_PER_PASS)
+            self._vjps_without_chunking(
+                [o for o, _ in pairs], inputs, [v[k : k + MAX_VECTORS_PER_BACKWARD] for _, v in pairs]
+            )
+            for k in range(0, n, MAX_VECTORS_PER_BACKWARD)
         ]
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
-    def _vjps_at_once(
+    def _vjps_without_chunking(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
     ) -> list[Tensor]:
         if self._vmaps:
@@ -189,7 +191,7 @@ def check_depends_on_parameters(loss: Tensor) -> None:
         )
 
 
-def _output_of_label(outputs: Tensor, label: Tensor) -> Tensor:
+def _output_at_label(outputs: Tensor, label: Tensor) -> Tensor:
     return outputs.flatten(1).gather(1, label[:, None])[:, 0]
 
 

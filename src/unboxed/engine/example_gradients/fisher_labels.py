@@ -49,11 +49,11 @@ def fisher_labels(
         return iter([(y, z.new_ones(()))])
     z = z.detach()
     if kind == "sampled":
-        return iter([(_sampled_labels(box, z, rows, seed), z.new_ones(()))])
-    return _all_labels(box, z)
+        return iter([(_sample_labels_from_model(box, z, rows, seed), z.new_ones(()))])
+    return _all_weighted_labels(box, z)
 
 
-def _sampled_labels(box: Box, z: Tensor, rows: Tensor, seed: int) -> Tensor:
+def _sample_labels_from_model(box: Box, z: Tensor, rows: Tensor, seed: int) -> Tensor:
     """One label per example, drawn from the model's own distribution of it."""
     flat = z.flatten(1)
     if box.outputs == "regression":  # half a squared error is the loss of a normal distribution of variance 1
@@ -67,20 +67,20 @@ def _sampled_labels(box: Box, z: Tensor, rows: Tensor, seed: int) -> Tensor:
     return below.sum(1).clamp(max=flat.shape[1] - 1)
 
 
-def _all_labels(box: Box, z: Tensor) -> Iterator[WeightedLabels]:
+def _all_weighted_labels(box: Box, z: Tensor) -> Iterator[WeightedLabels]:
     """All labels, with their probabilities; or labels with the same second moment of the gradient, one per output."""
     if box.outputs == "regression":
-        yield from ((z - _unit_outputs(z, k), z.new_ones(())) for k in range(z[0].numel()))
+        yield from ((z - _one_hot_outputs(z, k), z.new_ones(())) for k in range(z[0].numel()))
     elif box.outputs == "multilabel":
         p = z.sigmoid()
         sd = (p * (1 - p)).sqrt()
-        yield from ((p - sd * _unit_outputs(z, k), z.new_ones(())) for k in range(z[0].numel()))
+        yield from ((p - sd * _one_hot_outputs(z, k), z.new_ones(())) for k in range(z[0].numel()))
     else:
         p = z.softmax(1)  # (N, K)
         yield from ((torch.full(z.shape[:1], k, device=z.device), p[:, k]) for k in range(z.shape[1]))
 
 
-def _unit_outputs(z: Tensor, k: int) -> Tensor:
+def _one_hot_outputs(z: Tensor, k: int) -> Tensor:
     """Shaped like z: 1 at the k-th output of each example."""
     unit = torch.zeros_like(z)
     unit.flatten(1)[:, k] = 1

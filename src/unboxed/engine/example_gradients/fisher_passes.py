@@ -11,12 +11,14 @@ from torch import Tensor
 from ...model.batching import map_in_batches
 from ..cpu_cache import gradient_batch_plan
 from .fisher_labels import FisherKind, WeightedLabels, fisher_labels
-from .gradients import ExampleGradients, check_finite
+from .gradients import ExampleGradients, check_finite_losses_per_example
 from .matrix_layers import MatrixLayer, matrix_layers
-from .routes import ClosedForms, LayerCall, Terms
+from .routes import ClosedFormRoute, GradientsByParameter, LayerCall
 
-ProductCallback = Callable[[MatrixLayer, Tensor, Tensor], None]  # layer, inputs (N, T, G, I), gradients (N, T, G, O)
-RowCallback = Callable[[Tensor], object]
+LayerFactorsCallback = Callable[
+    [MatrixLayer, Tensor, Tensor], None
+]  # layer, inputs (N, T, G, I), gradients (N, T, G, O)
+GradientRowsCallback = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,52 +40,56 @@ class FisherPasses:
 
     def matrix_layers(self) -> list[MatrixLayer]:
         """The layers that products are right for."""
-        return matrix_layers(self.first().closed_forms(self.x, self.y))
+        return matrix_layers(self.first().closed_form_route(self.x, self.y))
 
-    def for_each_product(self, weights: Collection[str], callback: ProductCallback) -> int:
+    def for_each_layer_factors(self, weights: Collection[str], callback: LayerFactorsCallback) -> int:
         """Call back with each layer whose weight is named, batch by batch. Returns the number of rows."""
-        return sum(self._products_of(gradients, weights, callback) for gradients in self.states)
+        return sum(self._for_each_layer_factors_in_state(gradients, weights, callback) for gradients in self.states)
 
-    def for_each_row(self, names: Sequence[str], callback: RowCallback) -> int:
+    def for_each_gradient_rows(self, names: Sequence[str], callback: GradientRowsCallback) -> int:
         """Call back with gradients as rows (N, P) over these parameters, batch by batch. Returns the number of rows."""
-        return sum(self._rows_of(gradients, names, callback) for gradients in self.states)
+        return sum(self._for_each_gradient_rows_in_state(gradients, names, callback) for gradients in self.states)
 
-    def _products_of(self, gradients: ExampleGradients, weights: Collection[str], callback: ProductCallback) -> int:
-        forms = gradients.closed_forms(self.x, self.y)
+    def _for_each_layer_factors_in_state(
+        self, gradients: ExampleGradients, weights: Collection[str], callback: LayerFactorsCallback
+    ) -> int:
+        forms = gradients.closed_form_route(self.x, self.y)
         layers = [layer for layer in matrix_layers(forms) if layer.weight in weights]
         map_in_batches(
-            lambda part: self._products_of_batch(gradients, forms, layers, part, callback),
+            lambda part: self._for_each_layer_factors_in_batch(gradients, forms, layers, part, callback),
             len(self.x), *gradient_batch_plan(gradients.box, len(self.x), "auto"),
         )  # fmt: skip
         return len(self.x)
 
-    def _products_of_batch(
-        self, gradients: ExampleGradients, forms: ClosedForms, layers: Sequence[MatrixLayer], part: slice,
-        callback: ProductCallback,
+    def _for_each_layer_factors_in_batch(
+        self, gradients: ExampleGradients, forms: ClosedFormRoute, layers: Sequence[MatrixLayer], part: slice,
+        callback: LayerFactorsCallback,
     ) -> None:  # fmt: skip
         x = self.x[part]
         with gradients.box.isolated():
             z, calls = forms.record(len(x), lambda leaves: gradients.outputs(x, leaves))
             for labels, weight in self._labels(gradients, z, part):
                 losses = gradients.loss(z, labels)
-                check_finite(losses, part.start)
-                for layer, a, s in _products(forms, layers, calls, losses):
+                check_finite_losses_per_example(losses, part.start)
+                for layer, a, s in _inputs_and_output_gradients(forms, layers, calls, losses):
                     callback(layer, a, s * weight.sqrt().to(s).reshape(-1, 1, 1, 1))
 
-    def _rows_of(self, gradients: ExampleGradients, names: Sequence[str], callback: RowCallback) -> int:
-        for labels, weight in self._labels(gradients, self._outputs(gradients), slice(0, len(self.x))):
+    def _for_each_gradient_rows_in_state(
+        self, gradients: ExampleGradients, names: Sequence[str], callback: GradientRowsCallback
+    ) -> int:
+        for labels, weight in self._labels(gradients, self._loss_inputs(gradients), slice(0, len(self.x))):
             roots, start = weight.sqrt().expand(len(self.x)), 0
 
-            def call(terms: Terms, roots: Tensor = roots) -> None:
+            def call(terms: GradientsByParameter, roots: Tensor = roots) -> None:
                 nonlocal start
                 rows = torch.cat([terms[name].rows() for name in names], 1)
                 callback(rows * roots[start : start + len(rows), None].to(rows))
                 start += len(rows)
 
-            gradients.map_terms(call, self.x, labels)
+            gradients.map_gradients_in_parts(call, self.x, labels)
         return len(self.x)
 
-    def _outputs(self, gradients: ExampleGradients) -> Tensor:
+    def _loss_inputs(self, gradients: ExampleGradients) -> Tensor:
         """What the loss is of, for all examples."""
 
         def run(part: slice) -> Tensor:
@@ -97,14 +103,14 @@ class FisherPasses:
         return fisher_labels(gradients.box, z, self.y[part], rows, self.fisher, self.seed)
 
 
-def _products(
-    forms: ClosedForms, layers: Sequence[MatrixLayer], calls: Sequence[LayerCall], losses: Tensor
+def _inputs_and_output_gradients(
+    forms: ClosedFormRoute, layers: Sequence[MatrixLayer], calls: Sequence[LayerCall], losses: Tensor
 ) -> Iterator[tuple[MatrixLayer, Tensor, Tensor]]:
     """Each layer with its inputs (N, T, G, I) and the losses' gradients (N, T, G, O) with respect to its outputs."""
     n, modules = len(losses), {layer.module for layer in layers}
     calls = [call for call in calls if call.layer.module in modules]
     grads = torch.autograd.grad(losses.sum(), [c.output for c in calls], retain_graph=True, allow_unused=True)
-    used = [(call, forms.own_rows(d, n)) for call, d in zip(calls, grads, strict=True) if d is not None]
+    used = [(call, forms.without_padding_rows(d, n)) for call, d in zip(calls, grads, strict=True) if d is not None]
     for layer in layers:
         own = [(call.multiplied, d) for call, d in used if call.layer.module is layer.module]
         if own:

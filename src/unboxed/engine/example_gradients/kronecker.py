@@ -78,10 +78,10 @@ def fit_fisher(
     passes = FisherPasses([states] if isinstance(states, ExampleGradients) else states, x, y, fisher, seed)
     check_fisher_kind(passes.first(), fisher)
     with leaving_inference_mode():
-        return _fit(passes, approximation)
+        return _fit_spectral_curvature(passes, approximation)
 
 
-def _fit(passes: FisherPasses, approximation: Approximation) -> SpectralCurvature:
+def _fit_spectral_curvature(passes: FisherPasses, approximation: Approximation) -> SpectralCurvature:
     if approximation == "dense":
         return SpectralCurvature([_dense_block(passes)])
     matrices = passes.matrix_layers()
@@ -97,21 +97,25 @@ def _matrix_blocks(
     if not layers:
         return []
     if approximation == "diagonal":
-        bases: dict[str, _Bases] = {layer.weight: (None, None) for layer in layers}
-        squares = _mean_squares(passes, bases)
+        bases: dict[str, _EigenBases] = {layer.weight: (None, None) for layer in layers}
+        squares = _mean_squared_gradients(passes, bases)
     else:
-        spectra = _factor_spectra(passes, layers)
-        bases = {name: (output.vectors, input.vectors) for name, (output, input) in spectra.items()}
-        squares = _mean_squares(passes, bases) if approximation == "ekfac" else _products_of_eigenvalues(spectra)
+        eigendecompositions = _factor_eigendecompositions(passes, layers)
+        bases = {name: (output.vectors, input.vectors) for name, (output, input) in eigendecompositions.items()}
+        squares = (
+            _mean_squared_gradients(passes, bases)
+            if approximation == "ekfac"
+            else _kronecker_eigenvalues(eigendecompositions)
+        )
     return [KroneckerBlock(layer, squares[layer.weight], *bases[layer.weight]) for layer in layers]
 
 
 # -- second moments of what a weight receives, and of the gradients of what it gives -----------------------------------
 
-_Bases = tuple[Tensor | None, Tensor | None]  # of output gradients (G, O, O) and of inputs (G, I, I)
+_EigenBases = tuple[Tensor | None, Tensor | None]  # of output gradients (G, O, O) and of inputs (G, I, I)
 
 
-class _Spectrum:
+class _Eigendecomposition:
     """Eigenvalues (G, D) and eigenvectors (G, D, D) of a second moment (G, D, D)."""
 
     def __init__(self, moment: Tensor) -> None:
@@ -119,7 +123,7 @@ class _Spectrum:
         self.values, self.vectors = values.clamp(min=0).to(moment.dtype), vectors.to(moment.dtype)
 
 
-class _Moments:
+class _SecondMoments:
     """Sums over rows of a a^T over positions, and of s s^T averaged over positions (Grosse & Martens 2016, eq. 16)."""
 
     def __init__(self) -> None:
@@ -131,25 +135,29 @@ class _Moments:
         self.outputs = self.outputs.to(s) + torch.einsum("ntgi,ntgj->gij", s, s) / s.shape[1]
         self.n_inputs += len(a)  # the same inputs come once per label
 
-    def spectra(self, n_rows: int) -> tuple[_Spectrum, _Spectrum]:
-        return _Spectrum(self.outputs / n_rows), _Spectrum(self.inputs / self.n_inputs)
+    def eigendecompositions(self, n_rows: int) -> tuple[_Eigendecomposition, _Eigendecomposition]:
+        return _Eigendecomposition(self.outputs / n_rows), _Eigendecomposition(self.inputs / self.n_inputs)
 
 
-def _factor_spectra(passes: FisherPasses, layers: Sequence[MatrixLayer]) -> dict[str, tuple[_Spectrum, _Spectrum]]:
+def _factor_eigendecompositions(
+    passes: FisherPasses, layers: Sequence[MatrixLayer]
+) -> dict[str, tuple[_Eigendecomposition, _Eigendecomposition]]:
     """{weight: spectra of its output gradients and of its inputs}."""
-    moments = {layer.weight: _Moments() for layer in layers}
-    n = passes.for_each_product(moments.keys(), lambda layer, a, s: moments[layer.weight].add(a, s))
-    return {name: m.spectra(n) for name, m in moments.items()}
+    moments = {layer.weight: _SecondMoments() for layer in layers}
+    n = passes.for_each_layer_factors(moments.keys(), lambda layer, a, s: moments[layer.weight].add(a, s))
+    return {name: m.eigendecompositions(n) for name, m in moments.items()}
 
 
-def _products_of_eigenvalues(spectra: Mapping[str, tuple[_Spectrum, _Spectrum]]) -> dict[str, Tensor]:
-    return {name: s.values[:, :, None] * a.values[:, None] for name, (s, a) in spectra.items()}
+def _kronecker_eigenvalues(
+    eigendecompositions: Mapping[str, tuple[_Eigendecomposition, _Eigendecomposition]],
+) -> dict[str, Tensor]:
+    return {name: s.values[:, :, None] * a.values[:, None] for name, (s, a) in eigendecompositions.items()}
 
 
 # -- mean squared gradients, in a basis --------------------------------------------------------------------------------
 
 
-def _mean_squares(passes: FisherPasses, bases: Mapping[str, _Bases]) -> dict[str, Tensor]:
+def _mean_squared_gradients(passes: FisherPasses, bases: Mapping[str, _EigenBases]) -> dict[str, Tensor]:
     """{weight: (G, O, I)} means of the squares of each example's gradient in the bases (George et al. 2018, eq. 10)."""
     totals = dict[str, Tensor]()
 
@@ -157,14 +165,14 @@ def _mean_squares(passes: FisherPasses, bases: Mapping[str, _Bases]) -> dict[str
         output_basis, input_basis = bases[layer.weight]
         if output_basis is not None and input_basis is not None:
             s, a = torch.einsum("ntgo,gok->ntgk", s, output_basis), torch.einsum("ntgi,gik->ntgk", a, input_basis)
-        total = _sum_of_squares(a, s)
+        total = _sum_squared_gradients(a, s)
         totals[layer.weight] = totals[layer.weight] + total if layer.weight in totals else total
 
-    n = passes.for_each_product(bases.keys(), add)
+    n = passes.for_each_layer_factors(bases.keys(), add)
     return {name: total / n for name, total in totals.items()}
 
 
-def _sum_of_squares(a: Tensor, s: Tensor) -> Tensor:
+def _sum_squared_gradients(a: Tensor, s: Tensor) -> Tensor:
     """sum_n (sum_t s_t a_t^T)^2, (G, O, I), of a (N, T, G, I) and s (N, T, G, O)."""
     if a.shape[1] == 1:
         return torch.einsum("ngo,ngi->goi", s[:, 0].square(), a[:, 0].square())
@@ -177,7 +185,7 @@ def _diagonal_blocks(passes: FisherPasses, names: Sequence[str]) -> list[Diagona
     """Mean squared gradients of other parameters."""
     shapes = [passes.first().parameters[name].shape for name in names]
     total = torch.zeros(sum(map(math.prod, shapes)), dtype=passes.x.dtype, device=passes.x.device)
-    n = passes.for_each_row(names, lambda rows: total.add_(rows.square().sum(0)))
+    n = passes.for_each_gradient_rows(names, lambda rows: total.add_(rows.square().sum(0)))
     parts = torch.split(total / n, [*map(math.prod, shapes)])
     return [DiagonalBlock(name, h.view(shape)) for name, h, shape in zip(names, parts, shapes, strict=True)]
 
@@ -189,7 +197,7 @@ def _dense_block(passes: FisherPasses) -> DenseBlock:
         wanted = f'at most {MAX_DENSE_PARAMETERS:,} parameters for a dense matrix; choose layers, or "ekfac"'
         raise InputError(f"the chosen layers have {gradients.n_parameters:,} parameters; wanted {wanted}")
     total = torch.zeros(2 * (gradients.n_parameters,), dtype=passes.x.dtype, device=passes.x.device)
-    n = passes.for_each_row([*gradients.parameters], lambda rows: total.addmm_(rows.T, rows))
-    spectrum = _Spectrum(total / n)
+    n = passes.for_each_gradient_rows([*gradients.parameters], lambda rows: total.addmm_(rows.T, rows))
+    spectrum = _Eigendecomposition(total / n)
     shapes = {name: p.shape for name, p in gradients.parameters.items()}
     return DenseBlock(shapes, spectrum.values, spectrum.vectors)

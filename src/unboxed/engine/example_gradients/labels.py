@@ -13,30 +13,34 @@ from ...inputs.items import is_shuffling_loader
 from ..read.examples import labeled_examples
 
 
-def read_labeled(box: Box, train: Any) -> tuple[Tensor, Tensor]:
+def read_training_examples(box: Box, train: Any) -> tuple[Tensor, Tensor]:
     """Training inputs (N, ...) and labels: classes (N,); numbers (N, ...) of a regression; (N, K) of several labels.
 
     Raises DataError where there are none, or no labels, or their order is another in each pass.
     """
-    check_order(train)
-    if _has_values(box, train):
+    check_not_shuffled(train)
+    if _has_regression_values(box, train):
         x = box.validate_inputs(train[0])
-        return x, _values(box, train[1], len(x))
+        return x, _check_regression_values(box, train[1], len(x))
     if box.outputs == "regression":
         raise DataError("wanted the training examples of a regression model as tensors (x, y), with numbers y (N, ...)")
     return labeled_examples(box, train)
 
 
-def query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
+def resolve_query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
     """The labels whose loss is explained: as given, or the predicted ones. Raises InputError."""
     if box.outputs == "regression" and labels is None:
         raise InputError("labels are missing: a regression model predicts no class whose loss could be explained")
     if labels is None:
         return box.predict(x) if box.outputs != "multilabel" else (box.probs(x) > 0.5).to(box.dtype)
-    return _values(box, labels, len(x)) if _are_values(box, labels) else box.class_labels(labels, len(x))
+    return (
+        _check_regression_values(box, labels, len(x))
+        if _are_regression_or_multilabel(box, labels)
+        else box.class_labels(labels, len(x))
+    )
 
 
-def check_order(train: Any) -> None:
+def check_not_shuffled(train: Any) -> None:
     """Raise DataError for a loader that shuffles: nobody could say which example a score is of."""
     if is_shuffling_loader(train):
         raise DataError(
@@ -45,18 +49,18 @@ def check_order(train: Any) -> None:
         )
 
 
-def _has_values(box: Box, train: Any) -> bool:
-    return isinstance(train, (tuple, list)) and len(train) == 2 and _are_values(box, train[1])
+def _has_regression_values(box: Box, train: Any) -> bool:
+    return isinstance(train, (tuple, list)) and len(train) == 2 and _are_regression_or_multilabel(box, train[1])
 
 
-def _are_values(box: Box, labels: Any) -> bool:
+def _are_regression_or_multilabel(box: Box, labels: Any) -> bool:
     """Whether labels are numbers, or 0 and 1 for each of several labels, and no classes."""
     if box.outputs == "regression":
         return True
     return box.outputs == "multilabel" and getattr(labels, "shape", ())[1:] == (box.n_outputs,)
 
 
-def _values(box: Box, labels: Any, n: int) -> Tensor:
+def _check_regression_values(box: Box, labels: Any, n: int) -> Tensor:
     y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
     if y.ndim == 0 or len(y) != n:
         raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")

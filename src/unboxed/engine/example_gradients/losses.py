@@ -31,7 +31,7 @@ def resolve_loss(box: Box, loss: ExampleLoss | None) -> ExampleLoss:
     return _LOSS_BY_OUTPUTS.get(box.outputs, _cross_entropy)
 
 
-def check_one_per_example(losses: Tensor, n: int) -> Tensor:
+def check_losses_per_example(losses: Tensor, n: int) -> Tensor:
     """The losses of n examples themselves. Raises InputError unless they are (n,): means and columns are others."""
     if losses.shape == (n,):
         return losses
@@ -44,14 +44,14 @@ def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,)
 
 
 def _binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # (N, K), labels (N, K) of 0 and 1
-    return F.binary_cross_entropy_with_logits(z, _values_like(z, y), reduction="none").flatten(1).sum(1)
+    return F.binary_cross_entropy_with_logits(z, _reshape_labels_like(z, y), reduction="none").flatten(1).sum(1)
 
 
 def _half_squared_error(z: Tensor, y: Tensor) -> Tensor:  # (N, K), (N,) or (N, K)
-    return 0.5 * (z - _values_like(z, y)).square().flatten(1).sum(1)
+    return 0.5 * (z - _reshape_labels_like(z, y)).square().flatten(1).sum(1)
 
 
-def _values_like(z: Tensor, y: Tensor) -> Tensor:
+def _reshape_labels_like(z: Tensor, y: Tensor) -> Tensor:
     """Labels that are one value per output, in the shape of the outputs."""
     if y.numel() != z.numel():
         raise InputError(f"wanted labels with a value for each of the outputs {tuple(z.shape)}; got {tuple(y.shape)}")

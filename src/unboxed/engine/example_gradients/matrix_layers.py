@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .routes import ClosedForms
-from .rules import windows
+from .routes import ClosedFormRoute
+from .rules import unfold_conv_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +45,14 @@ class MatrixLayer:
     def input_rows(self, n: int, calls: Sequence[Tensor]) -> Tensor:
         """What the weight multiplies (N, T, G, I), all calls side by side, of the module's inputs."""
         is_linear = isinstance(self.module, nn.Linear)
-        parts = [h if is_linear else windows(self.module, h).mT for h in calls]  # (..., I), (N, T, C K)
-        rows = self._rows(n, parts)
+        parts = [h if is_linear else unfold_conv_windows(self.module, h).mT for h in calls]  # (..., I), (N, T, C K)
+        rows = self._to_rows_per_group(n, parts)
         return rows if self.bias is None else F.pad(rows, (0, 1), value=1.0)
 
     def gradient_rows(self, n: int, calls: Sequence[Tensor]) -> Tensor:
         """Gradients (N, T, G, O) with respect to what the weight gives, all calls side by side."""
         axis = -1 if isinstance(self.module, nn.Linear) else 1
-        return self._rows(n, [h.movedim(axis, -1) for h in calls])
+        return self._to_rows_per_group(n, [h.movedim(axis, -1) for h in calls])
 
     def to_matrices(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """The parts of vectors {name: (K, ...)} that are this layer's, (K, G, O, I)."""
@@ -69,12 +69,12 @@ class MatrixLayer:
         weight = matrices[..., :-1].reshape(-1, *self.module.weight.shape)
         return {self.weight: weight, self.bias: matrices[..., -1].flatten(1)}
 
-    def _rows(self, n: int, parts: Sequence[Tensor]) -> Tensor:
+    def _to_rows_per_group(self, n: int, parts: Sequence[Tensor]) -> Tensor:
         """(N, T, G, D) of parts (..., G D) whose other axes are examples, and positions of each."""
         return torch.cat([h.reshape(n, -1, self.n_groups, h.shape[-1] // self.n_groups) for h in parts], 1)
 
 
-def matrix_layers(forms: ClosedForms) -> list[MatrixLayer]:
+def matrix_layers(forms: ClosedFormRoute) -> list[MatrixLayer]:
     """The Linear and convolution layers for whose weight and bias products are right, and that share neither."""
     uses = Counter(name for layer in forms.layers.values() for name in layer.names.values())
     return [

@@ -11,7 +11,7 @@ from ...box import Box
 from ...errors import LayerError, OutputError
 from ...model.hooks import Address
 from ...validation import address_list
-from .losses import ExampleLoss, check_one_per_example, loss_address
+from .losses import ExampleLoss, check_losses_per_example, loss_address
 
 Parameters = Mapping[str, Tensor]
 BATCH_DEPENDENT_MESSAGE = (
@@ -20,14 +20,14 @@ BATCH_DEPENDENT_MESSAGE = (
 )
 
 
-def chosen_parameters(box: Box, layers: Sequence[str] | str | None) -> list[str]:
+def parameter_names_of_layers(box: Box, layers: Sequence[str] | str | None) -> list[str]:
     """The names of the parameters of these modules, or of all.
 
     Of them, those that require a gradient count, or all where none does. Raises LayerError where there are none.
     """
     parameters = {n: p for n, p in box.model.named_parameters() if p.is_floating_point()}
     if layers is not None:
-        wanted = {id(p) for name in address_list(layers) for p in _module_at(box, name).parameters()}
+        wanted = {id(p) for name in address_list(layers) for p in _module_of_layer(box, name).parameters()}
         parameters = {n: p for n, p in parameters.items() if id(p) in wanted}
     if chosen := {n: p for n, p in parameters.items() if p.requires_grad} or parameters:
         return list(chosen)
@@ -35,12 +35,12 @@ def chosen_parameters(box: Box, layers: Sequence[str] | str | None) -> list[str]
     raise LayerError(f"{where} no parameters, so that there are no gradients of them")
 
 
-def _module_at(box: Box, name: str) -> nn.Module:
+def _module_of_layer(box: Box, name: str) -> nn.Module:
     path = Address.parse(name).path
     return box.modules[path if path and path in box.modules else Address.parse(box.layers.resolve(name)).path]
 
 
-class LossOfParameters:
+class LossesAsFunctionOfParameters:
     """The losses of examples as a function of parameters, which stand in for the model's own.
 
     Call it inside `box.isolated()`.
@@ -59,7 +59,7 @@ class LossOfParameters:
             raise OutputError(BATCH_DEPENDENT_MESSAGE)
         self.box, self.loss, self.state = box, loss, state
         self._forward = _BoxForward(box)
-        self._names = _all_names(self._forward)
+        self._names = _shared_names_by_first_name(self._forward)
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
         """{name: value} of parameters, without a graph."""
@@ -68,16 +68,16 @@ class LossOfParameters:
 
     def outputs(self, parameters: Parameters, x: Tensor) -> Tensor:
         """What the loss is of, (N, ...), in the box's dtype: logits, or the output of a regression model."""
-        replaced = self._fixed()
+        replaced = self._detached_parameters()
         replaced |= {name: p for first, p in parameters.items() for name in self._names[f"model.{first}"]}
         outputs: Tensor = functional_call(self._forward, replaced, (x,), tie_weights=False)
         return outputs
 
     def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
         """Losses (N,)."""
-        return check_one_per_example(self.loss(self.outputs(parameters, x), y), len(x))
+        return check_losses_per_example(self.loss(self.outputs(parameters, x), y), len(x))
 
-    def _fixed(self) -> dict[str, Tensor]:
+    def _detached_parameters(self) -> dict[str, Tensor]:
         """All parameters, without a graph; of a given state copies, which a forward pass may write to."""
         tensors = dict([*self._forward.named_parameters(), *self._forward.named_buffers()])
         if self.state is None:
@@ -88,7 +88,7 @@ class LossOfParameters:
         return {name: h for first, h in fixed.items() for name in self._names[first]}
 
 
-def _all_names(model: nn.Module) -> dict[str, list[str]]:
+def _shared_names_by_first_name(model: nn.Module) -> dict[str, list[str]]:
     """{first name of a parameter or buffer: one name for each module that has it}.
 
     `functional_call(tie_weights=True)` does not restore the parameters of a module that has two names.

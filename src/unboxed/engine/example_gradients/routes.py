@@ -15,23 +15,23 @@ from ...box import Box
 from ...errors import OutputError
 from ...model.hooks import hookable_modules
 from ...model.layer_calls import observing_layer_calls
-from .parameters import LossOfParameters, Parameters
-from .rules import Rule, rule_of
-from .terms import DenseTerm, ExampleTerm, add_terms
+from .parameters import LossesAsFunctionOfParameters, Parameters
+from .rules import ClosedFormRule, closed_form_rule_of
+from .terms import DenseGradients, PerExampleGradients, sum_gradients_of_uses
 
-Terms = dict[str, ExampleTerm]  # by parameter
+GradientsByParameter = dict[str, PerExampleGradients]  # by parameter
 
 
-class Route(Protocol):
+class GradientRoute(Protocol):
     """A way to the gradients with respect to some parameters."""
 
     names: tuple[str, ...]
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
+    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         """Losses (N,) and gradients of a batch, in the box's dtype. Inside `box.isolated()`."""
 
 
-def gradients_of(losses: Tensor, leaves: Sequence[Any]) -> list[Tensor | None]:
+def gradients_of_summed_losses(losses: Tensor, leaves: Sequence[Any]) -> list[Tensor | None]:
     """Gradients of the sum of losses; None where there is no path. Raises OutputError where torch gives none."""
     if not losses.requires_grad:
         raise OutputError("the loss does not depend on the model's parameters by any path with a gradient")
@@ -47,46 +47,49 @@ def gradients_of(losses: Tensor, leaves: Sequence[Any]) -> list[Tensor | None]:
     return [None if g is None else g.to_dense() for g in grads]
 
 
-class RuledLayer(NamedTuple):
+class LayerWithClosedForm(NamedTuple):
     module: nn.Module
-    rule: Rule
+    rule: ClosedFormRule
     names: dict[str, str]  # {"weight": the name of the parameter}
 
 
 class LayerCall(NamedTuple):
-    layer: RuledLayer
+    layer: LayerWithClosedForm
     multiplied: Tensor  # what the layer multiplies by its weights
     output: GradientEdge
 
 
-class ClosedForms:
+class ClosedFormRoute:
     """From the inputs and output gradients of layers, by one forward and one backward pass of a batch."""
 
-    def __init__(self, losses: LossOfParameters, parameters: Parameters) -> None:
+    def __init__(self, losses: LossesAsFunctionOfParameters, parameters: Parameters) -> None:
         self.box, self.losses = losses.box, losses
         self.leaves = as_leaves(parameters)
         self.layers = _layers_with_rules(self.box, parameters)
         self.names = tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.names.values()))
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
+    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         losses, calls = self.record(len(x), lambda leaves: self.losses(leaves, x, y))
-        grads = gradients_of(losses, [call.output for call in calls]) if calls else []
-        n, found = len(x), dict[str, list[ExampleTerm]]()
+        grads = gradients_of_summed_losses(losses, [call.output for call in calls]) if calls else []
+        n, found = len(x), dict[str, list[PerExampleGradients]]()
         for (layer, a, _), d in zip(calls, grads, strict=True):
             if d is not None:
-                for local, term in layer.rule.terms(layer.module, n, a, self.own_rows(d, n)).items():
+                for local, term in layer.rule.terms(layer.module, n, a, self.without_padding_rows(d, n)).items():
                     found.setdefault(layer.names.get(local, ""), []).append(term)
-        terms = {name: add_terms(found[name]) if name in found else self._zero(name, n) for name in self.names}
+        terms = {
+            name: sum_gradients_of_uses(found[name]) if name in found else self._zero_gradients(name, n)
+            for name in self.names
+        }
         return losses.detach(), terms
 
-    def own_rows(self, h: Tensor, n: int) -> Tensor:
+    def without_padding_rows(self, h: Tensor, n: int) -> Tensor:
         """Without rows of padding, in the box's dtype."""
         h = h[: len(h) * n // max(n, self.box.min_rows)]
         return h.to(self.box.dtype) if h.is_floating_point() else h
 
-    def _zero(self, name: str, n: int) -> ExampleTerm:
+    def _zero_gradients(self, name: str, n: int) -> PerExampleGradients:
         zero = torch.zeros((), dtype=self.box.dtype, device=self.box.device)
-        return DenseTerm(zero.expand(n, self.leaves[name].numel()))
+        return DenseGradients(zero.expand(n, self.leaves[name].numel()))
 
     def record(self, n: int, run: Callable[[Parameters], Tensor]) -> tuple[Tensor, list[LayerCall]]:
         """What `run` gives for the parameters, and the calls of layers in it, for n examples."""
@@ -94,7 +97,9 @@ class ClosedForms:
 
         def record(module: nn.Module, a: Tensor, out: Tensor) -> None:
             layer = self.layers[module]
-            calls.append(LayerCall(layer, layer.rule.prepare(module, self.own_rows(a, n)), get_gradient_edge(out)))
+            calls.append(
+                LayerCall(layer, layer.rule.prepare(module, self.without_padding_rows(a, n)), get_gradient_edge(out))
+            )
 
         with observing_layer_calls(self.layers, record):
             out = run(self.leaves)
@@ -105,51 +110,51 @@ def as_leaves(parameters: Parameters) -> dict[str, Tensor]:
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
 
-def _layers_with_rules(box: Box, parameters: Parameters) -> dict[nn.Module, RuledLayer]:
+def _layers_with_rules(box: Box, parameters: Parameters) -> dict[nn.Module, LayerWithClosedForm]:
     """The modules that own a chosen parameter and have a closed form; a shared parameter has several."""
     names = {id(p): n for n, p in box.model.named_parameters() if n in parameters}
-    layers: dict[nn.Module, RuledLayer] = {}
+    layers: dict[nn.Module, LayerWithClosedForm] = {}
     for module in hookable_modules(box.modules).values():
         own = {local: names[id(p)] for local, p in module._parameters.items() if id(p) in names}
-        if own and (rule := rule_of(module)):
-            layers[module] = RuledLayer(module, rule, own)
+        if own and (rule := closed_form_rule_of(module)):
+            layers[module] = LayerWithClosedForm(module, rule, own)
     return layers
 
 
-class Vectorized:
+class VmapRoute:
     """torch.func: vmap of grad, for any op that it knows."""
 
-    def __init__(self, losses: LossOfParameters, parameters: Parameters) -> None:
+    def __init__(self, losses: LossesAsFunctionOfParameters, parameters: Parameters) -> None:
         self.box, self.losses, self.names = losses.box, losses, tuple(parameters)
         self.parameters = dict(parameters)
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
+    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return self.losses(parameters, x[None], y[None]).sum()
 
         with warnings.catch_warnings():  # of ops that it runs one by one
             warnings.filterwarnings("ignore", "There is a performance drop")
             grads, losses = vmap(grad_and_value(loss), in_dims=(None, 0, 0))(self.parameters, x, y)
-        return losses.detach(), {n: DenseTerm(g.detach().flatten(1).to(self.box.dtype)) for n, g in grads.items()}
+        return losses.detach(), {n: DenseGradients(g.detach().flatten(1).to(self.box.dtype)) for n, g in grads.items()}
 
 
-class OneByOne:
+class OneByOneRoute:
     """Autograd, one example at a time: slow, and the definition of the others."""
 
-    def __init__(self, losses: LossOfParameters, parameters: Parameters) -> None:
+    def __init__(self, losses: LossesAsFunctionOfParameters, parameters: Parameters) -> None:
         self.box, self.losses, self.names = losses.box, losses, tuple(parameters)
         self.leaves = as_leaves(parameters)
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Terms]:
-        rows = [self._row(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
+        rows = [self._example_gradients(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
         stacked = zip(*(grads for _, grads in rows), strict=True)
         losses = torch.cat([loss for loss, _ in rows])
-        return losses, {n: DenseTerm(torch.stack(g)) for n, g in zip(self.names, stacked, strict=True)}
+        return losses, {n: DenseGradients(torch.stack(g)) for n, g in zip(self.names, stacked, strict=True)}
 
-    def _row(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _example_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.box.isolated():  # of its own: each example draws the same noise
             losses = self.losses(self.leaves, x, y)
-            grads = gradients_of(losses, list(self.leaves.values()))
+            grads = gradients_of_summed_losses(losses, list(self.leaves.values()))
         pairs = zip(grads, self.leaves.values(), strict=True)
         return losses.detach(), [
             (torch.zeros_like(p) if g is None else g).flatten().to(self.box.dtype) for g, p in pairs

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from .matrix_layers import MatrixLayer
 
-DAMPING_FRACTION = 0.1  # of the mean eigenvalue of a block (Grosse et al. 2023, section 3.1)
-Vectors = Mapping[str, Tensor]  # {parameter name: (K, *shape)}
-SpectralFunction = Callable[[Tensor], Tensor]  # of eigenvalues, elementwise
+DAMPING_FRACTION_OF_MEAN = 0.1  # of the mean eigenvalue of a block (Grosse et al. 2023, section 3.1)
+VectorsByParameter = Mapping[str, Tensor]  # {parameter name: (K, *shape)}
+EigenvalueFn = Callable[[Tensor], Tensor]  # of eigenvalues, elementwise
 
 
-class Block(Protocol):
+class CurvatureBlock(Protocol):
     """A symmetric matrix over some parameters, with its eigenvalues and a basis of eigenvectors."""
 
     @property
@@ -28,7 +28,7 @@ class Block(Protocol):
     @property
     def parameters(self) -> tuple[str, ...]: ...
 
-    def scale(self, vectors: Vectors, factors: Tensor) -> dict[str, Tensor]:
+    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         """Q diag(factors) Q^T v, factors shaped like the eigenvalues."""
 
 
@@ -46,7 +46,7 @@ class KroneckerBlock:
     def parameters(self) -> tuple[str, ...]:
         return self.layer.parameters
 
-    def scale(self, vectors: Vectors, factors: Tensor) -> dict[str, Tensor]:
+    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         v = self.layer.to_matrices(vectors)  # (K, G, O, I)
         if self.output_basis is None or self.input_basis is None:
             return self.layer.to_vectors(v * factors)
@@ -65,7 +65,7 @@ class DiagonalBlock:
     def parameters(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def scale(self, vectors: Vectors, factors: Tensor) -> dict[str, Tensor]:
+    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         return {self.name: vectors[self.name] * factors}
 
 
@@ -81,7 +81,7 @@ class DenseBlock:
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.shapes)
 
-    def scale(self, vectors: Vectors, factors: Tensor) -> dict[str, Tensor]:
+    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         v = torch.cat([vectors[name].flatten(1) for name in self.shapes], 1)  # (K, P)
         scaled = ((v @ self.basis) * factors) @ self.basis.T
         parts = torch.split(scaled, [s.numel() for s in self.shapes.values()], 1)
@@ -98,14 +98,16 @@ class SpectralCurvature:
             alone: those of normalizations and embeddings, and weights that are used outside their layer.
     """
 
-    blocks: Sequence[Block]
+    blocks: Sequence[CurvatureBlock]
     diagonal_parameters: tuple[str, ...] = ()
 
-    def apply(self, vectors: Vectors, function: SpectralFunction) -> dict[str, Tensor]:
+    def apply(self, vectors: VectorsByParameter, function: EigenvalueFn) -> dict[str, Tensor]:
         """f(matrix) v for vectors {name: (K, ...)}; f is a function of eigenvalues."""
-        return self._map(vectors, lambda block: function(block.eigenvalues))
+        return self._scale_blocks(vectors, lambda block: function(block.eigenvalues))
 
-    def solve(self, vectors: Vectors, damping: float | Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    def solve(
+        self, vectors: VectorsByParameter, damping: float | Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
         """(matrix + damping)^-1 v for vectors {name: (K, ...)}.
 
         Args:
@@ -115,23 +117,25 @@ class SpectralCurvature:
                 a pseudo-inverse.
         """
 
-        def factors(block: Block) -> Tensor:
+        def factors(block: CurvatureBlock) -> Tensor:
             added = damping[block.parameters[0]] if isinstance(damping, Mapping) else damping
             return _damped_inverse(block.eigenvalues, added)
 
-        return self._map(vectors, factors)
+        return self._scale_blocks(vectors, factors)
 
     def damping(self) -> dict[str, float]:
         """{parameter name: what `solve` adds where no damping is given}."""
         return {name: float(default_damping(b.eigenvalues)) for b in self.blocks for name in b.parameters}
 
-    def _map(self, vectors: Vectors, factors: Callable[[Block], Tensor]) -> dict[str, Tensor]:
+    def _scale_blocks(
+        self, vectors: VectorsByParameter, factors: Callable[[CurvatureBlock], Tensor]
+    ) -> dict[str, Tensor]:
         return {name: h for b in self.blocks for name, h in b.scale(vectors, factors(b)).items()}
 
 
 def default_damping(eigenvalues: Tensor) -> Tensor:
     """A tenth of their mean (Grosse et al. 2023)."""
-    return DAMPING_FRACTION * eigenvalues.mean()
+    return DAMPING_FRACTION_OF_MEAN * eigenvalues.mean()
 
 
 def _damped_inverse(eigenvalues: Tensor, damping: float | None) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .curvature import Curvature
 
-N_PROBES = 16
+N_TRACE_PROBES = 16
 N_LANCZOS_STEPS = 40
-BREAKDOWN = 1e-8  # of the largest coefficient so far: the Krylov space holds nothing more
+LANCZOS_BREAKDOWN_TOLERANCE = 1e-8  # of the largest coefficient so far: the Krylov space holds nothing more
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ def lanczos(curvature: Curvature, n_steps: int = N_LANCZOS_STEPS) -> RitzPairs:
         for _ in range(2):  # once more, for what rounding left of the basis
             w = w - (w @ q.T) @ q
         off_diagonal.append(w.norm())
-        if off_diagonal[-1] <= BREAKDOWN * torch.stack([*diagonal, *off_diagonal]).abs().max():
+        if off_diagonal[-1] <= LANCZOS_BREAKDOWN_TOLERANCE * torch.stack([*diagonal, *off_diagonal]).abs().max():
             break
         v = w / off_diagonal[-1]
     d, e = torch.stack(diagonal), torch.stack(off_diagonal)
@@ -50,7 +50,7 @@ def lanczos(curvature: Curvature, n_steps: int = N_LANCZOS_STEPS) -> RitzPairs:
     return RitzPairs(values, coefficients.T @ torch.cat(basis), (e[-1] * coefficients[-1]).abs())
 
 
-def mean_eigenvalue(curvature: Curvature, n_probes: int = N_PROBES) -> float:
+def mean_eigenvalue(curvature: Curvature, n_probes: int = N_TRACE_PROBES) -> float:
     """The trace over the number of parameters, without l2: the mean of v^T H v / P over vectors of random signs."""
     v = random_vectors(curvature, n_probes, signs=True)  # (n, P)
     return float((v * curvature.matvec(v)).mean()) - curvature.l2

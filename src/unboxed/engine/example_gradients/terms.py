@@ -15,11 +15,11 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-MAX_BLOCK_BYTES = 2**26  # of what is computed of gradients at a time, besides the factors themselves
-T = TypeVar("T", bound="_Factors")
+MAX_GRADIENT_BLOCK_BYTES = 2**26  # of what is computed of gradients at a time, besides the factors themselves
+T = TypeVar("T", bound="_FactoredGradients")
 
 
-class ExampleTerm(Protocol):
+class PerExampleGradients(Protocol):
     """Gradients of N examples' losses with respect to one parameter of P values."""
 
     @property
@@ -29,7 +29,7 @@ class ExampleTerm(Protocol):
     def rows(self) -> Tensor:
         """The gradients (N, P) themselves."""
 
-    def dot(self, other: ExampleTerm) -> Tensor:
+    def dot(self, other: PerExampleGradients) -> Tensor:
         """Inner products (N, M) with the gradients of other examples."""
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class ExampleTerm(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class DenseTerm:
+class DenseGradients:
     """Gradients that are held as they are."""
 
     g: Tensor  # (N, P)
@@ -52,7 +52,7 @@ class DenseTerm:
     def rows(self) -> Tensor:
         return self.g
 
-    def dot(self, other: ExampleTerm) -> Tensor:
+    def dot(self, other: PerExampleGradients) -> Tensor:
         return self.g @ other.rows().T
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class DenseTerm:
 
 
 @dataclass(frozen=True, eq=False)
-class _Factors:
+class _FactoredGradients:
     """Gradients sum_t d_t a_t^T, held as d (N, T, O) and a: positions t are those of a layer, and its calls."""
 
     d: Tensor  # (N, T, O)
@@ -85,22 +85,22 @@ class _Factors:
     def rows(self) -> Tensor:
         raise NotImplementedError
 
-    def input_products(self, other: _Factors) -> Tensor:
+    def input_products(self, other: _FactoredGradients) -> Tensor:
         """Inner products (N T, M U) of the inputs at all positions."""
         raise NotImplementedError
 
-    def dot(self, other: ExampleTerm) -> Tensor:
+    def dot(self, other: PerExampleGradients) -> Tensor:
         """By the products of all pairs of positions, or by the gradients themselves where these cost less."""
         if not isinstance(other, type(self)):
-            return DenseTerm(self.rows()).dot(other)
+            return DenseGradients(self.rows()).dot(other)
         (n, t, _), (m, u, _), width = self.d.shape, other.d.shape, self.d.shape[2] + self.n_inputs
         by_pairs, by_rows = n * m * t * u * width, (n * t + m * u + n * m) * self.n_values
         if by_pairs <= by_rows:
-            return torch.cat([self._dot_pairs(part) for part in other.split(2 * n * t * u)], 1)
+            return torch.cat([self._sum_position_products(part) for part in other.split(2 * n * t * u)], 1)
         left = self.rows()
         return torch.cat([left @ part.rows().T for part in other.split(self.n_values)], 1)
 
-    def _dot_pairs(self, other: _Factors) -> Tensor:
+    def _sum_position_products(self, other: _FactoredGradients) -> Tensor:
         pairs = (self.d.flatten(0, 1) @ other.d.flatten(0, 1).T).mul_(self.input_products(other))
         return pairs.view(len(self.d), self.d.shape[1], len(other.d), other.d.shape[1]).sum((1, 3))
 
@@ -113,14 +113,14 @@ class _Factors:
 
     def split(self: T, values_per_row: int) -> Iterator[T]:
         """Parts of the examples, so that `values_per_row` of each make a block of bounded memory."""
-        size = max(1, MAX_BLOCK_BYTES // max(1, values_per_row * self.d.itemsize))
+        size = max(1, MAX_GRADIENT_BLOCK_BYTES // max(1, values_per_row * self.d.itemsize))
         for start in range(0, len(self.d), size):
             rows = slice(start, start + size)
             yield replace(self, d=self.d[rows], a=self.a[rows])
 
 
 @dataclass(frozen=True, eq=False)
-class OuterTerm(_Factors):
+class OuterProductGradients(_FactoredGradients):
     """Gradients of weights (O, I) that multiply inputs: a (N, T, I)."""
 
     @property
@@ -130,7 +130,7 @@ class OuterTerm(_Factors):
     def rows(self) -> Tensor:
         return (self.d.mT @ self.a).flatten(1)
 
-    def input_products(self, other: _Factors) -> Tensor:
+    def input_products(self, other: _FactoredGradients) -> Tensor:
         return self.a.flatten(0, 1) @ other.a.flatten(0, 1).T
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -142,11 +142,13 @@ class OuterTerm(_Factors):
         return torch.einsum("nko,no->kn", h.view(-1, k, o), self.d[:, 0])
 
     def squared_norms(self) -> Tensor:
-        return ((self.d @ self.d.mT) * (self.a @ self.a.mT)).sum((1, 2))  # T (O + I) is below O I: see `compact`
+        return ((self.d @ self.d.mT) * (self.a @ self.a.mT)).sum(
+            (1, 2)
+        )  # T (O + I) is below O I: see `to_dense_if_smaller`
 
 
 @dataclass(frozen=True, eq=False)
-class LookupTerm(_Factors):
+class EmbeddingTableGradients(_FactoredGradients):
     """Gradients of a table (V, D) from which rows are taken: a holds their indices (N, T), d is (N, T, D)."""
 
     table_rows: int
@@ -159,25 +161,25 @@ class LookupTerm(_Factors):
         index = self.a[:, :, None].expand_as(self.d)
         return self.d.new_zeros(len(self.d), self.table_rows, self.d.shape[2]).scatter_add_(1, index, self.d).flatten(1)
 
-    def input_products(self, other: _Factors) -> Tensor:
+    def input_products(self, other: _FactoredGradients) -> Tensor:
         return (self.a.flatten()[:, None] == other.a.flatten()).to(self.d)
 
 
-def compact(term: ExampleTerm) -> ExampleTerm:
+def to_dense_if_smaller(term: PerExampleGradients) -> PerExampleGradients:
     """The gradients themselves where they take no more memory than their factors."""
-    if isinstance(term, _Factors) and term.d[0].numel() + term.a[0].numel() >= term.n_values:
-        return DenseTerm(term.rows())
+    if isinstance(term, _FactoredGradients) and term.d[0].numel() + term.a[0].numel() >= term.n_values:
+        return DenseGradients(term.rows())
     return term
 
 
-def add_terms(terms: Sequence[ExampleTerm]) -> ExampleTerm:
+def sum_gradients_of_uses(terms: Sequence[PerExampleGradients]) -> PerExampleGradients:
     """The gradients of a parameter that is used several times: uses of one kind are more positions of one layer."""
-    return compact(reduce(_add, terms))
+    return to_dense_if_smaller(reduce(_add, terms))
 
 
-def _add(x: ExampleTerm, y: ExampleTerm) -> ExampleTerm:
-    if isinstance(x, LookupTerm) and isinstance(y, LookupTerm):
-        return LookupTerm(torch.cat([x.d, y.d], 1), torch.cat([x.a, y.a], 1), x.table_rows)
-    if isinstance(x, OuterTerm) and isinstance(y, OuterTerm):
-        return OuterTerm(torch.cat([x.d, y.d], 1), torch.cat([x.a, y.a], 1))
-    return DenseTerm(x.rows() + y.rows())
+def _add(x: PerExampleGradients, y: PerExampleGradients) -> PerExampleGradients:
+    if isinstance(x, EmbeddingTableGradients) and isinstance(y, EmbeddingTableGradients):
+        return EmbeddingTableGradients(torch.cat([x.d, y.d], 1), torch.cat([x.a, y.a], 1), x.table_rows)
+    if isinstance(x, OuterProductGradients) and isinstance(y, OuterProductGradients):
+        return OuterProductGradients(torch.cat([x.d, y.d], 1), torch.cat([x.a, y.a], 1))
+    return DenseGradients(x.rows() + y.rows())

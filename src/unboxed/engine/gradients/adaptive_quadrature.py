@@ -22,7 +22,7 @@ from torch import Tensor
 from ...box import MAX_AUTO_BATCH_ACTIVATION_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
-from ..cpu_cache import path_batch_rows
+from ..cpu_cache import path_points_per_batch
 from .paths import LinePath, interpolate, path_mean_gradient
 from .quadrature import midpoints
 from .score import gradients_in_batches
@@ -30,7 +30,7 @@ from .score import gradients_in_batches
 MAX_INITIAL_POINTS = 16  # at most, at first: fewer may meet a tight tolerance by luck, with maps that are less exact
 MIN_INITIAL_POINTS = 4  # and at least
 MAX_STORED_GRADIENTS = 64  # per example
-EVALUATED_POINTS_PER_NEW_POINT = 8  # each evaluation adds one point for this many
+OLD_POINTS_PER_NEW_POINT = 8  # each evaluation adds one point for this many
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +165,7 @@ def _add_points(
     problem: IntegrationProblem, evaluations: _Evaluations, intervals: _Intervals, n_new: int
 ) -> _Evaluations:
     """With k more points per example."""
-    if (
-        evaluations.stored_index.shape[1]
-        > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT
-    ):
+    if evaluations.stored_index.shape[1] > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // OLD_POINTS_PER_NEW_POINT:
         evaluations = _fold_low_error_gradients(evaluations, intervals)
         intervals = _Intervals.from_evaluations(evaluations, problem)
     return evaluations.concat(_evaluate_points(problem, _next_points(evaluations, intervals, n_new)))
@@ -182,7 +179,7 @@ def _evaluate_points(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
         points = interpolate(problem.start[rows], problem.x[rows], t.flatten())
     objective = problem.objective.rows(rows)
     result = gradients_in_batches(
-        problem.box, objective, points, None, "input", problem.batch_size, "no", path_batch_rows(problem.box)
+        problem.box, objective, points, None, "input", problem.batch_size, "no", path_points_per_batch(problem.box)
     )
     gradient = result.map.view(n, k, *problem.x.shape[1:])
     slope = (gradient * problem.delta[:, None]).flatten(2).sum(2)
@@ -222,8 +219,8 @@ class _Intervals:
         n_splits = n_large.clamp(
             1,
             min(
-                max(1, k // EVALUATED_POINTS_PER_NEW_POINT),
-                max(1, MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT),
+                max(1, k // OLD_POINTS_PER_NEW_POINT),
+                max(1, MAX_STORED_GRADIENTS // OLD_POINTS_PER_NEW_POINT),
                 max_points,
             )
             if max_points > 0
@@ -246,7 +243,7 @@ def _fold_low_error_gradients(evaluations: _Evaluations, intervals: _Intervals) 
     by_point = torch.zeros_like(along_line).scatter(1, intervals.order, along_line)
     max_disagreement = by_point.gather(1, evaluations.stored_index)  # (n, L)
     rank = max_disagreement.argsort(dim=1, descending=True, stable=True)
-    n_retained = MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // EVALUATED_POINTS_PER_NEW_POINT
+    n_retained = MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // OLD_POINTS_PER_NEW_POINT
     retained, dropped = rank[:, :n_retained], rank[:, n_retained:]
     row = torch.arange(len(rank), device=rank.device)[:, None]
     dropped_evaluations = replace(

@@ -22,7 +22,7 @@ from ...box import Box
 from ...errors import LayerError
 from ...model.hooks import hooking_functional_ops
 from ...model.layers import Layer
-from ...model.op_tables import ADVICE_BY_OPAQUE_NODE
+from ...model.op_tables import ADVICE_BY_OPAQUE_NODE_NAME
 from ...model.relu_rules import graph_nodes
 from ..read.position_grids import PositionGrid, as_image_grid, layers_with_grids
 
@@ -36,7 +36,7 @@ NON_CANDIDATE_OP_NAMES = (
     "clone",
 )  # the same values, or none that is meant by "the last layer"
 AXIS_MOVING_OPS = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
-AXIS_LOSING_OPS = (
+AXIS_REMOVING_OPS = (
     "mean",
     "sum",
     "amax",
@@ -169,7 +169,7 @@ class MapRecorder:
             channels_last = False
         elif name.startswith(CHANNELS_LAST_OPS):
             channels_last = True
-        elif input_map is None or name in AXIS_LOSING_OPS:
+        elif input_map is None or name in AXIS_REMOVING_OPS:
             return None
         else:
             channels_last = input_map.grid.channels_last is not (name in AXIS_MOVING_OPS)
@@ -232,7 +232,7 @@ class MapRecorder:
         bottlenecks = [i for i, (node, all_of_it) in enumerate(ordered_nodes) if all_of_it and node in maps]
         bottlenecks = [i for i in bottlenecks if ordered_nodes[i][0] not in objective_nodes] or bottlenecks
         multi_channel = [
-            i for i in bottlenecks if self._recorded_at(ordered_nodes[i][0]).channels > 1
+            i for i in bottlenecks if self._recorded_map_at(ordered_nodes[i][0]).channels > 1
         ]  # a single channel is most often a gate
         if not bottlenecks:
             raise LayerError(
@@ -241,23 +241,23 @@ class MapRecorder:
             )
         i = (multi_channel or bottlenecks)[0]
         self._check_no_later_opaque_maps(
-            [node for node, _ in ordered_nodes[:i]], self._recorded_at(ordered_nodes[i][0])
+            [node for node, _ in ordered_nodes[:i]], self._recorded_map_at(ordered_nodes[i][0])
         )
-        return self._recorded_at(ordered_nodes[i][0])
+        return self._recorded_map_at(ordered_nodes[i][0])
 
-    def _recorded_at(self, node: Any) -> RecordedMap:
+    def _recorded_map_at(self, node: Any) -> RecordedMap:
         recorded_map = self.recorded[node]
         if recorded_map is None:
             raise LayerError(f"no maps are known at {node.name()}")
         return recorded_map
 
     def _map_addresses_for_error(self, ordered_nodes: Sequence[tuple[Any, bool]], maps: set[Any]) -> list[str]:
-        return [self._recorded_at(node).address for node, _ in ordered_nodes if node in maps][:2]
+        return [self._recorded_map_at(node).address for node, _ in ordered_nodes if node in maps][:2]
 
     def _check_no_later_opaque_maps(self, above: Sequence[Any], recorded_map: RecordedMap) -> None:
         """Raise LayerError where later maps are computed by code that cannot be seen into."""
         for node in above:
-            if self._may_be_map(node) or (
+            if self._may_have_map_positions(node) or (
                 node not in self.recorded and _is_opaque_node(node) and _may_have_positions(node)
             ):
                 raise LayerError(
@@ -266,7 +266,7 @@ class MapRecorder:
                     f"axes split and joined). Name a layer with layer=, such as {recorded_map.address!r}"
                 )
 
-    def _may_be_map(self, node: Any) -> bool:
+    def _may_have_map_positions(self, node: Any) -> bool:
         """Whether an undetermined node has the positions of recorded maps."""
         shape = self.ambiguous_shapes.get(node, ())
         if (
@@ -286,7 +286,7 @@ def _is_opaque_node(node: Any) -> bool:
     if name.startswith("BackwardHookFunction"):  # inserted by a module's full backward hooks
         return False
     is_custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return is_custom or "Convolution" in name or name.startswith(tuple(ADVICE_BY_OPAQUE_NODE))
+    return is_custom or "Convolution" in name or name.startswith(tuple(ADVICE_BY_OPAQUE_NODE_NAME))
 
 
 def _may_have_positions(node: Any) -> bool:
@@ -301,13 +301,13 @@ def _ordered_nodes_and_dominance(score: Tensor, maps: set[Any]) -> Iterator[tupl
     One does where no edge of the nodes before it bypasses it; a path that has ended counts as bypassing.
     """
     reaching = _nodes_reaching(score, maps)
-    n_incoming = Counter(below for node in reaching for below in _next_autograd_nodes(node) if below in reaching)
+    n_incoming = Counter(below for node in reaching for below in _input_nodes(node) if below in reaching)
     n_remaining, ready, open_edges = Counter(n_incoming), [n for n in reaching if not n_incoming[n]], 0
     while ready:
         node = ready.pop()
         open_edges -= n_incoming[node]
         yield node, open_edges == 0 and not ready
-        next_nodes = [below for below in _next_autograd_nodes(node) if below in reaching]
+        next_nodes = [below for below in _input_nodes(node) if below in reaching]
         open_edges += max(1, len(next_nodes))
         for below in next_nodes:
             n_remaining[below] -= 1
@@ -320,7 +320,7 @@ def _nodes_reaching(score: Tensor, maps: set[Any]) -> dict[Any, None]:
     consumers: dict[Any, list[Any]] = {}
     nodes = list(graph_nodes(score))
     for node in nodes:
-        for input_node in _next_autograd_nodes(node):
+        for input_node in _input_nodes(node):
             consumers.setdefault(input_node, []).append(node)
     reaching = dict.fromkeys(node for node in nodes if node in maps)
     pending = list(reaching)
@@ -332,5 +332,5 @@ def _nodes_reaching(score: Tensor, maps: set[Any]) -> dict[Any, None]:
     return reaching
 
 
-def _next_autograd_nodes(node: Any) -> list[Any]:
+def _input_nodes(node: Any) -> list[Any]:
     return [below for below, _ in node.next_functions if below is not None]

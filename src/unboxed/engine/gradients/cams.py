@@ -17,15 +17,15 @@ from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective
-from ..attribution_result import Attribution, target_for_result
+from ..attribution_result import Attribution, resolve_result_target
 from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, map_of_input
 from ..results import warn_not_finite, warn_rows
 from .cam_layers import MapRecorder
 from .score import (
     all_false_mask,
     all_finite_and_no_zero_row,
+    cast_to_dtype,
     classes_if_predicted_logit,
-    in_dtype,
     score_gradients_with_bypass,
 )
 
@@ -88,8 +88,8 @@ def cam(
     return Attribution(
         map_of_input(box, maps, result.layer_shape, upsample),
         input=box.restore_structure(x),
-        target=target_for_result(box, result.predicted if target is None else target, n),
-        score=in_dtype(result.score, box.dtype),
+        target=resolve_result_target(box, result.predicted if target is None else target, n),
+        score=cast_to_dtype(result.score, box.dtype),
         method=name,
         layer=result.layer,
         classes=box.classes,
@@ -166,7 +166,7 @@ def _cam_from_layer_gradients(
     grid = cam_layers.grid or grid_at(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
     grads, clamped = score_gradients_with_bypass(score, acts, objective, leaves, like=like)
     i = cam_layers.first_index_with_gradient(grads)
-    h, g = (grid.to_maps(in_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
+    h, g = (grid.to_maps(cast_to_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
     predicted, address = classes_if_predicted_logit(objective, acts), cam_layers.addresses[i]
     return CamResult(combine(h, g)[:, None], clamped, score.detach(), predicted, address, tuple(like[i].shape[1:]))
 

@@ -22,11 +22,11 @@ from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
 from ...inputs.tokens import Tokens
-from ...model.batching import BatchSize, map_pairs_in_batches, outputs_of_all_pairs
+from ...model.batching import BatchSize, map_pairs_in_batches, run_all_pairs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from ..column_units import column_scales
-from ..cpu_cache import path_batch_rows
+from ..cpu_cache import path_points_per_batch
 from ..rows import broadcast_rows
 from .score import ReluBypass, gradients_of_batch
 
@@ -252,10 +252,10 @@ def path_scores(
             return [batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)]
 
     together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_plan(box, batch_size)
-    (scores,) = outputs_of_all_pairs(run_batch, n_examples, len(path.weights), plan, together)
+    (scores,) = run_all_pairs(run_batch, n_examples, len(path.weights), plan, together)
     return scores
 
 
 def _path_batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """The plan for batches of pairs of example and point."""
-    return box.batch_plan(1, batch_size)[0], path_batch_rows(box)
+    return box.batch_plan(1, batch_size)[0], path_points_per_batch(box)

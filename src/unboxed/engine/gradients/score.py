@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...box import Box
 from ...errors import OutputError
-from ...inputs.batches import value_range
+from ...inputs.batches import min_and_max
 from ...inputs.labels import ClassLabels
 from ...model import relu_rules
 from ...model.batching import BatchSize, map_in_batches
@@ -96,7 +96,7 @@ def gradients_in_batches(
     return Gradients(score, map_, clamped, torch.cat(predicted) if predicted else None)
 
 
-def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_to_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
     """As `h.to(dtype)`, but fast where there is nothing to do."""
     return h if h.dtype == dtype else h.to(dtype)
 
@@ -120,7 +120,7 @@ def gradients_of_batch(
             score, acts, objective, [leaf], rule=rule, relu_bypass=relu_bypass, like=[acts[wrt]]
         )
         predicted = classes_if_predicted_logit(objective, acts)
-        return Gradients(in_dtype(score.detach(), box.dtype), in_dtype(grad, box.dtype), clamped, predicted)
+        return Gradients(cast_to_dtype(score.detach(), box.dtype), cast_to_dtype(grad, box.dtype), clamped, predicted)
 
 
 def classes_if_predicted_logit(objective: Objective, acts: Acts) -> Tensor | None:
@@ -180,7 +180,7 @@ def score_gradients_with_bypass(
         )
         if may_bypass is None and not zero_rows.any():
             return grads, None
-        with relu_rules.bypassing_relus(closed_relus):
+        with relu_rules.straight_through_relus(closed_relus):
             bypassed = _autograd_grad_unpadded(score, leaves, like or leaves, retain_graph=False)
     return [
         torch.where(broadcast_rows(zero_rows, g), o, g) for g, o in zip(grads, bypassed, strict=True)
@@ -261,7 +261,7 @@ def warn_problem_gradients(objective: Objective, gradient: Tensor, before_clamp:
 def all_finite_and_no_zero_row(h: Tensor) -> bool:
     """Whether every row of h (N, ...) is finite and not all zero, in few operations."""
     if h.shape[0] == 1:  # a single image, where each op counts
-        low, high = value_range(h)  # NaN where a value is
+        low, high = min_and_max(h)  # NaN where a value is
         return -math.inf < low and high < math.inf and (low < 0 or high > 0)
     peak = torch.linalg.vector_norm(h.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
     return all(0 < p < math.inf for p in peak.tolist())

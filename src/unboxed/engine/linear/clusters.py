@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ... import rng
 
-MAX_ITERATIONS = 30
+MAX_KMEANS_ITERATIONS = 30
 
 
 def cluster_rows(h: Tensor, n_clusters: int, seed: int = 0) -> Tensor:
     """The cluster (N,) of each row of h (N, D): Lloyd's k-means from centers chosen far apart (k-means++)."""
     h = h - h.mean(0)  # distances are differences of squares
-    centers, cluster = _far_rows(h, n_clusters, seed), None
-    for _ in range(MAX_ITERATIONS):
+    centers, cluster = _kmeans_plus_plus_centers(h, n_clusters, seed), None
+    for _ in range(MAX_KMEANS_ITERATIONS):
         nearest = _squared_distances(h, centers).argmin(1)
         if cluster is not None and torch.equal(nearest, cluster):
             break
@@ -25,7 +25,7 @@ def cluster_rows(h: Tensor, n_clusters: int, seed: int = 0) -> Tensor:
     return nearest
 
 
-def _far_rows(h: Tensor, n: int, seed: int) -> Tensor:
+def _kmeans_plus_plus_centers(h: Tensor, n: int, seed: int) -> Tensor:
     """n rows or fewer, each drawn in proportion to its squared distance from those before (Arthur & Vassilvitskii)."""
     draws = torch.rand(n, generator=rng.keyed_generator(rng.CPU, "k-means", seed), dtype=torch.float64)
     chosen = [int(draws[0] * len(h))]

@@ -17,7 +17,7 @@ from torch import Tensor
 from .principal import mean_and_scale
 
 MIN_SHRINKAGE = 1e-4
-MIN_STRENGTH_RATIO = 1e-8  # of the strongest direction: weaker ones are rounding
+MIN_SINGULAR_VALUE_RATIO = 1e-8  # of the strongest direction: weaker ones are rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class FeatureCovariance:
 
     def eraser(self, z: Tensor, rank: int | None = None) -> Eraser:
         """Erases what features tell linearly of z (N, q), or of it the `rank` strongest directions."""
-        return self._eraser_of(self.x.T @ (z - z.mean(0)) / len(z), rank)
+        return self._eraser_of_cross_covariance(self.x.T @ (z - z.mean(0)) / len(z), rank)
 
     def random_eraser(self, rank: int, generator: torch.Generator) -> Eraser:
         """Erases `rank` directions drawn as the features vary: the same share of their whitened variance as any other.
@@ -95,13 +95,13 @@ class FeatureCovariance:
         among, beside = (
             torch.randn(rows, rank, generator=generator, dtype=self.x.dtype) * weight**0.5 for rows, weight in sizes
         )
-        return self._eraser_of(self.x.T @ among + beside)
+        return self._eraser_of_cross_covariance(self.x.T @ among + beside)
 
-    def _eraser_of(self, c: Tensor, rank: int | None = None) -> Eraser:
+    def _eraser_of_cross_covariance(self, c: Tensor, rank: int | None = None) -> Eraser:
         """Erases the span of cross-covariances c (D, q)."""
         solved = self.solve(c)
         strengths, vectors = torch.linalg.eigh(c.T @ solved)  # ascending
-        kept = int((strengths > MIN_STRENGTH_RATIO * strengths.max().clamp_min(torch.finfo(c.dtype).tiny)).sum())
+        kept = int((strengths > MIN_SINGULAR_VALUE_RATIO * strengths.max().clamp_min(torch.finfo(c.dtype).tiny)).sum())
         kept = min(kept, *self.x.shape) if rank is None else min(kept, rank)
         kept_vectors = vectors[:, len(strengths) - kept :]
         read = (solved @ kept_vectors / strengths[len(strengths) - kept :]).T

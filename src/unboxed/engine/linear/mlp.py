@@ -10,8 +10,8 @@ from torch import Tensor
 from ... import rng
 from .softmax import minimize_lbfgs
 
-N_HIDDEN = 64
-MAX_ITERATIONS = 100
+N_HIDDEN_UNITS = 64
+MAX_MLP_LBFGS_ITERATIONS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class HiddenLayerClassifier:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Logits (N, K) of features (N, R)."""
-        return _with_one(torch.tanh(_with_one(z) @ self.hidden.T)) @ self.out.T
+        return _append_ones(torch.tanh(_append_ones(z) @ self.hidden.T)) @ self.out.T
 
 
 def fit_mlp(z: Tensor, y: Tensor, n_classes: int, l2: float, *, seed: int = 0) -> HiddenLayerClassifier:
@@ -39,21 +39,21 @@ def fit_mlp(z: Tensor, y: Tensor, n_classes: int, l2: float, *, seed: int = 0) -
     Returns:
         The classifier.
     """
-    first = _random_start(z, n_classes, seed)  # not another penalty's: a large one leaves all weights at zero
+    first = _random_mlp(z, n_classes, seed)  # not another penalty's: a large one leaves all weights at zero
     n, r = z.shape
-    z1, labels = _with_one(z), torch.nn.functional.one_hot(y, n_classes).to(z)
-    cut = N_HIDDEN * (r + 1)
+    z1, labels = _append_ones(z), torch.nn.functional.one_hot(y, n_classes).to(z)
+    cut = N_HIDDEN_UNITS * (r + 1)
 
     def unpack(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return parameters[:cut].view(N_HIDDEN, r + 1), parameters[cut:].view(n_classes, N_HIDDEN + 1)
+        return parameters[:cut].view(N_HIDDEN_UNITS, r + 1), parameters[cut:].view(n_classes, N_HIDDEN_UNITS + 1)
 
     def loss_and_gradient(parameters: Tensor) -> tuple[Tensor, Tensor]:
         hidden, out = unpack(parameters)
-        a = _with_one(torch.tanh(z1 @ hidden.T))  # (N, H + 1)
+        a = _append_ones(torch.tanh(z1 @ hidden.T))  # (N, H + 1)
         log_p = torch.log_softmax(a @ out.T, 1)
         residual = (log_p.exp() - labels) / n
-        penalized = hidden[:, :r], out[:, :N_HIDDEN]
-        back = (residual @ out[:, :N_HIDDEN]) * (1 - a[:, :N_HIDDEN].square())
+        penalized = hidden[:, :r], out[:, :N_HIDDEN_UNITS]
+        back = (residual @ out[:, :N_HIDDEN_UNITS]) * (1 - a[:, :N_HIDDEN_UNITS].square())
         gradients = back.T @ z1, residual.T @ a
         for gradient, weight in zip(gradients, penalized, strict=True):
             gradient[:, : weight.shape[1]] += l2 * weight
@@ -61,19 +61,19 @@ def fit_mlp(z: Tensor, y: Tensor, n_classes: int, l2: float, *, seed: int = 0) -
         return loss, torch.cat([g.flatten() for g in gradients])
 
     start_vector = torch.cat([first.hidden.flatten(), first.out.flatten()])
-    return HiddenLayerClassifier(*unpack(minimize_lbfgs(loss_and_gradient, start_vector, MAX_ITERATIONS)))
+    return HiddenLayerClassifier(*unpack(minimize_lbfgs(loss_and_gradient, start_vector, MAX_MLP_LBFGS_ITERATIONS)))
 
 
-def _random_start(z: Tensor, n_classes: int, seed: int) -> HiddenLayerClassifier:
+def _random_mlp(z: Tensor, n_classes: int, seed: int) -> HiddenLayerClassifier:
     generator = rng.keyed_generator(rng.CPU, "mlp probe", seed)
     norm = z.square().sum(1).mean().sqrt().clamp_min(1e-12)
-    hidden = torch.randn(N_HIDDEN, z.shape[1] + 1, generator=generator, dtype=z.dtype) / norm
-    out = torch.randn(n_classes, N_HIDDEN + 1, generator=generator, dtype=z.dtype) / N_HIDDEN**0.5
+    hidden = torch.randn(N_HIDDEN_UNITS, z.shape[1] + 1, generator=generator, dtype=z.dtype) / norm
+    out = torch.randn(n_classes, N_HIDDEN_UNITS + 1, generator=generator, dtype=z.dtype) / N_HIDDEN_UNITS**0.5
     hidden[:, -1] = 0
     out[:, -1] = 0
     return HiddenLayerClassifier(hidden, out)
 
 
-def _with_one(z: Tensor) -> Tensor:
+def _append_ones(z: Tensor) -> Tensor:
     """A column of ones at the end, for the bias."""
     return torch.cat([z, z.new_ones(len(z), 1)], 1)

@@ -17,21 +17,21 @@ from torch import Tensor
 
 from ...errors import DataError, InputError
 from ..intervals import Interval, bootstrap_mean_interval, proportion_interval
-from .description_length import Compression, online_code
+from .description_length import OnlineCodeLength, online_code_length
 from .mlp import fit_mlp
 from .principal import PrincipalBasis
 from .softmax import fit_softmax
-from .splits import Split, control_labels, cross_validation, flagged
+from .splits import Split, control_task_labels, cross_validation, split_from_flags
 
 ProbeKind = Literal["linear", "mlp"]
 Classifier = Callable[[Tensor], Tensor]
 L2_PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
-MLP_PENALTIES = (0.1, 1e-2, 1e-3, 1e-4)  # a larger one leaves all weights at zero
-PATIENCE = (
+MLP_L2_PENALTIES = (0.1, 1e-2, 1e-3, 1e-4)  # a larger one leaves all weights at zero
+MAX_WORSE_PENALTIES = (
     2  # penalties in a row that are worse than the best, after which smaller ones of a linear probe are not tried
 )
-N_FOLDS, N_CONTROLS = 5, 5
-MIN_EXAMPLES = 4
+N_FOLDS, N_CONTROL_TASKS = 5, 5
+MIN_PROBE_EXAMPLES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class FeatureProbe:
     selectivity: Interval
     memorized: float
     information: Interval
-    description: Compression | None
+    description: OnlineCodeLength | None
     predicted: Tensor
     tested: Tensor
     l2: tuple[float, ...]
@@ -81,7 +81,7 @@ def probe_features(
     kind: ProbeKind = "linear",
     n_folds: int = N_FOLDS,
     types: Tensor | None = None,
-    n_controls: int = N_CONTROLS,
+    n_controls: int = N_CONTROL_TASKS,
     description_length: bool = True,
     seed: int = 0,
 ) -> FeatureProbe:
@@ -123,22 +123,22 @@ def probe_features(
         >>> result.accuracy.mean > 0.9, result.is_decodable
         (True, True)
     """
-    h, y, k = checked_features(h, y, n_classes)
+    h, y, k = check_features_and_classes(h, y, n_classes)
     types = None if types is None else torch.as_tensor(types).cpu().flatten()
     if types is not None and len(types) != len(y):
         raise InputError(f"types must be one per example ({len(y)}); got {len(types)}")
-    given = None if flags is None else flagged(_checked_flags(flags, len(y)))
-    labels = [control_labels(y, types, seed, draw) for draw in range(n_controls)]
+    given = None if flags is None else split_from_flags(_check_split_flags(flags, len(y)))
+    labels = [control_task_labels(y, types, seed, draw) for draw in range(n_controls)]
     splits, *control_splits = (given or cross_validation(c, n_folds, seed) for c in (y, *labels))
-    parts = [_Fold.run(h, y, k, split, kind, seed) for split in splits]
-    controls = _Controls.run(h, labels, control_splits, [p.l2 for p in parts], kind, seed)
+    parts = [_FoldResult.run(h, y, k, split, kind, seed) for split in splits]
+    controls = _ControlTaskResults.run(h, labels, control_splits, [p.l2 for p in parts], kind, seed)
     coded = torch.arange(len(y)) if flags is None else splits[0].train
-    fit = partial(_fit_and_choose, kind=kind, seed=seed)
-    description = online_code(h[coded], y[coded], k, fit, seed) if description_length else None
-    return _summary(parts, controls, y, h.shape[1], description, seed)
+    fit = partial(_fit_and_choose_penalty, kind=kind, seed=seed)
+    description = online_code_length(h[coded], y[coded], k, fit, seed) if description_length else None
+    return _make_feature_probe(parts, controls, y, h.shape[1], description, seed)
 
 
-def checked_features(h: Any, y: Any, n_classes: int | None = None) -> tuple[Tensor, Tensor, int]:
+def check_features_and_classes(h: Any, y: Any, n_classes: int | None = None) -> tuple[Tensor, Tensor, int]:
     """Features (N, D) in float64 and classes (N,) on the CPU, and the number of classes. Raises as `probe_features`."""
     h, y = torch.as_tensor(h).detach().cpu().double(), torch.as_tensor(y).detach().cpu()
     h = h.flatten(1) if h.ndim > 1 else h[:, None]
@@ -147,8 +147,8 @@ def checked_features(h: Any, y: Any, n_classes: int | None = None) -> tuple[Tens
     if y.is_floating_point() or y.is_complex():
         raise InputError("y must be classes, whole numbers from 0; cut numbers into classes first")
     y = y.long()
-    if len(y) < MIN_EXAMPLES:
-        raise DataError(f"a probe needs at least {MIN_EXAMPLES} examples, better 200; got {len(y)}")
+    if len(y) < MIN_PROBE_EXAMPLES:
+        raise DataError(f"a probe needs at least {MIN_PROBE_EXAMPLES} examples, better 200; got {len(y)}")
     if int(y.min()) < 0 or not torch.isfinite(h).all():
         raise InputError("wanted classes from 0 and finite features; got negative classes, NaN or infinite features")
     if len(y.unique()) < 2:
@@ -156,14 +156,14 @@ def checked_features(h: Any, y: Any, n_classes: int | None = None) -> tuple[Tens
     return h, y, max(n_classes or 0, int(y.max()) + 1)
 
 
-def _checked_flags(flags: Sequence[Any] | Tensor, n: int) -> Sequence[Any] | Tensor:
+def _check_split_flags(flags: Sequence[Any] | Tensor, n: int) -> Sequence[Any] | Tensor:
     if len(flags) != n:
         raise InputError(f"flags must be one per example ({n}); got {len(flags)}")
     return flags
 
 
 @dataclass(frozen=True, eq=False)
-class _Fold:
+class _FoldResult:
     """What a probe reads in one split."""
 
     split: Split
@@ -173,16 +173,16 @@ class _Fold:
     l2: float
 
     @classmethod
-    def run(cls, h: Tensor, y: Tensor, k: int, split: Split, kind: ProbeKind, seed: int) -> _Fold:
+    def run(cls, h: Tensor, y: Tensor, k: int, split: Split, kind: ProbeKind, seed: int) -> _FoldResult:
         z, n = PrincipalBasis.fit(h[split.train])(h), len(split.train)
-        probe, l2 = choose_penalty(z, y, k, split, kind, seed)
+        probe, l2 = fit_with_best_penalty(z, y, k, split, kind, seed)
         counts = y[split.train].bincount(minlength=k)
         log_probs = smoothed_log_probs(probe(z[split.test]).softmax(1), n)
         return cls(split, log_probs, smoothed_log_probs(counts / n, n), int(counts.argmax()), l2)
 
 
 @dataclass(frozen=True, eq=False)
-class _Controls:
+class _ControlTaskResults:
     """What probes with the same penalties read of control tasks."""
 
     correct: Tensor  # (N, C) of held-out examples; those that are not tested are wrong
@@ -192,7 +192,7 @@ class _Controls:
     def run(
         cls, h: Tensor, labels: Sequence[Tensor], splits: Sequence[Sequence[Split]], l2: Sequence[float],
         kind: ProbeKind, seed: int,
-    ) -> _Controls:  # fmt: skip
+    ) -> _ControlTaskResults:  # fmt: skip
         """Each task has splits of its own: folds that are stratified by other labels put its accuracy below chance."""
         correct, trained = torch.zeros(len(h), len(labels), dtype=torch.bool), list[Tensor]()
         for draw, (c, parts) in enumerate(zip(labels, splits, strict=True)):
@@ -214,34 +214,36 @@ def smoothed_log_probs(p: Tensor, n: int) -> Tensor:
     return ((n * p + 1) / (n + k)).log()
 
 
-def choose_penalty(z: Tensor, y: Tensor, k: int, split: Split, kind: ProbeKind, seed: int) -> tuple[Any, float]:
+def fit_with_best_penalty(z: Tensor, y: Tensor, k: int, split: Split, kind: ProbeKind, seed: int) -> tuple[Any, float]:
     """The classifier of a split's training examples, with the penalty that is best on its validation examples."""
-    fitted, l2 = _fit_and_choose(z[split.fit], y[split.fit], z[split.validation], y[split.validation], k, kind, seed)
+    fitted, l2 = _fit_and_choose_penalty(
+        z[split.fit], y[split.fit], z[split.validation], y[split.validation], k, kind, seed
+    )
     if torch.equal(split.fit, split.train):
         return fitted, l2
     return fit_classifier(z[split.train], y[split.train], k, l2, kind, seed, start=fitted), l2
 
 
-def _fit_and_choose(
+def _fit_and_choose_penalty(
     z: Tensor, y: Tensor, z_validation: Tensor, y_validation: Tensor, k: int, kind: ProbeKind, seed: int
 ) -> tuple[Any, float]:
     best, best_loss, n_worse = (None, L2_PENALTIES[0]), torch.inf, 0
     known = torch.isin(y_validation, y)  # the loss of a class that was not seen says how long the fit went on
-    for fitted, l2 in _path(z, y, k, kind, seed):
+    for fitted, l2 in _regularization_path(z, y, k, kind, seed):
         loss = float(F.cross_entropy(fitted(z_validation[known]), y_validation[known])) if known.any() else 0.0
         if loss < best_loss:
             best, best_loss, n_worse = (fitted, l2), loss, 0
         else:
             n_worse += 1
-        if n_worse == PATIENCE and kind == "linear":
+        if n_worse == MAX_WORSE_PENALTIES and kind == "linear":
             break
     return best
 
 
-def _path(z: Tensor, y: Tensor, k: int, kind: ProbeKind, seed: int) -> Iterator[tuple[Any, float]]:
+def _regularization_path(z: Tensor, y: Tensor, k: int, kind: ProbeKind, seed: int) -> Iterator[tuple[Any, float]]:
     """Classifiers with smaller and smaller penalties, each started at the one before."""
     fitted = None
-    for l2 in L2_PENALTIES if kind == "linear" else MLP_PENALTIES:
+    for l2 in L2_PENALTIES if kind == "linear" else MLP_L2_PENALTIES:
         fitted = fit_classifier(z, y, k, l2, kind, seed, start=fitted)
         yield fitted, l2
 
@@ -253,8 +255,13 @@ def fit_classifier(
     return fit_softmax(z, y, k, l2, start) if kind == "linear" else fit_mlp(z, y, k, l2, seed=seed)
 
 
-def _summary(
-    parts: Sequence[_Fold], controls: _Controls, y: Tensor, n_features: int, description: Compression | None, seed: int
+def _make_feature_probe(
+    parts: Sequence[_FoldResult],
+    controls: _ControlTaskResults,
+    y: Tensor,
+    n_features: int,
+    description: OnlineCodeLength | None,
+    seed: int,
 ) -> FeatureProbe:
     tested = torch.cat([p.split.test for p in parts])
     order = tested.argsort()
@@ -262,7 +269,7 @@ def _summary(
     y_tested = y[tested[order]]
     correct = predicted == y_tested
     control = controls.correct[tested[order]].double()
-    gain = torch.cat([_at_label(p.log_probs - p.prior, y[p.split.test]) for p in parts])[order]
+    gain = torch.cat([_value_at_label(p.log_probs - p.prior, y[p.split.test]) for p in parts])[order]
     majority = torch.cat([y[p.split.test] == p.majority for p in parts]).double().mean()
     return FeatureProbe(
         accuracy=proportion_interval(correct),
@@ -279,5 +286,5 @@ def _summary(
     )
 
 
-def _at_label(values: Tensor, y: Tensor) -> Tensor:
+def _value_at_label(values: Tensor, y: Tensor) -> Tensor:
     return values.gather(1, y[:, None])[:, 0]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-MAX_ITERATIONS = 200
+MAX_SOFTMAX_LBFGS_ITERATIONS = 200
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-6, 1e-10  # of the preconditioned mean loss, in nats; its relative improvement
-N_CORRECTIONS = 20  # steps that L-BFGS remembers
+N_LBFGS_CORRECTIONS = 20  # steps that L-BFGS remembers
 
 Array = NDArray[np.float64]
 
@@ -69,14 +69,21 @@ def fit_softmax(
 
 
 def minimize_lbfgs(
-    loss_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, max_iterations: int = MAX_ITERATIONS
+    loss_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    max_iterations: int = MAX_SOFTMAX_LBFGS_ITERATIONS,
 ) -> Tensor:
     """The minimum of a smooth function of a float64 tensor on the CPU, by SciPy's L-BFGS from `start`."""
 
-    def flat(values: Array) -> tuple[float, Array]:
+    def flat_loss_and_gradient(values: Array) -> tuple[float, Array]:
         loss, gradient = loss_and_gradient(torch.from_numpy(values.copy()).view(start.shape))
         return float(loss), gradient.flatten().numpy()
 
-    options = {"maxiter": max_iterations, "maxcor": N_CORRECTIONS, "gtol": GRADIENT_TOLERANCE, "ftol": LOSS_TOLERANCE}
-    found = minimize(flat, start.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
+    options = {
+        "maxiter": max_iterations,
+        "maxcor": N_LBFGS_CORRECTIONS,
+        "gtol": GRADIENT_TOLERANCE,
+        "ftol": LOSS_TOLERANCE,
+    }
+    found = minimize(flat_loss_and_gradient, start.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(np.asarray(found.x, dtype=np.float64)).view(start.shape)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ... import rng
 from ...errors import DataError, InputError
 
-VALIDATION_FOLDS = 4  # a quarter of the training examples chooses the penalty
-FLAG_NAMES = {"tr": 0, "train": 0, "va": 1, "dev": 1, "validation": 1, "te": 2, "test": 2}
+N_VALIDATION_FOLDS = 4  # a quarter of the training examples chooses the penalty
+SPLIT_INDEX_BY_FLAG = {"tr": 0, "train": 0, "va": 1, "dev": 1, "validation": 1, "te": 2, "test": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,32 +38,34 @@ def cross_validation(y: Tensor, n_folds: int, seed: int) -> list[Split]:
     """Stratified folds, each tested once; a stratified quarter of the other folds chooses the penalty."""
     n_folds = min(n_folds, len(y))
     fold = stratified_folds(y, n_folds, seed)
-    return [_with_validation(y, *_rows_in_and_out(fold == k), seed + k) for k in range(n_folds)]
+    return [_add_validation_rows(y, *_indices_inside_and_outside(fold == k), seed + k) for k in range(n_folds)]
 
 
-def _rows_in_and_out(inside: Tensor) -> tuple[Tensor, Tensor]:
+def _indices_inside_and_outside(inside: Tensor) -> tuple[Tensor, Tensor]:
     return inside.nonzero().flatten(), (~inside).nonzero().flatten()
 
 
-def _with_validation(y: Tensor, test: Tensor, train: Tensor, seed: int) -> Split:
-    return Split(*fit_and_validation(y, train, seed), train, test)
+def _add_validation_rows(y: Tensor, test: Tensor, train: Tensor, seed: int) -> Split:
+    return Split(*split_off_validation(y, train, seed), train, test)
 
 
-def fit_and_validation(y: Tensor, train: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def split_off_validation(y: Tensor, train: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Training examples without a stratified quarter of them, and that quarter."""
-    validation, fit = _rows_in_and_out(stratified_folds(y[train], VALIDATION_FOLDS, seed, "validation") == 0)
+    validation, fit = _indices_inside_and_outside(
+        stratified_folds(y[train], N_VALIDATION_FOLDS, seed, "validation") == 0
+    )
     return train[fit], train[validation]
 
 
-def flagged(flags: Sequence[Any] | Tensor) -> list[Split]:
+def split_from_flags(flags: Sequence[Any] | Tensor) -> list[Split]:
     """One split by flags (N,): "tr", "va", "te" as in SentEval's files, or 0, 1, 2. Raises InputError and DataError.
 
     The penalty is chosen on "va"; the probe of the test is fitted on "tr" alone, as SentEval does.
     """
     values = flags.tolist() if isinstance(flags, Tensor) else list(flags)
-    if unknown := sorted({str(v) for v in values if v not in FLAG_NAMES and v not in (0, 1, 2)}):
+    if unknown := sorted({str(v) for v in values if v not in SPLIT_INDEX_BY_FLAG and v not in (0, 1, 2)}):
         raise InputError(f"flags must be 'tr', 'va' or 'te'; got {', '.join(map(repr, unknown[:3]))}")
-    codes = torch.tensor([FLAG_NAMES.get(v, v) for v in values])
+    codes = torch.tensor([SPLIT_INDEX_BY_FLAG.get(v, v) for v in values])
     rows = [(codes == part).nonzero().flatten() for part in range(3)]
     if empty := [name for name, part in zip(("tr", "va", "te"), rows, strict=True) if not len(part)]:
         raise DataError(f"no example has the flag {' or '.join(map(repr, empty))}")
@@ -71,7 +73,7 @@ def flagged(flags: Sequence[Any] | Tensor) -> list[Split]:
     return [Split(train, validation, train, test)]
 
 
-def control_labels(y: Tensor, types: Tensor | None, seed: int, draw: int) -> Tensor:
+def control_task_labels(y: Tensor, types: Tensor | None, seed: int, draw: int) -> Tensor:
     """Labels (N,) that are a random function of an example's type, with exactly as many examples of each class as y.
 
     The types are put in random order and cut into runs as long as the classes, so that one type has one class, but for

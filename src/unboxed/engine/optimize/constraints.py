@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...objectives import Index
+from ...objectives import RowIndex
 from ...rng import normal, uniform
 from ...validation import check_float
 from ..rows import broadcast_rows
 
 TINY = 1e-12
 L1_TOP_GRADIENT_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
-BOUND_TEST_STEP = 1e-3
+RELATIVE_BOUND_TEST_STEP = 1e-3
 DISTANCE_TOLERANCE = 1e-6  # relative, of distances that are rounded
 GRAY_LEVEL_TOLERANCE = 1e-4  # from a whole gray level: many eps are given in float32
 
@@ -114,7 +114,7 @@ class L1:
         is_outside = d.abs().sum(1, keepdim=True) > self.eps
         shrunk = d.sign() * (d.abs() - _l1_projection_threshold(d.abs(), self.eps)).clamp_min(0)
         shrunk = shrunk * (self.eps / shrunk.abs().sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)  # rounded sums
-        return torch.where(broadcast_rows(is_outside, x), _add_rounding_inward(center, shrunk.view_as(x)), x)
+        return torch.where(broadcast_rows(is_outside, x), _add_offset_rounding_inward(center, shrunk.view_as(x)), x)
 
     def distance(self, x: Tensor, center: Tensor) -> Tensor:  # (N,)
         return (x - center).flatten(1).abs().sum(1)
@@ -134,7 +134,7 @@ def _l1_projection_threshold(v: Tensor, eps: float) -> Tensor:
     return thresholds.gather(1, rho - 1).clamp_min(0).to(v.dtype)
 
 
-def _add_rounding_inward(center: Tensor, d: Tensor) -> Tensor:
+def _add_offset_rounding_inward(center: Tensor, d: Tensor) -> Tensor:
     """center + d, rounded toward the center: many values, all rounded outward, would leave the ball."""
     x = center + d
     return torch.where((x - center).abs() > d.abs(), torch.nextafter(x, center), x)
@@ -209,7 +209,7 @@ class Constraint:
         """x <- project(x + length * direction(grad)): the update of projected gradient ascent (Madry et al. 2018)."""
         return self.apply(torch.add(x, self.ascent_direction(grad, x), alpha=length))
 
-    def rows(self, index: Index) -> Constraint:
+    def rows(self, index: RowIndex) -> Constraint:
         center = None if self.center is None else self.center[index]
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
         return self if center is None and bounds is None else replace(self, center=center, bounds=bounds)
@@ -237,7 +237,7 @@ def ball_constraint(ball: NormBall, center: Tensor, clip: Callable[[Tensor], Ten
 
 def zero_grad_at_bounds(grad: Tensor, x: Tensor, clip: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient at x, zero where it points out of the valid range at the range's edge."""
-    is_at_bound = clip(x + BOUND_TEST_STEP * (1 + x.abs()) * grad.sign()) == x
+    is_at_bound = clip(x + RELATIVE_BOUND_TEST_STEP * (1 + x.abs()) * grad.sign()) == x
     return torch.where(is_at_bound, torch.zeros_like(grad), grad)
 
 

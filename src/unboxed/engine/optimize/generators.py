@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model import buffer_writes, state
-from ...objectives import Index
+from ...objectives import RowIndex
 from ...rng import normal
 from .colors import Palette
 from .parameterizations import Canvas
@@ -48,7 +48,7 @@ class LatentCanvas(Canvas):
         image: Tensor = decode(output).to(self.z.dtype)
         return image
 
-    def rows(self, index: Index) -> LatentCanvas:
+    def rows(self, index: RowIndex) -> LatentCanvas:
         return LatentCanvas(self._generator_and_decode[0], self.z[index], self._generator_and_decode[1])
 
 
@@ -86,7 +86,7 @@ class CPPN(Canvas):
             h = _odd_even_activation(h @ w + b)
         return self.palette.to_colors((h @ last[0] + last[1]).mT.unflatten(2, self.size))
 
-    def rows(self, index: Index) -> CPPN:
+    def rows(self, index: RowIndex) -> CPPN:
         return CPPN([w[index] for w in self.weights], [b[index] for b in self.biases], self.size, self.palette)
 
     def resized(self, height: int, width: int) -> CPPN:

@@ -113,7 +113,7 @@ def random_directions(norm: str, like: Tensor, rows: Tensor, seed: int, step: in
     return signed / vector_norms(norm, signed).clamp_min(TINY)[:, None]
 
 
-DUAL_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
+DUAL_NORM_BY_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 def vector_norms(norm: str, d: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ...objectives import Index
+from ...objectives import RowIndex
 from ..rows import broadcast_rows
 from .constraints import TINY, l2_norm
 
 ARMIJO_FRACTION = 1e-4  # the fraction of the expected decrease that a step must bring
-MIN_STEP_SCALE = 2.0**-20  # where even that brings no decrease, the row is finished
+MIN_BACKTRACKING_STEP_SCALE = 2.0**-20  # where even that brings no decrease, the row is finished
 dot = torch.linalg.vecdot
 
 
@@ -39,7 +39,7 @@ class LBFGSState:
     was_accepted: Tensor  # (n,) bool: the last trial
     finished: Tensor  # (n,) bool
 
-    def rows(self, index: Index) -> LBFGSState:
+    def rows(self, index: RowIndex) -> LBFGSState:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def replace_rows(self, index: Tensor, other: LBFGSState) -> LBFGSState:
@@ -58,12 +58,12 @@ class LBFGSState:
         step = trial - self.z
         expected_change = dot(self.grad, step)  # negative
         is_accepted = (value <= self.value + ARMIJO_FRACTION * expected_change) & (expected_change < 0)
-        accepted_state = self._with_accepted_steps(is_accepted, trial, value, grad, step)
+        accepted_state = self._apply_accepted_steps(is_accepted, trial, value, grad, step)
         decrease = self.value - value
         converged = is_accepted & (decrease <= tolerance * value.abs().clamp_min(TINY))
         direction = torch.where(is_accepted[:, None], accepted_state._direction(lower, upper), self.direction)
         step_scale = torch.where(is_accepted, 1, self.step_scale * self._backtrack_factor(value))
-        stalled = ~is_accepted & ((step_scale < MIN_STEP_SCALE) | ~self.value.isfinite())
+        stalled = ~is_accepted & ((step_scale < MIN_BACKTRACKING_STEP_SCALE) | ~self.value.isfinite())
         is_flat = is_accepted & (-dot(accepted_state.grad, direction) <= tolerance * value.abs())  # below rounding
         return replace(
             accepted_state,
@@ -93,7 +93,7 @@ class LBFGSState:
         factor: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(TINY)
         return factor.nan_to_num(0.1).clamp(0.1, 0.5)
 
-    def _with_accepted_steps(
+    def _apply_accepted_steps(
         self, is_accepted: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor
     ) -> LBFGSState:
         accepted_column, change = is_accepted[:, None], grad - self.grad

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...box import Box
 from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
-from ...model.state import syncs_on_read
+from ...model.state import waits_for_device_on_read
 from ...objectives import Objective
 from ...rng import step_generator
 from ..cpu_cache import gradient_batch_plan
@@ -27,7 +27,7 @@ from .constraints import Constraint
 from .optimizers import PlainAscent
 from .parameterizations import Canvas
 
-ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
+ScoreStopAndGradFn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 STEPS_PER_MODEL_ISOLATION = 8  # steps before other threads may use the model
 SYNC_INTERVAL_STEPS = 8  # steps between reads of values on an accelerator: each read waits for the device
 
@@ -73,7 +73,7 @@ class _BatchOptimizer:
         self.state = BatchState.initial(canvas().detach().clone(), config.sum_abs_grads, frozen_rows)
         self.forward_count = self.step_count = 0  # of the active rows
         self.active = torch.arange(len(self.state.input), device=self.state.input.device)
-        self.sync_is_slow = syncs_on_read(self.active.device)
+        self.sync_is_slow = waits_for_device_on_read(self.active.device)
         self.batch_dependent = box.batch_dependent or any(
             o.batch_dependent for o in (objective, *config.extra_objectives)
         )
@@ -155,7 +155,7 @@ class _BatchOptimizer:
             is_identity = len(self.params) == 1 and self.params[0] is x
             return [grad] if is_identity else list(torch.autograd.grad(x, self.params, grad))
 
-    def _forward_with_grad_fn(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
+    def _forward_with_grad_fn(self, x: Tensor, step: int, is_last: bool) -> ScoreStopAndGradFn:
         """One forward pass: the score, the value of `stop_when`, and a function for the gradient of the score."""
         self.forward_count += 1
         layers = frozenset[str]() if self.stop_when is None else self.stop_when.layers
@@ -165,7 +165,7 @@ class _BatchOptimizer:
             stop_value = None if self.stop_when is None else self.stop_when(acts).detach()
         return score, stop_value, lambda: self._score_grad(score, acts, x, step)
 
-    def _forward_over_model_noise(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
+    def _forward_over_model_noise(self, x: Tensor, step: int, is_last: bool) -> ScoreStopAndGradFn:
         """The means over samples of the model's own noise, one at a time: expectation over transformation.
 
         Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ...objectives import Index
+from ...objectives import RowIndex
 from ...rng import normal, uniform
 from .colors import Palette
 
@@ -21,7 +21,7 @@ class Canvas(nn.Module, ABC):
         """The images (N, ...)."""
 
     @abstractmethod
-    def rows(self, index: Index) -> Canvas:
+    def rows(self, index: RowIndex) -> Canvas:
         """The same canvas for some of the examples."""
 
 
@@ -35,7 +35,7 @@ class RawCanvas(Canvas):
     def forward(self) -> Tensor:
         return self.x
 
-    def rows(self, index: Index) -> RawCanvas:
+    def rows(self, index: RowIndex) -> RawCanvas:
         return RawCanvas(self.x[index], copy=isinstance(index, slice))  # other indices copy themselves
 
 
@@ -71,7 +71,7 @@ class FourierCanvas(Canvas):
         image: Tensor = torch.fft.irfft2(self.scale * torch.view_as_complex(self.z), s=self.size)
         return self.palette.to_colors(image)
 
-    def rows(self, index: Index) -> FourierCanvas:
+    def rows(self, index: RowIndex) -> FourierCanvas:
         return FourierCanvas(self.z[index], self.size, self.scale, self.palette)
 
 
@@ -102,7 +102,7 @@ class PhaseCanvas(Canvas):
         image: Tensor = torch.fft.irfft2(spectrum, s=self.size)
         return self.palette.to_colors(image)
 
-    def rows(self, index: Index) -> PhaseCanvas:
+    def rows(self, index: RowIndex) -> PhaseCanvas:
         return PhaseCanvas(self.phase[index], self.size, self.magnitude, self.palette)
 
 

@@ -23,12 +23,12 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...inputs.tokens import Tokens
 from ...model.nan_checks import check_finite_scores
-from ...settings import Holds
+from ...settings import ValueRole
 from ...validation import check_float, check_seed
 
 Baseline = Annotated[
     str | float | Tensor | None,
-    Holds("str"),
+    ValueRole("str"),
     "What x is compared with: a kind, a number or a tensor; None is black for images, the mean for features.",
 ]
 """The kinds are "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself, blurred)
@@ -88,10 +88,10 @@ def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
 
 def _text_baseline(inputs: Tokens, x: Tensor, kind: Any) -> Tensor:
     """Texts in which every token that is not special is masked, padding, or zero. Raises InputError."""
-    kind = inputs.default_fill if kind is None else kind
+    kind = inputs.default_fill_kind if kind is None else kind
     if kind not in TEXT_BASELINES:
         raise InputError(f"baseline is {', '.join(map(repr, TEXT_BASELINES))} for texts; got {kind!r}")
-    return inputs.filled(x, kind)
+    return inputs.fill_tokens(x, kind)
 
 
 def _broadcast_baseline(inputs: Inputs, x: Tensor, baseline_values: Tensor) -> Tensor:

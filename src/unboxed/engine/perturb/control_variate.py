@@ -50,7 +50,7 @@ def make_surrogate_and_reference_masks(
     return KernelRidgeSurrogate(sampled.float_masks[1:]), masks
 
 
-def fit_local_model(
+def fit_local_model_with_control_variate(
     design: RegressionDesign,
     y: Tensor,
     *,

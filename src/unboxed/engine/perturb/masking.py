@@ -155,10 +155,10 @@ class _MaskedRunner:
                 len(rows), *active_segment_index.shape[1:]
             )
             points = torch.where(keep_mask, masking.x[rows], masking.baseline_values[rows])
-        return score_points(box, points, self.objectives, rows)
+        return score_perturbed_inputs(box, points, self.objectives, rows)
 
 
-def score_points(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
+def score_perturbed_inputs(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
     """Scores (R, T) of points (R, ...) made from the examples `rows` (R,), in the box's dtype."""
     layers = frozenset[str]().union(*(o.layers for o in objectives))
     with box.isolated(grad=False):

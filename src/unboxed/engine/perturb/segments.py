@@ -22,11 +22,11 @@ from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...inputs.tokens import Tokens
-from ...settings import Holds
+from ...settings import ValueRole
 from ...validation import check_int, nearest_names, suggestion_text
 
 Segments = Annotated[
-    Any, Holds("str"), "Which values are masked together: a kind of superpixels, a number of them, or a map of ids."
+    Any, ValueRole("str"), "Which values are masked together: a kind of superpixels, a number of them, or a map of ids."
 ]
 """A name ("slic", "quickshift", "squares", "pixels"); a name with a number, such as ("slic", 30) for 30 superpixels or
 ("squares", 4) for squares of 4 x 4 pixels; an int for so many SLIC superpixels; or a tensor of ids (int): (H, W) for

@@ -52,11 +52,11 @@ class KernelRidgeSurrogate:
         center, scale = t[:MAX_TRAINING_MASKS].mean(), t[:MAX_TRAINING_MASKS].std().clamp(min=1e-12)
         standardized = (t - center) / scale
 
-        def unstandardize(h: Tensor) -> Tensor:
+        def undo_standardization(h: Tensor) -> Tensor:
             return (h * scale + center).sigmoid() if use_log_odds else h * scale + center
 
         interaction_weights, noise = self._select_kernel_and_noise(
-            standardized[:N_KERNEL_SELECTION_MASKS], lambda h: unexplained(unstandardize(h))
+            standardized[:N_KERNEL_SELECTION_MASKS], lambda h: unexplained(undo_standardization(h))
         )
         inverse = self._kernel_inverse(interaction_weights, noise)
         alpha = inverse @ standardized[:MAX_TRAINING_MASKS]
@@ -64,18 +64,18 @@ class KernelRidgeSurrogate:
             alpha, inverse.diagonal(), inverse.diagonal(1)
         )
 
-        def g(masks: Tensor) -> Tensor:
+        def surrogate_score(masks: Tensor) -> Tensor:
             parts = [
                 interaction_kernel(part, self.z[:MAX_TRAINING_MASKS], interaction_weights) @ alpha
                 for part in torch.split(masks, SURROGATE_MASKS_PER_BATCH)
             ]
-            return unstandardize(torch.cat(parts))
+            return undo_standardization(torch.cat(parts))
 
         return (
-            torch.cat([unstandardize(held_out), g(self.z[MAX_TRAINING_MASKS:])])
+            torch.cat([undo_standardization(held_out), surrogate_score(self.z[MAX_TRAINING_MASKS:])])
             if len(self.z) > MAX_TRAINING_MASKS
-            else unstandardize(held_out)
-        ), g
+            else undo_standardization(held_out)
+        ), surrogate_score
 
     def _select_kernel_and_noise(self, r: Tensor, unexplained: SelectionLossFn) -> tuple[InteractionWeights, float]:
         losses = {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
-from ...model.batching import BatchSize, map_in_batches, outputs_of_all_pairs
+from ...model.batching import BatchSize, map_in_batches, run_all_pairs
 from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
 from ...objectives import Objective, mean_over_positions
 from ..read.edited_runs import VariantOutputs
@@ -67,18 +67,18 @@ def run_windows(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        return _to_outputs(outputs_of_all_pairs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
+        return _as_variant_outputs(run_all_pairs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
     if runs.is_worth_incremental(n_positions):
-        return _to_outputs(
-            [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]
+        return _as_variant_outputs(
+            [torch.stack(h) for h in zip(*(runs.run_one_image(i, batch_size) for i in range(n)), strict=True)]
         )
     flat_runs = runs.run_full_batched(
         torch.arange(n).repeat_interleave(n_positions), torch.arange(n_positions).repeat(n), batch_size
     )
-    return _to_outputs([h.view(n, n_positions, *h.shape[1:]) for h in flat_runs])
+    return _as_variant_outputs([h.view(n, n_positions, *h.shape[1:]) for h in flat_runs])
 
 
-def _to_outputs(tensors: Sequence[Tensor]) -> VariantOutputs:
+def _as_variant_outputs(tensors: Sequence[Tensor]) -> VariantOutputs:
     return VariantOutputs(tensors[0], tensors[1] if len(tensors) > 1 else None)
 
 
@@ -116,7 +116,7 @@ class _WindowRunner:
     return_logits: bool
     n_windows: int  # positions from here on leave images unchanged
 
-    def patch_at(self, row: int, position: int) -> Tensor:
+    def replacement_at(self, row: int, position: int) -> Tensor:
         """What replaces the image at a position, (C, h, w)."""
         (top, left), (h, w) = self.corners[position].tolist(), self.size
         patch = self.patches[row] if position < self.n_windows else self.x[row]
@@ -138,7 +138,7 @@ class _WindowRunner:
         images, (h, w) = self.x[rows.to(self.x.device)], self.size  # a copy
         for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             top, left = self.corners[position].tolist()
-            images[i, :, top : top + h, left : left + w] = self.patch_at(row, position)
+            images[i, :, top : top + h, left : left + w] = self.replacement_at(row, position)
         with self.box.isolated(grad=False):
             return self.forward(images, rows)
 
@@ -160,7 +160,7 @@ class _WindowRunner:
             and self.size[0] * self.size[1] <= MAX_INCREMENTAL_WINDOW_FRACTION * pixels
         )
 
-    def run_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
+    def run_one_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
         """All positions of one image."""
         n_positions, base = len(self.corners), BasePass()
         if row_bytes := self.bytes_per_row(base, row):
@@ -168,7 +168,9 @@ class _WindowRunner:
                 return self.run_incremental_batched(
                     base,
                     row,
-                    min(MAX_AUTO_WINDOW_BATCH_ROWS, self.box.rows_within(WINDOW_BATCH_MEMORY_DIVISOR * row_bytes)),
+                    min(
+                        MAX_AUTO_WINDOW_BATCH_ROWS, self.box.max_rows_in_memory(WINDOW_BATCH_MEMORY_DIVISOR * row_bytes)
+                    ),
                     batch_size,
                 )
             except Exception:  # the model behaves differently from its first run: whole images decide
@@ -210,7 +212,7 @@ class _WindowRunner:
         cache, key = self.bytes_cache, self.cache_key
         if key not in cache:
             probes = torch.tensor([len(self.corners) // 2, 0])
-            agree = self._matches_full_run(base, row, probes) and self.with_noise_images()._matches_full_run(
+            agree = self._matches_full_run(base, row, probes) and self.runner_on_noise_images()._matches_full_run(
                 BasePass(), row, probes
             )
             cache[key] = max(1, base.bytes_per_row) if agree else 0
@@ -222,7 +224,7 @@ class _WindowRunner:
             outputs = self.forward(
                 cast(Tensor, self._windowed_input(base, row, positions)), torch.full((len(positions),), row)
             )
-            if ops.depends_on_ties or base.has_live_windowed_tensors:
+            if ops.depends_on_ties or base.has_referenced_windowed_tensors:
                 raise UnboxedError("the model stores a windowed tensor, or asks where its largest values are")
             return outputs
 
@@ -234,10 +236,10 @@ class _WindowRunner:
         else:
             cuts = crop(patch, top, left, self.size).permute(0, 3, 1, 2)
         for i in (positions >= self.n_windows).nonzero().flatten().tolist():
-            cuts[i] = self.patch_at(row, int(positions[i]))
+            cuts[i] = self.replacement_at(row, int(positions[i]))
         return WindowedTensor.from_windows(base, self.x[row : row + 1], cuts, top, left)
 
-    def with_noise_images(self) -> _WindowRunner:
+    def runner_on_noise_images(self) -> _WindowRunner:
         """The same run on noise images: in x a window may change nothing, and so reveal nothing."""
         image, patch = self.box.noise(2)
         return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import DataError, InputError
-from ...inputs.forms import LABEL_COLUMNS
-from ...inputs.labels import ClassLabels, label_value, match_labels, match_names
+from ...inputs.forms import HF_LABEL_COLUMN_NAMES
+from ...inputs.labels import ClassLabels, label_to_value, match_label_names_to_classes, match_labels_to_classes
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LabelNames:
         if not self.names or classes is None:
             return {}
         kind = "subfolders" if self.made_from_names else "classes"
-        return match_labels(
+        return match_labels_to_classes(
             self.names, classes, made_from_names=self.made_from_names, names_source=f"{kind} of {source}"
         )
 
@@ -71,7 +71,7 @@ def dataset_class_names(data: Any) -> LabelNames:
     if isinstance(names, (list, tuple)):
         return LabelNames(dict(enumerate(map(str, names))), made_from_names)
     if isinstance(features := getattr(data, "features", None), Mapping):
-        columns = [features[name] for name in LABEL_COLUMNS if name in features]
+        columns = [features[name] for name in HF_LABEL_COLUMN_NAMES if name in features]
         return LabelNames(dict(enumerate(getattr(columns[0], "names", ()) or ())) if columns else {})
     parts = getattr(data, "datasets", None)
     if isinstance(parts, (list, tuple)):
@@ -92,9 +92,9 @@ def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Te
         if is_same or labels.is_floating_point() or column.ndim != 1:
             return column
         return torch.tensor([class_of.get(label, label) for label in column.tolist()])
-    values = [label_value(label, f"example {i}") for i, label in enumerate(labels)]
+    values = [label_to_value(label, f"example {i}") for i, label in enumerate(labels)]
     names = [value for value in values if isinstance(value, str)]
-    class_by_name = match_names(names, box.classes) if names else {}
+    class_by_name = match_label_names_to_classes(names, box.classes) if names else {}
     return torch.tensor([_class_of(value, class_of, class_by_name) for value in values])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...model.batching import BatchSize, is_out_of_memory, outputs_of_all_pairs
+from ...model.batching import BatchSize, is_out_of_memory_error, run_all_pairs
 from ...model.hooks import Edit
 from ...model.replay import LOW_PRECISION_TOLERANCE, ROUNDING_TOLERANCE_BY_DTYPE, is_close
 from ...objectives import Objective, mean_over_positions
@@ -68,13 +68,13 @@ def run_variants(
         try:
             return runner.run(examples, variants, mode)
         except Exception as error:
-            if mode == "whole" or is_out_of_memory(error):
+            if mode == "whole" or is_out_of_memory_error(error):
                 raise
             LOG.info("%s runs failed; whole runs follow", mode, exc_info=True)
         mode = "whole"  # the model behaves differently from the trial
         return runner.run(examples, variants)
 
-    score, *rest = outputs_of_all_pairs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
+    score, *rest = run_all_pairs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
     return VariantOutputs(score, rest[0] if rest else None)
 
 

@@ -15,7 +15,7 @@ from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.labels import ClassLabels
 from ...model.batching import BatchSize
-from ...objectives import Objective, constant, mean_over_positions
+from ...objectives import Objective, constant_to_like, mean_over_positions
 from ...validation import check_float, check_int
 from ..rows import broadcast_rows
 
@@ -50,7 +50,7 @@ class UnitEdit:
         index = self._edited_index(h)
         edited, value = h.clone(), self.value
         if isinstance(value, Tensor):
-            value = _broadcast_value(constant(value, h).to(h.dtype), h[index])
+            value = _broadcast_value(constant_to_like(value, h).to(h.dtype), h[index])
         try:
             edited[index] = value if self.factor == 0 else self.factor * h[index] + value  # 0 * inf would be NaN
         except RuntimeError as error:

@@ -33,7 +33,7 @@ class FittedTSNE:
         """The positions (M, 2) of new features (M, D) in the fitted embedding, which does not change."""
         components = features if self.pca is None else self.pca.transform(features)
         if self.tsne_embedding is None:
-            return _project_on_two_components(self.components, components)
+            return _first_two_components(self.components, components)
         perplexity = min(5.0, (len(self.points) - 1) / 3)
         return np.asarray(self.tsne_embedding.transform(components, perplexity=perplexity), dtype=np.float64)
 
@@ -43,7 +43,7 @@ def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Fit
     if (
         len(features) < MIN_TSNE_POINTS or np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max()
     ):  # few, or all equal
-        return FittedTSNE(_project_on_two_components(features, features), features, None, None)
+        return FittedTSNE(_first_two_components(features, features), features, None, None)
     components, pca = pca_features_and_model(features)
     tsne_embedding = make_unfitted_tsne(len(features), perplexity, seed).fit(components)
     return FittedTSNE(np.array(tsne_embedding, dtype=np.float64), components, pca, tsne_embedding)
@@ -79,7 +79,7 @@ def _isolating_global_rng() -> AbstractContextManager[None]:
     return state.forking_rngs_with_lock(0, torch.device("cpu"))
 
 
-def _project_on_two_components(reference: Array, rows: Array) -> Array:
+def _first_two_components(reference: Array, rows: Array) -> Array:
     """The first two principal components of a few points; a single point, or equal ones, are at zero."""
     mean = reference.mean(0)
     axes = np.linalg.svd(reference - mean, full_matrices=False)[2][:2]  # (2, D) or fewer

@@ -15,20 +15,20 @@ from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.base import Inputs
 from ...inputs.examples import (
-    Opened,
+    OpenedData,
     OpenedDataset,
     OpenedStream,
     input_batches,
-    is_single_pass,
+    is_single_pass_data,
     iter_examples,
     open_data,
     stack_inputs,
 )
-from ...inputs.items import SkippedExamples, without_label
-from ...inputs.labels import label_value
+from ...inputs.items import SkippedExamples, drop_label
+from ...inputs.labels import label_to_value
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
-from ..cpu_cache import data_batch_rows
+from ..cpu_cache import data_examples_per_batch
 from .class_labels import labels_to_classes
 
 
@@ -54,7 +54,7 @@ def for_each_batch(
     All at once for a batch-dependent model. Raises DataError, and InputError for inputs that do not fit the box.
     """
     batch_size = check_batch_size(batch_size)
-    max_rows = max_rows or data_batch_rows(box)
+    max_rows = max_rows or data_examples_per_batch(box)
     rows_per_batch = min(max_rows, box.batch_limit) if batch_size == "auto" else batch_size
     for x in input_batches(
         open_data(data, box.inputs), sys.maxsize if box.batch_dependent else rows_per_batch, skipped
@@ -121,7 +121,7 @@ class _ExamplesWithOptionalLabels:
 
     @property
     def has_labels(self) -> bool:
-        return isinstance(self.labels, Tensor) or any(label_value(label) is not None for label in self.labels)
+        return isinstance(self.labels, Tensor) or any(label_to_value(label) is not None for label in self.labels)
 
     def require_labels(self) -> _ExamplesWithOptionalLabels:
         """The examples themselves. Raises DataError where they have no labels."""
@@ -145,15 +145,21 @@ def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Te
     Raises as `labeled_examples`.
     """
     skipped, opened, n_read = SkippedExamples(), open_data(data, box.inputs), 0
-    for part in _record_batches(opened, size, skipped):
-        batch = _read_first_examples(box, part, None) if isinstance(part, tuple) else _from_records(box, part, skipped)
+    for part in _iter_record_batches(opened, size, skipped):
+        batch = (
+            _read_first_examples(box, part, None)
+            if isinstance(part, tuple)
+            else _examples_from_records(box, part, skipped)
+        )
         n_read += len(batch.x)
         yield batch.x, batch.require_labels().classes(box, data)
     skipped.require_some_read(n_read)
     skipped.warn()
 
 
-def _record_batches(opened: Opened, size: int, skipped: SkippedExamples) -> Iterator[tuple[Any, Any] | list[Any]]:
+def _iter_record_batches(
+    opened: OpenedData, size: int, skipped: SkippedExamples
+) -> Iterator[tuple[Any, Any] | list[Any]]:
     """(x, y) of slices of tensors, or lists of examples."""
     if isinstance(opened, tuple) and opened[1] is not None:
         yield from ((opened[0][i : i + size], opened[1][i : i + size]) for i in range(0, len(opened[0]), size))
@@ -163,7 +169,7 @@ def _record_batches(opened: Opened, size: int, skipped: SkippedExamples) -> Iter
         yield part
 
 
-def _from_records(box: Box, records: list[Any], skipped: SkippedExamples) -> _ExamplesWithOptionalLabels:
+def _examples_from_records(box: Box, records: list[Any], skipped: SkippedExamples) -> _ExamplesWithOptionalLabels:
     labels = [record[1] if isinstance(record, (tuple, list)) else None for record in records]
     return _ExamplesWithOptionalLabels(box.validate_inputs(stack_inputs(records)), labels, skipped)
 
@@ -180,7 +186,7 @@ def _read_first_examples(box: Box, data: Any, max_examples: int | None) -> _Exam
     records = list(islice(iter_examples(opened, skipped), max_examples))
     skipped.require_some_read(len(records))
     skipped.warn()
-    return _from_records(box, records, skipped)
+    return _examples_from_records(box, records, skipped)
 
 
 def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int], inputs: Inputs | None = None) -> Tensor:
@@ -190,9 +196,9 @@ def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int], inputs: Inputs
     be read only once.
     """
     row_numbers = torch.as_tensor(dataset_rows).flatten().tolist()
-    if is_single_pass(data):
+    if is_single_pass_data(data):
         raise DataError("these data can be read only once, or come in another order each time: pass them as a Dataset")
-    opened = without_label(open_data(data, inputs))
+    opened = drop_label(open_data(data, inputs))
     has_length = not isinstance(opened, OpenedStream)
     if row_numbers and (min(row_numbers) < 0 or (has_length and max(row_numbers) >= len(opened))):
         raise DataError(

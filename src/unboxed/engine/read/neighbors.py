@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...validation import check_int
-from ..results import OneLineReprMixin
+from ..results import ResultMixin
 
 Metric = Literal["euclidean", "cosine"]
 MAX_BLOCK_VALUES = 2**22  # distances, or values of differences, held at a time
@@ -19,7 +19,7 @@ _METRICS = ("euclidean", "cosine")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Neighbors(OneLineReprMixin):
+class Neighbors(ResultMixin):
     """The k nearest points of each query, the nearest first; of equally near ones the lower index."""
 
     returns: ClassVar[str] = "table"

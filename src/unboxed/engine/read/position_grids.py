@@ -45,7 +45,7 @@ def image_size(box: Box) -> Size:
     images = [part for part in parts if isinstance(part, Pixels)]
     sizes = {(part.shape[1], part.shape[2]) for part in images}
     if len(sizes) != 1:
-        taken = "images of several sizes: box.hold_others(name, x) is a box of one of them"
+        taken = "images of several sizes: box.fix_other_inputs(name, x) is a box of one of them"
         n_images_text = taken if images else "none, so there is no image to lay a map on"
         raise InputError(
             f"a map over the image needs a model that takes images (Pixels); this model takes {n_images_text}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
-from ...inputs.examples import as_batch
+from ...inputs.examples import to_batch
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels, PixelsOfAnySize
 from ...objectives import Objective
@@ -29,7 +29,7 @@ def require_images(box: Box, caller: str) -> Pixels:
     """The box's inputs, if they are images. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
         inputs_type = type(box.inputs).__name__
-        way = ": box.hold_others(name, x) is a box of one of them" if isinstance(box.inputs, MultiInput) else ""
+        way = ": box.fix_other_inputs(name, x) is a box of one of them" if isinstance(box.inputs, MultiInput) else ""
         raise InputError(f"{caller} needs a model that takes images alone (Pixels); this one takes {inputs_type}{way}")
     return box.inputs
 
@@ -39,7 +39,7 @@ def validate_any_size(box: Box, x: Any, caller: str) -> Tensor:
     inputs = require_images(box, caller)
     if inputs.n_axes != 2:  # signals and volumes have one size
         return box.validate_inputs(x)
-    x = as_batch(x, PixelsOfAnySize(inputs.shape, white=inputs.white))
+    x = to_batch(x, PixelsOfAnySize(inputs.shape, white=inputs.white))
     if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
         inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
     inputs.check(x)

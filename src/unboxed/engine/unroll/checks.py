@@ -6,21 +6,24 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, NaNError, UnboxedError
-from ...model.nan_checks import NAN_HINT, format_rows
+from ...model.nan_checks import NAN_HINT, rows_text
 from .model_training import ModelTraining
-from .training import State, Training, differentiable_leaves
+from .training import Training, TrainingState, differentiable_leaves
 
-MAX_DIFFERENCE = 1e-2  # of two runs of a step, relative to what it changes: rounding may differ, draws may not
+MAX_RELATIVE_REPEAT_DIFFERENCE = (
+    1e-2  # of two runs of a step, relative to what it changes: rounding may differ, draws may not
+)
 
 
-def check_repeatable(training: Training) -> None:
+def check_steps_are_repeatable(training: Training) -> None:
     """Raise InputError where a step that is repeated gives another state: it draws without keys."""
     t = training.n_steps // 2
     weights = training.example_weights()[training.batches[t]]
     first, again = (training.next_state(training.start, t, weights) for _ in range(2))
-    if _distance(first, again) > MAX_DIFFERENCE * _distance(first, training.start):
+    if _state_distance(first, again) > MAX_RELATIVE_REPEAT_DIFFERENCE * _state_distance(first, training.start):
         raise InputError(
-            f"step {t} of this training gives another state when it is repeated: {training.random_part(t)} draws "
+            f"step {t} of this training gives another state when it is repeated: "
+            f"{training.name_of_random_part(t)} draws "
             "random numbers without keys, so that no run is the training again. Draw them by generators that are "
             "seeded by the step (augment gets one)"
         )
@@ -47,21 +50,21 @@ def check_finite_scores(scores: Tensor) -> None:
     if rows := (~scores.isfinite()).any(0).nonzero().flatten().tolist():
         raise NaNError(
             f"the derivative is NaN or infinite for {len(rows)} of {scores.shape[1]} training examples "
-            f"({format_rows(rows)}): its loss may be, or its gradient. {NAN_HINT}", rows, "training examples",
+            f"({rows_text(rows)}): its loss may be, or its gradient. {NAN_HINT}", rows, "training examples",
         )  # fmt: skip
 
 
-def not_finite_error(training: Training, query: int) -> UnboxedError:
+def nonfinite_query_loss_error(training: Training, query: int) -> UnboxedError:
     """The error of a query's loss that is not finite: it names the training examples that made it so, or the lr."""
-    if rows := _examples_without_loss(training):
+    if rows := _examples_with_nonfinite_loss(training):
         return NaNError(
             f"the loss is NaN or infinite for {len(rows)} of {training.n_examples} training examples "
-            f"({format_rows(rows)}), and so is the model after them. {NAN_HINT}", rows, "training examples",
+            f"({rows_text(rows)}), and so is the model after them. {NAN_HINT}", rows, "training examples",
         )  # fmt: skip
     return InputError(f"the loss of query {query} is not a finite number after the training; use a smaller lr")
 
 
-def _examples_without_loss(training: Training) -> list[int]:
+def _examples_with_nonfinite_loss(training: Training) -> list[int]:
     """Those of the first step from which numbers are not finite; none where it is no single examples."""
     if not isinstance(training, ModelTraining):
         return []
@@ -74,6 +77,6 @@ def _examples_without_loss(training: Training) -> list[int]:
     return []
 
 
-def _distance(a: State, b: State) -> float:
+def _state_distance(a: TrainingState, b: TrainingState) -> float:
     parts = [(a[name] - b[name]).double().norm() for name, h in b.items() if h.is_floating_point()]
     return float(torch.stack([p.cpu() for p in parts]).norm()) if parts else 0.0

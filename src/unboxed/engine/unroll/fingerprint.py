@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...checkpointing import tensor_digest
 from .model_training import ModelTraining
-from .training import State, Training
+from .training import Training, TrainingState
 
 
-def training_fingerprint(training: Training, final: State, x: Tensor, y: Any) -> dict[str, Any]:
+def training_fingerprint(training: Training, final: TrainingState, x: Tensor, y: Any) -> dict[str, Any]:
     """A training with its final state, and queries, as the settings of a checkpoint.
 
     The losses after it stand for what digests cannot: its learning rates, its loss, its code.

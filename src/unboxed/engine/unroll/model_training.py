@@ -15,10 +15,10 @@ from ...inputs.base import Inputs
 from ...model import state as model_state
 from ...model.outputs import OutputKind
 from ...validation import check_float, check_int, check_seed
-from ..example_gradients.labels import read_labeled
-from ..example_gradients.losses import ExampleLoss, check_one_per_example, resolve_loss
+from ..example_gradients.labels import read_training_examples
+from ..example_gradients.losses import ExampleLoss, check_losses_per_example, resolve_loss
 from ..randomized import copy_model, randomize_all_layers
-from .optimizers import update_of
+from .optimizers import optimizer_update_of
 from .raw_forward import RawForward
 from .schedules import (
     OptimizerFactory,
@@ -29,12 +29,15 @@ from .schedules import (
     make_optimizer,
     shuffled_batches,
 )
-from .training import State, Training, batched_vjp, differentiable_leaves
+from .training import Training, TrainingState, differentiable_leaves, vjp_of_all_queries
 
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PARAMETER, BUFFER = "parameter.", "buffer."  # prefixes of what a state holds; an optimizer's slots have theirs
+CONVOLUTION_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX = (
+    "parameter.",
+    "buffer.",
+)  # prefixes of what a state holds; an optimizer's slots have theirs
 
 
 class ModelTraining(Training):
@@ -104,7 +107,7 @@ class ModelTraining(Training):
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
             "outputs": self._box.outputs,
         }  # fmt: skip
-        self.x, self.y = read_labeled(self._box, train)
+        self.x, self.y = read_training_examples(self._box, train)
         self.seed = check_seed(seed)
         batches = shuffled_batches(len(self.x), batch_size, epochs, self.seed)
         copies = {n: nn.Parameter(p.detach().clone()) for n, p in self._box.model.named_parameters() if p.requires_grad}
@@ -113,7 +116,7 @@ class ModelTraining(Training):
         torch_optimizer = make_optimizer(
             optimizer, list(copies.values()), check_float("lr", lr, above=0), weight_decay, momentum
         )
-        self._update = update_of(torch_optimizer)
+        self._update = optimizer_update_of(torch_optimizer)
         self._hyperparameters = hyperparameters_by_step(torch_optimizer, schedule, len(batches), copies)
         self._names = list(self._hyperparameters[0])
         if not self._names:
@@ -123,7 +126,7 @@ class ModelTraining(Training):
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
         self._forward.draws = self._observe_first_step()
         # convolutions with many weights at once are grouped ones: half as fast as one after another
-        self.is_vectorized = not any(isinstance(m, CONVOLUTIONS) for m in self._box.model.modules())
+        self.is_vectorized = not any(isinstance(m, CONVOLUTION_TYPES) for m in self._box.model.modules())
 
     def reseed(self, seed: int) -> ModelTraining:
         """The same training retrained from scratch: other initial weights, order, dropout and augmentation."""
@@ -131,10 +134,13 @@ class ModelTraining(Training):
         return ModelTraining(fresh.model, fresh.inputs, (self.x, self.y), **self._settings, seed=seed)  # type: ignore[arg-type]
 
     @model_state.outside_inference_mode
-    def box(self, state: State) -> Box:
+    def box(self, state: TrainingState) -> Box:
         """The model with the parameters and buffers of a state, opened."""
         model = copy_model(self._box)
-        tensors = {**_part(state, PARAMETER), **_part(state, BUFFER)}
+        tensors = {
+            **_entries_with_prefix(state, PARAMETER_KEY_PREFIX),
+            **_entries_with_prefix(state, BUFFER_KEY_PREFIX),
+        }
         with torch.no_grad():
             for name, h in [*model.named_parameters(), *model.named_buffers()]:  # also buffers that are not saved
                 if name in tensors:
@@ -154,65 +160,84 @@ class ModelTraining(Training):
                 ) from error
         return bool(used)
 
-    def warm_start(self, final: State) -> State:
+    def warm_start(self, final: TrainingState) -> TrainingState:
         """With a fresh optimizer: its averages are corrected by the number of steps since they were zero."""
-        return {**self.start, **{name: h for name, h in final.items() if name.startswith((PARAMETER, BUFFER))}}
+        return {
+            **self.start,
+            **{name: h for name, h in final.items() if name.startswith((PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX))},
+        }
 
-    def random_part(self, t: int) -> str:
-        return "the model" if torch.equal(self._batch(t)[0], self._batch(t)[0]) else "augment"
+    def name_of_random_part(self, t: int) -> str:
+        return (
+            "the model"
+            if torch.equal(self._batch_inputs_and_labels(t)[0], self._batch_inputs_and_labels(t)[0])
+            else "augment"
+        )
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
-    def _initial_state(self) -> State:
+    def _initial_state(self) -> TrainingState:
         parameters = dict(self._box.model.named_parameters())
         buffers = dict(self._box.model.named_buffers())
         return {
-            **{PARAMETER + name: parameters[name].detach().clone() for name in self._names},
-            **{BUFFER + name: b.detach().clone() for name, b in buffers.items()},
+            **{PARAMETER_KEY_PREFIX + name: parameters[name].detach().clone() for name in self._names},
+            **{BUFFER_KEY_PREFIX + name: b.detach().clone() for name, b in buffers.items()},
             **{f"{slot}.{name}": torch.zeros_like(parameters[name])
                for slot in self._update.slot_names for name in self._names},
         }  # fmt: skip
 
-    def _step(self, state: State, t: int, weights: Tensor) -> State:
-        leaves = {name: h.detach().requires_grad_() for name, h in _part(state, PARAMETER).items()}
+    def _step(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
+        leaves = {
+            name: h.detach().requires_grad_() for name, h in _entries_with_prefix(state, PARAMETER_KEY_PREFIX).items()
+        }
         with torch.enable_grad():
-            loss, buffers = self._weighted_loss(leaves, _part(state, BUFFER), t, weights)
+            loss, buffers = self._weighted_loss(leaves, _entries_with_prefix(state, BUFFER_KEY_PREFIX), t, weights)
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        after = self._updated(state, dict(zip(leaves, gradients, strict=True)), t)
-        return {**after, **_with_prefix(BUFFER, buffers)}
+        after = self._optimizer_update(state, dict(zip(leaves, gradients, strict=True)), t)
+        return {**after, **_add_key_prefix(BUFFER_KEY_PREFIX, buffers)}
 
-    def functional_step(self, state: State, t: int, weights: Tensor) -> State:
+    def functional_step(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         gradients, buffers = torch.func.grad(self._weighted_loss, has_aux=True)(
-            _part(state, PARAMETER), _part(state, BUFFER), t, weights
+            _entries_with_prefix(state, PARAMETER_KEY_PREFIX),
+            _entries_with_prefix(state, BUFFER_KEY_PREFIX),
+            t,
+            weights,
         )
-        return {**self._updated(state, gradients, t), **_with_prefix(BUFFER, buffers)}
+        return {**self._optimizer_update(state, gradients, t), **_add_key_prefix(BUFFER_KEY_PREFIX, buffers)}
 
-    def _updated(self, state: State, gradients: Mapping[str, Tensor], t: int) -> State:
+    def _optimizer_update(self, state: TrainingState, gradients: Mapping[str, Tensor], t: int) -> TrainingState:
         """Parameters and slots after step t."""
-        after: State = {}
+        after: TrainingState = {}
         for name, h in self._hyperparameters[t].items():
             slots = tuple(state[f"{slot}.{name}"] for slot in self._update.slot_names)
-            parameter, slots = self._update(state[PARAMETER + name], gradients[name], slots, h, t)
-            after[PARAMETER + name] = parameter
+            parameter, slots = self._update(state[PARAMETER_KEY_PREFIX + name], gradients[name], slots, h, t)
+            after[PARAMETER_KEY_PREFIX + name] = parameter
             after |= {f"{slot}.{name}": value for slot, value in zip(self._update.slot_names, slots, strict=True)}
         return after
 
-    def batch_losses(self, state: State, t: int) -> Tensor:
+    def batch_losses(self, state: TrainingState, t: int) -> Tensor:
         """The losses (B,) of the examples of step t's batch, in training, at the state before it."""
-        x, y = self._batch(t)
+        x, y = self._batch_inputs_and_labels(t)
         seed = rng.derive_seed("step", self.seed, t)
         with torch.no_grad():
-            output, _ = self._forward.train_step(x, _part(state, PARAMETER), _part(state, BUFFER), seed)
+            output, _ = self._forward.train_step(
+                x,
+                _entries_with_prefix(state, PARAMETER_KEY_PREFIX),
+                _entries_with_prefix(state, BUFFER_KEY_PREFIX),
+                seed,
+            )
             return self._loss(output, y)
 
-    def _weighted_loss(self, parameters: State, buffers: State, t: int, weights: Tensor) -> tuple[Tensor, State]:
+    def _weighted_loss(
+        self, parameters: TrainingState, buffers: TrainingState, t: int, weights: Tensor
+    ) -> tuple[Tensor, TrainingState]:
         """The mean of the weighted losses of step t's batch; and the buffers after it."""
-        x, y = self._batch(t)
+        x, y = self._batch_inputs_and_labels(t)
         output, buffers = self._forward.train_step(x, parameters, buffers, rng.derive_seed("step", self.seed, t))
-        losses = check_one_per_example(self._loss(output, y), len(y))
+        losses = check_losses_per_example(self._loss(output, y), len(y))
         return (weights * losses).sum() / len(y), buffers
 
-    def _batch(self, t: int) -> tuple[Tensor, Tensor]:
+    def _batch_inputs_and_labels(self, t: int) -> tuple[Tensor, Tensor]:
         index = self.batches[t]
         x = self.x[index]
         if self._augment is not None:
@@ -220,59 +245,73 @@ class ModelTraining(Training):
             x = self._box.inputs.clip(self._augment(x, generator))
         return x, self.y[index]
 
-    def vjp(self, state: State, t: int, adjoint: State, weights: Tensor | None = None) -> tuple[State, Tensor]:
+    def vjp(
+        self, state: TrainingState, t: int, adjoint: TrainingState, weights: Tensor | None = None
+    ) -> tuple[TrainingState, Tensor]:
         with torch.enable_grad():
-            leaves = differentiable_leaves({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))})
-            parameters = _part(leaves, PARAMETER)
-            buffers = _part({**state, **leaves}, BUFFER)
+            leaves = differentiable_leaves(
+                {n: h for n, h in state.items() if n.startswith((PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX))}
+            )
+            parameters = _entries_with_prefix(leaves, PARAMETER_KEY_PREFIX)
+            buffers = _entries_with_prefix({**state, **leaves}, BUFFER_KEY_PREFIX)
             weights = self.differentiable_weights(t, weights)
             loss, buffers = self._weighted_loss(parameters, buffers, t, weights)
             gradients = dict(zip(parameters, torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip
         before = self._update_adjoint(state, {k: g.detach() for k, g in gradients.items()}, t, adjoint)
         outputs = [(g, before.pop("gradient." + name)) for name, g in gradients.items()]
-        outputs += [(b, adjoint[BUFFER + name]) for name, b in buffers.items() if BUFFER + name in adjoint]
+        outputs += [
+            (b, adjoint[BUFFER_KEY_PREFIX + name]) for name, b in buffers.items() if BUFFER_KEY_PREFIX + name in adjoint
+        ]
         outputs = [(value, adj) for value, adj in outputs if value.requires_grad]
-        *by_leaf, by_weight = batched_vjp(
+        *by_leaf, by_weight = vjp_of_all_queries(
             [value for value, _ in outputs], [adj for _, adj in outputs], [*leaves.values(), weights]
         )
         for name, h in zip(leaves, by_leaf, strict=True):
             before[name] = before[name].add_(h) if name in before else h
         return before, by_weight
 
-    def _update_adjoint(self, state: State, gradients: State, t: int, adjoint: State) -> State:
+    def _update_adjoint(
+        self, state: TrainingState, gradients: TrainingState, t: int, adjoint: TrainingState
+    ) -> TrainingState:
         """The adjoint before the optimizer's update, and that of the gradient, as "gradient.NAME"."""
-        before: State = {}
-        after = self._updated(state, gradients, t)
+        before: TrainingState = {}
+        after = self._optimizer_update(state, gradients, t)
         for name, h in self._hyperparameters[t].items():
             keys = [f"{slot}.{name}" for slot in self._update.slot_names]
             adj = self._update.adjoint(
-                state[PARAMETER + name], gradients[name], tuple(after[key] for key in keys), h, t,
-                adjoint[PARAMETER + name], tuple(adjoint[key] for key in keys),
+                state[PARAMETER_KEY_PREFIX + name], gradients[name], tuple(after[key] for key in keys), h, t,
+                adjoint[PARAMETER_KEY_PREFIX + name], tuple(adjoint[key] for key in keys),
             )  # fmt: skip
-            before |= {PARAMETER + name: adj.parameter, "gradient." + name: adj.gradient}
+            before |= {PARAMETER_KEY_PREFIX + name: adj.parameter, "gradient." + name: adj.gradient}
             before |= dict(zip(keys, adj.slots, strict=True))
         return before
 
-    def _query_loss(self, state: State, x: Tensor, y: Any) -> Tensor:
-        output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))
-        return check_one_per_example(self._loss(output, y), len(x))
+    def _query_loss(self, state: TrainingState, x: Tensor, y: Any) -> Tensor:
+        output = self._forward.evaluate(
+            x, _entries_with_prefix(state, PARAMETER_KEY_PREFIX), _entries_with_prefix(state, BUFFER_KEY_PREFIX)
+        )
+        return check_losses_per_example(self._loss(output, y), len(x))
 
-    def class_losses(self, state: State, x: Tensor, n_classes: int) -> Tensor:
-        output = self._forward.evaluate(x, _part(state, PARAMETER), _part(state, BUFFER))  # once for all classes
+    def class_losses(self, state: TrainingState, x: Tensor, n_classes: int) -> Tensor:
+        output = self._forward.evaluate(
+            x, _entries_with_prefix(state, PARAMETER_KEY_PREFIX), _entries_with_prefix(state, BUFFER_KEY_PREFIX)
+        )  # once for all classes
         labels = torch.arange(n_classes, device=x.device).repeat(len(x))
         cross_entropy = resolve_loss(self._box, None)  # of classes with other weights no difference is a margin
         return cross_entropy(output.repeat_interleave(n_classes, 0), labels).reshape(len(x), n_classes)
 
-    def query_adjoint(self, state: State, x: Tensor, y: Any) -> State:
-        used = super().query_adjoint({n: h for n, h in state.items() if n.startswith((PARAMETER, BUFFER))}, x, y)
+    def query_adjoint(self, state: TrainingState, x: Tensor, y: Any) -> TrainingState:
+        used = super().query_adjoint(
+            {n: h for n, h in state.items() if n.startswith((PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX))}, x, y
+        )
         unused = {n: h.new_zeros(len(x), *h.shape) for n, h in state.items() if h.is_floating_point()}
         return unused | used
 
 
-def _part(state: State, prefix: str) -> State:
+def _entries_with_prefix(state: TrainingState, prefix: str) -> TrainingState:
     return {name.removeprefix(prefix): h for name, h in state.items() if name.startswith(prefix)}
 
 
-def _with_prefix(prefix: str, tensors: State) -> State:
+def _add_key_prefix(prefix: str, tensors: TrainingState) -> TrainingState:
     return {prefix + name: h for name, h in tensors.items()}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...errors import InputError
 
-Slots = tuple[Tensor, ...]  # what an optimizer keeps of one parameter: momentum, averages of gradients
-Hyperparameters = Mapping[str, Any]  # of one parameter at one step, as torch's param groups hold them
+OptimizerSlots = tuple[Tensor, ...]  # what an optimizer keeps of one parameter: momentum, averages of gradients
+HyperparametersOfStep = Mapping[str, Any]  # of one parameter at one step, as torch's param groups hold them
 
 
 @dataclass(eq=False)
@@ -28,16 +28,25 @@ class Adjoint:
     gradient: Tensor
 
 
-class Update(Protocol):
+class OptimizerUpdate(Protocol):
     """One step of an optimizer for one parameter."""
 
     slot_names: tuple[str, ...]
 
-    def __call__(self, p: Tensor, g: Tensor, slots: Slots, h: Hyperparameters, t: int) -> tuple[Tensor, Slots]:
+    def __call__(
+        self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep, t: int
+    ) -> tuple[Tensor, OptimizerSlots]:
         """The parameter and the slots after step t (from 0) with gradient g."""
 
     def adjoint(
-        self, p: Tensor, g: Tensor, new_slots: Slots, h: Hyperparameters, t: int, after: Tensor, slots_after: Slots
+        self,
+        p: Tensor,
+        g: Tensor,
+        new_slots: OptimizerSlots,
+        h: HyperparametersOfStep,
+        t: int,
+        after: Tensor,
+        slots_after: OptimizerSlots,
     ) -> Adjoint:
         """The adjoint before step t of the adjoint `after` it, which may be overwritten. `new_slots` are after it."""
 
@@ -47,19 +56,28 @@ class SGDUpdate:
 
     slot_names: tuple[str, ...] = ("momentum_buffer",)
 
-    def __call__(self, p: Tensor, g: Tensor, slots: Slots, h: Hyperparameters, t: int) -> tuple[Tensor, Slots]:
+    def __call__(
+        self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep, t: int
+    ) -> tuple[Tensor, OptimizerSlots]:
         g = g + h["weight_decay"] * p if h["weight_decay"] else g
-        buffer = h["momentum"] * slots[0] + _undampened(h, t) * g
+        buffer = h["momentum"] * slots[0] + _momentum_gradient_factor(h, t) * g
         step = g + h["momentum"] * buffer if h["nesterov"] else buffer if h["momentum"] else g
         return p - h["lr"] * step, (buffer,)
 
     def adjoint(
-        self, p: Tensor, g: Tensor, new_slots: Slots, h: Hyperparameters, t: int, after: Tensor, slots_after: Slots
+        self,
+        p: Tensor,
+        g: Tensor,
+        new_slots: OptimizerSlots,
+        h: HyperparametersOfStep,
+        t: int,
+        after: Tensor,
+        slots_after: OptimizerSlots,
     ) -> Adjoint:
         (buffer,) = slots_after
         if h["nesterov"] or h["momentum"]:
             buffer.add_(after, alpha=-h["lr"] * (h["momentum"] if h["nesterov"] else 1))
-        gradient = buffer * _undampened(h, t) if h["momentum"] else torch.zeros_like(buffer)
+        gradient = buffer * _momentum_gradient_factor(h, t) if h["momentum"] else torch.zeros_like(buffer)
         if h["nesterov"] or not h["momentum"]:
             gradient.add_(after, alpha=-h["lr"])
         if h["weight_decay"]:
@@ -75,7 +93,9 @@ class AdamUpdate:
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
 
-    def __call__(self, p: Tensor, g: Tensor, slots: Slots, h: Hyperparameters, t: int) -> tuple[Tensor, Slots]:
+    def __call__(
+        self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep, t: int
+    ) -> tuple[Tensor, OptimizerSlots]:
         (beta1, beta2), decay = h["betas"], h["weight_decay"]
         g = g if self.decoupled or not decay else g + decay * p
         mean = torch.lerp(slots[0], g, 1 - beta1)
@@ -86,7 +106,14 @@ class AdamUpdate:
         return shrunk - h["lr"] / (1 - beta1 ** (t + 1)) * mean / denominator, (mean, square)
 
     def adjoint(
-        self, p: Tensor, g: Tensor, new_slots: Slots, h: Hyperparameters, t: int, after: Tensor, slots_after: Slots
+        self,
+        p: Tensor,
+        g: Tensor,
+        new_slots: OptimizerSlots,
+        h: HyperparametersOfStep,
+        t: int,
+        after: Tensor,
+        slots_after: OptimizerSlots,
     ) -> Adjoint:
         (beta1, beta2), decay, (mean, square) = h["betas"], h["weight_decay"], new_slots
         g = g if self.decoupled or not decay else g + decay * p
@@ -103,12 +130,12 @@ class AdamUpdate:
         return Adjoint(after, (adj_mean.mul_(beta1), adj_square.mul_(beta2)), gradient)
 
 
-def _undampened(h: Hyperparameters, t: int) -> float:
+def _momentum_gradient_factor(h: HyperparametersOfStep, t: int) -> float:
     """What a new gradient counts in the momentum; torch's first step takes all of it."""
     return 1.0 - h["dampening"] if t else 1.0
 
 
-def update_of(optimizer: torch.optim.Optimizer) -> Update:
+def optimizer_update_of(optimizer: torch.optim.Optimizer) -> OptimizerUpdate:
     """The update of an optimizer of torch. Raises InputError for those without one."""
     for option in ("amsgrad", "maximize", "differentiable"):
         if any(group.get(option) for group in optimizer.param_groups):

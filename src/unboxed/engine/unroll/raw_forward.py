@@ -13,7 +13,7 @@ from ...errors import ModelError
 from ...model import state as model_state
 from ..example_gradients.losses import loss_address
 from .running_statistics import PureBatchNormMode
-from .training import State
+from .training import TrainingState
 
 
 class RawForward(nn.Module):
@@ -29,35 +29,37 @@ class RawForward(nn.Module):
         box, reader = self._box[0], self._box[0].output_reader
         with (
             reader.recording_final_op(loss_address(box) == "logits") as final_op,
-            model_state.PLAIN_ATTENTION,
+            model_state.MATH_ATTENTION_CONTEXT,
             model_state.without_compiled_graphs(),  # a graph may allow one backward pass alone
         ):
             output = reader.select_tensor(box.raw_output(x))
         return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
 
-    def train_step(self, x: Tensor, parameters: State, buffers: State, seed: int) -> tuple[Tensor, State]:
+    def train_step(
+        self, x: Tensor, parameters: TrainingState, buffers: TrainingState, seed: int
+    ) -> tuple[Tensor, TrainingState]:
         """The output (B, ...) in train mode, and the buffers after it."""
         copies = {name: b.clone() for name, b in buffers.items()}
         batch_norms = PureBatchNormMode()
-        with _train_mode(self.model), self._seeded(seed, x), batch_norms:
-            output = self._call(x, parameters, copies)
-        self._refuse_other_writes(buffers, copies)
-        return output, {**copies, **batch_norms.new_values(copies)}
+        with _in_train_mode(self.model), self._forking_rngs_if_random(seed, x), batch_norms:
+            output = self._functional_call(x, parameters, copies)
+        self._refuse_nondifferentiable_writes(buffers, copies)
+        return output, {**copies, **batch_norms.new_buffer_values(copies)}
 
-    def evaluate(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
-        with self._seeded(0, x), PureBatchNormMode():
-            return self._call(x, parameters, buffers)
+    def evaluate(self, x: Tensor, parameters: TrainingState, buffers: TrainingState) -> Tensor:
+        with self._forking_rngs_if_random(0, x), PureBatchNormMode():
+            return self._functional_call(x, parameters, buffers)
 
-    def _seeded(self, seed: int, x: Tensor) -> AbstractContextManager[None]:
-        return model_state.forking_rngs(seed, x.device) if self.draws else model_state.NO_CONTEXT
+    def _forking_rngs_if_random(self, seed: int, x: Tensor) -> AbstractContextManager[None]:
+        return model_state.forking_rngs(seed, x.device) if self.draws else model_state.NULL_CONTEXT
 
-    def _call(self, x: Tensor, parameters: State, buffers: State) -> Tensor:
+    def _functional_call(self, x: Tensor, parameters: TrainingState, buffers: TrainingState) -> Tensor:
         replaced = {f"model.{name}": h for part in (parameters, buffers) for name, h in part.items()}
         output: Tensor = functional_call(self, replaced, (x,))
         return output
 
     @staticmethod
-    def _refuse_other_writes(before: State, after: State) -> None:
+    def _refuse_nondifferentiable_writes(before: TrainingState, after: TrainingState) -> None:
         """Buffers of numbers that change otherwise than by batch norm have no derivative. Raises ModelError."""
         for name, h in after.items():
             if h.is_floating_point() and h._version:
@@ -68,7 +70,7 @@ class RawForward(nn.Module):
 
 
 @contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
+def _in_train_mode(model: nn.Module) -> Iterator[None]:
     model.train()
     try:
         yield

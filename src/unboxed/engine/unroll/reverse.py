@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import InputError
-from .training import State, Training
+from .training import Training, TrainingState
 
-ADJOINT_COPIES = 3  # of a state per query: the adjoint, the derivatives of a step, and what they are made of
+ADJOINT_MEMORY_FACTOR = 3  # of a state per query: the adjoint, the derivatives of a step, and what they are made of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def plan_unroll(training: Training, n_queries: int, max_bytes: int, *, store: bo
     `store` True keeps all states, False recomputes them in segments; None decides by the memory. Raises InputError
     where not even one query in segments fits.
     """
-    n_steps, state, query = training.n_steps, training.state_bytes, ADJOINT_COPIES * training.state_bytes
+    n_steps, state, query = training.n_steps, training.state_bytes, ADJOINT_MEMORY_FACTOR * training.state_bytes
     shortest = math.ceil(math.sqrt(n_steps))
     smallest = _state_bytes(n_steps, shortest, state)
     fits = _state_bytes(n_steps, n_steps, state) + query <= max_bytes
@@ -76,7 +76,7 @@ class Trajectory:
         self.training, self.segment_steps, self.weights = training, segment_steps, weights
         self._starts = {0: training.start}  # {step: the state before it}
         self.final = training.start
-        self._last_segment = list[State]()
+        self._last_segment = list[TrainingState]()
         for t, state in enumerate(training.states(weights), start=1):
             if t % segment_steps == 0 and t < training.n_steps:
                 self._starts[t], self._last_segment = state, []
@@ -84,15 +84,15 @@ class Trajectory:
                 self._last_segment.append(state)
             self.final = state
 
-    def backward(self) -> Iterator[tuple[int, State]]:
+    def backward(self) -> Iterator[tuple[int, TrainingState]]:
         """(t, the state before step t), from the last step to the first."""
         last_start = max(self._starts)
         for start in sorted(self._starts, reverse=True):
-            states = self._last_segment if start == last_start else self._recompute(start)
+            states = self._last_segment if start == last_start else self._recompute_segment(start)
             for t in range(start + len(states), start - 1, -1):
                 yield t, states[t - start - 1] if t > start else self._starts[start]
 
-    def _recompute(self, start: int) -> list[State]:
+    def _recompute_segment(self, start: int) -> list[TrainingState]:
         steps = range(start, start + self.segment_steps - 1)
         return list(self.training.states(self.weights, start=self._starts[start], steps=steps))
 

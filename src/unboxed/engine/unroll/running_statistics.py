@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-MIN_DIMENSIONS = 2  # of a batch (N, C, ...)
+MIN_BATCH_NORM_DIMS = 2  # of a batch (N, C, ...)
 
 
 class PureBatchNormMode(TorchFunctionMode):
@@ -40,14 +40,14 @@ class PureBatchNormMode(TorchFunctionMode):
             return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
         if not training:
             return _normalize(x, mean, var, weight, bias, eps)
-        axes = [0, *range(MIN_DIMENSIONS, x.ndim)]
+        axes = [0, *range(MIN_BATCH_NORM_DIMS, x.ndim)]
         batch_var, batch_mean = torch.var_mean(x, axes)
         for buffer, value in ((mean, batch_mean), (var, batch_var)):
             old = self._new_values.get(id(buffer), buffer)
             self._new_values[id(buffer)] = (1 - momentum) * old + momentum * value
         return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
 
-    def new_values(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def new_buffer_values(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The new values of those of these buffers that a batch norm would have written."""
         return {name: self._new_values[id(b)] for name, b in buffers.items() if id(b) in self._new_values}
 
@@ -56,5 +56,5 @@ def _normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias
     """Batch norm in eval mode, of x (N, C, ...)."""
     scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
     shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (1, -1, *[1] * (x.ndim - MIN_DIMENSIONS))
+    shape = (1, -1, *[1] * (x.ndim - MIN_BATCH_NORM_DIMS))
     return x * scale.reshape(shape) + shift.reshape(shape)

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from ...errors import DataError, InputError
-from .optimizers import Hyperparameters
+from .optimizers import HyperparametersOfStep
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["constant", "one-cycle"]
@@ -50,14 +50,14 @@ def hyperparameters_by_step(
     schedule: ScheduleName | ScheduleFactory,
     n_steps: int,
     parameters: Mapping[str, nn.Parameter],
-) -> list[dict[str, Hyperparameters]]:
+) -> list[dict[str, HyperparametersOfStep]]:
     """The settings of each parameter that the optimizer has, at each step, read from torch's own schedule."""
-    scheduler = _scheduler(optimizer, schedule, n_steps)
-    by_step = list[dict[str, Hyperparameters]]()
+    scheduler = _make_lr_scheduler(optimizer, schedule, n_steps)
+    by_step = list[dict[str, HyperparametersOfStep]]()
     for p in parameters.values():
         p.grad = None  # a step without gradients changes nothing
     for t in range(n_steps):
-        groups: dict[int, Hyperparameters] = {id(p): {k: v for k, v in group.items() if k != "params"}
+        groups: dict[int, HyperparametersOfStep] = {id(p): {k: v for k, v in group.items() if k != "params"}
                   for group in optimizer.param_groups for p in group["params"]}  # fmt: skip
         by_step.append({name: groups[id(p)] for name, p in parameters.items() if id(p) in groups})
         optimizer.step()
@@ -66,11 +66,11 @@ def hyperparameters_by_step(
     return by_step
 
 
-def _scheduler(
+def _make_lr_scheduler(
     optimizer: torch.optim.Optimizer, schedule: ScheduleName | ScheduleFactory, n_steps: int
 ) -> LRScheduler | None:
     if callable(schedule):
-        return _check_scheduler(schedule(optimizer))
+        return _check_lr_scheduler(schedule(optimizer))
     if schedule not in get_args(ScheduleName):
         raise InputError(f"schedule must be constant, one-cycle, or a function of an optimizer; got {schedule!r}")
     if schedule == "constant":
@@ -80,7 +80,7 @@ def _scheduler(
     return OneCycleLR(optimizer, rates, total_steps=n_steps, cycle_momentum=cycles)
 
 
-def _check_scheduler(scheduler: LRScheduler) -> LRScheduler:
+def _check_lr_scheduler(scheduler: LRScheduler) -> LRScheduler:
     if isinstance(scheduler, ReduceLROnPlateau):
         raise InputError("ReduceLROnPlateau sets rates by losses, so that they are not known before the training; give "
                          "a schedule of steps alone, or the step as a pure function")  # fmt: skip

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ... import rng
-from ..results import OneLineReprMixin
-from .training import State, Training
+from ..results import ResultMixin
+from .training import Training, TrainingState
 
-START_PERTURBATION = 1e-5  # relative to each initial parameter
-N_STARTS, N_SUBSETS = 4, 4  # runs from moved starts, and without a random subset
-DROPPED_FRACTION = 0.01  # of the training examples, in each subset
+RELATIVE_START_PERTURBATION = 1e-5  # relative to each initial parameter
+N_PERTURBED_STARTS, N_RANDOM_SUBSETS = 4, 4  # runs from moved starts, and without a random subset
+SUBSET_DROPPED_FRACTION = 0.01  # of the training examples, in each subset
 MAX_NOISE_TO_SIGNAL = 0.15  # above it, scores are warned of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Smoothness(OneLineReprMixin):
+class Smoothness(ResultMixin):
     """How smooth a training is where scores of its examples were computed.
 
     Attributes:
@@ -47,22 +47,22 @@ def measure_smoothness(
     `scores` (Q, N) are compared with what leaving the subsets out really does.
     """
     n = training.n_examples
-    kept = training.example_weights(1 + N_STARTS + N_SUBSETS)
-    for i in range(N_SUBSETS):
+    kept = training.example_weights(1 + N_PERTURBED_STARTS + N_RANDOM_SUBSETS)
+    for i in range(N_RANDOM_SUBSETS):
         dropped = torch.randperm(n, generator=rng.keyed_generator(rng.CPU, "dropped subset", seed, i))
-        kept[1 + N_STARTS + i, dropped[: max(1, round(DROPPED_FRACTION * n))].to(kept.device)] = 0
-    losses = _losses_from_moved_starts(training, x, y, kept, seed)
-    real = losses[1 + N_STARTS :] - losses[0]  # (S, Q)
+        kept[1 + N_PERTURBED_STARTS + i, dropped[: max(1, round(SUBSET_DROPPED_FRACTION * n))].to(kept.device)] = 0
+    losses = _losses_of_perturbed_trainings(training, x, y, kept, seed)
+    real = losses[1 + N_PERTURBED_STARTS :] - losses[0]  # (S, Q)
     error = float("nan")
     if scores is not None:
-        predicted = (1 - kept[1 + N_STARTS :]) @ scores.T
+        predicted = (1 - kept[1 + N_PERTURBED_STARTS :]) @ scores.T
         error = float((real - predicted).norm() / real.norm().clamp_min(torch.finfo(real.dtype).tiny))
-    return Smoothness(noise_to_signal(losses[: 1 + N_STARTS], losses[1 + N_STARTS :]), error)
+    return Smoothness(noise_to_signal(losses[: 1 + N_PERTURBED_STARTS], losses[1 + N_PERTURBED_STARTS :]), error)
 
 
-def losses_from_moved_starts(training: Training, x: Tensor, y: Any, seed: int = 0) -> Tensor:
-    """Losses (1 + N_STARTS, Q) of queries: after the training as it was, then from starts moved by a relative 1e-5."""
-    return _losses_from_moved_starts(training, x, y, training.example_weights(1 + N_STARTS), seed)
+def losses_from_perturbed_starts(training: Training, x: Tensor, y: Any, seed: int = 0) -> Tensor:
+    """Losses (1 + N_PERTURBED_STARTS, Q) of queries: of the training, then from starts moved by a relative 1e-5."""
+    return _losses_of_perturbed_trainings(training, x, y, training.example_weights(1 + N_PERTURBED_STARTS), seed)
 
 
 def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
@@ -71,18 +71,18 @@ def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
     return noise.std(0) / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
 
 
-def _losses_from_moved_starts(training: Training, x: Tensor, y: Any, weights: Tensor, seed: int) -> Tensor:
-    starts = _moved_starts(training, len(weights), seed)
+def _losses_of_perturbed_trainings(training: Training, x: Tensor, y: Any, weights: Tensor, seed: int) -> Tensor:
+    starts = _perturbed_starts(training, len(weights), seed)
     return training.query_losses(training.run_many(weights, starts), x, y)  # (M, Q)
 
 
-def _moved_starts(training: Training, n: int, seed: int) -> State:
-    """Starts stacked (n, ...), of which those of rows 1 to N_STARTS are moved."""
-    starts: State = {}
+def _perturbed_starts(training: Training, n: int, seed: int) -> TrainingState:
+    """Starts stacked (n, ...), of which those of rows 1 to N_PERTURBED_STARTS are moved."""
+    starts: TrainingState = {}
     for name, h in training.start.items():
         starts[name] = h.expand(n, *h.shape).clone()
         if h.is_floating_point():
             generator = rng.keyed_generator(h.device, "moved start", seed, name)
-            moves = torch.randn(N_STARTS, *h.shape, generator=generator, device=h.device, dtype=h.dtype)
-            starts[name][1 : 1 + N_STARTS] *= 1 + START_PERTURBATION * moves
+            moves = torch.randn(N_PERTURBED_STARTS, *h.shape, generator=generator, device=h.device, dtype=h.dtype)
+            starts[name][1 : 1 + N_PERTURBED_STARTS] *= 1 + RELATIVE_START_PERTURBATION * moves
     return starts

@@ -13,13 +13,13 @@ from torch import Tensor
 from ...errors import InputError
 from ...model.state import outside_inference_mode
 from ...validation import check_int
-from ..example_gradients.losses import check_one_per_example
+from ..example_gradients.losses import check_losses_per_example
 
-State = dict[str, Tensor]  # all that one step hands to the next: parameters, buffers, what the optimizer keeps
-StepFn = Callable[[State, int, Tensor], State]
+TrainingState = dict[str, Tensor]  # all that one step hands to the next: parameters, buffers, what the optimizer keeps
+StepFn = Callable[[TrainingState, int, Tensor], TrainingState]
 """`step(state, t, weights)`: the state after step t, where the loss of the i-th example of the batch counts
 `weights[i]`, 1 for a training as it was."""
-QueryLossFn = Callable[[State, Tensor, Any], Tensor]
+QueryLossFn = Callable[[TrainingState, Tensor, Any], Tensor]
 
 
 class Training:
@@ -92,26 +92,26 @@ class Training:
         like = next((h for h in self.start.values() if h.is_floating_point()), torch.zeros(()))
         return like.new_ones(*shape, self.n_examples)
 
-    def warm_start(self, final: State) -> State:
+    def warm_start(self, final: TrainingState) -> TrainingState:
         """The state from which training goes on after a final one, with its first steps."""
         return final
 
-    def random_part(self, t: int) -> str:
+    def name_of_random_part(self, t: int) -> str:
         """What of step t draws random numbers where the step is not the same each time, in words."""
         return "dropout or augmentation"
 
     # -- running it --------------------------------------------------------------------------------------------------
 
     @outside_inference_mode
-    def run(self, weights: Tensor | None = None, start: State | None = None) -> State:
+    def run(self, weights: Tensor | None = None, start: TrainingState | None = None) -> TrainingState:
         """The final state, where the examples' losses count `weights` (N,); None: 1 each."""
         for state in self.states(weights, start):  # noqa: B007
             pass
         return state
 
     def states(
-        self, weights: Tensor | None = None, start: State | None = None, steps: range | None = None
-    ) -> Iterator[State]:
+        self, weights: Tensor | None = None, start: TrainingState | None = None, steps: range | None = None
+    ) -> Iterator[TrainingState]:
         """The states after each of these steps (None: all), from the state `start` before the first of them."""
         state = self.start if start is None else start
         weights = self.check_weights(weights)
@@ -119,13 +119,15 @@ class Training:
             state = self.next_state(state, t, weights[self.batches[t]])
             yield state
 
-    def next_state(self, state: State, t: int, weights: Tensor) -> State:
+    def next_state(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         """The state after step t, without a graph. `weights` (B,) are those of the batch."""
         with torch.no_grad():
             return {name: h.detach() for name, h in self.step(state, t, weights).items()}
 
     @outside_inference_mode
-    def run_many(self, weights: Tensor, start: State | None = None, steps: range | None = None) -> State:
+    def run_many(
+        self, weights: Tensor, start: TrainingState | None = None, steps: range | None = None
+    ) -> TrainingState:
         """The final states, stacked (M, ...), of trainings with weights (M, N) each, in one vectorized run.
 
         `start` may hold a start of each, stacked (M, ...); `steps` are those that are taken (None: all).
@@ -136,29 +138,29 @@ class Training:
             states = self._next_states(states, t, weights[:, self.batches[t]])
         return states
 
-    def _next_states(self, states: State, t: int, weights: Tensor) -> State:
+    def _next_states(self, states: TrainingState, t: int, weights: Tensor) -> TrainingState:
         """The states stacked (M, ...) after step t; one after another where the step can't be vectorized."""
         with torch.no_grad():
             if self.is_vectorized:
                 try:
-                    after = _vmap(lambda state, w: self.functional_step(state, t, w), states, weights)
+                    after = _vmap_with_fallback(lambda state, w: self.functional_step(state, t, w), states, weights)
                     return {name: h.detach() for name, h in after.items()}
                 except (RuntimeError, NotImplementedError):
                     self.is_vectorized = False
             rows = [self.next_state({k: h[i] for k, h in states.items()}, t, w) for i, w in enumerate(weights)]
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def functional_step(self, state: State, t: int, weights: Tensor) -> State:
+    def functional_step(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         """The step where `torch.func` transforms it."""
         return self.step(state, t, weights)
 
     @outside_inference_mode
-    def query_losses(self, states: State, x: Tensor, y: Any) -> Tensor:
+    def query_losses(self, states: TrainingState, x: Tensor, y: Any) -> Tensor:
         """Losses (M, Q) of queries under states stacked (M, ...)."""
         with torch.no_grad():
-            return map_states(lambda state: check_one_per_example(self.query_loss(state, x, y), len(x)), states)
+            return map_states(lambda state: check_losses_per_example(self.query_loss(state, x, y), len(x)), states)
 
-    def class_losses(self, state: State, x: Tensor, n_classes: int) -> Tensor:
+    def class_losses(self, state: TrainingState, x: Tensor, n_classes: int) -> Tensor:
         """The losses (Q, K) that queries would have with each of the classes as their label.
 
         Of a `ModelTraining` they are cross-entropies, whatever its loss: their differences are those of logits.
@@ -168,16 +170,18 @@ class Training:
 
     # -- differentiating it ------------------------------------------------------------------------------------------
 
-    def query_adjoint(self, state: State, x: Tensor, y: Any) -> State:
+    def query_adjoint(self, state: TrainingState, x: Tensor, y: Any) -> TrainingState:
         """Gradients (Q, ...) of the queries' losses with respect to a final state."""
         with torch.enable_grad():
             leaves = differentiable_leaves(state)
-            losses = check_one_per_example(self.query_loss({**state, **leaves}, x, y), len(x))
+            losses = check_losses_per_example(self.query_loss({**state, **leaves}, x, y), len(x))
         return dict(
-            zip(leaves, batched_vjp([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True)
+            zip(leaves, vjp_of_all_queries([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True)
         )
 
-    def vjp(self, state: State, t: int, adjoint: State, weights: Tensor | None = None) -> tuple[State, Tensor]:
+    def vjp(
+        self, state: TrainingState, t: int, adjoint: TrainingState, weights: Tensor | None = None
+    ) -> tuple[TrainingState, Tensor]:
         """The adjoint (Q, ...) before step t, and derivatives (Q, B) by the weights of its batch, of the one after it.
 
         `state` is the one before the step; `weights` (B,) are those at which it is taken, None: 1 each.
@@ -187,7 +191,7 @@ class Training:
             weights = self.differentiable_weights(t, weights)
             after = self.functional_step({**state, **leaves}, t, weights)
         names = [name for name in adjoint if after[name].requires_grad]
-        *before, by_weight = batched_vjp(
+        *before, by_weight = vjp_of_all_queries(
             [after[name] for name in names], [adjoint[name] for name in names], [*leaves.values(), weights]
         )
         return dict(zip(leaves, before, strict=True)), by_weight
@@ -210,29 +214,29 @@ class Training:
         return weights.to(ones)
 
 
-def map_states(func: Callable[..., Tensor], states: State, *rows: Tensor) -> Tensor:
+def map_states(func: Callable[..., Tensor], states: TrainingState, *rows: Tensor) -> Tensor:
     """`func(state, *row)` of each of M stacked states and rows (M, ...); one after another where vmap can't."""
     try:
-        values: Tensor = _vmap(func, states, *rows)
+        values: Tensor = _vmap_with_fallback(func, states, *rows)
         return values
     except (RuntimeError, NotImplementedError):
         n = len(next(iter(states.values())))
         return torch.stack([func({k: h[i] for k, h in states.items()}, *(r[i] for r in rows)) for i in range(n)])
 
 
-def _vmap(func: Callable[..., Any], *stacked: Any) -> Any:
+def _vmap_with_fallback(func: Callable[..., Any], *stacked: Any) -> Any:
     """`func` of each of what is stacked; torch does operations that have no batching rule one by one, rightly."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         return torch.func.vmap(func, randomness="same")(*stacked)
 
 
-def differentiable_leaves(state: State) -> State:
+def differentiable_leaves(state: TrainingState) -> TrainingState:
     """The floating-point tensors of a state as leaves of a new graph."""
     return {name: h.detach().requires_grad_() for name, h in state.items() if h.is_floating_point()}
 
 
-def batched_vjp(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Any) -> list[Tensor]:
+def vjp_of_all_queries(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Any) -> list[Tensor]:
     """Derivatives (Q, ...) with respect to the inputs of outputs whose adjoints are (Q, ...), all queries at once.
 
     One query after another where an operation has no batched derivative.

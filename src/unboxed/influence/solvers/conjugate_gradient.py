@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engine.example_gradients.curvature import Curvature
 from ...engine.example_gradients.parameters import Parameters
 from ...errors import warn
-from .indefinite import not_positive_definite
+from .indefinite import not_positive_definite_error
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ConjugateGradient:
         b = curvature.gradients.flatten(vectors).to(curvature.gradients.box.dtype)  # (K, P)
         tolerance = torch.finfo(b.dtype).eps ** (2 / 3) if self.tolerance is None else self.tolerance
         s, r = torch.zeros_like(b), b.clone()
-        p, squared = r.clone(), _dot(r, r)
+        p, squared = r.clone(), _row_dot_products(r, r)
         limit = tolerance**2 * squared
         for _ in range(self.max_iterations):
             active = (squared > limit).nonzero()[:, 0]
@@ -56,13 +56,13 @@ class ConjugateGradient:
                 break
             direction = p[active]
             product = curvature.matvec(direction) + damping * direction
-            bend = _dot(direction, product)  # p^T (H + damping) p
+            bend = _row_dot_products(direction, product)  # p^T (H + damping) p
             if not bool((bend > 0).all()):
-                raise not_positive_definite(curvature, damping)
+                raise not_positive_definite_error(curvature, damping)
             step = (squared[active] / bend)[:, None]
             s[active] += step * direction
             r[active] -= step * product
-            before, squared[active] = squared[active], _dot(r[active], r[active])
+            before, squared[active] = squared[active], _row_dot_products(r[active], r[active])
             p[active] = r[active] + (squared[active] / before)[:, None] * direction
         if bool((squared > limit).any()):
             worst = float((squared / limit).max().sqrt()) * tolerance
@@ -73,6 +73,6 @@ class ConjugateGradient:
         return curvature.gradients.unflatten(s)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def _row_dot_products(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (K,) of rows (K, P)."""
     return (a * b).sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...engine.example_gradients.curvature import Curvature
 from ...engine.example_gradients.parameters import Parameters
 from ...errors import InputError
-from .indefinite import not_positive_definite
+from .indefinite import not_positive_definite_error
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,5 @@ class Exact:
         matrix.diagonal().add_(damping)
         factor, failed_at = torch.linalg.cholesky_ex(matrix)
         if failed_at:
-            raise not_positive_definite(curvature, damping)
+            raise not_positive_definite_error(curvature, damping)
         return curvature.gradients.unflatten(torch.cholesky_solve(b.T, factor).T)

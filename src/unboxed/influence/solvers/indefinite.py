@@ -6,11 +6,11 @@ from ...engine.example_gradients.curvature import Curvature
 from ...engine.example_gradients.spectrum import RitzPairs, lanczos
 from ...errors import InputError
 
-MARGIN = 0.1  # by which the proposed damping exceeds the smallest one that is enough
-RELATIVE_FLOOR = 1e-4  # of the largest eigenvalue: a damping that is proposed is at least so large
+PROPOSED_DAMPING_MARGIN_FRACTION = 0.1  # by which the proposed damping exceeds the smallest one that is enough
+MIN_RELATIVE_DAMPING = 1e-4  # of the largest eigenvalue: a damping that is proposed is at least so large
 
 
-def not_positive_definite(curvature: Curvature, damping: float) -> InputError:
+def not_positive_definite_error(curvature: Curvature, damping: float) -> InputError:
     """The error, with the damping to give, by a Lanczos estimate of the smallest eigenvalue."""
     ritz = lanczos(curvature)
     return InputError(
@@ -23,5 +23,7 @@ def not_positive_definite(curvature: Curvature, damping: float) -> InputError:
 
 def sufficient_damping(ritz: RitzPairs) -> float:
     """A damping that makes a curvature with these eigenvalues positive definite, rounded up to three digits."""
-    needed = max(0.0, -ritz.lower_bound) * (1 + MARGIN) + RELATIVE_FLOOR * float(ritz.values.abs().max())
+    needed = max(0.0, -ritz.lower_bound) * (1 + PROPOSED_DAMPING_MARGIN_FRACTION) + MIN_RELATIVE_DAMPING * float(
+        ritz.values.abs().max()
+    )
     return float(f"{needed * 1.01:.3g}")

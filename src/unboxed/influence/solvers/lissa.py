@@ -16,8 +16,8 @@ from ...engine.example_gradients.parameters import Parameters
 from ...engine.example_gradients.spectrum import lanczos
 from ...errors import InputError
 
-CHECK_INTERVAL = 50  # steps between looks at whether the series diverges
-DIVERGED = 1e6  # times the largest sum that a converging series may have
+DIVERGENCE_CHECK_INTERVAL_STEPS = 50  # steps between looks at whether the series diverges
+DIVERGENCE_FACTOR = 1e6  # times the largest sum that a converging series may have
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class LiSSA:
     def __call__(self, curvature: Curvature, vectors: Parameters, damping: float) -> dict[str, Tensor]:
         g = curvature.gradients.flatten(vectors).to(curvature.gradients.box.dtype)  # (K, P)
         generator = curvature.generator()
-        runs = [self._run(curvature, g, damping, generator) for _ in range(self.repeats)]
+        runs = [self._run_recursion(curvature, g, damping, generator) for _ in range(self.repeats)]
         return curvature.gradients.unflatten(torch.stack(runs).mean(0) / self.scale)
 
-    def _run(self, curvature: Curvature, g: Tensor, damping: float, generator: torch.Generator) -> Tensor:
+    def _run_recursion(self, curvature: Curvature, g: Tensor, damping: float, generator: torch.Generator) -> Tensor:
         s = g
         for step in range(self.depth):
             rows = torch.randint(curvature.n_examples, (self.batch_size,), generator=generator, device=generator.device)
             s = g + s - (curvature.subset(rows).matvec(s) + damping * s) / self.scale
-            if step % CHECK_INTERVAL == 0 or step == self.depth - 1:
+            if step % DIVERGENCE_CHECK_INTERVAL_STEPS == 0 or step == self.depth - 1:
                 self._check_converging(curvature, s, g, damping)
         return s
 
     def _check_converging(self, curvature: Curvature, s: Tensor, g: Tensor, damping: float) -> None:
         """A sum of n contractions of g is at most n times as long as g."""
-        if not bool((s.norm(dim=1) <= DIVERGED * self.depth * g.norm(dim=1)).all()):
+        if not bool((s.norm(dim=1) <= DIVERGENCE_FACTOR * self.depth * g.norm(dim=1)).all()):
             largest = float(lanczos(curvature).values[-1]) + damping
             raise InputError(
                 f"LiSSA diverges with scale={self.scale:g}: scale must be larger than the largest eigenvalue of the "

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ...engine.rank_correlation import pearson, spearman
-from ...engine.results import OneLineReprMixin
+from ...engine.results import ResultMixin
 from ...errors import InputError
-from ..result import Influence, Truth, have_same_labels
+from ..result import Influence, ScoreTruth, have_same_labels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Agreement(OneLineReprMixin):
+class Agreement(ResultMixin):
     """Agreement of predicted with real changes of the queries' losses. NaN where either does not vary.
 
     Attributes:
@@ -40,7 +40,7 @@ def measure_agreement(predicted: Tensor, real: Tensor) -> Agreement:
     return Agreement(pearson(predicted, real), spearman(predicted, real), slopes, pooled)
 
 
-def check_truth(result: Influence, truth: Truth, *, allow_other_truth: bool) -> None:
+def check_same_truth(result: Influence, truth: ScoreTruth, *, allow_other_truth: bool) -> None:
     """Raise InputError for scores that estimate another truth than the one they would be compared with."""
     if result.truth != truth and not allow_other_truth:
         raise InputError(
@@ -50,7 +50,9 @@ def check_truth(result: Influence, truth: Truth, *, allow_other_truth: bool) -> 
         )
 
 
-def check_scores(result: Influence, n_queries: int, n_examples: int, labels: Any, train_labels: Any) -> None:
+def check_scores_match_queries(
+    result: Influence, n_queries: int, n_examples: int, labels: Any, train_labels: Any
+) -> None:
     """Raise InputError unless scores are of queries and training examples with these labels, and numbers.
 
     Labels are compared where both sides have them: other ones say that the examples are, or come in another order.

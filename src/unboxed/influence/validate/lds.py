@@ -15,31 +15,35 @@ from torch import Tensor
 from ... import rng
 from ...engine.rank_correlation import spearman
 from ...engine.unroll.model_training import ModelTraining
-from ...engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, losses_from_moved_starts, noise_to_signal
+from ...engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, losses_from_perturbed_starts, noise_to_signal
 from ...engine.unroll.training import Training
 from ...errors import InputError, warn
 from ...parameters import CheckpointPath, InputBatch, Labels, Seed
-from ...settings import AtLeast, Holds, Unit, check_settings
+from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ...validation import check_seed
-from ..result import NATS, Influence, Truth
-from .agreement import check_scores, check_truth, measure_agreement
+from ..result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence, ScoreTruth
+from .agreement import check_same_truth, check_scores_match_queries, measure_agreement
 from .lds_result import LinearDatamodelingScore
 from .retraining import (
-    MAX_BYTES,
-    Quiet,
+    DEFAULT_MAX_RETRAINING_STATE_BYTES,
+    QuietSetting,
     RetrainingBytes,
     TrainingToRepeat,
-    check_losses,
+    check_finite_losses_of_queries,
+    open_retraining_checkpoint,
     resolve_queries,
     retrained_losses,
-    retraining_file,
 )
 from .subsets import left_out_subsets
 
-FRACTIONS = (0.01, 0.1, 0.5)
-TruthToCompare = Annotated[Truth | None, "What the scores are compared with; None: what they estimate."]
-Fractions = Annotated[Sequence[float], Holds("floats"), "Fractions of the training examples that are left out."]
-Results = Annotated[Influence | Sequence[Influence], Holds("object"), "Scores of the queries, or several to compare."]
+DEFAULT_LEFT_OUT_FRACTIONS = (0.01, 0.1, 0.5)
+TruthToCompare = Annotated[ScoreTruth | None, "What the scores are compared with; None: what they estimate."]
+LeftOutFractions = Annotated[
+    Sequence[float], ValueRole("floats"), "Fractions of the training examples that are left out."
+]
+InfluenceResults = Annotated[
+    Influence | Sequence[Influence], ValueRole("object"), "Scores of the queries, or several to compare."
+]
 NSubsets = Annotated[int, AtLeast(3), Unit("subsets"), "Number of random subsets that are left out, per fraction."]
 NSeeds = Annotated[
     int, AtLeast(2), Unit("seeds"), 'Number of retrainings of each subset, for the truth "mean over seeds".'
@@ -60,20 +64,20 @@ def linear_datamodeling_score(
 
 
 def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its settings out
-    results: Results,
+    results: InfluenceResults,
     training: TrainingToRepeat,
     x: InputBatch,
     labels: Labels,
     *,
     truth: TruthToCompare = None,
-    fractions: Fractions = FRACTIONS,
+    fractions: LeftOutFractions = DEFAULT_LEFT_OUT_FRACTIONS,
     n_subsets: NSubsets = 50,
     n_seeds: NSeeds = 5,
     allow_other_truth: AllowOtherTruth = False,
-    max_bytes: RetrainingBytes = MAX_BYTES,
+    max_bytes: RetrainingBytes = DEFAULT_MAX_RETRAINING_STATE_BYTES,
     checkpoint: CheckpointPath = None,
     seed: Seed = 0,
-    quiet: Quiet = True,
+    quiet: QuietSetting = True,
 ) -> LinearDatamodelingScore | list[LinearDatamodelingScore]:
     """Retrain without random subsets of the examples, and see how well sums of their scores predict the losses.
 
@@ -128,42 +132,42 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     check_settings(linear_datamodeling_score, locals())
     several, seed = not isinstance(results, Influence), check_seed(seed)
     listed = [results] if isinstance(results, Influence) else list(results)
-    truth = _common_truth(listed) if truth is None else truth
+    truth = _require_common_truth(listed) if truth is None else truth
     for result in listed:
-        check_truth(result, truth, allow_other_truth=allow_other_truth)
+        check_same_truth(result, truth, allow_other_truth=allow_other_truth)
     final = training.run()
     x, y = resolve_queries(training, final, x, labels)
     for result in listed:
-        check_scores(result, len(x), training.n_examples, y, getattr(training, "y", None))
+        check_scores_match_queries(result, len(x), training.n_examples, y, getattr(training, "y", None))
     left_out = left_out_subsets(training.n_examples, tuple(fractions), n_subsets, seed)  # (F, S, N)
     seeds = n_seeds if truth == "mean over seeds" else 1
     settings = {"truth": truth, "fractions": list(map(float, fractions)), "n_subsets": n_subsets, "n_seeds": seeds,
                 "seed": seed}  # fmt: skip
-    file = retraining_file(checkpoint, training, final, x, y, settings)
+    file = open_retraining_checkpoint(checkpoint, training, final, x, y, settings)
     weights = 1 - torch.cat([torch.zeros(1, training.n_examples), left_out.flatten(0, 1).float()])
     losses = retrained_losses(
-        lambda k: training if truth == "one run" else _reseeded(training, seed, k), seeds, weights, x, y,
+        lambda k: training if truth == "one run" else _nth_reseeded_training(training, seed, k), seeds, weights, x, y,
         max_bytes=max_bytes, file=file, quiet=quiet,
     )  # fmt: skip
-    check_losses(training, losses.flatten(0, 1))
-    retrained = _Retrained(left_out, losses, training.n_examples)
+    check_finite_losses_of_queries(training, losses.flatten(0, 1))
+    retrained = _RetrainingResults(left_out, losses, training.n_examples)
     noise = _noise_to_signal(training, x, y, retrained, seed) if truth == "one run" else None
-    scores = [_score(r, retrained, noise, tuple(map(float, fractions)), truth, seeds, seed) for r in listed]
+    scores = [_make_lds(r, retrained, noise, tuple(map(float, fractions)), truth, seeds, seed) for r in listed]
     return scores if several else scores[0]
 
 
-def _common_truth(results: Sequence[Influence]) -> Truth:
+def _require_common_truth(results: Sequence[Influence]) -> ScoreTruth:
     truths = {result.truth for result in results}
     if len(truths) != 1:
         raise InputError(
             "wanted scores of one truth, one or several; got "
             + (" and ".join(map(repr, sorted(truths))) + ". Give truth=, one of " if truths else "none. ")
-            + (" or ".join(map(repr, get_args(Truth))) if truths else "")
+            + (" or ".join(map(repr, get_args(ScoreTruth))) if truths else "")
         )
     return truths.pop()
 
 
-def _reseeded(training: Training, seed: int, k: int) -> Training:
+def _nth_reseeded_training(training: Training, seed: int, k: int) -> Training:
     """The k-th of the trainings anew: the same for all scores, and none of those that a caller would number."""
     reseed = training.reseed if isinstance(training, ModelTraining) else getattr(training, "reseed", None)
     if reseed is None:
@@ -174,7 +178,7 @@ def _reseeded(training: Training, seed: int, k: int) -> Training:
 
 
 @dataclass(frozen=True, eq=False)
-class _Retrained:
+class _RetrainingResults:
     """Losses of queries after retraining without subsets."""
 
     left_out: Tensor  # (F, S, N) bool
@@ -201,9 +205,9 @@ def _correlations_by_fraction(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([spearman(one.T, other.T) for one, other in zip(a, b, strict=True)])
 
 
-def _noise_to_signal(training: Training, x: Tensor, y: Any, retrained: _Retrained, seed: int) -> Tensor:
+def _noise_to_signal(training: Training, x: Tensor, y: Any, retrained: _RetrainingResults, seed: int) -> Tensor:
     """(F, Q) of each fraction's subsets; warns where it is high."""
-    noise = losses_from_moved_starts(training, x, y, seed)
+    noise = losses_from_perturbed_starts(training, x, y, seed)
     ratios = torch.stack([noise_to_signal(noise.to(h), h) for h in retrained.changes[0]])
     highest = float(ratios.median(1).values.max())
     if highest > MAX_NOISE_TO_SIGNAL:
@@ -215,20 +219,33 @@ def _noise_to_signal(training: Training, x: Tensor, y: Any, retrained: _Retraine
     return ratios
 
 
-def _score(
-    result: Influence, retrained: _Retrained, noise: Tensor | None, fractions: tuple[float, ...], truth: Truth,
-    n_seeds: int, seed: int,
-) -> LinearDatamodelingScore:  # fmt: skip
+def _make_lds(
+    result: Influence,
+    retrained: _RetrainingResults,
+    noise: Tensor | None,
+    fractions: tuple[float, ...],
+    truth: ScoreTruth,
+    n_seeds: int,
+    seed: int,
+) -> LinearDatamodelingScore:
     real = retrained.changes.mean(0)  # (F, S, Q)
     predicted = retrained.left_out.double() @ result.scores.double().cpu().T  # (F, S, Q)
     agreements = [measure_agreement(p.T, r.T) for p, r in zip(predicted.to(real), real, strict=True)]
     slopes = torch.stack([a.slopes for a in agreements])
     pooled = torch.tensor([a.pooled_slope for a in agreements], dtype=slopes.dtype)
-    if result.unit != NATS:
+    if result.unit != NATS_PER_EXAMPLE_UNIT_TEXT:
         slopes, pooled = slopes.fill_(torch.nan), pooled.fill_(torch.nan)
     return LinearDatamodelingScore(
-        torch.stack([a.spearman for a in agreements])[..., None].cpu(), slopes[..., None].cpu(), pooled[:, None],
-        fractions, truth, result.method, predicted, real.cpu(),
+        torch.stack([a.spearman for a in agreements])[..., None].cpu(),
+        slopes[..., None].cpu(),
+        pooled[:, None],
+        fractions,
+        truth,
+        result.method,
+        predicted,
+        real.cpu(),
         None if noise is None else noise[..., None].cpu(),
-        retrained.ceilings[..., None].cpu() if truth == "mean over seeds" else None, n_seeds, seed,
-    )  # fmt: skip
+        retrained.ceilings[..., None].cpu() if truth == "mean over seeds" else None,
+        n_seeds,
+        seed,
+    )

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...engine.intervals import Interval, bootstrap_mean_interval
-from ...engine.results import OneLineReprMixin
+from ...engine.results import ResultMixin
 from ...errors import InputError
-from ..result import Truth
+from ..result import ScoreTruth
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearDatamodelingScore(OneLineReprMixin):
+class LinearDatamodelingScore(ResultMixin):
     """How well scores predict what really happens when random subsets of the training examples are left out.
 
     F fractions of the examples are left out, in S random subsets each, for Q queries and R trainings (1, or several
@@ -43,7 +43,7 @@ class LinearDatamodelingScore(OneLineReprMixin):
     slopes: Tensor
     pooled_slopes: Tensor
     fractions: tuple[float, ...]
-    truth: Truth
+    truth: ScoreTruth
     method: str = ""
     predicted: Tensor | None = None
     real: Tensor | None = None
@@ -64,9 +64,9 @@ class LinearDatamodelingScore(OneLineReprMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for JSON, by fraction."""
-        return {f"{fraction:g}": self._figures(f) for f, fraction in enumerate(self.fractions)}
+        return {f"{fraction:g}": self._figures_of_fraction(f) for f, fraction in enumerate(self.fractions)}
 
-    def _figures(self, f: int) -> dict[str, Any]:
+    def _figures_of_fraction(self, f: int) -> dict[str, Any]:
         interval = self.intervals[f]
         per_training = self.correlations[f].nanmean(0)
         figures: dict[str, Any] = {
@@ -87,9 +87,9 @@ class LinearDatamodelingScore(OneLineReprMixin):
         seeds = f", {self.n_seeds} seeds each" if self.ceilings is not None else ""
         trainings = f", {n_trainings} trainings" if n_trainings > 1 else ""
         head = f"{self.method or 'scores'} against {self.truth}: {n_subsets} subsets{seeds}, {n_queries} queries"
-        return "\n".join([head + trainings, *self._lines()])
+        return "\n".join([head + trainings, *self._text_lines()])
 
-    def _lines(self) -> Iterator[str]:
+    def _text_lines(self) -> Iterator[str]:
         for fraction, figures in zip(self.fractions, self.to_dict().values(), strict=True):
             line = f"  {fraction:>5.1%} left out: {figures['lds']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"
             if "slope_pooled" in figures:
@@ -126,10 +126,10 @@ def pool_scores(scores: Sequence[LinearDatamodelingScore]) -> LinearDatamodeling
         raise InputError("wanted scores of one method, truth, fractions and queries, one per training; got "
                          f"{len(kinds)} kinds of them")  # fmt: skip
     names = ("correlations", "slopes", "pooled_slopes", "noise_to_signal", "ceilings")
-    pooled: dict[str, Any] = {name: _concatenated([getattr(s, name) for s in scores]) for name in names}
+    pooled: dict[str, Any] = {name: _concatenate_or_none([getattr(s, name) for s in scores]) for name in names}
     return replace(scores[0], **pooled)
 
 
-def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
+def _concatenate_or_none(parts: list[Tensor | None]) -> Tensor | None:
     tensors = [h for h in parts if h is not None]
     return torch.cat(tensors, -1) if len(tensors) == len(parts) else None

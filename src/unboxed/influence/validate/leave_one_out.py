@@ -9,32 +9,32 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ...engine.results import OneLineReprMixin
-from ...engine.unroll.training import State, Training
+from ...engine.results import ResultMixin
+from ...engine.unroll.training import Training, TrainingState
 from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels
-from ...settings import AtLeast, Holds, Unit, check_settings
+from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ..result import Influence
-from .agreement import Agreement, check_scores, check_truth, measure_agreement
+from .agreement import Agreement, check_same_truth, check_scores_match_queries, measure_agreement
 from .retraining import (
-    MAX_BYTES,
-    Quiet,
+    DEFAULT_MAX_RETRAINING_STATE_BYTES,
+    QuietSetting,
     RetrainingBytes,
     TrainingToRepeat,
-    check_losses,
+    check_finite_losses_of_queries,
+    open_retraining_checkpoint,
     resolve_queries,
     retrained_losses,
-    retraining_file,
 )
 
 StartKind = Literal["scratch", "warm"]
 LeftOut = Annotated[
-    Sequence[int] | Tensor, Holds("ints"), "Training examples (K,) to leave out, one at a time, by their index."
+    Sequence[int] | Tensor, ValueRole("ints"), "Training examples (K,) to leave out, one at a time, by their index."
 ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LeaveOneOut(OneLineReprMixin):
+class LeaveOneOut(ResultMixin):
     """Real changes of queries' losses without single training examples.
 
     Attributes:
@@ -60,8 +60,8 @@ class LeaveOneOut(OneLineReprMixin):
 
         Raises InputError for scores that do not estimate one run, unless `allow_other_truth`, and of other queries.
         """
-        check_truth(result, "one run", allow_other_truth=allow_other_truth)
-        check_scores(result, len(self.changes), result.n_train, self.target, self.train_labels)
+        check_same_truth(result, "one run", allow_other_truth=allow_other_truth)
+        check_scores_match_queries(result, len(self.changes), result.n_train, self.target, self.train_labels)
         if int(self.indices.max()) >= result.n_train:
             raise InputError(f"these are scores of {result.n_train} examples; example {int(self.indices.max())} was "
                              "left out")  # fmt: skip
@@ -78,9 +78,9 @@ def leave_one_out(
     n_steps: Annotated[
         int | None, AtLeast(1), Unit("steps"), "Steps of a warm start: the first ones of the training."
     ] = None,
-    max_bytes: RetrainingBytes = MAX_BYTES,
+    max_bytes: RetrainingBytes = DEFAULT_MAX_RETRAINING_STATE_BYTES,
     checkpoint: CheckpointPath = None,
-    quiet: Quiet = True,
+    quiet: QuietSetting = True,
 ) -> LeaveOneOut:  # fmt: skip
     """Leave training examples out one at a time, retrain, and see how the queries' losses change.
 
@@ -133,16 +133,22 @@ def leave_one_out(
     warm = training.warm_start(final) if start == "warm" else None
     losses = _retrained_without(
         training, chosen, x, y, warm, range(n_taken), max_bytes=max_bytes,
-        file=retraining_file(checkpoint, training, final, x, y, settings), quiet=quiet,
+        file=open_retraining_checkpoint(checkpoint, training, final, x, y, settings), quiet=quiet,
     )  # fmt: skip
-    check_losses(training, losses)
+    check_finite_losses_of_queries(training, losses)
     return LeaveOneOut(
         (losses[1:] - losses[0]).T.contiguous(), chosen, losses[0], start, n_taken, y, getattr(training, "y", None)
     )  # fmt: skip
 
 
 def _retrained_without(
-    training: Training, chosen: Tensor, x: Tensor, y: object, start: State | None, steps: range, **kwargs: object
+    training: Training,
+    chosen: Tensor,
+    x: Tensor,
+    y: object,
+    start: TrainingState | None,
+    steps: range,
+    **kwargs: object,
 ) -> Tensor:
     """Losses (1 + K, Q): with all examples, then without each of the chosen."""
     weights = training.example_weights(1 + len(chosen))

@@ -11,42 +11,46 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...checkpointing import CheckpointFile
-from ...engine.example_gradients.labels import query_labels
-from ...engine.unroll.checks import check_repeatable, not_finite_error
+from ...engine.example_gradients.labels import resolve_query_labels
+from ...engine.unroll.checks import check_steps_are_repeatable, nonfinite_query_loss_error
 from ...engine.unroll.fingerprint import training_fingerprint
 from ...engine.unroll.model_training import ModelTraining
-from ...engine.unroll.training import State, Training
+from ...engine.unroll.training import Training, TrainingState
 from ...errors import InputError
 from ...parameters import CheckpointPath
-from ...settings import AtLeast, Holds, Unit
+from ...settings import AtLeast, Unit, ValueRole
 
-MAX_BYTES = 128 * 2**20  # more at once are slower: their states no longer fit near the processor
-STATE_COPIES = 6  # per training that runs: before and after a step, the gradient, and what the update is made of
+DEFAULT_MAX_RETRAINING_STATE_BYTES = (
+    128 * 2**20
+)  # more at once are slower: their states no longer fit near the processor
+RETRAINING_MEMORY_IN_STATES = (
+    6  # per training that runs: before and after a step, the gradient, and what the update is made of
+)
 
 TrainingToRepeat = Annotated[
-    Training, Holds("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
+    Training, ValueRole("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
 ]
 RetrainingBytes = Annotated[int, AtLeast(1), Unit("bytes"), "Memory that the trainings which run at once may take."]
-Quiet = Annotated[bool, "No progress bar."]
+QuietSetting = Annotated[bool, "No progress bar."]
 
 
-def resolve_queries(training: Training, final: State, x: Any, labels: Any) -> tuple[Tensor, Any]:
+def resolve_queries(training: Training, final: TrainingState, x: Any, labels: Any) -> tuple[Tensor, Any]:
     """Queries (Q, ...) and their labels (Q,) as the training's loss takes them; None: the classes predicted by `final`.
 
     Raises InputError.
     """
-    check_repeatable(training)
+    check_steps_are_repeatable(training)
     if not isinstance(training, ModelTraining):
         if labels is None:
             raise InputError("labels can be left out for a ModelTraining alone: a step function predicts no classes")
         return x, labels
     box = training.box(final)
     x = box.validate_inputs(x)
-    return x, query_labels(box, x, labels)
+    return x, resolve_query_labels(box, x, labels)
 
 
-def retraining_file(
-    path: CheckpointPath, training: Training, final: State, x: Tensor, y: Any, settings: dict[str, Any]
+def open_retraining_checkpoint(
+    path: CheckpointPath, training: Training, final: TrainingState, x: Tensor, y: Any, settings: dict[str, Any]
 ) -> CheckpointFile | None:
     """The file that losses after retraining are kept in; None for none."""
     if path is None:
@@ -61,9 +65,9 @@ def retrained_losses(
     x: Tensor,
     y: Any,
     *,
-    start: State | None = None,
+    start: TrainingState | None = None,
     steps: range | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = DEFAULT_MAX_RETRAINING_STATE_BYTES,
     file: CheckpointFile | None = None,
     quiet: bool = True,
 ) -> Tensor:
@@ -78,7 +82,7 @@ def retrained_losses(
     with tqdm(total=n_trainings * m, initial=n_done, desc="retraining", unit="training", disable=quiet) as bar:
         for k in range(n_done // m, n_trainings):
             training = training_of(k)
-            n_at_once = max(1, max_bytes // (STATE_COPIES * training.state_bytes))
+            n_at_once = max(1, max_bytes // (RETRAINING_MEMORY_IN_STATES * training.state_bytes))
             for i in range(max(0, n_done - k * m), m, n_at_once):
                 rows = weights[i : i + n_at_once]
                 starts = None if start is None else {n: h.expand(len(rows), *h.shape) for n, h in start.items()}
@@ -89,8 +93,8 @@ def retrained_losses(
     return torch.cat(done).reshape(n_trainings, m, -1).to(x.device)
 
 
-def check_losses(training: Training, losses: Tensor) -> None:
+def check_finite_losses_of_queries(training: Training, losses: Tensor) -> None:
     """Raise InputError for losses (M, Q) that are not finite; NaNError that names the training examples at fault."""
     bad = (~losses.isfinite()).any(0).nonzero().flatten().tolist()
     if bad:
-        raise not_finite_error(training, bad[0])
+        raise nonfinite_query_loss_error(training, bad[0])

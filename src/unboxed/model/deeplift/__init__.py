@@ -4,5 +4,5 @@ A rule of DeepLIFT moves in here; the method itself is `attribution.deep_lift`.
 """
 
 from .reference_run import ReferenceTape as ReferenceTape
-from .reference_run import check_all_ruled as check_all_ruled
-from .rules import RULES as RULES
+from .reference_run import check_every_op_has_rule as check_every_op_has_rule
+from .rules import RULE_BY_OP_NAME as RULE_BY_OP_NAME

@@ -23,7 +23,7 @@ from .reference_run import ActivationPair, OpCall, with_gradient_of
 Func = Callable[..., Any]
 
 
-def argument_pair(x_call: OpCall, ref_call: OpCall, arg_index: int = 0) -> ActivationPair:
+def activation_pair_of_argument(x_call: OpCall, ref_call: OpCall, arg_index: int = 0) -> ActivationPair:
     return ActivationPair(x_call.args[arg_index], ref_call.args[arg_index])
 
 
@@ -54,14 +54,14 @@ def softmax_pair(z: ActivationPair, dim: int, log: bool = False) -> ActivationPa
 def softmax_rule(func: Func, x_call: OpCall, ref_call: OpCall, log: bool = False) -> Any:
     settings = arguments_by_name(x_call, "input dim _stacklevel dtype", dim=-1)
     dim = settings.dim if isinstance(settings.dim, int) else 1
-    out = softmax_pair(argument_pair(x_call, ref_call), dim, log).x
+    out = softmax_pair(activation_pair_of_argument(x_call, ref_call), dim, log).x
     value = func(*x_call.args, **x_call.kwargs).detach()
     return with_gradient_of(value, out.to(value.dtype))
 
 
 def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     settings = arguments_by_name(x_call, "input dim keepdim", keepdim=False)
-    z = argument_pair(x_call, ref_call)
+    z = activation_pair_of_argument(x_call, ref_call)
     shift = torch.maximum(z.x.detach(), z.ref).amax(settings.dim, keepdim=True)
     total = (
         z.apply_linear(lambda t: t - shift)
@@ -84,7 +84,9 @@ def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     if not is_plain or settings.target.is_floating_point():
         raise RuleError("DeepLIFT's rule for cross-entropy needs reduction='none' and class numbers as targets")
     return (
-        -softmax_pair(argument_pair(x_call, ref_call), 1, log=True).x.gather(1, settings.target.unsqueeze(1)).squeeze(1)
+        -softmax_pair(activation_pair_of_argument(x_call, ref_call), 1, log=True)
+        .x.gather(1, settings.target.unsqueeze(1))
+        .squeeze(1)
     )
 
 
@@ -111,7 +113,7 @@ def _op_output_with_gradient_of(func: Func, x_call: OpCall, h: Tensor) -> Tensor
 
 
 def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool = True) -> Any:
-    x = argument_pair(x_call, ref_call)
+    x = activation_pair_of_argument(x_call, ref_call)
     names = "input normalized_shape weight bias eps" if centered else "input normalized_shape weight eps"
     settings = arguments_by_name(x_call, names, weight=None, bias=None, eps=1e-5 if centered else None)
     shape = list(settings.normalized_shape)
@@ -121,7 +123,7 @@ def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool
 
 
 def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    x = argument_pair(x_call, ref_call)
+    x = activation_pair_of_argument(x_call, ref_call)
     settings = arguments_by_name(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     h = _normalize_pair(x.apply_linear(lambda t: t.reshape(len(t), settings.num_groups, -1)), [2], settings.eps)
     channels = [-1, *[1] * (x.x.ndim - 2)]
@@ -133,7 +135,7 @@ def instance_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     settings = arguments_by_name(x_call, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
     if not settings.use_input_stats:
         return NotImplemented
-    x = argument_pair(x_call, ref_call)
+    x = activation_pair_of_argument(x_call, ref_call)
     h = _normalize_pair(x, list(range(2, x.x.ndim)), settings.eps)
     return _op_output_with_gradient_of(
         func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)])
@@ -146,7 +148,7 @@ def batch_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     settings = arguments_by_name(x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5)
     if not settings.training and settings.running_mean is not None:
         return NotImplemented
-    x = argument_pair(x_call, ref_call)
+    x = activation_pair_of_argument(x_call, ref_call)
     h = _normalize_pair(x, [0, *range(2, x.x.ndim)], settings.eps)
     return _op_output_with_gradient_of(
         func, x_call, affine(h.x, settings.weight, settings.bias, [-1, *[1] * (x.x.ndim - 2)])
@@ -157,14 +159,14 @@ def normalize_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     settings = arguments_by_name(x_call, "input p dim eps", p=2.0, dim=1, eps=1e-12)
     if settings.p != 2.0:
         raise RuleError("DeepLIFT's rule for normalize is for the Euclidean length")
-    x = argument_pair(x_call, ref_call)
+    x = activation_pair_of_argument(x_call, ref_call)
     squares = x.apply_elementwise(torch.square).apply_linear(lambda t: t.sum(settings.dim, keepdim=True))
     return x.multiply(squares.apply_elementwise(lambda t: 1 / t.sqrt().clamp_min(settings.eps))).x
 
 
 def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     dim = arguments_by_name(x_call, "input dim", dim=-1).dim
-    x = argument_pair(x_call, ref_call)
+    x = activation_pair_of_argument(x_call, ref_call)
     return (
         x.apply_linear(lambda t: t.chunk(2, dim)[0])
         .multiply(x.apply_linear(lambda t: t.chunk(2, dim)[1]).apply_elementwise(torch.sigmoid))

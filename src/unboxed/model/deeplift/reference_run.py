@@ -250,14 +250,14 @@ PASSTHROUGH_NODES = frozenset(
     }
 )
 CONVOLUTION_NODES = ("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution")
-FACTOR_INPUT_INDICES = {
+FACTOR_INPUT_INDICES_BY_NODE = {
     **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Dot", "Linear", *CONVOLUTION_NODES), (0, 1)),
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm"), (1, 2)),
 }
 """Which inputs of a node are multiplied with each other."""
 
 
-def check_all_ruled(score: Tensor, leaf: Tensor) -> None:
+def check_every_op_has_rule(score: Tensor, leaf: Tensor) -> None:
     """Raise RuleError where an op between the leaf and the score has no rule, judged by its graph node."""
     path_nodes = _nodes_between(score, leaf)
     unsupported = {description for node in path_nodes if (description := _unsupported_op_description(node, path_nodes))}
@@ -290,7 +290,7 @@ def _unsupported_op_description(node: Any, path_nodes: Collection[Any]) -> str:
     is_on_path = [b in path_nodes for b, _ in node.next_functions]
     if op_name not in AFFINE_NODES:
         return f"the op {op_name}"
-    if sum(is_on_path[i] for i in FACTOR_INPUT_INDICES.get(op_name, ()) if i < len(is_on_path)) > 1:
+    if sum(is_on_path[i] for i in FACTOR_INPUT_INDICES_BY_NODE.get(op_name, ()) if i < len(is_on_path)) > 1:
         return f"{op_name} of two activations in this spelling"
     if op_name == "Div" and len(is_on_path) > 1 and is_on_path[1]:
         return "Div by an activation in this spelling"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import RuleError
 from .composite_ops import (
-    argument_pair,
+    activation_pair_of_argument,
     arguments_by_name,
     batch_norm_rule,
     cross_entropy_rule,
@@ -64,7 +64,7 @@ def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         out: Tensor = func(*x_call.args[:arg_index], t.clone(), *x_call.args[arg_index + 1 :], **x_call.kwargs)
         return out
 
-    return argument_pair(x_call, ref_call, arg_index).apply_elementwise(f).x
+    return activation_pair_of_argument(x_call, ref_call, arg_index).apply_elementwise(f).x
 
 
 def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: ProductFn) -> Any:
@@ -73,7 +73,11 @@ def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: Product
         _is_shared_constant(a, b) for a, b in zip(x_call.args[:2], ref_call.args[:2], strict=True)
     ):
         return NotImplemented
-    return argument_pair(x_call, ref_call).multiply(argument_pair(x_call, ref_call, 1), product).x
+    return (
+        activation_pair_of_argument(x_call, ref_call)
+        .multiply(activation_pair_of_argument(x_call, ref_call, 1), product)
+        .x
+    )
 
 
 def _division_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
@@ -81,8 +85,8 @@ def _division_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         return NotImplemented
     if x_call.kwargs.get("rounding_mode") is not None:
         raise RuleError("DeepLIFT has no rule for a rounded division")
-    a = argument_pair(x_call, ref_call) if isinstance(x_call.args[0], Tensor) else None
-    reciprocal = argument_pair(x_call, ref_call, 1).apply_elementwise(torch.reciprocal)
+    a = activation_pair_of_argument(x_call, ref_call) if isinstance(x_call.args[0], Tensor) else None
+    reciprocal = activation_pair_of_argument(x_call, ref_call, 1).apply_elementwise(torch.reciprocal)
     return reciprocal.apply_linear(lambda t: x_call.args[0] * t).x if a is None else a.multiply(reciprocal).x
 
 
@@ -109,7 +113,9 @@ def _baddbmm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
     return (
         x_call.kwargs.get("beta", 1) * x_call.args[0]
-        + argument_pair(x_call, ref_call, 1).multiply(argument_pair(x_call, ref_call, 2), product).x
+        + activation_pair_of_argument(x_call, ref_call, 1)
+        .multiply(activation_pair_of_argument(x_call, ref_call, 2), product)
+        .x
     )
 
 
@@ -122,10 +128,10 @@ def _max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, n_axes: int) ->
     with torch.no_grad():
         result = func(*x_call.args, **x_call.kwargs)
     out: Tensor = result[0] if isinstance(result, tuple) else result
-    kernel = _per_axis(settings.kernel_size, n_axes)
-    stride = _per_axis(settings.stride, n_axes) if settings.stride not in (None, [], ()) else kernel
-    padding, dilation = _per_axis(settings.padding, n_axes), _per_axis(settings.dilation, n_axes)
-    h = _pooling_windows(argument_pair(x_call, ref_call), out, n_axes, kernel, stride, padding, dilation)
+    kernel = _one_value_per_axis(settings.kernel_size, n_axes)
+    stride = _one_value_per_axis(settings.stride, n_axes) if settings.stride not in (None, [], ()) else kernel
+    padding, dilation = _one_value_per_axis(settings.padding, n_axes), _one_value_per_axis(settings.dilation, n_axes)
+    h = _pooling_windows(activation_pair_of_argument(x_call, ref_call), out, n_axes, kernel, stride, padding, dilation)
     largest = with_gradient_of(out, max_gradient_source(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
 
@@ -138,12 +144,14 @@ def _adaptive_max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, n_axes
     if any(a % b for a, b in sizes):
         raise RuleError("DeepLIFT has no rule for adaptive max pooling into windows of unequal size")
     kernel = [a // b for a, b in sizes]
-    h = _pooling_windows(argument_pair(x_call, ref_call), out, n_axes, kernel, kernel, [0] * n_axes, [1] * n_axes)
+    h = _pooling_windows(
+        activation_pair_of_argument(x_call, ref_call), out, n_axes, kernel, kernel, [0] * n_axes, [1] * n_axes
+    )
     largest = with_gradient_of(out, max_gradient_source(h, 2).view_as(out))
     return (largest, *result[1:]) if isinstance(result, tuple) else largest
 
 
-def _per_axis(value: Any, n_axes: int) -> list[int]:
+def _one_value_per_axis(value: Any, n_axes: int) -> list[int]:
     values = list(value) if isinstance(value, (tuple, list)) else [value]
     return values * n_axes if len(values) == 1 else values
 
@@ -181,7 +189,7 @@ def _max_or_min_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1
     settings = arguments_by_name(x_call, "input dim keepdim", dim=None, keepdim=False)
     if isinstance(settings.dim, Tensor) or hasattr(settings, "other"):
         return _max_or_min_of_two_rule(func, x_call, ref_call, sign)
-    x = argument_pair(x_call, ref_call).apply_linear(lambda t: sign * t)
+    x = activation_pair_of_argument(x_call, ref_call).apply_linear(lambda t: sign * t)
     dims = [settings.dim] if isinstance(settings.dim, int) else list(settings.dim or range(x.x.ndim))
     dims = [d % x.x.ndim for d in dims]
     if 0 in dims:
@@ -255,4 +263,4 @@ def _build_rule_by_op_name() -> dict[str, Rule]:
     return rules
 
 
-RULES = _build_rule_by_op_name()
+RULE_BY_OP_NAME = _build_rule_by_op_name()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-MAX_CACHED_MAP_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
-N_PINNED_RECENT_MAPS = 3  # maps used last, which are not freed
+MAX_CACHED_BASE_MAP_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
+N_PINNED_RECENT_BASE_MAPS = 3  # maps used last, which are not freed
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class BasePass:
     def __init__(self) -> None:
         self.maps: list[BaseMap] = []
         self.position = 0
-        self.pinned: deque[BaseMap] = deque(maxlen=N_PINNED_RECENT_MAPS)
+        self.pinned: deque[BaseMap] = deque(maxlen=N_PINNED_RECENT_BASE_MAPS)
         self.kernels: dict[int, tuple[Tensor, Any, Tensor]] = {}
         self.n_local_values, self.n_dense_values, self.bytes_per_row = 0, 0, 0
         self.proxies: list[ref[Any]] = []  # the windowed tensors of this batch
@@ -62,7 +62,7 @@ class BasePass:
         self.proxies.clear()
 
     @property
-    def has_live_windowed_tensors(self) -> bool:
+    def has_referenced_windowed_tensors(self) -> bool:
         """Whether a windowed tensor is still referenced after a batch."""
         if any(proxy() is not None for proxy in self.proxies):
             gc.collect()
@@ -71,9 +71,9 @@ class BasePass:
     def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> BaseMap:
         """func(*args) on base maps; it must return a new tensor and not change its arguments."""
         leaves, structure = tree_flatten((args, kwargs))
-        call_key = (func, structure, tuple(map(_fingerprint, leaves)))
+        call_key = (func, structure, tuple(map(_argument_fingerprint, leaves)))
         if self.position == len(self.maps) or self.maps[self.position].call_key != call_key:
-            out = self._compute(func, args, kwargs)
+            out = self._compute_op(func, args, kwargs)
             self.maps[self.position : self.position + 1] = [
                 BaseMap(call_key, func, args, kwargs, out.shape, out.new_empty(0), out)
             ]
@@ -81,22 +81,22 @@ class BasePass:
         self.position += 1
         return self.maps[self.position - 1]
 
-    def _compute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        args, kwargs = tree_map_only(BaseMap, self._get_values, (args, kwargs))
+    def _compute_op(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        args, kwargs = tree_map_only(BaseMap, self._cached_or_recomputed_values, (args, kwargs))
         out: Tensor = func(*args, **kwargs)
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out  # is cropped row by row
 
-    def _get_values(self, base: BaseMap) -> Tensor:
+    def _cached_or_recomputed_values(self, base: BaseMap) -> Tensor:
         values = base.values
         if values is None:
-            values = base.values = self._compute(base.func, base.args, base.kwargs)
+            values = base.values = self._compute_op(base.func, base.args, base.kwargs)
         self._pin_and_evict_largest(base)
         return values
 
     def read(self, base: BaseMap) -> Tensor:
         """The values of a base map, (1, C, H, W), for windows."""
         base.is_read_by_windows = True
-        return self._get_values(base)
+        return self._cached_or_recomputed_values(base)
 
     def free_unless_read_by_windows(self, base: BaseMap) -> None:
         """Free the values of a map whose every value was used by an op, if windows never read them."""
@@ -108,7 +108,7 @@ class BasePass:
         self.pinned.append(latest)
         total_bytes = sum(m.nbytes for m in self.maps)
         for base_map in sorted(self.maps, key=lambda m: -m.nbytes):
-            if total_bytes <= MAX_CACHED_MAP_BYTES:
+            if total_bytes <= MAX_CACHED_BASE_MAP_BYTES:
                 return
             if not any(base_map is m for m in self.pinned):
                 total_bytes -= base_map.nbytes
@@ -118,7 +118,7 @@ class BasePass:
         """A kernel in the layout of windows, into which a convolution would else convert it at each call."""
         if weight.is_contiguous(memory_format=torch.channels_last):
             return weight
-        fingerprint = _fingerprint(weight)
+        fingerprint = _argument_fingerprint(weight)
         _, cached_fingerprint, copy = self.kernels.get(weight.data_ptr(), (weight, None, weight))
         if cached_fingerprint != fingerprint:
             copy = weight.contiguous(memory_format=torch.channels_last)
@@ -131,7 +131,7 @@ class BasePass:
         self.bytes_per_row = max(self.bytes_per_row, total_bytes // max(1, n_rows))
 
 
-def _fingerprint(value: Any) -> Any:
+def _argument_fingerprint(value: Any) -> Any:
     """What identifies an argument: of tensors the address of their values and how often those were written. The
     arguments are kept alive, so that no address is reused.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..op_tables import plain_op_name
 from .base_run import BaseMap
 from .regions import common_regions, crop
-from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
+from .windowed import IntArray, OpFn, WindowedTensor, WindowGroup, register_handler
 
 UNARY_OPS = (
     "abs", "absolute", "neg", "negative", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt",
@@ -38,8 +38,8 @@ IDENTITY_OPS = ("detach", "dropout", "feature_dropout", "dropout1d", "dropout2d"
 CAST_OPS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda")
 
 
-@handles(*UNARY_OPS, *BINARY_OPS)
-def pointwise_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler(*UNARY_OPS, *BINARY_OPS)
+def pointwise_op(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An op of any number of maps, of tensors that are the same for all rows, and of numbers."""
     values = [*args, *kwargs.values()]
     maps, others = [v for v in values if isinstance(v, WindowedTensor)], [v for v in values if isinstance(v, Tensor)]
@@ -48,15 +48,15 @@ def pointwise_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     ):
         return NotImplemented
     if not _is_in_place(func, kwargs):
-        return _apply_per_group(func, args, kwargs, maps)
+        return _apply_to_base_and_groups(func, args, kwargs, maps)
     x = args[0]
     if not isinstance(x, WindowedTensor):
         return NotImplemented
     out_of_place_func, new_kwargs = _out_of_place_op_and_kwargs(func, kwargs)
     if len(maps) == 1 and not others:
-        base = x.base_pass.run(out_of_place_func, *_substitute_maps(args, [x], [x.base_map]), **new_kwargs)
-        return x.replace_with(x.map_windows(base, lambda h: func(*_substitute_maps(args, [x], [h]), **kwargs)))
-    out = _apply_per_group(out_of_place_func, args, new_kwargs, maps)
+        base = x.base_pass.run(out_of_place_func, *_replace_maps_by_tensors(args, [x], [x.base_map]), **new_kwargs)
+        return x.replace_with(x.map_windows(base, lambda h: func(*_replace_maps_by_tensors(args, [x], [h]), **kwargs)))
+    out = _apply_to_base_and_groups(out_of_place_func, args, new_kwargs, maps)
     if (out.base_map.shape, out.base_map.dtype) != (x.base_map.shape, x.base_map.dtype):
         return NotImplemented
     return x.replace_with(out)
@@ -74,19 +74,19 @@ def _is_shared_by_rows(tensor: Tensor, windowed: WindowedTensor) -> bool:
     return is_shared and all(a in (1, b) for a, b in zip(size, windowed.base_map.shape[-2:], strict=True))
 
 
-def _apply_per_group(
-    func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], maps: list[WindowedTensor]
+def _apply_to_base_and_groups(
+    func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any], maps: list[WindowedTensor]
 ) -> WindowedTensor:
     """The op on the base, and on each group of windows."""
     first = maps[0]
     bases = [p.base_map for p in maps]
-    base_kwargs = dict(zip(kwargs, _substitute_maps(tuple(kwargs.values()), maps, bases), strict=True))
-    base = first.base_pass.run(func, *_substitute_maps(args, maps, bases), **base_kwargs)
+    base_kwargs = dict(zip(kwargs, _replace_maps_by_tensors(tuple(kwargs.values()), maps, bases), strict=True))
+    base = first.base_pass.run(func, *_replace_maps_by_tensors(args, maps, bases), **base_kwargs)
     groups = []
     for rows, top, left, cuts in common_regions(maps):
 
         def crop_for_group(value: Any, top: IntArray = top, left: IntArray = left, cuts: list[Tensor] = cuts) -> Any:
-            (value,) = _substitute_maps((value,), maps, cuts)
+            (value,) = _replace_maps_by_tensors((value,), maps, cuts)
             needs_crop = isinstance(value, Tensor) and not any(value is c for c in cuts) and _has_positions(value)
             return _crop_windows(value, base, top, left, cuts[0]) if needs_crop else value
 
@@ -99,7 +99,7 @@ def _apply_per_group(
     return WindowedTensor(first.base_pass, base, groups, first.n_rows)
 
 
-def _substitute_maps(
+def _replace_maps_by_tensors(
     args: tuple[Any, ...], maps: list[WindowedTensor], tensors: Sequence[Tensor | BaseMap]
 ) -> tuple[Any, ...]:
     """The arguments with each map replaced by a tensor."""
@@ -116,14 +116,14 @@ def _crop_windows(tensor: Tensor, base: BaseMap, top: IntArray, left: IntArray, 
     return crop(full, top, left, (like.shape[2], like.shape[3])).permute(0, 3, 1, 2)
 
 
-def _is_in_place(func: Op, kwargs: dict[str, Any]) -> bool:
+def _is_in_place(func: OpFn, kwargs: dict[str, Any]) -> bool:
     name = func.__name__.partition(".")[0]
     if name.startswith("__"):
         return name.startswith("__i") and name != "__invert__"
     return name.endswith("_") or bool(kwargs.get("inplace"))
 
 
-def _out_of_place_op_and_kwargs(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]:
+def _out_of_place_op_and_kwargs(func: OpFn, kwargs: dict[str, Any]) -> tuple[OpFn, dict[str, Any]]:
     """The out-of-place version of an op."""
     if kwargs.get("inplace"):
         return func, {**kwargs, "inplace": False}
@@ -134,7 +134,7 @@ def _out_of_place_op_and_kwargs(func: Op, kwargs: dict[str, Any]) -> tuple[Op, d
 
 
 @cache
-def _make_out_of_place(func: Op) -> Op:
+def _make_out_of_place(func: OpFn) -> OpFn:
     """Cached: a call of the base pass is identified by its function."""
 
     def run_on_clone(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -144,8 +144,8 @@ def _make_out_of_place(func: Op) -> Op:
     return run_on_clone
 
 
-@handles("prelu")
-def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("prelu")
+def prelu(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Its slopes are per channel, although their shape looks like per column."""
     x, rest = args[0], args[1:]
     if not isinstance(x, WindowedTensor) or any(isinstance(v, WindowedTensor) for v in (*rest, *kwargs.values())):
@@ -153,36 +153,36 @@ def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return x.map_windows(x.base_pass.run(func, x.base_map, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
 
 
-@handles(*IDENTITY_OPS)
-def identity_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler(*IDENTITY_OPS)
+def identity_op(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Ops that return their argument: inactive dropout, contiguous."""
     x, training = args[0], args[2] if len(args) > 2 else True
     drops_units = "dropout" in plain_op_name(func) and kwargs.get("training", kwargs.get("train", training))
     return NotImplemented if drops_units or not isinstance(x, WindowedTensor) else x
 
 
-@handles(*CAST_OPS)
-def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler(*CAST_OPS)
+def cast(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A change of dtype; the tensor itself where it has that dtype."""
     x = args[0]
     if not isinstance(x, WindowedTensor):
-        return func(x, *(a.placeholder() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
+        return func(x, *(a.tensor_without_values() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
     args = tuple(a.base_map.like if isinstance(a, WindowedTensor) and a is not x else a for a in args)
     base = x.base_values
     probe = func(base, *args[1:], **kwargs)
     if not isinstance(probe, Tensor) or probe.device != base.device:
         return NotImplemented
-    return x if probe is base else _apply_per_group(func, args, kwargs, [x])
+    return x if probe is base else _apply_to_base_and_groups(func, args, kwargs, [x])
 
 
-@handles("clone")
-def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("clone")
+def clone(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
     return x.map_windows(x.base_map, torch.clone)  # base maps are never written
 
 
-@handles("batch_norm")
-def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("batch_norm")
+def batch_norm(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """With running statistics it is affine per channel."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     arguments = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -199,8 +199,8 @@ def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return x.map_windows(base, normalize)
 
 
-@handles("cat", "concat", "concatenate")
-def cat(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("cat", "concat", "concatenate")
+def cat(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Along channels."""
     maps = list(args[0] if args else kwargs["tensors"])
     axis = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))

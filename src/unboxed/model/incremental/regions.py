@@ -64,21 +64,21 @@ def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, I
             yield g.rows, g.top, g.left, [g.values]
         return
     height, width = maps[0].base_map.shape[2:]
-    for groups in _common_groups(maps):
-        top, h = _bounding_span([g.top for g in groups], [g.size[0] for g in groups], height)
-        left, w = _bounding_span([g.left for g in groups], [g.size[1] for g in groups], width)
+    for groups in _intersect_row_groups(maps):
+        top, h = _common_size_spans([g.top for g in groups], [g.size[0] for g in groups], height)
+        left, w = _common_size_spans([g.left for g in groups], [g.size[1] for g in groups], width)
         cuts = [read_region(p, g, top, left, (h, w)) for p, g in zip(maps, groups, strict=True)]
         yield groups[0].rows, top, left, cuts
 
 
-def _bounding_span(starts: Sequence[IntArray], sizes: Sequence[int], limit: int) -> tuple[IntArray, int]:
+def _common_size_spans(starts: Sequence[IntArray], sizes: Sequence[int], limit: int) -> tuple[IntArray, int]:
     """The starts and the common size of spans that contain all of some spans."""
     low = np.minimum.reduce(list(starts))
     size = int((np.maximum.reduce([s + n for s, n in zip(starts, sizes, strict=True)]) - low).max())
     return np.minimum(low, limit - size), size
 
 
-def _common_groups(maps: Sequence[WindowedTensor]) -> Iterator[list[WindowGroup]]:
+def _intersect_row_groups(maps: Sequence[WindowedTensor]) -> Iterator[list[WindowGroup]]:
     """Groups of the same rows in each map, as maps may be grouped differently."""
     group_positions = np.zeros((len(maps), maps[0].n_rows, 2), dtype=np.int64)  # of each row: its group, index in it
     for k, windowed in enumerate(maps):

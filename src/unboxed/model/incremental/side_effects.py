@@ -23,13 +23,13 @@ def restore_containers(modules: Iterable[nn.Module], base_pass: BasePass) -> Ite
     try:
         yield
     finally:
-        if base_pass.has_live_windowed_tensors:
+        if base_pass.has_referenced_windowed_tensors:
             for container, copy in reversed(snapshots):  # inner ones first
                 _restore_container(container, copy)
 
 
 def _restore_container(container: Any, copy: Any) -> None:
-    if not any(_contains_windowed(value) for value in _contents(container)):
+    if not any(_contains_windowed(value) for value in _container_values(container)):
         return
     if not isinstance(container, dict):
         container.clear()
@@ -50,16 +50,17 @@ def _iter_containers(values: Iterable[Any]) -> Iterator[Any]:
         value = pending.popleft()
         if isinstance(value, (*MUTABLE_CONTAINERS, tuple)) and id(value) not in seen:
             seen.add(id(value))
-            pending.extend(_contents(value))
+            pending.extend(_container_values(value))
             yield value
 
 
 def _contains_windowed(value: Any) -> bool:
     """Whether it is or contains a windowed tensor."""
     return any(
-        isinstance(v, WindowedTensor) for v in (value, *chain.from_iterable(map(_contents, _iter_containers([value]))))
+        isinstance(v, WindowedTensor)
+        for v in (value, *chain.from_iterable(map(_container_values, _iter_containers([value]))))
     )
 
 
-def _contents(container: Any) -> Iterable[Any]:
+def _container_values(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container

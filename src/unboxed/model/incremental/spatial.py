@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .base_run import BaseMap
 from .regions import Size, crop, read_region
-from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
+from .windowed import IntArray, OpFn, WindowedTensor, WindowGroup, register_handler
 
-MAX_WINDOW_COVERAGE = 0.85  # share of positions in windows above which the full map is computed
-MAX_CROP_BYTES = 2**21  # that are cropped from maps at one time
+MAX_WINDOW_COVERAGE_FRACTION = 0.85  # share of positions in windows above which the full map is computed
+MAX_CROPPED_BYTES_AT_ONCE = 2**21  # that are cropped from maps at one time
 MIN_SAVED_MULTIPLICATIONS_PER_GROUP = 2e7  # by a further group of windows, to be worth its calls
 
 
@@ -52,13 +52,13 @@ def apply_sliding_kernel(
     geometry: KernelGeometry,
     base: BaseMap,
     run_on_crop: Callable[[Tensor, IntArray, IntArray], Tensor],
-    run_on_full: Op,
+    run_on_full: OpFn,
     fill: float = 0.0,
 ) -> Any:
     """`run_on_crop` (without padding) on the inputs of changed outputs; `run_on_full` where full maps cost no more."""
     limit = base.shape[-2:]
     pieces = [piece for g in x.groups for piece in _split_group_by_output_size(g, geometry, limit)]
-    if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE * x.n_rows * limit.numel():
+    if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE_FRACTION * x.n_rows * limit.numel():
         return run_on_full(x.dense(torch.channels_last))
     groups = []
     for g, top, left, size in pieces:
@@ -69,7 +69,7 @@ def apply_sliding_kernel(
                 geometry.input_start_and_size(0, top, size[0]),
                 geometry.input_start_and_size(1, left, size[1]),
             )
-            row_batches = _row_batches(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
+            row_batches = _memory_bounded_row_batches(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
             cuts = ((read_region(x, g.select(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in row_batches)
             new = _concatenate((run_on_crop(*cut) for cut in cuts), len(g.rows))
             x.base_pass.record_bytes_per_row(len(g.rows), g.values, new)
@@ -78,9 +78,9 @@ def apply_sliding_kernel(
     return WindowedTensor(x.base_pass, base, groups, x.n_rows)
 
 
-def _row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
+def _memory_bounded_row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
     """Rows in bounded batches: the crop for an op is a copy, larger than the op's output."""
-    step = max(1, MAX_CROP_BYTES // max(1, bytes_per_row))
+    step = max(1, MAX_CROPPED_BYTES_AT_ONCE // max(1, bytes_per_row))
     return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
 
 
@@ -118,7 +118,7 @@ def _split_group_by_output_size(
         yield g.select(rows), np.minimum(top[rows], limit[0] - h), np.minimum(left[rows], limit[1] - w), (h, w)
 
 
-def to_pair(value: Any) -> Size:
+def to_height_width_pair(value: Any) -> Size:
     """A setting as (vertical, horizontal)."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return int(values[0]), int(values[-1])
@@ -138,12 +138,12 @@ def _conv2d(
 ) -> Any:
     if not isinstance(x, WindowedTensor) or isinstance(weight, WindowedTensor) or weight.ndim != 4:
         return NotImplemented
-    kernel, dilated = (weight.shape[2], weight.shape[3]), to_pair(dilation)
+    kernel, dilated = (weight.shape[2], weight.shape[3]), to_height_width_pair(dilation)
     if padding == "same":
         pad = tuple(d * (k - 1) // 2 for d, k in zip(dilated, kernel, strict=True))
     else:
-        pad = (0, 0) if padding == "valid" else to_pair(padding)
-    geometry = KernelGeometry(kernel, to_pair(stride), dilated, (pad[0], pad[1]), float(weight.numel()))
+        pad = (0, 0) if padding == "valid" else to_height_width_pair(padding)
+    geometry = KernelGeometry(kernel, to_height_width_pair(stride), dilated, (pad[0], pad[1]), float(weight.numel()))
 
     fast_weight = x.base_pass.channels_last_weight(weight)
 
@@ -157,13 +157,13 @@ def _conv2d(
     return apply_sliding_kernel(x, geometry, base, run_on_crop, run_on_full)
 
 
-@handles("conv2d")
-def conv2d(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("conv2d")
+def conv2d(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _conv2d(*args, **kwargs)
 
 
-@handles("convolution", "_convolution")
-def convolution(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("convolution", "_convolution")
+def convolution(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """conv2d as torch's dispatcher calls it."""
     if kwargs or len(args) < 9 or args[6]:  # transposed
         return NotImplemented
@@ -171,8 +171,8 @@ def convolution(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-@handles("max_pool2d")
-def max_pool2d(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("max_pool2d")
+def max_pool2d(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _max_pool2d(*args, **kwargs)
 
 
@@ -183,7 +183,13 @@ def _max_pool2d(
     if not isinstance(x, WindowedTensor) or return_indices:
         return NotImplemented
     strides = kernel_size if stride in (None, (), []) else stride
-    geometry = KernelGeometry(to_pair(kernel_size), to_pair(strides), to_pair(dilation), to_pair(padding), 1.0)
+    geometry = KernelGeometry(
+        to_height_width_pair(kernel_size),
+        to_height_width_pair(strides),
+        to_height_width_pair(dilation),
+        to_height_width_pair(padding),
+        1.0,
+    )
 
     def run_on_full(h: Tensor) -> Tensor:
         return torch.max_pool2d(h, kernel_size, strides, padding, dilation, ceil_mode)
@@ -195,8 +201,8 @@ def _max_pool2d(
     return apply_sliding_kernel(x, geometry, base, run_on_crop, run_on_full, fill=-float("inf"))
 
 
-@handles("avg_pool2d")
-def avg_pool2d(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@register_handler("avg_pool2d")
+def avg_pool2d(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _avg_pool2d(*args, **kwargs)
 
 
@@ -208,7 +214,9 @@ def _avg_pool2d(
     if not isinstance(x, WindowedTensor):
         return NotImplemented
     strides = kernel_size if stride in (None, (), []) else stride
-    geometry = KernelGeometry(to_pair(kernel_size), to_pair(strides), (1, 1), to_pair(padding), 1.0)
+    geometry = KernelGeometry(
+        to_height_width_pair(kernel_size), to_height_width_pair(strides), (1, 1), to_height_width_pair(padding), 1.0
+    )
     pool_args = (strides, padding, ceil_mode, count_include_pad)
 
     def run_on_full(h: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ..op_tables import plain_op_name
 from .base_run import BaseMap, BasePass
 
 IntArray = npt.NDArray[np.int64]
-Op = Callable[..., Any]
+OpFn = Callable[..., Any]
 
 
 @dataclass(eq=False)
@@ -53,8 +53,8 @@ class WindowedTensor:
     """Represents a tensor (N, C, H, W) that equals `base` (1, C, H, W) except for a window in each row.
 
     Not a Tensor: torch's functions and methods are dispatched by `__torch_function__`. Local ops give windows again
-    (`handles`); before any other op it becomes a dense tensor and remains it, so that views and later in-place ops act
-    on the right values.
+    (`register_handler`); before any other op it becomes a dense tensor and remains it, so that views and later in-place
+    ops act on the right values.
     """
 
     def __init__(self, base_pass: BasePass, base: BaseMap, groups: Sequence[WindowGroup], n_rows: int) -> None:
@@ -124,7 +124,7 @@ class WindowedTensor:
     def is_windowed(self) -> bool:
         return self._dense_values is None
 
-    def placeholder(self) -> Tensor:
+    def tensor_without_values(self) -> Tensor:
         """A tensor of this shape, dtype and device without values."""
         if self._dense_values is not None:
             return self._dense_values
@@ -137,14 +137,14 @@ class WindowedTensor:
         if name in ATTRIBUTES_RETURNING_SELF:  # it shares the values
             return self
         if name in METADATA_ATTRIBUTES:
-            return getattr(self.placeholder(), name)
+            return getattr(self.tensor_without_values(), name)
         if callable(getattr(torch.Tensor, name)):
             return partial(_dispatching_method(name), self)
         return getattr(self.dense(), name)
 
     @classmethod
     def __torch_function__(
-        cls, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, func: OpFn, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return apply_windowed_or_dense(func, args, kwargs or {})
 
@@ -168,7 +168,7 @@ OPERATOR_METHODS = (
 
 
 @cache
-def _dispatching_method(name: str) -> Op:
+def _dispatching_method(name: str) -> OpFn:
     """A method of tensors as a function that modes, and then `apply_windowed_or_dense`, intercept."""
     tensor_method = getattr(torch.Tensor, name)
 
@@ -188,20 +188,20 @@ WindowedTensor.__hash__ = object.__hash__  # type: ignore[method-assign]  # as f
 
 # -- dispatch ----------------------------------------------------------------------------------------------------------
 
-Handler = Callable[..., Any]
-HANDLER_BY_OP_NAME: dict[str, Handler] = {}
+HandlerFn = Callable[..., Any]
+HANDLER_BY_OP_NAME: dict[str, HandlerFn] = {}
 """Local implementations by the op's plain name: (func, args, kwargs) -> output, or NotImplemented."""
 
 
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
+def register_handler(*names: str) -> Callable[[HandlerFn], HandlerFn]:
+    def register(handler: HandlerFn) -> HandlerFn:
         HANDLER_BY_OP_NAME.update(dict.fromkeys(names, handler))
         return handler
 
     return register
 
 
-def apply_windowed_or_dense(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply_windowed_or_dense(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An op on windowed tensors: local where possible, else dense."""
     args, kwargs = tree_map(_unwrap_dense, (args, kwargs))
     for name in ("input", "self"):
@@ -248,7 +248,7 @@ class WindowedMode(TorchFunctionMode):
     depends_on_ties = False  # whether the model used the index of a maximum in a map: windows may then be wrong
 
     def __torch_function__(
-        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: OpFn, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = plain_op_name(func)

@@ -7,7 +7,7 @@ gradient distributes a sum in proportion, gives a maximum to its argmax, and nee
 A rule of LRP moves in here, op by op; the method itself is `attribution.lrp`.
 """
 
-from .autograd_functions import annotate as annotate
+from .autograd_functions import annotate_activation as annotate_activation
 from .context import check_all_ruled as check_all_ruled
 from .context import frozen_parameters as frozen_parameters
 from .mode import LayerRules as LayerRules

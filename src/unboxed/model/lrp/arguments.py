@@ -22,7 +22,7 @@ def run_on_clone(func: Func, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return func(x.clone(), *args, **kwargs)
 
 
-def detached(value: Any) -> Any:
+def detach_tensors(value: Any) -> Any:
     return tree_map_only(Tensor, Tensor.detach, value)
 
 
@@ -70,7 +70,7 @@ def is_active_dropout(op_name: str, args: Args, kwargs: Kwargs) -> bool:
 def without_torch_function_checks(func: FunctionType) -> FunctionType:
     """The function without its check for overrides, so that a mode sees the ops inside it."""
     replaced_checks = dict.fromkeys(
-        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _return_false
+        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _has_no_torch_function
     )
     patched = FunctionType(
         func.__code__, {**func.__globals__, **replaced_checks}, func.__name__, func.__defaults__, func.__closure__
@@ -79,5 +79,5 @@ def without_torch_function_checks(func: FunctionType) -> FunctionType:
     return patched
 
 
-def _return_false(*args: Any) -> bool:
+def _has_no_torch_function(*args: Any) -> bool:
     return False

@@ -70,7 +70,7 @@ def with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 # -- annotations -----------------------------------------------------------------------------------------------------
 
-GATE_RANK, BOUNDED_RANK, SIGNAL_RANK = 2, 1, 0
+GATE_FACTOR_RANK, BOUNDED_FACTOR_RANK, SIGNAL_FACTOR_RANK = 2, 1, 0
 """Which factor of a product is the gate: a sigmoid or softmax before a tanh or a clamp, these before all else."""
 
 
@@ -79,17 +79,17 @@ class ActivationAnnotation:
     """What is known about an activation until it is overwritten."""
 
     tensor_version: int
-    gate_rank: int = SIGNAL_RANK
+    gate_rank: int = SIGNAL_FACTOR_RANK
     bounds: tuple[Tensor, Tensor] | None = None  # its lower and upper bounds over all pixel values, shaped like it
     linear_source: Any = None  # the linear op that computed it
 
 
-def annotate(h: Tensor, **fields: Any) -> Tensor:
+def annotate_activation(h: Tensor, **fields: Any) -> Tensor:
     h._lrp_note = ActivationAnnotation(h._version, **fields)  # type: ignore[attr-defined]
     return h
 
 
-def annotation_of(h: Tensor) -> ActivationAnnotation:
+def activation_annotation_of(h: Tensor) -> ActivationAnnotation:
     annotation = getattr(h, "_lrp_note", None)
     return (
         annotation

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ...errors import RuleError
-from ..op_tables import ADVICE_BY_OPAQUE_NODE
+from ..op_tables import ADVICE_BY_OPAQUE_NODE_NAME
 from ..relu_rules import graph_nodes
 from . import op_rules
 
@@ -31,14 +31,18 @@ def check_all_ruled(root: Tensor) -> None:
     for node in graph_nodes(root):
         name: str = node.name()
         opaque_reason = next(
-            (a for prefix, a in ADVICE_BY_OPAQUE_NODE.items() if name.startswith(prefix) and prefix != "CopySlices"),
+            (
+                a
+                for prefix, a in ADVICE_BY_OPAQUE_NODE_NAME.items()
+                if name.startswith(prefix) and prefix != "CopySlices"
+            ),
             None,
         )
         if opaque_reason is not None:
             raise RuleError(f"LRP can't see into {opaque_reason}")
         is_product = name.startswith(("MulBackward", "DivBackward"))
         is_bilinear = is_product and all(input_node is not None for input_node, _ in node.next_functions[:2])
-        if is_bilinear or not name.startswith(op_rules.RULED_NODES):
+        if is_bilinear or not name.startswith(op_rules.NODE_NAMES_WITH_RULES):
             raise RuleError(
                 f"LRP has no rule for {name}: the op ran out of sight, in scripted code or a function of its own with "
                 "its own gradient. Run the original module, or use a method without rules, such as gradient"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LinearRule = Callable[["LinearOp", Tensor], Tensor]
+LinearRuleFn = Callable[["LinearOp", Tensor], Tensor]
 """(op, c of its output) -> c of its input."""
-FirstLayerRule = Callable[["LinearOp", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+FirstLayerRuleFn = Callable[["LinearOp", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(op, lowest input, highest input, c) -> c of the input and of both bounds."""
 InputGradientFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -55,7 +55,7 @@ class LinearOp:
     def has_negative_inputs(self) -> bool:
         return bool((self.a < 0).any())
 
-    def input_gradient_by_sign(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+    def input_gradient_by_contribution_sign(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         """c_j with a_j c_j = sum_k p+_jk u_k + p-_jk v_k."""
         plus, minus = self.w.clamp(min=0), self.w.clamp(max=0)
         for_positive = (
@@ -84,7 +84,9 @@ def conv_input_gradient_fn(n_dims: int, settings: dict[str, Any]) -> InputGradie
     """The transposed convolution, without a forward pass before it; None for paddings given by name."""
     if isinstance(settings["padding"], str):
         return None
-    stride, padding, dilation = (_per_axis(settings[k], n_dims) for k in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (
+        _one_value_per_spatial_axis(settings[k], n_dims) for k in ("stride", "padding", "dilation")
+    )
     trailing_args = (stride, padding, dilation, False, [0] * n_dims, settings["groups"], [True, False, False])
 
     def input_gradient(a: Tensor, w: Tensor, u: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def conv_input_gradient_fn(n_dims: int, settings: dict[str, Any]) -> InputGradie
     return input_gradient
 
 
-def _per_axis(value: Any, n_dims: int) -> list[int]:
+def _one_value_per_spatial_axis(value: Any, n_dims: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     return values * n_dims if len(values) == 1 else values
 
@@ -103,13 +105,13 @@ def dense_input_gradient(a: Tensor, w: Tensor, u: Tensor) -> Tensor:
     return u @ w
 
 
-def stabilize(z: Tensor, epsilon: float) -> Tensor:
+def epsilon_stabilize(z: Tensor, epsilon: float) -> Tensor:
     """z moved away from zero by epsilon, upwards where it is zero; never zero."""
     shifted = z + epsilon * torch.where(z < 0, -1.0, 1.0).to(z)
     return torch.where(shifted == 0, torch.ones_like(z), shifted)
 
 
-def epsilon_rule(eps: float) -> LinearRule:
+def epsilon_rule(eps: float) -> LinearRuleFn:
     """R_j = sum_k a_j w_jk / (z_k + eps sign(z_k)) R_k. Bach et al. 2015."""
 
     def rule(op: LinearOp, c: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def epsilon_rule(eps: float) -> LinearRule:
     return rule
 
 
-def gamma_rule(gamma: float, eps: float) -> LinearRule:
+def gamma_rule(gamma: float, eps: float) -> LinearRuleFn:
     """R_j = sum_k (p_jk + g p+_jk) / (z_k + g sum_j p+_jk) R_k, the bias among the p; where z_k < 0, with p- for p+.
 
     Montavon et al. 2019; a unit below zero, where a ReLU is inactive, as in Andeol et al. 2021.
@@ -131,20 +133,22 @@ def gamma_rule(gamma: float, eps: float) -> LinearRule:
         z = op.output()
         plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         is_positive = z >= 0
-        s = c * z / stabilize(z + gamma * torch.where(is_positive, plus, z - plus), eps)
-        return op.input_gradient_by_sign(
+        s = c * z / epsilon_stabilize(z + gamma * torch.where(is_positive, plus, z - plus), eps)
+        return op.input_gradient_by_contribution_sign(
             torch.where(is_positive, (1 + gamma) * s, s), torch.where(is_positive, s, (1 + gamma) * s)
         )
 
     return rule
 
 
-def z_plus_rule(eps: float) -> LinearRule:
+def z_plus_rule(eps: float) -> LinearRuleFn:
     """R_j = sum_k p+_jk / sum_j p+_jk R_k. Montavon et al. 2017; for signed a, alpha-beta with alpha = 1."""
-    return lambda op, c: op.input_gradient_by_sign(c * op.output() / stabilize(op.positive_contribution_sum(), eps))
+    return lambda op, c: op.input_gradient_by_contribution_sign(
+        c * op.output() / epsilon_stabilize(op.positive_contribution_sum(), eps)
+    )
 
 
-def alpha_beta_rule(alpha: float, eps: float) -> LinearRule:
+def alpha_beta_rule(alpha: float, eps: float) -> LinearRuleFn:
     """R_j = sum_k (alpha p+_jk / sum_j p+_jk - beta p-_jk / sum_j p-_jk) R_k, the bias among the p; beta = alpha - 1.
 
     Bach et al. 2015.
@@ -154,26 +158,26 @@ def alpha_beta_rule(alpha: float, eps: float) -> LinearRule:
         z = op.output()
         plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         minus = (z - plus).clamp(max=0)
-        return op.input_gradient_by_sign(
-            alpha * c * z / stabilize(plus, eps), (1 - alpha) * c * z / stabilize(minus, eps)
+        return op.input_gradient_by_contribution_sign(
+            alpha * c * z / epsilon_stabilize(plus, eps), (1 - alpha) * c * z / epsilon_stabilize(minus, eps)
         )
 
     return rule
 
 
-def z_box_rule(eps: float) -> FirstLayerRule:
+def z_box_rule(eps: float) -> FirstLayerRuleFn:
     """R_j = sum_k (a_j w_jk - l_j w+_jk - h_j w-_jk) / sum_j (...) R_k: the z-B rule. Montavon et al. 2017."""
 
     def rule(op: LinearOp, low: Tensor, high: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         plus, minus = op.w.clamp(min=0), op.w.clamp(max=0)
         z = op.bilinear(op.a, op.w) - op.bilinear(low, plus) - op.bilinear(high, minus)
-        s = c * op.output() / stabilize(z, eps)
+        s = c * op.output() / epsilon_stabilize(z, eps)
         return op.input_gradient(op.w, s), -op.input_gradient(plus, s), -op.input_gradient(minus, s)
 
     return rule
 
 
-def flat_rule() -> FirstLayerRule:
+def flat_distribution_rule() -> FirstLayerRuleFn:
     """R_j = sum_k R_k / n_k over the n_k inputs of unit k. Lapuschkin et al. 2019.
 
     It does not depend on a_j, so it is sent to the bounds, high - low, from which all of it arrives.
@@ -182,7 +186,7 @@ def flat_rule() -> FirstLayerRule:
     def rule(op: LinearOp, low: Tensor, high: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ones, width = torch.ones_like(op.w), high - low
         s = c * op.output() / op.bilinear(torch.ones_like(op.a), ones)
-        g = torch.where(width > 0, op.input_gradient(ones, s) / stabilize(width, 0), 0)
+        g = torch.where(width > 0, op.input_gradient(ones, s) / epsilon_stabilize(width, 0), 0)
         return torch.zeros_like(g), -g, g
 
     return rule

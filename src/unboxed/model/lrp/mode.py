@@ -22,7 +22,7 @@ from .arguments import (
     Kwargs,
     call_with_replaced_tensors,
     call_with_replaced_variables,
-    detached,
+    detach_tensors,
     has_negative_exponent,
     is_active_dropout,
     is_one_sided_clamp,
@@ -30,27 +30,27 @@ from .arguments import (
     without_torch_function_checks,
 )
 from .autograd_functions import (
-    BOUNDED_RANK,
-    GATE_RANK,
-    SIGNAL_RANK,
-    annotate,
-    annotation_of,
+    BOUNDED_FACTOR_RANK,
+    GATE_FACTOR_RANK,
+    SIGNAL_FACTOR_RANK,
+    activation_annotation_of,
+    annotate_activation,
     with_backward_rule,
     with_scaled_gradient,
     with_secant_gradient,
 )
-from .linear_rules import FirstLayerRule, LinearOp, LinearRule, dense_input_gradient
+from .linear_rules import FirstLayerRuleFn, LinearOp, LinearRuleFn, dense_input_gradient
 from .recurrent import CELL_FN_BY_KIND, run_recurrent
-from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient_fn, first_tensor
+from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient_fn, first_tensor_in
 
 
 @dataclass(frozen=True)
 class LayerRules:
     """The rule of each kind of layer: `pixels`, if any, for layers whose input is the pixels."""
 
-    dense: LinearRule
-    conv: LinearRule
-    first_layer: FirstLayerRule | None = None
+    dense: LinearRuleFn
+    conv: LinearRuleFn
+    first_layer: FirstLayerRuleFn | None = None
 
 
 class LRPMode(OpReplacementMode):
@@ -60,12 +60,12 @@ class LRPMode(OpReplacementMode):
     """
 
     def __init__(self, rules: LayerRules) -> None:
-        super().__init__(self._run_op)
+        super().__init__(self._run_op_with_rule)
         self.rules = rules
 
     def copy_in_place_input(self, tensor: Tensor) -> Tensor:
-        annotation = annotation_of(tensor)
-        return annotate(
+        annotation = activation_annotation_of(tensor)
+        return annotate_activation(
             tensor.clone(),
             gate_rank=annotation.gate_rank,
             bounds=annotation.bounds,
@@ -73,13 +73,13 @@ class LRPMode(OpReplacementMode):
         )
 
     def write_in_place(self, target: Tensor, out: Tensor) -> Tensor:
-        annotation = annotation_of(out)
-        return annotate(target.copy_(out), gate_rank=annotation.gate_rank, bounds=annotation.bounds)
+        annotation = activation_annotation_of(out)
+        return annotate_activation(target.copy_(out), gate_rank=annotation.gate_rank, bounds=annotation.bounds)
 
-    def _run_op(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    def _run_op_with_rule(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         op_name = name.strip("_") if name.startswith("__") else name
         variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]  # parameters are constant
-        if not variables or op_name in op_rules.NON_COMPUTING_OPS or not torch.is_grad_enabled():
+        if not variables or op_name in op_rules.OPS_WITHOUT_COMPUTATION or not torch.is_grad_enabled():
             return NotImplemented
         if is_in_place(func, args, {}):  # on a copy, which has no annotations
             func = partial(run_on_clone, func)
@@ -101,9 +101,9 @@ class LRPMode(OpReplacementMode):
             return self._elementwise_rule(op_name, func, args, kwargs, variables)
         if op_name in op_rules.GRADIENT_SCALE_BY_OP:
             run = partial(call_with_replaced_tensors, func, args, kwargs, variables[:1])
-            return annotate(
+            return annotate_activation(
                 with_scaled_gradient(run, variables[:1], op_rules.GRADIENT_SCALE_BY_OP[op_name]),
-                gate_rank=_gate_rank(op_name),
+                gate_rank=_factor_rank(op_name),
             )
         if op_name in COMPOSITE_OP_BY_NAME:
             return COMPOSITE_OP_BY_NAME[op_name](*args, **kwargs)
@@ -114,10 +114,10 @@ class LRPMode(OpReplacementMode):
     def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         """An op without a special rule: its gradient, nothing where it is not differentiable, or an error."""
         if op_name in op_rules.RECIPROCAL_OPS:  # a scale, which receives no relevance
-            return func(*detached(args), **detached(kwargs))
+            return func(*detach_tensors(args), **detach_tensors(kwargs))
         if op_name in ("div", "divide", "true_divide", "truediv", "itruediv", "idiv"):
-            args = (args[0], *detached(args[1:]))
-            kwargs = {k: detached(v) if k == "other" else v for k, v in kwargs.items()}
+            args = (args[0], *detach_tensors(args[1:]))
+            kwargs = {k: detach_tensors(v) if k == "other" else v for k, v in kwargs.items()}
             variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         out = func(*args, **kwargs)
         if op_name in op_rules.PLAIN_GRADIENT_OPS:
@@ -145,8 +145,8 @@ class LRPMode(OpReplacementMode):
         """Carry annotations of the variables to ops that only move or scale them."""
         if op_name not in op_rules.ANNOTATION_PRESERVING_OPS or not variables:
             return
-        annotations, is_single = [annotation_of(v) for v in variables], len(variables) == 1
-        rank = annotations[0].gate_rank if is_single else SIGNAL_RANK
+        annotations, is_single = [activation_annotation_of(v) for v in variables], len(variables) == 1
+        rank = annotations[0].gate_rank if is_single else SIGNAL_FACTOR_RANK
         linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
         bounds: list[tuple[Tensor, Tensor]] | list[None] = [None] * len(list(tensors_in(out)))
         joins = is_single or op_name in op_rules.CONCATENATION_OPS
@@ -156,17 +156,17 @@ class LRPMode(OpReplacementMode):
             bounds = [(torch.minimum(*pair), torch.maximum(*pair)) for pair in zip(*ends, strict=True)]
         for h, h_bounds in zip(tensors_in(out), bounds, strict=True):
             if h.requires_grad:
-                annotate(h, gate_rank=rank, bounds=h_bounds, linear_source=linear)
+                annotate_activation(h, gate_rank=rank, bounds=h_bounds, linear_source=linear)
 
     def _elementwise_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         if len(variables) != 1 or next(tensors_in((args, kwargs))) is not variables[0]:
             raise RuleError(f"LRP has no rule for {op_name} with settings that depend on the input")
         if op_name in ("pow", "ipow") and has_negative_exponent(args, kwargs):
-            return func(*detached(args), **detached(kwargs))
+            return func(*detach_tensors(args), **detach_tensors(kwargs))
         f = partial(call_with_replaced_tensors, func, args, kwargs, variables)
-        return annotate(
+        return annotate_activation(
             with_secant_gradient(f, variables[0]),
-            gate_rank=SIGNAL_RANK if is_one_sided_clamp(op_name, args, kwargs) else _gate_rank(op_name),
+            gate_rank=SIGNAL_FACTOR_RANK if is_one_sided_clamp(op_name, args, kwargs) else _factor_rank(op_name),
         )
 
     # -- ops with weights --------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class LRPMode(OpReplacementMode):
         source = with_backward_rule(x.detach().clone(), lambda c: (c,), x)
         b = None if op.b is None else op.b.detach()
         op = replace(op, a=source.detach().to(op.w.dtype), w=op.w.detach(), b=b)
-        bounds = annotation_of(x).bounds or ()
+        bounds = activation_annotation_of(x).bounds or ()
         known = all(bool(b.isfinite().all()) for b in bounds)  # columns of a table have no range
         return self._attach_rule(out.detach(), op, source, *(bounds if known else ()))
 
@@ -207,7 +207,9 @@ class LRPMode(OpReplacementMode):
                 return self.rules.first_layer(op, low, high, c)
             return ((self.rules.conv if op.is_conv else self.rules.dense)(op, c),)
 
-        return annotate(with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds))
+        return annotate_activation(
+            with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds)
+        )
 
     def _product_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         """By a constant: a layer or a scale. By another variable: a gate receives none, equals half each."""
@@ -219,10 +221,10 @@ class LRPMode(OpReplacementMode):
                 f = lambda a, w: call_with_replaced_tensors(func, args, kwargs, [variables[0], others[0]], a, w)  # noqa: E731
                 op = LinearOp(f, variables[0], others[0], None, is_conv=False)
                 return self._attach_rule_to_linear_op(func(*args, **kwargs), op, variables[0])
-        ranks = [annotation_of(v).gate_rank for v in variables]
+        ranks = [activation_annotation_of(v).gate_rank for v in variables]
         receivers = [i for i, r in enumerate(ranks) if r < max(ranks)] or list(range(len(ranks)))
         run = partial(call_with_replaced_variables, func, args, kwargs, variables, receivers)
-        return annotate(
+        return annotate_activation(
             with_scaled_gradient(run, [variables[i] for i in receivers], 1 / len(receivers)), gate_rank=min(ranks)
         )
 
@@ -253,12 +255,12 @@ class LRPMode(OpReplacementMode):
         """An affine map by its statistics; one with the convolution or linear layer that it directly follows."""
         x = args[0]
         scale, shift = composite_ops.batch_norm_scale_and_shift(*args, **kwargs)
-        linear_source = annotation_of(x).linear_source
+        linear_source = activation_annotation_of(x).linear_source
         if linear_source is not None and linear_source[0].can_scale_outputs(x):
             op, *sources = linear_source
-            out = func(*detached(args), **detached(kwargs))
+            out = func(*detach_tensors(args), **detach_tensors(kwargs))
             merged = op.with_affine_outputs(scale.to(op.w), shift.to(op.w))
-            return self._attach_rule(first_tensor(out).detach(), merged, *sources)
+            return self._attach_rule(first_tensor_in(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
@@ -291,7 +293,11 @@ def _identity(t: Tensor) -> Tensor:
     return t
 
 
-def _gate_rank(op_name: str) -> int:
+def _factor_rank(op_name: str) -> int:
     return (
-        GATE_RANK if op_name in op_rules.GATE_OPS else BOUNDED_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_RANK
+        GATE_FACTOR_RANK
+        if op_name in op_rules.GATE_OPS
+        else BOUNDED_FACTOR_RANK
+        if op_name in op_rules.BOUNDED_OPS
+        else SIGNAL_FACTOR_RANK
     )

@@ -7,7 +7,7 @@ def _split_words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-NON_COMPUTING_OPS = _split_words("get set delete requires_grad register_hook retain_grad data resize backward")
+OPS_WITHOUT_COMPUTATION = _split_words("get set delete requires_grad register_hook retain_grad data resize backward")
 """What is no op: properties, and calls that must reach the tensor itself."""
 
 SHAPE_OPS = _split_words("""
@@ -84,7 +84,7 @@ DECOMPOSED_FUNCTIONS = _split_words("""
 """)
 """Functions of torch.nn.functional that are looked into."""
 
-_RULED_NODE_NAMES = _split_words("""
+_RULED_NODE_BASE_NAMES = _split_words("""
     BackwardRuleFunction View ViewAs Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Alias Clone Transpose Permute T
     Slice Select
     ToCopy Expand Repeat RepeatInterleave Split SplitWithSizes UnsafeSplit Chunk Unbind Stack Cat Index IndexSelect
@@ -98,6 +98,8 @@ _RULED_NODE_NAMES = _split_words("""
     IndexAdd IndexCopy Scatter ScatterAdd Copy Fill Zero NativeDropout Dropout BackwardHookFunction
     LiftFresh Positive Trace
 """)
-RULED_NODES = (*(f"{n}Backward" for n in _RULED_NODE_NAMES), *(f"{at}{n}" for at in ("", "torch::autograd::") for n in
-         ("AccumulateGrad", "CopyBackwards", "CopySlices")))  # fmt: skip
+NODE_NAMES_WITH_RULES = (
+    *(f"{n}Backward" for n in _RULED_NODE_BASE_NAMES),
+    *(f"{at}{n}" for at in ("", "torch::autograd::") for n in ("AccumulateGrad", "CopyBackwards", "CopySlices")),
+)
 """Autograd nodes that hand down relevance as they should, by the start of their names."""

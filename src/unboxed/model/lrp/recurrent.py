@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...errors import RuleError
 
-State = tuple[Tensor, ...]
-CellFn = Callable[[Tensor, State, Sequence[Tensor]], State]
+RecurrentState = tuple[Tensor, ...]
+CellFn = Callable[[Tensor, RecurrentState, Sequence[Tensor]], RecurrentState]
 """(x_t, state, weights) -> the next state; its first part is the output."""
 
 
@@ -25,7 +25,7 @@ def _project_input_and_state(x: Tensor, h: Tensor, weights: Sequence[Tensor]) ->
     return F.linear(x, weights[0], bias_pair[0]), F.linear(h, weights[1], bias_pair[1])
 
 
-def _lstm_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+def _lstm_cell(x: Tensor, state: RecurrentState, weights: Sequence[Tensor]) -> RecurrentState:
     h, c = state
     from_x, from_h = _project_input_and_state(x, h, weights)
     i, f, g, o = (from_x + from_h).chunk(4, -1)
@@ -33,19 +33,19 @@ def _lstm_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     return o.sigmoid() * c.tanh(), c
 
 
-def _gru_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+def _gru_cell(x: Tensor, state: RecurrentState, weights: Sequence[Tensor]) -> RecurrentState:
     (h,) = state
     (r, z, n), (r_h, z_h, n_h) = (t.chunk(3, -1) for t in _project_input_and_state(x, h, weights))
     z = (z + z_h).sigmoid()
     return ((1 - z) * (n + (r + r_h).sigmoid() * n_h).tanh() + z * h,)
 
 
-def _tanh_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+def _tanh_cell(x: Tensor, state: RecurrentState, weights: Sequence[Tensor]) -> RecurrentState:
     from_x, from_h = _project_input_and_state(x, state[0], weights)
     return ((from_x + from_h).tanh(),)
 
 
-def _relu_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+def _relu_cell(x: Tensor, state: RecurrentState, weights: Sequence[Tensor]) -> RecurrentState:
     from_x, from_h = _project_input_and_state(x, state[0], weights)
     return ((from_x + from_h).relu(),)
 
@@ -67,7 +67,7 @@ def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
     if len(weights) != n_directions * n_layers * n_weights:
         raise RuleError(f"LRP has no rule for {kind} with projections: write its cell out in linear, sigmoid and tanh")
     initial_state = (initial_state,) if isinstance(initial_state, Tensor) else tuple(initial_state)
-    h, last_states = x.transpose(0, 1) if batch_first else x, list[State]()
+    h, last_states = x.transpose(0, 1) if batch_first else x, list[RecurrentState]()
     for layer in range(n_layers):
         outs = []
         for direction in range(n_directions):
@@ -87,8 +87,8 @@ def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _run_layer_in_one_direction(
-    cell: CellFn, x: Tensor, state: State, weights: Sequence[Tensor], reverse: bool
-) -> tuple[Tensor, State]:
+    cell: CellFn, x: Tensor, state: RecurrentState, weights: Sequence[Tensor], reverse: bool
+) -> tuple[Tensor, RecurrentState]:
     """One layer in one direction over x (T, N, C): its outputs (T, N, H) and the last state."""
     steps = x.unbind(0)[::-1] if reverse else x.unbind(0)
     outs = []

@@ -11,7 +11,7 @@ from .arguments import Args, Func, Kwargs
 from .linear_rules import InputGradientFn, conv_input_gradient_fn
 
 
-def first_tensor(out: Any) -> Tensor:
+def first_tensor_in(out: Any) -> Tensor:
     return next(tensors_in(out))
 
 

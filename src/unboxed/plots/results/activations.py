@@ -23,10 +23,10 @@ from ...activations import (
 from .. import colors, draw
 from ..charts import bar_chart, matrix_plot
 from ..compare import cka_plot
-from ..embedding import scatters
+from ..embedding import tsne_scatter_sheet
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from ..units import PlottedUnit, histogram, units_sheet, value_range_text
+from ..units import PlottedUnit, histogram_image, units_sheet, value_range_text
 from .common import (
     MAX_EXAMPLES_PER_FIGURE,
     class_name,
@@ -34,14 +34,14 @@ from .common import (
     image_tiles,
     images_or_none,
     labels_of,
-    numbered_names,
+    names_with_numbers,
 )
 
 if TYPE_CHECKING:
     from ...box import Box
 
 MAX_UNITS_PER_FIGURE = 12  # units of a layer that a figure shows
-MAX_CELLS, MAX_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
+MAX_MATRIX_ROWS_AND_COLUMNS, MAX_CHART_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
 HISTOGRAMS_PER_ROW = 4
 RECEPTIVE_FIELD_COLOR = (255, 176, 0)
 
@@ -63,7 +63,7 @@ def _layer_maps_figures(result: LayerMaps, box: Box | None = None, *, data: Any 
 def _ablation_figures(result: Ablation, box: Box | None = None, *, data: Any = None) -> Figures:
     """The units whose ablation changes the score most, averaged over the examples."""
     change = result.score_change.double().mean(0)
-    strongest = change.abs().argsort(descending=True)[:MAX_BARS].tolist()
+    strongest = change.abs().argsort(descending=True)[:MAX_CHART_BARS].tolist()
     values = {f"unit {int(result.units[i])}": float(change[i]) for i in strongest}
     title = f"Ablating single units of {result.layer}"
     return {"ablation": bar_chart(values, title=title, label="mean change of the score")}
@@ -79,7 +79,7 @@ def _cka_figures(result: CKA, box: Box | None = None, *, data: Any = None) -> Fi
 def _neighbors_figures(result: Neighbors, box: Box | None = None, *, data: Any = None) -> Figures:
     """The nearest examples, the nearest first; without the data, their numbers and distances."""
     n, k = min(len(result.indices), MAX_EXAMPLES_PER_FIGURE), result.indices.shape[1]
-    queries, places = numbered_names(n, "query"), [f"nearest {j + 1}" for j in range(k)]
+    queries, places = names_with_numbers(n, "query"), [f"nearest {j + 1}" for j in range(k)]
     images = fetch_images_at(data, result.indices[:n], box)
     if images is None:
         table = matrix_plot(result.distances[:n], queries, places, title="Nearest neighbors", unit="distance")
@@ -97,13 +97,16 @@ def _neighbors_figures(result: Neighbors, box: Box | None = None, *, data: Any =
 def _patching_figures(result: Patching, box: Box | None = None, *, data: Any = None) -> Figures:
     """The restored fraction of each layer; where only one was patched in parts, of each part."""
     if len(result.layers) == 1 and result.layers[0].restored_fraction.ndim > 1:
-        values, what = result.layers[0].restored_fraction.flatten(1)[:, :MAX_CELLS], f"part of {result.layers[0].path}"
-        columns = numbered_names(values.shape[1], "")
+        values, what = (
+            result.layers[0].restored_fraction.flatten(1)[:, :MAX_MATRIX_ROWS_AND_COLUMNS],
+            f"part of {result.layers[0].path}",
+        )
+        columns = names_with_numbers(values.shape[1], "")
     else:
         values, what, columns = result.matrix, "layer", [layer.path for layer in result.layers]
-    values = values[:MAX_CELLS]
+    values = values[:MAX_MATRIX_ROWS_AND_COLUMNS]
     plot = matrix_plot(
-        values, numbered_names(len(values)), columns, ("", what),
+        values, names_with_numbers(len(values)), columns, ("", what),
         title="Activation patching", kind="signed", unit="restored fraction of the score",
     )  # fmt: skip
     return {"patching": plot}
@@ -154,10 +157,10 @@ def _back_projection_figures(result: Projections, box: Box | None = None, *, dat
 
 @figures.register(RewriteResult)
 def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any = None) -> Figures:
-    change = result.logits_change[:MAX_CELLS, :MAX_CELLS]
+    change = result.logits_change[:MAX_MATRIX_ROWS_AND_COLUMNS, :MAX_MATRIX_ROWS_AND_COLUMNS]
     classes = [class_name(k, result.classes, box) for k in range(change.shape[1])]
     plot = matrix_plot(
-        change, numbered_names(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
+        change, names_with_numbers(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
     )
     return {"logits": plot}
 
@@ -167,7 +170,10 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
     """The histograms of the first units."""
     units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_UNITS_PER_FIGURE))]
     tiles: list[Tile | None] = [
-        Tile(histogram(u), f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_fraction[u.number]):.0%}")
+        Tile(
+            histogram_image(u),
+            f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_fraction[u.number]):.0%}",
+        )
         for u in units
     ]
     grid = [tiles[i : i + HISTOGRAMS_PER_ROW] for i in range(0, len(tiles), HISTOGRAMS_PER_ROW)]
@@ -195,7 +201,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
         return figures(result.statistics, box)
     patches = images.reshape(*examples.shape[:2], *images.shape[1:])
     shown = [
-        _unit_to_plot(result.statistics, k, colors.as_array(p), result.value[k].tolist())
+        _unit_to_plot(result.statistics, k, colors.to_float64_array(p), result.value[k].tolist())
         for k, p in zip(units, patches, strict=True)
     ]
     return {"top examples": units_sheet(shown, title=f"Top examples of {result.path}", patch_name="top examples")}
@@ -206,4 +212,4 @@ def _tsne_figures(result: TsneMaps, box: Box | None = None, *, data: Any = None)
     """The maps side by side, colored by class where the data have labels."""
     labels = labels_of(data, len(result.layers[0].points)) if result.layers else None
     names = [class_name(k, (), box) for k in range(int(labels.max()) + 1)] if labels is not None else []
-    return {"t-SNE": scatters(result, labels, names, title="t-SNE")}
+    return {"t-SNE": tsne_scatter_sheet(result, labels, names, title="t-SNE")}

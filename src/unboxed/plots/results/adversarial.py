@@ -11,15 +11,15 @@ from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Univers
 from ...adversarial.changes import prediction_changes
 from ...engine.read.class_labels import labels_are_classes
 from .. import colors
-from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, change_sheet, round_magnification
+from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, change_sheet, round_magnification_factor
 from ..charts import bar_chart, line_chart
 from ..draw import signed_map_to_rgb
 from ..figures import Figures, figures
 from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
-from ..tables import MAX_ROW_PANELS, change_bars, stack_panels
-from .common import MAX_EXAMPLES_PER_FIGURE, class_name, first_image_part, input_parts, row_changes
+from ..tables import MAX_TABLE_ROW_PANELS, column_change_bars, stack_panels
+from .common import MAX_EXAMPLES_PER_FIGURE, class_name, first_image_part, input_part_by_name, row_column_changes
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -34,7 +34,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
         return {}
     if first_image_part(result.images) is None:
         return _feature_change_figures(result, box)
-    if box is not None and not isinstance(result.images, (dict, tuple)) and _predicts_one_class(box):
+    if box is not None and not isinstance(result.images, (dict, tuple)) and _has_one_class_per_example(box):
         rows = _rows_fooled_first(result)
         changes = prediction_changes(box, result.input, result, rows)
         return (
@@ -42,7 +42,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
             if changes
             else {}
         )
-    return {"attack": _change_sheet(result)}
+    return {"attack": _sheet_without_predictions(result)}
 
 
 @figures.register(AutoAdversarial)
@@ -55,11 +55,11 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
     return {**_adversarial_figures(result, box), "robust accuracy": chart}
 
 
-def _predicts_one_class(box: Box) -> bool:
+def _has_one_class_per_example(box: Box) -> bool:
     return labels_are_classes(box) and len(box.classes) > 1
 
 
-def _change_sheet(result: Adversarial) -> Image.Image:
+def _sheet_without_predictions(result: Adversarial) -> Image.Image:
     """Without predictions."""
     norm = DISTANCE_NAME_BY_NORM.get(result.norm, result.norm)
     rows = _rows_fooled_first(result)
@@ -68,18 +68,21 @@ def _change_sheet(result: Adversarial) -> Image.Image:
         "adversarial": ["adversarial" if result.success[i] else "attack failed" for i in rows],
         "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
-    x, z = (colors.as_array(first_image_part(images))[rows] for images in (result.input, result.images))
+    x, z = (colors.to_float64_array(first_image_part(images))[rows] for images in (result.input, result.images))
     return change_sheet(x, z, captions, title=_success_title(result))
 
 
 def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: which columns were changed, and how far."""
-    parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
-    rows = _rows_fooled_first(result)[:MAX_ROW_PANELS]
+    parts = zip(input_part_by_name(result.input).items(), input_part_by_name(result.images).values(), strict=True)
+    rows = _rows_fooled_first(result)[:MAX_TABLE_ROW_PANELS]
     titles = [f"example {i}{'' if result.success[i] else ', attack failed'}" for i in rows]
     return {
         f"change {name}".rstrip(): stack_panels(
-            [change_bars(row_changes(box, name, x[i], z[i]), title=t) for i, t in zip(rows, titles, strict=True)]
+            [
+                column_change_bars(row_column_changes(box, name, x[i], z[i]), title=t)
+                for i, t in zip(rows, titles, strict=True)
+            ]
         )
         for (name, x), z in parts
     }
@@ -94,7 +97,7 @@ def _rows_fooled_first(result: Adversarial) -> list[int]:
 def _success_title(result: Adversarial) -> str:
     n = len(result.success)
     shown = f"; {MAX_EXAMPLES_PER_FIGURE} of {n} shown" if n > MAX_EXAMPLES_PER_FIGURE else ""
-    return result.success_text + shown
+    return result.success_count_text + shown
 
 
 @figures.register(Universal)
@@ -105,7 +108,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
     if images is None:
         return rates
     vmax = colors.max_magnitude(images)
-    factor, is_gray = round_magnification(vmax), images.shape[1] == 1
+    factor, is_gray = round_magnification_factor(vmax), images.shape[1] == 1
     image = signed_map_to_rgb(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
     aim = "another class" if result.target is None else class_name(result.target, (), box)
     note = "" if is_gray else f"\n× {factor:g}, gray: none"

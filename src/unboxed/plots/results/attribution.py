@@ -14,12 +14,12 @@ from ..attribution_plot import overlay_map
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from ..tables import MAX_ROW_PANELS, column_swarm, contribution_bars, stack_panels
-from ..text_map import ColoredText, text_sheet
-from .common import MAX_EXAMPLES_PER_FIGURE, column_names, images_or_none, input_parts, target_names
+from ..tables import MAX_TABLE_ROW_PANELS, contribution_bars, contribution_swarm, stack_panels
+from ..text_map import TextWithValues, text_sheet
+from .common import MAX_EXAMPLES_PER_FIGURE, column_names, images_or_none, input_part_by_name, target_names
 
-LABEL = "attribution to the score"
-MIN_SWARM_ROWS = 8  # rows from which a summary is drawn
+ATTRIBUTION_AXIS_LABEL = "attribution to the score"
+MIN_ROWS_FOR_SWARM = 8  # rows from which a summary is drawn
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -30,14 +30,17 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
     """Of several inputs, one figure each; of tables with many rows, a summary of all of them, too."""
     if "tokens" in attribution.extras:
         return {"attribution": _text_figure(attribution, box)}
-    inputs = input_parts(attribution.input)
+    inputs = input_part_by_name(attribution.input)
     drawn: dict[str, Image.Image] = {}
-    for name, m in input_parts(attribution.map).items():
+    for name, m in input_part_by_name(attribution.map).items():
         drawn[f"attribution {name}".rstrip()] = _maps_figure(attribution, name, m, inputs.get(name), box)
-        if m.ndim == 2 and len(m) >= MIN_SWARM_ROWS and inputs.get(name) is not None:
+        if m.ndim == 2 and len(m) >= MIN_ROWS_FOR_SWARM and inputs.get(name) is not None:
             names = column_names(box, name, m.shape[1])
-            title, label = f"{attribution.method or 'Attribution'} of {len(m)} rows", f"{LABEL}; red: high values"
-            drawn[f"summary {name}".rstrip()] = column_swarm(m, inputs[name], names, title=title, label=label)
+            title, label = (
+                f"{attribution.method or 'Attribution'} of {len(m)} rows",
+                f"{ATTRIBUTION_AXIS_LABEL}; red: high values",
+            )
+            drawn[f"summary {name}".rstrip()] = contribution_swarm(m, inputs[name], names, title=title, label=label)
     return drawn
 
 
@@ -49,8 +52,8 @@ def _text_figure(attribution: Attribution, box: Box | None) -> Image.Image:
     for i, (words, name) in enumerate(zip(attribution.tokens[:n], names, strict=True)):
         score = "" if attribution.score is None else f"score {float(attribution.score[i]):.3g}"
         values, special = (h[i, : len(words)].tolist() for h in (attribution.map, attribution.special))
-        texts.append(ColoredText(words, values, special, ", ".join(filter(None, (name, score)))))
-    return text_sheet(texts, title=attribution.method, unit=LABEL)
+        texts.append(TextWithValues(words, values, special, ", ".join(filter(None, (name, score)))))
+    return text_sheet(texts, title=attribution.method, unit=ATTRIBUTION_AXIS_LABEL)
 
 
 def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Box | None) -> Image.Image:
@@ -60,19 +63,24 @@ def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Bo
     maps = images_or_none(m)
     if maps is None:
         heads = [f"{title}, example {i}{f': {name}' if name else ''}" for i, name in enumerate(names)]
-        return _row_panels(m, x, heads[:MAX_ROW_PANELS], column_names(box, part, m[0].numel() if len(m) else 0))
+        return _row_bar_panels(
+            m, x, heads[:MAX_TABLE_ROW_PANELS], column_names(box, part, m[0].numel() if len(m) else 0)
+        )
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
     images = images_or_none(x)
     return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
 
 
-def _row_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) -> Image.Image:
+def _row_bar_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) -> Image.Image:
     """Bars of the first rows, below one another."""
     rows = [None] * len(m) if x is None else x.flatten(1)
     flat = m.flatten(1)
     return stack_panels(
-        [contribution_bars(flat[i], rows[i], names, title=title, label=LABEL) for i, title in enumerate(titles)]
+        [
+            contribution_bars(flat[i], rows[i], names, title=title, label=ATTRIBUTION_AXIS_LABEL)
+            for i, title in enumerate(titles)
+        ]
     )
 
 
@@ -101,9 +109,9 @@ def _maps_rgb_and_color_bar(maps: colors.Array) -> tuple[colors.Uint8Array, Colo
     low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
     if (low > 0).all():
         vmax = colors.max_magnitude(maps - low)
-        return colors.as_band(colors.magnitude_to_rgb(maps - low, vmax)), ColorBar(
+        return colors.map_to_band(colors.magnitude_to_rgb(maps - low, vmax)), ColorBar(
             "magnitude", vmax, "above the map's smallest value"
         )
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
-    return colors.as_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)
+    return colors.map_to_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)

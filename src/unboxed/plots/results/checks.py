@@ -26,11 +26,11 @@ from ...checks import (
 from ...checks.influence_evidence import InfluenceEvidence
 from ...checks.verdict import TestOutcome, VerdictEvidence
 from ..charts import bar_chart, interval_chart, line_chart
-from ..draw import color_map_on_own_scale
+from ..draw import color_map_on_its_scale
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
-from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, numbered_names
+from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, names_with_numbers
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -40,7 +40,7 @@ SIMILARITY_NAME_BY_KIND = {
     "hog": "correlation of HOG features",
 }  # fmt: skip
 SIMILARITY_AXIS_LABEL = "similarity (1: the same map)"
-MAX_EXAMPLES_WITH_OWN_LINE = 8  # examples whose curves are drawn beside the mean
+MAX_EXAMPLES_WITH_SEPARATE_LINE = 8  # examples whose curves are drawn beside the mean
 
 
 @figures.register(MapSimilarity)
@@ -60,7 +60,7 @@ def _randomization_figures(result: Randomization, box: Box | None = None, *, dat
     if result.maps is None or images_or_none(result.original) is None:
         return {"randomization": chart}
     rows = [result.original, *result.maps]
-    grid = [_own_scale_tiles(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
+    grid = [_tiles_on_own_scale(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
     sheet = contact_sheet(
         grid, title=title, names=["the model", *(f"{name} randomized" for name in result.layers)], side=84
     )
@@ -84,7 +84,7 @@ def _random_input_figures(result: RandomInput, box: Box | None = None, *, data: 
 def _constant_model_figures(result: ConstantModel, box: Box | None = None, *, data: Any = None) -> Figures:
     """The spread of the maps where nothing can be explained (0 is right), and those maps."""
     spread = {"constant input": result.constant_input, "constant output": result.constant_output}
-    names = numbered_names(min(len(result.constant_input), MAX_EXAMPLES_PER_FIGURE))
+    names = names_with_numbers(min(len(result.constant_input), MAX_EXAMPLES_PER_FIGURE))
     chart = bar_chart({k: v[: len(names)] for k, v in spread.items()}, names, title="Maps of a constant model",
                       label="spread relative to the model's maps (0 is right)")  # fmt: skip
     return {
@@ -153,7 +153,7 @@ def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = Non
         _test_outcome_text(test): _margin_interval(test) for test in result.tests if test.value == test.value
     }  # without NaN
     label = "distance from the bound, in the unit of the figure: right of 0 passes"
-    return {"tests": interval_chart(tests, title=title, label=label), **_evidence_figures(result.evidence)}
+    return {"tests": interval_chart(tests, title=title, label=label), **_verdict_evidence_figures(result.evidence)}
 
 
 def _test_outcome_text(test: TestOutcome) -> str:
@@ -168,7 +168,7 @@ def _margin_interval(test: TestOutcome) -> tuple[float, float, float]:
     return test.bound - test.value, test.bound - test.high, test.bound - test.low
 
 
-def _evidence_figures(evidence: VerdictEvidence | InfluenceEvidence | None) -> Figures:
+def _verdict_evidence_figures(evidence: VerdictEvidence | InfluenceEvidence | None) -> Figures:
     if evidence is None:
         return {}
     if isinstance(evidence, InfluenceEvidence):
@@ -187,7 +187,7 @@ def _evidence_figures(evidence: VerdictEvidence | InfluenceEvidence | None) -> F
     rows = {"map": evidence.maps, **evidence.control_maps}
     grid = [
         image_tiles(evidence.x[:MAX_EXAMPLES_PER_FIGURE]),
-        *(_own_scale_tiles(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows.values()),
+        *(_tiles_on_own_scale(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows.values()),
     ]
     return {"maps": contact_sheet(grid, names=["input", *rows], side=84), "removal": chart}
 
@@ -218,7 +218,7 @@ def _similarity_bars(
 def _mean_score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Image.Image:
     """The mean score (S,) of all examples; with few examples, each one's too."""
     lines = {"mean": (x, scores.mean(0))}
-    if 1 < len(scores) <= MAX_EXAMPLES_WITH_OWN_LINE:
+    if 1 < len(scores) <= MAX_EXAMPLES_WITH_SEPARATE_LINE:
         lines |= {f"example {i}": (x, row) for i, row in enumerate(scores)}
     return line_chart(lines, title=title, x_label=x_label, y_label="score")
 
@@ -226,10 +226,10 @@ def _mean_score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Im
 def _map_rows_figure(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
     if images_or_none(rows[0]) is None:
         return {}
-    grid = [_own_scale_tiles(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
+    grid = [_tiles_on_own_scale(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
     return {"maps": contact_sheet(grid, names=names, side=84)}
 
 
-def _own_scale_tiles(maps: Tensor) -> list[Tile | None]:
+def _tiles_on_own_scale(maps: Tensor) -> list[Tile | None]:
     images = images_or_none(maps)
-    return [] if images is None else [Tile(*color_map_on_own_scale(m)) for m in images]
+    return [] if images is None else [Tile(*color_map_on_its_scale(m)) for m in images]

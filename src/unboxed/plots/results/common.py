@@ -29,7 +29,7 @@ def images_or_none(x: Any) -> Tensor | None:
     return x if x.ndim == 4 else x[:, :, None] if x.ndim == 3 else x.flatten(2, 3)
 
 
-def input_parts(x: Any) -> dict[str, Any]:
+def input_part_by_name(x: Any) -> dict[str, Any]:
     """{name: tensor} of inputs that may be several, a dict or a tuple; one alone has the name ""."""
     parts = x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, tuple) else [("", x)]
     return {str(name): part for name, part in parts}
@@ -37,7 +37,7 @@ def input_parts(x: Any) -> dict[str, Any]:
 
 def first_image_part(x: Any) -> Tensor | None:
     """The images (N, C, H, W) of inputs of which one part may be images; None where none is."""
-    images = [images_or_none(part) for part in input_parts(x).values()]
+    images = [images_or_none(part) for part in input_part_by_name(x).values()]
     return next((part for part in images if part is not None), None)
 
 
@@ -73,24 +73,24 @@ def image_tiles(x: Tensor, captions: Sequence[str] = ()) -> list[Tile | None]:
     return [Tile(colors.image_to_rgb(image), captions[i] if captions else "") for i, image in enumerate(x)]
 
 
-def numbered_names(n: int, word: str = "example") -> list[str]:
+def names_with_numbers(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
 
 
 def _part_inputs(box: Box | None, part: str) -> Any:
     """What the inputs of a box are, or those of one part of several."""
     inputs = getattr(box, "inputs", None)
-    return dict(map(_named, inputs.named_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
+    return dict(map(_name_and_value, inputs.named_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
 
 
-def _named(pair: tuple[str | int, Any]) -> tuple[str, Any]:
+def _name_and_value(pair: tuple[str | int, Any]) -> tuple[str, Any]:
     return str(pair[0]), pair[1]
 
 
-def row_changes(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
+def row_column_changes(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
     """The columns of a row (F,) that were changed, the farthest first; in their own units where no box is given."""
     inputs = _part_inputs(box, part)
-    inputs = inputs if isinstance(inputs, Features) else Features(tuple(numbered_names(before.numel(), "feature")))
+    inputs = inputs if isinstance(inputs, Features) else Features(tuple(names_with_numbers(before.numel(), "feature")))
     return column_changes(inputs, before.flatten(), after.flatten())
 
 
@@ -98,4 +98,4 @@ def column_names(box: Box | None, part: str, n: int) -> list[str]:
     """The names of the n columns of a table, or of one part of several inputs; numbers where the box is not given."""
     inputs = _part_inputs(box, part)
     names = [str(name) for name in getattr(inputs, "names", ())]
-    return names if len(names) == n else numbered_names(n, "feature")
+    return names if len(names) == n else names_with_numbers(n, "feature")

@@ -23,8 +23,8 @@ from .common import class_name, image_tiles
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_CLUSTERS, MAX_SLICES, MAX_CLASSES = 6, 5, 5  # rows of a figure
-N_MEMBERS, N_PROOFS, N_SLICE_EXAMPLES, N_PER_ROW = 3, 2, 6, 6
+MAX_CLUSTER_ROWS, MAX_SLICE_ROWS, MAX_PROTOTYPE_CLASS_ROWS = 6, 5, 5  # rows of a figure
+N_CLUSTER_MEMBER_TILES, N_PASTE_PROOF_PAIRS, N_SLICE_EXAMPLE_TILES, N_TILES_PER_ROW = 3, 2, 6, 6
 TILE_SIDE_PIXELS = 84
 PATCH_COLOR = (214, 40, 40)
 
@@ -33,14 +33,20 @@ PATCH_COLOR = (214, 40, 40)
 def _shortcut_figures(result: Shortcuts, box: Box | None = None, *, data: Any = None) -> Figures:
     """A row per cluster: examples, mean map with the patch, images before and after pasting; claimed ones first."""
     ranked = sorted(result.clusters, key=lambda c: (not c.is_shortcut, -(c.test.with_patch.value if c.test else 0)))
-    shown = ranked[:MAX_CLUSTERS]
+    shown = ranked[:MAX_CLUSTER_ROWS]
     if not shown:
         return {}
     vmax = max(float(c.mean_map.max()) for c in shown)
     rows = [cluster_tiles(result, c, vmax) for c in shown]
-    columns = ["examples", *[""] * (N_MEMBERS - 1), "mean map", "before, pasted", *[""] * (2 * N_PROOFS - 1)]
+    columns = [
+        "examples",
+        *[""] * (N_CLUSTER_MEMBER_TILES - 1),
+        "mean map",
+        "before, pasted",
+        *[""] * (2 * N_PASTE_PROOF_PAIRS - 1),
+    ]
     bar = ColorBar("magnitude", vmax, f"share of the positive relevance per pixel, mean of the maps ({result.method})")
-    title = f"Clusters of explanations and what pasting their patch does: {_verdict_words(result)}"
+    title = f"Clusters of explanations and what pasting their patch does: {_shortcut_verdict_text(result)}"
     names = [_cluster_name(result, c) for c in shown]
     return {
         "shortcuts": contact_sheet(
@@ -49,7 +55,7 @@ def _shortcut_figures(result: Shortcuts, box: Box | None = None, *, data: Any = 
     }  # fmt: skip
 
 
-def _verdict_words(result: Shortcuts) -> str:
+def _shortcut_verdict_text(result: Shortcuts) -> str:
     if not result.shortcuts:
         return "no shortcut is claimed"
     names = dict.fromkeys(result.class_name(c.target) for c in result.shortcuts)
@@ -62,37 +68,39 @@ def _cluster_name(result: Shortcuts, c: ExplanationCluster) -> str:
 
 def cluster_tiles(result: Shortcuts, c: ExplanationCluster, vmax: float) -> list[Tile | None]:
     """Examples of a cluster, its mean map over their mean, and images before and after the patch is pasted."""
-    members = image_tiles(c.examples[:N_MEMBERS])
-    members += [None] * (N_MEMBERS - len(members))
+    members = image_tiles(c.examples[:N_CLUSTER_MEMBER_TILES])
+    members += [None] * (N_CLUSTER_MEMBER_TILES - len(members))
     caption = f"patch {c.patch_share:.0%}\nborder {c.border_share:.0%}\ncorners {c.corner_share:.0%}"
-    return [*members, Tile(_mean_map_image(c, vmax), caption), *_proof_tiles(result, c)]
+    return [*members, Tile(_mean_map_image(c, vmax), caption), *_paste_proof_tiles(result, c)]
 
 
 def _mean_map_image(c: ExplanationCluster, vmax: float) -> Image.Image:
     """The mean map on the figure's scale, over the pale gray of the examples, with the patch outlined."""
-    gray = colors.as_array(c.examples.double().mean((0, 1)))[..., None]
-    strength = (colors.as_array(c.mean_map) / max(vmax, 1e-12)).clip(0, 1)[..., None]
+    gray = colors.to_float64_array(c.examples.double().mean((0, 1)))[..., None]
+    strength = (colors.to_float64_array(c.mean_map) / max(vmax, 1e-12)).clip(0, 1)[..., None]
     background = 255 * (1 - 0.35 * gray.clip(0, 1)).repeat(3, -1)
     rgb = background * (1 - strength) + colors.magnitude_to_rgb(c.mean_map, vmax) * strength
-    return outline_rectangle(rgb.round().astype("uint8"), _bounds(c.patch), PATCH_COLOR, TILE_SIDE_PIXELS)
+    return outline_rectangle(rgb.round().astype("uint8"), _patch_bounds(c.patch), PATCH_COLOR, TILE_SIDE_PIXELS)
 
 
-def _bounds(patch: Rectangle) -> tuple[int, int, int, int]:
+def _patch_bounds(patch: Rectangle) -> tuple[int, int, int, int]:
     return patch.top, patch.left, patch.top + patch.height, patch.left + patch.width
 
 
-def _proof_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | None]:
+def _paste_proof_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | None]:
     """Pairs of images before and after, with the predicted classes; the figures of the test below the first."""
     if c.test is None or c.before is None or c.after is None or c.answers is None:
-        return [None] * (2 * N_PROOFS)
+        return [None] * (2 * N_PASTE_PROOF_PAIRS)
     tiles = list[Tile | None]()
-    for i in range(min(N_PROOFS, len(c.before))):
+    for i in range(min(N_PASTE_PROOF_PAIRS, len(c.before))):
         before, after = (
             f"{word} {result.class_name(int(k))}" for word, k in zip(("was", "is"), c.answers[i], strict=True)
         )
         if i == 0:
             after += f"\nof all: {c.test.with_patch.value:.0%}\nrandom: {c.test.with_random.value:.0%}"
-        pasted = outline_rectangle(colors.image_to_rgb(c.after[i]), _bounds(c.patch), PATCH_COLOR, TILE_SIDE_PIXELS)
+        pasted = outline_rectangle(
+            colors.image_to_rgb(c.after[i]), _patch_bounds(c.patch), PATCH_COLOR, TILE_SIDE_PIXELS
+        )
         tiles += [Tile(colors.image_to_rgb(c.before[i]), before), Tile(pasted, after)]
     return tiles
 
@@ -100,7 +108,7 @@ def _proof_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | None]:
 @figures.register(ErrorSlices)
 def _slice_figures(result: ErrorSlices, box: Box | None = None, *, data: Any = None) -> Figures:
     """A row of examples per slice, and the error rates of slices and rest; candidates where nothing is significant."""
-    shown = sorted(result.candidates, key=lambda s: s.p_value)[:MAX_SLICES]
+    shown = sorted(result.candidates, key=lambda s: s.p_value)[:MAX_SLICE_ROWS]
     if not shown:
         return {}
     return {"errors": slice_error_chart(result, shown), **_slice_sheet(result, shown)}
@@ -112,11 +120,11 @@ def slice_error_chart(result: ErrorSlices, shown: list[ErrorSlice]) -> Image.Ima
         "group": [s.errors.value if s.errors.n else 0.0 for s in shown],
         "the other examples": [s.rest.value if s.rest.n else 0.0 for s in shown],
     }
-    names = [f"{_slice_name(result, s)}: {_interval_text(s)}" for s in shown]
+    names = [f"{_slice_name(result, s)}: {_error_interval_text(s)}" for s in shown]
     return bar_chart(rates, names, title="Error rate on held-out examples", label="fraction wrong")
 
 
-def _interval_text(s: ErrorSlice) -> str:
+def _error_interval_text(s: ErrorSlice) -> str:
     low, high = s.errors.exact_interval
     return f"{low:.0%} to {high:.0%}, p = {s.p_value:.1g}"
 
@@ -141,8 +149,8 @@ def slice_tiles(result: ErrorSlices, s: ErrorSlice) -> list[Tile | None]:
     """The most typical examples of a group, with label and predicted class."""
     if s.examples is None:
         return []
-    captions = [_answer_caption(result, *pair) for pair in s.answers[:N_SLICE_EXAMPLES].tolist()]
-    return image_tiles(s.examples[:N_SLICE_EXAMPLES], captions)
+    captions = [_answer_caption(result, *pair) for pair in s.answers[:N_SLICE_EXAMPLE_TILES].tolist()]
+    return image_tiles(s.examples[:N_SLICE_EXAMPLE_TILES], captions)
 
 
 def _answer_caption(result: ErrorSlices, label: int, answer: int) -> str:
@@ -153,15 +161,15 @@ def _answer_caption(result: ErrorSlices, label: int, answer: int) -> str:
 @figures.register(Prototypes)
 def _prototype_figures(result: Prototypes, box: Box | None = None, *, data: Any = None) -> Figures:
     """Two rows per class: prototypes and criticisms; without images, how well they represent each class."""
-    shown = [g for g in result.groups if g.examples is not None][:MAX_CLASSES]
+    shown = [g for g in result.groups if g.examples is not None][:MAX_PROTOTYPE_CLASS_ROWS]
     if not shown:
-        return {"prototypes": _summary_chart(result)}
+        return {"prototypes": _prototype_mmd_chart(result)}
     rows, names = list[list[Tile | None]](), list[str]()
     for g in shown:
         parts = {"prototypes": _prototype_images(g), "criticisms": _prototype_images(g, criticisms=True)}
         for word, images in parts.items():
             if len(images):
-                rows.append(image_tiles(images[:N_PER_ROW]))
+                rows.append(image_tiles(images[:N_TILES_PER_ROW]))
                 names.append(f"{class_name(g.target, result.classes, box)}: {word}")
     title = f"Examples that represent each class in {result.layer}, and those that they leave out"
     return {"prototypes": contact_sheet(rows, title=title, names=names, side=TILE_SIDE_PIXELS)}
@@ -174,8 +182,8 @@ def _prototype_images(group: ClassPrototypes, criticisms: bool = False) -> Tenso
     return images[n:] if criticisms else images[:n]
 
 
-def _summary_chart(result: Prototypes) -> Image.Image:
-    shown = result.groups[:MAX_CLASSES]
+def _prototype_mmd_chart(result: Prototypes) -> Image.Image:
+    shown = result.groups[:MAX_PROTOTYPE_CLASS_ROWS]
     values = {"prototypes": [g.mmd2 for g in shown], "random examples": [float(g.random_mmd2.mean()) for g in shown]}
     names = [result.class_name(g) for g in shown]
     return bar_chart(values, names, title="How far from all examples of the class", label="squared MMD")

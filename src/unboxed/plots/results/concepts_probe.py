@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ...box import Box
 
 MAX_NAMED_CLASSES = 4
-KIND_NAMES = {"linear": "Linear", "mlp": "MLP"}
-RANDOM_QUANTILES = 0.05, 0.95  # of the random draws, shaded
+PROBE_NAME_BY_KIND = {"linear": "Linear", "mlp": "MLP"}
+RANDOM_DRAWS_BAND_QUANTILES = 0.05, 0.95  # of the random draws, shaded
 
 
 @figures.register(Probing)
@@ -35,15 +35,21 @@ def accuracy_chart(result: Probing) -> Any:
         f"control ({result.types})": (at, [p.probe.control.mean for p in layers]),
         "most frequent class": (at, [p.probe.majority for p in layers]),
     }
-    controlled = _band(layers, lambda p: p.probe.control)
-    bands = {"probe": _band(layers, lambda p: p.probe.accuracy), f"control ({result.types})": controlled}
+    controlled = _interval_band(layers, lambda p: p.probe.control)
+    bands = {"probe": _interval_band(layers, lambda p: p.probe.accuracy), f"control ({result.types})": controlled}
     return line_chart(
-        lines, bands=bands, title=f"{KIND_NAMES[result.kind]} probes of {attribute_text(result)}: {result.verdict}",
-        y_label="accuracy on held-out examples", y_range=(0, 1), ticks=[p.layer for p in layers],
-    )  # fmt: skip
+        lines,
+        bands=bands,
+        title=f"{PROBE_NAME_BY_KIND[result.kind]} probes of {attribute_text(result)}: {result.verdict}",
+        y_label="accuracy on held-out examples",
+        y_range=(0, 1),
+        ticks=[p.layer for p in layers],
+    )
 
 
-def _band(layers: Sequence[LayerProbe], interval: Callable[[LayerProbe], Interval]) -> tuple[list[float], list[float]]:
+def _interval_band(
+    layers: Sequence[LayerProbe], interval: Callable[[LayerProbe], Interval]
+) -> tuple[list[float], list[float]]:
     intervals = [interval(p) for p in layers]
     return [i.low for i in intervals], [i.high for i in intervals]
 
@@ -59,7 +65,7 @@ def erasure_chart(result: Probing) -> Any:
         name: (at, [float(r.mean()) for r in random]),
         "model's own outputs erased": (at, [float(e.own_change.double().mean()) for _, e in tested]),
     }
-    low, high = ([float(r.quantile(q)) for r in random] for q in RANDOM_QUANTILES)
+    low, high = ([float(r.quantile(q)) for r in random] for q in RANDOM_DRAWS_BAND_QUANTILES)
     title = f"Change of the outputs with {attribute_text(result)} erased"
     ticks = [f"{p.layer}: {p.verdict}" for p, _ in tested]
     return line_chart(lines, bands={name: (low, high)}, title=title, y_label=result.unit, ticks=ticks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from ..charts import matrix_plot
 from ..draw import filters
 from ..figures import Figures, figures
 from .activations import layer_maps_figures
-from .common import numbered_names
+from .common import names_with_numbers
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -24,7 +24,7 @@ def _sequence_figures(results: Sequence[Any], box: Box | None = None, *, data: A
     if joint := layer_maps_figures(results):
         return joint
     names = [str(getattr(result, "path", i)) for i, result in enumerate(results)]
-    return _merge_named_figures(
+    return _merge_figures_by_name(
         {name: figures(result, box, data=data) for name, result in zip(names, results, strict=True)}
     )
 
@@ -32,10 +32,10 @@ def _sequence_figures(results: Sequence[Any], box: Box | None = None, *, data: A
 @figures.register(Mapping)
 def _mapping_figures(results: Mapping[Any, Any], box: Box | None = None, *, data: Any = None) -> Figures:
     """{model: result}: each one's own figures, with the model's name."""
-    return _merge_named_figures({str(name): figures(result, box, data=data) for name, result in results.items()})
+    return _merge_figures_by_name({str(name): figures(result, box, data=data) for name, result in results.items()})
 
 
-def _merge_named_figures(parts: Mapping[str, Figures]) -> Figures:
+def _merge_figures_by_name(parts: Mapping[str, Figures]) -> Figures:
     if len(parts) == 1:
         return next(iter(parts.values()))
     return {f"{kind} of {name}": image for name, images in parts.items() for kind, image in images.items()}
@@ -50,5 +50,9 @@ def _tensor_figures(values: Tensor, box: Box | None = None, *, data: Any = None)
         return {}
     table = values[:, None] if values.ndim == 1 else values
     shown = table[:32, :32]
-    kind = "signed" if bool((shown < 0).any()) else "magnitude"
-    return {"values": matrix_plot(shown, numbered_names(len(shown), ""), numbered_names(shown.shape[1], ""), kind=kind)}  # type: ignore[arg-type]
+    kind: Literal["magnitude", "signed"] = "signed" if bool((shown < 0).any()) else "magnitude"
+    return {
+        "values": matrix_plot(
+            shown, names_with_numbers(len(shown), ""), names_with_numbers(shown.shape[1], ""), kind=kind
+        )
+    }

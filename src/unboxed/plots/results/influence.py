@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...influence import GroupInfluence, Influence, Removal, SelfInfluence, SuspectedMislabels
-from ...influence.result import NATS, SIMILARITY
+from ...influence.result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT
 from ...influence.validate import LinearDatamodelingScore
 from ..charts import bar_chart, matrix_plot, scatter_chart
 from ..figures import Figures, figures
@@ -20,23 +20,23 @@ from .common import (
     fetch_images_at,
     first_image_part,
     image_tiles,
-    numbered_names,
+    names_with_numbers,
 )
 
 if TYPE_CHECKING:
     from ...box import Box
 
-N_SHOWN_PER_SIDE = 4  # helpful and harmful training examples of a query
-N_SHOWN_REMOVED = 7  # examples of a set whose removal changes an answer
-N_SHOWN_MISLABELS, TRAIN_TILES_PER_ROW = 16, 8
+N_SHOWN_HELPFUL_AND_HARMFUL = 4  # helpful and harmful training examples of a query
+N_SHOWN_REMOVED_EXAMPLES = 7  # examples of a set whose removal changes an answer
+N_SHOWN_MISLABELS, N_TRAIN_TILES_PER_ROW = 16, 8
 TILE_SIDE_PIXELS = 84
-MAX_GROUPS_SHOWN = 12  # columns of a table
+MAX_GROUP_COLUMNS = 12  # columns of a table
 
 
 @figures.register(Influence)
 def _influence_figures(result: Influence, box: Box | None = None, *, data: Any = None) -> Figures:
     """Each query with its most helpful and most harmful training examples; without the data, scores by example."""
-    n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_SHOWN_PER_SIDE, result.n_train)
+    n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_SHOWN_HELPFUL_AND_HARMFUL, result.n_train)
     best, worst = result.top(k)[:n].cpu(), result.bottom(k)[:n].cpu()
     helpful, harmful = fetch_images_at(data, best, box), fetch_images_at(data, worst, box)
     queries = first_image_part(result.input)
@@ -49,19 +49,21 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
             for shown, index in ((helpful, best), (harmful, worst))
         ]
         rows.append([query, *sides[0], *reversed(sides[1])])
-    first, last = ("most similar", "least similar") if result.unit == SIMILARITY else ("most helpful", "most harmful")
+    first, last = (
+        ("most similar", "least similar") if result.unit == SIMILARITY_UNIT_TEXT else ("most helpful", "most harmful")
+    )
     columns = ["query", first, *[""] * (2 * k - 2), last]
-    return {"influence": influence_sheet(rows, result, columns, numbered_names(n, "query"))}
+    return {"influence": influence_sheet(rows, result, columns, names_with_numbers(n, "query"))}
 
 
 @figures.register(GroupInfluence)
 def _group_figures(result: GroupInfluence, box: Box | None = None, *, data: Any = None) -> Figures:
     """Each query's loss without each group, as a table."""
-    scores = result.scores[:MAX_EXAMPLES_PER_FIGURE, :MAX_GROUPS_SHOWN].cpu()
-    columns = [f"{j}: {len(rows)} examples" for j, rows in enumerate(result.members[:MAX_GROUPS_SHOWN])]
+    scores = result.scores[:MAX_EXAMPLES_PER_FIGURE, :MAX_GROUP_COLUMNS].cpu()
+    columns = [f"{j}: {len(rows)} examples" for j, rows in enumerate(result.members[:MAX_GROUP_COLUMNS])]
     return {
         "groups": matrix_plot(
-            scores, numbered_names(len(scores), "query"), columns, ("", "groups"),
+            scores, names_with_numbers(len(scores), "query"), columns, ("", "groups"),
             title=f"{result.method} ({result.unit}; positive: it helped)", kind="signed", unit=result.unit,
         )
     }  # fmt: skip
@@ -72,7 +74,7 @@ def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: l
 
 
 def influence_title(result: Influence) -> str:
-    unit = f"{result.unit}; positive: it helped" if result.unit == NATS else result.unit
+    unit = f"{result.unit}; positive: it helped" if result.unit == NATS_PER_EXAMPLE_UNIT_TEXT else result.unit
     return f"{result.method or 'Influence of training examples'} ({unit})"
 
 
@@ -102,7 +104,7 @@ def _score_table(result: Influence, best: Tensor) -> Any:
     values = result.scores[: len(best)].cpu().gather(1, best)
     places = [f"{j + 1}." for j in range(best.shape[1])]
     return matrix_plot(
-        values, numbered_names(len(best), "query"), places, ("", "most helpful training examples"),
+        values, names_with_numbers(len(best), "query"), places, ("", "most helpful training examples"),
         title=influence_title(result), kind="signed", unit=result.unit,
     )  # fmt: skip
 
@@ -111,7 +113,7 @@ def _score_table(result: Influence, best: Tensor) -> Any:
 def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = None) -> Figures:
     """Margins before, after retraining without the set, and without as many random examples; and the sets' first."""
     n = min(len(result.sets), MAX_EXAMPLES_PER_FIGURE)
-    names = [_removal_name(result, i, box) for i in range(n)]
+    names = [_removal_caption(result, i, box) for i in range(n)]
     margins = {
         "as it is": result.margin[:n],
         "retrained without the set": result.real_margin[:n],
@@ -123,7 +125,7 @@ def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = Non
     return {"margins": chart} if sheet is None else {"margins": chart, "removed": sheet}
 
 
-def _removal_name(result: Removal, i: int, box: Box | None) -> str:
+def _removal_caption(result: Removal, i: int, box: Box | None) -> str:
     answer, after = (class_name(k[i], result.classes, box) for k in (result.answer, result.new_answer))
     return (
         f"query {i}: {len(result.sets[i])} removed, {answer} {'becomes ' + after if result.flipped[i] else 'remains'}"
@@ -134,7 +136,7 @@ def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> An
     """The first examples of each set beside the query; None without images."""
     queries, rows = first_image_part(result.input), list[list[Tile | None]]()
     for i in range(n):
-        index = result.sets[i][:N_SHOWN_REMOVED].cpu()
+        index = result.sets[i][:N_SHOWN_REMOVED_EXAMPLES].cpu()
         images = fetch_images_at(data, index, box) if len(index) else None
         if queries is None or (len(index) and images is None):
             return None
@@ -142,8 +144,8 @@ def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> An
         shown = [] if images is None else image_tiles(images, captions)
         rows.append([*image_tiles(queries[i : i + 1].cpu()), *shown])
     title = "The first of the training examples whose removal changes the answer"
-    columns = ["query", "removed", *[""] * (N_SHOWN_REMOVED - 1)]
-    names = [_removal_name(result, i, box) for i in range(n)]
+    columns = ["query", "removed", *[""] * (N_SHOWN_REMOVED_EXAMPLES - 1)]
+    names = [_removal_caption(result, i, box) for i in range(n)]
     return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
 
 
@@ -189,13 +191,13 @@ def _mislabel_figures(result: SuspectedMislabels, box: Box | None = None, *, dat
         f"rather {class_name(result.suggested[i], result.classes, box)}?\nexample {i}"
         for i in index.tolist()
     ]  # fmt: skip
-    return {"mislabels": _training_sheet(images, captions, title)}
+    return {"mislabels": _train_example_sheet(images, captions, title)}
 
 
-def _training_sheet(images: Tensor, captions: list[str], title: str) -> Any:
+def _train_example_sheet(images: Tensor, captions: list[str], title: str) -> Any:
     """Training examples, the first first."""
     tiles = image_tiles(images, captions)
-    rows = [tiles[i : i + TRAIN_TILES_PER_ROW] for i in range(0, len(tiles), TRAIN_TILES_PER_ROW)]
+    rows = [tiles[i : i + N_TRAIN_TILES_PER_ROW] for i in range(0, len(tiles), N_TRAIN_TILES_PER_ROW)]
     return contact_sheet(rows, title=title, side=TILE_SIDE_PIXELS)
 
 
@@ -212,4 +214,4 @@ def _self_influence_figures(result: SelfInfluence, box: Box | None = None, *, da
         f"example {i}"
         for i in index.tolist()
     ]  # fmt: skip
-    return {"self-influence": _training_sheet(images, captions, title)}
+    return {"self-influence": _train_example_sheet(images, captions, title)}

@@ -12,28 +12,28 @@ from ..labels import labeled_scatter
 if TYPE_CHECKING:
     from ...box import Box
 
-BAND_LABEL = "95 % of the partitions of the targets"
+NULL_BAND_LABEL = "95 % of the partitions of the targets"
 
 
 @figures.register(WEATs)
-def _tests_figures(result: WEATs, box: Box | None = None, *, data: Any = None) -> Figures:
+def _weats_figures(result: WEATs, box: Box | None = None, *, data: Any = None) -> Figures:
     """The effect size of each test, on the band of partitions of its targets."""
     return {"weat": _effect_sizes(list(result), "Word association tests")} if len(result) else {}
 
 
 @figures.register(WEAT)
-def _test_figures(result: WEAT, box: Box | None = None, *, data: Any = None) -> Figures:
+def _weat_figures(result: WEAT, box: Box | None = None, *, data: Any = None) -> Figures:
     """The effect size on its null band."""
     return {"weat": _effect_sizes([result], result.name or "Word association test")}
 
 
 def _effect_sizes(results: list[WEAT], title: str) -> Any:
-    rows = {_row_name(r): (r.effect_size, *r.null_band) for r in results}
+    rows = {_weat_row_name(r): (r.effect_size, *r.null_band) for r in results}
     label = f"effect size (ddof={results[0].ddof}): right, the first targets are nearer to the first attributes"
-    return null_band_chart(rows, title=title, label=label, band_label=BAND_LABEL)
+    return null_band_chart(rows, title=title, label=label, band_label=NULL_BAND_LABEL)
 
 
-def _row_name(result: WEAT) -> str:
+def _weat_row_name(result: WEAT) -> str:
     n_missing = sum(map(len, result.missing.values()))
     missing = f", {n_missing} missing" * bool(n_missing)
     name = f"{result.name}: " * bool(result.name)
@@ -42,7 +42,7 @@ def _row_name(result: WEAT) -> str:
 
 
 @figures.register(RemainingBias)
-def _remaining_figures(result: RemainingBias, box: Box | None = None, *, data: Any = None) -> Figures:
+def _remaining_bias_figures(result: RemainingBias, box: Box | None = None, *, data: Any = None) -> Figures:
     return {"bias": _bias_bars(result, "What remains of the bias")}
 
 
@@ -59,7 +59,7 @@ def _bias_bars(bias: RemainingBias, title: str) -> Any:
 
 
 @figures.register(WordMap)
-def _map_figures(result: WordMap, box: Box | None = None, *, data: Any = None) -> Figures:
+def _word_map_figures(result: WordMap, box: Box | None = None, *, data: Any = None) -> Figures:
     """The map, with the words that fit."""
     note = f"it keeps {result.neighbors_preserved:.0%} of the {result.k} nearest words ({result.chance:.0%} by chance)"
     title = f"t-SNE map of {result.name}" if result.name else "t-SNE map"

@@ -12,7 +12,7 @@ from .common import labels_of
 if TYPE_CHECKING:
     from ...box import Box
 
-N_CURVE_RADII = 60  # points of a curve over radii
+N_CERTIFIED_CURVE_RADII = 60  # points of a curve over radii
 
 
 @figures.register(Calibration)
@@ -39,7 +39,7 @@ def _corruption_figures(result: Corruptions, box: Box | None = None, *, data: An
 def _smoothed_figures(result: Smoothed, box: Box | None = None, *, data: Any = None) -> Figures:
     """Certified accuracy over radii where the labels are known, else the share of examples that have a certificate."""
     largest = float(result.radius.max()) if len(result.radius) else 0.0
-    radii = [largest * i / (N_CURVE_RADII - 1) for i in range(N_CURVE_RADII)]
+    radii = [largest * i / (N_CERTIFIED_CURVE_RADII - 1) for i in range(N_CERTIFIED_CURVE_RADII)]
     y = labels_of(data, len(result.classes))
     if y is None:
         y_label, values = "share certified", [float((result.radius >= r).double().mean()) for r in radii]

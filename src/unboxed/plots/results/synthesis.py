@@ -12,10 +12,17 @@ from ...synthesis.generated import GeneratedImages
 from ..attack_sheet import change_sheet
 from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
-from ..generated import frame_strip, image_sheet, score_text
+from ..generated import frame_strip, image_sheet, score_caption
 from ..sheet import contact_sheet
-from ..tables import change_bars, stack_panels
-from .common import MAX_EXAMPLES_PER_FIGURE, fetch_images_at, first_image_part, image_tiles, images_or_none, row_changes
+from ..tables import column_change_bars, stack_panels
+from .common import (
+    MAX_EXAMPLES_PER_FIGURE,
+    fetch_images_at,
+    first_image_part,
+    image_tiles,
+    images_or_none,
+    row_column_changes,
+)
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -27,7 +34,7 @@ MAX_IMAGES_PER_FIGURE = 24
 def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data: Any = None) -> Figures:
     """The images, below their inputs where the data are given, as for DeepDream; and frames where they were kept."""
     rows = zip(result.names, result.scores.tolist(), strict=True)
-    captions = [score_text(score, name) for name, score in rows]
+    captions = [score_caption(score, name) for name, score in rows]
     return _images_and_frames(result, captions, fetch_images_at(data, range(len(captions)), box))
 
 
@@ -43,7 +50,7 @@ def _class_image_figures(result: ClassImages, box: Box | None = None, *, data: A
 @figures.register(Channels)
 def _channel_figures(result: Channels, box: Box | None = None, *, data: Any = None) -> Figures:
     rows = zip(result.names, result.scores.tolist(), result.dead.tolist(), strict=True)
-    captions = [f"{name}\ndead" if dead else score_text(score, name) for name, score, dead in rows]
+    captions = [f"{name}\ndead" if dead else score_caption(score, name) for name, score, dead in rows]
     return _images_and_frames(result, captions)
 
 
@@ -70,19 +77,23 @@ def _inversions_figures(result: Inversions, box: Box | None = None, *, data: Any
 def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -> Figures:
     """A strip of frames per example; of rows of a table, the columns that were changed."""
     if isinstance(result.images, Tensor) and result.images.ndim == 2:
-        return {"change": stack_panels([_counterfactual(result, i, box) for i in range(min(len(result.targets), 4))])}
+        return {
+            "change": stack_panels(
+                [_counterfactual_caption(result, i, box) for i in range(min(len(result.targets), 4))]
+            )
+        }
     if not isinstance(result.frames, Tensor) or images_or_none(result.frames[0]) is None:
         return {}
     n = min(len(result.targets), MAX_EXAMPLES_PER_FIGURE)
     return {f"morph {i}": morph_strip(result, i) for i in range(n)}
 
 
-def _counterfactual(result: Morph, i: int, box: Box | None) -> Image.Image:
+def _counterfactual_caption(result: Morph, i: int, box: Box | None) -> Image.Image:
     """Which columns of a row were changed, and how far, for the model to predict the target."""
     k = int(result.targets[i])
     ending = "" if result.confidence_reached[i] else ", not reached"
     title = f"example {i} to {result.names[i]}: p {result.probs[0, i, k]:.2f} → {result.probs[-1, i, k]:.2f}{ending}"
-    return change_bars(row_changes(box, "", result.input[i], result.images[i]), title=title)
+    return column_change_bars(row_column_changes(box, "", result.input[i], result.images[i]), title=title)
 
 
 @figures.register(MinimalDeactivation)

@@ -24,7 +24,7 @@ from .base import (
     plain,
     twin_name,
 )
-from .relus import RELU_LOOKALIKES, RELU_SPELLINGS, ReLULookalike, PlainCNNWithReLU
+from .relus import RELU_LOOKALIKE_FN_BY_NAME, RELU_FN_BY_SPELLING, CNNWithReLULookalike, PlainCNNWithReLU
 from . import structures, states, architectures
 from .transformed import inductor
 
@@ -33,12 +33,12 @@ __all__ = [
     "GRAY_INPUTS",
     "MODELS",
     "N_CLASSES",
-    "RELU_LOOKALIKES",
-    "RELU_SPELLINGS",
+    "RELU_FN_BY_SPELLING",
+    "RELU_LOOKALIKE_FN_BY_NAME",
     "AwkwardModel",
+    "CNNWithReLULookalike",
     "PlainCNN",
     "PlainCNNWithReLU",
-    "ReLULookalike",
     "architectures",
     "get_model",
     "inductor",

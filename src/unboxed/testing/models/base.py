@@ -87,11 +87,11 @@ class PlainCNN(nn.Module):
         self.conv2 = nn.Conv2d(4, 4, 3, stride=2, padding=1)
         self.fc = nn.Linear(4 * ((height + 1) // 2) * ((width + 1) // 2), N_CLASSES)
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
-        self._spread_logits((torch.rand(32, channels, height, width) - 0.4) / 0.5)
+        self._scale_logits_apart((torch.rand(32, channels, height, width) - 0.4) / 0.5)
         self.eval()
 
     @torch.no_grad()
-    def _spread_logits(self, x: Tensor) -> None:
+    def _scale_logits_apart(self, x: Tensor) -> None:
         """Make outputs differ between images, as those of a trained model."""
         h = self.conv2(self.conv1(x).relu()).relu().flatten(1)
         self.fc.weight.mul_(2 / self.fc(h).std(0).mean())

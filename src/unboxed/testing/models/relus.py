@@ -27,7 +27,7 @@ class PlainCNNWithReLU(PlainCNN):
         return self.relu(self.conv2(h))
 
 
-def _apply_ignoring_result(relu: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _call_in_place_and_return_input(relu: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def apply(h: Tensor) -> Any:
         relu(h)
         return h
@@ -35,19 +35,19 @@ def _apply_ignoring_result(relu: Callable[[Tensor], Tensor]) -> Callable[[Tensor
     return apply
 
 
-RELU_SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+RELU_FN_BY_SPELLING: dict[str, Callable[[Tensor], Tensor]] = {
     "functional_relu": F.relu,
     "functional_relu_inplace": lambda h: F.relu(h, inplace=True),
     "torch_relu": torch.relu,
     "tensor_relu": lambda h: h.relu(),
     "aten_relu": torch.ops.aten.relu,
     "aten_relu_default": torch.ops.aten.relu.default,
-    "functional_relu_ignored": _apply_ignoring_result(F.relu_),
-    "torch_relu_ignored": _apply_ignoring_result(torch.relu_),
-    "tensor_relu_ignored": _apply_ignoring_result(lambda h: h.relu_()),
-    "aten_relu_ignored": _apply_ignoring_result(torch.ops.aten.relu_),
+    "functional_relu_ignored": _call_in_place_and_return_input(F.relu_),
+    "torch_relu_ignored": _call_in_place_and_return_input(torch.relu_),
+    "tensor_relu_ignored": _call_in_place_and_return_input(lambda h: h.relu_()),
+    "aten_relu_ignored": _call_in_place_and_return_input(torch.ops.aten.relu_),
 }
-for _name, _relu in RELU_SPELLINGS.items():
+for _name, _relu in RELU_FN_BY_SPELLING.items():
 
     def _build_variant(relu: Callable[[Tensor], Tensor] = _relu) -> nn.Module:
         return PlainCNNWithReLU(relu)
@@ -70,11 +70,11 @@ def relu_called_twice() -> nn.Module:
     return model
 
 
-class ReLULookalike(PlainCNNWithReLU):
+class CNNWithReLULookalike(PlainCNNWithReLU):
     """Computes what `Plain` computes, with an op that rules for ReLU don't know."""
 
 
-RELU_LOOKALIKES: dict[str, Callable[[Tensor], Tensor]] = {
+RELU_LOOKALIKE_FN_BY_NAME: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp": lambda h: h.clamp(min=0),
     "clamp_min": lambda h: torch.clamp_min(h, 0),
     "maximum": lambda h: torch.maximum(h, torch.zeros_like(h)),
@@ -86,5 +86,5 @@ RELU_LOOKALIKES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @register_model(twin="plain")
-def clamped_hidden() -> nn.Module:
-    return ReLULookalike(RELU_LOOKALIKES["clamp"])
+def clamped_hidden_layer() -> nn.Module:
+    return CNNWithReLULookalike(RELU_LOOKALIKE_FN_BY_NAME["clamp"])

@@ -65,7 +65,7 @@ def swallows_exceptions() -> nn.Module:
 
 
 @register_model(twin="plain")
-def own_hooks() -> nn.Module:
+def user_hooks() -> nn.Module:
     model = PlainCNN()
     model.conv1.register_forward_hook(lambda module, args, out: out.clone())
     model.conv2.register_forward_pre_hook(lambda module, args: (args[0] * 1,))
