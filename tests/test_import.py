@@ -4,12 +4,14 @@ import ast
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import unboxed
+import unboxed as ub
 
 HEAVY = ("torch", "numpy", "matplotlib", "PIL", "sklearn", "scipy")
 EXTRAS = (
@@ -73,13 +75,13 @@ embedding.fit_tsne(numpy.random.default_rng(0).normal(size=(20, 60)))
 found["drew"] = random.getstate() != before[0] or bool((numpy.random.get_state()[1] != before[1]).any())
 
 sys.modules.update(dict.fromkeys({EXTRAS}))
-from unboxed.errors import MissingError
+from unboxed.errors import MissingPackageError
 found["failed"] = []
 for module in pkgutil.walk_packages(unboxed.__path__, "unboxed."):
     if not module.name.endswith("__main__"):
         try:
             importlib.import_module(module.name)
-        except MissingError:
+        except MissingPackageError:
             pass
         except ImportError as error:
             found["failed"].append(f"{{module.name}}: {{error}}")
@@ -109,3 +111,18 @@ def test_loading_the_library_of_tsne_draws_nothing(fresh: dict[str, Any]) -> Non
 
 def test_every_module_imports_without_the_extras(fresh: dict[str, Any]) -> None:
     assert fresh["failed"] == []
+
+
+def test_dir_shows_what_is_public_and_nothing_else() -> None:
+    namespaces = [name for name in dir(ub) if isinstance(getattr(ub, name), types.ModuleType)]
+    assert {"attribution", "concepts", "influence", "plots", "zoo"} <= {*namespaces}
+    for name in namespaces:
+        if name == "errors":
+            continue
+        namespace = getattr(ub, name)
+        listed = dir(namespace)
+        assert [n for n in listed if n.startswith("_")] == []
+        assert [n for n in listed if not hasattr(namespace, n)] == []
+        assert "dir_of_exports" not in listed
+        methods = {c.method.__name__ for c in ub.cards() if c.method.__module__.startswith(f"unboxed.{name}.")}
+        assert methods <= {*listed}, name

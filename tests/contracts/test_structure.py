@@ -19,7 +19,7 @@ ROOT = Path(unboxed.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
-    {"errors", "cards", "settings", "validation", "atomic_write", "checkpointing", "rng"},
+    {"errors", "cards", "settings", "validation", "atomic_write", "checkpointing", "rng", "namespaces"},
     {"objectives", "inputs", "model"},
     {"box", "parameters"},
     {"engine"},

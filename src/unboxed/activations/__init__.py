@@ -7,6 +7,7 @@ from ..engine.read.edits import ablate as ablate
 from ..engine.read.edits import put as put
 from ..engine.read.edits import scale as scale
 from ..engine.read.neighbors import Neighbors as Neighbors
+from ..namespaces import dir_of_exports
 from .ablation import Ablation as Ablation
 from .ablation import ablation as ablation
 from .cka import CKA as CKA
@@ -31,3 +32,5 @@ from .top_examples import top_examples as top_examples
 from .tsne import TsneMap as TsneMap
 from .tsne import TsneMaps as TsneMaps
 from .tsne import tsne as tsne
+
+__dir__ = dir_of_exports(__name__)

@@ -3,6 +3,7 @@
 One file per attack; code that several attacks share moves in next to them. Evaluations by attacks: `robustness`.
 """
 
+from ..namespaces import dir_of_exports
 from .apgd import apgd as apgd
 from .auto_attack import AutoAdversarial as AutoAdversarial
 from .auto_attack import auto_attack as auto_attack
@@ -27,3 +28,5 @@ from .result import Adversarial as Adversarial
 from .square import square as square
 from .universal import Universal as Universal
 from .universal import universal as universal
+
+__dir__ = dir_of_exports(__name__)

@@ -8,6 +8,7 @@ A method moves in here as one file; what two of them share is in `engine.gradien
 """
 
 from ..engine.attribution_result import Attribution as Attribution
+from ..namespaces import dir_of_exports
 from .deconvnet import deconvnet as deconvnet
 from .deep_lift import deep_lift as deep_lift
 from .expected_gradients import expected_gradients as expected_gradients
@@ -32,3 +33,5 @@ from .rollout import rollout as rollout
 from .segmentation import segmentation as segmentation
 from .shapley import shapley as shapley
 from .smoothgrad import smoothgrad as smoothgrad
+
+__dir__ = dir_of_exports(__name__)

@@ -3,6 +3,7 @@
 What judges an explanation, for any method of attribution, synthesis or influence, moves in here.
 """
 
+from ..namespaces import dir_of_exports
 from .controls import ConstantModel as ConstantModel
 from .controls import RandomInput as RandomInput
 from .controls import constant_model as constant_model
@@ -43,3 +44,5 @@ from .similarity import MapSimilarity as MapSimilarity
 from .similarity import map_similarity as map_similarity
 from .verdict import Verdict as Verdict
 from .verdict import verdict as verdict
+
+__dir__ = dir_of_exports(__name__)

@@ -4,6 +4,7 @@ A method is a file here; what two of them share moves into `engine`. Each stands
 random model, a control task, a frozen dictionary), and its result says when there is nothing to see.
 """
 
+from ..namespaces import dir_of_exports
 from .probe import LayerProbe as LayerProbe
 from .probe import Probing as Probing
 from .probe import probe as probe
@@ -13,3 +14,5 @@ from .shortcuts import Shortcuts as Shortcuts
 from .shortcuts import shortcuts as shortcuts
 from .slices import ErrorSlices as ErrorSlices
 from .slices import error_slices as error_slices
+
+__dir__ = dir_of_exports(__name__)

@@ -7,6 +7,7 @@
 A loader of a small data set moves in here; what resolves names from a command line, into `loading`.
 """
 
+from ..namespaces import dir_of_exports
 from .folders import folder
 from .idx import fashion_mnist, mnist
 from .labeled_files import Folder
@@ -17,3 +18,5 @@ from .uci import digits
 from .wrapped import first, wrap
 
 __all__ = ["Batch", "Folder", "Images", "digits", "fashion_mnist", "first", "folder", "image", "mnist", "table", "wrap"]
+
+__dir__ = dir_of_exports(__name__)

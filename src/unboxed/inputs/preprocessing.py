@@ -20,15 +20,8 @@ ChannelValues = tuple[float, ...]
 HeightWidth = tuple[int, int]
 RESAMPLING_NAME_BY_PIL_NUMBER = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 SHORT_SIDE_PROCESSOR_NAME_PREFIXES = (
-    "CLIP",
-    "ConvNext",
-    "Levit",
-    "PoolFormer",
-    "MobileNet",
-    "Bit",
-    "MobileViT",
-    "VideoMAE",
-)
+    "CLIP", "ConvNext", "Levit", "PoolFormer", "MobileNet", "Bit", "MobileViT", "VideoMAE",
+)  # fmt: skip
 """Hugging Face processors that take a size of one number as that of the short side."""
 VIDEO_PROCESSOR_NAME_PREFIXES = ("Vivit", "VideoMAE", "Tvp", "Tvlt")  # and whatever has "Video" in its name
 UNSUPPORTED_PROCESSOR_FLAGS = (
@@ -36,15 +29,8 @@ UNSUPPORTED_PROCESSOR_FLAGS = (
     "crop_to_patches", "do_affine_transform",
 )  # fmt: skip
 TRANSFORMS_WITHOUT_EFFECT = {
-    "ToTensor",
-    "ToImage",
-    "ToPILImage",
-    "PILToTensor",
-    "ToImagePIL",
-    "Identity",
-    "ToPureTensor",
-    "RGB",
-}
+    "ToTensor", "ToImage", "ToPILImage", "PILToTensor", "ToImagePIL", "Identity", "ToPureTensor", "RGB",
+}  # fmt: skip
 TRANSFORMS_TO_UNIT_RANGE = {"ConvertImageDtype", "ToDtype", "ConvertDtype", "MaybeToTensor"}
 TORCHVISION_PRESET_ATTRIBUTES = ("crop_size", "resize_size", "mean", "std")  # of torchvision's `weights.transforms()`
 

@@ -4,6 +4,7 @@ A question about words is a file here; what a second one needs of it moves into 
 have no model to open, so these are plain functions of `WordVectors`, or of any function from texts to vectors.
 """
 
+from ..namespaces import dir_of_exports
 from .analogies import BiasedAnalogy as BiasedAnalogy
 from .analogies import biased_analogies as biased_analogies
 from .bias import BiasDirection as BiasDirection
@@ -30,3 +31,5 @@ from .weat import run_tests as run_tests
 from .weat import weat as weat
 from .word_map import WordMap as WordMap
 from .word_map import word_map as word_map
+
+__dir__ = dir_of_exports(__name__)

@@ -37,7 +37,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
 
     Raises:
         ModelError: for a wrong spec, and for what is no model.
-        MissingError: for a Hugging Face folder without transformers.
+        MissingPackageError: for a Hugging Face folder without transformers.
 
     Example:
         >>> from unboxed import loading

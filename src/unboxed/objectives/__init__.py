@@ -7,6 +7,7 @@ activation) is selected by `.rows(index)` when a batch is split or finished exam
 A new score of activations moves in here; what optimizes one moves into `engine.optimize`.
 """
 
+from ..namespaces import dir_of_exports
 from .algebra import MODEL_END_ADDRESSES as MODEL_END_ADDRESSES
 from .algebra import Acts as Acts
 from .algebra import Constant as Constant
@@ -43,3 +44,5 @@ from .units import direction as direction
 from .units import energy as energy
 from .units import neuron as neuron
 from .units import spatial as spatial
+
+__dir__ = dir_of_exports(__name__)

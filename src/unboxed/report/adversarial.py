@@ -41,14 +41,12 @@ from .pictures import PageFile, PageImage
 from .survey import evenly_spaced_indices
 from .words import format_named_prob, format_percent, format_prob
 
-MAX_SHOWN_EXAMPLES = 4  # examples with figures
-FIGURE_SIDE_PIXELS = 112
-MAX_ATTACK_STEPS = 20  # of an attack that takes steps
-MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8  # examples attacked
+MAX_SHOWN_EXAMPLES, FIGURE_SIDE_PIXELS = 4, 112  # examples with figures
+MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
-MAX_QUERIES_PER_EXAMPLE = 200  # forward and backward passes that one example may take
-GRAYSCALE_EPS_VALUES, COLOR_EPS_VALUES = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-"""Perturbation budgets for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
+MAX_ATTACK_STEPS, MAX_QUERIES_PER_EXAMPLE = 20, 200  # of an attack; forward and backward passes
+GRAYSCALE_EPS_VALUES = (0.1, 0.2, 0.3)  # of line drawings and tables; of photos as Madry et al. 2018
+COLOR_EPS_VALUES = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 SMALLEST_CHANGE_NOTE_TEXT = (
     "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
     "should need a change that people see."
@@ -110,20 +108,11 @@ def find(context: ReportContext) -> RobustnessFinding:
     has_labels = s.labels is not None and s.exclusive_classes
     sentence = attack_sentence(robustness, nouns, has_labels)
     return RobustnessFinding(
-        answer=sentence,
-        headline=(sentence,),
-        attacked=[s.rows[i] for i in attacked],
-        models=models,
-        no_robust_model_reason=no_robust_model_reason,
-        shown=context.examples(shown),
-        classes=s.classes,
-        nouns=nouns,
-        accuracy=s.accuracy,
-        n_examples=len(s.rows),
-        has_labels=has_labels,
-        has_images=context.has_images,
+        answer=sentence, headline=(sentence,), attacked=[s.rows[i] for i in attacked], models=models,
+        no_robust_model_reason=no_robust_model_reason, shown=context.examples(shown), classes=s.classes, nouns=nouns,
+        accuracy=s.accuracy, n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
         is_grayscale=_is_grayscale(context.box),
-    )
+    )  # fmt: skip
 
 
 def _attacked_indices(context: ReportContext) -> list[int]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs.labels import are_default_class_names
 from ..model.layers import Layer
 from .blocks import (
     Block,
@@ -32,10 +31,8 @@ from .scores import (
     LabelScore,
     PositionScore,
     RegressionOutputErrors,
-    label_scores,
-    output_errors,
-    position_scores,
     score_blocks,
+    scores_by_finding_field,
 )
 from .skipped import skipped_text
 from .survey import Survey
@@ -44,10 +41,8 @@ from .words import count_noun, format_percent, format_shape
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
-MAX_COLLAPSED_CONFUSED_PAIRS, MAX_CONFUSED_PAIRS_IN_JSON = (
-    200,
-    50,
-)  # in the folded table; in report.json and in the headline
+MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
+MAX_CONFUSED_PAIRS_IN_JSON = 50  # and in the headline
 N_EXPANDED_LAYER_ROWS = 14  # rows of the table that are not folded
 MAX_COLLAPSED_MISCLASSIFIED = 40  # misclassified examples in the fold
 MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
@@ -96,7 +91,7 @@ class OverviewFinding(Finding):
 def find(context: ReportContext) -> OverviewFinding:
     s, box = context.survey, context.box
     shown_classes = _most_confused_classes(s.confusion)
-    scored = _scores_by_finding_field(s, box.outputs)
+    scored = scores_by_finding_field(s, box.outputs)
     title, headline = _title_and_headline(context, scored)
     errors = (
         s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if context.has_images else []
@@ -138,22 +133,6 @@ def find(context: ReportContext) -> OverviewFinding:
         binary=context.data.binary,
         **scored,
     )
-
-
-def _scores_by_finding_field(s: Survey, outputs: str) -> dict[str, Any]:
-    """The scores of outputs that are no classes, by their field of the finding; {} without true values."""
-    if s.position_confusion is not None:
-        return {"position_scores": position_scores(s.position_confusion, _output_names(s, "class"))}
-    if s.targets is None:
-        return {}
-    if outputs == "regression":
-        return {"output_errors": output_errors(s.outputs, s.targets, _output_names(s, "output"))}
-    return {"label_scores": label_scores(s.outputs, s.targets, _output_names(s, "label"))}
-
-
-def _output_names(s: Survey, noun: str) -> list[str]:
-    """The names of the outputs; "output 0" where they are numbers."""
-    return [f"{noun} {name}" if are_default_class_names(s.classes) else name for name in s.classes]
 
 
 def _misclassification_to_dict(context: ReportContext, index: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -73,7 +74,7 @@ class PageImageStore:
         """Write a file beside the page. Returns its path relative to it."""
         content = file.content if isinstance(file.content, bytes) else png_bytes(file.content)
         if self._folder is None:
-            raise ValueError(f"there is no folder for {file.name}")
+            return self.store_and_return_src(content, Path(file.name).suffix.removeprefix(".") or "png")
         return self._folder.stage(f"{IMAGES_DIR_NAME}/{file.name}", content)
 
     def encode_color_scale(self, bar: ColorBar) -> ImageRef:

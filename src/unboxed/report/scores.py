@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..inputs.labels import are_default_class_names
 from ..plots.charts import scatter_chart
 from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, Paragraph, Table
 from .finding import FIELD_NOT_IN_JSON
 from .pictures import PageImage
 from .words import format_percent
+
+if TYPE_CHECKING:
+    from .survey import Survey
 
 MAX_SCATTER_CHARTS = 4  # outputs whose predictions are drawn against the truth
 MAX_SCATTER_POINTS = 2000
@@ -226,3 +230,19 @@ def _prediction_scatter_figure(e: RegressionOutputErrors) -> Figure:
 def _score_text_or_dash(value: float) -> str:
     """Like "0.83"; a dash where it is not known."""
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "\u2212")
+
+
+def scores_by_finding_field(s: Survey, outputs: str) -> dict[str, Any]:
+    """The scores of outputs that are no classes, by their field of the finding; {} without true values."""
+    if s.position_confusion is not None:
+        return {"position_scores": position_scores(s.position_confusion, _output_names(s, "class"))}
+    if s.targets is None:
+        return {}
+    if outputs == "regression":
+        return {"output_errors": output_errors(s.outputs, s.targets, _output_names(s, "output"))}
+    return {"label_scores": label_scores(s.outputs, s.targets, _output_names(s, "label"))}
+
+
+def _output_names(s: Survey, noun: str) -> list[str]:
+    """The names of the outputs; "output 0" where they are numbers."""
+    return [f"{noun} {name}" if are_default_class_names(s.classes) else name for name in s.classes]

@@ -4,6 +4,7 @@ An evaluation of a model on labeled data moves in here; the attacks that it uses
 """
 
 from ..engine.proportion import Proportion as Proportion
+from ..namespaces import dir_of_exports
 from .calibration import Calibration as Calibration
 from .calibration import Reliability as Reliability
 from .calibration import calibration as calibration
@@ -18,3 +19,5 @@ from .result import Robustness as Robustness
 from .smoothing import Smoothed as Smoothed
 from .smoothing import smoothed as smoothed
 from .smoothing import smoothed_predict as smoothed_predict
+
+__dir__ = dir_of_exports(__name__)

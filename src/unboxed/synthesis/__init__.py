@@ -3,6 +3,7 @@
 A method that optimizes inputs for an objective is a file here; what attacks use, too, moves into `engine.optimize`.
 """
 
+from ..namespaces import dir_of_exports
 from .caricature import caricature as caricature
 from .channels import Channels as Channels
 from .channels import channels as channels
@@ -23,3 +24,5 @@ from .morph import Morph as Morph
 from .morph import morph as morph
 from .texture import style_transfer as style_transfer
 from .texture import texture as texture
+
+__dir__ = dir_of_exports(__name__)

@@ -9,6 +9,7 @@ What a user needs to test a method of their own moves in here; the tests of Unbo
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
+from ..namespaces import dir_of_exports
 from . import contracts, models, rows, trace
 from .method_check import check_method
 from .trace import changes, snapshot
@@ -23,3 +24,6 @@ def __getattr__(name: str) -> Any:
     if name == "strategies":
         return _import_module(".strategies", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__dir__ = dir_of_exports(__name__)

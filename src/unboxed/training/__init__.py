@@ -3,6 +3,7 @@
 What changes weights, or is called while they change, moves in here.
 """
 
+from ..namespaces import dir_of_exports
 from .confused import ConfusedInputs as ConfusedInputs
 from .defense import DEFENSES as DEFENSES
 from .defense import PGD as PGD
@@ -20,3 +21,5 @@ from .recipes import robust_accuracy as robust_accuracy
 from .recipes import train as train
 from .snapshots import Snapshots as Snapshots
 from .watch import ConfusedLogits as ConfusedLogits
+
+__dir__ = dir_of_exports(__name__)

@@ -168,7 +168,7 @@ class ConfusedLogits:
 
         The module's `forward` takes x; it needs no line for this. The sheets go to each of the trainer's loggers:
         images for TensorBoard and Weights & Biases, PNG files in the folder of others, or of the trainer if it has
-        none. Raises MissingError without Lightning.
+        none. Raises MissingPackageError without Lightning.
         """
         from .lightning import ConfusedLogitsCallback
 
@@ -178,7 +178,7 @@ class ConfusedLogits:
         """A callback for the Trainer of transformers: `batch_fn` gives (x, y) of the model's keyword arguments.
 
         Default: the model's main input (`pixel_values`) and `labels`. The sheets go to `output_dir`/confused.
-        Raises MissingError without transformers.
+        Raises MissingPackageError without transformers.
         """
         from .huggingface import ConfusedLogitsCallback
 

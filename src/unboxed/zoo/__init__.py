@@ -5,9 +5,12 @@ Each weights file has a card, `zoo.card(name)`: on which data, how and how well 
 A model moves in here with a recipe in `training.recipes` that makes its weights again.
 """
 
+from ..namespaces import dir_of_exports
 from .registry import ZOO_WEIGHTS_FOLDER as ZOO_WEIGHTS_FOLDER
 from .registry import ZooEntry as ZooEntry
 from .registry import card as card
 from .registry import entry as entry
 from .registry import load as load
 from .registry import names as names
+
+__dir__ = dir_of_exports(__name__)
