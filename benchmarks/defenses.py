@@ -20,12 +20,12 @@ from torch import nn
 import unboxed as ub
 from harness import RESULTS, write
 from unboxed import adversarial, training
-from unboxed.robustness.evaluate import Attack, evaluate
+from unboxed.robustness.evaluate import AttackFn, evaluate
 from unboxed.zoo.models import RobustCNN
 
 REAL = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EPS = 0.3
-ATTACKS: dict[str, Attack] = {
+ATTACKS: dict[str, AttackFn] = {
     "FGSM": adversarial.fgsm,
     "PGD-40": adversarial.pgd,
     "AutoAttack": adversarial.auto_attack,

@@ -101,7 +101,7 @@ def rankings(training: ub.influence.ModelTraining, seed: int, slow: bool) -> Ite
     yield "neighbors x checkpoints", search(box, (x, y), checkpoints=boxes).scores
     yield (
         "neighbors alone",
-        -mislabels._neighbor_votes(mislabels._nearest_other_examples(box, x, None, 20, "auto"), y, 10).log()[
+        -mislabels._label_votes_of_neighbors(mislabels._nearest_other_examples(box, x, None, 20, "auto"), y, 10).log()[
             range(len(y)), y
         ],
     )

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import unboxed as ub
 from harness import seconds, write
 from models import ROOT
-from unboxed.engine.unroll.reverse import Trajectory, weight_gradients
+from unboxed.engine.unroll.reverse import Trajectory, example_weight_gradients
 from unboxed.engine.unroll.smoothness import measure_smoothness
 from unboxed.influence import ModelTraining
 
@@ -61,7 +61,7 @@ def measure_times(repeats: int) -> dict[str, Any]:
         raise SystemExit(f"the training differs from torch's by {difference}")
 
     def unroll(n: int, segment: int) -> None:
-        weight_gradients(training, Trajectory(training, segment), x[:n], y[:n])
+        example_weight_gradients(training, Trajectory(training, segment), x[:n], y[:n])
 
     works = {
         "training_by_torch": lambda: train_by_torch(training),
@@ -98,7 +98,7 @@ def use_memory(what: str) -> None:
     x, y = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
-    weight_gradients(training, Trajectory(training, training.n_steps if what == "stored" else 15), x, y)
+    example_weight_gradients(training, Trajectory(training, training.n_steps if what == "stored" else 15), x, y)
     print(_status("VmHWM") - before)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import models
 import unboxed as ub
 from harness import compare, write
-from unboxed.engine.perturb.masking import make_masking
+from unboxed.engine.perturb.masking import make_maskable_inputs
 from unboxed.engine.perturb.segments import feature_groups
 
 IMAGES, N = 10, 1000
@@ -142,7 +142,7 @@ def cases(box: ub.Box, images: Tensor, segments: str) -> list[Any]:
     for x in images.split(1):
         of = feature_groups(box, x, segments).ids[0, 0]
         k = int(box.predict(x))
-        hides = make_masking(box, x, of, None).active[0].numpy()
+        hides = make_maskable_inputs(box, x, of, None).active[0].numpy()
         mean = np.mean([ours(box)(x, of, k, 4096, seed) for seed in (101, 102)], 0)
         top = np.isin(np.arange(len(hides)), np.argsort(-np.abs(mean * hides))[:10])
         found.append((x, of, k, hides, top & hides))

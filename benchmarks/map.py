@@ -20,7 +20,7 @@ import unboxed as ub
 from harness import write
 from unboxed.engine.read.neighbors import nearest_points
 from unboxed.report import Finding, Section, report
-from unboxed.report.plane import LayerMap, MapBlock, make_atlas
+from unboxed.report.plane import LayerScatterMap, MapBlock, make_atlas
 
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
@@ -75,7 +75,7 @@ def plane(x: Tensor, y: Tensor) -> MapBlock:
     layers = []
     for spread in (1.5, 1.0, 0.6, 0.3):
         points = torch.randn(10, 2, generator=draw)[y] * 2 + spread * torch.randn(n, 2, generator=draw)
-        layers.append(LayerMap(f"spread {spread}", "", points, nearest_points(points, points, 6).indices))
+        layers.append(LayerScatterMap(f"spread {spread}", "", points, nearest_points(points, points, 6).indices))
     words = [[f"predicted {int(k)}" for k in y], [f"p 0.{i % 90 + 10}, label {int(k)}" for i, k in enumerate(y)]]
     names = [str(k) for k in range(10)]
     wrong = [i % 50 == 0 for i in range(n)]

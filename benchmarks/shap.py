@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from harness import compare, write
 from lime_weights import IMAGES, RUNS, STEADY, N, Weights, by_batch, crossing, steadiness
-from unboxed.engine.perturb.masking import make_masking
+from unboxed.engine.perturb.masking import make_maskable_inputs
 
 
 class Normalized(nn.Module):
@@ -61,12 +61,12 @@ def cases(box: ub.Box, images: Tensor) -> list[Any]:
     """(image, superpixels, class, those that hide something, the ten that count most); what hides nothing is one."""
     found = []
     for x in images.split(1):
-        played = make_masking(box, x, "slic", None)
-        of = torch.unique(played.active_segment_index[0, 0], return_inverse=True)[
+        played = make_maskable_inputs(box, x, "slic", None)
+        of = torch.unique(played.maskable_segment_index_by_value[0, 0], return_inverse=True)[
             1
         ]  # all that hides nothing together, as the last
         k = int(box.predict(x))
-        hides = np.arange(int(of.max()) + 1) < played.n_active_per_row[0]
+        hides = np.arange(int(of.max()) + 1) < played.n_maskable_segments_per_row[0]
         mean = np.mean([ours(box)(x, of, k, 4096, seed) for seed in (101, 102)], 0)
         top = np.isin(np.arange(len(hides)), np.argsort(-np.abs(mean))[:10])
         found.append((x, of, k, hides, top & hides))

@@ -191,7 +191,7 @@ def test_another_model_is_opened_alike() -> None:
     box = ub.Box(
         a, ub.Pixels((1, 8, 8), 0.4, 0.5), classes=["cat", "dog"], outputs="multilabel", autocast=torch.bfloat16
     )
-    other = box.reopen(b)
+    other = box.with_model(b)
     assert other.model is b
     assert (other.inputs, other.classes, other.outputs, other.autocast) == (
         box.inputs, ("cat", "dog"), "multilabel", torch.bfloat16,

@@ -85,7 +85,7 @@ def test_no_bound_is_a_trick() -> None:
     found = list(bounds())
     assert len(found) > 20
     assert [where for where, bound in found if not printable(bound)] == []
-    tricks = ("-1e-9", "1 + 1e-12", "-TINY", "-(2**62)", "180.000001 + 0", "1e-300")
+    tricks = ("-1e-9", "1 + 1e-12", "-MIN_DENOMINATOR", "-(2**62)", "180.000001 + 0", "1e-300")
     assert not any(printable(ast.parse(trick, mode="eval").body) for trick in tricks)
 
 

@@ -16,7 +16,7 @@ from .inputs.batches import model_arguments
 from .inputs.class_files import resolve_class_names
 from .inputs.examples import to_batch
 from .inputs.held import fix_other_inputs_of_model, inputs_of_varied_part
-from .inputs.labels import class_numbers, warn_of_repeated_names
+from .inputs.labels import class_numbers, warn_of_repeated_class_names
 from .inputs.multi import PackedOrParts
 from .inputs.preprocessing import Preprocessing, to_inputs
 from .model import relu_rules, state
@@ -24,13 +24,13 @@ from .model.batch_dependence import contrasting_input_levels
 from .model.batching import BatchPadding, BatchSize, check_batch_size, map_in_batches
 from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
-from .model.hooks import Acts, Edit, StopForward, capture
+from .model.hooks import Acts, Edit, StopForward, capturing_activations
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
 from .model.locks import holding_locks
 from .model.nan_checks import check_no_nan
-from .model.output_advice import class_scores_problem
-from .model.outputs import OutputKind, OutputReader, class_names_in_config, usable_config_names, with_batch_axis
+from .model.output_advice import class_scores_problem_text
+from .model.outputs import OutputKind, OutputReader, class_names_in_config, usable_config_class_names, with_batch_axis
 from .objectives import MODEL_END_ADDRESSES, Objective, binary_logit, check_classes, class_logit, logit, to_class_tensor
 from .validation import address_list, check_class_names, count_class_names
 
@@ -117,9 +117,9 @@ class Box:
         self.channels_last = check_channels_last(inputs, channels_last)
         OutputReader(output, outputs)  # refuses an unknown meaning before the model runs
         self._is_opening = self._is_refreshed = self._is_stale = False
-        self._survey_model()
+        self._profile_model()
 
-    def reopen(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
+    def with_model(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
         """A box of another model, opened with the settings of this one: classes, outputs, mode and precision.
 
         Args:
@@ -133,7 +133,7 @@ class Box:
             >>> import unboxed as ub
             >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
             >>> untrained, _ = ub.zoo.load("digits-cnn", weights=None)
-            >>> box.reopen(untrained).classes == box.classes
+            >>> box.with_model(untrained).classes == box.classes
             True
         """
         options = self._options | {"classes": self.classes, "outputs": self.outputs}
@@ -165,7 +165,7 @@ class Box:
             torch.Size([4])
         """
         part = inputs_of_varied_part(self.inputs, varied)
-        return self.reopen(
+        return self.with_model(
             fix_other_inputs_of_model(self.model, self.inputs, varied, self.validate_inputs(x), self.model_dtype), part
         )
 
@@ -173,7 +173,7 @@ class Box:
         """Copies and unpickled boxes open their model again."""
         return _unpickle_box, (type(self), self.model, self.inputs, self.mode, self._options)
 
-    def _survey_model(self) -> None:
+    def _profile_model(self) -> None:
         """Survey the model as it is now, in full precision: rows are compared."""
         self._is_opening = True
         try:
@@ -187,13 +187,12 @@ class Box:
             n_before: int | None = len(getattr(self, "classes", ())) or None
             names = self._options["classes"]
             if names is None:
-                names = usable_config_names(
-                    class_names_in_config(self.model), self.n_outputs, bool(self.output_map_shape)
-                )
+                names = class_names_in_config(self.model)
+                names = usable_config_class_names(names, self.n_outputs, bool(self.output_map_shape))
             if self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
-            warn_of_repeated_names(self.classes)
+            warn_of_repeated_class_names(self.classes)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
             self._is_stale = False
@@ -223,7 +222,7 @@ class Box:
         """
         if not self._is_opening and self._may_have_changed(hooks) and self._has_model_changed(hooks):
             self._is_stale = True  # until it has been opened
-            self._survey_model()
+            self._profile_model()
         self._is_refreshed = True
 
     def _may_have_changed(self, hooks: bool) -> bool:
@@ -292,7 +291,8 @@ class Box:
 
         Args:
             grad: Whether gradients are recorded.
-            rule: A backward rule of the ReLUs, `model.relu_rules.guided` or `deconvnet`; None is the plain gradient.
+            rule: A backward rule of the ReLUs, `model.relu_rules.GUIDED_BACKPROP_RULE` or `DECONVNET_RULE`; None is the
+                plain gradient.
             seed: Seed of the random numbers that a stochastic model draws. The generators of the process are restored
                 afterwards; those of a model that draws nothing are never touched.
 
@@ -340,13 +340,13 @@ class Box:
             True
         """
         inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_END_ADDRESSES}
+        paths = inner_addresses.values()
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
-        n = x.shape[0]
-        padding = BatchPadding(n, max(n, self.min_rows))
+        padding = BatchPadding(len(x), max(len(x), self.min_rows))
         hook_dicts = bool(inner_addresses or rewrites)
         with (
-            capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding)
+            capturing_activations(self.modules, paths, edits=rewrites, stop=not needs_output, padding=padding)
             if hook_dicts
             else state.NULL_CONTEXT as captured,
             state.SharedDropoutMaskMode() if self.stochastic else state.NULL_CONTEXT,
@@ -569,14 +569,14 @@ class Box:
             >>> import unboxed as ub
             >>> ub.Box(*ub.zoo.load("digits-cnn")).require_class_scores("my_method")
         """
-        problem = class_scores_problem(
+        problem = class_scores_problem_text(
             self.output_reader, self.output_map_shape, exclusive=exclusive, objective_call=objective_call
         )
         if problem:
             raise OutputError(f"{caller} {problem}")
 
     @property
-    def _forward_batch_limit(self) -> int:
+    def _forward_max_rows(self) -> int:
         """As `batch_limit`, for forward passes without gradients, which hold few layers at a time."""
         return self.max_rows_in_memory(self.profile.peak_bytes_per_example)
 
@@ -602,11 +602,13 @@ class Box:
         return max(1, min(1024, self.max_rows, MAX_AUTO_BATCH_ACTIVATION_BYTES // max(1, bytes_per_example)))
 
     @property
-    def accepts_proxies(self) -> bool:
+    def accepts_proxy_tensors(self) -> bool:
         """Whether the model may be run on tensor-like proxies: its rows are independent, and it draws nothing."""
         return not (self.batch_dependent or self.stochastic) and self.min_rows == 1
 
-    def batch_plan(self, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
+    def batch_size_and_max_rows(
+        self, n: int, batch_size: BatchSize, batch_dependent: bool = False
+    ) -> tuple[BatchSize, int]:
         """The arguments of `model.batching.map_in_batches`: rows that depend on one another are never split.
 
         Args:
@@ -619,7 +621,7 @@ class Box:
 
         Example:
             >>> import unboxed as ub
-            >>> ub.Box(*ub.zoo.load("digits-cnn")).batch_plan(100, 32)
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).batch_size_and_max_rows(100, 32)
             (32, 1024)
         """
         if batch_dependent or self.batch_dependent:
@@ -667,9 +669,9 @@ class Box:
 
         # activations without a batch axis cannot be joined from parts
         unsplittable = any(not self.has_batch_axis(a) for a in addresses)
-        size, limit = self.batch_plan(len(x), batch_size, batch_dependent=unsplittable)
+        size, limit = self.batch_size_and_max_rows(len(x), batch_size, batch_dependent=unsplittable)
         parts = map_in_batches(
-            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._forward_batch_limit
+            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._forward_max_rows
         )
         if len(parts) == 1:
             return {a: parts[0][a] for a in addresses}
@@ -720,9 +722,9 @@ class Box:
             >>> (box.probs(x).amax(1) > 0.99).tolist()
             [True, True, True, True]
         """
-        return self.probs_from(self(x, batch_size=batch_size))
+        return self.probs_from_logits(self(x, batch_size=batch_size))
 
-    def probs_from(self, logits: Tensor) -> Tensor:
+    def probs_from_logits(self, logits: Tensor) -> Tensor:
         """The probabilities that logits mean.
 
         Args:
@@ -736,7 +738,7 @@ class Box:
 
         Example:
             >>> import torch, unboxed as ub
-            >>> ub.Box(*ub.zoo.load("digits-cnn")).probs_from(torch.zeros(1, 10))[0, 0]
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).probs_from_logits(torch.zeros(1, 10))[0, 0]
             tensor(0.1000)
         """
         if self.outputs == "regression":

@@ -101,7 +101,7 @@ class Card:
     def defaults(self) -> dict[str, Any]:
         return {name: s.default for name, s in self.settings.items() if not s.is_required}
 
-    def n_runs(self, **settings: Any) -> float:
+    def n_model_runs(self, **settings: Any) -> float:
         """About how many model runs one input takes, with these settings in place of the defaults."""
         return float(self.runs({**self.defaults, **settings}))
 
@@ -162,7 +162,7 @@ def card(
     if family is not None:
         _check_allowed_values("family", [family], [*FAMILIES, "own"])
 
-    def attach(method: MethodT) -> MethodT:
+    def attach_card(method: MethodT) -> MethodT:
         method.card = Card(  # type: ignore[attr-defined]
             method,
             family or _family_of_method(method),
@@ -184,7 +184,7 @@ def card(
         _register_method(method)
         return method
 
-    return attach
+    return attach_card
 
 
 def _check_allowed_values(what: str, values: Iterable[str], known: Iterable[str]) -> None:
@@ -233,7 +233,7 @@ def cards(family: str | None = None) -> tuple[Card, ...]:
     """
     for name in FAMILIES:
         importlib.import_module(f"unboxed.{name}")
-    _load_entry_points()
+    _import_entry_point_methods()
     methods = [method for reference in [*_REGISTERED_METHOD_REFS.values()] if (method := reference()) is not None]
     own = {id(m): not str(m.__module__).startswith("unboxed.") for m in methods}
     families = [*FAMILIES, "own"]
@@ -241,7 +241,7 @@ def cards(family: str | None = None) -> tuple[Card, ...]:
     return tuple(m.card for m in methods if family in (None, m.card.family))
 
 
-def _load_entry_points() -> None:
+def _import_entry_point_methods() -> None:
     """Import the modules of installed packages' methods; one that fails is logged, and costs no other."""
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:

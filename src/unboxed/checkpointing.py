@@ -72,7 +72,9 @@ class CheckpointFile:
     def write(self, state: Mapping[str, Any]) -> None:
         """Write the state and the settings, atomically. Raises WriteError."""
         buffer = BytesIO()
-        torch.save({"work": self.task, "settings": _to_plain_settings(self.settings), "state": dict(state)}, buffer)
+        torch.save(
+            {"work": self.task, "settings": _digests_to_plain_strings(self.settings), "state": dict(state)}, buffer
+        )
         write_bytes(self.path, buffer.getvalue())
 
     def read(self) -> dict[str, Any] | None:
@@ -82,7 +84,7 @@ class CheckpointFile:
         content = _load_checkpoint(self.path)
         if not isinstance(content, dict) or content.get("work") != self.task:
             raise ModelError(f"{self.path} is not a checkpoint of this task ({self.task}). {RESTART_HINT}")
-        if difference := _describe_first_difference(content["settings"], self.settings):
+        if difference := _first_different_setting_text(content["settings"], self.settings):
             raise self.mismatch_error(difference)
         state: dict[str, Any] = content["state"]
         return state
@@ -91,7 +93,7 @@ class CheckpointFile:
         return ModelError(f"{self.path} is a checkpoint of other settings ({self.task}): {difference}. {RESTART_HINT}")
 
 
-def _to_plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _digests_to_plain_strings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that `weights_only` can load: a digest as a plain str."""
     return {name: str(value) if isinstance(value, Digest) else value for name, value in settings.items()}
 
@@ -104,7 +106,7 @@ def _load_checkpoint(path: Path) -> Any:
         raise ModelError(f"can't read the checkpoint {path}: {message}. {RESTART_HINT}") from error
 
 
-def _describe_first_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
+def _first_different_setting_text(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
     """The first setting that differs, in words; None if there is none."""
     for name in dict.fromkeys([*current, *saved]):
         saved_value, current_value = saved.get(name), current.get(name)

@@ -144,4 +144,4 @@ def _box_from_checkpoint(box: Box, checkpoint: CheckpointSource) -> Box:
     except Exception as error:
         raise ModelError(f"this model can't be copied, which each checkpoint needs: {error}") from error
     weights(model, checkpoint)
-    return box.reopen(model)
+    return box.with_model(model)

@@ -107,10 +107,10 @@ def doctor(
     inputs = box.noise(N_TRIAL_EXAMPLES) if x is None else box.validate_inputs(x)[:N_TRIAL_EXAMPLES]
     labels = mean_over_positions(box(box.restore_structure(inputs))).argmax(1)
     row_budget = max(MIN_FORWARD_ROW_BUDGET, max_flops / max(1.0, box.flops_per_example))
-    limited = _with_run_budget(box)
+    limited = _make_run_budget_box(box)
     tried = tqdm(cards(), disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
     checks = [_check_method_or_with_objective(card, limited, inputs, labels, row_budget) for card in tried]
-    return Diagnosis(_model_facts(box), tuple(_add_alternatives(check, checks) for check in checks))
+    return Diagnosis(_model_facts(box), tuple(_with_alternatives_as_remedy(check, checks) for check in checks))
 
 
 # -- trying a method ---------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class _RunBudgetBox(Box):
         return super().raw_output(x)
 
 
-def _with_run_budget(box: Box) -> _RunBudgetBox:
+def _make_run_budget_box(box: Box) -> _RunBudgetBox:
     reopen, (_, *arguments) = box.__reduce__()
     return reopen(_RunBudgetBox, *arguments)  # type: ignore[no-any-return]
 
@@ -145,14 +145,14 @@ def _check_method_or_with_objective(
 ) -> MethodCheck:
     """Run the card's example; where the outputs are no classes, once more with an objective in place of one."""
     check = _check_method(card, box, x, y, row_budget)
-    text, objective = _fallback_objective_and_code(box)
+    text, objective = _fallback_objective_text_and_value(box)
     if check.works or check.remedy or objective is None or "objective" not in card.settings:
         return check
     with_objective = replace(card, method=partial(card.method, objective=objective))
     return replace(check, objective=text) if _check_method(with_objective, box, x, y, row_budget).works else check
 
 
-def _fallback_objective_and_code(box: Box) -> tuple[str, Objective | None]:
+def _fallback_objective_text_and_value(box: Box) -> tuple[str, Objective | None]:
     """An objective for outputs that are not one class per example, and its code; None where they are."""
     if box.outputs == "regression":
         return "ub.logit(0) - 3.5", logit(0) - 3.5
@@ -181,15 +181,17 @@ def _check_method(card: Card, box: _RunBudgetBox, x: Tensor, y: Tensor, row_budg
     return MethodCheck(card.key, card.name, card.family, not reason, reason, remedy, notes, is_complete)
 
 
-def _add_alternatives(check: MethodCheck, checks: Sequence[MethodCheck]) -> MethodCheck:
+def _with_alternatives_as_remedy(check: MethodCheck, checks: Sequence[MethodCheck]) -> MethodCheck:
     """The check with what works instead: an objective, or the first methods of its family that work."""
     if check.works or check.remedy:
         return check
     family = [c for c in checks if c.family == check.family]
-    return replace(check, remedy=_objective_text(check.objective) or _alternatives_text(check.family, family))
+    return replace(
+        check, remedy=_works_with_objective_text(check.objective) or _alternatives_text(check.family, family)
+    )
 
 
-def _objective_text(objective: str) -> str:
+def _works_with_objective_text(objective: str) -> str:
     return f"tried with objective={objective}, it works" if objective else ""
 
 

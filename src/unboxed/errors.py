@@ -58,7 +58,7 @@ class UnboxedWarning(UserWarning):
     """Something that matters for reading a result."""
 
 
-WARNING_SKIPPED_PACKAGES = frozenset({"unboxed", "torch", "contextlib", "functools"})
+PACKAGES_SKIPPED_IN_WARNING_LOCATION = frozenset({"unboxed", "torch", "contextlib", "functools"})
 """Top-level packages whose frames a warning is never attributed to: ours, and those between our own frames."""
 
 
@@ -68,14 +68,17 @@ def warn(message: str) -> None:
     As `warnings.warn(skip_file_prefixes=...)` of Python 3.12.
     """
     frame = sys._getframe(1)
-    while frame.f_back is not None and _module_name(frame.f_globals).partition(".")[0] in WARNING_SKIPPED_PACKAGES:
+    while (
+        frame.f_back is not None
+        and _module_name_of_frame(frame.f_globals).partition(".")[0] in PACKAGES_SKIPPED_IN_WARNING_LOCATION
+    ):
         frame = frame.f_back
     registry = frame.f_globals.setdefault("__warningregistry__", {})
-    location = frame.f_code.co_filename, frame.f_lineno, _module_name(frame.f_globals)
+    location = frame.f_code.co_filename, frame.f_lineno, _module_name_of_frame(frame.f_globals)
     warnings.warn_explicit(message, UnboxedWarning, *location, registry)
 
 
-def _module_name(frame_globals: dict[str, object]) -> str:
+def _module_name_of_frame(frame_globals: dict[str, object]) -> str:
     """The dotted name of a frame's module, also of one run by `python -m`."""
     spec = frame_globals.get("__spec__")
     return str(getattr(spec, "name", None) or frame_globals.get("__name__", ""))

@@ -66,7 +66,7 @@ MaxQueries = Annotated[int, AtLeast(1), Unit("forward passes"), "Largest number 
 NModelNoiseDraws = Annotated[
     int, AtLeast(1), Unit("draws"), "Draws of the model's own noise that gradients are averaged over."
 ]
-Bits = Annotated[
+RoundingBits = Annotated[
     Literal[8, 4, 2, 1] | None, "Bits per value to which images are rounded: 8 gives the levels of PNG files."
 ]
 CheckpointPath = Annotated[

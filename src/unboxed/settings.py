@@ -186,16 +186,18 @@ def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
     The method is a function whose first parameter is the box (`cka` has two).
     """
     if method not in _SETTINGS_BY_METHOD:
-        _SETTINGS_BY_METHOD[method] = _read_settings(method)
+        _SETTINGS_BY_METHOD[method] = _settings_from_signature(method)
     return _SETTINGS_BY_METHOD[method]
 
 
-def _read_settings(method: Callable[..., Any]) -> dict[str, Setting]:
+def _settings_from_signature(method: Callable[..., Any]) -> dict[str, Setting]:
     hints = get_type_hints(_unwrap_partial(method), include_extras=True)
     parameters = inspect.signature(method).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {
-        p.name: _setting_from_parameter(p, hints.get(p.name, Any)) for p in named if not _is_box(p, hints.get(p.name))
+        p.name: _setting_from_parameter(p, hints.get(p.name, Any))
+        for p in named
+        if not _is_box_parameter(p, hints.get(p.name))
     }
 
 
@@ -205,12 +207,12 @@ def _unwrap_partial(method: Callable[..., Any]) -> Callable[..., Any]:
     return method if inspect.isroutine(method) else type(method).__call__
 
 
-def _is_box(parameter: inspect.Parameter, hint: Any) -> bool:
+def _is_box_parameter(parameter: inspect.Parameter, hint: Any) -> bool:
     return parameter.name == "box" or getattr(hint, "__name__", "") == "Box"
 
 
 def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
-    marks = _flat_annotations(hint)
+    marks = _flatten_annotations(hint)
     plain, optional, choices = _types_optional_and_choices(hint)
     bounds = {k: v for m in marks if isinstance(m, (AtLeast, AtMost, Above, Below)) for k, v in vars(m).items()}
     stated = [m.kind for m in marks if isinstance(m, ValueRole)]
@@ -226,15 +228,15 @@ def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
     )
 
 
-def _flat_annotations(hint: Any) -> list[Any]:
+def _flatten_annotations(hint: Any) -> list[Any]:
     """All that is said of a type, the outermost first: an alias's help may be replaced where it is used."""
     marks: list[Any] = []
     if get_origin(hint) is Annotated:
         hint, *said = get_args(hint)
         marks += reversed(said)
-        marks += _flat_annotations(hint)
+        marks += _flatten_annotations(hint)
     elif get_origin(hint) in (Union, UnionType):
-        marks += [m for part in get_args(hint) for m in _flat_annotations(part)]
+        marks += [m for part in get_args(hint) for m in _flatten_annotations(part)]
     return marks
 
 

@@ -14,7 +14,7 @@ from contracts.common import make_case
 from unboxed.errors import InputError, LayerError, OutputError
 from unboxed.rng import normal
 from unboxed.synthesis import Regularization, deep_visualization
-from unboxed.synthesis.deep_visualization import RECIPE_BY_NAME, gaussian_blur
+from unboxed.synthesis.deep_visualization import DEEP_VISUALIZATION_RECIPE_BY_NAME, gaussian_blur
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -46,12 +46,14 @@ def literal(x: np.ndarray, grad: np.ndarray, theta: Regularization, step: int) -
 ALL = Regularization(0.1, 0.7, 2, 30, 40)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPE_BY_NAME, ALL], ids=[*RECIPE_BY_NAME, "all"])
+@pytest.mark.parametrize(
+    "recipe", [*DEEP_VISUALIZATION_RECIPE_BY_NAME, ALL], ids=[*DEEP_VISUALIZATION_RECIPE_BY_NAME, "all"]
+)
 def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
     """x <- r_theta(x + eta da/dx) around the mean, clipped to the range of pixels, an image at a time."""
     entry = awkward.get_model("color" if "color" in awkward.MODELS else "plain", torch.float64)
     box = ub.Box(entry.model, entry.inputs)
-    theta = recipe if isinstance(recipe, Regularization) else RECIPE_BY_NAME[recipe].regularization
+    theta = recipe if isinstance(recipe, Regularization) else DEEP_VISUALIZATION_RECIPE_BY_NAME[recipe].regularization
     result = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, frame_every=1)
     mean = np.broadcast_to(np.asarray(entry.inputs.mean), entry.inputs.shape[0]).reshape(-1, 1, 1)
     start = 10 / 255 * normal(torch.zeros(2, *entry.inputs.shape, dtype=torch.float64), 0).numpy()
@@ -67,7 +69,7 @@ def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
 
 
 def test_the_settings_are_those_of_table_1() -> None:
-    table = {name: tuple(vars(r.regularization).values()) for name, r in RECIPE_BY_NAME.items()}
+    table = {name: tuple(vars(r.regularization).values()) for name, r in DEEP_VISUALIZATION_RECIPE_BY_NAME.items()}
     assert table == {
         "sparse": (0, 0.5, 4, 50, 0),
         "decay": (0.3, 0, 0, 20, 0),

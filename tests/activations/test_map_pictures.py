@@ -83,7 +83,7 @@ def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch
 
 def test_no_thumbnail_covers_another() -> None:
     at = np.random.default_rng(0).uniform(0, 200, (400, 2))
-    kept = drawn.select_non_overlapping(at, 20)
+    kept = drawn.select_non_overlapping_points(at, 20)
     apart = np.abs(at[kept][:, None] - at[kept][None]).max(-1) + 1e9 * np.eye(len(kept))
     assert apart.min() >= 20
     left = [i for i in range(400) if i not in kept]

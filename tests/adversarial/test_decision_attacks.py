@@ -136,7 +136,7 @@ def test_the_nearest_adversarial_start_is_used() -> None:
     c = make_case("plain", torch.float64)
     pool = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     attempt = AttackState(c.box, c.x[:2], c.y[:2], norm=unbounded_ball("l2"))
-    z, rows = DecisionOracle(attempt, 100, 0).find_starts(attempt.find_rows_to_attack(), pool)
+    z, rows = DecisionOracle(attempt, 100, 0).find_adversarial_starts(attempt.find_rows_to_attack(), pool)
     for image, row in zip(z, rows.tolist(), strict=True):
         good = pool[c.box.predict(pool) != c.y[row]]
         assert torch.equal(image, good[(good - c.x[row]).flatten(1).norm(dim=1).argmin()])

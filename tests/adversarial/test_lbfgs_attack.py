@@ -49,9 +49,11 @@ def evaluated(f: Problem, z: Tensor) -> tuple[Tensor, Tensor]:
 def ours(f: Problem, z: Tensor, looks: int) -> LBFGSState:
     search = initial_state(z, *evaluated(f, z), torch.ones(N).double(), LOW, HIGH)
     for _ in range(looks):
-        trial = search.trial(LOW, HIGH)
-        assert ((trial >= 0) & (trial <= 1)).all()
-        search = where_states(search.finished, search, search.update(trial, *evaluated(f, trial), LOW, HIGH, 1e-14))
+        trial_point = search.trial_point(LOW, HIGH)
+        assert ((trial_point >= 0) & (trial_point <= 1)).all()
+        search = where_states(
+            search.finished, search, search.update(trial_point, *evaluated(f, trial_point), LOW, HIGH, 1e-14)
+        )
     return search
 
 

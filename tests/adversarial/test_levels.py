@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from as_png import decoded
 from unboxed.adversarial.attack_state import AttackState
-from unboxed.adversarial.level_grid import bisect_smallest_sufficient, level_grid_in_ball
+from unboxed.adversarial.level_grid import bisect_smallest_sufficient_t, level_grid_in_ball
 from unboxed.adversarial.quantization import quantize_images
 from unboxed.adversarial.result import Adversarial
 from unboxed.engine.optimize.constraints import L1, L2, Linf, NormBall, unbounded_ball
@@ -240,7 +240,7 @@ def test_a_ball_keeps_its_outermost_levels(eps: float) -> None:
 
 def test_bisection_finds_the_threshold() -> None:
     at = torch.tensor([0.1, 0.5, 3.0])
-    assert torch.allclose(bisect_smallest_sufficient(lambda t: t >= at, torch.full((3,), 4.0)), at, atol=1e-5)
+    assert torch.allclose(bisect_smallest_sufficient_t(lambda t: t >= at, torch.full((3,), 4.0)), at, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

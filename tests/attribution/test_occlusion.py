@@ -16,7 +16,7 @@ import unboxed as ub
 from contracts.common import make_case
 from contracts.test_computes_less import Rows
 from unboxed.attribution import occlusion
-from unboxed.attribution.occlusion import window_starts
+from unboxed.attribution.occlusion import window_start_pixels
 from unboxed.engine.perturb import windows as engine
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
@@ -50,7 +50,7 @@ def images(n: int = 2) -> Tensor:
 def twin(box: ub.Box, x: Tensor, k: Tensor, size: tuple[int, int], step: tuple[int, int], cover: Tensor) -> Any:
     """The definition: one image a window, one after another."""
     h, w = size
-    tops, lefts = (window_starts(n, a, s).tolist() for n, a, s in zip(x.shape[2:], size, step, strict=True))
+    tops, lefts = (window_start_pixels(n, a, s).tolist() for n, a, s in zip(x.shape[2:], size, step, strict=True))
     drops = torch.zeros(len(x), len(tops), len(lefts), dtype=x.dtype)
     logits = torch.zeros(*drops.shape, box.n_outputs, dtype=x.dtype)
     total, count = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
@@ -346,13 +346,13 @@ def test_windows_put_in_what_they_are_given() -> None:
     box, x = opened(), images()
     patch = torch.rand(3, 4, 5).double()
     corners = torch.tensor([[0, 0], [26, 33], [7, 9], [11, 2]])
-    got = engine.run_windows(box, x, ub.logit(1), patch, corners, (4, 5))
+    got = engine.run_with_replaced_windows(box, x, ub.logit(1), patch, corners, (4, 5))
     for p, (top, left) in enumerate(corners.tolist()):
         image = x.clone()
         image[:, :, top : top + 4, left : left + 5] = patch
         assert torch.allclose(got.score[:, p], box(image)[:, 1], rtol=0, atol=1e-9)
     for wrong in (torch.tensor([[27, 0]]), torch.tensor([[0, -1]]), torch.zeros(3), torch.zeros(0, 2)):
         with pytest.raises(InputError):
-            engine.run_windows(box, x, ub.logit(1), patch, wrong, (4, 5))
+            engine.run_with_replaced_windows(box, x, ub.logit(1), patch, wrong, (4, 5))
     with pytest.raises(InputError):
-        engine.run_windows(box, x, ub.logit(1), patch, corners, (4, 6))
+        engine.run_with_replaced_windows(box, x, ub.logit(1), patch, corners, (4, 6))

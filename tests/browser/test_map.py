@@ -13,7 +13,7 @@ from torch import nn
 from unboxed import Box, Pixels
 from unboxed.engine.read.neighbors import nearest_points
 from unboxed.report import Finding, Section, report
-from unboxed.report.plane import LayerMap, MapBlock, make_atlas
+from unboxed.report.plane import LayerScatterMap, MapBlock, make_atlas
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -38,8 +38,8 @@ def show(_: Finding) -> list[MapBlock]:
     near = nearest_points(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(
         N // 200, 1
     )
-    layers = [LayerMap("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
-              LayerMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
+    layers = [LayerScatterMap("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
+              LayerScatterMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
     words = [[f"predicted {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
     return [MapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, range(5, N + 5),
                   "Map of 10,000 examples", "Point at a dot.", "How to move about.", make_atlas(shade))]  # fmt: skip

@@ -18,12 +18,20 @@ from unboxed.checks.influence_tests import (
     INFLUENCE_TESTS,
     RANDOM_WEIGHTS_TEST_NAME,
     RETRAINING_TEST_NAME,
-    SAME_ON_TOP_TEST_NAME,
+    SAME_TOP_EXAMPLES_TEST_NAME,
     SHORTCUT_TEST_NAME,
 )
 from unboxed.checks.influence_verdict import grade_influence_outcomes
 from unboxed.checks.shortcut_trial import GRADE_DOES_NOT_SHOW_IT, ShortcutTrial
-from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict, decision_of_interval, run_test
+from unboxed.checks.verdict import (
+    FAIL,
+    INCONCLUSIVE,
+    NOT_APPLICABLE,
+    PASS,
+    Verdict,
+    grade_of_interval,
+    run_verdict_test,
+)
 from unboxed.engine.intervals import Interval
 from unboxed.errors import InputError, ModelError, OutputError
 from unboxed.influence import Influence, ModelTraining
@@ -120,7 +128,7 @@ def test_what_predicts_retraining_passes(box: ub.Box, digits: Any, training: Mod
     assert (verdict.grade, verdict.reason) == (PASS, "predicts retraining")
     assert grades(verdict) == {
         RANDOM_WEIGHTS_TEST_NAME: NOT_APPLICABLE,
-        SAME_ON_TOP_TEST_NAME: PASS,
+        SAME_TOP_EXAMPLES_TEST_NAME: PASS,
         SHORTCUT_TEST_NAME: NOT_APPLICABLE,
         RETRAINING_TEST_NAME: PASS,
     }
@@ -192,23 +200,33 @@ def test_each_bound_has_two_sides(test: Any) -> None:
         Interval(test.bound + d, test.bound + d - 0.01, test.bound + d + 0.01, 12, 1) for d in (-0.02, 0.02)
     )
     on_it = Interval(test.bound, test.bound - 0.01, test.bound + 0.01, 12, 1)
-    assert decision_of_interval(above, test) == (PASS if test.passes_above else FAIL)
-    assert decision_of_interval(below, test) == (FAIL if test.passes_above else PASS)
-    assert decision_of_interval(on_it, test) == INCONCLUSIVE
+    assert grade_of_interval(above, test) == (PASS if test.passes_above else FAIL)
+    assert grade_of_interval(below, test) == (FAIL if test.passes_above else PASS)
+    assert grade_of_interval(on_it, test) == INCONCLUSIVE
 
 
 def outcome(test: Any, value: float) -> Any:
-    return run_test(replace(test, values=lambda s, draw: torch.full((12,), value)), SimpleNamespace(seed=0), 1)
+    return run_verdict_test(replace(test, values=lambda s, draw: torch.full((12,), value)), SimpleNamespace(seed=0), 1)
 
 
 BOUNDS = {
     RANDOM_WEIGHTS_TEST_NAME: 0.85,
-    SAME_ON_TOP_TEST_NAME: 0.5,
+    SAME_TOP_EXAMPLES_TEST_NAME: 0.5,
     SHORTCUT_TEST_NAME: 0.1,
     RETRAINING_TEST_NAME: 0.3,
 }
-GOOD = {RANDOM_WEIGHTS_TEST_NAME: 0.2, SAME_ON_TOP_TEST_NAME: 0.1, SHORTCUT_TEST_NAME: 0.5, RETRAINING_TEST_NAME: 0.8}
-BAD = {RANDOM_WEIGHTS_TEST_NAME: 0.9, SAME_ON_TOP_TEST_NAME: 0.6, SHORTCUT_TEST_NAME: 0.0, RETRAINING_TEST_NAME: 0.2}
+GOOD = {
+    RANDOM_WEIGHTS_TEST_NAME: 0.2,
+    SAME_TOP_EXAMPLES_TEST_NAME: 0.1,
+    SHORTCUT_TEST_NAME: 0.5,
+    RETRAINING_TEST_NAME: 0.8,
+}
+BAD = {
+    RANDOM_WEIGHTS_TEST_NAME: 0.9,
+    SAME_TOP_EXAMPLES_TEST_NAME: 0.6,
+    SHORTCUT_TEST_NAME: 0.0,
+    RETRAINING_TEST_NAME: 0.2,
+}
 
 
 def grade_of(values: dict[str, float]) -> tuple[str, str]:
@@ -235,7 +253,7 @@ def test_one_failure_fails_and_something_real_is_needed() -> None:
 
 def test_what_is_in_common_is_measured_beyond_chance() -> None:
     labels = torch.tensor([0, 0, 1, 1])
-    values = BY_NAME[SAME_ON_TOP_TEST_NAME].values
+    values = BY_NAME[SAME_TOP_EXAMPLES_TEST_NAME].values
 
     def subject(scores: Tensor, labels: Tensor = labels) -> Any:
         return SimpleNamespace(scores=scores.double(), top_k=5, labels=labels, x=labels)

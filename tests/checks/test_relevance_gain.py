@@ -13,8 +13,8 @@ from unboxed.checks.perturbing import random_maps
 from unboxed.checks.relevance_gain import (
     MAX_REMOVAL_STEPS,
     N_PARTS_PER_SHORTER_SIDE_BY_GRID,
-    _part_of_pixel,
-    fill_fns,
+    _grid_part_index_of_pixel,
+    fill_fn_by_name,
     removal_curves,
 )
 from unboxed.engine.perturb.baselines import baseline
@@ -35,7 +35,7 @@ def linear(channels: int = 1) -> tuple[ub.Box, Tensor, Tensor]:
 
 
 def gain(box: ub.Box, x: Tensor, maps: Tensor, signed: bool = True, **more: Any) -> Tensor:
-    chosen = more.pop("fill_by_name", None) or fill_fns(box, x, 0)
+    chosen = more.pop("fill_by_name", None) or fill_fn_by_name(box, x, 0)
     return removal_curves(box, x, maps, ub.logit(0), chosen, signed=signed, seed=0, **more).gain
 
 
@@ -71,15 +71,15 @@ def test_its_definition(channels: int, grid: int) -> None:
     """Also where a grid does not divide the image: what is ranked is what is removed."""
     box, x, w = linear(channels)
     maps, by = w * x, baseline(box, x, "blurred")
-    found = gain(box, x, maps, fill_by_name={"blurred": fill_fns(box, x, 0)["blurred"]})[:, grid]
-    parts = _part_of_pixel(SIDE, SIDE, N_PARTS_PER_SHORTER_SIDE_BY_GRID[grid])
+    found = gain(box, x, maps, fill_by_name={"blurred": fill_fn_by_name(box, x, 0)["blurred"]})[:, grid]
+    parts = _grid_part_index_of_pixel(SIDE, SIDE, N_PARTS_PER_SHORTER_SIDE_BY_GRID[grid])
     assert torch.allclose(found, literal(box, x, maps, by, parts), rtol=0, atol=1e-12)
 
 
 def test_parts_are_rectangles_that_tile_the_image() -> None:
     for height, width in ((28, 28), (13, 13), (32, 48), (5, 7)):
         for per_side in N_PARTS_PER_SHORTER_SIDE_BY_GRID:
-            part = _part_of_pixel(height, width, per_side).view(height, width)
+            part = _grid_part_index_of_pixel(height, width, per_side).view(height, width)
             assert part.unique().tolist() == list(range(int(part.max()) + 1))
             for k in part.unique():
                 rows, columns = (part == k).nonzero(as_tuple=True)
@@ -105,7 +105,7 @@ def test_the_opposite_map_has_the_opposite_gain() -> None:
 
 def test_the_true_order_gains_most_and_a_random_one_nothing() -> None:
     box, x, w = linear()
-    blurred, by = {"blurred": fill_fns(box, x, 0)["blurred"]}, baseline(box, x, "blurred")
+    blurred, by = {"blurred": fill_fn_by_name(box, x, 0)["blurred"]}, baseline(box, x, "blurred")
     true = gain(box, x, w * (x - by), fill_by_name=blurred)[:, -1]
     random = torch.stack([gain(box, x, random_maps(box, x, seed=k), fill_by_name=blurred)[:, -1] for k in range(100)])
     assert bool((true > random).all())
@@ -133,7 +133,7 @@ def test_a_score_that_removal_does_not_change_has_no_gain() -> None:
 
 def test_surroundings_are_means_of_what_is_left() -> None:
     box, x, _ = linear()
-    fill = fill_fns(box, x, 0)["surroundings"]
+    fill = fill_fn_by_name(box, x, 0)["surroundings"]
     removed = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.bool)
     removed[0, 0, :6] = True
     removed[1] = True
@@ -142,7 +142,7 @@ def test_surroundings_are_means_of_what_is_left() -> None:
     kept = x[0][:, 6:]
     assert bool((values[0] >= kept.min()).all() & (values[0] <= torch.maximum(kept.max(), x[0].mean())).all())
     flat = torch.full_like(x, 0.3)
-    assert torch.allclose(fill_fns(box, flat, 0)["surroundings"](torch.tensor([0]), removed[:1]), flat[:1])
+    assert torch.allclose(fill_fn_by_name(box, flat, 0)["surroundings"](torch.tensor([0]), removed[:1]), flat[:1])
 
 
 def test_nearest_is_the_closest_pixel_that_is_left() -> None:
@@ -150,7 +150,7 @@ def test_nearest_is_the_closest_pixel_that_is_left() -> None:
     removed = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) < 0.7
     removed[2] = True
     examples = torch.tensor([1, 0, 3])
-    values = fill_fns(box, x, 0)["nearest"](examples, removed)
+    values = fill_fn_by_name(box, x, 0)["nearest"](examples, removed)
     grid = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"), -1).flatten(0, 1).double()
     for row in (0, 1):
         known = ~removed[row, 0].flatten()
@@ -174,7 +174,7 @@ def test_an_example_that_hardly_changes_has_a_small_gain_not_a_wild_one() -> Non
 
 def test_gain_by_fill_is_the_mean_of_its_grids() -> None:
     box, x, w = linear()
-    curves = removal_curves(box, x, w * x, ub.logit(0), fill_fns(box, x, 0), signed=True, seed=0)
+    curves = removal_curves(box, x, w * x, ub.logit(0), fill_fn_by_name(box, x, 0), signed=True, seed=0)
     mean = curves.gain.nanmean(0)
     expected = [float(mean[2 * k : 2 * k + 2].mean()) for k in range(4)]
     assert list(curves.gain_by_fill) == ["blurred", "surroundings", "nearest", "other examples"]
@@ -189,12 +189,12 @@ def test_columns_of_a_table() -> None:
     x = 1 + torch.rand(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = gain(box, x, model.weight[0].detach() * x)
     assert found.shape == (8, 2)  # the mean and other examples
-    curves = removal_curves(box, x, x, ub.logit(0), fill_fns(box, x, 0), signed=True, seed=0)
+    curves = removal_curves(box, x, x, ub.logit(0), fill_fn_by_name(box, x, 0), signed=True, seed=0)
     assert torch.allclose(curves.fractions[0], torch.linspace(0, 1, 7, dtype=torch.float64))
     assert float(found[:, 0].mean()) > 0.3
 
 
 def test_one_image_has_no_others() -> None:
     box, x, w = linear()
-    assert "other examples" not in fill_fns(box, x[:1], 0)
+    assert "other examples" not in fill_fn_by_name(box, x[:1], 0)
     assert gain(box, x[:1], (w * x)[:1]).shape == (1, 3 * len(N_PARTS_PER_SHORTER_SIDE_BY_GRID))

@@ -44,7 +44,7 @@ def trained() -> ShortcutPair:
 def run_check(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:
     """By the attribution test alone, which is quick, unless `tests` are given."""
     made = {"trigger": TRIGGER, "n_examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
-    made = {"tests": [CHECK.attribution_test]} | made
+    made = {"tests": [CHECK.attribution_pointing_test]} | made
     return checks.shortcut(trained.model, trained.control, trained.x, trained.y, **made)
 
 
@@ -359,11 +359,11 @@ REFUSED = {"rollout": "the model has no attention"}
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
     few = {
-        name: {**CHECK.FASTER_SETTINGS_BY_METHOD.get(name, {}), "n_samples": 300}
+        name: {**CHECK.FEWER_SAMPLES_SETTINGS_BY_METHOD.get(name, {}), "n_samples": 300}
         for name in ("kernel_shap", "lime", "rise")
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CHECK, "FASTER_SETTINGS_BY_METHOD", {**CHECK.FASTER_SETTINGS_BY_METHOD, **few})
+        patch.setattr(CHECK, "FEWER_SAMPLES_SETTINGS_BY_METHOD", {**CHECK.FEWER_SAMPLES_SETTINGS_BY_METHOD, **few})
         return run_check(trained, methods=None, n_examples=2)
 
 

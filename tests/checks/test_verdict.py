@@ -17,7 +17,7 @@ from contracts.common import make_case
 from contracts.trace import changes, snapshot
 from unboxed import rng
 from unboxed.attribution import grad_cam_plus_plus, gradient, gradient_x_input, guided_backprop
-from unboxed.checks.fill_agreement import fill_agreement, fill_agreement_sentence
+from unboxed.checks.fill_agreement import fill_agreement, fill_dependence_sentence
 from unboxed.checks.ranking import MethodRanking, attribution_cards, candidates, rank_methods
 from unboxed.checks.verdict import GRADES, Verdict, method_display_name, verdict
 from unboxed.checks.verdict_cache import VerdictCache, box_fingerprint
@@ -308,7 +308,7 @@ def test_an_order_that_depends_on_the_fill_is_said() -> None:
 def test_nothing_is_said_of_fills_that_were_not_compared() -> None:
     alone, unknown = judged("A", blurred=0.3, nearest=0.1), judged("B", blurred=math.nan, nearest=0.2)
     for verdicts in ({}, {"a": alone}, {"a": alone, "b": unknown}, {"a": judged("A", mean=0.1), "b": judged("B")}):
-        assert fill_agreement_sentence(verdicts) == ""
+        assert fill_dependence_sentence(verdicts) == ""
 
 
 def test_the_gain_by_fill_is_part_of_a_verdict() -> None:

@@ -19,9 +19,9 @@ from unboxed.checks.verdict import (
     NOT_APPLICABLE,
     PASS,
     TestOutcome,
-    _mean_interval,
-    decision_of_interval,
+    _mean_interval_of_test,
     grade,
+    grade_of_interval,
 )
 from unboxed.checks.verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictSubject, VerdictTest
 from unboxed.engine.intervals import Interval, bootstrap_mean_interval
@@ -41,12 +41,12 @@ def test_the_bounds() -> None:
 
 def test_few_examples_are_as_wide_as_examples_usually_are() -> None:
     one = Interval(0.5, -math.inf, math.inf, 1, 2)
-    wide = one.at_least_as_wide_as_std(0.2)
+    wide = one.widened_to_std(0.2)
     assert (wide.low, wide.high) == (
         pytest.approx(0.5 - 1.645 * 0.2, abs=1e-3),
         pytest.approx(0.5 + 1.645 * 0.2, abs=1e-3),
     )
-    four = Interval(0.5, 0.49, 0.9, 4, 2).at_least_as_wide_as_std(0.2)
+    four = Interval(0.5, 0.49, 0.9, 4, 2).widened_to_std(0.2)
     assert four.low == pytest.approx(0.5 - 1.645 * 0.1, abs=1e-3)
     assert four.high == 0.9
 
@@ -56,19 +56,19 @@ def test_draws_of_an_example_are_averaged_where_no_other_shares_them() -> None:
     tests = {t.name: t for t in VERDICT_TESTS}
     assert [t.name for t in VERDICT_TESTS if not t.shares_draws] == ["own example"]
     values = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
-    own = _mean_interval(values, tests["own example"], 0)
+    own = _mean_interval_of_test(values, tests["own example"], 0)
     expected = bootstrap_mean_interval(values.mean(1, keepdim=True), 0)
     assert (own.low, own.high, own.n_examples, own.n_draws) == (expected.low, expected.high, 8, 6)
-    shared = _mean_interval(values, tests["randomization"], 0)
+    shared = _mean_interval_of_test(values, tests["randomization"], 0)
     assert shared == bootstrap_mean_interval(values, 0)
     assert shared.high - shared.low > own.high - own.low
 
 
 def test_intervals_stay_in_the_range_of_the_figure() -> None:
-    assert Interval(0.0, -0.1, 0.1, 4, 2).clamped(0, 1) == Interval(0.0, 0, 0.1, 4, 2)
-    assert Interval(0.9, 0.8, 1.4, 4, 2).clamped(-1, 1) == Interval(0.9, 0.8, 1, 4, 2)
+    assert Interval(0.0, -0.1, 0.1, 4, 2).clamped_to_range(0, 1) == Interval(0.0, 0, 0.1, 4, 2)
+    assert Interval(0.9, 0.8, 1.4, 4, 2).clamped_to_range(-1, 1) == Interval(0.9, 0.8, 1, 4, 2)
     unknown = Interval(0.9, -math.inf, math.inf, 1, 2)
-    assert unknown.clamped(-1, 1) == unknown
+    assert unknown.clamped_to_range(-1, 1) == unknown
     assert all(t.limits[0] < t.bound < t.limits[1] for t in VERDICT_TESTS)
 
 
@@ -76,12 +76,12 @@ def test_intervals_stay_in_the_range_of_the_figure() -> None:
 def test_each_bound_on_both_sides(test: VerdictTest) -> None:
     below, above = (math.nextafter(test.bound, toward) for toward in (-math.inf, math.inf))
     good, bad = (PASS, FAIL) if test.passes_above else (FAIL, PASS)
-    assert decision_of_interval(Interval(above, above, above, 8, 1), test) == good
-    assert decision_of_interval(Interval(below, below, below, 8, 1), test) == bad
-    assert decision_of_interval(Interval(above, below, 1.0, 8, 1), test) == INCONCLUSIVE
-    assert decision_of_interval(Interval(below, -1.0, above, 8, 1), test) == INCONCLUSIVE
-    assert decision_of_interval(Interval(above, -math.inf, math.inf, 1, 1), test) == INCONCLUSIVE
-    assert decision_of_interval(Interval(math.nan, -math.inf, math.inf, 0, 1), test) == NOT_APPLICABLE
+    assert grade_of_interval(Interval(above, above, above, 8, 1), test) == good
+    assert grade_of_interval(Interval(below, below, below, 8, 1), test) == bad
+    assert grade_of_interval(Interval(above, below, 1.0, 8, 1), test) == INCONCLUSIVE
+    assert grade_of_interval(Interval(below, -1.0, above, 8, 1), test) == INCONCLUSIVE
+    assert grade_of_interval(Interval(above, -math.inf, math.inf, 1, 1), test) == INCONCLUSIVE
+    assert grade_of_interval(Interval(math.nan, -math.inf, math.inf, 0, 1), test) == NOT_APPLICABLE
 
 
 def outcome(test: VerdictTest, kind: Any) -> TestOutcome:
@@ -197,9 +197,9 @@ def test_copies_that_are_sure_of_everything_are_compared_by_information() -> Non
         s.box.model[4].bias.copy_(torch.tensor([20.0, 0, 0]))
     copy = randomize_layers(s.box, [], 0)
     assert verdict_tests._confidence_nats(verdict_tests._log_probs(s, copy(s.x))).mean() > 0.5 * math.log(3)
-    assert float(verdict_tests._kl_from_mean(verdict_tests._log_probs(s, copy(s.x))).mean()) < 1e-6
+    assert float(verdict_tests._kl_from_mean_probs(verdict_tests._log_probs(s, copy(s.x))).mean()) < 1e-6
     told_apart = torch.eye(3).double().repeat(2, 1).mul(30).log_softmax(1)
-    assert float(verdict_tests._kl_from_mean(told_apart).mean()) == pytest.approx(math.log(3), abs=1e-6)
+    assert float(verdict_tests._kl_from_mean_probs(told_apart).mean()) == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_regression_has_neither_classes_nor_confidence() -> None:

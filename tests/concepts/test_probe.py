@@ -105,7 +105,7 @@ def test_positions_are_averaged_in_large_layers(box: ub.Box) -> None:
 
 def test_erasing_means_erases_them_at_each_position() -> None:
     """The eraser of the means (N, C), applied at each position, has the means erased."""
-    from unboxed.concepts._probe_ablation import FeatureView
+    from unboxed.concepts._probe_ablation import LayerFeatureView
     from unboxed.engine.linear.erasure import FeatureCovariance
     from unboxed.engine.read.features import mean_over_other_axes
 
@@ -114,7 +114,7 @@ def test_erasing_means_erases_them_at_each_position() -> None:
     for axis in (1, 3):
         means = mean_over_other_axes(h, axis)
         eraser = FeatureCovariance.fit(means).eraser(z)
-        edited = FeatureView("a", axis).edit(h, eraser)
+        edited = LayerFeatureView("a", axis).edit(h, eraser)
         assert torch.allclose(mean_over_other_axes(edited, axis), eraser(means))
         assert not torch.allclose(edited, h)
 

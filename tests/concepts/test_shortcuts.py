@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import shortcuts
-from unboxed.concepts._patches import border_mask, corner_mask, densest_rectangle, draw_random_patches, paste
+from unboxed.concepts._patches import (
+    border_mask,
+    corner_mask,
+    densest_relevance_rectangle,
+    paste_donor_patches,
+    sample_random_patches,
+)
 from unboxed.concepts._spectral import n_eigenvalues_below_gap, normalized_laplacian, spectral_clusters
 from unboxed.engine.multiple_tests import holm_adjusted
 from unboxed.engine.proportion import Proportion
@@ -159,19 +165,19 @@ def test_the_laplacian_has_as_many_zeros_as_components() -> None:
 def test_the_densest_rectangle_is_the_planted_one() -> None:
     relevance = torch.full((28, 28), 0.001)
     relevance[20:23, 3:6] = 1
-    assert densest_rectangle(relevance) == Rectangle(20, 3, 3, 3)
+    assert densest_relevance_rectangle(relevance) == Rectangle(20, 3, 3, 3)
     wide = torch.full((28, 28), 0.001)
     wide[2:4, 10:16] = 1
-    assert densest_rectangle(wide) == Rectangle(2, 10, 2, 6)
+    assert densest_relevance_rectangle(wide) == Rectangle(2, 10, 2, 6)
 
 
 def test_random_patches_are_elsewhere() -> None:
     patch = Rectangle(2, 2, 3, 3)
-    places = draw_random_patches(200, patch, (9, 9), torch.Generator().manual_seed(0))
+    places = sample_random_patches(200, patch, (9, 9), torch.Generator().manual_seed(0))
     assert not any(p.overlaps(patch) for p in places)
     assert len({*places}) > 20
     x, donor = torch.zeros(1, 1, 9, 9), torch.ones(1, 1, 9, 9)
-    assert float(paste(x, donor, [patch]).sum()) == 9
+    assert float(paste_donor_patches(x, donor, [patch]).sum()) == 9
     assert float(x.sum()) == 0
 
 
@@ -187,6 +193,6 @@ def test_holm() -> None:
 
 
 def test_the_exact_interval_covers_as_clopper_and_pearson_say() -> None:
-    low, high = Proportion(10, 10).exact_interval
+    low, high = Proportion(10, 10).clopper_pearson_interval
     assert (low, high) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
-    assert Proportion(0, 0).exact_interval == (0.0, 1.0)
+    assert Proportion(0, 0).clopper_pearson_interval == (0.0, 1.0)

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import error_slices
-from unboxed.concepts._scan import WardClusterTree, find_outlying_groups, log_likelihood_ratio, principal_components
+from unboxed.concepts._scan import (
+    WardClusterTree,
+    error_rate_log_likelihood_ratio,
+    find_high_error_groups,
+    project_on_principal_components,
+)
 from unboxed.errors import DataError, InputError, LayerError, OutputError
 
 N = 400
@@ -123,7 +128,7 @@ def test_bad_input_is_refused() -> None:
 def test_the_tree_sums_over_its_groups() -> None:
     points = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
     tree, values = WardClusterTree(points), torch.arange(30.0)
-    sums = tree.sums(values)
+    sums = tree.sum_per_group(values)
     assert len(sums) == 29
     assert tree.members(28).all()
     for group in range(29):
@@ -134,17 +139,17 @@ def test_the_scan_finds_the_group_with_the_errors() -> None:
     points = torch.cat([torch.randn(20, 2), torch.randn(20, 2) + 20, torch.randn(40, 2) - 20])
     is_error = torch.zeros(80, dtype=torch.bool)
     is_error[20:40:2] = True
-    ((tree, members),) = find_outlying_groups(
+    ((tree, members),) = find_high_error_groups(
         [WardClusterTree(points[:, :1]), WardClusterTree(points)], is_error, 10, 1, 3.0
     )
     assert tree in (0, 1)
     assert members.nonzero().flatten().tolist() == list(range(20, 40))
-    assert find_outlying_groups([WardClusterTree(points)], torch.zeros(80, dtype=torch.bool), 10, 3, 3.0) == []
+    assert find_high_error_groups([WardClusterTree(points)], torch.zeros(80, dtype=torch.bool), 10, 3, 3.0) == []
 
 
 def test_the_likelihood_ratio() -> None:
     """Literally: log of binomial likelihoods; nothing where the group has fewer errors."""
-    value = log_likelihood_ratio(torch.tensor([8.0, 1.0]), torch.tensor([10.0, 10.0]), 12.0, 100.0)
+    value = error_rate_log_likelihood_ratio(torch.tensor([8.0, 1.0]), torch.tensor([10.0, 10.0]), 12.0, 100.0)
     p = torch.distributions.Binomial
     expected = (
         p(10, torch.tensor(0.8)).log_prob(torch.tensor(8.0)) + p(90, torch.tensor(4 / 90)).log_prob(torch.tensor(4.0))
@@ -157,5 +162,5 @@ def test_the_likelihood_ratio() -> None:
 @pytest.mark.parametrize("d", [4, 60])
 def test_principal_components_keep_distances(d: int) -> None:
     h = torch.randn(20, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = principal_components(h, h, 30)
+    z = project_on_principal_components(h, h, 30)
     torch.testing.assert_close(torch.cdist(z, z), torch.cdist(h, h), rtol=1e-6, atol=1e-6)

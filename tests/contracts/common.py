@@ -15,10 +15,10 @@ from unboxed.testing.cases import (
     call_example,
     call_example_with_warnings,
     case_labels,
-    differences,
     has_parameters,
     make_case,
     open_box,
+    result_difference_texts,
     result_tensors,
 )
 
@@ -30,11 +30,11 @@ __all__ = [
     "call_example",
     "call_example_with_warnings",
     "case_labels",
-    "differences",
     "has_parameters",
     "make_case",
     "methods",
     "open_box",
+    "result_difference_texts",
     "result_tensors",
 ]  # fmt: skip
 

@@ -14,20 +14,20 @@ from contracts.common import (
     REFUSED,
     MethodCase,
     call_example,
-    differences,
     make_case,
     methods,
     open_box,
+    result_difference_texts,
     result_tensors,
 )
 from unboxed.errors import UnboxedWarning
 from unboxed.testing import covering
-from unboxed.testing.contracts import problems_of_error
+from unboxed.testing.contracts import error_problems
 
 
 def assert_clear(error: BaseException) -> None:
     """One clear error: ours, a fitting builtin, and a sentence with no tensor printed in it."""
-    assert problems_of_error(error) == []
+    assert error_problems(error) == []
 
 
 def one_of_each_mechanism() -> list[str]:
@@ -59,7 +59,7 @@ def test_compiled_by_the_default_backend(name: str) -> None:
     want = result_tensors(call_example(CARDS[name], c))
     entry = awkward.AwkwardModel(compiled_for_real(), awkward.GRAY_INPUTS)
     got = result_tensors(call_example(CARDS[name], MethodCase(open_box(entry), c.x, c.y)))
-    assert differences(got, want, 1e-9) == []
+    assert result_difference_texts(got, want, 1e-9) == []
 
 
 @cache

@@ -18,10 +18,10 @@ from contracts.common import (
     CARDS,
     MethodCase,
     call_example,
-    differences,
     has_parameters,
     make_case,
     methods,
+    result_difference_texts,
     result_tensors,
 )
 from unboxed.engine.gradients.score import ReluBypass, gradients
@@ -141,7 +141,7 @@ def test_out_of_memory_halves_the_batch(name: str, most: int) -> None:
     want = result_tensors(call_example(CARDS[name], make_case("plain", torch.float64, n=5)))
     c = make_case("plain", torch.float64, n=5)
     Rows(c.box.model, most)
-    assert differences(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []
+    assert result_difference_texts(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []
 
 
 @methods("computes less", lambda card: has_parameters(card, "batch_size"))

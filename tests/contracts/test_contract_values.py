@@ -20,6 +20,6 @@ def test_values(model: str, request: pytest.FixtureRequest) -> None:
     c = make_case(model, torch.float64)
 
     def check(name: str) -> None:
-        contracts.check_values(CARDS[name], model, c, batches=(name, model) in split)
+        contracts.check_double_precision_contracts(CARDS[name], model, c, batches=(name, model) in split)
 
     assert list(each([name for name, other in ALL if other == model], check)) == []

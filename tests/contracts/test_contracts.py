@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_run(name: str, kind: str, some: list[str]) -> None:
-    assert list(each(some, lambda model: contracts.check_run(CARDS[name], model))) == []
+    assert list(each(some, lambda model: contracts.check_run_contracts(CARDS[name], model))) == []
 
 
 def test_refusals(name: str, kind: str, some: list[str]) -> None:

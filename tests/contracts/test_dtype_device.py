@@ -9,7 +9,16 @@ import torch
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, MethodCase, call_example, differences, make_case, methods, open_box, result_tensors
+from contracts.common import (
+    CARDS,
+    MethodCase,
+    call_example,
+    make_case,
+    methods,
+    open_box,
+    result_difference_texts,
+    result_tensors,
+)
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -46,7 +55,7 @@ def test_any_float_is_taken(name: str, model: str, given: torch.dtype) -> None:
     x = c.x.to(given)
     got = result_tensors(call_example(CARDS[name], MethodCase(c.box, x, c.y.int())))
     want = result_tensors(call_example(CARDS[name], MethodCase(c.box, x.to(c.box.dtype), c.y)))
-    assert differences(got, want, 0) == []
+    assert result_difference_texts(got, want, 0) == []
 
 
 def test_small_steps_survive_a_bfloat16_model() -> None:

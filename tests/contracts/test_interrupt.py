@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from contracts.common import CARDS, MethodCase, call_example, differences, has_parameters, make_case, methods
+from contracts.common import (
+    CARDS,
+    MethodCase,
+    call_example,
+    has_parameters,
+    make_case,
+    methods,
+    result_difference_texts,
+)
 from contracts.trace import changes, snapshot
 
 
@@ -103,8 +111,8 @@ def test_the_steps_taken_are_kept(name: str) -> None:
         start, reached = (call_example(CARDS[name], c, **{**LONG, "steps": n}).images for n in (0, 1))
     got = interrupted(c, name, forwards(name, **LONG)[0] + 2, **LONG)
     kept = got.frames[-1] if getattr(got, "frames", None) is not None else got.images
-    assert differences({"": kept}, {"": reached}, 1e-12) == []
-    assert differences({"": kept}, {"": start}, 1e-6) != []
+    assert result_difference_texts({"": kept}, {"": reached}, 1e-12) == []
+    assert result_difference_texts({"": kept}, {"": start}, 1e-6) != []
 
 
 def test_a_morph_keeps_its_frames() -> None:

@@ -19,10 +19,10 @@ from contracts.common import (
     MethodCase,
     call_example,
     call_example_with_warnings,
-    differences,
     has_parameters,
     make_case,
     methods,
+    result_difference_texts,
     result_tensors,
 )
 from contracts.trace import changes, snapshot
@@ -83,7 +83,7 @@ def test_the_callers_grad_mode(name: str, mode: Any) -> None:
         mine = MethodCase(c.box, c.x.clone(), c.y.clone())
         found: dict[str, Any] = {}
         assert traced(mine, lambda: found.update(result_tensors(call_example(CARDS[name], mine)))) == []
-    assert differences(found, want, 1e-12) == []
+    assert result_difference_texts(found, want, 1e-12) == []
     assert not any(t.requires_grad for t in found.values())
 
 
@@ -101,7 +101,7 @@ def test_the_callers_autocast(name: str) -> None:
     c, found = make_case("plain", torch.float64), dict[str, Any]()
     with torch.autocast("cpu", torch.bfloat16):
         assert traced(c, lambda: found.update(result_tensors(call_example(CARDS[name], c)))) == []
-    assert differences(found, want, 1e-12) == []
+    assert result_difference_texts(found, want, 1e-12) == []
 
 
 @methods("leaves no trace")
@@ -123,7 +123,7 @@ def test_results_are_the_callers_own(name: str) -> None:
     for t in result_tensors(call_example(CARDS[name], c)).values():
         t.zero_()
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
-    assert differences(result_tensors(call_example(CARDS[name], c)), want, 0) == []
+    assert result_difference_texts(result_tensors(call_example(CARDS[name], c)), want, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -176,4 +176,4 @@ def test_threads_share_a_box(name: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: result_tensors(call_example_with_warnings(CARDS[name], c)), range(4)))
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
-    assert [differences(f, want, 1e-12) for f in found] == [[]] * 4
+    assert [result_difference_texts(f, want, 1e-12) for f in found] == [[]] * 4

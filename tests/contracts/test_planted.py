@@ -48,12 +48,12 @@ def method(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return enter
 
 
-def check_run(name: str, model: str) -> None:
-    contracts.check_run(common.CARDS[name], model)
+def check_run_contracts(name: str, model: str) -> None:
+    contracts.check_run_contracts(common.CARDS[name], model)
 
 
-def check_values(name: str, model: str) -> None:
-    contracts.check_values(common.CARDS[name], model)
+def check_double_precision_contracts(name: str, model: str) -> None:
+    contracts.check_double_precision_contracts(common.CARDS[name], model)
 
 
 def covered(check: Callable[[str, str], None], model: str) -> None:
@@ -82,9 +82,9 @@ def test_a_correct_method_passes(method: Callable[..., str]) -> None:
         return box.read(x, ["conv1"], batch_size=batch_size)["conv1"]
 
     name = method(honest)
-    check_run(name, "plain")
-    check_values(name, "plain")
-    check_values(name, "inplace_relu")
+    check_run_contracts(name, "plain")
+    check_double_precision_contracts(name, "plain")
+    check_double_precision_contracts(name, "inplace_relu")
     test_computes_less.test_bounded_batches(name, 1)
     test_bad_input.test_inputs(name)
 
@@ -145,7 +145,7 @@ LEAVING = [f for n, f in list(globals().items()) if n.startswith("leaves_")]
 def test_traces_are_seen(method: Callable[..., str], work: Callable[..., None]) -> None:
     try:
         with Fault:
-            check_run(method(work), "batchnorm_in_train_mode")
+            check_run_contracts(method(work), "batchnorm_in_train_mode")
     finally:
         torch.set_grad_enabled(True)
         while torch.overrides._get_current_function_mode_stack():
@@ -163,7 +163,7 @@ def test_a_trace_after_a_failure_is_seen(method: Callable[..., str]) -> None:
 
     name = method(careless)
     with pytest.raises(AssertionError, match="after an exception in module call 1 of"):
-        check_run(name, "batchnorm_in_train_mode")
+        check_run_contracts(name, "batchnorm_in_train_mode")
 
 
 def test_rows_that_see_one_another_are_seen(method: Callable[..., str]) -> None:
@@ -172,12 +172,12 @@ def test_rows_that_see_one_another_are_seen(method: Callable[..., str]) -> None:
         return torch.cat([part - part.mean(0) for part in parts])
 
     with Fault:
-        check_values(method(mixes), "plain")
+        check_double_precision_contracts(method(mixes), "plain")
 
 
 def test_global_randomness_is_seen(method: Callable[..., str]) -> None:
     with Fault:
-        check_run(method(lambda box, x: x + torch.rand(())), "plain")
+        check_run_contracts(method(lambda box, x: x + torch.rand(())), "plain")
 
 
 def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
@@ -190,7 +190,7 @@ def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
 
 def test_low_precision_results_are_seen(method: Callable[..., str]) -> None:
     with Fault:
-        check_run(method(lambda box, x: x.half()), "plain")
+        check_run_contracts(method(lambda box, x: x.half()), "plain")
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros_like, lambda x: x / 0, lambda x: x * 1.001])
@@ -201,7 +201,7 @@ def test_wrong_images_are_seen(method: Callable[..., str], wrong: Callable[[Tens
         return wrong(x) if isinstance(box.model, nn.Sequential) else x
 
     with Fault:
-        check_values(method(paints), "sequential")
+        check_double_precision_contracts(method(paints), "sequential")
 
 
 def test_bare_errors_are_seen(method: Callable[..., str]) -> None:
@@ -219,7 +219,7 @@ def test_accepted_nonsense_is_seen(method: Callable[..., str]) -> None:
 
 def test_invalid_images_are_seen(method: Callable[..., str]) -> None:
     with Fault:
-        check_run(method(lambda box, x: Images(x + 1e-6 + 0.5)), "plain")
+        check_run_contracts(method(lambda box, x: Images(x + 1e-6 + 0.5)), "plain")
 
 
 def test_unbounded_batches_are_seen(method: Callable[..., str]) -> None:
@@ -298,28 +298,28 @@ def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: s
         test_leaves_no_trace.test_opening_a_model(model)
     if model != "registers_buffer":  # that is over once the box is open
         with Fault:
-            covered(check_run, model)
+            covered(check_run_contracts, model)
 
 
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "forking_rngs_with_lock", nothing)
     with Fault:
-        covered(check_run, "random_noise")
+        covered(check_run_contracts, "random_noise")
 
 
 def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "SharedDropoutMaskMode", nothing)
     monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)  # which would see it
     with Fault:
-        covered(check_values, "dropout_always_on")
+        covered(check_double_precision_contracts, "dropout_always_on")
 
 
 def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)
     with Fault:
-        covered(check_values, "random_noise_per_row")
+        covered(check_double_precision_contracts, "random_noise_per_row")
     with Fault:
-        covered(check_values, "batchnorm_without_statistics")
+        covered(check_double_precision_contracts, "batchnorm_without_statistics")
 
 
 def test_a_hook_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.common import CARDS, call_example, differences, has_parameters, make_case, methods, result_tensors
+from contracts.common import (
+    CARDS,
+    call_example,
+    has_parameters,
+    make_case,
+    methods,
+    result_difference_texts,
+    result_tensors,
+)
 
 
 @methods("another seed", lambda card: has_parameters(card, "seed"))
@@ -13,7 +21,7 @@ from contracts.common import CARDS, call_example, differences, has_parameters, m
 def test_another_seed_another_draw(name: str, model: str) -> None:
     c = make_case(model)
     first, second = (result_tensors(call_example(CARDS[name], c, seed=s)) for s in (0, 1))
-    assert differences(first, second, 1e-6) != [], f"{name} takes a seed and does not use it"
+    assert result_difference_texts(first, second, 1e-6) != [], f"{name} takes a seed and does not use it"
 
 
 @methods("row seeds", lambda card: has_parameters(card, "seed", "x"))

@@ -9,10 +9,10 @@ from contracts.common import (
     CARDS,
     REFUSED,
     call_example,
-    differences,
     has_parameters,
     make_case,
     methods,
+    result_difference_texts,
     result_tensors,
 )
 from unboxed.testing import rows
@@ -42,4 +42,4 @@ def test_more_rows_than_the_automatic_batch(name: str, monkeypatch: pytest.Monke
     want = result_tensors(call_example(CARDS[name], c))
     monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 1)
     assert c.box.batch_limit == 1
-    assert differences(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []
+    assert result_difference_texts(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []

@@ -14,7 +14,7 @@ from torch import nn
 
 import unboxed as ub
 from unboxed import loading
-from unboxed.data.tables import _labels_to_whole_numbers
+from unboxed.data.tables import _with_whole_number_labels
 from unboxed.errors import DataError, MissingPackageError, UnboxedWarning
 
 GRAY = ub.Pixels((1, 8, 8))
@@ -94,7 +94,7 @@ def test_whole_numbers_of_spreadsheets(labels: tuple[str, ...], wanted: list[int
 
 def test_floats_of_pandas_are_whole_numbers() -> None:
     rows = iter([("a", 1.0), ("b", math.nan), ("c", 0.0)])
-    assert _labels_to_whole_numbers(rows) == [("a", 1), ("b", None), ("c", 0)]
+    assert _with_whole_number_labels(rows) == [("a", 1), ("b", None), ("c", 0)]
 
 
 def test_without_labels(root: Path) -> None:

@@ -71,7 +71,7 @@ def test_lanczos_finds_the_ends_of_the_spectrum_and_probes_its_mean() -> None:
     values, vectors = torch.linalg.eigh(curvature.matrix())
     ritz = lanczos(curvature, 30)
     torch.testing.assert_close(ritz.values[[0, -1]], values[[0, -1]], rtol=1e-6, atol=1e-9)
-    assert ritz.lower_bound <= values[0] + 1e-9
+    assert ritz.smallest_eigenvalue_bound <= values[0] + 1e-9
     torch.testing.assert_close(
         ritz.vectors @ ritz.vectors.T, torch.eye(len(ritz.values), dtype=torch.float64), atol=1e-10, rtol=0
     )

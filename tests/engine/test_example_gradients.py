@@ -269,7 +269,9 @@ def test_a_dropped_use_of_a_shared_weight_is_seen(name: str, monkeypatch: pytest
     """Planted: of the uses of a weight only one is counted. Verification sees it, and another route runs."""
     box, x, y = open_case(name)
     expected = by_loop(box, x, y)
-    monkeypatch.setattr("unboxed.engine.example_gradients.routes.sum_gradients_of_uses", lambda terms: terms[0])
+    monkeypatch.setattr(
+        "unboxed.engine.example_gradients.routes.sum_gradients_of_parameter_uses", lambda terms: terms[0]
+    )
     gradients = ExampleGradients(box)
     assert close(gradients.matrix(x, y), expected)
     assert any(isinstance(r, VmapRoute) for r in gradients._routes)

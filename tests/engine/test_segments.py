@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.engine.perturb.masking import make_masking
+from unboxed.engine.perturb.masking import make_maskable_inputs
 from unboxed.engine.perturb.segments import FeatureGroups, feature_groups
 from unboxed.errors import InputError
 
@@ -175,17 +175,17 @@ def test_segments_that_mask_nothing_are_left_out() -> None:
     box = box_of(GRAY)
     x = torch.rand(2, 1, 12, 9, generator=torch.Generator().manual_seed(0))
     x[0, :, :4] = 0
-    played = make_masking(box, x, ("squares", 4), None)
-    assert played.n_active_per_row == [6, 9]
+    played = make_maskable_inputs(box, x, ("squares", 4), None)
+    assert played.n_maskable_segments_per_row == [6, 9]
     assert played.active[0].tolist() == [False] * 3 + [True] * 6
-    assert played.active_segment_index[0, 0, ::4, 0].tolist() == [9, 0, 3]
-    assert bool(make_masking(box, x, ("squares", 4), 0.5).active.all())
-    mean = make_masking(box, x, ("squares", 4), "segment", allow_segment_mean=True).baseline_values
+    assert played.maskable_segment_index_by_value[0, 0, ::4, 0].tolist() == [9, 0, 3]
+    assert bool(make_maskable_inputs(box, x, ("squares", 4), 0.5).active.all())
+    mean = make_maskable_inputs(box, x, ("squares", 4), "segment", allow_segment_mean=True).baseline_values
     assert torch.allclose(mean[1, 0, :4, :4], x[1, 0, :4, :4].mean())
 
 
 def test_shares_sum_to_the_values() -> None:
     own = found(GRAY, ("squares", 4))
     values = torch.arange(18.0).view(2, 9)
-    assert torch.allclose(own.distribute(values).flatten(1).sum(1), values.sum(1))
-    assert torch.equal(own.broadcast(values)[1, 0, 0], values[1][own.ids[1, 0, 0]])
+    assert torch.allclose(own.distribute_within_segments(values).flatten(1).sum(1), values.sum(1))
+    assert torch.equal(own.broadcast_to_values(values)[1, 0, 0], values[1][own.ids[1, 0, 0]])

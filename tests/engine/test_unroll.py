@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unboxed as ub
-from unboxed.engine.unroll.reverse import Trajectory, plan_unroll, weight_gradients
+from unboxed.engine.unroll.reverse import Trajectory, example_weight_gradients, plan_unroll
 from unboxed.engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, Smoothness, measure_smoothness
 from unboxed.engine.unroll.training import Training
 from unboxed.errors import DataError, InputError, ModelError
@@ -82,7 +82,7 @@ def training(model: str, settings: str, **others: Any) -> ModelTraining:
 
 def scores(run: Training, segment: int | None = None) -> Tensor:
     x, y = data()
-    return weight_gradients(run, Trajectory(run, segment or run.n_steps), x[:QUERIES], y[:QUERIES])
+    return example_weight_gradients(run, Trajectory(run, segment or run.n_steps), x[:QUERIES], y[:QUERIES])
 
 
 PAIRS = [*((m, "adamw") for m in MODELS), *(("batchnorm", s) for s in SETTINGS), ("dropout", "momentum")]
@@ -106,7 +106,7 @@ def test_gradients_where_examples_are_left_out_are_finite_differences(settings: 
     run, (x, y) = training("gelu", settings), data()
     weights = (torch.arange(N) % 3 > 0).double()
     trajectories = [Trajectory(run, segment, weights) for segment in (run.n_steps, 3)]
-    by_weight, recomputed = (weight_gradients(run, t, x[:QUERIES], y[:QUERIES]) for t in trajectories)
+    by_weight, recomputed = (example_weight_gradients(run, t, x[:QUERIES], y[:QUERIES]) for t in trajectories)
     assert torch.equal(by_weight, recomputed)
     direction = torch.randn(N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     h = 1e-4
@@ -216,7 +216,7 @@ def test_a_step_of_ones_own() -> None:
     run = Training(step, {"mean": torch.zeros((), dtype=torch.float64)}, [torch.arange(3)] * steps,
                    lambda state, x, y: (state["mean"] - x[:, 0]))  # fmt: skip
     x = torch.zeros(2, 1, dtype=torch.float64)
-    found = weight_gradients(run, Trajectory(run, 4), x, None)
+    found = example_weight_gradients(run, Trajectory(run, 4), x, None)
     w = torch.ones(3, dtype=torch.float64, requires_grad=True)
     mean = torch.zeros((), dtype=torch.float64)
     for _ in range(steps):
@@ -245,11 +245,11 @@ def test_a_reseeded_training_starts_elsewhere_in_another_order() -> None:
 def test_the_plan_keeps_to_its_memory() -> None:
     run = training("gelu", "adamw")
     ample = plan_unroll(run, 20, 10**9)
-    assert ample.is_stored
+    assert ample.stores_all_states
     assert ample.queries_per_pass == 20
     tight = plan_unroll(run, 20, 12 * run.state_bytes)
     assert tight.peak_bytes <= 12 * run.state_bytes
-    assert not tight.is_stored
+    assert not tight.stores_all_states
     assert tight.queries_per_pass < 20
     assert plan_unroll(run, 1, 10**9, store=False).peak_bytes < plan_unroll(run, 1, 10**9, store=True).peak_bytes
     with pytest.raises(InputError, match="takes at least"):
@@ -323,7 +323,7 @@ def test_many_runs_warn_of_nothing() -> None:
             return self.fc(self.lstm(x[:, 0])[0][:, -1])
 
     training = ModelTraining(Recurrent(), INPUTS, (torch.rand(8, 1, 4, 4), torch.arange(8) % 3), epochs=1, batch_size=4)
-    states = training.run_many(training.example_weights(2))
+    states = training.run_many(training.unit_example_weights(2))
     for name, h in training.run().items():
         torch.testing.assert_close(states[name][1], h)
 

@@ -15,7 +15,7 @@ from unboxed import rng
 from unboxed.engine.unroll.training import Training
 from unboxed.errors import InputError, ModelError, OutputError
 from unboxed.influence import ModelTraining, Removal, removal
-from unboxed.influence.removal import _confirm_by_exact_runs, _smallest_sizes
+from unboxed.influence.removal import _confirm_sets_by_exact_runs, _smallest_flipping_set_sizes
 
 N, QUERIES = 60, 4
 INPUTS = ub.Pixels((1, 4, 4))
@@ -127,7 +127,7 @@ class Threshold:
         self.n_runs += len(removed)
         return torch.tensor([1.0 if len(s) < self.at_once else -1.0 for s in removed])
 
-    def exact_run(self, queries: Any, removed: Tensor) -> tuple[Tensor, Tensor]:
+    def margins_and_answers_of_exact_run(self, queries: Any, removed: Tensor) -> tuple[Tensor, Tensor]:
         flips = len(removed) >= self.exact
         return torch.tensor([-1.0 if flips else 1.0]), torch.tensor([int(flips)])
 
@@ -136,18 +136,18 @@ class Threshold:
 @pytest.mark.parametrize("guess", [1, 7, 50])
 def test_bisection_finds_the_smallest_size(wanted: int, guess: int) -> None:
     fake = Threshold(wanted, wanted)
-    found = _smallest_sizes(fake, torch.arange(50)[None], torch.tensor([guess]))  # type: ignore[arg-type]
+    found = _smallest_flipping_set_sizes(fake, torch.arange(50)[None], torch.tensor([guess]))  # type: ignore[arg-type]
     assert found.tolist() == [wanted]
     assert fake.n_runs <= 8
 
 
 def test_a_set_that_the_exact_run_does_not_confirm_grows() -> None:
     order = torch.arange(50)[None]
-    sets, margins, answers = _confirm_by_exact_runs(Threshold(10, 12), order, torch.tensor([10]))  # type: ignore[arg-type]
+    sets, margins, answers = _confirm_sets_by_exact_runs(Threshold(10, 12), order, torch.tensor([10]))  # type: ignore[arg-type]
     assert len(sets[0]) == 12
     assert margins < 0
     assert answers.tolist() == [1]
-    sets, margins, _ = _confirm_by_exact_runs(Threshold(10, 99), order, torch.tensor([10]))  # type: ignore[arg-type]
+    sets, margins, _ = _confirm_sets_by_exact_runs(Threshold(10, 99), order, torch.tensor([10]))  # type: ignore[arg-type]
     assert len(sets[0]) == 50
     assert margins > 0
 

@@ -43,7 +43,7 @@ def test_scores_are_what_leaving_an_example_out_does() -> None:
     result = unrolled(opened(run), x[:4], y[:4], run)
     base, h = run.query_loss(run.run(), x[:4], y[:4]), 1e-5
     for example in (0, 7, 23):
-        weights = run.example_weights()
+        weights = run.unit_example_weights()
         weights[example] -= h
         change = (run.query_loss(run.run(weights), x[:4], y[:4]) - base) / h
         assert torch.allclose(change, result.scores[:, example], rtol=1e-3, atol=1e-7)
@@ -55,7 +55,7 @@ def test_what_helped_most_raises_the_loss_when_it_is_left_out() -> None:
     base = run.query_loss(run.run(), x[:4], y[:4])
     for index, sign in ((result.top(1), 1), (result.bottom(1), -1)):
         for query, (example,) in enumerate(index.tolist()):
-            weights = run.example_weights()
+            weights = run.unit_example_weights()
             weights[example] = 0
             assert sign * (run.query_loss(run.run(weights), x[:4], y[:4]) - base)[query] > 0
 
@@ -90,7 +90,7 @@ def test_it_resumes_by_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     run, (x, y) = training(), data()
     box, settings = opened(run), {"max_bytes": 14 * run.state_bytes, "check_smoothness": False}
     whole = unrolled(box, x[:6], y[:6], run, **settings)  # type: ignore[arg-type]
-    real, calls = module.weight_gradients, list[int]()
+    real, calls = module.example_weight_gradients, list[int]()
 
     def interrupted(*args: Any) -> Tensor:
         calls.append(len(args[2]))
@@ -99,7 +99,7 @@ def test_it_resumes_by_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return real(*args)
 
     file = tmp_path / "scores.pt"
-    monkeypatch.setattr(module, "weight_gradients", interrupted)
+    monkeypatch.setattr(module, "example_weight_gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
         unrolled(box, x[:6], y[:6], run, checkpoint=file, **settings)  # type: ignore[arg-type]
     done = sum(calls[:1])
@@ -223,7 +223,7 @@ def test_labels_may_be_values(outputs: Any, tmp_path: Path) -> None:
     y = torch.rand(N, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     y = y if outputs == "regression" else (y > 0.5).double()
     run = ModelTraining(model(), ub.Pixels(SHAPE), (x, y), epochs=3, batch_size=10, lr=2e-2, outputs=outputs)
-    box, weights, h = opened(run), run.example_weights(), 1e-5
+    box, weights, h = opened(run), run.unit_example_weights(), 1e-5
     result = unrolled(box, x[:2], y[:2], run)
     weights[5] -= h
     change = (run.query_loss(run.run(weights), x[:2], y[:2]) - run.query_loss(run.run(), x[:2], y[:2])) / h

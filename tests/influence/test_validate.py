@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.engine.unroll.model_training import shuffled_batches
+from unboxed.engine.unroll.model_training import shuffled_batch_indices
 from unboxed.engine.unroll.training import TrainingState
 from unboxed.errors import InputError, ModelError, UnboxedWarning
 from unboxed.influence import Influence, ModelTraining, Training
@@ -271,7 +271,7 @@ def plain_losses(training: ModelTraining, left_out: int | None, x: Tensor, y: Te
     """Losses of queries after the same training by `torch.optim`, in a plain loop."""
     model = training.box(training.start).model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-    for batch in shuffled_batches(len(training.x), 4, 3, 1):
+    for batch in shuffled_batch_indices(len(training.x), 4, 3, 1):
         losses = nn.functional.cross_entropy(model(training.x[batch]), training.y[batch], reduction="none")
         kept = torch.tensor([float(int(i) != left_out) for i in batch], dtype=torch.float64)
         optimizer.zero_grad()
@@ -352,7 +352,7 @@ def test_a_warm_start_is_a_plain_training_from_the_final_weights(optimizer: Any)
 
 
 def plain_losses_of_steps(training: ModelTraining, n: int, left_out: int | None, x: Tensor, y: Tensor) -> Tensor:
-    weights = training.example_weights()
+    weights = training.unit_example_weights()
     if left_out is not None:
         weights[left_out] = 0
     *_, state = training.states(weights, steps=range(n))

@@ -109,7 +109,7 @@ def test_values_above_the_stated_white_are_refused() -> None:
     with pytest.raises(DataError, match=r"values up to 5000, and Pixels\(white=4095\)"):
         ub.image(np.full((8, 8), 5000, np.uint16), like=dim)
     assert "white=4095" in repr(dim)
-    assert dim.as_image_pixels_or_none().white == 4095
+    assert dim.as_image_pixels().white == 4095
     with pytest.raises(InputError, match="white"):
         replace(GRAY, white=70000)
 

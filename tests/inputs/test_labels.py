@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import unboxed as ub
-from unboxed.cli.parsing import parse_class, parse_classes
+from unboxed.cli.parsing import parse_class, parse_class_names
 from unboxed.engine.read.examples import examples_with_optional_labels
 from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs.class_files import read_class_names
@@ -122,7 +122,7 @@ def test_classes_are_read_from_a_file(form: str, tmp_path: Path) -> None:
     name, text, names = FILES[form]
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
-    assert parse_classes(str(path)) == names
+    assert parse_class_names(str(path)) == names
     assert box(path, len(names)).classes == box(str(path), len(names)).classes == names
 
 
@@ -135,7 +135,7 @@ def test_a_file_that_holds_no_classes(text: str, tmp_path: Path) -> None:
 
 def test_a_missing_file_of_classes_is_no_name() -> None:
     with pytest.raises(InputError, match=r"there is no file nothing\.txt"):
-        parse_classes("nothing.txt")
+        parse_class_names("nothing.txt")
     with pytest.raises(InputError, match="there is no file cats"):
         box("cats")
 

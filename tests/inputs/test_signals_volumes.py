@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.checks.relevance_gain import _rank_of_pixel_part_per_grid, fill_fns
+from unboxed.checks.relevance_gain import _rank_of_pixel_part_per_grid, fill_fn_by_name
 from unboxed.checks.road import _impute_slices, _neighbor_weight_matrix
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
@@ -176,11 +176,11 @@ def slices_of_one_value() -> tuple[ub.Box, Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["surroundings", "nearest", "blurred"])
 def test_fills_of_a_volume_are_of_its_own_slices(name: str) -> None:
     box, x, removed = slices_of_one_value()
-    filled = fill_fns(box, x, 0)[name](torch.tensor([0]), removed)
+    filled = fill_fn_by_name(box, x, 0)[name](torch.tensor([0]), removed)
     assert torch.allclose(torch.where(removed, filled, x), x)
     removed = removed.clone()
     removed[:, :, 8:16] = True  # a whole slice: nothing of its own is left
-    filled = fill_fns(box, x, 0)[name](torch.tensor([0]), removed)
+    filled = fill_fn_by_name(box, x, 0)[name](torch.tensor([0]), removed)
     want = x if name == "blurred" else torch.where(torch.arange(32).view(-1, 1) // 8 == 1, x.mean(), x)
     assert torch.allclose(torch.where(removed, filled, x), want)
 

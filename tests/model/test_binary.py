@@ -136,7 +136,7 @@ def test_one_output_of_another_kind_is_binary(outputs: Any) -> None:
     box = ub.Box(model, PIXELS, outputs=outputs, classes=["cat", "dog"])
     assert (box.outputs, box.classes) == ("binary", ("cat", "dog"))
     assert torch.equal(box.predict(images()), labels(model, images()))
-    assert box.reopen(OneLogit()).outputs == "binary"
+    assert box.with_model(OneLogit()).outputs == "binary"
 
 
 def test_what_determines_one_output_and_what_is_asked() -> None:

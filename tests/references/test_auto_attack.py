@@ -250,6 +250,6 @@ def test_square_is_the_papers_algorithm(norm: str, shape: tuple[int, int, int]) 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8])
 def test_hills(side: int) -> None:
-    from unboxed.adversarial.square import l2_pattern
+    from unboxed.adversarial.square import l2_hill_and_hollow_pattern
 
-    assert torch.allclose(l2_pattern(side), literal_eta(side))
+    assert torch.allclose(l2_hill_and_hollow_pattern(side), literal_eta(side))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import checks
-from unboxed.checks.infidelity import _all_squares, _PerturbationSampler
+from unboxed.checks.infidelity import _all_square_positions, _PerturbationSampler
 from unboxed.checks.perturbing import keyed_noise
 
 Draw = Callable[..., Any]
@@ -101,7 +101,7 @@ def test_steps_that_do_not_divide_the_pixels(model: nn.Module, box: ub.Box) -> N
 
 def perturbations(box: ub.Box, x: Tensor, kind: Any, count: int, base: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The I (N, K, ...) and the masks that the metric draws."""
-    law = _PerturbationSampler(box, x, kind, 0.2, base, seed, _all_squares(box, kind, None), False)
+    law = _PerturbationSampler(box, x, kind, 0.2, base, seed, _all_square_positions(box, kind, None), False)
     pairs = torch.arange(len(x) * count)
     change, mask = law(pairs // count, pairs % count)
     return change.view(len(x), count, *x.shape[1:]), mask.expand(-1, 1, 8, 8).reshape(len(x), count, 1, 8, 8)
@@ -170,7 +170,7 @@ def test_infidelity_as_captum(model: nn.Module, box: ub.Box, kind: Any, scaled: 
 def test_draws_of_squares_are_even(box: ub.Box) -> None:
     """Each of the squares is as likely as any other."""
     x = images(1)
-    squares = _all_squares(box, "square", 3)
+    squares = _all_square_positions(box, "square", 3)
     assert len(squares) == 64 + 49 + 36
     law = _PerturbationSampler(box, x, "square", 0.2, torch.zeros_like(x), 0, squares, False)
     _, mask = law(torch.zeros(4000, dtype=torch.long), torch.arange(4000))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import awkward
 import unboxed as ub
 from unboxed.activations import ablate, ablation, rewrite
-from unboxed.engine.perturb.windows import run_windows
+from unboxed.engine.perturb.windows import run_with_replaced_windows
 
 SHARED: list[Any] = []
 
@@ -288,7 +288,7 @@ def test_windows_are_tried_where_they_change_something() -> None:
     box, x = ub.Box(LooksAtTypes().double(), ub.Pixels((1, 24, 24))), torch.zeros(1, 1, 24, 24).double()
     objective, corners = ub.logit(0), torch.tensor([(i, i) for i in range(0, 20, 2)])
     for images in (x, x + 0.7):
-        found = run_windows(box, images, objective, torch.zeros_like(x), corners, (4, 4)).score[0]
+        found = run_with_replaced_windows(box, images, objective, torch.zeros_like(x), corners, (4, 4)).score[0]
         hidden = images.repeat(len(corners), 1, 1, 1)
         for row, (top, left) in zip(hidden, corners.tolist(), strict=True):
             row[:, top : top + 4, left : left + 4] = 0

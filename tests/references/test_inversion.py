@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.synthesis import inversion, minimal_deactivation
-from unboxed.synthesis.inversion import _image_prior_objective, _InversionConfig
+from unboxed.synthesis.inversion import _image_prior_objective, _InversionSettings
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def the_prior(z: np.ndarray, alpha: float, smooth: float, beta: float) -> float:
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_the_prior_is_the_papers(alpha: float, beta: float) -> None:
     z = draw(3, 2, 6, 7)
-    config = _InversionConfig("euclidean", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
+    config = _InversionSettings("euclidean", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
     prior = _image_prior_objective(z[0].numel(), (9.0, 9.0), config)
     want = [-the_prior(one.numpy(), alpha, 2.0, beta) for one in z]
     assert np.allclose(prior({"input": z}).numpy(), want, rtol=1e-5)

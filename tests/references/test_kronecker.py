@@ -52,11 +52,11 @@ def true_fisher(gradients: ExampleGradients, x: Tensor) -> Tensor:
     return total / len(x)
 
 
-def literal_ekfac(weight_gradients: Tensor, a: Tensor, s: Tensor) -> Tensor:
+def literal_ekfac(example_weight_gradients: Tensor, a: Tensor, s: Tensor) -> Tensor:
     """(U_S x U_A) diag(E[(U_S^T G U_A)^2]) (U_S x U_A)^T, (O I, O I), of G (N, O, I), a (N, I), s (N, O)."""
     u_a, u_s = torch.linalg.eigh(a.T @ a / len(a))[1], torch.linalg.eigh(s.T @ s / len(s))[1]
     eigenvectors = torch.kron(u_s, u_a)  # (O I, O I), of matrices flattened row by row
-    squares = torch.stack([(eigenvectors.T @ g.flatten()).square() for g in weight_gradients]).mean(0)
+    squares = torch.stack([(eigenvectors.T @ g.flatten()).square() for g in example_weight_gradients]).mean(0)
     return eigenvectors @ torch.diag(squares) @ eigenvectors.T
 
 
@@ -262,7 +262,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     box = positions_box("2d")
     x, y, gradients = rand(9, len(box.inputs.names)), labels(9), ExampleGradients(box)  # type: ignore[attr-defined]
     whole = fit_fisher(gradients, x, y)
-    monkeypatch.setattr(fisher_passes, "gradient_batch_plan", lambda *args: (2, 2))
+    monkeypatch.setattr(fisher_passes, "gradient_batch_size_and_max_rows", lambda *args: (2, 2))
     parts = fit_fisher(gradients, x, y)
     for a, b in zip(whole.blocks, parts.blocks, strict=True):
         torch.testing.assert_close(a.eigenvalues, b.eigenvalues, rtol=1e-9, atol=1e-12)

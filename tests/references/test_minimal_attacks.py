@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import make_case
 from unboxed.adversarial.carlini_wagner import TANH_RANGE_MARGIN_FRACTION
-from unboxed.adversarial.deepfool import MIN_BOUNDARY_OVERSHOOT, shortest_bounded_step
+from unboxed.adversarial.deepfool import MIN_BOUNDARY_OVERSHOOT, shortest_step_within_bounds
 from unboxed.engine.optimize.constraints import unbounded_ball
 
 Net = Callable[[Tensor], Tensor]
@@ -105,7 +105,7 @@ def test_shortest_step_within_bounds(norm: str, share: float) -> None:
     rise = share * (w.abs() * room).sum(2)
     beyond = MIN_BOUNDARY_OVERSHOOT * torch.where(room > 0, w.abs() if norm == "linf" else w.square(), 0).sum(2)
     beyond = beyond if norm == "linf" else MIN_BOUNDARY_OVERSHOOT * (beyond / MIN_BOUNDARY_OVERSHOOT).sqrt()
-    r = shortest_bounded_step(w, rise, room, unbounded_ball(norm))
+    r = shortest_step_within_bounds(w, rise, room, unbounded_ball(norm))
     assert (r.abs() <= room * (1 + 1e-12)).all()
     assert torch.allclose((w * r).sum(2), rise + beyond, atol=1e-12)
     size = r.abs().amax(2) if norm == "linf" else r.norm(dim=2)
@@ -143,7 +143,7 @@ def test_an_unreachable_plane_uses_the_whole_range() -> None:
     w, room = torch.tensor([[[1.0, -2.0, 0.0]]]), torch.tensor([[[0.5, 0.25, 1.0]]])
     for norm in ("l2", "linf"):
         assert torch.equal(
-            shortest_bounded_step(w, torch.tensor([[9.0]]), room, unbounded_ball(norm)),
+            shortest_step_within_bounds(w, torch.tensor([[9.0]]), room, unbounded_ball(norm)),
             torch.tensor([[[0.5, -0.25, 0.0]]]),
         )
 

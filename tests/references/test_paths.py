@@ -252,7 +252,7 @@ def test_a_rule_along_a_path() -> None:
     box, x = opened("plain")
     x = 0.4 + 0.2 * x  # so that noise leaves it an image
     path = NoisePath(x, torch.full_like(x, 0.05), equal_weights(6), seed=2)
-    found = path_mean_gradient(box, ub.logit(K), path, 3, rule=relu_rules.guided).map
+    found = path_mean_gradient(box, ub.logit(K), path, 3, rule=relu_rules.GUIDED_BACKPROP_RULE).map
     want = torch.zeros_like(x)
     for k in range(6):
         points, _ = path(torch.arange(3), torch.full((3,), k))

@@ -310,13 +310,13 @@ def test_rectangles_run_as_windows_lose_what_they_lose_in_full_runs(
     x = x + 0.1 * (1 - x)  # so that every pixel hides something
     module = sys.modules[method.__module__]
     asked: list[Any] = []
-    real = module.run_windows
+    real = module.run_with_replaced_windows
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         asked.append(args[5])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "run_windows", counted)
+    monkeypatch.setattr(module, "run_with_replaced_windows", counted)
     got = method(box, x, y, segments=segments)
     assert len(asked) == (4 if segments == ("squares", 5) else 1)
     monkeypatch.setattr(module, "_scores_with_rectangles_masked", lambda *args: None)

@@ -115,7 +115,7 @@ def by_hand(box: ub.Box, x: Tensor, path: str) -> tuple[Tensor, Tensor]:
         {path: exchanged(len(examples)) if path == "mid" else lambda h: h * 2},
     )
     before.record_prefix(examples, edit)
-    with box.isolated(grad=False), before.replaying(examples):
+    with box.isolated(grad=False), before.replaying_prefix(examples):
         found = box.forward(x[examples], ["logits"], edit)["logits"]
     with box.isolated(grad=False):
         return found, box.forward(x[examples], ["logits"], edit)["logits"]
@@ -211,7 +211,7 @@ def test_another_branch_of_the_model_is_run_for_real() -> None:
     box, x = residual(), images(3)
     before, rows = PrefixReplay(box, x, logit(0)), torch.arange(3)
     before.record_prefix(rows, ["mid"])
-    with box.isolated(grad=False), before.replaying(rows):
+    with box.isolated(grad=False), before.replaying_prefix(rows):
         h = box.model.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
         again = box.model.stem(torch.ones(3, 64).double())
     assert torch.equal(h, box.model.shared(torch.ones(3, 6).double()))

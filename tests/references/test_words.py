@@ -13,7 +13,7 @@ import torch
 
 from unboxed.language import BiasWords, WordVectors, bias_direction, biased_analogies, hard_debias, weat
 from unboxed.language.debias import _soft_debias_transform
-from unboxed.language.weat import _random_subsets
+from unboxed.language.weat import _random_subset_indices
 
 Vector = Any
 
@@ -144,7 +144,7 @@ def test_random_partitions_agree_with_all_of_them() -> None:
     exact = weat(vectors, {"x": x, "y": y}, {"a": a, "b": b})
     assert exact.exact
     s = torch.tensor([*exact.associations["x"].values(), *exact.associations["y"].values()])
-    subsets = _random_subsets(18, 9, 50_000, 0)  # (P, 9)
+    subsets = _random_subset_indices(18, 9, 50_000, 0)  # (P, 9)
     assert bool((subsets.sort(1).values.diff(dim=1) > 0).all())
     counts = torch.bincount(subsets.flatten(), minlength=18).double() / 50_000
     assert torch.allclose(counts, torch.full_like(counts, 0.5), atol=0.01)

@@ -493,11 +493,11 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
     ],
 )
 def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
-    from unboxed.report.judge_model import judge_or_reason
+    from unboxed.report.judge_model import judge_or_missing_reason
 
     context = ReportContext(box_of(), None, None, judge)  # type: ignore[arg-type]
-    assert judge_or_reason(context)[0] is None
-    assert why in judge_or_reason(context)[1]
+    assert judge_or_missing_reason(context)[0] is None
+    assert why in judge_or_missing_reason(context)[1]
 
 
 def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:

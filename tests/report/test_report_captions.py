@@ -290,7 +290,7 @@ def test_captions_below_an_adversarial_image_are_of_its_predicted_class() -> Non
     change = PredictionChange(
         0, x, x, 1, 2, probs_before=(0.71, 0.12), probs_after=(0.33, 0.58), distance=0.1, is_adversarial=True
     )
-    figure, _ = fooled._adversarial_figures("this model", change, NAMES, 1.0)
+    figure, _ = fooled._adversarial_and_change_figures("this model", change, NAMES, 1.0)
     assert [number(line) for line in figure.lines] == [0.58, 0.12]
     assert NAMES[2] in figure.lines[0]
 

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 import unboxed as ub
 from contracts.common import make_case
 from unboxed.errors import DataError, InputError, OutputError
-from unboxed.robustness.calibration import _bin_index, fit_temperature
+from unboxed.robustness.calibration import _confidence_bin_index, fit_temperature
 
 K = 4
 
@@ -75,7 +75,7 @@ def test_a_value_at_an_edge_is_in_the_bin_below_it(bins: int) -> None:
     edges = np.arange(1, bins + 1) / bins
     sure = np.concatenate([np.nextafter(edges, 0), edges, np.nextafter(edges[:-1], 1)])
     want = [next(m for m in range(bins) if value <= (m + 1) / bins) for value in sure]
-    assert _bin_index(torch.from_numpy(sure), bins).tolist() == want
+    assert _confidence_bin_index(torch.from_numpy(sure), bins).tolist() == want
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])

@@ -187,7 +187,7 @@ def test_fooled_examples_are_not_attacked_at_a_larger_eps() -> None:
 
 
 def test_resumes_from_a_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.__globals__, "MAX_EXAMPLES_PER_TASK", 10)
+    monkeypatch.setitem(evaluate.__globals__, "MAX_EXAMPLES_PER_ATTACK_TASK", 10)
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
@@ -643,7 +643,7 @@ def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, T
         def forward(self, x: Tensor) -> Tensor:
             return 1.1 * super().forward(x)
 
-    return box.reopen(Sharper()), x, y
+    return box.with_model(Sharper()), x, y
 
 
 def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:

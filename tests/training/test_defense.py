@@ -459,9 +459,9 @@ def test_lightning_takes_batches_by_name_and_refuses_others(lightning: Any) -> N
 
 
 def pair_of(batch: Any) -> Any:
-    from unboxed.training.lightning import split_batch
+    from unboxed.training.lightning import inputs_and_labels_of_batch
 
-    return split_batch(batch)
+    return inputs_and_labels_of_batch(batch)
 
 
 @each

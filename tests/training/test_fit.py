@@ -464,7 +464,7 @@ def test_a_card_that_json_cannot_hold(tmp_path):
 
 
 def test_every_model_has_a_recipe_that_fit_takes():
-    assert set(recipes.RECIPES) == set(zoo.names())
+    assert set(recipes.FIT_ARGUMENTS_BY_MODEL_NAME) == set(zoo.names())
     for name in zoo.names():
         assert recipe(name)["epochs"] >= 1
         assert ("defend" in recipe(name)) == name.endswith(("judge", "robust"))
@@ -538,7 +538,7 @@ def test_train_on_a_folder(tmp_path):
     made = train("digits-cnn", data=str(scans), epochs=1, out=tmp_path / "model.safetensors", quiet=True)
     assert made.card["train_examples"] == 200
     assert made.card["test_examples"] < 50
-    learn, test = recipes._train_test_data(str(scans), None, made.inputs, quiet=True)
+    learn, test = recipes._load_train_test_data(str(scans), None, made.inputs, quiet=True)
     assert learn.classes == test.classes == tuple("0123456789")
     assert min(label for _, label in test) == 1
 

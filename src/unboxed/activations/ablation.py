@@ -127,12 +127,12 @@ def ablation(
     )
     replacement_values = broadcast_rows(value, value.new_empty(shape))[None]  # (1, C, 1, ...)
 
-    def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
+    def make_unit_ablation_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
         mask = unit_or_position_masks(unit_index[variants], shape[0], shape, axis=1)
         return {address: ReplaceWhereEdit(mask, replacement_values)}
 
     original = run_variants(box, x, objective, batch_size=batch_size)
-    ablated = run_variants(box, x, objective, make_edits, len(unit_index), batch_size=batch_size)
+    ablated = run_variants(box, x, objective, make_unit_ablation_edits, len(unit_index), batch_size=batch_size)
     if original.logits is None or ablated.logits is None:
         raise InputError("no logits were read")
     return Ablation(

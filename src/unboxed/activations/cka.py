@@ -127,20 +127,20 @@ def cka(
         raise InputError(
             f"the models must take inputs of the same shape; got {box_a.inputs.shape} and {box_b.inputs.shape}"
         )
-    a, b = _resolve_layers(box_a, layers_a), _resolve_layers(box_b, layers_b)
+    a, b = _resolve_cka_layers(box_a, layers_a), _resolve_cka_layers(box_b, layers_b)
     hsic_sums, examples, count = _HsicSums(len(a), len(b)), 0, 0
     for x in input_batches(open_data(data, box_a.inputs), minibatch_size):
         if len(x) >= min_examples:
             ka = _gram_matrices(box_a, x, a, batch_size)
             kb = ka if box_a is box_b and a == b else _gram_matrices(box_b, x, b, batch_size)
-            hsic_sums.add(ka, kb, unbiased_hsic if unbiased else biased_hsic)
+            hsic_sums.add_minibatch(ka, kb, unbiased_hsic if unbiased else biased_hsic)
             examples, count = examples + len(x), count + 1
     if not count:
         raise DataError(f"cka needs at least {min_examples} examples")
     return CKA(a, b, _warn_if_nan(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 
-def _resolve_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
+def _resolve_cka_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
     if layers is None:
         return unit_addresses(box)
     return tuple(require_unit_layer(box, path) for path in address_list(layers))
@@ -163,7 +163,7 @@ class _HsicSums:
             torch.zeros(s, dtype=torch.float64) for s in ((n_layers_a, n_layers_b), (n_layers_a,), (n_layers_b,))
         )
 
-    def add(self, grams_a: Tensor, grams_b: Tensor, hsic: Any) -> None:
+    def add_minibatch(self, grams_a: Tensor, grams_b: Tensor, hsic: Any) -> None:
         self.cross += hsic(grams_a, grams_b)
         self.self_a += hsic(grams_a, grams_a, paired=True)
         self.self_b += hsic(grams_b, grams_b, paired=True)

@@ -17,7 +17,7 @@ MIN_BIN_EXPONENT = -100  # of the width of a bin, as a power of 2
 
 
 @dataclass(frozen=True, eq=False)
-class PerExampleMoments:
+class PerExampleUnitMoments:
     """Moments of one batch per example and unit, each (n, C), over the unit's positions."""
 
     mean: Tensor
@@ -27,17 +27,17 @@ class PerExampleMoments:
     n_positions: int
 
     @classmethod
-    def from_values(cls, h: Tensor) -> PerExampleMoments:  # (n, C, P)
+    def from_values(cls, h: Tensor) -> PerExampleUnitMoments:  # (n, C, P)
         """On a CPU in chunks that fit its cache: each is read several times."""
         chunks = torch.split(h, cpu_rows_per_chunk(h, VALUES_PER_CACHE_CHUNK))
-        parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in chunks]
+        parts = [(p.mean(2), p.amax(2), p.amin(2), _l2_norm_over_positions(p)) for p in chunks]
         mean, maximum, minimum, l2_norm = (
             parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
         )
         return cls(mean, maximum, minimum, _squared_deviations(h, mean, l2_norm), h.shape[2])
 
     @classmethod
-    def concat(cls, parts: Sequence[PerExampleMoments]) -> PerExampleMoments:
+    def concat(cls, parts: Sequence[PerExampleUnitMoments]) -> PerExampleUnitMoments:
         names = ("mean", "maximum", "minimum", "squared_deviations")
         mean, maximum, minimum, squared_deviations = (
             torch.cat([getattr(rows, name) for rows in parts]) for name in names
@@ -50,7 +50,7 @@ class PerExampleMoments:
         return self.minimum.isfinite() & self.maximum.isfinite()
 
 
-def _norm_over_positions(h: Tensor) -> Tensor:  # (n, C)
+def _l2_norm_over_positions(h: Tensor) -> Tensor:  # (n, C)
     norm: Tensor = torch.linalg.vector_norm(h, dim=2)
     return norm
 
@@ -58,19 +58,19 @@ def _norm_over_positions(h: Tensor) -> Tensor:  # (n, C)
 def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
     """sum (h - mean)^2 of each row and unit, (n, C)."""
     if h.device.type != "cpu":
-        return _norm_over_positions(h - mean[..., None]).square()
+        return _l2_norm_over_positions(h - mean[..., None]).square()
     mean_part = h.shape[2] * mean.square()
     deviations = l2_norm.square() - mean_part  # one pass less, but inaccurate where the mean is large
     cancelled_units = (deviations < MIN_ONE_PASS_VARIANCE_RATIO * mean_part).any(0).nonzero()[:, 0]
     if len(cancelled_units):
-        deviations[:, cancelled_units] = _norm_over_positions(
+        deviations[:, cancelled_units] = _l2_norm_over_positions(
             h[:, cancelled_units] - mean[:, cancelled_units, None]
         ).square()
     return deviations
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class RunningUnitMoments:
     """Moments of all values so far, each (C,): Chan, Golub & LeVeque 1979, "Updating Formulae", equation 2.1."""
 
     n_examples: Tensor  # examples without NaN or infinite values
@@ -82,11 +82,11 @@ class Moments:
     n_positions: int
 
     @classmethod
-    def empty(cls, n_units: int, n_positions: int, like: Tensor) -> Moments:
+    def empty(cls, n_units: int, n_positions: int, like: Tensor) -> RunningUnitMoments:
         zeros = torch.zeros(n_units, dtype=accumulator_dtype(like), device=like.device)
         return cls(zeros, zeros, zeros, zeros - torch.inf, zeros + torch.inf, zeros, n_positions)
 
-    def update(self, batch: PerExampleMoments) -> Moments:
+    def update(self, batch: PerExampleUnitMoments) -> RunningUnitMoments:
         is_finite = batch.is_finite
         n = is_finite.sum(0).to(self.n_examples)
         mean = _sum_where_true(batch.mean, is_finite) / n.clamp_min(1)  # (C,) of this batch
@@ -94,7 +94,7 @@ class Moments:
         squared_deviations = _sum_where_true(batch.squared_deviations, is_finite) + batch.n_positions * mean_deviations
         total_n = self.n_examples + n
         mean_shift, weight = mean - self.mean, n / total_n.clamp_min(1)
-        return Moments(
+        return RunningUnitMoments(
             total_n,
             self.mean + mean_shift * weight,
             self.squared_deviations
@@ -125,7 +125,7 @@ def _fill_where_false(values: Tensor, mask: Tensor, fill_value: float) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Histograms:
+class UnitHistograms:
     """Counts (C, B) in bins of width 2^exponent, of which the first begins at `first_bin` widths.
 
     The width is the smallest for which B bins hold all values: when values exceed them, pairs of bins are merged. The
@@ -139,12 +139,12 @@ class Histograms:
     maximum: Tensor  # (C,)
 
     @classmethod
-    def empty(cls, n_units: int, n_bins: int, like: Tensor) -> Histograms:
+    def empty(cls, n_units: int, n_bins: int, like: Tensor) -> UnitHistograms:
         counts = torch.zeros(n_units, n_bins, dtype=torch.long, device=like.device)
         infinity = torch.full((n_units,), torch.inf, dtype=accumulator_dtype(like), device=like.device)
         return cls(counts, torch.full_like(counts[:, 0], MIN_BIN_EXPONENT), counts[:, 0], infinity, -infinity)
 
-    def update(self, values: Tensor, mask: Tensor) -> Histograms:  # (C, M) values, and which of them count
+    def update(self, values: Tensor, mask: Tensor) -> UnitHistograms:  # (C, M) values, and which of them count
         extended = self._extend_range(
             _fill_where_false(values, mask, torch.inf).amin(1), _fill_where_false(values, mask, -torch.inf).amax(1)
         )
@@ -152,15 +152,15 @@ class Histograms:
         bin_index = torch.where(mask, scaled.long() - extended.first_bin[:, None], 0).clamp(0, self.counts.shape[1] - 1)
         return replace(extended, counts=extended.counts.scatter_add(1, bin_index, mask.long()))
 
-    def _extend_range(self, minimum: Tensor, maximum: Tensor) -> Histograms:
+    def _extend_range(self, minimum: Tensor, maximum: Tensor) -> UnitHistograms:
         """The same counts, in bins that hold these values, too."""
-        if minimum.device.type == "cpu" and self._covers(minimum, maximum):
+        if minimum.device.type == "cpu" and self._bins_cover_values(minimum, maximum):
             return replace(
                 self, minimum=torch.minimum(self.minimum, minimum), maximum=torch.maximum(self.maximum, maximum)
             )
         minimum, maximum = torch.minimum(self.minimum, minimum), torch.maximum(self.maximum, maximum)
         is_empty = minimum > maximum
-        exponent = _bin_exponent(
+        exponent = _smallest_covering_bin_exponent(
             minimum.masked_fill(is_empty, 0), maximum.masked_fill(is_empty, 0), self.counts.shape[1]
         )
         first_bin = (minimum.masked_fill(is_empty, 0) * power_of_2(-exponent)).floor().long()
@@ -168,9 +168,9 @@ class Histograms:
         bins = torch.arange(self.counts.shape[1], device=minimum.device)
         bin_index = ((self.first_bin[:, None] + bins) >> shift[:, None]) - first_bin[:, None]
         counts = torch.zeros_like(self.counts).scatter_add(1, bin_index.clamp(0, len(bins) - 1), self.counts)
-        return Histograms(counts, exponent, first_bin, minimum, maximum)
+        return UnitHistograms(counts, exponent, first_bin, minimum, maximum)
 
-    def _covers(self, minimum: Tensor, maximum: Tensor) -> bool:
+    def _bins_cover_values(self, minimum: Tensor, maximum: Tensor) -> bool:
         """Whether the bins hold all these values."""
         bins_per_unit = power_of_2(-self.exponent)
         ends_fit = (
@@ -186,7 +186,7 @@ class Histograms:
         return (self.first_bin[:, None] + steps).to(self.minimum) * power_of_2(self.exponent[:, None])
 
 
-def _bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
+def _smallest_covering_bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
     """The smallest exponent (C,) with which `n_bins` bins hold both ends."""
     exponent = torch.maximum(_floor_log2((maximum - minimum) / n_bins) - 1, _min_bin_exponent(minimum, maximum))
     for _ in range(3):  # at most: with bins of twice (maximum - minimum) / n_bins, half of them hold the range

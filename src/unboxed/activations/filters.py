@@ -122,12 +122,12 @@ def _channel_order_in_input(layer_input: Tensor, noise: Tensor) -> list[int] | N
         return None
     candidate_orders = (
         _channel_order_by_correlation(part, noise)
-        for part in _windows_center_first(layer_input, noise.shape[2], noise.shape[3])
+        for part in _iter_windows_center_first(layer_input, noise.shape[2], noise.shape[3])
     )
     return next((order for order in candidate_orders if order is not None), None)
 
 
-def _windows_center_first(maps: Tensor, height: int, width: int) -> Iterator[Tensor]:
+def _iter_windows_center_first(maps: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """All windows of a size in maps (N, C, H, W), central ones first: after padding, the image is one of them."""
     down, right = maps.shape[2] - height, maps.shape[3] - width
     offsets = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller

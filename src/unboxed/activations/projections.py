@@ -111,19 +111,19 @@ def projections(
     x = box.validate_inputs(x)
     (path,) = resolve_unit_layers(box, layer)
     h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
-    units = _broadcast_units(unit, len(x), h)
+    units = _one_unit_per_example(unit, len(x), h)
     positions = (
         unravel_positions(argmax_positions(h)[torch.arange(len(x)), units], h.shape[2:])
         if position is None
         else _validated_positions(position, h)
     )
-    objective = neuron_per_example(path, units, positions, axis)
+    objective = neuron_objective_per_example(path, units, positions, axis)
     result, used_rule, fallback_reason = _deconvnet_or_plain_gradients(box, objective, x, rule, batch_size)
     bounds = _receptive_field_bounds(box, path, field, positions, axis, batch_size)
     return Projections(path, units, positions, result.score, result.map, bounds, used_rule, fallback_reason)
 
 
-def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1) -> Objective:
+def neuron_objective_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1) -> Objective:
     """One neuron per example: unit (N,) at position (N, P)."""
 
     def score(h: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1
         return units_to_axis_1(h, axis, layer)[index]
 
     def select_rows(i: RowIndex) -> Objective:
-        return neuron_per_example(layer, unit[i], position[i], axis)
+        return neuron_objective_per_example(layer, unit[i], position[i], axis)
 
     return layer_objective(layer, score, f"{layer}, one neuron per example", select_rows, len(unit))
 
@@ -143,7 +143,7 @@ def _deconvnet_or_plain_gradients(
     fallback_reason = ""
     if rule != "gradient":
         try:
-            return gradients(box, objective, x, rule=relu_rules.deconvnet, batch_size=batch_size), "deconvnet", ""
+            return gradients(box, objective, x, rule=relu_rules.DECONVNET_RULE, batch_size=batch_size), "deconvnet", ""
         except RuleError as error:
             if rule == "deconvnet":
                 raise
@@ -159,7 +159,7 @@ def _receptive_field_bounds(
     return (field or receptive_field(box, path, axis=axis, batch_size=batch_size)).bounds_at(positions)
 
 
-def _broadcast_units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
+def _one_unit_per_example(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
     units = to_class_tensor(unit).to(h.device, torch.long)
     if units.ndim > 1 or (units.ndim == 1 and len(units) != n):
         raise InputError(f"unit must be one unit, or one for each of {n} examples; got shape {tuple(units.shape)}")

@@ -29,9 +29,9 @@ ProbeKind = Literal["NaN", "differences"]
 BandAxisAndStart = tuple[int, int]  # an axis of the image, and the first row or column of the band
 N_DIFFERENCE_PROBE_IMAGES = 4  # of the probe by differences
 MAX_EDGE_CHECK_NOISE_IMAGES = 24  # until the edges of a field make a difference: of a maximum few values do
-WIDE_NOISE_SCALE = 30.0  # ratio of the range of some noise images to that of images
-RELATIVE_TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation
-LOW_PRECISION_TOLERANCE = 1e-2  # of other dtypes
+WIDE_NOISE_RANGE_FACTOR = 30.0  # ratio of the range of some noise images to that of images
+RELATIVE_CHANGE_TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation
+LOW_PRECISION_CHANGE_TOLERANCE = 1e-2  # of other dtypes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,7 +51,7 @@ class ReceptiveField(ResultMixin):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the central position's field."""
-        top, left, bottom, right = self._center_bounds().tolist()
+        top, left, bottom, right = self._field_bounds_of_center_position().tolist()
         return bottom - top, right - left
 
     @property
@@ -62,7 +62,7 @@ class ReceptiveField(ResultMixin):
             return 0, 0
         position = [max(0, min(s // 2, s - 2)) for s in sides]
         vertical_step, horizontal_step = (
-            _shift_to_next_bounds(self.bounds, position, len(position) - back) for back in (2, 1)
+            _bounds_change_to_next_position(self.bounds, position, len(position) - back) for back in (2, 1)
         )
         return vertical_step[2], horizontal_step[3]
 
@@ -77,11 +77,11 @@ class ReceptiveField(ResultMixin):
         top, left, bottom, right = self.bounds_at(torch.as_tensor(position, dtype=torch.long)).tolist()
         return x[..., top:bottom, left:right]
 
-    def _center_bounds(self) -> Tensor:
+    def _field_bounds_of_center_position(self) -> Tensor:
         return self.bounds[tuple(s // 2 for s in self.bounds.shape[:-1])]
 
 
-def _shift_to_next_bounds(bounds: Tensor, position: list[int], axis: int) -> list[int]:
+def _bounds_change_to_next_position(bounds: Tensor, position: list[int], axis: int) -> list[int]:
     """The change of the bounds to the next position on an axis."""
     next_position = [min(i + (a == axis), s - 1) for a, (i, s) in enumerate(zip(position, bounds.shape, strict=False))]
     change: list[int] = (bounds[tuple(next_position)] - bounds[tuple(position)]).tolist()
@@ -141,9 +141,13 @@ def receptive_field(
     check_settings(receptive_field, locals())
     require_images(box, "a receptive field")
     (path,) = resolve_unit_layers(box, layer)
-    prober = _FieldProber(box, path, axis, resolution, batch_size)
+    prober = _ReceptiveFieldProber(box, path, axis, resolution, batch_size)
     bounds = prober.probe_by_nan()
-    if bounds is not None and prober.outside_does_not_matter(bounds) and prober.field_edges_matter(bounds):
+    if (
+        bounds is not None
+        and prober.pixels_outside_field_have_no_effect(bounds)
+        and prober.field_edges_change_activations(bounds)
+    ):
         return ReceptiveField(path, bounds, "NaN")
     return ReceptiveField(path, prober.probe_by_differences(), "differences")
 
@@ -157,7 +161,7 @@ ERRORS_CAUSED_BY_PROBES = (
 )  # that a probe may cause
 
 
-class _FieldProber:
+class _ReceptiveFieldProber:
     """Probes which bands of the image reach which positions of a layer."""
 
     def __init__(self, box: Box, path: str, axis: int, resolution: int, batch_size: BatchSize) -> None:
@@ -167,7 +171,7 @@ class _FieldProber:
             MAX_EDGE_CHECK_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)
         ).to(box.dtype)
         is_wide = slice(N_DIFFERENCE_PROBE_IMAGES + 1, None, 2)
-        noise[is_wide] = WIDE_NOISE_SCALE * (noise[is_wide] - 0.5)  # of both signs, which activates most units
+        noise[is_wide] = WIDE_NOISE_RANGE_FACTOR * (noise[is_wide] - 0.5)  # of both signs, which activates most units
         self.noise = noise
         self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], resolution)]
 
@@ -194,7 +198,7 @@ class _FieldProber:
             )
         )
 
-    def field_edges_matter(self, bounds: Tensor) -> bool:
+    def field_edges_change_activations(self, bounds: Tensor) -> bool:
         """Whether the outermost bands of some positions' fields make a difference to them."""
         positions = [p for p in _corner_and_center_positions(bounds) if bounds[p].any()]
         edges = {p: self._field_edge_bands(bounds[p].tolist()) for p in positions}
@@ -212,7 +216,7 @@ class _FieldProber:
 
     def _positions_changed_by_noise(self, image_index: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
-        return self._make_difference_test(self._unit_activations(self.noise[image_index, None]))(
+        return self._make_activation_change_test(self._unit_activations(self.noise[image_index, None]))(
             self._unit_activations(self.noise[image_index + 1, None])
         )[0]
 
@@ -234,10 +238,10 @@ class _FieldProber:
             except ERRORS_CAUSED_BY_PROBES:
                 pass  # an op without forward derivatives
             yield self._reached_mask_by_band(
-                bands, self._make_difference_test(self._unit_activations(base[None])), base, other
+                bands, self._make_activation_change_test(self._unit_activations(base[None])), base, other
             )
 
-    def outside_does_not_matter(self, bounds: Tensor) -> bool:
+    def pixels_outside_field_have_no_effect(self, bounds: Tensor) -> bool:
         """Whether some positions are unchanged when all pixels outside of their fields are replaced."""
         positions = _corner_and_center_positions(bounds)
         base, other = self.noise[0], self.noise[1]
@@ -245,47 +249,52 @@ class _FieldProber:
         for x, position in zip(changed, positions, strict=True):
             top, left, bottom, right = bounds[position].tolist()
             x[:, top:bottom, left:right] = base[:, top:bottom, left:right]
-        differs_from_base = self._make_difference_test(self._unit_activations(base[None]))
+        differs_from_base = self._make_activation_change_test(self._unit_activations(base[None]))
 
-        def check_rows(rows: slice) -> list[bool]:
+        def has_position_changed_per_row(rows: slice) -> list[bool]:
             has_changed = differs_from_base(self._unit_activations(changed[rows]))
             return [bool(m[position]) for m, position in zip(has_changed, positions[rows], strict=True)]
 
-        return not any(any(p) for p in self._run_probes_in_batches(check_rows, len(positions)))
+        return not any(any(p) for p in self._run_probes_in_batches(has_position_changed_per_row, len(positions)))
 
     def _reached_mask_by_band(
         self, bands: list[BandAxisAndStart], is_reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor
     ) -> Tensor:
         """Which positions the change of a band to `other` reaches, (bands, *P), by `is_reached` of activations."""
 
-        def probe_rows(rows: slice) -> Tensor:
+        def probe_bands_in_rows(rows: slice) -> Tensor:
             return is_reached(
-                self._unit_activations(torch.stack([self._paste_band(base, other, b) for b in bands[rows]]))
+                self._unit_activations(
+                    torch.stack([self._with_band_of_other_image(base, other, b) for b in bands[rows]])
+                )
             )
 
-        return torch.cat(self._run_probes_in_batches(probe_rows, len(bands)))
+        return torch.cat(self._run_probes_in_batches(probe_bands_in_rows, len(bands)))
 
     def _nonzero_derivative_mask(self, bands: list[BandAxisAndStart], base: Tensor, direction: Tensor) -> Tensor:
         """Where the derivative along a band is not zero, (bands, *P). For a weight of zero it is exactly zero."""
 
-        def probe_rows(rows: slice) -> Tensor:
-            tangents = torch.stack([self._paste_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
+        def probe_bands_in_rows(rows: slice) -> Tensor:
+            tangents = torch.stack(
+                [self._with_band_of_other_image(torch.zeros_like(direction), direction, b) for b in bands[rows]]
+            )
             with _allowing_forward_ad():
                 x = base.expand_as(tangents).clone()
                 h, slope = forward_ad.unpack_dual(self._unit_activations(forward_ad.make_dual(x, tangents.clone())))  # type: ignore[no-untyped-call]
                 return (torch.zeros_like(h) if slope is None else slope.nan_to_num(0)).ne(0).any(1)
 
-        return torch.cat(self._run_probes_in_batches(probe_rows, len(bands)))
+        return torch.cat(self._run_probes_in_batches(probe_bands_in_rows, len(bands)))
 
     def _bounds_from_bands(self, reached: Tensor) -> Tensor:
         """Bounds (*P, 4) from which of all bands reach a position, (bands, *P)."""
         n_row_bands = sum(side == -2 for side, _ in self.bands)
         (top, bottom), (left, right) = (
-            self._reached_interval(h, side) for h, side in ((reached[:n_row_bands], -2), (reached[n_row_bands:], -1))
+            self._pixel_interval_of_reaching_bands(h, side)
+            for h, side in ((reached[:n_row_bands], -2), (reached[n_row_bands:], -1))
         )
         return torch.stack([top, left, bottom, right], -1)
 
-    def _reached_interval(self, reached: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    def _pixel_interval_of_reaching_bands(self, reached: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """The first band that reaches a position, and the end of the last one, in pixels."""
         n = len(reached)
         first, last = reached.int().argmax(0), n - reached.flip(0).int().argmax(0)
@@ -293,7 +302,7 @@ class _FieldProber:
         ends = (first * self.resolution, (last * self.resolution).clamp(max=self.noise.shape[axis]))
         return ends[0].masked_fill(is_unreached, 0), ends[1].masked_fill(is_unreached, 0)
 
-    def _paste_band(self, base: Tensor, other: Tensor, band: BandAxisAndStart) -> Tensor:
+    def _with_band_of_other_image(self, base: Tensor, other: Tensor, band: BandAxisAndStart) -> Tensor:
         axis, start = band
         x, n = base.clone(), min(self.resolution, base.shape[axis] - start)
         x.narrow(axis, start, n).copy_(other.narrow(axis, start, n))
@@ -303,14 +312,14 @@ class _FieldProber:
         with _disabling_fast_convolutions(), self.box.isolated(grad=False):
             return units_to_axis_1(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
-    def _make_difference_test(self, base: Tensor) -> Callable[[Tensor], Tensor]:
-        tolerance = RELATIVE_TOLERANCE_BY_DTYPE.get(self.box.model_dtype, LOW_PRECISION_TOLERANCE) * float(
-            base.abs().max()
-        )
+    def _make_activation_change_test(self, base: Tensor) -> Callable[[Tensor], Tensor]:
+        tolerance = RELATIVE_CHANGE_TOLERANCE_BY_DTYPE.get(
+            self.box.model_dtype, LOW_PRECISION_CHANGE_TOLERANCE
+        ) * float(base.abs().max())
         return lambda h: ((h - base).abs() > tolerance).any(1)
 
     def _run_probes_in_batches(self, run_rows: Callable[[slice], ResultT], n: int) -> list[ResultT]:
-        size, max_rows = self.box.batch_plan(n, self.batch_size)
+        size, max_rows = self.box.batch_size_and_max_rows(n, self.batch_size)
         return map_in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # else each probe alone
 
 

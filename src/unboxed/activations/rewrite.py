@@ -94,17 +94,17 @@ def rewrite(
     edits_by_address = _edits_by_resolved_address(box, edits, len(x))
     batch_dependent = not all(map(box.has_batch_axis, edits_by_address))
 
-    def logits_of_rows(rows: slice, row_edits: Mapping[str, Sequence[Edit]]) -> Tensor:
+    def edited_logits_of_rows(rows: slice, row_edits: Mapping[str, Sequence[Edit]]) -> Tensor:
         composed = {
-            a: _chain_edits([e.rows(rows) if isinstance(e, UnitEdit) else e for e in es], a)
+            a: _edit_that_applies_all_in_turn([e.rows(rows) if isinstance(e, UnitEdit) else e for e in es], a)
             for a, es in row_edits.items()
         }
         with box.isolated(grad=False):
             return box.forward(x[rows], ["logits"], composed)["logits"].to(box.dtype)
 
-    batch_plan = box.batch_plan(len(x), batch_size, batch_dependent)
+    batch_size_and_max_rows = box.batch_size_and_max_rows(len(x), batch_size, batch_dependent)
     before, after = (
-        torch.cat(map_in_batches(partial(logits_of_rows, row_edits=edits), len(x), *batch_plan))
+        torch.cat(map_in_batches(partial(edited_logits_of_rows, row_edits=edits), len(x), *batch_size_and_max_rows))
         for edits in ({}, edits_by_address)
     )
     return RewriteResult(before, after, box.classes)
@@ -124,10 +124,10 @@ def _edits_by_resolved_address(box: Box, edits: EditsByLayer, n: int) -> dict[st
     return edits_by_address
 
 
-def _chain_edits(edits: Sequence[Edit], address: str) -> Edit:
+def _edit_that_applies_all_in_turn(edits: Sequence[Edit], address: str) -> Edit:
     """The edits in turn. Raises InputError for one that does not keep the shape."""
 
-    def compose(h: Tensor) -> Tensor:
+    def apply_edits_in_turn(h: Tensor) -> Tensor:
         edited = h
         for edit in edits:
             edited = edit(edited.clone())  # a function may write over its argument
@@ -138,4 +138,4 @@ def _chain_edits(edits: Sequence[Edit], address: str) -> Edit:
             )
         return edited.to(h)
 
-    return compose
+    return apply_edits_in_turn

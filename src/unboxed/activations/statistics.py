@@ -21,7 +21,7 @@ from ..model.hooks import Acts
 from ..objectives import MODEL_END_ADDRESSES
 from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
-from .distributions import Histograms, Moments, PerExampleMoments
+from .distributions import PerExampleUnitMoments, RunningUnitMoments, UnitHistograms
 from .units import resolve_unit_layers, units_to_axis_1
 
 StateT = TypeVar("StateT")
@@ -129,7 +129,8 @@ def statistics(
 
     states, interrupted = accumulate_over_data(box, data, paths, observe, next_state, batch_size=batch_size)
     return ResultTuple(
-        accumulator.to_statistics(states[path], box.dtype, interrupted) for path, accumulator in accumulators.items()
+        accumulator.to_unit_statistics(states[path], box.dtype, interrupted)
+        for path, accumulator in accumulators.items()
     )
 
 
@@ -160,7 +161,7 @@ def accumulate_over_data(
         for path in paths:
             if path not in edits:
                 observer(path, acts[path])
-        state = next_state(state, observer.results_or_raise(paths), acts)
+        state = next_state(state, observer.observations_or_raise(paths), acts)
 
     interrupted = False
     try:
@@ -187,7 +188,7 @@ class _ActivationObserver(Generic[ObservedT]):
             self.error = self.error or error
         return h
 
-    def results_or_raise(self, paths: Sequence[str]) -> dict[str, ObservedT]:
+    def observations_or_raise(self, paths: Sequence[str]) -> dict[str, ObservedT]:
         if self.error is not None:
             raise self.error
         if missing := [path for path in paths if path not in self.results]:
@@ -200,9 +201,9 @@ class AccumulatorState:
     """One layer's running statistics. Small batches wait until they are many, and are counted together."""
 
     n_examples: int
-    moments: Moments
-    histograms: Histograms
-    pending: tuple[PerExampleMoments, ...] = ()
+    moments: RunningUnitMoments
+    histograms: UnitHistograms
+    pending: tuple[PerExampleUnitMoments, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,13 @@ class UnitAccumulator:
     histogram_of: HistogramValueKind
     n_bins: int = DEFAULT_N_BINS
 
-    def observe(self, state: AccumulatorState | None, h: Tensor) -> tuple[AccumulatorState, Tensor, PerExampleMoments]:
+    def observe(
+        self, state: AccumulatorState | None, h: Tensor
+    ) -> tuple[AccumulatorState, Tensor, PerExampleUnitMoments]:
         """The state with one batch more, the batch's activations (n, C, *P), and its moments per example."""
         h = units_to_axis_1(h, self.axis, self.path)
         flat = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, P)
-        rows, state = PerExampleMoments.from_values(flat), state or self._initial_state(flat)
+        rows, state = PerExampleUnitMoments.from_values(flat), state or self._initial_state(flat)
         histograms = state.histograms
         if self.histogram_of == "positions":
             is_finite = rows.is_finite[..., None].expand_as(flat)
@@ -229,20 +232,22 @@ class UnitAccumulator:
 
     def _initial_state(self, flat: Tensor) -> AccumulatorState:
         units, positions = flat.shape[1:]
-        return AccumulatorState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
+        return AccumulatorState(
+            0, RunningUnitMoments.empty(units, positions, flat), UnitHistograms.empty(units, self.n_bins, flat)
+        )
 
     def _merge_pending(self, state: AccumulatorState) -> AccumulatorState:
         """The state with the pending batches counted."""
         if not state.pending:
             return state
-        rows, histograms = PerExampleMoments.concat(state.pending), state.histograms
+        rows, histograms = PerExampleUnitMoments.concat(state.pending), state.histograms
         if self.histogram_of != "positions":
             histograms = histograms.update(
                 (rows.maximum if self.histogram_of == "max" else rows.mean).T, rows.is_finite.T
             )
         return AccumulatorState(state.n_examples, state.moments.update(rows), histograms)
 
-    def to_statistics(self, state: AccumulatorState, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
+    def to_unit_statistics(self, state: AccumulatorState, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
         state = self._merge_pending(state)
         moments, h = state.moments, state.histograms
         values = {

@@ -132,7 +132,7 @@ def top_examples(
     """
     check_settings(top_examples, locals())
     paths = resolve_unit_layers(box, layers, axis)
-    features = _last_layer_input(box) if features == "auto" else features
+    features = _last_weighted_layer_input(box) if features == "auto" else features
     if features is not None:
         (features,) = resolve_unit_layers(box, [features])
     data = open_data(data, box.inputs)
@@ -144,13 +144,13 @@ def top_examples(
     state, interrupted = accumulate_over_data(
         box, data, paths, ranking.observe, ranking.next_state, read, batch_size=batch_size, skipped=skipped
     )
-    results = ranking.results(state, box.dtype, interrupted)
+    results = ranking.top_examples_by_layer(state, box.dtype, interrupted)
     if not skipped.rows:
         return results
     return ResultTuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
 
 
-def _last_layer_input(box: Box) -> str:
+def _last_weighted_layer_input(box: Box) -> str:
     """The input of the last layer with weights."""
     embedding_types = (nn.Embedding, nn.EmbeddingBag)  # their inputs are indices, not features
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.n_parameters]
@@ -181,7 +181,7 @@ class _TopKPerUnit:
             *(t.index_copy(0, units, n) for t, n in zip(self._per_unit_tensors, merged._per_unit_tensors, strict=True))
         )
 
-    def improved_units(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
+    def units_with_new_top_examples(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
         """The units that have new top examples, and how many at most.
 
         None for all, and on an accelerator, where this would wait for the device.
@@ -261,7 +261,7 @@ class _TopExamplesAccumulator:
         state_before, top, _ = state.layers[path] if state else (None, None, None)
         accumulated, h, rows = self.accumulators[path].observe(state_before, h)
         scores = rows.maximum if self.ranked_by == "max" else rows.mean  # (n, C)
-        units, n_new = top.improved_units(scores, self.k) if top else (None, self.k)
+        units, n_new = top.units_with_new_top_examples(scores, self.k) if top else (None, self.k)
         unit_index = torch.arange(h.shape[1], device=h.device) if units is None else units
         unit_scores = scores.T[unit_index]  # (c, n)
         batch_row = _top_indices(unit_scores, n_new)
@@ -293,15 +293,17 @@ class _TopExamplesAccumulator:
         inputs = _inputs_of_top_examples(state, [top for _, top, _ in layers.values()], x) if self.keeps_inputs else {}
         return _TopExamplesState(start + len(x), layers, total, squares, inputs)
 
-    def results(self, state: _TopExamplesState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
+    def top_examples_by_layer(
+        self, state: _TopExamplesState, dtype: torch.dtype, interrupted: bool
+    ) -> tuple[TopExamples, ...]:
         n = torch.tensor(state.n_examples, device=state.feature_sum.device)
         distance = _mean_pairwise_cosine_distance(state.feature_sum, state.squared_norm_sum, n)
         baseline_distance = float(distance) if self.features else math.nan
         return ResultTuple(
-            self._layer_result(path, state, baseline_distance, dtype, interrupted) for path in self.accumulators
+            self._layer_top_examples(path, state, baseline_distance, dtype, interrupted) for path in self.accumulators
         )
 
-    def _layer_result(
+    def _layer_top_examples(
         self, path: str, state: _TopExamplesState, baseline_distance: float, dtype: torch.dtype, interrupted: bool
     ) -> TopExamples:
         accumulated, top, positions = state.layers[path]
@@ -315,7 +317,7 @@ class _TopExamplesAccumulator:
             mean_distance=top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan),
             baseline_distance=baseline_distance,
             features=self.features,
-            statistics=self.accumulators[path].to_statistics(accumulated, dtype, interrupted),
+            statistics=self.accumulators[path].to_unit_statistics(accumulated, dtype, interrupted),
             inputs=state.inputs,
         )
 

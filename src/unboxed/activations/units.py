@@ -22,9 +22,9 @@ def resolve_unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int 
     Raises LayerError for an unknown one, and for one whose first axis is not the batch.
     """
     addresses = None if layers is None else address_list(layers)
-    paths = _default_layers(box, axis) if addresses is None else [resolve_address(box, a) for a in addresses]
+    paths = _default_unit_layers(box, axis) if addresses is None else [resolve_address(box, a) for a in addresses]
     if not paths:
-        if axis == 1 and _default_layers(box, -1):
+        if axis == 1 and _default_unit_layers(box, -1):
             raise LayerError(
                 "no layer is known to have its units on axis 1: name layers, or give axis=-1 where it is the last"
             )
@@ -34,7 +34,7 @@ def resolve_unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int 
     return list(dict.fromkeys(paths))
 
 
-def _default_layers(box: Box, axis: int) -> list[str]:
+def _default_unit_layers(box: Box, axis: int) -> list[str]:
     rows = channels_first_layers(box) if axis == 1 else box.layers.leaves
     leaves = [row for row in rows if row.has_input and row.has_batch_axis and row.shape]
     with_weights = [row for row in leaves if row.n_parameters] or leaves

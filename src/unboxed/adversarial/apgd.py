@@ -23,13 +23,13 @@ from ..objectives import Objective, logit, loss, targeted_dlr
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     Eps,
     InputBatch,
     Labels,
     LinfOrL2Norm,
     Restarts,
+    RoundingBits,
     Seed,
     Steps,
 )
@@ -71,7 +71,7 @@ def apgd(
     ] = None,
     steps: Steps = 100,
     restarts: Restarts = 1,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -201,7 +201,7 @@ def run_apgd(
     if not len(rows):
         return
     start_images = state.box.inputs.clip(ball.sample(state.x, seed))  # a row draws the same whichever others are left
-    for batch_rows in state.row_batches(rows):
+    for batch_rows in state.split_rows_into_batches(rows):
         _APGD(state, ball, objective, steps).run(batch_rows, start_images[batch_rows])
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..box import Box
 from ..cards import cards
 from ..engine.column_units import categorical_mask, inputs_to_original_units, to_scaled_box_and_inputs
-from ..engine.cpu_cache import gradient_batch_plan
+from ..engine.cpu_cache import gradient_batch_size_and_max_rows
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
-from ..engine.optimize.constraints import NormBall, largest_distance
+from ..engine.optimize.constraints import NormBall, eps_with_rounding_tolerance
 from ..engine.read.examples import inputs_and_labels
 from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError
@@ -29,7 +29,7 @@ from .goal import make_goal, require_attackable_classes
 from .result import Adversarial
 
 CANDIDATE_DESCRIPTION_IN_ERRORS = "an image that was tried instead"
-ScoreSelectorFn = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
+LogitsToScoresFn = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Tensors = tuple[Tensor, ...]
 Shape = tuple[int, ...]
 
@@ -127,7 +127,7 @@ class AttackState:
 
     def to_result(self, eps: float = math.inf) -> Adversarial:
         """The result. An image beyond `eps` is no success, and the original is returned for it."""
-        is_too_far = self.distance > largest_distance(eps)
+        is_too_far = self.distance > eps_with_rounding_tolerance(eps)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
         images = self.restore_categorical_values(images, torch.arange(len(images), device=images.device))
         success = self.success & ~is_too_far
@@ -136,7 +136,7 @@ class AttackState:
         distance = self.norm.distance(images, self.x)
         if self.box is not self.own_box:
             images = inputs_to_original_units(self.box, images, self.own_x)
-            success &= self._is_success(images)
+            success &= self._are_rounded_inputs_successes(images)
         return Adversarial(
             self.own_box.restore_structure(images),
             success,
@@ -150,7 +150,7 @@ class AttackState:
             self.goal.kind,
         )
 
-    def _is_success(self, images: Tensor) -> Tensor:
+    def _are_rounded_inputs_successes(self, images: Tensor) -> Tensor:
         """(N,) whether inputs in their own units are successes, rounded as they are."""
         criterion = self.goal.criterion
         acts = self.own_box.read(self.own_box.restore_structure(images), sorted(criterion.layers))
@@ -171,9 +171,9 @@ class AttackState:
             return images
         return torch.where(self.fixed_values.to(images.device), self.x[rows], images)
 
-    def row_batches(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def split_rows_into_batches(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows in parts that fit one batch, to be attacked one after the other; all together if batch-dependent."""
-        size, max_rows = self.box.batch_plan(len(rows), self.batch_size)
+        size, max_rows = self.box.batch_size_and_max_rows(len(rows), self.batch_size)
         even_size = -(-len(rows) // max(1, -(-len(rows) // max(1, max_rows))))
         return torch.split(rows, max(1, even_size if size == "auto" else size))
 
@@ -184,7 +184,7 @@ class AttackState:
         (out,) = self._evaluate_nan_checked(
             images,
             rows,
-            lambda h, i: (self._readout_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
+            lambda h, i: (self._mean_readout_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
             (self.box.n_outputs,),
         )
         return out
@@ -194,7 +194,7 @@ class AttackState:
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             criterion = self.goal.criterion.rows(row_index)
-            return (self._readout_without_grad(images, criterion.layers, criterion),)
+            return (self._mean_readout_without_grad(images, criterion.layers, criterion),)
 
         return self._evaluate_nan_checked(images, rows, evaluate_rows, ())[0]
 
@@ -204,7 +204,7 @@ class AttackState:
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             row_objective, criterion = score_objective.rows(row_index), self.goal.criterion.rows(row_index)
-            stacked_scores = self._readout_without_grad(
+            stacked_scores = self._mean_readout_without_grad(
                 images,
                 row_objective.layers | criterion.layers,
                 lambda acts: torch.stack([row_objective(acts), criterion(acts)], 1),
@@ -227,7 +227,7 @@ class AttackState:
             *self._evaluate_nan_checked(images, rows, evaluate_rows, (), (), tuple(self.x.shape[1:]))
         )
 
-    def jacobian(self, images: Tensor, rows: Tensor, select_scores: ScoreSelectorFn) -> tuple[Tensor, Tensor, Tensor]:
+    def jacobian(self, images: Tensor, rows: Tensor, select_scores: LogitsToScoresFn) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), the scores (n, J) of `select_scores(logits, rows)`, and their gradients (n, J, ...).
 
         One forward pass and J backward passes.
@@ -279,13 +279,13 @@ class AttackState:
             outputs = evaluate_rows(self._full_batch, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in outputs)
         self.queries.index_add_(0, rows, torch.full_like(rows, self.n_samples))  # a row may have several images
-        size, max_rows = gradient_batch_plan(self.box, len(rows), self.batch_size)
+        size, max_rows = gradient_batch_size_and_max_rows(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             images = images.clone() if images.is_inference() else images
             parts = map_in_batches(lambda s: evaluate_rows(images[s], rows[s]), len(rows), size, max_rows)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(h) for h in zip(*parts, strict=True))
 
-    def _readout_without_grad(
+    def _mean_readout_without_grad(
         self, images: Tensor, addresses: Collection[str], readout: Callable[[Acts], Tensor]
     ) -> Tensor:
         return self._mean_over_eot_samples(
@@ -295,7 +295,7 @@ class AttackState:
     def _score_success_and_grad(self, images: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
         """Score (n,), success score (n,) and gradient (n, ...)."""
 
-        def sample_once() -> Tensor:  # (n, 2 + D)
+        def evaluate_one_noise_sample() -> Tensor:  # (n, 2 + D)
             leaf = images.detach().requires_grad_()
             acts = self.box.forward(leaf, score_objective.layers | criterion.layers)
             score = score_objective(acts)
@@ -304,15 +304,15 @@ class AttackState:
             scores = torch.stack([score.detach(), criterion(acts).detach()], 1).to(self.x.dtype)
             return torch.cat([scores, grad.to(self.x.dtype).flatten(1)], 1)
 
-        outputs = self._mean_over_eot_samples(sample_once, needs_grad=True)
+        outputs = self._mean_over_eot_samples(evaluate_one_noise_sample, needs_grad=True)
         return outputs[:, 0], outputs[:, 1], outputs[:, 2:].view(images.shape)
 
-    def _mean_over_eot_samples(self, sample_once: Callable[[], Tensor], needs_grad: bool) -> Tensor:
+    def _mean_over_eot_samples(self, evaluate_one_noise_sample: Callable[[], Tensor], needs_grad: bool) -> Tensor:
         """The mean over `n_samples` draws of the model's own noise."""
         samples = list[Tensor]()
         for seed in range(self.n_samples):
             with explaining_missing_gradient(), self.box.isolated(grad=needs_grad, seed=seed):
-                samples.append(sample_once())
+                samples.append(evaluate_one_noise_sample())
         return samples[0] if len(samples) == 1 else torch.stack(samples).mean(0)
 
 
@@ -324,15 +324,15 @@ def explaining_missing_gradient() -> Iterator[None]:
     except NaNError:
         raise
     except OutputError as error:
-        raise OutputError(f"{error}; {gradient_free_hint()}") from None
+        raise OutputError(f"{error}; {gradient_free_attacks_hint()}") from None
     except RuntimeError as error:
         if "does not require grad" in str(error):
-            raise OutputError(f"the model gives no gradient of its input; {gradient_free_hint()}") from error
+            raise OutputError(f"the model gives no gradient of its input; {gradient_free_attacks_hint()}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {gradient_free_hint()}") from error
+            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {gradient_free_attacks_hint()}") from error
         raise
 
 
-def gradient_free_hint() -> str:
+def gradient_free_attacks_hint() -> str:
     *names, last = [card.key for card in cards() if card.gradient_free]
     return f"{', '.join(names)} and {last} attack models without gradients"

@@ -18,14 +18,13 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import Ball, NormBall, largest_distance
+from ..engine.optimize.constraints import Ball, NormBall, eps_with_rounding_tolerance
 from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_comparison, checkpoint_repr
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, dlr
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CheckpointPath,
     CustomAttackObjective,
     Eps,
@@ -33,6 +32,7 @@ from ..parameters import (
     Labels,
     LinfOrL2Norm,
     MaxQueries,
+    RoundingBits,
     Seed,
     Steps,
 )
@@ -101,7 +101,7 @@ def auto_attack(
     callback: Annotated[
         Callable[[str, int], None] | None, "Called after each attack: callback(name, number of robust examples)."
     ] = None,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> AutoAdversarial:
@@ -166,7 +166,7 @@ def auto_attack(
         ensemble.rows = state.find_rows_to_attack()
         if checkpoint is not None:
             ensemble.resume(_checkpoint_file(state, ball, config, Path(checkpoint)))
-        ensemble.run_stages(callback)
+        ensemble.run_attack_stages(callback)
     quantize_images(state, bits, ball)
     result = state.to_result()
     return AutoAdversarial(
@@ -200,7 +200,7 @@ class _AutoAttack:
 
     # -- the stages --------------------------------------------------------------------------------------------------
 
-    def run_stages(self, callback: Callable[[str, int], None] | None) -> None:
+    def run_attack_stages(self, callback: Callable[[str, int], None] | None) -> None:
         for name, parts in self._n_parts_by_stage().items():
             if name in self.robust_after:
                 continue
@@ -286,10 +286,10 @@ class _AutoAttack:
             type(self.ball).__name__.lower(), config.steps, alpha_max=0.1, eta=1.05, beta=0.9, target_distance=eps
         )
         try:
-            for batch_rows in state.row_batches(rows):
+            for batch_rows in state.split_rows_into_batches(rows):
                 Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGET_CLASSES_PER_ATTACK, 1)
         finally:  # Ctrl-C too
-            is_too_far = state.distance[rows] > largest_distance(eps)
+            is_too_far = state.distance[rows] > eps_with_rounding_tolerance(eps)
             failed_rows = rows[is_too_far]
             state.images[failed_rows], state.distance[failed_rows], state.success[failed_rows] = (
                 previous_images[is_too_far],
@@ -304,7 +304,7 @@ class _AutoAttack:
         save_every = max(
             1, min(SQUARE_QUERIES_BETWEEN_CHECKPOINTS, int(self._flops_between_checkpoints() / flops_per_query))
         )
-        self.chunk, self.search = rows, self.search or search.start(rows)
+        self.chunk, self.search = rows, self.search or search.initial_progress(rows)
         search.run(self.search, self.config.queries, SQUARE_P_INIT, self._save_checkpoint, save_every)
         self.search = None
 

@@ -11,7 +11,6 @@ from ..engine.optimize.constraints import Ball
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -19,6 +18,7 @@ from ..parameters import (
     Labels,
     NModelNoiseDraws,
     Norm,
+    RoundingBits,
     Seed,
     Steps,
     StepSize,
@@ -54,7 +54,7 @@ def bim(
     step: StepSize = None,
     early_stop: EarlyStop = True,
     eot: NModelNoiseDraws = 1,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, l2_norm, unbounded_ball
+from ..engine.optimize.constraints import MIN_DENOMINATOR, l2_norm, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -26,6 +25,7 @@ from ..parameters import (
     L2NormOnly,
     Labels,
     MaxQueries,
+    RoundingBits,
     Seed,
     StartImages,
 )
@@ -71,7 +71,7 @@ def boundary(
     starts: StartImages = None,
     queries: MaxQueries = 5000,
     early_stop: EarlyStop = True,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -126,15 +126,15 @@ def boundary(
     start_pool = None if starts is None else state.validate_inputs(starts)
     with state:
         rows = state.find_rows_to_attack()
-        images, rows = oracle.find_starts(rows, start_pool)
-        _BoundaryState(oracle, oracle.bisect(images, rows, N_INITIAL_BISECTION_STEPS), rows).walk(
-            0.0 if not early_stop or eps is None else max_distance
-        )
+        images, rows = oracle.find_adversarial_starts(rows, start_pool)
+        _BoundaryWalk(
+            oracle, oracle.bisect_to_boundary(images, rows, N_INITIAL_BISECTION_STEPS), rows
+        ).walk_along_boundary(0.0 if not early_stop or eps is None else max_distance)
     quantize_images(state, bits, use_gradients=False)
     return state.to_result(max_distance)
 
 
-class _BoundaryState:
+class _BoundaryWalk:
     """The rows still attacked: their images, and step sizes relative to the distance."""
 
     def __init__(self, oracle: DecisionOracle, images: Tensor, rows: Tensor) -> None:
@@ -146,10 +146,10 @@ class _BoundaryState:
         self.x = oracle.x[rows]
         self.distance = l2_norm(images - self.x)
 
-    def walk(self, target_distance: float) -> None:
+    def walk_along_boundary(self, target_distance: float) -> None:
         step = 0
         while self._drop_inactive_rows(
-            (self.oracle.remaining_queries(self.rows) > 0) & (self.distance > max(target_distance, TINY))
+            (self.oracle.remaining_queries(self.rows) > 0) & (self.distance > max(target_distance, MIN_DENOMINATOR))
         ):
             self._propose_and_accept(step)
             step += 1
@@ -199,7 +199,8 @@ class _BoundaryState:
         noise = noise - broadcast_rows((noise * offset).flatten(1).sum(1) / self.distance.square(), offset) * offset
         perturbed = (
             offset
-            + broadcast_rows(self.spherical_step * self.distance / l2_norm(noise).clamp_min(TINY), offset) * noise
+            + broadcast_rows(self.spherical_step * self.distance / l2_norm(noise).clamp_min(MIN_DENOMINATOR), offset)
+            * noise
         )
         return self.x + broadcast_rows(self.distance / l2_norm(perturbed), perturbed) * perturbed
 

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, unbounded_ball, zero_grad_at_bounds
+from ..engine.optimize.constraints import MIN_DENOMINATOR, unbounded_ball, zero_grad_at_bounds
 from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
     L2NormOnly,
     Labels,
+    RoundingBits,
     Steps,
 )
 from ..settings import Above, AtLeast, Unit, check_settings
@@ -78,7 +78,7 @@ def carlini_wagner(
     lr: Annotated[float | None, Above(0), "Learning rate of Adam."] = None,
     initial_c: Annotated[float | None, Above(0), "First value of c."] = None,
     early_stop: EarlyStop = True,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
     """The nearest adversarial images in L2: Adam on distance and margin together, with a search for their balance.
@@ -142,7 +142,7 @@ def carlini_wagner(
     state.goal = state.goal.with_required_margin(kappa)
     space = TanhSpace(box, state.x)
     with state:
-        for rows in state.row_batches(state.find_rows_to_attack()):
+        for rows in state.split_rows_into_batches(state.find_rows_to_attack()):
             c, row_lr = initial_c_and_lr(state, rows, space, kappa)
             c = c if initial_c is None else torch.full_like(c, initial_c)
             row_lr, final_lr_factor = (row_lr, FINAL_LR_FRACTION) if lr is None else (torch.full_like(c, lr), 1.0)
@@ -171,7 +171,7 @@ def initial_c_and_lr(state: AttackState, rows: Tensor, space: TanhSpace, kappa: 
     evaluation = state.evaluate_with_grad(x, rows)
     grad = zero_grad_at_bounds(evaluation.grad, x, state.box.inputs.clip)  # (n, ...)
     has_grad = grad.flatten(1).any(1)
-    scale = (kappa - evaluation.score) / grad.flatten(1).square().sum(1).clamp_min(TINY)  # (n,)
+    scale = (kappa - evaluation.score) / grad.flatten(1).square().sum(1).clamp_min(MIN_DENOMINATOR)  # (n,)
     c = torch.where(has_grad, 2 * scale, 1).clamp(1e-6, 1e6)
     max_change = (broadcast_rows(scale, x) * grad.abs() / space.half_range).flatten(1).amax(1)
     max_lr = MAX_DEFAULT_LR * (1 + torch.where(space.is_bounded, 0, x.abs()).flatten(1).amax(1))
@@ -241,7 +241,7 @@ class TanhSpace:
         self.middle = torch.where(self.is_bounded, (lower + upper) / 2, 0)
         self.half_range = torch.where(
             self.is_bounded, (upper - lower) / 2 * (1 + TANH_RANGE_MARGIN_FRACTION), 1
-        ).clamp_min(TINY)
+        ).clamp_min(MIN_DENOMINATOR)
         self.max_w = torch.full_like(lower, math.inf).masked_fill(
             self.is_bounded, math.atanh(1 / (1 + TANH_RANGE_MARGIN_FRACTION))
         )

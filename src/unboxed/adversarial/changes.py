@@ -38,7 +38,7 @@ def prediction_changes(
     row_list = list(range(len(x)) if rows is None else rows)
     x, adversarial = box.validate_inputs(x)[row_list], box.validate_inputs(result.images)[row_list]
     logits_before, logits_after = (check_no_nan(box(h)).cpu() for h in (x, adversarial))  # (n, K) logits
-    probs_before, probs_after = box.probs_from(logits_before), box.probs_from(logits_after)
+    probs_before, probs_after = box.probs_from_logits(logits_before), box.probs_from_logits(logits_after)
     return [
         PredictionChange(
             row,

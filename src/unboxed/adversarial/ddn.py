@@ -19,12 +19,12 @@ from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     Eps,
     InputBatch,
     L2NormOnly,
     Labels,
+    RoundingBits,
     Steps,
 )
 from ..settings import Above, Below, Unit, check_settings
@@ -59,7 +59,7 @@ def ddn(
     steps: Steps = 100,
     init_eps: Annotated[float, Above(0), Unit("pixel range"), "Distance from x of the first image."] = 1.0,
     gamma: Annotated[float, Above(0), Below(1), "Fraction by which the distance changes in a step."] = 0.05,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
     """The nearest adversarial images in L2, quickly: the direction and the norm of the change are optimized apart.
@@ -108,7 +108,7 @@ def ddn(
         box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size
     )
     with state:
-        for rows in state.row_batches(state.find_rows_to_attack()):
+        for rows in state.split_rows_into_batches(state.find_rows_to_attack()):
             _run_ddn(state, rows, steps, init_eps, gamma)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)

@@ -55,7 +55,7 @@ class DecisionOracle:
 
     # -- starting images ---------------------------------------------------------------------------------------------
 
-    def find_starts(self, rows: Tensor, start_images: Tensor | None) -> tuple[Tensor, Tensor]:
+    def find_adversarial_starts(self, rows: Tensor, start_images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Adversarial images (m, ...) at any distance, and the rows (m,) for which one was found."""
         if start_images is None and self.state.goal.target_labels is not None:
             raise InputError("a targeted attack by decisions needs images to start from: give some of the target "
@@ -94,9 +94,11 @@ class DecisionOracle:
         if not isinstance(inputs, Pixels) or try_index % 4 == 0:
             return noise
         if try_index % 4 == 1:
-            return _coarse_noise(noise)
+            return _noise_in_large_cells(noise)
         return (
-            1 - self.x[row] if try_index == 2 else (_coarse_noise(noise) > 0.5 if try_index % 4 == 3 else noise > 0.5)
+            1 - self.x[row]
+            if try_index == 2
+            else (_noise_in_large_cells(noise) > 0.5 if try_index % 4 == 3 else noise > 0.5)
         )
 
     def _warn_no_start(self, n_missing: int, has_start_images: bool) -> None:
@@ -118,7 +120,7 @@ class DecisionOracle:
             return torch.minimum(torch.maximum(images, x - radius), x + radius)
         return self.box.inputs.clip(x + broadcast_rows(fraction, images) * (images - x))
 
-    def bisect(self, images: Tensor, rows: Tensor, steps: int) -> Tensor:
+    def bisect_to_boundary(self, images: Tensor, rows: Tensor, steps: int) -> Tensor:
         """The nearest adversarial image between originals and adversarial images, to 2 ** -steps of the distance."""
         lower, upper = torch.zeros(len(rows), dtype=images.dtype, device=images.device), images.new_ones(len(rows))
         for _ in range(steps):
@@ -136,7 +138,7 @@ class DecisionOracle:
         return nearest_image
 
 
-def _coarse_noise(noise: Tensor) -> Tensor:
+def _noise_in_large_cells(noise: Tensor) -> Tensor:
     """Noise (C, H, W) in a few large cells."""
     longer_side = max(noise.shape[-2:])
     cells = [

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Linf, NormBall, unbounded_ball
+from ..engine.optimize.constraints import MIN_DENOMINATOR, Linf, NormBall, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     Eps,
     InputBatch,
     Labels,
     LinfOrL2Norm,
+    RoundingBits,
     Steps,
 )
 from ..settings import AtLeast, Unit, check_settings
@@ -37,7 +37,7 @@ from .result import Adversarial
 
 MIN_BOUNDARY_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
 MAX_SEARCH_TOWARD_ORIGINAL_STEPS = 6  # of the search between an adversarial image and the original
-REFINEMENT_STEPS, MIN_RELATIVE_DISTANCE_GAIN = (
+N_STEPS_PER_REFINEMENT_RUN, MIN_RELATIVE_DISTANCE_GAIN = (
     4,
     0.01,
 )  # steps of a run from the boundary; smallest gain for another run
@@ -75,7 +75,7 @@ def deepfool(
         "Number of most probable classes whose boundaries are tried, y included.",
     ] = 10,
     overshoot: Annotated[float, AtLeast(0), "Share of its length by which a step is lengthened."] = 0.02,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
     """Adversarial images near x: steps onto the nearest linearized decision boundary.
@@ -136,7 +136,7 @@ def deepfool(
             state.find_rows_to_attack(),
         )
         solver.run(rows, state.x[rows], steps)
-        solver.refine_from_original(rows, min(steps, REFINEMENT_STEPS), refinement_rounds)
+        solver.refine_from_original(rows, min(steps, N_STEPS_PER_REFINEMENT_RUN), refinement_rounds)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
 
@@ -174,7 +174,7 @@ class _DeepFool:
         self, rows: Tensor, images: Tensor, projection_start: Tensor, step_factor: float
     ) -> Tensor:
         """In bounded batches also of the gradients, one per candidate."""
-        batch_rows, max_rows = self.state.box.batch_plan(len(rows), self.state.batch_size)
+        batch_rows, max_rows = self.state.box.batch_size_and_max_rows(len(rows), self.state.batch_size)
         batch_rows, parts = max_rows if batch_rows == "auto" else batch_rows, []
         for i in range(0, len(rows), batch_rows):
             batch_index, batch_images = rows[i : i + batch_rows], images[i : i + batch_rows]
@@ -221,13 +221,13 @@ def _linearize(state: AttackState, images: Tensor, rows: Tensor, candidates: int
         return LinearizedClassBoundaries(evaluation.score[:, None], evaluation.grad[:, None])
     labels = state.goal.labels
 
-    def candidate_scores(logits: Tensor, row_index: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
+    def margins_to_candidate_classes(logits: Tensor, row_index: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
         row_labels, n_candidates = labels[row_index], min(candidates or logits.shape[1], logits.shape[1]) - 1
         return logits.gather(1, top_other_classes(logits, row_labels, n_candidates)) - logits.gather(
             1, row_labels[:, None]
         )
 
-    return LinearizedClassBoundaries(*state.jacobian(images, rows, candidate_scores)[1:])
+    return LinearizedClassBoundaries(*state.jacobian(images, rows, margins_to_candidate_classes)[1:])
 
 
 def _step_to_nearest_plane(
@@ -249,7 +249,7 @@ def _step_to_nearest_plane(
     )  # (n, J) from `start`
     is_masked = linearization.values == -math.inf  # (n, J) classes of logit -inf
     needed_rise = needed_rise.where(~is_masked, 0)
-    steps = shortest_bounded_step(
+    steps = shortest_step_within_bounds(
         normals, needed_rise.clamp_min(0) * step_factor, max_abs_step, state.norm
     )  # (n, J, D)
     step_lengths = steps.abs().amax(2) if isinstance(state.norm, Linf) else steps.norm(dim=2)
@@ -261,7 +261,7 @@ def _step_to_nearest_plane(
     return clip(projection_start + nearest_step.view_as(projection_start))
 
 
-def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, max_abs_step: Tensor, norm: NormBall) -> Tensor:
+def shortest_step_within_bounds(normals: Tensor, needed_rise: Tensor, max_abs_step: Tensor, norm: NormBall) -> Tensor:
     """The shortest r (n, J, D) with w . r = needed_rise (n, J) and |r_i| <= room (n, J, D), in the direction of w.
 
     r is t w (or t sign(w), in the norm "linf") with each value clipped at its room. w . r as a function of t is
@@ -270,7 +270,7 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, max_abs_step: Te
     is_linf = isinstance(norm, Linf)
     direction = torch.where(normals != 0, 1.0, 0.0).to(normals.dtype) if is_linf else normals.abs()
     t_max, gain_per_t = (
-        max_abs_step / direction.clamp_min(TINY),
+        max_abs_step / direction.clamp_min(MIN_DENOMINATOR),
         direction * normals.abs(),
     )  # (n, J, D) clipped from t_max on
     needed_rise = needed_rise + MIN_BOUNDARY_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
@@ -281,7 +281,7 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, max_abs_step: Te
         n_free = n_left
         total_gain = torch.where(is_free, gain_per_t, 0).sum(2)
         shortfall = needed_rise - (gain_per_t * torch.minimum(t_max, t[..., None])).sum(2)
-        t = torch.where(total_gain > 0, t + shortfall / total_gain.clamp_min(TINY), t)
+        t = torch.where(total_gain > 0, t + shortfall / total_gain.clamp_min(MIN_DENOMINATOR), t)
     return normals.sign() * direction * torch.minimum(t_max, t[..., None])
 
 
@@ -298,7 +298,9 @@ def search_toward_original(
     """
     x, near_fraction, far_fraction = state.x[rows], torch.zeros_like(image_score), torch.ones_like(image_score)
     for iteration in range(MAX_SEARCH_TOWARD_ORIGINAL_STEPS):
-        crossing = image_score / (image_score - original_score).clamp_min(TINY)  # (n,) from far, of what is between
+        crossing = image_score / (image_score - original_score).clamp_min(
+            MIN_DENOMINATOR
+        )  # (n,) from far, of what is between
         is_active = crossing * (far_fraction - near_fraction) > TOWARD_ORIGINAL_RELATIVE_TOLERANCE * far_fraction
         rows, images, x, near_fraction, far_fraction, image_score, original_score, crossing = (
             values[is_active]

@@ -62,7 +62,7 @@ class CPPNEncoding(GenomeEncoding):
     mutation_rate, width, depth, initial_std, mutation_std = 0.1, 8, 4, 1.0, 0.5
 
     def initial_genomes(self, n_genomes: int, shape: Shape, generator: torch.Generator) -> Tensor:
-        layer_sizes = self._layer_sizes(shape)
+        layer_sizes = self._cppn_layer_sizes(shape)
         gene_std = (
             torch.cat([torch.full((n_in * n_out,), self.initial_std / n_in**0.5) for n_in, n_out in layer_sizes])
             .to(generator.device)
@@ -72,7 +72,7 @@ class CPPNEncoding(GenomeEncoding):
         return _normal_samples((n_genomes, len(gene_std)), generator) * gene_std
 
     def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
-        layer_sizes = self._layer_sizes(shape)
+        layer_sizes = self._cppn_layer_sizes(shape)
         weight_counts, bias_counts = [a * b for a, b in layer_sizes], [b for _, b in layer_sizes]
         gene_groups = torch.split_with_sizes(genomes, weight_counts + bias_counts, 1)
         w = [g.view(-1, a, b) for g, (a, b) in zip(gene_groups, layer_sizes, strict=False)]
@@ -85,7 +85,7 @@ class CPPNEncoding(GenomeEncoding):
         is_mutated = _uniform_samples(tuple(genomes.shape), generator) < self.mutation_rate
         return genomes + is_mutated * self.mutation_std * _normal_samples(tuple(genomes.shape), generator)
 
-    def _layer_sizes(self, shape: Shape) -> list[tuple[int, int]]:
+    def _cppn_layer_sizes(self, shape: Shape) -> list[tuple[int, int]]:
         """(inputs, outputs) of each layer; activations are an odd and an even one, so the next has twice the inputs."""
         return [(2, self.width), *[(2 * self.width, self.width)] * (self.depth - 1), (2 * self.width, shape[0])]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball
+from ..engine.optimize.constraints import BALL_BY_NORM, MIN_DENOMINATOR, unbounded_ball
 from ..engine.optimize.hyperplanes import (
     DUAL_NORM_BY_NORM,
     Hyperplane,
@@ -29,7 +29,6 @@ from ..objectives import Objective, logit
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -37,6 +36,7 @@ from ..parameters import (
     Labels,
     Norm,
     Restarts,
+    RoundingBits,
     Seed,
     Steps,
 )
@@ -87,7 +87,7 @@ def fab(
     eta: Annotated[float, Above(0), "Factor by which a step is lengthened."] = 1.05,
     beta: Annotated[float, AtLeast(0), AtMost(1), "Fraction of the distance to x that is kept after a success."] = 0.9,
     early_stop: EarlyStop = True,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -152,7 +152,7 @@ def fab(
     config = FABConfig(norm.lower(), steps, alpha_max, eta, beta, -1.0 if not early_stop or eps is None else eps)
     attack = FAB(state, config, INF if eps is None else eps, check_seed(seed))
     with state:
-        for rows in state.row_batches(state.find_rows_to_attack()):
+        for rows in state.split_rows_into_batches(state.find_rows_to_attack()):
             attack.run(rows, n_targets, restarts)
     quantization.quantize_images(state, bits)
     return state.to_result(INF if eps is None else eps)
@@ -193,29 +193,29 @@ class FAB:
 
     def run(self, rows: Tensor, n_targets: int | None, n_restarts: int) -> None:
         """Each run starts from what earlier ones found, so that more of them never make an image farther."""
-        boundary_fns = self.boundary_fns(rows, n_targets)
+        boundary_fn_per_run = self.boundary_fn_per_run(rows, n_targets)
         images = self.state.x[rows]
         for restart in range(n_restarts):
             old_distance = self.state.distance.clone()
-            for run_index, boundary_fn in enumerate(boundary_fns):
-                rows, images = self.drop_finished(rows, images)
+            for run_index, boundary_fn in enumerate(boundary_fn_per_run):
+                rows, images = self.drop_rows_within_target_distance(rows, images)
                 start_images = (
-                    self.random_start(images, rows, restart * len(boundary_fns) + run_index)
+                    self.random_restart_points(images, rows, restart * len(boundary_fn_per_run) + run_index)
                     if restart
                     else self.state.x[rows]
                 )
                 images = self.run_fab_steps(boundary_fn, rows, start_images)
-            rows, images = self.drop_finished(rows, images)
-            self.search_final_segment(rows[self.state.distance[rows] < old_distance[rows]])
+            rows, images = self.drop_rows_within_target_distance(rows, images)
+            self.search_between_original_and_found(rows[self.state.distance[rows] < old_distance[rows]])
 
-    def drop_finished(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def drop_rows_within_target_distance(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that are not within target_distance yet."""
         is_active = self.state.distance[rows] > self.config.target_distance
         return (rows, images) if bool(is_active.all()) else (rows[is_active], images[is_active])
 
     # -- which boundary ----------------------------------------------------------------------------------------------
 
-    def boundary_fns(self, rows: Tensor, n_targets: int | None) -> list[LinearizeBoundaryFn]:
+    def boundary_fn_per_run(self, rows: Tensor, n_targets: int | None) -> list[LinearizeBoundaryFn]:
         """One for each run from x."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         if not len(rows):
@@ -253,12 +253,14 @@ class FAB:
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
         dual_norm, n_values = DUAL_NORM_BY_NORM[self.config.norm], self.lower.shape[1]
 
-        def select_scores(logits: Tensor, row_index: Tensor) -> Tensor:
+        def logit_differences_to_label(logits: Tensor, row_index: Tensor) -> Tensor:
             return logits.gather(1, other_classes[row_index]) - logits.gather(1, labels[row_index, None])
 
         def linearize(images: Tensor, rows: Tensor) -> LinearizedBoundary:
-            logits, scores, grads = self.state.jacobian(images, rows, select_scores)
-            distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
+            logits, scores, grads = self.state.jacobian(images, rows, logit_differences_to_label)
+            distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(
+                MIN_DENOMINATOR
+            )  # (n, K - 1)
             nearest_index = distances.argmin(1, keepdim=True)
             normal = grads.flatten(2).gather(1, nearest_index[..., None].expand(-1, 1, n_values))[:, 0]
             success_score = self.state.goal.criterion.rows(rows)({"logits": logits})
@@ -268,7 +270,7 @@ class FAB:
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
-    def random_start(self, last_images: Tensor, rows: Tensor, run_index: int) -> Tensor:
+    def random_restart_points(self, last_images: Tensor, rows: Tensor, run_index: int) -> Tensor:
         """A random point at half the distance from x of the nearest image found, of eps, or of the last run's end."""
         x = self.state.x[rows]
         distance = self.state.distance[rows].clamp_max(self.eps)
@@ -306,11 +308,11 @@ class FAB:
             for point, boundary in ((images, plane), (x, plane_from_x))
         )
         length_z, length_x = vector_norms(norm, from_z), vector_norms(norm, from_x)
-        alpha = (length_z / (length_z + length_x).clamp_min(TINY)).clamp_max(self.config.alpha_max)
+        alpha = (length_z / (length_z + length_x).clamp_min(MIN_DENOMINATOR)).clamp_max(self.config.alpha_max)
         next_images = torch.lerp(images + eta * from_z, x + eta * from_x, alpha[:, None])
         return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
-    def search_final_segment(self, rows: Tensor) -> None:
+    def search_between_original_and_found(self, rows: Tensor) -> None:
         """The final search: between x and the adversarial image, just beyond the zero of the score's chord."""
         if not len(rows):
             return
@@ -318,7 +320,7 @@ class FAB:
         near_score, far_score = self.state.success_score(near_images, rows), self.state.success_score(far_images, rows)
         target_score = FINAL_SEARCH_RELATIVE_OVERSHOOT * near_score.abs()
         for _ in range(FINAL_SEARCH_STEPS):
-            fraction = ((target_score - near_score) / (far_score - near_score).clamp_min(TINY)).clamp(0, 1)
+            fraction = ((target_score - near_score) / (far_score - near_score).clamp_min(MIN_DENOMINATOR)).clamp(0, 1)
             images = self.state.box.inputs.clip(near_images.lerp(far_images, broadcast_rows(fraction, near_images)))
             score = self.state.success_score(images, rows)
             is_adversarial = score > target_score / 2

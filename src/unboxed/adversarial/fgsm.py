@@ -11,7 +11,6 @@ from ..engine.optimize.constraints import Ball
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -20,6 +19,7 @@ from ..parameters import (
     NModelNoiseDraws,
     Norm,
     RandomStart,
+    RoundingBits,
     Seed,
     StepSize,
 )
@@ -60,7 +60,7 @@ def fgsm(
     random_start: RandomStart = False,
     early_stop: EarlyStop = True,
     eot: NModelNoiseDraws = 1,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:

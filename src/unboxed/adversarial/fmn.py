@@ -17,10 +17,20 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, project_to_radii, unbounded_ball, zero_grad_at_bounds
+from ..engine.optimize.constraints import L2, MIN_DENOMINATOR, project_to_radii, unbounded_ball, zero_grad_at_bounds
 from ..engine.optimize.hyperplanes import DUAL_NORM_BY_NORM, vector_norms
 from ..engine.rows import broadcast_rows
-from ..parameters import AttackTarget, BatchSize, Bits, CustomAttackObjective, Eps, InputBatch, Labels, Norm, Steps
+from ..parameters import (
+    AttackTarget,
+    BatchSize,
+    CustomAttackObjective,
+    Eps,
+    InputBatch,
+    Labels,
+    Norm,
+    RoundingBits,
+    Steps,
+)
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState, ScoreAndGradient
 from .quantization import quantize_images
@@ -54,7 +64,7 @@ def fmn(
     steps: Steps = 100,
     step: Annotated[float, Above(0), Unit("pixel range"), "Length of the first step, in L2."] = 1.0,
     gamma: Annotated[float, Above(0), Below(1), "Fraction by which the radius changes at first."] = 0.05,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
     """The nearest adversarial images, quickly: gradient steps in a ball that follows the boundary.
@@ -106,7 +116,7 @@ def fmn(
         box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
     )
     with state:
-        for rows in state.row_batches(state.find_rows_to_attack()):
+        for rows in state.split_rows_into_batches(state.find_rows_to_attack()):
             _run_fmn(state, rows, steps, step, gamma)
     quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
@@ -159,7 +169,7 @@ def _next_ball_radius(
 ) -> Tensor:
     """The next radius (n,) of each row's ball: lines 5 to 12 of algorithm 1."""
     dual_norm = DUAL_NORM_BY_NORM[type(state.norm).__name__.lower()]
-    boundary_distance = evaluation.score.abs() / vector_norms(dual_norm, grad.flatten(1)).clamp_min(TINY)
+    boundary_distance = evaluation.score.abs() / vector_norms(dual_norm, grad.flatten(1)).clamp_min(MIN_DENOMINATOR)
     linear_estimate = state.norm.distance(images, state.x[rows]) + boundary_distance
     overshot_estimate = torch.where(
         is_stalled, linear_estimate * (1 + gamma), linear_estimate * (1 + FINAL_GAMMA)

@@ -21,7 +21,7 @@ from ..engine.optimize.constraints import (
     Constraint,
     NormBall,
     ball_constraint,
-    identity_grad,
+    gradient_as_direction,
     unconstrained_grad,
 )
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
@@ -30,7 +30,7 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..validation import check_seed
-from .attack_state import AttackState, explaining_missing_gradient, gradient_free_hint
+from .attack_state import AttackState, explaining_missing_gradient, gradient_free_attacks_hint
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -70,7 +70,9 @@ class GradientAttackConfig:
         make_optimizer = partial(
             NormalizedMomentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
         )
-        return make_optimizer, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
+        return make_optimizer, replace(
+            constraint, step_direction=gradient_as_direction, feasible_grad=unconstrained_grad
+        )
 
 
 def resolve_step_size(step: float | None, total_length: float, steps: int) -> float:
@@ -181,5 +183,5 @@ def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttack
         warn(
             f"the first gradient is exactly zero (or NaN) for {n_zero} of {int(was_evaluated.sum())} examples, which "
             f"take no step there; loss='margin' has a gradient where the cross-entropy is saturated, and "
-            f"{gradient_free_hint()}"
+            f"{gradient_free_attacks_hint()}"
         )

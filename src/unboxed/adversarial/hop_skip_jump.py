@@ -14,12 +14,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Linf, l2_norm, unbounded_ball
+from ..engine.optimize.constraints import MIN_DENOMINATOR, Linf, l2_norm, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -27,6 +26,7 @@ from ..parameters import (
     Labels,
     LinfOrL2Norm,
     MaxQueries,
+    RoundingBits,
     Seed,
     StartImages,
 )
@@ -75,7 +75,7 @@ def hop_skip_jump(
         "Points around the boundary that are asked about in the first step.",
     ] = None,
     early_stop: EarlyStop = True,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -136,7 +136,7 @@ def hop_skip_jump(
     attack = _HopSkipJump(oracle, first_num_evals, 0.0 if not early_stop or eps is None else max_distance)
     with state:
         rows = state.find_rows_to_attack()
-        attack.run(*oracle.find_starts(rows, start_pool))
+        attack.run(*oracle.find_adversarial_starts(rows, start_pool))
     quantize_images(state, bits, use_gradients=False)
     return state.to_result(max_distance)
 
@@ -158,20 +158,22 @@ class _HopSkipJump:
 
     def run(self, images: Tensor, rows: Tensor) -> None:
         """From adversarial images (n, ...) to the boundary, and along it, until the budget is spent."""
-        images = self.oracle.bisect(images, rows, self.bisection_steps)
+        images = self.oracle.bisect_to_boundary(images, rows, self.bisection_steps)
         iteration = 1
         while len(rows):
             distance = self.oracle.norm.distance(images, self.oracle.x[rows])
             reserved_queries = self.bisection_steps + 4  # for the step and the bisection
             is_active = (self.oracle.remaining_queries(rows) > reserved_queries + 1) & (
-                distance > max(self.target_distance, TINY)
+                distance > max(self.target_distance, MIN_DENOMINATOR)
             )
             images, rows, distance = images[is_active], rows[is_active], distance[is_active]
             if len(rows):
-                images = self._iterate(images, rows, distance, reserved_queries, iteration)
+                images = self._run_one_iteration(images, rows, distance, reserved_queries, iteration)
             iteration += 1
 
-    def _iterate(self, images: Tensor, rows: Tensor, distance: Tensor, reserved_queries: int, iteration: int) -> Tensor:
+    def _run_one_iteration(
+        self, images: Tensor, rows: Tensor, distance: Tensor, reserved_queries: int, iteration: int
+    ) -> Tensor:
         """One step of algorithm 2: estimate a direction, step, return to the boundary."""
         radius = distance / self.n_values if iteration > 1 else 0.01 * distance
         num_evals = (self.oracle.remaining_queries(rows) - reserved_queries).clamp_max(
@@ -179,7 +181,7 @@ class _HopSkipJump:
         )
         step_direction = self.estimate_direction(images, rows, radius, num_evals, iteration)
         stepped = self._line_search(images, rows, step_direction, distance / math.sqrt(iteration))
-        return self.oracle.bisect(stepped, rows, self.bisection_steps)
+        return self.oracle.bisect_to_boundary(stepped, rows, self.bisection_steps)
 
     def estimate_direction(
         self, images: Tensor, rows: Tensor, radius: Tensor, num_evals: Tensor, iteration: int
@@ -208,7 +210,9 @@ class _HopSkipJump:
                 n_adversarial[row_slice] += is_adversarial.sum(1)
         estimate = _gradient_estimate(adversarial_sum, direction_sum, n_adversarial, num_evals)
         return (
-            estimate.sign() if self.is_linf else estimate / broadcast_rows(l2_norm(estimate).clamp_min(TINY), estimate)
+            estimate.sign()
+            if self.is_linf
+            else estimate / broadcast_rows(l2_norm(estimate).clamp_min(MIN_DENOMINATOR), estimate)
         )
 
     def _sample_and_query_directions(
@@ -236,7 +240,7 @@ class _HopSkipJump:
             n_directions, *images.shape[1:], generator=generator, device=images.device, dtype=images.dtype
         )
         directions = 2 * directions - 1 if self.is_linf else directions
-        return directions / broadcast_rows(l2_norm(directions).clamp_min(TINY), directions)
+        return directions / broadcast_rows(l2_norm(directions).clamp_min(MIN_DENOMINATOR), directions)
 
     def _line_search(self, images: Tensor, rows: Tensor, directions: Tensor, step_size: Tensor) -> Tensor:
         """The longest step, halved from step_size (n,), that is adversarial; the image itself where none is."""

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
+from ..engine.optimize.constraints import L2, MIN_DENOMINATOR, l2_norm, unbounded_ball
 from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, where_states
 from ..errors import InputError
 from ..objectives import Acts, Constant, Objective, layer_objective
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
     InputBatch,
     L2NormOnly,
     Labels,
+    RoundingBits,
     Steps,
 )
 from ..settings import Above, AtLeast, Unit, check_settings
@@ -68,7 +68,7 @@ def lbfgs(
     n_searches: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 10,
     tolerance: Annotated[float, Above(0), "Relative gradient at which a minimization ends."] = 1e-4,
     early_stop: EarlyStop = True,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
     """The nearest adversarial images in L2: box-constrained L-BFGS, the first attack of all.
@@ -123,7 +123,7 @@ def lbfgs(
     target_distance = -1.0 if not early_stop or eps is None else eps
     attack = _LBFGSAttack(state, steps, tolerance, target_distance)
     with state:
-        for rows in state.row_batches(state.find_rows_to_attack()):
+        for rows in state.split_rows_into_batches(state.find_rows_to_attack()):
             attack.run(rows, n_searches)
     quantization.quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
@@ -208,7 +208,7 @@ class CBracket:
 
     @classmethod
     def from_initial_c(cls, c: Tensor, growth: float) -> CBracket:
-        return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, growth))
+        return cls(c.clamp_min(MIN_DENOMINATOR), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, growth))
 
     def with_next_c(self, is_adversarial: Tensor) -> CBracket:
         """The larger c is, the nearer the image, until it is not adversarial any more."""
@@ -246,9 +246,9 @@ class _LBFGSAttack:
             return
         images = self.state.x[rows].flatten(1)
         loss, loss_grad, _ = self.evaluate(images, rows)
-        linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
+        linear_distance = loss / l2_norm(loss_grad).clamp_min(MIN_DENOMINATOR)  # (n,) to zero loss, for a linear model
         bracket = CBracket.from_initial_c(
-            l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_GROWTH_FACTOR_UNBRACKETED
+            l2_norm(loss_grad) / (4 * linear_distance).clamp_min(MIN_DENOMINATOR), C_GROWTH_FACTOR_UNBRACKETED
         )
         lbfgs_state, c_of_state = (
             initial_state(images, loss, loss_grad, linear_distance, self.lower, self.upper),
@@ -257,7 +257,7 @@ class _LBFGSAttack:
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
                 lbfgs_state, bracket, c_of_state = self.retarget_to_found_class(lbfgs_state, rows, bracket, c_of_state)
-            start_state = self.update_state_for_larger_c(lbfgs_state, rows, bracket.c - c_of_state)
+            start_state = self.lbfgs_state_for_larger_c(lbfgs_state, rows, bracket.c - c_of_state)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
                 lbfgs_state,
@@ -299,7 +299,7 @@ class _LBFGSAttack:
         images, distance = image.flatten(1), self.state.distance[success_rows]
         loss, loss_grad, _ = self.evaluate(images, success_rows)
         new_bracket = CBracket.from_initial_c(
-            l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_GROWTH_FACTOR_NEAR_BOUNDARY
+            l2_norm(loss_grad) / (2 * distance).clamp_min(MIN_DENOMINATOR), C_GROWTH_FACTOR_NEAR_BOUNDARY
         )  # where both gradients balance
         penalty, grad = self.distance_penalty_and_grad(images, success_rows, new_bracket.c)
         new_state = initial_state(images, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
@@ -329,7 +329,7 @@ class _LBFGSAttack:
                 position, lbfgs_state = position[~lbfgs_state.finished], lbfgs_state.rows(~lbfgs_state.finished)
             if not len(position):
                 break
-            images = lbfgs_state.trial(self.lower, self.upper)
+            images = lbfgs_state.trial_point(self.lower, self.upper)
             loss, loss_grad, trial_success = self.evaluate(images, rows[position])
             penalty, grad = self.distance_penalty_and_grad(images, rows[position], c[position])
             lbfgs_state = lbfgs_state.update(
@@ -345,7 +345,7 @@ class _LBFGSAttack:
         perturbation = images - self.state.x[rows].flatten(1)
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
-    def update_state_for_larger_c(self, lbfgs_state: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
+    def lbfgs_state_for_larger_c(self, lbfgs_state: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
         """The same point and history with c increased, whose effect on the curvature is known exactly."""
         penalty, grad = self.distance_penalty_and_grad(lbfgs_state.z, rows, c_increase)
         lbfgs_state = replace(

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import L1, TINY, Linf, NormBall
+from ..engine.optimize.constraints import L1, MIN_DENOMINATOR, Linf, NormBall
 from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError, warn
 from .attack_state import AttackState
-from .level_grid import LevelGrid, bisect_smallest_sufficient
+from .level_grid import PixelLevelGrid, bisect_smallest_sufficient_t
 
 MAX_NEAREST_SEARCH_STEPS = 16  # at most, of the search for the nearest by gradient, and
 MAX_BALL_ASCENT_STEPS = 30  # of that inside a ball
@@ -32,10 +32,10 @@ MAX_PERTURBATION_SCALING_STEPS = (
 MIN_ROUNDED_MARGIN_FRACTION = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
 
 
-class LevelSearch:
+class RoundedImageSearch:
     """The best rounded image of each of N examples, and the search for better ones."""
 
-    def __init__(self, state: AttackState, grid: LevelGrid) -> None:
+    def __init__(self, state: AttackState, grid: PixelLevelGrid) -> None:
         self.state, self.grid = state, grid
         self.found_levels = state.images * grid.highest_level  # (N, ...) what the attack found, in levels
         self.original_levels = grid.round_to_levels(grid.x_levels)  # the originals' own files
@@ -59,35 +59,35 @@ class LevelSearch:
         state, has_ball = self.state, self.grid.ball is not None
         needs_repair = self.has_level_in_ball & (self._has_several_levels_in_ball() if has_ball else state.success)
         if has_ball or not use_gradients:
-            rows = self.rows_where(self.score.isnan() & self.has_level_in_ball)
+            rows = self.row_indices_where(self.score.isnan() & self.has_level_in_ball)
             self.evaluate(self.best_levels[rows], rows)
         if state.interrupted:
             return
-        for batch_rows in state.row_batches(self.rows_where(needs_repair & ~self.is_adversarial)):
+        for batch_rows in state.split_rows_into_batches(self.row_indices_where(needs_repair & ~self.is_adversarial)):
             used_gradient = use_gradients and self._run_gradient_search_if_possible(batch_rows)
             if not (used_gradient and has_ball):
                 self._search_by_scaling_perturbation(batch_rows[~self.is_adversarial[batch_rows]])
 
-    def rows_where(self, mask: Tensor) -> Tensor:
+    def row_indices_where(self, mask: Tensor) -> Tensor:
         return mask.nonzero().flatten()
 
     def write_to_attack_state(self) -> None:
         """Write the rounded images, and their success, to the attack's state."""
         state, grid = self.state, self.grid
-        unevaluated = self.rows_where(
+        unevaluated = self.row_indices_where(
             self.score.isnan() & state.success & self.has_level_in_ball
         )  # after an interruption
         if len(unevaluated):
             self.evaluate(self.best_levels[unevaluated], unevaluated)
         if grid.ball is None:  # a minimal attack that found nothing returns the original
-            failed_rows = self.rows_where(~(self.score > 0))
+            failed_rows = self.row_indices_where(~(self.score > 0))
             self.best_levels[failed_rows] = self.original_levels[failed_rows]
             self.score[failed_rows] = torch.where(
                 self._is_unperturbed()[failed_rows], state.initial_score[failed_rows], math.nan
             )
         images = grid.to_images(self.best_levels)
         needs_score = torch.ones_like(self.has_level_in_ball) if state.box.batch_dependent else self.score.isnan()
-        if len(rows := self.rows_where(needs_score)):
+        if len(rows := self.row_indices_where(needs_score)):
             self.score[rows] = state.success_score(images[rows], rows)
         state.images, state.fallback_images = images, grid.to_images(self.original_levels)
         state.success = (self.score > 0) & self.has_level_in_ball
@@ -183,25 +183,25 @@ class LevelSearch:
     def _min_norm_unit_increase_step(self, grad: Tensor, offset: Tensor) -> Tensor:
         """The smallest step, in the attack's norm, by which the score rises by one."""
         if isinstance(self.state.norm, Linf):
-            return grad.sign() / broadcast_rows(grad.flatten(1).abs().sum(1).clamp_min(TINY), grad)
+            return grad.sign() / broadcast_rows(grad.flatten(1).abs().sum(1).clamp_min(MIN_DENOMINATOR), grad)
         if isinstance(self.state.norm, L1):  # on what has moved, where anything has
             moved_grad = torch.where(offset.abs() > 0.5, grad, 0)
             grad = torch.where(broadcast_rows(moved_grad.flatten(1).any(1), grad), moved_grad, grad)
-        return grad / broadcast_rows((grad * grad).flatten(1).sum(1).clamp_min(TINY), grad)
+        return grad / broadcast_rows((grad * grad).flatten(1).sum(1).clamp_min(MIN_DENOMINATOR), grad)
 
     def _knapsack_solution(
-        self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
+        self, grid: PixelLevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
     ) -> Tensor:
         """The nearest point to the originals that, for a linear model, is adversarial once rounded."""
 
-        def is_enough(path_length: Tensor) -> Tensor:
+        def is_margin_covered_after_rounding(path_length: Tensor) -> Tensor:
             return ((grid.round_to_levels(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
 
-        path, upper = self._highest_gain_path(grid, levels, unrounded, grad, shortfall)
-        return path(bisect_smallest_sufficient(is_enough, upper))
+        path, upper = self._path_fn_of_highest_gain(grid, levels, unrounded, grad, shortfall)
+        return path(bisect_smallest_sufficient_t(is_margin_covered_after_rounding, upper))
 
-    def _highest_gain_path(
-        self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
+    def _path_fn_of_highest_gain(
+        self, grid: PixelLevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """A path t (n,) -> points of highest gain at their distance, and the largest t."""
         if isinstance(self.state.norm, L1):  # the moves that gain most are kept
@@ -214,8 +214,8 @@ class LevelSearch:
             )
         steepest = grad.sign() if isinstance(self.state.norm, Linf) else grad
         needed_rise = (((levels - grid.x_levels) * grad).flatten(1).sum(1) + shortfall).clamp_min(0)
-        gain = (steepest * grad).flatten(1).sum(1).clamp_min(TINY)
-        max_grad = steepest.flatten(1).abs().amax(1).clamp_min(TINY)
+        gain = (steepest * grad).flatten(1).sum(1).clamp_min(MIN_DENOMINATOR)
+        max_grad = steepest.flatten(1).abs().amax(1).clamp_min(MIN_DENOMINATOR)
         return lambda t: grid.x_levels + broadcast_rows(t, grad) * steepest, 4 * needed_rise / gain + 1 / max_grad
 
     def _ascend_in_ball(self, rows: Tensor, ball: NormBall) -> None:
@@ -242,7 +242,9 @@ class LevelSearch:
         for _ in range(MAX_PERTURBATION_SCALING_STEPS):
             scale = torch.where(upper.isinf(), (2 * lower - 1).clamp_min(1.05), (lower + upper) / 2)
             active_index = (
-                self.rows_where(~self.is_adversarial[rows]) if grid.ball is not None else self.rows_where(scale > 0)
+                self.row_indices_where(~self.is_adversarial[rows])
+                if grid.ball is not None
+                else self.row_indices_where(scale > 0)
             )
             if not len(active_index):
                 return

@@ -13,7 +13,6 @@ from ..engine.optimize.constraints import Ball
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -21,6 +20,7 @@ from ..parameters import (
     Labels,
     NModelNoiseDraws,
     Norm,
+    RoundingBits,
     Seed,
     Steps,
     StepSize,
@@ -57,7 +57,7 @@ def mi_fgsm(
     decay: Annotated[float, AtLeast(0), "Fraction of the accumulated gradient that is kept after a step."] = 1.0,
     early_stop: EarlyStop = True,
     eot: NModelNoiseDraws = 1,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:

@@ -13,7 +13,6 @@ from ..engine.optimize.constraints import Ball
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     EarlyStop,
     Eps,
@@ -23,6 +22,7 @@ from ..parameters import (
     Norm,
     RandomStart,
     Restarts,
+    RoundingBits,
     Seed,
     Steps,
     StepSize,
@@ -61,7 +61,7 @@ def pgd(
     restarts: Restarts = 1,
     early_stop: EarlyStop = True,
     eot: NModelNoiseDraws = 1,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:

@@ -26,10 +26,10 @@ def nan_checked_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> T
 
 def predict_classes(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The classes (N,) of packed inputs x. Raises NaNError, and OutputError where the box predicts none."""
-    return nan_checked_class_logits(box, x, batch_size).argmax(1)
+    return nan_checked_logits_of_classifier(box, x, batch_size).argmax(1)
 
 
-def nan_checked_class_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
+def nan_checked_logits_of_classifier(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """As `nan_checked_logits`. Raises OutputError, too, where the box predicts no class."""
     if box.outputs == "regression":
         box.predict(box.restore_structure(x[:1]))  # raises, and says why

@@ -14,7 +14,7 @@ from ..errors import InputError, warn
 from ..validation import check_int
 from .attack_state import AttackState
 from .level_grid import level_grid_in_ball
-from .level_search import LevelSearch
+from .level_search import RoundedImageSearch
 
 ALLOWED_BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
 
@@ -37,7 +37,7 @@ def quantize_images(
             f"eps={ball.eps:g} is less than one of {highest_level} levels: no other file is that near to the original"
         )
         warn(f"{message}, so no file within it can be adversarial")
-    level_search = LevelSearch(state, level_grid_in_ball(state.x, highest_level, ball))
+    level_search = RoundedImageSearch(state, level_grid_in_ball(state.x, highest_level, ball))
     with state:
         level_search.restore_success_after_rounding(use_gradients)
     level_search.write_to_attack_state()

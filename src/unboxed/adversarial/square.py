@@ -16,19 +16,19 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Ball, Linf, NormBall, l2_norm
+from ..engine.optimize.constraints import MIN_DENOMINATOR, Ball, Linf, NormBall, l2_norm
 from ..engine.read.sizes import require_images
 from ..engine.rows import broadcast_rows
 from ..parameters import (
     AttackTarget,
     BatchSize,
-    Bits,
     CustomAttackObjective,
     Eps,
     InputBatch,
     Labels,
     LinfOrL2Norm,
     MaxQueries,
+    RoundingBits,
     Seed,
 )
 from ..rng import hashed_uniform
@@ -79,7 +79,7 @@ def square(
     objective: CustomAttackObjective = None,
     queries: MaxQueries = 5000,
     p: Annotated[float, Above(0), AtMost(1), "Fraction of the image that the first squares cover."] = 0.8,
-    bits: Bits = None,
+    bits: RoundingBits = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -142,9 +142,9 @@ def square(
 def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
     """The square attack on those of the rows that are not successes yet."""
     rows = rows[~state.success[rows]]
-    for batch_rows in state.row_batches(rows) if len(rows) else ():
+    for batch_rows in state.split_rows_into_batches(rows) if len(rows) else ():
         search = RandomSearch.for_ball(state, ball, seed)
-        search.run(search.start(batch_rows), queries, p)
+        search.run(search.initial_progress(batch_rows), queries, p)
 
 
 def square_side(query: int, queries: int, p: float, height: int, width: int) -> int:
@@ -183,7 +183,7 @@ class RandomSearch:
     def for_ball(cls, state: AttackState, ball: NormBall, seed: int) -> RandomSearch:
         return cls(state, _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball), seed)
 
-    def start(self, rows: Tensor) -> SearchProgress:
+    def initial_progress(self, rows: Tensor) -> SearchProgress:
         """The progress before the first query."""
         images = self.sampler.initial_images(rows, 2 * self.seed)
         score = images.new_full((len(rows),), -math.inf)
@@ -251,7 +251,7 @@ class _LinfSquares:
         self.x, self.eps, self.clip = state.x, eps, state.box.inputs.clip
         self._cached_rows: Tensor | None = None
 
-    def _pixel_bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _pixel_bounds_in_ball(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the pixels, cached for as long as the rows are the same."""
         if self._cached_rows is None or len(self._cached_rows) != len(rows):
             x = self.x[rows]
@@ -259,14 +259,14 @@ class _LinfSquares:
         return self._low, self._high
 
     def initial_images(self, rows: Tensor, seed: int) -> Tensor:
-        (lower, upper), (_, c, _, w) = self._pixel_bounds(rows), self.x.shape
+        (lower, upper), (_, c, _, w) = self._pixel_bounds_in_ball(rows), self.x.shape
         use_upper = hashed_uniform(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
         return torch.where(use_upper, upper, lower)
 
     def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
         uniform = hashed_uniform(seed, rows, query, 3 + images.shape[1])
         square_index = _square_index(uniform[:, :2], side, images)
-        lower, upper = (bound[square_index] for bound in self._pixel_bounds(rows))  # (n, C, h, h)
+        lower, upper = (bound[square_index] for bound in self._pixel_bounds_in_ball(rows))  # (n, C, h, h)
         use_upper = uniform[:, 3:] < 0.5  # (n, C) which end each channel goes to
         is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == images[square_index]).flatten(1).all(1)
         use_upper = use_upper ^ (
@@ -297,7 +297,7 @@ class _L2Squares:
     def _unit_norm_pattern(self, side: int, is_transposed: Tensor) -> Tensor:
         """The pattern (n, 1, side, side) of norm one, lying where `turned`."""
         if side not in self._patterns:
-            self._patterns[side] = l2_pattern(side).to(self.x)
+            self._patterns[side] = l2_hill_and_hollow_pattern(side).to(self.x)
         upright = self._patterns[side]
         return torch.where(is_transposed.view(-1, 1, 1, 1), upright.T, upright)
 
@@ -320,7 +320,9 @@ class _L2Squares:
                 tile = perturbation[..., top + i * side :, left + j * side :][..., :side, :side]
                 tile.copy_(sign * self._unit_norm_pattern(side, uniform[:, n_channels, i, j] < 0.5))
         return self._project(
-            perturbation * broadcast_rows(self.ball.eps / l2_norm(perturbation).clamp_min(TINY), perturbation), x
+            perturbation
+            * broadcast_rows(self.ball.eps / l2_norm(perturbation).clamp_min(MIN_DENOMINATOR), perturbation),
+            x,
         )
 
     def propose(self, images: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
@@ -351,17 +353,19 @@ def _window_norm(window: Tensor) -> Tensor:
 
 
 def _normalize_window(window: Tensor) -> Tensor:
-    return window / _window_norm(window).clamp_min(TINY)[..., None, None]
+    return window / _window_norm(window).clamp_min(MIN_DENOMINATOR)[..., None, None]
 
 
-def l2_pattern(side: int) -> Tensor:
+def l2_hill_and_hollow_pattern(side: int) -> Tensor:
     """eta (side, side) of norm one: a hill in the upper half, a hollow in the lower (arXiv:1912.00049, section 3.4)."""
     upper_height = side // 2
-    pattern = torch.cat([l2_half_pattern(side, upper_height).T, -l2_half_pattern(side, side - upper_height).T])
+    pattern = torch.cat(
+        [l2_hill_half_pattern(side, upper_height).T, -l2_hill_half_pattern(side, side - upper_height).T]
+    )
     return pattern / float(pattern.norm())
 
 
-def l2_half_pattern(height: int, width: int) -> Tensor:
+def l2_hill_half_pattern(height: int, width: int) -> Tensor:
     """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, rising inward."""
     n = height // 2
     r, s = ((torch.arange(1, m + 1) - m // 2 - 1).abs() for m in (height, width))

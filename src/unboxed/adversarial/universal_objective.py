@@ -164,7 +164,7 @@ def fooling_rate(
     n_samples = check_int("n_samples", n_samples, minimum=1)
     y = predicted_labels(box, x, batch_size) if y is None and result.objective is None else y
     goal = make_goal(box, len(x), y, result.target, result.objective)
-    is_fooled = partial(_is_score_positive, box, goal.criterion, batch_size=batch_size)
+    is_fooled = partial(_is_objective_positive, box, goal.criterion, batch_size=batch_size)
     is_counted = (
         ~is_fooled(x)
         if goal.labels is None or goal.target_labels is None
@@ -179,6 +179,6 @@ def fooling_rate(
     return float(torch.stack(fooled_fractions).mean())
 
 
-def _is_score_positive(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
+def _is_objective_positive(box: Box, objective: Objective, images: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0

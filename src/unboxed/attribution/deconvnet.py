@@ -58,4 +58,6 @@ def deconvnet(box: Box, x: InputBatch, target: Target = None, *, batch_size: Bat
         activations (GELU, SiLU, hardswish) keep their gradient.
     """
     check_settings(deconvnet, locals())
-    return attribute_by_gradient(box, x, target, method="Deconvnet", rule=relu_rules.deconvnet, batch_size=batch_size)
+    return attribute_by_gradient(
+        box, x, target, method="Deconvnet", rule=relu_rules.DECONVNET_RULE, batch_size=batch_size
+    )

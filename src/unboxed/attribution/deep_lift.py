@@ -83,10 +83,12 @@ def deep_lift(
     x0 = baseline_of(box, x, baseline)
     objective = resolve_target(box, target, x, batch_size)
 
-    def run_batch(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        return _contributions_and_scores(box, objective.rows(rows), x[rows], x0[rows])
+    def contributions_of_batch(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return _batch_contributions_and_scores(box, objective.rows(rows), x[rows], x0[rows])
 
-    parts = map_in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    parts = map_in_batches(
+        contributions_of_batch, len(x), *box.batch_size_and_max_rows(len(x), batch_size, objective.batch_dependent)
+    )
     contributions, score, reference = (torch.cat(h) for h in zip(*parts, strict=True))
     gap = score_difference(score, reference)
     _check_completeness(box, contributions, score, reference, box.batch_dependent or objective.batch_dependent)
@@ -101,7 +103,9 @@ def deep_lift(
     )
 
 
-def _contributions_and_scores(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_contributions_and_scores(
+    box: Box, objective: Objective, x: Tensor, x0: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Contributions (n, ...) of one batch, and the scores (n,) of x and of the baseline."""
     tape = ReferenceTape(RULE_BY_OP_NAME)
     with box.isolated(grad=False), OpReplacementMode(tape.record):

@@ -12,17 +12,17 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.estimators import zero_rounding_noise
+from ..engine.perturb.estimators import set_rounding_noise_to_zero
 from ..engine.perturb.masking import (
     MASKED_INPUT_NAME_IN_ERRORS,
-    Masking,
-    make_masking,
+    MaskableInputs,
+    make_maskable_inputs,
     masked_scores,
     resolve_objective_and_classes,
 )
 from ..engine.perturb.masks import full_and_leave_one_out_masks
 from ..engine.perturb.segments import Segments, segment_square_side
-from ..engine.perturb.windows import run_windows
+from ..engine.perturb.windows import run_with_replaced_windows
 from ..engine.read.sizes import Size
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
@@ -90,16 +90,18 @@ def feature_ablation(
     check_settings(feature_ablation, locals())
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline)
+    masking = make_maskable_inputs(box, x, segments, baseline)
     row_scores = _scores_with_rectangles_masked(masking, score, batch_size)
     if row_scores is None:
-        masks = {a: full_and_leave_one_out_masks(a) for a in set(masking.n_active_per_row)}
-        row_scores = masked_scores(masking, [masks[a] for a in masking.n_active_per_row], [score], batch_size)
+        masks = {a: full_and_leave_one_out_masks(a) for a in set(masking.n_maskable_segments_per_row)}
+        row_scores = masked_scores(
+            masking, [masks[a] for a in masking.n_maskable_segments_per_row], [score], batch_size
+        )
     eps = torch.finfo(box.model_dtype).eps
-    score_drops = [zero_rounding_noise((v[:1] - v[1:]), v, eps)[:, 0] for v in row_scores]  # (A,) each
+    score_drops = [set_rounding_noise_to_zero((v[:1] - v[1:]), v, eps)[:, 0] for v in row_scores]  # (A,) each
     return make_attribution(
         box,
-        masking.features.broadcast(masking.scatter_active(score_drops)),
+        masking.features.broadcast_to_values(masking.scatter_to_all_segments(score_drops)),
         x=x,
         method="Feature ablation",
         over_embedding="same",
@@ -108,12 +110,14 @@ def feature_ablation(
     )
 
 
-def _scores_with_rectangles_masked(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
+def _scores_with_rectangles_masked(
+    masking: MaskableInputs, score: Objective, batch_size: BatchSize
+) -> list[Tensor] | None:
     """The score of each row as it is, and without each of its active segments, (1 + A, 1), if all are rectangles.
 
     Then only what a rectangle reaches in the model is computed, as for occlusion.
     """
-    rectangles = _segment_corners_by_size(masking)
+    rectangles = _rectangle_segment_corners_by_size(masking)
     if rectangles is None:
         return None
     box, x = masking.box, masking.x
@@ -121,7 +125,7 @@ def _scores_with_rectangles_masked(masking: Masking, score: Objective, batch_siz
     original = ablated[:, :1]
     for size, corners_by_feature in rectangles.items():
         corners = torch.tensor(list(corners_by_feature.values()))
-        run = run_windows(
+        run = run_with_replaced_windows(
             box,
             x,
             score,
@@ -138,7 +142,7 @@ def _scores_with_rectangles_masked(masking: Masking, score: Objective, batch_siz
     return [torch.cat([original[i], ablated[i, on]])[:, None].cpu().double() for i, on in enumerate(masking.active)]
 
 
-def _segment_corners_by_size(masking: Masking) -> dict[Size, dict[int, tuple[int, int]]] | None:
+def _rectangle_segment_corners_by_size(masking: MaskableInputs) -> dict[Size, dict[int, tuple[int, int]]] | None:
     """{size: {segment: its corner}} of the active segments, where all images have the same rectangles."""
     ids, active = masking.features.ids, masking.active.any(0).nonzero().flatten().tolist()
     if (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.gradients.score import gradients, warn_problem_gradients
+from ..engine.gradients.score import gradients, warn_of_zero_or_nonfinite_gradients
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..model.nan_checks import check_finite_scores
@@ -69,7 +69,7 @@ def gradient_x_input(
     objective = box.objective(target, len(x))
     grads = gradients(box, objective, x, batch_size=batch_size)
     check_finite_scores(grads.score)
-    warn_problem_gradients(objective, grads.map, grads.clamped)
+    warn_of_zero_or_nonfinite_gradients(objective, grads.map, grads.clamped)
     return make_attribution(
         box,
         grads.map * (x - baseline_values),

@@ -60,5 +60,5 @@ def guided_backprop(box: Box, x: InputBatch, target: Target = None, *, batch_siz
     """
     check_settings(guided_backprop, locals())
     return attribute_by_gradient(
-        box, x, target, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size
+        box, x, target, method="Guided backprop", rule=relu_rules.GUIDED_BACKPROP_RULE, batch_size=batch_size
     )

@@ -67,7 +67,7 @@ def guided_grad_cam(
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
     guided = attribute_by_gradient(
-        box, x, objective, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size
+        box, x, objective, method="Guided backprop", rule=relu_rules.GUIDED_BACKPROP_RULE, batch_size=batch_size
     )
     cam_map = cam(
         box, x, target, layer, combine_by_mean_gradient, name="Grad-CAM", batch_size=batch_size, warn_clamped=False

@@ -17,7 +17,7 @@ from ..engine.gradients.adaptive_quadrature import (
     IntegrationProblem,
     integrate_adaptively,
     integrate_at_fixed_points,
-    n_initial_points_for,
+    n_initial_points_for_tolerance,
 )
 from ..engine.gradients.quadrature import QUADRATURE_RULES, QuadratureRule, midpoints
 from ..engine.perturb.baselines import Baseline, score_difference
@@ -111,13 +111,15 @@ def integrated_gradients(
     """
     check_settings(integrated_gradients, locals())
     x = box.validate_inputs(x)
-    points = _fixed_quadrature_points(n_steps, rule)
+    points = _quadrature_points_and_weights(n_steps, rule)
     start = baseline_of(box, x, baseline)
     objective = resolve_target(box, target, x, batch_size)
     low, high = (run_variants(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
     score_gap = score_difference(high, low)
     max_error = torch.maximum(tol * score_gap.abs(), _relative_rounding_error(box) * (high.abs() + low.abs()))
-    problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, n_initial_points_for(tol))
+    problem = IntegrationProblem(
+        box, objective, x, start, low, high, max_error, batch_size, n_initial_points_for_tolerance(tol)
+    )
     if points is None and (box.batch_dependent or objective.batch_dependent):
         points = midpoints(DEFAULT_N_STEPS_IF_BATCH_DEPENDENT)
     integral = (
@@ -142,7 +144,7 @@ def integrated_gradients(
     )
 
 
-def _fixed_quadrature_points(n_steps: int | None, rule: QuadratureRule | None) -> tuple[Tensor, Tensor] | None:
+def _quadrature_points_and_weights(n_steps: int | None, rule: QuadratureRule | None) -> tuple[Tensor, Tensor] | None:
     """Points and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:

@@ -17,7 +17,7 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
-    make_masking,
+    make_maskable_inputs,
     masked_scores,
     resolve_objective_and_classes,
     segment_ids_like_input,
@@ -109,31 +109,33 @@ def kernel_shap(
     n, seed = int(n_samples), check_seed(seed)
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline, n_samples=n, seed=seed)
+    masking = make_maskable_inputs(box, x, segments, baseline, n_samples=n, seed=seed)
     if n < min(2 * masking.features.max_n_segments + 2, 2**masking.features.max_n_segments):
         min_samples = 2 * masking.features.max_n_segments + 2
         message = f"{masking.features.max_n_segments} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n)
-    subsets = {a: _subset_masks(a, n, seed) for a in set(masking.n_active_per_row)}
-    row_scores = masked_scores(masking, [subsets[a][0] for a in masking.n_active_per_row], [score], batch_size)
+    subsets = {a: _all_or_sampled_subset_masks(a, n, seed) for a in set(masking.n_maskable_segments_per_row)}
+    row_scores = masked_scores(
+        masking, [subsets[a][0] for a in masking.n_maskable_segments_per_row], [score], batch_size
+    )
     eps = torch.finfo(box.model_dtype).eps
     row_values = [
         _shapley_values_and_errors(subsets[a][1], v[:, 0], eps)
-        for a, v in zip(masking.n_active_per_row, row_scores, strict=True)
+        for a, v in zip(masking.n_maskable_segments_per_row, row_scores, strict=True)
     ]
-    values, error = (masking.scatter_active(h) for h in zip(*row_values, strict=True))
+    values, error = (masking.scatter_to_all_segments(h) for h in zip(*row_values, strict=True))
     ends = torch.stack(
         [
             v[-2:, 0] if subsets[a][1] else v[[-1, 0], 0]
-            for a, v in zip(masking.n_active_per_row, row_scores, strict=True)
+            for a, v in zip(masking.n_maskable_segments_per_row, row_scores, strict=True)
         ]
     )
     ends = ends.to(box.dtype).to(box.device)
     score_difference(ends[:, 0], ends[:, 1])
     return make_attribution(
         box,
-        masking.features.distribute(values),
+        masking.features.distribute_within_segments(values),
         x=x,
         method="KernelSHAP",
         target=target if classes is None else classes,
@@ -145,7 +147,7 @@ def kernel_shap(
     )
 
 
-def _subset_masks(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
+def _all_or_sampled_subset_masks(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
     """The masks to run: all of them; or some, followed by the full and the empty mask."""
     if 2**n_features <= n_samples:
         return all_subset_masks(n_features), None

@@ -27,9 +27,9 @@ from ..engine.perturb.control_variate import (
 )
 from ..engine.perturb.local_model import DEFAULT_ALPHA_BY_REGRESSION, LocalLinearModel, RegressionKind
 from ..engine.perturb.masking import (
-    Masking,
+    MaskableInputs,
     class_probability_objective,
-    make_masking,
+    make_maskable_inputs,
     masked_scores,
     resolve_objective_and_classes,
     segment_ids_like_input,
@@ -259,8 +259,8 @@ def positive_segments_mask(result: Attribution, n: int = 5) -> Tensor:
 LimeSettings = Mapping[str, Any]  # the checked settings of `lime` or `lime_top`, by name
 
 
-def _make_lime_masking(box: Box, x: Tensor, settings: LimeSettings) -> Masking:
-    return make_masking(
+def _make_lime_masking(box: Box, x: Tensor, settings: LimeSettings) -> MaskableInputs:
+    return make_maskable_inputs(
         box,
         x,
         settings["segments"],
@@ -272,19 +272,19 @@ def _make_lime_masking(box: Box, x: Tensor, settings: LimeSettings) -> Masking:
     )
 
 
-def _sample_masks(masking: Masking, n_samples: int, seed: int) -> list[SampledMasks]:
+def _sample_masks_per_row(masking: MaskableInputs, n_samples: int, seed: int) -> list[SampledMasks]:
     """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
     min_samples = masking.features.max_n_segments + 2
     if n_samples < min_samples:
         message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n_samples)
-    masks = {a: bernoulli_masks(a, n_samples, seed) for a in set(masking.n_active_per_row)}
-    return [masks[a] for a in masking.n_active_per_row]
+    masks = {a: bernoulli_masks(a, n_samples, seed) for a in set(masking.n_maskable_segments_per_row)}
+    return [masks[a] for a in masking.n_maskable_segments_per_row]
 
 
 def _fit_local_models(
-    masking: Masking,
+    masking: MaskableInputs,
     objectives: Sequence[Objective],
     targets: Sequence[Any],
     settings: LimeSettings,
@@ -292,7 +292,7 @@ def _fit_local_models(
 ) -> list[Attribution]:
     """Run x under random masks, and fit a linear model to each objective's scores."""
     seed = check_seed(settings["seed"])
-    sampled = _sample_masks(masking, settings["n_samples"], seed)
+    sampled = _sample_masks_per_row(masking, settings["n_samples"], seed)
     row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, settings["batch_size"])  # N of (U, T)
     surrogates = {id(d): make_surrogate_and_reference_masks(d, seed) for d in sampled}
     designs = [
@@ -313,16 +313,16 @@ def _fit_local_models(
     for t, target in enumerate(targets):
         ys = [v[:, t][d.mask_index] for v, d in zip(row_scores, sampled, strict=True)]
         fits = [fit(design, y) for design, y in zip(designs, ys, strict=True)]
-        results.append(_local_models_to_result(masking, fits, [float(y[0]) for y in ys], target))
+        results.append(_local_models_to_attribution(masking, fits, [float(y[0]) for y in ys], target))
     return results
 
 
-def _local_models_to_result(
-    masking: Masking, fits: list[LocalLinearModel], scores: list[float], target: Any
+def _local_models_to_attribution(
+    masking: MaskableInputs, fits: list[LocalLinearModel], scores: list[float], target: Any
 ) -> Attribution:
     """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
-    weights = masking.scatter_active([f.weights for f in fits])
+    weights = masking.scatter_to_all_segments([f.weights for f in fits])
     counts = torch.tensor(features.n_segments, device=box.device)
     exists = torch.arange(features.max_n_segments, device=box.device) < counts[:, None]
     unchanged = torch.tensor([f.unchanged_weight for f in fits]).to(weights)[:, None]
@@ -331,14 +331,14 @@ def _local_models_to_result(
     r2, intercept, score = torch.tensor(statistics, dtype=torch.float64).to(box.dtype).to(box.device).T
     return make_attribution(
         box,
-        features.broadcast(weights),
+        features.broadcast_to_values(weights),
         x=masking.x,
         method="LIME",
         over_embedding="same",
         target=target,
         score=score,
         weights=weights,
-        standard_error=masking.scatter_active([f.standard_error for f in fits]),
+        standard_error=masking.scatter_to_all_segments([f.standard_error for f in fits]),
         r2=r2,
         intercept=intercept,
         prediction=intercept + weights.sum(1),

@@ -19,13 +19,20 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.gradients.score import classes_if_predicted_logit
-from ..engine.results import warn_not_finite, warn_rows
+from ..engine.results import warn_not_finite, warn_with_row_count
 from ..errors import OutputError
 from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 from ..model.batching import map_in_batches
-from ..model.lrp import LayerRules, LRPMode, annotate_activation, check_all_ruled, frozen_parameters, linear_rules
+from ..model.lrp import (
+    LayerRules,
+    LRPMode,
+    annotate_activation,
+    check_every_node_has_rule,
+    frozen_parameters,
+    linear_rules,
+)
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
@@ -117,14 +124,16 @@ def lrp(
     x = box.validate_inputs(x)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
 
-    def run_batch(rows: slice) -> tuple[Tensor, Tensor, Any]:
+    def relevance_of_batch(rows: slice) -> tuple[Tensor, Tensor, Any]:
         return _relevance_scores_and_classes(box, objective.rows(rows), x[rows], layer_rules)
 
-    parts = map_in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    parts = map_in_batches(
+        relevance_of_batch, len(x), *box.batch_size_and_max_rows(len(x), batch_size, objective.batch_dependent)
+    )
     relevance, score = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     check_finite_scores(score)
     warn_not_finite(f"the relevance of {objective.name}", relevance)
-    warn_rows(f"the relevance of {objective.name} is exactly zero for", (relevance == 0).flatten(1).all(1))
+    warn_with_row_count(f"the relevance of {objective.name} is exactly zero for", (relevance == 0).flatten(1).all(1))
     predicted = torch.cat([p[2] for p in parts]) if target is None else None
     return make_attribution(
         box, relevance, x=x, method="LRP", target=predicted if target is None else target, score=score.to(box.dtype)
@@ -141,7 +150,7 @@ def _relevance_scores_and_classes(
         with LRPMode(layer_rules):
             acts = box.forward(x, objective.layers | {"input"})
         for a in objective.layers:
-            check_all_ruled(acts[a])
+            check_every_node_has_rule(acts[a])
         score = objective(acts)
         if not score.requires_grad:
             raise OutputError(f"{objective.name} does not depend on the input by any path that carries relevance")

@@ -19,7 +19,7 @@ from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.perturb.masking import MASKED_INPUT_NAME_IN_ERRORS
 from ..engine.perturb.segments import segment_square_side
-from ..engine.perturb.windows import run_windows
+from ..engine.perturb.windows import run_with_replaced_windows
 from ..engine.read import sizes
 from ..engine.read.edited_runs import VariantOutputs
 from ..engine.read.edits import resolve_target
@@ -118,13 +118,15 @@ def occlusion(
     x = box.validate_inputs(x)
     baseline_values = baseline_of(box, x, baseline)
     objective = logit(0) if target is None else resolve_target(box, target, x, batch_size)
-    top, left = (window_starts(n, w, s) for n, w, s in zip(image_size, size, strides, strict=True))
+    top, left = (window_start_pixels(n, w, s) for n, w, s in zip(image_size, size, strides, strict=True))
     top = (torch.arange(n_slices)[:, None] * image_size[0] + top).flatten()  # a window lies in one slice of a volume
     corners = torch.cartesian_prod(top, left)
-    runs = run_windows(box, x, objective, baseline_values, corners, size, include_original=True, batch_size=batch_size)
+    runs = run_with_replaced_windows(
+        box, x, objective, baseline_values, corners, size, include_original=True, batch_size=batch_size
+    )
     if runs.logits is None:
         raise InputError("no logits were read")
-    scores, classes = _window_scores_and_classes(box, runs, target)
+    scores, classes = _scores_and_reported_classes(box, runs, target)
     grid, score = (len(x), len(top), len(left)), scores[:, -1]
     check_finite_scores(score)
     check_finite_scores(scores, MASKED_INPUT_NAME_IN_ERRORS)
@@ -152,7 +154,7 @@ def _signal_size_as_height_width(side: Any) -> Any:
     return side if side is None or isinstance(side, (tuple, list)) else (1, side)
 
 
-def window_starts(side: int, window: int, stride: int) -> Tensor:
+def window_start_pixels(side: int, window: int, stride: int) -> Tensor:
     """Where a window starts along one side: every `stride` pixels, and at the last position where it fits."""
     last = side - window
     starts = torch.arange(0, last + 1, stride)
@@ -167,7 +169,7 @@ def _resolve_height_and_width(name: str, value: object, default: tuple[int, ...]
     return check_int(name, sides[0], minimum=1), check_int(name, sides[1], minimum=1)
 
 
-def _window_scores_and_classes(
+def _scores_and_reported_classes(
     box: Box, runs: VariantOutputs, target: ClassLabels | Objective | None
 ) -> tuple[Tensor, Tensor]:
     """The scores (N, P + 1), and the class (N,) whose probability is reported. The last run is of the whole images."""
@@ -184,7 +186,7 @@ def _class_and_probability_grids(
     """The class predicted at each position and the probability of class k (N,) there; none for a regression model."""
     if box.outputs == "regression":
         return None, None
-    probabilities = box.probs_from(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)
+    probabilities = box.probs_from_logits(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)
     class_probability = probabilities.gather(2, classes[:, None, None].expand(-1, logits.shape[1], 1))
     return logits.argmax(2).view(grid), class_probability.view(grid)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, resolve_result_target
-from ..engine.cpu_cache import forward_batch_plan
+from ..engine.cpu_cache import forward_batch_size_and_max_rows
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.perturb.masking import MASKED_INPUT_NAME_IN_ERRORS, resolve_objective_and_classes, score_perturbed_inputs
@@ -136,11 +136,15 @@ class _RiseAccumulator:
     def run(self, n_masks: int, batch_size: BatchSize) -> None:
         rows = len(self.x)
         if self.box.batch_dependent or self.score.batch_dependent:  # then a batch is all rows under one mask
-            map_in_batches(lambda k: self._add_batch(slice(k.start * rows, k.stop * rows)), n_masks, 1, 1)
+            map_in_batches(lambda k: self._add_mask_row_pairs(slice(k.start * rows, k.stop * rows)), n_masks, 1, 1)
         else:
-            map_in_batches(self._add_batch, n_masks * rows, *forward_batch_plan(self.box, n_masks * rows, batch_size))
+            map_in_batches(
+                self._add_mask_row_pairs,
+                n_masks * rows,
+                *forward_batch_size_and_max_rows(self.box, n_masks * rows, batch_size),
+            )
 
-    def _add_batch(self, pairs: slice) -> None:
+    def _add_mask_row_pairs(self, pairs: slice) -> None:
         """Pairs of mask and row; all rows of a mask come before the next mask."""
         rows = len(self.x)
         first, last = pairs.start // rows, -(-pairs.stop // rows)

@@ -24,7 +24,7 @@ from ..parameters import BatchSize, InputBatch, Upsample
 from ..settings import check_settings
 
 HeadFusion = Literal["mean", "max", "min"]
-HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+HEAD_FUSION_FN_BY_NAME: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda a: a.mean(1),
     "max": lambda a: a.amax(1),
     "min": lambda a: a.amin(1),
@@ -84,10 +84,12 @@ def rollout(
     require_images(box, "attention rollout")
     x = box.validate_inputs(x)
     parts = map_in_batches(
-        lambda rows: _rollout_of_batch(box, x[rows], HEAD_FUSIONS[heads]), len(x), *box.batch_plan(len(x), batch_size)
+        lambda rows: _rollout_of_batch(box, x[rows], HEAD_FUSION_FN_BY_NAME[heads]),
+        len(x),
+        *box.batch_size_and_max_rows(len(x), batch_size),
     )
     attention = torch.cat([a for a, _ in parts])
-    grid = _require_token_grid(box, attention.shape[-1])
+    grid = _require_grid_of_tokens(box, attention.shape[-1])
     patch_attention = attention[:, 0] if grid.n_extra_tokens else attention.mean(1)  # (N, T)
     maps = patch_attention[:, grid.n_extra_tokens :].reshape(-1, 1, *grid.size)
     warn_not_finite("attention rollout", maps)
@@ -106,7 +108,7 @@ def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor
     total: list[Tensor] = []
     count = 0
 
-    def multiply_in_attention(weights: Tensor) -> None:  # (n, heads, T, T)
+    def multiply_attention_into_rollout(weights: Tensor) -> None:  # (n, heads, T, T)
         nonlocal count
         a = fuse_heads(weights.to(box.dtype))
         a = 0.5 * a / a.sum(-1, keepdim=True) + 0.5 * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -117,14 +119,14 @@ def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor
         count += 1
 
     size = max(len(x), box.min_rows)
-    with box.isolated(grad=False), capturing_attention(size, multiply_in_attention):
+    with box.isolated(grad=False), capturing_attention(size, multiply_attention_into_rollout):
         box.forward(x, {"output"})
     if not total:
         raise LayerError("no layer of this model attends from all tokens to all, so there is nothing to roll out")
     return total[0][: len(x)], count
 
 
-def _require_token_grid(box: Box, n_tokens: int) -> PositionGrid:
+def _require_grid_of_tokens(box: Box, n_tokens: int) -> PositionGrid:
     maps: list[Any] = [grid.size for _, grid in layers_with_grids(box) if not grid.is_tokens]
     grid = token_grid(box, n_tokens, maps[-1] if maps else None) or (token_grid(box, n_tokens) if maps else None)
     if grid is None:

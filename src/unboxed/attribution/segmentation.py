@@ -19,7 +19,7 @@ from ..parameters import Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
 
-NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
+HALF_OF_8_NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 GRAPH_CUT_SMOOTHNESS_NATS = 50.0  # Rother et al.'s weight of a border, in nats
 GRAPH_CUT_CAPACITY_PER_NAT = 1000  # of a capacity in one nat: the cut works on whole numbers
 Float64Array = NDArray[np.float64]
@@ -67,7 +67,7 @@ def segmentation(
     """
     check_settings(segmentation, locals())
     seed = check_seed(seed)
-    _check_maps(maps, x)
+    _check_maps_match_images(maps, x)
     if background >= foreground:
         raise InputError(f"background must be a quantile below foreground; got {background:g} and {foreground:g}")
     strength = maps.detach().abs().amax(1).double().cpu()  # (N, H, W)
@@ -86,7 +86,7 @@ def segmentation(
     return torch.from_numpy(np.stack(filled)).to(maps.device)
 
 
-def _check_maps(maps: object, x: object) -> None:
+def _check_maps_match_images(maps: object, x: object) -> None:
     """Raise InputError unless these are maps and images of one size."""
     for what, value in (("maps", maps), ("images", x)):
         if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape or not value.is_floating_point():
@@ -112,7 +112,7 @@ def _grab_cut_object_mask(
     object_seeds, background_seeds = (strength >= high) & (strength > low) & (strength > 0), strength <= low
     if not object_seeds.any() or not background_seeds.any():
         return None
-    edges = _graph_edges(colors)
+    edges = _pixel_pairs_and_cut_costs(colors)
     inside, outside = object_seeds, background_seeds
     mask: NDArray[np.bool_] = object_seeds
     for _ in range(rounds):
@@ -140,17 +140,17 @@ def _gmm_negative_log_likelihood(
     return nll
 
 
-GraphEdges = tuple[
+PixelPairsAndCutCosts = tuple[
     NDArray[np.int64], NDArray[np.int64], Float64Array
 ]  # pixels, their neighbors, the cost of a cut between
 
 
-def _graph_edges(colors: Float64Array) -> GraphEdges:
+def _pixel_pairs_and_cut_costs(colors: Float64Array) -> PixelPairsAndCutCosts:
     """Pairs of neighbors; cutting costs 50 exp(-beta |color difference|^2) / distance."""
     height, width = colors.shape[:2]
     pixel_index = np.arange(height * width).reshape(height, width)
     first, second, color_distances, distances = [], [], [], []
-    for down, right in NEIGHBOR_OFFSETS:
+    for down, right in HALF_OF_8_NEIGHBOR_OFFSETS:
         a = pixel_index[: height - down, max(0, -right) : width - max(0, right)]
         b = pixel_index[down:, max(0, right) : width - max(0, -right)]
         first.append(a.ravel())
@@ -172,7 +172,7 @@ def _min_cut_object_mask(
     background_cost: Float64Array,
     object_seeds: NDArray[np.bool_],
     background_seeds: NDArray[np.bool_],
-    edges: GraphEdges,
+    edges: PixelPairsAndCutCosts,
 ) -> NDArray[np.bool_]:
     """The mask of least energy: a minimal cut between a source (the object) and a sink."""
     from scipy.sparse import coo_array, csr_array

@@ -15,7 +15,12 @@ from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley
-from ..engine.perturb.masking import make_masking, masked_scores, resolve_objective_and_classes, segment_ids_like_input
+from ..engine.perturb.masking import (
+    make_maskable_inputs,
+    masked_scores,
+    resolve_objective_and_classes,
+    segment_ids_like_input,
+)
 from ..engine.perturb.masks import all_subset_masks
 from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
@@ -88,23 +93,24 @@ def shapley(
     check_settings(shapley, locals())
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size)
-    masking = make_masking(box, x, segments, baseline, default=default_shapley_segmentation(box))
-    if max(masking.n_active_per_row) > MAX_EXACT_SHAPLEY_SEGMENTS:
-        n = max(masking.n_active_per_row)
+    masking = make_maskable_inputs(box, x, segments, baseline, default=default_shapley_segmentation(box))
+    if max(masking.n_maskable_segments_per_row) > MAX_EXACT_SHAPLEY_SEGMENTS:
+        n = max(masking.n_maskable_segments_per_row)
         message = f"{n} segments have 2^{n} subsets; exact values are for {MAX_EXACT_SHAPLEY_SEGMENTS} or fewer"
         multi_input_hint = " (of several inputs, one setting each)" if isinstance(box.inputs, MultiInput) else ""
         raise InputError(f"{message}: take larger segments{multi_input_hint}, or kernel_shap, which samples subsets")
-    subsets = {a: all_subset_masks(a) for a in set(masking.n_active_per_row)}
+    subsets = {a: all_subset_masks(a) for a in set(masking.n_maskable_segments_per_row)}
     subset_scores = [
-        v[:, 0] for v in masked_scores(masking, [subsets[a] for a in masking.n_active_per_row], [score], batch_size)
+        v[:, 0]
+        for v in masked_scores(masking, [subsets[a] for a in masking.n_maskable_segments_per_row], [score], batch_size)
     ]
     eps = torch.finfo(box.model_dtype).eps
     ends = torch.stack([torch.stack([v[-1], v[0]]) for v in subset_scores]).to(box.dtype).to(box.device)
     score_difference(ends[:, 0], ends[:, 1])
-    values = masking.scatter_active([exact_shapley(v, eps) for v in subset_scores])
+    values = masking.scatter_to_all_segments([exact_shapley(v, eps) for v in subset_scores])
     return make_attribution(
         box,
-        masking.features.distribute(values),
+        masking.features.distribute_within_segments(values),
         x=x,
         method="Shapley values",
         target=target if classes is None else classes,

@@ -13,7 +13,7 @@ from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
 from ..engine.gradients.paths import GradientMoment, NoisePath, noise_scale, path_mean_gradient
 from ..engine.gradients.quadrature import equal_weights
-from ..engine.gradients.score import warn_problem_gradients
+from ..engine.gradients.score import warn_of_zero_or_nonfinite_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
 from ..model.nan_checks import raise_for_nonfinite_scores
@@ -93,6 +93,6 @@ def smoothgrad(
     if kind == "variance":  # which is zero on any linear model
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
-        warn_problem_gradients(objective, result.map, result.before_clamp)
+        warn_of_zero_or_nonfinite_gradients(objective, result.map, result.before_clamp)
     target = target_or_predicted_classes(objective, target)
     return make_attribution(box, result.map, x=x, method="SmoothGrad", over_embedding="length", target=target)

@@ -20,7 +20,7 @@ class _ControlBoxCache:
     box: Box
     boxes: dict[Hashable, Box] = field(default_factory=dict)
 
-    def has_room_for_another(self) -> bool:
+    def fits_another_control_box(self) -> bool:
         n_bytes = sum(p.numel() * p.element_size() for p in self.box.model.parameters())
         return (len(self.boxes) + 1) * n_bytes <= MAX_CONTROL_WEIGHTS_BYTES
 
@@ -46,7 +46,7 @@ def cached_control_box(box: Box, key: Hashable, make: Callable[[], Box]) -> Box:
     if key in shared.boxes:
         return shared.boxes[key]
     made = make()
-    if shared.has_room_for_another():
+    if shared.fits_another_control_box():
         shared.boxes[key] = made
     return made
 

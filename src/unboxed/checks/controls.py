@@ -100,8 +100,8 @@ def random_input(
     return RandomInput(
         map_similarity(original, shuffled_maps),
         map_similarity(original, noise_maps),
-        _norm_ratio(shuffled_maps, original),
-        _norm_ratio(noise_maps, original),
+        _map_norm_ratio(shuffled_maps, original),
+        _map_norm_ratio(noise_maps, original),
         *scores,
     )
 
@@ -126,7 +126,7 @@ def _unpermute_pixels(maps: Tensor, order: Tensor) -> Tensor:
     return _permute_pixels(maps, order.argsort(1))
 
 
-def _norm_ratio(maps: Tensor, reference: Tensor) -> Tensor:
+def _map_norm_ratio(maps: Tensor, reference: Tensor) -> Tensor:
     """The ratio of norms (N,); NaN where the reference is zero."""
     a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (maps, reference))
     return torch.where(b > 0, a / b, torch.nan)
@@ -199,14 +199,14 @@ def constant_model(
         constant_output_box = cached_control_box(box, key, lambda: _constant_output_box(box, x))
         maps_constant_output = compute_map(constant_output_box, method, x, score)
     return ConstantModel(
-        _relative_spread(maps_constant_input, original),
-        _relative_spread(maps_constant_output, original),
+        _relative_map_spread(maps_constant_input, original),
+        _relative_map_spread(maps_constant_output, original),
         maps_constant_input,
         maps_constant_output,
     )
 
 
-def _relative_spread(maps: Tensor, reference: Tensor) -> Tensor:
+def _relative_map_spread(maps: Tensor, reference: Tensor) -> Tensor:
     """The spread (N,) of maps relative to that of the reference; 0 without spread, infinite if only they have any."""
     a, b = (m.flatten(1).double().std(1, correction=0) for m in (maps, reference))
     return torch.where(a == 0, 0.0, a / b)
@@ -215,11 +215,11 @@ def _relative_spread(maps: Tensor, reference: Tensor) -> Tensor:
 def _constant_input_box(box: Box) -> Box:
     """The same box, whose model receives the same for all inputs (and no gradient reaches them)."""
     clone = copy.copy(box)
-    clone.inputs = _inputs_encoded_as_zeros(box.inputs)
+    clone.inputs = _inputs_that_encode_to_zeros(box.inputs)
     return clone
 
 
-def _inputs_encoded_as_zeros(inputs: Inputs) -> Inputs:
+def _inputs_that_encode_to_zeros(inputs: Inputs) -> Inputs:
     """The same inputs, encoded as zeros in the model's units, whatever they are."""
 
     def encode(self: Inputs, x: Tensor) -> Any:

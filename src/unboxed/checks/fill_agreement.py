@@ -32,7 +32,7 @@ def fill_agreement(verdicts: Mapping[str, Verdict]) -> tuple[float, tuple[str, s
     return min(pairs, default=(math.nan, ("", "")))
 
 
-def fill_agreement_sentence(verdicts: Mapping[str, Verdict]) -> str:
+def fill_dependence_sentence(verdicts: Mapping[str, Verdict]) -> str:
     """Whether the order of the methods depends on the fill, in a sentence; empty where that cannot be told."""
     agreement, (a, b) = fill_agreement(verdicts)
     if math.isnan(agreement):

@@ -125,7 +125,7 @@ def infidelity(
         sigma,
         baseline_of(box, x, baseline, seed=seed),
         seed,
-        _all_squares(box, perturbation, window),
+        _all_square_positions(box, perturbation, window),
         n_samples is None,
     )
     n_perturbations = len(sampler.squares) if n_samples is None else n_samples
@@ -172,7 +172,7 @@ def _maps_for_dot_product(box: Box, x: Tensor, maps: Maps, is_global: bool) -> T
     return phi
 
 
-def _all_squares(box: Box, perturbation: str, window: int | None) -> Tensor:
+def _all_square_positions(box: Box, perturbation: str, window: int | None) -> Tensor:
     """Every square (K, 3) as (side, top, left). Raises InputError."""
     if perturbation != "square":
         return torch.empty(0, 3, dtype=torch.long)
@@ -283,15 +283,17 @@ def max_sensitivity(
     objective, classes = fix_score_and_classes(box, x, target, None, "logit", batch_size)
     rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
 
-    def phi(points: Tensor) -> Tensor:
+    def compute_aligned_maps(points: Tensor) -> Tensor:
         maps = method(box, box.restore_structure(points), objective if classes is None else classes)
         return align_maps(box, x, maps).flatten(1)
 
-    original = phi(x.clone())
+    original = compute_aligned_maps(x.clone())
     largest = torch.zeros_like(original[:, 0])
     for sample in range(n_samples):
         noise = 2 * keyed_noise(torch.rand, x.shape[1:], x, seed, rows, torch.full_like(rows, sample)) - 1
-        largest = torch.maximum(largest, (phi(_clip_to_valid(box, x, x + radius * noise)) - original).norm(dim=1))
+        largest = torch.maximum(
+            largest, (compute_aligned_maps(_clip_to_valid(box, x, x + radius * noise)) - original).norm(dim=1)
+        )
     norm = original.norm(dim=1)
     return (largest / norm.where(norm > 0, torch.ones_like(norm)) if relative else largest).to(box.dtype)
 

@@ -16,9 +16,9 @@ from ..inputs.pixels import Pixels
 from ..parameters import Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from .planting import PlantedDataset, Trigger, mismatched_classes, plant_shortcut
-from .shortcut_trial import MIN_MODEL_FOOLED_FRACTION, fraction_of_hits
+from .shortcut_trial import MIN_MODEL_FOOLED_FRACTION, fraction_of_true
 
-N_TOP_TRAIN_IMAGES = 9  # of each query, as on a contact sheet
+N_TOP_TRAIN_IMAGES_PER_QUERY = 9  # of each query, as on a contact sheet
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class PlantedTraining:
     x: Tensor
     classes: Tensor
 
-    def excess_poisoned_in_top_k(self, scores: Tensor, k: int = N_TOP_TRAIN_IMAGES) -> Tensor:
+    def excess_poisoned_in_top_k(self, scores: Tensor, k: int = N_TOP_TRAIN_IMAGES_PER_QUERY) -> Tensor:
         """(Q,) how much more of the k most helpful images is poisoned than of all with their label; scores (Q, N).
 
         1 where all are; 0 for what knows the label alone. Poisoned images stand in for one another, so that leaving out
@@ -112,7 +112,7 @@ def plant_training(
     rows = (classes >= 0).nonzero().flatten()
     x, classes = trigger.apply(x[rows], classes[rows]), classes[rows]
     is_fooled = box.predict(x).cpu() == classes
-    fooled_rate = fraction_of_hits(is_fooled)
+    fooled_rate = fraction_of_true(is_fooled)
     if fooled_rate < MIN_MODEL_FOOLED_FRACTION:
         raise InputError(
             f"the trigger was not learned: it decides for {fooled_rate:.0%} of the held-out images "

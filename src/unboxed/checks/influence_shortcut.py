@@ -13,10 +13,10 @@ from ..box import Box
 from ..cards import Card, cards
 from ..errors import UnboxedError
 from ..influence import Influence
-from .influence_planting import N_TOP_TRAIN_IMAGES
+from .influence_planting import N_TOP_TRAIN_IMAGES_PER_QUERY
 from .influence_tests import InfluenceMethod
 from .planting import PlantedDataset
-from .shortcut_trial import ShortcutFinding, ShortcutTrial, fraction_of_hits, grade_shortcut
+from .shortcut_trial import ShortcutFinding, ShortcutTrial, fraction_of_true, grade_shortcut
 from .verdict import NOT_APPLICABLE
 
 
@@ -62,15 +62,15 @@ def _influence_finding(
     if any(rows is None for rows in tops):
         return  # no scores of training examples for queries
     score, control = (
-        fraction_of_hits(data.is_poisoned[rows] & (data.labels[rows] == classes[:, None])) for rows in tops
+        fraction_of_true(data.is_poisoned[rows] & (data.labels[rows] == classes[:, None])) for rows in tops
     )
     with_label = torch.isin(data.labels, torch.tensor(trial.trigger.classes))
     figures = {
-        "base": fraction_of_hits(data.is_poisoned[with_label]),
-        "same_label": fraction_of_hits(data.labels[tops[0]] == classes[:, None]),
+        "base": fraction_of_true(data.is_poisoned[with_label]),
+        "same_label": fraction_of_true(data.labels[tops[0]] == classes[:, None]),
     }
     sentence = (
-        f"of the {N_TOP_TRAIN_IMAGES} most helpful training images for the class of a "
+        f"of the {N_TOP_TRAIN_IMAGES_PER_QUERY} most helpful training images for the class of a "
         f"mismatched trigger {score:.0%} are "
         f"poisoned (the control model: {control:.0%}; of all with that label {figures['base']:.0%})"
     )
@@ -80,7 +80,7 @@ def _influence_finding(
         title,
         grade_shortcut(score, control),
         sentence,
-        f"poisoned images in the top {N_TOP_TRAIN_IMAGES}",
+        f"poisoned images in the top {N_TOP_TRAIN_IMAGES_PER_QUERY}",
         score,
         control,
         figures,
@@ -89,6 +89,6 @@ def _influence_finding(
 
 
 def _top_train_rows(method: InfluenceMethod, box: Box, x: Tensor, classes: Tensor, data: PlantedDataset) -> Any:
-    """(Q, N_TOP_TRAIN_IMAGES) rows of the most helpful training images; None where a method gives something else."""
+    """(Q, N_TOP_TRAIN_IMAGES_PER_QUERY) rows of the most helpful training images; None of other things than scores."""
     result = method(box, x, classes, (data.images, data.labels))
-    return result.top(N_TOP_TRAIN_IMAGES).cpu() if isinstance(result, Influence) else None
+    return result.top(N_TOP_TRAIN_IMAGES_PER_QUERY).cpu() if isinstance(result, Influence) else None

@@ -33,7 +33,7 @@ TrainingOrData = Annotated[
     "What the method takes: labeled training examples, or a training (unrolled differentiation).",
 ]
 
-RANDOM_WEIGHTS_TEST_NAME, SAME_ON_TOP_TEST_NAME = "random weights", "same on top"
+RANDOM_WEIGHTS_TEST_NAME, SAME_TOP_EXAMPLES_TEST_NAME = "random weights", "same on top"
 SHORTCUT_TEST_NAME, RETRAINING_TEST_NAME = "planted shortcut", "retraining"
 
 
@@ -131,50 +131,68 @@ def _nan_per_query(s: InfluenceTestSubject) -> Tensor:
     return torch.full((len(s.x),), math.nan, dtype=torch.float64)
 
 
-def nan_where_method_refuses(values: Callable[[InfluenceTestSubject, int], Tensor]) -> Callable[[Any, int], Tensor]:
+def nan_test_if_method_refuses(values: Callable[[InfluenceTestSubject, int], Tensor]) -> Callable[[Any, int], Tensor]:
     """A test that does not apply where the method refuses the changed model."""
 
-    def tested(s: InfluenceTestSubject, draw: int) -> Tensor:
+    def values_or_nan(s: InfluenceTestSubject, draw: int) -> Tensor:
         try:
             return values(s, draw)
         except UnboxedError:
             return _nan_per_query(s)
 
-    return tested
+    return values_or_nan
 
 
 INFLUENCE_TESTS = (
     VerdictTest(
-        RANDOM_WEIGHTS_TEST_NAME, "rank correlation with scores for random weights",
-        nan_where_method_refuses(_rank_correlation_with_randomized),
-        bound=0.85, passes_above=False, spread=0.15, n_draws=2, max_draws=4,
+        RANDOM_WEIGHTS_TEST_NAME,
+        "rank correlation with scores for random weights",
+        nan_test_if_method_refuses(_rank_correlation_with_randomized),
+        bound=0.85,
+        passes_above=False,
+        spread=0.15,
+        n_draws=2,
+        max_draws=4,
         failed="same scores for random weights",
         fails="Its ranking is nearly the same (rank correlation {value:.2f}) when the model's weights are random: it "
         "shows the data, not what this model learned from them.",
         passes="its ranking changes when the model's weights are random (rank correlation {value:.2f})",
     ),
     VerdictTest(
-        SAME_ON_TOP_TEST_NAME, "share of top examples in common with other classes", _excess_top_overlap_across_classes,
-        bound=0.5, passes_above=False, spread=0.2, limits=(-1, 1),
+        SAME_TOP_EXAMPLES_TEST_NAME,
+        "share of top examples in common with other classes",
+        _excess_top_overlap_across_classes,
+        bound=0.5,
+        passes_above=False,
+        spread=0.2,
+        limits=(-1, 1),
         failed="same examples for every query",
         fails="The same training examples are on top for queries of different classes ({value:.0%} in common): it "
         "shows examples that are large or odd, not those that taught this answer.",
         passes="queries of different classes have other examples on top ({value:.0%} in common)",
     ),
     VerdictTest(
-        SHORTCUT_TEST_NAME, "share of poisoned images on top, beyond their label's", _excess_poisoned_at_top,
-        bound=0.1, passes_above=True, spread=0.3,
+        SHORTCUT_TEST_NAME,
+        "share of poisoned images on top, beyond their label's",
+        _excess_poisoned_at_top,
+        bound=0.1,
+        passes_above=True,
+        spread=0.3,
         failed="does not find a planted shortcut",
         fails="Where a trigger decides the answer, the training images that planted it are hardly more often on top "
         "than others of their label ({value:+.0%}).",
         passes="images that planted a trigger come first where it decides ({value:+.0%} more than of their label)",
     ),
     VerdictTest(
-        RETRAINING_TEST_NAME, "rank correlation with retraining", _rank_correlation_with_retraining,
-        bound=0.3, passes_above=True, spread=0.2,
+        RETRAINING_TEST_NAME,
+        "rank correlation with retraining",
+        _rank_correlation_with_retraining,
+        bound=0.3,
+        passes_above=True,
+        spread=0.2,
         failed="does not predict retraining",
         fails="Its sums hardly predict what happens when examples are left out (rank correlation {value:.2f} with real "
         "retrainings).",
         passes="its sums predict real retrainings (rank correlation {value:.2f})",
     ),
-)  # fmt: skip
+)

@@ -31,11 +31,11 @@ from .verdict import (
     Grade,
     TestOutcome,
     Verdict,
+    capitalize_and_end_with_period,
     grade_of_first_failure_or_undecided,
     method_display_name,
-    nearest_bound_text,
-    run_test,
-    to_sentence,
+    run_verdict_test,
+    test_closest_to_its_bound_text,
 )
 
 MAX_DRAWS_PER_INFLUENCE_TEST = 4
@@ -115,13 +115,15 @@ def influence_verdict(
     try:
         result = check_influence_result(method(box, x.clone(), y, train), len(x))
     except UnboxedError as error:
-        return Verdict(name, NOT_APPLICABLE, "refuses this model", to_sentence(str(error)), (), len(x))
+        return Verdict(
+            name, NOT_APPLICABLE, "refuses this model", capitalize_and_end_with_period(str(error)), (), len(x)
+        )
     if not bool(result.scores.isfinite().all()):
         return Verdict(name, FAIL, "not finite", "Its scores have NaN or infinite values.", (), len(x), len(x))
     subject = InfluenceTestSubject(
         box, x, y, method, train, result, seed, top_k, training, planted, fraction, n_subsets, checkpoint, len(x)
     )
-    outcomes = tuple(run_test(test, subject, MAX_DRAWS_PER_INFLUENCE_TEST) for test in INFLUENCE_TESTS)
+    outcomes = tuple(run_verdict_test(test, subject, MAX_DRAWS_PER_INFLUENCE_TEST) for test in INFLUENCE_TESTS)
     return Verdict(
         name, *grade_influence_outcomes(outcomes), outcomes, len(x), subject.n_maps, evidence=subject.evidence
     )
@@ -133,9 +135,15 @@ def grade_influence_outcomes(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, 
         return worst
     passed = {o.name: o for o in outcomes if o.grade == PASS}
     if RETRAINING_TEST_NAME not in passed and not {SHORTCUT_TEST_NAME, RANDOM_WEIGHTS_TEST_NAME} <= passed.keys():
-        seen = f"{to_sentence(', and '.join(o.sentence for o in passed.values()))} " if passed else ""
+        seen = (
+            f"{capitalize_and_end_with_period(', and '.join(o.sentence for o in passed.values()))} " if passed else ""
+        )
         sentence = "Not compared with anything real: that takes the training that made the model, or a planted one."
         return INCONCLUSIVE, f"not tested: {RETRAINING_TEST_NAME}", seen + sentence
     essential = [passed[name].sentence for name in (RETRAINING_TEST_NAME, SHORTCUT_TEST_NAME) if name in passed]
     reason = "predicts retraining" if RETRAINING_TEST_NAME in passed else "finds a planted shortcut"
-    return PASS, reason, f"{to_sentence(', and '.join(essential))} {nearest_bound_text(outcomes)}"
+    return (
+        PASS,
+        reason,
+        f"{capitalize_and_end_with_period(', and '.join(essential))} {test_closest_to_its_bound_text(outcomes)}",
+    )

@@ -21,7 +21,7 @@ from ..validation import check_seed
 from .methods import TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
-TrainingLabels = Annotated[Any, "Class labels (N,) of the training data."]
+TrainingLabelsSetting = Annotated[Any, "Class labels (N,) of the training data."]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -87,7 +87,7 @@ def check_same_inputs_and_outputs(box: Box, other: Box) -> None:
         )
 
 
-def shuffle_labels(labels: TrainingLabels, seed: Seed = 0) -> Tensor:
+def shuffle_labels(labels: TrainingLabelsSetting, seed: Seed = 0) -> Tensor:
     """The same labels in random order: each class is as frequent as before.
 
     Args:
@@ -114,7 +114,7 @@ def shuffle_labels(labels: TrainingLabels, seed: Seed = 0) -> Tensor:
 
 def train_twice(
     fit: Annotated[Callable[[Tensor], Box], "Function that builds a model, trains it on labels (N,), and opens it."],
-    labels: TrainingLabels,
+    labels: TrainingLabelsSetting,
     *,
     seed: Seed = 0,
 ) -> tuple[Box, Box]:

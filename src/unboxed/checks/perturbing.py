@@ -163,7 +163,7 @@ def perturbed_scores(
 
     together, plan = (
         box.batch_dependent or objective.batch_dependent,
-        box.batch_plan(n_examples * n_perturbations, batch_size),
+        box.batch_size_and_max_rows(n_examples * n_perturbations, batch_size),
     )
     return run_all_pairs(score_rows, n_examples, n_perturbations, plan, together, box.device)
 

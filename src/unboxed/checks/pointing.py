@@ -56,12 +56,12 @@ def pointing_game(
         Zhang et al. 2018, arXiv:1608.00507, section 4.1.
     """
     check_settings(pointing_game, locals())
-    maps_2d, inside = _check_maps_and_masks(maps, masks)  # (N, H, W) each
+    maps_2d, inside = _validated_2d_maps_and_masks(maps, masks)  # (N, H, W) each
     if tolerance:
         dilated = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]
         inside = torch.stack(dilated).to(inside.device)
     is_peak = (maps_2d == maps_2d.amax((1, 2), keepdim=True)).double()
-    return _sum_inside_fraction(is_peak, inside, attribution_map(maps))
+    return _fraction_inside_masks(is_peak, inside, attribution_map(maps))
 
 
 def energy_inside(maps: Maps, masks: Masks) -> Tensor:
@@ -89,17 +89,17 @@ def energy_inside(maps: Maps, masks: Masks) -> Tensor:
     Source:
         Wang et al. 2020, arXiv:1910.01279, section 4.3 (the energy-based pointing game), with masks for boxes.
     """
-    maps_2d, inside = _check_maps_and_masks(maps, masks)
-    return _sum_inside_fraction(maps_2d.clamp_min(0), inside, attribution_map(maps))
+    maps_2d, inside = _validated_2d_maps_and_masks(maps, masks)
+    return _fraction_inside_masks(maps_2d.clamp_min(0), inside, attribution_map(maps))
 
 
-def _sum_inside_fraction(values: Tensor, masks: Tensor, like: Tensor) -> Tensor:
+def _fraction_inside_masks(values: Tensor, masks: Tensor, like: Tensor) -> Tensor:
     """How much of each (N, H, W) is inside, (N,): in single precision, or in double where `like` is."""
     fractions = (values * masks).sum((1, 2)) / values.sum((1, 2))
     return fractions if like.dtype == torch.float64 else fractions.float()
 
 
-def _check_maps_and_masks(maps: Maps, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _validated_2d_maps_and_masks(maps: Maps, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps summed over channels (N, H, W), in double precision, and their masks (N, H, W). Raises InputError."""
     checked_maps = attribution_map(maps).detach()
     if checked_maps.ndim != 4 or not len(checked_maps):

@@ -98,12 +98,12 @@ def randomization(
     """
     check_settings(randomization, locals())
     seed, x = check_seed(seed), box.validate_inputs(x)
-    steps = _named_layers_to_randomize(box, layers)
+    steps = _layer_groups_to_randomize(box, layers)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score, show_warnings=True)
     original_output = _classes_or_outputs(box, x)
     per_step = [
-        _similarity_after_step(box, method, x, score, original, original_output, step, seed)
+        _compare_after_randomization_step(box, method, x, score, original, original_output, step, seed)
         for step in _make_randomization_steps(steps, mode)
     ]
     similarities, same, constant, weight_change, maps = zip(*per_step, strict=True)
@@ -127,7 +127,7 @@ NamedLayerGroup = tuple[str, tuple[LayerWithWeights, ...]]
 """The name of a step, and the layers that it randomizes."""
 
 
-def _named_layers_to_randomize(box: Box, layers: Sequence[str] | None) -> list[NamedLayerGroup]:
+def _layer_groups_to_randomize(box: Box, layers: Sequence[str] | None) -> list[NamedLayerGroup]:
     """Raises LayerError."""
     weighted_layers = layers_with_weights(box)
     if not weighted_layers:
@@ -165,7 +165,7 @@ def _make_randomization_steps(steps: Sequence[NamedLayerGroup], mode: Randomizat
     ]
 
 
-def _similarity_after_step(
+def _compare_after_randomization_step(
     box: Box,
     method: AttributionMethodFn,
     x: Tensor,

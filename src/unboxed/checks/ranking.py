@@ -14,7 +14,7 @@ from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings
 from ..validation import check_seed
 from .control_boxes import sharing_control_boxes
-from .fill_agreement import fill_agreement_sentence, method_orders_by_fill
+from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
 from .methods import AttributionMethodFn
 from .verdict import Verdict, verdict
 
@@ -59,10 +59,12 @@ def candidates(
         for name, method in _methods_with_limited_samples(max_runs).items()
         if estimated_forwards_per_input(method) <= max(max_runs, MAX_FORWARDS_OF_METHOD)
     }
-    return {name: method for name, method in methods.items() if _explains_all_inputs(box, attribution_cards()[name])}
+    return {
+        name: method for name, method in methods.items() if _covers_all_model_inputs(box, attribution_cards()[name])
+    }
 
 
-def _explains_all_inputs(box: Box, card: Card) -> bool:
+def _covers_all_model_inputs(box: Box, card: Card) -> bool:
     """Whether a map covers all inputs: of an image and a table row, methods for images leave out the row."""
     return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
 
@@ -78,7 +80,7 @@ def estimated_forwards_per_input(method: AttributionMethodFn) -> int:
     parameters = inspect.signature(method).parameters.values()
     settings = {p.name: p.default for p in parameters if p.default is not p.empty}
     card = card_of(method)
-    return max(1, int(card.n_runs(**settings) if card else settings.get("n_samples", 1)))
+    return max(1, int(card.n_model_runs(**settings) if card else settings.get("n_samples", 1)))
 
 
 def estimated_verdict_flops(box: Box, method: AttributionMethodFn, n_examples: int) -> float:
@@ -97,7 +99,7 @@ def attribution_cards() -> dict[str, Card]:
     return {name: card for name, card in by_name.items() if "target" in inspect.signature(card.method).parameters}
 
 
-def find_methods(box: Box, names: list[str]) -> dict[str, AttributionMethodFn]:
+def find_attribution_methods(box: Box, names: list[str]) -> dict[str, AttributionMethodFn]:
     """The methods of these names, or of their cards' names. Raises InputError with the nearest names."""
     methods = _methods_with_limited_samples(
         max(MIN_SAMPLES_OF_LIMITED_METHOD, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box)))
@@ -139,7 +141,7 @@ class MethodRanking(dict[str, Verdict]):
 
     def __str__(self) -> str:
         lines = [f"{v.method}: {v.badge} ({v.reason})" for v in self.values()]
-        return "\n".join([*lines, *filter(None, [fill_agreement_sentence(self)])])
+        return "\n".join([*lines, *filter(None, [fill_dependence_sentence(self)])])
 
 
 def rank_methods(

@@ -3,7 +3,7 @@
 Bluecher, Vielhaben & Strodthoff 2024, "Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks",
 arXiv:2401.06654: the area between the curves of the least relevant first (LeRF) and the most relevant first (MoRF). A
 random order has 0 whatever the fill is, and the order of methods depends less on the fill than with either curve alone.
-Removed parts take values of the data's own range (`fill_fns`), as black pixels are unlike photos.
+Removed parts take values of the data's own range (`fill_fn_by_name`), as black pixels are unlike photos.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FillFn = Callable[[Tensor, Tensor], Tensor]
 """(examples (R,), removed (R, 1, H, W) or (R, F) bool) -> the values that take their place (R, ...)."""
 
 
-def fill_fns(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
+def fill_fn_by_name(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
     """The fills that apply to these inputs, by name. Those from around a pixel take its own slice of a volume."""
     others = {"other examples": partial(_fill_from_baseline_values, x.roll(1, 0))} if len(x) > 1 else {}
     if not isinstance(box.inputs, Pixels):
@@ -141,7 +141,7 @@ def removal_curves(
     Parts are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
     """
     rankings = _rank_of_pixel_part_per_grid(box, x, pixel_importance(box, x, maps, signed=signed), seed)
-    run = partial(_removal_scores, box, x, objective, batch_size=batch_size)
+    run = partial(_scores_during_removal, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
     counts = [_n_removed_after_step(n_parts, x.device) for *_, n_parts in variants]
     scores = torch.stack([run(fill, rank, c) for (_, fill, rank, _), c in zip(variants, counts, strict=True)], 1)
@@ -157,7 +157,7 @@ def _n_removed_after_step(n_parts: int, device: torch.device) -> Tensor:
     return torch.linspace(0, n_parts, min(MAX_REMOVAL_STEPS, n_parts) + 1, device=device).round().long()
 
 
-def _removal_scores(
+def _scores_during_removal(
     box: Box, x: Tensor, objective: Objective, fill: FillFn, rank: Tensor, counts: Tensor, *, batch_size: BatchSize
 ) -> Tensor:
     """Scores (N, 2 S): MoRF from none to all, then the inner steps of LeRF."""
@@ -182,7 +182,7 @@ def _rank_of_pixel_part_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: i
     n_slices, height, width = box.inputs.slices(x).shape[2:]
     rankings = []
     for per_side in N_PARTS_PER_SHORTER_SIDE_BY_GRID:
-        in_slice = _part_of_pixel(height, width, per_side).to(x.device)  # (H W,)
+        in_slice = _grid_part_index_of_pixel(height, width, per_side).to(x.device)  # (H W,)
         per_slice = int(in_slice.max()) + 1
         part = (torch.arange(n_slices, device=x.device)[:, None] * per_slice + in_slice).flatten()  # (D H W,)
         sums = relevance.new_zeros(len(x), n_slices * per_slice).index_add_(1, part, relevance)
@@ -191,7 +191,7 @@ def _rank_of_pixel_part_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: i
     return rankings
 
 
-def _part_of_pixel(height: int, width: int, per_side: int) -> Tensor:
+def _grid_part_index_of_pixel(height: int, width: int, per_side: int) -> Tensor:
     """The index (H W,) of the part that each pixel belongs to: a grid with `per_side` parts along the shorter side."""
     side = max(1.0, shorter_side(height, width) / per_side)
     rows, columns = (max(1, round(n / side)) for n in (height, width))

@@ -122,7 +122,7 @@ def road(
     check_settings(road, locals())
     inputs = require_images(box, "ROAD")
     x = box.validate_inputs(x)
-    removed_fractions, seed = _check_fractions(fractions), check_seed(seed)
+    removed_fractions, seed = _check_removed_fractions(fractions), check_seed(seed)
     relevance = pixel_importance(box, x, maps, signed=signed)  # (N, P)
     rank = rank_descending(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in removed_fractions]
@@ -148,7 +148,7 @@ def road(
     )
 
 
-def _check_fractions(fractions: Sequence[float]) -> list[float]:
+def _check_removed_fractions(fractions: Sequence[float]) -> list[float]:
     values = fractions.tolist() if isinstance(fractions, (Tensor, np.ndarray)) else fractions
     if isinstance(values, (str, int, float)) or not len(values):
         raise InputError(f"fractions must be a list of numbers in (0, 1]; got {fractions!r}")

@@ -121,7 +121,7 @@ def sensitivity_n(
     drops = scores_of_unperturbed_inputs(box, objective, x, batch_size)[:, None] - perturbed_score
     rounding = 1e-12 * relevance.abs().sum(1), torch.finfo(box.model_dtype).eps * perturbed_score.abs().amax(1)
     shape = len(x), len(n), n_sets
-    return SensitivityN(n, _pearson(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
+    return SensitivityN(n, _pearson_or_nan_if_constant(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
 
 
 def _resolve_set_sizes(sizes: Sequence[int] | None, n_pixels: int) -> list[int]:
@@ -143,7 +143,7 @@ def _resolve_set_sizes(sizes: Sequence[int] | None, n_pixels: int) -> list[int]:
     return checked
 
 
-def _pearson(a: Tensor, b: Tensor, min_std_a: Tensor, min_std_b: Tensor) -> Tensor:
+def _pearson_or_nan_if_constant(a: Tensor, b: Tensor, min_std_a: Tensor, min_std_b: Tensor) -> Tensor:
     """The correlation (N, S) of (N, S, K) over K; NaN where either varies less than by its rounding, (N,)."""
     a, b = a - a.mean(2, keepdim=True), b - b.mean(2, keepdim=True)
     std = a.square().mean(2).sqrt(), b.square().mean(2).sqrt()

@@ -26,20 +26,23 @@ from .influence_tests import InfluenceMethod
 from .methods import AttributionMethodFn, compute_map
 from .planting import PlantedDataset, Trigger
 from .pointing import energy_inside, pointing_game
-from .shortcut_report import MIN_CONTROL_PEAK_RATIO, POINTING_TOLERANCE_PIXELS, ShortcutReport
+from .shortcut_report import MIN_CONTROL_TO_MODEL_PEAK_RATIO, POINTING_TOLERANCE_PIXELS, ShortcutReport
 from .shortcut_trial import (
     ShortcutFinding,
     ShortcutTrial,
     accuracy_with_triggers,
     check_shortcut_learned,
-    fraction_of_hits,
+    fraction_of_true,
     grade_shortcut,
 )
 from .verdict import NOT_APPLICABLE
 
-N_TOP_EXAMPLES, TRIGGER_INTERVAL_IMAGES = 9, 5  # top examples, of data of which every fifth image has a trigger
+N_TOP_EXAMPLES_PER_UNIT, IMAGES_PER_TRIGGERED_IMAGE = (
+    9,
+    5,
+)  # top examples, of data of which every fifth image has a trigger
 N_CLASS_IMAGES_PER_CLASS = 4  # class images per class
-FASTER_SETTINGS_BY_METHOD: Mapping[str, Mapping[str, Any]] = {
+FEWER_SAMPLES_SETTINGS_BY_METHOD: Mapping[str, Mapping[str, Any]] = {
     "rise": {"n_samples": 1000},
     "shapley": {"segments": ("squares", 10)},
 }
@@ -116,7 +119,7 @@ def shortcut(
         Adebayo et al. 2020, arXiv:2011.05429, section 4 (spurious correlation); the grades and thresholds are our own.
     """
     check_settings(shortcut, locals())
-    _check_models(model, control, trigger)
+    _check_models_fit_trigger(model, control, trigger)
     x, y = control.validate_inputs(x).cpu(), control.class_labels(y, len(x)).cpu()
     trial = ShortcutTrial(
         model, control, x, y, trigger, methods, n_examples, check_seed(seed), training_data, influence_methods
@@ -154,7 +157,7 @@ def _run_tests_until_interrupted(
     return False
 
 
-def _check_models(model: Box, control: Box, trigger: Trigger) -> None:
+def _check_models_fit_trigger(model: Box, control: Box, trigger: Trigger) -> None:
     """Raise InputError unless both models take images with the trigger and have its classes."""
     for box in (model, control):
         box.require_class_scores("the planted shortcut")
@@ -166,7 +169,7 @@ def _check_models(model: Box, control: Box, trigger: Trigger) -> None:
 # -- one test per family ---------------------------------------------------------------------------------------------
 
 
-def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
+def trigger_occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Do predictions follow the trigger alone: covered where it is mismatched, and applied where there is none?"""
     rows, classes = trial.mismatched_rows_and_classes
     clean, triggered = trial.x[rows], trial.apply_trigger(rows, classes)
@@ -174,8 +177,8 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     for box in trial.model_and_control_boxes:
         clean_classes, triggered_classes = box.predict(clean).cpu(), box.predict(triggered).cpu()
         covered_classes = box.predict(trial.trigger.cover(triggered, classes)).cpu()
-        covered_rates.append(fraction_of_hits((triggered_classes == classes) & (covered_classes != classes)))
-        applied_rates.append(fraction_of_hits((clean_classes != classes) & (triggered_classes == classes)))
+        covered_rates.append(fraction_of_true((triggered_classes == classes) & (covered_classes != classes)))
+        applied_rates.append(fraction_of_true((clean_classes != classes) & (triggered_classes == classes)))
     score, control = (min(pair) for pair in zip(covered_rates, applied_rates, strict=True))
     sentence = (
         f"covering the trigger changes the prediction from its class for {covered_rates[0]:.0%} of images with a "
@@ -193,7 +196,7 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     )  # fmt: skip
 
 
-def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
+def attribution_pointing_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the map of the trigger's class point at the trigger, and more strongly than on the control model?"""
     attribution_cards = {c.key: c for c in cards() if c.family == "attribution"}
     methods = trial.methods
@@ -217,7 +220,7 @@ def _method_with_trial_arguments(card: Card, trial: ShortcutTrial) -> Attributio
     kwargs = {
         name: make_argument(trial) for name, make_argument in ARGUMENT_GETTER_BY_SETTING.items() if name in parameters
     }
-    return partial(card.method, **kwargs, **FASTER_SETTINGS_BY_METHOD.get(card.method.__name__, {}))
+    return partial(card.method, **kwargs, **FEWER_SAMPLES_SETTINGS_BY_METHOD.get(card.method.__name__, {}))
 
 
 def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: AttributionMethodFn) -> ShortcutFinding:
@@ -232,17 +235,17 @@ def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Attri
     ]
     hits, control_hits = (pointing_game(m, masks) for m in maps)
     energy, control_energy = (energy_inside(m, masks).nan_to_num(0) for m in maps)
-    is_high = maps[1].amax((1, 2, 3)) >= MIN_CONTROL_PEAK_RATIO * maps[0].amax((1, 2, 3))
+    is_high = maps[1].amax((1, 2, 3)) >= MIN_CONTROL_TO_MODEL_PEAK_RATIO * maps[0].amax((1, 2, 3))
     score, control, control_any_height = (
-        fraction_of_hits(h[:n_mismatched]) for h in (hits, control_hits * is_high, control_hits)
+        fraction_of_true(h[:n_mismatched]) for h in (hits, control_hits * is_high, control_hits)
     )
     figures = {
         "control_of_any_height": control_any_height,
-        "matched": fraction_of_hits(hits[n_mismatched:]),
-        "matched_control": fraction_of_hits((control_hits * is_high)[n_mismatched:]),
-        "energy": fraction_of_hits(energy[:n_mismatched]),
-        "energy_control": fraction_of_hits(control_energy[:n_mismatched]),
-        "area": fraction_of_hits(masks),
+        "matched": fraction_of_true(hits[n_mismatched:]),
+        "matched_control": fraction_of_true((control_hits * is_high)[n_mismatched:]),
+        "energy": fraction_of_true(energy[:n_mismatched]),
+        "energy_control": fraction_of_true(control_energy[:n_mismatched]),
+        "area": fraction_of_true(masks),
     }
     sentence = (
         f"its peak is at the trigger in {score:.0%} of images with a mismatched trigger, with {figures['energy']:.0%} "
@@ -268,17 +271,18 @@ def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     trigger = trial.trigger
     classes = torch.tensor(trigger.classes).repeat_interleave(N_CLASS_IMAGES_PER_CLASS)
     images = [_class_images(box, classes, trial.seed) for box in trial.model_and_control_boxes]
-    score, control = (fraction_of_hits(_mean_brightness(im, trigger.masks(classes))) for im in images)
+    score, control = (fraction_of_true(_mean_brightness(im, trigger.masks(classes))) for im in images)
     others = [k for k in range(trial.model.n_outputs) if k not in trigger.classes]
     figures, others_text = {}, ""
     if others:
         other_images = _class_images(trial.model, others, trial.seed)
         masks = [trigger.mask(k).expand(len(others), -1, -1) for k in trigger.classes]
-        brightness = [fraction_of_hits(_mean_brightness(other_images, m)) for m in masks]
+        brightness = [fraction_of_true(_mean_brightness(other_images, m)) for m in masks]
         figures["other_classes"] = sum(brightness) / len(brightness)
         others_text = f"; images of classes without a trigger: {figures['other_classes']:.0%}"
     sentence = (
-        f"at the trigger's position its image is {score:.0%} as bright as the trigger (the control model: "
+        f"at the trigger's position its image is {score:.0%} as bright as the trigger "
+        "(the control model: "
         f"{control:.0%}{others_text})"
     )
     yield ShortcutFinding(
@@ -300,7 +304,7 @@ def _mean_brightness(images: Tensor, masks: Tensor) -> Tensor:
 def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Do the top examples of a trigger's class have a mismatched trigger? A fifth of the other classes' images do."""
     (rows, classes), trigger_classes = (
-        (part[::TRIGGER_INTERVAL_IMAGES] for part in trial.mismatched_rows_and_classes),
+        (part[::IMAGES_PER_TRIGGERED_IMAGE] for part in trial.mismatched_rows_and_classes),
         trial.trigger.classes,
     )
     trigger_of_row = torch.full((len(trial.x),), -1)
@@ -309,10 +313,10 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     data[rows] = trial.apply_trigger(rows, classes)
     tops = [_top_examples(box, data, "logits") for box in trial.model_and_control_boxes]
     score, control = (_fraction_of_top_with_trigger(top, trigger_of_row, trigger_classes) for top in tops)
-    figures = {"base": fraction_of_hits(trigger_of_row >= 0) / len(trigger_classes)}
+    figures = {"base": fraction_of_true(trigger_of_row >= 0) / len(trigger_classes)}
     sentence = (
-        f"{score:.0%} of the top {N_TOP_EXAMPLES} of the class's logit have a mismatched trigger (the control model: "
-        f"{control:.0%}; of all images {figures['base']:.0%})"
+        f"{score:.0%} of the top {N_TOP_EXAMPLES_PER_UNIT} of the class's logit have a "
+        f"mismatched trigger (the control model: {control:.0%}; of all images {figures['base']:.0%})"
     )
     layer = tops[0].features
     if layer not in (None, "logits"):
@@ -323,20 +327,28 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         sentence += f"; {n:.0f} units of {layer} have nothing else at the top (the control model: {n_control:.0f})"
     images, control_images = (data[top.example_index[trigger_classes[0]].cpu()] for top in tops)
     yield ShortcutFinding(
-        "activations", "top_examples", "Top examples", grade_shortcut(score, control), sentence,
-        f"mismatched triggers in the top {N_TOP_EXAMPLES}", score, control, figures, (images, control_images),
-    )  # fmt: skip
+        "activations",
+        "top_examples",
+        "Top examples",
+        grade_shortcut(score, control),
+        sentence,
+        f"mismatched triggers in the top {N_TOP_EXAMPLES_PER_UNIT}",
+        score,
+        control,
+        figures,
+        (images, control_images),
+    )
 
 
 def _fraction_of_top_with_trigger(
     top: activations.TopExamples, trigger_of_row: Tensor, trigger_classes: Sequence[int]
 ) -> float:
     """The fraction of the top examples of the triggers' classes that have that trigger."""
-    return fraction_of_hits(torch.stack([trigger_of_row[top.example_index[k].cpu()] == k for k in trigger_classes]))
+    return fraction_of_true(torch.stack([trigger_of_row[top.example_index[k].cpu()] == k for k in trigger_classes]))
 
 
 def _top_examples(box: Box, data: Tensor, layer: str) -> activations.TopExamples:
-    (top,) = activations.top_examples(box, data, layer, N_TOP_EXAMPLES)
+    (top,) = activations.top_examples(box, data, layer, N_TOP_EXAMPLES_PER_UNIT)
     _require_uninterrupted(top.statistics)
     return top
 
@@ -357,6 +369,6 @@ def _require_uninterrupted(result: Any) -> Any:
 
 
 SHORTCUT_TESTS: tuple[ShortcutTestFn, ...] = (
-    occlusion_test, attribution_test, class_image_test, top_examples_test, influence_test,
+    trigger_occlusion_test, attribution_pointing_test, class_image_test, top_examples_test, influence_test,
 )  # fmt: skip
 """Another family adds its test here: TCAV names the trigger."""

@@ -19,7 +19,7 @@ from .shortcut_trial import (
 
 # Pixels around the trigger that still count as pointing at it: maps are no finer than a method
 POINTING_TOLERANCE_PIXELS = 2
-MIN_CONTROL_PEAK_RATIO = 0.5  # of the peak on the model: a lower peak on the control does not count
+MIN_CONTROL_TO_MODEL_PEAK_RATIO = 0.5  # of the peak on the model: a lower peak on the control does not count
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -44,7 +44,7 @@ class ShortcutReport(ResultMixin):
             "fails_below": DOES_NOT_SHOW_IT_MAX_SCORE,
             "min_control_gap": MIN_SCORE_ABOVE_CONTROL,
             "tolerance_pixels": POINTING_TOLERANCE_PIXELS,
-            "min_relative_peak": MIN_CONTROL_PEAK_RATIO,
+            "min_relative_peak": MIN_CONTROL_TO_MODEL_PEAK_RATIO,
         }
         rates = {"model": asdict(self.model_accuracy), "control": asdict(self.control_accuracy)}
         return {

@@ -128,12 +128,12 @@ def accuracy_with_triggers(box: Box, trial: ShortcutTrial) -> TriggerAccuracy:
     )
     predicted = box.predict(trial.apply_trigger(mismatched_rows, mismatched_classes)).cpu()
     return TriggerAccuracy(
-        clean_accuracy=fraction_of_hits(box.predict(trial.x).cpu() == trial.y),
-        matched_accuracy=fraction_of_hits(
+        clean_accuracy=fraction_of_true(box.predict(trial.x).cpu() == trial.y),
+        matched_accuracy=fraction_of_true(
             box.predict(trial.apply_trigger(matched_rows, matched_classes)).cpu() == matched_classes
         ),
-        mismatched_accuracy=fraction_of_hits(predicted == trial.y[mismatched_rows]),
-        fooled_rate=fraction_of_hits(predicted == mismatched_classes),
+        mismatched_accuracy=fraction_of_true(predicted == trial.y[mismatched_rows]),
+        fooled_rate=fraction_of_true(predicted == mismatched_classes),
     )
 
 
@@ -162,5 +162,5 @@ def grade_shortcut(score: float, control_score: float) -> ShortcutGrade:
     return GRADE_DOES_NOT_SHOW_IT if score <= DOES_NOT_SHOW_IT_MAX_SCORE else INCONCLUSIVE
 
 
-def fraction_of_hits(hits: Tensor) -> float:
+def fraction_of_true(hits: Tensor) -> float:
     return float(hits.double().mean())

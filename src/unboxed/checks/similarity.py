@@ -63,7 +63,7 @@ def map_similarity(a: Tensor, b: Tensor) -> MapSimilarity:
         >>> round(s.signed.item(), 3), round(s.absolute.item(), 3), round(s.ssim.item(), 3)
         (-1.0, 1.0, 1.0)
     """
-    a, b = _as_checked_double_map(a), _as_checked_double_map(b)
+    a, b = _validated_map_in_float64(a), _validated_map_in_float64(b)
     sa, sb = (h.sum(1) if h.ndim == 4 else h for h in (a, b))
     if sa.shape != sb.shape:
         raise InputError(f"maps to compare must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -72,7 +72,7 @@ def map_similarity(a: Tensor, b: Tensor) -> MapSimilarity:
     return MapSimilarity(spearman(sa, sb), spearman(ma, mb), ssim(pa, pb), hog(pa, pb))
 
 
-def _as_checked_double_map(map_: Tensor) -> Tensor:
+def _validated_map_in_float64(map_: Tensor) -> Tensor:
     """A map in double precision. Raises InputError."""
     if not isinstance(map_, Tensor) or map_.ndim < 2 or not map_.is_floating_point() or map_.numel() == 0:
         got = f"{map_.dtype} of shape {tuple(map_.shape)}" if isinstance(map_, Tensor) else type(map_).__name__

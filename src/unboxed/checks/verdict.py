@@ -44,7 +44,7 @@ ShuffledBox = Annotated[
     Box | None,
     "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
 ]
-MIN_EXAMPLES_FOR_DECISION = 8  # below which most tests stay undecided
+MIN_EXAMPLES_FOR_VERDICT_DECISION = 8  # below which most tests stay undecided
 MAX_DRAWS_PER_TEST = 8
 
 
@@ -194,7 +194,9 @@ def verdict(
     if shuffled_box is not None:
         check_same_inputs_and_outputs(box, shuffled_box)
     if not callable(method):
-        raise InputError(f"a method is a function (box, x, target) -> map{_method_hint(method)}; got {method!r}")
+        raise InputError(
+            f"a method is a function (box, x, target) -> map{_suggested_method_text(method)}; got {method!r}"
+        )
     score, name = resolve_target(box, x, target), method_display_name(method)
     given = None if map_ is None else align_maps(box, x, map_)
     try:
@@ -204,13 +206,15 @@ def verdict(
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all_tests(subject, max_draws)
     except UnboxedError as error:
-        return Verdict(name, NOT_APPLICABLE, "refuses this model", to_sentence(str(error)), (), len(x))
+        return Verdict(
+            name, NOT_APPLICABLE, "refuses this model", capitalize_and_end_with_period(str(error)), (), len(x)
+        )
     evidence = VerdictEvidence(x, subject.map_, subject.control_maps, subject.removal)
     by_fill = {fill: round(gain, 4) for fill, gain in subject.removal.gain_by_fill.items()}
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
 
 
-def _method_hint(name: object) -> str:
+def _suggested_method_text(name: object) -> str:
     """The method that a name means, as it is written in Python; empty where it means none."""
     keys = {normalized_name(word): c.key for c in cards("attribution") for word in (c.key, c.name)}
     close = nearest_names(name, keys) if isinstance(name, str) else []
@@ -231,11 +235,11 @@ def _run_all_tests(subject: VerdictSubject, max_draws: int) -> tuple[TestOutcome
     for test in VERDICT_TESTS:
         failed = any(o.grade == FAIL for o in outcomes)
         if not (failed and test.skip_when_failed):
-            outcomes.append(run_test(test, subject, max_draws))
+            outcomes.append(run_verdict_test(test, subject, max_draws))
     return tuple(o for o in outcomes if o.name != "shuffled labels" or subject.shuffled_box is not None)
 
 
-def run_test(test: VerdictTest, subject: Any, max_draws: int) -> TestOutcome:
+def run_verdict_test(test: VerdictTest, subject: Any, max_draws: int) -> TestOutcome:
     """The outcome of a test, with more draws as long as it is undecided. The subject has a `seed`."""
     columns: list[Tensor] = []
     n_draws, limit = min(test.n_draws, max_draws), min(test.max_draws, max_draws)
@@ -243,25 +247,25 @@ def run_test(test: VerdictTest, subject: Any, max_draws: int) -> TestOutcome:
         for draw in range(len(columns), n_draws):
             values = test.values(subject, draw).double().cpu()
             columns.append(values[:, None] if values.ndim == 1 else values)
-        interval = _mean_interval(torch.cat(columns, 1), test, subject.seed)
-        decision = decision_of_interval(interval, test)
+        interval = _mean_interval_of_test(torch.cat(columns, 1), test, subject.seed)
+        decision = grade_of_interval(interval, test)
         if decision != INCONCLUSIVE or n_draws == limit:
             return _make_outcome(test, interval, decision)
         n_draws = min(2 * n_draws, limit)
 
 
-def _mean_interval(values: Tensor, test: VerdictTest, seed: int) -> Interval:
+def _mean_interval_of_test(values: Tensor, test: VerdictTest, seed: int) -> Interval:
     """The interval of the mean of figures (N, draws); of few examples, as wide as examples usually differ."""
     pooled = values if test.shares_draws else values.nanmean(1, keepdim=True)
     interval = replace(bootstrap_mean_interval(pooled, seed), n_draws=values.shape[1])
     return (
-        interval.at_least_as_wide_as_std(test.spread).clamped(*test.limits)
-        if interval.n_examples < MIN_EXAMPLES_FOR_DECISION
+        interval.widened_to_std(test.spread).clamped_to_range(*test.limits)
+        if interval.n_examples < MIN_EXAMPLES_FOR_VERDICT_DECISION
         else interval
     )
 
 
-def decision_of_interval(interval: Interval, test: VerdictTest) -> Grade:
+def grade_of_interval(interval: Interval, test: VerdictTest) -> Grade:
     """Pass or fail where the whole interval lies on one side of the bound."""
     if math.isnan(interval.mean):
         return NOT_APPLICABLE
@@ -290,7 +294,7 @@ def _make_outcome(test: VerdictTest, interval: Interval, decision: Grade) -> Tes
 def _examples_needed_to_decide_text(interval: Interval, bound: float) -> str:
     needed = interval.n_examples_needed_to_exclude(bound)
     if not math.isfinite(needed):
-        return f"{MIN_EXAMPLES_FOR_DECISION} examples or more may decide"
+        return f"{MIN_EXAMPLES_FOR_VERDICT_DECISION} examples or more may decide"
     if needed > 100 * interval.n_examples:
         return "it is too near its bound to be decided"
     return f"about {max(interval.n_examples + 1, math.ceil(needed))} examples would decide"
@@ -316,15 +320,19 @@ def grade(outcomes: tuple[TestOutcome, ...]) -> tuple[Grade, str, str]:
         sentence = f"Not tested: {' and '.join(missing)}, for want of weights, of maps that vary or of a score to lose."
         return INCONCLUSIVE, f"not tested: {missing[0]}", sentence
     essential = ", and ".join(o.sentence for o in outcomes if o.name in REQUIRED_TEST_NAMES)
-    return PASS, "depends on the model; marks what matters", f"{to_sentence(essential)} {nearest_bound_text(outcomes)}"
+    return (
+        PASS,
+        "depends on the model; marks what matters",
+        f"{capitalize_and_end_with_period(essential)} {test_closest_to_its_bound_text(outcomes)}",
+    )
 
 
-def nearest_bound_text(outcomes: tuple[TestOutcome, ...]) -> str:
+def test_closest_to_its_bound_text(outcomes: tuple[TestOutcome, ...]) -> str:
     """Which of the tests that passed is the nearest to its bound, in a sentence."""
     nearest = min((o for o in outcomes if o.grade == PASS), key=lambda o: o.margin)
     bound = f"{'above' if nearest.passes_above else 'below'} {nearest.bound:g}"
     return f"Nearest to its bound: {nearest.name} ({nearest.value:.2f}, passes {bound})."
 
 
-def to_sentence(text: str) -> str:
+def capitalize_and_end_with_period(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."

@@ -81,7 +81,7 @@ class VerdictCache:
     def _verdict_key(
         self, box: Box, x: Any, method: AttributionMethodFn, target: Target, max_draws: int, seed: int
     ) -> str:
-        description = _method_fingerprint_or_none(method)
+        description = _method_code_and_settings_or_none(method)
         if description is None or isinstance(target, Objective):
             return ""
         digest = hashlib.sha256(self._model_fingerprint(box))
@@ -115,7 +115,7 @@ def box_fingerprint(box: Box) -> bytes:
     return digest.digest()
 
 
-def _method_fingerprint_or_none(method: AttributionMethodFn) -> str | None:
+def _method_code_and_settings_or_none(method: AttributionMethodFn) -> str | None:
     """The method, with its code where it is a user's, and its settings; None for one without a name (a lambda)."""
     settings: dict[str, object] = {}
     function: Callable[..., Any] = method
@@ -138,12 +138,12 @@ def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
     try:
         for key, value in json.loads(text).items():
             if value["grade"] in GRADES:
-                yield key, Verdict(**{**value, "tests": tuple(_read_outcome(t) for t in value["tests"])})
+                yield key, Verdict(**{**value, "tests": tuple(_read_test_outcome(t) for t in value["tests"])})
     except (ValueError, TypeError, KeyError, AttributeError):
         return
 
 
-def _read_outcome(value: dict[str, Any]) -> TestOutcome:
+def _read_test_outcome(value: dict[str, Any]) -> TestOutcome:
     """JSON has no numbers for what `nonfinite_to_none` took out."""
     missing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
     known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in value.items()}

@@ -26,13 +26,13 @@ from .control_boxes import cached_randomized_box
 from .controls import constant_model
 from .edges import sobel
 from .methods import AttributionMethodFn, compute_map
-from .relevance_gain import FillFn, RemovalCurves, fill_fns, removal_curves
+from .relevance_gain import FillFn, RemovalCurves, fill_fn_by_name, removal_curves
 from .similarity import is_constant
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
 # Of the largest possible confidence, from which on that of randomized models says nothing
-SATURATED_CONFIDENCE_FRACTION = 0.5
-MIN_INFORMATION_GAIN_FRACTION = 0.1  # of the most possible
+SATURATED_CONFIDENCE_FRACTION_OF_MAX = 0.5
+MIN_INFORMATION_GAIN_FRACTION_OF_MAX = 0.1  # of the most possible
 
 
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ class VerdictSubject:
 
     @cached_property
     def fill_by_name(self) -> dict[str, FillFn]:
-        return fill_fns(self.box, self.x, self.seed)
+        return fill_fn_by_name(self.box, self.x, self.seed)
 
     @cached_property
     def removal(self) -> RemovalCurves:
@@ -238,10 +238,10 @@ def _confidence_gain_over_randomized(s: VerdictSubject, draw: int) -> Tensor:
     randomized = cached_randomized_box(s.box, s.layers, s.seed + draw)
     own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(randomized(s.x, batch_size=s.batch_size)))
     largest = math.log(own.shape[1])
-    if _confidence_nats(copy).mean() < SATURATED_CONFIDENCE_FRACTION * largest:
+    if _confidence_nats(copy).mean() < SATURATED_CONFIDENCE_FRACTION_OF_MAX * largest:
         return (_confidence_nats(own) - _confidence_nats(copy)) / largest
-    gained = (_kl_from_mean(own) - _kl_from_mean(copy)) / largest
-    return gained if gained.mean() > MIN_INFORMATION_GAIN_FRACTION else _nan_per_example(s)
+    gained = (_kl_from_mean_probs(own) - _kl_from_mean_probs(copy)) / largest
+    return gained if gained.mean() > MIN_INFORMATION_GAIN_FRACTION_OF_MAX else _nan_per_example(s)
 
 
 def _log_probs(s: VerdictSubject, logits: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def _confidence_nats(log_probs: Tensor) -> Tensor:
     return log_probs.amax(1) + math.log(log_probs.shape[1])
 
 
-def _kl_from_mean(log_probs: Tensor) -> Tensor:
+def _kl_from_mean_probs(log_probs: Tensor) -> Tensor:
     """The Kullback-Leibler divergence (N,) of each example's probabilities from their mean, in nats."""
     mean = log_probs.exp().mean(0).clamp(min=1e-12).log()
     return (log_probs.exp() * (log_probs - mean)).sum(1)

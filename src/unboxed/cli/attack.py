@@ -30,7 +30,7 @@ from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import compatible_attacks, first_common_norm
-from ..robustness.evaluate import Attack, default_attacks, evaluate, require_evaluable, supported_kwargs
+from ..robustness.evaluate import AttackFn, default_attacks, evaluate, require_evaluable, supported_kwargs
 from ..robustness.result import Robustness
 from ..validation import check_int
 from .parsing import skipped_files
@@ -47,7 +47,7 @@ def attack_cards() -> tuple[Card, ...]:
 
 def select_attacks(
     box: Box, names: Sequence[str], norm: str | None, bits: int | None
-) -> tuple[dict[str, Attack], Norm]:
+) -> tuple[dict[str, AttackFn], Norm]:
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
     attacks = {name: find_card(name, attack_cards()).method for name in names}
     ball = unbounded_ball(norm or first_common_norm(attacks))
@@ -103,7 +103,7 @@ def run_attack(
         None if result.interrupted else _save_fooled_examples(box, x, y, rows, result, selected, out, bits, seed)
     )
     no_figure = "no example was fooled" if isinstance(box.inputs, (Pixels, Features)) else "the inputs are not images"
-    _print_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
+    _print_robustness_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
     return result
 
 
@@ -112,7 +112,7 @@ def _first_minimal_attack_card(norm: str) -> Card:
     return next(card for card in attack_cards() if card.minimal and norm in card.norms)
 
 
-def _minimal_attack(norm: str, bits: int | None) -> Attack:
+def _minimal_attack(norm: str, bits: int | None) -> AttackFn:
     """The attack that searches for the smallest change, among images of so many bits."""
     attack = _first_minimal_attack_card(norm).method
     return attack if bits is None else partial(attack, bits=bits)
@@ -129,7 +129,7 @@ def _save_fooled_examples(
     y: Tensor,
     row_in_data: Tensor,
     result: Robustness,
-    attacks: dict[str, Attack],
+    attacks: dict[str, AttackFn],
     out: Path,
     bits: int | None,
     seed: int,
@@ -164,7 +164,9 @@ def _save_fooled_examples(
     )
 
 
-def _strongest_attack(result: Robustness, attacks: dict[str, Attack], bits: int | None) -> tuple[str, Attack, Tensor]:
+def _strongest_attack(
+    result: Robustness, attacks: dict[str, AttackFn], bits: int | None
+) -> tuple[str, AttackFn, Tensor]:
     """The attack that fools most at the largest eps, its name, and the examples (N,) that it fools.
 
     Where attacks within eps fool none, it is the search for the smallest change.
@@ -188,12 +190,12 @@ def _class_name_for_file(name: str) -> str:
     return "".join(k if k.isalnum() else "-" for k in name)[:40]
 
 
-def _print_result(result: Robustness, figure: Path | str, out: Path, checkpoint_path: Path) -> None:
+def _print_robustness_result(result: Robustness, figure: Path | str, out: Path, checkpoint_path: Path) -> None:
     """Print the numbers and the files; `figure` is its file, or why there is none."""
     from rich.console import Console
 
     console = Console()
-    lines = [_median_distance_text(result), _least_robust_text(result)]
+    lines = [_median_distance_text(result), _least_robust_classes_text(result)]
     if not result.interrupted:
         lines.append(f"no figure: {figure}" if isinstance(figure, str) else f"figure: {figure}")
     if (out / IMAGES_DIR).is_dir():
@@ -232,7 +234,7 @@ def _median_distance_text(result: Robustness) -> str:
     return f"median adversarial {result.norm} distance {result.median_distance:.3g} ({', '.join(result.all_attacks)})"
 
 
-def _least_robust_text(result: Robustness) -> str:
+def _least_robust_classes_text(result: Robustness) -> str:
     """The least robust classes at the largest eps, where classes differ."""
     classes = sorted(result.accuracy_by_class().items(), key=lambda pair: pair[1][1].value)
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:

@@ -44,13 +44,13 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
         console.print(f"[bold]{family}[/]: {len(working)} of {len(checks)} work: {', '.join(working)}", highlight=False)
     methods_column = Column("method", max_width=MAX_METHODS_COLUMN_CHARS)
     table = Table(methods_column, "", "why, and what to do", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for verdict, methods in _methods_by_verdict_text(diagnosis.methods).items():
+    for verdict, methods in _method_names_by_verdict_markup(diagnosis.methods).items():
         table.add_row(", ".join(methods), *verdict)
     if table.row_count:
         console.print(table)
 
 
-def _methods_by_verdict_text(checks: Sequence[MethodCheck]) -> dict[tuple[str, str], list[str]]:
+def _method_names_by_verdict_markup(checks: Sequence[MethodCheck]) -> dict[tuple[str, str], list[str]]:
     """The methods that do not work or have a note, by what is to be said of them."""
     methods = defaultdict[tuple[str, str], list[str]](list)
     for check in checks:

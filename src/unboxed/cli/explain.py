@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.control_boxes import sharing_control_boxes
-from ..checks.fill_agreement import fill_agreement_sentence
+from ..checks.fill_agreement import fill_dependence_sentence
 from ..checks.methods import AttributionMethodFn, compute_map, resolve_target
-from ..checks.ranking import candidates, estimated_forwards_per_input, find_methods
+from ..checks.ranking import candidates, estimated_forwards_per_input, find_attribution_methods
 from ..checks.verdict import GRADES, MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.results import nonfinite_to_none
@@ -123,7 +123,7 @@ def _target_class_name(box: Box, k: int) -> str:
 def _top_outputs_text(box: Box, x: Tensor) -> str:
     """The largest outputs in words."""
     logits = box(x)
-    values = logits if box.outputs == "regression" else box.probs_from(logits)
+    values = logits if box.outputs == "regression" else box.probs_from_logits(logits)
     top = torch.topk(mean_over_positions(values)[0], min(N_PRINTED_TOP_OUTPUTS, values.shape[1]))
     format_value = (lambda v: f"{v:.3g}") if box.outputs == "regression" else format_named_prob
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
@@ -150,7 +150,7 @@ def run_explain(
     the explanations so far. Raises DataError, InputError and WriteError.
     """
     (x, names), out = read_inputs(source, box, check_int("--n", max_examples, minimum=1)), Path(out)
-    selected = find_methods(box, list(methods)) if methods else candidates(box)
+    selected = find_attribution_methods(box, list(methods)) if methods else candidates(box)
     k = None if target is None else parse_class(target, box)
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
@@ -210,7 +210,7 @@ def _print_explanation(explanation: RankedExplanations, figure_path: Path, name:
         why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
         table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
-    if sentence := fill_agreement_sentence(explanation.verdicts):
+    if sentence := fill_dependence_sentence(explanation.verdicts):
         console.print(sentence, highlight=False)
     if has_legend:
         console.print(VERDICT_TABLE_LEGEND, style="dim", highlight=False)

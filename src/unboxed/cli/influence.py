@@ -24,14 +24,14 @@ from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
 from ..plots.results.influence import format_score
 from ..validation import check_int
-from .results import print_written_paths, write_results
+from .results import print_written_paths, write_figures_and_facts
 
 DEFAULT_INFLUENCE_METHOD, DEFAULT_INFLUENCE_SETTINGS = (
     "influence_functions",
     {"solver": "ekfac"},
 )  # one pass over the training data
 FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
-STORE_METHOD_NAME = "gradient_dot"
+METHOD_NAME_WITH_STORE = "gradient_dot"
 N_VERDICT_QUERIES, MAX_VERDICT_TRAIN_EXAMPLES = 12, 1000  # queries and training examples that a method is judged on
 TRAINING_DATA_SETTING_NAME = "train"  # of the methods that need nothing but training examples
 
@@ -78,9 +78,9 @@ def run_influence(
     images = {FIGURE_FILE if len(drawn) == 1 else f"{name}.png": image for name, image in drawn.items()}
     facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, k)}
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
-    paths = write_results(images, facts, Path(out), RESULTS_FILE, default=str)
+    paths = write_figures_and_facts(images, facts, Path(out), RESULTS_FILE, default=str)
     for i, name in enumerate(_query_names(box, result, y)):
-        Console().print(_query_table(result, box, i, name, k))
+        Console().print(_query_influence_table(result, box, i, name, k))
     if judged is not None:
         typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
     print_written_paths(paths)
@@ -90,8 +90,8 @@ def run_influence(
 def _bound_influence_method(card: Card, store: Path | None, seed: int) -> Callable[..., Influence]:
     """The method with its settings; gradient dot from a store, where there is one."""
     if store is not None:
-        if card.key != STORE_METHOD_NAME:
-            raise InputError(f"--store keeps gradients for --method {STORE_METHOD_NAME}; got --method {card.key}")
+        if card.key != METHOD_NAME_WITH_STORE:
+            raise InputError(f"--store keeps gradients for --method {METHOD_NAME_WITH_STORE}; got --method {card.key}")
         return lambda box, x, labels, train: gradient_store(box, train, store).scores(x, labels)
     settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
     return partial(
@@ -120,15 +120,15 @@ def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> di
         "queries": [
             {
                 "query": name,
-                "helpful": _top_entries(result, box, i, k, 1),
-                "harmful": _top_entries(result, box, i, k, -1),
+                "helpful": _top_influence_entries(result, box, i, k, 1),
+                "harmful": _top_influence_entries(result, box, i, k, -1),
             }
             for i, name in enumerate(_query_names(box, result, y))
         ],
     }
 
 
-def _top_entries(result: Influence, box: Box, query: int, k: int, sign: int) -> list[dict[str, Any]]:
+def _top_influence_entries(result: Influence, box: Box, query: int, k: int, sign: int) -> list[dict[str, Any]]:
     """The k most helpful (sign 1) or most harmful (-1) examples of a query; those of the other sign are left out."""
     index = (result.top(k) if sign > 0 else result.bottom(k))[query].tolist()
     scores = {j: float(result.scores[query, j]) for j in index}
@@ -154,16 +154,16 @@ def _query_names(box: Box, result: Influence, y: Tensor | None) -> list[str]:
     return names if y is None else [f"{name}, label {box.classes[int(c)]}" for name, c in zip(names, y, strict=True)]
 
 
-def _query_table(result: Influence, box: Box, query: int, name: str, k: int) -> Table:
+def _query_influence_table(result: Influence, box: Box, query: int, name: str, k: int) -> Table:
     """The most helpful and the most harmful examples side by side."""
     columns = "helpful", "label", result.unit, "harmful", "label", result.unit
     table = Table(*columns, title=name, title_justify="left")
-    helpful, harmful = (_top_entries(result, box, query, k, sign) for sign in (1, -1))
+    helpful, harmful = (_top_influence_entries(result, box, query, k, sign) for sign in (1, -1))
     for i in range(max(len(helpful), len(harmful))):
-        cells = [_entry_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]
+        cells = [_influence_entry_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]
         table.add_row(*cells[0], *cells[1])
     return table
 
 
-def _entry_cells(entry: dict[str, Any]) -> tuple[str, str, str]:
+def _influence_entry_cells(entry: dict[str, Any]) -> tuple[str, str, str]:
     return f"example {entry['example']}", entry["label"] or "", format_score(entry["score"])

@@ -41,8 +41,14 @@ def print_method(name: str, *, as_json: bool) -> None:
         console.print(f"{title}: {escape(text)}", highlight=False)
     table = Table("setting", "kind", "default", "range", "unit", "meaning", box=None, pad_edge=False)
     for setting in card.settings.values():
-        table.add_row(setting.name, setting.kind, escape(_default_text(setting)), escape(setting.range), setting.unit,
-                      escape(setting.help))  # fmt: skip
+        table.add_row(
+            setting.name,
+            setting.kind,
+            escape(_setting_default_text(setting)),
+            escape(setting.range),
+            setting.unit,
+            escape(setting.help),
+        )
     console.print(table)
     console.print(f"unboxed run {card.key} --model zoo:digits-cnn --data digits:test", highlight=False, style="dim")
 
@@ -53,17 +59,17 @@ def card_notes(card: Card) -> dict[str, str]:
         "Source": card.source,
         "Needs": "; ".join(DESCRIPTION_BY_NEED[need] for need in card.needs),
         "Takes texts": "yes" if card.texts else "",
-        "Refuses": "; ".join(_errors_raised(card)),
+        "Refuses": "; ".join(_raises_entries_of_docstring(card)),
         "Gives": DESCRIPTION_BY_RETURN_KIND[card.returns],
         "Keeps exactly": "; ".join(f"{axiom} ({DESCRIPTION_BY_AXIOM[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
-        "Model runs per input": f"about {card.n_runs():,.0f}",
+        "Model runs per input": f"about {card.n_model_runs():,.0f}",
         "Contracts that do not apply": "; ".join(f"{name} ({reason})" for name, reason in card.exempt.items()),
     }
     return {title: text for title, text in notes.items() if text}
 
 
-def _errors_raised(card: Card) -> list[str]:
+def _raises_entries_of_docstring(card: Card) -> list[str]:
     """What the method's docstring says about its errors: "LayerError where the layer has no positions"."""
     entries = re.split(r"\n(?=\S)", docstring_section(card, "Raises"))
     return [" ".join(entry.replace(":", "", 1).split()).rstrip(".") for entry in entries if ":" in entry]
@@ -76,18 +82,28 @@ def docstring_section(card: Card, title: str) -> str:
     return inspect.cleandoc(section.group(1)) if section else ""
 
 
-def _default_text(setting: Setting) -> str:
+def _setting_default_text(setting: Setting) -> str:
     return "required" if setting.is_required else str(setting.default)
 
 
 def method_facts(card: Card) -> dict[str, Any]:
     """A card as plain values."""
     return {
-        "name": card.key, "title": card.name, "family": card.family, "source": card.source, "shows": card.shows,
-        "does_not_show": card.does_not_show, "needs": list(card.needs), "texts": card.texts, "returns": card.returns,
-        "axioms": list(card.axioms), "norms": list(card.norms), "exempt": dict(card.exempt), "runs": card.n_runs(),
+        "name": card.key,
+        "title": card.name,
+        "family": card.family,
+        "source": card.source,
+        "shows": card.shows,
+        "does_not_show": card.does_not_show,
+        "needs": list(card.needs),
+        "texts": card.texts,
+        "returns": card.returns,
+        "axioms": list(card.axioms),
+        "norms": list(card.norms),
+        "exempt": dict(card.exempt),
+        "runs": card.n_model_runs(),
         "settings": [setting_facts(s) for s in card.settings.values()],
-    }  # fmt: skip
+    }
 
 
 def setting_facts(setting: Setting) -> dict[str, Any]:

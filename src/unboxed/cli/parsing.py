@@ -115,7 +115,7 @@ def open_box(
     """The model that the options name, opened, and the class names that were given, if any."""
     from .. import loading
 
-    inputs, names = parse_pixels(shape, mean, std), parse_classes(classes)
+    inputs, names = parse_pixels(shape, mean, std), parse_class_names(classes)
     box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
     return box, names
 
@@ -193,7 +193,7 @@ def parse_fraction(option: str, text: str) -> float:
         raise InputError(f"{option} wants a number or a fraction, such as 0.03 or 8/255; got {text!r}") from None
 
 
-def parse_classes(text: str | None) -> tuple[str, ...] | None:
+def parse_class_names(text: str | None) -> tuple[str, ...] | None:
     """Class names from `a,b,c` or from a file."""
     from ..inputs.class_files import read_class_names
 

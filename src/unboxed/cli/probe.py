@@ -12,12 +12,12 @@ from rich.table import Table
 
 from ..box import Box
 from ..concepts import LayerProbe, Probing, probe
-from ..data.tables import read_columns, table_path
+from ..data.tables import check_table_path, read_columns
 from ..engine.intervals import Interval
 from ..errors import DataError
 from ..plots.figures import figures
 from ..validation import suggestion_text
-from .results import print_written_paths, write_results
+from .results import print_written_paths, write_figures_and_facts
 
 RESULTS_FILE = "probe.json"
 
@@ -26,7 +26,7 @@ def read_attribute_file(spec: str) -> list[Any]:
     """The values of a column: FILE with one column, or FILE:COLUMN. Raises DataError."""
     path, _, column = (spec, "", "") if Path(spec).exists() else spec.rpartition(":")
     try:
-        source = table_path(path or spec)
+        source = check_table_path(path or spec)
     except DataError as error:
         raise DataError(f"--attribute: {error}") from None
     columns = read_columns(source)
@@ -44,7 +44,7 @@ def run_probe(
     """Probe the layers: print a table and the verdict, write figures and numbers to `out`."""
     result = probe(box, data, attribute, layers, **settings)
     images = {f"{name}.png": image for name, image in figures(result, box).items()}
-    paths = write_results(images, probing_facts(result), Path(out), RESULTS_FILE)
+    paths = write_figures_and_facts(images, probing_facts(result), Path(out), RESULTS_FILE)
     Console().print(_probing_table(result))
     typer.echo(f"{result.verdict}: {result.reason}")
     print_written_paths(paths)
@@ -61,11 +61,11 @@ def probing_facts(result: Probing) -> dict[str, Any]:
         "probe": result.kind,
         "control": result.types,
         "unit": result.unit,
-        "layers": [layer_facts(p) for p in result.layers],
+        "layers": [layer_probe_facts(p) for p in result.layers],
     }
 
 
-def layer_facts(p: LayerProbe) -> dict[str, Any]:
+def layer_probe_facts(p: LayerProbe) -> dict[str, Any]:
     """For JSON: one layer's figures."""
     read, description = p.probe, p.probe.description
     facts: dict[str, Any] = {

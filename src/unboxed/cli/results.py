@@ -14,7 +14,7 @@ from ..engine.results import nonfinite_to_none
 from ..plots.files import save
 
 
-def write_results(
+def write_figures_and_facts(
     images: Mapping[str, Any], facts: Mapping[str, Any], out: Path, results_file: str,
     default: Callable[[Any], Any] | None = None,
 ) -> list[Path]:  # fmt: skip

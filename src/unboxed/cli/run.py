@@ -78,7 +78,7 @@ def make_method_command(card: Card) -> typer.Typer:
 
 def _make_command_function(card: Card) -> Callable[..., None]:
     """A function with the parameters that the command line of a method takes."""
-    settings = {_unclashing_option_name(s): s for s in card.settings.values() if _has_own_option(s)}
+    settings = {_unclashing_option_name(s): s for s in card.settings.values() if _is_command_line_option(s)}
 
     def command(**values: Any) -> None:
         from .parsing import errors_as_exit_codes
@@ -120,7 +120,7 @@ def shared_options(
 SHARED_OPTION_NAMES = {*inspect.signature(shared_options).parameters}
 
 
-def _has_own_option(setting: Setting) -> bool:
+def _is_command_line_option(setting: Setting) -> bool:
     """Whether a setting is an option: x, y and data come from --data, other inputs and data have options.
 
     `quiet` is the option of all commands.
@@ -196,7 +196,7 @@ def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> d
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
     from ..engine.read.examples import first_inputs
 
-    wanted = {s.name: s for s in card.settings.values() if not _has_own_option(s) and s.name != "quiet"}
+    wanted = {s.name: s for s in card.settings.values() if not _is_command_line_option(s) and s.name != "quiet"}
     if images is None:
         if missing := [name for name, s in wanted.items() if s.is_required]:
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")

@@ -13,7 +13,7 @@ from .parsing import parse_class, parse_fraction
 if TYPE_CHECKING:
     from ..box import Box
 
-NONE_VALUE_TEXTS = ("none", "None", "")
+TEXTS_THAT_MEAN_NONE = ("none", "None", "")
 ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str}
 
 
@@ -22,12 +22,12 @@ def parse_setting(setting: Setting, text: str, box: Box) -> Any:
 
     Raises InputError that names the option, what came and what was wanted.
     """
-    if setting.optional and text in NONE_VALUE_TEXTS:
+    if setting.optional and text in TEXTS_THAT_MEAN_NONE:
         return None
     if chosen := [choice for choice in setting.choices if str(choice) == text]:
         return chosen[0]
     if setting.kind == "layer":
-        return _check_layer(text, box)
+        return _validated_layer_address(text, box)
     if setting.kind in ("choice", "str", "path"):
         setting.check(text)
         return text
@@ -52,9 +52,11 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
     if setting.kind == "float":
         return parse_fraction(option_name(setting.name), text)
     if setting.kind == "bool":
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[_check_bool_word(text)]
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
+            _validated_yes_or_no_word(text)
+        ]
     if setting.kind == "layers":
-        return [_check_layer(part.strip(), box) for part in text.split(",")]
+        return [_validated_layer_address(part.strip(), box) for part in text.split(",")]
     if setting.kind in ITEM_TYPE_BY_KIND:
         return [ITEM_TYPE_BY_KIND[setting.kind](part.strip()) for part in text.split(",")]
     if setting.kind in ("target", "labels", "objective"):
@@ -82,7 +84,7 @@ def _parse_concepts(setting_name: str, text: str, box: Box) -> dict[str, Any]:
     return {name.strip(): dataset_with_model_labels(spec.strip(), box) for name, spec in named.items()}
 
 
-def _check_layer(address: str, box: Box) -> str:
+def _validated_layer_address(address: str, box: Box) -> str:
     """A layer's address as it was given. Raises LayerError with the nearest names."""
     from ..objectives import MODEL_END_ADDRESSES
 
@@ -91,7 +93,7 @@ def _check_layer(address: str, box: Box) -> str:
     return address
 
 
-def _check_bool_word(text: str) -> str:
+def _validated_yes_or_no_word(text: str) -> str:
     if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
         raise InputError(f"wanted yes or no; got {text!r}")
     return text.lower()

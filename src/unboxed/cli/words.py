@@ -31,7 +31,7 @@ from ..language import (
 from ..language.vectors import RankedWords
 from ..plots.figures import figures
 from ..validation import check_int, missing_path_text
-from .results import print_written_paths, write_results
+from .results import print_written_paths, write_figures_and_facts
 
 RESULTS_FILE = "words.json"
 N_BIASED_ANALOGIES = 20
@@ -59,7 +59,7 @@ def run_words(
         facts["nearest"] = {word: vectors.nearest(word, k) for word in nearest}
         _print_ranked_words(facts["nearest"])
     if analogies:
-        facts["analogies"] = {_analogy_text(a): vectors.analogy(*_parse_analogy(a), k) for a in analogies}
+        facts["analogies"] = {_analogy_equation_text(a): vectors.analogy(*_parse_analogy(a), k) for a in analogies}
         _print_ranked_words(facts["analogies"])
     if with_weat:
         results = run_tests(vectors, None if tests is None else read_association_tests(tests), seed=seed)
@@ -67,7 +67,9 @@ def run_words(
         drawn.append(results)
         _print_association_tests(results)
     if with_bias:
-        bias_facts, debiased = _print_bias(vectors, None if bias_words is None else read_bias_words(bias_words), seed)
+        bias_facts, debiased = _print_and_return_bias_facts(
+            vectors, None if bias_words is None else read_bias_words(bias_words), seed
+        )
         facts["bias"] = bias_facts
         drawn.append(debiased)
     if n_map_words:
@@ -77,7 +79,7 @@ def run_words(
         drawn.append(result)
         typer.echo(str(result))
     images = {f"{name}.png": image for result in drawn for name, image in figures(result).items()}
-    print_written_paths(write_results(images, facts, Path(out), RESULTS_FILE))
+    print_written_paths(write_figures_and_facts(images, facts, Path(out), RESULTS_FILE))
     return facts
 
 
@@ -88,7 +90,7 @@ def _parse_analogy(text: str) -> tuple[str, str, str]:
     return words[0], words[1], words[2]
 
 
-def _analogy_text(text: str) -> str:
+def _analogy_equation_text(text: str) -> str:
     a, b, c = _parse_analogy(text)
     return f"{a} : {b} = {c} : ?"
 
@@ -133,7 +135,9 @@ def _n_words_text(result: WEAT) -> str:
     return f"{n} of {n + n_missing}"
 
 
-def _print_bias(vectors: WordVectors, words: BiasWords | None, seed: int) -> tuple[dict[str, Any], Debiased]:
+def _print_and_return_bias_facts(
+    vectors: WordVectors, words: BiasWords | None, seed: int
+) -> tuple[dict[str, Any], Debiased]:
     """The bias before and after hard debiasing, printed; with the analogies along the first set that was used."""
     chosen = gender_words() if words is None else words
     direction = bias_direction(vectors, chosen)

@@ -25,16 +25,18 @@ class ExamplesWithAttribute(NamedTuple):
     labels: Tensor | None  # (N,) classes of the box, where the attribute is the data's labels
 
 
-def read_attribute(box: Box, data: Any, attribute: Any, max_examples: int | None) -> ExamplesWithAttribute:
+def read_examples_with_attribute(
+    box: Box, data: Any, attribute: Any, max_examples: int | None
+) -> ExamplesWithAttribute:
     """Examples with the attribute, or where it is None with the data's labels. Raises DataError and InputError."""
     if attribute is not None:
         x, rows = indexed_inputs(box, data, max_examples)
-        y, names = _values_to_classes(_attribute_values_at(attribute, rows, is_cut=max_examples is not None))
+        y, names = _attribute_values_to_classes(_attribute_values_at(attribute, rows, is_cut=max_examples is not None))
         return ExamplesWithAttribute(x, y, names, None)
     if not labels_are_classes(box):
         raise InputError("the labels of these data are no classes; give attribute=, a value for each example")
     x, labels = labeled_examples(box, data, max_examples)
-    y, names = _values_to_classes(labels.tolist())
+    y, names = _attribute_values_to_classes(labels.tolist())
     return ExamplesWithAttribute(x, y, tuple(box.classes[int(name)] for name in names), labels)
 
 
@@ -49,9 +51,9 @@ def _attribute_values_at(attribute: Any, rows: Tensor, *, is_cut: bool) -> list[
     return [values[i] for i in rows.tolist()]
 
 
-def _values_to_classes(values: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
+def _attribute_values_to_classes(values: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
     """The values as classes from 0, and the names of these."""
-    texts = [_value_text(value, i) for i, value in enumerate(values)]
+    texts = [_attribute_value_name(value, i) for i, value in enumerate(values)]
     names = sort_names_naturally(dict.fromkeys(texts))
     if len(names) < 2:
         raise DataError(f"all {len(texts)} examples have the value {names[0]!r}: there is nothing to read")
@@ -63,7 +65,7 @@ def _values_to_classes(values: Sequence[Any]) -> tuple[Tensor, tuple[str, ...]]:
     return torch.tensor([number[text] for text in texts]), tuple(names)
 
 
-def _value_text(value: Any, index: int) -> str:
+def _attribute_value_name(value: Any, index: int) -> str:
     """The name of a value. Raises InputError for a missing one, and for numbers that are no classes."""
     is_number = isinstance(value, (float, np.floating))
     if value is None or value == "" or (is_number and value != value):

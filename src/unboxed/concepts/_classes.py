@@ -15,7 +15,7 @@ from ..settings import ValueRole
 ClassSelection = Annotated[ClassLabels | None, ValueRole("labels"), "The classes to look at, by number or name."]
 
 
-def examples_by_class(
+def example_indices_by_class(
     box: Box, x: Tensor, labels: Tensor | None, classes: Any, min_examples: int, batch_size: BatchSize
 ) -> dict[int, Tensor]:
     """Indices (n,) of each class's examples, by label or else by prediction; classes with fewer are left out."""

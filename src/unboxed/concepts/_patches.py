@@ -12,7 +12,7 @@ MAX_PATCH_AREA_FRACTION = 0.0625
 N_TRIED_PATCH_SIDES = 8  # heights, and widths, that are tried: all, or in equal ratios
 
 
-def densest_rectangle(relevance: Tensor) -> Rectangle:
+def densest_relevance_rectangle(relevance: Tensor) -> Rectangle:
     """The small rectangle in which the relevance (H, W) >= 0 is most concentrated.
 
     It maximizes KL(share of relevance inside || share of area inside), the scan statistic of Kulldorff 1997, which
@@ -50,17 +50,17 @@ def _relevance_concentration(share: Tensor, area: float) -> Tensor:
 
 def border_mask(height: int, width: int) -> Tensor:
     """(H, W) bool: the outer eighth of each side."""
-    rows, columns = (_is_within_depth_of_ends(n, max(1, n // 8)) for n in (height, width))
+    rows, columns = (_mask_of_both_ends(n, max(1, n // 8)) for n in (height, width))
     return rows[:, None] | columns
 
 
 def corner_mask(height: int, width: int) -> Tensor:
     """(H, W) bool: the four corners, each a quarter of the sides."""
-    rows, columns = (_is_within_depth_of_ends(n, max(1, n // 4)) for n in (height, width))
+    rows, columns = (_mask_of_both_ends(n, max(1, n // 4)) for n in (height, width))
     return rows[:, None] & columns
 
 
-def _is_within_depth_of_ends(n: int, depth: int) -> Tensor:
+def _mask_of_both_ends(n: int, depth: int) -> Tensor:
     index = torch.arange(n)
     return (index < depth) | (index >= n - depth)
 
@@ -71,7 +71,7 @@ def relevance_share_inside(relevance: Tensor, mask: Tensor) -> float:
     return float(relevance[mask].sum()) / total if total else 0.0
 
 
-def paste(images: Tensor, donors: Tensor, patches: list[Rectangle]) -> Tensor:
+def paste_donor_patches(images: Tensor, donors: Tensor, patches: list[Rectangle]) -> Tensor:
     """Images (N, C, H, W), each with a patch of its donor (N, C, H, W) at the patch's place."""
     pasted = images.clone()
     for image, donor, patch in zip(pasted, donors, patches, strict=True):
@@ -79,7 +79,9 @@ def paste(images: Tensor, donors: Tensor, patches: list[Rectangle]) -> Tensor:
     return pasted
 
 
-def draw_random_patches(n: int, like: Rectangle, size: tuple[int, int], generator: torch.Generator) -> list[Rectangle]:
+def sample_random_patches(
+    n: int, like: Rectangle, size: tuple[int, int], generator: torch.Generator
+) -> list[Rectangle]:
     """n rectangles of the same size at random places (H, W) apart from it; anywhere where there is no such place."""
     places = [
         Rectangle(top, left, like.height, like.width)

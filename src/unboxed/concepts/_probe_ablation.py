@@ -23,7 +23,7 @@ from ..model.hooks import Edit
 from ..objectives import logit
 
 SIGNIFICANCE_LEVEL = 0.05
-MIN_USED_CHANGE_SHARE = (
+MIN_OUTPUT_CHANGE_SHARE_IF_USED = (
     0.01  # of the change with the model's own outputs erased: what costs less is not what the model answers by
 )
 N_CROSS_FIT_FOLDS = 2  # an example is edited by erasers that were fitted to the other half
@@ -87,7 +87,7 @@ class ErasureTest(ResultMixin):
     @property
     def is_used(self) -> bool:
         """Whether that is a cost that matters, too."""
-        return self.is_significant and self.share >= MIN_USED_CHANGE_SHARE
+        return self.is_significant and self.share >= MIN_OUTPUT_CHANGE_SHARE_IF_USED
 
     @property
     def has_enough_draws(self) -> bool:
@@ -95,7 +95,7 @@ class ErasureTest(ResultMixin):
         return 1 / (1 + self.random_change.shape[1]) <= SIGNIFICANCE_LEVEL
 
     @property
-    def has_power(self) -> bool:
+    def has_statistical_power(self) -> bool:
         """Whether erasing what the model reads for certain costs more than random directions."""
         return self.model_output_p_value <= SIGNIFICANCE_LEVEL
 
@@ -106,7 +106,7 @@ def _permutation_p_value(change: Tensor, random_change: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class FeatureView:
+class LayerFeatureView:
     """A layer's activations as features (N, D): all values, or the units' means over positions."""
 
     address: str
@@ -123,10 +123,10 @@ class FeatureView:
 
 
 @dataclass(frozen=True, eq=False)
-class _EraseByRow:
+class _PerRowEraserEdit:
     """Each row's activations edited by the eraser of its half and variant."""
 
-    view: FeatureView
+    view: LayerFeatureView
     erasers: Sequence[Sequence[Eraser]]  # [half][variant]
     halves: Tensor  # (R,)
     variants: Tensor  # (R,)
@@ -141,7 +141,7 @@ class _EraseByRow:
 
 
 def erasure_test(
-    box: Box, x: Tensor, y: Tensor, h: Tensor, view: FeatureView, labels: Tensor | None, *, outputs: Tensor,
+    box: Box, x: Tensor, y: Tensor, h: Tensor, view: LayerFeatureView, labels: Tensor | None, *, outputs: Tensor,
     n_random: int, max_examples: int, n_folds: int, seed: int, batch_size: BatchSize,
 ) -> ErasureTest | None:  # fmt: skip
     """Erase the attribute y (N,) from a layer with features h (N, D) and run the model on; None: nothing to erase.
@@ -159,7 +159,7 @@ def erasure_test(
     half_of = halves.to(box.device)[rows.to(box.device)]
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
-        return {view.address: _EraseByRow(view, placed, half_of[examples], variants)}
+        return {view.address: _PerRowEraserEdit(view, placed, half_of[examples], variants)}
 
     n_variants = len(erasers[0])
     run = run_variants(box, x[rows.to(x.device)], logit(0), make_edits, n_variants, batch_size=batch_size)
@@ -172,7 +172,7 @@ def erasure_test(
     remaining = probe_features(erased, y, n_folds=n_folds, n_controls=0, description_length=False, seed=seed)
     before = outputs[rows].to(after)
     truth = None if labels is None else labels.cpu()[rows].to(after.device)
-    return _make_erasure_test(box, rank, before, after, truth, remaining.information)
+    return _make_erasure_test_result(box, rank, before, after, truth, remaining.information)
 
 
 def _fit_erasers(h: Tensor, y: Tensor, outputs: Tensor, n_random: int, key: tuple[int, int]) -> list[Eraser]:
@@ -189,20 +189,20 @@ def _eraser_to_box(eraser: Eraser, box: Box) -> Eraser:
     return Eraser(*(part.to(box.device, box.dtype) for part in (eraser.mean, eraser.read, eraser.removed)))
 
 
-def _make_erasure_test(
+def _make_erasure_test_result(
     box: Box, rank: int, before: Tensor, after: Tensor, truth: Tensor | None, remaining: Interval
 ) -> ErasureTest:
     change = output_change(box, before, after).to(box.dtype)
     predicted = None if box.outputs == "regression" else before.argmax(1)
-    kept, random_kept = _predicted_class_shares(box, after, predicted)
-    accuracy, random_accuracy = _predicted_class_shares(box, after, truth)
+    kept, random_kept = _share_predicted_as_classes(box, after, predicted)
+    accuracy, random_accuracy = _share_predicted_as_classes(box, after, truth)
     clean = None if truth is None else float((before.argmax(1) == truth).double().mean())
     return ErasureTest(
         rank, change[:, 0], change[:, 2:], change[:, 1], kept, random_kept, clean, accuracy, random_accuracy, remaining
     )
 
 
-def _predicted_class_shares(box: Box, after: Tensor, classes: Tensor | None) -> tuple[float | None, Tensor | None]:
+def _share_predicted_as_classes(box: Box, after: Tensor, classes: Tensor | None) -> tuple[float | None, Tensor | None]:
     """The share of examples predicted as these classes (M,): with the attribute erased, and with random directions."""
     if classes is None:
         return None, None

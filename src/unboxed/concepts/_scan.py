@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import linkage
 from torch import Tensor
 
 
-def principal_components(h: Tensor, reference: Tensor, n: int) -> Tensor:
+def project_on_principal_components(h: Tensor, reference: Tensor, n: int) -> Tensor:
     """Features (N, D) in the first n principal components of the reference rows, float64."""
     mean = reference.double().mean(0)
     centered = reference.double() - mean
@@ -30,7 +30,7 @@ class WardClusterTree:
         merges = linkage(points.cpu().numpy(), "ward") if self.n > 1 else torch.zeros(0, 4).numpy()
         self.children: list[tuple[int, int]] = [(int(a), int(b)) for a, b, *_ in merges]
 
-    def sums(self, values: Tensor) -> Tensor:
+    def sum_per_group(self, values: Tensor) -> Tensor:
         """The sum over each group's points, of values (N,); single points are left out."""
         totals = values.double().tolist()
         for a, b in self.children:
@@ -49,7 +49,7 @@ class WardClusterTree:
         return is_member
 
 
-def log_likelihood_ratio(errors: Tensor, sizes: Tensor, all_errors: float, n: float) -> Tensor:
+def error_rate_log_likelihood_ratio(errors: Tensor, sizes: Tensor, all_errors: float, n: float) -> Tensor:
     """Of two error rates, inside and outside, against one for all; 0 where it is not higher inside (Kulldorff 1997)."""
     outside_errors, outside = all_errors - errors, n - sizes
     ratio = _bernoulli_log_likelihood(errors, sizes) + _bernoulli_log_likelihood(outside_errors, outside)
@@ -62,7 +62,7 @@ def _bernoulli_log_likelihood(errors: Tensor, n: Tensor) -> Tensor:
     return torch.xlogy(errors.double(), rate) + torch.xlogy((n - errors).double(), 1 - rate)
 
 
-def find_outlying_groups(
+def find_high_error_groups(
     trees: Sequence[WardClusterTree], is_error: Tensor, min_size: int, max_groups: int, min_score: float
 ) -> list[tuple[int, Tensor]]:
     """(index of the tree, members (N,) bool) of the groups whose errors stand out most, one after the other.
@@ -83,7 +83,7 @@ def find_outlying_groups(
 
 def _log_likelihood_ratio_scores(tree: WardClusterTree, is_error: Tensor, free: Tensor, min_size: int) -> Tensor:
     """The log-likelihood ratio of each group, without the points that are not free; 0 for groups of another size."""
-    errors, sizes, n = tree.sums(is_error & free), tree.sums(free), float(free.sum())
-    scores = log_likelihood_ratio(errors, sizes, float((is_error & free).sum()), n)
+    errors, sizes, n = tree.sum_per_group(is_error & free), tree.sum_per_group(free), float(free.sum())
+    scores = error_rate_log_likelihood_ratio(errors, sizes, float((is_error & free).sum()), n)
     fits = (sizes >= min_size) & (sizes <= n / 2)
     return torch.cat([torch.where(fits, scores, 0.0), scores.new_zeros(1)])  # one at least, where there is no group

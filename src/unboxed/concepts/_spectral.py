@@ -25,7 +25,7 @@ def spectral_clusters(points: Tensor, max_clusters: int, seed: int) -> Tensor:
         return torch.zeros(len(points), dtype=torch.long)
     rows = torch.nn.functional.normalize(vectors[:, :n_clusters], dim=1)
     labels = KMeans(n_clusters, n_init=10, random_state=seed % 2**32).fit_predict(rows.numpy())
-    return _relabel_by_size(torch.as_tensor(labels).long())
+    return _renumber_clusters_by_size(torch.as_tensor(labels).long())
 
 
 def normalized_laplacian(points: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def n_eigenvalues_below_gap(eigenvalues: Tensor, max_clusters: int) -> int:
     return int(gaps.argmax()) + 1 if len(gaps) else 1
 
 
-def _relabel_by_size(labels: Tensor) -> Tensor:
+def _renumber_clusters_by_size(labels: Tensor) -> Tensor:
     """The same clusters, numbered by size."""
     order = labels.bincount().argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[labels]

@@ -20,7 +20,7 @@ from ..engine.linear.probing import FeatureProbe, ProbeKind, probe_features
 from ..engine.output_change import output_change_unit_text
 from ..engine.read.channel_axes import unit_axis
 from ..engine.read.edits import unit_addresses
-from ..engine.read.features import SKETCH_SIZE, input_and_hidden_addresses, read_features, resolve_layers
+from ..engine.read.features import SKETCH_SIZE, input_and_hidden_layer_addresses, read_features, resolve_layers
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
@@ -28,8 +28,8 @@ from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._attribute import ExamplesWithAttribute, read_attribute
-from ._probe_ablation import MAX_REMAINING_INFORMATION_SHARE, ErasureTest, FeatureView, erasure_test
+from ._attribute import ExamplesWithAttribute, read_examples_with_attribute
+from ._probe_ablation import MAX_REMAINING_INFORMATION_SHARE, ErasureTest, LayerFeatureView, erasure_test
 
 Attribute = Annotated[
     Sequence[Any] | Tensor | None, ValueRole("object"), "The attribute's class of each example (N,): numbers or names."
@@ -70,7 +70,9 @@ class LayerProbe(ResultMixin):
             return "not tested"
         if self.erasure.is_used:
             return "used"
-        return "not used" if self.erasure.has_power and not self._is_still_readable else "not tested"
+        return (
+            "not used" if self.erasure.has_statistical_power and not self._is_attribute_still_readable else "not tested"
+        )
 
     @property
     def reason(self) -> str:
@@ -82,10 +84,10 @@ class LayerProbe(ResultMixin):
         return (
             "No directions were erased here: only that it can be read is known."
             if e is None
-            else self._change_cost_text(e)
+            else self._erasure_effect_text(e)
         )
 
-    def _change_cost_text(self, e: ErasureTest) -> str:
+    def _erasure_effect_text(self, e: ErasureTest) -> str:
         change, random_change = (float(c.double().mean()) for c in (e.change, e.random_change))
         costs = f"Erasing its {n_directions_text(e.rank)} changes the outputs by {change:.2g}, random ones by "
         costs += f"{random_change:.2g} on average (p = {e.p_value:.2g})"
@@ -94,13 +96,13 @@ class LayerProbe(ResultMixin):
             return f"{costs}{small}."
         if not e.has_enough_draws:
             return f"{costs}; {e.random_change.shape[1]} random draws are too few for a level of 5 %."
-        if not e.has_power:
+        if not e.has_statistical_power:
             return f"{costs}; erasing what the outputs are read from costs no more, so that this layer cannot tell."
         left, read = e.remaining.mean, self.probe.information.mean
         return f"{costs}; a new probe still reads {left:.2g} of {read:.2g} bits, so that it was not erased."
 
     @property
-    def _is_still_readable(self) -> bool:
+    def _is_attribute_still_readable(self) -> bool:
         left = 0.0 if self.erasure is None else self.erasure.remaining.low
         return left > MAX_REMAINING_INFORMATION_SHARE * self.probe.information.mean
 
@@ -254,17 +256,21 @@ def probe(
     """
     check_settings(probe, locals())
     seed = check_seed(seed)
-    examples = read_attribute(box, data, attribute, max_examples)
+    examples = read_examples_with_attribute(box, data, attribute, max_examples)
     addresses = (
-        input_and_hidden_addresses(box, N_DEFAULT_PROBED_LAYERS) if layers is None else resolve_layers(box, layers)
+        input_and_hidden_layer_addresses(box, N_DEFAULT_PROBED_LAYERS)
+        if layers is None
+        else resolve_layers(box, layers)
     )
     type_index = (
-        _cluster_types(box, examples.x, seed, batch_size) if types is None else _check_input_types(types, examples)
+        _cluster_inputs_as_types(box, examples.x, seed, batch_size)
+        if types is None
+        else _check_input_types(types, examples)
     )
     outputs = check_no_nan(mean_over_positions(box(examples.x, batch_size=batch_size))).detach().double().cpu()
     found = []
     for address in addresses:
-        h, view = _read_features_and_view(box, examples.x, address, batch_size)
+        h, view = _read_layer_features_and_view(box, examples.x, address, batch_size)
         read = probe_features(
             h, examples.y, kind=kind, n_folds=n_folds, types=type_index, n_controls=n_controls,
             description_length=description_length, seed=seed,
@@ -282,17 +288,19 @@ def probe(
     )  # fmt: skip
 
 
-def _read_features_and_view(box: Box, x: Tensor, address: str, batch_size: BatchSize) -> tuple[Tensor, FeatureView]:
+def _read_layer_features_and_view(
+    box: Box, x: Tensor, address: str, batch_size: BatchSize
+) -> tuple[Tensor, LayerFeatureView]:
     """The features (N, D) of a layer in float64 on the CPU, and how they lie in its activations."""
     some = x if box.batch_dependent else x[:1]
     h = box.read(some, [address], batch_size=batch_size)[address]
     axis = unit_axis(box, address, h.ndim) if h.ndim > 2 and h[0].numel() > MAX_UNPOOLED_FEATURES else None
     unit_axes = {} if axis is None else {address: axis}
     features = read_features(box, x, [address], batch_size=batch_size, unit_axes=unit_axes)[address]
-    return features.detach().double().cpu(), FeatureView(address, axis)
+    return features.detach().double().cpu(), LayerFeatureView(address, axis)
 
 
-def _cluster_types(box: Box, x: Tensor, seed: int, batch_size: BatchSize) -> Tensor:
+def _cluster_inputs_as_types(box: Box, x: Tensor, seed: int, batch_size: BatchSize) -> Tensor:
     """The cluster (N,) of each input among similar ones."""
     h = read_features(box, x, ["input"], batch_size=batch_size, max_features=SKETCH_SIZE)["input"].double().cpu()
     return cluster_rows(h, min(MAX_INPUT_TYPE_CLUSTERS, max(2, len(h) // MIN_EXAMPLES_PER_INPUT_TYPE)), seed)

@@ -23,7 +23,7 @@ from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import check_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
-from ._classes import ClassSelection, examples_by_class, random_card_examples
+from ._classes import ClassSelection, example_indices_by_class, random_card_examples
 
 N_RANDOM_PROTOTYPE_SETS = 200  # of as many examples as there are prototypes
 MAX_AS_GOOD_RANDOM_SETS_FRACTION = 0.05  # of the random sets that may represent the class as well
@@ -174,7 +174,7 @@ def prototypes(
     seed = check_seed(seed)
     x, labels = examples_with_optional_labels(box, data, max_examples)
     address = default_feature_layer(box) if layer is None else resolve_address(box, layer)
-    rows_by_class = examples_by_class(box, x, labels, classes, 2, batch_size)
+    rows_by_class = example_indices_by_class(box, x, labels, classes, 2, batch_size)
     if not rows_by_class:
         raise DataError("no class has two examples, so that there is nothing to choose; give more examples")
     h = read_features(box, x, [address], batch_size=batch_size)[address].double().cpu()  # (N, D)

@@ -30,8 +30,15 @@ from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import Above, AtLeast, Below, Unit, ValueRole, check_settings
 from ..validation import check_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
-from ._classes import ClassSelection, examples_by_class, random_card_examples
-from ._patches import border_mask, corner_mask, densest_rectangle, draw_random_patches, paste, relevance_share_inside
+from ._classes import ClassSelection, example_indices_by_class, random_card_examples
+from ._patches import (
+    border_mask,
+    corner_mask,
+    densest_relevance_rectangle,
+    paste_donor_patches,
+    relevance_share_inside,
+    sample_random_patches,
+)
 from ._spectral import spectral_clusters
 
 MapMethod = Callable[[Box, Any, Any], Any]
@@ -40,7 +47,7 @@ MIN_CHANGED_TO_CLASS_FRACTION = (
     0.5  # of the images with the patch that must become the class, by the lower end of the interval
 )
 MAX_CLUSTERED_MAP_SIDE_PIXELS = 14  # pixels of the maps that are clustered
-N_RETAINED_EXAMPLES = 4  # examples of a cluster, and of the proof, that the result carries
+N_RETAINED_EXAMPLES_PER_CLUSTER = 4  # examples of a cluster, and of the proof, that the result carries
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ class Shortcuts(ResultMixin):
         patch, name = cluster.patch, self.class_name(cluster.target)
         if (test := cluster.test) is None:
             return f"class {name} has no images of other classes to paste onto"
-        low, high = test.with_patch.exact_interval
+        low, high = test.with_patch.clopper_pearson_interval
         return (
             f"pasting {patch.height}x{patch.width} pixels (row {patch.top}, column {patch.left}) of {name} turns "
             f"{test.with_patch.value:.0%} ({low:.0%} to {high:.0%}) of {test.with_patch.n} other images into {name}, "
@@ -250,12 +257,12 @@ def shortcuts(
     seed, explain = check_seed(seed), _attribution_method_fn(method, batch_size)
     x = first_inputs(box, data, max_examples)
     answered = _ExamplesWithPredictions(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)
-    rows_by_class = examples_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED_EXAMPLES, batch_size)
+    rows_by_class = example_indices_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED_EXAMPLES, batch_size)
     found = list[ExplanationCluster]()
     for k, rows in rows_by_class.items():
         rows = rows[evenly_spaced_indices(len(rows), n_explained)]
         maps = _positive_maps(box, explain, x[rows], k)
-        labels = spectral_clusters(_clustered_points(maps), max_clusters, seed)
+        labels = spectral_clusters(_maps_to_clustering_points(maps), max_clusters, seed)
         found += _make_and_test_clusters(answered, k, rows, maps, labels, n_pastes, seed)
     border_area, corner_area = (float(mask(*x.shape[-2:]).double().mean()) for mask in (border_mask, corner_mask))
     name = method if isinstance(method, str) else getattr(method, "__name__", "map")
@@ -297,7 +304,7 @@ def _positive_maps(box: Box, explain: MapMethod, x: Tensor, target: int) -> Tens
     return positive / broadcast_rows(positive.sum((1, 2)).clamp_min(1e-300), positive)
 
 
-def _clustered_points(maps: Tensor) -> Tensor:
+def _maps_to_clustering_points(maps: Tensor) -> Tensor:
     """The maps (n, H, W) as points (n, D), made smaller: what is shifted by a few pixels is alike."""
     size = (min(MAX_CLUSTERED_MAP_SIDE_PIXELS, maps.shape[1]), min(MAX_CLUSTERED_MAP_SIDE_PIXELS, maps.shape[2]))
     return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], size).flatten(1)
@@ -319,23 +326,23 @@ def _make_and_test_clusters(
     clusters = list[ExplanationCluster]()
     for j in range(int(labels.max()) + 1):
         members, member_maps = rows[labels == j], maps[labels == j]
-        cluster = _cluster_with_patch(answered.x, members, member_maps, target, len(rows))
-        donors = members[_most_relevant_half(member_maps, cluster.patch)]
+        cluster = _make_cluster_with_patch(answered.x, members, member_maps, target, len(rows))
+        donors = members[_half_with_most_relevance_in_patch(member_maps, cluster.patch)]
         clusters.append(_paste_and_test(answered, cluster, donors, rows, others, generator) if len(others) else cluster)
     return clusters
 
 
-def _most_relevant_half(maps: Tensor, patch: Rectangle) -> Tensor:
+def _half_with_most_relevance_in_patch(maps: Tensor, patch: Rectangle) -> Tensor:
     """Indices of the half of the maps (n, H, W) with the most relevance in a patch."""
     inside = maps[:, patch.rows, patch.columns].sum((1, 2))
     return inside.argsort(descending=True, stable=True)[: (len(maps) + 1) // 2]
 
 
-def _cluster_with_patch(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) -> ExplanationCluster:
+def _make_cluster_with_patch(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_class: int) -> ExplanationCluster:
     """A cluster with its suspected patch, before it is tested."""
     mean = maps.mean(0)
     order = (maps - mean).flatten(1).norm(dim=1).argsort(stable=True)
-    patch = densest_rectangle(mean)
+    patch = densest_relevance_rectangle(mean)
     in_patch = torch.zeros_like(mean, dtype=torch.bool)
     in_patch[patch.rows, patch.columns] = True
     patch_share, border_share, corner_share = (
@@ -351,7 +358,7 @@ def _cluster_with_patch(x: Tensor, rows: Tensor, maps: Tensor, target: int, n_cl
         border_share=border_share,
         corner_share=corner_share,
         test=None,
-        examples=x[rows[order][:N_RETAINED_EXAMPLES]].cpu(),
+        examples=x[rows[order][:N_RETAINED_EXAMPLES_PER_CLUSTER]].cpu(),
     )
 
 
@@ -365,14 +372,14 @@ def _paste_and_test(
     patched_from, random_from = (
         x[rows[torch.randint(len(rows), (n,), generator=generator)]] for rows in (donors, class_rows)
     )
-    elsewhere = draw_random_patches(n, cluster.patch, (x.shape[-2], x.shape[-1]), generator)
-    pasted = paste(images, patched_from, [cluster.patch] * n)
-    after, after_random = map(answered.answers, (pasted, paste(images, random_from, elsewhere)))
+    elsewhere = sample_random_patches(n, cluster.patch, (x.shape[-2], x.shape[-1]), generator)
+    pasted = paste_donor_patches(images, patched_from, [cluster.patch] * n)
+    after, after_random = map(answered.answers, (pasted, paste_donor_patches(images, random_from, elsewhere)))
     follows, follows_random = after == cluster.target, after_random == cluster.target
     only_patch, only_random = int((follows & ~follows_random).sum()), int((follows_random & ~follows).sum())
     p_value = float(binom.sf(only_patch - 1, only_patch + only_random, 0.5)) if only_patch else 1.0
     test = PatchPasteTest(Proportion(int(follows.sum()), n), Proportion(int(follows_random.sum()), n), p_value)
-    shown = follows.long().argsort(descending=True, stable=True)[:N_RETAINED_EXAMPLES]
+    shown = follows.long().argsort(descending=True, stable=True)[:N_RETAINED_EXAMPLES_PER_CLUSTER]
     answers = torch.stack([answered.predicted[others[shown]], after[shown]], 1)
     return replace(cluster, test=test, before=images[shown].cpu(), after=pasted[shown].cpu(), answers=answers)
 
@@ -382,10 +389,10 @@ def _with_corrected_p_values(clusters: list[ExplanationCluster], alpha: float) -
     tests = [c.test for c in clusters if c.test is not None]
     adjusted = iter(holm_adjusted([t.p_value for t in tests]))
     return tuple(
-        c if c.test is None else replace(c, test=_decide_claim(c.test, next(adjusted), alpha)) for c in clusters
+        c if c.test is None else replace(c, test=_decide_is_shortcut(c.test, next(adjusted), alpha)) for c in clusters
     )
 
 
-def _decide_claim(test: PatchPasteTest, p_value: float, alpha: float) -> PatchPasteTest:
-    is_shortcut = p_value < alpha and test.with_patch.exact_interval[0] > MIN_CHANGED_TO_CLASS_FRACTION
+def _decide_is_shortcut(test: PatchPasteTest, p_value: float, alpha: float) -> PatchPasteTest:
+    is_shortcut = p_value < alpha and test.with_patch.clopper_pearson_interval[0] > MIN_CHANGED_TO_CLASS_FRACTION
     return replace(test, p_value=p_value, is_shortcut=is_shortcut)

@@ -19,7 +19,7 @@ from ..engine.read.examples import indexed_labeled_examples
 from ..engine.read.features import (
     SKETCH_SIZE,
     count_sketch,
-    input_and_hidden_addresses,
+    input_and_hidden_layer_addresses,
     read_features,
     resolve_layers,
 )
@@ -32,13 +32,13 @@ from ..validation import check_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import random_card_examples
 from ._data import Concepts, read_concepts
-from ._scan import WardClusterTree, find_outlying_groups, principal_components
+from ._scan import WardClusterTree, find_high_error_groups, project_on_principal_components
 
 MIN_EXAMPLES_OF_BOTH_HALVES = 8  # which two halves are made of
 MAX_CLUSTERED_EXAMPLES = 2000  # examples that are clustered: all pairs are compared
 N_PRINCIPAL_COMPONENTS, MAX_DEFAULT_LAYERS = 30, 3
 N_VOTING_NEIGHBORS = 5  # searched examples that decide whether a held-out one is in a group
-MIN_LOG_LIKELIHOOD_RATIO = 3.0  # log-likelihood ratio of a group that is tested at all
+MIN_LOG_LIKELIHOOD_RATIO_OF_GROUP = 3.0  # log-likelihood ratio of a group that is tested at all
 N_RETAINED_SLICE_EXAMPLES = 8  # examples of a slice that the result carries
 
 
@@ -116,7 +116,7 @@ class ErrorSlices(ResultMixin):
 
     def sentence(self, group: ErrorSlice) -> str:
         """A group's errors against the rest's."""
-        low, high = group.errors.exact_interval
+        low, high = group.errors.clopper_pearson_interval
         return (
             f"{group.errors.value:.0%} ({low:.0%} to {high:.0%}) of {group.errors.n} held-out examples of a group in "
             f"{group.layer!r} are wrong, of the others {group.rest.value:.1%} (p = {group.p_value:.2g}, corrected)"
@@ -201,7 +201,9 @@ def error_slices(
         raise DataError(
             f"error_slices needs at least {MIN_EXAMPLES_OF_BOTH_HALVES} examples, to search and to test; got {len(x)}"
         )
-    addresses = input_and_hidden_addresses(box, MAX_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
+    addresses = (
+        input_and_hidden_layer_addresses(box, MAX_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
+    )
     given = _read_concept_examples_or_directions(box, concepts)
     answers = torch.stack([y, box.predict(x, batch_size=batch_size)], 1).cpu()  # (N, 2)
     is_error = answers[:, 0] != answers[:, 1]
@@ -209,17 +211,17 @@ def error_slices(
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "error slices", check_seed(seed)))
     n_search = min(len(x) // 2, MAX_CLUSTERED_EXAMPLES)
     search, held_out = order[:n_search].sort().values, order[n_search:].sort().values
-    points = {a: principal_components(h, h[search], N_PRINCIPAL_COMPONENTS) for a, h in features.items()}
+    points = {a: project_on_principal_components(h, h[search], N_PRINCIPAL_COMPONENTS) for a, h in features.items()}
     trees = [WardClusterTree(points[a][search]) for a in addresses]
     candidates = list[ErrorSlice]()
-    for tree, is_member in find_outlying_groups(
-        trees, is_error[search], max(1, min_size // 2), max_slices, MIN_LOG_LIKELIHOOD_RATIO
+    for tree, is_member in find_high_error_groups(
+        trees, is_error[search], max(1, min_size // 2), max_slices, MIN_LOG_LIKELIHOOD_RATIO_OF_GROUP
     ):
         address = addresses[tree]
         in_group = torch.zeros(len(x), dtype=torch.bool)
         in_group[search] = is_member
-        in_group[held_out] = _nearest_are_members(points[address], search, held_out, is_member)
-        candidate = _group_with_held_out_errors(in_group, held_out, is_error, answers, points[address], address)
+        in_group[held_out] = _most_neighbors_are_members(points[address], search, held_out, is_member)
+        candidate = _make_slice_with_held_out_errors(in_group, held_out, is_error, answers, points[address], address)
         shown = candidate.members[:N_RETAINED_SLICE_EXAMPLES]
         name, cosine = _nearest_concept(box, given, address, features[address], in_group, batch_size)
         images = x[shown].cpu() if isinstance(box.inputs, Pixels) else None
@@ -237,14 +239,14 @@ def _read_sketched_features(box: Box, x: Tensor, addresses: Sequence[str], batch
     return {a: v.cpu() for a, v in h.items()}
 
 
-def _nearest_are_members(points: Tensor, search: Tensor, held_out: Tensor, is_member: Tensor) -> Tensor:
+def _most_neighbors_are_members(points: Tensor, search: Tensor, held_out: Tensor, is_member: Tensor) -> Tensor:
     """(T,) bool: whether most of the nearest searched examples of each held-out one are members."""
     distances = torch.cdist(points[held_out], points[search])
     nearest = distances.topk(min(N_VOTING_NEIGHBORS, len(search)), largest=False).indices
     return is_member[nearest].double().mean(1) > 0.5
 
 
-def _group_with_held_out_errors(
+def _make_slice_with_held_out_errors(
     in_group: Tensor, held_out: Tensor, is_error: Tensor, answers: Tensor, points: Tensor, address: str
 ) -> ErrorSlice:
     """The group with its errors on held-out examples, and the p-value before it is corrected."""

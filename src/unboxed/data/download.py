@@ -48,7 +48,7 @@ def md5_checksum(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-class _ProgressBar(tqdm):  # type: ignore[type-arg]
+class _SizeLimitedProgressBar(tqdm):  # type: ignore[type-arg]
     """Ends the download of a file that grows too large."""
 
     def __bool__(self) -> bool:  # pooch shows a bar that is true, and tqdm's is not where no length is known
@@ -69,7 +69,10 @@ def _download_with_pooch(url: str, path: Path, md5: str, quiet: bool) -> None:
     import pooch
     from requests.exceptions import RequestException
 
-    with _ProgressBar(desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar, _silent_pooch():
+    with (
+        _SizeLimitedProgressBar(desc=path.name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar,
+        _silencing_pooch(),
+    ):
         downloader = pooch.HTTPDownloader(
             bar, DOWNLOAD_CHUNK_BYTES, timeout=STALL_TIMEOUT_SECONDS, hooks={"response": _disable_content_decoding},
             headers={"User-Agent": "unboxed", "Accept-Encoding": "identity"},
@@ -107,7 +110,7 @@ def _failure_reason(error: Exception) -> str:
 
 
 @contextmanager
-def _silent_pooch() -> Iterator[None]:
+def _silencing_pooch() -> Iterator[None]:
     """Without pooch's lines about what it downloads, and where to."""
     import pooch
 

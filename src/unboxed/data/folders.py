@@ -17,7 +17,7 @@ from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
 from ..inputs.labels import class_names_by_number, match_label_names_to_classes, sort_names_naturally
 from ..validation import missing_path_text
-from .labeled_files import Folder, SkippedFileReasons, classes_and_inputs
+from .labeled_files import Folder, SkippedFileReasons, resolve_classes_and_inputs
 
 SPLIT_FOLDER_NAMES = (
     "val",
@@ -58,25 +58,28 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
         >>> photos = ub.data.folder("path/to/photos", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
         >>> x, y = photos.first(8)  # doctest: +SKIP
     """
-    classes, like = classes_and_inputs(like, classes)
+    classes, like = resolve_classes_and_inputs(like, classes)
     pixels, root = require_pixels(like), _resolve_folder(path)
     skipped: SkippedFileReasons = []
-    files_by_class = _files_by_class(root, skipped, classes)
+    files_by_class = _list_files_by_class(root, skipped, classes)
     names = [to_printable(name) for name in files_by_class if name]
     numbered = class_names_by_number(names)
     labeled_files = [
-        (_image_files(files, skipped), numbered.index(_as_numbered_name(to_printable(name), numbered)) if name else -1)
+        (
+            _readable_image_files(files, skipped),
+            numbered.index(_name_without_leading_zeros(to_printable(name), numbered)) if name else -1,
+        )
         for name, files in files_by_class.items()
     ]
     interleaved = _interleave_classes(labeled_files)
     if not interleaved:
         raise DataError(_no_readable_images_text(root, skipped))
-    label_names = {numbered.index(_as_numbered_name(name, numbered)): name for name in names}
+    label_names = {numbered.index(_name_without_leading_zeros(name, numbered)): name for name in names}
     dataset = Folder(root, interleaved, tuple(numbered), pixels, skipped, label_names)
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
 
 
-def _as_numbered_name(name: str, numbered: Sequence[str]) -> str:
+def _name_without_leading_zeros(name: str, numbered: Sequence[str]) -> str:
     """The name as it is numbered: 7 of 007 among numbers."""
     return name if name in numbered else str(int(name))
 
@@ -90,7 +93,9 @@ def _resolve_folder(path: str | os.PathLike[str]) -> Path:
     raise DataError(missing_path_text(root, "folder"))
 
 
-def _files_by_class(root: Path, skipped: SkippedFileReasons, classes: Sequence[str] | None) -> dict[str, list[Path]]:
+def _list_files_by_class(
+    root: Path, skipped: SkippedFileReasons, classes: Sequence[str] | None
+) -> dict[str, list[Path]]:
     """Files by the name of their class folder; of a flat folder by the empty name. Raises DataError for splits."""
     entries = _list_visible_entries(root, skipped)
     subfolders = [p for p in entries if os.path.isdir(p) and not _is_same_folder(p, root)]
@@ -173,7 +178,7 @@ def _walk_files(path: Path, skipped: SkippedFileReasons, visited: set[str]) -> I
             yield p
 
 
-def _image_files(files: list[Path], skipped: SkippedFileReasons) -> list[Path]:
+def _readable_image_files(files: list[Path], skipped: SkippedFileReasons) -> list[Path]:
     """The files that may be images; the others are added to the skipped ones."""
     faults = [image_files.unreadable_file_reason(p) for p in files]
     skipped += [(p, reason) for p, reason in zip(files, faults, strict=True) if reason]

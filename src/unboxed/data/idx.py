@@ -92,7 +92,7 @@ def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, qui
     Source:
         LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
     """
-    return _load_split(MNIST_FILE_SET, root, train, quiet)
+    return _load_idx_split(MNIST_FILE_SET, root, train, quiet)
 
 
 def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
@@ -117,16 +117,16 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True
     Source:
         Xiao et al. 2017, arXiv:1708.07747.
     """
-    return _load_split(FASHION_MNIST_FILE_SET, root, train, quiet)
+    return _load_idx_split(FASHION_MNIST_FILE_SET, root, train, quiet)
 
 
-def _load_split(source: IDXFileSet, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
+def _load_idx_split(source: IDXFileSet, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
     folder = Path(root).expanduser() if root is not None else cache_folder() / source.name
     file_prefix = "train" if train else "t10k"
     file_names = f"{file_prefix}-images-idx3-ubyte.gz", f"{file_prefix}-labels-idx1-ubyte.gz"
     _download_missing(source, folder, file_names, quiet)
     images, labels = (
-        read_idx(_find_packed_or_unpacked(folder, file_name) or folder / file_name, n_axes)
+        read_idx(_find_gzipped_or_unzipped(folder, file_name) or folder / file_name, n_axes)
         for file_name, n_axes in zip(file_names, (3, 1), strict=True)
     )
     if len(images) != len(labels):
@@ -148,14 +148,14 @@ def _pixels_of_image_size(source: IDXFileSet, images: Tensor) -> Pixels:
     return Pixels((1, height, width), source.inputs.mean, source.inputs.std)
 
 
-def _find_packed_or_unpacked(folder: Path, name: str) -> Path | None:
+def _find_gzipped_or_unzipped(folder: Path, name: str) -> Path | None:
     """The file, packed or unpacked."""
     return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
 
 
 def _download_missing(source: IDXFileSet, folder: Path, names: tuple[str, ...], quiet: bool) -> None:
     """Download what is missing."""
-    missing = [name for name in names if _find_packed_or_unpacked(folder, name) is None]
+    missing = [name for name in names if _find_gzipped_or_unzipped(folder, name) is None]
     if not missing:
         return
     for name in set(names) - set(missing):
@@ -186,7 +186,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _download_failed_text(source: IDXFileSet, folder: Path, missing: list[str], reason: str) -> str:
-    still_missing = [name for name in missing if _find_packed_or_unpacked(folder, name) is None]
+    still_missing = [name for name in missing if _find_gzipped_or_unzipped(folder, name) is None]
     advice = f"Put {' and '.join(still_missing)} into {folder} (from {source.mirrors[0]}), "
     advice += "or name a folder that has them: --root (root= in Python)"
     return f"{source.name} is not in {folder} and can't be downloaded. {advice}. What was tried: {reason}"

@@ -9,7 +9,7 @@ from typing import Self
 
 from ..atomic_write import to_printable
 from ..box import Box
-from ..engine.read.class_labels import matchable_classes
+from ..engine.read.class_labels import class_names_for_matching
 from ..errors import BrokenImageError, UnboxedWarning
 from ..inputs import image_files
 from ..inputs.base import Inputs
@@ -110,9 +110,11 @@ class Folder(LabeledFiles):
     names_source = "subfolders"
 
 
-def classes_and_inputs(like: Inputs | Box, classes: Sequence[str] | None) -> tuple[Sequence[str] | None, Inputs]:
+def resolve_classes_and_inputs(
+    like: Inputs | Box, classes: Sequence[str] | None
+) -> tuple[Sequence[str] | None, Inputs]:
     """The class names that labels are numbered by, None for those of the files, and what images become."""
     classes = resolve_class_names(classes)
     if not isinstance(like, Box):
         return classes, like
-    return matchable_classes(like) if classes is None else classes, like.inputs
+    return class_names_for_matching(like) if classes is None else classes, like.inputs

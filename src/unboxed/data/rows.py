@@ -63,7 +63,7 @@ def read_rows(
     if is_regression:
         numbers = torch.tensor([_to_number(label, column, source) for label in columns[column]])
         return FeatureRows(source.name, x, numbers, (), inputs)
-    names = [_label_text(label) for label in columns[column]]
+    names = [_label_to_text(label) for label in columns[column]]
     if missing := [i for i, name in enumerate(names) if not name]:
         raise DataError(f"{source}: {len(missing)} rows have no {column!r}, such as row {missing[0]}")
     numbered = tuple(class_names_by_number(names)) if classes is None else tuple(classes)
@@ -105,7 +105,7 @@ def _find_label_column(source: Path, others: Sequence[str], known: Sequence[str]
     raise DataError(f"{source}: which of the columns {listed} has the labels? Call it label, class or target")
 
 
-def _label_text(label: Any) -> str:
+def _label_to_text(label: Any) -> str:
     """A label as text; 1.0 is 1, and nothing or NaN is empty."""
     text = "" if label is None else str(label).strip()
     whole, _, rest = text.partition(".")

@@ -20,7 +20,7 @@ from ..inputs.frames import is_data_frame
 from ..inputs.images import require_pixels
 from ..inputs.labels import class_names_by_number, label_to_value
 from ..validation import missing_path_text, normalized_name
-from .labeled_files import LabeledFiles, SkippedFileReasons, classes_and_inputs
+from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
 from .rows import FeatureRows, read_rows
 
 FILE_COLUMN_NAMES = (
@@ -84,15 +84,17 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
 def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | FeatureRows:
     """As `table`, for callers that say themselves what is left out."""
     is_regression = isinstance(like, Box) and like.outputs == "regression"
-    classes, like = classes_and_inputs(like, classes)
+    classes, like = resolve_classes_and_inputs(like, classes)
     if isinstance(like, Features):
         source, columns = _read_values_by_column(path)
         return read_rows(source, columns, like, LABEL_COLUMN_NAMES, classes, is_regression=is_regression)
     pixels, skipped = require_pixels(like), SkippedFileReasons()
     source, rows = (
-        (Path("the DataFrame"), _files_and_labels_of_frame(path)) if is_data_frame(path) else _open_table_file(path)
+        (Path("the DataFrame"), _files_and_labels_of_frame(path))
+        if is_data_frame(path)
+        else _open_table_of_files_and_labels(path)
     )
-    label_by_file = _labels_by_file(source, _labels_to_whole_numbers(rows), skipped)
+    label_by_file = _labels_by_file(source, _with_whole_number_labels(rows), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
     numbered = class_names_by_number(list(names.values()))
     number_of = {name: _class_number(name, numbered) for name in names.values()}
@@ -113,7 +115,7 @@ def _skipped_files_text(skipped: tuple[Path, str]) -> str:
     return f"{to_printable(path.name)}: {reason}"
 
 
-def _labels_to_whole_numbers(rows: Iterator[FileAndLabel]) -> list[FileAndLabel]:
+def _with_whole_number_labels(rows: Iterator[FileAndLabel]) -> list[FileAndLabel]:
     """The rows, with ints for labels that are all whole numbers, some of them written 1.0 or -1; None for NaN."""
     files, labels = zip(*found, strict=True) if (found := list(rows)) else ((), ())
     labels = tuple(None if isinstance(label, float) and math.isnan(label) else label for label in labels)
@@ -151,12 +153,14 @@ def _readable_image_paths(paths: Any, skipped: SkippedFileReasons) -> list[Path]
     return [path for path, reason in faults.items() if not reason]
 
 
-def _open_table_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[FileAndLabel]]:
-    source = table_path(path)
-    return source, _read_parquet(source) if source.suffix.lower() == ".parquet" else _read_csv(source)
+def _open_table_of_files_and_labels(path: str | os.PathLike[str]) -> tuple[Path, Iterator[FileAndLabel]]:
+    source = check_table_path(path)
+    return source, _iter_parquet_files_and_labels(
+        source
+    ) if source.suffix.lower() == ".parquet" else _iter_csv_files_and_labels(source)
 
 
-def table_path(path: str | os.PathLike[str]) -> Path:
+def check_table_path(path: str | os.PathLike[str]) -> Path:
     """The path of a table. Raises DataError where there is no such file, or none of a table."""
     source = Path(path).expanduser()
     if not source.is_file():
@@ -170,13 +174,13 @@ def _read_values_by_column(path: Any) -> tuple[Path, dict[str, list[Any]]]:
     """{column: its values} of a file or a DataFrame."""
     if is_data_frame(path):
         return Path("the DataFrame"), {str(name): path[name].to_numpy().tolist() for name in path.columns}
-    source = table_path(path)
+    source = check_table_path(path)
     return source, read_columns(source)
 
 
 def _files_and_labels_of_frame(frame: Any) -> Iterator[FileAndLabel]:
     """The files and labels of a DataFrame."""
-    files, labels = _find_columns(list(map(str, frame.columns)), Path("the DataFrame"))
+    files, labels = _find_file_and_label_columns(list(map(str, frame.columns)), Path("the DataFrame"))
     values = frame[files].to_numpy().tolist()
     return iter(zip(values, [None] * len(values) if labels is None else frame[labels].to_numpy().tolist(), strict=True))
 
@@ -186,7 +190,7 @@ def read_columns(source: Path, max_rows: int | None = None) -> dict[str, list[An
     if source.suffix.lower() == ".parquet":
         contents = _open_parquet(source)
         return {str(name): contents.column(name).to_pylist()[:max_rows] for name in contents.column_names}
-    header, *rows = _iter_csv_cells(source)
+    header, *rows = _read_csv_cells(source)
     if short := [row for row in rows[:max_rows] if len(row) < len(header)]:
         raise DataError(f"{source} has rows of fewer than its {len(header)} columns, such as {short[0]}")
     return {name: [row[i] for row in rows[:max_rows]] for i, name in enumerate(header)}
@@ -203,15 +207,15 @@ def _open_parquet(source: Path) -> Any:
         raise DataError(f"{source} is no sound Parquet file: {error}") from error
 
 
-def _read_parquet(source: Path) -> Iterator[FileAndLabel]:
+def _iter_parquet_files_and_labels(source: Path) -> Iterator[FileAndLabel]:
     contents = _open_parquet(source)
-    file_column, label_column = _find_columns(contents.column_names, source)
+    file_column, label_column = _find_file_and_label_columns(contents.column_names, source)
     files = contents.column(file_column).to_pylist()
     labels = [None] * len(files) if label_column is None else contents.column(label_column).to_pylist()
     return iter(zip(files, labels, strict=True))
 
 
-def _iter_csv_cells(source: Path) -> list[list[str]]:
+def _read_csv_cells(source: Path) -> list[list[str]]:
     """The cells of a file. File names may be of any encoding: they are decoded as the file system's."""
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = [line for line in file if line.strip()]
@@ -221,12 +225,12 @@ def _iter_csv_cells(source: Path) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
 
 
-def _read_csv(source: Path) -> Iterator[FileAndLabel]:
-    rows = _iter_csv_cells(source)
+def _iter_csv_files_and_labels(source: Path) -> Iterator[FileAndLabel]:
+    rows = _read_csv_cells(source)
     file_index, label_index, has_header = 0, (1 if len(rows[0]) > 1 else None), False
     if _is_header(rows[0], source):
         header, has_header = rows[0], True
-        file_column, label_column = _find_columns(header, source)
+        file_column, label_column = _find_file_and_label_columns(header, source)
         file_index = header.index(file_column)
         label_index = None if label_column is None else header.index(label_column)
     width = max(file_index, label_index or 0)
@@ -244,7 +248,7 @@ def _is_header(row: Sequence[str], source: Path) -> bool:
     return any(normalized_name(cell) in (*FILE_COLUMN_NAMES, *LABEL_COLUMN_NAMES) for cell in row) or "." not in row[0]
 
 
-def _find_columns(names: Sequence[str], source: Path) -> tuple[str, str | None]:
+def _find_file_and_label_columns(names: Sequence[str], source: Path) -> tuple[str, str | None]:
     """The names of the columns of files and labels. Raises DataError."""
     by_plain_name = {normalized_name(name): name for name in reversed(names)}
     files, labels = (

@@ -109,7 +109,9 @@ class WrappedDataset(Images):
         self.skipped: list[tuple[str, str]] = []  # examples whose image could not be read, and why
         known = dataset_class_names(dataset)
         self.name = item_format.name
-        self.classes = known.in_order() if classes is None else tuple(map(str, resolve_class_names(classes)))
+        self.classes = (
+            known.names_in_label_order() if classes is None else tuple(map(str, resolve_class_names(classes)))
+        )
         self.labels_are_names = known.made_from_names and classes is None
         if not self.classes and (names := self._class_names_from_labels()):
             self.classes, self.labels_are_names = tuple(names), True

@@ -103,22 +103,22 @@ class Attribution(ResultViewsMixin, Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if id(self) not in memo:
-            memo[id(self)] = self._rebuild(copy.deepcopy(vars(self), memo), self.detach().clone())
+            memo[id(self)] = self._from_data_and_fields(copy.deepcopy(vars(self), memo), self.detach().clone())
         return memo[id(self)]  # type: ignore[no-any-return]
 
     def __copy__(self) -> Self:
-        return self._rebuild(vars(self), self.detach())
+        return self._from_data_and_fields(vars(self), self.detach())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _unpickle, (type(self), self.detach(), dict(vars(self)))
 
     @classmethod
-    def _rebuild(cls, fields: Mapping[str, Any], data: Tensor) -> Self:
+    def _from_data_and_fields(cls, fields: Mapping[str, Any], data: Tensor) -> Self:
         return cls(data, **fields)  # the map, where it is one tensor, shares its memory with the attribution
 
 
 def _unpickle(cls: type[Attribution], data: Tensor, fields: dict[str, Any]) -> Attribution:
-    return cls._rebuild(fields, data)
+    return cls._from_data_and_fields(fields, data)
 
 
 def _short_repr(value: Any) -> str:
@@ -147,7 +147,7 @@ def make_attribution(
     gave, or where that was None, the predicted classes.
     """
     if isinstance(box.inputs, Tokens):
-        extras |= {"tokens": box.inputs.texts(x), "special": box.inputs.is_special(x)}
+        extras |= {"tokens": box.inputs.token_texts(x), "special": box.inputs.is_special(x)}
     return Attribution(
         data,
         map=restore_map(box, data, over_embedding),

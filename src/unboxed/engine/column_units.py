@@ -113,7 +113,7 @@ def to_scaled_box_and_inputs(box: Box, x: Tensor) -> tuple[Box, Tensor]:
     if not isinstance(box.inputs, (Features, MultiInput)) or set(scales := column_scales(box.inputs)) == {1.0}:
         return box, x
     inputs = ScaledInputs(box.inputs, scales)
-    return box.reopen(box.model, inputs), inputs.to_scaled_units(x)
+    return box.with_model(box.model, inputs), inputs.to_scaled_units(x)
 
 
 def inputs_to_original_units(box: Box, u: Tensor, x: Tensor) -> Tensor:

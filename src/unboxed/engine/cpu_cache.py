@@ -18,19 +18,19 @@ MIN_CPU_GRADIENT_BATCH_ROWS, MAX_CPU_GRADIENT_BATCH_ROWS = 16, 128
 """With fewer rows, weights are read too often; with more, memory is mapped again for each activation."""
 
 
-def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
-    """(size, max_rows) for `map_in_batches`, for forward passes alone: `box.batch_plan`, limited by the cache."""
-    size, max_rows = box.batch_plan(n_rows, batch_size)
+def forward_batch_size_and_max_rows(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
+    """(size, max_rows) for `map_in_batches`, for forward passes alone, limited by the cache."""
+    size, max_rows = box.batch_size_and_max_rows(n_rows, batch_size)
     if box.device.type == "cpu" and not box.batch_dependent:
         max_rows = min(max_rows, max(1, CPU_CACHE_FORWARD_BYTES // max(1, box.profile.peak_bytes_per_example)))
     return size, max_rows
 
 
-def gradient_batch_plan(
+def gradient_batch_size_and_max_rows(
     box: Box, n_rows: int, batch_size: BatchSize, batch_dependent: bool = False
 ) -> tuple[BatchSize, int]:
-    """(size, max_rows) for `map_in_batches`, for gradients: `box.batch_plan`, limited by the cache."""
-    size, max_rows = box.batch_plan(n_rows, batch_size, batch_dependent)
+    """(size, max_rows) for `map_in_batches`, for gradients: `box.batch_size_and_max_rows`, limited by the cache."""
+    size, max_rows = box.batch_size_and_max_rows(n_rows, batch_size, batch_dependent)
     if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
         cache_rows = CPU_CACHE_GRADIENT_BYTES // max(1, box.profile.bytes_per_example)
         max_rows = min(max_rows, MAX_CPU_GRADIENT_BATCH_ROWS, max(MIN_CPU_GRADIENT_BATCH_ROWS, cache_rows))

@@ -30,7 +30,7 @@ class Interval:
     n_examples: int  # that have a value
     n_draws: int
 
-    def at_least_as_wide_as_std(self, spread: float) -> Interval:
+    def widened_to_std(self, spread: float) -> Interval:
         """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
         if not self.n_examples:
             return self
@@ -38,7 +38,7 @@ class Interval:
         low, high = (x if math.isfinite(x) else self.mean for x in (self.low, self.high))
         return replace(self, low=min(low, self.mean - half_width), high=max(high, self.mean + half_width))
 
-    def clamped(self, lowest: float, highest: float) -> Interval:
+    def clamped_to_range(self, lowest: float, highest: float) -> Interval:
         """The part of it in a figure's range; where nothing is known, as it is."""
         known = math.isfinite(self.low) and math.isfinite(self.high)
         return replace(self, low=max(self.low, lowest), high=min(self.high, highest)) if known else self

@@ -26,7 +26,7 @@ class Proportion:
         return float(bounds.low), float(bounds.high)
 
     @property
-    def exact_interval(self) -> tuple[float, float]:
+    def clopper_pearson_interval(self) -> tuple[float, float]:
         """The interval of Clopper and Pearson (1934) at 95 %, which covers the truth at least that often."""
         if not self.n:
             return 0.0, 1.0

@@ -41,7 +41,7 @@ def layers_with_weights(box: Box) -> tuple[LayerWithWeights, ...]:
     one that does, or to `ROOT_MODULE_NAME`, which comes first. Modules that the output does not depend on are left out.
     """
     run_order = {"": -1} | {row.path: i for i, row in enumerate(box.layers)}
-    unused_paths = _unused_modules(box, run_order)
+    unused_paths = _unused_module_paths(box, run_order)
     paths_by_layer: dict[str, list[str]] = {}
     visited: set[nn.Module] = set()
     for path, module in box.modules.items():
@@ -81,14 +81,14 @@ def _nearest_running_ancestor(path: str, running_paths: Collection[str]) -> str:
     return path
 
 
-def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
+def _unused_module_paths(box: Box, running_paths: Collection[str]) -> set[str]:
     """The modules that do not run and that the output does not depend on (heads for training only), by path."""
     if all(path in running_paths for path, module in box.modules.items() if own_parameters(module)):
         return set()
     try:
         clone = copy_model(box).requires_grad_(True)
         named_params = [(path, p) for path, module in named_modules(clone).items() for p in own_parameters(module)]
-        grads = _output_gradients_on_noise(box.reopen(clone), [p for _, p in named_params])
+        grads = _output_gradients_on_noise(box.with_model(clone), [p for _, p in named_params])
     except Exception:  # without a graph, all of them count
         LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
@@ -137,7 +137,7 @@ def randomize_layers(box: Box, layers: Iterable[LayerWithWeights], seed: int) ->
         group = {modules[path] for path in layer.paths}
         for path in layer.paths:
             _randomize_module(modules[path], group, rng.derive_seed("weights", seed, module_index[path]), box.device)
-    return box.reopen(model)
+    return box.with_model(model)
 
 
 def randomize_all_layers(box: Box, seed: int) -> Box:
@@ -156,14 +156,16 @@ def _randomize_module(module: nn.Module, group: Collection[nn.Module], seed: int
         if _reset_stays_in_group(module, group):
             _call_reset_parameters(module)
         generator = torch.Generator(device).manual_seed(seed)
-        assigned = {id(p) for name in _parametrized(module) for p in _assign_new_weight(module, name, generator)}
+        assigned = {
+            id(p) for name in _parametrized_tensor_names(module) for p in _assign_new_weight(module, name, generator)
+        }
         for p, value in zip(params, old_values, strict=True):
             if id(p) not in assigned and torch.equal(p, value):
                 p.copy_(_normal_with_same_moments(value, generator))
-        _iterate_spectral_norm(module)
+        _converge_spectral_norm(module)
 
 
-def _parametrized(module: nn.Module) -> tuple[str, ...]:
+def _parametrized_tensor_names(module: nn.Module) -> tuple[str, ...]:
     """The names of the module's tensors that are under torch's parametrizations."""
     parametrizations = getattr(module, "parametrizations", None)
     return tuple(parametrizations) if isinstance(parametrizations, nn.ModuleDict) else ()
@@ -210,9 +212,9 @@ def _normal_with_same_moments(like: Tensor, generator: torch.Generator) -> Tenso
     return (mean + std * noise).to(like.dtype)
 
 
-def _iterate_spectral_norm(module: nn.Module) -> None:
+def _converge_spectral_norm(module: nn.Module) -> None:
     """Let spectral norm converge on the new weight: it starts from the singular vectors of the old one."""
-    names = _parametrized(module)
+    names = _parametrized_tensor_names(module)
     if not names:
         return
     parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]

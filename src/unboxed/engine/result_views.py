@@ -47,7 +47,7 @@ class ResultViewsMixin:
             >>> ub.attribution.gradient(box, x).image().mode
             'RGB'
         """
-        return _views().result_image(self, name, box=box, data=data)  # type: ignore[no-any-return]
+        return _import_plot_views().result_image(self, name, box=box, data=data)  # type: ignore[no-any-return]
 
     def plot(
         self, ax: Axes | None = None, name: str | None = None, *, box: Box | None = None, data: Any = None
@@ -73,7 +73,7 @@ class ResultViewsMixin:
             >>> len(ub.attribution.gradient(box, x).plot().images)
             1
         """
-        return _views().plot_on_axes(self.image(name, box=box, data=data), ax)  # type: ignore[no-any-return]
+        return _import_plot_views().plot_on_axes(self.image(name, box=box, data=data), ax)  # type: ignore[no-any-return]
 
     def show(self, name: str | None = None, *, box: Box | None = None, data: Any = None) -> None:
         """Show the picture: in the cell of a notebook, else in the system's image viewer.
@@ -86,7 +86,7 @@ class ResultViewsMixin:
         Raises:
             InputError: where there is no such picture.
         """
-        _views().show_image(self.image(name, box=box, data=data))
+        _import_plot_views().show_image(self.image(name, box=box, data=data))
 
     def save(self, path: str | os.PathLike[str], *, box: Box | None = None, data: Any = None) -> Path:
         """Write the result to a file, by the ending of its name.
@@ -112,11 +112,11 @@ class ResultViewsMixin:
             >>> ub.attribution.gradient(box, x).save(f"{tempfile.mkdtemp()}/gradient.png").name
             'gradient.png'
         """
-        return _views().save_result(self, Path(path), box=box, data=data)  # type: ignore[no-any-return]
+        return _import_plot_views().save_result(self, Path(path), box=box, data=data)  # type: ignore[no-any-return]
 
     def _repr_html_(self) -> str | None:
         """The picture with its words, for notebooks; None where the result has no picture."""
-        return _views().result_html(self)  # type: ignore[no-any-return]
+        return _import_plot_views().result_html(self)  # type: ignore[no-any-return]
 
 
 class ResultTuple(tuple[T, ...], ResultViewsMixin):
@@ -133,5 +133,5 @@ class ResultTuple(tuple[T, ...], ResultViewsMixin):
         return f"{type(self).__name__}({len(self)}{parts})"
 
 
-def _views() -> Any:
+def _import_plot_views() -> Any:
     return import_module("unboxed.plots.views")

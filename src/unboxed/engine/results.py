@@ -46,21 +46,22 @@ def _short_repr(value: Any) -> str:
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
     if isinstance(value, Mapping):
-        return f"{{{', '.join(_first_texts(f'{name}: {_short_repr(part)}' for name, part in value.items()))}}}"
+        texts = _first_texts_with_ellipsis(f"{name}: {_short_repr(part)}" for name, part in value.items())
+        return f"{{{', '.join(texts)}}}"
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(_first_texts(map(_short_repr, value)))}]"
+        return f"[{', '.join(_first_texts_with_ellipsis(map(_short_repr, value)))}]"
     if isinstance(value, ResultMixin) or dataclasses.is_dataclass(value):
         return type(value).__name__
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
 
-def _first_texts(texts: Iterable[str]) -> list[str]:
+def _first_texts_with_ellipsis(texts: Iterable[str]) -> list[str]:
     """The first texts, and "..." for more."""
     listed = list(islice(texts, MAX_REPR_ITEMS + 1))
     return listed if len(listed) <= MAX_REPR_ITEMS else [*listed[:-1], "..."]
 
 
-def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:
+def warn_with_row_count(message: str, rows: Tensor, suffix: str = "") -> None:
     """Warn of the rows (N,) bool for which something holds, if there are any."""
     if n := int(rows.sum()):
         warn(f"{message} {n} of {len(rows)} inputs{suffix}")
@@ -68,7 +69,7 @@ def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:
 
 def warn_not_finite(subject: str, maps: Tensor) -> None:
     """Warn of maps (N, ...) that hold NaN or infinite values though their scores are numbers."""
-    warn_rows(f"{subject} is NaN or infinite for", ~maps.isfinite().flatten(1).all(1))
+    warn_with_row_count(f"{subject} is NaN or infinite for", ~maps.isfinite().flatten(1).all(1))
 
 
 # -- what is in a result -----------------------------------------------------------------------------------------------

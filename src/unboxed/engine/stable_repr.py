@@ -23,7 +23,7 @@ from ..box import Box
 from ..checkpointing import cast_for_comparison, tensor_digest, weights_digest
 from ..errors import InputError
 
-OWN_PACKAGE = __name__.partition(".")[0]
+OWN_PACKAGE_NAME = __name__.partition(".")[0]
 PYTHON_INSTALL_FOLDERS = tuple(
     Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
@@ -85,7 +85,9 @@ class _StableReprBuilder:
             return f"#{self.number_by_id[id(value)][0]}"
         self.number_by_id[id(value)] = len(self.number_by_id), value
         text = (
-            self._repr_collection(value) if isinstance(value, (Mapping, tuple, list, Set)) else self._repr_other(value)
+            self._repr_collection(value)
+            if isinstance(value, (Mapping, tuple, list, Set))
+            else self._repr_callable_or_object(value)
         )
         if not isinstance(value, (FunctionType, type)):  # of which each is there once
             del self.number_by_id[id(value)]
@@ -96,16 +98,16 @@ class _StableReprBuilder:
         if collection_type.__module__ not in ("builtins", "collections"):
             return self._repr_object(value)
         if isinstance(value, Mapping):
-            return f"{{{self._repr_pairs(value, ': ')}}}"
+            return f"{{{self._repr_named_values(value, ': ')}}}"
         element_reprs = [self.repr_of_value(v) for v in value]
         ordered = sorted(element_reprs) if isinstance(value, Set) else element_reprs
         return f"{collection_type.__name__}({', '.join(ordered)})"
 
-    def _repr_other(self, value: Any) -> str:
+    def _repr_callable_or_object(self, value: Any) -> str:
         if isinstance(value, partial):
             arguments = [
                 *map(self.repr_of_value, value.args),
-                *([self._repr_pairs(value.keywords)] if value.keywords else []),
+                *([self._repr_named_values(value.keywords)] if value.keywords else []),
             ]
             return f"partial({', '.join([self.repr_of_value(value.func), *arguments])})"
         if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, type(None))):
@@ -118,7 +120,7 @@ class _StableReprBuilder:
             return self._repr_class(value)
         return self._repr_object(value)
 
-    def _repr_pairs(self, values: Mapping[Any, Any], separator: str = "=") -> str:
+    def _repr_named_values(self, values: Mapping[Any, Any], separator: str = "=") -> str:
         value_by_name = {k if isinstance(k, str) else self.repr_of_value(k): v for k, v in values.items()}
         return ", ".join(f"{k}{separator}{self.repr_of_value(v)}" for k, v in sorted(value_by_name.items()))
 
@@ -130,7 +132,7 @@ class _StableReprBuilder:
             return (
                 _qualified_name(function)
                 if not closure or hasattr(function, "__wrapped__")
-                else f"{_qualified_name(function)}({self._repr_pairs(closure)})"
+                else f"{_qualified_name(function)}({self._repr_named_values(closure)})"
             )
         closure |= {
             k: function.__globals__[k] for k in _referenced_names(function.__code__) if k in function.__globals__
@@ -139,7 +141,7 @@ class _StableReprBuilder:
         return (
             f"{_qualified_name(function)} "
             f"{self.repr_of_value(function.__code__)}"
-            f"({self._repr_pairs({k: v for k, v in state.items() if v is not None})})"
+            f"({self._repr_named_values({k: v for k, v in state.items() if v is not None})})"
         )
 
     def _repr_class(self, cls: type) -> str:
@@ -149,7 +151,7 @@ class _StableReprBuilder:
         members = {k: getattr(v, "__func__", v) for k, v in vars(cls).items()}
         functions = {k: v for k, v in members.items() if isinstance(v, FunctionType)}
         return f"{_qualified_name(cls)} " + _short_digest(
-            self.repr_of_value([*map(self.repr_of_value, cls.__bases__), self._repr_pairs(functions)])
+            self.repr_of_value([*map(self.repr_of_value, cls.__bases__), self._repr_named_values(functions)])
         )
 
     def _repr_object(self, value: object) -> str:
@@ -163,13 +165,13 @@ class _StableReprBuilder:
         constructor, args, *state = reduced
         callee, *args = (*args,) if constructor is __newobj__ else (constructor, *args)
         contents = [*args, *(s for s in state if s is not None)]
-        parts = [self._repr_pairs(s) if type(s) is dict else self.repr_of_value(s) for s in contents]
+        parts = [self._repr_named_values(s) if type(s) is dict else self.repr_of_value(s) for s in contents]
         return f"{self.repr_of_value(callee)}({', '.join(parts)})"
 
 
 def _is_installed(value: FunctionType | type) -> bool:
     """Whether it is from this library, Python or an installed package, identified by its name."""
-    if value.__module__.partition(".")[0] in (OWN_PACKAGE, "builtins"):
+    if value.__module__.partition(".")[0] in (OWN_PACKAGE_NAME, "builtins"):
         return True
     code = getattr(value, "__code__", None)
     file = code.co_filename if code else getattr(_module_of(value), "__file__", None)

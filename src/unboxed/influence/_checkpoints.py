@@ -65,7 +65,7 @@ class CheckpointGradients:
     def __iter__(self) -> Iterator[ExampleGradients]:
         return (ExampleGradients(self._box, self._layers, self._loss, self._states[k]) for k in self._chosen)
 
-    def part(self, start: int, end: int) -> CheckpointGradients:
+    def of_checkpoint_range(self, start: int, end: int) -> CheckpointGradients:
         """Those of checkpoints `start` to `end` - 1."""
         return CheckpointGradients(self._box, self._states, self._layers, self._loss, self._chosen[start:end])
 

@@ -48,7 +48,7 @@ def check_train_index(index: Any, n_queries: int | None, n_train: int, device: t
     return rows.long().expand(n_queries or max(1, rows.numel()))
 
 
-def short_card_training(box: Box, x: Tensor, y: Tensor) -> tuple[Box, Tensor, Tensor, ModelTraining]:
+def make_card_box_inputs_and_training(box: Box, x: Tensor, y: Tensor) -> tuple[Box, Tensor, Tensor, ModelTraining]:
     """A box whose model was trained for two steps, x, y, and the training, for the examples of cards."""
     training = ModelTraining(
         copy_model(box),

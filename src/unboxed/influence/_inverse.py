@@ -17,7 +17,7 @@ from ..engine.example_gradients.parameters import Parameters
 from ..engine.example_gradients.spectrum import lanczos, mean_eigenvalue
 from ..errors import NaNError
 from ..model.batching import BatchSize, map_in_batches
-from ..model.nan_checks import NAN_HINT, rows_text
+from ..model.nan_checks import NAN_HINT, row_numbers_text
 from ..parameters import LayerAddresses
 from ..settings import AtLeast, ValueRole
 from ..validation import check_seed
@@ -69,13 +69,13 @@ class InverseCurvature:
         """Inner products (K, N) of vectors {name: (K, ...)} with the gradients of all training examples' losses."""
         vectors = {name: v.to(self.gradients.parameters[name].dtype) for name, v in vectors.items()}
         c, box = self.curvature, self.gradients.box
-        size, _ = box.batch_plan(c.n_examples, c.batch_size)
+        size, _ = box.batch_size_and_max_rows(c.n_examples, c.batch_size)
         limit = box.max_rows_in_memory(c.n_parameters * box.dtype.itemsize)
 
-        def project_batch(rows: slice) -> Tensor:
+        def project_on_batch_gradients(rows: slice) -> Tensor:
             return self.gradients.project(vectors, c.x[rows], c.y[rows])
 
-        return torch.cat(map_in_batches(project_batch, c.n_examples, size, limit), dim=1)
+        return torch.cat(map_in_batches(project_on_batch_gradients, c.n_examples, size, limit), dim=1)
 
 
 def inverse_curvature(
@@ -100,7 +100,7 @@ def default_damping(curvature: Curvature) -> float:
     """
     if curvature.kind == "gauss_newton":
         return 0.0 if curvature.l2 > 0 else DEFAULT_DAMPING_FRACTION * mean_eigenvalue(curvature)
-    smallest = lanczos(curvature).lower_bound
+    smallest = lanczos(curvature).smallest_eigenvalue_bound
     if smallest >= curvature.l2 / 2 > 0:
         return 0.0
     return DEFAULT_DAMPING_FRACTION * max(0.0, mean_eigenvalue(curvature)) + (1 + DAMPING_MARGIN_FRACTION) * max(
@@ -112,13 +112,15 @@ def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what:
     """Raise NaNError that names the examples whose loss is NaN or infinite."""
     box = gradients.box
 
-    def losses(rows: slice) -> Tensor:
+    def losses_of_rows(rows: slice) -> Tensor:
         with box.isolated(grad=False):
             return gradients.losses(x[rows], y[rows])
 
-    finite = torch.cat(map_in_batches(losses, len(x), *box.batch_plan(len(x), gradients.batch_size))).isfinite()
+    finite = torch.cat(
+        map_in_batches(losses_of_rows, len(x), *box.batch_size_and_max_rows(len(x), gradients.batch_size))
+    ).isfinite()
     if bad := (~finite).nonzero()[:, 0].tolist():
         raise NaNError(
-            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what} ({rows_text(bad)}), and so would be "
+            f"the loss is NaN or infinite for {len(bad)} of {len(x)} {what} ({row_numbers_text(bad)}), and so would be "
             f"every influence. {NAN_HINT}", bad, what,
         )  # fmt: skip

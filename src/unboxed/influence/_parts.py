@@ -84,7 +84,7 @@ class GradientStoreFiles:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ModelError where settings in the folder are others."""
         for name, wanted in self.settings.items():
-            if not _is_equal_setting(found := settings.get(name), wanted):
+            if not _is_equal_store_setting(found := settings.get(name), wanted):
                 what = MISMATCH_TEXT_BY_SETTING.get(name, f"it was made with {name} {found}, this is {wanted}")
                 raise ModelError(
                     f"{self.folder} is a store of another model or of other settings: {what}. {START_AGAIN_HINT}"
@@ -102,7 +102,7 @@ class GradientStoreFiles:
             raise ModelError(f"can't read {self.path(k)}, a part of a store: {error}. {START_AGAIN_HINT}") from error
 
 
-def _is_equal_setting(found: Any, wanted: Any) -> bool:
+def _is_equal_store_setting(found: Any, wanted: Any) -> bool:
     """Whether two settings are equal; numbers that a model gave, up to rounding."""
     if isinstance(wanted, list) and isinstance(found, list):
         return is_equal_up_to_rounding(torch.tensor(found), torch.tensor(wanted))

@@ -28,7 +28,7 @@ def make_one_run_influence(
     )  # fmt: skip
 
 
-def cosines(products: Tensor, lengths: Tensor, train_lengths: Tensor) -> Tensor:
+def products_to_cosines(products: Tensor, lengths: Tensor, train_lengths: Tensor) -> Tensor:
     """Products (Q, N) divided by the lengths (Q,) and (N,); 0 where a length is 0."""
     scale = lengths[:, None] * train_lengths
     return products / scale.where(scale > 0, 1)

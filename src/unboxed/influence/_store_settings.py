@@ -27,7 +27,7 @@ def store_settings(gradients: ExampleGradients, loss: ExampleLoss | None, **othe
         "weights": str(weights_digest(gradients.box.model)),
         "parameters": _parameters_summary_text(gradients.parameters),
         "parameter names": str(tensor_digest(*(_name_to_byte_tensor(name) for name in gradients.parameters))),
-        "loss": _loss_name(loss),
+        "loss": _loss_function_name(loss),
         **others,
         "losses of noise": _losses_on_noise(gradients),
     }
@@ -62,7 +62,7 @@ def _parameters_summary_text(parameters: dict[str, Tensor]) -> str:
     return f"{names[0]} to {names[-1]}, {len(names)} tensors of {sum(p.numel() for p in parameters.values())} values"
 
 
-def _loss_name(loss: ExampleLoss | None) -> str:
+def _loss_function_name(loss: ExampleLoss | None) -> str:
     return (
         "of the outputs" if loss is None else f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__name__)}"
     )

@@ -10,7 +10,7 @@ from ..engine.example_gradients.gradients import ExampleGradients
 from ..parameters import InputBatch, Labels, LayerAddresses
 from ..settings import Above, check_settings
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
-from ._scores import LossFunction, cosines, make_one_run_influence
+from ._scores import LossFunction, make_one_run_influence, products_to_cosines
 from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
 
 LearningRate = Annotated[float | None, Above(0), "Learning rate of the step."]
@@ -77,7 +77,7 @@ def gradient_dot(
     gradients = ExampleGradients(box, layers, loss)
     scores = gradients.dot(x, y, train_x, train_y)
     if metric == "cosine":
-        scores = cosines(scores, gradients.norms(x, y), gradients.norms(train_x, train_y))
+        scores = products_to_cosines(scores, gradients.norms(x, y), gradients.norms(train_x, train_y))
     is_nats = metric == "dot" and lr is not None
     scores = scores * (lr / len(train_x)) if is_nats and lr else scores
     return make_one_run_influence(

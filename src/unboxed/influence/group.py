@@ -129,9 +129,9 @@ def group(
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     members = [_check_members(rows, inverse.curvature.n_examples, box.device) for rows in _check_groups(groups)]
-    effects = torch.cat([_mean_gradient(inverse, rows) for rows in members])  # (G, P)
+    effects = torch.cat([_group_mean_loss_gradient(inverse, rows) for rows in members])  # (G, P)
     if order == 2:
-        effects = effects + _second_order_effects(inverse, members, effects)
+        effects = effects + _second_order_group_effects(inverse, members, effects)
     scores = inverse.gradients.flatten(inverse.solve_for(x, y)) @ effects.T
     return GroupInfluence(
         scores.to(box.dtype), tuple(members), "one run", method="Group influence", input=box.restore_structure(x),
@@ -139,7 +139,7 @@ def group(
     )  # fmt: skip
 
 
-def _second_order_effects(inverse: InverseCurvature, members: list[Tensor], gradients: Tensor) -> Tensor:
+def _second_order_group_effects(inverse: InverseCurvature, members: list[Tensor], gradients: Tensor) -> Tensor:
     """H_group (H + damping)^-1 g_group (G, P)."""
     flatten, unflatten = inverse.gradients.flatten, inverse.gradients.unflatten
     moves = flatten(inverse.solve(unflatten(gradients)))
@@ -150,7 +150,7 @@ def _second_order_effects(inverse: InverseCurvature, members: list[Tensor], grad
     return torch.cat(products) / inverse.curvature.n_examples
 
 
-def _mean_gradient(inverse: InverseCurvature, rows: Tensor) -> Tensor:
+def _group_mean_loss_gradient(inverse: InverseCurvature, rows: Tensor) -> Tensor:
     """The gradient (1, P) of a group's part of the mean loss, in batches."""
     c, gradients = inverse.curvature, inverse.gradients
 
@@ -158,7 +158,9 @@ def _mean_gradient(inverse: InverseCurvature, rows: Tensor) -> Tensor:
         mean = gradients.mean(c.x[rows[part]], c.y[rows[part]])
         return gradients.flatten({n: g[None] for n, g in mean.items()}).to(gradients.box.dtype) * len(rows[part])
 
-    parts = map_in_batches(sum_batch_gradients, len(rows), *gradients.box.batch_plan(len(rows), c.batch_size))
+    parts = map_in_batches(
+        sum_batch_gradients, len(rows), *gradients.box.batch_size_and_max_rows(len(rows), c.batch_size)
+    )
     return torch.stack(parts).sum(0) / c.n_examples
 
 

@@ -136,7 +136,7 @@ def suspected_mislabels(
     log_probs = _mean_log_probs(box, x, checkpoints, batch_size)  # (N, K)
     if method == "neighbors":
         neighbors = _nearest_other_examples(box, x, layer, n_neighbors, batch_size)
-        log_probs = (log_probs + _neighbor_votes(neighbors, y, box.n_outputs).log()).log_softmax(1)
+        log_probs = (log_probs + _label_votes_of_neighbors(neighbors, y, box.n_outputs).log()).log_softmax(1)
     if method == "self-influence":
         scores = self_influence(box, (x, y), batch_size=batch_size).scores
     else:
@@ -159,10 +159,10 @@ def _nearest_other_examples(box: Box, x: Tensor, layer: str | None, k: int, batc
     h = read_features(box, x, [address], batch_size=batch_size)[address]
     search = StreamingNeighborSearch(h, k, metric="cosine", exclude=torch.arange(len(h)))
     search.add(h)
-    return search.result()
+    return search.nearest_so_far()
 
 
-def _neighbor_votes(neighbors: Neighbors, y: Tensor, n_classes: int) -> Tensor:
+def _label_votes_of_neighbors(neighbors: Neighbors, y: Tensor, n_classes: int) -> Tensor:
     """What part of its neighbors has each class, (N, K) in float64, near ones counting more; none is zero."""
     d = neighbors.distances.double()
     median = d.median(1, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)

@@ -14,7 +14,7 @@ from ..errors import InputError, LayerError
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddress
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
-from ._scores import cosines, make_one_run_influence
+from ._scores import make_one_run_influence, products_to_cosines
 from .result import SIMILARITY_UNIT_TEXT, Influence
 
 
@@ -93,4 +93,4 @@ def _similarities(q: Tensor, f: Tensor, metric: str) -> Tensor:
     if metric == "euclidean":
         return 1 / (1 + torch.cdist(q, f))
     products = q @ f.T
-    return products if metric == "dot" else cosines(products, q.norm(dim=1), f.norm(dim=1))
+    return products if metric == "dot" else products_to_cosines(products, q.norm(dim=1), f.norm(dim=1))

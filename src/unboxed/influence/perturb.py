@@ -90,7 +90,7 @@ def perturb(
     rows = check_train_index(index, len(x), c.n_examples, box.device)
     s = inverse.solve_for(x, y)
     slopes = [
-        _gradient_projection_and_slope(
+        _loss_gradient_projection_and_slope(
             inverse.gradients, {name: v[q] for name, v in s.items()}, c.x[i, None], c.y[i, None]
         )
         for q, i in enumerate(rows.tolist())
@@ -103,7 +103,7 @@ def perturb(
     )  # fmt: skip
 
 
-def _gradient_projection_and_slope(
+def _loss_gradient_projection_and_slope(
     gradients: ExampleGradients, s: Parameters, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """<s, gradient of the loss at (x, y)>, a number, and its gradient (1, ...) in x."""

@@ -19,14 +19,14 @@ from ..model.state import outside_inference_mode
 from ..parameters import InputBatch, Labels, Seed
 from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._data import short_card_training
+from ._data import make_card_box_inputs_and_training
 from .result import Influence
 from .unrolled import DEFAULT_MAX_UNROLL_STATE_BYTES, unrolled
 
-RUN_MEMORY_IN_STATES = (
+RETRAINING_RUN_MEMORY_IN_STATES = (
     4  # memory of one of many runs at once: its state before and after a step, gradients, what it is made of
 )
-SET_GROWTH_FRACTION = 0.1  # of a set that the exact run does not confirm
+UNCONFIRMED_SET_GROWTH_FRACTION = 0.1  # of a set that the exact run does not confirm
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,14 +155,14 @@ def removal(
     box.require_class_scores("removal", exclusive=True)
     x, seed = box.validate_inputs(x), check_seed(seed)
     answer = _check_and_predict_labels(box, x, labels)
-    margins = training.with_query_loss(_training_with_margin_loss(training, box.n_outputs))
+    margins = training.copy_with_query_loss(_margin_query_loss_fn(training, box.n_outputs))
     influence = unrolled(box, x, answer, margins, max_bytes=max_bytes, check_smoothness=False)
     retraining = _Retraining(training, x, answer, box.n_outputs, max_bytes)
     max_size = max(1, int(max_fraction * training.n_examples))
     order = influence.top(max_size)  # (Q, max_size)
-    margin, _ = retraining.exact_run(range(len(x)), None)
-    sizes = _smallest_sizes(retraining, order, _predicted_sizes(influence, order, margin))
-    sets, real, new = _confirm_by_exact_runs(retraining, order, sizes)
+    margin, _ = retraining.margins_and_answers_of_exact_run(range(len(x)), None)
+    sizes = _smallest_flipping_set_sizes(retraining, order, _predicted_removal_set_sizes(influence, order, margin))
+    sets, real, new = _confirm_sets_by_exact_runs(retraining, order, sizes)
     predicted = margin - torch.stack([row[s].sum() for row, s in zip(influence.scores, sets, strict=True)])
     return Removal(
         sets,
@@ -171,7 +171,7 @@ def removal(
         predicted,
         real,
         new,
-        _control_margins(retraining, sets, n_controls, seed),
+        _margins_without_random_examples(retraining, sets, n_controls, seed),
         influence,
         max_size,
         box.restore_structure(x),
@@ -191,16 +191,16 @@ def _check_and_predict_labels(box: Box, x: Tensor, labels: Labels) -> Tensor:
     return answer
 
 
-def _training_with_margin_loss(training: Training, n_classes: int) -> QueryLossFn:
+def _margin_query_loss_fn(training: Training, n_classes: int) -> QueryLossFn:
     """Minus the margin of each query's class, as a loss: what helps an answer raises its margin.
 
     A difference of cross-entropies is one of logits.
     """
 
-    def loss(state: TrainingState, x: Tensor, y: Tensor) -> Tensor:
+    def negative_margins(state: TrainingState, x: Tensor, y: Tensor) -> Tensor:
         return -_margin_from_class_losses(training.class_losses(state, x, n_classes), y)
 
-    return loss
+    return negative_margins
 
 
 def _margin_from_class_losses(losses: Tensor, y: Tensor) -> Tensor:  # (Q, K), (Q,)
@@ -221,11 +221,11 @@ class _Retraining:
 
     def margins(self, queries: Sequence[int], removed: Sequence[Tensor]) -> Tensor:
         """The margin (M,) of queries[m] after a training without removed[m], as many trainings at once as fit."""
-        size = max(1, self.max_bytes // (RUN_MEMORY_IN_STATES * self.training.state_bytes))
+        size = max(1, self.max_bytes // (RETRAINING_RUN_MEMORY_IN_STATES * self.training.state_bytes))
         chunks = [slice(i, i + size) for i in range(0, len(queries), size)]
         return torch.cat([self._margins_at_once(queries[c], removed[c]) for c in chunks] or [self.x.new_empty(0)])
 
-    def exact_run(self, queries: Sequence[int], removed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def margins_and_answers_of_exact_run(self, queries: Sequence[int], removed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Margins and answers of queries after one training without examples, as `training.run` has it."""
         index = torch.tensor(queries, device=self.x.device)
         state = self.training.run(None if removed is None else self._example_weights_without_removed([removed])[0])
@@ -244,19 +244,19 @@ class _Retraining:
         return self.training.class_losses(state, x[None], self.n_classes)[0]
 
     def _example_weights_without_removed(self, removed: Sequence[Tensor]) -> Tensor:
-        weights = self.training.example_weights(len(removed))
+        weights = self.training.unit_example_weights(len(removed))
         for row, indices in zip(weights, removed, strict=True):
             row[indices] = 0
         return weights
 
 
-def _predicted_sizes(influence: Influence, order: Tensor, margin: Tensor) -> Tensor:
+def _predicted_removal_set_sizes(influence: Influence, order: Tensor, margin: Tensor) -> Tensor:
     """How many examples (Q,) the scores say that it takes; as many as are tried where they do not suffice."""
     removed = influence.scores.gather(1, order).cumsum(1)  # (Q, max_size)
     return (1 + (removed <= margin[:, None]).sum(1)).clamp(max=order.shape[1])
 
 
-def _smallest_sizes(retraining: _Retraining, order: Tensor, guess: Tensor) -> Tensor:
+def _smallest_flipping_set_sizes(retraining: _Retraining, order: Tensor, guess: Tensor) -> Tensor:
     """The smallest sizes (Q,) whose removal flips, along the order, by bisection from a guess; else the largest."""
     low, high = torch.zeros_like(guess), torch.full_like(guess, order.shape[1])  # not flipped; flipped
     flips = retraining.margins(range(len(order)), list(order)) < 0
@@ -270,23 +270,25 @@ def _smallest_sizes(retraining: _Retraining, order: Tensor, guess: Tensor) -> Te
     return high
 
 
-def _confirm_by_exact_runs(
+def _confirm_sets_by_exact_runs(
     retraining: _Retraining, order: Tensor, sizes: Tensor
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Sets, margins and answers of exact runs; a set that one does not confirm grows, up to the largest."""
     sets, margins, answers = list[Tensor](), list[Tensor](), list[Tensor]()
     for q, size in enumerate(sizes.tolist()):
-        margin, answer = retraining.exact_run([q], order[q, :size])
+        margin, answer = retraining.margins_and_answers_of_exact_run([q], order[q, :size])
         while not bool(margin < 0) and size < order.shape[1]:
-            size = min(order.shape[1], size + max(1, round(SET_GROWTH_FRACTION * size)))
-            margin, answer = retraining.exact_run([q], order[q, :size])
+            size = min(order.shape[1], size + max(1, round(UNCONFIRMED_SET_GROWTH_FRACTION * size)))
+            margin, answer = retraining.margins_and_answers_of_exact_run([q], order[q, :size])
         sets.append(order[q, :size])
         margins.append(margin)
         answers.append(answer)
     return tuple(sets), torch.cat(margins), torch.cat(answers)
 
 
-def _control_margins(retraining: _Retraining, sets: Sequence[Tensor], n_controls: int, seed: int) -> Tensor:
+def _margins_without_random_examples(
+    retraining: _Retraining, sets: Sequence[Tensor], n_controls: int, seed: int
+) -> Tensor:
     """Margins (Q, C) after trainings without as many random examples."""
     n, queries = retraining.training.n_examples, [q for q in range(len(sets)) for _ in range(n_controls)]
     generator = rng.keyed_generator(rng.CPU, "removal's controls", seed)
@@ -295,6 +297,6 @@ def _control_margins(retraining: _Retraining, sets: Sequence[Tensor], n_controls
 
 
 def _run_card_example_with_result(method: object, box: Box, x: Tensor, y: Tensor) -> Removal:
-    trained, x, _, training = short_card_training(box, x, y)
+    trained, x, _, training = make_card_box_inputs_and_training(box, x, y)
     result: Removal = method(trained, x, None, training, max_fraction=0.5)  # type: ignore[operator]
     return result

@@ -90,8 +90,8 @@ def representer_points(
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)
     address = _last_linear_input(box)
-    queries, _ = _features_and_logits(box, x, address, batch_size)  # (Q, D)
-    features, logits = _features_and_logits(box, train_x, address, batch_size)  # (N, D), (N, K)
+    queries, _ = _bias_augmented_features_and_logits(box, x, address, batch_size)  # (Q, D)
+    features, logits = _bias_augmented_features_and_logits(box, train_x, address, batch_size)  # (N, D), (N, K)
     targets = logits.softmax(1) if fit_to == "model" else F.one_hot(train_y, logits.shape[1]).to(logits)
     weights = _fit_last_layer_by_newton(features, targets, l2)  # (K, D)
     alpha = (targets - (features @ weights.T).softmax(1)) / (2 * l2 * len(features))  # (N, K)
@@ -126,7 +126,9 @@ def _is_logit_layer(box: Box, address: str) -> bool:
     return is_linear and expected.shape == logits.shape and torch.allclose(expected, logits, rtol=1e-3, atol=1e-4)
 
 
-def _features_and_logits(box: Box, x: Tensor, address: str, batch_size: BatchSize) -> tuple[Tensor, Tensor]:
+def _bias_augmented_features_and_logits(
+    box: Box, x: Tensor, address: str, batch_size: BatchSize
+) -> tuple[Tensor, Tensor]:
     """Features (N, D + 1), the last of them 1, and logits (N, K), in double precision."""
     acts = read_features(box, x, [address, "logits"], batch_size=batch_size)
     return F.pad(acts[address].double(), (0, 1), value=1.0), acts["logits"].double()
@@ -141,7 +143,7 @@ def _fit_last_layer_by_newton(f: Tensor, targets: Tensor, l2: float) -> Tensor:
         if float(gradient.abs().max()) <= NEWTON_GRADIENT_TOLERANCE * l2:
             break
         step = _newton_step(f, p, gradient, l2)
-        weights = weights - _step_length(f, targets, l2, weights, step, gradient) * step
+        weights = weights - _armijo_step_length(f, targets, l2, weights, step, gradient) * step
     return weights
 
 
@@ -166,7 +168,9 @@ def _newton_step(f: Tensor, p: Tensor, gradient: Tensor, l2: float) -> Tensor:
     return step
 
 
-def _step_length(f: Tensor, targets: Tensor, l2: float, weights: Tensor, step: Tensor, gradient: Tensor) -> float:
+def _armijo_step_length(
+    f: Tensor, targets: Tensor, l2: float, weights: Tensor, step: Tensor, gradient: Tensor
+) -> float:
     """1, or the first half of it at which the loss falls as its slope says (Armijo)."""
 
     def loss(w: Tensor) -> float:

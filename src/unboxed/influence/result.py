@@ -71,11 +71,11 @@ class Influence(ResultMixin):
 
     def top(self, k: int = 8) -> Tensor:
         """The k most helpful training examples of each query, (Q, k), the most helpful first."""
-        return self._ranked(k, descending=True)
+        return self._ranked_train_indices(k, descending=True)
 
     def bottom(self, k: int = 8) -> Tensor:
         """The k most harmful training examples of each query, (Q, k), the most harmful first."""
-        return self._ranked(k, descending=False)
+        return self._ranked_train_indices(k, descending=False)
 
     def groups(self, ids: Tensor | None = None) -> Tensor:
         """Sums (Q, G) of the scores over groups of training examples, to first order what leaving all of it out does.
@@ -93,7 +93,7 @@ class Influence(ResultMixin):
         index = ids.to(self.scores.device)
         return self.scores.new_zeros(self.n_queries, int(index.max()) + 1).index_add_(1, index, self.scores)
 
-    def _ranked(self, k: int, *, descending: bool) -> Tensor:
+    def _ranked_train_indices(self, k: int, *, descending: bool) -> Tensor:
         k = min(check_int("k", k, minimum=1), self.n_train)
         return self.scores.argsort(dim=1, descending=descending, stable=True)[:, :k]
 

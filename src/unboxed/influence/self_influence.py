@@ -15,7 +15,7 @@ from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.results import ResultMixin
 from ..errors import LayerError, NaNError, OutputError
 from ..model.batching import map_in_batches
-from ..model.nan_checks import NAN_HINT, rows_text
+from ..model.nan_checks import NAN_HINT, row_numbers_text
 from ..parameters import BatchSize, LayerAddresses
 from ..settings import AtLeast, check_settings
 from ._data import TrainingData, random_card_training_data, read_training_examples
@@ -120,7 +120,7 @@ def self_influence(
     if is_identity:
         scores = _finite_scores_of_gradients(gradients, batch_size, x, y, lambda g: g.double().square().sum(1))
         return SelfInfluence(scores.to(box.dtype), SQUARED_NORM_UNIT_TEXT, names, 0.0, y, box.classes)
-    eigenvalues, vectors = torch.linalg.eigh(_gauss_newton(gradients, x, batch_size))
+    eigenvalues, vectors = torch.linalg.eigh(_gauss_newton_matrix(gradients, x, batch_size))
     damping = DEFAULT_DAMPING_FRACTION * float(eigenvalues.mean()) if damping is None else float(damping)
     inverse = _inverse_eigenvalues(eigenvalues, damping)
     scores = _finite_scores_of_gradients(
@@ -129,7 +129,7 @@ def self_influence(
     return SelfInfluence(scores.to(box.dtype), NATS_PER_EXAMPLE_UNIT_TEXT, names, damping, y, box.classes)
 
 
-def _gauss_newton(gradients: ExampleGradients, x: Tensor, batch_size: BatchSize) -> Tensor:
+def _gauss_newton_matrix(gradients: ExampleGradients, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The mean over examples and the model's own classes of their gradients' outer products, (P, P) in float64."""
     n, box = gradients.n_parameters, gradients.box
     if n > MAX_DENSE_CURVATURE_PARAMETERS:
@@ -143,12 +143,12 @@ def _gauss_newton(gradients: ExampleGradients, x: Tensor, batch_size: BatchSize)
     for label in range(box.n_outputs):
         y = torch.full((len(x),), label, device=x.device)
 
-        def add(rows: slice, y: Tensor = y) -> Tensor:
+        def add_batch_outer_products(rows: slice, y: Tensor = y) -> Tensor:
             g = gradients.matrix(x[rows], y[rows]).double()  # (n, P)
             total.addmm_(g.T * probabilities[rows, y[0]], g)
             return y[rows]
 
-        _map_gradients(gradients, batch_size, len(x), add)
+        _map_over_gradient_batches(gradients, batch_size, len(x), add_batch_outer_products)
     return total / len(x)
 
 
@@ -159,12 +159,15 @@ def _inverse_eigenvalues(eigenvalues: Tensor, damping: float) -> Tensor:
     return torch.where(damped > tiny, 1 / damped.clamp_min(torch.finfo(damped.dtype).tiny), 0.0)
 
 
-def _map_gradients(
+def _map_over_gradient_batches(
     gradients: ExampleGradients, batch_size: BatchSize, n: int, func: Callable[[slice], Tensor]
 ) -> Tensor:
     """`func` of batches whose gradients fit in memory."""
     box = gradients.box
-    limit = min(box.batch_plan(n, batch_size)[1], box.max_rows_in_memory(gradients.n_parameters * box.dtype.itemsize))
+    limit = min(
+        box.batch_size_and_max_rows(n, batch_size)[1],
+        box.max_rows_in_memory(gradients.n_parameters * box.dtype.itemsize),
+    )
     return torch.cat(map_in_batches(func, n, batch_size, limit))
 
 
@@ -172,10 +175,12 @@ def _finite_scores_of_gradients(
     gradients: ExampleGradients, batch_size: BatchSize, x: Tensor, y: Tensor, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Scores (N,) of gradients (n, P). Raises NaNError that names the examples where they are not finite."""
-    scores = _map_gradients(gradients, batch_size, len(x), lambda rows: score(gradients.matrix(x[rows], y[rows])))
+    scores = _map_over_gradient_batches(
+        gradients, batch_size, len(x), lambda rows: score(gradients.matrix(x[rows], y[rows]))
+    )
     if bad := (~scores.isfinite()).nonzero().flatten().tolist():
         raise NaNError(
-            f"the gradient is NaN or infinite for {len(bad)} of {len(x)} training examples ({rows_text(bad)}). "
+            f"the gradient is NaN or infinite for {len(bad)} of {len(x)} training examples ({row_numbers_text(bad)}). "
             f"{NAN_HINT}", bad, "training examples",
         )  # fmt: skip
     return scores

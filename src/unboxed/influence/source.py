@@ -187,11 +187,11 @@ def _plan_segments(
     if n_states < segments:
         wanted = f"at least one for each of the {segments} segments; give more, or segments={n_states}"
         raise InputError(f"there are {n_states} checkpoints; wanted {wanted}")
-    rates = [check_float("lr", rate, above=0) for rate in _one_value_per_segment("lr", lr, segments)]
+    rates = [check_float("lr", rate, above=0) for rate in _expand_to_one_value_per_segment("lr", lr, segments)]
     shares = n_steps if isinstance(n_steps, Sequence) else _split_evenly(check_int("n_steps", n_steps), segments)
-    steps = [check_int("n_steps", k, minimum=1) for k in _one_value_per_segment("n_steps", shares, segments)]
+    steps = [check_int("n_steps", k, minimum=1) for k in _expand_to_one_value_per_segment("n_steps", shares, segments)]
     ends = list(accumulate(_split_evenly(n_states, segments)))
-    parts = [states.part(start, end) for start, end in pairwise([0, *ends])]
+    parts = [states.of_checkpoint_range(start, end) for start, end in pairwise([0, *ends])]
     return [_TrainingSegment(*of_segment, weight_decay, decay) for of_segment in zip(parts, rates, steps, strict=True)]
 
 
@@ -200,7 +200,7 @@ def _split_evenly(n: int, n_parts: int) -> list[int]:
     return [n // n_parts + (i < n % n_parts) for i in range(n_parts)]
 
 
-def _one_value_per_segment(name: str, value: Any, segments: int) -> list[Any]:
+def _expand_to_one_value_per_segment(name: str, value: Any, segments: int) -> list[Any]:
     values = [*value] if isinstance(value, Sequence) else [value] * segments
     if len(values) != segments:
         raise InputError(f"{name} must be a number, or one for each of the {segments} segments; got {len(values)}")

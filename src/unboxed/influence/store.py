@@ -169,7 +169,7 @@ class GradientStore:
             torch.Size([2, 50])
         """
         x, y = self._check_queries_and_labels(x, labels)
-        scores = torch.cat(list(self._score_blocks(x, y, metric, lr)), 1)
+        scores = torch.cat(list(self._iter_scores_by_part(x, y, metric, lr)), 1)
         unit = NATS_PER_EXAMPLE_UNIT_TEXT if metric == "dot" and lr is not None else SIMILARITY_UNIT_TEXT
         return make_one_run_influence(self.box, "Gradient dot", scores, x, y, self.labels, unit)
 
@@ -219,16 +219,16 @@ class GradientStore:
         x, y = self._check_queries_and_labels(x, labels)
         best = TopScores(torch.empty(len(x), 0, dtype=torch.long, device=x.device), x.new_empty(len(x), 0))
         start = 0
-        for block in self._score_blocks(x, y, metric, lr):
+        for block in self._iter_scores_by_part(x, y, metric, lr):
             index = torch.arange(start, start + block.shape[1], device=x.device).expand(len(x), -1)
             indices, scores = torch.cat([best.indices, index], 1), torch.cat([best.scores, block], 1)
             order = (sign * scores).argsort(dim=1, descending=True, stable=True)[:, :k]
             best, start = TopScores(indices.gather(1, order), scores.gather(1, order)), start + block.shape[1]
         return best
 
-    def _score_blocks(self, x: Tensor, y: Tensor, metric: str, lr: float | None) -> Iterator[Tensor]:
+    def _iter_scores_by_part(self, x: Tensor, y: Tensor, metric: str, lr: float | None) -> Iterator[Tensor]:
         """Scores (Q, n) of the training examples of each part."""
-        queries, norms = self._features(x, y)
+        queries, norms = self._stored_gradients_and_norms(x, y)
         n_train = self.n_train
         for k in self._part_indices():
             rows, scale, train_norms = (self._parts.read(k, n).to(x.device) for n in ("features", "scale", "norms"))
@@ -260,7 +260,7 @@ class GradientStore:
         digests, n_rows, complete = list[str](), 0, self._parts.manifest()
         if complete is None:
             check_disk_space_and_log_size(self.folder, count_examples(train), self._bytes_per_row)
-        for k, (x, y) in enumerate(_batches(self.box, train, self._rows_per_part)):
+        for k, (x, y) in enumerate(_labeled_training_batches(self.box, train, self._rows_per_part)):
             digests.append(str(tensor_digest(x, y)))
             if (found := self._parts.digest(k)) is not None:
                 require_same_part_data(self.folder, found, digests[k], range(n_rows, n_rows + len(x)))
@@ -275,7 +275,7 @@ class GradientStore:
 
     def _write_part(self, k: int, x: Tensor, y: Tensor, digest: str, first_row: int) -> None:
         try:
-            features, norms = self._features(x, y)
+            features, norms = self._stored_gradients_and_norms(x, y)
         except NaNError as error:
             raise nonfinite_loss_error([first_row + i for i in error.rows]) from None
         largest = features.abs().amax(1).float()
@@ -285,7 +285,7 @@ class GradientStore:
         }  # fmt: skip
         self._parts.write(k, {name: h.cpu().contiguous() for name, h in tensors.items()}, digest)
 
-    def _features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _stored_gradients_and_norms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept of gradients, (n, width), and their lengths (n,)."""
 
         def sketch_and_norms(terms: GradientsByParameter) -> tuple[Tensor, Tensor]:
@@ -296,7 +296,7 @@ class GradientStore:
         return torch.cat(features), torch.cat(norms)
 
 
-def _batches(box: Box, train: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _labeled_training_batches(box: Box, train: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels, in the memory of one batch where they are classes."""
     check_not_shuffled(train)
     if box.outputs not in ("regression", "multilabel"):

@@ -93,9 +93,9 @@ def tracin(
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)
     states = CheckpointStates(box, checkpoints)
-    weights = _one_value_per_checkpoint("lr", lr, len(states), check_float)
+    weights = _expand_to_value_per_checkpoint("lr", lr, len(states), check_float)
     if steps_per_checkpoint is not None:
-        counts = _one_value_per_checkpoint("steps_per_checkpoint", steps_per_checkpoint, len(states), check_int)
+        counts = _expand_to_value_per_checkpoint("steps_per_checkpoint", steps_per_checkpoint, len(states), check_int)
         weights = [w * k / len(train_x) for w, k in zip(weights, counts, strict=True)]
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for k, weight in enumerate(weights):
@@ -111,7 +111,7 @@ def tracin(
     )
 
 
-def _one_value_per_checkpoint(name: str, value: Any, n: int, check: Any) -> list[float]:
+def _expand_to_value_per_checkpoint(name: str, value: Any, n: int, check: Any) -> list[float]:
     values = list(value) if isinstance(value, Sequence) else [value] * n
     if len(values) != n:
         raise InputError(f"{name} must be one number, or one for each of the {n} checkpoints; got {len(values)}")

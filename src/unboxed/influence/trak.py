@@ -106,7 +106,9 @@ def trak(
     train_x, train_y = read_training_examples(box, train)
     states = CheckpointStates(box, [box.model.state_dict()] if models is None else models)
     parts = [
-        _scores_of_model(gradients, (x, y), (train_x, train_y), dim, derive_seed("trak", seed, index), reweighted)
+        _kernel_and_slopes_of_model(
+            gradients, (x, y), (train_x, train_y), dim, derive_seed("trak", seed, index), reweighted
+        )
         for index, gradients in enumerate(CheckpointGradients(box, states, layers, _negative_log_odds))
     ]
     kernel, train_slopes, query_slopes = (torch.stack(part).mean(0) for part in zip(*parts, strict=True))
@@ -124,23 +126,23 @@ def trak(
     )
 
 
-class _ModelScores(NamedTuple):
+class _KernelAndSlopesOfModel(NamedTuple):
     kernel: Tensor  # (Q, N), change of the query's margin per unit of the example's slope
     train_slopes: Tensor  # (N,), 1 - p
     query_slopes: Tensor  # (Q,)
 
 
-def _scores_of_model(
+def _kernel_and_slopes_of_model(
     gradients: ExampleGradients, queries: tuple[Tensor, Tensor], train: tuple[Tensor, Tensor], dim: int, seed: int,
     reweighted: bool,
-) -> _ModelScores:  # fmt: skip
+) -> _KernelAndSlopesOfModel:  # fmt: skip
     ordered = _parameter_names_in_run_order(gradients)
     sketch = Sketch(ordered, dim, seed) if dim < gradients.n_parameters else None
     phi, slopes = _projected_gradients_and_errors(gradients, sketch, *train)
     query_phi, query_slopes = _projected_gradients_and_errors(gradients, sketch, *queries)
     weights = slopes * (1 - slopes) if reweighted else torch.ones_like(slopes)
     inverse = torch.linalg.pinv((phi.T * weights) @ phi, hermitian=True)  # (dim, dim)
-    return _ModelScores(query_phi @ inverse @ phi.T, slopes, query_slopes)
+    return _KernelAndSlopesOfModel(query_phi @ inverse @ phi.T, slopes, query_slopes)
 
 
 def _parameter_names_in_run_order(gradients: ExampleGradients) -> dict[str, Tensor]:
@@ -164,7 +166,9 @@ def _projected_gradients_and_errors(
         with gradients.box.isolated(grad=False):
             return gradients.losses(x[rows], y[rows])
 
-    margins = torch.cat(map_in_batches(negative_margins, len(x), *gradients.box.batch_plan(len(x), "auto")))
+    margins = torch.cat(
+        map_in_batches(negative_margins, len(x), *gradients.box.batch_size_and_max_rows(len(x), "auto"))
+    )
     return phi.double(), margins.double().sigmoid()
 
 

@@ -21,7 +21,7 @@ from ..engine.unroll.checks import (
 )
 from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
-from ..engine.unroll.reverse import Trajectory, UnrollPlan, plan_unroll, weight_gradients
+from ..engine.unroll.reverse import Trajectory, UnrollPlan, example_weight_gradients, plan_unroll
 from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
 from ..engine.unroll.training import Training, TrainingState
 from ..errors import ModelError, warn
@@ -29,12 +29,12 @@ from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_seed
-from ._data import resolve_query_labels, short_card_training
+from ._data import make_card_box_inputs_and_training, resolve_query_labels
 from .result import Influence
 
 LOG = logging.getLogger("unboxed")
 DEFAULT_MAX_UNROLL_STATE_BYTES = 2 * 2**30
-MAX_RELATIVE_WEIGHT_DIFFERENCE = 1e-3  # of weights, above which a box is not the model that its training gives
+MAX_WEIGHT_DIFFERENCE_FRACTION = 1e-3  # of weights, above which a box is not the model that its training gives
 
 
 @card(
@@ -42,7 +42,7 @@ MAX_RELATIVE_WEIGHT_DIFFERENCE = 1e-3  # of weights, above which a box is not th
     source="Ilyas & Engstrom 2025, arXiv:2503.13751; Maclaurin et al. 2015, arXiv:1502.03492",
     shows="Which training examples made this answer likelier or less likely, in this very training.",
     does_not_show="What removing many examples at once does where the training is not smooth: it is a derivative.",
-    example=lambda method, box, x, y: method(*short_card_training(box, x, y), check_smoothness=False),
+    example=lambda method, box, x, y: method(*make_card_box_inputs_and_training(box, x, y), check_smoothness=False),
     exempt={
         "awkward": "the model is trained in train mode, where dropout, batch norm and a train() of its own take effect",
         "one forward": "it runs the training again",
@@ -133,7 +133,9 @@ def unrolled(
         check_differentiable(training)
     plan = plan_unroll(training, len(x), max_bytes, store=store_states)
     LOG.info("unrolled differentiation of %d steps: %s", training.n_steps, plan)
-    trajectory = Trajectory(training, plan.segment_steps, None if weights is None else training.check_weights(weights))
+    trajectory = Trajectory(
+        training, plan.segment_steps, None if weights is None else training.validate_example_weights(weights)
+    )
     check_box_has_trained_weights(box, training, trajectory.final)
     _check_finite_query_losses(training, trajectory.final, x, y)
     file = _checkpoint_file(checkpoint, training, trajectory.final, x, y)
@@ -173,7 +175,7 @@ def _negative_weight_derivatives(
     with tqdm(total=n_passes * training.n_steps, desc="unrolling", unit="step", disable=quiet) as bar:
         for i in range(n_done, len(x), plan.queries_per_pass):
             rows = slice(i, i + plan.queries_per_pass)
-            done.append(-weight_gradients(training, trajectory, x[rows], y[rows], lambda t: bar.update()))
+            done.append(-example_weight_gradients(training, trajectory, x[rows], y[rows], lambda t: bar.update()))
             if file is not None:
                 file.write({"scores": torch.cat(done)})
     return torch.cat(done)
@@ -198,7 +200,7 @@ def check_box_has_trained_weights(box: Box, training: Training, final: TrainingS
         )
     for name, h in trained.items():
         difference = float((given[name].to(h) - h).double().norm() / h.double().norm().clamp_min(1e-12))
-        if difference > MAX_RELATIVE_WEIGHT_DIFFERENCE:
+        if difference > MAX_WEIGHT_DIFFERENCE_FRACTION:
             raise ModelError(
                 f"the box's model is not what this training gives: {name!r} differs by {difference:.2g} of its norm. "
                 "Give the settings, data and initial weights of its training, or use training.box(training.run())"

@@ -84,7 +84,7 @@ def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
     return channels_last
 
 
-def non_default_settings_text(inputs: object, **defaults: float) -> list[str]:
+def non_default_setting_texts(inputs: object, **defaults: float) -> list[str]:
     """The settings that are not the default, "name=value": one number where all values are equal, else the first."""
     texts = []
     for name, default in defaults.items():

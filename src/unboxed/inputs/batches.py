@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 
 
-def checked_value_range(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
+def min_and_max_of_valid_batch(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
     """The minimum and maximum of a batch of finite floats. Raises InputError."""
     if not isinstance(x, Tensor) or not _is_valid_batch(x, shape):
         raise InputError(_invalid_batch_text(x, shape, what))

@@ -29,7 +29,7 @@ from .forms import (
 )
 from .frames import frames_to_arrays, is_data_frame
 from .items import (
-    ACCEPTED_DATA,
+    ACCEPTED_DATA_TEXT,
     SkippedExamples,
     add_loader_skips,
     data_name_for_errors,
@@ -41,7 +41,7 @@ from .items import (
     iter_loader_batches,
 )
 from .multi import MultiInput
-from .packing import is_packed_pair, iter_packed_batch, pack_structure
+from .packing import is_packed_pair, iter_packed_examples, pack_batch
 from .pixel_arrays import (
     WHITE_LEVEL_BY_DTYPE,
     array_to_tensor,
@@ -113,7 +113,7 @@ class OpenedStream:
 
     def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:
         if isinstance(self.inputs, MultiInput):
-            return iter_packed_batch(self.inputs, batch)
+            return iter_packed_examples(self.inputs, batch)
         batch = normalize_loader_batch(batch, self.inputs)
         is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and has_batch_ndim(batch[0], self.inputs)
         return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
@@ -148,7 +148,7 @@ def open_data(data: Any, inputs: Inputs | None = None) -> OpenedData:
         return OpenedDataset(data, inputs)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, nn.Module)):
         return OpenedStream(data, inputs)
-    raise DataError(f"{ACCEPTED_DATA}; got {type(data).__name__}")
+    raise DataError(f"{ACCEPTED_DATA_TEXT}; got {type(data).__name__}")
 
 
 def iter_examples(data: OpenedData, skipped: SkippedExamples) -> Iterator[Any]:
@@ -168,7 +168,7 @@ def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) 
     for x in _iter_slices(opened, size) if isinstance(opened, Tensor) else _iter_stacked_batches(opened, size, skipped):
         n_read += len(x)
         yield x
-    skipped.require_some_read(n_read)
+    skipped.raise_if_none_read(n_read)
     skipped.warn()
 
 
@@ -217,7 +217,7 @@ def stack_inputs(items: list[Any]) -> Tensor:
     try:
         return torch.stack([torch.as_tensor(drop_label(item)) for item in items])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"these examples are no inputs of one shape: {error}. {ACCEPTED_DATA}") from error
+        raise DataError(f"these examples are no inputs of one shape: {error}. {ACCEPTED_DATA_TEXT}") from error
 
 
 def is_single_pass_data(data: Any) -> bool:
@@ -254,10 +254,10 @@ def _open_multi_input(data: Any, inputs: MultiInput) -> OpenedData | None:
     if isinstance(data, Tensor) or is_packed_pair(inputs, data):
         return data  # type: ignore[no-any-return]
     if inputs.has_structure_of_parts(values := _parts_to_batches(data, inputs) if may_be_multi_input(data) else data):
-        return pack_structure(inputs, values)
+        return pack_batch(inputs, values)
     if isinstance(data, (tuple, list)) and len(data) == 2 and may_be_multi_input(data[0]):
         values = _parts_to_batches(data[0], inputs)
-        return (pack_structure(inputs, values), data[1]) if inputs.has_structure_of_parts(values) else None
+        return (pack_batch(inputs, values), data[1]) if inputs.has_structure_of_parts(values) else None
     return None
 
 
@@ -279,4 +279,4 @@ def _pair_with_labels(x: OpenedData, labels: Any) -> OpenedData:
         if labels is not None and len(labels) != len(x):
             raise DataError(f"there are {len(x)} inputs and {len(labels)} labels; wanted one label per input")
         return OpenedDataset(x.data, x.inputs, labels)
-    raise DataError(f"{ACCEPTED_DATA}; got labels beside a {type(x).__name__}")
+    raise DataError(f"{ACCEPTED_DATA_TEXT}; got labels beside a {type(x).__name__}")

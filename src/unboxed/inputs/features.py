@@ -17,10 +17,10 @@ from .base import (
     MAX_PRINTED_COLUMNS_OR_CHANNELS,
     UNIT_RANGE_TOLERANCE,
     constant_tensor,
-    non_default_settings_text,
+    non_default_setting_texts,
     to_number_or_list,
 )
-from .batches import checked_value_range, min_and_max
+from .batches import min_and_max, min_and_max_of_valid_batch
 
 
 class UnsetValues(tuple[float, ...]):
@@ -76,7 +76,7 @@ class Features:
         n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_COLUMNS_OR_CHANNELS
         names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
         std = math.nan if self.has_std else 1.0  # one that was given is printed, even as 1
-        settings = non_default_settings_text(self, low=-math.inf, high=math.inf, mean=0.0, std=std)
+        settings = non_default_setting_texts(self, low=-math.inf, high=math.inf, mean=0.0, std=std)
         categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
         return f"Features({', '.join([names, *settings, *categories])})"
 
@@ -146,7 +146,7 @@ class Features:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of valid rows; else InputError that names the column."""
-        checked_value_range(x, self.shape, "rows of features")
+        min_and_max_of_valid_batch(x, self.shape, "rows of features")
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
         return x

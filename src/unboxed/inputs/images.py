@@ -24,7 +24,7 @@ EXIF_ORIENTATION_TAG, TIFF_BITS_PER_SAMPLE_TAG = 274, 258  # of EXIF, of a TIFF
 MIN_COLOR_CHANNEL_DIFFERENCE = (
     10.0  # of 255: the mean difference between the largest and the smallest channel of a color image
 )
-MAX_SHRINK_FACTOR = 16  # an image with a shorter side that many times the model's is of another kind
+WARN_ABOVE_SHRINK_FACTOR = 16  # an image with a shorter side that many times the model's is of another kind
 
 
 def require_pixels(like: Inputs) -> Pixels:
@@ -59,7 +59,7 @@ def pil_to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
     if image.mode in (*SIXTEEN_BIT_MODES, "F"):
         return levels_to_tensor(_deep_gray_levels(image)[..., None], like, bits)
     image = _composite_on_white(image)
-    image = _resize_and_crop(image.convert(_color_mode(image, like)), like)
+    image = _resize_and_crop(image.convert(_pillow_color_mode(image, like)), like)
     return torch.from_numpy(_to_channels_first(np.array(image, dtype=np.float32) / 255))
 
 
@@ -137,9 +137,10 @@ def warn_of_other_image_kind(image: Image.Image, like: Pixels | None) -> None:
     size = f"{height}x{width}"
     if channels == 1 and image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P", "LAB", "HSV") and _is_colorful(image):
         warn(f"color images are made gray, as this model takes one channel ({size}): were they made for it?")
-    if min(image.size) > MAX_SHRINK_FACTOR * min(height, width):
+    if min(image.size) > WARN_ABOVE_SHRINK_FACTOR * min(height, width):
         warn(
-            f"images are more than {MAX_SHRINK_FACTOR} times the {size} that this model takes: little is left of their "
+            f"images are more than {WARN_ABOVE_SHRINK_FACTOR} times the {size} that this model takes: "
+            "little is left of their "
             "detail. Were they made for it?"
         )
 
@@ -158,7 +159,7 @@ def _composite_on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _color_mode(image: Image.Image, like: Pixels | None) -> str:
+def _pillow_color_mode(image: Image.Image, like: Pixels | None) -> str:
     is_gray = image.mode in ("1", "L") if like is None else like.shape[0] == 1
     return "L" if is_gray else "RGB"
 

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from ..errors import BrokenImageError, DataError, UnboxedError, warn
 
-MAX_REASONS_SHOWN = 3  # in a warning
-ACCEPTED_DATA = (
+MAX_SKIP_REASONS_SHOWN = 3  # in a warning
+ACCEPTED_DATA_TEXT = (
     "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
 )
 
@@ -45,7 +45,7 @@ class SkippedExamples:
             summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
             warn(f"{summary}: {self._skipped_reasons_text()}")
 
-    def require_some_read(self, n_read: int) -> None:
+    def raise_if_none_read(self, n_read: int) -> None:
         """Raise DataError where nothing is left."""
         if n_read:
             return
@@ -59,8 +59,8 @@ class SkippedExamples:
         return len(self.rows) + self.n_unnumbered
 
     def _skipped_reasons_text(self) -> str:
-        rest = len(self.reasons) - MAX_REASONS_SHOWN
-        text = "; ".join(self.reasons[:MAX_REASONS_SHOWN]) or "image files in the worker processes of a DataLoader"
+        rest = len(self.reasons) - MAX_SKIP_REASONS_SHOWN
+        text = "; ".join(self.reasons[:MAX_SKIP_REASONS_SHOWN]) or "image files in the worker processes of a DataLoader"
         return text + (f"; and {rest} more" if rest > 0 else "")
 
 
@@ -126,13 +126,13 @@ def add_loader_skips(loader: DataLoader[Any], n_read: int, skipped: SkippedExamp
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     if getattr(loader.batch_sampler, "drop_last", False) or not isinstance(sampler, Sized):
         return
-    if (n_missing := len(sampler) - n_read) > 0 and (reasons := _broken_files(loader.dataset)) is not None:
+    if (n_missing := len(sampler) - n_read) > 0 and (reasons := _broken_file_texts(loader.dataset)) is not None:
         skipped.add_without_indices(n_missing, reasons)
 
 
-def _broken_files(dataset: Any) -> list[str] | None:
+def _broken_file_texts(dataset: Any) -> list[str] | None:
     """The image files that a data set, or one inside it, has found broken; None where it leaves none out."""
     if (broken := getattr(dataset, "broken_files", None)) is not None:
         return [f"{path}: {reason}" for path, reason in broken.items()]
     inner = getattr(dataset, "dataset", None)
-    return None if inner is None else _broken_files(inner)
+    return None if inner is None else _broken_file_texts(inner)

@@ -57,18 +57,18 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
     Raises InputError for unknown names.
     """
     if isinstance(y, str):
-        return _number_of(y, classes)
+        return _class_number_of(y, classes)
     y = series_to_array(y)
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
-        return [_number_of(label, classes) if isinstance(label, str) else label for label in y]
+        return [_class_number_of(label, classes) if isinstance(label, str) else label for label in y]
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim == 2 and y.shape[1] == 1:
         return y[:, 0]
     return y
 
 
-def _number_of(name: str, classes: Sequence[str]) -> int:
+def _class_number_of(name: str, classes: Sequence[str]) -> int:
     """The class of this name, or else of this number. Raises InputError."""
     try:
         matched = _match_by_name({0: name.strip()}, classes)
@@ -82,16 +82,18 @@ def _number_of(name: str, classes: Sequence[str]) -> int:
 
 
 @lru_cache(maxsize=64)
-def warn_of_repeated_names(classes: tuple[str, ...]) -> None:
+def warn_of_repeated_class_names(classes: tuple[str, ...]) -> None:
     """Warn of names that several classes have; once, as boxes of the same classes are opened inside of methods."""
     if repeated := [name for name, n in Counter(classes).items() if n > 1]:
-        numbers = [f"{name!r} is the name of {_format_numbers(classes, name)}" for name in repeated[:MAX_NAMES_SHOWN]]
+        numbers = [
+            f"{name!r} is the name of {_numbers_of_classes_named(classes, name)}" for name in repeated[:MAX_NAMES_SHOWN]
+        ]
         rest = f", and {len(repeated) - MAX_NAMES_SHOWN} more" if len(repeated) > MAX_NAMES_SHOWN else ""
         warn(f"several classes have one name: {'; '.join(numbers)}{rest}. Labels by these names are refused, and "
              "figures show them alike: give each its own")  # fmt: skip
 
 
-def _format_numbers(classes: Sequence[str], name: str) -> str:
+def _numbers_of_classes_named(classes: Sequence[str], name: str) -> str:
     return ", ".join(str(k) for k, other in enumerate(classes) if other == name)
 
 
@@ -155,7 +157,7 @@ def match_labels_to_classes(
         return numbers
     agrees = same_count and all(label == k for label, k in matched.items())
     if made_from_names or not (classes_are_numbers or agrees):
-        raise DataError(_mismatch_message(name_of, classes, matched, names_source))
+        raise DataError(_unmatched_labels_message(name_of, classes, matched, names_source))
     return {label: label for label in name_of}
 
 
@@ -168,7 +170,7 @@ def _match_by_name(name_of: Mapping[Any, str], classes: Sequence[str]) -> dict[A
     by_name, by_part = defaultdict(list), defaultdict(list)
     for k, name in enumerate(classes):
         by_name[_normalize_name(name)].append(k)
-        for part in _name_parts(name):
+        for part in _synset_id_and_names(name):
             by_part[part].append(k)
     found = {label: _candidate_classes(name, by_name, by_part) for label, name in name_of.items()}
     return {label: _single_candidate_class(name_of[label], ks, classes) for label, ks in found.items() if ks}
@@ -179,8 +181,8 @@ def _candidate_classes(name: str, by_name: Mapping[str, list[int]], by_part: Map
     normalized = _normalize_name(name)
     for lookup, keys in (
         (by_name, [normalized]),
-        (by_part, [normalized, *_name_parts(name)]),
-        (by_name, _name_parts(name)),
+        (by_part, [normalized, *_synset_id_and_names(name)]),
+        (by_name, _synset_id_and_names(name)),
     ):
         for key in keys:
             if lookup.get(key):
@@ -195,7 +197,7 @@ def _single_candidate_class(name: str, candidates: list[int], classes: Sequence[
     return (exact or candidates)[0]
 
 
-def _name_parts(name: str) -> list[str]:
+def _synset_id_and_names(name: str) -> list[str]:
     """The id and the names of a synset, `n02108089 boxer`; none of any other name."""
     match = WORDNET_SYNSET_PATTERN.fullmatch(name.strip())
     if match is None:
@@ -232,17 +234,19 @@ def _warn_of_numeric_names(names: Sequence[str], classes: Sequence[str], names_s
 def _warn_of_assumed_name_order(names: Sequence[str], names_source: str) -> None:
     assumption = f"the {names_source} are matched to the {len(names)} classes in the order of their names: "
     advice = "if the model has another order, give --classes (classes= in Python)"
-    warn(f"{assumption}{_format_names(names, numbered=True)}; {advice}")
+    warn(f"{assumption}{_first_names_text(names, numbered=True)}; {advice}")
 
 
-def _mismatch_message(
+def _unmatched_labels_message(
     name_of: Mapping[Any, str], classes: Sequence[str], matched: Mapping[Any, int], names_source: str
 ) -> str:
     unmatched = [name for label, name in name_of.items() if label not in matched]
     if not matched:
-        subject = f"the {names_source} ({_format_names(unmatched)}) are not"
+        subject = f"the {names_source} ({_first_names_text(unmatched)}) are not"
     else:
-        subject = f"{len(unmatched)} of the {len(name_of)} {names_source} ({_format_names(unmatched)}) are not among"
+        subject = (
+            f"{len(unmatched)} of the {len(name_of)} {names_source} ({_first_names_text(unmatched)}) are not among"
+        )
     suggestions = [
         f"{name!r} is nearest to {_quote_names(closest)}"
         for name in unmatched[:MAX_NAMES_SHOWN]
@@ -251,7 +255,7 @@ def _mismatch_message(
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
     synsets = SYNSET_ADVICE if all(WORDNET_SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
     counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
-    classes_text = f"the model's {len(classes)} classes ({_format_names(classes)})"
+    classes_text = f"the model's {len(classes)} classes ({_first_names_text(classes)})"
     return f"{subject} {classes_text}{hint}{counted}. {synsets}{CLASS_NAMES_ADVICE}"
 
 
@@ -259,6 +263,6 @@ def _quote_names(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-def _format_names(names: Sequence[str], numbered: bool = False) -> str:
+def _first_names_text(names: Sequence[str], numbered: bool = False) -> str:
     shown = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:MAX_NAMES_SHOWN])]
     return ", ".join(shown) + (f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")

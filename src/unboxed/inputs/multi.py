@@ -128,15 +128,15 @@ class MultiInput:
 
     def encode(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """What the model takes: its arguments, each normalized."""
-        return self._restore_structure(self._apply_to_parts("encode", x))
+        return self._restore_structure(self._call_method_on_parts("encode", x))
 
     def decode(self, z: PackedOrParts) -> Tensor:
         """The inverse of `encode`, packed (N, D)."""
-        return self._apply_to_packed_parts("decode", self.pack(z))
+        return self._call_method_on_packed_parts("decode", self.pack(z))
 
     def clip(self, x: Tensor) -> Tensor:
         """Packed x (N, D), each part moved into its valid range."""
-        return self._apply_to_packed_parts("clip", x)
+        return self._call_method_on_packed_parts("clip", x)
 
     def from_unit_interval(self, u: Tensor) -> Tensor:
         """Packed inputs for levels u (N, D) in [0, 1]."""
@@ -147,8 +147,8 @@ class MultiInput:
         """n random valid inputs, packed (n, D)."""
         return torch.cat([part.random_inputs(n, generator).flatten(1) for _, part in self.named_parts()], 1)
 
-    def _apply_to_parts(self, method: str, x: Tensor) -> list[Tensor]:
+    def _call_method_on_parts(self, method: str, x: Tensor) -> list[Tensor]:
         return [getattr(part, method)(v) for v, (_, part) in zip(self.split(x), self.named_parts(), strict=True)]
 
-    def _apply_to_packed_parts(self, method: str, x: Tensor) -> Tensor:
-        return torch.cat([v.flatten(1) for v in self._apply_to_parts(method, x)], 1)
+    def _call_method_on_packed_parts(self, method: str, x: Tensor) -> Tensor:
+        return torch.cat([v.flatten(1) for v in self._call_method_on_parts(method, x)], 1)

@@ -20,19 +20,19 @@ def is_packed_pair(inputs: MultiInput, data: Any) -> bool:
 
 def pack_example(inputs: MultiInput, item: Any) -> Any:
     """One example's inputs (D,), with its label if there is one. Raises DataError."""
-    values, label = _split_label(inputs, item, 0)
-    packed_row = pack_structure(inputs, _to_batch_of_one(values))[0]
+    values, label = _split_inputs_and_label(inputs, item, 0)
+    packed_row = pack_batch(inputs, _to_batch_of_one(values))[0]
     return (packed_row, *label) if label else packed_row
 
 
-def iter_packed_batch(inputs: MultiInput, batch: Any) -> Iterator[Any]:
+def iter_packed_examples(inputs: MultiInput, batch: Any) -> Iterator[Any]:
     """The packed examples of a batch of a DataLoader, with their labels if there are any. Raises DataError."""
-    values, labels = _split_label(inputs, batch, 1)
-    x = pack_structure(inputs, values)
+    values, labels = _split_inputs_and_label(inputs, batch, 1)
+    x = pack_batch(inputs, values)
     return zip(x, *labels, strict=True) if labels else iter(x)
 
 
-def pack_structure(inputs: MultiInput, values: Any) -> Tensor:
+def pack_batch(inputs: MultiInput, values: Any) -> Tensor:
     """Packed inputs (n, D) of a batch, which may be packed already. Raises DataError, and InputError for bad values."""
     if isinstance(values, Tensor) and values.shape[1:] == inputs.shape:
         return values
@@ -54,7 +54,7 @@ def _to_batch_of_one(values: Any) -> Any:
     return values[None] if isinstance(values, Tensor) else values
 
 
-def _split_label(inputs: MultiInput, item: Any, n_batch_axes: int) -> tuple[Any, list[Any]]:
+def _split_inputs_and_label(inputs: MultiInput, item: Any, n_batch_axes: int) -> tuple[Any, list[Any]]:
     """The inputs of an example, or of a batch (`n_batch_axes` 1), and its labels in a list, empty without any."""
     is_pair = isinstance(item, (tuple, list)) and len(item) == 2
     has_label = is_pair and (not isinstance(item[0], Tensor) or item[0].shape[n_batch_axes:] == inputs.shape)

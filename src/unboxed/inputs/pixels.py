@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float, check_int
-from .base import UNIT_RANGE_TOLERANCE, constant_tensor, non_default_settings_text, to_number_or_list
-from .batches import checked_value_range
+from .base import UNIT_RANGE_TOLERANCE, constant_tensor, non_default_setting_texts, to_number_or_list
+from .batches import min_and_max_of_valid_batch
 
-NORMALIZED_IF_BELOW_MINUS = 0.05  # images with values further below zero are taken to be normalized
+SEEMS_NORMALIZED_BELOW_MINUS = 0.05  # images with values further below zero are taken to be normalized
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MAX_16_BIT_VALUE = 65535
@@ -89,7 +89,7 @@ class Pixels:
             raise InputError(f"white is the largest value that 16-bit images can have, 1 to 65535; got {self.white}")
 
     def __repr__(self) -> str:
-        settings = non_default_settings_text(self, mean=0.0, std=1.0)
+        settings = non_default_setting_texts(self, mean=0.0, std=1.0)
         settings += [f"resize={self.resize}"] * (self.resize is not None)
         settings += [f"interpolation={self.interpolation!r}"] * (self.interpolation != "bilinear")
         settings += ["bgr=True"] * self.bgr + [f"white={self.white}"] * (self.white != MAX_16_BIT_VALUE)
@@ -110,7 +110,7 @@ class Pixels:
         """Number of axes that the model sees beside the channels: 1 for signals, 2 for images, 3 for volumes."""
         return len(self.model_shape) - 1
 
-    def as_image_pixels_or_none(self) -> Pixels:
+    def as_image_pixels(self) -> Pixels:
         """The same inputs for the same model, with signals and volumes as the images that methods work on."""
         images = Pixels(self.shape, self.mean, self.std, bgr=self.bgr, white=self.white)
         object.__setattr__(images, "model_shape", self.model_shape)
@@ -168,14 +168,14 @@ class Pixels:
         """x itself, if it is a batch of such images; else InputError that says what to do."""
         shapes = (self.own_shape, self.shape, self.model_shape)
         shape = next((s for s in shapes if isinstance(x, Tensor) and x.shape[1:] == s), self.own_shape)
-        low, high = checked_value_range(x, shape, "images in [0, 1]")
+        low, high = min_and_max_of_valid_batch(x, shape, "images in [0, 1]")
         if low < -UNIT_RANGE_TOLERANCE or high > 1 + UNIT_RANGE_TOLERANCE:
             raise InputError(self._out_of_range_message(low, high))
         return x
 
     def _out_of_range_message(self, low: float, high: float) -> str:
         problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
-        if low > -NORMALIZED_IF_BELOW_MINUS and high <= 2:
+        if low > -SEEMS_NORMALIZED_BELOW_MINUS and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
             return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"

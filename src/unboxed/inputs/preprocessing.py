@@ -50,7 +50,7 @@ class _PreprocessingSteps:
     is_video: bool = False
     name: str = ""  # of a processor, as its config says
 
-    def then_normalize(self, mean: Any, std: Any) -> _PreprocessingSteps:
+    def with_normalization_appended(self, mean: Any, std: Any) -> _PreprocessingSteps:
         """With a step (z - mean) / std after all others."""
         means, stds = _to_float_tuple("mean", mean), _to_float_tuple("std", std)
         if 0 in stds:
@@ -89,7 +89,7 @@ def _steps_to_pixels(steps: _PreprocessingSteps, name: str, model: object) -> Pi
         raise InputError(
             f"the {name} does what Pixels cannot: {', '.join(steps.unknown)}; {_pixels_advice_text(steps)}"
         )
-    known_shape = shape_in_config(model)
+    known_shape = image_shape_in_config(model)
     size = steps.crop or ((known_shape or (0, None))[1:] if steps.resize is None else steps.resize)
     if not isinstance(size, tuple) or len(size) != 2:
         raise InputError(f"the {name} gives images of no fixed size; {_pixels_advice_text(steps)}")
@@ -101,14 +101,12 @@ def _steps_to_pixels(steps: _PreprocessingSteps, name: str, model: object) -> Pi
 def _pixel_mean_and_std(steps: _PreprocessingSteps) -> tuple[Any, Any]:
     """The mean and the std of Pixels: a number, or one per channel."""
     pairs = list(zip(_repeat_to_length(steps.offset, len(steps.scale)), steps.scale, strict=True))
-    mean, std = (
-        [_round_arithmetic_noise(-offset / scale) for offset, scale in pairs],
-        [_round_arithmetic_noise(1 / scale) for _, scale in pairs],
-    )
+    mean = [_round_last_bits(-offset / scale) for offset, scale in pairs]
+    std = [_round_last_bits(1 / scale) for _, scale in pairs]
     return (tuple(mean), tuple(std)) if len(pairs) > 1 else (mean[0], std[0])
 
 
-def _round_arithmetic_noise(value: float) -> float:
+def _round_last_bits(value: float) -> float:
     """Without the last bits of the arithmetic: 0.485 instead of 0.48500000000000004."""
     return float(f"{value:.12g}") + 0.0
 
@@ -177,8 +175,10 @@ def _parse_hf_processor(config: Mapping[str, Any], class_name: str) -> _Preproce
         raise InputError(
             f"the config of this {kind} normalizes and has no image_mean and image_std; {_pixels_advice_text(steps)}"
         )
-    steps = steps.then_normalize(config["image_mean"], config["image_std"])
-    return steps.then_normalize(0.0, config["image_std"]) if config.get("include_top") else steps  # EfficientNet's own
+    steps = steps.with_normalization_appended(config["image_mean"], config["image_std"])
+    return (
+        steps.with_normalization_appended(0.0, config["image_std"]) if config.get("include_top") else steps
+    )  # EfficientNet's own
 
 
 def _with_processor_resize(steps: _PreprocessingSteps, config: Mapping[str, Any], kind: str) -> _PreprocessingSteps:
@@ -238,7 +238,7 @@ def _parse_timm_config(config: Mapping[str, Any]) -> _PreprocessingSteps:
     unknown = () if is_known else (f"crop_mode {mode!r} to {size[0]} x {size[1]}",)
     name = _interpolation_name(config.get("interpolation") or "bilinear")
     steps = _PreprocessingSteps(cast(Any, resize), size, name, n_channels=n_channels, unknown=unknown)
-    return replace(steps.then_normalize(config["mean"], config["std"]), n_channels=n_channels)
+    return replace(steps.with_normalization_appended(config["mean"], config["std"]), n_channels=n_channels)
 
 
 # -- torchvision -------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def _parse_torchvision_preset(value: Any) -> _PreprocessingSteps:
     """torchvision's `ResNet50_Weights.DEFAULT.transforms()`."""
     steps = _PreprocessingSteps(_parse_torchvision_size(value.resize_size), _parse_size_pair(value.crop_size))
     interpolation = _interpolation_name(getattr(value, "interpolation", "bilinear"))
-    return replace(steps, interpolation=interpolation).then_normalize(value.mean, value.std)
+    return replace(steps, interpolation=interpolation).with_normalization_appended(value.mean, value.std)
 
 
 def _parse_transforms(transforms: Sequence[Any]) -> _PreprocessingSteps:
@@ -273,7 +273,7 @@ def _add_transform(steps: _PreprocessingSteps, transform: Any) -> _Preprocessing
             steps = _add_transform(steps, step)
         return steps
     if name == "Normalize":
-        return steps.then_normalize(transform.mean, transform.std)
+        return steps.with_normalization_appended(transform.mean, transform.std)
     if name == "Resize" and steps.crop is None and getattr(transform, "max_size", None) is None:
         interpolation = _interpolation_name(getattr(transform, "interpolation", "bilinear"))
         return replace(steps, resize=_parse_torchvision_size(transform.size), interpolation=interpolation)
@@ -321,7 +321,7 @@ def _repeat_to_length(values: ChannelValues, n: int) -> ChannelValues:
     return values * n if len(values) == 1 else values
 
 
-def shape_in_config(model: object) -> tuple[int, int, int] | None:
+def image_shape_in_config(model: object) -> tuple[int, int, int] | None:
     """(channels, height, width) of an image, as a model's own config says: of Hugging Face, of timm, or exported."""
     timm_config = getattr(model, "pretrained_cfg", None) or {}
     shape = getattr(model, "input_shape", None) or timm_config.get("input_size")

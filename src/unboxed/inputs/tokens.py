@@ -71,14 +71,14 @@ class Tokens:
 
     def bind_to_model(self, model: nn.Module) -> Tokens:
         """These inputs for one model: its embedding layer and the names of its arguments. Raises InputError."""
-        path, layer = _find_embedding(model, self.embedding)
+        path, layer = _find_embedding_layer(model, self.embedding)
         n_known, n_ids = _n_embeddings(layer), _vocabulary_size(self.tokenizer)
         if n_ids is not None and n_known is not None and n_ids > n_known:
             raise InputError(
                 f"the tokenizer does not fit the model: it has {n_ids:,} tokens, and {path!r} has embeddings of "
                 f"{n_known:,}"
             )
-        limit = _n_positions(model, self.tokenizer) if self.max_length is None else self.max_length
+        limit = _max_tokens_of_model(model, self.tokenizer) if self.max_length is None else self.max_length
         return replace(
             self, max_length=limit, embedding=path, pad_id=_pad_id(self.tokenizer, self.pad_id), _layer=layer,
             _arguments=_text_argument_names(model),
@@ -129,7 +129,7 @@ class Tokens:
         texts = [x] if isinstance(x, str) else list(x)
         if not texts:
             raise InputError("wanted texts, a list of str; got an empty list")
-        rows = [self._row(text, i) for i, text in enumerate(texts)]
+        rows = [self._ids_and_types_of_text(text, i) for i, text in enumerate(texts)]
         n = max(len(ids) for ids, _ in rows)
         ids, mask, types = (torch.zeros(len(rows), n, dtype=torch.long) for _ in range(3))
         ids.fill_(self.pad_id or 0)
@@ -138,7 +138,7 @@ class Tokens:
             types[i, : len(row)] = torch.tensor(row_types)
         return self._check_ids_mask_types(ids, mask, types)
 
-    def _row(self, text: Any, index: int) -> tuple[list[int], list[int]]:
+    def _ids_and_types_of_text(self, text: Any, index: int) -> tuple[list[int], list[int]]:
         """Ids and types of one text or pair of texts. Raises InputError."""
         is_pair = isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(t, str) for t in text)
         if not (isinstance(text, str) or is_pair):
@@ -225,14 +225,14 @@ class Tokens:
         """n random texts, packed: no words, but ids of any token."""
         n_ids = _n_embeddings(self.layer) or 2
         ids = torch.randint(n_ids, (n, self.shape[0]), generator=generator, device=generator.device)
-        return self._random_packed_texts(ids)
+        return self._pack_ids_without_padding(ids)
 
     def from_unit_interval(self, u: Tensor) -> Tensor:
         """Texts for levels u (N, T, D + 3) in [0, 1] of their ids."""
         n_ids = _n_embeddings(self.layer) or 2
-        return self._random_packed_texts((u[..., 0] * (n_ids - 1)).round().long())
+        return self._pack_ids_without_padding((u[..., 0] * (n_ids - 1)).round().long())
 
-    def _random_packed_texts(self, ids: Tensor) -> Tensor:
+    def _pack_ids_without_padding(self, ids: Tensor) -> Tensor:
         """Ids (N, T) packed; what means padding is another token."""
         n_ids, pad = _n_embeddings(self.layer) or 2, self.pad_id or 0
         ids = torch.where(ids == pad, (ids + 1) % n_ids, ids)
@@ -264,7 +264,7 @@ class Tokens:
         ids = self.ids(x)
         return torch.isin(ids, ids.new_tensor(list(special))) | ~self.mask(x) if special else ~self.mask(x)
 
-    def texts(self, x: Tensor) -> list[list[str]]:
+    def token_texts(self, x: Tensor) -> list[list[str]]:
         """The tokens of each packed text as words, without padding."""
         to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
         rows = [ids[keep].tolist() for ids, keep in zip(self.ids(x), self.mask(x), strict=True)]
@@ -295,7 +295,7 @@ class Tokens:
         return torch.where(self.is_special(x)[..., None], x, changed)
 
 
-def _find_embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
+def _find_embedding_layer(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
     """The address and the layer that embeds the ids. Raises InputError."""
     modules = dict(model.named_modules())
     if path is not None:
@@ -327,7 +327,7 @@ def _vocabulary_size(tokenizer: Any) -> int | None:
         return None
 
 
-def _n_positions(model: nn.Module, tokenizer: Any) -> int | None:
+def _max_tokens_of_model(model: nn.Module, tokenizer: Any) -> int | None:
     """How many tokens the model takes, as its config or the tokenizer says; None where neither does."""
     config = getattr(model, "config", None)
     n = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

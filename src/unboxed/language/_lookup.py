@@ -15,15 +15,15 @@ from ..errors import InputError
 from .vectors import WordVectors
 
 TextEncoder = Callable[[list[str]], Any]
-WordSource = WordVectors | TextEncoder
+WordVectorsOrTextEncoder = WordVectors | TextEncoder
 """Word vectors, or a function from N texts to vectors (N, D), such as contextual embeddings."""
 
-MAX_WORDS_IN_ERROR = 8  # of an error
+MAX_WORDS_LISTED_IN_ERROR = 8  # of an error
 MIN_WORDS_PER_SET = 2  # that a set must have: one word has no spread, and stands for nothing but itself
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddedSet:
+class EmbeddedWordSet:
     """The words of a set that have a vector, at length 1, and what became of the others."""
 
     name: str
@@ -33,7 +33,9 @@ class EmbeddedSet:
     replaced: Mapping[str, str]  # {word: the spelling that was found instead}
 
 
-def embed_set(source: WordSource, name: str, words: Sequence[str], alternatives: Mapping[str, str]) -> EmbeddedSet:
+def embed_word_set(
+    source: WordVectorsOrTextEncoder, name: str, words: Sequence[str], alternatives: Mapping[str, str]
+) -> EmbeddedWordSet:
     """The vectors of a set of words. Raises InputError for fewer than two words that have one."""
     wanted = check_word_set(name, words)
     spellings = {w: _find_word_or_alternative(source, w, alternatives) for w in wanted}
@@ -42,14 +44,14 @@ def embed_set(source: WordSource, name: str, words: Sequence[str], alternatives:
     if len(present) < MIN_WORDS_PER_SET:
         detail = f"; without a vector: {_word_list_text(missing)}" if missing else ""
         raise InputError(f"the set {name!r} needs {MIN_WORDS_PER_SET} words or more; got {len(present)}{detail}")
-    unit = _unit_rows(_read_vectors(source, list(present.values())), list(present), name)
+    unit = _checked_unit_vectors(_vectors_of_texts(source, list(present.values())), list(present), name)
     replaced = {w: spelling for w, spelling in present.items() if spelling != w}
-    return EmbeddedSet(name, tuple(present), unit, missing, replaced)
+    return EmbeddedWordSet(name, tuple(present), unit, missing, replaced)
 
 
 def _word_list_text(words: Sequence[str]) -> str:
-    rest = len(words) - MAX_WORDS_IN_ERROR
-    return ", ".join(words[:MAX_WORDS_IN_ERROR]) + f" and {rest} more" * (rest > 0)
+    rest = len(words) - MAX_WORDS_LISTED_IN_ERROR
+    return ", ".join(words[:MAX_WORDS_LISTED_IN_ERROR]) + f" and {rest} more" * (rest > 0)
 
 
 def check_word_set(name: str, words: Any) -> list[str]:
@@ -62,7 +64,9 @@ def check_word_set(name: str, words: Any) -> list[str]:
     return list(words)
 
 
-def _find_word_or_alternative(source: WordSource, word: str, alternatives: Mapping[str, str]) -> str | None:
+def _find_word_or_alternative(
+    source: WordVectorsOrTextEncoder, word: str, alternatives: Mapping[str, str]
+) -> str | None:
     """The word as the source spells it; a function of texts takes every word as it is."""
     if not isinstance(source, WordVectors):
         return word
@@ -72,7 +76,7 @@ def _find_word_or_alternative(source: WordSource, word: str, alternatives: Mappi
     return None
 
 
-def _read_vectors(source: WordSource, texts: list[str]) -> Tensor:
+def _vectors_of_texts(source: WordVectorsOrTextEncoder, texts: list[str]) -> Tensor:
     """The vectors (N, D) of texts. Raises InputError where a function gives something else."""
     if isinstance(source, WordVectors):
         rows: Tensor = source.vectors[[source.index(t) for t in texts]]
@@ -86,7 +90,7 @@ def _read_vectors(source: WordSource, texts: list[str]) -> Tensor:
     return vectors
 
 
-def _unit_rows(vectors: Tensor, words: list[str], name: str) -> Tensor:
+def _checked_unit_vectors(vectors: Tensor, words: list[str], name: str) -> Tensor:
     vectors = vectors.double().cpu()
     length = vectors.norm(dim=1)
     wrong = ~(length.isfinite() & (length > 0))

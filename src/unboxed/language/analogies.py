@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..settings import Above, AtLeast, Unit, check_settings
-from .bias import unit_rows
+from .bias import unit_vectors_of_words
 from .vectors import WordVectors
 
 MAX_CANDIDATE_PAIRS_PER_WORD = 5  # pairs of each first word that are kept while pairs are searched
@@ -63,12 +63,12 @@ def biased_analogies(
         Bolukbasi et al. 2016, arXiv:1607.06520, eq. 1, with delta = 1; its section 4 reports one pair per x.
     """
     check_settings(biased_analogies, locals())
-    a, b = unit_rows(vectors, list(pair))
+    a, b = unit_vectors_of_words(vectors, list(pair))
     seed = a - b
     if not bool(seed.any()):
         raise InputError(f"{pair[0]!r} and {pair[1]!r} have the same vector: there is no direction between them")
     unit = vectors.unit[:max_words]
-    score, x, y = _best_pairs(unit, (seed / seed.norm()).to(unit), delta)
+    score, x, y = _best_analogy_pairs(unit, (seed / seed.norm()).to(unit), delta)
     excluded = {vectors.index(w) for w in pair}
     out = dict[int, BiasedAnalogy]()
     for i in score.argsort(descending=True, stable=True).tolist():
@@ -78,7 +78,7 @@ def biased_analogies(
     return list(out.values())
 
 
-def _best_pairs(unit: Tensor, seed: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
+def _best_analogy_pairs(unit: Tensor, seed: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
     """(scores, x, y) of the best pairs of each x, with positive scores. `seed` (D,) at length 1."""
     projection = unit @ seed  # (V,)
     parts = []

@@ -138,14 +138,14 @@ def bias_direction(
     missing = tuple(s for s, words in present.items() if len(words) < 2)
     if not used:
         raise InputError(f"{vectors.name} has the words of no defining set: {', '.join('/'.join(s) for s in sets)}")
-    rows = torch.cat([_center_set_vectors(unit_rows(vectors, words)) for words in used])
+    rows = torch.cat([_center_set_vectors(unit_vectors_of_words(vectors, words)) for words in used])
     basis, variance = _principal_components(rows, n_components)
-    first = torch.stack([unit_rows(vectors, [s[0], s[-1]]) for s in used])  # (S, 2, D)
+    first = torch.stack([unit_vectors_of_words(vectors, [s[0], s[-1]]) for s in used])  # (S, 2, D)
     signs = torch.sign((first[:, 0] - first[:, 1]).mean(0) @ basis.T)
     return BiasDirection(basis * torch.where(signs < 0, -1.0, 1.0)[:, None], variance, tuple(map(tuple, used)), missing)
 
 
-def unit_rows(vectors: WordVectors, words: Sequence[str]) -> Tensor:
+def unit_vectors_of_words(vectors: WordVectors, words: Sequence[str]) -> Tensor:
     """The vectors (n, D) of words, at length 1, in float64. Raises InputError for unknown words and zero vectors."""
     rows = vectors.vectors[[vectors.index(w) for w in words]].double()
     length = rows.norm(dim=1, keepdim=True)
@@ -205,11 +205,13 @@ def direct_bias(
     check_settings(direct_bias, locals())
     if not words:
         raise InputError("direct_bias needs words that should be neutral, such as occupations; got none")
-    return float(_bias_component_norms(vectors, direction, words).pow(c).mean())
+    return float(_bias_component_norm_per_word(vectors, direction, words).pow(c).mean())
 
 
-def _bias_component_norms(vectors: WordVectors, direction: BiasDirection, words: Sequence[str]) -> Tensor:
-    components: Tensor = unit_rows(vectors, check_word_set("words", words)) @ _checked(direction).basis.T
+def _bias_component_norm_per_word(vectors: WordVectors, direction: BiasDirection, words: Sequence[str]) -> Tensor:
+    components: Tensor = (
+        unit_vectors_of_words(vectors, check_word_set("words", words)) @ _require_bias_direction(direction).basis.T
+    )
     return cast(Tensor, components.norm(dim=1))
 
 
@@ -240,15 +242,15 @@ def indirect_bias(vectors: WordVectors, direction: BiasDirection, word: str, oth
     Source:
         Bolukbasi et al. 2016, section 5.2, beta(w, v).
     """
-    w, v = unit_rows(vectors, [word, other])
-    w_rest, v_rest = (h - _checked(direction).project(h) for h in (w, v))
+    w, v = unit_vectors_of_words(vectors, [word, other])
+    w_rest, v_rest = (h - _require_bias_direction(direction).project(h) for h in (w, v))
     total, lengths = w @ v, w_rest.norm() * v_rest.norm()
     if abs(float(total)) < 1e-12 or float(lengths) < 1e-12:
         raise InputError(f"{word!r} and {other!r} are orthogonal or have the bias alone: it is no share of anything")
     return float((total - w_rest @ v_rest / lengths) / total)
 
 
-def _checked(value: Any) -> BiasDirection:
+def _require_bias_direction(value: Any) -> BiasDirection:
     if not isinstance(value, BiasDirection):
         raise InputError(f"direction must come from ub.language.bias_direction; got {type(value).__name__}")
     return value

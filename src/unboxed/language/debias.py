@@ -14,7 +14,7 @@ from ..errors import InputError, warn
 from ..parameters import Seed
 from ..settings import AtLeast, check_settings
 from ._lookup import check_word_set
-from .bias import BiasDirection, BiasWords, NComponents, bias_direction, gender_words, unit_rows
+from .bias import BiasDirection, BiasWords, NComponents, bias_direction, gender_words, unit_vectors_of_words
 from .remaining_bias import RemainingBias, neutral_rows, remaining_bias
 from .vectors import WordVectors
 
@@ -89,12 +89,12 @@ def hard_debias(
     check_settings(hard_debias, locals())
     words = gender_words() if words is None else words
     direction = bias_direction(vectors, words, n_components=n_components)
-    rows, missing = _neutral_rows(vectors, words, neutral)
+    rows, missing = _resolve_neutral_rows(vectors, words, neutral)
     sets, missing_of_sets = _equality_set_indices(vectors, words)
     new = vectors.unit.clone()
-    _neutralize(new, rows, direction.basis.to(new))
+    _neutralize_in_place(new, rows, direction.basis.to(new))
     for indices in sets:
-        new[indices] = _equalize(vectors, indices, direction).to(new)
+        new[indices] = _equalized_set_vectors(vectors, indices, direction).to(new)
     result = replace(vectors, vectors=new, name=f"{vectors.name}, debiased")
     names = tuple(tuple(vectors.words[i] for i in s) for s in sets)
     return Debiased(
@@ -148,7 +148,7 @@ def soft_debias(
     check_settings(soft_debias, locals())
     words = gender_words() if words is None else words
     direction = bias_direction(vectors, words, n_components=n_components)
-    rows, missing = _neutral_rows(vectors, words, neutral)
+    rows, missing = _resolve_neutral_rows(vectors, words, neutral)
     transform = _soft_debias_transform(
         _vector_gram(vectors.unit), _vector_gram(vectors.unit[rows]), direction.basis, weight
     )
@@ -167,7 +167,7 @@ def soft_debias(
     )  # fmt: skip
 
 
-def _neutral_rows(
+def _resolve_neutral_rows(
     vectors: WordVectors, words: BiasWords, neutral: Sequence[str] | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """The positions of the words that lose the bias, and the words without a vector."""
@@ -200,7 +200,7 @@ def _equality_set_indices(vectors: WordVectors, words: BiasWords) -> tuple[list[
     return sets, tuple(dict.fromkeys(missing))
 
 
-def _neutralize(unit: Tensor, rows: Tensor, basis: Tensor) -> None:
+def _neutralize_in_place(unit: Tensor, rows: Tensor, basis: Tensor) -> None:
     """Take the bias from these rows of `unit` (V, D), which stay at length 1."""
     for part in torch.split(rows, VECTORS_PER_BLOCK):
         block = unit[part]
@@ -209,9 +209,9 @@ def _neutralize(unit: Tensor, rows: Tensor, basis: Tensor) -> None:
         unit[part] = block
 
 
-def _equalize(vectors: WordVectors, indices: Sequence[int], direction: BiasDirection) -> Tensor:
+def _equalized_set_vectors(vectors: WordVectors, indices: Sequence[int], direction: BiasDirection) -> Tensor:
     """The new vectors (n, D) of the words of a set: they differ in the bias alone, and are at length 1."""
-    rows = unit_rows(vectors, [vectors.words[i] for i in indices])
+    rows = unit_vectors_of_words(vectors, [vectors.words[i] for i in indices])
     mean = rows.mean(0)
     in_subspace = direction.project(rows - mean)  # w_B - mu_B
     length = in_subspace.norm(dim=1, keepdim=True)
@@ -229,13 +229,13 @@ def _normalize_to_unit_length(rows: Tensor) -> Tensor:
     return scaled
 
 
-def _vector_blocks(unit: Tensor) -> tuple[Tensor, ...]:
+def _split_into_vector_blocks(unit: Tensor) -> tuple[Tensor, ...]:
     return torch.split(unit.cpu(), VECTORS_PER_BLOCK)
 
 
 def _vector_gram(unit: Tensor) -> Tensor:
     """W W' (D, D) of words in rows, in float64."""
-    blocks = (part.double() for part in _vector_blocks(unit))
+    blocks = (part.double() for part in _split_into_vector_blocks(unit))
     return sum((block.T @ block for block in blocks), torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64))
 
 

@@ -30,8 +30,18 @@ OTHER_FORMAT_ADVICE_BY_MAGIC = {
 }
 MAX_FIRST_LINE_BYTES = 2**20  # of the first line, from which the format is determined
 FORMAT_SAMPLE_BYTES = 4096  # after the header that decide between text and binary
-READ_ERRORS = (ValueError, EOFError, IndexError, AssertionError, OSError, zlib.error, NotImplementedError,
-               struct.error, MemoryError, TypeError)  # fmt: skip
+ERRORS_OF_UNREADABLE_FILES = (
+    ValueError,
+    EOFError,
+    IndexError,
+    AssertionError,
+    OSError,
+    zlib.error,
+    NotImplementedError,
+    struct.error,
+    MemoryError,
+    TypeError,
+)
 """What gensim raises of a broken file."""
 
 
@@ -78,13 +88,13 @@ def load_vectors(
     if header.layout == "text":
         _check_vector_lines(file, header, limit)
     if header.layout == "binary":
-        _check_promised_size(file, header, limit)
+        _check_file_holds_promised_size(file, header, limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # gensim leaves the file open where it has no header
         warnings.simplefilter("ignore", RuntimeWarning)  # of overflow: infinite values are refused below
         try:
             keyed = _read_with_gensim(gensim, file, header, limit)
-        except READ_ERRORS as error:
+        except ERRORS_OF_UNREADABLE_FILES as error:
             traceback.clear_frames(error.__traceback__)
             raise DataError(_unreadable_line_text(file, header, limit, error)) from error
     words = [str(word) for word in keyed.index_to_key[:limit]]
@@ -114,16 +124,16 @@ class _VectorFileHeader:
     dimensions: int = 0
 
 
-def _open(file: Path) -> IO[bytes]:
+def _open_maybe_gzipped(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb"))
 
 
 def _read_header(file: Path) -> _VectorFileHeader:
     """The format of a file, from its first bytes. Raises DataError."""
     try:
-        with _open(file) as stream:
+        with _open_maybe_gzipped(file) as stream:
             line, sample = stream.readline(MAX_FIRST_LINE_BYTES), stream.read(FORMAT_SAMPLE_BYTES)
-    except READ_ERRORS as error:
+    except ERRORS_OF_UNREADABLE_FILES as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if not line.strip():
         raise DataError(f"{file} begins with an empty line: wanted word vectors")
@@ -160,7 +170,7 @@ def _read_with_gensim(gensim: Any, file: Path, header: _VectorFileHeader, limit:
     )
 
 
-def _check_promised_size(file: Path, header: _VectorFileHeader, limit: int | None) -> None:
+def _check_file_holds_promised_size(file: Path, header: _VectorFileHeader, limit: int | None) -> None:
     """A header that promises more than the file holds is refused, before memory is taken for it. Raises DataError."""
     promised = min(header.words or 0, limit or header.words or 0) * 4 * header.dimensions
     if not header.dimensions or not header.words:
@@ -181,7 +191,7 @@ def _check_vector_lines(file: Path, header: _VectorFileHeader, limit: int | None
     """Every line has a word and as many numbers as there are dimensions. Raises DataError, which names the line."""
     number = n_lines = 0
     try:
-        with _open(file) as stream:
+        with _open_maybe_gzipped(file) as stream:
             for number, line in _numbered_lines(stream, header, limit):
                 n_lines += 1
                 n_numbers = line.rstrip().count(b" ")
@@ -209,14 +219,14 @@ def _unreadable_line_text(file: Path, header: _VectorFileHeader, limit: int | No
     if header.layout != "text":
         promised = f": its header promises {header.words:,} vectors of {header.dimensions}" if header.words else ""
         return f"{file} is broken or ends early{promised} ({error or type(error).__name__})"
-    with _open(file) as stream:
+    with _open_maybe_gzipped(file) as stream:
         for number, line in _numbered_lines(stream, header, limit):
-            if reason := _broken_reason(line):
+            if reason := _unreadable_line_reason(line):
                 return f"line {number} of {file}: {reason}"
     return f"{file} cannot be read: {error or type(error).__name__}"
 
 
-def _broken_reason(line: bytes) -> str:
+def _unreadable_line_reason(line: bytes) -> str:
     try:
         word, *numbers = line.decode("utf-8").rstrip().split(" ")
     except UnicodeDecodeError:

@@ -145,7 +145,9 @@ def _bias_measures(unit: Tensor, bias: Tensor, direction: BiasDirection, seed: i
     along = (unit.double() @ direction.basis.T).norm(dim=1)
     return BiasMeasures(
         direct=float(along.mean()),
-        clustering=_cluster_accuracy(*_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERED_WORDS_PER_SIDE), seed),
+        clustering=_cluster_to_side_agreement(
+            *_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERED_WORDS_PER_SIDE), seed
+        ),
         neighbors=_neighbor_correlation(unit, bias),
         classifier=_classifier_accuracy(
             *_most_biased_vectors_and_sides(unit, bias, MAX_CLASSIFIED_WORDS_PER_SIDE), seed
@@ -161,7 +163,7 @@ def _most_biased_vectors_and_sides(unit: Tensor, bias: Tensor, max_words: int) -
     return unit[index], torch.arange(2).repeat_interleave(n)
 
 
-def _cluster_accuracy(unit: Tensor, side: Tensor, seed: int) -> float:
+def _cluster_to_side_agreement(unit: Tensor, side: Tensor, seed: int) -> float:
     """How well two clusters agree with the sides, whichever cluster is which."""
     from sklearn.cluster import KMeans
 

@@ -99,16 +99,20 @@ def sentences(words: Sequence[str], templates: Sequence[str] | None = None) -> l
             raise InputError(f'each template must have "{{word}}" in place of the word; got {templates!r}')
         return [t.replace("{word}", word) for word in words for t in templates]
     lists = read_word_list("seat")
-    return [_fill(t, word, lists["singular_of"]) for word in words for t in lists["templates"][_word_kind(word, lists)]]
+    return [
+        _fill_sentence_template(t, word, lists["singular_of"])
+        for word in words
+        for t in lists["templates"][_template_kind_of_word(word, lists)]
+    ]
 
 
-def _word_kind(word: str, lists: Any) -> str:
+def _template_kind_of_word(word: str, lists: Any) -> str:
     if word[:1].isupper():
         return "name"
     return next((str(kind) for kind, words in lists["kinds"].items() if word in words), "thing")
 
 
-def _fill(template: str, word: str, singular_of: Mapping[str, str]) -> str:
+def _fill_sentence_template(template: str, word: str, singular_of: Mapping[str, str]) -> str:
     singular = singular_of.get(word, word)
     plural = word if word in singular_of else _plural_of_noun(word)
     article = "an" if singular[:1] in "aeiouAEIOU" else "a"

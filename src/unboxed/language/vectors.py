@@ -110,7 +110,7 @@ class WordVectors:
         """
         k = check_int("k", k, minimum=1)
         excluded = {self.index(word) for word in [*exclude, *([query] if isinstance(query, str) else [])]}
-        direction = self.unit[self.index(query)] if isinstance(query, str) else self._unit_vector(query)
+        direction = self.unit[self.index(query)] if isinstance(query, str) else self._normalized_query_vector(query)
         values, indices = (self.unit @ direction).topk(min(k + len(excluded), len(self)))
         ranked = [(i, value) for i, value in zip(indices.tolist(), values.tolist(), strict=True) if i not in excluded]
         return [(self.words[i], value) for i, value in ranked[:k]]
@@ -138,7 +138,7 @@ class WordVectors:
         """The cosine of the angle between the vectors of two words."""
         return float(self.unit[self.index(a)] @ self.unit[self.index(b)])
 
-    def _unit_vector(self, query: Any) -> Tensor:
+    def _normalized_query_vector(self, query: Any) -> Tensor:
         vector = torch.as_tensor(query).to(self.vectors)
         if vector.shape != self.vectors.shape[1:] or not bool(vector.isfinite().all()):
             raise InputError(f"wanted a word, or a finite vector ({self.vectors.shape[1]},); got {tuple(vector.shape)}")

@@ -19,12 +19,12 @@ from ..errors import InputError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_seed, suggestion_text
-from ._lookup import EmbeddedSet, WordSource, check_word_set, embed_set, read_word_list
+from ._lookup import EmbeddedWordSet, WordVectorsOrTextEncoder, check_word_set, embed_word_set, read_word_list
 
 WordSets = Mapping[str, Sequence[str]]
 MAX_EXACT_PARTITIONS = 200_000  # up to which all are enumerated: two sets of ten words have 184,756
 NULL_BAND_QUANTILES = (0.025, 0.975)  # of the effect sizes of random partitions: the null band
-RELATIVE_TIE_TOLERANCE = 1e-12  # of the sum of all magnitudes: rounding must not break ties
+RELATIVE_EFFECT_TIE_TOLERANCE = 1e-12  # of the sum of all magnitudes: rounding must not break ties
 
 NPartitions = Annotated[int, AtLeast(100), Unit("partitions"), "Random partitions where there are too many for all."]
 DegreesOfFreedom = Annotated[Literal[0, 1], "1 divides the standard deviation of the effect size by N - 1, 0 by N."]
@@ -110,7 +110,7 @@ class WEATs(ResultMixin):
 
 
 def weat(
-    source: WordSource,
+    source: WordVectorsOrTextEncoder,
     targets: WordSets,
     attributes: WordSets,
     *,
@@ -164,7 +164,7 @@ def weat(
     if shared := set(x.words) & set(y.words):
         raise InputError(f"{', '.join(map(repr, sorted(shared)))} cannot be in both target sets")
     s = torch.cat([x.unit, y.unit]) @ (a.unit.mean(0) - b.unit.mean(0))  # (n,) s(w, A, B): means of cosines
-    effects, observed, exact = _effect_sizes(s, len(x.words), ddof, n_partitions, check_seed(seed))
+    effects, observed, exact = _partition_effect_sizes(s, len(x.words), ddof, n_partitions, check_seed(seed))
     at_least = int((effects >= observed).sum())
     low, high = torch.quantile(effects, torch.tensor(NULL_BAND_QUANTILES, dtype=effects.dtype)).tolist()
     sets = (x, y, a, b)
@@ -186,16 +186,16 @@ def weat(
 
 
 def _embed_two_sets(
-    source: WordSource, kind: str, sets: WordSets, alternatives: Mapping[str, str]
-) -> tuple[EmbeddedSet, EmbeddedSet]:
+    source: WordVectorsOrTextEncoder, kind: str, sets: WordSets, alternatives: Mapping[str, str]
+) -> tuple[EmbeddedWordSet, EmbeddedWordSet]:
     if not isinstance(sets, Mapping) or len(sets) != 2:
         got = f"{len(sets)} sets" if isinstance(sets, Mapping) else type(sets).__name__
         raise InputError(f"{kind} must be two sets of words, {{name: words, name: words}}; got {got}")
-    first, second = (embed_set(source, str(name), words, alternatives) for name, words in sets.items())
+    first, second = (embed_word_set(source, str(name), words, alternatives) for name, words in sets.items())
     return first, second
 
 
-def _association_by_word(s: list[float], x: EmbeddedSet, y: EmbeddedSet) -> Mapping[str, Mapping[str, float]]:
+def _association_by_word(s: list[float], x: EmbeddedWordSet, y: EmbeddedWordSet) -> Mapping[str, Mapping[str, float]]:
     n = len(x.words)
     return {
         x.name: dict(zip(x.words, s[:n], strict=True)),
@@ -203,43 +203,45 @@ def _association_by_word(s: list[float], x: EmbeddedSet, y: EmbeddedSet) -> Mapp
     }
 
 
-def _effect_sizes(s: Tensor, n_first: int, ddof: int, n_partitions: int, seed: int) -> tuple[Tensor, float, bool]:
+def _partition_effect_sizes(
+    s: Tensor, n_first: int, ddof: int, n_partitions: int, seed: int
+) -> tuple[Tensor, float, bool]:
     """Effect sizes (P,) of partitions of the associations s (n,), the observed one, and whether these are all.
 
     The standard deviation over all words is the same for each partition, and so is the sum: one sum per partition is
     enough. Ties with the observed one, up to rounding, are made exact.
     """
     spread = float(s.std(correction=ddof))
-    if spread <= RELATIVE_TIE_TOLERANCE * float(s.abs().max()):
+    if spread <= RELATIVE_EFFECT_TIE_TOLERANCE * float(s.abs().max()):
         raise InputError("all targets have the same association with the attributes: there is nothing to compare")
-    member, exact = _partitions(len(s), n_first, n_partitions, seed)
+    member, exact = _target_partition_masks(len(s), n_first, n_partitions, seed)
     sums = torch.cat([part.double() @ s for part in torch.split(member, 20_000)])  # (P,) over the first set
     observed = s[:n_first].sum()
-    sums = torch.where((sums - observed).abs() <= RELATIVE_TIE_TOLERANCE * s.abs().sum(), observed, sums)
+    sums = torch.where((sums - observed).abs() <= RELATIVE_EFFECT_TIE_TOLERANCE * s.abs().sum(), observed, sums)
     n_second = len(s) - n_first
 
-    def effect(total: Tensor) -> Tensor:
+    def effect_size_of_sum(total: Tensor) -> Tensor:
         return (total / n_first - (s.sum() - total) / n_second) / spread
 
-    return effect(sums), float(effect(observed)), exact
+    return effect_size_of_sum(sums), float(effect_size_of_sum(observed)), exact
 
 
 @lru_cache(maxsize=4)
-def _partitions(n: int, n_first: int, n_random: int, seed: int) -> tuple[Tensor, bool]:
+def _target_partition_masks(n: int, n_first: int, n_random: int, seed: int) -> tuple[Tensor, bool]:
     """Which words are in the first set, (P, n) bool: of all partitions where these are few, else of random ones."""
     count = math.comb(n, n_first)
     exact = count <= MAX_EXACT_PARTITIONS
-    index = _all_subsets(n, n_first, count) if exact else _random_subsets(n, n_first, n_random, seed)
+    index = _all_subset_indices(n, n_first, count) if exact else _random_subset_indices(n, n_first, n_random, seed)
     return torch.zeros(len(index), n, dtype=torch.bool).scatter_(1, index, True), exact
 
 
-def _all_subsets(n: int, k: int, count: int) -> Tensor:
+def _all_subset_indices(n: int, k: int, count: int) -> Tensor:
     """All subsets of k of n, (count, k)."""
     flat = np.fromiter(chain.from_iterable(combinations(range(n), k)), dtype=np.int64, count=count * k)
     return torch.from_numpy(flat).reshape(count, k)
 
 
-def _random_subsets(n: int, k: int, n_subsets: int, seed: int) -> Tensor:
+def _random_subset_indices(n: int, k: int, n_subsets: int, seed: int) -> Tensor:
     """Uniformly random subsets of k of n, (n_subsets, k): the first k steps of a shuffle (Fisher & Yates)."""
     generator = rng.keyed_generator(rng.CPU, "weat", seed, n, k)
     order = torch.arange(n)[:, None].repeat(1, n_subsets)  # (n, n_subsets), a column per subset
@@ -279,7 +281,7 @@ def published_tests() -> dict[str, WordTest]:
 
 
 def run_tests(
-    source: WordSource,
+    source: WordVectorsOrTextEncoder,
     tests: Mapping[str, WordTest] | None = None,
     *,
     ddof: DegreesOfFreedom = 1,

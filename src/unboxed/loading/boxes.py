@@ -10,13 +10,13 @@ from torch import nn
 from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
-from ..inputs.preprocessing import Preprocessing, inputs_in_config, shape_in_config
+from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_in_config
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
 from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
 from .models import model
 
-COMMON_NORMALIZATIONS = (
+COMMON_NORMALIZATIONS_TEXT = (
     "They are in that file of the model's origin; most are 0.5 and 0.5, or ImageNet's (0.485, 0.456, 0.406) and "
     "(0.229, 0.224, 0.225)"
 )
@@ -69,12 +69,12 @@ def load(
 
 
 def _missing_inputs_text(spec: str, model: nn.Module) -> str:
-    shape = ",".join(map(str, shape_in_config(model) or (3, 224, 224)))
+    shape = ",".join(map(str, image_shape_in_config(model) or (3, 224, 224)))
     python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     command_hint = f"on the command line --shape {shape} --mean ... --std ..."
     if (Path(spec) / HF_CONFIG_FILE_NAME).is_file():
         missing = _missing_image_processor_text(model)
-        return f"{spec} {missing}: pass {python_hint}, {command_hint}. {COMMON_NORMALIZATIONS}"
+        return f"{spec} {missing}: pass {python_hint}, {command_hint}. {COMMON_NORMALIZATIONS_TEXT}"
     return (
         f"{spec} doesn't say what its inputs are: pass {python_hint}, "
         f"{command_hint}, or let the factory return (model, inputs)"
@@ -83,6 +83,6 @@ def _missing_inputs_text(spec: str, model: nn.Module) -> str:
 
 def _missing_image_processor_text(model: nn.Module) -> str:
     """What the folder of a model does not say, and where the suggested size is from."""
-    known = shape_in_config(model)
+    known = image_shape_in_config(model)
     size = f"its config has images of {known}" if known else "its config has no image size, (3, 224, 224) is a guess"
     return f"has no {HF_PROCESSOR_FILE_NAMES[0]} that can be taken over, so mean and std are unknown; {size}"

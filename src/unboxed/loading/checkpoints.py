@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError, warn
-from .files import ADAPTER_REFUSED_TEXT, TensorDict, flatten, listed_names_text, read_weights
+from .files import ADAPTER_REFUSED_TEXT, TensorDict, flatten_checkpoint, listed_names_text, read_weights
 from .own_loading import weight_sets_by_own_loading
 from .weight_sets import (
     WeightSet,
     choose_weight_set,
-    closest_match,
+    closest_weight_match,
     matching_weight_sets,
-    missing_names,
+    missing_tensor_names,
     state_tensors,
     tensors_of_part,
     tied_names_with_different_values,
@@ -53,7 +53,7 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
         >>> loading.weights(fresh, trained.state_dict())
     """
     path, selector = (Path("the state dict"), "") if isinstance(source, Mapping) else _split_path_and_selector(source)
-    flat = flatten(source if isinstance(source, Mapping) else read_weights(path), path)
+    flat = flatten_checkpoint(source if isinstance(source, Mapping) else read_weights(path), path)
     part = tensors_of_part(flat, selector)
     if not part:
         parts = listed_names_text(dict.fromkeys(name.partition(".")[0] for name in flat))
@@ -113,10 +113,10 @@ def _mismatch_text(
     path: Path, model: nn.Module, part: TensorDict, state: TensorDict, missing_after_conversion: Sequence[str]
 ) -> str:
     """What does not fit, by names; or what the model's own loading lacks, where that is less."""
-    fitted, unexpected = closest_match(part, state)
+    fitted, unexpected = closest_weight_match(part, state)
     if unexpected and all(any(word in name for word in ADAPTER_NAME_PARTS) for name in part):
         return f"{path} {ADAPTER_REFUSED_TEXT}"
-    missing = missing_names(fitted, state)
+    missing = missing_tensor_names(fitted, state)
     if len(missing_after_conversion) < len(missing):
         missing, unexpected = list(missing_after_conversion), []
     groups = {

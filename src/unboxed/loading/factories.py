@@ -38,12 +38,14 @@ def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
         raise error_type(f"{spec!r} names no factory; wanted module:factory or path/to/file.py:factory")
     is_file, path = module_path.endswith(".py"), Path(module_path).resolve()
     if is_file and not path.is_file():
-        hint = _name_suggestion_text(path.name, _python_files(path.parent))
+        hint = _name_suggestion_text(path.name, _python_file_names(path.parent))
         raise error_type(f"{spec}: there is no file {module_path}{hint}")
     with _importing_from_folder(path.parent if is_file else Path.cwd()):
         load, source = (_import_file, path) if is_file else (_import_module, module_path)
-        module = _import_seeded(load, source, spec, error_type, seed)
-        return _call_factory_seeded(_resolve_dotted_name(module, name, spec, error_type), spec, error_type, seed)
+        module = _import_with_seeded_rngs(load, source, spec, error_type, seed)
+        return _call_factory_with_seeded_rngs(
+            _resolve_dotted_name(module, name, spec, error_type), spec, error_type, seed
+        )
 
 
 def import_methods(source: str) -> ModuleType:
@@ -53,12 +55,14 @@ def import_methods(source: str) -> ModuleType:
             return _import_module(source, source, InputError)
     path = Path(source).resolve()
     if not path.is_file():
-        raise InputError(f"there is no file {source}{_name_suggestion_text(path.name, _python_files(path.parent))}")
+        raise InputError(
+            f"there is no file {source}{_name_suggestion_text(path.name, _python_file_names(path.parent))}"
+        )
     with _importing_from_folder(path.parent):
         return _import_file(path, source, InputError)
 
 
-def defined_names(path: Path) -> list[str]:
+def public_names_defined_in_file(path: Path) -> list[str]:
     """The public classes and functions that a Python file defines, read without running it."""
     try:
         body = ast.parse(path.read_bytes()).body
@@ -68,7 +72,7 @@ def defined_names(path: Path) -> list[str]:
     return [node.name for node in body if isinstance(node, node_types) and not node.name.startswith("_")]
 
 
-def _import_seeded(
+def _import_with_seeded_rngs(
     load_module: Callable[..., ModuleType], source: object, spec: str, error_type: ErrorType, seed: int
 ) -> ModuleType:
     """Import a module with seeded random numbers: it may build its model during the import."""
@@ -121,7 +125,7 @@ def _resolve_dotted_name(module: ModuleType, name: str, spec: str, error_type: E
     return value
 
 
-def _call_factory_seeded(value: Any, spec: str, error_type: ErrorType, seed: int) -> Any:
+def _call_factory_with_seeded_rngs(value: Any, spec: str, error_type: ErrorType, seed: int) -> Any:
     if not (inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)):
         return value
     if required := _required_parameters(value):
@@ -158,12 +162,12 @@ def _name_suggestion_text(name: str, choices: list[str]) -> str:
     return f"; {suggestion_text(name, sorted(choices))}" if choices else ""
 
 
-def first_names_text(names: list[str], max_names: int = 5) -> list[str]:
+def first_names_with_ellipsis(names: list[str], max_names: int = 5) -> list[str]:
     """The first names of a list, with "..." if there are more."""
     return names if len(names) <= max_names else [*names[:max_names], "..."]
 
 
-def _python_files(folder: Path) -> list[str]:
+def _python_file_names(folder: Path) -> list[str]:
     return [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
 
 

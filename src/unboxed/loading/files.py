@@ -60,7 +60,7 @@ def read_weights(path: Path) -> Any:
     A folder is one that `save_pretrained` wrote: `model.safetensors`, or its shards by their index.
     """
     if path.is_dir():
-        return read_weights(_weights_in_folder(path))
+        return read_weights(_find_weights_file_in_folder(path))
     if not path.is_file():
         raise ModelError(missing_path_text(path, "weights file"))
     if path.name.endswith(SHARD_INDEX_SUFFIX):
@@ -113,7 +113,7 @@ def _is_numpy_archive(path: Path) -> bool:
 # -- folders and shards ------------------------------------------------------------------------------------------------
 
 
-def _weights_in_folder(folder: Path) -> Path:
+def _find_weights_file_in_folder(folder: Path) -> Path:
     """The file, or the index of the shards, of the weights in a folder. Raises ModelError."""
     for name in WEIGHT_FILE_NAMES:
         for path in (folder / name, folder / f"{name}{SHARD_INDEX_SUFFIX}"):
@@ -179,7 +179,7 @@ MAX_CHECKPOINT_NESTING = 6  # how deep a checkpoint may wrap its tensors
 MAX_LISTED_TENSOR_NAMES = 8  # names of each kind in an error or a note
 
 
-def flatten(loaded: Any, path: Path) -> TensorDict:
+def flatten_checkpoint(loaded: Any, path: Path) -> TensorDict:
     """{dotted name: tensor} of all tensors in a checkpoint, dicts and lists in it taken as prefixes.
 
     Raises ModelError where there is none.

@@ -19,7 +19,7 @@ from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
 from ..model.state import forking_rngs_with_lock
 from .files import listed_names_text
-from .own_loading import silent_transformers
+from .own_loading import silencing_transformers
 
 HF_CONFIG_FILE_NAME = "config.json"
 HF_PROCESSOR_FILE_NAMES = ("preprocessor_config.json", "processor_config.json")
@@ -40,14 +40,14 @@ def load_pretrained(folder: Path, *, trained: bool = True, seed: int = 0) -> tup
     With `trained=False` it is made from its config, with random weights by the seed. Raises ModelError,
     MissingPackageError.
     """
-    config_values = _check_config(folder)
+    config_values = _read_checked_config(folder)
     library = _import_transformers()
     if config_values.get("auto_map") and config_values["model_type"] not in library.CONFIG_MAPPING:
         raise ModelError(f"{folder} brings the code of its model, which Unboxed never runs; {WRITE_FACTORY_ADVICE}")
     try:
-        with silent_transformers(), _without_hub():
+        with silencing_transformers(), _working_offline():
             config = library.AutoConfig.from_pretrained(folder, **FROM_PRETRAINED_KWARGS)
-            model_class = _model_class(library, config, folder)
+            model_class = _find_model_class(library, config, folder)
             module = (
                 _load_trained_model(model_class, folder)
                 if trained
@@ -72,7 +72,7 @@ def _import_transformers() -> Any:
 
 
 @contextmanager
-def _without_hub() -> Iterator[None]:
+def _working_offline() -> Iterator[None]:
     """Without the Hub, which a config may name for a backbone or a kernel."""
     import huggingface_hub.constants as constants
 
@@ -84,22 +84,22 @@ def _without_hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = old_value
 
 
-def _check_config(folder: Path) -> dict[str, Any]:
+def _read_checked_config(folder: Path) -> dict[str, Any]:
     """The values of its config. Raises ModelError for one that is damaged, or names code of others to be run."""
     config = _read_json(folder / HF_CONFIG_FILE_NAME)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / HF_CONFIG_FILE_NAME} names no model_type of transformers; {WRITE_FACTORY_ADVICE}")
-    if _names_hub_kernel(config):
+    if _is_hub_kernel_named(config):
         raise ModelError(
             f"{folder} names code of others for its attention, which Unboxed never runs; {WRITE_FACTORY_ADVICE}"
         )
     return config
 
 
-def _names_hub_kernel(config: Mapping[str, Any]) -> bool:
+def _is_hub_kernel_named(config: Mapping[str, Any]) -> bool:
     """Whether a kernel of the Hub is named, in the config or one of its parts."""
     return any(
-        _names_hub_kernel(value) if isinstance(value, Mapping) else "_implementation" in key and "/" in str(value)
+        _is_hub_kernel_named(value) if isinstance(value, Mapping) else "_implementation" in key and "/" in str(value)
         for key, value in config.items()
     )
 
@@ -114,7 +114,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _model_class(library: Any, config: Any, folder: Path) -> Any:
+def _find_model_class(library: Any, config: Any, folder: Path) -> Any:
     """The class that the config names; for one without, the image classifier of its type."""
     names = list(getattr(config, "architectures", None) or ())
     for name in names:

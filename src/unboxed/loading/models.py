@@ -12,7 +12,7 @@ from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
 from ..validation import check_seed, nearest_paths_text
 from .exported import load_exported
-from .factories import build_from_spec, defined_names, first_names_text
+from .factories import build_from_spec, first_names_with_ellipsis, public_names_defined_in_file
 from .files import ADAPTER_FILE_NAMES, ADAPTER_REFUSED_TEXT
 from .huggingface import is_pretrained_folder, load_pretrained
 
@@ -54,7 +54,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
         return load_pretrained(Path(spec), trained=trained, seed=seed)
     if ":" not in spec:
         raise ModelError(_unknown_model_text(spec))
-    return _model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
+    return _split_model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
 
 
 def comes_with_weights(spec: str) -> bool:
@@ -62,7 +62,7 @@ def comes_with_weights(spec: str) -> bool:
     return spec.startswith("zoo:") or spec.endswith(".pt2") or is_pretrained_folder(Path(spec))
 
 
-def _model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | None]:
+def _split_model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | None]:
     model, inputs = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         expected = "wanted a torch.nn.Module, or (Module, inputs)"
@@ -85,7 +85,9 @@ def _unknown_model_text(spec: str) -> str:
         advice = "give it as the weights (--weights), and as the model what builds it"
         return f"{spec} is a file for weights, not one that torch.export wrote: {advice}; {MODEL_SPEC_TEXT}"
     if path.suffix == ".py":
-        names = ", ".join(first_names_text([f"{path.name}:{name}" for name in defined_names(path)]))
+        names = ", ".join(
+            first_names_with_ellipsis([f"{path.name}:{name}" for name in public_names_defined_in_file(path)])
+        )
         return f"{spec} names no factory in the file; add it after a colon" + (
             f": {names}" if names else f"; {MODEL_SPEC_TEXT}"
         )

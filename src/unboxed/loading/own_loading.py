@@ -22,9 +22,9 @@ from .weight_sets import (
     WeightSet,
     dotted_prefixes,
     has_same_tensor_kind,
-    missing_names,
+    missing_tensor_names,
     state_tensors,
-    without_wrapper_names,
+    strip_wrapper_names,
 )
 
 LOG = logging.getLogger("unboxed")
@@ -49,7 +49,7 @@ def weight_sets_by_own_loading(
     `load_state_dict` on a copy, with its hooks (old weight norm, `_load_from_state_dict`); for a model of transformers
     its `from_pretrained`, which translates the names of files. Where there is none, what the closest lacks.
     """
-    names = without_wrapper_names(flat)
+    names = strip_wrapper_names(flat)
     sets: list[WeightSet] = []
     missing = tuple(state)
     for prefix in _candidate_prefixes(names, state)[:MAX_LOAD_ATTEMPTS]:
@@ -98,7 +98,7 @@ def _load_on_copy(model: nn.Module, part: TensorDict, state: TensorDict) -> _Loa
     except RuntimeError:  # names are missing or unexpected; wrong shapes raise again
         report = clone.load_state_dict(dict(part), strict=False)
     lost = {*report.missing_keys}
-    missing = missing_names({name: tensor for name, tensor in state.items() if name not in lost}, state)
+    missing = missing_tensor_names({name: tensor for name, tensor in state.items() if name not in lost}, state)
     return _LoadedStateDict(state_tensors(clone), frozenset(report.unexpected_keys), tuple(missing))
 
 
@@ -120,7 +120,7 @@ def _load_pretrained(model: nn.Module, part: TensorDict, state: TensorDict) -> _
     names_in_part = {f"{prefix}{name}" if f"{prefix}{name}" in part else name for name in unused}
     beside = names_in_part | {name for name in outside if name not in state}
     fitted = {name: tensor for name, tensor in tensors.items() if name in state}
-    lost = [*(f"{prefix}{name}" for name in missing), *missing_names(fitted, state)]
+    lost = [*(f"{prefix}{name}" for name in missing), *missing_tensor_names(fitted, state)]
     return _LoadedStateDict(fitted, frozenset(beside), tuple(dict.fromkeys(lost)))
 
 
@@ -130,7 +130,7 @@ def _from_pretrained(model: nn.Module, part: TensorDict) -> tuple[TensorDict, se
     for name in ("dtype", "torch_dtype"):
         if hasattr(config, name):
             setattr(config, name, next(model.parameters()).dtype)
-    with silent_transformers():
+    with silencing_transformers():
         loaded, report = type(model).from_pretrained(  # type: ignore[attr-defined]
             None, config=config, state_dict=dict(part), output_loading_info=True
         )
@@ -138,7 +138,7 @@ def _from_pretrained(model: nn.Module, part: TensorDict) -> tuple[TensorDict, se
 
 
 @contextmanager
-def silent_transformers() -> Iterator[None]:
+def silencing_transformers() -> Iterator[None]:
     """Without the progress bars and the load reports of transformers, where it is in use."""
     library = sys.modules.get("transformers")
     if library is None:

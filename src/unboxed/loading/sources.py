@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.tables import TABLE_SUFFIXES, open_table
-from ..engine.read.class_labels import labels_are_classes, matchable_classes
+from ..engine.read.class_labels import class_names_for_matching, labels_are_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
@@ -58,13 +58,13 @@ def data(
     spec = str(spec)
     name, _, split = spec.partition(":")
     if name in DATASET_NAMES and split in SPLIT_BY_SUFFIX:
-        return _named_dataset(name, split, root, quiet)
+        return _load_named_dataset(name, split, root, quiet)
     if Path(spec).is_dir():
         return _open_files_dataset(sets.folder, spec, like, classes)
     if _is_table_file(spec):
         return _open_files_dataset(open_table, spec, like, classes)
     if _is_factory_spec(spec):
-        return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
+        return _wrap_factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_unknown_data_text(spec, name))
 
 
@@ -99,15 +99,15 @@ def dataset_with_model_labels(
         359
     """
     if _is_factory_spec(spec) and not labels_are_classes(box):
-        return _factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
+        return _wrap_factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table_file(spec)
-    known_classes = matchable_classes(box) if names_files else classes
+    known_classes = class_names_for_matching(box) if names_files else classes
     if _is_table_file(spec):
         return open_table(spec, box, known_classes)
     return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
 
-def _named_dataset(name: str, split: str, root: str | Path | None, quiet: bool) -> Dataset[Any]:
+def _load_named_dataset(name: str, split: str, root: str | Path | None, quiet: bool) -> Dataset[Any]:
     if name == "digits":
         return sets.digits(SPLIT_BY_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
@@ -132,7 +132,7 @@ def _open_files_dataset(
     return open_files(spec, like=like, classes=classes)
 
 
-def _factory_dataset(
+def _wrap_factory_dataset(
     built: Any, spec: str, like: Inputs | None = None, classes: Sequence[str] | None = None, *, is_wrapped: bool = True
 ) -> Dataset[Any]:
     if not hasattr(built, "__getitem__") or not hasattr(built, "__len__"):

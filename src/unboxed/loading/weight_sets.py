@@ -53,7 +53,7 @@ class WeightSet:
         words = {*re.split(r"[^a-z0-9]+", self.label.lower().replace("_", " "))}
         return bool(words & AVERAGED_WEIGHTS_NAMES) - bool(words & RAW_WEIGHTS_NAMES)
 
-    def is_same(self, other: WeightSet) -> bool:
+    def has_same_values(self, other: WeightSet) -> bool:
         """Whether another set has the same values."""
         shared = self.tensors.keys() & other.tensors.keys()
         return all(torch.equal(self.tensors[name], other.tensors[name]) for name in shared)
@@ -73,21 +73,25 @@ def tensors_of_part(flat: TensorDict, selector: str) -> TensorDict:
 
 def matching_weight_sets(flat: TensorDict, state: TensorDict) -> list[WeightSet]:
     """All sets of tensors in a file that have all names and shapes of a model's state dict, under some prefix."""
-    file_names = without_wrapper_names(flat)
+    file_names = strip_wrapper_names(flat)
     sets = [
-        _weight_set(prefix, matched, flat)
-        for prefix, matched in _matches_by_prefix(file_names, without_wrapper_names(state, strip_common=True))
+        _make_weight_set(prefix, matched, flat)
+        for prefix, matched in _matches_by_prefix(file_names, strip_wrapper_names(state, strip_common=True))
     ]
-    return _complete_weight_sets(sets, state)
+    return _keep_complete_weight_sets(sets, state)
 
 
-def _weight_set(prefix: str, matched: Mapping[str, str], flat: TensorDict, base: TensorDict | None = None) -> WeightSet:
+def _make_weight_set(
+    prefix: str, matched: Mapping[str, str], flat: TensorDict, base: TensorDict | None = None
+) -> WeightSet:
     tensors = {own: flat[real] for own, real in matched.items()}
     return WeightSet(prefix.rstrip("."), (base or {}) | tensors, frozenset(matched.values()))
 
 
-def _complete_weight_sets(sets: Iterable[WeightSet], state: TensorDict) -> list[WeightSet]:
-    return [s for s in sets if not missing_names(s.tensors, state) and not wrong_shape_sentences(s.tensors, state)]
+def _keep_complete_weight_sets(sets: Iterable[WeightSet], state: TensorDict) -> list[WeightSet]:
+    return [
+        s for s in sets if not missing_tensor_names(s.tensors, state) and not wrong_shape_sentences(s.tensors, state)
+    ]
 
 
 def weight_sets_from_unnamed_averages(
@@ -101,10 +105,12 @@ def weight_sets_from_unnamed_averages(
     base = {name: tensor for name, tensor in base.items() if name not in tied}
     numbered = {str(i): name for i, name in enumerate(parameters)}
     dotless = {name.replace(".", ""): name for name in parameters}
-    file_names = without_wrapper_names(flat)
+    file_names = strip_wrapper_names(flat)
     matches = [match for names in (numbered, dotless) for match in _matches_by_prefix(file_names, names)]
-    sets = [_weight_set(prefix, matched, flat, base) for prefix, matched in matches if len(matched) == len(parameters)]
-    return _complete_weight_sets(sets, state)
+    sets = [
+        _make_weight_set(prefix, matched, flat, base) for prefix, matched in matches if len(matched) == len(parameters)
+    ]
+    return _keep_complete_weight_sets(sets, state)
 
 
 def _other_names_of_tied_parameters(parameters: Sequence[str], state: TensorDict) -> set[str]:
@@ -128,10 +134,10 @@ def tied_names_with_different_values(tensors: TensorDict, state: TensorDict) -> 
     return pairs
 
 
-def closest_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list[str]]:
+def closest_weight_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list[str]]:
     """Where no set fits, the one that fits best, and the names of the file under its prefix that the model lacks."""
-    file_names = without_wrapper_names(flat)
-    matches = dict(_matches_by_prefix(file_names, without_wrapper_names(state, strip_common=True)))
+    file_names = strip_wrapper_names(flat)
+    matches = dict(_matches_by_prefix(file_names, strip_wrapper_names(state, strip_common=True)))
     allowed = [p for p in matches if _is_wrapper_prefix(p) or all(name.startswith(p) for name in file_names)]
     prefix = max(allowed, key=lambda p: (len(matches[p]), -len(p)), default="")
     matched = matches.get(prefix, {})
@@ -162,13 +168,13 @@ def dotted_prefixes(name: str) -> list[str]:
     return ["".join(f"{part}." for part in parts[:n_parts]) for n_parts in range(len(parts))]
 
 
-def without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> dict[str, str]:
+def strip_wrapper_names(names: Iterable[str], strip_common: bool = False) -> dict[str, str]:
     """{name without wrappers' parts: name}; `strip_common` also drops wrapper names that all names begin with.
 
     A name that would then be another's keeps its parts.
     """
     names = list(names)
-    short = {name: _canonical_name(name) for name in names}
+    short = {name: _canonical_tensor_name(name) for name in names}
     counts = Counter(short.values())
     stripped = {short[name] if counts[short[name]] == 1 else name: name for name in names}
     while (
@@ -180,7 +186,7 @@ def without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> d
     return stripped
 
 
-def _canonical_name(name: str) -> str:
+def _canonical_tensor_name(name: str) -> str:
     """A name without the parts that wrappers put into it; today's weight norm as of old, `weight_g` and `weight_v`."""
     unwrapped = ".".join(part for part in name.split(".") if part not in INNER_WRAPPER_MODULE_NAMES)
     return re.sub(r"parametrizations\.(\w+)\.original([01])$", lambda m: f"{m[1]}_{'gv'[int(m[2])]}", unwrapped)
@@ -198,14 +204,14 @@ def choose_weight_set(sets: Sequence[WeightSet], source: str, selector: str = ""
         sets = [s for s in sets if _is_selected(s.label, selector)] or sets
     else:
         sets = [s for s in sets if not OPTIMIZER_NAME_PATTERN.search(s.label)] or sets
-    different = [s for i, s in enumerate(sets) if not any(s.is_same(other) for other in sets[:i])]
+    different = [s for i, s in enumerate(sets) if not any(s.has_same_values(other) for other in sets[:i])]
     first, *others = sorted(different, key=lambda s: -s.averaging_rank)
     if others and others[0].averaging_rank == first.averaging_rank:
-        labels = listed_names_text(_label_text(s) for s in different)
+        labels = listed_names_text(_weight_set_label_text(s) for s in different)
         problem = f"{source} holds several sets of weights that fit alike, and differ ({labels})"
         raise ModelError(f"{problem}; say which you mean: {_selector_options_text(source, different)}")
     if others:
-        taken = f"took {'the averaged weights, ' * (first.averaging_rank > 0)}{_label_text(first)}"
+        taken = f"took {'the averaged weights, ' * (first.averaging_rank > 0)}{_weight_set_label_text(first)}"
         how = _selector_options_text(source, others)
         warn(f"{source} holds several sets of weights that fit: {taken}. To take the other: {how}")
     return first
@@ -215,7 +221,7 @@ def _is_selected(label: str, selector: str) -> bool:
     return not label if selector == TOP_LEVEL_SELECTOR else f".{label}".endswith(f".{selector}")
 
 
-def _label_text(weight_set: WeightSet) -> str:
+def _weight_set_label_text(weight_set: WeightSet) -> str:
     return weight_set.label or "those at its top level"
 
 
@@ -234,7 +240,7 @@ def unused_tensor_names(taken: WeightSet, flat: TensorDict) -> tuple[list[str], 
     Beside it are a loss's weights, a counter, another model. Layers that continue the numbers of the model's own
     ("layer1.2" after "layer1.1"), or lie inside of its modules, are those of another architecture.
     """
-    names, prefix = without_wrapper_names(flat), f"{taken.label}." if taken.label else ""
+    names, prefix = strip_wrapper_names(flat), f"{taken.label}." if taken.label else ""
     paths = {
         path
         for name, real in names.items()
@@ -273,13 +279,13 @@ def _belongs_to_larger_model(name: str, tensor: Tensor, paths: set[str], is_own_
     return bool(owner) and not is_counter and not is_own_choice
 
 
-def missing_names(fitted: TensorDict, state: TensorDict) -> list[str]:
+def missing_tensor_names(fitted: TensorDict, state: TensorDict) -> list[str]:
     """The names of a model that a set lacks and needs."""
     loaded_storage = {_storage_key(state[name]) for name in fitted}
     return [
         name
         for name, tensor in state.items()
-        if name not in fitted and not _may_be_missing(name, tensor, loaded_storage)
+        if name not in fitted and not _may_be_missing_from_file(name, tensor, loaded_storage)
     ]
 
 
@@ -304,7 +310,7 @@ def _shape_text(h: Tensor, other: Tensor) -> str:
     return str(tuple(h.shape)) if h.shape != other.shape else f"{kind}{str(h.dtype).removeprefix('torch.')}"
 
 
-def _may_be_missing(name: str, tensor: Tensor, loaded_storage: set[tuple[object, ...]]) -> bool:
+def _may_be_missing_from_file(name: str, tensor: Tensor, loaded_storage: set[tuple[object, ...]]) -> bool:
     """Whether a name may be missing: a counter that old checkpoints lack, a tied weight's second name."""
     return name.endswith("num_batches_tracked") or (_storage_key(tensor) in loaded_storage and tensor.numel() > 0)
 

@@ -142,7 +142,9 @@ def capturing_attention(n: int, on_attention: OnAttentionFn) -> Iterator[None]:
     over the last axis of (..., T, T). Raises LayerError for attention inside windows of an example.
     """
 
-    def intercept(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def report_attention_of_op(
+        name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         with torch.no_grad():
             if (heads := unpack_fused_attention(name, args, kwargs)) is not None:
                 _call_with_self_attention(heads.weights(), n, on_attention)
@@ -152,7 +154,7 @@ def capturing_attention(n: int, on_attention: OnAttentionFn) -> Iterator[None]:
                 return out
         return NotImplemented
 
-    with OpReplacementMode(intercept):
+    with OpReplacementMode(report_attention_of_op):
         yield
 
 

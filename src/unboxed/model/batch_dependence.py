@@ -39,7 +39,7 @@ class RandomOpRecorder(DispatchMode):
         return out
 
 
-PROBED_ROWS, ROW_ORDERS_AMONG_OTHERS = (0, 1), ((2, 1, 0), (0, 3, 1))
+PROBED_ROW_INDICES, PROBE_BATCH_ROW_ORDERS = (0, 1), ((2, 1, 0), (0, 3, 1))
 """Rows 0 and 1 alone, and among rows that are lower and higher than both, at other positions and batch sizes."""
 
 
@@ -62,8 +62,8 @@ def is_batch_dependent(run: SeededRunFn, x: Tensor, seeds: Sequence[int], max_ro
 
 
 def _is_batch_dependent_at_seed(run: SeededRunFn, x: Tensor, seed: int, max_rows: int) -> bool:
-    alone, sampled = run(x[list(PROBED_ROWS)], seed)
-    for rows in (batch[:max_rows] for batch in ROW_ORDERS_AMONG_OTHERS):
+    alone, sampled = run(x[list(PROBED_ROW_INDICES)], seed)
+    for rows in (batch[:max_rows] for batch in PROBE_BATCH_ROW_ORDERS):
         among, sampled_again = run(x[list(rows)], seed)
         if sampled != sampled_again or _probed_rows_differ(alone, among, rows):
             return True
@@ -74,9 +74,9 @@ def _probed_rows_differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
     """Whether row 0 or 1 of the outputs alone differs from the same row of the outputs for `rows`."""
     pairs = [
         (a, b) for a, b in zip(tensors_in(alone), tensors_in(among), strict=False)
-        if a.ndim and len(a) == len(PROBED_ROWS) and b.ndim and len(b) == len(rows) and a.is_floating_point()
+        if a.ndim and len(a) == len(PROBED_ROW_INDICES) and b.ndim and len(b) == len(rows) and a.is_floating_point()
     ]  # fmt: skip
-    return any(not _nearly_equal(a[k], b[rows.index(k)]) for a, b in pairs for k in PROBED_ROWS if k in rows)
+    return any(not _nearly_equal(a[k], b[rows.index(k)]) for a, b in pairs for k in PROBED_ROW_INDICES if k in rows)
 
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .incremental import to_dense
-from .op_tables import UNBOUNDED_OPS, VIEW_OPS, plain_op_name
+from .op_tables import UNBOUNDED_OPS, VIEW_OPS, canonical_op_name
 
 
 class FinalOpRecorder(TorchFunctionMode):
@@ -23,8 +23,8 @@ class FinalOpRecorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args = (to_dense(args[0]), *args[1:]) if plain_op_name(func) == self.op and args else args
-        if plain_op_name(func) != self.op or not args or not isinstance(args[0], Tensor):
+        args = (to_dense(args[0]), *args[1:]) if canonical_op_name(func) == self.op and args else args
+        if canonical_op_name(func) != self.op or not args or not isinstance(args[0], Tensor):
             return func(*args, **(kwargs or {}))
         z = args[0].clone()
         out = func(z.clone(), *args[1:], **(kwargs or {}))
@@ -57,7 +57,7 @@ class LastOpRecorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        name = plain_op_name(func)
+        name = canonical_op_name(func)
         if isinstance(out, Tensor) and name not in VIEW_OPS and not name.startswith("__"):
             self.calls.append((name, out))
         return out

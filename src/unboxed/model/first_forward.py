@@ -13,16 +13,16 @@ from ..errors import InputError
 from . import state
 from .batch_dependence import BATCH_DEPENDENCE_PROBE_SEEDS, RandomOpRecorder, is_batch_dependent
 from .isolation import IsolatedModel
-from .layers import ModelSurvey, collecting_unbatched_ops, survey_model
+from .layers import ModelProfile, collecting_unbatched_ops, profile_model
 
-CHANNEL_COUNTS = (1, 3, 4)  # of images
+IMAGE_CHANNEL_COUNTS = (1, 3, 4)  # of images
 
 ModelCallFn = Callable[[Tensor], Any]
 
 
 def first_forward(
     model: IsolatedModel, call: ModelCallFn, noise: Tensor, contrast_inputs: Tensor, batch_size_limits: tuple[int, int]
-) -> tuple[ModelSurvey, bool]:
+) -> tuple[ModelProfile, bool]:
     """The survey of a model, and whether its rows depend on one another. Raises InputError where it fails on noise.
 
     `noise` (3, ...) and `contrast_inputs` (4, ...: of `contrasting_input_levels`) are valid inputs; `batch_size_limits`
@@ -49,8 +49,8 @@ def first_forward(
             return call(x), (ops.sampled_shapes, state.numpy_and_python_rng_states())
 
     with reraising_as_input_error(f"take a batch of inputs of shape {_shape_text(tuple(noise.shape[1:]))}"):
-        with model.observing_first_run():
-            model_survey = survey_model(run, noise, model.modules_by_name, batch_size_limits[0])
+        with model.detecting_writes_and_rng_use():
+            model_survey = profile_model(run, noise, model.modules_by_name, batch_size_limits[0])
         batch_dependent = is_batch_dependent(
             run_collecting_unbatched_ops,
             contrast_inputs,
@@ -65,7 +65,7 @@ def first_forward(
 
 def _shape_text(shape: tuple[int, ...]) -> str:
     """The shape of one input; where the channels of an image seem to be last, the shape with them first."""
-    if len(shape) == 3 and shape[-1] in CHANNEL_COUNTS and shape[0] not in CHANNEL_COUNTS:
+    if len(shape) == 3 and shape[-1] in IMAGE_CHANNEL_COUNTS and shape[0] not in IMAGE_CHANNEL_COUNTS:
         return f"{shape} (channels come first: did you mean {(shape[-1], *shape[:-1])}?)"
     return str(shape)
 

@@ -26,7 +26,7 @@ from ..errors import LayerError
 from .batching import BatchPadding
 from .identity import TransientHook
 from .incremental import WindowedTensor
-from .op_tables import plain_op_name
+from .op_tables import canonical_op_name
 from .state import NULL_CONTEXT
 
 Edit = Callable[[Tensor], Tensor]
@@ -137,7 +137,7 @@ class _ActivationRecorder:
 
 
 @contextmanager
-def capture(
+def capturing_activations(
     modules: Mapping[str, nn.Module],
     addresses: Collection[str],
     *,
@@ -236,11 +236,11 @@ def hooking_functional_ops(
     running: list[str] = []
     thread = get_ident()
 
-    def enter(path: str, module: nn.Module, args: Any) -> None:
+    def push_running_module(path: str, module: nn.Module, args: Any) -> None:
         if get_ident() == thread:
             running.append(path)
 
-    def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
+    def pop_running_module(path: str, module: nn.Module, args: Any, out: Any) -> None:
         if get_ident() != thread:
             return
         if running and running[-1] == path:  # else another pre-hook raised before it was entered
@@ -250,8 +250,10 @@ def hooking_functional_ops(
 
     with ExitStack() as stack:
         for path, module in hookable_modules(modules).items():
-            stack.callback(module.register_forward_pre_hook(TransientHook(enter, path)).remove)
-            stack.callback(module.register_forward_hook(TransientHook(leave, path), always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(TransientHook(push_running_module, path)).remove)
+            stack.callback(
+                module.register_forward_hook(TransientHook(pop_running_module, path), always_call=True).remove
+            )
         stack.enter_context(_OpHookMode(running, is_wanted, on_op))
         yield
 
@@ -265,7 +267,7 @@ class _OpHookMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        path, op = self.running[-1] if self.running else "", plain_op_name(func)
+        path, op = self.running[-1] if self.running else "", canonical_op_name(func)
         if not isinstance(out, (Tensor, WindowedTensor)) or not self.is_wanted(path, op):
             return out
         if isinstance(out, WindowedTensor):  # read, never edited

@@ -23,8 +23,8 @@ Mode = Literal["eval", "as-is"]
 class IsolatedModel:
     """A model as it is now; once its modules or parameters are replaced, moved or cast, it `has_changed`.
 
-    `observing_first_run` observes a first forward pass. Later ones, inside `run`, then restore only what this model
-    writes, and seed the generators only of a stochastic model.
+    `detecting_writes_and_rng_use` observes a first forward pass. Later ones, inside `run`, then restore only what this
+    model writes, and seed the generators only of a stochastic model.
     """
 
     def __init__(self, model: nn.Module, mode: Mode) -> None:
@@ -61,7 +61,7 @@ class IsolatedModel:
         return not (self.uses_rng or self._written_tensors)
 
     @contextmanager
-    def observing_first_run(self) -> Iterator[None]:
+    def detecting_writes_and_rng_use(self) -> Iterator[None]:
         """Observe what a first forward pass writes and draws; both are restored."""
         with (
             buffer_writes.restoring_and_listing_writes(self.tensors) as written,
@@ -85,7 +85,7 @@ class IsolatedModel:
             state.setting_train_flags(self.modules, self.mode),
             buffer_writes.preserving_buffer_registration(self.eager),
             state.setting_grad_mode(grad),
-            buffer_writes.reporting_writes_on_exit(self._untouched_buffers, self._on_late_write)
+            buffer_writes.reporting_writes_on_exit(self._untouched_buffers, self._on_buffer_write_after_opening)
             if self._untouched_buffers
             else state.NULL_CONTEXT,
             state.combined_context(self._needed_contexts(seed, rule)),
@@ -119,7 +119,7 @@ class IsolatedModel:
                 "next call opens the model again. Call box.refresh() after adding such a hook"
             )
 
-    def _on_late_write(self, buffer: Tensor) -> None:
+    def _on_buffer_write_after_opening(self, buffer: Tensor) -> None:
         """A buffer was written that the first forward pass did not write: it is restored from the next call on."""
         name = next((path for path, b in self.model.named_buffers() if b is buffer), "?")
         self._written_tensors += (buffer,)

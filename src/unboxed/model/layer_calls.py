@@ -23,13 +23,13 @@ def observing_layer_calls(layers: Iterable[nn.Module], on_call: OnCall) -> Itera
     """
     handles, thread = list[RemovableHandle](), get_ident()  # forward passes of other threads are ignored
 
-    def observe(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+    def report_layer_call(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
         if get_ident() == thread and out.requires_grad:
             on_call(module, (*args, *kwargs.values())[0].detach(), out)
 
     try:
         for layer in layers:
-            hook = TransientHook(observe)
+            hook = TransientHook(report_layer_call)
             handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
         yield
     finally:

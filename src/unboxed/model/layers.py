@@ -139,7 +139,7 @@ def _align_cell(text: str, width: int, column: int) -> str:
 
 
 @dataclass(frozen=True)
-class ModelSurvey:
+class ModelProfile:
     """What one forward pass on noise shows of a model."""
 
     layers: Layers
@@ -176,9 +176,9 @@ class _LayerRecord:
     has_batch_axis: bool = True
 
 
-def survey_model(
+def profile_model(
     run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module], min_rows: int = 1
-) -> ModelSurvey:
+) -> ModelProfile:
     """Run the model once on noise x (N, ...); an exported model pads its batches to `min_rows`."""
     records: dict[str, _LayerRecord] = {}
     op_counts: Counter[tuple[str, str]] = Counter()
@@ -192,7 +192,7 @@ def survey_model(
         output = run(x)
     table = _build_layers(hookable_modules(modules), records, op_counts, unbatched, counter.total)
     leaf_bytes = [note.n_bytes for path, note in records.items() if not any(modules[path].children())]
-    return ModelSurvey(
+    return ModelProfile(
         table,
         output,
         2 * sum(leaf_bytes),
@@ -227,7 +227,7 @@ def _recording_layers(
         if h is not None and (h.ndim == 0 or len(h) != n):
             unbatched.add((path, op))
 
-    def enter(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def record_call_start(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         record = records.setdefault(path, _LayerRecord())
         record.n_calls += 1
         h = main_tensor((args, kwargs))
@@ -235,7 +235,7 @@ def _recording_layers(
         record_missing_batch_axis(path, "input", h)
         flops_at_start.append(count_flops())
 
-    def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
+    def record_call_end(path: str, module: nn.Module, args: Any, out: Any) -> None:
         record, h = records[path], main_tensor(out)
         record.flops += count_flops() - flops_at_start.pop()
         if h is not None and h.ndim:
@@ -249,8 +249,10 @@ def _recording_layers(
 
     with ExitStack() as stack:
         for path, module in hookable_modules(modules).items():
-            stack.callback(module.register_forward_pre_hook(TransientHook(enter, path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(TransientHook(leave, path)).remove)
+            stack.callback(
+                module.register_forward_pre_hook(TransientHook(record_call_start, path), with_kwargs=True).remove
+            )
+            stack.callback(module.register_forward_hook(TransientHook(record_call_end, path)).remove)
         stack.enter_context(hooking_functional_ops(modules, lambda path, op: True, record_op))
         yield
 

@@ -69,7 +69,7 @@ class _ThreadRegistry:
         self.depth_by_thread: dict[int, int] = {}
         self.is_forking = False
 
-    def enter(self) -> None:
+    def register_thread(self) -> None:
         thread_id = threading.get_ident()
         depth = self.depth_by_thread[thread_id] = self.depth_by_thread.get(thread_id, 0) + 1
         while self.is_forking and depth == 1:
@@ -80,7 +80,7 @@ class _ThreadRegistry:
                     self.condition.wait()
             self.depth_by_thread[thread_id] = 1
 
-    def leave(self) -> None:
+    def unregister_thread(self) -> None:
         thread_id = threading.get_ident()
         if self.depth_by_thread[thread_id] > 1:
             self.depth_by_thread[thread_id] -= 1
@@ -134,7 +134,7 @@ class _HeldLocks:
         self.acquired: list[ModelLock] = []
 
     def __enter__(self) -> bool:
-        _THREAD_REGISTRY.enter()
+        _THREAD_REGISTRY.register_thread()
         try:
             for lock in self.locks:
                 lock.acquire()
@@ -147,7 +147,7 @@ class _HeldLocks:
     def __exit__(self, *error: object) -> None:
         for lock in reversed(self.acquired):
             lock.release()
-        _THREAD_REGISTRY.leave()
+        _THREAD_REGISTRY.unregister_thread()
 
 
 @contextmanager

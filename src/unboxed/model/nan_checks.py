@@ -17,7 +17,7 @@ NAN_HINT = (
 )
 
 
-def rows_text(rows: Sequence[int]) -> str:
+def row_numbers_text(rows: Sequence[int]) -> str:
     """The first rows in words: "row 3", "rows 0, 1, 2, 3, 4, ..."."""
     numbers = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR_MESSAGE])) + (
         ", ..." if len(rows) > MAX_ROWS_IN_ERROR_MESSAGE else ""
@@ -28,7 +28,7 @@ def rows_text(rows: Sequence[int]) -> str:
 def nan_error(rows: list[int], what: str) -> NaNError:
     """The error that names the rows for whose `what` the model gives NaN."""
     why = "NaN is not an answer, although argmax takes it for a class"
-    return NaNError(f"the model gives NaN for {what} of {rows_text(rows)}: {why}. {NAN_HINT}", rows, what)
+    return NaNError(f"the model gives NaN for {what} of {row_numbers_text(rows)}: {why}. {NAN_HINT}", rows, what)
 
 
 def reindex_nan_error(error: NaNError, rows: Tensor) -> NaNError:
@@ -62,7 +62,7 @@ def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x"
 def raise_for_nonfinite_scores(is_nonfinite: Tensor, input_name: str = "x") -> None:
     """Raise NaNError that names the rows whose scores are NaN or infinite, given as (N,) bool, if there are any."""
     if bad_rows := is_nonfinite.nonzero()[:, 0].tolist():
-        where = f"{len(bad_rows)} of {len(is_nonfinite)} inputs ({rows_text(bad_rows)})"
+        where = f"{len(bad_rows)} of {len(is_nonfinite)} inputs ({row_numbers_text(bad_rows)})"
         nothing = "so there is nothing to attribute: choose another target or baseline, if they are the cause"
         raise NaNError(
             f"the score of {input_name} is NaN or infinite for {where}, {nothing}. {NAN_HINT}", bad_rows, input_name

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .op_tables import plain_op_name
+from .op_tables import canonical_op_name
 
 ReplaceOpFn = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(plain name, func, args, kwargs) -> the op's output, or NotImplemented to run the op itself.
@@ -56,7 +56,7 @@ class OpReplacementMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = plain_op_name(func)
+        name = canonical_op_name(func)
         in_place = is_in_place(func, args, kwargs)
         op_args = (self.copy_in_place_input(args[0]), *args[1:]) if in_place else args
         out = self.replace(name, func, op_args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)

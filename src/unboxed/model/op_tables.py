@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OP_ALIASES = {
+CANONICAL_NAME_BY_OP_ALIAS = {
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
     "special_softmax": "softmax",
@@ -39,13 +39,13 @@ VIEW_OPS = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squ
 """Ops that only move values, by their plain names."""
 
 
-def plain_op_name(func: Callable[..., Any]) -> str:
+def canonical_op_name(func: Callable[..., Any]) -> str:
     """The op's plain name: `relu` for every spelling of a ReLU."""
     name: str = getattr(func, "__name__", "")
     name = name.partition(".")[0]  # aten.relu_.default
     if not name.startswith("__"):
         name = name.removesuffix("_")
-    return OP_ALIASES.get(name, name)
+    return CANONICAL_NAME_BY_OP_ALIAS.get(name, name)
 
 
 SHAPE_NODE_NAME_PREFIXES = (

@@ -8,7 +8,7 @@ FEATURE_CALL_TEMPLATE = "ub.synthesis.feature(box, {score})"
 MINIMAL_ATTACK_CALL_TEMPLATE = "ub.adversarial.fmn(box, x, objective={objective})"
 
 
-def class_scores_problem(
+def class_scores_problem_text(
     reader: OutputReader, map_shape: tuple[int, ...], *, exclusive: bool, objective_call: str = ""
 ) -> str:
     """What is wrong with such outputs and the way out, to follow the method's name; "" where nothing is.

@@ -19,8 +19,8 @@ from .op_tables import FINAL_OP_NAME_BY_OUTPUT_KIND, ODD_BOUNDED_OPS
 from .state import NULL_CONTEXT, waits_for_device_on_read
 
 OutputKind = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
-SIGMOID_OUTPUTS = ("binary", "multilabel")
-KINDS_BINARY_WITH_ONE_OUTPUT = ("logits", "probs", "multilabel")  # what one such output means: a yes or no
+SIGMOID_OUTPUT_KINDS = ("binary", "multilabel")
+ONE_OUTPUT_KINDS_READ_AS_BINARY = ("logits", "probs", "multilabel")  # what one such output means: a yes or no
 
 RunModelFn = Callable[[Tensor | None], Any]
 
@@ -76,10 +76,10 @@ class OutputReader:
         if self.outputs != "regression" and n_outputs == 1:
             reader._refuse_symmetric_final_op(raw, run)
         outputs = reader.outputs or reader.infer_output_kind(raw, inputs, run, n_names)
-        if n_outputs == 1 and outputs in KINDS_BINARY_WITH_ONE_OUTPUT:
+        if n_outputs == 1 and outputs in ONE_OUTPUT_KINDS_READ_AS_BINARY:
             outputs = "binary"
         reader = OutputReader(self.pick, outputs, reader.class_axis)
-        if reader.outputs in SIGMOID_OUTPUTS:
+        if reader.outputs in SIGMOID_OUTPUT_KINDS:
             reader.has_final_op = reader._is_sigmoid_output(raw, inputs, run)
         return reader
 
@@ -279,7 +279,7 @@ def class_names_in_config(model: nn.Module) -> tuple[str, ...]:
     return tuple(str(names[k]) for k in range(len(names)))
 
 
-def usable_config_names(names: Sequence[str], n_outputs: int, is_map: bool) -> tuple[str, ...] | None:
+def usable_config_class_names(names: Sequence[str], n_outputs: int, is_map: bool) -> tuple[str, ...] | None:
     """The names of a config, where they are no placeholders and name each output.
 
     Detectors have one class more, the last: no object.

@@ -49,8 +49,10 @@ class ReluRule:
     backward: BackwardFn
 
 
-guided = ReluRule("guided backprop", lambda grad_input, grad_output: grad_input.masked_fill(grad_output < 0, 0))
-deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.clamp(min=0))
+GUIDED_BACKPROP_RULE = ReluRule(
+    "guided backprop", lambda grad_input, grad_output: grad_input.masked_fill(grad_output < 0, 0)
+)
+DECONVNET_RULE = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.clamp(min=0))
 
 
 def applying_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
@@ -62,11 +64,11 @@ def applying_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager
 def _applying_rule(rule: ReluRule, root: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         for node, i in _rectifier_nodes(rule, root):
-            stack.callback(node.register_hook(_gradient_hook(rule.backward, i)).remove)
+            stack.callback(node.register_hook(_make_gradient_hook(rule.backward, i)).remove)
         yield
 
 
-def _gradient_hook(backward: BackwardFn, input_index: int = 0) -> Callable[[Any, Any], Any]:
+def _make_gradient_hook(backward: BackwardFn, input_index: int = 0) -> Callable[[Any, Any], Any]:
     """A node's hook that replaces the gradient of its input i."""
 
     def hook(grad_inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -160,7 +162,7 @@ def straight_through_relus(relus: Sequence[Any]) -> Iterator[None]:
     """While open, these ReLUs pass on the full gradient: that before their clamps."""
     with ExitStack() as stack:
         for node in relus:
-            stack.callback(node.register_hook(_gradient_hook(lambda grad_input, grad_output: grad_output)).remove)
+            stack.callback(node.register_hook(_make_gradient_hook(lambda grad_input, grad_output: grad_output)).remove)
         yield
 
 

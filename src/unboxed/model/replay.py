@@ -161,13 +161,13 @@ class Replay:
 
     def _recorded_copy(self, h: Tensor) -> Tensor:
         """A clone, as an in-place op may overwrite h later; an earlier clone where there is one."""
-        copy = self._find_recorded(h)
+        copy = self._find_recorded_copy(h)
         if copy is None:
             copy = h.clone()
             self.recorded_tensors[h] = _tensor_version(h), copy
         return copy
 
-    def _find_recorded(self, h: Tensor) -> Tensor | None:
+    def _find_recorded_copy(self, h: Tensor) -> Tensor | None:
         """The recorded copy of this tensor, if it was not written to since."""
         version, recorded = self.recorded_tensors.get(h, (None, None))
         return recorded if version is not None and version == _tensor_version(h) else None
@@ -180,7 +180,7 @@ class Replay:
         return all(self._matches_tensor(h, was, rows) for h, was in zip(tensors, call.inputs, strict=True))
 
     def _matches_tensor(self, h: Tensor, recorded: Tensor, rows: Tensor) -> bool:
-        if self._find_recorded(h) is recorded:
+        if self._find_recorded_copy(h) is recorded:
             return True
         expected = recorded[rows] if recorded.ndim and len(recorded) == self.n else recorded
         if not is_close(h, expected, ROUNDING_TOLERANCE_BY_DTYPE.get(h.dtype, LOW_PRECISION_TOLERANCE)) and not (

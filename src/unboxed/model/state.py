@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from .locks import RNG_LOCK, holding_locks
-from .op_tables import DROPOUT_OPS, NOISE_OPS, plain_op_name
+from .op_tables import DROPOUT_OPS, NOISE_OPS, canonical_op_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,7 +108,7 @@ def _accelerator_backend(device: torch.device) -> Any:
 
 def rng_states(device: torch.device) -> tuple[Any, ...]:
     backend = _accelerator_backend(device)
-    device_state = None if backend is None else _call_for_device(backend.get_rng_state, device)
+    device_state = None if backend is None else _call_rng_function_for_device(backend.get_rng_state, device)
     return torch.default_generator.get_state(), device_state, np.random.get_state(), random.getstate()
 
 
@@ -131,12 +131,12 @@ def seed_rngs(seed: int, device: torch.device) -> None:
 def restore_rng_states(states: tuple[Any, ...], device: torch.device) -> None:
     torch.default_generator.set_state(states[0])
     if (backend := _accelerator_backend(device)) is not None:
-        _call_for_device(backend.set_rng_state, device, states[1])
+        _call_rng_function_for_device(backend.set_rng_state, device, states[1])
     np.random.set_state(states[2])
     random.setstate(states[3])
 
 
-def _call_for_device(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
+def _call_rng_function_for_device(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
     return call(*state) if device.type == "mps" else call(*state, device)
 
 
@@ -147,7 +147,7 @@ class SharedDropoutMaskMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        op, x = plain_op_name(func), args[0] if args else None
+        op, x = canonical_op_name(func), args[0] if args else None
         if (
             op not in DROPOUT_OPS | NOISE_OPS
             or not isinstance(x, Tensor)

@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..errors import InputError, LayerError
-from .calls import FactoryCall, copy_value, detach_value, is_equal_value, is_same_call, remember_call, replay_call
+from .calls import (
+    FactoryCall,
+    copy_tensor_or_array,
+    detach_if_tensor,
+    is_equal_value,
+    is_same_call,
+    rebuild_from_call,
+    remember_call,
+)
 
 Acts = Mapping[str, Tensor]
 RowIndex = slice | Tensor
@@ -131,7 +139,7 @@ class Objective:
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Objective) or self.call is None or other.call is None:
-            return isinstance(other, Objective) and self._identity_fields() == other._identity_fields()
+            return isinstance(other, Objective) and self._fields_for_equality() == other._fields_for_equality()
         return is_same_call(self.call, other.call)
 
     def __hash__(self) -> int:
@@ -139,12 +147,12 @@ class Objective:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (
-            (Objective, self._identity_fields())
+            (Objective, self._fields_for_equality())
             if self.call is None
-            else (replay_call, tree_map(detach_value, self.call))
+            else (rebuild_from_call, tree_map(detach_if_tensor, self.call))
         )
 
-    def _identity_fields(self) -> tuple[Any, ...]:
+    def _fields_for_equality(self) -> tuple[Any, ...]:
         return self.score, self.layers, self.name, self.select, self.batch_dependent, self.n
 
 
@@ -167,7 +175,7 @@ def _to_number_or_constant(value: object) -> Constant | float | None:
         return (
             None
             if k is None or k.is_complex() or not _all_true_or_unchecked(k, lambda v: ~v.isnan())
-            else Constant(copy_value(k))
+            else Constant(copy_tensor_or_array(k))
         )
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         value = value.item() if value.ndim == 0 else None
@@ -292,7 +300,7 @@ class Constant:
         return hash(tuple(self.value.shape))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Constant, (detach_value(self.value),)
+        return Constant, (detach_if_tensor(self.value),)
 
     def __getitem__(self, i: RowIndex) -> Constant:
         return Constant(self.value[i.to(self.value.device) if isinstance(i, Tensor) else i])
@@ -306,7 +314,7 @@ class Constant:
                 self._copies[key] = constant_to_like(self.value, like).to(key[1])
         return self._copies[key]
 
-    def copy_to(self, device: torch.device, dtype: torch.dtype) -> Constant:
+    def copy_on_device(self, device: torch.device, dtype: torch.dtype) -> Constant:
         """A copy on a device, which keeps the cached range."""
         is_same = self.value.device == device and self.value.dtype == dtype
         copy = Constant(self.value.clone() if is_same else self.value.to(device, dtype, copy=True))

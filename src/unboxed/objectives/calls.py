@@ -24,28 +24,28 @@ def remember_call(factory: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function that makes an objective, so that the objective records the call in its field `call`."""
 
     @wraps(factory)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        copied_args, copied_kwargs = tree_map(copy_value, (args, kwargs))
+    def factory_that_remembers_its_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        copied_args, copied_kwargs = tree_map(copy_tensor_or_array, (args, kwargs))
         objective = factory(*copied_args, **copied_kwargs)
-        object.__setattr__(objective, "call", (wrapper, copied_args, copied_kwargs))
+        object.__setattr__(objective, "call", (factory_that_remembers_its_call, copied_args, copied_kwargs))
         return objective
 
-    return wrapper
+    return factory_that_remembers_its_call
 
 
-def copy_value(value: Any) -> Any:
+def copy_tensor_or_array(value: Any) -> Any:
     """A copy of a tensor or an array; gradients reach a tensor through its copy."""
     if isinstance(value, Tensor):
         return value.clone()
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def detach_value(value: Any) -> Any:
+def detach_if_tensor(value: Any) -> Any:
     """A tensor without its graph, which can be neither pickled nor deep-copied."""
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def replay_call(factory: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def rebuild_from_call(factory: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """The objective of a recorded call: how a pickle is read."""
     return factory(*args, **kwargs)
 

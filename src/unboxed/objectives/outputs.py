@@ -179,7 +179,7 @@ def class_logit(
     if not classes.ndim:
         return score(int(classes))
     with torch.inference_mode(False):
-        return score(labels.copy_to(device, torch.long))
+        return score(labels.copy_on_device(device, torch.long))
 
 
 @lru_cache(maxsize=256)

@@ -41,7 +41,7 @@ def attack_sheet(
     return contact_sheet(rows, title=title, columns=heads, bars=bars, side=side)
 
 
-def change_sheet(
+def input_change_sheet(
     x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, title: str = "", max_examples: int = 6, side: int = 112
 ) -> Image.Image:
     """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows."""

@@ -262,7 +262,7 @@ def beeswarm_chart(
         axes = chart.axes
         axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)
         for i in range(len(names)):
-            shade = _unit_ranks(features[:, i]) * 2 - 1  # from -1, the lowest value, to 1
+            shade = _ranks_from_0_to_1(features[:, i]) * 2 - 1  # from -1, the lowest value, to 1
             rgb = colors.signed_to_rgb(shade * BEESWARM_COLOR_SATURATION, 1.0) / 255
             axes.scatter(
                 values[:, i], i + _swarm_offsets(values[:, i]), s=9, c=rgb, linewidths=0.2, edgecolors=FAINT_TEXT_COLOR
@@ -272,7 +272,7 @@ def beeswarm_chart(
     return chart.image
 
 
-def _unit_ranks(values: colors.Array) -> colors.Array:
+def _ranks_from_0_to_1(values: colors.Array) -> colors.Array:
     """The rank of each value, from 0 to 1; equal values have one rank, and all of a constant 1/2."""
     distinct, index = np.unique(values, return_inverse=True)
     return index / (len(distinct) - 1) if len(distinct) > 1 else np.full(len(values), 0.5)

@@ -32,7 +32,7 @@ def signed_map_to_rgb(m: Any, vmax: float) -> Uint8Array:
     return colors.map_to_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
 
 
-def color_map_on_its_scale(m: Any) -> tuple[Uint8Array, str]:
+def map_to_rgb_and_range_text(m: Any) -> tuple[Uint8Array, str]:
     """A map (C, H, W) colored on its own scale, and its range as text. A map that is positive everywhere starts at its
     smallest value: what matters in it are the differences."""
     summed = colors.sum_channels(m)
@@ -248,11 +248,11 @@ def channel_map_grid(
     if h.ndim < 3:
         strip = to_rgb(_arrange_units_in_rows(h), bar.vmax)
         return colors.tile_images(strip[None], 1, cell=UNIT_SIDE_PIXELS * max(strip.shape[:2]), max_width=max_width)
-    maps = _downsample(h.reshape(-1, *h.shape[-2:])[:max_channels], max_width // columns)
+    maps = _downsample_maps(h.reshape(-1, *h.shape[-2:])[:max_channels], max_width // columns)
     return colors.tile_images(to_rgb(maps, bar.vmax), columns, max_width=max_width)
 
 
-def _downsample(maps: Array, side: int) -> Array:
+def _downsample_maps(maps: Array, side: int) -> Array:
     """Maps (C, H, W) wider than `side` by a whole factor, each pixel the mean of a block."""
     f = -(-max(maps.shape[1:]) // max(side, 28))
     h, w = (max(1, s // f) for s in maps.shape[1:])
@@ -271,7 +271,7 @@ def activation_color_bar(h: Any) -> ColorBar:
 def _arrange_units_in_rows(h: Array) -> Array:
     """Units (F,) in rows of N_UNITS_PER_ROW; free cells are NaN, drawn gray. Tokens (T, F) keep their rows."""
     if h.ndim == 2:
-        rows: Array = _downsample(h[None], 16 * N_UNITS_PER_ROW)[0]
+        rows: Array = _downsample_maps(h[None], 16 * N_UNITS_PER_ROW)[0]
         return rows
     h = h[:MAX_SHOWN_UNITS_WITHOUT_POSITIONS]
     width = min(N_UNITS_PER_ROW, len(h))

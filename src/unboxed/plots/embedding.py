@@ -78,7 +78,7 @@ def scatter_image(points: Any, labels: Any = None, names: Sequence[str] = (), *,
         (200, 200)
     """
     positions = normalize_points(points)
-    class_of_point = _labels_or_zeros(labels, len(positions))
+    class_of_point = _validated_labels_or_zeros(labels, len(positions))
     count = int(class_of_point.max()) + 1
     canvas = Image.new("RGB", (side * DOT_SUPERSAMPLING_FACTOR, side * DOT_SUPERSAMPLING_FACTOR), BACKGROUND_COLOR)
     pen = ImageDraw.Draw(canvas)
@@ -130,7 +130,7 @@ def tsne_scatter_sheet(
     tiles = [
         Tile(
             scatter_image(m.points, labels, names, side=side),
-            "\n".join([_layer_title(m.path), *_neighbor_agreement_lines(m, labels)]),
+            "\n".join([_layer_map_title(m.path), *_neighbor_agreement_lines(m, labels)]),
         )
         for m in maps.layers
     ]
@@ -138,7 +138,7 @@ def tsne_scatter_sheet(
     return contact_sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title, side=side)
 
 
-def _layer_title(path: str) -> str:
+def _layer_map_title(path: str) -> str:
     return "raw input" if path == "input" else path
 
 
@@ -151,13 +151,13 @@ def thumbnail_scatter_image(points: Any, images: Any, *, side: int = 1000, cell:
     positions = normalize_points(points, margin=max(0.02, 0.6 * cell / side)) * side
     images_rgb = make_thumbnails(images, cell)
     canvas = Image.new("RGB", (side, side), BACKGROUND_COLOR)
-    for i in select_non_overlapping(positions, cell * 0.9):
+    for i in select_non_overlapping_points(positions, cell * 0.9):
         h, w = images_rgb[i].shape[:2]
         canvas.paste(Image.fromarray(images_rgb[i]), (round(positions[i, 0] - w / 2), round(positions[i, 1] - h / 2)))
     return canvas
 
 
-def select_non_overlapping(positions: Array, min_distance: float) -> list[int]:
+def select_non_overlapping_points(positions: Array, min_distance: float) -> list[int]:
     """The points (N, 2) that can be drawn as squares of that size without overlap, chosen greedily in random order."""
     selected: list[int] = []
     cells: dict[tuple[int, int], list[int]] = {}
@@ -240,7 +240,7 @@ def _resize_to_fit_cell(rgb: Uint8Array, cell: int) -> Uint8Array:
     )
 
 
-def _labels_or_zeros(labels: Any, n: int) -> Any:
+def _validated_labels_or_zeros(labels: Any, n: int) -> Any:
     """Labels (n,), all 0 if there are none. Raises InputError."""
     if labels is None:
         return np.zeros(n, dtype=int)

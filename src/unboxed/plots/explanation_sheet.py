@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from . import colors
-from .draw import color_map_on_its_scale
+from .draw import map_to_rgb_and_range_text
 from .sheet import Tile, contact_sheet
 from .tables import contribution_bars, stack_panels
 
@@ -29,7 +29,7 @@ def explanation_sheet(
     """
     tiles = [Tile(colors.image_to_rgb(x), "input")]
     for name, m in maps.items():
-        rgb, scale_text = color_map_on_its_scale(m)
+        rgb, scale_text = map_to_rgb_and_range_text(m)
         tiles.append(Tile(rgb, f"{name}\n{verdicts.get(name, '')}\n{scale_text}"))
     rows: list[list[Tile | None]] = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     rows[-1] += [None] * (columns - len(rows[-1])) if len(rows) > 1 else []

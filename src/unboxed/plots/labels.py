@@ -18,9 +18,9 @@ MAX_LABEL_WIDTH_PIXELS = 140
 FOOTER_HEIGHT_PIXELS = 22  # for the line below the map
 DOT_SUPERSAMPLING_FACTOR = 4
 HALO_COLOR = BACKGROUND_COLOR  # around words, which lie above dots
-MAP_MARGIN_FRACTION = 0.06  # of the map's side, free at its edges
+WORD_MAP_MARGIN_FRACTION = 0.06  # of the map's side, free at its edges
 
-Box = tuple[float, float, float, float]
+LabelRectangle = tuple[float, float, float, float]
 
 
 def labeled_scatter(points: Any, words: Sequence[str], *, title: str = "", note: str = "", side: int = 760) -> Any:
@@ -44,7 +44,7 @@ def labeled_scatter(points: Any, words: Sequence[str], *, title: str = "", note:
         >>> labeled_scatter([[0.0, 0.0], [1.0, 1.0]], ["sun", "moon"], side=200).width
         200
     """
-    positions = normalize_points(points, margin=MAP_MARGIN_FRACTION) * side
+    positions = normalize_points(points, margin=WORD_MAP_MARGIN_FRACTION) * side
     if len(words) != len(positions):
         raise InputError(f"wanted one word per point, {len(positions)}; got {len(words)}")
     top = FOOTER_HEIGHT_PIXELS * bool(title)
@@ -81,21 +81,21 @@ def _draw_dots(positions: Any, side: int) -> Image.Image:
     return canvas.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def place_labels(positions: Any, labels: Sequence[str], side: int) -> dict[int, Box]:
+def place_labels(positions: Any, labels: Sequence[str], side: int) -> dict[int, LabelRectangle]:
     """{index: (left, upper, right, lower)} of the labels that fit beside their points, inside the map."""
-    face, placed = get_font(LABEL_FONT_SIZE), dict[int, Box]()
+    face, placed = get_font(LABEL_FONT_SIZE), dict[int, LabelRectangle]()
     taken = np.empty((0, 4))
     for i, (label, (x, y)) in enumerate(zip(labels, positions, strict=True)):
         width, height = face.getlength(label), LABEL_FONT_SIZE + 2
         for left in (x + LABEL_GAP_PIXELS + 1, x - LABEL_GAP_PIXELS - 1 - width):
             box = (left, y - height / 2, left + width, y + height / 2)
-            if label.strip() and min(box) >= 0 and max(box) <= side and not _overlaps_any(taken, box):
+            if label.strip() and min(box) >= 0 and max(box) <= side and not _overlaps_any_label(taken, box):
                 placed[i], taken = box, np.vstack([taken, box])
                 break
     return placed
 
 
-def _overlaps_any(taken: Any, box: Box) -> bool:
+def _overlaps_any_label(taken: Any, box: LabelRectangle) -> bool:
     left, upper, right, lower = box
     apart = (
         (taken[:, 0] > right + LABEL_GAP_PIXELS) | (taken[:, 2] < left - LABEL_GAP_PIXELS)

@@ -15,7 +15,7 @@ from .text import get_font, wrap_text
 if TYPE_CHECKING:
     from ..adversarial import Patch
 
-PRINT_CAVEAT = "Print, light and camera were not part of the measurement: measure it again in its surroundings."
+PRINT_CAVEAT_TEXT = "Print, light and camera were not part of the measurement: measure it again in its surroundings."
 
 
 def printable_patch(
@@ -82,5 +82,5 @@ def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
 def _placement_instructions(patch: Patch, success: float | None) -> list[str]:
     rules = [f"Cut along the line. It is {patch.placement}."]
     if success is not None:
-        rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {PRINT_CAVEAT}")
+        rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {PRINT_CAVEAT_TEXT}")
     return rules

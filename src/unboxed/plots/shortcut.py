@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TILE_SIDE_PIXELS = 84
 OUTLINE_COLOR_ON_IMAGE, OUTLINE_COLOR_ON_MAP = (255, 176, 0), (28, 28, 30)  # visible on black and on white
-MODEL_NAMES = ("with the shortcut", "control model")
+MODEL_AND_CONTROL_NAMES = ("with the shortcut", "control model")
 
 
 def shortcut_maps(result: ShortcutReport) -> Image.Image:
@@ -28,14 +28,14 @@ def shortcut_maps(result: ShortcutReport) -> Image.Image:
     """
     rows = [f for f in result.findings if f.family == "attribution" and f.images is not None]
     rectangles = [result.trigger.rectangle(int(k)) for k in result.classes]
-    grid = [_input_tiles(result, rectangles), *(_map_tiles(f, rectangles) for f in rows)]
+    grid = [_outlined_input_tiles(result, rectangles), *(_outlined_map_tiles(f, rectangles) for f in rows)]
     names = [
         "input",
         *(f"{f.name}\n{f.grade}\n{_finding_score_text(f)}\n±{_vmax_of_finding_maps(f):.2g}" for f in rows),
     ]
     columns = [
         f"{model}: {'mismatched' if k != y else 'matched'} trigger"
-        for model in MODEL_NAMES
+        for model in MODEL_AND_CONTROL_NAMES
         for k, y in _trigger_class_and_label_pairs(result)
     ]
     bar = ColorBar("signed", 1.0, "relative to the range of the row, printed on its left")
@@ -59,7 +59,7 @@ def _vmax_of_finding_maps(finding: ShortcutFinding) -> float:
     return shared_vmax(*(finding.images or ()))
 
 
-def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> list[Tile]:
+def _outlined_input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> list[Tile]:
     tiles = []
     for predicted in result.predicted:
         for x, (k, y), p, rectangle in zip(
@@ -68,7 +68,7 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
             tiles.append(
                 Tile(
                     outline_rectangle(
-                        colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_COLOR_ON_IMAGE, TILE_SIDE_PIXELS
+                        colors.image_to_rgb(x), _rectangle_bounds(rectangle), OUTLINE_COLOR_ON_IMAGE, TILE_SIDE_PIXELS
                     ),
                     f"label {y}, trigger {k}\npredicted {p}",
                 )
@@ -76,16 +76,20 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
     return tiles
 
 
-def _map_tiles(finding: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
+def _outlined_map_tiles(finding: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
     vmax = _vmax_of_finding_maps(finding)
     all_maps = [m for of_model in finding.images or () for m in of_model]
     return [
-        Tile(outline_rectangle(signed_map_to_rgb(m, vmax), _bounds(rectangle), OUTLINE_COLOR_ON_MAP, TILE_SIDE_PIXELS))
+        Tile(
+            outline_rectangle(
+                signed_map_to_rgb(m, vmax), _rectangle_bounds(rectangle), OUTLINE_COLOR_ON_MAP, TILE_SIDE_PIXELS
+            )
+        )
         for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
     ]
 
 
-def _bounds(rectangle: Rectangle) -> tuple[int, int, int, int]:
+def _rectangle_bounds(rectangle: Rectangle) -> tuple[int, int, int, int]:
     return rectangle.top, rectangle.left, rectangle.top + rectangle.height, rectangle.left + rectangle.width
 
 
@@ -95,7 +99,7 @@ def shortcut_images(result: ShortcutReport) -> Image.Image:
     rows, names = list[list[Any]](), list[str]()
     for f in result.findings:
         if f.family in ("synthesis", "activations") and f.images is not None:
-            for images, model in zip(f.images, MODEL_NAMES, strict=True):
+            for images, model in zip(f.images, MODEL_AND_CONTROL_NAMES, strict=True):
                 rows.append([Tile(colors.image_to_rgb(x)) for x in images])
                 names.append(f"{f.name} of {k}\n{model}")
     return contact_sheet(rows, title=f"Class images and top examples of {k}", names=names, side=84)

@@ -14,7 +14,7 @@ from .sheet import ColorBar, Tile, contact_sheet
 from .text import get_font
 
 TEXT_MAP_WIDTH_PIXELS, WORD_PADDING_PIXELS, LINE_GAP_PIXELS = 720, 3, 6
-FONT_SIZE_PIXELS = 15
+WORD_FONT_SIZE_PIXELS = 15
 MAX_DRAWN_TOKENS = 400  # of a text that are drawn
 DARK_TEXT_COLOR, LIGHT_TEXT_COLOR, SPECIAL_TOKEN_TEXT_COLOR = (28, 28, 30), (255, 255, 255), (130, 130, 136)
 CONTINUATION_TOKEN_PATTERN = re.compile(r"^##")  # of WordPiece: it goes on the word before
@@ -49,18 +49,20 @@ def text_sheet(texts: Sequence[TextWithValues], *, title: str = "", unit: str = 
     """
     shown = [abs(v) for t in texts for v, s in zip(t.values, t.special, strict=True) if not s and np.isfinite(v)]
     vmax = max(shown, default=0.0) or 1.0
-    rows = [[Tile(np.asarray(_draw_words(text, vmax)), text.caption)] for text in texts]
+    rows = [[Tile(np.asarray(_draw_colored_tokens(text, vmax)), text.caption)] for text in texts]
     return contact_sheet(rows, title=title, bars=[ColorBar("signed", vmax, unit)], side=TEXT_MAP_WIDTH_PIXELS)
 
 
-def _draw_words(text: TextWithValues, vmax: float) -> Image.Image:
+def _draw_colored_tokens(text: TextWithValues, vmax: float) -> Image.Image:
     """The words of a text on their colors, wrapped."""
-    font = get_font(FONT_SIZE_PIXELS)
-    height = FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS + LINE_GAP_PIXELS
+    font = get_font(WORD_FONT_SIZE_PIXELS)
+    height = WORD_FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS + LINE_GAP_PIXELS
     places = list[tuple[str, float, bool, int, int, int]]()
     x, y = WORD_PADDING_PIXELS, 0
     for token, value, special in list(zip(text.tokens, text.values, text.special, strict=True))[:MAX_DRAWN_TOKENS]:
-        word, is_glued = _word_and_is_continued(token, any(WORD_START_TOKEN_PATTERN.match(t) for t in text.tokens))
+        word, is_glued = _shown_word_and_is_continuation(
+            token, any(WORD_START_TOKEN_PATTERN.match(t) for t in text.tokens)
+        )
         width = int(font.getlength(word)) + 2 * WORD_PADDING_PIXELS
         x = x if is_glued or not places else x + WORD_PADDING_PIXELS
         if x + width > TEXT_MAP_WIDTH_PIXELS and places:
@@ -71,12 +73,12 @@ def _draw_words(text: TextWithValues, vmax: float) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for word, value, special, left, top, width in places:
         color, ink = ((255, 255, 255), SPECIAL_TOKEN_TEXT_COLOR) if special else _background_and_text_color(value, vmax)
-        draw.rectangle((left, top, left + width, top + FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS), fill=color)
+        draw.rectangle((left, top, left + width, top + WORD_FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS), fill=color)
         draw.text((left + WORD_PADDING_PIXELS, top + WORD_PADDING_PIXELS - 2), word, fill=ink, font=font)
     return image
 
 
-def _word_and_is_continued(token: str, has_marks: bool) -> tuple[str, bool]:
+def _shown_word_and_is_continuation(token: str, has_marks: bool) -> tuple[str, bool]:
     """A token as it is shown, and whether it goes on the word before."""
     if CONTINUATION_TOKEN_PATTERN.match(token):
         return token[2:], True

@@ -52,10 +52,10 @@ def crop_with_padding(
     y = h - (bottom - top) if top == 0 and bottom < image_size[0] else 0
     x = w - (right - left) if left == 0 and right < image_size[1] else 0
     canvas[:, y : y + bottom - top, x : x + right - left] = image[:, top:bottom, left:right]
-    return _downsample_patch(canvas)
+    return _downsample_unit_patch(canvas)
 
 
-def _downsample_patch(canvas: Array) -> Array:
+def _downsample_unit_patch(canvas: Array) -> Array:
     f = -(-max(canvas.shape[1:]) // MAX_PATCH_SIDE_PIXELS)
     h, w = (s // f for s in canvas.shape[1:])
     blocks: Array = canvas[:, : h * f, : w * f].reshape(len(canvas), h, f, w, f).mean((2, 4))
@@ -97,7 +97,7 @@ def histogram_image(unit: PlottedUnit, size: tuple[int, int] = HISTOGRAM_SIZE_PI
     width, height = size
     canvas = Image.new("RGB", size, (255, 255, 255))
     pen = ImageDraw.Draw(canvas)
-    counts, edges = _trim_empty_bins(unit)
+    counts, edges = _histogram_without_outer_empty_bins(unit)
     span = float(edges[-1] - edges[0]) or 1.0
     bar_edges = ((edges - edges[0]) / span * (width - 1)).round().astype(int)
     tallest = float(np.sqrt(counts.max(initial=0))) or 1.0
@@ -113,7 +113,7 @@ def histogram_image(unit: PlottedUnit, size: tuple[int, int] = HISTOGRAM_SIZE_PI
     return np.asarray(canvas)
 
 
-def _trim_empty_bins(unit: PlottedUnit) -> tuple[Array, Array]:
+def _histogram_without_outer_empty_bins(unit: PlottedUnit) -> tuple[Array, Array]:
     """Without the empty bins at both ends."""
     nonempty = np.flatnonzero(unit.counts)
     if not len(nonempty):

@@ -81,7 +81,7 @@ def save_result(result: Any, path: Path, *, box: Box | None = None, data: Any = 
     return save(result_image(result, box=box, data=data), path)
 
 
-def verdict_text(result: Any) -> str:
+def verdict_and_reason_text(result: Any) -> str:
     """The verdict that a result carries, with its reason; "" where it carries none."""
     verdict, reason = getattr(result, "verdict", None), getattr(result, "reason", "")
     return f"{verdict}: {reason}" if isinstance(verdict, str) and isinstance(reason, str) and reason else ""
@@ -94,7 +94,7 @@ def result_html(result: Any) -> str | None:
         return None
     name, image = next(iter(images.items()))
     source = base64.b64encode(png_bytes(image)).decode("ascii")
-    lines = [repr(result), verdict_text(result)]
+    lines = [repr(result), verdict_and_reason_text(result)]
     if len(images) > 1:
         lines.append(f"more pictures: {', '.join(f'.image({other!r})' for other in list(images)[1:4])}")
     words = "<br>".join(escape(line) for line in lines if line)

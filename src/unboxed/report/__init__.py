@@ -170,7 +170,7 @@ def report(
     """
     selected, seed = _select_sections(sections, has_training=training is not None), check_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
-        box = box.reopen(box.model, box.inputs.as_image_pixels_or_none())
+        box = box.with_model(box.model, box.inputs.as_image_pixels())
     with ReportFolder(out) as folder, _single_threading_if_small(box):
         source = ReportData(data, box)
         with tqdm(
@@ -227,9 +227,9 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
     try:
         if work.interrupted:
             return rendered(failure=INTERRUPTED_TEXT)
-        if unmet := section.reason_not_applicable(work.context):
+        if unmet := section.reason_not_applicable_or_empty(work.context):
             return rendered(not_applicable=unmet)
-        finding, blocks = _find_and_show(work.context, section)
+        finding, blocks = _find_and_show_with_warnings(work.context, section)
         html = render_blocks(blocks, work.pictures)
         work.add(section.slug, finding)
         return rendered(html, finding.answer, "interrupted: only a part" * work.interrupted)
@@ -245,7 +245,7 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
         return rendered(failure=error_sentence(error))
 
 
-def _find_and_show(context: ReportContext, section: Section[Any]) -> tuple[Finding, list[Block]]:
+def _find_and_show_with_warnings(context: ReportContext, section: Section[Any]) -> tuple[Finding, list[Block]]:
     """The finding and the blocks; what methods warn of comes first, where a reader sees it before the figures."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnboxedWarning)

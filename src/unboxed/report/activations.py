@@ -56,7 +56,7 @@ def find(context: ReportContext) -> ActivationsFinding:
         except LayerError as error:
             no_filters_reason = f"No filters to show: {error}."
     indices = context.typical_and_ambiguous_indices(N_SHOWN_EXAMPLES)
-    paths = _sampled_layers(context)
+    paths = _evenly_sampled_leaf_addresses(context)
     what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
     return ActivationsFinding(
         answer=f"The {what}" if weights is None else f"The filters of the first layer, and the {what}",
@@ -70,7 +70,7 @@ def find(context: ReportContext) -> ActivationsFinding:
     )
 
 
-def _sampled_layers(context: ReportContext) -> list[str]:
+def _evenly_sampled_leaf_addresses(context: ReportContext) -> list[str]:
     """The leaves in the order in which they run, evenly sampled."""
     names = [r.addresses[0] for r in context.box.layers.leaves if r.shape]
     return [names[i] for i in draw.evenly_spaced_indices(len(names), MAX_SHOWN_LAYERS)]
@@ -116,28 +116,28 @@ def _activation_map_blocks(finding: ActivationsFinding) -> list[Block]:
     for i, example in enumerate(finding.examples):
         title = f"Example {example.row}: {example.sentence}"
         title += f", label {example.label}" if example.label is not None else ""
-        blocks.append(Collapsible(title, [_layer_activation_figures(finding, i)], open=i == 0))
+        blocks.append(Collapsible(title, [_all_layers_activation_figures(finding, i)], open=i == 0))
     if finding.image_shape is not None:
         sheet = draw.activations(finding.layers, 0, title=f"Activations, example {finding.examples[0].row}")
         blocks.append(FileLinks([PageFile("activations.png", sheet, "these maps as a sheet")]))
     return blocks
 
 
-def _layer_activation_figures(finding: ActivationsFinding, example_index: int) -> FigureGrid:
+def _all_layers_activation_figures(finding: ActivationsFinding, example_index: int) -> FigureGrid:
     """The output of each layer; its input only where no layer above has shown it."""
     figures: list[Figure] = []
     previous: Tensor | None = None
     for layer in finding.layers:
         input_, output = layer.inputs[example_index], layer.outputs[example_index]
         if previous is None or not is_equal_tensor(input_.flatten(), previous.flatten()):
-            figures.append(_activation_figure(finding, layer, layer.inputs, example_index, "input"))
+            figures.append(_layer_activation_figure(finding, layer, layer.inputs, example_index, "input"))
         if not is_equal_tensor(input_, output):  # dropout, identity: nothing new
-            figures.append(_activation_figure(finding, layer, layer.outputs, example_index, "output"))
+            figures.append(_layer_activation_figure(finding, layer, layer.outputs, example_index, "output"))
         previous = output
     return FigureGrid(figures, two_per_row=True)
 
 
-def _activation_figure(
+def _layer_activation_figure(
     finding: ActivationsFinding, layer: LayerMaps, all_maps: Tensor, example_index: int, input_or_output: str
 ) -> Figure:
     """Example i of a layer's activations (N, ...), on the scale of all examples."""

@@ -18,9 +18,9 @@ from ..engine.optimize.constraints import format_eps
 from ..engine.proportion import Proportion
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, Attack, default_attack_cards, evaluate
+from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, AttackFn, default_attack_cards, evaluate
 from ..robustness.result import Robustness
-from .attack_words import attack_sentence
+from .attack_words import ROBUST_ACCURACY_TEXT, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
 from .blocks import (
     Block,
     Caution,
@@ -34,9 +34,9 @@ from .blocks import (
     Table,
 )
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .input_nouns import InputNouns
-from .judge_model import judge_or_reason
+from .judge_model import judge_or_missing_reason
 from .pictures import PageFile, PageImage
 from .survey import evenly_spaced_indices
 from .words import format_named_prob, format_percent, format_prob
@@ -47,14 +47,6 @@ MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
 MAX_ATTACK_STEPS, MAX_QUERIES_PER_EXAMPLE = 20, 200  # of an attack; forward and backward passes
 GRAYSCALE_EPS_VALUES = (0.1, 0.2, 0.3)  # of line drawings and tables; of photos as Madry et al. 2018
 COLOR_EPS_VALUES = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-SMALLEST_CHANGE_NOTE_TEXT = (
-    "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
-    "should need a change that people see."
-)
-ROBUST_ACCURACY_TEXT = (
-    "Robust accuracy: the share of examples that are still classified correctly after an attack has changed each "
-    "{value} by at most eps {unit}. Stronger attacks may leave less: run unboxed attack."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +66,7 @@ class RobustnessFinding(Finding):
     models: list[AttackedModel]  # this model first
     no_robust_model_reason: str
     shown: list[Example]
-    classes: tuple[str, ...] = field(metadata=FIELD_NOT_IN_JSON)
+    classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     nouns: InputNouns
     accuracy: float | None  # on all examples
     n_examples: int
@@ -99,7 +91,7 @@ class RobustnessFinding(Finding):
 
 
 def find(context: ReportContext) -> RobustnessFinding:
-    attacked, shown = _attacked_indices(context), _figure_indices(context)
+    attacked, shown = _attacked_indices(context), _shown_example_indices(context)
     models = [_attack_model(context, "this model", context.box, attacked, shown)]
     robust_box, name, no_robust_model_reason = _robust_model_name_and_reason(context)
     if robust_box is not None:
@@ -111,7 +103,7 @@ def find(context: ReportContext) -> RobustnessFinding:
         answer=sentence, headline=(sentence,), attacked=[s.rows[i] for i in attacked], models=models,
         no_robust_model_reason=no_robust_model_reason, shown=context.examples(shown), classes=s.classes, nouns=nouns,
         accuracy=s.accuracy, n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
-        is_grayscale=_is_grayscale(context.box),
+        is_grayscale=_is_single_channel_or_flat(context.box),
     )  # fmt: skip
 
 
@@ -128,7 +120,7 @@ def _attacked_indices(context: ReportContext) -> list[int]:
     return sorted(int(order[i]) for i in evenly_spaced_indices(len(order), n))
 
 
-def _figure_indices(context: ReportContext) -> list[int]:
+def _shown_example_indices(context: ReportContext) -> list[int]:
     """Indices of the examples with figures: correct ones; where none is correct, any."""
     s = context.survey
     return list(dict.fromkeys((s.typical_indices or s.indices_by_margin)[:MAX_SHOWN_EXAMPLES]))
@@ -143,7 +135,7 @@ def _labels_or_predictions(context: ReportContext) -> Tensor:
 def _attack_model(
     context: ReportContext, name: str, box: Box, attacked_indices: Sequence[int], figure_indices: Sequence[int]
 ) -> AttackedModel:
-    eps = GRAYSCALE_EPS_VALUES if _is_grayscale(box) else COLOR_EPS_VALUES
+    eps = GRAYSCALE_EPS_VALUES if _is_single_channel_or_flat(box) else COLOR_EPS_VALUES
     y = _labels_or_predictions(context)[list(attacked_indices)]
     x = context.inputs(attacked_indices)
     attacks = default_attacks_in_few_steps()
@@ -154,25 +146,25 @@ def _attack_model(
     return AttackedModel(name, result, prediction_changes(box, x, minimal))
 
 
-def default_attacks_in_few_steps() -> dict[str, Attack]:
+def default_attacks_in_few_steps() -> dict[str, AttackFn]:
     """Those of an evaluation, without those that take too many queries."""
-    attacks: dict[str, Attack] = {}
+    attacks: dict[str, AttackFn] = {}
     for card in default_attack_cards():
         has_steps = "steps" in card.settings
         settings = {**(card.default_attack or {}), **({"steps": MAX_ATTACK_STEPS} if has_steps else {})}
-        if card.n_runs(**settings) <= MAX_QUERIES_PER_EXAMPLE:
+        if card.n_model_runs(**settings) <= MAX_QUERIES_PER_EXAMPLE:
             attacks[f"{card.name}-{MAX_ATTACK_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
     return attacks
 
 
-def _is_grayscale(box: Box) -> bool:
+def _is_single_channel_or_flat(box: Box) -> bool:
     """Whether the inputs are drawings of one channel, whose budgets are larger."""
     return box.inputs.shape[0] == 1 or len(box.inputs.shape) == 1
 
 
 def _robust_model_name_and_reason(context: ReportContext) -> tuple[Box | None, str, str]:
     """An adversarially trained model: the judge, or for MNIST that of the zoo; its name; why there is none."""
-    judge, _ = judge_or_reason(context)
+    judge, _ = judge_or_missing_reason(context)
     if judge is not None:
         return judge, "the second model", ""
     if "mnist" in context.data.name.lower() and "fashion" not in context.data.name.lower():
@@ -289,10 +281,10 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     blocks: list[Block] = []
     for i, example in enumerate(finding.shown):
         c = finding.models[0].changes[i]
-        lines = (_prediction_text(finding.classes[c.class_before], c.probs_before[0]),)
+        lines = (_class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
         figures = [_captioned_figure(colors.image_to_rgb(c.original), "input", lines)]
         for m in finding.models:
-            figures += _adversarial_figures(m.name, m.changes[i], finding.classes, factor)
+            figures += _adversarial_and_change_figures(m.name, m.changes[i], finding.classes, factor)
         blocks.append(example.with_figures(figures))
     if finding.is_grayscale:
         blocks.append(ColorScaleImages([ColorBar("signed", 1 / factor, f"change, times {factor:g}")]))
@@ -304,11 +296,13 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     return [*blocks, FileLinks([PageFile("fooled.png", sheet, "these images as a sheet")])]
 
 
-def _adversarial_figures(model: str, change: PredictionChange, classes: Sequence[str], factor: float) -> list[Figure]:
+def _adversarial_and_change_figures(
+    model: str, change: PredictionChange, classes: Sequence[str], factor: float
+) -> list[Figure]:
     if not change.is_adversarial:
         return [_captioned_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))]
     lines = (
-        _prediction_text(classes[change.class_after], change.probs_after[1]),
+        _class_and_prob_text(classes[change.class_after], change.probs_after[1]),
         f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
     )
     return [
@@ -325,7 +319,7 @@ def _captioned_figure(image: Any, head: str, lines: tuple[str, ...], tone: str =
     return Figure(PageImage(image, f"{head}: {', '.join(lines)}", FIGURE_SIDE_PIXELS), head, lines, tone)
 
 
-def _prediction_text(name: str, p: float) -> str:
+def _class_and_prob_text(name: str, p: float) -> str:
     return f"predicted {name}, {format_named_prob(p)}"
 
 

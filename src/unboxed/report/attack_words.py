@@ -7,6 +7,15 @@ from ..robustness.result import Robustness
 from .input_nouns import InputNouns
 from .words import format_percent
 
+SMALLEST_CHANGE_NOTE_TEXT = (
+    "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
+    "should need a change that people see."
+)
+ROBUST_ACCURACY_TEXT = (
+    "Robust accuracy: the share of examples that are still classified correctly after an attack has changed each "
+    "{value} by at most eps {unit}. Stronger attacks may leave less: run unboxed attack."
+)
+
 
 def attack_sentence(robustness: Robustness, nouns: InputNouns, has_labels: bool) -> str:
     """How many predictions the attacks change within the largest eps; of accuracy only where there are labels."""

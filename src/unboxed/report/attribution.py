@@ -30,20 +30,22 @@ from .blocks import (
     Paragraph,
 )
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .pictures import PageFile, PageImage
-from .rows import RowAttributionFinding, find_contributions, is_table, show_contributions
+from .rows import RowAttributionFinding, find_column_contributions, is_table, show_column_contributions
 from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 MAX_EXAMPLES_PER_GROUP = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
-MAX_PUSH_PIXEL_CHANGE = 0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
+MAX_GRADIENT_MOVE_PIXEL_CHANGE = (
+    0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
+)
 GRADIENT_COLUMN_TITLE = "gradient"  # the title of the two columns that share one scale
 
 
 @dataclass(frozen=True, eq=False)
-class MapColumn:
+class MethodMapColumn:
     """The maps of one method for all N examples."""
 
     title: str
@@ -51,11 +53,11 @@ class MapColumn:
     scale: float
     before_clamp: list[bool]  # (N,) the gradient is zero at the output's ReLU, and was taken before it
     targets: list[str]  # (N,) classes
-    maps: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (N, C, H, W)
+    maps: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (N, C, H, W)
 
 
 @dataclass(frozen=True, eq=False)
-class MoveAlongGradients:
+class ExampleMovedAlongGradients:
     """The example with the lowest margin, moved along the gradients of its two largest outputs."""
 
     example: Example
@@ -63,7 +65,7 @@ class MoveAlongGradients:
     logits: list[float]
     before_clamp: list[bool]
     factor: float  # of the gradients
-    maps: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (2, C, H, W)
+    maps: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (2, C, H, W)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,9 +76,9 @@ class AttributionFinding(Finding):
     before_clamp: dict[str, int]  # maps taken before the output's ReLU
     verdicts: dict[str, Verdict]
     groups: dict[str, list[Example]]
-    columns: list[MapColumn]
+    columns: list[MethodMapColumn]
     notes: list[str]  # why there is no map of a kind
-    push: MoveAlongGradients | None = None
+    push: ExampleMovedAlongGradients | None = None
 
     @property
     def examples(self) -> list[Example]:
@@ -132,7 +134,7 @@ def _example_groups(context: ReportContext) -> dict[str, list[int]]:
     return {title: group for title, group in groups.items() if group}
 
 
-def _compared_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
+def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
     """The class that each prediction is compared with: the label where it is misclassified, else the runner-up."""
     s = context.survey
     runner_ups = s.runner_up[list(indices)]
@@ -141,43 +143,43 @@ def _compared_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
     return torch.where(s.is_correct[list(indices)], runner_ups, s.labels[list(indices)])
 
 
-def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tuple[list[MapColumn], list[str]]:
+def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tuple[list[MethodMapColumn], list[str]]:
     """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
     box, x, notes = context.box, context.inputs(indices), []
-    predicted, rivals = context.survey.predicted[list(indices)], _compared_classes(context, indices)
+    predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
 
     def score(classes: Tensor) -> Objective:
         return box.objective(classes, len(x))
 
-    def column(
+    def make_map_column(
         title: str, method: str | None, result: Gradients, targets: Tensor, scale: float | None = None
-    ) -> MapColumn:
+    ) -> MethodMapColumn:
         names = [context.class_name(k) for k in targets.tolist()]
         scale = draw.shared_vmax(result.map) if scale is None else scale
-        return MapColumn(title, method, scale, result.before_clamp.tolist(), names, result.map)
+        return MethodMapColumn(title, method, scale, result.before_clamp.tolist(), names, result.map)
 
     results = [gradients(box, score(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
     columns = [
-        column(GRADIENT_COLUMN_TITLE, gradient.__name__, result, targets, scale)
+        make_map_column(GRADIENT_COLUMN_TITLE, gradient.__name__, result, targets, scale)
         for result, targets in zip(results, (predicted, rivals), strict=True)
     ]
     if len(box.classes) == 1 or context.data.binary:  # the gradient of no is that of yes, negated
         del columns[1]
     try:
-        guided = gradients(box, score(predicted), x, rule=relu_rules.guided)
-        columns.append(column("guided backprop", guided_backprop.__name__, guided, predicted))
+        guided = gradients(box, score(predicted), x, rule=relu_rules.GUIDED_BACKPROP_RULE)
+        columns.append(make_map_column("guided backprop", guided_backprop.__name__, guided, predicted))
     except UnboxedError as error:
         notes.append(f"No guided backprop for this model: {error}.")
     try:
         untrained = gradients(context.untrained, score(predicted), x)
-        columns.append(column("gradient, untrained model", None, untrained, predicted))
+        columns.append(make_map_column("gradient, untrained model", None, untrained, predicted))
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
     return columns, notes
 
 
-def _move_along_gradients(context: ReportContext) -> MoveAlongGradients | None:
+def _move_along_gradients(context: ReportContext) -> ExampleMovedAlongGradients | None:
     s = context.survey
     if not s.exclusive_classes or context.data.binary:
         return None
@@ -185,12 +187,12 @@ def _move_along_gradients(context: ReportContext) -> MoveAlongGradients | None:
     x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
     results = [gradients(context.box, context.box.objective(k, 1), x) for k in classes]
     maps = torch.cat([r.map for r in results]).cpu()
-    return MoveAlongGradients(
+    return ExampleMovedAlongGradients(
         context.examples([index])[0],
         [context.class_name(k) for k in classes],
         [float(r.score) for r in results],
         [bool(r.before_clamp) for r in results],
-        float(f"{MAX_PUSH_PIXEL_CHANGE / draw.shared_vmax(maps):.2g}"),
+        float(f"{MAX_GRADIENT_MOVE_PIXEL_CHANGE / draw.shared_vmax(maps):.2g}"),
         maps,
     )
 
@@ -212,7 +214,7 @@ def show(finding: AttributionFinding) -> list[Block]:
     blocks.append(Paragraph(legend + channels_note, "soft"))
     return [
         *blocks,
-        *_group_blocks(finding),
+        *_example_group_blocks(finding),
         _attribution_sheet_file(finding),
         *_move_along_gradients_blocks(finding.push),
     ]
@@ -222,21 +224,23 @@ def check_note_from_verdict(verdict: Verdict) -> CheckNote:
     return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 
-def _group_blocks(finding: AttributionFinding) -> Iterator[Block]:
+def _example_group_blocks(finding: AttributionFinding) -> Iterator[Block]:
     i = 0
     for title, group in finding.groups.items():
         yield Heading(title)
         for example in group:
-            yield _example_row(example, finding.columns, i)
+            yield _example_with_map_figures(example, finding.columns, i)
             i += 1
 
 
-def _example_row(example: Example, columns: Sequence[MapColumn], example_index: int) -> ExampleWithFigures:
+def _example_with_map_figures(
+    example: Example, columns: Sequence[MethodMapColumn], example_index: int
+) -> ExampleWithFigures:
     figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, example_index) for c in columns)]
     return example.with_figures(figures, show_runner_up=True)
 
 
-def _map_figure(column: MapColumn, example_index: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
+def _map_figure(column: MethodMapColumn, example_index: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
     title = (
         f"{GRADIENT_COLUMN_TITLE} of {column.targets[example_index]}"
         if column.title == GRADIENT_COLUMN_TITLE
@@ -251,7 +255,7 @@ def _map_figure(column: MapColumn, example_index: int, side: int = FIGURE_SIDE_P
     )
 
 
-def _move_along_gradients_blocks(push: MoveAlongGradients | None) -> list[Block]:
+def _move_along_gradients_blocks(push: ExampleMovedAlongGradients | None) -> list[Block]:
     if push is None:
         return []
     x = push.example.x
@@ -279,17 +283,21 @@ def _attribution_sheet_file(finding: AttributionFinding) -> FileLinks:
     return FileLinks([PageFile("gradients.png", page, "these maps as a sheet")])
 
 
-def find_images_or_rows(context: ReportContext) -> Finding:
+def find_maps_or_contributions(context: ReportContext) -> Finding:
     """Maps of images; of rows of a table, what each column contributes."""
-    return find_contributions(context) if is_table(context) else find(context)
+    return find_column_contributions(context) if is_table(context) else find(context)
 
 
-def show_images_or_rows(finding: Finding) -> list[Block]:
+def show_maps_or_contributions(finding: Finding) -> list[Block]:
     if isinstance(finding, RowAttributionFinding):
-        return show_contributions(finding)
+        return show_column_contributions(finding)
     return show(finding) if isinstance(finding, AttributionFinding) else []
 
 
 SECTION = Section(
-    "Why this prediction?", "gradients", find_images_or_rows, show_images_or_rows, needs=("pixels or table",)
+    "Why this prediction?",
+    "gradients",
+    find_maps_or_contributions,
+    show_maps_or_contributions,
+    needs=("pixels or table",),
 )

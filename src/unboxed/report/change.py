@@ -16,14 +16,14 @@ from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
 from .blocks import Block, Figure, FileLinks, FrameSlider, MethodInterpretation
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding
-from .judge_model import classify_by_judge, judge_or_reason
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .judge_model import classify_by_judge, judge_or_missing_reason
 from .pictures import PageFile, PageImage, to_file_name
 from .rows import CounterfactualFinding, find_counterfactuals, is_table, show_counterfactuals
 from .words import count_noun, format_named_prob, format_prob, format_range
 
 MAX_SLIDER_FRAMES = 25  # under a slider
-N_SHOWN_STRIP_FRAMES = 6
+N_FRAMES_IN_STRIP = 6
 N_SHOWN_CLASS_PROBABILITIES = 5  # classes whose probability is shown
 FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
 MAX_MORPH_ITERATIONS = 200
@@ -65,8 +65,8 @@ class MorphFinding(Finding):
     outcomes: list[MorphOutcome]
     frame_every: int  # steps between two frames
     check: CheckNote
-    frames: Morph = field(metadata=FIELD_NOT_IN_JSON)
-    classes: tuple[str, ...] = field(metadata=FIELD_NOT_IN_JSON)
+    frames: Morph = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
     @property
     def cover(self) -> Sequence[Figure]:
@@ -149,7 +149,7 @@ def _morph_outcome(
 
 def _judge_check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) -> CheckNote:
     """Whether the judge, too, predicts the class that the model was led to."""
-    judge, no_judge_reason = judge_or_reason(context)
+    judge, no_judge_reason = judge_or_missing_reason(context)
     if judge is None:
         return CheckNote(no_judge_reason)
     targets, n = [p.target for p in plans], len(plans)
@@ -174,7 +174,7 @@ def _judge_check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], m
 def show(finding: MorphFinding) -> list[Block]:
     return [
         MethodInterpretation.of(morph, *finding.check),
-        *(_morph_slider_blocks(finding, i) for i in range(len(finding.outcomes))),
+        *(_morph_frame_slider(finding, i) for i in range(len(finding.outcomes))),
     ]
 
 
@@ -184,11 +184,11 @@ def _morph_frames(finding: MorphFinding, morph_index: int) -> list[MorphFrame]:
     return [MorphFrame(min(t * finding.frame_every, last), images[t], probs[t]) for t in range(len(images))]
 
 
-def _morph_slider_blocks(finding: MorphFinding, morph_index: int) -> FrameSlider:
+def _morph_frame_slider(finding: MorphFinding, morph_index: int) -> FrameSlider:
     """One morph: a slider over its frames, a strip of some, and both as files."""
     outcome, frames = finding.outcomes[morph_index], _morph_frames(finding, morph_index)
     strip = [
-        _morph_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced_indices(len(frames), N_SHOWN_STRIP_FRAMES)
+        _morph_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced_indices(len(frames), N_FRAMES_IN_STRIP)
     ]
     strip.insert(1, _morph_gradient_figure(finding, morph_index))
     shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), MAX_SLIDER_FRAMES)]
@@ -254,14 +254,14 @@ def _morph_gradient_figure(finding: MorphFinding, morph_index: int) -> Figure:
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 
-def find_any(context: ReportContext) -> Finding:
+def find_morphs_or_counterfactuals(context: ReportContext) -> Finding:
     """Morphs of images; of rows of a table, the columns that would have to change."""
     if is_table(context):
         return find_counterfactuals(context, [(p.index, p.target, p.title) for p in _morph_plans(context)])
     return find(context)
 
 
-def show_any(finding: Finding) -> list[Block]:
+def show_morphs_or_counterfactuals(finding: Finding) -> list[Block]:
     if isinstance(finding, CounterfactualFinding):
         return show_counterfactuals(finding)
     return show(finding) if isinstance(finding, MorphFinding) else []
@@ -270,8 +270,8 @@ def show_any(finding: Finding) -> list[Block]:
 SECTION = Section(
     "What would change its prediction?",
     "morphs",
-    find_any,
-    show_any,
+    find_morphs_or_counterfactuals,
+    show_morphs_or_counterfactuals,
     needs=("pixels or table", "classes"),
     objective_call=MINIMAL_ATTACK_CALL_TEMPLATE,
 )

@@ -18,12 +18,12 @@ from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
 from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import PageFile, PageImage
 from .words import count_noun, join_names_with_limit, layer_display_name
 
 MAX_SHOWN_LATE_CHANNELS, MAX_SHOWN_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
-MAX_SEARCHED_EXAMPLES = 2000  # that the images are compared with
+MAX_EXAMPLES_COMPARED_WITH_IMAGES = 2000  # that the images are compared with
 READ_BATCH_EXAMPLES = 256  # read at a time
 CHANNEL_IMAGE_STEPS = 160
 N_RANDOM_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
@@ -49,10 +49,12 @@ class ChannelImages:
     channels: list[int]  # (K,)
     times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where none activates
     examples: int  # among which the best was searched
-    best_activation: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (K,) of the examples
-    best_examples: dict[int, Example] = field(metadata=FIELD_NOT_IN_JSON)  # {i: that of the i-th channel}, live ones
-    images: Channels = field(metadata=FIELD_NOT_IN_JSON)
-    layer: Layer = field(metadata=FIELD_NOT_IN_JSON)
+    best_activation: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (K,) of the examples
+    best_examples: dict[int, Example] = field(
+        metadata=METADATA_OF_FIELD_NOT_IN_JSON
+    )  # {i: that of the i-th channel}, live ones
+    images: Channels = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    layer: Layer = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
     @property
     def dead_channels(self) -> list[int]:
@@ -70,15 +72,15 @@ class ChannelsFinding(Finding):
 
 
 def find(context: ReportContext) -> ChannelsFinding:
-    layers = _late_and_early_layers(context)
+    layers = _late_and_early_map_layers(context)
     if not layers:
         raise NotApplicable("No layer of this model is known to have channels with positions.")
     counts = (MAX_SHOWN_LATE_CHANNELS, MAX_SHOWN_EARLY_CHANNELS)
-    found = [_optimize_and_compare_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
+    found = [_make_compared_channel_images(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
     return ChannelsFinding(answer=_check_against_best_examples(found).text, layers={c.images.layer: c for c in found})
 
 
-def _late_and_early_layers(context: ReportContext) -> list[Layer]:
+def _late_and_early_map_layers(context: ReportContext) -> list[Layer]:
     """The last layer with positions, after its activation function, and one of the first half of the model."""
     rows = [r for r in channels_first_layers(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
     nonlinear = [
@@ -93,7 +95,7 @@ def _last_call_address(layer: Layer) -> str:
     return layer.addresses[-1]
 
 
-def _optimize_and_compare_channels(context: ReportContext, layer: Layer, max_channels: int) -> ChannelImages:
+def _make_compared_channel_images(context: ReportContext, layer: Layer, max_channels: int) -> ChannelImages:
     address = _last_call_address(layer)
     units = draw.evenly_spaced_indices(layer.shape[0], max_channels)
     with warnings.catch_warnings():  # the page names the dead channels
@@ -126,7 +128,7 @@ def _best_activations_and_examples(
     context: ReportContext, address: str, units: list[int]
 ) -> tuple[Tensor, Tensor, int]:
     """The largest activation of each channel, the example that has it, and among how many examples."""
-    indices = draw.evenly_spaced_indices(len(context.survey.rows), MAX_SEARCHED_EXAMPLES)
+    indices = draw.evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES_COMPARED_WITH_IMAGES)
     parts = [indices[i : i + READ_BATCH_EXAMPLES] for i in range(0, len(indices), READ_BATCH_EXAMPLES)]
     values = torch.cat([_spatial_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
     best, best_index = values.max(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks.fill_agreement import fill_agreement_sentence
+from ..checks.fill_agreement import fill_dependence_sentence
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, estimated_verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
@@ -17,7 +17,7 @@ from ..plots import draw
 from .attribution import TONE_BY_GRADE
 from .blocks import Block, Caution, Collapsible, Figure, Heading, Paragraph, RankedMethod, RankedMethods
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
 from .words import count_noun, join_names_with_limit
 
@@ -39,7 +39,7 @@ class RankingFinding(Finding):
     ranked: list[str]  # methods that apply, the most trustworthy first
     shown: list[Example]
     has_images: bool
-    maps: dict[str, Tensor] = field(metadata=FIELD_NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
+    maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
 
     def to_dict(self) -> dict[str, Any]:
         verdicts = {name: {**v.to_dict(), **v.figures} for name, v in self.methods.items()}
@@ -61,7 +61,7 @@ def find(context: ReportContext) -> RankingFinding:
         ranked=ranked,
         shown=context.examples(indices),
         has_images=context.has_images,
-        maps=_compute_maps(context, indices, ranked) if indices else {},
+        maps=_maps_by_method(context, indices, ranked) if indices else {},
     )
 
 
@@ -90,7 +90,7 @@ def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str
     return verdicts, not_run
 
 
-def _compute_maps(context: ReportContext, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+def _maps_by_method(context: ReportContext, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
     x = context.box.validate_inputs(context.inputs(indices))
     score = resolve_target(context.box, x, None)
     return {name: compute_map(context.box, context.candidates[name], x, score) for name in names}
@@ -104,17 +104,17 @@ def show(finding: RankingFinding) -> list[Block]:
     others = [n for n in finding.ranked if n not in nothing_learned]
     blocks: list[Block] = [Paragraph(_ranking_lead_text(finding)), *_nothing_learned_caution(finding, nothing_learned)]
     if others:
-        blocks.append(RankedMethods([_ranked_method(n, finding.methods[n]) for n in others]))
-    if sentence := fill_agreement_sentence(finding.methods):
+        blocks.append(RankedMethods([_make_ranked_method(n, finding.methods[n]) for n in others]))
+    if sentence := fill_dependence_sentence(finding.methods):
         blocks.append(Paragraph(sentence, "soft"))
-    if not_applicable := [_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
+    if not_applicable := [_make_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
         names = join_names_with_limit([r.name for r in not_applicable])
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))
     if finding.not_run:
         names = join_names_with_limit([attribution_cards()[n].name for n in finding.not_run])
         how = "unboxed explain runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
         blocks.append(Caution(f"Not run, to keep the report short: {names}. {how}."))
-    return [*blocks, *_example_blocks(finding)]
+    return [*blocks, *_side_by_side_map_blocks(finding)]
 
 
 def _nothing_learned_caution(finding: RankingFinding, names: Sequence[str]) -> list[Block]:
@@ -135,14 +135,14 @@ def _ranking_lead_text(finding: RankingFinding) -> str:
     )
 
 
-def _ranked_method(name: str, verdict: Verdict) -> RankedMethod:
+def _make_ranked_method(name: str, verdict: Verdict) -> RankedMethod:
     card = attribution_cards()[name]
     return RankedMethod(
         card.name, verdict.badge, verdict.sentence, card.shows, card.does_not_show, TONE_BY_GRADE[verdict.grade]
     )
 
 
-def _example_blocks(finding: RankingFinding) -> list[Block]:
+def _side_by_side_map_blocks(finding: RankingFinding) -> list[Block]:
     if not finding.shown:
         return []
     lead = "The same examples by every method, the most trustworthy first. Red: for the prediction, blue: against it; "
@@ -157,7 +157,7 @@ def _example_blocks(finding: RankingFinding) -> list[Block]:
 
 
 def _map_figure(name: str, attribution_map: Tensor, verdict: Verdict) -> Figure:
-    image, scale_text = draw.color_map_on_its_scale(attribution_map)
+    image, scale_text = draw.map_to_rgb_and_range_text(attribution_map)
     title = attribution_cards()[name].name
     picture = PageImage(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_SIDE_PIXELS)
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])

@@ -28,7 +28,7 @@ from .blocks import (
     Paragraph,
 )
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding
 from .pictures import PageFile, PageImage
 from .survey import evenly_spaced_indices
 from .unit_ablation import (
@@ -62,7 +62,7 @@ class MapPair:
     """The same maps of both models, {model: (C, H, W)}."""
 
     title: str
-    maps: dict[str, Tensor] = field(metadata=FIELD_NOT_IN_JSON)
+    maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,7 +95,7 @@ def find(context: ReportContext) -> CompareFinding:
         has_others=bool(others),
         notes=notes,
         comparison_notes=comparison_notes,
-        pairs=_map_pairs(context, others, x),
+        pairs=_filter_and_activation_map_pairs(context, others, x),
         units=units,
         no_units_reason=no_units_reason,
     )
@@ -138,7 +138,14 @@ def _cka_comparisons_and_notes(box: Box, others: dict[str, Box], x: Tensor) -> t
 def _sampled_layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
     with warnings.catch_warnings():  # cells without a value are gray, and the caption says why
         warnings.simplefilter("ignore", UnboxedWarning)
-        return cka(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
+        return cka(
+            box,
+            other,
+            x,
+            _evenly_sampled_weighted_layers(box),
+            _evenly_sampled_weighted_layers(other),
+            minibatch_size=max(4, len(x)),
+        )
 
 
 def _max_cka_difference_between_halves(box: Box, other: Box, x: Tensor) -> float | None:
@@ -149,7 +156,7 @@ def _max_cka_difference_between_halves(box: Box, other: Box, x: Tensor) -> float
     return float((first_half - second_half).abs().nan_to_num().max())
 
 
-def _sampled_layers(box: Box) -> list[str]:
+def _evenly_sampled_weighted_layers(box: Box) -> list[str]:
     """Layers with weights, evenly sampled; where there are fewer than two, all."""
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
     with_weights = [row for row in rows if row.n_parameters]
@@ -166,7 +173,7 @@ def _same_layer_similarity(result: CKA) -> dict[str, float]:
     return {path: value for path, value in pairs if not math.isnan(value)}
 
 
-def _map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> list[MapPair]:
+def _filter_and_activation_map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> list[MapPair]:
     """Filters and activation maps of the model and of its untrained copy."""
     if UNTRAINED_MODEL_NAME not in others or not context.has_images:
         return []
@@ -231,7 +238,7 @@ def _similarity_blocks(finding: CompareFinding) -> list[Block]:
         blocks.append(Paragraph(f"On {n}; 1: the same up to rotation and scale, 0: nothing in common.", "soft"))
         blocks += [
             FigureGrid([_cka_figure(c) for c in finding.comparisons]),
-            FileLinks([_cka_file(c) for c in finding.comparisons]),
+            FileLinks([_cka_sheet_file(c) for c in finding.comparisons]),
         ]
     return blocks
 
@@ -252,7 +259,7 @@ def _cka_figure(comparison: CKAComparison) -> Figure:
     return Figure(PageImage(image, alt, None), f"{TRAINED_MODEL_NAME} and {comparison.name}", tuple(lines))
 
 
-def _cka_file(comparison: CKAComparison) -> PageFile:
+def _cka_sheet_file(comparison: CKAComparison) -> PageFile:
     page = plots.cka_plot(
         comparison.cka.cka.cpu(),
         comparison.cka.layers_a,

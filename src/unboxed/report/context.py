@@ -19,7 +19,7 @@ from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
-from ..model.output_advice import class_scores_problem
+from ..model.output_advice import class_scores_problem_text
 from .blocks import Block
 from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
@@ -122,7 +122,7 @@ class ReportContext:
         """The probability of class k, or the outputs where there is none."""
         value = float(self.survey.outputs[index, class_index])
         if self.is_regression:
-            return self._outputs_text(self.survey.outputs[index])
+            return self._format_output_values(self.survey.outputs[index])
         if self.data.binary:
             return f"p\u00a0of\u00a0{self.class_name(1)} {format_prob(float(self.survey.outputs[index, 1]))}"
         return format_named_prob(value)
@@ -132,18 +132,20 @@ class ReportContext:
         s = self.survey
         if s.targets is not None:
             return (
-                self._outputs_text(s.targets[index]) if self.is_regression else self._multilabel_text(s.targets[index])
+                self._format_output_values(s.targets[index])
+                if self.is_regression
+                else self._names_of_present_labels_text(s.targets[index])
             )
         return self.class_name(int(s.labels[index])) if s.labels is not None and s.exclusive_classes else None
 
-    def _outputs_text(self, values: Tensor) -> str:
+    def _format_output_values(self, values: Tensor) -> str:
         """Like "3.2", or of several outputs "a 3.2, b 0.1"."""
         if len(values) == 1:
             return f"{float(values[0]):.3g}"
         shown = [f"{self.class_name(k)} {float(v):.3g}" for k, v in enumerate(values[:MAX_CAPTION_VALUES])]
         return ", ".join([*shown, *["…"] * (len(values) > len(shown))])
 
-    def _multilabel_text(self, is_on: Tensor) -> str:
+    def _names_of_present_labels_text(self, is_on: Tensor) -> str:
         names = [self.class_name(k) for k in is_on.nonzero().flatten().tolist()]
         return ", ".join([*names[:MAX_CAPTION_VALUES], *["…"] * (len(names) > MAX_CAPTION_VALUES)]) or "none"
 
@@ -217,7 +219,7 @@ class Section(Generic[FindingT]):
     needs: tuple[str, ...] = ()
     objective_call: str = ""
 
-    def reason_not_applicable(self, context: ReportContext) -> str:
+    def reason_not_applicable_or_empty(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""
         if TRAINING_DATA_NEED in self.needs and context.training is None:
             return "This section needs the training data: ub.report(..., training=(x, y))."
@@ -228,7 +230,7 @@ class Section(Generic[FindingT]):
             return (
                 f"This section needs a model that takes images or a table; this one takes {context.input_nouns.inputs}."
             )
-        problem = class_scores_problem(
+        problem = class_scores_problem_text(
             context.box.output_reader,
             context.box.output_map_shape,
             exclusive="exclusive classes" in self.needs,

@@ -16,7 +16,7 @@ from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
 from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import PageFile, PageImage
 from .words import count_noun, error_sentence, format_named_prob, join_names_with_limit, layer_display_name
 from .words import format_shape as shaped
@@ -30,7 +30,7 @@ TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: 
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
 DREAMED_LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
 FIGURE_SIDE_PIXELS, SHEET_SIDE_PIXELS = 196, 140
-MIN_COSINE_OF_SAME_CHANGE = 0.5  # from which two changes count as the same
+MIN_COSINE_OF_EQUAL_IMAGE_CHANGES = 0.5  # from which two changes count as the same
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class DreamFinding(Finding):
     examples: list[Example]
     targets: dict[str, str]  # {name: description}: what each dream maximizes
     predictions: list[list[str]]  # (T, N) what the model predicts of each dream
-    dreams: list[Tensor] = field(metadata=FIELD_NOT_IN_JSON)  # T of (N, C, H, W)
+    dreams: list[Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # T of (N, C, H, W)
     control: str  # the name of the dream that the model was compared with its untrained copy on
     control_cosine: float | None  # of the two changes of the image; None where the model can't be copied
     no_control_reason: str
     steps: int
     is_reduced: bool  # fewer sizes and depths than usual
-    textures: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (N, C, H, W)
+    textures: Tensor | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (N, C, H, W)
     texture_errors: list[float]  # (N,) relative error of the channels' correlations
     texture_predictions: list[str]
     no_texture_reason: str
@@ -80,7 +80,7 @@ def find(context: ReportContext) -> DreamFinding:
     targets = _dream_targets(context, x)
     if not targets:
         raise NotApplicable("No layer of this model has positions, and its outputs are no classes to dream of.")
-    budget = _dream_settings_within_flops(context, x, targets)
+    budget = _dream_settings_within_max_flops(context, x, targets)
     dreams = [_run_deepdream(context, context.box, x, target, budget).images for target in budget.targets]
     cosine, no_control_reason = _untrained_cosine_or_reason(context, x, budget, dreams[-1])
     textures, no_texture_reason = _textures_or_reason(context, x, budget.texture_steps)
@@ -90,7 +90,7 @@ def find(context: ReportContext) -> DreamFinding:
         + (", and the texture of each example." if textures else "."),
         examples=context.examples(indices),
         targets={t.name: t.description for t in budget.targets},
-        predictions=[[_prediction_text(context, image) for image in images] for images in dreams],
+        predictions=[[_generated_image_prediction_text(context, image) for image in images] for images in dreams],
         dreams=dreams,
         control=names[-1],
         control_cosine=cosine,
@@ -99,7 +99,9 @@ def find(context: ReportContext) -> DreamFinding:
         is_reduced=budget.scale != min(TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE),
         textures=None if textures is None else textures.images,
         texture_errors=[] if textures is None else (-textures.scores).tolist(),
-        texture_predictions=[] if textures is None else [_prediction_text(context, image) for image in textures.images],
+        texture_predictions=[]
+        if textures is None
+        else [_generated_image_prediction_text(context, image) for image in textures.images],
         no_texture_reason=no_texture_reason,
     )
 
@@ -149,7 +151,7 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
     return targets
 
 
-def _dream_settings_within_flops(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamSettings:
+def _dream_settings_within_max_flops(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) -> _DreamSettings:
     """As many layers, sizes and steps as MAX_DREAM_FLOPS allow."""
     max_steps_total = MAX_DREAM_FLOPS / (DREAM_STEP_COST_IN_FORWARDS * context.forward_flops(len(x)))
     fine, coarse = TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE
@@ -167,7 +169,7 @@ def _dream_settings_within_flops(context: ReportContext, x: Tensor, targets: lis
     )
 
 
-def _prediction_text(context: ReportContext, image: Tensor) -> str:
+def _generated_image_prediction_text(context: ReportContext, image: Tensor) -> str:
     """What the model predicts of a generated image."""
     if not context.survey.exclusive_classes:
         return ""
@@ -212,7 +214,7 @@ def _check_against_untrained(finding: DreamFinding) -> CheckNote:
     if finding.control_cosine is None:
         return CheckNote(f"No untrained copy of this model to compare with ({finding.no_control_reason}).")
     cosine = f"cosine {finding.control_cosine:.2f}"
-    if finding.control_cosine < MIN_COSINE_OF_SAME_CHANGE:
+    if finding.control_cosine < MIN_COSINE_OF_EQUAL_IMAGE_CHANGES:
         name = layer_display_name(finding.control)
         return CheckNote(f"The untrained model's DeepDream of {name} changes the image differently ({cosine}).", "good")
     return CheckNote(f"The untrained model changes the image in the same way ({cosine}): trust little of it.", "bad")

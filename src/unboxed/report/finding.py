@@ -13,7 +13,7 @@ from ..plots import colors
 from .blocks import ExampleWithFigures, Figure
 from .pictures import PageImage
 
-FIELD_NOT_IN_JSON = {"in_summary": False}
+METADATA_OF_FIELD_NOT_IN_JSON = {"in_summary": False}
 """The metadata of a dataclass field that the page shows and report.json leaves out."""
 
 
@@ -61,7 +61,7 @@ class Example:
     """An example, with its label and what the model predicts."""
 
     row: int  # its index in the data
-    x: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (C, H, W), or (F,) of a table
+    x: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (C, H, W), or (F,) of a table
     prediction: str = ""  # the predicted class; "" where the output is a single number
     output: str = ""  # the probability of that class, or the number
     label: str | None = None

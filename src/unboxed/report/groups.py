@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import concepts
-from ..checks.verdict import to_sentence
+from ..checks.verdict import capitalize_and_end_with_period
 from ..concepts import ErrorSlices, Shortcuts
 from ..concepts.shortcuts import MIN_EXPLAINED_EXAMPLES, ExplanationCluster
 from ..concepts.slices import ErrorSlice
@@ -24,7 +24,7 @@ N_EXPLAINED_EXAMPLES_PER_CLASS, N_PASTES_PER_CLUSTER, MAX_CLUSTERS_PER_CLASS = (
     50,
     4,
 )  # examples and pastes per class and cluster
-MAX_FORWARD_FLOPS_OF_PART = 1e12  # of all forward passes of a part, above which it is left out
+MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all forward passes of a part, above which it is left out
 N_SHOWN_CLUSTERS, N_SHOWN_SLICES = 3, 3
 TILE_SIDE_PIXELS = 84
 
@@ -49,7 +49,7 @@ def find(context: ReportContext) -> GroupsFinding:
             f"{MIN_EXPLAINED_EXAMPLES} images that are "
             "predicted as one class, and a model that is not too large for so many passes."
         )
-    return GroupsFinding(answer=_answer(slices, shortcuts), slices=slices, shortcuts=shortcuts)
+    return GroupsFinding(answer=_groups_answer_text(slices, shortcuts), slices=slices, shortcuts=shortcuts)
 
 
 def _find_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
@@ -57,7 +57,7 @@ def _find_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
     if (
         labels is None
         or len(rows) < MIN_EXAMPLES_FOR_SLICES
-        or context.forward_flops(2 * len(rows)) > MAX_FORWARD_FLOPS_OF_PART
+        or context.forward_flops(2 * len(rows)) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH
     ):
         return None
     x = context.box.restore_structure(context.inputs(rows))
@@ -70,7 +70,11 @@ def _find_shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None
     n_passes = len(rows) + len(classes) * (
         3 * N_EXPLAINED_EXAMPLES_PER_CLASS + 2 * MAX_CLUSTERS_PER_CLASS * N_PASTES_PER_CLUSTER
     )
-    if not context.has_images or not len(classes) or context.forward_flops(n_passes) > MAX_FORWARD_FLOPS_OF_PART:
+    if (
+        not context.has_images
+        or not len(classes)
+        or context.forward_flops(n_passes) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH
+    ):
         return None
     x = context.box.restore_structure(context.inputs(rows))
     return concepts.shortcuts(
@@ -84,7 +88,7 @@ def _find_shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None
     )
 
 
-def _answer(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> str:
+def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> str:
     sentences = list[str]()
     if slices is not None:
         n = len(slices.slices)
@@ -108,7 +112,7 @@ def _slice_blocks(result: ErrorSlices | None) -> list[Block]:
     if result is None:
         return []
     note = MethodInterpretation.of(
-        concepts.error_slices, to_sentence(result.reason), "bad" if result.slices else "good"
+        concepts.error_slices, capitalize_and_end_with_period(result.reason), "bad" if result.slices else "good"
     )
     cases = [_slice_example_block(result, s) for s in result.slices[:N_SHOWN_SLICES]]
     text = "Groups of examples that are alike in a layer, found on one half of the data and tested on the other."
@@ -122,7 +126,7 @@ def _slice_example_block(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigur
         f"{s.label_fraction:.0%} have the label {result.class_name(s.label)}",
     )
     return ExampleWithFigures(
-        f"{len(s.members)} examples", lines, _figures(slice_tiles(result, s), "in the group"), "bad"
+        f"{len(s.members)} examples", lines, _tiles_to_figures(slice_tiles(result, s), "in the group"), "bad"
     )
 
 
@@ -130,7 +134,7 @@ def _shortcut_blocks(result: Shortcuts | None) -> list[Block]:
     if result is None or not result.clusters:
         return []
     note = MethodInterpretation.of(
-        concepts.shortcuts, to_sentence(result.reason), "bad" if result.shortcuts else "good"
+        concepts.shortcuts, capitalize_and_end_with_period(result.reason), "bad" if result.shortcuts else "good"
     )
     ranked = sorted(result.clusters, key=lambda c: (not c.is_shortcut, -(c.test.with_patch.value if c.test else 0)))
     shown = ranked[: N_SHOWN_CLUSTERS if result.shortcuts else 1]
@@ -146,11 +150,11 @@ def _cluster_example_block(result: Shortcuts, c: ExplanationCluster, vmax: float
     followed = "" if c.test is None else f"{c.test.with_patch.value:.0%} follow the patch"
     random = "" if c.test is None else f"{c.test.with_random.value:.0%} a random one"
     lines = tuple(filter(None, (f"{len(c.members)} of {c.n_class} examples", followed, random)))
-    figures = _figures(cluster_tiles(result, c, vmax), "of the cluster")
+    figures = _tiles_to_figures(cluster_tiles(result, c, vmax), "of the cluster")
     return ExampleWithFigures(f"class {result.class_name(c.target)}", lines, figures, "bad" if c.is_shortcut else "")
 
 
-def _figures(tiles: list[Tile | None], what: str) -> list[Figure]:
+def _tiles_to_figures(tiles: list[Tile | None], what: str) -> list[Figure]:
     """Tiles with their captions; tiles without one are examples."""
     return [
         Figure(PageImage(t.image, f"image {what}: {' '.join(t.caption.split())}", TILE_SIDE_PIXELS), "",

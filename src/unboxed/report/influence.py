@@ -19,7 +19,7 @@ from ..plots.results.influence import format_score
 from .attribution import check_note_from_verdict
 from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph
 from .context import TRAINING_DATA_NEED, ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
     TILE_SIDE_PIXELS,
     can_retrain,
@@ -29,7 +29,7 @@ from .influence_checks import (
     pixel_slope_figure,
     scoring_method_and_train_input,
 )
-from .mislabels import SuspectedLabel, find_suspects, image_of, mislabel_blocks
+from .mislabels import SuspectedLabel, find_suspected_labels, mislabel_blocks, single_input_as_image_or_none
 from .pictures import PageImage
 from .words import count_noun
 
@@ -49,7 +49,7 @@ class ScoredExample:
     index: int  # in the training data
     label: str
     score: float  # in the unit of the finding
-    x: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (C, H, W)
+    x: Tensor | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (C, H, W)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,9 @@ class AnswerWithInfluences:
     helpful: tuple[ScoredExample, ...]
     harmful: tuple[ScoredExample, ...]
     share_of_own_class: float  # of the helpful score, that of training examples labeled with the predicted class
-    pixels: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (C, H, W) the loss's slope in the best example's pixels
+    pixels: Tensor | None = field(
+        metadata=METADATA_OF_FIELD_NOT_IN_JSON
+    )  # (C, H, W) the loss's slope in the best example's pixels
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def find(context: ReportContext) -> InfluenceFinding:
     answers = tuple(_make_influenced_answer(context, result, i, row, train, slopes) for i, row in enumerate(rows))
     smoothness = result.smoothness
     return InfluenceFinding(
-        answer=_answer_sentence(answers, result),
+        answer=_most_helpful_example_sentence(answers, result),
         method=result.method,
         unit=result.unit,
         truth=result.truth,
@@ -119,12 +121,12 @@ def find(context: ReportContext) -> InfluenceFinding:
         noise_to_signal=None if smoothness is None else float(smoothness.noise_to_signal.median()),
         verdict=influence_verdict_or_none(context, method, taken),
         answers=answers,
-        suspected_mislabels=find_suspects(context, train),
-        removal=_find_removal(context, rows),
+        suspected_mislabels=find_suspected_labels(context, train),
+        removal=_find_removal_proof(context, rows),
     )
 
 
-def _find_removal(context: ReportContext, rows: Sequence[int]) -> RemovalProof | None:
+def _find_removal_proof(context: ReportContext, rows: Sequence[int]) -> RemovalProof | None:
     """A right answer that no single example flips, and the set without which a retraining answers differently."""
     training = context.training
     if not isinstance(training, ModelTraining) or not can_retrain(context):
@@ -178,7 +180,9 @@ def _make_scored_example(
 ) -> ScoredExample:
     labels = result.train_labels
     label = "" if labels is None else context.class_name(int(labels[j]))
-    return ScoredExample(int(index[j]), label, float(result.scores[query, j]), image_of(train_x[j : j + 1]))
+    return ScoredExample(
+        int(index[j]), label, float(result.scores[query, j]), single_input_as_image_or_none(train_x[j : j + 1])
+    )
 
 
 def _same_label_score_share(result: Influence, query: int) -> float:
@@ -190,7 +194,7 @@ def _same_label_score_share(result: Influence, query: int) -> float:
     return float(positive[own].sum() / positive.sum())
 
 
-def _answer_sentence(answers: Sequence[AnswerWithInfluences], result: Influence) -> str:
+def _most_helpful_example_sentence(answers: Sequence[AnswerWithInfluences], result: Influence) -> str:
     first = answers[0]
     if not first.helpful:
         return "No training example made these answers likelier."
@@ -261,15 +265,15 @@ def _influenced_answer_block(answer: AnswerWithInfluences, is_measured: bool) ->
         else ()
     )
     figures = [answer.query.input_figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    figures += _scored_figures(answer.helpful, "helpful", "good", is_measured)
+    figures += _scored_example_figures(answer.helpful, "helpful", "good", is_measured)
     if answer.pixels is not None:
         figures.append(pixel_slope_figure(answer.pixels, answer.helpful[0].index))
-    figures += _scored_figures(answer.harmful, "harmful", "bad", is_measured)
+    figures += _scored_example_figures(answer.harmful, "harmful", "bad", is_measured)
     lines = (*answer.query.lines(show_runner_up=True), *note)
     return ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)
 
 
-def _scored_figures(examples: Sequence[ScoredExample], word: str, tone: str, is_measured: bool) -> list[Figure]:
+def _scored_example_figures(examples: Sequence[ScoredExample], word: str, tone: str, is_measured: bool) -> list[Figure]:
     return [_scored_example_figure(e, format_score(e.score) if is_measured else word, tone) for e in examples]
 
 

@@ -21,7 +21,7 @@ from ..influence import Influence
 from ..influence.influence_functions import without_large_score_warning
 from ..influence.validate import LinearDatamodelingScore
 from ..plots import colors, draw
-from ..plots.results.influence import change_scatter
+from ..plots.results.influence import loss_change_scatter
 from .blocks import Block, Figure, FigureGrid, Heading, Paragraph
 from .context import ReportContext
 from .pictures import PageImage
@@ -103,7 +103,7 @@ def lds_scatter_blocks(verdict: Verdict | None) -> list[Block]:
         f"{count_noun(n_subsets, 'retraining')}, each without another random {score.fractions[0]:.0%} of the training "
         f"examples, against what the scores foretold: a dot per retraining and answer ({n_queries} answers)."
     )
-    chart = change_scatter(score, 0)
+    chart = loss_change_scatter(score, 0)
     alt = f"real against predicted change of the loss: rank correlation {float(score.means[0]):.2f}"
     return [
         Heading("Do the scores come true?"),

@@ -35,7 +35,7 @@ def input_nouns_for(inputs: Inputs) -> InputNouns:
     if isinstance(inputs, Pixels):
         return PIXEL_NOUNS
     if isinstance(inputs, MultiInput):
-        return InputNouns(_parts_text(inputs), "example", "value", _units_of_parts_text(inputs))
+        return InputNouns(_input_parts_count_text(inputs), "example", "value", _units_of_parts_text(inputs))
     return replace(COLUMN_NOUNS, unit=column_unit_text(inputs))
 
 
@@ -45,7 +45,7 @@ def _units_of_parts_text(inputs: MultiInput) -> str:
     return " or ".join(units)
 
 
-def _parts_text(inputs: MultiInput) -> str:
+def _input_parts_count_text(inputs: MultiInput) -> str:
     """Like "1 image and 2 tables of features"."""
     counts = Counter("image" if isinstance(part, Pixels) else "table" for _, part in _named_parts(inputs))
     words = {"image": ("image", "images"), "table": ("table of features", "tables of features")}

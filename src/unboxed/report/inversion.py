@@ -12,15 +12,15 @@ from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_across_depth
 from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import FIELD_NOT_IN_JSON, Example, Finding, NotApplicable
-from .judge_model import judge_or_reason
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, NotApplicable
+from .judge_model import judge_or_missing_reason
 from .pictures import PageFile, PageImage
 from .words import count_noun, layer_display_name
 
 MAX_INVERTED_EXAMPLES = 2  # of small images; of photos one
 MAX_SMALL_IMAGE_SIDE_PIXELS = 64  # a side
 MAX_INVERSION_FLOPS = 5e11  # FLOPs for the inversions; a step takes three forward passes
-MAX_STEPS_PER_LAYER, N_GOOD_STEPS, MIN_STEPS_PER_LAYER = (
+MAX_STEPS_PER_LAYER, N_SUFFICIENT_STEPS_PER_LAYER, MIN_STEPS_PER_LAYER = (
     200,
     50,
     20,
@@ -33,7 +33,7 @@ INVERSION_LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
     "its pixels with the input's; error: the remaining difference of the layer's activations, relative to them."
 )
-SAME_PREDICTION_NOTE = "The model's own prediction is the same by construction, so it proves nothing."
+SAME_PREDICTION_NOTE_TEXT = "The model's own prediction is the same by construction, so it proves nothing."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,14 +43,14 @@ class InversionFinding(Finding):
     layers: dict[str, dict[str, float]]  # {layer: mean correlation and error}
     steps: int
     judge_agrees: list[float] | None  # per layer: share of the inversions that the judge classifies as the input
-    judge_agreements: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (L, N) bool
-    judge_predictions: list[list[str]] | None = field(metadata=FIELD_NOT_IN_JSON)  # (L, N) classes
+    judge_agreements: Tensor | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (L, N) bool
+    judge_predictions: list[list[str]] | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (L, N) classes
     judge_input_predictions: list[str] | None = field(
-        metadata=FIELD_NOT_IN_JSON
+        metadata=METADATA_OF_FIELD_NOT_IN_JSON
     )  # (N,) classes, of the inputs themselves
     no_judge_reason: str
-    inverted: Inversions = field(metadata=FIELD_NOT_IN_JSON)
-    correlations: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (L, N)
+    inverted: Inversions = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    correlations: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (L, N)
     examples: list[Example]
 
 
@@ -81,7 +81,7 @@ def find(context: ReportContext) -> InversionFinding:
         judge_agreements=same,
         judge_predictions=None if names is None else names[:-1],
         judge_input_predictions=None if names is None else names[-1],
-        no_judge_reason=judge_or_reason(context)[1],
+        no_judge_reason=judge_or_missing_reason(context)[1],
         inverted=inverted,
         correlations=correlations,
         examples=context.examples(indices),
@@ -94,7 +94,7 @@ def _layers_and_steps_within_budget(context: ReportContext, x: Tensor) -> tuple[
     for max_layers in N_LAYERS_CANDIDATES:
         layers = layers_across_depth(context.box, x, max_layers)
         steps = min(MAX_STEPS_PER_LAYER, int(MAX_INVERSION_FLOPS / (step_flops * len(layers))))
-        if steps >= N_GOOD_STEPS:
+        if steps >= N_SUFFICIENT_STEPS_PER_LAYER:
             break
     return layers, steps if steps >= MIN_STEPS_PER_LAYER else 0
 
@@ -108,7 +108,7 @@ def _pixel_correlation(images: Tensor, x: Tensor) -> Tensor:
 
 def _judge_predictions(context: ReportContext, x: Tensor, inverted: Inversions) -> Tensor | None:
     """The classes that the judge predicts of the inversions and, last, of the inputs (L + 1, N); None without one."""
-    judge, _ = judge_or_reason(context)
+    judge, _ = judge_or_missing_reason(context)
     if judge is None:
         return None
     all_images = torch.cat([inverted.images, x[None].to(inverted.images)]).flatten(0, 1)
@@ -134,21 +134,27 @@ def show(finding: InversionFinding) -> list[Block]:
                 f"This model is large: {count_noun(finding.steps, 'step')} per layer instead of {MAX_STEPS_PER_LAYER}."
             )
         )
-    return [*blocks, *_not_converged_note(finding.inverted), *_example_blocks(finding), _inversion_sheet_links(finding)]
+    return [
+        *blocks,
+        *_not_converged_cautions(finding.inverted),
+        *_example_inversion_blocks(finding),
+        _inversion_sheet_links(finding),
+    ]
 
 
 def _judge_agreement_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
     """Whether the judge classifies the inversions (L, N) as it classifies the inputs."""
     if judge_agreements is None:
-        return f"{no_judge_reason} {SAME_PREDICTION_NOTE}"
+        return f"{no_judge_reason} {SAME_PREDICTION_NOTE_TEXT}"
     inner, outputs = judge_agreements[:-1], judge_agreements[-1]  # (L - 1, N), (N,)
     return (
         f"The judge classifies {int(inner.sum())} of {inner.numel()} inversions of inner layers as it classifies the "
-        f"input, and {int(outputs.sum())} of {len(outputs)} inversions of the outputs alone. {SAME_PREDICTION_NOTE}"
+        f"input, and {int(outputs.sum())} of {len(outputs)} inversions of the outputs alone. "
+        f"{SAME_PREDICTION_NOTE_TEXT}"
     )
 
 
-def _not_converged_note(inverted: Inversions) -> list[Block]:
+def _not_converged_cautions(inverted: Inversions) -> list[Block]:
     errors = zip(inverted.layers, inverted.errors.mean(1).tolist(), strict=True)
     if not (names := [layer_display_name(name) for name, error in errors if error > MAX_CONVERGED_FEATURE_ERROR]):
         return []
@@ -156,7 +162,7 @@ def _not_converged_note(inverted: Inversions) -> list[Block]:
     return [Caution(f"The optimization did not converge for {', '.join(names)}: {more}.")]
 
 
-def _example_blocks(finding: InversionFinding) -> list[Block]:
+def _example_inversion_blocks(finding: InversionFinding) -> list[Block]:
     blocks: list[Block] = []
     for i, example in enumerate(finding.examples):
         figures = [_input_figure(finding, i)]
@@ -168,27 +174,30 @@ def _example_blocks(finding: InversionFinding) -> list[Block]:
 
 def _input_figure(finding: InversionFinding, example_index: int) -> Figure:
     example = finding.examples[example_index]
-    figure = example.figure(_figure_side(example.x))
+    figure = example.figure(_figure_side_of_image(example.x))
     if finding.judge_input_predictions is None:
         return figure
     return replace(figure, lines=(*figure.lines, f"judge: {finding.judge_input_predictions[example_index]}"))
 
 
 def _inversion_figure(finding: InversionFinding, layer_index: int, example_index: int) -> Figure:
-    name, image = _layer_name(finding, layer_index), finding.inverted.images[layer_index, example_index]
+    name, image = (
+        _layer_name_or_outputs_alone(finding, layer_index),
+        finding.inverted.images[layer_index, example_index],
+    )
     r = f"{float(finding.correlations[layer_index, example_index]):.2f}"
     lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(finding.inverted.errors[layer_index, example_index]):.1g}"]
     if finding.judge_predictions is not None:
         lines.append(f"judge: {finding.judge_predictions[layer_index][example_index]}")
     alt = f"inversion of {name}; {', '.join(lines)}"
-    return Figure(PageImage(colors.image_to_rgb(image), alt, _figure_side(image)), name, tuple(lines))
+    return Figure(PageImage(colors.image_to_rgb(image), alt, _figure_side_of_image(image)), name, tuple(lines))
 
 
-def _figure_side(x: Tensor) -> int:
+def _figure_side_of_image(x: Tensor) -> int:
     return SMALL_FIGURE_SIDE_PIXELS if max(x.shape[-2:]) <= MAX_SMALL_IMAGE_SIDE_PIXELS else LARGE_FIGURE_SIDE_PIXELS
 
 
-def _layer_name(finding: InversionFinding, layer_index: int) -> str:
+def _layer_name_or_outputs_alone(finding: InversionFinding, layer_index: int) -> str:
     names = finding.inverted.layers
     return "outputs alone" if layer_index == len(names) - 1 else layer_display_name(names[layer_index])
 
@@ -197,7 +206,7 @@ def _inversion_sheet_links(finding: InversionFinding) -> FileLinks:
     titles = [f"example {e.row}" for e in finding.examples]
     images = [[e.x, *finding.inverted.images[:, i]] for i, e in enumerate(finding.examples)]
     captions = [["", *(f"r {r:.2f}" for r in row)] for row in finding.correlations.T.tolist()]
-    columns = ["input", *(_layer_name(finding, k) for k in range(len(finding.inverted.layers)))]
+    columns = ["input", *(_layer_name_or_outputs_alone(finding, k) for k in range(len(finding.inverted.layers)))]
     rows, captions_by_row = dict(zip(titles, images, strict=True)), dict(zip(titles, captions, strict=True))
     page = class_sheet(rows, columns, captions_by_row, title="How much of the image survives?", side=SHEET_SIDE_PIXELS)
     return FileLinks([PageFile("inversions.png", page, "these images as a sheet")])

@@ -12,7 +12,7 @@ from ..box import Box
 from ..inputs.labels import are_default_class_names
 from .context import ReportContext
 
-JUDGE_DESCRIPTION = "A second model (the judge: a robust model of another architecture)"
+JUDGE_DESCRIPTION_TEXT = "A second model (the judge: a robust model of another architecture)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class JudgePredictions:
         return float(self.target_probs.mean())
 
 
-def judge_or_reason(context: ReportContext) -> tuple[Box | None, str]:
+def judge_or_missing_reason(context: ReportContext) -> tuple[Box | None, str]:
     """The judge, or why there is none."""
     judge, box = context.judge, context.box
     if judge is None:

@@ -14,9 +14,9 @@ from ..plots import draw
 from ..plots import embedding as drawn
 from .blocks import Block, Caution, FileLinks, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import PageFile
-from .plane import LayerMap, MapBlock, make_atlas
+from .plane import LayerScatterMap, MapBlock, make_atlas
 from .words import count_noun, format_percent, layer_display_name
 
 MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
@@ -35,12 +35,12 @@ class MapFinding(Finding):
     examples_evaluated: int
     neighbors_agree: dict[str, float]  # {layer: accuracy of a vote of the nearest points}; empty without labels
     label_agreement: dict[str, float]  # {layer: share of the nearest neighbors in the layer with the same label}
-    maps: TsneMaps = field(metadata=FIELD_NOT_IN_JSON)
-    neighbors: dict[str, Tensor] = field(metadata=FIELD_NOT_IN_JSON)  # {layer: (N, k)}
-    shown: list[Example] = field(metadata=FIELD_NOT_IN_JSON)  # the N examples
-    labels: Tensor | None = field(metadata=FIELD_NOT_IN_JSON)  # (N,)
-    classes: tuple[str, ...] = field(metadata=FIELD_NOT_IN_JSON)
-    groups: list[int] = field(metadata=FIELD_NOT_IN_JSON)  # (N,) indices into group_names: the colors
+    maps: TsneMaps = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    neighbors: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {layer: (N, k)}
+    shown: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # the N examples
+    labels: Tensor | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (N,)
+    classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    groups: list[int] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (N,) indices into group_names: the colors
     group_names: list[str]
     has_labels: bool
     has_images: bool
@@ -58,7 +58,7 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
     maps = tsne(context.box, x)
     labels = s.labels[indices] if s.labels is not None and s.exclusive_classes else None
     accuracy = maps.accuracy(labels, N_VOTING_NEIGHBORS) if labels is not None else {}
-    neighbors = _layer_neighbors(context, x, maps)
+    neighbors = _nearest_neighbors_by_layer(context, x, maps)
     groups, group_names = _color_group_indices_and_names(context, indices)
     return MapFinding(
         answer=_label_separation_check(accuracy).text
@@ -80,7 +80,7 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
     )
 
 
-def _layer_neighbors(context: ReportContext, x: Tensor, maps: TsneMaps) -> dict[str, Tensor]:
+def _nearest_neighbors_by_layer(context: ReportContext, x: Tensor, maps: TsneMaps) -> dict[str, Tensor]:
     """{layer: the nearest neighbors of each example (N, k)}."""
     k = min(N_SHOWN_NEIGHBORS, len(x) - 1)
     by_layer = {m.path: nearest_neighbors(context.box, x, None, m.path, k=k).indices for m in maps.layers}
@@ -118,7 +118,7 @@ def show(finding: MapFinding) -> list[Block]:
     if finding.examples < finding.examples_evaluated:
         blocks.append(Caution(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
     neighbors_note = MethodInterpretation.of(nearest_neighbors, _label_agreement_text(finding))
-    return [*blocks, _map_block(finding), FileLinks(_map_files(finding)), neighbors_note]
+    return [*blocks, _map_block(finding), FileLinks(_map_image_files(finding)), neighbors_note]
 
 
 def _label_agreement_text(finding: MapFinding) -> str:
@@ -130,7 +130,7 @@ def _label_agreement_text(finding: MapFinding) -> str:
             f"in the input {shares[0]}.")  # fmt: skip
 
 
-def _layer_title(finding: MapFinding, path: str) -> str:
+def _hidden_layer_map_title(finding: MapFinding, path: str) -> str:
     if path == "input":
         return "Raw pixels" if finding.has_images else "Raw features"
     before, _, call = path.partition(":input")
@@ -144,7 +144,7 @@ def _map_lead_text(finding: MapFinding) -> str:
     raw, last = (format_percent(finding.neighbors_agree[a]) for a in ("input", list(finding.neighbors_agree)[-1]))
     return (
         f"{lead} A vote of its {N_VOTING_NEIGHBORS} nearest dots gives an example its label for {raw} in the map of "
-        f"the {_layer_title(finding, 'input').lower()}, and for {last} in that of the last hidden layer."
+        f"the {_hidden_layer_map_title(finding, 'input').lower()}, and for {last} in that of the last hidden layer."
     )
 
 
@@ -165,7 +165,9 @@ def _map_block(finding: MapFinding) -> MapBlock:
         for path, share in finding.neighbors_agree.items()
     }
     layers = [
-        LayerMap(_layer_title(finding, m.path), agree.get(m.path, ""), m.points, finding.neighbors[m.path])
+        LayerScatterMap(
+            _hidden_layer_map_title(finding, m.path), agree.get(m.path, ""), m.points, finding.neighbors[m.path]
+        )
         for m in finding.maps.layers
     ]
     is_wrong = [e.is_correct is False for e in finding.shown]
@@ -188,7 +190,7 @@ def _inputs_of_shown_examples(finding: MapFinding) -> Tensor:
     return torch.stack([e.x for e in finding.shown])  # (N, C, H, W)
 
 
-def _map_files(finding: MapFinding) -> list[PageFile]:
+def _map_image_files(finding: MapFinding) -> list[PageFile]:
     files = [
         PageFile(
             "map.png", drawn.tsne_scatter_sheet(finding.maps, finding.labels, finding.classes), "the maps as a sheet"

@@ -24,10 +24,10 @@ from .blocks import (
     Table,
 )
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .input_nouns import input_shapes_text
 from .scores import (
-    HEADLINE_BY_SCORE,
+    HEADLINE_FN_BY_SCORE_KIND,
     LabelScore,
     PositionScore,
     RegressionOutputErrors,
@@ -68,12 +68,12 @@ class OverviewFinding(Finding):
     skipped: str  # what could not be read
     skipped_files: list[tuple[str, str]]
     no_accuracy_reason: str
-    folded_confusions: list[tuple[str, str, int]] = field(metadata=FIELD_NOT_IN_JSON)
-    matrix_classes: list[str] = field(metadata=FIELD_NOT_IN_JSON)
-    matrix: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
+    folded_confusions: list[tuple[str, str, int]] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    matrix_classes: list[str] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    matrix: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
     n_omitted_classes: int = 0
-    misclassified: list[Example] = field(metadata=FIELD_NOT_IN_JSON)  # none where inputs are no images
-    ambiguous: list[Example] = field(metadata=FIELD_NOT_IN_JSON)
+    misclassified: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # none where inputs are no images
+    ambiguous: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     exclusive_classes: bool = True
     binary: bool = False
     output_errors: list[RegressionOutputErrors] = field(default_factory=list)  # of a regression with true values
@@ -100,7 +100,7 @@ def find(context: ReportContext) -> OverviewFinding:
         (context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_COLLAPSED_CONFUSED_PAIRS)
     ]
     return OverviewFinding(
-        answer=_answer(s),
+        answer=_overview_answer_text(s),
         title=title,
         headline=headline,
         accuracy=s.accuracy,
@@ -142,7 +142,7 @@ def _misclassification_to_dict(context: ReportContext, index: int) -> dict[str, 
             "output": float(s.confidence[index])}  # fmt: skip
 
 
-def _answer(survey: Survey) -> str:
+def _overview_answer_text(survey: Survey) -> str:
     examples = count_noun(len(survey.rows), "example")
     return (
         examples + "."
@@ -156,7 +156,7 @@ def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple
     s = context.survey
     examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.prefixed_name_or_empty(' of ')}"
     for name, scores in scored.items():
-        title, sentence = HEADLINE_BY_SCORE[name](scores)
+        title, sentence = HEADLINE_FN_BY_SCORE_KIND[name](scores)
         return title, (f"Measured on {examples_text}.", sentence)
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (
@@ -227,7 +227,7 @@ def _most_confused_classes(confusion: Tensor) -> list[int]:
 def show(finding: OverviewFinding) -> list[Block]:
     return [
         *_accuracy_blocks(finding),
-        *_example_blocks(finding),
+        *_error_and_margin_example_blocks(finding),
         Heading("What it is made of"),
         *_layer_table_blocks(finding),
     ]
@@ -276,7 +276,7 @@ def _confused_pair_blocks(finding: OverviewFinding) -> list[Block]:
     return blocks
 
 
-def _example_blocks(finding: OverviewFinding) -> list[Block]:
+def _error_and_margin_example_blocks(finding: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
     if not finding.ambiguous:
         return blocks

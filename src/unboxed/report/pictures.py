@@ -45,7 +45,7 @@ class PageFile:
 
 
 @dataclass(frozen=True)
-class ImageRef:
+class EncodedImageRef:
     """An encoded image: where it is (a data URI or a file beside the page), what it shows, its size in pixels."""
 
     src: str
@@ -62,13 +62,13 @@ class PageImageStore:
         self._folder, self._bytes_left = folder, budget
         self._n_files = 0
 
-    def encode(self, picture: PageImage) -> ImageRef:
+    def encode(self, picture: PageImage) -> EncodedImageRef:
         """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
         im = to_pillow_image(picture.image)
         pixelated = picture.side is None or max(im.size) <= colors.MAX_PIXELATED_SIDE_PIXELS
         if not pixelated and max(im.size) > MAX_ENCODED_PHOTO_SIDE_PIXELS:
             im = colors.resize_to_side(im, MAX_ENCODED_PHOTO_SIDE_PIXELS)
-        return ImageRef(self.store_and_return_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
+        return EncodedImageRef(self.store_and_return_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
 
     def save(self, file: PageFile) -> str:
         """Write a file beside the page. Returns its path relative to it."""
@@ -77,11 +77,13 @@ class PageImageStore:
             return self.store_and_return_src(content, Path(file.name).suffix.removeprefix(".") or "png")
         return self._folder.stage(f"{IMAGES_DIR_NAME}/{file.name}", content)
 
-    def encode_color_scale(self, bar: ColorBar) -> ImageRef:
+    def encode_color_scale(self, bar: ColorBar) -> EncodedImageRef:
         """The image of a color scale."""
         table = COLORMAP_BY_KIND[bar.kind]
         alt = f"color scale from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
-        return ImageRef(self.store_and_return_src(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
+        return EncodedImageRef(
+            self.store_and_return_src(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8
+        )
 
     def store_and_return_src(self, content: bytes, kind: str = "png") -> str:
         """The address of an encoded image ("png", "jpeg")."""

@@ -37,7 +37,7 @@ MAX_ATLAS_SIDE_PIXELS = 4096  # pixels of the atlas that every browser can draw 
 
 
 @dataclass(frozen=True)
-class LayerMap:
+class LayerScatterMap:
     """A map: its name, a small line, points (N, 2), and the nearest neighbors of each in the layer, (N, k)."""
 
     name: str
@@ -63,7 +63,7 @@ class MapBlock:
     """N points, one map per layer. `groups` (N,) index `names`; each of `lines` holds one caption line per point."""
 
     slug: str
-    layers: Sequence[LayerMap]
+    layers: Sequence[LayerScatterMap]
     groups: Sequence[int]
     names: Sequence[str]
     is_wrong: Sequence[bool]
@@ -99,11 +99,11 @@ class MapBlock:
             "names": list(self.names),
             "colors": self.colors,
             "hint": self.hint,
-            "atlas": None if self.atlas is None else _atlas_data(self.atlas, pictures),
+            "atlas": None if self.atlas is None else _atlas_to_script_data(self.atlas, pictures),
         }
 
     @staticmethod
-    def _layer_to_script_data(layer: LayerMap) -> dict[str, str]:
+    def _layer_to_script_data(layer: LayerScatterMap) -> dict[str, str]:
         points = (normalize_points(layer.points, margin=0.01) * 65535).round()
         return {
             "name": layer.name,
@@ -112,7 +112,7 @@ class MapBlock:
         }
 
 
-def _atlas_data(atlas: ImageAtlas, pictures: PageImageStore) -> dict[str, object]:
+def _atlas_to_script_data(atlas: ImageAtlas, pictures: PageImageStore) -> dict[str, object]:
     sizes = {"width": atlas.width, "height": atlas.height, "columns": atlas.columns, "hard": atlas.pixelated}
     return {"src": pictures.store_and_return_src(atlas.content, atlas.kind), **sizes}
 

@@ -8,18 +8,18 @@ import torch
 
 from .. import concepts
 from ..concepts import Probing
-from ..engine.read.features import input_and_hidden_addresses
+from ..engine.read.features import input_and_hidden_layer_addresses
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError
-from ..plots.results.concepts_probe import accuracy_chart, erasure_chart
+from ..plots.results.concepts_probe import erasure_effect_chart, probe_accuracy_chart
 from .blocks import Block, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, Finding, NotApplicable
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 
 MAX_PROBED_EXAMPLES, MAX_PROBED_LAYERS = 150, 3
 MIN_PROBED_EXAMPLES = 20
-TONE_BY_CLAIM = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
+TONE_BY_PROBE_VERDICT = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ProbesFinding(Finding):
     n_examples: int
     majority: float
     layers: tuple[ProbedLayer, ...]
-    probing: Probing = field(metadata=FIELD_NOT_IN_JSON)
+    probing: Probing = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
 
 def find(context: ReportContext) -> ProbesFinding:
@@ -58,7 +58,7 @@ def find(context: ReportContext) -> ProbesFinding:
             context.box,
             context.box.restore_structure(x),
             y,
-            input_and_hidden_addresses(context.box, MAX_PROBED_LAYERS),
+            input_and_hidden_layer_addresses(context.box, MAX_PROBED_LAYERS),
             n_folds=3,
             n_controls=2,
             description_length=False,
@@ -89,12 +89,12 @@ def show(finding: ProbesFinding) -> list[Block]:
         "model uses it, its answers change more than by as many random directions."
     )
     layers = ", ".join(f"{p.layer} {p.accuracy:.0%} (control {p.control:.0%}): {p.verdict}" for p in finding.layers)
-    charts = [accuracy_chart(result)]
-    charts += [erasure_chart(result)] if any(p.erasure is not None for p in result.layers) else []
+    charts = [probe_accuracy_chart(result)]
+    charts += [erasure_effect_chart(result)] if any(p.erasure is not None for p in result.layers) else []
     alts = f"accuracy of probes by layer: {layers}", "change of the outputs with the label erased, by layer"
     figures = [Figure(PageImage(c, alt, None), "") for c, alt in zip(charts, alts, strict=False)]
     note = MethodInterpretation.of(
-        concepts.probe, f"{finding.verdict}: {finding.reason}", TONE_BY_CLAIM[finding.verdict]
+        concepts.probe, f"{finding.verdict}: {finding.reason}", TONE_BY_PROBE_VERDICT[finding.verdict]
     )
     return [Paragraph(text), note, FigureGrid(figures)]
 

@@ -10,7 +10,7 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..cards import Card, cards
 from ..errors import InputError
 from ..plots.figures import figures
-from ..plots.views import verdict_text
+from ..plots.views import verdict_and_reason_text
 from .blocks import Block, Caution, Code, Figure, FigureGrid, MethodInterpretation
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_page
@@ -29,9 +29,9 @@ def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: 
     grid = FigureGrid(
         [Figure(PageImage(image, name, None), name if len(images) > 1 else "") for name, image in images.items()]
     )
-    blocks = [grid, *_words(result, card)]
+    blocks = [grid, *_card_verdict_and_repr_blocks(result, card)]
     html = render_blocks(blocks, PageImageStore())
-    section = RenderedSection(title, "result", html, verdict_text(result))
+    section = RenderedSection(title, "result", html, verdict_and_reason_text(result))
     return write_bytes(path, encode_utf8(render_page(title, title, [], "", [section])))
 
 
@@ -41,8 +41,8 @@ def _card_of(result: Any) -> Card | None:
     return next((card for card in cards() if card.name == name), None)
 
 
-def _words(result: Any, card: Card | None) -> Iterator[Block]:
-    verdict = verdict_text(result)
+def _card_verdict_and_repr_blocks(result: Any, card: Card | None) -> Iterator[Block]:
+    verdict = verdict_and_reason_text(result)
     if card is not None:
         yield MethodInterpretation(card, verdict)
     elif verdict:

@@ -12,16 +12,16 @@ from ..attribution import integrated_gradients
 from ..checks.verdict import GRADES, Verdict
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
-from ..plots.tables import MAX_DRAWN_COLUMNS, contribution_bars, contribution_swarm
+from ..plots.tables import MAX_DRAWN_TABLE_COLUMNS, contribution_bars, contribution_swarm
 from ..synthesis import morph
 from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, Table
 from .context import ReportContext
-from .finding import FIELD_NOT_IN_JSON, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
 from .survey import evenly_spaced_indices
 from .words import count_noun, format_prob
 
-MAX_SHOWN_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
+MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
 ROW_ATTRIBUTION_METHOD = integrated_gradients
 CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
@@ -43,14 +43,14 @@ class RowAttributionFinding(Finding):
     verdict: Verdict
     examples: list[Example]
     contributions: Tensor  # (n, F) of these examples
-    many: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (M, F) of rows from all over the data
-    many_rows: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (M, F)
+    many: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (M, F) of rows from all over the data
+    many_rows: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (M, F)
     targets: list[str]
 
 
-def find_contributions(context: ReportContext) -> RowAttributionFinding:
+def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     s, box = context.survey, context.box
-    indices = context.example_indices[:MAX_SHOWN_ROWS]
+    indices = context.example_indices[:MAX_SHOWN_TABLE_ROWS]
     many = evenly_spaced_indices(len(s.rows), MAX_SUMMARY_ROWS)
     k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
     verdict = context.verdict(ROW_ATTRIBUTION_METHOD.__name__)
@@ -60,18 +60,18 @@ def find_contributions(context: ReportContext) -> RowAttributionFinding:
         columns=tuple(map(str, getattr(box.inputs, "names", ()))),
         verdict=verdict,
         examples=context.examples(indices),
-        contributions=_contributions_and_scores(context, x, s.predicted[indices]),
-        many=_contributions_and_scores(context, many_rows, torch.full((len(many),), k)),
+        contributions=_column_contributions(context, x, s.predicted[indices]),
+        many=_column_contributions(context, many_rows, torch.full((len(many),), k)),
         many_rows=many_rows,
         targets=[context.class_name(int(s.predicted[i])) for i in indices] + [context.class_name(k)],
     )
 
 
-def _contributions_and_scores(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
+def _column_contributions(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
     return ROW_ATTRIBUTION_METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
 
 
-def show_contributions(finding: RowAttributionFinding) -> list[Block]:
+def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
     figures = [_contribution_bars_figure(finding, i) for i in range(len(finding.examples))]
     summary = contribution_swarm(
         finding.many,
@@ -103,7 +103,7 @@ def _contribution_bars_figure(finding: RowAttributionFinding, i: int) -> Figure:
 
 
 @dataclass(frozen=True)
-class Counterfactual:
+class CounterfactualRow:
     """A row changed until the model predicts another class."""
 
     title: str
@@ -120,7 +120,7 @@ class Counterfactual:
 class CounterfactualFinding(Finding):
     """The columns that would have to differ."""
 
-    rows: list[Counterfactual]
+    rows: list[CounterfactualRow]
 
 
 def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int, str]]) -> CounterfactualFinding:
@@ -128,7 +128,7 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
     x, targets = context.inputs([i for i, _, _ in plans]), torch.tensor([k for _, k, _ in plans])
     result = morph(context.box, x, targets, steps=MAX_MORPH_ITERATIONS, frame_every=MAX_MORPH_ITERATIONS)
     rows = [
-        Counterfactual(
+        CounterfactualRow(
             title,
             context.survey.rows[i],
             context.class_name(int(context.survey.predicted[i])),
@@ -151,7 +151,7 @@ def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
     return [MethodInterpretation.of(morph), *(block for row in finding.rows for block in _counterfactual_blocks(row))]
 
 
-def _counterfactual_blocks(row: Counterfactual) -> list[Block]:
+def _counterfactual_blocks(row: CounterfactualRow) -> list[Block]:
     reached = "" if row.reached else " (not reached)"
     lead = (
         f"Example {row.example}, predicted {row.before}: with these columns changed, the probability of {row.target} "
@@ -161,8 +161,12 @@ def _counterfactual_blocks(row: Counterfactual) -> list[Block]:
     cells = [[c.name, f"{c.before:.4g}", f"{c.after:.4g}", _signed_number_text(c.change)] for c in row.changes]
     unit = row.changes[0].unit.strip("()") if row.changes else ""
     columns, numbers = ("column", "from", "to", f"change: {unit}"), frozenset({1, 2, 3})
-    blocks: list[Block] = [Heading(row.title), Paragraph(lead), Table(columns, cells[:MAX_DRAWN_COLUMNS], numbers)]
-    if rest := cells[MAX_DRAWN_COLUMNS:]:
+    blocks: list[Block] = [
+        Heading(row.title),
+        Paragraph(lead),
+        Table(columns, cells[:MAX_DRAWN_TABLE_COLUMNS], numbers),
+    ]
+    if rest := cells[MAX_DRAWN_TABLE_COLUMNS:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'smaller change')}", [Table(columns, rest, numbers)]))
     return blocks
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..inputs.labels import are_default_class_names
 from ..plots.charts import scatter_chart
 from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, Paragraph, Table
-from .finding import FIELD_NOT_IN_JSON
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON
 from .pictures import PageImage
 from .words import format_percent
 
@@ -33,8 +33,8 @@ class RegressionOutputErrors:
     mae: float  # mean absolute error
     rmse: float  # root of the mean squared error
     r2: float  # coefficient of determination: 1 is exact, 0 as good as always predicting the mean; NaN of a constant
-    predicted: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (n,)
-    true: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (n,)
+    predicted: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (n,)
+    true: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (n,)
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ def output_errors_headline(errors: Sequence[RegressionOutputErrors]) -> tuple[st
         e = errors[0]
         return (
             f"Mean absolute error {e.mae:.3g}",
-            f"Root mean squared error {e.rmse:.3g}; R² {_score_text_or_dash(e.r2)}.",
+            f"Root mean squared error {e.rmse:.3g}; R² {_format_score_or_dash(e.r2)}.",
         )
     r2 = mean_without_nan([e.r2 for e in errors])
     worst = min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
     return (
-        f"Mean R² {_score_text_or_dash(r2)}",
-        f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {_score_text_or_dash(worst.r2)}).",
+        f"Mean R² {_format_score_or_dash(r2)}",
+        f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {_format_score_or_dash(worst.r2)}).",
     )
 
 
@@ -141,9 +141,11 @@ def label_scores_headline(scores: Sequence[LabelScore]) -> tuple[str, str]:
     known = [s for s in scores if not math.isnan(s.average_precision)]
     worst = min(known, key=lambda s: s.average_precision) if known else None
     text = (
-        f"The label predicted worst is {worst.name} ({_score_text_or_dash(worst.average_precision)})." if worst else ""
+        f"The label predicted worst is {worst.name} ({_format_score_or_dash(worst.average_precision)})."
+        if worst
+        else ""
     )
-    return f"Mean average precision {_score_text_or_dash(mean)}", text
+    return f"Mean average precision {_format_score_or_dash(mean)}", text
 
 
 def position_scores_headline(scores: Sequence[PositionScore]) -> tuple[str, str]:
@@ -153,11 +155,11 @@ def position_scores_headline(scores: Sequence[PositionScore]) -> tuple[str, str]
     mean_iou = mean_without_nan([s.iou for s in scores])
     return (
         f"{format_percent(accuracy)} of positions correct",
-        f"Mean intersection over union {_score_text_or_dash(mean_iou)}.",
+        f"Mean intersection over union {_format_score_or_dash(mean_iou)}.",
     )
 
 
-HEADLINE_BY_SCORE: dict[str, Callable[[Any], tuple[str, str]]] = {
+HEADLINE_FN_BY_SCORE_KIND: dict[str, Callable[[Any], tuple[str, str]]] = {
     "output_errors": output_errors_headline,
     "label_scores": label_scores_headline,
     "position_scores": position_scores_headline,
@@ -176,7 +178,7 @@ def score_blocks(
 
 def output_errors_blocks(errors: Sequence[RegressionOutputErrors]) -> list[Block]:
     """A table of the errors, and predictions against the truth."""
-    rows = [[e.name, f"{e.mae:.3g}", f"{e.rmse:.3g}", _score_text_or_dash(e.r2)] for e in errors]
+    rows = [[e.name, f"{e.mae:.3g}", f"{e.rmse:.3g}", _format_score_or_dash(e.r2)] for e in errors]
     lead = "R² is 1 for exact predictions, and 0 for those no better than always predicting the mean."
     table = _collapsible_table(("output", "mean absolute error", "root mean squared error", "R²"), rows)
     figures = [_prediction_scatter_figure(e) for e in errors[:MAX_SCATTER_CHARTS]]
@@ -194,9 +196,9 @@ def label_scores_blocks(scores: Sequence[LabelScore]) -> list[Block]:
         [
             s.name,
             f"{s.n_positive:,}",
-            _score_text_or_dash(s.precision),
-            _score_text_or_dash(s.recall),
-            _score_text_or_dash(s.average_precision),
+            _format_score_or_dash(s.precision),
+            _format_score_or_dash(s.recall),
+            _format_score_or_dash(s.average_precision),
         ]
         for s in scores
     ]
@@ -207,7 +209,9 @@ def label_scores_blocks(scores: Sequence[LabelScore]) -> list[Block]:
 
 def position_scores_blocks(scores: Sequence[PositionScore]) -> list[Block]:
     """A table of the classes of a label map."""
-    rows = [[s.name, f"{s.n_positions:,}", _score_text_or_dash(s.accuracy), _score_text_or_dash(s.iou)] for s in scores]
+    rows = [
+        [s.name, f"{s.n_positions:,}", _format_score_or_dash(s.accuracy), _format_score_or_dash(s.iou)] for s in scores
+    ]
     columns = ("class", "positions that have it", "share predicted as it", "intersection over union")
     return [Heading("Class by class"), *_collapsible_table(columns, rows)]
 
@@ -223,11 +227,11 @@ def _collapsible_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 def _prediction_scatter_figure(e: RegressionOutputErrors) -> Figure:
     step = -(-len(e.true) // MAX_SCATTER_POINTS)
     chart = scatter_chart(e.true[::step], e.predicted[::step], x_label="true", y_label="predicted", title=e.name)
-    alt = f"predicted against true values of {e.name}, {len(e.true[::step])} examples; R² {_score_text_or_dash(e.r2)}"
+    alt = f"predicted against true values of {e.name}, {len(e.true[::step])} examples; R² {_format_score_or_dash(e.r2)}"
     return Figure(PageImage(chart, alt, side=None), "", (f"predicted against true, {e.name}",))
 
 
-def _score_text_or_dash(value: float) -> str:
+def _format_score_or_dash(value: float) -> str:
     """Like "0.83"; a dash where it is not known."""
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "\u2212")
 

@@ -66,7 +66,7 @@ def run_shortcut_check(
                 model_pair.y,
                 trigger,
                 seed=seed,
-                callback=_make_progress_callback(bar),
+                callback=_make_finding_progress_callback(bar),
             )
         facts = {
             "command": command,
@@ -80,12 +80,12 @@ def run_shortcut_check(
         return result, folder.publish()
 
 
-def _make_progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
-    def update(finding: ShortcutFinding) -> None:
+def _make_finding_progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
+    def advance_bar_with_finding(finding: ShortcutFinding) -> None:
         bar.set_postfix_str(f"{finding.method}: {finding.grade}")
         bar.update()
 
-    return update
+    return advance_bar_with_finding
 
 
 def _training_facts(model_pair: ShortcutPair, settings: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _training_facts(model_pair: ShortcutPair, settings: dict[str, Any]) -> dict[
     return counts | {k: v for k, v in settings.items() if v is None or isinstance(v, (int, float, str))}
 
 
-def results_table(result: ShortcutReport) -> Table:
+def shortcut_results_table(result: ShortcutReport) -> Table:
     """The table that a terminal prints."""
     names = Column("method", no_wrap=True), Column("verdict", no_wrap=True)
     rows = Table(*names, "what", "model", "control", title=_results_table_title(result), title_justify="left")

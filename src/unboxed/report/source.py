@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
-from ..engine.read.class_labels import data_source, dataset_class_names, labels_are_classes
+from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, labels_are_classes
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.items import SkippedExamples, item_or_data_error
@@ -22,7 +22,7 @@ DEFAULT_DATA_NAME = "tensors"  # of data without a name
 BINARY_CLASS_NAMES = ("no", "yes")  # of a model with one probability, unless they are named
 
 
-class ExampleBatch(NamedTuple):
+class ReadExamples(NamedTuple):
     rows: list[int]  # indices in the data of those that could be read
     x: Tensor  # (n, ...)
     y: list[int]  # labels as the box counts classes, -1 where there is none
@@ -49,8 +49,8 @@ class ReportData:
         names = dataset_class_names(data)
         if self.labeled and not names.names:  # labels that are names are numbered by then
             names = dataset_class_names(self._data)
-        self.classes = _class_names_of_box_or_data(names.in_order(), box)
-        self._class_of_label = names.class_by_label(box, data_source(data)) if self.labeled else {}
+        self.classes = _class_names_of_box_or_data(names.names_in_label_order(), box)
+        self._class_of_label = names.class_by_label(box, data_name_for_messages(data)) if self.labeled else {}
         self._box = box
 
     def __len__(self) -> int:
@@ -70,17 +70,17 @@ class ReportData:
             else tuple(skipped_files)
         )
 
-    def read(self, rows: Sequence[int]) -> ExampleBatch:
+    def read(self, rows: Sequence[int]) -> ReadExamples:
         """The examples at these rows that can be read."""
         readable = [(i, read) for i in rows if (read := self._read_item_or_record_broken(i)) is not None]
         if not readable:
-            return ExampleBatch([], torch.empty(0), [], [])
+            return ReadExamples([], torch.empty(0), [], [])
         indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
         x = self._inputs.pack(x)
-        labels = [self._class_of(y) for _, (_, y) in readable]
-        return ExampleBatch(indices, x, labels, [self._targets.pop(i, None) for i in indices])
+        labels = [self._label_to_class_index(y) for _, (_, y) in readable]
+        return ReadExamples(indices, x, labels, [self._targets.pop(i, None) for i in indices])
 
-    def _class_of(self, label: Any) -> int:
+    def _label_to_class_index(self, label: Any) -> int:
         """A label as the box counts classes, -1 where there is none."""
         value = label_to_value(label)
         if isinstance(value, str):
@@ -89,7 +89,7 @@ class ReportData:
 
     def _read_item_or_record_broken(self, row: int) -> tuple[Any, Any] | None:
         try:
-            return _input_and_label(item_or_data_error(self._data, row), self.labeled)
+            return _split_item_into_input_and_label(item_or_data_error(self._data, row), self.labeled)
         except BrokenImageError as error:
             self._broken_reasons.setdefault(row, str(error))
             return None
@@ -150,7 +150,7 @@ def _to_dataset(
     labels of outputs that are no classes are set aside in `targets`."""
     data = data if isinstance(data, sets.Images) else _make_indexable(open_data(data, box.inputs), skipped)
     if len(data) == 0:
-        skipped.require_some_read(0)
+        skipped.raise_if_none_read(0)
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
@@ -161,7 +161,7 @@ def _to_dataset(
     return sets.wrap(data, like=template, name=name)
 
 
-def _input_and_label(item: Any, labeled: bool) -> tuple[Any, Any]:
+def _split_item_into_input_and_label(item: Any, labeled: bool) -> tuple[Any, Any]:
     if not isinstance(item, (tuple, list)):
         return item, None
     return item[0], item[1] if labeled and len(item) > 1 else None

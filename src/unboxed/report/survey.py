@@ -174,7 +174,7 @@ def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey
 
 def read_targets(box: Box, targets: Sequence[Any]) -> Tensor | None:
     """True values (n, K) of outputs that are no classes; None unless each example has K, of labels zeros and ones."""
-    values = [_to_target_values(target) for target in targets]
+    values = [_target_to_values_or_none(target) for target in targets]
     if box.outputs not in ("regression", "multilabel") or any(v is None or len(v) != box.n_outputs for v in values):
         return None
     stacked = torch.stack([v for v in values if v is not None])
@@ -182,7 +182,7 @@ def read_targets(box: Box, targets: Sequence[Any]) -> Tensor | None:
     return stacked if bool(is_valid.all()) else None
 
 
-def _to_target_values(target: Any) -> Tensor | None:
+def _target_to_values_or_none(target: Any) -> Tensor | None:
     """Numbers (K,) in double precision; None for anything else."""
     try:
         return torch.as_tensor(target).double().flatten().cpu()
@@ -196,7 +196,7 @@ def position_confusion_matrix(logits: Tensor, targets: Sequence[Any]) -> Tensor 
     Labels below 0 or above the classes mark positions that do not count.
     """
     k, predicted = logits.shape[1], logits.argmax(1).cpu()  # (n, ...)
-    values = [_to_target_values(target) for target in targets]
+    values = [_target_to_values_or_none(target) for target in targets]
     if any(v is None or len(v) != predicted[0].numel() for v in values):
         return None
     labels = torch.stack([v for v in values if v is not None]).long()  # (n, positions)
@@ -216,7 +216,7 @@ def _check_outputs_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
 
 def _probs_or_outputs(box: Box, logits: Tensor) -> Tensor:
     """Probabilities (n, K), or the outputs of models without them; of a map of outputs the mean."""
-    outputs = logits if box.outputs == "regression" else box.probs_from(logits)
+    outputs = logits if box.outputs == "regression" else box.probs_from_logits(logits)
     return outputs.double().cpu().flatten(2).mean(2) if outputs.ndim > 2 else outputs.double().cpu()
 
 

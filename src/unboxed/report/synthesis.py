@@ -27,21 +27,23 @@ from .blocks import (
     Table,
 )
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Finding
-from .judge_model import JUDGE_DESCRIPTION, JudgePredictions, classify_by_judge, judge_or_reason
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Finding
+from .judge_model import JUDGE_DESCRIPTION_TEXT, JudgePredictions, classify_by_judge, judge_or_missing_reason
 from .pictures import PageFile, PageImage
 from .words import count_noun, format_named_prob, join_names_with_limit
 
 MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
 N_STARTS_PER_CLASS = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
-MIN_MARGIN_OVER_CONTROL = 0.1  # of the judge's mean probability, by which the class images must beat the control
+MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = (
+    0.1  # of the judge's mean probability, by which the class images must beat the control
+)
 # Recognized control images over recognized class images, from which the judge is weak evidence
-WEAK_EVIDENCE_CONTROL_RATIO = 0.8
+MIN_CONTROL_RATIO_OF_WEAK_JUDGE = 0.8
 MIN_MEAN_PROB_OF_CONFIDENT_MODEL = 0.9  # mean probability from which the model counts as confident
-MIN_REPORTED_RMS_DIFFERENCE = 0.01  # root mean square over the pixel range: images closer than this are the same
+MIN_RMS_DIFFERENCE_BETWEEN_STARTS = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
-WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
+JUDGE_IS_WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,20 +54,22 @@ class ClassImageFinding(Finding):
     class_indices: list[int]
     n_omitted_classes: int
     images: dict[RecipeName, ClassImages] = field(
-        metadata=FIELD_NOT_IN_JSON
+        metadata=METADATA_OF_FIELD_NOT_IN_JSON
     )  # {recipe: ...}, one per class, then other starts
     judged: dict[RecipeName, JudgePredictions] = field(
-        metadata=FIELD_NOT_IN_JSON
+        metadata=METADATA_OF_FIELD_NOT_IN_JSON
     )  # {recipe: report}; empty without a judge
-    judge_predictions: dict[str, list[str]] = field(metadata=FIELD_NOT_IN_JSON)  # {recipe: classes by the judge}
+    judge_predictions: dict[str, list[str]] = field(
+        metadata=METADATA_OF_FIELD_NOT_IN_JSON
+    )  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
     cover_class: int  # index into `classes`, of the example on the cover
 
     @property
     def cover(self) -> Sequence[Figure]:
-        figure = _class_figure(self, "robust", self.cover_class, side=COVER_SIDE_PIXELS)
-        tone = "" if self.judged and is_judge_weak_evidence(self.judged) else figure.tone
+        figure = _class_image_figure(self, "robust", self.cover_class, side=COVER_SIDE_PIXELS)
+        tone = "" if self.judged and is_judge_approval_weak_evidence(self.judged) else figure.tone
         return [replace(figure, head=f"image of {figure.head}", tone=tone)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +92,7 @@ class ClassImageFinding(Finding):
 def find(context: ReportContext) -> ClassImageFinding:
     classes = _visualized_classes(context)
     images = {recipe: _class_images(context, recipe, classes) for recipe in CLASS_IMAGE_RECIPE_BY_NAME}
-    judge, no_judge_reason = judge_or_reason(context)
+    judge, no_judge_reason = judge_or_missing_reason(context)
     judged = (
         {r: classify_by_judge(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
     )
@@ -96,7 +100,7 @@ def find(context: ReportContext) -> ClassImageFinding:
     robust = images["robust"].images
     differences = _rms_difference_between_starts(robust.view(N_STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
     return ClassImageFinding(
-        answer=_answer(judged, len(classes)),
+        answer=_class_images_answer_text(judged, len(classes)),
         headline=_judge_headline(judged),
         classes=names,
         class_indices=classes,
@@ -110,12 +114,12 @@ def find(context: ReportContext) -> ClassImageFinding:
     )
 
 
-def _answer(judged: dict[RecipeName, JudgePredictions], n_classes: int) -> str:
+def _class_images_answer_text(judged: dict[RecipeName, JudgePredictions], n_classes: int) -> str:
     if not judged:
         return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
     robust, control = judged["robust"], judged["noise"]
     recognized = f"The judge recognizes {robust.n_recognized} of {len(robust.predicted)} generated class images"
-    if not is_judge_weak_evidence(judged) or not robust.n_recognized:
+    if not is_judge_approval_weak_evidence(judged) or not robust.n_recognized:
         return f"{recognized} and {control.n_recognized} of the control images."
     return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
 
@@ -123,8 +127,8 @@ def _answer(judged: dict[RecipeName, JudgePredictions], n_classes: int) -> str:
 def _judge_headline(judged: dict[RecipeName, JudgePredictions]) -> tuple[str, ...]:
     if not judged:
         return ()
-    answer = _answer(judged, 0).removeprefix("The judge")
-    return (f"{JUDGE_DESCRIPTION}{answer}",)
+    answer = _class_images_answer_text(judged, 0).removeprefix("The judge")
+    return (f"{JUDGE_DESCRIPTION_TEXT}{answer}",)
 
 
 def _visualized_classes(context: ReportContext) -> list[int]:
@@ -166,16 +170,16 @@ def class_images_pass_control(judged: dict[RecipeName, JudgePredictions]) -> boo
     return (
         2 * robust.n_recognized > len(robust.predicted)
         and robust.n_recognized >= control.n_recognized
-        and robust.mean_target_prob > control.mean_target_prob + MIN_MARGIN_OVER_CONTROL
+        and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_PROB_MARGIN_OVER_CONTROL
     )
 
 
-def is_judge_weak_evidence(judged: dict[RecipeName, JudgePredictions]) -> bool:
+def is_judge_approval_weak_evidence(judged: dict[RecipeName, JudgePredictions]) -> bool:
     """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
     robust, control = judged["robust"], judged["noise"]
     return (
         2 * control.n_recognized > len(control.predicted)
-        or control.n_recognized >= WEAK_EVIDENCE_CONTROL_RATIO * robust.n_recognized
+        or control.n_recognized >= MIN_CONTROL_RATIO_OF_WEAK_JUDGE * robust.n_recognized
     )
 
 
@@ -193,7 +197,7 @@ def show(finding: ClassImageFinding) -> list[Block]:
         lead = text.description
         if recipe == "noise" and finding.judged and _is_model_confident(finding.images[recipe]):
             lead = "The model is confident of these, too; a judge should not be."
-        figures = [_class_figure(finding, recipe, i) for i in range(len(finding.classes))]
+        figures = [_class_image_figure(finding, recipe, i) for i in range(len(finding.classes))]
         blocks += [
             Heading(text.title),
             Paragraph(lead, "soft"),
@@ -208,7 +212,7 @@ def _is_model_confident(images: ClassImages) -> bool:
     return float(target_probs.mean()) >= MIN_MEAN_PROB_OF_CONFIDENT_MODEL
 
 
-def _is_image_uniform(images: ClassImages) -> list[bool]:
+def _uniform_image_mask(images: ClassImages) -> list[bool]:
     """Which images (N) are of one even color."""
     return (images.images.flatten(2).std(2, correction=0).amax(1) < MIN_NONUNIFORM_PIXEL_STD).tolist()
 
@@ -217,7 +221,7 @@ def _failed_ascent_cautions(finding: ClassImageFinding, recipe: RecipeName) -> l
     """Where the ascent failed, and where its gradient was taken before the ReLUs."""
     images, n = finding.images[recipe], len(finding.classes)
     notes: list[Block] = []
-    if empty := [name for name, flat in zip(finding.classes, _is_image_uniform(images), strict=False) if flat]:
+    if empty := [name for name, flat in zip(finding.classes, _uniform_image_mask(images), strict=False) if flat]:
         these = "this image shows" if len(empty) == 1 else "these images show"
         why = "The ascent hardly moved, or ended in one even color"
         notes.append(Caution(f"{why}, for {join_names_with_limit(empty)}; {these} nothing."))
@@ -240,14 +244,18 @@ def _judge_check(judged: dict[RecipeName, JudgePredictions], no_judge_reason: st
         f"and {texts['noise']} of the control."
     )
     if class_images_pass_control(judged):
-        return CheckNote(f"{text} {WEAK_EVIDENCE_TEXT}") if is_judge_weak_evidence(judged) else CheckNote(text, "good")
+        return (
+            CheckNote(f"{text} {JUDGE_IS_WEAK_EVIDENCE_TEXT}")
+            if is_judge_approval_weak_evidence(judged)
+            else CheckNote(text, "good")
+        )
     robust = judged["robust"]
     if 2 * robust.n_recognized > len(robust.predicted):
         return CheckNote(f"{text} They are recognized no better than the control: don't trust them.", "bad")
     return CheckNote(f"{text} Most are not recognized: don't trust them.", "bad")
 
 
-def _class_figure(
+def _class_image_figure(
     finding: ClassImageFinding, recipe: RecipeName, class_position: int, start: int = 0, side: int = FIGURE_SIDE_PIXELS
 ) -> Figure:
     """The image of the i-th class from one of its starts; the judge has seen the first."""
@@ -266,7 +274,7 @@ def _class_figure(
             lines.append("recognized" if is_recognized else "not recognized")
         else:
             lines.append(p if is_recognized else f"{finding.classes[class_position]}: {p}")
-    if _is_image_uniform(images)[row]:
+    if _uniform_image_mask(images)[row]:
         lines, tone = [*lines, "shows\u00a0nothing"], ""
     alt = f"image of class {finding.classes[class_position]}; {', '.join(lines)}"
     return Figure(
@@ -282,12 +290,13 @@ def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
     order = sorted(finding.differences, key=lambda name: -finding.differences[name])
     largest = finding.differences[order[0]]
     lead = f"Each class from {N_STARTS_PER_CLASS} starts."
-    if largest >= MIN_REPORTED_RMS_DIFFERENCE:
+    if largest >= MIN_RMS_DIFFERENCE_BETWEEN_STARTS:
         lead += (f" The images of {order[0]} differ most "
                  f"(root mean square {largest:.2f} of the pixel range).")  # fmt: skip
     rows = [
         FigureGrid(
-            [_class_figure(finding, "robust", i, start) for i in range(len(finding.classes))], f"start {start + 1}"
+            [_class_image_figure(finding, "robust", i, start) for i in range(len(finding.classes))],
+            f"start {start + 1}",
         )
         for start in range(1, N_STARTS_PER_CLASS)
     ]

@@ -21,7 +21,10 @@ from .words import count_noun, format_percent, layer_display_name
 MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 MAX_ABLATION_EXAMPLES_LARGE_MODEL = 48
 MIN_EXAMPLES_PER_HALF = 16  # examples in each half, to check one by the other
-MAX_EXAMPLE_UNIT_PAIRS, N_PAIRS_PER_BATCH_EXAMPLE = 128 * 128, 64  # of example and removed unit; per example of a batch
+MAX_EXAMPLE_UNIT_PAIRS, N_UNIT_PAIRS_PER_BATCH_EXAMPLE = (
+    128 * 128,
+    64,
+)  # of example and removed unit; per example of a batch
 MAX_LISTED_UNITS = 10
 MAX_ABLATION_LOGITS = 10**7  # of all pairs
 TOO_FEW_EXAMPLES_TEXT = "Too few examples to check it on two halves of them."
@@ -55,7 +58,7 @@ def _require_channel_axis(box: Box, address: str) -> str:
     return address
 
 
-def _split_half_rank_correlation(change: Tensor) -> float | None:
+def _unit_rank_correlation_of_halves(change: Tensor) -> float | None:
     """Whether two halves of the examples rank the units (N, U) alike."""
     if len(change) < 2 * MIN_EXAMPLES_PER_HALF or change.shape[1] < 3:
         return None
@@ -69,7 +72,7 @@ def _ablation_indices_and_width(context: ReportContext, layer: str) -> tuple[Abl
     h = box.read(context.inputs(evenly_spaced_indices(total, MAX_ABLATION_EXAMPLES_LARGE_MODEL)), [layer])[layer]
     values = h.flatten(2).mean(2) if h.ndim > 2 else h  # (n, C)
     pairs = min(
-        MAX_EXAMPLE_UNIT_PAIRS, N_PAIRS_PER_BATCH_EXAMPLE * box.batch_limit
+        MAX_EXAMPLE_UNIT_PAIRS, N_UNIT_PAIRS_PER_BATCH_EXAMPLE * box.batch_limit
     )  # a large model takes few at a time
     spread_of_unit = values.float().std(0, correction=0)
     units = sorted(spread_of_unit.topk(min(len(spread_of_unit), math.isqrt(pairs))).indices.tolist())
@@ -89,7 +92,7 @@ def _make_unit_importance_table(
         else layer_display_name(layer)
     )
     lead = f"With {which} of {name} set to zero, one at a time, on {count_noun(len(indices), 'example')}. "
-    half_correlation = _split_half_rank_correlation(ablations.score_change)
+    half_correlation = _unit_rank_correlation_of_halves(ablations.score_change)
     if s.labels is None or not s.exclusive_classes:
         order = change.abs().argsort(descending=True)[:MAX_LISTED_UNITS].tolist()
         rows = [[str(int(ablations.units[i])), _signed_change_text(float(change[i]))] for i in order]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field
-from ..activations.projections import neuron_per_example
-from ..engine.optimize.constraints import TINY, l2_norm
+from ..activations.projections import neuron_objective_per_example
+from ..engine.optimize.constraints import MIN_DENOMINATOR, l2_norm
 from ..errors import OutputError
 from .context import ReportContext
-from .finding import FIELD_NOT_IN_JSON
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON
 
 MAX_RECEPTIVE_FIELD_PROBE_BANDS = 28  # bands of rows: receptive fields in photos are rounded up to a 28th of the image
 PROJECTION_STEP_PIXEL_RMS = 0.01  # root mean square of that change, in pixel range
@@ -24,9 +24,9 @@ PROJECTION_STEP_PIXEL_RMS = 0.01  # root mean square of that change, in pixel ra
 class UnitPatches:
     """The top examples of some units of a layer of images, and what of each activates the unit."""
 
-    receptive_field: ReceptiveField = field(metadata=FIELD_NOT_IN_JSON)
-    x: Tensor = field(metadata=FIELD_NOT_IN_JSON)  # (U, k, C, H, W)
-    projections: Projections | None = field(metadata=FIELD_NOT_IN_JSON)  # of U * k neurons
+    receptive_field: ReceptiveField = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
+    x: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (U, k, C, H, W)
+    projections: Projections | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # of U * k neurons
     no_projections_reason: str = ""
     increases: list[bool] = field(default_factory=list)  # after a small step along each projection
 
@@ -56,18 +56,18 @@ def find_unit_patches(
         result = projections(context.box, x.flatten(0, 1), top.path, unit, position, field=field)
     except OutputError as error:
         return UnitPatches(field, x, None, f"No projections: {error}.")
-    return UnitPatches(field, x, result, "", _increases_after_step(context, result, x.flatten(0, 1)).tolist())
+    return UnitPatches(field, x, result, "", _neurons_increased_by_step(context, result, x.flatten(0, 1)).tolist())
 
 
-def _increases_after_step(context: ReportContext, projected: Projections, x: Tensor) -> Tensor:
+def _neurons_increased_by_step(context: ReportContext, projected: Projections, x: Tensor) -> Tensor:
     """Which neurons (N,) are larger after a small step from their example along their projection."""
     x = x.to(projected.map)
     step = (
         PROJECTION_STEP_PIXEL_RMS
         * math.sqrt(x[0].numel())
         * projected.map
-        / l2_norm(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)
+        / l2_norm(projected.map).clamp_min(MIN_DENOMINATOR).view(-1, 1, 1, 1)
     )
     stepped = context.box.inputs.clip(x + step)
-    neuron = neuron_per_example(projected.path, projected.unit, projected.position)
+    neuron = neuron_objective_per_example(projected.path, projected.unit, projected.position)
     return neuron(context.box.read(stepped, [projected.path])) > projected.value

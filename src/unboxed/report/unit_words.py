@@ -14,7 +14,7 @@ from .context import MAX_CAPTION_VALUES, ReportContext
 from .input_nouns import column_names_and_values
 from .words import format_number, join_names_with_limit
 
-MAX_LISTED_FEATURES_PER_UNIT = 4  # features named of a unit
+MAX_LISTED_INPUT_COLUMNS_PER_UNIT = 4  # features named of a unit
 
 
 def top_examples_distance_text(top: TopExamples, unit: int) -> str:
@@ -46,7 +46,7 @@ def _mean_label_text(context: ReportContext, top_indices: Sequence[int]) -> str:
     return "mean " + "; ".join(f"{name} {format_number(a)} (all {format_number(b)})" for name, a, b in pairs)
 
 
-def feature_table(
+def distinctive_input_columns_table(
     context: ReportContext, top: TopExamples, chosen: Sequence[int], labels: Sequence[str], indices: Sequence[int]
 ) -> Table:
     """For rows of features: in which columns a unit's top rows differ most from all."""
@@ -59,7 +59,7 @@ def feature_table(
         most_different = (
             ((mean - top_mean) / std.masked_fill(std == 0, torch.inf))
             .abs()
-            .argsort(descending=True)[:MAX_LISTED_FEATURES_PER_UNIT]
+            .argsort(descending=True)[:MAX_LISTED_INPUT_COLUMNS_PER_UNIT]
         )
         text = "; ".join(
             f"{names[j]} {format_number(float(top_mean[j]))} (all {format_number(float(mean[j]))})"

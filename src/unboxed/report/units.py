@@ -29,10 +29,10 @@ from .blocks import (
     Table,
 )
 from .context import ReportContext, Section
-from .finding import FIELD_NOT_IN_JSON, CheckNote, Finding, NotApplicable
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Finding, NotApplicable
 from .pictures import PageFile, PageImage
 from .unit_patches import SurveyInputsDataset, UnitPatches, find_unit_patches
-from .unit_words import feature_table, label_counts_text, top_examples_distance_text
+from .unit_words import distinctive_input_columns_table, label_counts_text, top_examples_distance_text
 from .words import count_noun, format_shape, join_names_with_limit, layer_display_name
 
 MAX_SHOWN_UNITS = 12  # shown of a layer, half of them folded
@@ -51,7 +51,7 @@ class LayerUnits:
 
     units: int
     dead: int
-    top: TopExamples = field(metadata=FIELD_NOT_IN_JSON)
+    top: TopExamples = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     type: str = ""
     chosen: list[int] = field(default_factory=list)  # units to show, those that are not folded first
     labels: list[str] = field(default_factory=list)  # of the top examples of each
@@ -74,7 +74,7 @@ class UnitsFinding(Finding):
 def find(context: ReportContext) -> UnitsFinding:
     paths = _last_and_middle_layers(context)
     if not paths:
-        raise NotApplicable(_no_layer_reason(context))
+        raise NotApplicable(_no_units_layer_reason(context))
     indices = draw.evenly_spaced_indices(len(context.survey.rows), _max_searched_examples(context))
     k = max(1, min(MAX_TOP_EXAMPLES_PER_UNIT, len(indices) // 4))
     tops = top_examples(context.box, SurveyInputsDataset(context, indices), paths, k)
@@ -83,22 +83,26 @@ def find(context: ReportContext) -> UnitsFinding:
     return UnitsFinding(
         answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names_with_limit(paths)} {verb} dead; "
         "the top examples show what the others respond to.",
-        layers={top.path: _layer_units(context, top, indices) for top in tops},
+        layers={top.path: _make_layer_units(context, top, indices) for top in tops},
         n_unfolded=_n_units_shown(context) // 2,
         has_images=context.has_images,
     )
 
 
-def _layer_units(context: ReportContext, top: TopExamples, indices: Sequence[int]) -> LayerUnits:
+def _make_layer_units(context: ReportContext, top: TopExamples, indices: Sequence[int]) -> LayerUnits:
     chosen = _units_by_uniformity(top, _n_units_shown(context))
     labels = [label_counts_text(context, top, c, indices) for c in chosen]
     patches = find_unit_patches(context, top, indices, chosen) if chosen and context.has_images else None
-    features = feature_table(context, top, chosen, labels, indices) if chosen and not context.has_images else None
+    features = (
+        distinctive_input_columns_table(context, top, chosen, labels, indices)
+        if chosen and not context.has_images
+        else None
+    )
     n_dead, layer_type = int(top.dead.sum()), context.box.layers[top.path].type
     return LayerUnits(len(top.dead), n_dead, top, layer_type, chosen, labels, patches, features)
 
 
-def _no_layer_reason(context: ReportContext) -> str:
+def _no_units_layer_reason(context: ReportContext) -> str:
     """Why no layer is shown."""
     if any(r.n_parameters and r.has_input and r.has_batch_axis and r.shape for r in context.box.layers.leaves):
         return "No layer of this model is known to have its units on axis 1; those of tokens are on the last axis."
@@ -160,13 +164,13 @@ def _units_by_uniformity(top: TopExamples, max_units: int) -> list[int]:
 
 def show(finding: UnitsFinding) -> list[Block]:
     layers = list(finding.layers.values())
-    blocks: list[Block] = [MethodInterpretation.of(top_examples, _distance_check_text(layers))]
+    blocks: list[Block] = [MethodInterpretation.of(top_examples, _top_examples_alikeness_check_text(layers))]
     if finding.has_images:
         blocks.append(MethodInterpretation.of(projections, *_projection_step_check(layers)))
     return [*blocks, *(block for layer in layers for block in _unit_layer_blocks(layer, finding.n_unfolded))]
 
 
-def _distance_check_text(layers: Sequence[LayerUnits]) -> str:
+def _top_examples_alikeness_check_text(layers: Sequence[LayerUnits]) -> str:
     """Whether the top examples of a unit are alike."""
     tops = [layer.top for layer in layers]
     distances = [
@@ -205,7 +209,7 @@ def _unit_layer_blocks(layer: LayerUnits, n_unfolded: int) -> list[Block]:
     legend = f"Patches are {field_text}; the strongest first, each from another example. "
     legend += _projections_legend(layer.patches)
     blocks.append(Paragraph(legend, "soft"))
-    pictured = {c: _unit_to_plot(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
+    pictured = {c: _make_plotted_unit(layer.top, layer.patches, i, c) for i, c in enumerate(layer.chosen)}
     rule = layer.patches.projections.rule if layer.patches.projections else ""
     vmax = units.back_projection_vmax(list(pictured.values())) if rule else 0.0
     if vmax:
@@ -259,21 +263,28 @@ def _active_units_by_distance(top: TopExamples) -> list[int]:
     return [int(i) for i in usable[top.mean_distance[usable].argsort(stable=True)]]
 
 
-def _unit_to_plot(top: TopExamples, patches: UnitPatches, shown_index: int, unit: int) -> PlottedUnit:
+def _make_plotted_unit(top: TopExamples, patches: UnitPatches, shown_index: int, unit: int) -> PlottedUnit:
     """Unit `unit` of a layer, the i-th of those shown, as `plots.units` draws it."""
     x, size = patches.x[shown_index], patches.receptive_field.size
     image_size = (x.shape[-2], x.shape[-1])
     bounds = patches.receptive_field.bounds_at(top.position[unit]).tolist()  # (k, 4)
 
-    def crop_patches(images: Tensor) -> Any:
+    def crop_receptive_field_patches(images: Tensor) -> Any:
         return np.stack([units.crop_with_padding(p, b, size, image_size) for p, b in zip(images, bounds, strict=True)])
 
     s, k, result = top.statistics, len(x), patches.projections
-    maps = crop_patches(result.map[shown_index * k : (shown_index + 1) * k]) if result else None
+    maps = crop_receptive_field_patches(result.map[shown_index * k : (shown_index + 1) * k]) if result else None
     counts, edges = s.counts[unit].double().cpu().numpy(), s.edges[unit].double().cpu().numpy()
     value_range = s.histogram_range[unit].tolist()
     return PlottedUnit(
-        unit, crop_patches(x), maps, top.value[unit].tolist(), counts, edges, value_range, bool(top.dead[unit])
+        unit,
+        crop_receptive_field_patches(x),
+        maps,
+        top.value[unit].tolist(),
+        counts,
+        edges,
+        value_range,
+        bool(top.dead[unit]),
     )
 
 

@@ -151,9 +151,11 @@ def _make_reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype
     probs = logits.softmax(1)  # (N, K)
     top_prob, predictions = probs.max(1)
     is_correct = (predictions == y).double()
-    bin_index = _bin_index(top_prob, n_bins)
+    bin_index = _confidence_bin_index(top_prob, n_bins)
     bin_counts = torch.bincount(bin_index, minlength=n_bins)
-    confidence, accuracy = (_bin_sums(bin_index, v, n_bins) / bin_counts.clamp_min(1) for v in (top_prob, is_correct))
+    confidence, accuracy = (
+        _sum_values_per_bin(bin_index, v, n_bins) / bin_counts.clamp_min(1) for v in (top_prob, is_correct)
+    )
     gaps = (accuracy - confidence).abs()
     bin_edges = torch.linspace(0, 1, n_bins + 1, dtype=dtype, device=logits.device)
     squared_error = (probs - F.one_hot(y, probs.shape[1])).square().sum(1)
@@ -164,12 +166,12 @@ def _make_reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype
     )  # fmt: skip
 
 
-def _bin_index(top_prob: Tensor, n_bins: int) -> Tensor:
+def _confidence_bin_index(top_prob: Tensor, n_bins: int) -> Tensor:
     """The bin (N,) of each confidence: ((m - 1) / B, m / B]; not by top_prob * n_bins, which may round over an edge."""
     return torch.bucketize(top_prob, torch.arange(1, n_bins, dtype=top_prob.dtype, device=top_prob.device) / n_bins)
 
 
-def _bin_sums(bin_index: Tensor, values: Tensor, n_bins: int) -> Tensor:
+def _sum_values_per_bin(bin_index: Tensor, values: Tensor, n_bins: int) -> Tensor:
     return torch.bincount(bin_index, values, minlength=n_bins)
 
 

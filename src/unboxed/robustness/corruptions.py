@@ -175,33 +175,33 @@ class _CorruptionSums:
 
     def run(self, batch_size: BatchSize) -> bool:
         """Returns whether Ctrl-C ended it."""
-        size, max_rows = self.box.batch_plan(len(self.x), batch_size)
+        size, max_rows = self.box.batch_size_and_max_rows(len(self.x), batch_size)
         max_rows = (
             max_rows
             if self.box.batch_dependent or self.x.device.type != "cpu"
             else min(max_rows, MAX_CPU_DATA_BATCH_ROWS)
         )
         try:
-            map_in_batches(self._add_rows, len(self.x), size, max_rows)
+            map_in_batches(self._add_corrupted_rows, len(self.x), size, max_rows)
         except KeyboardInterrupt:
             if not self.n_seen:
                 raise
             return True
         return False
 
-    def _add_rows(self, rows: slice) -> None:
+    def _add_corrupted_rows(self, rows: slice) -> None:
         x, y, row_numbers = self.x[rows], self.y[rows], torch.arange(rows.start, rows.stop)
         settings = [(kind, severity) for kind in self.kinds for severity in self.severities]
         sums_by_setting = [
-            self._correct_and_confidence_sums(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
+            self._n_correct_and_correct_prob_sum(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
             for kind, severity_level in settings
         ]
         self.sums, self.n_seen = (
-            self.sums + torch.stack([self._correct_and_confidence_sums(x, y), *sums_by_setting]),
+            self.sums + torch.stack([self._n_correct_and_correct_prob_sum(x, y), *sums_by_setting]),
             self.n_seen + len(x),
         )
 
-    def _correct_and_confidence_sums(self, x: Tensor, y: Tensor) -> Tensor:
+    def _n_correct_and_correct_prob_sum(self, x: Tensor, y: Tensor) -> Tensor:
         """(2,) number of correct predictions, and sum of the correct classes' probabilities."""
         logits = nan_checked_logits(self.box, x).double()
         confidence = logits.softmax(1).gather(1, y[:, None]).sum()

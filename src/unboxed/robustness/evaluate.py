@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..adversarial.attack_ball import check_eps_within_data_range
 from ..adversarial.deepfool import deepfool
-from ..adversarial.predictions import nan_checked_class_logits
+from ..adversarial.predictions import nan_checked_logits_of_classifier
 from ..adversarial.result import Adversarial
 from ..box import Box
 from ..cards import Card, card_of, cards
@@ -41,8 +41,8 @@ from .attack_compatibility import (
 from .gradient_masking import MaskingFinding, check_gradient_masking
 from .result import Robustness
 
-Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
-MAX_EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
+AttackFn = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
+MAX_EXAMPLES_PER_ATTACK_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_ATTACK_TASK_NAME = "minimal attack"
 OBJECTIVE_ATTACK_CALL_TEMPLATE = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
 CHECKPOINTED_EVALUATION_FIELDS = ("is_robust", "min_distance", "mean_queries")
@@ -51,10 +51,10 @@ CHECKPOINTED_EVALUATION_FIELDS = ("is_robust", "min_distance", "mean_queries")
 def default_attack_cards() -> list[Card]:
     """The cards of the attacks that an evaluation runs where none is named, the cheapest first."""
     chosen = [card for card in cards() if card.default_attack is not None]
-    return sorted(chosen, key=lambda card: card.n_runs(**(card.default_attack or {})))
+    return sorted(chosen, key=lambda card: card.n_model_runs(**(card.default_attack or {})))
 
 
-def default_attacks() -> dict[str, Attack]:
+def default_attacks() -> dict[str, AttackFn]:
     """The attacks that an evaluation runs where none is named, the cheapest first.
 
     Returns:
@@ -75,12 +75,12 @@ def default_attacks() -> dict[str, Attack]:
 def evaluate(
     box: Box,
     data: Any,
-    attacks: Mapping[str, Attack] | None = None,
+    attacks: Mapping[str, AttackFn] | None = None,
     *,
     eps: Sequence[float],
     norm: Norm = "linf",
     max_examples: int | None = None,
-    minimal_attack: Attack | None = deepfool,
+    minimal_attack: AttackFn | None = deepfool,
     check_masking: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -188,12 +188,12 @@ class _EvaluationRun:
     """A running evaluation: one attack, one eps and a part of the examples at a time."""
 
     def __init__(
-        self, box: Box, x: Tensor, y: Tensor, norm: Norm, eps: tuple[float, ...], attacks: dict[str, Attack],
-        minimal_attack: Attack | None, attack_kwargs: dict[str, Any],
+        self, box: Box, x: Tensor, y: Tensor, norm: Norm, eps: tuple[float, ...], attacks: dict[str, AttackFn],
+        minimal_attack: AttackFn | None, attack_kwargs: dict[str, Any],
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
         self.attacks, self.minimal_attack, self.attack_kwargs = attacks, minimal_attack, attack_kwargs
-        logits = nan_checked_class_logits(box, x, attack_kwargs["batch_size"])
+        logits = nan_checked_logits_of_classifier(box, x, attack_kwargs["batch_size"])
         self.is_correct, self.margin = logits.argmax(1) == y, margin(y)({"logits": logits})
         self.is_robust = self.is_correct.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.min_distance = torch.where(self.is_correct, torch.inf, 0.0).to(x.dtype)
@@ -203,7 +203,7 @@ class _EvaluationRun:
         self.checkpoint: CheckpointFile | None = None
 
     def run_all(self, quiet: bool) -> None:
-        tasks = self._tasks()
+        tasks = self._list_attack_tasks()
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
             bar.update(self.n_finished)
             for name, eps_index, rows in tasks[self.n_finished :]:
@@ -216,8 +216,8 @@ class _EvaluationRun:
                     return
                 bar.update()
 
-    def _tasks(self) -> list[tuple[str, int | None, slice]]:
-        size = len(self.x) if self.box.batch_dependent else MAX_EXAMPLES_PER_TASK
+    def _list_attack_tasks(self) -> list[tuple[str, int | None, slice]]:
+        size = len(self.x) if self.box.batch_dependent else MAX_EXAMPLES_PER_ATTACK_TASK
         row_slices = [slice(i, i + size) for i in range(0, len(self.x), size)]
         tasks = [
             (name, eps_index, rows)
@@ -240,7 +240,7 @@ class _EvaluationRun:
             active = torch.arange(len(self.x), device=self.x.device)
         if len(active) and attack is not None:
             eps_value = None if eps_index is None else self.eps[eps_index]
-            kwargs = supported_kwargs(attack, self.attack_kwargs) | self.checkpoint_kwargs(attack)
+            kwargs = supported_kwargs(attack, self.attack_kwargs) | self.checkpoint_kwargs_of_task(attack)
             try:
                 result = attack(
                     self.box, self.box.restore_structure(self.x[active]), self.y[active], eps=eps_value, **kwargs
@@ -299,7 +299,7 @@ class _EvaluationRun:
             else self.checkpoint.path.with_name(f"{self.checkpoint.path.name}.{task_index}")
         )
 
-    def checkpoint_kwargs(self, attack: Attack) -> dict[str, Any]:
+    def checkpoint_kwargs_of_task(self, attack: AttackFn) -> dict[str, Any]:
         """`checkpoint` of the present task, for an attack that takes one and was not given one."""
         file, given_kwargs = (
             self.task_checkpoint_path(self.n_finished),
@@ -333,20 +333,20 @@ class _EvaluationRun:
         )
 
 
-def _attack_name(attack: Attack | None) -> str:
+def _attack_name(attack: AttackFn | None) -> str:
     """The name by which an attack is called; "" for none."""
     card = card_of(attack)
     return card.key if card is not None else "" if attack is None else MINIMAL_ATTACK_TASK_NAME
 
 
-def supported_kwargs(attack: Attack, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def supported_kwargs(attack: AttackFn, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that an attack takes: one without random draws has no seed."""
     parameters = signature(attack).parameters
     takes_any_keyword = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in kwargs.items() if takes_any_keyword or name in parameters}
 
 
-def _attack_checkpoint_repr(name: str, attack: Attack | None) -> str:
+def _attack_checkpoint_repr(name: str, attack: AttackFn | None) -> str:
     """An attack with its code and settings, to be compared. Raises InputError."""
     advice = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
     return checkpoint_repr(f"the attack {name!r}", attack, advice)

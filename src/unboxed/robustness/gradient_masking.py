@@ -26,10 +26,13 @@ from ..model.nan_checks import check_no_nan, reindex_nan_error
 from ..parameters import Norm
 
 MAX_MASKING_CHECK_EXAMPLES = 200  # examples that are used
-MIN_FOOLED_MORE_FRACTION, MIN_FOOLED_MORE_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
+MIN_FOOLED_DIFFERENCE_FRACTION, MIN_FOOLED_DIFFERENCE_EXAMPLES = (
+    0.05,
+    3,
+)  # by how many one attack must beat another to be reported
 FEW_ATTACK_STEPS, MANY_ATTACK_STEPS = 10, 100  # steps
 SQUARE_ATTACK_QUERIES = 500
-N_PREDICTIONS_PER_EXAMPLE = 10  # of a model's own noise
+N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE = 10  # of a model's own noise
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ class _AttackComparison:
     def is_significantly_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
         """Whether the first number is so much smaller that chance does not explain it."""
         return n_robust_weaker - n_robust_stronger >= max(
-            MIN_FOOLED_MORE_EXAMPLES, MIN_FOOLED_MORE_FRACTION * len(self.x)
+            MIN_FOOLED_DIFFERENCE_EXAMPLES, MIN_FOOLED_DIFFERENCE_FRACTION * len(self.x)
         )
 
-    def fraction(self, n_robust: int) -> float:
+    def robust_fraction(self, n_robust: int) -> float:
         return n_robust / len(self.x)
 
 
@@ -149,13 +152,13 @@ def stochastic_findings(comparison: _AttackComparison) -> Iterator[MaskingFindin
     if not comparison.box.stochastic:
         return
     predictions = torch.stack(
-        [_predict_with_seed(comparison, seed) for seed in range(N_PREDICTIONS_PER_EXAMPLE)]
+        [_predict_with_seed(comparison, seed) for seed in range(N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE)]
     )  # (DRAWS, M)
     changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
     message = (
-        f"the model draws random numbers when it runs, and over {N_PREDICTIONS_PER_EXAMPLE} draws "
+        f"the model draws random numbers when it runs, and over {N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE} draws "
         f"{changed_fraction:.0%} of its predictions change. An attack sees one draw; give pgd and fgsm "
-        f"eot={N_PREDICTIONS_PER_EXAMPLE} to average over them"
+        f"eot={N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE} to average over them"
     )
     yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
@@ -228,7 +231,7 @@ def _attack_comparison_findings(comparison: _AttackComparison) -> Iterator[Maski
         n_robust["Square"] = comparison.count_robust(square, queries=SQUARE_ATTACK_QUERIES)
     for name, weaker, stronger, explanation in ATTACK_COMPARISONS:
         if weaker in n_robust and comparison.is_significantly_stronger(n_robust[weaker], n_robust[stronger]):
-            fractions = {attack: comparison.fraction(n_robust[attack]) for attack in (weaker, stronger)}
+            fractions = {attack: comparison.robust_fraction(n_robust[attack]) for attack in (weaker, stronger)}
             figures = ", ".join(f"{fraction:.0%} under {attack}" for attack, fraction in fractions.items())
             yield MaskingFinding(name, f"robust accuracy is {figures}. {explanation}", fractions)
     if n_robust["PGD"]:
@@ -241,13 +244,14 @@ def _unbounded_attack_findings(comparison: _AttackComparison) -> Iterator[Maskin
     if ball is None:
         return
     n_robust = comparison.count_robust(pgd, ball, steps=MANY_ATTACK_STEPS)
-    if n_robust >= max(1, MIN_FOOLED_MORE_FRACTION * len(comparison.x)):
+    if n_robust >= max(1, MIN_FOOLED_DIFFERENCE_FRACTION * len(comparison.x)):
         message = (
-            f"with any change allowed, robust accuracy under PGD is {comparison.fraction(n_robust):.0%} in place of "
+            f"with any change allowed, robust accuracy under PGD is {comparison.robust_fraction(n_robust):.0%} "
+            "in place of "
             "0%: PGD misses images that certainly exist, so its failures within eps are no evidence"
         )
         yield MaskingFinding(
-            "unbounded eps does not reach 0", message, {"PGD, any change": comparison.fraction(n_robust)}
+            "unbounded eps does not reach 0", message, {"PGD, any change": comparison.robust_fraction(n_robust)}
         )
 
 

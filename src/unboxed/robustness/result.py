@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..engine.optimize.constraints import format_eps, largest_distance
+from ..engine.optimize.constraints import eps_with_rounding_tolerance, format_eps
 from ..engine.proportion import Proportion
 from ..engine.result_views import ResultViewsMixin
 from ..errors import InputError
@@ -60,7 +60,9 @@ class Robustness(ResultViewsMixin):
         eps_index = -1 if eps is None else self.eps.index(eps)
         if attack is not None:
             return self.is_robust[self.attacks.index(attack), eps_index]
-        return self.is_robust[:, eps_index].all(0) & (self.min_distance > largest_distance(self.eps[eps_index]))
+        return self.is_robust[:, eps_index].all(0) & (
+            self.min_distance > eps_with_rounding_tolerance(self.eps[eps_index])
+        )
 
     def accuracy_by_class(self, eps: float | None = None) -> dict[str, tuple[Proportion, Proportion]]:
         """{class: (clean, robust accuracy)} of the classes that occur; of equal names with their numbers: "cat (3)"."""

@@ -232,13 +232,13 @@ class _NoisyClassifier:
                 ],
                 1,
             )
-            return _split_class_counts(predictions, split_sample - first_sample, class_counts.shape[2]), False
+            return _class_counts_of_two_parts(predictions, split_sample - first_sample, class_counts.shape[2]), False
         n_done = 0
         try:
             for row in range(len(self.x)):
                 predictions = self._predict_samples(slice(row, row + 1), first_sample, last_sample)
                 class_counts[row], n_done = (
-                    _split_class_counts(predictions, split_sample - first_sample, class_counts.shape[2])[0],
+                    _class_counts_of_two_parts(predictions, split_sample - first_sample, class_counts.shape[2])[0],
                     row + 1,
                 )
         except KeyboardInterrupt:
@@ -253,7 +253,7 @@ class _NoisyClassifier:
             return self._predict_noisy_classes(
                 torch.stack([self._noisy_copy_of_row(i, first_sample) for i in row_numbers])
             )[:, None]
-        size, max_rows = self.box.batch_plan(last_sample - first_sample, self.batch_size)
+        size, max_rows = self.box.batch_size_and_max_rows(last_sample - first_sample, self.batch_size)
         max_rows = min(max_rows, MAX_CPU_DATA_BATCH_ROWS) if self.x.device.type == "cpu" else max_rows
 
         def predict_slice(sample_slice: slice) -> Tensor:
@@ -279,7 +279,7 @@ class _NoisyClassifier:
             return check_no_nan(self.box.forward(noisy_inputs, {"logits"})["logits"], what="a noisy copy").argmax(1)
 
 
-def _split_class_counts(predictions: Tensor, n_first: int, n_classes: int) -> Tensor:
+def _class_counts_of_two_parts(predictions: Tensor, n_first: int, n_classes: int) -> Tensor:
     """(n, 2, K) counts of predictions (n, samples)."""
     one_hot = F.one_hot(predictions, n_classes)  # (n, draws, K)
     return torch.stack([one_hot[:, :n_first].sum(1), one_hot[:, n_first:].sum(1)], 1)

@@ -19,7 +19,7 @@ from .recipe import (
     CANVAS_RECIPE_BY_NAME,
     DEFAULT_OPTIMIZATION_STEPS,
     SynthesisRunSettings,
-    generate_and_find_dead,
+    generate_images_and_find_dead_units,
     image_statistics,
 )
 
@@ -89,6 +89,6 @@ def caricature(
     with torch.inference_mode(False):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
     objective, run = dot(layer, h, power=power), SynthesisRunSettings(steps, frame_every, seed, batch_size)
-    return generate_and_find_dead(
+    return generate_images_and_find_dead_units(
         box, objective, image_names_from_examples(len(x)), stats, recipe, run, method="Caricature"
     )[0]

@@ -33,7 +33,7 @@ from .recipe import (
     CANVAS_RECIPE_BY_NAME,
     DEFAULT_OPTIMIZATION_STEPS,
     SynthesisRunSettings,
-    generate_and_find_dead,
+    generate_images_and_find_dead_units,
     image_statistics,
 )
 
@@ -125,7 +125,7 @@ def channels(
         SynthesisRunSettings(steps, frame_every, seed, batch_size),
     )
     objective = channel(layer, targets)
-    generated, dead = generate_and_find_dead(
+    generated, dead = generate_images_and_find_dead_units(
         box, objective, names, stats, recipe, run, method="Channels", diversity_term=term
     )
     warn_dead_units(dead)

@@ -146,7 +146,7 @@ def _run_robust_recipe(
     The score is in units of the spread of the logits on noise, so that one weight per penalty serves every model.
     """
     color, pixel_std = pixel_mean_and_std(box.inputs)  # type: ignore[arg-type]
-    logit_scale, was_interrupted = retry_on_interrupt(lambda: _std_of_logits_on_noise(box, batch_size))
+    logit_scale, was_interrupted = retry_on_interrupt(lambda: _std_of_logits_over_classes_on_noise(box, batch_size))
     objective = _class_contrast_objective(targets, logit_scale) - ROBUST_TOTAL_VARIATION_WEIGHT * total_variation(
         kind="anisotropic"
     )
@@ -181,7 +181,7 @@ def _class_contrast_objective(targets: Tensor, logit_scale: float) -> Objective:
     )
 
 
-def _std_of_logits_on_noise(box: Box, batch_size: BatchSize) -> float:
+def _std_of_logits_over_classes_on_noise(box: Box, batch_size: BatchSize) -> float:
     """The standard deviation of the logits over the classes on noise."""
     noise = box.inputs.random_inputs(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)

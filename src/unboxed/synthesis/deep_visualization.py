@@ -84,7 +84,7 @@ class DeepVisualizationRecipe:
     step_rms: float  # root mean square of a step, in pixel range
 
 
-RECIPE_BY_NAME = {
+DEEP_VISUALIZATION_RECIPE_BY_NAME = {
     "sparse": DeepVisualizationRecipe(Regularization(0, 0.5, 4, 50, 0), 0.006),
     "decay": DeepVisualizationRecipe(Regularization(0.3, 0, 0, 20, 0), 0.06),
     "smooth": DeepVisualizationRecipe(Regularization(0.0001, 1.0, 4, 0, 0), 0.02),
@@ -161,14 +161,14 @@ def deep_visualization(
     """
     check_settings(deep_visualization, locals())
     inputs = require_images(box, "deep visualization")
-    settings, seed = _resolve_recipe(recipe), check_seed(seed)
+    settings, seed = _resolve_deep_visualization_recipe(recipe), check_seed(seed)
     objective, names = _objective_and_image_names(box, target)
     start = torch.zeros(len(names), *inputs.shape, device=box.device, dtype=box.dtype)
     is_mean_known = has_pixel_mean_and_std(inputs)
     mean_image = inputs.decode(start[:1]) if is_mean_known else torch.full_like(start[:1], 0.5)  # else gray
     step_length = (settings.step_rms if step is None else step) * math.sqrt(start[0].numel())
 
-    def post_step(param: Tensor, grad: Tensor, step: int) -> Tensor:
+    def regularize_around_mean_image(param: Tensor, grad: Tensor, step: int) -> Tensor:
         return settings.regularization(param - mean_image, grad, step) + mean_image
 
     config = OptimizationConfig(
@@ -177,7 +177,7 @@ def deep_visualization(
         constraint=Constraint(project=lambda x, center: inputs.clip(x)),
         frame_every=frame_every,
         seed=seed,
-        post_step=post_step,
+        post_step=regularize_around_mean_image,
     )
     canvas = RawCanvas(inputs.clip(mean_image + START_NOISE_PIXEL_STD * normal(start, seed)))
     result = optimize(box, objective, canvas, config, batch_size=batch_size)
@@ -186,13 +186,13 @@ def deep_visualization(
     )
 
 
-def _resolve_recipe(recipe: object) -> DeepVisualizationRecipe:
+def _resolve_deep_visualization_recipe(recipe: object) -> DeepVisualizationRecipe:
     if isinstance(recipe, Regularization):
         return DeepVisualizationRecipe(recipe, CUSTOM_REGULARIZATION_STEP_PIXEL_RMS)
-    if not isinstance(recipe, str) or recipe not in RECIPE_BY_NAME:
-        names = ", ".join(f'"{name}"' for name in RECIPE_BY_NAME)
+    if not isinstance(recipe, str) or recipe not in DEEP_VISUALIZATION_RECIPE_BY_NAME:
+        names = ", ".join(f'"{name}"' for name in DEEP_VISUALIZATION_RECIPE_BY_NAME)
         raise InputError(f"recipe must be {names} or a Regularization; got {recipe!r}")
-    return RECIPE_BY_NAME[recipe]
+    return DEEP_VISUALIZATION_RECIPE_BY_NAME[recipe]
 
 
 def _objective_and_image_names(box: Box, target: ClassLabels | Objective | None) -> tuple[Objective, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import score_gradients
-from ..engine.optimize.constraints import TINY
+from ..engine.optimize.constraints import MIN_DENOMINATOR
 from ..engine.read import sizes
 from ..engine.read.features import resolve_address
 from ..engine.read.sizes import ANY_SIZE_CARD_EXEMPTION, Size
@@ -112,22 +112,22 @@ def deepdream(
     """
     check_settings(deepdream, locals())
     x = sizes.validate_any_size(box, x, "DeepDream")
-    objective = box.check_objective(_resolve_objective(box, layer), len(x))
+    objective = box.check_objective(_resolve_dream_objective(box, layer), len(x))
     evaluator = _TiledGradientEvaluator(
         box, objective, _resolve_tile_size(tile), _resolve_jitter(box, jitter), check_seed(seed), batch_size
     )
-    octave_sizes = _octave_sizes(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
+    octave_sizes = _octave_sizes_ascending(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
         return _DeepDreamOptimizer(evaluator, x, octave_sizes, _resolve_step_sizes(x, step), frame_every).run(steps)
 
 
-def _resolve_objective(box: Box, layer: str | Objective | None) -> Objective:
+def _resolve_dream_objective(box: Box, layer: str | Objective | None) -> Objective:
     if isinstance(layer, Objective):
         return layer
-    return energy(_default_layer(box) if layer is None else resolve_address(box, layer))
+    return energy(_default_dream_layer(box) if layer is None else resolve_address(box, layer))
 
 
-def _default_layer(box: Box) -> str:
+def _default_dream_layer(box: Box) -> str:
     """The layer two thirds down those that have positions."""
     candidates = [r for r in box.layers.leaves if r.has_batch_axis and len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
     if not candidates:
@@ -162,7 +162,9 @@ def _resolve_jitter(box: Box, jitter: int | None) -> int:
     )
 
 
-def _octave_sizes(evaluator: _TiledGradientEvaluator, size: Size, octaves: int | None, scale: float) -> list[Size]:
+def _octave_sizes_ascending(
+    evaluator: _TiledGradientEvaluator, size: Size, octaves: int | None, scale: float
+) -> list[Size]:
     """The sizes of the octaves, small to large."""
     evaluator.check_size(size)
     count = MAX_DEFAULT_OCTAVES if octaves is None else octaves
@@ -196,7 +198,7 @@ class _TiledGradientEvaluator:
     def check_size(self, size: Size) -> None:
         native_size = sizes.native_size(self.box)
         hint = f"give tile={native_size} and no smaller sizes (octaves=1 keeps the image's own), or an earlier layer"
-        sizes.check_size(self.box, self.objective, self.window_size(size), hint)
+        sizes.check_model_accepts_size(self.box, self.objective, self.window_size(size), hint)
 
     def evaluate(self, x: Tensor, step: int, is_last: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The score (N,), mean over tiles, its gradient (N, C, H, W), and the rows (N,) taken before a clamp."""
@@ -224,7 +226,7 @@ class _TiledGradientEvaluator:
     def _score_gradient_and_clamped(self, x: Tensor, is_last: bool) -> tuple[Tensor, Tensor, Tensor]:
         box = self.box
 
-        def evaluate_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        def score_grad_and_clamped_of_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             objective = self.objective.rows(rows)
             with box.isolated(grad=not is_last):
                 leaf = x[rows].detach().clone().requires_grad_(not is_last)
@@ -236,11 +238,13 @@ class _TiledGradientEvaluator:
                 )
                 return score.detach().to(box.dtype), grad.detach().nan_to_num(0, 0, 0).to(box.dtype), clamped
 
-        size, max_rows = box.batch_plan(len(x), self.batch_size, self.objective.batch_dependent)
+        size, max_rows = box.batch_size_and_max_rows(len(x), self.batch_size, self.objective.batch_dependent)
         if not (box.batch_dependent or self.objective.batch_dependent):  # a limit for the model's own size
             height, width = sizes.native_size(box)
             max_rows = max(1, max_rows * height * width // max(x.shape[2] * x.shape[3], height * width))
-        scores, grads, clamped = zip(*map_in_batches(evaluate_rows, len(x), size, max_rows), strict=True)
+        scores, grads, clamped = zip(
+            *map_in_batches(score_grad_and_clamped_of_rows, len(x), size, max_rows), strict=True
+        )
         return torch.cat(scores), torch.cat(grads), torch.cat(clamped)
 
 
@@ -297,7 +301,7 @@ class _DeepDreamOptimizer:
             image = (base + sizes.resize_images(detail, size)).clamp(0, 1)
             for _ in range(steps):
                 grad = self._evaluate_and_record(base, image)
-                step_scale = self.step_lengths / grad.abs().flatten(1).mean(1).clamp_min(TINY)
+                step_scale = self.step_lengths / grad.abs().flatten(1).mean(1).clamp_min(MIN_DENOMINATOR)
                 image = (image + broadcast_rows(step_scale, grad) * grad).clamp(0, 1)
             detail = image - base
         self._evaluate_and_record(self.x, image, is_last=True)

@@ -18,7 +18,7 @@ from .recipe import (
     CANVAS_RECIPE_BY_NAME,
     DEFAULT_OPTIMIZATION_STEPS,
     SynthesisRunSettings,
-    generate_and_find_dead,
+    generate_images_and_find_dead_units,
     image_statistics,
 )
 
@@ -102,7 +102,7 @@ def feature(
         SynthesisRunSettings(steps, frame_every, seed, batch_size),
     )
     method = "Feature visualization"
-    generated, dead = generate_and_find_dead(
+    generated, dead = generate_images_and_find_dead_units(
         box, objective, names, stats, recipe, run, method=method, diversity_term=term
     )
     warn_dead_units(dead)

@@ -18,7 +18,7 @@ from torch.optim import Adam
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.colors import Palette, natural_palette, pixel_mean_and_std
-from ..engine.optimize.constraints import L2, TINY, Constraint
+from ..engine.optimize.constraints import L2, MIN_DENOMINATOR, Constraint
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from ..engine.optimize.transforms import random_roll
@@ -152,7 +152,7 @@ def inversion(
         raise InputError('the dot product has no bound, so that its images stay in a ball of pixels: canvas="pixels"')
     require_images(box, "inversion")
     x = box.validate_inputs(x)
-    config = _InversionConfig(
+    config = _InversionSettings(
         metric, canvas, smooth, beta, final_prior_scale, alpha, jitter, steps, n_starts, frame_every,
         check_seed(seed), batch_size,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def inversion(
 
 
 @dataclass(frozen=True)
-class _InversionConfig:
+class _InversionSettings:
     """The settings of one inversion."""
 
     metric: str
@@ -177,7 +177,7 @@ class _InversionConfig:
     batch_size: BatchSize
 
 
-def _invert_layer(box: Box, x: Tensor, layer: str, config: _InversionConfig) -> Inversion:
+def _invert_layer(box: Box, x: Tensor, layer: str, config: _InversionSettings) -> Inversion:
     with torch.inference_mode(False):
         source_rows = torch.arange(len(x), device=x.device).repeat_interleave(config.n_starts)
         x_activation = _read_activation(box, x, layer, config.batch_size)  # (N, ...)
@@ -188,7 +188,7 @@ def _invert_layer(box: Box, x: Tensor, layer: str, config: _InversionConfig) -> 
         result = _optimize_inversion(box, layer, h, torch.empty_like(x[source_rows]), jitter, config)
         images = box.inputs.clip(result.input)
         activation, interrupted = retry_on_interrupt(lambda: _read_activation(box, images, layer, config.batch_size))
-        cosines = torch.cosine_similarity(activation.flatten(1), h.flatten(1), dim=1, eps=TINY)
+        cosines = torch.cosine_similarity(activation.flatten(1), h.flatten(1), dim=1, eps=MIN_DENOMINATOR)
     return Inversion.from_result(
         result,
         box,
@@ -215,14 +215,16 @@ def _read_activation(box: Box, x: Tensor, layer: str, batch_size: BatchSize) -> 
 
 def _relative_squared_error(activation: Tensor, reference: Tensor) -> Tensor:
     """|activation - reference|^2 / |reference|^2, (N,)."""
-    return (activation - reference).flatten(1).pow(2).sum(1) / reference.flatten(1).pow(2).sum(1).clamp_min(TINY)
+    return (activation - reference).flatten(1).pow(2).sum(1) / reference.flatten(1).pow(2).sum(1).clamp_min(
+        MIN_DENOMINATOR
+    )
 
 
 # -- the optimization --------------------------------------------------------------------------------------------------
 
 
 def _optimize_inversion(
-    box: Box, layer: str, h: Tensor, like: Tensor, jitter: int, config: _InversionConfig
+    box: Box, layer: str, h: Tensor, like: Tensor, jitter: int, config: _InversionSettings
 ) -> OptimizationResult:
     color, pixel_std = pixel_mean_and_std(box.inputs)  # type: ignore[arg-type]
     color = color.to(like)
@@ -264,7 +266,7 @@ def _pixel_constraint(box: Box, like: Tensor, color: Tensor, pixel_std: float, m
 
 
 def _normalized_dot_objective(layer: str, h: Tensor) -> Objective:
-    return dot(layer, h) * (1 / h.flatten(1).pow(2).sum(1).clamp_min(TINY))
+    return dot(layer, h) * (1 / h.flatten(1).pow(2).sum(1).clamp_min(MIN_DENOMINATOR))
 
 
 OBJECTIVE_BY_METRIC: dict[str, Callable[[str, Tensor], Objective]] = {
@@ -274,7 +276,7 @@ OBJECTIVE_BY_METRIC: dict[str, Callable[[str, Tensor], Objective]] = {
 }
 
 
-def _image_prior_objective(n_pixels: int, defaults: tuple[float, float], config: _InversionConfig) -> Objective:
+def _image_prior_objective(n_pixels: int, defaults: tuple[float, float], config: _InversionSettings) -> Objective:
     """Minus alpha R_6 + smooth R_TV, sections 3.1 and 3.2: lambda is one over (pixels * B^exponent)."""
     alpha, smooth = (u if v is None else v for u, v in zip(defaults, (config.alpha, config.smooth), strict=True))
     alpha_term = alpha / (n_pixels * PIXEL_RANGE_RADIUS**6) * alpha_norm(6.0, PIXEL_RANGE_RADIUS)
@@ -283,7 +285,7 @@ def _image_prior_objective(n_pixels: int, defaults: tuple[float, float], config:
     return prior
 
 
-def _largest_invariant_shift(box: Box, x: Tensor, layer: str, h: Tensor, config: _InversionConfig) -> int:
+def _largest_invariant_shift(box: Box, x: Tensor, layer: str, h: Tensor, config: _InversionSettings) -> int:
     """The largest shift, of 1, 2, 4, ... pixels up to an eighth of the side, that the layer is invariant to."""
     max_shift, jitter = min(x.shape[2:]) // 8, 0
     while max(1, 2 * jitter) <= max_shift:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import gradients
-from ..engine.optimize.constraints import BALL_BY_NORM, TINY, Constraint, NormBall, l2_norm
+from ..engine.optimize.constraints import BALL_BY_NORM, MIN_DENOMINATOR, Constraint, NormBall, l2_norm
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.results import ResultMixin
@@ -130,7 +130,7 @@ def minimal_deactivation(
     with torch.inference_mode(False):
         objective = box.check_objective(objective, len(x))
         max_distance = math.inf if eps is None else eps
-        return _RadiusSearch(box, x, objective, threshold, max_distance, norm, steps, batch_size).run()
+        return _DeactivationRadiusSearch(box, x, objective, threshold, max_distance, norm, steps, batch_size).run()
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,21 @@ def _per_row_ball_constraint(
     """Steepest steps of `step_fraction` radii (N,), in a unit ball scaled to each row's radius, in the valid range."""
     size = broadcast_rows(radius, x)
 
-    def project(z: Tensor, center: Tensor | None) -> Tensor:
+    def project_to_row_balls(z: Tensor, center: Tensor | None) -> Tensor:
         return z if center is None else clip(center + size * ball.project((z - center) / size, torch.zeros_like(z)))
 
     def balls_of_rows(i: RowIndex) -> _PerRowBallConstraint:
         return _per_row_ball_constraint(ball, x[i], radius[i], step_fraction, clip)
 
     return _PerRowBallConstraint(
-        lambda grad: step_fraction * size * ball.steepest_direction(grad), project, x, balls_of_rows=balls_of_rows
+        lambda grad: step_fraction * size * ball.steepest_direction(grad),
+        project_to_row_balls,
+        x,
+        balls_of_rows=balls_of_rows,
     )
 
 
-class _RadiusSearch:
+class _DeactivationRadiusSearch:
     """For each row, the interval between the largest radius that failed and the distance of the nearest success."""
 
     def __init__(
@@ -169,7 +172,7 @@ class _RadiusSearch:
     ) -> None:  # fmt: skip
         self.box, self.x, self.objective, self.steps, self.batch_size = box, x, objective, steps, batch_size
         self.ball, self.norm = BALL_BY_NORM[norm](1.0), norm
-        self.score_before, self.interrupted = retry_on_interrupt(lambda: self._scores(x))
+        self.score_before, self.interrupted = retry_on_interrupt(lambda: self._objective_scores(x))
         self.threshold = threshold
         self.target_score = threshold + THRESHOLD_TOLERANCE_FRACTION * (self.score_before - threshold).clamp_min(0)
         self.images, self.lower_radius = x.clone(), torch.zeros_like(self.score_before)
@@ -181,10 +184,10 @@ class _RadiusSearch:
         try:
             self._search_radius()
             self._bisect_toward_input()
-            self._move_to_threshold()
+            self._extend_to_threshold()
         except KeyboardInterrupt:
             self.interrupted = True
-        score_after, interrupted = retry_on_interrupt(lambda: self._scores(self.images))
+        score_after, interrupted = retry_on_interrupt(lambda: self._objective_scores(self.images))
         return MinimalDeactivation(
             input=self.box.restore_structure(self.x),
             images=self.box.restore_structure(self.images),
@@ -197,7 +200,7 @@ class _RadiusSearch:
             interrupted=interrupted or self.interrupted,
         )
 
-    def _scores(self, z: Tensor) -> Tensor:
+    def _objective_scores(self, z: Tensor) -> Tensor:
         """The objective (N,) of inputs z."""
 
         def score_rows(rows: slice) -> Tensor:
@@ -205,35 +208,35 @@ class _RadiusSearch:
                 acts = self.box.forward(z[rows], self.objective.layers)
                 return self.objective.rows(rows)(acts).to(self.box.dtype)
 
-        sizes = self.box.batch_plan(len(z), self.batch_size, self.objective.batch_dependent)
+        sizes = self.box.batch_size_and_max_rows(len(z), self.batch_size, self.objective.batch_dependent)
         return torch.cat(map_in_batches(score_rows, len(z), *sizes))
 
     def _max_distance(self) -> Tensor:
         """The largest distance (N,) from x within the valid range."""
         clip, x = self.box.inputs.clip, self.x
         max_change = torch.maximum(clip(x + UNBOUNDED_RANGE_SUBSTITUTE) - x, x - clip(x - UNBOUNDED_RANGE_SUBSTITUTE))
-        return self.ball.distance(max_change, torch.zeros_like(x)).clamp_min(TINY)
+        return self.ball.distance(max_change, torch.zeros_like(x)).clamp_min(MIN_DENOMINATOR)
 
     def _search_radius(self) -> None:
         radius = self._estimate_radius()
         for _ in range(MAX_RADIUS_SEARCH_ROUNDS):
-            rows = self._unresolved_rows(radius)
+            rows = self._rows_with_unknown_distance(radius)
             if self.interrupted or len(rows) == 0:
                 return
             self._optimize_within_radius(rows, radius)
             larger_radius = torch.minimum(3 * radius, self.max_radius)
             radius = torch.where(
                 self.upper_radius.isinf(), larger_radius, (self.lower_radius + self.upper_radius) / 2
-            ).clamp_min(TINY)
+            ).clamp_min(MIN_DENOMINATOR)
 
     def _estimate_radius(self) -> Tensor:
         """The distance at which a linear objective would be at the threshold, and a tenth more."""
         g = gradients(self.box, self.objective, self.x, batch_size=self.batch_size).map
         dual_norm = g.flatten(1).abs().sum(1) if self.norm == "linf" else l2_norm(g)
-        distance = (self.score_before - self.target_score) / dual_norm.clamp_min(TINY)
-        return torch.minimum(1.1 * distance.nan_to_num(0).clamp_min(TINY), self.max_radius)
+        distance = (self.score_before - self.target_score) / dual_norm.clamp_min(MIN_DENOMINATOR)
+        return torch.minimum(1.1 * distance.nan_to_num(0).clamp_min(MIN_DENOMINATOR), self.max_radius)
 
-    def _unresolved_rows(self, radius: Tensor) -> Tensor:
+    def _rows_with_unknown_distance(self, radius: Tensor) -> Tensor:
         """The rows whose distance is not known to a hundredth; all, where the batch is dependent."""
         is_unresolved = torch.where(
             self.upper_radius.isinf(),
@@ -272,14 +275,16 @@ class _RadiusSearch:
         for _ in range(N_TOWARD_INPUT_BISECTIONS):
             midpoint = (lower + upper) / 2
             z = self.box.inputs.clip(self.x + broadcast_rows(midpoint, d) * d)
-            is_inactive = (self._scores(z) <= self.target_score) & self.upper_radius.isfinite()
+            is_inactive = (self._objective_scores(z) <= self.target_score) & self.upper_radius.isfinite()
             self.images = torch.where(broadcast_rows(is_inactive, z), z, self.images)
             lower, upper = torch.where(is_inactive, lower, midpoint), torch.where(is_inactive, midpoint, upper)
 
-    def _move_to_threshold(self) -> None:
+    def _extend_to_threshold(self) -> None:
         """The rest of the distance to the threshold itself, along the same line, where that is possible."""
         for k in (2, 8, 32):
             z = self.box.inputs.clip(self.x + (1 + k * THRESHOLD_TOLERANCE_FRACTION) * (self.images - self.x))
-            crosses = (self._scores(self.images) > self.threshold) & (self._scores(z) <= self.threshold)
+            crosses = (self._objective_scores(self.images) > self.threshold) & (
+                self._objective_scores(z) <= self.threshold
+            )
             crosses &= self.upper_radius.isfinite() & (self.ball.distance(z, self.x) <= self.max_radius)
             self.images = torch.where(broadcast_rows(crosses, z), z, self.images)

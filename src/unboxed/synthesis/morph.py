@@ -114,12 +114,12 @@ def morph(
     config = OptimizationConfig(
         steps=steps,
         optimizer=partial(SGD, lr=step),
-        constraint=_without_categories(ball_constraint(L2(math.inf), x, box.inputs.clip), own_box),
+        constraint=_constraint_that_keeps_categories(ball_constraint(L2(math.inf), x, box.inputs.clip), own_box),
         stop_when=_confidence_margin_objective(box, targets, confidence),
         frame_every=frame_every,
     )
 
-    def restore(u: Tensor) -> Any:
+    def restore_in_original_units(u: Tensor) -> Any:
         return own_box.restore_structure(inputs_to_original_units(box, u, own_x))
 
     result = optimize(box, logit(targets), RawCanvas(x), config, batch_size=batch_size)
@@ -127,9 +127,9 @@ def morph(
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
     return Morph.from_result(
         result,
-        images=restore(result.input),
-        frames=restore(frames),
-        input=restore(x),
+        images=restore_in_original_units(result.input),
+        frames=restore_in_original_units(frames),
+        input=restore_in_original_units(x),
         targets=targets,
         probs=probs.view(*frames.shape[:2], -1),
         initial_gradient=own_box.restore_structure(gradient_to_original_units(box, result.initial_grad)),
@@ -142,7 +142,7 @@ def morph(
     )
 
 
-def _without_categories(constraint: Constraint, box: Box) -> Constraint:
+def _constraint_that_keeps_categories(constraint: Constraint, box: Box) -> Constraint:
     """The same constraint, whose steps leave categorical columns alone."""
     mask = categorical_mask(box.inputs)
     if mask is None:

@@ -152,7 +152,7 @@ def noise_score_statistics(
     like = torch.zeros(N_NOISE_IMAGES, *box.inputs.shape, device=box.device, dtype=box.dtype)
     images = FourierCanvas.noise(like, -1, stats.palette, sd=1.0)().detach()
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
-    scores = torch.stack([_row_noise_scores(objective, i, acts) for i in range(n_rows)], 1).to(
+    scores = torch.stack([_noise_scores_of_row_objective(objective, i, acts) for i in range(n_rows)], 1).to(
         box.dtype
     )  # (N_NOISE_IMAGES, N)
     mean = scores.mean(0)
@@ -160,7 +160,7 @@ def noise_score_statistics(
     return NoiseScoreStatistics(torch.where(scale > 0, scale, 1.0), mean, scale <= 0)
 
 
-def _row_noise_scores(objective: Objective, row: int, acts: Acts) -> Tensor:
+def _noise_scores_of_row_objective(objective: Objective, row: int, acts: Acts) -> Tensor:
     any_activation = next(iter(acts.values()))
     return objective.rows(torch.full((N_NOISE_IMAGES,), row, device=any_activation.device))(acts)
 
@@ -175,7 +175,7 @@ class SynthesisRunSettings:
     batch_size: BatchSize
 
 
-def generate_and_find_dead(
+def generate_images_and_find_dead_units(
     box: Box, objective: Objective, names: tuple[str, ...], stats: ImageStatistics, recipe: CanvasRecipe,
     run: SynthesisRunSettings, *, method: str, diversity_term: Objective | None = None,
 ) -> tuple[GeneratedImages, Tensor]:  # fmt: skip
@@ -245,11 +245,11 @@ def _natural_image_prior(stats: ImageStatistics) -> Objective:
     """A total variation as that of natural images at most, and the mean color of the data."""
     variation = total_variation(kind="anisotropic")
 
-    def excess(x: Tensor) -> Tensor:
+    def excess_total_variation(x: Tensor) -> Tensor:
         return (variation({"input": x}) - stats.max_total_variation).clamp_min(0)
 
     prior = -EXCESS_TOTAL_VARIATION_WEIGHT * layer_objective(
-        "input", excess, "total variation beyond that of natural images"
+        "input", excess_total_variation, "total variation beyond that of natural images"
     )
     return prior - MEAN_COLOR_WEIGHT * color_distance(stats.palette.mean) if stats.has_mean_color else prior
 

@@ -35,7 +35,7 @@ from ..validation import address_list, check_seed
 from .generated import GeneratedImages, image_names_from_examples
 
 MAX_DEFAULT_TEXTURE_LAYERS = 5  # as the papers take from VGG-19
-WRONG_SIZE_HINT = "name earlier layers, or resize the image"
+HINT_FOR_UNSUPPORTED_IMAGE_SIZE = "name earlier layers, or resize the image"
 
 
 def _random_style_image(box: Box) -> Tensor:
@@ -102,7 +102,7 @@ def texture(
     """
     check_settings(texture, locals())
     x = sizes.validate_any_size(box, x, "a texture")
-    objective = _style_objective_of_images(box, x, _resolve_layers(box, layers), len(x), batch_size)
+    objective = _style_objective_of_images(box, x, _resolve_texture_layers(box, layers), len(x), batch_size)
     correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no standard deviation
     std, mean = x.std((2, 3), correction=correction, keepdim=True), x.mean((2, 3), keepdim=True)
     start = (mean + std * normal(x, check_seed(seed))).clamp(0, 1)
@@ -178,7 +178,7 @@ def style_transfer(
     x, style = (sizes.validate_any_size(box, v, "style transfer") for v in (x, style))
     if len(style) not in (1, len(x)):
         raise InputError(f"give one style image, or one for each of {len(x)}; got {len(style)}")
-    addresses = _resolve_layers(box, layers)
+    addresses = _resolve_texture_layers(box, layers)
     middle = addresses[min(len(addresses) - 1, (len(addresses) + 1) // 2)]
     content_layer = middle if content_layer is None else resolve_address(box, content_layer)
     content = _read_at_any_size(box, x, [content_layer], batch_size)[content_layer]
@@ -197,7 +197,7 @@ def _optimize_texture(
     batch_size: BatchSize,
     method: str,
 ) -> GeneratedImages:
-    sizes.check_size(box, objective, (start.shape[2], start.shape[3]), WRONG_SIZE_HINT)
+    sizes.check_model_accepts_size(box, objective, (start.shape[2], start.shape[3]), HINT_FOR_UNSUPPORTED_IMAGE_SIZE)
     constraint = Constraint(project=lambda x, center: x.clamp(0, 1))
     weight = smooth / start[0].numel()
     config = OptimizationConfig(
@@ -215,7 +215,7 @@ def _optimize_texture(
 # -- layers and their activations --------------------------------------------------------------------------------------
 
 
-def _resolve_layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
+def _resolve_texture_layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
     if layers is None:
         return ["input", *_first_layer_of_each_size(box)]
     return list(dict.fromkeys(resolve_address(box, a) for a in address_list(layers)))
@@ -264,15 +264,18 @@ def _read_at_any_size(
         lambda acts: _sum_of_mean_activations([acts[a] for a in layers]), frozenset(layers), ", ".join(layers)
     )
     box.check_objective(all_layers, len(x))
-    sizes.check_size(box, all_layers, (x.shape[2], x.shape[3]), WRONG_SIZE_HINT)
+    sizes.check_model_accepts_size(box, all_layers, (x.shape[2], x.shape[3]), HINT_FOR_UNSUPPORTED_IMAGE_SIZE)
 
-    def read_rows(rows: slice) -> list[Tensor]:
+    def read_reduced_activations_of_rows(rows: slice) -> list[Tensor]:
         with box.isolated(grad=False):
             acts = box.forward(x[rows], layers)
             activations = [_check_has_channels(a, acts[a].to(box.dtype)) for a in layers]
             return activations if reduce_fn is None else [reduce_fn(h) for h in activations]
 
-    parts = zip(*map_in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size)), strict=True)
+    parts = zip(
+        *map_in_batches(read_reduced_activations_of_rows, len(x), *box.batch_size_and_max_rows(len(x), batch_size)),
+        strict=True,
+    )
     return {a: torch.cat(h) for a, h in zip(layers, parts, strict=True)}
 
 

@@ -80,7 +80,7 @@ def call_example_with_warnings(card: Card, method_case: MethodCase, **settings: 
     return card.example(method, method_case.box, method_case.x, method_case.y)
 
 
-def differences(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
+def result_difference_texts(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
     """The differences between two results in words; empty where they agree, relative to the largest value."""
     if a.keys() != b.keys():
         return [f"other parts: {', '.join(map(result_part_code, sorted(a.keys() ^ b.keys())))}"]

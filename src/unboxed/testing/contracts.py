@@ -1,8 +1,10 @@
 """The contracts as functions: few runs of a method on a model, each observed by many checks.
 
-`check_run` runs a method in the model's own precision and checks what it leaves behind (also when it fails), its seed,
-types, bounds and warnings, and one row at a time. `check_values` runs it in double precision and compares it with the
-plain version of the model, and with itself in batches of two. `check_refusal` is for a model that the method does not
+`check_run_contracts` runs a method in the model's own precision and checks what it leaves behind (also when it fails),
+its seed, types, bounds and warnings, and one row at a time. `check_double_precision_contracts` runs it in double
+precision and
+compares it with the plain version of the model, and with itself in batches of two. `check_refusal` is for a model that
+the method does not
 take. `rows` has more. All raise ContractError, which names every contract that is broken and how.
 """
 
@@ -27,10 +29,10 @@ from .cases import (
     MethodCase,
     call_example,
     call_example_with_warnings,
-    differences,
     has_parameters,
     make_case,
     method_name,
+    result_difference_texts,
     result_part_code,
     result_tensors,
 )
@@ -73,7 +75,7 @@ def set_unseeded_rng_states(seed: int) -> None:
     torch.rand(5), np.random.rand(5), random.random()
 
 
-def check_run(card: Card, model: str) -> None:
+def check_run_contracts(card: Card, model: str) -> None:
     """Contracts 1 to 4, 6 and 7 on runs in the model's own precision."""
     violations = ContractViolations(card)
     method_case = make_case(model)
@@ -86,12 +88,14 @@ def check_run(card: Card, model: str) -> None:
     )
     _check_dtypes(violations, method_case, first)
     _check_images_in_unit_range(violations, first)
-    _check_single_rows(violations, method_case, first)
+    _check_batches_of_one(violations, method_case, first)
     _check_fresh_box_and_after_failures(violations, card, model, first)
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-def check_values(card: Card, model: str, method_case: MethodCase | None = None, *, batches: bool = True) -> None:
+def check_double_precision_contracts(
+    card: Card, model: str, method_case: MethodCase | None = None, *, batches: bool = True
+) -> None:
     """Contracts 2 and 6 in double precision: as on the plain version, and (`batches`) the same in batches of two.
 
     `method_case` is the model opened in double precision, if available.
@@ -109,7 +113,8 @@ def check_values(card: Card, model: str, method_case: MethodCase | None = None, 
     if batches and has_parameters(card, "batch_size"):
         batched = result_tensors(call_example(card, method_case, batch_size=2))
         violations.add(
-            "splitting", [f"with batch_size=2, {message}" for message in differences(batched, outputs, 1e-9)]
+            "splitting",
+            [f"with batch_size=2, {message}" for message in result_difference_texts(batched, outputs, 1e-9)],
         )
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
@@ -118,7 +123,7 @@ def _differences_to_twin(outputs: dict[str, Tensor], expected: dict[str, Tensor]
     """Differences in the parts that both have, as layer names differ between models."""
     shared = outputs.keys() & expected.keys()
     return (
-        differences({k: outputs[k] for k in shared}, {k: expected[k] for k in shared}, 1e-9)
+        result_difference_texts({k: outputs[k] for k in shared}, {k: expected[k] for k in shared}, 1e-9)
         if shared
         else ["no part is the same"]
     )
@@ -133,7 +138,7 @@ def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedErr
         call_example(card, method_case)
         violations.add("awkward", [f"is not refused; wanted {error.__name__}"])
     except Exception as raised:
-        violations.add("awkward", problems_of_error(raised, error))
+        violations.add("awkward", error_problems(raised, error))
     violations.add(
         "leaves no trace", _state_change_messages(before, snapshot(method_case.box.model, method_case.x, method_case.y))
     )
@@ -202,12 +207,14 @@ def _check_images_in_unit_range(violations: ContractViolations, outputs: dict[st
     violations.add("bounds", [f"{result_part_code(at)} leaves [0, 1]" for at in wrong])
 
 
-def _check_single_rows(violations: ContractViolations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
+def _check_batches_of_one(violations: ContractViolations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
     """Rows one at a time give an equivalent result; a method without batches gives the same again, bit for bit."""
     set_unseeded_rng_states(2)
     single_rows = result_tensors(call_example(violations.card, method_case, batch_size=1))
     if not has_parameters(violations.card, "batch_size"):
-        violations.add("seed", [f"called again, {message}" for message in differences(single_rows, batched, 0)])
+        violations.add(
+            "seed", [f"called again, {message}" for message in result_difference_texts(single_rows, batched, 0)]
+        )
         return
     shapes = {at: tuple(h.shape) for at, h in batched.items()}
     if shapes != {at: tuple(h.shape) for at, h in single_rows.items()}:
@@ -262,7 +269,7 @@ def _differences_of_rerun(first_result: dict[str, Tensor], card: Card, method_ca
     """The differences of a new result from the first one, bit for bit."""
     return [
         f"{when}, {message}"
-        for message in differences(result_tensors(call_example(card, method_case)), first_result, 0)
+        for message in result_difference_texts(result_tensors(call_example(card, method_case)), first_result, 0)
     ]
 
 
@@ -288,7 +295,7 @@ def cached_twin_result(card: Card, twin: str) -> dict[str, Tensor]:
     return results[twin]
 
 
-def problems_of_error(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
+def error_problems(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
     """What is wrong with an error: another class, no fitting builtin, or no clear sentence."""
     if not isinstance(raised, expected):
         return [f"raises {type(raised).__name__}, wanted {expected.__name__}: {str(raised)[:200]}"]

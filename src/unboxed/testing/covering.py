@@ -86,7 +86,7 @@ def covering_method_model_pairs(
         for card in cards for model in models if (method_name(card), model) not in excluded
     }  # fmt: skip
     uncovered = set().union(*goals.values()) if goals else set()
-    cost = {method_name(card): max(1.0, card.n_runs()) ** MODEL_RUN_COST_EXPONENT for card in cards}
+    cost = {method_name(card): max(1.0, card.n_model_runs()) ** MODEL_RUN_COST_EXPONENT for card in cards}
     heap = [(-len(goal) / cost[pair[0]], i, pair) for i, (pair, goal) in enumerate(goals.items())]  # the best first
     heapify(heap)
     selected: list[tuple[str, str]] = []

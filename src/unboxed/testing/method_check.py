@@ -115,4 +115,4 @@ def _applicable_contract_checks(card: Card, model: str) -> list[Callable[[Card, 
     except UnboxedError:
         return [contracts.check_refusal]
     target_checks = [rows.check_maps_depend_on_target] if model == "plain" else []
-    return [contracts.check_run, contracts.check_values, rows.check_rows, *target_checks]
+    return [contracts.check_run_contracts, contracts.check_double_precision_contracts, rows.check_rows, *target_checks]

@@ -13,10 +13,10 @@ from . import models
 from .cases import (
     MethodCase,
     call_example,
-    differences,
     has_parameters,
     make_case,
     method_name,
+    result_difference_texts,
     result_part_code,
     result_tensors,
 )
@@ -66,7 +66,7 @@ def _row_differences(single: ResultTensors, batched: ResultTensors, i: int) -> l
     """How the result for one input differs from its row in the batch."""
     pairs = {at: _matching_row_pair(batched[at], h, i) for at, h in single.items() if at in batched}
     rows = {at: pair for at, pair in pairs.items() if pair is not None}
-    return differences(
+    return result_difference_texts(
         {at: single_row for at, (single_row, _) in rows.items()}, {at: row for at, (_, row) in rows.items()}, 1e-9
     )
 
@@ -112,7 +112,7 @@ def _has_fewer_rows(batched: Tensor, single: Tensor) -> bool:
 
 
 def _is_close_in_double(a: Tensor, b: Tensor) -> bool:
-    return not differences({"": a}, {"": b}, 1e-9)
+    return not result_difference_texts({"": a}, {"": b}, 1e-9)
 
 
 def check_maps_depend_on_target(card: Card, model: str = "plain") -> None:
@@ -127,16 +127,16 @@ def check_maps_depend_on_target(card: Card, model: str = "plain") -> None:
     method_case = make_case(model, torch.float64)
     try:
         maps = [
-            _float_outputs_but_images(result_tensors(call_example(card, method_case, target=k)))
+            _float_outputs_without_images(result_tensors(call_example(card, method_case, target=k)))
             for k in range(models.N_CLASSES)
         ]
     except (UnboxedError, TypeError, ValueError, LookupError, AttributeError):  # its target is no class
         return
-    if maps[0] and all(not differences(other, maps[0], 0) for other in maps[1:]):
+    if maps[0] and all(not result_difference_texts(other, maps[0], 0) for other in maps[1:]):
         violations.add("target", ["the result is the same for every class"])
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-def _float_outputs_but_images(outputs: ResultTensors) -> ResultTensors:
+def _float_outputs_without_images(outputs: ResultTensors) -> ResultTensors:
     float_outputs = {at: h for at, h in outputs.items() if h.is_floating_point() and h.ndim > 1}
     return {at: h for at, h in float_outputs.items() if at.rpartition(".")[2] not in IMAGE_FIELD_NAMES}

@@ -72,7 +72,7 @@ class RandomModel(nn.Module):
         parts = inputs.parts if isinstance(inputs, MultiInput) else (inputs,)
         self.input_names = list(parts) if isinstance(parts, Mapping) else None
         kinds: list[Inputs] = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
-        self.parts = nn.ModuleList(_make_part(kind, style, relu, norm) for kind in kinds)
+        self.parts = nn.ModuleList(_make_input_part(kind, style, relu, norm) for kind in kinds)
         self.fc = nn.Linear(N_PART_FEATURES * len(kinds), classes)
         self.output_wrapper = output_wrapper
 
@@ -123,7 +123,7 @@ class RandomConvPart(nn.Module):
         return h.mean((2, 3))
 
 
-def _make_part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
+def _make_input_part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
     if isinstance(inputs, Pixels) and style != "mlp":
         return RandomConvPart(inputs.shape[0], style, relu, norm)
     size = 1

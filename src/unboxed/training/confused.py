@@ -109,7 +109,7 @@ def require_single_label_logits(box: Box, x: Tensor) -> Tensor:
     return logits
 
 
-def find_confused(
+def find_confused_inputs(
     box: Box, x: Tensor, y: Tensor | None, step: int, rule: ConfusionRule, logits: Tensor
 ) -> ConfusedInputs | None:
     """The confused inputs of a batch x (N, ...) with labels y and logits (N, K): one small pass for those picked."""

@@ -63,7 +63,7 @@ def _draw_input_block(
     to_pixels, range_notes = _to_pixels_fn_and_notes(x, inputs)
     vmax = shared_vmax(maps)
     caption_lines = [
-        "input" + _label_text(confused, row, class_names),
+        "input" + _label_suffix_text(confused, row, class_names),
         *range_notes,
         *[f"mean of {shape[0]} channels"] * (shape[0] not in (1, 3)),
     ]
@@ -106,7 +106,7 @@ def _to_pixels_fn_and_notes(x: Tensor, inputs: Inputs | None) -> tuple[ToPixelsF
     return lambda z: (z - lower) / ((upper - lower) or 1), [f"black {lower:.3g}, white {upper:.3g}"]
 
 
-def _label_text(confused: ConfusedInputs, row: int, class_names: Sequence[str]) -> str:
+def _label_suffix_text(confused: ConfusedInputs, row: int, class_names: Sequence[str]) -> str:
     if confused.labels is None:
         return ""
     label = confused.labels[row]

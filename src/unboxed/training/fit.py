@@ -119,7 +119,7 @@ def fit(
     epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
     _check_settings(lr, ema_decay)
     box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), check_seed(seed)
-    loader = _data_loader(train, batch_size, seed)
+    loader = _make_data_loader(train, batch_size, seed)
     trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)
     file = None
     if checkpoint is not None:
@@ -132,7 +132,7 @@ def fit(
     with (
         rng.forking_rngs(seed, box.device),
         rng.setting_grad_mode(True),
-        _progress_bar(trainer.total_steps, quiet) as bar,
+        _make_progress_bar(trainer.total_steps, quiet) as bar,
     ):
         try:
             trainer.run(epochs, test, bar, file)
@@ -140,7 +140,7 @@ def fit(
             trainer.interrupted = True
         finally:
             trainer.finalize()
-    return trainer.history()
+    return trainer.make_history()
 
 
 def accuracy(box: Box, dataset: Dataset[Any]) -> float:
@@ -163,7 +163,7 @@ def accuracy(box: Box, dataset: Dataset[Any]) -> float:
         True
     """
     n_correct = n_seen = 0
-    for x, y in _data_loader(dataset, 1000):
+    for x, y in _make_data_loader(dataset, 1000):
         n_correct += int((box.predict(x) == box.class_labels(y, len(x))).sum())
         n_seen += len(x)
     return n_correct / n_seen
@@ -258,7 +258,7 @@ class _Trainer:
             self.ema.copy_to_model()
         self.box.model.eval()
 
-    def history(self) -> History:
+    def make_history(self) -> History:
         losses, accuracies = tuple(self.losses), tuple(self.accuracies)
         return History(losses, accuracies, self.steps, self.seconds, self.interrupted, self.cpu_seconds)
 
@@ -330,7 +330,7 @@ def _check_settings(lr: float, ema_decay: float | None) -> None:
         )
 
 
-def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> BatchLoader:
+def _make_data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> BatchLoader:
     """Batches (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise DataError("the data set is empty: there is nothing to learn from")
@@ -338,7 +338,7 @@ def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None
     return DataLoader(dataset, batch_size, shuffle=seed is not None, generator=generator)
 
 
-def _progress_bar(total_steps: int, quiet: bool) -> tqdm[Any]:
+def _make_progress_bar(total_steps: int, quiet: bool) -> tqdm[Any]:
     return tqdm(total=total_steps, desc="training", unit="batch", disable=quiet)
 
 

@@ -36,7 +36,7 @@ class ConfusedLogitsCallback(Callback):
     the model had no chance to write over. Batches are counted through all epochs."""
 
     def __init__(self, watcher: BatchWatcher, batch_fn: BatchFn | None = None) -> None:
-        self.watcher, self._batch_fn = watcher, batch_fn or split_batch
+        self.watcher, self._batch_fn = watcher, batch_fn or inputs_and_labels_of_batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.fit_loop.total_batch_idx
@@ -81,7 +81,12 @@ class AdversarialTrainingCallback(Callback):
                 f"{type(defense).__name__} has a loss of its own, which no callback can put in the place of yours: "
                 "call it in training_step, return defense(box, x, y, progress=...), where box = Box(self, inputs)"
             )
-        self.defense, self.inputs, self.autocast, self._batch_fn = defense, inputs, autocast, batch_fn or split_batch
+        self.defense, self.inputs, self.autocast, self._batch_fn = (
+            defense,
+            inputs,
+            autocast,
+            batch_fn or inputs_and_labels_of_batch,
+        )
         self._box: Box | None = None
         self._box_key: object = None
 
@@ -110,7 +115,7 @@ def training_progress_fraction(trainer: Trainer) -> float:
     return min(1.0, (trainer.global_step + 1) / steps) if math.isfinite(steps) and steps > 0 else 1.0
 
 
-def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
+def inputs_and_labels_of_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
     """(x, y) of a batch that is such a pair. Raises InputError otherwise."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
         return batch[0], batch[1]

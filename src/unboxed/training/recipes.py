@@ -27,7 +27,7 @@ AFFINE_AUGMENTATION_SETTINGS = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
 EVALUATION_PGD_STEPS = 100  # of the attack that a robust accuracy is measured with
 TrainTestData = tuple[Dataset[Any], Dataset[Any]]
 
-RECIPES: dict[str, dict[str, Any]] = {
+FIT_ARGUMENTS_BY_MODEL_NAME: dict[str, dict[str, Any]] = {
     "mnist-linear": {"epochs": 5, "batch_size": 128, "lr": 5e-3},
     "mnist-cnn": {"epochs": 6, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-2},
     "mnist-judge": {"epochs": 8, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3)},
@@ -97,7 +97,7 @@ def recipe(name: str) -> dict[str, Any]:
         6
     """
     zoo.entry(name)
-    arguments = dict(RECIPES[name])
+    arguments = dict(FIT_ARGUMENTS_BY_MODEL_NAME[name])
     return arguments | {"augment": random_affine(**arguments["augment"])} if "augment" in arguments else arguments
 
 
@@ -150,8 +150,11 @@ def train(
     seed = check_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
     path = check_weights_writable(out or f"{name}.safetensors")
-    train_data, test_data = _train_test_data(data or zoo.entry(name).dataset_name, root, inputs, quiet)
-    overrides = {"epochs": epochs, "defend": resolve_defense(defend, eps, RECIPES[name].get("defend"))}
+    train_data, test_data = _load_train_test_data(data or zoo.entry(name).dataset_name, root, inputs, quiet)
+    overrides = {
+        "epochs": epochs,
+        "defend": resolve_defense(defend, eps, FIT_ARGUMENTS_BY_MODEL_NAME[name].get("defend")),
+    }
     given_overrides = {setting: value for setting, value in overrides.items() if value is not None}
     arguments = (
         recipe(name) | given_overrides | {"checkpoint": checkpoint, "seed": seed, "quiet": quiet, "watch": watch}
@@ -159,8 +162,8 @@ def train(
     history = fit(model, inputs, train_data, test_data, **arguments)
     model.half().float()
     box = Box(model, inputs)
-    card = _model_card(name, train_data, test_data, history, seed, given_overrides)
-    card |= {"command": _command_line(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
+    card = _make_model_card(name, train_data, test_data, history, seed, given_overrides)
+    card |= {"command": _train_command_text(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
     if (defense := arguments.get("defend")) and not history.interrupted:
         card |= _robust_accuracy_card_entry(defense, box, test_data, quiet)
     saved_checkpoint = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
@@ -215,7 +218,9 @@ def _robust_accuracy_card_entry(defense: Defense, box: Box, test_data: Dataset[A
         return {"interrupted": True}
 
 
-def _train_test_data(data: str | TrainTestData, root: str | Path | None, like: Pixels, quiet: bool) -> TrainTestData:
+def _load_train_test_data(
+    data: str | TrainTestData, root: str | Path | None, like: Pixels, quiet: bool
+) -> TrainTestData:
     """What to learn from and what is held out."""
     if not isinstance(data, (str, Path)):
         return data
@@ -230,7 +235,7 @@ def _train_test_data(data: str | TrainTestData, root: str | Path | None, like: P
     return train_data, sets.folder(folder / "test", like=like, classes=train_data.classes)
 
 
-def _model_card(
+def _make_model_card(
     name: str,
     train_data: Dataset[Any],
     test_data: Dataset[Any],
@@ -245,7 +250,9 @@ def _model_card(
         "train_examples": len(train_data),  # type: ignore[arg-type]
         "test_examples": len(test_data),  # type: ignore[arg-type]
         "seed": seed,
-        "recipe": {setting: _to_json_value(value) for setting, value in (RECIPES[name] | overrides).items()},
+        "recipe": {
+            setting: _to_json_value(value) for setting, value in (FIT_ARGUMENTS_BY_MODEL_NAME[name] | overrides).items()
+        },
         "test_accuracy_by_epoch": [round(epoch_accuracy, 4) for epoch_accuracy in history.accuracy],
         "seconds": round(history.seconds, 1),
         "cpu_seconds": round(history.cpu_seconds, 1),
@@ -262,7 +269,9 @@ def _to_json_value(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
-def _command_line(name: str, epochs: int | None, defend: str | Defense | None, eps: float | None, seed: int) -> str:
+def _train_command_text(
+    name: str, epochs: int | None, defend: str | Defense | None, eps: float | None, seed: int
+) -> str:
     options = {"epochs": epochs, "defend": defend if isinstance(defend, str) else None, "eps": eps, "seed": seed}
     return " ".join(
         [f"unboxed train {name}", *(f"--{option} {value}" for option, value in options.items() if value is not None)]

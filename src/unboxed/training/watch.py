@@ -20,7 +20,13 @@ from ..model import state
 from ..model.outputs import OutputKind
 from ..objectives import logit
 from ..validation import check_int
-from .confused import ConfusedInputs, ConfusionRule, LogitThresholdScope, find_confused, require_single_label_logits
+from .confused import (
+    ConfusedInputs,
+    ConfusionRule,
+    LogitThresholdScope,
+    find_confused_inputs,
+    require_single_label_logits,
+)
 from .watching import BatchFn, OpenedModelKey, SheetDestination, SheetPNGWriter
 
 if TYPE_CHECKING:
@@ -146,7 +152,7 @@ class ConfusedLogits:
         return confused
 
     def _find_confused_if_due(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> ConfusedInputs | None:
-        model, x, y = unwrap_parallel(model), _check_batch(x), None if y is None else torch.as_tensor(y)
+        model, x, y = unwrap_data_parallel(model), _check_batch(x), None if y is None else torch.as_tensor(y)
         if y is not None and len(y) != len(x):
             raise InputError(f"wanted one label an input; got {len(y)} for {len(x)}")
         box = self._open_or_reuse_box(model, x)  # on every rank: if one refuses, all do
@@ -154,7 +160,7 @@ class ConfusedLogits:
             return None
         logits = require_single_label_logits(box, x)  # (N, K)
         self.n_checks, self.largest_logit = self.n_checks + 1, max(self.largest_logit, logits.max().item())
-        return find_confused(box, x, y, step, self.rule, logits)
+        return find_confused_inputs(box, x, y, step, self.rule, logits)
 
     def draw(self, confused: ConfusedInputs) -> Image.Image:
         """The contact sheet of a look. Raises InputError where the inputs are no images."""
@@ -266,7 +272,7 @@ class UnencodedInputs:
         return torch.cat([x, x.flip(-1), -x])[:n_inputs]
 
 
-def unwrap_parallel(model: nn.Module) -> nn.Module:
+def unwrap_data_parallel(model: nn.Module) -> nn.Module:
     """The model inside of data parallelism, whose forward would wait for the other ranks."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module

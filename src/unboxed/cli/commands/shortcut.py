@@ -34,13 +34,13 @@ def shortcut(
         import torch
         from rich.console import Console
 
-        from ...report.shortcut import parse_trigger, results_table, run_shortcut_check
+        from ...report.shortcut import parse_trigger, run_shortcut_check, shortcut_results_table
 
         torch.set_num_threads(1)  # as for the demo
         result, path = run_shortcut_check(
             out, parse_trigger(marked), seed=seed, quiet=quiet, command=current_command_line()
         )
-        Console().print(results_table(result))
+        Console().print(shortcut_results_table(result))
         typer.echo(f"wrote {path}")
         if result.interrupted:
             raise KeyboardInterrupt

@@ -55,7 +55,7 @@ class Curvature:
     def n_parameters(self) -> int:
         return self.gradients.n_parameters
 
-    def generator(self) -> torch.Generator:
+    def make_seeded_generator(self) -> torch.Generator:
         """A generator that starts from the seed, on the model's device."""
         return torch.Generator(self.gradients.box.device).manual_seed(self.seed)
 
@@ -75,7 +75,9 @@ class Curvature:
             for t, p in zip(total.values(), products, strict=True):
                 t.add_(p.to(t.dtype), alpha=1 / self.n_examples)
 
-        map_in_batches(add_products_of, self.n_examples, *self._batch_plan(len(next(iter(vectors.values())))))
+        map_in_batches(
+            add_products_of, self.n_examples, *self._batch_size_and_max_rows(len(next(iter(vectors.values()))))
+        )
         return total
 
     def matvec(self, matrix: Tensor) -> Tensor:
@@ -89,17 +91,17 @@ class Curvature:
             return self.matvec(torch.eye(len(total)).to(total))
 
         def add_matrix_of(rows: slice) -> None:
-            s = self._output_curvatures(rows).to(total.dtype)  # (N, M, M)
+            s = self._loss_hessians_in_outputs(rows).to(total.dtype)  # (N, M, M)
             j = self._output_jacobian(self.x[rows], s.shape[1]).to(total.dtype)  # (N, M, P)
             total.addmm_(j.flatten(0, 1).T, (s @ j).flatten(0, 1), alpha=1 / self.n_examples)
 
         box = self.gradients.box
-        size, _ = box.batch_plan(self.n_examples, self.batch_size)
+        size, _ = box.batch_size_and_max_rows(self.n_examples, self.batch_size)
         bytes_per_example = 3 * box.n_outputs * self.n_parameters * total.element_size()
         map_in_batches(add_matrix_of, self.n_examples, size, box.max_rows_in_memory(bytes_per_example))
         return total
 
-    def _output_curvatures(self, rows: slice) -> Tensor:
+    def _loss_hessians_in_outputs(self, rows: slice) -> Tensor:
         """Second derivatives (N, M, M) of each example's loss in its outputs, flattened."""
         with self.gradients.box.isolated():
             z = self.gradients.outputs(self.x[rows]).detach().requires_grad_()
@@ -114,9 +116,9 @@ class Curvature:
         rows = self.gradients.with_loss(_output_at_label).matrix(x.repeat_interleave(n_outputs, 0), outputs)
         return rows.reshape(len(x), n_outputs, -1)
 
-    def _batch_plan(self, n_vectors: int) -> tuple[BatchSize, int]:
+    def _batch_size_and_max_rows(self, n_vectors: int) -> tuple[BatchSize, int]:
         box = self.gradients.box
-        size, _ = box.batch_plan(self.n_examples, self.batch_size)
+        size, _ = box.batch_size_and_max_rows(self.n_examples, self.batch_size)
         n_copies = SECOND_DERIVATIVE_MEMORY_FACTOR + min(n_vectors, MAX_VECTORS_PER_BACKWARD)
         return size, box.max_rows_in_memory(box.profile.bytes_per_example * n_copies)
 

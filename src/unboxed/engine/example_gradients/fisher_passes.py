@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...model.batching import map_in_batches
-from ..cpu_cache import gradient_batch_plan
+from ..cpu_cache import gradient_batch_size_and_max_rows
 from .fisher_labels import FisherKind, WeightedLabels, fisher_labels
 from .gradients import ExampleGradients, check_finite_losses_per_example
 from .matrix_layers import MatrixLayer, matrix_layers
@@ -35,12 +35,12 @@ class FisherPasses:
     fisher: FisherKind
     seed: int
 
-    def first(self) -> ExampleGradients:
+    def first_state(self) -> ExampleGradients:
         return next(iter(self.states))
 
     def matrix_layers(self) -> list[MatrixLayer]:
         """The layers that products are right for."""
-        return matrix_layers(self.first().closed_form_route(self.x, self.y))
+        return matrix_layers(self.first_state().closed_form_route(self.x, self.y))
 
     def for_each_layer_factors(self, weights: Collection[str], callback: LayerFactorsCallback) -> int:
         """Call back with each layer whose weight is named, batch by batch. Returns the number of rows."""
@@ -57,7 +57,7 @@ class FisherPasses:
         layers = [layer for layer in matrix_layers(forms) if layer.weight in weights]
         map_in_batches(
             lambda part: self._for_each_layer_factors_in_batch(gradients, forms, layers, part, callback),
-            len(self.x), *gradient_batch_plan(gradients.box, len(self.x), "auto"),
+            len(self.x), *gradient_batch_size_and_max_rows(gradients.box, len(self.x), "auto"),
         )  # fmt: skip
         return len(self.x)
 
@@ -67,8 +67,8 @@ class FisherPasses:
     ) -> None:  # fmt: skip
         x = self.x[part]
         with gradients.box.isolated():
-            z, calls = forms.record(len(x), lambda leaves: gradients.outputs(x, leaves))
-            for labels, weight in self._labels(gradients, z, part):
+            z, calls = forms.record_layer_calls(len(x), lambda leaves: gradients.outputs(x, leaves))
+            for labels, weight in self._weighted_labels(gradients, z, part):
                 losses = gradients.loss(z, labels)
                 check_finite_losses_per_example(losses, part.start)
                 for layer, a, s in _inputs_and_output_gradients(forms, layers, calls, losses):
@@ -77,28 +77,34 @@ class FisherPasses:
     def _for_each_gradient_rows_in_state(
         self, gradients: ExampleGradients, names: Sequence[str], callback: GradientRowsCallback
     ) -> int:
-        for labels, weight in self._labels(gradients, self._loss_inputs(gradients), slice(0, len(self.x))):
+        for labels, weight in self._weighted_labels(
+            gradients, self._outputs_of_all_examples(gradients), slice(0, len(self.x))
+        ):
             roots, start = weight.sqrt().expand(len(self.x)), 0
 
-            def call(terms: GradientsByParameter, roots: Tensor = roots) -> None:
+            def scale_rows_and_call_back(terms: GradientsByParameter, roots: Tensor = roots) -> None:
                 nonlocal start
                 rows = torch.cat([terms[name].rows() for name in names], 1)
                 callback(rows * roots[start : start + len(rows), None].to(rows))
                 start += len(rows)
 
-            gradients.map_gradients_in_parts(call, self.x, labels)
+            gradients.map_gradients_in_parts(scale_rows_and_call_back, self.x, labels)
         return len(self.x)
 
-    def _loss_inputs(self, gradients: ExampleGradients) -> Tensor:
+    def _outputs_of_all_examples(self, gradients: ExampleGradients) -> Tensor:
         """What the loss is of, for all examples."""
 
-        def run(part: slice) -> Tensor:
+        def outputs_of_part(part: slice) -> Tensor:
             with gradients.box.isolated(grad=False):
                 return gradients.outputs(self.x[part])
 
-        return torch.cat(map_in_batches(run, len(self.x), *gradient_batch_plan(gradients.box, len(self.x), "auto")))
+        return torch.cat(
+            map_in_batches(
+                outputs_of_part, len(self.x), *gradient_batch_size_and_max_rows(gradients.box, len(self.x), "auto")
+            )
+        )
 
-    def _labels(self, gradients: ExampleGradients, z: Tensor, part: slice) -> Iterator[WeightedLabels]:
+    def _weighted_labels(self, gradients: ExampleGradients, z: Tensor, part: slice) -> Iterator[WeightedLabels]:
         rows = torch.arange(len(self.x))[part]
         return fisher_labels(gradients.box, z, self.y[part], rows, self.fisher, self.seed)
 
@@ -110,9 +116,9 @@ def _inputs_and_output_gradients(
     n, modules = len(losses), {layer.module for layer in layers}
     calls = [call for call in calls if call.layer.module in modules]
     grads = torch.autograd.grad(losses.sum(), [c.output for c in calls], retain_graph=True, allow_unused=True)
-    used = [(call, forms.without_padding_rows(d, n)) for call, d in zip(calls, grads, strict=True) if d is not None]
+    used = [(call, forms.drop_padding_rows(d, n)) for call, d in zip(calls, grads, strict=True) if d is not None]
     for layer in layers:
         own = [(call.multiplied, d) for call, d in used if call.layer.module is layer.module]
         if own:
             inputs, outputs = zip(*own, strict=True)
-            yield layer, layer.input_rows(n, inputs), layer.gradient_rows(n, outputs)
+            yield layer, layer.input_rows(n, inputs), layer.output_gradient_rows(n, outputs)

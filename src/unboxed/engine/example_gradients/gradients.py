@@ -14,9 +14,9 @@ from torch import Tensor
 from ...box import Box
 from ...errors import NaNError
 from ...model.batching import BatchSize, check_batch_size, is_out_of_memory_error, map_in_batches
-from ...model.nan_checks import NAN_HINT, rows_text
+from ...model.nan_checks import NAN_HINT, row_numbers_text
 from ...model.state import leaving_inference_mode
-from ..cpu_cache import gradient_batch_plan
+from ..cpu_cache import gradient_batch_size_and_max_rows
 from .losses import ExampleLoss, resolve_loss
 from .parameters import LossesAsFunctionOfParameters, Parameters, parameter_names_of_layers
 from .routes import (
@@ -132,13 +132,13 @@ class ExampleGradients:
             leaves = as_leaves(self.parameters)
         total = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
 
-        def add(rows: slice) -> None:
+        def add_gradients_of(rows: slice) -> None:
             with self.box.isolated():
                 grads = gradients_of_summed_losses(self._losses(leaves, x[rows], y[rows]), list(leaves.values()))
             for sum_, g in zip(total.values(), grads, strict=True):
                 sum_ += 0 if g is None else g
 
-        map_in_batches(add, len(x), *gradient_batch_plan(self.box, len(x), self.batch_size))
+        map_in_batches(add_gradients_of, len(x), *gradient_batch_size_and_max_rows(self.box, len(x), self.batch_size))
         return {name: g / len(x) for name, g in total.items()}
 
     def flatten(self, vectors: Parameters) -> Tensor:
@@ -166,14 +166,14 @@ class ExampleGradients:
         with leaving_inference_mode():
             x, y = x.clone() if x.is_inference() else x, y.clone() if y.is_inference() else y
             self._routes = self._routes or self._routes_verified_in_memory(x, y)
-        max_rows = max(1, min(self._max_rows(len(x)), MAX_CHUNK_BYTES // max(1, self._bytes_per_row)))
+        max_rows = max(1, min(self._max_batch_rows(len(x)), MAX_CHUNK_BYTES // max(1, self._bytes_per_row)))
 
-        def call(rows: slice) -> T:
+        def check_losses_and_apply_func(rows: slice) -> T:
             losses, terms = self._losses_and_gradients(self._routes, x[rows], y[rows])
             check_finite_losses_per_example(losses, rows.start)
             return func(terms)
 
-        return map_in_batches(call, len(x), "auto", max_rows)
+        return map_in_batches(check_losses_and_apply_func, len(x), "auto", max_rows)
 
     def _losses_and_gradients(
         self, routes: Sequence[GradientRoute], x: Tensor, y: Tensor
@@ -182,18 +182,18 @@ class ExampleGradients:
         found: GradientsByParameter = {}
         for route in routes:
             with self.box.isolated():
-                losses, terms = route.terms(x, y)
+                losses, terms = route.losses_and_gradients(x, y)
             found |= {name: terms[name] for name in route.names}
         return losses, {name: found[name] for name in self.parameters}
 
-    def _max_rows(self, n: int) -> int:
+    def _max_batch_rows(self, n: int) -> int:
         """The most rows of a batch: those that fit in memory, and no more than the caller allows."""
-        size, max_rows = gradient_batch_plan(self.box, n, self.batch_size)
+        size, max_rows = gradient_batch_size_and_max_rows(self.box, n, self.batch_size)
         return max_rows if size == "auto" else min(size, max_rows)
 
     def _routes_verified_in_memory(self, x: Tensor, y: Tensor) -> list[GradientRoute]:
         """Routes that are verified on a trial batch, which is halved while memory runs out."""
-        n_rows = min(N_ROUTE_TRIAL_EXAMPLES + N_ROUTE_TRIAL_NOISE_ROWS, self.box.max_rows, self._max_rows(len(x)))
+        n_rows = min(N_ROUTE_TRIAL_EXAMPLES + N_ROUTE_TRIAL_NOISE_ROWS, self.box.max_rows, self._max_batch_rows(len(x)))
         while True:
             try:
                 return list(self._fastest_correct_routes(*self._trial_batch(x, y, n_rows)))
@@ -212,10 +212,10 @@ class ExampleGradients:
             if not route.names:
                 continue
             expected = expected or self._weighted_gradient(trial_x, trial_y, weights)
-            terms = self._try(route, trial_x, trial_y)
+            terms = self._try_route(route, trial_x, trial_y)
             route.names = tuple(n for n, t in terms.items() if self._matches_autograd(t, weights, expected[n]))
             if route.names:
-                self._bytes_per_row += sum(terms[name].row_bytes for name in route.names)
+                self._bytes_per_row += sum(terms[name].bytes_per_example for name in route.names)
                 left = {n: p for n, p in left.items() if n not in route.names}
                 yield route
         if left:
@@ -227,11 +227,11 @@ class ExampleGradients:
         trial_x = torch.cat([x[:n_rows], self.box.noise(N_ROUTE_TRIAL_NOISE_ROWS).to(x)])[:max_rows]
         return trial_x, y[torch.arange(len(trial_x), device=y.device) % n_rows]
 
-    def _try(self, route: GradientRoute, x: Tensor, y: Tensor) -> GradientsByParameter:
+    def _try_route(self, route: GradientRoute, x: Tensor, y: Tensor) -> GradientsByParameter:
         """The terms of a route; none where it fails: a slower one then does the work, or raises what is wrong."""
         try:
             with self.box.isolated():
-                return route.terms(x, y)[1]
+                return route.losses_and_gradients(x, y)[1]
         except Exception:
             LOG.info("%s failed; slower routes follow", type(route).__name__, exc_info=True)
             return {}
@@ -261,7 +261,7 @@ def check_finite_losses_per_example(losses: Tensor, start: int) -> None:
 
 def nonfinite_loss_error(rows: list[int]) -> NaNError:
     """The error that names the examples whose loss is NaN or infinite."""
-    problem = f"the loss is NaN or infinite for {rows_text(rows)}, so that there is no gradient of it"
+    problem = f"the loss is NaN or infinite for {row_numbers_text(rows)}, so that there is no gradient of it"
     return NaNError(f"{problem}. {NAN_HINT}", rows, "the loss")
 
 

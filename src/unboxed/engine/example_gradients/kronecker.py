@@ -76,7 +76,7 @@ def fit_fisher(
         several times count as those of one call; convolutions in groups have factors per group.
     """
     passes = FisherPasses([states] if isinstance(states, ExampleGradients) else states, x, y, fisher, seed)
-    check_fisher_kind(passes.first(), fisher)
+    check_fisher_kind(passes.first_state(), fisher)
     with leaving_inference_mode():
         return _fit_spectral_curvature(passes, approximation)
 
@@ -86,12 +86,12 @@ def _fit_spectral_curvature(passes: FisherPasses, approximation: Approximation) 
         return SpectralCurvature([_dense_block(passes)])
     matrices = passes.matrix_layers()
     in_products = {name for layer in matrices for name in layer.parameters}
-    rest = [name for name in passes.first().parameters if name not in in_products]
-    blocks = [*_matrix_blocks(passes, matrices, approximation), *(_diagonal_blocks(passes, rest) if rest else ())]
+    rest = [name for name in passes.first_state().parameters if name not in in_products]
+    blocks = [*_kronecker_blocks(passes, matrices, approximation), *(_diagonal_blocks(passes, rest) if rest else ())]
     return SpectralCurvature(blocks, () if approximation == "diagonal" else tuple(rest))
 
 
-def _matrix_blocks(
+def _kronecker_blocks(
     passes: FisherPasses, layers: Sequence[MatrixLayer], approximation: Approximation
 ) -> list[KroneckerBlock]:
     if not layers:
@@ -130,7 +130,7 @@ class _SecondMoments:
         self.inputs = self.outputs = torch.zeros(())
         self.n_inputs = 0
 
-    def add(self, a: Tensor, s: Tensor) -> None:  # (N, T, G, I), (N, T, G, O)
+    def add_layer_factors(self, a: Tensor, s: Tensor) -> None:  # (N, T, G, I), (N, T, G, O)
         self.inputs = self.inputs.to(a) + torch.einsum("ntgi,ntgj->gij", a, a)
         self.outputs = self.outputs.to(s) + torch.einsum("ntgi,ntgj->gij", s, s) / s.shape[1]
         self.n_inputs += len(a)  # the same inputs come once per label
@@ -144,7 +144,7 @@ def _factor_eigendecompositions(
 ) -> dict[str, tuple[_Eigendecomposition, _Eigendecomposition]]:
     """{weight: spectra of its output gradients and of its inputs}."""
     moments = {layer.weight: _SecondMoments() for layer in layers}
-    n = passes.for_each_layer_factors(moments.keys(), lambda layer, a, s: moments[layer.weight].add(a, s))
+    n = passes.for_each_layer_factors(moments.keys(), lambda layer, a, s: moments[layer.weight].add_layer_factors(a, s))
     return {name: m.eigendecompositions(n) for name, m in moments.items()}
 
 
@@ -161,14 +161,14 @@ def _mean_squared_gradients(passes: FisherPasses, bases: Mapping[str, _EigenBase
     """{weight: (G, O, I)} means of the squares of each example's gradient in the bases (George et al. 2018, eq. 10)."""
     totals = dict[str, Tensor]()
 
-    def add(layer: MatrixLayer, a: Tensor, s: Tensor) -> None:
+    def add_layer_factors(layer: MatrixLayer, a: Tensor, s: Tensor) -> None:
         output_basis, input_basis = bases[layer.weight]
         if output_basis is not None and input_basis is not None:
             s, a = torch.einsum("ntgo,gok->ntgk", s, output_basis), torch.einsum("ntgi,gik->ntgk", a, input_basis)
         total = _sum_squared_gradients(a, s)
         totals[layer.weight] = totals[layer.weight] + total if layer.weight in totals else total
 
-    n = passes.for_each_layer_factors(bases.keys(), add)
+    n = passes.for_each_layer_factors(bases.keys(), add_layer_factors)
     return {name: total / n for name, total in totals.items()}
 
 
@@ -183,7 +183,7 @@ def _sum_squared_gradients(a: Tensor, s: Tensor) -> Tensor:
 
 def _diagonal_blocks(passes: FisherPasses, names: Sequence[str]) -> list[DiagonalBlock]:
     """Mean squared gradients of other parameters."""
-    shapes = [passes.first().parameters[name].shape for name in names]
+    shapes = [passes.first_state().parameters[name].shape for name in names]
     total = torch.zeros(sum(map(math.prod, shapes)), dtype=passes.x.dtype, device=passes.x.device)
     n = passes.for_each_gradient_rows(names, lambda rows: total.add_(rows.square().sum(0)))
     parts = torch.split(total / n, [*map(math.prod, shapes)])
@@ -192,7 +192,7 @@ def _diagonal_blocks(passes: FisherPasses, names: Sequence[str]) -> list[Diagona
 
 def _dense_block(passes: FisherPasses) -> DenseBlock:
     """The mean of g g^T over all parameters. Raises InputError where there are too many."""
-    gradients = passes.first()
+    gradients = passes.first_state()
     if gradients.n_parameters > MAX_DENSE_PARAMETERS:
         wanted = f'at most {MAX_DENSE_PARAMETERS:,} parameters for a dense matrix; choose layers, or "ekfac"'
         raise InputError(f"the chosen layers have {gradients.n_parameters:,} parameters; wanted {wanted}")

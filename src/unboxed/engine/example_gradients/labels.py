@@ -19,9 +19,9 @@ def read_training_examples(box: Box, train: Any) -> tuple[Tensor, Tensor]:
     Raises DataError where there are none, or no labels, or their order is another in each pass.
     """
     check_not_shuffled(train)
-    if _has_regression_values(box, train):
+    if _is_pair_with_value_labels(box, train):
         x = box.validate_inputs(train[0])
-        return x, _check_regression_values(box, train[1], len(x))
+        return x, _check_value_labels(box, train[1], len(x))
     if box.outputs == "regression":
         raise DataError("wanted the training examples of a regression model as tensors (x, y), with numbers y (N, ...)")
     return labeled_examples(box, train)
@@ -34,7 +34,7 @@ def resolve_query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
     if labels is None:
         return box.predict(x) if box.outputs != "multilabel" else (box.probs(x) > 0.5).to(box.dtype)
     return (
-        _check_regression_values(box, labels, len(x))
+        _check_value_labels(box, labels, len(x))
         if _are_regression_or_multilabel(box, labels)
         else box.class_labels(labels, len(x))
     )
@@ -49,7 +49,7 @@ def check_not_shuffled(train: Any) -> None:
         )
 
 
-def _has_regression_values(box: Box, train: Any) -> bool:
+def _is_pair_with_value_labels(box: Box, train: Any) -> bool:
     return isinstance(train, (tuple, list)) and len(train) == 2 and _are_regression_or_multilabel(box, train[1])
 
 
@@ -60,7 +60,7 @@ def _are_regression_or_multilabel(box: Box, labels: Any) -> bool:
     return box.outputs == "multilabel" and getattr(labels, "shape", ())[1:] == (box.n_outputs,)
 
 
-def _check_regression_values(box: Box, labels: Any, n: int) -> Tensor:
+def _check_value_labels(box: Box, labels: Any, n: int) -> Tensor:
     y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
     if y.ndim == 0 or len(y) != n:
         raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")

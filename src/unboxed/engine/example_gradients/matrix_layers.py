@@ -49,7 +49,7 @@ class MatrixLayer:
         rows = self._to_rows_per_group(n, parts)
         return rows if self.bias is None else F.pad(rows, (0, 1), value=1.0)
 
-    def gradient_rows(self, n: int, calls: Sequence[Tensor]) -> Tensor:
+    def output_gradient_rows(self, n: int, calls: Sequence[Tensor]) -> Tensor:
         """Gradients (N, T, G, O) with respect to what the weight gives, all calls side by side."""
         axis = -1 if isinstance(self.module, nn.Linear) else 1
         return self._to_rows_per_group(n, [h.movedim(axis, -1) for h in calls])

@@ -17,7 +17,7 @@ from ...model.hooks import hookable_modules
 from ...model.layer_calls import observing_layer_calls
 from .parameters import LossesAsFunctionOfParameters, Parameters
 from .rules import ClosedFormRule, closed_form_rule_of
-from .terms import DenseGradients, PerExampleGradients, sum_gradients_of_uses
+from .terms import DenseGradients, PerExampleGradients, sum_gradients_of_parameter_uses
 
 GradientsByParameter = dict[str, PerExampleGradients]  # by parameter
 
@@ -27,7 +27,7 @@ class GradientRoute(Protocol):
 
     names: tuple[str, ...]
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
+    def losses_and_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         """Losses (N,) and gradients of a batch, in the box's dtype. Inside `box.isolated()`."""
 
 
@@ -65,24 +65,24 @@ class ClosedFormRoute:
     def __init__(self, losses: LossesAsFunctionOfParameters, parameters: Parameters) -> None:
         self.box, self.losses = losses.box, losses
         self.leaves = as_leaves(parameters)
-        self.layers = _layers_with_rules(self.box, parameters)
+        self.layers = _layers_with_closed_form(self.box, parameters)
         self.names = tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.names.values()))
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
-        losses, calls = self.record(len(x), lambda leaves: self.losses(leaves, x, y))
+    def losses_and_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
+        losses, calls = self.record_layer_calls(len(x), lambda leaves: self.losses(leaves, x, y))
         grads = gradients_of_summed_losses(losses, [call.output for call in calls]) if calls else []
         n, found = len(x), dict[str, list[PerExampleGradients]]()
         for (layer, a, _), d in zip(calls, grads, strict=True):
             if d is not None:
-                for local, term in layer.rule.terms(layer.module, n, a, self.without_padding_rows(d, n)).items():
+                for local, term in layer.rule.terms(layer.module, n, a, self.drop_padding_rows(d, n)).items():
                     found.setdefault(layer.names.get(local, ""), []).append(term)
         terms = {
-            name: sum_gradients_of_uses(found[name]) if name in found else self._zero_gradients(name, n)
+            name: sum_gradients_of_parameter_uses(found[name]) if name in found else self._zero_gradients(name, n)
             for name in self.names
         }
         return losses.detach(), terms
 
-    def without_padding_rows(self, h: Tensor, n: int) -> Tensor:
+    def drop_padding_rows(self, h: Tensor, n: int) -> Tensor:
         """Without rows of padding, in the box's dtype."""
         h = h[: len(h) * n // max(n, self.box.min_rows)]
         return h.to(self.box.dtype) if h.is_floating_point() else h
@@ -91,17 +91,17 @@ class ClosedFormRoute:
         zero = torch.zeros((), dtype=self.box.dtype, device=self.box.device)
         return DenseGradients(zero.expand(n, self.leaves[name].numel()))
 
-    def record(self, n: int, run: Callable[[Parameters], Tensor]) -> tuple[Tensor, list[LayerCall]]:
+    def record_layer_calls(self, n: int, run: Callable[[Parameters], Tensor]) -> tuple[Tensor, list[LayerCall]]:
         """What `run` gives for the parameters, and the calls of layers in it, for n examples."""
         calls = list[LayerCall]()
 
-        def record(module: nn.Module, a: Tensor, out: Tensor) -> None:
+        def record_layer_calls(module: nn.Module, a: Tensor, out: Tensor) -> None:
             layer = self.layers[module]
             calls.append(
-                LayerCall(layer, layer.rule.prepare(module, self.without_padding_rows(a, n)), get_gradient_edge(out))
+                LayerCall(layer, layer.rule.prepare(module, self.drop_padding_rows(a, n)), get_gradient_edge(out))
             )
 
-        with observing_layer_calls(self.layers, record):
+        with observing_layer_calls(self.layers, record_layer_calls):
             out = run(self.leaves)
         return out, calls
 
@@ -110,7 +110,7 @@ def as_leaves(parameters: Parameters) -> dict[str, Tensor]:
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
 
-def _layers_with_rules(box: Box, parameters: Parameters) -> dict[nn.Module, LayerWithClosedForm]:
+def _layers_with_closed_form(box: Box, parameters: Parameters) -> dict[nn.Module, LayerWithClosedForm]:
     """The modules that own a chosen parameter and have a closed form; a shared parameter has several."""
     names = {id(p): n for n, p in box.model.named_parameters() if n in parameters}
     layers: dict[nn.Module, LayerWithClosedForm] = {}
@@ -128,7 +128,7 @@ class VmapRoute:
         self.box, self.losses, self.names = losses.box, losses, tuple(parameters)
         self.parameters = dict(parameters)
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
+    def losses_and_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return self.losses(parameters, x[None], y[None]).sum()
 
@@ -145,7 +145,7 @@ class OneByOneRoute:
         self.box, self.losses, self.names = losses.box, losses, tuple(parameters)
         self.leaves = as_leaves(parameters)
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
+    def losses_and_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         rows = [self._example_gradients(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
         stacked = zip(*(grads for _, grads in rows), strict=True)
         losses = torch.cat([loss for loss, _ in rows])

@@ -35,25 +35,27 @@ class Sketch:
 
     def __call__(self, terms: Mapping[str, PerExampleGradients]) -> Tensor:
         """Sketches (N, dim) of the gradients of N examples."""
-        parts = [self._sketch_dense(self._hashes[name], term) for name, term in terms.items()]
+        parts = [self._sketch_dense_or_outer(self._hashes[name], term) for name, term in terms.items()]
         return torch.stack(parts).sum(0)
 
     def _hashes_of_axes(self, key: str, p: Tensor) -> tuple[HashedIndices, HashedIndices]:
         """Of the first axis, and of all others together."""
         n = p.shape[0] if p.ndim else 1
-        return self._hash(f"{key}/0", n, p), self._hash(f"{key}/1", p.numel() // n, p)
+        return self._random_indices_and_signs(f"{key}/0", n, p), self._random_indices_and_signs(
+            f"{key}/1", p.numel() // n, p
+        )
 
-    def _hash(self, key: str, n: int, like: Tensor) -> HashedIndices:
+    def _random_indices_and_signs(self, key: str, n: int, like: Tensor) -> HashedIndices:
         generator = keyed_generator(torch.device("cpu"), "sketch", self.seed, self.dim, key)
         place = torch.randint(self.dim, (n,), generator=generator)
         sign = torch.randint(2, (n,), generator=generator) * 2 - 1
         return place.to(like.device), sign.to(like.device)
 
-    def _sketch_dense(self, hashes: tuple[HashedIndices, HashedIndices], term: PerExampleGradients) -> Tensor:
+    def _sketch_dense_or_outer(self, hashes: tuple[HashedIndices, HashedIndices], term: PerExampleGradients) -> Tensor:
         if isinstance(term, OuterProductGradients) and term.d.shape[1] * self.dim <= term.n_values:
             return self._sketch_outer(hashes, term)
         if isinstance(term, EmbeddingTableGradients):
-            return self._sketch_lookup(hashes, term)
+            return self._sketch_embedding_table(hashes, term)
         g = term.rows()
         (place, sign), (place_of_rest, sign_of_rest) = hashes
         index = (place[:, None] + place_of_rest).flatten() % self.dim  # (P,)
@@ -65,7 +67,9 @@ class Sketch:
         sketch: Tensor = torch.fft.irfft((d * a).sum(1), n=self.dim, dim=1)
         return sketch
 
-    def _sketch_lookup(self, hashes: tuple[HashedIndices, HashedIndices], term: EmbeddingTableGradients) -> Tensor:
+    def _sketch_embedding_table(
+        self, hashes: tuple[HashedIndices, HashedIndices], term: EmbeddingTableGradients
+    ) -> Tensor:
         (place, sign), (place_of_rest, sign_of_rest) = hashes
         index = (place[term.a][:, :, None] + place_of_rest) % self.dim  # (N, T, D)
         return self._scatter_add(index.flatten(1), (term.d * sign[term.a][:, :, None] * sign_of_rest).flatten(1))

@@ -28,7 +28,7 @@ class CurvatureBlock(Protocol):
     @property
     def parameters(self) -> tuple[str, ...]: ...
 
-    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
+    def scale_in_eigenbasis(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         """Q diag(factors) Q^T v, factors shaped like the eigenvalues."""
 
 
@@ -46,7 +46,7 @@ class KroneckerBlock:
     def parameters(self) -> tuple[str, ...]:
         return self.layer.parameters
 
-    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
+    def scale_in_eigenbasis(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         v = self.layer.to_matrices(vectors)  # (K, G, O, I)
         if self.output_basis is None or self.input_basis is None:
             return self.layer.to_vectors(v * factors)
@@ -65,7 +65,7 @@ class DiagonalBlock:
     def parameters(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
+    def scale_in_eigenbasis(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         return {self.name: vectors[self.name] * factors}
 
 
@@ -81,7 +81,7 @@ class DenseBlock:
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.shapes)
 
-    def scale(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
+    def scale_in_eigenbasis(self, vectors: VectorsByParameter, factors: Tensor) -> dict[str, Tensor]:
         v = torch.cat([vectors[name].flatten(1) for name in self.shapes], 1)  # (K, P)
         scaled = ((v @ self.basis) * factors) @ self.basis.T
         parts = torch.split(scaled, [s.numel() for s in self.shapes.values()], 1)
@@ -130,7 +130,7 @@ class SpectralCurvature:
     def _scale_blocks(
         self, vectors: VectorsByParameter, factors: Callable[[CurvatureBlock], Tensor]
     ) -> dict[str, Tensor]:
-        return {name: h for b in self.blocks for name, h in b.scale(vectors, factors(b)).items()}
+        return {name: h for b in self.blocks for name, h in b.scale_in_eigenbasis(vectors, factors(b)).items()}
 
 
 def default_damping(eigenvalues: Tensor) -> Tensor:

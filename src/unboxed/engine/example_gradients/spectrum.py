@@ -26,7 +26,7 @@ class RitzPairs:
     residuals: Tensor
 
     @property
-    def lower_bound(self) -> float:
+    def smallest_eigenvalue_bound(self) -> float:
         """A careful estimate of the smallest eigenvalue: the smallest Ritz value less its residual."""
         return float(self.values[0] - self.residuals[0])
 
@@ -58,6 +58,6 @@ def mean_eigenvalue(curvature: Curvature, n_probes: int = N_TRACE_PROBES) -> flo
 
 def random_vectors(curvature: Curvature, n: int, *, signs: bool) -> Tensor:
     """Vectors (n, P) of random signs, or from a normal distribution, always the same."""
-    shape, generator = (n, curvature.n_parameters), curvature.generator()
+    shape, generator = (n, curvature.n_parameters), curvature.make_seeded_generator()
     draws = torch.randn(shape, generator=generator, device=generator.device, dtype=curvature.gradients.box.dtype)
     return draws.sign() if signs else draws

@@ -23,7 +23,7 @@ class PerExampleGradients(Protocol):
     """Gradients of N examples' losses with respect to one parameter of P values."""
 
     @property
-    def row_bytes(self) -> int:
+    def bytes_per_example(self) -> int:
         """Memory per example, with what `dot` and `project` make of it."""
 
     def rows(self) -> Tensor:
@@ -46,7 +46,7 @@ class DenseGradients:
     g: Tensor  # (N, P)
 
     @property
-    def row_bytes(self) -> int:
+    def bytes_per_example(self) -> int:
         return self.g.shape[1] * self.g.itemsize
 
     def rows(self) -> Tensor:
@@ -78,14 +78,14 @@ class _FactoredGradients:
         return self.d.shape[2] * self.n_inputs
 
     @property
-    def row_bytes(self) -> int:
+    def bytes_per_example(self) -> int:
         t = self.d.shape[1]
         return self.d.itemsize * (self.d[0].numel() + self.a[0].numel() + (self.n_values if t > 1 else 0))
 
     def rows(self) -> Tensor:
         raise NotImplementedError
 
-    def input_products(self, other: _FactoredGradients) -> Tensor:
+    def input_inner_products(self, other: _FactoredGradients) -> Tensor:
         """Inner products (N T, M U) of the inputs at all positions."""
         raise NotImplementedError
 
@@ -96,22 +96,22 @@ class _FactoredGradients:
         (n, t, _), (m, u, _), width = self.d.shape, other.d.shape, self.d.shape[2] + self.n_inputs
         by_pairs, by_rows = n * m * t * u * width, (n * t + m * u + n * m) * self.n_values
         if by_pairs <= by_rows:
-            return torch.cat([self._sum_position_products(part) for part in other.split(2 * n * t * u)], 1)
+            return torch.cat([self._sum_position_products(part) for part in other.split_examples(2 * n * t * u)], 1)
         left = self.rows()
-        return torch.cat([left @ part.rows().T for part in other.split(self.n_values)], 1)
+        return torch.cat([left @ part.rows().T for part in other.split_examples(self.n_values)], 1)
 
     def _sum_position_products(self, other: _FactoredGradients) -> Tensor:
-        pairs = (self.d.flatten(0, 1) @ other.d.flatten(0, 1).T).mul_(self.input_products(other))
+        pairs = (self.d.flatten(0, 1) @ other.d.flatten(0, 1).T).mul_(self.input_inner_products(other))
         return pairs.view(len(self.d), self.d.shape[1], len(other.d), other.d.shape[1]).sum((1, 3))
 
     def project(self, vectors: Tensor) -> Tensor:
         v = vectors.flatten(1)
-        return torch.cat([v @ part.rows().T for part in self.split(self.n_values)], 1)
+        return torch.cat([v @ part.rows().T for part in self.split_examples(self.n_values)], 1)
 
     def squared_norms(self) -> Tensor:
-        return torch.cat([part.rows().square().sum(1) for part in self.split(self.n_values)])
+        return torch.cat([part.rows().square().sum(1) for part in self.split_examples(self.n_values)])
 
-    def split(self: T, values_per_row: int) -> Iterator[T]:
+    def split_examples(self: T, values_per_row: int) -> Iterator[T]:
         """Parts of the examples, so that `values_per_row` of each make a block of bounded memory."""
         size = max(1, MAX_GRADIENT_BLOCK_BYTES // max(1, values_per_row * self.d.itemsize))
         for start in range(0, len(self.d), size):
@@ -130,7 +130,7 @@ class OuterProductGradients(_FactoredGradients):
     def rows(self) -> Tensor:
         return (self.d.mT @ self.a).flatten(1)
 
-    def input_products(self, other: _FactoredGradients) -> Tensor:
+    def input_inner_products(self, other: _FactoredGradients) -> Tensor:
         return self.a.flatten(0, 1) @ other.a.flatten(0, 1).T
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class EmbeddingTableGradients(_FactoredGradients):
         index = self.a[:, :, None].expand_as(self.d)
         return self.d.new_zeros(len(self.d), self.table_rows, self.d.shape[2]).scatter_add_(1, index, self.d).flatten(1)
 
-    def input_products(self, other: _FactoredGradients) -> Tensor:
+    def input_inner_products(self, other: _FactoredGradients) -> Tensor:
         return (self.a.flatten()[:, None] == other.a.flatten()).to(self.d)
 
 
@@ -172,12 +172,12 @@ def to_dense_if_smaller(term: PerExampleGradients) -> PerExampleGradients:
     return term
 
 
-def sum_gradients_of_uses(terms: Sequence[PerExampleGradients]) -> PerExampleGradients:
+def sum_gradients_of_parameter_uses(terms: Sequence[PerExampleGradients]) -> PerExampleGradients:
     """The gradients of a parameter that is used several times: uses of one kind are more positions of one layer."""
-    return to_dense_if_smaller(reduce(_add, terms))
+    return to_dense_if_smaller(reduce(_add_gradients, terms))
 
 
-def _add(x: PerExampleGradients, y: PerExampleGradients) -> PerExampleGradients:
+def _add_gradients(x: PerExampleGradients, y: PerExampleGradients) -> PerExampleGradients:
     if isinstance(x, EmbeddingTableGradients) and isinstance(y, EmbeddingTableGradients):
         return EmbeddingTableGradients(torch.cat([x.d, y.d], 1), torch.cat([x.a, y.a], 1), x.table_rows)
     if isinstance(x, OuterProductGradients) and isinstance(y, OuterProductGradients):

@@ -75,7 +75,7 @@ class LineIntegralResult:
     completeness_error: Tensor  # (N,)
 
 
-def n_initial_points_for(tol: float) -> int:
+def n_initial_points_for_tolerance(tol: float) -> int:
     """Points of the first evaluation, for a relative completeness error: no more than the error needs.
 
     K midpoints leave a map .4 / K off its limit on the MNIST CNN; so 1 / (4 tol) of them leave it about 1.6 tol off.
@@ -94,7 +94,7 @@ def integrate_adaptively(problem: IntegrationProblem, max_points: int) -> LineIn
         1, MAX_AUTO_BATCH_ACTIVATION_BYTES // (2 * MAX_STORED_GRADIENTS * x[0].numel() * x.element_size())
     )
     for i in range(0, n, rows_at_once):
-        _refine_into(problem, torch.arange(i, min(i + rows_at_once, n), device=x.device), max_points, out)
+        _refine_and_write_results(problem, torch.arange(i, min(i + rows_at_once, n), device=x.device), max_points, out)
     return out
 
 
@@ -138,7 +138,9 @@ class _Evaluations:
         )
 
 
-def _refine_into(problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegralResult) -> None:
+def _refine_and_write_results(
+    problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegralResult
+) -> None:
     """Add points where gradients and scores disagree, until they agree or `max_steps` points were evaluated."""
     t = midpoints(min(problem.n_initial_points, max_points))[0].to(problem.x).expand(len(rows), -1)
     pending = [(rows, _evaluate_points(problem.rows(rows), t))]

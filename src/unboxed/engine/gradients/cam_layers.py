@@ -29,7 +29,7 @@ from ..read.position_grids import PositionGrid, as_image_grid, layers_with_grids
 MAX_MAPS_WITH_STORED_VALUES = 8  # maps whose values are stored while the model runs; an earlier one takes a second run
 MAX_INPUT_SEARCH_DEPTH = 8  # nodes of a composite op that are searched for its inputs
 
-NON_CANDIDATE_OP_NAMES = (
+NON_CANDIDATE_OP_NAME_PARTS = (
     "pool",
     "dropout",
     "identity",
@@ -110,7 +110,7 @@ class MapRecorder:
         self.call_counts: Counter[str] = Counter()
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording_maps(self) -> Iterator[None]:
         with hooking_functional_ops(self.box.modules, lambda path, op: True, self._on_op, self._on_module):
             yield
 
@@ -217,7 +217,7 @@ class MapRecorder:
         row, grid = rows[-1]
         return [r for r, g in reversed(rows) if g == grid and r.shape == row.shape], grid
 
-    def last_map(self, score: Tensor, objective_nodes: set[Any]) -> RecordedMap:
+    def last_map_on_all_paths(self, score: Tensor, objective_nodes: set[Any]) -> RecordedMap:
         """The last maps that all of a score passes through, other than its own layers. Raises LayerError."""
         maps = {node for node, recorded in self.recorded.items() if recorded is not None and recorded.is_candidate}
         ordered_nodes = list(_ordered_nodes_and_dominance(score, maps - objective_nodes))
@@ -257,8 +257,8 @@ class MapRecorder:
     def _check_no_later_opaque_maps(self, above: Sequence[Any], recorded_map: RecordedMap) -> None:
         """Raise LayerError where later maps are computed by code that cannot be seen into."""
         for node in above:
-            if self._may_have_map_positions(node) or (
-                node not in self.recorded and _is_opaque_node(node) and _may_have_positions(node)
+            if self._may_match_recorded_map_size(node) or (
+                node not in self.recorded and _is_opaque_node(node) and _may_compute_map(node)
             ):
                 raise LayerError(
                     f"the last maps are ambiguous: after {recorded_map.address!r} some are computed out of sight, "
@@ -266,7 +266,7 @@ class MapRecorder:
                     f"axes split and joined). Name a layer with layer=, such as {recorded_map.address!r}"
                 )
 
-    def _may_have_map_positions(self, node: Any) -> bool:
+    def _may_match_recorded_map_size(self, node: Any) -> bool:
         """Whether an undetermined node has the positions of recorded maps."""
         shape = self.ambiguous_shapes.get(node, ())
         if (
@@ -278,7 +278,7 @@ class MapRecorder:
 
 
 def _is_non_candidate_op(name: str) -> bool:
-    return any(part in name.lower() for part in NON_CANDIDATE_OP_NAMES)
+    return any(part in name.lower() for part in NON_CANDIDATE_OP_NAME_PARTS)
 
 
 def _is_opaque_node(node: Any) -> bool:
@@ -289,7 +289,7 @@ def _is_opaque_node(node: Any) -> bool:
     return is_custom or "Convolution" in name or name.startswith(tuple(ADVICE_BY_OPAQUE_NODE_NAME))
 
 
-def _may_have_positions(node: Any) -> bool:
+def _may_compute_map(node: Any) -> bool:
     """Whether a node computes maps; where its shape is unknown, it may."""
     shapes = [tuple(m.shape) for m in getattr(node, "_input_metadata", ())]
     return not shapes or any(len(s) == 4 and sorted(s[1:])[1] > 1 for s in shapes)

@@ -18,8 +18,8 @@ from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective
 from ..attribution_result import Attribution, resolve_result_target
-from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, map_of_input
-from ..results import warn_not_finite, warn_rows
+from ..read.position_grids import PositionGrid, grid_of_layer, image_size, layers_with_grids, resize_maps_to_input
+from ..results import warn_not_finite, warn_with_row_count
 from .cam_layers import MapRecorder
 from .score import (
     all_false_mask,
@@ -80,13 +80,13 @@ def cam(
     if n == 1 and batch_size == "auto":
         parts = [run_batch(slice(0, 1))]
     else:
-        parts = map_in_batches(run_batch, n, *box.batch_plan(n, batch_size, objective.batch_dependent))
+        parts = map_in_batches(run_batch, n, *box.batch_size_and_max_rows(n, batch_size, objective.batch_dependent))
     result = parts[0] if len(parts) == 1 else _concatenate_cams(parts)
     check_finite_scores(result.score)
     maps = result.maps.clamp(min=0) if clamp else result.maps
-    _warn_problem_maps(name, objective, maps, result.clamped if warn_clamped else None)
+    _warn_of_zero_or_nonfinite_maps(name, objective, maps, result.clamped if warn_clamped else None)
     return Attribution(
-        map_of_input(box, maps, result.layer_shape, upsample),
+        resize_maps_to_input(box, maps, result.layer_shape, upsample),
         input=box.restore_structure(x),
         target=resolve_result_target(box, result.predicted if target is None else target, n),
         score=cast_to_dtype(result.score, box.dtype),
@@ -108,15 +108,19 @@ def _concatenate_cams(parts: Sequence[CamResult]) -> CamResult:
     )
 
 
-def _warn_problem_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
+def _warn_of_zero_or_nonfinite_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
     """Warn of maps (N, 1, h, w) that are zero, not finite or before a clamp (N,)."""
     if clamped is None:
         if all_finite_and_no_zero_row(maps):
             return
         clamped = all_false_mask(maps)
-    warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
+    warn_with_row_count(
+        f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp"
+    )
     warn_not_finite(name, maps)
-    warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score")
+    warn_with_row_count(
+        f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score"
+    )
 
 
 def _require_batch_axis(box: Box, layer: str) -> str:
@@ -163,7 +167,7 @@ def _cam_from_layer_gradients(
         raise OutputError(f"nothing has a gradient at {cam_layers.addresses[detached_index]!r}")
     leaves: list[Any] = edges
     like = [acts[a] for a in cam_layers.addresses]
-    grid = cam_layers.grid or grid_at(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
+    grid = cam_layers.grid or grid_of_layer(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
     grads, clamped = score_gradients_with_bypass(score, acts, objective, leaves, like=like)
     i = cam_layers.first_index_with_gradient(grads)
     h, g = (grid.to_maps(cast_to_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
@@ -181,7 +185,7 @@ def _forward_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple
     """
     trace = MapRecorder(box, max(len(x), box.min_rows))
     guessed = _guess_token_layers(box) if objective.layers & {"logits", "output"} else ()
-    with trace.recording():
+    with trace.recording_maps():
         acts = box.forward(x, {*objective.layers, *guessed})
     score = objective(acts)
     if not score.requires_grad:
@@ -190,10 +194,13 @@ def _forward_and_find_layers(box: Box, objective: Objective, x: Tensor) -> tuple
     if (tokens := trace.last_token_layers_and_grid(score, objective_nodes)) is not None:
         layers, grid = tokens
         return CamLayerCandidates(_last_token_layers(layers), grid), acts, score
-    last_map = trace.last_map(score, objective_nodes)
-    if last_map.value._version == last_map.version and last_map.value.numel():
-        acts[last_map.address], acts.edges[last_map.address] = last_map.value[: len(x)], last_map.edge
-    return CamLayerCandidates((last_map.address,), last_map.grid), acts, score
+    last_map_on_all_paths = trace.last_map_on_all_paths(score, objective_nodes)
+    if last_map_on_all_paths.value._version == last_map_on_all_paths.version and last_map_on_all_paths.value.numel():
+        acts[last_map_on_all_paths.address], acts.edges[last_map_on_all_paths.address] = (
+            last_map_on_all_paths.value[: len(x)],
+            last_map_on_all_paths.edge,
+        )
+    return CamLayerCandidates((last_map_on_all_paths.address,), last_map_on_all_paths.grid), acts, score
 
 
 def _guess_token_layers(box: Box) -> tuple[str, ...]:

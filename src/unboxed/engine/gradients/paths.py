@@ -1,8 +1,9 @@
 """Paths: the points at which a gradient method takes gradients, their weights, and their weighted mean.
 
 A gradient method is a path of points x a backward rule: `path_mean_gradient(box, objective, path, n,
-rule=relu_rules.guided)` is guided integrated gradients on a `LinePath`, guided SmoothGrad on a `NoisePath`;
-`wrt=` a layer gives the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time:
+rule=relu_rules.GUIDED_BACKPROP_RULE)` is guided integrated gradients on a `LinePath`, guided SmoothGrad on a
+`NoisePath`; `wrt=` a layer gives the mean gradient there. Points are made, and their gradients summed, one bounded
+batch at a time:
 memory does not grow with the number of points.
 """
 
@@ -162,7 +163,7 @@ def path_mean_gradient(
     accumulator = _GradientAccumulator(
         box, box.check_objective(objective, n_examples), path, n_examples, moment, rule, wrt, relu_bypass
     )
-    together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_plan(box, batch_size)
+    together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_size_and_max_rows(box, batch_size)
     map_pairs_in_batches(accumulator.add_batch, n_examples, len(path.weights), plan, together)
     return PathMeanGradient(
         torch.stack([accumulator.sums[i].value for i in range(n_examples)]).to(box.dtype),
@@ -251,11 +252,11 @@ def path_scores(
             batch_objective = objective.rows(example.to(box.device))
             return [batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)]
 
-    together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_plan(box, batch_size)
+    together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_size_and_max_rows(box, batch_size)
     (scores,) = run_all_pairs(run_batch, n_examples, len(path.weights), plan, together)
     return scores
 
 
-def _path_batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
+def _path_batch_size_and_max_rows(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """The plan for batches of pairs of example and point."""
-    return box.batch_plan(1, batch_size)[0], path_points_per_batch(box)
+    return box.batch_size_and_max_rows(1, batch_size)[0], path_points_per_batch(box)

@@ -22,7 +22,7 @@ from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective, binary_logit, logit, mean_over_positions
 from ..attribution_result import Attribution, make_attribution
-from ..results import warn_not_finite, warn_rows
+from ..results import warn_not_finite, warn_with_row_count
 from ..rows import broadcast_rows
 
 ReluBypass = Literal["no", "last", "all"]
@@ -87,7 +87,7 @@ def gradients_in_batches(
             return gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
         return gradients_of_batch(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
 
-    size, limit = box.batch_plan(n, batch_size, objective.batch_dependent)
+    size, limit = box.batch_size_and_max_rows(n, batch_size, objective.batch_dependent)
     parts = map_in_batches(run_batch, n, size, limit if max_rows is None else min(limit, max_rows))
     if len(parts) == 1:
         return parts[0]
@@ -240,22 +240,22 @@ def attribute_by_gradient(
     objective = box.objective(target, x.shape[0])
     result = gradients_in_batches(box, objective, x, rule, "input", batch_size, "last")
     check_finite_scores(result.score)
-    warn_problem_gradients(objective, result.map, result.clamped)
+    warn_of_zero_or_nonfinite_gradients(objective, result.map, result.clamped)
     target = result.predicted if target is None else target
     return make_attribution(
         box, result.map, x=x, method=method, target=target, score=result.score, over_embedding="length"
     )
 
 
-def warn_problem_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
+def warn_of_zero_or_nonfinite_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,): None where none is."""
     if before_clamp is None and all_finite_and_no_zero_row(gradient):
         return
     before_clamp = all_false_mask(gradient) if before_clamp is None else before_clamp
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
-    warn_rows(clamped, before_clamp, ": maps taken before the clamp")
+    warn_with_row_count(clamped, before_clamp, ": maps taken before the clamp")
     warn_not_finite(f"the gradient of {objective.name}", gradient)
-    warn_rows(f"the gradient of {objective.name} is exactly zero for", _all_zero_gradient_mask([gradient]))
+    warn_with_row_count(f"the gradient of {objective.name} is exactly zero for", _all_zero_gradient_mask([gradient]))
 
 
 def all_finite_and_no_zero_row(h: Tensor) -> bool:

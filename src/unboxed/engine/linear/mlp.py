@@ -44,11 +44,11 @@ def fit_mlp(z: Tensor, y: Tensor, n_classes: int, l2: float, *, seed: int = 0) -
     z1, labels = _append_ones(z), torch.nn.functional.one_hot(y, n_classes).to(z)
     cut = N_HIDDEN_UNITS * (r + 1)
 
-    def unpack(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def unpack_layer_weights(parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters[:cut].view(N_HIDDEN_UNITS, r + 1), parameters[cut:].view(n_classes, N_HIDDEN_UNITS + 1)
 
     def loss_and_gradient(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, out = unpack(parameters)
+        hidden, out = unpack_layer_weights(parameters)
         a = _append_ones(torch.tanh(z1 @ hidden.T))  # (N, H + 1)
         log_p = torch.log_softmax(a @ out.T, 1)
         residual = (log_p.exp() - labels) / n
@@ -61,7 +61,9 @@ def fit_mlp(z: Tensor, y: Tensor, n_classes: int, l2: float, *, seed: int = 0) -
         return loss, torch.cat([g.flatten() for g in gradients])
 
     start_vector = torch.cat([first.hidden.flatten(), first.out.flatten()])
-    return HiddenLayerClassifier(*unpack(minimize_lbfgs(loss_and_gradient, start_vector, MAX_MLP_LBFGS_ITERATIONS)))
+    return HiddenLayerClassifier(
+        *unpack_layer_weights(minimize_lbfgs(loss_and_gradient, start_vector, MAX_MLP_LBFGS_ITERATIONS))
+    )
 
 
 def _random_mlp(z: Tensor, n_classes: int, seed: int) -> HiddenLayerClassifier:

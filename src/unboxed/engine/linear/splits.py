@@ -38,14 +38,14 @@ def cross_validation(y: Tensor, n_folds: int, seed: int) -> list[Split]:
     """Stratified folds, each tested once; a stratified quarter of the other folds chooses the penalty."""
     n_folds = min(n_folds, len(y))
     fold = stratified_folds(y, n_folds, seed)
-    return [_add_validation_rows(y, *_indices_inside_and_outside(fold == k), seed + k) for k in range(n_folds)]
+    return [_make_split_with_validation(y, *_indices_inside_and_outside(fold == k), seed + k) for k in range(n_folds)]
 
 
 def _indices_inside_and_outside(inside: Tensor) -> tuple[Tensor, Tensor]:
     return inside.nonzero().flatten(), (~inside).nonzero().flatten()
 
 
-def _add_validation_rows(y: Tensor, test: Tensor, train: Tensor, seed: int) -> Split:
+def _make_split_with_validation(y: Tensor, test: Tensor, train: Tensor, seed: int) -> Split:
     return Split(*split_off_validation(y, train, seed), train, test)
 
 

@@ -14,7 +14,7 @@ LOGIT_CLIP_MARGIN = 1e-3  # of the range at 0 and 1, where the logit is clipped
 
 # The color correlation of natural images: a square root of their covariance over ImageNet, as published with
 # Olah et al. 2017 (lucid's color correlation).
-NATURAL_COLOR_MIX = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+NATURAL_COLOR_CORRELATION_SQRT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,9 @@ def palette_from_images(x: Tensor) -> Palette:
 
 def natural_palette(mean: Tensor) -> Palette:
     """The palette of a mean color (C,), with the color correlation of natural images for three channels."""
-    return Palette(mean, _normalize_color_mix(mean.new_tensor(NATURAL_COLOR_MIX)) if len(mean) == 3 else None)
+    return Palette(
+        mean, _normalize_color_mix(mean.new_tensor(NATURAL_COLOR_CORRELATION_SQRT)) if len(mean) == 3 else None
+    )
 
 
 def _normalize_color_mix(color_mix: Tensor) -> Tensor:

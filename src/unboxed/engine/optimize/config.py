@@ -90,7 +90,7 @@ class OptimizationConfig:
         return tuple(o for o in (self.stop_when, self.prior) if o is not None)
 
 
-def combine_results(results: list[OptimizationResult]) -> OptimizationResult:
+def combine_batch_results(results: list[OptimizationResult]) -> OptimizationResult:
     """The results of parts of a batch as one."""
 
     def cat_field(name: str) -> Tensor:

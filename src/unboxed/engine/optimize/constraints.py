@@ -16,10 +16,10 @@ from ...rng import normal, uniform
 from ...validation import check_float
 from ..rows import broadcast_rows
 
-TINY = 1e-12
+MIN_DENOMINATOR = 1e-12
 L1_TOP_GRADIENT_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
 RELATIVE_BOUND_TEST_STEP = 1e-3
-DISTANCE_TOLERANCE = 1e-6  # relative, of distances that are rounded
+RELATIVE_DISTANCE_TOLERANCE = 1e-6  # relative, of distances that are rounded
 GRAY_LEVEL_TOLERANCE = 1e-4  # from a whole gray level: many eps are given in float32
 
 
@@ -32,9 +32,9 @@ class NormBall(Protocol):
     def distance(self, x: Tensor, center: Tensor) -> Tensor: ...
 
 
-def largest_distance(eps: float) -> float:
+def eps_with_rounding_tolerance(eps: float) -> float:
     """The largest distance that counts as within eps, as distances are rounded."""
-    return eps * (1 + DISTANCE_TOLERANCE)
+    return eps * (1 + RELATIVE_DISTANCE_TOLERANCE)
 
 
 Ball = Annotated[NormBall | None, "Norm ball to stay in, in place of eps and norm."]
@@ -75,11 +75,11 @@ class L2:
         """Each row divided by its norm, however small that is; a zero row stays zero."""
         peak = grad.flatten(1).abs().amax(1)
         grad = grad / broadcast_rows(torch.where(peak > 0, peak, 1.0), grad)  # so that no square underflows
-        return grad / broadcast_rows(l2_norm(grad).clamp_min(TINY), grad)
+        return grad / broadcast_rows(l2_norm(grad).clamp_min(MIN_DENOMINATOR), grad)
 
     def project(self, x: Tensor, center: Tensor) -> Tensor:
         d = x - center
-        return center + d * broadcast_rows((self.eps / l2_norm(d).clamp_min(TINY)).clamp_max(1), d)
+        return center + d * broadcast_rows((self.eps / l2_norm(d).clamp_min(MIN_DENOMINATOR)).clamp_max(1), d)
 
     def distance(self, x: Tensor, center: Tensor) -> Tensor:  # (N,)
         return l2_norm(x - center)
@@ -94,7 +94,9 @@ class L1:
     def sample(self, x: Tensor, seed: int) -> Tensor:
         """A uniform point of the ball around each row of x: a Laplace direction, a radius."""
         v = (2 * uniform(x, seed) - 1).flatten(1)
-        laplace = v.sign() * -torch.log1p(-v.abs().clamp_max(1 - TINY**0.5))  # by the inverse of its distribution
+        laplace = v.sign() * -torch.log1p(
+            -v.abs().clamp_max(1 - MIN_DENOMINATOR**0.5)
+        )  # by the inverse of its distribution
         radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius") ** (1 / v.shape[1])  # (N, 1)
         return self.project(x + (self.eps * radius * _l1_normalize(laplace)).view_as(x), x)
 
@@ -113,7 +115,9 @@ class L1:
         d = (x - center).flatten(1)  # (N, D)
         is_outside = d.abs().sum(1, keepdim=True) > self.eps
         shrunk = d.sign() * (d.abs() - _l1_projection_threshold(d.abs(), self.eps)).clamp_min(0)
-        shrunk = shrunk * (self.eps / shrunk.abs().sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)  # rounded sums
+        shrunk = shrunk * (self.eps / shrunk.abs().sum(1, keepdim=True).clamp_min(MIN_DENOMINATOR)).clamp_max(
+            1
+        )  # rounded sums
         return torch.where(broadcast_rows(is_outside, x), _add_offset_rounding_inward(center, shrunk.view_as(x)), x)
 
     def distance(self, x: Tensor, center: Tensor) -> Tensor:  # (N,)
@@ -122,7 +126,7 @@ class L1:
 
 def _l1_normalize(v: Tensor) -> Tensor:
     """Rows (N, D) whose absolute values sum to one; a zero row stays zero."""
-    return v / v.abs().sum(1, keepdim=True).clamp_min(TINY)
+    return v / v.abs().sum(1, keepdim=True).clamp_min(MIN_DENOMINATOR)
 
 
 def _l1_projection_threshold(v: Tensor, eps: float) -> Tensor:
@@ -175,7 +179,7 @@ def format_eps(eps: float) -> str:
     return levels if is_gray_level and len(levels) < len(digits) else digits
 
 
-def identity_grad(grad: Tensor) -> Tensor:
+def gradient_as_direction(grad: Tensor) -> Tensor:
     return grad
 
 
@@ -191,7 +195,7 @@ class Constraint:
     per example) replace `project` and `center`.
     """
 
-    step_direction: Callable[[Tensor], Tensor] = identity_grad
+    step_direction: Callable[[Tensor], Tensor] = gradient_as_direction
     project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, center: x
     center: Tensor | None = None
     feasible_grad: Callable[[Tensor, Tensor], Tensor] = unconstrained_grad

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...rng import hashed_uniform
 from ..cpu_cache import cpu_rows_per_chunk
-from .constraints import TINY
+from .constraints import MIN_DENOMINATOR
 
 MAX_CPU_CHUNK_VALUES = 2**17  # of a chunk that a CPU's cache holds
 # Coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
@@ -59,7 +59,7 @@ def _min_linf_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Te
 
 
 def _min_l2_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
-    max_level = max_change / weight.clamp_min(TINY)
+    max_level = max_change / weight.clamp_min(MIN_DENOMINATOR)
     return weight * torch.minimum(water_filling_level(weight * weight, max_level, distance)[:, None], max_level)
 
 
@@ -69,10 +69,12 @@ def _min_l1_change(
     """Change at most N_INITIAL_L1_COORDINATES coordinates with the largest weights; rows that need more take more."""
     n_largest = min(n_largest, weight.shape[1])
     largest, index = torch.where(max_change > 0, weight, 0).topk(n_largest)  # (n, few)
-    largest_change = torch.minimum(max_change.gather(1, index), distance[:, None] / largest.clamp_min(TINY))  # finite
+    largest_change = torch.minimum(
+        max_change.gather(1, index), distance[:, None] / largest.clamp_min(MIN_DENOMINATOR)
+    )  # finite
     total = (largest * largest_change).cumsum(1)
     total_before = torch.cat([torch.zeros_like(distance)[:, None], total[:, :-1]], 1)
-    wanted_change = ((distance[:, None] - total_before) / largest.clamp_min(TINY)).clamp_min(0)
+    wanted_change = ((distance[:, None] - total_before) / largest.clamp_min(MIN_DENOMINATOR)).clamp_min(0)
     change = torch.zeros_like(weight).scatter_(1, index, torch.minimum(wanted_change, largest_change))
     is_short = total[:, -1] < distance
     if n_largest < weight.shape[1] and bool(is_short.any()):
@@ -95,7 +97,7 @@ def water_filling_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> 
         is_free = (max_level > s[:, None]).to(weight.dtype)  # (n, D)
         slope = torch.linalg.vecdot(weight, is_free)
         missing = distance - torch.linalg.vecdot(weight, torch.minimum(max_level, s[:, None]))
-        increase = torch.where(slope > 0, missing / slope.clamp_min(TINY), 0).clamp_min(0)
+        increase = torch.where(slope > 0, missing / slope.clamp_min(MIN_DENOMINATOR), 0).clamp_min(0)
         s = s + increase
         if not bool((increase > tolerance * s).any()):
             break
@@ -110,7 +112,7 @@ def random_directions(norm: str, like: Tensor, rows: Tensor, seed: int, step: in
         signed = torch.erfinv(signed.clamp(-1 + 1e-6, 1 - 1e-6))
     if norm == "l1":
         signed = -signed.sign() * torch.log1p(-signed.abs().clamp_max(1 - 1e-6))
-    return signed / vector_norms(norm, signed).clamp_min(TINY)[:, None]
+    return signed / vector_norms(norm, signed).clamp_min(MIN_DENOMINATOR)[:, None]
 
 
 DUAL_NORM_BY_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ...objectives import RowIndex
 from ..rows import broadcast_rows
-from .constraints import TINY, l2_norm
+from .constraints import MIN_DENOMINATOR, l2_norm
 
 ARMIJO_FRACTION = 1e-4  # the fraction of the expected decrease that a step must bring
 MIN_BACKTRACKING_STEP_SCALE = 2.0**-20  # where even that brings no decrease, the row is finished
-dot = torch.linalg.vecdot
+row_dot_products = torch.linalg.vecdot
 
 
 @dataclass(frozen=True, eq=False)
 class LBFGSState:
-    """The state of each row. `trial` is the next point to evaluate; `update(trial, value, grad)` is the next state."""
+    """The state of each row. `trial_point` is evaluated next; `update(trial, value, grad)` is the next state."""
 
     z: Tensor  # (n, D) the best point so far
     value: Tensor  # (n,)
@@ -47,24 +47,26 @@ class LBFGSState:
         field_pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         return replace(self, **{name: p.index_copy(0, index, q) for name, (p, q) in field_pairs.items()})
 
-    def trial(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def trial_point(self, lower: Tensor, upper: Tensor) -> Tensor:
         """(n, D)"""
         return (self.z + self.step_scale[:, None] * self.direction).clamp(lower, upper)
 
     def update(
-        self, trial: Tensor, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor, tolerance: float
+        self, trial_point: Tensor, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor, tolerance: float
     ) -> LBFGSState:
         """The state after the trial was evaluated."""
-        step = trial - self.z
-        expected_change = dot(self.grad, step)  # negative
+        step = trial_point - self.z
+        expected_change = row_dot_products(self.grad, step)  # negative
         is_accepted = (value <= self.value + ARMIJO_FRACTION * expected_change) & (expected_change < 0)
-        accepted_state = self._apply_accepted_steps(is_accepted, trial, value, grad, step)
+        accepted_state = self._apply_accepted_steps(is_accepted, trial_point, value, grad, step)
         decrease = self.value - value
-        converged = is_accepted & (decrease <= tolerance * value.abs().clamp_min(TINY))
-        direction = torch.where(is_accepted[:, None], accepted_state._direction(lower, upper), self.direction)
+        converged = is_accepted & (decrease <= tolerance * value.abs().clamp_min(MIN_DENOMINATOR))
+        direction = torch.where(is_accepted[:, None], accepted_state._descent_direction(lower, upper), self.direction)
         step_scale = torch.where(is_accepted, 1, self.step_scale * self._backtrack_factor(value))
         stalled = ~is_accepted & ((step_scale < MIN_BACKTRACKING_STEP_SCALE) | ~self.value.isfinite())
-        is_flat = is_accepted & (-dot(accepted_state.grad, direction) <= tolerance * value.abs())  # below rounding
+        is_flat = is_accepted & (
+            -row_dot_products(accepted_state.grad, direction) <= tolerance * value.abs()
+        )  # below rounding
         return replace(
             accepted_state,
             direction=direction,
@@ -75,7 +77,7 @@ class LBFGSState:
 
     def restart_from_gradient(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
         """Continue from the same point with another value and gradient."""
-        direction = replace(self, value=value, grad=grad)._direction(lower, upper)
+        direction = replace(self, value=value, grad=grad)._descent_direction(lower, upper)
         step_scale, finished = torch.ones_like(value), ~(direction != 0).any(1)
         return replace(
             self,
@@ -89,22 +91,24 @@ class LBFGSState:
 
     def _backtrack_factor(self, value: Tensor) -> Tensor:
         """The minimum of the interpolating parabola, between a tenth and a half of the step."""
-        slope = self.step_scale * dot(self.grad, self.direction)
-        factor: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(TINY)
+        slope = self.step_scale * row_dot_products(self.grad, self.direction)
+        factor: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(MIN_DENOMINATOR)
         return factor.nan_to_num(0.1).clamp(0.1, 0.5)
 
     def _apply_accepted_steps(
-        self, is_accepted: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor
+        self, is_accepted: Tensor, trial_point: Tensor, value: Tensor, grad: Tensor, step: Tensor
     ) -> LBFGSState:
         accepted_column, change = is_accepted[:, None], grad - self.grad
-        has_curvature = is_accepted & (dot(step, change) > 1e-10 * dot(change, change))  # positive curvature
+        has_curvature = is_accepted & (
+            row_dot_products(step, change) > 1e-10 * row_dot_products(change, change)
+        )  # positive curvature
         slot = torch.where(has_curvature, self.n_pairs % self.step_history.shape[1], -1)
         is_slot = (torch.arange(self.step_history.shape[1], device=slot.device) == slot[:, None])[
             ..., None
         ]  # (n, H, 1)
         return replace(
             self,
-            z=torch.where(accepted_column, trial, self.z),
+            z=torch.where(accepted_column, trial_point, self.z),
             value=torch.where(is_accepted, value, self.value),
             grad=torch.where(accepted_column, grad, self.grad),
             step_history=torch.where(is_slot, step[:, None], self.step_history),
@@ -112,13 +116,13 @@ class LBFGSState:
             n_pairs=self.n_pairs + has_curvature,
         )
 
-    def _direction(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def _descent_direction(self, lower: Tensor, upper: Tensor) -> Tensor:
         """A quasi-Newton step over the free coordinates, or the negative gradient where that does not descend."""
         is_free = ~(((self.z <= lower) & (self.grad > 0)) | ((self.z >= upper) & (self.grad < 0)))
         g = self.grad * is_free
-        gradient_step = -g * (self.first_step_length / l2_norm(g).clamp_min(TINY))[:, None]
+        gradient_step = -g * (self.first_step_length / l2_norm(g).clamp_min(MIN_DENOMINATOR))[:, None]
         direction = self._two_loop_recursion(g, is_free.to(g.dtype))
-        is_descent = dot(direction, g) < -1e-10 * l2_norm(direction) * l2_norm(g)
+        is_descent = row_dot_products(direction, g) < -1e-10 * l2_norm(direction) * l2_norm(g)
         return torch.where((is_descent & (self.n_pairs > 0))[:, None], direction, gradient_step)
 
     def _two_loop_recursion(self, g: Tensor, free_mask: Tensor) -> Tensor:
@@ -130,17 +134,17 @@ class LBFGSState:
         for k in range(min(history_size, int(self.n_pairs.max())) if len(g) else 0):
             slot = (self.n_pairs - 1 - k) % history_size
             s, y = self.step_history[rows, slot] * free_mask, self.grad_history[rows, slot] * free_mask
-            sy, yy = dot(s, y), dot(y, y)
+            sy, yy = row_dot_products(s, y), row_dot_products(y, y)
             has_curvature = (sy > 1e-10 * yy) & (self.n_pairs > k)
-            rho = torch.where(has_curvature, 1 / sy.clamp_min(TINY), 0)
-            gamma = torch.where(has_curvature & (gamma == 0), sy / yy.clamp_min(TINY), gamma)
-            alpha = rho * dot(s, q)
+            rho = torch.where(has_curvature, 1 / sy.clamp_min(MIN_DENOMINATOR), 0)
+            gamma = torch.where(has_curvature & (gamma == 0), sy / yy.clamp_min(MIN_DENOMINATOR), gamma)
+            alpha = rho * row_dot_products(s, q)
             q = q - alpha[:, None] * y
             pairs.append((s, y, rho))
             alphas.append(alpha)
         q = q * gamma[:, None]
         for (s, y, rho), alpha in zip(reversed(pairs), reversed(alphas), strict=True):
-            q = q + (alpha - rho * dot(y, q))[:, None] * s
+            q = q + (alpha - rho * row_dot_products(y, q))[:, None] * s
         return -q
 
 

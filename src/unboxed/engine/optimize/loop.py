@@ -14,11 +14,11 @@ from ...model.hooks import Acts
 from ...model.state import waits_for_device_on_read
 from ...objectives import Objective
 from ...rng import step_generator
-from ..cpu_cache import gradient_batch_plan
+from ..cpu_cache import gradient_batch_size_and_max_rows
 from ..gradients.score import score_gradients_with_bypass
 from ..rows import broadcast_rows
 from .batch_state import BatchState, select_optimizer_rows
-from .config import PER_ROW_RESULT_FIELDS, combine_results
+from .config import PER_ROW_RESULT_FIELDS, combine_batch_results
 from .config import OptimizationConfig as OptimizationConfig
 from .config import OptimizationResult as OptimizationResult
 from .config import OptimizerFactory as OptimizerFactory
@@ -48,8 +48,10 @@ def optimize(
         return result
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return combine_results(
-            map_in_batches(optimize_rows, n, *gradient_batch_plan(box, n, batch_size, any(batch_dependent)))
+        return combine_batch_results(
+            map_in_batches(
+                optimize_rows, n, *gradient_batch_size_and_max_rows(box, n, batch_size, any(batch_dependent))
+            )
         )
 
 
@@ -180,7 +182,7 @@ class _BatchOptimizer:
         mean_stop_value = torch.stack(stop_values).mean(0) if stop_values else None
         return torch.stack(scores).mean(0), mean_stop_value, lambda: grad / self.config.n_samples
 
-    def _is_sync_step(self, step: int) -> bool:
+    def _is_device_sync_step(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
         return not self.sync_is_slow or step % SYNC_INTERVAL_STEPS == 0
 
@@ -219,7 +221,7 @@ class _BatchOptimizer:
 
     def _sync_and_check_all_finished(self, step: int) -> bool:
         """At a sync, write which rows remain active; returns whether no row has a step to take."""
-        if not self.freezes_finished or not self._is_sync_step(step):
+        if not self.freezes_finished or not self._is_device_sync_step(step):
             return False
         unfinished_index = (~self.state.finished[self.active]).nonzero()[:, 0]
         self.unfinished_index = (
@@ -229,7 +231,7 @@ class _BatchOptimizer:
 
     def _score_grad(self, score: Tensor, acts: Acts, x: Tensor, step: int) -> Tensor:
         """The gradient of the score in the image; between syncs, the clamped rows are those of the last sync."""
-        syncs = self._is_sync_step(step)
+        syncs = self._is_device_sync_step(step)
         relu_bypass = self.config.relu_bypass if syncs or self.clamped_rows is not None else "no"
         may_bypass = None if syncs else self.clamped_rows
         (grad,), clamped = score_gradients_with_bypass(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..rows import broadcast_rows
-from .constraints import TINY, l2_norm
+from .constraints import MIN_DENOMINATOR, l2_norm
 
 
 class OptimizerLike(Protocol):
@@ -50,7 +50,7 @@ class NormalizedGradient(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                p.sub_(group["lr"] * p.grad / broadcast_rows(l2_norm(p.grad).clamp_min(TINY), p))
+                p.sub_(group["lr"] * p.grad / broadcast_rows(l2_norm(p.grad).clamp_min(MIN_DENOMINATOR), p))
 
 
 class NormalizedMomentum(Optimizer):
@@ -69,7 +69,7 @@ class NormalizedMomentum(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                g = p.grad / broadcast_rows(p.grad.abs().flatten(1).sum(1).clamp_min(TINY), p)
+                g = p.grad / broadcast_rows(p.grad.abs().flatten(1).sum(1).clamp_min(MIN_DENOMINATOR), p)
                 if "g" in self.state[p]:
                     g = g + group["decay"] * self.state[p]["g"]
                 self.state[p]["g"] = g

@@ -52,12 +52,12 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
     values = box.inputs.split(x)
     part_values = [
         _single_baseline(part, v, k, seed).flatten(1)
-        for part, v, k in zip(_input_list(box.inputs), values, parts, strict=True)
+        for part, v, k in zip(_list_of_parts(box.inputs), values, parts, strict=True)
     ]
     return torch.cat(part_values, 1)
 
 
-def _input_list(multi: MultiInput) -> list[Inputs]:
+def _list_of_parts(multi: MultiInput) -> list[Inputs]:
     return list(multi.parts.values() if isinstance(multi.parts, Mapping) else multi.parts)
 
 

@@ -11,7 +11,7 @@ from .masks import SampledMasks, all_subset_masks
 from .standard_errors import WeightedFit, standard_errors
 
 
-def zero_rounding_noise(changes: Tensor, scores: Tensor, eps: float, dim: int = -1) -> Tensor:
+def set_rounding_noise_to_zero(changes: Tensor, scores: Tensor, eps: float, dim: int = -1) -> Tensor:
     """Changes of scores, exactly zero where all of those along `dim` are no more than the rounding of the scores."""
     bound = 8 * eps * scores.abs().max()
     return torch.where((changes.abs() <= bound).all(dim, keepdim=True), 0.0, changes)
@@ -36,7 +36,7 @@ def exact_shapley(subset_scores: Tensor, eps: float) -> Tensor:
     values = []
     for i in range(n_features):
         without = subset_index[~subsets[:, i]]
-        added = zero_rounding_noise(subset_scores[without + 2**i] - subset_scores[without], subset_scores, eps)
+        added = set_rounding_noise_to_zero(subset_scores[without + 2**i] - subset_scores[without], subset_scores, eps)
         values.append((weight[size[without]] * added).sum())
     return torch.stack(values)
 

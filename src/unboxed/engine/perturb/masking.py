@@ -18,7 +18,7 @@ from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
 from ..attribution_result import restore_map
-from ..cpu_cache import forward_batch_plan
+from ..cpu_cache import forward_batch_size_and_max_rows
 from ..read.edits import resolve_target
 from .baselines import baseline
 from .segments import DefaultSegments, FeatureGroups, feature_groups
@@ -30,7 +30,7 @@ MASKED_INPUT_NAME_IN_ERRORS = "x with parts masked by the baseline"
 
 
 @dataclass(frozen=True, eq=False)
-class Masking:
+class MaskableInputs:
     """Inputs with segments that can be masked. Segments that masking does not change are inactive."""
 
     box: Box
@@ -40,17 +40,17 @@ class Masking:
     active: Tensor  # (N, F) bool: masking the segment changes the input
 
     @property
-    def n_active_per_row(self) -> list[int]:
+    def n_maskable_segments_per_row(self) -> list[int]:
         """How many active segments each row has."""
         return [int(n) for n in self.active.sum(1)]
 
     @property
-    def active_segment_index(self) -> Tensor:
-        """Shaped like the ids: each value's segment as an index among the active, max(n_active_per_row) elsewhere."""
-        index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_active_per_row))
-        return self.features.broadcast(index)
+    def maskable_segment_index_by_value(self) -> Tensor:
+        """Shaped like the ids: each value's segment among the active, max(n_maskable_segments_per_row) elsewhere."""
+        index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_maskable_segments_per_row))
+        return self.features.broadcast_to_values(index)
 
-    def scatter_active(self, values: Sequence[Tensor]) -> Tensor:
+    def scatter_to_all_segments(self, values: Sequence[Tensor]) -> Tensor:
         """Values of each row's active segments, (A,), among all (N, F), in the box's dtype; 0 for the rest."""
         scattered = torch.zeros(self.active.shape, dtype=torch.float64)
         for row, active, row_values in zip(scattered, self.active.cpu(), values, strict=True):
@@ -58,10 +58,10 @@ class Masking:
         return scattered.to(self.box.dtype).to(self.box.device)
 
 
-def make_masking(
+def make_maskable_inputs(
     box: Box, x: Tensor, segments: Any, baseline_kind: Any, *,
     default: DefaultSegments = "slic", n_samples: int | None = None, seed: int = 0, allow_segment_mean: bool = False,
-) -> Masking:  # fmt: skip
+) -> MaskableInputs:  # fmt: skip
     """x (N, ...), as validated by the box, with its segments and its baseline. Raises InputError.
 
     `default` and `n_samples` apply where no segments are given: images are cut into n_samples / 4 segments at most.
@@ -69,15 +69,15 @@ def make_masking(
     max_features = None if n_samples is None else max(1, n_samples // WARN_BELOW_SAMPLES_PER_FEATURE)
     features = feature_groups(box, x, segments, default=default, max_features=max_features, n_samples=n_samples)
     baseline_values = (
-        features.fill_means(x)
+        features.replace_by_segment_means(x)
         if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN_BASELINE_KIND
         else baseline(box, x, baseline_kind, seed=seed)
     )
-    return Masking(box, x, baseline_values, features, features.changed_segments_mask(x, baseline_values))
+    return MaskableInputs(box, x, baseline_values, features, features.changed_segments_mask(x, baseline_values))
 
 
 def masked_scores(
-    masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
+    masking: MaskableInputs, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
 ) -> list[Tensor]:
     """Scores (K, T) of each row under its own masks (K, A) bool, which name the active segments that are kept.
 
@@ -91,7 +91,7 @@ def masked_scores(
 
 
 def _unchecked_masked_scores(
-    masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
+    masking: MaskableInputs, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
 ) -> list[Tensor]:
     runs = _MaskedRunner.from_masks(masking, masks, objectives)
     lengths = [len(m) for m in masks]
@@ -112,47 +112,51 @@ def _unchecked_masked_scores(
         single_row = first if pairs.stop <= ends[first] else None
         return runs.run(rows, pair_index - ends_tensor[rows] + runs.mask_counts[rows], single_row)
 
-    stacked = torch.cat(map_in_batches(run_batch, ends[-1], *forward_batch_plan(masking.box, ends[-1], batch_size)))
+    stacked = torch.cat(
+        map_in_batches(run_batch, ends[-1], *forward_batch_size_and_max_rows(masking.box, ends[-1], batch_size))
+    )
     return list(torch.split(stacked.cpu().double(), lengths))
 
 
 @dataclass(frozen=True)
 class _MaskedRunner:
-    masking: Masking
+    masking: MaskableInputs
     masks: Tensor  # (G, K, A + 1) bool, once for rows that share them; the last column is always kept
     mask_group: Tensor  # (N,)
     mask_counts: Tensor  # (N,)
-    active_segment_index: Tensor
+    maskable_segment_index_by_value: Tensor
     objectives: Sequence[Objective]
 
     @classmethod
-    def from_masks(cls, masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective]) -> _MaskedRunner:
+    def from_masks(
+        cls, masking: MaskableInputs, masks: Sequence[Tensor], objectives: Sequence[Objective]
+    ) -> _MaskedRunner:
         unique_masks = {id(m): m for m in masks}
         mask_ids = list(unique_masks)
-        max_masks, width = max(len(m) for m in masks), max(masking.n_active_per_row)
+        max_masks, width = max(len(m) for m in masks), max(masking.n_maskable_segments_per_row)
         table = torch.ones(len(unique_masks), max_masks, width + 1, dtype=torch.bool)
         for row, m in zip(table, unique_masks.values(), strict=True):
             row[: len(m), : m.shape[1]] = m
         device = masking.x.device
         group = torch.tensor([mask_ids.index(id(m)) for m in masks], device=device)
         lengths = torch.tensor([len(m) for m in masks], device=device)
-        return cls(masking, table.to(device), group, lengths, masking.active_segment_index, objectives)
+        return cls(masking, table.to(device), group, lengths, masking.maskable_segment_index_by_value, objectives)
 
     def run(self, rows: Tensor, mask_index: Tensor, single_row: int | None = None) -> Tensor:
         """Scores (R, T) of rows (R,) under their masks `mask_index` (R,); `single_row` where all are the same row."""
         masking, box = self.masking, self.masking.box
-        is_kept, active_segment_index = (
+        is_kept, maskable_segment_index_by_value = (
             self.masks[self.mask_group[rows], mask_index],
-            self.active_segment_index,
+            self.maskable_segment_index_by_value,
         )  # (R, A + 1)
         if single_row is not None:  # its values need no copies
-            keep_mask = is_kept[:, active_segment_index[single_row].flatten()].view(
-                len(rows), *active_segment_index.shape[1:]
+            keep_mask = is_kept[:, maskable_segment_index_by_value[single_row].flatten()].view(
+                len(rows), *maskable_segment_index_by_value.shape[1:]
             )
             points = torch.where(keep_mask, masking.x[single_row], masking.baseline_values[single_row])
         else:
-            keep_mask = is_kept.gather(1, active_segment_index[rows].flatten(1)).view(
-                len(rows), *active_segment_index.shape[1:]
+            keep_mask = is_kept.gather(1, maskable_segment_index_by_value[rows].flatten(1)).view(
+                len(rows), *maskable_segment_index_by_value.shape[1:]
             )
             points = torch.where(keep_mask, masking.x[rows], masking.baseline_values[rows])
         return score_perturbed_inputs(box, points, self.objectives, rows)
@@ -196,7 +200,7 @@ def class_probability_objective(box: Box, classes: Tensor) -> Objective:
     """The probability of each example's class (N,); a map of outputs counts by its mean."""
 
     def score(z: Tensor, labels: Tensor) -> Tensor:
-        p = box.probs_from(z)
+        p = box.probs_from_logits(z)
         return mean_over_positions(p).gather(1, labels[:, None])[:, 0]
 
     def select(labels: Tensor) -> Objective:
@@ -209,9 +213,9 @@ def class_probability_objective(box: Box, classes: Tensor) -> Objective:
 WARN_BELOW_SAMPLES_PER_FEATURE = 4  # with fewer, values are mostly noise
 
 
-def warn_few_samples(masking: Masking, n_samples: int) -> None:
+def warn_few_samples(masking: MaskableInputs, n_samples: int) -> None:
     """Warn where active segments are sampled too rarely, and not all of their subsets are run."""
-    a = max(masking.n_active_per_row)
+    a = max(masking.n_maskable_segments_per_row)
     if n_samples < min(WARN_BELOW_SAMPLES_PER_FEATURE * a, 2**a):
         message = (
             f"n_samples={n_samples} are few for {a} segments that masking changes: the values are mostly noise, and"

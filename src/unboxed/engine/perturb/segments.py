@@ -57,7 +57,7 @@ class FeatureGroups:
     def max_n_segments(self) -> int:
         return max(self.n_segments)
 
-    def broadcast(self, values: Tensor) -> Tensor:
+    def broadcast_to_values(self, values: Tensor) -> Tensor:
         """Per-segment values (N, F) at each value's segment: shaped like `ids`."""
         return values.gather(1, self.ids.flatten(1)).view(self.ids.shape)
 
@@ -66,9 +66,9 @@ class FeatureGroups:
         ones = torch.ones_like(self.ids).flatten(1)
         return ones.new_zeros(len(self.ids), self.max_n_segments).scatter_add_(1, self.ids.flatten(1), ones)
 
-    def distribute(self, values: Tensor) -> Tensor:
+    def distribute_within_segments(self, values: Tensor) -> Tensor:
         """Per-segment values (N, F) divided evenly within each segment: the map sums to them."""
-        return self.broadcast(values / self.sizes().clamp(min=1).to(values))
+        return self.broadcast_to_values(values / self.sizes().clamp(min=1).to(values))
 
     def changed_segments_mask(self, x: Tensor, baseline_values: Tensor) -> Tensor:
         """Which segments (N, F) masking changes: x differs from the baseline somewhere in them."""
@@ -78,15 +78,15 @@ class FeatureGroups:
         none = torch.zeros(len(x), self.max_n_segments, dtype=torch.long, device=x.device)
         return none.scatter_add_(1, self.ids.flatten(1), differs.flatten(1).long()) > 0
 
-    def fill_means(self, x: Tensor) -> Tensor:
+    def replace_by_segment_means(self, x: Tensor) -> Tensor:
         """x (N, ...) with each value replaced by its segment's mean, channel by channel in images."""
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
-            return torch.cat([self._fill_means_jointly(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
-        return self._fill_means_jointly(x)
+            return torch.cat([self._replace_by_joint_segment_means(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
+        return self._replace_by_joint_segment_means(x)
 
-    def _fill_means_jointly(self, x: Tensor) -> Tensor:
+    def _replace_by_joint_segment_means(self, x: Tensor) -> Tensor:
         total = x.new_zeros(len(x), self.max_n_segments).scatter_add_(1, self.ids.flatten(1), x.flatten(1))
-        return self.broadcast(total / self.sizes().clamp(min=1).to(x))
+        return self.broadcast_to_values(total / self.sizes().clamp(min=1).to(x))
 
 
 DefaultSegments = Segments | Callable[[Pixels], Segments]
@@ -108,7 +108,7 @@ def feature_groups(
     """
     if not isinstance(box.inputs, MultiInput):
         return _groups_of_input(box.inputs, x, segments, default, max_features, n_samples)
-    parts, part_segments = _segments_per_input(box.inputs, segments)
+    parts, part_segments = _inputs_and_their_segments(box.inputs, segments)
     images = sum(isinstance(p, Pixels) for p in parts)
     columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
     max_features = None if max_features is None else max(1, (max_features - columns) // max(1, images))
@@ -124,7 +124,7 @@ def feature_groups(
     return FeatureGroups(torch.cat(ids, 1), tuple(int(c) for c in offset))
 
 
-def _segments_per_input(multi: MultiInput, segments: Any) -> tuple[list[Inputs], list[Any]]:
+def _inputs_and_their_segments(multi: MultiInput, segments: Any) -> tuple[list[Inputs], list[Any]]:
     is_mapping = isinstance(multi.parts, Mapping)
     parts = list(multi.parts.values() if isinstance(multi.parts, Mapping) else multi.parts)
     if isinstance(segments, Mapping) and is_mapping and set(segments) == set(multi.parts):

@@ -41,16 +41,18 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra_gradie
     slot = torch.arange(len(cluster_index)) - torch.searchsorted(cluster_index, cluster_index)  # in its cluster: 0, 1
     n_clusters = int(cluster_index.max()) + 1
 
-    def pair_up(values: Tensor) -> Tensor:
+    def stack_cluster_pairs(values: Tensor) -> Tensor:
         """(C, 2, ...), times the root of the weights; zero where a cluster has one."""
         rooted = broadcast_rows(fit.weight[is_sampled].sqrt(), values) * values[is_sampled]
         return values.new_zeros(n_clusters, 2, *values.shape[1:]).index_put((cluster_index, slot), rooted)
 
-    u, root = pair_up(fit.design), pair_up(torch.ones_like(fit.weight))
+    u, root = stack_cluster_pairs(fit.design), stack_cluster_pairs(torch.ones_like(fit.weight))
     leverage = u @ fit.inverse_gram @ u.mT + fit.intercept_leverage * root[:, :, None] * root[:, None]  # (C, 2, 2)
     remaining, axes = torch.linalg.eigh(torch.eye(2, dtype=u.dtype) - leverage)
     # (C, 2)
-    residual_part, response_part = ((axes.mT @ pair_up(h)[:, :, None])[:, :, 0] for h in (fit.residual, fit.response))
+    residual_part, response_part = (
+        (axes.mT @ stack_cluster_pairs(h)[:, :, None])[:, :, 0] for h in (fit.residual, fit.response)
+    )
     left_out_residual = torch.where(
         remaining > MIN_ONE_MINUS_LEVERAGE, residual_part / remaining.clamp(min=MIN_ONE_MINUS_LEVERAGE), response_part
     )

@@ -16,7 +16,7 @@ from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, map_in_batches, run_all_pairs
-from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
+from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop_rectangles, restore_containers, to_dense
 from ...objectives import Objective, mean_over_positions
 from ..read.edited_runs import VariantOutputs
 
@@ -32,7 +32,7 @@ MAX_AUTO_WINDOW_BATCH_ROWS = 290  # of an automatic batch; more are no faster
 TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
-def run_windows(
+def run_with_replaced_windows(
     box: Box,
     x: Tensor,
     objective: Objective,
@@ -67,12 +67,17 @@ def run_windows(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        return _as_variant_outputs(run_all_pairs(runs.run_full, n, n_positions, (1, 1), one_variant_per_batch=True))
-    if runs.is_worth_incremental(n_positions):
         return _as_variant_outputs(
-            [torch.stack(h) for h in zip(*(runs.run_one_image(i, batch_size) for i in range(n)), strict=True)]
+            run_all_pairs(runs.run_full_images, n, n_positions, (1, 1), one_variant_per_batch=True)
         )
-    flat_runs = runs.run_full_batched(
+    if runs.should_try_incremental(n_positions):
+        return _as_variant_outputs(
+            [
+                torch.stack(h)
+                for h in zip(*(runs.run_all_windows_of_image(i, batch_size) for i in range(n)), strict=True)
+            ]
+        )
+    flat_runs = runs.run_full_images_batched(
         torch.arange(n).repeat_interleave(n_positions), torch.arange(n_positions).repeat(n), batch_size
     )
     return _as_variant_outputs([h.view(n, n_positions, *h.shape[1:]) for h in flat_runs])
@@ -102,7 +107,7 @@ def _check_corners(x: Tensor, corners: Tensor, size: Size) -> Tensor:
     return corners
 
 
-_BYTES_PER_ROW_BY_BOX: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
+_BYTES_PER_WINDOW_CACHE_BY_BOX: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -134,7 +139,7 @@ class _WindowRunner:
 
     # -- whole images --------------------------------------------------------------------------------------------------
 
-    def run_full(self, rows: Tensor, positions: Tensor) -> list[Tensor]:
+    def run_full_images(self, rows: Tensor, positions: Tensor) -> list[Tensor]:
         images, (h, w) = self.x[rows.to(self.x.device)], self.size  # a copy
         for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
             top, left = self.corners[position].tolist()
@@ -142,16 +147,18 @@ class _WindowRunner:
         with self.box.isolated(grad=False):
             return self.forward(images, rows)
 
-    def run_full_batched(self, rows: Tensor, positions: Tensor, batch_size: BatchSize) -> list[Tensor]:
-        size, max_rows = self.box.batch_plan(len(rows), batch_size)
-        parts = map_in_batches(lambda part: self.run_full(rows[part], positions[part]), len(rows), size, max_rows)
+    def run_full_images_batched(self, rows: Tensor, positions: Tensor, batch_size: BatchSize) -> list[Tensor]:
+        size, max_rows = self.box.batch_size_and_max_rows(len(rows), batch_size)
+        parts = map_in_batches(
+            lambda part: self.run_full_images(rows[part], positions[part]), len(rows), size, max_rows
+        )
         return [torch.cat(h) for h in zip(*parts, strict=True)]
 
     # -- windows alone -------------------------------------------------------------------------------------------------
 
-    def is_worth_incremental(self, n_positions: int) -> bool:
+    def should_try_incremental(self, n_positions: int) -> bool:
         """Whether windows are worth trying."""
-        if not isinstance(self.box.inputs, Pixels) or not self.box.accepts_proxies:
+        if not isinstance(self.box.inputs, Pixels) or not self.box.accepts_proxy_tensors:
             return False
         pixels = self.x.shape[2] * self.x.shape[3]
         return (
@@ -160,7 +167,7 @@ class _WindowRunner:
             and self.size[0] * self.size[1] <= MAX_INCREMENTAL_WINDOW_FRACTION * pixels
         )
 
-    def run_one_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
+    def run_all_windows_of_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
         """All positions of one image."""
         n_positions, base = len(self.corners), BasePass()
         if row_bytes := self.bytes_per_row(base, row):
@@ -175,11 +182,14 @@ class _WindowRunner:
                 )
             except Exception:  # the model behaves differently from its first run: whole images decide
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
-                self.bytes_cache[self.cache_key] = 0
-        return self.run_full_batched(torch.full((n_positions,), row), torch.arange(n_positions), batch_size)
+                self.bytes_per_window_cache[self.bytes_cache_key] = 0
+        return self.run_full_images_batched(torch.full((n_positions,), row), torch.arange(n_positions), batch_size)
 
     def run_incremental_batched(self, base: BasePass, row: int, max_rows: int, batch_size: BatchSize) -> list[Tensor]:
-        order, (size, _) = self.positions_by_border_distance(), self.box.batch_plan(len(self.corners), batch_size)
+        order, (size, _) = (
+            self.positions_by_border_distance(),
+            self.box.batch_size_and_max_rows(len(self.corners), batch_size),
+        )
         parts = map_in_batches(lambda part: self.run_incremental(base, row, order[part]), len(order), size, max_rows)
         inverse_order = order.argsort()
         return [torch.cat(h)[inverse_order] for h in zip(*parts, strict=True)]
@@ -194,11 +204,11 @@ class _WindowRunner:
         return torch.from_numpy(np.lexsort((margins[:, 1].numpy(), margins[:, 0].numpy(), min_margin.numpy())))
 
     @property
-    def bytes_cache(self) -> dict[object, int]:
-        return _BYTES_PER_ROW_BY_BOX.setdefault(self.box, {})
+    def bytes_per_window_cache(self) -> dict[object, int]:
+        return _BYTES_PER_WINDOW_CACHE_BY_BOX.setdefault(self.box, {})
 
     @property
-    def cache_key(self) -> object:
+    def bytes_cache_key(self) -> object:
         """What the cached answer is valid for: it is determined again where the model was rebuilt."""
         parts = tuple((type(m), m.training) for m in self.box.model.modules())
         shapes = tuple((p.shape, p.dtype) for p in self.box.model.parameters())
@@ -209,10 +219,10 @@ class _WindowRunner:
 
         It is determined once per box and model.
         """
-        cache, key = self.bytes_cache, self.cache_key
+        cache, key = self.bytes_per_window_cache, self.bytes_cache_key
         if key not in cache:
             probes = torch.tensor([len(self.corners) // 2, 0])
-            agree = self._matches_full_run(base, row, probes) and self.runner_on_noise_images()._matches_full_run(
+            agree = self._matches_full_run(base, row, probes) and self.make_noise_image_runner()._matches_full_run(
                 BasePass(), row, probes
             )
             cache[key] = max(1, base.bytes_per_row) if agree else 0
@@ -234,12 +244,12 @@ class _WindowRunner:
         if tuple(patch.shape[2:]) == self.size:
             cuts = patch.expand(len(positions), -1, -1, -1).clone()
         else:
-            cuts = crop(patch, top, left, self.size).permute(0, 3, 1, 2)
+            cuts = crop_rectangles(patch, top, left, self.size).permute(0, 3, 1, 2)
         for i in (positions >= self.n_windows).nonzero().flatten().tolist():
             cuts[i] = self.replacement_at(row, int(positions[i]))
         return WindowedTensor.from_windows(base, self.x[row : row + 1], cuts, top, left)
 
-    def runner_on_noise_images(self) -> _WindowRunner:
+    def make_noise_image_runner(self) -> _WindowRunner:
         """The same run on noise images: in x a window may change nothing, and so reveal nothing."""
         image, patch = self.box.noise(2)
         return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))
@@ -255,7 +265,9 @@ class _WindowRunner:
         tolerance = TOLERANCE_BY_DTYPE.get(
             self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2
         )
-        return all(_all_close(a, b, tolerance) for a, b in zip(outputs, self.run_full(rows, positions), strict=True))
+        return all(
+            _all_close(a, b, tolerance) for a, b in zip(outputs, self.run_full_images(rows, positions), strict=True)
+        )
 
 
 def _all_close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -10,7 +10,7 @@ from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
 
-CHANNELS_FIRST_TYPES = (
+CHANNELS_FIRST_TYPE_NAME_PARTS = (
     "2d",
     "3d",
     "Conv1d",
@@ -36,8 +36,8 @@ CHANNELS_LAST_TYPE_NAME_PARTS = (
     "Transformer",
     "Embedding",
 )
-CHANNELS_LAST_NAMES = frozenset({"Bilinear", "Conv1D"})  # GPT-2's Conv1D is a linear layer
-AXIS_CHANGING_TYPES = (
+CHANNELS_LAST_TYPE_NAMES = frozenset({"Bilinear", "Conv1D"})  # GPT-2's Conv1D is a linear layer
+AXIS_CHANGING_TYPE_NAME_PARTS = (
     "Permute",
     "Transpose",
     "Rearrange",
@@ -66,24 +66,24 @@ def _leaves_and_channels_first(box: Box) -> Iterator[tuple[Layer, bool]]:
             continue
         if len(layer.shape) == 1:
             yield layer, True
-        elif (is_channels_first := channels_first_by_type(layer.type)) is not None:
+        elif (is_channels_first := is_channels_first_type(layer.type)) is not None:
             axis_by_shape.setdefault(layer.shape, set()).add(is_channels_first)
             axis_by_ndim[len(layer.shape)] = is_channels_first
             yield layer, is_channels_first
-        elif any(name in layer.type for name in AXIS_CHANGING_TYPES):
+        elif any(name in layer.type for name in AXIS_CHANGING_TYPE_NAME_PARTS):
             yield layer, False
         else:
             yield layer, axis_by_shape.get(layer.shape, {axis_by_ndim.get(len(layer.shape), False)}) == {True}
 
 
 @lru_cache(maxsize=1024)
-def channels_first_by_type(type_name: str) -> bool | None:
+def is_channels_first_type(type_name: str) -> bool | None:
     """Whether a module's channels are on axis 1; None where its type does not determine it."""
-    if any(part in type_name for part in CHANNELS_FIRST_TYPES):
+    if any(part in type_name for part in CHANNELS_FIRST_TYPE_NAME_PARTS):
         return True
     return (
         False
-        if type_name in CHANNELS_LAST_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPE_NAME_PARTS)
+        if type_name in CHANNELS_LAST_TYPE_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPE_NAME_PARTS)
         else None
     )
 
@@ -98,7 +98,7 @@ def unit_axis(box: Box, address: str, n_axes: int) -> int:
     if n_axes < 3:
         return 1
     if parsed.op == "input":
-        is_first = channels_first_by_type(box.layers[parsed.path].type)
+        is_first = is_channels_first_type(box.layers[parsed.path].type)
     elif parsed.op is None:
         is_first = {layer.path: first for layer, first in _leaves_and_channels_first(box)}.get(parsed.path)
     if is_first is None:

@@ -22,13 +22,13 @@ class LabelNames:
     names: dict[int, str] = field(default_factory=dict)  # by label; empty where they are unknown
     made_from_names: bool = False  # as for class folders: the numbers mean nothing else
 
-    def in_order(self) -> tuple[str, ...]:
+    def names_in_label_order(self) -> tuple[str, ...]:
         """The names of labels 0, 1, 2, ...: a number where a label has none."""
         return tuple(self.names.get(k, str(k)) for k in range(max(self.names, default=-1) + 1))
 
     def class_by_label(self, box: Box, source: str) -> dict[int, int]:
         """{label: class of the box}, by name; empty where there is nothing to match. Raises DataError."""
-        classes = matchable_classes(box)
+        classes = class_names_for_matching(box)
         if not self.names or classes is None:
             return {}
         kind = "subfolders" if self.made_from_names else "classes"
@@ -53,7 +53,7 @@ def labels_are_classes(box: Box) -> bool:
     return box.outputs not in ("regression", "multilabel") and not box.output_map_shape
 
 
-def matchable_classes(box: Box) -> tuple[str, ...] | None:
+def class_names_for_matching(box: Box) -> tuple[str, ...] | None:
     """The names that labels can be matched to: of mutually exclusive classes; None for other outputs."""
     return box.classes if box.outputs != "regression" and len(box.classes) > 1 else None
 
@@ -85,7 +85,7 @@ def dataset_class_names(data: Any) -> LabelNames:
 
 def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Tensor:
     """Labels (N,) of `data`, numbers or names, as classes of the box, -1 where there is none. Raises DataError."""
-    class_of = dataset_class_names(data).class_by_label(box, data_source(data))
+    class_of = dataset_class_names(data).class_by_label(box, data_name_for_messages(data))
     if isinstance(labels, Tensor):
         is_same = all(label == k for label, k in class_of.items())
         column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
@@ -95,15 +95,17 @@ def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Te
     values = [label_to_value(label, f"example {i}") for i, label in enumerate(labels)]
     names = [value for value in values if isinstance(value, str)]
     class_by_name = match_label_names_to_classes(names, box.classes) if names else {}
-    return torch.tensor([_class_of(value, class_of, class_by_name) for value in values])
+    return torch.tensor([_class_index_of_label(value, class_of, class_by_name) for value in values])
 
 
-def _class_of(value: int | str | None, class_by_label: Mapping[int, int], class_by_name: Mapping[str, int]) -> int:
+def _class_index_of_label(
+    value: int | str | None, class_by_label: Mapping[int, int], class_by_name: Mapping[str, int]
+) -> int:
     if value is None:
         return -1
     return class_by_name[value] if isinstance(value, str) else class_by_label.get(value, value)
 
 
-def data_source(data: Any) -> str:
+def data_name_for_messages(data: Any) -> str:
     """What messages call the data."""
     return str(getattr(data, "name", "") or type(data).__name__)

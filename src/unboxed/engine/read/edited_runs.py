@@ -59,9 +59,9 @@ def run_variants(
     """
     n, runner = len(x), _VariantRunner(box, x, objective, edit_factory, logits, PrefixReplay(box, x, objective))
     together = box.batch_dependent or objective.batch_dependent
-    size, max_rows = box.batch_plan(n, batch_size)
+    size, max_rows = box.batch_size_and_max_rows(n, batch_size)
     has_room = (max_rows if size == "auto" else size) >= len(TRIAL_BATCH_EXAMPLE_INDICES)
-    mode = runner.cheapest_mode(n_variants) if n_variants > 1 and has_room and not together else "whole"
+    mode = runner.cheapest_exact_run_mode(n_variants) if n_variants > 1 and has_room and not together else "whole"
 
     def run_pairs(examples: Tensor, variants: Tensor) -> list[Tensor]:
         nonlocal mode
@@ -98,16 +98,16 @@ class _VariantRunner:
         """Scores (R,) and logits (R, K) of pairs."""
         box, edits = self.box, {} if self.edit_factory is None else self.edit_factory(examples, variants)
         (unique_examples, inverse), is_thin = torch.unique(examples, return_inverse=True), mode == "thin"
-        replaying: AbstractContextManager[None] = nullcontext()
+        replaying_prefix: AbstractContextManager[None] = nullcontext()
         if mode == "replayed":
             self.prefix.record_prefix(examples, edits)
-            replaying = self.prefix.replaying(examples)
+            replaying_prefix = self.prefix.replaying_prefix(examples)
         elif mode == "checked":
-            replaying = self.prefix.finding_unreplayable(examples, edits, self.rounding_tolerance)
+            replaying_prefix = self.prefix.finding_unreplayable_modules(examples, edits, self.rounding_tolerance)
         if is_thin:
             edits = {a: _edit_after_row_gather(edit, inverse) for a, edit in edits.items()}
         addresses = {*self.objective.layers, *(["logits"] if self.reads_logits else [])}
-        with box.isolated(grad=False), replaying:
+        with box.isolated(grad=False), replaying_prefix:
             acts = box.forward(
                 self.x[unique_examples if is_thin else examples], addresses, edits, len(examples) if is_thin else None
             )
@@ -124,13 +124,13 @@ class _VariantRunner:
             else LOW_PRECISION_TOLERANCE
         )
 
-    def cheapest_mode(self, n_variants: int) -> RunMode:
+    def cheapest_exact_run_mode(self, n_variants: int) -> RunMode:
         """The cheapest mode that gives the results of full runs, on a trial.
 
         A batch cannot grow inside a model where a branch around the layer, or a reshape, depends on its size; most such
         models raise. Modules cannot be replayed where values do not pass from module to module.
         """
-        runner = self.trial_runner()
+        runner = self.make_trial_runner()
         examples = torch.tensor(TRIAL_BATCH_EXAMPLE_INDICES, device=self.box.device)
         variants = torch.arange(len(TRIAL_BATCH_EXAMPLE_INDICES), device=self.box.device) % 2 * (n_variants - 1)
         try:
@@ -147,7 +147,7 @@ class _VariantRunner:
         self.prefix.unreplayable = runner.prefix.unreplayable
         return "replayed" if runner.matches_full_run(full_outputs, examples, variants, "replayed") else "whole"
 
-    def trial_runner(self) -> _VariantRunner:
+    def make_trial_runner(self) -> _VariantRunner:
         """The same runs on an example and noise: rows that differ, whatever x is."""
         box, objective, edit_factory = self.box, self.objective, self.edit_factory
         source_rows = torch.arange(2, device=box.device).clamp_max(len(self.x) - 1)

@@ -63,7 +63,7 @@ def for_each_batch(
 
 
 def _call_in_batches(box: Box, x: Tensor, callback: Callable[[Tensor], object], batch_size: BatchSize) -> None:
-    map_in_batches(lambda rows: callback(x[rows]), len(x), *box.batch_plan(len(x), batch_size))
+    map_in_batches(lambda rows: callback(x[rows]), len(x), *box.batch_size_and_max_rows(len(x), batch_size))
 
 
 def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Te
         )
         n_read += len(batch.x)
         yield batch.x, batch.require_labels().classes(box, data)
-    skipped.require_some_read(n_read)
+    skipped.raise_if_none_read(n_read)
     skipped.warn()
 
 
@@ -184,7 +184,7 @@ def _read_first_examples(box: Box, data: Any, max_examples: int | None) -> _Exam
         labels = y[:max_examples] if isinstance(y, Tensor) else list(y[:max_examples])
         return _ExamplesWithOptionalLabels(box.validate_inputs(x[:max_examples]), labels, skipped)
     records = list(islice(iter_examples(opened, skipped), max_examples))
-    skipped.require_some_read(len(records))
+    skipped.raise_if_none_read(len(records))
     skipped.warn()
     return _examples_from_records(box, records, skipped)
 

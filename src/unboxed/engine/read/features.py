@@ -54,7 +54,7 @@ def default_feature_layer(box: Box) -> str:
     return hidden[-1] if hidden else "output"
 
 
-def input_and_hidden_addresses(box: Box, max_hidden_layers: int) -> list[str]:
+def input_and_hidden_layer_addresses(box: Box, max_hidden_layers: int) -> list[str]:
     """The input, and the inputs of hidden layers, evenly spaced in depth: what methods read by default."""
     return ["input", *hidden_layer_input_addresses(box, max_hidden_layers)]
 
@@ -86,7 +86,7 @@ def read_features(
             acts.update({a: mean_over_other_axes(acts[a], axis) for a, axis in (unit_axes or {}).items()})
             return {a: _to_checked_vectors(box, a, acts[a], len(x[rows]), max_features) for a in addresses}
 
-    parts = map_in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size))
+    parts = map_in_batches(read_rows, len(x), *box.batch_size_and_max_rows(len(x), batch_size))
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
 

@@ -45,7 +45,7 @@ def nearest_points(
     size = len(points) if chunk_points is None else check_int("chunk_points", chunk_points, minimum=1)
     for start in range(0, len(points), max(1, size)):
         search.add(points[start : start + size])
-    return search.result()
+    return search.nearest_so_far()
 
 
 class StreamingNeighborSearch:
@@ -78,10 +78,12 @@ class StreamingNeighborSearch:
                 self._nearest_in_chunk(slice(i, i + query_rows), chunk, point_is_zero)
                 for i in range(0, len(self.queries), query_rows)
             ]
-            self._merge(torch.cat([v for v, _ in nearest_in_chunk]), torch.cat([i for _, i in nearest_in_chunk]))
+            self._merge_into_nearest(
+                torch.cat([v for v, _ in nearest_in_chunk]), torch.cat([i for _, i in nearest_in_chunk])
+            )
             self.n_points += len(chunk)
 
-    def result(self) -> Neighbors:
+    def nearest_so_far(self) -> Neighbors:
         """The nearest of all points so far. Raises InputError where there are fewer than k."""
         n_available = self.n_points - (self.excluded_points is not None)
         if n_available < self.k:
@@ -90,7 +92,7 @@ class StreamingNeighborSearch:
         distances = distances.sqrt() if self.metric == "euclidean" else distances
         return Neighbors(self.indices.to(self.device), distances.to(self.dtype).to(self.device))
 
-    def _merge(self, values: Tensor, indices: Tensor) -> None:
+    def _merge_into_nearest(self, values: Tensor, indices: Tensor) -> None:
         """Merge with earlier results; ties keep their order, because the sort is stable."""
         values, indices = torch.cat([self.values, values], 1), torch.cat([self.indices, indices], 1)
         order = values.argsort(dim=1, stable=True)[:, : self.k]
@@ -99,12 +101,12 @@ class StreamingNeighborSearch:
     def _nearest_in_chunk(self, rows: slice, points: Tensor, point_is_zero: Tensor) -> tuple[Tensor, Tensor]:
         """(values, indices) of the k nearest of these points (P, D), both (q, min(k, P))."""
         pairs = _QueryPointPairs(self.queries[rows], points, self.query_is_zero[rows], point_is_zero, self.metric)
-        approximate, error_bound = pairs.approximate()  # (q, P), (q, 1)
+        approximate_distances, error_bound = pairs.approximate_distances()  # (q, P), (q, 1)
         if self.excluded_points is not None:
             excluded_in_chunk = self.excluded_points[rows] - self.n_points
             is_here = ((excluded_in_chunk >= 0) & (excluded_in_chunk < len(points))).nonzero().flatten()
-            approximate[is_here, excluded_in_chunk[is_here]] = torch.inf
-        values, index = _k_smallest_verified(pairs, approximate, error_bound, min(self.k, len(points)))
+            approximate_distances[is_here, excluded_in_chunk[is_here]] = torch.inf
+        values, index = _k_smallest_verified(pairs, approximate_distances, error_bound, min(self.k, len(points)))
         return values, index + self.n_points
 
 
@@ -122,7 +124,7 @@ class _QueryPointPairs:
     def distance_scale(self) -> float:
         return 1.0 if self.metric == "euclidean" else 0.5  # 1 - cos = |q - p|^2 / 2 of unit vectors
 
-    def approximate(self) -> tuple[Tensor, Tensor]:
+    def approximate_distances(self) -> tuple[Tensor, Tensor]:
         """|q|^2 + |p|^2 - 2 q.p, fast but inexact, and a bound of its error (Higham 2002, section 3.1)."""
         query_sq_norm, point_sq_norm = self.queries.square().sum(1, keepdim=True), self.points.square().sum(1)
         value = self.distance_scale * (query_sq_norm + point_sq_norm - 2 * self.queries @ self.points.T)
@@ -131,35 +133,37 @@ class _QueryPointPairs:
         relative_error = torch.finfo(torch.float64).eps * (self.queries.shape[1] + 8)
         return value, 2 * relative_error * max_value
 
-    def exact(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def exact_distances(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The exact values of the pairs (rows[i], columns[i]), from their differences, in blocks."""
         step = max(1, MAX_BLOCK_VALUES // max(1, self.queries.shape[1]))
-        parts = [self._exact_chunk(rows[i : i + step], columns[i : i + step]) for i in range(0, len(rows), step)]
+        parts = [
+            self._exact_distances_of_chunk(rows[i : i + step], columns[i : i + step]) for i in range(0, len(rows), step)
+        ]
         return torch.cat(parts) if parts else self.queries.new_empty(0)
 
-    def _exact_chunk(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def _exact_distances_of_chunk(self, rows: Tensor, columns: Tensor) -> Tensor:
         square = (self.queries[rows] - self.points[columns]).square().sum(1)
         return (self.distance_scale * square).masked_fill(self.query_is_zero[rows] | self.point_is_zero[columns], 1.0)
 
 
 def _k_smallest_verified(
-    pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tensor, k: int
+    pairs: _QueryPointPairs, approximate_distances: Tensor, error_bound: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k smallest of each row. Where the approximate values do not prove their order, or are small against their
     error, the exact ones of all candidates are compared."""
-    p = approximate.shape[1]
-    values, index = approximate.topk(min(p, k + 1), 1, largest=False, sorted=True)
+    p = approximate_distances.shape[1]
+    values, index = approximate_distances.topk(min(p, k + 1), 1, largest=False, sorted=True)
     gaps = values.diff(dim=1) if p > 1 else values.new_full((len(values), 1), torch.inf)
     is_proven = (gaps.nan_to_num(nan=torch.inf) > 2 * error_bound).all(1) & (
         values[:, 0] > MIN_DISTANCE_TO_ERROR_RATIO * error_bound.flatten()
     )
     values, index = values[:, :k].clone(), index[:, :k].clone()
     for i in (~is_proven).nonzero().flatten().tolist():
-        candidates = (approximate[i] <= values[i, -1] + 2 * error_bound[i]).nonzero().flatten()
-        exact = pairs.exact(candidates.new_full(candidates.shape, i), candidates).masked_fill(
-            approximate[i, candidates].isinf(), torch.inf
+        candidates = (approximate_distances[i] <= values[i, -1] + 2 * error_bound[i]).nonzero().flatten()
+        exact_distances = pairs.exact_distances(candidates.new_full(candidates.shape, i), candidates).masked_fill(
+            approximate_distances[i, candidates].isinf(), torch.inf
         )
-        value, order = exact.sort(stable=True)
+        value, order = exact_distances.sort(stable=True)
         values[i], index[i] = value[:k], candidates[order[:k]]
     return values, index
 

@@ -15,7 +15,7 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
-from .channel_axes import channels_first_by_type, channels_first_layers
+from .channel_axes import channels_first_layers, is_channels_first_type
 from .sizes import Size
 
 MAX_PREFIX_TOKENS = 8  # tokens before those of the patches, at most: one for the class, registers
@@ -53,7 +53,7 @@ def image_size(box: Box) -> Size:
     return sizes.pop()
 
 
-def map_of_input(box: Box, maps: Tensor, layer_shape: tuple[int, ...], upsample: bool) -> Tensor:
+def resize_maps_to_input(box: Box, maps: Tensor, layer_shape: tuple[int, ...], upsample: bool) -> Tensor:
     """Maps (N, 1, h, w), at the size of the image if `upsample`, with the axes of the inputs: (N, 1, T) of signals."""
     inputs = box.inputs
     if not isinstance(inputs, Pixels) or inputs.n_axes == 2:
@@ -74,7 +74,7 @@ def upsample_bilinear(maps: Tensor, size: Size) -> Tensor:
 def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
     """The leaf modules with more than one position on the image, in the order in which they first run."""
     channels_first_paths = {layer.path for layer in channels_first_layers(box)}
-    map_shapes = {layer.shape for layer in box.layers.leaves if channels_first_by_type(layer.type)}
+    map_shapes = {layer.shape for layer in box.layers.leaves if is_channels_first_type(layer.type)}
     map_size: Size | None = None  # of the last map before the tokens, or of the last merged tokens
     token_widths: set[int] = set()  # of the tokens of this size
     grid_by_shape: dict[tuple[int, ...], PositionGrid] = {}  # of the last tokens of each shape
@@ -84,7 +84,7 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
         ):
             continue
         is_channels_first = layer.path in channels_first_paths
-        grid = _line_or_volume_grid(box, layer, is_channels_first) or _spatial_grid(layer, is_channels_first)
+        grid = _signal_or_volume_grid(box, layer, is_channels_first) or _image_map_grid(layer, is_channels_first)
         grid = grid or _layer_token_grid(box, layer, map_size, grid_by_shape)
         if grid is None and (grid := _merged_token_grid(box, layer, map_size, token_widths)) is None:
             continue
@@ -99,10 +99,10 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
 def _has_attention_weight_shape(layer: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
     """Whether this is the shape (heads, T, T) of attention weights, and not of maps."""
     token_counts = {shape[0] for shape in grid_by_shape}
-    return len(layer.shape) == 3 and channels_first_by_type(layer.type) is None and {*layer.shape[1:]} <= token_counts
+    return len(layer.shape) == 3 and is_channels_first_type(layer.type) is None and {*layer.shape[1:]} <= token_counts
 
 
-def _line_or_volume_grid(box: Box, layer: Layer, is_channels_first: bool) -> PositionGrid | None:
+def _signal_or_volume_grid(box: Box, layer: Layer, is_channels_first: bool) -> PositionGrid | None:
     """The grid of maps (C, t) of signals, or (C, d, h, w) of volumes, as the images that these are."""
     n_axes = getattr(box.inputs, "n_axes", 2)
     if n_axes == 2 or not is_channels_first or len(layer.shape) != 1 + n_axes:
@@ -116,23 +116,23 @@ def as_image_grid(shape: tuple[int, ...]) -> PositionGrid | None:
     return PositionGrid(size) if math.prod(size) > 1 else None
 
 
-def _spatial_grid(layer: Layer, is_channels_first: bool) -> PositionGrid | None:
-    if len(layer.shape) != 3 or not (is_channels_first or is_channels_last(layer)):
+def _image_map_grid(layer: Layer, is_channels_first: bool) -> PositionGrid | None:
+    if len(layer.shape) != 3 or not (is_channels_first or is_channels_last_layer(layer)):
         return None
     size = (layer.shape[1], layer.shape[2]) if is_channels_first else (layer.shape[0], layer.shape[1])
     return PositionGrid(size, channels_last=not is_channels_first) if math.prod(size) > 1 else None
 
 
-def is_channels_last(layer: Layer) -> bool:
+def is_channels_last_layer(layer: Layer) -> bool:
     """Whether a module of this type surely has its channels on the last axis."""
-    return channels_first_by_type(layer.type) is False
+    return is_channels_first_type(layer.type) is False
 
 
 def _layer_token_grid(
     box: Box, layer: Layer, map_size: Size | None, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]
 ) -> PositionGrid | None:
     """The grid of tokens: that of the last map, or of earlier tokens of this shape (keys may be fewer)."""
-    if len(layer.shape) != 2 or layer.type in ("LSTM", "GRU", "RNN") or channels_first_by_type(layer.type) is True:
+    if len(layer.shape) != 2 or layer.type in ("LSTM", "GRU", "RNN") or is_channels_first_type(layer.type) is True:
         return None
     return token_grid(box, layer.shape[0], map_size) or grid_by_shape.get(layer.shape)
 
@@ -172,7 +172,7 @@ def token_grid(box: Box, n_tokens: int, map_size: Size | None = None) -> Positio
     return None
 
 
-def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
+def grid_of_layer(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
     """The grid of the layer at an address, whose examples have this shape. Raises LayerError."""
     parsed = Address.parse(address)
     layer = box.layers[address] if parsed.op is None else None
@@ -180,7 +180,7 @@ def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
     if n_axes != 2 and len(shape) == 1 + n_axes:
         grid = as_image_grid(shape)
     elif len(shape) == 3:
-        channels_last = layer is not None and layer.is_leaf and is_channels_last(layer)
+        channels_last = layer is not None and layer.is_leaf and is_channels_last_layer(layer)
         grid = PositionGrid(
             (shape[0], shape[1]) if channels_last else (shape[1], shape[2]), channels_last=channels_last
         )

@@ -24,16 +24,16 @@ class PrefixReplay:
 
     @property
     def is_replay_possible(self) -> bool:
-        return self.box.accepts_proxies and self.box.stateless
+        return self.box.accepts_proxy_tensors and self.box.stateless
 
     def record_prefix(self, examples: Tensor, edits: Collection[str]) -> None:
         """Record the outputs for these examples (R,), and the following ones, which the next batches need."""
         first, last = int(examples.min()), int(examples.max())
         if self.replay is None or not self.first_example <= first <= last < self.first_example + self.replay.n:
             self.replay, self.first_example = None, first  # to free its memory
-            self.replay = self._make_recording(self.x[first : max(last + 1, first + len(examples))], edits)
+            self.replay = self._record_module_outputs(self.x[first : max(last + 1, first + len(examples))], edits)
 
-    def _make_recording(self, x: Tensor, edits: Collection[str], include_inner: bool = False) -> Replay:
+    def _record_module_outputs(self, x: Tensor, edits: Collection[str], include_inner: bool = False) -> Replay:
         box, layers = self.box, self.box.layers
         captured = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(MODEL_END_ADDRESSES)}
         replay = Replay(box.modules, layers, captured, len(x), self.unreplayable)
@@ -42,18 +42,20 @@ class PrefixReplay:
         return replay
 
     @contextmanager
-    def finding_unreplayable(self, examples: Tensor, edits: Collection[str], rounding_error: float) -> Iterator[None]:
+    def finding_unreplayable_modules(
+        self, examples: Tensor, edits: Collection[str], rounding_error: float
+    ) -> Iterator[None]:
         """While open, a full run of these rows (R,) of x finds the modules that cannot be replayed.
 
         The rows differ from those of x in order and number. `rounding_error`: of activations, relative.
         """
-        replay = self._make_recording(self.x, edits, include_inner=True)
+        replay = self._record_module_outputs(self.x, edits, include_inner=True)
         with replay.collecting_unreplayable_modules(examples, rounding_error) as failed_modules:
             yield
         self.unreplayable |= failed_modules
 
     @contextmanager
-    def replaying(self, examples: Tensor) -> Iterator[None]:
+    def replaying_prefix(self, examples: Tensor) -> Iterator[None]:
         """While open, those modules return recorded outputs for inputs that are these examples (R,)."""
         if self.replay is None:
             yield

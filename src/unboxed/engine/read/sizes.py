@@ -69,7 +69,7 @@ def accepts_size(box: Box, objective: Objective, size: Size) -> bool:
         return False
 
 
-def check_size(box: Box, objective: Objective, size: Size, hint: str) -> None:
+def check_model_accepts_size(box: Box, objective: Objective, size: Size, hint: str) -> None:
     """Raise InputError, with what to do instead, unless the model takes images of this size."""
     if not accepts_size(box, objective, size):
         problem = (

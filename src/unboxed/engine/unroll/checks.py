@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, NaNError, UnboxedError
-from ...model.nan_checks import NAN_HINT, rows_text
+from ...model.nan_checks import NAN_HINT, row_numbers_text
 from .model_training import ModelTraining
 from .training import Training, TrainingState, differentiable_leaves
 
@@ -18,12 +18,12 @@ MAX_RELATIVE_REPEAT_DIFFERENCE = (
 def check_steps_are_repeatable(training: Training) -> None:
     """Raise InputError where a step that is repeated gives another state: it draws without keys."""
     t = training.n_steps // 2
-    weights = training.example_weights()[training.batches[t]]
+    weights = training.unit_example_weights()[training.batches[t]]
     first, again = (training.next_state(training.start, t, weights) for _ in range(2))
     if _state_distance(first, again) > MAX_RELATIVE_REPEAT_DIFFERENCE * _state_distance(first, training.start):
         raise InputError(
             f"step {t} of this training gives another state when it is repeated: "
-            f"{training.name_of_random_part(t)} draws "
+            f"{training.random_part_of_step_text(t)} draws "
             "random numbers without keys, so that no run is the training again. Draw them by generators that are "
             "seeded by the step (augment gets one)"
         )
@@ -50,7 +50,7 @@ def check_finite_scores(scores: Tensor) -> None:
     if rows := (~scores.isfinite()).any(0).nonzero().flatten().tolist():
         raise NaNError(
             f"the derivative is NaN or infinite for {len(rows)} of {scores.shape[1]} training examples "
-            f"({rows_text(rows)}): its loss may be, or its gradient. {NAN_HINT}", rows, "training examples",
+            f"({row_numbers_text(rows)}): its loss may be, or its gradient. {NAN_HINT}", rows, "training examples",
         )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def nonfinite_query_loss_error(training: Training, query: int) -> UnboxedError:
     if rows := _examples_with_nonfinite_loss(training):
         return NaNError(
             f"the loss is NaN or infinite for {len(rows)} of {training.n_examples} training examples "
-            f"({rows_text(rows)}), and so is the model after them. {NAN_HINT}", rows, "training examples",
+            f"({row_numbers_text(rows)}), and so is the model after them. {NAN_HINT}", rows, "training examples",
         )  # fmt: skip
     return InputError(f"the loss of query {query} is not a finite number after the training; use a smaller lr")
 

@@ -27,7 +27,7 @@ from .schedules import (
     ScheduleName,
     hyperparameters_by_step,
     make_optimizer,
-    shuffled_batches,
+    shuffled_batch_indices,
 )
 from .training import Training, TrainingState, differentiable_leaves, vjp_of_all_queries
 
@@ -101,7 +101,7 @@ class ModelTraining(Training):
     ) -> None:
         epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
         given = Box(model, inputs, outputs=outputs)
-        self._box = given.reopen(copy_model(given))
+        self._box = given.with_model(copy_model(given))
         self._settings = {
             "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "momentum": momentum,
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
@@ -109,7 +109,7 @@ class ModelTraining(Training):
         }  # fmt: skip
         self.x, self.y = read_training_examples(self._box, train)
         self.seed = check_seed(seed)
-        batches = shuffled_batches(len(self.x), batch_size, epochs, self.seed)
+        batches = shuffled_batch_indices(len(self.x), batch_size, epochs, self.seed)
         copies = {n: nn.Parameter(p.detach().clone()) for n, p in self._box.model.named_parameters() if p.requires_grad}
         if not copies:
             raise InputError("the model has no parameter that requires a gradient: there is nothing to train")
@@ -124,7 +124,7 @@ class ModelTraining(Training):
         self._augment, self._loss = augment, resolve_loss(self._box, loss)
         self._forward = RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
-        self._forward.draws = self._observe_first_step()
+        self._forward.draws = self._does_first_step_use_rng()
         # convolutions with many weights at once are grouped ones: half as fast as one after another
         self.is_vectorized = not any(isinstance(m, CONVOLUTION_TYPES) for m in self._box.model.modules())
 
@@ -145,13 +145,13 @@ class ModelTraining(Training):
             for name, h in [*model.named_parameters(), *model.named_buffers()]:  # also buffers that are not saved
                 if name in tensors:
                     h.copy_(tensors[name])
-        return self._box.reopen(model)
+        return self._box.with_model(model)
 
-    def _observe_first_step(self) -> bool:
+    def _does_first_step_use_rng(self) -> bool:
         """Whether the model draws random numbers in training. Raises ModelError where it can't be trained so."""
         with model_state.detecting_rng_use(self._box.device) as used:
             try:
-                self.next_state(self.start, 0, self.example_weights()[self.batches[0]])
+                self.next_state(self.start, 0, self.unit_example_weights()[self.batches[0]])
             except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
                 message = str(error).strip().partition("\n")[0].rstrip(".")
                 raise ModelError(
@@ -167,7 +167,7 @@ class ModelTraining(Training):
             **{name: h for name, h in final.items() if name.startswith((PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX))},
         }
 
-    def name_of_random_part(self, t: int) -> str:
+    def random_part_of_step_text(self, t: int) -> str:
         return (
             "the model"
             if torch.equal(self._batch_inputs_and_labels(t)[0], self._batch_inputs_and_labels(t)[0])
@@ -220,7 +220,7 @@ class ModelTraining(Training):
         x, y = self._batch_inputs_and_labels(t)
         seed = rng.derive_seed("step", self.seed, t)
         with torch.no_grad():
-            output, _ = self._forward.train_step(
+            output, _ = self._forward.forward_in_train_mode(
                 x,
                 _entries_with_prefix(state, PARAMETER_KEY_PREFIX),
                 _entries_with_prefix(state, BUFFER_KEY_PREFIX),
@@ -233,7 +233,9 @@ class ModelTraining(Training):
     ) -> tuple[Tensor, TrainingState]:
         """The mean of the weighted losses of step t's batch; and the buffers after it."""
         x, y = self._batch_inputs_and_labels(t)
-        output, buffers = self._forward.train_step(x, parameters, buffers, rng.derive_seed("step", self.seed, t))
+        output, buffers = self._forward.forward_in_train_mode(
+            x, parameters, buffers, rng.derive_seed("step", self.seed, t)
+        )
         losses = check_losses_per_example(self._loss(output, y), len(y))
         return (weights * losses).sum() / len(y), buffers
 
@@ -258,7 +260,7 @@ class ModelTraining(Training):
             loss, buffers = self._weighted_loss(parameters, buffers, t, weights)
             gradients = dict(zip(parameters, torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip
-        before = self._update_adjoint(state, {k: g.detach() for k, g in gradients.items()}, t, adjoint)
+        before = self._adjoint_of_optimizer_update(state, {k: g.detach() for k, g in gradients.items()}, t, adjoint)
         outputs = [(g, before.pop("gradient." + name)) for name, g in gradients.items()]
         outputs += [
             (b, adjoint[BUFFER_KEY_PREFIX + name]) for name, b in buffers.items() if BUFFER_KEY_PREFIX + name in adjoint
@@ -271,7 +273,7 @@ class ModelTraining(Training):
             before[name] = before[name].add_(h) if name in before else h
         return before, by_weight
 
-    def _update_adjoint(
+    def _adjoint_of_optimizer_update(
         self, state: TrainingState, gradients: TrainingState, t: int, adjoint: TrainingState
     ) -> TrainingState:
         """The adjoint before the optimizer's update, and that of the gradient, as "gradient.NAME"."""
@@ -288,13 +290,13 @@ class ModelTraining(Training):
         return before
 
     def _query_loss(self, state: TrainingState, x: Tensor, y: Any) -> Tensor:
-        output = self._forward.evaluate(
+        output = self._forward.forward_in_eval_mode(
             x, _entries_with_prefix(state, PARAMETER_KEY_PREFIX), _entries_with_prefix(state, BUFFER_KEY_PREFIX)
         )
         return check_losses_per_example(self._loss(output, y), len(x))
 
     def class_losses(self, state: TrainingState, x: Tensor, n_classes: int) -> Tensor:
-        output = self._forward.evaluate(
+        output = self._forward.forward_in_eval_mode(
             x, _entries_with_prefix(state, PARAMETER_KEY_PREFIX), _entries_with_prefix(state, BUFFER_KEY_PREFIX)
         )  # once for all classes
         labels = torch.arange(n_classes, device=x.device).repeat(len(x))

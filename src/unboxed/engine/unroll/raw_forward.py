@@ -35,7 +35,7 @@ class RawForward(nn.Module):
             output = reader.select_tensor(box.raw_output(x))
         return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
 
-    def train_step(
+    def forward_in_train_mode(
         self, x: Tensor, parameters: TrainingState, buffers: TrainingState, seed: int
     ) -> tuple[Tensor, TrainingState]:
         """The output (B, ...) in train mode, and the buffers after it."""
@@ -46,7 +46,7 @@ class RawForward(nn.Module):
         self._refuse_nondifferentiable_writes(buffers, copies)
         return output, {**copies, **batch_norms.new_buffer_values(copies)}
 
-    def evaluate(self, x: Tensor, parameters: TrainingState, buffers: TrainingState) -> Tensor:
+    def forward_in_eval_mode(self, x: Tensor, parameters: TrainingState, buffers: TrainingState) -> Tensor:
         with self._forking_rngs_if_random(0, x), PureBatchNormMode():
             return self._functional_call(x, parameters, buffers)
 

@@ -29,12 +29,14 @@ class UnrollPlan:
     peak_bytes: int  # states and adjoints, without the activations of one step
 
     @property
-    def is_stored(self) -> bool:
+    def stores_all_states(self) -> bool:
         """Whether all states are kept, so that none is computed twice."""
         return self.n_segments == 1
 
     def __str__(self) -> str:
-        states = "all states kept" if self.is_stored else f"{self.n_segments} segments of {self.segment_steps} steps"
+        states = (
+            "all states kept" if self.stores_all_states else f"{self.n_segments} segments of {self.segment_steps} steps"
+        )
         passes = math.ceil(self.n_queries / self.queries_per_pass)
         return f"{states}, {passes} pass{'es' * (passes > 1)} back, about {self.peak_bytes / 2**20:,.0f} MiB"
 
@@ -47,10 +49,10 @@ def plan_unroll(training: Training, n_queries: int, max_bytes: int, *, store: bo
     """
     n_steps, state, query = training.n_steps, training.state_bytes, ADJOINT_MEMORY_FACTOR * training.state_bytes
     shortest = math.ceil(math.sqrt(n_steps))
-    smallest = _state_bytes(n_steps, shortest, state)
-    fits = _state_bytes(n_steps, n_steps, state) + query <= max_bytes
+    smallest = _stored_states_bytes(n_steps, shortest, state)
+    fits = _stored_states_bytes(n_steps, n_steps, state) + query <= max_bytes
     segment = n_steps if store or (store is None and fits) else shortest
-    states = _state_bytes(n_steps, segment, state)
+    states = _stored_states_bytes(n_steps, segment, state)
     if smallest + query > max_bytes or states + query > max_bytes:
         wanted = min(states, smallest) + query if store is None else states + query
         raise InputError(
@@ -61,7 +63,7 @@ def plan_unroll(training: Training, n_queries: int, max_bytes: int, *, store: bo
     return UnrollPlan(n_queries, queries, segment, math.ceil(n_steps / segment), states + queries * query)
 
 
-def _state_bytes(n_steps: int, segment: int, state_bytes: int) -> int:
+def _stored_states_bytes(n_steps: int, segment: int, state_bytes: int) -> int:
     """Memory of the states at the segments' starts and of those within one."""
     return state_bytes * (math.ceil(n_steps / segment) + segment)
 
@@ -84,7 +86,7 @@ class Trajectory:
                 self._last_segment.append(state)
             self.final = state
 
-    def backward(self) -> Iterator[tuple[int, TrainingState]]:
+    def iter_states_backward(self) -> Iterator[tuple[int, TrainingState]]:
         """(t, the state before step t), from the last step to the first."""
         last_start = max(self._starts)
         for start in sorted(self._starts, reverse=True):
@@ -97,7 +99,7 @@ class Trajectory:
         return list(self.training.states(self.weights, start=self._starts[start], steps=steps))
 
 
-def weight_gradients(
+def example_weight_gradients(
     training: Training,
     trajectory: Trajectory,
     x: Tensor,
@@ -111,7 +113,7 @@ def weight_gradients(
     adjoint = training.query_adjoint(trajectory.final, x, y)
     first = next(iter(adjoint.values()))
     gradients = first.new_zeros(len(first), training.n_examples)
-    for t, state in trajectory.backward():
+    for t, state in trajectory.iter_states_backward():
         weights = None if trajectory.weights is None else trajectory.weights[training.batches[t]]
         adjoint, by_weight = training.vjp(state, t, adjoint, weights)
         gradients.index_add_(1, training.batches[t].to(gradients.device), by_weight)

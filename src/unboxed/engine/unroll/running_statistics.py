@@ -30,16 +30,16 @@ class PureBatchNormMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
-        return self._batch_norm(*args, **kwargs)
+        return self._pure_batch_norm(*args, **kwargs)
 
-    def _batch_norm(
+    def _pure_batch_norm(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None,
         bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
     ) -> Tensor:  # fmt: skip
         if mean is None or var is None:
             return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
         if not training:
-            return _normalize(x, mean, var, weight, bias, eps)
+            return _batch_norm_by_given_statistics(x, mean, var, weight, bias, eps)
         axes = [0, *range(MIN_BATCH_NORM_DIMS, x.ndim)]
         batch_var, batch_mean = torch.var_mean(x, axes)
         for buffer, value in ((mean, batch_mean), (var, batch_var)):
@@ -52,7 +52,9 @@ class PureBatchNormMode(TorchFunctionMode):
         return {name: self._new_values[id(b)] for name, b in buffers.items() if id(b) in self._new_values}
 
 
-def _normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _batch_norm_by_given_statistics(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     """Batch norm in eval mode, of x (N, C, ...)."""
     scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
     shift = -mean * scale if bias is None else bias - mean * scale

@@ -19,7 +19,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 
 
-def shuffled_batches(n: int, batch_size: int, epochs: int, seed: int) -> list[Tensor]:
+def shuffled_batch_indices(n: int, batch_size: int, epochs: int, seed: int) -> list[Tensor]:
     """The order of `training.fit`: indices of each step's batch."""
     if n == 0:
         raise DataError("the data set is empty: there is nothing to learn from")

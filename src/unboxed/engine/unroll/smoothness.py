@@ -47,7 +47,7 @@ def measure_smoothness(
     `scores` (Q, N) are compared with what leaving the subsets out really does.
     """
     n = training.n_examples
-    kept = training.example_weights(1 + N_PERTURBED_STARTS + N_RANDOM_SUBSETS)
+    kept = training.unit_example_weights(1 + N_PERTURBED_STARTS + N_RANDOM_SUBSETS)
     for i in range(N_RANDOM_SUBSETS):
         dropped = torch.randperm(n, generator=rng.keyed_generator(rng.CPU, "dropped subset", seed, i))
         kept[1 + N_PERTURBED_STARTS + i, dropped[: max(1, round(SUBSET_DROPPED_FRACTION * n))].to(kept.device)] = 0
@@ -62,7 +62,7 @@ def measure_smoothness(
 
 def losses_from_perturbed_starts(training: Training, x: Tensor, y: Any, seed: int = 0) -> Tensor:
     """Losses (1 + N_PERTURBED_STARTS, Q) of queries: of the training, then from starts moved by a relative 1e-5."""
-    return _losses_of_perturbed_trainings(training, x, y, training.example_weights(1 + N_PERTURBED_STARTS), seed)
+    return _losses_of_perturbed_trainings(training, x, y, training.unit_example_weights(1 + N_PERTURBED_STARTS), seed)
 
 
 def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ def noise_to_signal(noise: Tensor, signal: Tensor) -> Tensor:
 
 
 def _losses_of_perturbed_trainings(training: Training, x: Tensor, y: Any, weights: Tensor, seed: int) -> Tensor:
-    starts = _perturbed_starts(training, len(weights), seed)
+    starts = _stack_perturbed_starts(training, len(weights), seed)
     return training.query_losses(training.run_many(weights, starts), x, y)  # (M, Q)
 
 
-def _perturbed_starts(training: Training, n: int, seed: int) -> TrainingState:
+def _stack_perturbed_starts(training: Training, n: int, seed: int) -> TrainingState:
     """Starts stacked (n, ...), of which those of rows 1 to N_PERTURBED_STARTS are moved."""
     starts: TrainingState = {}
     for name, h in training.start.items():

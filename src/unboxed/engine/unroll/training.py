@@ -72,7 +72,7 @@ class Training:
     is_vectorized = True
     """Whether many runs are one vectorized run, or made one after another."""
 
-    def with_query_loss(self, query_loss: QueryLossFn) -> Self:
+    def copy_with_query_loss(self, query_loss: QueryLossFn) -> Self:
         """The same training, of whose result `query_loss(state, x, y)` asks something else, such as a margin."""
         other = copy.copy(self)
         other.query_loss = query_loss
@@ -87,7 +87,7 @@ class Training:
         """Memory of one state."""
         return sum(h.numel() * h.element_size() for h in self.start.values())
 
-    def example_weights(self, *shape: int) -> Tensor:
+    def unit_example_weights(self, *shape: int) -> Tensor:
         """Weights (*shape, N) of 1 for the examples, in the dtype and on the device of the state."""
         like = next((h for h in self.start.values() if h.is_floating_point()), torch.zeros(()))
         return like.new_ones(*shape, self.n_examples)
@@ -96,7 +96,7 @@ class Training:
         """The state from which training goes on after a final one, with its first steps."""
         return final
 
-    def name_of_random_part(self, t: int) -> str:
+    def random_part_of_step_text(self, t: int) -> str:
         """What of step t draws random numbers where the step is not the same each time, in words."""
         return "dropout or augmentation"
 
@@ -114,7 +114,7 @@ class Training:
     ) -> Iterator[TrainingState]:
         """The states after each of these steps (None: all), from the state `start` before the first of them."""
         state = self.start if start is None else start
-        weights = self.check_weights(weights)
+        weights = self.validate_example_weights(weights)
         for t in range(self.n_steps) if steps is None else steps:
             state = self.next_state(state, t, weights[self.batches[t]])
             yield state
@@ -132,7 +132,7 @@ class Training:
 
         `start` may hold a start of each, stacked (M, ...); `steps` are those that are taken (None: all).
         """
-        weights = self.check_weights(weights, n_dims=2)
+        weights = self.validate_example_weights(weights, n_dims=2)
         states = {k: h.expand(len(weights), *h.shape) for k, h in self.start.items()} if start is None else start
         for t in range(self.n_steps) if steps is None else steps:
             states = self._next_states(states, t, weights[:, self.batches[t]])
@@ -143,7 +143,7 @@ class Training:
         with torch.no_grad():
             if self.is_vectorized:
                 try:
-                    after = _vmap_with_fallback(lambda state, w: self.functional_step(state, t, w), states, weights)
+                    after = _vmap_without_warnings(lambda state, w: self.functional_step(state, t, w), states, weights)
                     return {name: h.detach() for name, h in after.items()}
                 except (RuntimeError, NotImplementedError):
                     self.is_vectorized = False
@@ -198,12 +198,12 @@ class Training:
 
     def differentiable_weights(self, t: int, weights: Tensor | None) -> Tensor:
         """Weights (B,) of step t's batch as a leaf of a new graph; None: 1 each."""
-        ones = self.example_weights()[: len(self.batches[t])]
+        ones = self.unit_example_weights()[: len(self.batches[t])]
         return (ones if weights is None else weights.to(ones).detach().clone()).requires_grad_()
 
-    def check_weights(self, weights: Tensor | None, n_dims: int = 1) -> Tensor:
+    def validate_example_weights(self, weights: Tensor | None, n_dims: int = 1) -> Tensor:
         """Weights (N,), or (M, N) of `n_dims` 2, as the state's; None: 1 each. Raises InputError for another shape."""
-        ones = self.example_weights()
+        ones = self.unit_example_weights()
         if weights is None:
             return ones
         if weights.ndim != n_dims or weights.shape[-1] != self.n_examples:
@@ -217,14 +217,14 @@ class Training:
 def map_states(func: Callable[..., Tensor], states: TrainingState, *rows: Tensor) -> Tensor:
     """`func(state, *row)` of each of M stacked states and rows (M, ...); one after another where vmap can't."""
     try:
-        values: Tensor = _vmap_with_fallback(func, states, *rows)
+        values: Tensor = _vmap_without_warnings(func, states, *rows)
         return values
     except (RuntimeError, NotImplementedError):
         n = len(next(iter(states.values())))
         return torch.stack([func({k: h[i] for k, h in states.items()}, *(r[i] for r in rows)) for i in range(n)])
 
 
-def _vmap_with_fallback(func: Callable[..., Any], *stacked: Any) -> Any:
+def _vmap_without_warnings(func: Callable[..., Any], *stacked: Any) -> Any:
     """`func` of each of what is stacked; torch does operations that have no batching rule one by one, rightly."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)

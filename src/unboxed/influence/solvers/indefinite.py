@@ -16,14 +16,14 @@ def not_positive_definite_error(curvature: Curvature, damping: float) -> InputEr
     return InputError(
         f"the {curvature.kind.replace('_', '-')} curvature of the training loss, with l2={curvature.l2:g} and "
         f"damping={damping:g}, is not positive definite: its smallest eigenvalue is about "
-        f"{ritz.lower_bound + damping:.3g}. Give damping={sufficient_damping(ritz):.3g} or more, or "
+        f"{ritz.smallest_eigenvalue_bound + damping:.3g}. Give damping={sufficient_damping(ritz):.3g} or more, or "
         'curvature="gauss_newton", which has no negative eigenvalues'
     )
 
 
 def sufficient_damping(ritz: RitzPairs) -> float:
     """A damping that makes a curvature with these eigenvalues positive definite, rounded up to three digits."""
-    needed = max(0.0, -ritz.lower_bound) * (1 + PROPOSED_DAMPING_MARGIN_FRACTION) + MIN_RELATIVE_DAMPING * float(
-        ritz.values.abs().max()
-    )
+    needed = max(0.0, -ritz.smallest_eigenvalue_bound) * (
+        1 + PROPOSED_DAMPING_MARGIN_FRACTION
+    ) + MIN_RELATIVE_DAMPING * float(ritz.values.abs().max())
     return float(f"{needed * 1.01:.3g}")

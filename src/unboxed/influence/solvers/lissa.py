@@ -55,7 +55,7 @@ class LiSSA:
 
     def __call__(self, curvature: Curvature, vectors: Parameters, damping: float) -> dict[str, Tensor]:
         g = curvature.gradients.flatten(vectors).to(curvature.gradients.box.dtype)  # (K, P)
-        generator = curvature.generator()
+        generator = curvature.make_seeded_generator()
         runs = [self._run_recursion(curvature, g, damping, generator) for _ in range(self.repeats)]
         return curvature.gradients.unflatten(torch.stack(runs).mean(0) / self.scale)
 

@@ -40,7 +40,7 @@ def measure_agreement(predicted: Tensor, real: Tensor) -> Agreement:
     return Agreement(pearson(predicted, real), spearman(predicted, real), slopes, pooled)
 
 
-def check_same_truth(result: Influence, truth: ScoreTruth, *, allow_other_truth: bool) -> None:
+def check_estimates_same_truth(result: Influence, truth: ScoreTruth, *, allow_other_truth: bool) -> None:
     """Raise InputError for scores that estimate another truth than the one they would be compared with."""
     if result.truth != truth and not allow_other_truth:
         raise InputError(

@@ -22,7 +22,7 @@ from ...parameters import CheckpointPath, InputBatch, Labels, Seed
 from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ...validation import check_seed
 from ..result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence, ScoreTruth
-from .agreement import check_same_truth, check_scores_match_queries, measure_agreement
+from .agreement import check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .lds_result import LinearDatamodelingScore
 from .retraining import (
     DEFAULT_MAX_RETRAINING_STATE_BYTES,
@@ -134,7 +134,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     listed = [results] if isinstance(results, Influence) else list(results)
     truth = _require_common_truth(listed) if truth is None else truth
     for result in listed:
-        check_same_truth(result, truth, allow_other_truth=allow_other_truth)
+        check_estimates_same_truth(result, truth, allow_other_truth=allow_other_truth)
     final = training.run()
     x, y = resolve_queries(training, final, x, labels)
     for result in listed:
@@ -151,8 +151,11 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     )  # fmt: skip
     check_finite_losses_of_queries(training, losses.flatten(0, 1))
     retrained = _RetrainingResults(left_out, losses, training.n_examples)
-    noise = _noise_to_signal(training, x, y, retrained, seed) if truth == "one run" else None
-    scores = [_make_lds(r, retrained, noise, tuple(map(float, fractions)), truth, seeds, seed) for r in listed]
+    noise = _noise_to_signal_by_fraction(training, x, y, retrained, seed) if truth == "one run" else None
+    scores = [
+        _make_linear_datamodeling_score(r, retrained, noise, tuple(map(float, fractions)), truth, seeds, seed)
+        for r in listed
+    ]
     return scores if several else scores[0]
 
 
@@ -196,16 +199,18 @@ class _RetrainingResults:
         """(F, Q) rank correlations of one seed's changes with the mean of the others', the mean over seeds."""
         changes = self.changes
         others = (changes.sum(0) - changes) / (len(changes) - 1)
-        pairs = [_correlations_by_fraction(a, b) for a, b in zip(changes, others, strict=True)]
+        pairs = [_rank_correlations_by_fraction(a, b) for a, b in zip(changes, others, strict=True)]
         return torch.stack(pairs).nanmean(0)
 
 
-def _correlations_by_fraction(a: Tensor, b: Tensor) -> Tensor:
+def _rank_correlations_by_fraction(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlations (F, Q) over subsets, of (F, S, Q) with another."""
     return torch.stack([spearman(one.T, other.T) for one, other in zip(a, b, strict=True)])
 
 
-def _noise_to_signal(training: Training, x: Tensor, y: Any, retrained: _RetrainingResults, seed: int) -> Tensor:
+def _noise_to_signal_by_fraction(
+    training: Training, x: Tensor, y: Any, retrained: _RetrainingResults, seed: int
+) -> Tensor:
     """(F, Q) of each fraction's subsets; warns where it is high."""
     noise = losses_from_perturbed_starts(training, x, y, seed)
     ratios = torch.stack([noise_to_signal(noise.to(h), h) for h in retrained.changes[0]])
@@ -219,7 +224,7 @@ def _noise_to_signal(training: Training, x: Tensor, y: Any, retrained: _Retraini
     return ratios
 
 
-def _make_lds(
+def _make_linear_datamodeling_score(
     result: Influence,
     retrained: _RetrainingResults,
     noise: Tensor | None,

@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels
 from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ..result import Influence
-from .agreement import Agreement, check_same_truth, check_scores_match_queries, measure_agreement
+from .agreement import Agreement, check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .retraining import (
     DEFAULT_MAX_RETRAINING_STATE_BYTES,
     QuietSetting,
@@ -60,7 +60,7 @@ class LeaveOneOut(ResultMixin):
 
         Raises InputError for scores that do not estimate one run, unless `allow_other_truth`, and of other queries.
         """
-        check_same_truth(result, "one run", allow_other_truth=allow_other_truth)
+        check_estimates_same_truth(result, "one run", allow_other_truth=allow_other_truth)
         check_scores_match_queries(result, len(self.changes), result.n_train, self.target, self.train_labels)
         if int(self.indices.max()) >= result.n_train:
             raise InputError(f"these are scores of {result.n_train} examples; example {int(self.indices.max())} was "
@@ -123,7 +123,7 @@ def leave_one_out(
         Koh & Liang 2017, arXiv:1703.04730, section 4.1, where retraining goes on from the final state.
     """
     check_settings(leave_one_out, locals())
-    chosen = _check_indices(indices, training.n_examples)
+    chosen = _check_left_out_indices(indices, training.n_examples)
     if start == "scratch" and n_steps is not None:
         raise InputError('n_steps is for start="warm"; from scratch the whole training is repeated')
     n_taken = min(training.n_steps, n_steps or training.n_steps)
@@ -131,7 +131,7 @@ def leave_one_out(
     x, y = resolve_queries(training, final, x, labels)
     settings = {"start": start, "n_steps": n_taken, "examples left out": chosen.tolist()}
     warm = training.warm_start(final) if start == "warm" else None
-    losses = _retrained_without(
+    losses = _losses_after_leaving_out(
         training, chosen, x, y, warm, range(n_taken), max_bytes=max_bytes,
         file=open_retraining_checkpoint(checkpoint, training, final, x, y, settings), quiet=quiet,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def leave_one_out(
     )  # fmt: skip
 
 
-def _retrained_without(
+def _losses_after_leaving_out(
     training: Training,
     chosen: Tensor,
     x: Tensor,
@@ -151,13 +151,13 @@ def _retrained_without(
     **kwargs: object,
 ) -> Tensor:
     """Losses (1 + K, Q): with all examples, then without each of the chosen."""
-    weights = training.example_weights(1 + len(chosen))
+    weights = training.unit_example_weights(1 + len(chosen))
     weights[torch.arange(1, 1 + len(chosen)), chosen] = 0
     losses = retrained_losses(lambda k: training, 1, weights, x, y, start=start, steps=steps, **kwargs)  # type: ignore[arg-type]
     return losses[0]
 
 
-def _check_indices(indices: Sequence[int] | Tensor, n: int) -> Tensor:
+def _check_left_out_indices(indices: Sequence[int] | Tensor, n: int) -> Tensor:
     chosen = torch.as_tensor(indices).cpu()
     is_valid = chosen.ndim == 1 and len(chosen) and not chosen.is_floating_point() and chosen.dtype != torch.bool
     if not is_valid or int(chosen.min()) < 0 or int(chosen.max()) >= n:

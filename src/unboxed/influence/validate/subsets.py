@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...validation import check_float
 
 
-def subset_size(fraction: float, n: int) -> int:
+def left_out_subset_size(fraction: float, n: int) -> int:
     """How many of n examples a fraction is. Raises InputError where that is none or all of them."""
     size = round(check_float("a fraction", fraction, above=0, below=1) * n)
     if not 0 < size < n:
@@ -27,7 +27,7 @@ def left_out_subsets(n: int, fractions: Sequence[float], n_subsets: int, seed: i
     """
     left_out = torch.zeros(len(fractions), n_subsets, n, dtype=torch.bool)
     for f, fraction in enumerate(fractions):
-        size = subset_size(fraction, n)
+        size = left_out_subset_size(fraction, n)
         for i in range(n_subsets):
             generator = rng.keyed_generator(rng.CPU, "left-out subset", seed, size, i)
             left_out[f, i, torch.randperm(n, generator=generator)[:size]] = True

@@ -120,13 +120,13 @@ def max_gradient_source(pair: ActivationPair, dim: int) -> Tensor:
         pair.x.movedim(dim, -1),
         pair.ref.movedim(dim, -1).nan_to_num(neginf=-INFINITY_SUBSTITUTE, posinf=INFINITY_SUBSTITUTE),
     )
-    shares = _max_shares_along_line(
+    shares = _fractions_of_line_where_largest(
         ref, x.detach().nan_to_num(neginf=-INFINITY_SUBSTITUTE, posinf=INFINITY_SUBSTITUTE) - ref
     )
     return (torch.where(shares > 0, x, 0) * shares).sum(-1)
 
 
-def _max_shares_along_line(start: Tensor, direction: Tensor) -> Tensor:
+def _fractions_of_line_where_largest(start: Tensor, direction: Tensor) -> Tensor:
     """For lines start + t direction (..., K), the part of 0 <= t <= 1 on which each is the largest."""
     scale = (start.abs() + direction.abs()).masked_fill(start <= -INFINITY_SUBSTITUTE, 0).amax(-1, keepdim=True)
     tolerance = 16 * torch.finfo(direction.dtype).eps * scale
@@ -146,7 +146,7 @@ def _max_shares_along_line(start: Tensor, direction: Tensor) -> Tensor:
 
 # -- two runs of the model ---------------------------------------------------------------------------------------------
 
-Rule = Callable[[Callable[..., Any], "OpCall", "OpCall"], Any]
+DeepLiftRule = Callable[[Callable[..., Any], "OpCall", "OpCall"], Any]
 """(func, call for the example, for the baseline) -> the op's output, or NotImplemented where its gradient is right."""
 
 
@@ -163,16 +163,16 @@ class OpCall:
         """Whether it has activations: not only classes, indices or masks."""
         return any(t.is_floating_point() for t in self.tensors())
 
-    def in_single_precision(self) -> OpCall:
+    def cast_half_to_float32(self) -> OpCall:
         """The call with half-precision tensors as float32."""
-        args, kwargs = _cast_tensors((self.args, self.kwargs), HALF_DTYPES, torch.float32)
+        args, kwargs = _cast_tensors((self.args, self.kwargs), HALF_PRECISION_DTYPES, torch.float32)
         return OpCall(self.name, args, kwargs)
 
 
 class ReferenceTape:
     """Records the ops that have rules for the baseline, and applies the rules for the example."""
 
-    def __init__(self, rules: dict[str, Rule]) -> None:
+    def __init__(self, rules: dict[str, DeepLiftRule]) -> None:
         self.rules = rules
         self.calls: list[OpCall] = []
         self.position = 0
@@ -192,9 +192,9 @@ class ReferenceTape:
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             raise RuleError("DeepLIFT can't see into a checkpointed part, which runs again in the backward pass; "
                             "switch checkpointing off")  # fmt: skip
-        if not any(t.dtype in HALF_DTYPES for t in x_call.tensors()):
+        if not any(t.dtype in HALF_PRECISION_DTYPES for t in x_call.tensors()):
             return self.rules[name](func, x_call, ref_call)
-        out = self.rules[name](func, x_call.in_single_precision(), ref_call.in_single_precision())
+        out = self.rules[name](func, x_call.cast_half_to_float32(), ref_call.cast_half_to_float32())
         dtype = next(t.dtype for t in x_call.tensors())
         return out if out is NotImplemented else _cast_tensors(out, {torch.float32}, dtype)
 
@@ -209,7 +209,7 @@ class ReferenceTape:
         return ref_call
 
 
-HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
+HALF_PRECISION_DTYPES = frozenset({torch.bfloat16, torch.float16})
 """Too coarse for differences: their rules work in single precision."""
 
 

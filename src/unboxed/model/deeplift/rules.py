@@ -27,7 +27,14 @@ from .composite_ops import (
     scaled_dot_product_attention_rule,
     softmax_rule,
 )
-from .reference_run import INFINITY_SUBSTITUTE, ActivationPair, OpCall, Rule, max_gradient_source, with_gradient_of
+from .reference_run import (
+    INFINITY_SUBSTITUTE,
+    ActivationPair,
+    DeepLiftRule,
+    OpCall,
+    max_gradient_source,
+    with_gradient_of,
+)
 
 Func = Callable[..., Any]
 ProductFn = Callable[[Tensor, Tensor], Tensor]
@@ -60,11 +67,11 @@ def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     if not all(_is_shared_constant(a, b) for a, b in others):
         return _max_or_min_of_two_rule(func, x_call, ref_call)
 
-    def f(t: Tensor) -> Tensor:  # on a copy: the op may be in place
+    def op_of_varied_argument(t: Tensor) -> Tensor:  # on a copy: the op may be in place
         out: Tensor = func(*x_call.args[:arg_index], t.clone(), *x_call.args[arg_index + 1 :], **x_call.kwargs)
         return out
 
-    return activation_pair_of_argument(x_call, ref_call, arg_index).apply_elementwise(f).x
+    return activation_pair_of_argument(x_call, ref_call, arg_index).apply_elementwise(op_of_varied_argument).x
 
 
 def _product_rule(func: Func, x_call: OpCall, ref_call: OpCall, product: ProductFn) -> Any:
@@ -232,8 +239,8 @@ def _max_or_min_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: 
     return with_gradient_of(value, largest)
 
 
-def _build_rule_by_op_name() -> dict[str, Rule]:
-    rules: dict[str, Rule] = dict.fromkeys(ELEMENTWISE_OPS, _elementwise_rule)
+def _build_rule_by_op_name() -> dict[str, DeepLiftRule]:
+    rules: dict[str, DeepLiftRule] = dict.fromkeys(ELEMENTWISE_OPS, _elementwise_rule)
     rules |= dict.fromkeys(("mul", "multiply", "__mul__", "__imul__"), partial(_product_rule, product=torch.mul))
     matrices = ("matmul", "mm", "bmm", "mv", "dot", "__matmul__", "__imatmul__")
     rules |= dict.fromkeys(matrices, partial(_product_rule, product=torch.matmul))

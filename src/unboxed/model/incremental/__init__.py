@@ -9,7 +9,7 @@ An op that can be computed on windows moves in here, by `handles`.
 from . import pointwise as pointwise
 from . import spatial as spatial
 from .base_run import BasePass as BasePass
-from .regions import crop as crop
+from .regions import crop_rectangles as crop_rectangles
 from .side_effects import restore_containers as restore_containers
 from .windowed import WindowedMode as WindowedMode
 from .windowed import WindowedTensor as WindowedTensor

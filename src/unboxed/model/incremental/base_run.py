@@ -56,7 +56,7 @@ class BasePass:
         self.n_local_values, self.n_dense_values, self.bytes_per_row = 0, 0, 0
         self.proxies: list[ref[Any]] = []  # the windowed tensors of this batch
 
-    def restart(self) -> None:
+    def restart_replay(self) -> None:
         """Begin a new batch: its ops are compared from the first one on."""
         self.position = 0
         self.proxies.clear()

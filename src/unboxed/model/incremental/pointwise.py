@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..op_tables import plain_op_name
+from ..op_tables import canonical_op_name
 from .base_run import BaseMap
-from .regions import common_regions, crop
+from .regions import crop_rectangles, regions_covering_all_windows
 from .windowed import IntArray, OpFn, WindowedTensor, WindowGroup, register_handler
 
 UNARY_OPS = (
@@ -55,11 +55,13 @@ def pointwise_op(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     out_of_place_func, new_kwargs = _out_of_place_op_and_kwargs(func, kwargs)
     if len(maps) == 1 and not others:
         base = x.base_pass.run(out_of_place_func, *_replace_maps_by_tensors(args, [x], [x.base_map]), **new_kwargs)
-        return x.replace_with(x.map_windows(base, lambda h: func(*_replace_maps_by_tensors(args, [x], [h]), **kwargs)))
+        return x.assign_in_place(
+            x.map_windows(base, lambda h: func(*_replace_maps_by_tensors(args, [x], [h]), **kwargs))
+        )
     out = _apply_to_base_and_groups(out_of_place_func, args, new_kwargs, maps)
     if (out.base_map.shape, out.base_map.dtype) != (x.base_map.shape, x.base_map.dtype):
         return NotImplemented
-    return x.replace_with(out)
+    return x.assign_in_place(out)
 
 
 def _same_size_and_rows(a: WindowedTensor, b: WindowedTensor) -> bool:
@@ -83,7 +85,7 @@ def _apply_to_base_and_groups(
     base_kwargs = dict(zip(kwargs, _replace_maps_by_tensors(tuple(kwargs.values()), maps, bases), strict=True))
     base = first.base_pass.run(func, *_replace_maps_by_tensors(args, maps, bases), **base_kwargs)
     groups = []
-    for rows, top, left, cuts in common_regions(maps):
+    for rows, top, left, cuts in regions_covering_all_windows(maps):
 
         def crop_for_group(value: Any, top: IntArray = top, left: IntArray = left, cuts: list[Tensor] = cuts) -> Any:
             (value,) = _replace_maps_by_tensors((value,), maps, cuts)
@@ -113,7 +115,7 @@ def _has_positions(tensor: Tensor) -> bool:
 def _crop_windows(tensor: Tensor, base: BaseMap, top: IntArray, left: IntArray, like: Tensor) -> Tensor:
     """A tensor with positions, cropped to the windows."""
     full = tensor.reshape(*[1] * (4 - tensor.ndim), *tensor.shape).expand(-1, -1, *base.shape[-2:])
-    return crop(full, top, left, (like.shape[2], like.shape[3])).permute(0, 3, 1, 2)
+    return crop_rectangles(full, top, left, (like.shape[2], like.shape[3])).permute(0, 3, 1, 2)
 
 
 def _is_in_place(func: OpFn, kwargs: dict[str, Any]) -> bool:
@@ -127,7 +129,7 @@ def _out_of_place_op_and_kwargs(func: OpFn, kwargs: dict[str, Any]) -> tuple[OpF
     """The out-of-place version of an op."""
     if kwargs.get("inplace"):
         return func, {**kwargs, "inplace": False}
-    name = plain_op_name(func)
+    name = canonical_op_name(func)
     if name.startswith("__i"):
         return getattr(operator, name.replace("__i", "__", 1)), kwargs
     return getattr(torch, name, None) or getattr(F, name, None) or _make_out_of_place(func), kwargs
@@ -157,7 +159,7 @@ def prelu(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def identity_op(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Ops that return their argument: inactive dropout, contiguous."""
     x, training = args[0], args[2] if len(args) > 2 else True
-    drops_units = "dropout" in plain_op_name(func) and kwargs.get("training", kwargs.get("train", training))
+    drops_units = "dropout" in canonical_op_name(func) and kwargs.get("training", kwargs.get("train", training))
     return NotImplemented if drops_units or not isinstance(x, WindowedTensor) else x
 
 
@@ -166,7 +168,7 @@ def cast(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A change of dtype; the tensor itself where it has that dtype."""
     x = args[0]
     if not isinstance(x, WindowedTensor):
-        return func(x, *(a.tensor_without_values() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
+        return func(x, *(a.placeholder_tensor() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
     args = tuple(a.base_map.like if isinstance(a, WindowedTensor) and a is not x else a for a in args)
     base = x.base_values
     probe = func(base, *args[1:], **kwargs)
@@ -210,6 +212,8 @@ def cat(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if any(p.base_map.shape[-2:] != first.base_map.shape[-2:] or p.n_rows != first.n_rows for p in maps):
         return NotImplemented
     base = first.base_pass.run(torch.cat, [p.base_map for p in maps], 1)
-    groups = [WindowGroup(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in common_regions(maps)]
+    groups = [
+        WindowGroup(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in regions_covering_all_windows(maps)
+    ]
     first.base_pass.n_local_values += sum(g.values.numel() for g in groups)
     return WindowedTensor(first.base_pass, base, groups, first.n_rows)

@@ -20,7 +20,7 @@ def read_region(
     (h, w), corner = size, (group.top, group.left)
     if group.size == size and (group.top == top).all() and (group.left == left).all():
         return group.values
-    cut = crop(windowed.base_values, top, left, size, fill)  # (n, h, w, C)
+    cut = crop_rectangles(windowed.base_values, top, left, size, fill)  # (n, h, w, C)
     values = group.values.permute(0, 2, 3, 1)
     for rows, (dy, dx) in _rows_by_shift(corner[0] - top, corner[1] - left):
         (y, sy), (x, sx) = _overlap_slices(dy, group.size[0], h), _overlap_slices(dx, group.size[1], w)
@@ -28,7 +28,7 @@ def read_region(
     return cut.permute(0, 3, 1, 2)
 
 
-def crop(base: Tensor, top: IntArray, left: IntArray, size: Size, fill: float = 0.0) -> Tensor:
+def crop_rectangles(base: Tensor, top: IntArray, left: IntArray, size: Size, fill: float = 0.0) -> Tensor:
     """Rectangles (n, *size, C) of a map (1, C, H, W)."""
     (h, w), (channels, height, width) = size, base.shape[1:]
     ys, xs = top[:, None] + np.arange(h), left[:, None] + np.arange(w)
@@ -57,7 +57,9 @@ def _overlap_slices(shift: int, window_size: int, size: int) -> tuple[slice, sli
     return slice(low, high), slice(low - shift, high - shift)
 
 
-def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, IntArray, IntArray, list[Tensor]]]:
+def regions_covering_all_windows(
+    maps: Sequence[WindowedTensor],
+) -> Iterator[tuple[IntArray, IntArray, IntArray, list[Tensor]]]:
     """Rows, corners, and the values of several maps of one size in regions that contain the windows of all."""
     if len(maps) == 1:
         for g in maps[0].groups:
@@ -65,13 +67,13 @@ def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, I
         return
     height, width = maps[0].base_map.shape[2:]
     for groups in _intersect_row_groups(maps):
-        top, h = _common_size_spans([g.top for g in groups], [g.size[0] for g in groups], height)
-        left, w = _common_size_spans([g.left for g in groups], [g.size[1] for g in groups], width)
+        top, h = _covering_spans_of_equal_size([g.top for g in groups], [g.size[0] for g in groups], height)
+        left, w = _covering_spans_of_equal_size([g.left for g in groups], [g.size[1] for g in groups], width)
         cuts = [read_region(p, g, top, left, (h, w)) for p, g in zip(maps, groups, strict=True)]
         yield groups[0].rows, top, left, cuts
 
 
-def _common_size_spans(starts: Sequence[IntArray], sizes: Sequence[int], limit: int) -> tuple[IntArray, int]:
+def _covering_spans_of_equal_size(starts: Sequence[IntArray], sizes: Sequence[int], limit: int) -> tuple[IntArray, int]:
     """The starts and the common size of spans that contain all of some spans."""
     low = np.minimum.reduce(list(starts))
     size = int((np.maximum.reduce([s + n for s, n in zip(starts, sizes, strict=True)]) - low).max())

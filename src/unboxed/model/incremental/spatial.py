@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base_run import BaseMap
-from .regions import Size, crop, read_region
+from .regions import Size, crop_rectangles, read_region
 from .windowed import IntArray, OpFn, WindowedTensor, WindowGroup, register_handler
 
 MAX_WINDOW_COVERAGE_FRACTION = 0.85  # share of positions in windows above which the full map is computed
@@ -71,7 +71,7 @@ def apply_sliding_kernel(
             )
             row_batches = _memory_bounded_row_batches(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
             cuts = ((read_region(x, g.select(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in row_batches)
-            new = _concatenate((run_on_crop(*cut) for cut in cuts), len(g.rows))
+            new = _concatenate_and_free((run_on_crop(*cut) for cut in cuts), len(g.rows))
             x.base_pass.record_bytes_per_row(len(g.rows), g.values, new)
         groups.append(WindowGroup(g.rows, top, left, new))
         x.base_pass.n_local_values += new.numel()
@@ -84,7 +84,7 @@ def _memory_bounded_row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
     return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def _concatenate(parts: Iterator[Tensor], n: int) -> Tensor:
+def _concatenate_and_free(parts: Iterator[Tensor], n: int) -> Tensor:
     """One tensor (n, C, h, w) of its parts, which are freed one by one."""
     first = next(parts)
     if len(first) == n:
@@ -228,7 +228,7 @@ def _avg_pool2d(
             return sums / divisor_override
         ones = x.base_map.like.new_ones(1, 1, *x.base_map.shape[2:])
         counts = F.avg_pool2d(ones, kernel_size, *pool_args, 1) / F.avg_pool2d(ones, kernel_size, *pool_args)
-        return sums / crop(counts.round(), top, left, (sums.shape[2], sums.shape[3])).permute(0, 3, 1, 2)
+        return sums / crop_rectangles(counts.round(), top, left, (sums.shape[2], sums.shape[3])).permute(0, 3, 1, 2)
 
     base = x.base_pass.run(F.avg_pool2d, x.base_map, kernel_size, *pool_args, divisor_override)
     return apply_sliding_kernel(x, geometry, base, run_on_crop, run_on_full)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..op_tables import plain_op_name
+from ..op_tables import canonical_op_name
 from .base_run import BaseMap, BasePass
 
 IntArray = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class WindowedTensor:
         cls, base_pass: BasePass, base: Tensor, windows: Tensor, top: IntArray, left: IntArray
     ) -> WindowedTensor:
         """A new batch: base (1, C, H, W) with windows (N, C, h, w) at their corners (N,) and (N,)."""
-        base_pass.restart()
+        base_pass.restart_replay()
         base_map = base_pass.run(torch.clone, base)
         all_rows = np.arange(len(windows))
         return cls(
@@ -107,7 +107,7 @@ class WindowedTensor:
                 full[row, :, top : top + h, left : left + w] = g.values[i]
         return full
 
-    def replace_with(self, other: WindowedTensor) -> WindowedTensor:
+    def assign_in_place(self, other: WindowedTensor) -> WindowedTensor:
         """The effect of an in-place op: this object now represents another tensor."""
         self.base_map, self.groups, self._dense_values = other.base_map, other.groups, other._dense_values
         return self
@@ -124,7 +124,7 @@ class WindowedTensor:
     def is_windowed(self) -> bool:
         return self._dense_values is None
 
-    def tensor_without_values(self) -> Tensor:
+    def placeholder_tensor(self) -> Tensor:
         """A tensor of this shape, dtype and device without values."""
         if self._dense_values is not None:
             return self._dense_values
@@ -137,7 +137,7 @@ class WindowedTensor:
         if name in ATTRIBUTES_RETURNING_SELF:  # it shares the values
             return self
         if name in METADATA_ATTRIBUTES:
-            return getattr(self.tensor_without_values(), name)
+            return getattr(self.placeholder_tensor(), name)
         if callable(getattr(torch.Tensor, name)):
             return partial(_dispatching_method(name), self)
         return getattr(self.dense(), name)
@@ -172,12 +172,16 @@ def _dispatching_method(name: str) -> OpFn:
     """A method of tensors as a function that modes, and then `apply_windowed_or_dense`, intercept."""
     tensor_method = getattr(torch.Tensor, name)
 
-    def method(*args: Any, **kwargs: Any) -> Any:
+    def dispatching_method(*args: Any, **kwargs: Any) -> Any:
         windowed = _windowed_tensors_in((args, kwargs))
-        return handle_torch_function(method, windowed, *args, **kwargs) if windowed else tensor_method(*args, **kwargs)
+        return (
+            handle_torch_function(dispatching_method, windowed, *args, **kwargs)
+            if windowed
+            else tensor_method(*args, **kwargs)
+        )
 
-    method.__name__ = name
-    return method
+    dispatching_method.__name__ = name
+    return dispatching_method
 
 
 for _name in OPERATOR_METHODS:
@@ -194,11 +198,11 @@ HANDLER_BY_OP_NAME: dict[str, HandlerFn] = {}
 
 
 def register_handler(*names: str) -> Callable[[HandlerFn], HandlerFn]:
-    def register(handler: HandlerFn) -> HandlerFn:
+    def register_op_handler(handler: HandlerFn) -> HandlerFn:
         HANDLER_BY_OP_NAME.update(dict.fromkeys(names, handler))
         return handler
 
-    return register
+    return register_op_handler
 
 
 def apply_windowed_or_dense(func: OpFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -208,7 +212,7 @@ def apply_windowed_or_dense(func: OpFn, args: tuple[Any, ...], kwargs: dict[str,
         if not args and name in kwargs:
             args = (kwargs.pop(name),)
     if _windowed_tensors_in((args, kwargs)):
-        handler = HANDLER_BY_OP_NAME.get(plain_op_name(func))
+        handler = HANDLER_BY_OP_NAME.get(canonical_op_name(func))
         out = NotImplemented if handler is None or "out" in kwargs else handler(func, args, kwargs)
         if out is not NotImplemented:
             return out
@@ -251,7 +255,7 @@ class WindowedMode(TorchFunctionMode):
         self, func: OpFn, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = plain_op_name(func)
+        name = canonical_op_name(func)
         if name in TIE_SENSITIVE_OPS or (
             name in INDEX_RETURNING_OPS and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))
         ):

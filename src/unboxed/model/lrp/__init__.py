@@ -8,7 +8,7 @@ A rule of LRP moves in here, op by op; the method itself is `attribution.lrp`.
 """
 
 from .autograd_functions import annotate_activation as annotate_activation
-from .context import check_all_ruled as check_all_ruled
+from .context import check_every_node_has_rule as check_every_node_has_rule
 from .context import frozen_parameters as frozen_parameters
 from .mode import LayerRules as LayerRules
 from .mode import LRPMode as LRPMode

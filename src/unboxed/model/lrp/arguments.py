@@ -29,10 +29,10 @@ def detach_tensors(value: Any) -> Any:
 def call_with_replaced_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
     """func with tensors among its arguments replaced."""
 
-    def substitute(t: Tensor) -> Tensor:
+    def replacement_if_any(t: Tensor) -> Tensor:
         return next((n for o, n in zip(old, new, strict=True) if o is t), t)
 
-    return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
+    return func(*tree_map_only(Tensor, replacement_if_any, args), **tree_map_only(Tensor, replacement_if_any, kwargs))
 
 
 def call_with_replaced_variables(
@@ -41,13 +41,13 @@ def call_with_replaced_variables(
     """func with the variables of `receivers` replaced by `new`, in order; the other variables are constant."""
     indices = iter(range(len(variables)))
 
-    def substitute(t: Tensor) -> Tensor:
+    def replacement_if_any(t: Tensor) -> Tensor:
         if not t.requires_grad:
             return t
         i = next(indices)
         return new[receiver_indices.index(i)] if i in receiver_indices else t.detach().clone()
 
-    return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
+    return func(*tree_map_only(Tensor, replacement_if_any, args), **tree_map_only(Tensor, replacement_if_any, kwargs))
 
 
 def has_negative_exponent(args: Args, kwargs: Kwargs) -> bool:

@@ -26,7 +26,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def check_all_ruled(root: Tensor) -> None:
+def check_every_node_has_rule(root: Tensor) -> None:
     """Raise RuleError if an op below `root` ran outside the mode: its plain gradient is not relevance."""
     for node in graph_nodes(root):
         name: str = node.name()

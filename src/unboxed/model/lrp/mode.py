@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import RuleError
 from ..hooks import tensors_in
 from ..op_mode import OpReplacementMode, is_in_place
-from ..op_tables import plain_op_name
+from ..op_tables import canonical_op_name
 from . import composite_ops, op_rules
 from .arguments import (
     Args,
@@ -109,9 +109,9 @@ class LRPMode(OpReplacementMode):
             return COMPOSITE_OP_BY_NAME[op_name](*args, **kwargs)
         if op_name in RULE_METHOD_BY_OP_NAME:
             return RULE_METHOD_BY_OP_NAME[op_name](self, func, args, kwargs)
-        return self._default_rule(op_name, func, args, kwargs, variables)
+        return self._apply_default_rule(op_name, func, args, kwargs, variables)
 
-    def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
+    def _apply_default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         """An op without a special rule: its gradient, nothing where it is not differentiable, or an error."""
         if op_name in op_rules.RECIPROCAL_OPS:  # a scale, which receives no relevance
             return func(*detach_tensors(args), **detach_tensors(kwargs))
@@ -121,7 +121,7 @@ class LRPMode(OpReplacementMode):
             variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         out = func(*args, **kwargs)
         if op_name in op_rules.PLAIN_GRADIENT_OPS:
-            self._carry_annotations(op_name, func, args, kwargs, variables, out)
+            self._propagate_annotations(op_name, func, args, kwargs, variables, out)
             return out
         if not any(t.requires_grad for t in tensors_in(out)):
             return out
@@ -139,7 +139,7 @@ class LRPMode(OpReplacementMode):
 
     # -- ops of one variable -----------------------------------------------------------------------------------------
 
-    def _carry_annotations(
+    def _propagate_annotations(
         self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], out: Any
     ) -> None:
         """Carry annotations of the variables to ops that only move or scale them."""
@@ -215,7 +215,7 @@ class LRPMode(OpReplacementMode):
         """By a constant: a layer or a scale. By another variable: a gate receives none, equals half each."""
         if len(variables) == 1:
             if op_name in op_rules.AFFINE_OPS:
-                return self._default_rule(op_name, func, args, kwargs, variables)
+                return self._apply_default_rule(op_name, func, args, kwargs, variables)
             others = [t for t in tensors_in((args, kwargs)) if t is not variables[0]]
             if len(others) == 1:
                 f = lambda a, w: call_with_replaced_tensors(func, args, kwargs, [variables[0], others[0]], a, w)  # noqa: E731
@@ -266,11 +266,11 @@ class LRPMode(OpReplacementMode):
 
     def _std_or_var_mean_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
-            return composite_ops.std_or_var_mean(plain_op_name(func), *args, **kwargs)
+            return composite_ops.std_or_var_mean(canonical_op_name(func), *args, **kwargs)
 
     def _recurrent_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
-            return run_recurrent(plain_op_name(func), *args)
+            return run_recurrent(canonical_op_name(func), *args)
 
 
 RULE_METHOD_BY_OP_NAME: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {

@@ -33,8 +33,8 @@ from .common import (
     fetch_images_at,
     image_tiles,
     images_or_none,
-    labels_of,
-    names_with_numbers,
+    labels_of_data_pair,
+    numbered_names,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def layer_maps_figures(results: Sequence[Any]) -> Figures:
 
 
 @figures.register(LayerMaps)
-def _layer_maps_figures(result: LayerMaps, box: Box | None = None, *, data: Any = None) -> Figures:
+def _single_layer_maps_figures(result: LayerMaps, box: Box | None = None, *, data: Any = None) -> Figures:
     return layer_maps_figures([result])
 
 
@@ -79,7 +79,7 @@ def _cka_figures(result: CKA, box: Box | None = None, *, data: Any = None) -> Fi
 def _neighbors_figures(result: Neighbors, box: Box | None = None, *, data: Any = None) -> Figures:
     """The nearest examples, the nearest first; without the data, their numbers and distances."""
     n, k = min(len(result.indices), MAX_EXAMPLES_PER_FIGURE), result.indices.shape[1]
-    queries, places = names_with_numbers(n, "query"), [f"nearest {j + 1}" for j in range(k)]
+    queries, places = numbered_names(n, "query"), [f"nearest {j + 1}" for j in range(k)]
     images = fetch_images_at(data, result.indices[:n], box)
     if images is None:
         table = matrix_plot(result.distances[:n], queries, places, title="Nearest neighbors", unit="distance")
@@ -101,12 +101,12 @@ def _patching_figures(result: Patching, box: Box | None = None, *, data: Any = N
             result.layers[0].restored_fraction.flatten(1)[:, :MAX_MATRIX_ROWS_AND_COLUMNS],
             f"part of {result.layers[0].path}",
         )
-        columns = names_with_numbers(values.shape[1], "")
+        columns = numbered_names(values.shape[1], "")
     else:
         values, what, columns = result.matrix, "layer", [layer.path for layer in result.layers]
     values = values[:MAX_MATRIX_ROWS_AND_COLUMNS]
     plot = matrix_plot(
-        values, names_with_numbers(len(values)), columns, ("", what),
+        values, numbered_names(len(values)), columns, ("", what),
         title="Activation patching", kind="signed", unit="restored fraction of the score",
     )  # fmt: skip
     return {"patching": plot}
@@ -160,7 +160,7 @@ def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any
     change = result.logits_change[:MAX_MATRIX_ROWS_AND_COLUMNS, :MAX_MATRIX_ROWS_AND_COLUMNS]
     classes = [class_name(k, result.classes, box) for k in range(change.shape[1])]
     plot = matrix_plot(
-        change, names_with_numbers(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
+        change, numbered_names(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
     )
     return {"logits": plot}
 
@@ -168,7 +168,7 @@ def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any
 @figures.register(UnitStatistics)
 def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data: Any = None) -> Figures:
     """The histograms of the first units."""
-    units = [_unit_to_plot(result, k) for k in range(min(len(result.mean), MAX_UNITS_PER_FIGURE))]
+    units = [_make_plotted_unit(result, k) for k in range(min(len(result.mean), MAX_UNITS_PER_FIGURE))]
     tiles: list[Tile | None] = [
         Tile(
             histogram_image(u),
@@ -182,7 +182,9 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
     return {"histograms": contact_sheet(grid, title=title, side=150)}
 
 
-def _unit_to_plot(statistics: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()) -> PlottedUnit:
+def _make_plotted_unit(
+    statistics: UnitStatistics, k: int, patches: Any = None, values: Sequence[float] = ()
+) -> PlottedUnit:
     counts, edges = statistics.counts[k].cpu().numpy(), statistics.edges[k].double().cpu().numpy()
     patches = np.zeros((0, 1, 1, 1)) if patches is None else patches
     value_range = statistics.histogram_range[k].tolist()
@@ -201,7 +203,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
         return figures(result.statistics, box)
     patches = images.reshape(*examples.shape[:2], *images.shape[1:])
     shown = [
-        _unit_to_plot(result.statistics, k, colors.to_float64_array(p), result.value[k].tolist())
+        _make_plotted_unit(result.statistics, k, colors.to_float64_array(p), result.value[k].tolist())
         for k, p in zip(units, patches, strict=True)
     ]
     return {"top examples": units_sheet(shown, title=f"Top examples of {result.path}", patch_name="top examples")}
@@ -210,6 +212,6 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
 @figures.register(TsneMaps)
 def _tsne_figures(result: TsneMaps, box: Box | None = None, *, data: Any = None) -> Figures:
     """The maps side by side, colored by class where the data have labels."""
-    labels = labels_of(data, len(result.layers[0].points)) if result.layers else None
+    labels = labels_of_data_pair(data, len(result.layers[0].points)) if result.layers else None
     names = [class_name(k, (), box) for k in range(int(labels.max()) + 1)] if labels is not None else []
     return {"t-SNE": tsne_scatter_sheet(result, labels, names, title="t-SNE")}

@@ -11,7 +11,7 @@ from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Univers
 from ...adversarial.changes import prediction_changes
 from ...engine.read.class_labels import labels_are_classes
 from .. import colors
-from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, change_sheet, round_magnification_factor
+from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, input_change_sheet, round_magnification_factor
 from ..charts import bar_chart, line_chart
 from ..draw import signed_map_to_rgb
 from ..figures import Figures, figures
@@ -24,7 +24,7 @@ from .common import MAX_EXAMPLES_PER_FIGURE, class_name, first_image_part, input
 if TYPE_CHECKING:
     from ...box import Box
 
-PATCH_SIDE_PIXELS = 320
+PATCH_PAGE_SIDE_PIXELS = 320
 
 
 @figures.register(Adversarial)
@@ -69,7 +69,7 @@ def _sheet_without_predictions(result: Adversarial) -> Image.Image:
         "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
     x, z = (colors.to_float64_array(first_image_part(images))[rows] for images in (result.input, result.images))
-    return change_sheet(x, z, captions, title=_success_title(result))
+    return input_change_sheet(x, z, captions, title=_success_title(result))
 
 
 def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
@@ -122,7 +122,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
 def _patch_figures(result: Patch, box: Box | None = None, *, data: Any = None) -> Figures:
     """The patch as a page, images with it where the data are given, and its fooling rate by step."""
     classes = () if box is None else box.classes
-    page = {"patch": printable_patch(result, classes=classes, side=PATCH_SIDE_PIXELS)}
+    page = {"patch": printable_patch(result, classes=classes, side=PATCH_PAGE_SIDE_PIXELS)}
     return {**page, "fooling rate": _fooling_rate_chart(result.fooling_rates)} if len(result.fooling_rates) else page
 
 

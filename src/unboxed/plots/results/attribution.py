@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
     """Of several inputs, one figure each; of tables with many rows, a summary of all of them, too."""
     if "tokens" in attribution.extras:
-        return {"attribution": _text_figure(attribution, box)}
+        return {"attribution": _token_attribution_figure(attribution, box)}
     inputs = input_part_by_name(attribution.input)
     drawn: dict[str, Image.Image] = {}
     for name, m in input_part_by_name(attribution.map).items():
@@ -44,7 +44,7 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
     return drawn
 
 
-def _text_figure(attribution: Attribution, box: Box | None) -> Image.Image:
+def _token_attribution_figure(attribution: Attribution, box: Box | None) -> Image.Image:
     """The words of each text, colored by what they add to the score."""
     n = min(len(attribution.map), MAX_EXAMPLES_PER_FIGURE)
     names = target_names(attribution.target, n, attribution.classes, box)

@@ -26,11 +26,11 @@ from ...checks import (
 from ...checks.influence_evidence import InfluenceEvidence
 from ...checks.verdict import TestOutcome, VerdictEvidence
 from ..charts import bar_chart, interval_chart, line_chart
-from ..draw import color_map_on_its_scale
+from ..draw import map_to_rgb_and_range_text
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
-from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, names_with_numbers
+from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, numbered_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -45,7 +45,7 @@ MAX_EXAMPLES_WITH_SEPARATE_LINE = 8  # examples whose curves are drawn beside th
 
 @figures.register(MapSimilarity)
 def _similarity_figures(result: MapSimilarity, box: Box | None = None, *, data: Any = None) -> Figures:
-    return {"similarity": _similarity_bars({"": result}, "Similarity of maps")}
+    return {"similarity": _similarity_bar_chart({"": result}, "Similarity of maps")}
 
 
 @figures.register(Randomization)
@@ -70,34 +70,34 @@ def _randomization_figures(result: Randomization, box: Box | None = None, *, dat
 @figures.register(LabelRandomization)
 def _label_randomization_figures(result: LabelRandomization, box: Box | None = None, *, data: Any = None) -> Figures:
     names = ["true labels", "random labels"]
-    bars = _similarity_bars({"": result}, "Maps of models with true and with random labels")
-    return {"similarity": bars, **_map_rows_figure(names, [result.true_maps, result.random_maps])}
+    bars = _similarity_bar_chart({"": result}, "Maps of models with true and with random labels")
+    return {"similarity": bars, **_map_rows_figures(names, [result.true_maps, result.random_maps])}
 
 
 @figures.register(RandomInput)
 def _random_input_figures(result: RandomInput, box: Box | None = None, *, data: Any = None) -> Figures:
     both = {"shuffled pixels": result.shuffled, "noise": result.noise}
-    return {"similarity": _similarity_bars(both, "Maps of inputs without evidence, against those of the inputs")}
+    return {"similarity": _similarity_bar_chart(both, "Maps of inputs without evidence, against those of the inputs")}
 
 
 @figures.register(ConstantModel)
 def _constant_model_figures(result: ConstantModel, box: Box | None = None, *, data: Any = None) -> Figures:
     """The spread of the maps where nothing can be explained (0 is right), and those maps."""
     spread = {"constant input": result.constant_input, "constant output": result.constant_output}
-    names = names_with_numbers(min(len(result.constant_input), MAX_EXAMPLES_PER_FIGURE))
+    names = numbered_names(min(len(result.constant_input), MAX_EXAMPLES_PER_FIGURE))
     chart = bar_chart({k: v[: len(names)] for k, v in spread.items()}, names, title="Maps of a constant model",
                       label="spread relative to the model's maps (0 is right)")  # fmt: skip
     return {
         "spread": chart,
-        **_map_rows_figure(list(spread), [result.maps_constant_input, result.maps_constant_output]),
+        **_map_rows_figures(list(spread), [result.maps_constant_input, result.maps_constant_output]),
     }
 
 
 @figures.register(EdgeSimilarity)
-def _edge_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any = None) -> Figures:
+def _edge_similarity_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any = None) -> Figures:
     """How similar the maps, and the plain gradient, are to the edges of the inputs."""
     both = {"map": result.map, "gradient": result.gradient}
-    bars = _similarity_bars(both, "Similarity to the edges of the input", ("absolute", "ssim", "hog"))
+    bars = _similarity_bar_chart(both, "Similarity to the edges of the input", ("absolute", "ssim", "hog"))
     return {
         "similarity": bars,
         "edges": contact_sheet([image_tiles(result.edges[:MAX_EXAMPLES_PER_FIGURE])], title="Edges (Sobel)", side=84),
@@ -105,7 +105,7 @@ def _edge_figures(result: EdgeSimilarity, box: Box | None = None, *, data: Any =
 
 
 @figures.register(PerturbationCurve)
-def _curve_figures(result: PerturbationCurve, box: Box | None = None, *, data: Any = None) -> Figures:
+def _perturbation_curve_figures(result: PerturbationCurve, box: Box | None = None, *, data: Any = None) -> Figures:
     title = f"Mean area under the curve {float(result.auc.mean()):.3g}"
     label = "fraction of the pixels changed, most important first"
     return {"curve": _mean_score_chart(result.fractions, result.curve, title, label)}
@@ -150,7 +150,9 @@ def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = Non
         return {}
     title = f"{result.method}: {result.badge} ({result.reason})"
     tests = {
-        _test_outcome_text(test): _margin_interval(test) for test in result.tests if test.value == test.value
+        _test_outcome_text(test): _distance_from_bound_interval(test)
+        for test in result.tests
+        if test.value == test.value
     }  # without NaN
     label = "distance from the bound, in the unit of the figure: right of 0 passes"
     return {"tests": interval_chart(tests, title=title, label=label), **_verdict_evidence_figures(result.evidence)}
@@ -161,7 +163,7 @@ def _test_outcome_text(test: TestOutcome) -> str:
     return f"{test.name}: {test.value:.2f} [{test.low:.2f}, {test.high:.2f}], passes {bounds} {test.bound:g}"
 
 
-def _margin_interval(test: TestOutcome) -> tuple[float, float, float]:
+def _distance_from_bound_interval(test: TestOutcome) -> tuple[float, float, float]:
     """The mean, the lower and the upper end of the distance from the bound, positive where the test passes."""
     if test.passes_above:
         return test.value - test.bound, test.low - test.bound, test.high - test.bound
@@ -198,7 +200,7 @@ def _shortcut_figures(result: ShortcutReport, box: Box | None = None, *, data: A
 
 
 @figures.register(PlantedDataset)
-def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: Any = None) -> Figures:
+def _planted_dataset_figures(result: PlantedDataset, box: Box | None = None, *, data: Any = None) -> Figures:
     """The first examples with a trigger and their labels."""
     rows = result.has_trigger.nonzero()[:MAX_EXAMPLES_PER_FIGURE, 0].tolist()
     captions = [
@@ -207,7 +209,7 @@ def _planted_figures(result: PlantedDataset, box: Box | None = None, *, data: An
     return {"examples": contact_sheet([image_tiles(result.images[rows], captions)], side=112)}
 
 
-def _similarity_bars(
+def _similarity_bar_chart(
     results: Mapping[str, MapSimilarity], title: str, kinds: Sequence[str] = tuple(SIMILARITY_NAME_BY_KIND)
 ) -> Image.Image:
     names = [SIMILARITY_NAME_BY_KIND[kind] for kind in kinds]
@@ -223,7 +225,7 @@ def _mean_score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Im
     return line_chart(lines, title=title, x_label=x_label, y_label="score")
 
 
-def _map_rows_figure(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
+def _map_rows_figures(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
     if images_or_none(rows[0]) is None:
         return {}
     grid = [_tiles_on_own_scale(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
@@ -232,4 +234,4 @@ def _map_rows_figure(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
 
 def _tiles_on_own_scale(maps: Tensor) -> list[Tile | None]:
     images = images_or_none(maps)
-    return [] if images is None else [Tile(*color_map_on_its_scale(m)) for m in images]
+    return [] if images is None else [Tile(*map_to_rgb_and_range_text(m)) for m in images]

@@ -62,7 +62,7 @@ def fetch_images_at(data: Any, indices: Any, box: Box | None) -> Tensor | None:
     return images_or_none(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu(), inputs))
 
 
-def labels_of(data: Any, n: int) -> Tensor | None:
+def labels_of_data_pair(data: Any, n: int) -> Tensor | None:
     """The first n labels (n,) of a pair (x, y); None for other data."""
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], Tensor)
     return data[1][:n].cpu() if is_pair and len(data[1]) >= n else None
@@ -73,29 +73,29 @@ def image_tiles(x: Tensor, captions: Sequence[str] = ()) -> list[Tile | None]:
     return [Tile(colors.image_to_rgb(image), captions[i] if captions else "") for i, image in enumerate(x)]
 
 
-def names_with_numbers(n: int, word: str = "example") -> list[str]:
+def numbered_names(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
 
 
-def _part_inputs(box: Box | None, part: str) -> Any:
+def _inputs_of_part(box: Box | None, part: str) -> Any:
     """What the inputs of a box are, or those of one part of several."""
     inputs = getattr(box, "inputs", None)
-    return dict(map(_name_and_value, inputs.named_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
+    return dict(map(_with_name_as_str, inputs.named_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
 
 
-def _name_and_value(pair: tuple[str | int, Any]) -> tuple[str, Any]:
+def _with_name_as_str(pair: tuple[str | int, Any]) -> tuple[str, Any]:
     return str(pair[0]), pair[1]
 
 
 def row_column_changes(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
     """The columns of a row (F,) that were changed, the farthest first; in their own units where no box is given."""
-    inputs = _part_inputs(box, part)
-    inputs = inputs if isinstance(inputs, Features) else Features(tuple(names_with_numbers(before.numel(), "feature")))
+    inputs = _inputs_of_part(box, part)
+    inputs = inputs if isinstance(inputs, Features) else Features(tuple(numbered_names(before.numel(), "feature")))
     return column_changes(inputs, before.flatten(), after.flatten())
 
 
 def column_names(box: Box | None, part: str, n: int) -> list[str]:
     """The names of the n columns of a table, or of one part of several inputs; numbers where the box is not given."""
-    inputs = _part_inputs(box, part)
+    inputs = _inputs_of_part(box, part)
     names = [str(name) for name in getattr(inputs, "names", ())]
-    return names if len(names) == n else names_with_numbers(n, "feature")
+    return names if len(names) == n else numbered_names(n, "feature")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_CLUSTER_ROWS, MAX_SLICE_ROWS, MAX_PROTOTYPE_CLASS_ROWS = 6, 5, 5  # rows of a figure
 N_CLUSTER_MEMBER_TILES, N_PASTE_PROOF_PAIRS, N_SLICE_EXAMPLE_TILES, N_TILES_PER_ROW = 3, 2, 6, 6
 TILE_SIDE_PIXELS = 84
-PATCH_COLOR = (214, 40, 40)
+PATCH_OUTLINE_COLOR = (214, 40, 40)
 
 
 @figures.register(Shortcuts)
@@ -80,7 +80,7 @@ def _mean_map_image(c: ExplanationCluster, vmax: float) -> Image.Image:
     strength = (colors.to_float64_array(c.mean_map) / max(vmax, 1e-12)).clip(0, 1)[..., None]
     background = 255 * (1 - 0.35 * gray.clip(0, 1)).repeat(3, -1)
     rgb = background * (1 - strength) + colors.magnitude_to_rgb(c.mean_map, vmax) * strength
-    return outline_rectangle(rgb.round().astype("uint8"), _patch_bounds(c.patch), PATCH_COLOR, TILE_SIDE_PIXELS)
+    return outline_rectangle(rgb.round().astype("uint8"), _patch_bounds(c.patch), PATCH_OUTLINE_COLOR, TILE_SIDE_PIXELS)
 
 
 def _patch_bounds(patch: Rectangle) -> tuple[int, int, int, int]:
@@ -99,7 +99,7 @@ def _paste_proof_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | 
         if i == 0:
             after += f"\nof all: {c.test.with_patch.value:.0%}\nrandom: {c.test.with_random.value:.0%}"
         pasted = outline_rectangle(
-            colors.image_to_rgb(c.after[i]), _patch_bounds(c.patch), PATCH_COLOR, TILE_SIDE_PIXELS
+            colors.image_to_rgb(c.after[i]), _patch_bounds(c.patch), PATCH_OUTLINE_COLOR, TILE_SIDE_PIXELS
         )
         tiles += [Tile(colors.image_to_rgb(c.before[i]), before), Tile(pasted, after)]
     return tiles
@@ -111,7 +111,7 @@ def _slice_figures(result: ErrorSlices, box: Box | None = None, *, data: Any = N
     shown = sorted(result.candidates, key=lambda s: s.p_value)[:MAX_SLICE_ROWS]
     if not shown:
         return {}
-    return {"errors": slice_error_chart(result, shown), **_slice_sheet(result, shown)}
+    return {"errors": slice_error_chart(result, shown), **_slice_sheet_figures(result, shown)}
 
 
 def slice_error_chart(result: ErrorSlices, shown: list[ErrorSlice]) -> Image.Image:
@@ -125,7 +125,7 @@ def slice_error_chart(result: ErrorSlices, shown: list[ErrorSlice]) -> Image.Ima
 
 
 def _error_interval_text(s: ErrorSlice) -> str:
-    low, high = s.errors.exact_interval
+    low, high = s.errors.clopper_pearson_interval
     return f"{low:.0%} to {high:.0%}, p = {s.p_value:.1g}"
 
 
@@ -134,7 +134,7 @@ def _slice_name(result: ErrorSlices, s: ErrorSlice) -> str:
     return f"{len(s.members)} examples, {about}{'' if s.is_significant else ' (not significant)'}"
 
 
-def _slice_sheet(result: ErrorSlices, shown: list[ErrorSlice]) -> Figures:
+def _slice_sheet_figures(result: ErrorSlices, shown: list[ErrorSlice]) -> Figures:
     """The most typical examples of each group; nothing where they are no images."""
     rows = [slice_tiles(result, s) for s in shown if s.examples is not None]
     if not rows:
@@ -149,11 +149,11 @@ def slice_tiles(result: ErrorSlices, s: ErrorSlice) -> list[Tile | None]:
     """The most typical examples of a group, with label and predicted class."""
     if s.examples is None:
         return []
-    captions = [_answer_caption(result, *pair) for pair in s.answers[:N_SLICE_EXAMPLE_TILES].tolist()]
+    captions = [_label_and_prediction_caption(result, *pair) for pair in s.answers[:N_SLICE_EXAMPLE_TILES].tolist()]
     return image_tiles(s.examples[:N_SLICE_EXAMPLE_TILES], captions)
 
 
-def _answer_caption(result: ErrorSlices, label: int, answer: int) -> str:
+def _label_and_prediction_caption(result: ErrorSlices, label: int, answer: int) -> str:
     name = result.class_name(label)
     return f"{name}, right" if label == answer else f"{name}, as {result.class_name(answer)}"
 

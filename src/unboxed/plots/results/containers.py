@@ -11,7 +11,7 @@ from ..charts import matrix_plot
 from ..draw import filters
 from ..figures import Figures, figures
 from .activations import layer_maps_figures
-from .common import names_with_numbers
+from .common import numbered_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @figures.register(tuple)
 @figures.register(list)
-def _sequence_figures(results: Sequence[Any], box: Box | None = None, *, data: Any = None) -> Figures:
+def _figures_of_result_sequence(results: Sequence[Any], box: Box | None = None, *, data: Any = None) -> Figures:
     """Of several results, such as one per layer: each one's own figures, with its layer in the name."""
     if joint := layer_maps_figures(results):
         return joint
@@ -30,7 +30,7 @@ def _sequence_figures(results: Sequence[Any], box: Box | None = None, *, data: A
 
 
 @figures.register(Mapping)
-def _mapping_figures(results: Mapping[Any, Any], box: Box | None = None, *, data: Any = None) -> Figures:
+def _figures_of_results_by_name(results: Mapping[Any, Any], box: Box | None = None, *, data: Any = None) -> Figures:
     """{model: result}: each one's own figures, with the model's name."""
     return _merge_figures_by_name({str(name): figures(result, box, data=data) for name, result in results.items()})
 
@@ -51,8 +51,4 @@ def _tensor_figures(values: Tensor, box: Box | None = None, *, data: Any = None)
     table = values[:, None] if values.ndim == 1 else values
     shown = table[:32, :32]
     kind: Literal["magnitude", "signed"] = "signed" if bool((shown < 0).any()) else "magnitude"
-    return {
-        "values": matrix_plot(
-            shown, names_with_numbers(len(shown), ""), names_with_numbers(shown.shape[1], ""), kind=kind
-        )
-    }
+    return {"values": matrix_plot(shown, numbered_names(len(shown), ""), numbered_names(shown.shape[1], ""), kind=kind)}

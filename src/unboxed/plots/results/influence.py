@@ -20,7 +20,7 @@ from .common import (
     fetch_images_at,
     first_image_part,
     image_tiles,
-    names_with_numbers,
+    numbered_names,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ N_SHOWN_HELPFUL_AND_HARMFUL = 4  # helpful and harmful training examples of a qu
 N_SHOWN_REMOVED_EXAMPLES = 7  # examples of a set whose removal changes an answer
 N_SHOWN_MISLABELS, N_TRAIN_TILES_PER_ROW = 16, 8
 TILE_SIDE_PIXELS = 84
-MAX_GROUP_COLUMNS = 12  # columns of a table
+MAX_GROUPS_IN_TABLE = 12  # columns of a table
 
 
 @figures.register(Influence)
@@ -41,9 +41,9 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
     helpful, harmful = fetch_images_at(data, best, box), fetch_images_at(data, worst, box)
     queries = first_image_part(result.input)
     if helpful is None or harmful is None or queries is None:
-        return {"influence": _score_table(result, best)}
+        return {"influence": _top_scores_matrix_image(result, best)}
     rows = []
-    for i, query in enumerate(image_tiles(queries[:n].cpu(), query_captions(result, n, box))):
+    for i, query in enumerate(image_tiles(queries[:n].cpu(), explained_class_captions(result, n, box))):
         sides = [
             image_tiles(shown[i * k : (i + 1) * k], [train_caption(result, i, int(j), box) for j in index[i]])
             for shown, index in ((helpful, best), (harmful, worst))
@@ -53,17 +53,17 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
         ("most similar", "least similar") if result.unit == SIMILARITY_UNIT_TEXT else ("most helpful", "most harmful")
     )
     columns = ["query", first, *[""] * (2 * k - 2), last]
-    return {"influence": influence_sheet(rows, result, columns, names_with_numbers(n, "query"))}
+    return {"influence": influence_sheet(rows, result, columns, numbered_names(n, "query"))}
 
 
 @figures.register(GroupInfluence)
-def _group_figures(result: GroupInfluence, box: Box | None = None, *, data: Any = None) -> Figures:
+def _group_influence_figures(result: GroupInfluence, box: Box | None = None, *, data: Any = None) -> Figures:
     """Each query's loss without each group, as a table."""
-    scores = result.scores[:MAX_EXAMPLES_PER_FIGURE, :MAX_GROUP_COLUMNS].cpu()
-    columns = [f"{j}: {len(rows)} examples" for j, rows in enumerate(result.members[:MAX_GROUP_COLUMNS])]
+    scores = result.scores[:MAX_EXAMPLES_PER_FIGURE, :MAX_GROUPS_IN_TABLE].cpu()
+    columns = [f"{j}: {len(rows)} examples" for j, rows in enumerate(result.members[:MAX_GROUPS_IN_TABLE])]
     return {
         "groups": matrix_plot(
-            scores, names_with_numbers(len(scores), "query"), columns, ("", "groups"),
+            scores, numbered_names(len(scores), "query"), columns, ("", "groups"),
             title=f"{result.method} ({result.unit}; positive: it helped)", kind="signed", unit=result.unit,
         )
     }  # fmt: skip
@@ -78,7 +78,7 @@ def influence_title(result: Influence) -> str:
     return f"{result.method or 'Influence of training examples'} ({unit})"
 
 
-def query_captions(result: Influence, n: int, box: Box | None) -> list[str]:
+def explained_class_captions(result: Influence, n: int, box: Box | None) -> list[str]:
     """The class whose loss is explained."""
     if not isinstance(result.target, Tensor) or result.target.ndim != 1:
         return [""] * n
@@ -99,12 +99,12 @@ def format_score(score: float) -> str:
     return re.sub(r"e([+-])0+", r"e\1", text).replace("-", "−").replace("e+", "e")
 
 
-def _score_table(result: Influence, best: Tensor) -> Any:
+def _top_scores_matrix_image(result: Influence, best: Tensor) -> Any:
     """The scores of the most helpful examples of each query."""
     values = result.scores[: len(best)].cpu().gather(1, best)
     places = [f"{j + 1}." for j in range(best.shape[1])]
     return matrix_plot(
-        values, names_with_numbers(len(best), "query"), places, ("", "most helpful training examples"),
+        values, numbered_names(len(best), "query"), places, ("", "most helpful training examples"),
         title=influence_title(result), kind="signed", unit=result.unit,
     )  # fmt: skip
 
@@ -121,7 +121,7 @@ def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = Non
     }
     title = "Margins of the answers: below 0 they have changed"
     chart = bar_chart(margins, names, title=title, label="logit of the answer minus the largest other")
-    sheet = _removed_examples(result, n, box, data)
+    sheet = _removed_examples_sheet(result, n, box, data)
     return {"margins": chart} if sheet is None else {"margins": chart, "removed": sheet}
 
 
@@ -132,7 +132,7 @@ def _removal_caption(result: Removal, i: int, box: Box | None) -> str:
     )
 
 
-def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> Any:
+def _removed_examples_sheet(result: Removal, n: int, box: Box | None, data: Any) -> Any:
     """The first examples of each set beside the query; None without images."""
     queries, rows = first_image_part(result.input), list[list[Tile | None]]()
     for i in range(n):
@@ -140,7 +140,7 @@ def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> An
         images = fetch_images_at(data, index, box) if len(index) else None
         if queries is None or (len(index) and images is None):
             return None
-        captions = [_removed_caption(result, j, box) for j in index.tolist()]
+        captions = [_removed_example_caption(result, j, box) for j in index.tolist()]
         shown = [] if images is None else image_tiles(images, captions)
         rows.append([*image_tiles(queries[i : i + 1].cpu()), *shown])
     title = "The first of the training examples whose removal changes the answer"
@@ -149,7 +149,7 @@ def _removed_examples(result: Removal, n: int, box: Box | None, data: Any) -> An
     return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
 
 
-def _removed_caption(result: Removal, index: int, box: Box | None) -> str:
+def _removed_example_caption(result: Removal, index: int, box: Box | None) -> str:
     labels = result.influence.train_labels
     label = "" if labels is None else f"label {class_name(labels[index], result.classes, box)}\n"
     return f"{label}example {index}"
@@ -161,11 +161,11 @@ def _datamodeling_figures(result: LinearDatamodelingScore, box: Box | None = Non
     if result.predicted is None or result.real is None:
         return {}
     return {
-        f"{fraction:g} left out": change_scatter(result, f) for f, fraction in enumerate(result.fractions)
+        f"{fraction:g} left out": loss_change_scatter(result, f) for f, fraction in enumerate(result.fractions)
     }  # fmt: skip
 
 
-def change_scatter(result: LinearDatamodelingScore, f: int) -> Any:
+def loss_change_scatter(result: LinearDatamodelingScore, f: int) -> Any:
     """A point per subset and query, in standard deviations of the query's real changes."""
     predicted, real = (h[f].double().cpu() for h in (result.predicted, result.real) if h is not None)  # (S, Q)
     scale = real.std(0).clamp_min(torch.finfo(real.dtype).tiny)

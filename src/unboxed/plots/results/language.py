@@ -12,25 +12,25 @@ from ..labels import labeled_scatter
 if TYPE_CHECKING:
     from ...box import Box
 
-NULL_BAND_LABEL = "95 % of the partitions of the targets"
+NULL_BAND_AXIS_TEXT = "95 % of the partitions of the targets"
 
 
 @figures.register(WEATs)
 def _weats_figures(result: WEATs, box: Box | None = None, *, data: Any = None) -> Figures:
     """The effect size of each test, on the band of partitions of its targets."""
-    return {"weat": _effect_sizes(list(result), "Word association tests")} if len(result) else {}
+    return {"weat": _effect_size_chart(list(result), "Word association tests")} if len(result) else {}
 
 
 @figures.register(WEAT)
 def _weat_figures(result: WEAT, box: Box | None = None, *, data: Any = None) -> Figures:
     """The effect size on its null band."""
-    return {"weat": _effect_sizes([result], result.name or "Word association test")}
+    return {"weat": _effect_size_chart([result], result.name or "Word association test")}
 
 
-def _effect_sizes(results: list[WEAT], title: str) -> Any:
+def _effect_size_chart(results: list[WEAT], title: str) -> Any:
     rows = {_weat_row_name(r): (r.effect_size, *r.null_band) for r in results}
     label = f"effect size (ddof={results[0].ddof}): right, the first targets are nearer to the first attributes"
-    return null_band_chart(rows, title=title, label=label, band_label=NULL_BAND_LABEL)
+    return null_band_chart(rows, title=title, label=label, band_label=NULL_BAND_AXIS_TEXT)
 
 
 def _weat_row_name(result: WEAT) -> str:
@@ -43,16 +43,16 @@ def _weat_row_name(result: WEAT) -> str:
 
 @figures.register(RemainingBias)
 def _remaining_bias_figures(result: RemainingBias, box: Box | None = None, *, data: Any = None) -> Figures:
-    return {"bias": _bias_bars(result, "What remains of the bias")}
+    return {"bias": _remaining_bias_chart(result, "What remains of the bias")}
 
 
 @figures.register(Debiased)
 def _debiased_figures(result: Debiased, box: Box | None = None, *, data: Any = None) -> Figures:
     """The bias before and after, and what it is by chance."""
-    return {"bias": _bias_bars(result.bias, f"{result.method.capitalize()}: what remains of the bias")}
+    return {"bias": _remaining_bias_chart(result.bias, f"{result.method.capitalize()}: what remains of the bias")}
 
 
-def _bias_bars(bias: RemainingBias, title: str) -> Any:
+def _remaining_bias_chart(bias: RemainingBias, title: str) -> Any:
     names, before, after, chance = zip(*bias.rows(), strict=True)
     series = {"before": before, "after": after, "by chance": chance}
     return bar_chart(series, names, title=title, label=f"{bias.n_words:,} neutral words; more is more bias")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...robustness import Calibration, Corruptions, Robustness, Smoothed
 from ..charts import bar_chart, line_chart, matrix_plot
 from ..figures import Figures, figures
-from .common import labels_of
+from .common import labels_of_data_pair
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -40,7 +40,7 @@ def _smoothed_figures(result: Smoothed, box: Box | None = None, *, data: Any = N
     """Certified accuracy over radii where the labels are known, else the share of examples that have a certificate."""
     largest = float(result.radius.max()) if len(result.radius) else 0.0
     radii = [largest * i / (N_CERTIFIED_CURVE_RADII - 1) for i in range(N_CERTIFIED_CURVE_RADII)]
-    y = labels_of(data, len(result.classes))
+    y = labels_of_data_pair(data, len(result.classes))
     if y is None:
         y_label, values = "share certified", [float((result.radius >= r).double().mean()) for r in radii]
     else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...synthesis import Channels, ClassImages, Inversion, Inversions, MinimalDeactivation, Morph
 from ...synthesis.generated import GeneratedImages
-from ..attack_sheet import change_sheet
+from ..attack_sheet import input_change_sheet
 from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
 from ..generated import frame_strip, image_sheet, score_caption
@@ -31,11 +31,11 @@ MAX_IMAGES_PER_FIGURE = 24
 
 
 @figures.register(GeneratedImages)
-def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data: Any = None) -> Figures:
+def _generated_images_figures(result: GeneratedImages, box: Box | None = None, *, data: Any = None) -> Figures:
     """The images, below their inputs where the data are given, as for DeepDream; and frames where they were kept."""
     rows = zip(result.names, result.scores.tolist(), strict=True)
     captions = [score_caption(score, name) for name, score in rows]
-    return _images_and_frames(result, captions, fetch_images_at(data, range(len(captions)), box))
+    return _image_sheet_and_frame_figures(result, captions, fetch_images_at(data, range(len(captions)), box))
 
 
 @figures.register(ClassImages)
@@ -44,21 +44,21 @@ def _class_image_figures(result: ClassImages, box: Box | None = None, *, data: A
     is_probability = result.probs.shape[1] > max(targets, default=0)
     values = result.probs[range(len(targets)), targets] if is_probability else result.scores
     captions = [f"{name}: p {v:.2f}" for name, v in zip(result.names, values.tolist(), strict=True)]
-    return _images_and_frames(result, captions)
+    return _image_sheet_and_frame_figures(result, captions)
 
 
 @figures.register(Channels)
 def _channel_figures(result: Channels, box: Box | None = None, *, data: Any = None) -> Figures:
     rows = zip(result.names, result.scores.tolist(), result.dead.tolist(), strict=True)
     captions = [f"{name}\ndead" if dead else score_caption(score, name) for name, score, dead in rows]
-    return _images_and_frames(result, captions)
+    return _image_sheet_and_frame_figures(result, captions)
 
 
 @figures.register(Inversion)
 def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any = None) -> Figures:
     rows = zip(result.errors.tolist(), result.cosines.tolist(), strict=True)
     captions = [f"error {error:.2g}\ncosine {cosine:.2f}" for error, cosine in rows]
-    return _images_and_frames(result, captions, fetch_images_at(data, result.source_rows, box))
+    return _image_sheet_and_frame_figures(result, captions, fetch_images_at(data, result.source_rows, box))
 
 
 @figures.register(Inversions)
@@ -79,7 +79,7 @@ def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -
     if isinstance(result.images, Tensor) and result.images.ndim == 2:
         return {
             "change": stack_panels(
-                [_counterfactual_caption(result, i, box) for i in range(min(len(result.targets), 4))]
+                [_counterfactual_bars_image(result, i, box) for i in range(min(len(result.targets), 4))]
             )
         }
     if not isinstance(result.frames, Tensor) or images_or_none(result.frames[0]) is None:
@@ -88,7 +88,7 @@ def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -
     return {f"morph {i}": morph_strip(result, i) for i in range(n)}
 
 
-def _counterfactual_caption(result: Morph, i: int, box: Box | None) -> Image.Image:
+def _counterfactual_bars_image(result: Morph, i: int, box: Box | None) -> Image.Image:
     """Which columns of a row were changed, and how far, for the model to predict the target."""
     k = int(result.targets[i])
     ending = "" if result.confidence_reached[i] else ", not reached"
@@ -105,10 +105,10 @@ def _deactivation_figures(result: MinimalDeactivation, box: Box | None = None, *
         "change": [f"distance {d:.3g}" for d in result.distance.tolist()],
     }
     x, z = first_image_part(result.input), first_image_part(result.images)
-    return {} if x is None else {"change": change_sheet(x, z, captions, title=result.method)}
+    return {} if x is None else {"change": input_change_sheet(x, z, captions, title=result.method)}
 
 
-def _images_and_frames(result: GeneratedImages, captions: list[str], x: Tensor | None = None) -> Figures:
+def _image_sheet_and_frame_figures(result: GeneratedImages, captions: list[str], x: Tensor | None = None) -> Figures:
     """The images, below the inputs x that they were made from if there are any; and frames where they were kept."""
     images = first_image_part(result.images)
     if images is None:

@@ -49,7 +49,7 @@ def twin_name(name: str) -> str | None:
 def register_model(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], AwkwardModel]]:
     """Add a model to the zoo: the function returns it, or it and its inputs; its weights come from seed 0."""
 
-    def register(build: Callable[[], Any]) -> Callable[[], AwkwardModel]:
+    def register_build_function(build: Callable[[], Any]) -> Callable[[], AwkwardModel]:
         def build_seeded() -> AwkwardModel:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # building may use what torch deprecates; running it may not warn
@@ -63,7 +63,7 @@ def register_model(twin: str | None = None, **box: Any) -> Callable[[Callable[[]
         _KIND_BY_MODEL[build.__name__] = build.__module__.rpartition(".")[2]
         return build_seeded
 
-    return register
+    return register_build_function
 
 
 def get_model(name: str, dtype: torch.dtype | None = None) -> AwkwardModel:
