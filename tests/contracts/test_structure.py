@@ -35,7 +35,7 @@ METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
     "isolated",
-    "capture",
+    "capturing_activations",
     "applying_rule",
     "seeded",
     "flags",

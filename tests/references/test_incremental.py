@@ -432,7 +432,9 @@ def test_a_window_pasted_next_to_its_position_is_seen(monkeypatch: pytest.Monkey
 
 
 def test_a_fill_of_zero_below_a_max_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = regions.crop
-    monkeypatch.setattr(regions, "crop", lambda base, top, left, size, fill=0.0: right(base, top, left, size))
+    right = regions.crop_rectangles
+    monkeypatch.setattr(
+        regions, "crop_rectangles", lambda base, top, left, size, fill=0.0: right(base, top, left, size)
+    )
     with pytest.raises(AssertionError):
         check(lambda x: F.max_pool2d(x - 10, 3, 2, 1), local=None)

@@ -5,6 +5,10 @@ random model, a control task, a frozen dictionary), and its result says when the
 """
 
 from ..namespaces import dir_of_exports
+from ._tcav_diagnostics import Diagnostics as Diagnostics
+from .computed import computed_concepts as computed_concepts
+from .concept_vectors import ConceptVectors as ConceptVectors
+from .concept_vectors import concept_vectors as concept_vectors
 from .probe import LayerProbe as LayerProbe
 from .probe import Probing as Probing
 from .probe import probe as probe
@@ -14,5 +18,7 @@ from .shortcuts import Shortcuts as Shortcuts
 from .shortcuts import shortcuts as shortcuts
 from .slices import ErrorSlices as ErrorSlices
 from .slices import error_slices as error_slices
+from .tcav import ConceptScores as ConceptScores
+from .tcav import tcav as tcav
 
 __dir__ = dir_of_exports(__name__)

@@ -136,7 +136,7 @@ def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label
 
 def bar_chart(
     values: Mapping[str, Any], names: Sequence[str] = (), *, title: str = "", label: str = "",
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[float, float] | None = None, intervals: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Image.Image:  # fmt: skip
     """Horizontal bars with their values printed.
 
@@ -146,6 +146,7 @@ def bar_chart(
         title: Printed above.
         label: What the bars measure, with its unit.
         value_range: Ends of the axis; None fits the values.
+        intervals: {series: (low (B,), high (B,))}, drawn as a line on each bar of a series that has one.
 
     Returns:
         The chart.
@@ -168,14 +169,16 @@ def bar_chart(
         axes = chart.axes
         for i, ((name, lengths), color) in enumerate(zip(series.items(), class_colors(len(series)), strict=True)):
             at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
-            bars = axes.barh(at, lengths, thickness, color=color, label=to_printable(name))
-            axes.bar_label(
-                bars,
-                [hyphens_to_minus_signs(f"{v:.3g}") for v in lengths],
-                padding=3,
-                fontsize=7.5,
-                color=FAINT_TEXT_COLOR,
+            ends = (
+                None if intervals is None or name not in intervals else [to_float64_array(e) for e in intervals[name]]
             )
+            errors = None if ends is None else [(lengths - ends[0]).clip(0), (ends[1] - lengths).clip(0)]
+            bars = axes.barh(
+                at, lengths, thickness, color=color, label=to_printable(name), xerr=errors, ecolor=INK_COLOR,
+                error_kw={"linewidth": 1},
+            )  # fmt: skip
+            texts = [hyphens_to_minus_signs(f"{v:.3g}") for v in lengths]
+            axes.bar_label(bars, texts, padding=3, fontsize=7.5, color=FAINT_TEXT_COLOR)
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
         axes.invert_yaxis()
         axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)

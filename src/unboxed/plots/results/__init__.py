@@ -10,6 +10,7 @@ from . import checks as checks
 from . import common as common
 from . import concepts_groups as concepts_groups
 from . import concepts_probe as concepts_probe
+from . import concepts_tcav as concepts_tcav
 from . import containers as containers
 from . import influence as influence
 from . import language as language
