@@ -19,7 +19,10 @@ ROOT = Path(unboxed.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
-    {"errors", "cards", "settings", "validation", "atomic_write", "checkpointing", "rng", "namespaces"},
+    {
+        "errors", "cards", "settings", "validation", "atomic_write", "checkpointing", "rng", "namespaces",
+        "weight_files",
+    },
     {"objectives", "inputs", "model"},
     {"box", "parameters"},
     {"engine"},

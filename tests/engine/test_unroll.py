@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 import unboxed as ub
 from unboxed.engine.unroll.reverse import Trajectory, example_weight_gradients, plan_unroll
+from unboxed.engine.unroll.second_order import MIN_QUERIES_OF_MODE
 from unboxed.engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, Smoothness, measure_smoothness
 from unboxed.engine.unroll.training import Training
 from unboxed.errors import DataError, InputError, ModelError
 from unboxed.influence import ModelTraining
 
-N, QUERIES = 24, 3
+N, QUERIES = 24, 5  # as many queries as go back in one pass
 INPUTS = ub.Pixels((1, 4, 4))
 
 
@@ -114,6 +115,44 @@ def test_gradients_where_examples_are_left_out_are_finite_differences(settings: 
     difference = (high - low) / (2 * h)
     assert (difference - by_weight @ direction).norm() < 1e-6 * difference.norm()
     assert (by_weight - scores(run)).norm() > 1e-3 * by_weight.norm()
+
+
+class Sequences(nn.Module):
+    """Rows as a sequence: attention, layer norm, linear layers of three axes with and without a bias, one frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.attention = nn.Linear(4, 6, bias=False), nn.MultiheadAttention(6, 2, batch_first=True)
+        self.norm, self.mix, self.head = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.mix.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x[:, 0])
+        h = self.norm(h + self.attention(h, h, h, need_weights=False)[0])
+        return self.head(F.silu(self.mix(h)).mean(1))
+
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    "relu in place": nn.ReLU(inplace=True), "relu6": nn.ReLU6(), "leaky_relu": nn.LeakyReLU(), "elu": nn.ELU(),
+    "selu": nn.SELU(), "celu": nn.CELU(), "gelu": nn.GELU(), "gelu by tanh": nn.GELU("tanh"), "silu": nn.SiLU(),
+    "mish": nn.Mish(), "softplus": nn.Softplus(beta=2), "softsign": nn.Softsign(), "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(), "logsigmoid": nn.LogSigmoid(), "hardtanh": nn.Hardtanh(-0.5, 0.5),
+    "hardswish": nn.Hardswish(), "prelu": nn.PReLU(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [*ACTIVATIONS, "sequences"])
+def test_many_queries_at_once_are_the_queries_one_by_one(model: str) -> None:
+    """The second derivatives that are written out are torch's."""
+    module = Sequences() if model == "sequences" else flat(ACTIVATIONS[model], nn.Linear(8, 8))
+    run = ModelTraining(module.double(), INPUTS, data(), epochs=1, batch_size=8, lr=1e-2)
+    x, y = data()
+    trajectory = Trajectory(run, run.n_steps)
+    single = torch.cat([example_weight_gradients(run, trajectory, x[i : i + 1], y[i : i + 1]) for i in range(QUERIES)])
+    many = example_weight_gradients(run, trajectory, x[:QUERIES], y[:QUERIES])
+    assert QUERIES >= MIN_QUERIES_OF_MODE
+    assert (many - single).norm() < 1e-10 * single.norm()
 
 
 def test_weights_of_examples_that_are_seen_are_not_zero() -> None:
@@ -367,3 +406,47 @@ def test_what_the_optimizer_leaves_out_is_not_trained() -> None:
     frozen = ModelTraining(model, INPUTS, data(), epochs=3, batch_size=8, optimizer="sgd", lr=0.1, schedule="constant")
     torch.testing.assert_close(scores(some), scores(frozen))
     assert torch.equal(some.box(some.run()).model[1].weight, flat()[1].weight)
+
+
+class Branches(nn.Module):
+    """With a layer that is never used, and one that is used for bright batches alone."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.main, self.unused, self.bright = nn.Linear(16, 3), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.threshold = threshold
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.main(x.flatten(1))
+        return z + self.bright(x.flatten(1)) if x.mean() > self.threshold else z
+
+
+@pytest.mark.parametrize("settings", ["momentum", "adam", "adamw"])
+def test_parameters_without_a_gradient_do_not_decay(settings: str) -> None:
+    """torch's optimizers skip them."""
+    run = ModelTraining(Branches(0), INPUTS, data(), epochs=3, batch_size=8, **SETTINGS[settings])
+    fitted = Branches(0)
+    box = run.box(run.run())
+    assert torch.equal(box.model.unused.weight, fitted.unused.weight)
+    assert not torch.equal(box.model.bright.weight, fitted.bright.weight)
+    assert not any("unused" in name for name in run.start)
+    many = run.run_many(torch.ones(2, N, dtype=torch.float64))
+    assert torch.allclose(many["parameter.main.weight"][1], box.model.main.weight, rtol=0, atol=1e-12)
+
+
+def test_parameters_that_some_steps_do_not_use_are_refused_by_name() -> None:
+    threshold = float(torch.stack([data()[0][b].mean() for b in training("gelu", "sgd").batches]).median())
+    with pytest.raises(ModelError, match=r"'bright.weight' has (a|no) gradient in step \d"):
+        ModelTraining(Branches(threshold), INPUTS, data(), epochs=3, batch_size=8, **SETTINGS["adamw"]).run()
+    plain = {"optimizer": "sgd", "schedule": "constant", "lr": 0.1}
+    run = ModelTraining(Branches(threshold), INPUTS, data(), epochs=3, batch_size=8, **plain)
+    fitted, (x, y) = Branches(threshold), data()
+    optimizer = torch.optim.SGD(fitted.parameters(), 0.1)
+    for batch in run.batches:
+        optimizer.zero_grad()
+        F.cross_entropy(fitted(x[batch]), y[batch]).backward()
+        optimizer.step()
+    for name, h in fitted.named_parameters():
+        assert torch.allclose(run.run()["parameter." + name], h, rtol=0, atol=1e-12), name

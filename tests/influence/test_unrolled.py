@@ -181,6 +181,40 @@ def test_a_step_without_a_graph_is_refused() -> None:
         unrolled(box, x[:2], y[:2], own_training("no graph"))
 
 
+@pytest.mark.parametrize(("cut", "named"), [("state", "'p'"), ("momentum", "'momentum'"), ("output", "'momentum'")])
+def test_a_step_that_cuts_its_gradient_is_refused_by_name(cut: str, named: str) -> None:
+    """It still depends on the weights of its own examples: scores would miss all later steps."""
+    x, y = data()
+    batches = [torch.arange(20), torch.arange(20, 40)] * 3
+
+    def loss(p: Tensor, t: int, weights: Tensor) -> Tensor:
+        z = x[batches[t]].flatten(1) @ p
+        return (weights * nn.functional.cross_entropy(z, y[batches[t]], reduction="none")).sum() / len(weights)
+
+    def step(state: dict[str, Tensor], t: int, weights: Tensor) -> dict[str, Tensor]:
+        p = state["p"].detach() if cut == "state" else state["p"]
+        momentum = state["momentum"].detach() if cut == "momentum" else state["momentum"]
+        momentum = 0.9 * momentum + torch.func.grad(loss)(p, t, weights)
+        return {
+            "p": p - 0.3 * momentum,
+            "momentum": momentum.detach() if cut == "output" else momentum,
+            "step": state["step"] + 1,
+            "last": p.new_tensor(t),
+        }
+
+    zeros = torch.zeros(16, 3, dtype=torch.float64)
+    start = {"p": zeros, "momentum": zeros, "step": torch.zeros(()), "last": torch.zeros((), dtype=torch.float64)}
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), ub.Pixels(SHAPE))
+
+    def query_loss(state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(x.flatten(1) @ state["p"], y, reduction="none")
+
+    with pytest.raises(InputError, match=f"cuts the gradient of its state's {named}:"):
+        unrolled(box, x[:2], y[:2], Training(step, start, batches, query_loss, N))
+    cut = "nothing"
+    assert unrolled(box, x[:2], y[:2], Training(step, start, batches, query_loss, N)).scores.abs().max() > 0
+
+
 def test_draws_without_keys_are_refused_by_name() -> None:
     (x, y), box = data(), ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), ub.Pixels(SHAPE))
     unkeyed = training(augment=lambda x, generator: x + 0.1 * torch.rand_like(x))

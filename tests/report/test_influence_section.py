@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
 import unboxed as ub
 from models import digits_box
 from unboxed import cli
+from unboxed.checkpointing import tensor_digest
 from unboxed.influence import Influence
 from unboxed.plots.results.influence import format_score
 from unboxed.report.influence import SECTION
@@ -85,6 +89,47 @@ def test_the_command_lists_helpful_and_harmful_examples(tmp_path: Path) -> None:
     assert (tmp_path / "influence.png").stat().st_size > 1000
     assert facts["verdict"]["grade"] == "inconclusive"
     assert "Not compared with anything real" in result.output
+
+
+@pytest.mark.filterwarnings("ignore:1 example can't be read and is left out")
+def test_the_command_names_examples_by_their_place_and_file(tmp_path: Path) -> None:
+    """A file that breaks off is counted in the places, and listed."""
+    for i, (image, label) in enumerate(zip(*ub.data.digits("train").first(40), strict=True)):
+        file = tmp_path / "train" / str(int(label)) / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).byte().numpy()).save(file)
+    paths = ub.data.folder(tmp_path / "train", digits_box()).paths
+    paths[5].write_bytes(paths[5].read_bytes()[:60])
+    arguments = ["influence", "--model", "zoo:digits-cnn", "--train", str(tmp_path / "train"), "--query", "digits:test"]
+    out = tmp_path / "out"
+    result = CliRunner().invoke(cli.app, [*arguments, "--n", "1", "--k", "39", "--no-verdict", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    facts = json.loads((out / "influence.json").read_text())
+    assert facts["train_examples"] == 39
+    assert [entry["file"] for entry in facts["skipped"]] == [str(paths[5])]
+    entries = [e for side in ("helpful", "harmful") for e in facts["queries"][0][side]]
+    assert {e["example"] for e in entries} == {*range(40)} - {5}
+    assert all(e["file"] == str(paths[e["example"]]) for e in entries)
+    assert all(e["label"] == Path(e["file"]).parent.name for e in entries)
+
+
+def test_the_report_fits_the_curvature_once_for_a_model(
+    tmp_path: Path, train: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For scores, pixels and the verdict; once more for each model with random weights."""
+    module = importlib.import_module("unboxed.influence.solvers.kronecker")
+    real, fitted = module.fit_fisher, list[str]()
+
+    def counted(gradients: Any, *args: Any, **settings: Any) -> Any:
+        fitted.append(tensor_digest(*gradients.parameters.values()))
+        return real(gradients, *args, **settings)
+
+    monkeypatch.setattr(module, "fit_fisher", counted)
+    ub.report(digits_box(), ub.data.digits("test").first(20), tmp_path / "r", training=train, sections=["influence"],
+              quiet=True)  # fmt: skip
+    own = tensor_digest(*dict(digits_box().model.named_parameters()).values())
+    assert fitted.count(own) == 1
+    assert len({*fitted}) == len(fitted) > 1
 
 
 def test_the_command_goes_on_from_a_store(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checks.influence_verdict import influence_verdict
 from ..checks.verdict import Verdict
-from ..engine.read.examples import examples_with_optional_labels, labeled_examples
+from ..engine.read.examples import examples_with_optional_labels, indexed_labeled_examples
 from ..errors import InputError
 from ..influence import Influence, gradient_store
 from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
 from ..plots.results.influence import format_score
 from ..validation import check_int
+from .parsing import print_skipped_files_note, skipped_files
 from .results import print_written_paths, write_figures_and_facts
 
 DEFAULT_INFLUENCE_METHOD, DEFAULT_INFLUENCE_SETTINGS = (
@@ -65,8 +67,11 @@ def run_influence(
     Raises DataError, InputError and WriteError.
     """
     card = find_card(method, influence_cards())
+    for data in (train, query):
+        print_skipped_files_note(data)
     x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
-    train_x, train_y = labeled_examples(box, train, n_train)
+    train_x, train_y, rows = indexed_labeled_examples(box, train, n_train)
+    places = _Places(rows.tolist(), getattr(train, "paths", None))
     k = min(check_int("--k", k, minimum=1), len(train_x))
     train_data = (box.restore_structure(train_x), train_y)
     scoring = _bound_influence_method(card, store, seed)
@@ -76,11 +81,12 @@ def run_influence(
     judged = _influence_verdict(box, query, card, train_data, seed) if with_verdict else None
     drawn = figures(result, box, data=train_data)
     images = {FIGURE_FILE if len(drawn) == 1 else f"{name}.png": image for name, image in drawn.items()}
-    facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, k)}
+    facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, places, k)}
+    facts["skipped"] = [*skipped_files(train), *skipped_files(query)]
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
     paths = write_figures_and_facts(images, facts, Path(out), RESULTS_FILE, default=str)
     for i, name in enumerate(_query_names(box, result, y)):
-        Console().print(_query_influence_table(result, box, i, name, k))
+        Console().print(_query_influence_table(result, box, i, name, places, k))
     if judged is not None:
         typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
     print_written_paths(paths)
@@ -110,7 +116,20 @@ def _influence_verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tenso
         )
 
 
-def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Places:
+    """Where training examples are in their data, of which files that can't be read are left out."""
+
+    rows: Sequence[int]
+    paths: Sequence[Path] | None  # of all files of the data
+
+    def of(self, j: int) -> dict[str, Any]:
+        """The index of an example, and its file where it is one."""
+        row = self.rows[j]
+        return {"example": row} if self.paths is None else {"example": row, "file": str(self.paths[row])}
+
+
+def influence_facts(result: Influence, box: Box, y: Tensor | None, places: _Places, k: int) -> dict[str, Any]:
     """For JSON: of each query the most helpful and harmful examples, with their scores and labels."""
     return {
         "unit": result.unit,
@@ -120,20 +139,22 @@ def influence_facts(result: Influence, box: Box, y: Tensor | None, k: int) -> di
         "queries": [
             {
                 "query": name,
-                "helpful": _top_influence_entries(result, box, i, k, 1),
-                "harmful": _top_influence_entries(result, box, i, k, -1),
+                "helpful": _top_influence_entries(result, box, i, places, k, 1),
+                "harmful": _top_influence_entries(result, box, i, places, k, -1),
             }
             for i, name in enumerate(_query_names(box, result, y))
         ],
     }
 
 
-def _top_influence_entries(result: Influence, box: Box, query: int, k: int, sign: int) -> list[dict[str, Any]]:
+def _top_influence_entries(
+    result: Influence, box: Box, query: int, places: _Places, k: int, sign: int
+) -> list[dict[str, Any]]:
     """The k most helpful (sign 1) or most harmful (-1) examples of a query; those of the other sign are left out."""
     index = (result.top(k) if sign > 0 else result.bottom(k))[query].tolist()
     scores = {j: float(result.scores[query, j]) for j in index}
     return [
-        {"example": j, "score": score, "label": _train_label_text(result, box, j)}
+        {**places.of(j), "score": score, "label": _train_label_text(result, box, j)}
         for j, score in scores.items()
         if sign * score > 0
     ]
@@ -154,11 +175,11 @@ def _query_names(box: Box, result: Influence, y: Tensor | None) -> list[str]:
     return names if y is None else [f"{name}, label {box.classes[int(c)]}" for name, c in zip(names, y, strict=True)]
 
 
-def _query_influence_table(result: Influence, box: Box, query: int, name: str, k: int) -> Table:
+def _query_influence_table(result: Influence, box: Box, query: int, name: str, places: _Places, k: int) -> Table:
     """The most helpful and the most harmful examples side by side."""
     columns = "helpful", "label", result.unit, "harmful", "label", result.unit
     table = Table(*columns, title=name, title_justify="left")
-    helpful, harmful = (_top_influence_entries(result, box, query, k, sign) for sign in (1, -1))
+    helpful, harmful = (_top_influence_entries(result, box, query, places, k, sign) for sign in (1, -1))
     for i in range(max(len(helpful), len(harmful))):
         cells = [_influence_entry_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]
         table.add_row(*cells[0], *cells[1])

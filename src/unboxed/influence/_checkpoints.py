@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..box import Box
@@ -17,6 +15,7 @@ from ..engine.example_gradients.losses import ExampleLoss
 from ..errors import InputError, ModelError
 from ..settings import ValueRole
 from ..validation import suggestion_text
+from ..weight_files import read_weights
 
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
 Checkpoints = Annotated[
@@ -72,13 +71,7 @@ class CheckpointGradients:
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     """The weights in a file; nothing in it is executed. Raises ModelError."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file can raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"can't read the checkpoint {path}: {reason}") from error
+    content = read_weights(path)
     if isinstance(content, Mapping):
         content = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(h, Tensor) for h in content.values()):

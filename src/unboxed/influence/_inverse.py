@@ -78,19 +78,31 @@ class InverseCurvature:
         return torch.cat(map_in_batches(project_on_batch_gradients, c.n_examples, size, limit), dim=1)
 
 
-def inverse_curvature(
-    box: Box, train: Any, *, solver: str | Solver, curvature: CurvatureKind,
-    damping: float | None, l2: float, layers: LayerAddresses, loss: ExampleLoss | None, batch_size: BatchSize,
-    seed: int,
-) -> InverseCurvature:  # fmt: skip
-    """The inverse curvature by these settings. Raises what reading the data and the model raises, and NaNError."""
-    found = find_solver(solver)
-    gradients = ExampleGradients(box, layers, loss, batch_size=batch_size)
-    x, y = read_training_examples(box, train)
-    h = Curvature(gradients, x, y, kind=curvature, l2=l2, batch_size=batch_size, seed=check_seed(seed))
-    check_finite_losses(gradients, x, y, "training examples")
-    rule = getattr(found, "default_damping", default_damping)
-    return InverseCurvature(h, rule(h) if damping is None else float(damping), found)
+@dataclass(frozen=True, eq=False)
+class CurvatureSettings:
+    """What the methods of influence functions let one choose of the inverse curvature."""
+
+    solver: str | Solver
+    curvature: CurvatureKind
+    damping: float | None
+    l2: float
+    layers: LayerAddresses
+    loss: ExampleLoss | None
+    batch_size: BatchSize
+    seed: int
+
+    def inverse(self, box: Box, train: Any) -> InverseCurvature:
+        """The inverse curvature of the training examples' loss.
+
+        Raises what reading the data and the model raises, and NaNError.
+        """
+        solver, seed = find_solver(self.solver), check_seed(self.seed)
+        gradients = ExampleGradients(box, self.layers, self.loss, batch_size=self.batch_size)
+        x, y = read_training_examples(box, train)
+        h = Curvature(gradients, x, y, kind=self.curvature, l2=self.l2, batch_size=self.batch_size, seed=seed)
+        check_finite_losses(gradients, x, y, "training examples")
+        rule = getattr(solver, "default_damping", default_damping)
+        return InverseCurvature(h, rule(h) if self.damping is None else float(self.damping), solver)
 
 
 def default_damping(curvature: Curvature) -> float:

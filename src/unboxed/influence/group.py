@@ -21,7 +21,7 @@ from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
-from ._inverse import L2, CurvatureChoice, Damping, InverseCurvature, LossFunction, SolverChoice, inverse_curvature
+from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, InverseCurvature, LossFunction, SolverChoice
 from .result import ScoreTruth
 
 NATS_PER_GROUP_UNIT_TEXT = "nats per group left out"
@@ -124,10 +124,8 @@ def group(
     check_settings(group, locals())
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
-    inverse = inverse_curvature(
-        box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
-        batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+    settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
+    inverse = settings.inverse(box, train)
     members = [_check_members(rows, inverse.curvature.n_examples, box.device) for rows in _check_groups(groups)]
     effects = torch.cat([_group_mean_loss_gradient(inverse, rows) for rows in members])  # (G, P)
     if order == 2:

@@ -18,7 +18,7 @@ from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
-from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
+from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunction, SolverChoice
 from .result import Influence
 
 LARGE_SCORES_WARNING_PREFIX = "scores of up to"  # with which the warning of them begins
@@ -101,10 +101,8 @@ def influence_functions(
     check_settings(influence_functions, locals())
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
-    inverse = inverse_curvature(
-        box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
-        batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+    settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
+    inverse = settings.inverse(box, train)
     scores = inverse.project(inverse.solve_for(x, y)) / inverse.curvature.n_examples
     _warn_of_implausible_scores(scores)
     return Influence(

@@ -19,7 +19,7 @@ from ..model.state import outside_inference_mode
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainIndex, TrainingData, check_train_index, random_card_training_data, resolve_query_labels
-from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
+from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunction, SolverChoice
 
 
 @card(
@@ -82,10 +82,8 @@ def perturb(
     check_settings(perturb, locals())
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
-    inverse = inverse_curvature(
-        box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
-        batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+    settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
+    inverse = settings.inverse(box, train)
     c = inverse.curvature
     rows = check_train_index(index, len(x), c.n_examples, box.device)
     s = inverse.solve_for(x, y)

@@ -13,7 +13,7 @@ from .. import rng
 from ..box import Box
 from ..cards import card
 from ..engine.results import ResultMixin
-from ..engine.unroll.training import QueryLossFn, Training, TrainingState, map_states
+from ..engine.unroll.training import MAX_RETRAINING_BYTES, QueryLossFn, Training, TrainingState, map_states
 from ..errors import InputError
 from ..model.state import outside_inference_mode
 from ..parameters import InputBatch, Labels, Seed
@@ -23,9 +23,6 @@ from ._data import make_card_box_inputs_and_training
 from .result import Influence
 from .unrolled import DEFAULT_MAX_UNROLL_STATE_BYTES, unrolled
 
-RETRAINING_RUN_MEMORY_IN_STATES = (
-    4  # memory of one of many runs at once: its state before and after a step, gradients, what it is made of
-)
 UNCONFIRMED_SET_GROWTH_FRACTION = 0.1  # of a set that the exact run does not confirm
 
 
@@ -221,7 +218,7 @@ class _Retraining:
 
     def margins(self, queries: Sequence[int], removed: Sequence[Tensor]) -> Tensor:
         """The margin (M,) of queries[m] after a training without removed[m], as many trainings at once as fit."""
-        size = max(1, self.max_bytes // (RETRAINING_RUN_MEMORY_IN_STATES * self.training.state_bytes))
+        size = self.training.n_at_once(min(self.max_bytes, MAX_RETRAINING_BYTES))
         chunks = [slice(i, i + size) for i in range(0, len(queries), size)]
         return torch.cat([self._margins_at_once(queries[c], removed[c]) for c in chunks] or [self.x.new_empty(0)])
 

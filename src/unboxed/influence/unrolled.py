@@ -22,9 +22,9 @@ from ..engine.unroll.checks import (
 from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
 from ..engine.unroll.reverse import Trajectory, UnrollPlan, example_weight_gradients, plan_unroll
-from ..engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, measure_smoothness
+from ..engine.unroll.smoothness import measure_smoothness, warn_if_not_smooth
 from ..engine.unroll.training import Training, TrainingState
-from ..errors import ModelError, warn
+from ..errors import ModelError
 from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
@@ -143,13 +143,9 @@ def unrolled(
     check_finite_scores(scores)
     compared = scores if weights is None else None  # with leaving out of all examples
     smoothness = measure_smoothness(training, x, y, compared, seed) if check_smoothness else None
-    if smoothness is not None and not smoothness.is_smooth:
+    if smoothness is not None:
         ratio = float(smoothness.noise_to_signal.median())
-        warn(
-            f"this training is not smooth: moving its start by a relative 1e-5 changes the queries' losses {ratio:.2f} "
-            f"times as much as leaving out 1 % of the examples (bound {MAX_NOISE_TO_SIGNAL}), so that scores of single "
-            "examples are uncertain; a smooth activation (GELU, SiLU), a smaller lr or fewer epochs help"
-        )
+        warn_if_not_smooth(ratio, "1 % of the examples", "scores of single examples are uncertain")
     return Influence(
         scores.to(box.dtype),
         "one run",

@@ -11,7 +11,7 @@ from ..box import Box
 from ..parameters import BatchSize, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainIndex, TrainingData, check_train_index
-from ._inverse import L2, CurvatureChoice, Damping, LossFunction, SolverChoice, inverse_curvature
+from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunction, SolverChoice
 
 
 def upweight(
@@ -54,10 +54,8 @@ def upweight(
         Koh & Liang 2017, equation 1, divided by n: there the weight that grows is one of 1, here one of 1/n.
     """
     check_settings(upweight, locals())
-    inverse = inverse_curvature(
-        box, train, solver=solver, curvature=curvature, damping=damping, l2=l2, layers=layers, loss=loss,
-        batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+    settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
+    inverse = settings.inverse(box, train)
     c = inverse.curvature
     rows = check_train_index(index, None, c.n_examples, box.device)
     return {name: -s / c.n_examples for name, s in inverse.solve_for(c.x[rows], c.y[rows]).items()}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError, warn
-from .files import ADAPTER_REFUSED_TEXT, TensorDict, flatten_checkpoint, listed_names_text, read_weights
+from ..weight_files import ADAPTER_REFUSED_TEXT, TensorDict, flatten_checkpoint, listed_names_text, read_weights
 from .own_loading import weight_sets_by_own_loading
 from .weight_sets import (
     WeightSet,

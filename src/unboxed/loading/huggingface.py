@@ -18,7 +18,7 @@ from ..errors import InputError, MissingPackageError, ModelError, warn
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
 from ..model.state import forking_rngs_with_lock
-from .files import listed_names_text
+from ..weight_files import listed_names_text
 from .own_loading import silencing_transformers
 
 HF_CONFIG_FILE_NAME = "config.json"

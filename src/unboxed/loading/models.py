@@ -11,9 +11,9 @@ from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
 from ..validation import check_seed, nearest_paths_text
+from ..weight_files import ADAPTER_FILE_NAMES, ADAPTER_REFUSED_TEXT
 from .exported import load_exported
 from .factories import build_from_spec, first_names_with_ellipsis, public_names_defined_in_file
-from .files import ADAPTER_FILE_NAMES, ADAPTER_REFUSED_TEXT
 from .huggingface import is_pretrained_folder, load_pretrained
 
 MODEL_SPEC_TEXT = (

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..model.state import forking_rngs_with_lock
-from .files import TensorDict
+from ..weight_files import TensorDict
 from .weight_sets import (
     WeightSet,
     dotted_prefixes,

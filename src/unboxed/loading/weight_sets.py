@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import ModelError, warn
-from .files import TensorDict, listed_names_text
+from ..weight_files import TensorDict, listed_names_text
 
 INNER_WRAPPER_MODULE_NAMES = {
     "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module",

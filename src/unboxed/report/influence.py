@@ -106,10 +106,11 @@ class InfluenceFinding(Finding):
 def find(context: ReportContext) -> InfluenceFinding:
     rows = context.example_indices[:MAX_INFLUENCE_QUERIES]
     train = _read_training_examples(context)
-    method, taken = scoring_method_and_train_input(context, train)
+    solver = influence.Kronecker()  # fitted once for scores, pixels and the verdict
+    method, taken = scoring_method_and_train_input(context, train, solver)
     with without_large_score_warning():
         result = method(context.box, context.inputs(rows), None, taken)
-    slopes = loss_slopes_in_pixels_or_none(context, rows, train, result.top(1)[:, 0].tolist())
+    slopes = loss_slopes_in_pixels_or_none(context, rows, train, result.top(1)[:, 0].tolist(), solver)
     answers = tuple(_make_influenced_answer(context, result, i, row, train, slopes) for i, row in enumerate(rows))
     smoothness = result.smoothness
     return InfluenceFinding(

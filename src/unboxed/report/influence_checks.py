@@ -17,7 +17,7 @@ from ..checks.verdict import Verdict
 from ..engine.read.examples import LabeledExamples
 from ..engine.unroll.model_training import ModelTraining
 from ..errors import UnboxedError
-from ..influence import Influence
+from ..influence import Influence, Kronecker
 from ..influence.influence_functions import without_large_score_warning
 from ..influence.validate import LinearDatamodelingScore
 from ..plots import colors, draw
@@ -34,11 +34,13 @@ TILE_SIDE_PIXELS = 84
 ScoringMethod = Callable[[Box, Tensor, Any, Any], Influence]
 
 
-def scoring_method_and_train_input(context: ReportContext, train: LabeledExamples) -> tuple[ScoringMethod, Any]:
+def scoring_method_and_train_input(
+    context: ReportContext, train: LabeledExamples, solver: Kronecker
+) -> tuple[ScoringMethod, Any]:
     """The method that scores training examples, and what it takes: a training that can be run again, else data."""
     if isinstance(context.training, ModelTraining):
         return partial(influence.unrolled, seed=context.seed), context.training
-    return partial(influence.influence_functions, solver="ekfac", seed=context.seed), (train.x, train.y)
+    return partial(influence.influence_functions, solver=solver, seed=context.seed), (train.x, train.y)
 
 
 def can_retrain(context: ReportContext) -> bool:
@@ -63,13 +65,13 @@ def influence_verdict_or_none(context: ReportContext, method: ScoringMethod, tra
 
 
 def loss_slopes_in_pixels_or_none(
-    context: ReportContext, rows: Sequence[int], train: LabeledExamples, index: Sequence[int]
+    context: ReportContext, rows: Sequence[int], train: LabeledExamples, index: Sequence[int], solver: Kronecker
 ) -> Tensor | None:
     """(Q, C, H, W) slope of each answer's loss in the pixels of one training image; None where that is refused."""
     try:
         data = context.box.restore_structure(train.x), train.y
         found = influence.perturb(
-            context.box, context.inputs(rows), None, data, list(index), solver="ekfac", seed=context.seed
+            context.box, context.inputs(rows), None, data, list(index), solver=solver, seed=context.seed
         )
     except UnboxedError:
         return None

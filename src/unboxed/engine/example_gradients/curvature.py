@@ -6,14 +6,19 @@ Martens 2010, "Deep learning via Hessian-free optimization"; Schraudolph 2002 fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...checkpointing import tensor_digest
 from ...errors import OutputError
 from ...model.batching import BatchSize, map_in_batches
+from ...model.state import leaving_inference_mode
+from ..batched_vjp import batched_vjp, vjp_one_by_one
+from ..cpu_cache import gradient_batch_size_and_max_rows
 from .gradients import ExampleGradients
 from .parameters import Parameters
 
@@ -55,6 +60,13 @@ class Curvature:
     def n_parameters(self) -> int:
         return self.gradients.n_parameters
 
+    @cached_property
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Equal for curvatures of the same parameters, examples and loss, up to l2."""
+        g = self.gradients
+        tensors = [*g.parameters.values(), *(b for b in g.box.model.state_dict().values() if isinstance(b, Tensor))]
+        return tuple(g.parameters), tensor_digest(*tensors, self.x, self.y), g.loss, self.kind, self.seed
+
     def make_seeded_generator(self) -> torch.Generator:
         """A generator that starts from the seed, on the model's device."""
         return torch.Generator(self.gradients.box.device).manual_seed(self.seed)
@@ -91,30 +103,40 @@ class Curvature:
             return self.matvec(torch.eye(len(total)).to(total))
 
         def add_matrix_of(rows: slice) -> None:
-            s = self._loss_hessians_in_outputs(rows).to(total.dtype)  # (N, M, M)
-            j = self._output_jacobian(self.x[rows], s.shape[1]).to(total.dtype)  # (N, M, P)
+            z, j = self._outputs_and_jacobian(self.x[rows])  # j (N, M, P)
+            s, j = self._loss_hessians_in_outputs(z, self.y[rows]).to(total.dtype), j.to(total.dtype)  # s (N, M, M)
             total.addmm_(j.flatten(0, 1).T, (s @ j).flatten(0, 1), alpha=1 / self.n_examples)
 
         box = self.gradients.box
-        size, _ = box.batch_size_and_max_rows(self.n_examples, self.batch_size)
+        size, max_rows = gradient_batch_size_and_max_rows(box, self.n_examples, self.batch_size)
         bytes_per_example = 3 * box.n_outputs * self.n_parameters * total.element_size()
-        map_in_batches(add_matrix_of, self.n_examples, size, box.max_rows_in_memory(bytes_per_example))
+        map_in_batches(add_matrix_of, self.n_examples, size, min(max_rows, box.max_rows_in_memory(bytes_per_example)))
         return total
 
-    def _loss_hessians_in_outputs(self, rows: slice) -> Tensor:
-        """Second derivatives (N, M, M) of each example's loss in its outputs, flattened."""
+    def _loss_hessians_in_outputs(self, z: Tensor, y: Tensor) -> Tensor:
+        """Second derivatives (N, M, M) of each example's loss in its outputs z (N, ...), flattened."""
         with self.gradients.box.isolated():
-            z = self.gradients.outputs(self.x[rows]).detach().requires_grad_()
-            slopes = torch.autograd.grad(self.gradients.loss(z, self.y[rows]).sum(), z, create_graph=True)
+            z = z.detach().requires_grad_()
+            slopes = torch.autograd.grad(self.gradients.loss(z, y).sum(), z, create_graph=True)
             n_outputs = z[0].numel()
             units = torch.eye(n_outputs).to(z).reshape(n_outputs, 1, *z.shape[1:]).expand(n_outputs, *z.shape)
             return self._vjps(slopes, [z], [units])[0].flatten(2).movedim(0, 1)
 
-    def _output_jacobian(self, x: Tensor, n_outputs: int) -> Tensor:
-        """Derivatives (N, M, P) of an example's outputs: gradients of a "loss" that is the output of the label."""
-        outputs = torch.arange(n_outputs, device=x.device).repeat(len(x))
-        rows = self.gradients.with_loss(_output_at_label).matrix(x.repeat_interleave(n_outputs, 0), outputs)
-        return rows.reshape(len(x), n_outputs, -1)
+    def _outputs_and_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (N, ...) of examples, and their derivatives (N, M, P)."""
+        gradients = self._gradients_of_outputs
+        forms = gradients.closed_form_route(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        with leaving_inference_mode(), gradients.box.isolated():
+            if set(forms.names) == set(gradients.parameters):
+                return forms.jacobian(x)
+            z = gradients.outputs(x)
+        m = z[0].numel()
+        labels = torch.arange(m, device=x.device).repeat(len(x))  # gradients of a "loss" that is the label's output
+        return z, gradients.matrix(x.repeat_interleave(m, 0), labels).reshape(len(x), m, -1)
+
+    @cached_property
+    def _gradients_of_outputs(self) -> ExampleGradients:
+        return self.gradients.with_loss(_output_at_label)
 
     def _batch_size_and_max_rows(self, n_vectors: int) -> tuple[BatchSize, int]:
         box = self.gradients.box
@@ -174,15 +196,12 @@ class Curvature:
     ) -> list[Tensor]:
         if self._vmaps:
             try:
-                return _batched_vjps(outputs, inputs, vectors)
+                return batched_vjp(outputs, inputs, vectors)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # an op without a batching rule; what else fails, fails again below
                 self._vmaps = False
-        singles = [
-            _batched_vjps(outputs, inputs, [v[k] for v in vectors], batched=False) for k in range(len(vectors[0]))
-        ]
-        return [torch.stack(parts) for parts in zip(*singles, strict=True)]
+        return vjp_one_by_one(outputs, inputs, vectors)
 
 
 def check_depends_on_parameters(loss: Tensor) -> None:
@@ -195,13 +214,3 @@ def check_depends_on_parameters(loss: Tensor) -> None:
 
 def _output_at_label(outputs: Tensor, label: Tensor) -> Tensor:
     return outputs.flatten(1).gather(1, label[:, None])[:, 0]
-
-
-def _batched_vjps(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], batched: bool = True
-) -> list[Tensor]:
-    grads = torch.autograd.grad(
-        outputs, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched
-    )
-    shape = (len(vectors[0]),) if batched else ()
-    return [i.new_zeros(*shape, *i.shape) if g is None else g for g, i in zip(grads, inputs, strict=True)]

@@ -31,12 +31,14 @@ class GradientRoute(Protocol):
         """Losses (N,) and gradients of a batch, in the box's dtype. Inside `box.isolated()`."""
 
 
-def gradients_of_summed_losses(losses: Tensor, leaves: Sequence[Any]) -> list[Tensor | None]:
+def gradients_of_summed_losses(
+    losses: Tensor, leaves: Sequence[Any], *, retain_graph: bool = False
+) -> list[Tensor | None]:
     """Gradients of the sum of losses; None where there is no path. Raises OutputError where torch gives none."""
     if not losses.requires_grad:
         raise OutputError("the loss does not depend on the model's parameters by any path with a gradient")
     try:
-        grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+        grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, retain_graph=retain_graph)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise OutputError(
@@ -70,17 +72,30 @@ class ClosedFormRoute:
 
     def losses_and_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         losses, calls = self.record_layer_calls(len(x), lambda leaves: self.losses(leaves, x, y))
-        grads = gradients_of_summed_losses(losses, [call.output for call in calls]) if calls else []
-        n, found = len(x), dict[str, list[PerExampleGradients]]()
+        return losses.detach(), self._terms_of(losses, calls)
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (N, ...), and the derivatives (N, M, P) of all M of an example: one forward and M backward passes."""
+        outputs, calls = self.record_layer_calls(len(x), lambda leaves: self.losses.outputs(leaves, x))
+        columns = [self._terms_of(z, calls, retain_graph=True) for z in outputs.flatten(1).unbind(1)]
+        rows = [torch.cat([terms[name].rows() for name in self.leaves], 1) for terms in columns]  # of all parameters
+        return outputs.detach(), torch.stack(rows, 1)
+
+    def _terms_of(
+        self, values: Tensor, calls: Sequence[LayerCall], *, retain_graph: bool = False
+    ) -> GradientsByParameter:
+        """The gradients of each example's own value (N,)."""
+        edges = [call.output for call in calls]
+        grads = gradients_of_summed_losses(values, edges, retain_graph=retain_graph) if calls else []
+        n, found = len(values), dict[str, list[PerExampleGradients]]()
         for (layer, a, _), d in zip(calls, grads, strict=True):
             if d is not None:
                 for local, term in layer.rule.terms(layer.module, n, a, self.drop_padding_rows(d, n)).items():
                     found.setdefault(layer.names.get(local, ""), []).append(term)
-        terms = {
+        return {
             name: sum_gradients_of_parameter_uses(found[name]) if name in found else self._zero_gradients(name, n)
             for name in self.names
         }
-        return losses.detach(), terms
 
     def drop_padding_rows(self, h: Tensor, n: int) -> Tensor:
         """Without rows of padding, in the box's dtype."""

@@ -8,11 +8,13 @@ from torch import Tensor
 from ...errors import InputError, NaNError, UnboxedError
 from ...model.nan_checks import NAN_HINT, row_numbers_text
 from .model_training import ModelTraining
-from .training import Training, TrainingState, differentiable_leaves
+from .training import NO_GRAPH, Training, TrainingState, differentiable_leaves
 
 MAX_RELATIVE_REPEAT_DIFFERENCE = (
     1e-2  # of two runs of a step, relative to what it changes: rounding may differ, draws may not
 )
+
+MOVE = 1e-3  # of a state, relative and absolute, to see what depends on it
 
 
 def check_steps_are_repeatable(training: Training) -> None:
@@ -30,19 +32,37 @@ def check_steps_are_repeatable(training: Training) -> None:
 
 
 def check_differentiable(training: Training) -> None:
-    """Raise InputError where the state after a step does not depend on the examples' weights by a graph."""
+    """Raise InputError where a step's gradient is cut: by the examples' weights, or on the way from state to state."""
     t = training.n_steps // 2
     with torch.enable_grad():
         weights, leaves = training.differentiable_weights(t, None), differentiable_leaves(training.start)
         after = training.functional_step({**training.start, **leaves}, t, weights)
         outputs = [h.sum() for h in after.values() if h.requires_grad]
-        grad = torch.autograd.grad(outputs, weights, allow_unused=True)[0] if outputs else None
-    if grad is None:
+        if not outputs:
+            raise InputError(NO_GRAPH)
+        grads = torch.autograd.grad(outputs, [weights, *leaves.values()], allow_unused=True)
+    if grads[0] is None:
+        raise InputError(NO_GRAPH)
+    unreached = [name for name, grad in zip(leaves, grads[1:], strict=True) if grad is None]
+    cut = _changed_by(training, t, list(leaves), [name for name, h in after.items() if not h.requires_grad])
+    cut += [name for name in unreached if _changed_by(training, t, [name], list(after))]
+    if cut:
         raise InputError(
-            "the state after a step does not depend on the examples' weights by any path with a gradient, so that all "
-            "scores would be zero: give torch.autograd.grad create_graph=True (or use torch.func.grad), and do without "
-            "detach(), item() and no_grad()"
+            f"the step cuts the gradient of its state's {', '.join(map(repr, dict.fromkeys(cut)))}: the state after "
+            "it changes with the one before, but by no path with a gradient, so that the scores would be wrong. Do "
+            "without detach(), .data, item() and no_grad() in the step"
         )
+
+
+def _changed_by(training: Training, t: int, moved: list[str], watched: list[str]) -> list[str]:
+    """Those tensors after step t, of the watched ones, that change where these of the state before it are moved."""
+    watched = [name for name in watched if training.start.get(name, torch.zeros(())).is_floating_point()]
+    if not watched:
+        return []
+    weights = training.unit_example_weights()[training.batches[t]]
+    start = {**training.start, **{name: training.start[name] * (1 + MOVE) + MOVE for name in moved}}
+    before, after = (training.next_state(state, t, weights) for state in (training.start, start))
+    return [name for name in watched if not torch.equal(before[name], after[name])]
 
 
 def check_finite_scores(scores: Tensor) -> None:

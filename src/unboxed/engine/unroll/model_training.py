@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from .schedules import (
     make_optimizer,
     shuffled_batch_indices,
 )
-from .training import Training, TrainingState, differentiable_leaves, vjp_of_all_queries
+from .second_order import MIN_QUERIES_OF_MODE, SecondOrderMode
+from .training import Training, TrainingState, differentiable_leaves, query_vjp
 
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -119,12 +120,13 @@ class ModelTraining(Training):
         self._update = optimizer_update_of(torch_optimizer)
         self._hyperparameters = hyperparameters_by_step(torch_optimizer, schedule, len(batches), copies)
         self._names = list(self._hyperparameters[0])
+        self._unused: dict[str, Tensor] = {}  # parameters that get no gradient, which torch's optimizers skip
         if not self._names:
             raise InputError("the optimizer has none of the parameters; make it of those that the function is given")
         self._augment, self._loss = augment, resolve_loss(self._box, loss)
         self._forward = RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
-        self._forward.draws = self._does_first_step_use_rng()
+        self._does_first_step_use_rng()
         # convolutions with many weights at once are grouped ones: half as fast as one after another
         self.is_vectorized = not any(isinstance(m, CONVOLUTION_TYPES) for m in self._box.model.modules())
 
@@ -147,18 +149,27 @@ class ModelTraining(Training):
                     h.copy_(tensors[name])
         return self._box.with_model(model)
 
-    def _does_first_step_use_rng(self) -> bool:
-        """Whether the model draws random numbers in training. Raises ModelError where it can't be trained so."""
+    def _does_first_step_use_rng(self) -> None:
+        """See whether the model draws random numbers, and which parameters it uses, or raise ModelError."""
         with model_state.detecting_rng_use(self._box.device) as used:
             try:
-                self.next_state(self.start, 0, self.unit_example_weights()[self.batches[0]])
+                _, gradients, _ = self._gradients(self.start, 0, self.unit_example_weights()[self.batches[0]])
             except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
                 message = str(error).strip().partition("\n")[0].rstrip(".")
                 raise ModelError(
                     f"the model can't be trained with parameters from outside: {message}. Scripted and exported models "
                     "can't; open the module that they were made from"
                 ) from error
-        return bool(used)
+        self._forward.draws = bool(used)
+        self._leave_out({n for n, g in gradients.items() if g is None and not self._ignores_zeros(n, 0)})
+
+    def _leave_out(self, unused: Collection[str]) -> None:
+        """Parameters that the loss does not depend on stay as they are, without decay: torch's optimizers skip them."""
+        own = dict(self._box.model.named_parameters())
+        self._unused = {name: own[name] for name in unused}
+        self._names = [name for name in self._names if name not in unused]
+        self.start = {key: h for key, h in self.start.items() if key.partition(".")[2] not in unused}
+        self._hyperparameters = [{n: h for n, h in step.items() if n not in unused} for step in self._hyperparameters]
 
     def warm_start(self, final: TrainingState) -> TrainingState:
         """With a fresh optimizer: its averages are corrected by the number of steps since they were zero."""
@@ -187,14 +198,36 @@ class ModelTraining(Training):
         }  # fmt: skip
 
     def _step(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
+        leaves, gradients, buffers = self._gradients(state, t, weights)
+        self._check_used(gradients, t)
+        given = {n: torch.zeros_like(h) if (g := gradients[n]) is None else g for n, h in leaves.items()}
+        return {**self._optimizer_update(state, given, t), **_add_key_prefix(BUFFER_KEY_PREFIX, buffers)}
+
+    def _check_used(self, gradients: Mapping[str, Tensor | None], t: int) -> None:
+        """Raise ModelError where other parameters have a gradient than in the first step."""
+        for name, gradient in gradients.items():
+            if (gradient is None) is not (name in self._unused) and not self._ignores_zeros(name, t):
+                raise ModelError(
+                    f"the parameter {name!r} has {'no' if gradient is None else 'a'} gradient in step {t}, other than "
+                    "in the first: torch's optimizers skip it in some steps, its decay and averages, too. Write the "
+                    "training's step as a pure function: ub.influence.Training(step, start, batches, query_loss)"
+                )
+
+    def _ignores_zeros(self, name: str, t: int) -> bool:
+        return name not in self._unused and self._update.ignores_zeros(self._hyperparameters[t][name])
+
+    def _gradients(
+        self, state: TrainingState, t: int, weights: Tensor
+    ) -> tuple[TrainingState, dict[str, Tensor | None], TrainingState]:
+        """The parameters of a step as leaves; the gradients of these and of unused ones, None for none; the buffers."""
         leaves = {
             name: h.detach().requires_grad_() for name, h in _entries_with_prefix(state, PARAMETER_KEY_PREFIX).items()
         }
         with torch.enable_grad():
             loss, buffers = self._weighted_loss(leaves, _entries_with_prefix(state, BUFFER_KEY_PREFIX), t, weights)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        after = self._optimizer_update(state, dict(zip(leaves, gradients, strict=True)), t)
-        return {**after, **_add_key_prefix(BUFFER_KEY_PREFIX, buffers)}
+            named = {**leaves, **self._unused}
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        return leaves, dict(zip(named, gradients, strict=True)), buffers
 
     def functional_step(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         gradients, buffers = torch.func.grad(self._weighted_loss, has_aux=True)(
@@ -250,14 +283,16 @@ class ModelTraining(Training):
     def vjp(
         self, state: TrainingState, t: int, adjoint: TrainingState, weights: Tensor | None = None
     ) -> tuple[TrainingState, Tensor]:
-        with torch.enable_grad():
+        many = len(next(iter(adjoint.values()))) >= MIN_QUERIES_OF_MODE
+        with torch.enable_grad(), SecondOrderMode() if many else model_state.NULL_CONTEXT:
             leaves = differentiable_leaves(
                 {n: h for n, h in state.items() if n.startswith((PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX))}
             )
             parameters = _entries_with_prefix(leaves, PARAMETER_KEY_PREFIX)
-            buffers = _entries_with_prefix({**state, **leaves}, BUFFER_KEY_PREFIX)
             weights = self.differentiable_weights(t, weights)
-            loss, buffers = self._weighted_loss(parameters, buffers, t, weights)
+            loss, buffers = self._weighted_loss(
+                parameters, _entries_with_prefix({**state, **leaves}, BUFFER_KEY_PREFIX), t, weights
+            )
             gradients = dict(zip(parameters, torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=True, materialize_grads=True), strict=True))  # fmt: skip
         before = self._adjoint_of_optimizer_update(state, {k: g.detach() for k, g in gradients.items()}, t, adjoint)
@@ -266,7 +301,7 @@ class ModelTraining(Training):
             (b, adjoint[BUFFER_KEY_PREFIX + name]) for name, b in buffers.items() if BUFFER_KEY_PREFIX + name in adjoint
         ]
         outputs = [(value, adj) for value, adj in outputs if value.requires_grad]
-        *by_leaf, by_weight = vjp_of_all_queries(
+        *by_leaf, by_weight = query_vjp(
             [value for value, _ in outputs], [adj for _, adj in outputs], [*leaves.values(), weights]
         )
         for name, h in zip(leaves, by_leaf, strict=True):
@@ -278,11 +313,10 @@ class ModelTraining(Training):
     ) -> TrainingState:
         """The adjoint before the optimizer's update, and that of the gradient, as "gradient.NAME"."""
         before: TrainingState = {}
-        after = self._optimizer_update(state, gradients, t)
         for name, h in self._hyperparameters[t].items():
             keys = [f"{slot}.{name}" for slot in self._update.slot_names]
             adj = self._update.adjoint(
-                state[PARAMETER_KEY_PREFIX + name], gradients[name], tuple(after[key] for key in keys), h, t,
+                state[PARAMETER_KEY_PREFIX + name], gradients[name], tuple(state[key] for key in keys), h, t,
                 adjoint[PARAMETER_KEY_PREFIX + name], tuple(adjoint[key] for key in keys),
             )  # fmt: skip
             before |= {PARAMETER_KEY_PREFIX + name: adj.parameter, "gradient." + name: adj.gradient}

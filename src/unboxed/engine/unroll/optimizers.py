@@ -6,6 +6,7 @@ Adam is 60 times the model, and these passes are a large part of the cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +34,9 @@ class OptimizerUpdate(Protocol):
 
     slot_names: tuple[str, ...]
 
+    def ignores_zeros(self, h: HyperparametersOfStep) -> bool:
+        """Whether a gradient of zero changes nothing, as none does."""
+
     def __call__(
         self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep, t: int
     ) -> tuple[Tensor, OptimizerSlots]:
@@ -42,19 +46,22 @@ class OptimizerUpdate(Protocol):
         self,
         p: Tensor,
         g: Tensor,
-        new_slots: OptimizerSlots,
+        slots: OptimizerSlots,
         h: HyperparametersOfStep,
         t: int,
         after: Tensor,
         slots_after: OptimizerSlots,
     ) -> Adjoint:
-        """The adjoint before step t of the adjoint `after` it, which may be overwritten. `new_slots` are after it."""
+        """The adjoint before step t of the adjoint `after` it, which may be overwritten."""
 
 
 class SGDUpdate:
     """`torch.optim.SGD`, with momentum, Nesterov's or not."""
 
     slot_names: tuple[str, ...] = ("momentum_buffer",)
+
+    def ignores_zeros(self, h: HyperparametersOfStep) -> bool:
+        return not h["momentum"] and not h["weight_decay"]
 
     def __call__(
         self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep, t: int
@@ -68,7 +75,7 @@ class SGDUpdate:
         self,
         p: Tensor,
         g: Tensor,
-        new_slots: OptimizerSlots,
+        slots: OptimizerSlots,
         h: HyperparametersOfStep,
         t: int,
         after: Tensor,
@@ -93,41 +100,62 @@ class AdamUpdate:
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
 
+    def ignores_zeros(self, h: HyperparametersOfStep) -> bool:
+        return False
+
     def __call__(
         self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep, t: int
     ) -> tuple[Tensor, OptimizerSlots]:
+        g, (mean, square) = self._averages(p, g, slots, h)
+        shrunk = p * (1 - h["lr"] * h["weight_decay"]) if self.decoupled and h["weight_decay"] else p
+        tiny = torch.finfo(square.dtype).tiny  # the root of zero has no derivative
+        correction1, correction2 = _bias_corrections(h, t)
+        denominator = square.clamp_min(tiny).sqrt() / correction2 + h["eps"]
+        return torch.addcdiv(shrunk, mean, denominator, value=-h["lr"] / correction1), (mean, square)
+
+    def _averages(
+        self, p: Tensor, g: Tensor, slots: OptimizerSlots, h: HyperparametersOfStep
+    ) -> tuple[Tensor, OptimizerSlots]:
+        """The gradient with its decay, and the averages of gradients and of their squares."""
         (beta1, beta2), decay = h["betas"], h["weight_decay"]
         g = g if self.decoupled or not decay else g + decay * p
-        mean = torch.lerp(slots[0], g, 1 - beta1)
-        square = slots[1] * beta2 + (1 - beta2) * g * g
-        shrunk = p * (1 - h["lr"] * decay) if self.decoupled and decay else p
-        tiny = torch.finfo(square.dtype).tiny  # the root of zero has no derivative
-        denominator = square.clamp_min(tiny).sqrt() / (1 - beta2 ** (t + 1)) ** 0.5 + h["eps"]
-        return shrunk - h["lr"] / (1 - beta1 ** (t + 1)) * mean / denominator, (mean, square)
+        return g, (torch.lerp(slots[0], g, 1 - beta1), torch.addcmul(slots[1] * beta2, g, g, value=1 - beta2))
 
     def adjoint(
         self,
         p: Tensor,
         g: Tensor,
-        new_slots: OptimizerSlots,
+        slots: OptimizerSlots,
         h: HyperparametersOfStep,
         t: int,
         after: Tensor,
         slots_after: OptimizerSlots,
     ) -> Adjoint:
-        (beta1, beta2), decay, (mean, square) = h["betas"], h["weight_decay"], new_slots
-        g = g if self.decoupled or not decay else g + decay * p
-        step, root_correction = h["lr"] / (1 - beta1 ** (t + 1)), (1 - beta2 ** (t + 1)) ** 0.5
-        root = square.sqrt()
-        inverse = (root / root_correction + h["eps"]).reciprocal_()
-        by_square = step / (2 * root_correction) * mean * inverse * inverse / root
-        by_square = torch.where(root > 0, by_square, 0.0)  # a gradient that was always zero: its mean is, too
-        adj_mean = slots_after[0].addcmul_(after, -step * inverse)
+        (beta1, beta2), decay = h["betas"], h["weight_decay"]
+        g, (mean, square) = self._averages(p, g, slots, h)
+        by_mean, by_square = self._derivatives(mean, square, h, t)
+        adj_mean = slots_after[0].addcmul_(after, by_mean)
         adj_square = slots_after[1].addcmul_(after, by_square)
-        gradient = (adj_mean * (1 - beta1)).addcmul_(adj_square, 2 * (1 - beta2) * g)
+        gradient = torch.mul(adj_mean, 1 - beta1).addcmul_(adj_square, g, value=2 * (1 - beta2))
         if decay:
             after = after * (1 - h["lr"] * decay) if self.decoupled else after.add(gradient, alpha=decay)
         return Adjoint(after, (adj_mean.mul_(beta1), adj_square.mul_(beta2)), gradient)
+
+    def _derivatives(self, mean: Tensor, square: Tensor, h: HyperparametersOfStep, t: int) -> tuple[Tensor, Tensor]:
+        """Of the new parameter, with respect to the averages of gradients and of their squares."""
+        correction1, correction2 = _bias_corrections(h, t)
+        tiny = torch.finfo(square.dtype).tiny
+        root = square.clamp_min(tiny).sqrt_()
+        inverse = torch.add(root, h["eps"] * correction2).reciprocal_()
+        by_mean = inverse * (-h["lr"] * correction2 / correction1)
+        by_square = inverse.mul_(mean).div_(root).mul_(by_mean).mul_(-0.5)
+        return by_mean, by_square.masked_fill_(square < tiny, 0)  # where the root is held constant
+
+
+def _bias_corrections(h: HyperparametersOfStep, t: int) -> tuple[float, float]:
+    """Of Adam's averages of gradients, and of the root of those of their squares."""
+    beta1, beta2 = h["betas"]
+    return 1 - beta1 ** (t + 1), math.sqrt(1 - beta2 ** (t + 1))
 
 
 def _momentum_gradient_factor(h: HyperparametersOfStep, t: int) -> float:

@@ -40,14 +40,15 @@ class RawForward(nn.Module):
     ) -> tuple[Tensor, TrainingState]:
         """The output (B, ...) in train mode, and the buffers after it."""
         copies = {name: b.clone() for name, b in buffers.items()}
-        batch_norms = PureBatchNormMode()
-        with _in_train_mode(self.model), self._forking_rngs_if_random(seed, x), batch_norms:
+        batch_norms = PureBatchNormMode()  # of a model without buffers it would do nothing, op by op
+        mode = batch_norms if buffers else model_state.NULL_CONTEXT
+        with _in_train_mode(self.model), self._forking_rngs_if_random(seed, x), mode:
             output = self._functional_call(x, parameters, copies)
         self._refuse_nondifferentiable_writes(buffers, copies)
         return output, {**copies, **batch_norms.new_buffer_values(copies)}
 
     def forward_in_eval_mode(self, x: Tensor, parameters: TrainingState, buffers: TrainingState) -> Tensor:
-        with self._forking_rngs_if_random(0, x), PureBatchNormMode():
+        with self._forking_rngs_if_random(0, x), PureBatchNormMode() if buffers else model_state.NULL_CONTEXT:
             return self._functional_call(x, parameters, buffers)
 
     def _forking_rngs_if_random(self, seed: int, x: Tensor) -> AbstractContextManager[None]:

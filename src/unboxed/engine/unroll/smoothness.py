@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import rng
+from ...errors import warn
 from ..results import ResultMixin
 from .training import Training, TrainingState
 
@@ -58,6 +59,16 @@ def measure_smoothness(
         predicted = (1 - kept[1 + N_PERTURBED_STARTS :]) @ scores.T
         error = float((real - predicted).norm() / real.norm().clamp_min(torch.finfo(real.dtype).tiny))
     return Smoothness(noise_to_signal(losses[: 1 + N_PERTURBED_STARTS], losses[1 + N_PERTURBED_STARTS :]), error)
+
+
+def warn_if_not_smooth(ratio: float, removed: str, consequence: str) -> None:
+    """Warn of a noise-to-signal ratio beyond the bound, against leaving out `removed`."""
+    if ratio > MAX_NOISE_TO_SIGNAL:
+        warn(
+            "this training is not smooth: moving its start by a relative 1e-5 changes the queries' losses "
+            f"{ratio:.2f} times as much as leaving out {removed} (bound {MAX_NOISE_TO_SIGNAL}), so that {consequence}; "
+            "a smooth activation (GELU, SiLU), a smaller lr or fewer epochs help"
+        )
 
 
 def losses_from_perturbed_starts(training: Training, x: Tensor, y: Any, seed: int = 0) -> Tensor:

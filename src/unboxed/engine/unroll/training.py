@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,12 +13,24 @@ from torch import Tensor
 from ...errors import InputError
 from ...model.state import outside_inference_mode
 from ...validation import check_int
+from ..batched_vjp import batched_vjp, vjp_one_by_one
 from ..example_gradients.losses import check_losses_per_example
 
 TrainingState = dict[str, Tensor]  # all that one step hands to the next: parameters, buffers, what the optimizer keeps
 StepFn = Callable[[TrainingState, int, Tensor], TrainingState]
 """`step(state, t, weights)`: the state after step t, where the loss of the i-th example of the batch counts
 `weights[i]`, 1 for a training as it was."""
+NO_GRAPH = (
+    "the state after a step does not depend on the examples' weights by any path with a gradient, so that all scores "
+    "would be zero: give torch.autograd.grad create_graph=True (or use torch.func.grad), and do without detach(), "
+    "item() and no_grad()"
+)
+MAX_RETRAINING_BYTES = (
+    128 * 2**20
+)  # of many trainings at once: with more, their states no longer fit near the processor
+RETRAINING_MEMORY_IN_STATES = (
+    6  # per training of many at once: before and after a step, the gradient, and what the update is made of
+)
 QueryLossFn = Callable[[TrainingState, Tensor, Any], Tensor]
 
 
@@ -86,6 +98,10 @@ class Training:
     def state_bytes(self) -> int:
         """Memory of one state."""
         return sum(h.numel() * h.element_size() for h in self.start.values())
+
+    def n_at_once(self, max_bytes: int) -> int:
+        """How many trainings `run_many` can take at a time within this memory; at least one."""
+        return max(1, max_bytes // (RETRAINING_MEMORY_IN_STATES * self.state_bytes))
 
     def unit_example_weights(self, *shape: int) -> Tensor:
         """Weights (*shape, N) of 1 for the examples, in the dtype and on the device of the state."""
@@ -175,9 +191,7 @@ class Training:
         with torch.enable_grad():
             leaves = differentiable_leaves(state)
             losses = check_losses_per_example(self.query_loss({**state, **leaves}, x, y), len(x))
-        return dict(
-            zip(leaves, vjp_of_all_queries([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True)
-        )
+        return dict(zip(leaves, query_vjp([losses], [torch.eye(len(losses)).to(losses)], leaves.values()), strict=True))
 
     def vjp(
         self, state: TrainingState, t: int, adjoint: TrainingState, weights: Tensor | None = None
@@ -191,7 +205,7 @@ class Training:
             weights = self.differentiable_weights(t, weights)
             after = self.functional_step({**state, **leaves}, t, weights)
         names = [name for name in adjoint if after[name].requires_grad]
-        *before, by_weight = vjp_of_all_queries(
+        *before, by_weight = query_vjp(
             [after[name] for name in names], [adjoint[name] for name in names], [*leaves.values(), weights]
         )
         return dict(zip(leaves, before, strict=True)), by_weight
@@ -236,24 +250,17 @@ def differentiable_leaves(state: TrainingState) -> TrainingState:
     return {name: h.detach().requires_grad_() for name, h in state.items() if h.is_floating_point()}
 
 
-def vjp_of_all_queries(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Any) -> list[Tensor]:
+def query_vjp(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
     """Derivatives (Q, ...) with respect to the inputs of outputs whose adjoints are (Q, ...), all queries at once.
 
-    One query after another where an operation has no batched derivative.
+    One query after another where an operation has no batched derivative. Raises InputError where there are no outputs.
     """
     inputs = list(inputs)
-    n_queries = len(adjoints[0]) if adjoints else 0
+    if not outputs:
+        raise InputError(NO_GRAPH)
     try:
-        grads = torch.autograd.grad(
-            outputs, inputs, adjoints, is_grads_batched=True, allow_unused=True, retain_graph=True
-        )
+        return batched_vjp(outputs, inputs, adjoints)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
-        rows = [
-            torch.autograd.grad(outputs, inputs, [a[q] for a in adjoints], allow_unused=True, retain_graph=True)
-            for q in range(n_queries)
-        ]
-        grads = tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True))
-    return [
-        h.new_zeros(n_queries, *h.shape) if grad is None else grad.detach()
-        for h, grad in zip(inputs, grads, strict=True)
-    ]
+        return vjp_one_by_one(outputs, inputs, adjoints)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,7 +25,8 @@ class Kronecker:
     """Inverts a Gauss-Newton matrix of Kronecker products, one per Linear or convolution layer.
 
     For large models and many queries: the curvature is fitted in two passes over the training examples, and each query
-    then costs a few matrix products. Curvature between layers is left out; parameters of other layers (normalizations,
+    then costs a few matrix products. A `Kronecker` that is given to several calls with the same model and training
+    examples is fitted once. Curvature between layers is left out; parameters of other layers (normalizations,
     embeddings, weights that are used outside their layer) have their diagonal.
 
     Args:
@@ -50,9 +50,9 @@ class Kronecker:
 
     approximation: Literal["ekfac", "kfac", "diagonal"] = "ekfac"
     fisher: FisherKind = "sampled"
-    _fitted: WeakKeyDictionary[Curvature, SpectralCurvature] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
-    )
+    _fitted: dict[tuple[Any, ...], SpectralCurvature] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # the last one
 
     def __call__(
         self, curvature: Curvature, vectors: Parameters, damping: float | Mapping[str, float]
@@ -70,9 +70,12 @@ class Kronecker:
                 f"{self.approximation} approximates the Gauss-Newton matrix, not the Hessian; give "
                 'curvature="gauss_newton", or another solver'
             )
-        if curvature not in self._fitted:
-            self._fitted[curvature] = fit_fisher(
+        key = curvature.fingerprint
+        if key not in self._fitted:
+            fitted = fit_fisher(
                 curvature.gradients, curvature.x, curvature.y,
                 approximation=self.approximation, fisher=self.fisher, seed=curvature.seed,
             )  # fmt: skip
-        return self._fitted[curvature]
+            self._fitted.clear()
+            self._fitted[key] = fitted
+        return self._fitted[key]

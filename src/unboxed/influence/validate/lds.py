@@ -15,9 +15,9 @@ from torch import Tensor
 from ... import rng
 from ...engine.rank_correlation import spearman
 from ...engine.unroll.model_training import ModelTraining
-from ...engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, losses_from_perturbed_starts, noise_to_signal
-from ...engine.unroll.training import Training
-from ...errors import InputError, warn
+from ...engine.unroll.smoothness import losses_from_perturbed_starts, noise_to_signal, warn_if_not_smooth
+from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training
+from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels, Seed
 from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ...validation import check_seed
@@ -25,7 +25,6 @@ from ..result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence, ScoreTruth
 from .agreement import check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .lds_result import LinearDatamodelingScore
 from .retraining import (
-    DEFAULT_MAX_RETRAINING_STATE_BYTES,
     QuietSetting,
     RetrainingBytes,
     TrainingToRepeat,
@@ -74,7 +73,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     n_subsets: NSubsets = 50,
     n_seeds: NSeeds = 5,
     allow_other_truth: AllowOtherTruth = False,
-    max_bytes: RetrainingBytes = DEFAULT_MAX_RETRAINING_STATE_BYTES,
+    max_bytes: RetrainingBytes = MAX_RETRAINING_BYTES,
     checkpoint: CheckpointPath = None,
     seed: Seed = 0,
     quiet: QuietSetting = True,
@@ -215,12 +214,7 @@ def _noise_to_signal_by_fraction(
     noise = losses_from_perturbed_starts(training, x, y, seed)
     ratios = torch.stack([noise_to_signal(noise.to(h), h) for h in retrained.changes[0]])
     highest = float(ratios.median(1).values.max())
-    if highest > MAX_NOISE_TO_SIGNAL:
-        warn(
-            f"this training is not smooth: moving its start by a relative 1e-5 changes the queries' losses "
-            f"{highest:.2f} times as much as leaving out examples (bound {MAX_NOISE_TO_SIGNAL}), so that no scores can "
-            "agree well with one run; a smooth activation (GELU, SiLU), a smaller lr or fewer epochs help"
-        )
+    warn_if_not_smooth(highest, "examples", "no scores can agree well with one run")
     return ratios
 
 

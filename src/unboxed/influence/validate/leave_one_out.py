@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from ...engine.results import ResultMixin
-from ...engine.unroll.training import Training, TrainingState
+from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training, TrainingState
 from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels
 from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ..result import Influence
 from .agreement import Agreement, check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .retraining import (
-    DEFAULT_MAX_RETRAINING_STATE_BYTES,
     QuietSetting,
     RetrainingBytes,
     TrainingToRepeat,
@@ -78,7 +77,7 @@ def leave_one_out(
     n_steps: Annotated[
         int | None, AtLeast(1), Unit("steps"), "Steps of a warm start: the first ones of the training."
     ] = None,
-    max_bytes: RetrainingBytes = DEFAULT_MAX_RETRAINING_STATE_BYTES,
+    max_bytes: RetrainingBytes = MAX_RETRAINING_BYTES,
     checkpoint: CheckpointPath = None,
     quiet: QuietSetting = True,
 ) -> LeaveOneOut:  # fmt: skip

@@ -15,17 +15,10 @@ from ...engine.example_gradients.labels import resolve_query_labels
 from ...engine.unroll.checks import check_steps_are_repeatable, nonfinite_query_loss_error
 from ...engine.unroll.fingerprint import training_fingerprint
 from ...engine.unroll.model_training import ModelTraining
-from ...engine.unroll.training import Training, TrainingState
+from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training, TrainingState
 from ...errors import InputError
 from ...parameters import CheckpointPath
 from ...settings import AtLeast, Unit, ValueRole
-
-DEFAULT_MAX_RETRAINING_STATE_BYTES = (
-    128 * 2**20
-)  # more at once are slower: their states no longer fit near the processor
-RETRAINING_MEMORY_IN_STATES = (
-    6  # per training that runs: before and after a step, the gradient, and what the update is made of
-)
 
 TrainingToRepeat = Annotated[
     Training, ValueRole("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
@@ -67,7 +60,7 @@ def retrained_losses(
     *,
     start: TrainingState | None = None,
     steps: range | None = None,
-    max_bytes: int = DEFAULT_MAX_RETRAINING_STATE_BYTES,
+    max_bytes: int = MAX_RETRAINING_BYTES,
     file: CheckpointFile | None = None,
     quiet: bool = True,
 ) -> Tensor:
@@ -82,7 +75,7 @@ def retrained_losses(
     with tqdm(total=n_trainings * m, initial=n_done, desc="retraining", unit="training", disable=quiet) as bar:
         for k in range(n_done // m, n_trainings):
             training = training_of(k)
-            n_at_once = max(1, max_bytes // (RETRAINING_MEMORY_IN_STATES * training.state_bytes))
+            n_at_once = training.n_at_once(max_bytes)
             for i in range(max(0, n_done - k * m), m, n_at_once):
                 rows = weights[i : i + n_at_once]
                 starts = None if start is None else {n: h.expand(len(rows), *h.shape) for n, h in start.items()}

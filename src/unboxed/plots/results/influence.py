@@ -87,10 +87,15 @@ def explained_class_captions(result: Influence, n: int, box: Box | None) -> list
 
 def train_caption(result: Influence, query: int, index: int, box: Box | None) -> str:
     """The label and the score of a training example."""
-    labels = result.train_labels
+    score = format_score(float(result.scores[query, index]))
+    return training_caption(result.train_labels, result.classes, index, box, score)
+
+
+def training_caption(labels: Tensor | None, classes: tuple[str, ...], index: int, box: Box | None, *lines: str) -> str:
+    """The label of a training example, where labels are classes, and what else is said of it."""
     has_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
-    label = f"label {class_name(labels[index], result.classes, box)}\n" if has_class and labels is not None else ""
-    return f"{label}{format_score(float(result.scores[query, index]))}"
+    label = [f"label {class_name(labels[index], classes, box)}"] if has_class and labels is not None else []
+    return "\n".join([*label, *lines])
 
 
 def format_score(score: float) -> str:
@@ -140,19 +145,14 @@ def _removed_examples_sheet(result: Removal, n: int, box: Box | None, data: Any)
         images = fetch_images_at(data, index, box) if len(index) else None
         if queries is None or (len(index) and images is None):
             return None
-        captions = [_removed_example_caption(result, j, box) for j in index.tolist()]
+        labels = result.influence.train_labels
+        captions = [training_caption(labels, result.classes, j, box, f"example {j}") for j in index.tolist()]
         shown = [] if images is None else image_tiles(images, captions)
         rows.append([*image_tiles(queries[i : i + 1].cpu()), *shown])
     title = "The first of the training examples whose removal changes the answer"
     columns = ["query", "removed", *[""] * (N_SHOWN_REMOVED_EXAMPLES - 1)]
     names = [_removal_caption(result, i, box) for i in range(n)]
     return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
-
-
-def _removed_example_caption(result: Removal, index: int, box: Box | None) -> str:
-    labels = result.influence.train_labels
-    label = "" if labels is None else f"label {class_name(labels[index], result.classes, box)}\n"
-    return f"{label}example {index}"
 
 
 @figures.register(LinearDatamodelingScore)
@@ -186,11 +186,11 @@ def _mislabel_figures(result: SuspectedMislabels, box: Box | None = None, *, dat
     if images is None:
         bars = {f"example {i}": float(result.scores[i]) for i in index.tolist()}
         return {"mislabels": bar_chart(bars, title=title, label="minus the log-probability of the label, in nats")}
+    suggested = [f"rather {class_name(result.suggested[i], result.classes, box)}?" for i in index.tolist()]
     captions = [
-        f"label {class_name(result.train_labels[i], result.classes, box)}\n"
-        f"rather {class_name(result.suggested[i], result.classes, box)}?\nexample {i}"
-        for i in index.tolist()
-    ]  # fmt: skip
+        training_caption(result.train_labels, result.classes, i, box, other, f"example {i}")
+        for i, other in zip(index.tolist(), suggested, strict=True)
+    ]
     return {"mislabels": _train_example_sheet(images, captions, title)}
 
 
@@ -210,8 +210,9 @@ def _self_influence_figures(result: SelfInfluence, box: Box | None = None, *, da
         bars = {f"example {i}": float(result.scores[i]) for i in index.tolist()}
         return {"self-influence": bar_chart(bars, title=title, label=result.unit)}
     captions = [
-        f"label {class_name(result.train_labels[i], result.classes, box)}\n{format_score(float(result.scores[i]))}\n"
-        f"example {i}"
+        training_caption(
+            result.train_labels, result.classes, i, box, format_score(float(result.scores[i])), f"example {i}"
+        )
         for i in index.tolist()
-    ]  # fmt: skip
+    ]
     return {"self-influence": _train_example_sheet(images, captions, title)}

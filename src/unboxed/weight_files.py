@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
-from ..validation import missing_path_text
+from .errors import ModelError
+from .validation import missing_path_text
 
 TensorDict = dict[str, Tensor]
 SHARD_INDEX_SUFFIX = ".index.json"
