@@ -11,12 +11,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import error_slices
-from unboxed.concepts._scan import (
-    WardClusterTree,
-    error_rate_log_likelihood_ratio,
-    find_high_error_groups,
-    project_on_principal_components,
-)
+from unboxed.concepts._scan import WardClusterTree, error_rate_log_likelihood_ratio, find_high_error_groups
+from unboxed.engine.linear.principal import PrincipalBasis
 from unboxed.errors import DataError, InputError, LayerError, OutputError
 
 N = 400
@@ -162,5 +158,5 @@ def test_the_likelihood_ratio() -> None:
 @pytest.mark.parametrize("d", [4, 60])
 def test_principal_components_keep_distances(d: int) -> None:
     h = torch.randn(20, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = project_on_principal_components(h, h, 30)
+    z = PrincipalBasis.fit(h, 30, standardize=False)(h)
     torch.testing.assert_close(torch.cdist(z, z), torch.cdist(h, h), rtol=1e-6, atol=1e-6)

@@ -60,10 +60,11 @@ refuse(PATHS, ("checkpointed_reentrant",), UnboxedError)  # likewise
 refuse(("feature", "channels", "caricature"), ("checkpointed_reentrant",), UnboxedError)
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(
-    ("nearest_neighbors", "nearest_training_examples", "prototypes"),
+    ("nearest_neighbors", "nearest_training_examples", "prototypes", "discover", "dictionary"),
     ("parameterless", "exported_flat"),
     LayerError,
 )  # no layer to compare in
+refuse(("discover", "dictionary"), ("relu_logits",), LayerError)  # no hidden layer to rebuild
 refuse(("rewrite", "ablation", "patching", "cka"), ("parameterless", "exported_flat"), LayerError)  # likewise
 refuse(("deep_visualization", "deepdream", "texture", "style_transfer"), ("checkpointed_reentrant",), OutputError)
 refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels

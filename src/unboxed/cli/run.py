@@ -238,6 +238,8 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": json_summary(result)}
+    if isinstance(verdict := getattr(result, "verdict", None), str):
+        numbers |= {"verdict": verdict, "reason": result.reason}
     if skipped := skipped_files(data):
         numbers["skipped"] = skipped
     text = json.dumps(nonfinite_to_none(numbers), indent=1, ensure_ascii=False, default=str)
@@ -245,6 +247,8 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     images = {_figure_file_stem(name): image for name, image in figures(result, box, data=data).items()}
     paths = [save(image, out / f"{name}.png") for name, image in images.items()]
     typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_PRINTED_SUMMARY_CHARS else card.name)
+    if "verdict" in numbers:
+        typer.echo(f"{numbers['verdict']}: {numbers['reason']}")
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
 

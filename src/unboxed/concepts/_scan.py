@@ -9,19 +9,6 @@ from scipy.cluster.hierarchy import linkage
 from torch import Tensor
 
 
-def project_on_principal_components(h: Tensor, reference: Tensor, n: int) -> Tensor:
-    """Features (N, D) in the first n principal components of the reference rows, float64."""
-    mean = reference.double().mean(0)
-    centered = reference.double() - mean
-    if centered.shape[1] <= len(centered):
-        basis = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -n:]
-    else:  # the Gram matrix is the smaller one
-        variances, vectors = torch.linalg.eigh(centered @ centered.T)
-        basis = centered.T @ (vectors[:, -n:] / variances[-n:].clamp_min(1e-12).sqrt())
-    components: Tensor = (h.double() - mean) @ basis
-    return components
-
-
 class WardClusterTree:
     """All groups that Ward's hierarchical clustering of the points (N, D) goes through; the last is all of them."""
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
+from ..engine.linear.clusters import k_means
+
+N_PERTURBED_STARTS = 10  # of k-means
 NEIGHBORS_PER_LOG_EXAMPLES = (
     2.0  # neighbors of an example: this times log n, so that the graph of one cluster is connected
 )
@@ -24,8 +26,7 @@ def spectral_clusters(points: Tensor, max_clusters: int, seed: int) -> Tensor:
     if n_clusters == 1:
         return torch.zeros(len(points), dtype=torch.long)
     rows = torch.nn.functional.normalize(vectors[:, :n_clusters], dim=1)
-    labels = KMeans(n_clusters, n_init=10, random_state=seed % 2**32).fit_predict(rows.numpy())
-    return _renumber_clusters_by_size(torch.as_tensor(labels).long())
+    return _renumber_clusters_by_size(k_means(rows, n_clusters, seed, N_PERTURBED_STARTS).labels)
 
 
 def normalized_laplacian(points: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..cards import card
+from ..engine.linear.principal import PrincipalBasis
 from ..engine.multiple_tests import holm_adjusted
 from ..engine.proportion import Proportion
 from ..engine.read.examples import indexed_labeled_examples
@@ -32,7 +33,7 @@ from ..validation import check_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import random_card_examples
 from ._data import Concepts, read_concepts
-from ._scan import WardClusterTree, find_high_error_groups, project_on_principal_components
+from ._scan import WardClusterTree, find_high_error_groups
 
 MIN_EXAMPLES_OF_BOTH_HALVES = 8  # which two halves are made of
 MAX_CLUSTERED_EXAMPLES = 2000  # examples that are clustered: all pairs are compared
@@ -211,7 +212,7 @@ def error_slices(
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "error slices", check_seed(seed)))
     n_search = min(len(x) // 2, MAX_CLUSTERED_EXAMPLES)
     search, held_out = order[:n_search].sort().values, order[n_search:].sort().values
-    points = {a: project_on_principal_components(h, h[search], N_PRINCIPAL_COMPONENTS) for a, h in features.items()}
+    points = {a: _principal_components(h.double(), search) for a, h in features.items()}
     trees = [WardClusterTree(points[a][search]) for a in addresses]
     candidates = list[ErrorSlice]()
     for tree, is_member in find_high_error_groups(
@@ -237,6 +238,11 @@ def _read_sketched_features(box: Box, x: Tensor, addresses: Sequence[str], batch
     """Vectors (N, D) of each layer, on the CPU; more than 4,096 values are sketched."""
     h = read_features(box, x, addresses, batch_size=batch_size, max_features=SKETCH_SIZE)
     return {a: v.cpu() for a, v in h.items()}
+
+
+def _principal_components(h: Tensor, search: Tensor) -> Tensor:
+    """Features (N, D) on the first principal axes of the searched ones."""
+    return PrincipalBasis.fit(h[search], N_PRINCIPAL_COMPONENTS, standardize=False)(h)
 
 
 def _most_neighbors_are_members(points: Tensor, search: Tensor, held_out: Tensor, is_member: Tensor) -> Tensor:

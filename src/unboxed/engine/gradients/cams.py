@@ -16,6 +16,7 @@ from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
+from ...model.state import leaving_inference_mode
 from ...objectives import Objective
 from ..attribution_result import Attribution, resolve_result_target
 from ..read.position_grids import PositionGrid, grid_of_layer, image_size, layers_with_grids, resize_maps_to_input
@@ -94,6 +95,16 @@ def cam(
         layer=result.layer,
         classes=box.classes,
     )
+
+
+def last_map_address(box: Box) -> str:
+    """The last maps, or tokens of an image, that the predicted class's logit passes through.
+
+    Raises LayerError where there are none, and OutputError where no gradient reaches them.
+    """
+    with leaving_inference_mode():
+        x = box.noise(2 if box.batch_dependent else 1)
+    return _compute_cam(box, box.objective(None, len(x)), x, None, lambda h, g: (h * g).sum(1)).layer
 
 
 def _concatenate_cams(parts: Sequence[CamResult]) -> CamResult:

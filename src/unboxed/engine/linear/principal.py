@@ -1,4 +1,4 @@
-"""Features standardized and rotated onto their principal axes: where penalized classifiers are cheap to fit."""
+"""Features rotated onto their principal axes; standardized, as penalized classifiers want them, or as they are."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ class PrincipalBasis:
     """
 
     mean: Tensor  # (D,)
-    scale: Tensor  # (D,) the standard deviations; 1 for constant features
-    axes: Tensor  # (D, R) orthonormal
+    scale: Tensor  # (D,) the standard deviations; 1 for constant features, and where they are not standardized
+    axes: Tensor  # (D, R) orthonormal, those of the largest variance last
 
     @classmethod
-    def fit(cls, h: Tensor) -> Self:
-        """The basis of features (N, D) in float64."""
-        mean, scale = mean_and_scale(h)
+    def fit(cls, h: Tensor, n_axes: int | None = None, *, standardize: bool = True) -> Self:
+        """The basis of features (N, D) in float64: all axes with variance, or the `n_axes` with the largest."""
+        mean, scale = mean_and_scale(h) if standardize else (h.mean(0), torch.ones_like(h[0]))
         x, (n, d) = (h - mean) / scale, h.shape
         gram = x.T @ x if d <= n else x @ x.T
         variances, vectors = torch.linalg.eigh(gram)
         is_kept = variances > MIN_VARIANCE_RATIO * variances.max().clamp_min(torch.finfo(h.dtype).tiny)
-        vectors, variances = vectors[:, is_kept], variances[is_kept]
+        first = 0 if n_axes is None else max(0, int(is_kept.sum()) - n_axes)
+        vectors, variances = vectors[:, is_kept][:, first:], variances[is_kept][first:]
         return cls(mean, scale, vectors if d <= n else x.T @ (vectors / variances.sqrt()))
 
     def __call__(self, h: Tensor) -> Tensor:

@@ -40,6 +40,14 @@ class LabeledExamples(NamedTuple):
     dataset_rows: Tensor  # (N,) indices in the data
 
 
+class OptionallyLabeledExamples(NamedTuple):
+    """Examples with or without labels, without those that could not be read."""
+
+    x: Tensor  # (N, ...)
+    y: Tensor | None  # (N,) classes of the box
+    dataset_rows: Tensor  # (N,) indices in the data
+
+
 def for_each_batch(
     box: Box,
     data: Any,
@@ -96,8 +104,14 @@ def indexed_inputs(box: Box, data: Any, max_examples: int | None = None) -> tupl
 
 def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor | None]:
     """As `labeled_examples`; the classes are None where the examples have no labels."""
+    return indexed_examples(box, data, max_examples)[:2]
+
+
+def indexed_examples(box: Box, data: Any, max_examples: int | None = None) -> OptionallyLabeledExamples:
+    """As `examples_with_optional_labels`, with the indices of the examples in the data."""
     first = _read_first_examples(box, data, max_examples)
-    return first.x, first.classes(box, data) if first.has_labels else None
+    y = first.classes(box, data) if first.has_labels else None
+    return OptionallyLabeledExamples(first.x, y, first.skipped.dataset_rows(torch.arange(len(first.x))))
 
 
 def inputs_and_labels(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Any]:

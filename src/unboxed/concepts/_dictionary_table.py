@@ -1,0 +1,142 @@
+"""The table beside a dictionary: its twin with frozen directions, NMF and PCA of the same size, and the mean alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from ..engine.intervals import Interval, bootstrap_mean_interval
+from ..engine.linear.factors import Factors, fit_factors
+from ..engine.linear.principal import PrincipalBasis
+from ..engine.linear.sparse_autoencoder import SparseAutoencoder, matched_cosines
+from ..engine.read.unit_rows import UnitRows
+from ..engine.results import ResultMixin
+from ..engine.rows import evenly_spaced_indices
+from ._rebuild import EvaluatedExamples, Rebuild, Rebuilt, mean_rebuild
+
+DICTIONARY, FROZEN, NMF, PCA, MEAN = "dictionary", "frozen directions", "NMF", "PCA", "mean"
+MAX_NMF_ROWS = 2000  # that NMF is fitted to
+MAX_DEAD_ROWS = 10_000  # fitted rows, evenly spread, none of which has a dead direction
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DictionaryScore(ResultMixin):
+    """How well one dictionary rebuilds held-out activations, and the model's answers.
+
+    Attributes:
+        name: "dictionary", "frozen directions" (its twin), "NMF", "PCA" or "mean" (no direction at all).
+        n_features: Number of directions.
+        explained_variance: Share of the variance of held-out activations, with its interval over examples and seeds.
+        explained_at_k: The same with only the k largest amounts of each row.
+        active: Directions per row, on average.
+        dead: Share of the directions that none of 10,000 fitted rows has.
+        stability: Mean cosine of directions that are matched between seeds; None where nothing is drawn.
+        rebuilt: What is left of the model's answers with the layer rebuilt.
+    """
+
+    name: str
+    n_features: int
+    explained_variance: Interval
+    explained_at_k: float
+    active: float
+    dead: float
+    stability: float | None
+    rebuilt: Rebuilt
+
+
+@dataclass(frozen=True, eq=False)
+class _Coder:
+    """One way to rebuild rows (..., C) from amounts (..., F) of directions (F, C)."""
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    directions: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.decode(self.encode(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Dictionaries of a layer, compared on held-out examples.
+
+    Attributes:
+        layer: How activations become rows.
+        fitted: (A, C) the rows that dictionaries are fitted to.
+        tested: (M, p, C) those of held-out examples.
+        k: Active features of a row.
+        examples: Held-out examples on which the model is run with the layer replaced.
+    """
+
+    layer: UnitRows
+    fitted: Tensor
+    tested: Tensor
+    k: int
+    examples: EvaluatedExamples
+
+    def table(
+        self, own: Sequence[SparseAutoencoder], frozen: Sequence[SparseAutoencoder], seeds: Sequence[int]
+    ) -> tuple[tuple[DictionaryScore, ...], Interval]:
+        """The scores, and the gap of explained variance between a dictionary and its twin of the same seed."""
+        coders = {DICTIONARY: _autoencoder_coders(own), FROZEN: _autoencoder_coders(frozen)}
+        n = len(own[0].directions)
+        if bool((self.fitted >= 0).all()) and bool((self.tested >= 0).all()):
+            rows = self.fitted[evenly_spaced_indices(len(self.fitted), MAX_NMF_ROWS)]
+            n_nmf = min(n, len(rows))
+            coders[NMF] = [_factor_coder(fit_factors(rows, "nmf", n_nmf, seed, random_start=True)) for seed in seeds]
+        rank = PrincipalBasis.fit(self.fitted, n, standardize=False).axes.shape[1]
+        if rank:
+            coders[PCA] = [_factor_coder(fit_factors(self.fitted, "pca", rank, 0))]
+        errors = {name: torch.stack([self._errors(c(self.tested)) for c in some], 1) for name, some in coders.items()}
+        rebuilt = self.examples.rebuilt(self.layer, [*(some[0] for some in coders.values()), self._mean])
+        scores = [self._make_linear_datamodeling_score(name, some, errors[name], r)
+                  for (name, some), r in zip(coders.items(), rebuilt[:-1], strict=True)]  # fmt: skip
+        gap = bootstrap_mean_interval(errors[FROZEN] - errors[DICTIONARY])
+        nothing = bootstrap_mean_interval(1 - self._errors(self._mean(self.tested))[:, None])
+        return (*scores, DictionaryScore(MEAN, 0, nothing, nothing.mean, 0.0, 0.0, None, rebuilt[-1])), gap
+
+    @property
+    def _mean(self) -> Rebuild:
+        return mean_rebuild(self.fitted.mean(0))
+
+    def _errors(self, rebuilt: Tensor) -> Tensor:
+        """(M,) each held-out example's squared error, of the mean example's variance around the fitted mean."""
+        total = (self.tested - self.fitted.mean(0)).square().sum((1, 2)).mean()
+        error = (self.tested - rebuilt).square().sum((1, 2))
+        return error / total if float(total) else torch.zeros_like(error)
+
+    def _make_linear_datamodeling_score(
+        self, name: str, coders: Sequence[_Coder], errors: Tensor, rebuilt: Rebuilt
+    ) -> DictionaryScore:
+        first = coders[0]
+        amounts = first.encode(self.tested)  # (M, p, F)
+        at_k = first.decode(_largest_by_magnitude(amounts, self.k))
+        fitted = self.fitted[evenly_spaced_indices(len(self.fitted), MAX_DEAD_ROWS)]
+        is_dead = ~(first.encode(fitted) != 0).any(0)
+        cosines = [float(matched_cosines(a.directions, b.directions).mean()) for a, b in combinations(coders, 2)]
+        return DictionaryScore(
+            name, len(first.directions), bootstrap_mean_interval(1 - errors), 1 - float(self._errors(at_k).mean()),
+            float((amounts != 0).sum(-1).double().mean()), float(is_dead.double().mean()),
+            fmean(cosines) if cosines else None, rebuilt,
+        )  # fmt: skip
+
+
+def _autoencoder_coders(autoencoders: Sequence[SparseAutoencoder]) -> list[_Coder]:
+    return [_Coder(a.encode, a.decode, a.directions) for a in (a.double() for a in autoencoders)]
+
+
+def _factor_coder(factors: Factors) -> _Coder:
+    return _Coder(factors.encode, factors.decode, factors.directions)
+
+
+def _largest_by_magnitude(amounts: Tensor, k: int) -> Tensor:
+    """The k largest of each row (..., F), by magnitude, the others set to 0."""
+    if k >= amounts.shape[-1]:
+        return amounts
+    index = amounts.abs().topk(k, dim=-1).indices
+    return torch.zeros_like(amounts).scatter(-1, index, amounts.gather(-1, index))
