@@ -30,6 +30,7 @@ DESCRIPTION_BY_NEED = {
     "relu": "ReLUs",
     "attention": "attention layers",
     "linear end": "a linear layer that gives the logits",
+    "generator": "an image as its output: a generator",
 }
 DESCRIPTION_BY_AXIOM = {
     "contribution": "on a linear model, exactly w * (x - baseline)",

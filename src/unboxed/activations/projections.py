@@ -14,6 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import Gradients, gradients
+from ..engine.read.channel_axes import units_to_axis_1
 from ..engine.results import ResultMixin
 from ..errors import InputError, RuleError
 from ..model import relu_rules
@@ -21,7 +22,7 @@ from ..objectives import Objective, RowIndex, constant_to_like, layer_objective,
 from ..parameters import BatchSize, InputBatch, RequiredLayerAddress, UnitAxis
 from ..settings import check_settings
 from .receptive_field import ReceptiveField, receptive_field
-from .units import argmax_positions, resolve_unit_layers, units_to_axis_1, unravel_positions
+from .units import argmax_positions, resolve_unit_layers, unravel_positions
 
 BackwardRuleName = Literal["deconvnet", "gradient"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.read.channel_axes import units_to_axis_1
 from ..engine.read.examples import for_each_batch
 from ..engine.result_views import ResultTuple
 from ..engine.results import ResultMixin
@@ -22,7 +23,7 @@ from ..objectives import MODEL_END_ADDRESSES
 from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
 from .distributions import PerExampleUnitMoments, RunningUnitMoments, UnitHistograms
-from .units import resolve_unit_layers, units_to_axis_1
+from .units import resolve_unit_layers
 
 StateT = TypeVar("StateT")
 ObservedT = TypeVar("ObservedT")

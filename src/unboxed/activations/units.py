@@ -41,17 +41,6 @@ def _default_unit_layers(box: Box, axis: int) -> list[str]:
     return [address for row in with_weights for address in row.addresses]
 
 
-def units_to_axis_1(h: Tensor, axis: int, path: str) -> Tensor:
-    """An activation (n, ...) with its units second: (n, C, *P). Raises LayerError where there is no such axis."""
-    if not (1 <= axis < h.ndim or (-h.ndim < axis < 0)):
-        raise LayerError(f"{path!r} has shape {tuple(h.shape[1:])} per example: axis {axis} can't be that of its units")
-    if h.is_complex():
-        raise LayerError(f"{path!r} has complex activations, which have no largest")
-    h = h.movedim(axis, 1)
-    is_full_precision = h.is_floating_point() and h.dtype not in (torch.bfloat16, torch.float16)
-    return h if is_full_precision else h.float()
-
-
 def argmax_positions(h: Tensor) -> Tensor:
     """Where each unit (n, C, *P) is largest, as a flat index (n, C); the first of equals."""
     return h.flatten(2).argmax(2) if h.ndim > 2 else torch.zeros_like(h, dtype=torch.long)

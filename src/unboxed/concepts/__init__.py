@@ -7,14 +7,21 @@ random model, a control task, a frozen dictionary), and its result says when the
 from ..namespaces import dir_of_exports
 from ._dictionary_table import DictionaryScore as DictionaryScore
 from ._tcav_diagnostics import Diagnostics as Diagnostics
+from .causal_units import CausalUnits as CausalUnits
+from .causal_units import causal_units as causal_units
 from .computed import computed_concepts as computed_concepts
 from .concept_vectors import ConceptVectors as ConceptVectors
 from .concept_vectors import concept_vectors as concept_vectors
+from .detectors import Dissection as Dissection
+from .detectors import LayerDissection as LayerDissection
 from .dictionary import Dictionary as Dictionary
 from .dictionary import dictionary as dictionary
+from .digit_concepts import DigitConcepts as DigitConcepts
+from .digit_concepts import digit_concepts as digit_concepts
 from .discover import DiscoveredConcept as DiscoveredConcept
 from .discover import DiscoveredConcepts as DiscoveredConcepts
 from .discover import discover as discover
+from .dissect import dissect as dissect
 from .probe import LayerProbe as LayerProbe
 from .probe import Probing as Probing
 from .probe import probe as probe

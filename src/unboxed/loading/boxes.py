@@ -14,7 +14,7 @@ from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
 from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
-from .models import model
+from .models import is_generator, model
 
 COMMON_NORMALIZATIONS_TEXT = (
     "They are in that file of the model's origin; most are 0.5 and 0.5, or ImageNet's (0.485, 0.456, 0.406) and "
@@ -65,7 +65,8 @@ def load(
     inputs = inputs or factory_inputs or inputs_in_config(module)
     if inputs is None:
         raise ModelError(_missing_inputs_text(spec, module))
-    return Box(module, inputs, classes=classes, outputs=outputs)
+    is_image_map = outputs is None and is_generator(spec)  # its values in [0, 1] are no probabilities
+    return Box(module, inputs, classes=classes, outputs="regression" if is_image_map else outputs)
 
 
 def _missing_inputs_text(spec: str, model: nn.Module) -> str:

@@ -47,7 +47,8 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     """
     spec, seed = str(spec), check_seed(seed)
     if spec.startswith("zoo:"):
-        return zoo.load(spec.removeprefix("zoo:"), weights="trained" if trained else None)
+        name = spec.removeprefix("zoo:")
+        return (zoo.load_generator if is_generator(spec) else zoo.load)(name, weights="trained" if trained else None)
     if spec.endswith(".pt2"):
         return load_exported(Path(spec)), None
     if is_pretrained_folder(Path(spec)):
@@ -55,6 +56,11 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     if ":" not in spec:
         raise ModelError(_unknown_model_text(spec))
     return _split_model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
+
+
+def is_generator(spec: str) -> bool:
+    """Whether a model is a generator of the zoo, whose output is an image."""
+    return str(spec).startswith("zoo:") and spec.removeprefix("zoo:") in zoo.generator_names()
 
 
 def comes_with_weights(spec: str) -> bool:
@@ -95,6 +101,6 @@ def _unknown_model_text(spec: str) -> str:
         if any((path / name).is_file() for name in ADAPTER_FILE_NAMES):
             return f"{spec} {ADAPTER_REFUSED_TEXT}"
         return f"{spec} is a folder, not a model (folders are data: --data), without a config.json; {MODEL_SPEC_TEXT}"
-    if spec in zoo.names():
+    if spec in (*zoo.names(), *zoo.generator_names()):
         return f"{spec!r} is not a model spec; did you mean zoo:{spec}?"
     return f"{spec!r} is no model{nearest_paths_text(spec)}; {MODEL_SPEC_TEXT}"

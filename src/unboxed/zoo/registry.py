@@ -16,9 +16,11 @@ from torch import nn
 
 from ..data.uci import DIGITS_INPUTS
 from ..errors import ModelError
+from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..model import state
 from ..validation import check_seed, suggestion_text
+from .generators import LATENT_SIZE, DigitGenerator
 from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
 
 MNIST_INPUTS = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
@@ -42,6 +44,10 @@ ZOO_ENTRY_BY_NAME = {
     "digits-cnn": ZooEntry(DigitsCNN, DIGITS_INPUTS, "digits"),
     "digits-judge": ZooEntry(RobustCNN, DIGITS_INPUTS, "digits"),
 }
+
+
+GENERATOR_WIDTHS = {"digits-gan": (64, 48, 24), "mnist-gan": (64, 48, 24)}
+LATENTS = Features(tuple(f"z{i}" for i in range(LATENT_SIZE)))
 
 
 def names() -> tuple[str, ...]:
@@ -103,21 +109,69 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
         (1, 28, 28)
     """
     zoo_entry = entry(name)
+    return _build_untrained_model(name, zoo_entry.factory, weights, seed), zoo_entry.inputs
+
+
+def _build_untrained_model(name: str, factory: Callable[[], nn.Module], weights: str | None, seed: int) -> nn.Module:
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
     with state.forking_rngs_with_lock(check_seed(seed), torch.get_default_device()):
-        model = zoo_entry.factory()
+        model = factory()
     if weights == "trained":
         with _extracting_zoo_file(name, "safetensors") as path:
             model.load_state_dict(safetensors.torch.load_file(path))
-    return model.eval(), zoo_entry.inputs
+    return model.eval()
+
+
+def generator_names() -> tuple[str, ...]:
+    """The generators of the zoo.
+
+    Returns:
+        Their names, as `load_generator` takes them.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.zoo.generator_names()
+        ('digits-gan', 'mnist-gan')
+    """
+    return tuple(GENERATOR_WIDTHS)
+
+
+def load_generator(
+    name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0
+) -> tuple[nn.Module, Features]:
+    """A small generator of digits in eval mode, and what its inputs are: 64 latents.
+
+    For GAN dissection, and wherever images from codes are wanted. Latents are standard normal; the largest of the first
+    ten chooses the digit. `ub.load("zoo:digits-gan")` opens it as a box.
+
+    Args:
+        name: One of `zoo.generator_names()`.
+        weights: "trained", or None for newly initialized weights.
+        seed: Seed of newly initialized weights.
+
+    Returns:
+        (model, inputs), for `ub.Box(model, inputs, outputs="regression")`; it gives images (N, 1, 28, 28) in [0, 1].
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> model, inputs = ub.zoo.load_generator("digits-gan")
+        >>> model(torch.randn(2, 64)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+    if name not in GENERATOR_WIDTHS:
+        raise ModelError(f"the zoo has no generator {name!r}; {suggestion_text(str(name), GENERATOR_WIDTHS)}")
+    return _build_untrained_model(name, lambda: DigitGenerator(GENERATOR_WIDTHS[name]), weights, seed), LATENTS
 
 
 def card(name: str) -> dict[str, Any]:
     """How the trained weights of a model were made, and its figures.
 
     Args:
-        name: One of `zoo.names()`.
+        name: One of `zoo.names()` or `zoo.generator_names()`.
 
     Returns:
         The data, the recipe, accuracies, versions and the command, as a dict.
@@ -130,7 +184,8 @@ def card(name: str) -> dict[str, Any]:
         >>> ub.zoo.card("digits-cnn")["accuracy"] > 0.9
         True
     """
-    entry(name)
+    if name not in GENERATOR_WIDTHS:
+        entry(name)
     with _extracting_zoo_file(name, "json") as path:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 

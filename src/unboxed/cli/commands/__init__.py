@@ -11,6 +11,7 @@ from . import attack as attack
 from . import influence as influence
 from . import probe as probe
 from . import concepts as concepts
+from . import dissect as dissect
 from . import words as words
 from . import train as train
 from . import shortcut as shortcut

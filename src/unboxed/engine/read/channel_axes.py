@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
+import torch
+from torch import Tensor
+
 from ...box import Box
+from ...errors import LayerError
 from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
@@ -104,3 +108,14 @@ def unit_axis(box: Box, address: str, n_axes: int) -> int:
     if is_first is None:
         is_first = isinstance(box.inputs, Pixels) and n_axes == len(box.inputs.shape) + 1
     return 1 if is_first else n_axes - 1
+
+
+def units_to_axis_1(h: Tensor, axis: int, path: str) -> Tensor:
+    """An activation (n, ...) with its units second: (n, C, *P). Raises LayerError where there is no such axis."""
+    if not (1 <= axis < h.ndim or (-h.ndim < axis < 0)):
+        raise LayerError(f"{path!r} has shape {tuple(h.shape[1:])} per example: axis {axis} can't be that of its units")
+    if h.is_complex():
+        raise LayerError(f"{path!r} has complex activations, which have no largest")
+    h = h.movedim(axis, 1)
+    is_full_precision = h.is_floating_point() and h.dtype not in (torch.bfloat16, torch.float16)
+    return h if is_full_precision else h.float()

@@ -10,6 +10,7 @@ from . import checks as checks
 from . import common as common
 from . import concepts_dictionary as concepts_dictionary
 from . import concepts_discover as concepts_discover
+from . import concepts_dissect as concepts_dissect
 from . import concepts_groups as concepts_groups
 from . import concepts_probe as concepts_probe
 from . import concepts_tcav as concepts_tcav
