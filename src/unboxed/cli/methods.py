@@ -63,6 +63,7 @@ def card_notes(card: Card) -> dict[str, str]:
         "Gives": DESCRIPTION_BY_RETURN_KIND[card.returns],
         "Keeps exactly": "; ".join(f"{axiom} ({DESCRIPTION_BY_AXIOM[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
+        "Patents": card.patents,
         "Model runs per input": f"about {card.n_model_runs():,.0f}",
         "Contracts that do not apply": "; ".join(f"{name} ({reason})" for name, reason in card.exempt.items()),
     }
@@ -89,19 +90,10 @@ def _setting_default_text(setting: Setting) -> str:
 def method_facts(card: Card) -> dict[str, Any]:
     """A card as plain values."""
     return {
-        "name": card.key,
-        "title": card.name,
-        "family": card.family,
-        "source": card.source,
-        "shows": card.shows,
-        "does_not_show": card.does_not_show,
-        "needs": list(card.needs),
-        "texts": card.texts,
-        "returns": card.returns,
-        "axioms": list(card.axioms),
-        "norms": list(card.norms),
-        "exempt": dict(card.exempt),
-        "runs": card.n_model_runs(),
+        "name": card.key, "title": card.name, "family": card.family, "source": card.source, "shows": card.shows,
+        "does_not_show": card.does_not_show, "needs": list(card.needs), "texts": card.texts, "returns": card.returns,
+        "axioms": list(card.axioms), "norms": list(card.norms), "exempt": dict(card.exempt), "runs": card.n_model_runs(),
+        "patents": card.patents,
         "settings": [setting_facts(s) for s in card.settings.values()],
     }
 

@@ -229,6 +229,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     import torch
 
     from ..atomic_write import encode_utf8, write_bytes
+    from ..engine.conservation import Conservation
     from ..engine.results import json_summary, nonfinite_to_none, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
@@ -245,6 +246,9 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     images = {_figure_file_stem(name): image for name, image in figures(result, box, data=data).items()}
     paths = [save(image, out / f"{name}.png") for name, image in images.items()]
     typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_PRINTED_SUMMARY_CHARS else card.name)
+    for part in getattr(result, "extras", {}).values():
+        if isinstance(part, Conservation):
+            typer.echo(str(part))
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
 
