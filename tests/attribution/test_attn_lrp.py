@@ -69,8 +69,8 @@ def test_each_layer_of_a_text_model_conserves_relevance(name: str, how: str, rul
     assert {f"{BLOCKS[name]}.0", f"{BLOCKS[name]}.1"} <= set(made.layers)
     assert made.max_error <= 1e-4
     total = torch.stack([*made.held_back.values()]).sum((0, 2)) + a.sum(1)
-    assert torch.allclose(total, a.score.double(), rtol=1e-4)
-    assert torch.allclose(made.passed_on[:, 0], a.sum(1).double(), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(total, a.score, rtol=1e-4)
+    assert torch.allclose(made.passed_on[:, 0], a.sum(1), rtol=1e-4, atol=1e-6)
     has_biases = name != "llama"  # nor has it positions but turns
     assert (float(made.held_back["biases"].abs().max()) > 1e-3) == has_biases
     assert (float(made.held_back["constants"].abs().max()) > 1e-3) == has_biases
@@ -207,7 +207,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     from unboxed.model.lrp import linear_rules, mode
 
     if fault == "a bias is not counted":
-        monkeypatch.setattr(linear_rules, "_report_shares", lambda report, above, distributed, of_bias: None)
+        monkeypatch.setattr(linear_rules, "_report_shares", lambda report, of_stabilizer, of_bias: None)
         op = "linear"
     else:
         whole = mode.with_scaled_gradient

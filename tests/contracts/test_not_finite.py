@@ -18,7 +18,16 @@ from unboxed.testing.models import get_model
 ATTRIBUTION = [c for c in cards() if c.family == "attribution"]
 WITHOUT_A_SCORE = {"Attention rollout"}
 SCORED = [c for c in ATTRIBUTION if c.name not in WITHOUT_A_SCORE]
-UNTOUCHED = ("lrp", "rise", "occlusion", "feature_ablation", "lime", "kernel_shap", "shapley")  # they take no gradient
+UNTOUCHED = (
+    "attn_lrp",
+    "lrp",
+    "rise",
+    "occlusion",
+    "feature_ablation",
+    "lime",
+    "kernel_shap",
+    "shapley",
+)  # they take no gradient
 
 
 class Net(nn.Module):

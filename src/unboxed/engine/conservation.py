@@ -63,6 +63,11 @@ class Conservation:
         unruled = dict.fromkeys(op for p in parts for op in p.unruled)
         return cls(parts[0].layers, received, passed_on, held_back, tuple(unruled))
 
+    def to(self, dtype: torch.dtype) -> Conservation:
+        """This account in another precision: it is summed in double precision."""
+        held_back = {kind: values.to(dtype) for kind, values in self.held_back.items()}
+        return replace(self, received=self.received.to(dtype), passed_on=self.passed_on.to(dtype), held_back=held_back)
+
     def with_unruled(self, ops: tuple[str, ...]) -> Conservation:
         """This account with the ops that lose relevance."""
         return replace(self, unruled=ops)

@@ -37,8 +37,9 @@ from ..read.chain import chain_addresses
 from ..results import warn_not_finite, warn_with_row_count
 from .score import classes_if_predicted_logit
 
-MAX_CONSERVATION_ERROR = 1e-3
-"""Share of the score that a layer may lose without a warning; sums in single precision leave about 1e-5."""
+MAX_CONSERVATION_ERROR, MAX_ROUNDINGS = 1e-3, 30
+"""Share of the score that a layer may lose without a warning (sums in single precision leave about 1e-6), or so many
+times the rounding error of the model's precision."""
 
 
 PATENTS_OF_LRP = (
@@ -81,8 +82,13 @@ def relevance(
     warn_not_finite(f"the relevance of {objective.name}", out.map)
     warn_with_row_count(f"the relevance of {objective.name} is exactly zero for", (out.map == 0).flatten(1).all(1))
     if out.conservation is not None:
-        _warn_of_losses(out.conservation)
+        _warn_of_losses(out.conservation, _max_error(box))
     return out
+
+
+def _max_error(box: Box) -> float:
+    """The share of the score that rounding may lose in a layer."""
+    return max(MAX_CONSERVATION_ERROR, MAX_ROUNDINGS * torch.finfo(box.model_dtype).eps)
 
 
 def _joined(parts: Sequence[Relevance]) -> Relevance:
@@ -96,8 +102,8 @@ def _joined(parts: Sequence[Relevance]) -> Relevance:
     )
 
 
-def _warn_of_losses(conservation: Conservation) -> None:
-    if conservation.max_error > MAX_CONSERVATION_ERROR:
+def _warn_of_losses(conservation: Conservation, max_error: float) -> None:
+    if conservation.max_error > max_error:
         worst = conservation.layers[int(conservation.relative_error.amax(0).argmax())]
         ops = f" (by {', '.join(conservation.unruled)})" if conservation.unruled else ""
         warn(
@@ -114,12 +120,12 @@ def _checked_relevance(
         return [_relevance_of_batch(box, objective, x, layer_rules, None)]
     ledger = RelevanceLedger(max(len(x), box.min_rows), _n_reports_of_encoding(box, x, layer_rules))
     out = _relevance_of_batch(box, objective, x, layer_rules, ledger)
-    is_wrong = out.conservation is not None and out.conservation.max_error > MAX_CONSERVATION_ERROR
+    error = 0.0 if out.conservation is None else out.conservation.max_error
     can_split = len(x) > 1 and box.min_rows == 1 and not (box.batch_dependent or objective.batch_dependent)
-    if (ledger.is_mixed or is_wrong) and can_split:
+    if can_split and (ledger.is_mixed or error > MAX_ROUNDINGS * torch.finfo(box.model_dtype).eps):
         rows = [slice(i, i + 1) for i in range(len(x))]
         return [p for r in rows for p in _checked_relevance(box, objective.rows(r), x[r], layer_rules, check)]
-    if is_wrong and out.conservation is not None:
+    if out.conservation is not None and error > _max_error(box):
         audit = RelevanceAudit(ledger.n, ledger.n_before)
         again = _relevance_of_batch(box, objective, x, layer_rules, audit)
         out.conservation = out.conservation.with_unruled(audit.unruled_ops(again.layer_orders))
@@ -172,7 +178,7 @@ def _relevance_of_batch(
             }
             ledger.is_mixed |= not all(box.has_batch_axis(a) for a in by_layer)
             ends = _Ends(total, _relevance_at_top(objective, acts))
-            out.conservation = _account(ledger, by_layer, [*orders.values()], ends)
+            out.conservation = _account(ledger, by_layer, [*orders.values()], ends).to(box.dtype)
             out.layer_orders = orders
         return out
 

@@ -16,7 +16,7 @@ def chain_addresses(box: Box) -> list[str]:
     """
     paths = [p for p in box.modules if p and (_is_in_list(box, p) or _is_outermost_without_list(box, p))]
     rows = [box.layers.by_path[p] for p in paths if p in box.layers.by_path]
-    return [a for row in rows for a in row.addresses]
+    return [a for row in rows if row.has_input and row.shape for a in row.addresses]
 
 
 def _is_in_list(box: Box, path: str) -> bool:

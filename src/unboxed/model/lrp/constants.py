@@ -29,7 +29,9 @@ def report_constants(
         return
     offset = _constant_part(op_name, func, args, kwargs, variables, out)
     if offset is not None:
-        kind = _kind_of_constant(op_name, args, kwargs)
+        constants = [t for t in tensors_in((args, kwargs)) if not t.requires_grad]
+        is_bias = op_name in ADDING_OPS and all(_is_bias(t, out) for t in constants)
+        kind: Kind = "biases" if is_bias else "constants"
         out.register_hook(lambda c: report(kind, relevance_of(offset, c)))  # type: ignore[no-untyped-call]
 
 
@@ -49,8 +51,7 @@ def _constant_part(
         return offset if bool((offset != 0).any()) else None
 
 
-def _kind_of_constant(op_name: str, args: Args, kwargs: Kwargs) -> Kind:
-    """A vector that is added to all positions is a bias; what differs between positions is a constant."""
-    constants = [t for t in tensors_in((args, kwargs)) if not t.requires_grad]
-    is_vector = all(t.numel() == t.shape[-1] for t in constants if t.ndim)
-    return "biases" if op_name in ADDING_OPS and is_vector else "constants"
+def _is_bias(t: Tensor, out: Tensor) -> bool:
+    """Whether one value per channel is added, at all positions; else positions or examples may differ."""
+    is_before_positions = t.ndim == out.ndim - 1 and t.numel() == t.shape[0]  # (C, 1, 1) of (N, C, H, W)
+    return t.ndim <= 1 or is_before_positions or (t.ndim == out.ndim > 2 and t.numel() == t.shape[1])

@@ -122,17 +122,22 @@ def epsilon_rule(eps: float) -> LinearRuleFn:
         z = op.output()
         s = c if eps == 0 else c * z.abs() / (z.abs() + eps)
         if report is not None:
-            _report_shares(report, z * c, z * s, None if op.b is None else op.b * s)
+            _report_shares(report, z * c * stabilizer_share(z, eps), None if op.b is None else op.b * s)
         return op.input_gradient(op.w, s)
 
     return rule
 
 
-def _report_shares(report: Report, above: Tensor, distributed: Tensor, of_bias: Tensor | None) -> None:
-    """Report what a rule does not give to the inputs: the bias's share, and what is not distributed at all."""
-    report("epsilon", above - distributed)
+def _report_shares(report: Report, of_stabilizer: Tensor, of_bias: Tensor | None) -> None:
+    """Report what a rule does not give to the inputs."""
+    report("epsilon", of_stabilizer)
     if of_bias is not None:
         report("biases", of_bias)
+
+
+def stabilizer_share(z: Tensor, epsilon: float) -> Tensor:
+    """Which part of a relevance is lost where it is divided by `epsilon_stabilize(z, epsilon)`, and not by z."""
+    return torch.where(z == 0, 1, epsilon / epsilon_stabilize(z.abs(), epsilon))
 
 
 def gamma_rule(gamma: float, eps: float) -> LinearRuleFn:
@@ -150,7 +155,7 @@ def gamma_rule(gamma: float, eps: float) -> LinearRuleFn:
         if report is not None:
             b = torch.zeros_like(z) if op.b is None else op.b.expand_as(z)
             favored = torch.where(is_positive, b.clamp(min=0), b.clamp(max=0))
-            _report_shares(report, z * c, boosted * s, (b + gamma * favored) * s)
+            _report_shares(report, z * c * stabilizer_share(boosted, eps), (b + gamma * favored) * s)
         return op.input_gradient_by_contribution_sign(
             torch.where(is_positive, (1 + gamma) * s, s), torch.where(is_positive, s, (1 + gamma) * s)
         )
@@ -165,7 +170,7 @@ def z_plus_rule(eps: float) -> LinearRuleFn:
         z, plus = op.output(), op.positive_contribution_sum()
         s = c * z / epsilon_stabilize(plus, eps)
         if report is not None:
-            _report_shares(report, z * c, plus * s, None)
+            _report_shares(report, z * c * stabilizer_share(plus, eps), None)
         return op.input_gradient_by_contribution_sign(s)
 
     return rule
@@ -184,7 +189,8 @@ def alpha_beta_rule(alpha: float, eps: float) -> LinearRuleFn:
         up, down = alpha * c * z / epsilon_stabilize(plus, eps), (1 - alpha) * c * z / epsilon_stabilize(minus, eps)
         if report is not None:
             of_bias = None if op.b is None else op.b.clamp(min=0) * up + op.b.clamp(max=0) * down
-            _report_shares(report, z * c, plus * up + minus * down, of_bias)
+            lost = alpha * stabilizer_share(plus, eps) + (1 - alpha) * stabilizer_share(minus, eps)
+            _report_shares(report, z * c * lost, of_bias)
         return op.input_gradient_by_contribution_sign(up, down)
 
     return rule
