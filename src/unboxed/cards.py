@@ -26,6 +26,7 @@ ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package
 
 DESCRIPTION_BY_NEED = {
     "pixels": "inputs that are images alone (Pixels)",
+    "tokens": "inputs that are images alone (Pixels) or texts (Tokens)",
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",

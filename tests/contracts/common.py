@@ -77,7 +77,8 @@ refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autogra
 SCRIPTED = ("scripted_part", "scripted_and_optimized")
 refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIPTED), RuleError)  # ops out of sight
 refuse(("deep_lift",), ("batch_maximum", "batch_gate"), RuleError)  # no rule for the largest of a batch
-refuse(("rollout",), tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
+NEED_ATTENTION = tuple(n for n, c in CARDS.items() if "attention" in c.needs)
+refuse(NEED_ATTENTION, tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
 
 refuse(
     ("attn_lrp", "lrp"), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError
