@@ -26,6 +26,7 @@ from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capturing_activations
 from .model.isolation import IsolatedModel, Mode
+from .model.language_models import at_answer_position, scores_next_tokens
 from .model.layers import Layers
 from .model.locks import holding_locks
 from .model.nan_checks import check_no_nan
@@ -73,6 +74,8 @@ class Box:
         outputs: What the output means.
         device, dtype: Where the model is, and the dtype of images and results: float32, float64 for a double model.
         n_outputs, output_map_shape: Number of outputs K, and the other axes of an output map (N, K, ...); () for none.
+        predicts_tokens: Whether it is a language model: its classes are then the tokens of the vocabulary, and its
+            logits those of the next token of each text (at the first [MASK], where there is one).
         batch_dependent: Whether the examples of a batch depend on one another: then no batch is split.
         stochastic, stateless: Whether it asks for random numbers; whether it neither draws any nor writes buffers.
         flops_per_example: FLOPs of one forward pass of one example.
@@ -186,9 +189,10 @@ class Box:
             self._run_first_forward()
             n_before: int | None = len(getattr(self, "classes", ())) or None
             names = self._options["classes"]
-            if names is None:
-                names = class_names_in_config(self.model)
-                names = usable_config_class_names(names, self.n_outputs, bool(self.output_map_shape))
+            if names is None and self.predicts_tokens:
+                names = self.inputs.token_names(self.n_outputs)  # type: ignore[attr-defined]
+            elif names is None:
+                names = usable_config_class_names(class_names_in_config(self.model), self.n_outputs, bool(self.output_map_shape))
             if self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
@@ -253,7 +257,9 @@ class Box:
         self.outputs: OutputKind = self.output_reader.outputs or "logits"
         self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
-        self._n_columns, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
+        self.predicts_tokens = scores_next_tokens(self.inputs, output)
+        self._n_columns = output.shape[1]
+        self.output_map_shape = () if self.predicts_tokens else tuple(output.shape[2:])
         self.n_outputs = 2 if self.outputs == "binary" else self._n_columns
 
     def noise(self, n: int) -> Tensor:
@@ -363,6 +369,7 @@ class Box:
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
                 logits = self.output_reader.logits(output, final_op)
+                logits = at_answer_position(self.inputs, padding.pad(x), logits) if self.predicts_tokens else logits
                 acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .result_views import ResultViewsMixin
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Conservation:
+class Conservation(ResultViewsMixin):
     """What each layer does with the relevance that it receives, from the input up; prints as a table.
 
     A layer here begins where the one before ends, and all of the model's relevance goes through its output. What

@@ -23,7 +23,7 @@ EmbeddingReduction = Literal["sum", "length", "same"]
 MIN_UNLIMITED_LENGTH_TOKENS = 10**6  # what tokenizers without a limit say is larger
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokens:
     """Texts: a tokenizer, and how many tokens the model takes.
 
@@ -67,6 +67,11 @@ class Tokens:
 
     is_text: ClassVar[bool] = True
 
+    def __repr__(self) -> str:
+        name = getattr(self.tokenizer, "__name__", type(self.tokenizer).__name__)
+        limit = "" if self.max_length is None else f", max_length={self.max_length}"
+        return f"Tokens({name}{limit}{', truncate=True' * self.truncate})"
+
     # -- the model -----------------------------------------------------------------------------------------------------
 
     def bind_to_model(self, model: nn.Module) -> Tokens:
@@ -95,6 +100,11 @@ class Tokens:
     def width(self) -> int:
         """D, the values of an embedding."""
         return int(self._embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
+
+    @property
+    def n_tokens_known(self) -> int:
+        """Number of tokens of the vocabulary, as the tokenizer or else the embedding layer says; 0 where none does."""
+        return _vocabulary_size(self.tokenizer) or _n_embeddings(self.layer) or 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -258,6 +268,33 @@ class Tokens:
         """(N, T) bool: tokens, not padding."""
         return x.detach()[..., -N_TOKEN_META_COLUMNS + 1] > 0.5
 
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of one text, as the tokenizer gives them. Raises InputError for an empty or a long one."""
+        return self._ids_and_types_of_text(text, 0)[0]
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The names of tokens."""
+        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        return list(map(str, to_words(list(ids)) if to_words else ids))
+
+    def answer_positions(self, x: Tensor) -> Tensor:
+        """(N,): where a language model is asked for a token: at the first [MASK], else at the last token."""
+        mask, index = self.mask(x), torch.arange(x.shape[1], device=x.device)
+        last = (mask * index).argmax(1)
+        mask_id = getattr(self.tokenizer, "mask_token_id", None)
+        if mask_id is None:
+            return last
+        is_asked = (self.ids(x) == int(mask_id)) & mask
+        return torch.where(is_asked.any(1), is_asked.int().argmax(1), last)
+
+    def token_names(self, n: int) -> tuple[str, ...] | None:
+        """The names of the first n tokens of the vocabulary; None where the tokenizer has none."""
+        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        known = min(n, _vocabulary_size(self.tokenizer) or 0)
+        if to_words is None or not known:
+            return None
+        return (*map(str, to_words(list(range(known)))), *(f"<{k}>" for k in range(known, n)))
+
     def is_special(self, x: Tensor) -> Tensor:
         """(N, T) bool: tokens that the tokenizer adds, such as [CLS], and padding."""
         special = getattr(self.tokenizer, "all_special_ids", ())
@@ -266,9 +303,7 @@ class Tokens:
 
     def token_texts(self, x: Tensor) -> list[list[str]]:
         """The tokens of each packed text as words, without padding."""
-        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
-        rows = [ids[keep].tolist() for ids, keep in zip(self.ids(x), self.mask(x), strict=True)]
-        return [list(map(str, to_words(row) if to_words else row)) for row in rows]
+        return [self.words(ids[keep].tolist()) for ids, keep in zip(self.ids(x), self.mask(x), strict=True)]
 
     @property
     def default_fill_kind(self) -> str:

@@ -86,9 +86,10 @@ def rows_read(gradient: Tensor) -> Tensor:
 def rows_read_by_output(box: Box, x: Tensor) -> Tensor:
     """`rows_read` of all that the model gives for x (n, ...), by one backward pass."""
     with box.isolated(), recording_attention(box, x, differentiable=True) as maps:
-        acts = box.forward(x.detach().clone().requires_grad_(), {"output"})
+        asked = "logits" if box.predicts_tokens else "output"
+        acts = box.forward(x.detach().clone().requires_grad_(), {asked})
         weights = require_maps(maps)[-1].weights
-        output = acts["output"].flatten(1)
+        output = acts[asked].flatten(1)
         mixed = output @ torch.linspace(1, 2, output.shape[1]).to(output)  # so that no two outputs cancel
         (gradient,) = torch.autograd.grad(mixed.sum(), weights)
     return rows_read(gradient)[: len(x)].to(box.dtype)
