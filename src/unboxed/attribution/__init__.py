@@ -8,6 +8,7 @@ A method moves in here as one file; what two of them share is in `engine.gradien
 """
 
 from ..engine.attribution_result import Attribution as Attribution
+from ..namespaces import dir_of_exports
 from .attn_lrp import attn_lrp as attn_lrp
 from .deconvnet import deconvnet as deconvnet
 from .deep_lift import deep_lift as deep_lift

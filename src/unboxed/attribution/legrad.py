@@ -1,6 +1,6 @@
 """LeGrad: how the attention of each layer moves the score that its own tokens would give.
 
-Bousselham et al. 2024, "LeGrad: An Explainability AttributionMethodFn for Vision Transformers via Feature Formation Sensitivity",
+Bousselham et al. 2024, "LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity",
 arXiv:2404.03214, equations 4 to 8.
 """
 
@@ -109,7 +109,7 @@ def legrad(
 
 def _maps_of_batch(box: Box, objective: Objective, x: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Each layer's map (n, L, T), the scores of each layer's tokens (n, L), and the layers."""
-    blocks = _split_into_vector_blocks(box, x[:1] if not box.batch_dependent else x)
+    blocks = _attending_blocks(box, x[:1] if not box.batch_dependent else x)
     leaf = x.detach().clone().requires_grad_()
     with box.isolated():
         with recording_attention(box, x, differentiable=True) as maps:
@@ -140,7 +140,7 @@ def _acts_of_tokens(box: Box, objective: Objective, x: Tensor, last_block: str, 
     return box.forward(x.detach(), objective.layers, {last_block: lambda h: tokens})
 
 
-def _split_into_vector_blocks(box: Box, x: Tensor) -> list[str]:
+def _attending_blocks(box: Box, x: Tensor) -> list[str]:
     with box.isolated(grad=False), recording_attention(box, x) as maps:
         box.forward(x, {"output"})
     return token_blocks(box, require_maps(maps))

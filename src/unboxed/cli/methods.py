@@ -90,9 +90,19 @@ def _setting_default_text(setting: Setting) -> str:
 def method_facts(card: Card) -> dict[str, Any]:
     """A card as plain values."""
     return {
-        "name": card.key, "title": card.name, "family": card.family, "source": card.source, "shows": card.shows,
-        "does_not_show": card.does_not_show, "needs": list(card.needs), "texts": card.texts, "returns": card.returns,
-        "axioms": list(card.axioms), "norms": list(card.norms), "exempt": dict(card.exempt), "runs": card.n_model_runs(),
+        "name": card.key,
+        "title": card.name,
+        "family": card.family,
+        "source": card.source,
+        "shows": card.shows,
+        "does_not_show": card.does_not_show,
+        "needs": list(card.needs),
+        "texts": card.texts,
+        "returns": card.returns,
+        "axioms": list(card.axioms),
+        "norms": list(card.norms),
+        "exempt": dict(card.exempt),
+        "runs": card.n_model_runs(),
         "patents": card.patents,
         "settings": [setting_facts(s) for s in card.settings.values()],
     }

@@ -129,7 +129,7 @@ def continuation(
     logprobs = _logprobs(box, x, ids, positions)
     _check_causal(box, x, ids, starts, logprobs)
     words = tuple(tuple(inputs.words(row)) for row in added)
-    return Continuation(x, tuple(map(tuple, inputs.texts(x))), ids, positions, words, logprobs)
+    return Continuation(x, tuple(map(tuple, inputs.token_texts(x))), ids, positions, words, logprobs)
 
 
 def attribute_continuation(

@@ -156,7 +156,9 @@ def capturing_attention(
             on_attention(path, maps if differentiable else maps.detach())
             return maps.reshape(weights.shape)
 
-        def report_attention_of_op(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def report_attention_of_op(
+            name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
             if name == "softmax" and _is_softmax_over_last_axis(args, kwargs):
                 return report(func(*args, **kwargs))
             if name in FUSED_ATTENTION_OPS:

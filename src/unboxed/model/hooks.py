@@ -260,7 +260,9 @@ def tracking_modules(
     with ExitStack() as stack:
         for path, module in hookable_modules(modules).items():
             stack.callback(module.register_forward_pre_hook(TransientHook(push_running_module, path)).remove)
-            stack.callback(module.register_forward_hook(TransientHook(pop_running_module, path), always_call=True).remove)
+            stack.callback(
+                module.register_forward_hook(TransientHook(pop_running_module, path), always_call=True).remove
+            )
         yield running
 
 

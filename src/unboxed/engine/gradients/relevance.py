@@ -25,7 +25,7 @@ from ...model.lrp import (
     RelevanceAudit,
     RelevanceLedger,
     annotate_activation,
-    check_every_op_has_rule,
+    check_every_node_has_rule,
     cutting_edges,
     frozen_parameters,
     relevance_of,
@@ -155,7 +155,7 @@ def _relevance_of_batch(
         cut_edges = cutting_edges(score, x, {a: acts.edges[a] for a in cuts}) if score.requires_grad else {}
         orders = {a: edge.node._sequence_nr() for a, edge in cut_edges.items()}
         for a in objective.layers:
-            check_every_op_has_rule(acts[a], orders)
+            check_every_node_has_rule(acts[a], orders)
         if not score.requires_grad:
             raise error
         receivers: list[Any] = [*leaves, *cut_edges.values()]

@@ -26,7 +26,7 @@ class RelevanceAudit(RelevanceLedger):
 
     def __init__(self, n: int, n_before: int = 0) -> None:
         super().__init__(n, n_before)
-        self._to_float_tuple: dict[tuple[Any, int], Tensor] = {}  # of each edge of the graph
+        self._values: dict[tuple[Any, int], Tensor] = {}  # of each edge of the graph
         self._losses = defaultdict[tuple[str, int], list[Tensor]](list)  # by op and order: received, minus passed on
 
     def follow(self, op: str, variables: list[Tensor], out: Any) -> None:
@@ -35,16 +35,16 @@ class RelevanceAudit(RelevanceLedger):
             self._remember(v)
         outputs = [t for t in tensors_in(out) if t.requires_grad and self._remember(t)]
         node = outputs[0].grad_fn if outputs else None
-        if node is None or any(edge not in self._to_float_tuple for edge in _input_edges(node)):
+        if node is None or any(edge not in self._values for edge in _input_edges(node)):
             return  # made of several nodes, each of which is an op by itself
         node.register_hook(lambda sent, received: self._compare(op, node, sent, received))
 
     def _remember(self, t: Tensor) -> bool:
         """Keep the value of an edge of the graph; False where it is known: dropout may give what it got."""
         edge = get_gradient_edge(t)
-        is_new = (edge.node, edge.output_nr) not in self._to_float_tuple
+        is_new = (edge.node, edge.output_nr) not in self._values
         if is_new:
-            self._to_float_tuple[edge.node, edge.output_nr] = t.detach().clone()
+            self._values[edge.node, edge.output_nr] = t.detach().clone()
         return is_new
 
     def _compare(
@@ -52,12 +52,12 @@ class RelevanceAudit(RelevanceLedger):
     ) -> None:
         place = op, node._sequence_nr()
         for i, c in enumerate(received):
-            if c is not None and (node, i) in self._to_float_tuple:
-                self._losses[place].append(relevance_of(self._to_float_tuple[node, i], c).sum())
+            if c is not None and (node, i) in self._values:
+                self._losses[place].append(relevance_of(self._values[node, i], c).sum())
         grads = [c for (below, _), c in zip(node.next_functions, sent, strict=False) if below is not None]
         for edge, c in zip(_input_edges(node), grads, strict=False):
             if c is not None:
-                self._losses[place].append(-relevance_of(self._to_float_tuple[edge], c).sum())
+                self._losses[place].append(-relevance_of(self._values[edge], c).sum())
 
     def unruled_ops(self, layer_orders: Mapping[str, int]) -> tuple[str, ...]:
         """The ops that lose most of what they receive, with nothing that accounts for it: "gelu in blocks.1".

@@ -15,7 +15,7 @@ from ...errors import RuleError
 from ..hooks import tensors_in
 from ..op_mode import OpReplacementMode, is_in_place
 from ..op_tables import canonical_op_name
-from ..state import NO_CONTEXT
+from ..state import NULL_CONTEXT
 from . import composite_ops, op_rules
 from .arguments import (
     Args,
@@ -125,9 +125,11 @@ class LRPMode(OpReplacementMode):
         if op_name in op_rules.GRADIENT_SCALE_BY_OP:
             run = partial(call_with_replaced_tensors, func, args, kwargs, variables[:1])
             scale, report = op_rules.GRADIENT_SCALE_BY_OP[op_name], self._report_for(op_name)
-            return annotate_activation(with_scaled_gradient(run, variables[:1], scale, report), gate_rank=self._factor_rank(op_name))
+            return annotate_activation(
+                with_scaled_gradient(run, variables[:1], scale, report), gate_rank=self._factor_rank(op_name)
+            )
         if op_name in COMPOSITE_OP_BY_NAME:
-            with NO_CONTEXT if self.ledger is None else self:  # which sees its bias
+            with NULL_CONTEXT if self.ledger is None else self:  # which sees its bias
                 return COMPOSITE_OP_BY_NAME[op_name](*args, **kwargs)
         if op_name in RULE_METHOD_BY_OP_NAME:
             return RULE_METHOD_BY_OP_NAME[op_name](self, func, args, kwargs)
@@ -291,7 +293,7 @@ class LRPMode(OpReplacementMode):
             merged = op.with_affine_outputs(scale.to(op.w), shift.to(op.w))
             return self._attach_rule(first_tensor_in(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
-        with NO_CONTEXT if self.ledger is None else self:
+        with NULL_CONTEXT if self.ledger is None else self:
             return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
     def _std_or_var_mean_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
