@@ -151,10 +151,17 @@ def test_the_code_of_the_page_on_concepts_runs(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_code_of_the_page_on_language_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On random vectors of the published words."""
+    """On random vectors of the published words, and small random models."""
+    pytest.importorskip("transformers")
+    from inputs.test_tokens import make_bert, make_tokenizer
+    from language.test_continuation import gpt2
+
     monkeypatch.chdir(tmp_path)
     write_published_words(Path("vectors.txt"))
-    names = run(LANGUAGE, {})
+    torch.manual_seed(0)
+    names = run(LANGUAGE, {"model": make_bert(), "tokenizer": make_tokenizer(types=True), "causal_model": gpt2()})
+    assert names["a"].conservation.max_error <= 1e-4
+    assert Path("words.png").is_file()
     assert names["debiased"].bias.after.direct < 1e-6
     assert len(names["tests"]) == 10
     assert Path("map.png").is_file()

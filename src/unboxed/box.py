@@ -26,11 +26,12 @@ from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capturing_activations
 from .model.isolation import IsolatedModel, Mode
+from .model.language_models import at_answer, names_of_model, scores_next_tokens
 from .model.layers import Layers
 from .model.locks import holding_locks
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
-from .model.outputs import OutputKind, OutputReader, class_names_in_config, usable_config_class_names, with_batch_axis
+from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
 from .objectives import MODEL_END_ADDRESSES, Objective, binary_logit, check_classes, class_logit, logit, to_class_tensor
 from .validation import address_list, check_class_names, count_class_names
 
@@ -73,6 +74,8 @@ class Box:
         outputs: What the output means.
         device, dtype: Where the model is, and the dtype of images and results: float32, float64 for a double model.
         n_outputs, output_map_shape: Number of outputs K, and the other axes of an output map (N, K, ...); () for none.
+        predicts_tokens: Whether it is a language model: its classes are then the tokens of the vocabulary, and its
+            logits those of the next token of each text (at the first [MASK], where there is one).
         batch_dependent: Whether the examples of a batch depend on one another: then no batch is split.
         stochastic, stateless: Whether it asks for random numbers; whether it neither draws any nor writes buffers.
         flops_per_example: FLOPs of one forward pass of one example.
@@ -184,11 +187,9 @@ class Box:
             self.min_rows, self.max_rows = row_limits  # of a batch
             self.autocast: torch.dtype | None = None
             self._run_first_forward()
-            n_before: int | None = len(getattr(self, "classes", ())) or None
-            names = self._options["classes"]
-            if names is None:
-                names = class_names_in_config(self.model)
-                names = usable_config_class_names(names, self.n_outputs, bool(self.output_map_shape))
+            n_before = len(getattr(self, "classes", ())) or None
+            names, is_map = self._options["classes"], bool(self.output_map_shape)
+            names = names_of_model(self.model, self.inputs, self.n_outputs, is_map) if names is None else names
             if self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
@@ -253,7 +254,8 @@ class Box:
         self.outputs: OutputKind = self.output_reader.outputs or "logits"
         self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
-        self._n_columns, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
+        self._n_columns, self.predicts_tokens = output.shape[1], scores_next_tokens(self.inputs, output)
+        self.output_map_shape = () if self.predicts_tokens else tuple(output.shape[2:])
         self.n_outputs = 2 if self.outputs == "binary" else self._n_columns
 
     def noise(self, n: int) -> Tensor:
@@ -362,7 +364,7 @@ class Box:
             output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self._n_columns)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
-                logits = self.output_reader.logits(output, final_op)
+                logits = at_answer(self.inputs, padding.pad(x), self.output_reader.logits(output, final_op))
                 acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 

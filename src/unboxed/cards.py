@@ -26,6 +26,7 @@ ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package
 
 DESCRIPTION_BY_NEED = {
     "pixels": "inputs that are images alone (Pixels)",
+    "tokens": "inputs that are images alone (Pixels) or texts (Tokens)",
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",
@@ -75,6 +76,7 @@ class Card:
     )
     runs: Callable[[Mapping[str, Any]], float] = lambda settings: 1  # model runs per input, from the settings
     order: int = 100  # small numbers first where methods are listed or not all can be run
+    patents: str = ""  # what the method's authors claim of patents
 
     @property
     def key(self) -> str:
@@ -124,6 +126,7 @@ def card(
     default_attack: Mapping[str, Any] | None = None,
     runs: Callable[[Mapping[str, Any]], float] | float = 1,
     order: int = 100,
+    patents: str = "",
 ) -> Callable[[MethodT], MethodT]:
     """Attach a card to a method and return the method unchanged.
 
@@ -145,6 +148,7 @@ def card(
             None: it runs only where it is named.
         runs: Model runs per input: a number, or a function of the settings, `lambda s: s["n_samples"]`.
         order: Place among the methods of its family, small numbers first.
+        patents: What the method's authors claim of patents.
 
     Raises:
         InputError: for needs, axioms or a family that do not exist.
@@ -181,6 +185,7 @@ def card(
             default_attack,
             runs if callable(runs) else lambda settings: runs,
             order,
+            patents,
         )
         _register_method(method)
         return method

@@ -41,6 +41,9 @@ UnitIndices = Annotated[
 UnitAxis = Annotated[int, "Axis of the layer's units; its other axes, but for the batch, are positions."]
 NExamples = Annotated[int, AtLeast(1), Unit("examples"), "Number of examples to find."]
 
+ExtraTokens = Annotated[
+    int | None, AtLeast(0), ValueRole("tokens"), "Tokens before those of the patches: a class token, registers."
+]
 Upsample = Annotated[bool, "Enlarge the map to the size of the image (bilinear)."]
 ExplainedQuantity = Annotated[
     Literal["probability", "score"] | None, "What is explained: the probability of the class, or the score of `target`."

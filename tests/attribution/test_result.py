@@ -21,6 +21,7 @@ from unboxed.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
 METHODS = [name for name, c in CARDS.items() if c.family == "attribution"]
+NEED_ATTENTION = [name for name in METHODS if "attention" in CARDS[name].needs]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_every_method_returns_one(name: str) -> None:
     assert len(result) == len(case.x)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("rollout", "expected_gradients")])
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in (*NEED_ATTENTION, "expected_gradients")])
 def test_the_target_is_the_class_that_was_predicted(name: str) -> None:
     case = make_case("plain", torch.float64)
     settings: dict[str, Any] = {"n_samples": 40} if "n_samples" in CARDS[name].settings else {}
@@ -66,7 +67,7 @@ def test_the_target_is_the_class_that_was_predicted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in METHODS if n not in ("rollout", "expected_gradients", "smoothgrad", "rise")]
+    "name", [n for n in METHODS if n not in (*NEED_ATTENTION, "expected_gradients", "smoothgrad", "rise")]
 )
 def test_the_score_is_that_of_x(name: str) -> None:
     case = make_case("plain", torch.float64)

@@ -352,7 +352,7 @@ COARSE = {
     "hires_cam": "its map is as coarse as the last convolution",
     "shapley": "its segments are squares larger than the trigger",
 }
-REFUSED = {"rollout": "the model has no attention"}
+REFUSED = {c.key: "the model has no attention" for c in ub.cards() if "attention" in c.needs}
 
 
 @pytest.fixture(scope="module")

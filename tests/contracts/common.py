@@ -78,9 +78,12 @@ refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autogra
 SCRIPTED = ("scripted_part", "scripted_and_optimized")
 refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIPTED), RuleError)  # ops out of sight
 refuse(("deep_lift",), ("batch_maximum", "batch_gate"), RuleError)  # no rule for the largest of a batch
-refuse(("rollout",), tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
+NEED_ATTENTION = tuple(n for n, c in CARDS.items() if "attention" in c.needs)
+refuse(NEED_ATTENTION, tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
 
-refuse(("lrp",), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError)  # hidden ops
+refuse(
+    ("attn_lrp", "lrp"), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError
+)  # hidden ops
 refuse(("fab", "lbfgs", "ddn", "fmn"), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(("patch", "universal", "fooling"), ("checkpointed_reentrant",), OutputError)  # likewise
 refuse(("fgsm", "bim", "mi_fgsm"), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there

@@ -196,7 +196,9 @@ SEVERAL: dict[str, Callable[[], ub.MultiInput]] = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in ATTRIBUTIONS if not {"images", "pixels"} & {*ATTRIBUTIONS[n].needs}])
+@pytest.mark.parametrize(
+    "name", [n for n in ATTRIBUTIONS if not {"images", "pixels", "attention"} & {*ATTRIBUTIONS[n].needs}]
+)
 @pytest.mark.parametrize("kind", SEVERAL)
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # of a ruled gradient that is zero for one row
 def test_several_inputs(name: str, kind: str) -> None:
@@ -231,10 +233,11 @@ OUTPUTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
+TARGETED = [n for n, c in ATTRIBUTIONS.items() if has_parameters(c, "target") and "attention" not in c.needs]
 RECTIFIED = ("grad_cam", "guided_grad_cam")  # where all speaks against a score, its opposite has a map
 
 
-@pytest.mark.parametrize("name", [n for n, card in ATTRIBUTIONS.items() if has_parameters(card, "target")])
+@pytest.mark.parametrize("name", TARGETED)
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("target", [None, 0, "unit"])
 def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:

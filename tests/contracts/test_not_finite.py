@@ -16,9 +16,18 @@ from unboxed.testing.cases import open_box
 from unboxed.testing.models import get_model
 
 ATTRIBUTION = [c for c in cards() if c.family == "attribution"]
-WITHOUT_A_SCORE = {"Attention rollout"}
-SCORED = [c for c in ATTRIBUTION if c.name not in WITHOUT_A_SCORE]
-UNTOUCHED = ("lrp", "rise", "occlusion", "feature_ablation", "lime", "kernel_shap", "shapley")  # they take no gradient
+OF_ATTENTION = [c for c in ATTRIBUTION if "attention" in c.needs]  # which the models here have not, but for one test
+SCORED = [c for c in ATTRIBUTION if c not in OF_ATTENTION]
+UNTOUCHED = (
+    "attn_lrp",
+    "lrp",
+    "rise",
+    "occlusion",
+    "feature_ablation",
+    "lime",
+    "kernel_shap",
+    "shapley",
+)  # they take no gradient
 
 
 class Net(nn.Module):
@@ -111,6 +120,15 @@ def test_rollout_of_attention_that_is_nan_is_warned_of() -> None:
         parameter.data.fill_(math.nan)
     with pytest.warns(UnboxedWarning, match="attention rollout is NaN or infinite for 3 of 3 inputs"):
         ub.attribution.rollout(open_box(entry, outputs="logits"), entry.images(3))
+
+
+@pytest.mark.parametrize("card", [c for c in OF_ATTENTION if "target" in c.settings], ids=lambda c: c.method.__name__)
+def test_a_score_of_attention_that_is_nan_is_refused(card: Card) -> None:
+    entry = get_model("attention")
+    for parameter in entry.model.parameters():
+        parameter.data.fill_(math.nan)
+    with pytest.raises(NaNError):
+        card.method(open_box(entry, outputs="logits"), entry.images(3), 1)
 
 
 @pytest.mark.parametrize("name", ["rise", "lime", "kernel_shap", "shapley", "feature_ablation", "occlusion"])

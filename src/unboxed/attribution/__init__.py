@@ -9,6 +9,7 @@ A method moves in here as one file; what two of them share is in `engine.gradien
 
 from ..engine.attribution_result import Attribution as Attribution
 from ..namespaces import dir_of_exports
+from .attn_lrp import attn_lrp as attn_lrp
 from .deconvnet import deconvnet as deconvnet
 from .deep_lift import deep_lift as deep_lift
 from .expected_gradients import expected_gradients as expected_gradients
@@ -16,6 +17,7 @@ from .feature_ablation import feature_ablation as feature_ablation
 from .grad_cam import grad_cam as grad_cam
 from .grad_cam import grad_cam_plus_plus as grad_cam_plus_plus
 from .gradient import gradient as gradient
+from .gradient_attention import gradient_attention as gradient_attention
 from .gradient_x_input import gradient_x_input as gradient_x_input
 from .guided_backprop import guided_backprop as guided_backprop
 from .guided_grad_cam import guided_grad_cam as guided_grad_cam
@@ -23,6 +25,7 @@ from .hires_cam import hires_cam as hires_cam
 from .integrated_gradients import integrated_gradients as integrated_gradients
 from .kernel_shap import kernel_shap as kernel_shap
 from .layer_cam import layer_cam as layer_cam
+from .legrad import legrad as legrad
 from .lime import lime as lime
 from .lime import lime_top as lime_top
 from .lime import positive_segments_mask as positive_segments_mask

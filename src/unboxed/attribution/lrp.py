@@ -10,31 +10,13 @@ for Transformers: Better Explanations through Conservative Propagation", arXiv:2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Annotated, Literal
 
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.gradients.score import classes_if_predicted_logit
-from ..engine.results import warn_not_finite, warn_with_row_count
-from ..errors import OutputError
-from ..inputs.base import Inputs
-from ..inputs.multi import MultiInput
-from ..inputs.pixels import Pixels
-from ..model.batching import map_in_batches
-from ..model.lrp import (
-    LayerRules,
-    LRPMode,
-    annotate_activation,
-    check_every_node_has_rule,
-    frozen_parameters,
-    linear_rules,
-)
-from ..model.nan_checks import check_finite_scores
-from ..objectives import Objective
+from ..engine.gradients.relevance import PATENTS_OF_LRP, relevance
+from ..model.lrp import LayerRules, linear_rules
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import AtLeast, check_settings
 
@@ -62,6 +44,7 @@ LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] 
     axioms=("dummy", "symmetry"),
     texts=True,
     order=5,
+    patents=PATENTS_OF_LRP,
 )
 def lrp(
     box: Box,
@@ -78,8 +61,9 @@ def lrp(
 ) -> Attribution:
     """The score distributed layer by layer, from the output back to the input, by propagation rules.
 
-    As cheap as a gradient, with clean maps on convolutional models and (by Ali et al.'s rules) transformers. The map
-    depends on the rules and on how the model is written; `integrated_gradients` depends on its function alone.
+    As cheap as a gradient, with clean maps on convolutional models and (by Ali et al.'s rules) transformers, for which
+    `attn_lrp` has rules of its own. The map depends on the rules and on how the model is written;
+    `integrated_gradients` depends on its function alone.
 
     Args:
         box: The opened model.
@@ -124,59 +108,8 @@ def lrp(
     x = box.validate_inputs(x)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
 
-    def relevance_of_batch(rows: slice) -> tuple[Tensor, Tensor, Any]:
-        return _relevance_scores_and_classes(box, objective.rows(rows), x[rows], layer_rules)
-
-    parts = map_in_batches(
-        relevance_of_batch, len(x), *box.batch_size_and_max_rows(len(x), batch_size, objective.batch_dependent)
-    )
-    relevance, score = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    check_finite_scores(score)
-    warn_not_finite(f"the relevance of {objective.name}", relevance)
-    warn_with_row_count(f"the relevance of {objective.name} is exactly zero for", (relevance == 0).flatten(1).all(1))
-    predicted = torch.cat([p[2] for p in parts]) if target is None else None
+    out = relevance(box, objective, x, layer_rules, batch_size=batch_size)
     return make_attribution(
-        box, relevance, x=x, method="LRP", target=predicted if target is None else target, score=score.to(box.dtype)
-    )
-
-
-def _relevance_scores_and_classes(
-    box: Box, objective: Objective, x: Tensor, layer_rules: LayerRules
-) -> tuple[Tensor, Tensor, Any]:
-    """Relevance (n, ...) of one batch, (x - x0) c, x0 being zero after normalization; scores and classes (n,)."""
-    with box.isolated(), frozen_parameters(box.model):
-        x, *bounds = leaves = _input_and_pixel_bound_leaves(box.inputs, x, layer_rules)
-        annotate_activation(x, bounds=tuple(bounds) or None)
-        with LRPMode(layer_rules):
-            acts = box.forward(x, objective.layers | {"input"})
-        for a in objective.layers:
-            check_every_node_has_rule(acts[a])
-        score = objective(acts)
-        if not score.requires_grad:
-            raise OutputError(f"{objective.name} does not depend on the input by any path that carries relevance")
-        grads = torch.autograd.grad(score.sum(), leaves, allow_unused=True)
-        if all(c is None for c in grads):
-            raise OutputError(f"{objective.name} does not depend on the input by any path that carries relevance")
-        reference = box.inputs.decode(torch.zeros_like(x))
-        shares = [
-            torch.where(at.isnan(), 0, (at - reference) * c)
-            for at, c in zip(leaves, grads, strict=True)
-            if c is not None
-        ]
-        relevance = torch.stack(shares).sum(0).detach().to(box.dtype)
-        return relevance, score.detach(), classes_if_predicted_logit(objective, acts)
-
-
-def _input_and_pixel_bound_leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
-    """x, and its lower and upper bounds where a rule of the first layer needs them."""
-    bounds = (_pixel_bound(inputs, x, 0.0), _pixel_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
-    return [h.detach().clone().requires_grad_() for h in (x, *bounds)]
-
-
-def _pixel_bound(inputs: Inputs, x: Tensor, value: float) -> Tensor:
-    """A bound of x, shaped like it: that of pixels; NaN for columns, which have none."""
-    if isinstance(inputs, MultiInput):
-        parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
-        parts_and_values = zip(parts, inputs.split(x), strict=True)
-        return torch.cat([_pixel_bound(part, v, value).flatten(1) for part, v in parts_and_values], 1)
-    return torch.full_like(x, value if isinstance(inputs, Pixels) else torch.nan)
+        box, out.map, x=x, method="LRP", target=out.predicted if target is None else target,
+        score=out.score.to(box.dtype),
+    )  # fmt: skip

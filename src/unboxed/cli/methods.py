@@ -63,6 +63,7 @@ def card_notes(card: Card) -> dict[str, str]:
         "Gives": DESCRIPTION_BY_RETURN_KIND[card.returns],
         "Keeps exactly": "; ".join(f"{axiom} ({DESCRIPTION_BY_AXIOM[axiom]})" for axiom in card.axioms),
         "Norms": ", ".join(card.norms),
+        "Patents": card.patents,
         "Model runs per input": f"about {card.n_model_runs():,.0f}",
         "Contracts that do not apply": "; ".join(f"{name} ({reason})" for name, reason in card.exempt.items()),
     }
@@ -102,6 +103,7 @@ def method_facts(card: Card) -> dict[str, Any]:
         "norms": list(card.norms),
         "exempt": dict(card.exempt),
         "runs": card.n_model_runs(),
+        "patents": card.patents,
         "settings": [setting_facts(s) for s in card.settings.values()],
     }
 

@@ -229,6 +229,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     import torch
 
     from ..atomic_write import encode_utf8, write_bytes
+    from ..engine.conservation import Conservation
     from ..engine.results import json_summary, nonfinite_to_none, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
@@ -249,6 +250,9 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_PRINTED_SUMMARY_CHARS else card.name)
     if "verdict" in numbers:
         typer.echo(f"{numbers['verdict']}: {numbers['reason']}")
+    for part in getattr(result, "extras", {}).values():
+        if isinstance(part, Conservation):
+            typer.echo(str(part))
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -11,19 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .text_models import (
+    ID_ARGUMENT_NAMES,
+    MASK_ARGUMENT_NAMES,
+    TYPE_ARGUMENT_NAMES,
+    argument_names,
+    find_embedding,
+    n_embeddings,
+    n_positions,
+    pad_id_of,
+    vocabulary_size,
+)
 
-ID_ARGUMENT_NAMES = ("input_ids", "ids", "tokens")  # of the model's arguments, and of a tokenizer's dict
-MASK_ARGUMENT_NAMES = ("attention_mask", "mask", "padding_mask")
-TYPE_ARGUMENT_NAMES = ("token_type_ids",)
 N_TOKEN_META_COLUMNS = 3  # columns behind the embedding: the token's id, whether it is one (1) or padding (0), its type
 N_RANDOM_TEXT_TOKENS = 8  # of a random text
 EmbeddingReduction = Literal["sum", "length", "same"]
 """What a token's number is: the sum of contributions, the length of slopes, or what is the same for all its values."""
 
-MIN_UNLIMITED_LENGTH_TOKENS = 10**6  # what tokenizers without a limit say is larger
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokens:
     """Texts: a tokenizer, and how many tokens the model takes.
 
@@ -67,21 +72,26 @@ class Tokens:
 
     is_text: ClassVar[bool] = True
 
+    def __repr__(self) -> str:
+        name = getattr(self.tokenizer, "__name__", type(self.tokenizer).__name__)
+        limit = "" if self.max_length is None else f", max_length={self.max_length}"
+        return f"Tokens({name}{limit}{', truncate=True' * self.truncate})"
+
     # -- the model -----------------------------------------------------------------------------------------------------
 
     def bind_to_model(self, model: nn.Module) -> Tokens:
         """These inputs for one model: its embedding layer and the names of its arguments. Raises InputError."""
-        path, layer = _find_embedding_layer(model, self.embedding)
-        n_known, n_ids = _n_embeddings(layer), _vocabulary_size(self.tokenizer)
+        path, layer = find_embedding(model, self.embedding)
+        n_known, n_ids = n_embeddings(layer), vocabulary_size(self.tokenizer)
         if n_ids is not None and n_known is not None and n_ids > n_known:
             raise InputError(
                 f"the tokenizer does not fit the model: it has {n_ids:,} tokens, and {path!r} has embeddings of "
                 f"{n_known:,}"
             )
-        limit = _max_tokens_of_model(model, self.tokenizer) if self.max_length is None else self.max_length
+        limit = n_positions(model, self.tokenizer) if self.max_length is None else self.max_length
         return replace(
-            self, max_length=limit, embedding=path, pad_id=_pad_id(self.tokenizer, self.pad_id), _layer=layer,
-            _arguments=_text_argument_names(model),
+            self, max_length=limit, embedding=path, pad_id=pad_id_of(self.tokenizer, self.pad_id), _layer=layer,
+            _arguments=argument_names(model),
         )  # fmt: skip
 
     @property
@@ -95,6 +105,11 @@ class Tokens:
     def width(self) -> int:
         """D, the values of an embedding."""
         return int(self._embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
+
+    @property
+    def n_tokens_known(self) -> int:
+        """Number of tokens of the vocabulary, as the tokenizer or else the embedding layer says; 0 where none does."""
+        return vocabulary_size(self.tokenizer) or n_embeddings(self.layer) or 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -179,7 +194,7 @@ class Tokens:
         return self._check_ids_mask_types(ids.long(), mask.long(), types.long())
 
     def _check_ids_mask_types(self, ids: Tensor, mask: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = _n_embeddings(self.layer)
+        n = n_embeddings(self.layer)
         if int(ids.min()) < 0 or (n is not None and int(ids.max()) >= n):
             raise InputError(
                 f"the model has embeddings of {n:,} tokens; got the ids {int(ids.min())} to {int(ids.max()):,}"
@@ -222,19 +237,19 @@ class Tokens:
         return x
 
     def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
-        """n random texts, packed: no words, but ids of any token."""
-        n_ids = _n_embeddings(self.layer) or 2
+        """n random token_texts, packed: no words, but ids of any token."""
+        n_ids = n_embeddings(self.layer) or 2
         ids = torch.randint(n_ids, (n, self.shape[0]), generator=generator, device=generator.device)
         return self._pack_ids_without_padding(ids)
 
     def from_unit_interval(self, u: Tensor) -> Tensor:
         """Texts for levels u (N, T, D + 3) in [0, 1] of their ids."""
-        n_ids = _n_embeddings(self.layer) or 2
+        n_ids = n_embeddings(self.layer) or 2
         return self._pack_ids_without_padding((u[..., 0] * (n_ids - 1)).round().long())
 
     def _pack_ids_without_padding(self, ids: Tensor) -> Tensor:
         """Ids (N, T) packed; what means padding is another token."""
-        n_ids, pad = _n_embeddings(self.layer) or 2, self.pad_id or 0
+        n_ids, pad = n_embeddings(self.layer) or 2, self.pad_id or 0
         ids = torch.where(ids == pad, (ids + 1) % n_ids, ids)
         return self.pack({ID_ARGUMENT_NAMES[0]: ids.cpu()}).to(ids.device)
 
@@ -258,6 +273,33 @@ class Tokens:
         """(N, T) bool: tokens, not padding."""
         return x.detach()[..., -N_TOKEN_META_COLUMNS + 1] > 0.5
 
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of one text, as the tokenizer gives them. Raises InputError for an empty or a long one."""
+        return self._ids_and_types_of_text(text, 0)[0]
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The names of tokens."""
+        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        return list(map(str, to_words(list(ids)) if to_words else ids))
+
+    def answer_positions(self, x: Tensor) -> Tensor:
+        """(N,): where a language model is asked for a token: at the first [MASK], else at the last token."""
+        mask, index = self.mask(x), torch.arange(x.shape[1], device=x.device)
+        last = (mask * index).argmax(1)
+        mask_id = getattr(self.tokenizer, "mask_token_id", None)
+        if mask_id is None:
+            return last
+        is_asked = (self.ids(x) == int(mask_id)) & mask
+        return torch.where(is_asked.any(1), is_asked.int().argmax(1), last)
+
+    def token_names(self, n: int) -> tuple[str, ...] | None:
+        """The names of the first n tokens of the vocabulary; None where the tokenizer has none."""
+        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        known = min(n, vocabulary_size(self.tokenizer) or 0)
+        if to_words is None or not known:
+            return None
+        return (*map(str, to_words(list(range(known)))), *(f"<{k}>" for k in range(known, n)))
+
     def is_special(self, x: Tensor) -> Tensor:
         """(N, T) bool: tokens that the tokenizer adds, such as [CLS], and padding."""
         special = getattr(self.tokenizer, "all_special_ids", ())
@@ -266,9 +308,7 @@ class Tokens:
 
     def token_texts(self, x: Tensor) -> list[list[str]]:
         """The tokens of each packed text as words, without padding."""
-        to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
-        rows = [ids[keep].tolist() for ids, keep in zip(self.ids(x), self.mask(x), strict=True)]
-        return [list(map(str, to_words(row) if to_words else row)) for row in rows]
+        return [self.words(ids[keep].tolist()) for ids, keep in zip(self.ids(x), self.mask(x), strict=True)]
 
     @property
     def default_fill_kind(self) -> str:
@@ -293,69 +333,6 @@ class Tokens:
             fill = self._embed(torch.tensor([[int(token)]]))[0, 0].to(x)
         changed = torch.cat([fill.expand(*x.shape[:-1], -1), x[..., -N_TOKEN_META_COLUMNS:]], -1)
         return torch.where(self.is_special(x)[..., None], x, changed)
-
-
-def _find_embedding_layer(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
-    """The address and the layer that embeds the ids. Raises InputError."""
-    modules = dict(model.named_modules())
-    if path is not None:
-        if path not in modules:
-            raise InputError(f"there is no module {path!r} in this model")
-        return path, modules[path]
-    try:
-        found = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):  # a model without it, or whose base class alone has it
-        found = None
-    embeddings = {name: m for name, m in modules.items() if isinstance(m, nn.Embedding)}
-    if found is None and len(embeddings) == 1:
-        found = next(iter(embeddings.values()))
-    if found is None:
-        listed = f"it has {', '.join(map(repr, embeddings))}" if embeddings else "it has no nn.Embedding"
-        raise InputError(f"the embedding layer can't be told: {listed}; name it by Tokens(..., embedding='path')")
-    return next(name for name, m in modules.items() if m is found), found
-
-
-def _n_embeddings(layer: nn.Module) -> int | None:
-    weight = getattr(layer, "weight", None)
-    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
-
-
-def _vocabulary_size(tokenizer: Any) -> int | None:
-    try:
-        return len(tokenizer)
-    except TypeError:
-        return None
-
-
-def _max_tokens_of_model(model: nn.Module, tokenizer: Any) -> int | None:
-    """How many tokens the model takes, as its config or the tokenizer says; None where neither does."""
-    config = getattr(model, "config", None)
-    n = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    padding = getattr(config, "pad_token_id", None)
-    has_offset = "roberta" in str(getattr(config, "model_type", "")) and isinstance(padding, int)
-    n_before = int(padding) + 1 if has_offset and padding is not None else 0  # positions that padding takes
-    limits = [int(n) - n_before] if isinstance(n, int) else []
-    stated = getattr(tokenizer, "model_max_length", None)
-    limits += [int(stated)] if isinstance(stated, int) and stated < MIN_UNLIMITED_LENGTH_TOKENS else []
-    return min(limits, default=None)
-
-
-def _pad_id(tokenizer: Any, given: int | None) -> int:
-    found = getattr(tokenizer, "pad_token_id", None) if given is None else given
-    return 0 if found is None else int(found)
-
-
-def _text_argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None]:
-    """The names of the model's arguments for ids, mask and types; of a model with other names, ids come first."""
-    try:
-        names = list(inspect.signature(model.forward).parameters)
-    except (TypeError, ValueError):
-        names = []
-    ids, mask, types = (
-        next((n for n in known if n in names), None)
-        for known in (ID_ARGUMENT_NAMES, MASK_ARGUMENT_NAMES, TYPE_ARGUMENT_NAMES)
-    )
-    return (ids or names[0] if mask or ids else None), mask, types
 
 
 def drop_text_labels(x: Any) -> Any:

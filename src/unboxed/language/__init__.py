@@ -1,7 +1,8 @@
 """What does it know of words? Word vectors, their neighbors and analogies, maps, and the bias that is in them.
 
 A question about words is a file here; what a second one needs of it moves into a file that starts with _. Word vectors
-have no model to open, so these are plain functions of `WordVectors`, or of any function from texts to vectors.
+have no model to open, so these are plain functions of `WordVectors`, or of any function from texts to vectors. Of
+language models: `continuation`, which makes a target of given or generated words.
 """
 
 from ..namespaces import dir_of_exports
@@ -13,6 +14,10 @@ from .bias import bias_direction as bias_direction
 from .bias import direct_bias as direct_bias
 from .bias import gender_words as gender_words
 from .bias import indirect_bias as indirect_bias
+from .continuation import Continuation as Continuation
+from .continuation import ContinuationAttribution as ContinuationAttribution
+from .continuation import attribute_continuation as attribute_continuation
+from .continuation import continuation as continuation
 from .debias import Debiased as Debiased
 from .debias import hard_debias as hard_debias
 from .debias import soft_debias as soft_debias

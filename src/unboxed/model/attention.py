@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import LayerError, RuleError
+from .hooks import tracking_modules
 from .op_mode import OpReplacementMode
 
 _MHA_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
@@ -120,42 +122,87 @@ def unpack_scaled_dot_product(
     return AttentionHeads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def unpack_fused_attention(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionHeads | None:
-    """The heads of a fused call, by the op's plain name; None for other ops."""
-    unpackers: dict[str, Callable[[], AttentionHeads]] = {
-        "multi_head_attention_forward": lambda: unpack_multi_head(bind_multi_head_arguments(args, kwargs)),
-        "scaled_dot_product_attention": lambda: unpack_scaled_dot_product(*args, **kwargs),
-    }
-    return unpackers[name]() if name in unpackers else None
-
-
 # -- its maps ----------------------------------------------------------------------------------------------------------
 
-OnAttentionFn = Callable[[Tensor], None]
+OnAttentionFn = Callable[[str, Tensor], None]
+"""Called with the path of the module that attends, and its attention (n, heads, T, T)."""
 
 
 @contextmanager
-def capturing_attention(n: int, on_attention: OnAttentionFn) -> Iterator[None]:
+def capturing_attention(
+    modules: Mapping[str, nn.Module],
+    n: int,
+    on_attention: OnAttentionFn,
+    *,
+    n_tokens: int | None = None,
+    differentiable: bool = False,
+) -> Iterator[None]:
     """While open, call `on_attention` with each layer's attention of n examples, (n, heads, T, T), rows summing to one.
 
     Captured are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
-    over the last axis of (..., T, T). Raises LayerError for attention inside windows of an example.
+    over the last axis of (..., T, T), T being `n_tokens` where that is known. The model goes on with its own, fused
+    ops; `differentiable`: with the same in plain ops, so that its output depends on the maps. Raises LayerError for
+    attention inside windows of an example, and for fused ops of other kinds, whose maps would be missing.
     """
+    with tracking_modules(modules) as running:
 
-    def report_attention_of_op(
-        name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        with torch.no_grad():
-            if (heads := unpack_fused_attention(name, args, kwargs)) is not None:
-                _call_with_self_attention(heads.weights(), n, on_attention)
-            elif name == "softmax" and _is_softmax_over_last_axis(args, kwargs):
-                out = func(*args, **kwargs)
-                _call_with_self_attention(out.detach(), n, on_attention)
-                return out
+        def report(weights: Tensor) -> Tensor:
+            """Report weights; gives those that the model goes on with, which depend on what was reported."""
+            path = running[-1] if running else ""
+            size, is_square = weights.shape[-1], weights.shape[-1] == weights.shape[-2]
+            is_wanted = is_square and (size > 1 if n_tokens is None else size == n_tokens)
+            if not is_wanted or (maps := _maps_of_examples(weights, n, path)) is None:
+                return weights
+            on_attention(path, maps if differentiable else maps.detach())
+            return maps.reshape(weights.shape)
+
+        def report_attention_of_op(
+            name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            if name == "softmax" and _is_softmax_over_last_axis(args, kwargs):
+                return report(func(*args, **kwargs))
+            if name in FUSED_ATTENTION_OPS:
+                with nullcontext() if differentiable else torch.no_grad():
+                    return _fused(name, args, kwargs, report, differentiable)
+            if _is_opaque_attention(name):
+                raise LayerError(
+                    f"{running[-1] if running else 'the model'!r} attends by {name}, which shows no weights; load the "
+                    'model with attn_implementation="sdpa" or "eager"'
+                )
+            return NotImplemented
+
+        with OpReplacementMode(report_attention_of_op):
+            yield
+
+
+FUSED_ATTENTION_OPS = frozenset({"multi_head_attention_forward", "scaled_dot_product_attention"})
+OPAQUE_ATTENTION = re.compile(r"(flash|flex|efficient|fused|cudnn|varlen).*(attn|attention)|memory_efficient")
+"""Names of other ops that attend, of which nothing but their output is seen."""
+
+
+def _is_opaque_attention(name: str) -> bool:
+    return OPAQUE_ATTENTION.search(name) is not None
+
+
+def _fused(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    report: Callable[[Tensor], Tensor],
+    differentiable: bool,
+) -> Any:
+    """Report the weights of a fused call; its output in plain ops where it is to depend on them."""
+    call = bind_multi_head_arguments(args, kwargs) if name == "multi_head_attention_forward" else None
+    heads = unpack_scaled_dot_product(*args, **kwargs) if call is None else unpack_multi_head(call)
+    weights = report(heads.weights())
+    if not differentiable:
         return NotImplemented
-
-    with OpReplacementMode(report_attention_of_op):
-        yield
+    out = weights @ heads.v
+    if call is None:
+        return out
+    shown = weights.mean(1) if call["average_attn_weights"] else weights
+    shown = shown if call["query"].ndim == 3 else shown[0]
+    return apply_output_projection(call, out), (shown if call["need_weights"] else None)
 
 
 def _is_softmax_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -164,16 +211,14 @@ def _is_softmax_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return isinstance(z, Tensor) and z.ndim >= 3 and isinstance(dim, int) and dim in (-1, z.ndim - 1)
 
 
-def _call_with_self_attention(weights: Tensor, n_examples: int, on_attention: OnAttentionFn) -> None:
-    """Report square maps (n, heads, T, T), also where examples and heads share an axis; skip cross-attention."""
-    if weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
-        return
+def _maps_of_examples(weights: Tensor, n_examples: int, path: str) -> Tensor | None:
+    """Square maps as (n, heads, T, T), also where examples and heads share an axis; None where that cannot be."""
     tokens = weights.shape[-1]
     if weights.ndim > 3 and len(weights) != n_examples:
         raise LayerError(
-            f"attention over {len(weights)} windows of {tokens} tokens for {n_examples} examples: rollout is for "
+            f"{path!r} attends in {len(weights)} windows of {tokens} tokens for {n_examples} examples; wanted "
             "attention of all tokens to all"
         )
     if weights.ndim == 3 and len(weights) % n_examples:
-        return
-    on_attention(weights.reshape(n_examples, -1, tokens, tokens))
+        return None
+    return weights.reshape(n_examples, -1, tokens, tokens)

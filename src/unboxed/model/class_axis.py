@@ -9,6 +9,7 @@ from ..errors import OutputError
 from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 
 EQUAL_LOG_ASPECT_TOLERANCE = 1e-6  # of the logarithms of aspect ratios that are equal
 MAX_ASPECT_RATIO_FACTOR = 1.2  # between an output map and the image: convolutions without padding cut margins off
@@ -21,11 +22,13 @@ AMBIGUOUS_CLASS_AXIS_ADVICE = (
 def find_class_axis(shape: Sequence[int], n_classes: int | None, inputs: Inputs, *, is_arranged: bool) -> int:
     """The axis of the classes in an output of this shape, N included. Raises OutputError where it is ambiguous.
 
-    The number of names determines it, else the one choice that leaves the image's own positions, else that all other
-    axes have one entry. `is_arranged`: the caller put the axis second.
+    Of texts it is the last. Else the number of names determines it, else the one choice that leaves the image's own
+    positions, else that all other axes have one entry. `is_arranged`: the caller put the axis second.
     """
     if len(shape) <= 2:
         return 1
+    if isinstance(inputs, Tokens) and len(shape) == 3 and not is_arranged:
+        return 2  # (N, T, K): scores of each token
     axes = [axis for axis in range(1, len(shape)) if shape[axis] == n_classes]
     if len(axes) == 1:
         return axes[0]

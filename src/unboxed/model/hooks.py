@@ -233,6 +233,15 @@ def hooking_functional_ops(
 
     `on_output` is called with each module's output, after its ops.
     """
+    with tracking_modules(modules, on_output) as running, _OpHookMode(running, is_wanted, on_op):
+        yield
+
+
+@contextmanager
+def tracking_modules(
+    modules: Mapping[str, nn.Module], on_output: Callable[[str, Tensor], None] | None = None
+) -> Iterator[list[str]]:
+    """While open, keep the paths of the modules whose forward runs, the innermost last."""
     running: list[str] = []
     thread = get_ident()
 
@@ -254,8 +263,7 @@ def hooking_functional_ops(
             stack.callback(
                 module.register_forward_hook(TransientHook(pop_running_module, path), always_call=True).remove
             )
-        stack.enter_context(_OpHookMode(running, is_wanted, on_op))
-        yield
+        yield running
 
 
 class _OpHookMode(TorchFunctionMode):

@@ -39,6 +39,7 @@ from .similarity import dot as dot
 from .similarity import gram_matrix as gram_matrix
 from .similarity import match as match
 from .similarity import style as style
+from .tokens import tokens_logprob as tokens_logprob
 from .units import channel as channel
 from .units import direction as direction
 from .units import energy as energy

@@ -15,6 +15,7 @@ from ...errors import InputError, LayerError
 from ...inputs.examples import to_batch
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels, PixelsOfAnySize
+from ...inputs.tokens import Tokens
 from ...objectives import Objective
 
 LOG = logging.getLogger("unboxed")
@@ -28,10 +29,19 @@ ANY_SIZE_CARD_EXEMPTION = {
 def require_images(box: Box, caller: str) -> Pixels:
     """The box's inputs, if they are images. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
-        inputs_type = type(box.inputs).__name__
-        way = ": box.fix_other_inputs(name, x) is a box of one of them" if isinstance(box.inputs, MultiInput) else ""
-        raise InputError(f"{caller} needs a model that takes images alone (Pixels); this one takes {inputs_type}{way}")
+        raise _other_inputs_error(box, caller, "images alone (Pixels)")
     return box.inputs
+
+
+def require_images_or_texts(box: Box, caller: str) -> None:
+    """Raise InputError unless the model takes texts, or images alone."""
+    if not isinstance(box.inputs, (Pixels, Tokens)):
+        raise _other_inputs_error(box, caller, "images alone (Pixels) or texts (Tokens)")
+
+
+def _other_inputs_error(box: Box, caller: str, wanted: str) -> InputError:
+    way = ": box.fix_other_inputs(name, x) is a box of one of them" if isinstance(box.inputs, MultiInput) else ""
+    return InputError(f"{caller} needs a model that takes {wanted}; this one takes {type(box.inputs).__name__}{way}")
 
 
 def validate_any_size(box: Box, x: Any, caller: str) -> Tensor:

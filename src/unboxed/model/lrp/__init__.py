@@ -7,8 +7,13 @@ gradient distributes a sum in proportion, gives a maximum to its argmax, and nee
 A rule of LRP moves in here, op by op; the method itself is `attribution.lrp`.
 """
 
+from .audit import RelevanceAudit as RelevanceAudit
 from .autograd_functions import annotate_activation as annotate_activation
 from .context import check_every_node_has_rule as check_every_node_has_rule
 from .context import frozen_parameters as frozen_parameters
+from .cuts import cutting_edges as cutting_edges
+from .ledger import KINDS as KINDS
+from .ledger import RelevanceLedger as RelevanceLedger
+from .ledger import relevance_of as relevance_of
 from .mode import LayerRules as LayerRules
 from .mode import LRPMode as LRPMode

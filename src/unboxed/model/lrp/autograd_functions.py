@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .ledger import Report, relevance_of
+
 BackwardRule = Callable[[Tensor], Sequence[Tensor | None]]
 """c of the output -> c of each variable."""
 
@@ -37,15 +39,24 @@ def with_backward_rule(out: Tensor, backward_rule: BackwardRule, *variables: Ten
     return result
 
 
-def with_scaled_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """An op of the variables that propagates its gradient times `share`; copies, for the model may write over
-    either."""
+def with_scaled_gradient(
+    op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0, report: Report | None = None
+) -> Tensor:
+    """An op of the variables that propagates its gradient times `scale`; copies, for the model may write over either.
+
+    `report` gets what the first-order expansion at the point itself leaves.
+    """
     with torch.enable_grad():
         leaves = [v.detach().clone().requires_grad_() for v in variables]
         out = op(*leaves)
 
     def backward_rule(c: Tensor) -> list[Tensor]:
-        return [scale * g for g in torch.autograd.grad(out, leaves, c.to(out.dtype), materialize_grads=True)]
+        grads = [scale * g for g in torch.autograd.grad(out, leaves, c.to(out.dtype), materialize_grads=True)]
+        if report is not None:
+            report("softmax", relevance_of(out.detach(), c))
+            for h, g in zip(leaves, grads, strict=True):
+                report("softmax", -relevance_of(h.detach(), g))
+        return grads
 
     return with_backward_rule(out.detach().clone(), backward_rule, *variables)
 
@@ -53,7 +64,7 @@ def with_scaled_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor],
 MIN_SECANT_INPUT_MAGNITUDE = 1e-4  # where (f(x) - f(0)) / x would lose precision: the slope at x / 2
 
 
-def with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor, report: Report | None = None) -> Tensor:
     """An elementwise op: f(0) is a bias, which absorbs its share, and the rest of the relevance passes through.
 
     c is multiplied by (f(x) - f(0)) / x, which is f(x) / x for ReLU, GELU, SiLU, tanh: R below is R above.
@@ -63,9 +74,16 @@ def with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         midpoint = torch.where(is_near_zero, x.detach() / 2, torch.ones_like(x)).requires_grad_()
         (slope,) = torch.autograd.grad(f(midpoint).sum(), midpoint)
     slope = slope.nan_to_num(posinf=0, neginf=0)  # a root at zero: no relevance
-    delta = out - f(torch.zeros_like(x.detach()))
+    at_zero = f(torch.zeros_like(x.detach()))
+    delta = out - at_zero
     secant = torch.where(is_near_zero, slope, delta / torch.where(is_near_zero, torch.ones_like(x), x.detach()))
-    return with_backward_rule(out, lambda c: (c * secant,), x)
+
+    def backward_rule(c: Tensor) -> tuple[Tensor]:
+        if report is not None:
+            report("biases", relevance_of(at_zero, c))
+        return (c * secant,)
+
+    return with_backward_rule(out, backward_rule, x)
 
 
 # -- annotations -----------------------------------------------------------------------------------------------------

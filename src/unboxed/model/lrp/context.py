@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -26,8 +26,16 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def check_every_node_has_rule(root: Tensor) -> None:
-    """Raise RuleError if an op below `root` ran outside the mode: its plain gradient is not relevance."""
+def layer_of(order: int, layer_orders: Mapping[str, int]) -> str:
+    """ " in 'blocks.1'" of an op by when it ran and when layers ended; empty after the last."""
+    return next((f" in {layer!r}" for layer, end in layer_orders.items() if order <= end), "")
+
+
+def check_every_node_has_rule(root: Tensor, layer_orders: Mapping[str, int] | None = None) -> None:
+    """Raise RuleError if an op below `root` ran outside the mode: its plain gradient is not relevance.
+
+    `layer_orders` are the sequence numbers of the ends of layers, from the first on: they name the layer of the op.
+    """
     for node in graph_nodes(root):
         name: str = node.name()
         opaque_reason = next(
@@ -43,7 +51,9 @@ def check_every_node_has_rule(root: Tensor) -> None:
         is_product = name.startswith(("MulBackward", "DivBackward"))
         is_bilinear = is_product and all(input_node is not None for input_node, _ in node.next_functions[:2])
         if is_bilinear or not name.startswith(op_rules.NODE_NAMES_WITH_RULES):
+            layer = layer_of(node._sequence_nr(), layer_orders or {})
             raise RuleError(
-                f"LRP has no rule for {name}: the op ran out of sight, in scripted code or a function of its own with "
-                "its own gradient. Run the original module, or use a method without rules, such as gradient"
+                f"LRP has no rule for {name}{layer}: the op ran out of sight, in scripted code or a function of "
+                "its own with its own gradient. Run the original module, or use a method without rules, such as "
+                "gradient"
             )

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LinearRuleFn = Callable[["LinearOp", Tensor], Tensor]
-"""(op, c of its output) -> c of its input."""
+from .ledger import Report
+
+LinearRuleFn = Callable[["LinearOp", Tensor, "Report | None"], Tensor]
+"""(op, c of its output, what is told of the relevance of bias and epsilon) -> c of its input."""
 FirstLayerRuleFn = Callable[["LinearOp", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(op, lowest input, highest input, c) -> c of the input and of both bounds."""
 InputGradientFn = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -114,13 +116,28 @@ def epsilon_stabilize(z: Tensor, epsilon: float) -> Tensor:
 def epsilon_rule(eps: float) -> LinearRuleFn:
     """R_j = sum_k a_j w_jk / (z_k + eps sign(z_k)) R_k. Bach et al. 2015."""
 
-    def rule(op: LinearOp, c: Tensor) -> Tensor:
-        if eps == 0:
+    def rule(op: LinearOp, c: Tensor, report: Report | None = None) -> Tensor:
+        if eps == 0 and report is None:
             return op.input_gradient(op.w, c)
-        z = op.output().abs()
-        return op.input_gradient(op.w, c * z / (z + eps))
+        z = op.output()
+        s = c if eps == 0 else c * z.abs() / (z.abs() + eps)
+        if report is not None:
+            _report_shares(report, z * c * stabilizer_share(z, eps), None if op.b is None else op.b * s)
+        return op.input_gradient(op.w, s)
 
     return rule
+
+
+def _report_shares(report: Report, of_stabilizer: Tensor, of_bias: Tensor | None) -> None:
+    """Report what a rule does not give to the inputs."""
+    report("epsilon", of_stabilizer)
+    if of_bias is not None:
+        report("biases", of_bias)
+
+
+def stabilizer_share(z: Tensor, epsilon: float) -> Tensor:
+    """Which part of a relevance is lost where it is divided by `epsilon_stabilize(z, epsilon)`, and not by z."""
+    return torch.where(z == 0, 1, epsilon / epsilon_stabilize(z.abs(), epsilon))
 
 
 def gamma_rule(gamma: float, eps: float) -> LinearRuleFn:
@@ -129,11 +146,16 @@ def gamma_rule(gamma: float, eps: float) -> LinearRuleFn:
     Montavon et al. 2019; a unit below zero, where a ReLU is inactive, as in Andeol et al. 2021.
     """
 
-    def rule(op: LinearOp, c: Tensor) -> Tensor:
+    def rule(op: LinearOp, c: Tensor, report: Report | None = None) -> Tensor:
         z = op.output()
         plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         is_positive = z >= 0
-        s = c * z / epsilon_stabilize(z + gamma * torch.where(is_positive, plus, z - plus), eps)
+        boosted = z + gamma * torch.where(is_positive, plus, z - plus)
+        s = c * z / epsilon_stabilize(boosted, eps)
+        if report is not None:
+            b = torch.zeros_like(z) if op.b is None else op.b.expand_as(z)
+            favored = torch.where(is_positive, b.clamp(min=0), b.clamp(max=0))
+            _report_shares(report, z * c * stabilizer_share(boosted, eps), (b + gamma * favored) * s)
         return op.input_gradient_by_contribution_sign(
             torch.where(is_positive, (1 + gamma) * s, s), torch.where(is_positive, s, (1 + gamma) * s)
         )
@@ -143,9 +165,15 @@ def gamma_rule(gamma: float, eps: float) -> LinearRuleFn:
 
 def z_plus_rule(eps: float) -> LinearRuleFn:
     """R_j = sum_k p+_jk / sum_j p+_jk R_k. Montavon et al. 2017; for signed a, alpha-beta with alpha = 1."""
-    return lambda op, c: op.input_gradient_by_contribution_sign(
-        c * op.output() / epsilon_stabilize(op.positive_contribution_sum(), eps)
-    )
+
+    def rule(op: LinearOp, c: Tensor, report: Report | None = None) -> Tensor:
+        z, plus = op.output(), op.positive_contribution_sum()
+        s = c * z / epsilon_stabilize(plus, eps)
+        if report is not None:
+            _report_shares(report, z * c * stabilizer_share(plus, eps), None)
+        return op.input_gradient_by_contribution_sign(s)
+
+    return rule
 
 
 def alpha_beta_rule(alpha: float, eps: float) -> LinearRuleFn:
@@ -154,13 +182,16 @@ def alpha_beta_rule(alpha: float, eps: float) -> LinearRuleFn:
     Bach et al. 2015.
     """
 
-    def rule(op: LinearOp, c: Tensor) -> Tensor:
+    def rule(op: LinearOp, c: Tensor, report: Report | None = None) -> Tensor:
         z = op.output()
         plus = op.positive_contribution_sum() if op.b is None else op.positive_contribution_sum() + op.b.clamp(min=0)
         minus = (z - plus).clamp(max=0)
-        return op.input_gradient_by_contribution_sign(
-            alpha * c * z / epsilon_stabilize(plus, eps), (1 - alpha) * c * z / epsilon_stabilize(minus, eps)
-        )
+        up, down = alpha * c * z / epsilon_stabilize(plus, eps), (1 - alpha) * c * z / epsilon_stabilize(minus, eps)
+        if report is not None:
+            of_bias = None if op.b is None else op.b.clamp(min=0) * up + op.b.clamp(max=0) * down
+            lost = alpha * stabilizer_share(plus, eps) + (1 - alpha) * stabilizer_share(minus, eps)
+            _report_shares(report, z * c * lost, of_bias)
+        return op.input_gradient_by_contribution_sign(up, down)
 
     return rule
 

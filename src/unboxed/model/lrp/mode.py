@@ -15,6 +15,7 @@ from ...errors import RuleError
 from ..hooks import tensors_in
 from ..op_mode import OpReplacementMode, is_in_place
 from ..op_tables import canonical_op_name
+from ..state import NULL_CONTEXT
 from . import composite_ops, op_rules
 from .arguments import (
     Args,
@@ -39,6 +40,8 @@ from .autograd_functions import (
     with_scaled_gradient,
     with_secant_gradient,
 )
+from .constants import report_constants
+from .ledger import RelevanceLedger, Report
 from .linear_rules import FirstLayerRuleFn, LinearOp, LinearRuleFn, dense_input_gradient
 from .recurrent import CELL_FN_BY_KIND, run_recurrent
 from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient_fn, first_tensor_in
@@ -46,22 +49,27 @@ from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradi
 
 @dataclass(frozen=True)
 class LayerRules:
-    """The rule of each kind of layer: `pixels`, if any, for layers whose input is the pixels."""
+    """The rule of each kind of layer: `first_layer`, if any, for layers whose input is the pixels.
+
+    `softmax_is_gate`: attention weights are constant (Ali et al. 2022). Else they receive half of the relevance of
+    what they weigh, and a softmax passes it on by its first-order expansion (Achtibat et al. 2024).
+    """
 
     dense: LinearRuleFn
     conv: LinearRuleFn
     first_layer: FirstLayerRuleFn | None = None
+    softmax_is_gate: bool = True
 
 
 class LRPMode(OpReplacementMode):
     """While open, the backward pass of each op of a model with constant parameters propagates relevance, by the rules.
 
-    Raises RuleError, within the forward pass, at an op without a rule.
+    A `ledger` counts what no variable receives. Raises RuleError, within the forward pass, at an op without a rule.
     """
 
-    def __init__(self, rules: LayerRules) -> None:
+    def __init__(self, rules: LayerRules, ledger: RelevanceLedger | None = None) -> None:
         super().__init__(self._run_op_with_rule)
-        self.rules = rules
+        self.rules, self.ledger = rules, ledger
 
     def copy_in_place_input(self, tensor: Tensor) -> Tensor:
         annotation = activation_annotation_of(tensor)
@@ -86,7 +94,22 @@ class LRPMode(OpReplacementMode):
         with torch.autograd.graph.saved_tensors_hooks(
             _identity, _identity
         ):  # else a checkpoint would run ops again, without rules
-            return self._apply_rule(op_name, func, args, kwargs, variables)
+            out = self._apply_rule(op_name, func, args, kwargs, variables)
+        if self.ledger is not None:
+            self.ledger.locate_new_sites(out)
+            self.ledger.follow(op_name, variables, out)
+        return out
+
+    def _factor_rank(self, op_name: str) -> int:
+        if op_name == "softmax" and not self.rules.softmax_is_gate:
+            return SIGNAL_FACTOR_RANK
+        if op_name in op_rules.GATE_OPS:
+            return GATE_FACTOR_RANK
+        return BOUNDED_FACTOR_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_FACTOR_RANK
+
+    def _report_for(self, op_name: str) -> Report | None:
+        """Where an op reports what it holds back, if that is counted."""
+        return None if self.ledger is None else self.ledger.report_for(op_name)
 
     def _apply_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         if op_name in op_rules.DECOMPOSED_FUNCTIONS and isinstance(func, FunctionType):
@@ -101,12 +124,13 @@ class LRPMode(OpReplacementMode):
             return self._elementwise_rule(op_name, func, args, kwargs, variables)
         if op_name in op_rules.GRADIENT_SCALE_BY_OP:
             run = partial(call_with_replaced_tensors, func, args, kwargs, variables[:1])
+            scale, report = op_rules.GRADIENT_SCALE_BY_OP[op_name], self._report_for(op_name)
             return annotate_activation(
-                with_scaled_gradient(run, variables[:1], op_rules.GRADIENT_SCALE_BY_OP[op_name]),
-                gate_rank=_factor_rank(op_name),
+                with_scaled_gradient(run, variables[:1], scale, report), gate_rank=self._factor_rank(op_name)
             )
         if op_name in COMPOSITE_OP_BY_NAME:
-            return COMPOSITE_OP_BY_NAME[op_name](*args, **kwargs)
+            with NULL_CONTEXT if self.ledger is None else self:  # which sees its bias
+                return COMPOSITE_OP_BY_NAME[op_name](*args, **kwargs)
         if op_name in RULE_METHOD_BY_OP_NAME:
             return RULE_METHOD_BY_OP_NAME[op_name](self, func, args, kwargs)
         return self._apply_default_rule(op_name, func, args, kwargs, variables)
@@ -121,6 +145,8 @@ class LRPMode(OpReplacementMode):
             variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         out = func(*args, **kwargs)
         if op_name in op_rules.PLAIN_GRADIENT_OPS:
+            if self.ledger is not None:
+                report_constants(self.ledger.report_for(op_name), op_name, func, args, kwargs, variables, out)
             self._propagate_annotations(op_name, func, args, kwargs, variables, out)
             return out
         if not any(t.requires_grad for t in tensors_in(out)):
@@ -165,8 +191,8 @@ class LRPMode(OpReplacementMode):
             return func(*detach_tensors(args), **detach_tensors(kwargs))
         f = partial(call_with_replaced_tensors, func, args, kwargs, variables)
         return annotate_activation(
-            with_secant_gradient(f, variables[0]),
-            gate_rank=SIGNAL_FACTOR_RANK if is_one_sided_clamp(op_name, args, kwargs) else _factor_rank(op_name),
+            with_secant_gradient(f, variables[0], self._report_for(op_name)),
+            gate_rank=SIGNAL_FACTOR_RANK if is_one_sided_clamp(op_name, args, kwargs) else self._factor_rank(op_name),
         )
 
     # -- ops with weights --------------------------------------------------------------------------------------------
@@ -179,7 +205,8 @@ class LRPMode(OpReplacementMode):
             out = self._product_rule(
                 op_name, func, (x, w, None, *rest), arguments, [t for t in (x, w) if t.requires_grad]
             )
-            return out if b is None else out + broadcast_bias(b, w, op_name)
+            with self:
+                return out if b is None else out + broadcast_bias(b, w, op_name)
         is_transposed = "transpose" in op_name or (op_name == "convolution" and bool(rest[3]))
         f = partial(call_without_bias, func, rest, arguments)
         bias = None if b is None else broadcast_bias(b, w, op_name)
@@ -191,6 +218,8 @@ class LRPMode(OpReplacementMode):
 
     def _attach_rule_to_linear_op(self, out: Any, op: LinearOp, x: Tensor) -> Tensor:
         source = with_backward_rule(x.detach().clone(), lambda c: (c,), x)
+        if self.ledger is not None:
+            self.ledger.follow("copy", [x], source)
         b = None if op.b is None else op.b.detach()
         op = replace(op, a=source.detach().to(op.w.dtype), w=op.w.detach(), b=b)
         bounds = activation_annotation_of(x).bounds or ()
@@ -200,12 +229,14 @@ class LRPMode(OpReplacementMode):
     def _attach_rule(self, out: Tensor, op: LinearOp, source: Tensor, *bounds: Tensor) -> Tensor:
         """The op's output, whose relevance goes to the source (and, for pixels, to their bounds) by its rule."""
 
+        report = self._report_for("conv" if op.is_conv else "linear")
+
         def backward_rule(c: Tensor) -> Sequence[Tensor | None]:
             c = c.to(op.w.dtype)
             if self.rules.first_layer and bounds:
                 low, high = (b.detach().to(op.w.dtype) for b in bounds)
                 return self.rules.first_layer(op, low, high, c)
-            return ((self.rules.conv if op.is_conv else self.rules.dense)(op, c),)
+            return ((self.rules.conv if op.is_conv else self.rules.dense)(op, c, report),)
 
         return annotate_activation(
             with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds)
@@ -237,10 +268,10 @@ class LRPMode(OpReplacementMode):
             return kwargs.get("beta", 1) * bias + kwargs.get("alpha", 1) * (a @ b)
 
     def _attention_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        """softmax(q k) v: the weights are a gate."""
+        """softmax(q k) v: the weights are a gate, or signals as the values are."""
         arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
         q, k, v = (arguments.pop(n) for n in ("query", "key", "value"))
-        if not v.requires_grad:
+        if not (v.requires_grad and self.rules.softmax_is_gate):
             with self:
                 weights, v = composite_ops.attention_weights_and_values(q, k, v, *args[3:], **arguments)
                 return weights @ v
@@ -262,7 +293,8 @@ class LRPMode(OpReplacementMode):
             merged = op.with_affine_outputs(scale.to(op.w), shift.to(op.w))
             return self._attach_rule(first_tensor_in(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
-        return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
+        with NULL_CONTEXT if self.ledger is None else self:
+            return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
     def _std_or_var_mean_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
@@ -291,13 +323,3 @@ COMPOSITE_OP_BY_NAME: dict[str, Callable[..., Tensor]] = {
 
 def _identity(t: Tensor) -> Tensor:
     return t
-
-
-def _factor_rank(op_name: str) -> int:
-    return (
-        GATE_FACTOR_RANK
-        if op_name in op_rules.GATE_OPS
-        else BOUNDED_FACTOR_RANK
-        if op_name in op_rules.BOUNDED_OPS
-        else SIGNAL_FACTOR_RANK
-    )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ...engine.attribution_result import Attribution
+from ...engine.conservation import Conservation
 from .. import colors
 from ..attribution_plot import overlay_map
+from ..charts import bar_chart
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
@@ -20,6 +23,8 @@ from .common import MAX_EXAMPLES_PER_FIGURE, column_names, images_or_none, input
 
 ATTRIBUTION_AXIS_LABEL = "attribution to the score"
 MIN_ROWS_FOR_SWARM = 8  # rows from which a summary is drawn
+MAX_ACCOUNT_LAYERS = 14  # layers of an account of relevance that are drawn
+MIN_SHARE = 5e-4  # of the score: what nowhere holds back more is left out
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -28,8 +33,10 @@ if TYPE_CHECKING:
 @figures.register(Attribution)
 def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
     """Of several inputs, one figure each; of tables with many rows, a summary of all of them, too."""
+    account = attribution.extras.get("conservation")
+    besides = {} if account is None else {"conservation": _conservation_figure(account)}
     if "tokens" in attribution.extras:
-        return {"attribution": _token_attribution_figure(attribution, box)}
+        return {"attribution": _token_attribution_figure(attribution, box), **besides}
     inputs = input_part_by_name(attribution.input)
     drawn: dict[str, Image.Image] = {}
     for name, m in input_part_by_name(attribution.map).items():
@@ -41,7 +48,24 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
                 f"{ATTRIBUTION_AXIS_LABEL}; red: high values",
             )
             drawn[f"summary {name}".rstrip()] = contribution_swarm(m, inputs[name], names, title=title, label=label)
-    return drawn
+    return {**drawn, **besides}
+
+
+@figures.register(Conservation)
+def _conservation_figures(account: Conservation, box: Box | None = None, *, data: Any = None) -> Figures:
+    return {"conservation": _conservation_figure(account)}
+
+
+def _conservation_figure(account: Conservation) -> Image.Image:
+    """What each layer holds back, from the score down: the layers that hold back most, where there are many."""
+    shares = {kind: account.shares(values) for kind, values in account.held_back.items()}
+    total = torch.stack([*shares.values()]).abs().sum(0)
+    n_shown = max(1, min(MAX_ACCOUNT_LAYERS, int((total >= MIN_SHARE).sum())))
+    shown = total.topk(n_shown).indices.sort(descending=True).values
+    drawn = {kind: 100 * values[shown] for kind, values in shares.items() if float(values.abs().max()) >= MIN_SHARE}
+    names = [account.layers[int(i)] for i in shown]
+    label = f"% of the score that reaches no input; unaccounted for: at most {account.max_error:.0e} of the score"
+    return bar_chart(drawn or {"biases": 0 * total[shown]}, names, title="Held back by each layer", label=label)
 
 
 def _token_attribution_figure(attribution: Attribution, box: Box | None) -> Image.Image:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...language import WEAT, Debiased, RemainingBias, WEATs, WordMap
-from ..charts import bar_chart, null_band_chart
+from ...language import WEAT, ContinuationAttribution, Debiased, RemainingBias, WEATs, WordMap
+from .. import colors
+from ..charts import bar_chart, matrix_plot, null_band_chart
 from ..figures import Figures, figures
 from ..labels import labeled_scatter
 
 if TYPE_CHECKING:
     from ...box import Box
 
+MAX_MATRIX_TEXTS = 6  # texts whose continuations are drawn
 NULL_BAND_AXIS_TEXT = "95 % of the partitions of the targets"
 
 
@@ -64,3 +66,18 @@ def _word_map_figures(result: WordMap, box: Box | None = None, *, data: Any = No
     note = f"it keeps {result.neighbors_preserved:.0%} of the {result.k} nearest words ({result.chance:.0%} by chance)"
     title = f"t-SNE map of {result.name}" if result.name else "t-SNE map"
     return {"map": labeled_scatter(result.points, result.words, title=title, note=note)}
+
+
+@figures.register(ContinuationAttribution)
+def _continuation_figures(result: ContinuationAttribution, box: Box | None = None, *, data: Any = None) -> Figures:
+    """A matrix for each text: its tokens across, those of the continuation with their log-probabilities down."""
+    drawn: dict[str, Any] = {}
+    vmax = colors.max_magnitude(result.map.masked_fill(result.special[:, None], 0))
+    for i, (tokens, words) in enumerate(zip(result.tokens[:MAX_MATRIX_TEXTS], result.words, strict=False)):
+        values = result.map[i, : len(words), : len(tokens)].masked_fill(result.special[i, : len(tokens)], 0)
+        rows = [f"{word}  {float(p):.2f}" for word, p in zip(words, result.logprobs[i], strict=False)]
+        drawn[f"continuation {i}"] = matrix_plot(
+            values, rows, tokens, ("next token", "tokens before"), kind="signed", vmax=vmax,
+            title=f"{result.method} of the continuation", unit="to its log-probability",
+        )  # fmt: skip
+    return drawn

@@ -1,0 +1,156 @@
+"""Attention maps of a model, with the gradient of a score in them; and maps over its tokens as maps over its inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...box import Box
+from ...errors import InputError, LayerError
+from ...inputs.tokens import Tokens
+from ...model.attention import capturing_attention
+from ..attribution_result import Attribution, make_attribution, resolve_result_target
+from .chain import chain_addresses
+from .position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMap:
+    """The attention of one layer."""
+
+    path: str  # of the module that attends
+    weights: Tensor  # (n, heads, T, T), rows summing to one
+
+
+@contextmanager
+def recording_attention(box: Box, x: Tensor, *, differentiable: bool = False) -> Iterator[list[AttentionMap]]:
+    """While open, collect the attention of each layer for inputs x (n, ...), inside `box.isolated`."""
+    maps: list[AttentionMap] = []
+    n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
+    with capturing_attention(
+        box.modules, max(len(x), box.min_rows), lambda path, w: maps.append(AttentionMap(path, w)), n_tokens=n_tokens,
+        differentiable=differentiable,
+    ):  # fmt: skip
+        yield maps
+
+
+def require_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
+    """These maps, if there are any and all are of the same tokens. Raises LayerError."""
+    if not maps:
+        raise LayerError("no layer of this model attends from all tokens to all, so there is no attention to read")
+    if len(sizes := {m.weights.shape[-1] for m in maps}) > 1:
+        listed = " and ".join(map(str, sorted(sizes)))
+        raise LayerError(f"the model attends among {listed} tokens in turn; wanted the same in all layers")
+    return maps
+
+
+def token_blocks(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
+    """The addresses of the blocks that these maps, one of each, are inside: layers of a list, of one shape.
+
+    Raises LayerError where they are in no list, or not one in each.
+    """
+    shape_by_path = {row.path: row.shape for row in box.layers if row.n_calls == 1 and len(row.shape) == 2}
+    inside = [
+        [a for a in chain_addresses(box) if f"{m.path}.".startswith(f"{a}.") and a in shape_by_path] for m in maps
+    ]
+    last_shape = shape_by_path[inside[-1][-1]] if inside[-1] else ()
+    blocks = [next((a for a in reversed(found) if shape_by_path[a] == last_shape), "") for found in inside]
+    if not all(blocks) or len({*blocks}) < len(blocks):
+        raise LayerError(
+            "the layers that attend are not each in a block of their own with the same tokens in and out, as those of "
+            "a ModuleList"
+        )
+    return blocks
+
+
+# -- which tokens are read ---------------------------------------------------------------------------------------------
+
+
+def rows_read(gradient: Tensor) -> Tensor:
+    """How much of the answer each token of the last layer is, (n, T): equal parts of those that it depends on.
+
+    `gradient` is that of a score in the last layer's attention, (n, heads, T, T): a class token's row alone has one, or
+    that of a text's last token, or all rows where their mean is taken.
+    """
+    is_read = gradient.abs().amax((1, 3)) > 0  # (n, T)
+    is_read = torch.where(is_read.any(1, keepdim=True), is_read, True).to(gradient.dtype)
+    return is_read / is_read.sum(1, keepdim=True)
+
+
+def rows_read_by_output(box: Box, x: Tensor) -> Tensor:
+    """`rows_read` of all that the model gives for x (n, ...), by one backward pass."""
+    with box.isolated(), recording_attention(box, x, differentiable=True) as maps:
+        asked = "logits" if box.predicts_tokens else "output"
+        acts = box.forward(x.detach().clone().requires_grad_(), {asked})
+        weights = require_maps(maps)[-1].weights
+        output = acts[asked].flatten(1)
+        mixed = output @ torch.linspace(1, 2, output.shape[1]).to(output)  # so that no two outputs cancel
+        (gradient,) = torch.autograd.grad(mixed.sum(), weights)
+    return rows_read(gradient)[: len(x)].to(box.dtype)
+
+
+# -- maps over tokens --------------------------------------------------------------------------------------------------
+
+
+def attribution_to_tokens(
+    box: Box,
+    x: Tensor,
+    maps: Tensor,
+    *,
+    method: str,
+    target: Any,
+    score: Tensor | None,
+    extra_tokens: int | None,
+    upsample: bool,
+    **extras: Any,
+) -> Attribution:
+    """The result for maps (N, T) over the tokens of inputs x: (N, T) of texts, (N, 1, H, W) of images."""
+    if isinstance(box.inputs, Tokens):
+        return make_attribution(
+            box, maps[..., None], x=x, method=method, target=target, score=score, over_embedding="same", **extras
+        )
+    grid = require_token_grid(box, maps.shape[1], extra_tokens)
+    patches = maps[:, grid.n_extra_tokens :].reshape(-1, 1, *grid.size)
+    return Attribution(
+        upsample_bilinear(patches, image_size(box)) if upsample else patches,
+        input=box.restore_structure(x),
+        method=method,
+        target=resolve_result_target(box, target, len(maps)),
+        score=score,
+        classes=box.classes,
+        **extras,
+    )
+
+
+def require_token_grid(box: Box, n_tokens: int, extra_tokens: int | None = None) -> PositionGrid:
+    """The grid of the tokens of a vision transformer. Raises LayerError where it cannot be determined."""
+    if extra_tokens is not None:
+        return _grid_after(box, n_tokens, extra_tokens)
+    maps: list[Any] = [grid.size for _, grid in layers_with_grids(box) if not grid.is_tokens]
+    grid = token_grid(box, n_tokens, maps[-1] if maps else None) or (token_grid(box, n_tokens) if maps else None)
+    if grid is None:
+        raise LayerError(
+            f"the model attends among {n_tokens} tokens, which have no grid over the image that can be determined; say "
+            "how many tokens come before those of the patches: extra_tokens=1 for a class token"
+        )
+    return grid
+
+
+def _grid_after(box: Box, n_tokens: int, n_extra_tokens: int) -> PositionGrid:
+    """The grid, with the image's aspect, of the tokens after the first ones."""
+    height, width = image_size(box)
+    n_patches = n_tokens - n_extra_tokens
+    rows = round(math.sqrt(max(0, n_patches) * height / width))
+    columns = n_patches // max(1, rows)
+    if n_patches < 1 or rows * columns != n_patches or rows * width != columns * height:
+        raise InputError(
+            f"{n_tokens} tokens without {n_extra_tokens} are {n_patches}, which are no grid of an image of "
+            f"{height}x{width}"
+        )
+    return PositionGrid((rows, columns), is_tokens=True, n_extra_tokens=n_extra_tokens)
