@@ -190,9 +190,7 @@ class Box:
             n_before = len(getattr(self, "classes", ())) or None
             names, is_map = self._options["classes"], bool(self.output_map_shape)
             names = names_of_model(self.model, self.inputs, self.n_outputs, is_map) if names is None else names
-            if (
-                names is not None and self.outputs == "binary" and count_class_names(names) == 1
-            ):  # the name of the one output
+            if names and self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
             warn_of_repeated_class_names(self.classes)
