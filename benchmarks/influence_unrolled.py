@@ -96,6 +96,7 @@ def use_memory(what: str) -> None:
     """Print by how much memory peaks above what is in use before."""
     training = make_training()
     x, y = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
+    torch.func.vmap(torch.neg)(torch.zeros(1, 1))  # imports what vmap needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     example_weight_gradients(training, Trajectory(training, training.n_steps if what == "stored" else 15), x, y)

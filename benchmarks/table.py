@@ -372,7 +372,7 @@ def influence_facts() -> list[str]:
         *(
             f"- {name}: {1 / captum[name]['ratio']:.1f}x faster than captum, same ranks."
             for name in captum
-            if name.startswith("TracIn")
+            if isinstance(captum[name], dict) and "ratio" in captum[name]
         ),
     ]
 

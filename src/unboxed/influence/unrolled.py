@@ -77,8 +77,8 @@ def unrolled(
     """Differentiate the queries' losses through the whole training, by the weight of each training example.
 
     The method to prefer wherever the training can be run again: of all methods here it agrees best with what leaving
-    examples out really does, in the same run. It takes about 20 times as long as the training for 20 queries, 5 times
-    for one, and 8 for the check of smoothness. For a model whose training is lost use `influence_functions`.
+    examples out really does, in the same run. It takes about 15 times as long as the training for 20 queries, 4 times
+    for one, and 6 for the check of smoothness. For a model whose training is lost use `influence_functions`.
 
     Args:
         box: The opened model, as `training.box(training.run())` gives it.
