@@ -71,7 +71,7 @@ def measure_times(repeats: int) -> dict[str, Any]:
         "20_queries_recomputed": lambda: unroll(N_QUERIES, 15),
         "1_query": lambda: unroll(1, training.n_steps),
         "smoothness": lambda: measure_smoothness(training, x, y),
-        "50_retrainings": lambda: training.run_many(training.example_weights(50)),
+        "50_retrainings": lambda: training.run_many(training.unit_example_weights(50)),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
