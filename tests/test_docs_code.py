@@ -146,6 +146,7 @@ def test_the_code_of_the_page_on_concepts_runs(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     names = run(CONCEPTS, {})
     assert names["result"].verdict == "used"
+    assert names["tested"].verdict == "pass"
     assert names["shortcuts"].verdict == "fail"
     assert names["prototypes"].verdict == "pass"
 

@@ -67,6 +67,25 @@ def test_smooth_scores_agree_with_the_scores_where_these_are_sure() -> None:
     assert 0.01 < float(r.smooth_scores[2, 0]) < 0.99
 
 
+def test_the_smooth_score_settles_with_more_examples_where_the_score_does_not() -> None:
+    """A concept across the gradient: its derivatives have either sign by chance, however many examples there are."""
+    box, _, _ = planted(False)
+    variances = []
+    for size in (8, 100):
+        draws = []
+        for seed in range(40):
+            g = torch.Generator().manual_seed(seed)
+            x, concept, pool = (torch.randn(n, HIDDEN, generator=g) for n in (200, size, 6 * size))
+            concept[:, 0] += 3
+            settings: dict[str, Any] = {"random_data": pool, "n_random": 6, "set_size": size}
+            r = tcav(box, x, {"a": concept}, ub.logit(1), "0", control=False, diagnostics=False, **settings)
+            draws.append(torch.stack([r.scores.mean(), r.smooth_scores.mean()]))
+        variances.append(torch.stack(draws).var(0))
+    (score, smooth), (score_of_more, smooth_of_more) = (v.tolist() for v in variances)
+    assert smooth_of_more < 0.5 * smooth
+    assert score_of_more > 0.7 * score
+
+
 def test_random_scores_are_around_one_half_and_their_vectors_around_nothing() -> None:
     r = scores_of(True)
     assert float(r.random_scores.mean()) == pytest.approx(0.5, abs=1e-6)  # each pair's vectors are opposite

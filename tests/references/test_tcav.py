@@ -26,7 +26,10 @@ def setting() -> tuple[ub.Box, Tensor, Tensor, dict[str, Tensor]]:
     x, y = torch.rand(60, 1, 6, 6, dtype=torch.float64), torch.arange(60) % 3
     bright = torch.rand(SIZE, 1, 6, 6, dtype=torch.float64)
     bright[..., :3] += 0.5
-    return box, x, y, {"bright": bright.clamp(max=1), "plain": torch.rand(SIZE, 1, 6, 6, dtype=torch.float64)}
+    noise = torch.rand(SIZE, 1, 6, 6, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(noise)[:, TARGET].sum(), noise)
+    raised = 0.7 * (gradient.mean(0, keepdim=True) > 0) + 0.3 * noise.detach()
+    return box, x, y, {"bright": bright.clamp(max=1), "raised": raised}
 
 
 def found() -> ConceptScores:
@@ -91,6 +94,7 @@ def test_all_figures_equal_the_literal_reference() -> None:
         torch.testing.assert_close(getattr(result, name), expected, rtol=1e-4, atol=1e-5)
     p = torch.stack([layer["p"] for layer in layers], 1)
     adjusted = torch.tensor(holm_adjusted(p.flatten().tolist()), dtype=torch.float64).view_as(p)
+    assert (adjusted < 0.5).any()
     torch.testing.assert_close(result.p_values, adjusted, rtol=1e-4, atol=1e-6)
 
 
