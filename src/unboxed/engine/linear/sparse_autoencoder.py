@@ -24,13 +24,13 @@ from .clusters import k_means
 
 SparseActivation = Literal["top_k", "batch_top_k"]
 
-LEARNING_RATE = 1e-2  # of Adam, which decreases linearly to 0 in the last part
+LEARNING_RATE = 5e-3  # of Adam, which decreases linearly to 0 in the last part
 DECAY_FRACTION = 0.5  # of the steps
 ROWS_PER_STEP = 256
 AUXILIARY_WEIGHT = 1 / 32  # of the loss by which dead features learn the rest, as Gao et al. take it
 DEAD_AFTER_STEPS = 20  # steps without a row that has it make a feature dead; it then learns by the auxiliary loss
 RESTART_EVERY_STEPS = 25  # a dead feature is started again from a row that is rebuilt badly
-RESTART_FRACTION = 0.75  # of the steps in which that is done
+RESTART_FRACTION = 0.9  # of the steps in which that is done
 THRESHOLD_STEPS = 50  # last steps from which the threshold of batch-top-k is taken
 POINTS_PER_FEATURE = 4  # centroids of the data that archetypal directions are mixed of
 MAX_CLUSTERED_ROWS = 20_000  # evenly spread rows whose centroids are taken
@@ -171,13 +171,13 @@ class _Stack:
     @classmethod
     def start(cls, x: Tensor, plan: AutoencoderPlan, seeds: list[int], n_frozen: int) -> _Stack:
         n_features, d = plan.n_features, x.shape[1]
-        random = torch.stack([_random_directions(n_features, d, seed) for seed in seeds]).to(x)  # (S, F, D)
-        learned = _Directions.start(x, plan, random, seeds)
+        first = torch.stack([_random_directions(n_features, d, seed) for seed in seeds]).to(x)  # (S, F, D)
+        learned = _Directions.start(x, plan, first, seeds)
         with torch.no_grad():
-            start = torch.cat([learned(), random[:n_frozen]])
+            start = torch.cat([learned(), first[:n_frozen]])
         m = len(start)
         return cls(
-            plan, start.clone().requires_grad_(), x.new_zeros(m, d).requires_grad_(), learned, random[:n_frozen],
+            plan, start.clone().requires_grad_(), x.new_zeros(m, d).requires_grad_(), learned, first[:n_frozen],
             torch.zeros(m, n_features, dtype=torch.long, device=x.device),
         )  # fmt: skip
 
@@ -260,9 +260,9 @@ class _Directions:
     points: Tensor | None = None  # (P, D)
 
     @classmethod
-    def start(cls, x: Tensor, plan: AutoencoderPlan, random: Tensor, seeds: list[int]) -> _Directions:
+    def start(cls, x: Tensor, plan: AutoencoderPlan, first: Tensor, seeds: list[int]) -> _Directions:
         if not plan.archetypal:
-            return cls(random.clone().requires_grad_())
+            return cls(first.clone().requires_grad_())
         rows = x[torch.tensor(evenly_spaced_indices(len(x), MAX_CLUSTERED_ROWS), device=x.device)]
         points = k_means(rows, min(POINTS_PER_FEATURE * plan.n_features, len(rows))).centers  # the same for all seeds
         shares = x.new_zeros(len(seeds), plan.n_features, len(points))
