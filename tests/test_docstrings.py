@@ -41,7 +41,7 @@ def methods_of(cls: type) -> dict[str, Any]:
     return {f"{cls.__name__}.{n}": f for n, f in own.items()}
 
 
-MORE_OBJECTIVES = ("Objective", "color_distance", "dlr", "log_odds", "gram", "targeted_dlr")
+MORE_OBJECTIVES = ("Objective", "color_distance", "dlr", "log_odds", "gram_matrix", "targeted_dlr")
 NAMESPACES: dict[str, Callable[[], dict[str, Any]]] = {
     "box": lambda: {"Box": ub.Box, **methods_of(ub.Box)},
     "comparing": lambda: on_the_face("comparing"),

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import CARDS, call_example, differences, has_parameters, make_case, result_tensors
+from contracts.common import CARDS, call_example, has_parameters, make_case, result_tensors
+from contracts.common import result_difference_texts as differences
 from unboxed.errors import InputError
 from unboxed.validation import MAX_SEED_BITS, check_float, check_int, check_seed, missing_path_text, suggestion_text
 

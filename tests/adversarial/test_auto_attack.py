@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import MethodCase, differences, make_case, result_tensors
+from contracts.common import MethodCase, make_case, result_tensors
+from contracts.common import result_difference_texts as differences
 from unboxed.adversarial.auto_attack import AutoAdversarial, auto_attack
 from unboxed.engine.optimize.constraints import L1
 from unboxed.errors import InputError, ModelError

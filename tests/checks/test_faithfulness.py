@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import differences, make_case, result_tensors
+from contracts.common import make_case, result_difference_texts, result_tensors
 from contracts.trace import changes, snapshot
 from unboxed import checks
 from unboxed.checks.perturbing import rank_descending
@@ -289,7 +289,7 @@ def test_splitting_and_traces(name: str, model: str) -> None:
     assert all(h.isfinite().all() for h in whole.values() if h.is_floating_point())
     for size in (1, 2) if name != "max_sensitivity" else (1,):
         part = result_tensors(METRICS[name](c.box, c.x, phi, batch_size=size))
-        assert differences(part, whole, 1e-9) == []
+        assert result_difference_texts(part, whole, 1e-9) == []
 
 
 @each
@@ -305,9 +305,9 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
 def test_seeds(name: str) -> None:
     c = make_case("plain", torch.float64)
     a, b = (result_tensors(METRICS[name](c.box, c.x, 0 * c.x + 1e-3 * maps_for(c.x).round(), seed=s)) for s in (0, 0))
-    assert differences(a, b, 0) == []
+    assert result_difference_texts(a, b, 0) == []
     other = result_tensors(METRICS[name](c.box, c.x, 0 * c.x + 1e-3 * maps_for(c.x).round(), seed=1))
-    assert differences(a, other, 1e-6) != []
+    assert result_difference_texts(a, other, 1e-6) != []
 
 
 class Counting(nn.Module):
@@ -363,7 +363,7 @@ def test_several_inputs(name: str) -> None:
     assert {k: v.shape for k, v in checks.random_maps(box, x).items()} == {k: v.shape for k, v in x.items()}
     if name != "max_sensitivity":
         packed = result_tensors(METRICS[name](box, x, torch.cat([v.flatten(1) for v in phi.values()], 1)))
-        assert differences(found, packed, 0) == []
+        assert result_difference_texts(found, packed, 0) == []
         with pytest.raises(InputError, match="a map"):
             METRICS[name](box, x, {"image": phi["image"][:, :, :2], "row": phi["row"]})
 
@@ -378,7 +378,7 @@ def test_any_score(name: str) -> None:
     METRICS[name](c.box, c.x, phi, ub.channel("conv2", 1))
     mean = ub.logit(0) + ub.diversity("conv1")
     assert (
-        differences(
+        result_difference_texts(
             result_tensors(METRICS[name](c.box, c.x, phi, mean, batch_size=1)),
             result_tensors(METRICS[name](c.box, c.x, phi, mean)),
             1e-9,

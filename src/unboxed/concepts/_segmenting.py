@@ -23,7 +23,7 @@ Segmenter = Annotated[
 N_TRIED = 2  # images that a segmenter is tried on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """A segmenter with the names of its concepts."""
 
