@@ -141,7 +141,7 @@ def layer_figures(
     test: tuple[Tensor, Tensor], target: int, g: torch.Generator,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Of each layer: the concept's figures, and whether the model uses its direction there."""
-    vectors = concept_vectors(box, {"mark": concept, **drawn}, pool, found.layers)
+    vectors = concept_vectors(box, pool, {"mark": concept, **drawn}, found.layers)
     x = marked(test[0][test[1] != target], g)
     rows = []
     for k, layer in enumerate(found.layers):

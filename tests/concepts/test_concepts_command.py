@@ -80,7 +80,7 @@ def test_the_figures_of_each_result() -> None:
     concepts = {"seven": x[y == 7], "one": x[y == 1]}
     result = tcav(box, (x, y), concepts, 7, ["conv2:input", "fc2:input"], n_random=4)
     assert set(figures(result)) == {"alignment", "scores", "entanglement", "spatial"}
-    vectors = concept_vectors(box, concepts, x, "fc2:input", n_random=4)
+    vectors = concept_vectors(box, x, concepts, "fc2:input", n_random=4)
     assert set(figures(vectors)) == {"accuracy"}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import ConceptScores, concept_vectors, tcav
+from unboxed.engine.gradients.layers import layer_gradients
 from unboxed.errors import DataError, InputError, LayerError
 
 N, HIDDEN = 600, 12
@@ -153,6 +154,34 @@ def test_relative_vectors_tell_concepts_apart() -> None:
         tcav(box, (x, y), {"a": high(0)}, 1, relative=True)
 
 
+def test_vectors_of_wide_layers_are_the_same_at_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unboxed.concepts._layer_features.MAX_UNPOOLED_FEATURES", 10)
+    monkeypatch.setattr("unboxed.concepts._layer_features.MAX_GROUP_VALUES", 10)  # a layer at a time
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 2))
+    box = ub.Box(model.double(), ub.Pixels((1, 8, 8)), outputs="logits")
+    x = torch.rand(60, 1, 8, 8, dtype=torch.float64)
+    concepts, layers = {"bright": 0.5 + x[:20] / 2, "dark": x[:20] / 2}, ["0", "2"]
+    r = tcav(box, x, concepts, ub.logit(1), layers, n_random=3)
+    vectors = concept_vectors(box, x, concepts, layers, n_random=3)
+    assert [tuple(v.shape) for v in vectors.vectors] == [(2, 5), (2, 4)]
+    assert r.diagnostics is not None
+    assert r.diagnostics.spatial == (None, None)
+    for k, layer in enumerate(layers):
+        step = 1e-6 * vectors.vectors[k][0].view(1, -1, 1, 1)
+        with box.isolated(grad=False):
+            moved = box.forward(x, ["logits"], {layer: lambda h, step=step: h + step})["logits"][:, 1]
+        gradients = gradients_at(box, x, layer).flatten(2).sum(2)
+        expected = (moved - box(x)[:, 1]) / 1e-6
+        torch.testing.assert_close(gradients @ vectors.vectors[k][0], expected, atol=1e-6, rtol=1e-5)
+        cosine = float((expected / gradients.norm(dim=1)).mean())
+        assert float(r.alignment[0, k]) == pytest.approx(cosine, abs=1e-6)
+
+
+def gradients_at(box: ub.Box, x: Tensor, layer: str) -> Tensor:
+    return layer_gradients(box, ub.logit(1), x, [layer])[layer]
+
+
 def test_signals_take_part() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(16, 2))
@@ -240,7 +269,7 @@ def test_an_example_of_both_sets_is_of_the_concept_alone() -> None:
 
 def test_vectors_are_objectives_of_length_one() -> None:
     box, x, _ = planted()
-    r = concept_vectors(box, {"a": high(0), "c": high(2)}, x, ["0", "1"])
+    r = concept_vectors(box, x, {"a": high(0), "c": high(2)}, ["0", "1"])
     assert [tuple(v.shape) for v in r.vectors] == [(2, HIDDEN), (2, HIDDEN)]
     for v in r.vectors:
         torch.testing.assert_close(v.norm(dim=1), torch.ones(2), atol=1e-5, rtol=0)
@@ -255,7 +284,7 @@ def test_vectors_are_objectives_of_length_one() -> None:
 
 def test_random_examples_have_no_vector() -> None:
     box, x, _ = planted()
-    r = concept_vectors(box, {"a": high(0), "random": x[np.arange(0, 500, 10)]}, x, ["0", "1"])
+    r = concept_vectors(box, x, {"a": high(0), "random": x[np.arange(0, 500, 10)]}, ["0", "1"])
     assert r.verdict == "fail"
     assert "'random' is told apart worst" in r.reason
     assert float(r.accuracy[0].min()) > 0.85

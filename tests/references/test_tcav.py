@@ -100,7 +100,7 @@ def test_all_figures_equal_the_literal_reference() -> None:
 
 def test_vectors_equal_the_literal_reference() -> None:
     box, x, _, concepts = setting()
-    result = concept_vectors(box, concepts, x, LAYERS, n_random=N_SETS, set_size=SIZE, l2=L2)
+    result = concept_vectors(box, x, concepts, LAYERS, n_random=N_SETS, set_size=SIZE, l2=L2)
     sets = draw_sets(concepts, x, N_SETS, SIZE, 0)
     for k, layer in enumerate(LAYERS):
         for c, examples in enumerate(concepts.values()):

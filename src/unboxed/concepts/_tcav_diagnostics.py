@@ -16,6 +16,7 @@ from ..errors import InputError, LayerError
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, map_in_batches
 from ._example_sets import ExampleSets
+from ._layer_features import LayerFeatures
 from ._vectors import LayerVectors, fit_layer
 
 ENTANGLED = 0.5  # cosine of concepts that may stand for one another
@@ -27,16 +28,14 @@ class LayerDirections:
     """What the diagnostics need of a layer.
 
     Attributes:
-        layer: Its address.
-        shape: Shape of its activations, without N.
+        layer: The layer.
         vectors: (C, D) the concepts' vectors, of length 1.
         random: (R, D) those of the random sets.
         lengths: (C,) how far the concept's examples are from random ones, along its vector.
         without_positions: (C,) held-out accuracy of vectors that are the same at all positions; None without positions.
     """
 
-    layer: str
-    shape: tuple[int, ...]
+    layer: LayerFeatures
     vectors: Tensor
     random: Tensor
     lengths: Tensor
@@ -118,20 +117,18 @@ def diagnosis_sentences(d: Diagnostics, concepts: Sequence[str], layers: Sequenc
 
 
 def directions(
-    box: Box, address: str, shape: tuple[int, ...], fitted: LayerVectors, sets: ExampleSets, l2: float
+    box: Box, layer: LayerFeatures, fitted: LayerVectors, sets: ExampleSets, l2: float
 ) -> LayerDirections:  # fmt: skip
     """What the diagnostics need of a layer, of its vectors."""
     vectors = fitted.vectors(fitted.mean)
     centers = torch.stack([fitted.h[torch.unique(rows)].mean(0) for rows in sets.positives])
     lengths = (centers * vectors).sum(1)
-    grid = _grid(box, address, shape)
+    grid = _grid(box, layer)
     without = None
     if grid is not None:
-        means = grid.to_maps(fitted.h.view(-1, *shape)).flatten(2).mean(2)
-        without = _accuracy(means, sets, l2, address)
-    return LayerDirections(
-        address, shape, vectors, fitted.vectors(fitted.random_mean[max(sets.random)]), lengths, without
-    )
+        means = grid.to_maps(fitted.h.view(-1, *layer.shape)).flatten(2).mean(2)
+        without = _accuracy(means, sets, l2, layer.address)
+    return LayerDirections(layer, vectors, fitted.vectors(fitted.random_mean[max(sets.random)]), lengths, without)
 
 
 def _accuracy(h: Tensor, sets: ExampleSets, l2: float, address: str) -> Tensor:
@@ -142,11 +139,12 @@ def _accuracy(h: Tensor, sets: ExampleSets, l2: float, address: str) -> Tensor:
         return torch.full((len(sets.positives),), 0.5, dtype=torch.float64)
 
 
-def _grid(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid | None:
-    if not isinstance(box.inputs, Pixels) or len(shape) < 2:
+def _grid(box: Box, layer: LayerFeatures) -> PositionGrid | None:
+    """How the vectors lie on the image; None where they do not, or are the same at all positions."""
+    if not isinstance(box.inputs, Pixels) or len(layer.shape) < 2 or layer.unit_axis is not None:
         return None
     try:
-        return grid_of_layer(box, address, shape)
+        return grid_of_layer(box, layer.address, layer.shape)
     except (LayerError, InputError):
         return None
 
@@ -171,9 +169,12 @@ def _consistency(
     steps = before.vectors * before.lengths[:, None]
 
     def read(rows: slice, step: Tensor | None) -> Tensor:
-        edits = {} if step is None else {before.layer: lambda h: h + step.view(1, *before.shape).to(h)}
+        def move(h: Tensor) -> Tensor:
+            return h if step is None else before.layer.move(h, step)
+
         with box.isolated(grad=False):
-            return box.forward(x[rows], [after.layer], edits)[after.layer].flatten(1).double().cpu()
+            h = box.forward(x[rows], [after.layer.address], {before.layer.address: move})[after.layer.address]
+            return after.layer.read(h).double().cpu()
 
     def run(step: Tensor | None) -> Tensor:
         return torch.cat(
@@ -187,16 +188,13 @@ def _consistency(
 
 
 def _spatial(box: Box, d: LayerDirections, dtype: torch.dtype) -> SpatialDependence | None:
-    grid = _grid(box, d.layer, d.shape)
+    grid = _grid(box, d.layer)
     if grid is None or d.without_positions is None:
         return None
-    maps, null = (
-        _share_predicted_as_classes(grid, d.vectors, d.shape),
-        _share_predicted_as_classes(grid, d.random, d.shape),
-    )
+    maps, null = (_share_predicted_as_classes(grid, vectors, d.layer.shape) for vectors in (d.vectors, d.random))
     rest = (null.sum(0) - null) / (len(null) - 1)  # of the other random vectors
     return SpatialDependence(
-        d.layer, maps.to(dtype), _state_distance(maps, null.mean(0)).to(dtype), _state_distance(null, rest).to(dtype),
+        d.layer.address, maps.to(dtype), _state_distance(maps, null.mean(0)).to(dtype), _state_distance(null, rest).to(dtype),
         d.without_positions.to(dtype),
     )  # fmt: skip
 

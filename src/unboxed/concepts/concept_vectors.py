@@ -17,7 +17,6 @@ from ..box import Box
 from ..cards import card
 from ..engine.multiple_tests import holm_adjusted
 from ..engine.read.examples import first_inputs
-from ..engine.read.features import read_features
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..objectives import Objective, direction
@@ -29,6 +28,7 @@ from ._classes import random_card_examples
 from ._concept_examples import NRandom, Penalty, Relative, SetSize, concept_layers, read_concept_examples
 from ._data import Concepts, random_card_concepts
 from ._example_sets import draw_sets
+from ._layer_features import layers_as_features, read_in_groups
 from ._vectors import LayerVectors, fit_layer
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -44,7 +44,7 @@ class ConceptVectors(ResultMixin):
     Attributes:
         concepts: Names of the concepts.
         layers: Addresses of the layers.
-        vectors: Of each layer (C, ...), in the shape of its activations.
+        vectors: Of each layer (C, ...), in the shape of its activations; of a wide one (C, units), for all positions.
         accuracy: (C, L) held-out share of the examples that a concept's classifiers tell apart.
         random_accuracy: (C, L, R) the same of random sets of as many examples, each against the other sets.
         relative: Whether the vectors are relative to the other concepts.
@@ -108,7 +108,7 @@ class ConceptVectors(ResultMixin):
     source="Kim et al. 2018, arXiv:1711.11279, section 3.2",
     shows="The direction of a concept in each layer, and how well it tells the concept's examples from random ones.",
     does_not_show="Whether the model's answers depend on that direction: see `tcav`.",
-    example=lambda method, box, x, y: method(box, random_card_concepts(box), random_card_examples(box), n_random=3),
+    example=lambda method, box, x, y: method(box, random_card_examples(box), random_card_concepts(box), n_random=3),
     exempt={
         "one forward": "it runs the model on the concepts' examples and on random ones",
         "rows": "its vectors are fitted to all examples together",
@@ -118,8 +118,8 @@ class ConceptVectors(ResultMixin):
 )
 def concept_vectors(
     box: Box,
-    concepts: Concepts,
     data: Data,
+    concepts: Concepts,
     layers: LayerAddresses = None,
     *,
     relative: Relative = False,
@@ -137,10 +137,11 @@ def concept_vectors(
 
     Args:
         box: The opened model.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. Random sets are drawn from them.
         concepts: Examples of each concept by its name: {name: examples in any form}. 50 or more each. Or what selects
             them in `data`: {name: function of the inputs that returns (N,) bool} or {name: (N,) bool}.
-        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. Random sets are drawn from them.
         layers: Addresses of the layers, as `box.layers` lists them. None: what up to four layers with weights receive.
+            Of a layer with more than 65,536 values, vectors are the same at all positions.
         relative: Tell each concept apart from the other concepts, in place of random examples.
         n_random: Number of random sets. A concept's vector is the mean of those against each set.
         set_size: Largest number of examples of a set. A concept with more has other ones in each of its sets.
@@ -163,7 +164,7 @@ def concept_vectors(
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("train").first(600)
-        >>> result = ub.concepts.concept_vectors(box, {"seven": x[y == 7]}, x, "fc2:input")
+        >>> result = ub.concepts.concept_vectors(box, x, {"seven": x[y == 7]}, "fc2:input")
         >>> result.vectors[0].shape, result.verdict, result.objective("seven", "fc2:input")
         (torch.Size([1, 64]), 'pass', Objective(fc2:input along a direction))
 
@@ -179,19 +180,18 @@ def concept_vectors(
     examples = read_concept_examples(box, concepts, x, max_examples)
     addresses = concept_layers(box, layers)
     sets = draw_sets(examples, x, n_random, set_size, seed, relative=relative)
-    features = read_features(box, sets.x, addresses, batch_size=batch_size)
-    shapes = {a: h.shape[1:] for a, h in box.read(sets.x[:1], addresses, batch_size=batch_size).items()}
-    fitted = [fit_layer(features[a].cpu(), sets, l2, a) for a in addresses]
-    accuracy = torch.stack([torch.stack([v.accuracy.mean() for v in f.each]) for f in fitted], 1)  # (C, L)
-    random_accuracy = torch.stack([_random_accuracy(f, sets.sizes, n_random) for f in fitted], 1)  # (C, L, R)
+    views = layers_as_features(box, sets.x, addresses, batch_size)
+    vectors, accuracy, random_accuracy = list[Tensor](), list[Tensor](), list[Tensor]()
+    for group, features in read_in_groups(box, sets.x, views, batch_size):
+        for layer in group:
+            fitted = fit_layer(features.pop(layer.address), sets, l2, layer.address)
+            vectors.append(fitted.vectors(fitted.mean).view(-1, *layer.vector_shape).to(box.dtype))
+            accuracy.append(torch.stack([v.accuracy.mean() for v in fitted.each]))
+            random_accuracy.append(_random_accuracy(fitted, sets.sizes, n_random))
     return ConceptVectors(
-        tuple(examples),
-        tuple(addresses),
-        tuple(f.vectors(f.mean).view(-1, *shapes[a]).to(box.dtype) for a, f in zip(addresses, fitted, strict=True)),
-        accuracy.to(box.dtype),
-        random_accuracy.to(box.dtype),
-        relative,
-    )
+        tuple(examples), tuple(addresses), tuple(vectors), torch.stack(accuracy, 1).to(box.dtype),
+        torch.stack(random_accuracy, 1).to(box.dtype), relative,
+    )  # fmt: skip
 
 
 def _random_accuracy(fitted: LayerVectors, sizes: list[int], n_sets: int) -> Tensor:

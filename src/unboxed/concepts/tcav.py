@@ -19,7 +19,6 @@ from ..cards import card
 from ..engine.gradients.layers import layer_gradients
 from ..engine.multiple_tests import holm_adjusted
 from ..engine.randomized import layers_with_weights, randomize_all_layers
-from ..engine.read.features import read_features
 from ..engine.results import ResultMixin
 from ..errors import LayerError, ModelError
 from ..model.nan_checks import check_no_nan
@@ -40,6 +39,7 @@ from ._concept_examples import (
 )
 from ._data import Concepts, random_card_concepts
 from ._example_sets import ExampleSets, draw_sets
+from ._layer_features import LayerFeatures, layers_as_features, read_in_groups
 from ._target_examples import TargetExamples, target_examples
 from ._tcav_diagnostics import Diagnostics, LayerDirections, diagnose, diagnosis_sentences, directions
 from ._vectors import LayerVectors, fit_layer
@@ -217,6 +217,7 @@ def tcav(
             them in `data`: {name: function of the inputs that returns (N,) bool} or {name: (N,) bool}.
         target: The score: a class, one per example (N,), or an objective. None is each example's predicted class.
         layers: Addresses of the layers, as `box.layers` lists them. None: what up to four layers with weights receive.
+            Of a layer with more than 65,536 values, vectors are the same at all positions.
         random_data: Examples that the random sets are drawn from. None: `data`. 1,000 or more are best.
         relative: Tell each concept apart from the other concepts, in place of random examples.
         n_random: Number of random sets. The concept is tested against their directions: 20 or more.
@@ -267,11 +268,12 @@ def tcav(
     addresses = concept_layers(box, layers)
     pool = random_pool(box, random_data, asked.all_inputs)
     sets = draw_sets(examples, pool, n_random, set_size, seed, relative=relative)
-    tests, found = _test_layers(box, asked, sets, addresses, l2, batch_size, with_directions=diagnostics)
+    views = layers_as_features(box, sets.x, addresses, batch_size)
+    tests, found = _test_layers(box, asked, sets, views, l2, batch_size, with_directions=diagnostics)
     twin = _twin(box, seed) if control else None
     twin_p_values = None
     if twin is not None:
-        twin_tests, _ = _test_layers(twin, asked, sets, addresses, l2, batch_size, is_twin=True)
+        twin_tests, _ = _test_layers(twin, asked, sets, views, l2, batch_size, is_twin=True)
         twin_p_values = _corrected(twin_tests).to(box.dtype)
     stacked = {
         field.name: torch.stack([getattr(t, field.name) for t in tests], 1).to(box.dtype)
@@ -294,21 +296,22 @@ def _twin(box: Box, seed: int) -> Box | None:
 
 
 def _test_layers(
-    box: Box, asked: TargetExamples, sets: ExampleSets, addresses: Sequence[str], l2: float, batch_size: BatchSize,
-    *, with_directions: bool = False, is_twin: bool = False,
+    box: Box, asked: TargetExamples, sets: ExampleSets, layers: Sequence[LayerFeatures], l2: float,
+    batch_size: BatchSize, *, with_directions: bool = False, is_twin: bool = False,
 ) -> tuple[list[_LayerTest], list[LayerDirections]]:  # fmt: skip
     """The figures of each layer, and what the diagnostics need of it."""
-    features = read_features(box, sets.x, addresses, batch_size=batch_size)
-    gradients = layer_gradients(box, asked.objective, asked.x, addresses, batch_size=batch_size)
     tests, found = list[_LayerTest](), list[LayerDirections]()
-    for address in addresses:
-        gradient = check_no_nan(gradients.pop(address)).cpu()
-        if not is_twin and not bool(gradient.any()):
-            raise LayerError(f"{asked.name} has no gradient at {address!r}: its score does not depend on this layer")
-        fitted = fit_layer(features.pop(address).cpu(), sets, l2, address)
-        tests.append(_test_layer(fitted, gradient.flatten(1), sets.sizes))
-        if with_directions:
-            found.append(directions(box, address, tuple(gradient.shape[1:]), fitted, sets, l2))
+    for group, features in read_in_groups(box, sets.x, layers, batch_size):
+        names = [layer.address for layer in group]
+        gradients = layer_gradients(box, asked.objective, asked.x, names, batch_size=batch_size)
+        for layer in group:
+            gradient = layer.of_gradient(check_no_nan(gradients.pop(layer.address)).cpu())
+            if not is_twin and not bool(gradient.any()):
+                raise LayerError(f"{asked.name} has no gradient at {layer.address!r}: it does not depend on this layer")
+            fitted = fit_layer(features.pop(layer.address), sets, l2, layer.address)
+            tests.append(_test_layer(fitted, gradient, sets.sizes))
+            if with_directions:
+                found.append(directions(box, layer, fitted, sets, l2))
     return tests, found
 
 
