@@ -194,8 +194,8 @@ def _spatial(box: Box, d: LayerDirections, dtype: torch.dtype) -> SpatialDepende
     maps, null = (_share_predicted_as_classes(grid, vectors, d.layer.shape) for vectors in (d.vectors, d.random))
     rest = (null.sum(0) - null) / (len(null) - 1)  # of the other random vectors
     return SpatialDependence(
-        d.layer.address, maps.to(dtype), _state_distance(maps, null.mean(0)).to(dtype), _state_distance(null, rest).to(dtype),
-        d.without_positions.to(dtype),
+        d.layer.address, maps.to(dtype), _state_distance(maps, null.mean(0)).to(dtype),
+        _state_distance(null, rest).to(dtype), d.without_positions.to(dtype),
     )  # fmt: skip
 
 
