@@ -513,6 +513,85 @@ def tcav(planted: dict[str, Any], speed: dict[str, Any]) -> list[str]:
     ]
 
 
+DICTIONARY = HERE.parent / "docs" / "concepts.md", "<!-- dictionary:begin -->", "<!-- dictionary:end -->"
+
+
+def dictionaries(f: dict[str, Any]) -> list[str]:
+    """Recovery of planted features by regime, MNIST's fc1 beside its twin, and verdicts where there is nothing."""
+    return [*_recovery(f["toy"]), "", *_mnist_dictionaries(f["mnist"]), "", *_verdicts_of_nothing(f)]
+
+
+def _recovery(toy: dict[str, Any]) -> list[str]:
+    rows = list(next(iter(toy["cells"].values())))
+    exact = toy["with as many features as planted"]
+    as_many = ", ".join(f"{c['recovered']:.2f} with {s} active" for s, c in exact["cells"].items())
+    return [
+        f"**Planted features.** Rows of {toy['units']} values, each a sum of s of {toy['planted']} random directions. "
+        f"Shown is the share of them that a dictionary of {toy['features']} features (k = s, {toy['steps']} steps, "
+        f"mean of {toy['seeds']} seeds) has with a cosine above .9, over s and the number of rows; in brackets the "
+        "explained variance on other rows. Where rows are few, or many directions are active at once, the variance "
+        "is explained and the directions are not the planted ones.",
+        "",
+        f"| s | {' | '.join(f'{int(n):,} rows' for n in rows)} |",
+        f"|---|{'---|' * len(rows)}",
+        *(f"| {s} | {' | '.join(_recovery_cell(c[n]) for n in rows)} |" for s, c in toy["cells"].items()),
+        "",
+        f"Frozen twins recover at most {_highest_frozen(toy):.1%}. With exactly as many features as were planted, and "
+        f"{exact['rows']:,} rows, fewer are found, as the fit stays in a local minimum: {as_many}.",
+    ]
+
+
+def _recovery_cell(c: dict[str, Any]) -> str:
+    share = f"{c['recovered']:.2f}"
+    return f"{f'**{share}**' if c['recovered'] >= 0.9 else share} ({max(0.0, c['explained variance']):.2f})"
+
+
+def _highest_frozen(toy: dict[str, Any]) -> float:
+    return max(c["recovered by the frozen twin"] for cells in toy["cells"].values() for c in cells.values())
+
+
+def _mnist_dictionaries(mnist: dict[str, Any]) -> list[str]:
+    layers = {name: r for name, r in mnist.items() if isinstance(r, dict)}
+    return [
+        f"**MNIST's fc1.** {mnist['features']} features, k = {mnist['k']}, {mnist['examples']:,} training images of "
+        "which a fifth is held out. The gap is the explained variance above the frozen twin's, with its interval "
+        "(90 %, over held-out images and 3 seeds).",
+        "",
+        "| layer | dictionary | directions | explained variance | with k directions | dead | seeds agree | predictions "
+        "kept | gap to the frozen twin |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_dictionary_line(layer, name, row, r) for layer, r in layers.items() for name, row in r["rows"].items()
+          if name != "mean" and (name in ("dictionary", "frozen directions") or "," not in layer)),
+    ]  # fmt: skip
+
+
+def _dictionary_line(layer: str, name: str, row: dict[str, Any], r: dict[str, Any]) -> str:
+    mean, low, high = r["gap"]
+    gap = f"{mean:.3f} ({low:.3f} to {high:.3f}), {r['verdict']}" if name == "dictionary" else ""
+    agreement = "" if row["stability"] is None else f"{row['stability']:.2f}"
+    return (
+        f"| {layer} | {name} | {row['features']} | {row['explained variance'][0]:.3f} | "
+        f"{row['explained with k']:.3f} | {row['dead']:.1%} | {agreement} | {row['kept']:.1%} | {gap} |"
+    )
+
+
+def _verdicts_of_nothing(f: dict[str, Any]) -> list[str]:
+    own, random, noise = f["concepts"]["digits model"], f["concepts"]["random weights"], f["noise"]
+    passed = sum(r["verdict"] == "pass" for r in own.values())
+    layer = own["default, nmf"]
+    n_discover, n_dictionary = (sum(random[name].values()) for name in ("discover", "dictionary"))
+    return [
+        f"**Where there is nothing.** On the digits model `discover` passes in {passed} of {len(own)} settings (two "
+        f"layers, three factorizations); ten NMF concepts of {layer['layer']} keep an accuracy of "
+        f"{layer['accuracy from concepts']:.1%} (random directions {layer['from random directions']:.1%}, the mean "
+        f"{layer['from the mean']:.1%}). On {random['models']} models with random weights it passes in "
+        f"{random['discover'].get('pass', 0)} of {n_discover} runs, though {random['predictions kept']:.0%} of their "
+        f"predictions are kept. `dictionary` passes in {random['dictionary'].get('pass', 0)} of {n_dictionary} of "
+        f"them, as their activations have structure as well, and in {noise['verdicts'].get('pass', 0)} of "
+        f"{noise['draws']} on Gaussian noise with few rows.",
+    ]
+
+
 def main() -> None:
     _between(HERE.parent / "README.md", BEGIN, END, headline_table(_read))
     BENCHMARKS.write_text(leaderboard())
@@ -527,6 +606,8 @@ def main() -> None:
         _between(*GROUPS, groups(_read("concepts_shortcuts"), _read("concepts_slices")))
     if (HERE / "results" / "concepts_tcav_captum.json").exists():
         _between(*TCAV, tcav(_read("concepts_tcav"), _read("concepts_tcav_captum")))
+    if (HERE / "results" / "concepts_dictionary.json").exists():
+        _between(*DICTIONARY, dictionaries(_read("concepts_dictionary")))
     _between(LANGUAGE, *IN_LANGUAGE, words(_read("words")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
