@@ -56,3 +56,15 @@ def pytest_collection_finish() -> None:
     """Garbage collection passes over what was collected: 11,000 items, and the modules imported for them."""
     gc.collect()
     gc.freeze()
+
+
+# What is known to fail, with the reason: a line "test id: reason" each. It is mended there, and the line goes.
+KNOWN_FAILURES = Path(__file__).parent / "known_failures.txt"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lines = KNOWN_FAILURES.read_text(encoding="utf-8").splitlines() if KNOWN_FAILURES.is_file() else []
+    reasons = dict(line.rsplit(": ", 1) for line in lines if line and not line.startswith("#"))
+    for item in items:
+        if reason := reasons.get(item.nodeid):
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))

@@ -170,6 +170,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "loading.model": lambda s: importlib.import_module("unboxed.loading").model("zoo:digits-cnn", seed=s),
     "training.fit": lambda s: fitted(s),
     "zoo.load": lambda s: ub.zoo.load("digits-cnn", weights=None, seed=s),
+    "zoo.load_generator": lambda s: ub.zoo.load_generator("digits-gan", weights=None, seed=s),
 }  # fmt: skip
 LONG = {
     "report",

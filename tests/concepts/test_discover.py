@@ -74,8 +74,8 @@ def test_planted_concepts_are_found() -> None:
     assert r.faithfulness.concepts.kept == 1.0
     to_color = (nn.functional.normalize(found, dim=1) @ nn.functional.normalize(mixture(), dim=1).T).argmax(1)
     assert to_color[2] == 2  # blue, which no class is read from, comes last
-    assert r.concepts[2].pixel_importance.mean < 0.01
-    assert min(c.pixel_importance.mean for c in r.concepts[:2]) > 0.1
+    assert r.concepts[2].importance.mean < 0.01
+    assert min(c.importance.mean for c in r.concepts[:2]) > 0.1
 
 
 def test_the_crops_have_the_concept() -> None:
@@ -139,8 +139,8 @@ def test_the_importance_is_that_of_the_model_under_masks() -> None:
     r = discover(box, x, "1", n_concepts=3, n_masks=256, n_random=0, factorization="nmf", with_twin=False)
     by_unit = {int(c.direction.argmax()): c for c in r.concepts}
     assert set(by_unit) == {0, 1, 2}
-    assert by_unit[0].pixel_importance.mean > by_unit[1].pixel_importance.mean > by_unit[2].pixel_importance.mean
-    assert by_unit[2].pixel_importance.mean < 0.05
+    assert by_unit[0].importance.mean > by_unit[1].importance.mean > by_unit[2].importance.mean
+    assert by_unit[2].importance.mean < 0.05
     low, high = by_unit[0].sensitivity.low, by_unit[0].sensitivity.high
     assert low < float(3 * x[:, 0].mean()) < high
     assert abs(by_unit[2].sensitivity.mean) < 0.02
@@ -261,7 +261,7 @@ def test_same_seed_same_concepts() -> None:
         first, again, other = ([getattr(c, key) for c in r.concepts] for r in runs)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    assert runs[0].concepts[0].pixel_importance == runs[1].concepts[0].pixel_importance
+    assert runs[0].concepts[0].importance == runs[1].concepts[0].importance
     assert runs[0].reason == runs[1].reason
 
 

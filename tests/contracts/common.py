@@ -134,3 +134,4 @@ refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module 
 refuse(("shortcuts",), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(("tcav",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("causal_units",), MODELS, UnboxedError)  # none is a generator
+refuse(("dissect",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions

@@ -238,7 +238,7 @@ def n_host_syncs(c: MethodCase, plan: OptimizationConfig, canvas: Canvas, monkey
     """How often an optimization reads values if its device is slow to ask."""
     monkeypatch.setattr("unboxed.engine.optimize.loop.waits_for_device_on_read", lambda device: True)
     monkeypatch.setattr("unboxed.model.outputs.waits_for_device_on_read", lambda device: True)
-    monkeypatch.setattr(Constant, "min_and_max", lambda self: None)  # as it is for what lies on an accelerator
+    monkeypatch.setattr(Constant, "value_range", lambda self: None)  # as it is for what lies on an accelerator
     rows = Rows(c.box.model)
     with HostSyncs(lambda: len(rows.seen)) as found:
         climb = optimize(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)

@@ -42,8 +42,8 @@ def findings() -> dict[str, Finding]:
     """Of every section, on a small model with a judge; then the model is turned off."""
     entry = awkward.get_model("plain")
     model = Switch(entry.model)
-    box, x = ub.Box(model, entry.inputs), entry.images(24)
-    y = (box.predict(x) + (torch.arange(24) % 5 == 0).long()) % len(box.classes)
+    box, x = ub.Box(model, entry.inputs), entry.images(40)
+    y = (box.predict(x) + (torch.arange(40) % 5 == 0).long()) % len(box.classes)
     source = ReportData((x, y), box)
     context = ReportContext(box, source, run_survey(box, source, None), judge=box, training=(x, y))
     found = {section.slug: section.find(context) for section in SECTIONS}

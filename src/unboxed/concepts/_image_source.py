@@ -163,7 +163,7 @@ def default_addresses(source: ImageSource, max_layers: int = MAX_DEFAULT_LAYERS)
         else {row.path: True for row, _ in layers_with_grids(box)}
     )
     shown = [row for row in leaves if with_maps.get(row.path)]
-    last = [a for a, b in zip(shown, [*shown[1:], None], strict=True) if b is None or a.shape != b.shape]
+    last = [a for a, b in zip(shown, [*shown[1:], None], strict=False) if b is None or a.shape != b.shape]
     if source.is_generator and last and last[-1].shape[1:] == box.output_map_shape:
         last = [row for row in last if row.shape[0] not in (1, 3)] or last
     if not last:

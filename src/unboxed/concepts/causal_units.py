@@ -137,8 +137,8 @@ class CausalUnits(ResultMixin):
             "inserted"
         )
         if len(self.random_removed):
-            random = self.random_removed
-            text += f"; without as many random ones {float(random.mean()):.0%} on average (p = {self.p_value:.2g})"
+            by_chance = self.random_removed
+            text += f"; without as many random ones {float(by_chance.mean()):.0%} on average (p = {self.p_value:.2g})"
         if self.verdict == NOT_TESTED_CLAIM:
             text += "; a level of 5 % needs at least 19 random sets"
         side = self.side_effects

@@ -65,7 +65,7 @@ class DiscoveredConcept(ResultMixin):
     """
 
     direction: Tensor
-    pixel_importance: Interval
+    importance: Interval
     sensitivity: Interval
     example_index: Tensor
     amount: Tensor
@@ -180,13 +180,16 @@ def _nats(interval: Interval) -> str:
 @card(
     name="Discovered concepts",
     source="Ghorbani et al. 2019, arXiv:1902.03129 (ACE); Fel et al. 2023, arXiv:2211.10154 (CRAFT)",
-    shows="Which few directions of a layer rebuild the model's answers, what in the images has them, how much each "
+    shows="Which few directions of a layer rebuild the model's answers, what in the inputs has them, how much each "
     "decides.",
     does_not_show="That a direction means to the model what its crops have in common to you.",
     example=lambda method, box, x, y: method(
         box, random_card_examples(box, 12), n_concepts=2, n_masks=8, n_random=2, with_twin=False
     ),
-    exempt={"rows": "its concepts are of all examples together"},
+    exempt={
+        "rows": "its concepts are of all examples together",
+        "awkward": "a fit in another order of operations may end at other directions",
+    },
     runs=lambda s: 10 + s["n_masks"] * (s["n_concepts"] + 2) + 2 * s["n_random"],
     order=5,
 )

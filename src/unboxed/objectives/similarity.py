@@ -126,8 +126,8 @@ def gram_matrix(h: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from unboxed.objectives import gram
-        >>> gram(torch.ones(1, 2, 3, 3)).tolist()
+        >>> from unboxed.objectives import gram_matrix
+        >>> gram_matrix(torch.ones(1, 2, 3, 3)).tolist()
         [[[1.0, 1.0], [1.0, 1.0]]]
 
     Source:

@@ -73,8 +73,8 @@ def scatter_image(points: Any, labels: Any = None, names: Sequence[str] = (), *,
         InputError: for other shapes, or values that are not finite.
 
     Example:
-        >>> from unboxed.plots.embedding import scatter
-        >>> scatter([[0.0, 0.0], [1.0, 1.0]], [0, 1], ["cat", "dog"], side=200).size
+        >>> from unboxed.plots.embedding import scatter_image
+        >>> scatter_image([[0.0, 0.0], [1.0, 1.0]], [0, 1], ["cat", "dog"], side=200).size
         (200, 200)
     """
     positions = normalize_points(points)

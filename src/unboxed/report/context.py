@@ -199,14 +199,14 @@ class Section(Generic[FindingT]):
         >>> from dataclasses import dataclass
         >>> import unboxed as ub
         >>> from unboxed.report import Finding, Section
-        >>> from unboxed.report.blocks import Text
+        >>> from unboxed.report.blocks import Paragraph
         >>> @dataclass(frozen=True, eq=False, kw_only=True)
         ... class SizeFinding(Finding):
         ...     n_parameters: int
         >>> def find(context):
         ...     return SizeFinding(n_parameters=sum(p.numel() for p in context.box.model.parameters()))
         >>> def show(finding):
-        ...     return [Text(f"{finding.n_parameters:,} parameters.")]
+        ...     return [Paragraph(f"{finding.n_parameters:,} parameters.")]
         >>> size = Section("How large is it?", "size", find, show)
         >>> size.show(SizeFinding(n_parameters=1200))[0].text
         '1,200 parameters.'

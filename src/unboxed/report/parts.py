@@ -143,7 +143,7 @@ def _concept_blocks(result: DiscoveredConcepts | None) -> list[Block]:
     shown = result.concepts[:N_SHOWN_CONCEPTS]
     cases = [
         ExampleWithFigures(
-            f"concept {i}", (f"importance {c.pixel_importance.mean:.2f}", f"derivative {c.sensitivity.mean:+.2f}"),
+            f"concept {i}", (f"importance {c.importance.mean:.2f}", f"derivative {c.sensitivity.mean:+.2f}"),
             [_bar_figure(tiles[0], i), *_tiles_to_figures(tiles[1:], f"with most of concept {i}")],
         )
         for i, (c, tiles) in enumerate(zip(shown, concept_tiles(shown), strict=True))

@@ -37,7 +37,7 @@ def concept_sheet(result: DiscoveredConcepts, n_concepts: int = MAX_CONCEPTS) ->
     shown = result.concepts[:n_concepts]
     title = f"Concepts of {result.layer} ({result.factorization.upper()}): {result.verdict}"
     if any(c.images is None or images_or_none(c.images) is None for c in shown):
-        intervals = {f"concept {i}": _ends(c.pixel_importance) for i, c in enumerate(shown)}
+        intervals = {f"concept {i}": _ends(c.importance) for i, c in enumerate(shown)}
         vmax = max(high for _, _, high in intervals.values())
         return interval_chart(intervals, title=title, label="total Sobol index", value_range=(0, vmax or 1))
     rows = concept_tiles(shown)
@@ -48,13 +48,11 @@ def concept_sheet(result: DiscoveredConcepts, n_concepts: int = MAX_CONCEPTS) ->
 
 def concept_tiles(shown: Sequence[DiscoveredConcept]) -> list[list[Tile | None]]:
     """A row per concept: its importance as a bar on one scale, and its crops."""
-    vmax = max(c.pixel_importance.high for c in shown) or 1.0
+    vmax = max(c.importance.high for c in shown) or 1.0
     rows = list[list[Tile | None]]()
     for c in shown:
         images = None if c.images is None else images_or_none(c.images)
-        bar = Tile(
-            _bar(c.pixel_importance, vmax), f"{c.pixel_importance.mean:.2f}\nderivative {c.sensitivity.mean:+.2f}"
-        )
+        bar = Tile(_bar(c.importance, vmax), f"{c.importance.mean:.2f}\nderivative {c.sensitivity.mean:+.2f}")
         rows.append([bar, *([] if images is None else image_tiles(images[:N_CROPS]))])
     return rows
 
