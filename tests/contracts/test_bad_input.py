@@ -148,7 +148,8 @@ def test_classes(name: str, argument: str) -> None:
             "a column, too short",
         ):  # its classes are not one per example
             continue
-        mine = {"x": c.x, "y": c.y, **pair, "eps": 0.1, "steps": 1, "references": c.x, argument: value}
+        mine = {"x": c.x, "y": c.y, **pair, "eps": 0.1, "steps": 1, "references": c.x}
+        mine |= {"data": c.x, "concepts": {"a": c.x}, argument: value}
         settings = {k: v for k, v in mine.items() if has_parameters(card, k)}
         refused(c, lambda settings=settings: card.method(c.box, **settings), InputError, bad)
 
