@@ -41,8 +41,8 @@ class Recipe:
 
 
 RECIPES = {
-    "digits-gan": Recipe((64, 48, 24), epochs=66, batch_size=64, augment=True),
-    "mnist-gan": Recipe((64, 48, 24), epochs=8, batch_size=64),
+    "digits-gan": Recipe((64, 48, 24), epochs=60, batch_size=64, augment=True),
+    "mnist-gan": Recipe((64, 48, 24), epochs=7, batch_size=64),
 }
 JUDGES = {"digits-gan": "digits-judge", "mnist-gan": "mnist-judge"}
 

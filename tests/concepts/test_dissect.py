@@ -31,7 +31,8 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
 def small_box() -> ub.Box:
@@ -71,7 +72,7 @@ def test_iou_is_the_literal_one(layer: str, centers: tuple[float, float], quanti
     box, x = small_box(), images()
     got = dissect(box, x, layers=layer, quantile=quantile, n_random=0, n_rotations=0).layers[0]
     wanted = reference_iou(box.read(x, [layer])[layer], digit_concepts(x), centers, quantile)
-    assert np.abs(got.iou.numpy() - wanted).max() < 1e-9
+    assert np.abs(got.iou.numpy() - wanted).max() < 1e-6
     assert got.iou.shape == (got.threshold.numel(), 11)
 
 
@@ -92,8 +93,8 @@ def test_batches_and_groups_of_units_change_nothing(monkeypatch: pytest.MonkeyPa
 def test_a_unit_that_is_never_active_detects_nothing() -> None:
     model = Small()
     with torch.no_grad():
-        model.conv1.bias[2] = -100.0
-        model.conv1.weight[3], model.conv1.bias[3] = 0.0, 1.0  # the same everywhere
+        model.conv1.weight[2:4] = 0.0
+        model.conv1.bias.copy_(torch.tensor([0.0, 0, -100, 1, 0]))  # type: ignore[union-attr]  # 3: the same everywhere
     result = dissect(ub.Box(model, ub.Pixels((1, 28, 28)), outputs="logits"), images(), layers="relu1", n_random=0)
     assert (result.layers[0].iou[2:4] == 0).all()
 
@@ -115,14 +116,15 @@ class Planted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         planted = digit_concepts(x)[: self.n_planted].movedim(0, 1).to(x)
-        return self.fc(self.mix(torch.cat([self.conv(x), planted], 1)).mean((2, 3)))
+        logits: Tensor = self.fc(self.mix(torch.cat([self.conv(x), planted], 1)).mean((2, 3)))
+        return logits
 
 
 def test_planted_units_are_found_and_their_twins_are_not() -> None:
     box = ub.Box(Planted(), ub.Pixels((1, 28, 28)), outputs="logits")
     result = dissect(box, images(40), layers="mix", quantile=0.005)
     layer = result.layers[0]
-    assert torch.allclose(layer.iou[5:].diagonal(), torch.ones(11, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(layer.iou[5:].diagonal(), torch.ones(11))
     assert layer.concept[5:].tolist() == list(range(11))
     assert set(layer.detectors[:11].tolist()) == set(range(5, 16))
     assert layer.concepts_detected == digit_concepts.names
@@ -144,7 +146,9 @@ def test_a_plant_with_false_pixels_has_its_own_iou() -> None:
         def forward(self, x: Tensor) -> Tensor:
             ink = x >= 0.5
             checkers = (torch.arange(28)[:, None] + torch.arange(28)) % 2 == 0
-            return self.fc(self.unit(((ink & checkers) | (ink.roll(14, 3) & checkers)).to(x)).mean((2, 3)))
+            h = self.unit(((ink & checkers) | (ink.roll(14, 3) & checkers)).to(x))
+            logits: Tensor = self.fc(h.mean((2, 3)))
+            return logits
 
     x = images(40)
     ink = x[:, 0] >= 0.5
@@ -152,7 +156,7 @@ def test_a_plant_with_false_pixels_has_its_own_iou() -> None:
     unit = (ink & checkers) | (ink.roll(14, 2) & checkers)
     wanted = int((unit & ink).sum()) / int((unit | ink).sum())
     layer = dissect(ub.Box(Half(), ub.Pixels((1, 28, 28)), outputs="logits"), x, layers="unit", n_random=0).layers[0]
-    assert float(layer.iou[0, 0]) == pytest.approx(wanted, abs=1e-12)
+    assert float(layer.iou[0, 0]) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_edges_that_random_filters_detect_are_no_finding() -> None:
@@ -279,8 +283,6 @@ def test_masks_that_do_not_fit(segmenter: Any, message: str) -> None:
 
 def test_a_segmenter_that_changes_its_mind_and_names_that_do_not_fit() -> None:
     class Changing:
-        names = ("a",)
-
         def __init__(self, names: tuple[str, ...] = ("a",)) -> None:
             self.names, self.calls = names, 0
 
@@ -323,7 +325,8 @@ def test_a_generator_of_another_range_needs_decode() -> None:
             self.generator, _ = ub.zoo.load_generator("digits-gan")
 
         def forward(self, z: Tensor) -> Tensor:
-            return 2 * self.generator(z) - 1
+            images: Tensor = 2 * self.generator(z) - 1
+            return images
 
     box = ub.Box(Tanh().eval(), ub.zoo.load_generator("digits-gan")[1], outputs="regression")
     z = torch.randn(4, 64)

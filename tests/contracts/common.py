@@ -133,5 +133,5 @@ refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch 
 refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("shortcuts",), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(("tcav",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
-refuse(("causal_units",), MODELS, UnboxedError)  # none is a generator
-refuse(("dissect",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
+refuse(("dissect",), ("parameterless", "exported_flat"), LayerError)  # no module runs
+refuse(("causal_units",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions

@@ -86,7 +86,7 @@ def structures(value: Any, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def refuses(name: str) -> bool:
-    return bool({"pixels", "tokens"} & {*CARDS[name].needs})
+    return bool({"pixels", "tokens", "generator"} & {*CARDS[name].needs})
 
 
 each_card = pytest.mark.parametrize("name", CARDS)

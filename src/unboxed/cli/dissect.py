@@ -104,7 +104,7 @@ def causal_facts(result: CausalUnits) -> dict[str, Any]:
     before = result.before.clamp_min(1)
     return {
         "verdict": result.verdict, "reason": result.reason, "layer": result.layer, "concept": result.concept,
-        "units": result.units.tolist(), "tested_on": result.n_tested, "everywhere": result.everywhere,
+        "units": result.units.tolist(), "tested_on": result.n_tested,
         "removed": result.removed, "restored": result.restored, "random_removed": result.random_removed.tolist(),
         "concepts": {
             name: {"ablated": float(a), "inserted": float(i), "apart": bool(d)}

@@ -60,9 +60,7 @@ def scan_layers(
 ) -> list[UnitScan]:  # fmt: skip
     """A scan per layer, of its units, or in the basis (C, C) that is given for it."""
     n_kept = count_kept(len(x) * masks.size[0] * masks.size[1], quantile)
-    views = [
-        view for layer, basis in zip(layers, bases, strict=True) for view in _import_plot_views(layer, basis, n_kept)
-    ]
+    views = [view for layer, basis in zip(layers, bases, strict=True) for view in _views(layer, basis, n_kept)]
     parts: dict[int, list[UnitScan]] = {i: [] for i in range(len(layers))}
     index = {id(layer): i for i, layer in enumerate(layers)}
     for group in _grouped(views, n_kept):
@@ -76,7 +74,7 @@ def count_kept(n_values: int, quantile: float) -> int:
     return min(n_values, int(quantile * n_values) + 1)
 
 
-def _import_plot_views(layer: MappedLayer, basis: Tensor | None, n_kept: int) -> list[View]:
+def _views(layer: MappedLayer, basis: Tensor | None, n_kept: int) -> list[View]:
     size = max(1, MAX_KEPT_VALUES // n_kept)
     starts = range(0, layer.n_units, size)
     return [View(layer, slice(i, min(i + size, layer.n_units)), basis) for i in starts]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..box import Box
@@ -26,6 +28,7 @@ DecodeImages = Annotated[
     ValueRole("object"),
     "Of a generator, the function from its output to images in [0, 1].",
 ]
+PartT = TypeVar("PartT")
 UNIT_RANGE_TOLERANCE = 1e-3
 MAX_DEFAULT_LAYERS = 4
 
@@ -51,18 +54,21 @@ class ImageSource:
         """The same of another model."""
         return ImageSource(box, self.decode)
 
-    def images(self, x: Tensor, batch_size: BatchSize = "auto") -> Iterator[Tensor]:
-        """The images (n, C, H, W) of validated inputs x (N, ...), part by part. Raises InputError."""
-        if not self.is_generator:
-            size = max(1, self.box.batch_limit)
-            yield from (x[i : i + size] for i in range(0, len(x), size))
-            return
+    def map_images(self, x: Tensor, read: Callable[[Tensor], PartT], batch_size: BatchSize = "auto") -> list[PartT]:
+        """`read` of the images (n, C, H, W) of validated inputs x (N, ...), part by part. Raises InputError."""
 
-        def run(rows: slice) -> Tensor:
+        def run(rows: slice) -> PartT:
+            if not self.is_generator:
+                return read(x[rows])
             with self.box.isolated(grad=False):
-                return self.decoded(self.box.forward(x[rows], ["output"])["output"].to(self.box.dtype))
+                output = self.box.forward(x[rows], ["output"])["output"].to(self.box.dtype)
+            return read(self.decoded(output))
 
-        yield from map_in_batches(run, len(x), *self.box.batch_size_and_max_rows(len(x), batch_size))
+        return map_in_batches(run, len(x), *self.box.batch_size_and_max_rows(len(x), batch_size))
+
+    def images(self, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
+        """The images (N, C, H, W) of a few validated inputs."""
+        return torch.cat(self.map_images(x, lambda images: images, batch_size))
 
     def decoded(self, output: Tensor) -> Tensor:
         """Images of a generator's output (n, C, H, W). Raises InputError where they are none."""
@@ -163,7 +169,7 @@ def default_addresses(source: ImageSource, max_layers: int = MAX_DEFAULT_LAYERS)
         else {row.path: True for row, _ in layers_with_grids(box)}
     )
     shown = [row for row in leaves if with_maps.get(row.path)]
-    last = [a for a, b in zip(shown, [*shown[1:], None], strict=False) if b is None or a.shape != b.shape]
+    last = [a for a, b in pairwise([*shown, None]) if a is not None and (b is None or a.shape != b.shape)]
     if source.is_generator and last and last[-1].shape[1:] == box.output_map_shape:
         last = [row for row in last if row.shape[0] not in (1, 3)] or last
     if not last:

@@ -16,8 +16,6 @@ from ..model.batching import BatchSize, map_in_batches
 from ._image_source import ImageSource, MappedLayer
 from ._segmenting import Segmentation
 
-MIN_COVERAGE = 0.2  # of the image around a position that a concept must cover, so that it counts as one of its own
-
 
 @dataclass(frozen=True, eq=False)
 class Interventions:
@@ -53,17 +51,15 @@ class Interventions:
             strength: (U,), or (N, U) per code, in [0, 1]; None changes nothing.
             value: (U,) the constant; None is zero.
         """
-        return torch.cat(self._run_recursion(strength, value, lambda images: images))
+        return torch.cat(self._run(strength, value, lambda images: images))
 
     def areas(self, strength: Tensor | None = None, value: Tensor | None = None) -> Tensor:
         """(N, K) pixels of each concept in the images of `images(strength, value)`."""
         return torch.cat(
-            self._run_recursion(
-                strength, value, lambda images: self.segmentation.masks(images).sum((2, 3)).T.double().cpu()
-            )
+            self._run(strength, value, lambda images: self.segmentation.masks(images).sum((2, 3)).T.double().cpu())
         )
 
-    def _run_recursion(
+    def _run(
         self, strength: Tensor | None, value: Tensor | None, read: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:  # fmt: skip
         box = self.source.box
@@ -100,10 +96,10 @@ class Interventions:
         return sum(parts, total) / self.positions.sum().clamp_min(1).cpu()
 
 
-def concept_positions(layer: MappedLayer, masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, h, w) bool: the positions of a layer around which masks (N, H, W) cover the image."""
+def concept_positions(layer: MappedLayer, masks: Tensor, size: tuple[int, int], min_coverage: float) -> Tensor:
+    """(N, h, w) bool: the positions around which masks (N, H, W) cover that share of the image, up to the next ones."""
     (h, w), anchors = layer.grid.size, layer.anchors
     rows, columns = anchors.rows.weights(h, size[0]), anchors.columns.weights(w, size[1])  # (H, h), (W, w)
     covered = rows.T @ masks.to("cpu", torch.float64) @ columns
     around = rows.sum(0)[:, None] * columns.sum(0)
-    return covered >= MIN_COVERAGE * around.clamp_min(1e-12)
+    return covered >= min_coverage * around.clamp_min(1e-12)

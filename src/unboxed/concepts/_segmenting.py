@@ -89,11 +89,15 @@ class PackedMasks:
     areas: Tensor  # (K,) pixels of each concept in all examples
 
     @classmethod
-    def of(cls, parts: list[Tensor]) -> PackedMasks:
-        """Of masks (K, n, H, W), part by part."""
-        bits = [np.packbits(m.movedim(1, 0).flatten(2).cpu().numpy(), axis=2) for m in parts]
-        areas = torch.stack([m.sum((1, 2, 3)).cpu() for m in parts]).sum(0)
-        return cls(np.concatenate(bits), (parts[0].shape[2], parts[0].shape[3]), areas)
+    def of(cls, masks: Tensor) -> PackedMasks:
+        """Of masks (K, n, H, W)."""
+        bits = np.packbits(masks.movedim(1, 0).flatten(2).cpu().numpy(), axis=2)
+        return cls(bits, (masks.shape[2], masks.shape[3]), masks.sum((1, 2, 3)).cpu())
+
+    @classmethod
+    def joined(cls, parts: list[PackedMasks]) -> PackedMasks:
+        """Of all examples."""
+        return cls(np.concatenate([p.bits for p in parts]), parts[0].size, torch.stack([p.areas for p in parts]).sum(0))
 
     def rows(self, rows: slice | Tensor) -> Tensor:
         """Masks (n, K, H * W) of some of the examples."""

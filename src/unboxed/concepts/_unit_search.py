@@ -5,7 +5,7 @@ Bau et al. 2019, "GAN Dissection", arXiv:1811.10597, section 3.2, equations 3 to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,10 +34,6 @@ class Effect:
     before: Tensor  # (N, K) areas
     mean_area: Tensor  # (K,)
 
-    def rows(self, rows: Tensor) -> Effect:
-        """The same for some of the codes."""
-        return replace(self, interventions=self.interventions.rows(rows), before=self.before[rows])
-
     def __call__(self, strength: Tensor) -> Tensor:
         """(N,) for strengths (U,) or (N, U)."""
         ablated, inserted = (self.interventions.areas(strength, v) for v in (None, self.value))
@@ -47,12 +43,6 @@ class Effect:
             return effect
         change = (ablated - self.before)[:, self.others].abs() / mean[self.others]
         return effect - change.mean(1)
-
-    def of_sets(self, sets: Tensor) -> Tensor:
-        """(S,) the mean over the codes for sets of units (S, U), 0 or 1."""
-        n = len(self.before)
-        rows = torch.arange(n).repeat(len(sets))
-        return self.rows(rows)(sets.double().repeat_interleave(n, 0)).view(len(sets), n).mean(1)
 
 
 def optimize_mask(effect: Effect, n_units: int, steps: int, penalty: float, seed: int) -> Tensor:
@@ -81,30 +71,28 @@ def add_greedily(effect: Effect, n_units: int, n_wanted: int) -> Tensor:
 
     The first has the weight 1, later ones less, the others 0.
     """
-    chosen = torch.zeros(n_units, dtype=torch.float64)
-    weights = torch.zeros(n_units, dtype=torch.float64)
+    chosen, weights = (torch.zeros(n_units, dtype=torch.float64) for _ in range(2))
     for i in range(n_wanted):
-        left = (chosen == 0).nonzero().flatten()
-        sets = chosen.repeat(len(left), 1)
-        sets[torch.arange(len(left)), left] = 1
-        best = left[effect.of_sets(sets).argmax()]
+        effects = torch.full((n_units,), -torch.inf, dtype=torch.float64)
+        for unit in (chosen == 0).nonzero().flatten().tolist():
+            chosen[unit] = 1
+            effects[unit] = effect(chosen).mean()
+            chosen[unit] = 0
+        best = int(effects.argmax())
         chosen[best], weights[best] = 1, 1 - i / n_wanted
     return weights
 
 
 def enough_units(effect: Effect, order: Tensor) -> int:
-    """The fewest units, in their order (U,), that remove most of the concept; at most half of the layer.
+    """The fewest units, in this order, that remove most of the concept; at most half of the layer.
 
     Where no number does, the one that removes the most.
     """
-    n_units = len(order)
-    largest = max(1, int(MAX_UNIT_SHARE * n_units))
-    sets = torch.zeros(largest, n_units, dtype=torch.float64)
-    for i in range(largest):
-        sets[i, order[: i + 1]] = 1
-    n = len(effect.before)
-    rows = torch.arange(n).repeat(largest)
-    left = effect.interventions.rows(rows).areas(sets.repeat_interleave(n, 0))[:, effect.concept]
-    removed = 1 - left.view(largest, n).sum(1) / effect.before[:, effect.concept].sum().clamp_min(1)
-    enough = (removed >= ENOUGH_REMOVED).nonzero().flatten()
-    return int(enough[0] if len(enough) else removed.argmax()) + 1
+    n_units, before = len(effect.value), effect.before[:, effect.concept].sum().clamp_min(1)
+    ablated, removed = torch.zeros(n_units, dtype=torch.float64), list[float]()
+    for unit in order[: max(1, int(MAX_UNIT_SHARE * n_units))].tolist():
+        ablated[unit] = 1
+        removed.append(1 - float(effect.interventions.areas(ablated)[:, effect.concept].sum() / before))
+        if removed[-1] >= ENOUGH_REMOVED:
+            break
+    return max(range(len(removed)), key=removed.__getitem__) + 1

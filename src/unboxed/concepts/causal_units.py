@@ -19,12 +19,13 @@ from ..engine.read.examples import first_inputs
 from ..engine.results import ResultMixin
 from ..errors import DataError, InputError
 from ..parameters import BatchSize, Data, MaxExamples, RequiredLayerAddress, Seed
-from ..settings import AtLeast, Unit, ValueRole, check_settings
+from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
 from ..validation import check_seed
+from ._as_generator import example_on_a_generator
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
-from ._image_source import DecodeImages, image_source, mapped_layers
+from ._image_source import DecodeImages, ImageSource, image_source, mapped_layers
 from ._interventions import Interventions, concept_positions
-from ._segmenting import Segmentation, Segmenter, bright_and_left
+from ._segmenting import Segmentation, Segmenter
 from ._unit_search import Effect, add_greedily, enough_units, optimize_mask
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -51,10 +52,8 @@ class CausalUnits(ResultMixin):
         ablated: (K,) with the units set to zero.
         inserted: (K,) with the units then set to `value` at the same positions.
         random_ablated: (R, K) with as many random units set to zero.
-        random_inserted: (R, K) with as many random units set to their values.
         disjoint: (K,) bool: which concepts never overlap with this one.
         n_tested: Number of codes that the figures are from; the units were chosen on as many others.
-        everywhere: Whether the units were changed at all positions, not only where the concept is.
         images: (E, C, H, W) some of the tested images.
         images_ablated: (E, C, H, W) with the units set to zero.
         images_inserted: (E, C, H, W) with the units then inserted.
@@ -73,10 +72,8 @@ class CausalUnits(ResultMixin):
     ablated: Tensor
     inserted: Tensor
     random_ablated: Tensor
-    random_inserted: Tensor
     disjoint: Tensor
     n_tested: int
-    everywhere: bool
     images: Tensor
     images_ablated: Tensor
     images_inserted: Tensor
@@ -155,7 +152,7 @@ class CausalUnits(ResultMixin):
     does_not_show="What else the units draw, beyond the concepts that the segmenter knows; or the only set of units "
     "that does it.",
     needs=("generator",),
-    example=lambda method, box, x, y: method(box, x, 0, "input", bright_and_left),
+    example=lambda method, box, x, y: example_on_a_generator(method, box),
     order=42,
 )
 def causal_units(
@@ -167,11 +164,13 @@ def causal_units(
     *,
     search: Annotated[Literal["mask", "greedy"], "How the units are found."] = "mask",
     n_units: Annotated[int | None, AtLeast(1), Unit("units"), "Number of units that are chosen."] = None,
-    everywhere: Annotated[bool, "Change the units at all positions, not only where the concept is."] = False,
+    min_coverage: Annotated[
+        float, AtLeast(0), AtMost(1), "Share of its surroundings that the concept covers where a position is changed."
+    ] = 0.2,
     keep: Annotated[Sequence[str] | None, "Concepts that are to stay as they are."] = None,
     penalty: Annotated[float, AtLeast(0), "Weight of the mask's norm: more of it chooses fewer units."] = 0.1,
     steps: Annotated[int, AtLeast(1), Unit("steps"), "Steps of the mask's optimization."] = 40,
-    n_random: Annotated[int, AtLeast(0), Unit("sets"), "Random sets of as many units."] = 39,
+    n_random: Annotated[int, AtLeast(0), Unit("sets"), "Random sets of as many units."] = 19,
     decode: DecodeImages = None,
     max_examples: MaxExamples = None,
     seed: Seed = 0,
@@ -194,7 +193,8 @@ def causal_units(
             "greedy": one unit after another is added, at most 16.
         n_units: Number of units that are chosen. None: the fewest that remove 80 % of the concept on the codes that
             they are chosen on, and no more than half of the layer.
-        everywhere: Change the units at all positions, not only where the concept is.
+        min_coverage: Share of its surroundings that the concept covers where a position is changed. Less reaches
+            farther around the concept, which holes need; 0 is everywhere.
         keep: Concepts that are to stay as they are. None: all that never overlap with this one; an empty list is the
             paper's objective.
         penalty: Weight of the mask's norm: more of it chooses fewer units. The paper's lambda.
@@ -240,36 +240,42 @@ def causal_units(
         )
     x = first_inputs(box, data, max_examples)
     (mapped,) = mapped_layers(source, [layer], x)
-    images = torch.cat(list(source.images(x, batch_size)))
-    segmentation = Segmentation.of(segmenter, images[:4])
-    k = segmentation.index(concept)
-    masks = segmentation.masks(images).cpu()  # (K, N, H, W)
-    half = len(x) // 2
-    _check_presence(segmentation.names[k], masks[k], half)
-    positions = concept_positions(mapped, masks[k], source.size)
-    positions = torch.ones_like(positions) if everywhere else positions
-    disjoint = ~(masks & masks[k]).flatten(1).any(1) & masks.flatten(1).any(1)
-    whole = Interventions(source, segmentation, mapped, x, positions.to(x.device), batch_size)
+    segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
+    k, half = segmentation.index(concept), len(x) // 2
+    others = None if keep is None else torch.tensor([segmentation.index(name) for name in keep], dtype=torch.long)
+    own, before, disjoint = _concept_in_images(source, segmentation, x, k, batch_size)
+    _check_presence(segmentation.names[k], before[:, k], half)
+    positions = concept_positions(mapped, own, source.size, float(min_coverage)).to(x.device)
+    whole = Interventions(source, segmentation, mapped, x, positions, batch_size)
     chosen_on, tested_on = whole.rows(slice(0, half)), whole.rows(slice(half, len(x)))
-    before = masks.sum((2, 3)).T.double()  # (N, K)
-    value = chosen_on.at(concept_positions(mapped, masks[k, :half], source.size).to(x.device)).mean_activation()
-    others = disjoint.nonzero().flatten() if keep is None else torch.tensor([*map(segmentation.index, keep)]).long()
+    others, value = disjoint.nonzero().flatten() if others is None else others, chosen_on.mean_activation()
     effect = Effect(chosen_on, k, others, value, before[:half], before[:half].mean(0))
     weights = _search(effect, mapped.n_units, search, n_units, steps, float(penalty), seed)
-    order = weights.argsort(descending=True, stable=True)
-    units = order[: min(n_units or enough_units(effect, order), mapped.n_units)]
-    return _tested_groups(
-        tested_on, weights, units, value, before[half:], segmentation.names, k, disjoint, n_random, everywhere, seed
-    )
+    order, n_weighted = weights.argsort(descending=True, stable=True), max(1, int((weights > 0).sum()))
+    units = order[: n_units or enough_units(effect, order[:n_weighted])]
+    return _tested(tested_on, weights, units, value, before[half:], segmentation.names, k, disjoint, n_random, seed)
 
 
-def _check_presence(name: str, masks: Tensor, half: int) -> None:
-    """Raise DataError for a concept (masks (N, H, W)) that is in too few images of a half."""
-    present = masks.flatten(1).any(1)
-    counts = int(present[:half].sum()), int(present[half:].sum())
+def _concept_in_images(
+    source: ImageSource, segmentation: Segmentation, x: Tensor, k: int, batch_size: BatchSize
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A concept's masks (N, H, W), all concepts' areas (N, K), and which are there and never overlap with it (K,)."""
+
+    def read(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        masks = segmentation.masks(images).cpu()  # (K, n, H, W)
+        return masks[k], masks.sum((2, 3)).T.double(), (masks & masks[k]).flatten(1).any(1)
+
+    own, areas, overlaps = zip(*source.map_images(x, read, batch_size), strict=True)
+    before = torch.cat(areas)
+    return torch.cat(own), before, before.any(0) & ~torch.stack(overlaps).any(0)
+
+
+def _check_presence(name: str, areas: Tensor, half: int) -> None:
+    """Raise DataError for a concept with areas (N,) that is in too few images of a half."""
+    counts = int((areas[:half] > 0).sum()), int((areas[half:] > 0).sum())
     if min(counts) < MIN_IMAGES:
         raise DataError(
-            f"the concept {name!r} is in {counts[0]} and {counts[1]} images of the two halves of {len(masks)} codes; "
+            f"the concept {name!r} is in {counts[0]} and {counts[1]} images of the two halves of {len(areas)} codes; "
             f"at least {MIN_IMAGES} are needed in each: give more codes"
         )
 
@@ -282,24 +288,23 @@ def _search(
     return add_greedily(effect, n_units, min(n_wanted or MAX_GREEDY_UNITS, n_units))
 
 
-def _tested_groups(
+def _tested(
     tested_on: Interventions, weights: Tensor, units: Tensor, value: Tensor, before: Tensor, names: tuple[str, ...],
-    k: int, disjoint: Tensor, n_random: int, everywhere: bool, seed: int,
+    k: int, disjoint: Tensor, n_random: int, seed: int,
 ) -> CausalUnits:  # fmt: skip
     """The figures on the codes that the units were not chosen on."""
-    n_units = len(weights)
+    n_units, dtype = len(weights), tested_on.source.box.dtype
     generator = rng.keyed_generator(rng.CPU, "random units", seed)
     random = torch.stack([torch.randperm(n_units, generator=generator)[: len(units)] for _ in range(max(n_random, 1))])
     sets = torch.zeros(1 + len(random), n_units, dtype=torch.float64).scatter(1, torch.cat([units[None], random]), 1.0)
-    areas = torch.stack(
-        [torch.stack([tested_on.areas(s, v).sum(0) for s in sets[: 1 + n_random]]) for v in (None, value)]
-    )  # (2, 1 + R, K)
+    ablated = torch.stack([tested_on.areas(units).sum(0) for units in sets[: 1 + n_random]])  # (1 + R, K)
+    inserted = tested_on.areas(sets[0], value).sum(0)
     strongest = before[:, k].argsort(descending=True, stable=True)
     present = strongest[: int((before[:, k] > 0).sum())]
     shown = present[torch.linspace(0, len(present) // 2, N_SHOWN).long()]  # of the stronger half
     some = tested_on.rows(shown.to(tested_on.x.device))
     pictures = [some.images(s, v).cpu() for s, v in ((None, None), (sets[0], None), (sets[0], value), (sets[1], None))]
     return CausalUnits(
-        tested_on.layer.address, names[k], names, units, weights, value, before.sum(0), areas[0, 0], areas[1, 0],
-        areas[0, 1:], areas[1, 1:], disjoint, len(before), everywhere, *pictures,
+        tested_on.layer.address, names[k], names, units, weights.to(dtype), value.to(dtype), before.sum(0).long(),
+        ablated[0].long(), inserted.long(), ablated[1:].long(), disjoint, len(before), *pictures,
     )  # fmt: skip

@@ -48,10 +48,10 @@ class Twins(ResultMixin):
     n_concepts: Tensor
 
     @classmethod
-    def of(cls, ious: Sequence[Tensor], min_iou: float, n_concepts: int) -> Twins:
+    def of(cls, ious: Sequence[Tensor], min_iou: float, n_concepts: int, dtype: torch.dtype) -> Twins:
         """Of the IoU (U, K) of each twin."""
         if not ious:
-            return cls(torch.zeros(0, n_concepts, dtype=torch.float64), *torch.zeros(2, 0, dtype=torch.long))
+            return cls(torch.zeros(0, n_concepts, dtype=dtype), *torch.zeros(2, 0, dtype=torch.long))
         best = torch.stack([best_of_each_concept(iou) for iou in ious])
         return cls(best, torch.stack([(iou.amax(1) > min_iou).sum() for iou in ious]), (best > min_iou).sum(1))
 
@@ -67,7 +67,7 @@ class Twins(ResultMixin):
         likely to have the largest ratio.
         """
         own = best_of_each_concept(iou)[None]
-        level = torch.cat([own, self.best_iou]).mean(0).clamp_min(max(min_iou, 1e-12))  # (K,)
+        level = torch.cat([own, self.best_iou]).mean(0).clamp_min(max(min_iou, 1e-9))  # (K,)
         value, concept = iou.max(1)
         return value / level[concept], (self.best_iou / level).amax(1)
 

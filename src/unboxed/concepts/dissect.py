@@ -35,8 +35,8 @@ N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
     name="Network dissection",
     source="Bau et al. 2017, arXiv:1704.05796; of generators Bau et al. 2019, arXiv:1811.10597",
     shows="Which unit of a layer is active where a concept is, and whether more units are than in a random model.",
-    does_not_show="Whether the model uses the unit for anything (of generators, causal units do), or concepts spread "
-    "over several units or that the segmenter does not know.",
+    does_not_show="Whether the model uses the unit for anything (of generators, causal units do), or concepts that "
+    "several units share, or that the segmenter does not know.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, segmenter=bright_and_left, n_random=1, n_rotations=1),
     exempt={
@@ -114,7 +114,7 @@ def dissect(
     check_settings(dissect, locals())
     source, seed = image_source(box, decode, "dissect"), check_seed(seed)
     x = first_inputs(box, data, max_examples)
-    segmentation = Segmentation.of(segmenter, next(source.images(x[:4], batch_size)))
+    segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
     mapped = mapped_layers(source, layers, x)
     masks = _masks(source, segmentation, x, batch_size)
     scans = scan_layers(source, x, masks, mapped, [None] * len(mapped), quantile, batch_size)
@@ -122,12 +122,14 @@ def dissect(
     rotated = _rotations(source, x, masks, mapped, quantile, n_rotations, seed, batch_size)
     n_concepts, found = len(segmentation.names), list[LayerDissection]()
     for i, (layer, scan) in enumerate(zip(mapped, scans, strict=True)):
-        twins = [Twins.of([twin[i].iou for twin in t], min_iou, n_concepts) for t in (random, rotated)]
-        result = LayerDissection(
-            layer.address, scan.iou, scan.threshold, segmentation.names, float(min_iou), twins[0], twins[1]
+        by_chance, by_direction = (
+            Twins.of([twin[i].iou.to(box.dtype) for twin in twins], min_iou, n_concepts, box.dtype)
+            for twins in (random, rotated)
         )
+        iou, names = scan.iou.to(box.dtype), segmentation.names
+        result = LayerDissection(layer.address, iou, scan.threshold, names, float(min_iou), by_chance, by_direction)
         found.append(replace(result, shown=_examples(source, x, masks, layer, scan, result, batch_size)))
-    areas = masks.areas.double() / (len(x) * masks.size[0] * masks.size[1])
+    areas = (masks.areas.double() / (len(x) * masks.size[0] * masks.size[1])).to(box.dtype)
     return Dissection(tuple(found), segmentation.names, areas, len(x), float(quantile), source.is_generator)
 
 
@@ -137,7 +139,7 @@ def dissected_layers(box: Box, max_layers: int) -> list[str]:
 
 
 def _masks(source: ImageSource, segmentation: Segmentation, x: Tensor, batch_size: BatchSize) -> PackedMasks:
-    return PackedMasks.of([segmentation.masks(images) for images in source.images(x, batch_size)])
+    return PackedMasks.joined(source.map_images(x, lambda i: PackedMasks.of(segmentation.masks(i)), batch_size))
 
 
 def _random_twins(
@@ -197,6 +199,6 @@ def _unit_examples(
     h = box.read(box.restore_structure(some), [address], batch_size=batch_size)[address]
     maps = layer.anchors.upsample(layer.grid.to_maps(h)[:, unit : unit + 1], masks.size)
     inside = above(maps, *(v[unit : unit + 1].to(maps.device) for v in (scan.threshold, scan.is_strict)))
-    images = torch.cat(list(source.images(some, batch_size)))
+    images = source.images(some, batch_size)
     concept_masks = masks.rows(rows)[:, concept].view(-1, *masks.size)
     return DetectorExamples(unit, images.cpu(), inside[:, 0].cpu(), concept_masks)

@@ -117,7 +117,7 @@ def effects_chart(result: CausalUnits) -> Image.Image:
         "then inserted": (result.inserted / before).tolist(),
     }
     if len(result.random_ablated):
-        series["random units ablated (mean)"] = (result.random_ablated.mean(0) / before).tolist()
+        series["random units ablated (mean)"] = (result.random_ablated.double().mean(0) / before).tolist()
     names = [
         f"{name}{' (the concept)' if name == result.concept else ' (apart)' if result.disjoint[k] else ''}"
         for k, name in enumerate(result.names)

@@ -1,0 +1,45 @@
+"""A model of images as a generator, so that the example of `causal_units` runs on any model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..box import Box
+from ..engine.read.sizes import require_images
+from ..inputs.features import Features
+from ..inputs.pixels import Pixels
+from ..objectives import mean_over_positions
+from ._classes import random_card_examples
+from ._image_source import ImageSource, default_addresses
+from ._segmenting import bright_and_left
+
+N_CODES, WIDTH = 20, 4
+
+
+class _ShadedRows(nn.Module):
+    """Codes are a model's images, flat; its outputs (N, K) shade the rows of images (N, 1, K, 4)."""
+
+    def __init__(self, box: Box, inputs: Pixels) -> None:
+        super().__init__()
+        self.model, self.shape = box.model, inputs.model_shape
+        self._reader = (box.output_reader,)
+        if hasattr(box.model, "row_limits"):
+            self.row_limits = box.model.row_limits
+
+    def forward(self, z: Tensor) -> Tensor:
+        output = self._reader[0].select_tensor(self.model(z.view(-1, *self.shape)))
+        scores = mean_over_positions(output)  # (N, K)
+        return scores.float().sigmoid()[:, None, :, None].expand(-1, 1, -1, WIDTH)
+
+
+def example_on_a_generator(method: Any, box: Box) -> Any:
+    """Call `causal_units` on the model as a generator, in its last layer with positions."""
+    inputs = require_images(box, "causal_units")
+    codes = Features(tuple(f"z{i}" for i in range(math.prod(inputs.shape))))
+    generator = Box(_ShadedRows(box, inputs), codes, outputs="regression", mode=box.mode)
+    x = random_card_examples(box, N_CODES).flatten(1)
+    layer = default_addresses(ImageSource(generator))[-1]
+    return method(generator, x, 1, layer, bright_and_left, steps=1, n_units=1, n_random=1)
