@@ -147,10 +147,17 @@ def test_the_same_seed_gives_the_same_and_batches_change_nothing() -> None:
     assert not torch.equal(whole.weights, other.weights)
 
 
+def test_batches_are_bounded() -> None:
+    box, seen = painter_box(), list[int]()
+    box.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    causal_units(box, codes(), "upper left", "relu", quadrant_masks, n_steps=1, n_random=1, batch_size=7)
+    assert max(seen) == 7
+
+
 def test_it_leaves_no_trace() -> None:
     box, x = ub.load("zoo:digits-gan"), torch.randn(40, 64)
     before, z = snapshot(box.model), x.clone()
-    causal_units(box, x, "upper left", "relu3", steps=1, n_random=1)
+    causal_units(box, x, "upper left", "relu3", n_steps=1, n_random=1)
     assert changes(before, snapshot(box.model)) == []
     assert torch.equal(x, z)
 
@@ -245,7 +252,7 @@ def test_side_effects_are_subtracted() -> None:
 def test_projective_anchors_are_those_of_the_upsampling() -> None:
     box = painter_box()
     x = box.validate_inputs(codes(4))
-    anchors = projective_anchors(box, "relu", (8, 8), x)
+    anchors = projective_anchors(box, "relu", (8, 8), x, 2)
     assert (anchors.rows, anchors.columns) == (Anchor(1.0, 2.0), Anchor(1.0, 2.0))
 
 
@@ -277,6 +284,6 @@ def test_a_concept_that_is_hardly_there() -> None:
 
 
 def test_settings_out_of_range() -> None:
-    for settings in ({"penalty": -1.0}, {"steps": 0}, {"n_units": 0}, {"search": "best"}, {"min_coverage": 2.0}):
+    for settings in ({"penalty": -1.0}, {"n_steps": 0}, {"n_units": 0}, {"search": "best"}, {"min_coverage": 2.0}):
         with pytest.raises(InputError):
             found(**settings)

@@ -41,8 +41,6 @@ def assert_sane(images: Any) -> None:
 @pytest.mark.parametrize("name", CARDS)
 def test_every_method_has_a_figure(name: str) -> None:
     refused = {model for method, model in REFUSED if method == name}
-    if "generator" in CARDS[name].needs:
-        pytest.skip("none of these models is a generator: its figure is drawn in tests/concepts")
     case = make_case(next(model for model in ("plain", "attention") if model not in refused))
     result = call_example(CARDS[name], case)
     assert_sane(figures(result))  # what it carries is enough

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.receptive_bounds import probe_receptive_bounds
+from ..model.batching import BatchSize, map_in_batches
 
 MAX_PROBED_SIDE = 64  # rows and columns that are probed one by one; of larger images a few together
 STRIDE_TOLERANCE = 0.05  # between the fields' beginnings and their ends
@@ -82,11 +83,14 @@ class Anchors:
         return cls(*(Anchor.stretched(n, pixels) for n, pixels in zip(maps, size, strict=True)))
 
 
-def receptive_anchors(box: Box, address: str, maps: tuple[int, int], channels_last: bool) -> Anchors:
+def receptive_anchors(
+    box: Box, address: str, maps: tuple[int, int], channels_last: bool, batch_size: BatchSize
+) -> Anchors:
     """Of a layer's maps on the input images, by the bounds of its receptive fields."""
     size = box.inputs.shape[-2], box.inputs.shape[-1]
     fallback = Anchors.stretched(maps, size)
-    bounds, _ = probe_receptive_bounds(box, address, -1 if channels_last else 1, -(-max(size) // MAX_PROBED_SIDE))
+    axis, resolution = -1 if channels_last else 1, -(-max(size) // MAX_PROBED_SIDE)
+    bounds, _ = probe_receptive_bounds(box, address, axis, resolution, batch_size)
     if bounds.ndim != 3:  # tokens, which lie on their patches
         return fallback
     bounds = bounds.cpu()
@@ -96,13 +100,13 @@ def receptive_anchors(box: Box, address: str, maps: tuple[int, int], channels_la
     return Anchors(rows or fallback.rows, columns or fallback.columns)
 
 
-def projective_anchors(box: Box, address: str, maps: tuple[int, int], x: Tensor) -> Anchors:
+def projective_anchors(box: Box, address: str, maps: tuple[int, int], x: Tensor, batch_size: BatchSize) -> Anchors:
     """Of a generator's layer on its output images, by which pixels change when a row or a column of it is changed."""
     size = box.output_map_shape[0], box.output_map_shape[1]
     sides = []
     for axis in (2, 3):
         reached = torch.stack(
-            [_changed_pixels(box, address, x[:N_TRACE_PROBES], axis, i) for i in range(maps[axis - 2])]
+            [_changed_pixels(box, address, x[:N_TRACE_PROBES], axis, i, batch_size) for i in range(maps[axis - 2])]
         )
         first = reached.int().argmax(1)
         last = reached.shape[1] - reached.flip(1).int().argmax(1)
@@ -112,7 +116,7 @@ def projective_anchors(box: Box, address: str, maps: tuple[int, int], x: Tensor)
     return Anchors(*sides)
 
 
-def _changed_pixels(box: Box, address: str, x: Tensor, axis: int, index: int) -> Tensor:
+def _changed_pixels(box: Box, address: str, x: Tensor, axis: int, index: int, batch_size: BatchSize) -> Tensor:
     """Which rows (axis 2) or columns (3) of the images change with one row or column of a layer (N, C, h, w)."""
 
     def changed(h: Tensor) -> Tensor:
@@ -121,7 +125,10 @@ def _changed_pixels(box: Box, address: str, x: Tensor, axis: int, index: int) ->
         part += 1 + h.abs().mean()
         return other
 
-    with box.isolated(grad=False):
-        before, after = (box.forward(x, ["output"], edits)["output"] for edits in ({}, {address: changed}))
-    difference = (after - before).abs()
+    def run(rows: slice) -> Tensor:
+        with box.isolated(grad=False):
+            before, after = (box.forward(x[rows], ["output"], edits)["output"] for edits in ({}, {address: changed}))
+        return (after - before).abs()
+
+    difference = torch.cat(map_in_batches(run, len(x), *box.batch_size_and_max_rows(len(x), batch_size)))
     return (difference > 1e-6 * difference.max().clamp_min(1e-30)).any(0).any(0).any(1 if axis == 2 else 0).cpu()

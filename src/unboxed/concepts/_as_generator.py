@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ._image_source import ImageSource, default_addresses
 from ._segmenting import bright_and_left
 
 N_CODES, WIDTH = 20, 4
+_GENERATORS: WeakKeyDictionary[Box, Box] = WeakKeyDictionary()  # opened once: threads may share a box, not its opening
 
 
 class _ShadedRows(nn.Module):
@@ -38,8 +40,10 @@ class _ShadedRows(nn.Module):
 def example_on_a_generator(method: Any, box: Box) -> Any:
     """Call `causal_units` on the model as a generator, in its last layer with positions."""
     inputs = require_images(box, "causal_units")
-    codes = Features(tuple(f"z{i}" for i in range(math.prod(inputs.shape))))
-    generator = Box(_ShadedRows(box, inputs), codes, outputs="regression", mode=box.mode)
+    if box not in _GENERATORS:
+        codes = Features(tuple(f"z{i}" for i in range(math.prod(inputs.shape))))
+        _GENERATORS[box] = Box(_ShadedRows(box, inputs), codes, outputs="regression", mode=box.mode)
+    generator = _GENERATORS[box]
     x = random_card_examples(box, N_CODES).flatten(1)
     layer = default_addresses(ImageSource(generator))[-1]
-    return method(generator, x, 1, layer, bright_and_left, steps=1, n_units=1, n_random=1)
+    return method(generator, x, 1, layer, bright_and_left, n_steps=1, n_units=1, n_random=1)

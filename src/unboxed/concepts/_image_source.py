@@ -116,31 +116,29 @@ class MappedLayer:
     anchors: Anchors
 
 
-def mapped_layers(source: ImageSource, layers: Any, x: Tensor) -> list[MappedLayer]:
+def mapped_layers(source: ImageSource, layers: Any, x: Tensor, batch_size: BatchSize = "auto") -> list[MappedLayer]:
     """The named layers, or by default the last one of each size. Raises LayerError for one without positions."""
     if layers is None:
         addresses = default_addresses(source)
     else:
         addresses = [resolve_address(source.box, a) for a in address_list(layers)]
-    return [_mapped(source, address, x) for address in dict.fromkeys(addresses)]
+    return [_mapped(source, address, x, batch_size) for address in dict.fromkeys(addresses)]
 
 
-def _mapped(source: ImageSource, address: str, x: Tensor) -> MappedLayer:
+def _mapped(source: ImageSource, address: str, x: Tensor, batch_size: BatchSize) -> MappedLayer:
     box = source.box
-    h = box.read(box.restore_structure(x[:2]), [address])[address]
+    h = box.read(box.restore_structure(x[:2]), [address], batch_size=batch_size)[address]
     if not box.has_batch_axis(address) or h.ndim < 2 or h.is_complex():
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {len(x[:2])} inputs, which are no maps of units")
     shape = tuple(h.shape[1:])
     grid = _generator_grid(source, address, shape) if source.is_generator else grid_of_layer(box, address, shape)
-    if source.is_generator:
-        anchors = projective_anchors(box, address, grid.size, x) if address not in MODEL_END_ADDRESSES else None
+    if address in MODEL_END_ADDRESSES:
+        anchors = Anchors.stretched(grid.size, source.size)
+    elif source.is_generator:
+        anchors = projective_anchors(box, address, grid.size, x, batch_size)
     else:
-        anchors = receptive_anchors(box, address, grid.size, grid.channels_last) if _is_inner(address) else None
-    return MappedLayer(address, grid.to_maps(h).shape[1], grid, anchors or Anchors.stretched(grid.size, source.size))
-
-
-def _is_inner(address: str) -> bool:
-    return address not in MODEL_END_ADDRESSES
+        anchors = receptive_anchors(box, address, grid.size, grid.channels_last, batch_size)
+    return MappedLayer(address, grid.to_maps(h).shape[1], grid, anchors)
 
 
 def _generator_grid(source: ImageSource, address: str, shape: tuple[int, ...]) -> PositionGrid:

@@ -152,6 +152,7 @@ class CausalUnits(ResultMixin):
     does_not_show="What else the units draw, beyond the concepts that the segmenter knows; or the only set of units "
     "that does it.",
     needs=("generator",),
+    exempt={"computes less": "its example opens the model again, as a generator"},
     example=lambda method, box, x, y: example_on_a_generator(method, box),
     order=42,
 )
@@ -169,7 +170,7 @@ def causal_units(
     ] = 0.2,
     keep: Annotated[Sequence[str] | None, "Concepts that are to stay as they are."] = None,
     penalty: Annotated[float, AtLeast(0), "Weight of the mask's norm: more of it chooses fewer units."] = 0.1,
-    steps: Annotated[int, AtLeast(1), Unit("steps"), "Steps of the mask's optimization."] = 40,
+    n_steps: Annotated[int, AtLeast(1), Unit("steps"), "Steps of the mask's optimization."] = 40,
     n_random: Annotated[int, AtLeast(0), Unit("sets"), "Random sets of as many units."] = 19,
     decode: DecodeImages = None,
     max_examples: MaxExamples = None,
@@ -198,7 +199,7 @@ def causal_units(
         keep: Concepts that are to stay as they are. None: all that never overlap with this one; an empty list is the
             paper's objective.
         penalty: Weight of the mask's norm: more of it chooses fewer units. The paper's lambda.
-        steps: Steps of the mask's optimization.
+        n_steps: Steps of the mask's optimization.
         n_random: Random sets of as many units. 19 allow a level of 5 %.
         decode: Of a generator, the function from its output to images in [0, 1]. None: the output itself.
         max_examples: Use only the first of the examples; None uses all.
@@ -239,7 +240,7 @@ def causal_units(
             "a classifier are set to zero by `ub.activations.ablation`"
         )
     x = first_inputs(box, data, max_examples)
-    (mapped,) = mapped_layers(source, [layer], x)
+    (mapped,) = mapped_layers(source, [layer], x, batch_size)
     segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
     k, half = segmentation.index(concept), len(x) // 2
     others = None if keep is None else torch.tensor([segmentation.index(name) for name in keep], dtype=torch.long)
@@ -250,7 +251,7 @@ def causal_units(
     chosen_on, tested_on = whole.rows(slice(0, half)), whole.rows(slice(half, len(x)))
     others, value = disjoint.nonzero().flatten() if others is None else others, chosen_on.mean_activation()
     effect = Effect(chosen_on, k, others, value, before[:half], before[:half].mean(0))
-    weights = _search(effect, mapped.n_units, search, n_units, steps, float(penalty), seed)
+    weights = _search(effect, mapped.n_units, search, n_units, n_steps, float(penalty), seed)
     order, n_weighted = weights.argsort(descending=True, stable=True), max(1, int((weights > 0).sum()))
     units = order[: n_units or enough_units(effect, order[:n_weighted])]
     return _tested(tested_on, weights, units, value, before[half:], segmentation.names, k, disjoint, n_random, seed)

@@ -23,6 +23,7 @@ from ..errors import ModelError
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_seed
+from ._classes import random_card_examples
 from ._detector_scan import UnitScan, above, scan_layers
 from ._image_source import DecodeImages, ImageSource, MappedLayer, default_addresses, image_source, mapped_layers
 from ._segmenting import PackedMasks, Segmentation, Segmenter, bright_and_left
@@ -38,12 +39,9 @@ N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
     does_not_show="Whether the model uses the unit for anything (of generators, causal units do), or concepts that "
     "several units share, or that the segmenter does not know.",
     needs=("pixels",),
-    example=lambda method, box, x, y: method(box, x, segmenter=bright_and_left, n_random=1, n_rotations=1),
-    exempt={
-        "dtype and device": "areas and IoUs are ratios of counts, in double precision",
-        "awkward": "its default layers and random units differ between spellings of a model",
-        "row seeds": "its random units are drawn for all examples together",
-    },
+    example=lambda method, box, x, y: method(
+        box, random_card_examples(box, 6), segmenter=bright_and_left, n_random=0, n_rotations=1
+    ),
     runs=lambda s: 2 * (1 + s["n_random"] + s["n_rotations"]),
     order=41,
 )
@@ -115,7 +113,7 @@ def dissect(
     source, seed = image_source(box, decode, "dissect"), check_seed(seed)
     x = first_inputs(box, data, max_examples)
     segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
-    mapped = mapped_layers(source, layers, x)
+    mapped = mapped_layers(source, layers, x, batch_size)
     masks = _masks(source, segmentation, x, batch_size)
     scans = scan_layers(source, x, masks, mapped, [None] * len(mapped), quantile, batch_size)
     random = _random_twins(source, segmentation, x, masks, mapped, quantile, n_random, seed, batch_size)
