@@ -301,8 +301,8 @@ def private_names(source: ast.AST) -> set[str]:
             names.add(n.name)
         elif isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
             names.add(n.id)
-        elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) in ("self", "cls"):
-            names.add(n.attr)
+        elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and is_private(n.attr):
+            names |= {n.attr} if ast.unparse(n.value) in ("self", "cls") else set()
     return {name for name in names if is_private(name)}
 
 
@@ -337,13 +337,17 @@ def package_of(file: Path) -> str:
 
 
 MODULES = {dotted(file): file for file in FILES}
-OUR_PRIVATE_NAMES = set[str]().union(*(private_names(tree(file)) for file in FILES))
+
+
+@cache
+def our_private_names() -> set[str]:
+    return set[str]().union(*(private_names(tree(file)) for file in FILES))
 
 
 @each_file
 def test_private_names_stay_in_their_module(file: Path) -> None:
     """What another module needs is public; a folder's own helpers may be files that start with _."""
-    found = foreign_attributes(tree(file), OUR_PRIVATE_NAMES) + foreign_imports(package_of(file), imports(file))
+    found = foreign_attributes(tree(file), our_private_names()) + foreign_imports(package_of(file), imports(file))
     assert not found, found
 
 

@@ -42,7 +42,7 @@ def test_a_held_model_answers_as_the_model_does(by_name: bool) -> None:
         assert torch.allclose(held(one[name]), box(one), atol=1e-6)
         gradient = ub.attribution.gradient(box, one, 0).map[name]
         assert torch.allclose(ub.attribution.gradient(held, one[name], 0).map, gradient, atol=1e-6)
-        layer = f"model.bb#{list(box.inputs.named_parts()).index((name, P))}"
+        layer = f"model.bb#{list(box.inputs.keys_and_parts()).index((name, P))}"
         maps = (
             ub.attribution.occlusion(held, one[name], 0),
             ub.attribution.rise(held, one[name], 0, n_samples=20),

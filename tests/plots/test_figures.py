@@ -126,11 +126,11 @@ def test_a_photo_has_its_map_laid_over() -> None:
 
 
 def test_a_map_that_is_positive_everywhere_starts_at_its_smallest_value() -> None:
-    from unboxed.plots.colors import MAGNITUDE_COLORMAP
+    from unboxed.plots.colors import MAGNITUDE_COLORS_RGB
     from unboxed.plots.results.attribution import attribution_sheet
 
     page = np.asarray(attribution_sheet(None, torch.linspace(5, 6, 64).view(1, 1, 8, 8)))
-    for end in (MAGNITUDE_COLORMAP[0], MAGNITUDE_COLORMAP[-1]):
+    for end in (MAGNITUDE_COLORS_RGB[0], MAGNITUDE_COLORS_RGB[-1]):
         assert (page == end).all(-1).sum() > 100
 
 

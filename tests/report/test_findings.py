@@ -20,7 +20,7 @@ from unboxed.report.folder import ReportFolder
 from unboxed.report.pictures import PageImageStore
 from unboxed.report.render import render_blocks
 from unboxed.report.source import ReportData
-from unboxed.report.survey import run_survey
+from unboxed.report.survey import collect_outputs_and_labels
 
 
 class Switch(nn.Module):
@@ -45,7 +45,7 @@ def findings() -> dict[str, Finding]:
     box, x = ub.Box(model, entry.inputs), entry.images(40)
     y = (box.predict(x) + (torch.arange(40) % 5 == 0).long()) % len(box.classes)
     source = ReportData((x, y), box)
-    context = ReportContext(box, source, run_survey(box, source, None), judge=box, training=(x, y))
+    context = ReportContext(box, source, collect_outputs_and_labels(box, source, None), judge=box, training=(x, y))
     found = {section.slug: section.find(context) for section in SECTIONS}
     model.is_on = False
     return found

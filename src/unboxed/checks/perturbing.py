@@ -47,7 +47,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
 
 def _concatenate_maps(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not structured like the inputs."""
-    values, parts = inputs.values_of_parts(maps), [part for _, part in inputs.named_parts()]
+    values, parts = inputs.values_of_parts(maps), [part for _, part in inputs.keys_and_parts()]
     for value, part in zip(values, parts, strict=True):
         if not isinstance(value, Tensor) or tuple(part.pack(value).shape[1:]) != tuple(part.shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

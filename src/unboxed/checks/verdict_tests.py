@@ -178,10 +178,10 @@ def _map_variance_explained_by_edges(s: VerdictSubject, draw: int) -> Tensor:
     x = s.x.double()
     inputs = torch.cat([sobel(s.x).to(x), x.mean(1, keepdim=True), torch.ones_like(x[:, :1])], 1).flatten(2).mT
     summed = s.map_.double().sum(1)
-    return torch.stack([_explained_variance(inputs, h.flatten(1)) for h in (summed, summed.abs())]).amax(0)
+    return torch.stack([_r2_of_linear_fit(inputs, h.flatten(1)) for h in (summed, summed.abs())]).amax(0)
 
 
-def _explained_variance(inputs: Tensor, values: Tensor) -> Tensor:
+def _r2_of_linear_fit(inputs: Tensor, values: Tensor) -> Tensor:
     """R^2 (N,) of a least-squares fit of values (N, P) by inputs (N, P, K); NaN for constant values."""
     fit = (inputs @ (torch.linalg.pinv(inputs) @ values[..., None])).squeeze(-1)
     total = (values - values.mean(1, keepdim=True)).square().sum(1)

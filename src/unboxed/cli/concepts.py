@@ -45,7 +45,7 @@ def run_concepts(
         concepts = computed_concepts(box, box.restore_structure(x))
     result = tcav(box, data, concepts, target, layers, **settings)
     images = {f"{name}.png": image for name, image in figures(result, box).items()}
-    paths = write_figures_and_facts(images, concept_facts(result), Path(out), RESULTS_FILE)
+    paths = write_figures_and_facts(images, tcav_facts(result), Path(out), RESULTS_FILE)
     Console().print(_table(result))
     typer.echo(f"{result.verdict}: {result.reason}")
     for sentence in result.diagnosis:
@@ -54,7 +54,7 @@ def run_concepts(
     return result
 
 
-def concept_facts(result: ConceptScores) -> dict[str, Any]:
+def tcav_facts(result: ConceptScores) -> dict[str, Any]:
     """For JSON: the verdict, and of each concept and layer its figures."""
     return {
         "verdict": result.verdict,

@@ -27,7 +27,7 @@ from .options import (
     StdOption,
     WeightsOption,
 )
-from .setting_values import option_name, parse_setting
+from .setting_values import option_name, parse_setting_value
 
 if TYPE_CHECKING:
     from ..box import Box
@@ -183,7 +183,7 @@ def _parse_settings(
     """The values of the settings of the chosen kinds; names that end in "_b" are of the second model."""
     chosen = {name: text for name, text in texts.items() if is_chosen(card.settings[name].kind)}
     boxes = {name: other if other is not None and name.endswith("_b") else box for name in chosen}
-    return {name: parse_setting(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
+    return {name: parse_setting_value(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
 
 
 def _boxes_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:

@@ -17,7 +17,7 @@ TEXTS_THAT_MEAN_NONE = ("none", "None", "")
 ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str}
 
 
-def parse_setting(setting: Setting, text: str, box: Box) -> Any:
+def parse_setting_value(setting: Setting, text: str, box: Box) -> Any:
     """What `text` means for a setting: a number, a choice, a layer, a class by name, an objective, an image file.
 
     Raises InputError that names the option, what came and what was wanted.

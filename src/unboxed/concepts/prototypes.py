@@ -179,7 +179,7 @@ def prototypes(
         raise DataError("no class has two examples, so that there is nothing to choose; give more examples")
     h = read_features(box, x, [address], batch_size=batch_size)[address].double().cpu()  # (N, D)
     groups = tuple(
-        _class_prototypes(k, rows, h[rows], n_prototypes, n_criticisms, bandwidth, seed, box.dtype)
+        _choose_prototypes_of_class(k, rows, h[rows], n_prototypes, n_criticisms, bandwidth, seed, box.dtype)
         for k, rows in rows_by_class.items()
     )
     if isinstance(box.inputs, Pixels):
@@ -187,7 +187,7 @@ def prototypes(
     return Prototypes(groups, address, box.classes)
 
 
-def _class_prototypes(
+def _choose_prototypes_of_class(
     target: int, rows: Tensor, h: Tensor, n_prototypes: int, n_criticisms: int, bandwidth: float | None, seed: int,
     dtype: torch.dtype,
 ) -> ClassPrototypes:  # fmt: skip

@@ -76,7 +76,7 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
     if isinstance(dataset, FeatureRows):
         return dataset
     if n := len(dataset.skipped):
-        rows, first = "a row is" if n == 1 else f"{n} rows are", _skipped_files_text(dataset.skipped[0])
+        rows, first = "a row is" if n == 1 else f"{n} rows are", _skipped_file_text(dataset.skipped[0])
         warn(f"{rows} left out of {dataset.name}: {first}{', ...' * (n > 1)}; see .skipped")
     return dataset
 
@@ -103,14 +103,14 @@ def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = No
         for file in _readable_image_paths(label_by_file, skipped)
     ]
     if not files:
-        reasons = "; ".join(map(_skipped_files_text, skipped[:3]))
+        reasons = "; ".join(map(_skipped_file_text, skipped[:3]))
         raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
 
 
-def _skipped_files_text(skipped: tuple[Path, str]) -> str:
+def _skipped_file_text(skipped: tuple[Path, str]) -> str:
     path, reason = skipped
     return f"{to_printable(path.name)}: {reason}"
 

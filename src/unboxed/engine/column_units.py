@@ -84,7 +84,7 @@ def column_unit_text(inputs: Inputs) -> str:
 def column_scales(inputs: Inputs) -> tuple[float, ...]:
     """How much one unit is of each value (D,), in the inputs' own units: 1 for pixels."""
     if isinstance(inputs, MultiInput):
-        return tuple(scale for _, part in inputs.named_parts() for scale in column_scales(part))
+        return tuple(scale for _, part in inputs.keys_and_parts() for scale in column_scales(part))
     if isinstance(inputs, Tokens):
         raise InputError("texts have no unit of change: attacks and the like need images or tables")
     if not isinstance(inputs, Features):
@@ -98,7 +98,7 @@ def column_scales(inputs: Inputs) -> tuple[float, ...]:
 
 def categorical_mask(inputs: Inputs) -> Tensor | None:
     """(D,) bool: the columns that take only some values; None where there are none."""
-    parts = [part for _, part in inputs.named_parts()] if isinstance(inputs, MultiInput) else [inputs]
+    parts = [part for _, part in inputs.keys_and_parts()] if isinstance(inputs, MultiInput) else [inputs]
     flags = [torch.tensor([name in part.categories for name in part.names]) if isinstance(part, Features)
              else torch.zeros(math.prod(part.shape), dtype=torch.bool) for part in parts]  # fmt: skip
     mask = torch.cat(flags)

@@ -41,7 +41,7 @@ class FixedOtherInputs(nn.Module):
 
 def inputs_of_varied_part(inputs: Inputs, varied: str | int) -> Inputs:
     """What the input that remains is. Raises InputError where there is none of this name."""
-    parts = dict(inputs.named_parts()) if isinstance(inputs, MultiInput) else {}
+    parts = dict(inputs.keys_and_parts()) if isinstance(inputs, MultiInput) else {}
     if varied not in parts:
         raise InputError(f"fix_other_inputs wants one of the inputs {', '.join(map(repr, parts))}; got {varied!r}")
     return parts[varied]

@@ -43,7 +43,7 @@ UNREADABLE_REASON_BY_SUFFIX = {
 def unreadable_file_reason(path: Path) -> str | None:
     """Why a file is not an image, judged by its header; None if it may be one."""
     if not os.path.isfile(path):
-        return "a link to nothing" if os.path.islink(path) else _missing_file_reason(path)
+        return "a link to nothing" if os.path.islink(path) else _not_a_file_reason(path)
     try:
         with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()):
             return None
@@ -53,7 +53,7 @@ def unreadable_file_reason(path: Path) -> str | None:
         return unreadable_image_reason(error)
 
 
-def _missing_file_reason(path: Path) -> str:
+def _not_a_file_reason(path: Path) -> str:
     return "not a regular file" if os.path.exists(path) else "there is no such file"
 
 

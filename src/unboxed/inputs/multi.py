@@ -44,7 +44,7 @@ class MultiInput:
 
     def __post_init__(self) -> None:
         known = isinstance(self.parts, (Mapping, tuple))
-        if not known or not all(isinstance(p, Inputs) for _, p in self.named_parts()):
+        if not known or not all(isinstance(p, Inputs) for _, p in self.keys_and_parts()):
             raise InputError("MultiInput needs a dict {name: Pixels(...) or Features(...)} or a tuple of them")
         if not self.parts:
             raise InputError("MultiInput needs at least one input")
@@ -52,9 +52,9 @@ class MultiInput:
             object.__setattr__(self, "parts", dict(self.parts))
 
     def __hash__(self) -> int:
-        return hash(frozenset(self.named_parts()))
+        return hash(frozenset(self.keys_and_parts()))
 
-    def named_parts(self) -> list[tuple[str | int, Inputs]]:
+    def keys_and_parts(self) -> list[tuple[str | int, Inputs]]:
         """(name or position, inputs) of each part, in order."""
         return list(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))
 
@@ -66,13 +66,13 @@ class MultiInput:
     @property
     def sizes(self) -> list[int]:
         """How many of the D numbers each part has."""
-        return [math.prod(part.shape) for _, part in self.named_parts()]
+        return [math.prod(part.shape) for _, part in self.keys_and_parts()]
 
     def check(self, x: PackedOrParts) -> PackedOrParts:
         """x itself, if it is valid, packed or not; else InputError that names the part."""
         is_packed = isinstance(x, Tensor) and tuple(x.shape[1:]) == self.shape
         values = self.split(x) if isinstance(x, Tensor) and is_packed else self.values_of_parts(x)
-        for (name, part), value in zip(self.named_parts(), values, strict=True):
+        for (name, part), value in zip(self.keys_and_parts(), values, strict=True):
             try:
                 part.check(value)
             except InputError as error:
@@ -83,7 +83,7 @@ class MultiInput:
 
     def values_of_parts(self, x: object) -> list[Any]:
         """The values of a structure, in order. Raises InputError."""
-        names = [name for name, _ in self.named_parts()]
+        names = [name for name, _ in self.keys_and_parts()]
         if isinstance(self.parts, Mapping):
             if not isinstance(x, Mapping) or set(x) != set(names):
                 got = f"keys {sorted(map(str, x))}" if isinstance(x, Mapping) else type(x).__name__
@@ -115,12 +115,14 @@ class MultiInput:
     def split(self, x: Tensor) -> list[Tensor]:
         """The parts (..., *shape) of a packed tensor (..., D): (N, D), or (T, N, D) of frames."""
         pieces = torch.split(x, self.sizes, -1)
-        return [v.reshape(*x.shape[:-1], *part.shape) for v, (_, part) in zip(pieces, self.named_parts(), strict=True)]
+        return [
+            v.reshape(*x.shape[:-1], *part.shape) for v, (_, part) in zip(pieces, self.keys_and_parts(), strict=True)
+        ]
 
     def unpack(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """The structure of a packed tensor (N, D)."""
         return self._restore_structure(
-            [p.unpack(v) for v, (_, p) in zip(self.split(x), self.named_parts(), strict=True)]
+            [p.unpack(v) for v, (_, p) in zip(self.split(x), self.keys_and_parts(), strict=True)]
         )
 
     def _restore_structure(self, values: Sequence[Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...]:
@@ -140,15 +142,15 @@ class MultiInput:
 
     def from_unit_interval(self, u: Tensor) -> Tensor:
         """Packed inputs for levels u (N, D) in [0, 1]."""
-        pairs = zip(self.split(u), self.named_parts(), strict=True)
+        pairs = zip(self.split(u), self.keys_and_parts(), strict=True)
         return torch.cat([inputs_from_unit_interval(part, v).flatten(1) for v, (_, part) in pairs], 1)
 
     def random_inputs(self, n: int, generator: torch.Generator) -> Tensor:
         """n random valid inputs, packed (n, D)."""
-        return torch.cat([part.random_inputs(n, generator).flatten(1) for _, part in self.named_parts()], 1)
+        return torch.cat([part.random_inputs(n, generator).flatten(1) for _, part in self.keys_and_parts()], 1)
 
     def _call_method_on_parts(self, method: str, x: Tensor) -> list[Tensor]:
-        return [getattr(part, method)(v) for v, (_, part) in zip(self.split(x), self.named_parts(), strict=True)]
+        return [getattr(part, method)(v) for v, (_, part) in zip(self.split(x), self.keys_and_parts(), strict=True)]
 
     def _call_method_on_packed_parts(self, method: str, x: Tensor) -> Tensor:
         return torch.cat([v.flatten(1) for v in self._call_method_on_parts(method, x)], 1)

@@ -19,7 +19,10 @@ from ..validation import check_seed
 from .bias import BiasDirection, BiasWords, bias_direction, gender_words
 from .vectors import WordVectors
 
-MAX_CLUSTERED_WORDS_PER_SIDE, MAX_CLASSIFIED_WORDS_PER_SIDE = 500, 2500  # most biased words of each side: as published
+MAX_CLUSTERING_TEST_WORDS_PER_SIDE, MAX_CLASSIFIER_TEST_WORDS_PER_SIDE = (
+    500,
+    2500,
+)  # most biased words of each side: as published
 CLASSIFIER_TRAIN_FRACTION = 0.2  # of the classified words: 1,000 of 5,000
 MAX_NEIGHBORS_PER_WORD, MAX_WORDS_WITH_COUNTED_NEIGHBORS = (
     100,
@@ -146,11 +149,11 @@ def _bias_measures(unit: Tensor, bias: Tensor, direction: BiasDirection, seed: i
     return BiasMeasures(
         direct=float(along.mean()),
         clustering=_cluster_to_side_agreement(
-            *_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERED_WORDS_PER_SIDE), seed
+            *_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERING_TEST_WORDS_PER_SIDE), seed
         ),
         neighbors=_neighbor_correlation(unit, bias),
         classifier=_classifier_accuracy(
-            *_most_biased_vectors_and_sides(unit, bias, MAX_CLASSIFIED_WORDS_PER_SIDE), seed
+            *_most_biased_vectors_and_sides(unit, bias, MAX_CLASSIFIER_TEST_WORDS_PER_SIDE), seed
         ),
     )
 

@@ -22,7 +22,7 @@ from .weight_sets import (
     tied_names_with_different_values,
     unused_tensor_names,
     weight_sets_from_unnamed_averages,
-    wrong_shape_sentences,
+    wrong_shape_or_kind_sentences,
 )
 
 ADAPTER_NAME_PARTS = ("lora_", "lokr_", "hada_w", "ia3_", "adapter_")  # in the names of adapters' weights
@@ -122,7 +122,7 @@ def _mismatch_text(
     groups = {
         "missing in the file": missing,
         "unexpected in the file": unexpected,
-        "of another shape or kind": wrong_shape_sentences(fitted, state),
+        "of another shape or kind": wrong_shape_or_kind_sentences(fitted, state),
     }
     problems = [f"{len(names)} {problem}: {listed_names_text(names)}" for problem, names in groups.items() if names]
     return _weights_do_not_fit_text(path, model, problems) + _parametrization_hint(unexpected)

@@ -90,7 +90,9 @@ def _make_weight_set(
 
 def _keep_complete_weight_sets(sets: Iterable[WeightSet], state: TensorDict) -> list[WeightSet]:
     return [
-        s for s in sets if not missing_tensor_names(s.tensors, state) and not wrong_shape_sentences(s.tensors, state)
+        s
+        for s in sets
+        if not missing_tensor_names(s.tensors, state) and not wrong_shape_or_kind_sentences(s.tensors, state)
     ]
 
 
@@ -289,7 +291,7 @@ def missing_tensor_names(fitted: TensorDict, state: TensorDict) -> list[str]:
     ]
 
 
-def wrong_shape_sentences(fitted: TensorDict, state: TensorDict) -> list[str]:
+def wrong_shape_or_kind_sentences(fitted: TensorDict, state: TensorDict) -> list[str]:
     """Sentences on the tensors of a set that have another shape, or another kind of numbers, in the model."""
     return [
         f"{name} is {_shape_text(h, state[name])} in the file, {_shape_text(state[name], h)} in the model"

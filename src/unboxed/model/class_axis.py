@@ -46,7 +46,7 @@ def find_class_axis(shape: Sequence[int], n_classes: int | None, inputs: Inputs,
 
 def _candidate_class_axes(shape: Sequence[int], possible: Sequence[int], inputs: Inputs) -> list[int]:
     """Of the second and the last axis those beside which the others have the image's aspect: exactly, else about."""
-    parts = [part for _, part in inputs.named_parts()] if isinstance(inputs, MultiInput) else [inputs]
+    parts = [part for _, part in inputs.keys_and_parts()] if isinstance(inputs, MultiInput) else [inputs]
     ends = [axis for axis in (1, len(shape) - 1) if axis in possible]
     distortions = {
         axis: min(_aspect_ratio_distortion(shape, axis, _model_position_sizes(part)) for part in parts) for axis in ends

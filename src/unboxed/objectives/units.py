@@ -39,7 +39,7 @@ def channel(layer: str, k: IndexLike) -> Objective:
         return _select_channel(h, k, layer).reshape(len(h), -1).mean(1)
 
     channel_index = _to_stored_index(k, "a channel")
-    return _indexed_objective(
+    return _objective_with_example_indices(
         channel, layer, (channel_index,), score, f"{layer} channel {_indices_text(channel_index)}"
     )
 
@@ -75,7 +75,7 @@ def neuron(layer: str, k: IndexLike, *position: IndexLike) -> Objective:
         return h
 
     channel_index, at = _to_stored_index(k, "a channel"), _to_stored_indices(position)
-    return _indexed_objective(
+    return _objective_with_example_indices(
         neuron,
         layer,
         (channel_index, *at),
@@ -115,7 +115,7 @@ def spatial(layer: str, *position: IndexLike) -> Objective:
         return h.flatten(1).pow(2).mean(1)
 
     at = _to_stored_indices(position)
-    return _indexed_objective(spatial, layer, at, score, f"{layer} at {_indices_text(*at)}")
+    return _objective_with_example_indices(spatial, layer, at, score, f"{layer} at {_indices_text(*at)}")
 
 
 @remember_call
@@ -190,7 +190,7 @@ def _to_stored_indices(position: tuple[IndexLike, ...]) -> tuple[_StoredIndex, .
     return tuple(_to_stored_index(i, "a position") for i in position)
 
 
-def _indexed_objective(
+def _objective_with_example_indices(
     rebuild: Callable[..., Objective],
     layer: str,
     indices: tuple[_StoredIndex, ...],

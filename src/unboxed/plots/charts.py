@@ -396,7 +396,7 @@ def matrix_plot(
     cell = max(MIN_MATRIX_CELL_PIXELS, min(MAX_MATRIX_CELL_PIXELS, max_pixels // max(values.shape)))
     with _chart_axes(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
         axes = chart.axes
-        table = colors.SIGNED_COLORMAP if kind == "signed" else colors.MAGNITUDE_COLORMAP
+        table = colors.SIGNED_COLORMAP if kind == "signed" else colors.MAGNITUDE_COLORS_RGB
         rgb = colors.signed_to_rgb(values, vmax) if kind == "signed" else colors.magnitude_to_rgb(values, vmax)
         axes.imshow(rgb, interpolation="nearest", aspect="auto")
         axes.spines[:].set_visible(True)

@@ -38,7 +38,7 @@ def _make_colormap(anchors: str, colors: int = 256) -> Uint8Array:
 # An odd number of colors, so that zero is exactly white.
 SIGNED_COLORMAP = _make_colormap("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
-MAGNITUDE_COLORMAP = _make_colormap(
+MAGNITUDE_COLORS_RGB = _make_colormap(
     "000004 0a0822 1d1147 36106b 50127c 691c81 822681 9c2e7f b6367a"
     " cf4070 e65164 f46a5c fb8861 fea571 fec287 fde0a1 fcfdbf"
 )
@@ -74,7 +74,7 @@ def signed_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
 def magnitude_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
     """(..., H, W) -> (..., H, W, 3): zero is black, `vmax` (default: the largest value) the lightest."""
     m = to_float64_array(m)
-    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_COLORMAP)
+    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_COLORS_RGB)
 
 
 def gray_to_rgb(m: Any) -> Uint8Array:

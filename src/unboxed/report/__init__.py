@@ -59,7 +59,7 @@ from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
 from .skipped import skipped_text
 from .source import ReportData
-from .survey import run_survey
+from .survey import collect_outputs_and_labels
 from .words import error_sentence
 
 LOG = logging.getLogger("unboxed")
@@ -182,7 +182,7 @@ def report(
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
         ) as bar:
-            survey = run_survey(box, source, max_examples)
+            survey = collect_outputs_and_labels(box, source, max_examples)
             bar.update()
             context = ReportContext(box, source, survey, judge, seed, command, training, _load_verdict_cache(folder))
             work = _ReportInProgress(context, PageImageStore(folder))

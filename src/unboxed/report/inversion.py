@@ -33,7 +33,7 @@ INVERSION_LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
     "its pixels with the input's; error: the remaining difference of the layer's activations, relative to them."
 )
-SAME_PREDICTION_NOTE_TEXT = "The model's own prediction is the same by construction, so it proves nothing."
+SAME_PREDICTION_CAVEAT_TEXT = "The model's own prediction is the same by construction, so it proves nothing."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -145,12 +145,12 @@ def show(finding: InversionFinding) -> list[Block]:
 def _judge_agreement_text(judge_agreements: Tensor | None, no_judge_reason: str) -> str:
     """Whether the judge classifies the inversions (L, N) as it classifies the inputs."""
     if judge_agreements is None:
-        return f"{no_judge_reason} {SAME_PREDICTION_NOTE_TEXT}"
+        return f"{no_judge_reason} {SAME_PREDICTION_CAVEAT_TEXT}"
     inner, outputs = judge_agreements[:-1], judge_agreements[-1]  # (L - 1, N), (N,)
     return (
         f"The judge classifies {int(inner.sum())} of {inner.numel()} inversions of inner layers as it classifies the "
         f"input, and {int(outputs.sum())} of {len(outputs)} inversions of the outputs alone. "
-        f"{SAME_PREDICTION_NOTE_TEXT}"
+        f"{SAME_PREDICTION_CAVEAT_TEXT}"
     )
 
 

@@ -132,7 +132,7 @@ def evenly_spaced_indices(total: int, max_count: int) -> tuple[int, ...]:
     return tuple(i * total // n for i in range(n))
 
 
-def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey:
+def collect_outputs_and_labels(box: Box, source: ReportData, max_examples: int | None) -> Survey:
     """Run the model on the examples, a batch at a time.
 
     Raises DataError, InputError where they don't fit the model, OutputError where it outputs NaN.

@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.colors import Palette, has_pixel_mean_and_std, pixel_mean_and_std
+from ..engine.optimize.colors import Palette, is_data_mean_and_std_known, pixel_mean_and_std
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import FourierCanvas, RawCanvas
@@ -133,7 +133,7 @@ def _warn_gradient_before_relu(before_clamp: Tensor) -> None:
         )
 
 
-def _black_images(box: Box, targets: Tensor) -> Tensor:
+def _black_unnormalized_images(box: Box, targets: Tensor) -> Tensor:
     """Black images (N, C, H, W)."""
     return torch.zeros(len(targets), *box.inputs.shape, device=box.device, dtype=box.dtype)
 
@@ -150,7 +150,7 @@ def _run_robust_recipe(
     objective = _class_contrast_objective(targets, logit_scale) - ROBUST_TOTAL_VARIATION_WEIGHT * total_variation(
         kind="anisotropic"
     )
-    if has_pixel_mean_and_std(box.inputs):  # type: ignore[arg-type]
+    if is_data_mean_and_std_known(box.inputs):  # type: ignore[arg-type]
         objective -= ROBUST_MEAN_COLOR_WEIGHT * color_distance(color)
     config = OptimizationConfig(
         steps=0 if was_interrupted else steps,
@@ -161,7 +161,9 @@ def _run_robust_recipe(
         frame_every=frame_every,
         seed=seed,
     )
-    canvas = FourierCanvas.noise(_black_images(box, targets), seed, Palette(color), sd=0.1, frequency_power=1.5)
+    canvas = FourierCanvas.noise(
+        _black_unnormalized_images(box, targets), seed, Palette(color), sd=0.1, frequency_power=1.5
+    )
     result = optimize(box, objective, canvas, config, batch_size=batch_size)
     return replace(result, interrupted=result.interrupted or was_interrupted)
 
@@ -195,7 +197,7 @@ def _run_faithful_recipe(
 
     Such a step is lr * g / (|g| + 1e-8), so every pixel moves by 0.5 in normalized units; then 8 bits again.
     """
-    black = _black_images(box, targets)
+    black = _black_unnormalized_images(box, targets)
     std = torch.as_tensor(box.inputs.std).to(black).view(-1, 1, 1)  # type: ignore[attr-defined]
 
     def adam_step_direction(grad: Tensor) -> Tensor:
@@ -221,7 +223,7 @@ def _run_noise_recipe(
     config = OptimizationConfig(
         steps, partial(Adam, lr=0.05), constraint, relu_bypass="all", frame_every=frame_every, seed=seed
     )
-    start = uniform(_black_images(box, targets), seed)
+    start = uniform(_black_unnormalized_images(box, targets), seed)
     return optimize(box, logprob(targets), RawCanvas(start), config, batch_size=batch_size)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.colors import has_pixel_mean_and_std
+from ..engine.optimize.colors import is_data_mean_and_std_known
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize
 from ..engine.optimize.optimizers import NormalizedGradient
@@ -164,7 +164,7 @@ def deep_visualization(
     settings, seed = _resolve_deep_visualization_recipe(recipe), check_seed(seed)
     objective, names = _objective_and_image_names(box, target)
     start = torch.zeros(len(names), *inputs.shape, device=box.device, dtype=box.dtype)
-    is_mean_known = has_pixel_mean_and_std(inputs)
+    is_mean_known = is_data_mean_and_std_known(inputs)
     mean_image = inputs.decode(start[:1]) if is_mean_known else torch.full_like(start[:1], 0.5)  # else gray
     step_length = (settings.step_rms if step is None else step) * math.sqrt(start[0].numel())
 

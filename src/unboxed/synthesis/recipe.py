@@ -14,7 +14,7 @@ from torch.optim import Adam
 from ..box import Box
 from ..engine.optimize.colors import (
     Palette,
-    has_pixel_mean_and_std,
+    is_data_mean_and_std_known,
     natural_palette,
     palette_from_images,
     pixel_mean_and_std,
@@ -65,7 +65,7 @@ def image_statistics(box: Box, data: Any) -> ImageStatistics:
         mean = pixel_mean_and_std(inputs)[0].to(box.device, box.dtype)
         return ImageStatistics(
             replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT_FRACTION),
-            has_pixel_mean_and_std(inputs),
+            is_data_mean_and_std_known(inputs),
             MAX_NATURAL_TOTAL_VARIATION,
             None,
         )

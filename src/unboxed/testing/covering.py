@@ -64,8 +64,13 @@ def _engine_and_model_imports(module: str) -> frozenset[str]:
     return frozenset(p for p in parts if p.startswith(("engine.", "model.")) and p not in MODEL_INDEPENDENT_MODULES)
 
 
-def _imported_modules(module: str) -> Iterator[str]:
+@cache
+def _imported_modules(module: str) -> tuple[str, ...]:
     """The modules that a module imports, by their full names."""
+    return tuple(_import_statements(module))
+
+
+def _import_statements(module: str) -> Iterator[str]:
     file = Path(str(sys.modules[module].__file__))
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

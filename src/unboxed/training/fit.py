@@ -279,7 +279,7 @@ class _Trainer:
     def _checkpoint_state(self) -> dict[str, Any]:
         return {
             "model": [h.detach() for h in self._state_tensors()],
-            "answers": self._outputs_on_checkpoint_noise(),
+            "answers": self._outputs_on_fixed_noise(),
             "average": None if self.ema is None else self.ema.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -292,7 +292,7 @@ class _Trainer:
     def _restore_checkpoint(self, state: dict[str, Any], file: CheckpointFile) -> None:
         old_tensors = [h.clone() for h in self._state_tensors()]
         self._load_state_tensors(state["model"])
-        if not is_equal_up_to_rounding(state["answers"], self._outputs_on_checkpoint_noise()):
+        if not is_equal_up_to_rounding(state["answers"], self._outputs_on_fixed_noise()):
             self._load_state_tensors(old_tensors)
             raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
         if self.ema is not None:
@@ -304,7 +304,7 @@ class _Trainer:
         for name, value in state["done"].items():
             setattr(self, name, value)
 
-    def _outputs_on_checkpoint_noise(self) -> Tensor:
+    def _outputs_on_fixed_noise(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
         noise = self.box.inputs.random_inputs(N_CHECKPOINT_NOISE_ROWS, torch.Generator(self.box.device).manual_seed(0))
         return cast_outputs_for_comparison(self.box, self.box(noise.to(self.box.dtype)))

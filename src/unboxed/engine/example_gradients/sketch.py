@@ -35,7 +35,7 @@ class Sketch:
 
     def __call__(self, terms: Mapping[str, PerExampleGradients]) -> Tensor:
         """Sketches (N, dim) of the gradients of N examples."""
-        parts = [self._sketch_dense_or_outer(self._hashes[name], term) for name, term in terms.items()]
+        parts = [self._sketch_term(self._hashes[name], term) for name, term in terms.items()]
         return torch.stack(parts).sum(0)
 
     def _hashes_of_axes(self, key: str, p: Tensor) -> tuple[HashedIndices, HashedIndices]:
@@ -51,7 +51,7 @@ class Sketch:
         sign = torch.randint(2, (n,), generator=generator) * 2 - 1
         return place.to(like.device), sign.to(like.device)
 
-    def _sketch_dense_or_outer(self, hashes: tuple[HashedIndices, HashedIndices], term: PerExampleGradients) -> Tensor:
+    def _sketch_term(self, hashes: tuple[HashedIndices, HashedIndices], term: PerExampleGradients) -> Tensor:
         if isinstance(term, OuterProductGradients) and term.d.shape[1] * self.dim <= term.n_values:
             return self._sketch_outer(hashes, term)
         if isinstance(term, EmbeddingTableGradients):

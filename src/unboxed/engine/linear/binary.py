@@ -75,7 +75,7 @@ def _fit_batch(gram: Tensor, rows: Tensor, y: Tensor, l2: float, is_used: Tensor
     k, offset, penalty = _center_set_vectors(gram[rows[:, :, None], rows[:, None, :]], share, l2)
     point = _Point(torch.zeros_like(y), y.new_zeros(len(y)), torch.zeros_like(y))
     for _ in range(MAX_ITERATIONS):
-        gradient, curvature = _derivatives(point.f, y, share)
+        gradient, curvature = _loss_derivatives_in_logits(point.f, y, share)
         factor = _factor(k, curvature)
         step = _newton_target(k, factor, curvature, curvature * point.f - gradient).minus(point)
         slope = (gradient * step.f).sum(1) + (point.a * step.f).sum(1)  # (B,) of the loss along the step
@@ -120,7 +120,7 @@ def _times(k: Tensor, a: Tensor) -> Tensor:
     return product
 
 
-def _derivatives(f: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_derivatives_in_logits(f: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Of the mean loss in the logits (B, m): gradient and curvature."""
     p = torch.sigmoid(f)
     return share * (p - y), share * (p * (1 - p)).clamp_min(MIN_CURVATURE)
@@ -159,7 +159,7 @@ def _step_sizes(point: _Point, step: _Point, slope: Tensor, y: Tensor, share: Te
 
 def _held_out_logits(k: Tensor, f: Tensor, y: Tensor, share: Tensor) -> Tensor:
     """(B, m) by the classifier without the example: a Newton step from the fit with it (Rad & Maleki 2020)."""
-    gradient, curvature = _derivatives(f, y, share)
+    gradient, curvature = _loss_derivatives_in_logits(f, y, share)
     root = curvature.sqrt()
     half = torch.linalg.solve_triangular(_factor(k, curvature), root[:, :, None] * k, upper=False)
     covariance = k - half.mT @ half  # (B, m, m) of the logits, by the quadratic at the fit, without the bias

@@ -17,7 +17,7 @@ from torch import Tensor
 from .principal import mean_and_scale
 
 MIN_SHRINKAGE = 1e-4
-MIN_SINGULAR_VALUE_RATIO = 1e-8  # of the strongest direction: weaker ones are rounding
+MIN_RELATIVE_EIGENVALUE = 1e-8  # of the strongest direction: weaker ones are rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class FeatureCovariance:
         """Erases the span of cross-covariances c (D, q)."""
         solved = self.solve(c)
         strengths, vectors = torch.linalg.eigh(c.T @ solved)  # ascending
-        kept = int((strengths > MIN_SINGULAR_VALUE_RATIO * strengths.max().clamp_min(torch.finfo(c.dtype).tiny)).sum())
+        kept = int((strengths > MIN_RELATIVE_EIGENVALUE * strengths.max().clamp_min(torch.finfo(c.dtype).tiny)).sum())
         kept = min(kept, *self.x.shape) if rank is None else min(kept, rank)
         kept_vectors = vectors[:, len(strengths) - kept :]
         read = (solved @ kept_vectors / strengths[len(strengths) - kept :]).T

@@ -66,8 +66,10 @@ def fit_factors(h: Tensor, kind: Factorization, n: int, seed: int, *, random_sta
         z = (h - basis.mean) @ axes
         scale = z.std(0, correction=0)
         mixing = _ica_rotation(z / scale, seed)  # (K, K) orthogonal
-        return _with_heavy_tails_above(h, Factors(kind, (mixing * scale) @ axes.T, basis.mean, axes / scale @ mixing.T))
-    return _with_heavy_tails_above(h, Factors(kind, axes.T.contiguous(), basis.mean, axes))
+        return _with_signs_of_positive_skew(
+            h, Factors(kind, (mixing * scale) @ axes.T, basis.mean, axes / scale @ mixing.T)
+        )
+    return _with_signs_of_positive_skew(h, Factors(kind, axes.T.contiguous(), basis.mean, axes))
 
 
 def check_factors_possible(h: Tensor, kind: Factorization, n: int) -> None:
@@ -110,7 +112,7 @@ def _sklearn_seed(stream: str, seed: int) -> int:
     return rng.derive_seed(stream, seed) % SEED_RANGE
 
 
-def _with_heavy_tails_above(h: Tensor, factors: Factors) -> Factors:
+def _with_signs_of_positive_skew(h: Tensor, factors: Factors) -> Factors:
     """The same factors with the sign that puts the rare large amounts above zero."""
     amounts = factors.encode(h)
     sign = torch.where((amounts - amounts.mean(0)).pow(3).sum(0) < 0, -1.0, 1.0).to(h)

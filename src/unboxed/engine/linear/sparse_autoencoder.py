@@ -163,7 +163,7 @@ class _Stack:
     plan: AutoencoderPlan
     encoder: Tensor  # (M, F, D)
     offset: Tensor  # (M, D)
-    learned: _Directions
+    learned: _LearnedUnitDirections
     frozen: Tensor  # (Z, F, D)
     idle_steps: Tensor  # (M, F) steps since a row had the feature
     thresholds: list[Tensor] = field(default_factory=list)  # (M,) of the last steps
@@ -172,7 +172,7 @@ class _Stack:
     def start(cls, x: Tensor, plan: AutoencoderPlan, seeds: list[int], n_frozen: int) -> _Stack:
         n_features, d = plan.n_features, x.shape[1]
         first = torch.stack([_random_directions(n_features, d, seed) for seed in seeds]).to(x)  # (S, F, D)
-        learned = _Directions.start(x, plan, first, seeds)
+        learned = _LearnedUnitDirections.start(x, plan, first, seeds)
         with torch.no_grad():
             start = torch.cat([learned(), first[:n_frozen]])
         m = len(start)
@@ -253,14 +253,14 @@ class _Stack:
 
 
 @dataclass(eq=False)
-class _Directions:
+class _LearnedUnitDirections:
     """Learned directions (S, F, D) of length 1: free, or mixtures of points of the data."""
 
     weights: Tensor  # (S, F, D) the directions themselves; of mixtures (S, F, P), the shares of the points
     points: Tensor | None = None  # (P, D)
 
     @classmethod
-    def start(cls, x: Tensor, plan: AutoencoderPlan, first: Tensor, seeds: list[int]) -> _Directions:
+    def start(cls, x: Tensor, plan: AutoencoderPlan, first: Tensor, seeds: list[int]) -> _LearnedUnitDirections:
         if not plan.archetypal:
             return cls(first.clone().requires_grad_())
         rows = x[torch.tensor(evenly_spaced_indices(len(x), MAX_CLUSTERED_ROWS), device=x.device)]

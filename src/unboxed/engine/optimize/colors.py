@@ -80,11 +80,11 @@ def pixel_mean_and_std(inputs: Pixels) -> tuple[Tensor, float]:
     )
     return (
         (black_point, float((white_point - black_point).mean()))
-        if has_pixel_mean_and_std(inputs)
+        if is_data_mean_and_std_known(inputs)
         else (torch.full_like(black_point, 0.5), 0.25)
     )
 
 
-def has_pixel_mean_and_std(inputs: Pixels) -> bool:
+def is_data_mean_and_std_known(inputs: Pixels) -> bool:
     """Whether the inputs say what the data's mean and spread are."""
     return inputs.std != 1.0 and not (isinstance(inputs.std, Sequence) and set(inputs.std) == {1.0})

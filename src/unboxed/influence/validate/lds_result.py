@@ -64,9 +64,9 @@ class LinearDatamodelingScore(ResultMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for JSON, by fraction."""
-        return {f"{fraction:g}": self._figures_of_fraction(f) for f, fraction in enumerate(self.fractions)}
+        return {f"{fraction:g}": self._numbers_of_fraction_for_json(f) for f, fraction in enumerate(self.fractions)}
 
-    def _figures_of_fraction(self, f: int) -> dict[str, Any]:
+    def _numbers_of_fraction_for_json(self, f: int) -> dict[str, Any]:
         interval = self.intervals[f]
         per_training = self.correlations[f].nanmean(0)
         figures: dict[str, Any] = {

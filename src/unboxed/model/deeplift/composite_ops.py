@@ -39,16 +39,16 @@ def softmax_pair(z: ActivationPair, dim: int, log: bool = False) -> ActivationPa
     """exp, its sum, and their quotient, each by its own rule, so that completeness holds."""
     dtype = z.x.dtype
     if z.x.device.type != "mps":
-        z = z.apply_linear(lambda t: t.double())  # the two may differ much
+        z = z.apply_affine_function(lambda t: t.double())  # the two may differ much
     shift = torch.maximum(z.x.detach(), z.ref).amax(dim, keepdim=True)
-    z = z.apply_linear(lambda t: t - shift)
+    z = z.apply_affine_function(lambda t: t - shift)
     exps = z.apply_elementwise(torch.exp)
-    total = exps.apply_linear(lambda t: t.sum(dim, keepdim=True))
+    total = exps.apply_affine_function(lambda t: t.sum(dim, keepdim=True))
     if log:
         out = ActivationPair(z.x - (log_total := total.apply_elementwise(torch.log)).x, z.ref - log_total.ref)
     else:
         out = exps.multiply(total.apply_elementwise(torch.reciprocal))
-    return out.apply_linear(lambda t: t.to(dtype))
+    return out.apply_affine_function(lambda t: t.to(dtype))
 
 
 def softmax_rule(func: Func, x_call: OpCall, ref_call: OpCall, log: bool = False) -> Any:
@@ -64,9 +64,9 @@ def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     z = activation_pair_of_argument(x_call, ref_call)
     shift = torch.maximum(z.x.detach(), z.ref).amax(settings.dim, keepdim=True)
     total = (
-        z.apply_linear(lambda t: t - shift)
+        z.apply_affine_function(lambda t: t - shift)
         .apply_elementwise(torch.exp)
-        .apply_linear(lambda t: t.sum(settings.dim, keepdim=True))
+        .apply_affine_function(lambda t: t.sum(settings.dim, keepdim=True))
     )
     out = total.apply_elementwise(torch.log).x + shift
     return out if settings.keepdim else out.squeeze(settings.dim)
@@ -96,10 +96,10 @@ def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 def _normalize_pair(x: ActivationPair, dims: list[int], eps: float, centered: bool = True) -> ActivationPair:
     """(x - mean) / sqrt(var + eps): the mean is linear, the rest two elementwise ops and a product."""
     if centered:
-        x = x.apply_linear(lambda t: t - t.mean(dims, keepdim=True))
+        x = x.apply_affine_function(lambda t: t - t.mean(dims, keepdim=True))
     inverse_std = (
         x.apply_elementwise(torch.square)
-        .apply_linear(lambda t: t.mean(dims, keepdim=True) + eps)
+        .apply_affine_function(lambda t: t.mean(dims, keepdim=True) + eps)
         .apply_elementwise(torch.rsqrt)
     )
     return x.multiply(inverse_std)
@@ -125,7 +125,9 @@ def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool
 def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     x = activation_pair_of_argument(x_call, ref_call)
     settings = arguments_by_name(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
-    h = _normalize_pair(x.apply_linear(lambda t: t.reshape(len(t), settings.num_groups, -1)), [2], settings.eps)
+    h = _normalize_pair(
+        x.apply_affine_function(lambda t: t.reshape(len(t), settings.num_groups, -1)), [2], settings.eps
+    )
     channels = [-1, *[1] * (x.x.ndim - 2)]
     return _op_output_with_gradient_of(func, x_call, affine(h.x.view_as(x.x), settings.weight, settings.bias, channels))
 
@@ -160,7 +162,7 @@ def normalize_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     if settings.p != 2.0:
         raise RuleError("DeepLIFT's rule for normalize is for the Euclidean length")
     x = activation_pair_of_argument(x_call, ref_call)
-    squares = x.apply_elementwise(torch.square).apply_linear(lambda t: t.sum(settings.dim, keepdim=True))
+    squares = x.apply_elementwise(torch.square).apply_affine_function(lambda t: t.sum(settings.dim, keepdim=True))
     return x.multiply(squares.apply_elementwise(lambda t: 1 / t.sqrt().clamp_min(settings.eps))).x
 
 
@@ -168,8 +170,8 @@ def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     dim = arguments_by_name(x_call, "input dim", dim=-1).dim
     x = activation_pair_of_argument(x_call, ref_call)
     return (
-        x.apply_linear(lambda t: t.chunk(2, dim)[0])
-        .multiply(x.apply_linear(lambda t: t.chunk(2, dim)[1]).apply_elementwise(torch.sigmoid))
+        x.apply_affine_function(lambda t: t.chunk(2, dim)[0])
+        .multiply(x.apply_affine_function(lambda t: t.chunk(2, dim)[1]).apply_elementwise(torch.sigmoid))
         .x
     )
 
@@ -182,7 +184,7 @@ def _attention_output_and_weights(
 ) -> tuple[ActivationPair, ActivationPair]:
     """The output of the heads, and their weights."""
     q, k, v = (ActivationPair(getattr(x_heads, n), getattr(ref_heads, n)) for n in "qkv")
-    qk = q.multiply(k.apply_linear(lambda t: t.mT), torch.matmul)
+    qk = q.multiply(k.apply_affine_function(lambda t: t.mT), torch.matmul)
     weights = softmax_pair(ActivationPair(x_heads.logits(qk.x), ref_heads.logits(qk.ref)), -1)
     return weights.multiply(v, torch.matmul), weights
 

@@ -65,7 +65,7 @@ class ActivationPair:
     x: Tensor  # of the example; multipliers are propagated through it
     ref: Tensor  # of the baseline
 
-    def apply_linear(self, f: TensorFn) -> ActivationPair:
+    def apply_affine_function(self, f: TensorFn) -> ActivationPair:
         """An affine function of it, whose gradient is the multiplier."""
         return ActivationPair(f(self.x), f(self.ref))
 

@@ -94,7 +94,7 @@ def _division_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         raise RuleError("DeepLIFT has no rule for a rounded division")
     a = activation_pair_of_argument(x_call, ref_call) if isinstance(x_call.args[0], Tensor) else None
     reciprocal = activation_pair_of_argument(x_call, ref_call, 1).apply_elementwise(torch.reciprocal)
-    return reciprocal.apply_linear(lambda t: x_call.args[0] * t).x if a is None else a.multiply(reciprocal).x
+    return reciprocal.apply_affine_function(lambda t: x_call.args[0] * t).x if a is None else a.multiply(reciprocal).x
 
 
 def _einsum_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
@@ -188,7 +188,7 @@ def _pooling_windows(
         )
         return windows
 
-    return x.apply_linear(unfold_windows)
+    return x.apply_affine_function(unfold_windows)
 
 
 def _max_or_min_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> Any:
@@ -196,13 +196,13 @@ def _max_or_min_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1
     settings = arguments_by_name(x_call, "input dim keepdim", dim=None, keepdim=False)
     if isinstance(settings.dim, Tensor) or hasattr(settings, "other"):
         return _max_or_min_of_two_rule(func, x_call, ref_call, sign)
-    x = activation_pair_of_argument(x_call, ref_call).apply_linear(lambda t: sign * t)
+    x = activation_pair_of_argument(x_call, ref_call).apply_affine_function(lambda t: sign * t)
     dims = [settings.dim] if isinstance(settings.dim, int) else list(settings.dim or range(x.x.ndim))
     dims = [d % x.x.ndim for d in dims]
     if 0 in dims:
         raise RuleError("DeepLIFT has no rule for a maximum over the batch")
     rest = [d for d in range(x.x.ndim) if d not in dims]
-    h = sign * max_gradient_source(x.apply_linear(lambda t: t.permute(*rest, *dims).flatten(len(rest))), -1)
+    h = sign * max_gradient_source(x.apply_affine_function(lambda t: t.permute(*rest, *dims).flatten(len(rest))), -1)
     with torch.no_grad():
         result = func(*x_call.args, **x_call.kwargs)
     out = result if isinstance(result, Tensor) else result[0]

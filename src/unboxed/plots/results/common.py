@@ -80,7 +80,7 @@ def numbered_names(n: int, word: str = "example") -> list[str]:
 def _inputs_of_part(box: Box | None, part: str) -> Any:
     """What the inputs of a box are, or those of one part of several."""
     inputs = getattr(box, "inputs", None)
-    return dict(map(_with_name_as_str, inputs.named_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
+    return dict(map(_with_name_as_str, inputs.keys_and_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
 
 
 def _with_name_as_str(pair: tuple[str | int, Any]) -> tuple[str, Any]:
