@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from os import PathLike
 from typing import Any
 
@@ -21,7 +22,7 @@ from .inputs.multi import PackedOrParts
 from .inputs.preprocessing import Preprocessing, to_inputs
 from .model import relu_rules, state
 from .model.batch_dependence import contrasting_input_levels
-from .model.batching import BatchPadding, BatchSize, check_batch_size, map_in_batches
+from .model.batching import BatchPadding, BatchSize, check_batch_size
 from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capturing_activations
@@ -33,8 +34,9 @@ from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
 from .objectives import MODEL_END_ADDRESSES, Objective, binary_logit, check_classes, class_logit, logit, to_class_tensor
-from .validation import address_list, check_class_names, count_class_names
+from .validation import check_class_names, count_class_names
 
+LayersToRead = str | nn.Module | Sequence[str | nn.Module] | None
 MAX_AUTO_BATCH_ACTIVATION_BYTES = 2**29  # for the activations of one automatic batch
 
 
@@ -578,7 +580,7 @@ class Box:
             raise OutputError(f"{caller} {problem}")
 
     @property
-    def _forward_max_rows(self) -> int:
+    def forward_batch_limit(self) -> int:
         """As `batch_limit`, for forward passes without gradients, which hold few layers at a time."""
         return self.max_rows_in_memory(self.profile.peak_bytes_per_example)
 
@@ -631,53 +633,37 @@ class Box:
         size = check_batch_size(batch_size)
         return size if size == "auto" else min(size, self.max_rows), self.batch_limit
 
-    def read(self, x: Any, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
+    def read(self, x: Any, addresses: LayersToRead = None, *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations of layers for a batch of inputs.
 
-        The forward pass stops at the deepest layer needed. `ub.activations.maps` makes figures of them.
+        The forward pass stops at the deepest layer needed. `ub.activations.maps` gives the layers' inputs, too.
 
         Args:
             x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
             addresses: Addresses of the layers, as `box.layers` lists them: "conv1" is what the module gives, "conv1#1"
                 what its second call gives, "conv1:input" what it receives, "block:relu#0" the first ReLU called as a
-                function in its forward. "input", "output" and "logits" are taken, too.
+                function in its forward. "input", "output" and "logits" are taken, too, and modules of the model. None
+                takes every module without children.
             batch_size: Number of examples per batch; "auto" takes what fits in half a gigabyte, and halves it when
                 memory runs out.
 
         Returns:
-            {address: activation (N, ...)} in the box's dtype, on its device.
+            {address: activation (N, ...)} in the box's dtype, on its device: a dict that shows itself, by `.show()`, as
+            the last line of a cell, and in a file by `.save("activations.png")`.
 
         Raises:
             LayerError: when an address names no layer, or more than one call of it; the nearest names are listed.
-            InputError: when x is not what the model takes.
+            InputError: when x is not what the model takes, or all layers of so many inputs take more than 4 GiB.
 
         Example:
             >>> import unboxed as ub
             >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
             >>> x, y = ub.data.digits("test").first(4)
-            >>> {a: tuple(h.shape) for a, h in box.read(x, ["relu1", "logits"]).items()}
-            {'relu1': (4, 16, 24, 24), 'logits': (4, 10)}
+            >>> box.read(x, ["relu1", "logits"])
+            Activations(2 layers of 4 inputs: relu1 (4, 16, 24, 24), logits (4, 10))
         """
-        addresses = address_list(addresses)
-        for a in addresses:
-            if a not in MODEL_END_ADDRESSES:
-                self.layers.resolve(a)
-        x = self.validate_inputs(x)
-
-        def read_rows(rows: slice) -> dict[str, Tensor]:
-            with self.isolated(grad=False):
-                acts = self.forward(x[rows], addresses)
-                return {a: h if h.is_complex() else h.to(self.dtype) for a, h in acts.items()}
-
-        # activations without a batch axis cannot be joined from parts
-        unsplittable = any(not self.has_batch_axis(a) for a in addresses)
-        size, limit = self.batch_size_and_max_rows(len(x), batch_size, batch_dependent=unsplittable)
-        parts = map_in_batches(
-            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._forward_max_rows
-        )
-        if len(parts) == 1:
-            return {a: parts[0][a] for a in addresses}
-        return {a: torch.cat([p[a] for p in parts]) for a in addresses}
+        reading = import_module("unboxed.engine.read.activations")  # results are above the box
+        return reading.read_activations(self, x, addresses, batch_size)  # type: ignore[no-any-return]
 
     def __call__(self, x: Any, *, batch_size: BatchSize = "auto") -> Tensor:
         """The logits of a batch of inputs: pre-softmax values, also of a model that ends in a softmax.

@@ -17,7 +17,8 @@ from weakref import ref
 
 from .errors import InputError
 from .settings import Setting, settings_of
-from .validation import normalized_name, suggestion_text
+from .spellings import taking_other_spellings
+from .validation import nearest_names, normalized_name
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
@@ -77,6 +78,8 @@ class Card:
     runs: Callable[[Mapping[str, Any]], float] = lambda settings: 1  # model runs per input, from the settings
     order: int = 100  # small numbers first where methods are listed or not all can be run
     patents: str = ""  # what the method's authors claim of patents
+    aliases: tuple[str, ...] = ()  # other names that people know it by: "saliency"
+    first_choice: bool = False  # of attribution: one of the few that `explain` runs where no method is named
 
     @property
     def key(self) -> str:
@@ -127,8 +130,10 @@ def card(
     runs: Callable[[Mapping[str, Any]], float] | float = 1,
     order: int = 100,
     patents: str = "",
+    aliases: tuple[str, ...] = (),
+    first_choice: bool = False,
 ) -> Callable[[MethodT], MethodT]:
-    """Attach a card to a method and return the method unchanged.
+    """Attach a card to a method and return the method, which then takes other spellings of its settings (`spellings`).
 
     Args:
         name: The method's name as people write it: "Grad-CAM++".
@@ -149,6 +154,8 @@ def card(
         runs: Model runs per input: a number, or a function of the settings, `lambda s: s["n_samples"]`.
         order: Place among the methods of its family, small numbers first.
         patents: What the method's authors claim of patents.
+        aliases: Other names that people know it by, such as "saliency"; case and punctuation do not matter.
+        first_choice: Of attribution: it is one of the few that `explain` runs where no method is named.
 
     Raises:
         InputError: for needs, axioms or a family that do not exist.
@@ -168,6 +175,7 @@ def card(
         _check_allowed_values("family", [family], [*FAMILIES, "own"])
 
     def attach_card(method: MethodT) -> MethodT:
+        method = taking_other_spellings(method)
         method.card = Card(  # type: ignore[attr-defined]
             method,
             family or _family_of_method(method),
@@ -186,6 +194,8 @@ def card(
             runs if callable(runs) else lambda settings: runs,
             order,
             patents,
+            aliases,
+            first_choice,
         )
         _register_method(method)
         return method
@@ -240,6 +250,11 @@ def cards(family: str | None = None) -> tuple[Card, ...]:
     for name in FAMILIES:
         importlib.import_module(f"unboxed.{name}")
     _import_entry_point_methods()
+    return registered_cards(family)
+
+
+def registered_cards(family: str | None = None) -> tuple[Card, ...]:
+    """The cards of the methods that are imported, in the order of `cards`; nothing else is imported."""
     methods = [method for reference in [*_REGISTERED_METHOD_REFS.values()] if (method := reference()) is not None]
     own = {id(m): not str(m.__module__).startswith("unboxed.") for m in methods}
     families = [*FAMILIES, "own"]
@@ -265,13 +280,33 @@ def card_of(method: Callable[..., Any] | None) -> Card | None:
 
 
 def find_card(name: str, among: Iterable[Card] | None = None) -> Card:
-    """The card of a method's name, or of its written name ("Grad-CAM++", "grad_cam_plus_plus").
+    """The card of a method's name, or of its written name ("Grad-CAM++", "grad_cam_plus_plus"), or of an alias.
 
     Raises InputError with the nearest names where there is none.
     """
     among = cards() if among is None else tuple(among)
-    by_spelling = {normalized_name(word): c for c in reversed(among) for word in (c.key, c.name)}
-    if (plain := normalized_name(name)) not in by_spelling:
-        names = dict.fromkeys(c.key for c in among)
-        raise InputError(f"there is no method {name!r}; {suggestion_text(name, names, max_listed=len(names))}")
-    return by_spelling[plain]
+    if (found := find_card_or_none(name, among)) is None:
+        raise InputError(f"there is no method {name!r}; {method_suggestion_text(name, among)}")
+    return found
+
+
+def find_card_or_none(name: str, among: Iterable[Card]) -> Card | None:
+    """The card of a method's name, written name or alias; case, punctuation and "Attack" at the end do not matter."""
+    among, plain = tuple(among), _plain_name(name)
+    for words in (lambda c: (c.key,), lambda c: (c.name,), lambda c: c.aliases):
+        if found := next((c for c in among if plain in map(_plain_name, words(c))), None):
+            return found
+    return None
+
+
+def _plain_name(name: str) -> str:
+    plain = normalized_name(name)
+    return plain.removesuffix("attack") or plain
+
+
+def method_suggestion_text(name: str, among: Iterable[Card]) -> str:
+    """The end of an error about an unknown method: the methods whose name or alias is spelled like it, else all."""
+    key_by_word = {word: c.key for c in among for word in (*c.aliases, c.name, c.key)}
+    if nearest := dict.fromkeys(key_by_word[word] for word in nearest_names(name, key_by_word)):
+        return f"did you mean {' or '.join(map(repr, nearest))}?"
+    return f"there are {', '.join(map(repr, dict.fromkeys(key_by_word.values())))}"

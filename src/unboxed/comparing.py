@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from .box import Box
+from .engine.result_views import ResultViewsMixin
 from .errors import InputError, ModelError, warn
 from .inputs.examples import make_repeatable
 from .loading.checkpoints import weights
 
 T = TypeVar("T")
+
+
+class Comparison(dict[str, T], ResultViewsMixin):
+    """{model: result}: a dict that shows itself, maps and images side by side on one scale.
+
+    >>> Comparison(trained=1, untrained=2)
+    Comparison(2 models: trained: 1, ...)
+    """
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name}: {result!r}" for name, result in islice(self.items(), 1))
+        return f"{type(self).__name__}({len(self)} model{'s' * (len(self) != 1)}: {first}{', ...' * (len(self) > 1)})"
+
+
 CheckpointSource = str | Path | Mapping[str, Any]
 """A file of weights, or a state dict."""
 
 
 def compare(
     boxes: Mapping[str, Box] | Iterable[tuple[str, Box]], method: Callable[..., T], *args: Any, **kwargs: Any
-) -> dict[str, T]:
+) -> Comparison[T]:
     """Call one method on several boxes with the same arguments.
 
-    `plots.compare.side_by_side` draws the results on one scale. Ctrl-C keeps the results of the boxes that are done.
+    Ctrl-C keeps the results of the boxes that are done.
 
     Args:
         boxes: {name: box}, or an iterable of (name, box), such as `epochs`: each box is then freed before the next.
@@ -33,7 +49,7 @@ def compare(
         kwargs: Its keyword arguments.
 
     Returns:
-        {name: result}.
+        {name: result}: a dict that shows itself, maps and images side by side on one scale.
 
     Raises:
         InputError: when the models do not take the same inputs or have different numbers of outputs.
@@ -47,7 +63,7 @@ def compare(
         >>> {name: tuple(m.shape) for name, m in maps.items()}
         {'trained': (4, 1, 28, 28), 'untrained': (4, 1, 28, 28)}
     """
-    results: dict[str, T] = {}
+    results = Comparison[T]()
     first: tuple[str, Box] | None = None
     if isinstance(boxes, Mapping):
         for pair in boxes.items():  # before any is run

@@ -15,7 +15,8 @@ from torch import Tensor
 from .inputs.labels import ClassLabels
 from .model.batching import BatchSize as BatchSize
 from .objectives import Objective
-from .settings import Above, AtLeast, Below, Unit, ValueRole
+from .settings import Above, AtLeast, Below, ReadAs, Unit, ValueRole
+from .validation import norm_name
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
 
@@ -51,9 +52,9 @@ ExplainedQuantity = Annotated[
 
 # -- attacks -----------------------------------------------------------------------------------------------------------
 
-Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x is measured."]
-LinfOrL2Norm = Annotated[Literal["linf", "l2"], "Norm in which the distance from x is measured."]
-L2NormOnly = Annotated[Literal["l2"], "Norm in which the distance from x is measured."]
+Norm = Annotated[Literal["linf", "l2", "l1"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
+LinfOrL2Norm = Annotated[Literal["linf", "l2"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
+L2NormOnly = Annotated[Literal["l2"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
 Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
 AttackTarget = Annotated[ClassLabels | None, ValueRole("labels"), "Class to become (N,), or one for all."]
 CustomAttackObjective = Annotated[

@@ -72,6 +72,20 @@ class ValueRole:
 
 
 @dataclass(frozen=True)
+class AlsoNamed:
+    """Another name by which a setting is taken: "baselines", as captum calls it."""
+
+    alias: str
+
+
+@dataclass(frozen=True)
+class ReadAs:
+    """How values in other spellings are read: a function that returns the value, and what it does not know as it is."""
+
+    read: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class Setting:
     """One parameter of a method: its kind, range, unit, default and a line of help."""
 
@@ -83,6 +97,8 @@ class Setting:
     choices: tuple[Any, ...] = ()  # of kind "choice" all that is taken; else values that are taken besides numbers
     bounds: Mapping[str, float] = field(default_factory=dict)  # of `check_float`: minimum, maximum, above, below
     optional: bool = False  # None is taken
+    aliases: tuple[str, ...] = ()  # other names by which it is taken
+    read: Callable[[Any], Any] | None = None  # of values that are spelled in another way
 
     @property
     def is_required(self) -> bool:
@@ -225,6 +241,8 @@ def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
         choices=choices,
         bounds=bounds,
         optional=optional or parameter.default is None,
+        aliases=tuple(m.alias for m in marks if isinstance(m, AlsoNamed)),
+        read=next((m.read for m in marks if isinstance(m, ReadAs)), None),
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, LayerError
 
@@ -95,6 +96,22 @@ def address_list(addresses: object) -> list[str]:
     if not isinstance(addresses, Collection):
         raise LayerError(f"wanted the address of a layer, or a list of them; got {addresses!r}")
     return list(addresses)
+
+
+NORM_NAME_BY_ORDER: Mapping[float, str] = {math.inf: "linf", 2.0: "l2", 1.0: "l1"}
+
+
+def norm_name(norm: Any) -> Any:
+    """The name of a norm that is spelled in another way: its order (2, `numpy.inf`), "Linf", "L_2"; others as they are.
+
+    >>> norm_name(math.inf), norm_name(2), norm_name("L-inf"), norm_name("2"), norm_name("l3")
+    ('linf', 'l2', 'linf', 'l2', 'l3')
+    """
+    if isinstance(norm, str):
+        order = normalized_name(norm).removeprefix("l").replace("infinity", "inf")
+        return next((name for name in NORM_NAME_BY_ORDER.values() if name == f"l{order}"), norm)
+    is_number = isinstance(norm, Real) and not isinstance(norm, bool)
+    return NORM_NAME_BY_ORDER.get(float(norm), norm) if is_number else norm
 
 
 def normalized_name(name: str) -> str:

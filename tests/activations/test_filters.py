@@ -66,8 +66,8 @@ def box(before: Callable[[Tensor], Tensor]) -> ub.Box:
 @pytest.mark.parametrize("before", KEEPS)
 def test_the_first_convolution_is_found(before: str) -> None:
     opened = box(KEEPS[before])
-    assert torch.equal(ub.activations.filters(opened), opened.model.conv1.weight.detach())
-    assert torch.equal(ub.activations.filters(opened, "conv1"), opened.model.conv1.weight.detach())
+    assert torch.equal(ub.activations.filters(opened).weights, opened.model.conv1.weight.detach())
+    assert torch.equal(ub.activations.filters(opened, "conv1").weights, opened.model.conv1.weight.detach())
 
 
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0)])
@@ -76,7 +76,7 @@ def test_filters_are_in_the_order_of_the_inputs_channels(order: tuple[int, ...])
     opened = box(lambda x: x[:, list(order)])
     want = torch.empty(3, 3, 3, 3)
     want[:, list(order)] = opened.model.conv1.weight.detach()  # weight i is multiplied with pixel channel order[i]
-    assert torch.equal(ub.activations.filters(opened), want)
+    assert torch.equal(ub.activations.filters(opened).weights, want)
 
 
 MIXES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -102,7 +102,7 @@ def test_a_linear_layer(name: str) -> None:
     pad = nn.Identity() if name == "flat" else nn.ZeroPad2d((0, 1, 0, 1))
     opened = ub.Box(nn.Sequential(pad, nn.Flatten(), first, nn.ReLU(), nn.Linear(5, 4)), ub.Pixels((1, 9, 7)))
     if name == "flat":
-        assert torch.equal(ub.activations.filters(opened), first.weight.detach().view(5, 1, 9, 7))
+        assert torch.equal(ub.activations.filters(opened).weights, first.weight.detach().view(5, 1, 9, 7))
     else:
         with pytest.raises(LayerError):
             ub.activations.filters(opened)

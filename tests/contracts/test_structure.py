@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
     {
-        "errors", "cards", "settings", "validation", "atomic_write", "checkpointing", "rng", "namespaces",
+        "errors", "cards", "settings", "spellings", "validation", "atomic_write", "checkpointing", "rng", "namespaces",
         "weight_files",
     },
     {"objectives", "inputs", "model"},

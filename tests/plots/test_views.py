@@ -18,7 +18,7 @@ from contracts.common import CARDS, REFUSED, call_example, make_case
 from unboxed.engine.result_views import ResultViewsMixin
 from unboxed.errors import InputError, WriteError
 
-METHODS = [name for name in CARDS if (name, "plain") not in REFUSED and name != "filters"]  # a plain tensor
+METHODS = [name for name in CARDS if (name, "plain") not in REFUSED]
 MAX_REPR_LENGTH, MAX_MEDIAN_REPR_LENGTH = 400, 200
 lengths: dict[str, int] = {}
 

@@ -59,6 +59,7 @@ def _run_card_example(method: Any, box: Box, x: Tensor) -> Any:
 
 @card(
     name="CKA",
+    aliases=("centered_kernel_alignment",),
     source="Kornblith et al. 2019, arXiv:1905.00414; in minibatches: Nguyen et al. 2021, arXiv:2010.15327, eq. 3-4",
     shows="Which layers represent these examples alike, up to rotation and scale, in one model or in two.",
     does_not_show="That two layers compute the same: a few large directions dominate, and small ones may differ.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +13,32 @@ from torch import Tensor, nn
 
 from ..box import Box
 from ..cards import card
+from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..inputs.multi import MultiInput
 from ..parameters import LayerAddress
 from ..settings import check_settings
 
 MIN_SAME_CHANNEL_CORRELATION = 0.5  # from which on two channels count as the same pixels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Filters(ResultMixin):
+    """The filters of a layer: its weights as images."""
+
+    returns: ClassVar[str] = "activations"
+
+    layer: str  # the layer's path
+    type: str  # of the module: "Conv2d"
+    weights: Tensor  # (K, C, h, w), in the input's order of channels
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weights: (K, C, h, w)."""
+        return self.weights.shape
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 @card(
@@ -27,11 +49,11 @@ MIN_SAME_CHANNEL_CORRELATION = 0.5  # from which on two channels count as the sa
     example=lambda method, box, x, y: method(box),
     order=2,
 )
-def filters(box: Box, layer: LayerAddress = None) -> Tensor:
+def filters(box: Box, layer: LayerAddress = None) -> Filters:
     """The weights of the first convolution or linear layer, as images in the input's order of channels.
 
     Only the first layer's weights are in units of the input; for what deeper units look for use
-    `ub.synthesis.channels`. `ub.plots.filters` shows them.
+    `ub.synthesis.channels`.
 
     Args:
         box: The opened model.
@@ -39,8 +61,8 @@ def filters(box: Box, layer: LayerAddress = None) -> Tensor:
             also behind padding, a normalization or a permutation of channels.
 
     Returns:
-        Weights (K, C, h, w) of a convolution, (K, C, H, W) of a linear layer on images (C, H, W), in the model's own
-        units: for inputs after normalization.
+        `Filters`: `weights` (K, C, h, w) of a convolution, (K, C, H, W) of a linear layer on images (C, H, W), in the
+        model's own units: for inputs after normalization; and `layer`, whose they are. It shows itself.
 
     Raises:
         LayerError: for an unknown layer, or one whose weights are not images.
@@ -48,8 +70,8 @@ def filters(box: Box, layer: LayerAddress = None) -> Tensor:
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> tuple(ub.activations.filters(box).shape)
-        (16, 1, 5, 5)
+        >>> ub.activations.filters(box)
+        Filters(layer='conv1', type='Conv2d', weights=(16, 1, 5, 5))
 
     Source:
         Krizhevsky et al. 2012, figure 3.
@@ -61,11 +83,15 @@ def filters(box: Box, layer: LayerAddress = None) -> Tensor:
         if image is None:
             kind = box.layers[path].type
             raise LayerError(f"{path!r} ({kind}) has no weights in the shape of images")
-        return image
+        return _filters_of_layer(box, path, image)
     for path in _weight_layer_paths_in_run_order(box):
         if (image := _weights_as_images(box, path)) is not None:
-            return image
+            return _filters_of_layer(box, path, image)
     raise LayerError("no convolution and no linear layer takes the pixels themselves")
+
+
+def _filters_of_layer(box: Box, path: str, weights: Tensor) -> Filters:
+    return Filters(path, type(box.modules[path]).__name__.removeprefix("Parametrized"), weights)
 
 
 def _weight_layer_paths_in_run_order(box: Box) -> list[str]:

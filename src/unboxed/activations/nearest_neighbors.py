@@ -19,6 +19,7 @@ from ..settings import check_settings
 
 @card(
     name="Nearest neighbors",
+    aliases=("knn",),
     source="Krizhevsky et al. 2012, section 6.1 and figure 4 (right)",
     shows="Which examples are similar in this layer: those that the model has learned to separate are far apart.",
     does_not_show="Why they are similar: a distance adds up all features, and those of large values dominate.",

@@ -64,6 +64,7 @@ class Patching(ResultMixin):
 
 @card(
     name="Activation patching",
+    aliases=("activation_patching",),
     source="Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2",
     shows="Where in the model the difference between two inputs that changes the prediction is carried.",
     does_not_show="That a part is needed: it was sufficient here, and others may carry the same.",

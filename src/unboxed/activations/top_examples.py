@@ -74,6 +74,7 @@ class TopExamples(ResultMixin):
 
 @card(
     name="Top examples",
+    aliases=("top_activating_examples",),
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4, figure 2",
     shows="Which real examples, and which part of each, excite a unit most.",
     does_not_show="Which common property the unit responds to, and what else excites it less.",

@@ -48,6 +48,7 @@ APGD_RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 @card(
     name="APGD",
+    aliases=("auto_pgd",),
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
     shows="An input within eps of this one that the model misclassifies, searched with adaptive steps.",
     does_not_show="That there is none where it fails: gradients may be masked. AutoAttack adds attacks of other kinds.",

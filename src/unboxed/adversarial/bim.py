@@ -32,6 +32,7 @@ from .result import Adversarial
 
 @card(
     name="BIM",
+    aliases=("basic_iterative_method", "i_fgsm"),
     source="Kurakin et al. 2017, arXiv:1607.02533, section 2.2",
     shows="An input within eps of this one, reached in small steps from it, that the model misclassifies.",
     does_not_show="That there is none where it fails: it starts at one point alone.",

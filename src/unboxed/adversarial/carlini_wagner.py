@@ -52,6 +52,7 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 @card(
     name="Carlini & Wagner L2",
+    aliases=("cw",),
     source="Carlini & Wagner 2017, arXiv:1608.04644, section VI.A",
     shows="About the smallest change, in L2, that changes the model's prediction.",
     does_not_show="A bound: a still smaller change may do.",

@@ -56,6 +56,7 @@ FINAL_SEARCH_RELATIVE_OVERSHOOT = 1e-3
 
 @card(
     name="FAB",
+    aliases=("fast_adaptive_boundary",),
     source="Croce & Hein 2020, arXiv:1907.02044",
     shows="An input near this one, by the norm's measure, that the model misclassifies.",
     does_not_show="That there is none nearer: its distance is an upper bound of the smallest.",

@@ -32,6 +32,7 @@ from .result import Adversarial
 
 @card(
     name="FGSM",
+    aliases=("fast_gradient_sign_method",),
     source="Goodfellow et al. 2015, arXiv:1412.6572, section 4",
     shows="Whether one step along the gradient of the loss fools the model.",
     does_not_show="What many steps find: a model trained on single steps may be robust to those alone.",

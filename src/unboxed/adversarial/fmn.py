@@ -43,6 +43,7 @@ steepest_l2_direction = L2(math.inf).steepest_direction
 
 @card(
     name="FMN",
+    aliases=("fast_minimum_norm",),
     source="Pintor et al. 2021, arXiv:2102.12827, algorithm 1",
     shows="About the smallest change, in the norm, that changes the model's prediction, in few steps.",
     does_not_show="A bound: a still smaller change may do.",

@@ -47,6 +47,7 @@ MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
 
 @card(
     name="HopSkipJump",
+    aliases=("hsja",),
     source="Chen et al. 2020, arXiv:1904.02144, algorithm 2",
     shows="The nearest misclassified input found from the model's decisions alone, without gradients.",
     does_not_show="That none is nearer: more queries find nearer ones, and gradients, where there are any, do better.",

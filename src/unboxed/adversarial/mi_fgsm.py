@@ -34,6 +34,7 @@ from .result import Adversarial
 
 @card(
     name="MI-FGSM",
+    aliases=("momentum_iterative_method", "mim"),
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
     shows="An input within eps of this one that the model misclassifies, and other models often do too.",
     does_not_show="That there is none where it fails, nor that another model is fooled: try it.",

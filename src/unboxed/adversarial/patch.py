@@ -88,6 +88,7 @@ class Patch(ResultMixin):
 
 @card(
     name="Adversarial patch",
+    aliases=("adversarial_patch",),
     source="Brown et al. 2017, arXiv:1712.09665, section 2; the score's root is ours",
     shows="A small part of an image that decides the model's prediction, wherever it is put.",
     does_not_show="That no better patch exists, or that a printed one works: light, paper and camera are left out.",

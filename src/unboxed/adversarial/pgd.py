@@ -36,6 +36,7 @@ from .result import Adversarial
 
 @card(
     name="PGD",
+    aliases=("projected_gradient_descent",),
     source="Madry et al. 2018, arXiv:1706.06083, section 2.1",
     shows="An input within eps of this one that the model misclassifies.",
     does_not_show="That there is none where it fails: stronger attacks may find one.",

@@ -74,6 +74,7 @@ class Universal(ResultMixin):
 
 @card(
     name="Universal perturbation",
+    aliases=("universal_perturbation", "uap"),
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
     shows="One small change that changes the model's predictions of most inputs.",

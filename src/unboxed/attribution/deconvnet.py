@@ -16,6 +16,7 @@ from ..settings import check_settings
 
 @card(
     name="Deconvnet",
+    aliases=("deconvolution",),
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
     shows="The pattern in the input that the positive weights behind this score project back to.",
     does_not_show="Which of it this input has: without pooling, the input enters only through the choice of target.",

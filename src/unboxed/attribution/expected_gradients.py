@@ -25,7 +25,7 @@ from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..rng import sample_generator
-from ..settings import ValueRole, check_settings
+from ..settings import AlsoNamed, ValueRole, check_settings
 from ..validation import check_seed
 
 MAX_REFERENCE_EXAMPLES = 1024  # taken of a data set: its first examples
@@ -33,6 +33,7 @@ MAX_REFERENCE_EXAMPLES = 1024  # taken of a data set: its first examples
 
 @card(
     name="Expected gradients",
+    aliases=("gradient_shap",),
     source="Erion et al. 2021, arXiv:1906.10670",
     shows="How this score is made up of the input's differences from other inputs.",
     does_not_show="More than a mean of samples can: contributions sum to the difference only as samples become many.",
@@ -49,6 +50,7 @@ def expected_gradients(
     references: Annotated[
         Any,
         ValueRole("data"),
+        AlsoNamed("baselines"),
         "Inputs that x is compared with: a tensor (M, ...), or a data set, of which 1024 are taken.",
     ],
     n_samples: NSamples = 100,

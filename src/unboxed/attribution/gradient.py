@@ -15,6 +15,7 @@ from ..settings import check_settings
 
 @card(
     name="Gradient",
+    aliases=("saliency", "vanilla_gradient", "sensitivity_map"),
     source="Simonyan et al. 2014, arXiv:1312.6034, section 3",
     shows="Where slightly larger values would raise this score, and where slightly smaller ones would.",
     does_not_show="How much each value adds to the score: it is the slope at this input, and says nothing of larger "

@@ -19,6 +19,7 @@ from ..settings import check_settings
 
 @card(
     name="Gradient x input",
+    aliases=("input_x_gradient", "gradient_times_input", "input_times_gradient"),
     source="Shrikumar et al. 2016, arXiv:1605.01713; Ancona et al. 2018, arXiv:1711.06104",
     shows="What each value's difference from the baseline would add to the score if the model were linear.",
     does_not_show="What it adds in a nonlinear model: the shares need not sum to the score's difference, and where the "

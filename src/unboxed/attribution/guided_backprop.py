@@ -16,6 +16,7 @@ from ..settings import check_settings
 
 @card(
     name="Guided backprop",
+    aliases=("guided_backpropagation", "guided_bp"),
     source="Springenberg et al. 2015, arXiv:1412.6806, section 3.4",
     shows="Details of the input through which paths of only positive influence lead to this score.",
     does_not_show="Why this class and not another: it is close to an edge detector, and similar for most classes.",

@@ -35,6 +35,7 @@ TYPICAL_FORWARDS_PER_INPUT = 100  # on the card: about how many gradients an inp
 
 @card(
     name="Integrated gradients",
+    aliases=("ig",),
     source="Sundararajan et al. 2017, arXiv:1703.01365, section 3",
     shows="How this score is made up of the input's changes from a baseline; the contributions sum to the difference.",
     does_not_show="What another baseline would show: values that equal the baseline get nothing, whatever they mean.",

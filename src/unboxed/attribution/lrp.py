@@ -36,6 +36,7 @@ LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] 
 
 @card(
     name="LRP",
+    aliases=("layerwise_relevance_propagation",),
     source="Bach et al. 2015; Montavon et al. 2019, LNCS 11700; Kohlbrenner et al. 2020, arXiv:1910.09840",
     shows="How the score is made up of the inputs, if each layer distributes its relevance over what it was computed "
     "from.",

@@ -38,6 +38,7 @@ TYPICAL_FORWARDS_PER_INPUT = 200  # on the card: about how many positions the wi
 
 @card(
     name="Occlusion",
+    aliases=("occlusion_sensitivity",),
     source="Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2",
     shows="Which parts of the image this score depends on: what it loses when they are covered.",
     does_not_show="What two parts do together, or a part that another can replace; and the cover is itself a pattern "

@@ -38,6 +38,7 @@ HEAD_FUSION_FN_BY_NAME: dict[str, Callable[[Tensor], Tensor]] = {
 
 @card(
     name="Attention rollout",
+    aliases=("attention_rollout",),
     source="Abnar & Zuidema 2020, arXiv:2005.00928, section 3",
     shows="From which patches or words attention can have carried information to the end of the model.",
     does_not_show="Why this class and not another: no score is involved, so the map is the same for every target.",

@@ -35,6 +35,7 @@ TYPICAL_FORWARDS_PER_INPUT = 512  # on the card, by default: of all subsets of 3
 
 @card(
     name="Shapley values",
+    aliases=("shapley_values", "shapley_value_sampling"),
     source="Shapley 1953; Lundberg & Lee 2017, arXiv:1705.07874, equation 4",
     shows="How the difference between this score and the baseline's is shared out among the parts of the input.",
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",

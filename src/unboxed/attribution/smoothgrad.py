@@ -24,6 +24,7 @@ from ..validation import check_seed
 
 @card(
     name="SmoothGrad",
+    aliases=("noise_tunnel",),
     source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
     shows="Where larger or smaller values would change this score, on average over noisy copies of the input.",
     does_not_show="How the model answers on clean inputs alone: noisy copies are unlike what it was trained on.",

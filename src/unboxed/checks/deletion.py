@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
+from ..spellings import taking_other_spellings
 from ..validation import check_seed
 from .methods import Maps, RankBySignedValue
 from .perturbing import (
@@ -51,6 +52,7 @@ class PerturbationCurve(ResultMixin):
         return torch.trapezoid(self.curve.double(), self.fractions.double(), dim=1).to(self.curve.dtype)
 
 
+@taking_other_spellings
 def deletion(
     box: Box,
     x: InputBatch,
@@ -111,6 +113,7 @@ def deletion(
     return _perturbation_curve(box, x, x, baseline_x, maps, target, score, n_steps, signed, seed, batch_size)
 
 
+@taking_other_spellings
 def insertion(
     box: Box,
     x: InputBatch,

@@ -21,6 +21,7 @@ from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import Above, AtLeast, Unit, check_settings
+from ..spellings import taking_other_spellings
 from ..validation import check_seed
 from .methods import Maps, TestedMethod
 from .perturbing import (
@@ -47,6 +48,7 @@ class Infidelity(ResultMixin):
     scale: Tensor  # (N,) what the maps were multiplied by: 1, or the best factor
 
 
+@taking_other_spellings
 def infidelity(
     box: Box,
     x: InputBatch,

@@ -56,6 +56,7 @@ def print_method(name: str, *, as_json: bool) -> None:
 def card_notes(card: Card) -> dict[str, str]:
     """{title: text} of what a card and its method's docstring say besides the settings; without empty ones."""
     notes = {
+        "Also known as": ", ".join(card.aliases),
         "Source": card.source,
         "Needs": "; ".join(DESCRIPTION_BY_NEED[need] for need in card.needs),
         "Takes texts": "yes" if card.texts else "",

@@ -4,7 +4,7 @@ A method is a file here; what two of them share moves into `engine`. Each stands
 random model, a control task, a frozen dictionary), and its result says when there is nothing to see.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, taking_known_names
 from ._dictionary_table import DictionaryScore as DictionaryScore
 from ._tcav_diagnostics import Diagnostics as Diagnostics
 from .causal_units import CausalUnits as CausalUnits
@@ -35,3 +35,4 @@ from .tcav import ConceptScores as ConceptScores
 from .tcav import tcav as tcav
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = taking_known_names(__name__)

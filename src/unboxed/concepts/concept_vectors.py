@@ -105,6 +105,7 @@ class ConceptVectors(ResultMixin):
 
 @card(
     name="Concept activation vectors",
+    aliases=("cav", "cavs"),
     source="Kim et al. 2018, arXiv:1711.11279, section 3.2",
     shows="The direction of a concept in each layer, and how well it tells the concept's examples from random ones.",
     does_not_show="Whether the model's answers depend on that direction: see `tcav`.",

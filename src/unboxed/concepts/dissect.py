@@ -34,6 +34,7 @@ N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
 
 @card(
     name="Network dissection",
+    aliases=("network_dissection",),
     source="Bau et al. 2017, arXiv:1704.05796; of generators Bau et al. 2019, arXiv:1811.10597",
     shows="Which unit of a layer is active where a concept is, and whether more units are than in a random model.",
     does_not_show="Whether the model uses the unit for anything (of generators, causal units do), or concepts that "

@@ -5,7 +5,7 @@ have no model to open, so these are plain functions of `WordVectors`, or of any 
 language models: `continuation`, which makes a target of given or generated words.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, taking_known_names
 from .analogies import BiasedAnalogy as BiasedAnalogy
 from .analogies import biased_analogies as biased_analogies
 from .bias import BiasDirection as BiasDirection
@@ -38,3 +38,4 @@ from .word_map import WordMap as WordMap
 from .word_map import word_map as word_map
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = taking_known_names(__name__)

@@ -57,8 +57,10 @@ class Layers:
         op_counts: Mapping[tuple[str, str], int],
         unused: tuple[str, ...],
         unbatched: frozenset[tuple[str, str]] = frozenset(),
+        path_by_module: Mapping[nn.Module, str] | None = None,
     ) -> None:
         self.by_path = {row.path: row for row in layers}
+        self._path_by_module = path_by_module or {}
         self._op_counts, self._unused, self._unbatched = op_counts, unused, unbatched
         self._resolved: dict[str, str] = {}  # a cache: a table of layers never changes
 
@@ -68,7 +70,7 @@ class Layers:
     def __len__(self) -> int:
         return len(self.by_path)
 
-    def __getitem__(self, path: str) -> Layer:
+    def __getitem__(self, path: str | nn.Module) -> Layer:
         return self.by_path[Address.parse(self.resolve(path)).path]
 
     def with_unbatched_ops_marked(self, unbatched: Collection[tuple[str, str]], n: int) -> Layers:
@@ -79,22 +81,30 @@ class Layers:
             else row
             for row in self
         )
-        return Layers(layers, self._op_counts, self._unused, self._unbatched | frozenset(unbatched))
+        return Layers(
+            layers, self._op_counts, self._unused, self._unbatched | frozenset(unbatched), self._path_by_module
+        )
 
     @property
     def leaves(self) -> tuple[Layer, ...]:
         """The layers without child modules."""
         return tuple(row for row in self if row.is_leaf)
 
-    def has_batch_axis(self, name: str) -> bool:
+    def has_batch_axis(self, name: str | nn.Module) -> bool:
         """Whether the first axis of an activation is the batch. Raises LayerError."""
         address = Address.parse(self.resolve(name))
         if address.op is None:
             return self.by_path[address.path].has_batch_axis
         return (address.path, address.op) not in self._unbatched
 
-    def resolve(self, name: str) -> str:
-        """The full address of a name. Raises LayerError with the nearest names, or with the choices."""
+    def path_of_module(self, module: nn.Module) -> str | None:
+        """The path of a module of the model; None for other modules."""
+        return self._path_by_module.get(module)
+
+    def resolve(self, name: str | nn.Module) -> str:
+        """The full address of a name, or of a module. Raises LayerError with the nearest names, or with the choices."""
+        if isinstance(name, nn.Module):
+            name = self._require_path_of_module(name)
         if isinstance(name, str) and name in self._resolved:
             return self._resolved[name]
         address = Address.parse(name)
@@ -107,6 +117,15 @@ class Layers:
         if address.call is not None and address.call >= n_calls:
             raise LayerError(f"{str(address)!r}: it runs {n_calls} times in one forward pass, counted from #0")
         return self._resolved.setdefault(name, str(address))
+
+    def _require_path_of_module(self, module: nn.Module) -> str:
+        path = self.path_of_module(module)
+        if path is None:
+            names = suggestion_text("", self.by_path)
+            raise LayerError(f"this {type(module).__name__} is no module of the model (of a copy of it?); {names}")
+        if not path:
+            raise LayerError('this module is the whole model; "output" and "logits" name what it gives')
+        return path
 
     def _count_calls(self, address: Address) -> int:
         if address.op in (None, "input"):
@@ -284,4 +303,6 @@ def _build_layers(
 
     listed = {p: n for p, n in records.items() if p and "parametrizations" not in p.split(".")}  # those compute weights
     unused = tuple(p for p in modules if p not in records)
-    return Layers(tuple(make_layer(p, n) for p, n in listed.items()), op_counts, unused, frozenset(unbatched))
+    path_by_module = {module: path for path, module in modules.items()}
+    rows = tuple(make_layer(p, n) for p, n in listed.items())
+    return Layers(rows, op_counts, unused, frozenset(unbatched), path_by_module)

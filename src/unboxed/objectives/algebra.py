@@ -351,5 +351,7 @@ def layer_objective(
     n: int | None = None,
 ) -> Objective:
     """The objective that applies `score: (N, ...) -> (N,)` to one layer, in at least single precision."""
-
+    if not isinstance(layer, str):
+        hint = "box.layers.resolve(module) gives a module's"
+        raise LayerError(f'an objective wants the address of a layer, such as "conv2"; {hint}. Got {layer!r}')
     return Objective(lambda acts: score(as_float_activation(acts[layer], layer)), frozenset({layer}), name, select, n=n)

@@ -6,6 +6,7 @@ Inputs are images (C, H, W) or (N, C, H, W) in [0, 1]; maps are shaped like them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -305,6 +306,16 @@ def activations(layers: Sequence[LayerMaps], row: int = 0, *, title: str = "") -
     return contact_sheet(rows, title=title, columns=["input", "output"], names=names, side=260)
 
 
+def layer_sheet(layers: Mapping[str, Any], row: int = 0, *, title: str = "") -> Image.Image:
+    """What each layer gives, {address: (N, ...)}, for one example: two layers in a line, each with its scale."""
+    tiles: list[Tile | None] = [
+        replace(tile, caption=f"{address}\n{tile.caption}")
+        for address, h in layers.items()
+        for tile in [_activation_tile(h, row)]
+    ]
+    return contact_sheet([tiles[i : i + 2] for i in range(0, len(tiles), 2)], title=title, side=260)
+
+
 def _activation_tile(h: Any, row: int) -> Tile:
     bar = activation_color_bar(h)
     return Tile(
@@ -317,7 +328,8 @@ def filters(weights: Any, *, title: str = "") -> Image.Image:
     """Filters of a first layer, as small images on one scale.
 
     Args:
-        weights: Weights (K, C, h, w): of three channels as colors around gray, else the signed sum over channels.
+        weights: What `ub.activations.filters` gives, or weights (K, C, h, w): of three channels as colors around gray,
+            else the signed sum over channels.
         title: Printed above.
 
     Returns:
@@ -329,7 +341,7 @@ def filters(weights: Any, *, title: str = "") -> Image.Image:
         >>> ub.plots.filters(ub.activations.filters(box)).width
         429
     """
-    grid, bar = filter_grid(weights)
+    grid, bar = filter_grid(getattr(weights, "weights", weights))
     return contact_sheet([[Tile(colors.add_borders(grid))]], title=title, bars=[bar], side=max(grid.shape) + 2)
 
 

@@ -52,7 +52,7 @@ def find(context: ReportContext) -> ActivationsFinding:
     weights, no_filters_reason = None, ""
     if context.has_images:
         try:
-            weights = filters(context.box)
+            weights = filters(context.box).weights
         except LayerError as error:
             no_filters_reason = f"No filters to show: {error}."
     indices = context.typical_and_ambiguous_indices(N_SHOWN_EXAMPLES)

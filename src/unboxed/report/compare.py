@@ -180,7 +180,7 @@ def _filter_and_activation_map_pairs(context: ReportContext, others: dict[str, B
     boxes = {TRAINED_MODEL_NAME: context.box, UNTRAINED_MODEL_NAME: others[UNTRAINED_MODEL_NAME]}
     pairs: list[MapPair] = []
     with suppress(UnboxedError):  # no weights on pixels: the section of the filters says so
-        weights = {n: _filters_to_images(w) for n, w in compare(boxes, filters).items()}
+        weights = {n: _filters_to_images(result.weights) for n, result in compare(boxes, filters).items()}
         pairs.append(MapPair("first-layer filters", weights))
     if (path := _deepest_large_map_layer(context.box)) is not None:
         maps = {n: box.read(x[:1], [path])[path][0] for n, box in boxes.items()}

@@ -31,6 +31,7 @@ from ..model.nan_checks import reindex_nan_error
 from ..objectives import margin
 from ..parameters import Norm
 from ..settings import check_settings
+from ..spellings import taking_other_spellings
 from ..validation import check_seed
 from .attack_compatibility import (
     check_attack_norm,
@@ -72,6 +73,7 @@ def default_attacks() -> dict[str, AttackFn]:
     }
 
 
+@taking_other_spellings
 def evaluate(
     box: Box,
     data: Any,

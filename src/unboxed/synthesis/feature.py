@@ -25,6 +25,7 @@ from .recipe import (
 
 @card(
     name="Feature visualization",
+    aliases=("feature_visualization", "activation_maximization"),
     source="Olah et al. 2017, Distill, doi:10.23915/distill.00007; MACO: Fel et al. 2023, arXiv:2306.06805, section 3",
     shows="What excites this part of the model most, when rotated, scaled and shifted a little.",
     does_not_show="That real inputs excite it by this: the image may look like nothing that the model will ever see.",

@@ -71,6 +71,7 @@ class Inversion(GeneratedImages):
 
 @card(
     name="Inversion",
+    aliases=("feature_inversion",),
     source="Mahendran & Vedaldi 2015, arXiv:1412.0035, eq. 1 to 3 and section 3; the prior's weight falls as it goes",
     shows="What the layer still represents of the image: the result gives it (nearly) the same activation.",
     does_not_show="What it makes of that. The prior (smooth, in range) fills in what the layer does not represent.",

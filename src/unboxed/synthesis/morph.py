@@ -51,6 +51,7 @@ class Morph(GeneratedImages):
 
 @card(
     name="Morph",
+    aliases=("counterfactual",),
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image and by normalized steps",
     shows="Which changes, and how many, make the model predict the other class.",
     does_not_show="What would convince a person: an easily fooled model morphs without looking like the other class.",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...objectives import RowIndex
 from ...rng import normal, uniform
-from ...validation import check_float
+from ...validation import check_float, norm_name
 from ..rows import broadcast_rows
 
 MIN_DENOMINATOR = 1e-12
@@ -153,9 +153,9 @@ def unbounded_ball(norm: str, allowed: tuple[str, ...] = tuple(BALL_BY_NORM)) ->
 
 
 def _ball_class(norm: str, allowed: tuple[str, ...]) -> Callable[[float], NormBall]:
-    if not isinstance(norm, str) or norm.lower() not in allowed:
+    if (name := norm_name(norm)) not in allowed:
         raise InputError(f"norm is one of {', '.join(allowed)}; got {norm!r}")
-    return BALL_BY_NORM[norm.lower()]
+    return BALL_BY_NORM[name]
 
 
 def resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:

@@ -23,12 +23,13 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...inputs.tokens import Tokens
 from ...model.nan_checks import check_finite_scores
-from ...settings import ValueRole
+from ...settings import AlsoNamed, ValueRole
 from ...validation import check_float, check_seed
 
 Baseline = Annotated[
     str | float | Tensor | None,
     ValueRole("str"),
+    AlsoNamed("baselines"),
     "What x is compared with: a kind, a number or a tensor; None is black for images, the mean for features.",
 ]
 """The kinds are "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself, blurred)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ...activations import (
     CKA,
     Ablation,
+    Filters,
     LayerMaps,
     Neighbors,
     Patching,
@@ -20,6 +22,7 @@ from ...activations import (
     TsneMaps,
     UnitStatistics,
 )
+from ...engine.read.activations import Activations
 from .. import colors, draw
 from ..charts import bar_chart, matrix_plot
 from ..compare import cka_plot
@@ -40,6 +43,7 @@ from .common import (
 if TYPE_CHECKING:
     from ...box import Box
 
+MAX_LAYERS_PER_FIGURE = 24
 MAX_UNITS_PER_FIGURE = 12  # units of a layer that a figure shows
 MAX_MATRIX_ROWS_AND_COLUMNS, MAX_CHART_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
 HISTOGRAMS_PER_ROW = 4
@@ -57,6 +61,23 @@ def layer_maps_figures(results: Sequence[Any]) -> Figures:
 @figures.register(LayerMaps)
 def _single_layer_maps_figures(result: LayerMaps, box: Box | None = None, *, data: Any = None) -> Figures:
     return layer_maps_figures([result])
+
+
+@figures.register(Activations)
+def _activations_figures(result: Activations, box: Box | None = None, *, data: Any = None) -> Figures:
+    """What each layer gives, a row per layer and a figure per example; without layers that have no row per example."""
+    layers = {a: h for a, h in result.items() if h.ndim > 1 and not h.is_complex()}
+    n = min(*(len(h) for h in layers.values()), MAX_EXAMPLES_PER_FIGURE) if layers else 0
+    shown = dict(islice(layers.items(), MAX_LAYERS_PER_FIGURE))
+    rest = f" (the first {len(shown)} of {len(layers)} layers)" if len(shown) < len(layers) else ""
+    return {f"example {i}": draw.layer_sheet(shown, i, title=f"Activations, example {i}{rest}") for i in range(n)}
+
+
+@figures.register(Filters)
+def _filters_figures(result: Filters, box: Box | None = None, *, data: Any = None) -> Figures:
+    shape = " × ".join(map(str, result.shape[1:]))
+    title = f"Filters of {result.layer} ({result.type}): {len(result)} of {shape}"
+    return {"filters": draw.filters(result.weights, title=title)}
 
 
 @figures.register(Ablation)
