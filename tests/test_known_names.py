@@ -100,9 +100,10 @@ def test_another_norm_is_refused(box: Any, x: torch.Tensor, norm: Any) -> None:
 
 
 def test_baselines_as_captum_has_it(box: Any, x: torch.Tensor) -> None:
-    ig = ub.attribution.integrated_gradients
+    ig: Any = ub.attribution.integrated_gradients
+    expected: Any = ub.attribution.expected_gradients
     assert torch.equal(ig(box, x, 3, baselines=0.5), ig(box, x, 3, baseline=0.5))
-    assert len(ub.attribution.expected_gradients(box, x, 3, baselines=x, n_samples=2)) == 2
+    assert len(expected(box, x, 3, baselines=x, n_samples=2)) == 2
     with pytest.raises(InputError, match="baselines= is another name of baseline=; give one of them"):
         ig(box, x, 3, baseline=0, baselines=0)
 
@@ -147,7 +148,8 @@ def test_layers_by_their_modules(box: Any, x: torch.Tensor) -> None:
     conv2 = box.model.conv2
     assert box.layers.resolve(conv2) == "conv2"
     assert box.layers[conv2].path == "conv2"
-    assert ub.attribution.grad_cam(box, x, layer=box.model.relu2).layer == "relu2"
+    grad_cam: Any = ub.attribution.grad_cam
+    assert grad_cam(box, x, layer=box.model.relu2).layer == "relu2"
     assert list(box.read(x, [conv2, "fc1"])) == ["conv2", "fc1"]
     assert list(box.read(x, conv2)) == ["conv2"]
     assert ub.activations.filters(box, box.model.conv1).layer == "conv1"
@@ -155,7 +157,7 @@ def test_layers_by_their_modules(box: Any, x: torch.Tensor) -> None:
 
 def test_a_module_of_another_model_is_refused(box: Any, x: torch.Tensor) -> None:
     with pytest.raises(LayerError, match=r"this Conv2d is no module of the model \(of a copy of it\?\); there are"):
-        ub.attribution.grad_cam(box, x, layer=torch.nn.Conv2d(1, 1, 1))
+        box.read(x, torch.nn.Conv2d(1, 1, 1))
     with pytest.raises(LayerError, match="this module is the whole model"):
         box.read(x, [box.model])
     with pytest.raises(LayerError, match="an objective wants the address of a layer"):
