@@ -135,7 +135,7 @@ def _checked_relevance(
 def _n_reports_of_encoding(box: Box, x: Tensor, layer_rules: LayerRules) -> int:
     """How many ops of normalization report what they hold back, before the model runs."""
     ledger = RelevanceLedger(1)
-    with LRPMode(layer_rules, ledger):
+    with box.isolated(), LRPMode(layer_rules, ledger):  # whatever the caller's grad mode is
         box.inputs.encode(x.detach().clone().requires_grad_())
     return ledger.n_reports
 
