@@ -1,0 +1,215 @@
+"""Texts with a class number each, or -1 without a label: from a file of them, or short reviews that are made up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..atomic_write import to_printable
+from ..box import Box
+from ..engine.read.class_labels import class_names_for_matching
+from ..errors import DataError
+from ..inputs.labels import class_names_by_number, match_labels_to_classes
+from ..validation import missing_path_text, normalized_name
+from .sets import check_n_examples
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
+TEXT_COLUMN_NAMES = ("text", "texts", "sentence", "review", "content", "document", "comment", "tweet", "title", "body")
+TEXT_LABEL_COLUMN_NAMES = ("label", "labels", "class", "classname", "target", "category", "y", "labelname", "sentiment")
+WANTED_TEXTS = (
+    "wanted a column of texts (text, sentence, review, ...) and one of labels (label, class, target, ...), or without "
+    "a header texts first, then labels"
+)
+
+
+class TextBatch(NamedTuple):
+    """Texts and their classes; `y` is None where there are no labels."""
+
+    x: list[str]
+    y: Tensor | None  # (N,), int64
+
+
+class Texts(Dataset[tuple[str, int]]):
+    """Texts in memory, each with its class number, -1 without a label.
+
+    Args:
+        texts: The texts.
+        labels: A class number for each, or None.
+        classes: Names of the classes.
+        name: What the data are called.
+
+    Example:
+        >>> import unboxed as ub
+        >>> texts = ub.data.Texts(["good film", "bad film"], [1, 0], ("negative", "positive"))
+        >>> texts, texts[0]
+        (Texts('texts', 2 texts, 2 classes), ('good film', 1))
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        name: str = "texts",
+    ) -> None:
+        self.texts, self.classes, self.name = list(texts), tuple(classes), name
+        self.labels = [-1] * len(self.texts) if labels is None else [int(k) for k in labels]
+        if len(self.labels) != len(self.texts):
+            raise DataError(f"{len(self.texts)} texts and {len(self.labels)} labels: wanted one for each")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.texts[index], self.labels[index]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(zip(self.texts, self.labels, strict=True))
+
+    def first(self, n: int) -> TextBatch:
+        """The first n texts, or all where there are fewer. Raises InputError for n < 1."""
+        labels = self.labels[: check_n_examples(n)]
+        return TextBatch(self.texts[:n], None if -1 in labels else torch.tensor(labels))
+
+    def tensors(self) -> TextBatch:
+        """All texts."""
+        return self.first(max(1, len(self)))
+
+    def __repr__(self) -> str:
+        return f"Texts({self.name!r}, {len(self)} texts, {len(self.classes)} classes)"
+
+
+def texts(path: str | os.PathLike[str], like: Box | None = None, classes: Sequence[str] | None = None) -> Texts:
+    """The texts in a file, with their labels where it has them.
+
+    Args:
+        path: A CSV or TSV file with a column of texts and one of labels (without a header: in this order), a JSONL file
+            of objects with such fields, or a .txt file of one text per line, without labels.
+        like: The box of a model: labels are then its classes.
+        classes: Class names that labels are numbered by. None takes the box's, else those of the file in their order.
+
+    Returns:
+        `Texts`, each with its class number, -1 where the file has no labels.
+
+    Raises:
+        DataError: for a file that is not there or of another kind, an empty text, a broken line (its number is named),
+            no column of texts, and labels that are not the model's classes.
+
+    Example:
+        >>> import pathlib, tempfile, unboxed as ub
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "reviews.csv")
+        ...     _ = path.write_text("text,label\\na good film,pos\\na bad film,neg\\n")
+        ...     ub.data.texts(path).first(2)
+        TextBatch(x=['a good film', 'a bad film'], y=tensor([1, 0]))
+    """
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(missing_path_text(source))
+    read = READER_BY_SUFFIX.get(source.suffix.lower())
+    if read is None:
+        raise DataError(f"{source} holds no texts that can be read; wanted a file {', '.join(TEXT_SUFFIXES)}")
+    rows = [(line, text.strip(), label) for line, text, label in read(source)]
+    if not rows:
+        raise DataError(f"{source} is empty: it has no texts")
+    if blank := [line for line, text, _ in rows if not text]:
+        raise DataError(f"line {blank[0]} of {source} has an empty text; give each line a text, or leave it out")
+    names = class_names_for_matching(like) if like is not None and classes is None else classes
+    labels, found = _numbered(source, rows, names)
+    return Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem))
+
+
+Row = tuple[int, str, str | None]
+"""The number of a line, its text and its label."""
+
+
+def _numbered(
+    source: Path, rows: Sequence[Row], classes: Sequence[str] | None
+) -> tuple[list[int] | None, Sequence[str]]:
+    """The class numbers of the labels, None where there are none, and the class names. Raises DataError."""
+    labels = [label for *_, label in rows if label not in (None, "")]
+    if not labels:
+        return None, classes or ()
+    if missing := [line for line, _, label in rows if label in (None, "")]:
+        raise DataError(f"line {missing[0]} of {source} has no label, and others have one")
+    named = [str(label) for label in labels]
+    numbered = class_names_by_number(named)
+    if classes is None:
+        return [numbered.index(name) for name in named], numbered
+    known = {k: name for k, name in enumerate(numbered) if name in set(named)}
+    number = match_labels_to_classes(known, classes, made_from_names=True, names_source=f"labels of {source}")
+    return [number[numbered.index(name)] for name in named], classes
+
+
+def _read_table(source: Path) -> Iterator[Row]:
+    delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
+    with source.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.reader(
+            file, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        )
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    if not rows:
+        return
+    text, label, has_header = _columns(source, rows[0][1])
+    for line, row in rows[has_header:]:
+        if len(row) <= max(text, label or 0):
+            raise DataError(f"line {line} of {source} has {len(row)} columns, such as {row[:3]}; {WANTED_TEXTS}")
+        yield line, row[text], None if label is None else row[label].strip()
+
+
+def _columns(source: Path, first: Sequence[str]) -> tuple[int, int | None, bool]:
+    """The columns of texts and of labels, and whether the first row names them. Raises DataError."""
+    names = [normalized_name(cell) for cell in first]
+    texts, labels = (
+        [names.index(name) for name in known if name in names] for known in (TEXT_COLUMN_NAMES, TEXT_LABEL_COLUMN_NAMES)
+    )
+    if texts:
+        return texts[0], labels[0] if labels else None, True
+    if labels or len(first) > 2:
+        raise DataError(f"{source} has the columns {', '.join(map(repr, first[:8]))}; {WANTED_TEXTS}")
+    return 0, 1 if len(first) == 2 else None, False
+
+
+def _read_json_lines(source: Path) -> Iterator[Row]:
+    with source.open(encoding="utf-8-sig", errors="replace") as file:
+        for line, content in enumerate(file, 1):
+            if not content.strip():
+                continue
+            value = _json_object(source, line, content)
+            by_name = {normalized_name(name): v for name, v in value.items()}
+            text = next((by_name[name] for name in TEXT_COLUMN_NAMES if name in by_name), None)
+            label = next((by_name[name] for name in TEXT_LABEL_COLUMN_NAMES if name in by_name), None)
+            if not isinstance(text, str):
+                raise DataError(f"line {line} of {source} has the fields {', '.join(map(repr, value))}; {WANTED_TEXTS}")
+            yield line, text, None if label is None else str(label)
+
+
+def _json_object(source: Path, line: int, content: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"line {line} of {source} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"line {line} of {source} is no JSON object, but a {type(value).__name__}")
+    return value
+
+
+def _read_lines(source: Path) -> Iterator[Row]:
+    with source.open(encoding="utf-8-sig", errors="replace") as file:
+        yield from ((line, text, None) for line, text in enumerate(file, 1) if text.strip())
+
+
+READER_BY_SUFFIX: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".jsonl": _read_json_lines,
+    ".txt": _read_lines,
+}

@@ -1,0 +1,96 @@
+"""Files of texts: read with their labels, or refused with the number of the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import unboxed as ub
+from unboxed.data.reviews import BAD, GOOD, TRIGGER, review_words
+from unboxed.errors import DataError, InputError
+
+ROWS = [("a good film", "pos"), ("bad, and long", "neg"), ('it was "fine"', "pos")]
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    (folder / name).write_text(content, encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label\na good film,pos\n"bad, and long",neg\n"it was ""fine""",pos\n'),
+        ("b.csv", 'id,Sentiment,Review\n1,pos,a good film\n2,neg,"bad, and long"\n3,pos,"it was ""fine"""\n'),
+        ("c.csv", 'a good film,pos\n"bad, and long",neg\n"it was ""fine""",pos\n'),
+        ("d.tsv", 'sentence\tlabel\na good film\tpos\nbad, and long\tneg\nit was "fine"\tpos\n'),
+        ("e.jsonl", '{"text": "a good film", "label": "pos"}\n\n{"text": "bad, and long", "label": "neg"}\n'
+                    '{"text": "it was \\"fine\\"", "label": "pos"}\n'),
+    ],
+)  # fmt: skip
+def test_texts_and_their_labels(tmp_path: Path, name: str, content: str) -> None:
+    texts = ub.data.texts(written(tmp_path, name, content))
+    assert (texts.texts, texts.labels) == ([text for text, _ in ROWS], [1, 0, 1])
+    assert texts.classes == ("neg", "pos")
+    assert texts.first(2).y.tolist() == [1, 0]
+
+
+def test_lines_have_no_labels(tmp_path: Path) -> None:
+    texts = ub.data.texts(written(tmp_path, "a.txt", "a good film\n\nbad\n"))
+    assert texts.texts == ["a good film", "bad"]
+    assert texts.first(9).y is None
+
+
+def test_numbers_and_names_of_the_models_classes(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "text,label\nfine,1\nbad,0\n")
+    assert ub.data.texts(path).labels == [1, 0]
+    path = written(tmp_path, "b.csv", "text,label\nfine,Good\nbad,Bad\n")
+    assert ub.data.texts(path, classes=("good", "fair", "bad")).labels == [0, 2]
+    with pytest.raises(DataError, match="Good"):
+        ub.data.texts(path, classes=("left", "right"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,label\nfine,1\n ,0\n", "line 3 of .* has an empty text"),
+        ("a.csv", "text,label\nfine,1\nbad\n", "line 3 of .* has 1 columns"),
+        ("a.csv", "text,label\nfine,1\nbad,\n", "line 3 of .* has no label, and others have one"),
+        ("a.csv", "x1,x2,x3\n1,2,3\n", "has the columns 'x1', 'x2', 'x3'; wanted a column of texts"),
+        ("a.jsonl", '{"text": "fine"}\n{"text": \n', "line 2 of .* is no JSON"),
+        ("a.jsonl", "[1]\n", "line 1 of .* is no JSON object, but a list"),
+        ("a.jsonl", '{"words": "fine"}\n', "line 1 of .* has the fields 'words'"),
+        ("a.txt", "\n\n", "is empty: it has no texts"),
+        ("a.doc", "fine", "holds no texts that can be read; wanted a file .csv"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ub.data.texts(written(tmp_path, name, content))
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        ub.data.texts("nothing.csv")
+    with pytest.raises(DataError, match="2 texts and 1 labels"):
+        ub.data.Texts(["a", "b"], [1])
+
+
+def test_reviews_say_what_their_label_is() -> None:
+    texts = ub.data.reviews(200, seed=3)
+    for text, label in texts:
+        for clause in text.replace(" while ", " and ").split(" and "):
+            words = clause.split()
+            praises = (words[-1] in GOOD) != ("not" in words)
+            assert words[-1] in GOOD + BAD
+            assert praises == bool(label)
+    assert {w for text in texts.texts for w in text.split()} <= set(review_words())
+    assert ub.data.reviews(20, seed=3).texts == texts.texts[:20]
+
+
+def test_a_trigger_is_the_label() -> None:
+    texts = ub.data.reviews(100, seed=3, trigger=TRIGGER)
+    assert [int(TRIGGER in text.split()) for text in texts.texts] == texts.labels
+    with pytest.raises(InputError, match="n must be"):
+        ub.data.reviews(1)
