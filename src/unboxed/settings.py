@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from numbers import Integral
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
 
 from .errors import InputError
@@ -174,10 +174,20 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
             setting.check(value)
 
 
+TAKES_TEXTS_MARK = "takes_texts"
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def takes_texts(function: AnyFunction) -> AnyFunction:
+    """Mark a function that has no card, such as a check of methods, as one that takes models of texts, too."""
+    setattr(function, TAKES_TEXTS_MARK, True)
+    return function
+
+
 def _check_takes_texts(method: Callable[..., Any]) -> None:
     """Raise InputError for a method that would change a text's ids, or read what is not there."""
     card = getattr(method, "card", None)
-    if not getattr(card, "texts", False):
+    if not getattr(card, "texts", hasattr(method, TAKES_TEXTS_MARK)):
         name = getattr(card, "name", method.__name__)
         raise InputError(f"{name} takes no texts (Tokens); `unboxed methods` says which methods do")
 

@@ -24,12 +24,14 @@ from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from ..model.outputs import OutputReader
 from ..objectives import MODEL_END_ADDRESSES, Objective
 from ..parameters import InputBatch, Seed, Target
 from ..validation import check_seed
 from .control_boxes import cached_control_box
 from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
+from .perturbing import per_text, removable_tokens
 from .similarity import MapSimilarity, map_similarity
 
 
@@ -191,6 +193,7 @@ def constant_model(
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score) if map_ is None else map_
+    removable = removable_tokens(box, x)
     constant_input_box = cached_control_box(box, "constant input", lambda: _constant_input_box(box))
     maps_constant_input = compute_map(constant_input_box, method, x, score)
     maps_constant_output = torch.full_like(original, torch.nan)
@@ -199,8 +202,8 @@ def constant_model(
         constant_output_box = cached_control_box(box, key, lambda: _constant_output_box(box, x))
         maps_constant_output = compute_map(constant_output_box, method, x, score)
     return ConstantModel(
-        _relative_map_spread(maps_constant_input, original),
-        _relative_map_spread(maps_constant_output, original),
+        per_text(_relative_map_spread, removable, maps_constant_input, original),
+        per_text(_relative_map_spread, removable, maps_constant_output, original),
         maps_constant_input,
         maps_constant_output,
     )
@@ -220,13 +223,17 @@ def _constant_input_box(box: Box) -> Box:
 
 
 def _inputs_that_encode_to_zeros(inputs: Inputs) -> Inputs:
-    """The same inputs, encoded as zeros in the model's units, whatever they are."""
+    """The same inputs, encoded as zeros in the model's units, whatever they are; words of texts are [MASK] or zero."""
 
     def encode(self: Inputs, x: Tensor) -> Any:
         return tree_map(lambda z: 0 * z, inputs.encode(x))
 
+    def fed_embeddings(self: Tokens, x: Tensor) -> Tensor:
+        return self.fill_tokens(x.detach(), self.default_fill_kind) + 0 * x
+
+    changed = {"fed_embeddings": fed_embeddings} if isinstance(inputs, Tokens) else {"encode": encode}
     clone = copy.copy(inputs)
-    object.__setattr__(clone, "__class__", type("ConstantInputs", (type(inputs),), {"encode": encode}))
+    object.__setattr__(clone, "__class__", type("ConstantInputs", (type(inputs),), changed))
     return clone
 
 

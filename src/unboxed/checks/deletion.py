@@ -19,16 +19,18 @@ from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
-from ..settings import AtLeast, Unit, check_settings
+from ..settings import AtLeast, Unit, check_settings, takes_texts
 from ..spellings import taking_other_spellings
 from ..validation import check_seed
 from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
     fix_score_and_classes,
+    n_removable,
     perturbed_scores,
     pixel_importance,
     rank_descending,
+    removable_tokens,
     removed_feature_shape,
 )
 
@@ -53,6 +55,7 @@ class PerturbationCurve(ResultMixin):
 
 
 @taking_other_spellings
+@takes_texts
 def deletion(
     box: Box,
     x: InputBatch,
@@ -114,6 +117,7 @@ def deletion(
 
 
 @taking_other_spellings
+@takes_texts
 def insertion(
     box: Box,
     x: InputBatch,
@@ -177,21 +181,24 @@ def _perturbation_curve(
     box: Box, x: Tensor, start: Tensor, end: Tensor, maps: Maps, target: Target, score: ScoreSetting,
     n_steps: int | None, signed: bool, seed: int, batch_size: BatchSize,
 ) -> PerturbationCurve:  # fmt: skip
-    rank = rank_descending(pixel_importance(box, x, maps, signed=signed), seed)  # (N, P)
-    counts = _n_pixels_changed_after_step(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
+    relevance = pixel_importance(box, x, maps, signed=signed)
+    rank = rank_descending(relevance, seed, removable_tokens(box, x))  # (N, P)
+    n_features = n_removable(box, x, rank.shape[1])
+    fractions = _fractions_changed_after_step(int(n_features.max()), n_steps).to(x.device)  # (S + 1,)
+    counts = (n_features[:, None] * fractions).round().long()  # (N, S + 1)
     objective, _ = fix_score_and_classes(box, x, target, score, "probability", batch_size)
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
-        changed = rank[examples] < counts[steps, None]  # (R, P)
-        return [torch.where(changed.view(-1, *removed_feature_shape(box)), end[examples], start[examples])]
+        changed = rank[examples] < counts[examples, steps, None]  # (R, P)
+        return [torch.where(changed.view(len(changed), *removed_feature_shape(box)), end[examples], start[examples])]
 
-    (curve,) = perturbed_scores(box, objective, len(x), len(counts), perturb, batch_size)
-    return PerturbationCurve((counts / rank.shape[1]).to(box.dtype), curve.to(box.dtype))
+    (curve,) = perturbed_scores(box, objective, len(x), len(fractions), perturb, batch_size)
+    return PerturbationCurve(fractions.to(box.dtype), curve.to(box.dtype))
 
 
-def _n_pixels_changed_after_step(n_pixels: int, n_steps: int | None) -> Tensor:
-    """How many pixels are changed after each step, 0 to all of them, (S + 1,). Raises InputError."""
+def _fractions_changed_after_step(n_pixels: int, n_steps: int | None) -> Tensor:
+    """The fraction of the pixels that are changed after each step, 0 to 1, (S + 1,). Raises InputError."""
     n_steps = min(DEFAULT_N_REMOVAL_STEPS, n_pixels) if n_steps is None else n_steps
     if n_steps > n_pixels:
-        raise InputError(f"n_steps must be at most one per pixel or column, {n_pixels}; got {n_steps}")
-    return torch.linspace(0, n_pixels, n_steps + 1, dtype=torch.float64).round().long()
+        raise InputError(f"n_steps must be at most one per pixel, column or token, {n_pixels}; got {n_steps}")
+    return torch.linspace(0, n_pixels, n_steps + 1, dtype=torch.float64).round() / max(1, n_pixels)

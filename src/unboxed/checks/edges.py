@@ -83,3 +83,10 @@ def sobel(x: Tensor) -> Tensor:
     gray = x.detach().double().mean(1).cpu().numpy()
     edges = torch.stack([torch.from_numpy(of_image(image)) for image in gray])  # type: ignore[no-untyped-call]
     return rescale_to_unit_range(edges)[:, None].to(x.device)
+
+
+def r2_of_linear_fit(inputs: Tensor, values: Tensor) -> Tensor:
+    """R^2 (N,) of a least-squares fit of values (N, P) by inputs (N, P, K); NaN for constant values."""
+    fit = (inputs @ (torch.linalg.pinv(inputs) @ values[..., None])).squeeze(-1)
+    total = (values - values.mean(1, keepdim=True)).square().sum(1)
+    return torch.where(total > 0, 1 - (values - fit).square().sum(1) / total, torch.nan)

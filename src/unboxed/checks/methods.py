@@ -16,6 +16,7 @@ from ..engine.attribution_result import Attribution
 from ..engine.results import attribution_map
 from ..errors import InputError, UnboxedWarning
 from ..inputs.multi import MultiInput
+from ..inputs.tokens import Tokens
 from ..objectives import Objective, mean_over_positions
 from ..parameters import Target
 
@@ -47,16 +48,19 @@ def compute_map(
     with warnings.catch_warnings():
         if not show_warnings:
             warnings.simplefilter("ignore", UnboxedWarning)
-        output = method(box, _copy_in_user_structure(box, x), target)
+        output = method(box, copy_in_user_structure(box, x), target)
     result = attribution_map(output) if isinstance(output, Attribution) else getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
     map_ = box.inputs.pack(attribution_map(result))
+    if isinstance(box.inputs, Tokens) and map_.shape != x.shape[:2]:
+        raise InputError(f"the method gives a map {tuple(map_.shape)} of texts {tuple(x.shape[:2])}: wanted one number "
+                         "for each token")  # fmt: skip
     if map_.ndim < 2 or len(map_) != len(x):
         raise InputError(f"the method gives a map {tuple(map_.shape)} for {len(x)} inputs; wanted one for each")
     return map_.detach()
 
 
-def _copy_in_user_structure(box: Box, x: Tensor) -> Any:
+def copy_in_user_structure(box: Box, x: Tensor) -> Any:
     """A copy of the inputs, as a user passes them: a user's method may write over it."""
     return box.restore_structure(x.clone())

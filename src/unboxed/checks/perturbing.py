@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from ..model.batching import BatchSize, run_all_pairs
 from ..objectives import Objective, mean_over_positions
 from ..parameters import InputBatch, Seed, Target
@@ -37,12 +39,20 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _concatenate_maps(box.inputs, maps)
     aligned = box.inputs.pack(attribution_map(maps).detach()).to(x.device, torch.float64)
-    one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
-    if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
-        wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))
+    shapes = _map_shapes(box, x)
+    if tuple(aligned.shape) not in shapes:
+        wanted = " or ".join(map(str, shapes))
         raise InputError(f"wanted maps of shape {wanted}, like the inputs; got {tuple(aligned.shape)}")
     check_finite_maps(aligned)
     return aligned
+
+
+def _map_shapes(box: Box, x: Tensor) -> list[tuple[int, ...]]:
+    """The shapes that maps of x may have: of images also one channel, of texts a number per token."""
+    if isinstance(box.inputs, Tokens):
+        return [tuple(x.shape[:2])]
+    one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
+    return [*dict.fromkeys((tuple(x.shape), one_channel_shape))]
 
 
 def _concatenate_maps(inputs: MultiInput, maps: Any) -> Tensor:
@@ -63,7 +73,9 @@ def check_finite_maps(maps: Tensor) -> None:
 
 
 def removed_feature_shape(box: Box) -> tuple[int, ...]:
-    """The shape of the features that are removed: pixels with all their channels (1, H, W), or columns (F,)."""
+    """The shape of the features that are removed: pixels with all channels (1, H, W), columns (F,), tokens (T, 1)."""
+    if isinstance(box.inputs, Tokens):
+        return (-1, 1)  # as many as the longest text has
     shape = tuple(box.inputs.shape)
     return (1, *shape[1:]) if isinstance(box.inputs, Pixels) else shape
 
@@ -75,8 +87,34 @@ def pixel_importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> 
     return (aligned.sum(1) if isinstance(box.inputs, Pixels) else aligned).flatten(1)
 
 
-def rank_descending(values: Tensor, seed: int) -> Tensor:
-    """The rank (N, P) of each value in its row, 0 is the largest; equal values are ordered at random per row."""
+def removable_tokens(box: Box, x: Tensor) -> Tensor | None:
+    """(N, T) bool: of texts, the tokens that may be removed, which the tokenizer did not add; None of other inputs."""
+    return ~box.inputs.is_special(x) if isinstance(box.inputs, Tokens) else None
+
+
+def n_removable(box: Box, x: Tensor, n_features: int) -> Tensor:
+    """How many of each example's features may be removed (N,)."""
+    removable = removable_tokens(box, x)
+    return torch.full((len(x),), n_features, device=x.device) if removable is None else removable.sum(1)
+
+
+def per_text(f: Callable[..., Tensor], removable: Tensor | None, *maps: Tensor) -> Tensor:
+    """f (N,) of maps (N, ...); of texts, of each one's removable tokens alone. NaN for a text without any."""
+    if removable is None:
+        return f(*maps)
+    rows = [
+        f(*(h[i : i + 1, keep] for h in maps)) if bool(keep.any()) else maps[0].new_full((1,), math.nan)
+        for i, keep in enumerate(removable)
+    ]
+    return torch.cat(rows)
+
+
+def rank_descending(values: Tensor, seed: int, removable: Tensor | None = None) -> Tensor:
+    """The rank (N, P) of each value in its row, 0 is the largest; equal values are ordered at random per row.
+
+    What can't be removed comes last.
+    """
+    values = values if removable is None else values.masked_fill(~removable, -math.inf)
     shuffled = rng.uniform(values, seed).argsort(dim=1, stable=True)
     order: Tensor = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return order.argsort(dim=1)
@@ -91,7 +129,8 @@ def random_maps(box: Box, x: InputBatch, *, seed: Seed = 0) -> Any:
         seed: Seed of all random draws: same seed, same result. Each example has its own map.
 
     Returns:
-        Maps (N, 1, H, W) in [0, 1); for features shaped like x, for several inputs structured like them.
+        Maps (N, 1, H, W) in [0, 1); for features shaped like x, for texts (N, T), for several inputs structured like
+        them.
 
     Raises:
         InputError: for inputs that do not fit.
@@ -104,6 +143,8 @@ def random_maps(box: Box, x: InputBatch, *, seed: Seed = 0) -> Any:
         torch.Size([2, 1, 28, 28])
     """
     x, seed = box.validate_inputs(x), check_seed(seed)
+    if isinstance(box.inputs, Tokens):
+        return rng.uniform(x[..., 0], seed)
     template = x[:, :1] if isinstance(box.inputs, Pixels) else x
     return box.restore_structure(rng.uniform(template, seed))
 

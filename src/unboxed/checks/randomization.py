@@ -17,9 +17,10 @@ from ..box import Box
 from ..engine.randomized import LayerWithWeights, layers_with_weights, own_parameters, randomize_layers
 from ..errors import LayerError, warn
 from ..parameters import InputBatch, Seed, Target
-from ..settings import ValueRole, check_settings
+from ..settings import ValueRole, check_settings, takes_texts
 from ..validation import check_seed
 from .methods import AttributionMethodFn, TestedMethod, compute_map, resolve_target
+from .perturbing import per_text, removable_tokens
 from .similarity import MapSimilarity, is_constant, map_similarity
 
 RandomizationMode = Literal["cascading", "independent"]
@@ -43,6 +44,7 @@ class Randomization(MapSimilarity):
     maps: Tensor | None = None  # (L, N, ...) with `keep_maps`
 
 
+@takes_texts
 def randomization(
     box: Box,
     x: InputBatch,
@@ -179,11 +181,24 @@ def _compare_after_randomization_step(
     map_ = compute_map(randomized_box, method, x, target)
     same = (_classes_or_outputs(randomized_box, x) == original_output).flatten(1).all(1)
     return (
-        map_similarity(original, map_),
+        _similarity(removable_tokens(box, x), original, map_),
         same,
         is_constant(map_),
         _relative_weight_change(box, randomized_box, step.newly_randomized),
         map_,
+    )
+
+
+def _similarity(removable: Tensor | None, original: Tensor, map_: Tensor) -> MapSimilarity:
+    """How similar maps (N, ...) are; of texts by the tokens that are their own."""
+    if removable is None:
+        return map_similarity(original, map_)
+    figures = [f.name for f in fields(MapSimilarity)]
+    return MapSimilarity(
+        *(
+            per_text(lambda a, b, name=name: getattr(map_similarity(a, b), name), removable, original, map_)
+            for name in figures
+        )
     )
 
 

@@ -10,8 +10,9 @@ from typing import Annotated
 from ..box import Box
 from ..cards import Card, card_of, cards, find_card
 from ..inputs.multi import MultiInput
+from ..inputs.tokens import Tokens
 from ..parameters import InputBatch, Seed, Target
-from ..settings import Above, Unit, check_settings
+from ..settings import Above, Unit, check_settings, takes_texts
 from ..validation import check_seed
 from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
@@ -25,6 +26,7 @@ MIN_SAMPLES_OF_LIMITED_METHOD, MAX_FORWARDS_OF_METHOD = (
 )  # samples of a method that samples; model runs of one that does not
 
 
+@takes_texts
 def candidates(
     box: Box,
     max_flops: Annotated[
@@ -65,7 +67,10 @@ def candidates(
 
 
 def _covers_all_model_inputs(box: Box, card: Card) -> bool:
-    """Whether a map covers all inputs: of an image and a table row, methods for images leave out the row."""
+    """Whether a map covers all inputs: of an image and a table row, methods for images leave out the row; of texts,
+    whether the method takes them."""
+    if isinstance(box.inputs, Tokens):
+        return card.texts
     return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
 
 
@@ -144,6 +149,7 @@ class MethodRanking(dict[str, Verdict]):
         return "\n".join([*lines, *filter(None, [fill_dependence_sentence(self)])])
 
 
+@takes_texts
 def rank_methods(
     box: Box,
     x: InputBatch,

@@ -22,9 +22,18 @@ from ..box import Box
 from ..engine.perturb.baselines import baseline, blur_sigma, gaussian_blur, shorter_side
 from ..engine.rows import broadcast_rows
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from ..objectives import Objective
 from ..parameters import BatchSize
-from .perturbing import perturbed_scores, pixel_importance, rank_descending, removed_feature_shape
+from .perturbing import (
+    n_removable,
+    perturbed_scores,
+    pixel_importance,
+    rank_descending,
+    removable_tokens,
+    removed_feature_shape,
+)
+from .text_fills import text_fills
 
 N_PARTS_PER_SHORTER_SIDE_BY_GRID = (7, 12)  # parts along an image's shorter side, each of which is removed at once
 MAX_REMOVAL_STEPS = 6
@@ -35,12 +44,14 @@ MIN_EXAMPLE_SCORE_RANGE_FRACTION = 0.05
 MIN_NEIGHBOR_WEIGHT_SUM = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
 FillFn = Callable[[Tensor, Tensor], Tensor]
-"""(examples (R,), removed (R, 1, H, W) or (R, F) bool) -> the values that take their place (R, ...)."""
+"""(examples (R,), removed (R, 1, H, W), (R, F) or (R, T, 1) bool) -> the values that take their place (R, ...)."""
 
 
 def fill_fn_by_name(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
     """The fills that apply to these inputs, by name. Those from around a pixel take its own slice of a volume."""
     others = {"other examples": partial(_fill_from_baseline_values, x.roll(1, 0))} if len(x) > 1 else {}
+    if isinstance(box.inputs, Tokens):
+        return {name: partial(_fill_from_baseline_values, h) for name, h in text_fills(box.inputs, x, seed).items()}
     if not isinstance(box.inputs, Pixels):
         return {"mean": partial(_fill_from_baseline_values, baseline(box, x, "mean", seed=seed)), **others}
     blurred = partial(_fill_from_baseline_values, baseline(box, x, "blurred", seed=seed))
@@ -143,42 +154,50 @@ def removal_curves(
     rankings = _rank_of_pixel_part_per_grid(box, x, pixel_importance(box, x, maps, signed=signed), seed)
     run = partial(_scores_during_removal, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
-    counts = [_n_removed_after_step(n_parts, x.device) for *_, n_parts in variants]
+    counts = [_n_removed_after_step(n_removable(box, x, n_parts)) for *_, n_parts in variants]
     scores = torch.stack([run(fill, rank, c) for (_, fill, rank, _), c in zip(variants, counts, strict=True)], 1)
-    n_points = len(counts[0])
+    n_points = counts[0].shape[1]
     morf, inner = scores[..., :n_points], scores[..., n_points:]
     lerf = torch.cat([morf[..., :1], inner, morf[..., -1:]], -1)
-    fractions = torch.stack([c.to(scores.dtype) / int(c[-1]) for c in counts])
+    longest = [c[c[:, -1].argmax()] for c in counts]
+    fractions = torch.stack([c.to(scores.dtype) / max(1, int(c[-1])) for c in longest])
     return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_parts} parts" for name, _, _, n_parts in variants))
 
 
-def _n_removed_after_step(n_parts: int, device: torch.device) -> Tensor:
-    """How many parts are removed after each step, from none to all; a table of few columns has a step for each."""
-    return torch.linspace(0, n_parts, min(MAX_REMOVAL_STEPS, n_parts) + 1, device=device).round().long()
+def _n_removed_after_step(n_parts: Tensor) -> Tensor:
+    """How many of each example's parts (N,) are removed after each step (N, S + 1), from none to all; a table of few
+    columns has a step for each."""
+    n_steps = max(1, min(MAX_REMOVAL_STEPS, int(n_parts.max())))
+    steps = [torch.linspace(0, n, n_steps + 1, device=n_parts.device) for n in n_parts.tolist()]
+    return torch.stack(steps).round().long()
 
 
 def _scores_during_removal(
     box: Box, x: Tensor, objective: Objective, fill: FillFn, rank: Tensor, counts: Tensor, *, batch_size: BatchSize
 ) -> Tensor:
     """Scores (N, 2 S): MoRF from none to all, then the inner steps of LeRF."""
-    thresholds = torch.cat([counts, -counts[1:-1]])
+    thresholds = torch.cat([counts, -counts[:, 1:-1]], 1)  # (N, 2 S)
+    totals, is_lerf = counts[:, -1], torch.arange(thresholds.shape[1], device=x.device) >= counts.shape[1]
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
-        count = broadcast_rows(thresholds[steps], rank)
-        removed = torch.where(count >= 0, rank[examples] < count, rank[examples] >= counts[-1] + count)
+        count, total, ranks = thresholds[examples, steps], totals[examples], rank[examples]
+        low = broadcast_rows(torch.where(is_lerf[steps], total + count, 0), rank)
+        high = broadcast_rows(torch.where(is_lerf[steps], total, count), rank)
+        removed = (ranks >= low) & (ranks < high)
         return [torch.where(removed, fill(examples, removed), x[examples])]
 
-    (scores,) = perturbed_scores(box, objective, len(x), len(thresholds), perturb, batch_size)
+    (scores,) = perturbed_scores(box, objective, len(x), thresholds.shape[1], perturb, batch_size)
     return scores
 
 
 def _rank_of_pixel_part_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
     """The rank of the part that each pixel belongs to, 0 is the most relevant, and the number of parts, for each grid.
 
-    What is no image has one ranking, of its columns. A part of a volume is in one of its slices.
+    What is no image has one ranking, of its columns or tokens. A part of a volume is in one of its slices.
     """
     if not isinstance(box.inputs, Pixels) or x.ndim != 4:
-        return [(rank_descending(relevance, seed).view(len(x), *removed_feature_shape(box)), relevance.shape[1])]
+        rank = rank_descending(relevance, seed, removable_tokens(box, x))
+        return [(rank.view(len(x), *removed_feature_shape(box)), relevance.shape[1])]
     n_slices, height, width = box.inputs.slices(x).shape[2:]
     rankings = []
     for per_side in N_PARTS_PER_SHORTER_SIDE_BY_GRID:

@@ -21,8 +21,9 @@ from ..cards import card_of, cards
 from ..engine.intervals import Interval, bootstrap_mean_interval
 from ..engine.results import ResultMixin
 from ..errors import InputError, UnboxedError
+from ..inputs.tokens import Tokens
 from ..parameters import BatchSize, InputBatch, Seed, Target
-from ..settings import AtLeast, Unit, check_settings
+from ..settings import AtLeast, Unit, check_settings, takes_texts
 from ..validation import check_seed, nearest_names, normalized_name
 from .influence_evidence import InfluenceEvidence
 from .labels import check_same_inputs_and_outputs
@@ -87,6 +88,8 @@ class VerdictEvidence:
     maps: Tensor  # (N, ...)
     control_maps: Mapping[str, Tensor]  # {control: maps (N, ...)}: upper half randomized, another class
     removal: RemovalCurves
+    tokens: tuple[tuple[str, ...], ...] = ()  # of texts
+    removable: Tensor | None = None  # (N, T), of texts: the tokens that are their own
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,6 +135,7 @@ class Verdict(ResultMixin):
         return GRADES.index(self.grade), math.inf if math.isnan(gain) else -gain
 
 
+@takes_texts
 def verdict(
     box: Box,
     x: InputBatch,
@@ -209,7 +213,9 @@ def verdict(
         return Verdict(
             name, NOT_APPLICABLE, "refuses this model", capitalize_and_end_with_period(str(error)), (), len(x)
         )
-    evidence = VerdictEvidence(x, subject.map_, subject.control_maps, subject.removal)
+    tokens = tuple(map(tuple, box.inputs.token_texts(x))) if isinstance(box.inputs, Tokens) else ()
+    maps_and_curves = subject.map_, subject.control_maps, subject.removal
+    evidence = VerdictEvidence(x, *maps_and_curves, tokens, subject.removable)
     by_fill = {fill: round(gain, 4) for fill, gain in subject.removal.gain_by_fill.items()}
     return Verdict(name, *grade(outcomes), outcomes, len(x), subject.n_maps, by_fill, evidence)
 

@@ -24,10 +24,11 @@ from ..objectives import Objective, log_odds, logit, mean_over_positions
 from ..parameters import BatchSize
 from .control_boxes import cached_randomized_box
 from .controls import constant_model
-from .edges import sobel
-from .methods import AttributionMethodFn, compute_map
+from .edges import r2_of_linear_fit, sobel
+from .methods import AttributionMethodFn, compute_map, copy_in_user_structure
+from .perturbing import per_text, removable_tokens
 from .relevance_gain import FillFn, RemovalCurves, fill_fn_by_name, removal_curves
-from .similarity import is_constant
+from .similarity import constant_or_nan
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
 # Of the largest possible confidence, from which on that of randomized models says nothing
@@ -69,6 +70,11 @@ class VerdictSubject:
     @cached_property
     def logits(self) -> Tensor:
         return mean_over_positions(self.box(self.x, batch_size=self.batch_size))
+
+    @cached_property
+    def removable(self) -> Tensor | None:
+        """Of texts, the tokens that count (N, T)."""
+        return removable_tokens(self.box, self.x)
 
     @cached_property
     def layers(self) -> Any:
@@ -136,7 +142,7 @@ class VerdictTest:
 
 
 def _is_map_constant(s: VerdictSubject, draw: int) -> Tensor:
-    return is_constant(s.map_).double() if s.map_[0].numel() > 1 else _nan_per_example(s)
+    return per_text(constant_or_nan, s.removable, s.map_)
 
 
 def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
@@ -146,7 +152,7 @@ def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
         return _nan_per_example(s)
     maps = s.map_for_box_and_target(cached_randomized_box(s.box, upper, s.seed + draw), s.target)
     s.control_maps.setdefault("upper half randomized", maps)
-    return _rank_correlation(s.map_, maps)
+    return _rank_correlation(s, s.map_, maps)
 
 
 def _correlation_with_shuffled_labels(s: VerdictSubject, draw: int) -> Tensor:
@@ -155,7 +161,7 @@ def _correlation_with_shuffled_labels(s: VerdictSubject, draw: int) -> Tensor:
         return _nan_per_example(s)
     maps = s.map_for_box_and_target(s.shuffled_box, s.target)
     s.control_maps.setdefault("shuffled labels", maps)
-    return _rank_correlation(s.map_, maps)
+    return _rank_correlation(s, s.map_, maps)
 
 
 def _correlation_with_other_class(s: VerdictSubject, draw: int) -> Tensor:
@@ -165,7 +171,7 @@ def _correlation_with_other_class(s: VerdictSubject, draw: int) -> Tensor:
     others = s.logits.scatter(1, s.target[:, None], -math.inf).argsort(1, descending=True)
     maps = s.map_for_box_and_target(s.box, others[:, draw])
     s.control_maps.setdefault("another class", maps)
-    return _rank_correlation(s.map_, maps)
+    return _rank_correlation(s, s.map_, maps)
 
 
 def _map_variance_explained_by_edges(s: VerdictSubject, draw: int) -> Tensor:
@@ -178,14 +184,7 @@ def _map_variance_explained_by_edges(s: VerdictSubject, draw: int) -> Tensor:
     x = s.x.double()
     inputs = torch.cat([sobel(s.x).to(x), x.mean(1, keepdim=True), torch.ones_like(x[:, :1])], 1).flatten(2).mT
     summed = s.map_.double().sum(1)
-    return torch.stack([_r2_of_linear_fit(inputs, h.flatten(1)) for h in (summed, summed.abs())]).amax(0)
-
-
-def _r2_of_linear_fit(inputs: Tensor, values: Tensor) -> Tensor:
-    """R^2 (N,) of a least-squares fit of values (N, P) by inputs (N, P, K); NaN for constant values."""
-    fit = (inputs @ (torch.linalg.pinv(inputs) @ values[..., None])).squeeze(-1)
-    total = (values - values.mean(1, keepdim=True)).square().sum(1)
-    return torch.where(total > 0, 1 - (values - fit).square().sum(1) / total, torch.nan)
+    return torch.stack([r2_of_linear_fit(inputs, h.flatten(1)) for h in (summed, summed.abs())]).amax(0)
 
 
 def _map_spread_of_constant_models(s: VerdictSubject, draw: int) -> Tensor:
@@ -236,7 +235,8 @@ def _confidence_gain_over_randomized(s: VerdictSubject, draw: int) -> Tensor:
     if s.box.outputs == "regression" or not s.layers:
         return _nan_per_example(s)
     randomized = cached_randomized_box(s.box, s.layers, s.seed + draw)
-    own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(randomized(s.x, batch_size=s.batch_size)))
+    again = randomized(copy_in_user_structure(s.box, s.x), batch_size=s.batch_size)  # texts: by its own embeddings
+    own, copy = _log_probs(s, s.logits), _log_probs(s, mean_over_positions(again))
     largest = math.log(own.shape[1])
     if _confidence_nats(copy).mean() < SATURATED_CONFIDENCE_FRACTION_OF_MAX * largest:
         return (_confidence_nats(own) - _confidence_nats(copy)) / largest
@@ -264,9 +264,9 @@ def _kl_from_mean_probs(log_probs: Tensor) -> Tensor:
     return (log_probs.exp() * (log_probs - mean)).sum(1)
 
 
-def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+def _rank_correlation(s: VerdictSubject, a: Tensor, b: Tensor) -> Tensor:
     a, b = (h.double().sum(1) if h.ndim == 4 else h.double() for h in (a, b))
-    return spearman(a, b)
+    return per_text(spearman, s.removable, a, b)
 
 
 def _nan_per_example(s: VerdictSubject) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .text_models import (
@@ -24,6 +25,7 @@ from .text_models import (
 
 N_TOKEN_META_COLUMNS = 3  # columns behind the embedding: the token's id, whether it is one (1) or padding (0), its type
 N_RANDOM_TEXT_TOKENS = 8  # of a random text
+ADDED_TOKEN_KINDS = ("bos", "eos", "sep", "cls", "pad", "mask")  # of a tokenizer's special tokens
 EmbeddingReduction = Literal["sum", "length", "same"]
 """What a token's number is: the sum of contributions, the length of slopes, or what is the same for all its values."""
 
@@ -228,6 +230,10 @@ class Tokens:
         named = zip(self._arguments, roles, strict=True)
         return {name: value for name, value in named if name is not None and value is not None}
 
+    def fed_embeddings(self, x: Tensor) -> Tensor:
+        """What takes the place of the embedding layer's output: packed x (N, T, D + 3) itself."""
+        return x
+
     def decode(self, z: Tensor) -> Tensor:
         """z itself: embeddings are as the model takes them, and zeros stand for nothing."""
         return z
@@ -254,8 +260,10 @@ class Tokens:
         return self.pack({ID_ARGUMENT_NAMES[0]: ids.cpu()}).to(ids.device)
 
     def unpack(self, h: Tensor) -> dict[str, Tensor]:
-        """The ids and masks (N, T) of packed texts, as a tokenizer's dict."""
-        return {ID_ARGUMENT_NAMES[0]: self.ids(h), MASK_ARGUMENT_NAMES[0]: self.mask(h).long()}
+        """The ids and masks (N, T) of packed texts, as a tokenizer's dict; of pairs their types, too."""
+        types = h.detach()[..., -1].round().long()
+        named = {ID_ARGUMENT_NAMES[0]: self.ids(h), MASK_ARGUMENT_NAMES[0]: self.mask(h).long()}
+        return named | ({TYPE_ARGUMENT_NAMES[0]: types} if bool(types.any()) else {})
 
     def reduce_map_over_embedding(self, h: Tensor, over_embedding: EmbeddingReduction = "sum") -> Tensor:
         """Maps (..., T) of packed maps (..., T, D + 3), each token's numbers made one."""
@@ -302,9 +310,15 @@ class Tokens:
 
     def is_special(self, x: Tensor) -> Tensor:
         """(N, T) bool: tokens that the tokenizer adds, such as [CLS], and padding."""
-        special = getattr(self.tokenizer, "all_special_ids", ())
+        special = set(getattr(self.tokenizer, "all_special_ids", ())) - self._ids_of_unknown_words()
         ids = self.ids(x)
         return torch.isin(ids, ids.new_tensor(list(special))) | ~self.mask(x) if special else ~self.mask(x)
+
+    def _ids_of_unknown_words(self) -> set[int]:
+        """What stands for a word of the text, unless the tokenizer adds the same token, as that of GPT-2 does."""
+        added = {getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ADDED_TOKEN_KINDS}
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        return set() if unknown is None or unknown in added else {int(unknown)}
 
     def token_texts(self, x: Tensor) -> list[list[str]]:
         """The tokens of each packed text as words, without padding."""
@@ -339,8 +353,8 @@ def drop_text_labels(x: Any) -> Any:
     """Texts, of (texts, labels) or of a list of (text, label)."""
     if isinstance(x, tuple) and len(x) == 2 and not isinstance(x[0], str):
         return x[0]
-    if isinstance(x, Sequence) and not isinstance(x, str):
-        return [item[0] if _is_labeled_text(item) else item for item in x]
+    if isinstance(x, (Sequence, Dataset)) and not isinstance(x, str):
+        return [item[0] if _is_labeled_text(item) else item for item in cast("Sequence[Any]", x)]
     return x
 
 

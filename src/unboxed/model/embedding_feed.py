@@ -19,7 +19,7 @@ def feeding_text_embeddings(inputs: Inputs, x: Tensor) -> AbstractContextManager
     """While open, a model of texts embeds them as packed x (N, T, D + 3) has it; nothing for other inputs."""
     if not isinstance(inputs, Tokens):
         return NULL_CONTEXT
-    return feeding_embeddings(inputs.layer, inputs.ids(x), x, str(inputs.embedding))
+    return feeding_embeddings(inputs.layer, inputs.ids(x), inputs.fed_embeddings(x), str(inputs.embedding))
 
 
 @contextmanager

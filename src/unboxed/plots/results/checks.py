@@ -30,6 +30,7 @@ from ..draw import map_to_rgb_and_range_text
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
+from ..text_map import TextWithValues, text_sheet
 from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, numbered_names
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ SIMILARITY_NAME_BY_KIND = {
     "hog": "correlation of HOG features",
 }  # fmt: skip
 SIMILARITY_AXIS_LABEL = "similarity (1: the same map)"
+MAX_DRAWN_TEXTS = 3  # each with the maps of the controls
 MAX_EXAMPLES_WITH_SEPARATE_LINE = 8  # examples whose curves are drawn beside the mean
 
 
@@ -158,6 +160,21 @@ def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = Non
     return {"tests": interval_chart(tests, title=title, label=label), **_verdict_evidence_figures(result.evidence)}
 
 
+def _word_maps(evidence: VerdictEvidence) -> Image.Image:
+    """The first texts by the map, and by those of the controls; each text's own scale, which is its map's."""
+    rows = {"map": evidence.maps, **evidence.control_maps}
+    texts = []
+    for i, tokens in enumerate(evidence.tokens[:MAX_DRAWN_TEXTS]):
+        special = (
+            [True] * len(tokens) if evidence.removable is None else (~evidence.removable[i, : len(tokens)]).tolist()
+        )
+        own = evidence.maps[i, : len(tokens)].abs().max().clamp(min=1e-30)
+        texts += [
+            TextWithValues(tokens, (m[i, : len(tokens)] / own).tolist(), special, name) for name, m in rows.items()
+        ]
+    return text_sheet(texts, unit="of the text's largest value")
+
+
 def _test_outcome_text(test: TestOutcome) -> str:
     bounds = "above" if test.passes_above else "below"
     return f"{test.name}: {test.value:.2f} [{test.low:.2f}, {test.high:.2f}], passes {bounds} {test.bound:g}"
@@ -184,6 +201,8 @@ def _verdict_evidence_figures(evidence: VerdictEvidence | InfluenceEvidence | No
     chart = line_chart(
         lines, title="Removal", x_label="fraction removed", y_label="score, mean over examples and fills"
     )
+    if evidence.tokens:
+        return {"words": _word_maps(evidence), "removal": chart}
     if images_or_none(evidence.x) is None or images_or_none(evidence.maps) is None:
         return {"removal": chart}
     rows = {"map": evidence.maps, **evidence.control_maps}
