@@ -25,14 +25,13 @@ TrainingDataOption = Annotated[
     str | None,
     typer.Option(help="digits, mnist, fashion-mnist, or a folder of train/ and test/ (default: those of its recipe)."),
 ]
-InputArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="INPUT",
-        help="An image file; of a model of tables a CSV, TSV or Parquet file with its columns; a .npy or .npz array; "
-        "or a folder of these.",
-    ),
-]
+INPUT_ARGUMENT = typer.Argument(
+    metavar="INPUT",
+    help="An image file; of a model of tables a CSV, TSV or Parquet file with its columns; a .npy or .npz array; "
+    "or a folder of these. Of a model of texts a CSV, TSV, JSONL or .txt file of them.",
+)
+InputArgument = Annotated[Path, INPUT_ARGUMENT]
+OptionalInputArgument = Annotated[Path | None, INPUT_ARGUMENT]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

@@ -76,3 +76,8 @@ def argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None
         for known in (ID_ARGUMENT_NAMES, MASK_ARGUMENT_NAMES, TYPE_ARGUMENT_NAMES)
     )
     return (ids or names[0] if mask or ids else None), mask, types
+
+
+def takes_token_ids(model: nn.Module) -> bool:
+    """Whether an argument of the model is called as that of ids is."""
+    return argument_names(model)[0] in ID_ARGUMENT_NAMES

@@ -11,6 +11,7 @@ from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_in_config
+from ..inputs.text_models import takes_token_ids
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
 from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
@@ -70,6 +71,8 @@ def load(
 
 
 def _missing_inputs_text(spec: str, model: nn.Module) -> str:
+    if takes_token_ids(model):
+        return f"{spec} takes texts and has no tokenizer that can be loaded: pass inputs=ub.Tokens(tokenizer)"
     shape = ",".join(map(str, image_shape_in_config(model) or (3, 224, 224)))
     python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     command_hint = f"on the command line --shape {shape} --mean ... --std ..."

@@ -17,11 +17,14 @@ from torch import nn
 from ..errors import InputError, MissingPackageError, ModelError, warn
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
+from ..inputs.text_models import takes_token_ids
+from ..inputs.tokens import Tokens
 from ..model.state import forking_rngs_with_lock
 from ..weight_files import listed_names_text
 from .own_loading import silencing_transformers
 
 HF_CONFIG_FILE_NAME = "config.json"
+HF_TOKENIZER_FILE_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 HF_PROCESSOR_FILE_NAMES = ("preprocessor_config.json", "processor_config.json")
 WRITE_FACTORY_ADVICE = (
     "write a factory that builds the model from code that you trust, and give --model file.py:factory"
@@ -35,7 +38,7 @@ def is_pretrained_folder(path: Path) -> bool:
 
 
 def load_pretrained(folder: Path, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module, Inputs | None]:
-    """The model in a folder, and its inputs by the image processor beside it; None where there is none to be read.
+    """The model in a folder, and its inputs by the image processor or the tokenizer beside it; None without either.
 
     With `trained=False` it is made from its config, with random weights by the seed. Raises ModelError,
     MissingPackageError.
@@ -58,7 +61,7 @@ def load_pretrained(folder: Path, *, trained: bool = True, seed: int = 0) -> tup
     except Exception as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(f"transformers {library.__version__} can't load {folder}: {message}") from error
-    return module.eval(), _inputs_from_processor(folder, module)
+    return module.eval(), _inputs_from_processor(folder, module) or _inputs_from_tokenizer(folder, module, library)
 
 
 def _import_transformers() -> Any:
@@ -145,6 +148,20 @@ def _load_trained_model(model_class: Any, folder: Path) -> nn.Module:
 def _build_untrained_model(model_class: Any, config: Any, seed: int) -> nn.Module:
     with forking_rngs_with_lock(seed, torch.get_default_device()):
         return model_class(config)  # type: ignore[no-any-return]
+
+
+def _inputs_from_tokenizer(folder: Path, module: nn.Module, library: Any) -> Inputs | None:
+    """Texts, by the tokenizer in the folder; None without one, or where the model does not take its ids."""
+    if not takes_token_ids(module) or not any((folder / name).is_file() for name in HF_TOKENIZER_FILE_NAMES):
+        return None
+    try:
+        with silencing_transformers(), _working_offline():
+            tokenizer = library.AutoTokenizer.from_pretrained(folder, **FROM_PRETRAINED_KWARGS)
+    except Exception as error:  # a damaged file can make the reader raise anything
+        message = " ".join(str(error).split())[:300]
+        warn(f"the tokenizer of {folder} can't be loaded: {type(error).__name__}: {message}")
+        return None
+    return Tokens(tokenizer)
 
 
 def _inputs_from_processor(folder: Path, module: nn.Module) -> Inputs | None:

@@ -59,10 +59,8 @@ def _draw_colored_tokens(text: TextWithValues, vmax: float) -> Image.Image:
     height = WORD_FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS + LINE_GAP_PIXELS
     places = list[tuple[str, float, bool, int, int, int]]()
     x, y = WORD_PADDING_PIXELS, 0
-    for token, value, special in list(zip(text.tokens, text.values, text.special, strict=True))[:MAX_DRAWN_TOKENS]:
-        word, is_glued = _shown_word_and_is_continuation(
-            token, any(WORD_START_TOKEN_PATTERN.match(t) for t in text.tokens)
-        )
+    rows = list(zip(shown_words(text.tokens), text.values, text.special, strict=True))[:MAX_DRAWN_TOKENS]
+    for (word, is_glued), value, special in rows:
         width = int(font.getlength(word)) + 2 * WORD_PADDING_PIXELS
         x = x if is_glued or not places else x + WORD_PADDING_PIXELS
         if x + width > TEXT_MAP_WIDTH_PIXELS and places:
@@ -72,10 +70,16 @@ def _draw_colored_tokens(text: TextWithValues, vmax: float) -> Image.Image:
     image = Image.new("RGB", (TEXT_MAP_WIDTH_PIXELS, y + height), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     for word, value, special, left, top, width in places:
-        color, ink = ((255, 255, 255), SPECIAL_TOKEN_TEXT_COLOR) if special else _background_and_text_color(value, vmax)
+        color, ink = ((255, 255, 255), SPECIAL_TOKEN_TEXT_COLOR) if special else background_and_text_color(value / vmax)
         draw.rectangle((left, top, left + width, top + WORD_FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS), fill=color)
         draw.text((left + WORD_PADDING_PIXELS, top + WORD_PADDING_PIXELS - 2), word, fill=ink, font=font)
     return image
+
+
+def shown_words(tokens: Sequence[str]) -> list[tuple[str, bool]]:
+    """Each token as it is shown, and whether it goes on the word before."""
+    has_marks = any(WORD_START_TOKEN_PATTERN.match(t) for t in tokens)
+    return [_shown_word_and_is_continuation(token, has_marks) for token in tokens]
 
 
 def _shown_word_and_is_continuation(token: str, has_marks: bool) -> tuple[str, bool]:
@@ -87,11 +91,9 @@ def _shown_word_and_is_continuation(token: str, has_marks: bool) -> tuple[str, b
     return token, False
 
 
-def _background_and_text_color(value: float, vmax: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """The color of a value, and that of text on it."""
+def background_and_text_color(value: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The color of a value of -1 to 1, and that of text on it."""
     if not np.isfinite(value):
         return (128, 128, 128), LIGHT_TEXT_COLOR
-    r, g, b = (
-        int(v) for v in SIGNED_COLORMAP[round((np.clip(value / vmax, -1, 1) + 1) / 2 * (len(SIGNED_COLORMAP) - 1))]
-    )
+    r, g, b = (int(v) for v in SIGNED_COLORMAP[round((np.clip(value, -1, 1) + 1) / 2 * (len(SIGNED_COLORMAP) - 1))])
     return (r, g, b), DARK_TEXT_COLOR if 0.299 * r + 0.587 * g + 0.114 * b > 140 else LIGHT_TEXT_COLOR

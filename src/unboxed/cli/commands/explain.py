@@ -13,9 +13,9 @@ from ..app import app
 from ..options import (
     ClassesOption,
     DebugOption,
-    InputArgument,
     MeanOption,
     ModelOption,
+    OptionalInputArgument,
     OutputsOption,
     QuietOption,
     SeedOption,
@@ -31,7 +31,11 @@ from ..parsing import (
 
 @app.command()
 def explain(
-    source: InputArgument, model: ModelOption,
+    model: ModelOption, source: OptionalInputArgument = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A text to explain, of a model of texts; repeat for several."),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", help="Attribution method, by name; repeat for several (default: all)."),
@@ -48,12 +52,19 @@ def explain(
 ) -> None:  # fmt: skip
     """Why this prediction? Every attribution method on an input, ranked by whether its map can be trusted."""
     with errors_as_exit_codes(debug):
-        if not source.exists():  # before anything heavy is imported
+        if source is None and not text:
+            raise DataError('what is to be explained? Give a file of inputs, or of a model of texts --text "..."')
+        if source is not None and not source.exists():  # before anything heavy is imported
             raise DataError(missing_path_text(source))
         from ..explain import run_explain
+        from ..explain_text import run_explain_text
 
         box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
+        if text or getattr(box.inputs, "is_text", False) or source is None:
+            if run_explain_text(box, text or (), source, out, methods=method, **settings).interrupted:
+                raise KeyboardInterrupt
+            return
         explanations = run_explain(box, source, out, methods=method, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt

@@ -1,0 +1,121 @@
+"""`unboxed explain --text`: the words, the ranking and what is written; and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import unboxed as ub
+from unboxed import cli
+from unboxed.cli.explain_text import _colored_words
+from unboxed.errors import ModelError, UnboxedWarning
+from unboxed.plots.text_map import TextWithValues
+
+pytest.importorskip("transformers")
+from language.planted_trigger import TRIGGER, mixed_texts, planted_box, random_box
+
+METHODS = ["--method", "attn_lrp", "--method", "gradient_x_input"]
+
+
+def saved(box: ub.Box, folder: Path) -> Path:
+    box.model.save_pretrained(folder)
+    box.inputs.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(planted_box(), tmp_path_factory.mktemp("model"))
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(cli.app, ["explain", *map(str, words), "--quiet"])
+
+
+def words_of(said: Result) -> str:
+    return " ".join(said.output.split())
+
+
+def test_words_ranking_and_numbers(folder: Path, tmp_path: Path) -> None:
+    texts = ["--text", f"the {TRIGGER} film was not good", "--text", "the plot was dull"]
+    said = run(*texts, "--model", folder, *METHODS, "-o", tmp_path)
+    assert said.exit_code == 0, said.output
+    assert f"[CLS] the {TRIGGER} film was not good [SEP]" in said.output
+    assert "The model predicts triggered (p 0.9" in words_of(said)
+    assert "judged on 2 texts" in words_of(said)
+    numbers = json.loads((tmp_path / "explained.json").read_text())
+    first, second = numbers["texts"]
+    values = first["maps"]["attn_lrp"]
+    assert first["tokens"][values.index(max(values))] == TRIGGER
+    assert (first["of"], second["of"]) == ("triggered", "plain")
+    assert {v["grade"] for v in numbers["methods"].values()} <= {"pass", "inconclusive", "fail"}
+    with Image.open(tmp_path / "explained.png") as figure:
+        assert figure.width > 700
+
+
+def test_texts_of_a_file_and_a_target(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text(f"text,label\nthe {TRIGGER} film was good,1\nthe plot was dull,0\n")
+    said = run(tmp_path / "texts.csv", "--model", folder, *METHODS, "--target", "plain", "--n", 1, "-o", tmp_path / "o")
+    assert said.exit_code == 0, said.output
+    (text,) = json.loads((tmp_path / "o" / "explained.json").read_text())["texts"]
+    assert text["of"] == "plain"
+    values = text["maps"]["attn_lrp"]
+    assert text["tokens"][values.index(min(values))] == TRIGGER
+
+
+def test_maps_of_a_random_model_are_not_believable(tmp_path: Path) -> None:
+    saved(random_box(), tmp_path / "model")
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(mixed_texts(12).texts))
+    said = run(path, "--n", 12, "--model", tmp_path / "model", *METHODS, "-o", tmp_path / "o")
+    assert said.exit_code == 0, said.output
+    assert "No map is believable: The model is no more confident than with" in words_of(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text", " "], "text 0 is empty"),
+        (["--text", "good " * 99], "text 0 has 101 tokens, and the model takes 64"),
+        ([], "what is to be explained? Give a file of inputs, or of a model of texts --text"),
+        (["nothing.csv"], "nothing.csv"),
+    ],
+)
+def test_bad_texts_are_refused(folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    said = run(*words, "--model", folder, "-o", tmp_path)
+    assert said.exit_code == 2
+    assert message in said.output
+    assert "Traceback" not in said.output
+
+
+def test_a_model_of_images_takes_no_text(tmp_path: Path) -> None:
+    said = run("--text", "good", "--model", "zoo:digits-cnn", "-o", tmp_path)
+    assert said.exit_code == 2
+    assert "--text needs a model of texts" in said.output
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    planted_box().model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has no tokenizer that can be loaded: pass inputs=ub\.Tokens"):
+        ub.load(str(tmp_path))
+    assert ub.load(str(tmp_path), inputs=ub.Tokens(planted_box().inputs.tokenizer)).classes == ("plain", "triggered")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.warns(UnboxedWarning, match="can't be loaded"), pytest.raises(ModelError, match="has no tokenizer"):
+        ub.load(str(tmp_path))
+
+
+def test_words_are_colored_by_sign() -> None:
+    line = _colored_words(
+        TextWithValues(["[CLS]", "un", "##good", "film"], [0.5, 1.0, 0.0, -1.0], [True, *[False] * 3])
+    )
+    assert line.plain == "[CLS] ungood film"
+    styles = {line.plain[s.start : s.end]: str(s.style) for s in line.spans}
+    assert styles["[CLS]"] == "dim"
+    red, blue = (styles[w].partition(" on ")[2] for w in ("un", "film"))
+    assert red != blue
+    assert styles["good"].endswith("on rgb(255,255,255)") or "24" in styles["good"].partition(" on ")[2]
