@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unboxed as ub
-from unboxed.concepts import Dictionary, dictionary
+from unboxed.concepts import Dictionary, _dictionary_rows, dictionary
+from unboxed.engine import intervals, rows
 from unboxed.engine.intervals import Interval
+from unboxed.engine.linear import sparse_autoencoder
 from unboxed.engine.linear.sparse_autoencoder import matched_cosines
 from unboxed.errors import DataError, InputError, LayerError
 
+dictionary_module = importlib.import_module("unboxed.concepts.dictionary")
 N_FEATURES, N_UNITS, K = 20, 16, 2
 QUICK: dict[str, Any] = {"n_features": 30, "k": K, "n_steps": 500, "n_seeds": 2}
 
@@ -182,6 +187,63 @@ def test_numbers_have_a_dictionary_too() -> None:
     assert r.unit == "share of the outputs' variance"
     assert all(s.rebuilt.kept is None for s in r.scores)
     assert list(ub.plots.figures(r, box)) == ["dictionary"]
+
+
+def positions() -> tuple[ub.Box, Tensor]:
+    """A layer of 6 units at 36 positions, in float64, and 200 images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(216, 3)).double()
+    x = torch.rand(200, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return ub.Box(model, ub.Pixels((1, 6, 6)), outputs="logits"), x
+
+
+@pytest.mark.parametrize("archetypal", [False, True])
+def test_parts_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, archetypal: bool) -> None:
+    """The same dictionary and table, however few rows are encoded at once and however few autoencoders are fitted."""
+    box, x = positions()
+    settings: dict[str, Any] = {"n_features": 10, "k": 2, "n_steps": 5, "n_seeds": 2, "archetypal": archetypal}
+    full = dictionary(box, x, "1", **settings)
+    monkeypatch.setattr(rows, "MAX_VALUES", 100)
+    parts = dictionary(box, x, "1", **settings)
+    for name in ("strength", "frequency", "example_amount"):
+        torch.testing.assert_close(getattr(parts, name), getattr(full, name), rtol=1e-9, atol=1e-12)
+    assert torch.equal(parts.example_index, full.example_index)
+    for a, b in zip(parts.scores, full.scores, strict=True):
+        assert a.explained_variance.mean == pytest.approx(b.explained_variance.mean, abs=1e-9)
+        assert (a.dead, a.active) == pytest.approx((b.dead, b.active))
+        assert a.explained_at_k == pytest.approx(b.explained_at_k, abs=1e-9)
+        torch.testing.assert_close(a.rebuilt.change, b.rebuilt.change, rtol=1e-6, atol=1e-9)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """The most values that any tensor of a run has."""
+
+    n_values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            self.n_values = max(self.n_values, t.numel() if isinstance(t, Tensor) else 0)
+        return out
+
+
+def test_no_matrix_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more rows than fit, fewer are read; what is made of those that are comes in parts."""
+    box, x = positions()
+    limit = 12_000  # the activations of all training images have 34,560 values, their amounts 115,200
+    for module in (rows, dictionary_module, sparse_autoencoder, _dictionary_rows):
+        monkeypatch.setattr(module, "MAX_VALUES", limit)
+    monkeypatch.setattr(intervals, "N_BOOTSTRAP_RESAMPLES", 100)
+    with _LargestTensor() as largest:
+        r = dictionary(box, x, "1", n_features=20, k=2, n_steps=5, n_seeds=2, batch_size=20)
+    assert largest.n_values <= limit
+    assert r.n_held_out == 40
+
+
+def test_the_default_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, x = positions()
+    monkeypatch.setattr(dictionary_module, "MAX_VALUES", 6 * 7)
+    assert dictionary(box, x, "1", n_steps=1, n_seeds=1).n_features == 7
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

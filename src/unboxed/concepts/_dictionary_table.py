@@ -16,7 +16,7 @@ from ..engine.linear.principal import PrincipalBasis
 from ..engine.linear.sparse_autoencoder import SparseAutoencoder, matched_cosines
 from ..engine.read.unit_rows import UnitRows
 from ..engine.results import ResultMixin
-from ..engine.rows import evenly_spaced_indices
+from ..engine.rows import evenly_spaced_indices, row_chunks
 from ._rebuild import EvaluatedExamples, Rebuild, Rebuilt, mean_rebuild
 
 DICTIONARY, FROZEN, NMF, PCA, MEAN = "dictionary", "frozen directions", "NMF", "PCA", "mean"
@@ -57,8 +57,24 @@ class _Coder:
     decode: Callable[[Tensor], Tensor]
     directions: Tensor
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self.decode(self.encode(rows))
+    @property
+    def width(self) -> int:
+        """Values per row of its amounts and of what they rebuild, whichever are more."""
+        return max(self.directions.shape)
+
+    def __call__(self, rows: Tensor, k: int | None = None) -> Tensor:
+        """Rows (N, P, C) rebuilt; from the k largest amounts of each alone, if given."""
+        flat = rows.flatten(0, 1)
+        return torch.cat([self._rebuilt(flat[part], k) for part in row_chunks(len(flat), self.width)]).view(rows.shape)
+
+    def _rebuilt(self, rows: Tensor, k: int | None) -> Tensor:
+        amounts = self.encode(rows)
+        return self.decode(amounts if k is None else _largest_by_magnitude(amounts, k))
+
+    def counts(self, rows: Tensor) -> Tensor:
+        """(F,) how many of rows (A, C) have each direction."""
+        parts = row_chunks(len(rows), self.width)
+        return torch.stack([(self.encode(rows[part]) != 0).sum(0) for part in parts]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +110,7 @@ class Comparison:
             coders[PCA] = [_factor_coder(fit_factors(self.fitted, "pca", rank, 0))]
         errors = {name: torch.stack([self._errors(c(self.tested)) for c in some], 1) for name, some in coders.items()}
         rebuilt = self.examples.rebuilt(self.layer, [*(some[0] for some in coders.values()), self._mean])
-        scores = [self._make_linear_datamodeling_score(name, some, errors[name], r)
+        scores = [self._score(name, some, errors[name], r)
                   for (name, some), r in zip(coders.items(), rebuilt[:-1], strict=True)]  # fmt: skip
         gap = bootstrap_mean_interval(errors[FROZEN] - errors[DICTIONARY])
         nothing = bootstrap_mean_interval(1 - self._errors(self._mean(self.tested))[:, None])
@@ -110,18 +126,15 @@ class Comparison:
         error = (self.tested - rebuilt).square().sum((1, 2))
         return error / total if float(total) else torch.zeros_like(error)
 
-    def _make_linear_datamodeling_score(
-        self, name: str, coders: Sequence[_Coder], errors: Tensor, rebuilt: Rebuilt
-    ) -> DictionaryScore:
+    def _score(self, name: str, coders: Sequence[_Coder], errors: Tensor, rebuilt: Rebuilt) -> DictionaryScore:
         first = coders[0]
-        amounts = first.encode(self.tested)  # (M, p, F)
-        at_k = first.decode(_largest_by_magnitude(amounts, self.k))
-        fitted = self.fitted[evenly_spaced_indices(len(self.fitted), MAX_DEAD_ROWS)]
-        is_dead = ~(first.encode(fitted) != 0).any(0)
+        at_k = first(self.tested, self.k)
+        active = first.counts(self.tested.flatten(0, 1)).sum() / self.tested.shape[:2].numel()
+        is_dead = first.counts(self.fitted[evenly_spaced_indices(len(self.fitted), MAX_DEAD_ROWS)]) == 0
         cosines = [float(matched_cosines(a.directions, b.directions).mean()) for a, b in combinations(coders, 2)]
         return DictionaryScore(
             name, len(first.directions), bootstrap_mean_interval(1 - errors), 1 - float(self._errors(at_k).mean()),
-            float((amounts != 0).sum(-1).double().mean()), float(is_dead.double().mean()),
+            float(active), float(is_dead.double().mean()),
             fmean(cosines) if cosines else None, rebuilt,
         )  # fmt: skip
 

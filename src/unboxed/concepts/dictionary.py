@@ -21,9 +21,8 @@ from ..engine.output_change import output_change_unit_text
 from ..engine.read.class_labels import labels_are_classes
 from ..engine.read.examples import OptionallyLabeledExamples, indexed_examples, indexed_inputs
 from ..engine.read.features import default_feature_layer
-from ..engine.read.unit_rows import UnitRows
 from ..engine.results import ResultMixin
-from ..engine.rows import evenly_spaced_indices
+from ..engine.rows import MAX_VALUES, evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError
 from ..objectives import Objective, direction
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
@@ -31,6 +30,7 @@ from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_int, check_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import random_card_examples
+from ._dictionary_rows import PositionSample, top_examples
 from ._dictionary_table import Comparison, DictionaryScore
 from ._rebuild import EvaluatedExamples, inner_layer
 
@@ -199,22 +199,26 @@ def dictionary(
     rows = inner_layer(box, layer, default_feature_layer, "dictionary")
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "dictionary", seed))
     n_held_out = max(1, round(HELD_OUT_FRACTION * len(x)))
-    held_out, fitted = order[:n_held_out].sort().values, order[n_held_out:].sort().values
-    h = _sampled_rows(box, rows, x[fitted], MAX_ROWS, seed, batch_size).flatten(0, 1)  # (A, C)
-    tested = _sampled_rows(box, rows, x[held_out], MAX_TESTED_ROWS, seed, batch_size)  # (M, p, C)
-    n_features = min(UNITS_FACTOR * h.shape[1], len(h)) if n_features is None else n_features
+    held_out = PositionSample.of(rows, order[:n_held_out], MAX_TESTED_ROWS)
+    fitted = PositionSample.of(rows, order[n_held_out:], MAX_ROWS)
+    if n_features is None:
+        n_features = min(UNITS_FACTOR * rows.n_units, len(fitted), max(1, MAX_VALUES // rows.n_units))
     k = max(1, n_features // FEATURES_PER_ACTIVE) if k is None else k
     plan = AutoencoderPlan(n_features, k, activation, archetypal, n_steps)
+    plan.check(len(fitted))
+    h = fitted.read(box, x, seed, batch_size).flatten(0, 1)  # (A, C)
+    tested = held_out.read(box, x, seed, batch_size)  # (M, p, C)
     seeds = [rng.derive_seed("dictionary", seed, i) for i in range(n_seeds)]
     own, frozen = fit_autoencoders(h.to(box.dtype), plan, seeds, n_frozen=n_seeds)
-    shown = held_out[evenly_spaced_indices(n_held_out, n_held_out if box.batch_dependent else MAX_REBUILT_EXAMPLES)]
+    n_held_out = len(held_out.examples)
+    n_shown = n_held_out if box.batch_dependent else MAX_REBUILT_EXAMPLES
+    shown = held_out.examples[evenly_spaced_indices(n_held_out, n_shown)]
     examples = EvaluatedExamples(box, x[shown], None if labels is None else labels[shown], batch_size)
     scores, gap = Comparison(rows, h, tested, k, examples).table(own, frozen, seeds)
     chosen, strength, frequency = _strongest_first(own[0], h)
-    top = _largest_amounts(box, rows, x, chosen, batch_size).T.sort(dim=1, descending=True, stable=True)  # (F, N)
-    example_index = dataset_rows[top.indices[:, :N_TOP].cpu()]
+    top = top_examples(box, rows, x, chosen, N_TOP, batch_size)
     return Dictionary(
-        chosen, strength, frequency, example_index, top.values[:, :N_TOP].to(box.dtype), scores, gap,
+        chosen, strength, frequency, dataset_rows[top.index.cpu()], top.amount.to(box.dtype), scores, gap,
         examples.accuracy(), rows.address, output_change_unit_text(box), rows.axis, n_held_out,
     )  # fmt: skip
 
@@ -230,28 +234,9 @@ def _examples(box: Box, data: Any, max_examples: int | None) -> OptionallyLabele
     return OptionallyLabeledExamples(x, None if labels is None else labels.cpu(), dataset_rows)
 
 
-def _sampled_rows(box: Box, rows: UnitRows, x: Tensor, max_rows: int, seed: int, batch_size: BatchSize) -> Tensor:
-    """Activations (N, p, C) of inputs at all positions, or at some of each that are drawn at random."""
-    n_chosen = min(rows.n_positions, max(1, max_rows // len(x)))
-    if n_chosen == rows.n_positions:
-        return rows.read(box, x, batch_size)
-    draws = torch.rand(len(x), rows.n_positions, generator=rng.keyed_generator(rng.CPU, "positions", seed))
-    chosen = draws.argsort(1)[:, :n_chosen].to(x.device)  # (N, p)
-    return rows.read(box, x, batch_size, lambda h, part: h[torch.arange(len(h))[:, None], chosen[part]])
-
-
-def _largest_amounts(
-    box: Box, rows: UnitRows, x: Tensor, autoencoder: SparseAutoencoder, batch_size: BatchSize
-) -> Tensor:  # fmt: skip
-    """The amount (N, F) of each feature in each input, over positions the largest."""
-    double = autoencoder.double()
-    return rows.read(box, x, batch_size, lambda h, part: double.encode(h).amax(1))
-
-
 def _strongest_first(autoencoder: SparseAutoencoder, h: Tensor) -> tuple[SparseAutoencoder, Tensor, Tensor]:
     """The autoencoder with its strongest features first, their mean squared amounts, and how often each is active."""
-    amounts = autoencoder.double().encode(h)  # (A, F)
-    strength, frequency = amounts.square().mean(0), (amounts > 0).double().mean(0)
+    strength, frequency = autoencoder.double().strength_and_frequency(h)
     order = strength.argsort(descending=True, stable=True)
     chosen = replace(autoencoder, directions=autoencoder.directions[order], encoder=autoencoder.encoder[order])
     like = autoencoder.directions

@@ -90,7 +90,7 @@ def _dictionary(context: ReportContext, data: Any, n: int) -> Dictionary | None:
     layer = default_feature_layer(context.box)
     if layer in MODEL_END_ADDRESSES or context.forward_flops(4 * n) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
         return None
-    units = context.box.read(context.box.noise(1), [layer])[layer].shape[UnitRows.of(context.box, layer).axis]
+    units = UnitRows.of(context.box, layer).n_units
     n_features = min(MAX_FEATURES, 2 * units, n // 2)
     if 2 * N_SEEDS * FIT_STEPS * 256 * 6 * units * n_features > MAX_FIT_FLOPS:
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ... import rng
 from ...errors import InputError
 from ...model import state
-from ..rows import evenly_spaced_indices
+from ..rows import MAX_VALUES, evenly_spaced_indices, row_chunks
 from .clusters import k_means
 
 SparseActivation = Literal["top_k", "batch_top_k"]
@@ -92,6 +93,19 @@ class SparseAutoencoder:
         """Activations (..., D) of amounts (..., F)."""
         return amounts @ self.directions + self.offset
 
+    def largest(self, h: Tensor) -> Tensor:
+        """The largest amount (N, F) of each feature over the positions of activations (N, P, D)."""
+        parts = row_chunks(h.shape[1], len(h) * len(self.directions))
+        return reduce(torch.maximum, (self.encode(h[:, part]).amax(1) for part in parts))
+
+    def strength_and_frequency(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared amount (F,) of each feature in rows (A, D), and the share of the rows that have it."""
+        squares = active = h.new_zeros(len(self.directions))
+        for part in row_chunks(len(h), len(self.directions)):
+            amounts = self.encode(h[part])
+            squares, active = squares + amounts.square().sum(0), active + (amounts > 0).sum(0)
+        return squares / len(h), active / len(h)
+
     def double(self) -> SparseAutoencoder:
         """The same in float64."""
         parts = {name: getattr(self, name).double() for name in ("directions", "encoder", "offset")}
@@ -116,9 +130,25 @@ def fit_autoencoders(
         h = h.detach().clone()
         offset = h.mean(0)
         scale = float((h - offset).square().mean().sqrt()) or 1.0
-        found = _fit((h - offset) / scale, plan, seeds, n_frozen)  # so that one learning rate fits all layers
-    found = [a.rescaled(scale, offset) for a in found]
-    return found[: len(seeds)], found[len(seeds) :]
+        x = (h - offset) / scale  # so that one learning rate fits all layers
+        n_models = 2 if n_frozen else 1  # per seed
+        own, twins = list[SparseAutoencoder](), list[SparseAutoencoder]()
+        for part in row_chunks(len(seeds), n_models * _values_per_model(x, plan)):
+            some = seeds[part]
+            found = _fit(x, plan, some, min(len(some), max(0, n_frozen - part.start)))
+            own, twins = own + found[: len(some)], twins + found[len(some) :]
+    return [a.rescaled(scale, offset) for a in own], [a.rescaled(scale, offset) for a in twins]
+
+
+def _values_per_model(x: Tensor, plan: AutoencoderPlan) -> int:
+    """Of the largest tensor of a fit: directions, amounts of a step's rows, or shares of points."""
+    n_points = _n_points(len(x), plan) if plan.archetypal else 0
+    return plan.n_features * max(x.shape[1], min(len(x), ROWS_PER_STEP), n_points)
+
+
+def _n_points(n_rows: int, plan: AutoencoderPlan) -> int:
+    """How many points archetypal directions are mixed of."""
+    return min(POINTS_PER_FEATURE * plan.n_features, n_rows, max(1, MAX_VALUES // plan.n_features))
 
 
 def _fit(x: Tensor, plan: AutoencoderPlan, seeds: Sequence[int], n_frozen: int) -> list[SparseAutoencoder]:
@@ -263,8 +293,10 @@ class _LearnedUnitDirections:
     def start(cls, x: Tensor, plan: AutoencoderPlan, first: Tensor, seeds: list[int]) -> _LearnedUnitDirections:
         if not plan.archetypal:
             return cls(first.clone().requires_grad_())
-        rows = x[torch.tensor(evenly_spaced_indices(len(x), MAX_CLUSTERED_ROWS), device=x.device)]
-        points = k_means(rows, min(POINTS_PER_FEATURE * plan.n_features, len(rows))).centers  # the same for all seeds
+        n_points = _n_points(min(len(x), MAX_CLUSTERED_ROWS), plan)
+        n_rows = max(n_points, min(MAX_CLUSTERED_ROWS, MAX_VALUES // n_points))
+        rows = x[torch.tensor(evenly_spaced_indices(len(x), n_rows), device=x.device)]
+        points = k_means(rows, n_points).centers  # the same for all seeds
         shares = x.new_zeros(len(seeds), plan.n_features, len(points))
         for i, seed in enumerate(seeds):  # each feature starts at a point, of its own where there are enough
             generator = rng.keyed_generator(rng.CPU, "archetypes", seed)

@@ -16,11 +16,12 @@ from .channel_axes import unit_axis
 
 @dataclass(frozen=True)
 class UnitRows:
-    """How activations (N, ...) of a layer become rows (N, P, C): P positions, 1 of a layer without."""
+    """How activations (N, ...) of a layer become rows (N, P, C): P positions, 1 of a layer without; C units."""
 
     address: str
     axis: int  # of the units
     n_positions: int
+    n_units: int
 
     @classmethod
     def of(cls, box: Box, address: str) -> UnitRows:
@@ -34,7 +35,8 @@ class UnitRows:
         if h.ndim < 2 or len(h) != n:
             raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
         axis = unit_axis(box, address, h.ndim)
-        return cls(address, axis, h[0].numel() // max(1, h.shape[axis]))
+        n_units = h.shape[axis]
+        return cls(address, axis, h[0].numel() // max(1, n_units), n_units)
 
     def rows(self, h: Tensor) -> Tensor:
         """The rows (N, P, C) of activations (N, ...)."""
