@@ -15,12 +15,13 @@ from torch.quasirandom import SobolEngine
 
 from .. import rng
 from ..box import Box
+from ..engine.gradients.edited import forward_then
 from ..engine.gradients.score import score_gradients
 from ..engine.linear.factors import Factors
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.unit_rows import UnitRows
 from ..model.batching import BatchSize, map_in_batches
-from ..model.hooks import Edit
+from ..model.hooks import Acts, Edit
 from ..objectives import Objective
 
 ROUNDING = 1e-6  # of the largest score: one that varies by less does not vary
@@ -70,10 +71,12 @@ class ConceptAmounts:
             with self.box.isolated():
                 masks = torch.ones_like(self.amounts[rows, 0]).requires_grad_()
                 edits = {self.layer.address: self.edit(rows, masks)}
-                acts = self.box.forward(self.x[rows], objective.layers, edits)
-                score = objective.rows(rows)(acts)
-                (grad,), _ = score_gradients(score, acts, objective, [masks], relu_bypass="no")
-            return grad
+
+                def gradient(acts: Acts) -> Tensor:
+                    score = objective.rows(rows)(acts)
+                    return score_gradients(score, acts, objective, [masks], relu_bypass="no")[0][0]
+
+                return forward_then(self.box, self.x[rows], objective.layers, edits, gradient)
 
         return torch.cat(
             map_in_batches(part, len(self.x), *self.box.batch_size_and_max_rows(len(self.x), self.batch_size))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -99,10 +99,11 @@ class _ActivationRecorder:
     """
 
     def __init__(
-        self, addresses: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: BatchPadding
-    ) -> None:
+        self, addresses: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: BatchPadding,
+        for_backward: bool,
+    ) -> None:  # fmt: skip
         self.acts = Acts()
-        self.padding = padding
+        self.padding, self.for_backward = padding, for_backward
         self.addresses, self.edits, self.stop = frozenset(addresses), edits, stop
         parsed = [(Address.parse(text), text) for text in {*addresses, *edits}]
         self.by_address = {(a.path, a.op, a.call): text for a, text in parsed}
@@ -115,6 +116,8 @@ class _ActivationRecorder:
 
     def on_op(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
         """Record the output h of the k-th call of (path, op). Gives the tensor that replaces it, or None."""
+        if self.for_backward and _is_in_backward_pass():
+            return self._edited_again(path, op, h)
         call = self.calls[path, op]
         self.calls[path, op] += 1
         candidates = [(path, op, call), (path, op, None)][: 1 if call else 2]
@@ -122,10 +125,7 @@ class _ActivationRecorder:
         if not matches:
             return None
         edits = [self.edits[name] for name in matches if name in self.edits]
-        real, rest = self.padding.split(h)
-        for edit in edits:
-            real = edit(real)
-        new = real if rest is None else torch.cat([real, rest])
+        new, real = self._edited(h, edits)
         for name in matches:
             if name in self.addresses:  # an activation that is only edited needs no copy
                 self.acts[name] = real.clone()
@@ -134,6 +134,27 @@ class _ActivationRecorder:
         if self.stop and not self.missing:
             raise StopForward
         return new if edits else None
+
+    def _edited(self, h: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
+        """What replaces h, and its part without padding."""
+        real, rest = self.padding.split(h)
+        for edit in edits:
+            real = edit(real)
+        return (real if rest is None else torch.cat([real, rest])), real
+
+    def _edited_again(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
+        """A checkpointed part runs again in the backward pass: so do its edits, and nothing is recorded."""
+        names = [name for place, name in self.by_address.items() if place[:2] == (path, op) and name in self.edits]
+        if names and self.calls[path, op] > 1:
+            raise LayerError(
+                f"{names[0]!r} runs {self.calls[path, op]} times in a model with checkpoints, and which of them runs "
+                "again in the backward pass cannot be determined; choose a layer that runs once"
+            )
+        return self._edited(h, [self.edits[name] for name in names])[0] if names else None
+
+
+def _is_in_backward_pass() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)  # as torch.utils.checkpoint asks it
 
 
 @contextmanager
@@ -144,9 +165,13 @@ def capturing_activations(
     edits: Mapping[str, Edit] | None = None,
     stop: bool = True,
     padding: BatchPadding = NO_BATCH_PADDING,
+    for_backward: bool = False,
 ) -> Iterator[Acts]:
-    """While open, a forward pass fills {address: activation}; `edits` replace activations; `stop` ends it early."""
-    recorder = _ActivationRecorder(addresses, edits or {}, stop, padding)
+    """While open, a forward pass fills {address: activation}; `edits` replace activations; `stop` ends it early.
+
+    `for_backward`: it stays open for a backward pass, in which checkpointed parts are edited again.
+    """
+    recorder = _ActivationRecorder(addresses, edits or {}, stop, padding, for_backward)
     ops = any(op not in (None, "input") for _, op, _ in recorder.by_address)
     handles = list[RemovableHandle]()
     try:
@@ -156,7 +181,11 @@ def capturing_activations(
             elif op == "input":
                 hook = TransientHook(_record_input_hook, recorder, path)
                 handles.append(modules[path].register_forward_pre_hook(hook, with_kwargs=True))
-        with hooking_functional_ops(modules, recorder.is_wanted, recorder.on_op) if ops else NULL_CONTEXT:
+        with (
+            hooking_functional_ops(modules, recorder.is_wanted, recorder.on_op, for_backward=for_backward)
+            if ops
+            else NULL_CONTEXT
+        ):
             yield recorder.acts
     finally:
         for handle in reversed(handles):
@@ -228,25 +257,38 @@ def hooking_functional_ops(
     is_wanted: Callable[[str, str | None], bool],
     on_op: Callable[[str, str | None, Tensor], Tensor | None],
     on_output: Callable[[str, Tensor], None] | None = None,
+    *,
+    for_backward: bool = False,
 ) -> Iterator[None]:
     """Track whose forward runs, and call `on_op` for the functional ops called directly in it.
 
-    `on_output` is called with each module's output, after its ops.
+    `on_output` is called with each module's output, after its ops. `for_backward`: also where modules run again in the
+    backward pass, in which torch leaves function modes out.
     """
-    with tracking_modules(modules, on_output) as running, _OpHookMode(running, is_wanted, on_op):
+    running: list[str] = []
+    mode = _OpHookMode(running, is_wanted, on_op)
+    with tracking_modules(modules, on_output, running, mode if for_backward else None), mode:
         yield
 
 
 @contextmanager
 def tracking_modules(
-    modules: Mapping[str, nn.Module], on_output: Callable[[str, Tensor], None] | None = None
+    modules: Mapping[str, nn.Module],
+    on_output: Callable[[str, Tensor], None] | None = None,
+    running: list[str] | None = None,
+    mode_in_backward: AbstractContextManager[Any] | None = None,
 ) -> Iterator[list[str]]:
     """While open, keep the paths of the modules whose forward runs, the innermost last."""
-    running: list[str] = []
+    running = [] if running is None else running
     thread = get_ident()
+
+    def outermost_in_backward() -> AbstractContextManager[Any] | None:
+        return mode_in_backward if not running and _is_in_backward_pass() else None
 
     def push_running_module(path: str, module: nn.Module, args: Any) -> None:
         if get_ident() == thread:
+            if mode := outermost_in_backward():
+                mode.__enter__()
             running.append(path)
 
     def pop_running_module(path: str, module: nn.Module, args: Any, out: Any) -> None:
@@ -254,6 +296,8 @@ def tracking_modules(
             return
         if running and running[-1] == path:  # else another pre-hook raised before it was entered
             running.pop()
+            if mode := outermost_in_backward():
+                mode.__exit__(None, None, None)
         if on_output is not None and (h := main_tensor(out)) is not None:
             on_output(path, h)
 
