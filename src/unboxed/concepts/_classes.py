@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.read.features import default_feature_layer
 from ..inputs.labels import ClassLabels
 from ..model.batching import BatchSize
 from ..settings import ValueRole
@@ -34,3 +35,8 @@ def resolve_class_numbers(box: Box, classes: Any) -> list[int]:
 def random_card_examples(box: Box, n: int = 12) -> Tensor:
     """Random inputs, the same for each box, for the examples of cards."""
     return box.inputs.random_inputs(n, torch.Generator(box.device).manual_seed(1)).to(box.dtype)
+
+
+def card_layer(box: Box) -> str | None:
+    """The layer that examples of cards take: the same in each spelling of a model that has parameters."""
+    return default_feature_layer(box) if any(row.n_parameters for row in box.layers.leaves) else None
