@@ -132,6 +132,5 @@ refuse(
 refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("shortcuts",), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
-refuse(("tcav",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("dissect",), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("causal_units",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
