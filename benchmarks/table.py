@@ -505,11 +505,11 @@ def tcav(planted: dict[str, Any], speed: dict[str, Any]) -> list[str]:
         f"- {speed['concepts']} concepts x {len(speed['layers'])} layers x {speed['random_sets']} random sets on the "
         f"MNIST CNN: {1 / same['ratio']:.1f} times as fast as captum {speed['versions']['captum']} with its default "
         f"classifier ({' against '.join(seconds)} of one CPU core); with the control and the diagnostics "
-        f"{1 / whole['ratio']:.1f} times. With the same classifier the scores are the same (to "
-        f"{speed['largest_difference_with_the_same_classifier']:.2g}). captum's own is drawn anew in each run; of the "
-        f"{signs['counted']} of {signs['all']} signs that two of its runs share beyond twice their standard error, "
-        f"{signs['same_of_counted']} are ours, and {signs['same_as_the_exact_hinge_loss']} of the "
-        f"{signs['counted_of_the_exact_hinge_loss']} sure ones of its objective, solved exactly.",
+        f"{1 / whole['ratio']:.1f} times. With the same classifier the scores are the same "
+        f"(largest difference {speed['largest_difference_with_the_same_classifier']:.2g}). captum's own is drawn "
+        f"anew in each run; of the {signs['counted']} of {signs['all']} signs that two of its runs share beyond twice "
+        f"their standard error, {signs['same_of_counted']} are ours, and {signs['same_as_the_exact_hinge_loss']} of "
+        f"the {signs['counted_of_the_exact_hinge_loss']} sure ones of its objective, solved exactly.",
     ]
 
 
@@ -518,7 +518,10 @@ DICTIONARY = HERE.parent / "docs" / "concepts.md", "<!-- dictionary:begin -->", 
 
 def dictionaries(f: dict[str, Any]) -> list[str]:
     """Recovery of planted features by regime, MNIST's fc1 beside its twin, and verdicts where there is nothing."""
-    return [*_recovery(f["toy"]), "", *_mnist_dictionaries(f["mnist"]), "", *_verdicts_of_nothing(f)]
+    parts = [_recovery(f["toy"])] if "toy" in f else []  # an interrupted run has some of its parts
+    parts += [_mnist_dictionaries(f["mnist"])] if "mnist" in f else []
+    parts += [_verdicts_of_nothing(f)] if {"concepts", "noise"} <= f.keys() else []
+    return [line for part in parts for line in (*part, "")][:-1]
 
 
 def _recovery(toy: dict[str, Any]) -> list[str]:
