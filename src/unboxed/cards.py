@@ -22,7 +22,7 @@ from .validation import nearest_names, normalized_name
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
-FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "robustness")
+FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language", "robustness")
 ENTRY_POINT_GROUP = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
 DESCRIPTION_BY_NEED = {

@@ -8,6 +8,10 @@ language models: `continuation`, which makes a target of given or generated word
 from ..namespaces import dir_of_exports, taking_known_names
 from .analogies import BiasedAnalogy as BiasedAnalogy
 from .analogies import biased_analogies as biased_analogies
+from .attention import AttentionByHead as AttentionByHead
+from .attention import HeadAblation as HeadAblation
+from .attention import attention as attention
+from .attention import head_ablation as head_ablation
 from .bias import BiasDirection as BiasDirection
 from .bias import BiasWords as BiasWords
 from .bias import bias_direction as bias_direction
@@ -22,6 +26,9 @@ from .debias import Debiased as Debiased
 from .debias import hard_debias as hard_debias
 from .debias import soft_debias as soft_debias
 from .files import load_vectors as load_vectors
+from .lens import Lens as Lens
+from .lens import logit_lens as logit_lens
+from .lens import tuned_lens as tuned_lens
 from .remaining_bias import BiasMeasures as BiasMeasures
 from .remaining_bias import RemainingBias as RemainingBias
 from .remaining_bias import remaining_bias as remaining_bias

@@ -124,8 +124,8 @@ def unpack_scaled_dot_product(
 
 # -- its maps ----------------------------------------------------------------------------------------------------------
 
-OnAttentionFn = Callable[[str, Tensor], None]
-"""Called with the path of the module that attends, and its attention (n, heads, T, T)."""
+OnAttentionFn = Callable[[str, Tensor], Tensor | None]
+"""Called with the path of the module that attends, and its attention (n, heads, T, T); may return another one."""
 
 
 @contextmanager
@@ -141,7 +141,8 @@ def capturing_attention(
 
     Captured are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
     over the last axis of (..., T, T), T being `n_tokens` where that is known. The model goes on with its own, fused
-    ops; `differentiable`: with the same in plain ops, so that its output depends on the maps. Raises LayerError for
+    ops; `differentiable`: with the same in plain ops, so that its output depends on the maps, or on what is returned in
+    their place. Raises LayerError for
     attention inside windows of an example, and for fused ops of other kinds, whose maps would be missing.
     """
     with tracking_modules(modules) as running:
@@ -153,8 +154,8 @@ def capturing_attention(
             is_wanted = is_square and (size > 1 if n_tokens is None else size == n_tokens)
             if not is_wanted or (maps := _maps_of_examples(weights, n, path)) is None:
                 return weights
-            on_attention(path, maps if differentiable else maps.detach())
-            return maps.reshape(weights.shape)
+            changed = on_attention(path, maps if differentiable else maps.detach())
+            return (maps if changed is None else changed).reshape(weights.shape)
 
         def report_attention_of_op(
             name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -17,5 +17,6 @@ from . import concepts_tcav as concepts_tcav
 from . import containers as containers
 from . import influence as influence
 from . import language as language
+from . import language_models as language_models
 from . import robustness as robustness
 from . import synthesis as synthesis
