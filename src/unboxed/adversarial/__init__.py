@@ -18,6 +18,8 @@ from .fmn import fmn as fmn
 from .fooling import Fooling as Fooling
 from .fooling import fooling as fooling
 from .hop_skip_jump import hop_skip_jump as hop_skip_jump
+from .hotflip import WordSwaps as WordSwaps
+from .hotflip import hotflip as hotflip
 from .lbfgs import distortion as distortion
 from .lbfgs import lbfgs as lbfgs
 from .mi_fgsm import mi_fgsm as mi_fgsm

@@ -1,0 +1,247 @@
+"""HotFlip: words swapped one after another, by the gradient's estimate of what a swap would do, checked by the model.
+
+Ebrahimi et al. 2018, "HotFlip: White-Box Adversarial Examples for Text Classification", arXiv:1712.06751.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..errors import InputError
+from ..inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
+from ..model.batching import map_in_batches
+from ..objectives import Objective
+from ..parameters import BatchSize
+from ..settings import AtLeast, AtMost, Unit, check_settings, takes_texts
+from .goal import AttackGoal, make_goal
+from .result import Adversarial
+
+MAX_PRINTED_TEXTS = 10
+Swap = tuple[int, str, str]
+"""The position of a token in its text, what it was, and what it became."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WordSwaps(Adversarial):
+    """Texts with words swapped, and which of them fool the model; `distance` is the number of swaps."""
+
+    tokens: tuple[tuple[str, ...], ...] = ()  # of each new text
+    swaps: tuple[tuple[Swap, ...], ...] = ()  # of each text, in the order of the text
+
+    def __str__(self) -> str:
+        lines = [", ".join(f"{old} -> {new}" for _, old, new in row) or "no swap" for row in self.swaps]
+        marks = zip(self.success.tolist(), self.tokens, lines, strict=True)
+        shown = [f"{'fooled' if ok else 'stands'}: {' '.join(tokens)}  ({line})" for ok, tokens, line in marks]
+        rest = [f"and {len(shown) - MAX_PRINTED_TEXTS} more"] if len(shown) > MAX_PRINTED_TEXTS else []
+        return "\n".join([*shown[:MAX_PRINTED_TEXTS], *rest])
+
+
+@takes_texts
+def hotflip(
+    box: Box,
+    x: Any,
+    y: Any = None,
+    *,
+    max_swaps: Annotated[int, AtLeast(1), Unit("swaps"), "Largest number of tokens that are swapped."] = 3,
+    target: Any = None,
+    objective: Objective | None = None,
+    n_candidates: Annotated[int, AtLeast(1), "Swaps per step that the model is asked about, the most promising."] = 16,
+    min_similarity: Annotated[
+        float, AtLeast(-1), AtMost(1), "Smallest cosine similarity of a token's embedding with that of its swap."
+    ] = -1.0,
+    allowed: Annotated[Sequence[str] | None, "Tokens that may be put in. None: all but special ones."] = None,
+    batch_size: BatchSize = "auto",
+) -> WordSwaps:
+    """Texts that the model misreads after a few of their words were swapped.
+
+    How few words does the answer hang on, and which? The gradient ranks all swaps of all tokens at once; the model is
+    asked about the most promising ones, and the best is made. Swaps need not keep the meaning: for those nearer to it
+    raise `min_similarity`, or give the `allowed` ones.
+
+    Args:
+        box: The opened model, of texts (`Tokens`).
+        x: The texts.
+        y: Correct classes (N,), or one for all. Not needed with `target` or `objective`.
+        max_swaps: Largest number of tokens that are swapped.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        n_candidates: Swaps per step that the model is asked about, the most promising.
+        min_similarity: Smallest cosine similarity of a token's embedding with that of its swap. -1 allows all; the
+            paper's word-level attack takes 0.8.
+        allowed: Tokens that may be put in. None: all but special ones.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `WordSwaps`: `images` has the new ids and masks, `tokens` and `swaps` what they say; `success`, `distance`
+        (swaps), `queries` and `initially_misclassified`, each (N,). Texts that are misclassified already are left.
+
+    Raises:
+        InputError: for a model of other inputs, without y, target and objective, and for `allowed` tokens that the
+            vocabulary does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> from torch import nn
+        >>> class Model(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         torch.manual_seed(0)
+        ...         self.embed, self.head = nn.Embedding(128, 8), nn.Linear(8, 2)
+        ...     def forward(self, ids, mask):
+        ...         h = self.embed(ids) * mask[..., None]
+        ...         return self.head(h.sum(1) / mask.sum(1, keepdim=True))
+        >>> box = ub.Box(Model(), ub.Tokens(lambda text: [ord(c) for c in text]), outputs="logits")
+        >>> texts = ["some text", "another one"]
+        >>> made = ub.adversarial.hotflip(box, texts, box.predict(texts))
+        >>> made.success.tolist(), bool((made.distance <= 3).all())
+        ([True, True], True)
+
+    Source:
+        Ebrahimi et al. 2018, arXiv:1712.06751, section 3: a swap changes the loss by (new - old embedding) x gradient,
+        to first order (equation 2). Greedy, instead of a beam: the best estimate of each position, then
+        the best of all, are checked by the model, and a swap is made only where it helps.
+    """
+    check_settings(hotflip, locals())
+    if not isinstance(box.inputs, Tokens):
+        raise InputError(f"HotFlip needs a model of texts (Tokens); this one takes {type(box.inputs).__name__}")
+    x = box.validate_inputs(x)
+    goal = make_goal(box, len(x), y, target, objective)
+    vocabulary = _Vocabulary.of(box.inputs, x, allowed)
+    plan = box.batch_size_and_max_rows(len(x), batch_size)
+
+    def attack_rows(rows: slice) -> _State:
+        return _attack(box, x[rows], goal.rows(rows), vocabulary, max_swaps, n_candidates, min_similarity)
+
+    parts = map_in_batches(attack_rows, len(x), *plan)
+    x_new, success, initial, queries = (
+        torch.cat([getattr(p, name) for p in parts]) for name in ("x", "success", "initial", "queries")
+    )
+    return _as_result(box, x, x_new, success, initial, queries, goal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Vocabulary:
+    """The tokens that may be put in."""
+
+    ids: Tensor  # (V,)
+    embeddings: Tensor  # (V, D)
+
+    @classmethod
+    def of(cls, inputs: Tokens, x: Tensor, allowed: Sequence[str] | None) -> _Vocabulary:
+        """Raises InputError for tokens that are not in the vocabulary."""
+        ids = torch.arange(inputs.n_tokens_known, device=x.device)
+        if allowed is None:
+            special = [int(k) for k in getattr(inputs.tokenizer, "all_special_ids", ())]
+            ids = ids[~torch.isin(ids, ids.new_tensor(special))] if special else ids
+        else:
+            names = {name: k for k, name in enumerate(inputs.words(ids.tolist()))}
+            if unknown := [word for word in allowed if word not in names]:
+                raise InputError(f"the vocabulary has no token {unknown[0]!r}, which `allowed` has")
+            ids = ids.new_tensor(sorted({names[word] for word in allowed}))
+        packed = inputs.pack({"input_ids": ids[None].cpu()}).to(x)[0]
+        return cls(ids, packed[:, :-N_TOKEN_META_COLUMNS])
+
+
+@dataclass(eq=False)
+class _State:
+    x: Tensor  # (n, T, D + 3)
+    success: Tensor  # (n,) bool
+    initial: Tensor  # (n,) bool
+    queries: Tensor  # (n,)
+
+
+def _attack(
+    box: Box, x: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, max_swaps: int, n_candidates: int,
+    min_similarity: float,
+) -> _State:  # fmt: skip
+    """Swap after swap of the texts that still stand."""
+    original, x = x, x.clone()
+    current = _values(box, x, goal.criterion)
+    initial, is_stuck = current > 0, torch.zeros_like(current, dtype=torch.bool)
+    state = _State(x, initial.clone(), initial, torch.ones(len(x), dtype=torch.long, device=x.device))
+    for _ in range(max_swaps):
+        rows = (~state.success & ~is_stuck).nonzero().flatten()
+        if not len(rows):
+            break
+        goal_of_rows = goal.rows(rows)
+        estimate = _estimated_gain(box, x[rows], original[rows], goal_of_rows, vocabulary, min_similarity)
+        x[rows], values, n_asked = _best_swap(
+            box, x[rows], goal_of_rows, vocabulary, estimate, n_candidates, current[rows]
+        )
+        is_stuck[rows], state.success[rows] = values <= current[rows], values > 0
+        current[rows] = values
+        state.queries[rows] += 1 + n_asked
+    return state
+
+
+def _values(box: Box, x: Tensor, objective: Objective) -> Tensor:
+    with box.isolated(grad=False):
+        return objective(box.forward(x, objective.layers)).detach()
+
+
+def _estimated_gain(
+    box: Box, x: Tensor, original: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, min_similarity: float
+) -> Tensor:
+    """(n, T, V): what each swap would add to the loss, to first order; -inf where it is not allowed."""
+    inputs: Any = box.inputs
+    with box.isolated():
+        leaf = x.detach().clone().requires_grad_()
+        score = goal.ascent_objective(box.forward(leaf, goal.ascent_objective.layers))
+        (gradient,) = torch.autograd.grad(score.sum(), leaf)
+    g, e = gradient[..., :-N_TOKEN_META_COLUMNS], x[..., :-N_TOKEN_META_COLUMNS]  # (n, T, D)
+    gain = g @ vocabulary.embeddings.mT - (g * e).sum(-1, keepdim=True)
+    barred = (inputs.ids(x)[..., None] == vocabulary.ids) | inputs.is_special(original)[..., None]
+    if min_similarity > -1:
+        first = torch.nn.functional.normalize(original[..., :-N_TOKEN_META_COLUMNS], dim=-1)
+        barred |= first @ torch.nn.functional.normalize(vocabulary.embeddings, dim=-1).mT < min_similarity
+    return gain.masked_fill(barred, -math.inf)
+
+
+def _best_swap(
+    box: Box, x: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, estimate: Tensor, n_candidates: int, current: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """The texts with the best of the most promising swaps, their criterion (n,), and how many were asked about.
+
+    The best swap of each position comes first: where a word saturates the score, its gradient says little.
+    """
+    finite = estimate.masked_fill(estimate.isinf(), 0)
+    above_all = (finite.amax((1, 2)) - finite.amin((1, 2)) + 1)[:, None, None].expand(*estimate.shape[:2], 1)
+    first = estimate.scatter_add(2, estimate.argmax(2, keepdim=True), above_all)
+    top = first.flatten(1).topk(min(n_candidates, estimate[0].numel()))  # (n, k)
+    best_x, best, k = x.clone(), current.clone(), top.indices.shape[1]
+    rows = torch.arange(len(x), device=x.device)
+    for j in range(k):
+        position, word = top.indices[:, j] // len(vocabulary.ids), top.indices[:, j] % len(vocabulary.ids)
+        tried = x.clone()
+        tried[rows, position, :-N_TOKEN_META_COLUMNS] = vocabulary.embeddings[word]
+        tried[rows, position, -N_TOKEN_META_COLUMNS] = vocabulary.ids[word].to(x.dtype)
+        value = _values(box, tried, goal.criterion)
+        is_better = (value > best) & top.values[:, j].isfinite()
+        best_x = torch.where(is_better[:, None, None], tried, best_x)
+        best = torch.where(is_better, value, best)
+    return best_x, best, k
+
+
+def _as_result(
+    box: Box, x: Tensor, x_new: Tensor, success: Tensor, initial: Tensor, queries: Tensor, goal: AttackGoal
+) -> WordSwaps:
+    inputs: Any = box.inputs
+    old_ids, new_ids = inputs.ids(x), inputs.ids(x_new)
+    changed = old_ids != new_ids
+    swaps = []
+    for row, mask in enumerate(changed):
+        places = mask.nonzero().flatten().tolist()
+        old, new = (inputs.words(ids[row, places].tolist()) for ids in (old_ids, new_ids))
+        swaps.append(tuple(zip(places, old, new, strict=True)))
+    return WordSwaps(
+        images=inputs.unpack(x_new), success=success, queries=queries, distance=changed.sum(1).to(box.dtype),
+        initially_misclassified=initial, norm="l0", input=inputs.unpack(x), classes=box.classes, goal=goal.kind,
+        tokens=tuple(map(tuple, inputs.token_texts(x_new))), swaps=tuple(swaps),
+    )  # fmt: skip

@@ -1,0 +1,112 @@
+"""HotFlip: swaps are those that the paper's estimate names, checked by the model, and few of them flip the answer."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.adversarial import hotflip
+from unboxed.errors import InputError
+
+pytest.importorskip("transformers")
+from inputs.test_tokens import MAKERS, TEXTS, WORDS, open_model
+from language.planted_trigger import TRIGGER, mixed_texts, planted_box
+
+
+class BagOfLetters(nn.Module):
+    """Linear in the embeddings: the estimate of a swap is exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(26, 6), nn.Linear(6, 2)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head((self.embed(ids) * mask[..., None]).sum(1))
+
+
+def letters(text: str) -> list[int]:
+    return [ord(c) - 97 for c in text]
+
+
+def test_on_a_linear_model_it_makes_the_best_swap_of_all() -> None:
+    box = ub.Box(BagOfLetters().double(), ub.Tokens(letters), outputs="logits")
+    texts = ["abcdef", "ghi"]
+    y = box.predict(texts)
+    made = hotflip(box, texts, y, max_swaps=1, n_candidates=1)
+    for i, text in enumerate(texts):
+
+        def margin(t: str, i: int = i) -> float:
+            z = box([t])[0]
+            return float(z[1 - y[i]] - z[y[i]])
+
+        swapped = (text[:p] + chr(97 + k) + text[p + 1 :] for p, k in product(range(len(text)), range(26)))
+        best = max(swapped, key=margin)
+        got = "".join(chr(97 + int(k)) for k, m in zip(made.images["input_ids"][i], made.images["attention_mask"][i],
+                                                      strict=True) if m)  # fmt: skip
+        assert margin(got) == pytest.approx(margin(best))
+        assert bool(made.success[i]) == (margin(best) > 0)
+
+
+def test_answers_flip_by_few_swaps() -> None:
+    box, texts = planted_box(), mixed_texts(40)
+    made = hotflip(box, texts.texts, texts.labels)
+    right = ~made.initially_misclassified
+    assert float(made.success[right].double().mean()) >= 0.8
+    assert bool((made.distance <= 3).all())
+    assert bool(((box.predict(made.images) != torch.tensor(texts.labels)) == made.success).all())
+    for text, label, swaps in zip(texts.texts, texts.labels, made.swaps, strict=True):
+        words = ["[CLS]", *text.split(), "[SEP]"]
+        assert all(words[place] == old != new for place, old, new in swaps)
+        assert any(TRIGGER in (old, new) for _, old, new in swaps)  # the only reason is put in, or taken out
+        assert [old for _, old, _ in swaps if old == TRIGGER] == [TRIGGER] * label
+
+
+def test_what_may_be_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = open_model(MAKERS["bert"])
+    y = box.predict(TEXTS)
+    made = hotflip(box, TEXTS, y, allowed=["boring", "great"], max_swaps=2)
+    assert {new for row in made.swaps for _, _, new in row} <= {"boring", "great"}
+    x, new = box.validate_inputs(TEXTS), made.images["input_ids"]
+    assert bool((new == box.inputs.ids(x))[box.inputs.is_special(x)].all())
+    near = hotflip(box, TEXTS, y, min_similarity=0.2)
+    weight = torch.nn.functional.normalize(box.inputs.layer.weight.detach(), dim=-1)
+    for row in near.swaps:
+        for _, old, put in row:
+            assert float(weight[WORDS.index(old)] @ weight[WORDS.index(put)]) >= 0.2 - 1e-9
+    with pytest.raises(InputError, match="the vocabulary has no token 'zebra'"):
+        hotflip(box, TEXTS, y, allowed=["zebra"])
+
+
+def test_a_target_an_objective_and_batches() -> None:
+    box = open_model(MAKERS["gpt2"])
+    made = hotflip(box, TEXTS, target=1)
+    assert bool(((box.predict(made.images) == 1) == made.success).all())
+    assert hotflip(box, TEXTS, objective=ub.logit(1) - 1000).success.tolist() == [False] * 3
+    split = hotflip(box, TEXTS, target=1, batch_size=1)
+    assert torch.equal(split.images["input_ids"], made.images["input_ids"])
+    assert "3 of 3" in repr(split) or "classified as the target" in repr(split)
+    with pytest.raises(InputError, match="needs the correct classes"):
+        hotflip(box, TEXTS)
+
+
+def test_it_needs_texts() -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x, y = ub.data.digits("test").first(2)
+    with pytest.raises(InputError, match=r"HotFlip needs a model of texts \(Tokens\); this one takes Pixels"):
+        hotflip(box, x, y)
+
+
+def test_it_leaves_no_trace_and_prints() -> None:
+    box = planted_box()
+    before = {name: value.clone() for name, value in box.model.state_dict().items()}
+    with torch.no_grad():
+        made = hotflip(box, [f"the {TRIGGER} film was good"], 1)
+    assert all(torch.equal(value, before[name]) for name, value in box.model.state_dict().items())
+    assert all(p.grad is None for p in box.model.parameters())
+    assert str(made).startswith("fooled: [CLS] the ")
+    assert f"{TRIGGER} -> " in str(made)
