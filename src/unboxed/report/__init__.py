@@ -28,7 +28,7 @@ from ..box import Box
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..inputs.pixels import Pixels
-from ..validation import check_seed, suggestion_text
+from ..validation import check_int, check_seed, suggestion_text
 from . import (
     activations,
     adversarial,
@@ -51,7 +51,7 @@ from . import (
     synthesis,
     units,
 )
-from .blocks import Block, Caution, Figure
+from .blocks import Block, Caution
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import Finding, NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
@@ -68,23 +68,23 @@ __all__ = ["SECTIONS", "Finding", "NotApplicable", "Report", "Section", "report"
 
 SECTIONS: list[Section[Any]] = [
     overview.SECTION,
-    activations.SECTION,
-    units.SECTION,
-    map.SECTION,
-    synthesis.SECTION,
-    channels.SECTION,
-    inversion.SECTION,
-    dream.SECTION,
     attribution.SECTION,
-    checks.SECTION,
+    groups.SECTION,
+    synthesis.SECTION,
+    change.SECTION,
+    channels.SECTION,
+    dream.SECTION,
     adversarial.SECTION,
-    influence.SECTION,
+    checks.SECTION,
+    map.SECTION,
+    units.SECTION,
     probes.SECTION,
     concepts.SECTION,
     parts.SECTION,
     detectors.SECTION,
-    groups.SECTION,
-    change.SECTION,
+    activations.SECTION,
+    inversion.SECTION,
+    influence.SECTION,
     compare.SECTION,
     reproduce.SECTION,
 ]
@@ -113,7 +113,6 @@ class _ReportInProgress:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # {slug: finding}, for report.json
     title: str = ""
     headline: list[str] = field(default_factory=list)
-    cover: list[Figure] = field(default_factory=list)
     interrupted: bool = False
 
     def add(self, slug: str, finding: Finding) -> None:
@@ -121,7 +120,6 @@ class _ReportInProgress:
         self.facts[slug] = finding.to_dict()
         self.title = self.title or finding.title
         self.headline += finding.headline
-        self.cover += finding.cover
         self.interrupted = finding.interrupted
 
 
@@ -137,6 +135,7 @@ def report(
     quiet: bool = False,
     command: str | None = None,
     max_examples: int | None = None,
+    example: int | None = None,
 ) -> Report:
     """Write a self-contained page about a model: how good it is, what it sees, why it predicts so, what fools it.
 
@@ -156,6 +155,8 @@ def report(
         quiet: No progress bar and no messages.
         command: The command that reproduces the page, printed in its last section.
         max_examples: Use at most this many of the examples, evenly spread; None: 10,000, fewer for large inputs.
+        example: Index in the data of the example that is followed through the page; None: the most confident error, or
+            where there is none the lowest margin.
 
     Returns:
         The path of the page, and the errors of sections that failed.
@@ -163,7 +164,7 @@ def report(
     Raises:
         WriteError: `out` is a file or cannot be written.
         DataError: The data are no data set, are empty, or have labels that the model has no class for.
-        InputError: A section of that name does not exist, or a row does not fit the model's inputs.
+        InputError: A section of that name or the example does not exist, or a row does not fit the model's inputs.
         OutputError: The model outputs NaN.
 
     Example:
@@ -182,9 +183,10 @@ def report(
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
         ) as bar:
-            survey = collect_outputs_and_labels(box, source, max_examples)
+            survey = collect_outputs_and_labels(box, source, max_examples, _check_example(example, source))
             bar.update()
-            context = ReportContext(box, source, survey, judge, seed, command, training, _load_verdict_cache(folder))
+            verdicts = _load_verdict_cache(folder)
+            context = ReportContext(box, source, survey, judge, seed, command, training, verdicts, example)
             work = _ReportInProgress(context, PageImageStore(folder))
             for section in selected:
                 bar.set_description(section.title)
@@ -212,6 +214,12 @@ def _single_threading_if_small(box: Box) -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
+def _check_example(example: int | None, source: ReportData) -> int | None:
+    if example is None or check_int("example", example) < len(source):
+        return example
+    raise InputError(f"example must be from 0 to {len(source) - 1}, an index in the data; got {example}")
+
+
 def _select_sections(
     sections: Sequence[str | Section[Any]] | None, *, has_training: bool = False
 ) -> list[Section[Any]]:
@@ -229,16 +237,19 @@ def _select_sections(
 
 def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedSection:
     """Find, show and render one section; what it raises becomes its failure."""
-    rendered = partial(RenderedSection, section.title, section.slug)
+    rendered = partial(RenderedSection, section.title, section.slug, chapter=section.chapter)
     try:
         if work.interrupted:
             return rendered(failure=INTERRUPTED_TEXT)
         if unmet := section.reason_not_applicable_or_empty(work.context):
             return rendered(not_applicable=unmet)
         finding, blocks = _find_and_show_with_warnings(work.context, section)
+        best = section.best(finding) if section.best else ()
+        followed, best_html = render_figures(finding.cover, work.pictures), render_blocks(best, work.pictures)
         html = render_blocks(blocks, work.pictures)
         work.add(section.slug, finding)
-        return rendered(html, finding.answer, "interrupted: only a part" * work.interrupted)
+        failure = "interrupted: only a part" * work.interrupted
+        return rendered(html, finding.answer, failure, headline=finding.headline, best=best_html, followed=followed)
     except NotApplicable as reason:
         return rendered(not_applicable=str(reason))
     except KeyboardInterrupt:
@@ -273,8 +284,7 @@ def _load_verdict_cache(folder: ReportFolder) -> VerdictCache:
 def _page_html(work: _ReportInProgress) -> str:
     context = work.context
     subject = f"{type(context.box.model).__name__}{context.data.prefixed_name_or_empty(' on ')}"
-    cover = render_figures(work.cover, work.pictures)
-    return render_page(subject, work.title, work.headline, cover, work.sections)
+    return render_page(subject, work.title, work.headline, "", work.sections, followed=context.followed_text)
 
 
 def _report_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..activations import LayerMaps, filters, maps
 from ..errors import LayerError
 from ..plots import draw
+from . import chapters
 from .blocks import (
     Block,
     Caution,
@@ -170,4 +171,4 @@ def _layer_shape_text(h: Tensor) -> str:
     return f"{part}{count_noun(len(h), 'channel')} of {format_shape(h.shape[1:])}"
 
 
-SECTION = Section("What does it see?", "activations", find, show)
+SECTION = Section("What does it see?", "activations", find, show, chapter=chapters.KNOWLEDGE)

@@ -1,4 +1,4 @@
-"""What fools it? Robust accuracy within eps, the smallest change that fools it, and a robust model for comparison."""
+"""How little change fools it? Robust accuracy within eps, the smallest change, and a robust model for comparison."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
 from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, AttackFn, default_attack_cards, evaluate
 from ..robustness.result import Robustness
+from . import chapters
 from .attack_words import ROBUST_ACCURACY_TEXT, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
 from .blocks import (
     Block,
@@ -27,6 +28,7 @@ from .blocks import (
     Collapsible,
     ColorScaleImages,
     Figure,
+    FigureGrid,
     FileLinks,
     Heading,
     MethodInterpretation,
@@ -42,6 +44,7 @@ from .survey import evenly_spaced_indices
 from .words import format_named_prob, format_percent, format_prob
 
 MAX_SHOWN_EXAMPLES, FIGURE_SIDE_PIXELS = 4, 112  # examples with figures
+N_BEST_EXAMPLES = 2  # before the section is opened
 MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
 MAX_ATTACK_STEPS, MAX_QUERIES_PER_EXAMPLE = 20, 200  # of an attack; forward and backward passes
@@ -78,6 +81,12 @@ class RobustnessFinding(Finding):
     def robustness(self) -> Robustness:
         """Of this model."""
         return self.models[0].robustness
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        if not (self.has_images and self.shown):
+            return []
+        return [_adversarial_figure("this model", self.models[0].changes[0], self.classes)]
 
     def to_dict(self) -> dict[str, Any]:
         changes = {m.name: [{"distance": c.distance, "is_adversarial": c.is_adversarial} for c in m.changes]
@@ -121,9 +130,10 @@ def _attacked_indices(context: ReportContext) -> list[int]:
 
 
 def _shown_example_indices(context: ReportContext) -> list[int]:
-    """Indices of the examples with figures: correct ones; where none is correct, any."""
+    """Indices of the examples with figures: the followed one, then correct ones; where none is correct, any."""
     s = context.survey
-    return list(dict.fromkeys((s.typical_indices or s.indices_by_margin)[:MAX_SHOWN_EXAMPLES]))
+    others = s.typical_indices or s.indices_by_margin
+    return list(dict.fromkeys([context.followed_index, *others]))[:MAX_SHOWN_EXAMPLES]
 
 
 def _labels_or_predictions(context: ReportContext) -> Tensor:
@@ -200,6 +210,22 @@ def show(finding: RobustnessFinding) -> list[Block]:
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
         blocks.append(Collapsible("By class", [_accuracy_by_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
+
+
+def best(finding: RobustnessFinding) -> list[Block]:
+    """Two examples, the smallest change that fools the model, and the result; accuracies where inputs are no images."""
+    if not finding.has_images:
+        return [_accuracy_table(finding.models[:1])]
+    changes = finding.models[0].changes[:N_BEST_EXAMPLES]
+    factor = attack_sheet.round_magnification_factor(colors.max_magnitude(*(c.delta for c in changes)))
+    figures = list[Figure]()
+    for c in changes:
+        lines = (_class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
+        figures.append(_captioned_figure(colors.image_to_rgb(c.original), "input", lines))
+        figures += _adversarial_and_change_figures("this model", c, finding.classes, factor)
+    return [
+        FigureGrid(figures, f"The smallest change that fools it, beside the input, and the change times {factor:g}:")
+    ]
 
 
 def _adversarial_lead_text(finding: RobustnessFinding) -> str:
@@ -300,19 +326,25 @@ def _adversarial_and_change_figures(
     model: str, change: PredictionChange, classes: Sequence[str], factor: float
 ) -> list[Figure]:
     if not change.is_adversarial:
-        return [_captioned_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))]
-    lines = (
-        _class_and_prob_text(classes[change.class_after], change.probs_after[1]),
-        f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
-    )
+        return [_adversarial_figure(model, change, classes)]
     return [
-        _captioned_figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad"),
+        _adversarial_figure(model, change, classes),
         _captioned_figure(
             attack_sheet.change_image(change, factor),
             "change",
             (f"largest {change.distance:.2g}", f"shown × {factor:g}"),
         ),
     ]
+
+
+def _adversarial_figure(model: str, change: PredictionChange, classes: Sequence[str]) -> Figure:
+    if not change.is_adversarial:
+        return _captioned_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))
+    lines = (
+        _class_and_prob_text(classes[change.class_after], change.probs_after[1]),
+        f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
+    )
+    return _captioned_figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad")
 
 
 def _captioned_figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
@@ -324,5 +356,12 @@ def _class_and_prob_text(name: str, p: float) -> str:
 
 
 SECTION = Section(
-    "What fools it?", "attacks", find, show, ("classes", "exclusive classes"), OBJECTIVE_ATTACK_CALL_TEMPLATE
+    "How little change fools it?",
+    "attacks",
+    find,
+    show,
+    ("classes", "exclusive classes"),
+    OBJECTIVE_ATTACK_CALL_TEMPLATE,
+    chapter=chapters.FOOLED,
+    best=best,
 )

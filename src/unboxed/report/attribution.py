@@ -17,6 +17,7 @@ from ..model import relu_rules
 from ..objectives import Objective
 from ..plots import colors, draw
 from ..plots.sheet import ColorBar
+from . import chapters
 from .blocks import (
     Block,
     Caution,
@@ -32,11 +33,18 @@ from .blocks import (
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .pictures import PageFile, PageImage
-from .rows import RowAttributionFinding, find_column_contributions, is_table, show_column_contributions
+from .rows import (
+    RowAttributionFinding,
+    best_column_contributions,
+    find_column_contributions,
+    is_table,
+    show_column_contributions,
+)
 from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 MAX_EXAMPLES_PER_GROUP = 3
+N_BEST_EXAMPLES = 3  # before the section is opened
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
 MAX_GRADIENT_MOVE_PIXEL_CHANGE = (
     0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
@@ -79,6 +87,7 @@ class AttributionFinding(Finding):
     columns: list[MethodMapColumn]
     notes: list[str]  # why there is no map of a kind
     push: ExampleMovedAlongGradients | None = None
+    followed: int = 0  # the followed example's place among the examples
 
     @property
     def examples(self) -> list[Example]:
@@ -87,7 +96,7 @@ class AttributionFinding(Finding):
     @property
     def cover(self) -> Sequence[Figure]:
         column = self.columns[0]
-        figure = _map_figure(column, 0, COVER_SIDE_PIXELS)
+        figure = _map_figure(column, self.followed, COVER_SIDE_PIXELS)
         lines = (*figure.lines[1:], f"scale ±{column.scale:.3g}")
         return [replace(figure, head=figure.lines[0], lines=lines)]
 
@@ -110,6 +119,7 @@ def find(context: ReportContext) -> AttributionFinding:
         columns=columns,
         notes=notes,
         push=_move_along_gradients(context),
+        followed=indices.index(context.followed_index),
     )
 
 
@@ -128,6 +138,8 @@ def _example_groups(context: ReportContext) -> dict[str, list[int]]:
             "Correct": s.typical_indices,
         }
     groups: dict[str, list[int]] = {}
+    if context.followed_index not in next(iter(by_outcome.values()))[:1]:
+        groups["The followed example"] = [context.followed_index]
     for title, indices in by_outcome.items():
         used = {i for group in groups.values() for i in group}
         groups[title] = [i for i in indices if i not in used][:MAX_EXAMPLES_PER_GROUP]
@@ -220,6 +232,16 @@ def show(finding: AttributionFinding) -> list[Block]:
     ]
 
 
+def best(finding: AttributionFinding) -> list[Block]:
+    """Some examples, each with the map of its prediction."""
+    column, figures = finding.columns[0], list[Figure]()
+    for i, example in enumerate(finding.examples[:N_BEST_EXAMPLES]):
+        figure = _map_figure(column, i, COVER_SIDE_PIXELS)
+        figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
+    text = "Beside each example: where a brighter pixel makes that prediction likelier (red) or less likely (blue)."
+    return [FigureGrid(figures, text)]
+
+
 def check_note_from_verdict(verdict: Verdict) -> CheckNote:
     return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
@@ -294,10 +316,19 @@ def show_maps_or_contributions(finding: Finding) -> list[Block]:
     return show(finding) if isinstance(finding, AttributionFinding) else []
 
 
+def best_maps_or_contributions(finding: Finding) -> list[Block]:
+    """What is seen before the section is opened."""
+    if isinstance(finding, RowAttributionFinding):
+        return best_column_contributions(finding)
+    return best(finding) if isinstance(finding, AttributionFinding) else []
+
+
 SECTION = Section(
     "Why this prediction?",
     "gradients",
     find_maps_or_contributions,
     show_maps_or_contributions,
     needs=("pixels or table",),
+    chapter=chapters.MISTAKES,
+    best=best_maps_or_contributions,
 )

@@ -10,7 +10,7 @@ from ..cards import Card
 from ..plots.sheet import ColorBar
 from .pictures import PageFile, PageImage
 
-PAGE_WIDTH_PIXELS, FIGURE_GAP_PIXELS = 1060, 14  # pixels: the page's width, and the gap between two figures
+PAGE_WIDTH_PIXELS, FIGURE_GAP_PIXELS = 1000, 14  # pixels: the page's width, and the gap between two figures
 
 
 class Block(Protocol):
@@ -167,6 +167,7 @@ class RankedMethods:
     """Methods, the most trustworthy first."""
 
     methods: Sequence[RankedMethod]
+    is_short: bool = False  # names and verdicts alone
     kind: ClassVar[str] = "ranking"
 
 

@@ -14,12 +14,19 @@ from ..plots import colors, draw
 from ..plots.colors import Array
 from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
-from .blocks import Block, Figure, FileLinks, FrameSlider, MethodInterpretation
+from . import chapters
+from .blocks import Block, Figure, FigureGrid, FileLinks, FrameSlider, MethodInterpretation
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .judge_model import classify_by_judge, judge_or_missing_reason
 from .pictures import PageFile, PageImage, to_file_name
-from .rows import CounterfactualFinding, find_counterfactuals, is_table, show_counterfactuals
+from .rows import (
+    CounterfactualFinding,
+    best_counterfactuals,
+    find_counterfactuals,
+    is_table,
+    show_counterfactuals,
+)
 from .words import count_noun, format_named_prob, format_prob, format_range
 
 MAX_SLIDER_FRAMES = 25  # under a slider
@@ -98,8 +105,8 @@ def find(context: ReportContext) -> MorphFinding:
     outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
     n_reached = sum(outcome.reached for outcome in outcomes)
     return MorphFinding(
-        answer=f"{n_reached} of {count_noun(len(plans), 'example')} morphed to another class, with a change of "
-        f"{format_range([o.change for o in outcomes])} (Euclidean norm).",
+        answer=f"{n_reached} of {count_noun(len(plans), 'example')} could be changed step by step into another class; "
+        f"the size of the change is {format_range([o.change for o in outcomes])} (Euclidean norm).",
         interrupted=morphs.interrupted,
         outcomes=outcomes,
         frame_every=frame_every,
@@ -112,18 +119,29 @@ def find(context: ReportContext) -> MorphFinding:
 def _morph_plans(context: ReportContext) -> list[MorphPlan]:
     """The most confident error to its label, the lowest margin to its runner-up, a typical example to its runner-up."""
     s = context.survey
-    plans = []
-    if s.misclassified and s.labels is not None:
-        i = s.misclassified[0]
+    plans, used = [_followed_morph_plan(context)], {context.followed_index}
+    if s.misclassified and s.labels is not None and (i := s.misclassified[0]) not in used:
         plans.append(MorphPlan(i, int(s.labels[i]), "The most confident error, to its label"))
-    used = {plan.index for plan in plans}
-    i = next((i for i in s.indices_by_margin if i not in used), s.indices_by_margin[0])
-    name = "The lowest margin" if s.exclusive_classes else "An example"
-    plans.append(MorphPlan(i, int(s.runner_up[i]), f"{name}, to its runner-up"))
-    used.add(i)
+        used.add(i)
+    if (i := next((i for i in s.indices_by_margin if i not in used), -1)) >= 0:
+        name = "The lowest margin" if s.exclusive_classes else "An example"
+        plans.append(MorphPlan(i, int(s.runner_up[i]), f"{name}, to its runner-up"))
+        used.add(i)
     if unused := [i for i in s.typical_indices if i not in used]:
         plans.append(MorphPlan(unused[0], int(s.runner_up[unused[0]]), "A typical example, to its runner-up"))
     return plans
+
+
+def _followed_morph_plan(context: ReportContext) -> MorphPlan:
+    """The followed example: to its label where the model is wrong, else to its runner-up."""
+    s, i = context.survey, context.followed_index
+    if s.labels is not None and s.is_correct is not None and not s.is_correct[i]:
+        name = "The most confident error" if i == s.misclassified[0] else "The followed example"
+        return MorphPlan(i, int(s.labels[i]), f"{name}, to its label")
+    is_lowest = s.exclusive_classes and i == s.indices_by_margin[0]
+    return MorphPlan(
+        i, int(s.runner_up[i]), f"{'The lowest margin' if is_lowest else 'The followed example'}, to its runner-up"
+    )
 
 
 def _morph_outcome(
@@ -176,6 +194,14 @@ def show(finding: MorphFinding) -> list[Block]:
         MethodInterpretation.of(morph, *finding.check),
         *(_morph_frame_slider(finding, i) for i in range(len(finding.outcomes))),
     ]
+
+
+def best(finding: MorphFinding) -> list[Block]:
+    """The followed example on its way to the other class."""
+    outcome, frames = finding.outcomes[0], _morph_frames(finding, 0)
+    shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), N_FRAMES_IN_STRIP)]
+    name = f"Example {outcome.example}, changed step by step until the model predicts {outcome.target}:"
+    return [FigureGrid([_morph_frame_figure(outcome, frame) for frame in shown], name)]
 
 
 def _morph_frames(finding: MorphFinding, morph_index: int) -> list[MorphFrame]:
@@ -267,6 +293,13 @@ def show_morphs_or_counterfactuals(finding: Finding) -> list[Block]:
     return show(finding) if isinstance(finding, MorphFinding) else []
 
 
+def best_morphs_or_counterfactuals(finding: Finding) -> list[Block]:
+    """What is seen before the section is opened."""
+    if isinstance(finding, CounterfactualFinding):
+        return best_counterfactuals(finding)
+    return best(finding) if isinstance(finding, MorphFinding) else []
+
+
 SECTION = Section(
     "What would change its prediction?",
     "morphs",
@@ -274,4 +307,6 @@ SECTION = Section(
     show_morphs_or_counterfactuals,
     needs=("pixels or table", "classes"),
     objective_call=MINIMAL_ATTACK_CALL_TEMPLATE,
+    chapter=chapters.PICTURES,
+    best=best_morphs_or_counterfactuals,
 )

@@ -16,6 +16,7 @@ from ..errors import UnboxedWarning
 from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
+from . import chapters
 from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
@@ -176,8 +177,8 @@ def _check_against_best_examples(layers: Sequence[ChannelImages]) -> CheckNote:
     if not len(ratio):
         return CheckNote("No example activates any of these channels, so there is nothing to compare the images with.")
     above = int((ratio > 1).sum())
-    text = (f"After other random rotations, zooms and shifts, {above} of {len(ratio)} images still activate their "
-            f"channel more than the best of {count_noun(layers[0].examples, 'example')} does unchanged "
+    text = (f"{above} of {len(ratio)} generated images activate their channel more than the best of "
+            f"{count_noun(layers[0].examples, 'example')} does, even rotated, zoomed and shifted at random "
             f"(median {float(ratio.median()):.1f} times as much).")  # fmt: skip
     return CheckNote(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
 
@@ -221,4 +222,6 @@ def _best_example_figure(channel_images: ChannelImages, index: int, example: Exa
     return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
 
 
-SECTION = Section("What does each channel look for?", "channels", find, show, needs=("pixels",))
+SECTION = Section(
+    "What does each channel look for?", "channels", find, show, needs=("pixels",), chapter=chapters.PICTURES
+)

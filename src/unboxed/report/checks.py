@@ -14,8 +14,9 @@ from ..checks.ranking import attribution_cards, estimated_verdict_flops
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots import draw
+from . import chapters
 from .attribution import TONE_BY_GRADE
-from .blocks import Block, Caution, Collapsible, Figure, Heading, Paragraph, RankedMethod, RankedMethods
+from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, Heading, Paragraph, RankedMethod, RankedMethods
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
@@ -23,6 +24,7 @@ from .words import count_noun, join_names_with_limit
 
 N_EXPLAINED_EXAMPLES_PER_METHOD = 3  # that every method explains
 FIGURE_SIDE_PIXELS = 112
+N_BEST_MAPS = 6  # of one example, before the section is opened
 MAX_TOTAL_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
 NOTHING_LEARNED_VERDICT_REASON = next(
     test.failed for test in VERDICT_TESTS if test.name == "learned"
@@ -41,6 +43,10 @@ class RankingFinding(Finding):
     has_images: bool
     maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
 
+    @property
+    def cover(self) -> Sequence[Figure]:
+        return [_map_figure(n, self.maps[n][0], self.methods[n]) for n in self.ranked[:1]] if self.shown else []
+
     def to_dict(self) -> dict[str, Any]:
         verdicts = {name: {**v.to_dict(), **v.figures} for name, v in self.methods.items()}
         return {**super().to_dict(), "methods": verdicts}
@@ -55,6 +61,7 @@ def find(context: ReportContext) -> RankingFinding:
     indices = context.example_indices[:N_EXPLAINED_EXAMPLES_PER_METHOD] if context.has_images else []
     return RankingFinding(
         answer=_grade_counts_text(ranked, verdicts),
+        headline=(_grade_counts_text(ranked, verdicts),),
         examples=len(context.verdict_inputs),
         methods=verdicts,
         not_run=not_run,
@@ -67,10 +74,12 @@ def find(context: ReportContext) -> RankingFinding:
 
 def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
     """How many methods have each grade, and the best ones."""
-    counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
-    passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == PASS]
-    best = f" The most trustworthy: {join_names_with_limit(passed, 3)}." if passed else ""
-    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}"
+    names = {grade: [attribution_cards()[n].name for n in ranked if verdicts[n].grade == grade] for grade in GRADES}
+    passed, others = names[PASS], [f"{len(names[grade])} {grade}" for grade in GRADES[1:-1] if names[grade]]
+    verb = "passes its" if len(passed) == 1 else "pass their"
+    counts = f"{len(passed) or 'None'} of {count_noun(len(ranked), 'method')} {verb} checks on this model"
+    rest = f" ({', '.join(others)})" if others else ""
+    return f"{counts}{rest}.{f' Trust first: {join_names_with_limit(passed, 3)}.' if passed else ''}"
 
 
 def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
@@ -115,6 +124,17 @@ def show(finding: RankingFinding) -> list[Block]:
         how = "unboxed explain runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
         blocks.append(Caution(f"Not run, to keep the report short: {names}. {how}."))
     return [*blocks, *_side_by_side_map_blocks(finding)]
+
+
+def best(finding: RankingFinding) -> list[Block]:
+    """Every method with its verdict, and the followed example by the best and by the worst of them."""
+    blocks: list[Block] = [RankedMethods([_make_ranked_method(n, finding.methods[n]) for n in finding.ranked], True)]
+    if not finding.shown:
+        return blocks
+    n_best = N_BEST_MAPS - 1 if len(finding.ranked) > N_BEST_MAPS else N_BEST_MAPS
+    names = [*finding.ranked[:n_best], *finding.ranked[n_best:][-1:]]
+    maps = [_map_figure(n, finding.maps[n][0], finding.methods[n]) for n in names]
+    return [FigureGrid([finding.shown[0].figure(FIGURE_SIDE_PIXELS), *maps]), *blocks]
 
 
 def _nothing_learned_caution(finding: RankingFinding, names: Sequence[str]) -> list[Block]:
@@ -163,4 +183,4 @@ def _map_figure(name: str, attribution_map: Tensor, verdict: Verdict) -> Figure:
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
 
 
-SECTION = Section("Which map to trust?", "ranking", find, show)
+SECTION = Section("Which map to trust?", "ranking", find, show, chapter=chapters.BELIEF, best=best)

@@ -16,6 +16,7 @@ from ..engine.read.channel_axes import channels_first_layers
 from ..errors import LayerError, UnboxedError, UnboxedWarning
 from ..plots import compare as plots
 from ..plots import draw
+from . import chapters
 from .blocks import (
     Block,
     Caution,
@@ -292,4 +293,4 @@ def _map_pair_blocks(finding: CompareFinding) -> list[Block]:
     return [Heading("The same maps of both models"), *blocks] if blocks else []
 
 
-SECTION = Section("How does it compare with another model?", "compare", find, show)
+SECTION = Section("How does it compare with another model?", "compare", find, show, chapter=chapters.COMPARISON)

@@ -13,6 +13,7 @@ from ..concepts import ConceptScores
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError, OutputError
 from ..plots.results.concepts_tcav import alignment_chart, spatial_sheet
+from . import chapters
 from .blocks import Block, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
@@ -119,4 +120,11 @@ def show(finding: ConceptsFinding) -> list[Block]:
     ]  # fmt: skip
 
 
-SECTION = Section("Does it answer by simple concepts?", "concepts", find, show, needs=("classes", "exclusive classes"))
+SECTION = Section(
+    "Does it answer by simple concepts?",
+    "concepts",
+    find,
+    show,
+    needs=("classes", "exclusive classes"),
+    chapter=chapters.KNOWLEDGE,
+)

@@ -21,6 +21,7 @@ from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..model.output_advice import class_scores_problem_text
 from .blocks import Block
+from .chapters import MORE, Chapter
 from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
 from .source import ReportData
@@ -46,6 +47,7 @@ class ReportContext:
     command: str | None = None
     training: Any = None  # labeled training data, or the `ModelTraining` that made the model
     verdict_cache: VerdictCache = field(default_factory=VerdictCache)  # verdicts, of an earlier report too
+    example: int | None = None  # the index in the data of the example that is followed; None: the worst error
 
     @property
     def has_images(self) -> bool:
@@ -72,10 +74,37 @@ class ReportContext:
         return candidates(self.box, MAX_FLOPS_PER_REPORT_MAP)
 
     @cached_property
-    def example_indices(self) -> list[int]:
-        """Indices of different examples: the most confident error, the lowest margin, typical ones."""
+    def followed_index(self) -> int:
+        """The index of the example that every section shows: the one asked for, else the most confident error, else the
+        lowest margin."""
         s = self.survey
-        return list(dict.fromkeys([*s.misclassified[:1], *s.indices_by_margin[:1], *s.typical_indices]))
+        return (s.misclassified or s.indices_by_margin)[0] if self.example is None else s.rows.index(self.example)
+
+    @property
+    def followed_text(self) -> str:
+        """Which example is followed, and why."""
+        s, i = self.survey, self.followed_index
+        label = self.label_name(i)
+        truth = "" if label is None else f" Its {'true value' if s.targets is not None else 'label'} is {label}."
+        why = (
+            "the lowest margin"
+            if s.exclusive_classes
+            else "the largest error"
+            if s.targets is not None
+            else "the first"
+        )
+        if s.misclassified:
+            why = "the most confident error"
+        chosen = "It was asked for." if self.example is not None else f"It was chosen because it is {why}."
+        verb = "The model's output is" if self.is_regression else "The model predicts"
+        return f"Example {s.rows[i]}. {verb} {self.prediction_text(i)}.{truth} {chosen}"
+
+    @cached_property
+    def example_indices(self) -> list[int]:
+        """Indices of different examples: the followed one, the worst error, the lowest margin, typical ones."""
+        s = self.survey
+        first = [self.followed_index, *s.misclassified[:1], *s.indices_by_margin[:1]]
+        return list(dict.fromkeys([*first, *s.typical_indices]))
 
     def typical_and_ambiguous_indices(self, max_examples: int) -> list[int]:
         """The indices of a typical example and of the one with the lowest margin, if they differ."""
@@ -194,6 +223,8 @@ class Section(Generic[FindingT]):
             "exclusive classes" (classes that exclude one another), "training data" (without them it is left out, where
             it is not asked for).
         objective_call: What does the same for other outputs, in Python, with {score} or {objective} in it.
+        chapter: The chapter that it belongs to.
+        best: `best(finding) -> blocks`: what is seen of it before it is opened, at most two rows of figures.
 
     Example:
         >>> from dataclasses import dataclass
@@ -218,6 +249,8 @@ class Section(Generic[FindingT]):
     show: Callable[[FindingT], Sequence[Block]]
     needs: tuple[str, ...] = ()
     objective_call: str = ""
+    chapter: Chapter = MORE
+    best: Callable[[FindingT], Sequence[Block]] | None = None
 
     def reason_not_applicable_or_empty(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""

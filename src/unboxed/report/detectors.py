@@ -11,6 +11,7 @@ from ..concepts.dissect import dissected_layers
 from ..engine.rows import evenly_spaced_indices
 from ..errors import LayerError
 from ..plots.results.concepts_dissect import LEGEND, TILE_SIDE_PIXELS, detector_tiles, detectors_chart
+from . import chapters
 from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
@@ -125,4 +126,4 @@ def _unit_case(result: Dissection, layer: LayerDissection, i: int) -> ExampleWit
     return ExampleWithFigures(title, tuple(filter(None, lines)), figures, "good" if is_beyond else "")
 
 
-SECTION = Section("What do its units detect?", "detectors", find, show, needs=("pixels",))
+SECTION = Section("What do its units detect?", "detectors", find, show, needs=("pixels",), chapter=chapters.KNOWLEDGE)

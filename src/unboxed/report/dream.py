@@ -14,6 +14,7 @@ from ..objectives import Objective, energy
 from ..plots import class_sheet, colors
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
+from . import chapters
 from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
@@ -260,4 +261,6 @@ def _dream_sheet_links(finding: DreamFinding) -> FileLinks:
     return FileLinks([PageFile("dreams.png", page, "the dreams as a sheet")])
 
 
-SECTION = Section("What does it see in an example?", "deepdream", find, show, needs=("pixels",))
+SECTION = Section(
+    "What does it see in an example?", "deepdream", find, show, needs=("pixels",), chapter=chapters.PICTURES
+)

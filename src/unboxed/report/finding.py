@@ -47,7 +47,7 @@ class Finding:
 
     @property
     def cover(self) -> Sequence[Figure]:
-        """The figures at the top of the page."""
+        """What the section shows of the followed example, at the top of the page: one or two figures."""
         return ()
 
     def to_dict(self) -> dict[str, Any]:

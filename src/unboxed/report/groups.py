@@ -1,4 +1,4 @@
-"""Where does it fail, and by which marks does it go? Groups with more errors, and patches that decide answers."""
+"""Does it fail on a group, or use a shortcut? Groups with more errors, and patches that decide answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..concepts.slices import ErrorSlice
 from ..engine.rows import evenly_spaced_indices
 from ..plots.results.concepts_groups import cluster_tiles, slice_tiles
 from ..plots.sheet import Tile
+from . import chapters
 from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import Finding, NotApplicable
@@ -164,5 +165,10 @@ def _tiles_to_figures(tiles: list[Tile | None], what: str) -> list[Figure]:
 
 
 SECTION = Section(
-    "Where does it fail, and by which marks does it go?", "groups", find, show, needs=("exclusive classes",)
+    "Does it fail on a group, or use a shortcut?",
+    "groups",
+    find,
+    show,
+    needs=("exclusive classes",),
+    chapter=chapters.MISTAKES,
 )

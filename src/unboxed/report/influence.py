@@ -1,4 +1,4 @@
-"""Who taught it that? The training examples that made some answers likelier, and those that made them less likely."""
+"""Which training examples made these predictions: those that made them likelier, and those that made them less so?"""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..influence import Influence
 from ..influence.influence_functions import without_large_score_warning
 from ..plots import colors
 from ..plots.results.influence import format_score
+from . import chapters
 from .attribution import check_note_from_verdict
-from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph
+from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
@@ -93,6 +94,10 @@ class InfluenceFinding(Finding):
     answers: tuple[AnswerWithInfluences, ...]
     suspected_mislabels: tuple[SuspectedLabel, ...]
     removal: RemovalProof | None  # where the training can be run again at a low cost
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        return [_scored_example_figure(e, "taught by", "") for e in self.answers[0].helpful[:1]]
 
     @property
     def is_measured(self) -> bool:
@@ -222,6 +227,15 @@ def show(finding: InfluenceFinding) -> list[Block]:
     return [*blocks, *mislabel_blocks(finding.suspected_mislabels)]
 
 
+def best(finding: InfluenceFinding) -> list[Block]:
+    """The training examples behind the followed example's prediction."""
+    answer = finding.answers[0]
+    figures = [answer.query.figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
+    figures += _scored_example_figures(answer.helpful, "helpful", "good", is_measured=False)
+    figures += _scored_example_figures(answer.harmful, "harmful", "bad", is_measured=False)
+    return [FigureGrid(figures)] if figures else []
+
+
 def _removal_blocks(removal: RemovalProof | None) -> list[Block]:
     if removal is None:
         return []
@@ -286,5 +300,11 @@ def _scored_example_figure(example: ScoredExample, head: str, tone: str) -> Figu
 
 
 SECTION = Section(
-    "Who taught it that?", "influence", find, show, needs=(TRAINING_DATA_NEED, "classes", "exclusive classes", "pixels")
+    "Which training examples made these predictions?",
+    "influence",
+    find,
+    show,
+    needs=(TRAINING_DATA_NEED, "classes", "exclusive classes", "pixels"),
+    chapter=chapters.TRAINING,
+    best=best,
 )

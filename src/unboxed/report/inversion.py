@@ -10,6 +10,7 @@ from torch import Tensor
 from ..plots import class_sheet, colors
 from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_across_depth
+from . import chapters
 from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, Heading, MethodInterpretation, Paragraph
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, NotApplicable
@@ -212,4 +213,6 @@ def _inversion_sheet_links(finding: InversionFinding) -> FileLinks:
     return FileLinks([PageFile("inversions.png", page, "these images as a sheet")])
 
 
-SECTION = Section("How much of the image survives?", "inversion", find, show, needs=("pixels",))
+SECTION = Section(
+    "How much of the image survives?", "inversion", find, show, needs=("pixels",), chapter=chapters.KNOWLEDGE
+)

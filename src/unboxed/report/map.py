@@ -12,7 +12,8 @@ from torch import Tensor
 from ..activations import TsneMaps, nearest_neighbors, tsne
 from ..plots import draw
 from ..plots import embedding as drawn
-from .blocks import Block, Caution, FileLinks, MethodInterpretation, Paragraph
+from . import chapters
+from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import PageFile
@@ -44,6 +45,11 @@ class MapFinding(Finding):
     group_names: list[str]
     has_labels: bool
     has_images: bool
+    followed: int  # the followed example's place among the N
+
+    @property
+    def cover(self) -> Sequence[Figure]:
+        return [_neighbor_figure(self, rank) for rank in (0,)] if self.has_images else []
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -51,7 +57,8 @@ class MapFinding(Finding):
 
 def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFinding:
     s = context.survey
-    indices = draw.evenly_spaced_indices(len(s.rows), max_points)
+    followed = context.followed_index
+    indices = sorted({*draw.evenly_spaced_indices(len(s.rows), max_points), followed})
     if len(indices) < MIN_MAPPED_EXAMPLES:
         raise NotApplicable(f"A map needs at least {MIN_MAPPED_EXAMPLES} examples; the data have {len(indices)}.")
     x = context.inputs(indices)
@@ -77,6 +84,7 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
         group_names=group_names,
         has_labels=s.labels is not None,
         has_images=context.has_images,
+        followed=indices.index(followed),
     )
 
 
@@ -119,6 +127,21 @@ def show(finding: MapFinding) -> list[Block]:
         blocks.append(Caution(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
     neighbors_note = MethodInterpretation.of(nearest_neighbors, _label_agreement_text(finding))
     return [*blocks, _map_block(finding), FileLinks(_map_image_files(finding)), neighbors_note]
+
+
+def best(finding: MapFinding) -> list[Block]:
+    """The followed example and its nearest neighbors in the last hidden layer."""
+    if not finding.has_images:
+        return []
+    k = list(finding.neighbors.values())[-1].shape[1]
+    figures = [finding.shown[finding.followed].figure(), *(_neighbor_figure(finding, rank) for rank in range(k))]
+    return [FigureGrid(figures, "An example, and those that are nearest to it in the last hidden layer:")]
+
+
+def _neighbor_figure(finding: MapFinding, rank: int) -> Figure:
+    """The example that is `rank`-th nearest to the followed one in the last hidden layer."""
+    neighbors = list(finding.neighbors.values())[-1]  # (N, k)
+    return replace(finding.shown[int(neighbors[finding.followed, rank])].figure(), tone="")
 
 
 def _label_agreement_text(finding: MapFinding) -> str:
@@ -182,7 +205,7 @@ def _map_block(finding: MapFinding) -> MapBlock:
         "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.row for e in finding.shown],
         f"Map of {count_noun(finding.examples, 'example')}, colored by {color}",
         "Point at a dot to see its example; click it to see its nearest neighbors in the layer.",
-        keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None,
+        keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None, finding.followed,
     )  # fmt: skip
 
 
@@ -208,4 +231,4 @@ def _map_image_files(finding: MapFinding) -> list[PageFile]:
     return files
 
 
-SECTION = Section("How does it arrange the examples?", "map", find, show)
+SECTION = Section("How does it arrange the examples?", "map", find, show, chapter=chapters.KNOWLEDGE, best=best)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.layers import Layer
+from . import chapters
 from .blocks import (
     Block,
     Caution,
@@ -39,6 +40,7 @@ from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
+N_BEST_EXAMPLES = 7  # before the section is opened
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
@@ -72,6 +74,7 @@ class OverviewFinding(Finding):
     matrix_classes: list[str] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     matrix: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
     n_omitted_classes: int = 0
+    followed: Example | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # None where inputs are no images
     misclassified: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # none where inputs are no images
     ambiguous: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     exclusive_classes: bool = True
@@ -82,7 +85,7 @@ class OverviewFinding(Finding):
 
     @property
     def cover(self) -> Sequence[Figure]:
-        return [e.figure(show_runner_up=not self.misclassified) for e in (*self.misclassified, *self.ambiguous)[:1]]
+        return [] if self.followed is None else [self.followed.figure(show_runner_up=not self.misclassified)]
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -127,6 +130,7 @@ def find(context: ReportContext) -> OverviewFinding:
         matrix_classes=[context.class_name(k) for k in shown_classes],
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
+        followed=context.examples([context.followed_index])[0] if context.has_images else None,
         misclassified=context.examples(errors),
         ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if context.has_images else [],
         exclusive_classes=s.exclusive_classes,
@@ -233,6 +237,16 @@ def show(finding: OverviewFinding) -> list[Block]:
     ]
 
 
+def best(finding: OverviewFinding) -> list[Block]:
+    """The worst errors; the least certain examples where there is no error, the scores where inputs are no images."""
+    if shown := (finding.misclassified or finding.ambiguous)[:N_BEST_EXAMPLES]:
+        return [FigureGrid([e.figure(show_runner_up=not finding.misclassified) for e in shown])]
+    if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
+        return scores[:1]
+    rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions[:N_BEST_EXAMPLES]]
+    return [Table(("label", "classified as", "times"), rows, frozenset({2}))] if rows else []
+
+
 def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
     if finding.examples < finding.examples_in_data:
@@ -314,4 +328,4 @@ def _layer_table_blocks(finding: OverviewFinding) -> list[Block]:
     return blocks
 
 
-SECTION = Section("How good is it?", "overview", find, show)
+SECTION = Section("How good is it?", "overview", find, show, chapter=chapters.MISTAKES, best=best)

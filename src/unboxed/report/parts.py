@@ -1,4 +1,4 @@
-"""What does it take examples apart into? Concepts found by themselves, and a dictionary of features, with controls."""
+"""Which parts does it see in examples? Concepts found by themselves, and a dictionary of features, with controls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..plots import colors
 from ..plots.results.concepts_dictionary import feature_tiles
 from ..plots.results.concepts_discover import concept_tiles, faithfulness_rows
 from ..plots.sheet import Tile
-from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph, Table
+from . import chapters
+from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, Table
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
@@ -31,6 +32,7 @@ MAX_FEATURES, FIT_STEPS, N_SEEDS = 128, 200, 2
 MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all forward passes of concepts, above which they are left out
 MAX_FIT_FLOPS = 5e10  # of the fit of a dictionary, above which it is left out
 N_SHOWN_CONCEPTS, N_SHOWN_FEATURES, DRAWING_STEPS = 4, 3, 64
+N_BEST_CONCEPTS = 2  # before the section is opened
 TILE_SIDE_PIXELS = 84
 TONE_BY_PROBE_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
 
@@ -128,6 +130,20 @@ def show(finding: PartsFinding) -> list[Block]:
     return [*_concept_blocks(finding.concepts), *_dictionary_blocks(finding)]
 
 
+def best(finding: PartsFinding) -> list[Block]:
+    """The two concepts that matter most, each by the examples that have most of it."""
+    if finding.concepts is None:
+        return []
+    shown = [c for c in finding.concepts.concepts[:N_BEST_CONCEPTS] if c.crops]
+    figures = [
+        _tiles_to_figures(tiles[1:], f"with most of concept {i}") for i, tiles in enumerate(concept_tiles(shown))
+    ]
+    return [
+        FigureGrid(row, f"What has most of concept {i}, as the model takes examples apart:")
+        for i, row in enumerate(figures)
+    ]
+
+
 def _concept_blocks(result: DiscoveredConcepts | None) -> list[Block]:
     if result is None:
         return []
@@ -203,4 +219,12 @@ def _tiles_to_figures(tiles: list[Tile | None], what: str) -> list[Figure]:
             for t in tiles if t is not None]  # fmt: skip
 
 
-SECTION = Section("What does it take examples apart into?", "parts", find, show, needs=("classes", "exclusive classes"))
+SECTION = Section(
+    "Which parts does it see in examples?",
+    "parts",
+    find,
+    show,
+    needs=("classes", "exclusive classes"),
+    chapter=chapters.KNOWLEDGE,
+    best=best,
+)

@@ -73,6 +73,7 @@ class MapBlock:
     hint: str
     help: str
     atlas: ImageAtlas | None = None
+    selected: int = -1  # the point that is selected at first; -1: none
     kind: ClassVar[str] = "map"
 
     @property
@@ -99,6 +100,7 @@ class MapBlock:
             "names": list(self.names),
             "colors": self.colors,
             "hint": self.hint,
+            "selected": self.selected,
             "atlas": None if self.atlas is None else _atlas_to_script_data(self.atlas, pictures),
         }
 

@@ -12,6 +12,7 @@ from ..engine.read.features import input_and_hidden_layer_addresses
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError
 from ..plots.results.concepts_probe import erasure_effect_chart, probe_accuracy_chart
+from . import chapters
 from .blocks import Block, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
@@ -99,4 +100,11 @@ def show(finding: ProbesFinding) -> list[Block]:
     return [Paragraph(text), note, FigureGrid(figures)]
 
 
-SECTION = Section("What does each layer know?", "probes", find, show, needs=("classes", "exclusive classes"))
+SECTION = Section(
+    "What does each layer know?",
+    "probes",
+    find,
+    show,
+    needs=("classes", "exclusive classes"),
+    chapter=chapters.KNOWLEDGE,
+)

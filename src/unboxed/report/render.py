@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..plots.text import hyphens_to_minus_signs
 from .blocks import Block, Figure, column_width, figures_per_row
+from .chapters import Chapter
 from .pictures import PageImageStore
 from .words import format_bar_prob
 
@@ -24,11 +25,41 @@ class RenderedSection:
     answer: str = ""  # in one sentence
     failure: str = ""
     not_applicable: str = ""  # why it is not for this model
+    chapter: Chapter | None = None
+    headline: Sequence[str] = ()  # sentences for the top of the page
+    best: str = ""  # HTML that is seen before the section is opened
+    followed: str = ""  # HTML: the followed example in this section
 
     @property
     def short_title(self) -> str:
         """Its name in the page's bar."""
         return self.slug.replace("-", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class RenderedChapter:
+    """The sections of one chapter; None is that of pages without chapters."""
+
+    chapter: Chapter | None
+    sections: Sequence[RenderedSection]
+
+    @property
+    def headline(self) -> list[str]:
+        """Its sentences at the top of the page."""
+        return [sentence for section in self.sections for sentence in section.headline]
+
+    @property
+    def lead(self) -> RenderedSection:
+        """The section whose answer stands below the heading: the first that has one."""
+        return next((s for s in self.sections if s.answer), self.sections[0])
+
+
+def group_into_chapters(sections: Sequence[RenderedSection]) -> list[RenderedChapter]:
+    """The chapters in the order of their first sections."""
+    by_chapter: dict[Chapter | None, list[RenderedSection]] = {}
+    for section in sections:
+        by_chapter.setdefault(section.chapter, []).append(section)
+    return [RenderedChapter(chapter, members) for chapter, members in by_chapter.items()]
 
 
 def not_applicable_lines(sections: Sequence[RenderedSection]) -> list[str]:
@@ -76,10 +107,22 @@ def render_figures(figures: Sequence[Figure], pictures: PageImageStore) -> str:
 
 
 def render_page(
-    subject: str, title: str, headline: Sequence[str], cover: str, sections: Sequence[RenderedSection]
+    subject: str,
+    title: str,
+    headline: Sequence[str],
+    cover: str,
+    sections: Sequence[RenderedSection],
+    *,
+    followed: str = "",
+    progress: str = "",
 ) -> str:
-    """The whole page: `subject` names the model and the data, `cover` is the HTML beside the headline."""
+    """The whole page: `subject` names the model and the data, `cover` is the HTML beside the headline.
+
+    `followed` says which example is followed through the sections; `progress` that the page is still being made.
+    """
+    shown = [s for s in sections if not s.not_applicable]
     return _jinja_environment().get_template("page.html").render(
-        subject=subject, title=title or subject, headline=headline, cover=cover,
-        sections=[s for s in sections if not s.not_applicable], left_out=not_applicable_lines(sections),
+        subject=subject, title=title or subject, headline=headline, cover=cover, sections=shown,
+        chapters=group_into_chapters(shown), left_out=not_applicable_lines(sections), followed=followed,
+        progress=progress,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from ..checkpointing import weights_digest
+from . import chapters
 from .blocks import Block, Code, Paragraph, Table
 from .context import ReportContext, Section
 from .finding import Finding
@@ -80,4 +81,4 @@ def installed_package_versions() -> dict[str, str]:
     return by_package
 
 
-SECTION = Section("How to reproduce it", "reproduce", find, show)
+SECTION = Section("How to reproduce it", "reproduce", find, show, chapter=chapters.COMPARISON)

@@ -92,6 +92,12 @@ def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
     ]
 
 
+def best_column_contributions(finding: RowAttributionFinding) -> list[Block]:
+    """The columns behind two predictions."""
+    figures = [_contribution_bars_figure(finding, i) for i in range(min(2, len(finding.examples)))]
+    return [FigureGrid(figures, two_per_row=True)]
+
+
 def _contribution_bars_figure(finding: RowAttributionFinding, i: int) -> Figure:
     example, target = finding.examples[i], finding.targets[i]
     chart = contribution_bars(finding.contributions[i], example.x, finding.columns, label=CONTRIBUTION_AXIS_LABEL)
@@ -149,6 +155,12 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
 
 def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
     return [MethodInterpretation.of(morph), *(block for row in finding.rows for block in _counterfactual_blocks(row))]
+
+
+def best_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
+    """What would change one row's prediction: its largest changes."""
+    _, lead, table, *_ = _counterfactual_blocks(finding.rows[0])
+    return [lead, table]
 
 
 def _counterfactual_blocks(row: CounterfactualRow) -> list[Block]:

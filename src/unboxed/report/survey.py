@@ -132,12 +132,16 @@ def evenly_spaced_indices(total: int, max_count: int) -> tuple[int, ...]:
     return tuple(i * total // n for i in range(n))
 
 
-def collect_outputs_and_labels(box: Box, source: ReportData, max_examples: int | None) -> Survey:
-    """Run the model on the examples, a batch at a time.
+def collect_outputs_and_labels(
+    box: Box, source: ReportData, max_examples: int | None, include: int | None = None
+) -> Survey:
+    """Run the model on the examples, a batch at a time, and on the example `include`.
 
     Raises DataError, InputError where they don't fit the model, OutputError where it outputs NaN.
     """
     requested = evenly_spaced_indices(len(source), max_examples or max_evaluated_examples_for(box.inputs.shape))
+    if include is not None:
+        requested = tuple(sorted({*requested, include}))
     rows: list[int] = []
     labels: list[int] = []
     outputs: list[Tensor] = []

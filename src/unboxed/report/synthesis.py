@@ -1,4 +1,4 @@
-"""What does it look for? Class images beside a control that must fail, judged by another model where there is one."""
+"""What does each class look like to it? Class images beside a control that must fail, and what a judge sees in them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..errors import UnboxedWarning
 from ..model.output_advice import FEATURE_CALL_TEMPLATE
 from ..plots import colors, draw
 from ..synthesis.class_image import CLASS_IMAGE_RECIPE_BY_NAME, ClassImages, RecipeName, class_image
+from . import chapters
 from .blocks import (
     Block,
     Caution,
@@ -137,10 +138,12 @@ def _visualized_classes(context: ReportContext) -> list[int]:
     k = len(s.classes)
     if k <= MAX_VISUALIZED_CLASSES:
         return list(range(k))
+    followed = int(s.predicted[context.followed_index])
     answer_counts = torch.bincount(s.predicted, minlength=k)
     off_diagonal = s.confusion.clone().fill_diagonal_(0)
     weight = (off_diagonal.sum(0) + off_diagonal.sum(1)) * len(s.rows) + answer_counts
-    return sorted(weight.topk(MAX_VISUALIZED_CLASSES).indices.tolist())
+    others = [c for c in weight.topk(MAX_VISUALIZED_CLASSES).indices.tolist() if c != followed]
+    return sorted([followed, *others[: MAX_VISUALIZED_CLASSES - 1]])
 
 
 def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]) -> ClassImages:
@@ -160,7 +163,7 @@ def _rms_difference_between_starts(images: Tensor) -> Tensor:
 def _cover_class_index(context: ReportContext, classes: Sequence[int]) -> int:
     """The index of the class that the example on the cover is classified as."""
     s = context.survey
-    answer = int(s.predicted[(s.misclassified or s.indices_by_margin)[0]])
+    answer = int(s.predicted[context.followed_index])
     return classes.index(answer) if answer in classes else 0
 
 
@@ -205,6 +208,11 @@ def show(finding: ClassImageFinding) -> list[Block]:
             FigureGrid(figures),
         ]
     return [*blocks, *_start_difference_blocks(finding), _class_image_sheet_links(finding)]
+
+
+def best(finding: ClassImageFinding) -> list[Block]:
+    """The class images, one per class."""
+    return [FigureGrid([_class_image_figure(finding, "robust", i) for i in range(len(finding.classes))])]
 
 
 def _is_model_confident(images: ClassImages) -> bool:
@@ -319,10 +327,12 @@ def _class_image_sheet_links(finding: ClassImageFinding) -> FileLinks:
 
 
 SECTION = Section(
-    "What does it look for?",
+    "What does each class look like to it?",
     "class-images",
     find,
     show,
     needs=("pixels", "classes"),
     objective_call=FEATURE_CALL_TEMPLATE,
+    chapter=chapters.PICTURES,
+    best=best,
 )

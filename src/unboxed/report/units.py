@@ -16,6 +16,7 @@ from ..model.layers import Layer
 from ..plots import draw, units
 from ..plots.sheet import ColorBar
 from ..plots.units import PlottedUnit
+from . import chapters
 from .blocks import (
     Block,
     Collapsible,
@@ -307,4 +308,4 @@ def _unit_example_block(
     return ExampleWithFigures(unit.name, tuple(filter(None, words)), figures)
 
 
-SECTION = Section("What activates each unit?", "units", find, show)
+SECTION = Section("What activates each unit?", "units", find, show, chapter=chapters.KNOWLEDGE)

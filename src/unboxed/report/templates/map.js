@@ -24,7 +24,7 @@
   let now = layers.length - 1, at = layers[now].at.slice();
   let width = 1, height = 1, ratio = 1, side = 1;
   let zoom = 1, left = 0, top = 0;  // the view: a point p of the unit square is drawn at left + p * side * zoom
-  let hover = -1, chosen = -1, only = -1, images = false, ready = false;
+  let hover = -1, chosen = data.selected, only = -1, images = false, ready = false;
   let waiting = 0, moving = null, colors = null, dots = [], names = [], grid = null;
   let frame = null, pixels = null;  // what is put on the canvas, 4 bytes a pixel
   const cache = new Map();  // images as they are drawn

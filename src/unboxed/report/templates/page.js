@@ -47,35 +47,49 @@
   }
 
   const folds = [...document.querySelectorAll("details.section")], all = document.getElementById("all");
-  const label = () => { all.textContent = folds.every((d) => d.open) ? "Close all sections" : "Open all sections"; };
-  function reveal() {  // the section of the address is open
-    const part = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
-    const fold = part && part.closest(".part") && part.closest(".part").querySelector("details.section");
-    if (fold && !fold.open) { fold.open = true; part.scrollIntoView(); }
+  const label = () => { if (all) all.textContent = folds.every((d) => d.open) ? "Close all sections" : "Open all sections"; };
+  function reveal() {  // what the address names is open, with all folds around it
+    const named = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!named) return;
+    const closed = [named.querySelector(":scope > details.section")];
+    for (let e = named; e; e = e.parentElement) if (e.localName === "details") closed.push(e);
+    for (const fold of closed) if (fold) fold.open = true;
+    named.scrollIntoView();
   }
-  all.addEventListener("click", () => { const open = !folds.every((d) => d.open); for (const d of folds) d.open = open; });
+  if (all) all.addEventListener("click", () => { const open = !folds.every((d) => d.open); for (const d of folds) d.open = open; });
   for (const d of folds) d.addEventListener("toggle", label);
   addEventListener("hashchange", reveal);
-  addEventListener("beforeprint", () => { for (const d of folds) d.open = true; });
-  document.querySelector(".bar nav").addEventListener("click", (event) => { if (event.target.hash === location.hash) reveal(); });
+  let printed = [];
+  addEventListener("beforeprint", () => { printed = [...document.querySelectorAll("details:not([open])")]; for (const d of printed) d.open = true; });
+  addEventListener("afterprint", () => { for (const d of printed) d.open = false; printed = []; });
   label();
   reveal();
 
-  const bar = document.querySelector(".bar");
-  const links = new Map([...bar.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
-  const parts = [...document.querySelectorAll(".part[id]")];
-  let seen, height = 0;
-  function mark() {  // the first section below the bar is the current one
-    const boxes = parts.map((part) => part.getBoundingClientRect());
-    const current = boxes.findIndex((box) => box.bottom > height + 8 && box.top < 0.3 * innerHeight);
+  const menu = document.getElementById("menu"), contents = document.getElementById("contents");
+  if (!menu) return;
+  function unfold(open) { contents.classList.toggle("open", open); menu.setAttribute("aria-expanded", String(open)); }
+  menu.addEventListener("click", () => unfold(!contents.classList.contains("open")));
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && contents.classList.contains("open")) { unfold(false); menu.focus(); } });
+  contents.addEventListener("click", (event) => {
+    if (!event.target.hash) return;
+    unfold(false);
+    if (event.target.hash === location.hash) reveal();
+  });
+
+  const links = new Map([...contents.querySelectorAll("a")].map((a) => [a.hash.slice(1), a]));
+  const places = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+  function mark() {  // the last heading above the upper third of the window is the current one
+    const above = places.filter((place) => place.getBoundingClientRect().top < 0.3 * innerHeight);
     for (const a of links.values()) a.removeAttribute("aria-current");
-    if (current >= 0) links.get(parts[current].id).setAttribute("aria-current", "true");
+    const current = above.length && links.get(above[above.length - 1].id);
+    if (!current) return;
+    current.setAttribute("aria-current", "true");
+    const box = current.getBoundingClientRect(), frame = contents.getBoundingClientRect();
+    if (box.top < frame.top || box.bottom > frame.bottom) contents.scrollTop += box.top - frame.top - frame.height / 2;
   }
-  new ResizeObserver(() => {  // the more links wrap, the higher is the bar: sections stop, and count as current, below it
-    height = Math.ceil(bar.getBoundingClientRect().height);
-    root.style.setProperty("--bar", height + "px");
-    if (seen) seen.disconnect();
-    seen = new IntersectionObserver(mark, { rootMargin: `-${height + 8}px 0px -70% 0px` });
-    for (const part of parts) seen.observe(part);
-  }).observe(bar);
+  let waiting = 0;
+  const later = () => { if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; mark(); }); };
+  addEventListener("scroll", later, { passive: true });
+  addEventListener("resize", later);
+  mark();
 })();
