@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+AXE_FILES = (os.environ.get("UNBOXED_AXE", ""), str(Path(__file__).parent / "node_modules/axe-core/axe.min.js"))
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -36,3 +39,12 @@ def browser() -> Iterator[Browser]:
         browser = p.chromium.launch(executable_path=found, args=list(QUIET))
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The script of axe-core, which checks a page for people who use a keyboard or a screen reader."""
+    found = next((Path(name) for name in AXE_FILES if name and Path(name).is_file()), None)
+    if found is None:
+        pytest.skip("axe-core is not there: npm install --prefix tests/browser --no-save axe-core, or set UNBOXED_AXE")
+    return found.read_text(encoding="utf-8")

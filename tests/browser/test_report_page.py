@@ -108,15 +108,46 @@ def test_the_page_is_short_until_it_is_opened(browser: Browser, page_file: Path)
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
     page.goto(page_file.as_uri())
     assert page.evaluate("document.documentElement.scrollHeight") < 8 * 900
-    assert page.locator("details.section[open]").count() == 1
-    assert all(text for text in page.locator(".answer").all_inner_texts())
-    assert page.locator(".answer").count() == len(SECTIONS)
+    assert page.locator("details.section[open]").count() == 0
+    chapters = {section.chapter for section in SECTIONS}
+    assert page.locator(".chapter > .lead").count() == len(chapters)  # the answer of its first section
+    assert page.locator(".answer").count() == len(SECTIONS) - len(chapters)
+    assert all(page.locator(".answer, .chapter > .lead").all_inner_texts())
+    assert page.locator(".best img").count() > 10
+    page.close()
+
+
+def test_the_top_of_the_page_answers_the_three_questions(browser: Browser, page_file: Path) -> None:
+    """How good, what is wrong with it, can its explanations be believed: within three screens, without a click."""
+    page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
+    page.goto(page_file.as_uri())
+    for words in ("accuracy", "most common confusion", "pass their checks"):
+        found = page.get_by_text(words).first.bounding_box()
+        assert found is not None
+        assert found["y"] + found["height"] < 3 * 900, words
+    page.close()
+
+
+def test_one_example_is_followed_through_the_sections(browser: Browser, page_file: Path) -> None:
+    page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
+    page.goto(page_file.as_uri())
+    row = page.locator("#example .soft").inner_text().split(".")[0].split()[-1]
+    steps = page.locator(".steps li")
+    assert steps.count() >= 6
+    assert f"example {row}" in steps.first.inner_text()
+    for link in page.locator(".steps li > a").all():
+        slug = (link.get_attribute("href") or "#").removeprefix("#")
+        link.click()
+        page.wait_for_function("(slug) => document.querySelector(`#${slug} > details`).open", arg=slug)
+        texts = page.locator(f"#{slug}").inner_text()
+        assert slug in ("class-images", "map") or row in texts, slug  # of its predicted class; a canvas
     page.close()
 
 
 def test_a_link_opens_its_section_and_one_button_opens_all(browser: Browser, page_file: Path) -> None:
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
     page.goto(f"{page_file.as_uri()}#{SECTIONS[3].slug}")
+    page.wait_for_timeout(100)
     is_open = "(slug) => document.querySelector(`#${slug} > details`).open"
     assert page.evaluate(is_open, SECTIONS[3].slug)
     page.locator(f'.bar nav a[href="#{SECTIONS[5].slug}"]').click()
@@ -125,16 +156,37 @@ def test_a_link_opens_its_section_and_one_button_opens_all(browser: Browser, pag
     assert page.locator("details.section[open]").count() == len(SECTIONS)
     page.locator("#all").click()
     assert page.locator("details.section[open]").count() == 0
+    page.goto(f"{page_file.as_uri()}#morph-1")  # within a section
+    page.wait_for_function(is_open, arg="morphs")
     page.close()
+
+
+def test_what_is_printed_is_all_of_it(browser: Browser, page_file: Path) -> None:
+    page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
+    page.goto(page_file.as_uri())
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.emulate_media(media="print")
+    assert not page.locator(".bar").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.section[open]").count() == 0
+    page.close()
+
+
+def unfold_contents(page: Page) -> None:
+    """On a phone the table of contents is a menu."""
+    if page.locator("#menu").is_visible() and not page.locator(".bar nav").is_visible():
+        page.locator("#menu").click()
 
 
 def test_every_section_is_reached_from_the_bar(seen: Seen) -> None:
     for section in SECTIONS:
+        unfold_contents(seen.page)
         link = seen.page.locator(f'nav a[href="#{section.slug}"]')
         link.scroll_into_view_if_needed()
         link.click()
         seen.page.wait_for_timeout(30)
-        top = seen.page.locator(f"#{section.slug} h2").bounding_box()
+        top = seen.page.locator(f"#{section.slug} .title").bounding_box()
         assert top is not None
         assert -10 < top["y"] < seen.page.viewport_size["height"]  # type: ignore[index]
     assert seen.page.locator("nav a[aria-current]").count() == 1
@@ -151,6 +203,7 @@ def wide(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> I
 
 def test_every_link_of_the_navigation_lies_inside_its_bar(wide: Page) -> None:
     wide.evaluate("window.scrollTo(0, 0)")
+    unfold_contents(wide)
     bar, width = wide.locator(".bar").bounding_box(), wide.viewport_size["width"]  # type: ignore[index]
     assert bar is not None
     assert bar["x"] == bar["y"] == 0
@@ -166,13 +219,15 @@ def _inside(box: Any, bar: Any) -> bool:
 
 def test_every_link_of_the_navigation_jumps_to_a_heading_that_the_bar_does_not_hide(wide: Page) -> None:
     for section in SECTIONS:
+        unfold_contents(wide)
         wide.locator(f'.bar nav a[href="#{section.slug}"]').click()
         wide.wait_for_function("(slug) => location.hash === '#' + slug", arg=section.slug)
         seen = wide.evaluate(
             """(slug) => {
-                const heading = document.querySelector(`#${slug} h2`), box = heading.getBoundingClientRect();
+                const heading = document.querySelector(`#${slug} .title`), box = heading.getBoundingClientRect();
                 const top = document.elementFromPoint(box.left + 4, box.top + 2);
-                return [heading === top, document.querySelector('.bar').getBoundingClientRect().bottom <= box.top];
+                const bar = document.querySelector('.bar').getBoundingClientRect();
+                return [heading === top, bar.bottom <= box.top || bar.right <= box.left];
             }""",
             section.slug,
         )
@@ -181,14 +236,15 @@ def test_every_link_of_the_navigation_jumps_to_a_heading_that_the_bar_does_not_h
 
 def test_the_link_of_the_section_in_sight_is_marked(wide: Page) -> None:
     middle = SECTIONS[len(SECTIONS) // 2]
+    unfold_contents(wide)
     wide.locator(f'.bar nav a[href="#{middle.slug}"]').click()
     current = f'.bar nav a[href="#{middle.slug}"][aria-current]'
-    wide.wait_for_selector(current)
+    wide.wait_for_selector(current, state="attached")
     assert wide.locator(".bar nav a[aria-current]").count() == 1
 
 
 def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:
-    folds = seen.page.locator("main details:not(.section)")
+    folds = seen.page.locator("main details:not(.section, .ranking details)")
     assert folds.count() >= 4
     for i in range(folds.count()):
         fold = folds.nth(i)
@@ -196,7 +252,7 @@ def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:
         fold.locator("summary").first.click()
         assert fold.evaluate("(d) => d.open") != opened
         if not opened:
-            inside = fold.locator(".folded").bounding_box()
+            inside = fold.locator(".folded").first.bounding_box()
             assert inside is not None
             assert inside["height"] > 20
 

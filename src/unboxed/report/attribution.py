@@ -32,6 +32,7 @@ from .blocks import (
 )
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .overview import N_EXPLAINED_ERRORS
 from .pictures import PageFile, PageImage
 from .rows import (
     RowAttributionFinding,
@@ -44,7 +45,6 @@ from .words import count_noun, error_sentence
 
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 MAX_EXAMPLES_PER_GROUP = 3
-N_BEST_EXAMPLES = 3  # before the section is opened
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
 MAX_GRADIENT_MOVE_PIXEL_CHANGE = (
     0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
@@ -235,7 +235,7 @@ def show(finding: AttributionFinding) -> list[Block]:
 def best(finding: AttributionFinding) -> list[Block]:
     """Some examples, each with the map of its prediction."""
     column, figures = finding.columns[0], list[Figure]()
-    for i, example in enumerate(finding.examples[:N_BEST_EXAMPLES]):
+    for i, example in enumerate(finding.examples[:N_EXPLAINED_ERRORS]):
         figure = _map_figure(column, i, COVER_SIDE_PIXELS)
         figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
     text = "Beside each example: where a brighter pixel makes that prediction likelier (red) or less likely (blue)."

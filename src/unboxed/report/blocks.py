@@ -11,6 +11,7 @@ from ..plots.sheet import ColorBar
 from .pictures import PageFile, PageImage
 
 PAGE_WIDTH_PIXELS, FIGURE_GAP_PIXELS = 1000, 14  # pixels: the page's width, and the gap between two figures
+PHONE_WIDTH_PIXELS = 350  # of a page that is 390 pixels wide, without its margins
 
 
 class Block(Protocol):
@@ -38,6 +39,17 @@ def figures_per_row(figures: Sequence[Figure]) -> int:
     n = len(figures)
     rows = -(-n // max(1, (PAGE_WIDTH_PIXELS + FIGURE_GAP_PIXELS) // (column_width(figures) + FIGURE_GAP_PIXELS)))
     return -(-n // max(1, rows))
+
+
+def phone_columns(n: int, column_width_pixels: int) -> int:
+    """How many columns n figures have on a phone, so that none stands alone in the last row.
+
+    >>> [phone_columns(n, 112) for n in (1, 3, 6, 7, 10)], phone_columns(5, 900)
+    ([1, 3, 3, 4, 4], 1)
+    """
+    fitting = max(1, int((PHONE_WIDTH_PIXELS + 12) / (max(100, 0.7 * column_width_pixels) + 12)))
+    choices = [fitting, fitting + 1, fitting + 2, fitting - 1] if fitting > 2 else [fitting, 1]
+    return min(n, next((c for c in choices if c == 1 or n % c != 1), fitting))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from .pictures import PageImage
 from .words import count_noun
 
 MAX_INFLUENCE_QUERIES = 3
+BEST_SIDE_PIXELS = 112  # of the figures that are seen before the section is opened
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
 N_SHOWN_HELPFUL_AND_HARMFUL_EXAMPLES = 3  # helpful and harmful training examples of each query
 MIN_REMOVAL_LOGIT_MARGIN = 0.5  # in logits: what lies below hangs on one example
@@ -97,7 +98,7 @@ class InfluenceFinding(Finding):
 
     @property
     def cover(self) -> Sequence[Figure]:
-        return [_scored_example_figure(e, "taught by", "") for e in self.answers[0].helpful[:1]]
+        return [_scored_example_figure(e, "taught by", "", BEST_SIDE_PIXELS) for e in self.answers[0].helpful[:1]]
 
     @property
     def is_measured(self) -> bool:
@@ -230,10 +231,11 @@ def show(finding: InfluenceFinding) -> list[Block]:
 def best(finding: InfluenceFinding) -> list[Block]:
     """The training examples behind the followed example's prediction."""
     answer = finding.answers[0]
-    figures = [answer.query.figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    figures += _scored_example_figures(answer.helpful, "helpful", "good", is_measured=False)
-    figures += _scored_example_figures(answer.harmful, "harmful", "bad", is_measured=False)
-    return [FigureGrid(figures)] if figures else []
+    figures = [answer.query.figure(BEST_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
+    figures += [_scored_example_figure(e, "helpful", "good", BEST_SIDE_PIXELS) for e in answer.helpful]
+    figures += [_scored_example_figure(e, "harmful", "bad", BEST_SIDE_PIXELS) for e in answer.harmful]
+    text = "An example, the training examples that made its prediction likelier, and those that made it less likely:"
+    return [FigureGrid(figures, text)] if figures else []
 
 
 def _removal_blocks(removal: RemovalProof | None) -> list[Block]:
@@ -292,11 +294,11 @@ def _scored_example_figures(examples: Sequence[ScoredExample], word: str, tone: 
     return [_scored_example_figure(e, format_score(e.score) if is_measured else word, tone) for e in examples]
 
 
-def _scored_example_figure(example: ScoredExample, head: str, tone: str) -> Figure:
+def _scored_example_figure(example: ScoredExample, head: str, tone: str, side: int = TILE_SIDE_PIXELS) -> Figure:
     lines = tuple(filter(None, (f"label {example.label}" if example.label else "", f"example {example.index}")))
     alt = f"training example {example.index}, label {example.label}, score {example.score:+.2g}"
     x = example.x if example.x is not None else torch.zeros(1, 1, 1)
-    return Figure(PageImage(colors.image_to_rgb(x), alt, TILE_SIDE_PIXELS), head, lines, tone)
+    return Figure(PageImage(colors.image_to_rgb(x), alt, side), head, lines, tone)
 
 
 SECTION = Section(

@@ -40,7 +40,7 @@ from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
-N_BEST_EXAMPLES = 7  # before the section is opened
+N_EXPLAINED_ERRORS, N_BEST_EXAMPLES = 3, 7  # before the section is opened
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
@@ -239,6 +239,8 @@ def show(finding: OverviewFinding) -> list[Block]:
 
 def best(finding: OverviewFinding) -> list[Block]:
     """The worst errors; the least certain examples where there is no error, the scores where inputs are no images."""
+    if 0 < len(finding.misclassified) <= N_EXPLAINED_ERRORS:
+        return []  # the next section shows them with their maps
     if shown := (finding.misclassified or finding.ambiguous)[:N_BEST_EXAMPLES]:
         return [FigureGrid([e.figure(show_runner_up=not finding.misclassified) for e in shown])]
     if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
