@@ -115,7 +115,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         words = " ".join(self._text.split())
-        if tag in ("h2", "h3"):
+        if tag in ("h2", "h3", "h4"):
             self._above = words
         elif tag == "figure":
             self._inside = False

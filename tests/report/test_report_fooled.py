@@ -93,7 +93,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     ]
     assert "within 0.3 standard deviations of its column" in page
     assert "changed each value by at most eps standard deviations of its column" in page
-    assert "pixel" not in page[page.index('id="attacks"') :]
+    assert "pixel" not in page[page.index('id="chapter-fooled"') :]
 
 
 def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_sentence_does_not_contradict_itself(
 
 def test_without_labels_the_page_speaks_of_predictions(tmp_path: Path) -> None:
     page, _ = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2)[0], tmp_path)
-    section = page[page.index('id="attacks"') :]
+    section = page[page.index('id="chapter-fooled"') :]
     assert "of the predictions." in section
     assert "lower the accuracy" not in page
     assert "There are no labels, so every prediction counts as correct" in section

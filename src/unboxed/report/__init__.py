@@ -284,7 +284,7 @@ def _load_verdict_cache(folder: ReportFolder) -> VerdictCache:
 def _page_html(work: _ReportInProgress) -> str:
     context = work.context
     subject = f"{type(context.box.model).__name__}{context.data.prefixed_name_or_empty(' on ')}"
-    return render_page(subject, work.title, work.headline, "", work.sections, followed=context.followed_text)
+    return render_page(subject, work.title, work.headline, "", work.sections, context.followed_text)
 
 
 def _report_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:

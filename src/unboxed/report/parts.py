@@ -135,6 +135,8 @@ def best(finding: PartsFinding) -> list[Block]:
     if finding.concepts is None:
         return []
     shown = [c for c in finding.concepts.concepts[:N_BEST_CONCEPTS] if c.crops]
+    if not shown:
+        return []
     figures = [
         _tiles_to_figures(tiles[1:], f"with most of concept {i}") for i, tiles in enumerate(concept_tiles(shown))
     ]

@@ -113,7 +113,6 @@ def render_page(
     headline: Sequence[str],
     cover: str,
     sections: Sequence[RenderedSection],
-    *,
     followed: str = "",
     progress: str = "",
 ) -> str:
