@@ -21,9 +21,9 @@ import unboxed as ub
 from unboxed.adversarial.changes import PredictionChange
 from unboxed.errors import UnboxedWarning
 from unboxed.plots import draw
-from unboxed.report import adversarial as fooled
 from unboxed.report import inversion as survives
 from unboxed.report import report
+from unboxed.report.attack_figures import adversarial_and_change_figures
 
 NAMES = ("top left", "top right", "low left", "low right")
 SECTIONS = ["overview", "class-images", "gradients", "morphs", "attacks", "inversion"]
@@ -290,7 +290,7 @@ def test_captions_below_an_adversarial_image_are_of_its_predicted_class() -> Non
     change = PredictionChange(
         0, x, x, 1, 2, probs_before=(0.71, 0.12), probs_after=(0.33, 0.58), distance=0.1, is_adversarial=True
     )
-    figure, _ = fooled._adversarial_and_change_figures("this model", change, NAMES, 1.0)
+    figure, _ = adversarial_and_change_figures("this model", change, NAMES, 1.0)
     assert [number(line) for line in figure.lines] == [0.58, 0.12]
     assert NAMES[2] in figure.lines[0]
 

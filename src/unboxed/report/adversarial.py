@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,12 +15,18 @@ from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
 from ..box import Box
 from ..engine.optimize.constraints import format_eps
-from ..engine.proportion import Proportion
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
 from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, AttackFn, default_attack_cards, evaluate
 from ..robustness.result import Robustness
 from . import chapters
+from .attack_figures import (
+    accuracy_by_class_table,
+    adversarial_and_change_figures,
+    adversarial_figure,
+    captioned_figure,
+    class_and_prob_text,
+)
 from .attack_words import ROBUST_ACCURACY_TEXT, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
 from .blocks import (
     Block,
@@ -39,11 +45,11 @@ from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .input_nouns import InputNouns
 from .judge_model import judge_or_missing_reason
-from .pictures import PageFile, PageImage
+from .pictures import PageFile
 from .survey import evenly_spaced_indices
-from .words import format_named_prob, format_percent, format_prob
+from .words import format_percent
 
-MAX_SHOWN_EXAMPLES, FIGURE_SIDE_PIXELS = 4, 112  # examples with figures
+MAX_SHOWN_EXAMPLES = 4  # examples with figures
 N_BEST_EXAMPLES = 2  # before the section is opened
 MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
@@ -86,7 +92,7 @@ class RobustnessFinding(Finding):
     def cover(self) -> Sequence[Figure]:
         if not (self.has_images and self.shown):
             return []
-        return [_adversarial_figure("this model", self.models[0].changes[0], self.classes)]
+        return [adversarial_figure("this model", self.models[0].changes[0], self.classes)]
 
     def to_dict(self) -> dict[str, Any]:
         changes = {m.name: [{"distance": c.distance, "is_adversarial": c.is_adversarial} for c in m.changes]
@@ -208,7 +214,7 @@ def show(finding: RobustnessFinding) -> list[Block]:
             *_prediction_change_blocks(finding),
         ]
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
-        blocks.append(Collapsible("By class", [_accuracy_by_class_table(classes, finding.robustness.eps[-1])]))
+        blocks.append(Collapsible("By class", [accuracy_by_class_table(classes, finding.robustness.eps[-1])]))
     return blocks
 
 
@@ -220,9 +226,9 @@ def best(finding: RobustnessFinding) -> list[Block]:
     factor = attack_sheet.round_magnification_factor(colors.max_magnitude(*(c.delta for c in changes)))
     figures = list[Figure]()
     for c in changes:
-        lines = (_class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
-        figures.append(_captioned_figure(colors.image_to_rgb(c.original), "input", lines))
-        figures += _adversarial_and_change_figures("this model", c, finding.classes, factor)
+        lines = (class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
+        figures.append(captioned_figure(colors.image_to_rgb(c.original), "input", lines))
+        figures += adversarial_and_change_figures("this model", c, finding.classes, factor)
     return [
         FigureGrid(figures, f"The smallest change that fools it, beside the input, and the change times {factor:g}:")
     ]
@@ -291,15 +297,6 @@ def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
     return Table(columns, rows, frozenset(range(2, len(columns))))
 
 
-def _accuracy_by_class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: float) -> Table:
-    rows = [
-        [name, format_percent(clean.value), format_percent(robust.value), f"{clean.n:,}"]
-        for name, (clean, robust) in by_class.items()
-    ]
-    columns = ["class", "clean accuracy", f"robust accuracy within {format_eps(eps)}", "examples"]
-    return Table(columns, rows, frozenset({1, 2, 3}))
-
-
 def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     factor = attack_sheet.round_magnification_factor(
         colors.max_magnitude(*(c.delta for m in finding.models for c in m.changes))
@@ -307,10 +304,10 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     blocks: list[Block] = []
     for i, example in enumerate(finding.shown):
         c = finding.models[0].changes[i]
-        lines = (_class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
-        figures = [_captioned_figure(colors.image_to_rgb(c.original), "input", lines)]
+        lines = (class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
+        figures = [captioned_figure(colors.image_to_rgb(c.original), "input", lines)]
         for m in finding.models:
-            figures += _adversarial_and_change_figures(m.name, m.changes[i], finding.classes, factor)
+            figures += adversarial_and_change_figures(m.name, m.changes[i], finding.classes, factor)
         blocks.append(example.with_figures(figures))
     if finding.is_grayscale:
         blocks.append(ColorScaleImages([ColorBar("signed", 1 / factor, f"change, times {factor:g}")]))
@@ -320,39 +317,6 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
         finding.models[0].changes, finding.classes, norm="linf", title="The smallest change that fools it"
     )
     return [*blocks, FileLinks([PageFile("fooled.png", sheet, "these images as a sheet")])]
-
-
-def _adversarial_and_change_figures(
-    model: str, change: PredictionChange, classes: Sequence[str], factor: float
-) -> list[Figure]:
-    if not change.is_adversarial:
-        return [_adversarial_figure(model, change, classes)]
-    return [
-        _adversarial_figure(model, change, classes),
-        _captioned_figure(
-            attack_sheet.change_image(change, factor),
-            "change",
-            (f"largest {change.distance:.2g}", f"shown × {factor:g}"),
-        ),
-    ]
-
-
-def _adversarial_figure(model: str, change: PredictionChange, classes: Sequence[str]) -> Figure:
-    if not change.is_adversarial:
-        return _captioned_figure(colors.image_to_rgb(change.image), model, ("was not fooled",))
-    lines = (
-        _class_and_prob_text(classes[change.class_after], change.probs_after[1]),
-        f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
-    )
-    return _captioned_figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad")
-
-
-def _captioned_figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
-    return Figure(PageImage(image, f"{head}: {', '.join(lines)}", FIGURE_SIDE_PIXELS), head, lines, tone)
-
-
-def _class_and_prob_text(name: str, p: float) -> str:
-    return f"predicted {name}, {format_named_prob(p)}"
 
 
 SECTION = Section(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attribution import gradient, guided_backprop
 from ..checks.ranking import attribution_cards
-from ..checks.verdict import GRADES, Verdict
+from ..checks.verdict import Verdict
 from ..engine.gradients.score import Gradients, gradients
 from ..errors import UnboxedError
 from ..model import relu_rules
@@ -31,7 +31,7 @@ from .blocks import (
     Paragraph,
 )
 from .context import ReportContext, Section
-from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .overview import N_EXPLAINED_ERRORS
 from .pictures import PageFile, PageImage
 from .rows import (
@@ -41,9 +41,9 @@ from .rows import (
     is_table,
     show_column_contributions,
 )
+from .verdict_notes import check_note_from_verdict
 from .words import count_noun, error_sentence
 
-TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 MAX_EXAMPLES_PER_GROUP = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
 MAX_GRADIENT_MOVE_PIXEL_CHANGE = (
@@ -240,10 +240,6 @@ def best(finding: AttributionFinding) -> list[Block]:
         figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
     text = "Beside each example: where a brighter pixel makes that prediction likelier (red) or less likely (blue)."
     return [FigureGrid(figures, text)]
-
-
-def check_note_from_verdict(verdict: Verdict) -> CheckNote:
-    return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
 
 
 def _example_group_blocks(finding: AttributionFinding) -> Iterator[Block]:

@@ -15,11 +15,11 @@ from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots import draw
 from . import chapters
-from .attribution import TONE_BY_GRADE
 from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, Heading, Paragraph, RankedMethod, RankedMethods
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
+from .verdict_notes import TONE_BY_GRADE
 from .words import count_noun, join_names_with_limit
 
 N_EXPLAINED_EXAMPLES_PER_METHOD = 3  # that every method explains

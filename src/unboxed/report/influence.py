@@ -17,7 +17,6 @@ from ..influence.influence_functions import without_large_score_warning
 from ..plots import colors
 from ..plots.results.influence import format_score
 from . import chapters
-from .attribution import check_note_from_verdict
 from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
@@ -32,6 +31,7 @@ from .influence_checks import (
 )
 from .mislabels import SuspectedLabel, find_suspected_labels, mislabel_blocks, single_input_as_image_or_none
 from .pictures import PageImage
+from .verdict_notes import check_note_from_verdict
 from .words import count_noun
 
 MAX_INFLUENCE_QUERIES = 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..inputs.labels import are_default_class_names
+from ..synthesis.class_image import RecipeName
 from .context import ReportContext
 
 JUDGE_DESCRIPTION_TEXT = "A second model (the judge: a robust model of another architecture)"
+MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = (
+    0.1  # of the judge's mean probability, by which the class images must beat the control
+)
+# Recognized control images over recognized class images, from which the judge is weak evidence
+MIN_CONTROL_RATIO_OF_WEAK_JUDGE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +53,22 @@ def classify_by_judge(judge: Box, images: Tensor, classes: Sequence[int]) -> Jud
     probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
     predicted, targets = probs.argmax(1), torch.as_tensor(classes)
     return JudgePredictions(predicted, probs[torch.arange(len(targets)), targets], int((predicted == targets).sum()))
+
+
+def class_images_pass_control(judged: Mapping[RecipeName, JudgePredictions]) -> bool:
+    """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
+    robust, control = judged["robust"], judged["noise"]
+    return (
+        2 * robust.n_recognized > len(robust.predicted)
+        and robust.n_recognized >= control.n_recognized
+        and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_PROB_MARGIN_OVER_CONTROL
+    )
+
+
+def is_judge_approval_weak_evidence(judged: Mapping[RecipeName, JudgePredictions]) -> bool:
+    """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
+    robust, control = judged["robust"], judged["noise"]
+    return (
+        2 * control.n_recognized > len(control.predicted)
+        or control.n_recognized >= MIN_CONTROL_RATIO_OF_WEAK_JUDGE * robust.n_recognized
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from .blocks import (
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .input_nouns import input_shapes_text
+from .layer_table import layer_table_blocks
 from .scores import (
     HEADLINE_FN_BY_SCORE_KIND,
     LabelScore,
@@ -45,7 +45,6 @@ MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
 MAX_CONFUSED_PAIRS_IN_JSON = 50  # and in the headline
-N_EXPANDED_LAYER_ROWS = 14  # rows of the table that are not folded
 MAX_COLLAPSED_MISCLASSIFIED = 40  # misclassified examples in the fold
 MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
 MAX_LISTED_SKIPPED_FILES = 200  # that are listed
@@ -229,11 +228,12 @@ def _most_confused_classes(confusion: Tensor) -> list[int]:
 
 
 def show(finding: OverviewFinding) -> list[Block]:
+    made_of = f"{finding.model}: {count_noun(finding.parameters, 'parameter')}, {finding.inputs_and_outputs}."
     return [
         *_accuracy_blocks(finding),
         *_error_and_margin_example_blocks(finding),
         Heading("What it is made of"),
-        *_layer_table_blocks(finding),
+        *layer_table_blocks(finding.layers, made_of),
     ]
 
 
@@ -309,25 +309,6 @@ def _error_and_margin_example_blocks(finding: OverviewFinding) -> list[Block]:
     if finding.binary:
         lead = "The examples whose probability is closest to one half."
     return [*blocks, Heading("Lowest margin"), Paragraph(lead, "soft"), ambiguous]
-
-
-def _layer_table_blocks(finding: OverviewFinding) -> list[Block]:
-    columns, numbers = ("layer", "type", "output", "parameters", "share of FLOPs"), frozenset({3, 4})
-    rows = [
-        (
-            layer.path + (f" (runs {layer.n_calls}×)" if layer.n_calls > 1 else ""),
-            layer.type,
-            format_shape(layer.shape),
-            f"{layer.n_parameters:,}",
-            "" if math.isnan(layer.flops_share) else format_percent(layer.flops_share),
-        )
-        for layer in finding.layers
-    ]
-    lead = f"{finding.model}: {count_noun(finding.parameters, 'parameter')}, {finding.inputs_and_outputs}."
-    blocks: list[Block] = [Paragraph(lead), Table(columns, rows[:N_EXPANDED_LAYER_ROWS], numbers)]
-    if rest := rows[N_EXPANDED_LAYER_ROWS:]:
-        blocks.append(Collapsible(f"{count_noun(len(rest), 'more layer')}", [Table(columns, rest, numbers)]))
-    return blocks
 
 
 SECTION = Section("How good is it?", "overview", find, show, chapter=chapters.MISTAKES, best=best)

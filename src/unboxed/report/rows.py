@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attribution import integrated_gradients
-from ..checks.verdict import GRADES, Verdict
+from ..checks.verdict import Verdict
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
 from ..plots.tables import MAX_DRAWN_TABLE_COLUMNS, contribution_bars, contribution_swarm
@@ -19,13 +19,13 @@ from .context import ReportContext
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
 from .survey import evenly_spaced_indices
+from .verdict_notes import TONE_BY_GRADE
 from .words import count_noun, format_prob
 
 MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
 ROW_ATTRIBUTION_METHOD = integrated_gradients
 CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
-TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 
 
 def is_table(context: ReportContext) -> bool:

@@ -29,18 +29,20 @@ from .blocks import (
 )
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Finding
-from .judge_model import JUDGE_DESCRIPTION_TEXT, JudgePredictions, classify_by_judge, judge_or_missing_reason
+from .judge_model import (
+    JUDGE_DESCRIPTION_TEXT,
+    JudgePredictions,
+    class_images_pass_control,
+    classify_by_judge,
+    is_judge_approval_weak_evidence,
+    judge_or_missing_reason,
+)
 from .pictures import PageFile, PageImage
 from .words import count_noun, format_named_prob, join_names_with_limit
 
 MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
 N_STARTS_PER_CLASS = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
-MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = (
-    0.1  # of the judge's mean probability, by which the class images must beat the control
-)
-# Recognized control images over recognized class images, from which the judge is weak evidence
-MIN_CONTROL_RATIO_OF_WEAK_JUDGE = 0.8
 MIN_MEAN_PROB_OF_CONFIDENT_MODEL = 0.9  # mean probability from which the model counts as confident
 MIN_RMS_DIFFERENCE_BETWEEN_STARTS = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
@@ -165,25 +167,6 @@ def _cover_class_index(context: ReportContext, classes: Sequence[int]) -> int:
     s = context.survey
     answer = int(s.predicted[context.followed_index])
     return classes.index(answer) if answer in classes else 0
-
-
-def class_images_pass_control(judged: dict[RecipeName, JudgePredictions]) -> bool:
-    """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
-    robust, control = judged["robust"], judged["noise"]
-    return (
-        2 * robust.n_recognized > len(robust.predicted)
-        and robust.n_recognized >= control.n_recognized
-        and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_PROB_MARGIN_OVER_CONTROL
-    )
-
-
-def is_judge_approval_weak_evidence(judged: dict[RecipeName, JudgePredictions]) -> bool:
-    """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
-    robust, control = judged["robust"], judged["noise"]
-    return (
-        2 * control.n_recognized > len(control.predicted)
-        or control.n_recognized >= MIN_CONTROL_RATIO_OF_WEAK_JUDGE * robust.n_recognized
-    )
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
