@@ -19,6 +19,7 @@ from .comparing import compare as compare
 from .comparing import epochs as epochs
 from .data.single import image as image
 from .diagnosis import doctor as doctor
+from .explaining import explain as explain
 from .inputs.features import Features as Features
 from .inputs.multi import MultiInput as MultiInput
 from .inputs.pixels import Pixels as Pixels

@@ -7,7 +7,7 @@ import pytest
 import unboxed as ub
 from unboxed.checks import control_boxes
 from unboxed.checks.control_boxes import sharing_control_boxes
-from unboxed.cli.explain import explain
+from unboxed.explaining import explain
 
 METHODS = {"gradient": ub.attribution.gradient, "gradient_x_input": ub.attribution.gradient_x_input}
 
@@ -29,7 +29,7 @@ def test_shared_control_models_are_made_once_and_change_nothing(monkeypatch: pyt
     assert len(made) == len(set(made)) > 0
     assert {name: ranked[name].to_dict() for name in METHODS} == {name: v.to_dict() for name, v in alone.items()}
     made.clear()
-    explained = explain(box, x[:1], METHODS)
+    explained = explain(box, x[:1], methods=METHODS)
     assert len(made) == len(set(made)) > 0
     assert explained.verdicts.keys() == METHODS.keys()
 

@@ -418,29 +418,29 @@ def test_a_fingerprint_sees_weights_and_buffers() -> None:
 
 
 def test_explain_ranks_and_maps() -> None:
-    from unboxed.cli.explain import explain
+    from unboxed.explaining import explain
 
     box, x = digits()
-    found = explain(box, x[:1], {"edges": edges, "gradient": gradient, "refuses": refuses})
+    found = explain(box, x[:1], methods={"edges": edges, "gradient": gradient, "refuses": refuses})
     assert set(found.verdicts) == {"gradient", "edges", "refuses"}
     assert list(found.verdicts)[-1] == "refuses"
     assert set(found.maps) == {"gradient", "edges"}
     assert found.maps["gradient"].shape == (1, 1, 28, 28)
-    assert found.target_name == box.classes[int(box.predict(x[:1]))]
+    assert found.target == box.classes[int(box.predict(x[:1]))]
     with pytest.raises(InputError, match="one input"):
         explain(box, x[:2])
 
 
 def test_explain_keeps_what_it_has_on_ctrl_c() -> None:
-    from unboxed.cli.explain import explain
+    from unboxed.explaining import explain
 
     def stops(box: ub.Box, x: Tensor, target: Any) -> Tensor:
         raise KeyboardInterrupt
 
     box, x = digits()
-    found = explain(box, x[:1], {"gradient": gradient, "stops": stops, "edges": edges})
+    found = explain(box, x[:1], methods={"gradient": gradient, "stops": stops, "edges": edges})
     assert found.interrupted
-    assert list(found.verdicts) == ["gradient"]
+    assert list(found.maps) == ["gradient"]
 
 
 def test_a_fingerprint_distinguishes_inputs_whose_print_is_cut_off() -> None:

@@ -30,7 +30,7 @@ TIERS = [
     {"robustness"},
     {"checks"},
     {
-        "comparing", "diagnosis", "loading", "plots", "report", "page", "testing", "training", "scale",
+        "comparing", "diagnosis", "explaining", "loading", "plots", "report", "page", "testing", "training", "scale",
         "cli", "__main__",
     },
 ]  # fmt: skip

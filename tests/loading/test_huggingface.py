@@ -20,8 +20,8 @@ import unboxed as ub
 from loading.huggingface_models import CONFIGS, OFTEN, build, image_side
 from models import Bomb
 from unboxed import loading
-from unboxed.cli.explain import explain
 from unboxed.errors import MissingPackageError, ModelError, UnboxedWarning
+from unboxed.explaining import explain
 from unboxed.report import SECTIONS
 
 transformers = pytest.importorskip("transformers")
@@ -97,7 +97,7 @@ def test_a_folder_is_opened_explained_and_reported(
     report = ub.report(box, (x, torch.arange(6) % 3), tmp_path / "out", sections=sections[part], quiet=True)
     assert report.failures == {}
     methods = dict(list(ub.checks.candidates(box).items())[part])
-    explanation = explain(box, x[:1], methods)
+    explanation = explain(box, x[:1], methods=methods)
     assert explanation.verdicts.keys() == methods.keys()
     assert explanation.maps or not every
 

@@ -44,6 +44,7 @@ def weighted_channel_sum(h: Tensor, w: Tensor) -> Tensor:
     needs=("images",),
     example=lambda method, box, x, y: method(box, x, -logit(y)),  # evidence against y: section 3.3
     order=2,
+    first_choice=True,
 )
 def grad_cam(
     box: Box,

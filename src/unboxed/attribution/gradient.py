@@ -23,6 +23,7 @@ from ..settings import check_settings
     example=lambda method, box, x, y: method(box, x, y),
     texts=True,
     order=1,
+    first_choice=True,
 )
 def gradient(box: Box, x: InputBatch, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
     """The gradient of the score in the input: how the score changes with a small change of each value.

@@ -28,6 +28,7 @@ from ..settings import check_settings
     axioms=("contribution", "dummy", "symmetry"),
     texts=True,
     order=11,
+    first_choice=True,
 )
 def gradient_x_input(
     box: Box, x: InputBatch, target: Target = None, *, baseline: Baseline = None, batch_size: BatchSize = "auto"

@@ -23,6 +23,7 @@ from ..settings import check_settings
     needs=("relu",),
     example=lambda method, box, x, y: method(box, x, y),
     order=6,
+    first_choice=True,
 )
 def guided_backprop(box: Box, x: InputBatch, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
     """The gradient of the score in the input, with negative signals stopped at every ReLU.

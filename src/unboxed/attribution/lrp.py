@@ -46,6 +46,7 @@ LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] 
     texts=True,
     order=5,
     patents=PATENTS_OF_LRP,
+    first_choice=True,
 )
 def lrp(
     box: Box,

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..box import Box
 from ..engine.randomized import LayerWithWeights, randomize_layers
 
@@ -19,6 +21,7 @@ class _ControlBoxCache:
 
     box: Box
     boxes: dict[Hashable, Box] = field(default_factory=dict)
+    scores: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def fits_another_control_box(self) -> bool:
         n_bytes = sum(p.numel() * p.element_size() for p in self.box.model.parameters())
@@ -49,6 +52,16 @@ def cached_control_box(box: Box, key: Hashable, make: Callable[[], Box]) -> Box:
     if shared.fits_another_control_box():
         shared.boxes[key] = made
     return made
+
+
+def shared_by_methods(box: Box, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    """Scores of the box that do not depend on the method, computed once within `sharing_control_boxes`."""
+    shared = _SHARED_CONTROL_BOXES.get()
+    if shared is None or shared.box is not box:
+        return compute()
+    if key not in shared.scores:
+        shared.scores[key] = compute()
+    return shared.scores[key]
 
 
 def cached_randomized_box(box: Box, layers: Iterable[LayerWithWeights], seed: int) -> Box:

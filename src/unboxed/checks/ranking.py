@@ -10,6 +10,7 @@ from typing import Annotated
 from ..box import Box
 from ..cards import Card, card_of, cards, find_card
 from ..inputs.multi import MultiInput
+from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings, takes_texts
@@ -64,6 +65,24 @@ def candidates(
     return {
         name: method for name, method in methods.items() if _covers_all_model_inputs(box, attribution_cards()[name])
     }
+
+
+def first_choices(box: Box) -> dict[str, AttributionMethodFn]:
+    """The few well-known candidates that a first look takes: those whose cards say so and that this model can have.
+
+    Where some of them need what the model lacks, the next in order take their places.
+    """
+    available = {name: m for name, m in candidates(box).items() if _may_apply(box, attribution_cards()[name])}
+    by_choice = sorted(available, key=lambda name: not attribution_cards()[name].first_choice)
+    n = sum(card.first_choice for card in attribution_cards().values())
+    chosen = {*by_choice[:n]}
+    return {name: method for name, method in available.items() if name in chosen}
+
+
+def _may_apply(box: Box, card: Card) -> bool:
+    """Whether the card's needs rule the model out: images of a table, the attention of a convolutional model."""
+    has_images = isinstance(box.inputs, Pixels) and len(box.inputs.shape) > 2
+    return not ({"images", "pixels"} & {*card.needs} and not has_images) and "attention" not in card.needs
 
 
 def _covers_all_model_inputs(box: Box, card: Card) -> bool:

@@ -19,12 +19,14 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..box import Box
+from ..checkpointing import tensor_digest
 from ..engine.perturb.baselines import baseline, blur_sigma, gaussian_blur, shorter_side
 from ..engine.rows import broadcast_rows
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..objectives import Objective
 from ..parameters import BatchSize
+from .control_boxes import shared_by_methods
 from .perturbing import (
     n_removable,
     perturbed_scores,
@@ -155,12 +157,23 @@ def removal_curves(
     run = partial(_scores_during_removal, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
     counts = [_n_removed_after_step(n_removable(box, x, n_parts)) for *_, n_parts in variants]
-    scores = torch.stack([run(fill, rank, c) for (_, fill, rank, _), c in zip(variants, counts, strict=True)], 1)
-    n_points = counts[0].shape[1]
-    morf, inner = scores[..., :n_points], scores[..., n_points:]
-    lerf = torch.cat([morf[..., :1], inner, morf[..., -1:]], -1)
+    ends = [  # none and all of the parts removed: the same for every map
+        shared_by_methods(box, ("removal", tensor_digest(x), objective, name, n_parts, seed), partial(run, *arguments))
+        for (name, fill, rank, n_parts), c in zip(variants, counts, strict=True)
+        for arguments in [(fill, rank, c[:, [0, -1]])]
+    ]
+    inner = [
+        run(fill, rank, torch.cat([c[:, 1:-1], -c[:, 1:-1]], 1), c[:, -1]) if c.shape[1] > 2 else ends[0][:, :0]
+        for (_, fill, rank, _), c in zip(variants, counts, strict=True)
+    ]
+    both_ends, both_orders = torch.stack(ends, 1), torch.stack(inner, 1)  # (N, V, 2), (N, V, 2 (S - 1))
+    n_inner = both_orders.shape[2] // 2
+    morf, lerf = (
+        torch.cat([both_ends[..., :1], half, both_ends[..., 1:]], 2)  # (N, V, S + 1)
+        for half in (both_orders[..., :n_inner], both_orders[..., n_inner:])
+    )
     longest = [c[c[:, -1].argmax()] for c in counts]
-    fractions = torch.stack([c.to(scores.dtype) / max(1, int(c[-1])) for c in longest])
+    fractions = torch.stack([c.to(morf.dtype) / max(1, int(c[-1])) for c in longest])
     return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_parts} parts" for name, _, _, n_parts in variants))
 
 
@@ -173,20 +186,21 @@ def _n_removed_after_step(n_parts: Tensor) -> Tensor:
 
 
 def _scores_during_removal(
-    box: Box, x: Tensor, objective: Objective, fill: FillFn, rank: Tensor, counts: Tensor, *, batch_size: BatchSize
-) -> Tensor:
-    """Scores (N, 2 S): MoRF from none to all, then the inner steps of LeRF."""
-    thresholds = torch.cat([counts, -counts[:, 1:-1]], 1)  # (N, 2 S)
-    totals, is_lerf = counts[:, -1], torch.arange(thresholds.shape[1], device=x.device) >= counts.shape[1]
+    box: Box, x: Tensor, objective: Objective, fill: FillFn, rank: Tensor, counts: Tensor,
+    totals: Tensor | None = None, *, batch_size: BatchSize,
+) -> Tensor:  # fmt: skip
+    """Scores (N, T) with so many parts removed (N, T): the most relevant, or of a negative count the least relevant of
+    `totals` (N,)."""
+    totals = counts[:, -1] if totals is None else totals
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
-        count, total, ranks = thresholds[examples, steps], totals[examples], rank[examples]
-        low = broadcast_rows(torch.where(is_lerf[steps], total + count, 0), rank)
-        high = broadcast_rows(torch.where(is_lerf[steps], total, count), rank)
+        count, total, ranks = counts[examples, steps], totals[examples], rank[examples]
+        low = broadcast_rows(torch.where(count < 0, total + count, 0), rank)
+        high = broadcast_rows(torch.where(count < 0, total, count), rank)
         removed = (ranks >= low) & (ranks < high)
         return [torch.where(removed, fill(examples, removed), x[examples])]
 
-    (scores,) = perturbed_scores(box, objective, len(x), thresholds.shape[1], perturb, batch_size)
+    (scores,) = perturbed_scores(box, objective, len(x), counts.shape[1], perturb, batch_size)
     return scores
 
 

@@ -94,7 +94,7 @@ class VerdictSubject:
     def is_ranked_by_sign(self) -> Tensor:
         """(N,) bool: whether sign ranks better with the first fill, as the other examples say: the better of two is
         biased otherwise."""
-        if bool((self.map_ >= 0).all()):
+        if len(self.x) == 1 or bool((self.map_ >= 0).all()):  # of one example, no others say
             return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         first_fill = dict([*self.fill_by_name.items()][:1])
         by_sign, by_magnitude = (

@@ -193,6 +193,11 @@ def parse_fraction(option: str, text: str) -> float:
         raise InputError(f"{option} wants a number or a fraction, such as 0.03 or 8/255; got {text!r}") from None
 
 
+def split_names(values: list[str] | None) -> list[str] | None:
+    """The names in an option that is repeated or separated by commas."""
+    return None if values is None else [name.strip() for value in values for name in value.split(",") if name.strip()]
+
+
 def parse_class_names(text: str | None) -> tuple[str, ...] | None:
     """Class names from `a,b,c` or from a file."""
     from ..inputs.class_files import read_class_names

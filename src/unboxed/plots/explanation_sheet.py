@@ -3,37 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from . import colors
-from .draw import map_to_rgb_and_range_text
+from .attribution_plot import overlay_map
+from .draw import VMAX_QUANTILE, map_to_rgb_and_range_text
 from .sheet import Tile, contact_sheet
 from .tables import contribution_bars, stack_panels
+
+if TYPE_CHECKING:
+    from ..explaining import Explanation
 
 MAX_EXPLANATION_SHEET_COLUMNS = 4
 
 
-def explanation_sheet(
-    x: Any,
-    maps: Mapping[str, Any],
-    verdicts: Mapping[str, str],
-    *,
-    title: str = "",
-    columns: int = MAX_EXPLANATION_SHEET_COLUMNS,
-) -> Image.Image:
-    """An input (C, H, W) and its maps {name: (C or 1, H, W)}, with the methods' verdicts {name: text} below them.
+class MapPicture(NamedTuple):
+    """A map as it is shown: laid over a photo, or alone; and its scale in words."""
 
-    Methods have different units, so each map has its own scale, printed below it.
+    shown: colors.Uint8Array  # (H, W, 3)
+    map: colors.Uint8Array  # (H, W, 3)
+    scale: str
+
+
+def map_picture(x: Any, m: Any) -> MapPicture:
+    """A map (C or 1, H, W) of an input (C, H, W); maps of another size than the photo's are not laid over it."""
+    rgb, scale = map_to_rgb_and_range_text(m)
+    image, summed = colors.image_to_rgb(x), colors.sum_channels(m)
+    if max(image.shape[:2]) <= colors.MAX_PIXELATED_SIDE_PIXELS or image.shape[:2] != summed.shape[-2:]:
+        return MapPicture(rgb, rgb, scale)
+    vmax = colors.max_magnitude(summed, quantile=VMAX_QUANTILE)
+    return MapPicture(overlay_map(image, summed, vmax), rgb, scale)
+
+
+def input_picture(explanation: Explanation) -> colors.Uint8Array:
+    """The input of an explanation of an image, (H, W, 3)."""
+    from .results.common import images_or_none
+
+    image = images_or_none(explanation.input)
+    return colors.image_to_rgb(image[0] if image is not None else explanation.input[0])
+
+
+def explanation_pictures(explanation: Explanation, maps: Mapping[str, Any] | None = None) -> dict[str, MapPicture]:
+    """{method: picture} of an explanation's maps, or of others of the same input; empty where it is no image."""
+    from .results.common import images_or_none
+
+    image, maps = images_or_none(explanation.input), explanation.maps if maps is None else maps
+    if image is None:
+        return {}
+    images = {name: images_or_none(m) for name, m in maps.items()}
+    return {name: map_picture(image[0], m[0]) for name, m in images.items() if m is not None}
+
+
+def explanation_sheet(explanation: Explanation, *, title: str = "") -> Image.Image:
+    """The input and its maps, laid over it if it is a photo, with the methods' verdicts below them.
+
+    Methods have different units, so each map has its own scale, printed below it. Of two classes, a row of maps for
+    the difference and a row for each.
     """
-    tiles = [Tile(colors.image_to_rgb(x), "input")]
-    for name, m in maps.items():
-        rgb, scale_text = map_to_rgb_and_range_text(m)
-        tiles.append(Tile(rgb, f"{name}\n{verdicts.get(name, '')}\n{scale_text}"))
-    rows: list[list[Tile | None]] = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    rows[-1] += [None] * (columns - len(rows[-1])) if len(rows) > 1 else []
+    pictures = explanation_pictures(explanation)
+    tiles: list[Tile | None] = [Tile(input_picture(explanation), "input")]
+    for name, p in pictures.items():
+        verdict = explanation.verdicts.get(name)
+        badge = "not judged" if verdict is None else verdict.badge
+        tiles.append(Tile(p.shown, f"{explanation.names[name]}\n{badge}\n{p.scale}"))
+    rows = _rows_of(tiles)
+    for target, maps in explanation.side_maps.items():
+        sides = explanation_pictures(explanation, maps)
+        rows += _rows_of(
+            [Tile(p.shown, f"{target} alone\n{explanation.names[n]}\n{p.scale}") for n, p in sides.items()]
+        )
     return contact_sheet(rows, title=title, side=168)
+
+
+def _rows_of(tiles: Sequence[Tile | None], columns: int = MAX_EXPLANATION_SHEET_COLUMNS) -> list[list[Tile | None]]:
+    rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    return [row + [None] * (columns - len(row)) if len(tiles) > columns else row for row in rows]
 
 
 def row_explanation_sheet(

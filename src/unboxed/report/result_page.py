@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..atomic_write import encode_utf8, write_bytes
 from ..cards import Card, cards
 from ..errors import InputError
+from ..explaining import Explanation
 from ..plots.figures import figures
 from ..plots.views import verdict_and_reason_text
 from .blocks import Block, Caution, Code, Figure, FigureGrid, MethodInterpretation
+from .explanation_page import write_explanation_page
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_page
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: Any = None) -> Path:
     """Write the page of a result. Raises InputError where it has no picture, and WriteError."""
+    if isinstance(result, Explanation):
+        return write_explanation_page(result, path)
     images = figures(result, box, data=data)
     if not images:
         raise InputError(f"there is no picture of this {type(result).__name__} to make a page of")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...errors import DataError
+from ...errors import DataError, InputError
 from ...validation import missing_path_text
 from ..app import app
 from ..options import (
@@ -26,6 +26,7 @@ from ..options import (
 from ..parsing import (
     errors_as_exit_codes,
     open_box,
+    split_names,
 )
 
 
@@ -38,10 +39,18 @@ def explain(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="Attribution method, by name; repeat for several (default: all)."),
+        typer.Option(
+            "--methods",
+            "--method",
+            help="Attribution methods by name, separated by commas (default: five well-known ones).",
+        ),
     ] = None,
+    all_methods: Annotated[bool, typer.Option("--all", help="All methods that fit the model.")] = False,
     target: Annotated[
         str | None, typer.Option(help="Class to explain, by name or number (default: the predicted one).")
+    ] = None,
+    versus: Annotated[
+        str | None, typer.Option(help="Another class: what speaks for the target and against this one?")
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Explain the first N inputs of a folder, an array or a table.")] = 4,
     weights: WeightsOption = None,
@@ -50,7 +59,7 @@ def explain(
     outputs: OutputsOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
-    """Why this prediction? Every attribution method on an input, ranked by whether its map can be trusted."""
+    """Why this prediction? Maps of an input by well-known methods, ranked by whether they can be trusted, on a page."""
     with errors_as_exit_codes(debug):
         if source is None and not text:
             raise DataError('what is to be explained? Give a file of inputs, or of a model of texts --text "..."')
@@ -60,11 +69,15 @@ def explain(
         from ..explain_text import run_explain_text
 
         box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        names = split_names(method)
         settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
         if text or getattr(box.inputs, "is_text", False) or source is None:
-            if run_explain_text(box, text or (), source, out, methods=method, **settings).interrupted:
+            if versus is not None:
+                raise InputError("--versus compares the maps of images, signals and tables; of texts give --target")
+            if run_explain_text(box, text or (), source, out, methods=names, **settings).interrupted:
                 raise KeyboardInterrupt
             return
-        explanations = run_explain(box, source, out, methods=method, **settings)
+        settings |= {"versus": versus, "all_methods": all_methods}
+        explanations = run_explain(box, source, out, methods=names, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from . import concepts_groups as concepts_groups
 from . import concepts_probe as concepts_probe
 from . import concepts_tcav as concepts_tcav
 from . import containers as containers
+from . import explanation as explanation
 from . import influence as influence
 from . import language as language
 from . import language_models as language_models

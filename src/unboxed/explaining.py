@@ -1,0 +1,247 @@
+"""Why this prediction: the maps of one input by several methods, and which of them can be trusted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .box import Box
+from .cards import Card, card_of
+from .checks.control_boxes import sharing_control_boxes
+from .checks.methods import AttributionMethodFn, compute_map, resolve_target
+from .checks.ranking import candidates, estimated_forwards_per_input, find_attribution_methods, first_choices
+from .checks.verdict import MAX_DRAWS_PER_TEST, Verdict, method_display_name
+from .checks.verdict_cache import VerdictCache
+from .engine.results import ResultMixin
+from .errors import InputError, UnboxedError
+from .objectives import Objective, mean_over_positions
+from .validation import check_seed
+
+N_TOP_OUTPUTS = 3  # that are shown
+EXPENSIVE_METHOD_MIN_FORWARDS = 100  # model runs from which a method is compared with few randomized models
+LARGE_MODEL_MIN_FLOPS = 1e8  # of a forward pass, from which all methods are
+EXPENSIVE_METHOD_MAX_DRAWS, LARGE_MODEL_MAX_DRAWS = 2, 1
+MethodChoice = Mapping[str, AttributionMethodFn] | Sequence[str] | Literal["all"] | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(ResultMixin):
+    """The maps of one input and the verdicts on their methods, the most trustworthy first."""
+
+    returns: ClassVar[str] = "attribution"
+
+    target: str  # the class, or output, that is explained
+    versus: str | None  # the class in whose place it is; None where the target alone is explained
+    top_outputs: Mapping[str, float]  # the largest probabilities (of regression, outputs)
+    is_regression: bool
+    names: Mapping[str, str]  # {method: its written name}
+    maps: Mapping[str, Tensor]  # {method: (1, C or 1, H, W)}, of those that could be made
+    verdicts: Mapping[str, Verdict]  # {method: verdict}, of those that are judged
+    input: Any = field(repr=False)  # (1, ...), in the box's units
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)  # with others than a method's own
+    side_maps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)  # {class: maps}, of two
+    columns: tuple[str, ...] = field(default=(), repr=False)  # of a table
+    interrupted: bool = False
+
+    def __repr__(self) -> str:
+        why = f"why {self.target}{f', not {self.versus}' if self.versus else ''}"
+        badges = ", ".join(f"{self.names[name]} {v.badge}" for name, v in [*self.verdicts.items()][:3])
+        rest = ", ..." * (len(self.verdicts) > 3)
+        return f"Explanation({why}: {badges}{rest})"
+
+    @property
+    def question(self) -> str:
+        """ "Why cat?", "Why cat and not dog?"."""
+        return f"Why {self.target}{f' and not {self.versus}' if self.versus else ''}?"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "question": self.question,
+            "of": self.target,
+            "versus": self.versus,
+            "outputs": dict(self.top_outputs),
+            "interrupted": self.interrupted,
+            "methods": {n: self._method_dict(n) for n in self.names if n in self.verdicts or n in self.maps},
+        }
+
+    def _method_dict(self, name: str) -> dict[str, Any]:
+        verdict = self.verdicts.get(name)
+        judged = {"method": self.names[name], "grade": None} if verdict is None else verdict.to_dict()
+        return {**judged, "settings": self.settings.get(name, "")}
+
+
+def explain(
+    box: Box,
+    x: Any,
+    target: Any = None,
+    *,
+    versus: Any = None,
+    methods: MethodChoice = None,
+    seed: int = 0,
+    verdict_cache: VerdictCache | None = None,
+    on_progress: Callable[[Explanation], None] | None = None,
+    quiet: bool = True,
+) -> Explanation:
+    """Explain the prediction for one input by several methods, and rank the methods by their verdicts.
+
+    Use a method of `ub.attribution` for many inputs, and `ub.checks.rank_methods` to judge methods on more than one:
+    of one input, only what is clear is decided. The result shows itself; `.save("why.html")` is a page to send.
+
+    Args:
+        box: The opened model.
+        x: One input (1, ...) in the box's units: an image (1, C, H, W) in [0, 1], its path, or a row of a table.
+        target: The class to explain, by name or number. None is the predicted one.
+        versus: Another class: the maps then show what speaks for the target and against this one.
+        methods: Names of methods; "all"; or {name: function (box, x, target)}. None takes five well-known ones.
+        seed: Seed of all random draws: same seed, same result.
+        verdict_cache: Verdicts that are known already. None starts without any.
+        on_progress: Called with what there is after each map and each verdict.
+        quiet: No progress bar.
+
+    Returns:
+        An `Explanation`: `maps` and `verdicts` by method, the most trustworthy first. Ctrl-C keeps what there is.
+
+    Raises:
+        InputError: for more than one input, or a class or method that does not exist.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(1)
+        >>> why = ub.explain(box, x, methods=["gradient", "guided_backprop"], versus=8)
+        >>> why.question, sorted(why.maps), why.interrupted
+        ('Why 6 and not 8?', ['gradient', 'guided_backprop'], False)
+    """
+    x, seed = box.validate_inputs(x), check_seed(seed)
+    if len(x) != 1:
+        raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
+    run = _Run(box, x, target, versus, resolve_methods(box, methods), seed, verdict_cache or VerdictCache())
+    try:
+        with (
+            sharing_control_boxes(box),
+            tqdm(total=2 * len(run.methods), disable=quiet, file=sys.stderr, leave=False) as bar,
+        ):
+            for step in (run.add_map, run.add_verdict):  # all maps first: they are seen at once
+                for name in run.methods:
+                    bar.set_description(f"{run.names[name]}: {step.__doc__}")
+                    step(name)
+                    bar.update()
+                    if on_progress is not None:
+                        on_progress(run.explanation())
+    except KeyboardInterrupt:
+        run.interrupted = True
+    return run.explanation()
+
+
+def resolve_methods(box: Box, methods: MethodChoice) -> Mapping[str, AttributionMethodFn]:
+    """{name: method} of a choice of methods. Raises InputError with the nearest names."""
+    if methods is None:
+        return first_choices(box)
+    if methods == "all":
+        return candidates(box)
+    return methods if isinstance(methods, Mapping) else find_attribution_methods(box, list(methods))
+
+
+class _Run:
+    """An explanation in the making."""
+
+    def __init__(
+        self, box: Box, x: Tensor, target: Any, versus: Any, methods: Mapping[str, AttributionMethodFn], seed: int,
+        verdict_cache: VerdictCache,
+    ) -> None:  # fmt: skip
+        self.box, self.x, self.methods, self.seed, self.verdict_cache = box, x, methods, seed, verdict_cache
+        self.classes = [int(resolve_target(box, x, target)[0])]
+        if versus is not None:
+            self.classes.append(int(resolve_target(box, x, versus)[0]))
+            if self.classes[0] == self.classes[1]:
+                raise InputError(f"target and versus are both {box.classes[self.classes[0]]!r}: give another class")
+        self.score = self._score()
+        self.names = {name: _written_name(method) for name, method in methods.items()}
+        self.maps: dict[str, Tensor] = {}
+        self.side_maps: dict[str, dict[str, Tensor]] = {box.classes[k]: {} for k in self.classes[1:] and self.classes}
+        self.verdicts: dict[str, Verdict] = {}
+        self.interrupted = False
+
+    def _score(self) -> Any:
+        """The class (1,), or the difference of two classes' scores."""
+        if len(self.classes) == 1:
+            return torch.tensor(self.classes, device=self.box.device)
+        target, versus = (self.box.objective(k, 1) for k in self.classes)
+        difference: Objective = target - versus
+        return difference
+
+    def add_map(self, name: str) -> None:
+        """its map"""
+        with suppress(UnboxedError):  # its verdict says why
+            self.maps[name] = compute_map(self.box, self.methods[name], self.x, self.score)
+            for k in self.classes[1:] and self.classes:
+                one = torch.tensor([k], device=self.box.device)
+                self.side_maps[self.box.classes[k]][name] = compute_map(self.box, self.methods[name], self.x, one)
+
+    def add_verdict(self, name: str) -> None:
+        """can it be trusted?"""
+        method = self.methods[name]
+        self.verdicts[name] = self.verdict_cache.verdict(
+            self.box, self.x, method, self.score, max_draws=max_draws_of_method(self.box, method),
+            map_=self.maps.get(name), seed=self.seed,
+        )  # fmt: skip
+
+    def explanation(self) -> Explanation:
+        """What there is so far, the most trustworthy first; methods that are not judged yet come last."""
+        judged = sorted(self.verdicts, key=lambda name: self.verdicts[name].rank)
+        order = [*judged, *(name for name in self.methods if name not in self.verdicts)]
+        target, *rest = (_output_name(self.box, k) for k in self.classes)
+        return Explanation(
+            target=target, versus=rest[0] if rest else None, top_outputs=_top_outputs(self.box, self.x),
+            is_regression=self.box.outputs == "regression", names={n: self.names[n] for n in order},
+            maps={n: self.maps[n] for n in order if n in self.maps}, verdicts={n: self.verdicts[n] for n in judged},
+            input=self.box.restore_structure(self.x), side_maps={c: dict(m) for c, m in self.side_maps.items()},
+            settings={n: partial_settings_text(self.methods[n]) for n in order}, interrupted=self.interrupted,
+            columns=tuple(map(str, getattr(self.box.inputs, "names", ()))),
+        )  # fmt: skip
+
+
+def max_draws_of_method(box: Box, method: AttributionMethodFn) -> int:
+    """How many randomized models a method's map of one input is compared with: few where that takes long."""
+    if box.flops_per_example >= LARGE_MODEL_MIN_FLOPS:
+        return LARGE_MODEL_MAX_DRAWS
+    is_cheap = estimated_forwards_per_input(method) < EXPENSIVE_METHOD_MIN_FORWARDS
+    return MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_METHOD_MAX_DRAWS
+
+
+def card_of_method(explanation: Explanation, name: str) -> Card | None:
+    """The card of one of its methods, where that has one."""
+    from .cards import cards
+
+    return next((card for card in cards("attribution") if card.name == explanation.names[name]), None)
+
+
+def _written_name(method: AttributionMethodFn) -> str:
+    card = card_of(method)
+    return card.name if card else method_display_name(method)
+
+
+def partial_settings_text(method: AttributionMethodFn) -> str:
+    """The settings of a `functools.partial`."""
+    keywords = method.keywords if isinstance(method, partial) else {}
+    return "".join(f", {name}={value}" for name, value in keywords.items())
+
+
+def _output_name(box: Box, k: int) -> str:
+    return f"output {box.classes[k]}" if box.outputs == "regression" else box.classes[k]
+
+
+def _top_outputs(box: Box, x: Tensor) -> dict[str, float]:
+    logits = box(x)
+    values = logits if box.outputs == "regression" else box.probs_from_logits(logits)
+    top = torch.topk(mean_over_positions(values)[0], min(N_TOP_OUTPUTS, values.shape[1]))
+    return {box.classes[k]: v for v, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}

@@ -1,0 +1,144 @@
+"""An explanation as a page that one sends to a colleague: the maps over the input, and which of them to trust."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..atomic_write import encode_utf8, write_bytes
+from ..checks.fill_agreement import fill_dependence_sentence
+from ..checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict
+from ..explaining import Explanation, card_of_method
+from ..plots.explanation_sheet import MapPicture, explanation_pictures, input_picture
+from ..plots.figures import figures
+from .blocks import Block, Caution, Code, Collapsible, Figure, FigureGrid, Paragraph, RankedMethod, RankedMethods, Table
+from .pictures import PageImage, PageImageStore
+from .render import RenderedSection, render_blocks, render_figures, render_page
+from .words import format_named_prob
+
+COVER_SIDE_PIXELS, SIDE_PIXELS = 224, 200  # of a picture beside the headline, and in a row of five
+TONE_BY_GRADE = {PASS: "good", INCONCLUSIVE: "fair", FAIL: "bad", NOT_APPLICABLE: ""}
+READING = (
+    "Red raises the score, blue lowers it; what is pale does not count. Each map has its own scale. "
+    "A map is a method's answer, not the model's: the badge below it says whether the method can be believed here."
+)
+TABLE_LEGEND = (
+    "Randomization: rank correlation of the map with the map after the weights of the model's upper half are "
+    "randomized; near 0 is good. Relevance gain: how much sooner the score falls when what the map marks is removed "
+    "first than when it is removed last; 0 is a random order. One example decides only what is clear: unboxed report "
+    "judges methods on more."
+)
+
+
+def write_explanation_page(explanation: Explanation, path: Path, *, subject: str = "", command: str = "") -> Path:
+    """Write the page: one file, with its pictures in it. `command` is what makes it again. Raises WriteError."""
+    pictures, title = PageImageStore(), explanation.question
+    section = RenderedSection("What does it go by?", "maps", render_blocks([*_blocks(explanation, command)], pictures))
+    headline = [prediction_sentence(explanation), _trust_sentence(explanation)]
+    cover = render_figures(_cover_figures(explanation), pictures)
+    page = render_page(subject or title, title, headline, cover, [section])
+    return write_bytes(path, encode_utf8(page))
+
+
+def prediction_sentence(explanation: Explanation) -> str:
+    """ "The model predicts cat (p 0.85), dog (p 0.07)." """
+    return f"The model predicts {outputs_text(explanation)}."
+
+
+def outputs_text(explanation: Explanation) -> str:
+    """The largest outputs in words."""
+    format_value = (lambda v: f"{v:.3g}") if explanation.is_regression else format_named_prob
+    return ", ".join(f"{name} ({format_value(v)})" for name, v in explanation.top_outputs.items())
+
+
+def _trust_sentence(explanation: Explanation) -> str:
+    """Which of the maps to look at first."""
+    if not explanation.verdicts:
+        return "No method is judged yet."
+    best = next(iter(explanation.verdicts.values()))
+    n_passes = sum(v.grade == PASS for v in explanation.verdicts.values())
+    if n_passes:
+        return f"{n_passes} of {len(explanation.verdicts)} maps can be believed; look at {best.method} first."
+    if best.grade == INCONCLUSIVE:
+        return f"Of one example no map is beyond doubt; {best.method} comes nearest ({best.reason})."
+    return "None of these maps can be believed for this input."
+
+
+def _blocks(explanation: Explanation, command: str) -> Iterator[Block]:
+    if pictures := explanation_pictures(explanation):
+        yield FigureGrid([_map_figure(explanation, *p) for p in pictures.items()])
+        yield Paragraph(READING, "soft")
+        yield from _side_blocks(explanation)
+    else:
+        yield FigureGrid([Figure(PageImage(image, name, None)) for name, image in figures(explanation).items()])
+    if explanation.interrupted:
+        yield Caution("This was stopped before all methods were judged.")
+    yield Collapsible("Why each method is believed or not", [RankedMethods(_ranked_methods(explanation))])
+    if pictures:
+        alone = [Figure(PageImage(p.map, n, SIDE_PIXELS), n, (p.scale,)) for n, p in _by_written_name(explanation)]
+        yield Collapsible("The maps alone, with their scales", [FigureGrid(alone)])
+    yield Collapsible("All figures", [_figures_table(explanation), *map(Paragraph, _legend(explanation))])
+    if command:
+        yield Collapsible("How this page was made", [Code(command)])
+
+
+def _legend(explanation: Explanation) -> list[str]:
+    return [TABLE_LEGEND, *filter(None, [fill_dependence_sentence(explanation.verdicts)])]
+
+
+def _by_written_name(explanation: Explanation) -> Iterator[tuple[str, MapPicture]]:
+    for name, picture in explanation_pictures(explanation).items():
+        yield explanation.names[name], picture
+
+
+def _cover_figures(explanation: Explanation) -> list[Figure]:
+    """The input and the most trustworthy map; nothing where it is no image."""
+    pictures = explanation_pictures(explanation)
+    if not pictures:
+        return []
+    first = Figure(PageImage(input_picture(explanation), "the input", COVER_SIDE_PIXELS), "The input")
+    return [first, _map_figure(explanation, *next(iter(pictures.items())), side=COVER_SIDE_PIXELS)]
+
+
+def _map_figure(explanation: Explanation, name: str, picture: MapPicture, side: int = SIDE_PIXELS) -> Figure:
+    written, verdict = explanation.names[name], explanation.verdicts.get(name)
+    alt = f"{written} of {explanation.question.lower().rstrip('?')}, over the input"
+    lines = ("not judged",) if verdict is None else (verdict.badge, verdict.reason)
+    tone = "" if verdict is None else TONE_BY_GRADE[verdict.grade]
+    return Figure(PageImage(picture.shown, alt, side), written, lines, tone)
+
+
+def _side_blocks(explanation: Explanation) -> Iterator[Block]:
+    """The maps of each of two classes by itself."""
+    for name, maps in explanation.side_maps.items():
+        pictures = explanation_pictures(explanation, maps)
+        listed = [
+            Figure(PageImage(p.shown, f"{explanation.names[n]} of {name}", SIDE_PIXELS), explanation.names[n])
+            for n, p in pictures.items()
+        ]
+        yield Collapsible(f"{name} alone", [FigureGrid(listed)], open=True)
+
+
+def _ranked_methods(explanation: Explanation) -> list[RankedMethod]:
+    return [_ranked_method(explanation, name, v) for name, v in explanation.verdicts.items()]
+
+
+def _ranked_method(explanation: Explanation, name: str, verdict: Verdict) -> RankedMethod:
+    card = card_of_method(explanation, name)
+    shows, does_not_show = (card.shows, card.does_not_show) if card else ("", "")
+    sentence = verdict.sentence + explanation.settings.get(name, "")
+    return RankedMethod(verdict.method, verdict.badge, sentence, shows, does_not_show, TONE_BY_GRADE[verdict.grade])
+
+
+def _figures_table(explanation: Explanation) -> Table:
+    rows = [
+        [v.method, v.badge, *(_figure_text(v, test) for test in ("randomization", "removal"))]
+        for v in explanation.verdicts.values()
+    ]
+    return Table(["method", "", "randomization", "relevance gain"], rows, frozenset({2, 3}))
+
+
+def _figure_text(verdict: Verdict, test: str) -> str:
+    value = verdict.figures.get(test, math.nan)
+    return "" if math.isnan(value) else f"{value:.2f}"
