@@ -83,7 +83,7 @@ def test_the_norm_of_an_attack_by_its_other_names(box: Any, x: torch.Tensor, nor
 
 
 @pytest.mark.parametrize(("norm", "name"), [(2, "l2"), (2.0, "l2"), (np.int64(1), "l1"), ("L2", "l2"), ("1", "l1")])
-def test_the_order_of_a_norm(box: Any, x: torch.Tensor, norm: Any, name: str) -> None:
+def test_the_order_of_a_norm(box: Any, x: torch.Tensor, norm: Any, name: Any) -> None:
     same = [ub.adversarial.pgd(box, x, [0, 0], eps=0.5, norm=n) for n in (norm, name)]
     assert same[0].norm == name
     assert torch.equal(same[0].images, same[1].images)
