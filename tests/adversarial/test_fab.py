@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,13 +11,17 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import unboxed as ub
+import unboxed.adversarial.fab  # the module, which the function of that name hides
 from models import curved, near_a_boundary
 from unboxed.adversarial import fab
+from unboxed.adversarial.attack_state import AttackState
 from unboxed.engine.optimize.hyperplanes import random_directions, vector_norms
 from unboxed.errors import InputError
 
 each_norm = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
+
+fab_module = sys.modules["unboxed.adversarial.fab"]
 
 
 def to_boundaries(last: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
@@ -204,3 +209,27 @@ def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     box, x, y = curved(10)
     with pytest.raises(InputError, match=said):
         fab(box, x, **{"y": y, **settings})
+
+
+def test_of_many_classes_the_most_probable_ten_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are those of all boundaries, where the nearest is of a probable class; fewer gradients are taken."""
+    torch.manual_seed(0)
+    model = nn.Linear(20, 1000)
+    with torch.no_grad():
+        model.bias[12:] -= 30  # the others are far away
+    box, x = ub.Box(model, ub.Features(tuple(f"f{i}" for i in range(20))), outputs="logits"), torch.randn(4, 20)
+    n_gradients = set[int]()
+    real = AttackState.jacobian
+
+    def recorded(*args: Any) -> Any:
+        found = real(*args)
+        n_gradients.add(found[2].shape[1])
+        return found
+
+    monkeypatch.setattr(AttackState, "jacobian", recorded)
+    few = fab(box, x, box.predict(x), steps=4)
+    assert n_gradients == {10}
+    monkeypatch.setattr(fab_module, "MANY_CLASSES", 1001)
+    everything = fab(box, x, box.predict(x), steps=4)
+    assert n_gradients == {10, 999}
+    assert torch.allclose(few.images, everything.images, atol=1e-5)

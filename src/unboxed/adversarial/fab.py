@@ -49,6 +49,7 @@ from .predictions import top_other_classes
 from .result import Adversarial
 
 INF = math.inf
+MANY_CLASSES, N_NEAR_CLASSES = 1000, 10  # from as many classes, the boundaries of as many most probable ones
 FINAL_SEARCH_STEPS = 3  # forward passes of the final search
 # Of the score at x: the final search aims that far above zero, so that rounding does not decide
 FINAL_SEARCH_RELATIVE_OVERSHOOT = 1e-3
@@ -108,7 +109,8 @@ def fab(
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
         n_targets: Number of most probable wrong classes that are targeted in turn. That is FAB-T, quicker where there
-            are many classes. None: the boundaries of all classes at once.
+            are many classes. None: the boundaries of all classes at once; of 1,000 classes or more, those of the ten
+            most probable at each step.
         steps: Number of iterations.
         restarts: Number of runs, each from another random start. The first starts at x.
         alpha_max: Largest weight of the projection from x. The rest is the projection from the present point.
@@ -139,7 +141,7 @@ def fab(
     Source:
         Croce & Hein 2020, arXiv:1907.02044: algorithm 1, the nearest class by equation 7, final search of 3 steps.
         Deviations: the projection onto the plane within bounds is found by Newton steps in place of sorting, and the
-        final search goes where the score's chord crosses zero.
+        final search goes where the score's chord crosses zero. Of 1,000 classes or more, ten are tried.
     """
     check_settings(fab, locals())
     ball = unbounded_ball(norm)
@@ -250,18 +252,22 @@ class FAB:
 
     def nearest_class_boundary_fn(self, labels: Tensor) -> LinearizeBoundaryFn:
         """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
-        class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
-        other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
+        n_classes = self.state.box.n_outputs
+        n_others = n_classes - 1 if n_classes < MANY_CLASSES else N_NEAR_CLASSES
+        class_index = torch.arange(n_others, device=labels.device)
         dual_norm, n_values = DUAL_NORM_BY_NORM[self.config.norm], self.lower.shape[1]
 
         def logit_differences_to_label(logits: Tensor, row_index: Tensor) -> Tensor:
-            return logits.gather(1, other_classes[row_index]) - logits.gather(1, labels[row_index, None])
+            row_labels = labels[row_index, None]
+            if n_others < n_classes - 1:  # (n, J)
+                other_classes = top_other_classes(logits, row_labels[:, 0], n_others)
+            else:
+                other_classes = class_index + (class_index >= row_labels)
+            return logits.gather(1, other_classes) - logits.gather(1, row_labels)
 
         def linearize(images: Tensor, rows: Tensor) -> LinearizedBoundary:
             logits, scores, grads = self.state.jacobian(images, rows, logit_differences_to_label)
-            distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(
-                MIN_DENOMINATOR
-            )  # (n, K - 1)
+            distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(MIN_DENOMINATOR)  # (n, J)
             nearest_index = distances.argmin(1, keepdim=True)
             normal = grads.flatten(2).gather(1, nearest_index[..., None].expand(-1, 1, n_values))[:, 0]
             success_score = self.state.goal.criterion.rows(rows)({"logits": logits})

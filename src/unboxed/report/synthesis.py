@@ -27,6 +27,7 @@ from .blocks import (
     Paragraph,
     Table,
 )
+from .class_image_budget import ClassImagePlan, affordable_class_image_plan
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Finding
 from .judge_model import (
@@ -40,8 +41,6 @@ from .judge_model import (
 from .pictures import PageFile, PageImage
 from .words import count_noun, format_named_prob, join_names_with_limit
 
-MAX_VISUALIZED_CLASSES = 10  # with images; with more classes, those that are confused most
-N_STARTS_PER_CLASS = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
 MIN_MEAN_PROB_OF_CONFIDENT_MODEL = 0.9  # mean probability from which the model counts as confident
 MIN_RMS_DIFFERENCE_BETWEEN_STARTS = 0.01  # root mean square over the pixel range: images closer than this are the same
@@ -67,6 +66,7 @@ class ClassImageFinding(Finding):
     )  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
+    plan: ClassImagePlan  # what the model affords
     cover_class: int  # index into `classes`, of the example on the cover
 
     @property
@@ -93,15 +93,16 @@ class ClassImageFinding(Finding):
 
 
 def find(context: ReportContext) -> ClassImageFinding:
-    classes = _visualized_classes(context)
-    images = {recipe: _class_images(context, recipe, classes) for recipe in CLASS_IMAGE_RECIPE_BY_NAME}
+    plan = affordable_class_image_plan(context)
+    classes = _visualized_classes(context, plan.n_classes)
+    images = {recipe: _class_images(context, recipe, classes, plan) for recipe in CLASS_IMAGE_RECIPE_BY_NAME}
     judge, no_judge_reason = judge_or_missing_reason(context)
     judged = (
         {r: classify_by_judge(judge, c.images[: len(classes)], classes) for r, c in images.items()} if judge else {}
     )
     names = [context.class_name(k) for k in classes]
     robust = images["robust"].images
-    differences = _rms_difference_between_starts(robust.view(N_STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
+    differences = _rms_difference_between_starts(robust.view(plan.n_starts, len(classes), *robust.shape[1:]))
     return ClassImageFinding(
         answer=_class_images_answer_text(judged, len(classes)),
         headline=_judge_headline(judged),
@@ -113,6 +114,7 @@ def find(context: ReportContext) -> ClassImageFinding:
         judge_predictions={r: [context.class_name(int(a)) for a in v.predicted] for r, v in judged.items()},
         no_judge_reason=no_judge_reason,
         differences=dict(zip(names, differences.tolist(), strict=True)),
+        plan=plan,
         cover_class=_cover_class_index(context, classes),
     )
 
@@ -134,25 +136,27 @@ def _judge_headline(judged: dict[RecipeName, JudgePredictions]) -> tuple[str, ..
     return (f"{JUDGE_DESCRIPTION_TEXT}{answer}",)
 
 
-def _visualized_classes(context: ReportContext) -> list[int]:
+def _visualized_classes(context: ReportContext, max_classes: int) -> list[int]:
     """All classes, or of many those that are confused (or, without labels, predicted) most often."""
     s = context.survey
     k = len(s.classes)
-    if k <= MAX_VISUALIZED_CLASSES:
+    if k <= max_classes:
         return list(range(k))
     followed = int(s.predicted[context.followed_index])
     answer_counts = torch.bincount(s.predicted, minlength=k)
     off_diagonal = s.confusion.clone().fill_diagonal_(0)
     weight = (off_diagonal.sum(0) + off_diagonal.sum(1)) * len(s.rows) + answer_counts
-    others = [c for c in weight.topk(MAX_VISUALIZED_CLASSES).indices.tolist() if c != followed]
-    return sorted([followed, *others[: MAX_VISUALIZED_CLASSES - 1]])
+    others = [c for c in weight.topk(max_classes).indices.tolist() if c != followed]
+    return sorted([followed, *others[: max_classes - 1]])
 
 
-def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]) -> ClassImages:
-    n_starts = N_STARTS_PER_CLASS if recipe == "robust" else 1
+def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int], plan: ClassImagePlan) -> ClassImages:
+    n_starts, steps = plan.n_starts if recipe == "robust" else 1, plan.steps(recipe)
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        return require_uninterrupted(class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed))
+        return require_uninterrupted(
+            class_image(context.box, classes * n_starts, recipe=recipe, steps=steps, seed=context.seed)
+        )
 
 
 def _rms_difference_between_starts(images: Tensor) -> Tensor:
@@ -178,6 +182,13 @@ def show(finding: ClassImageFinding) -> list[Block]:
         selected = count_noun(len(finding.classes), "class", "classes")
         blocks.append(
             Caution(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out.")
+        )
+    if not finding.plan.is_full:
+        blocks.append(
+            Caution(
+                f"This model is large: {finding.plan.step_share:.0%} of the usual steps, and fewer classes and starts. "
+                "unboxed run class_image makes images of any class in full."
+            )
         )
     for recipe, text in CLASS_IMAGE_RECIPE_BY_NAME.items():
         lead = text.description
@@ -280,7 +291,7 @@ def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
     """The other starts, and how much the images of one class differ."""
     order = sorted(finding.differences, key=lambda name: -finding.differences[name])
     largest = finding.differences[order[0]]
-    lead = f"Each class from {N_STARTS_PER_CLASS} starts."
+    lead = f"Each class from {finding.plan.n_starts} starts."
     if largest >= MIN_RMS_DIFFERENCE_BETWEEN_STARTS:
         lead += (f" The images of {order[0]} differ most "
                  f"(root mean square {largest:.2f} of the pixel range).")  # fmt: skip
@@ -289,7 +300,7 @@ def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
             [_class_image_figure(finding, "robust", i, start) for i in range(len(finding.classes))],
             f"start {start + 1}",
         )
-        for start in range(1, N_STARTS_PER_CLASS)
+        for start in range(1, finding.plan.n_starts)
     ]
     columns = ("class", "root mean square difference")
     table = Table(columns, [(name, f"{finding.differences[name]:.3f}") for name in order], frozenset({1}))
