@@ -55,6 +55,7 @@ from .blocks import Block, Caution
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import Finding, NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
+from .interrupts import sigterm_as_keyboard_interrupt
 from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
 from .skipped import skipped_text
@@ -140,7 +141,8 @@ def report(
     """Write a self-contained page about a model: how good it is, what it sees, why it predicts so, what fools it.
 
     The first thing to do with a model. The page is `out`/index.html; beside it are report.json (every number of the
-    page) and the images. A section that fails is reported in the page and costs no other one. For the figures of one
+    page) and the images. A section that fails is reported in the page and costs no other one. In a new folder the page
+    can be read while sections are made; Ctrl-C and SIGTERM keep what is made. For the figures of one
     method call the method; for one image and all attribution methods use `unboxed explain`.
 
     Args:
@@ -178,7 +180,7 @@ def report(
     selected, seed = _select_sections(sections, has_training=training is not None), check_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
         box = box.with_model(box.model, box.inputs.as_image_pixels())
-    with ReportFolder(out) as folder, _single_threading_if_small(box):
+    with sigterm_as_keyboard_interrupt(), ReportFolder(out) as folder, _single_threading_if_small(box):
         source = ReportData(data, box)
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
@@ -191,6 +193,7 @@ def report(
             for section in selected:
                 bar.set_description(section.title)
                 work.sections.append(_render_section(work, section))
+                _show_progress(work, folder, len(selected))
                 bar.update()
         failures = {s.slug: s.failure for s in work.sections if s.failure}
         folder.stage(PAGE_FILE_NAME, encode_utf8(_page_html(work)))
@@ -200,6 +203,17 @@ def report(
     if (skipped_note := skipped_text(source, survey)) and not quiet:
         print(f"{source.name}: {skipped_note}; the page lists them.", file=sys.stderr)
     return published
+
+
+def _show_progress(work: _ReportInProgress, folder: ReportFolder, n_selected: int) -> None:
+    """Write the page so far, so that a reader can begin."""
+    n_made = len(work.sections)
+    if n_made < n_selected:
+        text = f"This page is being made: {n_made} of {n_selected} sections are done. It reloads by itself."
+        try:
+            folder.publish_so_far(encode_utf8(_page_html(work, text)))
+        except KeyboardInterrupt:
+            work.interrupted = True
 
 
 @contextmanager
@@ -281,10 +295,10 @@ def _load_verdict_cache(folder: ReportFolder) -> VerdictCache:
     return VerdictCache()
 
 
-def _page_html(work: _ReportInProgress) -> str:
+def _page_html(work: _ReportInProgress, progress: str = "") -> str:
     context = work.context
     subject = f"{type(context.box.model).__name__}{context.data.prefixed_name_or_empty(' on ')}"
-    return render_page(subject, work.title, work.headline, "", work.sections, context.followed_text)
+    return render_page(subject, work.title, work.headline, "", work.sections, context.followed_text, progress)
 
 
 def _report_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..synthesis.class_image import CLASS_IMAGE_RECIPE_BY_NAME, RecipeName
+from .blocks import Block, Caution
 from .context import ReportContext
 
 MAX_CLASS_IMAGE_FLOPS = 1.5e12  # of all images; a step takes three forward passes
@@ -48,3 +49,11 @@ def affordable_class_image_plan(context: ReportContext) -> ClassImagePlan:
     flops_per_image_step = 3 * context.forward_flops(1)
     fitting = (plan for plan in PLANS if plan.n_image_steps * flops_per_image_step <= MAX_CLASS_IMAGE_FLOPS)
     return next(fitting, PLANS[-1])
+
+
+def reduced_plan_cautions(plan: ClassImagePlan) -> list[Block]:
+    """What is left out on a large model, and the command that makes it."""
+    if plan.is_full:
+        return []
+    text = f"This model is large: {plan.step_share:.0%} of the usual steps, and fewer classes or starts. "
+    return [Caution(text + "unboxed run class_image makes images of any class in full.")]

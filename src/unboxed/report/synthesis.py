@@ -27,7 +27,7 @@ from .blocks import (
     Paragraph,
     Table,
 )
-from .class_image_budget import ClassImagePlan, affordable_class_image_plan
+from .class_image_budget import ClassImagePlan, affordable_class_image_plan, reduced_plan_cautions
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Finding
 from .judge_model import (
@@ -154,9 +154,8 @@ def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]
     n_starts, steps = plan.n_starts if recipe == "robust" else 1, plan.steps(recipe)
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        return require_uninterrupted(
-            class_image(context.box, classes * n_starts, recipe=recipe, steps=steps, seed=context.seed)
-        )
+        images = class_image(context.box, classes * n_starts, recipe=recipe, steps=steps, seed=context.seed)
+    return require_uninterrupted(images)
 
 
 def _rms_difference_between_starts(images: Tensor) -> Tensor:
@@ -183,13 +182,7 @@ def show(finding: ClassImageFinding) -> list[Block]:
         blocks.append(
             Caution(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out.")
         )
-    if not finding.plan.is_full:
-        blocks.append(
-            Caution(
-                f"This model is large: {finding.plan.step_share:.0%} of the usual steps, and fewer classes and starts. "
-                "unboxed run class_image makes images of any class in full."
-            )
-        )
+    blocks += reduced_plan_cautions(finding.plan)
     for recipe, text in CLASS_IMAGE_RECIPE_BY_NAME.items():
         lead = text.description
         if recipe == "noise" and finding.judged and _is_model_confident(finding.images[recipe]):
