@@ -2,6 +2,8 @@
 
     UNBOXED_MNIST=FOLDER python benchmarks/concepts_dictionary.py [PART ...]     results/concepts_dictionary.json
 
+What is in the file is not measured again, so that an interrupted run goes on; delete it to start over.
+
 - Toy: rows of 64 values, each a sum of s of 128 random directions with amounts in [.5, 1.5]. Recovered is a direction
   that has a partner with a cosine above .9 (best assignment) in a dictionary of 256 features with k = s: over the
   sparsity s and the number of rows. The exact number of features (128) is tried, too.
@@ -13,11 +15,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
@@ -35,6 +40,7 @@ from unboxed.engine.linear.sparse_autoencoder import (
 )
 from unboxed.engine.randomized import randomize_all_layers
 
+Found, Save = dict[str, Any], Callable[[], None]  # a part's figures; each is written as soon as it is measured
 N_UNITS, N_PLANTED, N_FEATURES = 64, 128, 256
 SPARSITIES, ROWS = (1, 2, 4, 8, 16), (300, 1000, 3000, 10_000)
 TOY_STEPS, TOY_SEEDS = 600, (0, 1)
@@ -73,20 +79,23 @@ def toy_cell(sparsity: int, n: int, n_features: int) -> dict[str, Any]:
     return {name: round(fmean(values), 3) for name, values in zip(names, zip(*runs, strict=True), strict=True)}
 
 
-def sweep() -> dict[str, Any]:
+def sweep(found: Found, save: Save) -> None:
     """{sparsity: {rows: figures}}; and the exact number of features where the rows are many."""
-    cells: dict[str, Any] = {}
+    found |= {"units": N_UNITS, "planted": N_PLANTED, "features": N_FEATURES, "steps": TOY_STEPS,
+              "seeds": len(TOY_SEEDS)}  # fmt: skip
     for sparsity in SPARSITIES:
-        cells[str(sparsity)] = {}
+        cells = found.setdefault("cells", {}).setdefault(str(sparsity), {})
         for n in ROWS:
-            cells[str(sparsity)][str(n)] = toy_cell(sparsity, n, N_FEATURES)
-            print("toy", sparsity, n, cells[str(sparsity)][str(n)], flush=True)
-    exact = {str(s): toy_cell(s, 10_000, N_PLANTED) for s in (1, 2, 4, 8)}
-    print("exact number of features", exact, flush=True)
-    return {
-        "units": N_UNITS, "planted": N_PLANTED, "features": N_FEATURES, "steps": TOY_STEPS, "seeds": len(TOY_SEEDS),
-        "cells": cells, "with as many features as planted": {"rows": 10_000, "cells": exact},
-    }  # fmt: skip
+            if str(n) not in cells:
+                cells[str(n)] = toy_cell(sparsity, n, N_FEATURES)
+                print("toy", sparsity, n, cells[str(n)], flush=True)
+                save()
+    exact = found.setdefault("with as many features as planted", {"rows": 10_000, "cells": {}})["cells"]
+    for sparsity in SPARSITIES[:-1]:
+        if str(sparsity) not in exact:
+            exact[str(sparsity)] = toy_cell(sparsity, 10_000, N_PLANTED)
+            print("exact number of features", sparsity, exact[str(sparsity)], flush=True)
+            save()
 
 
 def dictionary_facts(r: Dictionary) -> dict[str, Any]:
@@ -103,20 +112,22 @@ def dictionary_facts(r: Dictionary) -> dict[str, Any]:
     return {"verdict": r.verdict, "gap": gap, "held out": r.n_held_out, "accuracy": r.accuracy, "rows": rows}
 
 
-def on_mnist() -> dict[str, Any]:
+def on_mnist(found: Found, save: Save) -> None:
     box, data = ub.Box(*ub.zoo.load("mnist-cnn")), ub.data.mnist(os.environ.get("UNBOXED_MNIST"))
     settings: dict[str, dict[str, Any]] = {
         "fc1": {"layer": "fc1"}, "relu3": {"layer": "relu3"},
         "relu3, batch-top-k": {"layer": "relu3", "activation": "batch_top_k"},
         "relu3, archetypal": {"layer": "relu3", "archetypal": True},
     }  # fmt: skip
-    found: dict[str, Any] = {"examples": N_MNIST, "features": 256, "k": 16, "steps": MNIST_STEPS}
+    found |= {"examples": N_MNIST, "features": 256, "k": 16, "steps": MNIST_STEPS}
     for name, some in settings.items():
+        if name in found:
+            continue
         started = time.process_time()
         r = ub.concepts.dictionary(box, data, n_features=256, k=16, n_steps=MNIST_STEPS, max_examples=N_MNIST, **some)
         found[name] = dictionary_facts(r) | {"CPU seconds": round(time.process_time() - started)}
         print("MNIST", name, found[name], flush=True)
-    return found
+        save()
 
 
 def discovered_facts(r: DiscoveredConcepts) -> dict[str, Any]:
@@ -133,7 +144,7 @@ def discovered_facts(r: DiscoveredConcepts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def on_random_weights() -> dict[str, Any]:
+def on_random_weights(found: Found, save: Save) -> None:
     """Verdicts on the digits model, and on the same model with random weights, of both methods."""
     box, (x, y) = ub.Box(*ub.zoo.load("digits-cnn")), ub.data.digits("train").first(600)
     own = {
@@ -144,6 +155,8 @@ def on_random_weights() -> dict[str, Any]:
         for kind in ("nmf", "ica", "pca")
     }
     print(own, flush=True)
+    found["digits model"] = own
+    save()
     random: dict[str, Any] = {"discover": Counter(), "dictionary": Counter(), "kept": []}
     for seed in range(N_RANDOM_WEIGHTS):
         untrained = randomize_all_layers(box, 100 + seed)
@@ -154,10 +167,11 @@ def on_random_weights() -> dict[str, Any]:
         random["dictionary"][ub.concepts.dictionary(untrained, (x, y), n_steps=100, seed=seed).verdict] += 1
         print("random weights", seed, random["discover"], random["dictionary"], flush=True)
     kept = round(fmean(random.pop("kept")), 3)
-    return {"digits model": own, "random weights": {**random, "predictions kept": kept, "models": N_RANDOM_WEIGHTS}}
+    found["random weights"] = {**random, "predictions kept": kept, "models": N_RANDOM_WEIGHTS}
+    save()
 
 
-def on_noise() -> dict[str, Any]:
+def on_noise(found: Found, save: Save) -> None:
     """Verdicts of dictionaries of Gaussian noise: 150 rows of 64 values, which features learn by heart."""
     inputs, verdicts = ub.Features(tuple(f"x{i}" for i in range(64))), Counter[str]()
     for seed in range(N_NOISE):
@@ -165,18 +179,22 @@ def on_noise() -> dict[str, Any]:
         x = torch.randn(150, 64, generator=torch.Generator().manual_seed(seed))
         verdicts[ub.concepts.dictionary(box, x, "0", n_features=64, k=4, n_steps=200, seed=seed).verdict] += 1
     print("noise", verdicts, flush=True)
-    return {"draws": N_NOISE, "verdicts": dict(verdicts)}
+    found |= {"draws": N_NOISE, "verdicts": dict(verdicts)}
+    save()
 
 
 def main() -> None:
     torch.set_num_threads(1)
     parts = {"mnist": on_mnist, "toy": sweep, "concepts": on_random_weights, "noise": on_noise}
-    chosen = sys.argv[1:] or list(parts)
     path = RESULTS / "concepts_dictionary.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
-    for name in chosen:
-        figures[name] = parts[name]()
-        write("concepts_dictionary", figures, packages=("scikit-learn", "scipy"))
+
+    def save() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            write("concepts_dictionary", figures, packages=("scikit-learn", "scipy"))
+
+    for name in sys.argv[1:] or list(parts):
+        parts[name](figures.setdefault(name, {}), save)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
     python benchmarks/concepts_dissect.py [--seeds 3] [--only planted verdicts causal]     results/concepts_dissect.json
 
+Causal units that are in the file are not measured again, so that an interrupted run goes on; delete it to start over.
+
 - planted: models with units that are concepts of digits, exactly or with errors, among random ones. Each is to be found
   with at least .9 of the plant's own IoU, which is counted from its definition.
 - verdicts: the models of the zoo, with random weights too, beside their twins.
@@ -88,9 +90,8 @@ def planted(seed: int) -> dict[str, Any]:
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
-def verdicts() -> dict[str, Any]:
+def verdicts(rows: dict[str, Any], save: Callable[[], None]) -> None:
     digits, _ = ub.data.digits("test").first(200)
-    rows: dict[str, Any] = {}
     for name in ("digits-cnn", "digits-judge", "mnist-cnn", "mnist-judge"):
         box = ub.load(f"zoo:{name}")
         for kind, model in (("trained", box), ("random weights", randomize_all_layers(box, 123))):
@@ -109,7 +110,7 @@ def verdicts() -> dict[str, Any]:
                 },
             }  # fmt: skip
             print(name, kind, result.reason, flush=True)
-    return rows
+            save()
 
 
 # -- causal units ------------------------------------------------------------------------------------------------------
@@ -144,22 +145,30 @@ def generators() -> dict[str, tuple[ub.Box, Callable[[Tensor], Tensor] | None, s
     return found
 
 
-def causal(seeds: int) -> list[dict[str, Any]]:
-    rows = []
-    for name, (box, decode, layer) in generators().items():
+def causal(rows: list[dict[str, Any]], seeds: int, save: Callable[[], None]) -> None:
+    known = {(row["generator"], row["concept"], row["seed"]) for row in rows}
+    opened = generators()
+    for seed in range(seeds):
         for concept in (*QUADRANTS, "hole"):
-            coverage = HOLE_COVERAGE if concept == "hole" else COVERAGE
-            apart = ("ink",) if concept == "hole" else tuple(q for q in QUADRANTS if q != concept)
-            for seed in range(seeds):
-                codes = torch.randn(N_CODES, 64, generator=torch.Generator().manual_seed(100 + seed))
-                start = time.process_time()
-                result = ub.concepts.causal_units(
-                    box, codes, concept, layer, keep=apart, min_coverage=coverage, decode=decode, seed=seed
-                )
-                row = {"generator": name, "seed": seed, **effects(result, apart)}
-                rows.append(row | {"reached": reached(row), "seconds": round(time.process_time() - start, 1)})
-                print(json.dumps(rows[-1]), flush=True)
-    return rows
+            for name in opened:
+                if (name, concept, seed) not in known:
+                    rows.append(causal_row(name, *opened[name], concept, seed))
+                    print(json.dumps(rows[-1]), flush=True)
+                    save()
+
+
+def causal_row(
+    name: str, box: ub.Box, decode: Callable[[Tensor], Tensor] | None, layer: str, concept: str, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    coverage = HOLE_COVERAGE if concept == "hole" else COVERAGE
+    apart = ("ink",) if concept == "hole" else tuple(q for q in QUADRANTS if q != concept)
+    codes = torch.randn(N_CODES, 64, generator=torch.Generator().manual_seed(100 + seed))
+    start = time.process_time()
+    result = ub.concepts.causal_units(
+        box, codes, concept, layer, keep=apart, min_coverage=coverage, decode=decode, seed=seed
+    )
+    row = {"generator": name, "seed": seed, **effects(result, apart)}
+    return row | {"reached": reached(row), "seconds": round(time.process_time() - start, 1)}
 
 
 def effects(result: ub.concepts.CausalUnits, apart: tuple[str, ...]) -> dict[str, Any]:
@@ -189,17 +198,22 @@ def main() -> None:
     torch.set_num_threads(1)
     path = RESULTS / "concepts_dissect.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    asked = args.only or ("planted", "verdicts", "causal")
-    if "planted" in asked:
-        result["planted"] = {str(seed): planted(seed) for seed in range(args.seeds)}
-        print(json.dumps(result["planted"]), flush=True)
-    if "verdicts" in asked:
-        result["verdicts"] = verdicts()
-    if "causal" in asked:
-        result["causal"] = causal(args.seeds)
     result |= {"codes": N_CODES, "wanted": {"removed": REMOVED, "apart": CHANGED, "restored": RESTORED}}
     result["versions"] = versions(["torch", "scikit-image", "scipy"])
-    path.write_text(json.dumps(result, indent=1) + "\n")
+
+    def save() -> None:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+    asked = args.only or ("planted", "verdicts", "causal")
+    if "planted" in asked:
+        for seed in range(args.seeds):
+            result.setdefault("planted", {})[str(seed)] = planted(seed)
+            save()
+        print(json.dumps(result["planted"]), flush=True)
+    if "verdicts" in asked:
+        verdicts(result.setdefault("verdicts", {}), save)
+    if "causal" in asked:
+        causal(result.setdefault("causal", []), args.seeds, save)
 
 
 if __name__ == "__main__":

@@ -311,6 +311,33 @@ def verdict_roc(f: dict[str, Any]) -> list[str]:
     return lines
 
 
+OF_CONCEPTS = "<!-- concepts:begin -->", "<!-- concepts:end -->"
+
+
+def verdicts_on_concepts(f: dict[str, Any]) -> list[str]:
+    """How often verdicts on concepts are right, by method: both halves, and with bounds of the tuning half."""
+    halves = [f"{key}, {split}" for key in ("sensitivity", "specificity") for split in ("tuning", "held out")]
+    lines = [f"| verdict of | {' | '.join(halves)} |", "|---|---|---|---|---|"]
+    for name, found in [*f["methods"].items(), ("all", f["all"])]:
+        cells = [_share_by_wilson(found.get(split, {}).get(key)) for key in ("sensitivity", "specificity")
+                 for split in ("tuning", "held out")]  # fmt: skip
+        lines.append(f"| {name if name == 'all' else f'`{name}`'} | {' | '.join(cells)} |")
+    moved, decided = f["with these bounds"], f["all"]["all"]["decided"]
+    return [
+        *lines, "",
+        f"Decided are {_share_by_wilson(decided)} of all draws. With bounds that the tuning half chooses, in place of "
+        f"the verdicts' own: sensitivity {_share_by_wilson(moved['sensitivity'])}, specificity "
+        f"{_share_by_wilson(moved['specificity'])} on the other half.",
+    ]  # fmt: skip
+
+
+def _share_by_wilson(share: dict[str, Any] | None) -> str:
+    if share is None:
+        return "-"
+    low, high = share["wilson"]
+    return f"{share['share']:.2f} [{low:.2f}, {high:.2f}] ({share['count']} of {share['of']})"
+
+
 INFLUENCE, LDS = HERE.parent / "docs" / "influence.md", ("<!-- influence:begin -->", "<!-- influence:end -->")
 
 
@@ -657,6 +684,8 @@ def main() -> None:
     if anew.exists():
         _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
     _between(VERDICTS, *MEASURED, verdict_roc(_read("verdict_roc")))
+    if (HERE / "results" / "verdict_roc_concepts.json").exists():
+        _between(VERDICTS, *OF_CONCEPTS, verdicts_on_concepts(_read("verdict_roc_concepts")))
     _between(HERE.parent / "README.md", *IN_README, verdict_sentence(_read("verdict_roc")))
     if (HERE / "results" / "influence_lds.json").exists():
         _between(INFLUENCE, *LDS, influence(_read("influence_lds")))

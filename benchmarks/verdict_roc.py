@@ -4,6 +4,7 @@
     python benchmarks/verdict_roc.py --truth          only the shares of the maps: results/planted_truth.jsonl
     python benchmarks/verdict_roc.py --resume         models that are in the file are not run again
     python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
+    python benchmarks/verdict_roc.py --concepts       verdicts on concepts instead: results/verdict_roc_concepts.json
     python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out pairs.jsonl
 
 A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is never right. The
@@ -28,7 +29,7 @@ import torch
 
 import planted
 from harness import RESULTS, machine, versions
-from planted import bounds, catalog, nonsense, roc, truth
+from planted import bounds, catalog, concepts, nonsense, roc, truth
 from planted.methods import methods
 from planted.statistics import auc_by_figure, summary
 from unboxed import checks
@@ -37,6 +38,7 @@ from unboxed.errors import UnboxedError, UnboxedWarning
 
 N_TRUTH, N_VERDICT = 32, 8
 ROC_PICTURE = RESULTS.parents[1] / "docs" / "pictures" / "verdict-roc.png"
+CONCEPTS, CONCEPT_SEEDS = RESULTS / "verdict_roc_concepts.jsonl", 20
 PAIRS, TRUTH = RESULTS / "verdict_roc_pairs.jsonl", RESULTS / "planted_truth.jsonl"
 Record = dict[str, Any]
 
@@ -166,6 +168,23 @@ def write_summary(path: Path) -> None:
     print(text)
 
 
+def run_concepts(seeds: int, *, resume: bool, measure: bool) -> None:
+    """Verdicts on concepts whose truth is planted: `planted.concepts`."""
+    if not resume and measure:
+        CONCEPTS.unlink(missing_ok=True)
+    for seed in range(seeds) if measure else ():
+        for name, draws in concepts.DRAWS.items():
+            if not any(r["draw"] == name and r["seed"] == seed for r in read(CONCEPTS)):
+                rows = [r | {"draw": name} for r in draws(seed)]
+                print(seed, name, [(r["method"], r["truth"], r["grade"], r["figure"]) for r in rows], flush=True)
+                append(rows, CONCEPTS)
+    found = concepts.concept_summary([*read(CONCEPTS), *concepts.known(RESULTS)])
+    figures = {**found, "machine": machine(), "versions": versions(("torch", "numpy"))}
+    text = json.dumps(figures, indent=2)
+    CONCEPTS.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="names, or parts of names, with commas between; all by default")
@@ -174,10 +193,17 @@ def main() -> None:
     parser.add_argument("--truth", action="store_true", help="no verdicts")
     parser.add_argument("--resume", action="store_true", help="leave out models that are in the file")
     parser.add_argument("--summary", action="store_true", help="only the summary of the file")
+    parser.add_argument("--concepts", action="store_true", help="verdicts on concepts, in place of those on maps")
+    parser.add_argument(
+        "--seeds", type=int, default=CONCEPT_SEEDS, help="of the planted concepts, half of them held out"
+    )
     parser.add_argument("--out", type=Path, help="file of the pairs, one a line")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UnboxedWarning)
+    if chosen.concepts:
+        run_concepts(chosen.seeds, resume=chosen.resume, measure=not chosen.summary)
+        return
     chosen.out = chosen.out or (TRUTH if chosen.truth else PAIRS)
     if not chosen.summary:
         run(chosen)
