@@ -553,8 +553,6 @@ def dictionaries(f: dict[str, Any]) -> list[str]:
 
 def _recovery(toy: dict[str, Any]) -> list[str]:
     rows = list(next(iter(toy["cells"].values())))
-    exact = toy["with as many features as planted"]
-    as_many = ", ".join(f"{c['recovered']:.2f} with {s} active" for s, c in exact["cells"].items())
     return [
         f"**Planted features.** Rows of {toy['units']} values, each a sum of s of {toy['planted']} random directions. "
         f"Shown is the share of them that a dictionary of {toy['features']} features (k = s, {toy['steps']} steps, "
@@ -566,9 +564,19 @@ def _recovery(toy: dict[str, Any]) -> list[str]:
         f"|---|{'---|' * len(rows)}",
         *(f"| {s} | {' | '.join(_recovery_cell(c[n]) for n in rows)} |" for s, c in toy["cells"].items()),
         "",
-        f"Frozen twins recover at most {_highest_frozen(toy):.1%}. With exactly as many features as were planted, and "
-        f"{exact['rows']:,} rows, fewer are found, as the fit stays in a local minimum: {as_many}.",
+        f"Frozen twins recover at most {_highest_frozen(toy):.1%}.{_as_many_as_planted(toy)}",
     ]
+
+
+def _as_many_as_planted(toy: dict[str, Any]) -> str:
+    exact = toy.get("with as many features as planted")
+    if exact is None:
+        return ""
+    cells = ", ".join(f"{c['recovered']:.2f} with {s} active" for s, c in exact["cells"].items())
+    return (
+        f" With exactly as many features as were planted, and {exact['rows']:,} rows, fewer are found, as the fit "
+        f"stays in a local minimum: {cells}."
+    )
 
 
 def _recovery_cell(c: dict[str, Any]) -> str:
@@ -627,16 +635,12 @@ DISSECT = HERE.parent / "docs" / "concepts.md", "<!-- dissect:begin -->", "<!-- 
 
 def dissect(f: dict[str, Any]) -> list[str]:
     """What was measured of dissection: planted detectors, verdicts on the zoo, causal units."""
-    runs = [kind for seed in f["planted"].values() for kind in seed.values()]
-    found, of = sum(r["found"] for r in runs), sum(len(r["IoU"]) for r in runs)
-    lowest, passed = min(r["lowest ratio"] for r in runs), sum(r["verdict"] == "pass" for r in runs)
     half = f["codes"] // 2
+    verdicts = "; ".join(_dissected(name, row) for name, row in f.get("verdicts", {}).items())
     return [
-        "- Planted detectors (each concept of digits as a unit, exactly and with many wrong pixels, "
-        f"{len(f['planted'])} seeds): {found} of {of} found as what they are, with at least {lowest:.2f} of the "
-        f"plant's own IoU; {passed} of {len(runs)} verdicts pass.",
-        "- The zoo's models on 200 digits, detectors in the layer that decides (its twins' mean with random weights; "
-        f"rotated): {'; '.join(_dissected(name, row) for name, row in f['verdicts'].items())}.",
+        *(_planted_detectors(f["planted"]) if "planted" in f else []),
+        *([f"- The zoo's models on 200 digits, detectors in the layer that decides (its twins' mean with random "
+           f"weights; rotated): {verdicts}."] if verdicts else []),
         f"- Causal units, chosen on {half} codes and tested on {half} others: gone without them, there with them "
         "inserted, gone without as many random units (mean of 19 sets), largest change of a concept apart (of a "
         "quadrant the other quadrants, of holes the ink). Mean of the seeds, the worst in brackets:",
@@ -644,6 +648,17 @@ def dissect(f: dict[str, Any]) -> list[str]:
         "| generator, layer | concept | units | gone | inserted | random | apart | reached |",
         "|---|---|---|---|---|---|---|---|",
         *(_causal_row(rows) for rows in _by_generator_and_concept(f["causal"])),
+    ]  # fmt: skip
+
+
+def _planted_detectors(planted: dict[str, Any]) -> list[str]:
+    runs = [kind for seed in planted.values() for kind in seed.values()]
+    found, of = sum(r["found"] for r in runs), sum(len(r["IoU"]) for r in runs)
+    lowest, passed = min(r["lowest ratio"] for r in runs), sum(r["verdict"] == "pass" for r in runs)
+    return [
+        "- Planted detectors (each concept of digits as a unit, exactly and with many wrong pixels, "
+        f"{len(planted)} seeds): {found} of {of} found as what they are, with at least {lowest:.2f} of the "
+        f"plant's own IoU; {passed} of {len(runs)} verdicts pass."
     ]
 
 

@@ -102,9 +102,10 @@ def _directions(result: ConceptScores) -> dict[str, list[str]]:
 def show(finding: ConceptsFinding) -> list[Block]:
     result, shown = finding.scores, list(range(len(finding.scores.concepts)))
     text = (
-        f"Does the score of {result.target} rise or fall in the direction of a concept? Each concept is had by the "
-        "quarter of the examples with the largest values; its direction is that from random examples. The gray bands "
-        "are what directions of random examples give, and the same model with random weights is tested, too."
+        f"Does the score of {result.target} rise or fall in the direction of a concept? The examples of a concept "
+        "are the quarter with the largest values; its direction tells them from random examples. The gray bands are "
+        "what directions of random examples give; dots inside them are hollow. The same model with random weights is "
+        "tested, too."
     )
     cosines = ", ".join(f"{c.concept} {c.mean_cosine:+.2f} in {c.layer}" for c in finding.concepts)
     charts = [(alignment_chart(result, shown), f"mean cosine of gradient and concept: {cosines}")]

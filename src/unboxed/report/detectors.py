@@ -18,7 +18,7 @@ from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 
 MAX_EXAMPLES, MIN_EXAMPLES, MAX_PROBED_LAYERS = 60, 20, 2
-N_TWINS, N_SHOWN_UNITS = 19, 4
+N_TWINS, N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 19, 4, 3
 MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all passes, above which it is left out
 TONE_BY_PROBE_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
 
@@ -119,7 +119,7 @@ def _unit_case(result: Dissection, layer: LayerDissection, i: int) -> ExampleWit
     lines = (name, f"IoU {iou:.2f} (at most {float(result.reachable_iou[k]):.2f})", "beyond chance" * is_beyond)
     figures = [
         Figure(PageImage(tile.image, f"unit {shown.unit} and {name} on an image", TILE_SIDE_PIXELS), "")
-        for tile in detector_tiles(layer, shown)
+        for tile in detector_tiles(layer, shown)[:N_SHOWN_EXAMPLES]
         if tile is not None
     ]
     title = f"unit {shown.unit} of {layer.layer}"

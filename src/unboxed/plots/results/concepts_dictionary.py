@@ -15,7 +15,7 @@ from .common import fetch_images_at, image_tiles
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_FEATURES, N_TRIAL_EXAMPLES = 8, 6  # rows of the figure, and examples of each
+MAX_FEATURES, N_EXAMPLES = 8, 5  # rows of the figure, and examples of each
 TILE_SIDE_PIXELS = 84
 
 
@@ -33,11 +33,11 @@ def _dictionary_figures(result: Dictionary, box: Box | None = None, *, data: Any
 
 def feature_tiles(result: Dictionary, box: Box | None, data: Any) -> list[list[Tile | None]]:
     """The top examples of the strongest features, with their amounts; empty where the data are no images."""
-    index = result.example_index[:MAX_FEATURES, :N_TRIAL_EXAMPLES]
+    index = result.example_index[:MAX_FEATURES, :N_EXAMPLES]
     images = fetch_images_at(data, index, box)
     if images is None:
         return []
-    amounts = result.example_amount[:MAX_FEATURES, :N_TRIAL_EXAMPLES]
+    amounts = result.example_amount[:MAX_FEATURES, :N_EXAMPLES]
     return [
         image_tiles(images[i * index.shape[1] :][: index.shape[1]], [f"{a:.3g}" for a in row])
         for i, row in enumerate(amounts.tolist())

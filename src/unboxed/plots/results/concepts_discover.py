@@ -21,7 +21,7 @@ from .common import image_tiles, images_or_none
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_CONCEPTS, N_CROPS = 8, 6  # rows of the figure, and crops of each
+MAX_CONCEPTS, N_CROPS = 8, 5  # rows of the figure, and crops of each
 TILE_SIDE_PIXELS = 84
 BAR_HEIGHT, BAR_MARGIN = 12, 4  # pixels
 

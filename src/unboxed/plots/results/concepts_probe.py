@@ -62,7 +62,7 @@ def erasure_effect_chart(result: Probing) -> Any:
     tested = [(p, p.erasure) for p in result.layers if p.erasure is not None]
     at = range(len(tested))
     random = [e.random_change.double().mean(0) for _, e in tested]  # (R,) each
-    name = f"{random[0].numel()} x random directions (5 to 95 %)"
+    name = f"{random[0].numel()} sets of random directions (5 to 95 %)"
     lines = {
         "attribute erased": (at, [float(e.change.double().mean()) for _, e in tested]),
         name: (at, [float(r.mean()) for r in random]),

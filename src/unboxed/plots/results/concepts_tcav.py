@@ -56,7 +56,7 @@ def alignment_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
     }  # fmt: skip
     band = f"{1 - result.alpha:.0%} of random examples; * significant, corrected; (*) with random weights, too"
     return null_band_chart(
-        rows, title=f"Does the score of {result.target} depend on the concept? {result.verdict}",
+        rows, title=f"How the score of {result.target} changes along each concept: {result.verdict}",
         label="mean cosine of gradient and concept vector", band_label=band,
     )  # fmt: skip
 
@@ -111,8 +111,9 @@ def spatial_sheet(result: ConceptScores, diagnostics: Diagnostics, shown: Sequen
         return None
     rows = [[_spatial_tile(s.maps[c], float(s.distance[c]), s.random_distance) for c in shown] for s in layers]
     bar = ColorBar("magnitude", 1.0, "squared length; 1: its largest position")
+    title = "Where on the image each vector differs from random ones"
     return contact_sheet(
-        rows, title="Where the vectors lie: distance from random vectors'", columns=[result.concepts[c] for c in shown],
+        rows, title=title, columns=[result.concepts[c] for c in shown],
         names=[s.layer for s in layers], bars=[bar], side=TILE_SIDE_PIXELS,
     )  # fmt: skip
 
