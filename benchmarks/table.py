@@ -574,8 +574,8 @@ def _as_many_as_planted(toy: dict[str, Any]) -> str:
         return ""
     cells = ", ".join(f"{c['recovered']:.2f} with {s} active" for s, c in exact["cells"].items())
     return (
-        f" With exactly as many features as were planted, and {exact['rows']:,} rows: {cells}. Spare features help where "
-        "many are active at once."
+        f" With exactly as many features as were planted, and {exact['rows']:,} rows: {cells}. Spare features help "
+        "where many are active at once."
     )
 
 
