@@ -177,8 +177,8 @@ def second(subject: Subject, most: int = 16) -> dict[str, float | int]:
 def mnist() -> Subject:
     box, judge = ub.Box(*ub.zoo.load("mnist-cnn")), ub.Box(*ub.zoo.load("mnist-judge"))
     folder = Path(os.environ.get("UNBOXED_MNIST", ROOT / "mnist"))
-    real = ub.data.mnist(folder, train=False).tensors()[0]
-    seen = ub.data.mnist(folder).first(1024)[0]  # of the training images
+    real = ub.data.mnist("test", folder).tensors()[0]
+    seen = ub.data.mnist("train", folder).first(1024)[0]  # of the training images
     return Subject(box, real, seen, ("relu1", "relu2", "relu3"), "relu2", lambda x: pooled(judge, "relu2", x))
 
 

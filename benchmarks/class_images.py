@@ -47,7 +47,7 @@ def table(name: str, real: Tensor) -> dict[str, list[dict[str, float | int | boo
 def main() -> None:
     real = {"digits": ub.data.digits().tensors()[0]}
     folder = Path(MNIST) if MNIST else None
-    real["mnist"] = ub.data.mnist(folder, train=False).tensors()[0]
+    real["mnist"] = ub.data.mnist("test", folder).tensors()[0]
     write("class_images", {name: table(name, x) for name, x in real.items()})
 
 

@@ -113,7 +113,7 @@ def dictionary_facts(r: Dictionary) -> dict[str, Any]:
 
 
 def on_mnist(found: Found, save: Save) -> None:
-    box, data = ub.Box(*ub.zoo.load("mnist-cnn")), ub.data.mnist(os.environ.get("UNBOXED_MNIST"))
+    box, data = ub.Box(*ub.zoo.load("mnist-cnn")), ub.data.mnist("train", os.environ.get("UNBOXED_MNIST"))
     settings: dict[str, dict[str, Any]] = {
         "fc1": {"layer": "fc1"}, "relu3": {"layer": "relu3"},
         "relu3, batch-top-k": {"layer": "relu3", "activation": "batch_top_k"},

@@ -123,7 +123,7 @@ def main() -> None:
     torch.set_num_threads(1)
     box = ub.Box(*ub.zoo.load("mnist-cnn"))
     box.model.eval()
-    x, y = ub.data.mnist(None if MNIST is None else Path(MNIST), train=False, quiet=True).tensors()
+    x, y = ub.data.mnist("test", None if MNIST is None else Path(MNIST), quiet=True).tensors()
     concepts = {str(k): x[2000:4000][y[2000:4000] == k][:SIZE] for k in range(10)}
     pool, examples = x[4000:6000], x[:2000][y[:2000] == TARGET][:N_EXAMPLES]
     sets = draw_sets(concepts, pool, N_SETS, SIZE, 0)

@@ -59,7 +59,7 @@ def main() -> None:
 
 def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **how: Any) -> dict[str, Any]:
     model, inputs = fresh(dropout)
-    train, test = ub.data.mnist(root), ub.data.mnist(root, train=False)
+    train, test = ub.data.mnist("train", root), ub.data.mnist("test", root)
     history = training.fit(model, inputs, train, test, epochs=epochs, **{**NATURAL, **how})
     box = ub.Box(model, inputs)
     found = evaluate(

@@ -45,10 +45,10 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)
-    train = ub.data.mnist(MNIST, train=True).first(max(*GROWTH, chosen.all, chosen.last))
+    train = ub.data.mnist("train", MNIST).first(max(*GROWTH, chosen.all, chosen.last))
     model, inputs = early_checkpoint(*train)
     box = ub.Box(model, inputs)
-    queries = ub.data.mnist(MNIST, train=False).first(chosen.queries)
+    queries = ub.data.mnist("test", MNIST).first(chosen.queries)
     bench = Bench(box, train, queries, chosen.pairs)
     write("influence_captum", {
         "what": f"time(ours) / time(captum's) for {chosen.queries} queries on MNIST, a CNN of 1.2 million parameters",

@@ -151,7 +151,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=12, help="of training on without a point")
     chosen = options.parse_args()
     clock = time.process_time()
-    (x, y), (test_x, test_y) = (ub.data.mnist(REAL / "mnist", train=t).tensors() for t in (True, False))
+    (x, y), (test_x, test_y) = (ub.data.mnist(s, REAL / "mnist").tensors() for s in ("train", "test"))
     trainee = Trainee(cnn(), x[: chosen.train], y[: chosen.train])
     adam(trainee, chosen.adam_steps)
     print(f"Adam {time.process_time() - clock:.0f} s", flush=True)

@@ -61,14 +61,14 @@ TRAININGS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], tuple[float,
 
 
 def make_training(name: str, seed: int) -> ModelTraining:
-    x, y = ub.data.mnist(MNIST, train=True).first(N_TRAIN)
+    x, y = ub.data.mnist("train", MNIST).first(N_TRAIN)
     torch.manual_seed(seed)
     settings = {**SETTINGS, **TRAININGS[name][1], "seed": seed}
     return ModelTraining(TRAININGS[name][0](), ub.Pixels((1, 28, 28)), (x, y), **settings)
 
 
 def queries() -> tuple[Tensor, Tensor]:
-    x, y = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
+    x, y = ub.data.mnist("test", MNIST).first(N_QUERIES)
     return x, torch.as_tensor(y)
 
 

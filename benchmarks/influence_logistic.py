@@ -124,7 +124,7 @@ def main() -> None:
     options.add_argument("--left-out", type=int, default=N_LEFT_OUT)
     chosen = options.parse_args()
     clock = time.process_time()
-    (x, y), (test_x, test_y) = (ub.data.mnist(REAL / "mnist", train=t).tensors() for t in (True, False))
+    (x, y), (test_x, test_y) = (ub.data.mnist(s, REAL / "mnist").tensors() for s in ("train", "test"))
     x, y, test_x = x[: chosen.train].double(), y[: chosen.train], test_x.double()
     problem = Logistic(x, y)
     theta, factor, norm = trained(problem)

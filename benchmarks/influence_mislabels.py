@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=20_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    x, y = ub.data.mnist(args.mnist, train=True).first(args.examples)
+    x, y = ub.data.mnist("train", args.mnist).first(args.examples)
     mislabels._nearest_other_examples = remembered(mislabels._nearest_other_examples, args.neighbors)  # type: ignore[assignment]
     for name in args.models:
         for seed in args.seeds:

@@ -71,8 +71,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     n_train, n, epochs = (300, 2, 1) if args.smoke else (5000, 10, 5)
-    train = ub.data.mnist(args.mnist, train=True).first(n_train)
-    test = ub.data.mnist(args.mnist, train=False).first(n_train)
+    train = ub.data.mnist("train", args.mnist).first(n_train)
+    test = ub.data.mnist("test", args.mnist).first(n_train)
     result = {a: measured(a, train, test, n, epochs) for a in ACTIVATIONS}
     result |= {"n_train": n_train, "max_fraction": MAX_FRACTION, "versions": versions(["torch"])}
     if not args.smoke:

@@ -31,8 +31,8 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(1)
     box = ub.Box(*ub.zoo.load("mnist-cnn"))
-    train = ub.data.mnist(MNIST, train=True).first(chosen.examples)
-    queries = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
+    train = ub.data.mnist("train", MNIST).first(chosen.examples)
+    queries = ub.data.mnist("test", MNIST).first(N_QUERIES)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(box, train, queries, folder, chosen.dim)
     if (peak := figures["peak memory, GB"]) > MAX_GB:

@@ -35,7 +35,7 @@ def mlp(seed: int = 0) -> nn.Module:
 
 
 def make_training(n: int = N_TRAIN) -> ModelTraining:
-    data = ub.data.mnist(MNIST, train=True).first(n)
+    data = ub.data.mnist("train", MNIST).first(n)
     return ModelTraining(mlp(), ub.Pixels((1, 28, 28)), data, epochs=EPOCHS, batch_size=BATCH, lr=LR)
 
 
@@ -54,7 +54,7 @@ def train_by_torch(training: ModelTraining, *, fused: bool = False) -> nn.Module
 
 def measure_times(repeats: int) -> dict[str, Any]:
     training = make_training()
-    x, y = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
+    x, y = ub.data.mnist("test", MNIST).first(N_QUERIES)
     state, plain = training.run(), train_by_torch(training).state_dict()
     difference = max(float((state[f"parameter.{n}"] - p).abs().max()) for n, p in plain.items())
     if difference > 1e-4:
@@ -95,7 +95,7 @@ def peak_mebibytes(what: str) -> float:
 def use_memory(what: str) -> None:
     """Print by how much memory peaks above what is in use before."""
     training = make_training()
-    x, y = ub.data.mnist(MNIST, train=False).first(N_QUERIES)
+    x, y = ub.data.mnist("test", MNIST).first(N_QUERIES)
     torch.func.vmap(torch.neg)(torch.zeros(1, 1))  # imports what vmap needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")

@@ -61,7 +61,7 @@ def main() -> None:
     chosen = options.parse_args()
     n, rest = chosen.images, (chosen.steps, chosen.seeds)
     digits, judge = ub.Box(*ub.zoo.load("mnist-cnn")), ub.Box(*ub.zoo.load("mnist-judge"))
-    x = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(n).x
+    x = ub.data.mnist("test", Path(MNIST) if MNIST else None).first(n).x
     layers = ("conv1", "relu1", "conv2", "relu2", "pool", "fc1", "relu3", "logits")
     mnist = {a: checked(a, inverted(digits, x, a, *rest, judge.predict)) for a in layers}
     photos = ub.Box(*resnet20())

@@ -92,7 +92,7 @@ def main() -> None:
     options.add_argument("--zoo", nargs="*", default=["mnist-linear", "mnist-cnn"])
     chosen = options.parse_args()
     folder = Path(MNIST) if MNIST else None
-    train, test = (ub.data.mnist(folder, train=t).tensors() for t in (True, False))
+    train, test = (ub.data.mnist("train" if t else "test", folder).tensors() for t in (True, False))
     models = {}
     for name in (*DECAYS, *chosen.zoo):
         box = trained(name, *train, chosen.epochs) if name in DECAYS else ub.Box(*ub.zoo.load(name))

@@ -62,7 +62,7 @@ MOVED = """async ([images, seconds]) => {
 
 
 def examples(n: int) -> tuple[Tensor, Tensor]:
-    known = ub.data.mnist(Path(MNIST), train=False) if MNIST else ub.data.digits()
+    known = ub.data.mnist("test", Path(MNIST)) if MNIST else ub.data.digits()
     x, y = known.tensors()
     rows = torch.arange(n) % len(x)
     return x[rows], y[rows]

@@ -32,7 +32,7 @@ Found = tuple[Tensor, Tensor]  # images (N, ...) and which of them fool (N,)
 
 def images(box: ub.Box, n: int) -> Found:
     """The first n test images that the model takes for what they are."""
-    x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(n + n // 10 + 5)
+    x, y = ub.data.mnist("test", Path(MNIST) if MNIST else None).first(n + n // 10 + 5)
     right = box.predict(x) == y
     return x[right][:n], y[right][:n]
 

@@ -41,7 +41,7 @@ Split = tuple[ub.Box, Tensor, Tensor, Tensor, Tensor]  # box, images and labels 
 
 def mnist() -> Split:
     folder = Path(MNIST) if MNIST else None
-    train, test = (ub.data.mnist(folder, train=t).first(n) for t, n in ((True, 2000), (False, 1000)))
+    train, test = (ub.data.mnist("train" if t else "test", folder).first(n) for t, n in ((True, 2000), (False, 1000)))
     return ub.Box(*ub.zoo.load("mnist-cnn")), train.x, train.y, test.x, test.y  # type: ignore[return-value]
 
 

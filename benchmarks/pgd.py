@@ -88,7 +88,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(given.images)
+    x, y = ub.data.mnist("test", Path(MNIST) if MNIST else None).first(given.images)
     found: dict[str, object] = {}
     for name in given.models:
         try:

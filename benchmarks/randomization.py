@@ -43,7 +43,7 @@ def methods() -> dict[str, Callable[..., Any]]:
 
 def images(n: int) -> tuple[Box, Tensor]:
     """Test images that the model names right."""
-    known = ub.data.mnist(Path(MNIST), train=False) if MNIST else ub.data.digits("test")
+    known = ub.data.mnist("test", Path(MNIST)) if MNIST else ub.data.digits("test")
     box = Box(*ub.zoo.load("mnist-cnn" if MNIST else "digits-cnn"))
     x, y = known.first(2 * n)
     return box, x[box.predict(x) == y][:n]

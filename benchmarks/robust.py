@@ -145,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     box = opened(given)
     batch = given.batch or (192 if given.device == "cpu" else "auto")
-    x, y = ub.data.mnist(given.mnist, train=False).first(given.images)
+    x, y = ub.data.mnist("test", given.mnist).first(given.images)
     x, y = x.to(given.device), y.to(given.device)
     name = f"{Path(given.net).stem}-{given.eps:g}-{len(x)}"
     state = State(given.state / f"{name}.json")

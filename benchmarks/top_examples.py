@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, inputs = ub.zoo.load("mnist-cnn")
     box = ub.Box(model, inputs)
-    x = ub.data.mnist(MNIST, train=False).first(chosen.images).x
+    x = ub.data.mnist("test", MNIST).first(chosen.images).x
 
     def ours() -> tuple[ub.activations.TopExamples, ...]:
         return ub.activations.top_examples(box, x, LAYERS, batch_size=BATCH)

@@ -32,7 +32,7 @@ def peer(x: npt.NDArray[Any]) -> Any:
 
 def figures(points: int, pairs: int) -> dict[str, Any]:
     box = ub.Box(*ub.zoo.load("mnist-cnn"))
-    x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).tensors()
+    x, y = ub.data.mnist("test", Path(MNIST) if MNIST else None).tensors()
     x, y = x[:points], y[:points]
     read: dict[str, Tensor] = {}
     reading = seconds(lambda: read.update(features.read_features(box, x, LAYERS)))

@@ -44,7 +44,7 @@ def method(name: str) -> Method:
 
 def mnist_cnn(n: int) -> tuple[Box, Tensor]:
     box = Box(*ub.zoo.load("mnist-cnn"))
-    return box, correct(box, *ub.data.mnist(ROOT / "mnist", train=False).first(2 * n))[:n]
+    return box, correct(box, *ub.data.mnist("test", ROOT / "mnist").first(2 * n))[:n]
 
 
 def cifar_resnet(n: int) -> tuple[Box, Tensor]:

@@ -141,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = RECIPES[args.name]
     recipe = Recipe(**{**asdict(recipe), "epochs": args.epochs or recipe.epochs})
-    data = ub.data.digits("train") if args.name == "digits-gan" else ub.data.mnist(MNIST)
+    data = ub.data.digits("train") if args.name == "digits-gan" else ub.data.mnist("train", MNIST)
     x, y = data.tensors()
     generator, seconds = train(x, y, recipe, args.seed)
     generator.half().float()

@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import InputError, LayerError
 
+MAX_INT = 2**53  # of a number that counts something; larger ones are mistakes
 MAX_SEED_BITS = 40  # larger seeds are folded: a key of a random stream has seed, row and step in 64 bits
 
 
@@ -21,6 +22,8 @@ def check_int(name: str, value: object, minimum: float = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         bound = f", {minimum} or more" if math.isfinite(minimum) else ""
         raise InputError(f"{name} must be a whole number{bound}; got {value!r}")
+    if int(value) > MAX_INT:
+        raise InputError(f"{name} must be a whole number, {MAX_INT:,} or less; got {value!r}")
     return int(value)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from real_data import MNIST, PHOTOS, needs_mnist, needs_photos
 from unboxed import data
 from unboxed.data import idx, uci
+from unboxed.errors import InputError
 from unboxed.inputs.pixels import Pixels
 
 GRAY, RGB = Pixels((1, 8, 8)), Pixels((3, 8, 8))
@@ -131,7 +132,7 @@ def own_set(root: Path, n: int = 6, shape=(5, 7), part: str = "train", packed: b
 
 @needs_mnist
 def test_mnist_is_mnist():
-    train, test = data.mnist(MNIST), data.mnist(MNIST, train=False)
+    train, test = data.mnist("train", MNIST), data.mnist("test", MNIST)
     assert (len(train), len(test)) == (60000, 10000)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert torch.stack([train[i][0] for i in range(3)]).shape == (3, 1, 28, 28)
@@ -150,7 +151,7 @@ def test_published_checksums_are_those_of_the_real_files():
 
 @needs_mnist
 def test_digits_have_about_the_ink_of_mnist():
-    ours, theirs = data.digits().tensors().x, data.mnist(MNIST, train=False).tensors().x
+    ours, theirs = data.digits().tensors().x, data.mnist("test", MNIST).tensors().x
     assert ours.mean().item() == pytest.approx(theirs.mean().item(), rel=0.15)
     assert (ours > 0.98).float().mean().item() == pytest.approx((theirs > 0.98).float().mean().item(), rel=0.2)
     for x in (ours, theirs):  # twice the ink by its outline: how wide the strokes are
@@ -162,7 +163,7 @@ def test_digits_have_about_the_ink_of_mnist():
 @pytest.mark.parametrize("train", [True, False])
 def test_idx_files_of_ones_own_are_taken(tmp_path, packed, train):
     images = own_set(tmp_path, part="train" if train else "t10k", packed=packed)
-    got = data.mnist(tmp_path, train=train)
+    got = data.mnist("train" if train else "test", tmp_path)
     x, y = got.tensors()
     assert torch.equal(x[:, 0] * 255, torch.from_numpy(images).float())
     assert y.tolist() == list(range(6))
@@ -172,12 +173,12 @@ def test_idx_files_of_ones_own_are_taken(tmp_path, packed, train):
 
 def test_own_set_with_more_classes_names_them_by_number(tmp_path):
     own_set(tmp_path, n=12)
-    assert data.fashion_mnist(tmp_path).classes == tuple(map(str, range(12)))
+    assert data.fashion_mnist("train", tmp_path).classes == tuple(map(str, range(12)))
 
 
 def test_fashion_mnist_knows_its_classes(tmp_path):
     own_set(tmp_path)
-    got = data.fashion_mnist(tmp_path)
+    got = data.fashion_mnist("train", tmp_path)
     assert got.classes[0] == "T-shirt/top"
     assert got.classes[9] == "ankle boot"
     assert got.name == "fashion-mnist (train)"
@@ -187,7 +188,7 @@ def test_without_root_the_users_cache_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / name)
     (tmp_path / "unboxed" / "mnist").mkdir(parents=True)
     own_set(tmp_path / "unboxed" / "mnist")
-    assert len(data.mnist()) == 6
+    assert len(data.mnist("train")) == 6
 
 
 # ---------------------------------------------------------------- folders
@@ -535,3 +536,23 @@ def test_wrapping_leaves_the_callers_tensors_alone():
 def test_public_names_are_all_there():
     assert all(hasattr(data, name) for name in data.__all__)
     assert repr(data.digits("test")) == "InMemory('digits (test)', 359 images 1x28x28, 10 classes)"
+
+
+def test_splits_are_asked_for_in_one_way(tmp_path):
+    """In Python and, behind a colon, on the command line: digits, MNIST and Fashion-MNIST alike; all is the default."""
+    from unboxed import loading
+
+    own_set(tmp_path), own_set(tmp_path, part="t10k", n=4)
+    for name, load in (("mnist", data.mnist), ("fashion-mnist", data.fashion_mnist)):
+        for split, n in (("train", 6), ("test", 4), ("all", 10)):
+            assert len(load(split, tmp_path)) == n
+            spec = name if split == "all" else f"{name}:{split}"
+            opened = loading.data(spec, root=tmp_path)
+            assert len(opened) == n
+            assert opened.name == load(split, root=tmp_path).name
+        with pytest.raises(InputError, match=f"{name} come as 'all', 'train' or 'test'; got 'tst'"):
+            load("tst")
+        with pytest.raises(InputError, match="name a folder as root="):
+            load(tmp_path)
+    with pytest.raises(InputError, match="digits come as 'all', 'train' or 'test'; got 'tst'"):
+        data.digits("tst")

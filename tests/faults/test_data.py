@@ -63,7 +63,7 @@ def put(root: Path, images: bytes = IMAGES, labels: bytes = LABELS, end: str = "
 
 
 def test_sound_files_are_read(tmp_path):
-    assert data.mnist(put(tmp_path)).first(4).y.tolist() == [0, 1, 2, 3]
+    assert data.mnist("train", put(tmp_path)).first(4).y.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("end", [".gz", ""])
@@ -85,7 +85,7 @@ def test_sound_files_are_read(tmp_path):
 )
 def test_broken_idx_is_named(tmp_path, images, end):
     with pytest.raises(DataError, match="train-images-idx3-ubyte"):
-        data.mnist(put(tmp_path, images, end=end))
+        data.mnist("train", put(tmp_path, images, end=end))
 
 
 @pytest.mark.parametrize("keep", [3, 15, 30, -1, -5])
@@ -93,7 +93,7 @@ def test_truncated_gzip_is_named(tmp_path, keep):
     path = put(tmp_path) / "train-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz.*(corrupt|not an IDX)"):
-        data.mnist(tmp_path)
+        data.mnist("train", tmp_path)
 
 
 def test_flipped_bytes_in_gzip_are_found(tmp_path):
@@ -102,12 +102,12 @@ def test_flipped_bytes_in_gzip_are_found(tmp_path):
     whole[-8] ^= 0xFF  # the stored checksum
     path.write_bytes(whole)
     with pytest.raises(DataError, match="corrupt"):
-        data.mnist(tmp_path)
+        data.mnist("train", tmp_path)
 
 
 def test_as_many_labels_as_images(tmp_path):
     with pytest.raises(DataError, match="4 images but 3 labels"):
-        data.mnist(put(tmp_path, labels=packed((3,), bytes(3))))
+        data.mnist("train", put(tmp_path, labels=packed((3,), bytes(3))))
 
 
 # ---------------------------------------------------------------- downloads
@@ -300,29 +300,29 @@ def published(server, monkeypatch):
 
 def test_mnist_downloads_what_is_asked_for_once(published, tmp_path):
     root = tmp_path / "new" / "mnist"
-    assert len(data.mnist(root, train=False, quiet=True)) == 4
+    assert len(data.mnist("test", root, quiet=True)) == 4
     assert names(root) == ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
-    data.mnist(root, train=False)
+    data.mnist("test", root)
     assert len(published.asked) == 2
 
 
 def test_mnist_downloads_only_what_is_missing(published, tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(published.files["train-images-idx3-ubyte.gz"])
-    data.mnist(tmp_path, quiet=True)
+    data.mnist("train", tmp_path, quiet=True)
     assert published.asked == ["train-labels-idx1-ubyte.gz"]
 
 
 def test_own_images_get_no_published_labels(published, tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(IMAGES[:-1] + b"x"))
     with pytest.raises(DataError, match=r"no train-labels-idx1-ubyte\.gz; put that there too"):
-        data.mnist(tmp_path, quiet=True)
+        data.mnist("train", tmp_path, quiet=True)
     assert published.asked == []
 
 
 def test_offline_says_which_files_to_put_where(nowhere, tmp_path, monkeypatch):
     monkeypatch.setattr(idx, "MNIST_FILE_SET", replace(idx.MNIST_FILE_SET, mirrors=(nowhere,)))
     with pytest.raises(DataError) as caught:
-        data.mnist(tmp_path / "here", quiet=True)
+        data.mnist("train", tmp_path / "here", quiet=True)
     said = str(caught.value)
     for part in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", str(tmp_path / "here"), nowhere, "root="):
         assert part in said
@@ -332,14 +332,14 @@ def test_offline_says_which_files_to_put_where(nowhere, tmp_path, monkeypatch):
 def test_a_tampered_mirror_is_refused(published, tmp_path):
     published.files["train-labels-idx1-ubyte.gz"] = gzip.compress(LABELS[:-1] + b"x")
     with pytest.raises(DataError, match="wrong checksum"):
-        data.mnist(tmp_path, quiet=True)
+        data.mnist("train", tmp_path, quiet=True)
     assert names(tmp_path) == ["train-images-idx3-ubyte.gz"]
 
 
 def test_root_that_is_a_file(published, tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(WriteError, match="--root"):
-        data.mnist(tmp_path / "f", quiet=True)
+        data.mnist("train", tmp_path / "f", quiet=True)
 
 
 # ---------------------------------------------------------------- folders

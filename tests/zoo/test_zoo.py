@@ -134,9 +134,7 @@ def test_digits_accuracy_is_the_cards(name):
 @pytest.mark.parametrize("name", ["mnist-linear", "mnist-cnn", "mnist-judge", "mnist-robust"])
 def test_mnist_accuracy_is_near_the_cards(name):
     box = Box(*zoo.load(name), outputs="logits")
-    assert accuracy(box, some(data.mnist(MNIST, train=False), 1000)) == pytest.approx(
-        zoo.card(name)["accuracy"], abs=0.03
-    )
+    assert accuracy(box, some(data.mnist("test", MNIST), 1000)) == pytest.approx(zoo.card(name)["accuracy"], abs=0.03)
 
 
 def test_only_the_judge_withstands_an_attack():

@@ -10,7 +10,6 @@ from .run import MethodCommandGroup
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Open the black box of a PyTorch model: what it sees, what it looks for, why it predicts so, what fools it.",

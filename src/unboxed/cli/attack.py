@@ -68,6 +68,7 @@ def run_attack(
     bits: int | None = None,
     seed: int = 0,
     quiet: bool = False,
+    as_json: bool = False,
 ) -> Robustness:
     """Attack a model on labeled examples: print a table, write a figure and numbers to `out`.
 
@@ -103,7 +104,10 @@ def run_attack(
         None if result.interrupted else _save_fooled_examples(box, x, y, rows, result, selected, out, bits, seed)
     )
     no_figure = "no example was fooled" if isinstance(box.inputs, (Pixels, Features)) else "the inputs are not images"
-    _print_robustness_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
+    if as_json:
+        print(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        _print_robustness_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
     return result
 
 

@@ -51,6 +51,7 @@ def run_explain(
     max_examples: int = DEFAULT_MAX_EXAMPLES,
     seed: int = 0,
     quiet: bool = False,
+    as_json: bool = False,
 ) -> list[Explanation]:
     """Explain the inputs in a file or folder: print each ranking, write its page, its figures and its numbers.
 
@@ -72,10 +73,14 @@ def run_explain(
         )  # fmt: skip
         write_bytes(verdicts_path, verdict_cache.to_json())
         writer.write(explanation)
-        _print_explanation(explanation, writer.folder, name if len(names) > 1 else "", has_legend=i == len(names) - 1)
+        if not as_json:
+            is_last, shown = i == len(names) - 1, name if len(names) > 1 else ""
+            _print_explanation(explanation, writer.folder, shown, has_legend=is_last)
         explanations.append(explanation)
         if explanation.interrupted:
             break
+    if as_json:
+        print(json.dumps([nonfinite_to_none(e.to_dict()) for e in explanations], indent=1, ensure_ascii=False))
     return explanations
 
 

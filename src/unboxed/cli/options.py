@@ -35,6 +35,7 @@ OptionalInputArgument = Annotated[Path | None, INPUT_ARGUMENT]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the images and the numbers.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random draws: same seed, same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON to stdout, and nothing else.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 OpenBrowserOption = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
 VersionOption = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
+import json as json_module
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from .options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    JsonOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -112,6 +113,7 @@ def shared_options(
     root: RootOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
     quiet: QuietOption = False,
+    json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """The options of every method: their names, types, defaults and help."""
@@ -151,7 +153,7 @@ def _setting_to_option_parameter(name: str, setting: Setting) -> inspect.Paramet
 def run(
     card: Card, texts: Mapping[str, str], *, model: str, data: str | None, n: int, compare_with: str | None,
     weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
-    outputs: str | None, root: Path | None, out: Path, quiet: bool,
+    outputs: str | None, root: Path | None, out: Path, quiet: bool, json: bool = False,
 ) -> Any:  # fmt: skip
     """Run a method with settings given as text; write its figures and numbers to `out`, and print a summary.
 
@@ -163,6 +165,7 @@ def run(
     box, names = open_box(model, weights, shape, mean, std, classes, outputs)
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
+    quiet = quiet or json
     images = (
         None if data is None else loading.dataset_with_model_labels(data, box, root=root, classes=names, quiet=quiet)
     )
@@ -173,7 +176,7 @@ def run(
     examples = arguments_from_data(card, box, images, n)
     result = card.method(*_boxes_for_method(card, box, other), **examples, **settings)
     data_of_result = settings.get("train", images if "data" in examples else examples.get("x"))
-    write_result(card, box, result, out, data=data_of_result)
+    write_result(card, box, result, out, data=data_of_result, as_json=json)
     return result
 
 
@@ -220,8 +223,8 @@ def _inputs_and_classes(box: Box, images: Any, n_examples: int, *, is_required: 
     return (labeled_examples if is_required else examples_with_optional_labels)(box, images, n_examples)
 
 
-def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None) -> None:
-    """The figures as PNG files, all tensors as safetensors, and a summary as JSON; prints what was written.
+def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None, as_json: bool = False) -> None:
+    """The figures as PNG files, all tensors as safetensors, and a summary as JSON; prints the paths, or the JSON.
 
     `data` are the examples that were given, for figures that show them.
     """
@@ -243,10 +246,13 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
         numbers |= {"verdict": verdict, "reason": result.reason}
     if skipped := skipped_files(data):
         numbers["skipped"] = skipped
-    text = json.dumps(nonfinite_to_none(numbers), indent=1, ensure_ascii=False, default=str)
+    text = json_module.dumps(nonfinite_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))
     images = {_figure_file_stem(name): image for name, image in figures(result, box, data=data).items()}
     paths = [save(image, out / f"{name}.png") for name, image in images.items()]
+    if as_json:
+        typer.echo(text)
+        return
     typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_PRINTED_SUMMARY_CHARS else card.name)
     if "verdict" in numbers:
         typer.echo(f"{numbers['verdict']}: {numbers['reason']}")

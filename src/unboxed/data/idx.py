@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import DataError, WriteError
 from ..inputs.pixels import Pixels
 from .download import DownloadError, cache_folder, download_from_first_mirror, md5_checksum
-from .sets import InMemory
+from .sets import InMemory, Split, check_split
 
 MAX_IDX_BYTES = 1 << 31  # a header that claims more is refused
 
@@ -66,63 +66,80 @@ FASHION_MNIST_FILE_SET = IDXFileSet(
 )
 
 
-def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
+def mnist(split: Split = "all", root: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> InMemory:
     """MNIST: 60,000 handwritten digits for training, or the 10,000 for testing.
 
     Files of your own in the same format are read, too.
 
     Args:
+        split: "train" (60,000 images), "test" (10,000) or "all" of them, as for `digits`.
         root: Folder of the four IDX files, packed or not. None takes the user's cache folder. What is missing is
             downloaded to it.
-        train: True for the training images, False for the test images.
         quiet: No progress bar while downloading.
 
     Returns:
         Images (1, 28, 28) in [0, 1] with labels 0 to 9, held in memory as bytes.
 
     Raises:
+        InputError: for another split.
         DataError: offline with files missing, and for broken files.
         WriteError: where the folder cannot be made.
 
     Example:
         >>> import unboxed as ub
-        >>> data = ub.data.mnist("path/to/mnist", train=False)  # doctest: +SKIP
+        >>> data = ub.data.mnist("test", "path/to/mnist")  # doctest: +SKIP
         >>> x, y = data.first(8)  # doctest: +SKIP
 
     Source:
         LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
     """
-    return _load_idx_split(MNIST_FILE_SET, root, train, quiet)
+    return _load_idx_files(MNIST_FILE_SET, split, root, quiet)
 
 
-def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
+def fashion_mnist(split: Split = "all", root: str | os.PathLike[str] | None = None, *, quiet: bool = False) -> InMemory:
     """Fashion-MNIST: 60,000 images of clothes for training, or the 10,000 for testing.
 
     Args:
+        split: "train" (60,000 images), "test" (10,000) or "all" of them, as for `digits`.
         root: Folder of the four IDX files; see `mnist`.
-        train: True for the training images, False for the test images.
         quiet: No progress bar while downloading.
 
     Returns:
         Images (1, 28, 28) in [0, 1] with ten named classes.
 
     Raises:
+        InputError: for another split.
         DataError: offline with files missing, and for broken files.
         WriteError: where the folder cannot be made.
 
     Example:
         >>> import unboxed as ub
-        >>> data = ub.data.fashion_mnist("path/to/fashion", train=False)  # doctest: +SKIP
+        >>> data = ub.data.fashion_mnist("test", "path/to/fashion")  # doctest: +SKIP
 
     Source:
         Xiao et al. 2017, arXiv:1708.07747.
     """
-    return _load_idx_split(FASHION_MNIST_FILE_SET, root, train, quiet)
+    return _load_idx_files(FASHION_MNIST_FILE_SET, split, root, quiet)
 
 
-def _load_idx_split(source: IDXFileSet, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
+FILE_PREFIXES_BY_SPLIT: Mapping[Split, tuple[str, ...]] = {
+    "all": ("train", "t10k"), "train": ("train",), "test": ("t10k",)
+}  # fmt: skip
+
+
+def _load_idx_files(source: IDXFileSet, split: Split, root: str | os.PathLike[str] | None, quiet: bool) -> InMemory:
     folder = Path(root).expanduser() if root is not None else cache_folder() / source.name
-    file_prefix = "train" if train else "t10k"
+    prefixes = FILE_PREFIXES_BY_SPLIT[check_split(source.name, split)]
+    parts = [_load_idx_part(source, folder, prefix, quiet) for prefix in prefixes]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    name = source.name if split == "all" else f"{source.name} ({split})"
+    return InMemory(
+        name, images[:, None], labels, _class_names_or_numbers(source, labels), _pixels_of_image_size(source, images)
+    )
+
+
+def _load_idx_part(source: IDXFileSet, folder: Path, file_prefix: str, quiet: bool) -> tuple[Tensor, Tensor]:
+    """The images (N, H, W) and labels (N,) of one of the two pairs of files."""
     file_names = f"{file_prefix}-images-idx3-ubyte.gz", f"{file_prefix}-labels-idx1-ubyte.gz"
     _download_missing(source, folder, file_names, quiet)
     images, labels = (
@@ -131,10 +148,7 @@ def _load_idx_split(source: IDXFileSet, root: str | os.PathLike[str] | None, tra
     )
     if len(images) != len(labels):
         raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels in the {file_prefix} files")
-    name = f"{source.name} ({'train' if train else 'test'})"
-    return InMemory(
-        name, images[:, None], labels, _class_names_or_numbers(source, labels), _pixels_of_image_size(source, images)
-    )
+    return images, labels
 
 
 def _class_names_or_numbers(source: IDXFileSet, labels: Tensor) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -95,6 +96,17 @@ class InMemory(Images):
     def first(self, n: int) -> Batch:
         n = check_n_examples(n)
         return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).copy_label_names_from(self)
+
+
+Split = Literal["all", "train", "test"]
+
+
+def check_split(name: str, split: object) -> Split:
+    """The split, if it is one. Raises InputError."""
+    if split not in get_args(Split):
+        root = "; name a folder as root=" if isinstance(split, (str, os.PathLike)) and os.path.isdir(split) else ""
+        raise InputError(f"{name} come as 'all', 'train' or 'test'; got {str(split)!r}{root}")
+    return cast(Split, split)
 
 
 def check_n_examples(n: int) -> int:

@@ -8,7 +8,6 @@ section III-A.
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,12 +15,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..validation import check_seed
-from .sets import InMemory
+from .sets import InMemory, Split, check_split
 
-Split = Literal["all", "train", "test"]
 IntArray = NDArray[np.int64]
 
 DIGITS_INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
@@ -55,8 +52,7 @@ def digits(split: Split = "all", seed: int = 0) -> InMemory:
     Source:
         Alpaydin & Kaynak 1998, UCI, doi:10.24432/C50P49; margins as in LeCun et al. 1998, section III-A.
     """
-    if split not in ("all", "train", "test"):
-        raise InputError(f"digits come as 'all', 'train' or 'test'; got {split!r}")
+    check_split("digits", split)
     pixels, labels = _load_digits()
     rows = torch.from_numpy(_stratified_split_rows(labels.numpy(), split, check_seed(seed)))
     name = "digits" if split == "all" else f"digits ({split})"

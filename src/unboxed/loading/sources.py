@@ -111,7 +111,7 @@ def _load_named_dataset(name: str, split: str, root: str | Path | None, quiet: b
     if name == "digits":
         return sets.digits(SPLIT_BY_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
-    return load_split(root, train=split == "train", quiet=quiet)
+    return load_split(SPLIT_BY_SUFFIX[split], root, quiet=quiet)
 
 
 def _is_factory_spec(spec: str) -> bool:

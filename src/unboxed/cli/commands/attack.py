@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ..app import app
+from ..completion import ListingAttacks, complete_attacks
 from ..options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    JsonOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -28,15 +30,18 @@ from ..parsing import (
     open_box,
     parse_fraction,
     print_skipped_files_note,
+    split_names,
 )
 
 
-@app.command()
+@app.command(cls=ListingAttacks)
 def attack(
     model: ModelOption, data: DataOption,
-    eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; repeat for a curve.")],
+    eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; .1,.2 is a curve.")],
     attacks: Annotated[
-        list[str] | None, typer.Option("--attack", help="Attack, by name (see unboxed methods); repeat for several.")
+        list[str] | None, typer.Option(
+            "--attack", help="Attacks by name, separated by commas (listed below).", autocompletion=complete_attacks
+        ),
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: the first that the attacks take).")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Use only the first N examples.")] = 500,
@@ -49,7 +54,7 @@ def attack(
     ),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
     outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
-    debug: DebugOption = False,
+    json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """What fools the model? Clean and robust accuracy, adversarial images, and checks of gradient masking.
 
@@ -59,12 +64,13 @@ def attack(
         from ... import loading
         from ..attack import run_attack
 
-        eps_values = [parse_fraction("--eps", e) for e in eps]
+        eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         images = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
         print_skipped_files_note(images)
         box = box_with_data_class_names(images, box) if class_names is None else box
-        settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed, "quiet": quiet}
-        result = run_attack(box, images, out, attacks=attacks or (), eps=eps_values, **settings)
+        settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed}
+        settings |= {"quiet": quiet or json, "as_json": json}
+        result = run_attack(box, images, out, attacks=split_names(attacks) or (), eps=eps_values, **settings)
         if result.interrupted:
             raise KeyboardInterrupt

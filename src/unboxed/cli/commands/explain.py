@@ -10,9 +10,11 @@ import typer
 from ...errors import DataError, InputError
 from ...validation import missing_path_text
 from ..app import app
+from ..completion import complete_attributions
 from ..options import (
     ClassesOption,
     DebugOption,
+    JsonOption,
     MeanOption,
     ModelOption,
     OptionalInputArgument,
@@ -43,6 +45,7 @@ def explain(
             "--methods",
             "--method",
             help="Attribution methods by name, separated by commas (default: five well-known ones).",
+            autocompletion=complete_attributions,
         ),
     ] = None,
     all_methods: Annotated[bool, typer.Option("--all", help="All methods that fit the model.")] = False,
@@ -57,7 +60,7 @@ def explain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
     outputs: OutputsOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
-    debug: DebugOption = False,
+    json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Why this prediction? Maps of an input by well-known methods, ranked by whether they can be trusted, on a page."""
     with errors_as_exit_codes(debug):
@@ -70,14 +73,14 @@ def explain(
 
         box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         names = split_names(method)
-        settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet}
+        settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet or json}
         if text or getattr(box.inputs, "is_text", False) or source is None:
             if versus is not None:
                 raise InputError("--versus compares the maps of images, signals and tables; of texts give --target")
             if run_explain_text(box, text or (), source, out, methods=names, **settings).interrupted:
                 raise KeyboardInterrupt
             return
-        settings |= {"versus": versus, "all_methods": all_methods}
+        settings |= {"versus": versus, "all_methods": all_methods, "as_json": json}
         explanations = run_explain(box, source, out, methods=names, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt

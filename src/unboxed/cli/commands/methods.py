@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..app import app
+from ..completion import complete_methods
 from ..options import (
     DebugOption,
 )
@@ -18,7 +19,10 @@ from ..parsing import (
 @app.command()
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="One method, with its settings (default: the list of all).")
+        str | None,
+        typer.Argument(
+            help="One method, with its settings (default: the list of all).", autocompletion=complete_methods
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     debug: DebugOption = False,
