@@ -18,9 +18,10 @@ from ..validation import check_seed
 from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
 from .methods import AttributionMethodFn
-from .verdict import Verdict, verdict
+from .verdict import MAX_DRAWS_PER_TEST, Verdict, verdict
 
 DEFAULT_MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
+EXPENSIVE_METHOD_MIN_FORWARDS, EXPENSIVE_METHOD_MAX_DRAWS = 100, 2
 MIN_SAMPLES_OF_LIMITED_METHOD, MAX_FORWARDS_OF_METHOD = (
     100,
     200,
@@ -105,6 +106,12 @@ def estimated_forwards_per_input(method: AttributionMethodFn) -> int:
     settings = {p.name: p.default for p in parameters if p.default is not p.empty}
     card = card_of(method)
     return max(1, int(card.n_model_runs(**settings) if card else settings.get("n_samples", 1)))
+
+
+def max_draws_of(method: AttributionMethodFn) -> int:
+    """How many randomized models a method is compared with at most: few, where each takes many model runs."""
+    is_cheap = estimated_forwards_per_input(method) < EXPENSIVE_METHOD_MIN_FORWARDS
+    return MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_METHOD_MAX_DRAWS
 
 
 def estimated_verdict_flops(box: Box, method: AttributionMethodFn, n_examples: int) -> float:

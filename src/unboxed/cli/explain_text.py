@@ -5,139 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from ..atomic_write import encode_utf8, to_printable, write_bytes
 from ..box import Box
-from ..checks.control_boxes import sharing_control_boxes
-from ..checks.methods import AttributionMethodFn, compute_map, resolve_target
-from ..checks.ranking import candidates, estimated_forwards_per_input, find_attribution_methods
-from ..checks.verdict import FAIL, MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
+from ..checks.ranking import candidates, find_attribution_methods
+from ..checks.verdict import FAIL, NOT_APPLICABLE
 from ..checks.verdict_cache import VerdictCache
 from ..data.texts import texts as read_texts
 from ..engine.results import nonfinite_to_none
-from ..errors import InputError, UnboxedError
-from ..inputs.tokens import Tokens
 from ..plots.files import save
 from ..plots.text_map import TextWithValues, background_and_text_color, shown_words, text_sheet
-from ..report.words import format_named_prob
-from ..validation import check_int, check_seed
-from .explain import (
-    COLOR_BY_GRADE,
-    EXPENSIVE_METHOD_MAX_DRAWS,
-    EXPENSIVE_METHOD_MIN_FORWARDS,
-    FIGURE_FILE,
-    RESULTS_FILE,
-    VERDICTS_FILE,
-)
+from ..report.text_explanations import TextExplanations, explain_texts, text_inputs
+from ..validation import check_int
+from .explain import COLOR_BY_GRADE, FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE
 from .parsing import parse_class
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-N_PRINTED_CLASSES, MAX_DRAWN_METHODS, MAX_DRAWN_TEXTS = 3, 6, 4
+MAX_DRAWN_METHODS, MAX_DRAWN_TEXTS = 6, 4
 TEXT_LEGEND = (
     "red words raise the score, blue words lower it, on a scale from minus to plus each map's largest value; gray: "
     "added by the tokenizer. randomization: rank correlation of the map with the map after the weights of the model's "
     "upper half are randomized; near 0 is good. relevance gain: how much sooner the score falls when what the map "
     "marks is replaced first than when it is replaced last; 0 is a random order."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class TextExplanations:
-    """The maps of texts by each method, and the verdicts on the methods, the most trustworthy first."""
-
-    tokens: list[list[str]]
-    special: Tensor  # (N, T)
-    predictions: list[str]  # of each text, in words
-    targets: list[str]  # the class that is explained, of each text
-    verdicts: dict[str, Verdict]
-    maps: dict[str, Tensor]  # (N, T), of the methods that gave one
-    interrupted: bool = False
-
-    def values(self, method: str, i: int) -> TextWithValues:
-        """Text i by a method, on a scale of -1 to 1."""
-        n = len(self.tokens[i])
-        row, special = self.maps[method][i, :n].double(), self.special[i, :n]
-        largest = row.masked_fill(special, 0).abs().max().clamp(min=1e-30)
-        verdict = self.verdicts[method]
-        caption = f"{verdict.method}: {verdict.badge} ({verdict.reason})" if verdict.grade != NOT_APPLICABLE else method
-        return TextWithValues(self.tokens[i], (row / largest).tolist(), special.tolist(), caption)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        named = zip(self.tokens, self.predictions, self.targets, strict=True)
-        listed = [
-            {"tokens": tokens, "prediction": prediction, "of": target,
-             "maps": {name: m[i, : len(tokens)].tolist() for name, m in self.maps.items()}}
-            for i, (tokens, prediction, target) in enumerate(named)
-        ]  # fmt: skip
-        verdicts = {name: v.to_dict() for name, v in self.verdicts.items()}
-        return {"texts": listed, "interrupted": self.interrupted, "methods": verdicts}
-
-
-def explain_texts(
-    box: Box,
-    texts: Sequence[str],
-    methods: Mapping[str, AttributionMethodFn] | None = None,
-    target: int | None = None,
-    *,
-    seed: int = 0,
-    verdict_cache: VerdictCache | None = None,
-    quiet: bool = True,
-) -> TextExplanations:
-    """Explain the answers to texts by each method, and rank the methods by their verdicts on all of these texts.
-
-    `target` is a class, by default the predicted one. Ctrl-C keeps the methods so far. Raises InputError.
-    """
-    x, seed, cache = box.validate_inputs(list(texts)), check_seed(seed), verdict_cache or VerdictCache()
-    score, selected = resolve_target(box, x, target), candidates(box) if methods is None else methods
-    verdicts, maps, interrupted = dict[str, Verdict](), dict[str, Tensor](), False
-    try:
-        with sharing_control_boxes(box):
-            for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
-                with suppress(UnboxedError):  # its verdict says why
-                    maps[name] = compute_map(box, selected[name], x, score)
-                is_cheap = estimated_forwards_per_input(selected[name]) < EXPENSIVE_METHOD_MIN_FORWARDS
-                n_draws = MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_METHOD_MAX_DRAWS
-                verdicts[name] = cache.verdict(
-                    box, x, selected[name], score, max_draws=n_draws, map_=maps.get(name), seed=seed
-                )
-    except KeyboardInterrupt:
-        interrupted = True
-    order = sorted(verdicts, key=lambda name: verdicts[name].rank)
-    return TextExplanations(
-        _inputs(box).token_texts(x), _inputs(box).is_special(x), _predictions(box, x),
-        [box.classes[k] for k in score.tolist()], {n: verdicts[n] for n in order},
-        {n: maps[n] for n in order if n in maps}, interrupted,
-    )  # fmt: skip
-
-
-def _inputs(box: Box) -> Tokens:
-    """Raises InputError for a model of something else."""
-    if not isinstance(box.inputs, Tokens):
-        raise InputError("--text needs a model of texts, such as a folder with a tokenizer in it; this one takes "
-                         f"{type(box.inputs).__name__}: give it a file")  # fmt: skip
-    return box.inputs
-
-
-def _predictions(box: Box, x: Tensor) -> list[str]:
-    """The most likely classes of each text, in words."""
-    top = torch.topk(box.probs(x), min(N_PRINTED_CLASSES, box.n_outputs))
-    return [
-        ", ".join(f"{box.classes[k]} ({format_named_prob(v)})" for v, k in zip(values, indices, strict=True))
-        for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    ]
 
 
 # -- as a command ----------------------------------------------------------------------------------------------------
@@ -160,7 +55,7 @@ def run_explain_text(
     Raises DataError, InputError and WriteError.
     """
     out, max_examples = Path(out), check_int("--n", max_examples, minimum=1)
-    _inputs(box)
+    text_inputs(box)
     given = [*texts, *([] if source is None else read_texts(source).texts[:max_examples])]
     selected = find_attribution_methods(box, list(methods)) if methods else candidates(box)
     path = out / VERDICTS_FILE

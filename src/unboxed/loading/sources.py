@@ -11,10 +11,12 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.tables import TABLE_SUFFIXES, open_table
+from ..data.texts import TEXT_SUFFIXES, texts
 from ..engine.read.class_labels import class_names_for_matching, labels_are_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from ..validation import missing_path_text, nearest_names, suggestion_text
 from .factories import build_from_spec
 
@@ -98,6 +100,8 @@ def dataset_with_model_labels(
         >>> len(loading.dataset_with_model_labels("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
+    if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
+        return texts(spec, box, classes)
     if _is_factory_spec(spec) and not labels_are_classes(box):
         return _wrap_factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table_file(spec)

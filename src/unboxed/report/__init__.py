@@ -28,6 +28,7 @@ from ..box import Box
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from ..validation import check_int, check_seed, suggestion_text
 from . import (
     activations,
@@ -61,6 +62,7 @@ from .render import RenderedSection, render_blocks, render_figures, render_page
 from .skipped import skipped_text
 from .source import ReportData
 from .survey import collect_outputs_and_labels
+from .texts import write_text_report
 from .words import error_sentence
 
 LOG = logging.getLogger("unboxed")
@@ -148,6 +150,8 @@ def report(
     Args:
         box: The model.
         data: A Dataset of (input, label) with a length, or tensors (x, y) or x. Without labels there is no accuracy.
+            Of a model of texts `ub.data.texts(path)`, a list of str or (texts, labels); its page has sections of its
+            own.
         out: Folder, made if need be. A report that is already there is replaced, and its verdicts are used again.
         judge: A second, robust model of the same classes that classifies the generated images.
         training: The training data, labeled, for which examples taught the model its answers: (x, y) or a Dataset; or
@@ -177,6 +181,8 @@ def report(
         >>> written.path.name, written.failures
         ('index.html', {})
     """
+    if isinstance(box.inputs, Tokens):
+        return Report(*write_text_report(box, data, out, seed=seed, command=command, max_examples=max_examples))
     selected, seed = _select_sections(sections, has_training=training is not None), check_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
         box = box.with_model(box.model, box.inputs.as_image_pixels())

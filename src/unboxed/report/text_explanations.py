@@ -1,0 +1,113 @@
+"""Texts explained by every attribution method, and which of the maps to trust: for the report and the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..box import Box
+from ..checks.control_boxes import sharing_control_boxes
+from ..checks.methods import AttributionMethodFn, compute_map, resolve_target
+from ..checks.ranking import candidates, max_draws_of
+from ..checks.verdict import NOT_APPLICABLE, Verdict
+from ..checks.verdict_cache import VerdictCache
+from ..errors import InputError, UnboxedError
+from ..inputs.tokens import Tokens
+from ..plots.text_map import TextWithValues
+from ..validation import check_seed
+from .words import format_named_prob
+
+N_NAMED_CLASSES = 3  # of a prediction
+
+
+@dataclass(frozen=True, eq=False)
+class TextExplanations:
+    """The maps of texts by each method, and the verdicts on the methods, the most trustworthy first."""
+
+    tokens: list[list[str]]
+    special: Tensor  # (N, T)
+    predictions: list[str]  # of each text, in words
+    targets: list[str]  # the class that is explained, of each text
+    verdicts: dict[str, Verdict]
+    maps: dict[str, Tensor]  # (N, T), of the methods that gave one
+    interrupted: bool = False
+
+    def values(self, method: str, i: int) -> TextWithValues:
+        """Text i by a method, on a scale of -1 to 1."""
+        n = len(self.tokens[i])
+        row, special = self.maps[method][i, :n].double(), self.special[i, :n]
+        largest = row.masked_fill(special, 0).abs().max().clamp(min=1e-30)
+        verdict = self.verdicts[method]
+        caption = f"{verdict.method}: {verdict.badge} ({verdict.reason})" if verdict.grade != NOT_APPLICABLE else method
+        return TextWithValues(self.tokens[i], (row / largest).tolist(), special.tolist(), caption)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        named = zip(self.tokens, self.predictions, self.targets, strict=True)
+        listed = [
+            {"tokens": tokens, "prediction": prediction, "of": target,
+             "maps": {name: m[i, : len(tokens)].tolist() for name, m in self.maps.items()}}
+            for i, (tokens, prediction, target) in enumerate(named)
+        ]  # fmt: skip
+        verdicts = {name: v.to_dict() for name, v in self.verdicts.items()}
+        return {"texts": listed, "interrupted": self.interrupted, "methods": verdicts}
+
+
+def explain_texts(
+    box: Box,
+    texts: Sequence[str],
+    methods: Mapping[str, AttributionMethodFn] | None = None,
+    target: int | None = None,
+    *,
+    seed: int = 0,
+    verdict_cache: VerdictCache | None = None,
+    quiet: bool = True,
+) -> TextExplanations:
+    """Explain the answers to texts by each method, and rank the methods by their verdicts on all of these texts.
+
+    `target` is a class, by default the predicted one. Ctrl-C keeps the methods so far. Raises InputError.
+    """
+    x, seed, cache = box.validate_inputs(list(texts)), check_seed(seed), verdict_cache or VerdictCache()
+    score, selected = resolve_target(box, x, target), candidates(box) if methods is None else methods
+    verdicts, maps, interrupted = dict[str, Verdict](), dict[str, Tensor](), False
+    try:
+        with sharing_control_boxes(box):
+            for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
+                with suppress(UnboxedError):  # its verdict says why
+                    maps[name] = compute_map(box, selected[name], x, score)
+                n_draws = max_draws_of(selected[name])
+                verdicts[name] = cache.verdict(
+                    box, x, selected[name], score, max_draws=n_draws, map_=maps.get(name), seed=seed
+                )
+    except KeyboardInterrupt:
+        interrupted = True
+    order = sorted(verdicts, key=lambda name: verdicts[name].rank)
+    return TextExplanations(
+        text_inputs(box).token_texts(x), text_inputs(box).is_special(x), _predictions(box, x),
+        [box.classes[k] for k in score.tolist()], {n: verdicts[n] for n in order},
+        {n: maps[n] for n in order if n in maps}, interrupted,
+    )  # fmt: skip
+
+
+def text_inputs(box: Box) -> Tokens:
+    """Raises InputError for a model of something else."""
+    if not isinstance(box.inputs, Tokens):
+        raise InputError("--text needs a model of texts, such as a folder with a tokenizer in it; this one takes "
+                         f"{type(box.inputs).__name__}: give it a file")  # fmt: skip
+    return box.inputs
+
+
+def _predictions(box: Box, x: Tensor) -> list[str]:
+    """The most likely classes of each text, in words."""
+    top = torch.topk(box.probs(x), min(N_NAMED_CLASSES, box.n_outputs))
+    return [
+        ", ".join(f"{box.classes[k]} ({format_named_prob(v)})" for v, k in zip(values, indices, strict=True))
+        for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
