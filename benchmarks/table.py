@@ -420,6 +420,75 @@ def _slopes(cell: dict[str, Any]) -> str:
 
 
 LANGUAGE, IN_LANGUAGE = HERE.parent / "docs" / "language.md", ("<!-- words:begin -->", "<!-- words:end -->")
+TEXTS = ("<!-- texts:begin -->", "<!-- texts:end -->")
+
+
+HELD_BACK = ("biases", "constants", "softmax", "epsilon")
+
+
+def texts(f: dict[str, Any]) -> list[str]:
+    """Texts: the planted word, deletion, swaps, conservation, captum and long texts."""
+    planted, swaps = f["planted"], f["hotflip"]
+    judged, error = planted["verdicts"], planted["integrated gradients, largest completeness error"]
+    return [
+        f"A word planted as the only reason of a small BERT, trained in {planted['seconds of training']:.0f} s (test "
+        f"accuracy {planted['test accuracy']:.0%}):",
+        "",
+        "| method | the word is on top | verdict | with random weights |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {share:.0%} of {planted['triggered texts']} texts | {judged[name]['trained'][0]} | "
+            f"{judged[name]['random weights'][0]}: {judged[name]['random weights'][1]} |"
+            for name, share in planted["trigger on top"].items()
+        ),
+        "",
+        f"The largest completeness error of integrated gradients is {error:.2%} of the score's difference. HotFlip "
+        f"flips {swaps['flipped by at most 3 swaps']:.0%} of {swaps['right answers']} right answers of a classifier of "
+        f"reviews with at most 3 swaps ({swaps['mean swaps']:.1f} on average, {swaps['queries per text']:.0f} "
+        "queries).",
+        "",
+        *_deletion_of_texts(f["deletion, area (lower is better)"]),
+        "",
+        "AttnLRP's account as shares of the score (mean over 32 reviews), and the largest error of any layer and text:",
+        "",
+        f"| model | {' | '.join(HELD_BACK)} | largest error |",
+        f"|---|{'---|' * (len(HELD_BACK) + 1)}",
+        *(_account_row(name, row) for name, row in f["conservation"].items()),
+        "",
+        *_peer_and_long_texts(f["captum"], f["long texts"]),
+    ]
+
+
+def _deletion_of_texts(areas: dict[str, float]) -> list[str]:
+    listed = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
+    better = [name for name, area in areas.items() if name != "attn_lrp" and areas["attn_lrp"] < area]
+    worse = [name for name, area in areas.items() if area < areas["attn_lrp"]]
+    return [
+        "Deletion on the same classifier (area under the probability as words become [MASK], the most relevant first; "
+        f"lower is better): {listed}. AttnLRP is better than {', '.join(better)}"
+        + (f", and not better than {', '.join(worse)}" if worse else "")
+        + "; the baseline of integrated gradients is the [MASK] that deletion puts in."
+    ]
+
+
+def _account_row(name: str, row: dict[str, Any]) -> str:
+    shares = " | ".join(f"{row['held back'][kind]:.1%}" for kind in HELD_BACK)
+    return f"| {name} | {shares} | {row['largest error']:.0e} |"
+
+
+def _peer_and_long_texts(peer: dict[str, Any], long: dict[str, Any]) -> list[str]:
+    methods = ("gradient_x_input", "integrated_gradients", "attn_lrp")
+    memory = ", ".join(f"{long[name]['bytes'] / 2**30:.1f} GB ({name})" for name in methods)
+    missed = [name for name in methods if long[name]["bytes"] > long["at most"]]
+    time = peer["time"]
+    return [
+        f"Integrated gradients of {peer['texts']} texts of {peer['tokens']} tokens at {peer['points']} points agree "
+        f"with captum's LayerIntegratedGradients to {peer['largest difference'] / peer['largest value']:.0e} of the "
+        f"largest value and take {time['ratio']:.2f} times its time (quartiles {time['low']:.2f} to "
+        f"{time['high']:.2f}; below 1 ours is faster). With a text of {long['tokens']:,} tokens, Llama-shaped, the "
+        f"process takes {memory} of memory in all"
+        + (f"; the 2 GB asked for are missed by {', '.join(missed)}." if missed else ".")
+    ]
 
 
 def words(f: dict[str, Any]) -> list[str]:
@@ -713,6 +782,7 @@ def main() -> None:
     if (HERE / "results" / "concepts_dissect.json").exists():
         _between(*DISSECT, dissect(_read("concepts_dissect")))
     _between(LANGUAGE, *IN_LANGUAGE, words(_read("words")))
+    _between(LANGUAGE, *TEXTS, texts(_read("text_attribution")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
         _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))
