@@ -12,12 +12,25 @@ from ..checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict
 from ..explaining import Explanation, card_of_method
 from ..plots.explanation_sheet import MapPicture, explanation_pictures, input_picture
 from ..plots.figures import figures
-from .blocks import Block, Caution, Code, Collapsible, Figure, FigureGrid, Paragraph, RankedMethod, RankedMethods, Table
+from .blocks import (
+    FIGURE_GAP_PIXELS,
+    PAGE_WIDTH_PIXELS,
+    Block,
+    Caution,
+    Code,
+    Collapsible,
+    Figure,
+    FigureGrid,
+    Paragraph,
+    RankedMethod,
+    RankedMethods,
+    Table,
+)
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
 from .words import format_named_prob
 
-COVER_SIDE_PIXELS, SIDE_PIXELS = 224, 200  # of a picture beside the headline, and in a row of five
+COVER_SIDE_PIXELS, MIN_SIDE_PIXELS = 224, 163  # of a picture beside the headline, and in a row of six
 TONE_BY_GRADE = {PASS: "good", INCONCLUSIVE: "fair", FAIL: "bad", NOT_APPLICABLE: ""}
 READING = (
     "Red raises the score, blue lowers it; what is pale does not count. Each map has its own scale. "
@@ -67,7 +80,9 @@ def _trust_sentence(explanation: Explanation) -> str:
 
 def _blocks(explanation: Explanation, command: str) -> Iterator[Block]:
     if pictures := explanation_pictures(explanation):
-        yield FigureGrid([_map_figure(explanation, *p) for p in pictures.items()])
+        side = _side_in_one_row(1 + len(pictures))
+        maps = [_map_figure(explanation, *p, side=side) for p in pictures.items()]
+        yield FigureGrid([_input_figure(explanation, side), *maps])
         yield Paragraph(READING, "soft")
         yield from _side_blocks(explanation)
     else:
@@ -76,7 +91,7 @@ def _blocks(explanation: Explanation, command: str) -> Iterator[Block]:
         yield Caution("This was stopped before all methods were judged.")
     yield Collapsible("Why each method is believed or not", [RankedMethods(_ranked_methods(explanation))])
     if pictures:
-        alone = [Figure(PageImage(p.map, n, SIDE_PIXELS), n, (p.scale,)) for n, p in _by_written_name(explanation)]
+        alone = [Figure(PageImage(p.map, n, side), n, (p.scale,)) for n, p in _by_written_name(explanation)]
         yield Collapsible("The maps alone, with their scales", [FigureGrid(alone)])
     yield Collapsible("All figures", [_figures_table(explanation), *map(Paragraph, _legend(explanation))])
     if command:
@@ -97,11 +112,22 @@ def _cover_figures(explanation: Explanation) -> list[Figure]:
     pictures = explanation_pictures(explanation)
     if not pictures:
         return []
-    first = Figure(PageImage(input_picture(explanation), "the input", COVER_SIDE_PIXELS), "The input")
-    return [first, _map_figure(explanation, *next(iter(pictures.items())), side=COVER_SIDE_PIXELS)]
+    name, picture = next(iter(pictures.items()))
+    best = _map_figure(explanation, name, picture, side=COVER_SIDE_PIXELS)
+    return [_input_figure(explanation, COVER_SIDE_PIXELS), best]
 
 
-def _map_figure(explanation: Explanation, name: str, picture: MapPicture, side: int = SIDE_PIXELS) -> Figure:
+def _side_in_one_row(n: int) -> int:
+    """The side of n pictures that fill one row of the page; of many, that of six."""
+    width = (PAGE_WIDTH_PIXELS + FIGURE_GAP_PIXELS) // n - FIGURE_GAP_PIXELS
+    return max(MIN_SIDE_PIXELS, min(COVER_SIDE_PIXELS, width))
+
+
+def _input_figure(explanation: Explanation, side: int) -> Figure:
+    return Figure(PageImage(input_picture(explanation), "the input", side), "The input")
+
+
+def _map_figure(explanation: Explanation, name: str, picture: MapPicture, side: int) -> Figure:
     written, verdict = explanation.names[name], explanation.verdicts.get(name)
     alt = f"{written} of {explanation.question.lower().rstrip('?')}, over the input"
     lines = ("not judged",) if verdict is None else (verdict.badge, verdict.reason)
@@ -113,8 +139,9 @@ def _side_blocks(explanation: Explanation) -> Iterator[Block]:
     """The maps of each of two classes by itself."""
     for name, maps in explanation.side_maps.items():
         pictures = explanation_pictures(explanation, maps)
+        side = _side_in_one_row(1 + len(pictures))
         listed = [
-            Figure(PageImage(p.shown, f"{explanation.names[n]} of {name}", SIDE_PIXELS), explanation.names[n])
+            Figure(PageImage(p.shown, f"{explanation.names[n]} of {name}", side), explanation.names[n])
             for n, p in pictures.items()
         ]
         yield Collapsible(f"{name} alone", [FigureGrid(listed)], open=True)
