@@ -172,3 +172,42 @@ def test_they_are_drawn() -> None:
         (logit_lens(box, TEXTS), ["kl", "lens 0", "lens 1", "lens 2"]),
     ):
         assert list(ub.plots.figures(result)) == names
+
+
+def test_patching_of_layers_tokens_and_neurons_as_by_hand() -> None:
+    """GPT-2: a block's output, one token of it, one of its values, from the clean text's run."""
+    box = open_model(MAKERS["gpt2"])
+    clean, corrupted = ["the film was very good"], ["the plot was very bad"]
+    block = box.model.transformer.h[0]
+
+    def run(text: list[str], change: Any = None) -> tuple[float, Tensor]:
+        kept: list[Tensor] = []
+
+        def hook(module: Any, args: Any, out: Tensor) -> Tensor:
+            kept.append(out.detach().clone())
+            return out if change is None else change(out.clone())
+
+        handle = block.register_forward_hook(hook)
+        with torch.no_grad():
+            score = float(box.model(**encoded(box, text)).logits[0, 1])
+        handle.remove()
+        return score, kept[0]
+
+    _, source = run(clean)
+
+    def with_part(index: Any) -> float:
+        def change(h: Tensor) -> Tensor:
+            h[index] = source[index]
+            return h
+
+        return run(corrupted, change)[0]
+
+    patched = {
+        part: ub.activations.patching(box, clean, corrupted, ["transformer.h.0"], 1, part=part).layers[0].score
+        for part in ("layer", "position", "channel")
+    }
+    assert patched["layer"].tolist() == pytest.approx([with_part(...)])
+    assert patched["position"][0].tolist() == pytest.approx([with_part((0, t)) for t in range(source.shape[1])])
+    assert patched["channel"][0].tolist() == pytest.approx([with_part((0, slice(None), k)) for k in range(32)])
+    with pytest.raises(InputError, match="texts must have as many tokens; got 7 and 6"):
+        ub.activations.patching(box, clean, ["the film was bad"], ["transformer.h.0"], 1)

@@ -22,6 +22,7 @@ from ..engine.read.edits import (
 from ..engine.results import ResultMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
+from ..inputs.tokens import Tokens
 from ..model.hooks import Edit
 from ..objectives import Objective
 from ..parameters import BatchSize, LayerAddresses, Target
@@ -72,6 +73,7 @@ class Patching(ResultMixin):
         box, box.validate_inputs(x), box.validate_inputs(x).roll(1, 0), unit_addresses(box)[-1:], y, part="channel"
     ),
     exempt={"rows": "its example takes each input's neighbor for the corrupted one"},
+    texts=True,
     order=11,
 )
 def patching(
@@ -95,7 +97,8 @@ def patching(
         corrupted: Inputs (N, ...) whose activations are replaced. As many as `clean`.
         layers: Addresses of the layers, as `box.layers` lists them. None: all that have such parts.
         target: The score: a class, one per example (N,), or an objective. None is the class predicted for `clean`.
-        part: Part of a layer that is replaced at a time. "layer": all of it; "channel"; "position".
+        part: Part of a layer that is replaced at a time. "layer": all of it; "channel"; "position". Of texts a position
+            is a token, a channel one of the values that each token has.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:
@@ -104,7 +107,7 @@ def patching(
         scores. `matrix` (N, L) has one value per layer.
 
     Raises:
-        InputError: for unequal numbers of inputs, or another part.
+        InputError: for unequal numbers of inputs or tokens, or another part.
         LayerError: for an unknown layer, or one without such parts.
 
     Example:
@@ -122,6 +125,10 @@ def patching(
     clean, corrupted = box.validate_inputs(clean), box.validate_inputs(corrupted)
     if len(clean) != len(corrupted):
         raise InputError(f"clean and corrupted must be as many; got {len(clean)} and {len(corrupted)}")
+    if clean.shape != corrupted.shape:  # of texts
+        raise InputError(
+            f"clean and corrupted texts must have as many tokens; got {clean.shape[1]} and {corrupted.shape[1]}"
+        )
     paths = _resolve_patched_layers(box, layers, part)
     objective = resolve_target(box, target, clean, batch_size)
     a, b = (
@@ -159,7 +166,8 @@ def _patched_scores(
 ) -> Tensor:
     """The scores of `corrupted` with each part of one layer replaced."""
     first = clean if box.batch_dependent else clean[:1]
-    shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_GRANULARITY[part]
+    shape = box.read(first, [path])[path].shape[1:]
+    axis = _patched_axis(box, part, len(shape))
     n_parts = count_units_or_positions(shape, axis)
 
     def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
@@ -170,6 +178,12 @@ def _patched_scores(
 
     score = run_variants(box, corrupted, objective, make_edits, n_parts, logits=False, batch_size=batch_size).score
     return score[:, 0] if axis is None else score if axis == 1 else score.view(-1, *shape[1:])
+
+
+def _patched_axis(box: Box, part: PatchingGranularity, n_axes: int) -> int | None:
+    """The axis of the parts: units come first, but for texts, whose layers are (N, T, F)."""
+    is_token_layer = isinstance(box.inputs, Tokens) and n_axes == 2
+    return {"layer": None, "channel": 2, "position": 1}[part] if is_token_layer else AXIS_BY_GRANULARITY[part]
 
 
 def restored_fraction_of(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:

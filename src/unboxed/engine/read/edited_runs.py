@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
+from ...inputs.base import inputs_from_unit_interval
 from ...model.batching import BatchSize, is_out_of_memory_error, run_all_pairs
 from ...model.hooks import Edit
 from ...model.replay import LOW_PRECISION_TOLERANCE, ROUNDING_TOLERANCE_BY_DTYPE, is_close
@@ -151,7 +152,7 @@ class _VariantRunner:
         """The same runs on an example and noise: rows that differ, whatever x is."""
         box, objective, edit_factory = self.box, self.objective, self.edit_factory
         source_rows = torch.arange(2, device=box.device).clamp_max(len(self.x) - 1)
-        x = torch.cat([self.x[:1], box.noise(1)])
+        x = torch.cat([self.x[:1], _noise_like(box, self.x[:1])])
         objective = objective.rows(source_rows)
         return replace(
             self,
@@ -173,3 +174,13 @@ class _VariantRunner:
 
 def _edit_after_row_gather(edit: Edit, index: Tensor) -> Edit:
     return lambda h: edit(h[index])
+
+
+def _noise_like(box: Box, x: Tensor) -> Tensor:
+    """A random input (1, ...) as long as x (1, ...)."""
+    noise = box.noise(1)
+    if noise.shape == x.shape:
+        return noise
+    generator = torch.Generator(x.device).manual_seed(0)
+    levels = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return inputs_from_unit_interval(box.inputs, levels).to(x)
