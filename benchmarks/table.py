@@ -740,9 +740,9 @@ def _dissected(name: str, row: dict[str, Any]) -> str:
 
 
 def _by_generator_and_concept(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["generator"], row["concept"]), []).append(row)
+        groups.setdefault((row["generator"], row["concept"], row["layer"]), []).append(row)
     return list(groups.values())
 
 
