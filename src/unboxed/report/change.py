@@ -15,7 +15,7 @@ from ..plots.colors import Array
 from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
 from . import chapters
-from .blocks import Block, Figure, FigureGrid, FileLinks, FrameSlider, MethodInterpretation
+from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, FrameSlider, MethodInterpretation
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .judge_model import classify_by_judge, judge_or_missing_reason
@@ -33,7 +33,9 @@ MAX_SLIDER_FRAMES = 25  # under a slider
 N_FRAMES_IN_STRIP = 6
 N_SHOWN_CLASS_PROBABILITIES = 5  # classes whose probability is shown
 FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
-MAX_MORPH_ITERATIONS = 200
+MAX_MORPH_ITERATIONS, MIN_MORPH_ITERATIONS = 200, 40
+MAX_MORPH_FLOPS = 4e11  # of all morphs; a step takes three forward passes
+N_MORPHS_OF_LARGE_MODEL = 2  # where more could not take all steps
 MAX_VALUES_OF_ALL_FRAMES = 40_000_000  # of all frames: photos keep fewer of them
 MIN_VISIBLE_PIXEL_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
@@ -72,6 +74,7 @@ class MorphFinding(Finding):
     outcomes: list[MorphOutcome]
     frame_every: int  # steps between two frames
     check: CheckNote
+    max_steps: int  # of each
     frames: Morph = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
@@ -95,13 +98,11 @@ class MorphFrame:
 
 
 def find(context: ReportContext) -> MorphFinding:
-    plans = _morph_plans(context)
+    plans, steps = _affordable_plans_and_steps(context, _morph_plans(context))
     examples = context.examples([p.index for p in plans])
     x = context.inputs([p.index for p in plans])
-    frame_every = max(1, math.ceil(x[0].numel() * MAX_MORPH_ITERATIONS * len(x) / MAX_VALUES_OF_ALL_FRAMES))
-    morphs = morph(
-        context.box, x, torch.tensor([p.target for p in plans]), steps=MAX_MORPH_ITERATIONS, frame_every=frame_every
-    )
+    frame_every = max(1, math.ceil(x[0].numel() * steps * len(x) / MAX_VALUES_OF_ALL_FRAMES))
+    morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=steps, frame_every=frame_every)
     outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
     n_reached = sum(outcome.reached for outcome in outcomes)
     return MorphFinding(
@@ -111,9 +112,19 @@ def find(context: ReportContext) -> MorphFinding:
         outcomes=outcomes,
         frame_every=frame_every,
         check=_judge_check_of_morphs(context, plans, morphs),
+        max_steps=steps,
         frames=morphs,
         classes=context.survey.classes,
     )
+
+
+def _affordable_plans_and_steps(context: ReportContext, plans: list[MorphPlan]) -> tuple[list[MorphPlan], int]:
+    """The morphs and the most steps of each within MAX_MORPH_FLOPS."""
+    steps = int(MAX_MORPH_FLOPS / (3 * context.forward_flops(len(plans))))
+    if steps < MAX_MORPH_ITERATIONS:
+        plans = plans[:N_MORPHS_OF_LARGE_MODEL]
+        steps = int(MAX_MORPH_FLOPS / (3 * context.forward_flops(len(plans))))
+    return plans, max(MIN_MORPH_ITERATIONS, min(MAX_MORPH_ITERATIONS, steps))
 
 
 def _morph_plans(context: ReportContext) -> list[MorphPlan]:
@@ -192,8 +203,16 @@ def _judge_check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], m
 def show(finding: MorphFinding) -> list[Block]:
     return [
         MethodInterpretation.of(morph, *finding.check),
+        *_reduced_steps_cautions(finding),
         *(_morph_frame_slider(finding, i) for i in range(len(finding.outcomes))),
     ]
+
+
+def _reduced_steps_cautions(finding: MorphFinding) -> list[Block]:
+    if finding.max_steps == MAX_MORPH_ITERATIONS:
+        return []
+    text = f"This model is large: {count_noun(len(finding.outcomes), 'morph')} of at most {finding.max_steps} steps. "
+    return [Caution(text + "unboxed run morph takes any example, and more steps.")]
 
 
 def best(finding: MorphFinding) -> list[Block]:

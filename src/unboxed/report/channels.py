@@ -23,10 +23,11 @@ from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding,
 from .pictures import PageFile, PageImage
 from .words import count_noun, join_names_with_limit, layer_display_name
 
-MAX_SHOWN_LATE_CHANNELS, MAX_SHOWN_EARLY_CHANNELS = 16, 8  # of the last layer with positions, and of an earlier one
+# Channels of the last layer with positions, of an earlier one, and steps of their images; the fullest first
+CHANNEL_PLANS = ((16, 8, 160), (16, 8, 96), (8, 4, 96), (4, 2, 64), (3, 0, 48))
+MAX_CHANNEL_FLOPS = 4e11  # of all images; a step takes three forward passes
 MAX_EXAMPLES_COMPARED_WITH_IMAGES = 2000  # that the images are compared with
 READ_BATCH_EXAMPLES = 256  # read at a time
-CHANNEL_IMAGE_STEPS = 160
 N_RANDOM_TRANSFORMS = 16  # rotations, zooms and shifts of an image before it is compared
 MAX_ROTATION_DEGREES, MAX_ZOOM_FRACTION, MAX_SHIFT_FRACTION = 10.0, 0.1, 0.07
 FIGURE_SIDE_PIXELS = 84
@@ -67,6 +68,7 @@ class ChannelsFinding(Finding):
     """Images of channels, {layer: images}, the last layer with positions first."""
 
     layers: dict[str, ChannelImages]
+    steps: int  # of each image
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -76,9 +78,18 @@ def find(context: ReportContext) -> ChannelsFinding:
     layers = _late_and_early_map_layers(context)
     if not layers:
         raise NotApplicable("No layer of this model is known to have channels with positions.")
-    counts = (MAX_SHOWN_LATE_CHANNELS, MAX_SHOWN_EARLY_CHANNELS)
-    found = [_make_compared_channel_images(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
-    return ChannelsFinding(answer=_check_against_best_examples(found).text, layers={c.images.layer: c for c in found})
+    *counts, steps = _affordable_channel_plan(context)
+    plan = [(layer, n) for layer, n in zip(layers, counts, strict=False) if n]
+    found = [_make_compared_channel_images(context, layer, n, steps) for layer, n in plan]
+    answer = _check_against_best_examples(found).text
+    return ChannelsFinding(answer=answer, layers={c.images.layer: c for c in found}, steps=steps)
+
+
+def _affordable_channel_plan(context: ReportContext) -> tuple[int, int, int]:
+    """The fullest of CHANNEL_PLANS within MAX_CHANNEL_FLOPS, and the least where none is."""
+    step_flops = 3 * context.forward_flops(1)
+    fitting = (p for p in CHANNEL_PLANS if (p[0] + p[1]) * p[2] * step_flops <= MAX_CHANNEL_FLOPS)
+    return next(fitting, CHANNEL_PLANS[-1])
 
 
 def _late_and_early_map_layers(context: ReportContext) -> list[Layer]:
@@ -96,14 +107,12 @@ def _last_call_address(layer: Layer) -> str:
     return layer.addresses[-1]
 
 
-def _make_compared_channel_images(context: ReportContext, layer: Layer, max_channels: int) -> ChannelImages:
+def _make_compared_channel_images(context: ReportContext, layer: Layer, max_channels: int, steps: int) -> ChannelImages:
     address = _last_call_address(layer)
     units = draw.evenly_spaced_indices(layer.shape[0], max_channels)
     with warnings.catch_warnings():  # the page names the dead channels
         warnings.filterwarnings("ignore", ".* units seem dead", UnboxedWarning)
-        images = require_uninterrupted(
-            channels(context.box, address, units, steps=CHANNEL_IMAGE_STEPS, seed=context.seed)
-        )
+        images = require_uninterrupted(channels(context.box, address, units, steps=steps, seed=context.seed))
     best_activation, best_example, n_examples = _best_activations_and_examples(context, address, units)
     transformed = _randomly_transformed_images(images.images, context.seed)
     image_activation = _spatial_mean_activations(context, transformed.flatten(0, 1), address)[:, units].view(
@@ -163,6 +172,9 @@ def _shift_repeating_edge(x: Tensor, down: int, right: int) -> Tensor:
 def show(finding: ChannelsFinding) -> list[Block]:
     layers = list(finding.layers.values())
     blocks: list[Block] = [MethodInterpretation.of(channels, *_check_against_best_examples(layers))]
+    if finding.steps < CHANNEL_PLANS[0][-1]:
+        text = f"This model is large: fewer channels, and {finding.steps} steps instead of {CHANNEL_PLANS[0][-1]}. "
+        blocks.append(Caution(text + "unboxed run channels makes images of any channel in full."))
     for layer in layers:
         blocks += _channel_layer_blocks(layer)
     name = layer_display_name(layers[0].images.layer)

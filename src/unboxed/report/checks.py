@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks.fill_agreement import fill_dependence_sentence
 from ..checks.methods import compute_map, resolve_target
-from ..checks.ranking import attribution_cards, estimated_verdict_flops
+from ..checks.ranking import attribution_cards
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots import draw
@@ -84,18 +84,13 @@ def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> s
 
 def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
     """The verdicts on all candidates, and those that would take too long; a cached verdict takes nothing."""
-    verdicts, not_run, spent_flops = dict[str, Verdict](), list[str](), 0.0
-    for name, method in context.candidates.items():
-        flops = (
-            0.0
-            if context.is_verdict_cached(name)
-            else estimated_verdict_flops(context.box, method, len(context.verdict_inputs))
-        )
-        if verdicts and spent_flops + flops > MAX_TOTAL_VERDICT_FLOPS:
+    verdicts, not_run = dict[str, Verdict](), list[str]()
+    for name in context.candidates:
+        flops = context.verdict_flops(name)
+        if flops and verdicts and context.verdict_flops_spent + flops > MAX_TOTAL_VERDICT_FLOPS:
             not_run.append(name)
-            continue
-        verdicts[name] = context.verdict(name)
-        spent_flops += flops
+        else:
+            verdicts[name] = context.verdict(name)
     return verdicts, not_run
 
 

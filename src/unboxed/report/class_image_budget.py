@@ -8,7 +8,7 @@ from ..synthesis.class_image import CLASS_IMAGE_RECIPE_BY_NAME, RecipeName
 from .blocks import Block, Caution
 from .context import ReportContext
 
-MAX_CLASS_IMAGE_FLOPS = 1.5e12  # of all images; a step takes three forward passes
+MAX_CLASS_IMAGE_FLOPS = 1.2e12  # of all images; a step takes three forward passes
 N_STARTS_PER_CLASS = 3
 
 
@@ -40,7 +40,7 @@ PLANS = (  # the fullest first
     ClassImagePlan(6, 2, 0.5),
     ClassImagePlan(4, 2, 0.5),
     ClassImagePlan(4, 2, 0.375),
-    ClassImagePlan(3, 2, 0.375),
+    ClassImagePlan(3, 2, 0.25),
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..checks.methods import AttributionMethodFn
-from ..checks.ranking import candidates, forward_flops
+from ..checks.ranking import candidates, estimated_verdict_flops, forward_flops
 from ..checks.verdict import Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.randomized import randomize_all_layers
@@ -29,7 +29,8 @@ from .survey import Survey, evenly_spaced_indices
 from .words import format_named_prob, format_prob
 
 TRAINING_DATA_NEED = "training data"  # what a section may need
-N_VERDICT_EXAMPLES = 8  # examples on which methods are judged: a large model is asked with fewer methods, not examples
+N_VERDICT_EXAMPLES, N_VERDICT_EXAMPLES_OF_LARGE_MODEL = 8, 4  # examples on which methods are judged
+MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES = 5e11  # of one verdict, above which the model counts as large
 MODULE_CALL_OVERHEAD_FLOPS = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_CAPTION_VALUES = 3  # outputs or labels of an example that are named in its caption
 MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
@@ -48,6 +49,7 @@ class ReportContext:
     training: Any = None  # labeled training data, or the `ModelTraining` that made the model
     verdict_cache: VerdictCache = field(default_factory=VerdictCache)  # verdicts, of an earlier report too
     example: int | None = None  # the index in the data of the example that is followed; None: the worst error
+    verdict_flops_spent: float = 0.0  # by this report
 
     @property
     def has_images(self) -> bool:
@@ -115,12 +117,22 @@ class ReportContext:
     def verdict_inputs(self) -> Tensor:
         """The inputs on which methods are judged: the report's examples, then others from all over the data."""
         others = evenly_spaced_indices(len(self.survey.rows), 2 * N_VERDICT_EXAMPLES)
-        return self.inputs(
-            list(dict.fromkeys([*self.example_indices[:N_VERDICT_EXAMPLES], *others]))[:N_VERDICT_EXAMPLES]
+        least_flops = min(
+            (estimated_verdict_flops(self.box, m, N_VERDICT_EXAMPLES) for m in self.candidates.values()), default=0.0
         )
+        is_large = least_flops > MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES
+        n = N_VERDICT_EXAMPLES_OF_LARGE_MODEL if is_large else N_VERDICT_EXAMPLES
+        return self.inputs(list(dict.fromkeys([*self.example_indices[:n], *others]))[:n])
+
+    def verdict_flops(self, name: str) -> float:
+        """About how many FLOPs the verdict on a method takes; none where it is known."""
+        if self.is_verdict_cached(name):
+            return 0.0
+        return estimated_verdict_flops(self.box, self.candidates[name], len(self.verdict_inputs))
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on an attribution method, read from the cache where an earlier report has it."""
+        self.verdict_flops_spent += self.verdict_flops(name)
         return self.verdict_cache.verdict(self.box, self.verdict_inputs, self.candidates[name], seed=self.seed)
 
     def is_verdict_cached(self, name: str) -> bool:

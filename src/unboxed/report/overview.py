@@ -102,7 +102,7 @@ def find(context: ReportContext) -> OverviewFinding:
         (context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_COLLAPSED_CONFUSED_PAIRS)
     ]
     return OverviewFinding(
-        answer=_overview_answer_text(s),
+        answer=_overview_answer_text(s, title),
         title=title,
         headline=headline,
         accuracy=s.accuracy,
@@ -145,10 +145,10 @@ def _misclassification_to_dict(context: ReportContext, index: int) -> dict[str, 
             "output": float(s.confidence[index])}  # fmt: skip
 
 
-def _overview_answer_text(survey: Survey) -> str:
+def _overview_answer_text(survey: Survey, title: str) -> str:
     examples = count_noun(len(survey.rows), "example")
     return (
-        examples + "."
+        f"{title}, on {examples}."
         if survey.is_correct is None
         else f"{count_noun(len(survey.misclassified), 'error')} in {examples}."
     )
@@ -244,7 +244,7 @@ def best(finding: OverviewFinding) -> list[Block]:
     if shown := (finding.misclassified or finding.ambiguous)[:N_BEST_EXAMPLES]:
         return [FigureGrid([e.figure(show_runner_up=not finding.misclassified) for e in shown])]
     if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
-        return scores[:1]
+        return sorted((b for b in scores if b.kind in ("figures", "table")), key=lambda b: b.kind)[:1]
     rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions[:N_BEST_EXAMPLES]]
     return [Table(("label", "classified as", "times"), rows, frozenset({2}))] if rows else []
 

@@ -24,6 +24,7 @@ from .words import count_noun, format_prob
 
 MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
+N_BEST_COLUMNS = 5  # of what would change a row, before the section is opened
 ROW_ATTRIBUTION_METHOD = integrated_gradients
 CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
 
@@ -159,11 +160,11 @@ def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
 
 def best_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
     """What would change one row's prediction: its largest changes."""
-    _, lead, table, *_ = _counterfactual_blocks(finding.rows[0])
+    _, lead, table, *_ = _counterfactual_blocks(finding.rows[0], N_BEST_COLUMNS)
     return [lead, table]
 
 
-def _counterfactual_blocks(row: CounterfactualRow) -> list[Block]:
+def _counterfactual_blocks(row: CounterfactualRow, n_columns: int = MAX_DRAWN_TABLE_COLUMNS) -> list[Block]:
     reached = "" if row.reached else " (not reached)"
     lead = (
         f"Example {row.example}, predicted {row.before}: with these columns changed, the probability of {row.target} "
@@ -176,9 +177,9 @@ def _counterfactual_blocks(row: CounterfactualRow) -> list[Block]:
     blocks: list[Block] = [
         Heading(row.title),
         Paragraph(lead),
-        Table(columns, cells[:MAX_DRAWN_TABLE_COLUMNS], numbers),
+        Table(columns, cells[:n_columns], numbers),
     ]
-    if rest := cells[MAX_DRAWN_TABLE_COLUMNS:]:
+    if rest := cells[n_columns:]:
         blocks.append(Collapsible(f"{count_noun(len(rest), 'smaller change')}", [Table(columns, rest, numbers)]))
     return blocks
 
