@@ -34,7 +34,7 @@ def test_without_labels_there_are_shortcuts_alone(tmp_path: Path) -> None:
     assert written.failures == {}
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"][SLUG]
     assert facts["slices"] is None
-    assert facts["answer"] == "no small patch decides answers."
+    assert facts["answer"] == "No small patch decides answers."
 
 
 def test_too_few_examples_are_said(tmp_path: Path) -> None:

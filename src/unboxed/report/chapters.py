@@ -14,7 +14,7 @@ class Chapter:
     slug: str
 
 
-MISTAKES = Chapter("Where is it wrong, and why?", "Mistakes", "chapter-mistakes")
+MISTAKES = Chapter("Where is it wrong or unsure, and why?", "Mistakes", "chapter-mistakes")
 PICTURES = Chapter("What is it looking for?", "What it looks for", "chapter-looks")
 FOOLED = Chapter("What fools it?", "What fools it", "chapter-fooled")
 BELIEF = Chapter("Can you believe its explanations?", "What to believe", "chapter-believe")

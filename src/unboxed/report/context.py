@@ -88,16 +88,12 @@ class ReportContext:
         s, i = self.survey, self.followed_index
         label = self.label_name(i)
         truth = "" if label is None else f" Its {'true value' if s.targets is not None else 'label'} is {label}."
-        why = (
-            "the lowest margin"
-            if s.exclusive_classes
-            else "the largest error"
-            if s.targets is not None
-            else "the first"
-        )
+        why = "its margin is the lowest" if s.exclusive_classes else "it is the first"
         if s.misclassified:
-            why = "the most confident error"
-        chosen = "It was asked for." if self.example is not None else f"It was chosen because it is {why}."
+            why = "it is the most confident error"
+        elif s.targets is not None:
+            why = "its error is the largest"
+        chosen = "It was asked for." if self.example is not None else f"It was chosen because {why}."
         verb = "The model's output is" if self.is_regression else "The model predicts"
         return f"Example {s.rows[i]}. {verb} {self.prediction_text(i)}.{truth} {chosen}"
 

@@ -99,7 +99,7 @@ def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None)
     if shortcuts is not None:
         names = dict.fromkeys(shortcuts.class_name(c.target) for c in shortcuts.shortcuts)
         sentences.append(f"a patch decides for {', '.join(names)}" if names else "no small patch decides answers")
-    return "; ".join(sentences) + "."
+    return capitalize_and_end_with_period("; ".join(sentences))
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
